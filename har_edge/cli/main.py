@@ -1,0 +1,42 @@
+"""The `har-edge` command: one subcommand a module."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from har_edge import __version__
+from har_edge.errors import HarEdgeError
+
+COMMANDS = ("data", "train", "evaluate", "slice")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command."""
+    parser = argparse.ArgumentParser(prog="har-edge", description="Run one TFLite model across small MQTT devices.")
+    parser.add_argument("--version", action="version", version=f"har-edge {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f"har_edge.cli.{name}")
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.configure(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code (2 for an error the user can mend)."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except HarEdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

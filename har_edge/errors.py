@@ -1,0 +1,45 @@
+"""Every error har_edge raises on purpose, split by who can act on it.
+
+    HarEdgeError
+    ├── InputError            the person at the keyboard: something given to a command is wrong
+    │   ├── ConfigError       a configuration or description file, an option, a name
+    │   ├── DataError         a recording: malformed line, missing file, wrong columns
+    │   └── ModelError        a model or slice: no flatbuffer, wrong hash, wrong shapes
+    │       └── CutError      the model is fine, but it cannot be cut there
+    ├── MessageError          the sender of one message: it is dropped, counted and logged
+    └── BrokerError           whoever runs the broker: unreachable, refused, not permitted
+
+A message says what came, what was expected, and what to do. A running node never dies of a MessageError.
+"""
+
+
+class HarEdgeError(Exception):
+    """Base of all errors that har_edge raises on purpose."""
+
+
+class InputError(HarEdgeError):
+    """Something the person at the keyboard gave is wrong."""
+
+
+class ConfigError(InputError):
+    """A configuration file, an option or a name is wrong."""
+
+
+class DataError(InputError):
+    """A recording cannot be read; the text names file and line."""
+
+
+class ModelError(InputError):
+    """A model or slice cannot be used."""
+
+
+class CutError(ModelError):
+    """The model cannot be cut at the operator asked for."""
+
+
+class MessageError(HarEdgeError):
+    """One message is unusable; it is dropped and counted, and the node goes on."""
+
+
+class BrokerError(HarEdgeError):
+    """The broker cannot be reached or refuses what was asked."""

@@ -1,0 +1,1 @@
+"""Sensor, stage and sink: pure handlers, and the loop that runs them."""

@@ -1,0 +1,1 @@
+"""What runs where: partitioning, the task of a model, the pipeline."""

@@ -1,0 +1,1 @@
+"""Window to fewer bytes: one file a method, one Reducer protocol."""
