@@ -1,0 +1,99 @@
+"""The files of a data set: in a folder, in a zip, or one alone. Nothing is ever extracted to disk."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from har_edge.errors import DataError
+from har_edge.streams.description import StreamDescription
+
+# An official mHealth log has about 21 MB; a file that claims more than this is refused before a byte of it is read.
+MAX_FILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One file of a data set; `member` is its name inside the zip `path`, or None for a plain file."""
+
+    path: Path
+    member: str | None
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The file's own name, without folders."""
+        return PurePosixPath(self.member).name if self.member else self.path.name
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+    def read(self) -> bytes:
+        """Return the content; DataError where it is too large or cannot be read."""
+        if self.size > MAX_FILE_BYTES:
+            raise DataError(f"{self}: {self.size} bytes, expected at most {MAX_FILE_BYTES}; split the file")
+        try:
+            if self.member is None:
+                with self.path.open("rb") as file:
+                    return file.read(MAX_FILE_BYTES)
+            # A member gives at most the size it declares, which is checked above, so a zip bomb stays small.
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as content:
+                return content.read(MAX_FILE_BYTES)
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+            raise DataError(f"{self}: cannot be read: {error}; fetch or copy the file anew") from error
+
+
+def list_files(where: Path, description: StreamDescription) -> list[DataFile]:
+    """Return the recordings below a folder, in a zip, or the one file given.
+
+    A folder is searched with its immediate subfolders; only where it holds no file of the data set, its zips are.
+    Raises DataError where there is nothing, or where one file name appears twice.
+    """
+    pattern = description.files.pattern
+    if where.is_dir():
+        files = _list_folder(where, pattern)
+    elif not where.exists():
+        raise DataError(f"{where}: no such file or folder, expected recordings of {description.name}")
+    elif zipfile.is_zipfile(where):
+        files = list_zip(where, pattern)
+    else:
+        files = [DataFile(where, None, where.stat().st_size)] if re.fullmatch(pattern, where.name) else []
+    if not files:
+        raise DataError(
+            f"{where}: no recordings of {description.name}, expected a folder, a zip or a file with names like "
+            f"{pattern}{_advice(description)}"
+        )
+    seen: dict[str, DataFile] = {}
+    for file in files:
+        if file.name in seen:
+            raise DataError(f"{seen[file.name]} and {file} have one name, expected each file once; remove one of them")
+        seen[file.name] = file
+    return files
+
+
+def list_zip(path: Path, pattern: str) -> list[DataFile]:
+    """Return the members of a zip whose own name matches the pattern; DataError where it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in archive.infolist() if not info.is_dir()]
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise DataError(f"{path}: not a readable zip: {error}; fetch it anew") from error
+    names = [info for info in members if re.fullmatch(pattern, PurePosixPath(info.filename).name)]
+    # Archives made on a Mac hold a shadow of every file there.
+    return [DataFile(path, info.filename, info.file_size) for info in names if "__MACOSX" not in info.filename]
+
+
+def _list_folder(folder: Path, pattern: str) -> list[DataFile]:
+    entries = sorted(path for glob in ("*", "*/*") for path in folder.glob(glob) if path.is_file())
+    plain = [DataFile(path, None, path.stat().st_size) for path in entries if re.fullmatch(pattern, path.name)]
+    if plain:
+        return plain
+    zips = [path for path in entries if path.suffix.lower() == ".zip"]
+    return [file for path in zips for file in list_zip(path, pattern)]
+
+
+def _advice(description: StreamDescription) -> str:
+    return "; get them with: har-edge data fetch" if description.name == "mhealth" else ""

@@ -1,0 +1,101 @@
+"""Recordings of a data set, read from a folder, a zip or one file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from har_edge.errors import DataError
+from har_edge.streams.archive import DataFile, list_files
+from har_edge.streams.cache import entry_path, load_table, store_table
+from har_edge.streams.description import NAME, StreamDescription
+from har_edge.streams.recording import Recording, Samples
+from har_edge.streams.tabular import Table, parse_table
+
+
+def read_recordings(
+    description: StreamDescription,
+    where: Path,
+    streams: Collection[str] | None = None,
+    keep_null: bool = False,
+) -> list[Recording]:
+    """Read the recordings of these streams (all by default), in natural order of their names.
+
+    Rows of the null label are dropped unless `keep_null`; a gap starts where some were. Several files of one stream
+    follow each other by name, with a gap between. Parsed files are cached. Raises DataError where a file is malformed
+    (with file, line, what came and what was expected), where nothing is found, or where a stream asked for is missing.
+    """
+    parts: dict[str, list[tuple[Samples, npt.NDArray[np.int16]]]] = {}
+    known: set[str] = set()
+    for file in sorted(list_files(where, description), key=lambda file: natural(file.name)):
+        stream = _stream_of(file, description)
+        if stream:
+            known.add(stream)
+        if stream and streams is not None and stream not in streams:
+            continue
+        table = _read_table(file, description, stream)
+        for name, start, stop in zip(table.streams, table.starts, (*table.starts[1:], len(table.labels)), strict=True):
+            known.add(name)
+            if streams is None or name in streams:
+                parts.setdefault(name, []).append((table.values[start:stop], table.labels[start:stop]))
+    missing = sorted(set(streams or ()) - known, key=natural)
+    if missing:
+        there = ", ".join(sorted(known, key=natural))
+        raise DataError(f"{where}: no stream {', '.join(missing)}, expected some of {there}")
+    return [_join(description, name, parts[name], keep_null) for name in sorted(parts, key=natural)]
+
+
+def natural(name: str) -> tuple[tuple[str, int], ...]:
+    """Return a sort key that puts subject2 before subject10."""
+    return tuple((text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name))
+
+
+def _stream_of(file: DataFile, description: StreamDescription) -> str:
+    """Return the stream that the file's name gives, or "" where a column does."""
+    if description.files.stream is not None:
+        return ""
+    match = re.fullmatch(description.files.pattern, file.name)
+    stream = match["stream"] if match else None
+    if stream is None or not NAME.fullmatch(stream):
+        raise DataError(f"{file}: the name gives the stream {stream!r}, expected letters, digits, _ and -; rename it")
+    return stream
+
+
+def _read_table(file: DataFile, description: StreamDescription, stream: str) -> Table:
+    content = file.read()
+    entry = entry_path(str(file.path.absolute()) + "\0" + file.name, repr(description), content)
+    table = load_table(entry, sum(len(source.channels) for source in description.sources))
+    if table is None:
+        table = parse_table(content, description, stream, str(file))
+        store_table(entry, table)
+    return table
+
+
+def _join(
+    description: StreamDescription,
+    stream: str,
+    parts: list[tuple[Samples, npt.NDArray[np.int16]]],
+    keep_null: bool,
+) -> Recording:
+    labels = np.concatenate([labels for _, labels in parts])
+    values = np.concatenate([values for values, _ in parts])
+    fresh = np.zeros(len(labels) + 1, np.bool_)
+    fresh[np.cumsum([0, *(len(labels) for _, labels in parts)])] = True
+    kept = np.ones(len(labels), np.bool_)
+    if description.null_label is not None and not keep_null:
+        kept = labels != description.null_label
+        # A row is a start when a dropped row stands before it.
+        fresh[1:] |= ~kept
+        # A start that is itself dropped passes on to the next row that is kept, which the line above marks.
+        labels, values = labels[kept], values[kept]
+    starts = np.flatnonzero(fresh[:-1][kept])
+    samples: dict[str, Samples] = {}
+    column = 0
+    for source in description.sources:
+        samples[source.name] = np.ascontiguousarray(values[:, column : column + len(source.channels)])
+        column += len(source.channels)
+    return Recording(stream, description.rate_hz, samples, labels, tuple(starts.tolist()) or (0,))
