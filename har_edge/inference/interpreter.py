@@ -1,0 +1,233 @@
+"""Run one TFLite model; the only file that imports an interpreter (ai_edge_litert, else tflite_runtime)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from har_edge.errors import MessageError, ModelError
+
+try:
+    from ai_edge_litert.interpreter import Interpreter as _Runtime
+except ImportError:  # 32-bit Raspberry Pi OS has wheels of tflite_runtime only
+    from tflite_runtime.interpreter import Interpreter as _Runtime
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One input or output of a model.
+
+    `shape` holds -1 where a dimension is dynamic. `scale` and `zero_point` are those of a per-tensor quantised port
+    (real = scale * (q - zero_point)); a port without quantisation has scale 0.0.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    scale: float
+    zero_point: int
+
+
+class Interpreter:
+    """Hold one loaded model and run it; not safe for use from two threads at once.
+
+    `model` is the flatbuffer itself or a path (then the runtime maps the file). `inputs` and `outputs` stand in the
+    order of the model; a tensor listed twice is one port, and two tensors of one name get `name#tensor_index`.
+
+    Raises ModelError when `model` is no TFLite flatbuffer, when the runtime lacks one of its operators, or when a port
+    has a type that no message can carry (string, resource, variant).
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def __init__(self, model: bytes | Path, *, threads: int = 1) -> None:
+        self._runtime = _create(model, threads)
+        feeds, fetches = self._runtime.get_input_details(), self._runtime.get_output_details()
+        named_feeds, named_fetches = _ports(feeds), _ports(fetches)
+        self.inputs = tuple(port for port, _ in named_feeds)
+        self.outputs = tuple(port for port, _ in named_fetches)
+        self._indices = {port.name: index for port, index in named_feeds}
+        self._fetches = tuple((port.name, index) for port, index in named_fetches)
+        sizes = {int(detail["index"]): tuple(int(n) for n in detail["shape"]) for detail in feeds}
+        # What the runtime holds memory for now: name, index, dtype, shape. None: a resize failed half-way.
+        self._fit: tuple[tuple[str, int, np.dtype[Any], tuple[int, ...]], ...] | None = tuple(
+            (port.name, index, port.dtype, sizes[index]) for port, index in named_feeds
+        )
+
+    def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs for one set of inputs, by name; the arrays are copies and belong to the caller.
+
+        A dynamic dimension (-1 in the port's shape) takes any size; changing it makes the runtime allocate anew, which
+        costs far more than a run and zeroes recurrent state, so keep sizes steady. Raises MessageError for a missing or unknown name, a wrong
+        dtype or shape, and for values that an operator refuses.
+        """
+        if self._fit is None or len(values) != len(self._fit):
+            self._refit(values)
+        for name, _, dtype, shape in self._fit or ():
+            value = values.get(name)
+            if type(value) is not np.ndarray or value.dtype != dtype or value.shape != shape:
+                self._refit(values)
+                break
+        runtime = self._runtime
+        try:
+            for name, index, _, _ in self._fit or ():
+                runtime.set_tensor(index, values[name])
+            runtime.invoke()
+        except (RuntimeError, ValueError) as error:
+            raise MessageError(
+                f"the model refuses these values: {_one_line(error)}; check what the sender puts in"
+            ) from error
+        return {name: self._fetch(index) for name, index in self._fetches}
+
+    def reset_state(self) -> None:
+        """Set recurrent state (variable tensors) back to zero."""
+        self._runtime.reset_all_variables()
+
+    def _fetch(self, index: int) -> Array:
+        try:
+            value: Array = self._runtime.get_tensor(index)
+        except ValueError:  # the runtime keeps no memory for a tensor without elements
+            detail = next(d for d in self._runtime.get_output_details() if d["index"] == index)
+            if 0 not in detail["shape"]:
+                raise
+            return np.empty(detail["shape"], detail["dtype"])
+        return value
+
+    def _refit(self, values: Mapping[str, Array]) -> None:
+        """Explain what is wrong with `values`, or allocate for their sizes."""
+        unknown = sorted(set(values) - set(self._indices))
+        if unknown:
+            raise MessageError(
+                f"unknown input {', '.join(unknown)}; the model takes {', '.join(self._indices) or 'none'}"
+            )
+        missing = [port.name for port in self.inputs if port.name not in values]
+        if missing:
+            raise MessageError(f"missing input {', '.join(missing)}; the model takes {', '.join(self._indices)}")
+        for port in self.inputs:
+            _check(port, values[port.name])
+        self._fit = None
+        try:
+            for port in self.inputs:
+                self._runtime.resize_tensor_input(self._indices[port.name], values[port.name].shape)
+            self._runtime.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            sizes = ", ".join(f"{port.name} {list(values[port.name].shape)}" for port in self.inputs)
+            raise MessageError(f"the model cannot take inputs of these sizes: {sizes}: {_one_line(error)}") from error
+        self._fit = tuple(
+            (port.name, self._indices[port.name], port.dtype, values[port.name].shape) for port in self.inputs
+        )
+
+
+def load_slice(path: Path, sha256: str, *, threads: int = 1) -> Interpreter:
+    """Load a slice whose hash is known; not one byte reaches the runtime before the hash is right.
+
+    Raises ModelError when the file is missing or holds other bytes than `sha256` says.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"cannot read slice {path}: {error.strerror}; give the path of a file made by 'slice'"
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256.lower():
+        raise ModelError(
+            f"slice {path} has sha256 {found}, but {sha256} was expected; the file was changed or belongs to another "
+            "model: cut the model again and copy every slice"
+        )
+    return Interpreter(content, threads=threads)
+
+
+def _create(model: bytes | Path, threads: int) -> Any:
+    what = str(model) if isinstance(model, Path) else f"these {len(model)} bytes"
+    try:
+        head = model[:8] if isinstance(model, bytes) else _head(model)
+    except OSError as error:
+        raise ModelError(f"cannot read model {what}: {error.strerror}; give the path of a .tflite file") from error
+    if head[4:8] != b"TFL3":
+        raise ModelError(
+            f"{what}: no TFLite model: bytes 4 to 8 are {head[4:8]!r}, expected b'TFL3'; give a .tflite file"
+        )
+    try:
+        if isinstance(model, Path):
+            runtime = _Runtime(model_path=str(model), num_threads=threads)
+        else:
+            runtime = _Runtime(model_content=model, num_threads=threads)
+        runtime.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"{what}: the runtime cannot load this model: {_one_line(error)}; if an operator is missing, use a newer "
+            "runtime, or cut the model so that this operator is in a slice of its own"
+        ) from error
+    return runtime
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)
+
+
+def _ports(details: list[dict[str, Any]]) -> list[tuple[Port, int]]:
+    """Return each tensor once, under a name of its own."""
+    ports: dict[int, Port] = {}
+    taken: set[str] = set()
+    for detail in details:
+        index = int(detail["index"])
+        if index in ports:
+            continue
+        name = str(detail["name"])
+        if not name or name in taken:
+            name = f"{name or 'tensor'}#{index}"
+        taken.add(name)
+        ports[index] = _port(name, detail)
+    return [(port, index) for index, port in ports.items()]
+
+
+def _port(name: str, detail: dict[str, Any]) -> Port:
+    dtype = np.dtype(detail["dtype"])
+    if dtype.kind not in "fiubc":
+        raise ModelError(
+            f"tensor {name} has type {dtype}; only numbers and booleans can be sent between devices: "
+            "cut the model so that this tensor stays inside one slice"
+        )
+    signature = detail.get("shape_signature", detail["shape"])
+    # A model written without signatures reports an empty one.
+    shape = signature if len(signature) == len(detail["shape"]) else detail["shape"]
+    quantization = detail["quantization_parameters"]
+    per_tensor = len(quantization["scales"]) == 1
+    return Port(
+        name=name,
+        shape=tuple(int(n) for n in shape),
+        dtype=dtype,
+        scale=float(quantization["scales"][0]) if per_tensor else 0.0,
+        zero_point=int(quantization["zero_points"][0]) if per_tensor else 0,
+    )
+
+
+def _check(port: Port, value: Array) -> None:
+    if not isinstance(value, np.ndarray):
+        raise MessageError(f"input {port.name} is a {type(value).__name__}, expected an array")
+    if value.dtype != port.dtype:
+        raise MessageError(f"input {port.name} has dtype {value.dtype}, expected {port.dtype}")
+    fits = value.ndim == len(port.shape) and all(
+        wanted in (-1, got) for wanted, got in zip(port.shape, value.shape, strict=True)
+    )
+    if not fits:
+        raise MessageError(
+            f"input {port.name} has shape {list(value.shape)}, expected {list(port.shape)} (-1 takes any size)"
+        )
+    if -1 in port.shape and 0 in value.shape:
+        raise MessageError(f"input {port.name} has shape {list(value.shape)} and no elements, expected at least one")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
