@@ -1,0 +1,30 @@
+"""No reduction: the code is the window."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from har_edge.reduction.checks import check_code, check_window
+from har_edge.reduction.reducer import Code
+from har_edge.streams.recording import Samples
+
+
+class Identity:
+    """Passes windows through; the baseline of every other method."""
+
+    spec = "none"
+    code_dtype = "float32"
+
+    def __init__(self, length: int, channels: int) -> None:
+        """Build for windows float32 [length, channels]."""
+        self.code_shape: tuple[int, int] = (length, channels)
+
+    def encode(self, window: Samples) -> Code:
+        """Return the window itself; DataError for another shape or dtype."""
+        check_window(self.spec, window, self.code_shape)
+        return np.ascontiguousarray(window)
+
+    def decode(self, code: Code) -> Samples:
+        """Return the code itself; MessageError for another shape or dtype."""
+        check_code(self.spec, code, self.code_shape, self.code_dtype)
+        return code

@@ -1,0 +1,107 @@
+"""Uniform quantisation to 8 or 16 bits: with the range of each window, or with the fixed range of a model's input."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from har_edge.errors import ConfigError, DataError, MessageError
+from har_edge.reduction.checks import check_code, check_window
+from har_edge.reduction.reducer import Code
+from har_edge.streams.recording import Samples
+
+
+class RangeQuantizer:
+    """Quantises each channel of a window over its own range, least to largest value: real = least + level * step.
+
+    The code is one array of bytes that holds all it takes to decode: the least value of each channel and the step of
+    each channel (float32, little-endian), then the levels (unsigned, little-endian), sample by sample. A decoded value
+    is within half a step of the original, where a step is the channel's range / (2^bits - 1).
+    """
+
+    code_dtype = "uint8"
+
+    def __init__(self, bits: int, length: int, channels: int) -> None:
+        """Build for windows float32 [length, channels]; bits is 8 or 16."""
+        self.spec = f"q{bits}"
+        self._shape = (length, channels)
+        self._levels = np.dtype(f"<u{bits // 8}")
+        self._top = float(2**bits - 1)
+        self._head = 8 * channels
+        self.code_shape: tuple[int] = (self._head + length * channels * bits // 8,)
+
+    def encode(self, window: Samples) -> Code:
+        """Return the code, uint8 [bytes]; DataError for another shape or dtype, or where a value is not finite."""
+        check_window(self.spec, window, self._shape)
+        least = window.min(axis=0)
+        span = window.max(axis=0).astype(np.float64) - least
+        if not np.isfinite(span).all():
+            raise DataError(f"reducer {self.spec}: window holds NaN or infinity, expected finite values")
+        code = np.empty(self.code_shape, np.uint8)
+        ranges = code[: self._head].view("<f4").reshape(2, -1)
+        ranges[0] = least
+        ranges[1] = span / self._top
+        # The step as it travels, rounded to float32; where it rounds to zero every level is 0.
+        step = ranges[1].astype(np.float64)
+        level = (window - ranges[0].astype(np.float64)) / np.where(step > 0, step, np.inf)
+        np.rint(level, out=level)
+        np.minimum(level, self._top, out=level)
+        code[self._head :].view(self._levels).reshape(self._shape)[...] = level
+        return code
+
+    def decode(self, code: Code) -> Samples:
+        """Restore a window; MessageError for another shape or dtype, or a range that is none."""
+        check_code(self.spec, code, self.code_shape, self.code_dtype)
+        code = np.ascontiguousarray(code)
+        least, step = code[: self._head].view("<f4").reshape(2, -1).astype(np.float64)
+        if not (np.isfinite(least).all() and np.isfinite(step).all() and (step >= 0).all()):
+            raise MessageError(f"reducer {self.spec}: code has a range that is none, expected finite, ascending bounds")
+        level = code[self._head :].view(self._levels).reshape(self._shape)
+        largest = float(np.finfo(np.float32).max)
+        return np.clip(least + level * step, -largest, largest).astype(np.float32)
+
+
+class AffineQuantizer:
+    """Quantises with one fixed scale and zero point, as the input of a quantised model does: real = scale * (q - zero).
+
+    Values beyond the range saturate. LiteRT has two roundings. Its reference kernel divides in float32 and rounds
+    halves away from zero (kernels/internal/reference/quantize.h). What runs by default, XNNPACK and the vectorised
+    kernel, multiplies by the float32 reciprocal and rounds halves to even (XNNPACK f32-qs8-vcvt); so does this, for
+    the same bits as the whole model. They differ by one level, and only for values at a half or one rounding from it.
+    """
+
+    def __init__(self, bits: int, scale: float, zero: int, length: int, channels: int) -> None:
+        """Build for windows float32 [length, channels]; ConfigError for a scale or zero point that cannot be."""
+        self.code_dtype = f"int{bits}"
+        limits = np.iinfo(self.code_dtype)
+        with np.errstate(over="ignore", divide="ignore"):
+            self._scale = np.float32(scale)
+            self._inverse = np.float32(1) / self._scale
+        if not (np.isfinite(self._scale) and np.isfinite(self._inverse) and self._inverse > 0):
+            raise ConfigError(f"q{bits}:{scale}:{zero}: scale is {scale}, expected a float32 above 0")
+        if not limits.min <= zero <= limits.max:
+            raise ConfigError(f"q{bits}:{scale}:{zero}: zero is {zero}, expected {limits.min} to {limits.max}")
+        self.spec = f"q{bits}:{self._scale!s}:{zero}"
+        self.code_shape: tuple[int, int] = (length, channels)
+        self._zero = np.float32(zero)
+        self._least = np.float32(limits.min - zero)
+        self._largest = np.float32(limits.max - zero)
+
+    def encode(self, window: Samples) -> Code:
+        """Return the code [L, C]; DataError for another shape or dtype, or where a value is not finite."""
+        check_window(self.spec, window, self.code_shape)
+        if not np.isfinite(window).all():
+            raise DataError(f"reducer {self.spec}: window holds NaN or infinity, expected finite values")
+        with np.errstate(over="ignore"):
+            level: npt.NDArray[np.float32] = window * self._inverse
+        np.maximum(level, self._least, out=level)
+        np.minimum(level, self._largest, out=level)
+        np.rint(level, out=level)
+        level += self._zero
+        return level.astype(self.code_dtype)
+
+    def decode(self, code: Code) -> Samples:
+        """Restore a window, as TFLite's DEQUANTIZE does; MessageError for a code of another shape or dtype."""
+        check_code(self.spec, code, self.code_shape, self.code_dtype)
+        window: Samples = (code.astype(np.float32) - self._zero) * self._scale
+        return window
