@@ -1,0 +1,106 @@
+"""The TFLite schema: the only file that imports it, and what the rest of the room needs to know of it."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from har_edge.errors import ModelError
+
+try:
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as tflite
+except ImportError as error:
+    raise ModelError(
+        "cutting a model needs the TFLite schema of ai_edge_litert, which this machine does not have; "
+        "cut it on a 64-bit machine and copy the slices here"
+    ) from error
+
+__all__ = ["flatbuffers", "tflite"]
+
+FILE_IDENTIFIER = b"TFL3"
+VERSION = 3
+
+# TensorType -> NumPy dtype, for every type that has one: what is not here cannot be sent between devices.
+DTYPES: dict[int, str] = {
+    tflite.TensorType.FLOAT16: "float16",
+    tflite.TensorType.FLOAT32: "float32",
+    tflite.TensorType.FLOAT64: "float64",
+    tflite.TensorType.INT8: "int8",
+    tflite.TensorType.INT16: "int16",
+    tflite.TensorType.INT32: "int32",
+    tflite.TensorType.INT64: "int64",
+    tflite.TensorType.UINT8: "uint8",
+    tflite.TensorType.UINT16: "uint16",
+    tflite.TensorType.UINT32: "uint32",
+    tflite.TensorType.UINT64: "uint64",
+    tflite.TensorType.BOOL: "bool",
+    tflite.TensorType.COMPLEX64: "complex64",
+    tflite.TensorType.COMPLEX128: "complex128",
+}
+
+
+def _names(enum: type) -> dict[int, str]:
+    return {value: name for name, value in vars(enum).items() if not name.startswith("_")}
+
+
+TYPE_NAMES = _names(tflite.TensorType)
+OPERATOR_NAMES = _names(tflite.BuiltinOperator)
+CUSTOM: int = tflite.BuiltinOperator.CUSTOM
+
+# Operators whose results do not follow from their inputs alone.
+RANDOM = frozenset({"RANDOM_UNIFORM", "RANDOM_STANDARD_NORMAL", "MULTINOMIAL", "STABLEHLO_RNG_BIT_GENERATOR"})
+# Operators that open a resource which other operators may share by its name.
+HANDLES = frozenset({"VAR_HANDLE", "HASHTABLE"})
+
+# Metadata that stays true of a part. Everything else describes the whole (its inputs and outputs, its operator or
+# tensor indices, its memory plan) and would be false in a slice.
+PARTIAL_METADATA = re.compile(r"min_runtime_version|CONVERSION_METADATA|reduced_precision_support.*")
+
+_PARSING_ERRORS = (
+    AttributeError,
+    IndexError,
+    MemoryError,
+    OverflowError,
+    TypeError,
+    UnicodeError,
+    ValueError,
+    struct.error,
+)
+
+
+@contextmanager
+def parsing(what: str) -> Iterator[None]:
+    """Turn whatever a broken flatbuffer makes the parser do into a ModelError."""
+    try:
+        yield
+    except _PARSING_ERRORS as error:
+        raise ModelError(
+            f"{what}: broken or truncated TFLite file ({type(error).__name__}: {error}); get a fresh copy of the file"
+        ) from error
+
+
+def refuse_unknown_fields(table: Any, known: Any, what: str) -> None:
+    """Raise ModelError when a table carries fields that the installed schema does not know.
+
+    They would be lost in a slice. `known` is the object made from the table: it has one attribute a field (a union has
+    two: its type and its value), and the vtable has one 16-bit entry a field after its two sizes.
+    """
+    start = table.Pos - struct.unpack_from("<i", table.Bytes, table.Pos)[0]
+    (size,) = struct.unpack_from("<H", table.Bytes, start)
+    entries = struct.unpack_from(f"<{max(0, size // 2 - 2)}H", table.Bytes, start + 4)
+    if any(entries[len(vars(known)) :]):
+        raise ModelError(
+            f"{what} has fields that the installed TFLite schema does not know, and cutting would lose them; "
+            "install a newer ai-edge-litert"
+        )
+
+
+def text(value: bytes | str | None) -> str:
+    """Return a name as text that any format can carry."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
