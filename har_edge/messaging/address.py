@@ -1,0 +1,91 @@
+"""Where the broker is and who we are to it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from har_edge.errors import ConfigError
+
+PORTS = {"mqtt": 1883, "mqtts": 8883}
+USERNAME_VARIABLE = "HAR_EDGE_USERNAME"
+PASSWORD_VARIABLE = "HAR_EDGE_PASSWORD"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A broker's host, port, encryption and credentials; the password never shows in a repr.
+
+    `ca_file` is a PEM file to trust instead of the system's; `cert_file` and `key_file` are this client's own.
+    """
+
+    host: str
+    port: int
+    tls: bool = False
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """The address without credentials, fit to print."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+
+def read_address(
+    url: str,
+    *,
+    username: str | None = None,
+    password_file: Path | None = None,
+    ca_file: Path | None = None,
+    cert_file: Path | None = None,
+    key_file: Path | None = None,
+) -> Address:
+    """Read `mqtt[s]://[user@]host[:port]`.
+
+    User and password come from the arguments, else from HAR_EDGE_USERNAME and HAR_EDGE_PASSWORD; a password inside the
+    URL is refused, since process lists show it. Raises ConfigError.
+    """
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme not in PORTS or not parts.hostname or port == 0 or parts.path.strip("/") or parts.query:
+        raise ConfigError(f"broker is {url!r}; expected mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
+    if parts.password is not None:
+        raise ConfigError(
+            f"broker URL for {parts.hostname} holds a password, which process lists show; "
+            f"put it in {PASSWORD_VARIABLE} or in a file named by --password-file"
+        )
+    for path in (ca_file, cert_file, key_file):
+        if path is not None and not path.is_file():
+            raise ConfigError(f"{path} is no file; expected a certificate or key in PEM form")
+    tls = parts.scheme == "mqtts"
+    if not tls and (ca_file or cert_file or key_file):
+        raise ConfigError(f"certificates came for {url!r}, which is not encrypted; use mqtts://")
+    username = username or parts.username or os.environ.get(USERNAME_VARIABLE)
+    return Address(
+        parts.hostname,
+        port or PORTS[parts.scheme],
+        tls,
+        username,
+        _password(password_file),
+        ca_file,
+        cert_file,
+        key_file,
+    )
+
+
+def _password(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get(PASSWORD_VARIABLE)
+    try:
+        return file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the password file {file}: {error}; give a text file with one line") from None

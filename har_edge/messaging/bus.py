@@ -1,0 +1,137 @@
+"""The Bus protocol: what a node needs of a broker, whichever client carries it.
+
+One thread owns a bus. `poll` is the only call that waits; it moves bytes, keeps the connection alive, reconnects, and
+calls the receipts. So a node is a plain loop, and no lock is needed anywhere.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Receipt(enum.Enum):
+    """What became of a published message (MQTT 5, section 3.4.2.1)."""
+
+    SAFE = "safe at the broker"
+    UNHEARD = "no matching subscriber"
+    REFUSED = "refused by the broker"
+
+
+OnReceipt = Callable[[Receipt], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One received message; it stays the broker's until it is acknowledged.
+
+    `token` is the bus's own; `duplicate` says that the broker sent it before, `retained` that it is stored.
+    """
+
+    topic: str
+    payload: bytes
+    token: tuple[int, int]
+    retained: bool = False
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """The retained message that the broker publishes when this client is lost."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """How a process says that a session is its own: the status it retains at `topic` (see messaging/status.py)."""
+
+    topic: str
+    instance: str
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Who a client is to the broker.
+
+    `client_id` names the session (a stage's, not a device's). With `expiry_s` > 0 the broker keeps subscriptions and
+    unacknowledged messages that long after the client has gone. `receive_max` bounds the unacknowledged messages,
+    `max_packet_bytes` the size of one: the broker sends nothing larger. With a `claim`, a client that was cut off first looks
+    whether a younger process has the session now.
+    """
+
+    client_id: str
+    expiry_s: int = 0
+    clean_start: bool = False
+    will: Will | None = None
+    claim: Claim | None = None
+    receive_max: int = 1024
+    max_packet_bytes: int = 16 * 1024 * 1024 + 4096
+    keepalive_s: int = 30
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes and messages of one bus since it was made; bytes count whole MQTT packets, headers and acknowledgements."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    published: int = 0
+    received: int = 0
+    reconnects: int = 0
+
+
+class TakenOver(Exception):
+    """Another client connected with this client id; the broker gave it the session."""
+
+
+class Bus(Protocol):
+    """A connection to a broker, QoS 1 with manual acknowledgement."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Counters of this bus."""
+
+    @property
+    def unsent(self) -> int:
+        """How many published messages have no receipt yet."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted this client and its subscriptions."""
+
+    def subscribe(self, filters: Sequence[str]) -> None:
+        """Subscribe now and after each reconnection; BrokerError from `poll` when the broker does not permit it."""
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
+        """Send at QoS 1, again after a reconnection until the broker has it; `poll` calls `receipt`, once."""
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Hand a delivery over: the broker forgets it. Stale after a reconnection: then the broker sends it again."""
+
+    def poll(self, timeout_s: float) -> Sequence[Delivery]:
+        """Wait up to `timeout_s` for traffic and return what came.
+
+        Raises TakenOver when another client took the session, BrokerError for what no retry mends.
+        """
+
+    def close(self, *, forget: bool = False) -> None:
+        """Flush for a moment and disconnect without the will; `forget` ends the session at the broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to publish, and the deliveries to acknowledge once it is safe at the broker.
+
+    `heard` asks for a subscriber: while there is none, the loop keeps the message and tries again.
+    """
+
+    topic: str
+    payload: bytes
+    releases: tuple[Delivery, ...] = field(default=())
+    retain: bool = False
+    heard: bool = False

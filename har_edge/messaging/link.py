@@ -1,0 +1,106 @@
+"""What both MQTT clients share: opening the socket, waiting between attempts, explaining a refusal."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from har_edge.errors import BrokerError
+from har_edge.messaging.address import Address
+
+if TYPE_CHECKING:
+    import ssl
+
+CONNECT_TIMEOUT_S = 5.0
+
+
+class FinalRefusal(BrokerError):
+    """The broker refused this client for good: no retry mends it."""
+
+
+class Backoff:
+    """Waiting times between connection attempts: full jitter below a doubling bound.
+
+    Source: Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015 (the "full jitter" variant).
+    """
+
+    def __init__(self, rng: random.Random, *, base_s: float = 0.1, cap_s: float = 5.0) -> None:
+        self._rng, self._base_s, self._cap_s, self._attempt = rng, base_s, cap_s, 0
+
+    def next_s(self) -> float:
+        """Return how long to wait before the next attempt, in seconds."""
+        bound = min(self._cap_s, self._base_s * 2**self._attempt)
+        self._attempt = min(self._attempt + 1, 16)
+        return self._rng.uniform(0.0, bound)
+
+    def reset(self) -> None:
+        self._attempt = 0
+
+
+class AckOrder:
+    """Puts acknowledgements in the order of arrival, as MQTT 5 section 4.6 demands of a receiver."""
+
+    def __init__(self) -> None:
+        self._arrived: deque[int] = deque()
+        self._done: set[int] = set()
+
+    def arrived(self, packet_id: int) -> None:
+        """Note a packet that will want an acknowledgement."""
+        self._arrived.append(packet_id)
+
+    def done(self, packet_id: int) -> Iterator[int]:
+        """Note that a packet is dealt with; yield those that may be acknowledged now."""
+        self._done.add(packet_id)
+        while self._arrived and self._arrived[0] in self._done:
+            first = self._arrived.popleft()
+            self._done.remove(first)
+            yield first
+
+    def clear(self) -> None:
+        """Forget all: the connection is another one."""
+        self._arrived.clear()
+        self._done.clear()
+
+
+def tls_context(address: Address) -> ssl.SSLContext | None:
+    """Return the TLS context of an address, None without TLS; raises BrokerError for unusable certificates."""
+    if not address.tls:
+        return None
+    import ssl  # only here: it costs a stage without TLS two megabytes
+
+    try:
+        context = ssl.create_default_context(cafile=str(address.ca_file) if address.ca_file else None)
+        if address.cert_file:
+            context.load_cert_chain(address.cert_file, address.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise BrokerError(f"cannot use the certificates for {address.url}: {error}; expected PEM files") from None
+    return context
+
+
+def open_socket(address: Address) -> socket.socket:
+    """Connect over TCP, or TLS, without Nagle's delay; raises BrokerError that names the address."""
+    context = tls_context(address)
+    try:
+        plain = socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_S)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return plain if context is None else context.wrap_socket(plain, server_hostname=address.host)
+    except OSError as error:
+        raise BrokerError(unreachable(address, error)) from None
+
+
+def unreachable(address: Address, error: object) -> str:
+    """Say that there is no broker at an address, and what to do."""
+    return f"no broker at {address.url}: {error}; start one with `har-edge broker`, or check host, port and firewall"
+
+
+def refused(address: Address, reason: str, *, credentials: bool) -> str:
+    """Say why the broker refused this client, and what to do."""
+    advice = (
+        "check the user, and the password in HAR_EDGE_PASSWORD or --password-file"
+        if credentials
+        else "see the broker's log"
+    )
+    return f"the broker at {address.url} refused the connection: {reason}; {advice}"

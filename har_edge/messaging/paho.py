@@ -1,0 +1,320 @@
+"""MQTT 5 bus on paho-mqtt 2, driven from one thread: no background loop, no locks waited on.
+
+paho keeps the session and resends; this module turns its callbacks into the return value of `poll`. It runs wherever
+Python does. Byte counts are computed from packet sizes (MQTT 5, section 2.1), since paho does not count.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from har_edge.errors import BrokerError
+from har_edge.messaging.address import Address
+from har_edge.messaging.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
+from har_edge.messaging.link import (
+    CONNECT_TIMEOUT_S,
+    AckOrder,
+    Backoff,
+    FinalRefusal,
+    refused,
+    tls_context,
+    unreachable,
+)
+from har_edge.messaging.status import GRACE_S, taken_by_younger
+
+_log = logging.getLogger(__name__)
+_QOS = 1
+_CLOSE_TIMEOUT_S = 2.0
+_ACK_BYTES = 4
+_MAX_IN_FLIGHT = 0xFFFF
+_NO_MATCHING_SUBSCRIBERS = 0x10
+_FAILURE = 0x80
+_TAKEN_OVER = 0x8E
+_CREDENTIALS = frozenset({0x86, 0x87})  # bad user name or password, not authorized
+_PASSING = frozenset({0x88, 0x89, 0x9F})  # server unavailable, server busy, connection rate exceeded
+
+
+class PahoBus:
+    """A Bus over one paho client; see messaging/bus.py for the contract.
+
+    The first connection is made by `connect`; later ones by `poll`, with jittered waits.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        session: Session,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._address, self._session, self._clock = address, session, clock
+        self._backoff = Backoff(rng or random.Random())
+        self._traffic = Traffic()
+        self._filters: list[str] = []
+        self._subscribing: dict[int, tuple[str, ...]] = {}
+        self._receipts: dict[int, OnReceipt | None] = {}
+        self._waiting: deque[tuple[str, bytes, bool, OnReceipt | None]] = deque()
+        self._send_quota = _MAX_IN_FLIGHT
+        self._arrived: list[Delivery] = []
+        self._acks = AckOrder()
+        self._generation = 0
+        self._retry_at = 0.0
+        self._accepted = False
+        self._failure: Exception | None = None
+        self._clean = session.clean_start
+        self._client = self._make_client()
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    @property
+    def unsent(self) -> int:
+        return len(self._waiting) + len(self._receipts)
+
+    @property
+    def connected(self) -> bool:
+        return self._accepted and not self._subscribing
+
+    def connect(self) -> None:
+        """Connect for the first time; raises BrokerError when there is no broker or it refuses."""
+        self._open()
+
+    def subscribe(self, filters: Sequence[str]) -> None:
+        self._filters += filters
+        if self._accepted:
+            self._send_subscribe(tuple(filters))
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
+        self._traffic.published += 1
+        self._waiting.append((topic, payload, retain, receipt))
+        self._send_waiting()
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        generation, packet_id = delivery.token
+        if generation == self._generation and self._accepted:
+            for ready in self._acks.done(packet_id):
+                self._client.ack(ready, _QOS)
+                self._traffic.sent_bytes += _ACK_BYTES
+
+    def poll(self, timeout_s: float) -> Sequence[Delivery]:
+        if not self._accepted and not self._reopen(timeout_s):
+            return ()
+        self._turn(timeout_s)
+        self._raise_failure()
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def close(self, *, forget: bool = False) -> None:
+        deadline = self._clock() + _CLOSE_TIMEOUT_S
+        while self._accepted and (self.unsent or self._client.want_write()) and self._clock() < deadline:
+            self._turn(0.05)
+        if self._accepted:
+            properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = 0 if forget else self._session.expiry_s
+            self._client.disconnect(properties=properties)
+            while self._client.want_write() and self._client.socket() is not None:
+                self._client.loop_write()
+        self._accepted = False
+
+    # --- connecting -------------------------------------------------------------------------------------------------
+
+    def _make_client(self) -> mqtt.Client:
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._session.client_id,
+            protocol=mqtt.MQTTv5,
+            manual_ack=True,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = CONNECT_TIMEOUT_S
+        client.max_inflight_messages = 0  # no bound of paho's own: _send_waiting keeps the broker's
+        context = tls_context(self._address)
+        if context is not None:
+            client.tls_set_context(context)
+        if self._address.username is not None:
+            client.username_pw_set(self._address.username, self._address.password)
+        will = self._session.will
+        if will is not None:
+            client.will_set(will.topic, will.payload, _QOS, retain=True)
+        client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        client.on_disconnect = self._on_disconnect
+        # With a writer registered, paho queues packets instead of writing each at once; _turn writes them.
+        client.on_socket_register_write = lambda *_: None
+        return client
+
+    def _open(self) -> None:
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = self._session.expiry_s
+        properties.ReceiveMaximum = self._session.receive_max
+        properties.MaximumPacketSize = self._session.max_packet_bytes
+        try:
+            self._client.connect(
+                self._address.host,
+                self._address.port,
+                self._session.keepalive_s,
+                clean_start=self._clean,
+                properties=properties,
+            )
+            connection = self._client.socket()
+            if isinstance(connection, socket.socket):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            deadline = self._clock() + CONNECT_TIMEOUT_S
+            while not self._accepted and self._failure is None and self._clock() < deadline:
+                self._turn(0.2)
+        except (OSError, ValueError) as error:
+            raise BrokerError(unreachable(self._address, error)) from None
+        self._raise_failure()
+        if not self._accepted:
+            raise BrokerError(unreachable(self._address, "it did not answer CONNECT"))
+        self._clean = False
+        self._backoff.reset()
+
+    def _connect_beside(self, session: Session) -> PahoBus:
+        bus = PahoBus(self._address, session)
+        bus.connect()
+        return bus
+
+    def _reopen(self, timeout_s: float) -> bool:
+        wait_s = self._retry_at - self._clock()
+        if wait_s > 0:
+            select.select([], [], [], min(wait_s, timeout_s))
+            return False
+        try:
+            if self._session.claim is not None and taken_by_younger(self._session.claim, self._connect_beside):
+                raise TakenOver(self._session.client_id)
+            self._open()
+        except FinalRefusal:
+            raise
+        except BrokerError as error:
+            self._retry_at = self._clock() + self._backoff.next_s()
+            _log.warning("%s; trying again", error)
+            return False
+        self._traffic.reconnects += 1
+        _log.warning("connected to %s again", self._address.url)
+        return True
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    # --- moving bytes -----------------------------------------------------------------------------------------------
+
+    def _turn(self, timeout_s: float) -> None:
+        """Write what is queued, read what is there, keep the connection alive."""
+        connection = self._client.socket()
+        if connection is None:
+            self._on_lost("it closed the connection")
+            return
+        if self._client.want_write():
+            self._client.loop_write()
+        pending = getattr(connection, "pending", None)
+        wait_s = 0.0 if pending is not None and pending() else min(timeout_s, self._session.keepalive_s / 4)
+        writers = [connection] if self._client.want_write() else []
+        readable, _, _ = select.select([connection], writers, [], wait_s)
+        while readable or (pending is not None and pending()):
+            if self._client.loop_read() != mqtt.MQTT_ERR_SUCCESS or self._client.socket() is None:
+                break
+            if len(self._arrived) >= self._session.receive_max:
+                break
+            readable, _, _ = select.select([connection], [], [], 0)
+        if self._client.socket() is not None:
+            self._client.loop_misc()
+            self._send_waiting()
+        if self._client.want_write() and self._client.socket() is not None:
+            self._client.loop_write()
+
+    def _send_waiting(self) -> None:
+        """Hand paho what the broker's Receive Maximum admits; paho itself cannot learn it once connected."""
+        while self._waiting and self._accepted and len(self._receipts) < self._send_quota:
+            topic, payload, retain, receipt = self._waiting.popleft()
+            self._receipts[self._client.publish(topic, payload, _QOS, retain).mid] = receipt
+            self._traffic.sent_bytes += _publish_bytes(topic, payload)
+
+    def _send_subscribe(self, filters: tuple[str, ...]) -> None:
+        _, packet_id = self._client.subscribe([(text, SubscribeOptions(qos=_QOS)) for text in filters])
+        if packet_id is not None:
+            self._subscribing[packet_id] = filters
+
+    # --- what paho calls --------------------------------------------------------------------------------------------
+
+    def _on_connect(self, _client: mqtt.Client, _user: Any, _flags: Any, code: ReasonCode, properties: Any) -> None:
+        if code.value >= _FAILURE:
+            text = refused(self._address, str(code).lower(), credentials=code.value in _CREDENTIALS)
+            self._failure = BrokerError(text) if code.value in _PASSING else FinalRefusal(text)
+            return
+        self._send_quota = int(getattr(properties, "ReceiveMaximum", _MAX_IN_FLIGHT))
+        self._generation += 1
+        self._acks.clear()
+        self._subscribing.clear()
+        self._accepted = True
+        if self._filters:
+            self._send_subscribe(tuple(self._filters))
+
+    def _on_subscribe(
+        self, _client: mqtt.Client, _user: Any, packet_id: int, codes: list[ReasonCode], _properties: Any
+    ) -> None:
+        for text, code in zip(self._subscribing.pop(packet_id, ()), codes, strict=False):
+            if code.value >= _FAILURE:
+                self._failure = BrokerError(
+                    f"the broker at {self._address.url} refused the subscription to {text}: {str(code).lower()}; "
+                    "check what its access list permits this user"
+                )
+
+    def _on_publish(self, _client: mqtt.Client, _user: Any, packet_id: int, code: ReasonCode, _properties: Any) -> None:
+        self._traffic.received_bytes += _ACK_BYTES
+        receipt = self._receipts.pop(packet_id, None)
+        if receipt is None:
+            return
+        if code.value == _NO_MATCHING_SUBSCRIBERS:
+            receipt(Receipt.UNHEARD)
+        else:
+            receipt(Receipt.REFUSED if code.value >= _FAILURE else Receipt.SAFE)
+
+    def _on_message(self, _client: mqtt.Client, _user: Any, message: mqtt.MQTTMessage) -> None:
+        self._traffic.received += 1
+        self._traffic.received_bytes += _publish_bytes(message.topic, bytes(message.payload))
+        if message.qos == _QOS:
+            self._acks.arrived(message.mid)
+        token = (self._generation if message.qos == _QOS else 0, message.mid)
+        self._arrived.append(Delivery(message.topic, bytes(message.payload), token, message.retain, message.dup))
+
+    def _on_disconnect(self, _client: mqtt.Client, _user: Any, _flags: Any, code: ReasonCode, _properties: Any) -> None:
+        if code.value == _TAKEN_OVER:
+            self._accepted = False
+            self._failure = TakenOver(self._session.client_id)
+        elif self._accepted:
+            self._on_lost(str(code).lower())
+
+    def _on_lost(self, reason: str) -> None:
+        if self._accepted:
+            _log.warning("lost the broker at %s: %s", self._address.url, reason)
+        self._accepted = False
+        grace_s = GRACE_S if self._session.claim is not None else 0.0
+        self._retry_at = self._clock() + max(grace_s, self._backoff.next_s())
+
+
+def _publish_bytes(topic: str, payload: bytes) -> int:
+    """Return the size of a PUBLISH packet at QoS 1 without properties (MQTT 5, section 3.3)."""
+    remaining = 2 + len(topic.encode()) + 2 + 1 + len(payload)
+    length_bytes = 1 + (remaining > 127) + (remaining > 16383) + (remaining > 2097151)
+    return 1 + length_bytes + remaining

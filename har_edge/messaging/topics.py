@@ -1,0 +1,117 @@
+"""Topic names: the only place that builds or reads them, and their quality of service and retain flag.
+
+    <base>/v1/<pipeline>/window/<stream>/<source>      codes from a sensor
+    <base>/v1/<pipeline>/act/<epoch>/<stage>/<stream>  activations
+    <base>/v1/<pipeline>/result/<stream>               JSON a person can read
+    <base>/v1/<pipeline>/node/<node>/status            what a node says of itself; its last will says offline
+    <base>/v1/<pipeline>/plan                          the current plan
+    <base>/v1/<pipeline>/slice/<sha256>                one slice of the model
+
+Everything travels at QoS 1 (MQTT 5, section 4.3.2): at least once, duplicates end at the sink.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+from har_edge.errors import ConfigError, MessageError
+
+VERSION = "v1"
+QOS = 1
+_ID = re.compile(r"[a-zA-Z0-9_-]+\Z")
+MAX_ID_LENGTH = 128
+
+
+class Kind(enum.Enum):
+    """The kinds of topic; the value is the level after the pipeline's name."""
+
+    WINDOW = "window"
+    ACTIVATION = "act"
+    RESULT = "result"
+    STATUS = "node"
+    PLAN = "plan"
+    SLICE = "slice"
+
+
+RETAINED = frozenset({Kind.STATUS, Kind.PLAN, Kind.SLICE})
+# How many levels follow the kind.
+_LEVELS = {Kind.WINDOW: 2, Kind.ACTIVATION: 3, Kind.RESULT: 1, Kind.STATUS: 2, Kind.PLAN: 0, Kind.SLICE: 1}
+
+
+def is_id(text: str) -> bool:
+    """Tell whether a name may stand in a topic: [a-zA-Z0-9_-]+, at most 128 characters."""
+    return len(text) <= MAX_ID_LENGTH and _ID.match(text) is not None
+
+
+def check_id(what: str, text: str) -> str:
+    """Return a name that may stand in a topic; raise ConfigError for any other."""
+    if not is_id(text):
+        raise ConfigError(
+            f"{what} is {text!r}; expected 1 to {MAX_ID_LENGTH} letters, digits, '_' or '-'; choose another name"
+        )
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic read back: its kind and the levels after it."""
+
+    kind: Kind
+    levels: tuple[str, ...]
+
+    @property
+    def retained(self) -> bool:
+        return self.kind in RETAINED
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics of one pipeline.
+
+    Pass `+` for a level to get a subscription filter. Raises ConfigError when base or pipeline is no id.
+    """
+
+    base: str
+    pipeline: str
+
+    def __post_init__(self) -> None:
+        check_id("base of the topics", self.base)
+        check_id("name of the pipeline", self.pipeline)
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.base}/{VERSION}/{self.pipeline}/"
+
+    def window(self, stream: str, source: str) -> str:
+        return f"{self.prefix}window/{stream}/{source}"
+
+    def activation(self, epoch: int | str, stage: int | str, stream: str) -> str:
+        return f"{self.prefix}act/{epoch}/{stage}/{stream}"
+
+    def result(self, stream: str) -> str:
+        return f"{self.prefix}result/{stream}"
+
+    def status(self, node: str) -> str:
+        return f"{self.prefix}node/{node}/status"
+
+    def plan(self) -> str:
+        return f"{self.prefix}plan"
+
+    def slice(self, sha256: str) -> str:
+        return f"{self.prefix}slice/{sha256}"
+
+    def read(self, topic: str) -> Topic:
+        """Read a topic of this pipeline; raise MessageError for any other."""
+        if not topic.startswith(self.prefix):
+            raise MessageError(f"topic {topic!r} came; expected one below {self.prefix!r}")
+        kind_text, *levels = topic[len(self.prefix) :].split("/")
+        try:
+            kind = Kind(kind_text)
+        except ValueError:
+            known = ", ".join(kind.value for kind in Kind)
+            raise MessageError(f"topic {topic!r} has the kind {kind_text!r}; expected one of {known}") from None
+        if len(levels) != _LEVELS[kind] or not all(map(is_id, levels)):
+            raise MessageError(f"topic {topic!r} is malformed; expected {_LEVELS[kind]} ids after {kind.value!r}")
+        return Topic(kind, tuple(levels))

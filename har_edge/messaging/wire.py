@@ -1,0 +1,162 @@
+"""The wire format: a message with tensors <-> MessagePack bytes (docs/wire.md gives every field with example bytes).
+
+A message is a MessagePack array, so that any MessagePack library reads it:
+
+    [version, stream, seq, epoch, captured, truth, [[name, dtype, shape, data], ...]]
+
+One message carries one window, or a batch of consecutive windows: then every tensor has the batch as its first
+dimension, and `captured` and `truth` have one entry a window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from har_edge.errors import MessageError
+from har_edge.messaging.topics import is_id
+
+Array = npt.NDArray[Any]
+
+VERSION = 1
+MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+MAX_BATCH = 1024
+MAX_TENSORS = 64
+MAX_RANK = 8
+FIELDS = 7
+
+# Wire code -> little-endian NumPy dtype. Bools travel as one byte.
+DTYPES = {
+    code: np.dtype(code if code in {"i1", "u1", "b1"} else "<" + code)
+    for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8")
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Label = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One window on its way, or a batch of consecutive ones.
+
+    `seq` is the number of the first window; `captured` holds, for each window, when its last sample was captured
+    (seconds since the Unix epoch, by the sensor's clock); `truth` the recording's labels where they are known (None
+    stands for a window that has none). `tensors` maps names to arrays, each with the batch as first dimension.
+    """
+
+    stream: str
+    seq: int
+    epoch: int
+    captured: tuple[float, ...]
+    tensors: Mapping[str, Array]
+    truth: tuple[int | None, ...] | None = field(default=None)
+
+    @property
+    def count(self) -> int:
+        return len(self.captured)
+
+
+class _Tensor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    dtype: str
+    shape: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_RANK)]
+    data: memoryview
+
+
+class _Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    version: int
+    stream: str
+    seq: _Count
+    epoch: _Count
+    captured: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
+    truth: tuple[_Label | None, ...] | None
+    tensors: Annotated[tuple[_Tensor, ...], msgspec.Meta(max_length=MAX_TENSORS)]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Envelope).decode
+
+
+def encode(message: Message) -> bytes:
+    """Return the bytes of a message.
+
+    Raises MessageError for a tensor whose dtype the wire does not know, or whose batch differs from the message's.
+    """
+    tensors = []
+    for name, array in message.tensors.items():
+        code = _CODES.get(array.dtype)
+        if code is None:
+            raise MessageError(f"tensor {name!r} is {array.dtype}; expected one of {', '.join(DTYPES)} (little-endian)")
+        if not array.ndim or array.shape[0] != message.count:
+            raise MessageError(f"tensor {name!r} has shape {array.shape}; expected {message.count} windows first")
+        tensors.append((name, code, array.shape, np.ascontiguousarray(array).data.cast("B") if array.size else b""))
+    return _encode(
+        (VERSION, message.stream, message.seq, message.epoch, message.captured, message.truth, tuple(tensors))
+    )
+
+
+def decode(payload: bytes | memoryview, limit: int = MAX_PAYLOAD_BYTES) -> Message:
+    """Return the message in a payload; its tensors are read-only views of the payload, not copies.
+
+    Raises MessageError for anything but a well-formed message of at most `limit` bytes.
+    """
+    _check_head(payload, limit)
+    try:
+        envelope = _decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, MemoryError, RecursionError) as error:
+        raise MessageError(
+            f"{len(payload)} bytes came that are no message of wire version {VERSION}: {error}"
+        ) from None
+    if not is_id(envelope.stream):
+        raise MessageError(f"stream {envelope.stream!r} came; expected letters, digits, '_' or '-'")
+    if not all(map(math.isfinite, envelope.captured)):
+        raise MessageError(f"capture times {envelope.captured} came; expected finite seconds since 1970")
+    count = len(envelope.captured)
+    if envelope.truth is not None and len(envelope.truth) != count:
+        raise MessageError(f"{len(envelope.truth)} labels came for {count} windows; expected one a window")
+    tensors: dict[str, Array] = {}
+    for tensor in envelope.tensors:
+        if tensor.name in tensors:
+            raise MessageError(f"tensor {tensor.name!r} came twice in one message; expected each name once")
+        tensors[tensor.name] = _view(tensor, count)
+    return Message(envelope.stream, envelope.seq, envelope.epoch, envelope.captured, tensors, envelope.truth)
+
+
+def _check_head(payload: bytes | memoryview, limit: int) -> None:
+    """Refuse by size and version before anything is parsed, so that nothing is allocated for a stranger."""
+    if len(payload) > limit:
+        raise MessageError(
+            f"{len(payload)} bytes came; expected at most {limit}; raise the limit or send fewer windows"
+        )
+    if len(payload) < 2 or not (0x90 <= payload[0] <= 0x9F or payload[0] in (0xDC, 0xDD)):
+        raise MessageError(f"{len(payload)} bytes came that start no MessagePack array; expected a message")
+    if payload[0] != 0x90 + FIELDS or payload[1] != VERSION:
+        version = payload[1] if payload[0] <= 0x9F and payload[1] < 0x80 else "unknown"
+        raise MessageError(
+            f"wire version {version} with the head {bytes(payload[:2]).hex()} came; expected version {VERSION} with "
+            f"{FIELDS} fields; update the older of the two nodes"
+        )
+
+
+def _view(tensor: _Tensor, count: int) -> Array:
+    dtype = DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise MessageError(f"tensor {tensor.name!r} has dtype {tensor.dtype!r}; expected one of {', '.join(DTYPES)}")
+    if not 1 <= len(tensor.shape) <= MAX_RANK or tensor.shape[0] != count:
+        raise MessageError(
+            f"tensor {tensor.name!r} has shape {tensor.shape}; expected 1 to {MAX_RANK} dimensions, {count} first"
+        )
+    expected = math.prod(tensor.shape) * dtype.itemsize
+    if tensor.data.nbytes != expected:
+        raise MessageError(
+            f"tensor {tensor.name!r} has {tensor.data.nbytes} bytes; "
+            f"expected {expected} for {tensor.dtype} {tensor.shape}"
+        )
+    return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)

@@ -1,0 +1,44 @@
+"""Fixtures that every room may use: the real recordings, and a real Mosquitto."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from har_edge.messaging.broker import Mosquitto, find_mosquitto, start_mosquitto
+from har_edge.resources import find_folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without HAR_EDGE_DATA the `dataset` tests cannot run; in CI they must."""
+    if os.environ.get("HAR_EDGE_DATA"):
+        return
+    if os.environ.get("CI") == "true":
+        raise pytest.UsageError("CI must set HAR_EDGE_DATA to the folder with the real recordings")
+    without = pytest.mark.skip(reason="needs the real recordings: set HAR_EDGE_DATA")
+    for item in items:
+        if item.get_closest_marker("dataset"):
+            item.add_marker(without)
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Path:
+    """The folder with the real recordings."""
+    return Path(os.environ["HAR_EDGE_DATA"])
+
+
+@pytest.fixture(scope="session")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    """A Mosquitto of this test run, with the configuration that har_edge ships."""
+    if find_mosquitto() is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI needs Mosquitto: apt-get install mosquitto")
+        pytest.skip("Mosquitto is not installed: apt-get install mosquitto")
+    directory = tmp_path_factory.mktemp("mosquitto")
+    for parent in (directory, directory.parent, directory.parent.parent):
+        parent.chmod(0o755)
+    with start_mosquitto(find_folder("brokers") / "mosquitto.conf", directory) as broker:
+        yield broker

@@ -1,0 +1,210 @@
+"""One suite over every Bus: what the nodes rely on, whichever client carries it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from har_edge.errors import BrokerError
+from har_edge.messaging.broker import Mosquitto
+from har_edge.messaging.bus import Bus, Claim, Delivery, Receipt, Session, TakenOver, Will
+from har_edge.messaging.memory import MemoryBroker
+from har_edge.messaging.mqtt import Client, open_bus
+from har_edge.messaging.status import NodeStatus, State, encode_status
+
+_names = (f"t{random.SystemRandom().randrange(10**9)}-{count}" for count in itertools.count())
+
+
+@dataclass
+class World:
+    """Opens buses of one kind and closes them all."""
+
+    open: Callable[[Session], Bus]
+    buses: list[Bus] = field(default_factory=list)
+
+    def bus(self, client_id: str | None = None, **options: object) -> Bus:
+        bus = self.open(Session(client_id or next(_names), **options))  # type: ignore[arg-type]
+        self.buses.append(bus)
+        return bus
+
+
+@pytest.fixture(params=["memory", "paho", "native"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    if request.param == "memory":
+        world = World(MemoryBroker().connect)
+    else:
+        broker: Mosquitto = request.getfixturevalue("mosquitto")
+        if request.param == "native":
+            pytest.importorskip("mqtt5")
+        world = World(lambda session: open_bus(broker.address, session, Client(request.param)))
+    yield world
+    for bus in world.buses:
+        bus.close(forget=True)
+
+
+def until(bus: Bus, done: Callable[[], object], others: tuple[Bus, ...] = (), seconds: float = 10.0) -> list[Delivery]:
+    """Poll until something holds; return all that came meanwhile."""
+    came: list[Delivery] = []
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"not done after {seconds} s; came: {came}"
+        came += bus.poll(0.02)
+        for other in others:
+            other.poll(0.0)
+    return came
+
+
+def collect(bus: Bus, count: int, others: tuple[Bus, ...] = ()) -> list[Delivery]:
+    came: list[Delivery] = []
+    deadline = time.monotonic() + 10
+    while len(came) < count:
+        assert time.monotonic() < deadline, f"{len(came)} of {count} came"
+        came += bus.poll(0.02)
+        for other in others:
+            other.poll(0.0)
+    return came
+
+
+def ready(bus: Bus, *filters: str) -> Bus:
+    bus.subscribe(filters)
+    until(bus, lambda: bus.connected)
+    return bus
+
+
+def test_delivers_in_order_and_reports_safety(world: World) -> None:
+    topic = next(_names)
+    receiver, sender = ready(world.bus(), f"{topic}/+"), world.bus()
+    receipts: list[Receipt] = []
+    for number in range(50):
+        sender.publish(f"{topic}/a", str(number).encode(), receipt=receipts.append)
+    assert sender.unsent == 50
+    came = collect(receiver, 50, (sender,))
+    assert [int(delivery.payload) for delivery in came] == list(range(50))
+    until(sender, lambda: len(receipts) == 50)
+    assert set(receipts) == {Receipt.SAFE} and sender.unsent == 0
+
+
+def test_says_that_nobody_listens(world: World) -> None:
+    sender = world.bus()
+    receipts: list[Receipt] = []
+    sender.publish(next(_names), b"x", receipt=receipts.append)
+    until(sender, lambda: receipts)
+    assert receipts == [Receipt.UNHEARD]
+
+
+def test_unacknowledged_deliveries_come_again_to_the_next_owner_of_the_session(world: World) -> None:
+    topic, name = next(_names), next(_names)
+    first, sender = ready(world.bus(name, expiry_s=60), topic), world.bus()
+    for number in range(4):
+        sender.publish(topic, str(number).encode())
+    came = collect(first, 4, (sender,))
+    first.acknowledge(came[0])
+    first.acknowledge(came[1])
+    first.poll(0.05)
+    first.close()
+    sender.publish(topic, b"4")
+    until(sender, lambda: sender.unsent == 0)
+    second = world.bus(name, expiry_s=60)
+    again = collect(second, 3)
+    assert [delivery.payload for delivery in again] == [b"2", b"3", b"4"]
+    assert [delivery.duplicate for delivery in again] == [True, True, False]
+
+
+def test_acknowledgements_out_of_order_wait_for_the_earlier_ones(world: World) -> None:
+    topic, name = next(_names), next(_names)
+    first, sender = ready(world.bus(name, expiry_s=60), topic), world.bus()
+    for number in range(3):
+        sender.publish(topic, str(number).encode())
+    came = collect(first, 3, (sender,))
+    first.acknowledge(came[2])
+    first.poll(0.05)
+    first.close()
+    second = world.bus(name, expiry_s=60)
+    assert [delivery.payload for delivery in collect(second, 3)] == [b"0", b"1", b"2"]
+
+
+def test_receive_max_bounds_what_is_under_way(world: World) -> None:
+    topic = next(_names)
+    receiver, sender = ready(world.bus(receive_max=5), topic), world.bus()
+    for number in range(12):
+        sender.publish(topic, str(number).encode())
+    until(sender, lambda: sender.unsent == 0)
+    came = collect(receiver, 5)
+    came += receiver.poll(0.2)
+    assert len(came) == 5
+    while len(came) < 12:
+        for delivery in came[-5:]:
+            receiver.acknowledge(delivery)
+        came += collect(receiver, 1)
+    assert [int(delivery.payload) for delivery in came] == list(range(12))
+
+
+def test_a_second_client_takes_the_session_over(world: World) -> None:
+    topic, name, status = next(_names), next(_names), next(_names)
+    claims = [Claim(status, f"{name}-{started}", float(started)) for started in (1, 2)]
+    first, sender = ready(world.bus(name, expiry_s=60, claim=claims[0]), topic), world.bus()
+    sender.publish(topic, b"held by the first")
+    collect(first, 1, (sender,))
+    second = world.bus(name, expiry_s=60, claim=claims[1])
+    birth = NodeStatus(node="n", role="stage", state=State.READY, instance=claims[1].instance, started=2.0)
+    sender.publish(status, encode_status(birth), retain=True)
+    until(sender, lambda: sender.unsent == 0)
+    with pytest.raises(TakenOver, match=name):
+        until(first, lambda: False)
+    assert [delivery.payload for delivery in collect(second, 1)] == [b"held by the first"]
+
+
+def test_retained_messages_greet_and_the_will_is_kept(world: World) -> None:
+    topic = next(_names)
+    sender = world.bus(will=Will(topic, b"lost"))
+    sender.publish(topic, b"ready", retain=True)
+    until(sender, lambda: sender.unsent == 0)
+    receiver = world.bus()
+    receiver.subscribe([topic])
+    came = collect(receiver, 1)
+    assert (came[0].payload, came[0].retained) == (b"ready", True)
+    receiver.acknowledge(came[0])
+    sender.close()
+    assert receiver.poll(0.2) == [] or receiver.poll(0.2) == ()
+    sender.publish(topic, b"")
+
+
+def test_large_and_empty_payloads_pass(world: World) -> None:
+    topic = next(_names)
+    receiver, sender = ready(world.bus(), topic), world.bus()
+    large = random.Random(0).randbytes(3_000_000)
+    sender.publish(topic, large)
+    sender.publish(topic, b"")
+    assert [delivery.payload for delivery in collect(receiver, 2, (sender,))] == [large, b""]
+
+
+def test_a_payload_above_the_limit_is_withheld_and_nothing_else_is_lost(world: World) -> None:
+    topic = next(_names)
+    receiver, sender = ready(world.bus(max_packet_bytes=5000), topic), world.bus()
+    for payload in (b"before", bytes(6000), b"after"):
+        sender.publish(topic, payload)
+    assert [delivery.payload for delivery in collect(receiver, 2, (sender,))] == [b"before", b"after"]
+
+
+def test_counts_traffic(world: World) -> None:
+    topic = next(_names)
+    receiver, sender = ready(world.bus(), topic), world.bus()
+    before = receiver.traffic.received_bytes
+    sender.publish(topic, bytes(1000))
+    collect(receiver, 1, (sender,))
+    until(sender, lambda: sender.unsent == 0)
+    assert sender.traffic.published == receiver.traffic.received == 1
+    assert sender.traffic.sent_bytes >= 1000 and receiver.traffic.received_bytes - before >= 1000
+
+
+@pytest.mark.parametrize("client", [Client.PAHO, Client.NATIVE])
+def test_an_unreachable_broker_is_named(client: Client) -> None:
+    from har_edge.messaging.address import Address
+
+    with pytest.raises(BrokerError, match=r"no broker at mqtt://127\.0\.0\.1:1: .*start one with `har-edge broker`"):
+        open_bus(Address("127.0.0.1", 1), Session("x"), client)
