@@ -90,7 +90,7 @@ def check_cuts(cuts: Sequence[Cut], wanted: Sequence[int]) -> list[int]:
             raise CutError(f"cut {index} is out of range; this model can be cut before operators {legal}")
         cut = cuts[index - 1]
         if cut.refusal:
-            raise CutError(f"cannot cut before operator {index} ({cut.after}): {cut.refusal}; use --list to see other cuts")
+            raise CutError(f"cannot cut before operator {index} ({cut.after}): {cut.refusal}; --list shows other cuts")
     return sorted(set(wanted))
 
 
@@ -213,13 +213,14 @@ def slice_refusal(graph: Graph, flow: Flow, start: int, stop: int) -> str | None
     own = [operator for operator in graph.operators[start:stop] if operator.index not in flow.folded]
     if not own:
         return f"{which} only prepare constants"
-    outside = {
-        i for operator in own for i in operator.inputs if i in graph.inputs or start > flow.maker.get(i, start)
-    } - {i for i, maker in flow.maker.items() if maker in flow.folded}
-    if not outside:
+    here = range(start, stop)
+    fed = {i for operator in own for i in operator.inputs if i in graph.inputs or i in flow.maker}
+    if all(i in flow.maker and (flow.maker[i] in here or flow.maker[i] in flow.folded) for i in fed):
         return f"{which} need no input, so nothing would start them"
-    made = {i for operator in graph.operators[start:stop] for i in operator.outputs}
-    wanted = any(flow.last_reader.get(i, -1) >= stop or i in graph.outputs for i in made)
+    made = {i: maker for i, maker in flow.maker.items() if maker in here}
+    wanted = any(i in graph.outputs for i in made) or any(
+        flow.last_reader.get(i, -1) >= stop for i, maker in made.items() if maker not in flow.folded
+    )
     passed = stop == len(graph.operators) and any(i not in flow.maker for i in graph.outputs)
     if not (wanted or passed):
         return f"{which} make nothing that is needed later"

@@ -55,7 +55,7 @@ def load_manifest(path: Path) -> SliceManifest:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{file} is no manifest of slices: {error}; make it anew with 'har-edge slice'") from error
     if manifest.version != VERSION:
-        raise ModelError(f"{file} has version {manifest.version}, expected {VERSION}; make it anew with 'har-edge slice'")
+        raise ModelError(f"{file} has version {manifest.version}, expected {VERSION}; cut the model again")
     for entry in manifest.slices:
         if Path(entry.file).name != entry.file or entry.file in ("", ".", ".."):
             raise ModelError(f"{file} names slice {entry.file!r}, expected a plain file name in the same folder")
@@ -71,7 +71,7 @@ def verify_hashes(manifest: SliceManifest, folder: Path) -> None:
         except OSError as error:
             raise ModelError(f"cannot read slice {path}: {error.strerror}; cut the model again") from error
         if found != entry.sha256:
-            raise ModelError(f"slice {path} has sha256 {found}, but the manifest says {entry.sha256}; cut the model again")
+            raise ModelError(f"slice {path} has sha256 {found}, expected {entry.sha256}; cut the model again")
 
 
 def file_sha256(path: Path) -> str:
