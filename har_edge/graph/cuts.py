@@ -66,32 +66,32 @@ def spec(tensor: Tensor) -> TensorSpec:
 
 def list_cuts(model: Model) -> list[Cut]:
     """Return every place between two operators of the main graph, in order; refused ones carry the reason."""
-    graph, flow = model.main, trace(model)
-    cuts = []
-    for index in range(1, len(graph.operators)):
-        crossing = tuple(graph.tensors[i] for i in crossing_tensors(flow, index))
-        cuts.append(
-            Cut(
-                index=index,
-                before=graph.operators[index - 1].name,
-                after=graph.operators[index].name,
-                crossing=tuple(Crossing(spec(tensor), tensor.bytes) for tensor in crossing),
-                refusal=_refusal(graph, flow, index, crossing),
-            )
-        )
-    return cuts
+    flow = trace(model)
+    return [_cut(model.main, flow, index) for index in range(1, len(model.main.operators))]
 
 
-def check_cuts(cuts: Sequence[Cut], wanted: Sequence[int]) -> list[int]:
+def check_places(graph: Graph, flow: Flow, wanted: Sequence[int]) -> list[int]:
     """Return `wanted` in order, each once. Raises CutError for one that is out of range or refused."""
+    n = len(graph.operators)
     for index in wanted:
-        if not 1 <= index <= len(cuts):
-            legal = f"1 to {len(cuts)}" if cuts else "none: it has one operator"
+        if not 1 <= index < n:
+            legal = f"1 to {n - 1}" if n > 1 else "nowhere, it has one operator"
             raise CutError(f"cut {index} is out of range; this model can be cut before operators {legal}")
-        cut = cuts[index - 1]
+        cut = _cut(graph, flow, index)
         if cut.refusal:
             raise CutError(f"cannot cut before operator {index} ({cut.after}): {cut.refusal}; --list shows other cuts")
     return sorted(set(wanted))
+
+
+def _cut(graph: Graph, flow: Flow, index: int) -> Cut:
+    crossing = tuple(graph.tensors[i] for i in crossing_tensors(flow, index))
+    return Cut(
+        index=index,
+        before=graph.operators[index - 1].name,
+        after=graph.operators[index].name,
+        crossing=tuple(Crossing(spec(tensor), tensor.bytes) for tensor in crossing),
+        refusal=_refusal(graph, flow, index, crossing),
+    )
 
 
 def crossing_tensors(flow: Flow, index: int) -> list[int]:

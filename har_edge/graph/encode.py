@@ -228,8 +228,9 @@ def _tensor_map(name: str | bytes, index: int) -> Any:
 
 def _scale_tensors(raw: Any) -> tuple[int, ...]:
     """Return the tensors that hold the scales of a blockwise quantised one."""
-    details: Any = raw.quantization.details if raw.quantization is not None else None
-    if not isinstance(details, getattr(tflite, "BlockwiseQuantizationT", ())):
+    details: Any = None if raw.quantization is None else raw.quantization.details
+    # The class is missing from the schema of older releases.
+    if details is None or type(details).__name__ != "BlockwiseQuantizationT":
         return ()
     return tuple(index for index in (details.scales, details.zeroPoints) if index > 0)
 

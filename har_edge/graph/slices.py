@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from har_edge.errors import CutError
-from har_edge.graph.cuts import Flow, check_cuts, list_cuts, slice_refusal, spec, trace
+from har_edge.graph.cuts import Flow, check_places, slice_refusal, spec, trace
 from har_edge.graph.encode import Part, encode
 from har_edge.graph.manifest import TensorSpec
 from har_edge.graph.model import Graph, Model
@@ -34,7 +34,7 @@ def slice_model(model: Model, cuts: Sequence[int]) -> list[Slice]:
     Raises CutError for a cut that is out of range or refused, and for two cuts with nothing to run between them.
     """
     graph, flow = model.main, trace(model)
-    places = check_cuts(list_cuts(model), cuts) if cuts else []
+    places = check_places(graph, flow, cuts)
     bounds = [0, *places, len(graph.operators)]
     slices = []
     for start, stop in pairwise(bounds):

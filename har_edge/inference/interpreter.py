@@ -67,8 +67,9 @@ class Interpreter:
         """Return the outputs for one set of inputs, by name; the arrays are copies and belong to the caller.
 
         A dynamic dimension (-1 in the port's shape) takes any size; changing it makes the runtime allocate anew, which
-        costs far more than a run and zeroes recurrent state, so keep sizes steady. Raises MessageError for a missing or unknown name, a wrong
-        dtype or shape, and for values that an operator refuses.
+        costs far more than a run and zeroes recurrent state, so keep sizes steady.
+
+        Raises MessageError for a missing or unknown name, a wrong dtype or shape, and values an operator refuses.
         """
         if self._fit is None or len(values) != len(self._fit):
             self._refit(values)

@@ -1,0 +1,68 @@
+"""Write slices and their manifest into a folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from har_edge.errors import ConfigError, ModelError
+from har_edge.graph.manifest import FILE_NAME, VERSION, SliceEntry, SliceManifest, encode_manifest, load_manifest
+from har_edge.graph.model import Model
+from har_edge.graph.slices import Slice, write_slice
+
+
+def write_folder(model: Model, slices: Sequence[Slice], folder: Path) -> SliceManifest:
+    """Write `slice-0.tflite` ... and, last, `manifest.json`; each file appears whole or not at all.
+
+    Slices of an earlier cut in the same folder are replaced. Raises ConfigError when the folder holds other things.
+    """
+    stale = check_folder(folder)
+    entries = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, piece in enumerate(slices):
+            name = f"slice-{number}.tflite"
+            content = write_slice(model, piece)
+            _replace(folder / name, content)
+            entries.append(
+                SliceEntry(
+                    file=name,
+                    sha256=hashlib.sha256(content).hexdigest(),
+                    start=piece.start,
+                    stop=piece.stop,
+                    inputs=piece.inputs,
+                    outputs=piece.outputs,
+                )
+            )
+            del content  # or the next slice would be built while this one is still in memory
+        manifest = SliceManifest(VERSION, model.name, model.sha256, tuple(entries))
+        _replace(folder / FILE_NAME, encode_manifest(manifest))
+        for name in stale - {entry.file for entry in entries}:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {error.filename}: {error.strerror}; give another --out") from error
+    return manifest
+
+
+def check_folder(folder: Path) -> set[str]:
+    """Return the slices that an earlier cut left in `folder`. Raises ConfigError when it holds something else."""
+    if not folder.exists():
+        return set()
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, expected a folder for the slices; give another --out")
+    if not any(folder.iterdir()):
+        return set()
+    try:
+        return {entry.file for entry in load_manifest(folder).slices}
+    except ModelError as error:
+        raise ConfigError(
+            f"{folder} is not empty and holds no manifest of slices, so nothing is written there; "
+            "give a new folder with --out, or empty this one"
+        ) from error
+
+
+def _replace(path: Path, content: memoryview | bytes) -> None:
+    draft = path.with_name(path.name + ".part")
+    draft.write_bytes(content)
+    draft.replace(path)
