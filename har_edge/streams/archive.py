@@ -46,32 +46,48 @@ class DataFile:
             raise DataError(f"{self}: cannot be read: {error}; fetch or copy the file anew") from error
 
 
-def list_files(where: Path, description: StreamDescription) -> list[DataFile]:
-    """Return the recordings below a folder, in a zip, or the one file given.
+def find_files(where: Path, description: StreamDescription) -> list[DataFile]:
+    """Return the recordings below a folder, in a zip, or the one file given; none where there are none.
 
     A folder is searched with its immediate subfolders; only where it holds no file of the data set, its zips are.
-    Raises DataError where there is nothing, or where one file name appears twice.
+    Raises DataError where a zip is damaged, or where one file name appears twice.
     """
     pattern = description.files.pattern
     if where.is_dir():
         files = _list_folder(where, pattern)
-    elif not where.exists():
-        raise DataError(f"{where}: no such file or folder, expected recordings of {description.name}")
-    elif zipfile.is_zipfile(where):
+    elif is_zip(where):
         files = list_zip(where, pattern)
+    elif where.is_file() and re.fullmatch(pattern, where.name):
+        files = [DataFile(where, None, where.stat().st_size)]
     else:
-        files = [DataFile(where, None, where.stat().st_size)] if re.fullmatch(pattern, where.name) else []
-    if not files:
-        raise DataError(
-            f"{where}: no recordings of {description.name}, expected a folder, a zip or a file with names like "
-            f"{pattern}{_advice(description)}"
-        )
+        files = []
     seen: dict[str, DataFile] = {}
     for file in files:
         if file.name in seen:
             raise DataError(f"{seen[file.name]} and {file} have one name, expected each file once; remove one of them")
         seen[file.name] = file
     return files
+
+
+def list_files(where: Path, description: StreamDescription) -> list[DataFile]:
+    """Return the recordings that `find_files` finds; DataError where there are none."""
+    if not where.exists():
+        raise DataError(f"{where}: no such file or folder, expected recordings of {description.name}")
+    files = find_files(where, description)
+    if not files:
+        raise DataError(
+            f"{where}: no recordings of {description.name}, expected a folder, a zip or a file with names like "
+            f"{description.files.pattern}{_advice(description)}"
+        )
+    return files
+
+
+def is_zip(path: Path) -> bool:
+    """Tell whether a file is a zip, or was one before it was damaged."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04" or path.suffix.lower() == ".zip"
 
 
 def list_zip(path: Path, pattern: str) -> list[DataFile]:

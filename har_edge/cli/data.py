@@ -1,0 +1,154 @@
+"""Bring the recordings, and say what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from har_edge.cli.options import add_data
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from har_edge.streams.description import StreamDescription
+    from har_edge.streams.recording import Recording
+    from har_edge.streams.summary import Share
+
+NAME = "data"
+HELP = "bring the recordings, or say what is in them"
+URL = "https://archive.ics.uci.edu/static/public/319/mhealth+dataset.zip"
+LICENCE = "mHealth, Banos et al. 2014, UCI Machine Learning Repository 319, CC BY 4.0"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add `fetch` and `info` and their options."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    fetch = actions.add_parser("fetch", help="bring mHealth into a folder", description="Bring mHealth into a folder.")
+    fetch.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where to (default: data)")
+    origin = fetch.add_mutually_exclusive_group()
+    origin.add_argument("--from", dest="origin", type=Path, metavar="ZIP|DIR", help="copy from here, not the network")
+    origin.add_argument("--url", default=URL, help="download from here (default: %(default)s)")
+    info = actions.add_parser(
+        "info",
+        help="print rows, segments and seconds by subject and activity",
+        description="Print rows, segments and seconds by subject and activity.",
+    )
+    add_data(info)
+    info.add_argument(
+        "--description", default="mhealth", metavar="NAME|TOML", help="what the files look like (default: mhealth)"
+    )
+    info.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `har-edge data fetch` or `har-edge data info`."""
+    return _fetch(args) if args.action == "fetch" else _info(args)
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from har_edge.errors import DataError
+    from har_edge.streams.archive import list_files
+    from har_edge.streams.description import load_description
+    from har_edge.streams.install import install
+
+    description = load_description("mhealth")
+    try:
+        files = list_files(args.out, description)
+    except DataError:
+        place = install(args.origin, args.out, description) if args.origin else _download(args, description)
+        print(f"{place}: {len(list_files(args.out, description))} recordings ({LICENCE})")
+    else:
+        print(f"{args.out}: {len(files)} recordings are already here; remove them to fetch anew")
+    return 0
+
+
+def _download(args: argparse.Namespace, description: StreamDescription) -> Path:
+    from har_edge.cli.download import download, forget
+    from har_edge.errors import DataError
+    from har_edge.streams.install import install
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    part = args.out / "MHEALTHDATASET.zip.part"
+    with _progress() as bar:
+        task = bar.add_task("mHealth", total=None)
+        download(args.url, part, lambda done, total: bar.update(task, completed=done, total=total))
+    try:
+        place = install(part, args.out, description)
+    except DataError as error:
+        forget(part)
+        raise DataError(f"{args.url}: what came is not mHealth: {error}") from error
+    forget(part)
+    return place
+
+
+def _progress() -> AbstractContextManager[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=Console(file=sys.stderr))
+
+
+def _info(args: argparse.Namespace) -> int:
+    from har_edge.streams.description import load_description
+    from har_edge.streams.locate import SYNTHETIC_NOTICE, find_data, load_recordings
+    from har_edge.streams.summary import summarize
+
+    description = load_description(args.description)
+    where = find_data(args.data, description)
+    recordings = load_recordings(where, description, keep_null=True)
+    if where is None:
+        print(SYNTHETIC_NOTICE, file=sys.stderr)
+    shares = [share for recording in recordings for share in summarize(recording, description.labels)]
+    if args.json:
+        _print_json(where, description, recordings, shares)
+    else:
+        _print_table(where, description, shares)
+    return 0
+
+
+def _print_json(
+    where: Path | None, description: StreamDescription, recordings: list[Recording], shares: list[Share]
+) -> None:
+    from dataclasses import asdict
+
+    document = {
+        "data": None if where is None else str(where),
+        "real": where is not None,
+        "description": description.name,
+        "rate_hz": description.rate_hz,
+        "sources": {source.name: source.channels for source in description.sources},
+        "rows": sum(len(recording) for recording in recordings),
+        "activities": [asdict(share) for share in shares],
+    }
+    print(json.dumps(document, indent=2))
+
+
+def _print_table(where: Path | None, description: StreamDescription, shares: list[Share]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    origin = "synthetic data" if where is None else f"real recordings from {where}"
+    sources = ", ".join(f"{source.name} ({len(source.channels)} channels)" for source in description.sources)
+    table = Table(box=box.SIMPLE, title_justify="left")
+    for heading in ("subject", "label", "activity", "rows", "segments", "seconds"):
+        table.add_column(heading, justify="left" if heading in ("subject", "activity") else "right")
+    streams = list(dict.fromkeys(share.stream for share in shares))
+    for stream in streams:
+        own = [share for share in shares if share.stream == stream]
+        for index, share in enumerate(own):
+            table.add_row(stream if index == 0 else "", str(share.label), share.activity, *_numbers([share]))
+        table.add_row("", "", "all", *_numbers(own), end_section=True)
+    table.add_row("all", "", "all", *_numbers(shares))
+    print(f"{description.name}: {origin}; {description.rate_hz:g} Hz; {sources}")
+    Console().print(table)
+
+
+def _numbers(shares: list[Share]) -> tuple[str, str, str]:
+    rows, segments = sum(share.rows for share in shares), sum(share.segments for share in shares)
+    return f"{rows:,}", f"{segments:,}", f"{sum(share.seconds for share in shares):,.1f}"

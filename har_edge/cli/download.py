@@ -1,0 +1,125 @@
+"""A file over HTTP that survives interruptions: what has come is kept, and the rest is asked for."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from har_edge.errors import DataError
+
+MAX_BYTES = 1 << 31
+TIMEOUT_S = 60.0
+_BLOCK = 1 << 16
+
+Progress = Callable[[int, "int | None"], None]
+
+
+def download(url: str, part: Path, progress: Progress) -> None:
+    """Bring a URL into the file `part`, going on where an earlier call stopped.
+
+    The rest is asked for by Range, with If-Range (RFC 9110, sections 13.1.5 and 14.2) where the server gave a
+    validator, so that a file changed meanwhile, or a server that knows no ranges, makes it begin anew. `progress` is
+    called with bytes so far and in all (None where the server does not say). Raises DataError for a failure; `part`
+    then holds what came.
+    """
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise DataError(f"{url}: expected an address that begins with https:// or http://")
+    done = part.stat().st_size if part.exists() else 0
+    validator = _load_validator(part, url) if done else None
+    if done and validator is None:
+        done = 0
+    try:
+        with _open(url, done, validator) as response:
+            _receive(url, response, part, done, progress)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not done:
+                raise DataError(
+                    f"{url}: the server answers {error.code} {error.reason}; is the address right?"
+                ) from error
+            complete = error.headers.get("Content-Range") == f"bytes */{done}"
+        if not complete:
+            forget(part)
+            download(url, part, progress)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DataError(f"{url}: {reason}; what came so far is kept: mend the cause and run again") from error
+
+
+def forget(part: Path) -> None:
+    """Remove an unfinished download, so that the next one begins anew."""
+    part.unlink(missing_ok=True)
+    _note(part).unlink(missing_ok=True)
+
+
+def _open(url: str, done: int, validator: str | None) -> http.client.HTTPResponse:
+    # Compressed on the way, a byte range would not be one of the file.
+    headers = {"User-Agent": "har-edge", "Accept-Encoding": "identity"}
+    if done:
+        headers["Range"] = f"bytes={done}-"
+        if validator:
+            headers["If-Range"] = validator
+    response: http.client.HTTPResponse = urllib.request.urlopen(
+        urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S
+    )
+    return response
+
+
+def _receive(url: str, response: http.client.HTTPResponse, part: Path, done: int, progress: Progress) -> None:
+    total: int | None
+    if response.status == http.client.PARTIAL_CONTENT:
+        came = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        if not came or int(came[1]) != done:
+            raise DataError(f"{url}: the server sends another range than {done} to the end; run again")
+        total = int(came[2])
+    else:
+        done = 0
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else None
+    if (total or 0) > MAX_BYTES:
+        raise DataError(f"{url}: {total} bytes, expected at most {MAX_BYTES}; is the address right?")
+    with part.open("ab" if done else "wb") as file:
+        _store_validator(part, url, response)
+        done = _copy(url, response, file, done, total, progress)
+    if total is not None and done < total:
+        raise DataError(f"{url}: the connection ended after {done} of {total} bytes; run again to go on from there")
+
+
+def _copy(
+    url: str, response: http.client.HTTPResponse, file: IO[bytes], done: int, total: int | None, progress: Progress
+) -> int:
+    progress(done, total)
+    while block := response.read(_BLOCK):
+        done += len(block)
+        if done > MAX_BYTES:
+            raise DataError(f"{url}: more than {MAX_BYTES} bytes; is the address right?")
+        file.write(block)
+        progress(done, total)
+    return done
+
+
+def _note(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _store_validator(part: Path, url: str, response: http.client.HTTPResponse) -> None:
+    etag = response.headers.get("ETag", "")
+    # A weak ETag promises the same meaning, not the same bytes.
+    validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+    _note(part).write_text(json.dumps({"url": url, "validator": validator}), "utf-8")
+
+
+def _load_validator(part: Path, url: str) -> str | None:
+    """Return the validator of an unfinished download, "" where it has none, None where it is not of this URL."""
+    try:
+        note = json.loads(_note(part).read_text("utf-8"))
+        return str(note["validator"]) if note["url"] == url else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
