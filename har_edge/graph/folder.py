@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from har_edge.errors import ConfigError, ModelError
 from har_edge.graph.manifest import FILE_NAME, VERSION, SliceEntry, SliceManifest, encode_manifest, load_manifest
 from har_edge.graph.model import Model
 from har_edge.graph.slices import Slice, write_slice
+
+_DRAFT = ".part"
+_OWN = re.compile(r"slice-\d+\.tflite(\.part)?")
 
 
 def write_folder(model: Model, slices: Sequence[Slice], folder: Path) -> SliceManifest:
@@ -51,8 +55,9 @@ def check_folder(folder: Path) -> set[str]:
         return set()
     if not folder.is_dir():
         raise ConfigError(f"{folder} is a file, expected a folder for the slices; give another --out")
-    if not any(folder.iterdir()):
-        return set()
+    names = {path.name for path in folder.iterdir()}
+    if FILE_NAME not in names and all(_OWN.fullmatch(name) for name in names):
+        return {name for name in names if not name.endswith(_DRAFT)}  # what an interrupted cut left behind
     try:
         return {entry.file for entry in load_manifest(folder).slices}
     except ModelError as error:
@@ -63,6 +68,6 @@ def check_folder(folder: Path) -> set[str]:
 
 
 def _replace(path: Path, content: memoryview | bytes) -> None:
-    draft = path.with_name(path.name + ".part")
+    draft = path.with_name(path.name + _DRAFT)
     draft.write_bytes(content)
     draft.replace(path)

@@ -1,0 +1,166 @@
+"""What `har-edge slice` prints: as text for people, or as one JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from har_edge.graph.cuts import Cut
+from har_edge.graph.manifest import SliceManifest, TensorSpec
+from har_edge.graph.model import Model
+from har_edge.graph.schema import text
+from har_edge.inference.measure import Segment
+from har_edge.inference.verify import CutCheck
+
+_NAME_WIDTH = 48  # converters write names of several hundred characters; --json has them in full
+
+
+class PlannedSlice(msgspec.Struct, frozen=True):
+    """One slice as written; `predicted_s` is None when nothing was measured."""
+
+    file: str
+    start: int
+    stop: int
+    file_bytes: int
+    predicted_s: float | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """Outcome of `--check`: cuts that were compared, refused ones, and what differed by cuts."""
+
+    compared: int
+    refused: int
+    unequal: list[CutCheck]
+
+
+class Report(msgspec.Struct):
+    """Collects results; a field that was not asked for stays None."""
+
+    model: str
+    sha256: str
+    operators: int
+    legal_cuts: int
+    refused_cuts: int
+    notes: list[str]
+    cuts: list[Cut] | None = None
+    check: Checked | None = None
+    slices: list[PlannedSlice] | None = None
+    out: str | None = None
+
+    def say(self, note: str) -> None:
+        """Add a remark for the reader."""
+        self.notes.append(note)
+
+    def add_cuts(self, cuts: Sequence[Cut]) -> None:
+        """Show every cut."""
+        self.cuts = list(cuts)
+
+    def add_checks(self, checks: Sequence[CutCheck], cuts: Sequence[Cut]) -> bool:
+        """Show what the comparison found; return whether all was equal."""
+        unequal = [check for check in checks if check.difference is not None]
+        self.check = Checked(len(checks), sum(cut.refusal is not None for cut in cuts), unequal)
+        return not unequal
+
+    def differs(self, chosen: Sequence[int]) -> bool:
+        """Return whether the comparison found these cuts to differ from the whole."""
+        return self.check is not None and any(set(check.cuts) == set(chosen) for check in self.check.unequal)
+
+    def add_slices(self, manifest: SliceManifest, folder: Path, segments: Sequence[Segment]) -> None:
+        """Show what was written."""
+        self.out = str(folder)
+        self.slices = [
+            PlannedSlice(
+                file=entry.file,
+                start=entry.start,
+                stop=entry.stop,
+                file_bytes=(folder / entry.file).stat().st_size,
+                predicted_s=sum(s.seconds for s in segments if entry.start <= s.start < entry.stop) or None,
+                inputs=entry.inputs,
+                outputs=entry.outputs,
+            )
+            for entry in manifest.slices
+        ]
+
+    def print(self, *, as_json: bool) -> None:
+        """Print all of it."""
+        if as_json:
+            print(msgspec.json.encode(self).decode())
+            return
+        print(
+            f"{self.model}: {self.operators} operators, {self.legal_cuts} cuts, {self.refused_cuts} refused, "
+            f"sha256 {self.sha256}"
+        )
+        for lines in (_cut_lines(self.cuts), _check_lines(self.check), _slice_lines(self.slices, self.out)):
+            if lines:
+                print("\n" + "\n".join(lines))
+        for note in self.notes:
+            print(f"\nnote: {note}")
+
+
+def start(model: Model, cuts: Sequence[Cut]) -> Report:
+    """Return the report of a model, with a note on what a cut leaves out."""
+    refused = sum(cut.refusal is not None for cut in cuts)
+    others = [text(s.signatureKey) for s in model.raw.signatureDefs if s.subgraphIndex != 0]
+    notes = []
+    if others:
+        notes.append(f"slices hold the first graph only; the signatures {', '.join(others)} are left out")
+    return Report(model.name, model.sha256, len(model.main.operators), len(cuts) - refused, refused, notes)
+
+
+def _cut_lines(cuts: Sequence[Cut] | None) -> list[str]:
+    if cuts is None:
+        return []
+    rows = [("cut", "before it", "after it", "bytes", "tensors that cross")]
+    for cut in cuts:
+        crossing = ", ".join(_tensor(item.tensor) for item in cut.crossing) or "none"
+        what = crossing if cut.refusal is None else f"refused: {cut.refusal}"
+        rows.append((str(cut.index), cut.before, cut.after, str(cut.bytes) if cut.refusal is None else "-", what))
+    return _table(rows, right={0, 3})
+
+
+def _check_lines(check: Checked | None) -> list[str]:
+    if check is None:
+        return []
+    lines = [f"cuts {','.join(map(str, item.cuts)) or 'none'}: {item.difference}" for item in check.unequal]
+    outcome = f"{len(check.unequal)} not equal" if check.unequal else "all equal, bit for bit"
+    return [*lines, f"check: {check.compared} ways to cut compared with the whole model, {outcome}"]
+
+
+def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None) -> list[str]:
+    if slices is None:
+        return []
+    rows = [("slice", "operators", "predicted", "size", "takes", "gives")]
+    for item in slices:
+        rows.append(
+            (
+                item.file,
+                f"{item.start} to {item.stop - 1}",
+                "-" if item.predicted_s is None else f"{item.predicted_s * 1e3:.3f} ms",
+                f"{item.file_bytes / 1e3:.1f} kB",
+                ", ".join(_tensor(tensor) for tensor in item.inputs),
+                ", ".join(_tensor(tensor) for tensor in item.outputs),
+            )
+        )
+    slowest = max((item.predicted_s or 0.0 for item in slices), default=0.0)
+    last = [f"slowest slice: {slowest * 1e3:.3f} ms, at most {1 / slowest:.0f} windows/s"] if slowest else []
+    return [*_table(rows, right={2, 3}), *last, f"written to {out}"]
+
+
+def _tensor(tensor: TensorSpec) -> str:
+    name = tensor.name if len(tensor.name) <= _NAME_WIDTH else "…" + tensor.name[1 - _NAME_WIDTH :]
+    return f"{name} {tensor.dtype}[{','.join('?' if n == -1 else str(n) for n in tensor.shape)}]"
+
+
+def _table(rows: Sequence[Sequence[str]], right: set[int]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
