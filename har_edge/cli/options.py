@@ -1,9 +1,26 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what they mean."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from har_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from har_edge.messaging.bus import Bus, Session
+    from har_edge.messaging.mqtt import Client, Protocol
+    from har_edge.nodes.loop import Identity
+    from har_edge.planning.pipeline import Pipeline
+    from har_edge.streams.description import StreamDescription
+    from har_edge.streams.recording import Recording
+
+EXIT_TAKEN_OVER = 3
+SYNTHETIC_SUBJECTS = ("subject7", "subject8")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -14,3 +31,156 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="folder, zip or file with recordings (default: $HAR_EDGE_DATA, then ./data)",
     )
+
+
+def add_broker(parser: argparse.ArgumentParser, *, embedded: bool = False) -> None:
+    """Add the options that name the broker and the credentials."""
+    default = "one of its own" if embedded else "the one in the pipeline file"
+    group = parser.add_argument_group("broker")
+    group.add_argument("--broker", metavar="URL", help=f"mqtt[s]://HOST[:PORT] (default: {default})")
+    group.add_argument("--username", metavar="NAME", help="user (default: $HAR_EDGE_USERNAME)")
+    group.add_argument("--password-file", metavar="FILE", help="file with the password (default: $HAR_EDGE_PASSWORD)")
+    group.add_argument("--ca-file", metavar="FILE", help="PEM file of the authority to trust, for mqtts://")
+    group.add_argument("--cert-file", metavar="FILE", help="PEM file with this client's certificate")
+    group.add_argument("--key-file", metavar="FILE", help="PEM file with this client's key")
+    group.add_argument("--client", choices=("auto", "paho", "native"), help="MQTT client (default: auto)")
+    group.add_argument("--protocol", choices=("5", "3.1.1"), help="MQTT version (default: 5)")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`: the pipeline file."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=Path("pipeline.toml"),
+        help="pipeline file, or the folder that `har-edge slice` made (default: ./pipeline.toml)",
+    )
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add `--verbose`: log more."""
+    parser.add_argument("--verbose", action="store_true", help="log more to standard error")
+
+
+def one_thread() -> None:
+    """Keep NumPy's linear algebra from starting threads: a node needs none, and each costs memory.
+
+    Must run before NumPy is imported.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def start_logging(args: argparse.Namespace) -> None:
+    """Send warnings, or everything with --verbose, to standard error."""
+    import logging
+
+    level = logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+
+
+def connect(args: argparse.Namespace, pipeline: Pipeline, session: Session) -> Bus:
+    """Open the bus that options and pipeline file ask for."""
+    from har_edge.messaging.address import read_address
+    from har_edge.messaging.mqtt import open_bus
+
+    settings, path = pipeline.config.broker, pipeline.folder
+
+    def choose(option: str | None, setting: str | None) -> Path | None:
+        if option is not None:
+            return Path(option)
+        return path / setting if setting is not None else None
+
+    address = read_address(
+        args.broker or settings.url,
+        username=args.username or settings.username,
+        password_file=choose(args.password_file, settings.password_file),
+        ca_file=choose(args.ca_file, settings.ca_file),
+        cert_file=choose(args.cert_file, settings.cert_file),
+        key_file=choose(args.key_file, settings.key_file),
+    )
+    return open_bus(address, session, chosen_client(args, pipeline), chosen_protocol(args, pipeline))
+
+
+def chosen_client(args: argparse.Namespace, pipeline: Pipeline) -> Client:
+    """Return the MQTT client that options and pipeline file ask for."""
+    from har_edge.messaging.mqtt import Client, choose_client
+
+    text = args.client or pipeline.config.broker.client
+    try:
+        return choose_client(Client(text), chosen_protocol(args, pipeline))
+    except ValueError:
+        raise ConfigError(f"client is {text!r}; expected auto, paho or native") from None
+
+
+def chosen_protocol(args: argparse.Namespace, pipeline: Pipeline) -> Protocol:
+    """Return the MQTT version that options and pipeline file ask for."""
+    from har_edge.messaging.mqtt import Protocol
+
+    text = args.protocol or pipeline.config.broker.protocol
+    try:
+        return Protocol(text)
+    except ValueError:
+        raise ConfigError(f"protocol is {text!r}; expected 5 or 3.1.1") from None
+
+
+def identity_of(args: argparse.Namespace, pipeline: Pipeline, node: str, role: str, detail: str) -> Identity:
+    """Return what a node says of itself."""
+    from har_edge.messaging.topics import check_id
+    from har_edge.nodes.build import topics_of
+    from har_edge.nodes.loop import Identity
+
+    check_id("name of the node", node)
+    return Identity(topics_of(pipeline), node, role, chosen_client(args, pipeline).value, detail)
+
+
+def subjects(text: str) -> list[str]:
+    """Read `7,8`, `1-6` or names of streams; numbers stand for subject<N>."""
+    names: list[str] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        first, dash, last = part.partition("-")
+        if first.isdecimal() and (not dash or last.isdecimal()):
+            names += [f"subject{number}" for number in range(int(first), int(last or first) + 1)]
+        else:
+            names.append(part)
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names no stream; expected numbers such as 7,8 or 1-6, or names")
+    return names
+
+
+def speed(text: str) -> float | None:
+    """Read a speed: a factor of real time, or `max` for none."""
+    if text == "max":
+        return None
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no speed; expected a factor above 0, or max")
+    return factor
+
+
+def positive(text: str) -> int:
+    """Read a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number above 0")
+    return int(text)
+
+
+def load_recordings(
+    args: argparse.Namespace, stream: StreamDescription, names: Sequence[str] | None, *, keep_null: bool = False
+) -> tuple[list[Recording], str]:
+    """Return the recordings asked for and where they are from; synthetic ones, and a notice, where there are none."""
+    from har_edge.streams.files import read_recordings
+    from har_edge.streams.locate import SYNTHETIC_NOTICE, find_data
+    from har_edge.streams.synthetic import synthesize
+
+    found = find_data(args.data, stream)
+    if found is not None:
+        return read_recordings(stream, found, names, keep_null=keep_null), f"real data from {found}"
+    if stream.name != "mhealth":
+        raise ConfigError(f"no recordings of {stream.name!r} found; name them with --data or HAR_EDGE_DATA")
+    print(SYNTHETIC_NOTICE, file=sys.stderr)
+    return synthesize(names or SYNTHETIC_SUBJECTS), "synthetic data"

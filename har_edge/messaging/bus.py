@@ -60,8 +60,8 @@ class Session:
 
     `client_id` names the session (a stage's, not a device's). With `expiry_s` > 0 the broker keeps subscriptions and
     unacknowledged messages that long after the client has gone. `receive_max` bounds the unacknowledged messages,
-    `max_packet_bytes` the size of one: the broker sends nothing larger. With a `claim`, a client that was cut off first looks
-    whether a younger process has the session now.
+    `max_packet_bytes` the size of one: the broker sends nothing larger. With a `claim`, a client that was cut off
+    first looks whether a younger process has the session now.
     """
 
     client_id: str

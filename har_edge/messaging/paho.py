@@ -59,10 +59,11 @@ class PahoBus:
         address: Address,
         session: Session,
         *,
+        mqtt5: bool = True,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        self._address, self._session, self._clock = address, session, clock
+        self._address, self._session, self._clock, self._mqtt5 = address, session, clock, mqtt5
         self._backoff = Backoff(rng or random.Random())
         self._traffic = Traffic()
         self._filters: list[str] = []
@@ -125,8 +126,10 @@ class PahoBus:
         while self._accepted and (self.unsent or self._client.want_write()) and self._clock() < deadline:
             self._turn(0.05)
         if self._accepted:
-            properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = 0 if forget else self._session.expiry_s
+            properties = None
+            if self._mqtt5:
+                properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
+                properties.SessionExpiryInterval = 0 if forget else self._session.expiry_s
             self._client.disconnect(properties=properties)
             while self._client.want_write() and self._client.socket() is not None:
                 self._client.loop_write()
@@ -138,7 +141,9 @@ class PahoBus:
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._session.client_id,
-            protocol=mqtt.MQTTv5,
+            protocol=mqtt.MQTTv5 if self._mqtt5 else mqtt.MQTTv311,
+            # Before MQTT 5 a session lasts or ends with the connection, as this says.
+            clean_session=None if self._mqtt5 else self._clean or not self._session.expiry_s,
             manual_ack=True,
             reconnect_on_failure=False,
         )
@@ -162,17 +167,19 @@ class PahoBus:
         return client
 
     def _open(self) -> None:
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = self._session.expiry_s
-        properties.ReceiveMaximum = self._session.receive_max
-        properties.MaximumPacketSize = self._session.max_packet_bytes
+        options: dict[str, Any] = {}
+        if self._mqtt5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = self._session.expiry_s
+            properties.ReceiveMaximum = self._session.receive_max
+            properties.MaximumPacketSize = self._session.max_packet_bytes
+            options = {"clean_start": self._clean, "properties": properties}
         try:
             self._client.connect(
                 self._address.host,
                 self._address.port,
                 self._session.keepalive_s,
-                clean_start=self._clean,
-                properties=properties,
+                **options,
             )
             connection = self._client.socket()
             if isinstance(connection, socket.socket):
@@ -189,7 +196,7 @@ class PahoBus:
         self._backoff.reset()
 
     def _connect_beside(self, session: Session) -> PahoBus:
-        bus = PahoBus(self._address, session)
+        bus = PahoBus(self._address, session, mqtt5=self._mqtt5)
         bus.connect()
         return bus
 
@@ -251,7 +258,10 @@ class PahoBus:
             self._traffic.sent_bytes += _publish_bytes(topic, payload)
 
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
-        _, packet_id = self._client.subscribe([(text, SubscribeOptions(qos=_QOS)) for text in filters])
+        if self._mqtt5:
+            _, packet_id = self._client.subscribe([(text, SubscribeOptions(qos=_QOS)) for text in filters])
+        else:
+            _, packet_id = self._client.subscribe([(text, _QOS) for text in filters])
         if packet_id is not None:
             self._subscribing[packet_id] = filters
 

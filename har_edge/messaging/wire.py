@@ -4,8 +4,8 @@ A message is a MessagePack array, so that any MessagePack library reads it:
 
     [version, stream, seq, epoch, captured, truth, [[name, dtype, shape, data], ...]]
 
-One message carries one window, or a batch of consecutive windows: then every tensor has the batch as its first
-dimension, and `captured` and `truth` have one entry a window.
+One message carries one window, or a batch of consecutive windows: `captured` and `truth` then have one entry a window,
+and the tensors have the batch as their first dimension (the stage that takes them checks that).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Message:
 
     `seq` is the number of the first window; `captured` holds, for each window, when its last sample was captured
     (seconds since the Unix epoch, by the sensor's clock); `truth` the recording's labels where they are known (None
-    stands for a window that has none). `tensors` maps names to arrays, each with the batch as first dimension.
+    stands for a window that has none). `tensors` maps names to arrays.
     """
 
     stream: str
@@ -87,15 +87,13 @@ _decode = msgspec.msgpack.Decoder(_Envelope).decode
 def encode(message: Message) -> bytes:
     """Return the bytes of a message.
 
-    Raises MessageError for a tensor whose dtype the wire does not know, or whose batch differs from the message's.
+    Raises MessageError for a tensor whose dtype the wire does not know.
     """
     tensors = []
     for name, array in message.tensors.items():
         code = _CODES.get(array.dtype)
         if code is None:
             raise MessageError(f"tensor {name!r} is {array.dtype}; expected one of {', '.join(DTYPES)} (little-endian)")
-        if not array.ndim or array.shape[0] != message.count:
-            raise MessageError(f"tensor {name!r} has shape {array.shape}; expected {message.count} windows first")
         tensors.append((name, code, array.shape, np.ascontiguousarray(array).data.cast("B") if array.size else b""))
     return _encode(
         (VERSION, message.stream, message.seq, message.epoch, message.captured, message.truth, tuple(tensors))
@@ -125,7 +123,7 @@ def decode(payload: bytes | memoryview, limit: int = MAX_PAYLOAD_BYTES) -> Messa
     for tensor in envelope.tensors:
         if tensor.name in tensors:
             raise MessageError(f"tensor {tensor.name!r} came twice in one message; expected each name once")
-        tensors[tensor.name] = _view(tensor, count)
+        tensors[tensor.name] = _view(tensor)
     return Message(envelope.stream, envelope.seq, envelope.epoch, envelope.captured, tensors, envelope.truth)
 
 
@@ -145,14 +143,10 @@ def _check_head(payload: bytes | memoryview, limit: int) -> None:
         )
 
 
-def _view(tensor: _Tensor, count: int) -> Array:
+def _view(tensor: _Tensor) -> Array:
     dtype = DTYPES.get(tensor.dtype)
     if dtype is None:
         raise MessageError(f"tensor {tensor.name!r} has dtype {tensor.dtype!r}; expected one of {', '.join(DTYPES)}")
-    if not 1 <= len(tensor.shape) <= MAX_RANK or tensor.shape[0] != count:
-        raise MessageError(
-            f"tensor {tensor.name!r} has shape {tensor.shape}; expected 1 to {MAX_RANK} dimensions, {count} first"
-        )
     expected = math.prod(tensor.shape) * dtype.itemsize
     if tensor.data.nbytes != expected:
         raise MessageError(

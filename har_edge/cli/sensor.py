@@ -1,0 +1,66 @@
+"""`har-edge sensor`: replay recordings as one source, or all sources, would send them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from har_edge.cli import options
+
+HELP = "replay recordings as the sensors would send them"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.add_config(parser)
+    options.add_data(parser)
+    parser.add_argument("--source", default="all", metavar="NAME", help="one source, or all (default: all)")
+    parser.add_argument(
+        "--subjects", type=options.subjects, metavar="LIST", help="streams to replay, such as 7,8 (default: all)"
+    )
+    parser.add_argument(
+        "--speed", type=options.speed, default=1.0, metavar="N|max", help="factor of real time (default: 1)"
+    )
+    parser.add_argument("--windows", type=options.positive, metavar="N", help="stop after N windows of each stream")
+    parser.add_argument("--batch", type=options.positive, default=1, metavar="N", help="windows a message (default: 1)")
+    parser.add_argument("--combine", action="store_true", help="one message for all sources instead of one each")
+    parser.add_argument(
+        "--in-flight",
+        type=int,
+        default=64,
+        metavar="N",
+        help="wait for results when N windows of a stream are on their way (default: 64; 0: never wait)",
+    )
+    parser.add_argument("--keep-null", action="store_true", help="replay rows without an activity (label 0) too")
+    parser.add_argument("--repeat", type=options.positive, default=1, metavar="N", help=argparse.SUPPRESS)
+    options.add_broker(parser)
+    options.add_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    options.one_thread()
+    options.start_logging(args)
+    from har_edge.messaging.bus import TakenOver
+    from har_edge.nodes.build import batches_of, build_sensor, topics_of
+    from har_edge.nodes.loop import Pace, SensorLoop, Stop
+    from har_edge.planning.pipeline import load_pipeline
+
+    stop = Stop().catch_signals()
+    pipeline = load_pipeline(args.config)
+    sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
+    sensor = build_sensor(pipeline, sources, combine=args.combine)
+    recordings, where = options.load_recordings(args, pipeline.stream, args.subjects, keep_null=args.keep_null)
+    detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
+    identity = options.identity_of(args, pipeline, f"sensor-{args.source}", "sensor", detail)
+    bus = options.connect(args, pipeline, identity.session(expiry_s=0))
+    print(f"sensor {args.source} ready: {detail}; MQTT client: {identity.client}", flush=True)
+    pace = Pace(in_flight=max(args.in_flight, args.batch if args.in_flight else 0), real_time=args.speed is not None)
+    loop = SensorLoop(bus, sensor, identity, pace, topics_of(pipeline))
+    batches = batches_of(pipeline, recordings, speed=args.speed, batch=args.batch, limit=args.windows)
+    try:
+        loop.run(batches, stop)
+    except TakenOver:
+        print(f"sensor {args.source}: another sensor of this name has connected; ending", file=sys.stderr)
+        return options.EXIT_TAKEN_OVER
+    counts = sensor.counters
+    print(f"sensor {args.source} done: {counts.windows} windows in {counts.messages} messages", flush=True)
+    return 0

@@ -1,0 +1,48 @@
+"""`har-edge stage`: run one slice of the model, on the device that fills the stage."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from har_edge.cli import options
+
+HELP = "run one slice of the model on this device"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.add_config(parser)
+    parser.add_argument("--index", type=int, required=True, metavar="N", help="which slice, from 0")
+    parser.add_argument("--threads", type=options.positive, default=1, metavar="N", help="threads to compute with")
+    parser.add_argument("--forget", action="store_true", help="on stopping, end the session: nothing is kept for it")
+    options.add_broker(parser)
+    options.add_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    options.one_thread()
+    options.start_logging(args)
+    from har_edge.messaging.bus import TakenOver
+    from har_edge.nodes.build import build_stage
+    from har_edge.nodes.loop import Stop, run_stage
+    from har_edge.planning.pipeline import load_pipeline
+
+    stop = Stop().catch_signals()
+    pipeline = load_pipeline(args.config)
+    stage = build_stage(pipeline, args.index, threads=args.threads)
+    entry = pipeline.wiring(args.index).entry
+    detail = f"slice {args.index}: operators {entry.start} to {entry.stop} of {pipeline.manifest.model}"
+    identity = options.identity_of(args, pipeline, f"stage-{args.index}", "stage", detail)
+    session = identity.session(
+        expiry_s=pipeline.config.session_expiry_s, max_payload_bytes=pipeline.config.max_payload_bytes
+    )
+    bus = options.connect(args, pipeline, session)
+    print(f"stage {args.index} ready: {detail}; MQTT client: {identity.client}", flush=True)
+    try:
+        run_stage(bus, stage, identity, stop, forget=args.forget)
+    except TakenOver:
+        print(f"stage {args.index}: another process has taken over this stage; ending", file=sys.stderr)
+        return options.EXIT_TAKEN_OVER
+    counts = stage.counters
+    print(f"stage {args.index} stopped: {counts.windows} windows, {counts.rejected} messages rejected", flush=True)
+    return 0

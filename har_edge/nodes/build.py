@@ -1,0 +1,103 @@
+"""Building nodes from a pipeline file."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from har_edge.errors import ConfigError
+from har_edge.inference.feed import make_feed
+from har_edge.inference.interpreter import load_slice
+from har_edge.messaging.topics import Topics
+from har_edge.nodes.loop import Batch
+from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.nodes.stage import Stage, StageSetup
+from har_edge.planning.pipeline import Pipeline
+from har_edge.reduction.catalog import make_reducer
+from har_edge.reduction.reducer import Reducer
+from har_edge.streams.recording import Recording
+from har_edge.streams.replay import replay
+
+
+def topics_of(pipeline: Pipeline) -> Topics:
+    """Return the topics of a pipeline."""
+    return Topics(pipeline.config.base, pipeline.config.name)
+
+
+def reducer_of(pipeline: Pipeline, source: str) -> Reducer:
+    """Return the reducer of a source; raises ConfigError when the pipeline takes no such source."""
+    task = pipeline.task
+    if source not in task.inputs:
+        raise ConfigError(f"source {source!r} came; expected one of {', '.join(task.inputs)}, which the model takes")
+    return make_reducer(task.inputs[source].reducer, task.stream.length, pipeline.channels(source))
+
+
+def build_stage(pipeline: Pipeline, index: int, *, threads: int = 1) -> Stage:
+    """Load slice `index` (its hash is checked first) and return its stage."""
+    wiring, task = pipeline.wiring(index), pipeline.task
+    folder = pipeline.folder / pipeline.config.slices
+    interpreter = load_slice(folder / wiring.entry.file, wiring.entry.sha256, threads=threads)
+    ports = {port.name: port for port in interpreter.inputs}
+    results = {port.name: port for port in interpreter.outputs}
+    feeds = {
+        source: make_feed(
+            source, reducer_of(pipeline, source), ports[tensor], task.stream.length, pipeline.channels(source)
+        )
+        for source, tensor in wiring.sources.items()
+    }
+    setup = StageSetup(
+        topics=topics_of(pipeline),
+        epoch=pipeline.config.epoch,
+        task=task,
+        wiring=wiring,
+        run=interpreter.run,
+        result_port=results[task.output] if wiring.answers else None,
+        feeds=feeds,
+        max_payload_bytes=pipeline.config.max_payload_bytes,
+        join_timeout_s=pipeline.config.join.timeout_s,
+        join_capacity=pipeline.config.join.capacity,
+    )
+    return Stage(setup, clock=time.time, monotonic=time.monotonic)
+
+
+def build_sensor(pipeline: Pipeline, sources: Sequence[str], *, combine: bool = False) -> Sensor:
+    """Return the sensor of one or several sources."""
+    setup = SensorSetup(
+        topics=topics_of(pipeline),
+        epoch=pipeline.config.epoch,
+        reducers={source: reducer_of(pipeline, source) for source in sources},
+        labels=frozenset(pipeline.task.label_ids),
+        combine=combine,
+    )
+    return Sensor(setup)
+
+
+def batches_of(
+    pipeline: Pipeline, recordings: Iterable[Recording], *, speed: float | None, batch: int, limit: int | None
+) -> Iterator[Batch]:
+    """Yield the windows of several recordings as they fall due, `batch` consecutive ones of a stream together.
+
+    `limit` bounds the windows of each stream.
+    """
+    stream = pipeline.task.stream
+
+    def of_one(recording: Recording) -> Iterator[Batch]:
+        due = itertools.islice(replay(recording, stream.length, stream.hop, speed), limit)
+        while group := list(itertools.islice(due, batch)):
+            yield group
+
+    if speed is None:
+        return _in_turn([of_one(recording) for recording in recordings])
+    return heapq.merge(*map(of_one, recordings), key=lambda group: group[-1][0])
+
+
+def _in_turn(streams: list[Iterator[Batch]]) -> Iterator[Batch]:
+    while streams:
+        for stream in list(streams):
+            group = next(stream, None)
+            if group is None:
+                streams.remove(stream)
+            else:
+                yield group

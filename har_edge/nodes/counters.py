@@ -1,0 +1,22 @@
+"""What a node counts, so that nothing is lost silently."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Counts since the start of a node; `rejected` are unusable messages, `given_up` windows whose parts never came."""
+
+    windows: int = 0
+    messages: int = 0
+    rejected: int = 0
+    given_up: int = 0
+    duplicates: int = 0
+    unheard: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counters by name, for the status message."""
+        return dataclasses.asdict(self)

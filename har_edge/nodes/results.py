@@ -1,0 +1,48 @@
+"""What a pipeline answers: one JSON object a window, that a person can read."""
+
+from __future__ import annotations
+
+import msgspec
+
+from har_edge.errors import MessageError
+
+_MAX_BYTES = 4 * 1024 * 1024
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The class of one window.
+
+    `label_id` and `truth` are labels as the recordings number them (`truth` only where the window has a known one);
+    `confidence` is the model's score, 0 to 1; `captured` is when the last sample of the window was captured and
+    `emitted` when the result was made, both seconds since 1970 by the clock of the node that says so.
+    """
+
+    stream: str
+    seq: int
+    label: str
+    label_id: int
+    confidence: float
+    captured: float
+    emitted: float
+    epoch: int
+    truth: int | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_one = msgspec.json.Decoder(Result).decode
+_decode_many = msgspec.json.Decoder(list[Result]).decode
+
+
+def encode_results(results: list[Result]) -> bytes:
+    """Return one JSON object for one result, an array of them for a batch."""
+    return _encode(results[0] if len(results) == 1 else results)
+
+
+def decode_results(payload: bytes) -> list[Result]:
+    """Return the results in a payload; raises MessageError for anything else."""
+    if len(payload) > _MAX_BYTES:
+        raise MessageError(f"a result of {len(payload)} bytes came; expected at most {_MAX_BYTES}")
+    try:
+        return _decode_many(payload) if payload[:1] == b"[" else [_decode_one(payload)]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MessageError(f"a result came that is no result: {error}; expected the JSON of docs/wire.md") from None

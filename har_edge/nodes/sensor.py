@@ -1,0 +1,74 @@
+"""A sensor: windows of one or several sources in, messages with their codes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from har_edge.errors import ConfigError
+from har_edge.messaging import wire
+from har_edge.messaging.bus import Outgoing
+from har_edge.messaging.topics import Topics
+from har_edge.nodes.counters import Counters
+from har_edge.nodes.stage import ALL_SOURCES
+from har_edge.reduction.reducer import Reducer
+from har_edge.streams.recording import Window
+
+BYTES_A_RAW_VALUE = 4  # float32, as a sensor without reduction would send it
+
+
+@dataclass(frozen=True, slots=True)
+class SensorSetup:
+    """What a sensor is made of: topics, epoch, one reducer for each source, and how it packs messages.
+
+    With `combine`, one message carries all sources; otherwise each source has its own topic. `labels` lists the labels
+    that count as known truth: those the model can answer.
+    """
+
+    topics: Topics
+    epoch: int
+    reducers: Mapping[str, Reducer]
+    labels: frozenset[int]
+    combine: bool = False
+
+
+class Sensor:
+    """Reduces and packs windows. Pure: the loop has the clock and the connection."""
+
+    def __init__(self, setup: SensorSetup) -> None:
+        if ALL_SOURCES in setup.reducers:
+            raise ConfigError(f"a source is called {ALL_SOURCES!r}, which stands for all of them; choose another name")
+        self._setup = setup
+        self.counters = Counters()
+        self.raw_values = 0
+        self._measured: dict[str, int] = {}
+
+    def handle(self, windows: Sequence[Window], captured: Sequence[float]) -> list[Outgoing]:
+        """Return the messages for consecutive windows of one stream, captured at those times (seconds since 1970)."""
+        setup, first = self._setup, windows[0]
+        codes = {
+            source: np.stack([reducer.encode(window.samples[source]) for window in windows])
+            for source, reducer in setup.reducers.items()
+        }
+        truth = tuple(window.label if window.label in setup.labels else None for window in windows)
+        known = truth if any(label is not None for label in truth) else None
+        self._count(windows)
+        groups = {ALL_SOURCES: codes} if setup.combine else {source: {source: code} for source, code in codes.items()}
+        outgoing = []
+        for name, tensors in groups.items():
+            message = wire.Message(first.stream, first.seq, setup.epoch, tuple(captured), tensors, known)
+            outgoing.append(Outgoing(setup.topics.window(first.stream, name), wire.encode(message), heard=True))
+        self.counters.messages += len(outgoing)
+        return outgoing
+
+    def _count(self, windows: Sequence[Window]) -> None:
+        """Count windows, and each raw value once although windows overlap."""
+        self.counters.windows += len(windows)
+        for window in windows:
+            samples = [window.samples[source] for source in self._setup.reducers]
+            stop = window.start + len(samples[0])
+            fresh = stop - max(window.start, self._measured.get(window.stream, 0))
+            self._measured[window.stream] = stop
+            self.raw_values += max(0, fresh) * sum(array.shape[1] for array in samples)

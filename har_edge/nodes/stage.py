@@ -1,0 +1,211 @@
+"""A stage: runs one slice for every window whose parts have come. Pure: messages in, messages out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from har_edge.errors import MessageError
+from har_edge.inference.feed import Feed
+from har_edge.inference.interpreter import Port
+from har_edge.messaging import wire
+from har_edge.messaging.bus import Delivery, Outgoing
+from har_edge.messaging.topics import Kind, Topics
+from har_edge.nodes.counters import Counters
+from har_edge.nodes.join import Gathered, Join
+from har_edge.nodes.results import Result, encode_results
+from har_edge.planning.pipeline import Wiring
+from har_edge.planning.task import Task
+
+Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+ALL_SOURCES = "all"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StageSetup:
+    """What a stage is made of: topics, wiring, the slice's `run` and result port, and one feed for each source."""
+
+    topics: Topics
+    epoch: int
+    task: Task
+    wiring: Wiring
+    run: Run
+    result_port: Port | None
+    feeds: Mapping[str, Feed]
+    max_payload_bytes: int
+    join_timeout_s: float
+    join_capacity: int
+
+
+class Stage:
+    """Joins parts, runs the slice, and says what to publish and which deliveries that settles.
+
+    `clock` gives seconds since 1970, `monotonic` seconds for waiting. An unusable message is dropped, counted and
+    logged; nothing that comes over the network raises from `handle`.
+    """
+
+    def __init__(self, setup: StageSetup, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._setup, self._clock, self._monotonic = setup, clock, monotonic
+        wiring = setup.wiring
+        self._from_earlier = {stage: frozenset(names) for stage, names in wiring.earlier.items()}
+        wanted = frozenset(wiring.sources.values()).union(*self._from_earlier.values())
+        self._join = Join(wanted, timeout_s=setup.join_timeout_s, capacity=setup.join_capacity)
+        self.counters = Counters()
+
+    @property
+    def filters(self) -> list[str]:
+        """The topics this stage needs, straight from where each part is made."""
+        topics, wiring = self._setup.topics, self._setup.wiring
+        filters = [topics.window("+", source) for source in (*wiring.sources, ALL_SOURCES) if wiring.sources]
+        return filters + [topics.activation(self._setup.epoch, stage, "+") for stage in sorted(wiring.earlier)]
+
+    @property
+    def waiting(self) -> int:
+        """How many windows wait for parts."""
+        return len(self._join)
+
+    def handle(self, delivery: Delivery) -> list[Outgoing]:
+        """Take one message; return what to publish, or to release without publishing."""
+        try:
+            message = wire.decode(delivery.payload, self._setup.max_payload_bytes)
+            parts = self._parts(delivery, message)
+            self.counters.messages += 1
+            gathered = self._join.add(message, parts, delivery, self._monotonic())
+        except MessageError as error:
+            return [self._reject((delivery,), delivery.topic, error)]
+        outgoing = self.tick()
+        if gathered is not None:
+            outgoing += self._complete(gathered)
+        return outgoing
+
+    def tick(self) -> list[Outgoing]:
+        """Give up what has waited too long; call it now and then."""
+        outgoing = []
+        for gathered in self._join.give_up(self._monotonic()):
+            self.counters.given_up += gathered.message.count
+            _log.warning(
+                "gave up window %d of %s: %s did not come",
+                gathered.message.seq,
+                gathered.message.stream,
+                ", ".join(self._join.missing(gathered)),
+            )
+            outgoing.append(Outgoing("", b"", tuple(gathered.deliveries)))
+        return outgoing
+
+    def _parts(self, delivery: Delivery, message: wire.Message) -> dict[str, Array]:
+        """Return the inputs of the slice that a message brings, by tensor name."""
+        setup, topic = self._setup, self._setup.topics.read(delivery.topic)
+        if message.epoch != setup.epoch:
+            raise MessageError(
+                f"epoch {message.epoch} came; expected {setup.epoch}; restart the node with the older plan"
+            )
+        if topic.kind is Kind.WINDOW:
+            stream = topic.levels[0]
+            parts = {
+                tensor: setup.feeds[source](message.tensors[source])
+                for source, tensor in setup.wiring.sources.items()
+                if source in message.tensors and topic.levels[1] in (source, ALL_SOURCES)
+            }
+        elif topic.kind is Kind.ACTIVATION:
+            maker, stream = topic.levels[1], topic.levels[2]
+            names = self._from_earlier.get(int(maker) if maker.isdecimal() else -1, frozenset())
+            parts = {name: message.tensors[name] for name in names if name in message.tensors}
+            if len(parts) < len(names):
+                missing = ", ".join(sorted(names - parts.keys()))
+                raise MessageError(
+                    f"stage {maker} sent no tensor {missing}; expected it: slices of one cut on all nodes"
+                )
+        else:
+            raise MessageError(f"a {topic.kind.value} message came; expected windows or activations")
+        if stream != message.stream:
+            raise MessageError(f"stream {message.stream!r} came on the topic of {stream!r}; expected the same")
+        if not parts:
+            raise MessageError(
+                f"no tensor this stage needs came, but {', '.join(message.tensors) or 'none'}; "
+                f"expected {', '.join(setup.wiring.sources)}"
+            )
+        self._check_batch(message, parts)
+        return parts
+
+    def _check_batch(self, message: wire.Message, parts: Mapping[str, Array]) -> None:
+        specs = {spec.name: spec for spec in self._setup.wiring.entry.inputs}
+        for name, array in parts.items():
+            spec = specs[name]
+            dynamic = bool(spec.shape) and spec.shape[0] == -1
+            if message.count > 1 and not dynamic:
+                raise MessageError(
+                    f"a batch of {message.count} windows came, but input {name!r} takes {list(spec.shape)}; "
+                    "send one window a message, or convert the model with a dynamic batch"
+                )
+            fits = array.ndim == len(spec.shape) and all(
+                wanted in (-1, got) for wanted, got in zip(spec.shape, array.shape, strict=True)
+            )
+            if not fits or array.dtype.name != spec.dtype or (dynamic and array.shape[0] != message.count):
+                raise MessageError(
+                    f"input {name!r} came as {array.dtype} {list(array.shape)} for {message.count} windows; "
+                    f"expected {spec.dtype} {list(spec.shape)}"
+                )
+
+    def _complete(self, gathered: Gathered) -> list[Outgoing]:
+        message, deliveries = gathered.message, tuple(gathered.deliveries)
+        try:
+            outputs = self._setup.run(gathered.parts)
+            outgoing = self._publications(message, outputs)
+        except MessageError as error:
+            return [self._reject(deliveries, f"window {message.seq} of {message.stream}", error)]
+        self.counters.windows += message.count
+        # The inputs are settled by the last message: the broker confirms messages of one client in order.
+        *first, last = outgoing or [Outgoing("", b"")]
+        return [*first, Outgoing(last.topic, last.payload, deliveries, heard=last.heard)]
+
+    def _publications(self, message: wire.Message, outputs: Mapping[str, Array]) -> list[Outgoing]:
+        setup, outgoing = self._setup, []
+        if setup.result_port is not None:
+            scores = outputs[setup.result_port.name]
+            results = self._results(message, scores)
+            outgoing.append(Outgoing(setup.topics.result(message.stream), encode_results(results)))
+        if setup.wiring.sends:
+            tensors = {name: outputs[name] for name in setup.wiring.sends}
+            made = wire.Message(message.stream, message.seq, message.epoch, message.captured, tensors, message.truth)
+            topic = setup.topics.activation(setup.epoch, setup.wiring.index, message.stream)
+            outgoing.append(Outgoing(topic, wire.encode(made), heard=True))
+        return outgoing
+
+    def _results(self, message: wire.Message, scores: Array) -> list[Result]:
+        port, task, now = self._setup.result_port, self._setup.task, self._clock()
+        assert port is not None
+        rows = scores.reshape(message.count, -1)
+        if rows.shape[1] != len(task.labels):
+            raise MessageError(f"{rows.shape[1]} scores came for {len(task.labels)} labels; expected one a label")
+        winners = rows.argmax(axis=1)
+        tops = rows[np.arange(len(rows)), winners].astype(np.float64)
+        if port.scale > 0:
+            tops = (tops - port.zero_point) * port.scale
+        truth = message.truth or (None,) * message.count
+        return [
+            Result(
+                stream=message.stream,
+                seq=message.seq + offset,
+                label=task.labels[winner],
+                label_id=task.label_ids[winner],
+                confidence=top,
+                captured=message.captured[offset],
+                emitted=now,
+                epoch=message.epoch,
+                truth=truth[offset],
+            )
+            for offset, (winner, top) in enumerate(zip(winners.tolist(), tops.tolist(), strict=True))
+        ]
+
+    def _reject(self, deliveries: tuple[Delivery, ...], what: str, error: MessageError) -> Outgoing:
+        self.counters.rejected += 1
+        _log.warning("dropped %s: %s", what, error)
+        return Outgoing("", b"", deliveries)

@@ -1,0 +1,193 @@
+"""The pipeline file: what sensors, stages and sink must agree on, and which stage takes what from where."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from har_edge.errors import ConfigError
+from har_edge.graph.manifest import SliceEntry, SliceManifest, load_manifest
+from har_edge.planning.task import Task
+from har_edge.streams.description import StreamDescription, load_description
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+FILE_NAME = "pipeline.toml"
+
+
+class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How nodes reach the broker; options of a command come first."""
+
+    url: str = "mqtt://127.0.0.1:1883"
+    username: str | None = None
+    password_file: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    client: str = "auto"
+    protocol: str = "5"
+
+
+class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a stage waits for the parts of a window, in seconds, and for how many windows at once."""
+
+    timeout_s: float = 30.0
+    capacity: int = 256
+
+
+class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The pipeline file as it stands in TOML; `slices` is relative to the file."""
+
+    task: Task
+    name: str = "har"
+    base: str = "har"
+    epoch: int = 1
+    slices: str = "."
+    max_payload_bytes: int = 16 * 1024 * 1024
+    session_expiry_s: int = 86_400
+    broker: BrokerConfig = BrokerConfig()
+    join: JoinConfig = JoinConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What one stage takes and gives, by tensor name.
+
+    `sources` maps each source to the input it enters; `earlier` maps the index of an earlier stage to the tensors it
+    sends; `sends` are the tensors later stages need; `answers` says that the result comes from this stage.
+    """
+
+    index: int
+    entry: SliceEntry
+    sources: Mapping[str, str]
+    earlier: Mapping[int, tuple[str, ...]]
+    sends: tuple[str, ...]
+    answers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A pipeline file, read and checked against its slices and its stream description."""
+
+    config: PipelineConfig
+    folder: Path
+    manifest: SliceManifest
+    stream: StreamDescription
+
+    @property
+    def task(self) -> Task:
+        return self.config.task
+
+    def channels(self, source: str) -> int:
+        return len(self.stream.source(source).channels)
+
+    def wiring(self, index: int) -> Wiring:
+        """Return what stage `index` takes and gives; raises ConfigError when there is no such stage."""
+        entries = self.manifest.slices
+        if not 0 <= index < len(entries):
+            raise ConfigError(f"stage {index} came; expected 0 to {len(entries) - 1}, for {len(entries)} slices")
+        by_tensor = {enters.tensor: source for source, enters in self.task.inputs.items()}
+        sources, earlier = {}, dict[int, list[str]]()
+        for tensor in entries[index].inputs:
+            if tensor.name in by_tensor:
+                sources[by_tensor[tensor.name]] = tensor.name
+                continue
+            makers = [k for k in range(index) if any(made.name == tensor.name for made in entries[k].outputs)]
+            if not makers:
+                raise ConfigError(
+                    f"input {tensor.name!r} of slice {index} comes from no source and no earlier slice; "
+                    f"name its source in [task.inputs]; known: {', '.join(sorted(by_tensor))}"
+                )
+            earlier.setdefault(makers[-1], []).append(tensor.name)
+        needed = {tensor.name for entry in entries[index + 1 :] for tensor in entry.inputs}
+        sends = tuple(tensor.name for tensor in entries[index].outputs if tensor.name in needed)
+        answers = any(tensor.name == self.task.output for tensor in entries[index].outputs)
+        frozen = {stage: tuple(names) for stage, names in earlier.items()}
+        return Wiring(index, entries[index], sources, frozen, sends, answers)
+
+
+def load_pipeline(path: Path) -> Pipeline:
+    """Read a pipeline file, or the one in a folder, with the manifest of its slices.
+
+    Raises ConfigError that names the file and what is wrong in it; ModelError for the manifest.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        config = msgspec.convert(document, PipelineConfig)
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}; make it with `har-edge slice`") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{file}: {error}; see docs/pipeline.md for every key") from None
+    description = config.task.stream.description
+    if description.endswith(".toml"):
+        description = str(file.parent / description)
+    pipeline = Pipeline(config, file.parent, load_manifest(file.parent / config.slices), load_description(description))
+    _check(pipeline, file)
+    return pipeline
+
+
+def _check(pipeline: Pipeline, file: Path) -> None:
+    config, task = pipeline.config, pipeline.task
+    for source in task.inputs:
+        pipeline.stream.source(source)
+    if len(task.labels) != len(task.label_ids) or not task.labels:
+        raise ConfigError(
+            f"{file}: {len(task.labels)} labels and {len(task.label_ids)} label_ids; expected one of each"
+        )
+    outputs = [tensor.name for entry in pipeline.manifest.slices for tensor in entry.outputs]
+    if task.output not in outputs:
+        raise ConfigError(f"{file}: output {task.output!r} is made by no slice; expected one of {', '.join(outputs)}")
+    if not math.isclose(task.stream.rate_hz, pipeline.stream.rate_hz):
+        raise ConfigError(
+            f"{file}: the model was trained at {task.stream.rate_hz} Hz, but {task.stream.description} runs at "
+            f"{pipeline.stream.rate_hz} Hz; resample the stream or use another model"
+        )
+    if config.join.timeout_s <= 0 or config.join.capacity < 1 or config.epoch < 0 or config.max_payload_bytes < 1:
+        raise ConfigError(f"{file}: join.timeout_s, join.capacity, epoch and max_payload_bytes must be positive")
+    for index in range(len(pipeline.manifest.slices)):
+        pipeline.wiring(index)
+
+
+def write_pipeline(folder: Path, task: Task, *, name: str = "har", broker: BrokerConfig | None = None) -> Path:
+    """Write a pipeline file with every choice a person may want to change; return its path."""
+    quote, broker = json.dumps, broker or BrokerConfig()
+    lines = [
+        "# What sensors, stages and watchers must agree on. Copy this folder to every device.",
+        f"name = {quote(name)}      # the level of the topics that tells pipelines apart",
+        "epoch = 1",
+        'slices = "."',
+        "",
+        "[broker]",
+        *(f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(broker).items() if value is not None),
+        "",
+        "[join]             # how long a stage waits for the parts of a window, and for how many windows at once",
+        *(f"{key} = {value}" for key, value in msgspec.to_builtins(JoinConfig()).items()),
+        "",
+        "[task]             # what the model was trained for",
+        f"output = {quote(task.output)}",
+        f"labels = {quote(task.labels)}",
+        f"label_ids = {quote(task.label_ids)}",
+        "",
+        "[task.stream]",
+        *(f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(task.stream).items()),
+    ]
+    for source, enters in task.inputs.items():
+        lines += [
+            "",
+            f"[task.inputs.{source}]",
+            f"tensor = {quote(enters.tensor)}",
+            f"reducer = {quote(enters.reducer)}",
+        ]
+    file = folder / FILE_NAME
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
