@@ -68,6 +68,7 @@ class AffineQuantizer:
     halves away from zero (kernels/internal/reference/quantize.h). What runs by default, XNNPACK and the vectorised
     kernel, multiplies by the float32 reciprocal and rounds halves to even (XNNPACK f32-qs8-vcvt); so does this, for
     the same bits as the whole model. They differ by one level, and only for values at a half or one rounding from it.
+    For int16 the vectorised kernel leaves the last few values of a tensor, up to 7, to the reference one.
     """
 
     def __init__(self, bits: int, scale: float, zero: int, length: int, channels: int) -> None:

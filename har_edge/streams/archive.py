@@ -103,7 +103,9 @@ def list_zip(path: Path, pattern: str) -> list[DataFile]:
 
 
 def _list_folder(folder: Path, pattern: str) -> list[DataFile]:
-    entries = sorted(path for glob in ("*", "*/*") for path in folder.glob(glob) if path.is_file())
+    found = (path for glob in ("*", "*/*") for path in folder.glob(glob) if path.is_file())
+    # Hidden folders hold what a killed `har-edge data fetch` left behind.
+    entries = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     plain = [DataFile(path, None, path.stat().st_size) for path in entries if re.fullmatch(pattern, path.name)]
     if plain:
         return plain

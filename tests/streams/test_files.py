@@ -192,6 +192,13 @@ def test_names_in_a_zip_lead_nowhere(tmp_path, mhealth, log):
     assert not list(tmp_path.rglob("*.log"))
 
 
+def test_hidden_files_are_left_alone(tmp_path, mhealth, log):
+    (tmp_path / NAME).write_bytes(log)
+    (tmp_path / ".fetch-x1").mkdir()
+    (tmp_path / ".fetch-x1" / NAME).write_bytes(log[:100])
+    assert len(read_recordings(mhealth, tmp_path)) == 1
+
+
 def test_one_name_twice_is_refused(tmp_path, mhealth, log):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
