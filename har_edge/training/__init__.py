@@ -1,1 +1,1 @@
-"""The one room that imports TensorFlow."""
+"""Training and export; the only folder that imports TensorFlow."""

@@ -1,0 +1,55 @@
+"""Slices run one after the other in one process, as if they were one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from har_edge.errors import ModelError
+from har_edge.graph.manifest import SliceManifest, load_manifest
+from har_edge.graph.model import read_model
+from har_edge.graph.slices import slice_model, write_slice
+from har_edge.inference.interpreter import Interpreter, Port, load_slice
+
+Array = npt.NDArray[Any]
+
+
+class Composition:
+    """Runs slices in order and hands each what it needs from the inputs and from all earlier slices."""
+
+    def __init__(self, slices: Sequence[Interpreter]) -> None:
+        self._slices = tuple(slices)
+        made = {port.name for piece in slices for port in piece.outputs}
+        ports = {port.name: port for piece in slices for port in piece.inputs if port.name not in made}
+        self.inputs: tuple[Port, ...] = tuple(ports.values())
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every tensor that any slice gives out."""
+        known = dict(values)
+        for piece in self._slices:
+            known.update(piece.run({port.name: known[port.name] for port in piece.inputs}))
+        return known
+
+
+def load_composition(folder: Path, model_sha256: str) -> Composition:
+    """Load the slices of a folder, each checked by hash; ModelError when they were cut from another model."""
+    manifest: SliceManifest = load_manifest(folder)
+    if manifest.model_sha256 != model_sha256:
+        raise ModelError(
+            f"{folder} holds slices of a model with sha256 {manifest.model_sha256}, expected {model_sha256}; "
+            "cut this model, or name the model that was cut"
+        )
+    root = folder if folder.is_dir() else folder.parent
+    return Composition([load_slice(root / entry.file, entry.sha256) for entry in manifest.slices])
+
+
+def cut_composition(path: Path, cuts: Sequence[int]) -> Composition:
+    """Cut a model at these operators and load the slices, without writing them; CutError for an illegal cut."""
+    model = read_model(path)
+    return Composition([Interpreter(bytes(write_slice(model, piece))) for piece in slice_model(model, cuts)])

@@ -1,0 +1,78 @@
+"""What a model answers for each window: the rows that every figure here is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from har_edge.errors import ModelError
+from har_edge.inference.feed import make_feed
+from har_edge.inference.interpreter import Port
+from har_edge.planning.task import Task
+from har_edge.reduction.catalog import make_reducer
+from har_edge.streams.recording import Recording, Window
+from har_edge.streams.windows import windows
+
+Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer to one window, as class indices from 0; `truth` is None for mixed activities and unknown labels.
+
+    `scores` are the model's output as it is: one number a class, quantised where the model is.
+    """
+
+    stream: str
+    seq: int
+    truth: int | None
+    answer: int
+    scores: Array
+
+
+class Classifier:
+    """Turns windows into predictions the way the pipeline does: reduce, restore if need be, run, take the largest.
+
+    `ports` are the inputs that `run` takes, whether that is a whole model or its slices in a row. Raises ModelError
+    when the task names a tensor that is no input.
+    """
+
+    def __init__(self, run: Run, ports: Sequence[Port], task: Task) -> None:
+        self._run = run
+        self._task = task
+        self._classes = {label: index for index, label in enumerate(task.label_ids)}
+        known = {port.name: port for port in ports}
+        self._encoders = {}
+        for source, entry in task.inputs.items():
+            port = known.get(entry.tensor)
+            if port is None or len(port.shape) != 3:
+                there = ", ".join(f"{name} {list(port.shape)}" for name, port in known.items())
+                raise ModelError(
+                    f"the task feeds {source} to tensor {entry.tensor!r} [windows, length, channels], but the model "
+                    f"takes {there}; use the task that belongs to this model"
+                )
+            length, channels = port.shape[1:]
+            reducer = make_reducer(entry.reducer, length, channels)
+            self._encoders[source] = (port.name, reducer, make_feed(source, reducer, port, length, channels))
+
+    def predict(self, window: Window) -> Prediction:
+        """Return the answer to one window, run alone as in a pipeline without batches."""
+        values = {
+            tensor: feed(np.asarray(reducer.encode(window.samples[source]))[None])
+            for source, (tensor, reducer, feed) in self._encoders.items()
+        }
+        scores = self._run(values)[self._task.output][0]
+        truth = None if window.label is None else self._classes.get(window.label)
+        return Prediction(window.stream, window.seq, truth, int(scores.argmax()), scores)
+
+
+def predict_recordings(classifier: Classifier, recordings: Iterable[Recording], task: Task) -> Iterator[Prediction]:
+    """Yield a prediction for every window of the recordings, cut by stream position as sensors cut them."""
+    for recording in recordings:
+        for window in windows(recording, task.stream.length, task.stream.hop, within_activity=False):
+            yield classifier.predict(window)

@@ -1,0 +1,151 @@
+"""The trained models: one entry a file in `manifest.json`, and how a name or a path becomes a model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from har_edge.errors import ModelError
+from har_edge.graph.manifest import TensorSpec
+from har_edge.planning.task import Task
+from har_edge.resources import find_folder
+
+FILE_NAME = "manifest.json"
+VERSION = 1
+
+
+class SplitScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a model of this kind, trained on `train` alone, did on the windows of `test`, which it never saw.
+
+    `model` is the hash of the file that was scored.
+    """
+
+    train: list[str]
+    test: list[str]
+    windows: int
+    accuracy: float
+    macro_f1: float
+    model: str
+
+
+class BaselineScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What another method reached on the same split in the same run."""
+
+    method: str
+    accuracy: float
+    macro_f1: float
+
+
+class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model file: what it is for, what it was trained on, how good that proved to be, and how to make it again.
+
+    `trained_on` names the streams behind the weights; `split` was measured on streams outside its own `train`.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    task: Task
+    data: str
+    real: bool
+    trained_on: list[str]
+    split: SplitScore
+    baselines: list[BaselineScore]
+    command: str
+    seed: int
+    versions: dict[str, str]
+
+
+class Catalog(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All models of one folder."""
+
+    version: int
+    models: list[ModelEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model file that exists, its hash, and its entry; None where no catalog knows the file."""
+
+    path: Path
+    sha256: str
+    entry: ModelEntry | None
+
+
+def load_catalog(path: Path | None = None) -> Catalog:
+    """Read a catalog: a manifest.json, the folder that holds it, or (by default) the models shipped with har_edge.
+
+    Raises ModelError when it is missing or malformed, of another version, or names a file outside its folder.
+    """
+    path = find_folder("models") if path is None else path
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        catalog = msgspec.json.decode(file.read_bytes(), type=Catalog)
+    except OSError as error:
+        raise ModelError(f"cannot read {file}: {error.strerror}; make it with 'har-edge train --out DIR'") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file} is no manifest of models: {error}; make it with 'har-edge train'") from error
+    if catalog.version != VERSION:
+        raise ModelError(f"{file} has version {catalog.version}, expected {VERSION}; make it with 'har-edge train'")
+    for entry in catalog.models:
+        if Path(entry.file).name != entry.file or entry.file in ("", ".", ".."):
+            raise ModelError(f"{file} names the file {entry.file!r}, expected one beside the manifest")
+    return catalog
+
+
+def store_catalog(catalog: Catalog, folder: Path) -> Path:
+    """Write a catalog as readable JSON; return its path."""
+    path = folder / FILE_NAME
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(catalog), indent=2) + b"\n")
+    return path
+
+
+def find_model(name_or_path: str, folder: Path | None = None) -> FoundModel:
+    """Return the model of a name in the catalog (shipped ones by default: `float`, `int8`), or else of a path.
+
+    A file given by path keeps its entry when the manifest beside it, or that of the shipped models, lists its hash.
+    Raises ModelError for what is neither, and for a shipped file whose bytes are not those of its entry.
+    """
+    place = find_folder("models") if folder is None else folder
+    models = load_catalog(place).models
+    for entry in models:
+        if entry.name == name_or_path:
+            return FoundModel(place / entry.file, _verify(place / entry.file, entry), entry)
+    path = Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(entry.name for entry in models)
+        raise ModelError(f"no model {name_or_path!r}: expected one of {known}, or the path of a .tflite file")
+    sha256 = _hash(path)
+    if (path.parent / FILE_NAME).is_file() and _is_catalog(path.parent / FILE_NAME):
+        models = [*load_catalog(path.parent).models, *models]
+    return FoundModel(path, sha256, next((entry for entry in models if entry.sha256 == sha256), None))
+
+
+def _is_catalog(file: Path) -> bool:
+    """Tell a catalog from the manifest that a folder of slices has under the same name."""
+    try:
+        content = msgspec.json.decode(file.read_bytes())
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(content, dict) and "models" in content
+
+
+def _verify(path: Path, entry: ModelEntry) -> str:
+    if not path.is_file():
+        raise ModelError(f"model {entry.name}: {path} is missing; make it again with: {entry.command}")
+    found = _hash(path)
+    if found != entry.sha256:
+        raise ModelError(
+            f"model {entry.name}: {path} has sha256 {found}, expected {entry.sha256}; restore the file, or make it "
+            f"again with: {entry.command}"
+        )
+    return found
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
