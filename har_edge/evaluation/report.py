@@ -1,15 +1,19 @@
-"""Figures over predictions, as one value that can be written as JSON, printed or drawn."""
+"""Figures over predictions, as values that can be written as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from har_edge.errors import ModelError
+from har_edge.evaluation.comparison import Comparison
 from har_edge.evaluation.metrics import Confusion, accuracy, class_scores, confusion_matrix, macro_f1
 from har_edge.evaluation.prediction import Prediction
+from har_edge.planning.catalog import FoundModel, SplitScore
+from har_edge.streams.recording import Recording
 
 
 class GroupScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +51,34 @@ class Scores(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: list[str]
 
 
+class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many answers that came another way equal those of the whole model."""
+
+    identical: bool
+    equal: int
+    different: int
+    missing: int
+    extra: int
+
+
+class Evaluation(Scores, frozen=True, forbid_unknown_fields=True):
+    """The figures of one model file on some recordings, and what they are worth.
+
+    `seen` names the streams that the weights were trained on: where it is not empty, the figures say nothing about
+    other people, and `split` (trained without its test streams) does. `agreement` has an entry for each other way
+    (`slices`, `mqtt`) by which the same windows were answered.
+    """
+
+    model: str
+    model_sha256: str
+    data: str
+    real: bool
+    trained_on: list[str]
+    seen: list[str]
+    split: SplitScore
+    agreement: dict[str, Agreement]
+
+
 def score(predictions: Iterable[Prediction], labels: Sequence[str]) -> Scores:
     """Return the figures over these predictions; `labels` names the classes by index."""
     streams: dict[str, tuple[list[int], list[int]]] = {}
@@ -77,34 +109,42 @@ def score(predictions: Iterable[Prediction], labels: Sequence[str]) -> Scores:
     )
 
 
-def format_confusion(scores: Scores) -> str:
-    """Return the confusion matrix as text: a row for each true class, columns numbered like the rows."""
-    width = max(4, len(str(max(map(max, scores.confusion)))) + 1)
-    margin = max(len(label) for label in scores.labels)
-    count = range(1, len(scores.labels) + 1)
-    lines = [" " * (margin + 4) + "".join(f"{number:>{width}}" for number in count)]
-    for number, label, row in zip(count, scores.labels, scores.confusion, strict=True):
-        cells = "".join(f"{cell if cell else '.':>{width}}" for cell in row)
-        lines.append(f"{label:<{margin}} {number:>3}{cells}")
-    return "\n".join(lines)
+def evaluate(
+    found: FoundModel,
+    predictions: Iterable[Prediction],
+    recordings: Sequence[Recording],
+    data: str,
+    comparisons: Mapping[str, Comparison],
+) -> Evaluation:
+    """Return the evaluation of a model that has an entry; `data` says in words where the recordings are from."""
+    entry = found.entry
+    if entry is None:
+        raise ModelError(f"{found.path}: no manifest says what this model answers; expected an entry with its hash")
+    scores = score(predictions, entry.task.labels)
+    real = all(recording.real for recording in recordings)
+    return Evaluation(
+        **msgspec.structs.asdict(scores),
+        model=entry.name,
+        model_sha256=found.sha256,
+        data=data,
+        real=real,
+        trained_on=entry.trained_on,
+        seen=[recording.stream for recording in recordings if recording.stream in entry.trained_on and real],
+        split=entry.split,
+        agreement={
+            way: Agreement(
+                comparison.identical,
+                comparison.equal,
+                len(comparison.different),
+                len(comparison.missing),
+                len(comparison.extra),
+            )
+            for way, comparison in comparisons.items()
+        },
+    )
 
 
-def draw_confusion(scores: Scores, path: Path, title: str) -> None:
-    """Write the confusion matrix as an image (needs matplotlib: the extra `evaluation`)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    matrix = np.array(scores.confusion)
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(8.5, 8), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(scores.labels)), scores.labels, rotation=60, ha="right")
-    axes.set_yticks(range(len(scores.labels)), scores.labels)
-    axes.set_xlabel("answer")
-    axes.set_ylabel("truth")
-    axes.set_title(title)
-    for row, column in zip(*np.nonzero(matrix), strict=True):
-        shade = "white" if share[row, column] > 0.5 else "black"
-        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=shade)
-    FigureCanvasAgg(figure).print_figure(path, dpi=120)
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write an evaluation as readable JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(evaluation), indent=2) + b"\n")
