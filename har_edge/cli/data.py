@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli.options import add_data
+from har_edge.cli import options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="print rows, segments and seconds by subject and activity",
         description="Print rows, segments and seconds by subject and activity.",
     )
-    add_data(info)
+    options.add_data(info)
     info.add_argument(
         "--description", default="mhealth", metavar="NAME|TOML", help="what the files look like (default: mhealth)"
     )
@@ -95,19 +95,17 @@ def _progress() -> AbstractContextManager[Progress]:
 
 def _info(args: argparse.Namespace) -> int:
     from har_edge.streams.description import load_description
-    from har_edge.streams.locate import SYNTHETIC_NOTICE, find_data, load_recordings
+    from har_edge.streams.locate import find_data
     from har_edge.streams.summary import summarize
 
     description = load_description(args.description)
     where = find_data(args.data, description)
-    recordings = load_recordings(where, description, keep_null=True)
-    if where is None:
-        print(SYNTHETIC_NOTICE, file=sys.stderr)
+    recordings, origin = options.load_recordings(args, description, None, keep_null=True)
     shares = [share for recording in recordings for share in summarize(recording, description.labels)]
     if args.json:
         _print_json(where, description, recordings, shares)
     else:
-        _print_table(where, description, shares)
+        _print_table(origin, description, shares)
     return 0
 
 
@@ -128,12 +126,11 @@ def _print_json(
     print(json.dumps(document, indent=2))
 
 
-def _print_table(where: Path | None, description: StreamDescription, shares: list[Share]) -> None:
+def _print_table(origin: str, description: StreamDescription, shares: list[Share]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    origin = "synthetic data" if where is None else f"real recordings from {where}"
     sources = ", ".join(f"{source.name} ({len(source.channels)} channels)" for source in description.sources)
     table = Table(box=box.SIMPLE, title_justify="left")
     for heading in ("subject", "label", "activity", "rows", "segments", "seconds"):

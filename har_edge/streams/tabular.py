@@ -61,7 +61,8 @@ class _Lines:
 
     def __init__(self, data: bytes, description: StreamDescription, where: str) -> None:
         layout = description.files
-        data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\n")
+        data = data.removeprefix(b"\xef\xbb\xbf")
+        data = (data.replace(b"\r\n", b"\n") if b"\r" in data else data).rstrip(b"\n")
         self.where = where
         self.description = description
         self.first = 1

@@ -321,7 +321,7 @@ class TestInfo:
         assert main(["data", "info", "--data", data]) == 0
         lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert lines[0] == (
-            f"mhealth: real recordings from {data}; 50 Hz; chest (5 channels), ankle (9 channels), arm (9 channels)"
+            f"mhealth: real data from {data}; 50 Hz; chest (5 channels), ankle (9 channels), arm (9 channels)"
         )
         for line in (
             "subject label activity rows segments seconds",

@@ -3,8 +3,7 @@
 import pytest
 
 from har_edge.errors import DataError
-from har_edge.streams.description import parse_description
-from har_edge.streams.locate import SYNTHETIC_NOTICE, find_data, load_recordings
+from har_edge.streams.locate import find_data
 
 NAME = "mHealth_subject7.log"
 
@@ -49,18 +48,4 @@ def test_a_damaged_zip_is_never_passed_over_in_silence(here):
     (here / "data").mkdir()
     (here / "data" / "MHEALTHDATASET.zip").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(DataError, match=r"MHEALTHDATASET\.zip: not a readable zip"):
-        load_recordings(None)
-
-
-def test_without_data_recordings_are_synthetic(here, log):
-    recordings = load_recordings(None, streams=["subject7"])
-    assert [(recording.stream, recording.real) for recording in recordings] == [("subject7", False)]
-    assert "har-edge data fetch" in SYNTHETIC_NOTICE
-    put(here / "data", log)
-    assert [(recording.stream, recording.real) for recording in load_recordings(None)] == [("subject7", True)]
-
-
-def test_other_data_sets_have_no_stand_in(here):
-    other = parse_description('name = "a"\nrate_hz = 1\n[[sources]]\nname = "s"\ncolumns = ["x"]')
-    with pytest.raises(DataError, match="no recordings of a: name their place with --data or HAR_EDGE_DATA"):
-        load_recordings(None, other)
+        find_data(None)

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from har_edge.errors import ConfigError
+from har_edge.evaluation.prediction import Classifier
+from har_edge.inference.interpreter import Interpreter
+from har_edge.planning.catalog import find_model
 from har_edge.streams.files import read_recordings
 from har_edge.streams.synthetic import SUBJECTS, synthesize
 from har_edge.streams.windows import windows
@@ -72,3 +75,25 @@ def test_a_classifier_of_real_windows_recognises_synthetic_ones(dataset, mhealth
     ensemble = pytest.importorskip("sklearn.ensemble")
     forest = ensemble.ExtraTreesClassifier(50, random_state=0).fit(*features(read_recordings(mhealth, dataset)))
     assert forest.score(*features(synthesize(seed=11))) >= 0.95
+
+
+@pytest.mark.parametrize("name", ["float", "int8"])
+def test_the_shipped_models_recognise_synthetic_recordings(name):
+    found = find_model(name)
+    assert found.entry is not None and found.entry.real
+    interpreter = Interpreter(found.path)
+    task = found.entry.task
+    classifier = Classifier(interpreter.run, interpreter.inputs, task)
+    # Subjects modelled on real ones, and one with a name of its own.
+    recordings = synthesize([*SUBJECTS, "anna"], seed=7, seconds_per_activity=15)
+    answers = [
+        (window.label, task.label_ids[classifier.predict(window).answer])
+        for recording in recordings
+        for window in windows(recording, task.stream.length, task.stream.hop, within_activity=True)
+    ]
+    right = np.array([truth == answer for truth, answer in answers])
+    assert len(right) == 9 * 12 * 5
+    assert right.mean() >= 0.8
+    for label in range(1, 13):
+        share = np.mean([truth == answer for truth, answer in answers if truth == label])
+        assert share >= 0.5, f"activity {label}: {share:.2f}"
