@@ -38,6 +38,11 @@ def encode(model: Model, part: Part, *, large_bytes: int = LARGE_BYTES) -> memor
     Buffers that tensors share stay shared, unused ones are left out, and each is aligned to 16 bytes. From
     `large_bytes` of weights on they stand behind the flatbuffer.
     """
+    with schema.parsing(model.name):
+        return _encode(model, part, large_bytes)
+
+
+def _encode(model: Model, part: Part, large_bytes: int) -> memoryview:
     raw, buffers = _Selection(model, part).build()
     rest = len(model.data) - sum(data.size for data in model.buffers if data is not None)
     rest = max(0, rest) + 2 * sum(len(tensor.name) for tensor in model.main.tensors) + _SLACK_BYTES

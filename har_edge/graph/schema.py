@@ -62,7 +62,7 @@ PARTIAL_METADATA = re.compile(r"min_runtime_version|CONVERSION_METADATA|reduced_
 
 _PARSING_ERRORS = (
     AttributeError,
-    IndexError,
+    LookupError,
     MemoryError,
     OverflowError,
     TypeError,

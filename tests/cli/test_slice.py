@@ -1,0 +1,155 @@
+"""The `slice` command: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from har_edge.cli.main import main
+from har_edge.graph.manifest import load_manifest, verify_hashes
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.graph import models
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Write a model, run the command on it, and return exit code, standard output and standard error."""
+
+    def command(content: bytes, *options: str) -> tuple[int, str, str]:
+        path = tmp_path / "model.tflite"
+        path.write_bytes(content)
+        code = main(["slice", str(path), *options])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+def test_list_prints_every_cut(run: Run) -> None:
+    code, out, _ = run(models.skip(), "--list")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("model.tflite: 5 operators, 4 cuts, 0 refused, sha256 ")
+    assert [line.split() for line in lines[2:5]] == [
+        ["cut", "before", "it", "after", "it", "bytes", "tensors", "that", "cross"],
+        ["1", "CONV_2D", "CONV_2D", "1024", "first", "float32[1,8,8,4]"],
+        ["2", "CONV_2D", "CONV_2D", "2048", "first", "float32[1,8,8,4],", "second", "float32[1,8,8,4]"],
+    ]
+
+
+def test_list_says_why_a_cut_is_refused(run: Run) -> None:
+    code, out, _ = run(models.recurrent(shared=True), "--list")
+    assert code == 0
+    assert "4 operators, 1 cuts, 2 refused" in out
+    assert "refused: both sides use the recurrent state state" in out
+
+
+def test_list_as_json(run: Run) -> None:
+    _, out, _ = run(models.chain(dynamic=True), "--list", "--json")
+    report = json.loads(out)
+    assert [cut["index"] for cut in report["cuts"]] == [1, 2, 3]
+    assert report["cuts"][0] == {
+        "index": 1,
+        "before": "FULLY_CONNECTED",
+        "after": "FULLY_CONNECTED",
+        "crossing": [{"tensor": {"name": "t3", "shape": [-1, 8], "dtype": "float32"}, "bytes": 32}],
+        "refusal": None,
+    }
+
+
+def test_at_writes_slices_and_manifest(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    code, out, _ = run(models.many_ports(), "--out", str(folder), "--at", "1,3")
+    assert code == 0
+    assert f"written to {folder}" in out
+    manifest = load_manifest(folder)
+    verify_hashes(manifest, folder)
+    assert [(entry.start, entry.stop) for entry in manifest.slices] == [(0, 1), (1, 3), (3, 4)]
+
+
+def test_stages_balances_and_predicts(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run(models.skip(), "--out", str(tmp_path / "out"), "--stages", "3", "--json")
+    assert code == 0
+    slices = json.loads(out)["slices"]
+    assert len(slices) == 3
+    assert all(item["predicted_s"] > 0 for item in slices)
+    assert [slices[0]["start"], slices[2]["stop"]] == [0, 5]
+    code, out, _ = run(models.skip(), "--out", str(tmp_path / "out"), "--stages", "2")
+    assert "slowest slice: " in out and " ms" in out
+
+
+def test_check_compares_every_cut_and_the_chosen_ones(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run(models.loop(), "--check")
+    assert code == 0
+    assert "check: 3 ways to cut compared with the whole model, all equal, bit for bit" in out
+    code, out, _ = run(models.chain(), "--out", str(tmp_path / "out"), "--at", "1,2", "--check", "--json")
+    assert code == 0
+    assert json.loads(out)["check"] == {"compared": 4, "refused": 0, "unequal": []}
+
+
+def test_an_unequal_cut_ends_with_1_and_the_chosen_one_is_not_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from har_edge.inference import verify
+
+    monkeypatch.setattr(verify, "_same", lambda wanted, got: False)
+    folder = tmp_path / "out"
+    code, out, _ = run(models.chain(), "--out", str(folder), "--at", "1", "--check")
+    assert code == 1
+    assert "cuts 2: output t12: 0 of 3 elements differ" in out
+    assert "3 ways to cut compared with the whole model, 3 not equal" in out
+    assert f"nothing written to {folder}: these slices do not give what the whole model gives" in out
+    assert not folder.exists()
+
+
+def test_signatures_that_are_left_out_are_named(run: Run) -> None:
+    _, out, _ = run(models.described(), "--list")
+    assert "note: slices hold the first graph only; the signatures second are left out" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "text"),
+    [
+        (b"no model at all", ["--list"], "no TFLite model"),
+        (models.chain(), [], "nothing to do; give --list, --at, --stages or --check"),
+        (models.chain(), ["--at", "1"], "give the folder for them with --out DIR"),
+        (
+            models.chain(),
+            ["--out", "{}/o", "--at", "4"],
+            "cut 4 is out of range; this model can be cut before operators 1 to 3",
+        ),
+        (models.chain(), ["--out", "{}/o", "--at", "0"], "cut 0 is out of range"),
+        (models.chain(), ["--out", "{}/o", "--stages", "5"], "cannot make 5 stages; this model has 3 legal cuts"),
+        (models.chain(), ["--out", "{}/o", "--stages", "0"], "--stages 0: expected at least 1"),
+        (models.chain(), ["--threads", "0", "--list"], "--threads 0: expected at least 1"),
+        (models.recurrent(shared=True), ["--out", "{}/o", "--at", "1"], "both sides use the recurrent state"),
+        (models.custom(), ["--out", "{}/o", "--stages", "2"], "choose the cuts yourself with --at"),
+        (models.custom(), ["--check"], "cut it without --check"),
+        (models.chain(), ["--out", "{}", "--at", "1"], "holds no manifest of slices"),
+    ],
+)
+def test_what_cannot_be_done_says_why(run: Run, tmp_path: Path, content: bytes, options: list[str], text: str) -> None:
+    code, out, err = run(content, *(option.format(tmp_path) for option in options))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and text in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_malformed_index_is_a_usage_error(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(models.chain(), "--at", "1,x")
+    assert caught.value.code == 2
+    assert "'1,x' is no list of operator indices such as 4 or 4,9" in capsys.readouterr().err
+
+
+def test_a_custom_operator_can_still_be_cut_out(run: Run, tmp_path: Path) -> None:
+    code, _, _ = run(models.custom(), "--out", str(tmp_path / "o"), "--at", "1,2")
+    assert code == 0
+    assert len(load_manifest(tmp_path / "o").slices) == 3

@@ -1,0 +1,432 @@
+"""Small TFLite models for tests, written through the schema: no TensorFlow needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as tflite
+
+FLOAT = tflite.TensorType.FLOAT32
+INT32 = tflite.TensorType.INT32
+INT8 = tflite.TensorType.INT8
+BOOL = tflite.TensorType.BOOL
+
+_TYPES = {"float32": FLOAT, "float16": tflite.TensorType.FLOAT16, "int32": INT32, "int8": INT8, "bool": BOOL}
+
+
+class Draft:
+    """A model in the making; `graph` adds graphs, the first is the main one."""
+
+    def __init__(self) -> None:
+        self.raw = tflite.ModelT()
+        self.raw.version = 3
+        self.raw.description = b"made by a test"
+        self.raw.buffers = [tflite.BufferT()]
+        self.raw.operatorCodes = []
+        self.raw.subgraphs = []
+        self.raw.signatureDefs = []
+        self.raw.metadata = []
+        self.codes: dict[tuple[str, bool], int] = {}
+
+    def graph(self, name: str = "main") -> GraphDraft:
+        return GraphDraft(self, name)
+
+    def buffer(self, data: bytes) -> int:
+        buffer = tflite.BufferT()
+        buffer.data = np.frombuffer(data, np.uint8)
+        self.raw.buffers.append(buffer)
+        return len(self.raw.buffers) - 1
+
+    def code(self, name: str, custom: bool, old: bool, version: int) -> int:
+        if (name, custom) not in self.codes:
+            code = tflite.OperatorCodeT()
+            builtin = tflite.BuiltinOperator.CUSTOM if custom else getattr(tflite.BuiltinOperator, name)
+            code.deprecatedBuiltinCode = min(builtin, 127)
+            code.builtinCode = 0 if old else builtin
+            code.customCode = name.encode() if custom else None
+            code.version = version
+            self.raw.operatorCodes.append(code)
+            self.codes[name, custom] = len(self.raw.operatorCodes) - 1
+        return self.codes[name, custom]
+
+    def metadata(self, name: str, data: bytes) -> None:
+        item = tflite.MetadataT()
+        item.name, item.buffer = name, self.buffer(data)
+        self.raw.metadata.append(item)
+
+    def signature(self, key: str, inputs: dict[str, int], outputs: dict[str, int], graph: int = 0) -> None:
+        signature = tflite.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = key, graph
+        signature.inputs = [_tensor_map(name, index) for name, index in inputs.items()]
+        signature.outputs = [_tensor_map(name, index) for name, index in outputs.items()]
+        self.raw.signatureDefs.append(signature)
+
+    def build(self) -> bytes:
+        builder = flatbuffers.Builder(1 << 16)
+        builder.Finish(self.raw.Pack(builder), file_identifier=b"TFL3")
+        return bytes(builder.Output())
+
+
+class GraphDraft:
+    """One graph in the making; every method that adds a tensor returns its index."""
+
+    def __init__(self, draft: Draft, name: str) -> None:
+        self.draft = draft
+        self.raw = tflite.SubGraphT()
+        self.raw.name, self.raw.tensors, self.raw.operators = name, [], []
+        self.raw.inputs, self.raw.outputs = [], []
+        draft.raw.subgraphs.append(self.raw)
+
+    def tensor(
+        self,
+        shape: Sequence[int],
+        name: str | None = None,
+        *,
+        type: int = FLOAT,
+        signature: Sequence[int] | None = None,
+        quantization: tuple[Any, Any] | None = None,
+        axis: int = 0,
+        variable: bool = False,
+        buffer: int = 0,
+    ) -> int:
+        raw = tflite.TensorT()
+        raw.shape, raw.type, raw.buffer, raw.isVariable = np.array(shape, np.int32), type, buffer, variable
+        raw.name = f"t{len(self.raw.tensors)}" if name is None else name
+        raw.shapeSignature = None if signature is None else np.array(signature, np.int32)
+        raw.hasRank = True
+        if quantization is not None:
+            raw.quantization = tflite.QuantizationParametersT()
+            raw.quantization.scale = np.atleast_1d(np.asarray(quantization[0], np.float32))
+            raw.quantization.zeroPoint = np.atleast_1d(np.asarray(quantization[1], np.int64))
+            raw.quantization.quantizedDimension = axis
+        self.raw.tensors.append(raw)
+        return len(self.raw.tensors) - 1
+
+    def const(self, value: Any, **options: Any) -> int:
+        array = np.ascontiguousarray(value)
+        options.setdefault("buffer", self.draft.buffer(array.tobytes()))
+        return self.tensor(np.shape(value), type=_TYPES[array.dtype.name], **options)
+
+    def input(self, shape: Sequence[int], name: str | None = None, **options: Any) -> int:
+        index = self.tensor(shape, name, **options)
+        self.raw.inputs.append(index)
+        return index
+
+    def output(self, *indices: int) -> None:
+        self.raw.outputs.extend(indices)
+
+    def op(
+        self,
+        name: str,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        options: Any = None,
+        *,
+        custom: bool = False,
+        old: bool = False,
+        version: int = 1,
+    ) -> Any:
+        raw = tflite.OperatorT()
+        raw.opcodeIndex = self.draft.code(name, custom, old, version)
+        raw.inputs, raw.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
+        if options is not None:
+            raw.builtinOptionsType = getattr(tflite.BuiltinOptions, type(options).__name__[:-1])
+            raw.builtinOptions = options
+        self.raw.operators.append(raw)
+        return raw
+
+    # Layers: one operator and its weights each; `like` gives shape and signature of the result.
+
+    def add(self, a: int, b: int, name: str | None = None) -> int:
+        return self._binary("ADD", tflite.AddOptionsT(), a, b, name)
+
+    def mul(self, a: int, b: int, name: str | None = None) -> int:
+        return self._binary("MUL", tflite.MulOptionsT(), a, b, name)
+
+    def _binary(self, kind: str, options: Any, a: int, b: int, name: str | None) -> int:
+        like = self.raw.tensors[a]
+        result = self.tensor(like.shape, name, type=like.type, signature=like.shapeSignature)
+        self.op(kind, [a, b], [result], options)
+        return result
+
+    def dense(self, x: int, units: int, rng: np.random.Generator, name: str | None = None) -> int:
+        like = self.raw.tensors[x]
+        weights = self.const(rng.standard_normal((units, like.shape[-1])).astype(np.float32))
+        bias = self.const(rng.standard_normal(units).astype(np.float32))
+        signature = None if like.shapeSignature is None else [*like.shapeSignature[:-1], units]
+        result = self.tensor([*like.shape[:-1], units], name, signature=signature)
+        self.op("FULLY_CONNECTED", [x, weights, bias], [result], tflite.FullyConnectedOptionsT())
+        return result
+
+    def conv(self, x: int, filters: int, rng: np.random.Generator, name: str | None = None) -> int:
+        like = self.raw.tensors[x]
+        weights = self.const(rng.standard_normal((filters, 3, 3, like.shape[-1])).astype(np.float32))
+        bias = self.const(rng.standard_normal(filters).astype(np.float32))
+        result = self.tensor([*like.shape[:-1], filters], name, signature=like.shapeSignature)
+        self.op("CONV_2D", [x, weights, bias], [result], conv_options())
+        return result
+
+    def conv_int8(self, x: int, filters: int, rng: np.random.Generator) -> int:
+        like = self.raw.tensors[x]
+        scales = rng.uniform(0.001, 0.02, filters).astype(np.float32)
+        weights = self.const(
+            rng.integers(-127, 128, (filters, 3, 3, like.shape[-1])).astype(np.int8),
+            quantization=(scales, np.zeros(filters)),
+        )
+        bias = self.const(
+            rng.integers(-500, 500, filters).astype(np.int32),
+            quantization=(scales * like.quantization.scale[0], np.zeros(filters)),
+        )
+        result = self.tensor([*like.shape[:-1], filters], type=INT8, quantization=(0.1, 3))
+        self.op("CONV_2D", [x, weights, bias], [result], conv_options(), version=3)
+        return result
+
+
+def _tensor_map(name: str, index: int) -> Any:
+    raw = tflite.TensorMapT()
+    raw.name, raw.tensorIndex = name, index
+    return raw
+
+
+def conv_options() -> Any:
+    options = tflite.Conv2DOptionsT()
+    options.padding, options.strideH, options.strideW = tflite.Padding.SAME, 1, 1
+    options.fusedActivationFunction = tflite.ActivationFunctionType.RELU
+    return options
+
+
+def chain(seed: int = 0, *, dynamic: bool = False) -> bytes:
+    """Four dense layers; one input, one output."""
+    rng, draft = np.random.default_rng(seed), Draft()
+    graph = draft.graph()
+    x = graph.input([1, 6], "x", signature=[-1, 6] if dynamic else None)
+    for units in (8, 5, 7, 3):
+        x = graph.dense(x, units, rng)
+    graph.output(x)
+    return draft.build()
+
+
+def skip(seed: int = 0) -> bytes:
+    """Convolutions with a connection that skips two of them."""
+    rng, draft = np.random.default_rng(seed), Draft()
+    graph = draft.graph()
+    first = graph.conv(graph.input([1, 8, 8, 3], "image"), 4, rng, "first")
+    deep = graph.conv(graph.conv(first, 4, rng, "second"), 4, rng, "third")
+    graph.output(graph.conv(graph.add(first, deep, "sum"), 2, rng, "result"))
+    return draft.build()
+
+
+def many_ports(seed: int = 0) -> bytes:
+    """Two inputs and three outputs: one made early, one an input itself."""
+    rng, draft = np.random.default_rng(seed), Draft()
+    graph = draft.graph()
+    a, b = graph.input([1, 4], "a"), graph.input([1, 4], "b")
+    early = graph.dense(a, 4, rng, "early")
+    mixed = graph.add(early, b, "mixed")
+    late = graph.dense(graph.mul(mixed, a, "scaled"), 3, rng, "late")
+    graph.output(late, early, b)
+    return draft.build()
+
+
+def quantised(seed: int = 0) -> bytes:
+    """Full-int8 convolutions, quantised per channel."""
+    rng, draft = np.random.default_rng(seed), Draft()
+    graph = draft.graph()
+    x = graph.input([1, 6, 6, 3], "x", type=INT8, quantization=(0.05, -1))
+    for filters in (4, 8, 4):
+        x = graph.conv_int8(x, filters, rng)
+    graph.output(x)
+    return draft.build()
+
+
+def half_weights(seed: int = 0) -> bytes:
+    """Float16 weights that operators at the start unpack, as the converter writes them."""
+    rng, draft = np.random.default_rng(seed), Draft()
+    graph = draft.graph()
+    x = graph.input([1, 6], "x")
+    unpacked = []
+    for _ in range(3):
+        packed = graph.const(rng.standard_normal((6, 6)).astype(np.float16))
+        unpacked.append(graph.tensor([6, 6], type=FLOAT))
+        graph.op("DEQUANTIZE", [packed], [unpacked[-1]], tflite.DequantizeOptionsT(), version=3)
+    for weights in unpacked:
+        result = graph.tensor([1, 6])
+        graph.op("FULLY_CONNECTED", [x, weights, -1], [result], tflite.FullyConnectedOptionsT())
+        x = result
+    graph.output(x)
+    return draft.build()
+
+
+def old_file() -> bytes:
+    """A file from before 2020: the operator stands in the one-byte field only."""
+    draft = Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "x")
+    for value in (2.0, 3.0):
+        result = graph.tensor([1, 4])
+        graph.op("MUL", [x, graph.const(np.full((1, 4), value, np.float32))], [result], tflite.MulOptionsT(), old=True)
+        x = result
+    graph.output(x)
+    return draft.build()
+
+
+def custom() -> bytes:
+    """An operator that no runtime knows, between known ones."""
+    draft = Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "x")
+    one = graph.const(np.ones((1, 4), np.float32))
+    before = graph.add(x, one, "before")
+    middle = graph.tensor([1, 4], "middle")
+    graph.op("Mystery", [before], [middle], custom=True).customOptions = np.arange(5, dtype=np.uint8)
+    graph.output(graph.mul(graph.add(middle, one, "after"), one, "result"))
+    return draft.build()
+
+
+def recurrent(seed: int = 0, *, shared: bool = False) -> bytes:
+    """Two SVDF layers with state, each with an absent bias; `shared` makes both use the same state."""
+    rng, draft = np.random.default_rng(seed), Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "x")
+    state = graph.tensor([1, 4 * 5], "state", variable=True)
+    for number in range(2):
+        if number and not shared:
+            state = graph.tensor([1, 4 * 5], "state again", variable=True)
+        feature = graph.const(rng.standard_normal((4, 4)).astype(np.float32))
+        time = graph.const(rng.standard_normal((4, 5)).astype(np.float32))
+        options = tflite.SVDFOptionsT()
+        options.rank = 1
+        result = graph.tensor([1, 4])
+        graph.op("SVDF", [x, feature, time, -1, state], [result], options)
+        x = graph.add(result, graph.const(np.ones((1, 4), np.float32)))
+    graph.output(x)
+    return draft.build()
+
+
+def loop() -> bytes:
+    """Doubles x until a counter is 3, between two dense layers; then a branch on the first score."""
+    rng, draft = np.random.default_rng(0), Draft()
+    graph = draft.graph()
+    x = graph.dense(graph.input([1, 4], "x"), 4, rng, "first")
+    count = graph.const(np.int32(0), name="zero")
+    options = tflite.WhileOptionsT()
+    options.condSubgraphIndex, options.bodySubgraphIndex = 2, 3
+    counted, doubled = graph.tensor([], type=INT32, name="counted"), graph.tensor([1, 4], "doubled")
+    graph.op("WHILE", [count, x], [counted, doubled], options)
+    graph.output(graph.dense(doubled, 3, rng, "last"))
+    unused = draft.graph("unused")
+    unused.output(unused.input([1]))
+    condition = draft.graph("condition")
+    i, _ = condition.input([], type=INT32), condition.input([1, 4])
+    less = condition.tensor([], type=BOOL)
+    condition.op("LESS", [i, condition.const(np.int32(3))], [less], tflite.LessOptionsT())
+    condition.output(less)
+    body = draft.graph("body")
+    i, y = body.input([], type=INT32), body.input([1, 4])
+    body.output(body.add(i, body.const(np.int32(1))), body.add(y, y))
+    return draft.build()
+
+
+def variable(*, apart: bool) -> bytes:
+    """A resource variable: assigned, then read. `apart`: other operators stand between."""
+    draft = Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "x")
+    one = graph.const(np.ones((1, 4), np.float32))
+    x = graph.add(x, one, "start")
+    _assign(graph, x)
+    if apart:
+        x = graph.add(x, one, "between")
+    read = graph.tensor([1, 4], "read")
+    graph.op("READ_VARIABLE", [_handle(graph)], [read], tflite.ReadVariableOptionsT())
+    graph.output(graph.add(graph.add(read, x, "sum"), one, "end"))
+    return draft.build()
+
+
+def _handle(graph: GraphDraft) -> int:
+    options = tflite.VarHandleOptionsT()
+    options.container, options.sharedName = "", "v"
+    handle = graph.tensor([], type=tflite.TensorType.RESOURCE)
+    graph.op("VAR_HANDLE", [], [handle], options)
+    return handle
+
+
+def _assign(graph: GraphDraft, value: int) -> None:
+    graph.op("ASSIGN_VARIABLE", [_handle(graph), value], [], tflite.AssignVariableOptionsT())
+
+
+def of_type(type: int, *, custom: bool = True) -> bytes:
+    """Two operators with a tensor of the given type between them."""
+    draft = Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "x")
+    middle, result = graph.tensor([1, 4], "middle", type=type), graph.tensor([1, 4], "result")
+    graph.op("First", [x], [middle], custom=custom)
+    graph.op("Second", [middle], [result], custom=custom)
+    graph.output(result)
+    return draft.build()
+
+
+def badly_named() -> bytes:
+    """Tensors without a name, or with the name of another."""
+    draft = Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "same")
+    y = graph.input([1, 4], "same")
+    one = graph.const(np.ones((1, 4), np.float32), name="one")
+    total = graph.add(graph.add(x, one, ""), y, "same")
+    graph.output(graph.mul(graph.add(total, one, ""), y, "same"), total)
+    return draft.build()
+
+
+def described() -> bytes:
+    """A model with two signatures and all kinds of metadata."""
+    rng, draft = np.random.default_rng(0), Draft()
+    graph = draft.graph()
+    a = graph.input([1, 4], "serving_default_a:0")
+    middle = graph.dense(a, 4, rng, "score")
+    result = graph.dense(middle, 2, rng, "StatefulPartitionedCall:0")
+    graph.output(result)
+    other = draft.graph("other")
+    other.output(other.input([1]))
+    draft.signature("serving_default", {"a": a}, {"score": result})
+    draft.signature("second", {"q": 0}, {"r": 0}, graph=1)
+    draft.metadata("min_runtime_version", b"1.5.0".ljust(16, b"\0"))
+    draft.metadata("CONVERSION_METADATA", b"how it was made")
+    draft.metadata("TFLITE_METADATA", b"what the inputs mean")
+    return draft.build()
+
+
+def shared_weights(size: int = 64) -> bytes:
+    """Three dense layers with the same weights."""
+    rng, draft = np.random.default_rng(0), Draft()
+    graph = draft.graph()
+    x = graph.input([1, size], "x")
+    data = draft.buffer(rng.standard_normal((size, size)).astype(np.float32).tobytes())
+    for _ in range(3):
+        weights, result = graph.tensor([size, size], buffer=data), graph.tensor([1, size])
+        graph.op("FULLY_CONNECTED", [x, weights, -1], [result], tflite.FullyConnectedOptionsT())
+        x = result
+    graph.output(x)
+    return draft.build()
+
+
+def random_graph(seed: int, operators: int) -> bytes:
+    """A random graph of dense layers, sums and products over one shape, with random outputs."""
+    rng, draft = np.random.default_rng(seed), Draft()
+    graph = draft.graph()
+    known = [graph.input([1, 4]) for _ in range(rng.integers(1, 4))]
+    made = []
+    for _ in range(operators):
+        # Mostly what is recent, so that the graph is deep; sometimes what is old, so that it skips.
+        a, b = (known[-1 - min(int(rng.geometric(0.5)) - 1, len(known) - 1)] for _ in range(2))
+        kind = rng.integers(3)
+        result = graph.dense(a, 4, rng) if kind == 0 else graph.add(a, b) if kind == 1 else graph.mul(a, b)
+        known.append(result)
+        made.append(result)
+    extra = rng.choice(made, int(rng.integers(0, 3)))
+    graph.output(*dict.fromkeys([made[-1], *(int(i) for i in extra)]))
+    return draft.build()

@@ -1,0 +1,89 @@
+"""The folder of slices and its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from har_edge.errors import ConfigError, ModelError
+from har_edge.graph.folder import write_folder
+from har_edge.graph.manifest import SliceManifest, load_manifest, verify_hashes
+from har_edge.graph.model import read_model
+from har_edge.graph.slices import slice_model
+from tests.graph import models
+
+
+def _write(folder: Path, *cuts: int) -> SliceManifest:
+    model = read_model(models.chain(dynamic=True))
+    return write_folder(model, slice_model(model, cuts), folder)
+
+
+def test_manifest_says_what_the_folder_holds(tmp_path: Path) -> None:
+    manifest = _write(tmp_path / "new" / "out", 1, 3)
+    folder = tmp_path / "new" / "out"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json",
+        "slice-0.tflite",
+        "slice-1.tflite",
+        "slice-2.tflite",
+    ]
+    assert load_manifest(folder) == load_manifest(folder / "manifest.json") == manifest
+    verify_hashes(manifest, folder)
+    assert manifest.model_sha256 == hashlib.sha256(models.chain(dynamic=True)).hexdigest()
+    assert [(entry.start, entry.stop) for entry in manifest.slices] == [(0, 1), (1, 3), (3, 4)]
+    first = msgspec.json.decode((folder / "manifest.json").read_bytes())["slices"][0]
+    assert first["inputs"] == [{"name": "x", "shape": [-1, 6], "dtype": "float32"}]
+
+
+def test_a_second_cut_replaces_the_first(tmp_path: Path) -> None:
+    _write(tmp_path, 1, 2, 3)
+    manifest = _write(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "slice-0.tflite", "slice-1.tflite"]
+    verify_hashes(manifest, tmp_path)
+
+
+def test_what_an_interrupted_cut_left_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "slice-0.tflite").write_bytes(b"half")
+    (tmp_path / "slice-7.tflite").write_bytes(b"stale")
+    (tmp_path / "slice-1.tflite.part").write_bytes(b"less")
+    verify_hashes(_write(tmp_path, 1), tmp_path)
+    assert not (tmp_path / "slice-7.tflite").exists()
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("months of work")
+    with pytest.raises(ConfigError, match="is not empty and holds no manifest of slices, so nothing is written"):
+        _write(tmp_path, 1)
+    with pytest.raises(ConfigError, match="is a file, expected a folder"):
+        _write(tmp_path / "thesis.txt", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_changed_or_missing_slice_is_found(tmp_path: Path) -> None:
+    manifest = _write(tmp_path, 1)
+    (tmp_path / "slice-1.tflite").write_bytes(b"something else")
+    with pytest.raises(ModelError, match=r"slice-1.tflite has sha256 \w+, expected \w+; cut the model again"):
+        verify_hashes(manifest, tmp_path)
+    (tmp_path / "slice-1.tflite").unlink()
+    with pytest.raises(ModelError, match=r"cannot read slice .*slice-1.tflite: No such file"):
+        verify_hashes(manifest, tmp_path)
+
+
+def test_malformed_manifests_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    with pytest.raises(ModelError, match="make it with 'har-edge slice'"):
+        load_manifest(tmp_path / "none.json")
+    good = _write(tmp_path, 1)
+    bad = {
+        b"{": "is no manifest of slices",
+        msgspec.json.encode({**msgspec.to_builtins(good), "extra": 1}): "unknown field `extra`",
+        msgspec.json.encode({**msgspec.to_builtins(good), "version": 2}): "has version 2, expected 1",
+        msgspec.json.encode(good).replace(b"slice-0", b"../slice-0"): "expected a plain file name in the same folder",
+    }
+    for content, text in bad.items():
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=text):
+            load_manifest(path)

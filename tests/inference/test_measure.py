@@ -1,0 +1,39 @@
+"""Timing the parts of a model."""
+
+from __future__ import annotations
+
+import pytest
+
+from har_edge.errors import ModelError
+from har_edge.graph.model import read_model
+from har_edge.graph.slices import slice_model
+from har_edge.inference.measure import measure_segments, segment_bounds, time_slice
+from tests.graph import models
+
+
+def test_segments_lie_between_legal_cuts() -> None:
+    assert segment_bounds(read_model(models.chain())) == [0, 1, 2, 3, 4]
+    assert segment_bounds(read_model(models.recurrent(shared=True))) == [0, 3, 4]
+    # Operators that only unpack weights join their neighbours.
+    assert segment_bounds(read_model(models.half_weights())) == [0, 4, 5, 6]
+
+
+def test_segments_cover_the_model_and_know_what_crosses() -> None:
+    segments = list(measure_segments(read_model(models.skip()), repeats=3))
+    assert [(segment.start, segment.stop) for segment in segments] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+    assert [segment.crossing_bytes for segment in segments] == [0, 1024, 2048, 2048, 1024]
+    assert all(segment.seconds > 0 for segment in segments)
+
+
+def test_the_median_counts() -> None:
+    model = read_model(models.chain())
+    ticks = iter([0.0, 1.0, 10.0, 15.0, 20.0, 22.0])
+    (whole,) = slice_model(model, [])
+    assert time_slice(model, whole, repeats=3, clock=lambda: next(ticks)) == 2.0
+
+
+def test_what_cannot_run_here_names_the_operators_and_the_way_out() -> None:
+    with pytest.raises(
+        ModelError, match=r"cannot time operators 1 to 1 here: .*Mystery.*choose the cuts yourself with --at"
+    ):
+        list(measure_segments(read_model(models.custom())))
