@@ -26,7 +26,7 @@ class Recipe:
     samples; each epoch draws its windows at another phase of it.
     """
 
-    epochs: int = 15
+    epochs: int = 12
     seed: int = 0
     hop: int = 50
     batch: int = 64
