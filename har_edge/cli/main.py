@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from har_edge import __version__
 from har_edge.errors import HarEdgeError
 
-COMMANDS = ("data", "train", "evaluate", "slice", "stage", "sensor")
+COMMANDS = ("demo", "sensor", "stage", "watch", "broker", "slice", "evaluate", "train", "data")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -88,8 +88,8 @@ def start_mosquitto(
         text = config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the broker configuration {config}: {error}") from None
-    port = port or _free_port(host)
-    _check_free(host, port)
+    port = port or free_port(host)
+    check_free(host, port)
     directory.mkdir(parents=True, exist_ok=True)
     written = directory / "mosquitto.conf"
     # The listener comes first, since TLS settings belong to the listener before them.
@@ -102,7 +102,7 @@ def start_mosquitto(
     with (log or directory / "mosquitto.log").open("ab") as output:
         process = subprocess.Popen([executable, "-c", written], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     broker = Mosquitto(
-        Address(_reachable(host), port, tls="\ncertfile " in text + extra), mosquitto_version(executable), process
+        Address(reachable(host), port, tls="\ncertfile " in text + extra), mosquitto_version(executable), process
     )
     _await_listening(broker, log or directory / "mosquitto.log")
     return broker
@@ -126,21 +126,24 @@ def _await_listening(broker: Mosquitto, log: Path) -> None:
                 broker.process.wait(0.02)
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
+    """Return where a client on this machine reaches a listener bound to `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
+    """Return a TCP port that is free now."""
     with socket.socket() as probe:
-        probe.bind((_reachable(host), 0))
+        probe.bind((reachable(host), 0))
         return int(probe.getsockname()[1])
 
 
-def _check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int) -> None:
+    """Raise BrokerError when something listens on the port already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_reachable(host), port))
+            probe.bind((reachable(host), port))
         except OSError as error:
             raise BrokerError(
                 f"port {port} on {host} is not free: {error}; stop what listens there, or choose another --port"

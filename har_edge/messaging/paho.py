@@ -126,6 +126,7 @@ class PahoBus:
         while self._accepted and (self.unsent or self._client.want_write()) and self._clock() < deadline:
             self._turn(0.05)
         if self._accepted:
+            self._accepted = False  # from here on a lost connection is what we want
             properties = None
             if self._mqtt5:
                 properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
@@ -133,7 +134,6 @@ class PahoBus:
             self._client.disconnect(properties=properties)
             while self._client.want_write() and self._client.socket() is not None:
                 self._client.loop_write()
-        self._accepted = False
 
     # --- connecting -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,55 @@
+"""`har-edge broker`: run Mosquitto with a configuration of har_edge, or the embedded broker."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from har_edge.cli import options
+from har_edge.errors import BrokerError, ConfigError
+
+HELP = "run an MQTT broker: Mosquitto, or the embedded one"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1; 0.0.0.0: all)")
+    parser.add_argument("--port", type=options.positive, default=1883, help="port to listen on (default: 1883)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="Mosquitto configuration (default: mosquitto.conf)")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        metavar="DIR",
+        help="where sessions and logs are kept (default: ~/.local/state/har-edge)",
+    )
+    parser.add_argument("--embedded", action="store_true", help="run amqtt in this process instead of Mosquitto")
+
+
+def run(args: argparse.Namespace) -> int:
+    from har_edge.messaging.broker import RunningBroker, find_mosquitto, start_mosquitto
+    from har_edge.messaging.embedded import start_embedded
+    from har_edge.resources import find_folder
+
+    if args.embedded and args.config:
+        raise ConfigError("--config is Mosquitto's; leave it away with --embedded")
+    stop = signal.SIGTERM, signal.SIGINT
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop)  # sigwait takes them below
+    broker: RunningBroker
+    if args.embedded:
+        broker = start_embedded(host=args.host, port=args.port)
+    elif find_mosquitto() is None:
+        raise BrokerError(
+            "Mosquitto is not installed; `apt-get install mosquitto`, or run `har-edge broker --embedded`"
+        )
+    else:
+        directory = args.directory or Path.home() / ".local" / "state" / "har-edge"
+        config = args.config or find_folder("brokers") / "mosquitto.conf"
+        broker = start_mosquitto(config, directory, host=args.host, port=args.port)
+    print(f"{broker.description} listens on {args.host}:{args.port}; stop it with Ctrl-C", flush=True)
+    try:
+        signal.sigwait(stop)
+    finally:
+        broker.stop()
+    print("broker stopped", file=sys.stderr)
+    return 0

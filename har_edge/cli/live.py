@@ -1,0 +1,68 @@
+"""The live table of results, for `watch` and `demo`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from har_edge.nodes.local import Arrival
+
+RECENT = 200
+
+
+@dataclass(slots=True)
+class Row:
+    """What the table shows of one stream."""
+
+    last: Arrival
+    windows: int = 0
+    scored: int = 0
+    correct: int = 0
+    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+
+class Board:
+    """Gathers results by stream and draws them."""
+
+    def __init__(self, labels: Mapping[int, str]) -> None:
+        self._labels = labels
+        self._rows: dict[str, Row] = {}
+
+    def add(self, arrival: Arrival) -> None:
+        """Take one result in."""
+        result = arrival.result
+        row = self._rows.setdefault(result.stream, Row(arrival))
+        row.last = arrival
+        row.windows += 1
+        row.latencies_ms.append(arrival.latency_ms)
+        if result.truth is not None:
+            row.scored += 1
+            row.correct += result.truth == result.label_id
+
+    def draw(self, title: str) -> Table:
+        """Return the table as it stands."""
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left")
+        for name in ("stream", "window", "activity", "confidence", "truth", "latency", "accuracy so far"):
+            table.add_column(name, justify="left" if name in ("stream", "activity", "truth") else "right", no_wrap=True)
+        for stream, row in sorted(self._rows.items()):
+            result, middle = row.last.result, sorted(row.latencies_ms)[len(row.latencies_ms) // 2]
+            known = result.truth is not None
+            truth = self._labels.get(result.truth or 0, str(result.truth)) if known else "transition or unknown"
+            table.add_row(
+                stream,
+                str(result.seq),
+                result.label,
+                f"{result.confidence:.2f}",
+                truth,
+                f"{middle:.1f} ms",
+                f"{row.correct / row.scored:.3f} of {row.scored}" if row.scored else "-",
+                style=None if not known or result.truth == result.label_id else "yellow",
+            )
+        return table

@@ -1,0 +1,42 @@
+"""From a model file to a folder that stages can run: slices, manifest and pipeline file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from har_edge.graph.folder import write_folder
+from har_edge.graph.model import Model, read_model
+from har_edge.graph.slices import slice_model
+from har_edge.inference.measure import measure_segments
+from har_edge.planning.partition import balance
+from har_edge.planning.pipeline import BrokerConfig, Pipeline, load_pipeline, write_pipeline
+from har_edge.planning.task import Task
+
+
+def balanced_cuts(model: Model, stages: int, *, threads: int = 1) -> list[int]:
+    """Return the operators to cut at for stages of even time, as measured on this machine.
+
+    Raises CutError when the model has too few legal cuts, ModelError when the runtime cannot run a part of it.
+    """
+    segments = list(measure_segments(model, threads=threads))
+    costs, crossing = [part.seconds for part in segments], [part.crossing_bytes for part in segments[1:]]
+    return [segments[border].start for border in balance(costs, stages, crossing)]
+
+
+def prepare(
+    path: Path,
+    task: Task,
+    folder: Path,
+    *,
+    stages: int,
+    cuts: Sequence[int] | None = None,
+    name: str = "har",
+    broker: BrokerConfig | None = None,
+) -> Pipeline:
+    """Cut a model (at `cuts`, else into `stages` balanced slices) into `folder`, and return its pipeline."""
+    model = read_model(path)
+    chosen = list(cuts) if cuts is not None else balanced_cuts(model, stages)
+    write_folder(model, slice_model(model, chosen), folder)
+    write_pipeline(folder, task, name=name, broker=broker)
+    return load_pipeline(folder)
