@@ -101,7 +101,8 @@ class Interpreter:
             if 0 not in detail["shape"]:
                 raise
             return np.empty(detail["shape"], detail["dtype"])
-        return value
+        # A tensor without dimensions comes as a NumPy scalar.
+        return value if type(value) is np.ndarray else np.array(value)
 
     def _refit(self, values: Mapping[str, Array]) -> None:
         """Explain what is wrong with `values`, or allocate for their sizes."""
@@ -115,6 +116,8 @@ class Interpreter:
             raise MessageError(f"missing input {', '.join(missing)}; the model takes {', '.join(self._indices)}")
         for port in self.inputs:
             _check(port, values[port.name])
+        if self._fit is not None and all(values[name].shape == shape for name, _, _, shape in self._fit):
+            return  # an array of another class, all else right: allocating anew would lose recurrent state
         self._fit = None
         try:
             for port in self.inputs:

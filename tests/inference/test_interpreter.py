@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,29 @@ def test_batches_of_any_size_give_each_row_its_own_result() -> None:
     assert model.run({"x": rows[:4]})["t12"].tobytes() == together[:4].tobytes()
 
 
+def test_a_result_without_dimensions_is_an_array_that_the_next_model_takes() -> None:
+    draft = models.Draft()
+    graph = draft.graph()
+    x = graph.input([], "x")
+    graph.output(graph.add(x, x, "result"))
+    model = Interpreter(draft.build())
+    result = model.run({"x": np.array(2.0, np.float32)})["result"]
+    assert isinstance(result, np.ndarray) and result.shape == () and result.dtype == np.float32
+    assert model.run({"x": result})["result"] == 8.0
+
+
+def test_a_result_without_elements_is_an_empty_array() -> None:
+    draft = models.Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "x")
+    start, size = graph.const(np.zeros(2, np.int32)), graph.const(np.array([0, 4], np.int32))
+    result = graph.tensor([0, 4], "result")
+    graph.op("SLICE", [x, start, size], [result], models.tflite.SliceOptionsT())
+    graph.output(graph.add(x, x, "sum"), result)
+    got = Interpreter(draft.build()).run({"x": np.ones((1, 4), np.float32)})
+    assert got["result"].shape == (0, 4) and got["sum"].tolist() == [[2.0] * 4]
+
+
 def test_state_lives_between_runs_until_it_is_reset() -> None:
     model = Interpreter(models.recurrent())
     values = {"x": np.ones((1, 4), np.float32)}
@@ -83,6 +108,40 @@ def test_state_lives_between_runs_until_it_is_reset() -> None:
     assert first.tobytes() != second.tobytes()
     model.reset_state()
     assert model.run(values)[name].tobytes() == first.tobytes()
+
+
+class _OtherArray(np.ndarray):
+    pass
+
+
+def test_an_array_of_another_class_does_not_cost_the_state() -> None:
+    model = Interpreter(models.recurrent())
+    values = np.ones((1, 4), np.float32)
+    name = model.outputs[0].name
+    model.run({"x": values})
+    second = model.run({"x": values})[name]
+    model.reset_state()
+    model.run({"x": values})
+    assert model.run({"x": values.view(_OtherArray)})[name].tobytes() == second.tobytes()
+
+
+_FALLBACK = """
+import sys, types
+import numpy as np
+import ai_edge_litert.interpreter as real
+sys.modules["tflite_runtime"] = types.ModuleType("tflite_runtime")
+sys.modules["tflite_runtime.interpreter"] = real
+sys.modules["ai_edge_litert.interpreter"] = None
+from har_edge.inference.interpreter import Interpreter
+model = Interpreter(open(sys.argv[1], "rb").read())
+assert model.run({"x": np.ones((1, 6), np.float32)})["t12"].shape == (1, 3)
+"""
+
+
+def test_tflite_runtime_takes_over_where_litert_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(models.chain())
+    subprocess.run([sys.executable, "-c", _FALLBACK, str(path)], check=True)
 
 
 def test_values_in_another_memory_order_are_read_rightly() -> None:
