@@ -1,0 +1,88 @@
+"""The models in models/ are what their entries say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from har_edge.evaluation.prediction import Classifier, Prediction, predict_recordings
+from har_edge.evaluation.report import score
+from har_edge.graph.manifest import TensorSpec
+from har_edge.inference.interpreter import Interpreter
+from har_edge.planning.catalog import find_model, load_catalog
+from har_edge.streams.description import load_description
+from har_edge.streams.files import read_recordings
+from har_edge.streams.recording import Recording, Window
+from har_edge.streams.windows import windows
+
+NAMES = ("float", "int8", "float-split", "int8-split")
+
+
+def test_all_are_there() -> None:
+    assert tuple(entry.name for entry in load_catalog().models) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_is_that_of_the_entry(name: str) -> None:
+    found = find_model(name)
+    assert found.entry is not None
+    assert found.entry.real
+    interpreter = Interpreter(found.path)
+    for specs, ports in ((found.entry.inputs, interpreter.inputs), (found.entry.outputs, interpreter.outputs)):
+        assert specs == [TensorSpec(port.name, port.shape, port.dtype.name) for port in ports]
+    description = load_description(found.entry.task.stream.description)
+    assert found.entry.task.labels == [description.labels[label] for label in found.entry.task.label_ids]
+    assert found.entry.task.label_ids == list(range(1, 13))
+    # The shipped weights are scored by a model that never saw the test streams; its file is shipped too.
+    twin = find_model(name if name.endswith("-split") else f"{name}-split")
+    assert found.entry.split.model == twin.sha256
+    assert twin.entry is not None
+    assert not set(twin.entry.trained_on) & set(twin.entry.split.test)
+
+
+def test_int8_stays_near_float() -> None:
+    floats, int8 = (find_model(name).entry for name in ("float", "int8"))
+    assert floats is not None
+    assert int8 is not None
+    assert floats.split.accuracy >= 0.95
+    assert abs(floats.split.accuracy - int8.split.accuracy) <= 0.005
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-split"])
+def test_a_batch_gives_the_same_bits_as_its_windows_alone(name: str, recordings: list[Recording]) -> None:
+    found = find_model(name)
+    assert found.entry is not None
+    captured: list[dict[str, np.ndarray]] = []
+    interpreter = Interpreter(found.path)
+
+    def run(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        captured.append(values)
+        return interpreter.run(values)
+
+    classifier = Classifier(run, interpreter.inputs, found.entry.task)  # type: ignore[arg-type]
+    cut: list[Window] = list(windows(recordings[0], 250, 125, within_activity=False))[:32]
+    alone = np.stack([classifier.predict(window).scores for window in cut])
+    together = {tensor: np.concatenate([values[tensor] for values in captured]) for tensor in captured[0]}
+    assert len(cut) == 32
+    np.testing.assert_array_equal(interpreter.run(together)["activity"], alone)
+
+
+def test_synthetic_people_are_recognised(predictions: list[Prediction]) -> None:
+    labels = load_catalog().models[0].task.labels
+    assert score(predictions, labels).accuracy >= 0.8
+
+
+@pytest.mark.dataset
+@pytest.mark.parametrize("name", ["float-split", "int8-split"])
+def test_the_split_figure_is_reproduced(name: str, dataset: Path) -> None:
+    found = find_model(name)
+    assert found.entry is not None
+    recordings = read_recordings(load_description("mhealth"), dataset, found.entry.split.test)
+    interpreter = Interpreter(found.path)
+    classifier = Classifier(interpreter.run, interpreter.inputs, found.entry.task)
+    scores = score(predict_recordings(classifier, recordings, found.entry.task), found.entry.task.labels)
+    assert scores.windows == found.entry.split.windows
+    assert scores.accuracy == pytest.approx(found.entry.split.accuracy, abs=0.005)
+    assert scores.accuracy >= 0.945

@@ -1,0 +1,88 @@
+"""Augmentation keeps what it must keep and stays within its limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from har_edge.streams.description import StreamDescription
+from har_edge.streams.recording import Recording
+from har_edge.training.augmentation import Augmentation, Augmenter, change_pace, rotations
+from har_edge.training.dataset import Batch, WindowPool
+from har_edge.training.scaling import measure_scaling
+
+LABELS = list(range(1, 13))
+
+
+def test_rotations_are_rotations_within_their_limit() -> None:
+    limit = np.linspace(0, 90, 200)
+    matrices = rotations(limit, np.random.default_rng(0)).astype(np.float64)
+    np.testing.assert_allclose(
+        matrices @ matrices.transpose(0, 2, 1), np.broadcast_to(np.eye(3), (200, 3, 3)), atol=1e-6
+    )
+    np.testing.assert_allclose(np.linalg.det(matrices), 1, atol=1e-6)
+    angle = np.rad2deg(np.arccos(np.clip((np.trace(matrices, axis1=1, axis2=2) - 1) / 2, -1, 1)))
+    assert (angle <= limit + 0.1).all()
+    assert angle[100:].mean() > 20
+
+
+def test_pace_one_changes_nothing_and_others_stretch_about_the_middle() -> None:
+    rows = np.arange(11, dtype=np.float32)[None, :, None].repeat(3, 0)
+    changed = change_pace(rows, np.array([1.0, 0.5, 1.2]))[:, :, 0]
+    np.testing.assert_array_equal(changed[0], np.arange(11))
+    np.testing.assert_allclose(changed[1], 2.5 + np.arange(11) / 2)
+    np.testing.assert_allclose(changed[2][[0, 5, 10]], [1, 5, 9], atol=1e-6)
+    assert changed[2].min() >= 0
+    assert changed[2].max() <= 10
+
+
+@pytest.fixture
+def batch(recordings: list[Recording]) -> Batch:
+    return WindowPool(recordings, 250, LABELS).draw(50)
+
+
+def change(batch: Batch, description: StreamDescription, settings: Augmentation, seed: int = 0) -> Batch:
+    labels = [description.labels[label] for label in LABELS]
+    spread = {source: np.ones(values.shape[2], np.float32) for source, values in batch.samples.items()}
+    return Augmenter(description, labels, settings).change(batch, spread, np.random.default_rng(seed))
+
+
+def test_turning_keeps_the_length_of_vectors_and_other_channels(batch: Batch, description: StreamDescription) -> None:
+    turned = change(batch, description, Augmentation(gain=0, noise=0, pace=0))
+    for source, triads in {"chest": [0], "ankle": [0, 6], "arm": [0, 6]}.items():
+        for first in triads:
+            was, now = (b.samples[source][:, :, first : first + 3] for b in (batch, turned))
+            np.testing.assert_allclose(np.linalg.norm(now, axis=2), np.linalg.norm(was, axis=2), rtol=1e-4, atol=1e-4)
+            assert np.abs(now - was).max() > 0.1
+    np.testing.assert_array_equal(turned.samples["chest"][:, :, 3:], batch.samples["chest"][:, :, 3:])
+
+
+def test_postures_turn_further_than_movements(batch: Batch, description: StreamDescription) -> None:
+    settings = Augmentation(rotation_deg=1, posture_deg={"sitting and relaxing": 40}, gain=0, noise=0, pace=0)
+    turned = change(batch, description, settings)
+    moved = np.abs(turned.samples["chest"] - batch.samples["chest"])[:, :, :3].max((1, 2))
+    sitting = batch.classes == LABELS.index(2)
+    assert moved[sitting].mean() > 5 * moved[~sitting].mean()
+
+
+def test_the_batch_given_stays_as_it_is_and_the_seed_decides(batch: Batch, description: StreamDescription) -> None:
+    before = {source: values.copy() for source, values in batch.samples.items()}
+    first, second, other = (change(batch, description, Augmentation(), seed) for seed in (1, 1, 2))
+    for source in before:
+        np.testing.assert_array_equal(batch.samples[source], before[source])
+        np.testing.assert_array_equal(first.samples[source], second.samples[source])
+        assert (first.samples[source] != other.samples[source]).any()
+
+
+def test_nearly_constant_channels_are_not_blown_up(recordings: list[Recording]) -> None:
+    flat = Recording("x", 50.0, {"wrist": np.full((500, 2), 3, np.float32)}, np.ones(500, np.int16))
+    scaling = measure_scaling([flat])
+    assert scaling.spread["wrist"].tolist() == pytest.approx([2.2, 2.2])
+    assert np.abs(scaling.apply(flat.samples)["wrist"]).max() < 1e-6
+
+
+def test_scaling_is_measured_on_what_it_is_given(recordings: list[Recording]) -> None:
+    alone, both = measure_scaling(recordings[:1]), measure_scaling(recordings[:2])
+    values = np.clip(recordings[0].samples["arm"], -22, 22)
+    np.testing.assert_allclose(alone.mean["arm"], values.mean(0), atol=1e-3)
+    assert (alone.mean["arm"] != both.mean["arm"]).any()

@@ -1,0 +1,105 @@
+"""Folding and export: the shipped file computes what was trained, with few operators in a good order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow")
+
+from har_edge.graph.cuts import list_cuts
+from har_edge.graph.model import read_model
+from har_edge.inference.interpreter import Interpreter
+from har_edge.streams.description import StreamDescription
+from har_edge.streams.recording import Recording
+from har_edge.training.dataset import Batch, WindowPool
+from har_edge.training.export import export_float, export_int8
+from har_edge.training.fit import Fitted, Recipe, fit_network
+from har_edge.training.network import Layout, fold_network, scaled_inputs
+
+pytestmark = pytest.mark.training
+
+LABELS = list(range(1, 13))
+
+
+@pytest.fixture(scope="module")
+def fitted(recordings: list[Recording], description: StreamDescription) -> Fitted:
+    return fit_network(recordings[:2], description, LABELS, Layout(250, 12), Recipe(epochs=2, hop=25))
+
+
+@pytest.fixture(scope="module")
+def batch(recordings: list[Recording]) -> Batch:
+    return WindowPool(recordings[2:], 250, LABELS).draw(50)
+
+
+@pytest.fixture(scope="module")
+def float_model(fitted: Fitted, description: StreamDescription) -> bytes:
+    return export_float(fitted, description.sources)
+
+
+@pytest.fixture(scope="module")
+def int8_model(fitted: Fitted, recordings: list[Recording], description: StreamDescription) -> bytes:
+    return export_int8(fitted, description.sources, WindowPool(recordings[:2], 250, LABELS).draw(125))
+
+
+def answers(fitted: Fitted, batch: Batch, description: StreamDescription) -> np.ndarray:
+    inputs = scaled_inputs(fitted.scaling.apply(batch.samples), description.sources)
+    return np.asarray(fitted.network.predict(inputs, verbose=0))
+
+
+def test_folding_changes_no_answer(fitted: Fitted, batch: Batch, description: StreamDescription) -> None:
+    shipped = fold_network(fitted.network, description.sources, fitted.layout, fitted.scaling, clip=True)
+    raw = [batch.samples[source.name] * 5 for source in description.sources]  # well beyond full scale
+    louder = Batch({source: values * 5 for source, values in batch.samples.items()}, batch.classes)
+    np.testing.assert_allclose(shipped.predict(raw, verbose=0), answers(fitted, louder, description), atol=1e-5)
+
+
+def test_the_float_file_computes_the_same(
+    fitted: Fitted, float_model: bytes, batch: Batch, description: StreamDescription
+) -> None:
+    came = Interpreter(float_model).run(dict(batch.samples))["activity"]
+    np.testing.assert_allclose(came, answers(fitted, batch, description), atol=1e-5)
+
+
+def test_the_int8_file_is_int8_from_end_to_end(int8_model: bytes) -> None:
+    interpreter = Interpreter(int8_model)
+    assert [(port.name, port.shape, port.dtype.name) for port in interpreter.inputs] == [
+        ("chest", (-1, 250, 5), "int8"),
+        ("ankle", (-1, 250, 9), "int8"),
+        ("arm", (-1, 250, 9), "int8"),
+    ]
+    assert [(port.name, port.shape, port.dtype.name) for port in interpreter.outputs] == [
+        ("activity", (-1, 12), "int8")
+    ]
+    # The whole range of int8 is that of the accelerometer, in every source.
+    assert [port.scale for port in interpreter.inputs] == pytest.approx([44 / 255] * 3)
+    kinds = {operator.name for operator in read_model(int8_model).main.operators}
+    assert not kinds & {"QUANTIZE", "DEQUANTIZE", "SHAPE", "STRIDED_SLICE", "PACK"}
+
+
+def test_branches_are_complete_one_by_one(int8_model: bytes, tmp_path: Path) -> None:
+    model = read_model(int8_model)
+    made = [model.main.tensors[operator.outputs[0]].name for operator in model.main.operators]
+    assert made == [
+        *("chest_column", "chest_first", "chest_second"),
+        *("ankle_column", "ankle_first", "ankle_second"),
+        *("arm_column", "arm_first", "arm_second"),
+        *("fusion", "trunk", "mean", "most", "pooled", "features", "logits", "activity"),
+    ]
+    crossing = {cut.index: cut.bytes for cut in list_cuts(model) if cut.refusal is None}
+    assert len(crossing) == len(made) - 1
+    assert crossing[3] == 368
+    assert crossing[6] == 736
+
+
+def test_the_same_seed_gives_the_same_bytes(
+    recordings: list[Recording], description: StreamDescription, float_model: bytes, int8_model: bytes
+) -> None:
+    again = fit_network(recordings[:2], description, LABELS, Layout(250, 12), Recipe(epochs=2, hop=25))
+    calibration = WindowPool(recordings[:2], 250, LABELS).draw(125)
+    assert export_float(again, description.sources) == float_model
+    assert export_int8(again, description.sources, calibration) == int8_model
+    other = fit_network(recordings[:2], description, LABELS, Layout(250, 12), Recipe(epochs=1, hop=25, seed=1))
+    assert export_float(other, description.sources) != float_model
