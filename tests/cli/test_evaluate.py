@@ -1,0 +1,108 @@
+"""`har-edge evaluate` from the outside, on synthetic data."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from har_edge.cli.main import main
+from har_edge.evaluation import prediction
+from har_edge.graph.folder import write_folder
+from har_edge.graph.model import read_model
+from har_edge.graph.slices import slice_model
+from har_edge.planning.catalog import find_model
+from har_edge.resources import find_folder
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory without data."""
+    monkeypatch.delenv("HAR_EDGE_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def evaluate(*options: str) -> int:
+    return main(["evaluate", "--subjects", "7", *options])
+
+
+def test_it_says_what_the_figures_are_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate() == 0
+    said = capsys.readouterr()
+    assert "using synthetic data; get the real ones with: har-edge data fetch" in said.err
+    sha256 = find_model("int8").sha256
+    assert said.out.startswith(
+        f"model      int8 (sha256 {sha256[:12]})\ndata       synthetic data\nwindows    132 of one"
+    )
+    assert "on synthetic data: says nothing about people" in said.out
+    assert "jump front and back" in said.out
+
+
+def test_slices_are_scored_too(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
+    found = find_model("float")
+    model = read_model(found.path)
+    write_folder(model, slice_model(model, [5, 10]), nowhere / "slices")
+    for options in (["--slices", "slices"], ["--at", "5,10"], ["--stages", "3"]):
+        assert evaluate("--model", "float", *options, "--json", "figures.json") == 0
+        assert "slices: 143 outputs, all identical to those of the whole model" in capsys.readouterr().out
+        content = msgspec.json.decode((nowhere / "figures.json").read_bytes())
+        assert content["agreement"]["slices"] == {
+            "identical": True,
+            "equal": 143,
+            "different": 0,
+            "missing": 0,
+            "extra": 0,
+        }
+
+
+def test_slices_that_differ_are_a_failure(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prediction.Classifier.predict
+    calls: list[int] = []
+
+    def lying(self: prediction.Classifier, window: prediction.Window) -> prediction.Prediction:
+        answer = run(self, window)
+        calls.append(window.seq)
+        if len(calls) == 143 + 5:  # the fifth window of the second pass, that of the slices
+            answer.scores[0] ^= 1
+        return answer
+
+    monkeypatch.setattr(prediction.Classifier, "predict", lying)
+    assert evaluate("--at", "3") == 1
+    assert "slices: DIFFERS from the whole model: 142 identical, 1 different, 0 missing" in capsys.readouterr().out
+
+
+def test_a_model_without_entry_is_refused(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
+    stranger = nowhere / "stranger.tflite"
+    stranger.write_bytes((find_folder("models") / "har-int8.tflite").read_bytes() + b"\0")
+    assert evaluate("--model", "stranger.tflite") == 2
+    error = capsys.readouterr().err
+    assert "stranger.tflite: no manifest says which windows this model takes" in error
+    assert "har-edge train" in error
+
+
+def test_slices_of_another_model_are_refused(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
+    model = read_model(find_model("float").path)
+    write_folder(model, slice_model(model, [5]), nowhere / "slices")
+    assert evaluate("--model", "int8", "--slices", "slices") == 2
+    assert "slices holds slices of a model with sha256" in capsys.readouterr().err
+
+
+def test_the_confusion_is_drawn(nowhere: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert evaluate("--png", "confusion.png") == 0
+    assert (nowhere / "confusion.png").stat().st_size > 10_000
+
+
+@pytest.mark.dataset
+def test_seen_subjects_get_the_split_figure_beside(
+    capsys: pytest.CaptureFixture[str], dataset: Path, nowhere: Path
+) -> None:
+    shutil.copy(find_model("float").path, nowhere / "copy.tflite")
+    assert evaluate("--data", str(dataset), "--model", "copy.tflite") == 0
+    said = capsys.readouterr().out
+    assert "trained on subject7: not a generalisation figure; the split figure is" in said
+    assert evaluate("--data", str(dataset), "--model", "int8-split") == 0
+    assert "on none of these subjects" in capsys.readouterr().out

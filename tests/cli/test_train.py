@@ -1,0 +1,63 @@
+"""`har-edge train` from the outside, on synthetic data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from har_edge.cli.main import main
+from har_edge.planning.catalog import find_model, load_catalog
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory without data."""
+    monkeypatch.delenv("HAR_EDGE_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_without_tensorflow_it_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    assert main(["train", "--out", "models"]) == 2
+    assert "training needs TensorFlow, which is not here" in capsys.readouterr().err
+
+
+@pytest.mark.training
+def test_it_writes_models_that_evaluate_knows(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
+    pytest.importorskip("tensorflow")
+    split = ["--train-subjects", "1", "--test-subjects", "2", "--split-only", "--epochs", "1"]
+    assert main(["train", "--out", "deep/models", *split]) == 0
+    said = capsys.readouterr()
+    assert "using synthetic data" in said.err
+    lines = said.out.splitlines()
+    assert lines[:2] == ["synthetic data: subject1, subject2", "training on subject1"]
+    assert any(line.startswith("int8, tested on subject2: accuracy") for line in lines)
+    catalog = load_catalog(nowhere / "deep/models")
+    assert [entry.name for entry in catalog.models] == ["float-split", "int8-split"]
+    assert catalog.models[0].command == (
+        "har-edge train --out models --train-subjects subject1 --test-subjects subject2 --seed 0 --epochs 1"
+        " --split-only"
+    )
+    assert not catalog.models[0].real
+    found = find_model("deep/models/har-int8-split.tflite")
+    assert found.entry == catalog.models[1]
+    assert main(["evaluate", "--model", "deep/models/har-int8-split.tflite", "--subjects", "2"]) == 0
+
+
+@pytest.mark.training
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
+        (["--train-subjects", "1-3", "--test-subjects", "3"], "subject3 named twice; a stream is for training or for"),
+    ],
+)
+def test_senseless_options_are_refused(capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    pytest.importorskip("tensorflow")
+    assert main(["train", "--out", "models", *options]) == 2
+    assert message in capsys.readouterr().err
