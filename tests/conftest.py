@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from har_edge.resources import find_folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without HAR_EDGE_DATA the `dataset` tests cannot run; in CI they must."""
+    """Without HAR_EDGE_DATA the `dataset` tests cannot run; in CI they must, and TensorFlow must be there too."""
+    if os.environ.get("CI") == "true" and importlib.util.find_spec("tensorflow") is None:
+        raise pytest.UsageError("CI must install TensorFlow: pip install '.[test,training]'")
     if os.environ.get("HAR_EDGE_DATA"):
         return
     if os.environ.get("CI") == "true":

@@ -152,7 +152,7 @@ def _show(local: LocalPipeline, task: Task) -> Iterator[Arrival]:
 
     from har_edge.cli.live import Board
 
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=100)
     board, title = Board(dict(zip(task.label_ids, task.labels, strict=True))), "live"
     measured = 0.0
     view = Live(board.draw(title), console=console, refresh_per_second=5) if console.is_terminal else None
@@ -188,57 +188,48 @@ def _print_summary(summary: Summary, facts: dict[str, str], found: FoundModel, r
     lines += [
         (
             "windows",
-            f"{summary.windows_in} in, {summary.windows_out} out, {summary.lost} lost, "
-            f"{summary.duplicated} doubled ({summary.duplicates_dropped} repetitions dropped at the sink)",
+            f"{summary.windows_in} in, {summary.windows_out} out, {summary.lost} lost, {summary.duplicated} doubled",
         ),
-        (
-            "accuracy",
-            f"{summary.accuracy:.4f} of {summary.scored} windows with one activity"
-            if summary.accuracy is not None
-            else "no window had a known activity",
-        ),
+        ("", f"{summary.duplicates_dropped} repetitions dropped at the sink"),
+        *_accuracy_lines(summary, facts, found, real),
+        *_traffic_lines(summary),
     ]
-    entry = found.entry
-    if entry is not None and real and set(facts["subjects"].split(", ")) & set(entry.trained_on):
-        lines.append(
-            (
-                "",
-                "the model was trained on these subjects too; on subjects it never saw: "
-                f"{entry.split.accuracy:.4f} (trained on {len(entry.split.train)}, tested on "
-                f"{len(entry.split.test)})",
-            )
-        )
-    if not real:
-        lines.append(("", "synthetic data; get the real recordings with: har-edge data fetch"))
-    lines += _traffic_lines(summary)
     print()
     for key, value in lines:
         print(f"{key:<9} {value}")
 
 
-def _traffic_lines(summary: Summary) -> list[tuple[str, str]]:
-    raw, wire = summary.raw_bytes, summary.sensor_wire_bytes
-    lines = [
-        (
-            "bytes",
-            f"{raw:,} raw (each sample once, float32), {wire:,} on the wire from the sensors, MQTT headers included "
-            f"({wire / raw:.2f} of raw), {summary.stage_wire_bytes:,} from the stages"
-            if raw
-            else "none sent",
-        ),
-    ]
+def _accuracy_lines(
+    summary: Summary, facts: dict[str, str], found: FoundModel, real: bool
+) -> Iterator[tuple[str, str]]:
+    if summary.accuracy is None:
+        yield "accuracy", "no window had a known activity"
+        return
+    yield "accuracy", f"{summary.accuracy:.4f} of {summary.scored} windows with one activity"
+    entry = found.entry
+    if not real:
+        yield "", "synthetic data; get the real recordings with: har-edge data fetch"
+    elif entry is not None and set(facts["subjects"].split(", ")) & set(entry.trained_on):
+        split = entry.split
+        yield "", "the model was trained on these subjects too, so this says little;"
+        yield "", f"trained on {len(split.train)} subjects and tested on {len(split.test)} others: {split.accuracy:.4f}"
+
+
+def _traffic_lines(summary: Summary) -> Iterator[tuple[str, str]]:
+    wire, raw = summary.sensor_wire_bytes, summary.raw_bytes
+    yield "bytes", f"{raw:,} raw (each sample once, as float32)"
+    if raw:
+        yield "", f"{wire:,} on the wire from the sensors, MQTT headers included: {wire / raw:.2f} of raw"
+    yield "", f"{summary.stage_wire_bytes:,} on the wire from the stages"
     if summary.latency_p50_ms is not None:
-        lines.append(
-            (
-                "latency",
-                f"p50 {summary.latency_p50_ms:.1f} ms, p95 {summary.latency_p95_ms:.1f} ms, "
-                f"p99 {summary.latency_p99_ms:.1f} ms, from the last sample of a window to its result",
-            )
-        )
-    memory = ", ".join(f"{name} {size / 2**20:.0f}" for name, size in sorted(summary.resident_bytes.items()))
-    lines.append(("memory", f"MiB resident: {memory or 'unknown'}"))
-    lines.append(("time", f"{summary.seconds:.1f} s"))
-    return lines
+        p50, p95, p99 = summary.latency_p50_ms, summary.latency_p95_ms, summary.latency_p99_ms
+        yield "latency", f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms"
+        yield "", "from the last sample of a window to its result"
+    sizes = {name: f"{size / 1e6:.0f}" for name, size in sorted(summary.resident_bytes.items())}
+    for role in ("sensor", "stage"):
+        nodes = ", ".join(f"{name} {size}" for name, size in sizes.items() if name.startswith(role))
+        yield ("memory" if role == "sensor" else ""), f"{nodes or 'unknown'} MB resident"
+    yield "time", f"{summary.seconds:.1f} s"
 
 
 def _write_json(path: Path, summary: Summary, facts: dict[str, str], found: FoundModel, real: bool) -> None:

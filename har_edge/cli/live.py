@@ -49,12 +49,12 @@ class Board:
         from rich.table import Table
 
         table = Table(title=title, title_justify="left")
-        for name in ("stream", "window", "activity", "confidence", "truth", "latency", "accuracy so far"):
+        for name in ("stream", "window", "activity", "score", "truth", "latency", "accuracy"):
             table.add_column(name, justify="left" if name in ("stream", "activity", "truth") else "right", no_wrap=True)
         for stream, row in sorted(self._rows.items()):
             result, middle = row.last.result, sorted(row.latencies_ms)[len(row.latencies_ms) // 2]
             known = result.truth is not None
-            truth = self._labels.get(result.truth or 0, str(result.truth)) if known else "transition or unknown"
+            truth = self._labels.get(result.truth or 0, str(result.truth)) if known else "-"
             table.add_row(
                 stream,
                 str(result.seq),
@@ -62,7 +62,7 @@ class Board:
                 f"{result.confidence:.2f}",
                 truth,
                 f"{middle:.1f} ms",
-                f"{row.correct / row.scored:.3f} of {row.scored}" if row.scored else "-",
+                f"{row.correct / row.scored:.3f}" if row.scored else "-",
                 style=None if not known or result.truth == result.label_id else "yellow",
             )
         return table

@@ -1,0 +1,42 @@
+# What a newcomer types. Everything is installed into .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+EXTRAS ?= test
+BIN := .venv/bin
+
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo    run the whole pipeline on this machine"
+	@echo "make test    run the tests (HAR_EDGE_DATA=... for those on real recordings)"
+	@echo "make check   lint and type-check"
+	@echo "make bench   measure throughput, latency and footprint"
+
+demo: .venv/.installed-broker
+	$(BIN)/har-edge demo
+
+test: .venv/.installed-$(EXTRAS)
+	$(BIN)/python -m pytest
+
+check: .venv/.installed-$(EXTRAS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.installed-$(EXTRAS)
+	$(BIN)/python bench/throughput.py
+	$(BIN)/python bench/latency.py
+	$(BIN)/python bench/footprint.py
+
+.venv/.installed-%: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+# Debian keeps venv in a package of its own.
+.venv/bin/python:
+	$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq python3-venv; \
+	  else echo "python3 cannot make environments: sudo apt-get install python3-venv" >&2; exit 1; fi && \
+	  $(PYTHON) -m venv .venv; }
+
+clean:
+	rm -rf .venv build *.egg-info

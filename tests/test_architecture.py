@@ -1,0 +1,122 @@
+"""The imports point one way, and the rooms keep to what they are for (docs/design.md)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import har_edge
+
+PACKAGE = Path(har_edge.__file__).parent
+# A room may import from rooms below its own level, and from itself.
+LEVELS = [
+    {"cli"},
+    {"training"},
+    {"evaluation", "nodes"},
+    {"planning", "messaging", "inference"},
+    {"graph", "reduction"},
+    {"streams"},
+    {"resources"},
+    {"errors"},
+]
+HEAVY = ("tensorflow", "keras", "sklearn", "matplotlib", "paho", "mqtt5", "ai_edge_litert", "tflite_runtime", "numpy")
+# Who alone may import a library, as a path below the package.
+ONLY = {
+    "tensorflow": "training/",
+    "keras": "training/",
+    "sklearn": "evaluation/",
+    "matplotlib": "evaluation/",
+    "tflite_runtime": "inference/interpreter.py",
+    "paho": "messaging/",
+    "mqtt5": "messaging/",
+    "amqtt": "messaging/",
+}
+NO_SOCKETS_OR_CLOCKS = ("graph/", "reduction/", "streams/", "planning/", "messaging/wire.py", "messaging/topics.py")
+
+
+def modules() -> Iterator[tuple[str, list[str]]]:
+    """Yield each module, as a path below the package, with everything it imports."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        names: list[str] = []
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        yield path.relative_to(PACKAGE).as_posix(), names
+
+
+def room(name: str) -> str:
+    return name.split("/")[0].removesuffix(".py")
+
+
+def level(name: str) -> int | None:
+    return next((number for number, rooms in enumerate(LEVELS) if name in rooms), None)
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path, imports in modules():
+        own = level(room(path))
+        for name in imports:
+            if not name.startswith("har_edge.") or own is None:
+                continue
+            other = name.split(".")[1]
+            below = level(other)
+            if other != room(path) and below is not None and below <= own:
+                wrong.append(f"{path} imports {name}")
+    assert wrong == []
+
+
+def test_every_room_has_a_level() -> None:
+    rooms = {room(path) for path, _ in modules()} - {"__init__"}
+    assert rooms == set.union(*LEVELS)
+
+
+@pytest.mark.parametrize("library", ONLY)
+def test_libraries_stay_in_their_rooms(library: str) -> None:
+    users = [path for path, imports in modules() if any(name.split(".")[0] == library for name in imports)]
+    assert [path for path in users if not path.startswith(ONLY[library])] == []
+
+
+def test_litert_is_imported_by_the_interpreter_and_the_schema_only() -> None:
+    users = [path for path, imports in modules() if any(name.startswith("ai_edge_litert") for name in imports)]
+    assert sorted(users) == ["graph/schema.py", "inference/interpreter.py"]
+
+
+@pytest.mark.parametrize("module", ["socket", "time", "random", "subprocess", "ssl", "select", "asyncio", "threading"])
+def test_pure_rooms_touch_no_socket_and_no_clock(module: str) -> None:
+    users = [path for path, imports in modules() if module in imports and path.startswith(NO_SOCKETS_OR_CLOCKS)]
+    assert users == []
+
+
+def test_no_module_uses_pickle_or_eval() -> None:
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+                wrong += [f"{path}: {name}" for name in names if name.split(".")[0] in {"pickle", "marshal", "shelve"}]
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"eval", "exec"}:
+                wrong.append(f"{path}:{node.lineno} {node.func.id}")
+            if isinstance(node, ast.keyword) and node.arg == "shell":
+                wrong.append(f"{path}:{node.lineno} shell=")
+    assert wrong == []
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = f"import sys, har_edge; print([name for name in {HEAVY!r} if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_the_command_line_parser_loads_nothing_heavy() -> None:
+    code = f"import sys; from har_edge.cli.main import build_parser; build_parser(); print([n for n in {HEAVY!r} if n in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
