@@ -133,21 +133,19 @@ def _check_lines(check: Checked | None) -> list[str]:
 def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None) -> list[str]:
     if slices is None:
         return []
-    rows = [("slice", "operators", "predicted", "size", "takes", "gives")]
+    rows = [("slice", "operators", "predicted", "size")]
     for item in slices:
-        rows.append(
-            (
-                item.file,
-                f"{item.start} to {item.stop - 1}",
-                "-" if item.predicted_s is None else f"{item.predicted_s * 1e3:.3f} ms",
-                f"{item.file_bytes / 1e3:.1f} kB",
-                ", ".join(_tensor(tensor) for tensor in item.inputs),
-                ", ".join(_tensor(tensor) for tensor in item.outputs),
-            )
-        )
+        predicted = "-" if item.predicted_s is None else f"{item.predicted_s * 1e3:.3f} ms"
+        rows.append((item.file, f"{item.start} to {item.stop - 1}", predicted, f"{item.file_bytes / 1e3:.1f} kB"))
+    heading, *table = _table(rows, right={2, 3})
+    lines = [heading]
+    for line, item in zip(table, slices, strict=True):
+        lines.append(line)
+        lines += [f"    takes {_tensor(tensor)}" for tensor in item.inputs]
+        lines += [f"    gives {_tensor(tensor)}" for tensor in item.outputs]
     slowest = max((item.predicted_s or 0.0 for item in slices), default=0.0)
     last = [f"slowest slice: {slowest * 1e3:.3f} ms, at most {1 / slowest:.0f} windows/s"] if slowest else []
-    return [*_table(rows, right={2, 3}), *last, f"written to {out}"]
+    return [*lines, *last, f"written to {out}"]
 
 
 def _tensor(tensor: TensorSpec) -> str:

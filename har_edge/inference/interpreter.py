@@ -50,18 +50,19 @@ class Interpreter:
     outputs: tuple[Port, ...]
 
     def __init__(self, model: bytes | Path, *, threads: int = 1) -> None:
-        self._runtime = _create(model, threads)
+        what = str(model) if isinstance(model, Path) else f"these {len(model)} bytes"
+        self._runtime = _create(model, what, threads)
         feeds, fetches = self._runtime.get_input_details(), self._runtime.get_output_details()
         named_feeds, named_fetches = _ports(feeds), _ports(fetches)
         self.inputs = tuple(port for port, _ in named_feeds)
         self.outputs = tuple(port for port, _ in named_fetches)
         self._indices = {port.name: index for port, index in named_feeds}
         self._fetches = tuple((port.name, index) for port, index in named_fetches)
-        sizes = {int(detail["index"]): tuple(int(n) for n in detail["shape"]) for detail in feeds}
-        # What the runtime holds memory for now: name, index, dtype, shape. None: a resize failed half-way.
-        self._fit: tuple[tuple[str, int, np.dtype[Any], tuple[int, ...]], ...] | None = tuple(
-            (port.name, index, port.dtype, sizes[index]) for port, index in named_feeds
-        )
+        # What the runtime holds memory for now: name, index, dtype, shape. None: nothing, or a resize failed half-way.
+        self._fit: tuple[tuple[str, int, np.dtype[Any], tuple[int, ...]], ...] | None = None
+        if self._allocate(what):
+            sizes = {int(detail["index"]): tuple(int(n) for n in detail["shape"]) for detail in feeds}
+            self._fit = tuple((port.name, index, port.dtype, sizes[index]) for port, index in named_feeds)
 
     def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs for one set of inputs, by name; the arrays are copies and belong to the caller.
@@ -92,6 +93,16 @@ class Interpreter:
     def reset_state(self) -> None:
         """Set recurrent state (variable tensors) back to zero."""
         self._runtime.reset_all_variables()
+
+    def _allocate(self, what: str) -> bool:
+        """Allocate for the sizes in the file; return False when these are stand-ins that cannot run."""
+        try:
+            self._runtime.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            if any(-1 in port.shape for port in self.inputs) and "custom op" not in str(error):
+                return False  # converters write 1 for each size they do not know; the first run brings the true ones
+            raise _cannot_load(what, error) from error
+        return True
 
     def _fetch(self, index: int) -> Array:
         try:
@@ -151,8 +162,7 @@ def load_slice(path: Path, sha256: str, *, threads: int = 1) -> Interpreter:
     return Interpreter(content, threads=threads)
 
 
-def _create(model: bytes | Path, threads: int) -> Any:
-    what = str(model) if isinstance(model, Path) else f"these {len(model)} bytes"
+def _create(model: bytes | Path, what: str, threads: int) -> Any:
     try:
         head = model[:8] if isinstance(model, bytes) else _head(model)
     except OSError as error:
@@ -163,16 +173,17 @@ def _create(model: bytes | Path, threads: int) -> Any:
         )
     try:
         if isinstance(model, Path):
-            runtime = _Runtime(model_path=str(model), num_threads=threads)
-        else:
-            runtime = _Runtime(model_content=model, num_threads=threads)
-        runtime.allocate_tensors()
+            return _Runtime(model_path=str(model), num_threads=threads)
+        return _Runtime(model_content=model, num_threads=threads)
     except (RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"{what}: the runtime cannot load this model: {_one_line(error)}; if an operator is missing, use a newer "
-            "runtime, or cut the model so that this operator is in a slice of its own"
-        ) from error
-    return runtime
+        raise _cannot_load(what, error) from error
+
+
+def _cannot_load(what: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{what}: the runtime cannot load this model: {_one_line(error)}; if an operator is missing, use a newer "
+        "runtime, or cut the model so that this operator is in a slice of its own"
+    )
 
 
 def _head(path: Path) -> bytes:

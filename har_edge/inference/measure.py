@@ -12,8 +12,8 @@ import numpy as np
 from har_edge.errors import MessageError, ModelError
 from har_edge.graph.cuts import list_cuts, slice_refusal, trace
 from har_edge.graph.model import Model
-from har_edge.graph.slices import Slice, slice_model, write_slice
-from har_edge.inference.interpreter import Interpreter
+from har_edge.graph.slices import slice_model, write_slice
+from har_edge.inference.interpreter import Array, Interpreter
 from har_edge.inference.sampling import sample
 
 REPEATS = 15
@@ -47,43 +47,44 @@ def segment_bounds(model: Model) -> list[int]:
     return [*bounds, n]
 
 
-def measure_segments(model: Model, *, repeats: int = REPEATS, threads: int = 1) -> Iterator[Segment]:
-    """Time every segment and yield each as it is known.
+def measure_segments(
+    model: Model, *, repeats: int = REPEATS, threads: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[Segment]:
+    """Time every segment, one after the other on the results of those before, and yield each as it is known.
 
-    Raises ModelError when the runtime cannot run one of them.
+    Only the first inputs are made up: what crosses may be a shape or an index, and then only true values run.
+    Raises ModelError when the runtime cannot run one of the segments.
     """
     bounds = segment_bounds(model)
     crossing = {cut.index: cut.bytes for cut in list_cuts(model)}
-    for piece in slice_model(model, bounds[1:-1]):
-        seconds = time_slice(model, piece, repeats=repeats, threads=threads)
+    pieces = slice_model(model, bounds[1:-1])
+    values: dict[str, Array] = {}
+    for number, piece in enumerate(pieces):
+        try:
+            interpreter = Interpreter(bytes(write_slice(model, piece)), threads=threads)
+            own = [port for port in interpreter.inputs if port.name not in values]
+            values.update(sample(own, np.random.default_rng(_SEED)))
+            seconds, results = _time(interpreter, values, repeats, clock)
+        except (MessageError, ModelError) as error:
+            raise ModelError(
+                f"{model.name}: cannot time operators {piece.start} to {piece.stop - 1} here: {error}; "
+                "choose the cuts yourself with --at (see --list)"
+            ) from error
+        needed = {spec.name for later in pieces[number + 1 :] for spec in later.inputs}
+        values = {name: value for name, value in (values | results).items() if name in needed}
         yield Segment(piece.start, piece.stop, crossing.get(piece.start, 0), seconds)
 
 
-def time_slice(
-    model: Model,
-    piece: Slice,
-    *,
-    repeats: int = REPEATS,
-    threads: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Return the median seconds of one run of a slice, with random inputs.
-
-    Raises ModelError when the runtime cannot run it.
-    """
-    where = f"operators {piece.start} to {piece.stop - 1}"
-    try:
-        interpreter = Interpreter(bytes(write_slice(model, piece)), threads=threads)
-        values = sample(interpreter.inputs, np.random.default_rng(_SEED))
-        for _ in range(_WARM_UP):
-            interpreter.run(values)
-        times = []
-        for _ in range(repeats):
-            started = clock()
-            interpreter.run(values)
-            times.append(clock() - started)
-    except (MessageError, ModelError) as error:
-        raise ModelError(
-            f"{model.name}: cannot time {where} here: {error}; choose the cuts yourself with --at (see --list)"
-        ) from error
-    return median(times)
+def _time(
+    interpreter: Interpreter, known: dict[str, Array], repeats: int, clock: Callable[[], float]
+) -> tuple[float, dict[str, Array]]:
+    """Return the median seconds of one run, and what it gave."""
+    values = {port.name: known[port.name] for port in interpreter.inputs}
+    for _ in range(_WARM_UP):
+        results = interpreter.run(values)
+    times = []
+    for _ in range(repeats):
+        started = clock()
+        interpreter.run(values)
+        times.append(clock() - started)
+    return median(times), results

@@ -330,6 +330,25 @@ def loop() -> bytes:
     return draft.build()
 
 
+def reshaped() -> bytes:
+    """A tensor whose sizes the file does not know, so that they stand there as 1, before weights that want 8."""
+    rng, draft = np.random.default_rng(0), Draft()
+    graph = draft.graph()
+    x = graph.input([1, 2, 4], "x", signature=[-1, 2, 4])
+    shape = graph.tensor([3], "shape", type=INT32)
+    options = tflite.ShapeOptionsT()
+    options.outType = INT32
+    graph.op("SHAPE", [x], [shape], options)
+    wanted = graph.add(shape, graph.const(np.array([0, -1, 4], np.int32)), "wanted")
+    flat = graph.tensor([1, 1, 1], "flat", signature=[-1, -1, -1])
+    graph.op("RESHAPE", [x, wanted], [flat], tflite.ReshapeOptionsT())
+    weights = graph.const(rng.standard_normal((3, 8)).astype(np.float32))
+    result = graph.tensor([1, 3], "result", signature=[-1, 3])
+    graph.op("FULLY_CONNECTED", [flat, weights, -1], [result], tflite.FullyConnectedOptionsT())
+    graph.output(result)
+    return draft.build()
+
+
 def variable(*, apart: bool) -> bytes:
     """A resource variable: assigned, then read. `apart`: other operators stand between."""
     draft = Draft()

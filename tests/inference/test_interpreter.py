@@ -14,7 +14,7 @@ import pytest
 from har_edge.errors import MessageError, ModelError
 from har_edge.graph.encode import encode
 from har_edge.graph.model import read_model
-from har_edge.graph.slices import slice_model
+from har_edge.graph.slices import slice_model, write_slice
 from har_edge.inference.interpreter import Interpreter, Port, load_slice
 from tests.graph import models
 
@@ -170,6 +170,16 @@ def test_wrong_values_are_refused_and_the_next_right_ones_run(values: Any, text:
     with pytest.raises(MessageError, match=text):
         model.run(values)
     assert model.run({"x": X})["t12"].tobytes() == wanted
+
+
+def test_stand_in_sizes_that_cannot_run_wait_for_true_ones() -> None:
+    model = read_model(models.reshaped())
+    last = Interpreter(bytes(write_slice(model, slice_model(model, [3])[1])))
+    assert last.inputs[0].shape == (-1, -1, -1)
+    assert last.run({"flat": np.ones((5, 1, 8), np.float32)})["result"].shape == (5, 3)
+    with pytest.raises(MessageError, match=r"the model cannot take inputs of these sizes: flat \[1, 1, 7\]"):
+        last.run({"flat": np.ones((1, 1, 7), np.float32)})
+    assert last.run({"flat": np.ones((1, 1, 8), np.float32)})["result"].shape == (1, 3)
 
 
 def test_an_empty_batch_is_refused() -> None:

@@ -6,8 +6,7 @@ import pytest
 
 from har_edge.errors import ModelError
 from har_edge.graph.model import read_model
-from har_edge.graph.slices import slice_model
-from har_edge.inference.measure import measure_segments, segment_bounds, time_slice
+from har_edge.inference.measure import measure_segments, segment_bounds
 from tests.graph import models
 
 
@@ -26,10 +25,15 @@ def test_segments_cover_the_model_and_know_what_crosses() -> None:
 
 
 def test_the_median_counts() -> None:
-    model = read_model(models.chain())
     ticks = iter([0.0, 1.0, 10.0, 15.0, 20.0, 22.0])
-    (whole,) = slice_model(model, [])
-    assert time_slice(model, whole, repeats=3, clock=lambda: next(ticks)) == 2.0
+    segments = measure_segments(read_model(models.chain()), repeats=3, clock=lambda: next(ticks))
+    assert next(segments).seconds == 2.0
+
+
+def test_segments_run_on_true_values_and_sizes() -> None:
+    # The shape that the second operator gets crosses a cut: made-up numbers would not fit.
+    segments = list(measure_segments(read_model(models.reshaped()), repeats=1))
+    assert [segment.start for segment in segments] == [0, 1, 2, 3]
 
 
 def test_what_cannot_run_here_names_the_operators_and_the_way_out() -> None:

@@ -28,6 +28,7 @@ RUNNABLE = {
     "old_file": models.old_file(),
     "recurrent": models.recurrent(),
     "loop": models.loop(),
+    "reshaped": models.reshaped(),
     "variable": models.variable(apart=True),
     "badly_named": models.badly_named(),
     "described": models.described(),
