@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-install", action="store_true")
     args = parser.parse_args()
-    print(f"import of har_edge           {median(import_s() for _ in range(args.repeats)) * 1000:8.1f} ms   (limit 100)")
+    import_ms = median(import_s() for _ in range(args.repeats)) * 1000
+    print(f"import of har_edge           {import_ms:8.1f} ms   (limit 100)")
     with open_rig() as rig:
         print(describe(rig))
         for client in ("native", "paho"):

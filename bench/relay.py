@@ -39,7 +39,8 @@ def main() -> None:
     def on_message(client: mqtt.Client, _user: object, message: mqtt.MQTTMessage) -> None:
         tensors, offset = {}, 0
         for name, shape, dtype, size in before:
-            tensors[name] = np.frombuffer(message.payload, dtype, size // np.dtype(dtype).itemsize, offset).reshape(shape)
+            flat = np.frombuffer(message.payload, dtype, size // np.dtype(dtype).itemsize, offset)
+            tensors[name] = flat.reshape(shape)
             offset += size
         tensors |= interpreter.run({name: tensors[name] for name in own})
         client.publish(f"relay/{index + 1}", b"".join(tensors[name].tobytes() for name in after), qos)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a broker, the shipped int8 model in slices, windows, the bare relay, and a driver for each."""
+"""What the benchmarks share: a broker, the int8 model in slices, windows, the bare relay, and a driver for each."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def open_rig(model: str = "int8", stages: int = 3) -> Iterator[Rig]:
         broker = stack.enter_context(start_mosquitto(find_folder("brokers") / "mosquitto.conf", folder / "broker"))
         found = find_model(model)
         assert found.entry is not None
-        settings = BrokerConfig(url=broker.address.url)
-        pipeline = prepare(found.path, found.entry.task, folder / "slices", stages=stages, name="bench", broker=settings)
+        at = BrokerConfig(url=broker.address.url)
+        pipeline = prepare(found.path, found.entry.task, folder / "slices", stages=stages, name="bench", broker=at)
         where = find_data(None)
         names = ["subject7", "subject8"]
         recordings = read_recordings(pipeline.stream, where, names) if where else synthesize(names)
@@ -93,8 +93,10 @@ class Relay:
         self._qos = qos
         script, folder = Path(__file__).with_name("relay.py"), rig.pipeline.folder
         self._processes = [
-            subprocess.Popen([sys.executable, script, folder, str(i), str(qos), str(rig.port)], stderr=subprocess.DEVNULL)
-            for i in range(len(rig.pipeline.manifest.slices))
+            subprocess.Popen(
+                [sys.executable, script, folder, str(index), str(qos), str(rig.port)], stderr=subprocess.DEVNULL
+            )
+            for index in range(len(rig.pipeline.manifest.slices))
         ]
         order = [name for entry in rig.pipeline.manifest.slices for name in (spec.name for spec in entry.inputs)]
         by_tensor = {enters.tensor: source for source, enters in rig.pipeline.task.inputs.items()}
@@ -186,7 +188,7 @@ class Staged:
             self._bus.poll(0.1)
 
     def throughput(self, count: int, in_flight: int, batch: int = 1) -> float:
-        """Return windows per second for `count` windows, `batch` a message, at most `in_flight` messages on their way."""
+        """Return windows per second for `count` windows, `batch` a message, at most `in_flight` messages out."""
         stream = self._next_stream()
         before = self._sink.counters.windows
         messages = [self._stack(start, batch) for start in range(0, len(self._codes) - batch + 1, batch)]

@@ -59,8 +59,11 @@ def candidates(rig, args, batches) -> list[tuple[str, Callable[[], float]]]:  # 
         finally:
             pipeline.close()
 
-    found: list[tuple[str, Callable[[], float]]] = [("relay QoS 0", lambda: relay(0)), ("relay QoS 1", lambda: relay(1))]
-    found.append(("pipeline", lambda: staged(1)))
+    found: list[tuple[str, Callable[[], float]]] = [
+        ("relay QoS 0", lambda: relay(0)),
+        ("relay QoS 1", lambda: relay(1)),
+        ("pipeline", lambda: staged(1)),
+    ]
     found += [(f"pipeline --batch {size}", lambda size=size: staged(size)) for size in batches]  # type: ignore[misc]
     return found
 
@@ -70,7 +73,9 @@ def report(runs: dict[str, list[float]], args: argparse.Namespace) -> None:
     print(f"{'':<22}{'windows/s':>10}{'lowest':>10}{'highest':>10}{'of QoS 0':>10}{'of QoS 1':>10}")
     for name, values in runs.items():
         ratios = [middle[name] / middle[base] for base in ("relay QoS 0", "relay QoS 1")]
-        print(f"{name:<22}{middle[name]:>10.0f}{min(values):>10.0f}{max(values):>10.0f}{ratios[0]:>10.2f}{ratios[1]:>10.2f}")
+        print(
+            f"{name:<22}{middle[name]:>10.0f}{min(values):>10.0f}{max(values):>10.0f}{ratios[0]:>10.2f}{ratios[1]:>10.2f}"
+        )
     if args.json:
         args.json.write_text(json.dumps(runs, indent=2) + "\n")
 

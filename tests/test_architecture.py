@@ -117,6 +117,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_the_command_line_parser_loads_nothing_heavy() -> None:
-    code = f"import sys; from har_edge.cli.main import build_parser; build_parser(); print([n for n in {HEAVY!r} if n in sys.modules])"
+    code = f"""
+import sys
+from har_edge.cli.main import build_parser
+build_parser()
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
