@@ -1,0 +1,55 @@
+"""The help of every command, held by snapshots: tests/cli/help/*.txt.
+
+After a change that is meant: HAR_EDGE_UPDATE=1 pytest tests/cli/test_help.py, and read the difference.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from har_edge.cli.main import COMMANDS, build_parser, main
+
+FOLDER = Path(__file__).parent / "help"
+
+
+def check(name: str, text: str) -> None:
+    path = FOLDER / f"{name}.txt"
+    if os.environ.get("HAR_EDGE_UPDATE"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def test_main_help() -> None:
+    check("har-edge", build_parser().format_help())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    check(command, capsys.readouterr().out)
+
+
+def test_every_snapshot_has_its_command() -> None:
+    assert {path.stem for path in FOLDER.glob("*.txt")} == {"har-edge", *COMMANDS}
+
+
+def test_an_error_the_user_can_mend_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stage", "--config", "nowhere.toml", "--index", "0"]) == 2
+    assert capsys.readouterr().err.startswith("error: cannot read nowhere.toml: No such file or directory")
+
+
+def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fly"])
+    assert "invalid choice: 'fly'" in capsys.readouterr().err
