@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import struct
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Tensor:
     @property
     def elements(self) -> int:
         """Number of elements for the planned shape."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:

@@ -67,8 +67,8 @@ class Interpreter:
     def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs for one set of inputs, by name; the arrays are copies and belong to the caller.
 
-        A dynamic dimension (-1 in the port's shape) takes any size; changing it makes the runtime allocate anew, which
-        costs far more than a run and zeroes recurrent state, so keep sizes steady.
+        A dynamic dimension (-1 in the port's shape) takes any size; changing it makes the runtime allocate anew and
+        zeroes recurrent state.
 
         Raises MessageError for a missing or unknown name, a wrong dtype or shape, and values an operator refuses.
         """

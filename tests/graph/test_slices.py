@@ -173,6 +173,29 @@ def test_scales_in_tensors_of_their_own_come_along() -> None:
     assert "scales" not in [tensor.name for tensor in written[0].main.tensors]
 
 
+def test_sparse_weights_stay_sparse() -> None:
+    draft = models.Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "x")
+    first, result = graph.add(x, x, "first"), graph.tensor([1, 4], "result")
+    weights = graph.const(np.ones((4, 4), np.float32), name="weights")
+    sparsity = models.tflite.SparsityParametersT()
+    sparsity.traversalOrder = np.array([0, 1], np.int32)
+    sparsity.dimMetadata = [models.tflite.DimensionMetadataT() for _ in range(2)]
+    sparsity.dimMetadata[1].format = models.tflite.DimensionType.SPARSE_CSR
+    segments = models.tflite.Uint8VectorT()
+    segments.values = np.array([0, 2, 4, 6, 8], np.uint8)
+    sparsity.dimMetadata[1].arraySegments = segments
+    sparsity.dimMetadata[1].arraySegmentsType = models.tflite.SparseIndexVector.Uint8Vector
+    graph.raw.tensors[weights].sparsity = sparsity
+    graph.op("FULLY_CONNECTED", [first, weights, -1], [result], models.tflite.FullyConnectedOptionsT())
+    graph.output(result)
+    _, _, written = _cut(draft.build(), 1)
+    (kept,) = (tensor for tensor in written[1].main.tensors if tensor.name == "weights")
+    assert kept.raw.sparsity.traversalOrder.tolist() == [0, 1]
+    assert kept.raw.sparsity.dimMetadata[1].arraySegments.values.tolist() == [0, 2, 4, 6, 8]
+
+
 def test_intermediate_tensors_come_along() -> None:
     draft = models.Draft()
     graph = draft.graph()
@@ -214,18 +237,24 @@ def test_weights_can_stand_behind_the_flatbuffer() -> None:
 
 
 _MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 from har_edge.graph.folder import write_folder
 from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak_bytes():  # not ru_maxrss: a process inherits that of its parent
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+before = peak_bytes()
 model = read_model(Path(sys.argv[1]))
 write_folder(model, slice_model(model, [int(sys.argv[3])]), Path(sys.argv[2]))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak_bytes() - before)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
 def test_cutting_takes_at_most_about_twice_the_size_of_the_model(tmp_path: Path) -> None:
     draft = models.Draft()
     graph = draft.graph()
@@ -239,7 +268,7 @@ def test_cutting_takes_at_most_about_twice_the_size_of_the_model(tmp_path: Path)
     path.write_bytes(draft.build())
     command = [sys.executable, "-c", _MEMORY, str(path), str(tmp_path / "out"), "1"]
     output = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout
-    assert int(output) < 2.2 * path.stat().st_size
+    assert 0.5 * path.stat().st_size < int(output) < 2.2 * path.stat().st_size
 
 
 @pytest.mark.parametrize("cuts", [[2, 1], [1, 2, 2]])
