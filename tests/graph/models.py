@@ -377,6 +377,60 @@ def _assign(graph: GraphDraft, value: int) -> None:
     graph.op("ASSIGN_VARIABLE", [_handle(graph), value], [], tflite.AssignVariableOptionsT())
 
 
+def initialised() -> bytes:
+    """A variable that a graph called once fills, and that every run adds to."""
+    draft = Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "x")
+    one = graph.const(np.ones((1, 4), np.float32))
+    x = graph.mul(x, one, "start")
+    options = tflite.CallOnceOptionsT()
+    options.initSubgraphIndex = 1
+    graph.op("CALL_ONCE", [], [], options)
+    read = graph.tensor([1, 4], "read")
+    graph.op("READ_VARIABLE", [_handle(graph)], [read], tflite.ReadVariableOptionsT())
+    total = graph.add(read, x, "total")
+    _assign(graph, total)
+    graph.output(graph.add(graph.mul(total, one, "copy"), one, "end"))
+    first = draft.graph("first")
+    _assign(first, first.const(np.full((1, 4), 7, np.float32)))
+    return draft.build()
+
+
+def branch() -> bytes:
+    """One of two graphs runs, as an input says; then a layer."""
+    rng, draft = np.random.default_rng(0), Draft()
+    graph = draft.graph()
+    which, x = graph.input([1], "which", type=BOOL), graph.input([1, 4], "x")
+    x = graph.dense(x, 4, rng, "first")
+    chosen = graph.tensor([1, 4], "chosen")
+    options = tflite.IfOptionsT()
+    options.thenSubgraphIndex, options.elseSubgraphIndex = 1, 2
+    graph.op("IF", [which, x], [chosen], options)
+    graph.output(graph.dense(chosen, 3, rng, "last"))
+    for name in ("double", "square"):
+        body = draft.graph(name)
+        y = body.input([1, 4])
+        body.output(body.add(y, y) if name == "double" else body.mul(y, y))
+    return draft.build()
+
+
+def odd_outputs() -> bytes:
+    """A constant as an output, one output listed twice, and an input that nothing reads."""
+    rng, draft = np.random.default_rng(0), Draft()
+    graph = draft.graph()
+    x, _ = graph.input([1, 4], "x"), graph.input([1, 2], "unused")
+    fixed = graph.const(np.arange(3, dtype=np.float32), name="fixed")
+    unpacked = graph.tensor([4, 4], "unpacked")
+    packed = graph.const(rng.standard_normal((4, 4)).astype(np.float16))
+    graph.op("DEQUANTIZE", [packed], [unpacked], tflite.DequantizeOptionsT(), version=3)
+    early = graph.dense(x, 4, rng, "early")
+    late = graph.tensor([1, 4], "late")
+    graph.op("FULLY_CONNECTED", [early, unpacked, -1], [late], tflite.FullyConnectedOptionsT())
+    graph.output(early, fixed, graph.add(late, early, "end"), early)
+    return draft.build()
+
+
 def of_type(type: int, *, custom: bool = True) -> bytes:
     """Two operators with a tensor of the given type between them."""
     draft = Draft()

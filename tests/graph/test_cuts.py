@@ -47,6 +47,43 @@ def test_resource_variables_stay_on_one_side() -> None:
     assert "its type RESOURCE cannot be sent between devices" in refused[5]
 
 
+def test_what_fills_a_variable_once_stays_with_its_readers() -> None:
+    refused = _refusals(models.initialised())
+    assert {index: refused[index] for index in range(2, 6)} == dict.fromkeys(range(2, 6), "both sides use variable /v")
+    assert sorted(refused) == [2, 3, 4, 5, 6]
+
+
+def test_hash_tables_stay_on_one_side() -> None:
+    draft = models.Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "x")
+    for number in (0, 1):
+        options = models.tflite.HashtableOptionsT()
+        options.tableId = 9
+        handle, found = graph.tensor([1], type=RESOURCE), graph.tensor([1, 4])
+        graph.op("HASHTABLE", [], [handle], options)
+        graph.op("HASHTABLE_FIND", [handle, x, x], [found], models.tflite.HashtableFindOptionsT())
+        x = graph.add(found, found, f"sum {number}")
+    graph.output(x)
+    refused = _refusals(draft.build())
+    assert {index: refused[index] for index in (1, 2, 3)} == dict.fromkeys((1, 2, 3), "both sides use hash table 9")
+    assert sorted(refused) == [1, 2, 3, 4]
+
+
+def test_custom_operators_with_resources_are_kept_together() -> None:
+    draft = models.Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "x")
+    for _ in range(2):
+        handle, result = graph.tensor([], type=RESOURCE), graph.tensor([1, 4])
+        graph.op("FlexVarHandleOp", [], [handle], custom=True)
+        graph.op("FlexReadVariableOp", [handle, x], [result], custom=True)
+        x = graph.add(result, result)
+    graph.output(x)
+    refused = _refusals(draft.build())
+    assert refused[2] == refused[3] == "both sides hold custom operators that may share a resource"
+
+
 @pytest.mark.parametrize(("kind", "name"), [(STRING, "STRING"), (VARIANT, "VARIANT"), (INT4, "INT4"), (99, "type 99")])
 def test_tensors_that_no_message_carries_may_not_cross(kind: int, name: str) -> None:
     refusal = _refusals(models.of_type(kind))[1]
