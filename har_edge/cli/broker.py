@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import select
 import sys
 from pathlib import Path
 
 from har_edge.cli import options
 from har_edge.errors import BrokerError, ConfigError
 
+WAIT_S = 0.2
 HELP = "run an MQTT broker: Mosquitto, or the embedded one"
 
 
@@ -29,12 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from har_edge.messaging.broker import RunningBroker, find_mosquitto, start_mosquitto
     from har_edge.messaging.embedded import start_embedded
+    from har_edge.nodes.loop import Stop
     from har_edge.resources import find_folder
 
     if args.embedded and args.config:
         raise ConfigError("--config is Mosquitto's; leave it away with --embedded")
-    stop = signal.SIGTERM, signal.SIGINT
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop)  # sigwait takes them below
+    stop = Stop().catch_signals()
     broker: RunningBroker
     if args.embedded:
         broker = start_embedded(host=args.host, port=args.port)
@@ -48,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         broker = start_mosquitto(config, directory, host=args.host, port=args.port)
     print(f"{broker.description} listens on {args.host}:{args.port}; stop it with Ctrl-C", flush=True)
     try:
-        signal.sigwait(stop)
+        while not stop.asked:
+            select.select([], [], [], WAIT_S)
     finally:
         broker.stop()
     print("broker stopped", file=sys.stderr)

@@ -162,6 +162,13 @@ def speed(text: str) -> float | None:
     return factor
 
 
+def natural(text: str) -> int:
+    """Read a whole number, 0 included."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number, 0 or above")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """Read a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:

@@ -25,10 +25,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--combine", action="store_true", help="one message for all sources instead of one each")
     parser.add_argument(
         "--in-flight",
-        type=int,
+        type=options.natural,
         default=64,
         metavar="N",
-        help="wait for results when N windows of a stream are on their way (default: 64; 0: never wait)",
+        help="wait for results when N messages of a stream are on their way (default: 64; 0: never wait)",
     )
     parser.add_argument("--keep-null", action="store_true", help="replay rows without an activity (label 0) too")
     parser.add_argument("--repeat", type=options.positive, default=1, metavar="N", help=argparse.SUPPRESS)
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     identity = options.identity_of(args, pipeline, f"sensor-{args.source}", "sensor", detail)
     bus = options.connect(args, pipeline, identity.session(expiry_s=0))
     print(f"sensor {args.source} ready: {detail}; MQTT client: {identity.client}", flush=True)
-    pace = Pace(in_flight=max(args.in_flight, args.batch if args.in_flight else 0), real_time=args.speed is not None)
+    pace = Pace(in_flight=args.in_flight * args.batch, real_time=args.speed is not None)
     loop = SensorLoop(bus, sensor, identity, pace, topics_of(pipeline))
     batches = batches_of(pipeline, recordings, speed=args.speed, batch=args.batch, limit=args.windows)
     try:
