@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.graph.slices import slice_model
 
     _refuse_contradictions(args)
-    if args.out is not None:
+    if args.at is not None or args.stages is not None:
         check_folder(args.out)  # before minutes of measuring, not after
     model = read_model(args.model)
     cuts = list_cuts(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,28 @@ def test_a_malformed_index_is_a_usage_error(run: Run, capsys: pytest.CaptureFixt
         run(models.chain(), "--at", "1,x")
     assert caught.value.code == 2
     assert "'1,x' is no list of operator indices such as 4 or 4,9" in capsys.readouterr().err
+
+
+_WITHOUT_SCHEMA = """
+import sys
+sys.modules["ai_edge_litert"] = None
+from har_edge.cli.main import main
+sys.exit(main(["slice", "model.tflite", "--list"]))
+"""
+
+
+def test_a_machine_without_the_schema_says_where_to_cut() -> None:
+    done = subprocess.run([sys.executable, "-c", _WITHOUT_SCHEMA], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: cutting a model needs the TFLite schema of ai_edge_litert, which this machine does not have; "
+        "cut it on a 64-bit machine and copy the slices here\n"
+    )
+
+
+def test_looking_does_not_touch_the_folder(run: Run, tmp_path: Path) -> None:
+    assert run(models.chain(), "--list", "--out", str(tmp_path))[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model.tflite"]
 
 
 def test_a_custom_operator_can_still_be_cut_out(run: Run, tmp_path: Path) -> None:
