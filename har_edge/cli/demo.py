@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
-from har_edge.errors import ModelError
+from har_edge.cli.whole import Whole, entry_of, open_whole, start_nodes
 
 if TYPE_CHECKING:
-    from har_edge.messaging.broker import RunningBroker
     from har_edge.nodes.local import Arrival, LocalPipeline, Summary
     from har_edge.planning.catalog import FoundModel
-    from har_edge.planning.pipeline import Pipeline
-    from har_edge.planning.task import Task
 
 HELP = "run broker, sensors, stages and watcher on this machine"
 
@@ -44,86 +41,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
-    import secrets
-    import tempfile
-
-    from har_edge.messaging.bus import Session
-    from har_edge.nodes.cutting import prepare
-    from har_edge.nodes.local import LocalPipeline, summarize
+    from har_edge.nodes.local import summarize
     from har_edge.planning.catalog import find_model
-    from har_edge.planning.pipeline import BrokerConfig
+    from har_edge.streams.description import load_description
 
     found = find_model(args.model)
-    if found.entry is None:
-        raise ModelError(
-            f"{found.path} has no entry in a manifest.json beside it, so nobody knows which windows it takes; "
-            "train it with `har-edge train`, or write a pipeline file (docs/pipeline.md)"
-        )
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="har-edge-demo-")))
-        broker = _start_broker(args, folder, stack)
-        name = f"demo-{secrets.token_hex(4)}"
-        settings = BrokerConfig(url=args.broker, protocol=args.protocol or "5", client=args.client or "auto")
-        pipeline = prepare(
-            found.path, found.entry.task, folder / "slices", stages=args.stages, name=name, broker=settings
-        )
-        recordings, where = options.load_recordings(args, pipeline.stream, args.subjects)
-        bus = options.connect(args, pipeline, Session(f"{name}-watch", receive_max=4096))
-        stack.callback(bus.close, forget=True)
-        _introduce(pipeline, found, where, broker, args)
-        local = stack.enter_context(LocalPipeline(pipeline, bus, _broker_options(args)))
-        started = time.monotonic()
-        arrivals = _follow(local, args)
-        seconds = time.monotonic() - started
-        local.stop()
-        summary = summarize(local, arrivals, seconds)
-    facts = _facts(found, where, broker, args)
+    stream = load_description(entry_of(found).task.stream.description)
+    recordings, where = options.load_recordings(args, stream, args.subjects)
     real = all(recording.real for recording in recordings)
+    del recordings  # the sensors read their own
+    with open_whole(args, found, stages=args.stages) as whole:
+        _introduce(whole, found, where, args)
+        started = time.monotonic()
+        start_nodes(whole, args, args.subjects, speed=args.speed, windows=args.windows)
+        arrivals = list(_show(whole.local))
+        seconds = time.monotonic() - started
+        whole.local.stop()
+        summary = summarize(whole.local, arrivals, seconds)
+    facts = _facts(found, where, whole.broker, args)
     _print_summary(summary, facts, found, real)
     if args.json:
-        _write_json(args.json, summary, facts, found, real)
+        _write_json(args.json, summary, facts, real)
     return 0 if summary.lost == summary.duplicated == 0 and summary.windows_out else 1
 
 
-def _start_broker(args: argparse.Namespace, folder: Path, stack: contextlib.ExitStack) -> str:
-    """Start a broker unless one was named; return what to call it."""
-    if args.broker:
-        return f"the one at {args.broker}"
-    from har_edge.messaging.broker import find_mosquitto, start_mosquitto
-    from har_edge.messaging.embedded import start_embedded
-    from har_edge.resources import find_folder
-
-    broker: RunningBroker
-    if find_mosquitto() is not None:
-        folder.chmod(0o755)  # Mosquitto, started by root, becomes a user of its own and must get in
-        broker = start_mosquitto(find_folder("brokers") / "mosquitto.conf", folder / "broker")
-    else:
-        print("Mosquitto is not installed: using the embedded broker (MQTT 3.1.1, slower); apt-get install mosquitto")
-        broker = start_embedded()
-        args.protocol = "3.1.1"
-    stack.callback(broker.stop)
-    args.broker = broker.address.url
-    return broker.description
-
-
-def _broker_options(args: argparse.Namespace) -> list[str]:
-    """Return the options that make the other processes connect as this one does."""
-    named = {
-        "--broker": args.broker,
-        "--username": args.username,
-        "--password-file": args.password_file,
-        "--ca-file": args.ca_file,
-        "--cert-file": args.cert_file,
-        "--key-file": args.key_file,
-        "--client": args.client,
-        "--protocol": args.protocol,
-    }
-    return [text for option, value in named.items() if value for text in (option, str(value))]
-
-
-def _introduce(pipeline: Pipeline, found: FoundModel, where: str, broker: str, args: argparse.Namespace) -> None:
+def _introduce(whole: Whole, found: FoundModel, where: str, args: argparse.Namespace) -> None:
+    pipeline = whole.local.pipeline
     task = pipeline.task
-    print(f"broker   {broker}")
+    print(f"broker   {whole.broker}")
     print(f"data     {where}: {', '.join(args.subjects)}")
     print(f"model    {found.path.name}, cut into {len(pipeline.manifest.slices)} slices")
     for index, entry in enumerate(pipeline.manifest.slices):
@@ -134,26 +79,16 @@ def _introduce(pipeline: Pipeline, found: FoundModel, where: str, broker: str, a
     print(f"windows  {task.stream.length} samples every {task.stream.hop} at {task.stream.rate_hz:g} Hz, {rate}")
 
 
-def _follow(local: LocalPipeline, args: argparse.Namespace) -> list[Arrival]:
-    """Start everything, show results as they come, and return them."""
-    local.start_stages()
-    sensor = ["--subjects", ",".join(args.subjects), "--speed", "max" if args.speed is None else str(args.speed)]
-    if args.windows:
-        sensor += ["--windows", str(args.windows)]
-    if args.data:
-        sensor += ["--data", str(args.data)]
-    local.start_sensors(list(local.pipeline.task.inputs), sensor)
-    return list(_show(local, local.pipeline.task))
-
-
-def _show(local: LocalPipeline, task: Task) -> Iterator[Arrival]:
+def _show(local: LocalPipeline) -> Iterator[Arrival]:
+    """Yield results as they come, and draw them."""
     from rich.console import Console
     from rich.live import Live
 
     from har_edge.cli.live import Board
 
     console = Console() if sys.stdout.isatty() else Console(width=100)
-    board, title = Board(dict(zip(task.label_ids, task.labels, strict=True))), "live"
+    task, title = local.pipeline.task, "live"
+    board = Board(dict(zip(task.label_ids, task.labels, strict=True)))
     measured = 0.0
     view = Live(board.draw(title), console=console, refresh_per_second=5) if console.is_terminal else None
     with view or contextlib.nullcontext():
@@ -232,7 +167,7 @@ def _traffic_lines(summary: Summary) -> Iterator[tuple[str, str]]:
     yield "time", f"{summary.seconds:.1f} s"
 
 
-def _write_json(path: Path, summary: Summary, facts: dict[str, str], found: FoundModel, real: bool) -> None:
+def _write_json(path: Path, summary: Summary, facts: dict[str, str], real: bool) -> None:
     import msgspec
 
     document = facts | {"real": real} | msgspec.to_builtins(summary)

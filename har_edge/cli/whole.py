@@ -1,0 +1,110 @@
+"""The whole pipeline on this machine, for `demo` and `evaluate --mqtt`: broker, stages, sensors."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from har_edge.cli import options
+from har_edge.errors import ModelError
+
+if TYPE_CHECKING:
+    from har_edge.messaging.broker import RunningBroker
+    from har_edge.nodes.local import LocalPipeline
+    from har_edge.planning.catalog import FoundModel, ModelEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A pipeline that is ready to be started, and the broker's name."""
+
+    local: LocalPipeline
+    broker: str
+
+
+def entry_of(found: FoundModel) -> ModelEntry:
+    """Return what is known of a model; raises ModelError when nothing says which windows it takes."""
+    if found.entry is None:
+        raise ModelError(
+            f"{found.path}: no manifest says which windows this model takes and what it answers; expected its hash in "
+            "the manifest.json beside it, as `har-edge train` writes it; else write a pipeline file (docs/pipeline.md)"
+        )
+    return found.entry
+
+
+@contextlib.contextmanager
+def open_whole(
+    args: argparse.Namespace, found: FoundModel, *, stages: int, cuts: Sequence[int] | None = None
+) -> Iterator[Whole]:
+    """Start a broker (unless --broker names one), cut the model, connect; on exit stop everything that was started."""
+    from har_edge.messaging.bus import Session
+    from har_edge.nodes.cutting import prepare
+    from har_edge.nodes.local import LocalPipeline
+    from har_edge.planning.pipeline import BrokerConfig
+
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="har-edge-")))
+        broker = _start_broker(args, folder, stack)
+        name = f"local-{secrets.token_hex(4)}"
+        settings = BrokerConfig(url=args.broker, protocol=args.protocol or "5", client=args.client or "auto")
+        pipeline = prepare(
+            found.path, entry_of(found).task, folder / "slices", stages=stages, cuts=cuts, name=name, broker=settings
+        )
+        bus = options.connect(args, pipeline, Session(f"{name}-watch", receive_max=4096))
+        stack.callback(bus.close, forget=True)
+        yield Whole(stack.enter_context(LocalPipeline(pipeline, bus, _broker_options(args))), broker)
+
+
+def start_nodes(
+    whole: Whole, args: argparse.Namespace, names: Sequence[str], *, speed: float | None, windows: int | None = None
+) -> None:
+    """Start the stages, wait until they are ready, then start one sensor a source."""
+    sensor = ["--subjects", ",".join(names), "--speed", "max" if speed is None else str(speed)]
+    if windows:
+        sensor += ["--windows", str(windows)]
+    if args.data:
+        sensor += ["--data", str(args.data)]
+    whole.local.start_stages()
+    whole.local.start_sensors(list(whole.local.pipeline.task.inputs), sensor)
+
+
+def _start_broker(args: argparse.Namespace, folder: Path, stack: contextlib.ExitStack) -> str:
+    """Start a broker unless one was named; return what to call it."""
+    if args.broker:
+        return f"the one at {args.broker}"
+    from har_edge.messaging.broker import find_mosquitto, start_mosquitto
+    from har_edge.messaging.embedded import start_embedded
+    from har_edge.resources import find_folder
+
+    broker: RunningBroker
+    if find_mosquitto() is not None:
+        folder.chmod(0o755)  # Mosquitto, started by root, becomes a user of its own and must get in
+        broker = start_mosquitto(find_folder("brokers") / "mosquitto.conf", folder / "broker")
+    else:
+        print("Mosquitto is not installed: using the embedded broker (MQTT 3.1.1, slower); apt-get install mosquitto")
+        broker = start_embedded()
+        args.protocol = "3.1.1"
+    stack.callback(broker.stop)
+    args.broker = broker.address.url
+    return broker.description
+
+
+def _broker_options(args: argparse.Namespace) -> list[str]:
+    """Return the options that make the other processes connect as this one does."""
+    named = {
+        "--broker": args.broker,
+        "--username": args.username,
+        "--password-file": args.password_file,
+        "--ca-file": args.ca_file,
+        "--cert-file": args.cert_file,
+        "--key-file": args.key_file,
+        "--client": args.client,
+        "--protocol": args.protocol,
+    }
+    return [text for option, value in named.items() if value for text in (option, str(value))]
