@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,7 +14,6 @@ from har_edge.errors import ConfigError
 if TYPE_CHECKING:
     from har_edge.graph.cuts import Cut
     from har_edge.graph.model import Model
-    from har_edge.inference.measure import Segment
     from har_edge.inference.verify import CutCheck
 
 NAME = "slice"
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     report = slice_report.start(model, cuts)
     if args.list:
         report.add_cuts(cuts)
-    chosen, segments = _choose(model, args)
+    chosen, predicted = _choose(model, args)
     slices = slice_model(model, chosen) if chosen is not None else []
     equal = True
     if args.check:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             manifest = write_folder(model, slices, args.out)
             # What runs the slices (pipeline.toml, for models with a known task) is written here.
-            report.add_slices(manifest, args.out, segments)
+            report.add_slices(manifest, args.out, predicted)
     report.print(as_json=args.json)
     return 0 if equal else 1
 
@@ -89,22 +89,25 @@ def _indices(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of operator indices such as 4 or 4,9") from None
 
 
-def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, list[Segment]]:
-    """Return the cuts to make, None when only looking, and what was measured to find them."""
+def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, list[float]]:
+    """Return the cuts to make, None when only looking, and the predicted seconds of each slice where measured."""
     if args.at is not None:
         return list(args.at), []
     if args.stages is None:
         return None, []
-    from har_edge.inference.measure import measure_segments, segment_bounds
+    from har_edge.inference.measure import measure_segments, overhead_s, segment_bounds, time_whole
     from har_edge.planning.partition import balance
 
     total = len(segment_bounds(model)) - 1
     balance([1.0] * total, args.stages, [0] * (total - 1))  # too many stages: say so before measuring
     segments = list(_progress(measure_segments(model, threads=args.threads), total, "timing segments"))
-    borders = balance(
-        [segment.seconds for segment in segments], args.stages, [segment.crossing_bytes for segment in segments[1:]]
-    )
-    return [segments[border].start for border in borders], segments
+    overhead = overhead_s(segments, time_whole(model, threads=args.threads))
+    work = [max(0.0, segment.seconds - overhead) for segment in segments]
+    borders = balance(work, args.stages, [segment.crossing_bytes for segment in segments[1:]])
+    bounds = [0, *borders, total]
+    return [segments[border].start for border in borders], [
+        overhead + sum(work[start:stop]) for start, stop in pairwise(bounds)
+    ]
 
 
 def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, threads: int) -> list[CutCheck]:

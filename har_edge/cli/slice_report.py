@@ -11,7 +11,6 @@ from har_edge.graph.cuts import Cut
 from har_edge.graph.manifest import SliceManifest, TensorSpec
 from har_edge.graph.model import Model
 from har_edge.graph.schema import text
-from har_edge.inference.measure import Segment
 from har_edge.inference.verify import CutCheck
 
 _NAME_WIDTH = 48  # converters write names of several hundred characters; --json has them in full
@@ -69,8 +68,8 @@ class Report(msgspec.Struct):
         """Return whether the comparison found these cuts to differ from the whole."""
         return self.check is not None and any(set(check.cuts) == set(chosen) for check in self.check.unequal)
 
-    def add_slices(self, manifest: SliceManifest, folder: Path, segments: Sequence[Segment]) -> None:
-        """Show what was written."""
+    def add_slices(self, manifest: SliceManifest, folder: Path, predicted_s: Sequence[float]) -> None:
+        """Show what was written; `predicted_s` is empty when nothing was measured."""
         self.out = str(folder)
         self.slices = [
             PlannedSlice(
@@ -78,11 +77,11 @@ class Report(msgspec.Struct):
                 start=entry.start,
                 stop=entry.stop,
                 file_bytes=(folder / entry.file).stat().st_size,
-                predicted_s=sum(s.seconds for s in segments if entry.start <= s.start < entry.stop) or None,
+                predicted_s=predicted_s[number] if predicted_s else None,
                 inputs=entry.inputs,
                 outputs=entry.outputs,
             )
-            for entry in manifest.slices
+            for number, entry in enumerate(manifest.slices)
         ]
 
     def print(self, *, as_json: bool) -> None:
@@ -144,7 +143,7 @@ def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None) -> list
         lines += [f"    takes {_tensor(tensor)}" for tensor in item.inputs]
         lines += [f"    gives {_tensor(tensor)}" for tensor in item.outputs]
     slowest = max((item.predicted_s or 0.0 for item in slices), default=0.0)
-    last = [f"slowest slice: {slowest * 1e3:.3f} ms, at most {1 / slowest:.0f} windows/s"] if slowest else []
+    last = [f"slowest slice: {slowest * 1e3:.3f} ms, at most {1 / slowest:.0f} runs/s"] if slowest else []
     return [*lines, *last, f"written to {out}"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -25,7 +25,7 @@ _SEED = 0
 class Segment:
     """The smallest part that can be moved: operators [start, stop) between two neighbouring legal cuts.
 
-    `crossing_bytes` cross the cut before it (0 for the first); `seconds` is the median time of one run.
+    `crossing_bytes` cross the cut before it (0 for the first); `seconds` is the median time of one run by itself.
     """
 
     start: int
@@ -73,6 +73,31 @@ def measure_segments(
         needed = {spec.name for later in pieces[number + 1 :] for spec in later.inputs}
         values = {name: value for name, value in (values | results).items() if name in needed}
         yield Segment(piece.start, piece.stop, crossing.get(piece.start, 0), seconds)
+
+
+def time_whole(
+    model: Model, *, repeats: int = REPEATS, threads: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Return the median seconds of one run of the whole model. Raises ModelError when the runtime cannot run it."""
+    try:
+        interpreter = Interpreter(bytes(model.data), threads=threads)
+        values = sample(interpreter.inputs, np.random.default_rng(_SEED))
+        return _time(interpreter, values, repeats, clock)[0]
+    except MessageError as error:
+        raise ModelError(
+            f"{model.name}: cannot time the whole model here: {error}; choose the cuts with --at"
+        ) from error
+
+
+def overhead_s(segments: Sequence[Segment], whole_s: float) -> float:
+    """Return what one run costs whatever it runs, in seconds.
+
+    The segments pay it once each and the whole model once, so n segments take n - 1 times this longer than the whole.
+    Leaving it in would balance the number of operators of a small model instead of their work.
+    """
+    if len(segments) < 2:
+        return 0.0
+    return max(0.0, (sum(segment.seconds for segment in segments) - whole_s) / (len(segments) - 1))
 
 
 def _time(

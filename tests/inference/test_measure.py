@@ -6,7 +6,7 @@ import pytest
 
 from har_edge.errors import ModelError
 from har_edge.graph.model import read_model
-from har_edge.inference.measure import measure_segments, segment_bounds
+from har_edge.inference.measure import Segment, measure_segments, overhead_s, segment_bounds, time_whole
 from tests.graph import models
 
 
@@ -41,3 +41,16 @@ def test_what_cannot_run_here_names_the_operators_and_the_way_out() -> None:
         ModelError, match=r"cannot time operators 1 to 1 here: .*Mystery.*choose the cuts yourself with --at"
     ):
         list(measure_segments(read_model(models.custom())))
+
+
+def test_what_each_run_costs_by_itself_is_found() -> None:
+    # Work of 1, 2 and 3 s, and half a second a run.
+    segments = [Segment(i, i + 1, 0, work + 0.5) for i, work in enumerate((1.0, 2.0, 3.0))]
+    assert overhead_s(segments, whole_s=6.5) == pytest.approx(0.5)
+    assert overhead_s(segments, whole_s=99.0) == 0.0
+    assert overhead_s(segments[:1], whole_s=1.5) == 0.0
+
+
+def test_the_whole_is_timed_by_the_median_too() -> None:
+    ticks = iter([0.0, 1.0, 10.0, 15.0, 20.0, 22.0])
+    assert time_whole(read_model(models.chain()), repeats=3, clock=lambda: next(ticks)) == 2.0
