@@ -74,7 +74,7 @@ def _introduce(whole: Whole, found: FoundModel, where: str, args: argparse.Names
     for index, entry in enumerate(pipeline.manifest.slices):
         wiring = pipeline.wiring(index)
         takes = [*wiring.sources, *(f"stage {stage}" for stage in wiring.earlier)]
-        print(f"stage {index}  operators {entry.start} to {entry.stop}, takes {', '.join(takes)}")
+        print(f"stage {index}  operators [{entry.start}, {entry.stop}), takes {', '.join(takes)}")
     rate = "as fast as results come" if args.speed is None else f"{args.speed:g} times real time"
     print(f"windows  {task.stream.length} samples every {task.stream.hop} at {task.stream.rate_hz:g} Hz, {rate}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,15 +16,15 @@ if TYPE_CHECKING:
     from har_edge.inference.verify import CutCheck
 
 NAME = "slice"
-HELP = "Cut a .tflite model into slices, each for a device of its own."
+HELP = "cut a .tflite model into slices, each for a device of its own"
 
 Item = TypeVar("Item")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the .tflite file")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the slices and manifest.json")
+    parser.add_argument("model", metavar="MODEL", help="the .tflite file, or the name of a shipped model (float, int8)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for slices, manifest.json, pipeline.toml")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print every cut with the tensors and bytes that cross it")
     what.add_argument("--at", type=_indices, metavar="I[,J..]", help="cut before these operators")
@@ -44,11 +43,14 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.graph.folder import check_folder, write_folder
     from har_edge.graph.model import read_model
     from har_edge.graph.slices import slice_model
+    from har_edge.planning.catalog import find_model
+    from har_edge.planning.pipeline import write_pipeline
 
     _refuse_contradictions(args)
     if args.at is not None or args.stages is not None:
         check_folder(args.out)  # before minutes of measuring, not after
-    model = read_model(args.model)
+    found = find_model(args.model)
+    model = read_model(found.path)
     cuts = list_cuts(model)
     report = slice_report.start(model, cuts)
     if args.list:
@@ -64,8 +66,14 @@ def run(args: argparse.Namespace) -> int:
             report.say(f"nothing written to {args.out}: these slices do not give what the whole model gives")
         else:
             manifest = write_folder(model, slices, args.out)
-            # What runs the slices (pipeline.toml, for models with a known task) is written here.
             report.add_slices(manifest, args.out, predicted)
+            if found.entry is not None:
+                write_pipeline(args.out, found.entry.task)
+                report.say(f"run each slice with: har-edge stage --config {args.out} --index N")
+            else:
+                report.say(
+                    "no manifest says what this model is for; to run the slices write pipeline.toml (docs/pipeline.md)"
+                )
     report.print(as_json=args.json)
     return 0 if equal else 1
 
@@ -96,18 +104,13 @@ def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, l
     if args.stages is None:
         return None, []
     from har_edge.inference.measure import measure_segments, overhead_s, segment_bounds, time_whole
-    from har_edge.planning.partition import balance
+    from har_edge.planning.partition import balance, plan_stages
 
     total = len(segment_bounds(model)) - 1
     balance([1.0] * total, args.stages, [0] * (total - 1))  # too many stages: say so before measuring
     segments = list(_progress(measure_segments(model, threads=args.threads), total, "timing segments"))
-    overhead = overhead_s(segments, time_whole(model, threads=args.threads))
-    work = [max(0.0, segment.seconds - overhead) for segment in segments]
-    borders = balance(work, args.stages, [segment.crossing_bytes for segment in segments[1:]])
-    bounds = [0, *borders, total]
-    return [segments[border].start for border in borders], [
-        overhead + sum(work[start:stop]) for start, stop in pairwise(bounds)
-    ]
+    plan = plan_stages(segments, overhead_s(segments, time_whole(model, threads=args.threads)), args.stages)
+    return list(plan.cuts), list(plan.seconds)
 
 
 def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, threads: int) -> list[CutCheck]:

@@ -135,7 +135,7 @@ def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None) -> list
     rows = [("slice", "operators", "predicted", "size")]
     for item in slices:
         predicted = "-" if item.predicted_s is None else f"{item.predicted_s * 1e3:.3f} ms"
-        rows.append((item.file, f"{item.start} to {item.stop - 1}", predicted, f"{item.file_bytes / 1e3:.1f} kB"))
+        rows.append((item.file, f"[{item.start}, {item.stop})", predicted, f"{item.file_bytes / 1e3:.1f} kB"))
     heading, *table = _table(rows, right={2, 3})
     lines = [heading]
     for line, item in zip(table, slices, strict=True):

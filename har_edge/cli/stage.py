@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     pipeline = load_pipeline(args.config)
     stage = build_stage(pipeline, args.index, threads=args.threads)
     entry = pipeline.wiring(args.index).entry
-    detail = f"slice {args.index}: operators {entry.start} to {entry.stop} of {pipeline.manifest.model}"
+    detail = f"slice {args.index}: operators [{entry.start}, {entry.stop}) of {pipeline.manifest.model}"
     identity = options.identity_of(args, pipeline, f"stage-{args.index}", "stage", detail)
     session = identity.session(
         expiry_s=pipeline.config.session_expiry_s, max_payload_bytes=pipeline.config.max_payload_bytes

@@ -8,20 +8,19 @@ from pathlib import Path
 from har_edge.graph.folder import write_folder
 from har_edge.graph.model import Model, read_model
 from har_edge.graph.slices import slice_model
-from har_edge.inference.measure import measure_segments
-from har_edge.planning.partition import balance
+from har_edge.inference.measure import measure_segments, overhead_s, time_whole
+from har_edge.planning.partition import StagePlan, plan_stages
 from har_edge.planning.pipeline import BrokerConfig, Pipeline, load_pipeline, write_pipeline
 from har_edge.planning.task import Task
 
 
-def balanced_cuts(model: Model, stages: int, *, threads: int = 1) -> list[int]:
+def plan_cuts(model: Model, stages: int, *, threads: int = 1) -> StagePlan:
     """Return the operators to cut at for stages of even time, as measured on this machine.
 
     Raises CutError when the model has too few legal cuts, ModelError when the runtime cannot run a part of it.
     """
     segments = list(measure_segments(model, threads=threads))
-    costs, crossing = [part.seconds for part in segments], [part.crossing_bytes for part in segments[1:]]
-    return [segments[border].start for border in balance(costs, stages, crossing)]
+    return plan_stages(segments, overhead_s(segments, time_whole(model, threads=threads)), stages)
 
 
 def prepare(
@@ -36,7 +35,7 @@ def prepare(
 ) -> Pipeline:
     """Cut a model (at `cuts`, else into `stages` balanced slices) into `folder`, and return its pipeline."""
     model = read_model(path)
-    chosen = list(cuts) if cuts is not None else balanced_cuts(model, stages)
+    chosen = list(cuts) if cuts is not None else plan_cuts(model, stages).cuts
     write_folder(model, slice_model(model, chosen), folder)
     write_pipeline(folder, task, name=name, broker=broker)
     return load_pipeline(folder)

@@ -12,8 +12,6 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.graph.manifest import load_manifest, verify_hashes
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.graph import models
 
 Run = Callable[..., tuple[int, str, str]]
