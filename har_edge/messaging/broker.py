@@ -133,14 +133,14 @@ def reachable(host: str) -> str:
 
 def free_port(host: str) -> int:
     """Return a TCP port that is free now."""
-    with socket.socket() as probe:
+    with socket.socket(_family(host)) as probe:
         probe.bind((reachable(host), 0))
         return int(probe.getsockname()[1])
 
 
 def check_free(host: str, port: int) -> None:
     """Raise BrokerError when something listens on the port already."""
-    with socket.socket() as probe:
+    with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((reachable(host), port))
@@ -148,3 +148,7 @@ def check_free(host: str, port: int) -> None:
             raise BrokerError(
                 f"port {port} on {host} is not free: {error}; stop what listens there, or choose another --port"
             ) from None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

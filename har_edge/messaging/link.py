@@ -25,6 +25,8 @@ class Backoff:
     """Waiting times between connection attempts: full jitter below a doubling bound.
 
     Source: Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015 (the "full jitter" variant).
+    A broker that accepts a client only to throw it out again is no success: the bound starts anew only after a
+    connection that lasted.
     """
 
     def __init__(self, rng: random.Random, *, base_s: float = 0.1, cap_s: float = 5.0) -> None:
@@ -36,8 +38,10 @@ class Backoff:
         self._attempt = min(self._attempt + 1, 16)
         return self._rng.uniform(0.0, bound)
 
-    def reset(self) -> None:
-        self._attempt = 0
+    def ended(self, lasted_s: float) -> None:
+        """Take note that a connection has ended, and how long it lasted."""
+        if lasted_s >= self._cap_s:
+            self._attempt = 0
 
 
 class AckOrder:
@@ -45,14 +49,22 @@ class AckOrder:
 
     def __init__(self) -> None:
         self._arrived: deque[int] = deque()
+        self._open: set[int] = set()
         self._done: set[int] = set()
 
     def arrived(self, packet_id: int) -> None:
         """Note a packet that will want an acknowledgement."""
         self._arrived.append(packet_id)
+        self._open.add(packet_id)
 
     def done(self, packet_id: int) -> Iterator[int]:
-        """Note that a packet is dealt with; yield those that may be acknowledged now."""
+        """Note that a packet is dealt with; yield those that may be acknowledged now.
+
+        A second call for the same packet does nothing: its number may belong to another packet by then.
+        """
+        if packet_id not in self._open:
+            return
+        self._open.remove(packet_id)
         self._done.add(packet_id)
         while self._arrived and self._arrived[0] in self._done:
             first = self._arrived.popleft()
@@ -62,6 +74,7 @@ class AckOrder:
     def clear(self) -> None:
         """Forget all: the connection is another one."""
         self._arrived.clear()
+        self._open.clear()
         self._done.clear()
 
 
@@ -87,13 +100,39 @@ def open_socket(address: Address) -> socket.socket:
         plain = socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_S)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return plain if context is None else context.wrap_socket(plain, server_hostname=address.host)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a host name that cannot be one
         raise BrokerError(unreachable(address, error)) from None
 
 
 def unreachable(address: Address, error: object) -> str:
-    """Say that there is no broker at an address, and what to do."""
+    """Say that there is no broker at an address, or no way to trust it, and what to do."""
+    kind = type(error).__name__  # by name, so that a bus without TLS need not import ssl
+    if kind == "SSLCertVerificationError":
+        return (
+            f"the certificate of the broker at {address.url} is not to be trusted: "
+            f"{getattr(error, 'verify_message', error)}; name the authority that signed it with --ca-file, "
+            "and the broker by the name in its certificate"
+        )
+    if kind.startswith("SSL"):
+        return (
+            f"no TLS with the broker at {address.url}: {getattr(error, 'reason', None) or error}; check that the port "
+            "is the one for mqtts://, and --cert-file and --key-file if the broker wants a client's certificate"
+        )
     return f"no broker at {address.url}: {error}; start one with `har-edge broker`, or check host, port and firewall"
+
+
+def unanswered(address: Address) -> str:
+    """Say that something closed the connection instead of answering CONNECT, and what to do."""
+    advice = "it may want a client's certificate: --cert-file and --key-file" if address.tls else "it may want mqtts://"
+    return unreachable(address, f"it closed the connection without an answer to CONNECT ({advice})")
+
+
+def too_large(topic: str, packet_bytes: int, limit: int) -> str:
+    """Say that a message is above the broker's own limit, and what to do."""
+    return (
+        f"a message for {topic} makes a packet of {packet_bytes} bytes; the broker takes at most {limit}; "
+        "raise max_packet_size in the broker's configuration, or send fewer windows a message"
+    )
 
 
 def refused(address: Address, reason: str, *, credentials: bool) -> str:

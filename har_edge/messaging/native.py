@@ -21,27 +21,21 @@ import mqtt5
 from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address
 from har_edge.messaging.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
-from har_edge.messaging.link import (
-    CONNECT_TIMEOUT_S,
-    AckOrder,
-    Backoff,
-    FinalRefusal,
-    open_socket,
-    refused,
-    unreachable,
-)
+from har_edge.messaging.handshake import Welcome, shake_hands
+from har_edge.messaging.link import AckOrder, Backoff, FinalRefusal, open_socket, too_large
+from har_edge.messaging.packets import receipt_of, take_packets, words, would_block
 from har_edge.messaging.status import GRACE_S, taken_by_younger
 
 _log = logging.getLogger(__name__)
 _QOS = mqtt5.QoS.AT_LEAST_ONCE
 _READ_BYTES = 256 * 1024
 _READS_A_POLL = 8
+_WRITE_BYTES = 1024 * 1024
 _MAX_PACKET_ID = 65535
+_MAX_IN_FLIGHT = _MAX_PACKET_ID - 256  # the rest is for subscriptions
 _CLOSE_TIMEOUT_S = 2.0
+_LINGER_S = 0.5
 _FAILURE = 0x80
-_CREDENTIALS = frozenset({0x86, 0x87})  # bad user name or password, not authorized
-# Refusals that waiting may mend: server unavailable, server busy, connection rate exceeded. All others end the client.
-_PASSING = frozenset({0x88, 0x89, 0x9F})
 
 
 @dataclass(slots=True)
@@ -50,7 +44,6 @@ class _Publication:
     payload: bytes
     retain: bool
     receipt: OnReceipt | None
-    sent_once: bool = False
 
 
 class _Lost(Exception):
@@ -81,12 +74,15 @@ class NativeBus:
         self._write: deque[bytes | memoryview] = deque()
         self._waiting: deque[_Publication] = deque()
         self._inflight: dict[int, _Publication] = {}
+        self._again: deque[int] = deque()  # in flight on an earlier connection, not sent on this one yet
+        self._too_large: deque[_Publication] = deque()
         self._next_id = 0
-        self._send_quota = _MAX_PACKET_ID
+        self._send_quota = _MAX_IN_FLIGHT
+        self._welcome: Welcome | None = None
         self._acks = AckOrder()
         self._leftover = False  # bytes that came along with CONNACK
         self._subscribing: dict[int, tuple[str, ...]] = {}
-        self._heard_at = self._spoke_at = self._retry_at = 0.0
+        self._opened_at = self._heard_at = self._spoke_at = self._retry_at = 0.0
         self._clean = session.clean_start
 
     @property
@@ -95,7 +91,7 @@ class NativeBus:
 
     @property
     def unsent(self) -> int:
-        return len(self._waiting) + len(self._inflight)
+        return len(self._waiting) + len(self._inflight) + len(self._too_large)
 
     @property
     def connected(self) -> bool:
@@ -132,6 +128,7 @@ class NativeBus:
             self._keep_alive()
             self._send_waiting()
             self._flush()
+            self._refuse_too_large()
         except _Lost as loss:
             self._drop(str(loss))
         except TakenOver:
@@ -144,85 +141,58 @@ class NativeBus:
             return
         deadline = self._clock() + _CLOSE_TIMEOUT_S
         try:
-            while (self.unsent or self._write) and self._clock() < deadline:
+            while (self._waiting or self._inflight or self._write) and self._clock() < deadline:
                 self._flush()
                 if self._wait(0.05):
                     self._receive([])  # what comes now stays unacknowledged, so the broker keeps it
                 self._send_waiting()
+            self._refuse_too_large()
             expiry = 0 if forget else self._session.expiry_s
             self._write.append(mqtt5.DisconnectPacket(session_expiry_interval=expiry).write())
             self._flush()
-        except (_Lost, TakenOver, BrokerError) as loss:
+            self._linger(self._clock() + _LINGER_S)
+        except (_Lost, TakenOver, BrokerError, OSError) as loss:
             _log.info("closing a lost connection: %s", loss)
         finally:
             self._shut()
+
+    def _linger(self, deadline: float) -> None:
+        """Read until the broker has closed: closing with unread data would reset the connection under DISCONNECT."""
+        connection = self._socket
+        assert connection is not None
+        while not self._write and (left_s := deadline - self._clock()) > 0:
+            if not (select.select([connection], [], [], left_s)[0] and self._read_piece() != b""):
+                return
+            self._read.clear()
 
     # --- connecting -------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
         connection = open_socket(self._address)
         try:
-            present = self._handshake(connection)
-        except (OSError, ValueError, IndexError) as error:
-            connection.close()
-            raise BrokerError(unreachable(self._address, error)) from None
+            welcome = shake_hands(connection, self._address, self._session, clean=self._clean, clock=self._clock)
         except BrokerError:
             connection.close()
             raise
         connection.setblocking(False)
-        self._socket, self._clean = connection, False
+        self._socket, self._welcome, self._clean = connection, welcome, False
+        self._read[:], self._leftover = welcome.rest, bool(welcome.rest)
+        self._traffic.sent_bytes += welcome.sent_bytes
+        self._traffic.received_bytes += welcome.received_bytes
+        self._send_quota = min(welcome.receive_max, _MAX_IN_FLIGHT)
         self._generation += 1
-        self._heard_at = self._spoke_at = self._clock()
+        self._opened_at = self._heard_at = self._spoke_at = self._clock()
         self._acks.clear()
         self._subscribing.clear()
-        self._backoff.reset()
         if self._filters:
             self._send_subscribe(tuple(self._filters))
-        for packet_id, publication in self._inflight.items():
-            self._send_publish(packet_id, publication, duplicate=present and publication.sent_once)
+        self._again = deque(self._inflight)
         self._send_waiting()
 
-    def _handshake(self, connection: socket.socket) -> bool:
-        """Send CONNECT, await CONNACK; return whether the broker kept the session."""
-        session, will = self._session, self._session.will
-        connect = mqtt5.ConnectPacket(
-            session.client_id,
-            username=self._address.username,
-            password=self._address.password.encode() if self._address.password is not None else None,
-            clean_start=self._clean,
-            will=mqtt5.Will(will.topic, payload=will.payload, qos=_QOS, retain=True) if will else None,
-            keep_alive=session.keepalive_s,
-            session_expiry_interval=session.expiry_s,
-            receive_max=session.receive_max,
-            max_packet_size=session.max_packet_bytes,
-        ).write()
-        connection.settimeout(CONNECT_TIMEOUT_S)
-        connection.sendall(connect)
-        self._traffic.sent_bytes += len(connect)
-        received = bytearray()
-        self._read.clear()
-        while True:
-            piece = connection.recv(_READ_BYTES)
-            if not piece:
-                raise BrokerError(unreachable(self._address, "it closed the connection without an answer to CONNECT"))
-            received += piece
-            try:
-                with memoryview(received) as view:
-                    packet, size = mqtt5.read(view)
-                break
-            except IndexError:
-                continue
-        self._traffic.received_bytes += size
-        self._read += received[size:]
-        self._leftover = bool(self._read)
-        if not isinstance(packet, mqtt5.ConnAckPacket):
-            raise BrokerError(unreachable(self._address, f"{type(packet).__name__} came instead of CONNACK"))
-        code = packet.reason_code
-        if code != mqtt5.ConnAckReasonCode.SUCCESS:
-            text = refused(self._address, _words(code), credentials=int(code) in _CREDENTIALS)
-            raise BrokerError(text) if int(code) in _PASSING else FinalRefusal(text)
-        self._send_quota = packet.receive_max
-        return packet.session_present
+    @property
+    def _said(self) -> Welcome:
+        assert self._welcome is not None, "connected only after CONNACK"
+        return self._welcome
 
     def _connect_beside(self, session: Session) -> NativeBus:
         bus = NativeBus(self._address, session)
@@ -251,6 +221,7 @@ class NativeBus:
     def _drop(self, reason: str) -> None:
         _log.warning("lost the broker at %s: %s", self._address.url, reason)
         self._shut()
+        self._backoff.ended(self._clock() - self._opened_at)
         grace_s = GRACE_S if self._session.claim is not None else 0.0
         self._retry_at = self._clock() + max(grace_s, self._backoff.next_s())
 
@@ -270,6 +241,13 @@ class NativeBus:
         self._write.append(mqtt5.SubscribePacket(packet_id, topics).write())
 
     def _send_waiting(self) -> None:
+        """Send what the broker's Receive Maximum admits: first what was in flight when a connection was lost."""
+        while self._again and self._socket is not None:
+            if len(self._inflight) - len(self._again) >= self._send_quota:
+                return
+            packet_id = self._again.popleft()
+            if packet_id in self._inflight:
+                self._send_publish(packet_id, self._inflight[packet_id], duplicate=self._said.session_present)
         while self._waiting and self._socket is not None and len(self._inflight) < self._send_quota:
             publication = self._waiting.popleft()
             packet_id = self._take_id()
@@ -277,7 +255,6 @@ class NativeBus:
             self._send_publish(packet_id, publication, duplicate=False)
 
     def _send_publish(self, packet_id: int, publication: _Publication, *, duplicate: bool) -> None:
-        publication.sent_once = True
         packet = mqtt5.PublishPacket(
             publication.topic,
             publication.payload,
@@ -285,8 +262,19 @@ class NativeBus:
             retain=publication.retain,
             packet_id=packet_id,
             duplicate=duplicate,
-        )
-        self._write.append(packet.write())
+        ).write()
+        limit = self._said.max_packet_bytes
+        if len(packet) > limit:  # sent all the same, it would cost the connection (MQTT 5, section 3.2.2.3.6)
+            _log.error("%s", too_large(publication.topic, len(packet), limit))
+            self._too_large.append(self._inflight.pop(packet_id))
+            return
+        self._write.append(packet)
+
+    def _refuse_too_large(self) -> None:
+        while self._too_large:
+            publication = self._too_large.popleft()
+            if publication.receipt is not None:
+                publication.receipt(Receipt.REFUSED)
 
     def _take_id(self) -> int:
         while True:
@@ -297,19 +285,28 @@ class NativeBus:
     def _flush(self) -> None:
         """Write as much as the socket takes, many packets a system call."""
         while self._write and self._socket is not None:
-            data = self._write[0] if len(self._write) == 1 else b"".join(self._write)
-            self._write.clear()
+            data = self._gather()
             try:
                 sent = self._socket.send(data)
             except OSError as error:
-                if not _would_block(error):
+                if not would_block(error):
                     raise _Lost(f"cannot send: {error}") from None
                 sent = 0
             self._traffic.sent_bytes += sent
-            self._spoke_at = self._clock()
+            if sent:
+                self._spoke_at = self._clock()
             if sent < len(data):
-                self._write.append(memoryview(data)[sent:])
+                self._write.appendleft(memoryview(data)[sent:])
                 return
+
+    def _gather(self) -> bytes | memoryview:
+        """Take packets to write, joined up to a bound: a long queue is not copied again for each system call."""
+        first = self._write.popleft()
+        pieces, size = [first], len(first)
+        while self._write and size < _WRITE_BYTES:
+            pieces.append(self._write.popleft())
+            size += len(pieces[-1])
+        return first if len(pieces) == 1 else b"".join(pieces)
 
     # --- receiving --------------------------------------------------------------------------------------------------
 
@@ -317,53 +314,54 @@ class NativeBus:
         """Wait until there is something to read, or the timeout; True when there is."""
         connection = self._socket
         assert connection is not None
-        pending = getattr(connection, "pending", None)  # what TLS has decrypted already
-        if self._leftover or (pending is not None and pending()):
+        here = self._leftover or self._decrypted()
+        if here:
             timeout_s = 0.0
-        timeout_s = min(timeout_s, self._session.keepalive_s / 4)
+        elif self._said.keepalive_s:
+            timeout_s = min(timeout_s, self._said.keepalive_s / 4)
         readable, writable, _ = select.select([connection], [connection] if self._write else [], [], timeout_s)
         if writable:
             self._flush()
             if not readable and timeout_s:
                 readable, _, _ = select.select([connection], [], [], 0 if self._write else timeout_s)
-        return bool(readable or self._leftover or (pending is not None and pending()))
+        return bool(readable or here)
+
+    def _decrypted(self) -> bool:
+        """Tell whether TLS holds decrypted bytes, which `select` does not see."""
+        pending = getattr(self._socket, "pending", None)
+        return pending is not None and pending() > 0
 
     def _receive(self, deliveries: list[Delivery]) -> None:
         for _ in range(_READS_A_POLL):
-            if self._socket is None:
-                return
-            try:
-                piece = self._socket.recv(_READ_BYTES)
-            except OSError as error:
-                if not _would_block(error):
-                    raise _Lost(f"cannot receive: {error}") from None
-                piece = None
-            if piece == b"":
-                self._parse(deliveries)
-                raise _Lost("it closed the connection")
-            if piece:
-                self._traffic.received_bytes += len(piece)
-                self._heard_at = self._clock()
-                self._read += piece
+            piece = self._read_piece()
             self._parse(deliveries)
-            if piece is None or len(piece) < _READ_BYTES:
+            if piece == b"":
+                raise _Lost("it closed the connection")
+            if piece is None or (len(piece) < _READ_BYTES and not self._decrypted()):
                 return
 
-    def _parse(self, deliveries: list[Delivery]) -> None:
-        start, end, self._leftover = 0, len(self._read), False
+    def _read_piece(self) -> bytes | None:
+        """Read once into the buffer; return what came: None for nothing yet, b"" at the end."""
+        assert self._socket is not None
         try:
-            with memoryview(self._read) as view:
-                while start < end:
-                    with view[start:] as rest:
-                        packet, size = mqtt5.read(rest)
-                    start += size
-                    self._handle(packet, deliveries)
-        except IndexError:
-            pass  # the rest of this packet is still on its way
-        except ValueError as error:
-            raise _Lost(f"it sent a malformed packet: {error}") from None
-        finally:
-            del self._read[:start]
+            piece = self._socket.recv(_READ_BYTES)
+        except OSError as error:
+            if not would_block(error):
+                raise _Lost(f"cannot receive: {error}") from None
+            return None
+        if piece:
+            self._traffic.received_bytes += len(piece)
+            self._heard_at = self._clock()
+            self._read += piece
+        return piece
+
+    def _parse(self, deliveries: list[Delivery]) -> None:
+        self._leftover = False
+        packets, wrong = take_packets(self._read)
+        for packet in packets:
+            self._handle(packet, deliveries)
+        if wrong is not None:
+            raise _Lost(f"it sent a malformed packet: {wrong}")
         if len(self._read) > self._session.max_packet_bytes:
             raise _Lost(f"it is sending a packet of more than {self._session.max_packet_bytes} bytes")
 
@@ -378,39 +376,26 @@ class NativeBus:
         elif isinstance(packet, mqtt5.PubAckPacket):
             publication = self._inflight.pop(packet.packet_id, None)
             if publication is not None and publication.receipt is not None:
-                publication.receipt(_receipt(packet.reason_code))
+                publication.receipt(receipt_of(packet.reason_code))
         elif isinstance(packet, mqtt5.SubAckPacket):
             filters = self._subscribing.pop(packet.packet_id, ())
             for text, code in zip(filters, packet.reason_codes, strict=False):
                 if int(code) >= _FAILURE:
                     raise BrokerError(
-                        f"the broker at {self._address.url} refused the subscription to {text}: {_words(code)}; "
+                        f"the broker at {self._address.url} refused the subscription to {text}: {words(code)}; "
                         "check what its access list permits this user"
                     )
         elif isinstance(packet, mqtt5.DisconnectPacket):
             if packet.reason_code == mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER:
                 raise TakenOver(self._session.client_id)
-            raise _Lost(f"it disconnected this client: {_words(packet.reason_code)}")
+            raise _Lost(f"it disconnected this client: {words(packet.reason_code)}")
 
     def _keep_alive(self) -> None:
-        now, keepalive_s = self._clock(), self._session.keepalive_s
+        now, keepalive_s = self._clock(), self._said.keepalive_s
+        if not keepalive_s:
+            return
         if now - self._heard_at > 1.5 * keepalive_s:
             raise _Lost(f"it has been silent for {now - self._heard_at:.0f} s")
-        if now - max(self._spoke_at, self._heard_at - keepalive_s) > keepalive_s / 2:
+        if now - self._spoke_at > keepalive_s / 2:
             self._write.append(mqtt5.PingReqPacket().write())
             self._spoke_at = now
-
-
-def _would_block(error: OSError) -> bool:
-    # TLS has its own words for "not now"; named by class, so that a bus without TLS need not import ssl.
-    return isinstance(error, BlockingIOError) or type(error).__name__ in {"SSLWantReadError", "SSLWantWriteError"}
-
-
-def _words(code: object) -> str:
-    return str(code).rpartition(".")[2].lower().replace("_", " ")
-
-
-def _receipt(code: mqtt5.PubAckReasonCode) -> Receipt:
-    if code == mqtt5.PubAckReasonCode.SUCCESS:
-        return Receipt.SAFE
-    return Receipt.UNHEARD if code == mqtt5.PubAckReasonCode.NO_MATCHING_SUBSCRIBERS else Receipt.REFUSED

@@ -32,6 +32,8 @@ from har_edge.messaging.link import (
     FinalRefusal,
     refused,
     tls_context,
+    too_large,
+    unanswered,
     unreachable,
 )
 from har_edge.messaging.status import GRACE_S, taken_by_younger
@@ -40,7 +42,8 @@ _log = logging.getLogger(__name__)
 _QOS = 1
 _CLOSE_TIMEOUT_S = 2.0
 _ACK_BYTES = 4
-_MAX_IN_FLIGHT = 0xFFFF
+_MAX_IN_FLIGHT = 0xFFFF - 256  # the other packet ids are for subscriptions
+_NO_LIMIT = 2**32
 _NO_MATCHING_SUBSCRIBERS = 0x10
 _FAILURE = 0x80
 _TAKEN_OVER = 0x8E
@@ -70,11 +73,12 @@ class PahoBus:
         self._subscribing: dict[int, tuple[str, ...]] = {}
         self._receipts: dict[int, OnReceipt | None] = {}
         self._waiting: deque[tuple[str, bytes, bool, OnReceipt | None]] = deque()
-        self._send_quota = _MAX_IN_FLIGHT
+        self._settled: deque[tuple[OnReceipt | None, Receipt]] = deque()
+        self._send_quota, self._send_limit = _MAX_IN_FLIGHT, _NO_LIMIT
         self._arrived: list[Delivery] = []
         self._acks = AckOrder()
         self._generation = 0
-        self._retry_at = 0.0
+        self._opened_at = self._retry_at = 0.0
         self._accepted = False
         self._failure: Exception | None = None
         self._clean = session.clean_start
@@ -86,7 +90,7 @@ class PahoBus:
 
     @property
     def unsent(self) -> int:
-        return len(self._waiting) + len(self._receipts)
+        return len(self._waiting) + len(self._receipts) + len(self._settled)
 
     @property
     def connected(self) -> bool:
@@ -118,6 +122,7 @@ class PahoBus:
             return ()
         self._turn(timeout_s)
         self._raise_failure()
+        self._settle()
         arrived, self._arrived = self._arrived, []
         return arrived
 
@@ -125,6 +130,7 @@ class PahoBus:
         deadline = self._clock() + _CLOSE_TIMEOUT_S
         while self._accepted and (self.unsent or self._client.want_write()) and self._clock() < deadline:
             self._turn(0.05)
+            self._settle()
         if self._accepted:
             self._accepted = False  # from here on a lost connection is what we want
             properties = None
@@ -132,8 +138,15 @@ class PahoBus:
                 properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
                 properties.SessionExpiryInterval = 0 if forget else self._session.expiry_s
             self._client.disconnect(properties=properties)
-            while self._client.want_write() and self._client.socket() is not None:
+            while self._client.socket() is not None and self._client.want_write() and self._clock() < deadline:
                 self._client.loop_write()
+                select.select([], self._sockets(), [], 0.05)
+        for connection in self._sockets():  # the broker does not read: nothing but closing is left
+            connection.close()
+
+    def _sockets(self) -> list[socket.socket]:
+        connection = self._client.socket()
+        return [connection] if isinstance(connection, socket.socket) else []
 
     # --- connecting -------------------------------------------------------------------------------------------------
 
@@ -181,19 +194,19 @@ class PahoBus:
                 self._session.keepalive_s,
                 **options,
             )
-            connection = self._client.socket()
-            if isinstance(connection, socket.socket):
+            for connection in self._sockets():
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            deadline = self._clock() + CONNECT_TIMEOUT_S
-            while not self._accepted and self._failure is None and self._clock() < deadline:
+            deadline, before = self._clock() + CONNECT_TIMEOUT_S, self._generation
+            while self._generation == before and self._failure is None and self._clock() < deadline:
+                if not self._sockets():
+                    raise BrokerError(unanswered(self._address))
                 self._turn(0.2)
         except (OSError, ValueError) as error:
             raise BrokerError(unreachable(self._address, error)) from None
         self._raise_failure()
-        if not self._accepted:
+        if self._generation == before:
             raise BrokerError(unreachable(self._address, "it did not answer CONNECT"))
         self._clean = False
-        self._backoff.reset()
 
     def _connect_beside(self, session: Session) -> PahoBus:
         bus = PahoBus(self._address, session, mqtt5=self._mqtt5)
@@ -239,7 +252,7 @@ class PahoBus:
         writers = [connection] if self._client.want_write() else []
         readable, _, _ = select.select([connection], writers, [], wait_s)
         while readable or (pending is not None and pending()):
-            if self._client.loop_read() != mqtt.MQTT_ERR_SUCCESS or self._client.socket() is None:
+            if not self._read():
                 break
             if len(self._arrived) >= self._session.receive_max:
                 break
@@ -250,12 +263,40 @@ class PahoBus:
         if self._client.want_write() and self._client.socket() is not None:
             self._client.loop_write()
 
+    def _read(self) -> bool:
+        """Let paho read; False when the connection is lost. No receipt runs in here, so any error is the broker's."""
+        try:
+            return self._client.loop_read() == mqtt.MQTT_ERR_SUCCESS and self._client.socket() is not None
+        except Exception as error:  # paho lets struct.error, IndexError and others out for malformed packets
+            self._lose(f"it sent a malformed packet: {error or type(error).__name__}")
+            return False
+
+    def _lose(self, reason: str) -> None:
+        for connection in self._sockets():
+            connection.close()
+        self._on_lost(reason)
+
+    def _settle(self) -> None:
+        while self._settled:
+            receipt, outcome = self._settled.popleft()
+            if receipt is not None:
+                receipt(outcome)
+
     def _send_waiting(self) -> None:
         """Hand paho what the broker's Receive Maximum admits; paho itself cannot learn it once connected."""
         while self._waiting and self._accepted and len(self._receipts) < self._send_quota:
             topic, payload, retain, receipt = self._waiting.popleft()
-            self._receipts[self._client.publish(topic, payload, _QOS, retain).mid] = receipt
-            self._traffic.sent_bytes += _publish_bytes(topic, payload)
+            size = _publish_bytes(topic, payload)
+            if size > self._send_limit:  # sent all the same, it would cost the connection (MQTT 5, section 3.2.2.3.6)
+                _log.error("%s", too_large(topic, size, self._send_limit))
+                self._settled.append((receipt, Receipt.REFUSED))
+                continue
+            info = self._client.publish(topic, payload, _QOS, retain)
+            if info.rc == mqtt.MQTT_ERR_QUEUE_SIZE:  # paho reuses a packet id that is still in flight: try the next
+                self._waiting.appendleft((topic, payload, retain, receipt))
+                continue
+            self._receipts[info.mid] = receipt
+            self._traffic.sent_bytes += size
 
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
         if self._mqtt5:
@@ -272,8 +313,10 @@ class PahoBus:
             text = refused(self._address, str(code).lower(), credentials=code.value in _CREDENTIALS)
             self._failure = BrokerError(text) if code.value in _PASSING else FinalRefusal(text)
             return
-        self._send_quota = int(getattr(properties, "ReceiveMaximum", _MAX_IN_FLIGHT))
+        self._send_quota = min(int(getattr(properties, "ReceiveMaximum", _MAX_IN_FLIGHT)), _MAX_IN_FLIGHT)
+        self._send_limit = int(getattr(properties, "MaximumPacketSize", _NO_LIMIT))
         self._generation += 1
+        self._opened_at = self._clock()
         self._acks.clear()
         self._subscribing.clear()
         self._accepted = True
@@ -292,13 +335,12 @@ class PahoBus:
 
     def _on_publish(self, _client: mqtt.Client, _user: Any, packet_id: int, code: ReasonCode, _properties: Any) -> None:
         self._traffic.received_bytes += _ACK_BYTES
-        receipt = self._receipts.pop(packet_id, None)
-        if receipt is None:
+        if packet_id not in self._receipts:
             return
+        outcome = Receipt.REFUSED if code.value >= _FAILURE else Receipt.SAFE
         if code.value == _NO_MATCHING_SUBSCRIBERS:
-            receipt(Receipt.UNHEARD)
-        else:
-            receipt(Receipt.REFUSED if code.value >= _FAILURE else Receipt.SAFE)
+            outcome = Receipt.UNHEARD
+        self._settled.append((self._receipts.pop(packet_id), outcome))
 
     def _on_message(self, _client: mqtt.Client, _user: Any, message: mqtt.MQTTMessage) -> None:
         self._traffic.received += 1
@@ -318,6 +360,7 @@ class PahoBus:
     def _on_lost(self, reason: str) -> None:
         if self._accepted:
             _log.warning("lost the broker at %s: %s", self._address.url, reason)
+            self._backoff.ended(self._clock() - self._opened_at)
         self._accepted = False
         grace_s = GRACE_S if self._session.claim is not None else 0.0
         self._retry_at = self._clock() + max(grace_s, self._backoff.next_s())

@@ -1,0 +1,107 @@
+"""The first two packets of an MQTT 5 connection: CONNECT says who we are, CONNACK what the broker permits."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mqtt5
+
+from har_edge.errors import BrokerError
+from har_edge.messaging.address import Address
+from har_edge.messaging.bus import Session
+from har_edge.messaging.link import CONNECT_TIMEOUT_S, FinalRefusal, refused, unanswered, unreachable
+from har_edge.messaging.packets import Malformed, read_packet, words
+
+_READ_BYTES = 65536
+_CREDENTIALS = frozenset({0x86, 0x87})  # bad user name or password, not authorized
+# Refusals that waiting may mend: server unavailable, server busy, connection rate exceeded. All others end the client.
+_PASSING = frozenset({0x88, 0x89, 0x9F})
+_NO_LIMIT = 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What the broker said in CONNACK (MQTT 5, section 3.2.2.3), and the bytes that came along behind it.
+
+    `receive_max` bounds what we may have in flight, `max_packet_bytes` one packet; `keepalive_s` 0 stands for none.
+    """
+
+    session_present: bool
+    receive_max: int
+    max_packet_bytes: int
+    keepalive_s: int
+    rest: bytes
+    sent_bytes: int
+    received_bytes: int
+
+
+def connect_packet(address: Address, session: Session, *, clean: bool) -> bytes:
+    """Return the bytes of CONNECT."""
+    will = session.will
+    return mqtt5.ConnectPacket(
+        session.client_id,
+        username=address.username,
+        password=address.password.encode() if address.password is not None else None,
+        clean_start=clean,
+        will=mqtt5.Will(will.topic, payload=will.payload, qos=mqtt5.QoS.AT_LEAST_ONCE, retain=True) if will else None,
+        keep_alive=session.keepalive_s,
+        session_expiry_interval=session.expiry_s,
+        receive_max=session.receive_max,
+        max_packet_size=session.max_packet_bytes,
+    ).write()
+
+
+def shake_hands(
+    connection: socket.socket,
+    address: Address,
+    session: Session,
+    *,
+    clean: bool,
+    clock: Callable[[], float] = time.monotonic,
+) -> Welcome:
+    """Introduce this client; raises FinalRefusal, or BrokerError where a later attempt may succeed."""
+    request = connect_packet(address, session, clean=clean)
+    try:
+        connection.settimeout(CONNECT_TIMEOUT_S)
+        connection.sendall(request)
+        packet, received, size = _first_packet(connection, address, clock)
+    except ConnectionError:
+        raise BrokerError(unanswered(address)) from None
+    except (OSError, Malformed) as error:
+        raise BrokerError(unreachable(address, error)) from None
+    if not isinstance(packet, mqtt5.ConnAckPacket):
+        raise BrokerError(unreachable(address, f"{type(packet).__name__} came instead of CONNACK"))
+    code = packet.reason_code
+    if code != mqtt5.ConnAckReasonCode.SUCCESS:
+        text = refused(address, words(code), credentials=int(code) in _CREDENTIALS)
+        raise BrokerError(text) if int(code) in _PASSING else FinalRefusal(text)
+    asked = packet.server_keep_alive
+    return Welcome(
+        session_present=packet.session_present,
+        receive_max=packet.receive_max,
+        max_packet_bytes=packet.max_packet_size or _NO_LIMIT,
+        keepalive_s=session.keepalive_s if asked is None else asked,
+        rest=bytes(received[size:]),
+        sent_bytes=len(request),
+        received_bytes=len(received),
+    )
+
+
+def _first_packet(
+    connection: socket.socket, address: Address, clock: Callable[[], float]
+) -> tuple[mqtt5.Packet, bytearray, int]:
+    """Wait for one packet; return it, all bytes that came, and how many of them are the packet's."""
+    deadline, received = clock() + CONNECT_TIMEOUT_S, bytearray()
+    while True:
+        connection.settimeout(max(0.001, deadline - clock()))
+        piece = connection.recv(_READ_BYTES)
+        if not piece:
+            raise BrokerError(unanswered(address))
+        received += piece
+        with memoryview(received) as view:
+            answer = read_packet(view)
+        if answer is not None:
+            return answer[0], received, answer[1]

@@ -1,0 +1,64 @@
+"""MQTT 5 packets from and to bytes, by the mqtt5 library: what it may raise, and its reason codes in words."""
+
+from __future__ import annotations
+
+import enum
+
+import mqtt5
+
+from har_edge.messaging.bus import Receipt
+
+
+class Malformed(Exception):
+    """Bytes that are no MQTT 5 packet."""
+
+
+def read_packet(data: memoryview) -> tuple[mqtt5.Packet, int] | None:
+    """Return the first packet in the data and its size, None while it is incomplete; raises Malformed."""
+    try:
+        return mqtt5.read(data)
+    except IndexError:
+        return None
+    except ValueError as error:
+        raise Malformed(str(error)) from None
+    except BaseException as error:
+        # The library's native code panics on strings that are not UTF-8, and a panic is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise Malformed("a string is not UTF-8") from None
+
+
+def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet], Malformed | None]:
+    """Take all whole packets off the front of a buffer; also return what is wrong with the bytes after them."""
+    packets, start, wrong = [], 0, None
+    with memoryview(buffer) as view:
+        while start < len(view):
+            with view[start:] as rest:
+                try:
+                    read = read_packet(rest)
+                except Malformed as error:
+                    wrong = error
+                    break
+            if read is None:
+                break
+            packets.append(read[0])
+            start += read[1]
+    del buffer[:start]
+    return packets, wrong
+
+
+def words(code: enum.IntEnum) -> str:
+    """Return a reason code as a person reads it."""
+    return code.name.lower().replace("_", " ")
+
+
+def receipt_of(code: mqtt5.PubAckReasonCode) -> Receipt:
+    """Return what a PUBACK says became of the message."""
+    if code == mqtt5.PubAckReasonCode.SUCCESS:
+        return Receipt.SAFE
+    return Receipt.UNHEARD if code == mqtt5.PubAckReasonCode.NO_MATCHING_SUBSCRIBERS else Receipt.REFUSED
+
+
+def would_block(error: OSError) -> bool:
+    """Tell whether a socket says `not now`; TLS's words go by class name, so that nobody need import ssl."""
+    return isinstance(error, BlockingIOError) or type(error).__name__ in {"SSLWantReadError", "SSLWantWriteError"}
