@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
-from har_edge.errors import ModelError
+from har_edge.cli.whole import entry_of
 
 if TYPE_CHECKING:
+    from har_edge.evaluation.comparison import Answer
     from har_edge.evaluation.composition import Composition
     from har_edge.evaluation.prediction import Prediction
     from har_edge.inference.interpreter import Interpreter
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from har_edge.streams.recording import Recording
 
 NAME = "evaluate"
-HELP = "Measure a model on recordings: accuracy, F1, confusion; the same for its slices."
+HELP = "measure a model on recordings: whole, cut into slices, and over MQTT"
+DEFAULT_STAGES = 3
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,51 +40,81 @@ def configure(parser: argparse.ArgumentParser) -> None:
     slices.add_argument("--slices", type=Path, metavar="DIR", help="score the slices of this folder too")
     slices.add_argument("--at", type=_indices, metavar="I[,J..]", help="cut before these operators; score that too")
     slices.add_argument("--stages", type=options.positive, metavar="N", help="cut into N slices, score them too")
+    parser.add_argument(
+        "--mqtt", action="store_true", help="send every window through a pipeline of processes too (default: 3 slices)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the confusion matrix (extra: evaluation)")
+    options.add_broker(parser, embedded=True)
+    options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Score, print, write; 1 when slices differ from the whole model."""
+    options.one_thread()
+    options.start_logging(args)
     from har_edge.cli import evaluate_report
     from har_edge.evaluation.chart import draw_confusion
-    from har_edge.evaluation.comparison import compare_scores
+    from har_edge.evaluation.comparison import compare_answers, compare_scores
+    from har_edge.evaluation.composition import cut_composition, load_composition
     from har_edge.evaluation.report import evaluate, write_evaluation
     from har_edge.inference.interpreter import Interpreter
     from har_edge.planning.catalog import find_model
     from har_edge.streams.description import load_description
 
     found = find_model(args.model)
-    if found.entry is None:
-        raise ModelError(
-            f"{found.path}: no manifest says which windows this model takes and what it answers; expected an entry "
-            "with its hash in the manifest.json beside it, as 'har-edge train' writes it"
-        )
-    task = found.entry.task
-    slices = _slices(found, args)
+    task = entry_of(found).task
+    if args.mqtt and args.slices is None and args.at is None and args.stages is None:
+        args.stages = DEFAULT_STAGES
+    cuts = _cuts(found, args)
     recordings, origin = options.load_recordings(args, load_description(task.stream.description), args.subjects)
-    whole = _predict(Interpreter(found.path), recordings, task)
-    ways = {} if slices is None else {"slices": compare_scores(whole, _predict(slices, recordings, task))}
-    # What came over MQTT is one more way: ways["mqtt"] = compare_answers(whole, {(stream, seq): class index}).
+    interpreter = Interpreter(found.path)
+    whole = _predict(interpreter, recordings, task)
+    ways = {}
+    if cuts is not None:
+        slices = load_composition(args.slices, found.sha256) if args.slices else cut_composition(found.path, cuts)
+        ways["slices"] = compare_scores(whole, _predict(slices, recordings, task))
+    if args.mqtt:
+        output = next(port for port in interpreter.outputs if port.name == task.output)
+        came, broker = _send_through(found, args, cuts or (), [recording.stream for recording in recordings])
+        ways["mqtt"] = compare_answers(whole, came, output)
+        print(f"broker     {broker}")
     evaluation = evaluate(found, whole, recordings, origin, ways)
     print(evaluate_report.format_evaluation(evaluation))
     if args.json is not None:
         write_evaluation(evaluation, args.json)
     if args.png is not None:
-        draw_confusion(evaluation, args.png, f"{found.entry.name}: {origin}")
+        draw_confusion(evaluation, args.png, f"{entry_of(found).name}: {origin}")
     return 0 if all(way.identical for way in ways.values()) else 1
 
 
-def _slices(found: FoundModel, args: argparse.Namespace) -> Composition | None:
-    from har_edge.evaluation.composition import balanced_cuts, cut_composition, load_composition
+def _cuts(found: FoundModel, args: argparse.Namespace) -> Sequence[int] | None:
+    """Return the operators to cut at, None to look at the whole model only."""
+    from har_edge.graph.manifest import load_manifest
+    from har_edge.graph.model import read_model
+    from har_edge.nodes.cutting import plan_cuts
 
     if args.slices is not None:
-        return load_composition(args.slices, found.sha256)
-    if args.at is not None:
-        return cut_composition(found.path, args.at)
+        return [entry.start for entry in load_manifest(args.slices).slices[1:]]
     if args.stages is not None:
-        return cut_composition(found.path, balanced_cuts(found.path, args.stages))
-    return None
+        return plan_cuts(read_model(found.path), args.stages).cuts
+    return args.at  # type: ignore[no-any-return]
+
+
+def _send_through(
+    found: FoundModel, args: argparse.Namespace, cuts: Sequence[int], names: Sequence[str]
+) -> tuple[dict[tuple[str, int], Answer], str]:
+    """Run the whole pipeline on this machine; return its answers by (stream, seq), and the broker's name."""
+    from har_edge.cli.whole import open_whole, start_nodes
+    from har_edge.evaluation.comparison import Answer
+
+    index = {label: position for position, label in enumerate(entry_of(found).task.label_ids)}
+    with open_whole(args, found, stages=len(cuts) + 1, cuts=cuts) as whole:
+        start_nodes(whole, args, names, speed=None)
+        results = [arrival.result for arrival in whole.local.results() if arrival is not None]
+    return {
+        (result.stream, result.seq): Answer(index[result.label_id], result.confidence) for result in results
+    }, whole.broker
 
 
 def _predict(model: Interpreter | Composition, recordings: Sequence[Recording], task: Task) -> list[Prediction]:

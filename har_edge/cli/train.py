@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the figures as they come, and write the models."""
-    _load_tensorflow()
+    from har_edge.training.backend import require_tensorflow
+
+    require_tensorflow()
     from har_edge.planning.catalog import VERSION, Catalog, store_catalog
     from har_edge.streams.description import load_description
     from har_edge.streams.synthetic import SUBJECTS
@@ -74,17 +75,6 @@ def run(args: argparse.Namespace) -> int:
         _say(f"{args.out / file.entry.file}: {len(file.content)} bytes, sha256 {file.entry.sha256}")
     _say(str(store_catalog(Catalog(VERSION, [file.entry for file in files]), args.out)))
     return 0
-
-
-def _load_tensorflow() -> None:
-    # TensorFlow's own log is pages long; whoever wants it sets the variable.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        import tensorflow  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"training needs TensorFlow, which is not here ({error}); pip install 'har-edge[training]'"
-        ) from error
 
 
 def _command(args: argparse.Namespace, recipe: Recipe) -> str:

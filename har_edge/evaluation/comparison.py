@@ -6,8 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from har_edge.evaluation.prediction import Prediction
+from har_edge.inference.interpreter import Port
 
 Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a result says of one window: the class index and the model's score for it."""
+
+    index: int
+    confidence: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +33,18 @@ class Comparison:
         return not (self.different or self.missing or self.extra)
 
 
-def compare_answers(expected: Iterable[Prediction], came: Mapping[Key, int]) -> Comparison:
-    """Compare class indices by (stream, seq): the way to check what came over MQTT."""
-    wanted = {(prediction.stream, prediction.seq): prediction.answer for prediction in expected}
-    return _compare({key: key in came and came[key] == answer for key, answer in wanted.items()}, set(came))
+def compare_answers(expected: Iterable[Prediction], came: Mapping[Key, Answer], output: Port) -> Comparison:
+    """Compare class and confidence, to the last bit, by (stream, seq): the way to check what came over MQTT.
+
+    `output` is the port the scores came from; it turns them into the numbers that a result carries.
+    """
+    wanted = {
+        (prediction.stream, prediction.seq): Answer(
+            prediction.answer, float(output.real(prediction.scores)[prediction.answer])
+        )
+        for prediction in expected
+    }
+    return _compare({key: came.get(key) == answer for key, answer in wanted.items()}, set(came))
 
 
 def compare_scores(expected: Iterable[Prediction], came: Iterable[Prediction]) -> Comparison:

@@ -13,8 +13,6 @@ from har_edge.graph.manifest import SliceManifest, load_manifest
 from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model, write_slice
 from har_edge.inference.interpreter import Interpreter, Port, load_slice
-from har_edge.inference.measure import measure_segments
-from har_edge.planning.partition import balance
 
 Array = npt.NDArray[Any]
 
@@ -55,12 +53,3 @@ def cut_composition(path: Path, cuts: Sequence[int]) -> Composition:
     """Cut a model at these operators and load the slices, without writing them; CutError for an illegal cut."""
     model = read_model(path)
     return Composition([Interpreter(bytes(write_slice(model, piece))) for piece in slice_model(model, cuts)])
-
-
-def balanced_cuts(path: Path, stages: int) -> list[int]:
-    """Return the cuts that balance so many stages by time measured here, as `har-edge slice --stages` makes them."""
-    segments = list(measure_segments(read_model(path)))
-    borders = balance(
-        [segment.seconds for segment in segments], stages, [segment.crossing_bytes for segment in segments[1:]]
-    )
-    return [segments[border].start for border in borders]

@@ -35,6 +35,11 @@ class Port:
     scale: float
     zero_point: int
 
+    def real(self, values: Array) -> NDArray[np.float64]:
+        """Return what quantised values of this port stand for; others as they are."""
+        real = values.astype(np.float64)
+        return (real - self.zero_point) * self.scale if self.scale > 0 else real
+
 
 class Interpreter:
     """Hold one loaded model and run it; not safe for use from two threads at once.

@@ -186,9 +186,7 @@ class Stage:
         if rows.shape[1] != len(task.labels):
             raise MessageError(f"{rows.shape[1]} scores came for {len(task.labels)} labels; expected one a label")
         winners = rows.argmax(axis=1)
-        tops = rows[np.arange(len(rows)), winners].astype(np.float64)
-        if port.scale > 0:
-            tops = (tops - port.zero_point) * port.scale
+        tops = port.real(rows[np.arange(len(rows)), winners])
         truth = message.truth or (None,) * message.count
         return [
             Result(

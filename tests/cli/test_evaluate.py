@@ -106,3 +106,17 @@ def test_seen_subjects_get_the_split_figure_beside(
     assert "trained on subject7: not a generalisation figure; the split figure is" in said
     assert evaluate("--data", str(dataset), "--model", "int8-split") == 0
     assert "on none of these subjects" in capsys.readouterr().out
+
+
+@pytest.mark.dataset
+@pytest.mark.usefixtures("mosquitto")
+def test_every_window_of_two_subjects_is_answered_over_mqtt_as_by_the_whole_model(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    command = ["evaluate", "--data", str(dataset), "--subjects", "7,8", "--mqtt", "--json", str(file)]
+    assert main([*command, "--model", "int8-split"]) == 0
+    assert "mqtt: 536 outputs, all identical to those of the whole model" in capsys.readouterr().out
+    figures = msgspec.json.decode(file.read_bytes())
+    assert figures["windows"] + figures["mixed"] == 536
+    assert figures["accuracy"] >= 0.95

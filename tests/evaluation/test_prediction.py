@@ -12,14 +12,14 @@ import pytest
 
 from har_edge.errors import CutError, ModelError
 from har_edge.evaluation.chart import draw_confusion, format_confusion
-from har_edge.evaluation.comparison import compare_answers, compare_scores
-from har_edge.evaluation.composition import balanced_cuts, cut_composition, load_composition
+from har_edge.evaluation.comparison import Answer, compare_answers, compare_scores
+from har_edge.evaluation.composition import cut_composition, load_composition
 from har_edge.evaluation.prediction import Classifier, Prediction, predict_recordings
 from har_edge.evaluation.report import evaluate, score, write_evaluation
 from har_edge.graph.folder import write_folder
 from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model
-from har_edge.inference.interpreter import Interpreter
+from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.planning.catalog import FoundModel, ModelEntry
 from har_edge.streams.recording import Recording
 from har_edge.streams.windows import windows
@@ -67,7 +67,7 @@ def test_composed_slices_are_identical(
     found: FoundModel, entry: ModelEntry, recordings: list[Recording], predictions: list[Prediction], tmp_path: Path
 ) -> None:
     model = read_model(found.path)
-    write_folder(model, slice_model(model, balanced_cuts(found.path, 3)), tmp_path)
+    write_folder(model, slice_model(model, [4, 9]), tmp_path)
     for slices in (load_composition(tmp_path, found.sha256), cut_composition(found.path, [3, 6, 9, 11])):
         came = predict_recordings(Classifier(slices.run, slices.inputs, entry.task), recordings, entry.task)
         assert compare_scores(predictions, came).identical
@@ -78,13 +78,23 @@ def test_composed_slices_are_identical(
 
 
 def test_answers_that_came_another_way_are_compared_by_stream_and_seq() -> None:
-    same = {(p.stream, p.seq): p.answer for p in ROWS}
-    assert compare_answers(ROWS, same).identical
-    other = {("a", 0): 0, ("a", 1): 2, ("b", 0): 2, ("c", 5): 1}
-    comparison = compare_answers(ROWS, other)
+    output = Port("scores", (-1, 3), ROWS[0].scores.dtype, 0.0, 0)
+    same = {(p.stream, p.seq): Answer(p.answer, float(p.scores[p.answer])) for p in ROWS}
+    assert compare_answers(ROWS, same, output).identical
+    other = {key: answer for key, answer in same.items() if key != ("a", 2)}
+    other |= {("a", 1): replace(same["a", 1], index=0 if same["a", 1].index else 2), ("c", 5): Answer(1, 1.0)}
+    comparison = compare_answers(ROWS, other, output)
     assert not comparison.identical
     assert (comparison.equal, comparison.different) == (2, (("a", 1),))
     assert (comparison.missing, comparison.extra) == ((("a", 2),), (("c", 5),))
+
+
+def test_a_confidence_that_differs_in_its_last_bit_is_no_match() -> None:
+    output = Port("scores", (-1, 3), ROWS[0].scores.dtype, 0.0, 0)
+    came = {(p.stream, p.seq): Answer(p.answer, float(p.scores[p.answer])) for p in ROWS}
+    key = ("b", 0)
+    came[key] = replace(came[key], confidence=float(np.nextafter(came[key].confidence, 2)))
+    assert compare_answers(ROWS, came, output).different == (key,)
 
 
 def test_scores_are_compared_bit_for_bit() -> None:
