@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from har_edge.training.fit import Recipe
 
 NAME = "train"
-HELP = "Train the network, measure it on subjects it never saw, write float32 and int8 .tflite."
+HELP = "train the network, measure it on subjects it never saw, write float32 and int8 .tflite"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
