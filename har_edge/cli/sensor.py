@@ -8,6 +8,10 @@ import sys
 from har_edge.cli import options
 
 HELP = "replay recordings as the sensors would send them"
+# How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
+SESSION_S = 300
+# How much longer than a stage waits for the parts of a window a sensor waits for its result.
+MARGIN_S = 5.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +35,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="wait for results when N messages of a stream are on their way (default: 64; 0: never wait)",
     )
     parser.add_argument("--keep-null", action="store_true", help="replay rows without an activity (label 0) too")
-    parser.add_argument("--repeat", type=options.positive, default=1, metavar="N", help=argparse.SUPPRESS)
     options.add_broker(parser)
     options.add_quiet(parser)
 
@@ -51,9 +54,15 @@ def run(args: argparse.Namespace) -> int:
     recordings, where = options.load_recordings(args, pipeline.stream, args.subjects, keep_null=args.keep_null)
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
     identity = options.identity_of(args, pipeline, f"sensor-{args.source}", "sensor", detail)
-    bus = options.connect(args, pipeline, identity.session(expiry_s=0))
+    bus = options.connect(args, pipeline, identity.session(expiry_s=SESSION_S))
     print(f"sensor {args.source} ready: {detail}; MQTT client: {identity.client}", flush=True)
-    pace = Pace(in_flight=args.in_flight * args.batch, real_time=args.speed is not None)
+    join = pipeline.config.join
+    pace = Pace(
+        in_flight=args.in_flight * args.batch,
+        real_time=args.speed is not None,
+        total=max(1, join.capacity // 2) * args.batch if args.in_flight else 0,
+        patience_s=join.timeout_s + MARGIN_S,
+    )
     loop = SensorLoop(bus, sensor, identity, pace, topics_of(pipeline))
     batches = batches_of(pipeline, recordings, speed=args.speed, batch=args.batch, limit=args.windows)
     try:

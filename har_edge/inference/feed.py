@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from har_edge.errors import ConfigError, MessageError
+from har_edge.errors import ConfigError, DataError, MessageError
 from har_edge.inference.interpreter import Port
 from har_edge.reduction.catalog import make_reducer
 from har_edge.reduction.reducer import Reducer
@@ -38,7 +38,7 @@ def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: 
         fits = codes.ndim == len(expected) + 1 and all(
             wanted in (None, got) for wanted, got in zip(expected, codes.shape[1:], strict=False)
         )
-        if not fits or codes.dtype != dtype:
+        if not fits or codes.dtype != dtype or not len(codes):
             raise MessageError(
                 f"the code of source {source!r} is {codes.dtype} {list(codes.shape)}; expected {dtype} "
                 f"[windows, {', '.join('any' if size is None else str(size) for size in expected)}] "
@@ -46,7 +46,10 @@ def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: 
             )
         if passes:
             return codes
-        return np.stack([own.encode(reducer.decode(code)) for code in codes])
+        try:
+            return np.stack([own.encode(reducer.decode(code)) for code in codes])
+        except DataError as error:  # the data came over the network: its sender can act on it, not the person here
+            raise MessageError(f"the code of source {source!r} holds no window: {error}") from None
 
     return feed
 

@@ -70,6 +70,7 @@ def build_sensor(pipeline: Pipeline, sources: Sequence[str], *, combine: bool = 
         reducers={source: reducer_of(pipeline, source) for source in sources},
         labels=frozenset(pipeline.task.label_ids),
         combine=combine,
+        max_payload_bytes=pipeline.config.max_payload_bytes,
     )
     return Sensor(setup)
 

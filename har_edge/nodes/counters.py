@@ -8,14 +8,22 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """Counts since the start of a node; `rejected` are unusable messages, `given_up` windows whose parts never came."""
+    """Counts since the start of a node.
+
+    `rejected` are unusable messages; `given_up` windows whose parts never came; `leftover` windows that came again in
+    part only, since their other parts had been settled before a connection or a process was lost; `unheard` and
+    `refused` attempts to publish that will be made again; `unanswered` windows a sensor no longer awaits a result of.
+    """
 
     windows: int = 0
     messages: int = 0
     rejected: int = 0
     given_up: int = 0
+    leftover: int = 0
     duplicates: int = 0
     unheard: int = 0
+    refused: int = 0
+    unanswered: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counters by name, for the status message."""

@@ -100,15 +100,15 @@ class LocalPipeline:
         """Yield results as they come, None in pauses; end when every window is answered, or nothing comes any more."""
         quiet_since = time.monotonic()
         while True:
+            running = self._sensors_running()  # asked first: what a sensor said before it ended is then in this poll
             arrivals = self._poll(0.05)
             yield from arrivals
-            now = time.monotonic()
-            if arrivals or self._sensors_running():
-                quiet_since = now if arrivals else quiet_since
-            elif self.answered >= self.windows_in or now - quiet_since > QUIET_S:
-                return
+            if arrivals or running:
+                quiet_since = time.monotonic()
             if not arrivals:
                 self._check_alive()
+                if not running and self._is_over(time.monotonic() - quiet_since):
+                    return
                 yield None
 
     @property
@@ -169,6 +169,12 @@ class LocalPipeline:
 
     def _sensors_running(self) -> bool:
         return any(name.startswith("sensor-") and process.poll() is None for name, process in self._processes.items())
+
+    def _is_over(self, quiet_s: float) -> bool:
+        """Tell whether every window is answered, by the last word of every sensor, or nothing came for too long."""
+        sensors = [self.statuses.get(name) for name in self._processes if name.startswith("sensor-")]
+        final = all(status is not None and status.state is State.OFFLINE for status in sensors)
+        return (final and self.answered >= self.windows_in) or quiet_s > QUIET_S
 
     def _sensor_counts(self, counter: str) -> list[int]:
         return [status.counters.get(counter, 0) for status in self.statuses.values() if status.role == "sensor"]

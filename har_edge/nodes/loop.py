@@ -17,6 +17,7 @@ from har_edge.errors import BrokerError, MessageError
 from har_edge.messaging.bus import Bus, Claim, Delivery, Outgoing, Receipt, Session, Will
 from har_edge.messaging.status import NodeStatus, State, encode_status
 from har_edge.messaging.topics import Topics
+from har_edge.nodes.counters import Counters
 from har_edge.nodes.results import decode_results
 from har_edge.nodes.sensor import BYTES_A_RAW_VALUE, Sensor
 from har_edge.nodes.stage import Stage
@@ -28,6 +29,11 @@ RETRY_S = 0.5
 STATUS_S = 5.0
 DRAIN_S = 3.0
 SENDS_A_STEP = 16
+# How long a stage computes before it looks at the connection again: results leave, and a slow model stays alive.
+TURN_S = 0.02
+# A sensor that waits for no results still waits for the broker.
+MAX_PENDING = 1024
+QUIET_S = 10.0
 # Consecutive windows of one stream, each with the time when its last sample exists (seconds after the start).
 Batch = Sequence[tuple[float, Window]]
 
@@ -95,16 +101,25 @@ class Identity:
 
 
 class Sender:
-    """Publishes, and acknowledges inputs once the broker has the output; keeps what nobody hears and tries again."""
+    """Publishes, and acknowledges inputs once the broker has the output; keeps what nobody hears and tries again.
 
-    def __init__(self, bus: Bus, on_unheard: Callable[[Outgoing], None]) -> None:
-        self._bus, self._on_unheard = bus, on_unheard
+    `advice` says what to do when nobody listens; each topic is logged once.
+    """
+
+    def __init__(self, bus: Bus, counters: Counters, advice: str) -> None:
+        self._bus, self._counters, self._advice = bus, counters, advice
         self._again: deque[tuple[float, Outgoing]] = deque()
+        self._logged: set[tuple[str, Receipt]] = set()
 
     @property
     def pending(self) -> int:
         """How many messages are not yet safe at the broker."""
         return self._bus.unsent + len(self._again)
+
+    @property
+    def kept(self) -> int:
+        """How many messages wait to be tried again."""
+        return len(self._again)
 
     def send(self, outgoing: Outgoing) -> None:
         """Publish one message, or release its deliveries when it has no topic."""
@@ -127,10 +142,16 @@ class Sender:
         if receipt is Receipt.SAFE or (receipt is Receipt.UNHEARD and not outgoing.heard):
             self._release(outgoing)
             return
-        if receipt is Receipt.REFUSED:
-            _log.error("the broker refused a message on %s; trying again: see its access list", outgoing.topic)
-        self._on_unheard(outgoing)
         self._again.append((time.monotonic() + RETRY_S, outgoing))
+        if receipt is Receipt.UNHEARD:
+            self._counters.unheard += 1
+            text = f"nobody listens to {outgoing.topic}; keeping the message and trying again: {self._advice}"
+        else:
+            self._counters.refused += 1
+            text = f"the broker refused a message on {outgoing.topic}; trying again: see its access list"
+        if (outgoing.topic, receipt) not in self._logged:
+            self._logged.add((outgoing.topic, receipt))
+            _log.warning(text)
 
     def _release(self, outgoing: Outgoing) -> None:
         for delivery in outgoing.releases:
@@ -170,18 +191,20 @@ def run_stage(bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget:
 
     Raises TakenOver when another process has become this stage.
     """
-    warned: set[str] = set()
-
-    def unheard(outgoing: Outgoing) -> None:
-        stage.counters.unheard += 1
-        _warn_once(warned, outgoing.topic, "start the next stage")
-
-    sender = Sender(bus, unheard)
+    sender = Sender(bus, stage.counters, "start the next stage")
     herald = Herald(bus, identity, stage.counters.as_dict)
+    arrived: deque[Delivery] = deque()
+    reconnects = bus.traffic.reconnects
     bus.subscribe(stage.filters)
     while not stop.asked:
-        for delivery in bus.poll(POLL_S):
-            for outgoing in stage.handle(delivery):
+        came = bus.poll(0.0 if arrived else POLL_S)
+        if bus.traffic.reconnects != reconnects:  # the broker sends again what was not acknowledged
+            reconnects = bus.traffic.reconnects
+            arrived.clear()
+        arrived.extend(came)
+        turn_ends = time.monotonic() + TURN_S
+        while arrived and not stop.asked and time.monotonic() < turn_ends:
+            for outgoing in stage.handle(arrived.popleft()):
                 sender.send(outgoing)
         for outgoing in stage.tick():
             sender.send(outgoing)
@@ -197,12 +220,15 @@ def run_stage(bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget:
 class Pace:
     """How a sensor sends: real time (`speed` times) or as fast as results come.
 
-    At most `in_flight` windows are on their way without a result, 0 for no bound: a recording waits (it can), so that
-    nothing piles up in the middle.
+    At most `in_flight` windows of a stream, and `total` of all streams, are on their way without a result, 0 for no
+    bound: a recording waits (it can), so that nothing piles up in the middle and no join overflows. A stream without a
+    result for `patience_s` (longer than a stage waits for parts) goes on without those windows.
     """
 
     in_flight: int
     real_time: bool
+    total: int = 0
+    patience_s: float = 60.0
 
 
 class SensorLoop:
@@ -210,13 +236,14 @@ class SensorLoop:
 
     def __init__(self, bus: Bus, sensor: Sensor, identity: Identity, pace: Pace, topics: Topics) -> None:
         self._bus, self._sensor, self._pace, self._topics = bus, sensor, pace, topics
-        self._warned: set[str] = set()
-        self._sender = Sender(bus, self._unheard)
+        self._sender = Sender(bus, sensor.counters, "start the stages: `har-edge stage`")
         self._herald = Herald(bus, identity, self._counters)
         # For each stream: the number after the last window sent, and after the last one answered.
         self._sent: dict[str, int] = {}
         self._answered: dict[str, int] = {}
-        self._quiet_since = time.monotonic()
+        # For each stream: since when windows are out without any result; and when that was last logged.
+        self._quiet_since: dict[str, float] = {}
+        self._warned_at = time.monotonic()
 
     def run(self, batches: Iterator[Batch], stop: Stop, *, forget: bool = True) -> None:
         """Send every batch; return when all are safe at the broker, or on `stop`."""
@@ -235,6 +262,8 @@ class SensorLoop:
             captured = [started_at + due_s if self._pace.real_time else time.time() for due_s, _ in batch]
             for outgoing in self._sensor.handle(windows, captured):
                 self._sender.send(outgoing)
+            if not self._outstanding(stream):
+                self._quiet_since[stream] = time.monotonic()
             self._sent[stream] = windows[-1].seq + 1
             if self._pace.real_time or number % SENDS_A_STEP == 0:
                 self._step(0.0)
@@ -247,17 +276,16 @@ class SensorLoop:
     def _outstanding(self, stream: str) -> int:
         return self._sent.get(stream, 0) - self._answered.get(stream, 0)
 
+    def _is_full(self, stream: str) -> bool:
+        if self._sender.pending >= MAX_PENDING or 0 < self._pace.in_flight <= self._outstanding(stream):
+            return True
+        return 0 < self._pace.total <= sum(map(self._outstanding, self._sent))
+
     def _may_send(self, stream: str, due: float) -> bool:
-        full = 0 < self._pace.in_flight <= self._outstanding(stream)
-        return not full and (not self._pace.real_time or time.monotonic() >= due)
+        return not self._is_full(stream) and (not self._pace.real_time or time.monotonic() >= due)
 
     def _wait_s(self, stream: str, due: float) -> float:
-        if 0 < self._pace.in_flight <= self._outstanding(stream):
-            if time.monotonic() - self._quiet_since > 10:
-                self._quiet_since = time.monotonic()
-                _log.warning("no result for 10 s with %d windows of %s out; waiting", self._outstanding(stream), stream)
-            return POLL_S
-        return min(POLL_S, max(0.0, due - time.monotonic()))
+        return POLL_S if self._is_full(stream) else min(POLL_S, max(0.0, due - time.monotonic()))
 
     def _step(self, timeout_s: float) -> None:
         for delivery in self._bus.poll(timeout_s):
@@ -265,27 +293,42 @@ class SensorLoop:
         now = time.monotonic()
         self._sender.retry(now)
         self._herald.announce(now)
+        if self._pace.in_flight:
+            self._look_for_losses(now)
+
+    def _look_for_losses(self, now: float) -> None:
+        """Say when results stay away; go on without them when no stage can still be waiting for a part of them."""
+        if self._sender.kept or not self._bus.connected:  # then nothing is lost: it has not gone out
+            self._quiet_since = dict.fromkeys(self._quiet_since, now)
+            return
+        for stream, since in self._quiet_since.items():
+            out, quiet_s = self._outstanding(stream), now - since
+            if out and quiet_s > self._pace.patience_s:
+                _log.warning("no result of %s for %.0f s: going on without its %d windows", stream, quiet_s, out)
+                self._answered[stream] = self._sent[stream]
+                self._sensor.counters.unanswered += out
+            elif out and quiet_s > QUIET_S and now - self._warned_at > QUIET_S:
+                self._warned_at = now
+                _log.warning("no result of %s for %.0f s with %d windows out; waiting", stream, quiet_s, out)
 
     def _note_result(self, delivery: Delivery) -> None:
         self._bus.acknowledge(delivery)
-        self._quiet_since = time.monotonic()
         try:
             results = decode_results(delivery.payload)
         except MessageError as error:
             _log.warning("dropped %s: %s", delivery.topic, error)
             return
         for result in results:
+            if result.stream not in self._sent:
+                continue
+            self._quiet_since[result.stream] = time.monotonic()
             # Results of an earlier run of this stream may carry higher numbers than were sent now.
-            answered = min(result.seq + 1, self._sent.get(result.stream, 0))
+            answered = min(result.seq + 1, self._sent[result.stream])
             self._answered[result.stream] = max(answered, self._answered.get(result.stream, 0))
 
     def _counters(self) -> dict[str, int]:
         raw_bytes = self._sensor.raw_values * BYTES_A_RAW_VALUE
         return self._sensor.counters.as_dict() | {"raw_bytes": raw_bytes}
-
-    def _unheard(self, outgoing: Outgoing) -> None:
-        self._sensor.counters.unheard += 1
-        _warn_once(self._warned, outgoing.topic, "start the stages: `har-edge stage`")
 
 
 def _drain(bus: Bus) -> None:
@@ -296,9 +339,3 @@ def _drain(bus: Bus) -> None:
             bus.poll(0.05)
     except BrokerError as error:
         _log.warning("stopping without the broker: %s", error)
-
-
-def _warn_once(warned: set[str], topic: str, advice: str) -> None:
-    if topic not in warned:
-        warned.add(topic)
-        _log.warning("nobody listens to %s; keeping the message and trying again: %s", topic, advice)

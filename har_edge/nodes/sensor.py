@@ -24,7 +24,7 @@ class SensorSetup:
     """What a sensor is made of: topics, epoch, one reducer for each source, and how it packs messages.
 
     With `combine`, one message carries all sources; otherwise each source has its own topic. `labels` lists the labels
-    that count as known truth: those the model can answer.
+    that count as known truth: those the model can answer. No message is larger than `max_payload_bytes`.
     """
 
     topics: Topics
@@ -32,6 +32,7 @@ class SensorSetup:
     reducers: Mapping[str, Reducer]
     labels: frozenset[int]
     combine: bool = False
+    max_payload_bytes: int = wire.MAX_PAYLOAD_BYTES
 
 
 class Sensor:
@@ -46,7 +47,10 @@ class Sensor:
         self._measured: dict[str, int] = {}
 
     def handle(self, windows: Sequence[Window], captured: Sequence[float]) -> list[Outgoing]:
-        """Return the messages for consecutive windows of one stream, captured at those times (seconds since 1970)."""
+        """Return the messages for consecutive windows of one stream, captured at those times (seconds since 1970).
+
+        Raises ConfigError when they take more bytes than a message may have.
+        """
         setup, first = self._setup, windows[0]
         codes = {
             source: np.stack([reducer.encode(window.samples[source]) for window in windows])
@@ -59,7 +63,13 @@ class Sensor:
         outgoing = []
         for name, tensors in groups.items():
             message = wire.Message(first.stream, first.seq, setup.epoch, tuple(captured), tensors, known)
-            outgoing.append(Outgoing(setup.topics.window(first.stream, name), wire.encode(message), heard=True))
+            payload = wire.encode(message)
+            if len(payload) > setup.max_payload_bytes:
+                raise ConfigError(
+                    f"a message of {len(windows)} windows takes {len(payload)} bytes; expected at most "
+                    f"{setup.max_payload_bytes}; lower --batch, or raise max_payload_bytes in the pipeline file"
+                )
+            outgoing.append(Outgoing(setup.topics.window(first.stream, name), payload, heard=True))
         self.counters.messages += len(outgoing)
         return outgoing
 

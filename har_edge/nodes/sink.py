@@ -23,7 +23,7 @@ class Sink:
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
         self._remembered = remembered
-        self._seen: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, int, float], None] = OrderedDict()
         self.counters = Counters()
 
     def handle(self, delivery: Delivery) -> list[Result]:
@@ -38,11 +38,11 @@ class Sink:
         return [result for result in results if self._is_new(result)]
 
     def _is_new(self, result: Result) -> bool:
-        key = (result.stream, result.seq)
-        if self._seen.get(key) == result.captured:
+        key = (result.stream, result.seq, result.captured)
+        if key in self._seen:
             self.counters.duplicates += 1
             return False
-        self._seen[key] = result.captured
+        self._seen[key] = None
         if len(self._seen) > self._remembered:
             self._seen.popitem(last=False)
         self.counters.windows += 1

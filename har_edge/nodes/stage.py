@@ -90,13 +90,13 @@ class Stage:
         """Give up what has waited too long; call it now and then."""
         outgoing = []
         for gathered in self._join.give_up(self._monotonic()):
-            self.counters.given_up += gathered.message.count
-            _log.warning(
-                "gave up window %d of %s: %s did not come",
-                gathered.message.seq,
-                gathered.message.stream,
-                ", ".join(self._join.missing(gathered)),
-            )
+            message, missing = gathered.message, ", ".join(self._join.missing(gathered))
+            if gathered.leftover:
+                self.counters.leftover += message.count
+                _log.info("released window %d of %s: %s was settled before", message.seq, message.stream, missing)
+            else:
+                self.counters.given_up += message.count
+                _log.warning("gave up window %d of %s: %s did not come", message.seq, message.stream, missing)
             outgoing.append(Outgoing("", b"", tuple(gathered.deliveries)))
         return outgoing
 
@@ -110,7 +110,7 @@ class Stage:
         if topic.kind is Kind.WINDOW:
             stream = topic.levels[0]
             parts = {
-                tensor: setup.feeds[source](message.tensors[source])
+                tensor: setup.feeds[source](_counted(source, message))
                 for source, tensor in setup.wiring.sources.items()
                 if source in message.tensors and topic.levels[1] in (source, ALL_SOURCES)
             }
@@ -175,8 +175,13 @@ class Stage:
         if setup.wiring.sends:
             tensors = {name: outputs[name] for name in setup.wiring.sends}
             made = wire.Message(message.stream, message.seq, message.epoch, message.captured, tensors, message.truth)
-            topic = setup.topics.activation(setup.epoch, setup.wiring.index, message.stream)
-            outgoing.append(Outgoing(topic, wire.encode(made), heard=True))
+            topic, payload = setup.topics.activation(setup.epoch, setup.wiring.index, message.stream), wire.encode(made)
+            if len(payload) > setup.max_payload_bytes:
+                raise MessageError(
+                    f"its activations take {len(payload)} bytes; expected at most {setup.max_payload_bytes}; "
+                    "send fewer windows a message, or raise max_payload_bytes in the pipeline file"
+                )
+            outgoing.append(Outgoing(topic, payload, heard=True))
         return outgoing
 
     def _results(self, message: wire.Message, scores: Array) -> list[Result]:
@@ -187,6 +192,8 @@ class Stage:
             raise MessageError(f"{rows.shape[1]} scores came for {len(task.labels)} labels; expected one a label")
         winners = rows.argmax(axis=1)
         tops = port.real(rows[np.arange(len(rows)), winners])
+        if not np.isfinite(tops).all():
+            raise MessageError("the model's score is no number; expected one: look for NaN in what the sensors send")
         truth = message.truth or (None,) * message.count
         return [
             Result(
@@ -207,3 +214,13 @@ class Stage:
         self.counters.rejected += 1
         _log.warning("dropped %s: %s", what, error)
         return Outgoing("", b"", deliveries)
+
+
+def _counted(source: str, message: wire.Message) -> Array:
+    """Return the codes of a source, one a window; refuse other numbers before anything is restored from them."""
+    codes = message.tensors[source]
+    if codes.ndim and len(codes) != message.count:
+        raise MessageError(
+            f"{len(codes)} codes of source {source!r} came for {message.count} windows; expected one each"
+        )
+    return codes

@@ -95,6 +95,8 @@ class Pipeline:
         entries = self.manifest.slices
         if not 0 <= index < len(entries):
             raise ConfigError(f"stage {index} came; expected 0 to {len(entries) - 1}, for {len(entries)} slices")
+        if not entries[index].inputs:
+            raise ConfigError(f"slice {index} takes nothing, so no message could start it; cut the model elsewhere")
         by_tensor = {enters.tensor: source for source, enters in self.task.inputs.items()}
         sources, earlier = {}, dict[int, list[str]]()
         for tensor in entries[index].inputs:
@@ -144,6 +146,14 @@ def _check(pipeline: Pipeline, file: Path) -> None:
         raise ConfigError(
             f"{file}: {len(task.labels)} labels and {len(task.label_ids)} label_ids; expected one of each"
         )
+    taken = {tensor.name for entry in pipeline.manifest.slices for tensor in entry.inputs}
+    enters = [source.tensor for source in task.inputs.values()]
+    for source, where in task.inputs.items():
+        if where.tensor not in taken or enters.count(where.tensor) > 1:
+            problem = "is taken by no slice" if where.tensor not in taken else "is named for two sources"
+            raise ConfigError(
+                f"{file}: the tensor {where.tensor!r} of source {source!r} {problem}; expected an input of the model"
+            )
     outputs = [tensor.name for entry in pipeline.manifest.slices for tensor in entry.outputs]
     if task.output not in outputs:
         raise ConfigError(f"{file}: output {task.output!r} is made by no slice; expected one of {', '.join(outputs)}")
@@ -154,13 +164,15 @@ def _check(pipeline: Pipeline, file: Path) -> None:
         )
     if config.join.timeout_s <= 0 or config.join.capacity < 1 or config.epoch < 0 or config.max_payload_bytes < 1:
         raise ConfigError(f"{file}: join.timeout_s, join.capacity, epoch and max_payload_bytes must be positive")
+    if task.stream.length < 1 or task.stream.hop < 1 or not 0 <= config.session_expiry_s < 2**32:
+        raise ConfigError(f"{file}: length and hop must be at least 1, session_expiry_s from 0 to {2**32 - 1}")
     for index in range(len(pipeline.manifest.slices)):
         pipeline.wiring(index)
 
 
 def write_pipeline(folder: Path, task: Task, *, name: str = "har", broker: BrokerConfig | None = None) -> Path:
     """Write a pipeline file with every choice a person may want to change; return its path."""
-    quote, broker = json.dumps, broker or BrokerConfig()
+    quote, broker = _quote, broker or BrokerConfig()
     lines = [
         "# What sensors, stages and watchers must agree on. Copy this folder to every device.",
         f"name = {quote(name)}      # the level of the topics that tells pipelines apart",
@@ -191,3 +203,8 @@ def write_pipeline(folder: Path, task: Task, *, name: str = "har", broker: Broke
     file = folder / FILE_NAME
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
+
+
+def _quote(value: object) -> str:
+    """Write a value as TOML does; its strings are those of JSON but for one character and pairs of surrogates."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
