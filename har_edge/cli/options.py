@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from har_edge.streams.recording import Recording
 
 EXIT_TAKEN_OVER = 3
+BROKER_VARIABLE = "HAR_EDGE_BROKER"
 SYNTHETIC_SUBJECTS = ("subject7", "subject8")
 
 
@@ -35,7 +36,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def add_broker(parser: argparse.ArgumentParser, *, embedded: bool = False) -> None:
     """Add the options that name the broker and the credentials."""
-    default = "one of its own" if embedded else "the one in the pipeline file"
+    default = "one of its own" if embedded else f"${BROKER_VARIABLE}, then the pipeline file"
     group = parser.add_argument_group("broker")
     group.add_argument("--broker", metavar="URL", help=f"mqtt[s]://HOST[:PORT] (default: {default})")
     group.add_argument("--username", metavar="NAME", help="user (default: $HAR_EDGE_USERNAME)")
@@ -93,7 +94,7 @@ def connect(args: argparse.Namespace, pipeline: Pipeline, session: Session) -> B
         return path / setting if setting is not None else None
 
     address = read_address(
-        args.broker or settings.url,
+        args.broker or os.environ.get(BROKER_VARIABLE) or settings.url,
         username=args.username or settings.username,
         password_file=choose(args.password_file, settings.password_file),
         ca_file=choose(args.ca_file, settings.ca_file),
