@@ -29,7 +29,7 @@ from har_edge.messaging.status import GRACE_S, taken_by_younger
 _log = logging.getLogger(__name__)
 _QOS = mqtt5.QoS.AT_LEAST_ONCE
 _READ_BYTES = 256 * 1024
-_READS_A_POLL = 8
+_READ_A_POLL = 8 * _READ_BYTES
 _WRITE_BYTES = 1024 * 1024
 _MAX_PACKET_ID = 65535
 _MAX_IN_FLIGHT = _MAX_PACKET_ID - 256  # the rest is for subscriptions
@@ -332,12 +332,15 @@ class NativeBus:
         return pending is not None and pending() > 0
 
     def _receive(self, deliveries: list[Delivery]) -> None:
-        for _ in range(_READS_A_POLL):
+        read, before = self._traffic.received_bytes, self._traffic.received_bytes
+        while self._socket is not None and read - before < _READ_A_POLL:
             piece = self._read_piece()
+            read = self._traffic.received_bytes
             self._parse(deliveries)
             if piece == b"":
                 raise _Lost("it closed the connection")
-            if piece is None or (len(piece) < _READ_BYTES and not self._decrypted()):
+            # TLS gives a record of 16 KiB at a time, so there a short piece does not mean that this was all.
+            if piece is None or (len(piece) < _READ_BYTES and not self._address.tls):
                 return
 
     def _read_piece(self) -> bytes | None:

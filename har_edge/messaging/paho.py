@@ -247,6 +247,8 @@ class PahoBus:
             return
         if self._client.want_write():
             self._client.loop_write()
+            if self._client.socket() is None:  # that failed, and paho has told on_disconnect
+                return
         pending = getattr(connection, "pending", None)
         wait_s = 0.0 if pending is not None and pending() else min(timeout_s, self._session.keepalive_s / 4)
         writers = [connection] if self._client.want_write() else []

@@ -1,0 +1,277 @@
+"""brokers/secure.conf with the files that brokers/README.md tells how to make, by the commands that stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from har_edge.errors import BrokerError
+from har_edge.messaging.address import Address, read_address
+from har_edge.messaging.broker import Mosquitto, find_mosquitto, start_mosquitto
+from har_edge.messaging.bus import Bus, Claim, Delivery, Receipt, Session, Will
+from har_edge.messaging.link import FinalRefusal
+from har_edge.messaging.mqtt import Client, open_bus
+from har_edge.messaging.topics import Topics
+from har_edge.resources import find_folder
+
+BROKERS = find_folder("brokers")
+TOPICS = Topics("har", "har")
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the README's commands leave behind."""
+    missing = [tool for tool in ("openssl", "mosquitto_passwd") if shutil.which(tool) is None]
+    if missing or find_mosquitto() is None:
+        pytest.skip(f"needs Mosquitto and openssl; missing: {missing}")
+    folder = tmp_path_factory.mktemp("secure")
+    for parent in (folder, folder.parent, folder.parent.parent):
+        parent.chmod(0o755)
+    text = (BROKERS / "README.md").read_text(encoding="utf-8")
+    blocks = [
+        block.replace("\n   ", "\n") for block in re.findall(r"^ *```sh\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    ]
+    script = "set -eu\n" + "\n".join(re.sub(r"^   ", "", block) for block in blocks)
+    environment = os.environ | {"BROKER_NAME": "localhost", "BROKER_IP": "127.0.0.1"}
+    subprocess.run(["bash", "-c", script], cwd=folder, env=environment, check=True, capture_output=True, timeout=60)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # the broker of this test may run as another user
+    return folder
+
+
+def start(secrets: Path, directory: Path, extra: str = "") -> Mosquitto:
+    directory.mkdir(exist_ok=True)
+    directory.chmod(0o755)
+    config = directory / "secure.conf"
+    shipped = (BROKERS / "secure.conf").read_text(encoding="utf-8")
+    config.write_text(shipped.replace("/etc/har-edge", str(secrets)), encoding="utf-8")
+    return start_mosquitto(config, directory, extra=extra)
+
+
+@pytest.fixture(scope="module")
+def broker(secrets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    with start(secrets, tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture(params=[Client.PAHO, Client.NATIVE], ids=lambda client: client.value)
+def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Bus]]:
+    if request.param is Client.NATIVE:
+        pytest.importorskip("mqtt5")
+    buses: list[Bus] = []
+
+    def connect(address: Address, name: str, **options: object) -> Bus:
+        buses.append(open_bus(address, Session(f"{request.param.value}-{name}", **options), request.param))  # type: ignore[arg-type]
+        return buses[-1]
+
+    yield connect
+    for bus in buses:
+        bus.close(forget=True)
+
+
+def address(broker: Mosquitto, secrets: Path, role: str, host: str = "127.0.0.1") -> Address:
+    url = f"mqtts://{host}:{broker.address.port}"
+    password = secrets / f"{role}.password"
+    return read_address(url, username=role, password_file=password, ca_file=secrets / "ca.crt")
+
+
+def until(done: Callable[[], object], *buses: Bus, seconds: float = 10.0) -> list[Delivery]:
+    came: list[Delivery] = []
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"not done after {seconds} s; came: {came}"
+        for bus in buses:
+            came += bus.poll(0.01)
+    return came
+
+
+def publish(bus: Bus, topic: str, *others: Bus) -> tuple[Receipt, list[Delivery]]:
+    receipts: list[Receipt] = []
+    bus.publish(topic, topic.encode(), receipt=receipts.append)
+    came = until(lambda: receipts, bus, *others)
+    return receipts[0], came
+
+
+def test_every_role_can_do_its_work(broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]) -> None:
+    sensor, stage, watcher = (connect(address(broker, secrets, role), role) for role in ("sensor", "stage", "watcher"))
+    stage.subscribe(
+        [TOPICS.window("+", "chest"), TOPICS.activation(1, 0, "+"), TOPICS.status("stage-0"), TOPICS.plan()]
+    )
+    watcher.subscribe([TOPICS.result("+"), TOPICS.status("+")])
+    sensor.subscribe([TOPICS.result("+"), TOPICS.status("sensor-chest")])
+    until(lambda: stage.connected and watcher.connected and sensor.connected, stage, watcher, sensor)
+    names = {id(sensor): "sensor", id(stage): "stage", id(watcher): "watcher"}
+    sent = [
+        (sensor, TOPICS.window("subject7", "chest"), {"stage"}),
+        (stage, TOPICS.activation(1, 0, "subject7"), {"stage"}),
+        (stage, TOPICS.result("subject7"), {"watcher", "sensor"}),
+        (stage, TOPICS.status("stage-0"), {"watcher", "stage"}),
+        (sensor, TOPICS.status("sensor-chest"), {"watcher", "sensor"}),
+    ]
+    got: dict[str, set[str]] = {}
+    for bus, topic, readers in sent:
+        receipt, came = publish(bus, topic)
+        assert receipt is Receipt.SAFE
+        if came:
+            got[topic] = {names[id(bus)]}
+        deadline = time.monotonic() + 5
+        while got.get(topic, set()) != readers and time.monotonic() < deadline:
+            for reader in (sensor, stage, watcher):
+                for delivery in reader.poll(0.01):
+                    got.setdefault(delivery.topic, set()).add(names[id(reader)])
+        assert got[topic] == readers
+
+
+@pytest.mark.parametrize(
+    ("role", "topic"),
+    [
+        ("sensor", TOPICS.result("subject7")),
+        ("sensor", TOPICS.activation(1, 0, "subject7")),
+        ("stage", TOPICS.window("subject7", "chest")),
+        ("stage", TOPICS.plan()),
+        ("watcher", TOPICS.result("subject7")),
+        ("watcher", TOPICS.status("stage-0")),
+    ],
+)
+def test_nobody_may_publish_what_is_not_theirs(
+    broker: Mosquitto, secrets: Path, connect: Callable[..., Bus], role: str, topic: str
+) -> None:
+    receipt, _ = publish(connect(address(broker, secrets, role), f"bad-{role}"), topic)
+    assert receipt is Receipt.REFUSED
+
+
+def test_mosquitto_grants_a_forbidden_subscription_and_delivers_nothing(
+    broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]
+) -> None:
+    """The README warns of it; should a newer Mosquitto refuse instead, the node ends with a clear text."""
+    watcher, sensor = (connect(address(broker, secrets, role), f"deaf-{role}") for role in ("watcher", "sensor"))
+    try:
+        watcher.subscribe([TOPICS.window("+", "+")])
+        until(lambda: watcher.connected, watcher)
+    except BrokerError as error:
+        assert "refused the subscription to har/v1/har/window/+/+" in str(error)
+        return
+    _, came = publish(sensor, TOPICS.window("subject7", "chest"), watcher)
+    assert came == [] and list(watcher.poll(0.2)) == []
+
+
+def test_a_name_in_the_certificate_is_as_good_as_the_address(
+    broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]
+) -> None:
+    bus = connect(address(broker, secrets, "stage", host="localhost"), "named")
+    assert publish(bus, TOPICS.result("subject7"))[0] in {Receipt.SAFE, Receipt.UNHEARD}
+
+
+def test_large_messages_pass_tls(broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]) -> None:
+    sensor, stage = (connect(address(broker, secrets, role), f"large-{role}") for role in ("sensor", "stage"))
+    stage.subscribe([TOPICS.window("+", "arm")])
+    until(lambda: stage.connected, stage)
+    payloads = [os.urandom(size) for size in (4_000_000, 10, 16_384, 4_000_000)]
+    for payload in payloads:
+        sensor.publish(TOPICS.window("s", "arm"), payload)
+    came: list[Delivery] = []
+    until(lambda: len(came) == 4 or came.extend([*stage.poll(0.01), *sensor.poll(0.01)]), seconds=20)
+    assert [delivery.payload for delivery in came] == payloads
+
+
+def test_an_authority_that_is_not_the_brokers(
+    broker: Mosquitto, secrets: Path, connect: Callable[..., Bus], tmp_path: Path
+) -> None:
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=stranger -keyout k -out stranger.crt"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    known = address(broker, secrets, "sensor")
+    text = r"certificate of the broker at mqtts://127\.0\.0\.1:\d+ is not to be trusted: .*; name the authority"
+    for ca_file in (tmp_path / "stranger.crt", None):
+        with pytest.raises(BrokerError, match=text):
+            connect(replace(known, ca_file=ca_file), "x")
+
+
+def test_a_name_that_is_not_in_the_certificate(broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]) -> None:
+    known = replace(address(broker, secrets, "sensor"), host="127.0.0.2")
+    with pytest.raises(BrokerError, match=r"no broker at|IP address mismatch, .*and the broker by the name in its"):
+        connect(known, "x")
+
+
+def test_encryption_on_one_side_only(broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]) -> None:
+    known = address(broker, secrets, "sensor")
+    with pytest.raises(BrokerError, match=r"without an answer to CONNECT \(it may want mqtts://\)"):
+        connect(replace(known, tls=False, ca_file=None), "x")
+
+
+def test_tls_to_a_broker_without_it(mosquitto: Mosquitto, secrets: Path, connect: Callable[..., Bus]) -> None:
+    plain = replace(mosquitto.address, tls=True, ca_file=secrets / "ca.crt")
+    with pytest.raises(BrokerError, match=r"(no TLS with|no broker at) .*mqtts://127\.0\.0\.1"):
+        connect(plain, "x")
+
+
+@pytest.mark.parametrize(("user", "password"), [("sensor", "wrong"), ("nobody", "x"), (None, None)])
+def test_wrong_credentials_end_the_command(
+    broker: Mosquitto, secrets: Path, connect: Callable[..., Bus], user: str | None, password: str | None
+) -> None:
+    known = replace(address(broker, secrets, "sensor"), username=user, password=password)
+    text = (
+        r"refused the connection: not authorized; check the user, and the password in HAR_EDGE_PASSWORD or --password-"
+    )
+    with pytest.raises(FinalRefusal, match=text) as caught:
+        connect(known, "x")
+    assert password is None or password not in str(caught.value).replace("--password-file", "")
+
+
+def test_the_password_may_come_from_the_environment(
+    broker: Mosquitto, secrets: Path, connect: Callable[..., Bus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAR_EDGE_USERNAME", "stage")
+    monkeypatch.setenv("HAR_EDGE_PASSWORD", (secrets / "stage.password").read_text().strip())
+    known = read_address(f"mqtts://127.0.0.1:{broker.address.port}", ca_file=secrets / "ca.crt")
+    assert publish(connect(known, "environment"), TOPICS.result("s"))[0] is not Receipt.REFUSED
+
+
+def test_a_node_finds_its_successor_with_the_rights_of_its_role(
+    broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]
+) -> None:
+    from har_edge.messaging.bus import TakenOver
+    from har_edge.messaging.status import NodeStatus, State, encode_status
+
+    topic = TOPICS.status("stage-9")
+    where = address(broker, secrets, "stage")
+    claims = [Claim(topic, f"instance-{number}", float(number)) for number in (1, 2)]
+    first = connect(where, "stage-9", claim=claims[0], will=Will(topic, b"lost"))
+    second = connect(where, "stage-9", claim=claims[1])
+    birth = NodeStatus(node="stage-9", role="stage", state=State.READY, instance="instance-2", started=2.0)
+    second.publish(topic, encode_status(birth), retain=True)
+    until(lambda: second.unsent == 0, second)
+    with pytest.raises(TakenOver):
+        until(lambda: False, first)
+
+
+def test_certificates_instead_of_passwords(
+    secrets: Path, connect: Callable[..., Bus], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lines = re.search(r"```\n(require_certificate .*?)```", (BROKERS / "README.md").read_text(), re.DOTALL)
+    assert lines is not None
+    with start(secrets, tmp_path_factory.mktemp("certificates"), extra=lines[1]) as broker:
+        url = f"mqtts://127.0.0.1:{broker.address.port}"
+        with pytest.raises(BrokerError, match=r"--cert-file and --key-file"):
+            connect(read_address(url, ca_file=secrets / "ca.crt"), "without")
+        files = {"cert_file": secrets / "stage.crt", "key_file": secrets / "stage.key"}
+        bus = connect(read_address(url, ca_file=secrets / "ca.crt", **files), "with")
+        assert publish(bus, TOPICS.result("s"))[0] is Receipt.UNHEARD
+        assert publish(bus, TOPICS.window("s", "chest"))[0] is Receipt.REFUSED
+        bus.close()
+
+
+def test_certificates_that_are_none(
+    broker: Mosquitto, secrets: Path, connect: Callable[..., Bus], tmp_path: Path
+) -> None:
+    (tmp_path / "none.crt").write_text("no certificate")
+    known = replace(address(broker, secrets, "sensor"), cert_file=tmp_path / "none.crt", key_file=tmp_path / "none.crt")
+    with pytest.raises(BrokerError, match=r"cannot use the certificates for mqtts://.*; expected PEM files"):
+        connect(known, "x")
