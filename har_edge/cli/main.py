@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone (`har-edge ... | head`): end quietly, and let the exit flush nothing.
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        return 141
 
 
 if __name__ == "__main__":
