@@ -153,4 +153,7 @@ def _view(tensor: _Tensor) -> Array:
             f"tensor {tensor.name!r} has {tensor.data.nbytes} bytes; "
             f"expected {expected} for {tensor.dtype} {tensor.shape}"
         )
-    return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+    try:
+        return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+    except ValueError as error:  # no element, but dimensions that NumPy cannot count
+        raise MessageError(f"tensor {tensor.name!r} has the shape {tensor.shape}, which is no array: {error}") from None

@@ -1,0 +1,374 @@
+"""The wire format: golden bytes, round trip, every truncation, malformed input, anything at all."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from har_edge.errors import MessageError
+from har_edge.messaging import wire
+from har_edge.messaging.wire import DTYPES, MAX_BATCH, MAX_RANK, MAX_TENSORS, Message, decode, encode
+from tests.messaging import plain_msgpack
+from tests.messaging.examples import EXAMPLES, FOLDER, hex_lines
+
+pack = msgspec.msgpack.encode
+WIRE_PAGE = Path(__file__).parents[2] / "docs" / "wire.md"
+
+
+def same(a: Message, b: Message) -> bool:
+    head = (a.stream, a.seq, a.epoch, a.truth) == (b.stream, b.seq, b.epoch, b.truth)
+    tensors = list(a.tensors) == list(b.tensors) and all(
+        x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+        for x, y in zip(a.tensors.values(), b.tensors.values(), strict=True)
+    )
+    return head and a.captured == b.captured and tensors
+
+
+# --- golden bytes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_golden_bytes(name: str) -> None:
+    text = (FOLDER / f"{name}.hex").read_text(encoding="ascii")
+    assert hex_lines(encode(EXAMPLES[name])) == text
+    assert same(decode(bytes.fromhex(text)), EXAMPLES[name])
+
+
+def test_the_page_shows_the_golden_bytes_of_a_window() -> None:
+    page = WIRE_PAGE.read_text(encoding="utf-8")
+    block = re.search(r"<!-- golden: window -->\n```\n(.*?)```", page, re.DOTALL)
+    assert block is not None
+    shown = [line.partition("  ")[0] for line in block[1].splitlines()]
+    assert bytes.fromhex("".join(shown)) == encode(EXAMPLES["window"])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_any_messagepack_library_reads_it(name: str) -> None:
+    message, payload = EXAMPLES[name], encode(EXAMPLES[name])
+    (version, stream, seq, epoch, captured, truth, tensors), end = plain_msgpack.read(payload)
+    assert end == len(payload)
+    assert (version, stream, seq, epoch) == (1, message.stream, message.seq, message.epoch)
+    assert (captured, truth) == (list(message.captured), None if message.truth is None else list(message.truth))
+    for (tensor, code, shape, data), (expected_name, array) in zip(tensors, message.tensors.items(), strict=True):
+        assert (tensor, code, shape) == (expected_name, array.dtype.str.lstrip("<|"), list(array.shape))
+        assert np.frombuffer(data, f"<{code}").tolist() == array.reshape(-1).tolist()
+
+
+# --- round trip -------------------------------------------------------------------------------------------------------
+
+ids = st.text("abcXYZ019_-", min_size=1, max_size=20)
+counts = st.integers(0, 2**62)
+labels = st.none() | st.integers(-(2**31), 2**31 - 1)
+arrays = hnp.arrays(
+    st.sampled_from(list(DTYPES.values())), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+)
+names = st.text(min_size=1, max_size=12)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> Message:
+    captured = draw(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=4))
+    truth = draw(st.none() | st.lists(labels, min_size=len(captured), max_size=len(captured)))
+    tensors = draw(st.dictionaries(names, arrays, max_size=3))
+    return Message(
+        draw(ids), draw(counts), draw(counts), tuple(captured), tensors, None if truth is None else tuple(truth)
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(message=messages())
+def test_round_trip(message: Message) -> None:
+    assert same(decode(encode(message)), message)
+
+
+@pytest.mark.parametrize("code", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (2, 3, 4), (1,) * MAX_RANK])
+def test_every_dtype_and_shape(code: str, shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 2, shape).astype(DTYPES[code])
+    message = Message("s", 0, 0, (0.0,), {"x": array})
+    assert same(decode(encode(message)), message)
+
+
+def test_strided_arrays_travel_in_order() -> None:
+    array = np.arange(24, dtype=np.int16).reshape(4, 6)[::2, ::-3]
+    assert decode(encode(Message("s", 0, 0, (0.0,), {"x": array}))).tensors["x"].tolist() == array.tolist()
+
+
+def test_a_batch_counts_its_windows() -> None:
+    assert [decode(encode(EXAMPLES[name])).count for name in ("window", "batch")] == [1, 2]
+    times = tuple(float(number) for number in range(MAX_BATCH))
+    assert decode(encode(Message("s", 0, 0, times, {}))).count == MAX_BATCH
+
+
+def test_tensors_are_views_that_nobody_can_write_to() -> None:
+    payload = encode(Message("s", 0, 0, (0.0,), {"x": np.arange(1000, dtype=np.float32)}))
+    array = decode(payload).tensors["x"]
+    assert not array.flags.writeable and not array.flags.owndata
+    base = np.frombuffer(payload, np.uint8)
+    assert base.ctypes.data <= array.ctypes.data <= base.ctypes.data + len(payload) - array.nbytes
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 1
+
+
+def test_memoryviews_are_payloads_too() -> None:
+    payload = encode(EXAMPLES["window"])
+    assert same(decode(memoryview(payload)), EXAMPLES["window"])
+
+
+@pytest.mark.parametrize("dtype", [">f4", "U3", "c16", "datetime64[s]", "O"])
+def test_a_dtype_that_the_wire_does_not_know_is_refused(dtype: str) -> None:
+    with pytest.raises(MessageError, match=r"tensor 'x' is .*; expected one of f2, f4, .* \(little-endian\)"):
+        encode(Message("s", 0, 0, (0.0,), {"x": np.zeros(2, dtype)}))
+
+
+# --- malformed input --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_truncation_is_refused(name: str) -> None:
+    payload = encode(EXAMPLES[name])
+    for length in range(len(payload)):
+        with pytest.raises(MessageError):
+            decode(payload[:length])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_single_bit_error_is_a_message_or_refused(name: str) -> None:
+    payload = bytearray(encode(EXAMPLES[name]))
+    for bit in range(len(payload) * 8):
+        payload[bit // 8] ^= 1 << bit % 8
+        with contextlib.suppress(MessageError):
+            assert isinstance(decode(bytes(payload)), Message)
+        payload[bit // 8] ^= 1 << bit % 8
+
+
+def envelope(**changes: Any) -> list[Any]:
+    fields = {"version": 1, "stream": "s", "seq": 0, "epoch": 0, "captured": [0.0], "truth": None, "tensors": []}
+    return list((fields | changes).values())
+
+
+def tensor(**changes: Any) -> list[Any]:
+    fields = {"name": "x", "dtype": "f4", "shape": [1], "data": b"\0\0\0\0"}
+    return list((fields | changes).values())
+
+
+HUGE = 2**62
+MALFORMED: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "0 bytes came that start no MessagePack array; expected a message"),
+    "one byte": (b"\x97", "1 bytes came that start no MessagePack array"),
+    "JSON": (b'{"stream": "s"}', "15 bytes came that start no MessagePack array"),
+    "a map": (pack({"version": 1}), "start no MessagePack array"),
+    "a number": (b"\x01\x01", "start no MessagePack array"),
+    "unknown version": (
+        pack(envelope(version=2)),
+        "wire version 2 with the head 9702 came; expected version 1 with 7 ",
+    ),
+    "large version": (pack(envelope(version=300)), "wire version unknown with the head 97cd"),
+    "version as text": (pack(envelope(version="1")), "wire version unknown with the head 97a1"),
+    "too few fields": (
+        pack(envelope()[:-1]),
+        "with the head 9601 came; .* 7 fields; update the older of the two nodes",
+    ),
+    "too many fields": (pack([*envelope(), 1]), "wire version 1 with the head 9801 came"),
+    "long array": (b"\xdc\x00\x07" + pack(envelope())[1:], "wire version unknown with the head dc00"),
+    "bytes behind the message": (pack(envelope()) + b"\x00", "no message of wire version 1: .*trailing"),
+    "stream with a slash": (pack(envelope(stream="a/b")), "stream 'a/b' came; expected letters, digits, '_' or '-'"),
+    "stream with a wildcard": (pack(envelope(stream="+")), r"stream '\+' came"),
+    "empty stream": (pack(envelope(stream="")), "stream '' came"),
+    "long stream": (pack(envelope(stream="a" * 129)), "stream 'aaa"),
+    "stream as number": (pack(envelope(stream=7)), r"Expected `str`, got `int` - at `\$\[1\]`"),
+    "stream not UTF-8": (b"\x97\x01\xa2\xff\xfe" + pack(envelope())[4:], "no message of wire version 1"),
+    "negative seq": (pack(envelope(seq=-1)), r"Expected `int` >= 0 - at `\$\[2\]`"),
+    "seq too large": (pack(envelope(seq=HUGE + 1)), r"at `\$\[2\]`"),
+    "seq as float": (pack(envelope(seq=0.5)), r"Expected `int`, got `float` - at `\$\[2\]`"),
+    "negative epoch": (pack(envelope(epoch=-5)), r"Expected `int` >= 0 - at `\$\[3\]`"),
+    "no window": (pack(envelope(captured=[])), r"Expected `array` of length >= 1 - at `\$\[4\]`"),
+    "too many windows": (pack(envelope(captured=[0.0] * (MAX_BATCH + 1))), "Expected `array` of length <= 1024"),
+    "capture time NaN": (pack(envelope(captured=[float("nan")])), "expected finite seconds since 1970"),
+    "capture time infinite": (pack(envelope(captured=[float("-inf")])), "expected finite seconds since 1970"),
+    "capture time as text": (pack(envelope(captured=["now"])), "Expected `float`, got `str`"),
+    "labels missing": (
+        pack(envelope(captured=[0.0, 1.0], truth=[1])),
+        "1 labels came for 2 windows; expected one a wi",
+    ),
+    "label too large": (pack(envelope(truth=[2**31])), r"Expected `int` <= 2147483647 - at `\$\[5\]"),
+    "label as text": (pack(envelope(truth=["walk"])), r"Expected `int \| null`, got `str`"),
+    "tensors as map": (pack(envelope(tensors={"x": 1})), "Expected `array`, got `object`"),
+    "too many tensors": (pack(envelope(tensors=[tensor(name=str(n)) for n in range(MAX_TENSORS + 1)])), "length <= 64"),
+    "a tensor twice": (
+        pack(envelope(tensors=[tensor(), tensor()])),
+        "tensor 'x' came twice in one message; expected e",
+    ),
+    "a tensor without a name": (pack(envelope(tensors=[tensor(name="")])), "Expected `str` of length >= 1"),
+    "a tensor with a long name": (
+        pack(envelope(tensors=[tensor(name="x" * 1025)])),
+        "Expected `str` of length <= 1024",
+    ),
+    "tensor with three fields": (
+        pack(envelope(tensors=[tensor()[:3]])),
+        "Expected `array` of at least length 4, got 3",
+    ),
+    "tensor with five fields": (
+        pack(envelope(tensors=[[*tensor(), 1]])),
+        "Expected `array` of at most length 4, got 5",
+    ),
+    "unknown dtype": (
+        pack(envelope(tensors=[tensor(dtype="f3")])),
+        "tensor 'x' has dtype 'f3'; expected one of f2, f4",
+    ),
+    "big-endian dtype": (pack(envelope(tensors=[tensor(dtype=">f4")])), "tensor 'x' has dtype '>f4'; expected one of"),
+    "object dtype": (pack(envelope(tensors=[tensor(dtype="O")])), "tensor 'x' has dtype 'O'; expected one of"),
+    "too few bytes": (pack(envelope(tensors=[tensor(shape=[2])])), r"'x' has 4 bytes; expected 8 for f4 \(2,\)"),
+    "too many bytes": (
+        pack(envelope(tensors=[tensor(shape=[]), tensor(name="y", shape=[0])])),
+        r"'y' has 4 bytes; ",
+    ),
+    "negative shape": (pack(envelope(tensors=[tensor(shape=[-1])])), r"Expected `int` >= 0"),
+    "high rank": (pack(envelope(tensors=[tensor(shape=[1] * (MAX_RANK + 1))])), "Expected `array` of length <= 8"),
+    "shape that overflows": (pack(envelope(tensors=[tensor(shape=[HUGE, 4])])), "'x' has 4 bytes; expected 7378"),
+    "empty but too wide": (
+        pack(envelope(tensors=[tensor(shape=[0, HUGE, HUGE], data=b"")])),
+        r"'x' has the shape \(0, ",
+    ),
+    "data as text": (pack(envelope(tensors=[tensor(data="abcd")])), "Expected `bytes`, got `str`"),
+    "data as array": (pack(envelope(tensors=[tensor(data=[0, 0, 0, 0])])), "Expected `bytes`, got `array`"),
+    "extension type": (
+        pack(envelope(tensors=[tensor(data=msgspec.msgpack.Ext(5, b"abcd"))])),
+        "Expected `bytes`, got `ext`",
+    ),
+    "timestamp": (pack(envelope(captured=[msgspec.msgpack.Ext(-1, b"\0\0\0\1")])), "Expected `float`, got `ext`"),
+    "deep nesting": (b"\x97\x01" + b"\x91" * 100_000 + b"\xc0", r"Expected `str`, got `array` - at `\$\[1\]`"),
+    "deep nesting where anything goes": (
+        pack(envelope(tensors=[tensor(shape=[[[[1]]]])])),
+        "Expected `int`, got `array`",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_input_is_refused_with_a_reason(case: str) -> None:
+    payload, text = MALFORMED[case]
+    with pytest.raises(MessageError, match=text):
+        decode(payload)
+
+
+HEAD = pack(envelope())[:-1]
+CLAIMS: dict[str, bytes] = {
+    "4 GiB array of tensors": HEAD + b"\xdd\xff\xff\xff\xff",
+    "4 GiB of data": HEAD + b"\x91\x94\xa1x\xa2f4\x91\x01\xc6\xff\xff\xff\xff",
+    "4 GiB name": HEAD + b"\x91\x94\xdb\xff\xff\xff\xff",
+    "4 GiB stream": b"\x97\x01\xdb\xff\xff\xff\xff",
+    "4 G capture times": b"\x97\x01\xa1s\x00\x00\xdd\xff\xff\xff\xff",
+    "4 G labels": b"\x97\x01\xa1s\x00\x00\x91\x00\xdd\xff\xff\xff\xff",
+    "4 G dimensions": HEAD + b"\x91\x94\xa1x\xa2f4\xdd\xff\xff\xff\xff",
+    "4 G fields": b"\xdd\xff\xff\xff\xff\x01",
+    "an exabyte tensor": HEAD + b"\x91" + pack(tensor(shape=[HUGE])),
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_a_declared_size_allocates_nothing(case: str) -> None:
+    tracemalloc.start()
+    started = time.perf_counter()
+    try:
+        with pytest.raises(MessageError):
+            decode(CLAIMS[case])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 200_000 and time.perf_counter() - started < 0.5
+
+
+def test_oversized_payloads_are_refused_before_they_are_read() -> None:
+    with pytest.raises(
+        MessageError, match="16777217 bytes came; expected at most 16777216; raise the limit or send fewer"
+    ):
+        decode(bytes(wire.MAX_PAYLOAD_BYTES + 1))
+    payload = encode(EXAMPLES["batch"])
+    assert same(decode(payload, limit=len(payload)), EXAMPLES["batch"])
+    with pytest.raises(MessageError, match=f"{len(payload)} bytes came; expected at most {len(payload) - 1}"):
+        decode(payload, limit=len(payload) - 1)
+
+
+# --- anything at all --------------------------------------------------------------------------------------------------
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+likely = st.tuples(
+    st.just(1),
+    st.just("s") | anything,
+    st.integers(-1, 9) | anything,
+    st.integers(-1, 9) | anything,
+    st.lists(st.floats(), min_size=1, max_size=2) | anything,
+    st.none() | st.lists(labels, max_size=2) | anything,
+    st.lists(
+        st.tuples(
+            st.text(max_size=2),
+            st.sampled_from(list(DTYPES)),
+            st.lists(st.integers(0, 3) | st.just(HUGE), max_size=3),
+            st.binary(max_size=16),
+        )
+        | anything,
+        max_size=2,
+    ),
+)
+
+
+def accepts_or_refuses(payload: bytes) -> None:
+    try:
+        message = decode(payload)
+    except MessageError:
+        return
+    assert same(decode(encode(message)), message)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.binary(max_size=200))
+def test_random_bytes(payload: bytes) -> None:
+    accepts_or_refuses(payload)
+    accepts_or_refuses(b"\x97\x01" + payload)
+
+
+@settings(max_examples=600, deadline=None)
+@given(likely)
+def test_random_messages_of_the_right_form(fields: tuple[Any, ...]) -> None:
+    accepts_or_refuses(pack(fields))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_mutated_messages(data: st.DataObject) -> None:
+    payload = bytearray(encode(EXAMPLES[data.draw(st.sampled_from(list(EXAMPLES)))]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(2, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    accepts_or_refuses(bytes(payload))
+
+
+def test_the_oracle_reads_what_struct_writes() -> None:
+    """The reader above is itself held to the specification's examples."""
+    read: Callable[[bytes], Any] = lambda data: plain_msgpack.read(data)[0]  # noqa: E731
+    assert [read(bytes([0xE0])), read(b"\xd1\xff\x7f"), read(b"\xcd\x01\x00")] == [-32, -129, 256]
+    assert (
+        read(b"\xcb" + struct.pack(">d", 1.5)) == 1.5 and read(b"\xda\x00\x01a") == "a" and read(b"\xc4\x01b") == b"b"
+    )
