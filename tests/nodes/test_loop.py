@@ -1,0 +1,380 @@
+"""The loops: when they poll, what they keep, and when they go on, over a bus that does as it is told."""
+
+import logging
+from collections import deque
+
+import pytest
+
+from har_edge.errors import BrokerError
+from har_edge.messaging.bus import Delivery, Outgoing, Receipt, TakenOver, Traffic
+from har_edge.messaging.status import State, decode_status
+from har_edge.nodes import loop as loop_module
+from har_edge.nodes.counters import Counters
+from har_edge.nodes.loop import Identity, Pace, Sender, SensorLoop, Stop, run_stage
+from har_edge.nodes.results import Result, encode_results
+from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.reduction.catalog import make_reducer
+from tests.nodes.rig import CHANNELS, LENGTH, TOPICS, Clock, part, small_stage
+from tests.nodes.test_sensor import window
+
+
+class ScriptedBus:
+    """A bus whose polls return what a script says; an exception in the script is raised, a callable is called."""
+
+    def __init__(self, *script, clock=None):
+        self.script, self.clock = deque(script), clock
+        self.traffic, self.connected = Traffic(), True
+        self.published, self.acknowledged, self.filters, self.waits = [], [], [], []
+        self.receipt, self.closed, self.quiet = Receipt.SAFE, None, lambda: None
+        self._receipts, self.hold = [], False
+
+    @property
+    def unsent(self):
+        return len(self._receipts)
+
+    def subscribe(self, filters):
+        self.filters += filters
+
+    def publish(self, topic, payload, *, retain=False, receipt=None):
+        self.published.append((topic, payload))
+        self._receipts.append((topic, receipt))
+
+    def acknowledge(self, delivery):
+        self.acknowledged.append(delivery)
+
+    def poll(self, timeout_s):
+        self.waits.append(timeout_s)
+        if self.clock is not None:
+            self.clock.now += max(timeout_s, 0.001)
+        receipts, self._receipts = ([], self._receipts) if self.hold else (self._receipts, [])
+        for topic, receipt in receipts:
+            if receipt is not None:
+                receipt(self.receipt(topic) if callable(self.receipt) else self.receipt)
+        if not self.script:
+            return self.quiet() or ()
+        step = self.script.popleft()
+        if isinstance(step, Exception):
+            raise step
+        return (step() if callable(step) else step) or ()
+
+    def close(self, *, forget=False):
+        self.closed = forget
+
+    def statuses(self):
+        return [decode_status(payload) for topic, payload in self.published if topic.endswith("/status")]
+
+    def sent(self, kind):
+        return [topic for topic, _ in self.published if f"/{kind}/" in topic]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock(100.0)
+    monkeypatch.setattr(loop_module.time, "monotonic", clock)
+    return clock
+
+
+def identity(node="stage-0", role="stage"):
+    return Identity(TOPICS, node, role, "memory")
+
+
+def stop_of(bus):
+    """Return a Stop that is asked when the script of a bus has ended."""
+    stop = Stop()
+    bus.quiet = lambda: setattr(stop, "asked", True)
+    return stop
+
+
+def windows(*seqs):
+    return [part(source, seq) for seq in seqs for source in ("chest", "arm")]
+
+
+def test_a_stage_says_hello_answers_acknowledges_and_says_goodbye(clock):
+    came = windows(0, 1)
+    bus = ScriptedBus(came, (), clock=clock)
+    stage = small_stage()
+    run_stage(bus, stage, identity(), stop_of(bus), forget=True)
+    assert bus.filters == stage.filters and bus.closed is True
+    assert bus.acknowledged == came
+    assert [status.state for status in bus.statuses()] == [State.READY, State.OFFLINE]
+    assert bus.statuses()[-1].counters["windows"] == 2 and len(bus.sent("result")) == 2
+
+
+def test_nothing_is_acknowledged_before_its_output_is_safe(clock):
+    came, bus = windows(0), ScriptedBus(clock=clock)
+    seen = []
+
+    def look(hold):
+        seen.append((len(bus.sent("result")), list(bus.acknowledged)))
+        bus.hold = hold
+
+    bus.hold = True
+    bus.script.extend([came, lambda: look(True), lambda: look(False), (), lambda: look(False)])
+    run_stage(bus, small_stage(), identity(), stop_of(bus))
+    assert seen == [(1, []), (1, []), (1, came)]
+
+
+def test_a_slow_model_does_not_keep_the_stage_from_the_connection(clock):
+    """Else the broker drops a stage with a backlog, sends all of it again, and so on for ever."""
+
+    def slow(values):
+        clock.now += 1.0
+        return {"scores": values["c"].sum(axis=2)[:, :2]}
+
+    bus = ScriptedBus(windows(*range(100)), clock=clock)
+    stop = Stop()
+    stage = small_stage(run=slow)
+    seen = []
+
+    def count():
+        seen.append(stage.counters.windows)
+        stop.asked = stage.counters.windows == 100
+
+    bus.quiet = count
+    run_stage(bus, stage, identity(), stop)
+    assert max(after - before for before, after in zip(seen, seen[1:], strict=False)) == 1
+    assert len(bus.acknowledged) == 200
+
+
+def test_after_a_reconnection_a_stage_takes_what_comes_again_and_forgets_what_it_held(clock):
+    def slow(values):
+        clock.now += 1.0
+        return {"scores": values["c"].sum(axis=2)[:, :2]}
+
+    bus = ScriptedBus(clock=clock)
+    again = [Delivery(one.topic, one.payload, (2, number), duplicate=True) for number, one in enumerate(windows(2, 3))]
+
+    def reconnect():
+        bus.traffic.reconnects += 1
+        return again
+
+    bus.script.extend([windows(*range(6)), (), reconnect, (), (), (), ()])
+    stage = small_stage(run=slow)
+    run_stage(bus, stage, identity(), stop_of(bus))
+    assert stage.counters.windows == 2 + 2 and bus.acknowledged[-4:] == again
+    assert [status.state for status in bus.statuses()].count(State.READY) == 2
+
+
+def test_what_came_is_handled_even_when_the_next_poll_ends_the_stage(clock):
+    bus = ScriptedBus(windows(0), TakenOver("stage-0"), clock=clock)
+    stage = small_stage()
+    with pytest.raises(TakenOver):
+        run_stage(bus, stage, identity(), Stop())
+    assert stage.counters.windows == 1 and len(bus.sent("result")) == 1
+    assert bus.closed is None and State.OFFLINE not in [status.state for status in bus.statuses()]
+
+
+def test_an_error_that_no_retry_mends_ends_the_stage(clock):
+    bus = ScriptedBus(BrokerError("the broker refused the subscription to x"), clock=clock)
+    with pytest.raises(BrokerError, match="refused the subscription"):
+        run_stage(bus, small_stage(), identity(), Stop())
+
+
+def test_a_stage_gives_up_missing_parts_while_nothing_comes(clock, caplog):
+    came = part("chest", 0)
+    bus = ScriptedBus([came], *[()] * 60, clock=clock)
+    stage = small_stage(timeout_s=5.0, clock=clock)
+    run_stage(bus, stage, identity(), stop_of(bus))
+    assert stage.counters.given_up == 1 and bus.acknowledged == [came] and "gave up window 0 of s" in caplog.text
+
+
+def test_stopping_without_a_broker_does_not_hang(clock, caplog):
+    bus = ScriptedBus(windows(0), clock=clock)
+    stop = stop_of(bus)
+    bus.script.append(lambda: setattr(stop, "asked", True) or ())
+    bus.script.append(BrokerError("no broker at mqtt://x:1"))
+    stage = small_stage(sends=("both",))
+    bus.receipt = Receipt.UNHEARD
+    bus.publish("x", b"")
+    run_stage(bus, stage, identity(), stop)
+    assert bus.closed is False
+
+
+def test_what_nobody_hears_is_kept_logged_once_and_sent_again(clock, caplog):
+    bus, counters = ScriptedBus(clock=clock), Counters()
+    sender, came = Sender(bus, counters, "start the next stage"), part("chest")
+    bus.receipt = Receipt.UNHEARD
+    sender.send(Outgoing("har/v1/test/act/1/0/s", b"x", (came,), heard=True))
+    for _ in range(4):
+        bus.poll(0.1)
+        clock.now += 1.0
+        assert sender.pending == 1 and bus.acknowledged == []
+        sender.retry(clock.now)
+    bus.receipt = Receipt.SAFE
+    bus.poll(0.1)
+    assert bus.acknowledged == [came] and sender.pending == 0 and counters.unheard == 4
+    text = "nobody listens to har/v1/test/act/1/0/s; keeping the message and trying again: start the next stage"
+    assert caplog.text.count(text) == 1
+
+
+def test_what_the_broker_refuses_is_kept_and_logged_once(clock, caplog):
+    bus, counters = ScriptedBus(clock=clock), Counters()
+    sender = Sender(bus, counters, "-")
+    bus.receipt = Receipt.REFUSED
+    sender.send(Outgoing("t", b"x", (part("chest"),)))
+    for _ in range(3):
+        bus.poll(0.1)
+        clock.now += 1.0
+        sender.retry(clock.now)
+    assert (counters.refused, counters.unheard, bus.acknowledged) == (3, 0, [])
+    assert caplog.text.count("the broker refused a message on t; trying again: see its access list") == 1
+    assert "nobody listens" not in caplog.text
+
+
+def test_a_result_nobody_hears_is_settled(clock):
+    bus = ScriptedBus(clock=clock)
+    sender, came = Sender(bus, Counters(), "-"), part("chest")
+    bus.receipt = Receipt.UNHEARD
+    sender.send(Outgoing("har/v1/test/result/s", b"x", (came,)))
+    bus.poll(0.1)
+    assert bus.acknowledged == [came]
+
+
+# --- sensors --------------------------------------------------------------------------------------------------------
+
+
+def sensor_loop(bus, **pace):
+    reducers = {"chest": make_reducer("none", LENGTH, CHANNELS["chest"])}
+    sensor = Sensor(SensorSetup(TOPICS, 1, reducers, frozenset({1})))
+    options = {"in_flight": 4, "real_time": False} | pace
+    return sensor, SensorLoop(bus, sensor, identity("sensor-chest", "sensor"), Pace(**options), TOPICS)
+
+
+def batches(count, *streams):
+    return iter([[(0.0, window(seq, stream=stream))] for seq in range(count) for stream in streams or ("s",)])
+
+
+def answer(seq, stream="s"):
+    result = Result(stream, seq, "still", 1, 0.5, 1.0, 2.0, 1)
+    return Delivery(TOPICS.result(stream), encode_results([result]), (1, seq + 1))
+
+
+class Echo(ScriptedBus):
+    """Answers every window at the next poll, except those of `mute` streams."""
+
+    def __init__(self, clock, mute=()):
+        super().__init__(clock=clock)
+        self.mute, self.answered, self.most = mute, 0, 0
+        self.quiet = self.echo
+
+    def echo(self):
+        sent = self.sent("window")
+        new, self.answered = sent[self.answered :], len(sent)
+        self.most = max(self.most, len(new))
+        streams = [topic.split("/")[4] for topic in new]
+        counts = {stream: sum(f"/{stream}/" in topic for topic in sent) for stream in streams}
+        return [answer(counts[stream] - 1, stream) for stream in counts if stream not in self.mute]
+
+
+def test_a_sensor_waits_for_results_and_ends_when_all_is_safe(clock):
+    bus = Echo(clock)
+    sensor, loop = sensor_loop(bus)
+    loop.run(batches(50), Stop())
+    assert bus.filters == ["har/v1/test/result/+"] and len(bus.sent("window")) == 50 and bus.most <= 4
+    assert [status.state for status in bus.statuses()][-1] is State.OFFLINE and bus.closed is True
+    assert bus.statuses()[-1].counters["windows"] == 50
+    assert bus.statuses()[-1].counters["raw_bytes"] == (49 * 2 + LENGTH) * 2 * 4
+
+
+def test_all_streams_together_are_bounded_so_that_no_join_overflows(clock):
+    bus = Echo(clock)
+    _, loop = sensor_loop(bus, total=6)
+    loop.run(batches(20, *"abcdefgh"), Stop())
+    assert len(bus.sent("window")) == 160 and bus.most <= 6
+
+
+def test_a_stream_whose_results_never_come_does_not_stop_the_sensor_for_ever(clock, caplog):
+    """A part of its windows went missing: the stage gave them up, so no result will ever come."""
+    bus = Echo(clock, mute=("a",))
+    sensor, loop = sensor_loop(bus, patience_s=35.0)
+    loop.run(batches(10, "a", "b"), Stop())
+    assert len(bus.sent("window")) == 20 and sensor.counters.unanswered == 8
+    assert "no result of a for 10 s with 4 windows out; waiting" in caplog.text
+    assert caplog.text.count("no result of a for 35 s: going on without its 4 windows") == 2
+    assert "of b" not in caplog.text
+
+
+def test_while_nobody_listens_nothing_counts_as_lost(clock, caplog):
+    bus = Echo(clock)
+    sensor, loop = sensor_loop(bus, patience_s=35.0)
+    bus.receipt = lambda topic: Receipt.UNHEARD if "/window/" in topic and clock.now < 400 else Receipt.SAFE
+    bus.quiet = lambda: bus.echo() if clock.now > 400 else None
+    loop.run(batches(10), Stop())
+    assert sensor.counters.unanswered == 0 and sensor.counters.unheard > 4
+    assert caplog.text.count("nobody listens to har/v1/test/window/s/chest; keeping the message") == 1
+    assert "start the stages: `har-edge stage`" in caplog.text and "going on without" not in caplog.text
+    assert set(bus.sent("window")) == {"har/v1/test/window/s/chest"} and sensor.counters.windows == 10
+
+
+def test_time_without_a_connection_is_not_the_stages_fault(clock, caplog):
+    bus = Echo(clock)
+    _, loop = sensor_loop(bus, patience_s=35.0)
+
+    def quiet():
+        bus.connected = clock.now > 300
+        return bus.echo() if bus.connected else None
+
+    bus.quiet = quiet
+    loop.run(batches(10), Stop())
+    assert "no result" not in caplog.text and len(bus.sent("window")) == 10
+
+
+def test_without_a_bound_on_results_a_sensor_still_waits_for_the_broker(clock, monkeypatch):
+    monkeypatch.setattr(loop_module, "MAX_PENDING", 8)
+    monkeypatch.setattr(loop_module, "SENDS_A_STEP", 1000)
+    bus = ScriptedBus(clock=clock)
+    _, loop = sensor_loop(bus, in_flight=0)
+    most = []
+    plain = bus.publish
+    bus.publish = lambda *values, **options: (most.append(bus.unsent), plain(*values, **options))[1]
+    loop.run(batches(100), Stop())
+    assert len(bus.sent("window")) == 100 and max(most) <= 8 and bus.filters == []
+
+
+def test_results_of_strangers_and_of_earlier_runs_do_no_harm(clock, caplog):
+    bus = Echo(clock)
+    bus.script.extend([[answer(9999), answer(5, "stranger"), Delivery(TOPICS.result("s"), b"{", (1, 1))]])
+    sensor, loop = sensor_loop(bus)
+    with caplog.at_level(logging.WARNING):
+        loop.run(batches(20), Stop())
+    assert len(bus.sent("window")) == 20 and bus.most <= 8 and "stranger" not in loop._answered
+    assert "dropped har/v1/test/result/s: a result came that is no result" in caplog.text
+    assert len(bus.acknowledged) >= 3
+
+
+def test_in_real_time_a_window_leaves_when_its_last_sample_exists(clock):
+    bus = Echo(clock)
+    _, loop = sensor_loop(bus, real_time=True)
+    due = [3.0, 4.0, 8.0]
+    leaves = []
+    plain = bus.publish
+    bus.publish = lambda topic, *rest, **options: (
+        leaves.append(clock.now - 100.0) if "/window/" in topic else None,
+        plain(topic, *rest, **options),
+    )[1]
+    loop.run(iter([[(due_s, window(seq))] for seq, due_s in enumerate(due)]), Stop())
+    assert all(0 <= left - due_s < 0.25 for left, due_s in zip(leaves, due, strict=True)), leaves
+
+
+def test_a_sensor_stops_when_asked_although_it_waits(clock):
+    bus = ScriptedBus(clock=clock)
+    stop = Stop()
+    bus.quiet = lambda: setattr(stop, "asked", clock.now > 105)
+    sensor, loop = sensor_loop(bus)
+    loop.run(batches(50), stop)
+    assert len(bus.sent("window")) == 4 and bus.statuses()[-1].state is State.OFFLINE
+
+
+def test_an_older_sensor_of_the_same_name_ends(clock):
+    bus = ScriptedBus((), TakenOver("sensor-chest"), clock=clock)
+    _, loop = sensor_loop(bus)
+    with pytest.raises(TakenOver):
+        loop.run(batches(50), Stop())
+
+
+def test_a_second_signal_ends_at_once():
+    stop = Stop()
+    stop._on_signal(15, None)
+    assert stop.asked
+    with pytest.raises(KeyboardInterrupt):
+        stop._on_signal(15, None)

@@ -1,0 +1,70 @@
+"""The end of the pipeline: each window once."""
+
+import logging
+
+import msgspec
+import pytest
+
+from har_edge.errors import MessageError
+from har_edge.messaging.bus import Delivery
+from har_edge.nodes.results import Result, decode_results, encode_results
+from har_edge.nodes.sink import Sink
+
+
+def result(seq=0, *, stream="s", captured=1.5, truth=None):
+    return Result(stream, seq, "walking", 4, 0.75, captured, captured + 0.25, 1, truth)
+
+
+def delivery(*results):
+    return Delivery("har/v1/test/result/s", encode_results(list(results)), (1, 1))
+
+
+def test_a_repetition_is_dropped_and_counted():
+    sink = Sink()
+    assert sink.handle(delivery(result(0), result(1))) == [result(0), result(1)]
+    again = result(1)
+    assert sink.handle(delivery(msgspec.structs.replace(again, emitted=99.0))) == []
+    assert (sink.counters.windows, sink.counters.duplicates, sink.counters.messages) == (2, 1, 2)
+
+
+def test_a_new_run_of_a_stream_is_no_repetition_and_late_repetitions_of_the_old_run_still_are():
+    sink = Sink()
+    old, new = result(0, captured=1.0), result(0, captured=2.0)
+    assert sink.handle(delivery(old)) == [old] and sink.handle(delivery(new)) == [new]
+    assert sink.handle(delivery(old)) == [] and sink.handle(delivery(new)) == []
+
+
+def test_memory_is_bounded():
+    sink = Sink(remembered=10)
+    for seq in range(1000):
+        sink.handle(delivery(result(seq)))
+    assert len(sink._seen) == 10
+    assert sink.handle(delivery(result(995))) == []
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"\x93", b"{}", b"[1]", b'{"stream": "s"', b'{"stream":"\xff"}', encode_results([result()])[:-1], b"null"],
+)
+def test_what_is_no_result_is_dropped_counted_and_explained(payload, caplog):
+    sink = Sink()
+    with caplog.at_level(logging.WARNING):
+        assert sink.handle(Delivery("har/v1/test/result/s", payload, (1, 1))) == []
+    assert sink.counters.rejected == 1
+    assert "dropped har/v1/test/result/s: a result came that is no result" in caplog.text
+    assert sink.handle(delivery(result())) == [result()]
+
+
+def test_a_huge_result_is_refused_by_its_size():
+    with pytest.raises(MessageError, match="a result of 5000000 bytes came; expected at most 4194304"):
+        decode_results(bytes(5_000_000))
+
+
+def test_results_are_json_that_a_person_reads():
+    text = encode_results([result(3, truth=4)])
+    assert msgspec.json.decode(text) == {
+        "stream": "s", "seq": 3, "label": "walking", "label_id": 4, "confidence": 0.75, "captured": 1.5,
+        "emitted": 1.75, "epoch": 1, "truth": 4,
+    }  # fmt: skip
+    assert b"truth" not in encode_results([result(3)])
+    assert decode_results(encode_results([result(1), result(2)])) == [result(1), result(2)]

@@ -1,0 +1,240 @@
+"""A stage: every unusable message is dropped, counted, explained and released, and the next good one still works."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from har_edge.messaging import wire
+from har_edge.messaging.bus import Delivery
+from tests.nodes.rig import LENGTH, TOPICS, Clock, part, result_of, samples, small_stage
+
+
+def whole(stage, seq=0, **options):
+    """Give a stage both parts of a window; return what it publishes for the second."""
+    assert stage.handle(part("chest", seq, **options)) == []
+    return stage.handle(part("arm", seq, **options))
+
+
+def test_a_window_is_answered_once_both_sources_are_there():
+    stage = small_stage()
+    chest, arm = part("chest", 3, captured=(5.0,), truth=(4,)), part("arm", 3, captured=(6.0,), truth=(4,))
+    assert stage.handle(chest) == [] and stage.waiting == 1
+    (outgoing,) = stage.handle(arm)
+    scores = [samples("chest", 3).sum(), samples("arm", 3).sum()]
+    (result,) = result_of([outgoing])
+    assert result.label == ("still", "moving")[int(np.argmax(scores))]
+    assert result.confidence == pytest.approx(max(scores), rel=1e-5)
+    assert (result.stream, result.seq, result.captured, result.truth, result.epoch) == ("s", 3, 6.0, 4, 1)
+    assert outgoing.topic == "har/v1/test/result/s" and outgoing.releases == (chest, arm) and not outgoing.heard
+    assert (stage.counters.windows, stage.counters.messages, stage.waiting) == (1, 2, 0)
+
+
+def test_combined_sources_and_batches_give_one_answer_a_window():
+    stage = small_stage()
+    tensors = {source: samples(source, 1, count=5) for source in ("chest", "arm")}
+    message = part("all", 10, captured=[1.0, 2.0, 3.0, 4.0, 5.0], tensors=tensors, truth=(1, None, 4, 4, 1))
+    results = result_of(stage.handle(message))
+    assert [(one.seq, one.captured, one.truth) for one in results] == [
+        (10, 1.0, 1), (11, 2.0, None), (12, 3.0, 4), (13, 4.0, 4), (14, 5.0, 1),
+    ]  # fmt: skip
+    assert stage.counters.windows == 5
+
+
+def test_activations_go_on_with_the_window_and_settle_its_inputs():
+    stage = small_stage(sends=("both",))
+    result, activation = whole(stage, 2, truth=(1,))
+    assert activation.topic == "har/v1/test/act/1/0/s" and activation.heard and len(activation.releases) == 2
+    assert result.releases == ()
+    made = wire.decode(activation.payload)
+    assert (made.stream, made.seq, made.epoch, made.captured, made.truth) == ("s", 2, 1, (5.0,), (1,))
+    expected = np.concatenate([samples("chest", 2), samples("arm", 2)], axis=2)
+    assert made.tensors["both"].tobytes() == expected.tobytes()
+
+
+WRONG = "expected float32 \\[windows, 4, 2\\] as 'none' makes it; give sensor and stage the same reducer"
+BAD = {
+    "shape": (part("chest", 1, tensors={"chest": np.zeros((1, 5, 2), np.float32)}), WRONG),
+    "rank": (part("chest", 1, tensors={"chest": np.zeros((1,), np.float32)}), WRONG),
+    "no dimension": (part("chest", 1, tensors={"chest": np.float32(1).reshape(())}), WRONG),
+    "dtype": (part("chest", 1, tensors={"chest": samples("chest", 1, dtype=np.float64)}), "is float64 .* " + WRONG),
+    "no window": (
+        part("chest", 1, tensors={"chest": np.zeros((0, LENGTH, 2), np.float32)}),
+        "0 codes of source 'chest' came for 1 windows; expected one each",
+    ),
+    "count": (
+        part("chest", 1, tensors={"chest": samples("chest", 1, 3)}, captured=[1.0, 2.0]),
+        "3 codes of source 'chest' came for 2 windows; expected one each",
+    ),
+    "missing tensor": (
+        part("chest", 1, tensors={"x": samples("chest")}),
+        "no tensor this stage needs came, but x; expected chest, arm",
+    ),
+    "no tensor": (part("chest", 1, tensors={}), "no tensor this stage needs came, but none; expected chest, arm"),
+    "another's topic": (
+        part("chest", 1, topic=TOPICS.window("s", "arm")),
+        "no tensor this stage needs came, but chest; expected chest, arm",
+    ),
+    "epoch": (part("chest", 1, epoch=2), "epoch 2 came; expected 1; restart the node with the older plan"),
+    "stream": (
+        part("chest", 1, topic=TOPICS.window("other", "chest")),
+        "stream 's' came on the topic of 'other'; expected the same",
+    ),
+    "version": (
+        Delivery(TOPICS.window("s", "chest"), b"\x97\x02" + part("chest").payload[2:], (1, 1)),
+        "expected version 1 with 7 fields; update the older of the two nodes",
+    ),
+    "truncated": (
+        Delivery(TOPICS.window("s", "chest"), part("chest").payload[:-3], (1, 1)),
+        "bytes came that are no message of wire version 1: Input data was truncated",
+    ),
+    "oversized": (
+        Delivery(TOPICS.window("s", "chest"), bytes(100_001), (1, 1)),
+        "100001 bytes came; expected at most 100000; raise the limit or send fewer windows",
+    ),
+    "empty": (Delivery(TOPICS.window("s", "chest"), b"", (1, 1)), "0 bytes came that start no MessagePack array"),
+    "garbage": (Delivery(TOPICS.window("s", "chest"), b"hello", (1, 1)), "5 bytes came that start no MessagePack"),
+    "foreign topic": (part("chest", 1, topic="elsewhere/v1/x"), "topic 'elsewhere/v1/x' came; expected one below"),
+    "other kind": (part("chest", 1, topic=TOPICS.result("s")), "a result message came; expected windows or activ"),
+    "no earlier stage": (
+        part("chest", 1, topic=TOPICS.activation(1, 5, "s")),
+        "no tensor this stage needs came, but chest; expected chest, arm",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_an_unusable_message_is_dropped_counted_explained_and_released(case, caplog):
+    stage, (bad, text) = small_stage(), BAD[case]
+    assert stage.handle(part("chest", 0)) == []
+    with caplog.at_level(logging.WARNING):
+        (released,) = stage.handle(bad)
+    assert (released.topic, released.releases) == ("", (bad,))
+    assert stage.counters.rejected == 1 and stage.waiting == 1
+    assert caplog.text.count("dropped " + bad.topic) == 1
+    import re
+
+    assert re.search(text, caplog.text), caplog.text
+    assert result_of(stage.handle(part("arm", 0))), "the next good message must still work"
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("reducer", ["none", "paa:2"])
+def test_values_that_are_no_numbers_do_not_end_a_stage_of_an_integer_model(wrong, reducer, caplog):
+    """A rogue message that stays unacknowledged would come again and end the next process too."""
+    stage = small_stage(dtype="int8", reducer=reducer)
+    length = LENGTH if reducer == "none" else LENGTH // 2
+    bad = part("chest", tensors={"chest": np.full((1, length, 2), wrong, np.float32)})
+    (released,) = stage.handle(bad)
+    assert released.releases == (bad,) and stage.counters.rejected == 1
+    assert "the code of source 'chest' holds no window" in caplog.text and "NaN or infinity" in caplog.text
+
+
+def test_a_score_that_is_no_number_is_no_result(caplog):
+    stage = small_stage()
+    stage.handle(part("arm", 0))
+    (released,) = stage.handle(part("chest", 0, tensors={"chest": np.full((1, LENGTH, 2), np.nan, np.float32)}))
+    assert released.topic == "" and len(released.releases) == 2 and stage.counters.rejected == 1
+    assert "dropped window 0 of s: the model's score is no number" in caplog.text
+    assert result_of(whole(stage, 1))
+
+
+def test_activations_above_the_limit_are_explained_not_sent_in_vain(caplog):
+    stage = small_stage(sends=("both",), limit=500)
+    stage.handle(part("arm", 0, captured=[1.0] * 7))
+    (released,) = stage.handle(part("chest", 0, captured=[1.0] * 7))
+    assert released.topic == "" and stage.counters.rejected == 1
+    assert "its activations take" in caplog.text and "expected at most 500; send fewer windows" in caplog.text
+
+
+def test_a_batch_for_a_model_without_one_is_explained(caplog):
+    stage = small_stage(dynamic=False)
+    (released,) = stage.handle(part("chest", 0, captured=[1.0, 2.0]))
+    assert released.topic == "" and stage.counters.rejected == 1
+    assert "a batch of 2 windows came, but input 'c' takes [1, 4, 2]; send one window a message" in caplog.text
+    assert result_of(whole(stage, 5))
+
+
+def test_a_missing_source_is_given_up_counted_explained_and_released(caplog):
+    clock = Clock()
+    stage = small_stage(timeout_s=3.0, clock=clock)
+    chest = part("chest", 0, captured=[1.0, 2.0])
+    stage.handle(chest)
+    clock.now = 2.9
+    assert stage.tick() == []
+    clock.now = 3.0
+    (released,) = stage.tick()
+    assert (released.topic, released.releases) == ("", (chest,))
+    assert stage.counters.given_up == 2 and stage.waiting == 0 and stage.counters.rejected == 0
+    assert "gave up window 0 of s: a did not come" in caplog.text
+    assert result_of(whole(stage, 1))
+
+
+def test_too_many_waiting_windows_push_the_oldest_out():
+    stage = small_stage(capacity=2)
+    first = part("chest", 0)
+    assert stage.handle(first) == stage.handle(part("chest", 1)) == []
+    (released,) = stage.handle(part("chest", 2))
+    assert released.releases == (first,) and stage.counters.given_up == 1
+
+
+def test_a_leftover_is_released_soon_and_not_counted_as_lost(caplog):
+    clock = Clock()
+    stage = small_stage(clock=clock)
+    left = part("arm", 0, duplicate=True)
+    stage.handle(left)
+    assert result_of(whole(stage, 1))
+    clock.now = 1.0
+    with caplog.at_level(logging.INFO):
+        (released,) = stage.tick()
+    assert released.releases == (left,)
+    assert (stage.counters.leftover, stage.counters.given_up) == (1, 0)
+    assert "released window 0 of s: c was settled before" in caplog.text
+
+
+def test_sensors_that_disagree_on_the_batch_are_told(caplog):
+    stage = small_stage()
+    stage.handle(part("chest", 0, captured=[1.0, 2.0]))
+    arm = part("arm", 0)
+    (released,) = stage.handle(arm)
+    assert released.releases == (arm,) and stage.counters.rejected == 1
+    assert "give all sensors of a stream the same --batch" in caplog.text
+
+
+def test_activations_of_an_earlier_stage_are_joined_and_checked(caplog):
+    run = lambda values: {"scores": values["x"][:, :2] + values["y"][:, :2]}  # noqa: E731
+    stage = small_stage(run=run, earlier={0: ("x", "y")})
+    assert stage.filters == ["har/v1/test/act/1/0/+"]
+    topic = TOPICS.activation(1, 0, "s")
+    x = np.arange(5, dtype=np.float32)[None]
+    (released,) = stage.handle(part("-", 0, tensors={"x": x}, topic=topic))
+    assert released.topic == "" and "stage 0 sent no tensor y; expected it: slices of one cut" in caplog.text
+    assert result_of(stage.handle(part("-", 0, tensors={"x": x, "y": x}, topic=topic)))
+    (released,) = stage.handle(part("-", 1, tensors={"x": x, "y": x.astype(np.int8)}, topic=topic))
+    assert "input 'y' came as int8 [1, 5] for 1 windows; expected float32 [-1, 5]" in caplog.text
+    (released,) = stage.handle(part("-", 1, tensors={"x": x, "y": x[:, :4]}, topic=topic))
+    assert "input 'y' came as float32 [1, 4] for 1 windows; expected float32 [-1, 5]" in caplog.text
+
+
+def test_filters_name_the_sources_and_what_is_combined():
+    assert small_stage().filters == [
+        "har/v1/test/window/+/chest", "har/v1/test/window/+/arm", "har/v1/test/window/+/all",
+    ]  # fmt: skip
+
+
+def test_any_truncation_of_a_good_message_is_survived():
+    stage, good = small_stage(), part("chest", 0).payload
+    for size in range(len(good)):
+        (released,) = stage.handle(Delivery(TOPICS.window("s", "chest"), good[:size], (1, size)))
+        assert released.topic == ""
+    assert stage.counters.rejected == len(good) and result_of(whole(stage, 0))
+
+
+def test_any_changed_byte_of_a_good_message_is_survived():
+    stage, good = small_stage(), part("chest", 0).payload
+    for place in range(len(good)):
+        changed = bytearray(good)
+        changed[place] ^= 0xFF
+        for outgoing in stage.handle(Delivery(TOPICS.window("s", "chest"), bytes(changed), (1, place))):
+            assert outgoing.topic == "" or "/result/" in outgoing.topic
+    assert result_of(whole(stage, 1000))

@@ -1,0 +1,173 @@
+"""The pipeline file: read back as written, refused with its name and the reason."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from har_edge.errors import ConfigError, ModelError
+from har_edge.graph.manifest import SliceEntry, SliceManifest, TensorSpec, load_manifest
+from har_edge.planning.pipeline import BrokerConfig, JoinConfig, load_pipeline, write_pipeline
+from har_edge.planning.task import SourceInput, StreamTask, Task
+
+TASK = Task(
+    stream=StreamTask("mhealth", 50.0, 250, 125),
+    inputs={"chest": SourceInput("c"), "arm": SourceInput("a", "q8:0.5:1")},
+    output="scores",
+    labels=["still", "moving"],
+    label_ids=[1, 4],
+)
+
+
+def spec(name):
+    return TensorSpec(name, (-1, 4), "float32")
+
+
+def entry(index, inputs, outputs):
+    return SliceEntry(f"slice-{index}.tflite", "0" * 64, index, index + 1, tuple(map(spec, inputs)),
+                      tuple(map(spec, outputs)))  # fmt: skip
+
+
+SLICES = (entry(0, "c", "xz"), entry(1, "xa", "y"), entry(2, "yz", ["scores"]))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make(tmp_path)
+
+
+def make(folder: Path, slices=SLICES, task=TASK, **options) -> Path:
+    manifest = SliceManifest(1, "model.tflite", "0" * 64, slices)
+    (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    write_pipeline(folder, task, **options)
+    return folder
+
+
+def changed(folder: Path, *pairs: tuple[str, str]) -> Path:
+    file = folder / "pipeline.toml"
+    text = file.read_text()
+    for old, new in pairs:
+        assert text.count(old) == 1, f"{old!r} in {text}"
+        text = text.replace(old, new)
+    file.write_text(text)
+    return folder
+
+
+def test_manifest_of_the_tests_is_one(folder):
+    assert load_manifest(folder).slices == SLICES
+
+
+def test_what_is_written_is_read_back(folder):
+    broker = BrokerConfig(url="mqtts://host:8883", username="u", password_file="p.txt", client="paho", protocol="3.1.1")
+    make(folder, name="site-7", broker=broker)
+    pipeline = load_pipeline(folder / "pipeline.toml")
+    assert pipeline.task == TASK and pipeline.folder == folder
+    assert (pipeline.config.name, pipeline.config.broker, pipeline.config.join) == ("site-7", broker, JoinConfig())
+    assert (pipeline.config.epoch, pipeline.config.base, pipeline.config.slices) == (1, "har", ".")
+    assert pipeline.channels("chest") == 5 and pipeline.channels("arm") == 9
+    assert load_pipeline(folder).config == pipeline.config
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(labels=st.lists(text, min_size=1, max_size=4), tensor=text, url=text)
+def test_any_text_survives_the_file(tmp_path, labels, tensor, url):
+    task = msgspec.structs.replace(TASK, labels=labels, label_ids=list(range(len(labels))), inputs={
+        "chest": SourceInput("c" + tensor), "arm": SourceInput("a")})  # fmt: skip
+    slices = (entry(0, ["c" + tensor], "xz"), *SLICES[1:])
+    pipeline = load_pipeline(make(tmp_path, slices, task, broker=BrokerConfig(url=url)))
+    assert pipeline.task == task and pipeline.config.broker.url == url
+
+
+def test_wiring_says_what_each_stage_takes_and_gives(folder):
+    pipeline = load_pipeline(folder)
+    first, second, third = (pipeline.wiring(index) for index in range(3))
+    assert (first.sources, first.earlier, first.sends, first.answers) == ({"chest": "c"}, {}, ("x", "z"), False)
+    assert (second.sources, second.earlier, second.sends) == ({"arm": "a"}, {0: ("x",)}, ("y",))
+    assert (third.sources, third.earlier, third.answers) == ({}, {1: ("y",), 0: ("z",)}, True)
+
+
+@pytest.mark.parametrize("index", [-1, 3, 99])
+def test_a_stage_that_does_not_exist_is_refused(folder, index):
+    with pytest.raises(ConfigError, match=f"stage {index} came; expected 0 to 2, for 3 slices"):
+        load_pipeline(folder).wiring(index)
+
+
+REFUSED = {
+    "unknown key": ([("epoch = 1", "epoch = 1\ncolour = 3")], "unknown field `colour`"),
+    "unknown broker key": ([("[broker]", "[broker]\nhost = 'x'")], "unknown field `host` - at `$.broker`"),
+    "unknown task key": ([("[task]", "[task]\nkind = 'x'")], "unknown field `kind` - at `$.task`"),
+    "unknown join key": ([("capacity = 256", "size = 256")], "unknown field `size` - at `$.join`"),
+    "unknown source key": ([('tensor = "c"', 'tensor = "c"\nrate = 1')], "unknown field `rate` - at `$.task.inputs[.."),
+    "type": ([("epoch = 1", 'epoch = "1"')], "Expected `int`, got `str` - at `$.epoch`"),
+    "array type": ([("label_ids = [1, 4]", "label_ids = [1, 'x']")], "Expected `int`, got `str` - at `$.task.label_ids"),
+    "missing": ([('output = "scores"\n', "")], "missing required field `output` - at `$.task`"),
+    "no TOML": ([("epoch = 1", "epoch = ")], "Invalid value (at line 3, column 9)"),
+    "output": ([('output = "scores"', 'output = "class"')],
+               "output 'class' is made by no slice; expected one of x, z, y, scores"),
+    "labels": ([("label_ids = [1, 4]", "label_ids = [1]")], "2 labels and 1 label_ids; expected one of each"),
+    "no labels": ([("label_ids = [1, 4]", "label_ids = []"), ('labels = ["still", "moving"]', "labels = []")],
+                  "0 labels and 0 label_ids; expected one of each"),
+    "rate": ([("rate_hz = 50.0", "rate_hz = 100.0")],
+             "the model was trained at 100.0 Hz, but mhealth runs at 50.0 Hz; resample the stream or use another model"),
+    "timeout": ([("timeout_s = 30.0", "timeout_s = 0")], "join.timeout_s, join.capacity, epoch and max_payload_bytes"),
+    "capacity": ([("capacity = 256", "capacity = 0")], "must be positive"),
+    "epoch": ([("epoch = 1", "epoch = -1")], "must be positive"),
+    "hop": ([("hop = 125", "hop = 0")], "length and hop must be at least 1, session_expiry_s from 0 to 4294967295"),
+    "length": ([("length = 250", "length = 0")], "length and hop must be at least 1"),
+    "expiry": ([("epoch = 1", "epoch = 1\nsession_expiry_s = -5")], "session_expiry_s from 0 to"),
+    "tensor": ([('tensor = "a"', 'tensor = "arm"')],
+               "the tensor 'arm' of source 'arm' is taken by no slice; expected an input of the model"),
+    "tensor twice": ([('tensor = "a"', 'tensor = "c"')], "the tensor 'c' of source 'chest' is named for two sources"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_wrong_is_named_with_the_file(folder, case):
+    pairs, text = REFUSED[case]
+    with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+        load_pipeline(changed(folder, *pairs))
+    assert str(folder / "pipeline.toml") in str(caught.value)
+
+
+def test_a_source_the_stream_does_not_have_is_refused(folder):
+    with pytest.raises(ConfigError, match="mhealth has no source 'leg'; expected one of chest, ankle, arm"):
+        load_pipeline(changed(folder, ("[task.inputs.arm]", "[task.inputs.leg]")))
+
+
+def test_an_input_nobody_makes_is_refused(tmp_path):
+    slices = (SLICES[0], entry(1, ["x", "a", "lost"], "y"), SLICES[2])
+    with pytest.raises(
+        ConfigError, match="input 'lost' of slice 1 comes from no source and no earlier slice; name its"
+    ):
+        load_pipeline(make(tmp_path, slices))
+
+
+def test_a_slice_that_nothing_starts_is_refused(tmp_path):
+    slices = (*SLICES, entry(3, [], ["constant"]))
+    with pytest.raises(ConfigError, match="slice 3 takes nothing, so no message could start it"):
+        load_pipeline(make(tmp_path, slices))
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"cannot read .*pipeline\.toml: No such file .*make it with `har-edge slice`"
+    ):
+        load_pipeline(tmp_path)
+
+
+def test_missing_slices_are_named(folder):
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ModelError, match=r"cannot read .*manifest\.json"):
+        load_pipeline(folder)
+
+
+def test_a_description_beside_the_file_is_found_from_anywhere(folder, monkeypatch):
+    changed(folder, ('description = "mhealth"', 'description = "mine.toml"'))
+    with pytest.raises(ConfigError, match=re.escape(str(folder / "mine.toml"))):
+        load_pipeline(folder)
