@@ -51,13 +51,14 @@ def read_address(
     User and password come from the arguments, else from HAR_EDGE_USERNAME and HAR_EDGE_PASSWORD; a password inside the
     URL is refused, since process lists show it. Raises ConfigError.
     """
-    parts = urlsplit(url)
+    expected = f"broker is {url!r}; expected mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
     try:
+        parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        port = 0
+        raise ConfigError(expected) from None
     if parts.scheme not in PORTS or not parts.hostname or port == 0 or parts.path.strip("/") or parts.query:
-        raise ConfigError(f"broker is {url!r}; expected mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
+        raise ConfigError(expected)
     if parts.password is not None:
         raise ConfigError(
             f"broker URL for {parts.hostname} holds a password, which process lists show; "

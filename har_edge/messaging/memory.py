@@ -38,6 +38,8 @@ class _Account:
 def matches(pattern: str, topic: str) -> bool:
     """Tell whether a topic matches a filter with `+` and `#` (MQTT 5, section 4.7)."""
     wanted, levels = pattern.split("/"), topic.split("/")
+    if topic.startswith("$") and wanted[0] in ("+", "#"):
+        return False
     for position, level in enumerate(wanted):
         if level == "#":
             return True

@@ -1,0 +1,86 @@
+"""What nodes say of themselves, and who of two processes goes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from har_edge.messaging.bus import Claim, Session
+from har_edge.messaging.memory import MemoryBroker, MemoryBus
+from har_edge.messaging.status import NodeStatus, State, decode_status, encode_status, taken_by_younger
+from har_edge.nodes.results import decode_results, encode_results
+
+PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
+MINE = Claim("status", "mine", 100.0)
+
+
+def status(**changes: object) -> NodeStatus:
+    fields = {"node": "n", "role": "stage", "state": State.READY, "instance": "other", "started": 101.0}
+    return NodeStatus(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_round_trip_and_what_is_left_out() -> None:
+    full = status(version="1", client="paho", detail="d", counters={"windows": 3})
+    assert decode_status(encode_status(full)) == full
+    assert encode_status(status()) == (
+        b'{"node":"n","role":"stage","state":"ready","instance":"other","started":101.0}'
+    )
+
+
+def test_the_examples_on_the_page_are_what_nodes_send() -> None:
+    result, node = re.findall(r"```json\n(.*)\n```", PAGE)
+    assert encode_results(decode_results(result.encode())) == result.encode()
+    assert encode_status(decode_status(node)) == node.encode()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"node":1}', '{"node":"n","role":"r","state":"?","instance":"i","started":1}']
+)
+def test_other_json_is_no_status(text: str) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        decode_status(text)
+
+
+@pytest.mark.parametrize(
+    ("retained", "expected"),
+    [
+        (None, False),
+        (encode_status(status()), True),
+        (encode_status(status(started=99.0)), False),
+        (encode_status(status(started=100.0)), False),
+        (encode_status(status(instance="mine", started=100.0)), False),
+        (encode_status(status(state=State.LOST)), False),
+        (encode_status(status(state=State.OFFLINE)), False),
+        (b"no status at all", False),
+        (b"\xff", False),
+    ],
+    ids=[
+        "none",
+        "younger",
+        "older",
+        "same age",
+        "mine",
+        "younger but lost",
+        "younger but gone",
+        "garbage",
+        "not UTF-8",
+    ],
+)
+def test_who_has_the_session(retained: bytes | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("har_edge.messaging.status.LOOK_TIMEOUT_S", 0.2)
+    broker = MemoryBroker()
+    if retained is not None:
+        bus = broker.connect(Session("writer"))
+        bus.publish("status", retained, retain=True)
+        bus.close()
+    looked: list[Session] = []
+
+    def connect(session: Session) -> MemoryBus:
+        looked.append(session)
+        return broker.connect(session)
+
+    assert taken_by_younger(MINE, connect) is expected
+    assert looked[0].client_id == "mine-look" and looked[0].clean_start and looked[0].expiry_s == 0
