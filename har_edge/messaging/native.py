@@ -21,7 +21,7 @@ import mqtt5
 from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address
 from har_edge.messaging.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
-from har_edge.messaging.handshake import Welcome, shake_hands
+from har_edge.messaging.handshake import shake_hands
 from har_edge.messaging.link import AckOrder, Backoff, FinalRefusal, open_socket, too_large
 from har_edge.messaging.packets import receipt_of, take_packets, words, would_block
 from har_edge.messaging.status import GRACE_S, taken_by_younger
@@ -77,8 +77,9 @@ class NativeBus:
         self._again: deque[int] = deque()  # in flight on an earlier connection, not sent on this one yet
         self._too_large: deque[_Publication] = deque()
         self._next_id = 0
-        self._send_quota = _MAX_IN_FLIGHT
-        self._welcome: Welcome | None = None
+        # What the broker said in CONNACK:
+        self._send_quota, self._send_limit = _MAX_IN_FLIGHT, 0
+        self._keepalive_s, self._session_present = session.keepalive_s, False
         self._acks = AckOrder()
         self._leftover = False  # bytes that came along with CONNACK
         self._subscribing: dict[int, tuple[str, ...]] = {}
@@ -175,11 +176,12 @@ class NativeBus:
             connection.close()
             raise
         connection.setblocking(False)
-        self._socket, self._welcome, self._clean = connection, welcome, False
+        self._socket, self._clean = connection, False
         self._read[:], self._leftover = welcome.rest, bool(welcome.rest)
         self._traffic.sent_bytes += welcome.sent_bytes
         self._traffic.received_bytes += welcome.received_bytes
-        self._send_quota = min(welcome.receive_max, _MAX_IN_FLIGHT)
+        self._send_quota, self._send_limit = min(welcome.receive_max, _MAX_IN_FLIGHT), welcome.max_packet_bytes
+        self._keepalive_s, self._session_present = welcome.keepalive_s, welcome.session_present
         self._generation += 1
         self._opened_at = self._heard_at = self._spoke_at = self._clock()
         self._acks.clear()
@@ -188,11 +190,6 @@ class NativeBus:
             self._send_subscribe(tuple(self._filters))
         self._again = deque(self._inflight)
         self._send_waiting()
-
-    @property
-    def _said(self) -> Welcome:
-        assert self._welcome is not None, "connected only after CONNACK"
-        return self._welcome
 
     def _connect_beside(self, session: Session) -> NativeBus:
         bus = NativeBus(self._address, session)
@@ -247,7 +244,7 @@ class NativeBus:
                 return
             packet_id = self._again.popleft()
             if packet_id in self._inflight:
-                self._send_publish(packet_id, self._inflight[packet_id], duplicate=self._said.session_present)
+                self._send_publish(packet_id, self._inflight[packet_id], duplicate=self._session_present)
         while self._waiting and self._socket is not None and len(self._inflight) < self._send_quota:
             publication = self._waiting.popleft()
             packet_id = self._take_id()
@@ -263,9 +260,10 @@ class NativeBus:
             packet_id=packet_id,
             duplicate=duplicate,
         ).write()
-        limit = self._said.max_packet_bytes
-        if len(packet) > limit:  # sent all the same, it would cost the connection (MQTT 5, section 3.2.2.3.6)
-            _log.error("%s", too_large(publication.topic, len(packet), limit))
+        if (
+            len(packet) > self._send_limit
+        ):  # sent, it would cost the connection (MQTT 5, 3.2.2.3.6)
+            _log.error("%s", too_large(publication.topic, len(packet), self._send_limit))
             self._too_large.append(self._inflight.pop(packet_id))
             return
         self._write.append(packet)
@@ -317,8 +315,8 @@ class NativeBus:
         here = self._leftover or self._decrypted()
         if here:
             timeout_s = 0.0
-        elif self._said.keepalive_s:
-            timeout_s = min(timeout_s, self._said.keepalive_s / 4)
+        elif self._keepalive_s:
+            timeout_s = min(timeout_s, self._keepalive_s / 4)
         readable, writable, _ = select.select([connection], [connection] if self._write else [], [], timeout_s)
         if writable:
             self._flush()
@@ -394,7 +392,7 @@ class NativeBus:
             raise _Lost(f"it disconnected this client: {words(packet.reason_code)}")
 
     def _keep_alive(self) -> None:
-        now, keepalive_s = self._clock(), self._said.keepalive_s
+        now, keepalive_s = self._clock(), self._keepalive_s
         if not keepalive_s:
             return
         if now - self._heard_at > 1.5 * keepalive_s:

@@ -19,32 +19,39 @@ def read_packet(data: memoryview) -> tuple[mqtt5.Packet, int] | None:
         return mqtt5.read(data)
     except IndexError:
         return None
-    except ValueError as error:
-        raise Malformed(str(error)) from None
     except BaseException as error:
-        # The library's native code panics on strings that are not UTF-8, and a panic is no Exception.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise Malformed("a string is not UTF-8") from None
+        raise _malformed(error) from None
 
 
 def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet], Malformed | None]:
     """Take all whole packets off the front of a buffer; also return what is wrong with the bytes after them."""
     packets, start, wrong = [], 0, None
     with memoryview(buffer) as view:
-        while start < len(view):
-            with view[start:] as rest:
-                try:
-                    read = read_packet(rest)
-                except Malformed as error:
-                    wrong = error
-                    break
-            if read is None:
-                break
-            packets.append(read[0])
-            start += read[1]
+        end = len(view)
+        try:  # around the loop: this is the hot path
+            while start < end:
+                with view[start:] as rest:
+                    packet, size = mqtt5.read(rest)
+                packets.append(packet)
+                start += size
+        except IndexError:
+            pass  # the rest of this packet is still on its way
+        except BaseException as error:
+            wrong = _malformed(error)
     del buffer[:start]
     return packets, wrong
+
+
+def _malformed(error: BaseException) -> Malformed:
+    """Return what an error of the library says of the bytes; raise it again when it says nothing of them.
+
+    Its native code panics on strings that are not UTF-8, and a panic is no Exception.
+    """
+    if isinstance(error, ValueError):
+        return Malformed(str(error))
+    if type(error).__name__ == "PanicException":
+        return Malformed("a string is not UTF-8")
+    raise error
 
 
 def words(code: enum.IntEnum) -> str:
