@@ -260,9 +260,7 @@ class NativeBus:
             packet_id=packet_id,
             duplicate=duplicate,
         ).write()
-        if (
-            len(packet) > self._send_limit
-        ):  # sent, it would cost the connection (MQTT 5, 3.2.2.3.6)
+        if len(packet) > self._send_limit:  # sent, it would cost the connection (MQTT 5, 3.2.2.3.6)
             _log.error("%s", too_large(publication.topic, len(packet), self._send_limit))
             self._too_large.append(self._inflight.pop(packet_id))
             return
