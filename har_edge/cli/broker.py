@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import select
 import sys
 from pathlib import Path
@@ -16,13 +17,13 @@ HELP = "run an MQTT broker: Mosquitto, or the embedded one"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1; 0.0.0.0: all)")
-    parser.add_argument("--port", type=options.positive, default=1883, help="port to listen on (default: 1883)")
+    parser.add_argument("--port", type=options.port, default=1883, help="port to listen on (default: 1883)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="Mosquitto configuration (default: mosquitto.conf)")
     parser.add_argument(
         "--directory",
         type=Path,
         metavar="DIR",
-        help="where sessions and logs are kept (default: ~/.local/state/har-edge)",
+        help="where sessions and logs are kept (default: ~/.local/state/har-edge; root: /var/lib/har-edge)",
     )
     parser.add_argument("--embedded", action="store_true", help="run amqtt in this process instead of Mosquitto")
 
@@ -44,14 +45,24 @@ def run(args: argparse.Namespace) -> int:
             "Mosquitto is not installed; `apt-get install mosquitto`, or run `har-edge broker --embedded`"
         )
     else:
-        directory = args.directory or Path.home() / ".local" / "state" / "har-edge"
+        directory = args.directory or default_directory()
         config = args.config or find_folder("brokers") / "mosquitto.conf"
         broker = start_mosquitto(config, directory, host=args.host, port=args.port)
     print(f"{broker.description} listens on {args.host}:{args.port}; stop it with Ctrl-C", flush=True)
+    if args.embedded:
+        print("give every node --protocol 3.1.1 (or `protocol` in the pipeline file)", flush=True)
     try:
         while not stop.asked:
+            broker.check()
             select.select([], [], [], WAIT_S)
     finally:
         broker.stop()
     print("broker stopped", file=sys.stderr)
     return 0
+
+
+def default_directory() -> Path:
+    """Return where the broker keeps its files: root's home is closed to the user that Mosquitto becomes."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/har-edge")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "har-edge"

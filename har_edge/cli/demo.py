@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speed", type=options.speed, default=30.0, metavar="N|max", help="factor of real time (default: 30)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON")
+    parser.add_argument("--json", type=options.writable_file, metavar="FILE", help="write the summary as JSON")
     options.add_broker(parser, embedded=True)
     options.add_quiet(parser)
 
@@ -90,7 +90,9 @@ def _show(local: LocalPipeline) -> Iterator[Arrival]:
     task, title = local.pipeline.task, "live"
     board = Board(dict(zip(task.label_ids, task.labels, strict=True)))
     measured = 0.0
-    view = Live(board.draw(title), console=console, refresh_per_second=5) if console.is_terminal else None
+    view = (
+        Live(board.draw(title, console.width), console=console, refresh_per_second=5) if console.is_terminal else None
+    )
     with view or contextlib.nullcontext():
         for arrival in local.results():
             if arrival is not None:
@@ -100,11 +102,11 @@ def _show(local: LocalPipeline) -> Iterator[Arrival]:
                 measured = time.monotonic()
                 local.measure_memory()
                 if view is not None:
-                    view.update(board.draw(title))
+                    view.update(board.draw(title, console.width))
         if view is not None:
-            view.update(board.draw(title))
+            view.update(board.draw(title, console.width))
     if view is None:
-        console.print(board.draw("at the end"))
+        console.print(board.draw("at the end", console.width))
 
 
 def _facts(found: FoundModel, where: str, broker: str, args: argparse.Namespace) -> dict[str, str]:

@@ -43,8 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mqtt", action="store_true", help="send every window through a pipeline of processes too (default: 3 slices)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the confusion matrix (extra: evaluation)")
+    parser.add_argument("--json", type=options.writable_file, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument(
+        "--png", type=options.writable_file, metavar="FILE", help="draw the confusion matrix (extra: evaluation)"
+    )
     options.add_broker(parser, embedded=True)
     options.add_quiet(parser)
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from har_edge.nodes.local import Arrival
 
 RECENT = 200
+# What the table takes beside the names of activities: numbers, stream, borders.
+_OTHER_COLUMNS = 58
 
 
 @dataclass(slots=True)
@@ -44,13 +46,20 @@ class Board:
             row.scored += 1
             row.correct += result.truth == result.label_id
 
-    def draw(self, title: str) -> Table:
-        """Return the table as it stands."""
+    def draw(self, title: str, columns: int) -> Table:
+        """Return the table as it stands, for a terminal of so many columns."""
         from rich.table import Table
 
         table = Table(title=title, title_justify="left")
+        # On a narrow terminal only the names of activities give way.
+        names_width = max(8, (columns - _OTHER_COLUMNS) // 2)
         for name in ("stream", "window", "activity", "score", "truth", "latency", "accuracy"):
-            table.add_column(name, justify="left" if name in ("stream", "activity", "truth") else "right", no_wrap=True)
+            table.add_column(
+                name,
+                justify="left" if name in ("stream", "activity", "truth") else "right",
+                max_width=names_width if name in ("activity", "truth") else None,
+                no_wrap=True,
+            )
         for stream, row in sorted(self._rows.items()):
             result, middle = row.last.result, sorted(row.latencies_ms)[len(row.latencies_ms) // 2]
             known = result.truth is not None

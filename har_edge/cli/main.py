@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except PermissionError as error:
+        print(f"error: {error}; give another place, or the rights to this one", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         # Whoever read our output has gone (`har-edge ... | head`): end quietly, and let the exit flush nothing.
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EXIT_TAKEN_OVER = 3
 BROKER_VARIABLE = "HAR_EDGE_BROKER"
+MAX_SUBJECTS = 10_000
 SYNTHETIC_SUBJECTS = ("subject7", "subject8")
 
 
@@ -142,6 +143,8 @@ def subjects(text: str) -> list[str]:
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         first, dash, last = part.partition("-")
         if first.isdecimal() and (not dash or last.isdecimal()):
+            if int(last or first) - int(first) >= MAX_SUBJECTS:
+                raise argparse.ArgumentTypeError(f"{part!r} names more than {MAX_SUBJECTS} streams")
             names += [f"subject{number}" for number in range(int(first), int(last or first) + 1)]
         else:
             names.append(part)
@@ -161,6 +164,21 @@ def speed(text: str) -> float | None:
     if not 0 < factor < 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is no speed; expected a factor above 0, or max")
     return factor
+
+
+def port(text: str) -> int:
+    """Read a TCP port."""
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; expected 1 to 65535")
+    return int(text)
+
+
+def writable_file(text: str) -> Path:
+    """Read the path of a file to write; refuse at once what could not be written after a long run."""
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written; expected a file in a folder that exists")
+    return path
 
 
 def natural(text: str) -> int:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from har_edge.nodes.sink import Sink
 
 HELP = "show the results as they come"
+# How long the broker keeps results for a watcher that lost the connection.
+SESSION_S = 300
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     stop = Stop().catch_signals()
     pipeline = load_pipeline(args.config)
     topics, sink = topics_of(pipeline), Sink()
-    bus = options.connect(args, pipeline, Session(f"{topics.base}-{topics.pipeline}-watch-{secrets.token_hex(4)}"))
+    name = f"{topics.base}-{topics.pipeline}-watch-{secrets.token_hex(4)}"
+    bus = options.connect(args, pipeline, Session(name, expiry_s=SESSION_S))
     bus.subscribe([topics.result("+")])
     labels = dict(zip(pipeline.task.label_ids, pipeline.task.labels, strict=True))
     arrivals = _arrivals(bus, sink, stop, args.windows)
@@ -58,13 +61,15 @@ def _arrivals(bus: Bus, sink: Sink, stop: Stop, limit: int | None) -> Iterator[A
     """Yield results as they come, None in pauses, until asked to stop or `limit` have come."""
     from har_edge.nodes.local import Arrival
 
+    left = limit
     while not stop.asked:
         for delivery in bus.poll(0.2):
             bus.acknowledge(delivery)
             arrived = time.time()
             for result in sink.handle(delivery):
                 yield Arrival(result, arrived)
-                if sink.counters.windows >= (limit or sink.counters.windows + 1):
+                left = None if left is None else left - 1
+                if left == 0:
                     return
         yield None
 
@@ -85,9 +90,9 @@ def _show_table(arrivals: Iterator[Arrival | None], labels: dict[int, str], pref
 
     from har_edge.cli.live import Board
 
-    board, title = Board(labels), f"results below {prefix}result/"
-    with Live(board.draw(title), console=Console(), refresh_per_second=5) as live:
+    board, title, console = Board(labels), f"results below {prefix}result/", Console()
+    with Live(board.draw(title, console.width), console=console, refresh_per_second=5) as live:
         for arrival in arrivals:
             if arrival is not None:
                 board.add(arrival)
-            live.update(board.draw(title))
+            live.update(board.draw(title, console.width))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import socket
+import stat
 import subprocess
 import time
 from dataclasses import dataclass
@@ -31,6 +33,9 @@ class RunningBroker(Protocol):
     def description(self) -> str:
         """Name and version, fit to print."""
 
+    def check(self) -> None:
+        """Raise BrokerError when it has ended by itself."""
+
     def stop(self) -> None:
         """Stop it and wait until it has gone."""
 
@@ -42,6 +47,16 @@ class Mosquitto:
     address: Address
     description: str
     process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        if self.process.poll() is not None:
+            raise BrokerError(f"Mosquitto ended by itself (exit code {self.process.returncode}): {self.last_words()}")
+
+    def last_words(self) -> str:
+        """Return the end of its log."""
+        tail = self.log.read_text(errors="replace").strip().splitlines()[-3:]
+        return " | ".join(tail) or "it said nothing"
 
     def stop(self) -> None:
         self.process.terminate()
@@ -90,25 +105,50 @@ def start_mosquitto(
         raise ConfigError(f"cannot read the broker configuration {config}: {error}") from None
     port = port or free_port(host)
     check_free(host, port)
-    directory.mkdir(parents=True, exist_ok=True)
-    written = directory / "mosquitto.conf"
     # The listener comes first, since TLS settings belong to the listener before them.
-    written.write_text(
-        f"listener {port} {host}\n{text}\npersistence_location {directory}/\n{extra}\n", encoding="utf-8"
-    )
-    if os.geteuid() == 0:
-        with contextlib.suppress(LookupError):  # Mosquitto gives up root for this user where it exists
-            shutil.chown(directory, "mosquitto")
-    with (log or directory / "mosquitto.log").open("ab") as output:
-        process = subprocess.Popen([executable, "-c", written], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    broker = Mosquitto(
-        Address(reachable(host), port, tls="\ncertfile " in text + extra), mosquitto_version(executable), process
-    )
-    _await_listening(broker, log or directory / "mosquitto.log")
+    settings = f"listener {port} {host}\n{text}\npersistence_location {directory.absolute()}/\n{extra}\n"
+    written, log = directory / "mosquitto.conf", log or directory / "mosquitto.log"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        written.write_text(settings, encoding="utf-8")
+        _hand_over(directory)
+        with log.open("ab") as output:
+            # A session of its own, so that Ctrl-C in the terminal reaches us first and the broker goes last.
+            process = subprocess.Popen(
+                [executable, "-c", written],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise ConfigError(f"cannot keep the broker's files in {directory}: {error}; give another folder") from None
+    tls = "\ncertfile " in text + extra
+    broker = Mosquitto(Address(reachable(host), port, tls=tls), mosquitto_version(executable), process, log)
+    _await_listening(broker)
     return broker
 
 
-def _await_listening(broker: Mosquitto, log: Path) -> None:
+def _hand_over(directory: Path) -> None:
+    """As root, give the folder to the user that Mosquitto becomes; raises ConfigError when that user cannot get in."""
+    if os.geteuid() != 0:
+        return
+    try:
+        user = pwd.getpwnam("mosquitto")
+    except KeyError:  # without that user Mosquitto stays root
+        return
+    os.chown(directory, user.pw_uid, user.pw_gid)
+    for parent in directory.absolute().parents:
+        status = parent.stat()
+        mine = status.st_mode & (stat.S_IXOTH | (stat.S_IXGRP if status.st_gid == user.pw_gid else 0))
+        if not mine and status.st_uid != user.pw_uid:
+            raise ConfigError(
+                f"Mosquitto runs as the user mosquitto, who cannot enter {parent}, so nothing would be kept in "
+                f"{directory}; give a folder such as /var/lib/har-edge with --directory"
+            )
+
+
+def _await_listening(broker: Mosquitto) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while True:
         try:
@@ -118,10 +158,7 @@ def _await_listening(broker: Mosquitto, log: Path) -> None:
             ended = broker.process.poll()
             if ended is not None or time.monotonic() > deadline:
                 broker.stop()
-                tail = log.read_text(errors="replace").strip().splitlines()[-3:]
-                raise BrokerError(
-                    f"Mosquitto did not start (exit code {ended}): {' | '.join(tail) or 'it said nothing'}"
-                ) from None
+                raise BrokerError(f"Mosquitto did not start (exit code {ended}): {broker.last_words()}") from None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 broker.process.wait(0.02)
 
@@ -144,9 +181,11 @@ def check_free(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((reachable(host), port))
+        except socket.gaierror as error:
+            raise BrokerError(f"cannot listen on {host!r}: {error}; give an address of this machine") from None
         except OSError as error:
             raise BrokerError(
-                f"port {port} on {host} is not free: {error}; stop what listens there, or choose another --port"
+                f"port {port} on {host} is not free: {error}; stop what listens there, or choose another port"
             ) from None
 
 

@@ -27,10 +27,16 @@ class EmbeddedBroker:
     """amqtt in a thread of this process; `stop` ends it."""
 
     address: Address
-    description: str = field(default_factory=lambda: f"amqtt {importlib.metadata.version('amqtt')} (embedded)")
+    description: str = field(
+        default_factory=lambda: f"amqtt {importlib.metadata.version('amqtt')} (embedded, MQTT 3.1.1 only)"
+    )
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _thread: threading.Thread | None = None
     _broker: Any = None
+
+    def check(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            raise BrokerError("amqtt ended by itself; start the broker again")
 
     def stop(self) -> None:
         if self._thread is not None and self._thread.is_alive():

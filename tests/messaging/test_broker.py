@@ -17,6 +17,15 @@ from har_edge.messaging.mqtt import Client, Protocol, choose_client, open_bus
 from har_edge.resources import find_folder
 
 CONFIG = find_folder("brokers") / "mosquitto.conf"
+
+
+@pytest.fixture(autouse=True)
+def _open_to_mosquitto(tmp_path: Path) -> None:
+    """As root, Mosquitto becomes a user of its own, who must be able to enter."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+
+
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
 
 
@@ -68,7 +77,7 @@ def test_ipv6(tmp_path: Path) -> None:
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        text = rf"port {port} on 127\.0\.0\.1 is not free: .*; stop what listens there, or choose another --port"
+        text = rf"port {port} on 127\.0\.0\.1 is not free: .*; stop what listens there, or choose another port"
         with pytest.raises(BrokerError, match=text):
             start_mosquitto(CONFIG, tmp_path, port=port)
         with pytest.raises(BrokerError, match=text):
@@ -152,6 +161,37 @@ def test_choosing_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_client(Client.NATIVE)
 
 
+@needs_mosquitto
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's Mosquitto becomes another user")
+def test_a_folder_that_mosquitto_cannot_enter_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with pytest.raises(ConfigError, match=r"cannot enter .*, so nothing would be kept in .*--directory"):
+        start_mosquitto(CONFIG, tmp_path / "state")
+
+
+@needs_mosquitto
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot keep the broker's files in .*give another folder"):
+        start_mosquitto(CONFIG, tmp_path / "file" / "folder")
+
+
+@needs_mosquitto
+def test_a_mosquitto_that_ends_by_itself_is_noticed(tmp_path: Path) -> None:
+    with start_mosquitto(CONFIG, tmp_path) as broker:
+        broker.check()
+        broker.process.kill()
+        broker.process.wait()
+        with pytest.raises(BrokerError, match=r"Mosquitto ended by itself \(exit code -9\): "):
+            broker.check()
+
+
+@needs_mosquitto
+def test_an_unknown_host_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BrokerError, match=r"cannot listen on 'nosuch.invalid': .*; give an address of this machine"):
+        start_mosquitto(CONFIG, tmp_path, host="nosuch.invalid", port=1)
+
+
 # --- amqtt ------------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +204,7 @@ def amqtt() -> object:
 
 
 def test_amqtt_carries_a_bus(amqtt: embedded.EmbeddedBroker) -> None:
-    assert amqtt.description.startswith("amqtt ") and amqtt.description.endswith("(embedded)")
+    assert amqtt.description.startswith("amqtt ") and amqtt.description.endswith("(embedded, MQTT 3.1.1 only)")
     receiver, sender = (
         open_bus(amqtt.address, Session(name), Client.AUTO, Protocol.V311) for name in ("receiver", "sender")
     )
