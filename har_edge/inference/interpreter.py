@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ except ImportError:  # 32-bit Raspberry Pi OS has wheels of tflite_runtime only
     from tflite_runtime.interpreter import Interpreter as _Runtime
 
 Array = NDArray[Any]
+_BANNER = b"INFO: Created TensorFlow Lite XNNPACK delegate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class Interpreter:
 
     `model` is the flatbuffer itself or a path (then the runtime maps the file). `inputs` and `outputs` stand in the
     order of the model; a tensor listed twice is one port, and two tensors of one name get `name#tensor_index`.
+    `fresh`: recurrent state (variable tensors) is zero at the start of every run.
 
     Raises ModelError when `model` is no TFLite flatbuffer, when the runtime lacks one of its operators, or when a port
     has a type that no message can carry (string, resource, variant).
@@ -54,7 +60,8 @@ class Interpreter:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
-    def __init__(self, model: bytes | Path, *, threads: int = 1) -> None:
+    def __init__(self, model: bytes | Path, *, threads: int = 1, fresh: bool = False) -> None:
+        self._fresh = fresh
         what = str(model) if isinstance(model, Path) else f"these {len(model)} bytes"
         self._runtime = _create(model, what, threads)
         feeds, fetches = self._runtime.get_input_details(), self._runtime.get_output_details()
@@ -85,6 +92,8 @@ class Interpreter:
                 self._refit(values)
                 break
         runtime = self._runtime
+        if self._fresh:
+            runtime.reset_all_variables()
         try:
             for name, index, _, _ in self._fit or ():
                 runtime.set_tensor(index, values[name])
@@ -147,7 +156,7 @@ class Interpreter:
         )
 
 
-def load_slice(path: Path, sha256: str, *, threads: int = 1) -> Interpreter:
+def load_slice(path: Path, sha256: str, *, threads: int = 1, fresh: bool = False) -> Interpreter:
     """Load a slice whose hash is known; not one byte reaches the runtime before the hash is right.
 
     Raises ModelError when the file is missing or holds other bytes than `sha256` says.
@@ -164,7 +173,7 @@ def load_slice(path: Path, sha256: str, *, threads: int = 1) -> Interpreter:
             f"slice {path} has sha256 {found}, but {sha256} was expected; the file was changed or belongs to another "
             "model: cut the model again and copy every slice"
         )
-    return Interpreter(content, threads=threads)
+    return Interpreter(content, threads=threads, fresh=fresh)
 
 
 def _create(model: bytes | Path, what: str, threads: int) -> Any:
@@ -189,6 +198,28 @@ def _cannot_load(what: str, error: Exception) -> ModelError:
         f"{what}: the runtime cannot load this model: {_one_line(error)}; if an operator is missing, use a newer "
         "runtime, or cut the model so that this operator is in a slice of its own"
     )
+
+
+@contextlib.contextmanager
+def _without_banner() -> Iterator[None]:
+    """Keep the runtime's greeting off standard error, which no setting of its own does; pass everything else on."""
+    try:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # there is no standard error to keep clean
+        yield
+        return
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            said.seek(0)
+            rest = b"".join(line for line in said if not line.startswith(_BANNER))
+            if rest:
+                os.write(2, rest)
 
 
 def _head(path: Path) -> bytes:
