@@ -111,7 +111,8 @@ class Interpreter:
     def _allocate(self, what: str) -> bool:
         """Allocate for the sizes in the file; return False when these are stand-ins that cannot run."""
         try:
-            self._runtime.allocate_tensors()
+            with _without_banner():
+                self._runtime.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             if any(-1 in port.shape for port in self.inputs) and "custom op" not in str(error):
                 return False  # converters write 1 for each size they do not know; the first run brings the true ones
