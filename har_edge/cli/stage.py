@@ -22,20 +22,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
-    from har_edge.messaging.bus import TakenOver
+    from har_edge.messaging.bus import Session, TakenOver
     from har_edge.nodes.build import build_stage
-    from har_edge.nodes.loop import Stop, run_stage
+    from har_edge.nodes.loop import Stop, await_ready, run_stage
     from har_edge.planning.pipeline import load_pipeline
 
     stop = Stop().catch_signals()
     pipeline = load_pipeline(args.config)
     stage = build_stage(pipeline, args.index, threads=args.threads)
-    entry = pipeline.wiring(args.index).entry
+    wiring = pipeline.wiring(args.index)
+    entry = wiring.entry
     detail = f"slice {args.index}: operators [{entry.start}, {entry.stop}) of {pipeline.manifest.model}"
     identity = options.identity_of(args, pipeline, f"stage-{args.index}", "stage", detail)
     session = identity.session(
         expiry_s=pipeline.config.session_expiry_s, max_payload_bytes=pipeline.config.max_payload_bytes
     )
+    if len(wiring.takers) > 1:
+        look = options.connect(args, pipeline, Session(f"{identity.instance}-look", clean_start=True))
+        await_ready(look, [f"stage-{taker}" for taker in wiring.takers], identity.topics, stop)
     bus = options.connect(args, pipeline, session)
     print(f"stage {args.index} ready: {detail}; MQTT client: {identity.client}", flush=True)
     try:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import secrets
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
@@ -49,6 +52,8 @@ def open_whole(
     from har_edge.planning.pipeline import BrokerConfig
 
     with contextlib.ExitStack() as stack:
+        # Else SIGTERM ends this process alone, and leaves broker, stages and sensors behind.
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _on_terminate))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="har-edge-")))
         broker = _start_broker(args, folder, stack)
         name = f"local-{secrets.token_hex(4)}"
@@ -72,6 +77,10 @@ def start_nodes(
         sensor += ["--data", str(args.data)]
     whole.local.start_stages()
     whole.local.start_sensors(list(whole.local.pipeline.task.inputs), sensor)
+
+
+def _on_terminate(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _start_broker(args: argparse.Namespace, folder: Path, stack: contextlib.ExitStack) -> str:

@@ -15,6 +15,7 @@ from har_edge.nodes.loop import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.stage import Stage, StageSetup
 from har_edge.planning.pipeline import Pipeline
+from har_edge.planning.state import starts_fresh
 from har_edge.reduction.catalog import make_reducer
 from har_edge.reduction.reducer import Reducer
 from har_edge.streams.recording import Recording
@@ -35,10 +36,11 @@ def reducer_of(pipeline: Pipeline, source: str) -> Reducer:
 
 
 def build_stage(pipeline: Pipeline, index: int, *, threads: int = 1) -> Stage:
-    """Load slice `index` (its hash is checked first) and return its stage."""
+    """Load slice `index` (its hash is checked first) and return its stage; ConfigError for one that mixes windows."""
     wiring, task = pipeline.wiring(index), pipeline.task
-    folder = pipeline.folder / pipeline.config.slices
-    interpreter = load_slice(folder / wiring.entry.file, wiring.entry.sha256, threads=threads)
+    path = pipeline.folder / pipeline.config.slices / wiring.entry.file
+    fresh = starts_fresh(wiring.entry.state, task, f"slice {path}")
+    interpreter = load_slice(path, wiring.entry.sha256, threads=threads, fresh=fresh)
     ports = {port.name: port for port in interpreter.inputs}
     results = {port.name: port for port in interpreter.outputs}
     feeds = {

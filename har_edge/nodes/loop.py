@@ -8,14 +8,16 @@ import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
+
+import msgspec
 
 from har_edge import __version__
 from har_edge.errors import BrokerError, MessageError
 from har_edge.messaging.bus import Bus, Claim, Delivery, Outgoing, Receipt, Session, Will
-from har_edge.messaging.status import NodeStatus, State, encode_status
+from har_edge.messaging.status import NodeStatus, State, decode_status, encode_status
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.results import decode_results
@@ -34,6 +36,7 @@ TURN_S = 0.02
 # A sensor that waits for no results still waits for the broker.
 MAX_PENDING = 1024
 QUIET_S = 10.0
+PATIENCE_S = 2.0
 # Consecutive windows of one stream, each with the time when its last sample exists (seconds after the start).
 Batch = Sequence[tuple[float, Window]]
 
@@ -214,6 +217,33 @@ def run_stage(bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget:
     _drain(bus)
     herald.farewell()
     bus.close(forget=forget)
+
+
+def await_ready(bus: Bus, nodes: Collection[str], topics: Topics, stop: Stop) -> None:
+    """Wait, on a bus of its own that is closed then, until each of these nodes says that it is ready, or `stop`.
+
+    A stage whose activations several others take does this before it takes anything: the broker tells a publisher when
+    nobody listens, but not when one of several does not listen yet.
+    """
+    missing = {topics.status(node): node for node in nodes}
+    bus.subscribe(sorted(missing))
+    log_at = time.monotonic() + PATIENCE_S
+    while missing and not stop.asked:
+        for delivery in bus.poll(POLL_S):
+            bus.acknowledge(delivery)
+            if _is_ready(delivery.payload):
+                missing.pop(delivery.topic, None)
+        if missing and time.monotonic() > log_at:
+            log_at += 60.0
+            _log.warning("waiting for %s, which must listen before this node sends", ", ".join(missing.values()))
+    bus.close(forget=True)
+
+
+def _is_ready(payload: bytes) -> bool:
+    try:
+        return decode_status(payload).state is State.READY
+    except msgspec.MsgspecError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,8 @@ class Wiring:
     """What one stage takes and gives, by tensor name.
 
     `sources` maps each source to the input it enters; `earlier` maps the index of an earlier stage to the tensors it
-    sends; `sends` are the tensors later stages need; `answers` says that the result comes from this stage.
+    sends; `sends` are the tensors later stages need, and `takers` those stages; `answers` says that the result comes
+    from this stage.
     """
 
     index: int
@@ -72,6 +73,7 @@ class Wiring:
     earlier: Mapping[int, tuple[str, ...]]
     sends: tuple[str, ...]
     answers: bool
+    takers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +112,13 @@ class Pipeline:
                     f"name its source in [task.inputs]; known: {', '.join(sorted(by_tensor))}"
                 )
             earlier.setdefault(makers[-1], []).append(tensor.name)
-        needed = {tensor.name for entry in entries[index + 1 :] for tensor in entry.inputs}
-        sends = tuple(tensor.name for tensor in entries[index].outputs if tensor.name in needed)
+        made = {tensor.name for tensor in entries[index].outputs}
+        needed = {k: {tensor.name for tensor in entries[k].inputs} & made for k in range(index + 1, len(entries))}
+        takers = tuple(k for k, names in needed.items() if names)
+        sends = tuple(tensor.name for tensor in entries[index].outputs if tensor.name in set().union(*needed.values()))
         answers = any(tensor.name == self.task.output for tensor in entries[index].outputs)
         frozen = {stage: tuple(names) for stage, names in earlier.items()}
-        return Wiring(index, entries[index], sources, frozen, sends, answers)
+        return Wiring(index, entries[index], sources, frozen, sends, answers, takers)
 
 
 def load_pipeline(path: Path) -> Pipeline:

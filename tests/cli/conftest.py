@@ -1,0 +1,29 @@
+"""Let the tests of this room import their helper by its name; a fleet of processes on the Mosquitto of the test run."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+
+@pytest.fixture(scope="session")
+def slices(tmp_path_factory):
+    """The shipped int8 model in three slices; sources enter in the first two, the third takes what both made."""
+    from har_edge.nodes.cutting import prepare
+    from har_edge.planning.catalog import find_model
+
+    found = find_model("int8")
+    folder = tmp_path_factory.mktemp("slices")
+    prepare(found.path, found.entry.task, folder, stages=3, cuts=[4, 9])
+    return folder
+
+
+@pytest.fixture
+def fleet(slices, tmp_path, request):
+    """Processes of one pipeline, in a folder without data; its broker is the one of the test run."""
+    from tests.cli.fleet import Fleet
+
+    with Fleet(slices, tmp_path, request.getfixturevalue("mosquitto").address) as fleet:
+        yield fleet

@@ -1,0 +1,80 @@
+"""`har-edge broker`: Mosquitto or the embedded one, until a signal."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from har_edge.cli.main import main
+from har_edge.messaging import broker as broker_module
+from har_edge.messaging.address import Address
+from har_edge.messaging.broker import free_port
+from har_edge.messaging.bus import Session
+from har_edge.messaging.mqtt import Client, Protocol, open_bus
+
+
+@pytest.mark.usefixtures("mosquitto")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("embedded", [False, True])
+def test_it_serves_until_a_signal(tmp_path: Path, embedded: bool, number: int) -> None:
+    if embedded:
+        pytest.importorskip("amqtt")
+    port = free_port("127.0.0.1")
+    options = ["--embedded"] if embedded else ["--directory", str(tmp_path / "state")]
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    command = [sys.executable, "-m", "har_edge.cli.main", "broker", "--port", str(port), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        said = process.stdout.readline()
+        name = "amqtt .* (embedded)" if embedded else "Mosquitto "
+        assert name.split(".*")[0] in said and f"listens on 127.0.0.1:{port}; stop it with Ctrl-C" in said
+        bus = open_bus(
+            Address("127.0.0.1", port), Session("x"), Client.PAHO, Protocol.V311 if embedded else Protocol.V5
+        )
+        came: list[bytes] = []
+        bus.subscribe(["t"])
+        deadline = time.monotonic() + 20
+        bus.publish("t", b"1")
+        while not came:
+            assert time.monotonic() < deadline, "the broker passes nothing on"
+            came += [delivery.payload for delivery in bus.poll(0.05)]
+            bus.publish("t", b"1")
+        bus.close()
+        process.send_signal(number)
+        assert process.wait(30) == 0
+        assert "broker stopped" in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+    with pytest.raises(OSError, match="refused"):
+        import socket
+
+        socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+def test_a_taken_port_is_named(mosquitto: broker_module.Mosquitto, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["broker", "--port", str(mosquitto.address.port)]) == 2
+    assert f"error: port {mosquitto.address.port} on 127.0.0.1 is not free: " in capsys.readouterr().err
+
+
+def test_without_mosquitto_it_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(broker_module, "find_mosquitto", lambda: None)
+    assert main(["broker"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "error: Mosquitto is not installed; `apt-get install mosquitto`, or run `har-edge broker --embedded`" in error
+    )
+
+
+def test_a_configuration_is_not_for_the_embedded_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["broker", "--embedded", "--config", "x.conf"]) == 2
+    assert "error: --config is Mosquitto's; leave it away with --embedded" in capsys.readouterr().err

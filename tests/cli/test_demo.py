@@ -1,0 +1,154 @@
+"""`har-edge demo`: the whole pipeline in one command, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from har_edge.cli.main import main
+from har_edge.messaging import broker as broker_module
+from har_edge.messaging.bus import Session
+from har_edge.messaging.mqtt import Client, open_bus
+from tests.cli.fleet import TIMEOUT_S, environment
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A working directory without data, and no processes left at the end."""
+    if not request.node.get_closest_marker("dataset"):
+        monkeypatch.delenv("HAR_EDGE_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def check(summary: dict[str, object], windows: int) -> None:
+    assert (summary["windows_in"], summary["windows_out"]) == (windows, windows)
+    assert (summary["lost"], summary["duplicated"]) == (0, 0)
+    assert isinstance(summary["accuracy"], float) and summary["accuracy"] >= 0.8
+    assert all(isinstance(summary[name], int) for name in ("raw_bytes", "sensor_wire_bytes", "stage_wire_bytes"))
+    p50, p99 = summary["latency_p50_ms"], summary["latency_p99_ms"]
+    assert isinstance(p50, float) and isinstance(p99, float) and 0 < p50 <= p99
+
+
+@pytest.mark.usefixtures("mosquitto")
+def test_it_needs_nothing_and_answers_every_window(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["demo", "--windows", "20", "--speed", "max", "--json", "out.json"]) == 0
+    said = capfd.readouterr()
+    assert "no recordings found: using synthetic data; get the real ones with: har-edge data fetch" in said.err
+    assert "40 in, 40 out, 0 lost, 0 doubled" in said.out and "Mosquitto " in said.out
+    summary = msgspec.json.decode((tmp_path / "out.json").read_bytes())
+    check(summary, 40)
+    assert summary["real"] is False and summary["data"] == "synthetic data"
+    assert 0 < summary["sensor_wire_bytes"] < summary["raw_bytes"]
+    assert set(summary["resident_bytes"]) >= {"stage-0", "stage-1", "stage-2"}
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.usefixtures("mosquitto")
+def test_many_streams_at_once_lose_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ten streams times what each may have under way is more than a stage may hold."""
+    options = ["--subjects", "1-10", "--windows", "40", "--speed", "max", "--model", "float", "--stages", "2"]
+    assert main(["demo", *options, "--json", "out.json"]) == 0
+    summary = msgspec.json.decode((tmp_path / "out.json").read_bytes())
+    check(summary, 400)
+    assert "gave up" not in capfd.readouterr().err
+
+
+@pytest.mark.dataset
+@pytest.mark.usefixtures("mosquitto")
+def test_it_runs_on_real_recordings(tmp_path: Path) -> None:
+    assert main(["demo", "--windows", "20", "--speed", "max", "--json", "out.json"]) == 0
+    summary = msgspec.json.decode((tmp_path / "out.json").read_bytes())
+    check(summary, 40)
+    assert summary["real"] is True and summary["data"].startswith("real data from ")
+
+
+def test_without_mosquitto_it_says_that_the_broker_is_the_embedded_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("amqtt")
+    monkeypatch.setattr(broker_module, "find_mosquitto", lambda: None)
+    assert main(["demo", "--windows", "10", "--subjects", "7", "--speed", "max", "--json", "out.json"]) == 0
+    said = capfd.readouterr()
+    assert "Mosquitto is not installed: using the embedded broker" in said.out + said.err
+    summary = msgspec.json.decode((tmp_path / "out.json").read_bytes())
+    check(summary, 10)
+    assert "(embedded" in summary["broker"]
+
+
+def test_it_uses_the_broker_it_is_given_and_leaves_nothing_there(
+    mosquitto: broker_module.Mosquitto, tmp_path: Path
+) -> None:
+    url = mosquitto.address.url
+    assert main(["demo", "--broker", url, "--windows", "5", "--speed", "max", "--json", "out.json"]) == 0
+    check(msgspec.json.decode((tmp_path / "out.json").read_bytes()), 10)
+    bus = open_bus(mosquitto.address, Session("look"), Client.PAHO)
+    bus.subscribe(["har/v1/+/node/+/status"])
+    bus.publish("look", b"")
+    deadline, retained = time.monotonic() + 20, []
+    while bus.unsent or not bus.connected:
+        assert time.monotonic() < deadline
+        retained += bus.poll(0.05)
+    retained += bus.poll(0.2)
+    bus.close()
+    assert [one.topic for one in retained if "/local-" in one.topic or "/demo-" in one.topic] == []
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that they started."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) if entry.name.isdigit() else 0
+        except (OSError, IndexError, ValueError):
+            continue
+        if parent == pid:
+            found += [int(entry.name), *children(int(entry.name))]
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.usefixtures("mosquitto")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything_it_started(tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-m", "har_edge.cli.main", "demo", "--speed", "1"]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=file, stderr=file)
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(started := children(process.pid)) < 7:  # broker, three stages, three sensors
+        assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+        os.sched_yield()
+    process.send_signal(number)
+    # Python itself makes -SIGINT of an interrupt that hits an import at the wrong moment; a shell sees 130 both times.
+    assert process.wait(TIMEOUT_S) in {128 + number, -number} - {-signal.SIGTERM}, log.read_text()
+    while any(map(alive, started)):
+        assert time.monotonic() < deadline, "processes were left behind"
+        os.sched_yield()
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.usefixtures("mosquitto")
+def test_what_cannot_be_ends_with_code_2_and_says_why(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["demo", "--broker", "mqtt://127.0.0.1:1"]) == 2
+    assert "error: no broker at mqtt://127.0.0.1:1: " in capfd.readouterr().err
+    (tmp_path / "text.tflite").write_text("hello, I am no flatbuffer")
+    assert main(["demo", "--model", "text.tflite"]) == 2
+    assert "error: text.tflite: no manifest says which windows this model takes" in capfd.readouterr().err
+    assert main(["demo", "--model", "nowhere"]) == 2
+    assert "error: no model 'nowhere': expected one of float, int8, " in capfd.readouterr().err
+    assert main(["demo", "--stages", "40", "--windows", "1"]) == 2
+    assert "error: " in capfd.readouterr().err

@@ -1,0 +1,127 @@
+"""`har-edge sensor` as processes on Mosquitto, and what it refuses."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from har_edge.cli.main import main
+from har_edge.messaging import wire
+from har_edge.messaging.bus import Session
+from har_edge.messaging.status import State
+from tests.cli.fleet import Fleet
+
+
+def test_it_sends_the_windows_of_a_source_and_says_what_it_did(fleet: Fleet) -> None:
+    listener = fleet.open(Session(f"{fleet.name}-listener"))
+    listener.subscribe([fleet.topics.window("+", "arm")])
+    fleet.until(lambda: listener.poll(0.02) or listener.connected, "no connection")
+    sensor = fleet.start(
+        "sensor", "--source", "arm", "--subjects", "3,4", "--windows", "12", "--speed", "max", "--batch", "5",
+        "--in-flight", "0",
+    )  # fmt: skip
+    messages: list[wire.Message] = []
+
+    def listen() -> bool:
+        for delivery in listener.poll(0.02):
+            listener.acknowledge(delivery)
+            messages.append(wire.decode(delivery.payload))
+        return len(messages) >= 6
+
+    fleet.until(listen, "too few messages")
+    assert sensor.wait() == 0
+    assert [(one.stream, one.seq, one.count) for one in messages] == [
+        ("subject3", 0, 5), ("subject4", 0, 5), ("subject3", 5, 5), ("subject4", 5, 5), ("subject3", 10, 2),
+        ("subject4", 10, 2),
+    ]  # fmt: skip
+    assert {name: array.dtype.name for name, array in messages[0].tensors.items()} == {"arm": "int8"}
+    assert "no recordings found: using synthetic data; get the real ones with: har-edge data fetch" in sensor.said
+    assert "sensor arm ready: arm of subject3, subject4, synthetic data; MQTT client:" in sensor.said
+    assert "sensor arm done: 24 windows in 6 messages" in sensor.said
+    fleet.until(lambda: fleet.state("sensor-arm") is State.OFFLINE, "no farewell")
+    assert fleet.counter("sensor-arm", "windows") == 24
+    assert fleet.counter("sensor-arm", "raw_bytes") == 2 * (11 * 125 + 250) * 9 * 4
+    assert fleet.counter("sensor-arm", "sent_bytes") > 24 * 250 * 9
+    listener.close()
+
+
+def test_of_two_sensors_with_one_name_the_older_ends_and_says_so(fleet: Fleet) -> None:
+    older = fleet.start("sensor", "--source", "chest", "--subjects", "1", "--speed", "5")
+    fleet.until_ready("sensor-chest")
+    first = fleet.statuses["sensor-chest"].instance
+    younger = fleet.start("sensor", "--source", "chest", "--subjects", "1", "--speed", "5")
+    assert older.wait() == 3
+    assert "sensor chest: another sensor of this name has connected; ending" in older.said
+    fleet.until(
+        lambda: fleet.state("sensor-chest") is State.READY and fleet.statuses["sensor-chest"].instance != first,
+        "the younger sensor is not there",
+    )
+    assert younger.process.poll() is None
+    assert younger.end(signal.SIGTERM) == 0
+
+
+def test_a_sensor_without_its_companion_does_not_wait_for_ever(fleet: Fleet) -> None:
+    """The stage gives the windows up, says which source is missing, and the sensors go on when it comes."""
+    file = fleet.folder / "pipeline.toml"
+    file.write_text(file.read_text().replace("timeout_s = 30.0", "timeout_s = 1.0"))
+    stages = fleet.stages()
+    load = ("--subjects", "1", "--windows", "20", "--speed", "max", "--in-flight", "5")
+    alone = fleet.start("sensor", "--source", "ankle", *load)
+    fleet.until(lambda: "going on without its 5 windows" in alone.said, "it waits for ever")
+    assert "no result of subject1 for 6 s: going on without its 5 windows" in alone.said
+    assert alone.end() == 0
+    said = "".join(stage.said for stage in stages)
+    assert "gave up window 0 of subject1: " in said and said.count("gave up window") == 5
+    sensors = fleet.sensors(*load)
+    fleet.until_results(20)
+    assert [sensor.wait() for sensor in sensors] == [0, 0, 0] and fleet.all_once(1, 20)
+
+
+def test_it_stops_cleanly_while_nobody_listens(fleet: Fleet) -> None:
+    sensor = fleet.start("sensor", "--subjects", "1", "--speed", "max")
+    fleet.until(lambda: "nobody listens to" in sensor.said, "it does not say that nobody listens")
+    assert sensor.end() == 0
+    fleet.until(lambda: fleet.state("sensor-all") is State.OFFLINE, "no farewell")
+
+
+REFUSALS = {
+    "source": (
+        ["--source", "leg"],
+        "error: source 'leg' came; expected one of chest, ankle, arm, which the model take",
+    ),
+    "unreachable": (["--broker", "mqtt://127.0.0.1:1"], "no broker at mqtt://127.0.0.1:1: "),
+    "data": (["--data", "empty"], "error: --data: "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_ends_with_code_2_and_says_why(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    monkeypatch.delenv("HAR_EDGE_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    options, text = REFUSALS[case]
+    assert main(["sensor", "--config", str(slices), "--subjects", "1", *options]) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        (["--speed", "0"], "'0' is no speed; expected a factor above 0, or max"),
+        (["--speed", "fast"], "'fast' is no speed; expected a factor above 0, or max"),
+        (["--windows", "0"], "'0' came; expected a whole number above 0"),
+        (["--batch", "-1"], "expected a whole number above 0"),
+        (["--in-flight", "-1"], "expected a whole number"),
+        (["--subjects", ","], "',' names no stream; expected numbers such as 7,8 or 1-6, or names"),
+    ],
+)
+def test_options_that_make_no_sense_are_explained(
+    capsys: pytest.CaptureFixture[str], option: list[str], text: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["sensor", *option])
+    assert caught.value.code == 2 and text in capsys.readouterr().err

@@ -1,0 +1,195 @@
+"""`har-edge stage` as processes on Mosquitto: nothing is lost, whoever is killed, replaced or fed garbage."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from har_edge.cli.main import main
+from har_edge.messaging import wire
+from har_edge.messaging.broker import Mosquitto, start_mosquitto
+from har_edge.messaging.bus import Session
+from har_edge.messaging.status import State
+from har_edge.resources import find_folder
+from tests.cli.fleet import Fleet, Running
+
+# Two streams, 40 windows each, 25 a second: long enough to disturb them, and more than are under way at once.
+LOAD = ("--subjects", "1,2", "--windows", "40", "--speed", "60", "--in-flight", "8")
+
+
+def all_well(fleet: Fleet, sensors: list[Running], streams: int = 2, windows: int = 40) -> None:
+    fleet.until_results(streams * windows)
+    assert [sensor.wait() for sensor in sensors] == [0] * len(sensors)
+    assert fleet.all_once(streams, windows)
+    assert not [one.log for one in fleet.running if "gave up" in one.said]
+
+
+@pytest.mark.parametrize("client", ["paho", "native"])
+@pytest.mark.parametrize("combine", [False, True])
+def test_every_window_comes_once_and_all_say_goodbye(fleet: Fleet, client: str, combine: bool) -> None:
+    if client == "native":
+        pytest.importorskip("mqtt5")
+    stages = fleet.stages("--client", client)
+    load = ("--subjects", "1,2", "--windows", "40", "--speed", "max", "--client", client)
+    sensors = [fleet.start("sensor", "--combine", *load)] if combine else fleet.sensors(*load)
+    all_well(fleet, sensors)
+    assert [stage.end() for stage in stages] == [0, 0, 0]
+    fleet.until(lambda: all(fleet.state(f"stage-{i}") is State.OFFLINE for i in range(3)), "no farewell")
+    assert [fleet.counter(f"stage-{i}", "windows") for i in range(3)] == [80, 80, 80]
+    assert fleet.sink.counters.duplicates == 0
+    for index, stage in enumerate(stages):
+        assert f"stage {index} ready: slice {index}: operators" in stage.said
+        assert f"MQTT client: {client}" in stage.said
+        assert f"stage {index} stopped: 80 windows, 0 messages rejected" in stage.said
+    right = [result for result in fleet.results.values() if result.truth is not None]
+    assert sum(result.label_id == result.truth for result in right) >= 0.8 * len(right)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_killed_stage_comes_back_and_nothing_is_lost(fleet: Fleet, index: int) -> None:
+    stages = fleet.stages()
+    sensors = fleet.sensors(*LOAD)
+    fleet.until_results(15)
+    assert stages[index].end(signal.SIGKILL) == -signal.SIGKILL
+    fleet.until(lambda: fleet.state(f"stage-{index}") is State.LOST, "the will did not say that the stage is lost")
+    fleet.stage(index)
+    all_well(fleet, sensors)
+
+
+def test_a_second_start_takes_the_stage_over(fleet: Fleet) -> None:
+    stages = fleet.stages()
+    sensors = fleet.sensors(*LOAD)
+    fleet.until_results(15)
+    first = fleet.statuses["stage-1"].instance
+    second = fleet.stage(1)
+    assert stages[1].wait() == 3
+    assert "stage 1: another process has taken over this stage; ending" in stages[1].said
+    all_well(fleet, sensors)
+    assert second.process.poll() is None and fleet.statuses["stage-1"].instance != first
+    assert fleet.state("stage-1") is State.READY and "another process" not in second.said
+    assert second.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_a_stage_cleanly(fleet: Fleet, number: int) -> None:
+    stage = fleet.stage(1)
+    fleet.until_ready("stage-1")
+    assert stage.end(number) == 0
+    late = fleet.open(Session(f"{fleet.name}-late"))  # who comes later reads it too: it is retained
+    late.subscribe([fleet.topics.status("stage-1")])
+    came: list[bytes] = []
+    fleet.until(lambda: came.extend(one.payload for one in late.poll(0.05)) or came, "no retained status")
+    assert b'"state":"offline"' in came[0]
+    late.close()
+    assert "Traceback" not in stage.said
+
+
+def test_garbage_among_the_data_is_counted_and_harms_nothing(fleet: Fleet) -> None:
+    stages = fleet.stages()
+    sensors = fleet.sensors(*LOAD)
+    fleet.until_results(10)
+    rogue = fleet.open(Session(f"{fleet.name}-rogue"))
+    window, activation = fleet.topics.window("subject1", "chest"), fleet.topics.activation(1, 0, "subject1")
+    good = wire.encode(wire.Message("subject1", 7, 2, (1.0,), {}))
+    for payload in (b"", b"garbage", b"\x97\x09" + good[2:], good, good[:-1], bytes(2_000_000)):
+        rogue.publish(window, payload)
+        rogue.publish(activation, payload)
+    rogue.publish(window, bytes(16 * 1024 * 1024 - 100))  # larger than a stage takes with its topic
+    fleet.until(lambda: rogue.poll(0.02) or rogue.unsent == 0, "the rogue could not send")
+    rogue.close()
+    all_well(fleet, sensors)
+    assert [stage.end() for stage in stages] == [0, 0, 0]
+    fleet.until(lambda: fleet.state("stage-0") is State.OFFLINE, "no farewell")
+    assert fleet.counter("stage-0", "rejected") >= 6
+    said = stages[0].said
+    assert f"dropped {window}: 7 bytes came that start no MessagePack array" in said
+    assert "epoch 2 came; expected 1; restart the node with the older plan" in said
+    assert "expected version 1 with 7 fields" in said
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_data_that_finds_no_stage_waits_for_it(fleet: Fleet, order: tuple[int, ...]) -> None:
+    """Also where several stages take the same activations, and some are late: the broker cannot tell that."""
+    sensors = fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max", "--in-flight", "8")
+    fleet.until(lambda: all("nobody listens to" in one.said for one in sensors), "no sensor says that nobody listens")
+    assert f"nobody listens to {fleet.topics.window('subject1', 'chest')}; keeping the message" in sensors[0].said
+    assert "start the stages: `har-edge stage`" in sensors[0].said
+    for index in order:
+        stage = fleet.stage(index)
+        if index != order[-1]:
+            fleet.until(lambda one=stage: "ready" in one.said or "waiting for" in one.said, "it says nothing")  # type: ignore[misc]
+    all_well(fleet, sensors)
+    if order[0] == 0:
+        assert "waiting for stage-1, stage-2, which must listen before this node sends" in fleet.running[3].said
+
+
+@pytest.fixture
+def own_broker(tmp_path_factory: pytest.TempPathFactory, mosquitto: Mosquitto) -> Mosquitto:
+    """A Mosquitto of this test alone, with its database on disk."""
+    directory = tmp_path_factory.mktemp("own")
+    directory.parent.chmod(0o755)
+    directory.chmod(0o755)
+    return start_mosquitto(find_folder("brokers") / "mosquitto.conf", directory / "broker")
+
+
+@pytest.mark.parametrize("client", ["paho", "native"])
+def test_a_broker_that_restarts_loses_nothing(slices: Path, tmp_path: Path, own_broker: Mosquitto, client: str) -> None:
+    if client == "native":
+        pytest.importorskip("mqtt5")
+    port, directory = own_broker.address.port, Path(own_broker.process.args[2]).parent  # type: ignore[index]
+    config = find_folder("brokers") / "mosquitto.conf"
+    with Fleet(slices, tmp_path, own_broker.address) as fleet:
+        fleet.stages("--client", client)
+        sensors = fleet.sensors(*LOAD, "--client", client)
+        fleet.until_results(15)
+        own_broker.stop()
+        with start_mosquitto(config, directory, port=port):
+            all_well(fleet, sensors)
+            fleet.until_ready("stage-0", "stage-1", "stage-2")
+            assert [fleet.counter(f"stage-{i}", "reconnects") for i in range(3)] == [1, 1, 1]
+
+
+def test_a_stage_that_waits_for_others_stops_when_asked(fleet: Fleet) -> None:
+    stage = fleet.stage(0)
+    fleet.until(lambda: "waiting for stage-1, stage-2" in stage.said, "it does not say that it waits")
+    assert stage.end() == 0 and "Traceback" not in stage.said
+
+
+REFUSALS = {
+    "unreachable": (["--broker", "mqtt://127.0.0.1:1"], "error: no broker at mqtt://127.0.0.1:1: "),
+    "address": (["--broker", "http://x"], "error: broker is 'http://x'; expected mqtt://HOST[:PORT] or mqtts://HOST"),
+    "index": (["--index", "3"], "error: stage 3 came; expected 0 to 2, for 3 slices"),
+    "config": (["--config", "nowhere.toml"], "error: cannot read nowhere.toml: No such file or directory; make it"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_ends_with_code_2_and_says_why(
+    slices: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    options, text = REFUSALS[case]
+    assert main(["stage", "--index", "0", "--config", str(slices), *options]) == 2
+    assert capsys.readouterr().err.startswith(text)
+
+
+def test_a_changed_slice_is_refused(slices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in slices.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    slice_file = tmp_path / "slice-1.tflite"
+    slice_file.write_bytes(slice_file.read_bytes()[:-1] + b"!")
+    assert main(["stage", "--index", "1", "--config", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: slice {slice_file} has sha256 ") and "the file was changed" in error
+
+
+def test_an_unknown_key_is_refused(slices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in slices.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    file = tmp_path / "pipeline.toml"
+    file.write_text("colour = 3\n" + file.read_text())
+    assert main(["stage", "--index", "1", "--config", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {file}: Object contains unknown field `colour`; see docs/pipeline.md for every key\n"
+    )

@@ -1,0 +1,71 @@
+"""`har-edge watch`: the results, as lines or as a table."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from har_edge.cli.main import main
+from har_edge.nodes.results import Result, encode_results
+from tests.cli.fleet import Fleet
+
+CAPTURED = time.time()
+
+
+def result(seq: int) -> Result:
+    return Result("subject1", seq, "walking", 4, 0.875, CAPTURED, CAPTURED + 0.5, 1, 4 if seq else None)
+
+
+def publish_until(fleet: Fleet, done: Callable[[], bool], payloads: list[bytes]) -> None:
+    """Publish until something holds, not only once: the watcher may not have subscribed yet."""
+
+    def again() -> bool:
+        for payload in payloads:
+            fleet.bus.publish(fleet.topics.result("subject1"), payload)
+        return done()
+
+    fleet.until(again, "the watcher does not do what it should")
+
+
+def test_one_line_a_result_and_an_end_after_some(fleet: Fleet) -> None:
+    watcher = fleet.start("watch", "--json", "--windows", "3")
+    batch = encode_results([result(1), result(2)])
+    publish_until(fleet, lambda: watcher.process.poll() is not None, [encode_results([result(0)]), batch])
+    assert watcher.wait() == 0
+    lines = [msgspec.json.decode(line) for line in watcher.said.splitlines() if line.startswith("{")]
+    assert sorted(line["seq"] for line in lines) == [0, 1, 2]
+    for line in lines:
+        assert 0 < line.pop("latency_ms") < 600_000
+        assert line == msgspec.to_builtins(result(line["seq"]))
+
+
+def test_a_repetition_is_shown_once_and_garbage_is_explained(fleet: Fleet) -> None:
+    watcher = fleet.start("watch", "--json")
+    publish_until(fleet, lambda: '"seq":0' in watcher.said, [encode_results([result(0)])])
+    fleet.bus.publish(fleet.topics.result("subject1"), b"{")
+    for _ in range(5):
+        fleet.bus.publish(fleet.topics.result("subject1"), encode_results([result(0)]))
+    fleet.bus.publish(fleet.topics.result("subject1"), encode_results([result(1)]))
+    fleet.until(lambda: '"seq":1' in watcher.said, "the second result does not show")
+    assert watcher.end(signal.SIGINT) == 0
+    assert watcher.said.count('"seq":0') == watcher.said.count('"seq":1') == 1
+    assert f"dropped {fleet.topics.result('subject1')}: a result came that is no result" in watcher.said
+
+
+def test_the_table_shows_activity_and_accuracy(fleet: Fleet) -> None:
+    watcher = fleet.start("watch", "--windows", "2", COLUMNS="160")
+    publish_until(fleet, lambda: watcher.process.poll() is not None, [encode_results([result(1), result(2)])])
+    assert watcher.wait() == 0
+    assert f"results below {fleet.topics.prefix}result/" in watcher.said
+    for text in ("subject1", "walking", "0.88", "1.000"):
+        assert text in watcher.said
+
+
+def test_an_unreachable_broker_ends_it_with_code_2(slices: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["watch", "--config", str(slices), "--broker", "mqtt://127.0.0.1:1"]) == 2
+    assert "error: no broker at mqtt://127.0.0.1:1: " in capsys.readouterr().err
