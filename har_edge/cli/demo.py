@@ -53,16 +53,31 @@ def run(args: argparse.Namespace) -> int:
     with open_whole(args, found, stages=args.stages) as whole:
         _introduce(whole, found, where, args)
         started = time.monotonic()
-        start_nodes(whole, args, args.subjects, speed=args.speed, windows=args.windows)
-        arrivals = list(_show(whole.local))
+        arrivals, interrupted = _run(whole, args)
         seconds = time.monotonic() - started
         whole.local.stop()
         summary = summarize(whole.local, arrivals, seconds)
     facts = _facts(found, where, whole.broker, args)
+    if interrupted:
+        facts["interrupted"] = "yes: the figures are those of the part that ran"
     _print_summary(summary, facts, found, real)
     if args.json:
         _write_json(args.json, summary, facts, real)
+    if interrupted:
+        return options.EXIT_INTERRUPTED
     return 0 if summary.lost == summary.duplicated == 0 and summary.windows_out else 1
+
+
+def _run(whole: Whole, args: argparse.Namespace) -> tuple[list[Arrival], bool]:
+    """Run it to the end, or to Ctrl-C; return the results, and whether it was interrupted."""
+    arrivals: list[Arrival] = []
+    try:
+        start_nodes(whole, args, args.subjects, speed=args.speed, windows=args.windows)
+        for arrival in _show(whole.local):
+            arrivals.append(arrival)
+    except KeyboardInterrupt:
+        return arrivals, True
+    return arrivals, False
 
 
 def _introduce(whole: Whole, found: FoundModel, where: str, args: argparse.Namespace) -> None:
@@ -122,18 +137,16 @@ def _facts(found: FoundModel, where: str, broker: str, args: argparse.Namespace)
 def _print_summary(summary: Summary, facts: dict[str, str], found: FoundModel, real: bool) -> None:
     """Print the figures; say what they rest on."""
     lines = [(key, value) for key, value in facts.items() if key != "model_sha256"]
+    missing = f"{summary.lost} {'under way' if 'interrupted' in facts else 'lost'}"
     lines += [
-        (
-            "windows",
-            f"{summary.windows_in} in, {summary.windows_out} out, {summary.lost} lost, {summary.duplicated} doubled",
-        ),
+        ("windows", f"{summary.windows_in} in, {summary.windows_out} out, {missing}, {summary.duplicated} doubled"),
         ("", f"{summary.duplicates_dropped} repetitions dropped at the sink"),
         *_accuracy_lines(summary, facts, found, real),
         *_traffic_lines(summary),
     ]
     print()
     for key, value in lines:
-        print(f"{key:<9} {value}")
+        print(f"{key:<11} {value}")
 
 
 def _accuracy_lines(

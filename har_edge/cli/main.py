@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from har_edge import __version__
+from har_edge.cli import options
 from har_edge.errors import HarEdgeError
 
 COMMANDS = ("demo", "sensor", "stage", "watch", "broker", "slice", "evaluate", "train", "data")
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return options.EXIT_INTERRUPTED
     except PermissionError as error:
         print(f"error: {error}; give another place, or the rights to this one", file=sys.stderr)
         return 2

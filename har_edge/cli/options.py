@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from har_edge.streams.recording import Recording
 
 EXIT_TAKEN_OVER = 3
+EXIT_INTERRUPTED = 130
 BROKER_VARIABLE = "HAR_EDGE_BROKER"
 MAX_SUBJECTS = 10_000
 SYNTHETIC_SUBJECTS = ("subject7", "subject8")
@@ -153,6 +154,14 @@ def subjects(text: str) -> list[str]:
     return names
 
 
+def operator_indices(text: str) -> list[int]:
+    """Read the operators to cut before, such as `4` or `4,9`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of operator indices such as 4 or 4,9") from None
+
+
 def speed(text: str) -> float | None:
     """Read a speed: a factor of real time, or `max` for none."""
     if text == "max":
@@ -208,5 +217,6 @@ def load_recordings(
         return read_recordings(stream, found, names, keep_null=keep_null), f"real data from {found}"
     if stream.name != "mhealth":
         raise ConfigError(f"no recordings of {stream.name!r} found; name them with --data or HAR_EDGE_DATA")
-    print(SYNTHETIC_NOTICE, file=sys.stderr)
+    if not getattr(args, "no_notice", False):
+        print(SYNTHETIC_NOTICE, file=sys.stderr)
     return synthesize(names or SYNTHETIC_SUBJECTS), "synthetic data"

@@ -35,6 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="wait for results when N messages of a stream are on their way (default: 64; 0: never wait)",
     )
     parser.add_argument("--keep-null", action="store_true", help="replay rows without an activity (label 0) too")
+    # For commands that start sensors themselves and have said already what data these replay.
+    parser.add_argument("--no-notice", action="store_true", help=argparse.SUPPRESS)
     options.add_broker(parser)
     options.add_quiet(parser)
 

@@ -70,7 +70,7 @@ def start_nodes(
     whole: Whole, args: argparse.Namespace, names: Sequence[str], *, speed: float | None, windows: int | None = None
 ) -> None:
     """Start the stages, wait until they are ready, then start one sensor a source."""
-    sensor = ["--subjects", ",".join(names), "--speed", "max" if speed is None else str(speed)]
+    sensor = ["--no-notice", "--subjects", ",".join(names), "--speed", "max" if speed is None else str(speed)]
     if windows:
         sensor += ["--windows", str(windows)]
     if args.data:

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import msgspec
 
-from har_edge.errors import BrokerError, HarEdgeError
+from har_edge.errors import BrokerError, HarEdgeError, MessageError
 from har_edge.messaging.bus import Bus
 from har_edge.messaging.status import NodeStatus, State, decode_status
 from har_edge.messaging.topics import Kind
@@ -63,7 +63,6 @@ class LocalPipeline:
     peak_bytes: dict[str, int] = field(default_factory=dict)
     resident_bytes: dict[str, int] = field(default_factory=dict)
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    _arrivals: list[Arrival] = field(default_factory=list)
 
     def __enter__(self) -> LocalPipeline:
         topics = topics_of(self.pipeline)
@@ -161,7 +160,10 @@ class LocalPipeline:
     def _start(self, name: str, arguments: Sequence[str]) -> None:
         command = [sys.executable, "-m", "har_edge.cli.main", *arguments]
         command += ["--config", str(self.pipeline.folder), *self.broker_options]
-        self._processes[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        # A session of its own: Ctrl-C in the terminal is for us, who then stop the others in order.
+        self._processes[name] = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
 
     def _is_ready(self, name: str) -> bool:
         status = self.statuses.get(name)
@@ -190,7 +192,12 @@ class LocalPipeline:
         for delivery in self.bus.poll(timeout_s):
             arrived = time.time()
             self.bus.acknowledge(delivery)
-            if topics.read(delivery.topic).kind is Kind.STATUS:
+            try:
+                kind = topics.read(delivery.topic).kind
+            except MessageError as error:
+                _log.warning("dropped a message: %s", error)
+                continue
+            if kind is Kind.STATUS:
                 self._note_status(delivery.payload)
             else:
                 arrivals += [Arrival(result, arrived) for result in self.sink.handle(delivery)]
