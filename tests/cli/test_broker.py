@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,16 +20,22 @@ from har_edge.messaging.bus import Session
 from har_edge.messaging.mqtt import Client, Protocol, open_bus
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that Mosquitto's own user may enter, unlike pytest's."""
+    with tempfile.TemporaryDirectory(prefix="har-edge-test-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.usefixtures("mosquitto")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("embedded", [False, True])
-def test_it_serves_until_a_signal(tmp_path: Path, embedded: bool, number: int) -> None:
+def test_it_serves_until_a_signal(open_folder: Path, embedded: bool, number: int) -> None:
     if embedded:
         pytest.importorskip("amqtt")
     port = free_port("127.0.0.1")
-    options = ["--embedded"] if embedded else ["--directory", str(tmp_path / "state")]
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    options = ["--embedded"] if embedded else ["--directory", str(open_folder / "state")]
     command = [sys.executable, "-m", "har_edge.cli.main", "broker", "--port", str(port), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

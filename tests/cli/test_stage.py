@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -126,12 +128,13 @@ def test_data_that_finds_no_stage_waits_for_it(fleet: Fleet, order: tuple[int, .
 
 
 @pytest.fixture
-def own_broker(tmp_path_factory: pytest.TempPathFactory, mosquitto: Mosquitto) -> Mosquitto:
-    """A Mosquitto of this test alone, with its database on disk."""
-    directory = tmp_path_factory.mktemp("own")
-    directory.parent.chmod(0o755)
-    directory.chmod(0o755)
-    return start_mosquitto(find_folder("brokers") / "mosquitto.conf", directory / "broker")
+def own_broker(mosquitto: Mosquitto) -> Iterator[Mosquitto]:
+    """A Mosquitto of this test alone; its database is where Mosquitto's own user may write, not in pytest's folder."""
+    with tempfile.TemporaryDirectory(prefix="har-edge-test-") as folder:
+        Path(folder).chmod(0o755)
+        broker = start_mosquitto(find_folder("brokers") / "mosquitto.conf", Path(folder) / "broker")
+        yield broker
+        broker.stop()
 
 
 @pytest.mark.parametrize("client", ["paho", "native"])
