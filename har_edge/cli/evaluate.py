@@ -58,9 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.cli import evaluate_report
     from har_edge.evaluation.chart import draw_confusion
     from har_edge.evaluation.comparison import compare_answers, compare_scores
-    from har_edge.evaluation.composition import cut_composition, load_composition
+    from har_edge.evaluation.composition import cut_composition, load_composition, load_whole
     from har_edge.evaluation.report import evaluate, write_evaluation
-    from har_edge.inference.interpreter import Interpreter
     from har_edge.planning.catalog import find_model
     from har_edge.streams.description import load_description
 
@@ -70,11 +69,14 @@ def run(args: argparse.Namespace) -> int:
         args.stages = DEFAULT_STAGES
     cuts = _cuts(found, args)
     recordings, origin = options.load_recordings(args, load_description(task.stream.description), args.subjects)
-    interpreter = Interpreter(found.path)
+    interpreter = load_whole(found.path, task)
     whole = _predict(interpreter, recordings, task)
     ways = {}
     if cuts is not None:
-        slices = load_composition(args.slices, found.sha256) if args.slices else cut_composition(found.path, cuts)
+        if args.slices:
+            slices = load_composition(args.slices, found.sha256, task)
+        else:
+            slices = cut_composition(found.path, cuts, task)
         ways["slices"] = compare_scores(whole, _predict(slices, recordings, task))
     if args.mqtt:
         output = next(port for port in interpreter.outputs if port.name == task.output)

@@ -8,12 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from har_edge.cli import options
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from har_edge.cli.slice_report import Report
     from har_edge.graph.cuts import Cut
     from har_edge.graph.model import Model
+    from har_edge.graph.slices import Slice
     from har_edge.inference.verify import CutCheck
+    from har_edge.planning.task import Task
 
 NAME = "slice"
 HELP = "cut a .tflite model into slices, each for a device of its own"
@@ -27,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for slices, manifest.json, pipeline.toml")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print every cut with the tensors and bytes that cross it")
-    what.add_argument("--at", type=_indices, metavar="I[,J..]", help="cut before these operators")
+    what.add_argument("--at", type=options.operator_indices, metavar="I[,J..]", help="cut before these operators")
     what.add_argument("--stages", type=int, metavar="N", help="cut into N slices, balanced by time measured here")
     parser.add_argument(
         "--check", action="store_true", help="prove for every cut that the slices give the same bits as the whole model"
@@ -40,11 +44,10 @@ def run(args: argparse.Namespace) -> int:
     """Cut, list or check; 1 when a check finds slices that differ from the whole."""
     from har_edge.cli import slice_report
     from har_edge.graph.cuts import list_cuts
-    from har_edge.graph.folder import check_folder, write_folder
+    from har_edge.graph.folder import check_folder
     from har_edge.graph.model import read_model
     from har_edge.graph.slices import slice_model
     from har_edge.planning.catalog import find_model
-    from har_edge.planning.pipeline import write_pipeline
 
     _refuse_contradictions(args)
     if args.at is not None or args.stages is not None:
@@ -65,17 +68,35 @@ def run(args: argparse.Namespace) -> int:
         if args.check and report.differs(chosen):
             report.say(f"nothing written to {args.out}: these slices do not give what the whole model gives")
         else:
-            manifest = write_folder(model, slices, args.out)
-            report.add_slices(manifest, args.out, predicted)
-            if found.entry is not None:
-                write_pipeline(args.out, found.entry.task)
-                report.say(f"run each slice with: har-edge stage --config {args.out} --index N")
-            else:
-                report.say(
-                    "no manifest says what this model is for; to run the slices write pipeline.toml (docs/pipeline.md)"
-                )
+            _write(model, slices, args.out, None if found.entry is None else found.entry.task, report, predicted)
     report.print(as_json=args.json)
     return 0 if equal else 1
+
+
+def _write(
+    model: Model, slices: Sequence[Slice], out: Path, task: Task | None, report: Report, predicted: Sequence[float]
+) -> None:
+    """Write slices, manifest and, unless a person's own is there, the pipeline file."""
+    from har_edge.graph.folder import outline, write_folder
+    from har_edge.planning.pipeline import keeps, write_pipeline
+
+    kept = keeps(out, outline(model, slices), task)  # refuses before anything is written
+    manifest = write_folder(model, slices, out)
+    report.add_slices(manifest, out, predicted)
+    stateful = [str(number) for number, entry in enumerate(manifest.slices) if entry.stateful]
+    if stateful:
+        report.say(
+            f"slices {', '.join(stateful)} keep state from one run to the next; stages refuse them unless the pipeline "
+            'file says [task] state = "reset" (docs/pipeline.md)'
+        )
+    if kept:
+        report.say(f"kept {out / 'pipeline.toml'}, which fits these slices too")
+    elif task is not None:
+        write_pipeline(out, task)
+    else:
+        report.say("no manifest says what this model is for; to run the slices write pipeline.toml (docs/pipeline.md)")
+    if kept or task is not None:
+        report.say(f"run each slice with: har-edge stage --config {out} --index N")
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
@@ -90,26 +111,20 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         raise ConfigError(f"--threads {args.threads}: expected at least 1")
 
 
-def _indices(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of operator indices such as 4 or 4,9") from None
-
-
 def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, list[float]]:
     """Return the cuts to make, None when only looking, and the predicted seconds of each slice where measured."""
     if args.at is not None:
         return list(args.at), []
     if args.stages is None:
         return None, []
-    from har_edge.inference.measure import measure_segments, overhead_s, segment_bounds, time_whole
-    from har_edge.planning.partition import balance, plan_stages
+    from har_edge.nodes.cutting import plan_cuts
 
-    total = len(segment_bounds(model)) - 1
-    balance([1.0] * total, args.stages, [0] * (total - 1))  # too many stages: say so before measuring
-    segments = list(_progress(measure_segments(model, threads=args.threads), total, "timing segments"))
-    plan = plan_stages(segments, overhead_s(segments, time_whole(model, threads=args.threads)), args.stages)
+    plan = plan_cuts(
+        model,
+        args.stages,
+        threads=args.threads,
+        watch=lambda segments, total: _progress(segments, total, "timing segments"),
+    )
     return list(plan.cuts), list(plan.seconds)
 
 

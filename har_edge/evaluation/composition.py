@@ -12,7 +12,10 @@ from har_edge.errors import ModelError
 from har_edge.graph.manifest import SliceManifest, load_manifest
 from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model, write_slice
+from har_edge.graph.state import state_of
 from har_edge.inference.interpreter import Interpreter, Port, load_slice
+from har_edge.planning.state import starts_fresh
+from har_edge.planning.task import Task
 
 Array = npt.NDArray[Any]
 
@@ -37,8 +40,16 @@ class Composition:
         return known
 
 
-def load_composition(folder: Path, model_sha256: str) -> Composition:
-    """Load the slices of a folder, each checked by hash; ModelError when they were cut from another model."""
+def load_whole(path: Path, task: Task) -> Interpreter:
+    """Load a whole model for windows in any order; ConfigError when it remembers and its task does not allow that."""
+    return Interpreter(path, fresh=starts_fresh(state_of(read_model(path)), task, f"model {path}"))
+
+
+def load_composition(folder: Path, model_sha256: str, task: Task) -> Composition:
+    """Load the slices of a folder, each checked by hash; ModelError when they were cut from another model.
+
+    Raises ConfigError when a slice remembers and the task does not say what to do about it.
+    """
     manifest: SliceManifest = load_manifest(folder)
     if manifest.model_sha256 != model_sha256:
         raise ModelError(
@@ -46,10 +57,22 @@ def load_composition(folder: Path, model_sha256: str) -> Composition:
             "cut this model, or name the model that was cut"
         )
     root = folder if folder.is_dir() else folder.parent
-    return Composition([load_slice(root / entry.file, entry.sha256) for entry in manifest.slices])
+    return Composition(
+        [
+            load_slice(path, entry.sha256, fresh=starts_fresh(entry.state, task, f"slice {path}"))
+            for entry in manifest.slices
+            for path in [root / entry.file]
+        ]
+    )
 
 
-def cut_composition(path: Path, cuts: Sequence[int]) -> Composition:
-    """Cut a model at these operators and load the slices, without writing them; CutError for an illegal cut."""
+def cut_composition(path: Path, cuts: Sequence[int], task: Task) -> Composition:
+    """Cut a model at these operators and load the slices, without writing them; CutError for an illegal cut.
+
+    Raises ConfigError when the model remembers and the task does not say what to do about it.
+    """
     model = read_model(path)
-    return Composition([Interpreter(bytes(write_slice(model, piece))) for piece in slice_model(model, cuts)])
+    fresh = starts_fresh(state_of(model), task, f"model {path}")
+    return Composition(
+        [Interpreter(bytes(write_slice(model, piece)), fresh=fresh) for piece in slice_model(model, cuts)]
+    )

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from har_edge.errors import ConfigError, ModelError
 from har_edge.graph.manifest import FILE_NAME, VERSION, SliceEntry, SliceManifest, encode_manifest, load_manifest
 from har_edge.graph.model import Model
@@ -22,31 +24,38 @@ def write_folder(model: Model, slices: Sequence[Slice], folder: Path) -> SliceMa
     Slices of an earlier cut in the same folder are replaced. Raises ConfigError when the folder holds other things.
     """
     stale = check_folder(folder)
-    entries = []
+    draft, entries = outline(model, slices), []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, piece in enumerate(slices):
-            name = f"slice-{number}.tflite"
+        for piece, entry in zip(slices, draft.slices, strict=True):
             content = write_slice(model, piece)
-            _replace(folder / name, content)
-            entries.append(
-                SliceEntry(
-                    file=name,
-                    sha256=hashlib.sha256(content).hexdigest(),
-                    start=piece.start,
-                    stop=piece.stop,
-                    inputs=piece.inputs,
-                    outputs=piece.outputs,
-                )
-            )
+            _replace(folder / entry.file, content)
+            entries.append(msgspec.structs.replace(entry, sha256=hashlib.sha256(content).hexdigest()))
             del content  # or the next slice would be built while this one is still in memory
-        manifest = SliceManifest(VERSION, model.name, model.sha256, tuple(entries))
+        manifest = msgspec.structs.replace(draft, slices=tuple(entries))
         _replace(folder / FILE_NAME, encode_manifest(manifest))
         for name in stale - {entry.file for entry in entries}:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write {error.filename}: {error.strerror}; give another --out") from error
     return manifest
+
+
+def outline(model: Model, slices: Sequence[Slice]) -> SliceManifest:
+    """Return the manifest that these slices will have, without the hashes of files that are not yet written."""
+    entries = (
+        SliceEntry(
+            file=f"slice-{number}.tflite",
+            sha256="",
+            start=piece.start,
+            stop=piece.stop,
+            inputs=piece.inputs,
+            outputs=piece.outputs,
+            state=piece.state,
+        )
+        for number, piece in enumerate(slices)
+    )
+    return SliceManifest(VERSION, model.name, model.sha256, tuple(entries))
 
 
 def check_folder(folder: Path) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from enum import Enum
 from pathlib import Path
 
 import msgspec
@@ -11,7 +11,15 @@ from har_edge.errors import ModelError
 
 FILE_NAME = "manifest.json"
 VERSION = 1
-_CHUNK_BYTES = 1 << 20
+
+
+class State(Enum):
+    """What a slice remembers from one run to the next: nothing, variable tensors (the runtime can zero them), or
+    variables that it assigns (only loading it anew brings back their first values)."""
+
+    NONE = "none"
+    TENSORS = "tensors"
+    RESOURCES = "resources"
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,8 +30,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
 
 
-class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One slice: its file, the hash of that file, and the operators [start, stop) of the model that it runs."""
+class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One slice: its file, the hash of that file, the operators [start, stop) of the model that it runs, its state."""
 
     file: str
     sha256: str
@@ -31,6 +39,12 @@ class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    state: State = State.NONE
+
+    @property
+    def stateful(self) -> bool:
+        """Whether a run changes what the next one gives."""
+        return self.state is not State.NONE
 
 
 class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,27 +74,6 @@ def load_manifest(path: Path) -> SliceManifest:
         if Path(entry.file).name != entry.file or entry.file in ("", ".", ".."):
             raise ModelError(f"{file} names slice {entry.file!r}, expected a plain file name in the same folder")
     return manifest
-
-
-def verify_hashes(manifest: SliceManifest, folder: Path) -> None:
-    """Raise ModelError unless every slice in `folder` has the hash that the manifest says."""
-    for entry in manifest.slices:
-        path = folder / entry.file
-        try:
-            found = file_sha256(path)
-        except OSError as error:
-            raise ModelError(f"cannot read slice {path}: {error.strerror}; cut the model again") from error
-        if found != entry.sha256:
-            raise ModelError(f"slice {path} has sha256 {found}, expected {entry.sha256}; cut the model again")
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hash of a file as hexadecimal text, without holding the file in memory."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def encode_manifest(manifest: SliceManifest) -> bytes:

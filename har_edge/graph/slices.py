@@ -9,8 +9,9 @@ from itertools import pairwise
 from har_edge.errors import CutError
 from har_edge.graph.cuts import Flow, check_places, slice_refusal, spec, trace
 from har_edge.graph.encode import Part, encode
-from har_edge.graph.manifest import TensorSpec
+from har_edge.graph.manifest import State, TensorSpec
 from har_edge.graph.model import Graph, Model
+from har_edge.graph.state import state_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class Slice:
     """Operators [start, stop) of a model as a model of their own.
 
     `inputs` are inputs of the model or outputs of any earlier slice; `outputs` are what a later slice reads or the
-    model gives. `part` holds the same by index, and the operators that only unpack constants and are repeated here.
+    model gives. `part` holds the same by index, and the operators that only unpack constants and are repeated here;
+    `state` says what it remembers from one run to the next.
     """
 
     start: int
@@ -26,6 +28,7 @@ class Slice:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     part: Part
+    state: State
 
 
 def slice_model(model: Model, cuts: Sequence[int]) -> list[Slice]:
@@ -49,6 +52,7 @@ def slice_model(model: Model, cuts: Sequence[int]) -> list[Slice]:
                 inputs=tuple(spec(graph.tensors[i]) for i in part.inputs),
                 outputs=tuple(spec(graph.tensors[i]) for i in part.outputs),
                 part=part,
+                state=state_of(model, part.operators),
             )
         )
     return slices

@@ -23,7 +23,9 @@ def plan_cuts(
 ) -> StagePlan:
     """Return the operators to cut at for stages of even time, as measured on this machine.
 
-    `watch` sees the segments pass as they are measured, and how many there will be. Raises CutError when the model has too few legal cuts, ModelError when the runtime cannot run a part of it.
+    `watch` sees the segments pass as they are measured, and how many there will be.
+
+    Raises CutError when the model has too few legal cuts, ModelError when the runtime cannot run a part of it.
     """
     total = len(segment_bounds(model)) - 1
     balance([1.0] * total, stages, [0] * (total - 1))  # too many stages: say so before measuring

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from har_edge.errors import ConfigError
+from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.graph.manifest import SliceEntry, SliceManifest, load_manifest
-from har_edge.planning.task import Task
+from har_edge.planning.task import StateRule, Task
 from har_edge.streams.description import StreamDescription, load_description
 
 if sys.version_info >= (3, 11):
@@ -22,6 +23,8 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 FILE_NAME = "pipeline.toml"
+MQTT_MAX_BYTES = 268_435_455
+_EPOCH_BITS = 31
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,7 +48,10 @@ class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The pipeline file as it stands in TOML; `slices` is relative to the file."""
+    """The pipeline file as it stands in TOML; `slices` is relative to the file.
+
+    A file that names no epoch gets that of its slices when it is loaded.
+    """
 
     task: Task
     name: str = "har"
@@ -127,6 +133,47 @@ def load_pipeline(path: Path) -> Pipeline:
     Raises ConfigError that names the file and what is wrong in it; ModelError for the manifest.
     """
     file = path / FILE_NAME if path.is_dir() else path
+    return _assemble(file, None)
+
+
+def keeps(folder: Path, manifest: SliceManifest, task: Task | None) -> bool:
+    """Tell whether `folder` holds a pipeline file; it is a person's, and stays when slices are cut anew.
+
+    `manifest` is that of the slices to come, `task` what is known of their model. Raises ConfigError when the file
+    would not fit them, or is for another task than that of another model.
+    """
+    file = folder / FILE_NAME
+    if not file.exists():
+        return False
+    try:
+        kept = _assemble(file, manifest)
+        same_model = load_manifest(folder).model_sha256 == manifest.model_sha256
+    except HarEdgeError as error:
+        raise _unfit(str(error)) from None
+    if not same_model and task is not None and msgspec.structs.replace(kept.task, state=task.state) != task:
+        raise _unfit(f"the [task] in {file} is that of another model")
+    return True
+
+
+def _unfit(reason: str) -> ConfigError:
+    return ConfigError(
+        f"nothing is written, because the pipeline file that is there would not fit the new slices: {reason}; give a "
+        "new folder with --out, or remove that file to have it made anew"
+    )
+
+
+def epoch_of(manifest: SliceManifest) -> int:
+    """Return the epoch of slices: from the model's hash and the cuts, 1 to 2^31 - 1.
+
+    So stages of another model, or of another cut of this one, never take each other's activations.
+    """
+    identity = ",".join([manifest.model_sha256, *(str(entry.start) for entry in manifest.slices)])
+    digest = hashlib.sha256(identity.encode()).digest()
+    return max(1, int.from_bytes(digest[:4], "big") >> (32 - _EPOCH_BITS))
+
+
+def _read(file: Path) -> tuple[PipelineConfig, bool]:
+    """Return what a pipeline file says, and whether it names an epoch."""
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
         config = msgspec.convert(document, PipelineConfig)
@@ -134,22 +181,31 @@ def load_pipeline(path: Path) -> Pipeline:
         raise ConfigError(f"cannot read {file}: {error.strerror}; make it with `har-edge slice`") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{file}: {error}; see docs/pipeline.md for every key") from None
+    return config, "epoch" in document
+
+
+def _assemble(file: Path, manifest: SliceManifest | None) -> Pipeline:
+    """Read a pipeline file and check it against these slices, by default those it names."""
+    config, has_epoch = _read(file)
     description = config.task.stream.description
     if description.endswith(".toml"):
         description = str(file.parent / description)
-    pipeline = Pipeline(config, file.parent, load_manifest(file.parent / config.slices), load_description(description))
-    _check(pipeline, file)
+    manifest = manifest or load_manifest(file.parent / config.slices)
+    if not has_epoch:
+        config = msgspec.structs.replace(config, epoch=epoch_of(manifest))
+    pipeline = Pipeline(config, file.parent, manifest, load_description(description))
+    _check_task(pipeline, file)
+    _check_limits(config, file)
+    for index in range(len(manifest.slices)):
+        pipeline.wiring(index)
     return pipeline
 
 
-def _check(pipeline: Pipeline, file: Path) -> None:
-    config, task = pipeline.config, pipeline.task
+def _check_task(pipeline: Pipeline, file: Path) -> None:
+    task = pipeline.task
     for source in task.inputs:
         pipeline.stream.source(source)
-    if len(task.labels) != len(task.label_ids) or not task.labels:
-        raise ConfigError(
-            f"{file}: {len(task.labels)} labels and {len(task.label_ids)} label_ids; expected one of each"
-        )
+    _check_labels(pipeline, file)
     taken = {tensor.name for entry in pipeline.manifest.slices for tensor in entry.inputs}
     enters = [source.tensor for source in task.inputs.values()]
     for source, where in task.inputs.items():
@@ -166,12 +222,45 @@ def _check(pipeline: Pipeline, file: Path) -> None:
             f"{file}: the model was trained at {task.stream.rate_hz} Hz, but {task.stream.description} runs at "
             f"{pipeline.stream.rate_hz} Hz; resample the stream or use another model"
         )
-    if config.join.timeout_s <= 0 or config.join.capacity < 1 or config.epoch < 0 or config.max_payload_bytes < 1:
-        raise ConfigError(f"{file}: join.timeout_s, join.capacity, epoch and max_payload_bytes must be positive")
-    if task.stream.length < 1 or task.stream.hop < 1 or not 0 <= config.session_expiry_s < 2**32:
-        raise ConfigError(f"{file}: length and hop must be at least 1, session_expiry_s from 0 to {2**32 - 1}")
-    for index in range(len(pipeline.manifest.slices)):
-        pipeline.wiring(index)
+
+
+def _check_labels(pipeline: Pipeline, file: Path) -> None:
+    """Refuse classes that the recordings do not have; a description without labels has nothing to compare with."""
+    task, known = pipeline.task, pipeline.stream.labels
+    if len(task.labels) != len(task.label_ids) or not task.labels:
+        raise ConfigError(
+            f"{file}: {len(task.labels)} labels and {len(task.label_ids)} label_ids; expected one of each"
+        )
+    for what, values in (("labels", task.labels), ("label_ids", [str(number) for number in task.label_ids])):
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise ConfigError(f"{file}: {what} has {', '.join(twice)} twice; expected each class once")
+    for label, number in zip(task.labels, task.label_ids, strict=True):
+        if known and (not 0 <= number < len(known) or known[number] != label):
+            there = repr(known[number]) if 0 <= number < len(known) else f"labels 0 to {len(known) - 1} only"
+            raise ConfigError(
+                f"{file}: label_ids says {number} for {label!r}, but {task.stream.description} has {there}; use the "
+                "names and numbers of the stream description"
+            )
+
+
+def _check_limits(config: PipelineConfig, file: Path) -> None:
+    stream, join = config.task.stream, config.join
+    limits: list[tuple[str, float, float, float]] = [
+        ("epoch", config.epoch, 0, 2**62),
+        ("max_payload_bytes", config.max_payload_bytes, 1, MQTT_MAX_BYTES),
+        ("session_expiry_s", config.session_expiry_s, 0, 2**32 - 1),
+        ("join.capacity", join.capacity, 1, math.inf),
+        ("task.stream.length", stream.length, 1, math.inf),
+        ("task.stream.hop", stream.hop, 1, math.inf),
+    ]
+    for name, value, low, high in limits:
+        if value < low:
+            raise ConfigError(f"{file}: {name} is {value}; it must {'not be negative' if not low else 'be at least 1'}")
+        if value > high:
+            raise ConfigError(f"{file}: {name} is {value}; it must be at most {high}")
+    if not 0 < join.timeout_s < math.inf:
+        raise ConfigError(f"{file}: join.timeout_s is {join.timeout_s}; it must be a number of seconds above 0")
 
 
 def write_pipeline(folder: Path, task: Task, *, name: str = "har", broker: BrokerConfig | None = None) -> Path:
@@ -180,7 +269,7 @@ def write_pipeline(folder: Path, task: Task, *, name: str = "har", broker: Broke
     lines = [
         "# What sensors, stages and watchers must agree on. Copy this folder to every device.",
         f"name = {quote(name)}      # the level of the topics that tells pipelines apart",
-        "epoch = 1",
+        "# epoch: unless it is set here, a number made from the model and its cuts",
         'slices = "."',
         "",
         "[broker]",
@@ -193,6 +282,7 @@ def write_pipeline(folder: Path, task: Task, *, name: str = "har", broker: Broke
         f"output = {quote(task.output)}",
         f"labels = {quote(task.labels)}",
         f"label_ids = {quote(task.label_ids)}",
+        *([] if task.state is StateRule.REFUSE else [f"state = {quote(task.state.value)}"]),
         "",
         "[task.stream]",
         *(f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(task.stream).items()),

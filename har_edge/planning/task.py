@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 import msgspec
+
+
+class StateRule(Enum):
+    """What a stage does about a slice that remembers: refuse it, or set its state back to zero before every window."""
+
+    REFUSE = "refuse"
+    RESET = "reset"
 
 
 class StreamTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -21,11 +30,12 @@ class SourceInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reducer: str = "none"
 
 
-class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a model is for.
 
     `inputs` maps each source to its input tensor; `output` is the tensor with one score a class; `labels` names the
-    classes by index, and `label_ids` holds the label that the recordings use for each.
+    classes by index, and `label_ids` holds the label that the recordings use for each. `state` only
+    matters for a model that remembers from one run to the next.
     """
 
     stream: StreamTask
@@ -33,3 +43,4 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: str
     labels: list[str]
     label_ids: list[int]
+    state: StateRule = StateRule.REFUSE

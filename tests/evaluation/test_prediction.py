@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from har_edge.errors import CutError, ModelError
+from har_edge.errors import ConfigError, CutError, ModelError
 from har_edge.evaluation.chart import draw_confusion, format_confusion
 from har_edge.evaluation.comparison import Answer, compare_answers, compare_scores
-from har_edge.evaluation.composition import cut_composition, load_composition
+from har_edge.evaluation.composition import Composition, cut_composition, load_composition, load_whole
 from har_edge.evaluation.prediction import Classifier, Prediction, predict_recordings
 from har_edge.evaluation.report import evaluate, score, write_evaluation
 from har_edge.graph.folder import write_folder
@@ -21,8 +22,10 @@ from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.planning.catalog import FoundModel, ModelEntry
+from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task
 from har_edge.streams.recording import Recording
 from har_edge.streams.windows import windows
+from tests.graph import models
 
 
 def row(stream: str, seq: int, truth: int | None, answer: int) -> Prediction:
@@ -68,13 +71,46 @@ def test_composed_slices_are_identical(
 ) -> None:
     model = read_model(found.path)
     write_folder(model, slice_model(model, [4, 9]), tmp_path)
-    for slices in (load_composition(tmp_path, found.sha256), cut_composition(found.path, [3, 6, 9, 11])):
+    ways = load_composition(tmp_path, found.sha256, entry.task), cut_composition(found.path, [3, 6, 9, 11], entry.task)
+    for slices in ways:
         came = predict_recordings(Classifier(slices.run, slices.inputs, entry.task), recordings, entry.task)
         assert compare_scores(predictions, came).identical
     with pytest.raises(ModelError, match=f"holds slices of a model with sha256 {found.sha256}, expected 0000"):
-        load_composition(tmp_path, "0000")
+        load_composition(tmp_path, "0000", entry.task)
     with pytest.raises(CutError):
-        cut_composition(found.path, [99])
+        cut_composition(found.path, [99], entry.task)
+
+
+def test_a_model_that_remembers_is_refused_or_starts_anew_for_every_window(tmp_path: Path) -> None:
+    path, length, channels = tmp_path / "model.tflite", 4, 5
+    path.write_bytes(models.recurrent_classifier(length, channels))
+    model = read_model(path)
+    write_folder(model, slice_model(model, [1]), tmp_path / "slices")
+    task = Task(
+        stream=StreamTask("mhealth", 50.0, length, length),
+        inputs={"chest": SourceInput("c")},
+        output="scores",
+        labels=["standing still", "walking"],
+        label_ids=[1, 4],
+    )
+    ways: list[Callable[[Task], Interpreter | Composition]] = [
+        lambda task: load_whole(path, task),
+        lambda task: load_composition(tmp_path / "slices", model.sha256, task),
+        lambda task: cut_composition(path, [1], task),
+    ]
+    samples = np.random.default_rng(0).normal(0, 1, (20, channels)).astype(np.float32)
+    recording = Recording("a", 50.0, {"chest": samples}, np.ones(20, np.int16), (0,), False)
+    alone = [
+        Interpreter(path).run({"c": samples[None, start : start + length]})["scores"][0].tobytes()
+        for start in range(0, 20, length)
+    ]
+    for load in ways:
+        with pytest.raises(ConfigError, match="keeps state from one run to the next"):
+            load(task)
+        reset = msgspec.structs.replace(task, state=StateRule.RESET)
+        loaded = load(reset)
+        rows = predict_recordings(Classifier(loaded.run, loaded.inputs, reset), [recording], reset)
+        assert [row.scores.tobytes() for row in rows] == alone
 
 
 def test_answers_that_came_another_way_are_compared_by_stream_and_seq() -> None:

@@ -397,6 +397,60 @@ def initialised() -> bytes:
     return draft.build()
 
 
+def filled_once() -> bytes:
+    """A variable that a graph called once fills and that is then only read: a weight, no state."""
+    draft = Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], "x")
+    options = tflite.CallOnceOptionsT()
+    options.initSubgraphIndex = 1
+    graph.op("CALL_ONCE", [], [], options)
+    read = graph.tensor([1, 4], "read")
+    graph.op("READ_VARIABLE", [_handle(graph)], [read], tflite.ReadVariableOptionsT())
+    graph.output(graph.add(read, x, "total"))
+    first = draft.graph("first")
+    _assign(first, first.const(np.full((1, 4), 7, np.float32)))
+    return draft.build()
+
+
+def remembering_branch() -> bytes:
+    """A variable that one of two branches assigns."""
+    draft = Draft()
+    graph = draft.graph()
+    which, x = graph.input([1], "which", type=BOOL), graph.input([1, 4], "x")
+    chosen = graph.tensor([1, 4], "chosen")
+    options = tflite.IfOptionsT()
+    options.thenSubgraphIndex, options.elseSubgraphIndex = 1, 2
+    graph.op("IF", [which, x], [chosen], options)
+    graph.output(chosen)
+    for name in ("plain", "remembering"):
+        body = draft.graph(name)
+        y = body.input([1, 4])
+        if name == "remembering":
+            _assign(body, y)
+        body.output(body.add(y, y))
+    return draft.build()
+
+
+def recurrent_classifier(length: int, channels: int) -> bytes:
+    """Windows "c" through a recurrent layer with state, a reshape and a dense layer to two "scores"."""
+    rng, draft = np.random.default_rng(0), Draft()
+    graph = draft.graph()
+    x = graph.input([1, length, channels], "c")
+    units = 4
+    weights = [graph.const(rng.standard_normal((units, n)).astype(np.float32)) for n in (channels, units)]
+    bias, state = graph.const(np.zeros(units, np.float32)), graph.tensor([1, units], "state", variable=True)
+    options = tflite.SequenceRNNOptionsT()
+    options.timeMajor, options.fusedActivationFunction = False, tflite.ActivationFunctionType.TANH
+    hidden = graph.tensor([1, length, units], "hidden")
+    graph.op("UNIDIRECTIONAL_SEQUENCE_RNN", [x, *weights, bias, state], [hidden], options)
+    flat = graph.tensor([1, length * units], "flat")
+    shape = graph.const(np.array([1, length * units], np.int32))
+    graph.op("RESHAPE", [hidden, shape], [flat], tflite.ReshapeOptionsT())
+    graph.output(graph.dense(flat, 2, rng, "scores"))
+    return draft.build()
+
+
 def branch() -> bytes:
     """One of two graphs runs, as an input says; then a layer."""
     rng, draft = np.random.default_rng(0), Draft()

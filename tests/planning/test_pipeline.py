@@ -1,5 +1,6 @@
 """The pipeline file: read back as written, refused with its name and the reason."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from hypothesis import strategies as st
 from har_edge.errors import ConfigError, ModelError
 from har_edge.graph.manifest import SliceEntry, SliceManifest, TensorSpec, load_manifest
 from har_edge.planning.pipeline import BrokerConfig, JoinConfig, load_pipeline, write_pipeline
-from har_edge.planning.task import SourceInput, StreamTask, Task
+from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task
 
 TASK = Task(
     stream=StreamTask("mhealth", 50.0, 250, 125),
     inputs={"chest": SourceInput("c"), "arm": SourceInput("a", "q8:0.5:1")},
     output="scores",
-    labels=["still", "moving"],
+    labels=["standing still", "walking"],
     label_ids=[1, 4],
 )
 
@@ -66,22 +67,46 @@ def test_what_is_written_is_read_back(folder):
     pipeline = load_pipeline(folder / "pipeline.toml")
     assert pipeline.task == TASK and pipeline.folder == folder
     assert (pipeline.config.name, pipeline.config.broker, pipeline.config.join) == ("site-7", broker, JoinConfig())
-    assert (pipeline.config.epoch, pipeline.config.base, pipeline.config.slices) == (1, "har", ".")
+    assert (pipeline.config.base, pipeline.config.slices) == ("har", ".")
     assert pipeline.channels("chest") == 5 and pipeline.channels("arm") == 9
     assert load_pipeline(folder).config == pipeline.config
 
 
+PLAIN = """
+name = "plain"
+rate_hz = 50.0
+sources = [{name = "chest", columns = ["x"]}, {name = "arm", columns = ["y"]}]
+"""
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(labels=st.lists(text, min_size=1, max_size=4), tensor=text, url=text)
+@given(labels=st.lists(text, min_size=1, max_size=4, unique=True), tensor=text, url=text)
 def test_any_text_survives_the_file(tmp_path, labels, tensor, url):
-    task = msgspec.structs.replace(TASK, labels=labels, label_ids=list(range(len(labels))), inputs={
+    (tmp_path / "plain.toml").write_text(PLAIN)
+    stream = StreamTask("plain.toml", 50.0, 250, 125)
+    task = msgspec.structs.replace(TASK, stream=stream, labels=labels, label_ids=list(range(len(labels))), inputs={
         "chest": SourceInput("c" + tensor), "arm": SourceInput("a")})  # fmt: skip
     slices = (entry(0, ["c" + tensor], "xz"), *SLICES[1:])
     pipeline = load_pipeline(make(tmp_path, slices, task, broker=BrokerConfig(url=url)))
     assert pipeline.task == task and pipeline.config.broker.url == url
+
+
+def test_the_epoch_is_that_of_the_slices_unless_it_is_set(tmp_path):
+    def epoch(model: str, *starts: int) -> int:
+        slices = tuple(msgspec.structs.replace(piece, start=start) for piece, start in zip(SLICES, starts, strict=True))
+        (make(tmp_path) / "manifest.json").write_bytes(msgspec.json.encode(SliceManifest(1, "m", model, slices)))
+        return load_pipeline(tmp_path).config.epoch
+
+    assert epoch("a", 0, 1, 2) == epoch("a", 0, 1, 2) == int(hashlib.sha256(b"a,0,1,2").hexdigest()[:8], 16) >> 1
+    assert len({epoch("a", 0, 1, 2), epoch("b", 0, 1, 2), epoch("a", 0, 1, 3)}) == 3
+    assert load_pipeline(changed(make(tmp_path), (SLICES_KEY, f"epoch = 7\n{SLICES_KEY}"))).config.epoch == 7
+
+
+def test_the_rule_for_state_is_written_and_read(tmp_path):
+    assert load_pipeline(make(tmp_path)).task.state is StateRule.REFUSE
+    task = msgspec.structs.replace(TASK, state=StateRule.RESET)
+    assert load_pipeline(make(tmp_path, task=task)).task == task
 
 
 def test_wiring_says_what_each_stage_takes_and_gives(folder):
@@ -99,29 +124,47 @@ def test_a_stage_that_does_not_exist_is_refused(folder, index):
         load_pipeline(folder).wiring(index)
 
 
+SLICES_KEY, LABELS = 'slices = "."', 'labels = ["standing still", "walking"]'
 REFUSED = {
-    "unknown key": ([("epoch = 1", "epoch = 1\ncolour = 3")], "unknown field `colour`"),
+    "unknown key": ([(SLICES_KEY, f"colour = 3\n{SLICES_KEY}")], "unknown field `colour`"),
     "unknown broker key": ([("[broker]", "[broker]\nhost = 'x'")], "unknown field `host` - at `$.broker`"),
     "unknown task key": ([("[task]", "[task]\nkind = 'x'")], "unknown field `kind` - at `$.task`"),
     "unknown join key": ([("capacity = 256", "size = 256")], "unknown field `size` - at `$.join`"),
     "unknown source key": ([('tensor = "c"', 'tensor = "c"\nrate = 1')], "unknown field `rate` - at `$.task.inputs[.."),
-    "type": ([("epoch = 1", 'epoch = "1"')], "Expected `int`, got `str` - at `$.epoch`"),
+    "type": ([(SLICES_KEY, f'epoch = "1"\n{SLICES_KEY}')], "Expected `int`, got `str` - at `$.epoch`"),
     "array type": ([("label_ids = [1, 4]", "label_ids = [1, 'x']")], "Expected `int`, got `str` - at `$.task.label_"),
     "missing": ([('output = "scores"\n', "")], "missing required field `output` - at `$.task`"),
-    "no TOML": ([("epoch = 1", "epoch = ")], "Invalid value (at line 3, column 9)"),
+    "no TOML": ([(SLICES_KEY, "slices = ")], "Invalid value (at line 4, column 10)"),
     "output": ([('output = "scores"', 'output = "class"')],
                "output 'class' is made by no slice; expected one of x, z, y, scores"),
     "labels": ([("label_ids = [1, 4]", "label_ids = [1]")], "2 labels and 1 label_ids; expected one of each"),
-    "no labels": ([("label_ids = [1, 4]", "label_ids = []"), ('labels = ["still", "moving"]', "labels = []")],
+    "no labels": ([("label_ids = [1, 4]", "label_ids = []"), (LABELS, "labels = []")],
                   "0 labels and 0 label_ids; expected one of each"),
     "rate": ([("rate_hz = 50.0", "rate_hz = 100.0")],
              "the model was trained at 100.0 Hz, but mhealth runs at 50.0 Hz; resample the stream or use"),
-    "timeout": ([("timeout_s = 30.0", "timeout_s = 0")], "join.timeout_s, join.capacity, epoch and max_payload_bytes"),
-    "capacity": ([("capacity = 256", "capacity = 0")], "must be positive"),
-    "epoch": ([("epoch = 1", "epoch = -1")], "must be positive"),
-    "hop": ([("hop = 125", "hop = 0")], "length and hop must be at least 1, session_expiry_s from 0 to 4294967295"),
-    "length": ([("length = 250", "length = 0")], "length and hop must be at least 1"),
-    "expiry": ([("epoch = 1", "epoch = 1\nsession_expiry_s = -5")], "session_expiry_s from 0 to"),
+    "timeout": ([("timeout_s = 30.0", "timeout_s = 0")],
+                "join.timeout_s is 0.0; it must be a number of seconds above 0"),
+    "endless timeout": ([("timeout_s = 30.0", "timeout_s = inf")], "join.timeout_s is inf; it must be a number"),
+    "no timeout": ([("timeout_s = 30.0", "timeout_s = nan")], "join.timeout_s is nan; it must be a number"),
+    "capacity": ([("capacity = 256", "capacity = 0")], "join.capacity is 0; it must be at least 1"),
+    "epoch": ([(SLICES_KEY, f"epoch = -1\n{SLICES_KEY}")], "epoch is -1; it must not be negative"),
+    "payload": ([(SLICES_KEY, f"max_payload_bytes = 0\n{SLICES_KEY}")],
+                "max_payload_bytes is 0; it must be at least 1"),
+    "large payload": ([(SLICES_KEY, f"max_payload_bytes = 268435456\n{SLICES_KEY}")],
+                      "max_payload_bytes is 268435456; it must be at most 268435455"),
+    "hop": ([("hop = 125", "hop = 0")], "task.stream.hop is 0; it must be at least 1"),
+    "length": ([("length = 250", "length = 0")], "task.stream.length is 0; it must be at least 1"),
+    "expiry": ([(SLICES_KEY, f"session_expiry_s = -5\n{SLICES_KEY}")],
+               "session_expiry_s is -5; it must not be negative"),
+    "state": ([("[task]", "[task]\nstate = 'keep'")], "Invalid enum value 'keep' - at `$.task.state`"),
+    "label of another name": ([("label_ids = [1, 4]", "label_ids = [1, 5]")],
+                              "label_ids says 5 for 'walking', but mhealth has 'climbing stairs'; use the names and"),
+    "label that is not there": ([("label_ids = [1, 4]", "label_ids = [1, 13]")],
+                                "label_ids says 13 for 'walking', but mhealth has labels 0 to 12 only"),
+    "negative label": ([("label_ids = [1, 4]", "label_ids = [-12, 4]")], "label_ids says -12 for 'standing still'"),
+    "label id twice": ([("label_ids = [1, 4]", "label_ids = [4, 4]")],
+                       "label_ids has 4 twice; expected each class once"),
+    "label twice": ([(LABELS, 'labels = ["walking", "walking"]')], "labels has walking twice"),
     "tensor": ([('tensor = "a"', 'tensor = "arm"')],
                "the tensor 'arm' of source 'arm' is taken by no slice; expected an input of the model"),
     "tensor twice": ([('tensor = "a"', 'tensor = "c"')], "the tensor 'c' of source 'chest' is named for two sources"),
