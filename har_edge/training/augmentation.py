@@ -20,21 +20,29 @@ Array = npt.NDArray[np.float32]
 
 # People stand upright in one way, but sit and lie in many, and each recording shows one of them: without this, a
 # network learns the chairs of its training subjects. Chosen by leave-one-subject-out on subjects 1 to 6.
-POSTURE_DEG = {"sitting and relaxing": 30.0, "lying down": 20.0}
+POSTURE_DEG = {
+    "sitting and relaxing": {"chest": 45.0, "ankle": 45.0, "arm": 70.0},
+    "lying down": {"chest": 25.0, "ankle": 25.0, "arm": 25.0},
+}
+# Who sits leans back or forward, so this channel takes either sign.
+LEAN = {"sitting and relaxing": ("chest", "acc_z")}
 
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
     """How far a window may be changed.
 
-    `rotation_deg` turns each sensor about any axis, `source_deg` and `posture_deg` allow more for a source or for an
-    activity (the largest counts); `gain` scales accelerations, `noise` is a standard deviation in steps of one unit,
-    `pace` stretches time; the last three are shares of 1.
+    `rotation_deg` turns each sensor about any axis, `posture_deg` allows more for an activity and source. `lean` is the
+    share of windows whose channel of `LEAN` changes sign, `exchange` that of windows that get a source other than the
+    first from another window of the same activity, so that no pair of sensors of one person is learnt by heart. `gain`
+    scales accelerations, `noise` is a standard deviation in steps of one unit, `pace` stretches time; all but degrees
+    are shares of 1.
     """
 
     rotation_deg: float = 6.0
-    source_deg: Mapping[str, float] = field(default_factory=dict)
-    posture_deg: Mapping[str, float] = field(default_factory=lambda: dict(POSTURE_DEG))
+    posture_deg: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: dict(POSTURE_DEG))
+    lean: float = 0.5
+    exchange: float = 0.5
     gain: float = 0.1
     noise: float = 0.2
     pace: float = 0.1
@@ -58,17 +66,37 @@ class Augmenter:
             source.name: [at for at, channel in enumerate(source.channels) if channel.startswith("acc")]
             for source in description.sources
         }
-        self._posture_deg = np.array([settings.posture_deg.get(label, 0.0) for label in labels])
+        self._limit_deg = {
+            source.name: np.array(
+                [
+                    max(settings.rotation_deg, settings.posture_deg.get(label, {}).get(source.name, 0.0))
+                    for label in labels
+                ]
+            )
+            for source in description.sources
+        }
+        self._lean = {
+            source.name: [
+                (index, source.channels.index(LEAN[label][1]))
+                for index, label in enumerate(labels)
+                if label in LEAN and LEAN[label][0] == source.name and LEAN[label][1] in source.channels
+            ]
+            for source in description.sources
+        }
 
     def change(self, batch: Batch, scales: Mapping[str, Array], random: np.random.Generator) -> Batch:
         """Return a changed copy; `scales` holds the spread of each channel by source, which noise keeps to."""
         count = len(batch)
         stretch = 1 + random.uniform(-self._settings.pace, self._settings.pace, count)
         samples: dict[str, Samples] = {}
-        for source, values in batch.samples.items():
+        for number, (source, values) in enumerate(batch.samples.items()):
+            if number and self._settings.exchange:
+                values = values[exchanged(batch.classes, self._settings.exchange, random)]
             values = change_pace(values, stretch)
-            limit = max(self._settings.rotation_deg, self._settings.source_deg.get(source, 0.0))
-            turn = rotations(np.maximum(limit, self._posture_deg[batch.classes]), random)
+            for index, channel in self._lean[source]:
+                other_way = (batch.classes == index) & (random.random(count) < self._settings.lean)
+                values[other_way, :, channel] *= -1
+            turn = rotations(self._limit_deg[source][batch.classes], random)
             for triad in self._triads[source]:
                 values[:, :, triad] = values[:, :, triad] @ turn
             gain = random.uniform(1 - self._settings.gain, 1 + self._settings.gain, (count, 1, 1))
@@ -77,6 +105,15 @@ class Augmenter:
             values += random.standard_normal(values.shape, np.float32) * noise
             samples[source] = values
         return Batch(samples, batch.classes)
+
+
+def exchanged(classes: npt.NDArray[np.int64], share: float, random: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return which window each one takes its samples from: itself, or for a `share` any of the same class."""
+    taken = np.arange(len(classes))
+    for index in np.unique(classes):
+        same = np.flatnonzero(classes == index)
+        taken[same] = np.where(random.random(len(same)) < share, random.choice(same, len(same)), same)
+    return taken
 
 
 def change_pace(values: Samples, stretch: npt.NDArray[np.float64]) -> Samples:

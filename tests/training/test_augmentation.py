@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -48,7 +50,7 @@ def change(batch: Batch, description: StreamDescription, settings: Augmentation,
 
 
 def test_turning_keeps_the_length_of_vectors_and_other_channels(batch: Batch, description: StreamDescription) -> None:
-    turned = change(batch, description, Augmentation(gain=0, noise=0, pace=0))
+    turned = change(batch, description, Augmentation(exchange=0, gain=0, noise=0, pace=0))
     for source, triads in {"chest": [0], "ankle": [0, 6], "arm": [0, 6]}.items():
         for first in triads:
             was, now = (b.samples[source][:, :, first : first + 3] for b in (batch, turned))
@@ -58,11 +60,45 @@ def test_turning_keeps_the_length_of_vectors_and_other_channels(batch: Batch, de
 
 
 def test_postures_turn_further_than_movements(batch: Batch, description: StreamDescription) -> None:
-    settings = Augmentation(rotation_deg=1, posture_deg={"sitting and relaxing": 40}, gain=0, noise=0, pace=0)
+    further = {"sitting and relaxing": {"chest": 40.0}}
+    settings = Augmentation(rotation_deg=1, posture_deg=further, lean=0, exchange=0, gain=0, noise=0, pace=0)
     turned = change(batch, description, settings)
     moved = np.abs(turned.samples["chest"] - batch.samples["chest"])[:, :, :3].max((1, 2))
     sitting = batch.classes == LABELS.index(2)
     assert moved[sitting].mean() > 5 * moved[~sitting].mean()
+
+
+STILL = Augmentation(rotation_deg=0, posture_deg={}, lean=0, exchange=0, gain=0, noise=0, pace=0)
+
+
+def test_who_sits_leans_either_way_and_nobody_else(batch: Batch, description: StreamDescription) -> None:
+    leaning = change(batch, description, replace(STILL, lean=0.5))
+    was, now = (b.samples["chest"] for b in (batch, leaning))
+    np.testing.assert_allclose(np.abs(now), np.abs(was), atol=1e-5)
+    other_way = (np.abs(now - was) > 1e-3).any(1)
+    sitting = batch.classes == LABELS.index(2)
+    assert not other_way[~sitting].any()
+    assert not other_way[:, [0, 1, 3, 4]].any()
+    assert 0.2 < other_way[sitting, 2].mean() < 0.8
+    for source in ("ankle", "arm"):
+        np.testing.assert_allclose(leaning.samples[source], batch.samples[source], atol=1e-5)
+
+
+def test_sources_are_exchanged_within_an_activity(batch: Batch, description: StreamDescription) -> None:
+    numbered = Batch(
+        {
+            source: np.broadcast_to(np.arange(len(batch), dtype=np.float32)[:, None, None], values.shape).copy()
+            for source, values in batch.samples.items()
+        },
+        batch.classes,
+    )
+    mixed = change(numbered, description, replace(STILL, exchange=0.5))
+    np.testing.assert_allclose(mixed.samples["chest"], numbered.samples["chest"], rtol=1e-5)
+    came = {source: np.rint(mixed.samples[source][:, 0, 0]).astype(int) for source in ("ankle", "arm")}
+    for of in came.values():
+        np.testing.assert_array_equal(batch.classes[of], batch.classes)
+        assert 0.3 < (of != np.arange(len(batch))).mean() < 0.6
+    assert (came["ankle"] != came["arm"]).any()
 
 
 def test_the_batch_given_stays_as_it_is_and_the_seed_decides(batch: Batch, description: StreamDescription) -> None:
