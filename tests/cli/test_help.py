@@ -5,12 +5,15 @@ After a change that is meant: HAR_EDGE_UPDATE=1 pytest tests/cli/test_help.py, a
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
 import pytest
 
+from har_edge.cli import options
 from har_edge.cli.main import COMMANDS, build_parser, main
+from har_edge.messaging import wire
 
 FOLDER = Path(__file__).parent / "help"
 
@@ -32,16 +35,34 @@ def test_main_help() -> None:
     check("har-edge", build_parser().format_help())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def _paths() -> dict[str, list[str]]:
+    """Return every command, and every action of a command, by the name of its snapshot."""
+    paths: dict[str, list[str]] = {}
+    todo: list[tuple[list[str], argparse.ArgumentParser]] = [([], build_parser())]
+    while todo:
+        path, parser = todo.pop()
+        if path:
+            paths["-".join(path)] = path
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                todo += [([*path, name], inner) for name, inner in action.choices.items()]
+    return paths
+
+
+def test_actions_are_found() -> None:
+    assert {"data-fetch", "data-info", *COMMANDS} <= set(_paths())
+
+
+@pytest.mark.parametrize("name", sorted(_paths()))
+def test_command_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main([command, "--help"])
+        main([*_paths()[name], "--help"])
     assert exit_.value.code == 0
-    check(command, capsys.readouterr().out)
+    check(name, capsys.readouterr().out)
 
 
 def test_every_snapshot_has_its_command() -> None:
-    assert {path.stem for path in FOLDER.glob("*.txt")} == {"har-edge", *COMMANDS}
+    assert {path.stem for path in FOLDER.glob("*.txt")} == {"har-edge", *_paths()}
 
 
 def test_an_error_the_user_can_mend_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,3 +74,7 @@ def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(["fly"])
     assert "invalid choice: 'fly'" in capsys.readouterr().err
+
+
+def test_the_batch_limit_of_the_options_is_that_of_the_wire() -> None:
+    assert options.MAX_BATCH == wire.MAX_BATCH

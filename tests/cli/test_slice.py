@@ -13,6 +13,8 @@ import pytest
 from har_edge.cli.main import main
 from har_edge.graph.manifest import load_manifest
 from har_edge.inference.interpreter import load_slice
+from har_edge.planning.pipeline import load_pipeline, write_pipeline
+from har_edge.planning.task import SourceInput, StreamTask, Task
 from tests.graph import models
 
 Run = Callable[..., tuple[int, str, str]]
@@ -176,3 +178,67 @@ def test_a_custom_operator_can_still_be_cut_out(run: Run, tmp_path: Path) -> Non
     code, _, _ = run(models.custom(), "--out", str(tmp_path / "o"), "--at", "1,2")
     assert code == 0
     assert len(load_manifest(tmp_path / "o").slices) == 3
+
+
+def cut(name: str, out: Path, at: str) -> int:
+    return main(["slice", name, "--out", str(out), "--at", at])
+
+
+def test_an_edited_pipeline_file_survives_another_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cut("int8", tmp_path, "4,9") == 0
+    file, first = tmp_path / "pipeline.toml", load_pipeline(tmp_path)
+    assert "kept" not in capsys.readouterr().out
+    own = file.read_text().replace('name = "har"', 'name = "lab"').replace("timeout_s = 30.0", "timeout_s = 5.0")
+    file.write_text(own)
+    assert cut("int8", tmp_path, "5") == 0
+    assert f"note: kept {file}, which fits these slices too\n" in capsys.readouterr().out
+    assert file.read_text() == own
+    again = load_pipeline(tmp_path)
+    assert (again.config.name, again.config.join.timeout_s, len(again.manifest.slices)) == ("lab", 5.0, 2)
+    assert again.config.epoch != first.config.epoch
+
+
+def test_a_pipeline_file_of_another_model_stops_the_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Run
+) -> None:
+    out = tmp_path / "out"
+    assert cut("int8", out, "4,9") == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    assert cut("float", out, "4") == 2
+    assert capsys.readouterr().err == (
+        "error: nothing is written, because the pipeline file that is there would not fit the new slices: the [task] in "
+        f"{out / 'pipeline.toml'} is that of another model; give a new folder with --out, or remove that file to have "
+        "it made anew\n"
+    )
+    code, _, err = run(models.chain(), "--out", str(out), "--at", "1")  # no manifest knows this one
+    assert code == 2
+    assert "would not fit the new slices" in err and "is taken by no slice; expected an input of the model" in err
+    (out / "pipeline.toml").write_text("colour = 3")
+    assert cut("int8", out, "4") == 2
+    assert "see docs/pipeline.md for every key; give a new folder" in capsys.readouterr().err
+    (out / "pipeline.toml").write_bytes(before["pipeline.toml"])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "pipeline.toml").unlink()
+    assert cut("float", out, "4") == 0
+    assert load_pipeline(out).manifest.model == "har-float.tflite"
+
+
+def test_a_model_without_a_task_keeps_a_pipeline_file_that_fits(run: Run, tmp_path: Path) -> None:
+    out, content = tmp_path / "out", models.recurrent_classifier(4, 5)
+    code, said, _ = run(content, "--out", str(out), "--at", "1")
+    assert code == 0
+    assert "note: slices 0 keep state from one run to the next; stages refuse them unless" in said
+    assert "to run the slices write pipeline.toml" in said
+    task = Task(
+        stream=StreamTask("mhealth", 50.0, 4, 2),
+        inputs={"chest": SourceInput("c")},
+        output="scores",
+        labels=["walking", "running"],
+        label_ids=[4, 11],
+    )
+    own = write_pipeline(out, task).read_text()
+    code, said, _ = run(content, "--out", str(out), "--at", "2")
+    assert code == 0
+    assert f"note: kept {out / 'pipeline.toml'}" in said and f"har-edge stage --config {out} --index N" in said
+    assert (out / "pipeline.toml").read_text() == own

@@ -47,6 +47,7 @@ def test_int8_stays_near_float() -> None:
     assert floats is not None
     assert int8 is not None
     assert floats.split.accuracy >= 0.95
+    assert int8.split.accuracy >= 0.95
     assert abs(floats.split.accuracy - int8.split.accuracy) <= 0.005
 
 
@@ -84,5 +85,4 @@ def test_the_split_figure_is_reproduced(name: str, dataset: Path) -> None:
     classifier = Classifier(interpreter.run, interpreter.inputs, found.entry.task)
     scores = score(predict_recordings(classifier, recordings, found.entry.task), found.entry.task.labels)
     assert scores.windows == found.entry.split.windows
-    assert scores.accuracy == pytest.approx(found.entry.split.accuracy, abs=0.005)
-    assert scores.accuracy >= 0.945
+    assert scores.accuracy == found.entry.split.accuracy  # one file, one data set: no room for luck
