@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from har_edge.inference.verify import CutCheck
     from har_edge.planning.task import Task
 
-NAME = "slice"
 HELP = "cut a .tflite model into slices, each for a device of its own"
 
 Item = TypeVar("Item")
@@ -78,7 +77,7 @@ def _write(
 ) -> None:
     """Write slices, manifest and, unless a person's own is there, the pipeline file."""
     from har_edge.graph.folder import outline, write_folder
-    from har_edge.planning.pipeline import keeps, write_pipeline
+    from har_edge.planning.pipeline import epoch_of, keeps, write_pipeline
 
     kept = keeps(out, outline(model, slices), task)  # refuses before anything is written
     manifest = write_folder(model, slices, out)
@@ -93,6 +92,7 @@ def _write(
         report.say(f"kept {out / 'pipeline.toml'}, which fits these slices too")
     elif task is not None:
         write_pipeline(out, task)
+        report.say(f"the epoch of these slices is {epoch_of(manifest)}")
     else:
         report.say("no manifest says what this model is for; to run the slices write pipeline.toml (docs/pipeline.md)")
     if kept or task is not None:

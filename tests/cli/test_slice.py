@@ -187,7 +187,8 @@ def cut(name: str, out: Path, at: str) -> int:
 def test_an_edited_pipeline_file_survives_another_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cut("int8", tmp_path, "4,9") == 0
     file, first = tmp_path / "pipeline.toml", load_pipeline(tmp_path)
-    assert "kept" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "kept" not in said and f"note: the epoch of these slices is {first.config.epoch}\n" in said
     own = file.read_text().replace('name = "har"', 'name = "lab"').replace("timeout_s = 30.0", "timeout_s = 5.0")
     file.write_text(own)
     assert cut("int8", tmp_path, "5") == 0
@@ -207,8 +208,8 @@ def test_a_pipeline_file_of_another_model_stops_the_cut(
     capsys.readouterr()
     assert cut("float", out, "4") == 2
     assert capsys.readouterr().err == (
-        "error: nothing is written, because the pipeline file that is there would not fit the new slices: the [task] in "
-        f"{out / 'pipeline.toml'} is that of another model; give a new folder with --out, or remove that file to have "
+        "error: nothing is written, because the pipeline file that is there would not fit the new slices: "
+        f"the [task] in {out / 'pipeline.toml'} is that of another model; give a new folder with --out, or remove that file to have "
         "it made anew\n"
     )
     code, _, err = run(models.chain(), "--out", str(out), "--at", "1")  # no manifest knows this one
