@@ -59,7 +59,9 @@ class Row:
 def main() -> int:
     """Run; 1 when any cut of any model is not equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=os.environ.get("HAR_EDGE_MODELS"), help="folder of other models")
+    parser.add_argument(
+        "--models", type=Path, default=os.environ.get("HAR_EDGE_MODELS") or None, help="folder of other models"
+    )
     parser.add_argument("--cache", type=Path, required=True, help="folder for models that are made here")
     parser.add_argument("--runs", type=int, default=2, help="random inputs for each cut (default: 2)")
     parser.add_argument("--threads", type=int, default=1)

@@ -209,8 +209,8 @@ def test_a_pipeline_file_of_another_model_stops_the_cut(
     assert cut("float", out, "4") == 2
     assert capsys.readouterr().err == (
         "error: nothing is written, because the pipeline file that is there would not fit the new slices: "
-        f"the [task] in {out / 'pipeline.toml'} is that of another model; give a new folder with --out, or remove that file to have "
-        "it made anew\n"
+        f"the [task] in {out / 'pipeline.toml'} is that of another model; "
+        "give a new folder with --out, or remove that file to have it made anew\n"
     )
     code, _, err = run(models.chain(), "--out", str(out), "--at", "1")  # no manifest knows this one
     assert code == 2
