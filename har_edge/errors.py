@@ -7,9 +7,11 @@
     │   └── ModelError        a model or slice: no flatbuffer, wrong hash, wrong shapes
     │       └── CutError      the model is fine, but it cannot be cut there
     ├── MessageError          the sender of one message: it is dropped, counted and logged
-    └── BrokerError           whoever runs the broker: unreachable, refused, not permitted
+    ├── BrokerError           whoever runs the broker: unreachable, refused, not permitted
+    └── NodeError             whoever runs the nodes: a process ended, or another one took its place
 
-A message says what came, what was expected, and what to do. A running node never dies of a MessageError.
+Rooms derive finer classes from these leaves where a caller must tell them apart. A text says what came, what was
+expected, and what to do. A running node never dies of a MessageError.
 """
 
 
@@ -43,3 +45,7 @@ class MessageError(HarEdgeError):
 
 class BrokerError(HarEdgeError):
     """The broker cannot be reached or refuses what was asked."""
+
+
+class NodeError(HarEdgeError):
+    """A node ended by itself, or another process has taken its place."""

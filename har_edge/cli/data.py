@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from har_edge.streams.recording import Recording
     from har_edge.streams.summary import Share
 
-NAME = "data"
 HELP = "bring the recordings, or say what is in them"
 URL = "https://archive.ics.uci.edu/static/public/319/mhealth+dataset.zip"
 LICENCE = "mHealth, Banos et al. 2014, UCI Machine Learning Repository 319, CC BY 4.0"

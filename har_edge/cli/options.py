@@ -23,6 +23,9 @@ EXIT_TAKEN_OVER = 3
 EXIT_INTERRUPTED = 130
 BROKER_VARIABLE = "HAR_EDGE_BROKER"
 MAX_SUBJECTS = 10_000
+# The limit of messaging/wire.py, which is not imported here because it needs NumPy; a test compares the two.
+MAX_BATCH = 1024
+WATCH_SESSION_S = 300
 SYNTHETIC_SUBJECTS = ("subject7", "subject8")
 
 
@@ -188,6 +191,13 @@ def writable_file(text: str) -> Path:
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written; expected a file in a folder that exists")
     return path
+
+
+def batch(text: str) -> int:
+    """Read how many windows share a message."""
+    if not text.isdecimal() or not 0 < int(text) <= MAX_BATCH:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected 1 to {MAX_BATCH} windows a message")
+    return int(text)
 
 
 def natural(text: str) -> int:

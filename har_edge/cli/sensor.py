@@ -19,13 +19,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_data(parser)
     parser.add_argument("--source", default="all", metavar="NAME", help="one source, or all (default: all)")
     parser.add_argument(
+        "--name", metavar="NAME", help="name of this node: one for each sensor that runs (default: sensor-SOURCE)"
+    )
+    parser.add_argument(
         "--subjects", type=options.subjects, metavar="LIST", help="streams to replay, such as 7,8 (default: all)"
     )
     parser.add_argument(
         "--speed", type=options.speed, default=1.0, metavar="N|max", help="factor of real time (default: 1)"
     )
     parser.add_argument("--windows", type=options.positive, metavar="N", help="stop after N windows of each stream")
-    parser.add_argument("--batch", type=options.positive, default=1, metavar="N", help="windows a message (default: 1)")
+    parser.add_argument("--batch", type=options.batch, default=1, metavar="N", help="windows a message (default: 1)")
     parser.add_argument("--combine", action="store_true", help="one message for all sources instead of one each")
     parser.add_argument(
         "--in-flight",
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     sensor = build_sensor(pipeline, sources, combine=args.combine)
     recordings, where = options.load_recordings(args, pipeline.stream, args.subjects, keep_null=args.keep_null)
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
-    identity = options.identity_of(args, pipeline, f"sensor-{args.source}", "sensor", detail)
+    identity = options.identity_of(args, pipeline, args.name or f"sensor-{args.source}", "sensor", detail)
     bus = options.connect(args, pipeline, identity.session(expiry_s=SESSION_S))
     print(f"sensor {args.source} ready: {detail}; MQTT client: {identity.client}", flush=True)
     join = pipeline.config.join
@@ -70,7 +73,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         loop.run(batches, stop)
     except TakenOver:
-        print(f"sensor {args.source}: another sensor of this name has connected; ending", file=sys.stderr)
+        print(
+            f"sensor {args.source}: another sensor named {identity.node} has connected; ending (give each its --name)",
+            file=sys.stderr,
+        )
         return options.EXIT_TAKEN_OVER
     counts = sensor.counters
     print(f"sensor {args.source} done: {counts.windows} windows in {counts.messages} messages", flush=True)

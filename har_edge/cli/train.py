@@ -12,7 +12,6 @@ from har_edge.errors import ConfigError
 if TYPE_CHECKING:
     from har_edge.training.fit import Recipe
 
-NAME = "train"
 HELP = "train the network, measure it on subjects it never saw, write float32 and int8 .tflite"
 
 

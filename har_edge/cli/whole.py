@@ -61,7 +61,9 @@ def open_whole(
         pipeline = prepare(
             found.path, entry_of(found).task, folder / "slices", stages=stages, cuts=cuts, name=name, broker=settings
         )
-        bus = options.connect(args, pipeline, Session(f"{name}-watch", receive_max=4096))
+        bus = options.connect(
+            args, pipeline, Session(f"{name}-watch", receive_max=4096, expiry_s=options.WATCH_SESSION_S)
+        )
         stack.callback(bus.close, forget=True)
         yield Whole(stack.enter_context(LocalPipeline(pipeline, bus, _broker_options(args))), broker)
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from har_edge.errors import NodeError
+
 
 class Receipt(enum.Enum):
     """What became of a published message (MQTT 5, section 3.4.2.1)."""
@@ -18,6 +20,7 @@ class Receipt(enum.Enum):
     SAFE = "safe at the broker"
     UNHEARD = "no matching subscriber"
     REFUSED = "refused by the broker"
+    TOO_LARGE = "larger than the broker takes"
 
 
 OnReceipt = Callable[[Receipt], None]
@@ -85,7 +88,7 @@ class Traffic:
     reconnects: int = 0
 
 
-class TakenOver(Exception):
+class TakenOver(NodeError):
     """Another client connected with this client id; the broker gave it the session."""
 
 

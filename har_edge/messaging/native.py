@@ -270,7 +270,7 @@ class NativeBus:
         while self._too_large:
             publication = self._too_large.popleft()
             if publication.receipt is not None:
-                publication.receipt(Receipt.REFUSED)
+                publication.receipt(Receipt.TOO_LARGE)
 
     def _take_id(self) -> int:
         while True:

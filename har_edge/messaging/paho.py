@@ -291,7 +291,7 @@ class PahoBus:
             size = _publish_bytes(topic, payload)
             if size > self._send_limit:  # sent all the same, it would cost the connection (MQTT 5, section 3.2.2.3.6)
                 _log.error("%s", too_large(topic, size, self._send_limit))
-                self._settled.append((receipt, Receipt.REFUSED))
+                self._settled.append((receipt, Receipt.TOO_LARGE))
                 continue
             info = self._client.publish(topic, payload, _QOS, retain)
             if info.rc == mqtt.MQTT_ERR_QUEUE_SIZE:  # paho reuses a packet id that is still in flight: try the next

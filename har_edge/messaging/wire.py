@@ -87,11 +87,18 @@ _decode = msgspec.msgpack.Decoder(_Envelope).decode
 def encode(message: Message) -> bytes:
     """Return the bytes of a message.
 
-    Raises MessageError for a tensor whose dtype the wire does not know.
+    Raises MessageError for what `decode` would refuse: too many windows, tensors or dimensions, an unknown dtype.
     """
+    if not 1 <= message.count <= MAX_BATCH or len(message.tensors) > MAX_TENSORS:
+        raise MessageError(
+            f"{message.count} windows with {len(message.tensors)} tensors; "
+            f"expected 1 to {MAX_BATCH} windows and at most {MAX_TENSORS} tensors a message"
+        )
     tensors = []
     for name, array in message.tensors.items():
         code = _CODES.get(array.dtype)
+        if array.ndim > MAX_RANK:
+            raise MessageError(f"tensor {name!r} has {array.ndim} dimensions; expected at most {MAX_RANK}")
         if code is None:
             raise MessageError(f"tensor {name!r} is {array.dtype}; expected one of {', '.join(DTYPES)} (little-endian)")
         tensors.append((name, code, array.shape, np.ascontiguousarray(array).data.cast("B") if array.size else b""))

@@ -12,7 +12,8 @@ class Counters:
 
     `rejected` are unusable messages; `given_up` windows whose parts never came; `leftover` windows that came again in
     part only, since their other parts had been settled before a connection or a process was lost; `unheard` and
-    `refused` attempts to publish that will be made again; `unanswered` windows a sensor no longer awaits a result of.
+    `refused` attempts to publish that will be made again; `too_large` messages given up, since the broker takes none of
+    that size; `unanswered` windows a sensor no longer awaits a result of.
     """
 
     windows: int = 0
@@ -23,6 +24,7 @@ class Counters:
     duplicates: int = 0
     unheard: int = 0
     refused: int = 0
+    too_large: int = 0
     unanswered: int = 0
 
     def as_dict(self) -> dict[str, int]:

@@ -15,10 +15,10 @@ from types import TracebackType
 
 import msgspec
 
-from har_edge.errors import BrokerError, HarEdgeError, MessageError
+from har_edge.errors import BrokerError, HarEdgeError, MessageError, NodeError
 from har_edge.messaging.bus import Bus
 from har_edge.messaging.status import NodeStatus, State, decode_status
-from har_edge.messaging.topics import Kind
+from har_edge.messaging.topics import RETAINED, Kind
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.results import Result
 from har_edge.nodes.sink import Sink
@@ -29,10 +29,6 @@ READY_TIMEOUT_S = 30.0
 # After the sensors are done, how long no result may come before the rest counts as lost.
 QUIET_S = 5.0
 STOP_TIMEOUT_S = 10.0
-
-
-class ProcessFailed(HarEdgeError):
-    """A process of the pipeline ended by itself with an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +142,7 @@ class LocalPipeline:
         topics = topics_of(self.pipeline)
         with contextlib.suppress(HarEdgeError):
             for name in self._processes:
-                self.bus.publish(topics.status(name), b"", retain=True)
+                self.bus.publish(topics.status(name), b"", retain=Kind.STATUS in RETAINED)
             self.bus.poll(0.05)
 
     def measure_memory(self) -> None:
@@ -185,7 +181,7 @@ class LocalPipeline:
         for name, process in self._processes.items():
             code = process.poll()
             if code is not None and (code != 0 or name.startswith("stage-")):
-                raise ProcessFailed(f"{name} ended with exit code {code}; its own message stands above")
+                raise NodeError(f"{name} ended with exit code {code}; its own message stands above")
 
     def _poll(self, timeout_s: float) -> list[Arrival]:
         topics, arrivals = topics_of(self.pipeline), []

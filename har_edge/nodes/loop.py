@@ -15,10 +15,10 @@ from types import FrameType
 import msgspec
 
 from har_edge import __version__
-from har_edge.errors import BrokerError, MessageError
+from har_edge.errors import BrokerError, ConfigError, MessageError
 from har_edge.messaging.bus import Bus, Claim, Delivery, Outgoing, Receipt, Session, Will
 from har_edge.messaging.status import NodeStatus, State, decode_status, encode_status
-from har_edge.messaging.topics import Topics
+from har_edge.messaging.topics import RETAINED, Kind, Topics
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.results import decode_results
 from har_edge.nodes.sensor import BYTES_A_RAW_VALUE, Sensor
@@ -94,7 +94,7 @@ class Identity:
     def session(self, *, expiry_s: int, receive_max: int = 1024, max_payload_bytes: int = 16 * 1024 * 1024) -> Session:
         """Return the session of this node: named after pipeline and node, so that the next process takes it over."""
         return Session(
-            client_id=f"{self.topics.base}-{self.topics.pipeline}-{self.node}",
+            client_id=f"{self.topics.base}.{self.topics.pipeline}.{self.node}",
             expiry_s=expiry_s,
             will=Will(self.topic, self.status(State.LOST)),
             claim=Claim(self.topic, self.instance, self.started),
@@ -106,13 +106,15 @@ class Identity:
 class Sender:
     """Publishes, and acknowledges inputs once the broker has the output; keeps what nobody hears and tries again.
 
-    `advice` says what to do when nobody listens; each topic is logged once.
+    `advice` says what to do when nobody listens; that, and a refusal, are logged once.
     """
 
     def __init__(self, bus: Bus, counters: Counters, advice: str) -> None:
         self._bus, self._counters, self._advice = bus, counters, advice
         self._again: deque[tuple[float, Outgoing]] = deque()
-        self._logged: set[tuple[str, Receipt]] = set()
+        self._logged: set[Receipt] = set()
+        # How many messages still hold each delivery: it is acknowledged when the last of them is safe.
+        self._holders: dict[tuple[int, int], int] = {}
 
     @property
     def pending(self) -> int:
@@ -125,10 +127,18 @@ class Sender:
         return len(self._again)
 
     def send(self, outgoing: Outgoing) -> None:
-        """Publish one message, or release its deliveries when it has no topic."""
-        if not outgoing.topic:
+        """Publish one message, or release its deliveries when it has no topic.
+
+        Deliveries that several messages settle are named in each, and all of those must be sent before the next poll.
+        """
+        for delivery in outgoing.releases:
+            self._holders[delivery.token] = self._holders.get(delivery.token, 0) + 1
+        if outgoing.topic:
+            self._publish(outgoing)
+        else:
             self._release(outgoing)
-            return
+
+    def _publish(self, outgoing: Outgoing) -> None:
         self._bus.publish(
             outgoing.topic,
             outgoing.payload,
@@ -139,10 +149,14 @@ class Sender:
     def retry(self, now: float) -> None:
         """Publish again what nobody heard a while ago."""
         while self._again and self._again[0][0] <= now:
-            self.send(self._again.popleft()[1])
+            self._publish(self._again.popleft()[1])
 
     def _settle(self, outgoing: Outgoing, receipt: Receipt) -> None:
         if receipt is Receipt.SAFE or (receipt is Receipt.UNHEARD and not outgoing.heard):
+            self._release(outgoing)
+            return
+        if receipt is Receipt.TOO_LARGE:  # no retry makes it smaller
+            self._counters.too_large += 1
             self._release(outgoing)
             return
         self._again.append((time.monotonic() + RETRY_S, outgoing))
@@ -152,13 +166,16 @@ class Sender:
         else:
             self._counters.refused += 1
             text = f"the broker refused a message on {outgoing.topic}; trying again: see its access list"
-        if (outgoing.topic, receipt) not in self._logged:
-            self._logged.add((outgoing.topic, receipt))
+        if receipt not in self._logged:
+            self._logged.add(receipt)
             _log.warning(text)
 
     def _release(self, outgoing: Outgoing) -> None:
         for delivery in outgoing.releases:
-            self._bus.acknowledge(delivery)
+            self._holders[delivery.token] -= 1
+            if not self._holders[delivery.token]:
+                del self._holders[delivery.token]
+                self._bus.acknowledge(delivery)
 
 
 class Herald:
@@ -186,7 +203,7 @@ class Herald:
             "received_bytes": traffic.received_bytes,
             "reconnects": traffic.reconnects,
         }
-        self._bus.publish(self._identity.topic, self._identity.status(state, counters), retain=True)
+        self._bus.publish(self._identity.topic, self._identity.status(state, counters), retain=Kind.STATUS in RETAINED)
 
 
 def run_stage(bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget: bool = False) -> None:
@@ -323,6 +340,10 @@ class SensorLoop:
         now = time.monotonic()
         self._sender.retry(now)
         self._herald.announce(now)
+        if self._sensor.counters.too_large:
+            raise ConfigError(
+                "a message is larger than the broker takes; lower --batch, or raise max_packet_size at the broker"
+            )
         if self._pace.in_flight:
             self._look_for_losses(now)
 

@@ -162,9 +162,8 @@ class Stage:
         except MessageError as error:
             return [self._reject(deliveries, f"window {message.seq} of {message.stream}", error)]
         self.counters.windows += message.count
-        # The inputs are settled by the last message: the broker confirms messages of one client in order.
-        *first, last = outgoing or [Outgoing("", b"")]
-        return [*first, Outgoing(last.topic, last.payload, deliveries, heard=last.heard)]
+        outgoing = outgoing or [Outgoing("", b"")]
+        return [Outgoing(each.topic, each.payload, deliveries, heard=each.heard) for each in outgoing]
 
     def _publications(self, message: wire.Message, outputs: Mapping[str, Array]) -> list[Outgoing]:
         setup, outgoing = self._setup, []

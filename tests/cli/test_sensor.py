@@ -53,7 +53,7 @@ def test_of_two_sensors_with_one_name_the_older_ends_and_says_so(fleet: Fleet) -
     first = fleet.statuses["sensor-chest"].instance
     younger = fleet.start("sensor", "--source", "chest", "--subjects", "1", "--speed", "5")
     assert older.wait() == 3
-    assert "sensor chest: another sensor of this name has connected; ending" in older.said
+    assert "sensor chest: another sensor named sensor-chest has connected; ending (give each its --name)" in older.said
     fleet.until(
         lambda: fleet.state("sensor-chest") is State.READY and fleet.statuses["sensor-chest"].instance != first,
         "the younger sensor is not there",
@@ -114,7 +114,7 @@ def test_what_cannot_be_ends_with_code_2_and_says_why(
         (["--speed", "0"], "'0' is no speed; expected a factor above 0, or max"),
         (["--speed", "fast"], "'fast' is no speed; expected a factor above 0, or max"),
         (["--windows", "0"], "'0' came; expected a whole number above 0"),
-        (["--batch", "-1"], "expected a whole number above 0"),
+        (["--batch", "-1"], "expected 1 to 1024 windows a message"),
         (["--in-flight", "-1"], "expected a whole number"),
         (["--subjects", ","], "',' names no stream; expected numbers such as 7,8 or 1-6, or names"),
     ],

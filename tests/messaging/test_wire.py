@@ -372,3 +372,13 @@ def test_the_oracle_reads_what_struct_writes() -> None:
     assert (
         read(b"\xcb" + struct.pack(">d", 1.5)) == 1.5 and read(b"\xda\x00\x01a") == "a" and read(b"\xc4\x01b") == b"b"
     )
+
+
+def test_nothing_is_encoded_that_nobody_would_decode() -> None:
+    times, array = (1.0,) * (MAX_BATCH + 1), np.zeros(1, np.int8)
+    with pytest.raises(MessageError, match=r"1025 windows with 0 tensors; expected 1 to 1024 windows"):
+        encode(Message("s", 0, 0, times, {}))
+    with pytest.raises(MessageError, match=r"1 windows with 65 tensors; expected .* at most 64 tensors"):
+        encode(Message("s", 0, 0, (1.0,), {str(number): array for number in range(65)}))
+    with pytest.raises(MessageError, match=r"tensor 'x' has 9 dimensions; expected at most 8"):
+        encode(Message("s", 0, 0, (1.0,), {"x": np.zeros((1,) * 9, np.int8)}))

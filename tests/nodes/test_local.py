@@ -2,12 +2,13 @@
 
 import pytest
 
+from har_edge.errors import NodeError
 from har_edge.messaging.bus import Delivery
 from har_edge.messaging.status import NodeStatus, State, encode_status
 from har_edge.messaging.topics import Topics
 from har_edge.nodes import local as local_module
 from har_edge.nodes.build import topics_of
-from har_edge.nodes.local import QUIET_S, LocalPipeline, ProcessFailed, summarize
+from har_edge.nodes.local import QUIET_S, LocalPipeline, summarize
 from har_edge.nodes.results import Result, encode_results
 from tests.nodes.rig import Clock
 from tests.nodes.test_loop import ScriptedBus
@@ -89,7 +90,7 @@ def test_what_never_comes_counts_as_lost_after_a_quiet_while_that_starts_with_th
 @pytest.mark.parametrize(("name", "code"), [("sensor_chest", 2), ("stage_0", 3), ("stage_0", 0), ("sensor_chest", -9)])
 def test_a_process_that_ends_by_itself_is_named(cut, clock, name, code):
     run = run_of(cut("int8", 9), ScriptedBus(clock=clock), **{name: Process(code)})
-    with pytest.raises(ProcessFailed, match=f"{name.replace('_', '-')} ended with exit code {code}; its own message"):
+    with pytest.raises(NodeError, match=f"{name.replace('_', '-')} ended with exit code {code}; its own message"):
         list(run.results())
 
 

@@ -222,6 +222,31 @@ def test_what_the_broker_refuses_is_kept_and_logged_once(clock, caplog):
     assert "nobody listens" not in caplog.text
 
 
+def test_what_is_too_large_for_the_broker_is_given_up_and_counted(clock):
+    bus, counters = ScriptedBus(clock=clock), Counters()
+    sender, came = Sender(bus, counters, "-"), part("chest")
+    bus.receipt = Receipt.TOO_LARGE
+    sender.send(Outgoing("t", b"x", (came,)))
+    bus.poll(0.1)
+    assert (counters.too_large, sender.pending, bus.acknowledged) == (1, 0, [came])
+
+
+def test_an_input_is_released_when_all_its_outputs_are_safe_even_after_a_retry(clock):
+    bus = ScriptedBus(clock=clock)
+    sender, came = Sender(bus, Counters(), "-"), part("chest")
+    bus.receipt = Receipt.REFUSED
+    sender.send(Outgoing("result", b"x", (came,)))
+    bus.poll(0.1)
+    bus.receipt = Receipt.SAFE
+    sender.send(Outgoing("act", b"x", (came,)))
+    bus.poll(0.1)
+    assert bus.acknowledged == []
+    clock.now += 1.0
+    sender.retry(clock.now)
+    bus.poll(0.1)
+    assert bus.acknowledged == [came]
+
+
 def test_a_result_nobody_hears_is_settled(clock):
     bus = ScriptedBus(clock=clock)
     sender, came = Sender(bus, Counters(), "-"), part("chest")
