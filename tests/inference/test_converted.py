@@ -14,7 +14,9 @@ tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
 from har_edge.graph.cuts import list_cuts  # noqa: E402
+from har_edge.graph.manifest import State  # noqa: E402
 from har_edge.graph.model import read_model  # noqa: E402
+from har_edge.graph.state import state_of  # noqa: E402
 from har_edge.inference.measure import segment_bounds  # noqa: E402
 from har_edge.inference.verify import check_cuts  # noqa: E402
 
@@ -98,6 +100,13 @@ def test_recurrent_layers(kind: str, unroll: bool) -> None:
     model = keras.Model(inputs, keras.layers.Dense(3)(x))
     compared, _ = _check(_convert(model))
     assert compared >= 2
+
+
+@pytest.mark.parametrize(("stateful", "state"), [(False, State.NONE), (True, State.RESOURCES)])
+def test_an_lstm_remembers_where_its_author_said_so(stateful: bool, state: State) -> None:
+    inputs = keras.Input((6, 4), batch_size=1)
+    content = _convert(keras.Model(inputs, keras.layers.LSTM(5, stateful=stateful)(inputs)))
+    assert state_of(read_model(content)) is state
 
 
 def test_state_in_a_variable_and_a_loop() -> None:
