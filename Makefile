@@ -19,7 +19,7 @@ test: .venv/.installed-$(EXTRAS)
 
 check: .venv/.installed-$(EXTRAS)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check har_edge tests bench
 	$(BIN)/mypy
 
 bench: .venv/.installed-$(EXTRAS)

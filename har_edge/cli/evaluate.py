@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from har_edge.planning.task import Task
     from har_edge.streams.recording import Recording
 
-NAME = "evaluate"
 HELP = "measure a model on recordings: whole, cut into slices, and over MQTT"
 DEFAULT_STAGES = 3
 
@@ -38,7 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     slices = parser.add_mutually_exclusive_group()
     slices.add_argument("--slices", type=Path, metavar="DIR", help="score the slices of this folder too")
-    slices.add_argument("--at", type=_indices, metavar="I[,J..]", help="cut before these operators; score that too")
+    slices.add_argument(
+        "--at", type=options.operator_indices, metavar="I[,J..]", help="cut before these operators; score that too"
+    )
     slices.add_argument("--stages", type=options.positive, metavar="N", help="cut into N slices, score them too")
     parser.add_argument(
         "--mqtt", action="store_true", help="send every window through a pipeline of processes too (default: 3 slices)"
@@ -125,10 +126,3 @@ def _predict(model: Interpreter | Composition, recordings: Sequence[Recording], 
     from har_edge.evaluation.prediction import Classifier, predict_recordings
 
     return list(predict_recordings(Classifier(model.run, model.inputs, task), recordings, task))
-
-
-def _indices(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of operator indices such as 4 or 4,9") from None
