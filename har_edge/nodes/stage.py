@@ -78,6 +78,9 @@ class Stage:
             message = wire.decode(delivery.payload, self._setup.max_payload_bytes)
             parts = self._parts(delivery, message)
             self.counters.messages += 1
+            if self._join.repeats(message, parts, delivery):
+                self.counters.duplicates += message.count
+                return [Outgoing("", b"", (delivery,)), *self.tick()]
             gathered = self._join.add(message, parts, delivery, self._monotonic())
         except MessageError as error:
             return [self._reject((delivery,), delivery.topic, error)]
@@ -96,7 +99,8 @@ class Stage:
                 _log.info("released window %d of %s: %s was settled before", message.seq, message.stream, missing)
             else:
                 self.counters.given_up += message.count
-                _log.warning("gave up window %d of %s: %s did not come", message.seq, message.stream, missing)
+                hint = "; later ones came, so it may have been answered before a restart" if gathered.passed else ""
+                _log.warning("gave up window %d of %s: %s did not come%s", message.seq, message.stream, missing, hint)
             outgoing.append(Outgoing("", b"", tuple(gathered.deliveries)))
         return outgoing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -58,6 +59,23 @@ def test_a_killed_stage_comes_back_and_nothing_is_lost(fleet: Fleet, index: int)
     fleet.until(lambda: fleet.state(f"stage-{index}") is State.LOST, "the will did not say that the stage is lost")
     fleet.stage(index)
     all_well(fleet, sensors)
+
+
+@pytest.mark.parametrize("client", ["paho", "native"])
+def test_stages_killed_again_and_again_lose_nothing(fleet: Fleet, client: str) -> None:
+    """Each restart does windows again; what comes of that must not crowd out the windows that are new."""
+    if client == "native":
+        pytest.importorskip("mqtt5")
+    rng, stages = random.Random(0), fleet.stages("--client", client)
+    load = ("--subjects", "1-6", "--windows", "100", "--speed", "max", "--client", client)
+    sensors = fleet.sensors(*load)
+    while len(fleet.results) < 500:
+        fleet.until_results(len(fleet.results) + rng.randrange(10, 90))
+        index = rng.randrange(3)
+        stages[index].end(signal.SIGKILL)
+        stages[index] = fleet.stage(index, "--client", client)
+    fleet.until_results(600)
+    assert [sensor.wait() for sensor in sensors] == [0, 0, 0] and fleet.all_once(6, 100)
 
 
 def test_a_second_start_takes_the_stage_over(fleet: Fleet) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from har_edge.errors import MessageError
 from har_edge.messaging.bus import Delivery
 from har_edge.messaging.wire import Message
-from har_edge.nodes.join import LEFTOVER_S, Join
+from har_edge.nodes.join import LEFTOVER_S, PASSED_S, REMEMBERED, Join
 
 PARTS = ("a", "b", "c")
 
@@ -89,9 +89,43 @@ def test_a_part_left_over_from_a_lost_connection_does_not_wait_for_companions_th
     assert join.give_up(20.0) == []
     for name in ("a", "b"):
         join.add(message(1), {name: np.zeros(1)}, delivery(3), 20.0)
-    assert join.give_up(20.0 + LEFTOVER_S / 2) == []
-    (leftover,) = join.give_up(20.0 + LEFTOVER_S)
+    assert join.give_up(21.0) == [] and join.give_up(21.0 + LEFTOVER_S / 2) == []
+    (leftover,) = join.give_up(21.0 + LEFTOVER_S)
     assert leftover.leftover and leftover.message.seq == 0 and len(join) == 1
+
+
+def test_a_part_behind_complete_windows_waits_less_and_its_loss_is_not_played_down():
+    join = join_of(("a", "b"), timeout_s=30.0)
+    join.add(message(0), {"b": np.zeros(1)}, delivery(1), 0.0)
+    for name in ("a", "b"):
+        join.add(message(1), {name: np.zeros(1)}, delivery(2), 1.0)
+    assert join.give_up(1.0) == join.give_up(1.0 + PASSED_S - 0.1) == []
+    (passed,) = join.give_up(1.0 + PASSED_S)
+    assert passed.message.seq == 0 and passed.passed and not passed.leftover
+
+
+def test_parts_behind_complete_windows_are_the_first_to_go_when_too_many_wait():
+    join = join_of(("a", "b"), capacity=3)
+    for seq in (5, 6):
+        join.add(message(seq), {"b": np.zeros(1)}, delivery(seq), 0.0)
+    for name in ("a", "b"):
+        join.add(message(3), {name: np.zeros(1)}, delivery(3), 0.0)
+    for seq in (0, 1):  # came after 5 and 6, but window 3 of their stream is complete
+        join.add(message(seq), {"b": np.zeros(1)}, delivery(seq), 0.0)
+    assert [one.message.seq for one in join.give_up(0.0)] == [0] and len(join) == 3
+
+
+def test_what_was_complete_is_known_again_by_its_capture_and_the_memory_is_bounded():
+    join = join_of(("a", "b"))
+    for seq in range(REMEMBERED + 50):
+        for name, captured in (("a", 1.0), ("b", 2.0)):
+            join.add(message(seq, captured=(captured,)), {name: np.zeros(1)}, delivery(seq), 0.0)
+    seq = REMEMBERED + 20
+    assert join.repeats(message(seq, captured=(2.0,)), ["b"], delivery(1))
+    assert not join.repeats(message(seq, captured=(2.5,)), ["b"], delivery(1)), "a new run of the stream"
+    assert not join.repeats(message(seq, captured=(2.0,)), ["b"], delivery(1, duplicate=True))
+    assert not join.repeats(message(seq, captured=(2.0,)), ["a", "b"], delivery(1)), "needs no companion"
+    assert not join.repeats(message(0, captured=(2.0,)), ["b"], delivery(1)) and len(join._complete) <= REMEMBERED + 1
 
 
 def test_a_part_that_came_again_still_joins_what_is_late():

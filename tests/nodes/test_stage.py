@@ -185,11 +185,27 @@ def test_a_leftover_is_released_soon_and_not_counted_as_lost(caplog):
     stage.handle(left)
     assert result_of(whole(stage, 1))
     clock.now = 1.0
+    assert stage.tick() == []
+    clock.now = 2.0
     with caplog.at_level(logging.INFO):
         (released,) = stage.tick()
     assert released.releases == (left,)
     assert (stage.counters.leftover, stage.counters.given_up) == (1, 0)
     assert "released window 0 of s: c was settled before" in caplog.text
+
+
+def test_a_part_sent_again_for_a_window_that_was_complete_is_released_at_once():
+    """A stage before this one was killed and does some windows again; its parts must not wait for the others."""
+    stage = small_stage(capacity=3)
+    assert result_of(whole(stage, 0))
+    again = part("arm", 0)
+    assert [(out.topic, out.releases) for out in stage.handle(again)] == [("", (again,))]
+    assert (stage.waiting, stage.counters.duplicates, stage.counters.windows) == (0, 1, 1)
+    new_run = part("arm", 0, captured=(99.0,))
+    assert stage.handle(new_run) == [] and stage.waiting == 1
+    assert result_of(stage.handle(part("chest", 0, captured=(99.0,))))
+    redelivered = part("arm", 0, captured=(99.0,), duplicate=True)  # was not acknowledged: its output may not be safe
+    assert stage.handle(redelivered) == [] and stage.waiting == 1
 
 
 def test_sensors_that_disagree_on_the_batch_are_told(caplog):
