@@ -187,7 +187,7 @@ class Staged:
         while not self._bus.connected:
             self._bus.poll(0.1)
 
-    def throughput(self, count: int, in_flight: int, batch: int = 1) -> float:
+    def throughput(self, count: int, in_flight: int, batch: int = 1, *, apart: bool = False) -> float:
         """Return windows per second for `count` windows, `batch` a message, at most `in_flight` messages out."""
         stream = self._next_stream()
         before = self._sink.counters.windows
@@ -196,7 +196,7 @@ class Staged:
         started = time.perf_counter()
         while (done := self._sink.counters.windows - before) < count:
             while sent < count and sent - done < in_flight * batch:
-                self._send(stream, sent, messages[(sent // batch) % len(messages)], batch)
+                self._send(stream, sent, messages[(sent // batch) % len(messages)], batch, apart=apart)
                 sent += batch
             for delivery in self._bus.poll(1.0):
                 self._bus.acknowledge(delivery)
@@ -237,9 +237,12 @@ class Staged:
         group = self._codes[start : start + batch]
         return {source: np.stack([codes[source] for codes in group]) for source in group[0]}
 
-    def _send(self, stream: str, seq: int, codes: Codes, batch: int) -> None:
-        message = wire.Message(stream, seq, self._pipeline.config.epoch, (time.time(),) * batch, codes)
-        self._bus.publish(self._topics.window(stream, "all"), wire.encode(message))
+    def _send(self, stream: str, seq: int, codes: Codes, batch: int, *, apart: bool = False) -> None:
+        """Send one message with all sources, or (`apart`) one a source, as separate sensors do."""
+        groups = {source: {source: code} for source, code in codes.items()} if apart else {"all": codes}
+        for source, tensors in groups.items():
+            message = wire.Message(stream, seq, self._pipeline.config.epoch, (time.time(),) * batch, tensors)
+            self._bus.publish(self._topics.window(stream, source), wire.encode(message))
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
