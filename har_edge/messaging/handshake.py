@@ -12,14 +12,10 @@ import mqtt5
 from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address
 from har_edge.messaging.bus import Session
-from har_edge.messaging.link import CONNECT_TIMEOUT_S, FinalRefusal, refused, unanswered, unreachable
+from har_edge.messaging.link import CONNECT_TIMEOUT_S, NO_LIMIT, refusal, unanswered, unreachable
 from har_edge.messaging.packets import Malformed, read_packet, words
 
 _READ_BYTES = 65536
-_CREDENTIALS = frozenset({0x86, 0x87})  # bad user name or password, not authorized
-# Refusals that waiting may mend: server unavailable, server busy, connection rate exceeded. All others end the client.
-_PASSING = frozenset({0x88, 0x89, 0x9F})
-_NO_LIMIT = 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +72,12 @@ def shake_hands(
         raise BrokerError(unreachable(address, f"{type(packet).__name__} came instead of CONNACK"))
     code = packet.reason_code
     if code != mqtt5.ConnAckReasonCode.SUCCESS:
-        text = refused(address, words(code), credentials=int(code) in _CREDENTIALS)
-        raise BrokerError(text) if int(code) in _PASSING else FinalRefusal(text)
+        raise refusal(address, int(code), words(code))
     asked = packet.server_keep_alive
     return Welcome(
         session_present=packet.session_present,
         receive_max=packet.receive_max,
-        max_packet_bytes=packet.max_packet_size or _NO_LIMIT,
+        max_packet_bytes=packet.max_packet_size or NO_LIMIT,
         keepalive_s=session.keepalive_s if asked is None else asked,
         rest=bytes(received[size:]),
         sent_bytes=len(request),

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import ssl
 
 CONNECT_TIMEOUT_S = 5.0
+NO_LIMIT = 2**32  # of a packet's size: more than MQTT can say
+_CREDENTIALS = frozenset({0x86, 0x87})  # bad user name or password, not authorized
+# Refusals that waiting may mend: server unavailable, server busy, connection rate exceeded. All others end the client.
+_PASSING = frozenset({0x88, 0x89, 0x9F})
 
 
 class FinalRefusal(BrokerError):
@@ -135,11 +139,12 @@ def too_large(topic: str, packet_bytes: int, limit: int) -> str:
     )
 
 
-def refused(address: Address, reason: str, *, credentials: bool) -> str:
-    """Say why the broker refused this client, and what to do."""
+def refusal(address: Address, code: int, words: str) -> BrokerError:
+    """Return the error for a CONNACK with a failure code (MQTT 5, section 3.2.2.2), final or not, and what to do."""
     advice = (
         "check the user, and the password in HAR_EDGE_PASSWORD or --password-file"
-        if credentials
+        if code in _CREDENTIALS
         else "see the broker's log"
     )
-    return f"the broker at {address.url} refused the connection: {reason}; {advice}"
+    text = f"the broker at {address.url} refused the connection: {words}; {advice}"
+    return BrokerError(text) if code in _PASSING else FinalRefusal(text)

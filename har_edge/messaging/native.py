@@ -21,10 +21,10 @@ import mqtt5
 from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address
 from har_edge.messaging.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
+from har_edge.messaging.comeback import Comeback
 from har_edge.messaging.handshake import shake_hands
-from har_edge.messaging.link import AckOrder, Backoff, FinalRefusal, open_socket, too_large
+from har_edge.messaging.link import AckOrder, open_socket, too_large
 from har_edge.messaging.packets import receipt_of, take_packets, words, would_block
-from har_edge.messaging.status import GRACE_S, taken_by_younger
 
 _log = logging.getLogger(__name__)
 _QOS = mqtt5.QoS.AT_LEAST_ONCE
@@ -65,7 +65,7 @@ class NativeBus:
         rng: random.Random | None = None,
     ) -> None:
         self._address, self._session, self._clock = address, session, clock
-        self._backoff = Backoff(rng or random.Random())
+        self._comeback = Comeback(address, session, clock, rng or random.Random(), self._connect_beside)
         self._traffic = Traffic()
         self._socket: socket.socket | None = None
         self._generation = 0
@@ -83,7 +83,7 @@ class NativeBus:
         self._acks = AckOrder()
         self._leftover = False  # bytes that came along with CONNACK
         self._subscribing: dict[int, tuple[str, ...]] = {}
-        self._opened_at = self._heard_at = self._spoke_at = self._retry_at = 0.0
+        self._heard_at = self._spoke_at = 0.0
         self._clean = session.clean_start
 
     @property
@@ -183,7 +183,8 @@ class NativeBus:
         self._send_quota, self._send_limit = min(welcome.receive_max, _MAX_IN_FLIGHT), welcome.max_packet_bytes
         self._keepalive_s, self._session_present = welcome.keepalive_s, welcome.session_present
         self._generation += 1
-        self._opened_at = self._heard_at = self._spoke_at = self._clock()
+        self._heard_at = self._spoke_at = self._clock()
+        self._comeback.opened()
         self._acks.clear()
         self._subscribing.clear()
         if self._filters:
@@ -197,30 +198,14 @@ class NativeBus:
         return bus
 
     def _reopen(self, timeout_s: float) -> bool:
-        wait_s = self._retry_at - self._clock()
-        if wait_s > 0:
-            select.select([], [], [], min(wait_s, timeout_s))
-            return False
-        try:
-            if self._session.claim is not None and taken_by_younger(self._session.claim, self._connect_beside):
-                raise TakenOver(self._session.client_id)
-            self._open()
-        except FinalRefusal:
-            raise
-        except BrokerError as error:
-            self._retry_at = self._clock() + self._backoff.next_s()
-            _log.warning("%s; trying again", error)
+        if not self._comeback.attempt(timeout_s, self._open):
             return False
         self._traffic.reconnects += 1
-        _log.warning("connected to %s again", self._address.url)
         return True
 
     def _drop(self, reason: str) -> None:
-        _log.warning("lost the broker at %s: %s", self._address.url, reason)
         self._shut()
-        self._backoff.ended(self._clock() - self._opened_at)
-        grace_s = GRACE_S if self._session.claim is not None else 0.0
-        self._retry_at = self._clock() + max(grace_s, self._backoff.next_s())
+        self._comeback.lost(reason)
 
     def _shut(self) -> None:
         if self._socket is not None:

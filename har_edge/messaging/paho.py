@@ -25,30 +25,26 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address
 from har_edge.messaging.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
+from har_edge.messaging.comeback import Comeback
 from har_edge.messaging.link import (
     CONNECT_TIMEOUT_S,
+    NO_LIMIT,
     AckOrder,
-    Backoff,
-    FinalRefusal,
-    refused,
+    refusal,
     tls_context,
     too_large,
     unanswered,
     unreachable,
 )
-from har_edge.messaging.status import GRACE_S, taken_by_younger
 
 _log = logging.getLogger(__name__)
 _QOS = 1
 _CLOSE_TIMEOUT_S = 2.0
 _ACK_BYTES = 4
 _MAX_IN_FLIGHT = 0xFFFF - 256  # the other packet ids are for subscriptions
-_NO_LIMIT = 2**32
 _NO_MATCHING_SUBSCRIBERS = 0x10
 _FAILURE = 0x80
 _TAKEN_OVER = 0x8E
-_CREDENTIALS = frozenset({0x86, 0x87})  # bad user name or password, not authorized
-_PASSING = frozenset({0x88, 0x89, 0x9F})  # server unavailable, server busy, connection rate exceeded
 
 
 class PahoBus:
@@ -67,18 +63,17 @@ class PahoBus:
         rng: random.Random | None = None,
     ) -> None:
         self._address, self._session, self._clock, self._mqtt5 = address, session, clock, mqtt5
-        self._backoff = Backoff(rng or random.Random())
+        self._comeback = Comeback(address, session, clock, rng or random.Random(), self._connect_beside)
         self._traffic = Traffic()
         self._filters: list[str] = []
         self._subscribing: dict[int, tuple[str, ...]] = {}
         self._receipts: dict[int, OnReceipt | None] = {}
         self._waiting: deque[tuple[str, bytes, bool, OnReceipt | None]] = deque()
         self._settled: deque[tuple[OnReceipt | None, Receipt]] = deque()
-        self._send_quota, self._send_limit = _MAX_IN_FLIGHT, _NO_LIMIT
+        self._send_quota, self._send_limit = _MAX_IN_FLIGHT, NO_LIMIT
         self._arrived: list[Delivery] = []
         self._acks = AckOrder()
         self._generation = 0
-        self._opened_at = self._retry_at = 0.0
         self._accepted = False
         self._failure: Exception | None = None
         self._clean = session.clean_start
@@ -214,22 +209,9 @@ class PahoBus:
         return bus
 
     def _reopen(self, timeout_s: float) -> bool:
-        wait_s = self._retry_at - self._clock()
-        if wait_s > 0:
-            select.select([], [], [], min(wait_s, timeout_s))
-            return False
-        try:
-            if self._session.claim is not None and taken_by_younger(self._session.claim, self._connect_beside):
-                raise TakenOver(self._session.client_id)
-            self._open()
-        except FinalRefusal:
-            raise
-        except BrokerError as error:
-            self._retry_at = self._clock() + self._backoff.next_s()
-            _log.warning("%s; trying again", error)
+        if not self._comeback.attempt(timeout_s, self._open):
             return False
         self._traffic.reconnects += 1
-        _log.warning("connected to %s again", self._address.url)
         return True
 
     def _raise_failure(self) -> None:
@@ -312,13 +294,12 @@ class PahoBus:
 
     def _on_connect(self, _client: mqtt.Client, _user: Any, _flags: Any, code: ReasonCode, properties: Any) -> None:
         if code.value >= _FAILURE:
-            text = refused(self._address, str(code).lower(), credentials=code.value in _CREDENTIALS)
-            self._failure = BrokerError(text) if code.value in _PASSING else FinalRefusal(text)
+            self._failure = refusal(self._address, code.value, str(code).lower())
             return
         self._send_quota = min(int(getattr(properties, "ReceiveMaximum", _MAX_IN_FLIGHT)), _MAX_IN_FLIGHT)
-        self._send_limit = int(getattr(properties, "MaximumPacketSize", _NO_LIMIT))
+        self._send_limit = int(getattr(properties, "MaximumPacketSize", NO_LIMIT))
         self._generation += 1
-        self._opened_at = self._clock()
+        self._comeback.opened()
         self._acks.clear()
         self._subscribing.clear()
         self._accepted = True
@@ -361,11 +342,10 @@ class PahoBus:
 
     def _on_lost(self, reason: str) -> None:
         if self._accepted:
-            _log.warning("lost the broker at %s: %s", self._address.url, reason)
-            self._backoff.ended(self._clock() - self._opened_at)
+            self._comeback.lost(reason)
+        else:
+            self._comeback.failed()
         self._accepted = False
-        grace_s = GRACE_S if self._session.claim is not None else 0.0
-        self._retry_at = self._clock() + max(grace_s, self._backoff.next_s())
 
 
 def _publish_bytes(topic: str, payload: bytes) -> int:

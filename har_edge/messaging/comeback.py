@@ -1,0 +1,74 @@
+"""Coming back after a lost connection: when to try, and whether the session is still ours. Both MQTT clients use it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import select
+from collections.abc import Callable
+
+from har_edge.errors import BrokerError
+from har_edge.messaging.address import Address
+from har_edge.messaging.bus import Bus, Session, TakenOver
+from har_edge.messaging.link import Backoff, FinalRefusal
+from har_edge.messaging.status import GRACE_S, taken_by_younger
+
+_log = logging.getLogger(__name__)
+
+
+class Comeback:
+    """Times the attempts of one client to connect again.
+
+    `connect_beside` opens a second, short-lived connection, to look who has the session now.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        session: Session,
+        clock: Callable[[], float],
+        rng: random.Random,
+        connect_beside: Callable[[Session], Bus],
+    ) -> None:
+        self._address, self._session, self._clock = address, session, clock
+        self._connect_beside = connect_beside
+        self._backoff = Backoff(rng)
+        self._opened_at = self._retry_at = 0.0
+
+    def opened(self) -> None:
+        """Take note that the broker has accepted the client."""
+        self._opened_at = self._clock()
+
+    def lost(self, reason: str) -> None:
+        """Take note that an accepted connection has ended."""
+        _log.warning("lost the broker at %s: %s", self._address.url, reason)
+        self._backoff.ended(self._clock() - self._opened_at)
+        self.failed()
+
+    def failed(self) -> None:
+        """Put the next attempt off, long enough for a successor to say that it has the session."""
+        grace_s = GRACE_S if self._session.claim is not None else 0.0
+        self._retry_at = self._clock() + max(grace_s, self._backoff.next_s())
+
+    def attempt(self, timeout_s: float, connect: Callable[[], None]) -> bool:
+        """Connect if it is time, else wait up to `timeout_s`; tell whether there is a connection now.
+
+        Raises TakenOver when a younger process has the session, FinalRefusal when no later attempt can succeed.
+        """
+        wait_s = self._retry_at - self._clock()
+        if wait_s > 0:
+            select.select([], [], [], min(wait_s, timeout_s))
+            return False
+        claim = self._session.claim
+        try:
+            if claim is not None and taken_by_younger(claim, self._connect_beside):
+                raise TakenOver(self._session.client_id)
+            connect()
+        except FinalRefusal:
+            raise
+        except BrokerError as error:
+            self._retry_at = self._clock() + self._backoff.next_s()
+            _log.warning("%s; trying again", error)
+            return False
+        _log.warning("connected to %s again", self._address.url)
+        return True
