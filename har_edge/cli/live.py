@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from har_edge.nodes.local import Arrival
 
 RECENT = 200
+MAX_ROWS = 100
 # What the table takes beside the names of activities: numbers, stream, borders.
 _OTHER_COLUMNS = 58
 
@@ -39,6 +40,8 @@ class Board:
         """Take one result in."""
         result = arrival.result
         row = self._rows.setdefault(result.stream, Row(arrival))
+        if len(self._rows) > MAX_ROWS:  # names come from the network: what is shown of them is bounded
+            del self._rows[next(iter(self._rows))]
         row.last = arrival
         row.windows += 1
         row.latencies_ms.append(arrival.latency_ms)

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
     identity = options.identity_of(args, pipeline, args.name or f"sensor-{args.source}", "sensor", detail)
     bus = options.connect(args, pipeline, identity.session(expiry_s=SESSION_S))
-    print(f"sensor {args.source} ready: {detail}; MQTT client: {identity.client}", flush=True)
+    print(f"sensor {args.source} connected: {detail}; MQTT client: {identity.client}", flush=True)
     join = pipeline.config.join
     pace = Pace(
         in_flight=args.in_flight * args.batch,

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         look = options.connect(args, pipeline, Session(f"{identity.instance}-look", clean_start=True))
         await_ready(look, [f"stage-{taker}" for taker in wiring.takers], identity.topics, stop)
     bus = options.connect(args, pipeline, session)
-    print(f"stage {args.index} ready: {detail}; MQTT client: {identity.client}", flush=True)
+    print(f"stage {args.index} connected: {detail}; MQTT client: {identity.client}", flush=True)
     try:
         run_stage(bus, stage, identity, stop, forget=args.forget)
     except TakenOver:

@@ -43,7 +43,7 @@ def test_every_window_comes_once_and_all_say_goodbye(fleet: Fleet, client: str, 
     assert [fleet.counter(f"stage-{i}", "windows") for i in range(3)] == [80, 80, 80]
     assert fleet.sink.counters.duplicates == 0
     for index, stage in enumerate(stages):
-        assert f"stage {index} ready: slice {index}: operators" in stage.said
+        assert f"stage {index} connected: slice {index}: operators" in stage.said
         assert f"MQTT client: {client}" in stage.said
         assert f"stage {index} stopped: 80 windows, 0 messages rejected" in stage.said
     right = [result for result in fleet.results.values() if result.truth is not None]

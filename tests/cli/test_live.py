@@ -1,0 +1,52 @@
+"""The live table: what it shows, on any terminal, and how much of it."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from har_edge.cli.live import MAX_ROWS, Board
+from har_edge.nodes.local import Arrival
+from har_edge.nodes.results import Result
+
+LABELS = {4: "walking", 7: "frontal elevation of arms"}
+
+
+def arrival(stream: str = "subject7", seq: int = 0, label_id: int = 7, truth: int | None = 7) -> Arrival:
+    result = Result(stream, seq, LABELS[label_id], label_id, 0.98, 1.0, 1.1, 1, truth)
+    return Arrival(result, 1.12)
+
+
+def drawn(board: Board, columns: int) -> list[str]:
+    console = Console(width=columns, file=io.StringIO(), color_system=None)
+    console.print(board.draw("live", columns))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_every_column_is_readable(columns: int) -> None:
+    board = Board(LABELS)
+    board.add(arrival())
+    lines = drawn(board, columns)
+    for heading in ("stream", "window", "activity", "score", "truth", "latency", "accuracy"):
+        assert heading in lines[2]
+    assert all(text in lines[4] for text in ("subject7", "frontal el", "0.98", "120.0 ms", "1.000"))
+    assert max(map(len, lines)) <= columns
+
+
+def test_accuracy_counts_known_windows_only() -> None:
+    board = Board(LABELS)
+    for seq, (label, truth) in enumerate([(7, 7), (4, 7), (4, None), (7, 7)]):
+        board.add(arrival(seq=seq, label_id=label, truth=truth))
+    assert "0.667" in drawn(board, 120)[4]
+
+
+def test_the_rows_are_bounded() -> None:
+    board = Board(LABELS)
+    for number in range(MAX_ROWS + 5):
+        board.add(arrival(stream=f"s{number}"))
+    text = "\n".join(drawn(board, 120))
+    assert text.count("│ s") == MAX_ROWS and f"│ s{MAX_ROWS + 4} " in text and "│ s0 " not in text
