@@ -140,7 +140,7 @@ def test_data_that_finds_no_stage_waits_for_it(fleet: Fleet, order: tuple[int, .
     for index in order:
         stage = fleet.stage(index)
         if index != order[-1]:
-            fleet.until(lambda one=stage: "ready" in one.said or "waiting for" in one.said, "it says nothing")  # type: ignore[misc]
+            fleet.until(lambda one=stage: "connected" in one.said or "waiting for" in one.said, "it says nothing")  # type: ignore[misc]
     all_well(fleet, sensors)
     if order[0] == 0:
         assert "waiting for stage-1, stage-2, which must listen before this node sends" in fleet.running[3].said
