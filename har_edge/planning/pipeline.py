@@ -16,6 +16,7 @@ from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.graph.manifest import SliceEntry, SliceManifest, load_manifest
 from har_edge.planning.task import StateRule, Task
 from har_edge.streams.description import StreamDescription, load_description
+from har_edge.streams.grouping import Grouping, regroup
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -84,16 +85,25 @@ class Wiring:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A pipeline file, read and checked against its slices and its stream description."""
+    """A pipeline file, read and checked against its slices and its stream description.
+
+    `described` is the stream as its recordings are written; `stream` the same as the task groups its sources.
+    """
 
     config: PipelineConfig
     folder: Path
     manifest: SliceManifest
+    described: StreamDescription
     stream: StreamDescription
 
     @property
     def task(self) -> Task:
         return self.config.task
+
+    @property
+    def grouped(self) -> bool:
+        """Whether one sensor node must have all sources, since a group takes channels of several."""
+        return self.task.stream.grouping != Grouping.LOCATION
 
     def channels(self, source: str) -> int:
         return len(self.stream.source(source).channels)
@@ -193,7 +203,14 @@ def _assemble(file: Path, manifest: SliceManifest | None) -> Pipeline:
     manifest = manifest or load_manifest(file.parent / config.slices)
     if not has_epoch:
         config = msgspec.structs.replace(config, epoch=epoch_of(manifest))
-    pipeline = Pipeline(config, file.parent, manifest, load_description(description))
+    described = load_description(description)
+    try:
+        stream = regroup(described, config.task.stream.grouping)
+        for source in config.task.inputs:
+            stream.source(source)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    pipeline = Pipeline(config, file.parent, manifest, described, stream)
     _check_task(pipeline, file)
     _check_limits(config, file)
     for index in range(len(manifest.slices)):
@@ -203,8 +220,6 @@ def _assemble(file: Path, manifest: SliceManifest | None) -> Pipeline:
 
 def _check_task(pipeline: Pipeline, file: Path) -> None:
     task = pipeline.task
-    for source in task.inputs:
-        pipeline.stream.source(source)
     _check_labels(pipeline, file)
     taken = {tensor.name for entry in pipeline.manifest.slices for tensor in entry.inputs}
     enters = [source.tensor for source in task.inputs.values()]
@@ -294,6 +309,9 @@ def write_pipeline(folder: Path, task: Task, *, name: str = "har", broker: Broke
             f"tensor = {quote(enters.tensor)}",
             f"reducer = {quote(enters.reducer)}",
         ]
+        if enters.files:
+            lines += ["", f"[task.inputs.{source}.files]"]
+            lines += [f"{quote(name)} = {quote(sha256)}" for name, sha256 in enters.files.items()]
     file = folder / FILE_NAME
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from enum import Enum
 
 import msgspec
+
+from har_edge.errors import ConfigError
+
+# Names of fitted files stand in reducer specifications, whose separators are : + , and =.
+_FITTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(npz|tflite)")
+_SLICE = re.compile(r"slice-\d+\.tflite")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class StateRule(Enum):
@@ -14,20 +23,35 @@ class StateRule(Enum):
     RESET = "reset"
 
 
-class StreamTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The windows a model was trained on: a stream description, and length and hop in samples."""
+class StreamTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The windows a model was trained on: a stream description, length and hop in samples, how sources are grouped."""
 
     description: str
     rate_hz: float
     length: int
     hop: int
+    grouping: str = "location"
 
 
-class SourceInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the window of one source enters the model, and the reducer its sensor uses."""
+class SourceInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Where the window of one source enters the model, and the reducer its sensor uses.
+
+    `files` maps the name of each file that the reducer was fitted into to its SHA-256; they lie beside the pipeline
+    file, or beside the model. Raises ValueError, which msgspec reports with its place, for other names and hashes.
+    """
 
     tensor: str
     reducer: str = "none"
+    files: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        for name, sha256 in self.files.items():
+            if not _FITTED.fullmatch(name) or _SLICE.fullmatch(name):
+                raise ValueError(
+                    f"files names {name!r}; expected a plain file name that ends in .npz or .tflite and is no slice's"
+                )
+            if not _SHA256.fullmatch(sha256):
+                raise ValueError(f"files gives {name} the hash {sha256!r}; expected a SHA-256 as 64 hex digits")
 
 
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -35,7 +59,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     `inputs` maps each source to its input tensor; `output` is the tensor with one score a class; `labels` names the
     classes by index, and `label_ids` holds the label that the recordings use for each. `state` only
-    matters for a model that remembers from one run to the next.
+    matters for a model that remembers from one run to the next. ValueError where two sources disagree on a file.
     """
 
     stream: StreamTask
@@ -44,3 +68,33 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     labels: list[str]
     label_ids: list[int]
     state: StateRule = StateRule.REFUSE
+
+    def __post_init__(self) -> None:
+        files = self.files
+        for source, enters in self.inputs.items():
+            for name, sha256 in enters.files.items():
+                if files[name] != sha256:
+                    raise ValueError(
+                        f"file {name} of source {source!r} has sha256 {sha256}, but {files[name]} for another source; "
+                        "expected one file of a name; give each its own name"
+                    )
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The fitted files of all sources: name to SHA-256."""
+        return {name: sha256 for enters in self.inputs.values() for name, sha256 in enters.files.items()}
+
+
+def with_reducers(task: Task, reducers: Mapping[str, str]) -> Task:
+    """Return the task with other reducers for some sources; ConfigError for a source that the model does not take."""
+    unknown = sorted(set(reducers) - set(task.inputs))
+    if unknown:
+        raise ConfigError(
+            f"a reducer came for source {', '.join(unknown)}; expected sources that the model takes: "
+            f"{', '.join(task.inputs)}"
+        )
+    inputs = {
+        source: msgspec.structs.replace(enters, reducer=reducers.get(source, enters.reducer))
+        for source, enters in task.inputs.items()
+    }
+    return msgspec.structs.replace(task, inputs=inputs)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from har_edge.errors import ConfigError, ModelError
 from har_edge.graph.manifest import SliceEntry, SliceManifest, TensorSpec, load_manifest
 from har_edge.planning.pipeline import BrokerConfig, JoinConfig, load_pipeline, write_pipeline
-from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task
+from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task, with_reducers
 
 TASK = Task(
     stream=StreamTask("mhealth", 50.0, 250, 125),
@@ -109,6 +109,33 @@ def test_the_rule_for_state_is_written_and_read(tmp_path):
     assert load_pipeline(make(tmp_path, task=task)).task == task
 
 
+def test_grouping_and_fitted_files_are_written_and_read(tmp_path):
+    stream = StreamTask("mhealth", 50.0, 250, 125, grouping="type")
+    files = {"pca-acc.npz": "a" * 64, "scale.v2.npz": "0" * 64}
+    inputs = {"acc": SourceInput("c", "pca:pca-acc.npz", files), "gyro": SourceInput("a")}
+    task = msgspec.structs.replace(TASK, stream=stream, inputs=inputs)
+    pipeline = load_pipeline(make(tmp_path, task=task))
+    assert pipeline.task == task and pipeline.task.files == files and pipeline.grouped
+    assert (pipeline.channels("acc"), pipeline.channels("gyro")) == (9, 6)
+    assert [source.name for source in pipeline.described.sources] == ["chest", "ankle", "arm"]
+
+
+def test_a_group_of_all_is_a_source(tmp_path):
+    stream = StreamTask("mhealth", 50.0, 250, 125, grouping="all")
+    slices = (entry(0, "c", "xz"), entry(1, "x", "y"), SLICES[2])
+    task = msgspec.structs.replace(TASK, stream=stream, inputs={"all": SourceInput("c")})
+    assert load_pipeline(make(tmp_path, slices, task)).channels("all") == 23
+    assert not load_pipeline(make(tmp_path)).grouped
+
+
+def test_other_reducers_are_those_asked_for():
+    changed = with_reducers(TASK, {"arm": "paa:5"})
+    assert [changed.inputs[source].reducer for source in ("chest", "arm")] == ["none", "paa:5"]
+    assert changed.inputs["arm"].tensor == "a" and with_reducers(TASK, {}) == TASK
+    with pytest.raises(ConfigError, match=r"a reducer came for source leg; expected sources that .* takes: chest, arm"):
+        with_reducers(TASK, {"leg": "q8", "arm": "q8"})
+
+
 def test_wiring_says_what_each_stage_takes_and_gives(folder):
     pipeline = load_pipeline(folder)
     first, second, third = (pipeline.wiring(index) for index in range(3))
@@ -167,6 +194,22 @@ REFUSED = {
     "label twice": ([(LABELS, 'labels = ["walking", "walking"]')], "labels has walking twice"),
     "tensor": ([('tensor = "a"', 'tensor = "arm"')],
                "the tensor 'arm' of source 'arm' is taken by no slice; expected an input of the model"),
+    "grouping": ([("hop = 125", "hop = 125\ngrouping = 'side'")],
+                 "grouping is 'side'; expected one of location, all, type"),
+    "group": ([("hop = 125", "hop = 125\ngrouping = 'type'")],
+              "mhealth has no source 'chest'; expected one of acc, "),
+    "folder of a file": ([('tensor = "c"', f'tensor = "c"\nfiles = {{"../a.npz" = "{"0" * 64}"}}')],
+                         "files names '../a.npz'; expected a plain file name that ends in .npz or .tflite and is"),
+    "hidden file": ([('tensor = "c"', f'tensor = "c"\nfiles = {{".npz" = "{"0" * 64}"}}')], "files names '.npz'"),
+    "kind of file": ([('tensor = "c"', f'tensor = "c"\nfiles = {{"a.pkl" = "{"0" * 64}"}}')], "files names 'a.pkl'"),
+    "slice as a file": ([('tensor = "c"', f'tensor = "c"\nfiles = {{"slice-1.tflite" = "{"0" * 64}"}}')],
+                        "files names 'slice-1.tflite'"),
+    "hash": ([('tensor = "c"', f'tensor = "c"\nfiles = {{"a.npz" = "{"G" * 64}"}}')],
+             f"files gives a.npz the hash '{'G' * 64}'; expected a SHA-256 as 64 hex digits"),
+    "short hash": ([('tensor = "c"', 'tensor = "c"\nfiles = {"a.npz" = "ab"}')], "files gives a.npz the hash 'ab'"),
+    "two hashes": ([('tensor = "c"', f'tensor = "c"\nfiles = {{"a.npz" = "{"0" * 64}"}}'),
+                    ('tensor = "a"', f'tensor = "a"\nfiles = {{"a.npz" = "{"1" * 64}"}}')],
+                   f"file a.npz of source 'chest' has sha256 {'0' * 64}, but {'1' * 64} for another source"),
     "tensor twice": ([('tensor = "a"', 'tensor = "c"')], "the tensor 'c' of source 'chest' is named for two sources"),
 }  # fmt: skip
 
