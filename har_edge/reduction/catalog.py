@@ -1,80 +1,125 @@
-"""Every reduction method by name, and the text that asks for it: METHOD[:OPTION...][+METHOD...]."""
+"""Every reduction method by name, and what builds the reducer that a specification asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 
 from har_edge.errors import ConfigError
 from har_edge.reduction.chain import Chain
+from har_edge.reduction.files import NO_FILES, Files
 from har_edge.reduction.identity import Identity
 from har_edge.reduction.paa import PiecewiseAggregate
 from har_edge.reduction.quantize import AffineQuantizer, RangeQuantizer
 from har_edge.reduction.reducer import Reducer
+from har_edge.reduction.spec import Part, parse_spec
+
+
+class Takes(Enum):
+    """What a method can encode: windows, any real values, or whatever has a fixed shape."""
+
+    WINDOWS = "float32 [n, m]"
+    REALS = "float32 [n] or [n, m]"
+    FIXED = "a fixed shape"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a method is built for: shape and dtype of what it encodes, and its files."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    files: Files
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way to ask for a reducer: its options by name, and what builds it from their texts, length and channels."""
+    """One way to ask for a reducer: its options by name, what it takes, and what builds it from their texts."""
 
     usage: str
     summary: str
-    build: Callable[[Sequence[str], int, int], Reducer]
+    takes: Takes
+    build: Callable[[Sequence[str], Given], Reducer]
 
 
-def _identity(options: Sequence[str], length: int, channels: int) -> Reducer:
-    return Identity(length, channels)
+def _identity(options: Sequence[str], given: Given) -> Reducer:
+    return Identity(*given.shape)
 
 
-def _paa(options: Sequence[str], length: int, channels: int) -> Reducer:
-    return PiecewiseAggregate(_whole("paa", "PIECE", options[0]), length, channels)
+def _paa(options: Sequence[str], given: Given) -> Reducer:
+    return PiecewiseAggregate(_whole("paa", "PIECE", options[0]), *given.shape)
 
 
-def _range(bits: int, options: Sequence[str], length: int, channels: int) -> Reducer:
-    return RangeQuantizer(bits, length, channels)
+def _range(bits: int, options: Sequence[str], given: Given) -> Reducer:
+    return RangeQuantizer(bits, given.shape)
 
 
-def _affine(bits: int, options: Sequence[str], length: int, channels: int) -> Reducer:
+def _affine(bits: int, options: Sequence[str], given: Given) -> Reducer:
     name = f"q{bits}"
-    return AffineQuantizer(bits, _real(name, "SCALE", options[0]), _whole(name, "ZERO", options[1]), length, channels)
+    return AffineQuantizer(bits, _real(name, "SCALE", options[0]), _whole(name, "ZERO", options[1]), given.shape)
 
+
+_W, _R = Takes.WINDOWS, Takes.REALS
+_Q8, _Q16 = partial(_range, 8), partial(_range, 16)
 
 METHODS: dict[tuple[str, int], Method] = {
-    ("none", 0): Method("none", "the window itself", _identity),
-    ("paa", 1): Method("paa:PIECE", "mean of every PIECE consecutive samples", _paa),
-    ("q8", 0): Method("q8", "8 bits a value over the range of each channel in each window", partial(_range, 8)),
-    ("q8", 2): Method("q8:SCALE:ZERO", "int8, real = SCALE * (q - ZERO)", partial(_affine, 8)),
-    ("q16", 0): Method("q16", "16 bits a value over the range of each channel in each window", partial(_range, 16)),
-    ("q16", 2): Method("q16:SCALE:ZERO", "int16, real = SCALE * (q - ZERO)", partial(_affine, 16)),
+    ("none", 0): Method("none", "the window itself", _W, _identity),
+    ("paa", 1): Method("paa:PIECE", "mean of every PIECE consecutive samples", _W, _paa),
+    ("q8", 0): Method("q8", "8 bits a value over the range of each channel in each window", _R, _Q8),
+    ("q8", 2): Method("q8:SCALE:ZERO", "int8, real = SCALE * (q - ZERO)", _R, partial(_affine, 8)),
+    ("q16", 0): Method("q16", "16 bits a value over the range of each channel in each window", _R, _Q16),
+    ("q16", 2): Method("q16:SCALE:ZERO", "int16, real = SCALE * (q - ZERO)", _R, partial(_affine, 16)),
 }
 
 
-def make_reducer(spec: str, length: int, channels: int) -> Reducer:
+def make_reducer(spec: str, length: int, channels: int, files: Files = NO_FILES) -> Reducer:
     """Build the reducer that a text such as `none`, `paa:5` or `paa:5+q8` asks for, for windows [length, channels].
 
-    Raises ConfigError for an unknown method, wrong options, or methods that cannot follow each other.
+    `files` opens the files that fitted methods name. Raises ConfigError for an unknown method, wrong options, a recipe
+    that has not been fitted, or methods that cannot follow each other.
     """
     if length < 1 or channels < 1:
         raise ConfigError(f"reducer {spec!r} for windows [{length}, {channels}], expected both to be at least 1")
+    given = Given((length, channels), "float32", files)
     reducers: list[Reducer] = []
-    for part in spec.split("+"):
+    for part in parse_spec(spec):
+        method = _find(spec, part)
         if reducers:
-            shape = reducers[-1].code_shape
-            if len(shape) != 2 or None in shape or reducers[-1].code_dtype != "float32":
-                raise ConfigError(f"reducer {spec!r}: nothing can follow {reducers[-1].spec}, expected it at the end")
-            length, channels = (int(size or 0) for size in shape)
-        reducers.append(_make_one(part, spec, length, channels))
+            given = _hand_on(spec, reducers[-1], part, method.takes, files)
+        reducers.append(method.build(part.options, given))
     return reducers[0] if len(reducers) == 1 else Chain(reducers)
 
 
-def _make_one(part: str, spec: str, length: int, channels: int) -> Reducer:
-    name, *options = part.strip().split(":")
-    method = METHODS.get((name, len(options)))
+def _find(spec: str, part: Part) -> Method:
+    if part.is_recipe:
+        raise ConfigError(
+            f"reducer {spec!r}: {part} is a recipe that is yet to be fitted; train with it (har-edge train --help), "
+            "and use the pipeline that comes of it, whose reducer names the fitted files"
+        )
+    method = METHODS.get((part.method, len(part.options)))
     if method is None:
         usages = ", ".join(method.usage for method in METHODS.values())
-        raise ConfigError(f"reducer {spec!r}: no method {part.strip()!r}, expected {usages}, joined by +")
-    return method.build(options, length, channels)
+        raise ConfigError(f"reducer {spec!r}: no method {str(part)!r}, expected {usages}, joined by +")
+    return method
+
+
+def _hand_on(spec: str, before: Reducer, part: Part, takes: Takes, files: Files) -> Given:
+    """Return what the code of one method is to the next; ConfigError where that one cannot take it."""
+    shape = tuple(size for size in before.code_shape if size is not None)
+    fits = {
+        Takes.WINDOWS: len(shape) == 2 and before.code_dtype == "float32",
+        Takes.REALS: len(shape) in (1, 2) and before.code_dtype == "float32",
+        Takes.FIXED: len(shape) == len(before.code_shape),
+    }
+    if not fits[takes]:
+        sizes = ", ".join("any" if size is None else str(size) for size in before.code_shape)
+        raise ConfigError(
+            f"reducer {spec!r}: {part} cannot follow {before.spec}, whose code is {before.code_dtype} [{sizes}], "
+            f"expected {takes.value}; put it first, or leave it out"
+        )
+    return Given(shape, before.code_dtype, files)
 
 
 def _whole(name: str, option: str, text: str) -> int:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 
-from har_edge.errors import DataError, MessageError
+from har_edge.errors import ConfigError, DataError, MessageError
 from har_edge.reduction.reducer import Code
-from har_edge.streams.recording import Samples
 
 
-def check_window(spec: str, window: Samples, shape: tuple[int, int]) -> None:
-    """Refuse a window of another shape or dtype than the reducer was built for, with DataError."""
-    if window.shape != shape or window.dtype != np.float32:
+def check_window(spec: str, window: Code, shape: tuple[int, ...], dtype: str = "float32") -> None:
+    """Refuse a window of another shape or dtype than the reducer was built for, or not finite, with DataError."""
+    if window.shape != shape or window.dtype.name != dtype:
         raise DataError(
-            f"reducer {spec}: window is {window.dtype} {list(window.shape)}, expected float32 {list(shape)}"
+            f"reducer {spec}: window is {window.dtype} {list(window.shape)}, expected {dtype} {list(shape)}"
         )
+    if window.dtype.kind == "f" and not np.isfinite(window).all():
+        raise DataError(f"reducer {spec}: window holds NaN or infinity, expected finite values")
 
 
-def check_code(spec: str, code: Code, shape: tuple[int, ...], dtype: str) -> None:
-    """Refuse a code of another shape or dtype than the reducer makes, with MessageError."""
-    if code.shape != shape or code.dtype.name != dtype:
-        raise MessageError(f"reducer {spec}: code is {code.dtype} {list(code.shape)}, expected {dtype} {list(shape)}")
+def check_code(spec: str, code: Code, shape: tuple[int | None, ...], dtype: str) -> None:
+    """Refuse a code of another shape or dtype than the reducer makes, or not finite, with MessageError."""
+    fits = code.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, code.shape, strict=True))
+    if not fits or code.dtype.name != dtype:
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise MessageError(f"reducer {spec}: code is {code.dtype} {list(code.shape)}, expected {dtype} [{expected}]")
+    if code.dtype.kind == "f" and not np.isfinite(code).all():
+        raise MessageError(f"reducer {spec}: code holds NaN or infinity, expected finite values")
+
+
+def refuse_decoding(spec: str, remedy: str) -> ConfigError:
+    """Return the error of a reducer whose codes stand for no window."""
+    return ConfigError(f"reducer {spec}: its codes cannot be made into windows again; {remedy}")

@@ -14,17 +14,25 @@ class Identity:
 
     spec = "none"
     code_dtype = "float32"
+    code_scale, code_zero = 0.0, 0
+    operations = 0
+    restores, is_coding = True, False
 
     def __init__(self, length: int, channels: int) -> None:
         """Build for windows float32 [length, channels]."""
         self.code_shape: tuple[int, int] = (length, channels)
+        self.feature_shape = self.code_shape
 
     def encode(self, window: Samples) -> Code:
-        """Return the window itself; DataError for another shape or dtype."""
+        """Return the window itself; DataError for another shape or dtype, or where a value is not finite."""
         check_window(self.spec, window, self.code_shape)
         return np.ascontiguousarray(window)
 
+    def features(self, code: Code) -> Samples:
+        """Return the code itself, as `decode` does."""
+        return self.decode(code)
+
     def decode(self, code: Code) -> Samples:
-        """Return the code itself; MessageError for another shape or dtype."""
+        """Return the code itself; MessageError for another shape or dtype, or where a value is not finite."""
         check_code(self.spec, code, self.code_shape, self.code_dtype)
         return code

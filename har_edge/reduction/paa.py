@@ -18,6 +18,8 @@ class PiecewiseAggregate:
     """
 
     code_dtype = "float32"
+    code_scale, code_zero = 0.0, 0
+    restores, is_coding = True, False
 
     def __init__(self, piece: int, length: int, channels: int) -> None:
         """Build for windows float32 [length, channels]; ConfigError for a piece that does not fit."""
@@ -29,6 +31,8 @@ class PiecewiseAggregate:
         self._whole = length // piece
         self._rest = length - self._whole * piece
         self.code_shape: tuple[int, int] = (self._whole + (self._rest > 0), channels)
+        self.feature_shape = self.code_shape
+        self.operations = (length + self.code_shape[0]) * channels
         self._counts = np.full(self.code_shape[0], piece)
         self._counts[self._whole :] = self._rest
 
@@ -42,6 +46,11 @@ class PiecewiseAggregate:
         window[:cut].reshape(self._whole, self._piece, channels).mean(axis=1, dtype=np.float64, out=code[: self._whole])
         if self._rest:
             window[cut:].mean(axis=0, dtype=np.float64, out=code[self._whole])
+        return code
+
+    def features(self, code: Code) -> Samples:
+        """Return the means themselves; MessageError for a code of another shape or dtype."""
+        check_code(self.spec, code, self.code_shape, self.code_dtype)
         return code
 
     def decode(self, code: Code) -> Samples:

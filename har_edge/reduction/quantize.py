@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from har_edge.errors import ConfigError, DataError, MessageError
+from har_edge.errors import ConfigError, MessageError
 from har_edge.reduction.checks import check_code, check_window
 from har_edge.reduction.reducer import Code
 from har_edge.streams.recording import Samples
@@ -16,27 +16,32 @@ class RangeQuantizer:
 
     The code is one array of bytes that holds all it takes to decode: the least value of each channel and the step of
     each channel (float32, little-endian), then the levels (unsigned, little-endian), sample by sample. A decoded value
-    is within half a step of the original, where a step is the channel's range / (2^bits - 1).
+    is within half a step of the original, where a step is the channel's range / (2^bits - 1). Behind a method whose
+    code is a vector, there is one range for all of it.
     """
 
     code_dtype = "uint8"
+    code_scale, code_zero = 0.0, 0
+    restores, is_coding = True, True
 
-    def __init__(self, bits: int, length: int, channels: int) -> None:
-        """Build for windows float32 [length, channels]; bits is 8 or 16."""
+    def __init__(self, bits: int, shape: tuple[int, ...]) -> None:
+        """Build for windows float32 [L, C], or vectors [n]; bits is 8 or 16."""
         self.spec = f"q{bits}"
-        self._shape = (length, channels)
+        self.feature_shape = shape
+        self._rows = (shape[0], shape[1] if len(shape) == 2 else 1)
         self._levels = np.dtype(f"<u{bits // 8}")
         self._top = float(2**bits - 1)
-        self._head = 8 * channels
-        self.code_shape: tuple[int] = (self._head + length * channels * bits // 8,)
+        self._head = 8 * self._rows[1]
+        values = self._rows[0] * self._rows[1]
+        self.code_shape: tuple[int] = (self._head + values * bits // 8,)
+        self.operations = 6 * values  # compare with the least, the largest and the top; subtract, divide, round
 
     def encode(self, window: Samples) -> Code:
         """Return the code, uint8 [bytes]; DataError for another shape or dtype, or where a value is not finite."""
-        check_window(self.spec, window, self._shape)
+        check_window(self.spec, window, self.feature_shape)
+        window = window.reshape(self._rows)
         least = window.min(axis=0)
         span = window.max(axis=0).astype(np.float64) - least
-        if not np.isfinite(span).all():
-            raise DataError(f"reducer {self.spec}: window holds NaN or infinity, expected finite values")
         code = np.empty(self.code_shape, np.uint8)
         ranges = code[: self._head].view("<f4").reshape(2, -1)
         ranges[0] = least
@@ -46,19 +51,23 @@ class RangeQuantizer:
         level = (window - ranges[0].astype(np.float64)) / np.where(step > 0, step, np.inf)
         np.rint(level, out=level)
         np.minimum(level, self._top, out=level)
-        code[self._head :].view(self._levels).reshape(self._shape)[...] = level
+        code[self._head :].view(self._levels).reshape(self._rows)[...] = level
         return code
 
+    def features(self, code: Code) -> Samples:
+        """Return the restored window or vector, as `decode` does."""
+        return self.decode(code)
+
     def decode(self, code: Code) -> Samples:
-        """Restore a window; MessageError for another shape or dtype, or a range that is none."""
+        """Restore a window or vector; MessageError for another shape or dtype, or a range that is none."""
         check_code(self.spec, code, self.code_shape, self.code_dtype)
         code = np.ascontiguousarray(code)
         least, step = code[: self._head].view("<f4").reshape(2, -1).astype(np.float64)
         if not (np.isfinite(least).all() and np.isfinite(step).all() and (step >= 0).all()):
             raise MessageError(f"reducer {self.spec}: code has a range that is none, expected finite, ascending bounds")
-        level = code[self._head :].view(self._levels).reshape(self._shape)
+        level = code[self._head :].view(self._levels).reshape(self._rows)
         largest = float(np.finfo(np.float32).max)
-        return np.clip(least + level * step, -largest, largest).astype(np.float32)
+        return np.clip(least + level * step, -largest, largest).astype(np.float32).reshape(self.feature_shape)
 
 
 class AffineQuantizer:
@@ -71,8 +80,10 @@ class AffineQuantizer:
     For int16 the vectorised kernel leaves the last few values of a tensor, up to 7, to the reference one.
     """
 
-    def __init__(self, bits: int, scale: float, zero: int, length: int, channels: int) -> None:
-        """Build for windows float32 [length, channels]; ConfigError for a scale or zero point that cannot be."""
+    restores, is_coding = True, True
+
+    def __init__(self, bits: int, scale: float, zero: int, shape: tuple[int, ...]) -> None:
+        """Build for float32 of any shape; ConfigError for a scale or zero point that cannot be."""
         self.code_dtype = f"int{bits}"
         limits = np.iinfo(self.code_dtype)
         with np.errstate(over="ignore", divide="ignore"):
@@ -83,16 +94,18 @@ class AffineQuantizer:
         if not limits.min <= zero <= limits.max:
             raise ConfigError(f"q{bits}:{scale}:{zero}: zero is {zero}, expected {limits.min} to {limits.max}")
         self.spec = f"q{bits}:{self._scale!s}:{zero}"
-        self.code_shape: tuple[int, int] = (length, channels)
+        self.code_scale = float(self._scale)
+        self.code_zero = zero
+        self.code_shape: tuple[int, ...] = shape
+        self.feature_shape = shape
+        self.operations = 5 * int(np.prod(shape))  # multiply, clip twice, round, add
         self._zero = np.float32(zero)
         self._least = np.float32(limits.min - zero)
         self._largest = np.float32(limits.max - zero)
 
     def encode(self, window: Samples) -> Code:
-        """Return the code [L, C]; DataError for another shape or dtype, or where a value is not finite."""
+        """Return the code, as many values; DataError for another shape or dtype, or where a value is not finite."""
         check_window(self.spec, window, self.code_shape)
-        if not np.isfinite(window).all():
-            raise DataError(f"reducer {self.spec}: window holds NaN or infinity, expected finite values")
         with np.errstate(over="ignore"):
             level: npt.NDArray[np.float32] = window * self._inverse
         np.maximum(level, self._least, out=level)
@@ -100,6 +113,10 @@ class AffineQuantizer:
         np.rint(level, out=level)
         level += self._zero
         return level.astype(self.code_dtype)
+
+    def features(self, code: Code) -> Samples:
+        """Return the restored window or vector, as `decode` does."""
+        return self.decode(code)
 
     def decode(self, code: Code) -> Samples:
         """Restore a window, as TFLite's DEQUANTIZE does; MessageError for a code of another shape or dtype."""

@@ -99,7 +99,7 @@ def test_values_that_no_integer_stands_for_are_the_senders_mistake(wrong):
     feed = make_feed("chest", make_reducer("none", LENGTH, CHANNELS), port("int8", 0.5, 0), LENGTH, CHANNELS)
     codes = window(count=1)
     codes[0, 3, 1] = wrong
-    with pytest.raises(MessageError, match=r"the code of source 'chest' holds no window: .* NaN or infinity"):
+    with pytest.raises(MessageError, match="code holds NaN or infinity, expected finite"):
         feed(codes)
 
 

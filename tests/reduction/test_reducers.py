@@ -8,6 +8,8 @@ from hypothesis.extra import numpy as hnp
 
 from har_edge.errors import ConfigError, DataError, MessageError
 from har_edge.reduction.catalog import METHODS, make_reducer
+from har_edge.reduction.quantize import RangeQuantizer
+from har_edge.reduction.spec import parse_spec
 
 SPECS = [
     "none",
@@ -137,9 +139,9 @@ def test_a_code_of_another_kind_is_refused(spec):
         reducer.decode(code.astype(np.uint32))
 
 
-@pytest.mark.parametrize("spec", ["q8", "q16", "q8:1:0", "q16:1:0"])
+@pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_quantisers_refuse_what_is_not_finite(spec, value):
+def test_what_is_not_finite_is_refused(spec, value):
     window = some_window()
     window[3, 4] = value
     with pytest.raises(DataError, match="window holds NaN or infinity, expected finite values"):
@@ -158,8 +160,8 @@ def test_a_range_that_is_none_is_refused(value):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", r"no method '', expected none, paa:PIECE, q8, q8:SCALE:ZERO, q16, q16:SCALE:ZERO, joined by \+"),
-        ("zip", "no method 'zip', expected none"),
+        ("", r"'' in '' is no method or option, expected METHOD\[:OPTION...\]\[\+METHOD...\]"),
+        ("zip", r"no method 'zip', expected none, paa:PIECE, .*, q16:SCALE:ZERO, .*joined by \+"),
         ("paa", "no method 'paa', expected none, paa:PIECE"),
         ("none:1", "no method 'none:1'"),
         ("paa:five", "PIECE is 'five', expected a whole number"),
@@ -172,14 +174,42 @@ def test_a_range_that_is_none_is_refused(value):
         ("q8:1e-60:0", "scale is 1e-60, expected"),
         ("q8:1:128", "zero is 128, expected -128 to 127"),
         ("q8:1:0.5", "ZERO is '0.5', expected a whole number"),
-        ("q8+paa:5", "nothing can follow q8, expected it at the end"),
-        ("q8:1:0+q8", "nothing can follow q8:1.0:0"),
-        ("paa:5+", "no method ''"),
+        ("q8+paa:5", r"paa:5 cannot follow q8, whose code is uint8 \[2322\], expected float32 \[n, m\]; put it first"),
+        ("q8:1:0+q8", r"q8 cannot follow q8:1.0:0, whose code is int8 \[250, 9\], expected float32 \[n\] or"),
+        ("paa:5+", "'' in '' is no method"),
     ],
 )
 def test_a_wrong_spec_is_refused(spec, message):
     with pytest.raises(ConfigError, match=message):
         make_reducer(spec, 250, 9)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_features_are_what_the_last_method_but_codings_makes(spec):
+    window = some_window()
+    reducer = make_reducer(spec, *window.shape)
+    features = reducer.features(reducer.encode(window))
+    assert features.shape == reducer.feature_shape and features.dtype == np.float32
+    parts = [str(part) for part in parse_spec(spec)]
+    last = max((at for at, part in enumerate(parts) if not make_reducer(part, 250, 9).is_coding), default=0)
+    before = make_reducer("+".join(parts[: last + 1]), 250, 9)
+    expected = before.features(before.encode(window))
+    # Codings at the end are exact, or quantisers: within half a step of the widest range, or of the fixed scale.
+    np.testing.assert_allclose(features, expected, atol=0.51 * max(reducer.code_scale, np.ptp(window) / 255))
+
+
+def test_a_vector_is_quantised_over_one_range():
+    reducer = RangeQuantizer(8, (3,))
+    code = reducer.encode(np.array([0, 255, 10], np.float32))
+    assert code[:8].view("<f4").tolist() == [0, 1] and code[8:].tolist() == [0, 255, 10]
+    assert reducer.decode(code).tolist() == [0, 255, 10]
+
+
+def test_the_operations_of_a_chain_are_those_of_its_methods():
+    assert make_reducer("none", 250, 9).operations == 0
+    assert make_reducer("paa:5", 250, 9).operations == (250 + 50) * 9
+    assert make_reducer("q8:1:0", 50, 9).operations == 5 * 450
+    assert make_reducer("paa:5+q8:1:0", 250, 9).operations == (250 + 50) * 9 + 5 * 450
 
 
 def test_every_method_of_the_catalog_is_tested():
