@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import ModelError
@@ -14,6 +13,8 @@ from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
 from har_edge.planning.task import Task
 from har_edge.reduction.catalog import make_reducer
+from har_edge.reduction.files import NO_FILES, Files
+from har_edge.reduction.packing import pack
 from har_edge.streams.recording import Recording, Window
 from har_edge.streams.windows import windows
 
@@ -38,11 +39,20 @@ class Prediction:
 class Classifier:
     """Turns windows into predictions the way the pipeline does: reduce, restore if need be, run, take the largest.
 
-    `ports` are the inputs that `run` takes, whether that is a whole model or its slices in a row. Raises ModelError
-    when the task names a tensor that is no input.
+    `ports` are the inputs that `run` takes, whether that is a whole model or its slices in a row. `channels` says how
+    many each source has; by default as many as its input tensor, which must then be [windows, length, channels].
+    `files` opens what fitted reducers name. Raises ModelError when the task names a tensor that is no input.
     """
 
-    def __init__(self, run: Run, ports: Sequence[Port], task: Task) -> None:
+    def __init__(
+        self,
+        run: Run,
+        ports: Sequence[Port],
+        task: Task,
+        *,
+        channels: Mapping[str, int] | None = None,
+        files: Files = NO_FILES,
+    ) -> None:
         self._run = run
         self._task = task
         self._classes = {label: index for index, label in enumerate(task.label_ids)}
@@ -50,20 +60,20 @@ class Classifier:
         self._encoders = {}
         for source, entry in task.inputs.items():
             port = known.get(entry.tensor)
-            if port is None or len(port.shape) != 3:
+            if port is None or (channels is None and len(port.shape) != 3):
                 there = ", ".join(f"{name} {list(port.shape)}" for name, port in known.items())
                 raise ModelError(
                     f"the task feeds {source} to tensor {entry.tensor!r} [windows, length, channels], but the model "
                     f"takes {there}; use the task that belongs to this model"
                 )
-            length, channels = port.shape[1:]
-            reducer = make_reducer(entry.reducer, length, channels)
-            self._encoders[source] = (port.name, reducer, make_feed(source, reducer, port, length, channels))
+            length, width = port.shape[1:] if channels is None else (task.stream.length, channels[source])
+            reducer = make_reducer(entry.reducer, length, width, files)
+            self._encoders[source] = (port.name, reducer, make_feed(source, reducer, port, length, width))
 
     def predict(self, window: Window) -> Prediction:
         """Return the answer to one window, run alone as in a pipeline without batches."""
         values = {
-            tensor: feed(np.asarray(reducer.encode(window.samples[source]))[None])
+            tensor: feed(pack(reducer, [reducer.encode(window.samples[source])]))
             for source, (tensor, reducer, feed) in self._encoders.items()
         }
         scores = self._run(values)[self._task.output][0]

@@ -131,6 +131,13 @@ def unanswered(address: Address) -> str:
     return unreachable(address, f"it closed the connection without an answer to CONNECT ({advice})")
 
 
+def publish_bytes(topic: str, payload: bytes) -> int:
+    """Return the size of a PUBLISH packet at QoS 1 without properties (MQTT 5, section 3.3)."""
+    remaining = 2 + len(topic.encode()) + 2 + 1 + len(payload)
+    length_bytes = 1 + (remaining > 127) + (remaining > 16383) + (remaining > 2097151)
+    return 1 + length_bytes + remaining
+
+
 def too_large(topic: str, packet_bytes: int, limit: int) -> str:
     """Say that a message is above the broker's own limit, and what to do."""
     return (

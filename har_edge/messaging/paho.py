@@ -30,6 +30,7 @@ from har_edge.messaging.link import (
     CONNECT_TIMEOUT_S,
     NO_LIMIT,
     AckOrder,
+    publish_bytes,
     refusal,
     tls_context,
     too_large,
@@ -270,7 +271,7 @@ class PahoBus:
         """Hand paho what the broker's Receive Maximum admits; paho itself cannot learn it once connected."""
         while self._waiting and self._accepted and len(self._receipts) < self._send_quota:
             topic, payload, retain, receipt = self._waiting.popleft()
-            size = _publish_bytes(topic, payload)
+            size = publish_bytes(topic, payload)
             if size > self._send_limit:  # sent all the same, it would cost the connection (MQTT 5, section 3.2.2.3.6)
                 _log.error("%s", too_large(topic, size, self._send_limit))
                 self._settled.append((receipt, Receipt.TOO_LARGE))
@@ -327,7 +328,7 @@ class PahoBus:
 
     def _on_message(self, _client: mqtt.Client, _user: Any, message: mqtt.MQTTMessage) -> None:
         self._traffic.received += 1
-        self._traffic.received_bytes += _publish_bytes(message.topic, bytes(message.payload))
+        self._traffic.received_bytes += publish_bytes(message.topic, bytes(message.payload))
         if message.qos == _QOS:
             self._acks.arrived(message.mid)
         token = (self._generation if message.qos == _QOS else 0, message.mid)
@@ -346,10 +347,3 @@ class PahoBus:
         else:
             self._comeback.failed()
         self._accepted = False
-
-
-def _publish_bytes(topic: str, payload: bytes) -> int:
-    """Return the size of a PUBLISH packet at QoS 1 without properties (MQTT 5, section 3.3)."""
-    remaining = 2 + len(topic.encode()) + 2 + 1 + len(payload)
-    length_bytes = 1 + (remaining > 127) + (remaining > 16383) + (remaining > 2097151)
-    return 1 + length_bytes + remaining
