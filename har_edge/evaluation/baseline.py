@@ -43,23 +43,27 @@ def predict_baseline(
     training: Sequence[Recording], test: Iterable[Recording], task: Task, seed: int = 0
 ) -> list[Prediction]:
     """Fit the trees to the training recordings; return a prediction for every window of the test recordings."""
+    length, hop = task.stream.length, task.stream.hop
+    known = (
+        window for recording in training for window in windows(recording, length, TRAINING_HOP, within_activity=True)
+    )
+    asked = (window for recording in test for window in windows(recording, length, hop, within_activity=False))
+    return predict_windows(known, list(asked), task.label_ids, seed)
+
+
+def predict_windows(
+    known: Iterable[Window], asked: Sequence[Window], label_ids: Sequence[int], seed: int = 0
+) -> list[Prediction]:
+    """Fit the trees to the known windows that have one of these labels; return a prediction for each one asked."""
     from sklearn.ensemble import ExtraTreesClassifier
 
-    classes = {label: index for index, label in enumerate(task.label_ids)}
-    known = [
-        (features(window), classes[window.label])
-        for recording in training
-        for window in windows(recording, task.stream.length, TRAINING_HOP, within_activity=True)
-        if window.label in classes
-    ]
+    classes = {label: index for index, label in enumerate(label_ids)}
+    rows = [(features(window), classes[window.label]) for window in known if window.label in classes]
     trees = ExtraTreesClassifier(TREES, random_state=seed)
-    trees.fit(np.stack([row for row, _ in known]), [index for _, index in known])
-    asked = [
-        window
-        for recording in test
-        for window in windows(recording, task.stream.length, task.stream.hop, within_activity=False)
-    ]
-    scores = trees.predict_proba(np.stack([features(window) for window in asked]))
+    trees.fit(np.stack([row for row, _ in rows]), [index for _, index in rows])
+    # A class that no known window has gets the score 0.
+    scores = np.zeros((len(asked), len(classes)))
+    scores[:, trees.classes_] = trees.predict_proba(np.stack([features(window) for window in asked]))
     truths = [None if window.label is None else classes.get(window.label) for window in asked]
     return [
         Prediction(window.stream, window.seq, truth, int(row.argmax()), row)

@@ -67,15 +67,19 @@ class Training:
     chosen: frozenset[WindowKey] | None = None
 
     def windows(self, length: int, hop: int) -> Iterator[Window]:
-        """Yield the windows to train on; none crosses the boundary of an activity.
+        """Yield the windows to train on, one every `hop` samples; none crosses the boundary of an activity or a gap.
 
-        Chosen windows are those of the live stream (one every `hop` samples from the last gap on), so that they are the
-        same windows that are tested; otherwise windows start anew with each activity.
+        Where windows were chosen, it is exactly those, and `hop` plays no part.
         """
         for recording in self.recordings:
-            for window in windows(recording, length, hop, within_activity=self.chosen is None):
-                if window.label is not None and (self.chosen is None or (window.stream, window.start) in self.chosen):
-                    yield window
+            if self.chosen is None:
+                cut = windows(recording, length, hop, within_activity=True)
+                yield from (window for window in cut if window.label is not None)
+                continue
+            starts = sorted(start for stream, start in self.chosen if stream == recording.stream)
+            for seq, start in enumerate(starts):
+                samples = {source: values[start : start + length] for source, values in recording.samples.items()}
+                yield Window(recording.stream, seq, start, samples, int(recording.labels[start]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,82 @@
+"""How many bytes windows take on their way: as codes, and as the MQTT packets that a sensor sends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from har_edge.messaging import wire
+from har_edge.messaging.link import publish_bytes
+from har_edge.messaging.topics import Topics
+from har_edge.reduction.packing import pack
+from har_edge.reduction.reducer import Code, Reducer
+from har_edge.streams.recording import Window
+
+# As a pipeline that nobody renamed: har/v1/har/window/<stream>/<source>.
+TOPICS = Topics("har", "har")
+# Epochs are made from a hash, and nearly all of them take five bytes, as this one does.
+EPOCH = 2**31 - 1
+# A capture time is a float64 whatever it says.
+_CAPTURED = 1.5e9
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One window with the code of each source; `truth` is its label where the model knows it."""
+
+    stream: str
+    seq: int
+    codes: Mapping[str, Code]
+    truth: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the sensors of some windows send, `batch` windows a message, one message a source.
+
+    `wire_bytes` are whole PUBLISH packets at QoS 1: fixed header, topic, packet id, properties (none), envelope, codes.
+    The broker acknowledges each with a PUBACK of 4 bytes, which `messages` counts and `wire_bytes` does not.
+    """
+
+    batch: int
+    windows: int
+    messages: int
+    wire_bytes: int
+
+
+def encode_window(window: Window, reducers: Mapping[str, Reducer], label_ids: Sequence[int]) -> Encoded:
+    """Reduce one window as its sensors do."""
+    codes = {source: reducer.encode(window.samples[source]) for source, reducer in reducers.items()}
+    return Encoded(window.stream, window.seq, codes, window.label if window.label in label_ids else None)
+
+
+def measure_traffic(
+    encoded: Sequence[Encoded], reducers: Mapping[str, Reducer], batch: int, topics: Topics = TOPICS, epoch: int = EPOCH
+) -> Traffic:
+    """Pack windows into the messages that sensors publish, one sensor a source, and count their bytes."""
+    messages = wire_bytes = 0
+    for group in _groups(encoded, batch):
+        first = group[0]
+        truth = tuple(window.truth for window in group)
+        known = truth if any(label is not None for label in truth) else None
+        for source, reducer in reducers.items():
+            tensors = {source: pack(reducer, [window.codes[source] for window in group])}
+            message = wire.Message(first.stream, first.seq, epoch, (_CAPTURED,) * len(group), tensors, known)
+            messages += 1
+            wire_bytes += publish_bytes(topics.window(first.stream, source), wire.encode(message))
+    return Traffic(batch, len(encoded), messages, wire_bytes)
+
+
+def code_bytes(encoded: Sequence[Encoded]) -> int:
+    """Return the bytes of the codes alone, without envelopes and headers."""
+    return sum(code.nbytes for window in encoded for code in window.codes.values())
+
+
+def _groups(encoded: Sequence[Encoded], batch: int) -> Iterator[Sequence[Encoded]]:
+    """Yield runs of up to `batch` windows of one stream, in the order they come."""
+    start = 0
+    for stop in range(1, len(encoded) + 1):
+        ends = stop == len(encoded) or encoded[stop].stream != encoded[start].stream
+        if ends or stop - start == batch:
+            yield encoded[start:stop]
+            start = stop
