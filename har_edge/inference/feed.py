@@ -1,67 +1,108 @@
-"""How the codes of a sensor enter a model: as they are where they are its input, else restored."""
+"""How the codes of a sensor enter a model: restored to windows or as they are, whichever its input takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import ConfigError, DataError, MessageError
-from har_edge.inference.interpreter import Port
-from har_edge.reduction.catalog import make_reducer
+from har_edge.reduction.packing import unpack
+from har_edge.reduction.quantize import AffineQuantizer
 from har_edge.reduction.reducer import Reducer
 
-Array = npt.NDArray[Any]
-Feed = Callable[[Array], Array]
+if TYPE_CHECKING:
+    from har_edge.inference.interpreter import Port
 
-_QUANTIZERS = {"int8": "q8", "int16": "q16"}
+Array = npt.NDArray[Any]
+
+_BITS = {"int8": 8, "int16": 16}
+
+
+class Way(Enum):
+    """What a model takes: windows restored from codes, or the features that codes stand for."""
+
+    RESTORE = "restore"
+    CODES = "codes"
+
+
+class Feed(Protocol):
+    """Turns the codes of `count` windows of one source, packed as a message carries them, into the model's input.
+
+    Raises MessageError for codes that the reducer did not make.
+    """
+
+    def __call__(self, codes: Array, count: int = 1, /) -> Array: ...
+
+
+def choose_way(source: str, reducer: Reducer, name: str, shape: tuple[int, ...], length: int, channels: int) -> Way:
+    """Return how the codes of windows [length, channels] enter the input `name`; `shape` has no batch dimension.
+
+    An input [length, channels] takes restored windows, one shaped as the reducer's features takes these. Raises
+    ConfigError, with the source, the reducer and both shapes, for any other.
+    """
+    if shape == (length, channels) and reducer.restores:
+        return Way.RESTORE
+    if shape == reducer.feature_shape:
+        return Way.CODES
+    restored = "can" if reducer.restores else "cannot"
+    raise ConfigError(
+        f"source {source!r} gives windows [{length}, {channels}], of which reducer {reducer.spec!r} makes features "
+        f"{list(reducer.feature_shape)} and {restored} restore them, but the input {name!r} of the model takes "
+        f"{list(shape)}; use the window, channels, reducer and model that belong together"
+    )
 
 
 def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: int) -> Feed:
-    """Return the function from codes [count, ...] of one source to the input tensor [count, length, channels].
+    """Return what brings codes of one source, from windows [length, channels], into the input tensor [count, ...].
 
-    A code that equals the input (reducer `none` for a float32 model, the model's own quantisation for an integer one)
-    passes untouched; any other is restored, and quantised where the model wants integers. Raises ConfigError when
-    windows of that shape do not fit the port; the function raises MessageError for codes that the reducer did not make.
+    Codes that are the input already (reducer `none` for a float32 model, the model's own quantisation, an encoder whose
+    output has the input's scale and zero point) pass untouched; others are restored, or turned into features, and
+    quantised where the model wants integers. Raises ConfigError where they cannot enter; see `choose_way`.
     """
-    if port.shape[1:] != (length, channels):
-        raise ConfigError(
-            f"source {source!r} gives windows [{length}, {channels}], but the input {port.name!r} of the model takes "
-            f"{list(port.shape[1:])}; use the window, channels and model that belong together"
-        )
-    own = _own_quantizer(port, length, channels)
-    expected, dtype, passes = reducer.code_shape, np.dtype(reducer.code_dtype), reducer.spec == own.spec
+    shape = port.shape[1:]
+    way = choose_way(source, reducer, port.name, shape, length, channels)
+    own = _own_quantizer(port, shape)
+    same = reducer.spec == ("none" if own is None else own.spec)
+    passes = same or (way is Way.CODES and _is_input(reducer, port, shape))
+    value = reducer.decode if way is Way.RESTORE else reducer.features
 
-    def feed(codes: Array) -> Array:
-        fits = codes.ndim == len(expected) + 1 and all(
-            wanted in (None, got) for wanted, got in zip(expected, codes.shape[1:], strict=False)
-        )
-        if not fits or codes.dtype != dtype or not len(codes):
-            raise MessageError(
-                f"the code of source {source!r} is {codes.dtype} {list(codes.shape)}; expected {dtype} "
-                f"[windows, {', '.join('any' if size is None else str(size) for size in expected)}] "
-                f"as {reducer.spec!r} makes it; give sensor and stage the same reducer"
-            )
-        if passes:
-            return codes
+    def feed(codes: Array, count: int = 1, /) -> Array:
         try:
-            return np.stack([own.encode(reducer.decode(code)) for code in codes])
-        except DataError as error:  # the data came over the network: its sender can act on it, not the person here
-            raise MessageError(f"the code of source {source!r} holds no window: {error}") from None
+            pieces = unpack(reducer, codes, count)
+            if passes:
+                return codes
+            values = [value(piece) for piece in pieces]
+            return np.stack(values if own is None else [own.encode(one) for one in values])
+        except (MessageError, DataError) as error:  # came over the network: its sender can act on it, not we here
+            raise MessageError(
+                f"the code of source {source!r} is not what {reducer.spec!r} makes of {count} windows: {error}; give "
+                "sensor and stage the same reducer"
+            ) from None
 
     return feed
 
 
-def _own_quantizer(port: Port, length: int, channels: int) -> Reducer:
-    """Return the reducer whose codes are this input: `none` for float32, its affine quantisation for integers."""
+def _is_input(reducer: Reducer, port: Port, shape: tuple[int, ...]) -> bool:
+    """Tell whether an integer code is the input already, level for level."""
+    return (
+        (reducer.code_dtype, reducer.code_shape) == (port.dtype.name, shape)
+        and reducer.code_scale > 0
+        and np.float32(reducer.code_scale) == np.float32(port.scale)
+        and reducer.code_zero == port.zero_point
+    )
+
+
+def _own_quantizer(port: Port, shape: tuple[int, ...]) -> AffineQuantizer | None:
+    """Return what makes this input from real values; None for float32, which takes them as they are."""
     if port.dtype == np.float32:
-        return make_reducer("none", length, channels)
-    method = _QUANTIZERS.get(port.dtype.name)
-    if method is None or port.scale <= 0:
+        return None
+    bits = _BITS.get(port.dtype.name)
+    if bits is None or port.scale <= 0:
         raise ConfigError(
-            f"input {port.name!r} of the model is {port.dtype}; windows can enter float32, or int8 and int16 with one "
-            "scale for the tensor; convert the model with such inputs"
+            f"input {port.name!r} of the model is {port.dtype}; windows and codes can enter float32, or int8 and int16 "
+            "with one scale for the tensor; convert the model with such inputs"
         )
-    return make_reducer(f"{method}:{port.scale!r}:{port.zero_point}", length, channels)
+    return AffineQuantizer(bits, port.scale, port.zero_point, shape)

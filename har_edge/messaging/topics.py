@@ -20,6 +20,8 @@ from har_edge.errors import ConfigError, MessageError
 
 VERSION = "v1"
 QOS = 1
+# What stands for the source in the topic of a message that carries all of them.
+ALL_SOURCES = "all"
 _ID = re.compile(r"[a-zA-Z0-9_-]+\Z")
 MAX_ID_LENGTH = 128
 

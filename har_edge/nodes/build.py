@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from har_edge.errors import ConfigError
-from har_edge.inference.feed import make_feed
-from har_edge.inference.interpreter import load_slice
+from har_edge.inference.codecs import FolderFiles
+from har_edge.inference.feed import choose_way, make_feed
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.loop import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
@@ -28,15 +28,30 @@ def topics_of(pipeline: Pipeline) -> Topics:
 
 
 def reducer_of(pipeline: Pipeline, source: str) -> Reducer:
-    """Return the reducer of a source; raises ConfigError when the pipeline takes no such source."""
+    """Return the reducer of a source, its files checked.
+
+    Raises ConfigError when the pipeline takes no such source, or when windows, reducer and model do not belong together
+    (other channels, another length); ModelError for a file that is not what it should be.
+    """
     task = pipeline.task
     if source not in task.inputs:
         raise ConfigError(f"source {source!r} came; expected one of {', '.join(task.inputs)}, which the model takes")
-    return make_reducer(task.inputs[source].reducer, task.stream.length, pipeline.channels(source))
+    enters, length, channels = task.inputs[source], task.stream.length, pipeline.channels(source)
+    try:
+        reducer = make_reducer(enters.reducer, length, channels, FolderFiles(pipeline.folder, task.files))
+    except ConfigError as error:
+        raise ConfigError(f"source {source!r}: {error}") from None
+    shape = next(
+        spec.shape for entry in pipeline.manifest.slices for spec in entry.inputs if spec.name == enters.tensor
+    )
+    choose_way(source, reducer, enters.tensor, shape[1:], length, channels)
+    return reducer
 
 
 def build_stage(pipeline: Pipeline, index: int, *, threads: int = 1) -> Stage:
     """Load slice `index` (its hash is checked first) and return its stage; ConfigError for one that mixes windows."""
+    from har_edge.inference.interpreter import load_slice  # a sensor does without LiteRT
+
     wiring, task = pipeline.wiring(index), pipeline.task
     path = pipeline.folder / pipeline.config.slices / wiring.entry.file
     fresh = starts_fresh(wiring.entry.state, task, f"slice {path}")

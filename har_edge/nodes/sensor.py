@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from har_edge.errors import ConfigError
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Outgoing
-from har_edge.messaging.topics import Topics
+from har_edge.messaging.topics import ALL_SOURCES, Topics
 from har_edge.nodes.counters import Counters
-from har_edge.nodes.stage import ALL_SOURCES
+from har_edge.reduction.packing import pack
 from har_edge.reduction.reducer import Reducer
 from har_edge.streams.recording import Window
 
@@ -39,8 +37,10 @@ class Sensor:
     """Reduces and packs windows. Pure: the loop has the clock and the connection."""
 
     def __init__(self, setup: SensorSetup) -> None:
-        if ALL_SOURCES in setup.reducers:
-            raise ConfigError(f"a source is called {ALL_SOURCES!r}, which stands for all of them; choose another name")
+        if ALL_SOURCES in setup.reducers and len(setup.reducers) > 1:
+            raise ConfigError(
+                f"one of several sources is called {ALL_SOURCES!r}, which stands for all of them; choose another name"
+            )
         self._setup = setup
         self.counters = Counters()
         self.raw_values = 0
@@ -53,7 +53,7 @@ class Sensor:
         """
         setup, first = self._setup, windows[0]
         codes = {
-            source: np.stack([reducer.encode(window.samples[source]) for window in windows])
+            source: pack(reducer, [reducer.encode(window.samples[source]) for window in windows])
             for source, reducer in setup.reducers.items()
         }
         truth = tuple(window.label if window.label in setup.labels else None for window in windows)

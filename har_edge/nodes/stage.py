@@ -5,27 +5,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import MessageError
-from har_edge.inference.feed import Feed
-from har_edge.inference.interpreter import Port
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Outgoing
-from har_edge.messaging.topics import Kind, Topics
+from har_edge.messaging.topics import ALL_SOURCES, Kind, Topics
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.join import Gathered, Join
 from har_edge.nodes.results import Result, encode_results
 from har_edge.planning.pipeline import Wiring
 from har_edge.planning.task import Task
 
+if TYPE_CHECKING:
+    from har_edge.inference.feed import Feed
+    from har_edge.inference.interpreter import Port
+
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
-ALL_SOURCES = "all"
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +65,8 @@ class Stage:
     def filters(self) -> list[str]:
         """The topics this stage needs, straight from where each part is made."""
         topics, wiring = self._setup.topics, self._setup.wiring
-        filters = [topics.window("+", source) for source in (*wiring.sources, ALL_SOURCES) if wiring.sources]
+        sources = dict.fromkeys((*wiring.sources, ALL_SOURCES)) if wiring.sources else ()
+        filters = [topics.window("+", source) for source in sources]
         return filters + [topics.activation(self._setup.epoch, stage, "+") for stage in sorted(wiring.earlier)]
 
     @property
@@ -114,7 +116,7 @@ class Stage:
         if topic.kind is Kind.WINDOW:
             stream = topic.levels[0]
             parts = {
-                tensor: setup.feeds[source](_counted(source, message))
+                tensor: setup.feeds[source](message.tensors[source], message.count)
                 for source, tensor in setup.wiring.sources.items()
                 if source in message.tensors and topic.levels[1] in (source, ALL_SOURCES)
             }
@@ -217,13 +219,3 @@ class Stage:
         self.counters.rejected += 1
         _log.warning("dropped %s: %s", what, error)
         return Outgoing("", b"", deliveries)
-
-
-def _counted(source: str, message: wire.Message) -> Array:
-    """Return the codes of a source, one a window; refuse other numbers before anything is restored from them."""
-    codes = message.tensors[source]
-    if codes.ndim and len(codes) != message.count:
-        raise MessageError(
-            f"{len(codes)} codes of source {source!r} came for {message.count} windows; expected one each"
-        )
-    return codes

@@ -9,6 +9,7 @@ from har_edge.errors import ConfigError, MessageError
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
 from har_edge.reduction.catalog import make_reducer
+from har_edge.reduction.packing import pack
 
 LENGTH, CHANNELS = 20, 3
 
@@ -32,13 +33,13 @@ def codes_of(spec, windows):
 )
 def test_a_code_that_is_the_input_passes_bit_for_bit(spec, target):
     reducer, codes = codes_of(spec, window())
-    assert make_feed("chest", reducer, target, LENGTH, CHANNELS)(codes) is codes
+    assert make_feed("chest", reducer, target, LENGTH, CHANNELS)(codes, len(codes)) is codes
 
 
 @pytest.mark.parametrize("spec", ["none", "paa:5", "q8", "q16", "paa:5+q8", "q8:0.5:1"])
 def test_any_other_code_is_restored_for_a_float_model(spec):
     reducer, codes = codes_of(spec, window())
-    fed = make_feed("chest", reducer, port(), LENGTH, CHANNELS)(codes)
+    fed = make_feed("chest", reducer, port(), LENGTH, CHANNELS)(codes, len(codes))
     assert fed.dtype == np.float32
     assert fed.tobytes() == np.stack([reducer.decode(code) for code in codes]).astype(np.float32).tobytes()
 
@@ -47,27 +48,81 @@ def test_any_other_code_is_restored_for_a_float_model(spec):
 @pytest.mark.parametrize(("dtype", "bits"), [("int8", 8), ("int16", 16)])
 def test_and_quantised_as_the_model_does_for_an_integer_one(spec, dtype, bits):
     reducer, codes = codes_of(spec, window())
-    fed = make_feed("chest", reducer, port(dtype, 0.25, 3), LENGTH, CHANNELS)(codes)
+    fed = make_feed("chest", reducer, port(dtype, 0.25, 3), LENGTH, CHANNELS)(codes, len(codes))
     limits = np.iinfo(dtype)
     restored = np.stack([reducer.decode(code) for code in codes])
     plain = np.clip(np.rint(restored * np.float32(4)) + 3, limits.min, limits.max)
     assert fed.dtype == dtype and np.array_equal(fed, plain)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_model_that_takes_codes_gets_their_features(dtype):
+    reducer, codes = codes_of("paa:5+q8", window())
+    target = port(dtype, 0.25, 3, shape=(-1, 4, CHANNELS))
+    fed = make_feed("chest", reducer, target, LENGTH, CHANNELS)(codes, len(codes))
+    features = np.stack([reducer.features(code) for code in codes])
+    plain = features if dtype == "float32" else np.clip(np.rint(features * np.float32(4)) + 3, -128, 127)
+    assert fed.dtype == dtype and np.array_equal(fed, plain)
+
+
+@pytest.mark.parametrize(("scale", "zero", "untouched"), [(0.5, 1, True), (0.25, 1, False), (0.5, 0, False)])
+def test_codes_with_the_scale_of_the_input_pass_bit_for_bit(scale, zero, untouched):
+    reducer, codes = codes_of("paa:5+q8:0.5:1", window())
+    target = port("int8", scale, zero, shape=(-1, 4, CHANNELS))
+    fed = make_feed("chest", reducer, target, LENGTH, CHANNELS)(codes, len(codes))
+    assert (fed is codes) == untouched
+    assert np.array_equal(fed, np.clip(np.rint((codes.astype(np.float64) - 1) * 0.5 / scale) + zero, -128, 127))
+
+
+class Quiet:
+    """Keeps the samples of windows whose first value is not 0: a code whose length varies, and no way back."""
+
+    spec, code_shape, code_dtype, code_scale, code_zero = "quiet", (None,), "uint8", 0.0, 0
+    feature_shape, operations, restores, is_coding = (2,), 0, False, False
+
+    def encode(self, one):
+        return np.frombuffer(one.tobytes() if one[0, 0] else b"", np.uint8)
+
+    def features(self, code):
+        if len(code) not in (0, 4 * LENGTH * CHANNELS):
+            raise MessageError(f"{len(code)} bytes came")
+        return np.array([len(code), code[:4].view(np.float32)[0] if len(code) else 0], np.float32)
+
+    def decode(self, code):
+        raise AssertionError("never asked")
+
+
+def test_codes_of_varying_length_come_apart_again():
+    reducer, windows = Quiet(), window(count=3)
+    windows[1, 0, 0] = 0
+    feed = make_feed("chest", reducer, port(shape=(-1, 2)), LENGTH, CHANNELS)
+    packed = pack(reducer, [reducer.encode(one) for one in windows])
+    assert np.array_equal(feed(packed, 3), [[240, windows[0, 0, 0]], [0, 0], [240, windows[2, 0, 0]]])
+    for codes, count in ((packed[:-1], 3), (packed, 2), (packed, 1000), (packed[:5], 2), (packed[None], 3)):
+        with pytest.raises(MessageError, match=f"source 'chest' is not what 'quiet' makes of {count} windows: "):
+            feed(codes, count)
+
+
+def test_a_code_without_a_way_back_is_refused_where_the_model_takes_windows():
+    text = "reducer 'quiet' makes features [2] and cannot restore them, but the input 'chest_in' of the model takes [20"
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        make_feed("chest", Quiet(), port(), LENGTH, CHANNELS)
+
+
 @pytest.mark.parametrize("shape", [(-1, 21, CHANNELS), (-1, LENGTH, 4), (-1, LENGTH), (-1, LENGTH, CHANNELS, 1)])
 def test_windows_of_another_size_are_refused_by_name(shape):
     text = (
-        f"source 'chest' gives windows [20, 3], but the input 'chest_in' of the model takes {list(shape[1:])}; "
-        "use the window, channels and model that belong together"
+        "source 'chest' gives windows [20, 3], of which reducer 'paa:5' makes features [4, 3] and can restore them, "
+        f"but the input 'chest_in' of the model takes {list(shape[1:])}; use the window, channels, reducer and model "
     )
     with pytest.raises(ConfigError, match=re.escape(text)):
-        make_feed("chest", make_reducer("none", LENGTH, CHANNELS), port(shape=shape), LENGTH, CHANNELS)
+        make_feed("chest", make_reducer("paa:5", LENGTH, CHANNELS), port(shape=shape), LENGTH, CHANNELS)
 
 
 @pytest.mark.parametrize("target", [port("int32"), port("int8"), port("uint8", 0.5, 1), port("float16")])
 def test_an_input_that_windows_cannot_enter_is_refused_by_name(target):
     with pytest.raises(
-        ConfigError, match=f"input 'chest_in' of the model is {target.dtype}; windows can enter float32"
+        ConfigError, match=f"input 'chest_in' of the model is {target.dtype}; windows and codes can enter float32"
     ):
         make_feed("chest", make_reducer("none", LENGTH, CHANNELS), target, LENGTH, CHANNELS)
 
@@ -87,8 +142,8 @@ def test_an_input_that_windows_cannot_enter_is_refused_by_name(target):
 def test_codes_the_reducer_did_not_make_are_the_senders_mistake(codes, target):
     feed = make_feed("chest", make_reducer("none", LENGTH, CHANNELS), target, LENGTH, CHANNELS)
     text = (
-        f"the code of source 'chest' is {codes.dtype} {list(codes.shape)}; expected float32 [windows, 20, 3] as 'none' "
-        "makes it; give sensor and stage the same reducer"
+        f"the code of source 'chest' is not what 'none' makes of 1 windows: reducer none: code is {codes.dtype} "
+        f"{list(codes.shape)}, expected float32 [1, 20, 3]; give sensor and stage the same reducer"
     )
     with pytest.raises(MessageError, match=re.escape(text)):
         feed(codes)

@@ -66,9 +66,14 @@ def test_a_message_above_the_limit_says_what_to_do():
         one.handle([window(seq) for seq in range(4)], [0.0] * 4)
 
 
-def test_a_source_cannot_be_called_all():
-    with pytest.raises(ConfigError, match="a source is called 'all', which stands for all of them"):
-        Sensor(SensorSetup(TOPICS, 1, {"all": make_reducer("none", 4, 2)}, frozenset()))
+def test_a_source_called_all_is_the_only_one():
+    reducers = {"all": make_reducer("none", LENGTH, 5), "arm": make_reducer("none", LENGTH, 3)}
+    with pytest.raises(ConfigError, match="one of several sources is called 'all', which stands for all of them"):
+        Sensor(SensorSetup(TOPICS, 1, reducers, frozenset()))
+    one = Sensor(SensorSetup(TOPICS, 1, {"all": reducers["all"]}, frozenset()))
+    values = np.concatenate([samples(source)[0] for source in CHANNELS], axis=1)
+    (out,) = one.handle([Window("s", 0, 0, {"all": values}, None)], [0.0])
+    assert out.topic == "har/v1/test/window/s/all" and list(wire.decode(out.payload).tensors) == ["all"]
 
 
 def test_codes_are_those_of_the_reducer():
