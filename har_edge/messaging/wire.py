@@ -2,10 +2,12 @@
 
 A message is a MessagePack array, so that any MessagePack library reads it:
 
-    [version, stream, seq, epoch, captured, truth, [[name, dtype, shape, data], ...]]
+    [1, stream, seq, epoch, captured, truth, [[name, dtype, shape, data], ...]]
+    [2, stream, seq, epoch, captured, truth, [[name, dtype, shape, data], ...], missing]
 
-One message carries one window, or a batch of consecutive windows: `captured` and `truth` then have one entry a window,
-and the tensors have the batch as their first dimension (the stage that takes them checks that).
+Version 2 is for activations of windows that were run without some sources, and for nothing else. One message carries
+one window, or a batch of consecutive windows: `captured` and `truth` then have one entry a window, and the tensors have
+the batch as their first dimension (the stage that takes them checks that).
 """
 
 from __future__ import annotations
@@ -20,16 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import MessageError
-from har_edge.messaging.topics import is_id
+from har_edge.messaging.topics import MAX_ID_LENGTH, is_id
 
 Array = npt.NDArray[Any]
 
-VERSION = 1
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 MAX_BATCH = 1024
 MAX_TENSORS = 64
 MAX_RANK = 8
-FIELDS = 7
+MAX_MISSING = 64
 
 # Wire code -> little-endian NumPy dtype. Bools travel as one byte.
 DTYPES = {
@@ -39,6 +40,7 @@ DTYPES = {
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_LENGTH)]
 _Label = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 
 
@@ -48,7 +50,8 @@ class Message:
 
     `seq` is the number of the first window; `captured` holds, for each window, when its last sample was captured
     (seconds since the Unix epoch, by the sensor's clock); `truth` the recording's labels where they are known (None
-    stands for a window that has none). `tensors` maps names to arrays.
+    stands for a window that has none). `tensors` maps names to arrays; `missing` names the sources that they were
+    computed without.
     """
 
     stream: str
@@ -57,6 +60,7 @@ class Message:
     captured: tuple[float, ...]
     tensors: Mapping[str, Array]
     truth: tuple[int | None, ...] | None = field(default=None)
+    missing: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -80,20 +84,30 @@ class _Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
     tensors: Annotated[tuple[_Tensor, ...], msgspec.Meta(max_length=MAX_TENSORS)]
 
 
+class _Lacking(_Envelope, array_like=True, frozen=True, forbid_unknown_fields=True):
+    missing: Annotated[tuple[_Id, ...], msgspec.Meta(min_length=1, max_length=MAX_MISSING)]
+
+
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Envelope).decode
+# The first two bytes, array of so many and version, say which of the two it is.
+_HEADS = {
+    b"\x97\x01": msgspec.msgpack.Decoder(_Envelope).decode,
+    b"\x98\x02": msgspec.msgpack.Decoder(_Lacking).decode,
+}
 
 
 def encode(message: Message) -> bytes:
     """Return the bytes of a message.
 
-    Raises MessageError for what `decode` would refuse: too many windows, tensors or dimensions, an unknown dtype.
+    Raises MessageError for what `decode` would refuse: too many windows, tensors or dimensions, an unknown dtype,
+    missing sources that are no ids.
     """
     if not 1 <= message.count <= MAX_BATCH or len(message.tensors) > MAX_TENSORS:
         raise MessageError(
             f"{message.count} windows with {len(message.tensors)} tensors; "
             f"expected 1 to {MAX_BATCH} windows and at most {MAX_TENSORS} tensors a message"
         )
+    _check_missing(message.missing)
     tensors = []
     for name, array in message.tensors.items():
         code = _CODES.get(array.dtype)
@@ -102,9 +116,8 @@ def encode(message: Message) -> bytes:
         if code is None:
             raise MessageError(f"tensor {name!r} is {array.dtype}; expected one of {', '.join(DTYPES)} (little-endian)")
         tensors.append((name, code, array.shape, np.ascontiguousarray(array).data.cast("B") if array.size else b""))
-    return _encode(
-        (VERSION, message.stream, message.seq, message.epoch, message.captured, message.truth, tuple(tensors))
-    )
+    fields = (message.stream, message.seq, message.epoch, message.captured, message.truth, tuple(tensors))
+    return _encode((2, *fields, message.missing) if message.missing else (1, *fields))
 
 
 def decode(payload: bytes | memoryview, limit: int = MAX_PAYLOAD_BYTES) -> Message:
@@ -114,10 +127,10 @@ def decode(payload: bytes | memoryview, limit: int = MAX_PAYLOAD_BYTES) -> Messa
     """
     _check_head(payload, limit)
     try:
-        envelope = _decode(payload)
+        envelope: _Envelope = _HEADS[bytes(payload[:2])](payload)
     except (msgspec.DecodeError, UnicodeDecodeError, MemoryError, RecursionError) as error:
         raise MessageError(
-            f"{len(payload)} bytes came that are no message of wire version {VERSION}: {error}"
+            f"{len(payload)} bytes came that are no message of wire version {payload[1]}: {error}"
         ) from None
     if not is_id(envelope.stream):
         raise MessageError(f"stream {envelope.stream!r} came; expected letters, digits, '_' or '-'")
@@ -126,12 +139,14 @@ def decode(payload: bytes | memoryview, limit: int = MAX_PAYLOAD_BYTES) -> Messa
     count = len(envelope.captured)
     if envelope.truth is not None and len(envelope.truth) != count:
         raise MessageError(f"{len(envelope.truth)} labels came for {count} windows; expected one a window")
+    missing = envelope.missing if isinstance(envelope, _Lacking) else ()
+    _check_missing(missing)
     tensors: dict[str, Array] = {}
     for tensor in envelope.tensors:
         if tensor.name in tensors:
             raise MessageError(f"tensor {tensor.name!r} came twice in one message; expected each name once")
         tensors[tensor.name] = _view(tensor)
-    return Message(envelope.stream, envelope.seq, envelope.epoch, envelope.captured, tensors, envelope.truth)
+    return Message(envelope.stream, envelope.seq, envelope.epoch, envelope.captured, tensors, envelope.truth, missing)
 
 
 def _check_head(payload: bytes | memoryview, limit: int) -> None:
@@ -142,11 +157,18 @@ def _check_head(payload: bytes | memoryview, limit: int) -> None:
         )
     if len(payload) < 2 or not (0x90 <= payload[0] <= 0x9F or payload[0] in (0xDC, 0xDD)):
         raise MessageError(f"{len(payload)} bytes came that start no MessagePack array; expected a message")
-    if payload[0] != 0x90 + FIELDS or payload[1] != VERSION:
+    if bytes(payload[:2]) not in _HEADS:
         version = payload[1] if payload[0] <= 0x9F and payload[1] < 0x80 else "unknown"
         raise MessageError(
-            f"wire version {version} with the head {bytes(payload[:2]).hex()} came; expected version {VERSION} with "
-            f"{FIELDS} fields; update the older of the two nodes"
+            f"wire version {version} with the head {bytes(payload[:2]).hex()} came; expected version 1 with "
+            "7 fields or version 2 with 8; update the older of the two nodes"
+        )
+
+
+def _check_missing(missing: tuple[str, ...]) -> None:
+    if len(missing) > MAX_MISSING or len(set(missing)) < len(missing) or not all(map(is_id, missing)):
+        raise MessageError(
+            f"missing sources {', '.join(map(repr, missing))} came; expected at most {MAX_MISSING} ids, each once"
         )
 
 

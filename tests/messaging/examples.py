@@ -37,6 +37,15 @@ EXAMPLES: Mapping[str, Message] = {
         },
         truth=(4, None),
     ),
+    # An activation that was computed without two of the sources.
+    "missing": Message(
+        stream="subject7",
+        seq=3,
+        epoch=1,
+        captured=(1700000000.25,),
+        tensors={"fusion": np.array([[-128, 127]], np.int8)},
+        missing=("ankle", "arm"),
+    ),
     # A live stream: nobody knows the activity, and nothing crosses.
     "bare": Message(stream="s", seq=0, epoch=0, captured=(0.0,), tensors={}),
 }

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from har_edge.errors import MessageError
 from har_edge.messaging import wire
-from har_edge.messaging.wire import DTYPES, MAX_BATCH, MAX_RANK, MAX_TENSORS, Message, decode, encode
+from har_edge.messaging.wire import DTYPES, MAX_BATCH, MAX_MISSING, MAX_RANK, MAX_TENSORS, Message, decode, encode
 from tests.messaging import plain_msgpack
 from tests.messaging.examples import EXAMPLES, FOLDER, hex_lines
 
@@ -29,7 +29,7 @@ WIRE_PAGE = Path(__file__).parents[2] / "docs" / "wire.md"
 
 
 def same(a: Message, b: Message) -> bool:
-    head = (a.stream, a.seq, a.epoch, a.truth) == (b.stream, b.seq, b.epoch, b.truth)
+    head = (a.stream, a.seq, a.epoch, a.truth, a.missing) == (b.stream, b.seq, b.epoch, b.truth, b.missing)
     tensors = list(a.tensors) == list(b.tensors) and all(
         x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
         for x, y in zip(a.tensors.values(), b.tensors.values(), strict=True)
@@ -47,20 +47,22 @@ def test_golden_bytes(name: str) -> None:
     assert same(decode(bytes.fromhex(text)), EXAMPLES[name])
 
 
-def test_the_page_shows_the_golden_bytes_of_a_window() -> None:
+@pytest.mark.parametrize("name", ["window", "missing"])
+def test_the_page_shows_the_golden_bytes(name: str) -> None:
     page = WIRE_PAGE.read_text(encoding="utf-8")
-    block = re.search(r"<!-- golden: window -->\n```\n(.*?)```", page, re.DOTALL)
+    block = re.search(rf"<!-- golden: {name} -->\n```\n(.*?)```", page, re.DOTALL)
     assert block is not None
     shown = [line.partition("  ")[0] for line in block[1].splitlines()]
-    assert bytes.fromhex("".join(shown)) == encode(EXAMPLES["window"])
+    assert bytes.fromhex("".join(shown)) == encode(EXAMPLES[name])
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_any_messagepack_library_reads_it(name: str) -> None:
     message, payload = EXAMPLES[name], encode(EXAMPLES[name])
-    (version, stream, seq, epoch, captured, truth, tensors), end = plain_msgpack.read(payload)
+    (version, stream, seq, epoch, captured, truth, tensors, *missing), end = plain_msgpack.read(payload)
     assert end == len(payload)
-    assert (version, stream, seq, epoch) == (1, message.stream, message.seq, message.epoch)
+    assert (version, stream, seq, epoch) == (2 if missing else 1, message.stream, message.seq, message.epoch)
+    assert missing == ([list(message.missing)] if message.missing else [])
     assert (captured, truth) == (list(message.captured), None if message.truth is None else list(message.truth))
     for (tensor, code, shape, data), (expected_name, array) in zip(tensors, message.tensors.items(), strict=True):
         assert (tensor, code, shape) == (expected_name, array.dtype.str.lstrip("<|"), list(array.shape))
@@ -83,8 +85,15 @@ def messages(draw: st.DrawFn) -> Message:
     captured = draw(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=4))
     truth = draw(st.none() | st.lists(labels, min_size=len(captured), max_size=len(captured)))
     tensors = draw(st.dictionaries(names, arrays, max_size=3))
+    missing = draw(st.lists(ids, max_size=3, unique=True))
     return Message(
-        draw(ids), draw(counts), draw(counts), tuple(captured), tensors, None if truth is None else tuple(truth)
+        draw(ids),
+        draw(counts),
+        draw(counts),
+        tuple(captured),
+        tensors,
+        None if truth is None else tuple(truth),
+        tuple(missing),
     )
 
 
@@ -160,6 +169,11 @@ def envelope(**changes: Any) -> list[Any]:
     return list((fields | changes).values())
 
 
+def lacking(*missing: Any) -> bytes:
+    """Return a message of version 2 with this last field."""
+    return pack([*envelope(version=2), list(missing)])
+
+
 def tensor(**changes: Any) -> list[Any]:
     fields = {"name": "x", "dtype": "f4", "shape": [1], "data": b"\0\0\0\0"}
     return list((fields | changes).values())
@@ -176,11 +190,23 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         pack(envelope(version=2)),
         "wire version 2 with the head 9702 came; expected version 1 with 7 ",
     ),
+    "version of more fields": (
+        pack([*envelope(), []]),
+        "wire version 1 with the head 9801 came; expected version 1 with 7 fields or version 2 with 8; update the",
+    ),
+    "version 3": (pack([*envelope(version=3), ["arm"]]), "wire version 3 with the head 9803 came"),
+    "nothing missing in version 2": (lacking(), r"version 2: Expected `array` of length >= 1 - at `\$\[7\]`"),
+    "missing as text": (pack([*envelope(version=2), "arm"]), r"Expected `array`, got `str` - at `\$\[7\]`"),
+    "missing as number": (lacking(3), "Expected `str`, got `int`"),
+    "missing twice": (lacking("arm", "arm"), "missing sources 'arm', 'arm' came; expected at most 64 ids, each once"),
+    "missing with a slash": (lacking("a/b"), "missing sources 'a/b' came"),
+    "missing with a long name": (lacking("a" * 129), "Expected `str` of length <= 128"),
+    "too many missing": (lacking(*map(str, range(MAX_MISSING + 1))), "Expected `array` of length <= 64"),
     "large version": (pack(envelope(version=300)), "wire version unknown with the head 97cd"),
     "version as text": (pack(envelope(version="1")), "wire version unknown with the head 97a1"),
     "too few fields": (
         pack(envelope()[:-1]),
-        "with the head 9601 came; .* 7 fields; update the older of the two nodes",
+        "with the head 9601 came; .* version 2 with 8; update the older of the two nodes",
     ),
     "too many fields": (pack([*envelope(), 1]), "wire version 1 with the head 9801 came"),
     "long array": (b"\xdc\x00\x07" + pack(envelope())[1:], "wire version unknown with the head dc00"),
@@ -274,6 +300,7 @@ CLAIMS: dict[str, bytes] = {
     "4 G capture times": b"\x97\x01\xa1s\x00\x00\xdd\xff\xff\xff\xff",
     "4 G labels": b"\x97\x01\xa1s\x00\x00\x91\x00\xdd\xff\xff\xff\xff",
     "4 G dimensions": HEAD + b"\x91\x94\xa1x\xa2f4\xdd\xff\xff\xff\xff",
+    "4 G missing": b"\x98\x02" + HEAD[2:] + b"\x90\xdd\xff\xff\xff\xff",
     "4 G fields": b"\xdd\xff\xff\xff\xff\x01",
     "an exabyte tensor": HEAD + b"\x91" + pack(tensor(shape=[HUGE])),
 }
@@ -316,7 +343,7 @@ anything = st.recursive(
     max_leaves=12,
 )
 likely = st.tuples(
-    st.just(1),
+    st.sampled_from([1, 2]),
     st.just("s") | anything,
     st.integers(-1, 9) | anything,
     st.integers(-1, 9) | anything,
@@ -332,6 +359,7 @@ likely = st.tuples(
         | anything,
         max_size=2,
     ),
+    st.lists(ids | anything, max_size=2) | anything,
 )
 
 
@@ -348,12 +376,13 @@ def accepts_or_refuses(payload: bytes) -> None:
 def test_random_bytes(payload: bytes) -> None:
     accepts_or_refuses(payload)
     accepts_or_refuses(b"\x97\x01" + payload)
+    accepts_or_refuses(b"\x98\x02" + payload)
 
 
 @settings(max_examples=600, deadline=None)
 @given(likely)
 def test_random_messages_of_the_right_form(fields: tuple[Any, ...]) -> None:
-    accepts_or_refuses(pack(fields))
+    accepts_or_refuses(pack(fields[:-1] if fields[0] == 1 else fields))
 
 
 @settings(max_examples=300, deadline=None)
@@ -380,5 +409,8 @@ def test_nothing_is_encoded_that_nobody_would_decode() -> None:
         encode(Message("s", 0, 0, times, {}))
     with pytest.raises(MessageError, match=r"1 windows with 65 tensors; expected .* at most 64 tensors"):
         encode(Message("s", 0, 0, (1.0,), {str(number): array for number in range(65)}))
+    for missing in (("arm", "arm"), ("a/b",), tuple(map(str, range(MAX_MISSING + 1)))):
+        with pytest.raises(MessageError, match=r"missing sources '.* came; expected at most 64 ids, each once"):
+            encode(Message("s", 0, 0, (1.0,), {}, missing=missing))
     with pytest.raises(MessageError, match=r"tensor 'x' has 9 dimensions; expected at most 8"):
         encode(Message("s", 0, 0, (1.0,), {"x": np.zeros((1,) * 9, np.int8)}))
