@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from har_edge.errors import ModelError
+from har_edge.inference.absent import absent
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
 from har_edge.planning.task import Task
@@ -68,21 +69,28 @@ class Classifier:
                 )
             length, width = port.shape[1:] if channels is None else (task.stream.length, channels[source])
             reducer = make_reducer(entry.reducer, length, width, files)
-            self._encoders[source] = (port.name, reducer, make_feed(source, reducer, port, length, width))
+            self._encoders[source] = (port, reducer, make_feed(source, reducer, port, length, width))
 
-    def predict(self, window: Window) -> Prediction:
-        """Return the answer to one window, run alone as in a pipeline without batches."""
+    def predict(self, window: Window, missing: frozenset[str] = frozenset()) -> Prediction:
+        """Return the answer to one window, run alone as in a pipeline without batches.
+
+        Sources named in `missing` enter as a pipeline that carries on without them lets them.
+        """
         values = {
-            tensor: feed(pack(reducer, [reducer.encode(window.samples[source])]))
-            for source, (tensor, reducer, feed) in self._encoders.items()
+            port.name: absent(port, 1)
+            if source in missing
+            else feed(pack(reducer, [reducer.encode(window.samples[source])]))
+            for source, (port, reducer, feed) in self._encoders.items()
         }
         scores = self._run(values)[self._task.output][0]
         truth = None if window.label is None else self._classes.get(window.label)
         return Prediction(window.stream, window.seq, truth, int(scores.argmax()), scores)
 
 
-def predict_recordings(classifier: Classifier, recordings: Iterable[Recording], task: Task) -> Iterator[Prediction]:
+def predict_recordings(
+    classifier: Classifier, recordings: Iterable[Recording], task: Task, missing: frozenset[str] = frozenset()
+) -> Iterator[Prediction]:
     """Yield a prediction for every window of the recordings, cut by stream position as sensors cut them."""
     for recording in recordings:
         for window in windows(recording, task.stream.length, task.stream.hop, within_activity=False):
-            yield classifier.predict(window)
+            yield classifier.predict(window, missing)

@@ -1,0 +1,27 @@
+"""A source that is not there enters as real zero."""
+
+import numpy as np
+import pytest
+
+from har_edge.errors import ModelError
+from har_edge.inference.absent import absent
+from har_edge.inference.interpreter import Port
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "zero_point"),
+    [("float32", 0.0, 0), ("int8", 0.17, -3), ("int8", 0.5, -128), ("uint8", 0.1, 127), ("int16", 0.001, 0)],
+)
+@pytest.mark.parametrize("first", [-1, 1])
+def test_it_is_real_zero_in_the_shape_and_dtype_of_the_port(dtype, scale, zero_point, first):
+    port = Port("arm", (first, 250, 9), np.dtype(dtype), scale, zero_point)
+    value = absent(port, 1)
+    assert value.shape == (1, 250, 9) and value.dtype == dtype
+    assert not port.real(value).any()
+    assert absent(Port("code", (-1, 32), np.dtype(dtype), scale, zero_point), 5).shape == (5, 32)
+
+
+@pytest.mark.parametrize("shape", [(), (1, -1, 9), (-1, 250, -1)])
+def test_an_input_of_unknown_size_cannot_be_filled(shape):
+    with pytest.raises(ModelError, match=r"input 'arm' is \[.*\]; expected \[windows, ...\] with fixed sizes"):
+        absent(Port("arm", shape, np.dtype("float32"), 0.0, 0), 1)
