@@ -1,0 +1,186 @@
+"""From cells to the rows of a study: one for each design and number of windows a message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import fmean, median, stdev
+
+import msgspec
+import numpy as np
+
+from har_edge.evaluation.baseline import METHOD
+from har_edge.evaluation.cell import Cell, Counts, Job
+from har_edge.evaluation.crew import Outcome
+from har_edge.evaluation.metrics import Confusion, accuracy, macro_f1
+from har_edge.evaluation.protocol import Protocol
+from har_edge.evaluation.study import NO_REDUCTION, Design
+from har_edge.evaluation.work import Setting
+from har_edge.streams.files import natural
+
+NETWORK = "network"
+_NONE = "-"
+_FLOAT32_BYTES = 4
+_PUBACK_BYTES = 4
+
+
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The figures of one design under one protocol, over all its folds and seeds.
+
+    `accuracy` and `macro_f1`, the headline figures, are means over subjects of each subject's own figure (itself a mean
+    over seeds); `accuracy_std` is the standard deviation over subjects (n - 1), None for one. The pooled ones are of
+    all windows together. `macro_f1` of a subject is over the classes that occur in its truth or answers.
+
+    Bytes are per second of a stream, all sources together: `raw` counts each sample once as float32, `code` the codes
+    alone, `wire` the whole PUBLISH packets, `ack` the broker's acknowledgements on their way back. Windows overlap, so
+    a code without reduction takes more than raw. `reduction` is 1 - wire / raw. `operations` and `encode_us` are of one
+    window, all sources together. `error` is that of restored windows (see `Score`). `without` holds the accuracy with
+    each source missing. `conditions` is a hash of what rows must share to be compared: data, seeds, recipe, version.
+    """
+
+    protocol: Protocol
+    method: str
+    reducer: str
+    downstream: str
+    grouping: str
+    precision: str
+    batch: int
+    subjects: int
+    windows: int
+    accuracy: float
+    accuracy_std: float | None
+    macro_f1: float
+    accuracy_pooled: float
+    macro_f1_pooled: float
+    raw_bytes_per_s: float
+    code_bytes_per_s: float
+    wire_bytes_per_s: float
+    ack_bytes_per_s: float
+    reduction: float
+    operations: int
+    encode_us: float
+    error: float | None
+    per_subject: dict[str, float]
+    without: dict[str, float]
+    confusion: Counts
+    labels: list[str]
+    conditions: str
+
+    @property
+    def name(self) -> str:
+        """What a reader calls this row: reducer, and what else is not as usual."""
+        if self.method != NETWORK:
+            return self.method
+        extras = [self.downstream] if self.reducer != NO_REDUCTION else []
+        extras += [self.grouping] * (self.grouping != "location") + [self.precision] * (self.precision != "int8")
+        extras += [f"batch {self.batch}"] * (self.batch > 1)
+        return " ".join([self.reducer, *extras])
+
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        """What tells one row from another."""
+        return (
+            self.protocol.value, self.method, self.reducer, self.downstream, self.grouping, self.precision, self.batch
+        )  # fmt: skip
+
+
+class Tally:
+    """Gathers outcomes and gives the rows of a design once all its folds and seeds are there."""
+
+    def __init__(self, setting: Setting, jobs: Sequence[Job], conditions: str) -> None:
+        self._setting, self._conditions = setting, conditions
+        self._open: dict[Design | None, int] = {}
+        for job in jobs:
+            self._open[job.design] = self._open.get(job.design, 0) + 1
+        self._cells: dict[Design | None, list[Cell]] = {design: [] for design in self._open}
+
+    def add(self, outcome: Outcome) -> Iterator[Row]:
+        """Take one outcome; yield rows, one a batch size, where it was the last one that was missing."""
+        if outcome.cell is None:
+            return
+        cells = self._cells[outcome.job.design]
+        cells.append(outcome.cell)
+        if len(cells) == self._open[outcome.job.design]:
+            yield from make_rows(self._setting, cells, self._conditions)
+
+
+def make_rows(setting: Setting, cells: Sequence[Cell], conditions: str) -> Iterator[Row]:
+    """Yield the rows of one design, from the cells of all its folds and seeds; one row a batch size."""
+    design, scores = cells[0].design, [cell.score for cell in cells]
+    answers = _gather((cell.seed, cell.score.confusions) for cell in cells)
+    subjects = _by_subject(answers, accuracy)
+    pooled = _pool(answers)
+    errors = [score.error for score in scores if score.error is not None]
+    described = setting.description
+    raw = described.rate_hz * sum(len(source.channels) for source in described.sources) * _FLOAT32_BYTES
+    for number, batch in enumerate(setting.batches):
+        traffic = [score.traffic[number] for score in scores]
+        # A window comes every hop; what a second sends is what a window sends, on average over all of them.
+        a_second = described.rate_hz / setting.hop / max(1, sum(part.windows for part in traffic))
+        wire = a_second * sum(part.wire_bytes for part in traffic)
+        yield Row(
+            protocol=cells[0].protocol,
+            method=METHOD if design is None else NETWORK,
+            reducer=NO_REDUCTION if design is None else design.reducer,
+            downstream=_NONE if design is None else design.downstream.value,
+            grouping="location" if design is None else design.grouping,
+            precision=_NONE if design is None else design.precision,
+            batch=batch,
+            subjects=len(subjects),
+            windows=int(pooled.sum()) // len(answers),
+            accuracy=fmean(subjects.values()),
+            accuracy_std=stdev(subjects.values()) if len(subjects) > 1 else None,
+            macro_f1=fmean(_by_subject(answers, macro_f1).values()),
+            accuracy_pooled=accuracy(pooled),
+            macro_f1_pooled=macro_f1(pooled),
+            raw_bytes_per_s=raw,
+            code_bytes_per_s=a_second * sum(score.code_bytes for score in scores),
+            wire_bytes_per_s=wire,
+            ack_bytes_per_s=a_second * sum(part.messages for part in traffic) * _PUBACK_BYTES,
+            reduction=1 - wire / raw,
+            operations=round(fmean(score.operations for score in scores)),
+            encode_us=median(score.encode_us for score in scores),
+            error=fmean(errors) if len(errors) == len(scores) else None,
+            per_subject={stream: subjects[stream] for stream in sorted(subjects, key=natural)},
+            without=_without(cells),
+            confusion=pooled.tolist(),
+            labels=setting.labels,
+            conditions=conditions,
+        )
+
+
+def _gather(parts: Iterable[tuple[int, Mapping[str, Counts]]]) -> dict[int, dict[str, Confusion]]:
+    """Add up the confusions of all folds, by seed and subject."""
+    gathered: dict[int, dict[str, Confusion]] = {}
+    for seed, confusions in parts:
+        streams = gathered.setdefault(seed, {})
+        for stream, counts in confusions.items():
+            matrix = np.array(counts, np.int64)
+            streams[stream] = streams[stream] + matrix if stream in streams else matrix
+    return gathered
+
+
+def _by_subject(
+    gathered: Mapping[int, Mapping[str, Confusion]], figure: Callable[[Confusion], float]
+) -> dict[str, float]:
+    """Return each subject's figure, a mean over seeds."""
+    streams = {stream: None for subjects in gathered.values() for stream in subjects}
+    return {
+        stream: fmean(figure(subjects[stream]) for subjects in gathered.values() if stream in subjects)
+        for stream in streams
+    }
+
+
+def _pool(gathered: Mapping[int, Mapping[str, Confusion]]) -> Confusion:
+    matrices = [matrix for subjects in gathered.values() for matrix in subjects.values()]
+    pooled: Confusion = np.sum(matrices, axis=0)
+    return pooled
+
+
+def _without(cells: Sequence[Cell]) -> dict[str, float]:
+    """Return the mean accuracy over subjects with each source missing."""
+    return {
+        source: fmean(
+            _by_subject(_gather((cell.seed, cell.score.without[source]) for cell in cells), accuracy).values()
+        )
+        for source in cells[0].score.without
+    }
