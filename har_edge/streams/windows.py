@@ -64,8 +64,19 @@ class Windower:
         self._labels = np.full(length, UNKNOWN_LABEL, np.int16)
         self._filled = 0
         self._skip = 0
+        self._slip = 0
         self._row = 0
         self._seq = 0
+
+    @property
+    def seq(self) -> int:
+        """The number of the next window."""
+        return self._seq
+
+    @property
+    def missing(self) -> int:
+        """How many samples the next window still needs."""
+        return self._skip + self._length - self._filled
 
     def push(self, samples: Mapping[str, Samples], labels: npt.NDArray[np.int16] | None = None) -> list[Window]:
         """Take the next samples, float32 [n, channels] of each source, and return the windows they complete.
@@ -93,10 +104,19 @@ class Windower:
         self._row += count
         return made
 
-    def gap(self) -> None:
-        """Start anew: samples were lost, so no window holds samples from before and after."""
+    def gap(self, skip: int = 0, seq: int | None = None) -> None:
+        """Start anew: samples were lost, so no window holds samples from before and after.
+
+        The next window begins after `skip` more samples, and is number `seq` where one is given.
+        """
         self._filled = 0
-        self._skip = 0
+        self._skip = skip
+        self._slip = 0
+        self._seq = self._seq if seq is None else seq
+
+    def slip(self, samples: int) -> None:
+        """Let the window after the next begin so many samples later than one hop on, or earlier; once."""
+        self._slip = max(samples, 1 - self._hop)
 
     def _take(self, start: int) -> Window:
         samples = {source: values.copy() for source, values in self._buffer.items()}
@@ -104,12 +124,13 @@ class Windower:
         known = label != UNKNOWN_LABEL and bool((self._labels == label).all())
         window = Window(self._stream, self._seq, start, samples, label if known else None)
         self._seq += 1
-        kept = max(0, self._length - self._hop)
+        hop, self._slip = self._hop + self._slip, 0
+        kept = max(0, self._length - hop)
         for values in self._buffer.values():
             values[:kept] = values[self._length - kept :].copy()
         self._labels[:kept] = self._labels[self._length - kept :].copy()
         self._filled = kept
-        self._skip = max(0, self._hop - self._length)
+        self._skip = max(0, hop - self._length)
         return window
 
     def _check(self, samples: Mapping[str, Samples], labels: npt.NDArray[np.int16] | None) -> int:
