@@ -75,6 +75,8 @@ def build_stage(pipeline: Pipeline, index: int, *, threads: int = 1) -> Stage:
         max_payload_bytes=pipeline.config.max_payload_bytes,
         join_timeout_s=pipeline.config.join.timeout_s,
         join_capacity=pipeline.config.join.capacity,
+        ports={source: ports[tensor] for source, tensor in wiring.sources.items()},
+        carry_on_after_s=pipeline.config.join.patience_s,
     )
     return Stage(setup, clock=time.time, monotonic=time.monotonic)
 

@@ -10,16 +10,19 @@ from dataclasses import dataclass
 class Counters:
     """Counts since the start of a node.
 
-    `rejected` are unusable messages; `given_up` windows whose parts never came; `leftover` windows that came again in
-    part only, since their other parts had been settled before a connection or a process was lost; `unheard` and
-    `refused` attempts to publish that will be made again; `too_large` messages given up, since the broker takes none of
-    that size; `unanswered` windows a sensor no longer awaits a result of.
+    `rejected` are unusable messages; `given_up` windows whose parts never came; `carried_on` windows that were run
+    without a source, and `late` those whose part came after that; `leftover` windows that came again in part only,
+    since their other parts had been settled before a connection or a process was lost; `unheard` and `refused` attempts
+    to publish that will be made again; `too_large` messages given up, since the broker takes none of that size;
+    `unanswered` windows a sensor no longer awaits a result of.
     """
 
     windows: int = 0
     messages: int = 0
     rejected: int = 0
     given_up: int = 0
+    carried_on: int = 0
+    late: int = 0
     leftover: int = 0
     duplicates: int = 0
     unheard: int = 0

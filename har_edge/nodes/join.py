@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from har_edge.messaging.wire import Message
 
 Array = npt.NDArray[Any]
 Key = tuple[str, int]
-# How long a window still waits when later ones of its stream are complete: longer than a sender waits before it tries
+# How long a window still waits when later ones of its stream are done: longer than a sender waits before it tries
 # again what nobody heard; and when all its parts came again after a connection or a process was lost.
 PASSED_S = 5.0
 LEFTOVER_S = 1.0
@@ -23,17 +24,29 @@ LOOK_S = 0.5
 REMEMBERED = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class CarryOn:
+    """Which parts a window may go on without, and how many seconds after its first part came."""
+
+    without: frozenset[str]
+    after_s: float
+
+
 @dataclass(slots=True)
 class Gathered:
     """The parts of one (stream, seq) so far; `deliveries` are acknowledged together, `deadline` ends the waiting.
 
-    `again` says that every part was delivered before, `passed` that later windows of the stream are complete.
+    `again` says that every part was delivered before, `passed` that later windows of the stream are done, `behind` that
+    this window was done before its first part came, and `stale` that the stream went on since: it does not begin anew.
     """
 
     message: Message
+    came: float
     deadline: float
     again: bool = True
     passed: bool = False
+    behind: bool = False
+    stale: bool = False
     parts: dict[str, Array] = field(default_factory=dict)
     captured: dict[str, tuple[float, ...]] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
@@ -44,8 +57,19 @@ class Gathered:
         return self.again and self.passed
 
 
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """The window of a stream that was done last, and when its first part came."""
+
+    seq: int
+    came: float
+
+
+_NOTHING_DONE = _Done(-1, -math.inf)
+
+
 class Join:
-    """Collects parts by (stream, seq) until all wanted ones are there.
+    """Collects parts by (stream, seq) until all wanted ones are there, or until it may carry on without the others.
 
     Waiting is bounded: at most `capacity` windows wait, each at most `timeout_s`; what is given up is returned, so that
     the caller can count and log it. A part that comes again replaces the earlier one.
@@ -56,28 +80,43 @@ class Join:
     - An earlier stage was killed and does some windows again, which are complete here: `repeats` tells.
     - A connection was lost when some parts of an answered window were acknowledged and others, behind parts of windows
       that still waited, were not; these come again, alone. Since a broker keeps the order of a topic, a later window of
-      the stream that is complete tells: such parts wait a moment longer, and are the first to go.
+      the stream that is done tells: such parts wait a moment longer, and are the first to go.
+
+    With `carry_on`, `is_late` tells which parts come after their window was done without them. Where parts come of a
+    window that was done with them, its stream begins anew, or one sensor alone does and is out of step. So they wait
+    somewhat longer for their companions, and are `stale` when the stream has gone on meanwhile.
     """
 
-    def __init__(self, wanted: frozenset[str], *, timeout_s: float, capacity: int) -> None:
-        self._wanted, self._timeout_s, self._capacity = wanted, timeout_s, capacity
+    def __init__(
+        self, wanted: frozenset[str], *, timeout_s: float, capacity: int, carry_on: CarryOn | None = None
+    ) -> None:
+        self._wanted, self._timeout_s, self._capacity, self._carry_on = wanted, timeout_s, capacity, carry_on
         self._waiting: OrderedDict[Key, Gathered] = OrderedDict()
-        self._complete: OrderedDict[Key, dict[str, tuple[float, ...]]] = OrderedDict()
-        self._last: OrderedDict[str, int] = OrderedDict()  # the window completed last, of each stream
+        self._done: OrderedDict[Key, dict[str, tuple[float, ...]]] = OrderedDict()
+        self._last: OrderedDict[str, _Done] = OrderedDict()  # of each stream
         self._look_at = 0.0
+        self._carry_on_at = math.inf
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def repeats(self, message: Message, parts: Collection[str], delivery: Delivery) -> bool:
-        """Tell whether these parts were sent again, would wait for others, and their window has been complete.
+        """Tell whether these parts were sent again, would wait for others, and their window has been done with them.
 
         Not so for what the broker delivers again: that was not acknowledged, and the window's output may not be safe.
         """
-        known = self._complete.get((message.stream, message.seq))
+        known = self._done.get((message.stream, message.seq))
         if known is None or delivery.duplicate or len(parts) == len(self._wanted):
             return False
         return all(known.get(name) == message.captured for name in parts)
+
+    def is_late(self, message: Message, parts: Collection[str]) -> bool:
+        """Tell whether the window of these parts was done without them, and neither it nor its stream begins anew."""
+        key = (message.stream, message.seq)
+        known = self._done.get(key)
+        if self._carry_on is None or known is None or key in self._waiting:
+            return False
+        return known.keys().isdisjoint(parts) and self._last_of(message.stream).seq >= message.seq
 
     def add(self, message: Message, parts: Mapping[str, Array], delivery: Delivery, now: float) -> Gathered | None:
         """Add the parts of one message; return all of them once they are complete.
@@ -87,7 +126,7 @@ class Join:
         key = (message.stream, message.seq)
         gathered = self._waiting.get(key)
         if gathered is None:
-            gathered = Gathered(message, now + self._timeout_s)
+            gathered = Gathered(message, now, now + self._timeout_s, behind=self._was_done(key))
             if len(parts) < len(self._wanted):
                 self._waiting[key] = gathered
         elif gathered.message.count != message.count:
@@ -102,10 +141,31 @@ class Join:
         gathered.deliveries.append(delivery)
         gathered.again = gathered.again and delivery.duplicate
         if len(gathered.parts) < len(self._wanted):
+            if self._may_carry_on(gathered):
+                self._carry_on_at = min(self._carry_on_at, self._due(gathered))
+                gathered.deadline = max(gathered.deadline, self._due(gathered))
             return None
         self._waiting.pop(key, None)
         self._remember(key, gathered)
         return gathered
+
+    def go_on(self, now: float) -> list[Gathered]:
+        """Return, and forget, the windows to do without what they lack, and those that are stale, oldest first.
+
+        Without `carry_on` there are none. When too many wait, the oldest goes on early.
+        """
+        crowd = len(self._waiting) - self._capacity
+        if now < self._carry_on_at and (crowd <= 0 or self._carry_on is None):
+            return []
+        due, self._carry_on_at = [], math.inf
+        for place, (key, gathered) in enumerate(self._waiting.items()):
+            if not self._may_carry_on(gathered):
+                continue
+            if place < crowd or now >= self._due(gathered):
+                due.append(key)
+            else:
+                self._carry_on_at = min(self._carry_on_at, self._due(gathered))
+        return [self._release(key) for key in due]
 
     def give_up(self, now: float) -> list[Gathered]:
         """Return, and forget, the windows that waited too long or are too many, oldest first."""
@@ -123,17 +183,56 @@ class Join:
         """Return the names of the parts that have not come."""
         return sorted(self._wanted - gathered.parts.keys())
 
+    def _may_carry_on(self, gathered: Gathered) -> bool:
+        return self._carry_on is not None and self._wanted - gathered.parts.keys() <= self._carry_on.without
+
+    def _due(self, gathered: Gathered) -> float:
+        """Return when a window that may carry on does so."""
+        assert self._carry_on is not None
+        after_s = self._carry_on.after_s
+        if self._is_behind(gathered):
+            after_s = min(max(after_s, PASSED_S), self._timeout_s)
+        return gathered.came + after_s
+
+    def _is_behind(self, gathered: Gathered) -> bool:
+        """Tell whether a window was done before it came, and its stream has not begun anew since."""
+        return gathered.behind and self._last_of(gathered.message.stream).seq >= gathered.message.seq
+
+    def _release(self, key: Key) -> Gathered:
+        gathered = self._waiting.pop(key)
+        gathered.stale = self._is_behind(gathered) and self._last_of(key[0]).came > gathered.came
+        if not gathered.stale:
+            self._remember(key, gathered)
+        return gathered
+
+    def _was_done(self, key: Key) -> bool:
+        """Tell whether a window was done; what is older than memory counts as done."""
+        return key in self._done or (len(self._done) > REMEMBERED and self._last_of(key[0]).seq >= key[1])
+
+    def _last_of(self, stream: str) -> _Done:
+        return self._last.get(stream, _NOTHING_DONE)
+
     def _remember(self, key: Key, gathered: Gathered) -> None:
-        for memory in (self._complete, self._last):
+        known = self._done.get(key)
+        again = known is not None and all(known.get(name, came) == came for name, came in gathered.captured.items())
+        begins_anew = gathered.behind and not again
+        for memory in (self._done, self._last):
             if len(memory) > REMEMBERED:
                 memory.popitem(last=False)
-        self._complete[key] = gathered.captured
-        self._last[key[0]] = key[1]
+        self._done[key] = gathered.captured
+        if begins_anew or key[1] > self._last_of(key[0]).seq:
+            self._last[key[0]] = _Done(key[1], gathered.came)
+        if begins_anew:  # what else came of this stream may be due now
+            self._carry_on_at = -math.inf
 
     def _mark_passed(self, now: float) -> None:
-        """Let windows before the last complete one of their stream wait no longer than needed, and go first."""
+        """Let windows before the last one done of their stream wait no longer than needed, and go first."""
         self._look_at = now + LOOK_S
-        passed = [key for key, one in self._waiting.items() if not one.passed and self._last.get(key[0], -1) > key[1]]
+        passed = [
+            key
+            for key, one in self._waiting.items()
+            if not one.passed and self._last_of(key[0]).seq > key[1] and (one.behind or not self._may_carry_on(one))
+        ]
         for key in sorted(passed, reverse=True):
             gathered = self._waiting[key]
             gathered.passed = True
@@ -145,4 +244,5 @@ def _merge(first: Message, second: Message) -> Message:
     """Keep the later capture time of each window (a window is complete with its last part), and any known label."""
     captured = tuple(map(max, first.captured, second.captured))
     truth = first.truth if first.truth is not None else second.truth
-    return Message(first.stream, first.seq, first.epoch, captured, {}, truth)
+    missing = tuple(sorted({*first.missing, *second.missing}))
+    return Message(first.stream, first.seq, first.epoch, captured, {}, truth, missing)

@@ -213,7 +213,7 @@ def run_stage(bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget:
     """
     sender = Sender(bus, stage.counters, "start the next stage")
     herald = Herald(bus, identity, stage.counters.as_dict)
-    arrived: deque[Delivery] = deque()
+    arrived: deque[tuple[float, Delivery]] = deque()
     reconnects = bus.traffic.reconnects
     bus.subscribe(stage.filters)
     while not stop.asked:
@@ -221,17 +221,18 @@ def run_stage(bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget:
         if bus.traffic.reconnects != reconnects:  # the broker sends again what was not acknowledged
             reconnects = bus.traffic.reconnects
             arrived.clear()
-        arrived.extend(came)
-        turn_ends = time.monotonic() + TURN_S
-        while arrived and not stop.asked and time.monotonic() < turn_ends:
-            for outgoing in stage.handle(arrived.popleft()):
+        now = time.monotonic()
+        arrived.extend((now, delivery) for delivery in came)
+        while arrived and not stop.asked and time.monotonic() < now + TURN_S:
+            since, delivery = arrived.popleft()
+            for outgoing in stage.handle(delivery, since):
                 sender.send(outgoing)
-        for outgoing in stage.tick():
+        for outgoing in stage.tick(arrived[0][0] if arrived else now):
             sender.send(outgoing)
         now = time.monotonic()
         sender.retry(now)
         herald.announce(now)
-    _drain(bus)
+    drain(bus)
     herald.farewell()
     bus.close(forget=forget)
 
@@ -316,7 +317,7 @@ class SensorLoop:
                 self._step(0.0)
         while self._sender.pending and not stop.asked:
             self._step(POLL_S)
-        _drain(self._bus)
+        drain(self._bus)
         self._herald.farewell()
         self._bus.close(forget=forget)
 
@@ -382,7 +383,7 @@ class SensorLoop:
         return self._sensor.counters.as_dict() | {"raw_bytes": raw_bytes}
 
 
-def _drain(bus: Bus) -> None:
+def drain(bus: Bus) -> None:
     """Wait a moment until what was published is safe; deliveries that still come stay the broker's."""
     deadline = time.monotonic() + DRAIN_S
     try:

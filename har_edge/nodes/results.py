@@ -14,7 +14,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `label_id` and `truth` are labels as the recordings number them (`truth` only where the window has a known one);
     `confidence` is the model's score, 0 to 1; `captured` is when the last sample of the window was captured and
-    `emitted` when the result was made, both seconds since 1970 by the clock of the node that says so.
+    `emitted` when the result was made, both seconds since 1970 by the clock of the node that says so; `missing` names
+    the sources that it was made without.
     """
 
     stream: str
@@ -26,6 +27,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     emitted: float
     epoch: int
     truth: int | None = None
+    missing: list[str] = []
 
 
 _encode = msgspec.json.Encoder().encode

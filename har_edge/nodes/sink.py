@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 
 from har_edge.errors import MessageError
@@ -18,12 +19,16 @@ class Sink:
     """Drops duplicates by (stream, seq).
 
     A repetition has the capture time of the first; the same numbers with another capture time are a new run of the
-    stream. It remembers the last `remembered` windows, far more than can be under way at once.
+    stream. A stage that died when it had carried on without a source may answer again with that source, which was
+    captured at another time: such an answer is one of the same run, since it was captured before the first was made.
+    It remembers the last `remembered` windows, far more than can be under way at once.
     """
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
         self._remembered = remembered
         self._seen: OrderedDict[tuple[str, int, float], None] = OrderedDict()
+        # Of each window, when its last answer was made, and without which sources.
+        self._last: OrderedDict[tuple[str, int], tuple[float, tuple[str, ...]]] = OrderedDict()
         self.counters = Counters()
 
     def handle(self, delivery: Delivery) -> list[Result]:
@@ -38,12 +43,16 @@ class Sink:
         return [result for result in results if self._is_new(result)]
 
     def _is_new(self, result: Result) -> bool:
-        key = (result.stream, result.seq, result.captured)
-        if key in self._seen:
+        key, missing = (result.stream, result.seq, result.captured), tuple(result.missing)
+        made, lacked = self._last.get(key[:2], (-math.inf, missing))
+        again = lacked != missing and result.captured <= made
+        if again or key in self._seen:
             self.counters.duplicates += 1
             return False
         self._seen[key] = None
-        if len(self._seen) > self._remembered:
-            self._seen.popitem(last=False)
+        self._last[key[:2]] = (result.emitted, missing)
+        for memory in (self._seen, self._last):
+            if len(memory) > self._remembered:
+                memory.popitem(last=False)
         self.counters.windows += 1
         return True

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import MessageError
+from har_edge.inference.absent import absent
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.topics import ALL_SOURCES, Kind, Topics
 from har_edge.nodes.counters import Counters
-from har_edge.nodes.join import Gathered, Join
+from har_edge.nodes.join import CarryOn, Gathered, Join
 from har_edge.nodes.results import Result, encode_results
 from har_edge.planning.pipeline import Wiring
 from har_edge.planning.task import Task
@@ -28,11 +30,15 @@ Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 _log = logging.getLogger(__name__)
+MAX_TOLD = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class StageSetup:
-    """What a stage is made of: topics, wiring, the slice's `run` and result port, and one feed for each source."""
+    """What a stage is made of: topics, wiring, the slice's `run` and result port; for each source its feed and port.
+
+    Without `carry_on_after_s`, a window that lacks a source is given up.
+    """
 
     topics: Topics
     epoch: int
@@ -44,13 +50,17 @@ class StageSetup:
     max_payload_bytes: int
     join_timeout_s: float
     join_capacity: int
+    ports: Mapping[str, Port] = field(default_factory=dict)
+    carry_on_after_s: float | None = None
 
 
 class Stage:
     """Joins parts, runs the slice, and says what to publish and which deliveries that settles.
 
-    `clock` gives seconds since 1970, `monotonic` seconds for waiting. An unusable message is dropped, counted and
-    logged; nothing that comes over the network raises from `handle`.
+    `clock` gives seconds since 1970, `monotonic` seconds for waiting, where the caller does not say when a message
+    came: with a backlog, what has come but is not handled yet must not count as missing. An unusable message is
+    dropped, counted and logged; nothing that comes over the network raises from `handle`. Raises ModelError where it
+    should carry on without a source whose input cannot be filled.
     """
 
     def __init__(self, setup: StageSetup, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
@@ -58,7 +68,12 @@ class Stage:
         wiring = setup.wiring
         self._from_earlier = {stage: frozenset(names) for stage, names in wiring.earlier.items()}
         wanted = frozenset(wiring.sources.values()).union(*self._from_earlier.values())
-        self._join = Join(wanted, timeout_s=setup.join_timeout_s, capacity=setup.join_capacity)
+        patience_s = setup.carry_on_after_s
+        carry_on = None if patience_s is None else CarryOn(frozenset(wiring.sources.values()), patience_s)
+        for source in wiring.sources if carry_on else ():
+            absent(setup.ports[source], 1)
+        self._join = Join(wanted, timeout_s=setup.join_timeout_s, capacity=setup.join_capacity, carry_on=carry_on)
+        self._lacked: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # of each stream, as it was logged
         self.counters = Counters()
 
     @property
@@ -74,37 +89,67 @@ class Stage:
         """How many windows wait for parts."""
         return len(self._join)
 
-    def handle(self, delivery: Delivery) -> list[Outgoing]:
-        """Take one message; return what to publish, or to release without publishing."""
+    def handle(self, delivery: Delivery, came: float | None = None) -> list[Outgoing]:
+        """Take one message, that came at this time; return what to publish, or to release without publishing."""
+        came = self._monotonic() if came is None else came
         try:
             message = wire.decode(delivery.payload, self._setup.max_payload_bytes)
             parts = self._parts(delivery, message)
             self.counters.messages += 1
-            if self._join.repeats(message, parts, delivery):
-                self.counters.duplicates += message.count
-                return [Outgoing("", b"", (delivery,)), *self.tick()]
-            gathered = self._join.add(message, parts, delivery, self._monotonic())
+            if self._is_settled(message, parts, delivery):
+                return [Outgoing("", b"", (delivery,)), *self.tick(came)]
+            gathered = self._join.add(message, parts, delivery, came)
         except MessageError as error:
             return [self._reject((delivery,), delivery.topic, error)]
-        outgoing = self.tick()
+        outgoing = self.tick(came)
         if gathered is not None:
             outgoing += self._complete(gathered)
         return outgoing
 
-    def tick(self) -> list[Outgoing]:
-        """Give up what has waited too long; call it now and then."""
-        outgoing = []
-        for gathered in self._join.give_up(self._monotonic()):
-            message, missing = gathered.message, ", ".join(self._join.missing(gathered))
-            if gathered.leftover:
-                self.counters.leftover += message.count
-                _log.info("released window %d of %s: %s was settled before", message.seq, message.stream, missing)
-            else:
-                self.counters.given_up += message.count
-                hint = "; later ones came, so it may have been answered before a restart" if gathered.passed else ""
-                _log.warning("gave up window %d of %s: %s did not come%s", message.seq, message.stream, missing, hint)
-            outgoing.append(Outgoing("", b"", tuple(gathered.deliveries)))
-        return outgoing
+    def tick(self, until: float | None = None) -> list[Outgoing]:
+        """Carry on, or give up, with what has waited too long; call it now and then.
+
+        All that came before `until` must have been handled; by default, that is now.
+        """
+        until, outgoing = self._monotonic() if until is None else until, list[Outgoing]()
+        for gathered in self._join.go_on(until):
+            outgoing += [self._drop_stale(gathered)] if gathered.stale else self._complete(gathered)
+        return outgoing + [self._give_up(gathered) for gathered in self._join.give_up(until)]
+
+    def _is_settled(self, message: wire.Message, parts: Mapping[str, Array], delivery: Delivery) -> bool:
+        """Tell, and count, whether the window of these parts was done before, with them or without them."""
+        if self._join.repeats(message, parts, delivery):
+            self.counters.duplicates += message.count
+            return True
+        if self._join.is_late(message, parts):
+            self.counters.late += message.count
+            _log.info(
+                "dropped %s of window %d of %s: it was run without", ", ".join(parts), message.seq, message.stream
+            )
+            return True
+        return False
+
+    def _drop_stale(self, gathered: Gathered) -> Outgoing:
+        self.counters.late += gathered.message.count
+        _log.warning(
+            "dropped %s of window %d of %s, which was answered, while later ones go on; a sensor that comes back must "
+            "go on with the numbers of its stream",
+            ", ".join(gathered.parts),
+            gathered.message.seq,
+            gathered.message.stream,
+        )
+        return Outgoing("", b"", tuple(gathered.deliveries))
+
+    def _give_up(self, gathered: Gathered) -> Outgoing:
+        message, missing = gathered.message, ", ".join(self._join.missing(gathered))
+        if gathered.leftover:
+            self.counters.leftover += message.count
+            _log.info("released window %d of %s: %s was settled before", message.seq, message.stream, missing)
+        else:
+            self.counters.given_up += message.count
+            hint = "; later ones came, so it may have been answered before a restart" if gathered.passed else ""
+            _log.warning("gave up window %d of %s: %s did not come%s", message.seq, message.stream, missing, hint)
+        return Outgoing("", b"", tuple(gathered.deliveries))
 
     def _parts(self, delivery: Delivery, message: wire.Message) -> dict[str, Array]:
         """Return the inputs of the slice that a message brings, by tensor name."""
@@ -139,6 +184,12 @@ class Stage:
                 f"expected {', '.join(setup.wiring.sources)}"
             )
         self._check_batch(message, parts)
+        strange = set(message.missing) - (set(setup.task.inputs) if topic.kind is Kind.ACTIVATION else set())
+        if strange:
+            raise MessageError(
+                f"a message of kind {topic.kind.value} came that misses {', '.join(sorted(strange))}; expected only "
+                f"activations to miss something, and of {', '.join(setup.task.inputs)}"
+            )
         return parts
 
     def _check_batch(self, message: wire.Message, parts: Mapping[str, Array]) -> None:
@@ -161,15 +212,32 @@ class Stage:
                 )
 
     def _complete(self, gathered: Gathered) -> list[Outgoing]:
-        message, deliveries = gathered.message, tuple(gathered.deliveries)
+        setup, deliveries = self._setup, tuple(gathered.deliveries)
+        lacks = {source: name for source, name in setup.wiring.sources.items() if name not in gathered.parts}
+        message = gathered.message
+        if lacks:
+            message = replace(message, missing=tuple(sorted({*message.missing, *lacks})))
+        filled = {name: absent(setup.ports[source], message.count) for source, name in lacks.items()}
         try:
-            outputs = self._setup.run(gathered.parts)
+            outputs = setup.run(gathered.parts | filled)
             outgoing = self._publications(message, outputs)
         except MessageError as error:
             return [self._reject(deliveries, f"window {message.seq} of {message.stream}", error)]
-        self.counters.windows += message.count
+        self._count(message, tuple(sorted(lacks)))
         outgoing = outgoing or [Outgoing("", b"")]
         return [Outgoing(each.topic, each.payload, deliveries, heard=each.heard) for each in outgoing]
+
+    def _count(self, message: wire.Message, lacks: tuple[str, ...]) -> None:
+        """Count windows that were run, and log when others are missing than before in their stream."""
+        self.counters.windows += message.count
+        self.counters.carried_on += message.count if lacks else 0
+        if lacks == self._lacked.get(message.stream, ()):
+            return
+        self._lacked[message.stream] = lacks
+        if len(self._lacked) > MAX_TOLD:
+            self._lacked.popitem(last=False)
+        what = f"carrying on without {', '.join(lacks)}" if lacks else "all sources are there again"
+        _log.warning("window %d of %s: %s", message.seq, message.stream, what)
 
     def _publications(self, message: wire.Message, outputs: Mapping[str, Array]) -> list[Outgoing]:
         setup, outgoing = self._setup, []
@@ -179,7 +247,7 @@ class Stage:
             outgoing.append(Outgoing(setup.topics.result(message.stream), encode_results(results)))
         if setup.wiring.sends:
             tensors = {name: outputs[name] for name in setup.wiring.sends}
-            made = wire.Message(message.stream, message.seq, message.epoch, message.captured, tensors, message.truth)
+            made = replace(message, tensors=tensors)
             topic, payload = setup.topics.activation(setup.epoch, setup.wiring.index, message.stream), wire.encode(made)
             if len(payload) > setup.max_payload_bytes:
                 raise MessageError(
@@ -211,6 +279,7 @@ class Stage:
                 emitted=now,
                 epoch=message.epoch,
                 truth=truth[offset],
+                missing=list(message.missing),
             )
             for offset, (winner, top) in enumerate(zip(winners.tolist(), tops.tolist(), strict=True))
         ]

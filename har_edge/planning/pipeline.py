@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import msgspec
@@ -41,11 +42,28 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protocol: str = "5"
 
 
+class MissingRule(Enum):
+    """What a stage does about a source that does not come: wait and give the window up, or carry on without it."""
+
+    WAIT = "wait"
+    CARRY_ON = "carry_on"
+
+
 class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long a stage waits for the parts of a window, in seconds, and for how many windows at once."""
+    """How long a stage waits for the parts of a window, in seconds, and for how many windows at once.
+
+    `carry_on_after_s` only matters under MissingRule.CARRY_ON.
+    """
 
     timeout_s: float = 30.0
     capacity: int = 256
+    missing: MissingRule = MissingRule.WAIT
+    carry_on_after_s: float = 1.0
+
+    @property
+    def patience_s(self) -> float | None:
+        """How long a window waits for a source before the stage carries on without it; None: it does not carry on."""
+        return self.carry_on_after_s if self.missing is MissingRule.CARRY_ON else None
 
 
 class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -214,7 +232,7 @@ def _assemble(file: Path, manifest: SliceManifest | None) -> Pipeline:
     _check_task(pipeline, file)
     _check_limits(config, file)
     for index in range(len(manifest.slices)):
-        pipeline.wiring(index)
+        _check_missing(pipeline.wiring(index), config.join, file)
     return pipeline
 
 
@@ -276,6 +294,23 @@ def _check_limits(config: PipelineConfig, file: Path) -> None:
             raise ConfigError(f"{file}: {name} is {value}; it must be at most {high}")
     if not 0 < join.timeout_s < math.inf:
         raise ConfigError(f"{file}: join.timeout_s is {join.timeout_s}; it must be a number of seconds above 0")
+    most_s = math.inf if join.patience_s is None else join.timeout_s
+    if not 0 < join.carry_on_after_s <= most_s:
+        raise ConfigError(
+            f"{file}: join.carry_on_after_s is {join.carry_on_after_s}; it must be a number of seconds above 0, and at "
+            f"most join.timeout_s, which is {join.timeout_s}"
+        )
+
+
+def _check_missing(wiring: Wiring, join: JoinConfig, file: Path) -> None:
+    """Refuse to carry on where a stage has nothing to carry on from: no message would ever start it."""
+    if join.patience_s is not None and len(wiring.sources) == 1 and not wiring.earlier:
+        (source,) = wiring.sources
+        raise ConfigError(
+            f'{file}: join.missing is "carry_on", but slice {wiring.index} takes source {source!r} and nothing else, '
+            "so nothing starts it when that is missing; cut the model so that this slice takes two sources or an "
+            'activation too, or set join.missing = "wait"'
+        )
 
 
 def write_pipeline(folder: Path, task: Task, *, name: str = "har", broker: BrokerConfig | None = None) -> Path:
@@ -291,7 +326,7 @@ def write_pipeline(folder: Path, task: Task, *, name: str = "har", broker: Broke
         *(f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(broker).items() if value is not None),
         "",
         "[join]             # how long a stage waits for the parts of a window, and for how many windows at once",
-        *(f"{key} = {value}" for key, value in msgspec.to_builtins(JoinConfig()).items()),
+        *(f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(JoinConfig()).items()),
         "",
         "[task]             # what the model was trained for",
         f"output = {quote(task.output)}",

@@ -125,7 +125,7 @@ def test_what_was_complete_is_known_again_by_its_capture_and_the_memory_is_bound
     assert not join.repeats(message(seq, captured=(2.5,)), ["b"], delivery(1)), "a new run of the stream"
     assert not join.repeats(message(seq, captured=(2.0,)), ["b"], delivery(1, duplicate=True))
     assert not join.repeats(message(seq, captured=(2.0,)), ["a", "b"], delivery(1)), "needs no companion"
-    assert not join.repeats(message(0, captured=(2.0,)), ["b"], delivery(1)) and len(join._complete) <= REMEMBERED + 1
+    assert not join.repeats(message(0, captured=(2.0,)), ["b"], delivery(1)) and len(join._done) <= REMEMBERED + 1
 
 
 def test_a_part_that_came_again_still_joins_what_is_late():

@@ -11,8 +11,8 @@ from har_edge.nodes.results import Result, decode_results, encode_results
 from har_edge.nodes.sink import Sink
 
 
-def result(seq=0, *, stream="s", captured=1.5, truth=None):
-    return Result(stream, seq, "walking", 4, 0.75, captured, captured + 0.25, 1, truth)
+def result(seq=0, *, stream="s", captured=1.5, truth=None, missing=()):
+    return Result(stream, seq, "walking", 4, 0.75, captured, captured + 0.25, 1, truth, list(missing))
 
 
 def delivery(*results):
@@ -34,11 +34,22 @@ def test_a_new_run_of_a_stream_is_no_repetition_and_late_repetitions_of_the_old_
     assert sink.handle(delivery(old)) == [] and sink.handle(delivery(new)) == []
 
 
+def test_a_window_that_was_answered_without_a_source_and_again_with_it_is_answered_once():
+    """The stage died between answer and acknowledgement; meanwhile the late part came, captured a little later."""
+    sink = Sink()
+    first, again = result(missing=["arm"], captured=1.0), result(captured=1.2)
+    assert sink.handle(delivery(first)) == [first] and sink.handle(delivery(again)) == []
+    assert sink.handle(delivery(result(missing=["ankle"], captured=0.9))) == []
+    new_run = result(captured=first.emitted + 0.1)
+    assert sink.handle(delivery(new_run)) == [new_run]
+    assert (sink.counters.windows, sink.counters.duplicates) == (2, 2)
+
+
 def test_memory_is_bounded():
     sink = Sink(remembered=10)
     for seq in range(1000):
         sink.handle(delivery(result(seq)))
-    assert len(sink._seen) == 10
+    assert len(sink._seen) == len(sink._last) == 10
     assert sink.handle(delivery(result(995))) == []
 
 
@@ -66,5 +77,8 @@ def test_results_are_json_that_a_person_reads():
         "stream": "s", "seq": 3, "label": "walking", "label_id": 4, "confidence": 0.75, "captured": 1.5,
         "emitted": 1.75, "epoch": 1, "truth": 4,
     }  # fmt: skip
-    assert b"truth" not in encode_results([result(3)])
+    assert b"truth" not in encode_results([result(3)]) and b"missing" not in encode_results([result(3)])
+    lacking = encode_results([result(3, missing=["ankle", "arm"])])
+    assert msgspec.json.decode(lacking)["missing"] == ["ankle", "arm"]
+    assert decode_results(lacking) == [result(3, missing=["ankle", "arm"])]
     assert decode_results(encode_results([result(1), result(2)])) == [result(1), result(2)]

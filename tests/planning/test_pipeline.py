@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError, ModelError
 from har_edge.graph.manifest import SliceEntry, SliceManifest, TensorSpec, load_manifest
-from har_edge.planning.pipeline import BrokerConfig, JoinConfig, load_pipeline, write_pipeline
+from har_edge.planning.pipeline import BrokerConfig, JoinConfig, MissingRule, load_pipeline, write_pipeline
 from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task, with_reducers
 
 TASK = Task(
@@ -136,6 +136,22 @@ def test_other_reducers_are_those_asked_for():
         with_reducers(TASK, {"leg": "q8", "arm": "q8"})
 
 
+def test_the_rule_for_missing_sources_is_read(tmp_path):
+    """Slice 1 takes one source and an activation: it can be started without the source."""
+    slices = (entry(0, "cb", "xz"), *SLICES[1:])
+    inputs = TASK.inputs | {"ankle": SourceInput("b")}
+    folder = make(tmp_path, slices, msgspec.structs.replace(TASK, inputs=inputs))
+    join = load_pipeline(folder).config.join
+    assert (join.missing, join.carry_on_after_s, join.patience_s) == (MissingRule.WAIT, 1.0, None)
+    changed(folder, ('missing = "wait"', 'missing = "carry_on"'), ("carry_on_after_s = 1.0", "carry_on_after_s = 2.5"))
+    join = load_pipeline(folder).config.join
+    assert (join.missing, join.patience_s) == (MissingRule.CARRY_ON, 2.5)
+
+
+def test_a_short_timeout_needs_no_other_patience_while_stages_wait(folder):
+    assert load_pipeline(changed(folder, ("timeout_s = 30.0", "timeout_s = 0.5"))).config.join.timeout_s == 0.5
+
+
 def test_wiring_says_what_each_stage_takes_and_gives(folder):
     pipeline = load_pipeline(folder)
     first, second, third = (pipeline.wiring(index) for index in range(3))
@@ -173,6 +189,19 @@ REFUSED = {
                 "join.timeout_s is 0.0; it must be a number of seconds above 0"),
     "endless timeout": ([("timeout_s = 30.0", "timeout_s = inf")], "join.timeout_s is inf; it must be a number"),
     "no timeout": ([("timeout_s = 30.0", "timeout_s = nan")], "join.timeout_s is nan; it must be a number"),
+    "rule for missing sources": ([('missing = "wait"', 'missing = "skip"')],
+                                 "Invalid enum value 'skip' - at `$.join.missing`"),
+    "no patience": ([("carry_on_after_s = 1.0", "carry_on_after_s = 0")],
+                    "join.carry_on_after_s is 0.0; it must be a number of seconds above 0, and at most join.timeout_s"),
+    "patience that is no number": ([("carry_on_after_s = 1.0", "carry_on_after_s = nan")],
+                                   "join.carry_on_after_s is nan; it must be a number of seconds above 0"),
+    "more patience than time": ([('missing = "wait"', 'missing = "carry_on"'),
+                                 ("carry_on_after_s = 1.0", "carry_on_after_s = 31.0")],
+                                "join.carry_on_after_s is 31.0; it must be a number of seconds above 0, and at most "
+                                "join.timeout_s, which is 30.0"),
+    "a stage of one source": ([('missing = "wait"', 'missing = "carry_on"')],
+                              'join.missing is "carry_on", but slice 0 takes source \'chest\' and nothing else, so '
+                              "nothing starts it when that is missing; cut the model so that this slice takes two"),
     "capacity": ([("capacity = 256", "capacity = 0")], "join.capacity is 0; it must be at least 1"),
     "epoch": ([(SLICES_KEY, f"epoch = -1\n{SLICES_KEY}")], "epoch is -1; it must not be negative"),
     "payload": ([(SLICES_KEY, f"max_payload_bytes = 0\n{SLICES_KEY}")],
