@@ -28,6 +28,7 @@ class Fault(Enum):
     STUCK = "stuck_channels"
     RATE = "off_rate"
     SILENCE = "silences"
+    DROPPED = "dropped_windows"
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,10 @@ class LiveStream:
             self._silent = True
             self._journal.note(Fault.SILENCE, now, f"no line for {self._limits.quiet_s:g} s: is the device connected?")
 
+    def drop(self, waiting: int, now: float) -> None:
+        """Note that a window was dropped because so many wait to be sent."""
+        self._journal.note(Fault.DROPPED, now, f"dropped the oldest of {waiting} windows that wait for the broker")
+
     def _take(self, line: bytes | None, now: float) -> list[tuple[float, Window]]:
         self._heard, self._silent = now, False
         self._journal.add("lines")
@@ -170,9 +174,12 @@ class LiveStream:
 
     def _begin(self, time_s: float) -> None:
         """Start a segment: the first window begins at the next multiple of the hop, half a sample early at most."""
-        hop_s = self._hop / self._rate_hz
-        seq = max(0, math.ceil((time_s * self._rate_hz - 0.5) / self._hop))
-        self._windower.gap(max(0, round((seq * hop_s - time_s) * self._rate_hz)), seq)
+        row = time_s * self._rate_hz
+        seq = max(0, math.ceil((row - 0.5) / self._hop))
+        if not self._layout.stamped and seq < self._windower.seq:  # lines come faster than in real time
+            self._windower.gap()
+        else:
+            self._windower.gap(max(0, round(seq * self._hop - row)), seq)
 
     def _drift(self, time_s: float) -> int:
         """Return by how many samples the window after the one that ends at this time is to begin later than by count.

@@ -158,6 +158,14 @@ def test_lines_as_fast_as_they_come_make_every_window_and_a_warning(caplog):
     assert "inf samples a second came by the arrival of lines, as they have no --timestamps; expected 50" in caplog.text
 
 
+def test_numbers_of_windows_rise_although_the_next_device_comes_too_soon():
+    live = stream(stamped=False)
+    first = live.feed(b"".join(line(row) for row in range(500)), BEGIN)
+    live.finish(BEGIN)
+    second = live.feed(b"".join(line(row) for row in range(LENGTH)), BEGIN + 1)
+    assert [window.seq for _, window in second] == [first[-1][1].seq + 1]
+
+
 def test_windows_of_another_rate_are_withheld(caplog):
     live = stream()
     for row in range(2000):
