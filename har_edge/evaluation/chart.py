@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +24,25 @@ def format_confusion(scores: Scores) -> str:
 
 
 def draw_confusion(scores: Scores, path: Path, title: str) -> None:
-    """Write the confusion matrix as a PNG; ConfigError without matplotlib (the extra `evaluation`)."""
+    """Write the confusion matrix of these scores as a PNG; see `draw_matrix`."""
+    draw_matrix(scores.confusion, scores.labels, path, title)
+
+
+def draw_matrix(confusion: Sequence[Sequence[int]], labels: Sequence[str], path: Path, title: str) -> None:
+    """Write a confusion matrix as a PNG; ConfigError without matplotlib (the extra `evaluation`)."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(f"drawing needs matplotlib ({error}); pip install 'har-edge[evaluation]'") from error
 
-    matrix = np.array(scores.confusion)
+    matrix = np.array(confusion)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(8.5, 8), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(scores.labels)), scores.labels, rotation=60, ha="right")
-    axes.set_yticks(range(len(scores.labels)), scores.labels)
+    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("answer")
     axes.set_ylabel("truth")
     axes.set_title(title)
