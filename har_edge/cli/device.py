@@ -1,0 +1,96 @@
+"""`har-edge sensor --live`: the windows of a device, as it sends them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from har_edge.cli import options
+from har_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from har_edge.nodes.loop import Stop
+    from har_edge.nodes.sensor import Sensor
+    from har_edge.planning.pipeline import Pipeline
+    from har_edge.streams.live import LiveStream
+
+SESSION_S = 300
+# What says how to replay recordings, and its default.
+REPLAY = {"data": None, "subjects": None, "speed": 1.0, "batch": 1, "in_flight": 64, "keep_null": False}
+
+
+def add_live(parser: argparse.ArgumentParser) -> None:
+    """Add `--live` and what belongs to it."""
+    group = parser.add_argument_group("live", "read a device instead of recordings (docs/streams.md)")
+    group.add_argument(
+        "--live",
+        metavar="FILE|-",
+        help="serial device, FIFO or file with a line of numbers a sample, - for standard input: the channels of the "
+        "sources in the order of the stream description, with its delimiter",
+    )
+    group.add_argument(
+        "--timestamps",
+        action="store_true",
+        help="each line begins with the time of the sample, in seconds since 1970 (default: the time it arrives)",
+    )
+    group.add_argument("--stream", default="live", metavar="NAME", help="name of the person or machine (default: live)")
+    group.add_argument(
+        "--queue",
+        type=options.positive,
+        default=64,
+        metavar="N",
+        help="windows that may wait for the broker; of more, the oldest is dropped (default: 64)",
+    )
+    group.add_argument(
+        "--stuck-after",
+        type=options.positive,
+        default=60,
+        metavar="S",
+        help="say that a channel is stuck when it has not changed for S seconds (default: 60)",
+    )
+
+
+def run_live(args: argparse.Namespace, pipeline: Pipeline, sensor: Sensor, sources: Sequence[str], stop: Stop) -> int:
+    """Read the device until it ends; return the exit code."""
+    from har_edge.messaging.bus import TakenOver
+    from har_edge.messaging.topics import check_id
+    from har_edge.nodes.live import Device, LiveLoop
+
+    replay = [f"--{name.replace('_', '-')}" for name, usual in REPLAY.items() if getattr(args, name) != usual]
+    if replay:
+        raise ConfigError(f"{', '.join(replay)} came with --live; expected without: these are for recordings")
+    check_id("name of the stream", args.stream)
+    stream = _stream(args, pipeline, sources)
+    device = Device(args.live)
+    detail = f"{', '.join(sources)} of {args.stream}, live from {device.name}"
+    identity = options.identity_of(args, pipeline, args.name or f"sensor-{args.source}", "sensor", detail)
+    bus = options.connect(args, pipeline, identity.session(expiry_s=SESSION_S))
+    print(f"sensor {args.source} connected: {detail}; MQTT client: {identity.client}", flush=True)
+    loop = LiveLoop(bus, sensor, identity, device, stream, queue=args.queue, limit=args.windows)
+    try:
+        loop.run(stop)
+    except TakenOver:
+        print(
+            f"sensor {args.source}: another sensor named {identity.node} has connected; ending (give each its --name)",
+            file=sys.stderr,
+        )
+        return options.EXIT_TAKEN_OVER
+    finally:
+        device.close()
+        counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in stream.counts.items() if count)
+        done = f"{sensor.counters.windows} windows in {sensor.counters.messages} messages"
+        print(f"sensor {args.source} done: {done}; {counts or 'no line came'}", flush=True)
+    return 0
+
+
+def _stream(args: argparse.Namespace, pipeline: Pipeline, sources: Sequence[str]) -> LiveStream:
+    from har_edge.streams.guard import Limits
+    from har_edge.streams.live import LiveStream, lay_out
+
+    layout = lay_out(pipeline.described, pipeline.stream, sources, stamped=args.timestamps)
+    task = pipeline.task.stream
+    limits = Limits(stuck_s=float(args.stuck_after))
+    return LiveStream(args.stream, layout, task.rate_hz, task.length, task.hop, limits)
