@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
@@ -26,7 +26,7 @@ class Outcome:
     reused: bool = False
 
 
-def do_jobs(setting: Setting, jobs: Sequence[Job], workers: int) -> Iterator[Outcome]:
+def do_jobs(setting: Setting, jobs: Sequence[Job], workers: int) -> Generator[Outcome, None, None]:
     """Yield what becomes of every job, as it is known: stored ones first, and those that others need before those.
 
     With one worker all is done in this process; with more, in processes of their own. A job that fails ends as an

@@ -13,13 +13,12 @@ from har_edge.evaluation.cell import Cell, Counts, Job
 from har_edge.evaluation.crew import Outcome
 from har_edge.evaluation.metrics import Confusion, accuracy, macro_f1
 from har_edge.evaluation.protocol import Protocol
-from har_edge.evaluation.study import NO_REDUCTION, Design
+from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream
 from har_edge.evaluation.work import Setting
 from har_edge.streams.files import natural
 
 NETWORK = "network"
 _NONE = "-"
-_FLOAT32_BYTES = 4
 _PUBACK_BYTES = 4
 
 
@@ -69,11 +68,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def name(self) -> str:
         """What a reader calls this row: reducer, and what else is not as usual."""
         if self.method != NETWORK:
-            return self.method
-        extras = [self.downstream] if self.reducer != NO_REDUCTION else []
-        extras += [self.grouping] * (self.grouping != "location") + [self.precision] * (self.precision != "int8")
-        extras += [f"batch {self.batch}"] * (self.batch > 1)
-        return " ".join([self.reducer, *extras])
+            return " ".join([self.method, *_batch(self.batch)])
+        return name_of(Design(self.reducer, Downstream(self.downstream), self.grouping, self.precision), self.batch)
 
     @property
     def key(self) -> tuple[str | int, ...]:
@@ -81,6 +77,17 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return (
             self.protocol.value, self.method, self.reducer, self.downstream, self.grouping, self.precision, self.batch
         )  # fmt: skip
+
+
+def name_of(design: Design, batch: int = 1) -> str:
+    """Return what a reader calls a design: its reducer, and what else is not as usual."""
+    extras = [design.downstream.value] if design.reducer != NO_REDUCTION else []
+    extras += [design.grouping] * (design.grouping != "location") + [design.precision] * (design.precision != "int8")
+    return " ".join([design.reducer, *extras, *_batch(batch)])
+
+
+def _batch(batch: int) -> list[str]:
+    return [f"batch {batch}"] if batch > 1 else []
 
 
 class Tally:
@@ -110,12 +117,11 @@ def make_rows(setting: Setting, cells: Sequence[Cell], conditions: str) -> Itera
     subjects = _by_subject(answers, accuracy)
     pooled = _pool(answers)
     errors = [score.error for score in scores if score.error is not None]
-    described = setting.description
-    raw = described.rate_hz * sum(len(source.channels) for source in described.sources) * _FLOAT32_BYTES
+    raw = setting.raw_bytes_per_s
     for number, batch in enumerate(setting.batches):
         traffic = [score.traffic[number] for score in scores]
         # A window comes every hop; what a second sends is what a window sends, on average over all of them.
-        a_second = described.rate_hz / setting.hop / max(1, sum(part.windows for part in traffic))
+        a_second = setting.description.rate_hz / setting.hop / max(1, sum(part.windows for part in traffic))
         wire = a_second * sum(part.wire_bytes for part in traffic)
         yield Row(
             protocol=cells[0].protocol,

@@ -61,6 +61,11 @@ class Setting:
         """The names of the classes."""
         return [self.description.labels[label] for label in self.label_ids]
 
+    @property
+    def raw_bytes_per_s(self) -> float:
+        """What a stream measures: each sample of each channel once, as float32."""
+        return self.description.rate_hz * sum(len(source.channels) for source in self.description.sources) * 4
+
     def system_key(self, job: Job) -> str:
         """Return the hash of all that decides the system of a job."""
         fold = job.fold
