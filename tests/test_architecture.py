@@ -17,7 +17,7 @@ PACKAGE = Path(har_edge.__file__).parent
 LEVELS = [
     {"cli"},
     {"training"},
-    {"evaluation", "nodes"},
+    {"evaluation", "nodes", "testbed"},
     {"planning", "messaging", "inference"},
     {"graph", "reduction"},
     {"streams"},

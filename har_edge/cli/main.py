@@ -12,7 +12,7 @@ from har_edge import __version__
 from har_edge.cli import options
 from har_edge.errors import HarEdgeError
 
-COMMANDS = ("demo", "sensor", "stage", "watch", "broker", "slice", "evaluate", "train", "data")
+COMMANDS = ("demo", "sensor", "stage", "watch", "broker", "slice", "evaluate", "train", "data", "testbed")
 
 
 def build_parser() -> argparse.ArgumentParser:

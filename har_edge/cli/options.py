@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from har_edge.messaging.mqtt import Client, Protocol
     from har_edge.nodes.loop import Identity
     from har_edge.planning.pipeline import Pipeline
+    from har_edge.planning.task import Task
     from har_edge.streams.description import StreamDescription
     from har_edge.streams.recording import Recording
 
@@ -61,6 +63,15 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         default=Path("pipeline.toml"),
         help="pipeline file, or the folder that `har-edge slice` made (default: ./pipeline.toml)",
+    )
+
+
+def add_reducer(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add `--reducer`: the reduction methods of the sources."""
+    parser.add_argument(
+        "--reducer",
+        metavar="SPEC",
+        help=f"{purpose}: METHOD[:OPTION...][+METHOD...] for all sources, or SOURCE=SPEC,SOURCE=SPEC",
     )
 
 
@@ -129,6 +140,32 @@ def chosen_protocol(args: argparse.Namespace, pipeline: Pipeline) -> Protocol:
         return Protocol(text)
     except ValueError:
         raise ConfigError(f"protocol is {text!r}; expected 5 or 3.1.1") from None
+
+
+def chosen_reducers(text: str | None, sources: Iterable[str]) -> dict[str, str]:
+    """Read `--reducer`: one specification for all sources, or one for each that is named; ConfigError otherwise."""
+    if text is None:
+        return {}
+    if "=" not in text:
+        return dict.fromkeys(sources, text)
+    chosen: dict[str, str] = {}
+    for part in re.split(r",(?=[^,]*=)", text):  # other commas stand inside options, as in sod:1,0.5
+        source, _, spec = (piece.strip() for piece in part.partition("="))
+        if not source or not spec or source in chosen:
+            raise ConfigError(
+                f"--reducer {text!r}: {part!r} came; expected one SPEC for all sources, or SOURCE=SPEC,SOURCE=SPEC "
+                "with each source once"
+            )
+        chosen[source] = spec
+    return chosen
+
+
+def listed_reducers(task: Task, sources: Iterable[str]) -> str:
+    """Return what a node says of the reducers of its sources."""
+    reducers = {source: task.inputs[source].reducer for source in sources}
+    if len(set(reducers.values())) == 1:
+        return next(iter(reducers.values()))
+    return ", ".join(f"{source} {spec}" for source, spec in reducers.items())
 
 
 def identity_of(args: argparse.Namespace, pipeline: Pipeline, node: str, role: str, detail: str) -> Identity:
