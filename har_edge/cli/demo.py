@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--subjects", type=options.subjects, metavar="LIST", default=["subject7", "subject8"], help="default: 7,8"
     )
+    options.add_reducer(parser, "what the sensors do to windows (default: what the model was made for)")
     parser.add_argument("--windows", type=options.positive, metavar="N", help="stop after N windows of each subject")
     parser.add_argument(
         "--speed", type=options.speed, default=30.0, metavar="N|max", help="factor of real time (default: 30)"
@@ -46,11 +47,12 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.streams.description import load_description
 
     found = find_model(args.model)
+    reducers = options.chosen_reducers(args.reducer, entry_of(found).task.inputs)
     stream = load_description(entry_of(found).task.stream.description)
     recordings, where = options.load_recordings(args, stream, args.subjects)
     real = all(recording.real for recording in recordings)
     del recordings  # the sensors read their own
-    with open_whole(args, found, stages=args.stages) as whole:
+    with open_whole(args, found, stages=args.stages, reducers=reducers) as whole:
         _introduce(whole, found, where, args)
         started = time.monotonic()
         arrivals, interrupted = _run(whole, args)
@@ -91,6 +93,7 @@ def _introduce(whole: Whole, found: FoundModel, where: str, args: argparse.Names
         takes = [*wiring.sources, *(f"stage {stage}" for stage in wiring.earlier)]
         print(f"stage {index}  operators [{entry.start}, {entry.stop}), takes {', '.join(takes)}")
     rate = "as fast as results come" if args.speed is None else f"{args.speed:g} times real time"
+    print(f"reducer  {options.listed_reducers(task, task.inputs)}")
     print(f"windows  {task.stream.length} samples every {task.stream.hop} at {task.stream.rate_hz:g} Hz, {rate}")
 
 

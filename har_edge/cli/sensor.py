@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--windows", type=options.positive, metavar="N", help="stop after N windows of each stream")
     parser.add_argument("--batch", type=options.batch, default=1, metavar="N", help="windows a message (default: 1)")
+    options.add_reducer(parser, "what to do to windows instead of what the pipeline file says; stages need the same")
     parser.add_argument("--combine", action="store_true", help="one message for all sources instead of one each")
     parser.add_argument(
         "--in-flight",
@@ -48,19 +49,24 @@ def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
     from har_edge.messaging.bus import TakenOver
-    from har_edge.nodes.build import batches_of, build_sensor, topics_of
+    from har_edge.nodes.build import batches_of, build_sensor, override, topics_of
     from har_edge.nodes.loop import Pace, SensorLoop, Stop
     from har_edge.planning.pipeline import load_pipeline
+    from har_edge.streams.grouping import regroup_recording
 
     stop = Stop().catch_signals()
     pipeline = load_pipeline(args.config)
+    pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
     sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
     sensor = build_sensor(pipeline, sources, combine=args.combine)
-    recordings, where = options.load_recordings(args, pipeline.stream, args.subjects, keep_null=args.keep_null)
+    recordings, where = options.load_recordings(args, pipeline.described, args.subjects, keep_null=args.keep_null)
+    grouping = pipeline.task.stream.grouping
+    recordings = [regroup_recording(recording, pipeline.described, grouping) for recording in recordings]
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
     identity = options.identity_of(args, pipeline, args.name or f"sensor-{args.source}", "sensor", detail)
     bus = options.connect(args, pipeline, identity.session(expiry_s=SESSION_S))
-    print(f"sensor {args.source} connected: {detail}; MQTT client: {identity.client}", flush=True)
+    reducers = options.listed_reducers(pipeline.task, sources)
+    print(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}", flush=True)
     join = pipeline.config.join
     pace = Pace(
         in_flight=args.in_flight * args.batch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from har_edge.graph.model import Model
     from har_edge.graph.slices import Slice
     from har_edge.inference.verify import CutCheck
+    from har_edge.planning.catalog import FoundModel
     from har_edge.planning.task import Task
 
 HELP = "cut a .tflite model into slices, each for a device of its own"
@@ -32,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--list", action="store_true", help="print every cut with the tensors and bytes that cross it")
     what.add_argument("--at", type=options.operator_indices, metavar="I[,J..]", help="cut before these operators")
     what.add_argument("--stages", type=int, metavar="N", help="cut into N slices, balanced by time measured here")
+    options.add_reducer(parser, "what the sensors do to windows, instead of what the model's manifest says")
     parser.add_argument(
         "--check", action="store_true", help="prove for every cut that the slices give the same bits as the whole model"
     )
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.graph.folder import check_folder
     from har_edge.graph.model import read_model
     from har_edge.graph.slices import slice_model
+    from har_edge.nodes.cutting import read_fitted
     from har_edge.planning.catalog import find_model
 
     _refuse_contradictions(args)
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     found = find_model(args.model)
     model = read_model(found.path)
     cuts = list_cuts(model)
+    task = _task(model, found, args)
     report = slice_report.start(model, cuts)
     if args.list:
         report.add_cuts(cuts)
@@ -67,20 +71,50 @@ def run(args: argparse.Namespace) -> int:
         if args.check and report.differs(chosen):
             report.say(f"nothing written to {args.out}: these slices do not give what the whole model gives")
         else:
-            _write(model, slices, args.out, None if found.entry is None else found.entry.task, report, predicted)
+            fitted = {} if task is None else read_fitted(task, found.path.parent)
+            _write(model, slices, args, task, fitted, report, predicted)
     report.print(as_json=args.json)
     return 0 if equal else 1
 
 
+def _task(model: Model, found: FoundModel, args: argparse.Namespace) -> Task | None:
+    """Return what the model is for, with the reducers asked for; None where no manifest says it."""
+    if found.entry is None:
+        if args.reducer is not None:
+            raise ConfigError(
+                "--reducer came, but no manifest says what this model is for; write the reducers into pipeline.toml "
+                "(docs/pipeline.md)"
+            )
+        return None
+    task = found.entry.task
+    if args.reducer is None:
+        return task
+    from har_edge.nodes.cutting import settle_reducers
+
+    return settle_reducers(model, task, options.chosen_reducers(args.reducer, task.inputs), found.path.parent)
+
+
 def _write(
-    model: Model, slices: Sequence[Slice], out: Path, task: Task | None, report: Report, predicted: Sequence[float]
+    model: Model,
+    slices: Sequence[Slice],
+    args: argparse.Namespace,
+    task: Task | None,
+    fitted: Mapping[str, bytes],
+    report: Report,
+    predicted: Sequence[float],
 ) -> None:
-    """Write slices, manifest and, unless a person's own is there, the pipeline file."""
+    """Write slices, manifest, files of fitted reducers and, unless a person's own is there, the pipeline file."""
     from har_edge.graph.folder import outline, write_folder
     from har_edge.planning.pipeline import epoch_of, keeps, write_pipeline
 
+    out: Path = args.out
     kept = keeps(out, outline(model, slices), task)  # refuses before anything is written
-    manifest = write_folder(model, slices, out)
+    if kept and args.reducer is not None:
+        raise ConfigError(
+            f"nothing is written: --reducer came, but {out / 'pipeline.toml'} is there and would be kept; change its "
+            "reducers by hand, or give a new folder with --out"
+        )
+    manifest = write_folder(model, slices, out, {} if kept else fitted)
     report.add_slices(manifest, out, predicted)
     stateful = [str(number) for number, entry in enumerate(manifest.slices) if entry.stateful]
     if stateful:

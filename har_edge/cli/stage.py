@@ -14,6 +14,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
     parser.add_argument("--index", type=int, required=True, metavar="N", help="which slice, from 0")
     parser.add_argument("--threads", type=options.positive, default=1, metavar="N", help="threads to compute with")
+    options.add_reducer(parser, "what the sensors were told instead of what the pipeline file says")
     parser.add_argument("--forget", action="store_true", help="on stopping, end the session: nothing is kept for it")
     options.add_broker(parser)
     options.add_quiet(parser)
@@ -23,12 +24,13 @@ def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
     from har_edge.messaging.bus import Session, TakenOver
-    from har_edge.nodes.build import build_stage
+    from har_edge.nodes.build import build_stage, override
     from har_edge.nodes.loop import Stop, await_ready, run_stage
     from har_edge.planning.pipeline import load_pipeline
 
     stop = Stop().catch_signals()
     pipeline = load_pipeline(args.config)
+    pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
     stage = build_stage(pipeline, args.index, threads=args.threads)
     wiring = pipeline.wiring(args.index)
     entry = wiring.entry
@@ -41,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         look = options.connect(args, pipeline, Session(f"{identity.instance}-look", clean_start=True))
         await_ready(look, [f"stage-{taker}" for taker in wiring.takers], identity.topics, stop)
     bus = options.connect(args, pipeline, session)
+    if wiring.sources:
+        detail += f"; reducer: {options.listed_reducers(pipeline.task, wiring.sources)}"
     print(f"stage {args.index} connected: {detail}; MQTT client: {identity.client}", flush=True)
     try:
         run_stage(bus, stage, identity, stop, forget=args.forget)

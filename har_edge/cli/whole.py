@@ -8,10 +8,10 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from har_edge.messaging.broker import RunningBroker
     from har_edge.nodes.local import LocalPipeline
     from har_edge.planning.catalog import FoundModel, ModelEntry
+    from har_edge.planning.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,18 @@ def entry_of(found: FoundModel) -> ModelEntry:
 
 @contextlib.contextmanager
 def open_whole(
-    args: argparse.Namespace, found: FoundModel, *, stages: int, cuts: Sequence[int] | None = None
+    args: argparse.Namespace,
+    found: FoundModel,
+    *,
+    stages: int,
+    cuts: Sequence[int] | None = None,
+    reducers: Mapping[str, str] = MappingProxyType({}),
+    task: Task | None = None,
 ) -> Iterator[Whole]:
-    """Start a broker (unless --broker names one), cut the model, connect; on exit stop everything that was started."""
+    """Start a broker (unless --broker names one), cut the model, connect; on exit stop everything that was started.
+
+    `task` is that of a model without an entry.
+    """
     from har_edge.messaging.bus import Session
     from har_edge.nodes.cutting import prepare
     from har_edge.nodes.local import LocalPipeline
@@ -59,7 +69,14 @@ def open_whole(
         name = f"local-{secrets.token_hex(4)}"
         settings = BrokerConfig(url=args.broker, protocol=args.protocol or "5", client=args.client or "auto")
         pipeline = prepare(
-            found.path, entry_of(found).task, folder / "slices", stages=stages, cuts=cuts, name=name, broker=settings
+            found.path,
+            task or entry_of(found).task,
+            folder / "slices",
+            stages=stages,
+            cuts=cuts,
+            name=name,
+            broker=settings,
+            reducers=reducers,
         )
         bus = options.connect(
             args, pipeline, Session(f"{name}-watch", receive_max=4096, expiry_s=options.WATCH_SESSION_S)
@@ -69,16 +86,26 @@ def open_whole(
 
 
 def start_nodes(
-    whole: Whole, args: argparse.Namespace, names: Sequence[str], *, speed: float | None, windows: int | None = None
+    whole: Whole,
+    args: argparse.Namespace,
+    names: Sequence[str],
+    *,
+    speed: float | None,
+    windows: int | None = None,
+    batch: int = 1,
 ) -> None:
-    """Start the stages, wait until they are ready, then start one sensor a source."""
+    """Start the stages, wait until they are ready, then one sensor a source, or one of all where these are grouped."""
+    from har_edge.messaging.topics import ALL_SOURCES
+
     sensor = ["--no-notice", "--subjects", ",".join(names), "--speed", "max" if speed is None else str(speed)]
+    sensor += ["--batch", str(batch)]
     if windows:
         sensor += ["--windows", str(windows)]
     if args.data:
         sensor += ["--data", str(args.data)]
     whole.local.start_stages()
-    whole.local.start_sensors(list(whole.local.pipeline.task.inputs), sensor)
+    pipeline = whole.local.pipeline
+    whole.local.start_sensors([ALL_SOURCES] if pipeline.grouped else list(pipeline.task.inputs), sensor)
 
 
 def _on_terminate(number: int, _frame: FrameType | None) -> None:

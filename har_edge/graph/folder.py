@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -18,8 +19,10 @@ _DRAFT = ".part"
 _OWN = re.compile(r"slice-\d+\.tflite(\.part)?")
 
 
-def write_folder(model: Model, slices: Sequence[Slice], folder: Path) -> SliceManifest:
-    """Write `slice-0.tflite` ... and, last, `manifest.json`; each file appears whole or not at all.
+def write_folder(
+    model: Model, slices: Sequence[Slice], folder: Path, fitted: Mapping[str, bytes] = MappingProxyType({})
+) -> SliceManifest:
+    """Write `slice-0.tflite` ... , `manifest.json` and the files of fitted reducers; each appears whole or not at all.
 
     Slices of an earlier cut in the same folder are replaced. Raises ConfigError when the folder holds other things.
     """
@@ -28,12 +31,14 @@ def write_folder(model: Model, slices: Sequence[Slice], folder: Path) -> SliceMa
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for piece, entry in zip(slices, draft.slices, strict=True):
-            content = write_slice(model, piece)
-            _replace(folder / entry.file, content)
-            entries.append(msgspec.structs.replace(entry, sha256=hashlib.sha256(content).hexdigest()))
-            del content  # or the next slice would be built while this one is still in memory
+            made = write_slice(model, piece)
+            _replace(folder / entry.file, made)
+            entries.append(msgspec.structs.replace(entry, sha256=hashlib.sha256(made).hexdigest()))
+            del made  # or the next slice would be built while this one is still in memory
         manifest = msgspec.structs.replace(draft, slices=tuple(entries))
         _replace(folder / FILE_NAME, encode_manifest(manifest))
+        for name, content in fitted.items():  # after the manifest, by which a later cut knows the folder as its own
+            _replace(folder / name, content)
         for name in stale - {entry.file for entry in entries}:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:

@@ -62,15 +62,7 @@ class FolderFiles:
                 f"a reducer names the file {name!r}, whose hash is not known here; expected one of: {known}; put it "
                 "beside the model or the pipeline file, and its SHA-256 under [task.inputs.SOURCE.files]"
             )
-        try:
-            with path.open("rb") as file:
-                content = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise ModelError(
-                f"cannot read {path}: {error.strerror}; copy the whole folder that `har-edge slice` made"
-            ) from error
-        if len(content) > MAX_FILE_BYTES:
-            raise ModelError(f"{path} has more than {MAX_FILE_BYTES} bytes; expected a smaller reducer")
+        content = _read(path)
         found = hashlib.sha256(content).hexdigest()
         if found != expected:
             raise ModelError(
@@ -78,6 +70,25 @@ class FolderFiles:
                 "pipeline: copy the whole folder that `har-edge slice` made"
             )
         return content
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a fitted file; ModelError where it cannot be read or is too large."""
+    return hashlib.sha256(_read(path)).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ModelError(
+            f"cannot read {path}: {error.strerror}; a fitted reducer's files lie beside the model, and in the folder "
+            "that `har-edge slice` made: copy that whole"
+        ) from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ModelError(f"{path} has more than {MAX_FILE_BYTES} bytes; expected a smaller reducer")
+    return content
 
 
 class TfliteCodec:

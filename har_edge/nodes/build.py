@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
 
 from har_edge.errors import ConfigError
 from har_edge.inference.codecs import FolderFiles
@@ -16,7 +19,9 @@ from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.stage import Stage, StageSetup
 from har_edge.planning.pipeline import Pipeline
 from har_edge.planning.state import starts_fresh
+from har_edge.planning.task import Task, with_reducers
 from har_edge.reduction.catalog import make_reducer
+from har_edge.reduction.files import Files
 from har_edge.reduction.reducer import Reducer
 from har_edge.streams.recording import Recording
 from har_edge.streams.replay import replay
@@ -25,6 +30,12 @@ from har_edge.streams.replay import replay
 def topics_of(pipeline: Pipeline) -> Topics:
     """Return the topics of a pipeline."""
     return Topics(pipeline.config.base, pipeline.config.name)
+
+
+def override(pipeline: Pipeline, reducers: Mapping[str, str]) -> Pipeline:
+    """Return the pipeline with other reducers for some sources; sensors and stages need the same ones."""
+    task = with_reducers(pipeline.task, reducers)
+    return dataclasses.replace(pipeline, config=msgspec.structs.replace(pipeline.config, task=task))
 
 
 def reducer_of(pipeline: Pipeline, source: str) -> Reducer:
@@ -36,15 +47,19 @@ def reducer_of(pipeline: Pipeline, source: str) -> Reducer:
     task = pipeline.task
     if source not in task.inputs:
         raise ConfigError(f"source {source!r} came; expected one of {', '.join(task.inputs)}, which the model takes")
-    enters, length, channels = task.inputs[source], task.stream.length, pipeline.channels(source)
+    tensor = task.inputs[source].tensor
+    shape = next(spec.shape for entry in pipeline.manifest.slices for spec in entry.inputs if spec.name == tensor)
+    return open_reducer(task, source, pipeline.channels(source), shape, FolderFiles(pipeline.folder, task.files))
+
+
+def open_reducer(task: Task, source: str, channels: int, shape: Sequence[int], files: Files) -> Reducer:
+    """Return the reducer of a source with so many channels, which enters an input of this shape; see `reducer_of`."""
+    enters, length = task.inputs[source], task.stream.length
     try:
-        reducer = make_reducer(enters.reducer, length, channels, FolderFiles(pipeline.folder, task.files))
+        reducer = make_reducer(enters.reducer, length, channels, files)
     except ConfigError as error:
         raise ConfigError(f"source {source!r}: {error}") from None
-    shape = next(
-        spec.shape for entry in pipeline.manifest.slices for spec in entry.inputs if spec.name == enters.tensor
-    )
-    choose_way(source, reducer, enters.tensor, shape[1:], length, channels)
+    choose_way(source, reducer, enters.tensor, tuple(shape[1:]), length, channels)
     return reducer
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+from har_edge.errors import ConfigError
 from har_edge.graph.folder import write_folder
 from har_edge.graph.model import Model, read_model
 from har_edge.graph.slices import slice_model
 from har_edge.graph.state import state_of
+from har_edge.inference.codecs import FolderFiles, hash_file
 from har_edge.inference.measure import Segment, measure_segments, overhead_s, segment_bounds, time_whole
+from har_edge.nodes.build import open_reducer
 from har_edge.planning.partition import StagePlan, balance, plan_stages
 from har_edge.planning.pipeline import BrokerConfig, Pipeline, load_pipeline, write_pipeline
 from har_edge.planning.state import starts_fresh
-from har_edge.planning.task import Task
+from har_edge.planning.task import Task, with_hashes, with_reducers
+from har_edge.reduction.spec import file_names
+from har_edge.streams.description import load_description
+from har_edge.streams.grouping import regroup
 
 Watch = Callable[[Iterable[Segment], int], Iterable[Segment]]
 
@@ -42,14 +49,45 @@ def prepare(
     cuts: Sequence[int] | None = None,
     name: str = "har",
     broker: BrokerConfig | None = None,
+    reducers: Mapping[str, str] = MappingProxyType({}),
 ) -> Pipeline:
     """Cut a model (at `cuts`, else into `stages` balanced slices) into `folder`, and return its pipeline.
 
-    Raises ConfigError when the model remembers and its task does not say what to do about it.
+    `reducers` stand in for those of the task. Files of fitted ones are copied from beside the model. Raises ConfigError
+    when the model remembers and its task does not say what to do about it, and when a reducer and the model do not
+    belong together; ModelError for a file that is missing or not what its hash says.
     """
     model = read_model(path)
     starts_fresh(state_of(model), task, f"model {path}")
+    task = settle_reducers(model, task, reducers, path.parent)
     chosen = list(cuts) if cuts is not None else plan_cuts(model, stages).cuts
-    write_folder(model, slice_model(model, chosen), folder)
+    write_folder(model, slice_model(model, chosen), folder, read_fitted(task, path.parent))
     write_pipeline(folder, task, name=name, broker=broker)
     return load_pipeline(folder)
+
+
+def settle_reducers(model: Model, task: Task, reducers: Mapping[str, str], beside: Path) -> Task:
+    """Return the task with these reducers instead of its own, and the hashes of the files beside the model they name.
+
+    Raises ConfigError where a reducer, the model and the task's windows do not belong together; nothing is written.
+    """
+    task = with_reducers(task, reducers)
+    named = {name for enters in task.inputs.values() for name in file_names(enters.reducer)}
+    task = with_hashes(task, {name: hash_file(beside / name) for name in named - task.files.keys()})
+    shapes = {tensor.name: tensor.signature for tensor in map(model.main.tensors.__getitem__, model.main.inputs)}
+    stream = regroup(load_description(task.stream.description), task.stream.grouping)
+    files = FolderFiles(beside, task.files)
+    for source, enters in task.inputs.items():
+        if enters.tensor not in shapes:
+            raise ConfigError(
+                f"the task feeds source {source!r} to tensor {enters.tensor!r}, but the model takes "
+                f"{', '.join(shapes)}; use the task that belongs to this model"
+            )
+        open_reducer(task, source, len(stream.source(source).channels), shapes[enters.tensor], files)
+    return task
+
+
+def read_fitted(task: Task, beside: Path) -> dict[str, bytes]:
+    """Return the files of a task's fitted reducers, their hashes checked, by name."""
+    files = FolderFiles(beside, task.files)
+    return {name: files.read(name) for name in task.files}

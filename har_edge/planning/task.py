@@ -9,6 +9,7 @@ from enum import Enum
 import msgspec
 
 from har_edge.errors import ConfigError
+from har_edge.reduction.spec import file_names
 
 # Names of fitted files stand in reducer specifications, whose separators are : + , and =.
 _FITTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(npz|tflite)")
@@ -86,15 +87,30 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 def with_reducers(task: Task, reducers: Mapping[str, str]) -> Task:
-    """Return the task with other reducers for some sources; ConfigError for a source that the model does not take."""
+    """Return the task with other reducers for some sources; hashes of files that these name are kept.
+
+    Raises ConfigError for a source that the model does not take, and for what is no specification.
+    """
     unknown = sorted(set(reducers) - set(task.inputs))
     if unknown:
         raise ConfigError(
             f"a reducer came for source {', '.join(unknown)}; expected sources that the model takes: "
             f"{', '.join(task.inputs)}"
         )
+    inputs = dict(task.inputs)
+    for source, spec in reducers.items():
+        files = {name: task.files[name] for name in file_names(spec) if name in task.files}
+        inputs[source] = msgspec.structs.replace(inputs[source], reducer=spec, files=files)
+    return msgspec.structs.replace(task, inputs=inputs)
+
+
+def with_hashes(task: Task, hashes: Mapping[str, str]) -> Task:
+    """Return the task with the hashes of files that its reducers name and that have none yet."""
     inputs = {
-        source: msgspec.structs.replace(enters, reducer=reducers.get(source, enters.reducer))
+        source: msgspec.structs.replace(
+            enters,
+            files={name: hashes[name] for name in file_names(enters.reducer) if name in hashes} | enters.files,
+        )
         for source, enters in task.inputs.items()
     }
     return msgspec.structs.replace(task, inputs=inputs)

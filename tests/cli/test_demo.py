@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -16,7 +17,10 @@ from har_edge.cli.main import main
 from har_edge.messaging import broker as broker_module
 from har_edge.messaging.bus import Session
 from har_edge.messaging.mqtt import Client, open_bus
+from har_edge.planning.catalog import Catalog, load_catalog, store_catalog
+from har_edge.planning.task import SourceInput, StreamTask
 from tests.cli.fleet import TIMEOUT_S, environment
+from tests.graph import models
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +52,41 @@ def test_it_needs_nothing_and_answers_every_window(capfd: pytest.CaptureFixture[
     assert 0 < summary["sensor_wire_bytes"] < summary["raw_bytes"]
     assert set(summary["resident_bytes"]) >= {"stage-0", "stage-1", "stage-2"}
     assert "Traceback" not in said.err
+
+
+@pytest.mark.usefixtures("mosquitto")
+def test_fewer_bytes_for_the_same_windows_by_another_reducer(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["demo", "--windows", "20", "--speed", "max", "--reducer", "paa:10+q8", "--json", "out.json"]) == 0
+    assert "\nreducer  paa:10+q8\n" in capfd.readouterr().out
+    summary = msgspec.json.decode((tmp_path / "out.json").read_bytes())
+    check(summary, 40)
+    assert summary["sensor_wire_bytes"] < 0.15 * summary["raw_bytes"]
+
+
+@pytest.mark.usefixtures("mosquitto")
+@pytest.mark.parametrize("grouping", ["all", "type"])
+def test_one_sensor_has_all_sources_where_they_are_grouped(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, grouping: str
+) -> None:
+    inputs = {"all": 23} if grouping == "all" else {"acc": 9, "gyro": 6}
+    content = models.averaging({f"in_{source}": (100, size) for source, size in inputs.items()}, classes=12)
+    (tmp_path / "own.tflite").write_bytes(content)
+    shipped = load_catalog().models[0]
+    task = msgspec.structs.replace(
+        shipped.task,
+        stream=StreamTask("mhealth", 50.0, 100, 50, grouping),
+        inputs={source: SourceInput(f"in_{source}", "paa:5+q8") for source in inputs},
+        output="scores",
+    )
+    sha256 = hashlib.sha256(content).hexdigest()
+    entry = msgspec.structs.replace(shipped, name="own", file="own.tflite", sha256=sha256, task=task)
+    store_catalog(Catalog(1, [entry]), tmp_path)
+    options = ["--windows", "10", "--speed", "max", "--stages", "2", "--json", "out.json"]
+    assert main(["demo", "--model", "own.tflite", *options]) == 0
+    summary = msgspec.json.decode((tmp_path / "out.json").read_bytes())
+    assert (summary["windows_in"], summary["windows_out"], summary["lost"]) == (20, 20, 0)
+    assert [name for name in summary["resident_bytes"] if name.startswith("sensor-")] in ([], ["sensor-all"])
+    assert f"takes {', '.join(inputs)}" in capfd.readouterr().out
 
 
 @pytest.mark.usefixtures("mosquitto")

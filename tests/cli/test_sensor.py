@@ -38,7 +38,7 @@ def test_it_sends_the_windows_of_a_source_and_says_what_it_did(fleet: Fleet) -> 
     ]  # fmt: skip
     assert {name: array.dtype.name for name, array in messages[0].tensors.items()} == {"arm": "int8"}
     assert "no recordings found: using synthetic data; get the real ones with: har-edge data fetch" in sensor.said
-    assert "sensor arm connected: arm of subject3, subject4, synthetic data; MQTT client:" in sensor.said
+    assert "sensor arm connected: arm of subject3, subject4, synthetic data; reducer: q8:0." in sensor.said
     assert "sensor arm done: 24 windows in 6 messages" in sensor.said
     fleet.until(lambda: fleet.state("sensor-arm") is State.OFFLINE, "no farewell")
     assert fleet.counter("sensor-arm", "windows") == 24
@@ -92,6 +92,18 @@ REFUSALS = {
         "error: source 'leg' came; expected one of chest, ankle, arm, which the model take",
     ),
     "unreachable": (["--broker", "mqtt://127.0.0.1:1"], "no broker at mqtt://127.0.0.1:1: "),
+    "reducer": (["--reducer", "paa:0"], "error: source 'chest': paa:0: expected a piece of 1 to 250 samples"),
+    "recipe": (["--reducer", "arm=pca:8"], "error: source 'arm': reducer 'pca:8': pca:8 is a recipe that is yet to be"),
+    "method": (["--reducer", "squeeze:8"], "error: source 'chest': reducer 'squeeze:8': no method 'squeeze:8', expec"),
+    "window": (
+        ["--reducer", "stats"],
+        "error: source 'chest' gives windows [250, 5], of which reducer 'stats' makes fe",
+    ),
+    "source of a reducer": (["--reducer", "leg=q8"], "error: a reducer came for source leg; expected sources that the"),
+    "list of reducers": (
+        ["--reducer", "arm=q8,arm=paa:5"],
+        "error: --reducer 'arm=q8,arm=paa:5': 'arm=paa:5' came; expected one SPEC for all sources, or SOURCE=SPEC,SOU",
+    ),
     "data": (["--data", "empty"], "error: --data: "),
 }
 

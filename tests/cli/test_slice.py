@@ -243,3 +243,58 @@ def test_a_model_without_a_task_keeps_a_pipeline_file_that_fits(run: Run, tmp_pa
     assert code == 0
     assert f"note: kept {out / 'pipeline.toml'}" in said and f"har-edge stage --config {out} --index N" in said
     assert (out / "pipeline.toml").read_text() == own
+
+
+def test_reducers_are_written_for_the_sources_that_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reducers(spec: str, name: str) -> list[str]:
+        assert main(["slice", "int8", "--at", "4", "--out", str(tmp_path / name), "--reducer", spec]) == 0
+        return [enters.reducer for enters in load_pipeline(tmp_path / name).task.inputs.values()]
+
+    assert reducers("paa:5+q8", "one") == ["paa:5+q8"] * 3
+    own = load_pipeline(tmp_path / "one").task.inputs["ankle"].tensor
+    assert own == "ankle" and reducers("arm=sod:0.5,chest=none", "two") == [
+        "none",
+        "q8:0.1725490242242813:-1",
+        "sod:0.5",
+    ]
+    assert main(["slice", "int8", "--at", "4", "--out", str(tmp_path / "one"), "--reducer", "q8"]) == 2
+    assert "nothing is written: --reducer came, but " in capsys.readouterr().err
+    assert [enters.reducer for enters in load_pipeline(tmp_path / "one").task.inputs.values()] == ["paa:5+q8"] * 3
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "text"),
+    [
+        (
+            "int8",
+            "pca:8",
+            "error: source 'chest': reducer 'pca:8': pca:8 is a recipe that is yet to be fitted; train with",
+        ),
+        (
+            "int8",
+            "stats",
+            "error: source 'chest' gives windows [250, 5], of which reducer 'stats' makes features [55] and",
+        ),
+        ("int8", "pca:none.npz", "none.npz: No such file or directory; a fitted reducer's files lie beside the model"),
+        ("int8", "leg=q8", "error: a reducer came for source leg; expected sources that the model takes: chest, ankle"),
+        (
+            "model.tflite",
+            "q8",
+            "error: --reducer came, but no manifest says what this model is for; write the reducers",
+        ),
+    ],
+)
+def test_reducers_that_cannot_be_are_refused_before_anything_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    spec: str,
+    text: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.tflite").write_bytes(models.chain())
+    assert main(["slice", model, "--at", "1", "--out", "out", "--reducer", spec]) == 2
+    assert text in capsys.readouterr().err and not (tmp_path / "out").exists()

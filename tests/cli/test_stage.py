@@ -50,6 +50,25 @@ def test_every_window_comes_once_and_all_say_goodbye(fleet: Fleet, client: str, 
     assert sum(result.label_id == result.truth for result in right) >= 0.8 * len(right)
 
 
+def test_sensors_and_stages_that_are_told_another_reducer_agree_on_it(fleet: Fleet) -> None:
+    """What a sensor sends by the reducer of the pipeline file is dropped and counted, and harms nothing."""
+    reducer = ("--reducer", "chest=sod:0.5,ankle=paa:5+q8,arm=paa:10")
+    stages = fleet.stages(*reducer)
+    load = ("--subjects", "1,2", "--windows", "10", "--speed", "max")
+    stray = fleet.start("sensor", "--source", "ankle", "--name", "stray", *load, "--in-flight", "0")
+    assert stray.wait() == 0
+    sensors = fleet.sensors(*load, *reducer)
+    all_well(fleet, sensors, windows=10)
+    assert [stage.end() for stage in stages] == [0, 0, 0]
+    fleet.until(lambda: all(fleet.state(f"stage-{i}") is State.OFFLINE for i in range(3)), "no farewell")
+    assert sum(fleet.counter(f"stage-{i}", "rejected") for i in range(3)) == 20
+    said = "".join(stage.said for stage in stages)
+    assert said.count("the code of source 'ankle' is not what 'paa:5+q8' makes of 1 windows: ") == 20
+    assert "code is int8 [1, 250, 9], expected uint8 [1, 522]; give sensor and stage the same reducer" in said
+    assert "; reducer: chest sod:0.5" in said
+    assert "reducer: sod:0.5; MQTT client:" in sensors[0].said
+
+
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_a_killed_stage_comes_back_and_nothing_is_lost(fleet: Fleet, index: int) -> None:
     stages = fleet.stages()

@@ -76,7 +76,7 @@ def test_a_file_without_a_hash_is_refused_before_it_is_opened(tmp_path: Path) ->
     for name in ("a.npz", "../b.npz", str(tmp_path / "b.npz")):
         with pytest.raises(ConfigError, match=r"whose hash is not known here; expected one of: b.npz; put it beside"):
             files.arrays(name)
-    with pytest.raises(ModelError, match=r"cannot read .*b.npz: No such file or directory; copy the whole folder"):
+    with pytest.raises(ModelError, match=r"cannot read .*b.npz: No such file or directory; a fitted reducer's"):
         files.arrays("b.npz")
 
 
