@@ -37,7 +37,7 @@ class Gathered:
     """The parts of one (stream, seq) so far; `deliveries` are acknowledged together, `deadline` ends the waiting.
 
     `again` says that every part was delivered before, `passed` that later windows of the stream are done, `behind` that
-    this window was done before its first part came, and `stale` that the stream went on since: it does not begin anew.
+    this window was done before its first part came, and `stale` that the sensors it lacks have gone on to later ones.
     """
 
     message: Message
@@ -57,17 +57,6 @@ class Gathered:
         return self.again and self.passed
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """The window of a stream that was done last, and when its first part came."""
-
-    seq: int
-    came: float
-
-
-_NOTHING_DONE = _Done(-1, -math.inf)
-
-
 class Join:
     """Collects parts by (stream, seq) until all wanted ones are there, or until it may carry on without the others.
 
@@ -84,7 +73,7 @@ class Join:
 
     With `carry_on`, `is_late` tells which parts come after their window was done without them. Where parts come of a
     window that was done with them, its stream begins anew, or one sensor alone does and is out of step. So they wait
-    somewhat longer for their companions, and are `stale` when the stream has gone on meanwhile.
+    somewhat longer for their companions, and are `stale` when one of these comes for a later window meanwhile.
     """
 
     def __init__(
@@ -93,7 +82,8 @@ class Join:
         self._wanted, self._timeout_s, self._capacity, self._carry_on = wanted, timeout_s, capacity, carry_on
         self._waiting: OrderedDict[Key, Gathered] = OrderedDict()
         self._done: OrderedDict[Key, dict[str, tuple[float, ...]]] = OrderedDict()
-        self._last: OrderedDict[str, _Done] = OrderedDict()  # of each stream
+        self._last: OrderedDict[str, int] = OrderedDict()  # the last window done, of each stream
+        self._heard: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()  # by stream and part: window, time
         self._look_at = 0.0
         self._carry_on_at = math.inf
 
@@ -116,7 +106,7 @@ class Join:
         known = self._done.get(key)
         if self._carry_on is None or known is None or key in self._waiting:
             return False
-        return known.keys().isdisjoint(parts) and self._last_of(message.stream).seq >= message.seq
+        return known.keys().isdisjoint(parts) and self._last_of(message.stream) >= message.seq
 
     def add(self, message: Message, parts: Mapping[str, Array], delivery: Delivery, now: float) -> Gathered | None:
         """Add the parts of one message; return all of them once they are complete.
@@ -136,6 +126,7 @@ class Join:
             )
         else:
             gathered.message = _merge(gathered.message, message)
+        self._hear(message, parts, now)
         gathered.parts.update(parts)
         gathered.captured.update(dict.fromkeys(parts, message.captured))
         gathered.deliveries.append(delivery)
@@ -196,21 +187,29 @@ class Join:
 
     def _is_behind(self, gathered: Gathered) -> bool:
         """Tell whether a window was done before it came, and its stream has not begun anew since."""
-        return gathered.behind and self._last_of(gathered.message.stream).seq >= gathered.message.seq
+        return gathered.behind and self._last_of(gathered.message.stream) >= gathered.message.seq
+
+    def _hear(self, message: Message, parts: Collection[str], now: float) -> None:
+        for name in parts if self._carry_on else ():
+            self._heard[message.stream, name] = (message.seq, now)
+            if len(self._heard) > REMEMBERED:
+                self._heard.popitem(last=False)
 
     def _release(self, key: Key) -> Gathered:
         gathered = self._waiting.pop(key)
-        gathered.stale = self._is_behind(gathered) and self._last_of(key[0]).came > gathered.came
+        heard = [self._heard.get((key[0], name), (-1, 0.0)) for name in self.missing(gathered)]
+        went_on = any(seq > key[1] and since > gathered.came for seq, since in heard)
+        gathered.stale = self._is_behind(gathered) and went_on
         if not gathered.stale:
             self._remember(key, gathered)
         return gathered
 
     def _was_done(self, key: Key) -> bool:
         """Tell whether a window was done; what is older than memory counts as done."""
-        return key in self._done or (len(self._done) > REMEMBERED and self._last_of(key[0]).seq >= key[1])
+        return key in self._done or (len(self._done) > REMEMBERED and self._last_of(key[0]) >= key[1])
 
-    def _last_of(self, stream: str) -> _Done:
-        return self._last.get(stream, _NOTHING_DONE)
+    def _last_of(self, stream: str) -> int:
+        return self._last.get(stream, -1)
 
     def _remember(self, key: Key, gathered: Gathered) -> None:
         known = self._done.get(key)
@@ -220,8 +219,8 @@ class Join:
             if len(memory) > REMEMBERED:
                 memory.popitem(last=False)
         self._done[key] = gathered.captured
-        if begins_anew or key[1] > self._last_of(key[0]).seq:
-            self._last[key[0]] = _Done(key[1], gathered.came)
+        if begins_anew or key[1] > self._last_of(key[0]):
+            self._last[key[0]] = key[1]
         if begins_anew:  # what else came of this stream may be due now
             self._carry_on_at = -math.inf
 
@@ -231,7 +230,7 @@ class Join:
         passed = [
             key
             for key, one in self._waiting.items()
-            if not one.passed and self._last_of(key[0]).seq > key[1] and (one.behind or not self._may_carry_on(one))
+            if not one.passed and self._last_of(key[0]) > key[1] and (one.behind or not self._may_carry_on(one))
         ]
         for key in sorted(passed, reverse=True):
             gathered = self._waiting[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -73,7 +74,8 @@ class Stage:
         for source in wiring.sources if carry_on else ():
             absent(setup.ports[source], 1)
         self._join = Join(wanted, timeout_s=setup.join_timeout_s, capacity=setup.join_capacity, carry_on=carry_on)
-        self._lacked: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # of each stream, as it was logged
+        # Of each stream, what its newest window lacked, and when that was captured.
+        self._lacked: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
         self.counters = Counters()
 
     @property
@@ -231,13 +233,15 @@ class Stage:
         """Count windows that were run, and log when others are missing than before in their stream."""
         self.counters.windows += message.count
         self.counters.carried_on += message.count if lacks else 0
-        if lacks == self._lacked.get(message.stream, ()):
+        captured, before = self._lacked.get(message.stream, (-math.inf, ()))
+        if message.captured[0] < captured:
             return
-        self._lacked[message.stream] = lacks
+        self._lacked[message.stream] = (message.captured[0], lacks)
         if len(self._lacked) > MAX_TOLD:
             self._lacked.popitem(last=False)
-        what = f"carrying on without {', '.join(lacks)}" if lacks else "all sources are there again"
-        _log.warning("window %d of %s: %s", message.seq, message.stream, what)
+        if lacks != before:
+            what = f"carrying on without {', '.join(lacks)}" if lacks else "all sources are there again"
+            _log.warning("window %d of %s: %s", message.seq, message.stream, what)
 
     def _publications(self, message: wire.Message, outputs: Mapping[str, Array]) -> list[Outgoing]:
         setup, outgoing = self._setup, []

@@ -64,6 +64,7 @@ def small_stage(
     clock=None,
     earlier=None,
     dtype="float32",
+    carry_on_after_s=None,
 ) -> Stage:
     """Return a stage of two sources, chest [L, 2] -> c and arm [L, 3] -> a, that answers with two scores."""
     first = -1 if dynamic else 1
@@ -73,15 +74,12 @@ def small_stage(
     taken = [TensorSpec(name, [first, 5], "float32") for names in (earlier or {}).values() for name in names]
     entry = SliceEntry("slice.tflite", "0" * 64, 0, 1, [*([] if earlier else specs), *taken], made)
     scale = (0.0, 0) if dtype == "float32" else (0.5, 3)
+    inputs = {
+        source: Port(name, (first, LENGTH, CHANNELS[source]), np.dtype(dtype), *scale) for source, name in ports.items()
+    }
     feeds = {
-        source: make_feed(
-            source,
-            make_reducer(reducer, LENGTH, CHANNELS[source]),
-            Port(name, (first, LENGTH, CHANNELS[source]), np.dtype(dtype), *scale),
-            LENGTH,
-            CHANNELS[source],
-        )
-        for source, name in ports.items()
+        source: make_feed(source, make_reducer(reducer, LENGTH, CHANNELS[source]), port, LENGTH, CHANNELS[source])
+        for source, port in inputs.items()
     }
     setup = StageSetup(
         topics=TOPICS,
@@ -94,6 +92,8 @@ def small_stage(
         max_payload_bytes=limit,
         join_timeout_s=timeout_s,
         join_capacity=capacity,
+        ports={} if earlier else inputs,
+        carry_on_after_s=carry_on_after_s,
     )
     return Stage(setup, clock=Clock(1000.0), monotonic=clock or Clock())
 
@@ -138,6 +138,7 @@ class Node:
     pipeline: Pipeline
     index: int
     receive_max: int = 1024
+    clock: Clock | None = None
     stage: Stage = field(init=False)
     bus: MemoryBus = field(init=False)
 
@@ -147,6 +148,8 @@ class Node:
     def start(self) -> None:
         """Start, or start again after `crash`: another process, the same session."""
         self.stage = build_stage(self.pipeline, self.index)
+        if self.clock is not None:
+            self.stage = Stage(self.stage._setup, clock=self.clock, monotonic=self.clock)
         session = Session(f"stage-{self.index}", expiry_s=3600, receive_max=self.receive_max)
         self.bus = self.broker.connect(session)
         self.bus.subscribe(self.stage.filters)
