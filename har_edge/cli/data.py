@@ -115,7 +115,7 @@ def _print_json(
 
     document = {
         "data": None if where is None else str(where),
-        "real": where is not None,
+        "real": all(recording.real for recording in recordings),
         "description": description.name,
         "rate_hz": description.rate_hz,
         "sources": {source.name: source.channels for source in description.sources},

@@ -261,7 +261,8 @@ def load_recordings(
 
     found = find_data(args.data, stream)
     if found is not None:
-        return read_recordings(stream, found, names, keep_null=keep_null), f"real data from {found}"
+        kind = "synthetic" if stream.synthetic else "real"
+        return read_recordings(stream, found, names, keep_null=keep_null), f"{kind} data from {found}"
     if stream.name != "mhealth":
         raise ConfigError(f"no recordings of {stream.name!r} found; name them with --data or HAR_EDGE_DATA")
     if not getattr(args, "no_notice", False):

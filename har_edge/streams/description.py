@@ -52,6 +52,7 @@ class StreamDescription:
     """A data set: its rate in Hz, its sources with their channels, and its labels by index.
 
     `null_label` is the label of rows in which nothing of interest happens; None where the data set has none.
+    `synthetic` says that its recordings were made up, so that nobody takes figures for those of people or machines.
     """
 
     name: str
@@ -60,6 +61,7 @@ class StreamDescription:
     labels: tuple[str, ...]
     null_label: int | None
     files: FileLayout
+    synthetic: bool = False
 
     def source(self, name: str) -> Source:
         """Return one source by name; ConfigError where there is none of that name."""
@@ -92,6 +94,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: tuple[str, ...] = ()
     label_values: tuple[int | str, ...] | None = None
     null_label: int | None = None
+    synthetic: bool = False
     files: _FilesTable = _FilesTable()
 
 
@@ -141,6 +144,7 @@ def _build(document: _Document) -> StreamDescription:
         document.labels,
         null,
         _build_layout(document),
+        document.synthetic,
     )
 
 

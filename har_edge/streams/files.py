@@ -98,4 +98,6 @@ def _join(
     for source in description.sources:
         samples[source.name] = np.ascontiguousarray(values[:, column : column + len(source.channels)])
         column += len(source.channels)
-    return Recording(stream, description.rate_hz, samples, labels, tuple(starts.tolist()) or (0,))
+    return Recording(
+        stream, description.rate_hz, samples, labels, tuple(starts.tolist()) or (0,), not description.synthetic
+    )
