@@ -9,28 +9,35 @@ from functools import partial
 
 from har_edge.errors import ConfigError
 from har_edge.reduction.chain import Chain
+from har_edge.reduction.compressors import Zlib, Zstandard
+from har_edge.reduction.decimate import Decimator
+from har_edge.reduction.door import SwingingDoor
+from har_edge.reduction.entropy import EntropyCoder
 from har_edge.reduction.files import NO_FILES, Files
 from har_edge.reduction.identity import Identity
 from har_edge.reduction.paa import PiecewiseAggregate
 from har_edge.reduction.quantize import AffineQuantizer, RangeQuantizer
-from har_edge.reduction.reducer import Reducer
+from har_edge.reduction.reducer import Layout, Reducer
+from har_edge.reduction.sod import SendOnDelta
 from har_edge.reduction.spec import Part, parse_spec
+from har_edge.reduction.stats import WindowStatistics
 
 
 class Takes(Enum):
-    """What a method can encode: windows, any real values, or whatever has a fixed shape."""
+    """What a method can encode: windows, real values, or whatever no entropy coder has been at yet."""
 
     WINDOWS = "float32 [n, m]"
     REALS = "float32 [n] or [n, m]"
-    FIXED = "a fixed shape"
+    CODES = "what is not compressed yet"
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a method is built for: shape and dtype of what it encodes, and its files."""
+    """What a method is built for: the shape of what it encodes, its layout (None: bytes that vary), and its files."""
 
     shape: tuple[int, ...]
-    dtype: str
+    layout: Layout | None
+    most_bytes: int
     files: Files
 
 
@@ -61,16 +68,49 @@ def _affine(bits: int, options: Sequence[str], given: Given) -> Reducer:
     return AffineQuantizer(bits, _real(name, "SCALE", options[0]), _whole(name, "ZERO", options[1]), given.shape)
 
 
-_W, _R = Takes.WINDOWS, Takes.REALS
+def _decimate(options: Sequence[str], given: Given) -> Reducer:
+    return Decimator(_whole("decimate", "FACTOR", options[0]), *given.shape)
+
+
+def _stats(options: Sequence[str], given: Given) -> Reducer:
+    return WindowStatistics(*given.shape)
+
+
+def _sod(options: Sequence[str], given: Given) -> Reducer:
+    return SendOnDelta(options[0], *given.shape)
+
+
+def _door(options: Sequence[str], given: Given) -> Reducer:
+    return SwingingDoor(options[0], *given.shape)
+
+
+def _zlib(options: Sequence[str], given: Given) -> Reducer:
+    return EntropyCoder(Zlib(_whole("zlib", "LEVEL", options[0]) if options else 6), given.layout, given.most_bytes)
+
+
+def _zstd(options: Sequence[str], given: Given) -> Reducer:
+    compressor = Zstandard(_whole("zstd", "LEVEL", options[0]) if options else 3)
+    return EntropyCoder(compressor, given.layout, given.most_bytes)
+
+
+_W, _R, _C = Takes
 _Q8, _Q16 = partial(_range, 8), partial(_range, 16)
 
 METHODS: dict[tuple[str, int], Method] = {
     ("none", 0): Method("none", "the window itself", _W, _identity),
     ("paa", 1): Method("paa:PIECE", "mean of every PIECE consecutive samples", _W, _paa),
+    ("decimate", 1): Method("decimate:FACTOR", "every FACTOR-th sample behind an anti-alias filter", _W, _decimate),
+    ("stats", 0): Method("stats", "eleven statistics of each channel; no way back", _W, _stats),
+    ("sod", 1): Method("sod:DELTA", "samples that moved by DELTA, one for all or each channel (1,0.5,...)", _W, _sod),
+    ("door", 1): Method("door:DEVIATION", "lines within DEVIATION of every sample, for all or each channel", _W, _door),
     ("q8", 0): Method("q8", "8 bits a value over the range of each channel in each window", _R, _Q8),
     ("q8", 2): Method("q8:SCALE:ZERO", "int8, real = SCALE * (q - ZERO)", _R, partial(_affine, 8)),
     ("q16", 0): Method("q16", "16 bits a value over the range of each channel in each window", _R, _Q16),
     ("q16", 2): Method("q16:SCALE:ZERO", "int16, real = SCALE * (q - ZERO)", _R, partial(_affine, 16)),
+    ("zlib", 0): Method("zlib", "as zlib:6", _C, _zlib),
+    ("zlib", 1): Method("zlib:LEVEL", "the same code in fewer bytes, level 1 to 9", _C, _zlib),
+    ("zstd", 0): Method("zstd", "as zstd:3", _C, _zstd),
+    ("zstd", 1): Method("zstd:LEVEL", "the same code in fewer bytes, level 1 to 22; extra zstd", _C, _zstd),
 }
 
 
@@ -82,7 +122,7 @@ def make_reducer(spec: str, length: int, channels: int, files: Files = NO_FILES)
     """
     if length < 1 or channels < 1:
         raise ConfigError(f"reducer {spec!r} for windows [{length}, {channels}], expected both to be at least 1")
-    given = Given((length, channels), "float32", files)
+    given = Given((length, channels), Layout(0, "float32", (length, channels)), 4 * length * channels, files)
     reducers: list[Reducer] = []
     for part in parse_spec(spec):
         method = _find(spec, part)
@@ -111,7 +151,7 @@ def _hand_on(spec: str, before: Reducer, part: Part, takes: Takes, files: Files)
     fits = {
         Takes.WINDOWS: len(shape) == 2 and before.code_dtype == "float32",
         Takes.REALS: len(shape) in (1, 2) and before.code_dtype == "float32",
-        Takes.FIXED: len(shape) == len(before.code_shape),
+        Takes.CODES: not isinstance(before, EntropyCoder),
     }
     if not fits[takes]:
         sizes = ", ".join("any" if size is None else str(size) for size in before.code_shape)
@@ -119,7 +159,9 @@ def _hand_on(spec: str, before: Reducer, part: Part, takes: Takes, files: Files)
             f"reducer {spec!r}: {part} cannot follow {before.spec}, whose code is {before.code_dtype} [{sizes}], "
             f"expected {takes.value}; put it first, or leave it out"
         )
-    return Given(shape, before.code_dtype, files)
+    layout = Layout(0, before.code_dtype, shape) if len(shape) == len(before.code_shape) else None
+    # Only the quantisers by range put something else before the values.
+    return Given(shape, before.layout if isinstance(before, RangeQuantizer) else layout, before.most_bytes, files)
 
 
 def _whole(name: str, option: str, text: str) -> int:

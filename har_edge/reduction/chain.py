@@ -22,6 +22,7 @@ class Chain:
         self.spec = "+".join(reducer.spec for reducer in reducers)
         self.code_shape = reducers[-1].code_shape
         self.code_dtype = reducers[-1].code_dtype
+        self.most_bytes = reducers[-1].most_bytes
         self.code_scale = reducers[-1].code_scale
         self.code_zero = reducers[-1].code_zero
         self.feature_shape = reducers[self._reduced].feature_shape

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from har_edge.errors import ConfigError, DataError, MessageError
 from har_edge.reduction.reducer import Code
+from har_edge.streams.recording import Samples
 
 
 def check_window(spec: str, window: Code, shape: tuple[int, ...], dtype: str = "float32") -> None:
@@ -31,3 +33,9 @@ def check_code(spec: str, code: Code, shape: tuple[int | None, ...], dtype: str)
 def refuse_decoding(spec: str, remedy: str) -> ConfigError:
     """Return the error of a reducer whose codes stand for no window."""
     return ConfigError(f"reducer {spec}: its codes cannot be made into windows again; {remedy}")
+
+
+def to_float32(values: npt.NDArray[np.float64]) -> Samples:
+    """Return float32; what is beyond its range is the largest or least that is finite."""
+    largest = float(np.finfo(np.float32).max)
+    return np.clip(values, -largest, largest).astype(np.float32)

@@ -22,6 +22,7 @@ class Identity:
         """Build for windows float32 [length, channels]."""
         self.code_shape: tuple[int, int] = (length, channels)
         self.feature_shape = self.code_shape
+        self.most_bytes = 4 * length * channels
 
     def encode(self, window: Samples) -> Code:
         """Return the window itself; DataError for another shape or dtype, or where a value is not finite."""

@@ -32,6 +32,7 @@ class PiecewiseAggregate:
         self._rest = length - self._whole * piece
         self.code_shape: tuple[int, int] = (self._whole + (self._rest > 0), channels)
         self.feature_shape = self.code_shape
+        self.most_bytes = 4 * self.code_shape[0] * channels
         self.operations = (length + self.code_shape[0]) * channels
         self._counts = np.full(self.code_shape[0], piece)
         self._counts[self._whole :] = self._rest
@@ -42,10 +43,11 @@ class PiecewiseAggregate:
         channels = self._shape[1]
         cut = self._whole * self._piece
         code = np.empty(self.code_shape, np.float32)
-        # Sums in float64: a mean lies between the least and the largest sample, whatever their size.
-        window[:cut].reshape(self._whole, self._piece, channels).mean(axis=1, dtype=np.float64, out=code[: self._whole])
+        # Sums in float64: a mean lies between the least and the largest sample, whatever their size. `out=` would not
+        # do: NumPy sums in the dtype of what it writes to.
+        code[: self._whole] = window[:cut].reshape(self._whole, self._piece, channels).mean(axis=1, dtype=np.float64)
         if self._rest:
-            window[cut:].mean(axis=0, dtype=np.float64, out=code[self._whole])
+            code[self._whole] = window[cut:].mean(axis=0, dtype=np.float64)
         return code
 
     def features(self, code: Code) -> Samples:

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import ConfigError, MessageError
-from har_edge.reduction.checks import check_code, check_window
-from har_edge.reduction.reducer import Code
+from har_edge.reduction.checks import check_code, check_window, to_float32
+from har_edge.reduction.reducer import Code, Layout
 from har_edge.streams.recording import Samples
 
 
@@ -34,6 +34,8 @@ class RangeQuantizer:
         self._head = 8 * self._rows[1]
         values = self._rows[0] * self._rows[1]
         self.code_shape: tuple[int] = (self._head + values * bits // 8,)
+        self.layout = Layout(self._head, self._levels.name, shape)
+        self.most_bytes = self.code_shape[0]
         self.operations = 6 * values  # compare with the least, the largest and the top; subtract, divide, round
 
     def encode(self, window: Samples) -> Code:
@@ -66,8 +68,7 @@ class RangeQuantizer:
         if not (np.isfinite(least).all() and np.isfinite(step).all() and (step >= 0).all()):
             raise MessageError(f"reducer {self.spec}: code has a range that is none, expected finite, ascending bounds")
         level = code[self._head :].view(self._levels).reshape(self._rows)
-        largest = float(np.finfo(np.float32).max)
-        return np.clip(least + level * step, -largest, largest).astype(np.float32).reshape(self.feature_shape)
+        return to_float32(least + level * step).reshape(self.feature_shape)
 
 
 class AffineQuantizer:
@@ -98,6 +99,7 @@ class AffineQuantizer:
         self.code_zero = zero
         self.code_shape: tuple[int, ...] = shape
         self.feature_shape = shape
+        self.most_bytes = int(np.prod(shape)) * bits // 8
         self.operations = 5 * int(np.prod(shape))  # multiply, clip twice, round, add
         self._zero = np.float32(zero)
         self._least = np.float32(limits.min - zero)

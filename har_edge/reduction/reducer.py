@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -9,6 +10,15 @@ import numpy.typing as npt
 from har_edge.streams.recording import Samples
 
 Code = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the values of a fixed code stand: after `head` bytes, an array of this dtype and shape."""
+
+    head: int
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class Reducer(Protocol):
@@ -30,6 +40,10 @@ class Reducer(Protocol):
     @property
     def code_dtype(self) -> str:
         """NumPy name of the code's dtype, such as `int8`."""
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of a code; the most that one can have where it varies."""
 
     @property
     def code_scale(self) -> float:

@@ -9,7 +9,7 @@ from har_edge.errors import ConfigError
 
 # Learned methods: with a size K they are recipes, to be fitted; fitted ones name their files instead.
 FITTED = frozenset({"pca", "ae", "cae", "bottleneck"})
-_OPTION = re.compile(r"[A-Za-z0-9_.+-]+")
+_OPTION = re.compile(r"[A-Za-z0-9_.,+-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def parse_spec(spec: str) -> tuple[Part, ...]:
             if not _OPTION.fullmatch(option):
                 raise ConfigError(
                     f"reducer {spec!r}: {option!r} in {text.strip()!r} is no method or option, expected "
-                    "METHOD[:OPTION...][+METHOD...] of letters, digits, '_', '-', '.'; name files without folders"
+                    "METHOD[:OPTION...][+METHOD...] of letters, digits, '_', '-', ',', '.'; name files without folders"
                 )
         parts.append(Part(method, tuple(options)))
     return tuple(parts)
