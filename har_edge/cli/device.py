@@ -68,7 +68,8 @@ def run_live(args: argparse.Namespace, pipeline: Pipeline, sensor: Sensor, sourc
     detail = f"{', '.join(sources)} of {args.stream}, live from {device.name}"
     identity = options.identity_of(args, pipeline, args.name or f"sensor-{args.source}", "sensor", detail)
     bus = options.connect(args, pipeline, identity.session(expiry_s=SESSION_S))
-    print(f"sensor {args.source} connected: {detail}; MQTT client: {identity.client}", flush=True)
+    reducers = options.listed_reducers(pipeline.task, sources)
+    print(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}", flush=True)
     loop = LiveLoop(bus, sensor, identity, device, stream, queue=args.queue, limit=args.windows)
     try:
         loop.run(stop)

@@ -1,13 +1,13 @@
-"""`har-edge sensor`: replay recordings as one source, or all sources, would send them."""
+"""`har-edge sensor`: send the windows of one source, or of all, from recordings or from a device."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from har_edge.cli import options
+from har_edge.cli import device, options
 
-HELP = "replay recordings as the sensors would send them"
+HELP = "send windows: of recordings, as the sensors would, or of a device"
 # How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
 SESSION_S = 300
 # How much longer than a stage waits for the parts of a window a sensor waits for its result.
@@ -41,6 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-null", action="store_true", help="replay rows without an activity (label 0) too")
     # For commands that start sensors themselves and have said already what data these replay.
     parser.add_argument("--no-notice", action="store_true", help=argparse.SUPPRESS)
+    device.add_live(parser)
     options.add_broker(parser)
     options.add_quiet(parser)
 
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
     sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
     sensor = build_sensor(pipeline, sources, combine=args.combine)
+    if args.live is not None:
+        return device.run_live(args, pipeline, sensor, sources, stop)
     recordings, where = options.load_recordings(args, pipeline.described, args.subjects, keep_null=args.keep_null)
     grouping = pipeline.task.stream.grouping
     recordings = [regroup_recording(recording, pipeline.described, grouping) for recording in recordings]

@@ -31,6 +31,9 @@ class Fault(Enum):
     DROPPED = "dropped_windows"
 
 
+COUNTED = ("lines", *(fault.value for fault in Fault), "lost_samples", "held_samples", "withheld_windows")
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Where behaviours change; docs/streams.md says what each does.
@@ -62,7 +65,7 @@ class Journal:
     """Counts faults; logs each kind when it first occurs, and then at most once every `repeat_s` seconds."""
 
     repeat_s: float = 60.0
-    counts: dict[str, int] = field(default_factory=lambda: {fault.value: 0 for fault in Fault})
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
     _said: dict[Fault, float] = field(default_factory=dict)
     _unsaid: dict[Fault, int] = field(default_factory=dict)
 
@@ -222,8 +225,8 @@ class Guard:
             return
         for name in fresh:
             self._journal.add(f"stuck {name}")
-        others = "while others have" if self._stuck.moving else "nor has any other: is the device alive"
-        text = f"{', '.join(fresh)} has not changed for {self._limits.stuck_s:g} s, {others}"
+        others = "while others moved" if self._stuck.moving else "in any channel; is the device alive"
+        text = f"no change for {self._limits.stuck_s:g} s {others}: {', '.join(fresh)}"
         self._journal.note(Fault.STUCK, now, text, count=len(fresh))
 
     def _report_rate(self, apart: float, now: float) -> None:

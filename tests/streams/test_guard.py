@@ -163,7 +163,7 @@ def test_a_channel_that_stands_still_while_others_move_is_named_and_kept(caplog)
     for _ in range(61 * 50):
         device.send(y=7.0)
     assert len(device.samples) == 61 * 50 and device.segments == 1
-    assert warnings(caplog) == ["arm.acc_y has not changed for 60 s, while others have"]
+    assert warnings(caplog) == ["no change for 60 s while others moved: arm.acc_y"]
     assert device.count_of("stuck_channels", "stuck arm.acc_y", "stuck arm.acc_x") == (1, 1, 0)
     device.send()
     for _ in range(60 * 50 + 1):
@@ -175,7 +175,7 @@ def test_a_device_that_stands_still_altogether_is_told_apart(caplog):
     device = Device(stuck_s=1.0)
     for _ in range(60):
         device.send(x=1.0, y=7.0)
-    text = "arm.acc_x, arm.acc_y has not changed for 1 s, nor has any other: is the device alive"
+    text = "no change for 1 s in any channel; is the device alive: arm.acc_x, arm.acc_y"
     assert warnings(caplog) == [text] and device.count_of("stuck_channels") == 2
 
 
