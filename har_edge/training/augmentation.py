@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from har_edge.streams.description import StreamDescription
 from har_edge.streams.recording import Samples
-from har_edge.training.dataset import Batch
+from har_edge.training.dataset import Batch, Draw, Indices
 
 Array = npt.NDArray[np.float32]
 
@@ -26,6 +26,7 @@ POSTURE_DEG = {
 }
 # Who sits leans back or forward, so this channel takes either sign.
 LEAN = {"sitting and relaxing": ("chest", "acc_z")}
+NOISE_VALUES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ class Augmentation:
     `rotation_deg` turns each sensor about any axis, `posture_deg` allows more for an activity and source. `lean` is the
     share of windows whose channel of `LEAN` changes sign, `exchange` that of windows that get a source other than the
     first from another window of the same activity, so that no pair of sensors of one person is learnt by heart. `gain`
-    scales accelerations, `noise` is a standard deviation in steps of one unit, `pace` stretches time; all but degrees
-    are shares of 1.
+    scales accelerations, `noise` is a standard deviation in steps of one unit, `pace` stretches time, `absent` is the
+    share of windows that a source is missing from; all but degrees are shares of 1.
     """
 
     rotation_deg: float = 6.0
@@ -46,65 +47,111 @@ class Augmentation:
     gain: float = 0.1
     noise: float = 0.2
     pace: float = 0.1
+    absent: float = 0.0
 
 
 class Augmenter:
-    """Changes batches of one data set at random; channels named *_x, *_y, *_z are turned as one vector."""
+    """Changes windows of one data set at random; channels named *_x, *_y, *_z are turned as one vector.
+
+    What belongs to one place of the body is turned and exchanged as one, whatever sources its channels are grouped in.
+    """
 
     def __init__(self, description: StreamDescription, labels: Sequence[str], settings: Augmentation) -> None:
         self._settings = settings
-        self._triads = {
-            source.name: [
-                [at, at + 1, at + 2]
-                for at, channel in enumerate(source.channels)
-                if channel.endswith("_x")
-                and source.channels[at + 1 : at + 3] == (f"{channel[:-1]}y", f"{channel[:-1]}z")
-            ]
-            for source in description.sources
-        }
-        self._accelerations = {
-            source.name: [at for at, channel in enumerate(source.channels) if channel.startswith("acc")]
-            for source in description.sources
-        }
-        self._limit_deg = {
-            source.name: np.array(
-                [
-                    max(settings.rotation_deg, settings.posture_deg.get(label, {}).get(source.name, 0.0))
-                    for label in labels
-                ]
-            )
-            for source in description.sources
-        }
-        self._lean = {
-            source.name: [
-                (index, source.channels.index(LEAN[label][1]))
-                for index, label in enumerate(labels)
-                if label in LEAN and LEAN[label][0] == source.name and LEAN[label][1] in source.channels
-            ]
-            for source in description.sources
-        }
+        self._widths = {source.name: len(source.channels) for source in description.sources}
+        self._places = [_Place(name, parts, labels, settings) for name, parts in _places(description).items()]
+        # Normal deviates take longer than all the rest, so windows take theirs from random places in one store.
+        self._noise = np.random.default_rng(0).standard_normal(NOISE_VALUES, np.float32)
 
-    def change(self, batch: Batch, scales: Mapping[str, Array], random: np.random.Generator) -> Batch:
-        """Return a changed copy; `scales` holds the spread of each channel by source, which noise keeps to."""
-        count = len(batch)
-        stretch = 1 + random.uniform(-self._settings.pace, self._settings.pace, count)
+    def change(self, draw: Draw, scales: Mapping[str, Array], random: np.random.Generator) -> Batch:
+        """Return changed copies; `scales` holds the spread of each channel by source, which noise keeps to."""
+        count, settings = len(draw), self._settings
+        stretch = 1 + random.uniform(-settings.pace, settings.pace, count)
+        before, share = _pace(draw.length, stretch)
         samples: dict[str, Samples] = {}
-        for number, (source, values) in enumerate(batch.samples.items()):
-            if number and self._settings.exchange:
-                values = values[exchanged(batch.classes, self._settings.exchange, random)]
-            values = change_pace(values, stretch)
-            for index, channel in self._lean[source]:
-                other_way = (batch.classes == index) & (random.random(count) < self._settings.lean)
-                values[other_way, :, channel] *= -1
-            turn = rotations(self._limit_deg[source][batch.classes], random)
-            for triad in self._triads[source]:
-                values[:, :, triad] = values[:, :, triad] @ turn
-            gain = random.uniform(1 - self._settings.gain, 1 + self._settings.gain, (count, 1, 1))
-            values[:, :, self._accelerations[source]] *= gain.astype(np.float32)
-            noise = self._settings.noise * np.minimum(scales[source], 1.0)
-            values += random.standard_normal(values.shape, np.float32) * noise
-            samples[source] = values
-        return Batch(samples, batch.classes)
+        for number, place in enumerate(self._places):
+            starts = draw.starts
+            if number and settings.exchange:
+                starts = starts[exchanged(draw.classes, settings.exchange, random)]
+            turn = rotations(place.limit_deg[draw.classes], random)
+            gain = random.uniform(1 - settings.gain, 1 + settings.gain, (count, 1, 1)).astype(np.float32)
+            for part in place.parts:
+                values = _between(draw.samples[part.source], starts[:, None] + before, share)
+                whole = len(part.channels) == self._widths[part.source]
+                values = values if whole else values[:, :, part.channels]
+                values = values @ self._mixture(part, draw.classes, turn, gain, random)
+                if settings.noise:
+                    deviation = settings.noise * np.minimum(scales[part.source][part.channels], 1.0)
+                    values += self._deviates(values.shape, random) * deviation
+                if whole:
+                    samples[part.source] = values
+                else:
+                    shape = (count, draw.length, self._widths[part.source])
+                    samples.setdefault(part.source, np.empty(shape, np.float32))[:, :, part.channels] = values
+        return Batch({source: samples[source] for source in self._widths}, draw.classes)
+
+    def _mixture(self, part: _Part, classes: Indices, turn: Array, gain: Array, random: np.random.Generator) -> Array:
+        """Return the matrix [n, C, C] that each window is multiplied by: lean, rotation and gain."""
+        width = len(part.channels)
+        mixture = np.zeros((len(classes), width, width), np.float32)
+        mixture[:, range(width), range(width)] = 1
+        for first in part.triads:
+            mixture[:, first : first + 3, first : first + 3] = turn
+        for index, channel in part.lean:
+            other_way = (classes == index) & (random.random(len(classes)) < self._settings.lean)
+            mixture[other_way, channel] *= -1
+        mixture[:, :, part.accelerations] *= gain
+        return mixture
+
+    def _deviates(self, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+        size = int(np.prod(shape[1:]))
+        if size > NOISE_VALUES // 2:
+            return random.standard_normal(shape, np.float32)
+        store = np.lib.stride_tricks.sliding_window_view(self._noise, size)
+        return store[random.integers(len(store), size=shape[0])].reshape(shape)
+
+
+class _Part:
+    """The channels of one place in one source: where vectors start, what is an acceleration, who leans."""
+
+    def __init__(self, source: str, channels: list[int], names: list[str], leans: Sequence[tuple[int, str]]) -> None:
+        self.source = source
+        self.channels = channels
+        self.triads = [
+            at
+            for at, name in enumerate(names)
+            if name.endswith("_x") and names[at + 1 : at + 3] == [f"{name[:-1]}y", f"{name[:-1]}z"]
+        ]
+        self.accelerations = [at for at, name in enumerate(names) if name.startswith("acc")]
+        self.lean = [(index, names.index(channel)) for index, channel in leans if channel in names]
+
+
+class _Place:
+    """A place of the body: its parts, and how far it may be turned for each class."""
+
+    def __init__(self, name: str, parts: _Parts, labels: Sequence[str], settings: Augmentation) -> None:
+        leans = [(index, LEAN[label][1]) for index, label in enumerate(labels) if LEAN.get(label, ("",))[0] == name]
+        self.parts = [
+            _Part(source, [at for at, _ in channels], [channel for _, channel in channels], leans)
+            for source, channels in parts.items()
+        ]
+        postures = [settings.posture_deg.get(label, {}).get(name, 0.0) for label in labels]
+        self.limit_deg = np.array([max(settings.rotation_deg, posture) for posture in postures])
+
+
+# By source: its channels at a place, each with its index and its name there.
+_Parts = dict[str, list[tuple[int, str]]]
+
+
+def _places(description: StreamDescription) -> dict[str, _Parts]:
+    """Return what is at each place: a source, or the channels that a grouping has named `<place>_<channel>`."""
+    places: dict[str, _Parts] = {}
+    for source in description.sources:
+        for at, channel in enumerate(source.channels):
+            words = channel.split("_")
+            place = "_".join(words[:-2]) or source.name
+            places.setdefault(place, {}).setdefault(source.name, []).append((at, "_".join(words[-2:])))
+    return places
 
 
 def exchanged(classes: npt.NDArray[np.int64], share: float, random: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -116,19 +163,47 @@ def exchanged(classes: npt.NDArray[np.int64], share: float, random: np.random.Ge
     return taken
 
 
+def drop_sources(samples: Mapping[str, Samples], share: float, random: np.random.Generator) -> None:
+    """Set whole windows of a source to zero, in place, never all of one: what a model is fed for a missing source.
+
+    Neverova, Wolf, Taylor and Nebout, "ModDrop: adaptive multi-modal gesture recognition", IEEE TPAMI 38(8), 2016,
+    section 4.2.
+    """
+    if not share or len(samples) < 2:
+        return
+    there = random.random((len(samples), len(next(iter(samples.values()))))) >= share
+    there |= ~there.any(0)
+    for values, mask in zip(samples.values(), there, strict=True):
+        values[~mask] = 0
+
+
 def change_pace(values: Samples, stretch: npt.NDArray[np.float64]) -> Samples:
     """Return windows [n, L, C] slowed (< 1) or quickened (> 1) about their middle, by linear interpolation.
 
     Where a quickened window ends early, time runs back from its edge.
     """
-    last = values.shape[1] - 1
-    at = np.abs((np.arange(last + 1) - last / 2)[None] * stretch[:, None] + last / 2)
+    count, length, channels = values.shape
+    before, share = _pace(length, stretch)
+    return _between(values.reshape(-1, channels), np.arange(count)[:, None] * length + before, share)
+
+
+def _pace(length: int, stretch: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], Array]:
+    """Return for each sample of each window the one before it at the new pace, and the share of the one after."""
+    last = length - 1
+    at = np.abs((np.arange(length) - last / 2)[None] * stretch[:, None] + last / 2)
     at = np.where(at > last, 2 * last - at, at)
-    before = np.minimum(at.astype(np.int64), last - 1)
-    share = (at - before)[..., None].astype(np.float32)
-    row = np.arange(len(values))[:, None]
-    changed: Samples = values[row, before] * (1 - share) + values[row, before + 1] * share
-    return changed
+    before = np.clip(at.astype(np.int64), 0, max(0, last - 1))
+    return before, (at - before)[..., None].astype(np.float32)
+
+
+def _between(values: Samples, before: npt.NDArray[np.int64], share: Array) -> Samples:
+    """Return rows of `values` [rows, C] between those at `before` [n, L] and the ones after them."""
+    first = np.take(values, before, axis=0, mode="clip")
+    second = np.take(values, before + 1, axis=0, mode="clip")
+    second -= first
+    second *= share
+    second += first
+    return second
 
 
 def rotations(limit_deg: npt.NDArray[np.float64], random: np.random.Generator) -> Array:

@@ -1,19 +1,23 @@
-"""Training windows as arrays, from recordings; no window crosses the boundary of an activity or a gap."""
+"""Training windows, by reference and as arrays; no window crosses the boundary of an activity or a gap."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import DataError
-from har_edge.streams.recording import Recording, Samples, Window
-from har_edge.streams.windows import windows
+from har_edge.evaluation.study import WindowKey
+from har_edge.streams.recording import Recording, Samples
 
-# Windows can start every tenth of a second at 50 Hz; each epoch takes a part of them.
-STEP = 5
+Indices = npt.NDArray[np.int64]
+
+# An epoch takes one window every fifth of its length (1 s of 5 s at 50 Hz), from one of ten phases.
+WINDOWS_A_LENGTH = 5
+PHASES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,42 +25,109 @@ class Batch:
     """Windows of all sources, float32 [n, length, channels] each, and their classes, int64 [n]."""
 
     samples: Mapping[str, Samples]
-    classes: npt.NDArray[np.int64]
+    classes: Indices
 
     def __len__(self) -> int:
         return len(self.classes)
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Windows by reference: the first row of each in `samples`, float32 [rows, channels] of each source."""
+
+    samples: Mapping[str, Samples]
+    length: int
+    starts: Indices
+    classes: Indices
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def take(self, chosen: npt.NDArray[np.int64] | slice) -> Draw:
+        """Return some of these windows, by index."""
+        return Draw(self.samples, self.length, self.starts[chosen], self.classes[chosen])
+
+    def batch(self) -> Batch:
+        """Return the windows as arrays."""
+        views = {
+            source: np.lib.stride_tricks.sliding_window_view(values, self.length, axis=0)
+            for source, values in self.samples.items()
+        }
+        return Batch(
+            {source: view.transpose(0, 2, 1)[self.starts] for source, view in views.items()}, self.classes.copy()
+        )
+
+
 class WindowPool:
     """Every training window of some recordings, of which each epoch draws a part.
 
-    `label_ids` gives the label of each class; windows of any other label are left out. Raises DataError when a class
-    has no window.
+    `label_ids` gives the label of each class; windows of any other label are left out. With `chosen`, only these
+    windows are there: those of the random protocol (evaluation/protocol.py), half overlapping. Raises DataError when a
+    class has no window.
     """
 
-    def __init__(self, recordings: Sequence[Recording], length: int, label_ids: Sequence[int]) -> None:
-        self._classes = {label: index for index, label in enumerate(label_ids)}
-        self._windows: list[Window] = [
-            window
-            for recording in recordings
-            for window in windows(recording, length, STEP, within_activity=True)
-            if window.label in self._classes
-        ]
-        missing = sorted(set(self._classes) - {window.label for window in self._windows if window.label is not None})
-        if missing:
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        length: int,
+        label_ids: Sequence[int],
+        *,
+        windows_a_length: int = WINDOWS_A_LENGTH,
+        chosen: frozenset[WindowKey] | None = None,
+    ) -> None:
+        self._length = length
+        self._hop = max(1, length // windows_a_length)
+        self._step = max(1, self._hop // PHASES)
+        self._repeats = 1
+        known = {label: index for index, label in enumerate(label_ids)}
+        starts: list[Indices] = []
+        classes: list[Indices] = []
+        offset = 0
+        for recording in recordings:
+            begins = _starts(recording, length, self._step) if chosen is None else _chosen(recording, chosen)
+            index = np.array([known.get(int(label), -1) for label in recording.labels[begins]], np.int64)
+            starts.append(begins[index >= 0] + offset)
+            classes.append(index[index >= 0])
+            offset += len(recording)
+        self._starts = np.concatenate(starts) if starts else np.empty(0, np.int64)
+        self._classes = np.concatenate(classes) if classes else np.empty(0, np.int64)
+        missing = [label for label, index in known.items() if index not in self._classes]
+        if missing or not known:
             streams = ", ".join(recording.stream for recording in recordings)
             raise DataError(
                 f"labels {missing} have no window of {length} samples in {streams or 'no stream'}; a model needs "
                 "windows of every class: train on more streams"
             )
-
-    def draw(self, hop: int, phase: int = 0) -> Batch:
-        """Return one window every `hop` samples (a multiple of STEP), from the phase-th (0-based) on."""
-        if hop % STEP or not 0 <= phase < hop // STEP:
-            raise ValueError(f"hop {hop}, phase {phase}: expected a multiple of {STEP} and a phase below hop / {STEP}")
-        drawn = self._windows[phase :: hop // STEP]
-        samples = {
-            source: np.stack([window.samples[source] for window in drawn]) for source in self._windows[0].samples
+        if chosen is not None:
+            self._step, self._repeats = self._hop, max(1, round(length / 2 / self._hop))
+        self._samples = {
+            source: np.ascontiguousarray(np.concatenate([recording.samples[source] for recording in recordings]))
+            for source in recordings[0].samples
         }
-        classes = np.array([self._classes[window.label] for window in drawn if window.label is not None], np.int64)
-        return Batch(samples, classes)
+
+    @property
+    def phases(self) -> int:
+        """How many draws share out all windows."""
+        return max(1, self._hop // self._step)
+
+    def draw(self, phase: int = 0) -> Draw:
+        """Return the windows of one epoch, from the phase-th (0-based) on.
+
+        Chosen windows come all at once, as often as makes an epoch as long as any other.
+        """
+        if not 0 <= phase < self.phases:
+            raise ValueError(f"phase {phase}: expected 0 to {self.phases - 1}")
+        at = np.tile(np.arange(phase, len(self._starts), self.phases), self._repeats)
+        return Draw(self._samples, self._length, self._starts[at], self._classes[at])
+
+
+def _starts(recording: Recording, length: int, step: int) -> Indices:
+    """Return the first rows of the windows that `windows(..., within_activity=True)` gives, one every `step`."""
+    changes = np.flatnonzero(np.diff(recording.labels)) + 1
+    bounds = sorted({*recording.starts, *changes.tolist(), len(recording)})
+    found = [np.arange(begin, end - length + 1, step, dtype=np.int64) for begin, end in pairwise(bounds)]
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _chosen(recording: Recording, chosen: frozenset[WindowKey]) -> Indices:
+    return np.array(sorted(start for stream, start in chosen if stream == recording.stream), np.int64)

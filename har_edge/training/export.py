@@ -13,44 +13,72 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.lite.tools import flatbuffer_utils
 
-from har_edge.streams.recording import Samples, Source
-from har_edge.training.dataset import Batch
+from har_edge.streams.recording import Samples
 from har_edge.training.fit import Fitted
+from har_edge.training.flatbuffer import pin_range, put_scaling_before
 from har_edge.training.network import fold_network
+from har_edge.training.scaling import DEVIATIONS, Scaling
 
 # Calibration windows for int8: enough for the range of every activation, few enough to take a second.
 CALIBRATION_WINDOWS = 500
 
 
-def export_float(fitted: Fitted, sources: Sequence[Source]) -> bytes:
-    """Return the network as a float32 .tflite: raw physical units in, batch size open."""
-    network = fold_network(fitted.network, sources, fitted.layout, fitted.scaling, clip=True)
-    return tidy(_convert(tf.lite.TFLiteConverter.from_keras_model(network)), network, sources)
+def export_float(fitted: Fitted) -> bytes:
+    """Return the network as a float32 .tflite: physical units in, batch size open."""
+    network = fold_network(fitted.network, fitted.entrances, fitted.layout, fitted.scaling, clip=True)
+    return convert_float(network)
 
 
-def export_int8(fitted: Fitted, sources: Sequence[Source], calibration: Batch) -> bytes:
-    """Return the network as a full int8 .tflite, inputs and output included, calibrated on training windows.
+def export_int8(fitted: Fitted, calibration: Mapping[str, Samples]) -> bytes:
+    """Return the network as a full int8 .tflite, output included, calibrated on what entered it in training.
+
+    Inputs with a range are int8 and span it, whatever was seen; those without take float32, and are scaled and
+    quantised by operators of their own.
+    """
+    network = fold_network(fitted.network, fitted.entrances, fitted.layout, fitted.scaling, clip=False)
+    return convert_int8(network, fitted.scaling, calibration)
+
+
+def convert_float(network: Any) -> bytes:
+    """Return a Keras model as a float32 .tflite."""
+    return tidy(_convert(tf.lite.TFLiteConverter.from_keras_model(network)), network)
+
+
+def convert_int8(network: Any, scaling: Scaling, calibration: Mapping[str, Samples]) -> bytes:
+    """Return a Keras model as a full int8 .tflite; `calibration` holds [n, ...] by input.
 
     Post-training quantisation as in Jacob et al., "Quantization and training of neural networks for efficient
-    integer-arithmetic-only inference", CVPR 2018, section 2. Every input's range is full scale, whatever the windows.
+    integer-arithmetic-only inference", CVPR 2018, section 2.
     """
-    network = fold_network(fitted.network, sources, fitted.layout, fitted.scaling, clip=False)
     converter = tf.lite.TFLiteConverter.from_keras_model(network)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
-    converter.representative_dataset = lambda: _representative(fitted, calibration)
-    return tidy(_convert(converter), network, sources)
+    converter.representative_dataset = lambda: _representative(scaling, calibration)
+    content = flatbuffer_utils.convert_bytearray_to_object(bytearray(_convert(converter)))
+    ports = {f"serving_default_{name}:0".encode(): name for name in calibration}
+    for index in list(content.subgraphs[0].inputs):
+        name = ports[content.subgraphs[0].tensors[index].name]
+        span = scaling.ranges[name]
+        if span is None:
+            put_scaling_before(content, index, scaling.mean[name], scaling.spread[name])
+        else:
+            pin_range(content.subgraphs[0].tensors[index], span)
+    return tidy(bytes(flatbuffer_utils.convert_object_to_bytearray(content)), network)
 
 
-def _representative(fitted: Fitted, calibration: Batch) -> Iterator[Mapping[str, Samples]]:
-    limit = fitted.scaling.full_scale
-    for number, at in enumerate(np.linspace(0, len(calibration) - 1, CALIBRATION_WINDOWS).astype(int)):
-        window = {source: fitted.scaling.clip(values[at : at + 1]) for source, values in calibration.samples.items()}
-        if number == 0:
-            # Two values of one window pin the range of every input to full scale.
-            for values in window.values():
-                values[0, 0, :2] = (-limit, limit)
+def _representative(scaling: Scaling, calibration: Mapping[str, Samples]) -> Iterator[Mapping[str, Samples]]:
+    count = len(next(iter(calibration.values())))
+    for number, at in enumerate(np.linspace(0, count - 1, CALIBRATION_WINDOWS).astype(int)):
+        window = {}
+        for name, values in calibration.items():
+            span = scaling.ranges[name]
+            held = values[at : at + 1]
+            held = scaling.apply({name: held})[name] if span is None else scaling.clip(name, held)
+            if number == 0:
+                # Two values of one window pin the range of every input.
+                held.reshape(-1)[:2] = (-DEVIATIONS, DEVIATIONS) if span is None else (span.low, span.high)
+            window[name] = held
         yield window
 
 
@@ -60,8 +88,8 @@ def _convert(converter: Any) -> bytes:
         return bytes(converter.convert())
 
 
-def tidy(model: bytes, network: Any, sources: Sequence[Source]) -> bytes:
-    """Return the model with operators in the order of the sources and tensors named after the layers.
+def tidy(model: bytes, network: Any) -> bytes:
+    """Return the model with operators in the order of the inputs and tensors named after the layers.
 
     The converter puts the first operators of all branches before all others, so that every cut would have to carry
     raw windows; here each branch is complete before the next begins, in an order as legal as before.
@@ -70,7 +98,7 @@ def tidy(model: bytes, network: Any, sources: Sequence[Source]) -> bytes:
     graph = content.subgraphs[0]
     layers = [layer.name for layer in network.layers]
     taken: set[bytes] = set()
-    _name_ports(graph, sources)
+    _name_ports(graph, network)
     graph.operators = _order(graph)
     for operator in graph.operators:
         output = graph.tensors[operator.outputs[0]]
@@ -82,14 +110,13 @@ def tidy(model: bytes, network: Any, sources: Sequence[Source]) -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(content))
 
 
-def _name_ports(graph: Any, sources: Sequence[Source]) -> None:
-    for source in sources:
-        name = f"serving_default_{source.name}:0".encode()
-        tensor = next(graph.tensors[index] for index in graph.inputs if graph.tensors[index].name == name)
-        tensor.name = source.name.encode()
-    order = [source.name.encode() for source in sources]
+def _name_ports(graph: Any, network: Any) -> None:
+    order = [tensor.name.encode() for tensor in network.inputs]
+    for index in graph.inputs:
+        tensor = graph.tensors[index]
+        tensor.name = re.sub(rb"^serving_default_(.*):0$", rb"\1", tensor.name)
     graph.inputs = sorted(graph.inputs, key=lambda index: order.index(graph.tensors[index].name))
-    graph.tensors[graph.outputs[0]].name = b"activity"
+    graph.tensors[graph.outputs[0]].name = network.layers[-1].name.encode()
 
 
 def _order(graph: Any) -> list[Any]:

@@ -1,14 +1,15 @@
-"""The network: one branch per source, a fusion trunk, one score per activity.
+"""The network: one branch per source, a fusion trunk, one score per class.
 
-Each branch is a strided convolution over time (0.2 s every 0.1 s at 50 Hz) and a second one; the trunk joins the
-branches along channels, looks once more along time, and keeps mean and maximum of each feature: convolution before
-fusion as in Ordóñez and Roggen, "Deep convolutional and LSTM recurrent neural networks for multimodal wearable
-activity recognition", Sensors 16(1), 2016, without the recurrence, which costs more than all the rest.
+Each branch of windows is a strided convolution over time (0.2 s every 0.1 s at 50 Hz) and a second one; the trunk joins
+the branches along channels, looks once more along time, and keeps mean and maximum of each feature: convolution before
+fusion as in Ordóñez and Roggen, "Deep convolutional and LSTM recurrent neural networks for multimodal wearable activity
+recognition", Sensors 16(1), 2016, without the recurrence, which costs more than all the rest. Codes without a time axis
+meet in dense layers instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,113 +17,202 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from har_edge.streams.recording import Source
+from har_edge.errors import ConfigError
+from har_edge.training.layers import Convolution, Dropout
 from har_edge.training.scaling import Scaling
+
+# A window is looked at in about so many frames, half overlapping.
+FRAMES = 50
+# From so many steps on, the second convolution takes every other one.
+LONG = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """What enters for one source: windows or codes with a time axis [steps, channels], or vectors [values]."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """How a network looks along time, in steps: sizes of three convolutions, strides of the first two."""
+
+    first: int = 10
+    first_stride: int = 5
+    second: int = 5
+    second_stride: int = 2
+    third: int = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sizes of the network: filters, kernels and strides along time; `dropout` is the share left out in training."""
+    """Sizes of the network: filters, kernels along time; `dropout` is the share of features left out in training.
 
-    length: int
+    `hidden` are the dense layers that vectors meet in.
+    """
+
     classes: int
+    kernels: Kernels = Kernels()
     first_filters: int = 16
-    first_kernel: int = 10
-    first_stride: int = 5
     second_filters: int = 16
-    second_kernel: int = 5
-    second_stride: int = 2
     trunk_filters: int = 32
-    trunk_kernel: int = 3
+    hidden: tuple[int, ...] = (64, 32)
     dropout: float = 0.3
 
 
-def build_network(sources: Sequence[Source], layout: Layout) -> Any:
-    """Return the network to train: scaled windows [n, length, channels] of each source in, probabilities out."""
-    return _build(sources, layout, training=True, full_scale=None)
+def fit_kernels(steps: int) -> Kernels:
+    """Return the kernels for windows or codes of so many steps; for 250 (5 s at 50 Hz) these are the default."""
+    stride = max(1, steps // FRAMES)
+    first = min(steps, 2 * stride)
+    after = (steps - first) // stride + 1
+    second = min(after, 5)
+    second_stride = 2 if after >= LONG else 1
+    left = (after - second) // second_stride + 1
+    return Kernels(first, stride, second, second_stride, min(left, 3))
 
 
-def fold_network(network: Any, sources: Sequence[Source], layout: Layout, scaling: Scaling, *, clip: bool) -> Any:
-    """Return the network to ship: raw physical units in, batch normalisation and scaling folded into convolutions.
+def fit_layout(entrances: Sequence[Entrance], classes: int) -> Layout:
+    """Return the sizes for what enters; ConfigError where some has a time axis of another length, or none."""
+    lengths = {entrance.shape[0] if len(entrance.shape) == 2 else None for entrance in entrances}
+    if len(lengths) > 1:
+        shapes = ", ".join(f"{entrance.name} {list(entrance.shape)}" for entrance in entrances)
+        raise ConfigError(f"{shapes} enter one network; expected one number of steps: give every source one reducer")
+    steps = lengths.pop()
+    return Layout(classes) if steps is None else Layout(classes, fit_kernels(steps))
 
-    With `clip`, the graph holds its inputs within full scale as training did; an int8 model needs no operator for
-    that, because its inputs saturate there.
+
+class Blocks:
+    """The parts of a network, which is built twice: to train, with normalisation and dropout, and to ship, folded."""
+
+    def __init__(self, training: bool) -> None:
+        self.training = training
+
+    def convolve(self, value: Any, filters: int, kernel: int, stride: int, name: str) -> Any:
+        """Return [n, steps, filters] in training, [n, steps, 1, filters] of a plain convolution otherwise."""
+        if self.training:
+            return Convolution(filters, kernel, stride, name)(value)
+        layer = keras.layers.Conv2D(filters, (kernel, 1), (stride, 1), activation="relu", name=name)
+        return layer(value)
+
+    def dense(self, value: Any, units: int, name: str, activation: str | None = "relu") -> Any:
+        return keras.layers.Dense(units, activation=activation, name=name)(value)
+
+    def drop(self, value: Any, share: float, name: str, *, spatial: bool = False) -> Any:
+        return Dropout(share, name, spatial=spatial)(value) if self.training else value
+
+    def join(self, values: Sequence[Any], name: str) -> Any:
+        return keras.layers.Concatenate(name=name)(values) if len(values) > 1 else values[0]
+
+    def pool(self, value: Any, name: str) -> Any:
+        """Return mean and maximum of each feature over time, [n, 2 * filters]."""
+        if self.training:
+            mean = keras.layers.Lambda(lambda x: tf.reduce_mean(x, 1), name=f"{name}mean")(value)
+            most = keras.layers.Lambda(lambda x: tf.reduce_max(x, 1), name=f"{name}most")(value)
+            return keras.layers.Concatenate(name=f"{name}pooled")([mean, most])
+        steps = (value.shape[1], 1)
+        mean = keras.layers.AveragePooling2D(steps, name=f"{name}mean")(value)
+        most = keras.layers.MaxPooling2D(steps, name=f"{name}most")(value)
+        pooled = keras.layers.Concatenate(name=f"{name}pooled")([mean, most])
+        return self.reshape(pooled, (pooled.shape[-1],), f"{name}features")
+
+    def column(self, value: Any, name: str) -> Any:
+        """Return windows [n, steps, channels] as plain convolutions take them."""
+        return value if self.training else self.reshape(value, (value.shape[1], 1, value.shape[2]), f"{name}_column")
+
+    def reshape(self, value: Any, shape: tuple[int, ...], name: str) -> Any:
+        # keras.layers.Reshape asks for the batch size at run time, which becomes three operators more in TFLite.
+        return keras.layers.Lambda(lambda x: tf.reshape(x, (-1, *shape)), output_shape=shape, name=name)(value)
+
+
+def build_network(entrances: Sequence[Entrance], layout: Layout) -> Any:
+    """Return the network to train: scaled values [n, *shape] of each entrance in, one logit a class out."""
+    inputs = _inputs(entrances)
+    return keras.Model(inputs, _connect(Blocks(training=True), entrances, inputs, layout))
+
+
+def fold_network(network: Any, entrances: Sequence[Entrance], layout: Layout, scaling: Scaling, *, clip: bool) -> Any:
+    """Return the network to ship: physical units in, probabilities out, normalisation and scaling folded.
+
+    With `clip`, the graph holds its inputs within range as training did; an int8 model needs no operator for that,
+    because its inputs saturate there. Inputs without an int8 range are scaled by float32 operators of their own
+    (training/export.py) in an int8 model, and so enter this network scaled.
     """
-    shipped = _build(sources, layout, training=False, full_scale=scaling.full_scale if clip else None)
-    for layer in shipped.layers:
-        trained = layer.get_weights() and network.get_layer(layer.name).get_weights()
-        if isinstance(layer, keras.layers.Conv2D):
-            kernel, bias = _fold_normalisation(trained[0], network.get_layer(f"{layer.name}_norm"))
-            source = layer.name.removesuffix("_first")
-            if source != layer.name:
-                kernel, bias = _fold_scaling(kernel, bias, scaling.mean[source], scaling.spread[source])
-            layer.set_weights([kernel.astype(np.float32), bias.astype(np.float32)])
-        elif trained:
-            layer.set_weights(trained)
+    inputs = _inputs(entrances)
+    values = [clipped(value, scaling) for value in inputs] if clip else inputs
+    logits = _connect(Blocks(training=False), entrances, values, layout)
+    shipped = keras.Model(inputs, keras.layers.Softmax(name="activity")(logits))
+    unscaled = [entrance.name for entrance in entrances if clip or scaling.ranges[entrance.name] is not None]
+    fold_weights(network, shipped, {f"{name}_first": name for name in unscaled}, scaling)
     return shipped
 
 
-def _build(sources: Sequence[Source], layout: Layout, *, training: bool, full_scale: float | None) -> Any:
-    inputs = [keras.Input((layout.length, len(source.channels)), name=source.name) for source in sources]
-    branches = []
-    for source, value in zip(sources, inputs, strict=True):
-        if full_scale is not None:
-            value = _clip(value, full_scale, f"{source.name}_clip")
-        value = _reshape(value, (layout.length, 1, len(source.channels)), f"{source.name}_column")
-        first = (layout.first_filters, layout.first_kernel, layout.first_stride)
-        value = _convolve(value, *first, f"{source.name}_first", training)
-        second = (layout.second_filters, layout.second_kernel, layout.second_stride)
-        branches.append(_convolve(value, *second, f"{source.name}_second", training))
-    value = keras.layers.Concatenate(name="fusion")(branches) if len(branches) > 1 else branches[0]
-    if training:
-        value = keras.layers.SpatialDropout2D(layout.dropout / 2)(value)
-    value = _convolve(value, layout.trunk_filters, layout.trunk_kernel, 1, "trunk", training)
-    steps = (value.shape[1], 1)
-    mean = keras.layers.AveragePooling2D(steps, name="mean")(value)
-    most = keras.layers.MaxPooling2D(steps, name="most")(value)
-    value = keras.layers.Concatenate(name="pooled")([mean, most])
-    value = _reshape(value, (2 * layout.trunk_filters,), "features")
-    if training:
-        value = keras.layers.Dropout(layout.dropout)(value)
-    value = keras.layers.Dense(layout.classes, name="logits")(value)
-    return keras.Model(inputs, keras.layers.Softmax(name="activity")(value))
+def _inputs(entrances: Sequence[Entrance]) -> list[Any]:
+    return [keras.Input(entrance.shape, name=entrance.name) for entrance in entrances]
 
 
-def _convolve(value: Any, filters: int, kernel: int, stride: int, name: str, training: bool) -> Any:
-    activation = None if training else "relu"
-    convolve = keras.layers.Conv2D(
-        filters, (kernel, 1), (stride, 1), use_bias=not training, activation=activation, name=name
-    )
-    value = convolve(value)
-    if training:
-        value = keras.layers.BatchNormalization(momentum=0.95, name=f"{name}_norm")(value)
-        value = keras.layers.ReLU()(value)
+def _connect(blocks: Blocks, entrances: Sequence[Entrance], values: Sequence[Any], layout: Layout) -> Any:
+    branch = _vector_branch if len(entrances[0].shape) == 1 else _window_branch
+    branches = [branch(blocks, entrance.name, value, layout) for entrance, value in zip(entrances, values, strict=True)]
+    value = blocks.join(branches, "fusion")
+    if branch is _window_branch:
+        value = blocks.drop(value, layout.dropout / 2, "fusion_drop", spatial=True)
+        value = blocks.convolve(value, layout.trunk_filters, layout.kernels.third, 1, "trunk")
+        value = blocks.drop(blocks.pool(value, ""), layout.dropout, "drop")
+    else:
+        value = hidden_layers(blocks, value, layout)
+    return blocks.dense(value, layout.classes, "logits", None)
+
+
+def _window_branch(blocks: Blocks, name: str, value: Any, layout: Layout) -> Any:
+    kernels = layout.kernels
+    value = blocks.column(value, name)
+    value = blocks.convolve(value, layout.first_filters, kernels.first, kernels.first_stride, f"{name}_first")
+    return blocks.convolve(value, layout.second_filters, kernels.second, kernels.second_stride, f"{name}_second")
+
+
+def _vector_branch(blocks: Blocks, name: str, value: Any, layout: Layout) -> Any:
+    return blocks.dense(value, layout.hidden[0] // 2, f"{name}_first")
+
+
+def hidden_layers(blocks: Blocks, value: Any, layout: Layout) -> Any:
+    """Return `value` behind the dense layers of a layout, each with its dropout."""
+    for number, units in enumerate(layout.hidden):
+        value = blocks.drop(
+            blocks.dense(value, units, f"hidden_{number}"), layout.dropout / (1 + number), f"drop_{number}"
+        )
     return value
 
 
-def _reshape(value: Any, shape: tuple[int, ...], name: str) -> Any:
-    # keras.layers.Reshape asks for the batch size at run time, which becomes three operators more in TFLite.
-    return keras.layers.Lambda(lambda x: tf.reshape(x, (-1, *shape)), output_shape=shape, name=name)(value)
-
-
-def _clip(value: Any, limit: float, name: str) -> Any:
+def clipped(value: Any, scaling: Scaling) -> Any:
+    """Return an input held within its bounds."""
+    low, high = scaling.bounds(value.name)
     return keras.layers.Lambda(
-        lambda x: tf.clip_by_value(x, -limit, limit), output_shape=tuple(value.shape[1:]), name=name
+        lambda x: tf.minimum(tf.maximum(x, low), high), output_shape=tuple(value.shape[1:]), name=f"{value.name}_clip"
     )(value)
 
 
-def _fold_normalisation(kernel: Any, norm: Any) -> tuple[Any, Any]:
-    gamma, beta, mean, variance = (weights.astype(np.float64) for weights in norm.get_weights())
-    factor = gamma / np.sqrt(variance + norm.epsilon)
-    return kernel.astype(np.float64) * factor, beta - mean * factor
+def fold_weights(network: Any, shipped: Any, scaled: dict[str, str], scaling: Scaling) -> None:
+    """Give the layers of a network to ship the weights of the trained ones of their names.
+
+    `scaled` names the layers that take an entrance as it comes: the scaling of that is folded into them.
+    """
+    for layer in shipped.layers:
+        if not layer.get_weights():
+            continue
+        trained = network.get_layer(layer.name)
+        if isinstance(trained, Convolution):
+            kernel, bias = trained.folded()
+        else:
+            kernel, bias = (weights.astype(np.float64) for weights in trained.get_weights())
+        if layer.name in scaled:
+            name = scaled[layer.name]
+            kernel, bias = _fold_scaling(kernel, bias, scaling.mean[name], scaling.spread[name])
+        layer.set_weights([kernel.astype(np.float32), bias.astype(np.float32)])
 
 
 def _fold_scaling(kernel: Any, bias: Any, mean: Any, spread: Any) -> tuple[Any, Any]:
     # Exact because nothing is padded: every output sees `kernel` whole samples.
     kernel = kernel / spread[:, None].astype(np.float64)
-    return kernel, bias - (kernel * mean[:, None].astype(np.float64)).sum((0, 1, 2))
-
-
-def scaled_inputs(samples: Mapping[str, Any], sources: Sequence[Source]) -> list[Any]:
-    """Return the samples of a batch in the order of the network's inputs."""
-    return [samples[source.name] for source in sources]
+    return kernel, bias - (kernel * mean[:, None].astype(np.float64)).reshape(-1, kernel.shape[-1]).sum(0)

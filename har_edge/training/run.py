@@ -25,8 +25,8 @@ from har_edge.streams.recording import Recording
 from har_edge.streams.windows import default_window
 from har_edge.training.dataset import WindowPool
 from har_edge.training.export import export_float, export_int8
-from har_edge.training.fit import Recipe, fit_network
-from har_edge.training.network import Layout
+from har_edge.training.fit import Recipe, fit_network, window_entrances
+from har_edge.training.network import fit_layout
 
 PRECISIONS = ("float", "int8")
 Say = Callable[[str], None]
@@ -107,11 +107,12 @@ class Workshop:
     def _train(self, streams: Sequence[str]) -> dict[str, bytes]:
         self._say(f"training on {', '.join(streams)}")
         recordings = [self._recordings[stream] for stream in streams]
-        layout = Layout(self._length, len(self._label_ids))
-        fitted = fit_network(recordings, self._description, self._label_ids, layout, self._recipe, self._show)
-        calibration = WindowPool(recordings, self._length, self._label_ids).draw(self._hop)
-        sources = self._description.sources
-        return {"float": export_float(fitted, sources), "int8": export_int8(fitted, sources, calibration)}
+        layout = fit_layout(window_entrances(self._description, self._length), len(self._label_ids))
+        fitted = fit_network(
+            recordings, self._description, self._label_ids, self._length, layout, self._recipe, self._show
+        )
+        calibration = WindowPool(recordings, self._length, self._label_ids, windows_a_length=2).draw().batch().samples
+        return {"float": export_float(fitted), "int8": export_int8(fitted, calibration)}
 
     def _show(self, epoch: int, loss: float) -> None:
         self._say(f"  epoch {epoch + 1}/{self._recipe.epochs}: loss {loss:.4f}")

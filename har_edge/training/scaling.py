@@ -1,4 +1,4 @@
-"""Scaling to comparable channels, from training recordings only; it ends up inside the first convolutions."""
+"""Scaling to comparable channels, from training data only; it ends up inside the first operators of a model."""
 
 from __future__ import annotations
 
@@ -8,45 +8,129 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from har_edge.streams.recording import Recording, Samples
+from har_edge.streams.description import StreamDescription
+from har_edge.streams.recording import Recording, Samples, Source
 
 Array = npt.NDArray[np.float32]
 
-# Full scale of an input. An int8 input has one step size for all channels of a source, so the range has to be that of
-# the accelerometer (22 m/s2: steps of 0.17), not of the magnetometer (600 units: steps of 5); what is beyond saturates.
-FULL_SCALE = 22.0
+# Full scale of a source with such channels, by data set and kind. An int8 input has one step size for all channels of a
+# source; in mHealth its range has to be that of the accelerometer (22 m/s2: steps of 0.17), not of the magnetometer
+# (600 units: steps of 5); what is beyond saturates.
+FULL_SCALE = {("mhealth", "acc"): 22.0}
+# Elsewhere full scale is what this share of the values keeps to.
+MEASURED_SHARE = 0.999
 # No channel is blown up beyond a tenth of full scale: rounding to int8 would be blown up with it, and so would the
 # noise of channels that hold next to nothing (ECG and ankle gyroscope, truncated to integers in the recordings).
-LEAST_SPREAD = FULL_SCALE / 10
+LEAST_SPREAD = 0.1
+# Where a channel keeps to less than this share of full scale, int8 steps would be too large for it: each channel is
+# then scaled by itself, in float32, before anything is rounded.
+LEAST_SHARE = 0.05
+# How many standard deviations the int8 range of such an input holds, to each side.
+DEVIATIONS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Real values that an int8 input spans, -128 to 127."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of_code(cls, scale: float, zero: int) -> Range:
+        """Return what an int8 code with this scale and zero point spans."""
+        return cls(scale * (-128 - zero), scale * (127 - zero))
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """What makes channels comparable: clip at `full_scale`, take `mean` away, divide by `spread` (by source, [C])."""
+    """What makes the values of an input comparable: hold them in range, take `mean` away, divide by `spread`.
+
+    By input; `mean` and `spread` are float32 [C], over the last dimension. `ranges` holds None for an input whose
+    channels are too different for one int8 step: it is float32 in every model, and each channel is held within
+    DEVIATIONS of its own.
+    """
 
     mean: Mapping[str, Array]
     spread: Mapping[str, Array]
-    full_scale: float = FULL_SCALE
+    ranges: Mapping[str, Range | None]
 
     def apply(self, samples: Mapping[str, Samples]) -> dict[str, Samples]:
-        """Return scaled samples [..., C] by source."""
-        return {
-            source: (self.clip(values) - self.mean[source]) / self.spread[source] for source, values in samples.items()
-        }
+        """Return scaled samples [..., C] by input."""
+        return {name: self.scale(name, values, np.empty_like(values)) for name, values in samples.items()}
 
-    def clip(self, values: Samples) -> Samples:
-        """Return samples held within full scale, as an int8 input holds them."""
-        clipped: Samples = np.clip(values, -self.full_scale, self.full_scale)
+    def scale(self, name: str, values: Samples, out: Samples) -> Samples:
+        """Return the scaled values [..., C] of one input, written to `out`."""
+        span = self.ranges[name]
+        # Plain numbers for bounds: with one for each channel it takes five times as long.
+        np.clip(values, *(self.bounds(name) if span is None else (span.low, span.high)), out=out)
+        out -= self.mean[name]
+        out *= np.float32(1) / self.spread[name]
+        return out
+
+    def bounds(self, name: str) -> tuple[Array, Array]:
+        """Return the least and the largest value of each channel of an input that is told from others."""
+        span = self.ranges[name]
+        if span is None:
+            reach = DEVIATIONS * self.spread[name]
+            return self.mean[name] - reach, self.mean[name] + reach
+        return np.full_like(self.mean[name], span.low), np.full_like(self.mean[name], span.high)
+
+    def clip(self, name: str, values: Samples) -> Samples:
+        """Return samples held within their bounds, as the input of a model holds them."""
+        clipped: Samples = np.clip(values, *self.bounds(name))
         return clipped
 
+    def merged(self, other: Scaling) -> Scaling:
+        """Return the scaling of the inputs of both."""
+        return Scaling({**self.mean, **other.mean}, {**self.spread, **other.spread}, {**self.ranges, **other.ranges})
 
-def measure_scaling(recordings: Sequence[Recording]) -> Scaling:
-    """Return the scaling of some recordings; nearly constant channels count as having LEAST_SPREAD."""
-    mean: dict[str, Array] = {}
-    spread: dict[str, Array] = {}
-    for source in recordings[0].samples:
-        values = np.concatenate([recording.samples[source] for recording in recordings])
-        values = np.clip(values, -FULL_SCALE, FULL_SCALE).astype(np.float64)
-        mean[source] = values.mean(0).astype(np.float32)
-        spread[source] = np.maximum(values.std(0), LEAST_SPREAD).astype(np.float32)
-    return Scaling(mean, spread)
+
+def measure_scaling(recordings: Sequence[Recording], description: StreamDescription) -> Scaling:
+    """Return the scaling of windows of some recordings."""
+    scaling = Scaling({}, {}, {})
+    for source in description.sources:
+        values = np.concatenate([recording.samples[source.name] for recording in recordings])
+        limit = _known_limit(description, source)
+        span = None if limit is None else Range(-limit, limit)
+        scaling = scaling.merged(measure_values(source.name, values, span))
+    return scaling
+
+
+def measure_values(name: str, values: Samples, span: Range | None = None) -> Scaling:
+    """Return the scaling of one input from values [..., C]; `span` is its int8 range, measured where there is none.
+
+    Nearly constant channels count as having LEAST_SPREAD of full scale.
+    """
+    rows = values.reshape(-1, values.shape[-1])
+    if span is None:
+        reach = np.quantile(np.abs(rows), MEASURED_SHARE, axis=0)
+        limit = _round_up(float(reach.max()))
+        moves = rows.std(0, dtype=np.float64)
+        if (moves[moves > 0] < LEAST_SHARE * limit).any():
+            mean, spread = rows.mean(0, dtype=np.float64), np.where(moves > 0, moves, 1.0)
+            return Scaling({name: mean.astype(np.float32)}, {name: spread.astype(np.float32)}, {name: None})
+        span = Range(-limit, limit)
+    held = np.clip(rows, span.low, span.high).astype(np.float64)
+    least = LEAST_SPREAD * max(abs(span.low), abs(span.high))
+    return Scaling(
+        {name: held.mean(0).astype(np.float32)},
+        {name: np.maximum(held.std(0), least).astype(np.float32)},
+        {name: span},
+    )
+
+
+def _known_limit(description: StreamDescription, source: Source) -> float | None:
+    for channel in source.channels:
+        for word in channel.split("_"):
+            if (description.name, word) in FULL_SCALE:
+                return FULL_SCALE[description.name, word]
+    return None
+
+
+def _round_up(limit: float) -> float:
+    """Return a limit of two digits, at least as large; 1 where there is nothing."""
+    if limit <= 0:
+        return 1.0
+    unit = 10.0 ** (np.floor(np.log10(limit)) - 1)
+    return float(np.ceil(limit / unit) * unit)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from har_edge.streams.description import StreamDescription
+from har_edge.streams.grouping import regroup, regroup_recording
 from har_edge.streams.recording import Recording
-from har_edge.training.augmentation import Augmentation, Augmenter, change_pace, rotations
-from har_edge.training.dataset import Batch, WindowPool
-from har_edge.training.scaling import measure_scaling
+from har_edge.training.augmentation import Augmentation, Augmenter, change_pace, drop_sources, rotations
+from har_edge.training.dataset import Batch, Draw, WindowPool
+from har_edge.training.scaling import Range, measure_scaling, measure_values
 
 LABELS = list(range(1, 13))
 
@@ -40,13 +41,15 @@ def test_pace_one_changes_nothing_and_others_stretch_about_the_middle() -> None:
 
 @pytest.fixture
 def batch(recordings: list[Recording]) -> Batch:
-    return WindowPool(recordings, 250, LABELS).draw(50)
+    return WindowPool(recordings, 250, LABELS).draw().batch()
 
 
 def change(batch: Batch, description: StreamDescription, settings: Augmentation, seed: int = 0) -> Batch:
     labels = [description.labels[label] for label in LABELS]
     spread = {source: np.ones(values.shape[2], np.float32) for source, values in batch.samples.items()}
-    return Augmenter(description, labels, settings).change(batch, spread, np.random.default_rng(seed))
+    samples = {source: values.reshape(-1, values.shape[2]) for source, values in batch.samples.items()}
+    draw = Draw(samples, 250, np.arange(len(batch)) * 250, batch.classes)
+    return Augmenter(description, labels, settings).change(draw, spread, np.random.default_rng(seed))
 
 
 def test_turning_keeps_the_length_of_vectors_and_other_channels(batch: Batch, description: StreamDescription) -> None:
@@ -110,15 +113,79 @@ def test_the_batch_given_stays_as_it_is_and_the_seed_decides(batch: Batch, descr
         assert (first.samples[source] != other.samples[source]).any()
 
 
-def test_nearly_constant_channels_are_not_blown_up(recordings: list[Recording]) -> None:
-    flat = Recording("x", 50.0, {"wrist": np.full((500, 2), 3, np.float32)}, np.ones(500, np.int16))
-    scaling = measure_scaling([flat])
+def test_noise_is_as_strong_as_asked_for_and_never_the_same(batch: Batch, description: StreamDescription) -> None:
+    noisy = change(batch, description, replace(STILL, noise=0.2))
+    for source, values in batch.samples.items():
+        noise = noisy.samples[source] - values
+        assert noise.std() == pytest.approx(0.2, rel=0.02)
+        assert abs(noise.mean()) < 0.002
+        assert (np.diff(noise, axis=0) != 0).any((1, 2)).all()
+
+
+@pytest.mark.parametrize("grouping", ["all", "type"])
+def test_grouping_changes_nothing_about_what_is_done(
+    recordings: list[Recording], description: StreamDescription, grouping: str
+) -> None:
+    settings = replace(Augmentation(), noise=0.0)
+    grouped = [regroup_recording(recording, description, grouping) for recording in recordings]
+    labels = [description.labels[label] for label in LABELS]
+    made = {}
+    for kind, data in (("location", recordings), (grouping, grouped)):
+        layout = regroup(description, kind)
+        spread = {source.name: np.ones(len(source.channels), np.float32) for source in layout.sources}
+        draw = WindowPool(data, 250, LABELS).draw()
+        changed = Augmenter(layout, labels, settings).change(draw, spread, np.random.default_rng(3))
+        made[kind] = {
+            channel if kind != "location" else f"{source.name}_{channel}": changed.samples[source.name][:, :, at]
+            for source in layout.sources
+            for at, channel in enumerate(source.channels)
+        }
+    assert set(made[grouping]) == set(made["location"])
+    for channel, values in made["location"].items():
+        np.testing.assert_allclose(made[grouping][channel], values, rtol=1e-4, atol=1e-4, err_msg=channel)
+
+
+def test_whole_sources_are_dropped_but_never_all() -> None:
+    samples = {name: np.ones((1000, 4, 2), np.float32) for name in ("chest", "ankle", "arm")}
+    drop_sources(samples, 0.4, np.random.default_rng(0))
+    there = np.stack([values.any((1, 2)) for values in samples.values()])
+    assert (there == np.stack([values.all((1, 2)) for values in samples.values()])).all()
+    assert there.any(0).all()
+    assert ((there.mean(1) > 0.55) & (there.mean(1) < 0.72)).all()
+
+
+def test_nearly_constant_channels_are_not_blown_up() -> None:
+    flat = np.full((500, 2), 3, np.float32)
+    scaling = measure_values("wrist", flat, Range(-22, 22))
     assert scaling.spread["wrist"].tolist() == pytest.approx([2.2, 2.2])
-    assert np.abs(scaling.apply(flat.samples)["wrist"]).max() < 1e-6
+    assert np.abs(scaling.apply({"wrist": flat})["wrist"]).max() < 1e-6
 
 
-def test_scaling_is_measured_on_what_it_is_given(recordings: list[Recording]) -> None:
-    alone, both = measure_scaling(recordings[:1]), measure_scaling(recordings[:2])
+def test_scaling_is_measured_on_what_it_is_given(recordings: list[Recording], description: StreamDescription) -> None:
+    alone, both = measure_scaling(recordings[:1], description), measure_scaling(recordings[:2], description)
     values = np.clip(recordings[0].samples["arm"], -22, 22)
     np.testing.assert_allclose(alone.mean["arm"], values.mean(0), atol=1e-3)
     assert (alone.mean["arm"] != both.mean["arm"]).any()
+    assert alone.ranges["arm"] == Range(-22, 22)
+
+
+def test_another_data_set_is_measured() -> None:
+    random = np.random.default_rng(0)
+    even = random.normal(0, 3, (4000, 3)).astype(np.float32)
+    scaling = measure_values("motor", even)
+    span = scaling.ranges["motor"]
+    assert span is not None
+    assert span.low == -span.high
+    assert 9 < span.high < 13
+    np.testing.assert_allclose(scaling.spread["motor"], 3, rtol=0.1)
+
+
+def test_channels_too_different_for_one_step_are_scaled_by_themselves() -> None:
+    random = np.random.default_rng(0)
+    mixed = np.stack([random.normal(20, 0.5, 4000), random.normal(0, 900, 4000), np.full(4000, 7)], 1)
+    scaling = measure_values("motor", mixed.astype(np.float32))
+    assert scaling.ranges["motor"] is None
+    scaled = scaling.apply({"motor": mixed.astype(np.float32)})["motor"]
+    np.testing.assert_allclose(scaled.mean(0), 0, atol=0.01)
+    np.testing.assert_allclose(scaled.std(0), [1, 1, 0], atol=0.01)
+    assert np.abs(scaled).max() <= 5

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
+from har_edge.errors import ConfigError
 from har_edge.graph.cuts import list_cuts
 from har_edge.graph.model import read_model
 from har_edge.inference.interpreter import Interpreter
@@ -17,7 +18,7 @@ from har_edge.streams.recording import Recording
 from har_edge.training.dataset import Batch, WindowPool
 from har_edge.training.export import export_float, export_int8
 from har_edge.training.fit import Fitted, Recipe, fit_network
-from har_edge.training.network import Layout, fold_network, scaled_inputs
+from har_edge.training.network import FRAMES, Entrance, Kernels, Layout, fit_kernels, fit_layout, fold_network
 
 pytestmark = pytest.mark.training
 
@@ -26,31 +27,33 @@ LABELS = list(range(1, 13))
 
 @pytest.fixture(scope="module")
 def fitted(recordings: list[Recording], description: StreamDescription) -> Fitted:
-    return fit_network(recordings[:2], description, LABELS, Layout(250, 12), Recipe(epochs=2, hop=25))
+    return fit_network(recordings[:2], description, LABELS, 250, Layout(12), Recipe(epochs=2, windows_a_length=10))
 
 
 @pytest.fixture(scope="module")
 def batch(recordings: list[Recording]) -> Batch:
-    return WindowPool(recordings[2:], 250, LABELS).draw(50)
+    return WindowPool(recordings[2:], 250, LABELS).draw().batch()
 
 
 @pytest.fixture(scope="module")
 def float_model(fitted: Fitted, description: StreamDescription) -> bytes:
-    return export_float(fitted, description.sources)
+    return export_float(fitted)
 
 
 @pytest.fixture(scope="module")
 def int8_model(fitted: Fitted, recordings: list[Recording], description: StreamDescription) -> bytes:
-    return export_int8(fitted, description.sources, WindowPool(recordings[:2], 250, LABELS).draw(125))
+    return export_int8(fitted, WindowPool(recordings[:2], 250, LABELS, windows_a_length=2).draw().batch().samples)
 
 
 def answers(fitted: Fitted, batch: Batch, description: StreamDescription) -> np.ndarray:
-    inputs = scaled_inputs(fitted.scaling.apply(batch.samples), description.sources)
-    return np.asarray(fitted.network.predict(inputs, verbose=0))
+    scaled = fitted.scaling.apply(batch.samples)
+    logits = np.asarray(fitted.network.predict([scaled[source.name] for source in description.sources], verbose=0))
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)
 
 
 def test_folding_changes_no_answer(fitted: Fitted, batch: Batch, description: StreamDescription) -> None:
-    shipped = fold_network(fitted.network, description.sources, fitted.layout, fitted.scaling, clip=True)
+    shipped = fold_network(fitted.network, fitted.entrances, fitted.layout, fitted.scaling, clip=True)
     raw = [batch.samples[source.name] * 5 for source in description.sources]  # well beyond full scale
     louder = Batch({source: values * 5 for source, values in batch.samples.items()}, batch.classes)
     np.testing.assert_allclose(shipped.predict(raw, verbose=0), answers(fitted, louder, description), atol=1e-5)
@@ -97,9 +100,27 @@ def test_branches_are_complete_one_by_one(int8_model: bytes, tmp_path: Path) -> 
 def test_the_same_seed_gives_the_same_bytes(
     recordings: list[Recording], description: StreamDescription, float_model: bytes, int8_model: bytes
 ) -> None:
-    again = fit_network(recordings[:2], description, LABELS, Layout(250, 12), Recipe(epochs=2, hop=25))
-    calibration = WindowPool(recordings[:2], 250, LABELS).draw(125)
-    assert export_float(again, description.sources) == float_model
-    assert export_int8(again, description.sources, calibration) == int8_model
-    other = fit_network(recordings[:2], description, LABELS, Layout(250, 12), Recipe(epochs=1, hop=25, seed=1))
-    assert export_float(other, description.sources) != float_model
+    again = fit_network(recordings[:2], description, LABELS, 250, Layout(12), Recipe(epochs=2, windows_a_length=10))
+    calibration = WindowPool(recordings[:2], 250, LABELS, windows_a_length=2).draw().batch().samples
+    assert export_float(again) == float_model
+    assert export_int8(again, calibration) == int8_model
+    other = fit_network(
+        recordings[:2], description, LABELS, 250, Layout(12), Recipe(epochs=1, windows_a_length=10, seed=1)
+    )
+    assert export_float(other) != float_model
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 16, 25, 50, 83, 250, 640, 5000])
+def test_kernels_fit_any_length(steps: int) -> None:
+    kernels = fit_kernels(steps)
+    after = (steps - kernels.first) // kernels.first_stride + 1
+    left = (after - kernels.second) // kernels.second_stride + 1
+    assert left >= kernels.third >= 1
+    assert after <= 2 * FRAMES
+    assert fit_kernels(250) == Kernels()
+
+
+def test_lengths_that_cannot_meet_are_refused() -> None:
+    message = r"chest \[50, 5\], ankle \[8\] enter one network; expected one number of steps: give every source one"
+    with pytest.raises(ConfigError, match=message):
+        fit_layout([Entrance("chest", (50, 5)), Entrance("ankle", (8,))], 3)

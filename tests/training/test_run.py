@@ -21,7 +21,7 @@ pytestmark = pytest.mark.training
 def workshop(
     recordings: list[Recording], description: StreamDescription, said: list[str], train: list[str], test: list[str]
 ) -> Workshop:
-    recipe = Recipe(epochs=1, hop=100)
+    recipe = Recipe(epochs=1, windows_a_length=2)
     return Workshop(recordings, description, Split(train, test), recipe, command="har-edge train", say=said.append)
 
 
