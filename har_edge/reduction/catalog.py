@@ -15,7 +15,9 @@ from har_edge.reduction.door import SwingingDoor
 from har_edge.reduction.entropy import EntropyCoder
 from har_edge.reduction.files import NO_FILES, Files
 from har_edge.reduction.identity import Identity
+from har_edge.reduction.learned import LearnedEncoder
 from har_edge.reduction.paa import PiecewiseAggregate
+from har_edge.reduction.pca import PrincipalComponents, read_basis
 from har_edge.reduction.quantize import AffineQuantizer, RangeQuantizer
 from har_edge.reduction.reducer import Layout, Reducer
 from har_edge.reduction.sod import SendOnDelta
@@ -93,6 +95,17 @@ def _zstd(options: Sequence[str], given: Given) -> Reducer:
     return EntropyCoder(compressor, given.layout, given.most_bytes)
 
 
+def _pca(options: Sequence[str], given: Given) -> Reducer:
+    name = options[0]
+    length, channels = given.shape
+    return PrincipalComponents(name, read_basis(name, given.files.arrays(name), length, channels))
+
+
+def _learned(name: str, options: Sequence[str], given: Given) -> Reducer:
+    encoder, *decoder = (given.files.model(option) for option in options)
+    return LearnedEncoder(":".join((name, *options)), encoder, decoder[0] if decoder else None, given.shape)
+
+
 _W, _R, _C = Takes
 _Q8, _Q16 = partial(_range, 8), partial(_range, 16)
 
@@ -101,6 +114,14 @@ METHODS: dict[tuple[str, int], Method] = {
     ("paa", 1): Method("paa:PIECE", "mean of every PIECE consecutive samples", _W, _paa),
     ("decimate", 1): Method("decimate:FACTOR", "every FACTOR-th sample behind an anti-alias filter", _W, _decimate),
     ("stats", 0): Method("stats", "eleven statistics of each channel; no way back", _W, _stats),
+    ("pca", 1): Method("pca:FILE.npz", "principal components, fitted; pca:K is a recipe", _W, _pca),
+    ("ae", 1): Method("ae:ENC.tflite", "dense encoder, trained; ae:K is a recipe", _W, partial(_learned, "ae")),
+    ("ae", 2): Method("ae:ENC.tflite:DEC.tflite", "the same with its decoder", _W, partial(_learned, "ae")),
+    ("cae", 1): Method("cae:ENC.tflite", "convolutional encoder; cae:K is a recipe", _W, partial(_learned, "cae")),
+    ("cae", 2): Method("cae:ENC.tflite:DEC.tflite", "the same with its decoder", _W, partial(_learned, "cae")),
+    ("bottleneck", 1): Method(
+        "bottleneck:ENC.tflite", "first slice of the classifier", _W, partial(_learned, "bottleneck")
+    ),
     ("sod", 1): Method("sod:DELTA", "samples that moved by DELTA, one for all or each channel (1,0.5,...)", _W, _sod),
     ("door", 1): Method("door:DEVIATION", "lines within DEVIATION of every sample, for all or each channel", _W, _door),
     ("q8", 0): Method("q8", "8 bits a value over the range of each channel in each window", _R, _Q8),

@@ -26,9 +26,13 @@ class Chain:
         self.code_scale = reducers[-1].code_scale
         self.code_zero = reducers[-1].code_zero
         self.feature_shape = reducers[self._reduced].feature_shape
-        self.operations = sum(reducer.operations for reducer in reducers)
         self.restores = all(reducer.restores for reducer in reducers)
         self.is_coding = all(reducer.is_coding for reducer in reducers)
+
+    @property
+    def operations(self) -> int:
+        """Those of all reducers."""
+        return sum(reducer.operations for reducer in self._reducers)
 
     def encode(self, window: Samples) -> Code:
         """Apply every reducer, the first one first."""

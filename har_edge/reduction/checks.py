@@ -32,7 +32,7 @@ def check_code(spec: str, code: Code, shape: tuple[int | None, ...], dtype: str)
 
 def refuse_decoding(spec: str, remedy: str) -> ConfigError:
     """Return the error of a reducer whose codes stand for no window."""
-    return ConfigError(f"reducer {spec}: its codes cannot be made into windows again; {remedy}")
+    return ConfigError(f"reducer {spec}: its codes cannot be made into a window again; {remedy}")
 
 
 def to_float32(values: npt.NDArray[np.float64]) -> Samples:

@@ -7,8 +7,7 @@ from math import ceil, log2
 import numpy as np
 import numpy.typing as npt
 
-from har_edge.errors import ConfigError
-from har_edge.reduction.checks import check_code, check_window, to_float32
+from har_edge.reduction.checks import check_code, check_window, refuse_decoding, to_float32
 from har_edge.reduction.reducer import Code
 from har_edge.streams.recording import Samples
 
@@ -86,10 +85,8 @@ class WindowStatistics:
 
     def decode(self, code: Code) -> Samples:
         """Refuse with ConfigError: statistics are no window."""
-        raise ConfigError(
-            "reducer stats: statistics cannot be made into a window again; use a model that takes float32 "
-            f"{list(self.feature_shape)}, or another reducer"
-        )
+        remedy = f"use a model that takes float32 {list(self.feature_shape)}, or another reducer"
+        raise refuse_decoding(self.spec, remedy)
 
 
 def _quantile(ordered: _Rows, share: float) -> _Rows:
