@@ -98,15 +98,16 @@ def claim(layout: Layout) -> tuple[Bed, int]:
         for number, device in enumerate(layout.devices, 1):
             places.append(Place(device.name, f"port-{number}", f"10.77.1.{number}", device.limits))
         bed = Bed(name, [str(parent / f"har-{name}") for parent in parents], places)
-        taken = [path for path in map(Path, bed.groups) if path.exists()]
+        taken = [path for path in (bed.folder, *map(Path, bed.groups)) if path.exists()]
         taken += network.NAMESPACES.glob(f"har-{bed.id}-*")
         if taken:
             raise NodeError(f"{taken[0]} exists already and is nobody's bed; try again")
-        bed.folder.mkdir()
+        _make_open(bed.folder)
         owner = os.open(bed.folder, os.O_RDONLY)
         fcntl.flock(owner, fcntl.LOCK_EX)
         names = [("127.0.0.1", "localhost"), (_HOST_ADDRESS, HOST), *((place.address, place.name) for place in places)]
         bed.hosts.write_text("".join(f"{address} {name}\n" for address, name in names), encoding="ascii")
+        bed.hosts.chmod(0o644)
         whole = bed.folder / "new.json"
         whole.write_bytes(msgspec.json.encode(bed))
         whole.replace(bed.folder / _FILE)
@@ -215,10 +216,18 @@ def _living() -> list[str]:
     return names
 
 
+def _make_open(folder: Path) -> None:
+    """Make a folder that Mosquitto's user may enter, whatever the umask."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
+
+
 @contextlib.contextmanager
 def _registry() -> Iterator[None]:
     """Hold the lock over all beds, so that no half-made folder is ever seen."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    for folder in (FOLDER.parent, FOLDER):
+        if not folder.exists():
+            _make_open(folder)
     file = os.open(FOLDER, os.O_RDONLY)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -102,7 +102,7 @@ def find_delegating(top: Path, own: Path, controllers: Sequence[str]) -> Path:
     words = " ".join(f"+{name}" for name in sorted(wanted))
     raise UnsupportedError(
         f"no cgroup above this process gives {', '.join(sorted(wanted))} to its children; as root: "
-        f"echo '{words}' > {top / 'cgroup.subtree_control'}"
+        f"echo '{words}' > {top / 'cgroup.subtree_control'} (a container: start it with --privileged --cgroupns=host)"
     )
 
 

@@ -81,18 +81,21 @@ class Layout:
         return self.broker, *(device.limits for device in self.devices)
 
 
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the TOML file."""
 
-    name: str | None = None
     cpu: float | None = None
     link: str | None = None
     memory: str | None = None
 
 
+class _Device(_Host, frozen=True, forbid_unknown_fields=True):
+    name: str | None = None
+
+
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    devices: Sequence[_Entry]
-    broker: _Entry = _Entry()
+    devices: Sequence[_Device]
+    broker: _Host = _Host()
 
 
 def equal_devices(count: int, limits: Limits) -> Layout:
@@ -118,7 +121,7 @@ def read_layout(file: Path, default: Limits) -> Layout:
         raise ConfigError(f"{file}: {error}") from None
 
 
-def _limits_of(entry: _Entry, default: Limits) -> Limits:
+def _limits_of(entry: _Host, default: Limits) -> Limits:
     return Limits(
         default.cpu if entry.cpu is None else check_cpu(entry.cpu),
         default.link_bits_per_s if entry.link is None else read_rate(entry.link),

@@ -57,7 +57,10 @@ def call(tool: str, *arguments: str) -> str:
     if path is None:
         raise UnsupportedError(f"an emulated device needs `{tool}`: apt-get install iproute2")
     try:
-        answer = subprocess.run([path, *arguments], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+        # A session of its own: Ctrl-C in the terminal is for us, and must not leave half of a bed.
+        answer = subprocess.run(
+            [path, *arguments], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, start_new_session=True
+        )
     except subprocess.TimeoutExpired:
         raise UnsupportedError(f"`{tool} {' '.join(arguments)}` did not end within {_TIMEOUT_S:.0f} s") from None
     if answer.returncode == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import IO
 
-from har_edge.errors import ConfigError
+from har_edge.errors import ConfigError, NodeError
 from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.resources import find_folder
 from har_edge.testbed import bed as beds
@@ -19,6 +20,7 @@ from har_edge.testbed.bed import Place
 from har_edge.testbed.limits import BROKER, HOST, Layout
 from har_edge.testbed.machine import check_machine
 
+_log = logging.getLogger(__name__)
 Stream = int | IO[bytes] | None
 
 
@@ -37,7 +39,10 @@ class Testbed:
 
     def __enter__(self) -> Testbed:
         check_machine()
-        beds.sweep()
+        try:
+            beds.sweep()
+        except NodeError as error:  # what a dead bed left is no reason to make no other
+            _log.warning("%s", error)
         self.bed, self._owner = beds.claim(self._layout)
         self._watcher = subprocess.Popen(
             [sys.executable, "-m", "har_edge.testbed.watcher", self.bed.id],

@@ -97,6 +97,7 @@ def test_a_file_names_unequal_devices(tmp_path: Path) -> None:
         ("[[devices]]\ncpu = 0\n", "cpu is 0; expected 0.01 or more cores"),
         ('[[devices]]\nname = "host"\n', "device name 'host'; expected"),
         ("devices = []\n", "0 devices came; expected 1 to 254"),
+        ('[broker]\nname = "b"\n[[devices]]\n', r"unknown field `name` - at `\$.broker`"),
         ("", "missing required field `devices`"),
     ],
 )

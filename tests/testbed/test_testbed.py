@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -22,15 +21,15 @@ from har_edge.testbed.machine import UnsupportedError
 from tests.testbed.machine import TIMEOUT_S, processes, require_machine, traces, until_gone
 
 CPU = 0.2
-# The share of the processor that a busy loop gets, and how much longer work of 10 ms takes, ten times.
+# The share of the processor that a busy loop gets, and how much longer work of 10 ms takes, now and then.
 BUSY = """
 import time
 wall, busy = time.monotonic(), time.process_time()
 while time.monotonic() - wall < 1:
     pass
 print((time.process_time() - busy) / (time.monotonic() - wall))
-for _ in range(10):
-    time.sleep(0.03)
+for _ in range(6):
+    time.sleep(0.1)
     wall, busy = time.monotonic(), time.process_time()
     while time.process_time() - busy < 0.01:
         pass
@@ -69,7 +68,7 @@ def interfaces() -> set[str]:
 def measure(bed: beds.Testbed) -> tuple[float, float]:
     process = bed.run("slow", [sys.executable, "-c", BUSY], stdout=subprocess.PIPE)
     share, *times = map(float, process.communicate(timeout=TIMEOUT_S)[0].split())
-    return share, statistics.median(times)
+    return share, min(times)  # whoever else computes only adds to it
 
 
 def test_a_busy_loop_gets_its_share(bed: beds.Testbed) -> None:
@@ -77,7 +76,7 @@ def test_a_busy_loop_gets_its_share(bed: beds.Testbed) -> None:
     while len(shares) < 3 and (not shares or shares[-1] < CPU * 0.8):  # others may hold both cores; once must do
         share, longer = measure(bed)
         shares.append(share)
-        # With the kernel's period of 100 ms this would be 1 to 2.
+        # With the kernel's period of 100 ms this would be 1.
         assert longer > 2.5
     assert max(shares) == pytest.approx(CPU, rel=0.2)
 
