@@ -50,10 +50,18 @@ class Board:
             row.correct += result.truth == result.label_id
 
     def draw(self, title: str, columns: int) -> Table:
-        """Return the table as it stands, for a terminal of so many columns."""
+        """Return the table as it stands, for a terminal of so many columns, and below it which sources are missing."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title, title_justify="left")
+        lacking = [
+            f"{name} lacks {', '.join(row.last.result.missing)}"
+            for name, row in sorted(self._rows.items())
+            if row.last.result.missing
+        ]
+        # Text and not str, in which brackets that come from the network would be markup.
+        caption = Text("; ".join(lacking)) if lacking else None
+        table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
         # On a narrow terminal only the names of activities give way.
         names_width = max(8, (columns - _OTHER_COLUMNS) // 2)
         for name in ("stream", "window", "activity", "score", "truth", "latency", "accuracy"):
@@ -67,7 +75,7 @@ class Board:
             result, middle = row.last.result, sorted(row.latencies_ms)[len(row.latencies_ms) // 2]
             known = result.truth is not None
             truth = self._labels.get(result.truth or 0, str(result.truth)) if known else "-"
-            table.add_row(
+            cells = [
                 stream,
                 str(result.seq),
                 result.label,
@@ -75,6 +83,9 @@ class Board:
                 truth,
                 f"{middle:.1f} ms",
                 f"{row.correct / row.scored:.3f}" if row.scored else "-",
+            ]
+            table.add_row(
+                *map(Text, cells),
                 style=None if not known or result.truth == result.label_id else "yellow",
             )
         return table

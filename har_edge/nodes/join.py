@@ -159,7 +159,7 @@ class Join:
         return [self._release(key) for key in due]
 
     def give_up(self, now: float) -> list[Gathered]:
-        """Return, and forget, the windows that waited too long or are too many, oldest first."""
+        """Return, and forget, the windows that waited too long, are too many or are stale, oldest first."""
         given_up: list[Gathered] = []
         if self._waiting and (now >= self._look_at or len(self._waiting) > self._capacity):
             self._mark_passed(now)
@@ -168,6 +168,7 @@ class Join:
             if len(self._waiting) <= self._capacity and now < oldest.deadline:
                 break
             given_up.append(self._waiting.popitem(last=False)[1])
+            given_up[-1].stale = self._is_stale(given_up[-1])
         return given_up
 
     def missing(self, gathered: Gathered) -> list[str]:
@@ -195,11 +196,14 @@ class Join:
             if len(self._heard) > REMEMBERED:
                 self._heard.popitem(last=False)
 
+    def _is_stale(self, gathered: Gathered) -> bool:
+        stream, seq = gathered.message.stream, gathered.message.seq
+        heard = [self._heard.get((stream, name), (-1, 0.0)) for name in self.missing(gathered)]
+        return self._is_behind(gathered) and any(later > seq and since > gathered.came for later, since in heard)
+
     def _release(self, key: Key) -> Gathered:
         gathered = self._waiting.pop(key)
-        heard = [self._heard.get((key[0], name), (-1, 0.0)) for name in self.missing(gathered)]
-        went_on = any(seq > key[1] and since > gathered.came for seq, since in heard)
-        gathered.stale = self._is_behind(gathered) and went_on
+        gathered.stale = self._is_stale(gathered)
         if not gathered.stale:
             self._remember(key, gathered)
         return gathered

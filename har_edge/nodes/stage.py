@@ -115,7 +115,7 @@ class Stage:
         """
         until, outgoing = self._monotonic() if until is None else until, list[Outgoing]()
         for gathered in self._join.go_on(until):
-            outgoing += [self._drop_stale(gathered)] if gathered.stale else self._complete(gathered)
+            outgoing += [self._give_up(gathered)] if gathered.stale else self._complete(gathered)
         return outgoing + [self._give_up(gathered) for gathered in self._join.give_up(until)]
 
     def _is_settled(self, message: wire.Message, parts: Mapping[str, Array], delivery: Delivery) -> bool:
@@ -131,22 +131,17 @@ class Stage:
             return True
         return False
 
-    def _drop_stale(self, gathered: Gathered) -> Outgoing:
-        self.counters.late += gathered.message.count
-        _log.warning(
-            "dropped %s of window %d of %s, which was answered, while later ones go on; a sensor that comes back must "
-            "go on with the numbers of its stream",
-            ", ".join(gathered.parts),
-            gathered.message.seq,
-            gathered.message.stream,
-        )
-        return Outgoing("", b"", tuple(gathered.deliveries))
-
     def _give_up(self, gathered: Gathered) -> Outgoing:
         message, missing = gathered.message, ", ".join(self._join.missing(gathered))
         if gathered.leftover:
             self.counters.leftover += message.count
             _log.info("released window %d of %s: %s was settled before", message.seq, message.stream, missing)
+        elif gathered.stale:
+            self.counters.late += message.count
+            text = (
+                "released window %d of %s: it was answered before, and %s is at later ones; a sensor that comes back "
+            )
+            _log.warning(text + "must go on with the numbers of its stream", message.seq, message.stream, missing)
         else:
             self.counters.given_up += message.count
             hint = "; later ones came, so it may have been answered before a restart" if gathered.passed else ""

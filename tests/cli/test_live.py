@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -14,8 +16,14 @@ from har_edge.nodes.results import Result
 LABELS = {4: "walking", 7: "frontal elevation of arms"}
 
 
-def arrival(stream: str = "subject7", seq: int = 0, label_id: int = 7, truth: int | None = 7) -> Arrival:
-    result = Result(stream, seq, LABELS[label_id], label_id, 0.98, 1.0, 1.1, 1, truth)
+def arrival(
+    stream: str = "subject7",
+    seq: int = 0,
+    label_id: int = 7,
+    truth: int | None = 7,
+    missing: Sequence[str] = (),
+) -> Arrival:
+    result = Result(stream, seq, LABELS[label_id], label_id, 0.98, 1.0, 1.1, 1, truth, list(missing))
     return Arrival(result, 1.12)
 
 
@@ -50,3 +58,22 @@ def test_the_rows_are_bounded() -> None:
         board.add(arrival(stream=f"s{number}"))
     text = "\n".join(drawn(board, 120))
     assert text.count("│ s") == MAX_ROWS and f"│ s{MAX_ROWS + 4} " in text and "│ s0 " not in text
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_what_the_last_result_of_a_stream_lacks_stands_below_the_table(columns: int) -> None:
+    board = Board(LABELS)
+    board.add(arrival("s1"))
+    assert "lacks" not in "".join(drawn(board, columns))
+    board.add(arrival("s2", missing=["ankle", "arm"]))
+    assert drawn(board, columns)[-1].strip() == "s2 lacks ankle, arm"
+    board.add(arrival("s2", 1))
+    assert "lacks" not in "".join(drawn(board, columns))
+
+
+def test_brackets_from_the_network_are_no_markup() -> None:
+    board = Board(LABELS)
+    odd = arrival(missing=["[/b]"])
+    board.add(Arrival(msgspec.structs.replace(odd.result, label="[/red]"), odd.arrived))
+    text = "".join(drawn(board, 120))
+    assert "[/red]" in text and "[/b]" in text

@@ -18,7 +18,8 @@ CAPTURED = time.time()
 
 
 def result(seq: int) -> Result:
-    return Result("subject1", seq, "walking", 4, 0.875, CAPTURED, CAPTURED + 0.5, 1, 4 if seq else None)
+    missing = ["arm"] if seq == 2 else []
+    return Result("subject1", seq, "walking", 4, 0.875, CAPTURED, CAPTURED + 0.5, 1, 4 if seq else None, missing)
 
 
 def publish_until(fleet: Fleet, done: Callable[[], bool], payloads: list[bytes]) -> None:
@@ -62,7 +63,7 @@ def test_the_table_shows_activity_and_accuracy(fleet: Fleet) -> None:
     publish_until(fleet, lambda: watcher.process.poll() is not None, [encode_results([result(1), result(2)])])
     assert watcher.wait() == 0
     assert f"results below {fleet.topics.prefix}result/" in watcher.said
-    for text in ("subject1", "walking", "0.88", "1.000"):
+    for text in ("subject1", "walking", "0.88", "1.000", "subject1 lacks arm"):
         assert text in watcher.said
 
 
