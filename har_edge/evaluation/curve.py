@@ -44,38 +44,51 @@ def choose_row(rows: Sequence[Row]) -> Row:
 
 
 def draw_curve(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Draw mean accuracy over wire bytes per second: a colour a method, a marker for what the classifier sees."""
+    """Draw mean accuracy over wire bytes per second: a colour a method, a marker for what the classifier sees.
+
+    Each design is named once, at its smallest batch; larger ones are small marks on a line that leaves it.
+    """
     figure = _figure(12, 8)
     axes = figure.add_subplot()
     families = list(dict.fromkeys(_family(row) for row in rows))
-    palette = _palette(len(families))
-    for family, colour in zip(families, palette, strict=True):
-        members = [row for row in rows if _family(row) == family]
-        for way in dict.fromkeys(row.downstream for row in members):
-            points = [row for row in members if row.downstream == way]
-            axes.errorbar(
-                [row.wire_bytes_per_s for row in points],
-                [100 * row.accuracy for row in points],
-                yerr=[100 * (row.accuracy_std or 0) for row in points],
-                fmt=_MARKERS.get(way, "*"),
-                markersize=7,
-                color=colour,
-                markerfacecolor="white" if way == Downstream.RESTORE.value else colour,
-                ecolor=(*colour[:3], 0.25),
-                capsize=2,
-                zorder=3,
-            )
-    _draw_lines(axes, rows)
+    colours = dict(zip(families, _palette(len(families)), strict=True))
+    designs = _by_design(rows)
+    for members in designs:
+        _draw_design(axes, members, colours[_family(members[0])])
+    named = [members[0] for members in designs]
+    _draw_lines(axes, named)
     axes.set_xscale("log")
     axes.set_xlabel("bytes per second on the wire, all sensors (MQTT PUBLISH packets), logarithmic")
     axes.set_ylabel("accuracy, mean over subjects ± standard deviation (%)")
     axes.set_title(title, fontsize=10)
     axes.grid(True, which="both", alpha=0.15)
-    _draw_key(figure, {row.downstream for row in rows})
+    _draw_key(figure, rows)
     _fit(axes, rows)
     figure.draw_without_rendering()
-    _name_points(figure, axes, rows, dict(zip(families, palette, strict=True)))
+    _name_points(figure, axes, designs, colours)
     _save(figure, path)
+
+
+def _by_design(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows of each design, the smallest batch first."""
+    designs: dict[tuple[str | int, ...], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.batch):
+        designs.setdefault(row.key[:-1], []).append(row)
+    return list(designs.values())
+
+
+def _draw_design(axes: Any, members: Sequence[Row], colour: Any) -> None:
+    first, marker = members[0], _MARKERS.get(members[0].downstream, "*")
+    fill = "white" if first.downstream == Downstream.RESTORE.value else colour
+    axes.errorbar(
+        [first.wire_bytes_per_s], [100 * first.accuracy], yerr=[100 * (first.accuracy_std or 0)], fmt=marker,
+        markersize=7, color=colour, markerfacecolor=fill, ecolor=(*colour[:3], 0.25), capsize=2, zorder=3,
+    )  # fmt: skip
+    if len(members) > 1:
+        axes.plot(
+            [row.wire_bytes_per_s for row in members], [100 * row.accuracy for row in members], color=colour,
+            linewidth=0.8, marker=marker, markersize=3.5, markerfacecolor=fill, zorder=2,
+        )  # fmt: skip
 
 
 def draw_subjects(rows: Sequence[Row], path: Path, title: str) -> None:
@@ -115,10 +128,11 @@ def _draw_lines(axes: Any, rows: Sequence[Row]) -> None:
         )  # fmt: skip
 
 
-def _draw_key(figure: Any, ways: set[str]) -> None:
+def _draw_key(figure: Any, rows: Sequence[Row]) -> None:
     """Say what the markers mean; colours are named at the points."""
     from matplotlib.lines import Line2D
 
+    ways, batches = {row.downstream for row in rows}, sorted({row.batch for row in rows})
     texts = {
         Downstream.CODES.value: ("o", "dimgrey", "classifier trained on codes"),
         Downstream.RESTORE.value: ("s", "white", "windows restored for the unreduced classifier"),
@@ -128,25 +142,32 @@ def _draw_key(figure: Any, ways: set[str]) -> None:
         for way, (marker, fill, label) in texts.items()
         if way in ways
     ]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    if len(batches) > 1:
+        label = f"small: {', '.join(map(str, batches[1:]))} windows a message instead of {batches[0]}"
+        handles.append(Line2D([], [], marker="o", linestyle="-", color="dimgrey", markersize=3.5, label=label))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
 
 
 def _fit(axes: Any, rows: Sequence[Row]) -> None:
     """Leave room for names at both sides; cut error bars that would squeeze the points together."""
     rates = [row.wire_bytes_per_s for row in rows] + [rows[0].raw_bytes_per_s]
     axes.set_xlim(min(rates) / 1.8, max(rates) * 2.5)
-    levels = [100 * row.accuracy for row in rows]
-    room = max(3.0, 0.25 * (max(levels) - min(levels)))
-    axes.set_ylim(max(0.0, min(levels) - 2 * room), min(100.5, max(levels) + 1.2 * room))
+    lowest, spread = min(100 * row.accuracy for row in rows), [100 * (row.accuracy_std or 0) for row in rows]
+    lows = [100 * row.accuracy - std for row, std in zip(rows, spread, strict=True)]
+    highs = [100 * row.accuracy + std for row, std in zip(rows, spread, strict=True)]
+    axes.set_ylim(max(0.0, lowest - 12, min(lows)) - 3, min(100.0, max(highs)) + 1.5)
 
 
-def _name_points(figure: Any, axes: Any, rows: Sequence[Row], colours: dict[str, Any]) -> None:
-    """Write each row's name where it covers no point and no other name, with a line to its point."""
+def _name_points(figure: Any, axes: Any, designs: Sequence[Sequence[Row]], colours: dict[str, Any]) -> None:
+    """Write each design's name where it covers no mark and no other name, with a line to its point."""
     scale = figure.dpi / 72
-    spots = [axes.transData.transform((row.wire_bytes_per_s, 100 * row.accuracy)) for row in rows]
+    rows = [members[0] for members in designs]
+    places = [[axes.transData.transform((row.wire_bytes_per_s, 100 * row.accuracy)) for row in d] for d in designs]
+    spots = [place[0] for place in places]
     frame = axes.get_window_extent()
     taken = [_box(x, y, 10 * scale, 10 * scale) for x, y in spots]
+    for (x, y), *others in places:
+        taken += [_box((x + other) / 2, y, abs(x - other) + 6 * scale, 6 * scale) for other, _ in others]
     taken += [text.get_window_extent() for text in axes.texts]
     for row, (x, y) in sorted(zip(rows, spots, strict=True), key=lambda pair: -pair[1][1]):
         text = axes.annotate(

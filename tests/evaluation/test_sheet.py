@@ -123,6 +123,7 @@ def test_pictures_are_drawn(crowd: int, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     # Names at one and the same spot must find places of their own, or at least none may be lost.
     rows = [msgspec.structs.replace(SMALL, reducer=f"paa:{9 + number}") for number in range(crowd)]
+    rows += [msgspec.structs.replace(row, batch=8, wire_bytes_per_s=30.0) for row in rows]
     alone = msgspec.structs.replace(SMALL, accuracy_std=None, downstream="restore", per_subject={"a": 0.8})
     trees = row(method="extra-trees", downstream="-")
     paths = draw_study(sheet(row(), trees, *rows, alone), tmp_path)
