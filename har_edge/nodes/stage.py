@@ -181,10 +181,10 @@ class Stage:
                 f"expected {', '.join(setup.wiring.sources)}"
             )
         self._check_batch(message, parts)
-        strange = set(message.missing) - (set(setup.task.inputs) if topic.kind is Kind.ACTIVATION else set())
-        if strange:
+        known = setup.task.inputs if topic.kind is Kind.ACTIVATION else ()
+        if any(source not in known for source in message.missing):
             raise MessageError(
-                f"a message of kind {topic.kind.value} came that misses {', '.join(sorted(strange))}; expected only "
+                f"a message of kind {topic.kind.value} came that misses {', '.join(message.missing)}; expected only "
                 f"activations to miss something, and of {', '.join(setup.task.inputs)}"
             )
         return parts
