@@ -18,12 +18,15 @@ from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Session
 from har_edge.messaging.memory import MemoryBroker
 from har_edge.messaging.wire import Message
+from har_edge.nodes import loop
 from har_edge.nodes.build import build_sensor, topics_of
 from har_edge.nodes.join import PASSED_S, REMEMBERED, CarryOn, Join
+from har_edge.nodes.loop import Stop
 from har_edge.nodes.stage import Stage
 from har_edge.planning.catalog import find_model
 from har_edge.planning.pipeline import MissingRule
 from tests.nodes.rig import LENGTH, TOPICS, Clock, Node, Watcher, part, result_of, samples, small_stage, windows_of
+from tests.nodes.test_loop import ScriptedBus, identity
 from tests.nodes.test_whole import die_unaware
 
 SOURCES = frozenset({"a", "b", "c"})
@@ -356,6 +359,23 @@ def test_what_has_come_but_waits_to_be_handled_does_not_count_as_missing():
     assert stage.tick(until=0.1) == []
     (outgoing,) = stage.handle(part("arm", 0), came=0.1)
     assert [one.missing for one in result_of([outgoing])] == [[]]
+
+
+def test_a_slow_stage_with_a_backlog_leaves_no_source_out(monkeypatch):
+    """Each run takes a second, and what came at once is handled for longer than a window may wait."""
+    clock = Clock(100.0)
+    monkeypatch.setattr(loop.time, "monotonic", clock)
+
+    def slow(values):
+        clock.now += 1.0
+        return {"scores": values["c"].sum(axis=2)[:, :2]}
+
+    came = [part(source, seq) for source in ("chest", "arm") for seq in range(20)]
+    bus = ScriptedBus(came, clock=clock)
+    stage, stop = small_stage(run=slow, clock=clock, carry_on_after_s=1.0), Stop()
+    bus.quiet = lambda: setattr(stop, "asked", stage.counters.windows >= 20)
+    loop.run_stage(bus, stage, identity(), stop)
+    assert (stage.counters.windows, stage.counters.carried_on, stage.counters.late) == (20, 0, 0)
 
 
 # --- whole pipelines over the memory bus ------------------------------------------------------------------------------
