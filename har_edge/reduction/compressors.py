@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from typing import Any
 
@@ -50,13 +49,13 @@ class Zstandard:
         if not 1 <= level <= 22:
             raise ConfigError(f"zstd:{level}: expected a level of 1 to 22")
         try:
-            # Named only where it is used: a node without it must start.
-            self._library: Any = importlib.import_module("zstandard")
+            import zstandard
         except ImportError:
             raise ConfigError(
                 f"zstd:{level}: the package zstandard is missing; pip install 'har-edge[zstd]', or use zlib"
             ) from None
         self.spec = f"zstd:{level}"
+        self._library: Any = zstandard
         self._compressor = self._library.ZstdCompressor(level=level)
         self._expander = self._library.ZstdDecompressor()
         self.operations_a_byte = _look_up(_ZSTD_OPERATIONS, level)

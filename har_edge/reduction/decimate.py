@@ -10,6 +10,7 @@ from har_edge.reduction.checks import check_code, check_window, to_float32
 from har_edge.reduction.reducer import Code
 from har_edge.streams.recording import Samples
 
+_LONGEST = 4096  # the filter is a matrix, and a sensor has little memory
 _LOBES = 5  # zero crossings of the sinc on either side of its middle
 
 
@@ -18,9 +19,9 @@ class Decimator:
 
     The filter is a sinc with its cut at the new Nyquist rate, 10 * FACTOR + 1 taps under a Hamming window, with a gain
     of 1 at zero frequency. `decode` interpolates with a sinc over 10 codes under the same window; on mHealth its error
-    is less than that of lines between the codes (docs/pipeline.md). The kept samples stand in the middle of the
-    window: as many are left off before the first as behind the last, or one less. Beyond its ends a window goes on as
-    its mirror image through the end point, so constants and straight lines come back as they were.
+    is less than that of lines between the codes (tests/reduction/test_decimate.py). The kept samples stand in the
+    middle of the window: as many are left off before the first as behind the last, or one less. Beyond its ends a
+    window goes on as its mirror image through the end point, so constants and straight lines come back as they were.
 
     Source: Crochiere and Rabiner, "Interpolation and decimation of digital signals - a tutorial review", Proceedings of
     the IEEE 69(3), 1981; filter design by windows: Oppenheim and Schafer, Discrete-Time Signal Processing, section 7.5.
@@ -36,6 +37,8 @@ class Decimator:
             raise ConfigError(
                 f"decimate:{factor}: expected a factor of 2 to {length} samples, the length of the window"
             )
+        if length > _LONGEST:
+            raise ConfigError(f"decimate:{factor}: window of {length} samples, expected at most {_LONGEST}; use paa")
         self.spec = f"decimate:{factor}"
         self._shape = (length, channels)
         kept = np.arange((length - 1) % factor // 2, length, factor)

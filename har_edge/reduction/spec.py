@@ -39,8 +39,8 @@ def parse_spec(spec: str) -> tuple[Part, ...]:
     Says nothing about whether there are such methods, and whether they fit each other: `make_reducer` does.
     """
     parts = []
-    # A plus inside a number, as in q8:1e+2:0, joins no methods.
-    for text in re.split(r"(?<![0-9]e)\+", spec):
+    # No method starts with a digit: a plus before one belongs to a number, as in q8:1e+2:0.
+    for text in re.split(r"\+(?![0-9])", spec):
         method, *options = text.strip().split(":")
         for option in (method, *options):
             if not _OPTION.fullmatch(option):

@@ -1,5 +1,8 @@
 """Every reducer against plain NumPy, its error bound, and what it must refuse."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -336,6 +339,18 @@ def test_operations_grow_with_the_window_and_stay_plausible(spec):
     assert 1.8 * once.operations < twice.operations < 2.5 * once.operations
 
 
+def test_a_window_too_long_for_a_matrix_is_refused():
+    with pytest.raises(ConfigError, match="decimate:5: window of 4097 samples, expected at most 4096; use paa"):
+        make_reducer("decimate:5", 4097, 9)
+
+
 def test_every_method_of_the_catalog_is_tested():
     tested = {part.method for spec in SPECS for part in parse_spec(spec)}
     assert tested == {name for name, _ in METHODS}
+
+
+def test_every_method_of_the_catalog_is_documented():
+    text = (Path(__file__).parents[2] / "docs" / "pipeline.md").read_text(encoding="utf-8")
+    rows = [line for line in text.partition("## Reducers")[2].splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall(r"`([a-z0-9]+)[^`]*`", row.split("|")[1])}
+    assert documented == {name for name, _ in METHODS}
