@@ -1,7 +1,5 @@
 """A device's lines to windows: as from a recording where nothing is wrong, and where sensors must agree, they do."""
 
-import dataclasses
-import logging
 from itertools import pairwise
 
 import numpy as np
@@ -237,11 +235,9 @@ def test_the_splitter_gives_the_lines_and_holds_no_more_than_one(chunks, limit):
 
 @given(st.lists(st.binary(max_size=200), max_size=30), st.booleans())
 def test_no_bytes_raise_and_every_window_is_finite(chunks, stamped):
-    logging.getLogger("har_edge.streams.guard").disabled = True
     live = stream(stamped=stamped, length=2, hop=1)
     for chunk in chunks:
         for captured, window in live.feed(chunk.replace(b"\x00", b"\t1\n"), BEGIN):
-            assert isinstance(window, Window) and dataclasses.is_dataclass(window) and captured >= 0
+            assert isinstance(window, Window) and captured >= 0
             assert np.isfinite(window.samples["chest"]).all()
     live.finish(BEGIN)
-    logging.getLogger("har_edge.streams.guard").disabled = False
