@@ -101,8 +101,12 @@ def add_measured(sheet: Sheet, measured: Iterable[Measured]) -> Sheet:
 
 
 def sort_rows(rows: Iterable[Row]) -> list[Row]:
-    """Return rows by protocol, what sends most first."""
-    return sorted(rows, key=lambda row: (_HEADLINE.index(row.protocol), -row.wire_bytes_per_s, row.name))
+    """Return rows by protocol, then design by design, what sends most first, the smallest batch first."""
+    rows = list(rows)
+    most: dict[tuple[str | int, ...], float] = {}
+    for row in rows:
+        most[row.key[:-1]] = max(row.wire_bytes_per_s, most.get(row.key[:-1], 0.0))
+    return sorted(rows, key=lambda row: (_HEADLINE.index(row.protocol), -most[row.key[:-1]], row.key))
 
 
 def write_sheet(sheet: Sheet, folder: Path) -> None:

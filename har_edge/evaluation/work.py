@@ -22,6 +22,7 @@ from har_edge.evaluation.cell import (
 )
 from har_edge.evaluation.store import Store, digest, fingerprint_of
 from har_edge.evaluation.study import NO_REDUCTION, Design, System, Trainer
+from har_edge.planning.task import with_reducers
 from har_edge.reduction.catalog import make_reducer
 from har_edge.streams.description import StreamDescription
 from har_edge.streams.grouping import regroup, regroup_recording
@@ -130,6 +131,9 @@ class Bench:
         training = job.fold.training(self._recordings(design.grouping))
         system = self._trainer.fit(design, training, job.seed, unreduced)
         check_task(system.task, setting.length, setting.hop, setting.label_ids, str(job))
+        if design.reducer == NO_REDUCTION:  # what is shipped sends the model's own integers; here none means none
+            whole = with_reducers(system.task, dict.fromkeys(system.task.inputs, NO_REDUCTION))
+            system = replace(system, task=whole)
         self._store.put_system(key, system)
         return system
 

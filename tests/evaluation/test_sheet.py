@@ -84,6 +84,12 @@ def test_rows_of_the_same_conditions_come_together(tmp_path: Path) -> None:
     assert load_sheet(tmp_path / "nowhere") is None
 
 
+def test_rows_of_one_design_stay_together() -> None:
+    bigger = [row(batch=2, wire_bytes_per_s=500.0), msgspec.structs.replace(SMALL, batch=2, wire_bytes_per_s=30.0)]
+    middle = row("paa:2", wire_bytes_per_s=600.0)
+    assert add_rows(sheet(*bigger, SMALL), [middle, row()]).rows == [row(), bigger[0], middle, SMALL, bigger[1]]
+
+
 def test_a_sheet_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text('{"rows": 1}')
     with pytest.raises(ConfigError, match=r"rows.json: .*another version of har-edge wrote it: remove it, or choose"):

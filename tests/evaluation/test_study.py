@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from har_edge.evaluation.rows import Row, Tally
 from har_edge.evaluation.store import Store, fingerprint
 from har_edge.evaluation.study import Design, Downstream, System
 from har_edge.evaluation.work import Setting
+from har_edge.planning.task import Task, with_reducers
 from har_edge.streams.description import load_description
 from har_edge.streams.recording import Recording
 from har_edge.streams.synthetic import synthesize
@@ -110,6 +112,23 @@ def test_rows_say_what_was_measured(setting: Setting, three: list[Recording]) ->
     systems = {o.job.design: store.system(o.cell.system or "") for o in outcomes if o.cell and o.job.seed == 0}
     whole, other = systems[designs[0]], systems[designs[1]]
     assert whole and other and whole.model == other.model and other.task.inputs["chest"].reducer == "paa:10+q8"
+
+
+@dataclass(frozen=True)
+class Shipping(MeansTrainer):
+    """Makes sensors of the unreduced design send something else, as one that ships int8 models does."""
+
+    def task(self, design: Design, sources: list[str]) -> Task:
+        task = super().task(design, sources)
+        return with_reducers(task, dict.fromkeys(sources, "q16")) if design == NONE else task
+
+
+def test_none_sends_windows_as_they_are_whatever_would_be_shipped(setting: Setting, three: list[Recording]) -> None:
+    _, rows = study(setting, loso(setting, NONE))
+    ship = partial(Shipping, setting.description, LENGTH, HOP, setting.out.parent / "log")
+    other = make_setting(three, setting.out.parent, make_trainer=ship, recipe="shipping")
+    _, again = study(other, loso(other, NONE))
+    assert [timeless(row) for row in again] == [timeless(row) for row in rows]
 
 
 def test_a_second_run_fits_nothing_and_gives_the_same(setting: Setting) -> None:
