@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from har_edge.errors import ConfigError, DataError, MessageError
+from har_edge.inference.codecs import TfliteCodec
 from har_edge.reduction.catalog import make_reducer
 from har_edge.reduction.learned import LearnedEncoder
 from tests.reduction.samples import SampleFiles, some_window
+from tests.reduction.test_quantize_runtime import quantize_model
 
 FILES = SampleFiles(250, 9)
 ENCODER, DECODER = FILES.model("enc.tflite"), FILES.model("dec.tflite")
@@ -86,3 +88,16 @@ def test_a_code_of_which_the_decoder_makes_no_window_is_refused():
         reducer.decode(np.full((5, 9), 3e38, np.float32))
     with pytest.raises(MessageError, match="code holds NaN or infinity, expected finite values"):
         reducer.features(np.full((5, 9), np.nan, np.float32))
+
+
+def test_a_model_of_the_runtime_is_an_encoder():
+    """One QUANTIZE operator from float32: its codes are those of the quantiser with its scale, and stay put."""
+    encoder = TfliteCodec(quantize_model((1, 250, 8), "int8", 0.5, 3), "quantize.tflite")
+    reducer = LearnedEncoder("bottleneck:quantize.tflite", encoder, None, (250, 8))
+    windows = [some_window(250, 8, seed) for seed in range(3)]
+    codes = [reducer.encode(window) for window in windows]
+    oracle = make_reducer("q8:0.5:3", 250, 8)
+    for window, code in zip(windows, codes, strict=True):
+        np.testing.assert_array_equal(code, oracle.encode(window))
+        np.testing.assert_array_equal(reducer.features(code), oracle.decode(code))
+    assert (reducer.code_scale, reducer.code_zero) == (0.5, 3) and reducer.operations >= 0
