@@ -41,7 +41,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_broker(parser: argparse.ArgumentParser, *, embedded: bool = False) -> None:
+def add_broker(parser: argparse.ArgumentParser, *, embedded: bool = False, version: str = "--protocol") -> None:
     """Add the options that name the broker and the credentials."""
     default = "one of its own" if embedded else f"${BROKER_VARIABLE}, then the pipeline file"
     group = parser.add_argument_group("broker")
@@ -52,7 +52,7 @@ def add_broker(parser: argparse.ArgumentParser, *, embedded: bool = False) -> No
     group.add_argument("--cert-file", metavar="FILE", help="PEM file with this client's certificate")
     group.add_argument("--key-file", metavar="FILE", help="PEM file with this client's key")
     group.add_argument("--client", choices=("auto", "paho", "native"), help="MQTT client (default: auto)")
-    group.add_argument("--protocol", choices=("5", "3.1.1"), help="MQTT version (default: 5)")
+    group.add_argument(version, dest="protocol", choices=("5", "3.1.1"), help="MQTT version (default: 5)")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -252,9 +252,19 @@ def positive(text: str) -> int:
 
 
 def load_recordings(
-    args: argparse.Namespace, stream: StreamDescription, names: Sequence[str] | None, *, keep_null: bool = False
+    args: argparse.Namespace,
+    stream: StreamDescription,
+    names: Sequence[str] | None,
+    *,
+    keep_null: bool = False,
+    sources: Sequence[str] | None = None,
 ) -> tuple[list[Recording], str]:
-    """Return the recordings asked for and where they are from; synthetic ones, and a notice, where there are none."""
+    """Return the recordings asked for and where they are from; synthetic ones, and a notice, where there are none.
+
+    They hold the samples of `sources` alone, by default of all.
+    """
+    from dataclasses import replace
+
     from har_edge.streams.files import read_recordings
     from har_edge.streams.locate import SYNTHETIC_NOTICE, find_data
     from har_edge.streams.synthetic import synthesize
@@ -262,9 +272,14 @@ def load_recordings(
     found = find_data(args.data, stream)
     if found is not None:
         kind = "synthetic" if stream.synthetic else "real"
-        return read_recordings(stream, found, names, keep_null=keep_null), f"{kind} data from {found}"
+        return read_recordings(stream, found, names, keep_null, sources), f"{kind} data from {found}"
     if stream.name != "mhealth":
         raise ConfigError(f"no recordings of {stream.name!r} found; name them with --data or HAR_EDGE_DATA")
     if not getattr(args, "no_notice", False):
         print(SYNTHETIC_NOTICE, file=sys.stderr)
-    return synthesize(names or SYNTHETIC_SUBJECTS), "synthetic data"
+    kept = sources or [source.name for source in stream.sources]
+    return [
+        replace(one, samples={source: one.samples[source] for source in kept})
+        for name in names or SYNTHETIC_SUBJECTS  # one by one, so that what is not kept is gone before the next
+        for one in synthesize([name])
+    ], "synthetic data"

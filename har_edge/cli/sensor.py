@@ -62,7 +62,13 @@ def run(args: argparse.Namespace) -> int:
     sensor = build_sensor(pipeline, sources, combine=args.combine)
     if args.live is not None:
         return device.run_live(args, pipeline, sensor, sources, stop)
-    recordings, where = options.load_recordings(args, pipeline.described, args.subjects, keep_null=args.keep_null)
+    recordings, where = options.load_recordings(
+        args,
+        pipeline.described,
+        args.subjects,
+        keep_null=args.keep_null,
+        sources=None if pipeline.grouped else sources,
+    )
     grouping = pipeline.task.stream.grouping
     recordings = [regroup_recording(recording, pipeline.described, grouping) for recording in recordings]
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"

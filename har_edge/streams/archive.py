@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from har_edge.errors import DataError
 from har_edge.streams.description import StreamDescription
 
 # An official mHealth log has about 21 MB; a file that claims more than this is refused before a byte of it is read.
 MAX_FILE_BYTES = 1 << 30
+DIGEST_BYTES = 16
+_PIECE_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +39,30 @@ class DataFile:
 
     def read(self) -> bytes:
         """Return the content; DataError where it is too large or cannot be read."""
+        return b"".join(self._pieces(MAX_FILE_BYTES))
+
+    def digest(self) -> str:
+        """Return a digest of the content, which is never held whole; DataError as from `read`."""
+        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        for piece in self._pieces(_PIECE_BYTES):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def _pieces(self, size: int) -> Iterator[bytes]:
         if self.size > MAX_FILE_BYTES:
             raise DataError(f"{self}: {self.size} bytes, expected at most {MAX_FILE_BYTES}; split the file")
+        left = MAX_FILE_BYTES
         try:
-            if self.member is None:
-                with self.path.open("rb") as file:
-                    return file.read(MAX_FILE_BYTES)
-            # A member gives at most the size it declares, which is checked above, so a zip bomb stays small.
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as content:
-                return content.read(MAX_FILE_BYTES)
+            with contextlib.ExitStack() as stack:
+                if self.member is None:
+                    content: IO[bytes] = stack.enter_context(self.path.open("rb"))
+                else:
+                    # A member gives at most the size it declares, which is checked above, so a zip bomb stays small.
+                    archive = stack.enter_context(zipfile.ZipFile(self.path))
+                    content = stack.enter_context(archive.open(self.member))
+                while left and (piece := content.read(min(size, left))):
+                    left -= len(piece)
+                    yield piece
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
             raise DataError(f"{self}: cannot be read: {error}; fetch or copy the file anew") from error
 

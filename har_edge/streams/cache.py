@@ -29,13 +29,13 @@ def cache_folder() -> Path:
     return Path(base) / "har-edge" / "streams"
 
 
-def entry_path(name: str, layout: str, content: bytes) -> Path:
-    """Return the path of the entry for a file of this name and content, read by this layout.
+def entry_path(name: str, layout: str, digest: str) -> Path:
+    """Return the path of the entry for a file of this name and digest of its content, read by this layout.
 
     The name starts with a digest of name and layout, so that a newer version of the same file replaces the older one.
     """
     place = hashlib.blake2b(b"\0".join((FORMAT, name.encode(), layout.encode())), digest_size=8).hexdigest()
-    return cache_folder() / f"{place}-{hashlib.blake2b(content, digest_size=16).hexdigest()}.npz"
+    return cache_folder() / f"{place}-{digest}.npz"
 
 
 def load_table(path: Path, channels: int) -> Table | None:

@@ -52,6 +52,18 @@ def test_a_zip_a_folder_and_a_file_give_the_same(tmp_path, mhealth, log, numbers
         assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in recording.samples.values())
 
 
+@pytest.mark.parametrize("keep_null", [False, True])
+def test_a_sensor_keeps_the_samples_of_its_own_source(tmp_path, mhealth, log, keep_null):
+    (tmp_path / NAME).write_bytes(log)
+    (whole,) = read_recordings(mhealth, tmp_path, keep_null=keep_null)
+    (part,) = read_recordings(mhealth, tmp_path, None, keep_null, {"arm"})
+    assert list(part.samples) == ["arm"] and part.starts == whole.starts
+    np.testing.assert_array_equal(part.samples["arm"], whole.samples["arm"])
+    np.testing.assert_array_equal(part.labels, whole.labels)
+    samples = part.samples["arm"]
+    assert samples.flags.c_contiguous and samples.base is None, "the other sources must not stay in memory"
+
+
 def test_null_rows_leave_gaps(tmp_path, mhealth, log, numbers):
     (tmp_path / NAME).write_bytes(log)
     (recording,) = read_recordings(mhealth, tmp_path)
