@@ -1,0 +1,172 @@
+"""Prices for devices: a lower bound for every plan, and the way to a good one.
+
+Every device may be used once. Drop that, and let a path pay for each device it takes: the cheapest path is found at
+once, and what it costs, less the price of all devices, is at most what the best plan costs (Lagrangian relaxation;
+Fisher, "The Lagrangian relaxation method for solving integer programming problems", Management Science 27, 1981).
+
+A stage that needs r replicas of one class costs at least r times the price of one of its devices, and a mixed group at
+least the mean of what its members would cost so; so each edge costs the least of latency + price * need over classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from har_edge.planning.problem import NEVER, Choices, Floats
+
+ROUNDS = 60
+_SURE = 1e-9
+_AIM = 0.02
+_PATIENCE = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prices:
+    """What a device of each class costs, what any device costs on top, and the cheapest way from each node to the end.
+
+    `bound` is a lower bound of the objective; inf says that no plan exists. `path` is the cheapest path as (column of
+    the choices, class), which is a plan where `fits` says so.
+    """
+
+    each: Floats
+    any: float
+    to_end: Floats
+    bound: float
+    path: tuple[tuple[int, int], ...]
+    fits: bool
+
+    def worth(self, left: Floats, allowed: int) -> float:
+        """Return the price of the devices that are left, of which `allowed` may still be used."""
+        return float(self.each @ left) + self.any * allowed
+
+
+def evaluate(options: Choices, each: Floats, extra: float) -> Prices:
+    """Return the cheapest path at these prices, and the bound that it gives."""
+    cost = options.latency_s + (each + extra)[:, None] * options.need  # latency is inf where the need is NEVER
+    return _walk(options, cost, each, extra)
+
+
+def _walk(options: Choices, cost: Floats, each: Floats, extra: float) -> Prices:
+    problem, first, heads = options.problem, options.first, options.heads
+    best = cost.argmin(axis=0)
+    weight = cost[best, np.arange(cost.shape[1])] if cost.size else np.empty(0)
+    to_end = np.full(problem.nodes, np.inf)
+    to_end[-1] = 0.0
+    pick = [-1] * problem.nodes
+    for node in range(problem.nodes - 2, -1, -1):
+        start, stop = first[node], first[node + 1]
+        if start < stop:
+            sums = weight[start:stop] + to_end[heads[start:stop]]
+            j = int(sums.argmin())
+            to_end[node], pick[node] = sums[j], start + j
+    path, node = [], 0
+    while node != problem.nodes - 1 and pick[node] >= 0 and np.isfinite(to_end[0]):
+        path.append((pick[node], int(best[pick[node]])))
+        node = int(heads[pick[node]])
+    counts = np.array(problem.counts, float)
+    all_of_it = float(each @ counts) + extra * options.devices
+    bound = float(to_end[0]) - all_of_it
+    return Prices(each, extra, to_end, bound, tuple(path), _fits(options, path))
+
+
+def trim(options: Choices, prices: Prices, target_s: float) -> Choices:
+    """Return the choices without those that no plan below the target can have, as the prices prove."""
+    problem, first = options.problem, options.first
+    cost = options.latency_s + (prices.each + prices.any)[:, None] * options.need
+    weight = cost.min(axis=0)
+    from_start = np.full(problem.nodes, np.inf)
+    from_start[0] = 0.0
+    for node in range(problem.nodes - 1):
+        start, stop = first[node], first[node + 1]
+        if np.isfinite(from_start[node]):  # the heads of a node's edges may repeat
+            np.minimum.at(from_start, options.heads[start:stop], from_start[node] + weight[start:stop])
+    worth = prices.worth(np.array(problem.counts, float), options.devices) + target_s
+    cost += from_start[problem.tails[options.edges]] + prices.to_end[options.heads]
+    kept = cost <= worth + _SURE * (abs(worth) + 1)
+    # A dear device may share a stage with cheap ones, so there only the whole stage can be ruled out.
+    return options.only(np.where(options.shareable, kept.any(axis=0) & (options.need < NEVER), kept))
+
+
+def usage(options: Choices, path: tuple[tuple[int, int], ...]) -> Floats:
+    """Return how many devices of each class a path takes, and how many in all."""
+    used = np.zeros(len(options.problem.counts) + 1)
+    for j, k in path:
+        used[k] += options.need[k, j]
+    used[-1] = used.sum()
+    return used
+
+
+def _fits(options: Choices, path: list[tuple[int, int]]) -> bool:
+    used = usage(options, tuple(path))
+    return bool(path) and bool((used <= _counts(options)).all()) and options.problem.least <= used[-1]
+
+
+def price_places(options: Choices, guess: Floats, rounds: int = ROUNDS) -> Prices:
+    """Look for prices at which no plan can exist (bound inf), or a path that is one (`fits`); else the best prices.
+
+    The prices of all devices together are 1, so the cheapest path proves that there is no plan when it costs more.
+    """
+    counts, weights = _counts(options), np.append(guess, guess.mean() / 4)
+    if not _capped(options):
+        weights[-1] = 0.0
+    best: Prices | None = None
+    pace, patience = 1.0, 0
+    for _ in range(rounds):
+        weights /= weights @ counts
+        found = evaluate(options, weights[:-1], float(weights[-1]))
+        if found.fits:
+            return found
+        if found.bound > _SURE:
+            return Prices(found.each, found.any, found.to_end, np.inf, (), False)
+        if best is None or found.bound > best.bound:
+            best, patience = found, 0
+        else:
+            patience += 1
+        if patience == _PATIENCE:
+            pace, patience = pace * 0.7, 0
+            weights = np.append(best.each, best.any)
+            continue
+        # The slope of (cheapest path) / (price of all), and a step as long as it takes to a bound just above 0.
+        slope = usage(options, found.path) - counts * (found.bound + 1)
+        weights = _climb(options, weights, slope, pace * (_AIM - found.bound))
+    assert best is not None
+    return best
+
+
+def price_latency(options: Choices, target_s: float, rounds: int = ROUNDS) -> Prices:
+    """Return prices with a high lower bound of the latency; `target_s` is what some plan reaches."""
+    counts = _counts(options)
+    weights, pace, patience = np.zeros(len(counts)), 1.0, 0
+    best: Prices | None = None
+    for _ in range(rounds):
+        found = evaluate(options, weights[:-1], float(weights[-1]))
+        if best is None or found.bound > best.bound:
+            best, patience = found, 0
+        else:
+            patience += 1
+        if found.bound >= target_s or (found.fits and not weights.any()):
+            break
+        if patience == _PATIENCE:
+            pace, patience = pace * 0.7, 0
+        weights = _climb(options, weights, usage(options, found.path) - counts, pace * (target_s - found.bound))
+    assert best is not None
+    return best
+
+
+def _climb(options: Choices, weights: Floats, slope: Floats, rise: float) -> Floats:
+    """Return prices a step up the slope, long enough to rise that far on it (Polyak's subgradient step)."""
+    slope = np.where((weights <= 0) & (slope < 0), 0.0, slope)
+    if not _capped(options):
+        slope[-1] = 0.0
+    return np.asarray(np.maximum(0.0, weights + slope * (rise / max(float(slope @ slope), 1e-300))))
+
+
+def _counts(options: Choices) -> Floats:
+    """Return how many devices there are of each class, and how many may be used in all."""
+    return np.append(np.array(options.problem.counts, float), options.devices)
+
+
+def _capped(options: Choices) -> bool:
+    return options.devices < sum(options.problem.counts)

@@ -1,0 +1,188 @@
+"""Find the best path of stages through a model, and the devices that run each stage.
+
+Whether a plan keeps to a bottleneck is decided from two sides. Prices for the devices (prices.py) give a lower bound:
+when the cheapest path costs more than all devices together, no plan exists. Else dynamic programming over the counts of
+devices that are left (sweep.py) looks for a plan, and leaves out what the prices rule out. Both are exact; only where a
+place has more states than are kept can a gap stay open between the plan and the bound, and it is reported. With devices
+of any speed the problem is NP-hard (Pinar, Tabak, Aykanat, "One-dimensional partitioning for heterogeneous systems",
+J. Parallel Distrib. Comput. 68, 2008), so some limit there must be.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from har_edge.errors import InputError
+from har_edge.planning.prices import Prices, price_latency, price_places, trim
+from har_edge.planning.problem import Choices, Floats, Problem, Step, choices
+from har_edge.planning.sweep import Sweep
+
+WIDTH = 48  # states kept for each place to cut
+_PROOFS = 8
+_NEAR = 1e-3  # where no proof is to be had, a plan this near to what was not found is good enough
+
+
+class SearchLimit(InputError):
+    """No plan was found among the states that were kept, which does not prove that there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The steps of the best plan that was found, and what no plan can beat.
+
+    `bound_s` is a proven lower bound of the objective; `proven` says that the plan meets it.
+    """
+
+    steps: tuple[Step, ...]
+    period_s: float
+    latency_s: float
+    bound_s: float
+    proven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A plan that keeps to a bottleneck; without one, `exact` says that there is none."""
+
+    steps: tuple[Step, ...] | None
+    exact: bool
+
+
+def fastest(problem: Problem, width: int = WIDTH) -> Solution | None:
+    """Return the plan with the smallest bottleneck, of these one with a short latency; None where there is no plan.
+
+    Raises SearchLimit when `width` states for each place to cut do not tell whether there is one.
+    """
+    answer = _start(problem, width)
+    if answer is None:
+        return None
+    steps, high = answer, _bottleneck(problem, answer)
+    bound = low = 0.0
+    while low < high:
+        # Quarters until a bottleneck is out of reach, then halves.
+        target = (low + high) / 2 if low else high / 4
+        found = _decide(problem, target, width)
+        if found.steps is not None:
+            steps, high = found.steps, _bottleneck(problem, found.steps)
+            continue
+        low = _next(problem, target)
+        bound = low if found.exact else bound
+        if not found.exact and high <= low * (1 + _NEAR):
+            break
+    if bound < high:
+        bound = _raise_bound(problem, bound, high)
+    steps = _shorten(problem, steps, high, width).steps
+    return Solution(steps, high, _latency(problem, steps), min(bound, high), bound >= high)
+
+
+def shortest(problem: Problem, width: int = WIDTH) -> Solution | None:
+    """Return the plan with the smallest latency; None where there is no plan. Raises SearchLimit as `fastest` does."""
+    answer = _start(problem, width)
+    if answer is None:
+        return None
+    return _shorten(problem, answer, math.inf, width)
+
+
+def _start(problem: Problem, width: int) -> tuple[Step, ...] | None:
+    """Return any plan, None where there is none."""
+    answer = _decide(problem, math.inf, width)
+    if answer.steps is None and not answer.exact:
+        raise SearchLimit(
+            "no way to place the slices within the memory of the devices was found, though there may be one; offer "
+            "more memory, or more devices of one kind"
+        )
+    return answer.steps
+
+
+def _decide(problem: Problem, bottleneck_s: float, width: int) -> _Answer:
+    """Look for a plan that keeps to a bottleneck."""
+    options = choices(problem, bottleneck_s, timed=False)
+    if not len(options.edges):
+        return _Answer(None, True)
+    prices = price_places(options, _speeds(problem, options))
+    if prices.bound == math.inf:
+        return _Answer(None, True)
+    if prices.fits:
+        return _Answer(_steps(options, prices), True)
+    options = trim(options, prices, 0.0)
+    found = Sweep(options, prices, 0.0, width, first=True).run()
+    return _Answer(found.steps, found.exact)
+
+
+def _shorten(problem: Problem, steps: tuple[Step, ...], bottleneck_s: float, width: int) -> Solution:
+    """Return the plan of least latency that keeps to a bottleneck, knowing one that does."""
+    options = choices(problem, bottleneck_s, timed=True)
+    target = _latency(problem, steps)
+    prices = price_latency(options, target)
+    bound, exact = prices.bound, True
+    if prices.fits and not prices.each.any() and not prices.any:
+        steps = _steps(options, prices)
+    else:
+        options = trim(options, prices, target)
+        found = Sweep(options, prices, target, width, first=False).run()
+        steps, exact = found.steps or steps, found.exact
+    latency = _latency(problem, steps)
+    bound = latency if exact else min(bound, latency)
+    return Solution(steps, _bottleneck(problem, steps), latency, bound, exact)
+
+
+def _raise_bound(problem: Problem, low: float, high: float) -> float:
+    """Return a better lower bound of the bottleneck, by prices alone."""
+    bound = low
+    for _ in range(_PROOFS):
+        if not low < high:
+            break
+        target = (low + high) / 2
+        options = choices(problem, target, timed=False)
+        if not len(options.edges) or price_places(options, _speeds(problem, options)).bound == math.inf:
+            bound = low = _next(problem, target)
+        else:
+            high = target
+    return bound
+
+
+def _next(problem: Problem, bottleneck_s: float) -> float:
+    """Return the smallest bottleneck above this one that a stage can have; inf where there is none.
+
+    A stage of r replicas takes the r-th part of a period, so that is the least such part above.
+    """
+    period = problem.period_s[np.isfinite(problem.period_s)]
+    shared = np.broadcast_to(problem.shareable, problem.period_s.shape)[np.isfinite(problem.period_s)]
+    cap = np.where(shared, min(problem.replicas, sum(problem.counts), problem.most), 1)
+    # The largest r whose period / r is still above; r + 1 replicas keep to the bottleneck.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r = np.clip(np.ceil(period / bottleneck_s) if bottleneck_s > 0 else cap, 1, cap)
+    for _ in range(2):  # the quotient may round to the other side of a whole number
+        r = np.where(period / np.maximum(r, 1) > bottleneck_s, r, r - 1)
+    above = np.where(r > 0, period / np.maximum(r, 1), np.inf)
+    above = above[above > bottleneck_s]
+    return float(above.min()) if len(above) else math.inf
+
+
+def _speeds(problem: Problem, options: Choices) -> Floats:
+    """Return what share of the work each class can do: good prices to begin with."""
+    period = problem.period_s[:, options.edges]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(np.isfinite(period), period.min(axis=0) / period, np.nan)
+    ratio = np.where(np.isfinite(ratio), ratio, 0.0)
+    return np.asarray(ratio.mean(axis=1) + 1e-3)
+
+
+def _steps(options: Choices, prices: Prices) -> tuple[Step, ...]:
+    """Return the path that goes with prices."""
+    classes = range(len(options.problem.counts))
+    return tuple(
+        Step(int(options.edges[j]), tuple(int(options.need[k, j]) if other == k else 0 for other in classes))
+        for j, k in prices.path
+    )
+
+
+def _bottleneck(problem: Problem, steps: tuple[Step, ...]) -> float:
+    return max(problem.period_of(step) for step in steps)
+
+
+def _latency(problem: Problem, steps: tuple[Step, ...]) -> float:
+    return sum(problem.latency_of(step) for step in steps)
