@@ -22,13 +22,15 @@ _READ_BYTES = 65536
 class Welcome:
     """What the broker said in CONNACK (MQTT 5, section 3.2.2.3), and the bytes that came along behind it.
 
-    `receive_max` bounds what we may have in flight, `max_packet_bytes` one packet; `keepalive_s` 0 stands for none.
+    `receive_max` bounds what we may have in flight, `max_packet_bytes` one packet, `topic_alias_max` the aliases we may
+    use; `keepalive_s` 0 stands for none.
     """
 
     session_present: bool
     receive_max: int
     max_packet_bytes: int
     keepalive_s: int
+    topic_alias_max: int
     rest: bytes
     sent_bytes: int
     received_bytes: int
@@ -79,6 +81,7 @@ def shake_hands(
         receive_max=packet.receive_max,
         max_packet_bytes=packet.max_packet_size or NO_LIMIT,
         keepalive_s=session.keepalive_s if asked is None else asked,
+        topic_alias_max=packet.topic_alias_max or 0,
         rest=bytes(received[size:]),
         sent_bytes=len(request),
         received_bytes=len(received),

@@ -20,6 +20,7 @@ import mqtt5
 
 from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address
+from har_edge.messaging.aliases import TopicAliases
 from har_edge.messaging.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
 from har_edge.messaging.comeback import Comeback
 from har_edge.messaging.handshake import shake_hands
@@ -80,6 +81,7 @@ class NativeBus:
         # What the broker said in CONNACK:
         self._send_quota, self._send_limit = _MAX_IN_FLIGHT, 0
         self._keepalive_s, self._session_present = session.keepalive_s, False
+        self._aliases = TopicAliases()
         self._acks = AckOrder()
         self._leftover = False  # bytes that came along with CONNACK
         self._subscribing: dict[int, tuple[str, ...]] = {}
@@ -182,6 +184,7 @@ class NativeBus:
         self._traffic.received_bytes += welcome.received_bytes
         self._send_quota, self._send_limit = min(welcome.receive_max, _MAX_IN_FLIGHT), welcome.max_packet_bytes
         self._keepalive_s, self._session_present = welcome.keepalive_s, welcome.session_present
+        self._aliases = TopicAliases(welcome.topic_alias_max)
         self._generation += 1
         self._heard_at = self._spoke_at = self._clock()
         self._comeback.opened()
@@ -237,18 +240,21 @@ class NativeBus:
             self._send_publish(packet_id, publication, duplicate=False)
 
     def _send_publish(self, packet_id: int, publication: _Publication, *, duplicate: bool) -> None:
+        topic, alias = self._aliases.name(publication.topic)
         packet = mqtt5.PublishPacket(
-            publication.topic,
+            topic,
             publication.payload,
             qos=_QOS,
             retain=publication.retain,
             packet_id=packet_id,
             duplicate=duplicate,
+            topic_alias=alias,
         ).write()
         if len(packet) > self._send_limit:  # sent, it would cost the connection (MQTT 5, 3.2.2.3.6)
             _log.error("%s", too_large(publication.topic, len(packet), self._send_limit))
             self._too_large.append(self._inflight.pop(packet_id))
             return
+        self._aliases.remember(publication.topic)
         self._write.append(packet)
 
     def _refuse_too_large(self) -> None:

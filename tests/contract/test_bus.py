@@ -89,6 +89,16 @@ def test_delivers_in_order_and_reports_safety(world: World) -> None:
     assert set(receipts) == {Receipt.SAFE} and sender.unsent == 0
 
 
+def test_many_topics_arrive_under_their_names(world: World) -> None:
+    """More topics than a broker gives aliases for, in turn."""
+    base = next(_names)
+    receiver, sender = ready(world.bus(), f"{base}/+"), world.bus()
+    sent = [(f"{base}/{number % 15}", f"{number}".encode()) for number in range(60)]
+    for topic, payload in sent:
+        sender.publish(topic, payload)
+    assert [(one.topic, one.payload) for one in collect(receiver, 60, (sender,))] == sent
+
+
 def test_says_that_nobody_listens(world: World) -> None:
     sender = world.bus()
     receipts: list[Receipt] = []
@@ -200,6 +210,26 @@ def test_counts_traffic(world: World) -> None:
     until(sender, lambda: sender.unsent == 0)
     assert sender.traffic.published == receiver.traffic.received == 1
     assert sender.traffic.sent_bytes >= 1000 and receiver.traffic.received_bytes - before >= 1000
+
+
+def test_the_native_client_names_a_topic_once(mosquitto: Mosquitto) -> None:
+    pytest.importorskip("mqtt5")
+    topic, payload, count = f"har/v1/pipeline/window/subject1/{next(_names)}", bytes(100), 40
+
+    def sent_bytes(client: Client) -> int:
+        bus = open_bus(mosquitto.address, Session(next(_names)), client)
+        before = bus.traffic.sent_bytes
+        for _ in range(count):
+            bus.publish(topic, payload)
+        until(bus, lambda: bus.unsent == 0)
+        after = bus.traffic.sent_bytes
+        bus.close(forget=True)
+        return after - before
+
+    # The alias is a property of three bytes: its identifier and two of the number.
+    saved = (count - 1) * (len(topic) - 3) - 3
+    lengths_bytes = count - 1  # and a packet of up to 127 bytes says its length in one byte instead of two
+    assert sent_bytes(Client.PAHO) - sent_bytes(Client.NATIVE) == saved + lengths_bytes
 
 
 @pytest.mark.parametrize("client", [Client.PAHO, Client.NATIVE])

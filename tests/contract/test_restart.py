@@ -106,6 +106,28 @@ def test_nothing_is_lost_over_restarts(broker: Broker, connect: Callable[..., Bu
     assert firsts == list(range(count)), "first copies come in order"
 
 
+def test_topics_keep_their_names_over_a_restart(broker: Broker, connect: Callable[..., Bus]) -> None:
+    """What a topic was called on the last connection, another topic may be called on this one."""
+    receiver, sender = ready(connect("receiver", expiry_s=300), "t/+"), connect("sender", expiry_s=300)
+    for number in range(6):
+        sender.publish(f"t/{number}", b"before")
+    came: list[Delivery] = []
+    until(lambda: len(came) == 6 or came.extend(receiver.poll(0.01)), sender)
+    for delivery in came:
+        receiver.acknowledge(delivery)
+    until(lambda: sender.unsent == 0, sender, receiver)
+    broker.stop()
+    until(lambda: not (receiver.connected or sender.connected), receiver, sender)
+    for number in (5, 5, 0, 3, 3, 5):
+        sender.publish(f"t/{number}", b"after")
+    broker.start()
+    until(lambda: receiver.connected, receiver)
+    again: list[Delivery] = []
+    until(lambda: len(again) == 6 or again.extend(receiver.poll(0.01)), sender)
+    assert [delivery.topic for delivery in again] == ["t/5", "t/5", "t/0", "t/3", "t/3", "t/5"]
+    assert {delivery.payload for delivery in again} == {b"after"}
+
+
 def test_both_come_back_after_a_kill(broker: Broker, connect: Callable[..., Bus]) -> None:
     receiver, sender = ready(connect("receiver", expiry_s=300), "t"), connect("sender", expiry_s=300)
     broker.kill()

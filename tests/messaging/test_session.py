@@ -471,6 +471,35 @@ def test_what_the_broker_cannot_take_is_refused_here(
     bus.close()
 
 
+def test_topics_are_named_once_a_connection_and_no_oftener_than_the_broker_permits(serve: Serve) -> None:
+    pytest.importorskip("mqtt5")
+    seen: list[list[tuple[str, int | None]]] = [[], []]
+
+    def play(peer: Peer, connection: int) -> None:
+        peer.accept(topic_alias_max=2, max_packet_size=200, session_present=connection > 0)
+        for number in range(8):
+            packet = peer.expect(mqtt5.PublishPacket)
+            seen[connection].append((packet.topic, packet.topic_alias))
+            if connection or number < 6:
+                peer.send(mqtt5.PubAckPacket(packet.packet_id))
+        if connection:
+            peer.idle()
+
+    server = serve(lambda peer: play(peer, 0), lambda peer: play(peer, 1))
+    bus, receipts = open_bus(server.address, Session("tester"), Client.NATIVE), list[Receipt]()
+    bus.publish("large", bytes(300), receipt=receipts.append)  # never goes out, so the broker does not learn its alias
+    for topic in ("a", "a", "b", "c", "b", "a", "c", "b"):  # the last two are in flight when the connection is lost
+        bus.publish(topic, b"x", receipt=receipts.append)
+    until(bus, lambda _: bus.traffic.reconnects == 1)
+    for topic in ("a", "a", "b", "c", "c", "b"):
+        bus.publish(topic, b"x", receipt=receipts.append)
+    until(bus, lambda _: bus.unsent == 0)
+    assert seen[0] == [("a", 1), ("", 1), ("b", 2), ("c", None), ("", 2), ("", 1), ("c", None), ("", 2)]
+    assert seen[1] == [("c", 1), ("b", 2), ("a", None), ("a", None), ("", 2), ("", 1), ("", 1), ("", 2)]
+    assert receipts.count(Receipt.SAFE) == 14 and receipts.count(Receipt.TOO_LARGE) == 1
+    bus.close()
+
+
 def test_a_very_large_payload_passes_a_slow_reader(serve: Serve, bus_to: OpenBus) -> None:
     large, got = random.Random(1).randbytes(8_000_000), list[bytes]()
 
