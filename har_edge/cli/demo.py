@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speed", type=options.speed, default=30.0, metavar="N|max", help="factor of real time (default: 30)"
     )
+    parser.add_argument("--batch", type=options.batch, default=1, metavar="N", help="windows a message (default: 1)")
     parser.add_argument("--json", type=options.writable_file, metavar="FILE", help="write the summary as JSON")
     options.add_broker(parser, embedded=True)
     options.add_quiet(parser)
@@ -59,10 +60,11 @@ def run(args: argparse.Namespace) -> int:
         seconds = time.monotonic() - started
         whole.local.stop()
         summary = summarize(whole.local, arrivals, seconds)
-    facts = _facts(found, where, whole.broker, args)
+    facts = _facts(found, where, whole, args)
+    delay = options.batch_delay(whole.local.pipeline.task, args.batch, args.speed)
     if interrupted:
         facts["interrupted"] = "yes: the figures are those of the part that ran"
-    _print_summary(summary, facts, found, real)
+    _print_summary(summary, facts, found, real, delay)
     if args.json:
         _write_json(args.json, summary, facts, real)
     if interrupted:
@@ -74,7 +76,7 @@ def _run(whole: Whole, args: argparse.Namespace) -> tuple[list[Arrival], bool]:
     """Run it to the end, or to Ctrl-C; return the results, and whether it was interrupted."""
     arrivals: list[Arrival] = []
     try:
-        start_nodes(whole, args, args.subjects, speed=args.speed, windows=args.windows)
+        start_nodes(whole, args, args.subjects, speed=args.speed, windows=args.windows, batch=args.batch)
         for arrival in _show(whole.local):
             arrivals.append(arrival)
     except KeyboardInterrupt:
@@ -127,17 +129,20 @@ def _show(local: LocalPipeline) -> Iterator[Arrival]:
         console.print(board.draw("at the end", console.width))
 
 
-def _facts(found: FoundModel, where: str, broker: str, args: argparse.Namespace) -> dict[str, str]:
+def _facts(found: FoundModel, where: str, whole: Whole, args: argparse.Namespace) -> dict[str, str]:
+    task = whole.local.pipeline.task
     return {
         "data": where,
         "subjects": ", ".join(args.subjects),
-        "broker": broker,
+        "broker": whole.broker,
         "model": found.path.name,
         "model_sha256": found.sha256,
+        "reducer": options.listed_reducers(task, task.inputs),
+        "batch": f"{args.batch} {'window' if args.batch == 1 else 'windows'} a message",
     }
 
 
-def _print_summary(summary: Summary, facts: dict[str, str], found: FoundModel, real: bool) -> None:
+def _print_summary(summary: Summary, facts: dict[str, str], found: FoundModel, real: bool, delay: str) -> None:
     """Print the figures; say what they rest on."""
     lines = [(key, value) for key, value in facts.items() if key != "model_sha256"]
     missing = f"{summary.lost} {'under way' if 'interrupted' in facts else 'lost'}"
@@ -145,7 +150,7 @@ def _print_summary(summary: Summary, facts: dict[str, str], found: FoundModel, r
         ("windows", f"{summary.windows_in} in, {summary.windows_out} out, {missing}, {summary.duplicated} doubled"),
         ("", f"{summary.duplicates_dropped} repetitions dropped at the sink"),
         *_accuracy_lines(summary, facts, found, real),
-        *_traffic_lines(summary),
+        *_traffic_lines(summary, delay),
     ]
     print()
     for key, value in lines:
@@ -168,16 +173,20 @@ def _accuracy_lines(
         yield "", f"trained on {len(split.train)} subjects and tested on {len(split.test)} others: {split.accuracy:.4f}"
 
 
-def _traffic_lines(summary: Summary) -> Iterator[tuple[str, str]]:
+def _traffic_lines(summary: Summary, delay: str) -> Iterator[tuple[str, str]]:
     wire, raw = summary.sensor_wire_bytes, summary.raw_bytes
     yield "bytes", f"{raw:,} raw (each sample once, as float32)"
     if raw:
         yield "", f"{wire:,} on the wire from the sensors, MQTT headers included: {wire / raw:.2f} of raw"
+    if summary.windows_in:
+        yield "", f"{wire / summary.windows_in:,.0f} a window, all sensors together"
     yield "", f"{summary.stage_wire_bytes:,} on the wire from the stages"
     if summary.latency_p50_ms is not None:
         p50, p95, p99 = summary.latency_p50_ms, summary.latency_p95_ms, summary.latency_p99_ms
         yield "latency", f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms"
         yield "", "from the last sample of a window to its result"
+        if delay:
+            yield "", f"with the waiting of the sensors: {delay}"
     sizes = {name: f"{size / 1e6:.0f}" for name, size in sorted(summary.resident_bytes.items())}
     for role in ("sensor", "stage"):
         nodes = ", ".join(f"{name} {size}" for name, size in sizes.items() if name.startswith(role))

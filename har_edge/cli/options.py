@@ -168,6 +168,15 @@ def listed_reducers(task: Task, sources: Iterable[str]) -> str:
     return ", ".join(f"{source} {spec}" for source, spec in reducers.items())
 
 
+def batch_delay(task: Task, batch: int, speed: float | None) -> str:
+    """Say what several windows a message cost in time; empty where they cost none."""
+    if batch == 1 or speed is None:
+        return ""
+    hops, hop_s = batch - 1, task.stream.hop / (task.stream.rate_hz * speed)
+    unit = "hop" if hops == 1 else "hops"
+    return f"the first window of a message waits {hops} {unit} ({hops * hop_s:.3g} s) for the last"
+
+
 def identity_of(args: argparse.Namespace, pipeline: Pipeline, node: str, role: str, detail: str) -> Identity:
     """Return what a node says of itself."""
     from har_edge.messaging.topics import check_id

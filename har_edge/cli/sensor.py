@@ -76,6 +76,9 @@ def run(args: argparse.Namespace) -> int:
     bus = options.connect(args, pipeline, identity.session(expiry_s=SESSION_S))
     reducers = options.listed_reducers(pipeline.task, sources)
     print(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}", flush=True)
+    delay = options.batch_delay(pipeline.task, args.batch, args.speed)
+    if delay:
+        print(f"sensor {args.source}: {args.batch} windows a message: {delay}", flush=True)
     join = pipeline.config.join
     pace = Pace(
         in_flight=args.in_flight * args.batch,

@@ -47,6 +47,18 @@ def test_it_sends_the_windows_of_a_source_and_says_what_it_did(fleet: Fleet) -> 
     listener.close()
 
 
+def test_it_says_what_several_windows_a_message_cost_in_time(fleet: Fleet) -> None:
+    """The first of 4 windows, 2.5 s apart, waits for 3 more; 50 times faster, that is 150 ms."""
+    fleet.stages()
+    sensors = fleet.sensors("--subjects", "1", "--windows", "8", "--speed", "50", "--batch", "4")
+    fleet.until_results(8)
+    assert [sensor.wait() for sensor in sensors] == [0, 0, 0] and fleet.all_once(1, 8)
+    text = "4 windows a message: the first window of a message waits 3 hops (0.15 s) for the last"
+    assert all(text in sensor.said for sensor in sensors)
+    delays = [fleet.results["subject1", seq].emitted - fleet.results["subject1", seq].captured for seq in range(8)]
+    assert all(delays[first] > 0.149 and delays[first] > delays[first + 3] + 0.149 for first in (0, 4))
+
+
 def test_of_two_sensors_with_one_name_the_older_ends_and_says_so(fleet: Fleet) -> None:
     older = fleet.start("sensor", "--source", "chest", "--subjects", "1", "--speed", "5")
     fleet.until_ready("sensor-chest")
