@@ -451,32 +451,38 @@ def recurrent_classifier(length: int, channels: int) -> bytes:
     return draft.build()
 
 
-def averaging(ports: dict[str, tuple[int, ...]], classes: int = 2, input_type: str = "float32") -> bytes:
+def averaging(
+    ports: dict[str, tuple[int, ...]], classes: int = 2, input_type: str = "float32", shape: Sequence[int] = ()
+) -> bytes:
     """Inputs of these shapes by name, each averaged over its time where it has one, joined, a dense layer: "scores".
 
-    int8 inputs have the scale 0.25 and the zero point -3.
+    int8 inputs have the scale 0.25 and the zero point -3. The scores get the given shape, where one is given.
     """
     rng, draft = np.random.default_rng(0), Draft()
     graph = draft.graph()
     parts = []
-    for name, shape in ports.items():
+    for name, size in ports.items():
         scale = {"type": INT8, "quantization": (0.25, -3)} if input_type == "int8" else {}
-        x = graph.input([1, *shape], name, signature=[-1, *shape], **scale)
+        x = graph.input([1, *size], name, signature=[-1, *size], **scale)
         if input_type == "int8":
-            real = graph.tensor([1, *shape], signature=[-1, *shape])
+            real = graph.tensor([1, *size], signature=[-1, *size])
             graph.op("DEQUANTIZE", [x], [real], tflite.DequantizeOptionsT(), version=2)
             x = real
-        if len(shape) == 2:
-            mean = graph.tensor([1, shape[1]], signature=[-1, shape[1]])
+        if len(size) == 2:
+            mean = graph.tensor([1, size[1]], signature=[-1, size[1]])
             graph.op("MEAN", [x, graph.const(np.array([1], np.int32))], [mean], tflite.ReducerOptionsT())
             x = mean
         parts.append(x)
-    width = sum(shape[-1] for shape in ports.values())
+    width = sum(size[-1] for size in ports.values())
     joined = graph.tensor([1, width], "joined", signature=[-1, width])
     options = tflite.ConcatenationOptionsT()
     options.axis = 1
     graph.op("CONCATENATION", parts, [joined], options)
-    graph.output(graph.dense(joined, classes, rng, "scores"))
+    scores = graph.dense(joined, classes, rng, "scores")
+    if shape:
+        flat, scores = scores, graph.tensor([1, *shape], "shaped", signature=[-1, *shape])
+        graph.op("RESHAPE", [flat, graph.const(np.array([-1, *shape], np.int32))], [scores], tflite.ReshapeOptionsT())
+    graph.output(scores)
     return draft.build()
 
 

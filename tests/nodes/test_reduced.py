@@ -20,6 +20,7 @@ from har_edge.nodes.cutting import prepare
 from har_edge.nodes.loop import Sender
 from har_edge.planning.pipeline import Pipeline, load_pipeline
 from har_edge.planning.task import SourceInput, StreamTask, Task
+from har_edge.reduction.spec import file_names
 from har_edge.streams.description import load_description
 from har_edge.streams.grouping import regroup_recording
 from har_edge.streams.recording import Window
@@ -215,6 +216,61 @@ def test_fitted_files_travel_with_the_slices(tmp_path: Path) -> None:
     assert sorted(one.name for one in (tmp_path / "slices").iterdir()) == [
         "extra.npz", "manifest.json", "pipeline.toml", "slice-0.tflite", "slice-1.tflite",
     ]  # fmt: skip
+
+
+def basis(size: int) -> bytes:
+    """Return principal components [size, LENGTH, 23], as a fitted file holds them."""
+    rng, buffer = np.random.default_rng(5), io.BytesIO()
+    directions = np.linalg.qr(rng.standard_normal((LENGTH * 23, size)))[0].T.reshape(size, LENGTH, 23)
+    np.savez(
+        buffer,
+        mean=np.zeros((LENGTH, 23), np.float32),
+        spread=np.ones(23, np.float32),
+        components=directions.astype(np.float32),
+        scale=np.full(size, 0.5, np.float32),
+    )
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("takes", [(LENGTH, 23), (4,)])
+@pytest.mark.parametrize("reducer", ["pca:basis.npz", "pca:basis.npz+zlib", "ae:encoder.tflite:decoder.tflite"])
+def test_fitted_reducers_run_from_the_folder_of_the_pipeline(tmp_path: Path, takes, reducer: str) -> None:
+    """Files that the model's manifest does not know are hashed when the model is cut, and carried along."""
+    (tmp_path / "basis.npz").write_bytes(basis(4))
+    (tmp_path / "encoder.tflite").write_bytes(models.averaging({"window": (LENGTH, 23)}, classes=4))
+    (tmp_path / "decoder.tflite").write_bytes(models.averaging({"code": (4,)}, classes=LENGTH * 23, shape=(LENGTH, 23)))
+    (tmp_path / "model.tflite").write_bytes(models.averaging({"in_all": takes}))
+    path, folder = tmp_path / "model.tflite", tmp_path / "slices"
+    pipeline = prepare(path, task_of("all"), folder, stages=1, cuts=[], reducers={"all": reducer})
+    assert sorted(pipeline.task.files) == sorted(file_names(reducer))
+    for name, sha256 in pipeline.task.files.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha256
+        (tmp_path / name).unlink()
+    windows = windows_of("all")
+
+    def value(reducer, window):
+        code = reducer.encode(window)
+        return reducer.decode(code) if len(takes) == 2 else reducer.features(code)
+
+    assert answers_of(pipeline, windows, 4) == pytest.approx(scores_by(pipeline, windows, value), rel=1e-5)
+    name = file_names(reducer)[0]
+    (folder / name).write_bytes((folder / name).read_bytes()[:-1] + b"!")
+    for build in (lambda: build_stage(pipeline, 0), lambda: build_sensor(pipeline, ["all"])):
+        with pytest.raises(ModelError, match=rf"{name} has sha256 .* the file was changed or belongs to another"):
+            build()
+
+
+def test_a_reducer_fitted_for_other_channels_is_refused_by_sensor_and_stage(tmp_path: Path) -> None:
+    (tmp_path / "basis.npz").write_bytes(basis(4))
+    pipeline = pipeline_of(tmp_path, "type", "none")
+    (pipeline.folder / "basis.npz").write_bytes(basis(4))
+    files = f'[task.inputs.acc.files]\n"basis.npz" = "{hashlib.sha256(basis(4)).hexdigest()}"\n\n[task.inputs.ecg]'
+    pipeline = change(pipeline, "[task.inputs.ecg]", files)
+    pipeline = change(pipeline, 'tensor = "in_acc"\nreducer = "none"', 'tensor = "in_acc"\nreducer = "pca:basis.npz"')
+    text = "source 'acc': pca:basis.npz: components are [4, 20, 23], expected [K, 20, 9] for windows [20, 9]"
+    for build in (lambda: build_stage(pipeline, 0), lambda: build_sensor(pipeline, ["acc"])):
+        with pytest.raises(ConfigError, match=re.escape(text)):
+            build()
 
 
 def test_a_changed_or_missing_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
