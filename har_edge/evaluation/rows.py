@@ -30,10 +30,11 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     all windows together. `macro_f1` of a subject is over the classes that occur in its truth or answers.
 
     Bytes are per second of a stream, all sources together: `raw` counts each sample once as float32, `code` the codes
-    alone, `wire` the whole PUBLISH packets, `ack` the broker's acknowledgements on their way back. Windows overlap, so
-    a code without reduction takes more than raw. `reduction` is 1 - wire / raw. `operations` and `encode_us` are of one
-    window, all sources together. `error` is that of restored windows (see `Score`). `without` holds the accuracy with
-    each source missing. `conditions` is a hash of what rows must share to be compared: data, seeds, recipe, version.
+    alone, `wire` the whole PUBLISH packets with topic aliases, `named` without (see `Traffic`), `ack` the broker's
+    acknowledgements on their way back. Windows overlap, so a code without reduction takes more than raw. `reduction` is
+    1 - wire / raw. `operations` and `encode_us` are of one window, all sources together. `error` is that of restored
+    windows (see `Score`). `without` holds the accuracy with each source missing. `conditions` is a hash of what rows
+    must share to be compared: data, seeds, recipe, version.
     """
 
     protocol: Protocol
@@ -53,6 +54,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     raw_bytes_per_s: float
     code_bytes_per_s: float
     wire_bytes_per_s: float
+    named_bytes_per_s: float
     ack_bytes_per_s: float
     reduction: float
     operations: int
@@ -141,6 +143,7 @@ def make_rows(setting: Setting, cells: Sequence[Cell], conditions: str) -> Itera
             raw_bytes_per_s=raw,
             code_bytes_per_s=a_second * sum(score.code_bytes for score in scores),
             wire_bytes_per_s=wire,
+            named_bytes_per_s=a_second * sum(part.named_bytes for part in traffic),
             ack_bytes_per_s=a_second * sum(part.messages for part in traffic) * _PUBACK_BYTES,
             reduction=1 - wire / raw,
             operations=round(fmean(score.operations for score in scores)),

@@ -166,8 +166,9 @@ HEAD = (
 )  # fmt: skip
 _LEGEND = """\
 Accuracy and macro F1 are means over subjects, ± the standard deviation over subjects. `wire` counts whole MQTT PUBLISH
-packets (fixed header, topic, packet id, envelope, codes) of all sensors, `code` the codes alone; `raw` is each sample
-once as float32, without any header, so a window that overlaps its neighbour and is not reduced takes more than raw.
+packets (fixed header, topic, packet id, envelope, codes) of all sensors, which name the topic once and by its alias of
+MQTT 5 from then on, `code` the codes alone; `raw` is each sample once as float32, without any header, so a window that
+overlaps its neighbour and is not reduced takes more than raw.
 Acknowledgements (4 bytes a message, on the way back) are not in `wire`. Operations and times are of one window, all
 sensors together, on the machine that ran the study. The error is the mean squared error of restored windows over the
 variance of each channel."""

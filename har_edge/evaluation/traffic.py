@@ -34,14 +34,17 @@ class Encoded:
 class Traffic:
     """What the sensors of some windows send, `batch` windows a message, one message a source.
 
-    `wire_bytes` are whole PUBLISH packets at QoS 1: fixed header, topic, packet id, properties (none), envelope, codes.
-    The broker acknowledges each with a PUBACK of 4 bytes, which `messages` counts and `wire_bytes` does not.
+    `wire_bytes` are whole PUBLISH packets at QoS 1: fixed header, topic, packet id, properties, envelope, codes. They
+    are those of the native client, which names the topic of a stream once and by its alias from then on; `named_bytes`
+    are those of a client or broker without aliases, which names it in every packet. The broker acknowledges each packet
+    with a PUBACK of 4 bytes, which `messages` counts and the others do not.
     """
 
     batch: int
     windows: int
     messages: int
     wire_bytes: int
+    named_bytes: int
 
 
 def encode_window(window: Window, reducers: Mapping[str, Reducer], label_ids: Sequence[int]) -> Encoded:
@@ -54,7 +57,8 @@ def measure_traffic(
     encoded: Sequence[Encoded], reducers: Mapping[str, Reducer], batch: int, topics: Topics = TOPICS, epoch: int = EPOCH
 ) -> Traffic:
     """Pack windows into the messages that sensors publish, one sensor a source, and count their bytes."""
-    messages = wire_bytes = 0
+    messages = wire_bytes = named_bytes = 0
+    named: set[str] = set()
     for group in _groups(encoded, batch):
         first = group[0]
         truth = tuple(window.truth for window in group)
@@ -62,9 +66,12 @@ def measure_traffic(
         for source, reducer in reducers.items():
             tensors = {source: pack(reducer, [window.codes[source] for window in group])}
             message = wire.Message(first.stream, first.seq, epoch, (_CAPTURED,) * len(group), tensors, known)
+            payload, topic = wire.encode(message), topics.window(first.stream, source)
             messages += 1
-            wire_bytes += publish_bytes(topics.window(first.stream, source), wire.encode(message))
-    return Traffic(batch, len(encoded), messages, wire_bytes)
+            wire_bytes += publish_bytes("" if topic in named else topic, payload, aliased=True)
+            named_bytes += publish_bytes(topic, payload)
+            named.add(topic)
+    return Traffic(batch, len(encoded), messages, wire_bytes, named_bytes)
 
 
 def code_bytes(encoded: Sequence[Encoded]) -> int:

@@ -29,7 +29,7 @@ from har_edge.streams.grouping import regroup, regroup_recording
 from har_edge.streams.recording import Recording
 
 # To be raised when the cells and systems of before are no longer right.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,9 +131,9 @@ def unanswered(address: Address) -> str:
     return unreachable(address, f"it closed the connection without an answer to CONNECT ({advice})")
 
 
-def publish_bytes(topic: str, payload: bytes) -> int:
-    """Return the size of a PUBLISH packet at QoS 1 without properties (MQTT 5, section 3.3)."""
-    remaining = 2 + len(topic.encode()) + 2 + 1 + len(payload)
+def publish_bytes(topic: str, payload: bytes, *, aliased: bool = False) -> int:
+    """Return the size of a PUBLISH packet at QoS 1 (MQTT 5, section 3.3), whose only property may be an alias."""
+    remaining = 2 + len(topic.encode()) + 2 + 1 + 3 * aliased + len(payload)
     length_bytes = 1 + (remaining > 127) + (remaining > 16383) + (remaining > 2097151)
     return 1 + length_bytes + remaining
 

@@ -49,6 +49,7 @@ def row(reducer: str = "none", **changes: Any) -> Row:
         "raw_bytes_per_s": 400.0,
         "code_bytes_per_s": 800.0,
         "wire_bytes_per_s": 840.0,
+        "named_bytes_per_s": 900.0,
         "ack_bytes_per_s": 4.0,
         "reduction": -1.1,
         "operations": 10,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from har_edge.evaluation.traffic import EPOCH, TOPICS, code_bytes, encode_window, measure_traffic
+from har_edge.evaluation.traffic import EPOCH, TOPICS, Traffic, code_bytes, encode_window, measure_traffic
+from har_edge.messaging.aliases import TopicAliases
 from har_edge.messaging.link import publish_bytes
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.reduction.catalog import make_reducer
@@ -19,8 +20,11 @@ SPECS = ("none", "paa:5", "paa:5+q8", "q16")
 def test_a_packet_is_as_long_as_the_mqtt5_library_makes_it(size: int) -> None:
     mqtt5 = pytest.importorskip("mqtt5")
     topic, payload = TOPICS.window("subject1", "chest"), bytes(size)
-    packet = mqtt5.PublishPacket(topic, payload=payload, qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=7)
-    assert publish_bytes(topic, payload) == len(packet.write())
+    for named, alias in ((topic, None), (topic, 3), ("", 3)):
+        packet = mqtt5.PublishPacket(
+            named, payload=payload, qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=7, topic_alias=alias
+        ).write()
+        assert publish_bytes(named, payload, aliased=alias is not None) == len(packet)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -30,18 +34,23 @@ def test_bytes_are_those_that_a_sensor_publishes(recordings: list[Recording], sp
     labels = [1, 2, 3]
     reducers = {name: make_reducer(spec, 250, values.shape[1]) for name, values in recordings[0].samples.items()}
     cut = [list(windows(recording, 250, 125, within_activity=False))[:20] for recording in recordings]
-    sent = messages = 0
+    sent = messages = named = 0
     for name, reducer in reducers.items():
         sensor = Sensor(SensorSetup(TOPICS, EPOCH, {name: reducer}, frozenset(labels)))
+        aliases = TopicAliases(10)  # what the native client keeps for a connection to Mosquitto
         for stream in cut:
             for start in range(0, len(stream), batch):
                 group = stream[start : start + batch]
                 out = sensor.handle(group, [1.7e9 + index / 3 for index in range(len(group))])
                 messages += len(out)
-                sent += sum(publish_bytes(message.topic, message.payload) for message in out)
+                for message in out:
+                    topic, alias = aliases.name(message.topic)
+                    aliases.remember(message.topic)
+                    sent += publish_bytes(topic, message.payload, aliased=alias is not None)
+                    named += publish_bytes(message.topic, message.payload)
     encoded = [encode_window(window, reducers, labels) for stream in cut for window in stream]
     traffic = measure_traffic(encoded, reducers, batch)
-    assert (traffic.batch, traffic.windows, traffic.messages, traffic.wire_bytes) == (batch, 40, messages, sent)
+    assert traffic == Traffic(batch, 40, messages, sent, named)
     assert code_bytes(encoded) < sent
     if spec == "none":
         assert code_bytes(encoded) == 40 * 250 * 23 * 4
