@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,17 @@ from har_edge.cli import options
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from har_edge.training.fit import Recipe
+    from collections.abc import Sequence
 
-HELP = "train the network, measure it on subjects it never saw, write float32 and int8 .tflite"
+    from har_edge.streams.description import StreamDescription
+    from har_edge.streams.recording import Recording
+    from har_edge.training.fit import Recipe
+    from har_edge.training.run import Order, Split
+
+HELP = "train a network, measure it on subjects it never saw, write .tflite files and what their reducers need"
+DEFAULT_SPLIT = (("--train-subjects", "1-6"), ("--test-subjects", "7,8"))
+# Of streams with other names, this share is for the test: those whose names come last.
+TEST_SHARE = 0.25
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,18 +31,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     options.add_data(parser)
     parser.add_argument(
-        "--train-subjects",
-        type=options.subjects,
-        default="1-6",
-        metavar="LIST",
-        help="subjects to train the split on (default: 1-6)",
+        "--stream", default="mhealth", metavar="NAME|TOML", help="the data set's description (default: mhealth)"
+    )
+    for option, default in DEFAULT_SPLIT:
+        purpose = option[2:].partition("-")[0]
+        parser.add_argument(
+            option,
+            type=options.subjects,
+            metavar="LIST",
+            help=f"streams to {purpose} the split on (default: {default}; the "
+            f"{'first' if purpose == 'train' else 'last'} of another data set)",
+        )
+    parser.add_argument(
+        "--reducer",
+        metavar="SPEC",
+        help="train for these codes instead, such as bottleneck:16, pca:8 or paa:5; none: the float32 network behind "
+        "windows as they are (default: float32 and int8 networks of early fusion)",
     )
     parser.add_argument(
-        "--test-subjects",
-        type=options.subjects,
-        default="7,8",
-        metavar="LIST",
-        help="subjects to test the split on (default: 7,8)",
+        "--downstream",
+        choices=("codes", "restore"),
+        default="codes",
+        help="what the network takes: codes, or windows restored from them (default: codes)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("int8", "float"),
+        help="of the network with --reducer (default: int8 for codes, float for windows)",
+    )
+    parser.add_argument(
+        "--grouping",
+        choices=("location", "all", "type"),
+        default="location",
+        help="channels that one source has: of a location, all, or of a sensor type (default: location)",
     )
     parser.add_argument(
         "--split-only", action="store_true", help="measure the split, but do not go on to train on all subjects"
@@ -50,36 +80,97 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.training.backend import require_tensorflow
 
     require_tensorflow()
-    from har_edge.planning.catalog import VERSION, Catalog, store_catalog
+    from har_edge.planning.catalog import merge_catalog, store_catalog
     from har_edge.streams.description import load_description
-    from har_edge.streams.synthetic import SUBJECTS
     from har_edge.training.fit import Recipe
-    from har_edge.training.run import Split, Workshop
+    from har_edge.training.run import Workshop
 
     if not 0 <= args.seed < 1 << 32:
         raise ConfigError(f"--seed {args.seed}: expected 0 to {(1 << 32) - 1}")
     recipe = Recipe(epochs=args.epochs or Recipe().epochs, seed=args.seed)
-    split = Split(args.train_subjects, args.test_subjects)
-    description = load_description("mhealth")
-    wanted = [*split.train, *split.test] if args.split_only else None
-    recordings, origin = options.load_recordings(args, description, wanted)
-    if not recordings[0].real and wanted is None:
-        recordings, origin = options.load_recordings(args, description, SUBJECTS)
-    _say(f"{origin}: {', '.join(recording.stream for recording in recordings)}")
-    workshop = Workshop(recordings, description, split, recipe, command=_command(args, recipe), say=_say)
+    description = load_description(args.stream)
+    recordings, split = _load(args, description)
+    order = _order(args)
+    workshop = Workshop(
+        recordings,
+        description,
+        split,
+        recipe,
+        command=_command(args, split, recipe),
+        say=_say,
+        order=order,
+        described=Path(args.stream).name,
+    )
     files = workshop.make(final=not args.split_only, baseline=args.baseline)
     args.out.mkdir(parents=True, exist_ok=True)
+    if Path(args.stream).is_file():
+        (args.out / Path(args.stream).name).write_bytes(Path(args.stream).read_bytes())
     for file in files:
-        (args.out / file.entry.file).write_bytes(file.content)
-        _say(f"{args.out / file.entry.file}: {len(file.content)} bytes, sha256 {file.entry.sha256}")
-    _say(str(store_catalog(Catalog(VERSION, [file.entry for file in files]), args.out)))
+        for name, content in {file.entry.file: file.content, **file.files}.items():
+            (args.out / name).write_bytes(content)
+            _say(f"{args.out / name}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    _say(str(store_catalog(merge_catalog(args.out, [file.entry for file in files]), args.out)))
     return 0
 
 
-def _command(args: argparse.Namespace, recipe: Recipe) -> str:
+def _load(args: argparse.Namespace, description: StreamDescription) -> tuple[Sequence[Recording], Split]:
+    """Return the recordings, and the split by the names that they have."""
+    from har_edge.streams.synthetic import SUBJECTS
+    from har_edge.training.run import Split
+
+    mhealth = description.name == "mhealth"
+    train, test = (
+        getattr(args, option[2:].replace("-", "_")) or (options.subjects(default) if mhealth else None)
+        for option, default in DEFAULT_SPLIT
+    )
+    wanted = [*train, *test] if args.split_only and train and test else None
+    recordings, origin = options.load_recordings(args, description, wanted)
+    if mhealth and not recordings[0].real and wanted is None:
+        recordings, origin = options.load_recordings(args, description, SUBJECTS)
+    names = [recording.stream for recording in recordings]
+    _say(f"{origin}: {', '.join(names)}")
+    if not (train and test):
+        train, test = _divide(names, train, test)
+    return recordings, Split(train, test)
+
+
+def _divide(
+    names: Sequence[str], train: Sequence[str] | None, test: Sequence[str] | None
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the streams to train and to test with, where only one of them or none was named."""
+    if len(names) < 2:
+        raise ConfigError(f"{', '.join(names) or 'no stream'} came; expected at least two, one to train, one to test")
+    if test is None and train is None:
+        test = names[-max(1, round(TEST_SHARE * len(names))) :]
+    if test is None:
+        test = [name for name in names if name not in (train or ())]
+    return train or [name for name in names if name not in test], test
+
+
+def _order(args: argparse.Namespace) -> Order:
+    """Return what to make; ConfigError for options that need --reducer."""
+    from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream
+    from har_edge.training.run import Order
+
+    if args.reducer is None:
+        if args.precision or args.downstream != "codes":
+            raise ConfigError("--precision and --downstream say what to train for a --reducer; name one")
+        return Order(None, args.grouping)
+    windows = args.reducer == NO_REDUCTION or args.downstream == "restore"
+    precision = args.precision or ("float" if windows else "int8")
+    return Order(Design(args.reducer, Downstream(args.downstream), args.grouping, precision), args.grouping)
+
+
+def _command(args: argparse.Namespace, split: Split, recipe: Recipe) -> str:
     """Return the command that makes the same models again, whatever the defaults are by then."""
-    parts = ["har-edge train --out models", f"--train-subjects {','.join(args.train_subjects)}"]
-    parts += [f"--test-subjects {','.join(args.test_subjects)}", f"--seed {recipe.seed} --epochs {recipe.epochs}"]
+    parts = ["har-edge train --out models"]
+    parts += [f"--stream {args.stream}"] * (args.stream != "mhealth")
+    parts += [f"--train-subjects {','.join(split.train)}", f"--test-subjects {','.join(split.test)}"]
+    if args.reducer is not None:
+        parts += [f"--reducer {args.reducer} --downstream {args.downstream}"]
+        parts += [f"--precision {args.precision}"] * (args.precision is not None)
+    parts += [f"--grouping {args.grouping}"] * (args.grouping != "location")
+    parts += [f"--seed {recipe.seed} --epochs {recipe.epochs}"]
     parts += ["--baseline"] * args.baseline + ["--split-only"] * args.split_only
     return " ".join(parts)
 

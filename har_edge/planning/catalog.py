@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +40,28 @@ class BaselineScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     macro_f1: float
 
 
-class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LosoScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How models of this kind did on every stream in turn, each time trained on all others, over some seeds.
+
+    `accuracy` and `macro_f1` are means over streams (and seeds), `deviation` is the standard deviation of the accuracy
+    over streams. `wire_bytes_per_s` is what all sensors of a stream send, packets included. `command` is the study.
+    """
+
+    protocol: str
+    streams: int
+    seeds: list[int]
+    accuracy: float
+    deviation: float
+    macro_f1: float
+    wire_bytes_per_s: float
+    command: str
+
+
+class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One model file: what it is for, what it was trained on, how good that proved to be, and how to make it again.
 
-    `trained_on` names the streams behind the weights; `split` was measured on streams outside its own `train`.
+    `trained_on` names the streams behind the weights; `split` was measured on streams outside its own `train`. Files
+    of fitted reducers lie beside the model, and stand with their hashes in the task.
     """
 
     name: str
@@ -59,6 +78,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     command: str
     seed: int
     versions: dict[str, str]
+    loso: LosoScore | None = None
 
 
 class Catalog(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,6 +116,17 @@ def load_catalog(path: Path | None = None) -> Catalog:
         if Path(entry.file).name != entry.file or entry.file in ("", ".", ".."):
             raise ModelError(f"{file} names the file {entry.file!r}, expected one beside the manifest")
     return catalog
+
+
+def merge_catalog(folder: Path, entries: Sequence[ModelEntry]) -> Catalog:
+    """Return the catalog of a folder with these entries in the place of those of their names, new ones at the end.
+
+    Raises ModelError for a manifest that is malformed.
+    """
+    known = load_catalog(folder).models if (folder / FILE_NAME).is_file() else []
+    fresh = {entry.name: entry for entry in entries}
+    merged = [fresh.pop(entry.name, entry) for entry in known]
+    return Catalog(VERSION, [*merged, *fresh.values()])
 
 
 def store_catalog(catalog: Catalog, folder: Path) -> Path:

@@ -24,7 +24,7 @@ PHASES = 10
 class Batch:
     """Windows of all sources, float32 [n, length, channels] each, and their classes, int64 [n]."""
 
-    samples: Mapping[str, Samples]
+    samples: dict[str, Samples]
     classes: Indices
 
     def __len__(self) -> int:

@@ -44,8 +44,10 @@ def convert_float(network: Any) -> bytes:
     return tidy(_convert(tf.lite.TFLiteConverter.from_keras_model(network)), network)
 
 
-def convert_int8(network: Any, scaling: Scaling, calibration: Mapping[str, Samples]) -> bytes:
-    """Return a Keras model as a full int8 .tflite; `calibration` holds [n, ...] by input.
+def convert_int8(
+    network: Any, scaling: Scaling, calibration: Mapping[str, Samples], *, first: Sequence[str] = ()
+) -> bytes:
+    """Return a Keras model as a full int8 .tflite; `calibration` holds [n, ...] by input, `first` is as in `tidy`.
 
     Post-training quantisation as in Jacob et al., "Quantization and training of neural networks for efficient
     integer-arithmetic-only inference", CVPR 2018, section 2.
@@ -64,7 +66,7 @@ def convert_int8(network: Any, scaling: Scaling, calibration: Mapping[str, Sampl
             put_scaling_before(content, index, scaling.mean[name], scaling.spread[name])
         else:
             pin_range(content.subgraphs[0].tensors[index], span)
-    return tidy(bytes(flatbuffer_utils.convert_object_to_bytearray(content)), network)
+    return tidy(bytes(flatbuffer_utils.convert_object_to_bytearray(content)), network, first)
 
 
 def _representative(scaling: Scaling, calibration: Mapping[str, Samples]) -> Iterator[Mapping[str, Samples]]:
@@ -88,18 +90,19 @@ def _convert(converter: Any) -> bytes:
         return bytes(converter.convert())
 
 
-def tidy(model: bytes, network: Any) -> bytes:
+def tidy(model: bytes, network: Any, first: Sequence[str] = ()) -> bytes:
     """Return the model with operators in the order of the inputs and tensors named after the layers.
 
     The converter puts the first operators of all branches before all others, so that every cut would have to carry
-    raw windows; here each branch is complete before the next begins, in an order as legal as before.
+    raw windows; here each branch is complete before the next begins, in an order as legal as before. Tensors named in
+    `first` are made before anything that is done with them.
     """
     content = flatbuffer_utils.convert_bytearray_to_object(bytearray(model))
     graph = content.subgraphs[0]
     layers = [layer.name for layer in network.layers]
     taken: set[bytes] = set()
     _name_ports(graph, network)
-    graph.operators = _order(graph)
+    graph.operators = _order(graph, graph.outputs)
     for operator in graph.operators:
         output = graph.tensors[operator.outputs[0]]
         if operator.outputs[0] not in graph.outputs:
@@ -107,6 +110,8 @@ def tidy(model: bytes, network: Any) -> bytes:
         for at, tensor in enumerate(operator.inputs):
             if tensor >= 0 and content.buffers[graph.tensors[tensor].buffer].data is not None:
                 graph.tensors[tensor].name = output.name + f"/constant_{at}".encode()
+    milestones = [index for name in first for index, t in enumerate(graph.tensors) if t.name == name.encode()]
+    graph.operators = _order(graph, [*milestones, *graph.outputs])
     return bytes(flatbuffer_utils.convert_object_to_bytearray(content))
 
 
@@ -119,8 +124,8 @@ def _name_ports(graph: Any, network: Any) -> None:
     graph.tensors[graph.outputs[0]].name = network.layers[-1].name.encode()
 
 
-def _order(graph: Any) -> list[Any]:
-    """Return the operators depth first from the output, the inputs of each in the order it takes them."""
+def _order(graph: Any, wanted: Sequence[int]) -> list[Any]:
+    """Return the operators depth first from the tensors wanted, the inputs of each in the order it takes them."""
     makers = {output: operator for operator in graph.operators for output in operator.outputs}
     ordered: list[Any] = []
 
@@ -128,12 +133,12 @@ def _order(graph: Any) -> list[Any]:
         operator = makers.get(tensor)
         if operator is None or any(operator is known for known in ordered):
             return
-        for wanted in operator.inputs:
-            visit(wanted)
+        for taken in operator.inputs:
+            visit(taken)
         ordered.append(operator)
 
-    for output in graph.outputs:
-        visit(output)
+    for tensor in wanted:
+        visit(tensor)
     return ordered
 
 

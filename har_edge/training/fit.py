@@ -1,21 +1,30 @@
-"""Fit one network to recordings, the same way every time."""
+"""What a network learns from: windows changed anew each epoch, or codes of some that were changed before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from har_edge.evaluation.study import Training
 from har_edge.streams.description import StreamDescription
-from har_edge.streams.recording import Recording
+from har_edge.streams.recording import Samples
 from har_edge.training.augmentation import Augmentation, Augmenter, drop_sources
-from har_edge.training.dataset import WINDOWS_A_LENGTH, Draw, WindowPool
+from har_edge.training.dataset import WINDOWS_A_LENGTH, Batch, Draw, Indices, WindowPool
 from har_edge.training.loop import Piece, Schedule, parts, smooth, train, whole_batches
-from har_edge.training.network import Entrance, Layout, build_network
-from har_edge.training.scaling import Scaling, measure_scaling
+from har_edge.training.network import Entrance, Layout, build_network, fit_layout
+from har_edge.training.scaling import Array, Scaling, measure_scaling
+
+Say = Callable[[int, float], None]
+# Windows or features of each source, which it may write to, to the inputs of a network in their order.
+Prepare = Callable[[dict[str, Samples]], list[Samples]]
+
+
+def silent(epoch: int, loss: float) -> None:
+    """Say nothing about an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +32,14 @@ class Recipe:
     """Everything that decides the weights besides the recordings.
 
     The number of epochs is fixed: nothing is stopped or chosen by looking at data outside training. Each epoch draws
-    `windows_a_length` windows from every length of one, at another phase.
+    `windows_a_length` windows from every length of one, at another phase. Where a network is trained on codes,
+    `encoded_passes` epochs are changed and encoded, and the others take these again.
     """
 
     epochs: int = 12
     seed: int = 0
     windows_a_length: int = WINDOWS_A_LENGTH
+    encoded_passes: int = 4
     batch: int = 64
     rate: float = 2e-3
     decay: float = 0.0
@@ -66,26 +77,26 @@ def window_entrances(description: StreamDescription, length: int) -> tuple[Entra
 
 
 def fit_network(
-    recordings: Sequence[Recording],
+    training: Training,
     description: StreamDescription,
     label_ids: Sequence[int],
     length: int,
-    layout: Layout,
     recipe: Recipe,
-    progress: Callable[[int, float], None] = lambda epoch, loss: None,
+    progress: Say = silent,
 ) -> Fitted:
-    """Train a new network on all windows of `recordings`; `progress` gets each epoch, from 0, and its mean loss."""
-    pool = WindowPool(recordings, length, label_ids, windows_a_length=recipe.windows_a_length)
-    scaling = measure_scaling(recordings, description)
-    entrances = window_entrances(description, length)
-    augmenter = Augmenter(description, [description.labels[label] for label in label_ids], recipe.augmentation)
-    network = train(
-        Network(entrances, layout),
-        window_passes(pool, augmenter, scaling, layout.classes, recipe),
-        schedule(pool, recipe),
-        recipe.seed,
-        progress,
+    """Train a new network on windows as they are; `description` is that of the recordings, regrouped if they are."""
+    pool = WindowPool(
+        training.recordings,
+        length,
+        label_ids,
+        windows_a_length=recipe.windows_a_length,
+        chosen=training.chosen,
     )
+    entrances = window_entrances(description, length)
+    layout, scaling = fit_layout(entrances, len(label_ids)), measure_scaling(training.recordings, description)
+    augmenter = Augmenter(description, [description.labels[label] for label in label_ids], recipe.augmentation)
+    epochs = window_passes(pool, augmenter, scaling.spread, scaling.inputs, layout.classes, recipe)
+    network = train(Network(entrances, layout), epochs, schedule(pool, recipe), recipe.seed, progress)
     return Fitted(network, entrances, layout, scaling)
 
 
@@ -96,18 +107,37 @@ def schedule(pool: WindowPool, recipe: Recipe) -> Schedule:
 
 
 def window_passes(
-    pool: WindowPool, augmenter: Augmenter, scaling: Scaling, classes: int, recipe: Recipe
+    pool: WindowPool,
+    augmenter: Augmenter,
+    spread: Mapping[str, Array],
+    prepare: Prepare,
+    classes: int,
+    recipe: Recipe,
 ) -> Iterator[Iterator[Piece]]:
-    """Yield each epoch: changed and scaled windows, piece by piece."""
+    """Yield each epoch, piece by piece: changed windows, as `prepare` makes inputs of them."""
     random = np.random.default_rng(recipe.seed)
 
     def pieces(draw: Draw) -> Iterator[Piece]:
         for part in parts(len(draw), recipe.batch):
-            batch = augmenter.change(draw.take(part), scaling.spread, random)
+            batch = augmenter.change(draw.take(part), spread, random)
             drop_sources(batch.samples, recipe.augmentation.absent, random)
-            inputs = [scaling.scale(source, values, values) for source, values in batch.samples.items()]
-            yield Piece(inputs, smooth(batch.classes, classes, recipe.smoothing))
+            yield Piece(prepare(batch.samples), smooth(batch.classes, classes, recipe.smoothing))
 
     for _ in range(recipe.epochs):
         draw = pool.draw(int(random.integers(pool.phases)))
         yield pieces(draw.take(whole_batches(len(draw), recipe.batch, random)))
+
+
+def array_passes(passes: Sequence[Batch], prepare: Prepare, classes: int, recipe: Recipe) -> Iterator[Iterator[Piece]]:
+    """Yield each epoch from passes that were made before, in turn and each time in another order."""
+    random = np.random.default_rng(recipe.seed)
+
+    def pieces(batch: Batch, order: Indices) -> Iterator[Piece]:
+        for part in parts(len(order), recipe.batch):
+            samples = {source: values[order[part]] for source, values in batch.samples.items()}
+            drop_sources(samples, recipe.augmentation.absent, random)
+            yield Piece(prepare(samples), smooth(batch.classes[order[part]], classes, recipe.smoothing))
+
+    for epoch in range(recipe.epochs):
+        batch = passes[epoch % len(passes)]
+        yield pieces(batch, whole_batches(len(batch), recipe.batch, random))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
+from tensorflow.lite.tools import flatbuffer_utils
 
 from har_edge.training.scaling import Array, Range
 
@@ -47,6 +48,53 @@ def put_scaling_before(content: Any, index: int, mean: Array, spread: Array) -> 
         for entry in signature.inputs:
             if entry.tensorIndex == index:
                 entry.tensorIndex = outer
+
+
+def unscale_output(model: bytes, mean: Array, spread: Array) -> bytes:
+    """Return an int8 model whose one output leaves as float32 in physical units: dequantised, times spread, plus mean.
+
+    `mean` and `spread` are those of the last dimension.
+    """
+    content = flatbuffer_utils.convert_bytearray_to_object(bytearray(model))
+    graph = content.subgraphs[0]
+    (index,) = (int(at) for at in graph.outputs)
+    name = graph.tensors[index].name
+    real, multiplied, outer = (
+        _copy(content, graph.tensors[index], name + suffix) for suffix in (b"_real", b"_spread", b"")
+    )
+    graph.tensors[index].name = name + b"_quantised"
+    factor, shift = _constant(content, name + b"_factor", spread), _constant(content, name + b"_shift", mean)
+    graph.operators += [
+        _operator(content, schema.BuiltinOperator.DEQUANTIZE, [index], real, schema.DequantizeOptionsT()),
+        _operator(content, schema.BuiltinOperator.MUL, [real, factor], multiplied, schema.MulOptionsT()),
+        _operator(content, schema.BuiltinOperator.ADD, [multiplied, shift], outer, schema.AddOptionsT()),
+    ]
+    graph.outputs = [outer]
+    for signature in content.signatureDefs or []:
+        for entry in signature.outputs:
+            entry.tensorIndex = outer
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(content))
+
+
+def quantise_output(model: bytes, scale: float, zero: int) -> bytes:
+    """Return a float32 model whose one output leaves as int8, real = scale * (value - zero)."""
+    content = flatbuffer_utils.convert_bytearray_to_object(bytearray(model))
+    graph = content.subgraphs[0]
+    (index,) = (int(at) for at in graph.outputs)
+    name = graph.tensors[index].name
+    outer = _copy(content, graph.tensors[index], name)
+    graph.tensors[index].name = name + b"_real"
+    tensor = graph.tensors[outer]
+    tensor.type, tensor.quantization = schema.TensorType.INT8, schema.QuantizationParametersT()
+    tensor.quantization.scale, tensor.quantization.zeroPoint = [float(np.float32(scale))], [zero]
+    graph.operators.append(
+        _operator(content, schema.BuiltinOperator.QUANTIZE, [index], outer, schema.QuantizeOptionsT())
+    )
+    graph.outputs = [outer]
+    for signature in content.signatureDefs or []:
+        for entry in signature.outputs:
+            entry.tensorIndex = outer
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(content))
 
 
 def _copy(content: Any, tensor: Any, name: bytes) -> int:

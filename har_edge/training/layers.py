@@ -87,6 +87,22 @@ class Dropout(Layer):  # type: ignore[misc]
         return tf.where(kept, value / (1 - self._share), 0.0)
 
 
+class Absence(Layer):  # type: ignore[misc]
+    """Zero all values of a share of the windows in training; nothing is blown up."""
+
+    def __init__(self, share: float, name: str) -> None:
+        super().__init__(name=name)
+        self._share = share
+
+    def build(self, shape: Any) -> None:
+        self.counter = self.add_weight(shape=(2,), dtype="int32", initializer=_Seed(), trainable=False)
+
+    def call(self, value: Any, training: bool = False) -> Any:
+        if not training or not self._share:
+            return value
+        return tf.where(_uniform(self.counter, (tf.shape(value)[0], 1)) >= self._share, value, 0.0)
+
+
 class SourceDropout(Layer):  # type: ignore[misc]
     """Zero whole inputs of a list at random in training, never all of a window, so that zero means absent.
 

@@ -97,7 +97,8 @@ class _Loop:
         self._optimizer.build(self._network.trainable_variables)
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]
         self._step = tf.function(self._make_step, jit_compile=True) if compiled else self._make_step
-        self._run = tf.function(self._make_run, reduce_retracing=True)
+        *taken, given = (_any_number(tensor) for tensor in (*self._network.inputs, *self._network.outputs))
+        self._run = tf.function(self._make_run, input_signature=[taken, given, tf.TensorSpec((None,), tf.float32)])
 
     def start(self, network: Any) -> None:
         """Take over the weights of a network, and forget all gradients."""
@@ -134,6 +135,10 @@ class _Loop:
         self._optimizer.learning_rate.assign(rate)
         self._optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
         return loss
+
+
+def _any_number(tensor: Any) -> Any:
+    return tf.TensorSpec((None, *tensor.shape[1:]), tf.float32)
 
 
 def whole_batches(count: int, batch: int, random: np.random.Generator) -> npt.NDArray[np.int64]:

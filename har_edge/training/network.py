@@ -9,7 +9,7 @@ meet in dense layers instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ import numpy as np
 import tensorflow as tf
 
 from har_edge.errors import ConfigError
+from har_edge.streams.recording import Samples
 from har_edge.training.layers import Convolution, Dropout
 from har_edge.training.scaling import Scaling
 
 # A window is looked at in about so many frames, half overlapping.
 FRAMES = 50
+NOTHING: Mapping[str, str] = {}
 # From so many steps on, the second convolution takes every other one.
 LONG = 16
 
@@ -99,11 +101,18 @@ class Blocks:
     def dense(self, value: Any, units: int, name: str, activation: str | None = "relu") -> Any:
         return keras.layers.Dense(units, activation=activation, name=name)(value)
 
+    def squeeze(self, value: Any, units: int, name: str) -> Any:
+        """Return a code: as many values of a tanh, in a tensor of that name."""
+        return keras.layers.Activation("tanh", name=name)(self.dense(value, units, f"{name}_sum", None))
+
     def drop(self, value: Any, share: float, name: str, *, spatial: bool = False) -> Any:
         return Dropout(share, name, spatial=spatial)(value) if self.training else value
 
     def join(self, values: Sequence[Any], name: str) -> Any:
         return keras.layers.Concatenate(name=name)(values) if len(values) > 1 else values[0]
+
+    def rename(self, value: Any, name: str) -> Any:
+        return keras.layers.Activation("linear", name=name)(value)
 
     def pool(self, value: Any, name: str) -> Any:
         """Return mean and maximum of each feature over time, [n, 2 * filters]."""
@@ -144,7 +153,7 @@ def fold_network(network: Any, entrances: Sequence[Entrance], layout: Layout, sc
     logits = _connect(Blocks(training=False), entrances, values, layout)
     shipped = keras.Model(inputs, keras.layers.Softmax(name="activity")(logits))
     unscaled = [entrance.name for entrance in entrances if clip or scaling.ranges[entrance.name] is not None]
-    fold_weights(network, shipped, {f"{name}_first": name for name in unscaled}, scaling)
+    fold_weights(network, shipped, scaling, enter={f"{name}_first": name for name in unscaled})
     return shipped
 
 
@@ -193,10 +202,13 @@ def clipped(value: Any, scaling: Scaling) -> Any:
     )(value)
 
 
-def fold_weights(network: Any, shipped: Any, scaled: dict[str, str], scaling: Scaling) -> None:
+def fold_weights(
+    network: Any, shipped: Any, scaling: Scaling, *, enter: Mapping[str, str], leave: Mapping[str, str] = NOTHING
+) -> None:
     """Give the layers of a network to ship the weights of the trained ones of their names.
 
-    `scaled` names the layers that take an entrance as it comes: the scaling of that is folded into them.
+    `enter` names the layers that take an input as it comes, `leave` those that give one as it was: the scaling of that
+    input is folded into them.
     """
     for layer in shipped.layers:
         if not layer.get_weights():
@@ -206,13 +218,25 @@ def fold_weights(network: Any, shipped: Any, scaled: dict[str, str], scaling: Sc
             kernel, bias = trained.folded()
         else:
             kernel, bias = (weights.astype(np.float64) for weights in trained.get_weights())
-        if layer.name in scaled:
-            name = scaled[layer.name]
-            kernel, bias = _fold_scaling(kernel, bias, scaling.mean[name], scaling.spread[name])
+        if layer.name in enter:
+            name = enter[layer.name]
+            kernel, bias = _fold_entering(kernel, bias, scaling.mean[name], scaling.spread[name])
+        if layer.name in leave:
+            name = leave[layer.name]
+            mean, spread = (
+                np.tile(values, len(bias) // len(values)) for values in (scaling.mean[name], scaling.spread[name])
+            )
+            kernel, bias = kernel * spread, bias * spread + mean
         layer.set_weights([kernel.astype(np.float32), bias.astype(np.float32)])
 
 
-def _fold_scaling(kernel: Any, bias: Any, mean: Any, spread: Any) -> tuple[Any, Any]:
-    # Exact because nothing is padded: every output sees `kernel` whole samples.
-    kernel = kernel / spread[:, None].astype(np.float64)
-    return kernel, bias - (kernel * mean[:, None].astype(np.float64)).reshape(-1, kernel.shape[-1]).sum(0)
+def _fold_entering(kernel: Any, bias: Any, mean: Any, spread: Any) -> tuple[Any, Any]:
+    # Exact because nothing is padded: every output sees `kernel` whole samples, whose channels vary fastest.
+    samples = kernel.reshape(-1, len(mean), kernel.shape[-1]) / spread[:, None].astype(np.float64)
+    return samples.reshape(kernel.shape), bias - (samples * mean[:, None].astype(np.float64)).sum((0, 1))
+
+
+def run_network(network: Any, values: Samples) -> Samples:
+    """Return what a Keras model with one input and one output makes of values [n, ...]."""
+    pieces = [np.asarray(network(values[at : at + 256], training=False)) for at in range(0, len(values), 256)]
+    return np.concatenate(pieces)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import keras
+import msgspec
 import numpy as np
 import tensorflow as tf
 
@@ -16,19 +17,19 @@ from har_edge.errors import ConfigError
 from har_edge.evaluation.baseline import METHOD, predict_baseline
 from har_edge.evaluation.prediction import Classifier, predict_recordings
 from har_edge.evaluation.report import Scores, score
+from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream, System, Training
 from har_edge.graph.manifest import TensorSpec
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.planning.catalog import BaselineScore, ModelEntry, SplitScore
-from har_edge.planning.task import SourceInput, StreamTask, Task
+from har_edge.planning.task import Task
+from har_edge.reduction.spec import parse_spec
 from har_edge.streams.description import StreamDescription
+from har_edge.streams.grouping import regroup, regroup_recording
 from har_edge.streams.recording import Recording
-from har_edge.streams.windows import default_window
-from har_edge.training.dataset import WindowPool
-from har_edge.training.export import export_float, export_int8
-from har_edge.training.fit import Recipe, fit_network, window_entrances
-from har_edge.training.network import fit_layout
+from har_edge.training.codec import MadeFiles
+from har_edge.training.fit import Recipe
+from har_edge.training.system import SystemTrainer
 
-PRECISIONS = ("float", "int8")
 Say = Callable[[str], None]
 
 
@@ -42,16 +43,34 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One .tflite file with its entry in the manifest."""
+    """One .tflite file with its entry in the manifest, and the files of its reducers by name."""
 
     content: bytes
     entry: ModelEntry
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to make: a design, or where there is none the network of early fusion, as float32 and as int8."""
+
+    design: Design | None = None
+    grouping: str = "location"
+
+    @property
+    def name(self) -> str:
+        """Name of what a design makes: `unreduced`, or its first method, and `restore` where windows are restored."""
+        if self.design is None or self.design.reducer == NO_REDUCTION:
+            return "unreduced"
+        methods = "-".join(part.method for part in parse_spec(self.design.reducer))
+        return f"{methods}-restore" if self.design.downstream is Downstream.RESTORE else methods
 
 
 class Workshop:
     """Trains and scores the models of one data set.
 
-    Raises ConfigError when the split names a stream twice, or one that has no recording.
+    `described` is what a task says of the data set: a name that is built in, or the file of its description. Raises
+    ConfigError when the split names a stream twice, or one that has no recording.
     """
 
     def __init__(
@@ -63,71 +82,73 @@ class Workshop:
         *,
         command: str,
         say: Say,
+        order: Order | None = None,
+        described: str | None = None,
     ) -> None:
-        self._recordings = {recording.stream: recording for recording in recordings}
+        self._order = order or Order()
+        self._recordings = {
+            recording.stream: regroup_recording(recording, description, self._order.grouping)
+            for recording in recordings
+        }
         _check_split(split, self._recordings)
-        self._description = description
+        self._full = description
+        self._description = regroup(description, self._order.grouping)
         self._split = split
         self._recipe = recipe
         self._command = command
         self._say = say
-        self._length, self._hop = default_window(description.rate_hz)
-        self._label_ids = [label for label in range(len(description.labels)) if label != description.null_label]
+        self._described = described or description.name
+        self._stem = "har" if description.name == "mhealth" else description.name
 
     def make(self, *, final: bool, baseline: bool) -> list[ModelFile]:
         """Train on the split and score it; with `final`, then train on all streams what is to be shipped."""
-        split_models = self._train(self._split.train)
-        scores = {name: self._score(model, name) for name, model in split_models.items()}
-        baselines = [self._baseline()] if baseline else []
-        ways = [("-split", self._split.train, split_models)]
+        split = self._train(self._split.train, "-split")
+        scores = {name: self._score(system, name) for name, system in split.items()}
+        baselines = [self._baseline(next(iter(split.values())).task)] if baseline else []
+        ways = [("-split", self._split.train, split)]
         if final:
             everybody = list(self._recordings)
-            ways.insert(0, ("", everybody, self._train(everybody)))
+            ways.insert(0, ("", everybody, self._train(everybody, "")))
         return [
-            self._file(name, suffix, streams, models[name], scores[name], baselines, split_models[name])
-            for suffix, streams, models in ways
-            for name in PRECISIONS
+            self._file(name, suffix, streams, systems[name], scores[name], baselines, split[name])
+            for suffix, streams, systems in ways
+            for name in systems
         ]
 
-    def task(self, ports: Sequence[Port]) -> Task:
-        """Return the task of a model with these inputs; each sensor's code is what the model takes, as it is."""
-        reducers = {
-            port.name: f"q8:{port.scale!r}:{port.zero_point}" if port.dtype == np.int8 else "none" for port in ports
-        }
-        return Task(
-            stream=StreamTask(self._description.name, self._description.rate_hz, self._length, self._hop),
-            inputs={
-                source.name: SourceInput(source.name, reducers[source.name]) for source in self._description.sources
-            },
-            output="activity",
-            labels=[self._description.labels[label] for label in self._label_ids],
-            label_ids=self._label_ids,
-        )
-
-    def _train(self, streams: Sequence[str]) -> dict[str, bytes]:
+    def _train(self, streams: Sequence[str], suffix: str) -> dict[str, System]:
+        """Return what was ordered, by name."""
         self._say(f"training on {', '.join(streams)}")
-        recordings = [self._recordings[stream] for stream in streams]
-        layout = fit_layout(window_entrances(self._description, self._length), len(self._label_ids))
-        fitted = fit_network(
-            recordings, self._description, self._label_ids, self._length, layout, self._recipe, self._show
-        )
-        calibration = WindowPool(recordings, self._length, self._label_ids, windows_a_length=2).draw().batch().samples
-        return {"float": export_float(fitted), "int8": export_int8(fitted, calibration)}
+        training = Training([self._recordings[stream] for stream in streams])
+        design, name = self._order.design, self._order.name
+        trainer = SystemTrainer(self._full, self._recipe, stem=f"{self._stem}-{name}{suffix}", progress=self._show)
+        if design is None:
+            systems = trainer.fit_early(self._order.grouping, training, self._recipe.seed)
+        else:
+            unreduced = (
+                trainer.fit(design.unreduced, training, self._recipe.seed, None) if design.needs_unreduced else None
+            )
+            systems = {name: trainer.fit(design, training, self._recipe.seed, unreduced)}
+        return {name: self._described_as(system) for name, system in systems.items()}
+
+    def _described_as(self, system: System) -> System:
+        stream = msgspec.structs.replace(system.task.stream, description=self._described)
+        return replace(system, task=msgspec.structs.replace(system.task, stream=stream))
 
     def _show(self, epoch: int, loss: float) -> None:
         self._say(f"  epoch {epoch + 1}/{self._recipe.epochs}: loss {loss:.4f}")
 
-    def _score(self, model: bytes, name: str) -> Scores:
-        interpreter = Interpreter(model)
-        task = self.task(interpreter.inputs)
-        classifier = Classifier(interpreter.run, interpreter.inputs, task)
+    def _score(self, system: System, name: str) -> Scores:
+        interpreter = Interpreter(system.model)
+        channels = {source.name: len(source.channels) for source in self._description.sources}
+        classifier = Classifier(
+            interpreter.run, interpreter.inputs, system.task, channels=channels, files=MadeFiles(system.files)
+        )
         test = [self._recordings[stream] for stream in self._split.test]
-        scores = score(predict_recordings(classifier, test, task), task.labels)
+        scores = score(predict_recordings(classifier, test, system.task), system.task.labels)
         self._tell(name, scores)
         return scores
 
-    def _baseline(self) -> BaselineScore:
-        task = self.task([_float_port(source.name) for source in self._description.sources])
+    def _baseline(self, task: Task) -> BaselineScore:
         train, test = ([self._recordings[stream] for stream in side] for side in (self._split.train, self._split.test))
         scores = score(predict_baseline(train, test, task, self._recipe.seed), task.labels)
         self._tell(METHOD, scores)
@@ -144,22 +165,22 @@ class Workshop:
         name: str,
         suffix: str,
         streams: Sequence[str],
-        content: bytes,
+        system: System,
         scores: Scores,
         baselines: list[BaselineScore],
-        split_model: bytes,
+        split: System,
     ) -> ModelFile:
-        interpreter = Interpreter(content)
+        interpreter = Interpreter(system.model)
         rows = sum(len(recording) for recording in self._recordings.values())
-        real = all(recording.real for recording in self._recordings.values())
+        real = all(recording.real for recording in self._recordings.values()) and not self._full.synthetic
         entry = ModelEntry(
             name=f"{name}{suffix}",
-            file=f"har-{name}{suffix}.tflite",
-            sha256=hashlib.sha256(content).hexdigest(),
+            file=f"{self._stem}-{name}{suffix}.tflite",
+            sha256=hashlib.sha256(system.model).hexdigest(),
             inputs=[_spec(port) for port in interpreter.inputs],
             outputs=[_spec(port) for port in interpreter.outputs],
-            task=self.task(interpreter.inputs),
-            data=f"{self._description.name}: {len(self._recordings)} streams, {rows} labelled rows"
+            task=system.task,
+            data=f"{self._full.name}: {len(self._recordings)} streams, {rows} labelled rows"
             + ("" if real else ", SYNTHETIC"),
             real=real,
             trained_on=list(streams),
@@ -169,14 +190,14 @@ class Workshop:
                 windows=scores.windows,
                 accuracy=scores.accuracy,
                 macro_f1=scores.macro_f1,
-                model=hashlib.sha256(split_model).hexdigest(),
+                model=hashlib.sha256(split.model).hexdigest(),
             ),
             baselines=baselines,
             command=self._command,
             seed=self._recipe.seed,
             versions=versions(),
         )
-        return ModelFile(content, entry)
+        return ModelFile(system.model, entry, system.files)
 
 
 def versions() -> dict[str, str]:
@@ -192,10 +213,6 @@ def versions() -> dict[str, str]:
 
 def _spec(port: Port) -> TensorSpec:
     return TensorSpec(port.name, port.shape, port.dtype.name)
-
-
-def _float_port(name: str) -> Port:
-    return Port(name, (), np.dtype(np.float32), 0.0, 0)
 
 
 def _check_split(split: Split, known: dict[str, Recording]) -> None:

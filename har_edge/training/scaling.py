@@ -59,6 +59,10 @@ class Scaling:
         """Return scaled samples [..., C] by input."""
         return {name: self.scale(name, values, np.empty_like(values)) for name, values in samples.items()}
 
+    def inputs(self, samples: dict[str, Samples]) -> list[Samples]:
+        """Return the scaled samples of each input, in order, in the memory of the samples."""
+        return [self.scale(name, values, values) for name, values in samples.items()]
+
     def scale(self, name: str, values: Samples, out: Samples) -> Samples:
         """Return the scaled values [..., C] of one input, written to `out`."""
         span = self.ranges[name]
@@ -69,12 +73,12 @@ class Scaling:
         return out
 
     def bounds(self, name: str) -> tuple[Array, Array]:
-        """Return the least and the largest value of each channel of an input that is told from others."""
+        """Return the least and the largest value that an input tells from others: of all channels, or of each."""
         span = self.ranges[name]
         if span is None:
             reach = DEVIATIONS * self.spread[name]
             return self.mean[name] - reach, self.mean[name] + reach
-        return np.full_like(self.mean[name], span.low), np.full_like(self.mean[name], span.high)
+        return np.array(span.low, np.float32), np.array(span.high, np.float32)
 
     def clip(self, name: str, values: Samples) -> Samples:
         """Return samples held within their bounds, as the input of a model holds them."""

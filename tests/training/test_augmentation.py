@@ -15,6 +15,9 @@ from har_edge.training.dataset import Batch, Draw, WindowPool
 from har_edge.training.scaling import Range, measure_scaling, measure_values
 
 LABELS = list(range(1, 13))
+STILL = Augmentation(
+    rotation_deg=0, posture_deg={}, lean=0, exchange=0, swing={}, other_swing=0, turning=0, noise=0, pace=0
+)
 
 
 def test_rotations_are_rotations_within_their_limit() -> None:
@@ -53,7 +56,7 @@ def change(batch: Batch, description: StreamDescription, settings: Augmentation,
 
 
 def test_turning_keeps_the_length_of_vectors_and_other_channels(batch: Batch, description: StreamDescription) -> None:
-    turned = change(batch, description, Augmentation(exchange=0, gain=0, noise=0, pace=0))
+    turned = change(batch, description, replace(STILL, rotation_deg=20.0, lean=0.5))
     for source, triads in {"chest": [0], "ankle": [0, 6], "arm": [0, 6]}.items():
         for first in triads:
             was, now = (b.samples[source][:, :, first : first + 3] for b in (batch, turned))
@@ -64,14 +67,11 @@ def test_turning_keeps_the_length_of_vectors_and_other_channels(batch: Batch, de
 
 def test_postures_turn_further_than_movements(batch: Batch, description: StreamDescription) -> None:
     further = {"sitting and relaxing": {"chest": 40.0}}
-    settings = Augmentation(rotation_deg=1, posture_deg=further, lean=0, exchange=0, gain=0, noise=0, pace=0)
+    settings = replace(STILL, rotation_deg=1.0, posture_deg=further)
     turned = change(batch, description, settings)
     moved = np.abs(turned.samples["chest"] - batch.samples["chest"])[:, :, :3].max((1, 2))
     sitting = batch.classes == LABELS.index(2)
     assert moved[sitting].mean() > 5 * moved[~sitting].mean()
-
-
-STILL = Augmentation(rotation_deg=0, posture_deg={}, lean=0, exchange=0, gain=0, noise=0, pace=0)
 
 
 def test_who_sits_leans_either_way_and_nobody_else(batch: Batch, description: StreamDescription) -> None:
@@ -111,6 +111,21 @@ def test_the_batch_given_stays_as_it_is_and_the_seed_decides(batch: Batch, descr
         np.testing.assert_array_equal(batch.samples[source], before[source])
         np.testing.assert_array_equal(first.samples[source], second.samples[source])
         assert (first.samples[source] != other.samples[source]).any()
+
+
+def test_movement_is_stronger_or_weaker_and_gravity_stays(batch: Batch, description: StreamDescription) -> None:
+    swung = change(batch, description, replace(STILL, swing={"arm": 0.4}, turning=0.3))
+    for source in ("chest", "ankle"):
+        np.testing.assert_allclose(swung.samples[source], batch.samples[source], atol=1e-5)
+    was, now = (b.samples["arm"].astype(np.float64) for b in (batch, swung))
+    np.testing.assert_allclose(now[:, :, :3].mean(1), was[:, :, :3].mean(1), atol=1e-4)
+    moved = was[:, :, :3].std(1).min(1) > 1
+    strength = np.log(now[moved, :, 0].std(1) / was[moved, :, 0].std(1))
+    assert np.abs(strength).max() <= 0.4 + 1e-4
+    assert strength.std() > 0.15
+    turned = np.log(np.abs(now[:, :, 3:6]).sum((1, 2)) / np.abs(was[:, :, 3:6]).sum((1, 2)))
+    assert 0.2 < np.abs(turned).max() <= 0.3 + 1e-4
+    np.testing.assert_allclose(now[:, :, 6:], was[:, :, 6:], atol=1e-4)
 
 
 def test_noise_is_as_strong_as_asked_for_and_never_the_same(batch: Batch, description: StreamDescription) -> None:

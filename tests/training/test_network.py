@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("tensorflow")
 
 from har_edge.errors import ConfigError
+from har_edge.evaluation.study import Training
 from har_edge.graph.cuts import list_cuts
 from har_edge.graph.model import read_model
 from har_edge.inference.interpreter import Interpreter
@@ -18,7 +19,7 @@ from har_edge.streams.recording import Recording
 from har_edge.training.dataset import Batch, WindowPool
 from har_edge.training.export import export_float, export_int8
 from har_edge.training.fit import Fitted, Recipe, fit_network
-from har_edge.training.network import FRAMES, Entrance, Kernels, Layout, fit_kernels, fit_layout, fold_network
+from har_edge.training.network import FRAMES, Entrance, Kernels, fit_kernels, fit_layout, fold_network
 
 pytestmark = pytest.mark.training
 
@@ -27,7 +28,7 @@ LABELS = list(range(1, 13))
 
 @pytest.fixture(scope="module")
 def fitted(recordings: list[Recording], description: StreamDescription) -> Fitted:
-    return fit_network(recordings[:2], description, LABELS, 250, Layout(12), Recipe(epochs=2, windows_a_length=10))
+    return fit_network(Training(recordings[:2]), description, LABELS, 250, Recipe(epochs=2, windows_a_length=10))
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +101,12 @@ def test_branches_are_complete_one_by_one(int8_model: bytes, tmp_path: Path) -> 
 def test_the_same_seed_gives_the_same_bytes(
     recordings: list[Recording], description: StreamDescription, float_model: bytes, int8_model: bytes
 ) -> None:
-    again = fit_network(recordings[:2], description, LABELS, 250, Layout(12), Recipe(epochs=2, windows_a_length=10))
+    again = fit_network(Training(recordings[:2]), description, LABELS, 250, Recipe(epochs=2, windows_a_length=10))
     calibration = WindowPool(recordings[:2], 250, LABELS, windows_a_length=2).draw().batch().samples
     assert export_float(again) == float_model
     assert export_int8(again, calibration) == int8_model
-    other = fit_network(
-        recordings[:2], description, LABELS, 250, Layout(12), Recipe(epochs=1, windows_a_length=10, seed=1)
-    )
+    recipe = Recipe(epochs=1, windows_a_length=10, seed=1)
+    other = fit_network(Training(recordings[:2]), description, LABELS, 250, recipe)
     assert export_float(other) != float_model
 
 

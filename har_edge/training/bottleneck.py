@@ -1,0 +1,194 @@
+"""The classifier whose sensors send a few numbers each, trained end to end: late fusion behind a bottleneck.
+
+Each source has an encoder of its own: convolutions, mean and maximum over time, K values of a tanh, and the median of
+each magnitude. The rest is dense: BottleNet++ (Shao and Zhang, ICC Workshops 2020) without its noisy channel. In
+training whole codes are zeroed at random, so that zero means absent, and half of all tanh values of a code at once, so
+that the medians alone must carry the answer too. As `bottleneck:K` encoders run at the sensors, in float32, and send
+int8; as one float32 model the same network takes windows that are not reduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from har_edge.streams.recording import Samples
+from har_edge.training.export import convert_float, convert_int8
+from har_edge.training.fit import Prepare
+from har_edge.training.flatbuffer import quantise_output
+from har_edge.training.layers import Absence, SourceDropout
+from har_edge.training.magnitude import REACH, Magnitudes, middle
+from har_edge.training.network import Blocks, Entrance, Layout, clipped, fold_weights, hidden_layers, run_network
+from har_edge.training.scaling import Range, Scaling
+
+CODE_SCALE = 1 / 127
+CODE_RANGE = Range.of_code(CODE_SCALE, 0)
+# Values of a tanh that a source sends, where nobody asks for another number.
+SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """The blueprint: scaled windows with magnitudes [n, L, C + M] and medians [n, M] of each source in, logits out.
+
+    `medians` is M of each source, `size` the number of learned values; `absent` is the share of windows that a source
+    is missing from in training, `branch` that of codes without learned values.
+    """
+
+    entrances: tuple[Entrance, ...]
+    medians: tuple[int, ...]
+    layout: Layout
+    size: int = SIZE
+    absent: float = 0.15
+    branch: float = 0.5
+
+    def build(self) -> Any:
+        blocks, inputs, codes = Blocks(training=True), [], []
+        for entrance, count in zip(self.entrances, self.medians, strict=True):
+            length, channels = entrance.shape
+            window = keras.Input((length, channels + count), name=entrance.name)
+            inputs.append(window)
+            code = self.encode(blocks, entrance.name, window)
+            if count:
+                inputs.append(keras.Input((count,), name=f"{entrance.name}_medians"))
+                code = Absence(self.branch, f"{entrance.name}_branch")(code)
+                code = blocks.join([code, inputs[-1]], code_name(entrance.name))
+            codes.append(code)
+        if len(codes) > 1:
+            codes = SourceDropout(self.absent, "absent")(codes)
+        return keras.Model(inputs, self.head(blocks, codes))
+
+    def loss(self, targets: Any, outputs: Any) -> Any:
+        return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, outputs))
+
+    def encode(self, blocks: Blocks, name: str, value: Any) -> Any:
+        """Return the learned values [n, size] of a window; in a network to ship it is a column [n, L, 1, C + M]."""
+        layout, kernels = self.layout, self.layout.kernels
+        value = blocks.convolve(value, layout.first_filters, kernels.first, kernels.first_stride, f"{name}_first")
+        value = blocks.convolve(value, layout.second_filters, kernels.second, kernels.second_stride, f"{name}_second")
+        value = blocks.drop(value, layout.dropout / 2, f"{name}_drop", spatial=True)
+        value = blocks.convolve(value, layout.trunk_filters, kernels.third, 1, f"{name}_third")
+        value = blocks.drop(blocks.pool(value, f"{name}_"), layout.dropout / 2, f"{name}_pooled_drop")
+        return blocks.squeeze(value, self.size, f"{name}_learned")
+
+    def head(self, blocks: Blocks, codes: Sequence[Any]) -> Any:
+        """Return the logits of the codes of all sources."""
+        value = hidden_layers(blocks, blocks.join(codes, "codes"), self.layout)
+        return blocks.dense(value, self.layout.classes, "logits", None)
+
+
+def code_name(source: str) -> str:
+    """Return the name of the tensor with the code of a source."""
+    return f"{source}_code"
+
+
+@dataclass(frozen=True, slots=True)
+class FittedBottleneck:
+    """A trained bottleneck, with the scaling of its training data."""
+
+    blueprint: Bottleneck
+    network: Any
+    scaling: Scaling
+    magnitudes: Magnitudes
+
+    def export_whole(self) -> bytes:
+        """Return encoders and head as one float32 .tflite: physical units in, probabilities out."""
+        blocks, inputs = Blocks(training=False), self._inputs()
+        codes = [self._code(blocks, value) for value in inputs]
+        return convert_float(self._filled(keras.Model(inputs, _activity(self.blueprint.head(blocks, codes)))))
+
+    def export_encoders(self) -> dict[str, bytes]:
+        """Return the encoder of each source: float32 in physical units in, an int8 code out."""
+        made = {name: convert_float(model) for name, model in self._encoders().items()}
+        return {name: quantise_output(model, CODE_SCALE, 0) for name, model in made.items()}
+
+    def export_head(self, windows: Mapping[str, Samples], *, int8: bool) -> bytes:
+        """Return the head, that takes the codes of all sources; calibrated on the codes of training windows."""
+        codes = {code_name(name): run_network(model, windows[name]) for name, model in self._encoders().items()}
+        inputs = [keras.Input(values.shape[1:], name=name) for name, values in codes.items()]
+        head = self._filled(keras.Model(inputs, _activity(self.blueprint.head(Blocks(training=False), inputs))))
+        ranges: dict[str, Range | None] = dict.fromkeys(codes, CODE_RANGE)
+        return convert_int8(head, Scaling({}, {}, ranges), codes) if int8 else convert_float(head)
+
+    def _inputs(self) -> list[Any]:
+        return [keras.Input(entrance.shape, name=entrance.name) for entrance in self.blueprint.entrances]
+
+    def _encoders(self) -> dict[str, Any]:
+        return {
+            value.name: self._filled(keras.Model(value, self._code(Blocks(training=False), value)))
+            for value in self._inputs()
+        }
+
+    def _code(self, blocks: Blocks, window: Any) -> Any:
+        """Return the code of a window [n, L, C] in physical units."""
+        name, triads = window.name, self.magnitudes.triads[window.name]
+        column = blocks.column(clipped(window, self.scaling), name)
+        if not triads:
+            return blocks.rename(self.blueprint.encode(blocks, name, column), code_name(name))
+        length, channels = window.shape[1:]
+        strength = _named(lambda x: _strength(x, triads), (length, 1, len(triads)), f"{name}_magnitude")(
+            blocks.reshape(window, (length, 1, channels), f"{name}_raw")
+        )
+        mean, factor = self.magnitudes.mean[name], 1 / (REACH * self.magnitudes.spread[name])
+        median = _named(lambda x: _middle(x, mean, factor), (len(triads),), f"{name}_median")(strength)
+        column = blocks.join([column, strength], f"{name}_channels")
+        return blocks.join([self.blueprint.encode(blocks, name, column), median], code_name(name))
+
+    def _filled(self, model: Any) -> Any:
+        """Return a model to ship with the trained weights, scaling folded in."""
+        first = {f"{entrance.name}_first": entrance.name for entrance in self.blueprint.entrances}
+        fold_weights(self.network, model, self._extended(), enter=first)
+        return model
+
+    def _extended(self) -> Scaling:
+        """Return the scaling of windows with magnitudes."""
+        scaling, more = self.scaling, self.magnitudes
+        return replace(
+            scaling,
+            mean={name: np.concatenate([mean, more.mean[name]]) for name, mean in scaling.mean.items()},
+            spread={name: np.concatenate([spread, more.spread[name]]) for name, spread in scaling.spread.items()},
+        )
+
+
+def _activity(logits: Any) -> Any:
+    return keras.layers.Softmax(name="activity")(logits)
+
+
+def _named(function: Any, shape: tuple[int, ...], name: str) -> Any:
+    return keras.layers.Lambda(function, output_shape=shape, name=name)
+
+
+def _strength(column: Any, triads: Sequence[int]) -> Any:
+    """Return the length of each vector of a column [n, L, 1, C], [n, L, 1, M]: a sum of squares as a convolution."""
+    picks = np.zeros((1, 1, column.shape[-1], len(triads)), np.float32)
+    for number, at in enumerate(triads):
+        picks[0, 0, at : at + 3, number] = 1
+    return tf.sqrt(tf.nn.conv2d(tf.square(column), picks, 1, "VALID"))
+
+
+def _middle(strength: Any, mean: Any, factor: Any) -> Any:
+    """Return the median over time of magnitudes [n, L, 1, M], scaled and held within 1, [n, M]."""
+    length, count = strength.shape[1], strength.shape[3]
+    rows = tf.reshape(tf.transpose(strength, (0, 3, 1, 2)), (-1, count, length))
+    median = tf.math.top_k(rows, length // 2 + 1).values[:, :, -1]
+    return tf.clip_by_value((median - mean) * factor, -1.0, 1.0)
+
+
+def bottleneck_inputs(scaling: Scaling, vectors: Magnitudes) -> Prepare:
+    """Return what makes inputs of windows: scaled ones with magnitudes, and medians, source by source."""
+
+    def prepare(samples: dict[str, Samples]) -> list[Samples]:
+        inputs = []
+        for name, windows in samples.items():
+            strength = vectors.scaled(name, windows)
+            inputs.append(vectors.extend(scaling.scale(name, windows, windows), strength))
+            if vectors.triads[name]:
+                inputs.append(middle(strength))
+        return inputs
+
+    return prepare
