@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import options, study
 from har_edge.cli.whole import entry_of
+from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from har_edge.evaluation.comparison import Answer
     from har_edge.evaluation.composition import Composition
-    from har_edge.evaluation.prediction import Prediction
     from har_edge.inference.interpreter import Interpreter
     from har_edge.planning.catalog import FoundModel
-    from har_edge.planning.task import Task
-    from har_edge.streams.recording import Recording
 
-HELP = "measure a model on recordings: whole, cut into slices, and over MQTT"
+HELP = "measure a model on recordings, whole and cut into slices; or methods of reduction on people never seen"
+DEFAULT_MODEL = "int8"
 DEFAULT_STAGES = 3
+# What says nothing about a study.
+_OF_ONE_MODEL = ("model", "slices", "at", "json", "png")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
         "--model",
-        default="int8",
         metavar="NAME|PATH",
         help="shipped model (float, int8, float-split, int8-split) or a .tflite file with its manifest (default: int8)",
     )
@@ -44,41 +44,75 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mqtt", action="store_true", help="send every window through a pipeline of processes too (default: 3 slices)"
     )
+    parser.add_argument("--missing", action="store_true", help="measure with each source missing in turn too")
     parser.add_argument("--json", type=options.writable_file, metavar="FILE", help="write the figures as JSON")
     parser.add_argument(
         "--png", type=options.writable_file, metavar="FILE", help="draw the confusion matrix (extra: evaluation)"
     )
-    options.add_broker(parser, embedded=True)
+    options.add_broker(parser, embedded=True, version="--mqtt-version")
     options.add_quiet(parser)
+    parser.set_defaults(of_study=study.configure(parser))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score, print, write; 1 when slices differ from the whole model."""
+    """Measure one model, or with --protocol many designs; 1 when something differs or failed."""
     options.one_thread()
     options.start_logging(args)
+    study_only = [name for name in args.of_study if getattr(args, name) is not None]
+    if args.study in study.MQTT_VERSIONS:
+        args.study, args.protocol = None, args.study
+    if args.study is None:
+        _refuse(study_only, "is for studies: add --protocol loso, split or random")
+        return _measure_model(args)
+    _refuse(
+        [name for name in _OF_ONE_MODEL if getattr(args, name) is not None], "measures one model: leave out --protocol"
+    )
+    return study.run(args)
+
+
+def _refuse(names: Sequence[str], reason: str) -> None:
+    if names:
+        raise ConfigError(f"--{names[0].replace('_', '-')} {reason}")
+
+
+def _measure_model(args: argparse.Namespace) -> int:
+    """Score, print, write; 1 when slices differ from the whole model."""
     from har_edge.cli import evaluate_report
     from har_edge.evaluation.chart import draw_confusion
     from har_edge.evaluation.comparison import compare_answers, compare_scores
     from har_edge.evaluation.composition import cut_composition, load_composition, load_whole
+    from har_edge.evaluation.missing import score_without_each
+    from har_edge.evaluation.prediction import Classifier, predict_recordings
     from har_edge.evaluation.report import evaluate, write_evaluation
+    from har_edge.inference.codecs import FolderFiles
     from har_edge.planning.catalog import find_model
     from har_edge.streams.description import load_description
+    from har_edge.streams.grouping import regroup, regroup_recording
 
-    found = find_model(args.model)
+    found = find_model(args.model or DEFAULT_MODEL)
     task = entry_of(found).task
     if args.mqtt and args.slices is None and args.at is None and args.stages is None:
         args.stages = DEFAULT_STAGES
     cuts = _cuts(found, args)
-    recordings, origin = options.load_recordings(args, load_description(task.stream.description), args.subjects)
+    described = load_description(task.stream.description)
+    recordings, origin = options.load_recordings(args, described, args.subjects)
+    recordings = [regroup_recording(recording, described, task.stream.grouping) for recording in recordings]
     interpreter = load_whole(found.path, task)
-    whole = _predict(interpreter, recordings, task)
+    sources = regroup(described, task.stream.grouping).sources
+
+    def classify(model: Interpreter | Composition) -> Classifier:
+        channels = {source.name: len(source.channels) for source in sources}
+        files = FolderFiles(found.path.parent, task.files)
+        return Classifier(model.run, model.inputs, task, channels=channels, files=files)
+
+    whole = list(predict_recordings(classify(interpreter), recordings, task))
     ways = {}
     if cuts is not None:
         if args.slices:
             slices = load_composition(args.slices, found.sha256, task)
         else:
             slices = cut_composition(found.path, cuts, task)
-        ways["slices"] = compare_scores(whole, _predict(slices, recordings, task))
+        ways["slices"] = compare_scores(whole, predict_recordings(classify(slices), recordings, task))
     if args.mqtt:
         output = next(port for port in interpreter.outputs if port.name == task.output)
         came, broker = _send_through(found, args, cuts or (), [recording.stream for recording in recordings])
@@ -86,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"broker     {broker}")
     evaluation = evaluate(found, whole, recordings, origin, ways)
     print(evaluate_report.format_evaluation(evaluation))
+    if args.missing:
+        print(evaluate_report.format_missing(score_without_each(classify(interpreter), recordings, task)))
     if args.json is not None:
         write_evaluation(evaluation, args.json)
     if args.png is not None:
@@ -120,9 +156,3 @@ def _send_through(
     return {
         (result.stream, result.seq): Answer(index[result.label_id], result.confidence) for result in results
     }, whole.broker
-
-
-def _predict(model: Interpreter | Composition, recordings: Sequence[Recording], task: Task) -> list[Prediction]:
-    from har_edge.evaluation.prediction import Classifier, predict_recordings
-
-    return list(predict_recordings(Classifier(model.run, model.inputs, task), recordings, task))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from har_edge.evaluation.chart import format_confusion
+from har_edge.evaluation.missing import WithoutSource
 from har_edge.evaluation.report import Agreement, Evaluation
 
 
@@ -21,6 +24,14 @@ def format_evaluation(evaluation: Evaluation) -> str:
     if evaluation.agreement:
         lines += ["", *(_agreement(way, part) for way, part in evaluation.agreement.items())]
     return "\n".join(lines)
+
+
+def format_missing(rows: Iterable[WithoutSource]) -> str:
+    """Return how the model did without each source, a line each."""
+    head = f"\n{'without source':<26}{'windows':>9}{'accuracy':>10}{'macro F1':>10}"
+    return "\n".join(
+        [head, *(f"{row.source:<26}{row.windows:>9}{row.accuracy:>10.4f}{row.macro_f1:>10.4f}" for row in rows)]
+    )
 
 
 def _worth(evaluation: Evaluation) -> list[str]:

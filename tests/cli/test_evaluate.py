@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_slices_that_differ_are_a_failure(capsys: pytest.CaptureFixture[str], mo
     run = prediction.Classifier.predict
     calls: list[int] = []
 
-    def lying(self: prediction.Classifier, window: prediction.Window) -> prediction.Prediction:
+    def lying(self: prediction.Classifier, window: prediction.Window, *rest: object) -> prediction.Prediction:
         answer = run(self, window)
         calls.append(window.seq)
         if len(calls) == 143 + 5:  # the fifth window of the second pass, that of the slices
@@ -94,6 +95,26 @@ def test_the_confusion_is_drawn(nowhere: Path) -> None:
     pytest.importorskip("matplotlib")
     assert evaluate("--png", "confusion.png") == 0
     assert (nowhere / "confusion.png").stat().st_size > 10_000
+
+
+def test_missing_sources_get_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate("--missing") == 0
+    said = capsys.readouterr().out
+    whole = float(re.search(r"accuracy   (\d\.\d+)", said)[1])  # type: ignore[index]
+    lines = re.findall(r"^(chest|ankle|arm) +132 +(0\.\d+) ", said, re.MULTILINE)
+    assert [name for name, _ in lines] == ["chest", "ankle", "arm"]
+    assert all(float(figure) < whole for _, figure in lines)
+
+
+@pytest.mark.parametrize("option", ["--protocol", "--mqtt-version"])
+def test_the_version_of_mqtt_has_two_names(
+    option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before there were studies, --protocol was the version of MQTT here as it is everywhere else."""
+    asked: list[str] = []
+    monkeypatch.setattr("har_edge.cli.evaluate._measure_model", lambda args: asked.append(args.protocol) or 0)
+    assert evaluate(option, "3.1.1") == 0
+    assert asked == ["3.1.1"]
 
 
 @pytest.mark.dataset

@@ -1,0 +1,290 @@
+"""`har-edge evaluate --protocol`: accuracy against bytes sent, for any methods of reduction, on people never seen."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from har_edge.cli import options
+from har_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from har_edge.evaluation.cell import Job
+    from har_edge.evaluation.protocol import Fold
+    from har_edge.evaluation.sheet import Conditions
+    from har_edge.evaluation.study import Design, Downstream, Trainer
+    from har_edge.evaluation.work import Setting
+    from har_edge.streams.description import StreamDescription
+    from har_edge.streams.recording import Recording
+
+PROTOCOLS = ("loso", "split", "random")
+# What --protocol meant before there were studies, and still means.
+MQTT_VERSIONS = ("5", "3.1.1")
+WAYS = ("codes", "restore", "both")
+PRECISIONS = ("int8", "float")
+DEFAULT_OUT = Path("study")
+# One thread each, since as many processes as cores train at once.
+_ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def configure(parser: argparse.ArgumentParser) -> list[str]:
+    """Declare the options of a study; return their names, all None unless given."""
+    group = parser.add_argument_group(
+        "study", "train and test systems that send less, instead of measuring one model (needs the extra: training)"
+    )
+    add = group.add_argument
+    actions = [
+        add(
+            "--protocol",
+            dest="study",
+            choices=(*PROTOCOLS, *MQTT_VERSIONS),
+            metavar="{" + ",".join(PROTOCOLS) + "}",
+            help="leave one subject out, a fixed split, or windows at random (to see how much that flatters)",
+        ),
+        add(
+            "--reducer",
+            action="append",
+            metavar="SPEC",
+            help="a method to measure, such as paa:5+q8 or pca:8; again for more (none is always measured)",
+        ),
+        add(
+            "--downstream", choices=WAYS, help="classifier trained on codes, restored windows, or both (default: both)"
+        ),
+        add("--grouping", choices=("location", "all", "type"), help="channels reduced together (default: location)"),
+        add("--precision", choices=PRECISIONS, help="of the classifier (default: int8)"),
+        add("--batch", type=batches, metavar="N[,N..]", help="windows a message, such as 1,8 (default: 1)"),
+        add("--stream", metavar="NAME|TOML", help="the data set's description (default: mhealth)"),
+        add("--train-subjects", type=options.subjects, metavar="LIST", help="for split (default: 1-6)"),
+        add("--test-subjects", type=options.subjects, metavar="LIST", help="for split (default: 7,8)"),
+        add("--seeds", type=seeds, metavar="N[,N..]", help="figures are means over these (default: 0)"),
+        add("--epochs", type=options.positive, metavar="N", help="passes over the training windows (default: 12)"),
+        add("--baseline", action="store_const", const=True, help="measure the extra-trees baseline too"),
+        add("--jobs", type=options.positive, metavar="N", help="processes at once (default: the number of cores)"),
+        add("--out", type=Path, metavar="DIR", help="what is done already, rows, report, pictures (default: study)"),
+    ]
+    return [action.dest for action in actions if action.dest != "study"]
+
+
+def batches(text: str) -> tuple[int, ...]:
+    """Read `1,8`: numbers of windows a message, each once."""
+    return tuple(dict.fromkeys(options.batch(part.strip()) for part in text.split(",")))
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Read `0,1`: seeds, each once."""
+    return tuple(dict.fromkeys(options.natural(part.strip()) for part in text.split(",")))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fit, score, print, write; 1 when something failed, and then everything else is there all the same."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in _ONE_THREAD.items()})
+    from har_edge.cli import study_report
+    from har_edge.evaluation.crew import do_jobs
+    from har_edge.evaluation.curve import draw_study
+    from har_edge.evaluation.rows import Tally
+    from har_edge.evaluation.sheet import add_rows, load_sheet, merge_sheet, write_sheet
+
+    if args.mqtt and args.study == "random":
+        raise ConfigError("--mqtt with --protocol random: sensors send whole streams; use loso or split")
+    setting, conditions, origin = prepare(args)
+    stored = load_sheet(setting.out)
+    sheet = merge_sheet(stored, conditions, command_of(args))
+    if stored is not None and stored.rows and not sheet.rows:
+        print(f"rows in {setting.out} are of other recordings, seeds, recipe or version: left out", file=sys.stderr)
+    jobs = jobs_of(args, setting)
+    print(study_report.introduce(conditions, origin, setting, jobs), flush=True)
+    tally, failed = Tally(setting, jobs, conditions.digest), []
+    # Else SIGTERM would end this process alone, and leave the others working.
+    before = signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        with closing(do_jobs(setting, jobs, args.jobs or os.cpu_count() or 1)) as outcomes:
+            for outcome in study_report.follow(outcomes, len(jobs)):
+                failed += [outcome] if outcome.cell is None else []
+                rows = list(tally.add(outcome))
+                if rows:
+                    sheet = add_rows(sheet, rows)
+                    write_sheet(sheet, setting.out)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from what is in {setting.out}", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    good = True
+    if args.mqtt and not failed:
+        from har_edge.cli.study_mqtt import measure_rows
+        from har_edge.evaluation.sheet import add_measured
+
+        for measured in measure_rows(args, setting, jobs):
+            print(study_report.format_measured(measured), file=sys.stderr, flush=True)
+            sheet, good = add_measured(sheet, [measured]), good and measured.identical
+    write_sheet(sheet, setting.out)
+    print(study_report.format_sheet(sheet))
+    for path in draw_study(sheet, setting.out):
+        print(path)
+    for outcome in failed:
+        print(f"failed: {outcome.job}: {outcome.problem}", file=sys.stderr)
+    return 0 if good and not failed else 1
+
+
+def prepare(args: argparse.Namespace) -> tuple[Setting, Conditions, str]:
+    """Return what all cells share, what their rows may be compared under, and where the recordings are from."""
+    from har_edge import __version__
+    from har_edge.evaluation.sheet import Conditions
+    from har_edge.evaluation.store import digest, fingerprint
+    from har_edge.evaluation.work import FORMAT, Setting
+    from har_edge.streams.description import load_description
+    from har_edge.streams.windows import default_window
+
+    described = load_description(args.stream or "mhealth")
+    recordings, origin = _load(args, described)
+    length, hop = default_window(described.rate_hz)
+    make_trainer, recipe = trainer_of(described, args.epochs)
+    setting = Setting(
+        recordings=recordings,
+        prints={recording.stream: fingerprint(recording) for recording in recordings},
+        description=described,
+        length=length,
+        hop=hop,
+        batches=args.batch or (1,),
+        missing=bool(args.missing),
+        recipe=recipe,
+        out=args.out or DEFAULT_OUT,
+        make_trainer=make_trainer,
+    )
+    used = list(args.seeds or (0,))
+    decisive = digest(FORMAT, __version__, recipe, repr(described), length, hop, sorted(setting.prints.values()), used)
+    real = all(recording.real for recording in recordings)
+    data = f"{described.name}, {'real' if real else 'synthetic'} recordings"
+    return setting, Conditions(data, real, list(setting.prints), used, recipe, __version__, decisive), origin
+
+
+def trainer_of(described: StreamDescription, epochs: int | None) -> tuple[Callable[[], Trainer], str]:
+    """Return what makes the trainer in each process, and a text that says all that decides its weights."""
+    from functools import partial
+
+    from har_edge.training.backend import require_tensorflow
+
+    require_tensorflow()
+    from har_edge.training.fit import Recipe
+    from har_edge.training.system import SystemTrainer
+
+    recipe = Recipe() if epochs is None else Recipe(epochs=epochs)
+    return partial(SystemTrainer, described, recipe), repr(recipe)
+
+
+def jobs_of(args: argparse.Namespace, setting: Setting) -> list[Job]:
+    """Return every cell to do: the design without reduction first, fold by fold, then the others."""
+    from har_edge.evaluation.cell import Job
+    from har_edge.evaluation.protocol import Protocol
+
+    protocol = Protocol(args.study)
+    designs: list[Design | None] = [*designs_of(args, setting), *([None] if args.baseline else [])]
+    return [
+        Job(design, protocol, fold, seed)
+        for design in designs
+        for seed in args.seeds or (0,)
+        for fold in folds_of(args, setting, seed)
+    ]
+
+
+def folds_of(args: argparse.Namespace, setting: Setting, seed: int) -> Sequence[Fold]:
+    """Return the folds of the protocol asked for."""
+    from har_edge.evaluation.protocol import loso_folds, random_folds, split_folds
+
+    streams = [recording.stream for recording in setting.recordings]
+    if args.study == "loso":
+        return loso_folds(streams)
+    if args.study == "random":
+        return random_folds(setting.recordings, setting.length, setting.hop, seed)
+    return split_folds(
+        args.train_subjects or options.subjects("1-6"), args.test_subjects or options.subjects("7,8"), streams
+    )
+
+
+def designs_of(args: argparse.Namespace, setting: Setting) -> Iterator[Design]:
+    """Yield the designs asked for, each once and `none` first; ConfigError for a method that cannot be as asked.
+
+    With `both`, what cannot be restored is not, and what is only a coding (q8, zlib) trains no classifier of its own.
+    """
+    from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream
+
+    way, grouping = args.downstream or "both", args.grouping or "location"
+    precision = args.precision or PRECISIONS[0]
+    yield Design(NO_REDUCTION, Downstream.CODES, grouping, precision)
+    for spec in dict.fromkeys(args.reducer or ()):
+        if spec == NO_REDUCTION:
+            continue
+        possible = ways_of(spec, setting, grouping)
+        chosen = possible if way == "both" else [Downstream(way)]
+        if way == "restore" and Downstream.RESTORE not in possible:
+            raise ConfigError(f"--reducer {spec}: nothing restores windows from these codes; use --downstream codes")
+        for downstream in chosen:
+            yield Design(spec, downstream, grouping, precision)
+
+
+def ways_of(spec: str, setting: Setting, grouping: str) -> Sequence[Downstream]:
+    """Return what a classifier may see of a reducer; ConfigError, before hours of work, for one that cannot be."""
+    from har_edge.evaluation.study import Downstream
+    from har_edge.reduction.catalog import make_reducer
+    from har_edge.reduction.spec import is_recipe, parse_spec
+    from har_edge.streams.grouping import regroup
+
+    if is_recipe(
+        spec
+    ):  # nothing is known of it before it is fitted, but that the first slice of a model has no way back
+        one_way = any(part.method == "bottleneck" for part in parse_spec(spec))
+        return [Downstream.CODES] if one_way else [Downstream.CODES, Downstream.RESTORE]
+    made = [
+        make_reducer(spec, setting.length, len(source.channels))
+        for source in regroup(setting.description, grouping).sources
+    ]
+    if all(reducer.is_coding for reducer in made):
+        return [Downstream.RESTORE]
+    if not all(reducer.restores for reducer in made):
+        return [Downstream.CODES]
+    return [Downstream.CODES, Downstream.RESTORE]
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """Return the command that asks for the same again, for the report."""
+    given: list[tuple[str, object]] = [
+        ("--protocol", args.study),
+        *(("--reducer", spec) for spec in args.reducer or ()),
+        ("--downstream", args.downstream),
+        ("--grouping", args.grouping),
+        ("--precision", args.precision),
+        ("--batch", args.batch),
+        ("--stream", args.stream),
+        ("--subjects", args.subjects),
+        ("--train-subjects", args.train_subjects),
+        ("--test-subjects", args.test_subjects),
+        ("--seeds", args.seeds),
+        ("--epochs", args.epochs),
+    ]
+    parts = ["har-edge", "evaluate"]
+    for option, value in given:
+        if value is not None:
+            parts += [option, ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
+    parts += ["--baseline"] * bool(args.baseline) + ["--missing"] * bool(args.missing) + ["--mqtt"] * args.mqtt
+    return shlex.join(parts)
+
+
+def _load(args: argparse.Namespace, described: StreamDescription) -> tuple[list[Recording], str]:
+    """Return the recordings, all by default; of synthetic people as many as there are, for two are no study."""
+    from har_edge.streams.locate import find_data
+    from har_edge.streams.synthetic import SUBJECTS
+
+    everybody = None if find_data(args.data, described) else SUBJECTS
+    return options.load_recordings(args, described, args.subjects or everybody)
+
+
+def _on_terminate(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)

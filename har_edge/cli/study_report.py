@@ -1,0 +1,123 @@
+"""What `har-edge evaluate --protocol` prints: progress, then one table."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from har_edge.evaluation.cell import Job
+from har_edge.evaluation.crew import Outcome
+from har_edge.evaluation.rows import NETWORK, Row
+from har_edge.evaluation.sheet import TITLES, Conditions, Measured, Sheet
+from har_edge.evaluation.work import Setting
+
+_HEAD = ("reducer", "sees", "batch", "accuracy", "± std", "macro F1", "wire B/s", "less than raw", "ops", "µs", "error")
+_WIDTH = 200
+
+
+def introduce(conditions: Conditions, origin: str, setting: Setting, jobs: Sequence[Job]) -> str:
+    """Say what the figures will be of, before hours of work."""
+    streams = ", ".join(conditions.streams)
+    designs = len({job.design for job in jobs})
+    lines = [
+        f"data       {origin}: {streams}",
+        *([] if conditions.real else ["           on synthetic data: says nothing about people"]),
+        f"windows    {setting.length} samples, one every {setting.hop}, at {setting.description.rate_hz:g} Hz",
+        f"work       {len(jobs)} cells ({designs} designs), kept in {setting.out}",
+    ]
+    return "\n".join(lines)
+
+
+def follow(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
+    """Pass outcomes on and show how far it is: a bar on a terminal, else a line each."""
+    if sys.stderr.isatty():
+        yield from _show_bar(outcomes, total)
+        return
+    for number, outcome in enumerate(outcomes, 1):
+        print(f"[{number}/{total}] {describe(outcome)}", file=sys.stderr, flush=True)
+        yield outcome
+
+
+def describe(outcome: Outcome) -> str:
+    """Return a line on one cell."""
+    if outcome.cell is None:
+        return f"FAILED {outcome.job}: {outcome.problem.splitlines()[-1]}"
+    matrices = outcome.cell.score.confusions.values()
+    right = sum(row[index] for matrix in matrices for index, row in enumerate(matrix))
+    windows = sum(sum(row) for matrix in matrices for row in matrix)
+    took = "stored" if outcome.reused else f"{outcome.cell.seconds:.1f} s"
+    return f"{outcome.job}: accuracy {right / max(1, windows):.4f}, {windows} windows, {took}"
+
+
+def format_sheet(sheet: Sheet) -> str:
+    """Return all rows as a table that is Markdown too, and first of all what they are figures of."""
+    data = sheet.conditions.data if sheet.conditions.real else "SYNTHETIC DATA: says nothing about people"
+    text = [f"\n{data}; accuracy and macro F1 are means over subjects"]
+    for protocol, title in TITLES.items():
+        rows = [row for row in sheet.rows if row.protocol is protocol]
+        if rows:
+            text += [f"\n{title}, {rows[0].subjects} subjects, {rows[0].windows} windows", _table(rows)]
+            text += _without(rows)
+    text += map(format_measured, sheet.measured)
+    return "\n".join(text)
+
+
+def format_measured(one: Measured) -> str:
+    """Return a line on what one row sent over a real broker."""
+    where = f"over MQTT ({one.broker}): {one.row}, {one.protocol.value} fold {one.fold}"
+    rates = f"{one.sent_bytes_per_s:.1f} B/s sent, {one.computed_bytes_per_s:.1f} B/s computed of PUBLISH packets"
+    agree = "all answers identical" if one.identical else "ANSWERS DIFFER"
+    return f"{where}: {rates}, {one.windows} windows, {agree}"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    table = Table(box=MARKDOWN)
+    for name in _HEAD:
+        table.add_column(name, justify="left" if name in ("reducer", "sees") else "right", no_wrap=True)
+    for row in rows:
+        named = [row.reducer if row.method == NETWORK else row.method]
+        named += [] if row.grouping == "location" else [row.grouping]
+        named += [] if row.precision in ("int8", "-") else [row.precision]
+        table.add_row(
+            " ".join(named),
+            row.downstream,
+            str(row.batch),
+            f"{row.accuracy:.4f}",
+            "-" if row.accuracy_std is None else f"{row.accuracy_std:.4f}",
+            f"{row.macro_f1:.4f}",
+            f"{row.wire_bytes_per_s:.1f}",
+            f"{100 * row.reduction:.1f} %",
+            str(row.operations),
+            f"{row.encode_us:.0f}",
+            "-" if row.error is None else f"{row.error:.4f}",
+        )
+    out = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+    out.print(table)
+    assert isinstance(out.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in out.file.getvalue().strip("\n").splitlines() if line.strip())
+
+
+def _without(rows: Sequence[Row]) -> list[str]:
+    """Say how accurate each row is with each source missing; once a design, since batches change nothing."""
+    lines = []
+    for row in rows:
+        if row.without and row.batch == min(r.batch for r in rows if r.key[:-1] == row.key[:-1]):
+            figures = ", ".join(f"{source} {figure:.4f}" for source, figure in row.without.items())
+            lines.append(f"{row.name}, accuracy without: {figures} (with all: {row.accuracy:.4f})")
+    return lines
+
+
+def _show_bar(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("cells", total=total)
+        for outcome in outcomes:
+            progress.console.print(describe(outcome), markup=False, highlight=False)
+            progress.advance(task)
+            yield outcome
