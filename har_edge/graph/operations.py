@@ -96,6 +96,11 @@ def _softmax(operator: Operator, inputs: list[Tensor], output: Tensor) -> int:
     return 5 * output.elements
 
 
+def _largest(operator: Operator, inputs: list[Tensor], output: Tensor) -> int:
+    """A heap of the k largest: every value is compared on each of its levels."""
+    return inputs[0].elements * output.shape[-1].bit_length()
+
+
 _COUNTS: dict[str, _Count] = {
     "CONV_2D": _convolution,
     "DEPTHWISE_CONV_2D": _depthwise,
@@ -105,6 +110,7 @@ _COUNTS: dict[str, _Count] = {
     "AVERAGE_POOL_2D": _pool,
     "MAX_POOL_2D": _pool,
     "SOFTMAX": _softmax,
+    "TOPK_V2": _largest,
     "QUANTIZE": _twice,
     "DEQUANTIZE": _twice,
     **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "ARG_MAX", "ARG_MIN"), _each_input),

@@ -70,6 +70,17 @@ def test_depthwise_transposed_pooled_and_reduced() -> None:
     assert count_operations(read_model(draft.build())) == depthwise + pool + transposed + 40 + 25
 
 
+def test_the_largest_values() -> None:
+    """The five largest of each row of nine, kept in a heap of three levels."""
+    draft = Draft()
+    graph = draft.graph()
+    values, indices = graph.tensor([2, 5]), graph.tensor([2, 5], type=tflite.TensorType.INT32)
+    five = graph.const(np.int32(5))
+    graph.op("TOPK_V2", [graph.input([2, 9], "x"), five], [values, indices], tflite.TopKV2OptionsT())
+    graph.output(values)
+    assert count_operations(read_model(draft.build())) == 2 * 9 * 3
+
+
 def test_what_moves_data_or_is_known_beforehand_is_free() -> None:
     draft = Draft()
     graph = draft.graph()
