@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from har_edge.streams.recording import Recording
 
 PROTOCOLS = ("loso", "split", "random")
+BOTH = "both"
 # What --protocol meant before there were studies, and still means.
 MQTT_VERSIONS = ("5", "3.1.1")
-WAYS = ("codes", "restore", "both")
+WAYS = ("codes", "restore", BOTH)
 PRECISIONS = ("int8", "float")
 DEFAULT_OUT = Path("study")
 # One thread each, since as many processes as cores train at once.
@@ -59,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> list[str]:
             "--downstream", choices=WAYS, help="classifier trained on codes, restored windows, or both (default: both)"
         ),
         add("--grouping", choices=("location", "all", "type"), help="channels reduced together (default: location)"),
-        add("--precision", choices=PRECISIONS, help="of the classifier (default: int8)"),
+        add("--precision", choices=(*PRECISIONS, BOTH), help="of the classifier (default: int8)"),
         add("--batch", type=batches, metavar="N[,N..]", help="windows a message, such as 1,8 (default: 1)"),
         add("--stream", metavar="NAME|TOML", help="the data set's description (default: mhealth)"),
         add("--train-subjects", type=options.subjects, metavar="LIST", help="for split (default: 1-6)"),
@@ -118,11 +119,12 @@ def run(args: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     good = True
-    if args.mqtt and not failed:
+    if args.mqtt:
         from har_edge.cli.study_mqtt import measure_rows
         from har_edge.evaluation.sheet import add_measured
 
-        for measured in measure_rows(args, setting, jobs):
+        lost = {outcome.job.design for outcome in failed}
+        for measured in measure_rows(args, setting, [job for job in jobs if job.design not in lost]):
             print(study_report.format_measured(measured), file=sys.stderr, flush=True)
             sheet, good = add_measured(sheet, [measured]), good and measured.identical
     write_sheet(sheet, setting.out)
@@ -216,18 +218,19 @@ def designs_of(args: argparse.Namespace, setting: Setting) -> Iterator[Design]:
     """
     from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream
 
-    way, grouping = args.downstream or "both", args.grouping or "location"
-    precision = args.precision or PRECISIONS[0]
-    yield Design(NO_REDUCTION, Downstream.CODES, grouping, precision)
+    way, grouping = args.downstream or BOTH, args.grouping or "location"
+    precisions = PRECISIONS if args.precision == BOTH else [args.precision or PRECISIONS[0]]
+    for precision in precisions:
+        yield Design(NO_REDUCTION, Downstream.CODES, grouping, precision)
     for spec in dict.fromkeys(args.reducer or ()):
         if spec == NO_REDUCTION:
             continue
         possible = ways_of(spec, setting, grouping)
-        chosen = possible if way == "both" else [Downstream(way)]
         if way == "restore" and Downstream.RESTORE not in possible:
             raise ConfigError(f"--reducer {spec}: nothing restores windows from these codes; use --downstream codes")
-        for downstream in chosen:
-            yield Design(spec, downstream, grouping, precision)
+        for downstream in possible if way == BOTH else [Downstream(way)]:
+            for precision in precisions:
+                yield Design(spec, downstream, grouping, precision)
 
 
 def ways_of(spec: str, setting: Setting, grouping: str) -> Sequence[Downstream]:

@@ -114,7 +114,7 @@ def _draw_lines(axes: Any, rows: Sequence[Row]) -> None:
         row for row in rows if row.reducer == NO_REDUCTION and row.method == NETWORK and row.grouping == "location"
     ]
     if whole:
-        level = 100 * whole[0].accuracy
+        level = 100 * max(row.accuracy for row in whole)
         axes.axhline(level, color="black", linestyle="--", linewidth=1, zorder=1)
         axes.annotate(
             f"no reduction: {level:.1f} %", (0.005, level), xycoords=("axes fraction", "data"), fontsize=8,

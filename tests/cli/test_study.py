@@ -142,6 +142,13 @@ def test_both_ways_leave_out_what_is_the_same_or_cannot_be(nowhere: Path) -> Non
     assert {row.name for row in sheet.rows} == {"none", "q8 restore", "stats codes", "paa:5 codes", "paa:5 restore"}
 
 
+def test_both_precisions_have_a_network_without_reduction(nowhere: Path) -> None:
+    assert evaluate("--reducer", "paa:10", "--downstream", "codes", "--precision", "both") == 0
+    sheet = load_sheet(nowhere / "study")
+    assert sheet is not None
+    assert {row.name for row in sheet.rows} == {"none", "none float", "paa:10 codes", "paa:10 codes float"}
+
+
 def members(group: int) -> list[str]:
     """Return the processes of a group that still run (Linux); zombies do not."""
     found = []
