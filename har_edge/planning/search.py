@@ -22,6 +22,7 @@ from har_edge.planning.sweep import Sweep
 
 WIDTH = 48  # states kept for each place to cut
 _PROOFS = 8
+_SAME = 1e-12  # sums in another order differ by that much
 _NEAR = 1e-3  # where no proof is to be had, a plan this near to what was not found is good enough
 
 
@@ -61,7 +62,7 @@ def fastest(problem: Problem, width: int = WIDTH) -> Solution | None:
         return None
     steps, high = answer, _bottleneck(problem, answer)
     bound = low = 0.0
-    while low < high:
+    while low < high * (1 - _SAME):
         # Quarters until a bottleneck is out of reach, then halves.
         target = (low + high) / 2 if low else high / 4
         found = _decide(problem, target, width)
@@ -72,10 +73,10 @@ def fastest(problem: Problem, width: int = WIDTH) -> Solution | None:
         bound = low if found.exact else bound
         if not found.exact and high <= low * (1 + _NEAR):
             break
-    if bound < high:
+    if bound < high * (1 - _SAME):
         bound = _raise_bound(problem, bound, high)
     steps = _shorten(problem, steps, high, width).steps
-    return Solution(steps, high, _latency(problem, steps), min(bound, high), bound >= high)
+    return Solution(steps, high, _latency(problem, steps), min(bound, high), bound >= high * (1 - _SAME))
 
 
 def shortest(problem: Problem, width: int = WIDTH) -> Solution | None:

@@ -1,0 +1,188 @@
+"""Measure what a model costs on this device: time, memory, messages, link."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+
+from har_edge.errors import ModelError
+from har_edge.graph.manifest import SliceEntry, TensorSpec
+from har_edge.graph.model import Model
+from har_edge.graph.slices import slice_model, write_slice
+from har_edge.inference.measure import REPEATS, Segment, measure_segments, overhead_s, segment_bounds, time_whole
+from har_edge.messaging import wire
+from har_edge.messaging.bus import Bus, Delivery
+from har_edge.messaging.echo import LARGE, SMALL, measure_echo
+from har_edge.messaging.topics import Topics
+from har_edge.nodes import resident
+from har_edge.nodes.stage import Stage, StageSetup
+from har_edge.planning.layout import tensor_bytes
+from har_edge.planning.pipeline import Wiring
+from har_edge.planning.profile import VERSION, LinkCost, MemoryCost, MessageCost, Profile
+from har_edge.planning.regression import segment_costs
+from har_edge.planning.task import StreamTask, Task
+
+Watch = Callable[[Iterable[Segment], int], Iterable[Segment]]
+_MEMORY_TIMEOUT_S = 300.0
+_NAME = "profile"
+_HANDLED = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Segments that were timed, by their first operator; the whole; what each run costs; and what went wrong."""
+
+    bounds: tuple[int, ...]
+    seconds: dict[int, float]
+    whole_s: float | None
+    overhead_s: float
+    remarks: tuple[str, ...]
+
+
+def time_model(
+    model: Model,
+    *,
+    threads: int = 1,
+    repeats: int = REPEATS,
+    others: Sequence[Profile] = (),
+    watch: Watch = lambda segments, total: segments,
+) -> Timing:
+    """Time every segment that the runtime can run by itself, and the whole. `watch` sees the segments pass.
+
+    `others` are profiles of other models on this device; they say what a run costs where this model does not.
+    """
+    bounds = segment_bounds(model)
+    measured: list[Segment] = []
+    remarks: list[str] = []
+    whole: float | None = None
+    try:
+        for segment in watch(measure_segments(model, repeats=repeats, threads=threads), len(bounds) - 1):
+            measured.append(segment)
+    except ModelError as error:
+        remarks.append(f"estimated from operation counts from there on: {error}")
+    try:
+        whole = time_whole(model, repeats=repeats, threads=threads)
+    except ModelError as error:
+        remarks.append(str(error))
+    if len(measured) == len(bounds) - 1 and whole is not None:
+        each = overhead_s(measured, whole)
+    else:
+        each = typical_overhead([segment.seconds for segment in measured], others)
+    return Timing(tuple(bounds), {s.start: s.seconds for s in measured}, whole, each, tuple(remarks))
+
+
+def typical_overhead(seconds: Sequence[float], others: Sequence[Profile]) -> float:
+    """Return what a run costs whatever it runs: as in other profiles, else the quickest segment as an upper bound."""
+    return median(profile.overhead_s for profile in others) if others else min(seconds, default=0.0)
+
+
+def make_profile(
+    model: Model, device: str, timing: Timing, *, threads: int = 1, others: Sequence[Profile] = ()
+) -> Profile:
+    """Return the profile that a timing gives; what was not timed is estimated. Raises ModelError when nothing was."""
+    segments, fit = segment_costs(model, timing.bounds, timing.seconds, timing.overhead_s, others)
+    return Profile(
+        version=VERSION,
+        device=device,
+        machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        model=model.name,
+        model_sha256=model.sha256,
+        threads=threads,
+        segments=segments,
+        overhead_s=timing.overhead_s,
+        whole_s=timing.whole_s,
+        fit=fit,
+    )
+
+
+def measure_memory(model: Model, bounds: Sequence[int]) -> MemoryCost | None:
+    """Return what a stage process takes, and what the model adds; None where this cannot be measured.
+
+    It needs Linux and a model that the runtime can run.
+    """
+    if not resident.STATUS.is_file():
+        return None
+    pieces = slice_model(model, bounds[1:-1])
+    small = min((write_slice(model, piece) for piece in pieces), key=len)
+    with tempfile.TemporaryDirectory(prefix="har-edge-profile-") as folder:
+        paths = [Path(folder) / name for name in ("small.tflite", "whole.tflite")]
+        for path, content in zip(paths, (small, model.data), strict=True):
+            path.write_bytes(content)
+        command = [sys.executable, "-m", "har_edge.nodes.resident", *map(str, paths)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_MEMORY_TIMEOUT_S, check=True)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            return None
+    base, growth, peak = map(int, done.stdout.split()[-3:])
+    size = int(tensor_bytes(model, bounds)[0, len(bounds) - 1])
+    return MemoryCost(base, max(0, growth), max(peak, base), size)
+
+
+def measure_messages(bus: Bus, device: str, broker: str) -> tuple[MessageCost, LinkCost]:
+    """Return what a message costs on its way in or out, and the link to the broker.
+
+    The client's part is that of messages to itself, the stage's that of handling one that comes and goes on. Raises
+    BrokerError when messages do not come back.
+    """
+    topics = Topics("har", f"profile-{device}")
+    echo = measure_echo(bus, topics.activation(0, 0, _NAME))
+    handling = [_handling_s(topics, size) / 2 for size in (SMALL, LARGE)]
+    byte_s = max(0.0, (handling[1] - handling[0]) / (LARGE - SMALL))
+    seconds = echo.message_s + max(0.0, handling[0] - byte_s * SMALL)
+    return MessageCost(seconds, echo.byte_s + byte_s, broker), LinkCost(echo.round_trip_s, echo.bytes_per_s)
+
+
+def _handling_s(topics: Topics, size: int) -> float:
+    """Return the median seconds in which a stage unpacks a message, joins it, and packs its own, all but the model."""
+    tensors = (TensorSpec(_NAME, (1, size), "int8"),)
+    setup = StageSetup(
+        topics=topics,
+        epoch=0,
+        task=Task(StreamTask(_NAME, 1.0, 1, 1), {}, "", [], []),
+        wiring=Wiring(1, SliceEntry("", "", 0, 1, tensors, tensors), {}, {0: (_NAME,)}, (_NAME,), False, (2,)),
+        run=lambda values: values,
+        result_port=None,
+        feeds={},
+        max_payload_bytes=2 * LARGE,
+        join_timeout_s=1.0,
+        join_capacity=1,
+    )
+    stage = Stage(setup, clock=time.time, monotonic=time.monotonic)
+    topic, values = topics.activation(0, 0, _NAME), np.zeros((1, size), np.int8)
+    times = []
+    for number in range(_HANDLED):
+        payload = wire.encode(wire.Message(_NAME, number, 0, (0.0,), {_NAME: values}))
+        started = time.perf_counter()
+        stage.handle(Delivery(topic, payload, (0, number)))
+        times.append(time.perf_counter() - started)
+    assert stage.counters.windows == _HANDLED
+    return median(times)
+
+
+def estimate(model: Model, device: str, others: Sequence[Profile]) -> Profile:
+    """Return a profile of a model that was never run here, estimated from others; memory and messages are theirs.
+
+    Of memory, that of the largest of the other models stands for this one: what a byte of tensors takes changes little.
+    Raises ModelError when they measured nothing.
+    """
+    timing = Timing(tuple(segment_bounds(model)), {}, None, typical_overhead([], others), ())
+    profile = make_profile(model, device, timing, others=others)
+    weighed = [other for other in others if other.memory is not None]
+    largest = max(weighed, key=lambda other: other.memory.tensor_bytes if other.memory else 0, default=None)
+    heard = [other for other in others if other.message is not None]
+    return msgspec.structs.replace(
+        profile,
+        memory=largest.memory if largest else None,
+        message=heard[-1].message if heard else None,
+        link=heard[-1].link if heard else None,
+    )

@@ -1,0 +1,69 @@
+"""What every slice costs on every kind of device (docs/planning.md derives the model)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from har_edge.planning.devices import Kind
+from har_edge.planning.layout import Layout
+from har_edge.planning.problem import Floats, Ints, Problem
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Costs:
+    """Seconds and bytes, with a row a kind and a column a slice of the layout.
+
+    `compute_s` is the model's own, `message_s` the processor's for messages, `link_s` that of the bytes on the link;
+    `period_s` is the time between two windows that a device keeps up, inf where the slice does not fit its memory;
+    `latency_s` what one window takes; `memory_bytes` the resident memory of the process.
+    """
+
+    compute_s: Floats
+    message_s: Floats
+    link_s: Floats
+    period_s: Floats
+    latency_s: Floats
+    memory_bytes: Ints
+
+
+def cost(layout: Layout, kinds: Sequence[Kind]) -> Costs:
+    """Return what every slice costs on every kind of device."""
+    work = np.array([[0.0, *np.cumsum(kind.work_s)] for kind in kinds])
+
+    def column(name: str) -> Floats:
+        return np.array([[getattr(kind, name)] for kind in kinds], float)
+
+    messages, total = layout.received + layout.sent, layout.received_bytes + layout.sent_bytes
+    compute = column("overhead_s") + work[:, layout.stops] - work[:, layout.starts]
+    message = column("message_s") * messages + column("message_byte_s") * total
+    link = total / column("link_bytes_per_s")
+    memory = (column("base_bytes") + column("growth") * layout.tensor_bytes).astype(np.int64)
+    limit = np.array([[np.inf if kind.memory_bytes is None else kind.memory_bytes] for kind in kinds])
+    fits = memory <= limit
+    return Costs(
+        compute_s=compute,
+        message_s=message,
+        link_s=link,
+        # Bytes move while the processor works on another window; whichever is slower sets the pace.
+        period_s=np.where(fits, np.maximum(compute + message, link), np.inf),
+        latency_s=np.where(fits, compute + message + link + 2 * column("latency_s"), np.inf),
+        memory_bytes=memory,
+    )
+
+
+def make_problem(layout: Layout, costs: Costs, counts: Sequence[int], replicas: int) -> Problem:
+    """Return the problem for the search; stages share a slice only where one message brings all that it needs."""
+    return Problem(
+        nodes=len(layout.places),
+        tails=layout.tails,
+        heads=layout.heads,
+        period_s=costs.period_s,
+        latency_s=costs.latency_s,
+        # The broker hands each message of a shared subscription to another replica, so two would never meet.
+        shareable=layout.received == 1,
+        counts=tuple(counts),
+        replicas=replicas,
+    )

@@ -1,0 +1,189 @@
+"""The devices file: what the planner may use, and what each of them and its link can do."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import msgspec
+
+from har_edge.errors import ConfigError
+from har_edge.planning.profile import Profile, load_profile
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+MAX_DEVICES = 256
+_ZERO_ALLOWED = {"speed": False, "memory_bytes": False, "link_bytes_per_s": False, "latency_s": True, "message_s": True}
+
+
+class Sensors(Enum):
+    """How windows come: one message a source, or one with all of them."""
+
+    APART = "apart"
+    TOGETHER = "together"
+
+
+class DeviceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One device, or `count` equal ones called <name>-1, <name>-2, ...
+
+    `speed` is a factor on the profile that the planner was given (2 is twice as fast); `profile` names the device's own
+    instead, beside the file. `link_bytes_per_s` and `latency_s` (one way) lead to the broker, `message_s` is the
+    processor time for one message. What is left away comes from the profile.
+    """
+
+    name: str
+    count: int = 1
+    speed: float | None = None
+    profile: str | None = None
+    memory_bytes: int | None = None
+    link_bytes_per_s: float | None = None
+    latency_s: float | None = None
+    message_s: float | None = None
+
+
+class DevicesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file as it stands in TOML."""
+
+    device: list[DeviceEntry]
+    sensors: Sensors = Sensors.APART
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What devices of one kind take: seconds of each segment beyond `overhead_s`, of a message and its bytes.
+
+    `memory_bytes` is the limit for one process, None for none; `base_bytes` what it takes without a model, and `growth`
+    the bytes it takes for each byte of tensors. The link carries both directions together.
+    """
+
+    work_s: tuple[float, ...]
+    overhead_s: float
+    message_s: float
+    message_byte_s: float
+    link_bytes_per_s: float
+    latency_s: float
+    memory_bytes: int | None
+    base_bytes: int
+    growth: float
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device by name, and its kind."""
+
+    name: str
+    kind: Kind
+
+
+def load_devices(path: Path) -> DevicesFile:
+    """Read a devices file. Raises ConfigError that names the file and what is wrong in it."""
+    try:
+        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), DevicesFile)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; expected a devices file (docs/planning.md)") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {error}; see docs/planning.md for every key") from None
+    if not found.device:
+        raise ConfigError(f"{path}: no device; expected at least one [[device]] with a name")
+    for entry in found.device:
+        _check(entry, path)
+    names = [name for entry in found.device for name in names_of(entry)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{path}: the name {', '.join(twice)} comes twice; give each device a name of its own")
+    if len(names) > MAX_DEVICES:
+        raise ConfigError(f"{path}: {len(names)} devices; expected at most {MAX_DEVICES}")
+    return found
+
+
+def names_of(entry: DeviceEntry) -> list[str]:
+    """Return the names of the devices that an entry stands for."""
+    return [entry.name] if entry.count == 1 else [f"{entry.name}-{number}" for number in range(1, entry.count + 1)]
+
+
+def _check(entry: DeviceEntry, path: Path) -> None:
+    if not entry.name:
+        raise ConfigError(f"{path}: a device has no name; expected one")
+    if not 1 <= entry.count <= MAX_DEVICES:
+        raise ConfigError(f"{path}: count of {entry.name} is {entry.count}; expected 1 to {MAX_DEVICES}")
+    if entry.speed is not None and entry.profile is not None:
+        raise ConfigError(f"{path}: {entry.name} has both speed and profile; its own profile needs no factor: drop one")
+    for key, zero in _ZERO_ALLOWED.items():
+        value = getattr(entry, key)
+        if value is not None and not (0 < value < math.inf or (zero and value == 0)):
+            wanted = "0 or more seconds" if zero else "a number above 0"
+            raise ConfigError(f"{path}: {key} of {entry.name} is {value}; expected {wanted}")
+
+
+def make_devices(file: DevicesFile, path: Path, reference: Profile) -> tuple[list[Device], list[str]]:
+    """Return the devices of a file, and remarks on what their figures rest on.
+
+    `reference` is the profile that speeds refer to. Raises ConfigError when a profile is of another model, or a figure
+    is neither in the file nor in a profile.
+    """
+    devices: list[Device] = []
+    unmeasured: list[str] = []
+    for entry in file.device:
+        own = reference if entry.profile is None else load_profile(path.parent / entry.profile)
+        if own.model_sha256 != reference.model_sha256 or own.bounds != reference.bounds:
+            raise ConfigError(
+                f"{path}: the profile {entry.profile} of {entry.name} is of {own.model} with other operators or "
+                f"weights than {reference.model}; profile this model there: har-edge profile"
+            )
+        kind = _kind(entry, own, path, foreign=entry.profile is None)
+        devices += [Device(name, kind) for name in names_of(entry)]
+        if own.memory is None and entry.memory_bytes is not None:
+            unmeasured.append(entry.name)
+    remarks = []
+    if unmeasured:
+        remarks.append(
+            f"no profile measured memory for {', '.join(unmeasured)}: their limits count the tensors of a slice alone"
+        )
+    return devices, remarks
+
+
+def _kind(entry: DeviceEntry, profile: Profile, path: Path, *, foreign: bool) -> Kind:
+    """Put an entry and its profile together; the link of a `foreign` profile is another device's."""
+    speed, message, memory = entry.speed or 1.0, profile.message, profile.memory
+    link = None if foreign and entry.name != profile.device else profile.link
+    known = {
+        "link_bytes_per_s": link.bytes_per_s if link else None,
+        "latency_s": link.round_trip_s / 2 if link else None,
+        "message_s": message.seconds / speed if message else None,
+    }
+    figures: dict[str, float] = {}
+    for key, measured in known.items():
+        value = measured if getattr(entry, key) is None else getattr(entry, key)
+        if value is None:
+            raise ConfigError(
+                f"{path}: {entry.name} has no {key}, and no profile of it has measured it; give {key}, or a profile "
+                "made on that device with --broker"
+            )
+        figures[key] = value
+    growth = 1.0 if memory is None else max(1.0, (memory.peak_bytes - memory.base_bytes) / max(1, memory.tensor_bytes))
+    return Kind(
+        work_s=tuple(max(0.0, segment.seconds - profile.overhead_s) / speed for segment in profile.segments),
+        overhead_s=profile.overhead_s / speed,
+        message_s=figures["message_s"],
+        message_byte_s=message.seconds_per_byte / speed if message else 0.0,
+        link_bytes_per_s=figures["link_bytes_per_s"],
+        latency_s=figures["latency_s"],
+        memory_bytes=entry.memory_bytes,
+        base_bytes=memory.base_bytes if memory else 0,
+        growth=growth,
+    )
+
+
+def by_kind(devices: Sequence[Device]) -> dict[Kind, list[str]]:
+    """Return the names of the devices of each kind."""
+    found: dict[Kind, list[str]] = {}
+    for device in devices:
+        found.setdefault(device.kind, []).append(device.name)
+    return found

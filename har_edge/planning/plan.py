@@ -1,0 +1,290 @@
+"""Which device runs which slice: the best plan for devices and links that differ, and why not another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import msgspec
+
+from har_edge.errors import ConfigError, CutError
+from har_edge.graph.model import Model
+from har_edge.planning.cost import Costs, cost, make_problem
+from har_edge.planning.devices import Device, Kind, Sensors, by_kind
+from har_edge.planning.layout import Layout, make_layout
+from har_edge.planning.partition import balance
+from har_edge.planning.problem import Problem, Step
+from har_edge.planning.search import Solution, fastest, shortest
+
+VERSION = 1
+REPLICAS = 4
+_QUICK = 16  # states kept for plans that are only compared with
+
+
+class Objective(Enum):
+    """What a plan is best at: windows per second (the smallest bottleneck), or the way of one window."""
+
+    THROUGHPUT = "throughput"
+    LATENCY = "latency"
+
+
+class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Operators [start, stop) on one device, or on several that take turns; seconds are those of the slowest.
+
+    A device spends `compute_s` on the model and `message_s` on messages for one window, its link `link_s`; the stage
+    keeps up a window every `period_s`, and one window takes `latency_s` from the broker and back to it.
+    """
+
+    devices: tuple[str, ...]
+    start: int
+    stop: int
+    received: int
+    received_bytes: int
+    sent: int
+    sent_bytes: int
+    memory_bytes: int
+    compute_s: float
+    message_s: float
+    link_s: float
+    period_s: float
+    latency_s: float
+
+    @property
+    def replicas(self) -> int:
+        return len(self.devices)
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Stages in order, and the devices that no stage needs.
+
+    `bound_s` is what no plan can beat: of the bottleneck, or of the latency where that is the objective; `proven` says
+    that this plan meets it.
+    """
+
+    version: int
+    model: str
+    model_sha256: str
+    objective: Objective
+    stages: tuple[PlannedStage, ...]
+    spare: tuple[str, ...]
+    bottleneck_s: float
+    latency_s: float
+    bound_s: float
+    proven: bool
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The operators to cut the model at."""
+        return tuple(stage.start for stage in self.stages[1:])
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices in use, in the order of the stages."""
+        return tuple(name for stage in self.stages for name in stage.devices)
+
+    @property
+    def gap(self) -> float:
+        """How much better, as a part of the bound, a plan nobody found could be at most."""
+        value = self.bottleneck_s if self.objective is Objective.THROUGHPUT else self.latency_s
+        return 0.0 if self.proven else value / self.bound_s - 1 if self.bound_s > 0 else math.inf
+
+
+class Alternative(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another plan, for comparison; without figures, `reason` says why there is none."""
+
+    name: str
+    stages: int
+    devices: int
+    bottleneck_s: float | None
+    latency_s: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """A model in all its slices, the devices by kind, and what every slice costs on every kind."""
+
+    model: str
+    model_sha256: str
+    layout: Layout
+    devices: tuple[Device, ...]
+    kinds: tuple[Kind, ...]
+    names: tuple[tuple[str, ...], ...]
+    costs: Costs
+    replicas: int
+
+    @property
+    def problem(self) -> Problem:
+        return make_problem(self.layout, self.costs, [len(names) for names in self.names], self.replicas)
+
+
+def make_scene(
+    model: Model,
+    bounds: Sequence[int],
+    devices: Sequence[Device],
+    *,
+    replicas: int = REPLICAS,
+    sensors: Sensors = Sensors.APART,
+) -> Scene:
+    """Put a model and devices together. `bounds` are those of the profiles; `replicas` is the most a stage may have.
+
+    Raises ConfigError for bounds that are not this model's.
+    """
+    if bounds[-1] != len(model.main.operators):
+        raise ConfigError(
+            f"the profile ends at operator {bounds[-1]}, but {model.name} has {len(model.main.operators)}; profile it "
+            "anew"
+        )
+    layout, found = make_layout(model, bounds, sensors), by_kind(devices)
+    kinds, names = tuple(found), tuple(tuple(group) for group in found.values())
+    return Scene(
+        model.name, model.sha256, layout, tuple(devices), kinds, names, cost(layout, kinds), min(replicas, len(devices))
+    )
+
+
+def make_plan(scene: Scene, objective: Objective) -> Plan:
+    """Return the best plan.
+
+    Raises ConfigError when the model is too large for all devices together, SearchLimit when that could not be told.
+    """
+    solution = _solve(scene.problem, objective)
+    if solution is None:
+        raise ConfigError(_too_large(scene))
+    left = [list(names) for names in scene.names]
+    stages = tuple(_stage(scene, step, left) for step in solution.steps)
+    exact = scene.layout.whole
+    return Plan(
+        version=VERSION,
+        model=scene.model,
+        model_sha256=scene.model_sha256,
+        objective=objective,
+        stages=stages,
+        spare=tuple(device.name for device in scene.devices if any(device.name in names for names in left)),
+        bottleneck_s=solution.period_s,
+        latency_s=solution.latency_s,
+        bound_s=solution.bound_s if exact else 0.0,
+        proven=solution.proven and exact,
+    )
+
+
+def compare(scene: Scene, plan: Plan) -> list[Alternative]:
+    """Return the plans that a reader may have expected instead, each with its predicted figures."""
+    problem, used = scene.problem, len(plan.devices)
+    found = []
+    if used > 1:
+        found.append(_bounded(f"at most {used - 1} devices", replace(problem, most=used - 1), plan.objective))
+    if used < len(scene.devices):
+        found.append(_bounded(f"at least {used + 1} devices", replace(problem, least=used + 1), plan.objective))
+    if any(stage.replicas > 1 for stage in plan.stages):
+        found.append(_bounded("no replicas", replace(problem, replicas=1), plan.objective))
+    return [*found, _equal_times(scene), _single(scene, plan.objective)]
+
+
+def _solve(problem: Problem, objective: Objective, width: int | None = None) -> Solution | None:
+    search = fastest if objective is Objective.THROUGHPUT else shortest
+    return search(problem) if width is None else search(problem, width)
+
+
+def _stage(scene: Scene, step: Step, left: list[list[str]]) -> PlannedStage:
+    """Describe one step, and take its devices from those that are left."""
+    layout, costs, edge = scene.layout, scene.costs, step.edge
+    used = [k for k, count in enumerate(step.devices) if count]
+    names = tuple(left[k].pop(0) for k in used for _ in range(step.devices[k]))
+    slowest = max(used, key=lambda k: float(costs.period_s[k, edge]))
+    return PlannedStage(
+        devices=names,
+        start=layout.bounds[layout.starts[edge]],
+        stop=layout.bounds[layout.stops[edge]],
+        received=int(layout.received[edge]),
+        received_bytes=int(layout.received_bytes[edge]),
+        sent=int(layout.sent[edge]),
+        sent_bytes=int(layout.sent_bytes[edge]),
+        memory_bytes=int(costs.memory_bytes[used, edge].max()),
+        compute_s=float(costs.compute_s[slowest, edge]),
+        message_s=float(costs.message_s[slowest, edge]),
+        link_s=float(costs.link_s[slowest, edge]),
+        period_s=scene.problem.period_of(step),
+        latency_s=scene.problem.latency_of(step),
+    )
+
+
+def _bounded(name: str, problem: Problem, objective: Objective) -> Alternative:
+    """Return the best plan of a narrower problem."""
+    solution = _solve(problem, objective, _QUICK)
+    if solution is None:
+        return Alternative(name, 0, 0, None, None, "no such plan fits the model and the memory")
+    devices = sum(step.replicas for step in solution.steps)
+    return Alternative(name, len(solution.steps), devices, solution.period_s, solution.latency_s)
+
+
+def _equal_times(scene: Scene) -> Alternative:
+    """Return the plan that knows time alone: slices of equal time on the devices, in the order of the file."""
+    layout, stages = scene.layout, min(len(scene.devices), len(scene.layout.bounds) - 1)
+    name = f"{stages} slices of equal time, devices in order"
+    crossing = [0] * (len(layout.bounds) - 2)
+    chain = layout.walk(range(1, len(layout.bounds) - 1))
+    if chain is not None:
+        crossing = [int(layout.received_bytes[edge]) for edge in chain[1:]]
+    try:
+        places = balance(scene.devices[0].kind.work_s, stages, crossing)
+    except CutError as error:
+        return Alternative(name, stages, stages, None, None, str(error))
+    edges = layout.walk(places)
+    if edges is None:
+        return Alternative(name, stages, stages, None, None, "too many ways to cut this model; these were left out")
+    kinds = [scene.kinds.index(device.kind) for device in scene.devices[:stages]]
+    for device, kind, edge in zip(scene.devices, kinds, edges, strict=False):
+        if not math.isfinite(scene.costs.period_s[kind, edge]):
+            return Alternative(name, stages, stages, None, None, f"its slice does not fit the memory of {device.name}")
+    return Alternative(
+        name,
+        stages,
+        stages,
+        max(float(scene.costs.period_s[kind, edge]) for kind, edge in zip(kinds, edges, strict=True)),
+        sum(float(scene.costs.latency_s[kind, edge]) for kind, edge in zip(kinds, edges, strict=True)),
+    )
+
+
+def _single(scene: Scene, objective: Objective) -> Alternative:
+    """Return the whole model on the one device that does best."""
+    (edge,) = scene.layout.walk(()) or (None,)
+    assert edge is not None  # the whole model is always a slice
+    costs = scene.costs.period_s if objective is Objective.THROUGHPUT else scene.costs.latency_s
+    best = int(costs[:, edge].argmin())
+    if not math.isfinite(costs[best, edge]):
+        return Alternative("one device", 1, 1, None, None, "the whole model fits the memory of none")
+    name = f"one device: {scene.names[best][0]}"
+    return Alternative(name, 1, 1, float(scene.costs.period_s[best, edge]), float(scene.costs.latency_s[best, edge]))
+
+
+def _too_large(scene: Scene) -> str:
+    """Say what is missing when no plan fits."""
+    layout, costs = scene.layout, scene.costs
+    whole = layout.walk(())
+    assert whole is not None
+    room = sum((kind.memory_bytes or 0) * len(names) for kind, names in zip(scene.kinds, scene.names, strict=True))
+    text = (
+        f"{scene.model} is too large for all devices together: as one slice it takes "
+        f"{_size(int(costs.memory_bytes[:, whole[0]].min()))}, and the {len(scene.devices)} devices offer "
+        f"{_size(room)} in all, each with a runtime of its own to hold"
+    )
+    smallest = [edge for edge in range(len(layout.tails)) if layout.stops[edge] == layout.starts[edge] + 1]
+    for edge in smallest:
+        if not math.isfinite(costs.period_s[:, edge].min()) and not _covered(layout, costs, edge):
+            start, stop = layout.bounds[layout.starts[edge]], layout.bounds[layout.stops[edge]]
+            takes = _size(int(costs.memory_bytes[:, edge].min()))
+            text += f"; operators [{start}, {stop}), which cannot be cut, take {takes}, more than any device has"
+            break
+    return text + "; offer more devices, raise memory_bytes where there is more, or use a smaller model"
+
+
+def _covered(layout: Layout, costs: Costs, edge: int) -> bool:
+    """Return whether some slice around these operators fits some device."""
+    around = (layout.starts <= layout.starts[edge]) & (layout.stops >= layout.stops[edge])
+    return bool(costs.period_s[:, around].min(initial=math.inf) < math.inf)
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

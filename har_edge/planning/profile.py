@@ -1,0 +1,157 @@
+"""What one model costs on one device: measured once, kept as JSON, and read by the planner."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from har_edge.errors import ConfigError
+
+VERSION = 1
+
+
+class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the operators of one kind do within a segment: how many, arithmetic operations, bytes of their tensors."""
+
+    kind: str
+    operators: int
+    operations: int
+    bytes: int
+
+
+class SegmentCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Operators [start, stop): seconds of one run by itself, whether they were measured or filled by regression."""
+
+    start: int
+    stop: int
+    seconds: float
+    measured: bool
+    work: tuple[Work, ...]
+
+
+class MemoryCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Resident memory of a process in bytes: with bus and a running runtime, growth by the whole model, and its peak.
+
+    `tensor_bytes` are the weights and the largest set of activations alive at once, to which the growth compares.
+    """
+
+    base_bytes: int
+    growth_bytes: int
+    peak_bytes: int
+    tensor_bytes: int
+
+
+class MessageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Processor seconds to pack and publish one message, or to receive and unpack it, and those of each byte of it."""
+
+    seconds: float
+    seconds_per_byte: float
+    broker: str
+
+
+class LinkCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The way between device and broker: seconds there and back, and bytes per second, both directions together."""
+
+    round_trip_s: float
+    bytes_per_s: float
+
+
+class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How well the regression does: segments it learnt from, and the median relative error on segments left out."""
+
+    samples: int
+    error: float
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything measured of one model on one device; None is what could not be, or was not asked for.
+
+    `overhead_s` is what each run costs however few operators it has.
+    """
+
+    version: int
+    device: str
+    machine: str
+    model: str
+    model_sha256: str
+    threads: int
+    segments: tuple[SegmentCost, ...]
+    overhead_s: float
+    whole_s: float | None = None
+    memory: MemoryCost | None = None
+    message: MessageCost | None = None
+    link: LinkCost | None = None
+    fit: Fit | None = None
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """The operators at which segments begin, and the number of operators."""
+        return (*(segment.start for segment in self.segments), self.segments[-1].stop)
+
+
+def cache_folder() -> Path:
+    """Return where profiles live: `$XDG_CACHE_HOME/har-edge/profiles`, by default below ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "har-edge" / "profiles"
+
+
+def profile_path(device: str, model_sha256: str, threads: int) -> Path:
+    """Return where the profile of a model on a device is kept."""
+    return cache_folder() / f"{device}-{model_sha256[:16]}-{threads}.json"
+
+
+def store_profile(profile: Profile, path: Path) -> None:
+    """Write a profile as readable JSON; raises ConfigError where that is not possible."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write the profile {path}: {error.strerror}; give another file with --out") from None
+
+
+def load_profile(path: Path) -> Profile:
+    """Read a profile; raises ConfigError when it is missing, malformed, or of another version."""
+    try:
+        profile = msgspec.json.decode(path.read_bytes(), type=Profile)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the profile {path}: {error.strerror}; make it with 'har-edge profile MODEL'"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no profile: {error}; make it anew with 'har-edge profile MODEL'") from None
+    if profile.version != VERSION:
+        raise ConfigError(f"{path} has version {profile.version}, expected {VERSION}; make it anew")
+    _check(profile, path)
+    return profile
+
+
+def cached_profiles(device: str) -> list[Profile]:
+    """Return every readable profile of a device in the cache, of whatever model."""
+    found = []
+    for path in sorted(cache_folder().glob("*.json")):
+        try:
+            profile = load_profile(path)
+        except ConfigError:  # of an older version, or damaged: it is made anew when it is asked for by name
+            continue
+        if profile.device == device:
+            found.append(profile)
+    return found
+
+
+def _check(profile: Profile, path: Path) -> None:
+    """Refuse figures that no measurement gives: negative, not finite, or with holes between segments."""
+    numbers = [profile.overhead_s, *(segment.seconds for segment in profile.segments)]
+    numbers += [profile.message.seconds, profile.message.seconds_per_byte] if profile.message else []
+    if profile.link is not None:
+        numbers += [profile.link.round_trip_s, profile.link.bytes_per_s or -1.0]
+    ends = [0, *(segment.stop for segment in profile.segments)]
+    joined = all(segment.start == end < segment.stop for segment, end in zip(profile.segments, ends, strict=False))
+    if not profile.segments or not joined or not all(0 <= number < float("inf") for number in numbers):
+        raise ConfigError(
+            f"{path} is no profile of a whole model: expected segments one after the other, and figures of 0 or above; "
+            "make it anew with 'har-edge profile MODEL'"
+        )

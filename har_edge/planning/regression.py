@@ -1,0 +1,154 @@
+"""Estimate the seconds of operators that were not measured, from those that were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
+
+import numpy as np
+
+from har_edge.errors import ModelError
+from har_edge.graph.cuts import trace
+from har_edge.graph.model import Model, Operator
+from har_edge.graph.operations import count_operations
+from har_edge.planning.problem import Floats
+from har_edge.planning.profile import Fit, Profile, SegmentCost, Work
+
+ANY = "*"
+_TINY_S = 1e-7
+_JUDGED = 60  # samples that are left out in turn, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Seconds that a segment took beyond what every run costs, and its work."""
+
+    seconds: float
+    work: tuple[Work, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """Seconds for each feature: operators, operations and bytes of any kind, and the last two by kind."""
+
+    seconds: dict[tuple[str, str], float]
+
+    def predict(self, work: Sequence[Work]) -> float:
+        """Return the seconds of this work; a kind never seen counts as any other."""
+        return sum(self.seconds.get(name, 0.0) * value for name, value in _features(work).items())
+
+
+def work_of(model: Model, start: int, stop: int) -> tuple[Work, ...]:
+    """Return the work of operators [start, stop), by kind; what only prepares constants is done once and left out."""
+    graph, folded = model.main, trace(model).folded
+    found: dict[str, list[int]] = {}
+    for operator in graph.operators[start:stop]:
+        if operator.index in folded:
+            continue
+        row = found.setdefault(operator.name, [0, 0, 0])
+        row[0] += 1
+        row[1] += _operations(model, operator)
+        row[2] += sum(graph.tensors[i].bytes for i in (*operator.inputs, *operator.outputs))
+    return tuple(Work(kind, *row) for kind, row in sorted(found.items()))
+
+
+def _operations(model: Model, operator: Operator) -> int:
+    """Return the arithmetic of one operator; one for each value it makes where nobody has counted this kind."""
+    alone = replace(model, graphs=(replace(model.main, operators=(operator,)),))
+    try:
+        return count_operations(alone)
+    except ModelError:
+        return sum(model.main.tensors[i].elements for i in operator.outputs)
+
+
+def fit(samples: Sequence[Sample]) -> Regression:
+    """Return the least-squares fit with no negative seconds.
+
+    Each error is weighed by the square root of what was measured, so that neither long nor short segments rule alone.
+    Raises ModelError without samples.
+    """
+    if not samples:
+        raise ModelError(
+            "nothing was measured, so nothing can be estimated from it; profile a model that this device can run first"
+        )
+    rows = [_features(sample.work) for sample in samples]
+    names = sorted({name for row in rows for name in row})
+    table = np.array([[row.get(name, 0.0) for name in names] for row in rows])
+    target = np.array([sample.seconds for sample in samples])
+    weight = 1 / np.sqrt(np.maximum(target, _TINY_S))
+    scale = np.maximum(np.abs(table).max(axis=0), 1.0)
+    solution = nonnegative(table / scale * weight[:, None], target * weight) / scale
+    return Regression(dict(zip(names, solution.tolist(), strict=True)))
+
+
+def judge(samples: Sequence[Sample]) -> Fit:
+    """Return how well a fit predicts segments that it has not seen (leave-one-out)."""
+    errors = []
+    for number in range(0, len(samples), 1 + len(samples) // _JUDGED):
+        sample = samples[number]
+        others = [*samples[:number], *samples[number + 1 :]]
+        if others and sample.seconds > _TINY_S:
+            errors.append(abs(fit(others).predict(sample.work) - sample.seconds) / sample.seconds)
+    return Fit(len(samples), median(errors) if errors else 1.0)
+
+
+def segment_costs(
+    model: Model, bounds: Sequence[int], measured: Mapping[int, float], overhead_s: float, others: Sequence[Profile]
+) -> tuple[tuple[SegmentCost, ...], Fit | None]:
+    """Return the cost of every segment, and how good the fit is that filled what was not measured.
+
+    `measured` maps the first operator of a segment to its seconds; `others` are profiles of other models on the same
+    device, which help to estimate the rest. Raises ModelError when something is missing and nothing was measured.
+    """
+    spans = list(pairwise(bounds))
+    work = {start: work_of(model, start, stop) for start, stop in spans}
+    known = [Sample(max(0.0, seconds - overhead_s), work[start]) for start, seconds in measured.items()]
+    if len(measured) == len(spans):
+        return tuple(SegmentCost(a, b, measured[a], True, work[a]) for a, b in spans), None
+    for other in others:
+        known += [Sample(max(0.0, s.seconds - other.overhead_s), s.work) for s in other.segments if s.measured]
+    regression = fit(known)
+    seconds = {start: overhead_s + regression.predict(work[start]) for start, _ in spans} | dict(measured)
+    return tuple(SegmentCost(a, b, seconds[a], a in measured, work[a]) for a, b in spans), judge(known)
+
+
+def nonnegative(table: Floats, target: Floats) -> Floats:
+    """Return x >= 0 with the least |table x - target| (Lawson, Hanson, Solving Least Squares Problems, 1974, 23.3)."""
+    n = table.shape[1]
+    free, x = np.zeros(n, np.bool_), np.zeros(n)
+    for _ in range(3 * n):
+        slope = np.where(free, -np.inf, table.T @ (target - table @ x))
+        best = int(slope.argmax())
+        if slope[best] <= 1e-10 * (np.abs(table.T @ target).max() + 1e-30):
+            break
+        free[best] = True
+        while True:
+            trial = np.zeros(n)
+            trial[free] = np.linalg.lstsq(table[:, free], target, rcond=None)[0]
+            wrong = free & (trial <= 0)
+            if not wrong.any():
+                break
+            step = (x[wrong] / np.maximum(x[wrong] - trial[wrong], 1e-300)).min()
+            x = x + step * (trial - x)
+            free &= x > 1e-14
+            if not free.any():
+                trial = np.zeros(n)
+                break
+        x = trial
+    return x
+
+
+def _features(work: Sequence[Work]) -> dict[tuple[str, str], float]:
+    found: dict[tuple[str, str], float] = {}
+    for part in work:
+        for name, value in (
+            ((ANY, "operators"), part.operators),
+            ((ANY, "operations"), part.operations),
+            ((ANY, "bytes"), part.bytes),
+            ((part.kind, "operations"), part.operations),
+            ((part.kind, "bytes"), part.bytes),
+        ):
+            found[name] = found.get(name, 0.0) + value
+    return found
