@@ -12,7 +12,9 @@ from har_edge import __version__
 from har_edge.cli import options
 from har_edge.errors import HarEdgeError
 
-COMMANDS = ("demo", "sensor", "stage", "watch", "broker", "slice", "evaluate", "train", "data", "testbed")
+COMMANDS = (
+    *("demo", "sensor", "stage", "watch", "broker", "slice", "evaluate", "train", "data", "testbed", "profile", "plan"),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

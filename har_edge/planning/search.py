@@ -21,6 +21,7 @@ from har_edge.planning.problem import Choices, Floats, Problem, Step, choices
 from har_edge.planning.sweep import Sweep
 
 WIDTH = 48  # states kept for each place to cut
+_FEW = 4
 _PROOFS = 8
 _SAME = 1e-12  # sums in another order differ by that much
 _NEAR = 1e-3  # where no proof is to be had, a plan this near to what was not found is good enough
@@ -109,7 +110,9 @@ def _decide(problem: Problem, bottleneck_s: float, width: int) -> _Answer:
     if prices.fits:
         return _Answer(_steps(options, prices), True)
     options = trim(options, prices, 0.0)
-    found = Sweep(options, prices, 0.0, width, first=True).run()
+    found = Sweep(options, prices, 0.0, min(_FEW, width), first=True).run()  # often enough, and soon done
+    if found.steps is None and not found.exact and width > _FEW:
+        found = Sweep(options, prices, 0.0, width, first=True).run()
     return _Answer(found.steps, found.exact)
 
 

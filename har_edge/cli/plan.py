@@ -1,0 +1,102 @@
+"""`har-edge plan`: which device should run which slice."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from har_edge.cli import options
+
+if TYPE_CHECKING:
+    from har_edge.graph.model import Model
+    from har_edge.planning.profile import Profile
+
+HELP = "place the slices of a model on devices and links that differ"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("model", metavar="MODEL", help="the .tflite file, or the name of a shipped model (float, int8)")
+    parser.add_argument(
+        "--devices", type=Path, metavar="FILE", required=True, help="devices file in TOML (docs/planning.md)"
+    )
+    parser.add_argument(
+        "--objective",
+        choices=("throughput", "latency"),
+        default="throughput",
+        help="most windows a second, or the quickest answer to one (default: throughput)",
+    )
+    parser.add_argument(
+        "--replicas", type=options.positive, default=4, metavar="N", help="devices that may share a stage (default: 4)"
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="profile that speeds refer to (default: that of this device, from the cache)",
+    )
+    parser.add_argument("--out", type=options.writable_file, metavar="FILE", help="write the plan as JSON")
+    parser.add_argument("--json", action="store_true", help="print plan and alternatives as JSON instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, and print the plan beside others."""
+    options.one_thread()
+    import msgspec
+
+    from har_edge.cli.plan_report import PlanReport, print_plan
+    from har_edge.graph.model import read_model
+    from har_edge.planning.catalog import find_model
+    from har_edge.planning.devices import load_devices, make_devices
+    from har_edge.planning.plan import Objective, compare, make_plan, make_scene
+
+    file = load_devices(args.devices)
+    model = read_model(find_model(args.model).path)
+    profile, remarks = _reference(model, args.profile)
+    devices, more = make_devices(file, args.devices, profile)
+    scene = make_scene(model, profile.bounds, devices, replicas=args.replicas, sensors=file.sensors)
+    plan = make_plan(scene, Objective(args.objective))
+    if args.out is not None:
+        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
+    print_plan(PlanReport(plan, compare(scene, plan), [*remarks, *more]), args.model, as_json=args.json)
+    return 0
+
+
+def _reference(model: Model, path: Path | None) -> tuple[Profile, list[str]]:
+    """Return the profile that speeds refer to: as named, or of this device; estimated where only others are known."""
+    from har_edge.cli.profile import device_name
+    from har_edge.errors import ConfigError
+    from har_edge.planning.profile import cached_profiles, load_profile
+
+    if path is not None:
+        profile = load_profile(path)
+        if profile.model_sha256 != model.sha256:
+            raise ConfigError(f"{path} is the profile of {profile.model}, not of {model.name}; profile this model")
+        return profile, _estimates(profile)
+    device = device_name(None)
+    known = cached_profiles(device)
+    own = [profile for profile in known if profile.model_sha256 == model.sha256]
+    if own:
+        return min(own, key=lambda profile: profile.threads), _estimates(own[0])
+    others = [profile for profile in known if profile.threads == 1]
+    if not others:
+        raise ConfigError(
+            f"no profile of {model.name} on this device ({device}); make one with 'har-edge profile', or name one "
+            "with --profile"
+        )
+    from har_edge.nodes.profiling import estimate
+
+    profile = estimate(model, device, others)
+    return profile, [f"{model.name} was never measured here: profile it for a plan to rely on", *_estimates(profile)]
+
+
+def _estimates(profile: Profile) -> list[str]:
+    """Say how much of a profile is an estimate."""
+    count = sum(not segment.measured for segment in profile.segments)
+    if not count or profile.fit is None:
+        return []
+    return [
+        f"{count} of {len(profile.segments)} segments are estimated by regression on {profile.fit.samples} others "
+        f"(median error {profile.fit.error:.0%})"
+    ]

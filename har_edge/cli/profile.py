@@ -1,0 +1,157 @@
+"""`har-edge profile`: measure what a model costs on this device, for the planner."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from har_edge.cli import options
+
+if TYPE_CHECKING:
+    from har_edge.graph.model import Model
+    from har_edge.messaging.bus import Bus
+    from har_edge.planning.profile import LinkCost, MessageCost, Profile
+
+HELP = "measure time, memory, messages and link of a model on this device"
+
+Item = TypeVar("Item")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("model", metavar="MODEL", help="the .tflite file, or the name of a shipped model (float, int8)")
+    parser.add_argument("--device", metavar="NAME", help="what to call this device (default: its host name)")
+    parser.add_argument("--out", type=options.writable_file, metavar="FILE", help="write the profile there as well")
+    parser.add_argument("--threads", type=options.positive, default=1, metavar="N", help="threads (default: 1)")
+    parser.add_argument("--again", action="store_true", help="measure although there is a profile in the cache")
+    parser.add_argument("--json", action="store_true", help="print the profile as JSON instead of text")
+    options.add_broker(parser, embedded=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, keep and print a profile."""
+    options.one_thread()
+    from har_edge.cli.profile_report import print_profile
+    from har_edge.graph.model import read_model
+    from har_edge.planning.catalog import find_model
+    from har_edge.planning.profile import load_profile, profile_path, store_profile
+
+    device = device_name(args.device)
+    model = read_model(find_model(args.model).path)
+    path = profile_path(device, model.sha256, args.threads)
+    remarks: list[str] = []
+    if path.is_file() and not args.again:
+        profile = load_profile(path)
+        remarks.append("measured before; --again measures anew")
+        if args.broker:
+            profile = _with_messages(profile, *_messages(args, device, remarks))
+    else:
+        messages = _messages(args, device, remarks)  # first, since a broker may be out of reach
+        profile = _with_messages(_measure(model, device, args, remarks), *messages)
+    store_profile(profile, path)
+    if args.out is not None:
+        store_profile(profile, args.out)
+    print_profile(profile, remarks, args.out or path, as_json=args.json)
+    return 0
+
+
+def device_name(asked: str | None) -> str:
+    """Return the name of this device; raises ConfigError for one that cannot stand in a topic."""
+    import re
+    import socket
+
+    from har_edge.messaging.topics import check_id
+
+    if asked is not None:
+        return check_id("--device", asked)
+    return re.sub(r"[^a-zA-Z0-9_-]", "-", socket.gethostname())[:64] or "device"
+
+
+def _measure(model: Model, device: str, args: argparse.Namespace, remarks: list[str]) -> Profile:
+    """Time the model and weigh it."""
+    import msgspec
+
+    from har_edge.nodes.profiling import make_profile, measure_memory, time_model
+    from har_edge.planning.profile import cached_profiles
+
+    others = [
+        profile
+        for profile in cached_profiles(device)
+        if profile.threads == args.threads and profile.model_sha256 != model.sha256
+    ]
+    timing = time_model(model, threads=args.threads, others=others, watch=_progress)
+    remarks += timing.remarks
+    profile = make_profile(model, device, timing, threads=args.threads, others=others)
+    memory = measure_memory(model, timing.bounds)
+    if memory is None:
+        remarks.append("memory was not measured: it takes Linux, and a model that the runtime here can run")
+    return msgspec.structs.replace(profile, memory=memory)
+
+
+def _messages(args: argparse.Namespace, device: str, remarks: list[str]) -> tuple[MessageCost | None, LinkCost | None]:
+    """Measure what messages cost; the link too, where a broker was named."""
+    from har_edge.messaging.broker import find_mosquitto
+    from har_edge.nodes.profiling import measure_messages
+
+    if not args.broker and find_mosquitto() is None:
+        remarks.append("messages were not measured: Mosquitto is not installed here; name a broker with --broker")
+        return None, None
+    with _bus(args, device) as (bus, broker):
+        message, link = measure_messages(bus, device, broker)
+    if args.broker:
+        return message, link
+    remarks.append("the link was not measured: name the broker with --broker")
+    return message, None
+
+
+def _with_messages(profile: Profile, message: MessageCost | None, link: LinkCost | None) -> Profile:
+    import msgspec
+
+    return msgspec.structs.replace(profile, message=message, link=link)
+
+
+@contextlib.contextmanager
+def _bus(args: argparse.Namespace, device: str) -> Iterator[tuple[Bus, str]]:
+    """Connect to the broker that was named, else to one of our own; yield the bus and what to call the broker."""
+    import secrets
+    import tempfile
+
+    from har_edge.messaging.address import read_address
+    from har_edge.messaging.broker import start_mosquitto
+    from har_edge.messaging.bus import Session
+    from har_edge.messaging.mqtt import Client, Protocol, open_bus
+    from har_edge.resources import find_folder
+
+    with contextlib.ExitStack() as stack:
+        if args.broker:
+            files = {name: _path(getattr(args, name)) for name in ("password_file", "ca_file", "cert_file", "key_file")}
+            address = read_address(args.broker, username=args.username, **files)
+            broker = address.url
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="har-edge-profile-")))
+            folder.chmod(0o755)  # Mosquitto, started by root, becomes a user of its own and must get in
+            own = start_mosquitto(find_folder("brokers") / "mosquitto.conf", folder / "broker")
+            stack.callback(own.stop)
+            address, broker = own.address, f"{own.description} on this device"
+        session = Session(f"profile-{device}-{secrets.token_hex(4)}", clean_start=True)
+        bus = open_bus(address, session, Client(args.client or "auto"), Protocol(args.protocol or "5"))
+        stack.callback(bus.close, forget=True)
+        yield bus, broker
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _progress(items: Iterable[Item], total: int) -> Iterable[Item]:
+    """Show how far it is, on a terminal only."""
+    if not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description="timing segments", total=total, console=Console(stderr=True), transient=True)

@@ -1,0 +1,82 @@
+"""What `har-edge profile` prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from har_edge.cli.figures import bar, duration, size
+from har_edge.planning.profile import Profile
+
+_WIDTH = 100  # where the output is no terminal
+
+
+def print_profile(profile: Profile, remarks: Sequence[str], path: Path, *, as_json: bool) -> None:
+    """Print a profile, and where it is kept."""
+    if as_json:
+        print(msgspec.json.encode(profile).decode())
+        return
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDTH)
+    console.print(
+        f"{profile.model} on {profile.device} ({profile.machine}), threads: {profile.threads}", soft_wrap=True
+    )
+    console.print(_segments(profile))
+    for line in [*_lines(profile), *(f"note: {remark}" for remark in remarks), f"kept in {path}"]:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _segments(profile: Profile) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name, justify in (("operators", "left"), ("what", "left"), ("operations", "right"), ("time", "right")):
+        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+    table.add_column("", no_wrap=True)
+    longest = max(segment.seconds for segment in profile.segments)
+    for segment in profile.segments:
+        kinds = ", ".join(f"{work.kind}{f' x{work.operators}' if work.operators > 1 else ''}" for work in segment.work)
+        seconds = f"{'' if segment.measured else '~'}{duration(segment.seconds)}"
+        operations = f"{sum(work.operations for work in segment.work):,}"
+        table.add_row(
+            f"[{segment.start}, {segment.stop})".replace("[", r"\["),
+            kinds,
+            operations,
+            seconds,
+            bar(segment.seconds, longest),
+        )
+    return table
+
+
+def _lines(profile: Profile) -> list[str]:
+    """Say everything beside the segments."""
+    lines = []
+    if profile.whole_s is not None:
+        lines.append(
+            f"whole model {duration(profile.whole_s)}; each run costs {duration(profile.overhead_s)} by itself"
+        )
+    if profile.fit is not None:
+        count = sum(not segment.measured for segment in profile.segments)
+        lines.append(
+            f"{count} of {len(profile.segments)} times are estimates (~), by least squares on {profile.fit.samples} "
+            f"measured segments; on segments left out of it the median error is {profile.fit.error:.0%}"
+        )
+    if profile.memory is not None:
+        memory = profile.memory
+        lines.append(
+            f"memory {size(memory.base_bytes)} with a small slice, {size(memory.growth_bytes)} more with the "
+            f"whole model ({size(memory.tensor_bytes)} of tensors), peak {size(memory.peak_bytes)}"
+        )
+    if profile.message is not None:
+        message = profile.message
+        lines.append(
+            f"message {duration(message.seconds)} of processor time to send or receive, and "
+            f"{message.seconds_per_byte * 1e9:.2f} ns a byte ({message.broker})"
+        )
+    if profile.link is not None:
+        link = profile.link
+        lines.append(f"link {duration(link.round_trip_s)} there and back, {link.bytes_per_s / 1e6:.2f} MB/s")
+    return lines

@@ -1,0 +1,232 @@
+"""The `profile` and `plan` commands: what they print, keep and refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from har_edge.cli.figures import bar, duration, size
+from har_edge.cli.main import main
+from har_edge.graph.model import read_model
+from har_edge.messaging.broker import Mosquitto, find_mosquitto
+from har_edge.planning.plan import Plan
+from har_edge.planning.profile import MessageCost, Profile, load_profile, profile_path, store_profile
+from tests.graph import models
+
+Run = Callable[..., tuple[int, str, str]]
+DEVICES = """
+[[device]]
+name = "fast"
+link_bytes_per_s = 1e7
+latency_s = 0.001
+
+[[device]]
+name = "slow"
+count = 2
+speed = 0.25
+link_bytes_per_s = 1e6
+latency_s = 0.002
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command with a cache of its own; return exit code, standard output and standard error."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        code = main(list(arguments))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(models.skip())
+    return path
+
+
+@pytest.fixture
+def profile(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A profile in round numbers: 4 ms a segment beyond the 1 ms of a run, 0.1 ms a message."""
+    from har_edge.cli import profile as command
+    from har_edge.nodes.profiling import Timing, make_profile
+
+    monkeypatch.setattr(command, "device_name", lambda asked: asked or "here")
+    loaded = read_model(model)
+    timing = Timing((0, 1, 2, 3, 4, 5), dict.fromkeys(range(5), 5e-3), 21e-3, 1e-3, ())
+    made = msgspec.structs.replace(make_profile(loaded, "here", timing), message=MessageCost(1e-4, 0.0, "made up"))
+    path = tmp_path / "profile.json"
+    store_profile(made, path)
+    store_profile(made, profile_path("here", loaded.sha256, 1))
+    return path
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Path:
+    path = tmp_path / "devices.toml"
+    path.write_text(DEVICES)
+    return path
+
+
+def test_a_profile_is_measured_once_and_kept(run: Run, model: Path, tmp_path: Path) -> None:
+    if find_mosquitto() is None:
+        pytest.skip("Mosquitto is not installed")
+    out = tmp_path / "own.json"
+    code, text, _ = run("profile", str(model), "--device", "bench-1", "--out", str(out))
+    assert code == 0
+    assert text.startswith("model.tflite on bench-1 (") and "[4, 5)" in text and "whole model" in text
+    assert "processor time to send or receive" in text
+    assert "note: the link was not measured: name the broker with --broker" in text
+    made = load_profile(out)
+    assert load_profile(profile_path("bench-1", made.model_sha256, 1)) == made
+    assert made.message is not None and made.link is None and len(made.segments) == 5
+    code, text, _ = run("profile", str(model), "--device", "bench-1", "--json")
+    assert code == 0 and msgspec.json.decode(text, type=Profile) == made
+    code, text, _ = run("profile", str(model), "--device", "bench-1")
+    assert "note: measured before; --again measures anew" in text
+
+
+def test_a_named_broker_adds_the_link(run: Run, model: Path, profile: Path, mosquitto: Mosquitto) -> None:
+    code, text, _ = run("profile", str(model), "--device", "here", "--broker", mosquitto.address.url)
+    assert code == 0 and "there and back" in text
+    kept = load_profile(profile_path("here", read_model(model).sha256, 1))
+    assert kept.link is not None and kept.link.round_trip_s > 0 and kept.link.bytes_per_s > 0
+    assert kept.message is not None and kept.message.broker == mosquitto.address.url
+    assert kept.segments == load_profile(profile).segments  # the rest stays as it was
+
+
+def test_estimates_are_marked(run: Run, model: Path, profile: Path) -> None:
+    path = profile_path("here", read_model(model).sha256, 1)
+    kept = load_profile(path)
+    part = msgspec.structs.replace(kept.segments[1], measured=False)
+    from har_edge.planning.profile import Fit
+
+    store_profile(
+        msgspec.structs.replace(kept, segments=(kept.segments[0], part, *kept.segments[2:]), fit=Fit(4, 0.2)), path
+    )
+    _, text, _ = run("profile", str(model), "--device", "here")
+    assert "~5.00 ms" in text
+    assert "1 of 5 times are estimates (~), by least squares on 4 measured segments" in text
+    assert "the median error is 20%" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("nothing",), "no model 'nothing'"),
+        (("int8", "--device", "a/b"), "--device is 'a/b'; expected 1 to 128 letters"),
+        (("int8", "--broker", "somewhere"), "broker is 'somewhere'; expected mqtt://HOST"),
+        (("int8", "--broker", "mqtt://127.0.0.1:1"), "127.0.0.1:1"),
+    ],
+)
+def test_what_cannot_be_profiled_says_why_before_it_is_measured(
+    run: Run, options: tuple[str, ...], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from har_edge.cli import profile as command
+
+    monkeypatch.setattr(command, "_measure", None)
+    code, _, err = run("profile", *options)
+    assert code == 2 and error in err
+
+
+def test_a_plan_is_a_table_with_reasons(run: Run, model: Path, devices: Path, profile: Path) -> None:
+    code, text, _ = run("plan", str(model), "--devices", str(devices), "--replicas", "1")
+    assert code == 0
+    lines = text.splitlines()
+    assert lines[0].split()[:3] == ["stage", "operators", "device"]
+    assert any("fast" in line and "█" in line for line in lines)
+    assert "no plan has a smaller bottleneck: proven" in text
+    assert "this plan" in text and "one device: fast" in text and "3 slices of equal time, devices in order" in text
+    assert f"cut it with: har-edge slice {model} --at " in text
+
+
+def test_a_plan_as_json_and_in_a_file(run: Run, model: Path, devices: Path, profile: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    code, text, _ = run("plan", str(model), "--devices", str(devices), "--json", "--out", str(out))
+    assert code == 0
+    report = json.loads(text)
+    plan = msgspec.json.decode(out.read_bytes(), type=Plan)
+    assert msgspec.convert(report["plan"], Plan) == plan
+    assert {*plan.devices, *plan.spare} == {"fast", "slow-1", "slow-2"}
+    assert plan.stages[0].start == 0 and plan.stages[-1].stop == 5
+    # Of three devices the two slow ones hold up a fast one that takes turns with them.
+    assert all(
+        row["bottleneck_s"] is None or row["bottleneck_s"] >= plan.bottleneck_s for row in report["alternatives"]
+    )
+
+
+def test_latency_wants_one_fast_device(run: Run, model: Path, devices: Path, profile: Path) -> None:
+    _, text, _ = run("plan", str(model), "--devices", str(devices), "--objective", "latency")
+    assert "1 stage on 1 of 3 devices" in text and "not used: slow-1, slow-2" in text
+    assert "no plan has a smaller latency: proven" in text and "cut it with" not in text
+
+
+def test_replicas_are_named_with_what_they_need(run: Run, model: Path, tmp_path: Path, profile: Path) -> None:
+    path = tmp_path / "equal.toml"
+    path.write_text('[[device]]\nname = "pi"\ncount = 5\nlink_bytes_per_s = 1e7\nlatency_s = 0.001\n')
+    _, text, _ = run("plan", str(model), "--devices", str(path), "--replicas", "5")
+    assert "pi-1 and 4 more" in text and "note: devices that take turns at a stage need a shared subscription" in text
+    assert "no replicas" in text
+
+
+def test_a_named_profile_must_be_of_the_model(run: Run, devices: Path, profile: Path) -> None:
+    code, _, err = run("plan", "int8", "--devices", str(devices), "--profile", str(profile))
+    assert code == 2 and "is the profile of model.tflite, not of har-int8.tflite; profile this model" in err
+
+
+def test_a_model_never_profiled_is_estimated_from_others_or_refused(
+    run: Run, tmp_path: Path, devices: Path, profile: Path, model: Path
+) -> None:
+    other = tmp_path / "other.tflite"
+    other.write_bytes(models.chain())
+    code, text, _ = run("plan", str(other), "--devices", str(devices))
+    assert code == 0
+    assert "note: other.tflite was never measured here: profile it for a plan to rely on" in text
+    assert "4 of 4 segments are estimated by regression on 5 others" in text
+    profile_path("here", read_model(model).sha256, 1).unlink()
+    code, _, err = run("plan", str(other), "--devices", str(devices))
+    assert code == 2 and "no profile of other.tflite on this device (here); make one with 'har-edge profile'" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('[[device]]\nname = "a"\ncolour = 1', "unknown field `colour`"),
+        (DEVICES + '[[device]]\nname = "fast"', "the name fast comes twice"),
+        (
+            '[[device]]\nname = "a"\nmemory_bytes = 10\nlink_bytes_per_s = 1e6\nlatency_s = 0.0',
+            "model.tflite is too large for all devices together",
+        ),
+        ('[[device]]\nname = "a"', "a has no link_bytes_per_s"),
+    ],
+)
+def test_what_is_wrong_with_the_devices_is_named(
+    run: Run, model: Path, tmp_path: Path, profile: Path, text: str, error: str
+) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    code, out, err = run("plan", str(model), "--devices", str(path))
+    assert (code, out) == (2, "") and err.startswith("error: ") and error in err
+
+
+def test_figures_are_readable() -> None:
+    assert [duration(s) for s in (0.0, 2.1e-6, 0.0123, 0.9999, 1.5, 75.0)] == [
+        "0.00 µs", "2.10 µs", "12.3 ms", "1.00 s", "1.50 s", "75.0 s",
+    ]  # fmt: skip
+    assert [size(n) for n in (0, 999, 1000, 53_200_000, 2_000_000_000)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "53.2 MB",
+        "2.0 GB",
+    ]
+    assert [bar(v, 4.0, 2) for v in (0.0, 1.0, 3.0, 4.0, 9.0)] == ["", "▌", "█▌", "██", "██"]
+    assert bar(1.0, 0.0) == ""
