@@ -52,6 +52,10 @@ class Autoencoders:
     hidden: int
     filters: int
 
+    @property
+    def target(self) -> tuple[int, ...]:
+        return (sum(int(np.prod(entrance.shape)) for entrance in self.entrances),)
+
     def build(self) -> Any:
         inputs = [keras.Input(entrance.shape, name=entrance.name) for entrance in self.entrances]
         blocks, rows = Blocks(training=True), []

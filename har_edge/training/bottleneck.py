@@ -5,6 +5,11 @@ each magnitude. The rest is dense: BottleNet++ (Shao and Zhang, ICC Workshops 20
 training whole codes are zeroed at random, so that zero means absent, and half of all tanh values of a code at once, so
 that the medians alone must carry the answer too. As `bottleneck:K` encoders run at the sensors, in float32, and send
 int8; as one float32 model the same network takes windows that are not reduced.
+
+Several such networks are trained on the same windows and answer together (an ensemble: Hansen and Salamon, "Neural
+network ensembles", IEEE TPAMI 12(10), 1990), since what one makes of a person it never saw depends much on where its
+weights began. They share the K values of a code, and become one network to ship: its dense layers hold those of all
+members as blocks, and its logits are their mean.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from har_edge.streams.recording import Samples
@@ -29,57 +35,127 @@ from har_edge.training.scaling import Range, Scaling
 CODE_SCALE = 1 / 127
 CODE_RANGE = Range.of_code(CODE_SCALE, 0)
 # Values of a tanh that a source sends, where nobody asks for another number.
-SIZE = 16
+SIZE = 48
+MEMBERS = 3
+DROPOUT = 0.4
 
 
 @dataclass(frozen=True, slots=True)
 class Bottleneck:
     """The blueprint: scaled windows with magnitudes [n, L, C + M] and medians [n, M] of each source in, logits out.
 
-    `medians` is M of each source, `size` the number of learned values; `absent` is the share of windows that a source
-    is missing from in training, `branch` that of codes without learned values.
+    `medians` is M of each source, `sizes` the number of learned values of each member; `absent` is the share of windows
+    that a source is missing from in training, `branch` that of codes without learned values. Logits are [n, members *
+    classes], those of the first member first.
     """
 
     entrances: tuple[Entrance, ...]
     medians: tuple[int, ...]
     layout: Layout
-    size: int = SIZE
+    sizes: tuple[int, ...]
     absent: float = 0.15
     branch: float = 0.5
 
+    @property
+    def target(self) -> tuple[int, ...]:
+        return (self.layout.classes,)
+
     def build(self) -> Any:
-        blocks, inputs, codes = Blocks(training=True), [], []
+        blocks, inputs = Blocks(training=True), []
+        windows, medians = [], []
         for entrance, count in zip(self.entrances, self.medians, strict=True):
             length, channels = entrance.shape
-            window = keras.Input((length, channels + count), name=entrance.name)
-            inputs.append(window)
-            code = self.encode(blocks, entrance.name, window)
-            if count:
-                inputs.append(keras.Input((count,), name=f"{entrance.name}_medians"))
-                code = Absence(self.branch, f"{entrance.name}_branch")(code)
-                code = blocks.join([code, inputs[-1]], code_name(entrance.name))
-            codes.append(code)
-        if len(codes) > 1:
-            codes = SourceDropout(self.absent, "absent")(codes)
-        return keras.Model(inputs, self.head(blocks, codes))
+            windows.append(keras.Input((length, channels + count), name=entrance.name))
+            medians.append(keras.Input((count,), name=f"{entrance.name}_medians") if count else None)
+            inputs += [windows[-1], *([medians[-1]] if count else [])]
+        logits = [self._member(blocks, member, windows, medians) for member in range(len(self.sizes))]
+        return keras.Model(inputs, blocks.join(logits, "members"))
 
     def loss(self, targets: Any, outputs: Any) -> Any:
-        return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, outputs))
+        """Return the mean over windows of the sum over members."""
+        logits = tf.reshape(outputs, (-1, len(self.sizes), self.layout.classes))
+        targets = tf.broadcast_to(targets[:, None], tf.shape(logits))
+        return len(self.sizes) * tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
 
-    def encode(self, blocks: Blocks, name: str, value: Any) -> Any:
-        """Return the learned values [n, size] of a window; in a network to ship it is a column [n, L, 1, C + M]."""
-        layout, kernels = self.layout, self.layout.kernels
+    def _member(self, blocks: Blocks, member: int, windows: Sequence[Any], medians: Sequence[Any]) -> Any:
+        """Return the logits of one member, with a head of its own."""
+        codes = []
+        for window, median in zip(windows, medians, strict=True):
+            name = f"{window.name}_{member}"
+            code = self.encode(blocks, window.name, member, window)
+            if median is not None:
+                code = blocks.join([Absence(self.branch, f"{name}_branch")(code), median], f"{name}_code")
+            codes.append(code)
+        if len(codes) > 1:
+            codes = SourceDropout(self.absent, f"absent_{member}")(codes)
+        value = hidden_layers(blocks, blocks.join(codes, f"codes_{member}"), self.layout, f"_{member}")
+        return blocks.dense(value, self.layout.classes, f"logits_{member}", None)
+
+    def encode(self, blocks: Blocks, source: str, member: int, value: Any) -> Any:
+        """Return a member's values [n, size] of a window; in a network to ship it is a column [n, L, 1, C + M]."""
+        layout, kernels, name = self.layout, self.layout.kernels, f"{source}_{member}"
         value = blocks.convolve(value, layout.first_filters, kernels.first, kernels.first_stride, f"{name}_first")
         value = blocks.convolve(value, layout.second_filters, kernels.second, kernels.second_stride, f"{name}_second")
         value = blocks.drop(value, layout.dropout / 2, f"{name}_drop", spatial=True)
         value = blocks.convolve(value, layout.trunk_filters, kernels.third, 1, f"{name}_third")
         value = blocks.drop(blocks.pool(value, f"{name}_"), layout.dropout / 2, f"{name}_pooled_drop")
-        return blocks.squeeze(value, self.size, f"{name}_learned")
+        return blocks.squeeze(value, self.sizes[member], f"{name}_learned")
 
     def head(self, blocks: Blocks, codes: Sequence[Any]) -> Any:
-        """Return the logits of the codes of all sources."""
-        value = hidden_layers(blocks, blocks.join(codes, "codes"), self.layout)
+        """Return the mean logits of all members, from the codes of all sources."""
+        together = replace(self.layout, hidden=tuple(len(self.sizes) * units for units in self.layout.hidden))
+        value = hidden_layers(blocks, blocks.join(codes, "codes"), together)
         return blocks.dense(value, self.layout.classes, "logits", None)
+
+    def head_weights(self, network: Any) -> dict[str, tuple[Any, Any]]:
+        """Return kernel and bias of each dense layer of `head`, in float64, from those of the trained members.
+
+        Every member takes its own values of each code and the medians, which all share.
+        """
+        members = range(len(self.sizes))
+        names = [f"hidden_{number}" for number in range(len(self.layout.hidden))]
+        made = {}
+        rows = [self._rows(member) for member in members]
+        for name in names:
+            kernels, biases = zip(*(_trained(network, f"{name}_{member}") for member in members), strict=True)
+            made[name] = _blocks(kernels, rows), np.concatenate(biases)
+            stops = np.cumsum([len(bias) for bias in biases])
+            rows = [np.arange(stop - len(bias), stop) for stop, bias in zip(stops, biases, strict=True)]
+        kernels, biases = zip(*(_trained(network, f"logits_{member}") for member in members), strict=True)
+        made["logits"] = np.concatenate(kernels) / len(members), np.mean(biases, 0)
+        return made
+
+    def _rows(self, member: int) -> npt.NDArray[np.int64]:
+        """Return which of the values of all codes a member takes, in its order."""
+        rows: list[int] = []
+        first, at = sum(self.sizes[:member]), 0
+        for count in self.medians:
+            rows += range(at + first, at + first + self.sizes[member])
+            at += sum(self.sizes) + count
+            rows += range(at - count, at)
+        return np.array(rows)
+
+
+def member_sizes(size: int, members: int = MEMBERS) -> tuple[int, ...]:
+    """Return how many of `size` learned values each member has; there are no more members than values."""
+    members = min(members, size)
+    return tuple(size // members + (member < size % members) for member in range(members))
+
+
+def _trained(network: Any, name: str) -> tuple[Any, Any]:
+    kernel, bias = network.get_layer(name).get_weights()
+    return kernel.astype(np.float64), bias.astype(np.float64)
+
+
+def _blocks(kernels: Sequence[Any], rows: Sequence[npt.NDArray[np.int64]]) -> Any:
+    """Return one kernel with those of all members side by side, each over the rows it takes, zero elsewhere."""
+    height = 1 + max(int(taken.max()) for taken in rows)
+    whole = np.zeros((height, sum(kernel.shape[1] for kernel in kernels)))
+    left = 0
+    for kernel, taken in zip(kernels, rows, strict=True):
+        whole[taken, left : left + kernel.shape[1]] = kernel
+        left += kernel.shape[1]
+    return whole
 
 
 def code_name(source: str) -> str:
@@ -129,7 +205,7 @@ class FittedBottleneck:
         name, triads = window.name, self.magnitudes.triads[window.name]
         column = blocks.column(clipped(window, self.scaling), name)
         if not triads:
-            return blocks.rename(self.blueprint.encode(blocks, name, column), code_name(name))
+            return blocks.rename(self._learned(blocks, name, column), code_name(name))
         length, channels = window.shape[1:]
         strength = _named(lambda x: _strength(x, triads), (length, 1, len(triads)), f"{name}_magnitude")(
             blocks.reshape(window, (length, 1, channels), f"{name}_raw")
@@ -137,12 +213,23 @@ class FittedBottleneck:
         mean, factor = self.magnitudes.mean[name], 1 / (REACH * self.magnitudes.spread[name])
         median = _named(lambda x: _middle(x, mean, factor), (len(triads),), f"{name}_median")(strength)
         column = blocks.join([column, strength], f"{name}_channels")
-        return blocks.join([self.blueprint.encode(blocks, name, column), median], code_name(name))
+        return blocks.join([self._learned(blocks, name, column), median], code_name(name))
+
+    def _learned(self, blocks: Blocks, name: str, column: Any) -> Any:
+        members = range(len(self.blueprint.sizes))
+        return blocks.join(
+            [self.blueprint.encode(blocks, name, member, column) for member in members], f"{name}_learned"
+        )
 
     def _filled(self, model: Any) -> Any:
         """Return a model to ship with the trained weights, scaling folded in."""
-        first = {f"{entrance.name}_first": entrance.name for entrance in self.blueprint.entrances}
-        fold_weights(self.network, model, self._extended(), enter=first)
+        first = {
+            f"{entrance.name}_{member}_first": entrance.name
+            for entrance in self.blueprint.entrances
+            for member in range(len(self.blueprint.sizes))
+        }
+        head = self.blueprint.head_weights(self.network)
+        fold_weights(self.network, model, self._extended(), enter=first, made=head)
         return model
 
     def _extended(self) -> Scaling:

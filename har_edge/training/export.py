@@ -77,9 +77,10 @@ def _representative(scaling: Scaling, calibration: Mapping[str, Samples]) -> Ite
             span = scaling.ranges[name]
             held = values[at : at + 1]
             held = scaling.apply({name: held})[name] if span is None else scaling.clip(name, held)
-            if number == 0:
-                # Two values of one window pin the range of every input.
-                held.reshape(-1)[:2] = (-DEVIATIONS, DEVIATIONS) if span is None else (span.low, span.high)
+            if number < 2:
+                # One value of the first two windows each pins the range of every input.
+                low, high = (-DEVIATIONS, DEVIATIONS) if span is None else (span.low, span.high)
+                held.reshape(-1)[0] = high if number else low
             window[name] = held
         yield window
 
@@ -105,8 +106,9 @@ def tidy(model: bytes, network: Any, first: Sequence[str] = ()) -> bytes:
     graph.operators = _order(graph, graph.outputs)
     for operator in graph.operators:
         output = graph.tensors[operator.outputs[0]]
-        if operator.outputs[0] not in graph.outputs:
-            output.name = _free(_layer_of(output.name, layers), taken)
+        for index in operator.outputs:
+            if index not in graph.outputs:
+                graph.tensors[index].name = _free(_layer_of(graph.tensors[index].name, layers), taken)
         for at, tensor in enumerate(operator.inputs):
             if tensor >= 0 and content.buffers[graph.tensors[tensor].buffer].data is not None:
                 graph.tensors[tensor].name = output.name + f"/constant_{at}".encode()

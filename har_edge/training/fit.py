@@ -64,6 +64,10 @@ class Network:
     entrances: tuple[Entrance, ...]
     layout: Layout
 
+    @property
+    def target(self) -> tuple[int, ...]:
+        return (self.layout.classes,)
+
     def build(self) -> Any:
         return build_network(self.entrances, self.layout)
 

@@ -40,6 +40,10 @@ class Piece:
 class Blueprint(Protocol):
     """What builds a network, with nothing that differs between folds; equal blueprints share one graph."""
 
+    @property
+    def target(self) -> tuple[int, ...]:
+        """Shape of what should come out for one window."""
+
     def build(self) -> Any:
         """Return a network with fresh weights, from the seed of Keras."""
 
@@ -97,8 +101,9 @@ class _Loop:
         self._optimizer.build(self._network.trainable_variables)
         self._fresh = [variable.numpy() for variable in self._optimizer.variables]
         self._step = tf.function(self._make_step, jit_compile=True) if compiled else self._make_step
-        *taken, given = (_any_number(tensor) for tensor in (*self._network.inputs, *self._network.outputs))
-        self._run = tf.function(self._make_run, input_signature=[taken, given, tf.TensorSpec((None,), tf.float32)])
+        taken = [_any_number(tensor) for tensor in self._network.inputs]
+        wanted = tf.TensorSpec((None, *blueprint.target), tf.float32)
+        self._run = tf.function(self._make_run, input_signature=[taken, wanted, tf.TensorSpec((None,), tf.float32)])
 
     def start(self, network: Any) -> None:
         """Take over the weights of a network, and forget all gradients."""

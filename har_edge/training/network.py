@@ -25,6 +25,7 @@ from har_edge.training.scaling import Scaling
 # A window is looked at in about so many frames, half overlapping.
 FRAMES = 50
 NOTHING: Mapping[str, str] = {}
+NO_WEIGHTS: Mapping[str, tuple[Any, Any]] = {}
 # From so many steps on, the second convolution takes every other one.
 LONG = 16
 
@@ -185,12 +186,11 @@ def _vector_branch(blocks: Blocks, name: str, value: Any, layout: Layout) -> Any
     return blocks.dense(value, layout.hidden[0] // 2, f"{name}_first")
 
 
-def hidden_layers(blocks: Blocks, value: Any, layout: Layout) -> Any:
-    """Return `value` behind the dense layers of a layout, each with its dropout."""
+def hidden_layers(blocks: Blocks, value: Any, layout: Layout, suffix: str = "") -> Any:
+    """Return `value` behind the dense layers of a layout, each with its dropout; `suffix` ends their names."""
     for number, units in enumerate(layout.hidden):
-        value = blocks.drop(
-            blocks.dense(value, units, f"hidden_{number}"), layout.dropout / (1 + number), f"drop_{number}"
-        )
+        name = f"{number}{suffix}"
+        value = blocks.drop(blocks.dense(value, units, f"hidden_{name}"), layout.dropout / (1 + number), f"drop_{name}")
     return value
 
 
@@ -203,18 +203,25 @@ def clipped(value: Any, scaling: Scaling) -> Any:
 
 
 def fold_weights(
-    network: Any, shipped: Any, scaling: Scaling, *, enter: Mapping[str, str], leave: Mapping[str, str] = NOTHING
+    network: Any,
+    shipped: Any,
+    scaling: Scaling,
+    *,
+    enter: Mapping[str, str],
+    leave: Mapping[str, str] = NOTHING,
+    made: Mapping[str, tuple[Any, Any]] = NO_WEIGHTS,
 ) -> None:
     """Give the layers of a network to ship the weights of the trained ones of their names.
 
     `enter` names the layers that take an input as it comes, `leave` those that give one as it was: the scaling of that
-    input is folded into them.
+    input is folded into them. `made` holds kernel and bias of layers that no trained one stands for.
     """
     for layer in shipped.layers:
         if not layer.get_weights():
             continue
-        trained = network.get_layer(layer.name)
-        if isinstance(trained, Convolution):
+        if layer.name in made:
+            kernel, bias = made[layer.name]
+        elif isinstance(trained := network.get_layer(layer.name), Convolution):
             kernel, bias = trained.folded()
         else:
             kernel, bias = (weights.astype(np.float64) for weights in trained.get_weights())

@@ -20,7 +20,15 @@ from har_edge.streams.recording import Samples
 from har_edge.streams.windows import default_window
 from har_edge.training.augmentation import Augmenter
 from har_edge.training.autoencoder import AutoencoderRecipe
-from har_edge.training.bottleneck import SIZE, Bottleneck, FittedBottleneck, bottleneck_inputs, code_name
+from har_edge.training.bottleneck import (
+    DROPOUT,
+    SIZE,
+    Bottleneck,
+    FittedBottleneck,
+    bottleneck_inputs,
+    code_name,
+    member_sizes,
+)
 from har_edge.training.codec import FittedReducer, encode_windows, fit_reducers
 from har_edge.training.dataset import Batch, WindowPool
 from har_edge.training.export import export_float, export_int8
@@ -145,6 +153,8 @@ class _Job:
 
     def restored(self, unreduced: System | None) -> System:
         """Return the unreduced system with other reducers, fitted to windows where they need it."""
+        if is_bottleneck(self.design.reducer):
+            raise ConfigError(f"{self.design}: nothing restores windows from a bottleneck; expected codes")
         if unreduced is None:
             raise ConfigError(f"{self.design}: no unreduced system came; restored windows enter the model of that one")
         fitted = self.fit_codecs()
@@ -229,7 +239,8 @@ class _Job:
             encoded = list(self.encoded_passes(pool, reducers, scaling))
             epochs = array_passes(encoded, prepare, classes, self.recipe)
         medians = tuple(len(vectors.triads[entrance.name]) for entrance in entrances)
-        blueprint = Bottleneck(entrances, medians, fit_layout(entrances, classes), size)
+        layout = replace(fit_layout(entrances, classes), dropout=DROPOUT)
+        blueprint = Bottleneck(entrances, medians, layout, member_sizes(size))
         network = train(blueprint, epochs, schedule(pool, self.recipe), self.recipe.seed, self.progress)
         return FittedBottleneck(blueprint, network, scaling, vectors)
 
@@ -259,8 +270,6 @@ class _Job:
 
     def fit_codecs(self) -> dict[str, FittedReducer]:
         """Fit the reducers of all sources to training windows, as they are and changed."""
-        if is_bottleneck(self.design.reducer):
-            raise ConfigError(f"{self.design}: nothing restores windows from a bottleneck; expected codes")
         windows: Mapping[str, Samples] = {}
         if any(part.is_recipe for part in parse_spec(self.design.reducer)):
             windows = self.codec_windows()

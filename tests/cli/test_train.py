@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from har_edge.cli.main import main
 from har_edge.planning.catalog import find_model, load_catalog
+
+FANS = """
+name = "fans"
+rate_hz = 10.0
+labels = ["calm", "worn"]
+[files]
+label = "state"
+[[sources]]
+name = "motor"
+columns = ["shake", "sway"]
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +63,42 @@ def test_it_writes_models_that_evaluate_knows(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.training
+def test_codes_of_another_data_set(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
+    pytest.importorskip("tensorflow")
+    (nowhere / "fans.toml").write_text(FANS)
+    random = np.random.default_rng(0)
+    for fan in ("left", "middle", "right"):
+        rows = np.arange(600)
+        level = random.normal(0, 1 + 3 * (rows >= 300))
+        lines = (f"{value:.3f},{9.8 - value:.3f},{row // 300}" for row, value in zip(rows, level, strict=True))
+        (nowhere / f"{fan}.csv").write_text("\n".join(["shake,sway,state", *lines]))
+    options = ["--stream", "fans.toml", "--data", ".", "--split-only", "--epochs", "1"]
+    assert main(["train", "--out", "models", *options, "--reducer", "bottleneck:1"]) == 0
+    said = capsys.readouterr().out
+    assert "training on left, middle\n" in said
+    assert "bottleneck, tested on right: accuracy" in said
+    assert main(["train", "--out", "models", *options, "--reducer", "stats"]) == 0
+    catalog = load_catalog(nowhere / "models")
+    assert [entry.name for entry in catalog.models] == ["bottleneck-split", "stats-split"]
+    first = catalog.models[0]
+    assert first.file == "fans-bottleneck-split.tflite"
+    assert first.task.inputs["motor"].reducer == "bottleneck:fans-bottleneck-split-motor.tflite"
+    assert list(first.task.files) == ["fans-bottleneck-split-motor.tflite"]
+    for name, sha256 in first.task.files.items():
+        assert hashlib.sha256((nowhere / "models" / name).read_bytes()).hexdigest() == sha256
+    assert first.task.stream.description == "fans.toml"
+    assert (nowhere / "models/fans.toml").read_text() == FANS
+    assert (
+        "--stream fans.toml --train-subjects left,middle --test-subjects right --reducer bottleneck:1" in first.command
+    )
+
+
+@pytest.mark.training
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
+        (["--precision", "float"], "--precision and --downstream say what to train for a --reducer; name one"),
         (["--train-subjects", "1-3", "--test-subjects", "3"], "subject3 named twice; a stream is for training or for"),
     ],
 )

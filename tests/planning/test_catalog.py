@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from har_edge.errors import ModelError
-from har_edge.planning.catalog import Catalog, find_model, load_catalog, store_catalog
+from har_edge.planning.catalog import Catalog, LosoScore, find_model, load_catalog, merge_catalog, store_catalog
 from har_edge.resources import find_folder
 
 SHIPPED = find_folder("models")
@@ -27,6 +27,18 @@ def test_a_catalog_survives_writing(folder: Path) -> None:
     before = (folder / "manifest.json").read_bytes()
     assert store_catalog(catalog, folder) == folder / "manifest.json"
     assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_entries_of_a_name_are_replaced_and_others_stay(folder: Path) -> None:
+    known = load_catalog(folder).models
+    loso = LosoScore("loso", 8, [0, 1], 0.9658, 0.0318, 0.9617, 120.5, "har-edge evaluate --protocol loso")
+    newer = msgspec.structs.replace(known[1], seed=7, loso=loso)
+    other = msgspec.structs.replace(known[0], name="bottleneck")
+    merged = merge_catalog(folder, [other, newer])
+    assert merged.models == [known[0], newer, *known[2:], other]
+    store_catalog(merged, folder)
+    assert load_catalog(folder) == merged
+    assert merge_catalog(folder / "none", [newer]).models == [newer]
 
 
 def test_a_name_and_a_path_lead_to_the_same_entry(folder: Path) -> None:
