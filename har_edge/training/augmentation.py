@@ -16,6 +16,7 @@ from har_edge.streams.description import StreamDescription
 from har_edge.streams.recording import Samples
 from har_edge.training.dataset import Batch, Draw, Indices
 from har_edge.training.magnitude import triads_of
+from har_edge.training.scaling import Scaling
 
 Array = npt.NDArray[np.float32]
 
@@ -42,8 +43,12 @@ class Augmentation:
     first from another window of the same activity, so that no pair of sensors of one person is learnt by heart. `swing`
     is how far what is not constant of accelerations, which is movement and not gravity, may be stronger or weaker: the
     logarithm of a factor, by source, and `other_swing` where a source is not named; `turning` is the same for
-    gyroscopes of sources that are named. `noise` is a standard deviation in steps of one unit, `pace` stretches time,
-    `absent` is the share of windows that a source is missing from; both are shares of 1.
+    gyroscopes of sources that are named. `noise` is a standard deviation, in steps of the grain of a channel, `pace`
+    stretches time, `absent` is the share of windows that a source is missing from; both are shares of 1.
+
+    Of a source that is in no table nobody knows how it is stuck on, or what its surroundings are: it is turned by
+    `other_rotation_deg`, and channels that are no vectors are shifted by a constant for each window, normal with a
+    standard deviation of `offset` spreads. Without, a network knows the machines of its training by these alone.
     """
 
     rotation_deg: float = 6.0
@@ -56,6 +61,8 @@ class Augmentation:
     noise: float = 0.2
     pace: float = 0.1
     absent: float = 0.0
+    other_rotation_deg: float = 60.0
+    offset: float = 1.0
 
 
 class Augmenter:
@@ -71,8 +78,8 @@ class Augmenter:
         # Normal deviates take longer than all the rest, so windows take theirs from random places in one store.
         self._noise = np.random.default_rng(0).standard_normal(NOISE_VALUES, np.float32)
 
-    def change(self, draw: Draw, scales: Mapping[str, Array], random: np.random.Generator) -> Batch:
-        """Return changed copies; `scales` holds the spread of each channel by source, which noise keeps to."""
+    def change(self, draw: Draw, scaling: Scaling, random: np.random.Generator) -> Batch:
+        """Return changed copies; noise keeps to the grain of each channel."""
         count, settings = len(draw), self._settings
         stretch = 1 + random.uniform(-settings.pace, settings.pace, count)
         before, share = _pace(draw.length, stretch)
@@ -94,8 +101,11 @@ class Augmenter:
                 values = values @ (mixture * gain[:, None])
                 values[:, :, part.accelerations] += (gravity * (1 - gain[:, part.accelerations]))[:, None]
                 if settings.noise:
-                    deviation = settings.noise * np.minimum(scales[part.source][part.channels], 1.0)
+                    deviation = settings.noise * scaling.grain[part.source][part.channels]
                     values += self._deviates(values.shape, random) * deviation
+                if not place.known and settings.offset:
+                    shift = settings.offset * scaling.spread[part.source][part.channels] * part.scalar
+                    values += shift * random.standard_normal((count, 1, len(part.channels)), np.float32)
                 if whole:
                     samples[part.source] = values
                 else:
@@ -132,6 +142,8 @@ class _Part:
         self.triads = triads_of(names)
         self.accelerations = [at for at, name in enumerate(names) if name.startswith("acc")]
         self.gyroscopes = [at for at, name in enumerate(names) if name.startswith("gyro")]
+        vectors = {at + axis for at in self.triads for axis in range(3)}
+        self.scalar = np.array([at not in vectors for at in range(len(names))], np.float32)
         self.lean = [(index, names.index(channel)) for index, channel in leans if channel in names]
 
 
@@ -145,9 +157,11 @@ class _Place:
             for source, channels in parts.items()
         ]
         postures = [settings.posture_deg.get(label, {}).get(name, 0.0) for label in labels]
+        self.known = name in SWING
+        rotation_deg = settings.rotation_deg if self.known else settings.other_rotation_deg
         self.swing = settings.swing.get(name, settings.other_swing)
-        self.turning = settings.turning if name in settings.swing else settings.other_swing
-        self.limit_deg = np.array([max(settings.rotation_deg, posture) for posture in postures])
+        self.turning = settings.turning if self.known else settings.other_swing
+        self.limit_deg = np.array([max(rotation_deg, posture) for posture in postures])
 
 
 # By source: its channels at a place, each with its index and its name there.

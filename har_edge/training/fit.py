@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from har_edge.training.augmentation import Augmentation, Augmenter, drop_sources
 from har_edge.training.dataset import WINDOWS_A_LENGTH, Batch, Draw, Indices, WindowPool
 from har_edge.training.loop import Piece, Schedule, parts, smooth, train, whole_batches
 from har_edge.training.network import Entrance, Layout, build_network, fit_layout
-from har_edge.training.scaling import Array, Scaling, measure_scaling
+from har_edge.training.scaling import Scaling, measure_scaling
 
 Say = Callable[[int, float], None]
 # Windows or features of each source, which it may write to, to the inputs of a network in their order.
@@ -99,7 +99,7 @@ def fit_network(
     entrances = window_entrances(description, length)
     layout, scaling = fit_layout(entrances, len(label_ids)), measure_scaling(training.recordings, description)
     augmenter = Augmenter(description, [description.labels[label] for label in label_ids], recipe.augmentation)
-    epochs = window_passes(pool, augmenter, scaling.spread, scaling.inputs, layout.classes, recipe)
+    epochs = window_passes(pool, augmenter, scaling, scaling.inputs, layout.classes, recipe)
     network = train(Network(entrances, layout), epochs, schedule(pool, recipe), recipe.seed, progress)
     return Fitted(network, entrances, layout, scaling)
 
@@ -113,7 +113,7 @@ def schedule(pool: WindowPool, recipe: Recipe) -> Schedule:
 def window_passes(
     pool: WindowPool,
     augmenter: Augmenter,
-    spread: Mapping[str, Array],
+    scaling: Scaling,
     prepare: Prepare,
     classes: int,
     recipe: Recipe,
@@ -123,7 +123,7 @@ def window_passes(
 
     def pieces(draw: Draw) -> Iterator[Piece]:
         for part in parts(len(draw), recipe.batch):
-            batch = augmenter.change(draw.take(part), spread, random)
+            batch = augmenter.change(draw.take(part), scaling, random)
             drop_sources(batch.samples, recipe.augmentation.absent, random)
             yield Piece(prepare(batch.samples), smooth(batch.classes, classes, recipe.smoothing))
 

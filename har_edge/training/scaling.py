@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from har_edge.streams.description import StreamDescription
 from har_edge.streams.recording import Recording, Samples, Source
+from har_edge.streams.windows import default_window
 
 Array = npt.NDArray[np.float32]
 
@@ -48,12 +49,13 @@ class Scaling:
 
     By input; `mean` and `spread` are float32 [C], over the last dimension. `ranges` holds None for an input whose
     channels are too different for one int8 step: it is float32 in every model, and each channel is held within
-    DEVIATIONS of its own.
+    DEVIATIONS of its own. `grain` is the unit of noise that does not drown a channel, where windows are changed.
     """
 
     mean: Mapping[str, Array]
     spread: Mapping[str, Array]
     ranges: Mapping[str, Range | None]
+    grain: Mapping[str, Array] = field(default_factory=dict)
 
     def apply(self, samples: Mapping[str, Samples]) -> dict[str, Samples]:
         """Return scaled samples [..., C] by input."""
@@ -87,7 +89,12 @@ class Scaling:
 
     def merged(self, other: Scaling) -> Scaling:
         """Return the scaling of the inputs of both."""
-        return Scaling({**self.mean, **other.mean}, {**self.spread, **other.spread}, {**self.ranges, **other.ranges})
+        return Scaling(
+            {**self.mean, **other.mean},
+            {**self.spread, **other.spread},
+            {**self.ranges, **other.ranges},
+            {**self.grain, **other.grain},
+        )
 
 
 def measure_scaling(recordings: Sequence[Recording], description: StreamDescription) -> Scaling:
@@ -96,8 +103,15 @@ def measure_scaling(recordings: Sequence[Recording], description: StreamDescript
     for source in description.sources:
         values = np.concatenate([recording.samples[source.name] for recording in recordings])
         limit = _known_limit(description, source)
-        span = None if limit is None else Range(-limit, limit)
-        scaling = scaling.merged(measure_values(source.name, values, span))
+        own = measure_values(source.name, values, None if limit is None else Range(-limit, limit))
+        if limit is None:
+            # What differs between machines is often large beside what moves in a window.
+            length = min(len(values), default_window(description.rate_hz)[0])
+            pieces = values[: len(values) // length * length].reshape(-1, length, values.shape[1])
+            grain = np.median(pieces.std(1), axis=0).astype(np.float32)
+        else:
+            grain = np.minimum(own.spread[source.name], 1.0)
+        scaling = scaling.merged(replace(own, grain={source.name: grain}))
     return scaling
 
 

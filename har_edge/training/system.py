@@ -233,7 +233,7 @@ class _Job:
         classes = len(self.label_ids)
         if reducers is None:
             entrances = window_entrances(self.description, self.length)
-            epochs = window_passes(pool, self.augmenter(), scaling.spread, prepare, classes, self.recipe)
+            epochs = window_passes(pool, self.augmenter(), scaling, prepare, classes, self.recipe)
         else:
             entrances = feature_entrances(reducers)
             encoded = list(self.encoded_passes(pool, reducers, scaling))
@@ -250,7 +250,7 @@ class _Job:
         for _ in range(min(self.recipe.encoded_passes, self.recipe.epochs)):
             draw = pool.draw(int(random.integers(pool.phases)))
             pieces = [
-                encode_windows(reducers, augmenter.change(draw.take(part), raw.spread, random).samples)
+                encode_windows(reducers, augmenter.change(draw.take(part), raw, random).samples)
                 for part in parts(len(draw), self.recipe.batch)
             ]
             yield Batch(_concatenate(pieces), draw.classes)
@@ -279,8 +279,8 @@ class _Job:
 
     def codec_windows(self) -> Mapping[str, Samples]:
         pool, random = self.pool(self.recipe.windows_a_length), np.random.default_rng(self.recipe.seed)
-        draw, augmenter, spread = pool.draw(), self.augmenter(), self.scaling().spread
-        changed = [augmenter.change(draw.take(part), spread, random).samples for part in parts(len(draw), 64)]
+        draw, augmenter, scaling = pool.draw(), self.augmenter(), self.scaling()
+        changed = [augmenter.change(draw.take(part), scaling, random).samples for part in parts(len(draw), 64)]
         return _concatenate([draw.batch().samples, *changed])
 
 

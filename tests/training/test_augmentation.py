@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 
 from har_edge.streams.description import StreamDescription
 from har_edge.streams.grouping import regroup, regroup_recording
-from har_edge.streams.recording import Recording
+from har_edge.streams.recording import Recording, Source
 from har_edge.training.augmentation import Augmentation, Augmenter, change_pace, drop_sources, rotations
 from har_edge.training.dataset import Batch, Draw, WindowPool
-from har_edge.training.scaling import Range, measure_scaling, measure_values
+from har_edge.training.scaling import Range, Scaling, measure_scaling, measure_values
 
 LABELS = list(range(1, 13))
 STILL = Augmentation(
@@ -47,12 +48,17 @@ def batch(recordings: list[Recording]) -> Batch:
     return WindowPool(recordings, 250, LABELS).draw().batch()
 
 
+def plain(spread: dict[str, np.ndarray]) -> Scaling:
+    """A scaling of which only the spread matters, and noise of that size."""
+    return Scaling({}, spread, {}, spread)
+
+
 def change(batch: Batch, description: StreamDescription, settings: Augmentation, seed: int = 0) -> Batch:
     labels = [description.labels[label] for label in LABELS]
     spread = {source: np.ones(values.shape[2], np.float32) for source, values in batch.samples.items()}
     samples = {source: values.reshape(-1, values.shape[2]) for source, values in batch.samples.items()}
     draw = Draw(samples, 250, np.arange(len(batch)) * 250, batch.classes)
-    return Augmenter(description, labels, settings).change(draw, spread, np.random.default_rng(seed))
+    return Augmenter(description, labels, settings).change(draw, plain(spread), np.random.default_rng(seed))
 
 
 def test_turning_keeps_the_length_of_vectors_and_other_channels(batch: Batch, description: StreamDescription) -> None:
@@ -115,8 +121,8 @@ def test_the_batch_given_stays_as_it_is_and_the_seed_decides(batch: Batch, descr
 
 def test_movement_is_stronger_or_weaker_and_gravity_stays(batch: Batch, description: StreamDescription) -> None:
     swung = change(batch, description, replace(STILL, swing={"arm": 0.4}, turning=0.3))
-    for source in ("chest", "ankle"):
-        np.testing.assert_allclose(swung.samples[source], batch.samples[source], atol=1e-5)
+    np.testing.assert_allclose(swung.samples["chest"], batch.samples["chest"], atol=1e-5)
+    np.testing.assert_allclose(swung.samples["ankle"][:, :, :3], batch.samples["ankle"][:, :, :3], atol=1e-5)
     was, now = (b.samples["arm"].astype(np.float64) for b in (batch, swung))
     np.testing.assert_allclose(now[:, :, :3].mean(1), was[:, :, :3].mean(1), atol=1e-4)
     moved = was[:, :, :3].std(1).min(1) > 1
@@ -149,7 +155,7 @@ def test_grouping_changes_nothing_about_what_is_done(
         layout = regroup(description, kind)
         spread = {source.name: np.ones(len(source.channels), np.float32) for source in layout.sources}
         draw = WindowPool(data, 250, LABELS).draw()
-        changed = Augmenter(layout, labels, settings).change(draw, spread, np.random.default_rng(3))
+        changed = Augmenter(layout, labels, settings).change(draw, plain(spread), np.random.default_rng(3))
         made[kind] = {
             channel if kind != "location" else f"{source.name}_{channel}": changed.samples[source.name][:, :, at]
             for source in layout.sources
@@ -158,6 +164,22 @@ def test_grouping_changes_nothing_about_what_is_done(
     assert set(made[grouping]) == set(made["location"])
     for channel, values in made["location"].items():
         np.testing.assert_allclose(made[grouping][channel], values, rtol=1e-4, atol=1e-4, err_msg=channel)
+
+
+def test_sources_in_no_table_are_stuck_on_any_way_and_shifted(description: StreamDescription) -> None:
+    motor = Source("motor", ("acc_x", "acc_y", "acc_z", "temp"))
+    fans = dataclasses.replace(description, name="fans", sources=(motor,))
+    windows = np.tile(np.array([0, 0, 9.8, 40], np.float32), (300, 20, 1))
+    spread = {"motor": np.array([1, 1, 1, 3], np.float32)}
+    draw = Draw({"motor": windows.reshape(-1, 4)}, 20, np.arange(300) * 20, np.zeros(300, np.int64))
+    settings = replace(Augmentation(), noise=0.0)
+    changed = Augmenter(fans, ["calm"], settings).change(draw, plain(spread), np.random.default_rng(0)).samples["motor"]
+    np.testing.assert_allclose(np.linalg.norm(changed[:, 0, :3], axis=1), 9.8, rtol=1e-4)
+    tilt = np.rad2deg(np.arccos(changed[:, 0, 2] / 9.8001))
+    assert 15 < tilt.mean() < 40
+    assert tilt.max() <= 60.1
+    assert np.ptp(changed, axis=1).max() < 1e-3  # what was constant in a window still is
+    assert changed[:, 0, 3].std() == pytest.approx(3, rel=0.15)
 
 
 def test_whole_sources_are_dropped_but_never_all() -> None:

@@ -43,7 +43,7 @@ def fitted(recordings: list[Recording], description: StreamDescription) -> Fitte
     scaling = measure_scaling(recordings[:2], description)
     vectors = measure_magnitudes(recordings[:2], description, scaling)
     augmenter = Augmenter(description, [description.labels[label] for label in LABELS], recipe.augmentation)
-    epochs = window_passes(pool, augmenter, scaling.spread, bottleneck_inputs(scaling, vectors), 12, recipe)
+    epochs = window_passes(pool, augmenter, scaling, bottleneck_inputs(scaling, vectors), 12, recipe)
     blueprint = Bottleneck(window_entrances(description, 250), tuple(MEDIANS.values()), Layout(12), SIZES)
     return FittedBottleneck(blueprint, train(blueprint, epochs, schedule(pool, recipe), 0), scaling, vectors)
 
