@@ -29,7 +29,7 @@ HEAVY = ("tensorflow", "keras", "sklearn", "matplotlib", "paho", "mqtt5", "ai_ed
 ONLY = {
     "tensorflow": "training/",
     "keras": "training/",
-    "sklearn": "evaluation/",
+    "sklearn": ("evaluation/", "training/"),
     "matplotlib": "evaluation/",
     "tflite_runtime": "inference/interpreter.py",
     "paho": "messaging/",

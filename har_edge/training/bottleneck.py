@@ -10,6 +10,9 @@ Several such networks are trained on the same windows and answer together (an en
 network ensembles", IEEE TPAMI 12(10), 1990), since what one makes of a person it never saw depends much on where its
 weights began. They share the K values of a code, and become one network to ship: its dense layers hold those of all
 members as blocks, and its logits are their mean.
+
+One more member sees nothing but robust statistics (training/magnitude.py), and is linear: multinomial logistic
+regression. It is worse than the others, but mistaken about other people, so that all together are better.
 """
 
 from __future__ import annotations
@@ -22,35 +25,61 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from sklearn.linear_model import LogisticRegression
 
 from har_edge.streams.recording import Samples
 from har_edge.training.export import convert_float, convert_int8
 from har_edge.training.fit import Prepare
 from har_edge.training.flatbuffer import quantise_output
 from har_edge.training.layers import Absence, SourceDropout
-from har_edge.training.magnitude import REACH, Magnitudes, middle
+from har_edge.training.magnitude import MIDDLE, QUARTILES, REACH, USUAL_RANGE, Magnitudes, middle, rank
 from har_edge.training.network import Blocks, Entrance, Layout, clipped, fold_weights, hidden_layers, run_network
 from har_edge.training.scaling import Range, Scaling
 
 CODE_SCALE = 1 / 127
 CODE_RANGE = Range.of_code(CODE_SCALE, 0)
 # Values of a tanh that a source sends, where nobody asks for another number.
-SIZE = 48
+SIZE = 24
 MEMBERS = 3
 DROPOUT = 0.4
+# The weight of the linear member in the logits.
+STEADY = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """The linear member: kernel [statistics of all sources, classes] and bias [classes], float64."""
+
+    kernel: npt.NDArray[np.float64]
+    bias: npt.NDArray[np.float64]
+
+
+def fit_linear(statistics: Sequence[Samples], classes: npt.NDArray[np.int64]) -> Linear | None:
+    """Return the linear member from the statistics of training windows, source by source; None without any."""
+    rows = np.concatenate(statistics, 1).astype(np.float64) * REACH
+    if not rows.shape[1]:
+        return None
+    mean, spread = rows.mean(0), np.maximum(rows.std(0), 1e-6)
+    fitted = LogisticRegression(max_iter=1000).fit((rows - mean) / spread, classes)
+    kernel = fitted.coef_.T / spread[:, None]
+    kernel, bias = kernel * REACH, fitted.intercept_ - mean @ kernel
+    if kernel.shape[1] == 1:  # of two classes, the second against the first
+        kernel, bias = np.hstack([0 * kernel, kernel]), np.append(0.0, bias)
+    return Linear(kernel, bias)
 
 
 @dataclass(frozen=True, slots=True)
 class Bottleneck:
     """The blueprint: scaled windows with magnitudes [n, L, C + M] and medians [n, M] of each source in, logits out.
 
-    `medians` is M of each source, `sizes` the number of learned values of each member; `absent` is the share of windows
-    that a source is missing from in training, `branch` that of codes without learned values. Logits are [n, members *
-    classes], those of the first member first.
+    `medians` is M of each source, `statistics` the number of all its statistics, medians first, `sizes` the number of
+    learned values of each member; `absent` is the share of windows that a source is missing from in training, `branch`
+    that of codes without learned values. Logits are [n, members * classes], those of the first member first.
     """
 
     entrances: tuple[Entrance, ...]
     medians: tuple[int, ...]
+    statistics: tuple[int, ...]
     layout: Layout
     sizes: tuple[int, ...]
     absent: float = 0.15
@@ -104,10 +133,15 @@ class Bottleneck:
     def head(self, blocks: Blocks, codes: Sequence[Any]) -> Any:
         """Return the mean logits of all members, from the codes of all sources."""
         together = replace(self.layout, hidden=tuple(len(self.sizes) * units for units in self.layout.hidden))
-        value = hidden_layers(blocks, blocks.join(codes, "codes"), together)
-        return blocks.dense(value, self.layout.classes, "logits", None)
+        code = blocks.join(codes, "codes")
+        learned = blocks.dense(hidden_layers(blocks, code, together), self.layout.classes, "logits", None)
+        if not any(self.statistics):
+            return learned
+        # First, since what it makes is smaller than the codes: less crosses a cut of the hidden layers.
+        steady = blocks.dense(code, self.layout.classes, "steady", None)
+        return keras.layers.Add(name="sum")([steady, learned])
 
-    def head_weights(self, network: Any) -> dict[str, tuple[Any, Any]]:
+    def head_weights(self, network: Any, steady: Linear | None) -> dict[str, tuple[Any, Any]]:
         """Return kernel and bias of each dense layer of `head`, in float64, from those of the trained members.
 
         Every member takes its own values of each code and the medians, which all share.
@@ -115,24 +149,38 @@ class Bottleneck:
         members = range(len(self.sizes))
         names = [f"hidden_{number}" for number in range(len(self.layout.hidden))]
         made = {}
-        rows = [self._rows(member) for member in members]
+        rows, width = [self._rows(member) for member in members], self._width
         for name in names:
             kernels, biases = zip(*(_trained(network, f"{name}_{member}") for member in members), strict=True)
-            made[name] = _blocks(kernels, rows), np.concatenate(biases)
+            made[name] = _blocks(kernels, rows, width), np.concatenate(biases)
+            width = made[name][0].shape[1]
             stops = np.cumsum([len(bias) for bias in biases])
             rows = [np.arange(stop - len(bias), stop) for stop, bias in zip(stops, biases, strict=True)]
         kernels, biases = zip(*(_trained(network, f"logits_{member}") for member in members), strict=True)
         made["logits"] = np.concatenate(kernels) / len(members), np.mean(biases, 0)
+        if steady is not None:
+            kernel = np.zeros((self._width, self.layout.classes))
+            kernel[self._rows(None)] = steady.kernel
+            made["logits"] = made["logits"][0] * (1 - STEADY), made["logits"][1] * (1 - STEADY)
+            made["steady"] = kernel * STEADY, steady.bias * STEADY
         return made
 
-    def _rows(self, member: int) -> npt.NDArray[np.int64]:
-        """Return which of the values of all codes a member takes, in its order."""
+    @property
+    def _width(self) -> int:
+        return sum(sum(self.sizes) + count for count in self.statistics)
+
+    def _rows(self, member: int | None) -> npt.NDArray[np.int64]:
+        """Return which of the values of all codes a member takes, in its order; for None all statistics."""
         rows: list[int] = []
-        first, at = sum(self.sizes[:member]), 0
-        for count in self.medians:
-            rows += range(at + first, at + first + self.sizes[member])
-            at += sum(self.sizes) + count
-            rows += range(at - count, at)
+        at = 0
+        for medians, statistics in zip(self.medians, self.statistics, strict=True):
+            after = at + sum(self.sizes)
+            if member is None:
+                rows += range(after, after + statistics)
+            else:
+                first = at + sum(self.sizes[:member])
+                rows += [*range(first, first + self.sizes[member]), *range(after, after + medians)]
+            at = after + statistics
         return np.array(rows)
 
 
@@ -147,9 +195,8 @@ def _trained(network: Any, name: str) -> tuple[Any, Any]:
     return kernel.astype(np.float64), bias.astype(np.float64)
 
 
-def _blocks(kernels: Sequence[Any], rows: Sequence[npt.NDArray[np.int64]]) -> Any:
+def _blocks(kernels: Sequence[Any], rows: Sequence[npt.NDArray[np.int64]], height: int) -> Any:
     """Return one kernel with those of all members side by side, each over the rows it takes, zero elsewhere."""
-    height = 1 + max(int(taken.max()) for taken in rows)
     whole = np.zeros((height, sum(kernel.shape[1] for kernel in kernels)))
     left = 0
     for kernel, taken in zip(kernels, rows, strict=True):
@@ -171,6 +218,7 @@ class FittedBottleneck:
     network: Any
     scaling: Scaling
     magnitudes: Magnitudes
+    steady: Linear | None
 
     def export_whole(self) -> bytes:
         """Return encoders and head as one float32 .tflite: physical units in, probabilities out."""
@@ -210,10 +258,32 @@ class FittedBottleneck:
         strength = _named(lambda x: _strength(x, triads), (length, 1, len(triads)), f"{name}_magnitude")(
             blocks.reshape(window, (length, 1, channels), f"{name}_raw")
         )
-        mean, factor = self.magnitudes.mean[name], 1 / (REACH * self.magnitudes.spread[name])
-        median = _named(lambda x: _middle(x, mean, factor), (len(triads),), f"{name}_median")(strength)
+        steady = _named(self._steady(name), (self.magnitudes.counts(name)[1],), f"{name}_steady")(
+            [strength, blocks.reshape(window, (length, 1, channels), f"{name}_whole")]
+        )
         column = blocks.join([column, strength], f"{name}_channels")
-        return blocks.join([self._learned(blocks, name, column), median], code_name(name))
+        return blocks.join([self._learned(blocks, name, column), steady], code_name(name))
+
+    def _steady(self, name: str) -> Any:
+        """Return the function from magnitudes and windows, both columns, to the statistics that a code holds."""
+        count, more, upright = len(self.magnitudes.triads[name]), self.magnitudes, list(self.magnitudes.upright[name])
+        mean = np.concatenate([more.mean[name], self.scaling.mean[name][upright]])
+        factor = 1 / (REACH * np.concatenate([more.spread[name], self.scaling.spread[name][upright]]))
+
+        def compute(values: Sequence[Any]) -> Any:
+            strength, window = values
+            if upright:
+                picks = np.eye(window.shape[-1], dtype=np.float32)[None, None, :, upright]
+                strength = tf.concat([strength, tf.nn.conv2d(window, picks, 1, "VALID")], -1)
+            length = strength.shape[1]
+            rows = tf.reshape(tf.transpose(strength, (0, 3, 1, 2)), (-1, strength.shape[3], length))
+            third, first = (rank(length, part) for part in QUARTILES)
+            largest = tf.math.top_k(rows, first + 1).values
+            middles = (largest[:, :, rank(length, MIDDLE)] - mean) * factor
+            spans = (largest[:, :count, third] - largest[:, :count, first]) * factor[:count] - USUAL_RANGE / REACH
+            return tf.clip_by_value(tf.concat([middles, spans], 1), -1.0, 1.0)
+
+        return compute
 
     def _learned(self, blocks: Blocks, name: str, column: Any) -> Any:
         members = range(len(self.blueprint.sizes))
@@ -228,7 +298,7 @@ class FittedBottleneck:
             for entrance in self.blueprint.entrances
             for member in range(len(self.blueprint.sizes))
         }
-        head = self.blueprint.head_weights(self.network)
+        head = self.blueprint.head_weights(self.network, self.steady)
         fold_weights(self.network, model, self._extended(), enter=first, made=head)
         return model
 
@@ -256,14 +326,6 @@ def _strength(column: Any, triads: Sequence[int]) -> Any:
     for number, at in enumerate(triads):
         picks[0, 0, at : at + 3, number] = 1
     return tf.sqrt(tf.nn.conv2d(tf.square(column), picks, 1, "VALID"))
-
-
-def _middle(strength: Any, mean: Any, factor: Any) -> Any:
-    """Return the median over time of magnitudes [n, L, 1, M], scaled and held within 1, [n, M]."""
-    length, count = strength.shape[1], strength.shape[3]
-    rows = tf.reshape(tf.transpose(strength, (0, 3, 1, 2)), (-1, count, length))
-    median = tf.math.top_k(rows, length // 2 + 1).values[:, :, -1]
-    return tf.clip_by_value((median - mean) * factor, -1.0, 1.0)
 
 
 def bottleneck_inputs(scaling: Scaling, vectors: Magnitudes) -> Prepare:

@@ -27,6 +27,7 @@ from har_edge.training.bottleneck import (
     FittedBottleneck,
     bottleneck_inputs,
     code_name,
+    fit_linear,
     member_sizes,
 )
 from har_edge.training.codec import FittedReducer, encode_windows, fit_reducers
@@ -240,9 +241,13 @@ class _Job:
             epochs = array_passes(encoded, prepare, classes, self.recipe)
         medians = tuple(len(vectors.triads[entrance.name]) for entrance in entrances)
         layout = replace(fit_layout(entrances, classes), dropout=DROPOUT)
-        blueprint = Bottleneck(entrances, medians, layout, member_sizes(size))
+        statistics = tuple(vectors.counts(entrance.name)[1] for entrance in entrances)
+        blueprint = Bottleneck(entrances, medians, statistics, layout, member_sizes(size))
         network = train(blueprint, epochs, schedule(pool, self.recipe), self.recipe.seed, self.progress)
-        return FittedBottleneck(blueprint, network, scaling, vectors)
+        batch = pool.draw().batch()
+        samples = batch.samples if reducers is None else encode_windows(reducers, batch.samples)
+        steady = fit_linear([vectors.steady(name, samples[name], scaling) for name in samples], batch.classes)
+        return FittedBottleneck(blueprint, network, scaling, vectors, steady)
 
     def encoded_passes(self, pool: WindowPool, reducers: Mapping[str, Reducer], raw: Scaling) -> Iterator[Batch]:
         """Yield passes over the training windows, changed and encoded."""

@@ -16,10 +16,12 @@ from har_edge.streams.description import StreamDescription
 from har_edge.streams.recording import Recording, Samples
 from har_edge.training.augmentation import Augmenter
 from har_edge.training.bottleneck import (
+    STEADY,
     Bottleneck,
     FittedBottleneck,
     bottleneck_inputs,
     code_name,
+    fit_linear,
     member_sizes,
 )
 from har_edge.training.dataset import WindowPool
@@ -34,6 +36,8 @@ pytestmark = pytest.mark.training
 LABELS = list(range(1, 13))
 SIZES = (2, 1)
 MEDIANS = {"chest": 1, "ankle": 2, "arm": 2}
+# Medians and interquartile ranges of magnitudes, and the medians of three accelerations.
+STATISTICS = {"chest": 5, "ankle": 7, "arm": 7}
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +48,12 @@ def fitted(recordings: list[Recording], description: StreamDescription) -> Fitte
     vectors = measure_magnitudes(recordings[:2], description, scaling)
     augmenter = Augmenter(description, [description.labels[label] for label in LABELS], recipe.augmentation)
     epochs = window_passes(pool, augmenter, scaling, bottleneck_inputs(scaling, vectors), 12, recipe)
-    blueprint = Bottleneck(window_entrances(description, 250), tuple(MEDIANS.values()), Layout(12), SIZES)
-    return FittedBottleneck(blueprint, train(blueprint, epochs, schedule(pool, recipe), 0), scaling, vectors)
+    entrances, counts = window_entrances(description, 250), (tuple(MEDIANS.values()), tuple(STATISTICS.values()))
+    blueprint = Bottleneck(entrances, *counts, Layout(12), SIZES)
+    batch = pool.draw().batch()
+    steady = fit_linear([vectors.steady(name, batch.samples[name], scaling) for name in MEDIANS], batch.classes)
+    network = train(blueprint, epochs, schedule(pool, recipe), 0)
+    return FittedBottleneck(blueprint, network, scaling, vectors, steady)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +63,13 @@ def windows(recordings: list[Recording]) -> Mapping[str, Samples]:
 
 @pytest.fixture(scope="module")
 def expected(fitted: FittedBottleneck, windows: Mapping[str, Samples]) -> np.ndarray:
-    """What the members answer together: the softmax of their mean logits."""
+    """What the members answer together: the softmax of their mean logits and of those of the linear one."""
     inputs = bottleneck_inputs(fitted.scaling, fitted.magnitudes)({name: v.copy() for name, v in windows.items()})
     logits = np.asarray(fitted.network(inputs, training=False)).reshape(-1, len(SIZES), 12).mean(1)
+    assert fitted.steady is not None
+    statistics = [fitted.magnitudes.steady(name, windows[name], fitted.scaling) for name in MEDIANS]
+    linear = np.concatenate(statistics, 1) @ fitted.steady.kernel + fitted.steady.bias
+    logits = logits * (1 - STEADY) + linear * STEADY
     shares = np.exp(logits - logits.max(1, keepdims=True))
     return shares / shares.sum(1, keepdims=True)
 
@@ -87,7 +99,7 @@ def test_the_whole_can_be_cut_behind_every_code(whole: bytes) -> None:
     cuts = {cut.before + " " + cut.after: cut for cut in list_cuts(model)}
     assert all(cut.refusal is None for cut in cuts.values())
     crossing = [{crossing.tensor.name for crossing in cut.crossing} for cut in list_cuts(model)]
-    for behind in ({"chest_code"}, {"chest_code", "ankle_code"}, {"hidden_0"}, {"hidden_1"}):
+    for behind in ({"chest_code"}, {"chest_code", "ankle_code"}, {"steady", "hidden_0"}, {"steady", "hidden_1"}):
         assert behind in crossing
 
 
@@ -96,7 +108,7 @@ def test_codes_are_those_of_the_members_within_a_step(
 ) -> None:
     codes = encode(fitted, windows)
     assert {name: (code.dtype.name, code.shape[1]) for name, code in codes.items()} == {
-        code_name(name): ("int8", sum(SIZES) + count) for name, count in MEDIANS.items()
+        code_name(name): ("int8", sum(SIZES) + count) for name, count in STATISTICS.items()
     }
     head = Interpreter(fitted.export_head(windows, int8=False))
     real = {name: code.astype(np.float32) / 127 for name, code in codes.items()}

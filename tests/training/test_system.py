@@ -138,18 +138,19 @@ def test_codes_of_a_bottleneck_enter_its_head_untouched(bottleneck: System, reco
         assert len(np.unique(codes, axis=0)) > len(codes) // 2
 
 
-def test_an_encoder_sends_the_medians_that_training_saw(
+def test_an_encoder_sends_the_statistics_that_training_saw(
     bottleneck: System, recordings: list[Recording], description: StreamDescription
 ) -> None:
-    from har_edge.training.magnitude import measure_magnitudes, middle
+    from har_edge.training.magnitude import measure_magnitudes
     from har_edge.training.scaling import measure_scaling
 
-    vectors = measure_magnitudes(recordings[:2], description, measure_scaling(recordings[:2], description))
+    scaling = measure_scaling(recordings[:2], description)
+    vectors = measure_magnitudes(recordings[:2], description, scaling)
     samples = some_windows(recordings)
     for source in ("chest", "arm"):
         codec = MadeFiles(bottleneck.files).model(next(iter(bottleneck.task.inputs[source].files)))
         codes = np.stack([codec.run(window) for window in samples[source]])
-        expected = middle(vectors.scaled(source, samples[source]))
+        expected = vectors.steady(source, samples[source], scaling)
         np.testing.assert_allclose(codes[:, 1:] * codec.output_scale, expected, atol=0.51 / 127)
 
 
