@@ -42,8 +42,9 @@ CODE_RANGE = Range.of_code(CODE_SCALE, 0)
 SIZE = 24
 MEMBERS = 3
 DROPOUT = 0.4
-# The weight of the linear member in the logits.
+# The weight of the linear member in the logits, and how little its weights are held back (scikit-learn's C).
 STEADY = 0.25
+SHRINKAGE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +56,20 @@ class Linear:
 
 
 def fit_linear(statistics: Sequence[Samples], classes: npt.NDArray[np.int64]) -> Linear | None:
-    """Return the linear member from the statistics of training windows, source by source; None without any."""
-    rows = np.concatenate(statistics, 1).astype(np.float64) * REACH
+    """Return the linear member from the statistics of training windows, source by source; None without any.
+
+    Each window counts once as it is and once without each of several sources, so that zero means absent here too.
+    """
+    whole = [values.astype(np.float64) for values in statistics]
+    absences = [None, *range(len(whole))] if len(whole) > 1 else [None]
+    rows = np.concatenate(
+        [np.hstack([values * (at != absent) for at, values in enumerate(whole)]) for absent in absences]
+    )
     if not rows.shape[1]:
         return None
-    mean, spread = rows.mean(0), np.maximum(rows.std(0), 1e-6)
-    fitted = LogisticRegression(max_iter=1000).fit((rows - mean) / spread, classes)
-    kernel = fitted.coef_.T / spread[:, None]
-    kernel, bias = kernel * REACH, fitted.intercept_ - mean @ kernel
+    spread = np.maximum(np.hstack(whole).std(0), 1e-6)
+    fitted = LogisticRegression(C=SHRINKAGE, max_iter=1000).fit(rows / spread, np.tile(classes, len(absences)))
+    kernel, bias = fitted.coef_.T / spread[:, None], fitted.intercept_
     if kernel.shape[1] == 1:  # of two classes, the second against the first
         kernel, bias = np.hstack([0 * kernel, kernel]), np.append(0.0, bias)
     return Linear(kernel, bias)
