@@ -38,8 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     options.add_data(info)
     info.add_argument(
-        "--description", default="mhealth", metavar="NAME|TOML", help="what the files look like (default: mhealth)"
+        "--stream", default="mhealth", metavar="NAME|TOML", help="the data set's description (default: mhealth)"
     )
+    # What it was called before; left out of the help, and not None, else the default would overwrite that of --stream.
+    info.add_argument("--description", dest="stream", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     info.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -97,7 +99,7 @@ def _info(args: argparse.Namespace) -> int:
     from har_edge.streams.locate import find_data
     from har_edge.streams.summary import summarize
 
-    description = load_description(args.description)
+    description = load_description(args.stream)
     where = find_data(args.data, description)
     recordings, origin = options.load_recordings(args, description, None, keep_null=True)
     shares = [share for recording in recordings for share in summarize(recording, description.labels)]

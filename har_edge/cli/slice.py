@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.graph.folder import check_folder
     from har_edge.graph.model import read_model
     from har_edge.graph.slices import slice_model
-    from har_edge.nodes.cutting import read_fitted
+    from har_edge.nodes.cutting import read_companions
     from har_edge.planning.catalog import find_model
 
     _refuse_contradictions(args)
@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
         if args.check and report.differs(chosen):
             report.say(f"nothing written to {args.out}: these slices do not give what the whole model gives")
         else:
-            fitted = {} if task is None else read_fitted(task, found.path.parent)
-            _write(model, slices, args, task, fitted, report, predicted)
+            beside = {} if task is None else read_companions(task, found.path.parent)
+            _write(model, slices, args, task, beside, report, predicted)
     report.print(as_json=args.json)
     return 0 if equal else 1
 
@@ -99,11 +99,11 @@ def _write(
     slices: Sequence[Slice],
     args: argparse.Namespace,
     task: Task | None,
-    fitted: Mapping[str, bytes],
+    beside: Mapping[str, bytes],
     report: Report,
     predicted: Sequence[float],
 ) -> None:
-    """Write slices, manifest, files of fitted reducers and, unless a person's own is there, the pipeline file."""
+    """Write slices, manifest and, unless a person's own is there, the pipeline file and what it needs beside it."""
     from har_edge.graph.folder import outline, write_folder
     from har_edge.planning.pipeline import epoch_of, keeps, write_pipeline
 
@@ -114,7 +114,7 @@ def _write(
             f"nothing is written: --reducer came, but {out / 'pipeline.toml'} is there and would be kept; change its "
             "reducers by hand, or give a new folder with --out"
         )
-    manifest = write_folder(model, slices, out, {} if kept else fitted)
+    manifest = write_folder(model, slices, out, {} if kept else beside)
     report.add_slices(manifest, out, predicted)
     stateful = [str(number) for number, entry in enumerate(manifest.slices) if entry.stateful]
     if stateful:

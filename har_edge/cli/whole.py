@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from har_edge.nodes.local import LocalPipeline
     from har_edge.planning.catalog import FoundModel, ModelEntry
     from har_edge.planning.task import Task
+    from har_edge.streams.description import StreamDescription
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,13 @@ class Whole:
 
     local: LocalPipeline
     broker: str
+
+
+def description_of(found: FoundModel) -> StreamDescription:
+    """Return the description of the stream that a model is for, built in or beside its file; ConfigError for none."""
+    from har_edge.planning.task import describe
+
+    return describe(entry_of(found).task, found.path.parent)
 
 
 def entry_of(found: FoundModel) -> ModelEntry:

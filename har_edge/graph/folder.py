@@ -20,9 +20,9 @@ _OWN = re.compile(r"slice-\d+\.tflite(\.part)?")
 
 
 def write_folder(
-    model: Model, slices: Sequence[Slice], folder: Path, fitted: Mapping[str, bytes] = MappingProxyType({})
+    model: Model, slices: Sequence[Slice], folder: Path, beside: Mapping[str, bytes] = MappingProxyType({})
 ) -> SliceManifest:
-    """Write `slice-0.tflite` ... , `manifest.json` and the files of fitted reducers; each appears whole or not at all.
+    """Write `slice-0.tflite` ... , `manifest.json` and files to lie `beside` them; each appears whole or not at all.
 
     Slices of an earlier cut in the same folder are replaced. Raises ConfigError when the folder holds other things.
     """
@@ -37,7 +37,7 @@ def write_folder(
             del made  # or the next slice would be built while this one is still in memory
         manifest = msgspec.structs.replace(draft, slices=tuple(entries))
         _replace(folder / FILE_NAME, encode_manifest(manifest))
-        for name, content in fitted.items():  # after the manifest, by which a later cut knows the folder as its own
+        for name, content in beside.items():  # after the manifest, by which a later cut knows the folder as its own
             _replace(folder / name, content)
         for name in stale - {entry.file for entry in entries}:
             (folder / name).unlink(missing_ok=True)

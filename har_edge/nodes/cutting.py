@@ -15,9 +15,9 @@ from har_edge.inference.codecs import FolderFiles, hash_file
 from har_edge.inference.measure import Segment, measure_segments, overhead_s, segment_bounds, time_whole
 from har_edge.nodes.build import open_reducer
 from har_edge.planning.partition import StagePlan, balance, plan_stages
-from har_edge.planning.pipeline import BrokerConfig, Pipeline, load_pipeline, write_pipeline
+from har_edge.planning.pipeline import FILE_NAME, BrokerConfig, Pipeline, load_pipeline, write_pipeline
 from har_edge.planning.state import starts_fresh
-from har_edge.planning.task import Task, with_hashes, with_reducers
+from har_edge.planning.task import Task, describe, find_description, with_hashes, with_reducers
 from har_edge.reduction.spec import file_names
 from har_edge.streams.description import load_description
 from har_edge.streams.grouping import regroup
@@ -53,15 +53,16 @@ def prepare(
 ) -> Pipeline:
     """Cut a model (at `cuts`, else into `stages` balanced slices) into `folder`, and return its pipeline.
 
-    `reducers` stand in for those of the task. Files of fitted ones are copied from beside the model. Raises ConfigError
-    when the model remembers and its task does not say what to do about it, and when a reducer and the model do not
-    belong together; ModelError for a file that is missing or not what its hash says.
+    `reducers` stand in for those of the task. Files of fitted ones, and the stream description, are copied from beside
+    the model. Raises ConfigError when the model remembers and its task does not say what to do about it, when a reducer
+    and the model do not belong together, and when the description is missing; ModelError for a fitted file that is
+    missing or not what its hash says.
     """
     model = read_model(path)
     starts_fresh(state_of(model), task, f"model {path}")
     task = settle_reducers(model, task, reducers, path.parent)
     chosen = list(cuts) if cuts is not None else plan_cuts(model, stages).cuts
-    write_folder(model, slice_model(model, chosen), folder, read_fitted(task, path.parent))
+    write_folder(model, slice_model(model, chosen), folder, read_companions(task, path.parent))
     write_pipeline(folder, task, name=name, broker=broker)
     return load_pipeline(folder)
 
@@ -75,7 +76,7 @@ def settle_reducers(model: Model, task: Task, reducers: Mapping[str, str], besid
     named = {name for enters in task.inputs.values() for name in file_names(enters.reducer)}
     task = with_hashes(task, {name: hash_file(beside / name) for name in named - task.files.keys()})
     shapes = {tensor.name: tensor.signature for tensor in map(model.main.tensors.__getitem__, model.main.inputs)}
-    stream = regroup(load_description(task.stream.description), task.stream.grouping)
+    stream = regroup(describe(task, beside), task.stream.grouping)
     files = FolderFiles(beside, task.files)
     for source, enters in task.inputs.items():
         if enters.tensor not in shapes:
@@ -87,7 +88,21 @@ def settle_reducers(model: Model, task: Task, reducers: Mapping[str, str], besid
     return task
 
 
-def read_fitted(task: Task, beside: Path) -> dict[str, bytes]:
-    """Return the files of a task's fitted reducers, their hashes checked, by name."""
+def read_companions(task: Task, beside: Path) -> dict[str, bytes]:
+    """Return what a pipeline needs beside its file, by name: files of fitted reducers (hashes checked), a description.
+
+    A description under an absolute path stays where it is. Raises ConfigError for one that is missing or in another
+    folder, ModelError for a fitted file that is missing or not what its hash says.
+    """
     files = FolderFiles(beside, task.files)
-    return {name: files.read(name) for name in task.files}
+    content = {name: files.read(name) for name in task.files}
+    name, described = task.stream.description, find_description(task, beside)
+    if described is None or Path(name).is_absolute():
+        return content
+    if Path(name).name != name or described.suffix != ".toml" or name == FILE_NAME:
+        raise ConfigError(
+            f"the task names the stream description {name!r}; expected the plain name of a .toml file beside the "
+            f"model, other than {FILE_NAME}"
+        )
+    load_description(described)  # before anything is written
+    return content | {name: described.read_bytes()}

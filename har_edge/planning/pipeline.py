@@ -15,8 +15,8 @@ import msgspec
 
 from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.graph.manifest import SliceEntry, SliceManifest, load_manifest
-from har_edge.planning.task import StateRule, Task
-from har_edge.streams.description import StreamDescription, load_description
+from har_edge.planning.task import StateRule, Task, describe
+from har_edge.streams.description import StreamDescription
 from har_edge.streams.grouping import Grouping, regroup
 
 if sys.version_info >= (3, 11):
@@ -215,14 +215,11 @@ def _read(file: Path) -> tuple[PipelineConfig, bool]:
 def _assemble(file: Path, manifest: SliceManifest | None) -> Pipeline:
     """Read a pipeline file and check it against these slices, by default those it names."""
     config, has_epoch = _read(file)
-    description = config.task.stream.description
-    if description.endswith(".toml"):
-        description = str(file.parent / description)
     manifest = manifest or load_manifest(file.parent / config.slices)
     if not has_epoch:
         config = msgspec.structs.replace(config, epoch=epoch_of(manifest))
-    described = load_description(description)
     try:
+        described = describe(config.task, file.parent)
         stream = regroup(described, config.task.stream.grouping)
         for source in config.task.inputs:
             stream.source(source)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 
 import msgspec
 
 from har_edge.errors import ConfigError
 from har_edge.reduction.spec import file_names
+from har_edge.streams.description import BUILT_IN, StreamDescription, load_description
 
 # Names of fitted files stand in reducer specifications, whose separators are : + , and =.
 _FITTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(npz|tflite)")
@@ -84,6 +86,28 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     def files(self) -> dict[str, str]:
         """The fitted files of all sources: name to SHA-256."""
         return {name: sha256 for enters in self.inputs.values() for name, sha256 in enters.files.items()}
+
+
+def find_description(task: Task, beside: Path) -> Path | None:
+    """Return the file that describes the stream of a task, beside its model or pipeline file; None for a built-in one.
+
+    Raises ConfigError when it is missing.
+    """
+    name = task.stream.description
+    if name in BUILT_IN:
+        return None
+    path = beside / name
+    if not path.is_file():
+        raise ConfigError(
+            f"no stream description {str(path)!r}: the task names {name!r}; expected {' or '.join(BUILT_IN)}, or a "
+            "TOML file beside the model or pipeline file; copy it there"
+        )
+    return path
+
+
+def describe(task: Task, beside: Path) -> StreamDescription:
+    """Return the description of a task's stream, ungrouped; ConfigError where its file is missing or malformed."""
+    return load_description(find_description(task, beside) or task.stream.description)
 
 
 def with_reducers(task: Task, reducers: Mapping[str, str]) -> Task:
