@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options, study
-from har_edge.cli.whole import entry_of
+from har_edge.cli.whole import description_of, entry_of
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,7 +86,6 @@ def _measure_model(args: argparse.Namespace) -> int:
     from har_edge.evaluation.report import evaluate, write_evaluation
     from har_edge.inference.codecs import FolderFiles
     from har_edge.planning.catalog import find_model
-    from har_edge.streams.description import load_description
     from har_edge.streams.grouping import regroup, regroup_recording
 
     found = find_model(args.model or DEFAULT_MODEL)
@@ -94,7 +93,7 @@ def _measure_model(args: argparse.Namespace) -> int:
     if args.mqtt and args.slices is None and args.at is None and args.stages is None:
         args.stages = DEFAULT_STAGES
     cuts = _cuts(found, args)
-    described = load_description(task.stream.description)
+    described = description_of(found)
     recordings, origin = options.load_recordings(args, described, args.subjects)
     recordings = [regroup_recording(recording, described, task.stream.grouping) for recording in recordings]
     interpreter = load_whole(found.path, task)
