@@ -11,23 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
-from har_edge.cli.whole import Whole, entry_of, open_whole, start_nodes
+from har_edge.cli.whole import Whole, description_of, entry_of, open_whole, start_nodes
 
 if TYPE_CHECKING:
     from har_edge.nodes.local import Arrival, LocalPipeline, Summary
     from har_edge.planning.catalog import FoundModel
 
 HELP = "run broker, sensors, stages and watcher on this machine"
+DEFAULT_SUBJECTS = ["subject7", "subject8"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_data(parser)
     parser.add_argument(
-        "--model", default="int8", metavar="float|int8|PATH", help="shipped model, or a .tflite file (default: int8)"
+        "--model",
+        default=options.DEFAULT_MODEL,
+        metavar="NAME|PATH",
+        help=f"shipped model, or a .tflite file with its manifest (default: {options.DEFAULT_MODEL})",
     )
     parser.add_argument("--stages", type=options.positive, default=3, metavar="N", help="slices (default: 3)")
     parser.add_argument(
-        "--subjects", type=options.subjects, metavar="LIST", default=["subject7", "subject8"], help="default: 7,8"
+        "--subjects", type=options.subjects, metavar="LIST", help="default: 7,8; all streams of another data set"
     )
     options.add_reducer(parser, "what the sensors do to windows (default: what the model was made for)")
     parser.add_argument("--windows", type=options.positive, metavar="N", help="stop after N windows of each subject")
@@ -45,12 +49,14 @@ def run(args: argparse.Namespace) -> int:
     options.start_logging(args)
     from har_edge.nodes.local import summarize
     from har_edge.planning.catalog import find_model
-    from har_edge.streams.description import load_description
 
     found = find_model(args.model)
     reducers = options.chosen_reducers(args.reducer, entry_of(found).task.inputs)
-    stream = load_description(entry_of(found).task.stream.description)
+    stream = description_of(found)
+    if stream.name == "mhealth":
+        args.subjects = args.subjects or DEFAULT_SUBJECTS
     recordings, where = options.load_recordings(args, stream, args.subjects)
+    args.subjects = args.subjects or [recording.stream for recording in recordings]
     real = all(recording.real for recording in recordings)
     del recordings  # the sensors read their own
     with open_whole(args, found, stages=args.stages, reducers=reducers) as whole:

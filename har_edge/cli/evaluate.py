@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from har_edge.planning.catalog import FoundModel
 
 HELP = "measure a model on recordings, whole and cut into slices; or methods of reduction on people never seen"
-DEFAULT_MODEL = "int8"
 DEFAULT_STAGES = 3
 # What says nothing about a study.
 _OF_ONE_MODEL = ("model", "slices", "at", "json", "png")
@@ -29,7 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME|PATH",
-        help="shipped model (float, int8, float-split, int8-split) or a .tflite file with its manifest (default: int8)",
+        help="a shipped model (those with -split never saw subjects 7 and 8), or a .tflite file with its manifest "
+        f"(default: {options.DEFAULT_MODEL})",
     )
     options.add_data(parser)
     parser.add_argument(
@@ -88,7 +88,7 @@ def _measure_model(args: argparse.Namespace) -> int:
     from har_edge.planning.catalog import find_model
     from har_edge.streams.grouping import regroup, regroup_recording
 
-    found = find_model(args.model or DEFAULT_MODEL)
+    found = find_model(args.model or options.DEFAULT_MODEL)
     task = entry_of(found).task
     if args.mqtt and args.slices is None and args.at is None and args.stages is None:
         args.stages = DEFAULT_STAGES

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from har_edge.streams.recording import Recording
 
 EXIT_TAKEN_OVER = 3
+DEFAULT_MODEL = "bottleneck"
 EXIT_INTERRUPTED = 130
 BROKER_VARIABLE = "HAR_EDGE_BROKER"
 MAX_SUBJECTS = 10_000

@@ -57,7 +57,8 @@ def test_it_needs_nothing_and_answers_every_window(capfd: pytest.CaptureFixture[
 
 @pytest.mark.usefixtures("mosquitto")
 def test_fewer_bytes_for_the_same_windows_by_another_reducer(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    options = ["--windows", "20", "--reducer", "paa:10+q8", "--batch", "10", "--speed", "50", "--json", "out.json"]
+    options = ["--model", "int8", "--windows", "20", "--reducer", "paa:10+q8", "--batch", "10"]
+    options += ["--speed", "50", "--json", "out.json"]
     assert main(["demo", *options]) == 0
     said = capfd.readouterr().out
     assert "\nreducer  paa:10+q8\n" in said and "a window, all sensors together" in said

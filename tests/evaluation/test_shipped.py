@@ -10,6 +10,7 @@ import pytest
 from har_edge.evaluation.prediction import Classifier, Prediction, predict_recordings
 from har_edge.evaluation.report import score
 from har_edge.graph.manifest import TensorSpec
+from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.interpreter import Interpreter
 from har_edge.planning.catalog import find_model, load_catalog
 from har_edge.streams.description import load_description
@@ -17,11 +18,12 @@ from har_edge.streams.files import read_recordings
 from har_edge.streams.recording import Recording, Window
 from har_edge.streams.windows import windows
 
-NAMES = ("float", "int8", "float-split", "int8-split")
+KINDS = ("float", "int8", "bottleneck", "decimate-q8-zlib-restore")
+NAMES = (*KINDS, *(f"{kind}-split" for kind in KINDS))
 
 
 def test_all_are_there() -> None:
-    assert tuple(entry.name for entry in load_catalog().models) == NAMES
+    assert sorted(entry.name for entry in load_catalog().models) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,13 +78,19 @@ def test_synthetic_people_are_recognised(predictions: list[Prediction]) -> None:
 
 
 @pytest.mark.dataset
-@pytest.mark.parametrize("name", ["float-split", "int8-split"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-split")])
 def test_the_split_figure_is_reproduced(name: str, dataset: Path) -> None:
     found = find_model(name)
     assert found.entry is not None
     recordings = read_recordings(load_description("mhealth"), dataset, found.entry.split.test)
     interpreter = Interpreter(found.path)
-    classifier = Classifier(interpreter.run, interpreter.inputs, found.entry.task)
+    classifier = Classifier(
+        interpreter.run,
+        interpreter.inputs,
+        found.entry.task,
+        channels={source.name: len(source.channels) for source in load_description("mhealth").sources},
+        files=FolderFiles(found.path.parent, found.entry.task.files),
+    )
     scores = score(predict_recordings(classifier, recordings, found.entry.task), found.entry.task.labels)
     assert scores.windows == found.entry.split.windows
     assert scores.accuracy == found.entry.split.accuracy  # one file, one data set: no room for luck

@@ -33,7 +33,7 @@ def test_entries_of_a_name_are_replaced_and_others_stay(folder: Path) -> None:
     known = load_catalog(folder).models
     loso = LosoScore("loso", 8, [0, 1], 0.9658, 0.0318, 0.9617, 120.5, "har-edge evaluate --protocol loso")
     newer = msgspec.structs.replace(known[1], seed=7, loso=loso)
-    other = msgspec.structs.replace(known[0], name="bottleneck")
+    other = msgspec.structs.replace(known[0], name="another")
     merged = merge_catalog(folder, [other, newer])
     assert merged.models == [known[0], newer, *known[2:], other]
     store_catalog(merged, folder)
@@ -69,7 +69,7 @@ def test_the_manifest_of_slices_beside_a_model_is_not_taken_for_a_catalog(tmp_pa
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    message = "no model 'int4': expected one of float, int8, float-split, int8-split, or the path of a .tflite file"
+    message = "no model 'int4': expected one of float, int8, float-split, int8-split, bottleneck, "
     with pytest.raises(ModelError, match=re.escape(message)):
         find_model("int4")
 
