@@ -102,7 +102,19 @@ def test_a_model_is_scored_whole_and_cut_from_another_folder(
     assert "synthetic data from" in said and "worn bearing" in said
 
 
-@pytest.mark.parametrize("command", [["evaluate", "--model"], ["slice", "--at", "2", "--out", "S"]])
+@pytest.mark.usefixtures("mosquitto")
+def test_the_demo_takes_all_its_streams(tmp_path: Path, fans: Path) -> None:
+    path = write_model(tmp_path / "models")
+    options = ["--data", str(fans), "--windows", "3", "--speed", "max", "--stages", "2", "--json", "out.json"]
+    assert main(["demo", "--model", str(path), *options]) == 0
+    summary = msgspec.json.decode(Path("out.json").read_bytes())
+    assert (summary["windows_in"], summary["windows_out"], summary["lost"]) == (9, 9, 0)
+    assert summary["subjects"] == "fan1, fan2, fan3" and not summary["real"]
+
+
+@pytest.mark.parametrize(
+    "command", [["evaluate", "--model"], ["demo", "--model"], ["slice", "--at", "2", "--out", "S"]]
+)
 def test_a_missing_description_is_named(
     command: list[str], tmp_path: Path, fans: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,8 +154,9 @@ def test_data_info_takes_the_description_under_both_names(
 
 
 @pytest.mark.training
-def test_a_model_is_trained_scored_and_sliced(
-    tmp_path: Path, fans: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("mosquitto")
+def test_a_model_is_trained_sliced_scored_and_run(
+    tmp_path: Path, fans: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One epoch, so the figures are worth nothing."""
     pytest.importorskip("tensorflow")
@@ -159,3 +172,5 @@ def test_a_model_is_trained_scored_and_sliced(
     assert main(["evaluate", "--model", path, "--data", str(fans), "--subjects", "fan3", "--at", "2"]) == 0
     assert main(["slice", path, "--at", "2", "--out", "slices"]) == 0
     assert load_pipeline(Path("slices")).described.name == "machine"
+    assert main(["demo", "--model", path, "--data", str(fans), "--windows", "3", "--speed", "max"]) == 0
+    assert "9 in, 9 out, 0 lost" in capsys.readouterr().out
