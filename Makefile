@@ -9,7 +9,7 @@ help:
 	@echo "make demo    run the whole pipeline on this machine"
 	@echo "make test    run the tests (HAR_EDGE_DATA=... for those on real recordings)"
 	@echo "make check   lint and type-check"
-	@echo "make bench   measure throughput, latency, footprint, correctness, cuts and accuracy"
+	@echo "make bench   measure throughput, latency, footprint, correctness, cuts, reducers, sensors and accuracy"
 
 demo: .venv/.installed-broker
 	$(BIN)/har-edge demo
@@ -28,6 +28,8 @@ bench: .venv/.installed-$(EXTRAS)
 	$(BIN)/python bench/footprint.py
 	$(BIN)/python bench/correctness.py
 	$(BIN)/python bench/cuts.py --cache build/bench
+	$(BIN)/python bench/reducers.py
+	$(BIN)/python bench/sensor.py
 	@if $(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("tensorflow") is None)'; \
 	then echo $(BIN)/python bench/accuracy.py; $(BIN)/python bench/accuracy.py; \
 	else echo "left out: bench/accuracy.py (needs TensorFlow: make bench EXTRAS=test,training)"; fi
