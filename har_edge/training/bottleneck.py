@@ -17,6 +17,7 @@ regression. It is worse than the others, but mistaken about other people, so tha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from har_edge.streams.recording import Samples
@@ -45,6 +47,7 @@ DROPOUT = 0.4
 # The weight of the linear member in the logits, and how little its weights are held back (scikit-learn's C).
 STEADY = 0.25
 SHRINKAGE = 0.1
+STEPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,10 @@ def fit_linear(statistics: Sequence[Samples], classes: npt.NDArray[np.int64]) ->
     if not rows.shape[1]:
         return None
     spread = np.maximum(np.hstack(whole).std(0), 1e-6)
-    fitted = LogisticRegression(C=SHRINKAGE, max_iter=1000).fit(rows / spread, np.tile(classes, len(absences)))
+    with warnings.catch_warnings():
+        # As many steps as there are; the last ones no longer change an answer.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = LogisticRegression(C=SHRINKAGE, max_iter=STEPS).fit(rows / spread, np.tile(classes, len(absences)))
     kernel, bias = fitted.coef_.T / spread[:, None], fitted.intercept_
     if kernel.shape[1] == 1:  # of two classes, the second against the first
         kernel, bias = np.hstack([0 * kernel, kernel]), np.append(0.0, bias)
