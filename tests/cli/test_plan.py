@@ -76,9 +76,8 @@ def devices(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("mosquitto")
 def test_a_profile_is_measured_once_and_kept(run: Run, model: Path, tmp_path: Path) -> None:
-    if find_mosquitto() is None:
-        pytest.skip("Mosquitto is not installed")
     out = tmp_path / "own.json"
     code, text, _ = run("profile", str(model), "--device", "bench-1", "--out", str(out))
     assert code == 0
