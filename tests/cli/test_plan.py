@@ -12,7 +12,7 @@ import pytest
 from har_edge.cli.figures import bar, duration, size
 from har_edge.cli.main import main
 from har_edge.graph.model import read_model
-from har_edge.messaging.broker import Mosquitto, find_mosquitto
+from har_edge.messaging.broker import Mosquitto
 from har_edge.planning.plan import Plan
 from har_edge.planning.profile import MessageCost, Profile, load_profile, profile_path, store_profile
 from tests.graph import models
