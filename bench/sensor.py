@@ -119,7 +119,7 @@ def follow(process: subprocess.Popen[bytes], bus: Bus, pipeline: Pipeline, node:
     """Read results and statuses until the sensor has said goodbye and ended."""
     topic, resident, ended = topics_of(pipeline).status(node), 0, 0
     status: NodeStatus | None = None
-    while not ended or status is None or status.state is not State.OFFLINE:
+    while not ended or status is None or status.state is not State.STOPPED:
         deliveries = bus.poll(0.05)
         for delivery in deliveries:
             bus.acknowledge(delivery)

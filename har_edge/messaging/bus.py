@@ -50,11 +50,10 @@ class Will:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """How a process says that a session is its own: the status it retains at `topic` (see messaging/status.py)."""
+    """How a process knows that a session is no longer its own: `taken` reads what is retained at `topic`."""
 
     topic: str
-    instance: str
-    started: float
+    taken: Callable[[bytes], bool]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address
 from har_edge.messaging.bus import Bus, Session, TakenOver
 from har_edge.messaging.link import Backoff, FinalRefusal
-from har_edge.messaging.status import GRACE_S, taken_by_younger
+from har_edge.messaging.status import GRACE_S, is_taken
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Comeback:
     def attempt(self, timeout_s: float, connect: Callable[[], None]) -> bool:
         """Connect if it is time, else wait up to `timeout_s`; tell whether there is a connection now.
 
-        Raises TakenOver when a younger process has the session, FinalRefusal when no later attempt can succeed.
+        Raises TakenOver when another process has the session, FinalRefusal when no later attempt can succeed.
         """
         wait_s = self._retry_at - self._clock()
         if wait_s > 0:
@@ -61,7 +61,7 @@ class Comeback:
             return False
         claim = self._session.claim
         try:
-            if claim is not None and taken_by_younger(claim, self._connect_beside):
+            if claim is not None and is_taken(claim, self._connect_beside):
                 raise TakenOver(self._session.client_id)
             connect()
         except FinalRefusal:

@@ -1,21 +1,24 @@
 """What a node says of itself, retained at the broker; its last will says that it is lost.
 
 The status also settles who owns a session. MQTT 5 (section 3.1.4) tells a client that another took its session over,
-but Mosquitto before 2.0.15 just closes the connection. So a client that was cut off looks at the retained status before
+but Mosquitto before 2.0.15 just closes the connection. So a client that was cut off looks at what is retained before
 it comes back: if a younger process says that it is the node now, the older one ends.
 """
 
 from __future__ import annotations
 
 import enum
+import secrets
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from har_edge.messaging.bus import Claim, Session
+
 if TYPE_CHECKING:
-    from har_edge.messaging.bus import Bus, Claim, Session
+    from har_edge.messaging.bus import Bus
 
 LOOK_TIMEOUT_S = 1.0
 # How long a client that was cut off lets a successor say so before it looks.
@@ -23,18 +26,54 @@ GRACE_S = 0.5
 
 
 class State(str, enum.Enum):
-    """What a node is doing."""
+    """What a node is doing: see NEXT for how it gets from one to the other."""
 
+    INIT = "init"
     READY = "ready"
-    OFFLINE = "offline"
+    BUSY = "busy"
+    DRAINING = "draining"
+    STOPPED = "stopped"
     LOST = "lost"
+
+
+# Every state a node may go to from each. A node starts in INIT; READY waits for stages to run, BUSY runs some (nodes
+# that are a stage, a sensor or a coordinator are READY when they run); DRAINING hands its stages over and takes no
+# more; STOPPED has gone on purpose. LOST is said by the broker, for a node that went without a word; that node may come back.
+NEXT = {
+    State.INIT: frozenset({State.READY, State.STOPPED, State.LOST}),
+    State.READY: frozenset({State.BUSY, State.DRAINING, State.STOPPED, State.LOST}),
+    State.BUSY: frozenset({State.READY, State.DRAINING, State.STOPPED, State.LOST}),
+    State.DRAINING: frozenset({State.STOPPED, State.LOST}),
+    State.STOPPED: frozenset({State.INIT}),
+    State.LOST: frozenset({State.INIT, State.READY, State.BUSY, State.DRAINING}),
+}
+ALIVE = frozenset({State.INIT, State.READY, State.BUSY, State.DRAINING})
+
+
+class DeviceCard(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a device can do, as its node says.
+
+    `protocol` is the version of what nodes and coordinator say to each other. `machine` tells hosts apart. `speed` is
+    how many times a fixed reference network runs in a second; the link is None until it has been measured.
+    """
+
+    protocol: int
+    machine: str
+    system: str
+    cores: int
+    memory_bytes: int
+    runtime: str
+    speed: float
+    link_bytes_per_s: float | None = None
+    round_trip_s: float | None = None
 
 
 class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """The retained self-description of a node.
 
     `instance` is new with each start of the process, `started` the time of that start (seconds since 1970); `counters`
-    are those that the node keeps, by name.
+    are those that the node keeps, by name. A node that runs whatever stages it is told to says what its `device` can
+    do; a sensor that follows a deployment says which `epoch` its windows go to.
     """
 
     node: str
@@ -46,29 +85,84 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     client: str = ""
     detail: str = ""
     counters: dict[str, int] = {}
+    device: DeviceCard | None = None
+    epoch: int = 0
 
 
+class StagePhase(str, enum.Enum):
+    """How far a stage on a node has come."""
+
+    FETCHING = "fetching"
+    PREPARED = "prepared"
+    RUNNING = "running"
+    DRAINED = "drained"
+    FAILED = "failed"
+
+
+class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one stage on a node does: `windows`, `lost` and `errors` since its start, other figures since the last beat.
+
+    `queued` messages have come and wait to be handled, `waiting` windows wait for parts; `service_s` is the mean time a
+    window took in the slice and around it, `queue_s` the mean time a message waited before; `idle_s` the time since the
+    last message. `lost` counts windows given up, `errors` unusable messages.
+    """
+
+    epoch: int
+    stage: int
+    replica: int
+    phase: StagePhase
+    detail: str = ""
+    windows: int = 0
+    lost: int = 0
+    errors: int = 0
+    queued: int = 0
+    waiting: int = 0
+    service_s: float = 0.0
+    queue_s: float = 0.0
+    busy: float = 0.0
+    idle_s: float = 0.0
+
+
+class Beat(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A sign of life. `time` is the clock of the node, `revision` the deployment it has read last."""
+
+    node: str
+    instance: str
+    number: int
+    time: float
+    revision: int = 0
+    stages: tuple[StageReport, ...] = ()
+
+
+encode_beat = msgspec.json.Encoder().encode
+decode_beat = msgspec.json.Decoder(Beat).decode
 encode_status = msgspec.json.Encoder().encode
 decode_status = msgspec.json.Decoder(NodeStatus).decode
 
 
-def taken_by_younger(claim: Claim, connect: Callable[[Session], Bus]) -> bool:
-    """Tell whether the retained status names a living process that started after the one with this claim."""
-    from har_edge.messaging.bus import Session
+def claim_of(topic: str, instance: str, started: float) -> Claim:
+    """Return the claim of a process that retains its status at `topic`: a younger living process takes it."""
 
-    bus = connect(Session(f"{claim.instance}-look", clean_start=True))
+    def taken(payload: bytes) -> bool:
+        try:
+            status = decode_status(payload)
+        except msgspec.MsgspecError:
+            return False
+        return status.instance != instance and status.started > started and status.state in ALIVE
+
+    return Claim(topic, taken)
+
+
+def is_taken(claim: Claim, connect: Callable[[Session], Bus]) -> bool:
+    """Tell whether what is retained at the topic of a claim says that another process has the session."""
+    bus = connect(Session(f"look-{secrets.token_hex(8)}", clean_start=True))
     try:
         bus.subscribe([claim.topic])
         deadline = time.monotonic() + LOOK_TIMEOUT_S
         while time.monotonic() < deadline:
             for delivery in bus.poll(0.05):
                 bus.acknowledge(delivery)
-                try:
-                    status = decode_status(delivery.payload)
-                except msgspec.MsgspecError:
-                    return False
-                younger = status.instance != claim.instance and status.started > claim.started
-                return younger and status.state is State.READY
+                return claim.taken(delivery.payload)
             if bus.connected:
                 deadline = min(deadline, time.monotonic() + LOOK_TIMEOUT_S / 4)
     finally:

@@ -3,9 +3,11 @@
     <base>/v1/<pipeline>/window/<stream>/<source>      codes from a sensor
     <base>/v1/<pipeline>/act/<epoch>/<stage>/<stream>  activations
     <base>/v1/<pipeline>/result/<stream>               JSON a person can read
-    <base>/v1/<pipeline>/node/<node>/status            what a node says of itself; its last will says offline
-    <base>/v1/<pipeline>/plan                          the current plan
-    <base>/v1/<pipeline>/slice/<sha256>                one slice of the model
+    <base>/v1/<pipeline>/node/<node>/status            what a node says of itself; its last will says that it is lost
+    <base>/v1/<pipeline>/beat/<node>                   a sign of life, several a second, with what its stages do
+    <base>/v1/<pipeline>/plan                          what is deployed where (nodes/deployment.py)
+    <base>/v1/<pipeline>/slice/<sha256>                one slice, or another file of the pipeline: its size, its chunks
+    <base>/v1/<pipeline>/chunk/<sha256>/<number>       the bytes of one chunk of it
 
 Everything travels at QoS 1 (MQTT 5, section 4.3.2): at least once, duplicates end at the sink.
 """
@@ -22,6 +24,8 @@ VERSION = "v1"
 QOS = 1
 # What stands for the source in the topic of a message that carries all of them.
 ALL_SOURCES = "all"
+# Streams of this name are windows that only test whether the pipeline answers: no result for a person.
+PROBE = "_probe-"
 _ID = re.compile(r"[a-zA-Z0-9_-]+\Z")
 MAX_ID_LENGTH = 128
 
@@ -33,13 +37,24 @@ class Kind(enum.Enum):
     ACTIVATION = "act"
     RESULT = "result"
     STATUS = "node"
+    BEAT = "beat"
     PLAN = "plan"
     SLICE = "slice"
+    CHUNK = "chunk"
 
 
-RETAINED = frozenset({Kind.STATUS, Kind.PLAN, Kind.SLICE})
+RETAINED = frozenset({Kind.STATUS, Kind.PLAN, Kind.SLICE, Kind.CHUNK})
 # How many levels follow the kind.
-_LEVELS = {Kind.WINDOW: 2, Kind.ACTIVATION: 3, Kind.RESULT: 1, Kind.STATUS: 2, Kind.PLAN: 0, Kind.SLICE: 1}
+_LEVELS = {
+    Kind.WINDOW: 2,
+    Kind.ACTIVATION: 3,
+    Kind.RESULT: 1,
+    Kind.STATUS: 2,
+    Kind.BEAT: 1,
+    Kind.PLAN: 0,
+    Kind.SLICE: 1,
+    Kind.CHUNK: 2,
+}
 
 
 def is_id(text: str) -> bool:
@@ -98,11 +113,17 @@ class Topics:
     def status(self, node: str) -> str:
         return f"{self.prefix}node/{node}/status"
 
+    def beat(self, node: str) -> str:
+        return f"{self.prefix}beat/{node}"
+
     def plan(self) -> str:
         return f"{self.prefix}plan"
 
     def slice(self, sha256: str) -> str:
         return f"{self.prefix}slice/{sha256}"
+
+    def chunk(self, sha256: str, number: int | str) -> str:
+        return f"{self.prefix}chunk/{sha256}/{number}"
 
     def read(self, topic: str) -> Topic:
         """Read a topic of this pipeline; raise MessageError for any other."""

@@ -171,7 +171,7 @@ class LocalPipeline:
     def _is_over(self, quiet_s: float) -> bool:
         """Tell whether every window is answered, by the last word of every sensor, or nothing came for too long."""
         sensors = [self.statuses.get(name) for name in self._processes if name.startswith("sensor-")]
-        final = all(status is not None and status.state is State.OFFLINE for status in sensors)
+        final = all(status is not None and status.state is State.STOPPED for status in sensors)
         return (final and self.answered >= self.windows_in) or quiet_s > QUIET_S
 
     def _sensor_counts(self, counter: str) -> list[int]:

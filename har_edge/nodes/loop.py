@@ -16,8 +16,8 @@ import msgspec
 
 from har_edge import __version__
 from har_edge.errors import BrokerError, ConfigError, MessageError
-from har_edge.messaging.bus import Bus, Claim, Delivery, Outgoing, Receipt, Session, Will
-from har_edge.messaging.status import NodeStatus, State, decode_status, encode_status
+from har_edge.messaging.bus import Bus, Delivery, Outgoing, Receipt, Session, Will
+from har_edge.messaging.status import NodeStatus, State, claim_of, decode_status, encode_status
 from har_edge.messaging.topics import RETAINED, Kind, Topics
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.results import decode_results
@@ -97,7 +97,7 @@ class Identity:
             client_id=f"{self.topics.base}.{self.topics.pipeline}.{self.node}",
             expiry_s=expiry_s,
             will=Will(self.topic, self.status(State.LOST)),
-            claim=Claim(self.topic, self.instance, self.started),
+            claim=claim_of(self.topic, self.instance, self.started),
             receive_max=receive_max,
             max_packet_bytes=max_payload_bytes + 4096,
         )
@@ -194,7 +194,7 @@ class Herald:
 
     def farewell(self) -> None:
         """Publish that the node has gone on purpose."""
-        self._publish(State.OFFLINE)
+        self._publish(State.STOPPED)
 
     def _publish(self, state: State) -> None:
         traffic = self._bus.traffic

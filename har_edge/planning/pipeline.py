@@ -218,6 +218,14 @@ def _assemble(file: Path, manifest: SliceManifest | None) -> Pipeline:
     manifest = manifest or load_manifest(file.parent / config.slices)
     if not has_epoch:
         config = msgspec.structs.replace(config, epoch=epoch_of(manifest))
+    return assemble(config, manifest, file)
+
+
+def assemble(config: PipelineConfig, manifest: SliceManifest, file: Path) -> Pipeline:
+    """Put a configuration and slices together; `file` is where it stands, or would: its folder holds all other files.
+
+    Raises ConfigError that names `file` and what does not fit.
+    """
     try:
         described = describe(config.task, file.parent)
         stream = regroup(described, config.task.stream.grouping)

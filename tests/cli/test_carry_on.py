@@ -36,7 +36,7 @@ def test_results_go_on_without_a_killed_sensor_and_are_complete_when_it_is_back(
     back_at = max(seq for _, seq in fleet.results)
     fleet.until(lambda: {seq for _, seq in fleet.results} >= set(range(back_at)), "a window has no answer")
     assert [stage.end() for stage in stages] == [0, 0, 0]
-    fleet.until(lambda: all(fleet.state(f"stage-{index}") is State.OFFLINE for index in range(3)), "no farewell")
+    fleet.until(lambda: all(fleet.state(f"stage-{index}") is State.STOPPED for index in range(3)), "no farewell")
     assert fleet.doubled == fleet.sink.counters.duplicates == 0
     assert [fleet.counter(f"stage-{index}", "given_up") for index in range(3)] == [0, 0, 0]
     assert fleet.counter("stage-1", "carried_on") >= 8 and fleet.counter("stage-1", "late") >= 8

@@ -40,7 +40,7 @@ def test_it_sends_the_windows_of_a_source_and_says_what_it_did(fleet: Fleet) -> 
     assert "no recordings found: using synthetic data; get the real ones with: har-edge data fetch" in sensor.said
     assert "sensor arm connected: arm of subject3, subject4, synthetic data; reducer: q8:0." in sensor.said
     assert "sensor arm done: 24 windows in 6 messages" in sensor.said
-    fleet.until(lambda: fleet.state("sensor-arm") is State.OFFLINE, "no farewell")
+    fleet.until(lambda: fleet.state("sensor-arm") is State.STOPPED, "no farewell")
     assert fleet.counter("sensor-arm", "windows") == 24
     assert fleet.counter("sensor-arm", "raw_bytes") == 2 * (11 * 125 + 250) * 9 * 4
     assert fleet.counter("sensor-arm", "sent_bytes") > 24 * 250 * 9
@@ -95,7 +95,7 @@ def test_it_stops_cleanly_while_nobody_listens(fleet: Fleet) -> None:
     sensor = fleet.start("sensor", "--subjects", "1", "--speed", "max")
     fleet.until(lambda: "nobody listens to" in sensor.said, "it does not say that nobody listens")
     assert sensor.end() == 0
-    fleet.until(lambda: fleet.state("sensor-all") is State.OFFLINE, "no farewell")
+    fleet.until(lambda: fleet.state("sensor-all") is State.STOPPED, "no farewell")
 
 
 REFUSALS = {

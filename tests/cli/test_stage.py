@@ -39,7 +39,7 @@ def test_every_window_comes_once_and_all_say_goodbye(fleet: Fleet, client: str, 
     sensors = [fleet.start("sensor", "--combine", *load)] if combine else fleet.sensors(*load)
     all_well(fleet, sensors)
     assert [stage.end() for stage in stages] == [0, 0, 0]
-    fleet.until(lambda: all(fleet.state(f"stage-{i}") is State.OFFLINE for i in range(3)), "no farewell")
+    fleet.until(lambda: all(fleet.state(f"stage-{i}") is State.STOPPED for i in range(3)), "no farewell")
     assert [fleet.counter(f"stage-{i}", "windows") for i in range(3)] == [80, 80, 80]
     assert fleet.sink.counters.duplicates == 0
     for index, stage in enumerate(stages):
@@ -60,7 +60,7 @@ def test_sensors_and_stages_that_are_told_another_reducer_agree_on_it(fleet: Fle
     sensors = fleet.sensors(*load, *reducer)
     all_well(fleet, sensors, windows=10)
     assert [stage.end() for stage in stages] == [0, 0, 0]
-    fleet.until(lambda: all(fleet.state(f"stage-{i}") is State.OFFLINE for i in range(3)), "no farewell")
+    fleet.until(lambda: all(fleet.state(f"stage-{i}") is State.STOPPED for i in range(3)), "no farewell")
     assert sum(fleet.counter(f"stage-{i}", "rejected") for i in range(3)) == 20
     said = "".join(stage.said for stage in stages)
     assert said.count("the code of source 'ankle' is not what 'paa:5+q8' makes of 1 windows: ") == 20
@@ -120,7 +120,7 @@ def test_signals_stop_a_stage_cleanly(fleet: Fleet, number: int) -> None:
     late.subscribe([fleet.topics.status("stage-1")])
     came: list[bytes] = []
     fleet.until(lambda: came.extend(one.payload for one in late.poll(0.05)) or came, "no retained status")
-    assert b'"state":"offline"' in came[0]
+    assert b'"state":"stopped"' in came[0]
     late.close()
     assert "Traceback" not in stage.said
 
@@ -141,7 +141,7 @@ def test_garbage_among_the_data_is_counted_and_harms_nothing(fleet: Fleet) -> No
     rogue.close()
     all_well(fleet, sensors)
     assert [stage.end() for stage in stages] == [0, 0, 0]
-    fleet.until(lambda: fleet.state("stage-0") is State.OFFLINE, "no farewell")
+    fleet.until(lambda: fleet.state("stage-0") is State.STOPPED, "no farewell")
     assert fleet.counter("stage-0", "rejected") >= 6
     said = stages[0].said
     assert f"dropped {window}: 7 bytes came that start no MessagePack array" in said

@@ -12,10 +12,10 @@ import pytest
 
 from har_edge.errors import BrokerError
 from har_edge.messaging.broker import Mosquitto
-from har_edge.messaging.bus import Bus, Claim, Delivery, Receipt, Session, TakenOver, Will
+from har_edge.messaging.bus import Bus, Delivery, Receipt, Session, TakenOver, Will
 from har_edge.messaging.memory import MemoryBroker
 from har_edge.messaging.mqtt import Client, open_bus
-from har_edge.messaging.status import NodeStatus, State, encode_status
+from har_edge.messaging.status import NodeStatus, State, claim_of, encode_status
 
 _names = (f"t{random.SystemRandom().randrange(10**9)}-{count}" for count in itertools.count())
 
@@ -156,12 +156,12 @@ def test_receive_max_bounds_what_is_under_way(world: World) -> None:
 
 def test_a_second_client_takes_the_session_over(world: World) -> None:
     topic, name, status = next(_names), next(_names), next(_names)
-    claims = [Claim(status, f"{name}-{started}", float(started)) for started in (1, 2)]
+    claims = [claim_of(status, f"{name}-{started}", float(started)) for started in (1, 2)]
     first, sender = ready(world.bus(name, expiry_s=60, claim=claims[0]), topic), world.bus()
     sender.publish(topic, b"held by the first")
     collect(first, 1, (sender,))
     second = world.bus(name, expiry_s=60, claim=claims[1])
-    birth = NodeStatus(node="n", role="stage", state=State.READY, instance=claims[1].instance, started=2.0)
+    birth = NodeStatus(node="n", role="stage", state=State.READY, instance=f"{name}-2", started=2.0)
     sender.publish(status, encode_status(birth), retain=True)
     until(sender, lambda: sender.unsent == 0)
     with pytest.raises(TakenOver, match=name):

@@ -16,7 +16,7 @@ import pytest
 from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address, read_address
 from har_edge.messaging.broker import Mosquitto, find_mosquitto, start_mosquitto
-from har_edge.messaging.bus import Bus, Claim, Delivery, Receipt, Session, Will
+from har_edge.messaging.bus import Bus, Delivery, Receipt, Session, Will
 from har_edge.messaging.link import FinalRefusal
 from har_edge.messaging.mqtt import Client, open_bus
 from har_edge.messaging.topics import Topics
@@ -238,11 +238,11 @@ def test_a_node_finds_its_successor_with_the_rights_of_its_role(
     broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]
 ) -> None:
     from har_edge.messaging.bus import TakenOver
-    from har_edge.messaging.status import NodeStatus, State, encode_status
+    from har_edge.messaging.status import NodeStatus, State, claim_of, encode_status
 
     topic = TOPICS.status("stage-9")
     where = address(broker, secrets, "stage")
-    claims = [Claim(topic, f"instance-{number}", float(number)) for number in (1, 2)]
+    claims = [claim_of(topic, f"instance-{number}", float(number)) for number in (1, 2)]
     first = connect(where, "stage-9", claim=claims[0], will=Will(topic, b"lost"))
     second = connect(where, "stage-9", claim=claims[1])
     birth = NodeStatus(node="stage-9", role="stage", state=State.READY, instance="instance-2", started=2.0)

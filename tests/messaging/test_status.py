@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from har_edge.messaging.bus import Claim, Session
+from har_edge.messaging.bus import Session
 from har_edge.messaging.memory import MemoryBroker, MemoryBus
-from har_edge.messaging.status import NodeStatus, State, decode_status, encode_status, taken_by_younger
+from har_edge.messaging.status import ALIVE, NEXT, NodeStatus, State, claim_of, decode_status, encode_status, is_taken
 from har_edge.nodes.results import decode_results, encode_results
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
-MINE = Claim("status", "mine", 100.0)
+MINE = claim_of("status", "mine", 100.0)
 
 
 def status(**changes: object) -> NodeStatus:
@@ -53,7 +53,7 @@ def test_other_json_is_no_status(text: str) -> None:
         (encode_status(status(started=100.0)), False),
         (encode_status(status(instance="mine", started=100.0)), False),
         (encode_status(status(state=State.LOST)), False),
-        (encode_status(status(state=State.OFFLINE)), False),
+        (encode_status(status(state=State.STOPPED)), False),
         (b"no status at all", False),
         (b"\xff", False),
     ],
@@ -82,5 +82,11 @@ def test_who_has_the_session(retained: bytes | None, expected: bool, monkeypatch
         looked.append(session)
         return broker.connect(session)
 
-    assert taken_by_younger(MINE, connect) is expected
-    assert looked[0].client_id == "mine-look" and looked[0].clean_start and looked[0].expiry_s == 0
+    assert is_taken(MINE, connect) is expected
+    assert looked[0].client_id.startswith("look-") and looked[0].clean_start and looked[0].expiry_s == 0
+
+
+def test_the_table_of_states_leads_everywhere_and_nowhere_else() -> None:
+    assert set(NEXT) == set(State) and all(state not in after for state, after in NEXT.items())
+    assert {state for state, after in NEXT.items() if State.LOST in after} == ALIVE
+    assert NEXT[State.DRAINING].isdisjoint({State.READY, State.BUSY}), "who leaves takes no more stages"

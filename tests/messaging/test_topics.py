@@ -21,8 +21,10 @@ BUILT = [
     (TOPICS.activation(3, 0, "s"), "har/v1/demo/act/3/0/s", Kind.ACTIVATION, ("3", "0", "s")),
     (TOPICS.result("s"), "har/v1/demo/result/s", Kind.RESULT, ("s",)),
     (TOPICS.status("stage-0"), "har/v1/demo/node/stage-0/status", Kind.STATUS, ("stage-0", "status")),
+    (TOPICS.beat("pi"), "har/v1/demo/beat/pi", Kind.BEAT, ("pi",)),
     (TOPICS.plan(), "har/v1/demo/plan", Kind.PLAN, ()),
     (TOPICS.slice("ab12"), "har/v1/demo/slice/ab12", Kind.SLICE, ("ab12",)),
+    (TOPICS.chunk("ab12", 3), "har/v1/demo/chunk/ab12/3", Kind.CHUNK, ("ab12", "3")),
 ]
 
 
@@ -36,7 +38,9 @@ def test_topics_are_built_and_read_back(built: str, text: str, kind: Kind, level
 def test_the_page_lists_every_kind_with_its_retain_flag() -> None:
     page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
     rows = re.findall(
-        r"^\| `(window|act|result|node|plan|slice)[^|]*\|[^|]*\|[^|]*\| (\d) +\| (yes|no) ", page, re.MULTILINE
+        r"^\| `(window|act|result|node|beat|plan|slice|chunk)[^|]*\|[^|]*\|[^|]*\| (\d) +\| (yes|no) ",
+        page,
+        re.MULTILINE,
     )
     assert {kind: (qos, retained) for kind, qos, retained in rows} == {
         kind.value: ("1", "yes" if kind in RETAINED else "no") for kind in Kind
@@ -50,7 +54,7 @@ def test_the_page_lists_every_kind_with_its_retain_flag() -> None:
         ("har/v2/demo/plan", "expected one below 'har/v1/demo/'"),
         ("", "topic '' came"),
         ("har/v1/demo", "expected one below"),
-        ("har/v1/demo/", "has the kind ''; expected one of window, act, result, node, plan, slice"),
+        ("har/v1/demo/", "has the kind ''; expected one of window, act, result, node, beat, plan, slice, chunk"),
         ("har/v1/demo/windows/s/c", "has the kind 'windows'"),
         ("har/v1/demo/window/s", "is malformed; expected 2 ids after 'window'"),
         ("har/v1/demo/window/s/c/d", "is malformed; expected 2 ids after 'window'"),

@@ -75,7 +75,7 @@ def test_windows_leave_as_they_complete_with_the_time_of_their_last_sample(clock
     assert [message.captured for message in messages] == [(pytest.approx(BEGIN + row / RATE),) for row in (3, 5, 7)]
     assert [message.stream for message in messages] == ["anna"] * 3 and messages[0].truth is None
     assert [message.seq for message in messages] == [int(BEGIN * RATE / HOP) + number for number in range(3)]
-    assert [status.state for status in bus.statuses()] == [State.READY, State.OFFLINE] and bus.closed is True
+    assert [status.state for status in bus.statuses()] == [State.READY, State.STOPPED] and bus.closed is True
     counters = bus.statuses()[-1].counters
     assert (counters["windows"], counters["lines"], counters["raw_bytes"]) == (3, 9, 8 * 5 * 4)
 
@@ -135,7 +135,7 @@ def test_a_lost_device_ends_the_sensor_when_its_windows_have_left(clock):
     bus = ScriptedBus(clock=clock)
     with pytest.raises(NodeError, match="gone"):
         loop_of(bus, ScriptedDevice(lines(0, 4), error=NodeError("gone"))).run(Stop())
-    assert len(sent(bus)) == 1 and bus.statuses()[-1].state is State.OFFLINE
+    assert len(sent(bus)) == 1 and bus.statuses()[-1].state is State.STOPPED
 
 
 def test_stop_ends_it_although_the_broker_is_away(clock):

@@ -59,7 +59,7 @@ def test_a_late_farewell_of_a_sensor_is_waited_for(cut, clock):
 
     bus.script.extend([[status(topics, "sensor-chest", State.READY, 0)], end, (), ()])
     bus.script.extend(
-        [[status(topics, "sensor-chest", State.OFFLINE, 2)], (), [answer(topics, 0)], [answer(topics, 1)]]
+        [[status(topics, "sensor-chest", State.STOPPED, 2)], (), [answer(topics, 0)], [answer(topics, 1)]]
     )
     run = run_of(pipeline, bus, sensor_chest=sensor)
     arrivals = [arrival for arrival in run.results() if arrival is not None]
@@ -77,7 +77,7 @@ def test_what_never_comes_counts_as_lost_after_a_quiet_while_that_starts_with_th
     def end():
         clock.now += 10 * QUIET_S  # a slow model: long without a result while the sensor still runs
         sensor.code = 0
-        return [status(topics, "sensor-chest", State.OFFLINE, 3)]
+        return [status(topics, "sensor-chest", State.STOPPED, 3)]
 
     bus.script.extend([[answer(topics, 0)], end, (), [answer(topics, 1)]])
     run = run_of(pipeline, bus, sensor_chest=sensor)
@@ -99,10 +99,10 @@ def test_statuses_of_strangers_and_garbage_are_left_alone(cut, clock, caplog):
     topics = topics_of(pipeline)
     bus = ScriptedBus(clock=clock)
     bus.script.append([
-        status(topics, "sensor-else", State.OFFLINE, 99),
+        status(topics, "sensor-else", State.STOPPED, 99),
         Delivery(topics.status("sensor-chest"), b"{", (1, 1)),
         Delivery(topics.status("sensor-chest"), b"", (1, 1)),
-        status(topics, "sensor-chest", State.OFFLINE, 1),
+        status(topics, "sensor-chest", State.STOPPED, 1),
         answer(topics, 0),
         answer(topics, 0),
     ])  # fmt: skip

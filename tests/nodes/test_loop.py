@@ -97,7 +97,7 @@ def test_a_stage_says_hello_answers_acknowledges_and_says_goodbye(clock):
     run_stage(bus, stage, identity(), stop_of(bus), forget=True)
     assert bus.filters == stage.filters and bus.closed is True
     assert bus.acknowledged == came
-    assert [status.state for status in bus.statuses()] == [State.READY, State.OFFLINE]
+    assert [status.state for status in bus.statuses()] == [State.READY, State.STOPPED]
     assert bus.statuses()[-1].counters["windows"] == 2 and len(bus.sent("result")) == 2
 
 
@@ -162,7 +162,7 @@ def test_what_came_is_handled_even_when_the_next_poll_ends_the_stage(clock):
     with pytest.raises(TakenOver):
         run_stage(bus, stage, identity(), Stop())
     assert stage.counters.windows == 1 and len(bus.sent("result")) == 1
-    assert bus.closed is None and State.OFFLINE not in [status.state for status in bus.statuses()]
+    assert bus.closed is None and State.STOPPED not in [status.state for status in bus.statuses()]
 
 
 def test_an_error_that_no_retry_mends_ends_the_stage(clock):
@@ -297,7 +297,7 @@ def test_a_sensor_waits_for_results_and_ends_when_all_is_safe(clock):
     _, loop = sensor_loop(bus)
     loop.run(batches(50), Stop())
     assert bus.filters == ["har/v1/test/result/+"] and len(bus.sent("window")) == 50 and bus.most <= 4
-    assert [status.state for status in bus.statuses()][-1] is State.OFFLINE and bus.closed is True
+    assert [status.state for status in bus.statuses()][-1] is State.STOPPED and bus.closed is True
     assert bus.statuses()[-1].counters["windows"] == 50
     assert bus.statuses()[-1].counters["raw_bytes"] == (49 * 2 + LENGTH) * 2 * 4
 
@@ -388,7 +388,7 @@ def test_a_sensor_stops_when_asked_although_it_waits(clock):
     bus.quiet = lambda: setattr(stop, "asked", clock.now > 105)
     _, loop = sensor_loop(bus)
     loop.run(batches(50), stop)
-    assert len(bus.sent("window")) == 4 and bus.statuses()[-1].state is State.OFFLINE
+    assert len(bus.sent("window")) == 4 and bus.statuses()[-1].state is State.STOPPED
 
 
 def test_an_older_sensor_of_the_same_name_ends(clock):
