@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     options.start_logging(args)
     from har_edge.messaging.bus import TakenOver
     from har_edge.nodes.build import batches_of, build_sensor, override, topics_of
-    from har_edge.nodes.loop import Pace, SensorLoop, Stop
+    from har_edge.nodes.loop import Stop
+    from har_edge.nodes.pace import Pace, SensorLoop
     from har_edge.planning.pipeline import load_pipeline
     from har_edge.streams.grouping import regroup_recording
 

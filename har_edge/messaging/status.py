@@ -38,7 +38,7 @@ class State(str, enum.Enum):
 
 # Every state a node may go to from each. A node starts in INIT; READY waits for stages to run, BUSY runs some (nodes
 # that are a stage, a sensor or a coordinator are READY when they run); DRAINING hands its stages over and takes no
-# more; STOPPED has gone on purpose. LOST is said by the broker, for a node that went without a word; that node may come back.
+# more; STOPPED has gone on purpose. LOST is said by the broker, for a node that went without a word; it may come back.
 NEXT = {
     State.INIT: frozenset({State.READY, State.STOPPED, State.LOST}),
     State.READY: frozenset({State.BUSY, State.DRAINING, State.STOPPED, State.LOST}),

@@ -14,7 +14,7 @@ from har_edge.errors import ConfigError
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.feed import choose_way, make_feed
 from har_edge.messaging.topics import Topics
-from har_edge.nodes.loop import Batch
+from har_edge.nodes.pace import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.stage import Stage, StageSetup
 from har_edge.planning.pipeline import Pipeline

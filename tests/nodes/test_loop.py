@@ -11,7 +11,8 @@ from har_edge.messaging.bus import Delivery, Outgoing, Receipt, TakenOver, Traff
 from har_edge.messaging.status import State, decode_status
 from har_edge.nodes import loop as loop_module
 from har_edge.nodes.counters import Counters
-from har_edge.nodes.loop import Identity, Pace, Sender, SensorLoop, Stop, run_stage
+from har_edge.nodes.loop import Identity, Sender, Stop, run_stage
+from har_edge.nodes.pace import Pace, SensorLoop
 from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.reduction.catalog import make_reducer
