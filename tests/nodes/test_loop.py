@@ -9,7 +9,7 @@ import pytest
 from har_edge.errors import BrokerError
 from har_edge.messaging.bus import Delivery, Outgoing, Receipt, TakenOver, Traffic
 from har_edge.messaging.status import State, decode_status
-from har_edge.nodes import loop as loop_module
+from har_edge.nodes import pace as pace_module
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.loop import Identity, Sender, Stop, run_stage
 from har_edge.nodes.pace import Pace, SensorLoop
@@ -72,7 +72,7 @@ class ScriptedBus:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock(100.0)
-    monkeypatch.setattr(loop_module.time, "monotonic", clock)
+    monkeypatch.setattr(pace_module.time, "monotonic", clock)
     return clock
 
 
@@ -347,8 +347,8 @@ def test_time_without_a_connection_is_not_the_stages_fault(clock, caplog):
 
 
 def test_without_a_bound_on_results_a_sensor_still_waits_for_the_broker(clock, monkeypatch):
-    monkeypatch.setattr(loop_module, "MAX_PENDING", 8)
-    monkeypatch.setattr(loop_module, "SENDS_A_STEP", 1000)
+    monkeypatch.setattr(pace_module, "MAX_PENDING", 8)
+    monkeypatch.setattr(pace_module, "SENDS_A_STEP", 1000)
     bus = ScriptedBus(clock=clock)
     _, loop = sensor_loop(bus, in_flight=0)
     most = []
