@@ -62,6 +62,11 @@ def is_id(text: str) -> bool:
     return len(text) <= MAX_ID_LENGTH and _ID.match(text) is not None
 
 
+def is_probe(stream: str) -> bool:
+    """Tell whether windows of a stream only test the pipeline."""
+    return stream.startswith(PROBE)
+
+
 def check_id(what: str, text: str) -> str:
     """Return a name that may stand in a topic; raise ConfigError for any other."""
     if not is_id(text):

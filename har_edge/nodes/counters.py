@@ -14,7 +14,8 @@ class Counters:
     without a source, and `late` those whose part came after that; `leftover` windows that came again in part only,
     since their other parts had been settled before a connection or a process was lost; `unheard` and `refused` attempts
     to publish that will be made again; `too_large` messages given up, since the broker takes none of that size;
-    `unanswered` windows a sensor no longer awaits a result of.
+    `unanswered` windows a sensor no longer awaits a result of; `foreign` windows that were for stages of another epoch;
+    `dropped` windows of a device that never left, since too many waited; `resent` windows that a sensor sent again.
     """
 
     windows: int = 0
@@ -29,6 +30,9 @@ class Counters:
     refused: int = 0
     too_large: int = 0
     unanswered: int = 0
+    foreign: int = 0
+    dropped: int = 0
+    resent: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counters by name, for the status message."""

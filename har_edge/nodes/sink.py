@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 from har_edge.errors import MessageError
 from har_edge.messaging.bus import Delivery
+from har_edge.messaging.topics import is_probe
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.results import Result, decode_results
 
@@ -21,7 +22,7 @@ class Sink:
     A repetition has the capture time of the first; the same numbers with another capture time are a new run of the
     stream. A stage that died when it had carried on without a source may answer again with that source, which was
     captured at another time: such an answer is one of the same run, since it was captured before the first was made.
-    It remembers the last `remembered` windows, far more than can be under way at once.
+    Answers to probes are nobody's. It remembers the last `remembered` windows, far more than can be under way at once.
     """
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
@@ -40,7 +41,7 @@ class Sink:
             _log.warning("dropped %s: %s", delivery.topic, error)
             return []
         self.counters.messages += 1
-        return [result for result in results if self._is_new(result)]
+        return [result for result in results if not is_probe(result.stream) and self._is_new(result)]
 
     def _is_new(self, result: Result) -> bool:
         key, missing = (result.stream, result.seq, result.captured), tuple(result.missing)

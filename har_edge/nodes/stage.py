@@ -38,7 +38,8 @@ MAX_TOLD = 1024
 class StageSetup:
     """What a stage is made of: topics, wiring, the slice's `run` and result port; for each source its feed and port.
 
-    Without `carry_on_after_s`, a window that lacks a source is given up.
+    Without `carry_on_after_s`, a window that lacks a source is given up. Stages of one `share` take turns: the broker
+    gives each message to one of them. A stage that is `deployed` leaves windows of other epochs to the stages of these.
     """
 
     topics: Topics
@@ -53,6 +54,8 @@ class StageSetup:
     join_capacity: int
     ports: Mapping[str, Port] = field(default_factory=dict)
     carry_on_after_s: float | None = None
+    share: str = ""
+    deployed: bool = False
 
 
 class Stage:
@@ -76,6 +79,7 @@ class Stage:
         self._join = Join(wanted, timeout_s=setup.join_timeout_s, capacity=setup.join_capacity, carry_on=carry_on)
         # Of each stream, what its newest window lacked, and when that was captured.
         self._lacked: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
+        self._foreign: set[int] = set()  # the other epochs that were logged
         self.counters = Counters()
 
     @property
@@ -84,7 +88,8 @@ class Stage:
         topics, wiring = self._setup.topics, self._setup.wiring
         sources = dict.fromkeys((*wiring.sources, ALL_SOURCES)) if wiring.sources else ()
         filters = [topics.window("+", source) for source in sources]
-        return filters + [topics.activation(self._setup.epoch, stage, "+") for stage in sorted(wiring.earlier)]
+        filters += [topics.activation(self._setup.epoch, stage, "+") for stage in sorted(wiring.earlier)]
+        return [f"$share/{self._setup.share}/{one}" for one in filters] if self._setup.share else filters
 
     @property
     def waiting(self) -> int:
@@ -96,6 +101,8 @@ class Stage:
         came = self._monotonic() if came is None else came
         try:
             message = wire.decode(delivery.payload, self._setup.max_payload_bytes)
+            if self._is_foreign(delivery, message):
+                return [Outgoing("", b"", (delivery,)), *self.tick(came)]
             parts = self._parts(delivery, message)
             self.counters.messages += 1
             if self._is_settled(message, parts, delivery):
@@ -117,6 +124,19 @@ class Stage:
         for gathered in self._join.go_on(until):
             outgoing += [self._give_up(gathered)] if gathered.stale else self._complete(gathered)
         return outgoing + [self._give_up(gathered) for gathered in self._join.give_up(until)]
+
+    def _is_foreign(self, delivery: Delivery, message: wire.Message) -> bool:
+        """Tell, and count, whether a window is for the stages of another epoch that is deployed beside this one."""
+        setup = self._setup
+        if not setup.deployed or message.epoch == setup.epoch:
+            return False
+        if setup.topics.read(delivery.topic).kind is not Kind.WINDOW:
+            return False
+        self.counters.foreign += message.count
+        if message.epoch not in self._foreign and len(self._foreign) < MAX_TOLD:
+            self._foreign.add(message.epoch)
+            _log.info("windows of epoch %d come too; this stage takes those of %d", message.epoch, setup.epoch)
+        return True
 
     def _is_settled(self, message: wire.Message, parts: Mapping[str, Array], delivery: Delivery) -> bool:
         """Tell, and count, whether the window of these parts was done before, with them or without them."""

@@ -65,6 +65,7 @@ def small_stage(
     earlier=None,
     dtype="float32",
     carry_on_after_s=None,
+    **options,
 ) -> Stage:
     """Return a stage of two sources, chest [L, 2] -> c and arm [L, 3] -> a, that answers with two scores."""
     first = -1 if dynamic else 1
@@ -94,6 +95,7 @@ def small_stage(
         join_capacity=capacity,
         ports={} if earlier else inputs,
         carry_on_after_s=carry_on_after_s,
+        **options,
     )
     return Stage(setup, clock=Clock(1000.0), monotonic=clock or Clock())
 

@@ -252,3 +252,27 @@ def test_any_changed_byte_of_a_good_message_is_survived():
         for outgoing in stage.handle(Delivery(TOPICS.window("s", "chest"), bytes(changed), (1, place))):
             assert outgoing.topic == "" or "/result/" in outgoing.topic
     assert result_of(whole(stage, 1000))
+
+
+def test_a_deployed_stage_leaves_windows_of_another_epoch_to_others(caplog):
+    stage, strange = small_stage(deployed=True), part("chest", 0, epoch=2, captured=(1.0, 2.0))
+    with caplog.at_level(logging.INFO):
+        (released,) = stage.handle(strange)
+        stage.handle(part("chest", 1, epoch=2))
+        stage.handle(part("chest", 1, epoch=3))
+    assert (released.topic, released.releases) == ("", (strange,))
+    assert (stage.counters.foreign, stage.counters.rejected, stage.counters.messages, stage.waiting) == (4, 0, 0, 0)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"windows of epoch {epoch} come too; this stage takes those of 1" for epoch in (2, 3)
+    ]
+    assert result_of(whole(stage, 0))
+
+
+def test_activations_of_another_epoch_are_refused_by_a_deployed_stage_too(caplog):
+    stage = small_stage(deployed=True, earlier={0: ("both",)})
+    stage.handle(part("chest", epoch=2, topic="har/v1/test/act/1/0/s"))
+    assert (stage.counters.foreign, stage.counters.rejected) == (0, 1) and "epoch 2 came; expected 1" in caplog.text
+
+
+def test_a_share_of_the_subscriptions():
+    assert small_stage(share="7-0").filters == [f"$share/7-0/{one}" for one in small_stage().filters]
