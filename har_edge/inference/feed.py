@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,15 +11,13 @@ import numpy.typing as npt
 
 from har_edge.errors import ConfigError, DataError, MessageError
 from har_edge.reduction.packing import unpack
-from har_edge.reduction.quantize import AffineQuantizer
+from har_edge.reduction.quantize import METHOD_OF, AffineQuantizer
 from har_edge.reduction.reducer import Reducer
 
 if TYPE_CHECKING:
     from har_edge.inference.interpreter import Port
 
 Array = npt.NDArray[Any]
-
-_BITS = {"int8": 8, "int16": 16}
 
 
 class Way(Enum):
@@ -40,10 +39,11 @@ class Feed(Protocol):
 def choose_way(source: str, reducer: Reducer, name: str, shape: tuple[int, ...], length: int, channels: int) -> Way:
     """Return how the codes of windows [length, channels] enter the input `name`; `shape` has no batch dimension.
 
-    An input [length, channels] takes restored windows, one shaped as the reducer's features takes these. Raises
-    ConfigError, with the source, the reducer and both shapes, for any other.
+    An input [length, channels] takes restored windows, and so does an image [height, width, channels] of `length`
+    pixels, row by row; one shaped as the reducer's features takes these. Raises ConfigError, with the source, the
+    reducer and both shapes, for any other.
     """
-    if shape == (length, channels) and reducer.restores:
+    if _is_window(shape, length, channels) and reducer.restores:
         return Way.RESTORE
     if shape == reducer.feature_shape:
         return Way.CODES
@@ -60,7 +60,8 @@ def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: 
 
     Codes that are the input already (reducer `none` for a float32 model, the model's own quantisation, an encoder whose
     output has the input's scale and zero point) pass untouched; others are restored, or turned into features, and
-    quantised where the model wants integers. Raises ConfigError where they cannot enter; see `choose_way`.
+    quantised where the model wants integers; images get their shape. Raises ConfigError where they cannot enter; see
+    `choose_way`.
     """
     shape = port.shape[1:]
     way = choose_way(source, reducer, port.name, shape, length, channels)
@@ -73,8 +74,8 @@ def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: 
         try:
             pieces = unpack(reducer, codes, count)
             if passes:
-                return codes
-            values = [value(piece) for piece in pieces]
+                return codes if codes.shape[1:] == shape else codes.reshape(count, *shape)
+            values = [value(piece).reshape(shape) for piece in pieces]
             return np.stack(values if own is None else [own.encode(one) for one in values])
         except (MessageError, DataError) as error:  # came over the network: its sender can act on it, not we here
             raise MessageError(
@@ -83,6 +84,11 @@ def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: 
             ) from None
 
     return feed
+
+
+def _is_window(shape: tuple[int, ...], length: int, channels: int) -> bool:
+    """Tell whether an input holds just the samples of a window [length, channels], or the pixels of an image."""
+    return len(shape) in (2, 3) and shape[-1] == channels and math.prod(shape[:-1]) == length and min(shape) > 0
 
 
 def _is_input(reducer: Reducer, port: Port, shape: tuple[int, ...]) -> bool:
@@ -99,10 +105,9 @@ def _own_quantizer(port: Port, shape: tuple[int, ...]) -> AffineQuantizer | None
     """Return what makes this input from real values; None for float32, which takes them as they are."""
     if port.dtype == np.float32:
         return None
-    bits = _BITS.get(port.dtype.name)
-    if bits is None or port.scale <= 0:
+    if port.dtype.name not in METHOD_OF or port.scale <= 0:
         raise ConfigError(
-            f"input {port.name!r} of the model is {port.dtype}; windows and codes can enter float32, or int8 and int16 "
-            "with one scale for the tensor; convert the model with such inputs"
+            f"input {port.name!r} of the model is {port.dtype}; windows and codes can enter float32, or int8, int16 "
+            "and uint8 with one scale for the tensor; convert the model with such inputs"
         )
-    return AffineQuantizer(bits, port.scale, port.zero_point, shape)
+    return AffineQuantizer(port.dtype.name, port.scale, port.zero_point, shape)

@@ -18,7 +18,7 @@ from har_edge.reduction.identity import Identity
 from har_edge.reduction.learned import LearnedEncoder
 from har_edge.reduction.paa import PiecewiseAggregate
 from har_edge.reduction.pca import PrincipalComponents, read_basis
-from har_edge.reduction.quantize import AffineQuantizer, RangeQuantizer
+from har_edge.reduction.quantize import METHOD_OF, AffineQuantizer, RangeQuantizer
 from har_edge.reduction.reducer import Layout, Reducer
 from har_edge.reduction.sod import SendOnDelta
 from har_edge.reduction.spec import Part, parse_spec
@@ -65,9 +65,9 @@ def _range(bits: int, options: Sequence[str], given: Given) -> Reducer:
     return RangeQuantizer(bits, given.shape)
 
 
-def _affine(bits: int, options: Sequence[str], given: Given) -> Reducer:
-    name = f"q{bits}"
-    return AffineQuantizer(bits, _real(name, "SCALE", options[0]), _whole(name, "ZERO", options[1]), given.shape)
+def _affine(dtype: str, options: Sequence[str], given: Given) -> Reducer:
+    name = METHOD_OF[dtype]
+    return AffineQuantizer(dtype, _real(name, "SCALE", options[0]), _whole(name, "ZERO", options[1]), given.shape)
 
 
 def _decimate(options: Sequence[str], given: Given) -> Reducer:
@@ -125,9 +125,10 @@ METHODS: dict[tuple[str, int], Method] = {
     ("sod", 1): Method("sod:DELTA", "samples that moved by DELTA, one for all or each channel (1,0.5,...)", _W, _sod),
     ("door", 1): Method("door:DEVIATION", "lines within DEVIATION of every sample, for all or each channel", _W, _door),
     ("q8", 0): Method("q8", "8 bits a value over the range of each channel in each window", _R, _Q8),
-    ("q8", 2): Method("q8:SCALE:ZERO", "int8, real = SCALE * (q - ZERO)", _R, partial(_affine, 8)),
+    ("q8", 2): Method("q8:SCALE:ZERO", "int8, real = SCALE * (q - ZERO)", _R, partial(_affine, "int8")),
     ("q16", 0): Method("q16", "16 bits a value over the range of each channel in each window", _R, _Q16),
-    ("q16", 2): Method("q16:SCALE:ZERO", "int16, real = SCALE * (q - ZERO)", _R, partial(_affine, 16)),
+    ("q16", 2): Method("q16:SCALE:ZERO", "int16, real = SCALE * (q - ZERO)", _R, partial(_affine, "int16")),
+    ("u8", 2): Method("u8:SCALE:ZERO", "uint8, real = SCALE * (q - ZERO)", _R, partial(_affine, "uint8")),
     ("zlib", 0): Method("zlib", "as zlib:6", _C, _zlib),
     ("zlib", 1): Method("zlib:LEVEL", "the same code in fewer bytes, level 1 to 9", _C, _zlib),
     ("zstd", 0): Method("zstd", "as zstd:3", _C, _zstd),

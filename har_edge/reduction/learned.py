@@ -13,7 +13,7 @@ from har_edge.reduction.quantize import AffineQuantizer
 from har_edge.reduction.reducer import Code
 from har_edge.streams.recording import Samples
 
-_BITS = {"int8": 8, "int16": 16}
+_INTEGERS = ("int8", "int16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +105,12 @@ def _output(spec: str, role: str, codec: Codec) -> _Port:
 def _make_port(spec: str, role: str, shape: tuple[int, ...], dtype: str, scale: float, zero: int) -> _Port:
     if dtype == "float32":
         return _Port(shape, dtype, None)
-    if dtype not in _BITS or scale <= 0:
+    if dtype not in _INTEGERS or scale <= 0:
         raise ConfigError(
             f"reducer {spec}: the {role} has a port of {dtype} with scale {scale}, expected float32, or int8 or int16 "
             "with one scale above 0; convert it so"
         )
-    return _Port(shape, dtype, AffineQuantizer(_BITS[dtype], scale, zero, shape))
+    return _Port(shape, dtype, AffineQuantizer(dtype, scale, zero, shape))
 
 
 def _agree(one: _Port, other: _Port) -> bool:

@@ -71,6 +71,9 @@ class RangeQuantizer:
         return to_float32(least + level * step).reshape(self.feature_shape)
 
 
+METHOD_OF = {"int8": "q8", "int16": "q16", "uint8": "u8"}
+
+
 class AffineQuantizer:
     """Quantises with one fixed scale and zero point, as the input of a quantised model does: real = scale * (q - zero).
 
@@ -83,23 +86,23 @@ class AffineQuantizer:
 
     restores, is_coding = True, True
 
-    def __init__(self, bits: int, scale: float, zero: int, shape: tuple[int, ...]) -> None:
-        """Build for float32 of any shape; ConfigError for a scale or zero point that cannot be."""
-        self.code_dtype = f"int{bits}"
+    def __init__(self, dtype: str, scale: float, zero: int, shape: tuple[int, ...]) -> None:
+        """Build for float32 of any shape and a dtype of METHOD_OF; ConfigError for an impossible scale or zero."""
+        self.code_dtype, name = dtype, METHOD_OF[dtype]
         limits = np.iinfo(self.code_dtype)
         with np.errstate(over="ignore", divide="ignore"):
             self._scale = np.float32(scale)
             self._inverse = np.float32(1) / self._scale
         if not (np.isfinite(self._scale) and np.isfinite(self._inverse) and self._inverse > 0):
-            raise ConfigError(f"q{bits}:{scale}:{zero}: scale is {scale}, expected a float32 above 0")
+            raise ConfigError(f"{name}:{scale}:{zero}: scale is {scale}, expected a float32 above 0")
         if not limits.min <= zero <= limits.max:
-            raise ConfigError(f"q{bits}:{scale}:{zero}: zero is {zero}, expected {limits.min} to {limits.max}")
-        self.spec = f"q{bits}:{self._scale!s}:{zero}"
+            raise ConfigError(f"{name}:{scale}:{zero}: zero is {zero}, expected {limits.min} to {limits.max}")
+        self.spec = f"{name}:{self._scale!s}:{zero}"
         self.code_scale = float(self._scale)
         self.code_zero = zero
         self.code_shape: tuple[int, ...] = shape
         self.feature_shape = shape
-        self.most_bytes = int(np.prod(shape)) * bits // 8
+        self.most_bytes = int(np.prod(shape)) * limits.bits // 8
         self.operations = 5 * int(np.prod(shape))  # multiply, clip twice, round, add
         self._zero = np.float32(zero)
         self._least = np.float32(limits.min - zero)

@@ -29,7 +29,12 @@ def codes_of(spec, windows):
 
 @pytest.mark.parametrize(
     ("spec", "target"),
-    [("none", port()), ("q8:0.25:-7", port("int8", 0.25, -7)), ("q16:0.125:0", port("int16", 0.125, 0))],
+    [
+        ("none", port()),
+        ("q8:0.25:-7", port("int8", 0.25, -7)),
+        ("q16:0.125:0", port("int16", 0.125, 0)),
+        ("u8:0.25:121", port("uint8", 0.25, 121)),
+    ],
 )
 def test_a_code_that_is_the_input_passes_bit_for_bit(spec, target):
     reducer, codes = codes_of(spec, window())
@@ -45,8 +50,8 @@ def test_any_other_code_is_restored_for_a_float_model(spec):
 
 
 @pytest.mark.parametrize("spec", ["none", "paa:5", "q8", "q8:0.5:1"])
-@pytest.mark.parametrize(("dtype", "bits"), [("int8", 8), ("int16", 16)])
-def test_and_quantised_as_the_model_does_for_an_integer_one(spec, dtype, bits):
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint8"])
+def test_and_quantised_as_the_model_does_for_an_integer_one(spec, dtype):
     reducer, codes = codes_of(spec, window())
     fed = make_feed("chest", reducer, port(dtype, 0.25, 3), LENGTH, CHANNELS)(codes, len(codes))
     limits = np.iinfo(dtype)
@@ -72,6 +77,18 @@ def test_codes_with_the_scale_of_the_input_pass_bit_for_bit(scale, zero, untouch
     fed = make_feed("chest", reducer, target, LENGTH, CHANNELS)(codes, len(codes))
     assert (fed is codes) == untouched
     assert np.array_equal(fed, np.clip(np.rint((codes.astype(np.float64) - 1) * 0.5 / scale) + zero, -128, 127))
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype"), [("none", "float32"), ("q8", "float32"), ("u8:0.25:3", "uint8"), ("paa:2", "uint8")]
+)
+def test_an_image_is_a_window_of_its_pixels_row_by_row(spec, dtype):
+    reducer, codes = codes_of(spec, window())
+    image, flat = port(dtype, 0.25, 3, shape=(-1, 4, 5, CHANNELS)), port(dtype, 0.25, 3)
+    fed = make_feed("camera", reducer, image, LENGTH, CHANNELS)(codes, len(codes))
+    assert fed.shape == (3, 4, 5, CHANNELS) and fed.dtype == dtype
+    plain = make_feed("camera", reducer, flat, LENGTH, CHANNELS)(codes, len(codes))
+    assert fed.tobytes() == plain.tobytes() and np.array_equal(fed[1, 2, 3], plain[1, 2 * 5 + 3])
 
 
 class Quiet:
@@ -109,7 +126,17 @@ def test_a_code_without_a_way_back_is_refused_where_the_model_takes_windows():
         make_feed("chest", Quiet(), port(), LENGTH, CHANNELS)
 
 
-@pytest.mark.parametrize("shape", [(-1, 21, CHANNELS), (-1, LENGTH, 4), (-1, LENGTH), (-1, LENGTH, CHANNELS, 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (-1, 21, CHANNELS),
+        (-1, LENGTH, 4),
+        (-1, LENGTH),
+        (-1, LENGTH, CHANNELS, 1),
+        (-1, 4, 6, CHANNELS),
+        (-1, 2, 2, 5, CHANNELS),
+    ],
+)
 def test_windows_of_another_size_are_refused_by_name(shape):
     text = (
         "source 'chest' gives windows [20, 3], of which reducer 'paa:5' makes features [4, 3] and can restore them, "
@@ -119,7 +146,9 @@ def test_windows_of_another_size_are_refused_by_name(shape):
         make_feed("chest", make_reducer("paa:5", LENGTH, CHANNELS), port(shape=shape), LENGTH, CHANNELS)
 
 
-@pytest.mark.parametrize("target", [port("int32"), port("int8"), port("uint8", 0.5, 1), port("float16")])
+@pytest.mark.parametrize(
+    "target", [port("int32"), port("int8"), port("uint8"), port("uint16", 0.5, 1), port("float16")]
+)
 def test_an_input_that_windows_cannot_enter_is_refused_by_name(target):
     with pytest.raises(
         ConfigError, match=f"input 'chest_in' of the model is {target.dtype}; windows and codes can enter float32"

@@ -7,8 +7,9 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from har_edge.reduction.catalog import make_reducer
+from har_edge.reduction.quantize import METHOD_OF
 
-TYPES = {"int8": schema.TensorType.INT8, "int16": schema.TensorType.INT16}
+TYPES = {"int8": schema.TensorType.INT8, "int16": schema.TensorType.INT16, "uint8": schema.TensorType.UINT8}
 
 
 def tensor(name, shape, kind, quantization=None):
@@ -54,16 +55,19 @@ def samples(shape, scale, seed):
     )
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int16"])
+ZEROS = {"int8": lambda zero: zero, "int16": lambda zero: 0, "uint8": lambda zero: zero + 128}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint8"])
 @pytest.mark.parametrize(("scale", "zero"), [(0.22116854786872864, 41), (0.5, 0), (0.0011383, -12), (3.7, 0)])
 def test_codes_equal_those_of_the_runtime(dtype, scale, zero):
     # A multiple of 16 values: the vectorised kernel for int16 leaves its last few to another, with other halves.
-    zero = zero if dtype == "int8" else 0
+    zero = ZEROS[dtype](zero)
     values = samples((16, 9), scale, 3)
     interpreter = Interpreter(model_content=quantize_model(values.shape, dtype, scale, zero))
     interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], values)
     interpreter.invoke()
     expected = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    reducer = make_reducer(f"q{dtype[3:]}:{np.float32(scale)}:{zero}", *values.shape)
+    reducer = make_reducer(f"{METHOD_OF[dtype]}:{np.float32(scale)}:{zero}", *values.shape)
     np.testing.assert_array_equal(reducer.encode(values), expected)
