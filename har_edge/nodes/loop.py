@@ -17,7 +17,7 @@ import msgspec
 from har_edge import __version__
 from har_edge.errors import BrokerError
 from har_edge.messaging.bus import Bus, Delivery, Outgoing, Receipt, Session, Will
-from har_edge.messaging.status import NodeStatus, State, claim_of, decode_status, encode_status
+from har_edge.messaging.status import DeviceCard, NodeStatus, State, claim_of, decode_status, encode_status
 from har_edge.messaging.topics import RETAINED, Kind, Topics
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.stage import Stage
@@ -52,7 +52,10 @@ class Stop:
 
 @dataclass(slots=True)
 class Identity:
-    """What a process says of itself, and the birth, will and claim that follow from it."""
+    """What a process says of itself, and the birth, will and claim that follow from it.
+
+    `device` and `epoch` may change while it runs: the next status says so.
+    """
 
     topics: Topics
     node: str
@@ -61,6 +64,8 @@ class Identity:
     detail: str = ""
     instance: str = field(default_factory=lambda: f"{os.getpid()}-{secrets.token_hex(4)}")
     started: float = field(default_factory=time.time)
+    device: DeviceCard | None = None
+    epoch: int = 0
 
     @property
     def topic(self) -> str:
@@ -79,6 +84,8 @@ class Identity:
                 client=self.client,
                 detail=self.detail,
                 counters=counters or {},
+                device=self.device,
+                epoch=self.epoch,
             )
         )
 
@@ -197,32 +204,106 @@ class Herald:
         self._bus.publish(self._identity.topic, self._identity.status(state, counters), retain=Kind.STATUS in RETAINED)
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a stage has done since it was connected, as of one moment.
+
+    `busy_s` is the time in which it did anything but wait for messages, `queued_s` the sum of how long each of the
+    `handled` messages had waited. `queued` messages have come and wait now, `waiting` windows lack parts, `pending`
+    messages are not safe at the broker; `heard_at` is when a message of its own last came, by the monotonic clock.
+    """
+
+    heard_at: float
+    windows: int = 0
+    lost: int = 0
+    errors: int = 0
+    handled: int = 0
+    busy_s: float = 0.0
+    queued_s: float = 0.0
+    queued: int = 0
+    waiting: int = 0
+    pending: int = 0
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is under way."""
+        return not (self.queued or self.waiting or self.pending)
+
+
+class StageLoop:
+    """Runs a stage on a bus, turn by turn. `totals` is new with each turn; another thread may read it."""
+
+    def __init__(self, bus: Bus, stage: Stage, stop: Stop) -> None:
+        self.totals = Totals(time.monotonic())
+        self._bus, self._stage, self._stop = bus, stage, stop
+        self._sender = Sender(bus, stage.counters, "start the next stage")
+        self._arrived: deque[tuple[float, Delivery]] = deque()
+        self._reconnects = bus.traffic.reconnects
+        self._handled, self._queued_s, self._busy_s, self._messages = 0, 0.0, 0.0, 0
+        bus.subscribe(stage.filters)
+
+    def turn(self) -> float:
+        """Wait for messages unless some are here, handle some, send what is due; return the time (monotonic).
+
+        Raises TakenOver when another process has become this stage, BrokerError for what no retry mends.
+        """
+        began = self._poll()
+        now = began
+        while self._arrived and not self._stop.asked and now < began + TURN_S:
+            since, delivery = self._arrived.popleft()
+            self._handled += 1
+            self._queued_s += now - since
+            for outgoing in self._stage.handle(delivery, since):
+                self._sender.send(outgoing)
+            now = time.monotonic()
+        for outgoing in self._stage.tick(self._arrived[0][0] if self._arrived else began):
+            self._sender.send(outgoing)
+        now = time.monotonic()
+        self._sender.retry(now)
+        self._busy_s += now - began
+        self._count(began)
+        return now
+
+    def _poll(self) -> float:
+        """Take what came; return when, by the monotonic clock."""
+        idle = not self._arrived
+        # Of a poll that waits, the processor's part is work; of one that does not, all of it.
+        clock = time.thread_time if idle else time.monotonic
+        before = clock()
+        came = self._bus.poll(POLL_S if idle else 0.0)
+        self._busy_s += clock() - before
+        if self._bus.traffic.reconnects != self._reconnects:  # the broker sends again what was not acknowledged
+            self._reconnects = self._bus.traffic.reconnects
+            self._arrived.clear()
+        now = time.monotonic()
+        self._arrived.extend((now, delivery) for delivery in came)
+        return now
+
+    def _count(self, now: float) -> None:
+        counters, before = self._stage.counters, self._messages
+        self._messages = counters.messages
+        self.totals = Totals(
+            heard_at=now if self._messages != before else self.totals.heard_at,
+            windows=counters.windows,
+            lost=counters.given_up,
+            errors=counters.rejected,
+            handled=self._handled,
+            busy_s=self._busy_s,
+            queued_s=self._queued_s,
+            queued=len(self._arrived),
+            waiting=self._stage.waiting,
+            pending=self._sender.pending,
+        )
+
+
 def run_stage(bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget: bool = False) -> None:
     """Run a stage until `stop`; then let what is under way become safe, say goodbye, and disconnect.
 
     Raises TakenOver when another process has become this stage.
     """
-    sender = Sender(bus, stage.counters, "start the next stage")
-    herald = Herald(bus, identity, stage.counters.as_dict)
-    arrived: deque[tuple[float, Delivery]] = deque()
-    reconnects = bus.traffic.reconnects
-    bus.subscribe(stage.filters)
+    loop, herald = StageLoop(bus, stage, stop), Herald(bus, identity, stage.counters.as_dict)
     while not stop.asked:
-        came = bus.poll(0.0 if arrived else POLL_S)
-        if bus.traffic.reconnects != reconnects:  # the broker sends again what was not acknowledged
-            reconnects = bus.traffic.reconnects
-            arrived.clear()
-        now = time.monotonic()
-        arrived.extend((now, delivery) for delivery in came)
-        while arrived and not stop.asked and time.monotonic() < now + TURN_S:
-            since, delivery = arrived.popleft()
-            for outgoing in stage.handle(delivery, since):
-                sender.send(outgoing)
-        for outgoing in stage.tick(arrived[0][0] if arrived else now):
-            sender.send(outgoing)
-        now = time.monotonic()
-        sender.retry(now)
-        herald.announce(now)
+        herald.announce(loop.turn())
     drain(bus)
     herald.farewell()
     bus.close(forget=forget)
