@@ -1,0 +1,170 @@
+"""Slices and other files of a pipeline on the disk of a node, each named by the SHA-256 of its content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from har_edge.errors import MessageError, NodeError
+
+_log = logging.getLogger(__name__)
+LIMIT_BYTES = 2 * 1024**3
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DRAFT = ".draft-"
+# A draft as old as this was left by a process that ended while it wrote.
+_STALE_S = 3600.0
+_READ_BYTES = 1024 * 1024
+
+
+def default_folder() -> Path:
+    """Return `$XDG_CACHE_HOME/har-edge/slices`, by default below ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "har-edge" / "slices"
+
+
+class Store:
+    """Files by the SHA-256 of their content, at most `limit_bytes` of them; several processes may share a folder.
+
+    A file appears whole or not at all, and its content is hashed once a process before it is used: what was damaged on
+    the disk is thrown away, as if it had never been there. Where the limit is reached, what was not used for longest
+    goes first, but never what is to be kept.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.folder, self.limit_bytes = folder, limit_bytes
+        self._kept: frozenset[str] = frozenset()
+        # What this process has hashed: the place on the disk and the size, so that another file is hashed anew.
+        self._checked: dict[str, tuple[int, int]] = {}
+
+    def keep(self, hashes: Collection[str]) -> None:
+        """Never evict these from now on; what was to be kept before no longer is."""
+        self._kept = frozenset(hashes)
+
+    def keep_also(self, hashes: Collection[str]) -> None:
+        """Never evict these either."""
+        self._kept |= frozenset(hashes)
+
+    def has(self, sha256: str) -> bool:
+        """Tell whether the content is here and whole; a damaged file is removed."""
+        path = self._place(sha256)
+        try:
+            found = path.stat()
+        except OSError:
+            return False
+        if self._checked.get(sha256) == (found.st_ino, found.st_size):
+            return True
+        if _hash_of(path) != sha256:
+            _log.warning("%s is damaged: its content is not what its name says; it is fetched anew", path)
+            _remove(path)
+            return False
+        self._checked[sha256] = found.st_ino, found.st_size
+        return True
+
+    def path(self, sha256: str) -> Path:
+        """Return the file with this content, used just now; NodeError where it is not here."""
+        if not self.has(sha256):
+            raise NodeError(f"{sha256} is not in {self.folder}; expected a file that was fetched before: fetch it")
+        path = self._place(sha256)
+        with contextlib.suppress(OSError):  # a folder that is only read has no order of use
+            os.utime(path)
+        return path
+
+    def put(self, sha256: str, content: bytes | memoryview) -> Path:
+        """Keep content under its hash; return the file.
+
+        Raises MessageError for content of another hash; NodeError when the folder cannot take it, or the limit is lower
+        than what must be kept.
+        """
+        path = self._place(sha256)
+        found = hashlib.sha256(content).hexdigest()
+        if found != sha256:
+            raise MessageError(
+                f"{len(content)} bytes with sha256 {found} came for {sha256}: forged or corrupt; they are not used"
+            )
+        if self.has(sha256):
+            return self.path(sha256)
+        self._make_room(len(content))
+        draft = self.folder / f"{_DRAFT}{secrets.token_hex(8)}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(content)
+            draft.replace(path)
+            found_stat = path.stat()
+        except OSError as error:
+            _remove(draft)
+            raise NodeError(
+                f"cannot keep {len(content)} bytes in {self.folder}: {error.strerror or error}; {_free(self.folder)}: "
+                "make room or permit writing there, or give another folder with --cache"
+            ) from None
+        self._checked[sha256] = found_stat.st_ino, found_stat.st_size
+        return path
+
+    def _place(self, sha256: str) -> Path:
+        if not _SHA256.fullmatch(sha256):
+            raise MessageError(f"{sha256!r} came as the hash of a file; expected a SHA-256 as 64 hex digits")
+        return self.folder / sha256
+
+    def _make_room(self, size: int) -> None:
+        """Evict what was not used for longest until so many bytes more are within the limit."""
+        there = self._contents()
+        excess = sum(bytes_ for _, bytes_, _ in there) + size - self.limit_bytes
+        if excess <= 0:
+            return
+        evictable = sorted(one for one in there if one[2].name not in self._kept)
+        if excess > sum(bytes_ for _, bytes_, _ in evictable):
+            held = sum(bytes_ for _, bytes_, path in there if path.name in self._kept)
+            raise NodeError(
+                f"{size} bytes more do not fit into {self.folder}: {held} bytes there are in use and the limit is "
+                f"{self.limit_bytes}; raise it with --cache-bytes to at least {held + size}"
+            )
+        for _, bytes_, path in evictable:
+            if excess <= 0:
+                return
+            _remove(path)
+            self._checked.pop(path.name, None)
+            excess -= bytes_
+
+    def _contents(self) -> list[tuple[float, int, Path]]:
+        """Return when each file was used last, its size and path; drafts that nobody writes any more are removed."""
+        contents = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            try:
+                found = path.stat()
+            except OSError:  # another process evicted it
+                continue
+            if _SHA256.fullmatch(path.name):
+                contents.append((found.st_mtime, found.st_size, path))
+            elif path.name.startswith(_DRAFT) and found.st_mtime < time.time() - _STALE_S:
+                _remove(path)
+        return contents
+
+
+def _hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file; empty where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+    except OSError as error:
+        _log.warning("cannot read %s: %s", path, error)
+        return ""
+    return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _free(folder: Path) -> str:
+    """Say how much is free where a folder is, or would be."""
+    there = next((one for one in (folder, *folder.parents) if one.is_dir()), Path("/"))
+    return f"{shutil.disk_usage(there).free} bytes are free"
