@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from har_edge.messaging.bus import Bus, Session
     from har_edge.messaging.mqtt import Client, Protocol
     from har_edge.nodes.loop import Identity
-    from har_edge.planning.pipeline import Pipeline
+    from har_edge.planning.pipeline import BrokerConfig, Pipeline
     from har_edge.planning.task import Task
     from har_edge.streams.description import StreamDescription
     from har_edge.streams.recording import Recording
@@ -42,9 +42,15 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_broker(parser: argparse.ArgumentParser, *, embedded: bool = False, version: str = "--protocol") -> None:
+def add_broker(
+    parser: argparse.ArgumentParser,
+    *,
+    embedded: bool = False,
+    version: str = "--protocol",
+    default: str = f"${BROKER_VARIABLE}, then the pipeline file",
+) -> None:
     """Add the options that name the broker and the credentials."""
-    default = "one of its own" if embedded else f"${BROKER_VARIABLE}, then the pipeline file"
+    default = "one of its own" if embedded else default
     group = parser.add_argument_group("broker")
     group.add_argument("--broker", metavar="URL", help=f"mqtt[s]://HOST[:PORT] (default: {default})")
     group.add_argument("--username", metavar="NAME", help="user (default: $HAR_EDGE_USERNAME)")
@@ -54,6 +60,13 @@ def add_broker(parser: argparse.ArgumentParser, *, embedded: bool = False, versi
     group.add_argument("--key-file", metavar="FILE", help="PEM file with this client's key")
     group.add_argument("--client", choices=("auto", "paho", "native"), help="MQTT client (default: auto)")
     group.add_argument(version, dest="protocol", choices=("5", "3.1.1"), help="MQTT version (default: 5)")
+
+
+def add_pipeline(parser: argparse.ArgumentParser) -> None:
+    """Add what names a deployed pipeline, for commands without a pipeline file, and the options of the broker."""
+    parser.add_argument("--pipeline", metavar="NAME", default="har", help="name of the pipeline (default: har)")
+    parser.add_argument("--base", metavar="NAME", default="har", help="first level of all topics (default: har)")
+    add_broker(parser, default=f"${BROKER_VARIABLE}, then mqtt://127.0.0.1:1883")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -100,10 +113,18 @@ def start_logging(args: argparse.Namespace) -> None:
 
 def connect(args: argparse.Namespace, pipeline: Pipeline, session: Session) -> Bus:
     """Open the bus that options and pipeline file ask for."""
+    return reach(args, session, pipeline.config.broker, pipeline.folder)
+
+
+def reach(
+    args: argparse.Namespace, session: Session, settings: BrokerConfig | None = None, folder: Path | None = None
+) -> Bus:
+    """Open the bus that options ask for; what they leave open is in `settings`, with files relative to `folder`."""
     from har_edge.messaging.address import read_address
     from har_edge.messaging.mqtt import open_bus
+    from har_edge.planning.pipeline import BrokerConfig
 
-    settings, path = pipeline.config.broker, pipeline.folder
+    settings, path = settings or BrokerConfig(), folder or Path()
 
     def choose(option: str | None, setting: str | None) -> Path | None:
         if option is not None:
@@ -118,25 +139,25 @@ def connect(args: argparse.Namespace, pipeline: Pipeline, session: Session) -> B
         cert_file=choose(args.cert_file, settings.cert_file),
         key_file=choose(args.key_file, settings.key_file),
     )
-    return open_bus(address, session, chosen_client(args, pipeline), chosen_protocol(args, pipeline))
+    return open_bus(address, session, chosen_client(args, settings), chosen_protocol(args, settings))
 
 
-def chosen_client(args: argparse.Namespace, pipeline: Pipeline) -> Client:
-    """Return the MQTT client that options and pipeline file ask for."""
+def chosen_client(args: argparse.Namespace, settings: BrokerConfig) -> Client:
+    """Return the MQTT client that options and settings ask for."""
     from har_edge.messaging.mqtt import Client, choose_client
 
-    text = args.client or pipeline.config.broker.client
+    text = args.client or settings.client
     try:
-        return choose_client(Client(text), chosen_protocol(args, pipeline))
+        return choose_client(Client(text), chosen_protocol(args, settings))
     except ValueError:
         raise ConfigError(f"client is {text!r}; expected auto, paho or native") from None
 
 
-def chosen_protocol(args: argparse.Namespace, pipeline: Pipeline) -> Protocol:
-    """Return the MQTT version that options and pipeline file ask for."""
+def chosen_protocol(args: argparse.Namespace, settings: BrokerConfig) -> Protocol:
+    """Return the MQTT version that options and settings ask for."""
     from har_edge.messaging.mqtt import Protocol
 
-    text = args.protocol or pipeline.config.broker.protocol
+    text = args.protocol or settings.protocol
     try:
         return Protocol(text)
     except ValueError:
@@ -185,7 +206,7 @@ def identity_of(args: argparse.Namespace, pipeline: Pipeline, node: str, role: s
     from har_edge.nodes.loop import Identity
 
     check_id("name of the node", node)
-    return Identity(topics_of(pipeline), node, role, chosen_client(args, pipeline).value, detail)
+    return Identity(topics_of(pipeline), node, role, chosen_client(args, pipeline.config.broker).value, detail)
 
 
 def subjects(text: str) -> list[str]:

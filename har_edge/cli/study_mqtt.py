@@ -58,7 +58,7 @@ def _measure(args: argparse.Namespace, setting: Setting, job: Job, batch: int) -
         pipeline = whole.local.pipeline
         traffic = measure_traffic(encoded, deployed.reducers, batch, topics_of(pipeline), pipeline.config.epoch)
         start_nodes(whole, args, job.fold.test, speed=None, batch=batch)
-        aliased = chosen_client(args, pipeline) is Client.NATIVE
+        aliased = chosen_client(args, pipeline.config.broker) is Client.NATIVE
         results = [arrival.result for arrival in whole.local.results() if arrival is not None]
         sent = whole.local.sum_of("sent_bytes", "sensor")
     came = {(result.stream, result.seq): Answer(index[result.label_id], result.confidence) for result in results}

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
-from har_edge.errors import ConfigError
+from har_edge.errors import ConfigError, MessageError
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.feed import choose_way, make_feed
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.pace import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.stage import Stage, StageSetup
-from har_edge.planning.pipeline import Pipeline
+from har_edge.planning.pipeline import Pipeline, Wiring
 from har_edge.planning.state import starts_fresh
 from har_edge.planning.task import Task, with_reducers
 from har_edge.reduction.catalog import make_reducer
@@ -25,6 +28,11 @@ from har_edge.reduction.files import Files
 from har_edge.reduction.reducer import Reducer
 from har_edge.streams.recording import Recording
 from har_edge.streams.replay import replay
+
+if TYPE_CHECKING:
+    from har_edge.inference.interpreter import Interpreter
+
+_log = logging.getLogger(__name__)
 
 
 def topics_of(pipeline: Pipeline) -> Topics:
@@ -63,14 +71,31 @@ def open_reducer(task: Task, source: str, channels: int, shape: Sequence[int], f
     return reducer
 
 
-def build_stage(pipeline: Pipeline, index: int, *, threads: int = 1) -> Stage:
-    """Load slice `index` (its hash is checked first) and return its stage; ConfigError for one that mixes windows."""
+def build_stage(
+    pipeline: Pipeline, index: int, *, threads: int = 1, replicas: int = 1, deployed: bool = False
+) -> Stage:
+    """Load slice `index` (its hash is checked first) and return its stage; see `build_setup`."""
+    setup = build_setup(pipeline, index, threads=threads, replicas=replicas, deployed=deployed)
+    return Stage(setup, clock=time.time, monotonic=time.monotonic)
+
+
+def build_setup(
+    pipeline: Pipeline, index: int, *, threads: int = 1, replicas: int = 1, deployed: bool = False
+) -> StageSetup:
+    """Load slice `index` and return what its stage is made of; a slice that is `deployed` has run once when it returns.
+
+    Of several `replicas` each takes its turn. Raises ModelError when the file is not what its hash says, ConfigError
+    for a slice that mixes windows, or that needs more than one message where there are replicas.
+    """
     from har_edge.inference.interpreter import load_slice  # a sensor does without LiteRT
 
     wiring, task = pipeline.wiring(index), pipeline.task
+    _check_replicas(wiring, replicas)
     path = pipeline.folder / pipeline.config.slices / wiring.entry.file
     fresh = starts_fresh(wiring.entry.state, task, f"slice {path}")
     interpreter = load_slice(path, wiring.entry.sha256, threads=threads, fresh=fresh)
+    if deployed:
+        _warm_up(interpreter, wiring)
     ports = {port.name: port for port in interpreter.inputs}
     results = {port.name: port for port in interpreter.outputs}
     feeds = {
@@ -79,7 +104,7 @@ def build_stage(pipeline: Pipeline, index: int, *, threads: int = 1) -> Stage:
         )
         for source, tensor in wiring.sources.items()
     }
-    setup = StageSetup(
+    return StageSetup(
         topics=topics_of(pipeline),
         epoch=pipeline.config.epoch,
         task=task,
@@ -92,8 +117,28 @@ def build_stage(pipeline: Pipeline, index: int, *, threads: int = 1) -> Stage:
         join_capacity=pipeline.config.join.capacity,
         ports={source: ports[tensor] for source, tensor in wiring.sources.items()},
         carry_on_after_s=pipeline.config.join.patience_s,
+        share=f"{pipeline.config.epoch}-{index}" if replicas > 1 else "",
+        deployed=deployed,
     )
-    return Stage(setup, clock=time.time, monotonic=time.monotonic)
+
+
+def _check_replicas(wiring: Wiring, replicas: int) -> None:
+    """Refuse turns at a stage whose parts come in several messages; sources may come in one, with `--combine`."""
+    if replicas > 1 and len(wiring.earlier) + bool(wiring.sources) > 1:
+        raise ConfigError(
+            f"{replicas} replicas of stage {wiring.index} came, which hears several others; expected one replica: the "
+            "broker would give the parts of a window to different ones"
+        )
+
+
+def _warm_up(interpreter: Interpreter, wiring: Wiring) -> None:
+    """Run once, so that the first window is not the slow one; a model that refuses made-up values goes without."""
+    from har_edge.inference.sampling import sample
+
+    try:
+        interpreter.run(sample(interpreter.inputs, np.random.default_rng(0)))
+    except MessageError as error:
+        _log.info("slice %d was not warmed up: %s", wiring.index, error)
 
 
 def build_sensor(pipeline: Pipeline, sources: Sequence[str], *, combine: bool = False) -> Sensor:
