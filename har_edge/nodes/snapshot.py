@@ -1,0 +1,138 @@
+"""What is known of a deployment at one moment, as `har-edge status` shows it and `--json` writes it."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """One node: what its retained status and its last beat say.
+
+    `alive` means that it has not said goodbye, was not reported lost, and beats if it is one that beats. `ahead_s` is
+    how far its clock is ahead of ours, by the beat that was on its way the shortest; `beat_age_s` the time since the
+    last one; both None without any.
+    """
+
+    name: str
+    role: str
+    state: str
+    alive: bool
+    version: str
+    detail: str
+    epoch: int
+    revision: int
+    protocol: int | None
+    machine: str
+    cores: int
+    memory_bytes: int
+    speed: float
+    ahead_s: float | None
+    beat_age_s: float | None
+    stages: tuple[str, ...]
+    counters: dict[str, int]
+
+
+class StageView(msgspec.Struct, frozen=True):
+    """One stage of one epoch on the node that the plan names; `phase` is "unreported" until that node speaks of it.
+
+    `rate` in windows/s, `service_s` a window, `queue_s` a message and `busy` (share of a core) are means over the last
+    seconds; None where nothing came. `foreign` says that the node still runs what the plan no longer gives it.
+    """
+
+    epoch: int
+    stage: int
+    replica: int
+    node: str
+    standby: tuple[str, ...]
+    phase: str
+    detail: str
+    planned: bool
+    windows: int
+    rate: float | None
+    queued: int
+    waiting: int
+    queue_s: float | None
+    service_s: float | None
+    busy: float | None
+    idle_s: float
+    lost: int
+    errors: int
+
+
+class EpochView(msgspec.Struct, frozen=True):
+    """One generation of the plan: where it stands, the operators of each slice, what the planner expects."""
+
+    epoch: int
+    phase: str
+    cuts: tuple[tuple[int, int], ...]
+    predicted_latency_s: float
+
+
+class HopView(msgspec.Struct, frozen=True):
+    """What a window waits and takes at one stage of the current epoch, in seconds."""
+
+    stage: int
+    queue_s: float
+    service_s: float
+
+
+class FlowView(msgspec.Struct, frozen=True):
+    """Results that came: how many, per second, and from capture to answer in seconds (by the clocks that said so).
+
+    `hops` are the stages on the longest way; `elsewhere_s` is the rest of the median: sensors, links, broker, joins.
+    """
+
+    results: int
+    rate: float
+    p50_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+    hops: tuple[HopView, ...]
+    elsewhere_s: float | None
+
+
+class CountsView(msgspec.Struct, frozen=True):
+    """What was not answered, added up over all living nodes since their start.
+
+    `lost` windows were given up; `errors` are unusable messages; `dropped` windows of live devices never left;
+    `foreign` were for stages of another epoch (no loss); `resent` were sent again; `unusable` messages came to us.
+    """
+
+    lost: int
+    errors: int
+    dropped: int
+    foreign: int
+    resent: int
+    unusable: int
+
+
+class ProbeView(msgspec.Struct, frozen=True):
+    """Whether a probe window went through: in how many seconds, or else where it got stuck."""
+
+    answered: bool
+    seconds: float | None
+    epoch: int
+    where: str
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Everything at once. `ready` means that a probe window just went through; `probe` is None when none was sent."""
+
+    pipeline: str
+    base: str
+    time: float
+    ready: bool
+    probe: ProbeView | None
+    plan: str
+    author: str
+    revision: int
+    epoch: int
+    model: str
+    epochs: tuple[EpochView, ...]
+    nodes: tuple[NodeView, ...]
+    stages: tuple[StageView, ...]
+    flow: FlowView
+    counts: CountsView
+
+
+encode_snapshot = msgspec.json.Encoder().encode
