@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 import msgspec
+import numpy as np
 
 from har_edge.errors import ConfigError, CutError
 from har_edge.graph.model import Model
@@ -15,7 +16,7 @@ from har_edge.planning.cost import Costs, cost, make_problem
 from har_edge.planning.devices import Device, Kind, Sensors, by_kind
 from har_edge.planning.layout import Layout, make_layout
 from har_edge.planning.partition import balance
-from har_edge.planning.problem import Problem, Step
+from har_edge.planning.problem import NEVER, Floats, Problem, Step
 from har_edge.planning.search import Solution, fastest, shortest
 
 VERSION = 1
@@ -104,7 +105,10 @@ class Alternative(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A model in all its slices, the devices by kind, and what every slice costs on every kind."""
+    """A model in all its slices, the devices by kind, and what every slice costs on every kind.
+
+    Plans have `least` to `most` devices; with `cuts`, those slices and no others.
+    """
 
     model: str
     model_sha256: str
@@ -114,10 +118,29 @@ class Scene:
     names: tuple[tuple[str, ...], ...]
     costs: Costs
     replicas: int
+    least: int = 1
+    most: int = NEVER
+    cuts: tuple[int, ...] | None = None
 
     @property
     def problem(self) -> Problem:
-        return make_problem(self.layout, self.costs, [len(names) for names in self.names], self.replicas)
+        counts = [len(names) for names in self.names]
+        problem = replace(
+            make_problem(self.layout, self.costs, counts, self.replicas), least=self.least, most=self.most
+        )
+        return problem if self.cuts is None else replace(problem, period_s=self._only(problem, self.cuts))
+
+    def _only(self, problem: Problem, cuts: tuple[int, ...]) -> Floats:
+        """Return the periods with no device for any slice but those between `cuts`."""
+        edges = self.layout.walk([self.layout.bounds.index(cut) for cut in cuts if cut in self.layout.bounds])
+        if edges is None or not set(cuts) <= set(self.layout.bounds):
+            raise ConfigError(
+                f"cuts {', '.join(map(str, cuts))} came; expected operators among "
+                f"{', '.join(map(str, self.layout.bounds[1:-1]))}, where the model can be cut together"
+            )
+        period = np.full_like(problem.period_s, math.inf)
+        period[:, edges] = problem.period_s[:, edges]
+        return period
 
 
 def make_scene(

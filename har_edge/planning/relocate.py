@@ -1,0 +1,211 @@
+"""Stages on nodes that come and go: where stages without a node go at once, and what nodes are to the planner.
+
+A relocation keeps the cuts and asks no planner, so that it takes no time; several stages may then share a node.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from har_edge.planning.devices import Device, DeviceEntry, DevicesFile, make_devices, names_of
+from har_edge.planning.plan import Scene
+from har_edge.planning.profile import Profile
+
+# What a node's link is taken for until somebody measures it: Wi-Fi of a Raspberry Pi.
+LINK_BYTES_PER_S = 5e6
+LATENCY_S = 0.002
+# Processor time of a message on the reference device, where no profile measured it.
+MESSAGE_S = 0.0002
+# Figures this near to each other are one: nodes that are alike must be alike to the planner.
+GRAIN = 1.15
+
+# A stage to place, or placed: epoch, stage, replica.
+Key = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node that may run stages; `speed` is a factor on the reference profile, None in the link: not measured."""
+
+    name: str
+    speed: float
+    cores: int = 1
+    memory_bytes: int | None = None
+    link_bytes_per_s: float | None = None
+    latency_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a stage takes: seconds a window on the reference device, bytes; `node` runs it, None: nobody does."""
+
+    key: Key
+    seconds: float
+    memory_bytes: int
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A stage, or one of those that take turns at it, on a node."""
+
+    stage: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What an arrangement will take: seconds between windows, of one window, and of each stage for a window."""
+
+    period_s: float
+    latency_s: float
+    stages_s: tuple[float, ...]
+
+
+def relocate(loads: Sequence[Load], candidates: Sequence[Candidate]) -> dict[Key, str]:
+    """Return a node for every load that has none among the candidates; empty without candidates.
+
+    The largest first, each to the node that will then be least busy, of those that have memory for it: so a spare node
+    comes before one that works, unless it is much slower. Where none has memory, the one that lacks least: a pipeline
+    that may be tight is better than one that stands. Replicas of a stage share a node only when they must.
+    """
+    busy = {candidate.name: 0.0 for candidate in candidates}
+    used = dict.fromkeys(busy, 0)
+    stages: dict[str, set[tuple[int, int]]] = {name: set() for name in busy}
+    by_name = {candidate.name: candidate for candidate in candidates}
+
+    def put(load: Load, name: str) -> None:
+        busy[name] += load.seconds / by_name[name].speed
+        used[name] += load.memory_bytes
+        stages[name].add(load.key[:2])
+
+    orphans = []
+    for load in loads:
+        if load.node in by_name:
+            put(load, load.node)
+        else:
+            orphans.append(load)
+    found: dict[Key, str] = {}
+    for load in sorted(orphans, key=lambda load: (-load.seconds, load.key)) if by_name else ():
+
+        def rank(name: str, load: Load = load) -> tuple[bool, float, float, int, str]:
+            limit = by_name[name].memory_bytes
+            lacking = 0 if limit is None else max(0, used[name] + load.memory_bytes - limit)
+            then = busy[name] + load.seconds / by_name[name].speed
+            return (load.key[:2] in stages[name], lacking, then, len(stages[name]), name)
+
+        found[load.key] = min(by_name, key=rank)
+        put(load, found[load.key])
+    return found
+
+
+def devices_of(
+    candidates: Sequence[Candidate], reference: Profile, file: DevicesFile | None, path: Path
+) -> tuple[list[Device], list[str]]:
+    """Return candidates as the planner knows devices, and remarks on what their figures rest on.
+
+    What `file` says of a device of the same name counts more than what the node says of itself. Figures are rounded to
+    about 15 %, so that equal devices are of one kind. Raises ConfigError as `make_devices` does.
+    """
+    known = {name: entry for entry in (file.device if file else ()) for name in names_of(entry)}
+    entries, assumed = [], []
+    for candidate in candidates:
+        entry = known.get(candidate.name, DeviceEntry(candidate.name))
+        link = _first(entry.link_bytes_per_s, candidate.link_bytes_per_s)
+        latency = _first(entry.latency_s, candidate.latency_s)
+        if link is None or latency is None:
+            assumed.append(candidate.name)
+        message = MESSAGE_S / candidate.speed if entry.message_s is None and reference.message is None else None
+        entries.append(
+            msgspec.structs.replace(
+                entry,
+                name=candidate.name,
+                count=1,
+                speed=candidate.speed if entry.speed is None and entry.profile is None else entry.speed,
+                memory_bytes=candidate.memory_bytes if entry.memory_bytes is None else entry.memory_bytes,
+                link_bytes_per_s=_round(LINK_BYTES_PER_S if link is None else link),
+                latency_s=_round(LATENCY_S if latency is None else latency),
+                message_s=_round(message) if message is not None else entry.message_s,
+            )
+        )
+    remarks = []
+    if assumed:
+        remarks.append(
+            f"the link of {', '.join(assumed)} was not measured: taken for {LINK_BYTES_PER_S / 1e6:g} MB/s and "
+            f"{LATENCY_S * 1e3:g} ms one way"
+        )
+    devices, more = make_devices(DevicesFile(entries), path, reference)
+    return devices, [*remarks, *more]
+
+
+def coarse(candidate: Candidate, factor: float = 1.0) -> Candidate:
+    """Return a candidate that is `factor` times as slow as it said, with figures rounded."""
+    memory = candidate.memory_bytes
+    return Candidate(
+        candidate.name,
+        _round(candidate.speed / factor),
+        candidate.cores,
+        None if memory is None else _floor(memory),
+        candidate.link_bytes_per_s,
+        candidate.latency_s,
+    )
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _round(value: float) -> float:
+    """Round to a power of GRAIN."""
+    return float(f"{GRAIN ** round(math.log(value, GRAIN)):.6g}") if 0 < value < math.inf else value
+
+
+def _floor(size: int) -> int:
+    """Round down to two digits."""
+    unit = 10 ** max(0, len(str(size)) - 2)
+    return size // unit * unit
+
+
+def forecast(scene: Scene, cuts: Collection[int], places: Sequence[Place], cores: Mapping[str, int]) -> Forecast | None:
+    """Return what an arrangement takes, with several stages on a node; None for cuts or nodes the scene has not.
+
+    A node keeps up what its cores do together, no slice on more than one, and what its link carries. A node whose
+    memory does not hold its stages never keeps up.
+    """
+    try:
+        edges = scene.layout.walk([scene.layout.bounds.index(cut) for cut in sorted(cuts)])
+    except ValueError:
+        return None
+    kinds = {name: number for number, names in enumerate(scene.names) for name in names}
+    if edges is None or any(place.node not in kinds for place in places):
+        return None
+    costs, turns = scene.costs, {place.stage: 0 for place in places}
+    for place in places:
+        turns[place.stage] += 1
+    stages_s, latency_s = [0.0] * len(edges), [0.0] * len(edges)
+    longest, compute, message, link = (dict.fromkeys(kinds, 0.0) for _ in range(4))
+    memory = dict.fromkeys(kinds, 0)
+    for place in places:
+        kind, edge, share = kinds[place.node], edges[place.stage], 1 / turns[place.stage]
+        busy = float(costs.compute_s[kind, edge] + costs.message_s[kind, edge])
+        stages_s[place.stage] = max(stages_s[place.stage], busy)
+        way = 2 * scene.kinds[kind].latency_s + float(costs.link_s[kind, edge])
+        latency_s[place.stage] = max(latency_s[place.stage], busy + way)
+        longest[place.node] = max(longest[place.node], busy * share)
+        compute[place.node] += float(costs.compute_s[kind, edge]) * share
+        message[place.node] += float(costs.message_s[kind, edge]) * share
+        link[place.node] += float(costs.link_s[kind, edge]) * share
+        memory[place.node] += int(costs.memory_bytes[kind, edge]) - scene.kinds[kind].base_bytes
+
+    def period(name: str) -> float:
+        kind = scene.kinds[kinds[name]]
+        if kind.memory_bytes is not None and memory[name] + kind.base_bytes > kind.memory_bytes:
+            return math.inf
+        return max(longest[name], message[name] + compute[name] / cores.get(name, 1), link[name])
+
+    return Forecast(max(period(place.node) for place in places), sum(latency_s), tuple(stages_s))
