@@ -1,7 +1,7 @@
 """A broker and its bus in memory, for tests and for pipelines within one process.
 
 It keeps the promises that the nodes rely on: persistent sessions, manual acknowledgement, redelivery with the duplicate
-mark, retained messages, wills, take-over, receive maximum, "no matching subscriber".
+mark, retained messages, wills, take-over, receive maximum, shared subscriptions, "no matching subscriber".
 """
 
 from __future__ import annotations
@@ -48,12 +48,21 @@ def matches(pattern: str, topic: str) -> bool:
     return len(wanted) == len(levels)
 
 
+def read_share(pattern: str) -> tuple[str, str] | None:
+    """Return group and filter of a shared subscription, `$share/<group>/<filter>` (MQTT 5, section 4.8.2)."""
+    first, _, rest = pattern.partition("/")
+    group, slash, shared = rest.partition("/")
+    return (group, shared) if first == "$share" and group and slash and shared else None
+
+
 class MemoryBroker:
     """Routes messages between MemoryBus clients; `stop` and `start` stand for a restart that keeps its state."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}
         self._retained: dict[str, bytes] = {}
+        # The client ids of each shared subscription, whose turn it is first: those that are away have theirs too.
+        self._turns: dict[tuple[str, str], deque[str]] = {}
         self.running = True
 
     def connect(self, session: Session) -> MemoryBus:
@@ -81,6 +90,7 @@ class MemoryBroker:
             loser.take_over()
             account = self._accounts.get(session.client_id)
         if account is None or clean:
+            self._forget_turns(session.client_id)
             account = self._accounts[session.client_id] = _Account(session)
         account.session, account.bus = session, bus
         account.queue.extendleft(reversed(account.unacknowledged.values()))
@@ -92,11 +102,16 @@ class MemoryBroker:
         account.bus = None
         if forget or account.session.expiry_s == 0:
             self._accounts.pop(account.session.client_id, None)
+            self._forget_turns(account.session.client_id)
         if will and account.session.will is not None:
             self.route(account.session.will.topic, account.session.will.payload, retain=True)
 
     def subscribe(self, account: _Account, filters: Sequence[str]) -> None:
         account.filters += [text for text in filters if text not in account.filters]
+        for share in filter(None, map(read_share, filters)):  # these are sent nothing that is retained
+            members = self._turns.setdefault(share, deque())
+            if account.session.client_id not in members:
+                members.append(account.session.client_id)
         for topic, payload in self._retained.items():
             if any(matches(text, topic) for text in filters):
                 account.queue.append(_Stored(topic, payload, retained=True))
@@ -108,13 +123,20 @@ class MemoryBroker:
                 self._retained[topic] = payload
             else:
                 self._retained.pop(topic, None)
-        heard = False
-        for account in self._accounts.values():
-            if any(matches(text, topic) for text in account.filters):
-                heard = True
-                if len(payload) <= account.session.max_packet_bytes:
-                    account.queue.append(_Stored(topic, payload))
-        return Receipt.SAFE if heard else Receipt.UNHEARD
+        takers = [one for one in self._accounts.values() if any(matches(text, topic) for text in one.filters)]
+        for (_, shared), members in self._turns.items():
+            if members and matches(shared, topic):
+                takers.append(self._accounts[members[0]])
+                members.rotate(-1)
+        for account in takers:
+            if len(payload) <= account.session.max_packet_bytes:
+                account.queue.append(_Stored(topic, payload))
+        return Receipt.SAFE if takers else Receipt.UNHEARD
+
+    def _forget_turns(self, client_id: str) -> None:
+        for members in self._turns.values():
+            if client_id in members:
+                members.remove(client_id)
 
 
 class MemoryBus:

@@ -184,6 +184,87 @@ def test_retained_messages_greet_and_the_will_is_kept(world: World) -> None:
     sender.publish(topic, b"")
 
 
+def share(world: World, topic: str, count: int = 2, **options: object) -> tuple[list[str], list[Bus]]:
+    """Return the client ids and buses of the members of one group, who take turns at a topic."""
+    names = [next(_names) for _ in range(count)]
+    members = [ready(world.bus(name, expiry_s=60, **options), f"$share/turns/{topic}/+") for name in names]
+    return names, members
+
+
+def send(sender: Bus, topic: str, payloads: range) -> set[Receipt]:
+    """Publish numbers and return what became of them."""
+    receipts: list[Receipt] = []
+    for number in payloads:
+        sender.publish(f"{topic}/a", b"%d" % number, receipt=receipts.append)
+    until(sender, lambda: len(receipts) == len(payloads))
+    return set(receipts)
+
+
+def numbers(came: list[Delivery]) -> list[int]:
+    return [int(one.payload) for one in came]
+
+
+def test_members_of_a_group_take_turns(world: World) -> None:
+    topic = next(_names)
+    _, members = share(world, topic, 3)
+    watcher, sender = ready(world.bus(), f"{topic}/+"), world.bus()
+    assert send(sender, topic, range(12)) == {Receipt.SAFE}
+    shares = [numbers(collect(member, 4)) for member in members]
+    assert sorted(sum(shares, [])) == list(range(12)) == numbers(collect(watcher, 12))
+    assert all(one == list(range(one[0], 12, 3)) for one in shares)
+
+
+def test_what_fell_to_a_member_that_vanished_waits_in_its_session(world: World) -> None:
+    topic = next(_names)
+    names, (stays, goes) = share(world, topic)
+    sender = world.bus()
+    assert send(sender, topic, range(4)) == {Receipt.SAFE}
+    held = collect(goes, 2)
+    goes.acknowledge(held[0])
+    goes.poll(0.05)
+    goes.close()  # the session stays, with the message that was not acknowledged
+    assert send(sender, topic, range(4, 8)) == {Receipt.SAFE}
+    mine = numbers(collect(stays, 4))
+    assert list(stays.poll(0.2)) == []
+    again = collect(world.bus(names[1], expiry_s=60), 3)
+    assert numbers(again) == sorted(set(range(8)) - {*mine, int(held[0].payload)})
+    assert [one.duplicate for one in again] == [True, False, False]
+
+
+def test_a_group_is_heard_while_all_its_members_are_away(world: World) -> None:
+    topic = next(_names)
+    names, members = share(world, topic)
+    sender = world.bus()
+    for member in members:
+        member.close()
+    assert send(sender, topic, range(4)) == {Receipt.SAFE}
+    came = [numbers(collect(world.bus(name, expiry_s=60), 2)) for name in names]
+    assert sorted(sum(came, [])) == list(range(4))
+
+
+def test_a_member_whose_session_ends_leaves_the_group(world: World) -> None:
+    topic = next(_names)
+    _, (stays, goes) = share(world, topic)
+    sender = world.bus()
+    goes.close(forget=True)
+    assert send(sender, topic, range(4)) == {Receipt.SAFE}
+    assert numbers(collect(stays, 4)) == list(range(4))
+    stays.close(forget=True)
+    assert send(sender, topic, range(1)) == {Receipt.UNHEARD}
+
+
+def test_a_member_of_a_group_is_sent_nothing_retained(world: World) -> None:
+    topic = next(_names)
+    sender = world.bus()
+    sender.publish(f"{topic}/a", b"0", retain=True)
+    until(sender, lambda: sender.unsent == 0)
+    _, (member,) = share(world, topic, 1)
+    assert send(sender, topic, range(1, 2)) == {Receipt.SAFE}
+    assert numbers(collect(member, 1)) == [1]
+    sender.publish(f"{topic}/a", b"", retain=True)
+    until(sender, lambda: sender.unsent == 0)
+
+
 def test_large_and_empty_payloads_pass(world: World) -> None:
     topic = next(_names)
     receiver, sender = ready(world.bus(), topic), world.bus()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from har_edge.errors import BrokerError
 from har_edge.messaging.broker import Mosquitto
 from har_edge.messaging.bus import Receipt, Session, TakenOver, Will
-from har_edge.messaging.memory import MemoryBroker, matches
+from har_edge.messaging.memory import MemoryBroker, matches, read_share
 from har_edge.messaging.mqtt import open_bus
 
 # MQTT 5, section 4.7: the examples of the specification, and the edges.
@@ -59,6 +59,23 @@ def test_filters_against_paho(wanted: list[str], levels: list[str]) -> None:
 
     for pattern in ("/".join(wanted), "/".join([*wanted, "#"])):
         assert matches(pattern, "/".join(levels)) is topic_matches_sub(pattern, "/".join(levels))
+
+
+SHARES = [
+    ("$share/turns/a/+", ("turns", "a/+")),
+    ("$share/turns/#", ("turns", "#")),
+    ("$share/turns//a", ("turns", "/a")),
+    ("$share/turns", None),
+    ("$share/turns/", None),
+    ("$share//a", None),
+    ("$shared/turns/a", None),
+    ("share/turns/a", None),
+]
+
+
+@pytest.mark.parametrize(("pattern", "expected"), SHARES)
+def test_shared_subscriptions(pattern: str, expected: tuple[str, str] | None) -> None:
+    assert read_share(pattern) == expected
 
 
 def test_mosquitto_agrees(mosquitto: Mosquitto) -> None:
