@@ -13,7 +13,21 @@ from har_edge.cli import options
 from har_edge.errors import HarEdgeError
 
 COMMANDS = (
-    *("demo", "sensor", "stage", "watch", "broker", "slice", "evaluate", "train", "data", "testbed", "profile", "plan"),
+    *(
+        "demo",
+        "sensor",
+        "stage",
+        "watch",
+        "status",
+        "broker",
+        "slice",
+        "evaluate",
+        "train",
+        "data",
+        "testbed",
+        "profile",
+        "plan",
+    ),
 )
 
 

@@ -69,6 +69,23 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     add_broker(parser, default=f"${BROKER_VARIABLE}, then mqtt://127.0.0.1:1883")
 
 
+def add_probe(parser: argparse.ArgumentParser) -> None:
+    """Add what a probe window needs: patience, and a place for the files that sensors reduce windows with."""
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=5.0,
+        metavar="S",
+        help="how long a probe window may take, in seconds (default: 5)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where files of the pipeline are kept (default: ~/.cache/har-edge/slices)",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add `--config`: the pipeline file."""
     parser.add_argument(
@@ -244,6 +261,17 @@ def speed(text: str) -> float | None:
     if not 0 < factor < 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is no speed; expected a factor above 0, or max")
     return factor
+
+
+def seconds(text: str) -> float:
+    """Read a time in seconds, above 0 and at most an hour."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected seconds above 0, and at most 3600")
+    return value
 
 
 def port(text: str) -> int:

@@ -16,7 +16,8 @@ from har_edge.graph.manifest import SliceManifest
 from har_edge.messaging.bus import Delivery
 from har_edge.messaging.status import ALIVE, Beat, NodeStatus, StagePhase, StageReport, decode_beat, decode_status
 from har_edge.messaging.topics import Kind, Topics, is_probe
-from har_edge.nodes.deployment import Deployment, Placement, decode_deployment
+from har_edge.nodes.deployment import Deployment, Placement
+from har_edge.nodes.follow import read_deployment
 from har_edge.nodes.results import Result, decode_results
 from har_edge.nodes.snapshot import (
     CountsView,
@@ -130,7 +131,7 @@ class Observer:
             self.deployment, self.plan_problem = None, ""
             return
         try:
-            self.deployment, self.plan_problem = decode_deployment(payload), ""
+            self.deployment, self.plan_problem = read_deployment(self._topics, payload), ""
         except MessageError as error:
             self.plan_problem = printable(str(error))
             raise

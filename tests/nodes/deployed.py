@@ -62,8 +62,9 @@ class Said:
         return Delivery(self.topics.plan(), encode_deployment(deployed), (1, 1), retained=True)
 
     def status(self, node: str, role: str = "node", state: State = State.READY, **more: object) -> Delivery:
-        card = CARD if role == "node" else None
-        status = NodeStatus(node, role, state, f"{node}-1", 1.0, "1.0", **({"device": card} | more))  # type: ignore[arg-type]
+        said: dict[str, object] = {"instance": f"{node}-1", "started": 1.0, "version": "1.0"}
+        said |= {"device": CARD} if role == "node" else {}
+        status = NodeStatus(node=node, role=role, state=state, **(said | more))  # type: ignore[arg-type]
         return Delivery(self.topics.status(node), encode_status(status), (1, 1), retained=True)
 
     def beat(self, node: str, time: float, *stages: StageReport, number: int = 1, instance: str = "") -> Delivery:

@@ -1,0 +1,111 @@
+"""`har-edge status`: what is deployed, how it does, and whether a window goes through."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from har_edge.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from har_edge.messaging.topics import Topics
+    from har_edge.nodes.loop import Stop
+    from har_edge.nodes.snapshot import Snapshot
+
+HELP = "show what is deployed, how it does, and whether a window goes through"
+# How long beats are gathered before anything is said: two of them, and some.
+GATHER_S = 1.2
+EVERY_S = 1.0
+PROBE_EVERY_S = 10.0
+POLL_S = 0.1
+EXIT_NOT_READY = 1
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--live", action="store_true", help="go on until Ctrl-C, with a probe every 10 s")
+    parser.add_argument("--json", action="store_true", help="one JSON object (with --live: one a line, every second)")
+    parser.add_argument("--no-probe", action="store_true", help="send no probe window; then nothing is called ready")
+    options.add_probe(parser)
+    options.add_pipeline(parser)
+    options.add_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    options.one_thread()
+    options.start_logging(args)
+    from har_edge.messaging.topics import Topics
+    from har_edge.nodes.loop import Stop
+
+    stop = Stop().catch_signals()
+    snapshots = look(args, Topics(args.base, args.pipeline), stop)
+    last = _show_live(snapshots) if args.live and not args.json else _print(snapshots, as_json=args.json)
+    return 0 if last is not None and last.ready else EXIT_NOT_READY
+
+
+def look(args: argparse.Namespace, topics: Topics, stop: Stop) -> Iterator[Snapshot]:
+    """Yield what is seen: once, when the probe is over, or every second with --live."""
+    import secrets
+
+    from har_edge.messaging.bus import Session
+    from har_edge.nodes.observe import Observer
+    from har_edge.nodes.store import Store, default_folder
+    from har_edge.nodes.trial import Trial
+
+    name = f"{topics.base}-{topics.pipeline}-status-{secrets.token_hex(4)}"
+    bus = options.reach(args, Session(name, clean_start=True))
+    observer, store = Observer(topics, time.monotonic()), Store(args.cache or default_folder())
+    trial = Trial(bus, topics, observer, store, lambda session: options.reach(args, session), args.timeout)
+    bus.subscribe(observer.filters)
+    started = time.monotonic()
+    probe_at, show_at = started + GATHER_S, started + GATHER_S
+    try:
+        while not stop.asked:
+            for delivery in bus.poll(POLL_S):
+                bus.acknowledge(delivery)
+                observer.handle(delivery, time.monotonic(), time.time())
+                trial.handle(delivery, time.monotonic())
+            now = time.monotonic()
+            trial.tick(now)
+            if now >= probe_at and not args.no_probe and not trial.under_way:
+                probe_at = now + PROBE_EVERY_S
+                trial.send(now, time.time())
+            if now >= show_at and (args.live or not trial.under_way):
+                show_at += EVERY_S
+                yield observer.snapshot(now, time.time(), trial.view)
+                if not args.live:
+                    return
+    finally:
+        bus.close(forget=True)
+
+
+def _print(snapshots: Iterator[Snapshot], *, as_json: bool) -> Snapshot | None:
+    from rich.console import Console
+
+    from har_edge.cli.status_report import draw
+    from har_edge.nodes.snapshot import encode_snapshot
+
+    last, console = None, Console(highlight=False)
+    for last in snapshots:
+        if as_json:
+            sys.stdout.write(encode_snapshot(last).decode() + "\n")
+            sys.stdout.flush()
+        else:
+            console.print(draw(last, console.width))
+    return last
+
+
+def _show_live(snapshots: Iterator[Snapshot]) -> Snapshot | None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from har_edge.cli.status_report import draw
+
+    last, console = None, Console(highlight=False)
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        for last in snapshots:
+            live.update(draw(last, console.width), refresh=True)
+    return last

@@ -1,0 +1,229 @@
+"""A snapshot of a deployment as a person reads it, for terminals of any width."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from har_edge.cli.figures import duration, size
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from har_edge.nodes.snapshot import EpochView, FlowView, NodeView, Snapshot, StageView
+
+# From these widths on there is room for more columns.
+WIDE, WIDER = 100, 118
+MAX_ROWS = 64
+# Clocks that differ by more than this spoil latencies and the order of repetitions.
+SKEW_S = 0.5
+GOOD, BAD, DIM = "green", "red", "dim"
+_STATE_STYLE = {"busy": GOOD, "ready": GOOD, "draining": "yellow", "init": "yellow"}
+_PHASE_STYLE = {"running": GOOD, "drained": DIM, "failed": BAD, "unreported": BAD}
+
+
+def draw(seen: Snapshot, columns: int) -> Group:
+    """Return the whole report for a terminal of so many columns."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Table | Text] = [_headline(seen), _verdict(seen)]
+    if seen.nodes:
+        parts += [Text(), _nodes(seen, columns)]
+    for epoch in seen.epochs:
+        parts += [Text(), _stages(epoch, [one for one in seen.stages if one.epoch == epoch.epoch], columns)]
+    known = {epoch.epoch for epoch in seen.epochs}
+    beside = [one for one in seen.stages if one.epoch not in known]
+    if beside:
+        parts += [Text(), _stages(None, beside, columns)]
+    return Group(*parts, Text(), *_flow(seen.flow), _counts(seen))
+
+
+def _headline(seen: Snapshot) -> Text:
+    from rich.text import Text
+
+    text = Text.assemble("pipeline ", (seen.pipeline, "bold"), "" if seen.base == "har" else f" below {seen.base}")
+    if seen.plan == "none":
+        return text.append(", no plan")
+    if not seen.revision:
+        return text.append(f", its plan is not followed: {seen.plan}", BAD)
+    epoch = f"epoch {seen.epoch}" if seen.epoch else "no epoch yet"
+    return text.append(f", {seen.model}, {epoch}, revision {seen.revision} of the plan")
+
+
+def _verdict(seen: Snapshot) -> Text:
+    from rich.text import Text
+
+    if seen.probe is None:
+        return Text("not probed", style="yellow")
+    if seen.probe.answered and seen.probe.seconds is not None:
+        return Text(f"ready: a probe window went through in {duration(seen.probe.seconds)}", style=GOOD)
+    return Text(f"not ready: {seen.probe.where}", style=BAD)
+
+
+def _table(columns: list[tuple[str, bool]]) -> Table:
+    """Return a table without lines; each column is a name and whether it holds figures."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left", title_style="bold", pad_edge=False)
+    for name, figures in columns:
+        table.add_column(
+            name, justify="right" if figures else "left", no_wrap=True, header_style=DIM, overflow="ellipsis"
+        )
+    return table
+
+
+def _nodes(seen: Snapshot, columns: int) -> Table:
+    from rich.text import Text
+
+    wide, wider = columns >= WIDE, columns >= WIDER
+    names = [("node", False), ("role", False), ("state", False), ("beat", True), ("clock", True), ("stages", False)]
+    names += [("cores", True), ("memory", True)] if wide else []
+    names += [("speed", True), ("version", False)] if wider else []
+    table = _table(names)
+    shown = sorted(seen.nodes, key=lambda one: (not one.alive, one.role, one.name))[:MAX_ROWS]
+    for node in shown:
+        cells = [
+            Text(_short(node.name, columns // 4)),
+            Text(_short(node.role, 11)),
+            _state(node),
+            Text("-" if node.beat_age_s is None else duration(node.beat_age_s)),
+            _clock(node),
+            Text(_short(_holds(node, seen.epoch), columns // 4)),
+        ]
+        card = node.protocol is not None
+        cells += (
+            [Text(str(node.cores) if card else "-"), Text(size(node.memory_bytes) if card else "-")] if wide else []
+        )
+        cells += [Text(f"{node.speed:.0f}/s" if card else "-"), Text(node.version)] if wider else []
+        table.add_row(*cells, style=None if node.alive else DIM)
+    if len(seen.nodes) > len(shown):
+        table.add_row(Text(f"and {len(seen.nodes) - len(shown)} more"))
+    return table
+
+
+def _state(node: NodeView) -> Text:
+    from rich.text import Text
+
+    if not node.alive and node.state in _STATE_STYLE:
+        return Text("silent", style=BAD)
+    return Text(node.state, style=_STATE_STYLE.get(node.state, BAD if node.state == "lost" else DIM))
+
+
+def _clock(node: NodeView) -> Text:
+    from rich.text import Text
+
+    if node.ahead_s is None:
+        return Text("-")
+    ahead_s = node.ahead_s
+    words = "0 ms" if abs(ahead_s) < 0.0005 else f"{'+' if ahead_s > 0 else '-'}{duration(abs(ahead_s))}"
+    return Text(words, style=BAD if abs(ahead_s) > SKEW_S else "")
+
+
+def _holds(node: NodeView, current: int) -> str:
+    """Return the stages of a node: numbers, with a replica's behind a dot and another epoch's in brackets."""
+    if node.role == "sensor":
+        return f"to {node.epoch}" if node.epoch else "-"
+    names = []
+    for text in node.stages:
+        stage, _, epoch = text.partition("@")
+        name = stage.removesuffix(".0")
+        names.append(name if epoch == str(current) else f"({name})")
+    return " ".join(names) or "-"
+
+
+def _stages(epoch: EpochView | None, stages: list[StageView], columns: int) -> Table:
+    from rich.text import Text
+
+    wide, wider = columns >= WIDE, columns >= WIDER
+    names = [
+        ("stage", True),
+        ("operators", True),
+        ("node", False),
+        ("phase", False),
+        ("win/s", True),
+        ("service", True),
+    ]
+    names += [("wait", True), ("queue", True), ("busy", True)]
+    names += [("windows", True), ("parts", True)] if wide else []
+    names += [("lost", True), ("errors", True)]
+    names += [("standby", False)] if wider else []
+    table = _table(names)
+    table.title = f"epoch {epoch.epoch}, {epoch.phase}" if epoch else "not in the plan"
+    for one in stages[:MAX_ROWS]:
+        cut = epoch.cuts[one.stage] if epoch and 0 <= one.stage < len(epoch.cuts) else None
+        cells = [
+            Text(f"{one.stage}.{one.replica}" if one.replica else str(one.stage)),
+            Text(f"{cut[0]}-{cut[1]}" if cut else "-"),
+            Text(_short(one.node, columns // 5)),
+            Text(
+                one.phase if one.planned or epoch is None else f"{one.phase}*",
+                style=_PHASE_STYLE.get(one.phase, "yellow"),
+            ),
+            Text("-" if one.rate is None else f"{one.rate:.1f}"),
+            Text(_seconds(one.service_s)),
+            Text(_seconds(one.queue_s)),
+            Text(str(one.queued)),
+            Text("-" if one.busy is None else f"{one.busy:.0%}"),
+        ]
+        cells += [Text(str(one.windows)), Text(str(one.waiting))] if wide else []
+        cells += [_bad(one.lost), _bad(one.errors)]
+        cells += [Text(_short(" ".join(one.standby) or "-", 20))] if wider else []
+        table.add_row(*cells)
+        if one.detail:
+            table.caption = Text(f"stage {one.stage} on {one.node}: {one.detail}")
+            table.caption_justify = "left"
+    return table
+
+
+def _flow(flow: FlowView) -> list[Text]:
+    from rich.text import Text
+
+    if flow.p50_s is None or flow.p95_s is None or flow.p99_s is None:
+        return [Text("flow     no answer came while this looked")]
+    latency = f"p50 {duration(flow.p50_s)}, p95 {duration(flow.p95_s)}, p99 {duration(flow.p99_s)}"
+    lines = [
+        Text(f"flow     {flow.rate:.1f} answers/s, {flow.results} seen"),
+        Text(f"latency  {latency} from capture to answer"),
+    ]
+    if flow.hops:
+        hops = [f"stage {hop.stage} {duration(hop.queue_s)} + {duration(hop.service_s)}" for hop in flow.hops]
+        rest = "" if flow.elsewhere_s is None else f", elsewhere {_signed(flow.elsewhere_s)}"
+        lines.append(Text(f"hops     {', '.join(hops)} (waiting + service){rest}"))
+    return lines
+
+
+def _counts(seen: Snapshot) -> Text:
+    from rich.text import Text
+
+    counts, text = seen.counts, Text("counts   ")
+    shown = (
+        ("lost", counts.lost, True),
+        ("errors", counts.errors, True),
+        ("dropped by live sensors", counts.dropped, True),
+        ("resent", counts.resent, False),
+        ("foreign", counts.foreign, False),
+        ("unusable here", counts.unusable, True),
+    )
+    for number, (name, value, bad) in enumerate(shown):
+        text.append(", " if number else "").append(f"{name} {value}", BAD if bad and value else "")
+    return text
+
+
+def _bad(count: int) -> Text:
+    from rich.text import Text
+
+    return Text(str(count), style=BAD if count else "")
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else duration(value)
+
+
+def _signed(seconds: float) -> str:
+    return duration(seconds) if seconds >= 0 else f"-{duration(-seconds)}"
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

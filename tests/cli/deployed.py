@@ -1,0 +1,107 @@
+"""A deployment as a broker sees it: plan, files, statuses and beats that a test publishes itself.
+
+Its stages are those of `har-edge stage` on the same slices, so that windows really flow.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+
+import msgspec
+
+from har_edge.messaging.bus import Outgoing
+from har_edge.messaging.status import StageReport, State
+from har_edge.nodes.blobs import parcel
+from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement
+from tests.cli.fleet import Fleet, Running, environment
+from tests.nodes.deployed import Said, report
+
+NODES = ("pi-1", "pi-2", "pi-3")
+
+
+@dataclass
+class Stand:
+    """Says on a fleet's broker what a coordinator and three nodes would say, with the slices of the fleet."""
+
+    fleet: Fleet
+    reports: dict[str, list[StageReport]] = field(default_factory=dict)
+    nodes: tuple[str, ...] = NODES
+    ahead_s: float = 0.0
+    counting: int = 0
+    beats: int = 0
+
+    def __post_init__(self) -> None:
+        pipeline, self.said = self.fleet.pipeline, Said(self.fleet.topics)
+        self.epoch = pipeline.config.epoch
+        placements = tuple(Placement(stage, node) for stage, node in enumerate(NODES))
+        self.generation = Generation(self.epoch, pipeline.manifest, placements)
+        self.deployment = Deployment(
+            VERSION, 3, "coordinator-1", 1.0, pipeline.config, self.epoch, dict(pipeline.task.files), (self.generation,)
+        )
+        self.reports = {node: [report(stage, epoch=self.epoch)] for stage, node in enumerate(NODES)}
+
+    def publish(self, *messages: Outgoing) -> None:
+        for one in messages:
+            self.fleet.bus.publish(one.topic, one.payload, retain=one.retain)
+        self.fleet.until(lambda: not self.fleet.bus.unsent, "what the test says is not safe at the broker")
+
+    def say(self, topic: str, payload: bytes, *, retain: bool = True) -> None:
+        self.publish(Outgoing(topic, payload, retain=retain))
+
+    def plan(self, **changes: object) -> None:
+        """Retain the plan."""
+        one = self.said.plan(msgspec.structs.replace(self.deployment, **changes))
+        self.say(one.topic, one.payload)
+
+    def files(self) -> list[Outgoing]:
+        """Return the messages that bring every slice to the broker."""
+        folder = self.fleet.pipeline.folder
+        entries = self.generation.manifest.slices
+        return [one for entry in entries for one in parcel(self.fleet.topics, (folder / entry.file).read_bytes())]
+
+    def status(self, node: str, role: str = "node", state: State = State.BUSY, **more: object) -> None:
+        one = self.said.status(node, role, state, **more)
+        self.say(one.topic, one.payload)
+
+    def statuses(self) -> None:
+        """Retain what coordinator and nodes say of themselves."""
+        self.status("coordinator", "coordinator", State.READY, instance="coordinator-1")
+        for node in NODES:
+            self.status(node)
+
+    def everything(self) -> None:
+        self.plan()
+        self.publish(*self.files())
+        self.statuses()
+
+    def beat(self) -> None:
+        """Let coordinator and nodes beat once; the first stages, as many as `counting`, have handled a window more."""
+        self.beats += 1
+        for node in ("coordinator", *self.nodes):
+            told = self.reports.get(node, [])
+            told = [
+                msgspec.structs.replace(one, windows=self.beats) if one.stage < self.counting else one for one in told
+            ]
+            one = self.said.beat(node, time.time() + self.ahead_s, *told)
+            self.fleet.bus.publish(one.topic, one.payload)
+
+    def start(self, command: str, *options: str, **changes: str) -> Running:
+        """Start a command on this pipeline."""
+        fleet, log = self.fleet, self.fleet.cwd / f"{command}-{len(self.fleet.running)}.log"
+        arguments = [sys.executable, "-m", "har_edge.cli.main", command, "--pipeline", fleet.name]
+        arguments += ["--broker", fleet.address.url, "--cache", str(fleet.cwd / "cache"), *options]
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                arguments, cwd=fleet.cwd, env=environment(**changes), stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
+        fleet.running.append(Running(process, log))
+        return fleet.running[-1]
+
+    def run(self, command: str, *options: str, **changes: str) -> Running:
+        """Run a command on this pipeline to its end, while coordinator and nodes beat."""
+        running = self.start(command, *options, **changes)
+        self.fleet.until(lambda: self.beat() or running.process.poll() is not None, f"{command} does not end")
+        return running
