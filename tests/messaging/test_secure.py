@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from har_edge.messaging.bus import Bus, Delivery, Receipt, Session, Will
 from har_edge.messaging.link import FinalRefusal
 from har_edge.messaging.mqtt import Client, open_bus
 from har_edge.messaging.topics import Topics
+from har_edge.nodes.blobs import MAX_CHUNK_BYTES, MAX_CHUNKS, clear, fetch, parcel
+from har_edge.nodes.store import Store
 from har_edge.resources import find_folder
 
 BROKERS = find_folder("brokers")
@@ -102,9 +105,7 @@ def publish(bus: Bus, topic: str, *others: Bus) -> tuple[Receipt, list[Delivery]
 
 def test_every_role_can_do_its_work(broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]) -> None:
     sensor, stage, watcher = (connect(address(broker, secrets, role), role) for role in ("sensor", "stage", "watcher"))
-    stage.subscribe(
-        [TOPICS.window("+", "chest"), TOPICS.activation(1, 0, "+"), TOPICS.status("stage-0"), TOPICS.plan()]
-    )
+    stage.subscribe([TOPICS.window("+", "chest"), TOPICS.activation(1, 0, "+"), TOPICS.status("stage-0")])
     watcher.subscribe([TOPICS.result("+"), TOPICS.status("+")])
     sensor.subscribe([TOPICS.result("+"), TOPICS.status("sensor-chest")])
     until(lambda: stage.connected and watcher.connected and sensor.connected, stage, watcher, sensor)
@@ -130,15 +131,121 @@ def test_every_role_can_do_its_work(broker: Mosquitto, secrets: Path, connect: C
         assert got[topic] == readers
 
 
+# What each role of a deployment takes and gives: its filters, and its topics with the roles that read them.
+NAME = "0123456789abcdef" * 4
+FILTERS = {
+    "sensor": [TOPICS.result("+"), TOPICS.status("sensor-1"), TOPICS.plan(), TOPICS.slice(NAME)],
+    "node": [
+        f"$share/9-0/{TOPICS.window('+', 'chest')}",
+        f"$share/9-1/{TOPICS.activation(9, 0, '+')}",
+        TOPICS.status("pi-1"),
+        TOPICS.beat("pi-1"),
+        TOPICS.plan(),
+        TOPICS.slice(NAME),
+        TOPICS.chunk(NAME, "+"),
+    ],
+    "coordinator": [TOPICS.status("+"), TOPICS.beat("+"), TOPICS.plan(), TOPICS.slice("+"), TOPICS.result("+")],
+    "watcher": [TOPICS.result("+"), TOPICS.status("+"), TOPICS.beat("+"), TOPICS.plan()],
+    "operator": [TOPICS.result("+"), TOPICS.status("+"), TOPICS.beat("+"), TOPICS.plan(), TOPICS.chunk(NAME, "+")],
+}
+EVERYBODY = set(FILTERS)
+SENT = [
+    ("sensor", TOPICS.window("s", "chest"), {"node"}),
+    ("node", TOPICS.activation(9, 0, "s"), {"node"}),
+    ("node", TOPICS.result("s"), EVERYBODY - {"node"}),
+    ("node", TOPICS.status("pi-1"), EVERYBODY - {"sensor"}),
+    ("node", TOPICS.beat("pi-1"), EVERYBODY - {"sensor"}),
+    ("sensor", TOPICS.status("sensor-1"), EVERYBODY - {"node"}),
+    ("coordinator", TOPICS.status("coordinator"), {"coordinator", "watcher", "operator"}),
+    ("coordinator", TOPICS.beat("coordinator"), {"coordinator", "watcher", "operator"}),
+    ("coordinator", TOPICS.plan(), EVERYBODY),
+    ("coordinator", TOPICS.slice(NAME), {"sensor", "node", "coordinator"}),
+    ("coordinator", TOPICS.chunk(NAME, 0), {"node", "operator"}),
+    ("coordinator", TOPICS.window("_probe-1", "chest"), {"node"}),
+    ("operator", TOPICS.window("_probe-2", "chest"), {"node"}),
+]
+
+
+def test_every_role_of_a_deployment_can_do_its_work(
+    broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]
+) -> None:
+    buses = {role: connect(address(broker, secrets, role), f"deployed-{role}") for role in FILTERS}
+    for role, bus in buses.items():
+        bus.subscribe(FILTERS[role])
+    until(lambda: all(bus.connected for bus in buses.values()), *buses.values())
+    got: dict[str, set[str]] = {}
+    for sender, topic, _ in SENT:
+        receipts: list[Receipt] = []
+        buses[sender].publish(topic, topic.encode(), receipt=receipts.append)
+        _gather(buses, got, lambda receipts=receipts: receipts)
+        assert receipts == [Receipt.SAFE], topic
+    expected = {topic: readers for _, topic, readers in SENT}
+    _gather(buses, got, lambda: got == expected)
+
+
+def _gather(buses: dict[str, Bus], got: dict[str, set[str]], done: Callable[[], object]) -> None:
+    """Note who receives what until something holds."""
+    deadline = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < deadline, f"not done after 10 s; got: {got}"
+        for role, bus in buses.items():
+            for delivery in bus.poll(0.01):
+                bus.acknowledge(delivery)
+                got.setdefault(delivery.topic, set()).add(role)
+
+
+@pytest.mark.parametrize("role", ["node", "sensor", "operator"])
+def test_a_slice_comes_from_the_coordinator(
+    broker: Mosquitto, secrets: Path, connect: Callable[..., Bus], role: str, tmp_path: Path
+) -> None:
+    content = os.urandom(2_500_000)
+    sha256 = hashlib.sha256(content).hexdigest()
+    giver = connect(address(broker, secrets, "coordinator"), f"gives-{role}")
+    messages = parcel(TOPICS, content)
+    for one in messages:
+        giver.publish(one.topic, one.payload, retain=one.retain)
+    until(lambda: not giver.unsent, giver)
+    taker, store = connect(address(broker, secrets, role), f"takes-{role}", receive_max=4), Store(tmp_path)
+    fetch(taker, TOPICS, [sha256], store, lambda: False, timeout_s=10)
+    assert store.path(sha256).read_bytes() == content
+    for one in clear(TOPICS, sha256, len(messages) - 1):
+        giver.publish(one.topic, one.payload, retain=one.retain)
+    until(lambda: not giver.unsent, giver)
+    late = connect(address(broker, secrets, role), f"late-{role}")
+    late.subscribe([TOPICS.slice(sha256), TOPICS.chunk(sha256, "+")])
+    until(lambda: late.connected, late)
+    assert list(late.poll(0.2)) == []
+
+
+@pytest.mark.parametrize("config", ["mosquitto.conf", "secure.conf"])
+def test_the_brokers_take_any_slice_that_nodes_take(config: str) -> None:
+    text = (BROKERS / config).read_text()
+    limits = {key: int(value) for key, value in re.findall(r"^(max_\w+) (\d+)$", text, re.MULTILINE)}
+    assert limits["max_packet_size"] >= MAX_CHUNK_BYTES + 4096
+    assert limits["max_queued_messages"] >= MAX_CHUNKS
+
+
 @pytest.mark.parametrize(
     ("role", "topic"),
     [
         ("sensor", TOPICS.result("subject7")),
         ("sensor", TOPICS.activation(1, 0, "subject7")),
+        ("sensor", TOPICS.beat("pi-1")),
         ("stage", TOPICS.window("subject7", "chest")),
-        ("stage", TOPICS.plan()),
         ("watcher", TOPICS.result("subject7")),
         ("watcher", TOPICS.status("stage-0")),
+        ("watcher", TOPICS.window("_probe-1", "chest")),
+        ("node", TOPICS.window("subject7", "chest")),
+        ("operator", TOPICS.result("subject7")),
+        ("operator", TOPICS.status("pi-1")),
+        ("operator", TOPICS.beat("pi-1")),
+        ("coordinator", TOPICS.result("subject7")),
+        ("coordinator", TOPICS.activation(1, 0, "subject7")),
+        *(
+            (role, topic)
+            for role in ("sensor", "node", "stage", "watcher", "operator")
+            for topic in (TOPICS.plan(), TOPICS.slice(NAME), TOPICS.chunk(NAME, 0))
+        ),
     ],
 )
 def test_nobody_may_publish_what_is_not_theirs(
