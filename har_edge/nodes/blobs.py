@@ -266,6 +266,8 @@ def _fetch_one(bus: Bus, one: Fetch, store: Store, stop: Callable[[], bool], tim
             return False
         fresh = [text for text in one.filters if text not in subscribed]
         if fresh:
+            if one.content:
+                store.make_room(len(one.content))  # before any of it travels
             bus.subscribe(fresh)
             subscribed.update(fresh)
         for delivery in bus.poll(_POLL_S):

@@ -75,10 +75,12 @@ def files_of(
 def materialise(deployment: Deployment, generation: Generation, store: Store, stages: Collection[int]) -> Pipeline:
     """Lay files in the store out under their names, with the slices of these stages, and return the pipeline.
 
-    Its epoch is the generation's, its folder one below the store's that no other deployment shares. Raises NodeError
-    when the store lacks a file or the folder cannot be written; MessageError or ConfigError when the files do not fit.
+    Its epoch is the generation's, its folder one below the store's that no other deployment shares; from now on the
+    store keeps what this deployment names. Raises NodeError when the store lacks a file or the folder cannot be
+    written; MessageError or ConfigError when the files do not fit.
     """
     config, slices = deployment.config, generation.manifest.slices
+    store.keep({sha256 for one in (None, *deployment.generations) for sha256 in files_of(deployment, one)})
     names = dict(deployment.files)
     description = config.task.stream.description
     if description not in BUILT_IN and description not in names:  # nor any other file of this device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -39,17 +40,17 @@ class Store:
 
     def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
-        self._kept: frozenset[str] = frozenset()
+        self._kept: set[str] = set()
         # What this process has hashed: the place on the disk and the size, so that another file is hashed anew.
         self._checked: dict[str, tuple[int, int]] = {}
 
     def keep(self, hashes: Collection[str]) -> None:
         """Never evict these from now on; what was to be kept before no longer is."""
-        self._kept = frozenset(hashes)
+        self._kept = set(hashes)
 
     def keep_also(self, hashes: Collection[str]) -> None:
         """Never evict these either."""
-        self._kept |= frozenset(hashes)
+        self._kept.update(hashes)
 
     def has(self, sha256: str) -> bool:
         """Tell whether the content is here and whole; a damaged file is removed."""
@@ -90,7 +91,7 @@ class Store:
             )
         if self.has(sha256):
             return self.path(sha256)
-        self._make_room(len(content))
+        self.make_room(len(content))
         draft = self.folder / f"{_DRAFT}{secrets.token_hex(8)}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -99,22 +100,35 @@ class Store:
             found_stat = path.stat()
         except OSError as error:
             _remove(draft)
-            raise NodeError(
-                f"cannot keep {len(content)} bytes in {self.folder}: {error.strerror or error}; {_free(self.folder)}: "
-                "make room or permit writing there, or give another folder with --cache"
-            ) from None
+            raise self._unable(len(content), error.strerror or str(error)) from None
         self._checked[sha256] = found_stat.st_ino, found_stat.st_size
         return path
+
+    def _unable(self, size: int, reason: str) -> NodeError:
+        return NodeError(
+            f"cannot keep {size} bytes in {self.folder}: {reason}; {_free_bytes(self.folder)} bytes are free: make "
+            "room or permit writing there, or give another folder with --cache"
+        )
 
     def _place(self, sha256: str) -> Path:
         if not _SHA256.fullmatch(sha256):
             raise MessageError(f"{sha256!r} came as the hash of a file; expected a SHA-256 as 64 hex digits")
         return self.folder / sha256
 
-    def _make_room(self, size: int) -> None:
-        """Evict what was not used for longest until so many bytes more are within the limit."""
-        there = self._contents()
-        excess = sum(bytes_ for _, bytes_, _ in there) + size - self.limit_bytes
+    def make_room(self, size: int) -> None:
+        """Evict what was not used for longest until so many bytes more are within the limit.
+
+        Raises NodeError when that is not enough, or when the disk has not so much.
+        """
+        try:
+            there = self._contents()
+        except OSError as error:
+            raise self._unable(size, error.strerror or str(error)) from None
+        self._evict(there, size, sum(bytes_ for _, bytes_, _ in there) + size - self.limit_bytes)
+        if _free_bytes(self.folder) < size:
+            raise self._unable(size, os.strerror(errno.ENOSPC))
+
+    def _evict(self, there: list[tuple[float, int, Path]], size: int, excess: int) -> None:
         if excess <= 0:
             return
         evictable = sorted(one for one in there if one[2].name not in self._kept)
@@ -164,7 +178,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _free(folder: Path) -> str:
-    """Say how much is free where a folder is, or would be."""
+def _free_bytes(folder: Path) -> int:
+    """Return how much is free where a folder is, or would be."""
     there = next((one for one in (folder, *folder.parents) if one.is_dir()), Path("/"))
-    return f"{shutil.disk_usage(there).free} bytes are free"
+    return shutil.disk_usage(there).free

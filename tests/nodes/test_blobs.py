@@ -265,8 +265,10 @@ def test_fetch_stops_when_it_is_told(tmp_path: Path) -> None:
 def test_a_full_store_is_said(tmp_path: Path) -> None:
     broker = MemoryBroker()
     publish(broker, parcel(TOPICS, CONTENT, 100))
+    bus = broker.connect(fetch_session())
     with pytest.raises(NodeError, match="raise it with --cache-bytes to at least 1050"):
-        fetch(broker.connect(fetch_session()), TOPICS, [NAME], Store(tmp_path, 1000), never)
+        fetch(bus, TOPICS, [NAME], Store(tmp_path, 1000), never)
+    assert bus.traffic.received == 1  # the header; no chunk travels in vain
 
 
 def read_shelf(bus: Bus, shelf: Shelf) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from har_edge.errors import MessageError, NodeError
+from har_edge.errors import ConfigError, MessageError, NodeError
 from har_edge.graph.manifest import SliceEntry, SliceManifest, TensorSpec
 from har_edge.messaging.bus import Session
 from har_edge.messaging.memory import MemoryBroker
@@ -100,6 +100,22 @@ def test_files_lie_under_their_names(store: Store) -> None:
     again = materialise(msgspec.structs.replace(deployment, revision=2), deployment.generations[0], store, [0, 1])
     assert again.folder == pipeline.folder and len(list(again.folder.iterdir())) == 3
     assert pipeline.folder.parent.parent == store.folder and pipeline.folder.name.startswith("har-har-7-")
+
+
+def test_what_a_deployment_names_is_kept_until_it_names_it_no_more(store: Store) -> None:
+    named = sha256_of(DESCRIPTION), sha256_of(b"slice 0"), sha256_of(b"slice 1")
+    store.limit_bytes = sum(len(store.path(name).read_bytes()) for name in named)
+    deployment = deployment_of(7)
+    materialise(deployment, deployment.generations[0], store, [0])
+    with pytest.raises(NodeError, match="raise it with --cache-bytes"):
+        store.put(sha256_of(b"x"), b"x")
+    entries = deployment.generations[0].manifest.slices[:1]
+    manifest = msgspec.structs.replace(deployment.generations[0].manifest, slices=entries)
+    fewer = msgspec.structs.replace(deployment.generations[0], manifest=manifest)
+    with pytest.raises(ConfigError, match="output 'scores' is made by no slice"):  # half a model, but it is followed
+        materialise(msgspec.structs.replace(deployment, generations=(fewer,)), fewer, store, [0])
+    store.put(sha256_of(b"x"), b"x")
+    assert [store.has(name) for name in named] == [True, True, False]
 
 
 def test_other_files_lie_elsewhere(store: Store) -> None:

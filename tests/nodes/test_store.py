@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -132,6 +133,16 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert files(tmp_path) == set()  # the half that was written is gone
     put(Store(tmp_path), bytes(100_000))
+
+
+def test_what_the_disk_cannot_hold_is_said_before_it_is_written(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache", limit_bytes=2**62)
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(
+        NodeError, match=rf"cannot keep \d+ bytes in {tmp_path}/cache: No space left on device; \d+ bytes"
+    ):
+        store.make_room(2 * free)
+    store.make_room(free // 100)
 
 
 @pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs a file system that nobody can write to")
