@@ -17,6 +17,7 @@ COMMANDS = (
         "demo",
         "sensor",
         "stage",
+        "node",
         "watch",
         "status",
         "broker",

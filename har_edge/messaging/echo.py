@@ -11,6 +11,9 @@ from har_edge.errors import BrokerError
 from har_edge.messaging.bus import Bus
 
 SMALL, LARGE = 64, 65_536
+# What a quick look at a link sends, the smallest first: a slow link shows at the first ones.
+_QUICK_SIZES = (1024, 8192, LARGE)
+_QUICK_S = 0.15
 _TIMEOUT_S = 30.0
 _POLL_S = 1.0
 _BUDGET_S = 5.0
@@ -27,6 +30,33 @@ class Echo:
     byte_s: float
     round_trip_s: float
     bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The way to the broker: `round_trip_s` of a small message there and back, bytes a second of both directions."""
+
+    round_trip_s: float
+    bytes_per_s: float
+
+
+def measure_link(bus: Bus, topic: str, *, clock: Callable[[], float] = time.perf_counter) -> Link:
+    """Estimate the link in well under a second, or in a few messages where it is slow.
+
+    The topic is one that only this bus takes. Raises BrokerError when a message stays away.
+    """
+    bus.subscribe([topic])
+    _Round(bus, topic, SMALL, clock).run(1, in_flight=1)
+    began, trips = clock(), list[float]()
+    while len(trips) < 3 or (len(trips) < 11 and clock() < began + _QUICK_S):
+        trips.append(_Round(bus, topic, SMALL, clock).run(1, in_flight=1)[0])
+    bytes_per_s = 0.0
+    for size in _QUICK_SIZES:
+        seconds, done = _Round(bus, topic, size, clock).run(64, in_flight=4, budget_s=_QUICK_S)
+        bytes_per_s = max(bytes_per_s, 2 * size * done / seconds)
+        if seconds > 2 * _QUICK_S:
+            break
+    return Link(median(trips), bytes_per_s)
 
 
 def measure_echo(

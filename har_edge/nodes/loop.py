@@ -181,13 +181,14 @@ class Herald:
 
     def __init__(self, bus: Bus, identity: Identity, counters: Callable[[], dict[str, int]]) -> None:
         self._bus, self._identity, self._counters = bus, identity, counters
-        self._due, self._reconnects = 0.0, -1
+        self._due, self._said = 0.0, (-1, 0)
 
     def announce(self, now: float) -> None:
-        """Publish the status if it is due: at birth, after a reconnection, every few seconds."""
-        if not self._bus.connected or (now < self._due and self._reconnects == self._bus.traffic.reconnects):
+        """Publish the status if it is due: at birth, after a reconnection, in a new epoch, every few seconds."""
+        what = (self._bus.traffic.reconnects, self._identity.epoch)
+        if not self._bus.connected or (now < self._due and self._said == what):
             return
-        self._due, self._reconnects = now + STATUS_S, self._bus.traffic.reconnects
+        self._due, self._said = now + STATUS_S, what
         self._publish(State.READY)
 
     def farewell(self) -> None:
@@ -231,10 +232,14 @@ class Totals:
 
 
 class StageLoop:
-    """Runs a stage on a bus, turn by turn. `totals` is new with each turn; another thread may read it."""
+    """Runs a stage on a bus, turn by turn.
+
+    Another thread may read `totals`, new with each turn, and `working`: messages came that are not in `totals` yet.
+    """
 
     def __init__(self, bus: Bus, stage: Stage, stop: Stop) -> None:
         self.totals = Totals(time.monotonic())
+        self.working = False
         self._bus, self._stage, self._stop = bus, stage, stop
         self._sender = Sender(bus, stage.counters, "start the next stage")
         self._arrived: deque[tuple[float, Delivery]] = deque()
@@ -277,6 +282,7 @@ class StageLoop:
             self._arrived.clear()
         now = time.monotonic()
         self._arrived.extend((now, delivery) for delivery in came)
+        self.working = bool(self._arrived)
         return now
 
     def _count(self, now: float) -> None:
@@ -294,6 +300,7 @@ class StageLoop:
             waiting=self._stage.waiting,
             pending=self._sender.pending,
         )
+        self.working = False
 
 
 def run_stage(bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget: bool = False) -> None:

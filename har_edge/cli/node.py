@@ -1,0 +1,84 @@
+"""`har-edge node`: offer this device to a pipeline; it runs whatever stages the coordinator gives it."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from har_edge.cli import options
+
+if TYPE_CHECKING:
+    from har_edge.nodes.loop import Identity
+
+HELP = "offer this device: it fetches and runs the slices that the coordinator gives it"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", metavar="ID", help="name of this node (default: the name of the host)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="where slices are kept (default: ~/.cache/har-edge/slices)"
+    )
+    parser.add_argument(
+        "--cache-bytes", type=options.positive, metavar="N", help="how much may be kept there (default: 2 GiB)"
+    )
+    parser.add_argument(
+        "--threads", type=options.positive, default=1, metavar="N", help="threads for each stage to compute with"
+    )
+    parser.add_argument(
+        "--drain-timeout",
+        type=options.natural,
+        default=10,
+        metavar="S",
+        help="on stopping, how long to wait until others have taken the stages over (default: 10)",
+    )
+    options.add_pipeline(parser)
+    options.add_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    options.one_thread()
+    options.start_logging(args)
+    from har_edge.messaging.bus import TakenOver
+    from har_edge.messaging.topics import Topics, check_id
+    from har_edge.nodes.arrival import arrive
+    from har_edge.nodes.deployment import MAX_BYTES
+    from har_edge.nodes.loop import Identity, Stop
+    from har_edge.nodes.node import Node, run_node
+    from har_edge.nodes.store import LIMIT_BYTES, Store, default_folder
+    from har_edge.nodes.worker import Equipment, Worker
+    from har_edge.planning.pipeline import BrokerConfig
+
+    stop, topics = Stop().catch_signals(), Topics(args.base, args.pipeline)
+    name = check_id("name of the node", args.name or host_name())
+    store = Store(args.cache or default_folder(), args.cache_bytes or LIMIT_BYTES)
+    equipment = Equipment(topics, name, lambda session: options.reach(args, session), store, args.threads)
+    identity = Identity(topics, name, "node", options.chosen_client(args, BrokerConfig()).value)
+    session = identity.session(expiry_s=0, max_payload_bytes=MAX_BYTES)
+    try:
+        bus = arrive(equipment.connect, session, identity, stop)
+        if bus is None:
+            return 0
+        print(f"node {name} connected: {describe(identity)}; MQTT client: {identity.client}", flush=True)
+        node = Node(identity, lambda post, deployment, aim: Worker(equipment, post, deployment, aim))
+        run_node(bus, node, stop, drain_timeout_s=args.drain_timeout)
+    except TakenOver:
+        print(f"node {name}: a younger process on this machine has taken this name; ending", file=sys.stderr)
+        return options.EXIT_TAKEN_OVER
+    print(f"node {name} stopped", flush=True)
+    return 0
+
+
+def host_name() -> str:
+    """Return the name of the host as one that may stand in a topic."""
+    return re.sub(r"[^a-zA-Z0-9_-]+", "-", platform.node().partition(".")[0]).strip("-") or "node"
+
+
+def describe(identity: Identity) -> str:
+    """Say what a device can do."""
+    card = identity.device
+    assert card is not None
+    return f"{card.cores} cores, {card.memory_bytes / 2**20:.0f} MiB, reference network {card.speed:.0f} times a second"
