@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from har_edge.messaging.address import Address
     from har_edge.messaging.bus import Bus, Session
     from har_edge.messaging.mqtt import Client, Protocol
     from har_edge.nodes.loop import Identity
@@ -137,18 +138,24 @@ def reach(
     args: argparse.Namespace, session: Session, settings: BrokerConfig | None = None, folder: Path | None = None
 ) -> Bus:
     """Open the bus that options ask for; what they leave open is in `settings`, with files relative to `folder`."""
-    from har_edge.messaging.address import read_address
     from har_edge.messaging.mqtt import open_bus
     from har_edge.planning.pipeline import BrokerConfig
 
-    settings, path = settings or BrokerConfig(), folder or Path()
+    settings = settings or BrokerConfig()
+    address = find_address(args, settings, folder or Path())
+    return open_bus(address, session, chosen_client(args, settings), chosen_protocol(args, settings))
+
+
+def find_address(args: argparse.Namespace, settings: BrokerConfig, folder: Path) -> Address:
+    """Return the broker's address and credentials; see `reach`."""
+    from har_edge.messaging.address import read_address
 
     def choose(option: str | None, setting: str | None) -> Path | None:
         if option is not None:
             return Path(option)
-        return path / setting if setting is not None else None
+        return folder / setting if setting is not None else None
 
-    address = read_address(
+    return read_address(
         args.broker or os.environ.get(BROKER_VARIABLE) or settings.url,
         username=args.username or settings.username,
         password_file=choose(args.password_file, settings.password_file),
@@ -156,7 +163,6 @@ def reach(
         cert_file=choose(args.cert_file, settings.cert_file),
         key_file=choose(args.key_file, settings.key_file),
     )
-    return open_bus(address, session, chosen_client(args, settings), chosen_protocol(args, settings))
 
 
 def chosen_client(args: argparse.Namespace, settings: BrokerConfig) -> Client:

@@ -18,6 +18,8 @@ WIDE, WIDER = 100, 118
 MAX_ROWS = 64
 # Clocks that differ by more than this spoil latencies and the order of repetitions.
 SKEW_S = 0.5
+# What the columns beside the names of nodes take in the table of stages: narrow, wide, wider.
+_OTHER_COLUMNS = (67, 81, 97)
 GOOD, BAD, DIM = "green", "red", "dim"
 _STATE_STYLE = {"busy": GOOD, "ready": GOOD, "draining": "yellow", "init": "yellow"}
 _PHASE_STYLE = {"running": GOOD, "drained": DIM, "failed": BAD, "unreported": BAD}
@@ -37,7 +39,7 @@ def draw(seen: Snapshot, columns: int) -> Group:
     beside = [one for one in seen.stages if one.epoch not in known]
     if beside:
         parts += [Text(), _stages(None, beside, columns)]
-    return Group(*parts, Text(), *_flow(seen.flow), _counts(seen))
+    return Group(*parts, Text(), _below(seen))
 
 
 def _headline(seen: Snapshot) -> Text:
@@ -66,7 +68,7 @@ def _table(columns: list[tuple[str, bool]]) -> Table:
     """Return a table without lines; each column is a name and whether it holds figures."""
     from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold", pad_edge=False)
     for name, figures in columns:
         table.add_column(
             name, justify="right" if figures else "left", no_wrap=True, header_style=DIM, overflow="ellipsis"
@@ -139,7 +141,7 @@ def _stages(epoch: EpochView | None, stages: list[StageView], columns: int) -> T
     wide, wider = columns >= WIDE, columns >= WIDER
     names = [
         ("stage", True),
-        ("operators", True),
+        ("ops", True),
         ("node", False),
         ("phase", False),
         ("win/s", True),
@@ -147,16 +149,17 @@ def _stages(epoch: EpochView | None, stages: list[StageView], columns: int) -> T
     ]
     names += [("wait", True), ("queue", True), ("busy", True)]
     names += [("windows", True), ("parts", True)] if wide else []
-    names += [("lost", True), ("errors", True)]
+    names += [("lost", True), ("err", True)]
     names += [("standby", False)] if wider else []
     table = _table(names)
     table.title = f"epoch {epoch.epoch}, {epoch.phase}" if epoch else "not in the plan"
+    told: list[str] = []
     for one in stages[:MAX_ROWS]:
         cut = epoch.cuts[one.stage] if epoch and 0 <= one.stage < len(epoch.cuts) else None
         cells = [
             Text(f"{one.stage}.{one.replica}" if one.replica else str(one.stage)),
             Text(f"{cut[0]}-{cut[1]}" if cut else "-"),
-            Text(_short(one.node, columns // 5)),
+            Text(_short(one.node, columns - _OTHER_COLUMNS[wide + wider])),
             Text(
                 one.phase if one.planned or epoch is None else f"{one.phase}*",
                 style=_PHASE_STYLE.get(one.phase, "yellow"),
@@ -169,39 +172,48 @@ def _stages(epoch: EpochView | None, stages: list[StageView], columns: int) -> T
         ]
         cells += [Text(str(one.windows)), Text(str(one.waiting))] if wide else []
         cells += [_bad(one.lost), _bad(one.errors)]
-        cells += [Text(_short(" ".join(one.standby) or "-", 20))] if wider else []
+        cells += [Text(_short(" ".join(one.standby) or "-", 14))] if wider else []
         table.add_row(*cells)
         if one.detail:
-            table.caption = Text(f"stage {one.stage} on {one.node}: {one.detail}")
-            table.caption_justify = "left"
+            told.append(f"stage {one.stage} on {one.node}: {one.detail}")
+    if told:
+        table.caption, table.caption_justify = Text("\n".join(told)), "left"
     return table
 
 
-def _flow(flow: FlowView) -> list[Text]:
+def _below(seen: Snapshot) -> Table:
+    """Return what flows and what was lost: a name and a text, whose lines stand below each other."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for name, text in (*_flow(seen.flow), ("counts", _counts(seen))):
+        grid.add_row(Text(name, style=DIM), text)
+    return grid
+
+
+def _flow(flow: FlowView) -> list[tuple[str, Text]]:
     from rich.text import Text
 
     if flow.p50_s is None or flow.p95_s is None or flow.p99_s is None:
-        return [Text("flow     no answer came while this looked")]
-    latency = f"p50 {duration(flow.p50_s)}, p95 {duration(flow.p95_s)}, p99 {duration(flow.p99_s)}"
-    lines = [
-        Text(f"flow     {flow.rate:.1f} answers/s, {flow.results} seen"),
-        Text(f"latency  {latency} from capture to answer"),
-    ]
+        return [("flow", Text("no answer came while this looked"))]
+    latency = f"p50 {_held(flow.p50_s)}, p95 {_held(flow.p95_s)}, p99 {_held(flow.p99_s)} from capture to answer"
+    lines = [("flow", Text(f"{flow.rate:.1f} answers/s, {flow.results} seen")), ("latency", Text(latency))]
     if flow.hops:
-        hops = [f"stage {hop.stage} {duration(hop.queue_s)} + {duration(hop.service_s)}" for hop in flow.hops]
-        rest = "" if flow.elsewhere_s is None else f", elsewhere {_signed(flow.elsewhere_s)}"
-        lines.append(Text(f"hops     {', '.join(hops)} (waiting + service){rest}"))
+        hops = [f"stage\u00a0{hop.stage} {_held(hop.queue_s)}\u00a0+\u00a0{_held(hop.service_s)}" for hop in flow.hops]
+        rest = "" if flow.elsewhere_s is None else f"; elsewhere {_held(flow.elsewhere_s)}"
+        lines.append(("hops", Text(f"{', '.join(hops)} (waiting + service){rest}")))
     return lines
 
 
 def _counts(seen: Snapshot) -> Text:
     from rich.text import Text
 
-    counts, text = seen.counts, Text("counts   ")
+    counts, text = seen.counts, Text()
     shown = (
         ("lost", counts.lost, True),
         ("errors", counts.errors, True),
-        ("dropped by live sensors", counts.dropped, True),
+        ("dropped at sensors", counts.dropped, True),
         ("resent", counts.resent, False),
         ("foreign", counts.foreign, False),
         ("unusable here", counts.unusable, True),
@@ -221,8 +233,9 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else duration(value)
 
 
-def _signed(seconds: float) -> str:
-    return duration(seconds) if seconds >= 0 else f"-{duration(-seconds)}"
+def _held(seconds: float) -> str:
+    """Return a duration that no line break parts."""
+    return ("-" if seconds < 0 else "") + duration(abs(seconds)).replace(" ", "\u00a0")
 
 
 def _short(text: str, width: int) -> str:
