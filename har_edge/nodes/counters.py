@@ -15,7 +15,8 @@ class Counters:
     since their other parts had been settled before a connection or a process was lost; `unheard` and `refused` attempts
     to publish that will be made again; `too_large` messages given up, since the broker takes none of that size;
     `unanswered` windows a sensor no longer awaits a result of; `foreign` windows that were for stages of another epoch;
-    `dropped` windows of a device that never left, since too many waited; `resent` windows that a sensor sent again.
+    `shelved` windows that a deployed stage released but keeps, in case the part they lack comes yet; `dropped` windows
+    of a device that never left, since too many waited; `resent` windows that a sensor sent again.
     """
 
     windows: int = 0
@@ -31,6 +32,7 @@ class Counters:
     too_large: int = 0
     unanswered: int = 0
     foreign: int = 0
+    shelved: int = 0
     dropped: int = 0
     resent: int = 0
 

@@ -52,6 +52,10 @@ class Gathered:
     deliveries: list[Delivery] = field(default_factory=list)
 
     @property
+    def key(self) -> Key:
+        return self.message.stream, self.message.seq
+
+    @property
     def leftover(self) -> bool:
         """Whether the parts it lacks were settled before, so that nothing is lost with it."""
         return self.again and self.passed
@@ -139,6 +143,12 @@ class Join:
         self._waiting.pop(key, None)
         self._remember(key, gathered)
         return gathered
+
+    def revive(self, gathered: Gathered, now: float) -> None:
+        """Let a window that was given up wait again, unless it does: what it lacks may come."""
+        if gathered.key not in self._waiting:
+            gathered.came, gathered.deadline, gathered.passed = now, now + self._timeout_s, False
+            self._waiting[gathered.key] = gathered
 
     def go_on(self, now: float) -> list[Gathered]:
         """Return, and forget, the windows to do without what they lack, and those that are stale, oldest first.

@@ -10,6 +10,7 @@ from collections import deque
 
 from har_edge.errors import ConfigError, NodeError
 from har_edge.messaging.bus import Bus
+from har_edge.nodes.credit import Credit, Tally
 from har_edge.nodes.loop import Herald, Identity, Sender, Stop, drain
 from har_edge.nodes.sensor import BYTES_A_RAW_VALUE, Sensor
 from har_edge.streams.live import LiveStream
@@ -79,7 +80,9 @@ class LiveLoop:
     """Sends the windows of a device as they complete.
 
     Windows that cannot leave wait; of more than `queue` the oldest is dropped, counted and logged. A file is not read
-    meanwhile. Ends when the device does, after `limit` windows, or on `stop`.
+    meanwhile. Ends when the device does, after `limit` windows, or on `stop`. With the `credit` of a deployment
+    (nodes/course.py), windows leave while fewer than `in_flight` are unanswered (0: always), and the end waits until
+    every one is answered or that is hopeless.
     """
 
     def __init__(
@@ -92,8 +95,11 @@ class LiveLoop:
         *,
         queue: int,
         limit: int | None = None,
+        credit: Credit | None = None,
+        in_flight: int = 0,
     ) -> None:
         self._bus, self._sensor, self._device, self._stream = bus, sensor, device, stream
+        self._identity, self._credit, self._in_flight = identity, credit or Tally(sensor), in_flight
         self._sender = Sender(bus, sensor.counters, "start the stages: `har-edge stage`")
         self._herald = Herald(bus, identity, self._counters)
         self._waiting: deque[tuple[float, Window]] = deque()
@@ -102,18 +108,26 @@ class LiveLoop:
     def run(self, stop: Stop, *, forget: bool = True) -> None:
         """Run until the end; raise NodeError, after what came has left, when the device is lost."""
         lost: NodeError | None = None
-        while not stop.asked and not (self._ended and not self._waiting and not self._sender.pending):
+        if self._credit.filters:
+            self._bus.subscribe(self._credit.filters)
+        while not stop.asked and not (self._ended and self._is_done()):
             try:
                 busy = self._read()
             except NodeError as error:
                 lost, busy, self._ended = error, False, True
             self._send()
             self._step(0.0 if busy else TURN_S)
+        self._credit.abandon()
         drain(self._bus)
         self._herald.farewell()
         self._bus.close(forget=forget)
         if lost is not None:
             raise lost
+
+    def _is_done(self) -> bool:
+        if self._credit.is_hopeless(time.monotonic()):
+            return True
+        return not (self._waiting or self._sender.pending or self._credit.awaited)
 
     def _read(self) -> bool:
         """Take what the device has sent; tell whether there may be more at once."""
@@ -135,25 +149,36 @@ class LiveLoop:
             if len(self._waiting) >= self._queue and not self._device.keeps:
                 self._waiting.popleft()
                 self._stream.drop(self._queue, now)
+                self._sensor.counters.dropped += 1
             self._waiting.append(one)
         if self._left is not None:
             self._left = max(0, self._left - len(made))
             self._ended = self._ended or not self._left
 
+    def _may_send(self) -> bool:
+        if not self._waiting or not self._bus.connected or self._sender.pending >= AHEAD:
+            return False
+        return not self._in_flight or self._credit.open < self._in_flight
+
     def _send(self) -> None:
-        while self._waiting and self._bus.connected and self._sender.pending < AHEAD:
+        while self._may_send():
             captured, window = self._waiting.popleft()
-            for outgoing in self._sensor.handle([window], [captured]):
+            for outgoing in self._credit.send([window], [captured], time.monotonic()):
                 self._sender.send(outgoing)
 
     def _step(self, timeout_s: float) -> None:
-        for delivery in self._bus.poll(timeout_s):
-            self._bus.acknowledge(delivery)
+        came = self._bus.poll(timeout_s)
         now = time.monotonic()
+        for delivery in came:
+            self._bus.acknowledge(delivery)
+            self._credit.take(delivery, now)
         self._sender.retry(now)
+        self._identity.epoch = self._credit.epoch
         self._herald.announce(now)
         if self._sensor.counters.too_large:
             raise ConfigError("a message is larger than the broker takes; raise max_packet_size at the broker")
+        for outgoing in self._credit.again(now, connected=self._bus.connected, kept=self._sender.kept > 0):
+            self._sender.send(outgoing)
 
     def _counters(self) -> dict[str, int]:
         raw_bytes = self._sensor.raw_values * BYTES_A_RAW_VALUE

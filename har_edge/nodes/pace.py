@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from har_edge.errors import ConfigError, MessageError
-from har_edge.messaging.bus import Bus, Delivery
+from har_edge.errors import ConfigError
+from har_edge.messaging.bus import Bus
 from har_edge.messaging.topics import Topics
+from har_edge.nodes.credit import Credit, Tally
 from har_edge.nodes.loop import POLL_S, Herald, Identity, Sender, Stop, drain
-from har_edge.nodes.results import decode_results
 from har_edge.nodes.sensor import BYTES_A_RAW_VALUE, Sensor
 from har_edge.streams.recording import Window
 
-_log = logging.getLogger(__name__)
 SENDS_A_STEP = 16
 # A sensor that waits for no results still waits for the broker.
 MAX_PENDING = 1024
-QUIET_S = 10.0
+# Nor are more windows than this ever open.
+MOST_OPEN = 4096
 # Consecutive windows of one stream, each with the time when its last sample exists (seconds after the start).
 Batch = Sequence[tuple[float, Window]]
 
@@ -40,54 +39,60 @@ class Pace:
 
 
 class SensorLoop:
-    """Sends the windows of one or several streams when they are due, and waits for results when too many are out."""
+    """Sends the windows of one or several streams when they are due, and waits for results when too many are out.
 
-    def __init__(self, bus: Bus, sensor: Sensor, identity: Identity, pace: Pace, topics: Topics) -> None:
-        self._bus, self._sensor, self._pace, self._topics = bus, sensor, pace, topics
+    With the `credit` of a deployment (nodes/course.py), it ends when every window has been answered, when that is
+    hopeless, or on `stop`.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        sensor: Sensor,
+        identity: Identity,
+        pace: Pace,
+        topics: Topics,
+        credit: Credit | None = None,
+    ) -> None:
+        self._bus, self._sensor, self._identity, self._pace = bus, sensor, identity, pace
+        self._credit = credit or Tally(sensor, topics if pace.in_flight else None, pace.patience_s)
         self._sender = Sender(bus, sensor.counters, "start the stages: `har-edge stage`")
         self._herald = Herald(bus, identity, self._counters)
-        # For each stream: the number after the last window sent, and after the last one answered.
-        self._sent: dict[str, int] = {}
-        self._answered: dict[str, int] = {}
-        # For each stream: since when windows are out without any result; and when that was last logged.
-        self._quiet_since: dict[str, float] = {}
-        self._warned_at = time.monotonic()
 
     def run(self, batches: Iterator[Batch], stop: Stop, *, forget: bool = True) -> None:
         """Send every batch; return when all are safe at the broker, or on `stop`."""
-        if self._pace.in_flight:
-            self._bus.subscribe([self._topics.result("+")])
+        if self._credit.filters:
+            self._bus.subscribe(self._credit.filters)
         while not self._bus.connected and not stop.asked:
             self._step(POLL_S)
         started, started_at = time.monotonic(), time.time()
         for number, batch in enumerate(batches):
             stream, due = batch[-1][1].stream, started + batch[-1][0]
-            while not stop.asked and not self._may_send(stream, due):
+            while not self._ends(stop) and not self._may_send(stream, due):
                 self._step(self._wait_s(stream, due))
-            if stop.asked:
+            if self._ends(stop):
                 break
             windows = [window for _, window in batch]
             captured = [started_at + due_s if self._pace.real_time else time.time() for due_s, _ in batch]
-            for outgoing in self._sensor.handle(windows, captured):
+            for outgoing in self._credit.send(windows, captured, time.monotonic()):
                 self._sender.send(outgoing)
-            if not self._outstanding(stream):
-                self._quiet_since[stream] = time.monotonic()
-            self._sent[stream] = windows[-1].seq + 1
             if self._pace.real_time or number % SENDS_A_STEP == 0:
                 self._step(0.0)
-        while self._sender.pending and not stop.asked:
+        while (self._sender.pending or self._credit.awaited) and not self._ends(stop):
             self._step(POLL_S)
+        self._credit.abandon()
         drain(self._bus)
         self._herald.farewell()
         self._bus.close(forget=forget)
 
-    def _outstanding(self, stream: str) -> int:
-        return self._sent.get(stream, 0) - self._answered.get(stream, 0)
+    def _ends(self, stop: Stop) -> bool:
+        return stop.asked or self._credit.is_hopeless(time.monotonic())
 
     def _is_full(self, stream: str) -> bool:
-        if self._sender.pending >= MAX_PENDING or 0 < self._pace.in_flight <= self._outstanding(stream):
+        pace, credit = self._pace, self._credit
+        if self._sender.pending >= MAX_PENDING or credit.open >= (pace.total or MOST_OPEN):
             return True
-        return 0 < self._pace.total <= sum(map(self._outstanding, self._sent))
+        return 0 < pace.in_flight <= credit.open_of(stream)
 
     def _may_send(self, stream: str, due: float) -> bool:
         return not self._is_full(stream) and (not self._pace.real_time or time.monotonic() >= due)
@@ -96,47 +101,20 @@ class SensorLoop:
         return POLL_S if self._is_full(stream) else min(POLL_S, max(0.0, due - time.monotonic()))
 
     def _step(self, timeout_s: float) -> None:
-        for delivery in self._bus.poll(timeout_s):
-            self._note_result(delivery)
+        came = self._bus.poll(timeout_s)
         now = time.monotonic()
+        for delivery in came:
+            self._bus.acknowledge(delivery)
+            self._credit.take(delivery, now)
         self._sender.retry(now)
+        self._identity.epoch = self._credit.epoch
         self._herald.announce(now)
         if self._sensor.counters.too_large:
             raise ConfigError(
                 "a message is larger than the broker takes; lower --batch, or raise max_packet_size at the broker"
             )
-        if self._pace.in_flight:
-            self._look_for_losses(now)
-
-    def _look_for_losses(self, now: float) -> None:
-        """Say when results stay away; go on without them when no stage can still be waiting for a part of them."""
-        if self._sender.kept or not self._bus.connected:  # then nothing is lost: it has not gone out
-            self._quiet_since = dict.fromkeys(self._quiet_since, now)
-            return
-        for stream, since in self._quiet_since.items():
-            out, quiet_s = self._outstanding(stream), now - since
-            if out and quiet_s > self._pace.patience_s:
-                _log.warning("no result of %s for %.0f s: going on without its %d windows", stream, quiet_s, out)
-                self._answered[stream] = self._sent[stream]
-                self._sensor.counters.unanswered += out
-            elif out and quiet_s > QUIET_S and now - self._warned_at > QUIET_S:
-                self._warned_at = now
-                _log.warning("no result of %s for %.0f s with %d windows out; waiting", stream, quiet_s, out)
-
-    def _note_result(self, delivery: Delivery) -> None:
-        self._bus.acknowledge(delivery)
-        try:
-            results = decode_results(delivery.payload)
-        except MessageError as error:
-            _log.warning("dropped %s: %s", delivery.topic, error)
-            return
-        for result in results:
-            if result.stream not in self._sent:
-                continue
-            self._quiet_since[result.stream] = time.monotonic()
-            # Results of an earlier run of this stream may carry higher numbers than were sent now.
-            answered = min(result.seq + 1, self._sent[result.stream])
-            self._answered[result.stream] = max(answered, self._answered.get(result.stream, 0))
+        for outgoing in self._credit.again(now, connected=self._bus.connected, kept=self._sender.kept > 0):
+            self._sender.send(outgoing)
 
     def _counters(self) -> dict[str, int]:
         raw_bytes = self._sensor.raw_values * BYTES_A_RAW_VALUE

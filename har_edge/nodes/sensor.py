@@ -34,31 +34,38 @@ class SensorSetup:
 
 
 class Sensor:
-    """Reduces and packs windows. Pure: the loop has the clock and the connection."""
+    """Reduces and packs windows. Pure: the loop has the clock and the connection.
+
+    `setup` may be replaced while it runs, where a deployment changes its epoch or its reducers.
+    """
 
     def __init__(self, setup: SensorSetup) -> None:
         if ALL_SOURCES in setup.reducers and len(setup.reducers) > 1:
             raise ConfigError(
                 f"one of several sources is called {ALL_SOURCES!r}, which stands for all of them; choose another name"
             )
-        self._setup = setup
+        self.setup = setup
         self.counters = Counters()
         self.raw_values = 0
         self._measured: dict[str, int] = {}
 
-    def handle(self, windows: Sequence[Window], captured: Sequence[float]) -> list[Outgoing]:
+    def handle(self, windows: Sequence[Window], captured: Sequence[float], *, again: bool = False) -> list[Outgoing]:
         """Return the messages for consecutive windows of one stream, captured at those times (seconds since 1970).
 
-        Raises ConfigError when they take more bytes than a message may have.
+        Those that are sent `again` are counted as such. Raises ConfigError when they take more bytes than a message may
+        have.
         """
-        setup, first = self._setup, windows[0]
+        setup, first = self.setup, windows[0]
         codes = {
             source: pack(reducer, [reducer.encode(window.samples[source]) for window in windows])
             for source, reducer in setup.reducers.items()
         }
         truth = tuple(window.label if window.label in setup.labels else None for window in windows)
         known = truth if any(label is not None for label in truth) else None
-        self._count(windows)
+        if again:
+            self.counters.resent += len(windows)
+        else:
+            self._count(windows)
         groups = {ALL_SOURCES: codes} if setup.combine else {source: {source: code} for source, code in codes.items()}
         outgoing = []
         for name, tensors in groups.items():
@@ -77,7 +84,7 @@ class Sensor:
         """Count windows, and each raw value once although windows overlap."""
         self.counters.windows += len(windows)
         for window in windows:
-            samples = [window.samples[source] for source in self._setup.reducers]
+            samples = [window.samples[source] for source in self.setup.reducers]
             stop = window.start + len(samples[0])
             fresh = stop - max(window.start, self._measured.get(window.stream, 0))
             self._measured[window.stream] = stop

@@ -19,6 +19,7 @@ from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.topics import ALL_SOURCES, Kind, Topics
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.join import CarryOn, Gathered, Join
+from har_edge.nodes.recall import Recall
 from har_edge.nodes.results import Result, encode_results
 from har_edge.planning.pipeline import Wiring
 from har_edge.planning.task import Task
@@ -32,6 +33,12 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 _log = logging.getLogger(__name__)
 MAX_TOLD = 1024
+# Of a deployed stage: how long parts wait before they go on the shelf, what this holds, and what is remembered of the
+# windows that were run. All sensors of a stream send again at about the same time: one answer is enough for all.
+SHELVE_S = 3.0
+SHELF_BYTES = 16 * 1024 * 1024
+DONE_BYTES = 4 * 1024 * 1024
+RECENT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,11 @@ class StageSetup:
     """What a stage is made of: topics, wiring, the slice's `run` and result port; for each source its feed and port.
 
     Without `carry_on_after_s`, a window that lacks a source is given up. Stages of one `share` take turns: the broker
-    gives each message to one of them. A stage that is `deployed` leaves windows of other epochs to the stages of these.
+    gives each message to one of them.
+
+    A stage that is `deployed` leaves windows of other epochs to the stages of these. Its sensors send again what is not
+    answered, so it need not hold up the queue: what waits for long is released and put on a shelf, until its parts
+    come; and a window that was run is run again where one of its parts comes again, since its answer may be lost.
     """
 
     topics: Topics
@@ -76,7 +87,9 @@ class Stage:
         carry_on = None if patience_s is None else CarryOn(frozenset(wiring.sources.values()), patience_s)
         for source in wiring.sources if carry_on else ():
             absent(setup.ports[source], 1)
-        self._join = Join(wanted, timeout_s=setup.join_timeout_s, capacity=setup.join_capacity, carry_on=carry_on)
+        timeout_s = min(SHELVE_S, setup.join_timeout_s) if setup.deployed else setup.join_timeout_s
+        self._shelf, self._done = Recall(SHELF_BYTES), Recall(DONE_BYTES if len(wanted) > 1 else 0)
+        self._join = Join(wanted, timeout_s=timeout_s, capacity=setup.join_capacity, carry_on=carry_on)
         # Of each stream, what its newest window lacked, and when that was captured.
         self._lacked: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
         self._foreign: set[int] = set()  # the other epochs that were logged
@@ -105,8 +118,9 @@ class Stage:
                 return [Outgoing("", b"", (delivery,)), *self.tick(came)]
             parts = self._parts(delivery, message)
             self.counters.messages += 1
-            if self._is_settled(message, parts, delivery):
-                return [Outgoing("", b"", (delivery,)), *self.tick(came)]
+            settled = self._settle(message, parts, delivery, came)
+            if settled:
+                return settled + self.tick(came)
             gathered = self._join.add(message, parts, delivery, came)
         except MessageError as error:
             return [self._reject((delivery,), delivery.topic, error)]
@@ -138,22 +152,36 @@ class Stage:
             _log.info("windows of epoch %d come too; this stage takes those of %d", message.epoch, setup.epoch)
         return True
 
-    def _is_settled(self, message: wire.Message, parts: Mapping[str, Array], delivery: Delivery) -> bool:
-        """Tell, and count, whether the window of these parts was done before, with them or without them."""
+    def _settle(
+        self, message: wire.Message, parts: Mapping[str, Array], delivery: Delivery, came: float
+    ) -> list[Outgoing]:
+        """Release, and count, parts of a window that was done, with them or without them; else return nothing."""
+        release, key = [Outgoing("", b"", (delivery,))], (message.stream, message.seq)
         if self._join.repeats(message, parts, delivery):
+            done = self._done.find(key)
+            if self._setup.deployed and done is None:
+                return []  # forgotten: its other parts come again too
             self.counters.duplicates += message.count
-            return True
+            if done is None or came < done.at + RECENT_S:
+                return release
+            return self._complete(replace(done.gathered, deliveries=[delivery]))
         if self._join.is_late(message, parts):
             self.counters.late += message.count
             _log.info(
                 "dropped %s of window %d of %s: it was run without", ", ".join(parts), message.seq, message.stream
             )
-            return True
-        return False
+            return release
+        if shelved := self._shelf.find(key):
+            self._shelf.drop(shelved.gathered)
+            self._join.revive(shelved.gathered, came)
+        return []
 
     def _give_up(self, gathered: Gathered) -> Outgoing:
         message, missing = gathered.message, ", ".join(self._join.missing(gathered))
-        if gathered.leftover:
+        released = Outgoing("", b"", tuple(gathered.deliveries))
+        if self._setup.deployed and not gathered.stale:
+            self._shelve(gathered)
+        elif gathered.leftover:
             self.counters.leftover += message.count
             _log.info("released window %d of %s: %s was settled before", message.seq, message.stream, missing)
         elif gathered.stale:
@@ -166,7 +194,14 @@ class Stage:
             self.counters.given_up += message.count
             hint = "; later ones came, so it may have been answered before a restart" if gathered.passed else ""
             _log.warning("gave up window %d of %s: %s did not come%s", message.seq, message.stream, missing, hint)
-        return Outgoing("", b"", tuple(gathered.deliveries))
+        return released
+
+    def _shelve(self, gathered: Gathered) -> None:
+        self.counters.shelved += gathered.message.count
+        gathered.deliveries = []
+        for one in self._shelf.keep(gathered, self._monotonic()):
+            self.counters.given_up += one.message.count
+            _log.warning("gave up window %d of %s: too many lack a part", one.message.seq, one.message.stream)
 
     def _parts(self, delivery: Delivery, message: wire.Message) -> dict[str, Array]:
         """Return the inputs of the slice that a message brings, by tensor name."""
@@ -241,6 +276,8 @@ class Stage:
         except MessageError as error:
             return [self._reject(deliveries, f"window {message.seq} of {message.stream}", error)]
         self._count(message, tuple(sorted(lacks)))
+        if setup.deployed:
+            self._done.keep(gathered, self._monotonic())
         outgoing = outgoing or [Outgoing("", b"")]
         return [Outgoing(each.topic, each.payload, deliveries, heard=each.heard) for each in outgoing]
 

@@ -276,3 +276,53 @@ def test_activations_of_another_epoch_are_refused_by_a_deployed_stage_too(caplog
 
 def test_a_share_of_the_subscriptions():
     assert small_stage(share="7-0").filters == [f"$share/7-0/{one}" for one in small_stage().filters]
+
+
+def deployed(**options):
+    clock = Clock()
+    return clock, small_stage(deployed=True, clock=clock, **options)
+
+
+def test_a_deployed_stage_releases_what_waits_and_goes_on_when_the_rest_comes(caplog):
+    clock, stage = deployed()
+    chest = part("chest", 0)
+    assert stage.handle(chest) == []
+    clock.now = 3.1
+    (released,) = stage.tick()
+    assert released.releases == (chest,) and (stage.waiting, stage.counters.shelved, stage.counters.given_up) == (
+        0,
+        1,
+        0,
+    )
+    clock.now = 500.0
+    arm = part("arm", 0, captured=(6.0,))
+    (answer,) = stage.handle(arm)
+    (result,) = result_of([answer])
+    assert answer.releases == (arm,) and result.captured == 6.0
+    assert stage.handle(part("chest", 0))[0].topic == "" and stage.counters.duplicates == 1
+    assert not caplog.records
+
+
+def test_a_deployed_stage_answers_again_when_one_source_of_a_window_comes_again():
+    clock, stage = deployed()
+    (first,) = result_of(whole(stage, 0, captured=(5.0,)))
+    clock.now = 1.0  # the others send again too: one answer is enough
+    assert result_of(stage.handle(part("chest", 0))) == []
+    clock.now = 2.5
+    again = part("arm", 0)
+    (outgoing,) = stage.handle(again)
+    assert outgoing.releases == (again,) and result_of([outgoing]) == [first]
+    assert result_of(stage.handle(part("chest", 0))) == [] and stage.counters.duplicates == 3
+    assert result_of(whole(stage, 0, captured=(9.0,)))[0].captured == 9.0  # a new run of the stream
+
+
+def test_what_a_deployed_stage_keeps_is_bounded(caplog, monkeypatch):
+    monkeypatch.setattr("har_edge.nodes.stage.SHELF_BYTES", 10 * LENGTH * 2 * 4)
+    clock, stage = deployed()
+    for seq in range(25):
+        stage.handle(part("chest", seq))
+    clock.now = 3.1
+    stage.tick()
+    assert (stage.counters.shelved, stage.counters.given_up) == (25, 15)
+    assert "gave up window 0 of s: too many lack a part" in caplog.text
+    assert [bool(result_of(stage.handle(part("arm", seq)))) for seq in (14, 15, 24)] == [False, True, True]

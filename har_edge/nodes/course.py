@@ -1,0 +1,157 @@
+"""Where a sensor sends that follows a deployment: to the epoch that is current, until every window is answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+from har_edge.errors import ConfigError, MessageError
+from har_edge.messaging.bus import Delivery, Outgoing
+from har_edge.messaging.topics import Topics
+from har_edge.nodes.deployment import Deployment
+from har_edge.nodes.follow import read_deployment
+from har_edge.nodes.outbox import Outbox
+from har_edge.nodes.results import decode_results
+from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.planning.task import Task
+from har_edge.streams.recording import Window
+
+_log = logging.getLogger(__name__)
+GIVE_UP_S = 120.0
+# What a plan may change while a sensor runs: everything but what its windows are.
+Refit = Callable[[Deployment], SensorSetup]
+
+
+class Course:
+    """Follows the plan, keeps what is unanswered, and says what to send again. Pure, but for what `refit` does.
+
+    `refit` returns the setup for a plan whose task, or whose fitted files, are not those that the sensor has. A plan
+    that cannot be read is dropped, counted and logged. When windows are open and no answer comes for `give_up_s`
+    while there is a broker, there is no hope; 0: there always is.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        sensor: Sensor,
+        outbox: Outbox,
+        topics: Topics,
+        refit: Refit,
+        give_up_s: float = GIVE_UP_S,
+    ) -> None:
+        self._deployment, self._sensor, self._outbox = deployment, sensor, outbox
+        self._topics, self._refit, self._give_up_s = topics, refit, give_up_s
+        self._fitted = deployment
+        self._progress_at = 0.0
+
+    @property
+    def filters(self) -> list[str]:
+        """The topics to subscribe to."""
+        return [self._topics.plan(), self._topics.result("+")]
+
+    @property
+    def epoch(self) -> int:
+        """Where new windows go."""
+        return self._sensor.setup.epoch
+
+    @property
+    def open(self) -> int:
+        """How many windows are unanswered."""
+        return len(self._outbox)
+
+    @property
+    def awaited(self) -> int:
+        """How many windows must be answered before the sensor may end: all."""
+        return len(self._outbox)
+
+    def open_of(self, stream: str) -> int:
+        """Return how many windows of a stream are unanswered."""
+        return self._outbox.open(stream)
+
+    def send(self, windows: Sequence[Window], captured: Sequence[float], now: float) -> list[Outgoing]:
+        """Return the messages for new windows, and keep these."""
+        outgoing = self._sensor.handle(windows, captured)
+        if not self.open:
+            self._progress_at = now
+        self._sensor.counters.unanswered += self._outbox.put(windows, captured, self.epoch, now)
+        return outgoing
+
+    def take(self, delivery: Delivery, now: float) -> None:
+        """Take a plan or results; drop, count and log what cannot be read.
+
+        Raises ConfigError when the plan is for windows that this sensor does not make, and what `refit` does.
+        """
+        try:
+            if delivery.topic == self._topics.plan():
+                self._follow(delivery.payload)
+                return
+            results = decode_results(delivery.payload)
+        except MessageError as error:
+            self._sensor.counters.rejected += 1
+            _log.warning("dropped %s: %s", delivery.topic, error)
+            return
+        for result in results:
+            if self._outbox.settle(result):
+                self._progress_at = now
+
+    def again(self, now: float, *, connected: bool, kept: bool) -> list[Outgoing]:
+        """Return what to send again; `kept` says that some of what was sent has not left yet. Call it now and then."""
+        if not connected:
+            self._progress_at = now
+        if self._deployment.current is None:
+            return []
+        alive = {generation.epoch for generation in self._deployment.generations}
+        due = self._outbox.due(self.epoch, alive, now, out=connected and not kept)
+        return [one for kept in due for one in self._sensor.handle(kept.windows, kept.captured, again=True)]
+
+    def is_hopeless(self, now: float) -> bool:
+        """Tell whether windows are open and no answer has come for too long."""
+        return bool(self.open and self._give_up_s and now - self._progress_at > self._give_up_s)
+
+    def abandon(self) -> None:
+        """Count what was not answered and will not be awaited."""
+        self._sensor.counters.unanswered += self.open
+
+    def _follow(self, payload: bytes) -> None:
+        if not payload:
+            _log.warning("the plan was removed; going on as it was")
+            return
+        new, old = read_deployment(self._topics, payload), self._deployment
+        if new.author == old.author and new.revision < old.revision:
+            return  # sent again by the broker
+        self._deployment = new
+        if new.epoch == self.epoch or new.current is None:
+            return
+        if (new.config, new.files) != (self._fitted.config, self._fitted.files):
+            check_windows(self._fitted, new, self._sensor.setup.reducers)
+            self._sensor.setup, self._fitted = self._refit(new), new
+        self._sensor.setup = dataclasses.replace(self._sensor.setup, epoch=new.epoch)
+        _log.info("sending to epoch %d", new.epoch)
+
+
+def check_windows(old: Deployment, new: Deployment, sources: Collection[str]) -> None:
+    """Raise ConfigError, which says what changed, when windows that are cut for one plan do not fit another."""
+    before, after = _windows_of(old), _windows_of(new)
+    changed = [f"{name} was {before[name]}, is {after[name]}" for name in before if before[name] != after[name]]
+    changed += [f"source {source!r} is no longer taken" for source in sources if source not in new.config.task.inputs]
+    if changed:
+        raise ConfigError(
+            f"the plan changed, and the windows of this sensor do not fit epoch {new.epoch}: {'; '.join(changed)}; "
+            "start the sensor again"
+        )
+
+
+def _windows_of(deployment: Deployment) -> dict[str, object]:
+    """Return what windows depend on, by name."""
+    task: Task = deployment.config.task
+    stream = task.stream
+    described = deployment.files.get(stream.description, stream.description)
+    return {
+        "description": stream.description,
+        "its file": described,
+        "rate_hz": stream.rate_hz,
+        "length": stream.length,
+        "hop": stream.hop,
+        "grouping": stream.grouping,
+    }

@@ -1,0 +1,165 @@
+"""What a sensor has sent and nobody has answered yet: it is kept until it is, and sent again when it seems lost."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from har_edge.nodes.results import Result
+from har_edge.streams.recording import Window
+
+Key = tuple[str, int]
+# How long windows wait without a sign of progress before they are sent again: at first, at most, where they went to
+# stages that are about to go, and how much longer for each window of a message, since these are answered together.
+PATIENCE_S = 5.0
+LONGEST_S = 60.0
+SWITCH_S = 2.0
+WINDOW_S = 0.05
+LOOK_S = 0.5
+# Times that went through a message and back are the same to the microsecond.
+SAME_S = 0.001
+REMEMBERED = 4096
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """The windows of one message, when each was captured, and which of them are open still.
+
+    They were last sent to `epoch`, `tries` times in vain; `since` is the last sign of progress (monotonic seconds).
+    """
+
+    windows: Sequence[Window]
+    captured: tuple[float, ...]
+    epoch: int
+    since: float
+    tries: int = 0
+    open: set[int] = field(default_factory=set)
+
+    @property
+    def key(self) -> Key:
+        return self.windows[0].stream, self.windows[0].seq
+
+
+class Outbox:
+    """Keeps windows until they are answered. Pure: whoever calls says what time it is.
+
+    Results of one stream come in the order of its windows. So a window makes progress as long as those before it are
+    answered, however long its turn takes; it is overdue when later ones are answered instead, or none. All sensors of a
+    stream see the same results, and so find the same windows overdue at about the same time: what they send again meets
+    at the stage that joins it. With `longest_s` below the time such a stage waits, it meets even if they do not agree.
+
+    A window is answered by a result that was captured no earlier than itself: one captured earlier is of an earlier run
+    of the stream. A result that lacks all of the `sources` says nothing of when these were captured; it counts when it
+    was made after `begun` (seconds since 1970), even before the window is put in.
+    """
+
+    def __init__(self, sources: Collection[str], begun: float, longest_s: float = LONGEST_S) -> None:
+        self._sources, self._begun, self._longest_s = frozenset(sources), begun, longest_s
+        self._kept: OrderedDict[Key, Kept] = OrderedDict()
+        self._of: dict[Key, Kept] = {}  # by window
+        self._out: dict[str, int] = {}
+        self._lowest: dict[str, int] = {}  # of each stream, the first window answered since the last look
+        self._without: OrderedDict[Key, None] = OrderedDict()  # windows that were answered before they were put in
+        self._look_at = -math.inf
+
+    def __len__(self) -> int:
+        """How many windows are open."""
+        return len(self._of)
+
+    @property
+    def messages(self) -> int:
+        """How many messages are kept."""
+        return len(self._kept)
+
+    def open(self, stream: str) -> int:
+        """Return how many windows of a stream are open."""
+        return self._out.get(stream, 0)
+
+    def put(self, windows: Sequence[Window], captured: Sequence[float], epoch: int, now: float) -> int:
+        """Keep the windows of a message that goes to an epoch now.
+
+        Return how many open ones of the same numbers they replace: of an earlier run of the stream, where its clock was
+        set back. No result can be told to be theirs.
+        """
+        stream, open_ = windows[0].stream, set[int]()
+        lost = 0
+        for window in windows:
+            if known := self._of.get((stream, window.seq)):
+                lost += self._drop(known)
+            if (stream, window.seq) in self._without:
+                del self._without[stream, window.seq]
+            else:
+                open_.add(window.seq)
+        if open_:
+            kept = Kept(windows, tuple(captured), epoch, now, open=open_)
+            self._kept[kept.key] = kept
+            self._of |= dict.fromkeys(((stream, seq) for seq in open_), kept)
+            self._out[stream] = self.open(stream) + len(open_)
+        return lost
+
+    def settle(self, result: Result) -> bool:
+        """Take a result; tell whether it answers an open window."""
+        key = (result.stream, result.seq)
+        kept, without = self._of.get(key), self._lacks_us(result)
+        if kept is None:
+            if without:
+                self._without[key] = None
+                if len(self._without) > REMEMBERED:
+                    self._without.popitem(last=False)
+            return False
+        captured = kept.captured[result.seq - kept.windows[0].seq]
+        if result.captured < captured - SAME_S and not without:
+            return False
+        self._lowest[result.stream] = min(result.seq, self._lowest.get(result.stream, result.seq))
+        kept.open.discard(result.seq)
+        del self._of[key]
+        self._out[result.stream] -= 1
+        if not kept.open:
+            del self._kept[kept.key]
+        return True
+
+    def due(self, current: int, alive: Collection[int], now: float, *, out: bool = True) -> list[Kept]:
+        """Return what to send again, oldest first; it counts as sent now, to the epoch that is current.
+
+        What went to an epoch that is not `alive` is due at once. Without `out`, what was sent has not left yet, so that
+        nobody can have answered: then nothing else is due.
+        """
+        gone = [kept for kept in self._kept.values() if kept.epoch not in alive]
+        late = []
+        if now >= self._look_at:
+            self._look_at = now + LOOK_S
+            late = self._look(current, now, out)
+        again = gone + [kept for kept in late if kept.epoch in alive]
+        for kept in again:
+            kept.tries = kept.tries + 1 if kept.epoch == current else 0
+            kept.epoch, kept.since = current, now
+        return sorted(again, key=lambda kept: kept.captured[0])
+
+    def _look(self, current: int, now: float, out: bool) -> list[Kept]:
+        """Note progress since the last look; return what has made none for too long."""
+        lowest, self._lowest, late = self._lowest, {}, []
+        for (stream, seq), kept in self._kept.items():
+            if not out or lowest.get(stream, seq) < seq:
+                kept.since, kept.tries = now, 0
+            elif now - kept.since >= self._patience_s(kept, current):
+                late.append(kept)
+        return late
+
+    def _patience_s(self, kept: Kept, current: int) -> float:
+        first_s = (PATIENCE_S if kept.epoch == current else SWITCH_S) + WINDOW_S * len(kept.windows)
+        return min(first_s * 2.0 ** min(kept.tries, 16), max(self._longest_s, first_s))
+
+    def _lacks_us(self, result: Result) -> bool:
+        return result.emitted >= self._begun and self._sources <= set(result.missing)
+
+    def _drop(self, kept: Kept) -> int:
+        """Forget a message; return how many of its windows were open."""
+        stream, count = kept.windows[0].stream, len(kept.open)
+        for seq in kept.open:
+            self._of.pop((stream, seq), None)
+        self._kept.pop(kept.key, None)
+        self._out[stream] -= count
+        kept.open = set()
+        return count

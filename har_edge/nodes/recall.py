@@ -1,0 +1,48 @@
+"""What a deployed stage remembers of windows, so that one part that is sent again is enough to go on with them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from har_edge.nodes.join import Gathered, Key
+
+MOST_WINDOWS = 4096
+
+
+@dataclass(slots=True)
+class Past:
+    """The parts of a window, and when they were put away (monotonic seconds)."""
+
+    gathered: Gathered
+    at: float
+    nbytes: int
+
+
+class Recall:
+    """Keeps the parts of the windows put away last, as far as they fit into `most_bytes`."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._bytes = most_bytes, 0
+        self._past: OrderedDict[Key, Past] = OrderedDict()
+
+    def keep(self, gathered: Gathered, now: float) -> list[Gathered]:
+        """Put a window away; return those that had to go for it, oldest first."""
+        self.drop(gathered)
+        past = Past(gathered, now, sum(part.nbytes for part in gathered.parts.values()))
+        self._past[gathered.key] = past
+        self._bytes += past.nbytes
+        gone = []
+        while self._bytes > self._most_bytes or len(self._past) > MOST_WINDOWS:
+            gone.append(next(iter(self._past.values())).gathered)
+            self.drop(gone[-1])
+        return gone
+
+    def find(self, key: Key) -> Past | None:
+        """Return what is known of the window of this stream and number."""
+        return self._past.get(key)
+
+    def drop(self, gathered: Gathered) -> None:
+        """Forget a window, if it is known."""
+        past = self._past.pop(gathered.key, None)
+        self._bytes -= past.nbytes if past else 0
