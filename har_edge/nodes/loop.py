@@ -29,6 +29,8 @@ STATUS_S = 5.0
 DRAIN_S = 3.0
 # How long a stage computes before it looks at the connection again: results leave, and a slow model stays alive.
 TURN_S = 0.02
+# How old the totals of a busy stage may be.
+COUNT_S = 0.02
 PATIENCE_S = 2.0
 
 
@@ -205,8 +207,7 @@ class Herald:
         self._bus.publish(self._identity.topic, self._identity.status(state, counters), retain=Kind.STATUS in RETAINED)
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(msgspec.Struct, frozen=True, gc=False):  # made often: ten times as quick as a dataclass
     """What a stage has done since it was connected, as of one moment.
 
     `busy_s` is the time in which it did anything but wait for messages, `queued_s` the sum of how long each of the
@@ -234,7 +235,7 @@ class Totals:
 class StageLoop:
     """Runs a stage on a bus, turn by turn.
 
-    Another thread may read `totals`, new with each turn, and `working`: messages came that are not in `totals` yet.
+    Another thread may read `totals`, and `working`: messages came that are not in `totals` yet.
     """
 
     def __init__(self, bus: Bus, stage: Stage, stop: Stop) -> None:
@@ -245,6 +246,7 @@ class StageLoop:
         self._arrived: deque[tuple[float, Delivery]] = deque()
         self._reconnects = bus.traffic.reconnects
         self._handled, self._queued_s, self._busy_s, self._messages = 0, 0.0, 0.0, 0
+        self._count_at = 0.0
         bus.subscribe(stage.filters)
 
     def turn(self) -> float:
@@ -266,7 +268,9 @@ class StageLoop:
         now = time.monotonic()
         self._sender.retry(now)
         self._busy_s += now - began
-        self._count(began)
+        if now >= self._count_at:
+            self._count_at = now + COUNT_S
+            self._count(began)
         return now
 
     def _poll(self) -> float:
@@ -282,7 +286,7 @@ class StageLoop:
             self._arrived.clear()
         now = time.monotonic()
         self._arrived.extend((now, delivery) for delivery in came)
-        self.working = bool(self._arrived)
+        self.working |= bool(came)
         return now
 
     def _count(self, now: float) -> None:
