@@ -10,7 +10,18 @@ import pytest
 
 from har_edge.messaging.bus import Session
 from har_edge.messaging.memory import MemoryBroker, MemoryBus
-from har_edge.messaging.status import ALIVE, NEXT, NodeStatus, State, claim_of, decode_status, encode_status, is_taken
+from har_edge.messaging.status import (
+    ALIVE,
+    NEXT,
+    NodeStatus,
+    State,
+    claim_of,
+    decode_beat,
+    decode_status,
+    encode_beat,
+    encode_status,
+    is_taken,
+)
 from har_edge.nodes.results import decode_results, encode_results
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
@@ -31,9 +42,12 @@ def test_round_trip_and_what_is_left_out() -> None:
 
 
 def test_the_examples_on_the_page_are_what_nodes_send() -> None:
-    result, node = re.findall(r"```json\n(.*)\n```", PAGE)
+    result, stage, node, beat = re.findall(r"```json\n(.*)\n```", PAGE)
     assert encode_results(decode_results(result.encode())) == result.encode()
-    assert encode_status(decode_status(node)) == node.encode()
+    for status in (stage, node):
+        assert encode_status(decode_status(status)) == status.encode()
+    assert encode_beat(decode_beat(beat)) == beat.encode()
+    assert decode_status(node).device is not None and decode_beat(beat).stages
 
 
 @pytest.mark.parametrize(
