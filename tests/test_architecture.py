@@ -16,7 +16,7 @@ PACKAGE = Path(har_edge.__file__).parent
 # A room may import from rooms below its own level, and from itself.
 LEVELS = [
     {"cli"},
-    {"training"},
+    {"training", "trials"},
     {"evaluation", "nodes", "testbed"},
     {"planning", "messaging", "inference"},
     {"graph", "reduction"},
