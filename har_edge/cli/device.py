@@ -12,8 +12,8 @@ from har_edge.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from har_edge.cli.sender import Made
     from har_edge.nodes.loop import Stop
-    from har_edge.nodes.sensor import Sensor
     from har_edge.planning.pipeline import Pipeline
     from har_edge.streams.live import LiveStream
 
@@ -42,7 +42,7 @@ def add_live(parser: argparse.ArgumentParser) -> None:
         type=options.positive,
         default=64,
         metavar="N",
-        help="windows that may wait for the broker; of more, the oldest is dropped (default: 64)",
+        help="windows that may wait to be sent; of more, the oldest is dropped and counted (default: 64)",
     )
     group.add_argument(
         "--stuck-after",
@@ -53,7 +53,7 @@ def add_live(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_live(args: argparse.Namespace, pipeline: Pipeline, sensor: Sensor, sources: Sequence[str], stop: Stop) -> int:
+def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     """Read the device until it ends; return the exit code."""
     from har_edge.messaging.bus import TakenOver
     from har_edge.messaging.topics import check_id
@@ -63,6 +63,7 @@ def run_live(args: argparse.Namespace, pipeline: Pipeline, sensor: Sensor, sourc
     if replay:
         raise ConfigError(f"{', '.join(replay)} came with --live; expected without: these are for recordings")
     check_id("name of the stream", args.stream)
+    pipeline, sensor, sources = made.pipeline, made.sensor, made.sources
     stream = _stream(args, pipeline, sources)
     device = Device(args.live)
     detail = f"{', '.join(sources)} of {args.stream}, live from {device.name}"
@@ -70,7 +71,17 @@ def run_live(args: argparse.Namespace, pipeline: Pipeline, sensor: Sensor, sourc
     bus = options.connect(args, pipeline, identity.session(expiry_s=SESSION_S))
     reducers = options.listed_reducers(pipeline.task, sources)
     print(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}", flush=True)
-    loop = LiveLoop(bus, sensor, identity, device, stream, queue=args.queue, limit=args.windows)
+    loop = LiveLoop(
+        bus,
+        sensor,
+        identity,
+        device,
+        stream,
+        queue=args.queue,
+        limit=args.windows,
+        credit=made.credit,
+        in_flight=args.in_flight if made.credit else 0,
+    )
     try:
         loop.run(stop)
     except TakenOver:
@@ -81,10 +92,10 @@ def run_live(args: argparse.Namespace, pipeline: Pipeline, sensor: Sensor, sourc
         return options.EXIT_TAKEN_OVER
     finally:
         device.close()
-        counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in stream.counts.items() if count)
-        done = f"{sensor.counters.windows} windows in {sensor.counters.messages} messages"
-        print(f"sensor {args.source} done: {done}; {counts or 'no line came'}", flush=True)
-    return 0
+        faults = list(stream.counts.items())
+        came = "" if any(count for _, count in faults) else "; no line came"
+        print(f"sensor {args.source} done: {made.report(faults)}{came}", flush=True)
+    return made.exit_code(stop)
 
 
 def _stream(args: argparse.Namespace, pipeline: Pipeline, sources: Sequence[str]) -> LiveStream:

@@ -70,6 +70,18 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     add_broker(parser, default=f"${BROKER_VARIABLE}, then mqtt://127.0.0.1:1883")
 
 
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add what says where the pipeline is from: a file, or the plan that a coordinator keeps at the broker."""
+    either = parser.add_mutually_exclusive_group()
+    add_config(either)
+    either.add_argument(
+        "--pipeline", metavar="NAME", help="follow the plan of this pipeline, which a coordinator keeps at the broker"
+    )
+    parser.add_argument(
+        "--base", metavar="NAME", default="har", help="first level of all topics, with --pipeline (default: har)"
+    )
+
+
 def add_probe(parser: argparse.ArgumentParser) -> None:
     """Add what a probe window needs: patience, and a place for the files that sensors reduce windows with."""
     parser.add_argument(
@@ -87,7 +99,7 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse._ActionsContainer) -> None:
     """Add `--config`: the pipeline file."""
     parser.add_argument(
         "--config",

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from har_edge.cli import device, options
+from har_edge.cli import device, options, sender
+
+if TYPE_CHECKING:
+    from har_edge.nodes.loop import Stop
 
 HELP = "send windows: of recordings, as the sensors would, or of a device"
 # How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
 SESSION_S = 300
+CACHE = "with --pipeline, where files of the pipeline are kept (default: ~/.cache/har-edge/slices)"
 # How much longer than a stage waits for the parts of a window a sensor waits for its result.
 MARGIN_S = 5.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    options.add_config(parser)
+    options.add_source(parser)
     options.add_data(parser)
     parser.add_argument("--source", default="all", metavar="NAME", help="one source, or all (default: all)")
     parser.add_argument(
@@ -38,6 +44,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="wait for results when N messages of a stream are on their way (default: 64; 0: never wait)",
     )
+    parser.add_argument(
+        "--give-up",
+        type=options.natural,
+        default=120,
+        metavar="S",
+        help="with --pipeline, end when no result came for S seconds while windows are out; exit code 1 (default: 120; "
+        "0: never)",
+    )
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)
     parser.add_argument("--keep-null", action="store_true", help="replay rows without an activity (label 0) too")
     # For commands that start sensors themselves and have said already what data these replay.
     parser.add_argument("--no-notice", action="store_true", help=argparse.SUPPRESS)
@@ -49,20 +64,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
-    from har_edge.messaging.bus import TakenOver
-    from har_edge.nodes.build import batches_of, build_sensor, override, topics_of
     from har_edge.nodes.loop import Stop
-    from har_edge.nodes.pace import Pace, SensorLoop
-    from har_edge.planning.pipeline import load_pipeline
-    from har_edge.streams.grouping import regroup_recording
 
     stop = Stop().catch_signals()
-    pipeline = load_pipeline(args.config)
-    pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
-    sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
-    sensor = build_sensor(pipeline, sources, combine=args.combine)
-    if args.live is not None:
-        return device.run_live(args, pipeline, sensor, sources, stop)
+    made = sender.make_sensor(args, stop)
+    if made is None:
+        return 0
+    return replay(args, made, stop) if args.live is None else device.run_live(args, made, stop)
+
+
+def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
+    """Send the windows of recordings; return the exit code."""
+    from har_edge.messaging.bus import TakenOver
+    from har_edge.nodes.build import batches_of, topics_of
+    from har_edge.nodes.pace import Pace, SensorLoop
+    from har_edge.streams.grouping import regroup_recording
+
+    pipeline, sensor, sources = made.pipeline, made.sensor, made.sources
     recordings, where = options.load_recordings(
         args,
         pipeline.described,
@@ -87,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         total=max(1, join.capacity // 2) * args.batch if args.in_flight else 0,
         patience_s=join.timeout_s + MARGIN_S,
     )
-    loop = SensorLoop(bus, sensor, identity, pace, topics_of(pipeline))
+    loop = SensorLoop(bus, sensor, identity, pace, topics_of(pipeline), made.credit)
     batches = batches_of(pipeline, recordings, speed=args.speed, batch=args.batch, limit=args.windows)
     try:
         loop.run(batches, stop)
@@ -97,6 +115,5 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return options.EXIT_TAKEN_OVER
-    counts = sensor.counters
-    print(f"sensor {args.source} done: {counts.windows} windows in {counts.messages} messages", flush=True)
-    return 0
+    print(f"sensor {args.source} done: {made.report()}", flush=True)
+    return made.exit_code(stop)

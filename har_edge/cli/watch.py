@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from har_edge.messaging.bus import Bus
+    from har_edge.messaging.topics import Topics
     from har_edge.nodes.local import Arrival
     from har_edge.nodes.loop import Stop
-    from har_edge.nodes.sink import Sink
+    from har_edge.planning.task import Task
 
 HELP = "show the results as they come"
 # How long the broker keeps results for a watcher that lost the connection.
@@ -23,7 +24,7 @@ SESSION_S = 300
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    options.add_config(parser)
+    options.add_source(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a result, a line each")
     parser.add_argument("--windows", type=options.positive, metavar="N", help="end after N results")
     options.add_broker(parser)
@@ -36,19 +37,20 @@ def run(args: argparse.Namespace) -> int:
     import secrets
 
     from har_edge.messaging.bus import Session
+    from har_edge.messaging.topics import Topics
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.loop import Stop
-    from har_edge.nodes.sink import Sink
     from har_edge.planning.pipeline import load_pipeline
 
-    stop = Stop().catch_signals()
-    pipeline = load_pipeline(args.config)
-    topics, sink = topics_of(pipeline), Sink()
-    name = f"{topics.base}-{topics.pipeline}-watch-{secrets.token_hex(4)}"
-    bus = options.connect(args, pipeline, Session(name, expiry_s=SESSION_S))
-    bus.subscribe([topics.result("+")])
-    labels = dict(zip(pipeline.task.label_ids, pipeline.task.labels, strict=True))
-    arrivals = _arrivals(bus, sink, stop, args.windows)
+    stop, labels = Stop().catch_signals(), dict[int, str]()
+    pipeline = load_pipeline(args.config) if args.pipeline is None else None
+    topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)
+    session = Session(f"{topics.base}-{topics.pipeline}-watch-{secrets.token_hex(4)}", expiry_s=SESSION_S)
+    bus = options.connect(args, pipeline, session) if pipeline else options.reach(args, session)
+    bus.subscribe([topics.result("+")] if pipeline else [topics.result("+"), topics.plan()])
+    if pipeline:
+        labels.update(_labels_of(pipeline.task))
+    arrivals = _arrivals(bus, topics, labels, stop, args.windows)
     if args.json:
         _print_lines(arrivals)
     else:
@@ -57,21 +59,51 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _arrivals(bus: Bus, sink: Sink, stop: Stop, limit: int | None) -> Iterator[Arrival | None]:
-    """Yield results as they come, None in pauses, until asked to stop or `limit` have come."""
-    from har_edge.nodes.local import Arrival
+def _labels_of(task: Task) -> dict[int, str]:
+    return dict(zip(task.label_ids, task.labels, strict=False))
 
-    left = limit
+
+def _arrivals(
+    bus: Bus, topics: Topics, labels: dict[int, str], stop: Stop, limit: int | None
+) -> Iterator[Arrival | None]:
+    """Yield results as they come, None in pauses, until asked to stop or `limit` have come.
+
+    `labels` are those of the plan that came last.
+    """
+    from har_edge.nodes.local import Arrival
+    from har_edge.nodes.sink import Sink
+
+    left, sink = limit, Sink()
     while not stop.asked:
         for delivery in bus.poll(0.2):
             bus.acknowledge(delivery)
             arrived = time.time()
+            if delivery.topic == topics.plan():
+                _learn(topics, delivery.payload, labels)
+                continue
             for result in sink.handle(delivery):
                 yield Arrival(result, arrived)
                 left = None if left is None else left - 1
                 if left == 0:
                     return
         yield None
+
+
+def _learn(topics: Topics, payload: bytes, labels: dict[int, str]) -> None:
+    """Take the labels of a plan; log one that cannot be read."""
+    import logging
+
+    from har_edge.errors import MessageError
+    from har_edge.nodes.follow import read_deployment
+
+    try:
+        deployment = read_deployment(topics, payload) if payload else None
+    except MessageError as error:
+        logging.getLogger(__name__).warning("dropped %s: %s", topics.plan(), error)
+        return
+    if deployment is not None:
+        labels.clear()
+        labels.update(_labels_of(deployment.config.task))
 
 
 def _print_lines(arrivals: Iterator[Arrival | None]) -> None:

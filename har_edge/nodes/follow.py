@@ -41,8 +41,10 @@ def read_deployment(topics: Topics, payload: bytes) -> Deployment:
     return deployment
 
 
-def await_deployment(bus: Bus, topics: Topics, stop: Callable[[], bool]) -> Deployment | None:
-    """Subscribe to the plan and wait for one that can be read; None when `stop` says so before."""
+def await_deployment(
+    bus: Bus, topics: Topics, stop: Callable[[], bool], suits: Callable[[Deployment], bool] = lambda _: True
+) -> Deployment | None:
+    """Subscribe to the plan and wait for one that can be read, and suits; None when `stop` says so before."""
     bus.subscribe([topics.plan()])
     warn_at = time.monotonic() + _PATIENCE_S
     while not stop():
@@ -51,9 +53,12 @@ def await_deployment(bus: Bus, topics: Topics, stop: Callable[[], bool]) -> Depl
             if delivery.topic != topics.plan() or not delivery.payload:
                 continue
             try:
-                return read_deployment(topics, delivery.payload)
+                deployment = read_deployment(topics, delivery.payload)
             except MessageError as error:
                 _log.warning("%s", error)
+                continue
+            if suits(deployment):
+                return deployment
         if time.monotonic() > warn_at:
             warn_at += 60.0
             _log.warning("waiting for a plan at %s: start `har-edge coordinator`", topics.plan())

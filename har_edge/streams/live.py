@@ -128,7 +128,7 @@ class LiveStream:
 
     def drop(self, waiting: int, now: float) -> None:
         """Note that a window was dropped because so many wait to be sent."""
-        self._journal.note(Fault.DROPPED, now, f"dropped the oldest of {waiting} windows that wait for the broker")
+        self._journal.note(Fault.DROPPED, now, f"dropped the oldest of {waiting} windows that wait to be sent")
 
     def _take(self, line: bytes | None, now: float) -> list[tuple[float, Window]]:
         self._heard, self._silent = now, False

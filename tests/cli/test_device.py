@@ -117,7 +117,7 @@ def test_while_nobody_listens_the_oldest_windows_that_wait_are_dropped(
     fleet.stages()
     fleet.until_results(made - fleet.counter("sensor-all", "dropped_windows"))
     assert sensor.end() == 0 and max(seq for _, seq in fleet.results) == int(BEGIN * RATE / HOP) + made - 1
-    assert "dropped the oldest of 3 windows that wait for the broker" in sensor.said
+    assert "dropped the oldest of 3 windows that wait to be sent" in sensor.said
     assert f"dropped windows {made - len(fleet.results)}" in sensor.said.splitlines()[-1]
 
 

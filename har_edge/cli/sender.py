@@ -1,0 +1,85 @@
+"""The sensor that `har-edge sensor` runs: of a pipeline file, or of the plan that it follows."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from har_edge.cli import options
+from har_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from har_edge.nodes.credit import Credit
+    from har_edge.nodes.deployment import Deployment
+    from har_edge.nodes.loop import Stop
+    from har_edge.nodes.sensor import Sensor, SensorSetup
+    from har_edge.planning.pipeline import Pipeline
+
+EXIT_UNANSWERED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A sensor, its pipeline and its sources; `credit` where it follows a plan."""
+
+    pipeline: Pipeline
+    sensor: Sensor
+    sources: list[str]
+    credit: Credit | None = None
+
+    def report(self, faults: Iterable[tuple[str, int]] = ()) -> str:
+        """Say what was sent, and what went wrong on the way."""
+        counts = self.sensor.counters
+        told = [*faults, *((name, getattr(counts, name)) for name in ("resent", "unanswered") if self.credit)]
+        words = [f"{name.replace('_', ' ')} {count}" for name, count in told if count]
+        sent = f"{counts.windows} windows in {counts.messages} messages"
+        return "; ".join([sent, ", ".join(words)] if words else [sent])
+
+    def exit_code(self, stop: Stop) -> int:
+        """Return 0, or 1 where a sensor that follows a plan gave windows up."""
+        lost = self.credit is not None and self.sensor.counters.unanswered > 0 and not stop.asked
+        return EXIT_UNANSWERED if lost else 0
+
+
+def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
+    """Return the sensor that the options ask for; None where it waited for a plan and was stopped."""
+    if args.pipeline is not None:
+        return follow(args, stop)
+    from har_edge.nodes.build import build_sensor, override
+    from har_edge.planning.pipeline import load_pipeline
+
+    pipeline = load_pipeline(args.config)
+    pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
+    sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
+    return Made(pipeline, build_sensor(pipeline, sources, combine=args.combine), sources)
+
+
+def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
+    """Wait for the plan, fetch what it names, and return the sensor that follows it."""
+    from har_edge.messaging.topics import Topics
+    from har_edge.nodes.build import build_sensor
+    from har_edge.nodes.course import Course
+    from har_edge.nodes.outbox import Outbox
+    from har_edge.nodes.outfit import Outfitter
+    from har_edge.nodes.store import Store, default_folder
+
+    if args.reducer is not None:
+        raise ConfigError("--reducer came with --pipeline; expected without: the plan says how windows are reduced")
+    topics, store = Topics(args.base, args.pipeline), Store(args.cache or default_folder())
+    outfitter = Outfitter(topics, store, lambda session: options.reach(args, session), lambda: stop.asked)
+    deployment = outfitter.await_plan()
+    if deployment is None or stop.asked:
+        return None
+    pipeline = outfitter.pipeline_of(deployment)
+    sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
+    sensor = build_sensor(pipeline, sources, combine=args.combine)
+
+    def refit(changed: Deployment) -> SensorSetup:
+        return outfitter.setup_of(changed, sources, combine=args.combine)
+
+    course = Course(deployment, sensor, Outbox(sources, time.time()), topics, refit, args.give_up)
+    return Made(pipeline, sensor, sources, course)
