@@ -73,8 +73,7 @@ class Store:
         if not self.has(sha256):
             raise NodeError(f"{sha256} is not in {self.folder}; expected a file that was fetched before: fetch it")
         path = self._place(sha256)
-        with contextlib.suppress(OSError):  # a folder that is only read has no order of use
-            os.utime(path)
+        _touch(path)
         return path
 
     def put(self, sha256: str, content: bytes | memoryview) -> Path:
@@ -90,7 +89,8 @@ class Store:
                 f"{len(content)} bytes with sha256 {found} came for {sha256}: forged or corrupt; they are not used"
             )
         if self.has(sha256):
-            return self.path(sha256)
+            _touch(path)
+            return path
         self.make_room(len(content))
         draft = self.folder / f"{_DRAFT}{secrets.token_hex(8)}"
         try:
@@ -171,6 +171,11 @@ def _hash_of(path: Path) -> str:
         _log.warning("cannot read %s: %s", path, error)
         return ""
     return digest.hexdigest()
+
+
+def _touch(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a folder that is only read has no order of use
+        os.utime(path)
 
 
 def _remove(path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,21 @@ def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert default_folder() == tmp_path / "har-edge" / "slices"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_folder() == Path.home() / ".cache" / "har-edge" / "slices"
+
+
+def test_threads_may_share_a_folder(tmp_path: Path) -> None:
+    """Some with a store of their own, as processes have; whatever they evict, no file is ever half there."""
+    shared, limit = Store(tmp_path, limit_bytes=20_000), 20_000
+
+    def work(seed: int) -> None:
+        store = shared if seed % 2 else Store(tmp_path, limit)
+        for number in range(25):
+            content = bytes([seed % 4, number]) * 500  # two threads write the same
+            store.put(sha256_of(content), content)
+            assert not store.has("0" * 64)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    left = list(tmp_path.iterdir())
+    assert all(sha256_of(path.read_bytes()) == path.name for path in left)
+    assert 10 <= len(left) <= 20 + 8  # each of eight may have looked before the others wrote
