@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import BinaryIO
 
 from har_edge.errors import MessageError, NodeError
 
@@ -56,17 +57,24 @@ class Store:
         """Tell whether the content is here and whole; a damaged file is removed."""
         path = self._place(sha256)
         try:
-            found = path.stat()
-        except OSError:
+            with path.open("rb") as file:
+                place = _identity(os.fstat(file.fileno()))
+                if self._checked.get(sha256) == place:
+                    return True
+                found = _hash_of(file)
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        if self._checked.get(sha256) == (found.st_ino, found.st_size):
+        except OSError as error:
+            _log.warning("cannot read %s: %s", path, error.strerror or error)
+            return False
+        if found == sha256:
+            self._checked[sha256] = place
             return True
-        if _hash_of(path) != sha256:
-            _log.warning("%s is damaged: its content is not what its name says; it is fetched anew", path)
-            _remove(path)
-            return False
-        self._checked[sha256] = found.st_ino, found.st_size
-        return True
+        _log.warning("%s is damaged: its content is not what its name says; it is fetched anew", path)
+        with contextlib.suppress(OSError):
+            if _identity(path.stat()) == place:  # and not one that another process has put there by now
+                path.unlink()
+        return False
 
     def path(self, sha256: str) -> Path:
         """Return the file with this content, used just now; NodeError where it is not here."""
@@ -96,12 +104,12 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             draft.write_bytes(content)
+            written = _identity(draft.stat())
             draft.replace(path)
-            found_stat = path.stat()
         except OSError as error:
             _remove(draft)
             raise self._unable(len(content), error.strerror or str(error)) from None
-        self._checked[sha256] = found_stat.st_ino, found_stat.st_size
+        self._checked[sha256] = written
         return path
 
     def _unable(self, size: int, reason: str) -> NodeError:
@@ -160,17 +168,16 @@ class Store:
         return contents
 
 
-def _hash_of(path: Path) -> str:
-    """Return the SHA-256 of a file; empty where it cannot be read."""
+def _hash_of(file: BinaryIO) -> str:
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
-    except OSError as error:
-        _log.warning("cannot read %s: %s", path, error)
-        return ""
+    while block := file.read(_READ_BYTES):
+        digest.update(block)
     return digest.hexdigest()
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    """Return what tells a file from another one of its name: where it is on the disk, and its size."""
+    return found.st_ino, found.st_size
 
 
 def _touch(path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_file_is_hashed_once_a_process(tmp_path: Path, monkeypatch: pytest.Mon
     from har_edge.nodes import store as module
 
     real = module._hash_of
-    monkeypatch.setattr(module, "_hash_of", lambda path: hashed.append(path) or real(path))
+    monkeypatch.setattr(module, "_hash_of", lambda file: hashed.append(Path(file.name)) or real(file))
     for _ in range(3):
         assert store.has(name) and store.path(name)
     assert hashed == [tmp_path / name]
