@@ -51,7 +51,10 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """What the workers of a node share; `loading` lets one slice be loaded at a time."""
+    """What the workers of a node share.
+
+    `max_bytes` is how large a slice may be, since it passes through memory. `loading` lets one be loaded at a time.
+    """
 
     topics: Topics
     node: str
@@ -211,7 +214,7 @@ class Worker:
                     missing,
                     equipment.store,
                     lambda: self.aim in LEAVING,
-                    min(equipment.max_bytes, equipment.store.limit_bytes),
+                    equipment.max_bytes,
                     FETCH_TIMEOUT_S,
                 )
             finally:
