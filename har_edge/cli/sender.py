@@ -81,5 +81,6 @@ def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
     def refit(changed: Deployment) -> SensorSetup:
         return outfitter.setup_of(changed, sources, combine=args.combine)
 
-    course = Course(deployment, sensor, Outbox(sources, time.time()), topics, refit, args.give_up)
+    outbox, expires = Outbox(sources, time.time()), args.live is not None
+    course = Course(deployment, sensor, outbox, topics, refit, args.give_up, expires=expires)
     return Made(pipeline, sensor, sources, course)

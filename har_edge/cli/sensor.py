@@ -49,8 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=options.natural,
         default=120,
         metavar="S",
-        help="with --pipeline, end when no result came for S seconds while windows are out; exit code 1 (default: 120; "
-        "0: never)",
+        help="with --pipeline, end when no result came for S seconds while windows are out; with --live, go on without "
+        "such windows; exit code 1 (default: 120; 0: never)",
     )
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)
     parser.add_argument("--keep-null", action="store_true", help="replay rows without an activity (label 0) too")

@@ -26,6 +26,9 @@ Refit = Callable[[Deployment], SensorSetup]
 class Course:
     """Follows the plan, keeps what is unanswered, and says what to send again. Pure, but for what `refit` does.
 
+    A recording waits for answers. With `expires`, for a device, which does not wait, no window is kept for longer than
+    `give_up_s` without a sign of progress: where another sensor of the stream was away, nobody will ever answer.
+
     `refit` returns the setup for a plan whose task, or whose fitted files, are not those that the sensor has. A plan
     that cannot be read is dropped, counted and logged. When windows are open and no answer comes for `give_up_s`
     while there is a broker, there is no hope; 0: there always is.
@@ -39,9 +42,12 @@ class Course:
         topics: Topics,
         refit: Refit,
         give_up_s: float = GIVE_UP_S,
+        *,
+        expires: bool = False,
     ) -> None:
         self._deployment, self._sensor, self._outbox = deployment, sensor, outbox
         self._topics, self._refit, self._give_up_s = topics, refit, give_up_s
+        self._expires = expires
         self._fitted = deployment
         self._progress_at = 0.0
 
@@ -99,6 +105,9 @@ class Course:
         """Return what to send again; `kept` says that some of what was sent has not left yet. Call it now and then."""
         if not connected:
             self._progress_at = now
+        if self._expires and self._give_up_s and (lost := self._outbox.expire(now - self._give_up_s)):
+            self._sensor.counters.unanswered += lost
+            _log.warning("no result of %d windows for %.0f s: going on without them", lost, self._give_up_s)
         if self._deployment.current is None:
             return []
         alive = {generation.epoch for generation in self._deployment.generations}

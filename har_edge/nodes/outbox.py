@@ -27,13 +27,15 @@ REMEMBERED = 4096
 class Kept:
     """The windows of one message, when each was captured, and which of them are open still.
 
-    They were last sent to `epoch`, `tries` times in vain; `since` is the last sign of progress (monotonic seconds).
+    They were last sent to `epoch`, `tries` times in vain. `since` is when that was, or when there was a sign of
+    progress later (monotonic seconds); `hoped` is when there last was one.
     """
 
     windows: Sequence[Window]
     captured: tuple[float, ...]
     epoch: int
     since: float
+    hoped: float
     tries: int = 0
     open: set[int] = field(default_factory=set)
 
@@ -93,7 +95,7 @@ class Outbox:
             else:
                 open_.add(window.seq)
         if open_:
-            kept = Kept(windows, tuple(captured), epoch, now, open=open_)
+            kept = Kept(windows, tuple(captured), epoch, now, now, open=open_)
             self._kept[kept.key] = kept
             self._of |= dict.fromkeys(((stream, seq) for seq in open_), kept)
             self._out[stream] = self.open(stream) + len(open_)
@@ -137,12 +139,16 @@ class Outbox:
             kept.epoch, kept.since = current, now
         return sorted(again, key=lambda kept: kept.captured[0])
 
+    def expire(self, before: float) -> int:
+        """Forget what has had no sign of progress since then; return how many windows that were."""
+        return sum([self._drop(kept) for kept in list(self._kept.values()) if kept.hoped < before])
+
     def _look(self, current: int, now: float, out: bool) -> list[Kept]:
         """Note progress since the last look; return what has made none for too long."""
         lowest, self._lowest, late = self._lowest, {}, []
         for (stream, seq), kept in self._kept.items():
             if not out or lowest.get(stream, seq) < seq:
-                kept.since, kept.tries = now, 0
+                kept.since, kept.hoped, kept.tries = now, now, 0
             elif now - kept.since >= self._patience_s(kept, current):
                 late.append(kept)
         return late

@@ -65,6 +65,7 @@ def small_stage(
     earlier=None,
     dtype="float32",
     carry_on_after_s=None,
+    epoch=1,
     **options,
 ) -> Stage:
     """Return a stage of two sources, chest [L, 2] -> c and arm [L, 3] -> a, that answers with two scores."""
@@ -84,7 +85,7 @@ def small_stage(
     }
     setup = StageSetup(
         topics=TOPICS,
-        epoch=1,
+        epoch=epoch,
         task=TASK,
         wiring=Wiring(1 if earlier else 0, entry, {} if earlier else ports, earlier or {}, sends, True),
         run=run,

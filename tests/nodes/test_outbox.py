@@ -1,0 +1,378 @@
+"""What a sensor keeps until it is answered; and, whatever happens between it and the sink, each window comes once."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from har_edge.errors import ConfigError
+from har_edge.messaging import wire
+from har_edge.messaging.bus import Delivery
+from har_edge.nodes.course import Course
+from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
+from har_edge.nodes.outbox import LOOK_S, PATIENCE_S, SWITCH_S, Outbox
+from har_edge.nodes.results import Result
+from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.nodes.sink import Sink
+from har_edge.planning.pipeline import PipelineConfig
+from har_edge.planning.task import SourceInput
+from har_edge.reduction.catalog import make_reducer
+from tests.nodes.deployed import manifest
+from tests.nodes.rig import CHANNELS, LENGTH, TASK, TOPICS, Clock, samples, small_stage
+from tests.nodes.test_sensor import window
+
+CUT = manifest((("c", "a"), ("scores",)))
+
+
+def plan_of(*epochs, epoch=None, revision=1, author="a", task=TASK, **more):
+    config = PipelineConfig(task, name="test", **more)
+    generations = tuple(Generation(one, CUT, (Placement(0, "n"),)) for one in epochs)
+    return Deployment(VERSION, revision, author, 1.0, config, epochs[-1] if epoch is None else epoch, {}, generations)
+
+
+def plan(deployment):
+    return Delivery(TOPICS.plan(), encode_deployment(deployment), (1, 1), retained=True)
+
+
+def course_of(*sources, epoch=1, refit=None, give_up_s=120.0, **options):
+    reducers = {source: make_reducer("none", LENGTH, CHANNELS[source]) for source in sources or ("chest",)}
+    sensor = Sensor(SensorSetup(TOPICS, epoch, reducers, frozenset({1, 4})))
+    return sensor, Course(plan_of(epoch), sensor, Outbox(reducers, 0.0), TOPICS, refit, give_up_s, **options)
+
+
+def result(seq=0, *, stream="s", captured=1.0, missing=(), emitted=2.0):
+    return Result(stream, seq, "still", 1, 0.5, captured, emitted, 1, None, list(missing))
+
+
+def outbox_of(*seqs, captured=1.0, epoch=1, now=0.0):
+    outbox = Outbox(["chest"], 0.0)
+    for seq in seqs:
+        outbox.put([window(seq)], [captured], epoch, now)
+    return outbox
+
+
+def due(outbox, now, current=1, alive=(1,), *, out=True):
+    return [kept.windows[0].seq for kept in outbox.due(current, alive, now, out=out)]
+
+
+def test_a_result_answers_its_window_and_no_other():
+    outbox = outbox_of(0, 1, 2)
+    assert outbox.settle(result(1)) and not outbox.settle(result(1))
+    assert not outbox.settle(result(9)) and not outbox.settle(result(0, stream="other"))
+    assert (len(outbox), outbox.open("s"), outbox.open("other")) == (2, 2, 0)
+
+
+@pytest.mark.parametrize(("captured", "answers"), [(0.9, False), (0.9995, True), (1.0, True), (1.2, True)])
+def test_a_result_of_an_earlier_run_answers_nothing(captured, answers):
+    assert outbox_of(0).settle(result(0, captured=captured)) is answers
+
+
+def test_a_result_without_any_source_of_this_sensor_answers_even_before_the_window_is_sent():
+    outbox = outbox_of(0)
+    assert outbox.settle(result(0, captured=0.5, missing=["chest"]))
+    assert not outbox.settle(result(1, captured=0.5, missing=["chest"]))
+    outbox.put([window(1)], [1.0], 1, 0.0)
+    outbox.put([window(2)], [1.0], 1, 0.0)
+    assert (len(outbox), outbox.open("s")) == (1, 1)
+    assert not outbox.settle(result(2, captured=0.5, missing=["arm"]))
+    late = Outbox(["chest"], begun=10.0)
+    late.put([window(0)], [11.0], 1, 0.0)
+    assert not late.settle(result(0, captured=0.5, missing=["chest"], emitted=9.0))  # of an earlier run
+
+
+def test_a_message_is_kept_until_all_its_windows_are_answered():
+    outbox = Outbox(["chest"], 0.0)
+    outbox.put([window(4), window(5), window(6)], [1.0, 2.0, 3.0], 1, 0.0)
+    assert outbox.settle(result(5, captured=2.0)) and not outbox.settle(result(6, captured=2.0))
+    assert (len(outbox), outbox.messages) == (2, 1)
+    assert outbox.settle(result(4)) and outbox.settle(result(6, captured=3.0))
+    assert (len(outbox), outbox.messages, outbox.open("s")) == (0, 0, 0)
+
+
+def test_what_went_to_an_epoch_that_is_gone_is_sent_again_at_once_oldest_first():
+    outbox = outbox_of(3, 1, epoch=1)
+    outbox.put([window(2)], [0.5], 2, 0.0)
+    assert due(outbox, 0.1, 2, (1, 2)) == []
+    assert due(outbox, 0.2, 3, (3,)) == [2, 3, 1]
+    assert due(outbox, 0.3, 3, (3,)) == []
+
+
+def test_silence_is_waited_for_twice_as_long_each_time_and_at_most_a_minute():
+    outbox, times, now = outbox_of(0), [], 0.0
+    while now < 400:
+        if due(outbox, now):
+            times.append(now)
+        now += 0.25
+    pauses = [after - before for before, after in zip([0.0, *times], times, strict=False)]
+    wanted = [PATIENCE_S, 10, 20, 40, 60, 60, 60]
+    assert len(pauses) >= 7 and all(0 <= got - most <= LOOK_S + 0.3 for got, most in zip(pauses, wanted, strict=False))
+
+
+def test_a_window_whose_turn_is_still_to_come_is_not_sent_again():
+    """Every second one window is answered: none waits in vain, however long it takes until its turn."""
+    outbox = outbox_of(*range(60))
+    for second in range(60):
+        assert due(outbox, second + 0.5) == []
+        assert outbox.settle(result(second))
+    assert len(outbox) == 0
+
+
+def test_a_window_that_later_ones_have_passed_is_sent_again():
+    outbox, again = outbox_of(*range(30)), []
+    for second in range(12):
+        if second != 2:
+            assert outbox.settle(result(second))
+        again += due(outbox, second + 0.5)
+    assert again == [2]
+
+
+def test_what_went_to_an_epoch_that_others_have_left_is_sent_again_sooner():
+    outbox = outbox_of(0, epoch=1)
+    assert due(outbox, SWITCH_S - 0.1, 2, (1, 2)) == [] and due(outbox, SWITCH_S + LOOK_S, 2, (1, 2)) == [0]
+
+
+def test_nothing_is_overdue_that_has_not_left():
+    outbox = outbox_of(0)
+    assert [due(outbox, float(now), out=False) for now in range(60)] == [[]] * 60
+    assert due(outbox, 62.0) == [] and due(outbox, 66.0) == [0]
+
+
+def test_a_stream_whose_clock_was_set_back_replaces_windows_and_says_so():
+    outbox = outbox_of(0, 1)
+    assert outbox.put([window(1)], [0.2], 1, 5.0) == 1 and len(outbox) == 2
+    assert outbox.settle(result(1, captured=0.2))
+
+
+def test_a_course_switches_with_the_plan_and_what_it_sends_again_is_the_same(caplog):
+    sensor, course = course_of()
+    before = [wire.decode(one.payload) for one in course.send([window(0)], [7.0], 0.0)]
+    course.take(plan(plan_of(1, 2, revision=2)), 1.0)
+    assert course.epoch == 2 and course.again(1.0, connected=True, kept=False) == []
+    assert wire.decode(course.send([window(1)], [8.0], 1.0)[0].payload).epoch == 2
+    course.take(plan(plan_of(2, revision=3)), 1.0)
+    (after,) = [wire.decode(one.payload) for one in course.again(1.1, connected=False, kept=True)]
+    assert (before[0].epoch, after.epoch) == (1, 2)
+    for name in ("stream", "seq", "captured", "truth"):
+        assert getattr(before[0], name) == getattr(after, name)
+    assert before[0].tensors["chest"].tobytes() == after.tensors["chest"].tobytes()
+    assert (sensor.counters.windows, sensor.counters.resent) == (2, 1) and not caplog.records
+
+
+def test_a_plan_that_cannot_be_read_is_dropped_counted_and_logged(caplog):
+    sensor, course = course_of()
+    course.take(Delivery(TOPICS.plan(), b"{", (1, 1)), 0.0)
+    course.take(Delivery(TOPICS.result("s"), b"{", (1, 1)), 0.0)
+    course.take(Delivery(TOPICS.plan(), encode_deployment(plan_of(9, base="other")), (1, 1)), 0.0)
+    assert sensor.counters.rejected == 3 and course.epoch == 1
+    assert "what came is no plan" in caplog.text and "a plan of pipeline other/test came" in caplog.text
+    course.take(Delivery(TOPICS.plan(), b"", (1, 1)), 0.0)
+    assert course.epoch == 1 and "the plan was removed; going on as it was" in caplog.text
+
+
+def test_an_older_revision_is_not_followed_but_another_coordinator_is():
+    _, course = course_of()
+    course.take(plan(plan_of(5, revision=9)), 0.0)
+    course.take(plan(plan_of(4, revision=8)), 0.0)
+    assert course.epoch == 5
+    course.take(plan(plan_of(3, revision=1, author="b")), 0.0)
+    assert course.epoch == 3
+
+
+@dataclass
+class World:
+    """Two sensors of a stream, the stages of some epochs, and a network that loses and doubles what it is told to."""
+
+    clock: Clock = field(default_factory=Clock)
+    lose: int = 0
+    twice: int = 0
+    deaf: list[str] = field(default_factory=list)
+    mute: int = 0
+    sink: Sink = field(default_factory=Sink)
+    results: list[Result] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.sensors = {source: course_of(source)[1] for source in CHANNELS}
+        self.sent = dict.fromkeys(CHANNELS, 0)
+        self.stages = {1: self.stage(1)}
+        self.deployment, self.tokens = plan_of(1), 0
+
+    def stage(self, epoch):
+        return small_stage(epoch=epoch, deployed=True, clock=self.clock)
+
+    def send(self, source):
+        seq, self.sent[source] = self.sent[source], self.sent[source] + 1
+        captured = 100.0 + seq + (0.003 if source == "arm" else 0.0)
+        self.carry(self.sensors[source].send([window(seq)], [captured], self.clock.now))
+
+    def carry(self, outgoing):
+        for one in outgoing:
+            if self.lose:
+                self.lose -= 1
+                continue
+            for _ in range(2 if self.twice else 1):
+                for stage in list(self.stages.values()):
+                    self.tokens += 1
+                    self.answer(stage.handle(Delivery(one.topic, one.payload, (1, self.tokens))))
+            self.twice = max(0, self.twice - 1)
+
+    def answer(self, outgoing):
+        for one in outgoing:
+            if "/result/" not in one.topic:
+                continue
+            if self.mute:  # the broker lost it: nobody hears it
+                self.mute -= 1
+                continue
+            delivery = Delivery(one.topic, one.payload, (1, 1))
+            self.results += self.sink.handle(delivery)
+            for source, course in self.sensors.items():
+                if source in self.deaf:
+                    self.deaf.remove(source)
+                else:
+                    course.take(delivery, self.clock.now)
+
+    def change(self, *, retire):
+        """Start another epoch; or end all but the current one."""
+        if retire:
+            epochs = [self.deployment.epoch]
+        else:
+            epochs = [*[one.epoch for one in self.deployment.generations][-3:], self.deployment.epoch + 1]
+        self.stages = {epoch: self.stages.get(epoch) or self.stage(epoch) for epoch in epochs}
+        self.deployment = plan_of(*epochs, revision=self.deployment.revision + 1)
+
+    def follow(self, source):
+        self.sensors[source].take(plan(self.deployment), self.clock.now)
+
+    def wait(self, seconds):
+        self.clock.now += seconds
+        for stage in self.stages.values():
+            self.answer(stage.tick())
+        for course in self.sensors.values():
+            self.carry(course.again(self.clock.now, connected=True, kept=False))
+
+    def do(self, step):
+        match step.split():
+            case ["send", source]:
+                self.send(source)
+            case ["follow", source]:
+                self.follow(source)
+            case ["wait", seconds]:
+                self.wait(float(seconds))
+            case ["lose"]:
+                self.lose += 1
+            case ["twice"]:
+                self.twice += 1
+            case ["mute"]:
+                self.mute += 1
+            case ["deaf", source]:
+                self.deaf.append(source)
+            case ["crash"]:
+                self.stages = {epoch: self.stage(epoch) for epoch in self.stages}
+            case [what]:
+                self.change(retire=what == "retire")
+
+
+STEPS = [
+    *("send chest", "send arm", "follow chest", "follow arm", "wait 0.3", "wait 2.6", "lose", "twice", "mute"),
+    *("crash", "change", "retire"),
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(STEPS), max_size=50))
+def test_every_window_is_answered_once_whatever_happens_on_the_way(steps):
+    world = World()
+    for step in steps:
+        world.do(step)
+    world.lose = world.mute = world.twice = 0
+    world.deaf.clear()
+    for source in CHANNELS:
+        world.follow(source)
+        while world.sent[source] < max(world.sent.values()):
+            world.send(source)
+    for _ in range(1200):
+        if not any(course.open for course in world.sensors.values()):
+            break
+        world.wait(0.25)
+    count = max(world.sent.values())
+    assert sorted(one.seq for one in world.results) == list(range(count))
+    assert [course.open for course in world.sensors.values()] == [0, 0]
+    for one in world.results:
+        sums = [samples(source, one.seq).sum() for source in ("chest", "arm")]
+        assert one.confidence == pytest.approx(max(sums), rel=1e-4) and one.captured == 100.003 + one.seq
+
+
+def test_a_sensor_that_missed_a_result_gets_it_again_from_the_stage_that_made_it():
+    """The broker came back without what it kept, and the other sensor was there before."""
+    world = World(deaf=["chest"])
+    world.send("chest"), world.send("arm")
+    assert [course.open for course in world.sensors.values()] == [1, 0]
+    for _ in range(30):
+        world.wait(0.25)
+    assert [course.open for course in world.sensors.values()] == [0, 0] and len(world.results) == 1
+
+
+def test_a_recording_gives_up_when_no_result_came_for_long_though_there_was_a_broker():
+    sensor, course = course_of(give_up_s=100.0)
+    course.send([window(0)], [1.0], 0.0)
+    for now in range(200):
+        course.again(float(now), connected=now > 50, kept=True)
+    assert not course.is_hopeless(150.0) and course.is_hopeless(150.1)
+    course.abandon()
+    assert (course.open, sensor.counters.unanswered) == (1, 1)
+
+
+def test_a_device_goes_on_without_windows_that_nobody_answers(caplog):
+    sensor, course = course_of(give_up_s=100.0, expires=True)
+    course.send([window(0)], [1.0], 0.0)
+    course.send([window(1)], [1.0], 50.0)
+    for now in range(160):
+        course.again(float(now), connected=True, kept=False)
+    assert (course.open, sensor.counters.unanswered, sensor.counters.windows) == (0, 2, 2)
+    assert "no result of 1 windows for 100 s: going on without them" in caplog.text
+    assert not course.is_hopeless(1000.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"length": 8}, "length was 4, is 8"),
+        ({"hop": 4}, "hop was 2, is 4"),
+        ({"grouping": "person"}, "grouping was location, is person"),
+    ],
+)
+def test_windows_that_do_not_fit_the_new_model_end_the_sensor_with_what_changed(change, text):
+    stream = msgspec.structs.replace(TASK.stream, **change)
+    changed = plan_of(2, revision=2, task=msgspec.structs.replace(TASK, stream=stream))
+    _, course = course_of()
+    with pytest.raises(ConfigError, match=f"do not fit epoch 2: {text}; start the sensor again"):
+        course.take(plan(changed), 0.0)
+
+
+def test_a_source_that_the_new_model_does_not_take_ends_the_sensor():
+    task = msgspec.structs.replace(TASK, inputs={"arm": TASK.inputs["arm"]})
+    _, course = course_of("chest", "arm")
+    with pytest.raises(ConfigError, match="source 'chest' is no longer taken"):
+        course.take(plan(plan_of(2, revision=2, task=task)), 0.0)
+
+
+def test_with_the_new_model_come_its_reducers_also_for_what_is_sent_again():
+    made = []
+
+    def refit(deployment):
+        made.append(deployment.epoch)
+        reducers = {"chest": make_reducer("q8", LENGTH, CHANNELS["chest"])}
+        return SensorSetup(TOPICS, deployment.epoch, reducers, frozenset({1}))
+
+    sensor, course = course_of(refit=refit)
+    course.send([window(0)], [1.0], 0.0)
+    task = msgspec.structs.replace(TASK, inputs=TASK.inputs | {"chest": SourceInput("c", "q8")})
+    preparing = plan_of(1, 2, epoch=1, revision=2, task=task)
+    course.take(plan(preparing), 0.0)
+    assert made == []  # not before sensors are to switch
+    course.take(plan(plan_of(2, revision=3, task=task)), 0.0)
+    (again,) = course.again(1.0, connected=True, kept=False)
+    assert made == [2] and wire.decode(again.payload).tensors["chest"].dtype.name != "float32"
+    course.take(plan(plan_of(3, revision=4, task=task)), 0.0)
+    assert made == [2] and course.epoch == 3 and sensor.counters.resent == 1
