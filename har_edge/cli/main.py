@@ -20,6 +20,7 @@ COMMANDS = (
         "node",
         "watch",
         "status",
+        "doctor",
         "broker",
         "slice",
         "evaluate",

@@ -67,7 +67,7 @@ def knock(address: Address, *, mqtt5: bool = True) -> Terms:
 
     client.on_connect = take
     try:
-        client.connect(address.host, address.port, 30, **({"clean_start": True} if mqtt5 else {}))
+        client.connect(address.host, address.port, 30)
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         while not answers and time.monotonic() < deadline:
             if client.loop(0.1) != mqtt.MQTT_ERR_SUCCESS and not answers:

@@ -26,6 +26,8 @@ QOS = 1
 ALL_SOURCES = "all"
 # Streams of this name are windows that only test whether the pipeline answers: no result for a person.
 PROBE = "_probe-"
+# The statuses of all nodes of all pipelines that a broker knows, for whoever looks for one under another name.
+EVERY_STATUS = f"+/{VERSION}/+/node/+/status"
 _ID = re.compile(r"[a-zA-Z0-9_-]+\Z")
 MAX_ID_LENGTH = 128
 

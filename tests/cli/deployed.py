@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from har_edge.messaging.bus import Outgoing
+from har_edge.messaging.bus import Outgoing, Session
 from har_edge.messaging.status import StageReport, State
 from har_edge.nodes.blobs import parcel
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement
@@ -32,6 +32,7 @@ class Stand:
     ahead_s: float = 0.0
     counting: int = 0
     beats: int = 0
+    beat_at: float = 0.0
 
     def __post_init__(self) -> None:
         pipeline, self.said = self.fleet.pipeline, Said(self.fleet.topics)
@@ -78,7 +79,10 @@ class Stand:
         self.statuses()
 
     def beat(self) -> None:
-        """Let coordinator and nodes beat once; the first stages, as many as `counting`, have handled a window more."""
+        """Let coordinator and nodes beat, if it is time; the first stages, as many as `counting`, have handled a window more."""
+        if time.monotonic() < self.beat_at:
+            return
+        self.beat_at = time.monotonic() + 0.1
         self.beats += 1
         for node in ("coordinator", *self.nodes):
             told = self.reports.get(node, [])
@@ -105,3 +109,14 @@ class Stand:
         running = self.start(command, *options, **changes)
         self.fleet.until(lambda: self.beat() or running.process.poll() is not None, f"{command} does not end")
         return running
+
+    def retained(self) -> dict[str, bytes]:
+        """Return what the broker retains of this pipeline."""
+        kept: dict[str, bytes] = {}
+        bus = self.fleet.open(Session(f"{self.fleet.name}-kept", clean_start=True))
+        bus.subscribe([f"{self.fleet.topics.prefix}#"])
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            kept |= {one.topic: one.payload for one in bus.poll(0.05) if one.retained}
+        bus.close(forget=True)
+        return kept

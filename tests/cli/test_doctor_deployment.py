@@ -1,0 +1,141 @@
+"""`har-edge doctor` on a broker that is fine: every flaw of a deployment really made, the first named with its mend."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+
+from har_edge.messaging.status import StagePhase
+from har_edge.messaging.topics import Topics
+from tests.cli.deployed import Stand
+from tests.cli.fleet import Fleet, Running
+from tests.nodes.deployed import CARD, Said, report
+
+
+@dataclass
+class Told:
+    """What the command said, as JSON."""
+
+    healthy: bool
+    first_wrong: str | None
+    findings: list[dict[str, str]]
+
+    def of(self, check: str) -> dict[str, str]:
+        return next(finding for finding in self.findings if finding["check"] == check)
+
+
+@pytest.fixture
+def stand(fleet: Fleet) -> Stand:
+    return Stand(fleet)
+
+
+def told(stand: Stand, *options: str) -> Told:
+    running = stand.run("doctor", "--json", "--timeout", "1", *options)
+    lines = [line for line in running.said.splitlines() if line.startswith("{")]
+    assert lines, running.said
+    seen = msgspec.json.decode(lines[0], type=Told)
+    assert running.wait() == (0 if seen.healthy else 1)
+    return seen
+
+
+def test_nothing_is_wrong_and_every_check_says_so(stand: Stand) -> None:
+    stand.fleet.stages()
+    stand.everything()
+    running: Running = stand.run("doctor", COLUMNS="80")
+    assert running.wait() == 0 and "nothing is wrong" in running.said, running.said
+    assert max(map(len, running.said.splitlines())) <= 80
+    assert not re.search(r"^(wrong|not reached)", running.said, re.M)
+    for check in ("broker", "mqtt", "credentials", "settings", "coordinator", "nodes", "clocks", "versions", "plan"):
+        assert re.search(rf"^ok +{check} ", running.said, re.M), (check, running.said)
+    for kind in ("window", "act", "result", "node", "beat", "plan", "slice", "chunk"):
+        assert re.search(rf"^ok +topic {kind} +may publish and read", running.said, re.M), (kind, running.said)
+    assert re.search(r"^ok +flow +a probe window went through in \d", running.said, re.M)
+
+
+def test_trying_permissions_leaves_nothing_behind_and_changes_no_plan(stand: Stand) -> None:
+    stand.everything()
+    before = stand.retained()
+    stand.run("doctor", "--timeout", "1")
+    assert stand.retained() == before and stand.fleet.topics.plan() in before
+
+
+def test_no_nodes(stand: Stand) -> None:
+    stand.status("coordinator", "coordinator")
+    seen = told(stand)
+    assert seen.first_wrong == "nodes" and seen.of("nodes")["said"].startswith("none")
+    assert seen.of("clocks")["verdict"] == seen.of("versions")["verdict"] == "not reached"
+
+
+def test_nodes_of_another_pipeline_are_named_with_the_options_that_mend_it(stand: Stand) -> None:
+    stand.status("coordinator", "coordinator")
+    other = Said(Topics("lab", f"{stand.fleet.name}x")).status("pi-9")
+    stand.say(other.topic, other.payload)
+    found = told(stand).of("nodes")
+    stand.say(other.topic, b"")
+    assert f"pi-9 with --base lab --pipeline {stand.fleet.name}x" in found["said"]
+    assert f"--base har --pipeline {stand.fleet.name}" in found["mend"]
+
+
+def test_no_coordinator(stand: Stand) -> None:
+    seen = told(stand)
+    assert seen.first_wrong == "coordinator" and "none was ever seen" in seen.of("coordinator")["said"]
+    assert "har-edge coordinator --model MODEL" in seen.of("coordinator")["mend"]
+
+
+def test_no_plan(stand: Stand) -> None:
+    stand.statuses()
+    seen = told(stand)
+    assert seen.first_wrong == "plan" and seen.of("plan")["said"] == "there is no plan"
+    assert {seen.of(check)["verdict"] for check in ("slices", "stages", "sensors", "flow")} == {"not reached"}
+
+
+def test_a_chunk_that_is_missing(stand: Stand) -> None:
+    stand.everything()
+    chunk = next(one for one in stand.files() if "/chunk/" in one.topic)
+    stand.say(chunk.topic, b"")
+    seen = told(stand)
+    assert seen.first_wrong == "slices" and seen.of("slices")["said"] == "slice-0.tflite: 0 of 1 chunks came"
+    assert seen.of("flow")["verdict"] == "not reached"
+
+
+def test_a_chunk_that_is_forged(stand: Stand) -> None:
+    stand.everything()
+    chunk = next(one for one in stand.files() if "/chunk/" in one.topic)
+    stand.say(chunk.topic, bytes(len(chunk.payload)))
+    seen = told(stand)
+    assert seen.first_wrong == "slices" and "forged or corrupt" in seen.of("slices")["said"]
+
+
+def test_a_stage_that_does_not_run(stand: Stand) -> None:
+    stand.everything()
+    stand.reports["pi-2"] = [report(1, StagePhase.FAILED, epoch=stand.epoch, detail="no space left")]
+    seen = told(stand)
+    assert seen.first_wrong == "stages" and seen.of("stages")["said"] == "stage 1 on pi-2 is failed: no space left"
+
+
+def test_a_probe_that_is_lost(stand: Stand) -> None:
+    stand.everything()  # the nodes say that their stages run, but no process does
+    seen = told(stand)
+    assert (
+        seen.first_wrong == "flow" and "a probe window did not come back: no stage listens" in seen.of("flow")["said"]
+    )
+
+
+def test_a_clock_that_is_wrong(stand: Stand) -> None:
+    stand.everything()
+    stand.ahead_s = 7.0
+    seen = told(stand)
+    assert seen.first_wrong == "clocks" and "pi-1 by +7.0 s" in seen.of("clocks")["said"]
+    assert "timedatectl set-ntp true" in seen.of("clocks")["mend"]
+
+
+def test_a_node_of_an_older_protocol_and_a_sensor_of_another_epoch(stand: Stand) -> None:
+    stand.everything()
+    stand.status("pi-2", device=msgspec.structs.replace(CARD, protocol=0))
+    stand.status("sensor-chest", "sensor", epoch=5)
+    seen = told(stand)
+    assert seen.first_wrong == "versions" and "pi-2 speak another protocol" in seen.of("versions")["said"]
+    assert seen.of("sensors")["said"] == f"sensor-chest do not send to epoch {stand.epoch}"
