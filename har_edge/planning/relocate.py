@@ -167,8 +167,8 @@ def _round(value: float) -> float:
 
 def _floor(size: int) -> int:
     """Round down to two digits."""
-    unit = 10 ** max(0, len(str(size)) - 2)
-    return size // unit * unit
+    unit: int = 10 ** max(0, len(str(size)) - 2)
+    return size - size % unit
 
 
 def forecast(scene: Scene, cuts: Collection[int], places: Sequence[Place], cores: Mapping[str, int]) -> Forecast | None:

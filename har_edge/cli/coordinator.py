@@ -1,0 +1,188 @@
+"""`har-edge coordinator`: place a model on the nodes that are there, and keep it running."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from har_edge.cli import options
+
+if TYPE_CHECKING:
+    from har_edge.messaging.bus import Outgoing
+    from har_edge.nodes.coordinator import Setup
+    from har_edge.nodes.deployment import Generation
+    from har_edge.nodes.loop import Identity
+    from har_edge.nodes.replan import Wish
+    from har_edge.nodes.workshop import Planner
+    from har_edge.planning.pipeline import PipelineConfig
+
+HELP = "place a model on the nodes that are there, and keep it running when they come and go"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        default=options.DEFAULT_MODEL,
+        help=f".tflite file with its manifest beside it, or name of a shipped one (default: {options.DEFAULT_MODEL})",
+    )
+    parser.add_argument("--devices", type=Path, metavar="FILE", help="what nodes do not know of themselves, by name")
+    parser.add_argument(
+        "--objective",
+        choices=("throughput", "latency"),
+        default="throughput",
+        help="most windows a second, or the quickest answer to one (default: throughput)",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--stages", type=options.positive, metavar="N", help="so many slices (default: what is best)")
+    what.add_argument("--cuts", type=options.operator_indices, metavar="A,B", help="cut before these operators")
+    parser.add_argument(
+        "--replicas", type=options.positive, default=1, metavar="N", help="nodes that may share a stage (default: 1)"
+    )
+    parser.add_argument(
+        "--margin",
+        type=part,
+        default=0.15,
+        metavar="PART",
+        help="predicted gain that is worth a change of cuts (default: 0.15)",
+    )
+    parser.add_argument(
+        "--settle",
+        type=options.seconds,
+        default=10.0,
+        metavar="S",
+        help="seconds without a change before cuts may change (default: 10)",
+    )
+    options.add_reducer(parser, "what the sensors do to windows, instead of what the model's manifest says")
+    options.add_pipeline(parser)
+    options.add_quiet(parser)
+
+
+_MODEL_HELP = (
+    f"a .tflite file with its manifest beside it, or the name of a shipped model (default: {options.DEFAULT_MODEL})"
+)
+
+
+def part(text: str) -> float:
+    """Read a part of a whole: 0 or more, below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a part such as 0.15, at least 0 and below 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the coordinator until it is stopped; 3 when a younger one takes over."""
+    options.one_thread()
+    options.start_logging(args)
+    import time
+
+    from har_edge.messaging.bus import Session, TakenOver
+    from har_edge.messaging.topics import Topics
+    from har_edge.nodes.coordinator import NAME, Coordinator
+    from har_edge.nodes.helm import run_coordinator
+    from har_edge.nodes.loop import Identity, Stop
+    from har_edge.nodes.workshop import Workshop
+    from har_edge.planning.pipeline import BrokerConfig
+
+    stop = Stop().catch_signals()
+    topics = Topics(args.base, args.pipeline)
+    identity = Identity(topics, NAME, NAME, options.chosen_client(args, BrokerConfig()).value)
+    setup, planner = _prepare(args, identity)
+    bus = options.reach(args, identity.session(expiry_s=0))
+
+    def sweep(client_id: str) -> None:
+        """End a session at the broker by taking it over for a moment."""
+        found = options.reach(args, Session(client_id, clean_start=True))
+        found.poll(0.1)
+        found.close(forget=True)
+
+    def say(text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+    say(f"coordinator of {topics.base}/{topics.pipeline}: {args.model}; MQTT client: {identity.client}")
+    workshop = Workshop(planner.plan, sweep)
+    try:
+        run_coordinator(bus, Coordinator(setup, time.monotonic()), identity, workshop, stop, say)
+    except TakenOver:
+        print("coordinator: a younger coordinator of this pipeline has taken over; ending", file=sys.stderr)
+        return options.EXIT_TAKEN_OVER
+    workshop.close()
+    say("coordinator stopped; what is deployed runs on")
+    return 0
+
+
+def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Planner]:
+    """Read the model and what belongs to it."""
+    import hashlib
+
+    from har_edge.cli.profile import device_name
+    from har_edge.errors import ConfigError
+    from har_edge.graph.model import read_model
+    from har_edge.graph.state import state_of
+    from har_edge.nodes.coordinator import Setup
+    from har_edge.nodes.cutting import read_companions, settle_reducers
+    from har_edge.nodes.workshop import Planner, reference_profile
+    from har_edge.planning.catalog import find_model
+    from har_edge.planning.devices import load_devices
+    from har_edge.planning.pipeline import PipelineConfig
+    from har_edge.planning.state import starts_fresh
+
+    found = find_model(args.model)
+    if found.entry is None:
+        raise ConfigError(
+            f"no manifest says what {found.path} is for; expected a manifest.json beside it, as `har-edge train` writes"
+        )
+    model, beside, wish = read_model(found.path), found.path.parent, _wish(args)
+    starts_fresh(state_of(model), found.entry.task, f"model {found.path}")
+    task = settle_reducers(
+        model, found.entry.task, options.chosen_reducers(args.reducer, found.entry.task.inputs), beside
+    )
+    files = read_companions(task, beside)
+    config = PipelineConfig(task, name=args.pipeline, base=args.base)
+    planner = Planner(
+        model,
+        wish,
+        lambda model: reference_profile(model, device_name(None)),
+        load_devices(args.devices) if args.devices else None,
+        args.devices or Path(),
+    )
+    setup = Setup(
+        topics=identity.topics,
+        config=config,
+        model_sha256=model.sha256,
+        hashes={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        files=files,
+        author=identity.instance,
+        started=identity.started,
+        first_epoch=int(identity.started),
+        wish=wish,
+        margin=args.margin,
+        settle_s=args.settle,
+        probe=lambda generation, stream: _probe(config, generation, stream, beside),
+    )
+    return setup, planner
+
+
+def _wish(args: argparse.Namespace) -> Wish:
+    from har_edge.nodes.replan import Wish
+    from har_edge.planning.plan import Objective
+
+    cuts = None if args.cuts is None else tuple(sorted(set(args.cuts)))
+    return Wish(Objective(args.objective), args.stages, cuts, args.replicas)
+
+
+def _probe(config: PipelineConfig, generation: Generation, stream: str, beside: Path) -> list[Outgoing]:
+    """Return the messages of a probe; files of the task lie beside the model."""
+    import time
+
+    from har_edge.nodes.probe import probe
+    from har_edge.planning.pipeline import FILE_NAME, assemble
+
+    return probe(assemble(config, generation.manifest, beside / FILE_NAME), generation.epoch, stream, time.time())

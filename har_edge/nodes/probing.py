@@ -1,0 +1,71 @@
+"""Asking an epoch whether it answers: a probe now and then, sooner while it does not."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from har_edge.errors import MessageError
+from har_edge.messaging.topics import PROBE
+from har_edge.nodes.results import decode_results
+
+EVERY_S = 5.0
+AGAIN_S = 1.0
+# Behind a queue of windows a probe waits its turn.
+PATIENCE_S = 10.0
+_KEPT = 64
+
+
+@dataclass(slots=True)
+class Probing:
+    """The probes of one process, whose streams are called after `author`."""
+
+    author: str
+    answered_at: float = 0.0
+    took_s: float = 0.0
+    _number: int = 0
+    _sent_at: float = float("-inf")
+    _asked: float | None = None
+    _out: OrderedDict[str, tuple[int, float]] = field(default_factory=OrderedDict)
+    _ready: int = 0
+
+    def is_ready(self, epoch: int) -> bool:
+        """Tell whether the last probes through an epoch were answered."""
+        return epoch != 0 and self._ready == epoch
+
+    def doubt(self, now: float) -> None:
+        """Take the pipeline for broken, until a probe that is sent from now on is answered."""
+        self._ready, self._asked, self._sent_at = 0, None, float("-inf")
+        self._out.clear()
+
+    def next_stream(self, epoch: int, now: float) -> str | None:
+        """Return the stream of a probe that is due now, None where none is; it counts as sent."""
+        if self._asked is not None and now > self._asked + PATIENCE_S:
+            self._ready = 0
+        if now < self._sent_at + (EVERY_S if self.is_ready(epoch) and self._asked is None else AGAIN_S):
+            return None
+        if self._asked is None:
+            self._asked = now
+        self._sent_at, self._number = now, self._number + 1
+        stream = f"{PROBE}{self.author}-{self._number}"
+        self._out[stream] = (epoch, now)
+        if len(self._out) > _KEPT:
+            self._out.popitem(last=False)
+        return stream
+
+    def answer(self, stream: str, payload: bytes, now: float) -> int:
+        """Take a result of a stream; return the epoch that answered, 0 where it was no probe of this process.
+
+        Raises MessageError for what is no result.
+        """
+        asked = self._out.get(stream)
+        if asked is None:
+            return 0
+        epoch, sent = asked
+        if not any(result.stream == stream and result.epoch == epoch for result in decode_results(payload)):
+            raise MessageError(f"an answer to probe {stream} came from another epoch or stream; expected epoch {epoch}")
+        self._ready, self._asked, self.answered_at, self.took_s = epoch, None, now, now - sent
+        for other, (_, at) in list(self._out.items()):
+            if at <= sent:
+                del self._out[other]
+        return epoch

@@ -1,0 +1,221 @@
+"""Which nodes there are, and which of them live: statuses, beats, and the detector of failures. Clocks are passed in.
+
+A node is lost when the broker says so (its will), or when no beat of it came for LOST_AFTER_S although this process
+listened. Whoever was blind itself, for want of a connection or of processor time, gives everybody a new deadline first.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from har_edge.errors import MessageError
+from har_edge.messaging.status import ALIVE, Beat, NodeStatus, StageReport, State, decode_beat, decode_status
+from har_edge.nodes.deployment import PROTOCOL, Placement
+
+LOST_AFTER_S = 1.5
+# A pause of this process that makes its own deadlines worthless, and the grace after a new connection.
+BLIND_S = 1.0
+GRACE_S = 3.0
+MAX_PEERS = 256
+MAX_BYTES = 256 * 1024
+Said = TypeVar("Said", NodeStatus, Beat)
+
+
+class Health(enum.Enum):
+    """How a node is: NEW has not beaten yet, LIVE may run stages, LEAVING hands its own over, UNFIT speaks another
+    protocol; GONE is nobody that is known."""
+
+    NEW = "new"
+    LIVE = "live"
+    LEAVING = "leaving"
+    UNFIT = "unfit"
+    LOST = "lost"
+    GONE = "gone"
+
+
+SERVING = frozenset({Health.NEW, Health.LIVE, Health.LEAVING, Health.UNFIT})
+
+
+@dataclass(slots=True)
+class Peer:
+    """One node: what it said last, when it has to be heard again, since when its health is so, and why it is lost."""
+
+    name: str
+    deadline: float
+    status: NodeStatus | None = None
+    beat: Beat | None = None
+    heard: float = 0.0
+    since: float = 0.0
+    lost: str = ""
+
+    @property
+    def health(self) -> Health:
+        if self.lost:
+            return Health.LOST
+        if self.status is None or self.beat is None:
+            return Health.NEW
+        if self.status.device is None or self.status.device.protocol != PROTOCOL:
+            return Health.UNFIT
+        return Health.LEAVING if self.status.state is State.DRAINING else Health.LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change of a node's health, and what a person should know of it."""
+
+    node: str
+    health: Health
+    text: str
+
+
+@dataclass(slots=True)
+class Registry:
+    """All nodes and sensors of a pipeline that were heard of."""
+
+    peers: dict[str, Peer] = field(default_factory=dict)
+    sensors: dict[str, NodeStatus] = field(default_factory=dict)
+
+    def note_status(self, name: str, payload: bytes, now: float) -> list[Event]:
+        """Take a status; raises MessageError for one that is malformed, too large, or of another node."""
+        if not payload:  # a person has removed the node
+            self.sensors.pop(name, None)
+            return self._drop(name, "is gone: its status was removed")
+        status = _decode(decode_status, name, payload, "status")
+        if status.device is None and name not in self.peers:
+            if status.role == "sensor":
+                self._note_sensor(name, status)
+            return []
+        peer = self.peers.get(name)
+        known = peer.status if peer else None
+        if known is not None and known.instance != status.instance and known.started > status.started:
+            return []  # the last word of an older process of this name
+        if status.state is State.STOPPED:
+            return self._drop(name, "has stopped")
+        peer = peer or self._add(name, now)
+        before = peer.health
+        if known is None or known.instance != status.instance:
+            peer.beat, peer.lost, peer.deadline = None, "", now + GRACE_S
+        peer.status = status
+        if status.state not in ALIVE:
+            peer.lost = peer.lost or "the broker lost its connection"
+        return self._changed(peer, before, now)
+
+    def note_beat(self, name: str, payload: bytes, now: float) -> list[Event]:
+        """Take a sign of life; raises MessageError for one that is malformed, too large, or of another node."""
+        beat = _decode(decode_beat, name, payload, "beat")
+        peer = self.peers.get(name)
+        if peer is None or peer.status is None or peer.status.instance != beat.instance:
+            return []  # of a process that has not said who it is, or is not this node any more
+        if peer.status.state not in ALIVE:
+            return []
+        before = peer.health
+        peer.beat, peer.heard, peer.lost = beat, now, ""
+        peer.deadline = max(peer.deadline, now + LOST_AFTER_S)
+        return self._changed(peer, before, now)
+
+    def expect(self, names: Collection[str], now: float) -> None:
+        """Take note of nodes that a plan names: those that are not heard in time are lost."""
+        for name in names:
+            if name not in self.peers:
+                self._add(name, now)
+
+    def pardon(self, until: float) -> None:
+        """Give every node until then to be heard: this process was blind."""
+        for peer in self.peers.values():
+            peer.deadline = max(peer.deadline, until)
+
+    def tick(self, now: float) -> list[Event]:
+        """Return the nodes that are lost now."""
+        events = []
+        for peer in self.peers.values():
+            if not peer.lost and now > peer.deadline:
+                before = peer.health
+                peer.lost = f"no beat for {now - peer.heard:.1f} s" if peer.heard else "it was never heard"
+                events += self._changed(peer, before, now)
+        return events
+
+    def health(self, name: str) -> Health:
+        peer = self.peers.get(name)
+        return peer.health if peer else Health.GONE
+
+    def live(self) -> list[Peer]:
+        """Return the nodes that may be given stages, by name."""
+        return sorted((peer for peer in self.peers.values() if peer.health is Health.LIVE), key=lambda peer: peer.name)
+
+    def reports(self, node: str) -> tuple[StageReport, ...]:
+        peer = self.peers.get(node)
+        return peer.beat.stages if peer and peer.beat and not peer.lost else ()
+
+    def report(self, epoch: int, placement: Placement, node: str = "") -> StageReport | None:
+        """Return what the node of a placement (or another) says of the stage."""
+        wanted = (epoch, placement.stage, placement.replica)
+        return next((one for one in self.reports(node or placement.node) if key_of(one) == wanted), None)
+
+    def behind(self, epoch: int) -> list[str]:
+        """Return the living sensors that follow a plan and do not send to this epoch."""
+        return sorted(name for name, status in self.sensors.items() if status.epoch not in (0, epoch))
+
+    def _note_sensor(self, name: str, status: NodeStatus) -> None:
+        known = self.sensors.get(name)
+        if known is not None and known.instance != status.instance and known.started > status.started:
+            return
+        if status.state not in ALIVE:
+            self.sensors.pop(name, None)
+        elif known is not None or len(self.sensors) < MAX_PEERS:
+            self.sensors[name] = status
+
+    def _add(self, name: str, now: float) -> Peer:
+        if len(self.peers) >= MAX_PEERS:
+            raise MessageError(f"node {name} came, the {len(self.peers) + 1}th; at most {MAX_PEERS} are watched")
+        peer = self.peers[name] = Peer(name, now + GRACE_S)
+        return peer
+
+    def _drop(self, name: str, text: str) -> list[Event]:
+        peer = self.peers.pop(name, None)
+        return [Event(name, Health.GONE, f"node {name} {text}")] if peer and not peer.lost else []
+
+    def _changed(self, peer: Peer, before: Health, now: float) -> list[Event]:
+        after = peer.health
+        if after is before:
+            return []
+        peer.since = now
+        return [Event(peer.name, after, f"node {peer.name} {_describe(peer)}")]
+
+
+def key_of(report: StageReport) -> tuple[int, int, int]:
+    return report.epoch, report.stage, report.replica
+
+
+def names_in(placements: Iterable[Placement]) -> set[str]:
+    """Return the nodes that placements name."""
+    return {placement.node for placement in placements}
+
+
+def _describe(peer: Peer) -> str:
+    card = peer.status.device if peer.status else None
+    texts = {
+        Health.NEW: "has said hello",
+        Health.LIVE: f"has joined: {card.system}, {card.cores} cores, speed {card.speed:.3g}" if card else "",
+        Health.LEAVING: "wants to leave",
+        Health.UNFIT: f"cannot be used: it speaks protocol {card.protocol if card else 0}, expected {PROTOCOL}; "
+        "install the same version of har-edge there",
+        Health.LOST: f"is lost: {peer.lost}",
+    }
+    return texts[peer.health]
+
+
+def _decode(decode: Callable[[bytes], Said], name: str, payload: bytes, what: str) -> Said:
+    if len(payload) > MAX_BYTES:
+        raise MessageError(f"a {what} of {len(payload)} bytes came from {name}; expected at most {MAX_BYTES}")
+    try:
+        found = decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MessageError(f"what came from {name} is no {what}: {error}") from None
+    if found.node != name:
+        raise MessageError(f"a {what} of {found.node!r} came on the topic of {name!r}; expected its own")
+    return found
