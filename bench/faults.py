@@ -16,40 +16,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from har_edge.errors import NodeError
-from har_edge.evaluation.composition import load_whole
-from har_edge.evaluation.prediction import Classifier, Prediction, predict_recordings
-from har_edge.inference.interpreter import Interpreter
 from har_edge.messaging.mqtt import Client, choose_client
-from har_edge.nodes.arena import COORDINATOR, Arena, MortalBroker, Spawn, spawn_here
 from har_edge.nodes.build import topics_of
-from har_edge.nodes.cutting import prepare
-from har_edge.nodes.faults import Drill, Kind, Outcome
-from har_edge.nodes.load import Answers, Device, Load, Verdict
-from har_edge.planning.catalog import find_model
-from har_edge.planning.pipeline import Pipeline
-from har_edge.streams.files import read_recordings
-from har_edge.streams.live import LiveStream, lay_out
 from har_edge.streams.locate import find_data
-from har_edge.streams.recording import Recording
-from har_edge.streams.synthetic import synthesize
-from har_edge.testbed.limits import BROKER, HOST, Limits, equal_devices
-from har_edge.testbed.testbed import Testbed
+from har_edge.trials.arena import COORDINATOR, Arena
+from har_edge.trials.faults import Drill, Kind, Outcome
+from har_edge.trials.ground import Ground, open_bed, open_ground
+from har_edge.trials.load import Device, Load, Verdict
+from har_edge.trials.reference import Reference, prepare_reference
 
 MODEL = "int8"
 STAGES = 3
@@ -70,44 +58,6 @@ WANTED: dict[Kind, tuple[float | None, float | None]] = {
 }
 HEAD = ("fault", "count", "noticed s", "max", "wanted", "gap s", "max", "wanted", "resent", "came twice")
 WIDTHS = (24, 6, 10, 7, 8, 7, 7, 8, 7, 10)
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """Where it all runs: the broker, how a process starts, and how a cable is pulled, where there are cables."""
-
-    broker: MortalBroker
-    spawn: Spawn
-    bed: Testbed | None
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is deployed and replayed, and what the whole model answers to it."""
-
-    pipeline: Pipeline
-    recordings: Sequence[Recording]
-    data: str
-    whole: Interpreter
-    expected: Answers
-
-    @property
-    def windows(self) -> int:
-        """How many windows every stream has."""
-        streams = [stream for stream, _ in self.expected]
-        return min(streams.count(stream) for stream in set(streams))
-
-    def classifier(self) -> Classifier:
-        return Classifier(self.whole.run, self.whole.inputs, self.pipeline.task)
-
-    def answers(self, predictions: Iterable[Prediction]) -> Answers:
-        """Return label and confidence of each prediction, as a result gives them."""
-        task = self.pipeline.task
-        output = next(port for port in self.whole.outputs if port.name == task.output)
-        return {
-            (one.stream, one.seq): (task.label_ids[one.answer], float(output.real(one.scores)[one.answer]))
-            for one in predictions
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,81 +95,49 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
         names = [f"device-{number}" for number in range(1, args.nodes + 1)]
-        ground = stack.enter_context(open_ground(folder, args.nodes if args.bed else 0))
-        subject = prepare_load(folder)
-        said = (
-            f"{ground.broker.description} (persistence on), {MODEL} in {STAGES} stages on {args.nodes} nodes, "
-            f"{subject.data} windows of {', '.join(SUBJECTS)}, {SPEED * 50 / HOP:g} a second and stream, MQTT client "
-            f"{choose_client(Client(args.client)).value}, {os.cpu_count()} cores ({os.getloadavg()[0]:.1f} processes "
-            f"ran when it began), {platform.machine()}, Python {platform.python_version()}, seed {args.seed}"
-            + (", emulated devices with cables" if args.bed else "")
-        )
+        ground = stack.enter_context(open_bed(folder, names) if args.bed else open_ground(folder))
+        where = find_data(None)
+        reference = prepare_reference(MODEL, folder / "slices", where, SUBJECTS, stages=STAGES, hop=HOP, name="faults")
+        said = describe(args, ground, reference)
         print(said, flush=True)
-        report = run(args, ground, folder, names, subject)
+        report = run(args, ground, folder, names, reference)
     show(report)
     if args.json:
         args.json.write_bytes(as_json(report, said) + b"\n")
     return 0 if report.good else 1
 
 
-@contextlib.contextmanager
-def open_ground(folder: Path, devices: int) -> Iterator[Ground]:
-    """Start the broker: on this machine, or among `devices` emulated ones; this thread is then in their network."""
-    if not devices:
-        yield Ground(MortalBroker(folder / "broker"), spawn_here, None)
-        return
-    with Testbed(equal_devices(devices, Limits())) as bed, bed.inside():
-        place = bed.bed.place(BROKER)
-
-        def spawn(
-            name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]
-        ) -> subprocess.Popen[bytes]:
-            where = name if name in {device.name for device in bed.devices} else HOST
-            with log.open("ab") as file:
-                return bed.run(where, command, stdout=file, stderr=file, environment=environment)
-
-        # One of our own beside that of the bed, to be killed and to come back.
-        broker = MortalBroker(folder / "broker", place.address, lambda: bed.inside(BROKER))
-        yield Ground(broker, spawn, bed)
+def describe(args: argparse.Namespace, ground: Ground, reference: Reference) -> str:
+    """Say what the figures rest on."""
+    return (
+        f"{ground.broker.description} (persistence on), {MODEL} in {STAGES} stages on {args.nodes} nodes"
+        f"{', emulated devices with cables' if args.bed else ''}; {reference.data} windows of {', '.join(SUBJECTS)}, "
+        f"{SPEED / reference.spacing_s:g} a second and stream; MQTT client {choose_client(Client(args.client)).value}, "
+        f"{os.cpu_count()} cores (load {os.getloadavg()[0]:.1f} when it began), {platform.machine()}, "
+        f"Python {platform.python_version()}, seed {args.seed}"
+    )
 
 
-def prepare_load(folder: Path) -> Subject:
-    """Write the pipeline's files, with a shorter hop, and run the whole model over every window."""
-    found = find_model(MODEL)
-    assert found.entry is not None
-    task = found.entry.task
-    task = msgspec.structs.replace(task, stream=msgspec.structs.replace(task.stream, hop=HOP))
-    pipeline = prepare(found.path, task, folder / "slices", stages=STAGES, name="faults")
-    where = find_data(None)
-    recordings = read_recordings(pipeline.stream, where, SUBJECTS) if where else synthesize(SUBJECTS)
-    subject = Subject(pipeline, recordings, "real" if where else "synthetic", load_whole(found.path, task), {})
-    expected = subject.answers(predict_recordings(subject.classifier(), recordings, task))
-    return dataclasses.replace(subject, expected=expected)
-
-
-def run(args: argparse.Namespace, ground: Ground, folder: Path, names: Sequence[str], subject: Subject) -> Report:
+def run(args: argparse.Namespace, ground: Ground, folder: Path, names: Sequence[str], reference: Reference) -> Report:
     """Do the faults, wait for the last results, and compare them with the whole model."""
-    pipeline = subject.pipeline
-    topics, task = topics_of(pipeline), pipeline.task
+    pipeline = reference.pipeline
+    made = reference.windows()
+    expected = reference.answers(made)
+    each = min(sum(window.stream == stream for window in made) for stream in reference.streams)
     coordinator = ["coordinator", "--config", str(pipeline.folder), "--stages", str(STAGES)]
-    with Arena(topics, ground.broker, folder, ground.spawn, choose_client(Client(args.client))) as arena:
+    with Arena(topics_of(pipeline), ground, folder, choose_client(Client(args.client))) as arena:
         arena.start(COORDINATOR, *coordinator)
         for name in names:
             arena.start_node(name)
         arena.until(arena.record.is_settled, "the model is not deployed", 120)
         options = ["--subjects", ",".join(SUBJECTS), "--speed", str(SPEED), "--no-notice"]
-        spacing_s = HOP / (task.stream.rate_hz * SPEED)
-        load = Load(arena, list(task.inputs), SUBJECTS, subject.windows, spacing_s, options)
-        layout = lay_out(pipeline.described, pipeline.stream, list(task.inputs), stamped=True)
-        shadow = LiveStream(LIVE, layout, task.stream.rate_hz, task.stream.length, task.stream.hop)
-        device = Device(arena, subject.recordings[0], shadow, LIVE, queue=QUEUE)
-        cables = (ground.bed.cut, ground.bed.mend) if ground.bed else (None, None)
-        drill = Drill(arena, load, names, coordinator, random.Random(args.seed), *cables)
+        load = Load(arena, list(pipeline.task.inputs), SUBJECTS, each, reference.spacing_s / SPEED, options)
+        device = Device(arena, reference.recordings[0], reference.live(LIVE), LIVE, queue=QUEUE)
+        drill = Drill(arena, load, names, coordinator, random.Random(args.seed))
         load.start()
         device.start()
         problem = hurt(drill, device, args.faults, [Kind[name] for name in args.kinds.split(",")])
-        live = subject.answers(map(subject.classifier().predict, device.windows))
-        verdicts = load.judge(subject.expected), device.judge(live)
+        verdicts = load.judge(expected), device.judge(reference.answers(device.windows))
         return Report(tuple(drill.outcomes), *verdicts, device.dropped, arena.record.repeated, problem)
 
 

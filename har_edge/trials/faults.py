@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from har_edge.messaging.status import State
-from har_edge.nodes.arena import COORDINATOR, Arena
 from har_edge.nodes.deployment import Deployment
-from har_edge.nodes.load import Load
+from har_edge.trials.arena import COORDINATOR, Arena
+from har_edge.trials.load import Load
 
 RECOVER_S = 60.0
 # How long a plan that reacts to a lost node is waited for.
 REACT_S = 20.0
 # How long a joined node is watched for a plan that gives it something to do, which is up to the coordinator.
 JOIN_S = 6.0
-# What is left of a round must last until the pipeline has got over a fault.
+# What is left of a round should last until the pipeline has got over a fault, or the gap is not seen whole.
 MARGIN_S = 15.0
 CALM_S = 1.0
 HANG_S = (3.0, 8.0)
@@ -64,8 +64,8 @@ class Outcome:
 class Drill:
     """Does one fault after the other to an arena under load, with at least one node left, and mends what it broke.
 
-    `coordinator` is the command to start it again with. `cut` and `mend` pull the cable of a node and plug it in,
-    where there are cables.
+    `coordinator` is the command to start it again with; `margin_s` is what must be left of a round of the
+    load, `hang_s` for how long a node is stopped or cut off.
     """
 
     arena: Arena
@@ -73,8 +73,8 @@ class Drill:
     nodes: Sequence[str]
     coordinator: Sequence[str]
     rng: random.Random
-    cut: Callable[[str], None] | None = None
-    mend: Callable[[str], None] | None = None
+    margin_s: float = MARGIN_S
+    hang_s: tuple[float, float] = HANG_S
     outcomes: list[Outcome] = field(default_factory=list)
     _tried: list[Kind] = field(default_factory=list)
 
@@ -84,7 +84,7 @@ class Drill:
         possible = [
             kind
             for kind in kinds
-            if not (kind is Kind.CUT and self.cut is None)
+            if not (kind is Kind.CUT and self.arena.ground.cut is None)
             and not (kind is Kind.JOIN and up == len(self.nodes))
             and not (kind in REMOVES and up <= 2)
         ]
@@ -96,7 +96,7 @@ class Drill:
     def run(self, kind: Kind, victim: str | None = None) -> Outcome:
         """Wait until all is well, do it, wait until all is well again; raises NodeError when that takes too long."""
         self._tried.append(kind)
-        self.await_calm()
+        self.await_calm(self.margin_s)
         record, before = self.arena.record, self._deployment()
         victim = victim or self._choose_victim(kind)
         if kind is Kind.CRASH_COLD:
@@ -111,7 +111,7 @@ class Drill:
             self._await_results(began_at)
         undo(self, victim)
         self._await_results(time.time())
-        self.await_calm(margin_s=0.0)
+        self.await_calm(0.0)
         pauses = [record.longest_pause(stream, began, time.monotonic()) for stream in self.load.streams]
         if kind in (Kind.CRASH, Kind.CRASH_COLD):
             kind = Kind.CRASH_COLD if self._was_cold(before, victim, cached) else Kind.CRASH
@@ -127,8 +127,8 @@ class Drill:
         )
         return self.outcomes[-1]
 
-    def await_calm(self, margin_s: float = MARGIN_S) -> None:
-        """Wait until results flow, one generation runs whole, and no plan has changed for a while."""
+    def await_calm(self, margin_s: float) -> None:
+        """Wait until one generation runs whole and no plan has changed for a while; with a margin, under load."""
         since, revision = time.monotonic(), 0
 
         def is_calm() -> bool:
@@ -209,7 +209,7 @@ class Drill:
         return victim
 
     def _continue(self, victim: str) -> None:
-        self.arena.run_for(self.rng.uniform(*HANG_S))
+        self.arena.run_for(self.rng.uniform(*self.hang_s))
         self.arena.running[victim].signal(signal.SIGCONT)
         self._await_alive(victim)
 
@@ -232,27 +232,27 @@ class Drill:
         self._await_alive(COORDINATOR)
 
     def _stop_broker(self, _: str) -> str:
-        self.arena.broker.stop()
+        self.arena.ground.broker.stop()
         return ""
 
     def _kill_broker(self, _: str) -> str:
-        saved = self.arena.broker.saved_s_ago
-        self.arena.broker.stop(signal.SIGKILL)
+        saved = self.arena.ground.broker.saved_s_ago
+        self.arena.ground.broker.stop(signal.SIGKILL)
         return "no database on disk" if saved is None else f"database saved {saved:.0f} s before"
 
     def _start_broker(self, _: str) -> None:
         self.arena.run_for(self.rng.uniform(*PAUSE_S))
-        self.arena.broker.start()
+        self.arena.ground.broker.start()
 
     def _cut(self, victim: str) -> str:
-        assert self.cut is not None
-        self.cut(victim)
+        assert self.arena.ground.cut is not None
+        self.arena.ground.cut(victim)
         return victim
 
     def _mend(self, victim: str) -> None:
-        assert self.mend is not None
-        self.arena.run_for(self.rng.uniform(*HANG_S))
-        self.mend(victim)
+        assert self.arena.ground.mend is not None
+        self.arena.run_for(self.rng.uniform(*self.hang_s))
+        self.arena.ground.mend(victim)
         self._await_alive(victim)
 
     def _nothing(self, _: str) -> None:

@@ -9,75 +9,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from har_edge.errors import HarEdgeError, MessageError, NodeError
-from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.mqtt import Client, open_bus
 from har_edge.messaging.topics import Topics
-from har_edge.nodes.record import Record
-from har_edge.resources import find_folder
+from har_edge.trials.ground import Ground
+from har_edge.trials.record import Record
 
 _log = logging.getLogger(__name__)
 POLL_S = 0.05
 STOP_TIMEOUT_S = 15.0
 COORDINATOR = "coordinator"
-# Starts a command under a name, its output in a file, with these variables beside those of this process.
-Spawn = Callable[[str, Sequence[str], Path, Mapping[str, str]], "subprocess.Popen[bytes]"]
-
-
-def spawn_here(name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a command on this machine, in a session of its own: Ctrl-C in the terminal is for us."""
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env=os.environ | dict(environment),
-            start_new_session=True,
-        )
-
-
-class MortalBroker:
-    """Mosquitto with the shipped configuration, which may be killed and comes back with its port and its database."""
-
-    def __init__(
-        self,
-        folder: Path,
-        host: str = "127.0.0.1",
-        inside: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> None:
-        """Start it; `inside` enters the network it is to live in."""
-        self._folder, self._host, self._inside = folder, host, inside
-        self._mosquitto = self._start(0)
-        self.description = self._mosquitto.description
-        self.address = self._mosquitto.address
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        """End it with a signal and wait until it has gone."""
-        self._mosquitto.process.send_signal(number)
-        self._mosquitto.process.wait(STOP_TIMEOUT_S)
-
-    def start(self) -> None:
-        """Start it again, if it does not run."""
-        if self._mosquitto.process.poll() is not None:
-            self._mosquitto = self._start(self.address.port)
-
-    @property
-    def saved_s_ago(self) -> float | None:
-        """How old the database on disk is, in seconds; None where there is none."""
-        file = self._folder / "mosquitto.db"
-        return time.time() - file.stat().st_mtime if file.exists() else None
-
-    def _start(self, port: int) -> Mosquitto:
-        with self._inside():
-            return start_mosquitto(find_folder("brokers") / "mosquitto.conf", self._folder, host=self._host, port=port)
 
 
 @dataclass(slots=True)
@@ -105,14 +52,14 @@ class Running:
 class Arena:
     """Starts the processes of one pipeline, watches what they publish, and ends them all on exit.
 
-    `places` maps a name to what `spawn` needs to know where it runs; every node has a cache of its own below `folder`.
+    What they say and every node's cache of its own are below `folder`; `environment` goes to all of them.
     """
 
     topics: Topics
-    broker: MortalBroker
+    ground: Ground
     folder: Path
-    spawn: Spawn = spawn_here
     client: Client = Client.AUTO
+    environment: Mapping[str, str] = field(default_factory=dict)
     record: Record = field(init=False)
     running: dict[str, Running] = field(default_factory=dict)
     bus: Bus = field(init=False)
@@ -122,7 +69,7 @@ class Arena:
     def __enter__(self) -> Arena:
         self.record = Record(self.topics)
         name = f"{self.topics.base}.{self.topics.pipeline}.arena-{os.getpid()}"
-        self.bus = open_bus(self.broker.address, Session(name, expiry_s=3600, receive_max=8192), self.client)
+        self.bus = open_bus(self.ground.broker.address, Session(name, expiry_s=3600, receive_max=8192), self.client)
         self.bus.subscribe(self.record.filters)
         self.until(lambda: self.bus.connected, "no connection to the broker")
         return self
@@ -142,11 +89,20 @@ class Arena:
         older = self.running.get(name)
         if older is not None and older.alive:
             raise NodeError(f"{name} runs already, as process {older.process.pid}; end it first")
-        base = ["--base", self.topics.base, "--pipeline", self.topics.pipeline, "--broker", self.broker.address.url]
+        base = [
+            "--base",
+            self.topics.base,
+            "--pipeline",
+            self.topics.pipeline,
+            "--broker",
+            self.ground.broker.address.url,
+        ]
         command = [sys.executable, "-m", "har_edge.cli.main", *words, *base, "--client", self.client.value]
-        environment = {"XDG_CACHE_HOME": str(self.cache(name).parent.parent), "PYTHONUNBUFFERED": "1"}
+        variables = {"XDG_CACHE_HOME": str(self.cache(name).parent.parent), "PYTHONUNBUFFERED": "1"}
         log = self.folder / f"{name}.log"
-        self.running[name] = Running(name, self.spawn(name, command, log, environment), log)
+        self.running[name] = Running(
+            name, self.ground.spawn(name, command, log, variables | dict(self.environment)), log
+        )
         return self.running[name]
 
     def start_node(self, name: str) -> Running:

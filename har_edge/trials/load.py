@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from har_edge.errors import NodeError
 from har_edge.messaging.status import State
-from har_edge.nodes.arena import Arena
-from har_edge.nodes.record import Answered
 from har_edge.nodes.results import Result
 from har_edge.streams.live import LiveStream
 from har_edge.streams.recording import Recording, Window
+from har_edge.trials.arena import Arena
+from har_edge.trials.record import Answered
 
 # Window (stream, number) -> label and confidence, as the whole model gives them.
 Answers = Mapping[tuple[str, int], tuple[int, float]]

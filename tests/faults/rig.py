@@ -1,0 +1,81 @@
+"""A small deployment under load, one fault, and what must hold after it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from har_edge.nodes.build import topics_of
+from har_edge.trials.arena import COORDINATOR, Arena
+from har_edge.trials.faults import Drill, Kind, Outcome
+from har_edge.trials.ground import Ground
+from har_edge.trials.load import Answers, Load
+from har_edge.trials.reference import Reference
+
+WINDOWS = 120
+SPEED = 8.0
+# Recovery takes one or two seconds; processes of others may hold both cores.
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """An arena in which results flow."""
+
+    arena: Arena
+    drill: Drill
+    load: Load
+
+    def hurt(self, kind: Kind, victim: str | None = None) -> Outcome:
+        """Do it; the pipeline must get over it."""
+        outcome = self.drill.run(kind, victim)
+        assert outcome.gap_s < PATIENCE_S, self.arena.last_words()
+        assert outcome.noticed_s is None or outcome.noticed_s < PATIENCE_S
+        return outcome
+
+    def holder(self, stage: int) -> str:
+        """Return which node runs a stage."""
+        deployment = self.arena.record.deployment
+        assert deployment is not None
+        holder = deployment.holder(deployment.epoch, stage, 0)
+        assert holder is not None
+        return holder
+
+    def held(self, node: str) -> list[int]:
+        """Return the stages that a node runs."""
+        deployment = self.arena.record.deployment
+        assert deployment is not None and deployment.current is not None
+        return [one.stage for one in deployment.current.of(node)]
+
+    def check(self, expected: Answers) -> None:
+        """Let the load come to its end: every window is answered, once, as the whole model answers it."""
+        self.load.finish(60.0)
+        verdict = self.load.judge(expected)
+        assert verdict.good, f"{verdict}\n{self.arena.last_words()}"
+        assert verdict.answered == len(expected) * len(self.load.rounds)
+
+
+@contextmanager
+def open_scene(
+    ground: Ground, folder: Path, reference: Reference, *, nodes: int = 3, absent: Sequence[str] = ()
+) -> Iterator[Scene]:
+    """Start coordinator and nodes (but for those absent), and sensors once the model is deployed."""
+    names = [f"device-{number}" for number in range(1, nodes + 1)]
+    pipeline = reference.pipeline
+    coordinator = ["coordinator", "--config", str(pipeline.folder), "--stages", "3"]
+    # Without recordings, wherever the tests run.
+    with Arena(topics_of(pipeline), ground, folder, environment={"HAR_EDGE_DATA": ""}) as arena:
+        arena.start(COORDINATOR, *coordinator)
+        for name in names:
+            if name not in absent:
+                arena.start_node(name)
+        arena.until(arena.record.is_settled, "the model is not deployed")
+        options = ["--subjects", ",".join(reference.streams), "--speed", str(SPEED), "--no-notice"]
+        spacing_s = reference.spacing_s / SPEED
+        load = Load(arena, list(pipeline.task.inputs), reference.streams, WINDOWS, spacing_s, options)
+        load.start()
+        drill = Drill(arena, load, names, coordinator, random.Random(0), margin_s=3.0, hang_s=(2.5, 2.5))
+        yield Scene(arena, drill, load)

@@ -1,0 +1,104 @@
+"""One fault of each kind under load, on real processes and Mosquitto: nothing lost, nothing doubled, all as it was."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from har_edge.messaging.status import State
+from har_edge.trials.arena import COORDINATOR
+from har_edge.trials.faults import Kind
+from har_edge.trials.ground import Ground, open_bed
+from har_edge.trials.load import Answers, Device
+from har_edge.trials.reference import Reference
+from tests.faults.rig import Scene, open_scene
+from tests.testbed.machine import require_machine
+
+
+@pytest.fixture
+def scene(ground: Ground, folder: Path, reference: Reference) -> Iterator[Scene]:
+    with open_scene(ground, folder, reference) as scene:
+        yield scene
+
+
+def test_a_crash_moves_the_stages_and_a_join_brings_the_node_back(scene: Scene, expected: Answers) -> None:
+    victim = scene.holder(1)
+    crash = scene.hurt(Kind.CRASH, victim)
+    assert crash.noticed_s is not None and scene.held(victim) == []
+    scene.hurt(Kind.JOIN, victim)
+    assert scene.arena.record.state(victim) in (State.READY, State.BUSY)
+    scene.check(expected)
+
+
+def test_a_node_that_hung_has_lost_its_stage_when_it_wakes(scene: Scene, expected: Answers) -> None:
+    victim = scene.holder(2)
+    hang = scene.hurt(Kind.HANG, victim)
+    assert hang.noticed_s is not None
+    scene.check(expected)
+    assert scene.arena.running[victim].alive
+
+
+def test_a_node_that_leaves_hands_over_first(scene: Scene, expected: Answers) -> None:
+    victim = scene.holder(0)
+    scene.hurt(Kind.LEAVE, victim)
+    assert scene.arena.running[victim].process.returncode == 0
+    assert scene.arena.record.state(victim) is State.STOPPED and scene.held(victim) == []
+    scene.check(expected)
+
+
+def test_data_flows_without_a_coordinator_and_the_next_one_takes_the_plan_up(scene: Scene, expected: Answers) -> None:
+    before = scene.arena.record.deployment
+    scene.hurt(Kind.COORDINATOR)
+    after = scene.arena.record.deployment
+    assert before is not None and after is not None and after.epoch == before.epoch
+    victim = scene.holder(1)
+    scene.hurt(Kind.CRASH, victim)
+    assert scene.held(victim) == []
+    scene.check(expected)
+
+
+@pytest.mark.parametrize("kind", [Kind.BROKER_STOP, Kind.BROKER_KILL])
+def test_a_broker_that_comes_back_finds_them_all(scene: Scene, expected: Answers, kind: Kind) -> None:
+    scene.hurt(kind)
+    scene.check(expected)
+
+
+def test_a_cable_that_is_pulled_and_plugged_in_again(folder: Path, reference: Reference, expected: Answers) -> None:
+    require_machine()
+    devices = ["device-1", "device-2", "device-3"]
+    with open_bed(folder, devices) as ground, open_scene(ground, folder, reference) as scene:
+        victim = scene.holder(1)
+        cut = scene.hurt(Kind.CUT, victim)
+        assert cut.noticed_s is not None
+        scene.check(expected)
+        assert scene.arena.running[victim].alive
+
+
+def test_a_live_device_says_what_it_dropped(scene: Scene, reference: Reference, expected: Answers) -> None:
+    device = Device(scene.arena, reference.recordings[0], reference.live("live"), "live", queue=2)
+    device.start()
+    scene.arena.until(lambda: device.answered >= 2, "no live results")
+    scene.arena.ground.broker.stop(signal.SIGTERM)
+    scene.arena.run_for(5.0)
+    scene.arena.ground.broker.start()
+    before = device.answered
+    scene.arena.until(lambda: device.answered > before + 2, "no live results")
+    device.finish(30.0)
+    verdict = device.judge(reference.answers(device.windows))
+    assert verdict.good and device.dropped > 0, f"{verdict}, {device.dropped}\n{scene.arena.last_words()}"
+    assert device.answered + device.dropped == len(device.windows)
+    scene.check(expected)
+
+
+def test_two_coordinators_do_not_fight(scene: Scene, expected: Answers) -> None:
+    older = scene.arena.running.pop(COORDINATOR)
+    scene.arena.start(COORDINATOR, *scene.drill.coordinator)
+    scene.arena.until(lambda: not older.alive, "the older coordinator stays")
+    assert older.process.returncode == 3
+    victim = scene.holder(1)
+    scene.hurt(Kind.CRASH, victim)
+    assert scene.held(victim) == []
+    scene.check(expected)
