@@ -25,7 +25,7 @@ from har_edge.messaging.bus import Delivery, OnReceipt, Receipt, Session, TakenO
 from har_edge.messaging.comeback import Comeback
 from har_edge.messaging.handshake import shake_hands
 from har_edge.messaging.link import AckOrder, open_socket, too_large
-from har_edge.messaging.packets import receipt_of, take_packets, words, would_block
+from har_edge.messaging.packets import first_bytes, receipt_of, take_packets, words, would_block
 
 _log = logging.getLogger(__name__)
 _QOS = mqtt5.QoS.AT_LEAST_ONCE
@@ -71,7 +71,7 @@ class NativeBus:
         self._socket: socket.socket | None = None
         self._generation = 0
         self._filters: list[str] = []
-        self._read = bytearray()
+        self._read, self._piece = bytearray(), memoryview(bytearray(_READ_BYTES))
         self._write: deque[bytes | memoryview] = deque()
         self._waiting: deque[_Publication] = deque()
         self._inflight: dict[int, _Publication] = {}
@@ -164,7 +164,7 @@ class NativeBus:
         connection = self._socket
         assert connection is not None
         while not self._write and (left_s := deadline - self._clock()) > 0:
-            if not (select.select([connection], [], [], left_s)[0] and self._read_piece() != b""):
+            if not (select.select([connection], [], [], left_s)[0] and self._read_piece() != 0):
                 return
             self._read.clear()
 
@@ -321,32 +321,34 @@ class NativeBus:
     def _receive(self, deliveries: list[Delivery]) -> None:
         read, before = self._traffic.received_bytes, self._traffic.received_bytes
         while self._socket is not None and read - before < _READ_A_POLL:
-            piece = self._read_piece()
+            size = self._read_piece()
             read = self._traffic.received_bytes
             self._parse(deliveries)
-            if piece == b"":
+            if size == 0:
                 raise _Lost("it closed the connection")
             # TLS gives a record of 16 KiB at a time, so there a short piece does not mean that this was all.
-            if piece is None or (len(piece) < _READ_BYTES and not self._address.tls):
+            if size is None or (size < _READ_BYTES and not self._address.tls):
                 return
 
-    def _read_piece(self) -> bytes | None:
-        """Read once into the buffer; return what came: None for nothing yet, b"" at the end."""
+    def _read_piece(self) -> int | None:
+        """Read once into the buffer; return how many bytes came: None for nothing yet, 0 at the end."""
         assert self._socket is not None
         try:
-            piece = self._socket.recv(_READ_BYTES)
+            size = self._socket.recv_into(self._piece)
         except OSError as error:
             if not would_block(error):
                 raise _Lost(f"cannot receive: {error}") from None
             return None
-        if piece:
-            self._traffic.received_bytes += len(piece)
+        if size:
+            self._traffic.received_bytes += size
             self._heard_at = self._clock()
-            self._read += piece
-        return piece
+            self._read += self._piece[:size]
+        return size
 
     def _parse(self, deliveries: list[Delivery]) -> None:
         self._leftover = False
+        if len(self._read) < first_bytes(self._read) <= self._session.max_packet_bytes:
+            return  # of a large packet only a part is here
         packets, wrong = take_packets(self._read)
         for packet in packets:
             self._handle(packet, deliveries)

@@ -42,6 +42,16 @@ def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet], Malformed | Non
     return packets, wrong
 
 
+def first_bytes(buffer: bytearray) -> int:
+    """Return the size of the first packet in a buffer, as its head says (MQTT 5, section 1.5.5); 0: not known yet."""
+    remaining = 0
+    for place, byte in enumerate(buffer[1:5]):
+        remaining |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return 2 + place + remaining
+    return 0
+
+
 def _malformed(error: BaseException) -> Malformed:
     """Return what an error of the library says of the bytes; raise it again when it says nothing of them.
 
