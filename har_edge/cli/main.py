@@ -17,6 +17,7 @@ COMMANDS = (
         "demo",
         "sensor",
         "stage",
+        "coordinator",
         "node",
         "watch",
         "status",
