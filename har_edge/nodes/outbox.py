@@ -14,7 +14,7 @@ Key = tuple[str, int]
 # How long windows wait without a sign of progress before they are sent again: at first, at most, where they went to
 # stages that are about to go, and how much longer for each window of a message, since these are answered together.
 PATIENCE_S = 5.0
-LONGEST_S = 60.0
+LONGEST_S = 30.0
 SWITCH_S = 2.0
 WINDOW_S = 0.05
 LOOK_S = 0.5
