@@ -31,6 +31,11 @@ def draw(seen: Snapshot, columns: int) -> Group:
     from rich.text import Text
 
     parts: list[Table | Text] = [_headline(seen), _verdict(seen)]
+    parts += [
+        Text(f"coordinator: {one.detail}", style="" if one.alive else DIM)
+        for one in seen.nodes
+        if one.role == "coordinator" and one.detail
+    ]
     if seen.nodes:
         parts += [Text(), _nodes(seen, columns)]
     for epoch in seen.epochs:

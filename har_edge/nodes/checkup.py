@@ -102,9 +102,10 @@ class Checkup:
         known = [one for one in self._listen(0.0).statuses().values() if one.role == "coordinator"]
         alive = self._alive("coordinator")
         if alive:
-            yield passed(name, f"{', '.join(map(printable, alive))} is there")
+            says = printable(next(iter(alive.values())).detail)
+            yield passed(name, f"is there{': ' if says else ''}{says}")
             return
-        state = f"the last one is {known[0].state.value}, and does not beat" if known else "none was ever seen"
+        state = f"the last one is {known[0].state.value}" if known else "none was ever seen"
         mend = f"start one: `har-edge coordinator --model MODEL --pipeline {self.topics.pipeline}`"
         yield Finding(name, Verdict.WRONG, f"{state}; a plan that is there goes on, but nobody mends it", mend)
 

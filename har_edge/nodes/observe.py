@@ -35,7 +35,7 @@ MAX_STAGES = 256
 MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_TEXT = 200
 # Roles that beat; one that has not for so long is not alive, whatever its status says.
-BEATING = frozenset({"node", "coordinator"})
+BEATING = frozenset({"node"})
 SILENT_S = 3.0
 HORIZON_S = 10.0
 REMEMBERED = 2000

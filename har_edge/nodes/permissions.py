@@ -36,7 +36,7 @@ class Role(Enum):
 PUBLISHES = {
     Role.NODE: frozenset({Kind.ACTIVATION, Kind.RESULT, Kind.STATUS, Kind.BEAT}),
     Role.SENSOR: frozenset({Kind.WINDOW, Kind.STATUS}),
-    Role.COORDINATOR: frozenset({Kind.PLAN, Kind.SLICE, Kind.CHUNK, Kind.STATUS, Kind.BEAT, Kind.WINDOW}),
+    Role.COORDINATOR: frozenset({Kind.PLAN, Kind.SLICE, Kind.CHUNK, Kind.STATUS, Kind.WINDOW}),
     Role.WATCHER: frozenset[Kind](),
     Role.OPERATOR: frozenset({Kind.WINDOW}),
 }

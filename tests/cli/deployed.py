@@ -79,12 +79,12 @@ class Stand:
         self.statuses()
 
     def beat(self) -> None:
-        """Let coordinator and nodes beat, if it is time; the first stages, as many as `counting`, have handled a window more."""
+        """Let the nodes beat, if it is time; the first stages, as many as `counting`, have handled a window more."""
         if time.monotonic() < self.beat_at:
             return
         self.beat_at = time.monotonic() + 0.1
         self.beats += 1
-        for node in ("coordinator", *self.nodes):
+        for node in self.nodes:
             told = self.reports.get(node, [])
             told = [
                 msgspec.structs.replace(one, windows=self.beats) if one.stage < self.counting else one for one in told
@@ -105,7 +105,7 @@ class Stand:
         return fleet.running[-1]
 
     def run(self, command: str, *options: str, **changes: str) -> Running:
-        """Run a command on this pipeline to its end, while coordinator and nodes beat."""
+        """Run a command on this pipeline to its end, while the nodes beat."""
         running = self.start(command, *options, **changes)
         self.fleet.until(lambda: self.beat() or running.process.poll() is not None, f"{command} does not end")
         return running
