@@ -97,7 +97,7 @@ def main() -> int:
         names = [f"device-{number}" for number in range(1, args.nodes + 1)]
         ground = stack.enter_context(open_bed(folder, names) if args.bed else open_ground(folder))
         where = find_data(None)
-        reference = prepare_reference(MODEL, folder / "slices", where, SUBJECTS, stages=STAGES, hop=HOP, name="faults")
+        reference = prepare_reference(MODEL, folder, where, SUBJECTS, stages=STAGES, hop=HOP, name="faults")
         said = describe(args, ground, reference)
         print(said, flush=True)
         report = run(args, ground, folder, names, reference)
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace, ground: Ground, folder: Path, names: Sequence[
     made = reference.windows()
     expected = reference.answers(made)
     each = min(sum(window.stream == stream for window in made) for stream in reference.streams)
-    coordinator = ["coordinator", "--config", str(pipeline.folder), "--stages", str(STAGES)]
+    coordinator = ["coordinator", "--model", str(reference.model), "--stages", str(STAGES)]
     with Arena(topics_of(pipeline), ground, folder, choose_client(Client(args.client))) as arena:
         arena.start(COORDINATOR, *coordinator)
         for name in names:

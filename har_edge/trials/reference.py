@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
 from har_edge.inference.interpreter import Interpreter
 from har_edge.nodes.cutting import prepare
-from har_edge.planning.catalog import find_model
+from har_edge.planning.catalog import VERSION, Catalog, find_model, store_catalog
 from har_edge.planning.pipeline import Pipeline
 from har_edge.streams.files import read_recordings
 from har_edge.streams.live import LiveStream, lay_out
@@ -25,8 +26,9 @@ from har_edge.trials.load import Answers
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A pipeline, recordings, and the whole model beside them; `data` says what they are."""
+    """A model file with its manifest, its pipeline, recordings, and the whole model; `data` says what these are."""
 
+    model: Path
     pipeline: Pipeline
     recordings: Sequence[Recording]
     data: str
@@ -71,12 +73,19 @@ class Reference:
 def prepare_reference(
     model: str, folder: Path, where: Path | None, streams: Sequence[str], *, stages: int, hop: int, name: str
 ) -> Reference:
-    """Cut a shipped model into `folder`, a window every `hop` samples; recordings from `where`, else synthetic."""
+    """Copy a shipped model into `folder`, with a window every `hop` samples, and cut it there.
+
+    Recordings come from `where`, else they are synthetic.
+    """
     found = find_model(model)
     if found.entry is None:
         raise ConfigError(f"{model} has no task; expected a model of the manifest")
     task = found.entry.task
     task = msgspec.structs.replace(task, stream=msgspec.structs.replace(task.stream, hop=hop))
-    pipeline = prepare(found.path, task, folder, stages=stages, name=name)
+    (folder / "model").mkdir()
+    path = folder / "model" / found.path.name
+    shutil.copyfile(found.path, path)
+    store_catalog(Catalog(VERSION, [msgspec.structs.replace(found.entry, task=task)]), path.parent)
+    pipeline = prepare(path, task, folder / "slices", stages=stages, name=name)
     recordings = read_recordings(pipeline.stream, where, streams) if where else synthesize(streams)
-    return Reference(pipeline, recordings, "real" if where else "synthetic", load_whole(found.path, task))
+    return Reference(path, pipeline, recordings, "real" if where else "synthetic", load_whole(path, task))

@@ -65,7 +65,7 @@ def open_scene(
     """Start coordinator and nodes (but for those absent), and sensors once the model is deployed."""
     names = [f"device-{number}" for number in range(1, nodes + 1)]
     pipeline = reference.pipeline
-    coordinator = ["coordinator", "--config", str(pipeline.folder), "--stages", "3"]
+    coordinator = ["coordinator", "--model", str(reference.model), "--stages", "3"]
     # Without recordings, wherever the tests run.
     with Arena(topics_of(pipeline), ground, folder, environment={"HAR_EDGE_DATA": ""}) as arena:
         arena.start(COORDINATOR, *coordinator)
