@@ -82,3 +82,14 @@ def test_results_are_json_that_a_person_reads():
     assert msgspec.json.decode(lacking)["missing"] == ["ankle", "arm"]
     assert decode_results(lacking) == [result(3, missing=["ankle", "arm"])]
     assert decode_results(encode_results([result(1), result(2)])) == [result(1), result(2)]
+
+
+def test_a_window_that_comes_again_from_another_epoch_and_without_a_source_is_answered_once():
+    """A sensor sent again, the others had their answer: the stages of the new epoch went on without them."""
+    sink = Sink()
+    first, again = result(captured=1.003), result(captured=1.0, missing=["arm"])
+    assert sink.handle(delivery(first)) == [first]
+    assert sink.handle(delivery(msgspec.structs.replace(again, epoch=2, emitted=99.0))) == []
+    assert sink.handle(delivery(msgspec.structs.replace(first, epoch=2, emitted=100.0))) == []
+    assert sink.handle(delivery(msgspec.structs.replace(again, epoch=3, emitted=101.0))) == []
+    assert (sink.counters.windows, sink.counters.duplicates) == (1, 3)
