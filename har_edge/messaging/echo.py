@@ -41,7 +41,7 @@ class Link:
 
 
 def measure_link(bus: Bus, topic: str, *, clock: Callable[[], float] = time.perf_counter) -> Link:
-    """Estimate the link in well under a second, or in a few messages where it is slow.
+    """Estimate the link in less than a second, or in a few messages where these take longer.
 
     The topic is one that only this bus takes. Raises BrokerError when a message stays away.
     """

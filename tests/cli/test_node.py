@@ -1,0 +1,287 @@
+"""`har-edge node` as processes on Mosquitto, under a plan that a test writes: slices run there, nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from har_edge.cli.main import main
+from har_edge.cli.node import host_name
+from har_edge.messaging.bus import Session
+from har_edge.messaging.status import (
+    ALIVE,
+    Beat,
+    NodeStatus,
+    StagePhase,
+    State,
+    decode_beat,
+    encode_beat,
+    encode_status,
+)
+from har_edge.nodes.blobs import parcel
+from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
+from tests.cli.fleet import Fleet, Running, environment
+from tests.nodes.deployed import CARD
+
+LOAD = ("--subjects", "1,2", "--windows", "40", "--speed", "60", "--in-flight", "8")
+
+
+class Crew:
+    """Nodes of one pipeline, and what they say; the epoch is that of the pipeline file, so that its sensors serve."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet, self.beats, self.revision = fleet, dict[str, Beat](), 0
+        self.epoch, self.topics = fleet.pipeline.config.epoch, fleet.topics
+        self.bus = fleet.open(Session(f"{fleet.name}-beats"))
+        self.bus.subscribe([self.topics.beat("+")])
+
+    def node(self, name: str, *options: str) -> Running:
+        fleet, log = self.fleet, self.fleet.cwd / f"{name}-{len(self.fleet.running)}.log"
+        arguments = [sys.executable, "-m", "har_edge.cli.main", "node", "--name", name, "--pipeline", fleet.name]
+        arguments += ["--broker", fleet.address.url, "--cache", str(fleet.cwd / f"cache-{name}"), *options]
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                arguments, cwd=fleet.cwd, env=environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
+        fleet.running.append(Running(process, log))
+        return fleet.running[-1]
+
+    def nodes(self, *names: str) -> list[Running]:
+        """Start nodes, and wait until each is ready for stages."""
+        started = [self.node(name) for name in names]
+        self.fleet.until_ready(*names)
+        return started
+
+    def files(self) -> None:
+        """Bring every slice to the broker."""
+        folder = self.fleet.pipeline.folder / self.fleet.pipeline.config.slices
+        for entry in self.fleet.pipeline.manifest.slices:
+            for one in parcel(self.topics, (folder / entry.file).read_bytes()):
+                self.fleet.bus.publish(one.topic, one.payload, retain=True)
+
+    def deployment(self, *nodes: str, standby: tuple[str, ...] = (), epochs: tuple[int, ...] = ()) -> Deployment:
+        self.revision += 1
+        pipeline = self.fleet.pipeline
+        placements = tuple(Placement(stage, node, standby=standby) for stage, node in enumerate(nodes))
+        generations = tuple(Generation(epoch, pipeline.manifest, placements) for epoch in epochs or (self.epoch,))
+        files = dict(pipeline.task.files)
+        last = generations[-1].epoch
+        return Deployment(VERSION, self.revision, "test", 1.0, pipeline.config, last, files, generations)
+
+    def plan(self, *nodes: str, standby: tuple[str, ...] = (), epochs: tuple[int, ...] = ()) -> None:
+        self.say(encode_deployment(self.deployment(*nodes, standby=standby, epochs=epochs)))
+
+    def say(self, payload: bytes) -> None:
+        self.fleet.bus.publish(self.topics.plan(), payload, retain=True)
+
+    def phases(self, node: str, epoch: int | None = None) -> list[StagePhase]:
+        """Return the phases of a node's stages, in order."""
+        reports = self.beats[node].stages if node in self.beats else ()
+        return [one.phase for one in reports if one.epoch == (epoch or self.epoch)]
+
+    def until(self, done: object, what: str) -> None:
+        def look() -> object:
+            for delivery in self.bus.poll(0.0):
+                self.bus.acknowledge(delivery)
+                beat = decode_beat(delivery.payload)
+                self.beats[beat.node] = beat
+            return done()  # type: ignore[operator]
+
+        self.fleet.until(look, f"{what}: {self.beats}")
+
+    def until_run(self, **stages: int) -> None:
+        """Wait until so many stages run on each node, and no others are there."""
+        wanted = {name: [StagePhase.RUNNING] * count for name, count in stages.items()}
+        self.until(lambda: all(self.phases(name) == phases for name, phases in wanted.items()), "stages do not run")
+
+
+@pytest.fixture
+def crew(fleet: Fleet) -> Iterator[Crew]:
+    crew = Crew(fleet)
+    yield crew
+    crew.bus.close(forget=True)
+
+
+def all_well(crew: Crew, sensors: list[Running], streams: int = 2, windows: int = 40) -> None:
+    fleet = crew.fleet
+    crew.until(lambda: len(fleet.results) >= streams * windows, "windows were lost")
+    assert [sensor.wait() for sensor in sensors] == [0] * len(sensors)
+    assert fleet.all_once(streams, windows)
+    assert not [one.log for one in fleet.running if "gave up" in one.said or "Traceback" in one.said]
+    right = [result for result in fleet.results.values() if result.truth is not None]
+    assert sum(result.label_id == result.truth for result in right) >= 0.8 * len(right)
+
+
+def test_nodes_run_the_slices_of_a_plan_and_answer_as_static_stages_do(crew: Crew) -> None:
+    fleet = crew.fleet
+    a, b = crew.nodes("a", "b")
+    device = fleet.statuses["a"].device
+    assert device is not None and device.speed > 0 and device.link_bytes_per_s and device.round_trip_s
+    crew.files()
+    crew.plan("a", "b", "a")
+    crew.until_run(a=2, b=1)
+    assert (fleet.state("a"), fleet.state("b")) == (State.BUSY, State.BUSY)
+    all_well(crew, fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max"))
+    answers = {key: (one.label_id, one.confidence) for key, one in fleet.results.items()}
+    crew.until(lambda: all(one.windows == 80 for beat in crew.beats.values() for one in beat.stages), "counts differ")
+    crew.plan()  # not a plan at all: no stage is placed
+    crew.until(lambda: fleet.counter("a", "plans_rejected") == 1, "what is no plan is not counted")
+    crew.say(encode_deployment(msgspec.structs.replace(crew.deployment(), generations=(), epoch=0)))
+    crew.until(lambda: crew.phases("a") == crew.phases("b") == [], "the stages do not end")
+    crew.until(lambda: fleet.state("a") is State.READY, "a node without stages is not ready")
+    fleet.results.clear()
+    fleet.sink.__init__()  # type: ignore[misc]
+    static = fleet.stages()
+    all_well(crew, fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max"))
+    assert {key: (one.label_id, one.confidence) for key, one in fleet.results.items()} == answers
+    assert [one.end() for one in (a, b, *static)] == [0] * 5
+    crew.until(lambda: fleet.state("a") is State.STOPPED, "no farewell")
+    assert "node a stopped" in a.said and "node a connected: " in a.said
+
+
+def test_stages_that_move_under_load_lose_nothing(crew: Crew) -> None:
+    fleet = crew.fleet
+    crew.nodes("a", "b")
+    crew.files()
+    crew.plan("a", "a", "a")
+    crew.until_run(a=3)
+    sensors = fleet.sensors(*LOAD)
+    fleet.until_results(10)
+    crew.plan("a", "a", "a", standby=("b",))
+    crew.until(lambda: crew.phases("b") == [StagePhase.PREPARED] * 3, "b does not get ready")
+    crew.plan("b", "a", "b")
+    crew.until_run(a=1, b=2)
+    fleet.until_results(len(fleet.results) + 10)
+    crew.plan("a", "b", "a")
+    crew.until_run(a=2, b=1)
+    fleet.until_results(len(fleet.results) + 10)
+    crew.plan("b", "b", "b")
+    crew.until_run(a=0, b=3)
+    all_well(crew, sensors)
+    assert crew.beats["a"].revision == crew.beats["b"].revision == crew.revision
+
+
+def test_a_killed_and_a_stopped_node_are_replaced_and_the_stopped_one_is_fenced(crew: Crew) -> None:
+    fleet = crew.fleet
+    a, b, _ = crew.nodes("a", "b", "c")
+    crew.files()
+    crew.plan("a", "b", "a", standby=("c",))
+    crew.until_run(a=2, b=1)
+    sensors = fleet.sensors(*LOAD)
+    fleet.until_results(10)
+    a.process.kill()
+    fleet.until(lambda: fleet.state("a") is State.LOST, "no will")
+    crew.plan("c", "b", "c")
+    crew.until_run(b=1, c=2)
+    fleet.until_results(len(fleet.results) + 10)
+    b.process.send_signal(signal.SIGSTOP)
+    crew.plan("c", "c", "c")
+    crew.until_run(c=3)
+    fleet.until_results(len(fleet.results) + 10)
+    b.process.send_signal(signal.SIGCONT)
+    crew.until(lambda: crew.phases("b") == [] and crew.beats["b"].revision == crew.revision, "b was not fenced")
+    all_well(crew, sensors)
+    assert crew.phases("c") == [StagePhase.RUNNING] * 3 and b.end() == 0
+
+
+def test_a_node_that_is_told_to_stop_hands_over_first(crew: Crew) -> None:
+    fleet = crew.fleet
+    a, b = crew.nodes("a", "b")
+    crew.files()
+    crew.plan("a", "a", "a")
+    crew.until_run(a=3)
+    sensors = fleet.sensors(*LOAD)
+    fleet.until_results(10)
+    a.process.send_signal(signal.SIGTERM)
+    crew.until(lambda: fleet.state("a") is State.DRAINING, "it does not say that it wants to go")
+    before = len(fleet.results)
+    fleet.until_results(before + 5)
+    assert a.process.poll() is None
+    crew.plan("b", "b", "b")
+    crew.until(lambda: a.process.poll() == 0, "it does not go")
+    crew.until(lambda: fleet.state("a") is State.STOPPED, "no farewell")
+    all_well(crew, sensors)
+    began = time.monotonic()
+    b.process.send_signal(signal.SIGTERM)
+    crew.until(lambda: fleet.state("b") is State.DRAINING, "it does not say that it wants to go")
+    b.process.send_signal(signal.SIGTERM)  # a second signal ends it at once
+    assert b.wait() == 130 and time.monotonic() - began < 8.0
+
+
+def test_what_is_no_plan_harms_nothing_and_a_broken_slice_is_fetched_again(crew: Crew) -> None:
+    fleet = crew.fleet
+    entry = fleet.pipeline.manifest.slices[1]
+    crew.nodes("a")
+    crew.files()
+    chunk = crew.topics.chunk(entry.sha256, 0)
+    fleet.bus.publish(chunk, bytes((fleet.folder / entry.file).stat().st_size), retain=True)
+    crew.plan("a", "a", "somebody-unknown")
+    crew.until(lambda: crew.phases("a") == [StagePhase.RUNNING, StagePhase.FAILED], "the broken slice is not reported")
+    assert "forged or corrupt" in crew.beats["a"].stages[1].detail
+    crew.say(b"{}")
+    crew.until(lambda: fleet.counter("a", "plans_rejected") == 1, "what is no plan is not counted")
+    assert crew.beats["a"].revision == 1
+    crew.files()
+    crew.until_run(a=2)
+    crew.plan("a", "a", "a")
+    crew.until_run(a=3)
+    all_well(crew, fleet.sensors("--subjects", "1", "--windows", "20", "--speed", "max"), 1, 20)
+
+
+def test_of_two_nodes_of_one_name_on_a_machine_the_younger_one_goes_on(crew: Crew) -> None:
+    fleet = crew.fleet
+    (older,) = crew.nodes("a")
+    crew.files()
+    crew.plan("a", "a", "a")
+    crew.until_run(a=3)
+    sensors = fleet.sensors(*LOAD)
+    fleet.until_results(5)
+    first = fleet.statuses["a"].instance
+    younger = crew.node("a")
+    assert older.wait() == 3
+    assert "node a: a younger process on this machine has taken this name; ending" in older.said
+    crew.until(lambda: fleet.statuses["a"].instance != first and fleet.state("a") is State.BUSY, "it does not go on")
+    crew.until_run(a=3)
+    all_well(crew, sensors)
+    assert younger.process.poll() is None
+
+
+def test_a_name_that_lives_on_another_machine_is_refused(crew: Crew, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet = crew.fleet
+    status = NodeStatus("a", "node", State.READY, "other", 1.0, device=CARD)
+    fleet.bus.publish(crew.topics.status("a"), encode_status(status), retain=True)
+    crew.until(lambda: fleet.state("a") in ALIVE, "the other one is not there")
+    node = crew.node("a")
+    number = 0
+
+    def beat() -> bool:
+        nonlocal number
+        number += 1
+        fleet.bus.publish(crew.topics.beat("a"), encode_beat(Beat("a", "other", number, time.time())))
+        return node.process.poll() is not None
+
+    crew.until(beat, "it does not end")
+    assert node.process.returncode == 2
+    assert "error: a node 'a' is alive on another machine, on Linux aarch64; expected a name of its own" in node.said
+    assert fleet.statuses["a"].instance == "other"
+
+
+def test_a_name_that_cannot_stand_in_a_topic_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["node", "--name", "my pi", "--broker", "mqtt://127.0.0.1:1"]) == 2
+    assert "name of the node is 'my pi'; expected 1 to 128 letters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("raspberrypi", "raspberrypi"), ("pi.local", "pi"), ("my pi.home.lan", "my-pi"), ("", "node"), ("...", "node")],
+)
+def test_a_node_is_named_after_its_host(monkeypatch: pytest.MonkeyPatch, host: str, name: str) -> None:
+    monkeypatch.setattr("har_edge.cli.node.platform.node", lambda: host)
+    assert host_name() == name
