@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from har_edge.nodes.snapshot import Snapshot
 
 HELP = "show what is deployed, how it does, and whether a window goes through"
-# How long beats are gathered before anything is said: two of them, and some.
-GATHER_S = 1.2
+# How long beats are gathered before anything is said: somewhat longer than a node may be silent.
+GATHER_S = 1.8
 EVERY_S = 1.0
 PROBE_EVERY_S = 10.0
 POLL_S = 0.1

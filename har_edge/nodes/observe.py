@@ -36,7 +36,7 @@ MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_TEXT = 200
 # Roles that beat; one that has not for so long is not alive, whatever its status says.
 BEATING = frozenset({"node"})
-SILENT_S = 3.0
+SILENT_S = 1.5
 HORIZON_S = 10.0
 REMEMBERED = 2000
 _BIG = 2**53

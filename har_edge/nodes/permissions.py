@@ -100,8 +100,8 @@ def _harmless(topics: Topics, kind: Kind) -> tuple[str, bytes]:
         Kind.STATUS: (topics.status(name), encode_status(status)),
         Kind.BEAT: (topics.beat(name), encode_beat(Beat(name, name, 0, now))),
         Kind.PLAN: (topics.plan(), b"{}"),
-        Kind.SLICE: (topics.slice(sha256), b"{}"),
-        Kind.CHUNK: (topics.chunk(sha256, 0), b"{}"),
+        Kind.SLICE: (topics.slice(sha256), b""),
+        Kind.CHUNK: (topics.chunk(sha256, 0), b""),
     }
     return choices[kind]
 
