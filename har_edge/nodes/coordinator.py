@@ -192,7 +192,7 @@ class Coordinator:
             self._epoch, draft.manifest, draft.placements, draft.forecast.stages_s, draft.forecast.latency_s
         )
         self._mender.works[self._epoch] = tuple(draft.works.get(0, ()))
-        self._replan.started()
+        self._replan.started(draft.placements)
         self._say(
             f"epoch {self._epoch}: {_arrangement(generation)}; predicted: a window every "
             f"{draft.forecast.period_s * 1e3:.3g} ms, each takes {draft.forecast.latency_s * 1e3:.3g} ms; because: "
@@ -225,7 +225,8 @@ class Coordinator:
 
     def _note_events(self, events: list[Event]) -> None:
         for event in events:
-            self._say(event.text)
+            if event.health is not Health.NEW:
+                self._say(event.text)
             if event.health is Health.GONE:
                 self._speeds.forget(event.node)
 
@@ -408,7 +409,7 @@ class Coordinator:
 
     def _unmet(self) -> str:
         current = self._deployed.current
-        return self._setup.wish.unmet(current, self._setup.model_sha256) if current else ""
+        return self._setup.wish.unmet(current, self._setup.model_sha256, len(self._candidates())) if current else ""
 
     def _candidates(self) -> list[Candidate]:
         """Return the nodes that may be given stages: those on which none failed lately, if there are any."""
@@ -478,7 +479,6 @@ class Coordinator:
 
     def _say(self, text: str) -> None:
         self.lines.append(text)
-        _log.info("%s", text)
 
 
 def _hashes(generation: Generation) -> set[str]:

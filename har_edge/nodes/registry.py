@@ -199,7 +199,7 @@ def names_in(placements: Iterable[Placement]) -> set[str]:
 def _describe(peer: Peer) -> str:
     card = peer.status.device if peer.status else None
     texts = {
-        Health.NEW: "has said hello",
+        Health.NEW: "has begun anew",
         Health.LIVE: f"has joined: {card.system}, {card.cores} cores, speed {card.speed:.3g}" if card else "",
         Health.LEAVING: "wants to leave",
         Health.UNFIT: f"cannot be used: it speaks protocol {card.protocol if card else 0}, expected {PROTOCOL}; "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from har_edge.graph.manifest import SliceManifest
 from har_edge.nodes.deployment import Generation, Placement
@@ -30,8 +30,8 @@ class Wish:
     cuts: tuple[int, ...] | None = None
     replicas: int = 1
 
-    def unmet(self, generation: Generation, model_sha256: str) -> str:
-        """Say what about a generation is not as asked for; empty where nothing is."""
+    def unmet(self, generation: Generation, model_sha256: str, nodes: int) -> str:
+        """Say what about a generation is not as asked for, where there are so many nodes; empty where nothing is."""
         if generation.manifest.model_sha256 != model_sha256:
             return "it is of another model"
         slices = generation.manifest.slices
@@ -39,6 +39,9 @@ class Wish:
             return f"other cuts were asked for: {', '.join(map(str, self.cuts)) or 'none'}"
         if self.cuts is None and self.stages is not None and len(slices) != self.stages:
             return f"{self.stages} stages were asked for"
+        used = len({placement.node for placement in generation.placements})
+        if (self.cuts is not None or self.stages is not None) and used < len(slices) <= nodes:
+            return f"{len(slices)} stages were asked for, and there are nodes for each"
         return ""
 
 
@@ -87,6 +90,7 @@ class _View:
 
     names: frozenset[str]
     figures: frozenset[tuple[str, float]]
+    homes: frozenset[tuple[int, str]]
     unmet: str
 
 
@@ -124,6 +128,7 @@ class Replan:
         view = _View(
             frozenset(candidate.name for candidate in candidates),
             frozenset((candidate.name, coarse(candidate).speed) for candidate in candidates),
+            _homes(next((one.placements for one in generations if one.epoch == epoch), ())),
             unmet,
         )
         if view == self._decided or (now < changed_at + wait_s and not complete):
@@ -145,25 +150,28 @@ class Replan:
         assert draft.manifest is not None and draft.forecast is not None and asked is not None
         if current is None:
             return Decision(True, f"first plan for {_nodes(len(asked.names))}")
-        if unmet:
-            return Decision(True, unmet)
         if draft.manifest == current.manifest and _homes(draft.placements) == _homes(current.placements):
             self._decided, self._agreed = asked, False
             return Decision(False, "")
+        if unmet:
+            return Decision(True, unmet)
         new, old = self._value(draft.forecast), self._value(draft.current)
         gain = 1 - new / old if 0 < old < math.inf else float(old > new)
-        text = f"{self._what()} {_ms(new)} instead of {_ms(old)}, {gain:.0%} less"
+        text = f"{self._what()} {_ms(new)} instead of {_ms(old)}"
         if gain <= self.margin:
             self._decided, self._agreed = asked, False
-            return Decision(False, f"the best plan now: {text}; not above the margin of {self.margin:.0%}")
-        if before is not None and before.names == asked.names and not self._agreed:
+            return Decision(False, f"another plan: {text}; that gains {gain:.0%}, and {self.margin:.0%} is the margin")
+        text += f", which gains {gain:.0%}"
+        same = before is not None and (before.names, before.homes) == (asked.names, asked.homes)
+        if same and not self._agreed:
             self._agreed, self._not_before = True, now + self.settle_s
             return Decision(False, f"measured speeds speak for another plan: {text}; looking once more")
         return Decision(True, text)
 
-    def started(self) -> None:
+    def started(self, placements: Sequence[Placement]) -> None:
         """Take note that a draft is being rolled out: when it is there, it is what was decided."""
-        self._decided, self._agreed = self._asked, False
+        assert self._asked is not None
+        self._decided, self._agreed = replace(self._asked, homes=_homes(placements), unmet=""), False
 
     def failed(self, now: float) -> float:
         """Take note of a rollout that was withdrawn; return after how many seconds the next may begin."""
@@ -189,8 +197,8 @@ def cuts_of(manifest: SliceManifest) -> tuple[int, ...]:
     return tuple(entry.start for entry in manifest.slices[1:])
 
 
-def _homes(placements: Sequence[Placement]) -> set[tuple[int, str]]:
-    return {(placement.stage, placement.node) for placement in placements}
+def _homes(placements: Sequence[Placement]) -> frozenset[tuple[int, str]]:
+    return frozenset((placement.stage, placement.node) for placement in placements)
 
 
 def _nodes(count: int) -> str:
