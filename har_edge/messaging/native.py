@@ -146,7 +146,7 @@ class NativeBus:
         try:
             while (self._waiting or self._inflight or self._write) and self._clock() < deadline:
                 self._flush()
-                if self._wait(0.05):
+                if (self._inflight or self._write) and self._wait(0.05):
                     self._receive([])  # what comes now stays unacknowledged, so the broker keeps it
                 self._send_waiting()
             self._refuse_too_large()
