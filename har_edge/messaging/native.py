@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 _QOS = mqtt5.QoS.AT_LEAST_ONCE
 _READ_BYTES = 256 * 1024
 _READ_A_POLL = 8 * _READ_BYTES
+# Of a large packet, how much must be there before this process is woken: every segment would be, on a slow link,
+# hundreds of times a packet. Little enough that a slow link is not taken for a dead one.
+_WAKE_BYTES = 64 * 1024
 _WRITE_BYTES = 1024 * 1024
 _MAX_PACKET_ID = 65535
 _MAX_IN_FLIGHT = _MAX_PACKET_ID - 256  # the rest is for subscriptions
@@ -72,6 +75,7 @@ class NativeBus:
         self._generation = 0
         self._filters: list[str] = []
         self._read, self._piece = bytearray(), memoryview(bytearray(_READ_BYTES))
+        self._wake_bytes = 1
         self._write: deque[bytes | memoryview] = deque()
         self._waiting: deque[_Publication] = deque()
         self._inflight: dict[int, _Publication] = {}
@@ -178,7 +182,7 @@ class NativeBus:
             connection.close()
             raise
         connection.setblocking(False)
-        self._socket, self._clean = connection, False
+        self._socket, self._clean, self._wake_bytes = connection, False, 1
         self._read[:], self._leftover = welcome.rest, bool(welcome.rest)
         self._traffic.sent_bytes += welcome.sent_bytes
         self._traffic.received_bytes += welcome.received_bytes
@@ -347,8 +351,11 @@ class NativeBus:
 
     def _parse(self, deliveries: list[Delivery]) -> None:
         self._leftover = False
-        if len(self._read) < first_bytes(self._read) <= self._session.max_packet_bytes:
-            return  # of a large packet only a part is here
+        missing = first_bytes(self._read) - len(self._read)
+        if 0 < missing < self._session.max_packet_bytes:  # of a large packet only a part is here
+            self._wake_at(min(missing, _WAKE_BYTES))
+            return
+        self._wake_at(1)
         packets, wrong = take_packets(self._read)
         for packet in packets:
             self._handle(packet, deliveries)
@@ -356,6 +363,12 @@ class NativeBus:
             raise _Lost(f"it sent a malformed packet: {wrong}")
         if len(self._read) > self._session.max_packet_bytes:
             raise _Lost(f"it is sending a packet of more than {self._session.max_packet_bytes} bytes")
+
+    def _wake_at(self, size: int) -> None:
+        """Let `select` say that there is something to read when so many bytes are there: socket(7), SO_RCVLOWAT."""
+        if size != self._wake_bytes and self._socket is not None and not self._address.tls:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+            self._wake_bytes = size
 
     def _handle(self, packet: mqtt5.Packet, deliveries: list[Delivery]) -> None:
         if isinstance(packet, mqtt5.PublishPacket):
