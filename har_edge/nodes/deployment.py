@@ -93,6 +93,15 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     def generation(self, epoch: int) -> Generation | None:
         return next((one for one in self.generations if one.epoch == epoch), None)
 
+    def replaces(self, other: Deployment) -> bool:
+        """Tell whether this one is newer: a later revision, or by a younger author, who may have begun to count anew.
+
+        A clock that was set back must not stop an author who went on with the revisions of another.
+        """
+        if self.author == other.author:
+            return self.revision > other.revision
+        return self.revision > other.revision or self.started > other.started
+
     def phase(self, epoch: int) -> Phase:
         """Return where the generation of an epoch stands."""
         if epoch == self.epoch:

@@ -104,7 +104,7 @@ class Node:
             self.rejected += 1
             _log.warning("dropped a plan: %s", error)
             return
-        if self.deployment is None or _age(deployment) > _age(self.deployment):
+        if self.deployment is None or deployment.replaces(self.deployment):
             self.deployment = deployment
         elif deployment != self.deployment:
             self.rejected += 1
@@ -213,11 +213,6 @@ class Node:
             stages=tuple(reports.values()),
         )
         return Outgoing(self._topics.beat(self.identity.node), encode_beat(beat))
-
-
-def _age(deployment: Deployment) -> tuple[float, int]:
-    """Order deployments: of two authors the younger counts, of one author the later revision."""
-    return deployment.started, deployment.revision
 
 
 def run_node(bus: Bus, node: Node, stop: Stop, *, drain_timeout_s: float) -> None:

@@ -66,14 +66,18 @@ class Equipment:
 
 
 def session_of(equipment: Equipment, deployment: Deployment, post: Post) -> Session:
-    """Return the session of a post, taken as soon as the retained plan gives the post to another node, or to none."""
+    """Return the session of a post, taken as soon as the retained plan gives the post to another node, or to none.
+
+    A plan that is older than this deployment does not count: a broker that lost its latest state may retain one.
+    """
     topics, config, node = equipment.topics, deployment.config, equipment.node
 
     def taken(payload: bytes) -> bool:
         try:
-            return decode_deployment(payload).holder(post.epoch, post.stage, post.replica) != node
+            found = decode_deployment(payload)
         except MessageError:
             return False
+        return not deployment.replaces(found) and found.holder(post.epoch, post.stage, post.replica) != node
 
     return Session(
         client_id=session_name(topics.base, topics.pipeline, post.epoch, post.stage, post.replica),

@@ -231,15 +231,28 @@ def test_a_plan_that_cannot_be_read_is_dropped_and_counted_and_the_old_one_stays
     assert re.search("dropped a plan: .*" + re.escape(text), caplog.text)
 
 
-def test_an_older_plan_is_left_and_of_two_authors_the_younger_counts(scene, caplog):
+def test_an_older_plan_is_left(scene, caplog):
     three = deployment(generation("pi-1", "pi-2", "pi-2"), revision=3)
-    two = deployment(generation("pi-2", "pi-1", "pi-2"), revision=2)
-    scene.hear(three, two, three)
+    scene.hear(three, deployment(generation("pi-2", "pi-1", "pi-2"), revision=2), three)
     assert scene.node.deployment == three and scene.node.rejected == 1
     assert "dropped revision 2 of the plan by author-1: revision 3 by author-1 is newer" in caplog.text
-    younger = msgspec.structs.replace(two, author="author-2", started=2.0)
-    scene.hear(younger, msgspec.structs.replace(three, revision=4))
-    assert scene.node.deployment == younger and scene.node.rejected == 2
+
+
+@pytest.mark.parametrize(
+    ("started", "revision", "newer"),
+    [
+        (2.0, 1, True),  # a younger coordinator that found no plan to go on with
+        (2.0, 4, True),
+        (0.5, 4, True),  # one that went on with this plan, on a clock that is behind
+        (0.5, 3, False),
+        (0.5, 2, False),  # one that was stopped for a while, and does not know of this plan
+    ],
+)
+def test_of_two_authors_the_younger_counts_or_the_one_that_went_on(scene, started, revision, newer):
+    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
+    other = msgspec.structs.replace(deployment(revision=revision, epoch=0), author="author-2", started=started)
+    scene.hear(other)
+    assert (scene.node.deployment == other) is newer and scene.node.rejected == (not newer)
 
 
 def test_without_a_plan_every_stage_ends(scene, caplog):

@@ -192,8 +192,10 @@ def test_a_session_is_taken_when_the_plan_gives_the_post_to_another_or_to_nobody
     claim = session_of(ground.equipment("a"), deployment, Post(EPOCH, 0, 0)).claim
     encode = msgspec.json.encode
     assert not claim.taken(encode(deployment)) and not claim.taken(b"no plan")
-    assert claim.taken(encode(ground.deployment(ground.generation("b", "b", "a"))))
-    assert claim.taken(encode(ground.deployment(ground.generation("a", "b", "a", epoch=EPOCH + 1), epoch=EPOCH + 1)))
+    moved = ground.deployment(ground.generation("b", "b", "a"), revision=2)
+    assert claim.taken(encode(moved)) and not claim.taken(encode(msgspec.structs.replace(moved, revision=0)))
+    gone = ground.deployment(ground.generation("a", "b", "a", epoch=EPOCH + 1), epoch=EPOCH + 1, revision=2)
+    assert claim.taken(encode(gone))
 
 
 def test_a_slice_that_does_not_come_is_reported_and_fetched_when_it_does(ground, monkeypatch, caplog):
