@@ -1,9 +1,13 @@
 """Let the tests of this room import their helper by its name; a fleet of processes on the Mosquitto of the test run."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from har_edge.messaging.broker import start_mosquitto
+from har_edge.resources import find_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -27,3 +31,13 @@ def fleet(slices, tmp_path, request):
 
     with Fleet(slices, tmp_path, request.getfixturevalue("mosquitto").address) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def own_broker(mosquitto):
+    """A Mosquitto of this test alone; its database is where Mosquitto's own user may write, not in pytest's folder."""
+    with tempfile.TemporaryDirectory(prefix="har-edge-test-") as folder:
+        Path(folder).chmod(0o755)
+        broker = start_mosquitto(find_folder("brokers") / "mosquitto.conf", Path(folder) / "broker")
+        yield broker
+        broker.stop()

@@ -14,6 +14,7 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cli.node import host_name
+from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.messaging.bus import Session
 from har_edge.messaging.status import (
     ALIVE,
@@ -27,6 +28,7 @@ from har_edge.messaging.status import (
 )
 from har_edge.nodes.blobs import parcel
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
+from har_edge.resources import find_folder
 from tests.cli.fleet import Fleet, Running, environment
 from tests.nodes.deployed import CARD
 
@@ -233,6 +235,28 @@ def test_what_is_no_plan_harms_nothing_and_a_broken_slice_is_fetched_again(crew:
     crew.plan("a", "a", "a")
     crew.until_run(a=3)
     all_well(crew, fleet.sensors("--subjects", "1", "--windows", "20", "--speed", "max"), 1, 20)
+
+
+def test_a_broker_that_restarts_loses_nothing(slices: Path, tmp_path: Path, own_broker: Mosquitto) -> None:
+    port, directory = own_broker.address.port, Path(own_broker.process.args[2]).parent  # type: ignore[index]
+    with Fleet(slices, tmp_path, own_broker.address) as fleet:
+        crew = Crew(fleet)
+        crew.nodes("a", "b")
+        crew.files()
+        crew.plan("a", "b", "a")
+        crew.until_run(a=2, b=1)
+        sensors = fleet.sensors(*LOAD)
+        fleet.until_results(10)
+        own_broker.stop()
+        crew.beats.clear()
+        with start_mosquitto(find_folder("brokers") / "mosquitto.conf", directory, port=port):
+            all_well(crew, sensors)
+            crew.until_run(a=2, b=1)
+            crew.until(lambda: all(fleet.counter(node, "reconnects") == 1 for node in "ab"), "not said again")
+            assert (fleet.state("a"), fleet.state("b")) == (State.BUSY, State.BUSY)
+            crew.plan("b", "b", "b")
+            crew.until_run(a=0, b=3)
+            crew.bus.close(forget=True)
 
 
 def test_of_two_nodes_of_one_name_on_a_machine_the_younger_one_goes_on(crew: Crew) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -163,16 +161,6 @@ def test_data_that_finds_no_stage_waits_for_it(fleet: Fleet, order: tuple[int, .
     all_well(fleet, sensors)
     if order[0] == 0:
         assert "waiting for stage-1, stage-2, which must listen before this node sends" in fleet.running[3].said
-
-
-@pytest.fixture
-def own_broker(mosquitto: Mosquitto) -> Iterator[Mosquitto]:
-    """A Mosquitto of this test alone; its database is where Mosquitto's own user may write, not in pytest's folder."""
-    with tempfile.TemporaryDirectory(prefix="har-edge-test-") as folder:
-        Path(folder).chmod(0o755)
-        broker = start_mosquitto(find_folder("brokers") / "mosquitto.conf", Path(folder) / "broker")
-        yield broker
-        broker.stop()
 
 
 @pytest.mark.parametrize("client", ["paho", "native"])
