@@ -134,6 +134,7 @@ def run(args: argparse.Namespace, ground: Ground, folder: Path, names: Sequence[
         load = Load(arena, list(pipeline.task.inputs), SUBJECTS, each, reference.spacing_s / SPEED, options)
         device = Device(arena, reference.recordings[0], reference.live(LIVE), LIVE, queue=QUEUE)
         drill = Drill(arena, load, names, coordinator, random.Random(args.seed))
+        ground.broker.save()
         load.start()
         device.start()
         problem = hurt(drill, device, args.faults, [Kind[name] for name in args.kinds.split(",")])
@@ -175,6 +176,8 @@ def show(report: Report) -> None:
             f"{name}: {verdict.windows} windows, {verdict.answered} answered, {verdict.lost} lost, {verdict.doubled} "
             f"doubled, {verdict.different} different, {verdict.strange} nobody sent"
         )
+        if verdict.examples:
+            print(f"{name}: {', '.join(verdict.examples)}")
     print(
         f"live: {report.live_dropped} windows dropped by the sensor's own count; {report.repeated} results came twice"
     )

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from har_edge.errors import BrokerError
 from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.resources import find_folder
 from har_edge.testbed.limits import BROKER, HOST, UNLIMITED, Device, Layout
@@ -60,11 +61,27 @@ class MortalBroker:
         if self._mosquitto.process.poll() is not None:
             self._mosquitto = self._start(self.address.port)
 
+    def save(self) -> None:
+        """Let it write its database, as it does every minute; sessions and queues in it survive if it is killed."""
+        before, deadline = self._saved_at, time.monotonic() + STOP_TIMEOUT_S
+        self._mosquitto.process.send_signal(signal.SIGUSR1)
+        while self._saved_at == before:
+            self._mosquitto.check()
+            if time.monotonic() > deadline:
+                raise BrokerError(f"Mosquitto saved nothing in {self._folder}: {self._mosquitto.last_words()}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._mosquitto.process.wait(0.02)
+
     @property
     def saved_s_ago(self) -> float | None:
         """How old the database on disk is, in seconds; None where there is none."""
+        return time.time() - self._saved_at if self._saved_at else None
+
+    @property
+    def _saved_at(self) -> float:
+        """When the database was written (seconds since 1970), 0 where there is none."""
         file = self._folder / "mosquitto.db"
-        return time.time() - file.stat().st_mtime if file.exists() else None
+        return file.stat().st_mtime if file.exists() else 0.0
 
     def _start(self, port: int) -> Mosquitto:
         with self._inside():

@@ -19,12 +19,16 @@ from har_edge.trials.arena import Arena
 from har_edge.trials.record import Answered
 
 # Window (stream, number) -> label and confidence, as the whole model gives them.
+EXAMPLES = 20
 Answers = Mapping[tuple[str, int], tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How the answers compare: `doubled` passed the sink twice, `different` have another label or confidence."""
+    """How the answers compare: `doubled` passed the sink twice, `different` have another label or confidence.
+
+    `strange` answers are to windows that nobody sent; `examples` name some windows that are not as they should be.
+    """
 
     windows: int
     answered: int
@@ -32,6 +36,7 @@ class Verdict:
     doubled: int
     different: int
     strange: int
+    examples: tuple[str, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -45,25 +50,35 @@ class Verdict:
             self.doubled + other.doubled,
             self.different + other.different,
             self.strange + other.strange,
+            (self.examples + other.examples)[:EXAMPLES],
         )
 
 
 def judge(results: Iterable[Result], expected: Answers) -> Verdict:
     """Compare the results of one run, as the sink let them through, with what the whole model answers."""
     came: Counter[tuple[str, int]] = Counter()
-    different = 0
+    different = set()
     for result in results:
         came[result.stream, result.seq] += 1
         wanted = expected.get((result.stream, result.seq))
-        different += wanted is not None and wanted != (result.label_id, result.confidence)
+        if wanted is not None and wanted != (result.label_id, result.confidence):
+            different.add((result.stream, result.seq))
     known = came.keys() & expected.keys()
+    kinds = {
+        "lost": expected.keys() - known,
+        "doubled": {key for key, count in came.items() if count > 1},
+        "different": different,
+        "strange": came.keys() - expected.keys(),
+    }
+    examples = [f"{what} {stream}/{seq}" for what, keys in kinds.items() for stream, seq in sorted(keys)]
     return Verdict(
         windows=len(expected),
         answered=len(known),
         lost=len(expected) - len(known),
         doubled=came.total() - len(came),
-        different=different,
-        strange=len(came.keys() - expected.keys()),
+        different=len(different),
+        strange=len(kinds["strange"]),
+        examples=tuple(examples[:EXAMPLES]),
     )
 
 
@@ -196,6 +211,7 @@ class Device:
             verdict.doubled,
             verdict.different,
             verdict.strange + surplus,
+            verdict.examples,
         )
 
     def _results(self) -> list[Answered]:

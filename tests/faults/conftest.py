@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,11 +33,11 @@ def expected(reference):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder that the user of Mosquitto may enter."""
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
-    return tmp_path
+def folder() -> Iterator[Path]:
+    """A folder that the user of Mosquitto may enter; pytest closes those of root to others when it starts anew."""
+    with tempfile.TemporaryDirectory(prefix="har-edge-faults-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.fixture

@@ -76,6 +76,8 @@ def open_scene(
         options = ["--subjects", ",".join(reference.streams), "--speed", str(SPEED), "--no-notice"]
         spacing_s = reference.spacing_s / SPEED
         load = Load(arena, list(pipeline.task.inputs), reference.streams, WINDOWS, spacing_s, options)
+        # As after its first minute: a broker killed before has forgotten who wants results, and some are never seen.
+        ground.broker.save()
         load.start()
         drill = Drill(arena, load, names, coordinator, random.Random(0), margin_s=3.0, hang_s=(2.5, 2.5))
         yield Scene(arena, drill, load)
