@@ -69,7 +69,7 @@ def look(args: argparse.Namespace, topics: Topics, stop: Stop) -> Iterator[Snaps
                 observer.handle(delivery, time.monotonic(), time.time())
                 trial.handle(delivery, time.monotonic())
             now = time.monotonic()
-            trial.tick(now)
+            trial.tick(now, time.time())
             if now >= probe_at and not args.no_probe and not trial.under_way:
                 probe_at = now + PROBE_EVERY_S
                 trial.send(now, time.time())

@@ -230,15 +230,20 @@ class Checkup:
 
     def _stages(self, name: str) -> Iterator[Finding]:
         seen = self._listen(0.0)
-        assert seen.deployment is not None and seen.deployment.current is not None
-        current = seen.deployment.current
-        self._listen(self.listen_s, lambda: not stalled(seen, current, _now()))
-        problem = stalled(seen, current, _now())
-        if problem:
+
+        def problem() -> str:
+            """Look at what is current now: it may change while this waits."""
+            current = seen.deployment.current if seen.deployment else None
+            return stalled(seen, current, _now()) if current else NO_PLAN
+
+        self._listen(self.listen_s, lambda: not problem())
+        if problem():
             mend = "see the log of that node; a stage is moved when its node is lost, or says that it failed"
-            yield Finding(name, Verdict.WRONG, problem, mend)
+            yield Finding(name, Verdict.WRONG, problem(), mend)
         else:
-            yield passed(name, ", ".join(f"{one.stage} on {one.node}" for one in current.placements))
+            current = seen.deployment.current if seen.deployment else None
+            placements = current.placements if current else ()
+            yield passed(name, ", ".join(f"{one.stage} on {one.node}" for one in placements))
 
     def _sensors(self, name: str) -> Iterator[Finding]:
         seen = self._listen(0.0)
@@ -264,7 +269,7 @@ class Checkup:
                 self._bus.acknowledge(delivery)
                 seen.handle(delivery, _now(), time.time())
                 trial.handle(delivery, _now())
-            trial.tick(_now())
+            trial.tick(_now(), time.time())
         view = trial.view
         assert view is not None
         if view.answered and view.seconds is not None:

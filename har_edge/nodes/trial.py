@@ -23,17 +23,22 @@ from har_edge.planning.pipeline import Pipeline
 
 Connect = Callable[[Session], Bus]
 Key = tuple[str, int, int, int]
+MOST_SWITCHES = 3
 NO_PLAN = "there is no plan: start `har-edge coordinator`"
 
 
 @dataclass(slots=True)
 class _Sent:
-    """A probe under way: when it left, what every stage had handled by then, what became of its messages."""
+    """A probe under way: when it left, what every stage had handled by then, what became of its messages.
+
+    `left` is how often another may follow it, when sensors switch to another epoch meanwhile.
+    """
 
     stream: str
     epoch: int
     at: float
     windows: dict[Key, int]
+    left: int
     receipts: dict[str, Receipt] = field(default_factory=dict)
 
 
@@ -56,7 +61,7 @@ class Trial:
     def under_way(self) -> bool:
         return self._sent is not None
 
-    def send(self, now: float, wall: float) -> None:
+    def send(self, now: float, wall: float, left: int = MOST_SWITCHES) -> None:
         """Send a probe to the current epoch; `view` says at once what stands in the way, if something does."""
         deployment = self._observer.deployment
         current = deployment.current if deployment else None
@@ -70,7 +75,7 @@ class Trial:
             self.view = ProbeView(False, None, current.epoch, f"no probe could be made: {printable(str(error), 400)}")
             return
         before = {key: report.windows for key, report in self._observer.reports().items()}
-        sent = self._sent = _Sent(stream, current.epoch, now, before)
+        sent = self._sent = _Sent(stream, current.epoch, now, before, left)
         for one in outgoing:
             self._bus.publish(one.topic, one.payload, receipt=partial(sent.receipts.__setitem__, one.topic))
 
@@ -86,13 +91,16 @@ class Trial:
         if answered:
             self.view, self._sent = ProbeView(True, now - sent.at, sent.epoch, ""), None
 
-    def tick(self, now: float) -> None:
-        """Give the probe up when it has taken too long, or when nobody can answer it any more."""
+    def tick(self, now: float, wall: float) -> None:
+        """Give the probe up when it has taken too long; send another when sensors switch to another epoch."""
         sent, deployment = self._sent, self._observer.deployment
         if sent is None:
             return
         moved = deployment is None or deployment.generation(sent.epoch) is None
-        if moved or now > sent.at + self._timeout_s or Receipt.REFUSED in sent.receipts.values():
+        if deployment is not None and deployment.epoch != sent.epoch and sent.left:
+            self._sent = None
+            self.send(now, wall, sent.left - 1)
+        elif moved or now > sent.at + self._timeout_s or Receipt.REFUSED in sent.receipts.values():
             where = "its epoch has gone from the plan" if moved else self._where(sent, now)
             self.view, self._sent = ProbeView(False, None, sent.epoch, where), None
 
