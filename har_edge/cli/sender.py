@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
-from har_edge.errors import ConfigError
+from har_edge.errors import ConfigError, NodeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,9 +72,14 @@ def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
     topics, store = Topics(args.base, args.pipeline), Store(args.cache or default_folder())
     outfitter = Outfitter(topics, store, lambda session: options.reach(args, session), lambda: stop.asked)
     deployment = outfitter.await_plan()
-    if deployment is None or stop.asked:
+    if deployment is None:
         return None
-    pipeline = outfitter.pipeline_of(deployment)
+    try:
+        pipeline = outfitter.pipeline_of(deployment)
+    except NodeError:
+        if stop.asked:
+            return None
+        raise
     sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
     sensor = build_sensor(pipeline, sources, combine=args.combine)
 

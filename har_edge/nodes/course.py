@@ -51,6 +51,8 @@ class Course:
         self._fitted = deployment
         self._progress_at = 0.0
 
+    follows = True
+
     @property
     def filters(self) -> list[str]:
         """The topics to subscribe to."""
@@ -64,11 +66,6 @@ class Course:
     @property
     def open(self) -> int:
         """How many windows are unanswered."""
-        return len(self._outbox)
-
-    @property
-    def awaited(self) -> int:
-        """How many windows must be answered before the sensor may end: all."""
         return len(self._outbox)
 
     def open_of(self, stream: str) -> int:

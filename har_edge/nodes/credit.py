@@ -34,8 +34,8 @@ class Credit(Protocol):
         """How many windows are unanswered; 0 where nobody counts."""
 
     @property
-    def awaited(self) -> int:
-        """How many windows must be answered before the sensor may end."""
+    def follows(self) -> bool:
+        """Whether the sensor ends when every window is answered; else when the broker has them all."""
 
     def open_of(self, stream: str) -> int:
         """Return how many windows of a stream are unanswered."""
@@ -73,7 +73,7 @@ class Tally:
         self._warned_at = time.monotonic()
 
     epoch = 0
-    awaited = 0
+    follows = False
 
     @property
     def filters(self) -> list[str]:

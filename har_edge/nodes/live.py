@@ -127,7 +127,8 @@ class LiveLoop:
     def _is_done(self) -> bool:
         if self._credit.is_hopeless(time.monotonic()):
             return True
-        return not (self._waiting or self._sender.pending or self._credit.awaited)
+        out = self._credit.open if self._credit.follows else self._sender.pending
+        return not (self._waiting or out)
 
     def _read(self) -> bool:
         """Take what the device has sent; tell whether there may be more at once."""

@@ -33,9 +33,11 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 _log = logging.getLogger(__name__)
 MAX_TOLD = 1024
-# Of a deployed stage: how long parts wait before they go on the shelf, what this holds, and what is remembered of the
-# windows that were run. All sensors of a stream send again at about the same time: one answer is enough for all.
+# Of a deployed stage: how long parts wait before they go on the shelf, how long they are good there (a sensor that has
+# no answer sends again sooner), what this holds, and what is remembered of the windows that were run. All sensors of a
+# stream send again at about the same time: one answer is enough for all.
 SHELVE_S = 3.0
+SHELF_S = 60.0
 SHELF_BYTES = 16 * 1024 * 1024
 DONE_BYTES = 4 * 1024 * 1024
 RECENT_S = 2.0
@@ -174,7 +176,8 @@ class Stage:
             return release
         if shelved := self._shelf.find(key):
             self._shelf.drop(shelved.gathered)
-            self._join.revive(shelved.gathered, came)
+            if came < shelved.at + SHELF_S:
+                self._join.revive(shelved.gathered, came)
         return []
 
     def _give_up(self, gathered: Gathered) -> Outgoing:

@@ -156,6 +156,8 @@ def test_three_sensors_that_switch_at_different_windows_lose_and_double_nothing(
     before = len(fleet.results)
     until(lambda: len(fleet.results) > before, "no results beside a generation that gets ready")
     sensors["chest"].process.send_signal(signal.SIGSTOP)
+    heard = len(ear.heard)
+    until(lambda: len(ear.heard) > heard + 8, "the others do not go on")  # so that they switch at a later window
     generations.plan(1, 2, current=2)
     until(lambda: generations.epoch_of("ankle") == generations.epoch_of("arm") == 2, "no switch")
     sensors["chest"].process.send_signal(signal.SIGCONT)

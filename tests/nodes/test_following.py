@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery
+from har_edge.messaging.bus import Delivery, Receipt
 from har_edge.messaging.status import State
 from har_edge.messaging.topics import Kind
 from har_edge.nodes.course import Course
@@ -190,3 +190,14 @@ def test_a_lost_window_in_the_middle_comes_again_while_later_ones_flow(clock):
     loop.run(timed, Stop())
     assert sensor.counters.resent == 1 and len(bus.answered) == 20
     assert pytest.approx(bus.time, abs=0.5) == 19.0
+
+
+def test_what_nobody_hears_holds_no_sensor_up_whose_windows_are_answered(clock):
+    """Sent again for nothing, when the stages had gone with everything done."""
+    bus = Deployed(clock, 9)
+    sensor, loop = replay_of(bus)
+    bus.receipt = lambda topic: Receipt.UNHEARD if "/window/" in topic and bus.time > 4.0 else Receipt.SAFE
+    results = [Result("s", seq, "still", 1, 0.5, 1e12, 1e12, 1) for seq in range(4)]
+    bus.when(20.0, lambda: [Delivery(TOPICS.result("s"), encode_results(results), (1, 1))])
+    loop.run(batches(4), Stop())
+    assert sensor.counters.resent == 4 and sensor.counters.unanswered == 0 and bus.time < 21.0

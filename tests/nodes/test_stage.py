@@ -294,13 +294,23 @@ def test_a_deployed_stage_releases_what_waits_and_goes_on_when_the_rest_comes(ca
         1,
         0,
     )
-    clock.now = 500.0
+    clock.now = 60.0
     arm = part("arm", 0, captured=(6.0,))
     (answer,) = stage.handle(arm)
     (result,) = result_of([answer])
     assert answer.releases == (arm,) and result.captured == 6.0
     assert stage.handle(part("chest", 0))[0].topic == "" and stage.counters.duplicates == 1
     assert not caplog.records
+
+
+def test_parts_on_the_shelf_of_a_sensor_that_went_are_not_taken_for_those_of_the_next_run():
+    clock, stage = deployed()
+    stage.handle(part("chest", 0))
+    clock.now = 3.1
+    stage.tick()
+    clock.now = 64.0
+    assert stage.handle(part("arm", 0)) == [] and stage.waiting == 1
+    assert result_of(stage.handle(part("chest", 0)))
 
 
 def test_a_deployed_stage_answers_again_when_one_source_of_a_window_comes_again():
