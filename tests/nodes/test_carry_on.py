@@ -445,7 +445,9 @@ def test_whatever_is_lost_or_late_each_window_is_answered_once_as_the_whole_mode
     results = {key: result.missing for key, result in world.watcher.results.items()}
     answered = {(key, source) for key, missing in results.items() for source in {"chest", "ankle", "arm"} - {*missing}}
     lost = {(key, source) for key, source in sent if key not in results}
-    assert answered <= set(sent) and len(answered) + len(lost) + world.counted("late") == len(sent)
+    # A part that waited for a stage before it, in vain, is given up; the window may be answered without it after that.
+    silent = len(sent) - len(answered) - len(lost) - world.counted("late")
+    assert answered <= set(sent) and 0 <= silent <= world.counted("given_up")
     starts = [world.pipeline.wiring(index).sources for index in range(len(world.nodes))]
     for key in {key for key, source in sent if source in starts[0]}:
         assert key in results, "the first stage had a source of it"
