@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 # How long nothing may have come to a stage of a generation that drains before it counts as drained.
 QUIET_S = 0.5
 FETCH_TIMEOUT_S = 30.0
+# Beats carry what went wrong, several times a second.
+MAX_DETAIL = 400
 _BACKOFF_S, _BACKOFF_CAP_S = 1.0, 30.0
 
 
@@ -270,7 +272,7 @@ class Worker:
         return f"stage {self.post.stage} of epoch {self.post.epoch}"
 
     def _enter(self, phase: StagePhase, detail: str = "") -> None:
-        self._phase, self._detail = phase, detail
+        self._phase, self._detail = phase, detail[:MAX_DETAIL]
 
     def _fail(self, aim: Aim, detail: str) -> None:
         delay_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2**self._failures)

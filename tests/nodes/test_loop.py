@@ -11,7 +11,7 @@ from har_edge.messaging.bus import Delivery, Outgoing, Receipt, TakenOver, Traff
 from har_edge.messaging.status import State, decode_status
 from har_edge.nodes import pace as pace_module
 from har_edge.nodes.counters import Counters
-from har_edge.nodes.loop import Identity, Sender, Stop, run_stage
+from har_edge.nodes.loop import POLL_S, Identity, Sender, StageLoop, Stop, run_stage
 from har_edge.nodes.pace import Pace, SensorLoop
 from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
@@ -155,6 +155,54 @@ def test_after_a_reconnection_a_stage_takes_what_comes_again_and_forgets_what_it
     run_stage(bus, stage, identity(), stop_of(bus))
     assert stage.counters.windows == 2 + 2 and bus.acknowledged[-4:] == again
     assert [status.state for status in bus.statuses()].count(State.READY) == 2
+
+
+def test_a_loop_says_what_its_stage_has_done_and_how_long_messages_waited(clock):
+    def slow(values):
+        clock.now += 1.0
+        return {"scores": values["c"].sum(axis=2)[:, :2]}
+
+    bus = ScriptedBus([*windows(0, 1), part("chest", 2)], (), (), (), clock=clock)
+    began = clock.now
+    loop = StageLoop(bus, small_stage(run=slow), Stop())
+    assert loop.totals.at_rest and loop.totals.heard_at == began and not loop.working
+    loop.turn()
+    first = loop.totals
+    assert (first.windows, first.handled, first.queued, first.waiting, first.at_rest) == (1, 2, 3, 0, False)
+    assert first.busy_s == pytest.approx(1.0, abs=0.1) and first.queued_s == 0.0 and first.pending == 1
+    loop.turn()
+    second = loop.totals
+    assert (second.windows, second.handled, second.queued) == (2, 4, 1)
+    assert second.busy_s == pytest.approx(2.0, abs=0.1) and second.queued_s == pytest.approx(2.0, abs=0.1)
+    clock.now += 1.0
+    loop.turn()
+    third = loop.totals
+    assert (third.handled, third.queued, third.waiting, third.at_rest) == (5, 0, 1, False)
+    assert third.heard_at > second.heard_at
+    clock.now += 1.0
+    loop.turn()
+    assert loop.totals.heard_at == third.heard_at and loop.totals.busy_s < 2.5  # waiting is no work
+    assert not loop.working
+
+
+def test_what_is_not_in_the_totals_yet_is_being_worked_on(clock):
+    """So that a stage is not taken for idle in the middle of a long run, nor between two counts."""
+    seen = []
+
+    def look(values):
+        seen.append((loop.working, loop.totals.at_rest))
+        return {"scores": values["c"].sum(axis=2)[:, :2]}
+
+    bus = ScriptedBus((), windows(0), (), clock=clock)
+    loop = StageLoop(bus, small_stage(run=look), Stop())
+    loop.turn()
+    clock.now -= POLL_S  # the message comes right after the last count
+    loop._count_at = clock.now + 1.0
+    loop.turn()
+    assert seen == [(True, True)] and loop.working and loop.totals.windows == 0
+    clock.now += 1.0
+    loop.turn()
+    assert not loop.working and loop.totals.windows == 1
 
 
 def test_what_came_is_handled_even_when_the_next_poll_ends_the_stage(clock):
