@@ -107,7 +107,7 @@ class Course:
             _log.warning("no result of %d windows for %.0f s: going on without them", lost, self._give_up_s)
         if self._deployment.current is None:
             return []
-        alive = {generation.epoch for generation in self._deployment.generations}
+        alive = frozenset(generation.epoch for generation in self._deployment.generations)
         due = self._outbox.due(self.epoch, alive, now, out=connected and not kept)
         return [one for kept in due for one in self._sensor.handle(kept.windows, kept.captured, again=True)]
 

@@ -65,6 +65,7 @@ class Outbox:
         self._lowest: dict[str, int] = {}  # of each stream, the first window answered since the last look
         self._without: OrderedDict[Key, None] = OrderedDict()  # windows that were answered before they were put in
         self._look_at = -math.inf
+        self._alive = frozenset[int]()
 
     def __len__(self) -> int:
         """How many windows are open."""
@@ -122,18 +123,18 @@ class Outbox:
             del self._kept[kept.key]
         return True
 
-    def due(self, current: int, alive: Collection[int], now: float, *, out: bool = True) -> list[Kept]:
+    def due(self, current: int, alive: frozenset[int], now: float, *, out: bool = True) -> list[Kept]:
         """Return what to send again, oldest first; it counts as sent now, to the epoch that is current.
 
         What went to an epoch that is not `alive` is due at once. Without `out`, what was sent has not left yet, so that
         nobody can have answered: then nothing else is due.
         """
+        if now < self._look_at and alive == self._alive:
+            return []
         gone = [kept for kept in self._kept.values() if kept.epoch not in alive]
-        late = []
-        if now >= self._look_at:
-            self._look_at = now + LOOK_S
-            late = self._look(current, now, out)
+        late = self._look(current, now, out) if now >= self._look_at else []
         again = gone + [kept for kept in late if kept.epoch in alive]
+        self._alive = alive
         for kept in again:
             kept.tries = kept.tries + 1 if kept.epoch == current else 0
             kept.epoch, kept.since = current, now
@@ -146,6 +147,7 @@ class Outbox:
     def _look(self, current: int, now: float, out: bool) -> list[Kept]:
         """Note progress since the last look; return what has made none for too long."""
         lowest, self._lowest, late = self._lowest, {}, []
+        self._look_at = now + LOOK_S
         for (stream, seq), kept in self._kept.items():
             if not out or lowest.get(stream, seq) < seq:
                 kept.since, kept.hoped, kept.tries = now, now, 0

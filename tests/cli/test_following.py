@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from har_edge.nodes.loop import Identity, Stop, run_stage
 from har_edge.nodes.results import Result, encode_results
 from har_edge.planning.catalog import find_model
 from har_edge.planning.pipeline import Pipeline
+from har_edge.streams.live import LiveStream, lay_out
 from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet, Running, environment
 
@@ -213,6 +215,50 @@ def test_a_device_follows_a_plan_too(generations: Generations) -> None:
     fleet.until_results(22)
     assert not fleet.doubled and {one.epoch for one in fleet.results.values()} == {1}
     assert fleet.counter("sensor-all", "dropped") == 0 and fleet.statuses["sensor-all"].epoch == 1
+
+
+def test_while_the_pipeline_stands_a_device_loses_its_oldest_unsent_windows_and_no_others(
+    generations: Generations,
+) -> None:
+    """64 windows may be unanswered, 8 may wait; 150 come while the stages are away."""
+    fleet, path = generations.fleet, generations.fleet.cwd / "fifo"
+    os.mkfifo(path)
+    generations.plan(1, current=1)
+    generations.begin(1)
+    options = ("--live", str(path), "--timestamps", "--stream", "anna", "--stuck-after", "9999", "--queue", "8")
+    sensor = generations.stand.start("sensor", *options)
+    task, stream = generations.cuts[0].task, generations.cuts[0].stream
+    shadow = LiveStream(
+        "anna", lay_out(generations.cuts[0].described, stream, list(task.inputs), stamped=True), 50.0, 250, 125
+    )
+    produced: list[int] = []
+    row, rows = b"\t".join(b"%d" % k for k in range(23)), itertools.count()
+
+    def counted() -> int:
+        return len(fleet.results) + fleet.counter("sensor-all", "dropped")
+
+    with path.open("wb", buffering=0) as device:
+
+        def play(windows: int) -> None:
+            for _ in range(windows):
+                lines = b"".join(b"%.3f\t%s\n" % (1_700_000_000 + next(rows) / 50, row) for _ in range(125))
+                produced.extend(window.seq for _, window in shadow.feed(lines, 0.0))
+                device.write(lines)
+
+        play(20)
+        fleet.until(lambda: len(fleet.results) == len(produced), "the first windows are not answered")
+        generations.end(1)
+        play(150)
+        fleet.until(lambda: fleet.counter("sensor-all", "dropped") > 0, "nothing is dropped")
+        generations.begin(1)
+        fleet.until(lambda: counted() == len(produced), "not all that is not dropped is answered")
+        play(10)
+        fleet.until(lambda: counted() == len(produced), "it does not go on")
+        assert sensor.end() == 0
+    lost = sorted(set(produced) - {seq for _, seq in fleet.results})
+    assert not fleet.doubled and fleet.counter("sensor-all", "dropped") == len(lost) == 150 - 64 - 8
+    assert lost == list(range(lost[0], lost[-1] + 1)) and fleet.counter("sensor-all", "unanswered") == 0
+    assert f"dropped windows {len(lost)}" in sensor.said and "dropped the oldest of 8 windows" in sensor.said
 
 
 def test_a_watcher_needs_no_pipeline_file_and_goes_on_over_epochs(generations: Generations) -> None:

@@ -54,7 +54,7 @@ def outbox_of(*seqs, captured=1.0, epoch=1, now=0.0):
 
 
 def due(outbox, now, current=1, alive=(1,), *, out=True):
-    return [kept.windows[0].seq for kept in outbox.due(current, alive, now, out=out)]
+    return [kept.windows[0].seq for kept in outbox.due(current, frozenset(alive), now, out=out)]
 
 
 def test_a_result_answers_its_window_and_no_other():
