@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
         profile = load_profile(path)
         remarks.append("measured before; --again measures anew")
         if args.broker:
-            profile = _with_messages(profile, *_messages(args, device, remarks))
+            profile = _with_messages(profile, *_messages(args, device, model, remarks))
     else:
-        messages = _messages(args, device, remarks)  # first, since a broker may be out of reach
+        messages = _messages(args, device, model, remarks)  # first, since a broker may be out of reach
         profile = _with_messages(_measure(model, device, args, remarks), *messages)
     store_profile(profile, path)
     if args.out is not None:
@@ -92,16 +92,18 @@ def _measure(model: Model, device: str, args: argparse.Namespace, remarks: list[
     return msgspec.structs.replace(profile, memory=memory)
 
 
-def _messages(args: argparse.Namespace, device: str, remarks: list[str]) -> tuple[MessageCost | None, LinkCost | None]:
+def _messages(
+    args: argparse.Namespace, device: str, model: Model, remarks: list[str]
+) -> tuple[MessageCost | None, LinkCost | None]:
     """Measure what messages cost; the link too, where a broker was named."""
     from har_edge.messaging.broker import find_mosquitto
-    from har_edge.nodes.profiling import measure_messages
+    from har_edge.nodes.profiling import find_work, measure_messages
 
     if not args.broker and find_mosquitto() is None:
         remarks.append("messages were not measured: Mosquitto is not installed here; name a broker with --broker")
         return None, None
     with _bus(args, device) as (bus, broker):
-        message, link = measure_messages(bus, device, broker)
+        message, link = measure_messages(bus, device, broker, work=find_work(model))
     if args.broker:
         return message, link
     remarks.append("the link was not measured: name the broker with --broker")

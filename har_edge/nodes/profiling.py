@@ -7,25 +7,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import msgspec
 import numpy as np
 
-from har_edge.errors import ModelError
+from har_edge.errors import BrokerError, MessageError, ModelError
 from har_edge.graph.manifest import SliceEntry, TensorSpec
 from har_edge.graph.model import Model
 from har_edge.graph.slices import slice_model, write_slice
+from har_edge.inference.interpreter import Interpreter
 from har_edge.inference.measure import REPEATS, Segment, measure_segments, overhead_s, segment_bounds, time_whole
+from har_edge.inference.sampling import sample
 from har_edge.messaging import wire
-from har_edge.messaging.bus import Bus, Delivery
-from har_edge.messaging.echo import LARGE, SMALL, measure_echo
+from har_edge.messaging.bus import Bus, OnReceipt, Receipt
+from har_edge.messaging.echo import SMALL, measure_echo
 from har_edge.messaging.topics import Topics
 from har_edge.nodes import resident
-from har_edge.nodes.stage import Stage, StageSetup
+from har_edge.nodes.loop import StageLoop, Stop
+from har_edge.nodes.stage import Array, Run, Stage, StageSetup
 from har_edge.planning.layout import tensor_bytes
 from har_edge.planning.pipeline import Wiring
 from har_edge.planning.profile import VERSION, LinkCost, MemoryCost, MessageCost, Profile
@@ -35,7 +39,10 @@ from har_edge.planning.task import StreamTask, Task
 Watch = Callable[[Iterable[Segment], int], Iterable[Segment]]
 _MEMORY_TIMEOUT_S = 300.0
 _NAME = "profile"
-_HANDLED = 300
+_LARGE = 256 * 1024
+# Messages under way at once, and how often they come round; what is touched between them is more than most caches hold.
+_UNDER_WAY, _WARM_UP, _LEAST_ROUNDS, _TOUCHED = 4, 10, 10, 4 * 2**20
+_MESSAGES_S, _MESSAGES_TIMEOUT_S = 1.5, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,45 +135,111 @@ def measure_memory(model: Model, bounds: Sequence[int]) -> MemoryCost | None:
     return MemoryCost(base, max(0, growth), max(peak, base), size)
 
 
-def measure_messages(bus: Bus, device: str, broker: str) -> tuple[MessageCost, LinkCost]:
-    """Return what a message costs on its way in or out, and the link to the broker.
+def measure_messages(
+    bus: Bus, device: str, broker: str, *, work: Callable[[], object] | None = None
+) -> tuple[MessageCost, LinkCost]:
+    """Return what a message costs a stage on its way in or out, and the link to the broker.
 
-    The client's part is that of messages to itself, the stage's that of handling one that comes and goes on. Raises
-    BrokerError when messages do not come back.
+    A stage is run on the bus as it is anywhere, on messages to itself, with `work` (by default touching memory) in the
+    place of its model: what handles the next message is out of the processor's caches then, which costs several times
+    more than in a plain loop. Raises BrokerError when messages do not come back.
     """
     topics = Topics("har", f"profile-{device}")
     echo = measure_echo(bus, topics.activation(0, 0, _NAME))
-    handling = [_handling_s(topics, size) / 2 for size in (SMALL, LARGE)]
-    byte_s = max(0.0, (handling[1] - handling[0]) / (LARGE - SMALL))
-    seconds = echo.message_s + max(0.0, handling[0] - byte_s * SMALL)
-    return MessageCost(seconds, echo.byte_s + byte_s, broker), LinkCost(echo.round_trip_s, echo.bytes_per_s)
+    work = work or partial(np.add, memory := np.zeros(_TOUCHED, np.uint8), 1, memory)
+    small, large = (_message_s(bus, topics, epoch, size, work) for epoch, size in enumerate((SMALL, _LARGE), 1))
+    byte_s = max(0.0, (large - small) / (_LARGE - SMALL))
+    message = MessageCost(max(0.0, small - byte_s * SMALL), byte_s, broker)
+    return message, LinkCost(echo.round_trip_s, echo.bytes_per_s)
 
 
-def _handling_s(topics: Topics, size: int) -> float:
-    """Return the median seconds in which a stage unpacks a message, joins it, and packs its own, all but the model."""
+def find_work(model: Model) -> Callable[[], object] | None:
+    """Return what runs a model once on made-up inputs; None where the runtime cannot run it."""
+    try:
+        interpreter = Interpreter(bytes(model.data))
+        values = sample(interpreter.inputs, np.random.default_rng(0))
+        interpreter.run(values)
+    except (MessageError, ModelError):
+        return None
+    return partial(interpreter.run, values)
+
+
+class _Ring:
+    """A bus on which messages go round until `turning` is false: what is published from then on is gone."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.turning = True
+        self.traffic, self.connected = bus.traffic, True
+        self.subscribe, self.acknowledge, self.poll, self.close = bus.subscribe, bus.acknowledge, bus.poll, bus.close
+        self._bus = bus
+
+    @property
+    def unsent(self) -> int:
+        return self._bus.unsent
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
+        if self.turning:
+            self._bus.publish(topic, payload, retain=retain, receipt=receipt)
+        elif receipt is not None:
+            receipt(Receipt.SAFE)
+
+
+def _message_s(bus: Bus, topics: Topics, epoch: int, size: int, work: Callable[[], object]) -> float:
+    """Return the processor seconds of a stage for one message of so many bytes, in or out, without those of `work`.
+
+    Its output is its input, so that a few messages go round and round.
+    """
+    spent, rounds = 0.0, 0
+
+    def run(values: Mapping[str, Array]) -> Mapping[str, Array]:
+        nonlocal spent, rounds
+        before = time.thread_time()
+        work()
+        spent, rounds = spent + time.thread_time() - before, rounds + 1
+        return values
+
+    ring = _Ring(bus)
+    loop = StageLoop(ring, _round_stage(topics, epoch, size, run), Stop())
+    for number in range(_UNDER_WAY):
+        message = wire.Message(_NAME, number, epoch, (0.0,), {_NAME: np.zeros((1, size), np.int8)})
+        bus.publish(topics.activation(epoch, 0, _NAME), wire.encode(message))
+
+    def turn(count: int) -> None:
+        until, deadline = rounds + count, time.monotonic() + _MESSAGES_TIMEOUT_S
+        while rounds < until:
+            loop.turn()
+            if time.monotonic() > deadline:
+                raise BrokerError(
+                    f"messages of {size} bytes came back {rounds} times within {_MESSAGES_TIMEOUT_S:.0f} s; look at "
+                    "the link and the broker"
+                )
+
+    turn(_WARM_UP)
+    before, worked, begun, until = time.thread_time(), spent, rounds, time.monotonic() + _MESSAGES_S
+    while time.monotonic() < until or rounds < begun + _LEAST_ROUNDS:
+        turn(1)
+    seconds = (time.thread_time() - before - (spent - worked)) / (rounds - begun) / 2
+    ring.turning = False
+    turn(_UNDER_WAY)
+    return seconds
+
+
+def _round_stage(topics: Topics, epoch: int, size: int, run: Run) -> Stage:
+    """Return a stage that takes what it sends."""
     tensors = (TensorSpec(_NAME, (1, size), "int8"),)
     setup = StageSetup(
         topics=topics,
-        epoch=0,
+        epoch=epoch,
         task=Task(StreamTask(_NAME, 1.0, 1, 1), {}, "", [], []),
-        wiring=Wiring(1, SliceEntry("", "", 0, 1, tensors, tensors), {}, {0: (_NAME,)}, (_NAME,), False, (2,)),
-        run=lambda values: values,
+        wiring=Wiring(0, SliceEntry("", "", 0, 1, tensors, tensors), {}, {0: (_NAME,)}, (_NAME,), False, (0,)),
+        run=run,
         result_port=None,
         feeds={},
-        max_payload_bytes=2 * LARGE,
-        join_timeout_s=1.0,
-        join_capacity=1,
+        max_payload_bytes=2 * _LARGE,
+        join_timeout_s=_MESSAGES_TIMEOUT_S,
+        join_capacity=_UNDER_WAY,
     )
-    stage = Stage(setup, clock=time.time, monotonic=time.monotonic)
-    topic, values = topics.activation(0, 0, _NAME), np.zeros((1, size), np.int8)
-    times = []
-    for number in range(_HANDLED):
-        payload = wire.encode(wire.Message(_NAME, number, 0, (0.0,), {_NAME: values}))
-        started = time.perf_counter()
-        stage.handle(Delivery(topic, payload, (0, number)))
-        times.append(time.perf_counter() - started)
-    assert stage.counters.windows == _HANDLED
-    return median(times)
+    return Stage(setup, clock=time.time, monotonic=time.monotonic)
 
 
 def estimate(model: Model, device: str, others: Sequence[Profile]) -> Profile:

@@ -16,7 +16,7 @@ from har_edge.planning.problem import Floats, Ints, Problem
 class Costs:
     """Seconds and bytes, with a row a kind and a column a slice of the layout.
 
-    `compute_s` is the model's own, `message_s` the processor's for messages, `link_s` that of the bytes on the link;
+    `compute_s` is the model's own, `message_s` the processor's for messages, `link_s` how long the link is taken;
     `period_s` is the time between two windows that a device keeps up, inf where the slice does not fit its memory;
     `latency_s` what one window takes; `memory_bytes` the resident memory of the process.
     """
@@ -39,7 +39,8 @@ def cost(layout: Layout, kinds: Sequence[Kind]) -> Costs:
     messages, total = layout.received + layout.sent, layout.received_bytes + layout.sent_bytes
     compute = column("overhead_s") + work[:, layout.stops] - work[:, layout.starts]
     message = column("message_s") * messages + column("message_byte_s") * total
-    link = total / column("link_bytes_per_s")
+    widest = np.where(column("duplex") > 0, np.maximum(layout.received_bytes, layout.sent_bytes), total)
+    link, way = widest / column("link_bytes_per_s"), total / column("link_bytes_per_s")
     memory = (column("base_bytes") + column("growth") * layout.tensor_bytes).astype(np.int64)
     limit = np.array([[np.inf if kind.memory_bytes is None else kind.memory_bytes] for kind in kinds])
     fits = memory <= limit
@@ -49,7 +50,7 @@ def cost(layout: Layout, kinds: Sequence[Kind]) -> Costs:
         link_s=link,
         # Bytes move while the processor works on another window; whichever is slower sets the pace.
         period_s=np.where(fits, np.maximum(compute + message, link), np.inf),
-        latency_s=np.where(fits, compute + message + link + 2 * column("latency_s"), np.inf),
+        latency_s=np.where(fits, compute + message + way + 2 * column("latency_s"), np.inf),
         memory_bytes=memory,
     )
 

@@ -35,7 +35,8 @@ class DeviceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `speed` is a factor on the profile that the planner was given (2 is twice as fast); `profile` names the device's own
     instead, beside the file. `link_bytes_per_s` and `latency_s` (one way) lead to the broker, `message_s` is the
-    processor time for one message. What is left away comes from the profile.
+    processor time for one message. What is left away comes from the profile. With `duplex` the link carries its rate
+    each way, as a switched cable does; else both directions share it, as on Wi-Fi.
     """
 
     name: str
@@ -46,6 +47,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     link_bytes_per_s: float | None = None
     latency_s: float | None = None
     message_s: float | None = None
+    duplex: bool = False
 
 
 class DevicesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,7 +62,7 @@ class Kind:
     """What devices of one kind take: seconds of each segment beyond `overhead_s`, of a message and its bytes.
 
     `memory_bytes` is the limit for one process, None for none; `base_bytes` what it takes without a model, and `growth`
-    the bytes it takes for each byte of tensors. The link carries both directions together.
+    the bytes it takes for each byte of tensors. The link carries both directions together, with `duplex` each apart.
     """
 
     work_s: tuple[float, ...]
@@ -72,6 +74,7 @@ class Kind:
     memory_bytes: int | None
     base_bytes: int
     growth: float
+    duplex: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,7 @@ def _kind(entry: DeviceEntry, profile: Profile, path: Path, *, foreign: bool) ->
         memory_bytes=entry.memory_bytes,
         base_bytes=memory.base_bytes if memory else 0,
         growth=growth,
+        duplex=entry.duplex,
     )
 
 

@@ -67,8 +67,8 @@ def single(kind: Kind, start: int, stop: int, row: tuple[int, ...], size: int) -
     moved = received_bytes + sent_bytes
     busy = kind.overhead_s + sum(kind.work_s[start:stop])
     busy += kind.message_s * (received + sent) + kind.message_byte_s * moved
-    link = moved / kind.link_bytes_per_s
-    return max(busy, link), busy + link + 2 * kind.latency_s
+    link = (max(received_bytes, sent_bytes) if kind.duplex else moved) / kind.link_bytes_per_s
+    return max(busy, link), busy + moved / kind.link_bytes_per_s + 2 * kind.latency_s
 
 
 @settings(max_examples=25, deadline=None)
@@ -88,6 +88,7 @@ def test_plans_are_the_best_of_all(seed: int, operators: int, count: int, replic
                     latency_s=data.draw(st.sampled_from([0.0, 1e-3])),
                     message_s=data.draw(st.sampled_from([1e-5, 1e-3])),
                     memory_bytes=data.draw(st.sampled_from([None, None, 200, 60])),
+                    duplex=data.draw(st.booleans()),
                 ),
             )
         )
