@@ -417,10 +417,17 @@ class Coordinator:
         for peer in self.registry.live():
             card = peer.status.device if peer.status else None
             if card is not None:
-                speed = max(card.speed, 1e-6) / self._speeds.factor(peer.name)
                 latency = None if card.round_trip_s is None else card.round_trip_s / 2
                 found.append(
-                    Candidate(peer.name, speed, max(1, card.cores), card.memory_bytes, card.link_bytes_per_s, latency)
+                    Candidate(
+                        peer.name,
+                        max(card.speed, 1e-6),
+                        max(1, card.cores),
+                        card.memory_bytes,
+                        card.link_bytes_per_s,
+                        latency,
+                        self._speeds.factor(peer.name),
+                    )
                 )
         return [one for one in found if one.name not in self._banned] or found
 

@@ -18,6 +18,8 @@ from har_edge.planning.relocate import Candidate, Forecast, coarse
 
 # Nodes that start together shall be in the first plan together.
 FIRST_S = 2.0
+# Gains that come of ties and roundings.
+_SAME = 0.01
 BACKOFF_S, MOST_BACKOFF_S = 2.0, 60.0
 
 
@@ -160,7 +162,8 @@ class Replan:
         text = f"{self._what()} {_ms(new)} instead of {_ms(old)}"
         if gain <= self.margin:
             self._decided, self._agreed = asked, False
-            return Decision(False, f"another plan: {text}; that gains {gain:.0%}, and {self.margin:.0%} is the margin")
+            why = f"another plan: {text}; that gains {gain:.0%}, and {self.margin:.0%} is the margin"
+            return Decision(False, why if abs(gain) > _SAME else "")
         text += f", which gains {gain:.0%}"
         same = before is not None and (before.names, before.homes) == (asked.names, asked.homes)
         if same and not self._agreed:

@@ -27,7 +27,7 @@ from har_edge.planning.devices import DevicesFile, Sensors
 from har_edge.planning.partition import balance
 from har_edge.planning.plan import Scene, make_plan, make_scene
 from har_edge.planning.profile import Profile, load_profile, profile_path, store_profile
-from har_edge.planning.relocate import Candidate, Load, Place, coarse, devices_of, forecast, relocate
+from har_edge.planning.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ class Planner:
     def _plan(self, order: Order) -> Draft:
         if self._reference is None:
             self._reference, self._speed = self.profile(self.model), self.speed()
-        nodes = [coarse(replace(one, speed=one.speed / self._speed)) for one in order.candidates]
+        relative = [replace(one, speed=one.speed / self._speed) for one in order.candidates]
+        nodes = [coarse(one) for one in informed(relative, self.devices)]
         devices, remarks = devices_of(nodes, self._reference, self.devices, self.path)
         sensors = self.devices.sensors if self.devices else Sensors.APART
         scene = make_scene(self.model, self._reference.bounds, devices, replicas=self.wish.replicas, sensors=sensors)

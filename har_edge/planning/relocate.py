@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import msgspec
 
 from har_edge.planning.devices import Device, DeviceEntry, DevicesFile, make_devices, names_of
 from har_edge.planning.plan import Scene
@@ -30,7 +28,10 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node that may run stages; `speed` is a factor on the reference profile, None in the link: not measured."""
+    """A node that may run stages; None in the link: not measured.
+
+    `speed` is a factor on the reference profile; the node proved to be `slow` times as slow as that.
+    """
 
     name: str
     speed: float
@@ -38,6 +39,12 @@ class Candidate:
     memory_bytes: int | None = None
     link_bytes_per_s: float | None = None
     latency_s: float | None = None
+    slow: float = 1.0
+
+    @property
+    def pace(self) -> float:
+        """The speed that counts."""
+        return self.speed / self.slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ def relocate(loads: Sequence[Load], candidates: Sequence[Candidate]) -> dict[Key
     by_name = {candidate.name: candidate for candidate in candidates}
 
     def put(load: Load, name: str) -> None:
-        busy[name] += load.seconds / by_name[name].speed
+        busy[name] += load.seconds / by_name[name].pace
         used[name] += load.memory_bytes
         stages[name].add(load.key[:2])
 
@@ -96,7 +103,7 @@ def relocate(loads: Sequence[Load], candidates: Sequence[Candidate]) -> dict[Key
         def rank(name: str, load: Load = load) -> tuple[bool, float, float, int, str]:
             limit = by_name[name].memory_bytes
             lacking = 0 if limit is None else max(0, used[name] + load.memory_bytes - limit)
-            then = busy[name] + load.seconds / by_name[name].speed
+            then = busy[name] + load.seconds / by_name[name].pace
             return (load.key[:2] in stages[name], lacking, then, len(stages[name]), name)
 
         found[load.key] = min(by_name, key=rank)
@@ -104,33 +111,50 @@ def relocate(loads: Sequence[Load], candidates: Sequence[Candidate]) -> dict[Key
     return found
 
 
+def informed(candidates: Sequence[Candidate], file: DevicesFile | None) -> list[Candidate]:
+    """Return candidates with what a devices file says of them, which counts more than what nodes say of themselves."""
+    known = {name: entry for entry in (file.device if file else ()) for name in names_of(entry)}
+    found = []
+    for candidate in candidates:
+        entry = known.get(candidate.name, DeviceEntry(candidate.name))
+        found.append(
+            replace(
+                candidate,
+                speed=1.0 if entry.profile else candidate.speed if entry.speed is None else entry.speed,
+                memory_bytes=candidate.memory_bytes if entry.memory_bytes is None else entry.memory_bytes,
+                link_bytes_per_s=_first(entry.link_bytes_per_s, candidate.link_bytes_per_s),
+                latency_s=_first(entry.latency_s, candidate.latency_s),
+            )
+        )
+    return found
+
+
 def devices_of(
     candidates: Sequence[Candidate], reference: Profile, file: DevicesFile | None, path: Path
 ) -> tuple[list[Device], list[str]]:
-    """Return candidates as the planner knows devices, and remarks on what their figures rest on.
+    """Return candidates (informed) as the planner knows devices, and remarks on what their figures rest on.
 
-    What `file` says of a device of the same name counts more than what the node says of itself. Figures are rounded to
-    about 15 %, so that equal devices are of one kind. Raises ConfigError as `make_devices` does.
+    `file`, at `path`, may name a profile of their own and what a message takes there. Raises ConfigError as
+    `make_devices` does.
     """
     known = {name: entry for entry in (file.device if file else ()) for name in names_of(entry)}
     entries, assumed = [], []
     for candidate in candidates:
-        entry = known.get(candidate.name, DeviceEntry(candidate.name))
-        link = _first(entry.link_bytes_per_s, candidate.link_bytes_per_s)
-        latency = _first(entry.latency_s, candidate.latency_s)
+        entry, link, latency = known.get(candidate.name), candidate.link_bytes_per_s, candidate.latency_s
+        message = entry.message_s if entry else None
+        if message is None and reference.message is None:
+            message = _round(MESSAGE_S / candidate.pace)
         if link is None or latency is None:
             assumed.append(candidate.name)
-        message = MESSAGE_S / candidate.speed if entry.message_s is None and reference.message is None else None
         entries.append(
-            msgspec.structs.replace(
-                entry,
-                name=candidate.name,
-                count=1,
-                speed=candidate.speed if entry.speed is None and entry.profile is None else entry.speed,
-                memory_bytes=candidate.memory_bytes if entry.memory_bytes is None else entry.memory_bytes,
-                link_bytes_per_s=_round(LINK_BYTES_PER_S if link is None else link),
-                latency_s=_round(LATENCY_S if latency is None else latency),
-                message_s=_round(message) if message is not None else entry.message_s,
+            DeviceEntry(
+                candidate.name,
+                speed=candidate.pace,
+                profile=entry.profile if entry else None,
+                memory_bytes=candidate.memory_bytes,
+                link_bytes_per_s=LINK_BYTES_PER_S if link is None else link,
+                latency_s=LATENCY_S if latency is None else latency,
+                message_s=message,
             )
         )
     remarks = []
@@ -143,16 +167,19 @@ def devices_of(
     return devices, [*remarks, *more]
 
 
-def coarse(candidate: Candidate, factor: float = 1.0) -> Candidate:
-    """Return a candidate that is `factor` times as slow as it said, with figures rounded."""
-    memory = candidate.memory_bytes
-    return Candidate(
-        candidate.name,
-        _round(candidate.speed / factor),
-        candidate.cores,
-        None if memory is None else _floor(memory),
-        candidate.link_bytes_per_s,
-        candidate.latency_s,
+def coarse(candidate: Candidate) -> Candidate:
+    """Return a candidate with the speed that counts, and figures rounded to about 15 %.
+
+    So nodes that are alike are of one kind to the planner.
+    """
+    link, latency, memory = candidate.link_bytes_per_s, candidate.latency_s, candidate.memory_bytes
+    return replace(
+        candidate,
+        speed=_round(candidate.pace),
+        slow=1.0,
+        memory_bytes=None if memory is None else _floor(memory),
+        link_bytes_per_s=None if link is None else _round(link),
+        latency_s=None if latency is None else _round(latency),
     )
 
 

@@ -75,8 +75,8 @@ class Drawer:
         if self.problem:
             self._made.append(Draft(order.number, problem=self.problem))
             return
-        nodes = sorted(order.candidates, key=lambda one: (-one.speed, one.name))
-        nodes = [one for one in nodes if one.speed > nodes[0].speed / 5]
+        nodes = sorted(order.candidates, key=lambda one: (-one.pace, one.name))
+        nodes = [one for one in nodes if one.pace > nodes[0].pace / 5]
         count = self.wish.stages or min(len(nodes), self.most)
         placements = tuple(Placement(k, nodes[k % len(nodes)].name) for k in range(count))
         current = next((one for one in order.generations if one.epoch == order.epoch), None)
@@ -94,7 +94,7 @@ class Drawer:
         )
 
     def _forecast(self, order: Order, placements: tuple[Placement, ...], count: int) -> Forecast | None:
-        speeds = {one.name: one.speed / 100 for one in order.candidates}
+        speeds = {one.name: one.pace / 100 for one in order.candidates}
         busy = dict.fromkeys(speeds, 0.0)
         for placement in placements:
             if placement.node not in speeds:

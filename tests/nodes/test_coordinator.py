@@ -189,7 +189,7 @@ def test_a_slow_node_gets_less_after_two_looks(world: World) -> None:
     assert world.plan is not None and world.plan.epoch == 5000
     world.until(lambda: world.plan is not None and world.plan.epoch == 5001, 60)
     order = world.drawer.asked[-1]
-    speeds = {one.name: one.speed for one in order.candidates}
+    speeds = {one.name: one.pace for one in order.candidates}
     assert speeds["b"] < 0.2 * speeds["a"]
 
 

@@ -1,6 +1,8 @@
-"""Whatever happens to nodes, coordinator and broker: every stage has a living node, and sensors an epoch that answers."""
+"""Whatever happens to nodes, coordinator and broker: stages have living nodes, and sensors an epoch that answers."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,7 +51,7 @@ def act(world: World, action: str, name: str) -> None:
 def check(world: World) -> None:
     """What must hold of all plans there were."""
     plans = world.plans
-    for earlier, later in zip(plans, plans[1:], strict=False):
+    for earlier, later in pairwise(plans):
         assert later == earlier or later.revision > earlier.revision
         assert later.epoch >= earlier.epoch
         old = [one.epoch for one in earlier.generations]

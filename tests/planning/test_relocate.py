@@ -16,7 +16,7 @@ from har_edge.inference.measure import segment_bounds
 from har_edge.planning.devices import Device, DeviceEntry, DevicesFile
 from har_edge.planning.plan import Objective, make_plan
 from har_edge.planning.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost
-from har_edge.planning.relocate import Candidate, Load, Place, coarse, devices_of, forecast, relocate
+from har_edge.planning.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
 from tests.graph import models
 from tests.planning.test_plan import kind, scene_of
 
@@ -129,13 +129,15 @@ def test_cards_become_devices_and_alike_nodes_one_kind() -> None:
     assert devices[0].kind == devices[1].kind and devices[0].kind.memory_bytes == 4_000_000_000
     assert devices[0].kind.work_s[0] == pytest.approx(2e-3, rel=0.08)
     assert remarks == ["the link of a, b was not measured: taken for 5 MB/s and 2 ms one way"]
-    slow = coarse(Candidate("a", 0.5), factor=2.0)
+    slow = coarse(Candidate("a", 0.5, slow=2.0))
     assert devices_of([slow], profile(), None, Path())[0][0].kind.work_s[0] == pytest.approx(4e-3, rel=0.08)
 
 
 def test_a_devices_file_counts_more_than_a_card() -> None:
     entry = DeviceEntry("pi", count=2, speed=0.25, link_bytes_per_s=1e6, latency_s=0.0, message_s=3e-4, memory_bytes=77)
-    found, remarks = devices_of([Candidate("pi-2", 1.0, 4, 99, 5.0, 5.0)], profile(), DevicesFile([entry]), Path())
+    file = DevicesFile([entry])
+    nodes = informed([Candidate("pi-2", 1.0, 4, 99, 5.0, 5.0)], file)
+    found, remarks = devices_of(nodes, profile(), file, Path())
     assert [device.name for device in found] == ["pi-2"] and remarks == []
     taken = found[0].kind
     assert (taken.work_s[0], taken.memory_bytes, taken.latency_s, taken.message_s) == (4e-3, 77, 0.0, 3e-4)
