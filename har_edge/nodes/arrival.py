@@ -16,7 +16,7 @@ from har_edge.messaging.echo import Link, measure_link
 from har_edge.messaging.link import FinalRefusal
 from har_edge.messaging.status import ALIVE, NodeStatus, State, decode_beat, decode_status
 from har_edge.messaging.topics import Topics
-from har_edge.nodes.card import make_card, measure_speed, read_machine
+from har_edge.nodes.card import make_card, measure_speed, read_machine, read_runtime
 from har_edge.nodes.loop import Identity, Stop, drain
 
 _log = logging.getLogger(__name__)
@@ -31,9 +31,10 @@ _QUIET_S = 0.3
 def arrive(connect: Connect, session: Session, identity: Identity, stop: Stop) -> Bus | None:
     """Return the bus of a node once all know that it is there, and its identity says what the device can do.
 
-    None when `stop` was asked before the broker was there. Raises NodeError when the name is another machine's.
+    None when `stop` was asked before the broker was there. Raises NodeError when the name is another machine's, or when
+    there is no runtime that could run a slice.
     """
-    machine = read_machine()
+    machine, _ = read_machine(), read_runtime()
     while not stop.asked:
         try:
             check_name(connect, identity.topics, identity.node, machine)

@@ -14,6 +14,7 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cli.node import host_name
+from har_edge.graph.model import read_model
 from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.messaging.bus import Session
 from har_edge.messaging.status import (
@@ -27,7 +28,9 @@ from har_edge.messaging.status import (
     encode_status,
 )
 from har_edge.nodes.blobs import parcel
+from har_edge.nodes.cutting import prepare
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
+from har_edge.planning.catalog import find_model
 from har_edge.resources import find_folder
 from tests.cli.fleet import Fleet, Running, environment
 from tests.nodes.deployed import CARD
@@ -257,6 +260,42 @@ def test_a_broker_that_restarts_loses_nothing(slices: Path, tmp_path: Path, own_
             crew.plan("b", "b", "b")
             crew.until_run(a=0, b=3)
             crew.bus.close(forget=True)
+
+
+def test_replicas_take_turns_and_one_that_moves_loses_nothing(
+    cut_after_the_sources: Path, tmp_path: Path, mosquitto: Mosquitto
+) -> None:
+    with Fleet(cut_after_the_sources, tmp_path, mosquitto.address) as fleet:
+        crew = Crew(fleet)
+        crew.nodes("a", "b", "c")
+        crew.files()
+
+        def plan(*nodes: str) -> None:
+            plain = crew.deployment("a", "a")
+            placements = (Placement(0, "a"), *(Placement(1, node, number) for number, node in enumerate(nodes)))
+            (generation,) = plain.generations
+            moved = msgspec.structs.replace(generation, placements=placements)
+            crew.say(encode_deployment(msgspec.structs.replace(plain, generations=(moved,))))
+
+        plan("a", "b")
+        crew.until_run(a=2, b=1)
+        sensors = fleet.sensors(*LOAD)
+        fleet.until_results(20)
+        crew.until(lambda: all(crew.beats[name].stages[-1].windows > 2 for name in "ab"), "one has all the work")
+        plan("a", "c")
+        crew.until_run(a=2, b=0, c=1)
+        all_well(crew, sensors)
+        crew.until(lambda: crew.beats["c"].stages[0].windows > 2, "the one that moved has no work")
+        crew.bus.close(forget=True)
+
+
+@pytest.fixture(scope="session")
+def cut_after_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped int8 model in two slices; the second takes what the first makes, and nothing else."""
+    found, folder = find_model("int8"), tmp_path_factory.mktemp("two")
+    last = len(read_model(found.path).main.operators) - 2
+    prepare(found.path, found.entry.task, folder, stages=2, cuts=[last])
+    return folder
 
 
 def test_of_two_nodes_of_one_name_on_a_machine_the_younger_one_goes_on(crew: Crew) -> None:

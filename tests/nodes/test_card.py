@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from har_edge.errors import NodeError
+from har_edge.errors import BrokerError, NodeError
 from har_edge.graph.model import read_model
 from har_edge.messaging.bus import Session
 from har_edge.messaging.echo import Link, measure_link
@@ -176,3 +176,11 @@ def test_a_link_is_estimated_quickly_even_where_it_is_slow(round_trip_s, bytes_p
     assert link.round_trip_s == pytest.approx(small_s, rel=0.01)
     assert 0.5 * bytes_per_s < link.bytes_per_s <= bytes_per_s
     assert clock.now < (1.25 if bytes_per_s > 1e5 else 2.5)
+
+
+def test_a_link_on_which_nothing_comes_back_is_given_up():
+    clock = Clock()
+    bus = SlowBus(clock, 1.0, 1e6)
+    bus.subscribe = lambda filters: None
+    with pytest.raises(BrokerError, match="0 of 1 messages came back from the broker in 6 s; look at its permissions"):
+        measure_link(bus, "har/v1/har/act/0/link/pi-1", clock=clock)
