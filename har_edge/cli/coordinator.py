@@ -11,7 +11,7 @@ from har_edge.cli import options
 
 if TYPE_CHECKING:
     from har_edge.messaging.bus import Outgoing
-    from har_edge.nodes.coordinator import Setup
+    from har_edge.nodes.charge import Setup
     from har_edge.nodes.deployment import Generation
     from har_edge.nodes.loop import Identity
     from har_edge.nodes.replan import Wish
@@ -126,7 +126,7 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
     from har_edge.errors import ConfigError
     from har_edge.graph.model import read_model
     from har_edge.graph.state import state_of
-    from har_edge.nodes.coordinator import Setup
+    from har_edge.nodes.charge import Setup
     from har_edge.nodes.cutting import read_companions, settle_reducers
     from har_edge.nodes.workshop import Planner, reference_profile
     from har_edge.planning.catalog import find_model

@@ -7,58 +7,33 @@ stands in the plan that it retains; slow work is asked for with an Order and ans
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import msgspec
 
 from har_edge.errors import MessageError
 from har_edge.messaging.bus import Delivery, Outgoing
-from har_edge.messaging.status import StagePhase, State
-from har_edge.messaging.topics import Kind, Topics
+from har_edge.messaging.status import State
+from har_edge.messaging.topics import Kind
+from har_edge.nodes.charge import Setup, arrangement_of, hashes_of
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Phase, encode_deployment, session_name
 from har_edge.nodes.follow import read_deployment
 from har_edge.nodes.mending import Mender
 from har_edge.nodes.probing import Probing
 from har_edge.nodes.registry import BLIND_S, GRACE_S, LOST_AFTER_S, Event, Health, Registry, names_in
-from har_edge.nodes.replan import Draft, Order, Replan, Wish, cuts_of
+from har_edge.nodes.replan import Draft, Order, Replan
 from har_edge.nodes.rollout import Outcome, Rollout, Step, Verdict, go_on, is_running
-from har_edge.nodes.speeds import Queues, Speeds
+from har_edge.nodes.roster import Roster
 from har_edge.nodes.stock import Stock
 from har_edge.nodes.sweeps import Sweeps
-from har_edge.planning.pipeline import BrokerConfig, PipelineConfig
-from har_edge.planning.relocate import Candidate, Key
+from har_edge.planning.pipeline import BrokerConfig
+from har_edge.planning.relocate import Key
 
 _log = logging.getLogger(__name__)
 NAME = "coordinator"
 # How long after the connection what is retained may take to come.
 RETAINED_S = 1.0
 LOADING_S = 120.0
-# How long a node on which a stage failed gets none, if there are others.
-BAN_S = 60.0
 _EVENTFUL = frozenset({Health.LOST, Health.GONE, Health.LEAVING})
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a coordinator is for.
-
-    `files` are the contents that the task needs beside the slices, by name, with their hashes in `hashes`. `probe`
-    makes the messages of a probe through a generation. `first_epoch` is that of a pipeline without a plan.
-    """
-
-    topics: Topics
-    config: PipelineConfig
-    model_sha256: str
-    hashes: Mapping[str, str]
-    files: Mapping[str, bytes]
-    author: str
-    started: float
-    first_epoch: int
-    wish: Wish
-    margin: float
-    settle_s: float
-    probe: Callable[[Generation, str], list[Outgoing]]
 
 
 class Coordinator:
@@ -75,14 +50,13 @@ class Coordinator:
         self.moved = self.switched = self.withdrawn = self.rejected = 0
         self._setup = setup
         self._stock = Stock(setup.topics, {setup.hashes[name]: content for name, content in setup.files.items()})
-        self._mender, self._speeds, self._queues = Mender(self.registry), Speeds(), Queues()
+        self._mender = Mender(self.registry)
+        self._roster = Roster(self.registry, self._mender.works_of)
         self._sweeps = Sweeps()
         # One asks the current epoch, the other a generation that may become it.
         self._probing, self._trial = Probing(f"{setup.author}-a"), Probing(f"{setup.author}-b")
         self._replan = Replan(setup.wish, setup.margin, setup.settle_s)
         self._found: Deployment | None = None
-        self._banned: dict[str, float] = {}
-        self._reference_speed = 0.0
         self._epoch = setup.first_epoch - 1
         self._read_at = float("inf")
         self._ticked, self._changed_at, self._reconnects = now, now, -1
@@ -109,7 +83,7 @@ class Coordinator:
         if current is None:
             return self._trouble or self._waiting or "nothing is deployed yet"
         step = "" if self.rollout.step is Step.IDLE else f"; rollout: {self.rollout.step.value}"
-        return f"epoch {current.epoch}: {_arrangement(current)}{step}{self._trouble and f'; {self._trouble}'}"
+        return f"epoch {current.epoch}: {arrangement_of(current)}{step}{self._trouble and f'; {self._trouble}'}"
 
     @property
     def counters(self) -> dict[str, int]:
@@ -175,7 +149,7 @@ class Coordinator:
             return []
         self._stock.add(draft.contents)
         self._mender.works.update({epoch: works for epoch, works in draft.works.items() if epoch})
-        self._reference_speed = draft.reference_speed or self._reference_speed
+        self._roster.reference_speed = draft.reference_speed or self._roster.reference_speed
         for remark in draft.remarks:
             self._say(remark)
         self._trouble = decision.text if draft.problem else ""
@@ -194,7 +168,7 @@ class Coordinator:
         self._mender.works[self._epoch] = tuple(draft.works.get(0, ()))
         self._replan.started(draft.placements)
         self._say(
-            f"epoch {self._epoch}: {_arrangement(generation)}; predicted: a window every "
+            f"epoch {self._epoch}: {arrangement_of(generation)}; predicted: a window every "
             f"{draft.forecast.period_s * 1e3:.3g} ms, each takes {draft.forecast.latency_s * 1e3:.3g} ms; because: "
             f"{decision.text}"
         )
@@ -209,9 +183,10 @@ class Coordinator:
         events: list[Event] = []
         if topic.kind is Kind.BEAT:
             events = self.registry.note_beat(topic.levels[0], delivery.payload, now)
-            urgent = self._note_stages(topic.levels[0])
+            failed, lines = self._roster.note_stages(topic.levels[0], self.deployment)
             self._note_events(events)
-            return urgent
+            self.lines += lines
+            return failed
         if topic.kind is Kind.STATUS and topic.levels[1] == "status" and topic.levels[0] != NAME:
             events = self.registry.note_status(topic.levels[0], delivery.payload, now)
         elif topic.kind is Kind.PLAN:
@@ -228,21 +203,7 @@ class Coordinator:
             if event.health is not Health.NEW:
                 self._say(event.text)
             if event.health is Health.GONE:
-                self._speeds.forget(event.node)
-
-    def _note_stages(self, node: str) -> bool:
-        """Learn from what a node says of its stages; tell whether one failed that is needed."""
-        peer = self.registry.peers.get(node)
-        if peer is None or peer.beat is None or peer.status is None or peer.status.device is None:
-            return False
-        speed, expected = max(peer.status.device.speed, 1e-6), dict[Key, float]()
-        for generation in self.deployment.generations if self.deployment else ():
-            for placement in generation.of(node):
-                key, work = (generation.epoch, *placement.key), self._mender.works_of(generation)[placement.stage]
-                expected[key] = work.seconds * self._reference_speed / speed
-        self._speeds.note(peer.beat, expected)
-        self.lines += self._queues.note(peer.beat)
-        return any(report.phase is StagePhase.FAILED for report in peer.beat.stages)
+                self._roster.forget(event.node)
 
     def _take_plan(self, delivery: Delivery) -> None:
         """Take a plan: our own, that of an earlier coordinator, or that of a younger one."""
@@ -302,14 +263,8 @@ class Coordinator:
 
     def _mend(self, now: float) -> None:
         """Give every stage that sensors need a node that lives."""
-        for generation in self._deployed.generations:
-            for placement in generation.placements:
-                for node in (placement.node, *placement.standby):
-                    report = self.registry.report(generation.epoch, placement, node)
-                    if report is not None and report.phase is StagePhase.FAILED:
-                        self._banned.setdefault(node, now + BAN_S)
-        self._banned = {name: until for name, until in self._banned.items() if now < until}
-        mended, moves = self._mender.mend(self._deployed, self._candidates(), self._banned.keys(), now)
+        self._roster.look(self._deployed, now)
+        mended, moves = self._mender.mend(self._deployed, self._roster.candidates(), self._roster.failing, now)
         if mended == self._deployed:
             return
         self._change(mended, now)
@@ -339,7 +294,7 @@ class Coordinator:
         """Publish the generation once the broker has all its slices."""
         generation, deployment = self.rollout.generation, self._deployed
         assert generation is not None
-        missing = self._stock.missing(_hashes(generation) | set(deployment.files.values()))
+        missing = self._stock.missing(hashes_of(generation) | set(deployment.files.values()))
         if not missing:
             self._change(msgspec.structs.replace(deployment, generations=(*deployment.generations, generation)), now)
             self.rollout.enter(Step.PREPARING, now)
@@ -381,7 +336,7 @@ class Coordinator:
         kept = tuple(one for one in self._deployed.generations if one.epoch != generation.epoch)
         self._change(msgspec.structs.replace(self._deployed, generations=kept), now)
         if verdict.node:
-            self._banned[verdict.node] = now + BAN_S
+            self._roster.ban(verdict.node, now)
         self.withdrawn += 1
         wait_s = self._replan.failed(now)
         self.rollout.enter(Step.IDLE, now)
@@ -392,7 +347,7 @@ class Coordinator:
         """Ask for a plan when there may be a better one."""
         if self.rollout.step is not Step.IDLE:
             return
-        candidates, deployment = self._candidates(), self._deployed
+        candidates, deployment = self._roster.candidates(), self._deployed
         waiting = "" if candidates else "waiting for nodes: start `har-edge node` on a device"
         if waiting and waiting != self._waiting:
             self._say(waiting)
@@ -409,27 +364,9 @@ class Coordinator:
 
     def _unmet(self) -> str:
         current = self._deployed.current
-        return self._setup.wish.unmet(current, self._setup.model_sha256, len(self._candidates())) if current else ""
-
-    def _candidates(self) -> list[Candidate]:
-        """Return the nodes that may be given stages: those on which none failed lately, if there are any."""
-        found = []
-        for peer in self.registry.live():
-            card = peer.status.device if peer.status else None
-            if card is not None:
-                latency = None if card.round_trip_s is None else card.round_trip_s / 2
-                found.append(
-                    Candidate(
-                        peer.name,
-                        max(card.speed, 1e-6),
-                        max(1, card.cores),
-                        card.memory_bytes,
-                        card.link_bytes_per_s,
-                        latency,
-                        self._speeds.factor(peer.name),
-                    )
-                )
-        return [one for one in found if one.name not in self._banned] or found
+        return (
+            self._setup.wish.unmet(current, self._setup.model_sha256, len(self._roster.candidates())) if current else ""
+        )
 
     # What goes out.
 
@@ -450,7 +387,7 @@ class Coordinator:
         """Return the hashes of everything that is deployed or about to be."""
         deployment, loading = self._deployed, self.rollout.generation
         generations = [*deployment.generations, *([loading] if loading is not None else [])]
-        return set(deployment.files.values()).union(*map(_hashes, generations))
+        return set(deployment.files.values()).union(*map(hashes_of, generations))
 
     def _tidy(self) -> list[Outgoing]:
         """Remove what no generation names: from the broker, and from memory."""
@@ -486,19 +423,3 @@ class Coordinator:
 
     def _say(self, text: str) -> None:
         self.lines.append(text)
-
-
-def _hashes(generation: Generation) -> set[str]:
-    return {entry.sha256 for entry in generation.manifest.slices}
-
-
-def _arrangement(generation: Generation) -> str:
-    """Return the stages of a generation in words."""
-    count, cuts = len(generation.manifest.slices), cuts_of(generation.manifest)
-    homes = ", ".join(
-        f"{stage} on {'+'.join(one.node for one in generation.placements if one.stage == stage)}"
-        for stage in range(count)
-    )
-    stages = "1 stage" if count == 1 else f"{count} stages"
-    where = f" (cuts {', '.join(map(str, cuts))})" if cuts else ""
-    return f"{stages}{where}: {homes}"

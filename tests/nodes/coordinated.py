@@ -22,7 +22,8 @@ from har_edge.messaging.status import (
     encode_status,
 )
 from har_edge.messaging.topics import PROBE, Kind, Topics
-from har_edge.nodes.coordinator import NAME, Coordinator, Setup
+from har_edge.nodes.charge import Setup
+from har_edge.nodes.coordinator import NAME, Coordinator
 from har_edge.nodes.deployment import PROTOCOL, Deployment, Generation, Phase, Placement, decode_deployment
 from har_edge.nodes.helm import Helm
 from har_edge.nodes.loop import Identity
