@@ -98,7 +98,8 @@ def _print(findings: Iterator[Finding]) -> Finding | None:
         console.print(line)
     wrong = _first_wrong(seen)
     if wrong is None:
-        console.print(Text("\nnothing is wrong", "green"))
+        short = any(finding.verdict.value != "ok" for finding in seen)
+        console.print(Text("\nnothing is wrong" + (" in what was reached" if short else ""), "green"))
     else:
         console.print(
             Text.assemble("\nfirst wrong: ", (wrong.check, "bold"), f": {wrong.said}\n", ("mend: ", "bold"), wrong.mend)

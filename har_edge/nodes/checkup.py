@@ -12,11 +12,11 @@ import msgspec
 from har_edge.errors import BrokerError, HarEdgeError, MessageError
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.status import ALIVE, NodeStatus, decode_status
-from har_edge.messaging.topics import EVERY_STATUS, Topics, is_id
+from har_edge.messaging.topics import EVERY_STATUS, Kind, Topics, is_id
 from har_edge.nodes.blobs import Fetch, fetch_session
 from har_edge.nodes.deployment import PROTOCOL
 from har_edge.nodes.observe import BEATING, SILENT_S, Observer, printable
-from har_edge.nodes.permissions import Connect
+from har_edge.nodes.permissions import Connect, can_see
 from har_edge.nodes.reception import Finding, Reception, Verdict, passed
 from har_edge.nodes.store import Store
 from har_edge.nodes.trial import NO_PLAN, Trial, stalled
@@ -45,27 +45,33 @@ class Checkup:
     listen_s: float = LISTEN_S
     _bus: Bus | None = None
     _observer: Observer | None = None
-    _failed: dict[str, str] = field(default_factory=dict)
+    _failed: set[str] = field(default_factory=set)
 
     def run(self) -> Iterator[Finding]:
         """Yield findings in order; a check whose ground failed is not reached."""
         try:
-            for name, needs, step in STEPS:
-                missing = [need for need in needs if need in self._failed]
-                if missing:
-                    self._failed[name] = ""
-                    yield Finding(name, Verdict.NOT_REACHED, f"needs: {', '.join(missing)}")
-                    continue
-                try:
-                    findings = list(step(self, name))
-                except HarEdgeError as error:
-                    findings = [Finding(name, Verdict.WRONG, printable(str(error), 500), "see above")]
+            for rung in LADDER:
+                findings = list(self._climb(rung))
                 if any(finding.verdict is not Verdict.OK for finding in findings):
-                    self._failed[name] = ""
+                    self._failed.add(rung.name)
                 yield from findings
         finally:
             if self._bus is not None:
                 self._bus.close(forget=True)
+
+    def _climb(self, rung: Rung) -> Iterator[Finding]:
+        """Make one check, if its ground holds and the person who asks may see what it is about."""
+        missing, roles = [need for need in rung.needs if need in self._failed], self.reception.roles
+        if missing:
+            yield Finding(rung.name, Verdict.NOT_REACHED, f"needs: {', '.join(missing)}")
+        elif not can_see(roles, rung.reads, rung.publishes):
+            who = " and ".join(sorted(role.value for role in roles))
+            yield Finding(rung.name, Verdict.NOT_REACHED, f"not for the eyes of a {who}; ask as operator")
+        else:
+            try:
+                yield from rung.step(self, rung.name)
+            except HarEdgeError as error:
+                yield Finding(rung.name, Verdict.WRONG, printable(str(error), 500), "see the log of the broker")
 
     # --- who is there -----------------------------------------------------------------------------------------------
 
@@ -121,8 +127,13 @@ class Checkup:
                 name, f"{', '.join(sorted(alive))}" + (f" (gone: {', '.join(sorted(gone)[:8])})" if gone else "")
             )
             return
-        others = self._elsewhere()
-        if others:
+        seen = self._listen(0.0)
+        silent = [one for one, status in seen.statuses().items() if status.role == "node" and status.state in ALIVE]
+        others = {} if silent else self._elsewhere()
+        if silent:
+            said = f"{', '.join(sorted(silent)[:8])} do not beat: they hang, or have lost the broker without its notice"
+            mend = "see their logs, and start them again; and that this user may read beat/#"
+        elif others:
             said = "none in this pipeline, but " + "; ".join(
                 f"{', '.join(names)} with --base {base} --pipeline {pipeline}"
                 for (base, pipeline), names in others.items()
@@ -284,22 +295,36 @@ def _receive(step: Callable[[Reception, str], Iterator[Finding]]) -> Step:
 
 
 Step = Callable[[Checkup, str], Iterator[Finding]]
-# Each check, the checks whose success it needs, and how it is made.
-STEPS: tuple[tuple[str, tuple[str, ...], Step], ...] = (
-    ("broker", (), _receive(Reception.broker)),
-    ("mqtt", ("broker",), _receive(Reception.mqtt)),
-    ("credentials", ("broker", "mqtt"), _receive(Reception.credentials)),
-    ("settings", ("credentials",), _receive(Reception.settings)),
-    ("permissions", ("credentials",), _receive(Reception.rights)),
-    ("coordinator", ("credentials",), Checkup._coordinator),
-    ("nodes", ("credentials",), Checkup._nodes),
-    ("clocks", ("credentials", "nodes"), Checkup._clocks),
-    ("versions", ("credentials", "nodes"), Checkup._versions),
-    ("plan", ("credentials",), Checkup._plan),
-    ("slices", ("plan",), Checkup._slices),
-    ("stages", ("plan", "nodes"), Checkup._stages),
-    ("sensors", ("plan",), Checkup._sensors),
-    ("flow", ("plan", "slices", "stages"), Checkup._flow),
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One check: the checks whose success it needs, what must be read and published for it, how it is made."""
+
+    name: str
+    step: Step
+    needs: tuple[str, ...] = ("credentials",)
+    reads: tuple[Kind, ...] = ()
+    publishes: tuple[Kind, ...] = ()
+
+
+_FILES = (Kind.SLICE, Kind.CHUNK)
+_NODES = (Kind.STATUS, Kind.BEAT)
+LADDER = (
+    Rung("broker", _receive(Reception.broker), ()),
+    Rung("mqtt", _receive(Reception.mqtt), ("broker",)),
+    Rung("credentials", _receive(Reception.credentials), ("broker", "mqtt")),
+    Rung("settings", _receive(Reception.settings)),
+    Rung("permissions", _receive(Reception.rights)),
+    Rung("coordinator", Checkup._coordinator, reads=(Kind.STATUS,)),
+    Rung("nodes", Checkup._nodes, reads=_NODES),
+    Rung("clocks", Checkup._clocks, ("credentials", "nodes"), _NODES),
+    Rung("versions", Checkup._versions, ("credentials", "nodes"), _NODES),
+    Rung("plan", Checkup._plan, reads=(Kind.PLAN,)),
+    Rung("slices", Checkup._slices, ("plan",), _FILES),
+    Rung("stages", Checkup._stages, ("plan", "nodes"), _NODES),
+    Rung("sensors", Checkup._sensors, ("plan",), (Kind.STATUS,)),
+    Rung("flow", Checkup._flow, ("plan", "slices", "stages"), (Kind.RESULT, *_FILES), (Kind.WINDOW,)),
 )
 
 

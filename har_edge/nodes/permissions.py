@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from har_edge.errors import BrokerError
-from har_edge.messaging.bus import Bus, Receipt, Session
+from har_edge.messaging.bus import Bus, Delivery, Receipt, Session
 from har_edge.messaging.status import Beat, NodeStatus, State, encode_beat, encode_status
 from har_edge.messaging.topics import PROBE, Kind, Topics
 from har_edge.nodes.results import Result, encode_results
@@ -19,6 +19,7 @@ Connect = Callable[[Session], Bus]
 # How long the broker may take for an answer, and for what was published to come back.
 ANSWER_S = 5.0
 ECHO_S = 2.0
+PLAN_S = 0.5
 _POLL_S = 0.02
 
 
@@ -77,12 +78,20 @@ def rights_of(roles: Collection[Role]) -> list[Right]:
     return [right for right in rights if right.publishes or right.reads]
 
 
+def can_see(roles: Collection[Role], reads: Collection[Kind], publishes: Collection[Kind] = ()) -> bool:
+    """Tell whether these roles together may read and publish these kinds."""
+    rights = {right.kind: right for right in rights_of(roles)}
+    none = Right(Kind.PLAN, publishes=False, reads=False)
+    return all(rights.get(kind, none).reads for kind in reads) and all(
+        rights.get(kind, none).publishes for kind in publishes
+    )
+
+
 def try_right(connect: Connect, topics: Topics, right: Right) -> Tried:
     """Subscribe, publish, and see whether it comes back, on a connection of its own."""
-    topic, payload = _harmless(topics, right.kind)
     bus = connect(Session(f"doctor-{secrets.token_hex(8)}", clean_start=True))
     try:
-        return _try(bus, right, topic, payload)
+        return _Attempt(bus, topics, right).run()
     finally:
         bus.close(forget=True)
 
@@ -106,50 +115,76 @@ def _harmless(topics: Topics, kind: Kind) -> tuple[str, bytes]:
     return choices[kind]
 
 
-def _try(bus: Bus, right: Right, topic: str, payload: bytes) -> Tried:
-    came: list[bytes] = []
-    retained: list[bytes] = []
+def _others(topics: Topics, kind: Kind) -> str | None:
+    """Return a filter for what others say of a kind, where listening to it disturbs nobody.
 
-    def until(done: Callable[[], object], seconds: float) -> bool:
+    A window or activation that only the doctor hears would count as heard, and chunks are large.
+    """
+    return {
+        Kind.RESULT: topics.result("+"),
+        Kind.STATUS: topics.status("+"),
+        Kind.BEAT: topics.beat("+"),
+        Kind.PLAN: topics.plan(),
+        Kind.SLICE: topics.slice("+"),
+    }.get(kind)
+
+
+class _Attempt:
+    """One right being tried on a connection of its own."""
+
+    def __init__(self, bus: Bus, topics: Topics, right: Right) -> None:
+        self._bus, self._topics, self._right = bus, topics, right
+        self.topic, self._payload = _harmless(topics, right.kind)
+        self._came: list[Delivery] = []
+
+    def run(self) -> Tried:
+        """Subscribe, publish, wait for what comes back."""
+        problem, right = self._subscribe(self.topic) if self._right.reads else "", self._right
+        if right.kind is Kind.PLAN and not problem:  # everybody follows it: say again what stands there, nothing new
+            self._until(lambda: self._came, PLAN_S)
+            self._payload = self._came[0].payload if self._came else self._payload
+        receipt = None if problem else self._publish()
+        if problem or receipt is None:
+            return Tried(right, self.topic, problem or f"the broker did not acknowledge a message on {self.topic}")
+        permitted = receipt in (Receipt.SAFE, Receipt.UNHEARD)
+        if right.publishes and not permitted:
+            return Tried(right, self.topic, f"the broker refused a message on {self.topic}")
+        if not right.reads:
+            return Tried(right, self.topic)
+        if permitted:
+            echoed = self._until(lambda: any(one.payload == self._payload for one in self._came), ECHO_S)
+            nothing = f"the broker granted the subscription to {self.topic}, but delivers nothing there"
+            return Tried(right, self.topic, "" if echoed else nothing)
+        return self._hear_others()
+
+    def _hear_others(self) -> Tried:
+        """Where this user may not publish, only what others say proves that anything comes."""
+        others = _others(self._topics, self._right.kind)
+        problem = self._subscribe(others) if others else ""
+        heard = others is not None and not problem and self._until(lambda: self._came, ECHO_S)
+        return Tried(self._right, self.topic, problem, "" if heard else "granted; nothing came that would prove it")
+
+    def _subscribe(self, pattern: str) -> str:
+        """Return what is wrong with a subscription; empty where nothing is."""
+        try:
+            self._bus.subscribe([pattern])
+            answered = self._until(lambda: self._bus.connected, ANSWER_S)
+        except BrokerError as error:
+            return str(error)
+        return "" if answered else f"the broker did not answer the subscription to {pattern}"
+
+    def _publish(self) -> Receipt | None:
+        receipts: list[Receipt] = []
+        self._bus.publish(self.topic, self._payload, receipt=receipts.append)
+        self._until(lambda: receipts, ANSWER_S)
+        return receipts[0] if receipts else None
+
+    def _until(self, done: Callable[[], object], seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while not done():
             if time.monotonic() > deadline:
                 return False
-            for delivery in bus.poll(_POLL_S):
-                bus.acknowledge(delivery)
-                if delivery.topic == topic:
-                    came.append(delivery.payload)
-                    if delivery.retained:
-                        retained.append(delivery.payload)
+            for delivery in self._bus.poll(_POLL_S):
+                self._bus.acknowledge(delivery)
+                self._came.append(delivery)
         return True
-
-    if right.reads:
-        try:
-            bus.subscribe([topic])
-            if not until(lambda: bus.connected, ANSWER_S):
-                return Tried(right, topic, f"the broker did not answer the subscription to {topic}")
-        except BrokerError as error:
-            return Tried(right, topic, str(error))
-    if right.kind is Kind.PLAN:  # everybody follows it: say again what stands there, and nothing new
-        until(lambda: retained, ECHO_S / 4 if right.reads else 0.0)
-        if retained:
-            return Tried(right, topic, *_may_publish(bus, right, topic, retained[-1], until))
-    problem, remark = _may_publish(bus, right, topic, payload, until)
-    if right.reads and not problem and not remark and not until(lambda: payload in came, ECHO_S):
-        problem = f"the broker granted the subscription to {topic}, but delivers nothing there"
-    return Tried(right, topic, problem, remark)
-
-
-def _may_publish(
-    bus: Bus, right: Right, topic: str, payload: bytes, until: Callable[[Callable[[], object], float], bool]
-) -> tuple[str, str]:
-    """Publish; return what is wrong with that, and what it leaves unproven."""
-    receipts: list[Receipt] = []
-    bus.publish(topic, payload, receipt=receipts.append)
-    if not until(lambda: receipts, ANSWER_S):
-        return f"the broker did not acknowledge a message on {topic}", ""
-    if receipts[0] in (Receipt.SAFE, Receipt.UNHEARD):
-        return "", ""
-    if right.publishes:
-        return f"the broker refused a message on {topic}", ""
-    return "", "granted; not proven that anything comes, since this user may not publish there"

@@ -46,7 +46,8 @@ class Reception:
     def __init__(
         self, address: Address, connect: Connect, topics: Topics, roles: Collection[Role], *, mqtt5: bool = True
     ) -> None:
-        self.address, self._connect, self._topics, self._roles, self._mqtt5 = address, connect, topics, roles, mqtt5
+        self.address, self.roles = address, frozenset(roles)
+        self._connect, self._topics, self._mqtt5 = connect, topics, mqtt5
         self._terms: Terms | None = None
 
     def broker(self, name: str) -> Iterator[Finding]:
@@ -130,7 +131,7 @@ class Reception:
     def rights(self, name: str) -> Iterator[Finding]:
         """Try every topic of the roles, both ways."""
         user = self.address.username or "anybody"
-        for right in rights_of(self._roles):
+        for right in rights_of(self.roles):
             ways = [word for word, wanted in (("publish", right.publishes), ("read", right.reads)) if wanted]
             tried = try_right(self._connect, self._topics, right)
             check = f"topic {right.kind.value}"

@@ -136,7 +136,7 @@ def test_the_name_of_the_user_chooses_the_role(
         "topic beat",
         "topic plan",
     }
-    assert "not proven" in seen["topic beat"]["said"] and seen["topic beat"]["verdict"] == "ok"
+    assert "nothing came that would prove it" in seen["topic beat"]["said"] and seen["topic beat"]["verdict"] == "ok"
     first, seen = doctor(url, *options, "--role", "sensor")
     assert first == "topic window"
 

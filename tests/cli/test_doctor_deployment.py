@@ -139,3 +139,17 @@ def test_a_node_of_an_older_protocol_and_a_sensor_of_another_epoch(stand: Stand)
     seen = told(stand)
     assert seen.first_wrong == "versions" and "pi-2 speak another protocol" in seen.of("versions")["said"]
     assert seen.of("sensors")["said"] == f"sensor-chest do not send to epoch {stand.epoch}"
+
+
+def test_nodes_that_hang(stand: Stand) -> None:
+    stand.everything()
+    stand.nodes = ()
+    seen = told(stand)
+    assert seen.first_wrong == "nodes" and "pi-1, pi-2, pi-3 do not beat" in seen.of("nodes")["said"]
+
+
+def test_who_may_not_see_something_is_told_so_and_not_that_it_is_wrong(stand: Stand) -> None:
+    stand.everything()
+    seen = told(stand, "--role", "watcher")
+    assert seen.healthy and seen.of("slices")["verdict"] == seen.of("flow")["verdict"] == "not reached"
+    assert "not for the eyes of a watcher" in seen.of("slices")["said"]

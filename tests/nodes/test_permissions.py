@@ -8,7 +8,7 @@ import pytest
 
 from har_edge.messaging.memory import matches
 from har_edge.messaging.topics import Kind, Topics
-from har_edge.nodes.permissions import PUBLISHES, READS, Role, _harmless, rights_of
+from har_edge.nodes.permissions import PUBLISHES, READS, Role, _harmless, can_see, rights_of
 from har_edge.resources import find_folder
 
 TOPICS = Topics("har", "har")
@@ -37,3 +37,9 @@ def test_the_access_list_permits_what_each_role_needs_and_nobody_else_the_plan(r
 def test_all_roles_together_need_every_kind_of_topic_both_ways() -> None:
     assert {right.kind for right in rights_of(Role) if right.publishes and right.reads} == set(Kind)
     assert rights_of([]) == [] and set(PUBLISHES) == set(READS) == set(Role)
+
+
+def test_only_together_may_two_roles_see_more() -> None:
+    assert can_see({Role.OPERATOR}, (Kind.RESULT, Kind.CHUNK), (Kind.WINDOW,))
+    assert not can_see({Role.WATCHER}, (Kind.CHUNK,)) and not can_see({Role.NODE}, (), (Kind.WINDOW,))
+    assert can_see({Role.NODE, Role.SENSOR}, (Kind.CHUNK,), (Kind.WINDOW,)) and not can_see((), (Kind.PLAN,))

@@ -1,4 +1,4 @@
-"""A probe through a deployment, on a broker in memory, with clocks of its own; for the rest see tests/cli/test_status.py."""
+"""A probe through a deployment: a broker in memory, clocks of its own; for the rest see tests/cli/test_status.py."""
 
 from __future__ import annotations
 
