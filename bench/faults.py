@@ -45,7 +45,7 @@ SUBJECTS = ("subject7", "subject8")
 LIVE = "live"
 # A window every half second of recording instead of every 2.5 s: the same model, more windows of the same data.
 HOP = 25
-SPEED = 4.0
+SPEED = 8.0
 # Windows of the live device that may wait, so that an outage makes its sensor drop some.
 QUEUE = 2
 # What was asked for: (noticed, gap) in seconds at most.

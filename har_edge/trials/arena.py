@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,14 @@ class Arena:
     def has_cached(self, name: str, sha256: str) -> bool:
         """Tell whether a node has a file in its cache."""
         return any(sha256 in path.name for path in self.cache(name).rglob("*"))
+
+    def give(self, name: str, sha256: str, source: str) -> None:
+        """Put a file from the cache of a node into that of another, as if it had been there before."""
+        if not self.has_cached(name, sha256):
+            for path in self.cache(source).rglob(f"*{sha256}*"):
+                place = self.cache(name) / path.relative_to(self.cache(source))
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
 
     def forget(self, name: str, sha256: str) -> None:
         """Remove a file from the cache of a node."""

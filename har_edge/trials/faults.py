@@ -99,8 +99,7 @@ class Drill:
         self.await_calm(self.margin_s)
         record, before = self.arena.record, self._deployment()
         victim = victim or self._choose_victim(kind)
-        if kind is Kind.CRASH_COLD:
-            self._forget_slices_of(victim)
+        self._prepare_caches(kind, victim)
         cached = self._cached(before)
         resent, repeated = record.sum_of("resent", "sensor"), record.repeated
         began, began_at = time.monotonic(), time.time()
@@ -185,12 +184,14 @@ class Drill:
         hashes = {entry.sha256 for one in deployment.generations for entry in one.manifest.slices}
         return {(node, each) for node in self.nodes for each in hashes if self.arena.has_cached(node, each)}
 
-    def _forget_slices_of(self, victim: str) -> None:
-        """Remove the slices of a node from the caches of all others."""
+    def _prepare_caches(self, kind: Kind, victim: str) -> None:
+        """Before a crash, put the slices of a node into the caches of all others, or remove them from there."""
         for sha256 in _slices(self._deployment(), victim):
             for node in self.nodes:
-                if node != victim:
+                if kind is Kind.CRASH_COLD and node != victim:
                     self.arena.forget(node, sha256)
+                elif kind is Kind.CRASH and node != victim:
+                    self.arena.give(node, sha256, victim)
 
     def _was_cold(self, before: Deployment, victim: str, cached: set[tuple[str, str]]) -> bool:
         """Tell whether a slice of the victim went to a node that had to fetch it."""

@@ -211,7 +211,7 @@ class Device:
             verdict.doubled,
             verdict.different,
             verdict.strange + surplus,
-            verdict.examples,
+            () if verdict.lost == self.dropped else verdict.examples,
         )
 
     def _results(self) -> list[Answered]:
