@@ -53,10 +53,10 @@ def _headline(seen: Snapshot) -> Text:
     text = Text.assemble("pipeline ", (seen.pipeline, "bold"), "" if seen.base == "har" else f" below {seen.base}")
     if seen.plan == "none":
         return text.append(", no plan")
-    if not seen.revision:
+    if seen.plan not in ("current", "preparing"):
         return text.append(f", its plan is not followed: {seen.plan}", BAD)
     epoch = f"epoch {seen.epoch}" if seen.epoch else "no epoch yet"
-    return text.append(f", {seen.model}, {epoch}, revision {seen.revision} of the plan")
+    return text.append(f", {seen.model or 'no model yet'}, {epoch}, revision {seen.revision} of the plan")
 
 
 def _verdict(seen: Snapshot) -> Text:

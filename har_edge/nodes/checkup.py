@@ -204,7 +204,7 @@ class Checkup:
                 name, Verdict.WRONG, seen.plan_problem, "see who else may publish the plan; restart the coordinator"
             )
         elif deployment is None:
-            mend = f"start the coordinator of {self.topics.pipeline}; its log says what it waits for"
+            mend = f"see the log of the coordinator of {self.topics.pipeline}; and that this user may read the plan"
             yield Finding(name, Verdict.WRONG, NO_PLAN.partition(":")[0], mend)
         elif deployment.current is None:
             yield Finding(

@@ -19,7 +19,7 @@ Connect = Callable[[Session], Bus]
 # How long the broker may take for an answer, and for what was published to come back.
 ANSWER_S = 5.0
 ECHO_S = 2.0
-PLAN_S = 0.5
+PLAN_S = 1.0
 _POLL_S = 0.02
 
 
@@ -108,7 +108,7 @@ def _harmless(topics: Topics, kind: Kind) -> tuple[str, bytes]:
         Kind.RESULT: (topics.result(stream), encode_results([result])),
         Kind.STATUS: (topics.status(name), encode_status(status)),
         Kind.BEAT: (topics.beat(name), encode_beat(Beat(name, name, 0, now))),
-        Kind.PLAN: (topics.plan(), b"{}"),
+        Kind.PLAN: (topics.plan(), b""),
         Kind.SLICE: (topics.slice(sha256), b""),
         Kind.CHUNK: (topics.chunk(sha256, 0), b""),
     }
@@ -124,7 +124,6 @@ def _others(topics: Topics, kind: Kind) -> str | None:
         Kind.RESULT: topics.result("+"),
         Kind.STATUS: topics.status("+"),
         Kind.BEAT: topics.beat("+"),
-        Kind.PLAN: topics.plan(),
         Kind.SLICE: topics.slice("+"),
     }.get(kind)
 
@@ -140,9 +139,12 @@ class _Attempt:
     def run(self) -> Tried:
         """Subscribe, publish, wait for what comes back."""
         problem, right = self._subscribe(self.topic) if self._right.reads else "", self._right
-        if right.kind is Kind.PLAN and not problem:  # everybody follows it: say again what stands there, nothing new
-            self._until(lambda: self._came, PLAN_S)
-            self._payload = self._came[0].payload if self._came else self._payload
+        if right.kind is Kind.PLAN and not problem:  # everybody follows it: say again what stands there, or nothing
+            if not self._until(lambda: self._came, PLAN_S):
+                return Tried(right, self.topic, remark="not tried: no plan is there that could be said again")
+            self._payload = self._came[0].payload
+            if not right.publishes:
+                return Tried(right, self.topic)
         receipt = None if problem else self._publish()
         if problem or receipt is None:
             return Tried(right, self.topic, problem or f"the broker did not acknowledge a message on {self.topic}")

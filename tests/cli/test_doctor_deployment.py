@@ -153,3 +153,18 @@ def test_who_may_not_see_something_is_told_so_and_not_that_it_is_wrong(stand: St
     seen = told(stand, "--role", "watcher")
     assert seen.healthy and seen.of("slices")["verdict"] == seen.of("flow")["verdict"] == "not reached"
     assert "not for the eyes of a watcher" in seen.of("slices")["said"]
+
+
+def test_where_there_is_no_plan_none_is_made(stand: Stand) -> None:
+    stand.fleet.bus.subscribe([stand.fleet.topics.plan()])
+    plans: list[bytes] = []
+    poll = stand.fleet.bus.poll
+
+    def watch(timeout_s: float) -> list[object]:
+        came = [*poll(timeout_s)]
+        plans.extend(one.payload for one in came if one.topic == stand.fleet.topics.plan())
+        return [one for one in came if one.topic != stand.fleet.topics.plan()]
+
+    stand.fleet.bus.poll = watch  # type: ignore[method-assign,assignment]
+    seen = told(stand)
+    assert plans == [] and "not tried: no plan is there" in seen.of("topic plan")["said"]
