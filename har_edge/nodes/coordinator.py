@@ -7,6 +7,7 @@ stands in the plan that it retains; slow work is asked for with an Order and ans
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import msgspec
 
@@ -61,6 +62,7 @@ class Coordinator:
         self._read_at = float("inf")
         self._ticked, self._changed_at, self._reconnects = now, now, -1
         self._dirty = self._was_ready = False
+        self._before = ""  # whose plan was adopted: an old broker may retain it again, by a clock that was ahead
         self._trouble = self._waiting = ""
 
     @property
@@ -220,8 +222,8 @@ class Coordinator:
             return
         self._epoch = max([self._epoch, *(generation.epoch for generation in found.generations)])
         if self.deployment is None:
-            self._found = found if self._found is None or found.revision >= self._found.revision else self._found
-        elif (found.started, found.author) > own:
+            self._found = found if self._found is None or found.replaces(self._found) else self._found
+        elif (found.started, found.author) > own and found.author != self._before:
             self.successor = found.author
         else:
             self._say(f"a plan of an older coordinator ({found.author}) came; ours counts")
@@ -236,6 +238,7 @@ class Coordinator:
         if found is None:
             self.deployment = empty
             return
+        self._before = found.author
         self.deployment, kept = found, go_on(found, setup.model_sha256)
         same = msgspec.structs.replace(found.config, epoch=setup.config.epoch, broker=BrokerConfig()) == setup.config
         if not same or found.files != dict(setup.hashes):
@@ -415,7 +418,9 @@ class Coordinator:
 
     def _ask(self, probing: Probing, generation: Generation, now: float) -> list[Outgoing]:
         stream = probing.next_stream(generation.epoch, now)
-        return self._setup.probe(generation, stream) if stream is not None else []
+        messages = self._setup.probe(generation, stream) if stream is not None else []
+        # A probe that nobody hears is answered by nobody: there is no point in keeping it.
+        return [replace(message, heard=False) for message in messages]
 
     def _session(self, key: Key) -> str:
         epoch, stage, replica = key

@@ -221,8 +221,7 @@ def forecast(scene: Scene, cuts: Collection[int], places: Sequence[Place], cores
         kind, edge, share = kinds[place.node], edges[place.stage], 1 / turns[place.stage]
         busy = float(costs.compute_s[kind, edge] + costs.message_s[kind, edge])
         stages_s[place.stage] = max(stages_s[place.stage], busy)
-        way = 2 * scene.kinds[kind].latency_s + float(costs.link_s[kind, edge])
-        latency_s[place.stage] = max(latency_s[place.stage], busy + way)
+        latency_s[place.stage] = max(latency_s[place.stage], float(costs.latency_s[kind, edge]))
         longest[place.node] = max(longest[place.node], busy * share)
         compute[place.node] += float(costs.compute_s[kind, edge]) * share
         message[place.node] += float(costs.message_s[kind, edge]) * share

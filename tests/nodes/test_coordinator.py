@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 
-from har_edge.messaging.bus import TakenOver
-from har_edge.nodes.deployment import encode_deployment
+from har_edge.messaging.bus import Delivery, TakenOver
+from har_edge.messaging.status import State
+from har_edge.nodes.deployment import decode_deployment, encode_deployment
 from har_edge.nodes.replan import Wish
 from tests.nodes.coordinated import TOPICS, World
 
@@ -336,3 +339,35 @@ def test_a_chain_that_stops_answering_is_not_ready_until_it_does(world: World) -
     assert not world.ready and world.status is not None and world.status.state.value == "busy"
     world.muted_all = False
     world.until(lambda: world.ready, 3)
+
+
+def test_the_way_from_a_crash_to_the_new_plan_takes_no_time() -> None:
+    """Many nodes and stages: from the message of the broker to the plan less than 50 ms of work."""
+    world = World(Wish(stages=24))
+    for number in range(24):
+        world.join(f"n{number}")
+    world.start()
+    world.until(lambda: world.ready)
+    assert world.coordinator is not None
+    will = world.nodes["n7"].status(State.LOST)
+    before = time.perf_counter()
+    out = world.coordinator.handle(Delivery(TOPICS.status("n7"), will, (0, 0)), world.now)
+    took_s = time.perf_counter() - before
+    (plan,) = [one for one in out if one.topic == TOPICS.plan()]
+    assert decode_deployment(plan.payload).holder(5000, 7, 0) not in ("n7", None)
+    assert took_s < 0.05
+
+
+def test_a_clock_that_was_set_back_does_not_end_a_coordinator(world: World) -> None:
+    """The plan that was adopted is younger by its own clock; a broker that restarts may retain it once more."""
+    assert world.plan is not None
+    theirs = msgspec.structs.replace(world.plan, author="before", started=10.0**10, revision=70)
+    world.kill()
+    world.say(TOPICS.plan(), encode_deployment(theirs), retain=True)
+    world.start()
+    world.run(0.5)
+    world.until(lambda: world.ready, 10)
+    world.say(TOPICS.plan(), encode_deployment(theirs), retain=True)
+    world.run(1)
+    assert world.helm is not None and world.plan.author == world.coordinator._setup.author  # type: ignore[union-attr]
+    assert world.plan.revision == 72
