@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 
 from har_edge.errors import ConfigError, MessageError
@@ -11,7 +12,7 @@ from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.deployment import Deployment
 from har_edge.nodes.follow import read_deployment
-from har_edge.nodes.outbox import Outbox
+from har_edge.nodes.outbox import Kept, Outbox
 from har_edge.nodes.results import decode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.planning.task import Task
@@ -19,6 +20,8 @@ from har_edge.streams.recording import Window
 
 _log = logging.getLogger(__name__)
 GIVE_UP_S = 120.0
+# How long after its own reconnection a sensor sends again what was answered meanwhile: by then the others are back too.
+ECHO_S = 8.0
 # What a plan may change while a sensor runs: everything but what its windows are.
 Refit = Callable[[Deployment], SensorSetup]
 
@@ -50,6 +53,7 @@ class Course:
         self._expires = expires
         self._fitted = deployment
         self._progress_at = 0.0
+        self._was_here, self._was_away, self._echo_at = False, False, math.inf
 
     follows = True
 
@@ -102,6 +106,7 @@ class Course:
         """Return what to send again; `kept` says that some of what was sent has not left yet. Call it now and then."""
         if not connected:
             self._progress_at = now
+        echo = self._echo(now, connected)
         if self._expires and self._give_up_s and (lost := self._outbox.expire(now - self._give_up_s)):
             self._sensor.counters.unanswered += lost
             _log.warning("no result of %d windows for %.0f s: going on without them", lost, self._give_up_s)
@@ -109,7 +114,21 @@ class Course:
             return []
         alive = frozenset(generation.epoch for generation in self._deployment.generations)
         due = self._outbox.due(self.epoch, alive, now, out=connected and not kept)
-        return [one for kept in due for one in self._sensor.handle(kept.windows, kept.captured, again=True)]
+        return [one for kept in echo + due for one in self._sensor.handle(kept.windows, kept.captured, again=True)]
+
+    def _echo(self, now: float, connected: bool) -> list[Kept]:
+        """Return what was answered around the last loss of the connection, once, when all sensors should be back."""
+        if not connected and self._was_here:
+            self._was_here, self._was_away = False, True
+            self._outbox.start_echo()
+        elif connected:
+            if self._was_away:
+                self._echo_at = now + ECHO_S
+            self._was_here, self._was_away = True, False
+        if now < self._echo_at or self._was_away:
+            return []
+        self._echo_at = math.inf
+        return self._outbox.take_echo()
 
     def is_hopeless(self, now: float) -> bool:
         """Tell whether windows are open and no answer has come for too long."""

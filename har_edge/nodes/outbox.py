@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +21,9 @@ LOOK_S = 0.5
 # Times that went through a message and back are the same to the microsecond.
 SAME_S = 0.001
 REMEMBERED = 4096
+# How many messages that were answered are still known: the last ones, and at most so many of an echo.
+LAST = 64
+MOST_ECHOED = 512
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +58,9 @@ class Outbox:
     A window is answered by a result that was captured no earlier than itself: one captured earlier is of an earlier run
     of the stream. A result that lacks all of the `sources` says nothing of when these were captured; it counts when it
     was made after `begun` (seconds since 1970), even before the window is put in.
+
+    A broker that forgets everything may have told one sensor of a result and not the others, whose windows then lack
+    the parts of that one. So after such an event, what was answered around it is sent once more: see `start_echo`.
     """
 
     def __init__(self, sources: Collection[str], begun: float, longest_s: float = LONGEST_S) -> None:
@@ -64,6 +70,8 @@ class Outbox:
         self._out: dict[str, int] = {}
         self._lowest: dict[str, int] = {}  # of each stream, the first window answered since the last look
         self._without: OrderedDict[Key, None] = OrderedDict()  # windows that were answered before they were put in
+        self._answered: deque[Kept] = deque()
+        self._echoes = False
         self._look_at = -math.inf
         self._alive = frozenset[int]()
 
@@ -121,7 +129,20 @@ class Outbox:
         self._out[result.stream] -= 1
         if not kept.open:
             del self._kept[kept.key]
+            self._answered.append(kept)
+            if len(self._answered) > (MOST_ECHOED if self._echoes else LAST):
+                self._answered.popleft()
         return True
+
+    def start_echo(self) -> None:
+        """Keep what was answered last, and what will be, for `take_echo`."""
+        self._echoes = True
+
+    def take_echo(self) -> list[Kept]:
+        """Return what was answered since a moment before `start_echo`, oldest first, and keep no more of it."""
+        self._echoes, answered = False, list(self._answered)
+        self._answered.clear()
+        return answered
 
     def due(self, current: int, alive: frozenset[int], now: float, *, out: bool = True) -> list[Kept]:
         """Return what to send again, oldest first; it counts as sent now, to the epoch that is current.
