@@ -267,7 +267,7 @@ class World:
 
     def restart_broker(self, last):
         """Lose what the broker knew; one sensor is back at once, the last one later."""
-        self.calm_at = self.clock.now + 30.0
+        self.calm_at, self.lose, self.mute = self.clock.now + 30.0, 0, 0
         for source, course in self.sensors.items():
             course.again(self.clock.now, connected=False, kept=True)
             self.away[source] = self.clock.now + (4.0 if source == last else 0.0)
