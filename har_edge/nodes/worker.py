@@ -28,6 +28,8 @@ FETCH_TIMEOUT_S = 30.0
 # Beats carry what went wrong, several times a second.
 MAX_DETAIL = 400
 _BACKOFF_S, _BACKOFF_CAP_S = 1.0, 30.0
+# How long a worker that was thrown out lets the plan say so, before it looks whether the stage is still its own.
+_GRACE_S = 0.25
 
 
 class Aim(Enum):
@@ -179,7 +181,7 @@ class Worker:
             except TakenOver:
                 _log.info("%s: another process has it now", self._name)
                 self._enter(StagePhase.PREPARED, "another process has this stage")
-                self._rest(aim, _BACKOFF_S)
+                self._rest(aim, _GRACE_S)
             except (HarEdgeError, OSError) as error:
                 self._fail(aim, str(error))
             except Exception as error:  # one stage must not end the others

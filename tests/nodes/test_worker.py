@@ -30,6 +30,7 @@ def ground(cut, tmp_path):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(worker_module, "_BACKOFF_S", 0.02)
+    monkeypatch.setattr(worker_module, "_GRACE_S", 0.02)
 
 
 def reached(worker, phase):
