@@ -55,8 +55,6 @@ class Course:
         self._progress_at = 0.0
         self._was_here, self._was_away, self._echo_at = False, False, math.inf
 
-    follows = True
-
     @property
     def filters(self) -> list[str]:
         """The topics to subscribe to."""
@@ -129,6 +127,10 @@ class Course:
             return []
         self._echo_at = math.inf
         return self._outbox.take_echo()
+
+    def is_done(self, pending: int) -> bool:
+        """Tell whether every window is answered, and an echo that others may need has been sent."""
+        return not self.open and not self._was_away and self._echo_at == math.inf
 
     def is_hopeless(self, now: float) -> bool:
         """Tell whether windows are open and no answer has come for too long."""

@@ -33,10 +33,6 @@ class Credit(Protocol):
     def open(self) -> int:
         """How many windows are unanswered; 0 where nobody counts."""
 
-    @property
-    def follows(self) -> bool:
-        """Whether the sensor ends when every window is answered; else when the broker has them all."""
-
     def open_of(self, stream: str) -> int:
         """Return how many windows of a stream are unanswered."""
 
@@ -48,6 +44,9 @@ class Credit(Protocol):
 
     def again(self, now: float, *, connected: bool, kept: bool) -> list[Outgoing]:
         """Return what to send again; `kept` says that some of what was sent has not left yet. Call it now and then."""
+
+    def is_done(self, pending: int) -> bool:
+        """Tell whether a sensor that has sent everything may end; `pending` messages are not safe at the broker."""
 
     def is_hopeless(self, now: float) -> bool:
         """Tell whether no answer will come any more."""
@@ -73,7 +72,6 @@ class Tally:
         self._warned_at = time.monotonic()
 
     epoch = 0
-    follows = False
 
     @property
     def filters(self) -> list[str]:
@@ -123,6 +121,9 @@ class Tally:
                 self._warned_at = now
                 _log.warning("no result of %s for %.0f s with %d windows out; waiting", stream, quiet_s, out)
         return []
+
+    def is_done(self, pending: int) -> bool:
+        return not pending
 
     def is_hopeless(self, now: float) -> bool:
         return False

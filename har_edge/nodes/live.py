@@ -127,8 +127,7 @@ class LiveLoop:
     def _is_done(self) -> bool:
         if self._credit.is_hopeless(time.monotonic()):
             return True
-        out = self._credit.open if self._credit.follows else self._sender.pending
-        return not (self._waiting or out)
+        return not self._waiting and self._credit.is_done(self._sender.pending)
 
     def _read(self) -> bool:
         """Take what the device has sent; tell whether there may be more at once."""

@@ -78,7 +78,7 @@ class SensorLoop:
                 self._sender.send(outgoing)
             if self._pace.real_time or number % SENDS_A_STEP == 0:
                 self._step(0.0)
-        while (self._credit.open if self._credit.follows else self._sender.pending) and not self._ends(stop):
+        while not self._credit.is_done(self._sender.pending) and not self._ends(stop):
             self._step(POLL_S)
         self._credit.abandon()
         drain(self._bus)

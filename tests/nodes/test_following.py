@@ -8,7 +8,7 @@ from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Receipt
 from har_edge.messaging.status import State
 from har_edge.messaging.topics import Kind
-from har_edge.nodes.course import Course
+from har_edge.nodes.course import ECHO_S, Course
 from har_edge.nodes.live import LiveLoop
 from har_edge.nodes.loop import Stop
 from har_edge.nodes.pace import Pace, SensorLoop
@@ -201,3 +201,13 @@ def test_what_nobody_hears_holds_no_sensor_up_whose_windows_are_answered(clock):
     bus.when(20.0, lambda: [Delivery(TOPICS.result("s"), encode_results(results), (1, 1))])
     loop.run(batches(4), Stop())
     assert sensor.counters.resent == 4 and sensor.counters.unanswered == 0 and bus.time < 21.0
+
+
+def test_a_sensor_that_was_cut_off_does_not_end_before_it_has_sent_again_what_others_may_lack(clock):
+    bus = Deployed(clock, 1)
+    bus.when(2.0, lambda: setattr(bus, "connected", False))
+    bus.when(4.0, lambda: setattr(bus, "connected", True))
+    sensor, loop = replay_of(bus, real_time=True)
+    loop.run(iter([[(float(seq), window)] for seq, [(_, window)] in enumerate(batches(6))]), Stop())
+    assert 4.0 + ECHO_S <= bus.time < 5.0 + ECHO_S and sensor.counters.resent == 6
+    assert set(bus.answered.values()) == {2} and sensor.counters.unanswered == 0
