@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 HELP = "place a model on the nodes that are there, and keep it running when they come and go"
 
+SWEEP_S = 5.0
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -100,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
     def sweep(client_id: str) -> None:
         """End a session at the broker by taking it over for a moment."""
         found = options.reach(args, Session(client_id, clean_start=True))
-        found.poll(0.1)
+        deadline = time.monotonic() + SWEEP_S
+        while not found.connected and time.monotonic() < deadline:
+            found.poll(0.1)
         found.close(forget=True)
 
     def say(text: str) -> None:

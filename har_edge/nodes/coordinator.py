@@ -22,7 +22,7 @@ from har_edge.nodes.mending import Mender
 from har_edge.nodes.probing import Probing
 from har_edge.nodes.registry import BLIND_S, GRACE_S, LOST_AFTER_S, Event, Health, Registry, names_in
 from har_edge.nodes.replan import Draft, Order, Replan
-from har_edge.nodes.rollout import Outcome, Rollout, Step, Verdict, go_on, is_running
+from har_edge.nodes.rollout import Outcome, Rollout, Step, Verdict, go_on, is_running, unready
 from har_edge.nodes.roster import Roster
 from har_edge.nodes.stock import Stock
 from har_edge.nodes.sweeps import Sweeps
@@ -84,8 +84,9 @@ class Coordinator:
         current = self.deployment.current if self.deployment else None
         if current is None:
             return self._trouble or self._waiting or "nothing is deployed yet"
-        step = "" if self.rollout.step is Step.IDLE else f"; rollout: {self.rollout.step.value}"
-        return f"epoch {current.epoch}: {arrangement_of(current)}{step}{self._trouble and f'; {self._trouble}'}"
+        step = "" if self.rollout.step is Step.IDLE else f"rollout: {self.rollout.step.value}"
+        parts = [arrangement_of(current), unready(self.registry, current), step, self._waiting, self._trouble]
+        return f"epoch {current.epoch}: {'; '.join(filter(None, parts))}"
 
     @property
     def counters(self) -> dict[str, int]:
@@ -135,7 +136,7 @@ class Coordinator:
             return []
         if self.deployment is None:
             self._adopt(now)
-        self._note_events(self.registry.tick(now))
+        self._note_events(self.registry.tick(now), now)
         self._mend(now)
         self._roll(now)
         outgoing = [*self._stock.fill(self._wanted()), *self._flush(), *self._probe(now), *self._tidy()]
@@ -186,7 +187,7 @@ class Coordinator:
         if topic.kind is Kind.BEAT:
             events = self.registry.note_beat(topic.levels[0], delivery.payload, now)
             failed, lines = self._roster.note_stages(topic.levels[0], self.deployment)
-            self._note_events(events)
+            self._note_events(events, now)
             self.lines += lines
             return failed
         if topic.kind is Kind.STATUS and topic.levels[1] == "status" and topic.levels[0] != NAME:
@@ -197,13 +198,14 @@ class Coordinator:
             self._stock.handle(delivery)
         elif topic.kind is Kind.RESULT:
             return any(one.answer(topic.levels[0], delivery.payload, now) for one in (self._probing, self._trial))
-        self._note_events(events)
+        self._note_events(events, now)
         return any(event.health in _EVENTFUL for event in events)
 
-    def _note_events(self, events: list[Event]) -> None:
+    def _note_events(self, events: list[Event], now: float) -> None:
         for event in events:
             if event.health is not Health.NEW:
                 self._say(event.text)
+                self._changed_at = now
             if event.health is Health.GONE:
                 self._roster.forget(event.node)
 
@@ -356,14 +358,10 @@ class Coordinator:
             self._say(waiting)
         self._waiting = waiting
         order = self._replan.due(
-            candidates, deployment.generations, deployment.epoch, self._unmet(), self._quiet_since(), now
+            candidates, deployment.generations, deployment.epoch, self._unmet(), self._changed_at, now
         )
         if order is not None:
             self.orders.append(order)
-
-    def _quiet_since(self) -> float:
-        """Return when plan or nodes last changed."""
-        return max([self._changed_at, *(peer.since for peer in self.registry.live())])
 
     def _unmet(self) -> str:
         current = self._deployed.current

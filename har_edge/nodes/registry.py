@@ -43,14 +43,13 @@ SERVING = frozenset({Health.NEW, Health.LIVE, Health.LEAVING, Health.UNFIT})
 
 @dataclass(slots=True)
 class Peer:
-    """One node: what it said last, when it has to be heard again, since when its health is so, and why it is lost."""
+    """One node: what it said last, when it has to be heard again, and why it is lost."""
 
     name: str
     deadline: float
     status: NodeStatus | None = None
     beat: Beat | None = None
     heard: float = 0.0
-    since: float = 0.0
     lost: str = ""
 
     @property
@@ -92,7 +91,7 @@ class Registry:
             return []
         peer = self.peers.get(name)
         known = peer.status if peer else None
-        if known is not None and known.instance != status.instance and known.started > status.started:
+        if peer and not peer.lost and known and known.instance != status.instance and known.started > status.started:
             return []  # the last word of an older process of this name
         if status.state is State.STOPPED:
             return self._drop(name, "has stopped")
@@ -103,7 +102,7 @@ class Registry:
         peer.status = status
         if status.state not in ALIVE:
             peer.lost = peer.lost or "the broker lost its connection"
-        return self._changed(peer, before, now)
+        return self._changed(peer, before)
 
     def note_beat(self, name: str, payload: bytes, now: float) -> list[Event]:
         """Take a sign of life; raises MessageError for one that is malformed, too large, or of another node."""
@@ -116,7 +115,7 @@ class Registry:
         before = peer.health
         peer.beat, peer.heard, peer.lost = beat, now, ""
         peer.deadline = max(peer.deadline, now + LOST_AFTER_S)
-        return self._changed(peer, before, now)
+        return self._changed(peer, before)
 
     def expect(self, names: Collection[str], now: float) -> None:
         """Take note of nodes that a plan names: those that are not heard in time are lost."""
@@ -136,7 +135,7 @@ class Registry:
             if not peer.lost and now > peer.deadline:
                 before = peer.health
                 peer.lost = f"no beat for {now - peer.heard:.1f} s" if peer.heard else "it was never heard"
-                events += self._changed(peer, before, now)
+                events += self._changed(peer, before)
         return events
 
     def health(self, name: str) -> Health:
@@ -179,11 +178,10 @@ class Registry:
         peer = self.peers.pop(name, None)
         return [Event(name, Health.GONE, f"node {name} {text}")] if peer and not peer.lost else []
 
-    def _changed(self, peer: Peer, before: Health, now: float) -> list[Event]:
+    def _changed(self, peer: Peer, before: Health) -> list[Event]:
         after = peer.health
         if after is before:
             return []
-        peer.since = now
         return [Event(peer.name, after, f"node {peer.name} {_describe(peer)}")]
 
 

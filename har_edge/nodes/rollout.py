@@ -157,6 +157,14 @@ def _phase(registry: Registry, generation: Generation) -> list[str]:
     return [report.phase.value if report else "" for report in reports]
 
 
+def unready(registry: Registry, generation: Generation) -> str:
+    """Say which stage of a generation does not run, empty where all do."""
+    for placement, phase in zip(generation.placements, _phase(registry, generation), strict=True):
+        if phase != StagePhase.RUNNING.value:
+            return f"stage {placement.stage} on {placement.node}: {phase or 'nothing said'}"
+    return ""
+
+
 def is_running(registry: Registry, generation: Generation) -> bool:
     """Tell whether every stage of a generation runs."""
     return all(phase == StagePhase.RUNNING.value for phase in _phase(registry, generation))

@@ -61,6 +61,12 @@ def test_the_last_word_of_an_older_process_counts_for_nothing(registry: Registry
     assert [one.health for one in registry.note_beat("pi", beat("i2"), 101.3)] == [Health.LIVE]
 
 
+def test_a_node_whose_clock_was_set_back_is_taken_when_the_older_process_is_lost(registry: Registry) -> None:
+    registry.note_status("pi", status(State.LOST), 101.0)
+    registry.note_status("pi", status(instance="i2", started=0.5), 102.0)
+    assert [one.health for one in registry.note_beat("pi", beat("i2"), 102.1)] == [Health.LIVE]
+
+
 def test_a_node_that_says_hello_and_never_beats_is_lost() -> None:
     registry = Registry()
     registry.note_status("pi", status(), 100.0)
