@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 HELP = "offer this device: it fetches and runs the slices that the coordinator gives it"
 
+# A stage gives Python's lock away while LiteRT runs, and asks for it again after: by default it may then wait for 5 ms,
+# many times as long as a small slice takes.
+SWITCH_S = 0.0005
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="ID", help="name of this node (default: the name of the host)")
@@ -61,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     equipment = Equipment(topics, name, lambda session: options.reach(args, session), store, args.threads, max_bytes)
     identity = Identity(topics, name, "node", options.chosen_client(args, BrokerConfig()).value)
     session = identity.session(expiry_s=0, max_payload_bytes=MAX_PLAN_BYTES)
+    sys.setswitchinterval(SWITCH_S)
     try:
         bus = arrive(equipment.connect, session, identity, stop)
         if bus is None:
