@@ -101,9 +101,9 @@ def _print(findings: Iterator[Finding]) -> Finding | None:
         short = any(finding.verdict.value != "ok" for finding in seen)
         console.print(Text("\nnothing is wrong" + (" in what was reached" if short else ""), "green"))
     else:
-        console.print(
-            Text.assemble("\nfirst wrong: ", (wrong.check, "bold"), f": {wrong.said}\n", ("mend: ", "bold"), wrong.mend)
-        )
+        console.print(Text.assemble("\nfirst wrong: ", (wrong.check, "bold"), f": {wrong.said}"))
+        # The terminal breaks this line, not we: a command in it can be copied whole.
+        console.print(Text.assemble(("mend: ", "bold"), wrong.mend), soft_wrap=True)
     return wrong
 
 

@@ -105,7 +105,7 @@ def _show_live(snapshots: Iterator[Snapshot]) -> Snapshot | None:
     from har_edge.cli.status_report import draw
 
     last, console = None, Console(highlight=False)
-    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+    with Live(console=console, auto_refresh=False) as live:
         for last in snapshots:
             live.update(draw(last, console.width), refresh=True)
     return last

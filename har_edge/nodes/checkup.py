@@ -19,7 +19,7 @@ from har_edge.nodes.observe import BEATING, SILENT_S, Observer, printable
 from har_edge.nodes.permissions import Connect, can_see
 from har_edge.nodes.reception import Finding, Reception, Verdict, passed
 from har_edge.nodes.store import Store
-from har_edge.nodes.trial import NO_PLAN, Trial, stalled
+from har_edge.nodes.trial import NO_PLAN, Trial, no_plan, stalled
 
 # Beats come twice a second; so long is listened before anything is said of who is there.
 LISTEN_S = SILENT_S + 0.5
@@ -205,7 +205,7 @@ class Checkup:
             )
         elif deployment is None:
             mend = f"see the log of the coordinator of {self.topics.pipeline}; and that this user may read the plan"
-            yield Finding(name, Verdict.WRONG, NO_PLAN.partition(":")[0], mend)
+            yield Finding(name, Verdict.WRONG, no_plan(seen, _now()), mend)
         elif deployment.current is None:
             yield Finding(
                 name,
@@ -222,22 +222,29 @@ class Checkup:
         assert deployment is not None and deployment.current is not None
         wanted = {entry.sha256: entry.file for entry in deployment.current.manifest.slices}
         wanted |= {sha256: file for file, sha256 in deployment.files.items()}
-        size, bad = 0, []
+        size, bad = 0, dict[str, str]()
         bus = self.connect(fetch_session())
         try:
             for sha256, file in sorted(wanted.items(), key=lambda item: item[1]):
                 got, problem = _look_at(bus, Fetch(self.topics, sha256), self.timeout_s)
                 size += got
-                bad += [f"{file}: {problem}"] if problem else []
+                if problem:
+                    bad[sha256] = f"{file}: {problem}"
         finally:
             bus.close(forget=True)
         if bad:
-            mend = (
-                "restart the coordinator, which publishes what is missing; see that the broker keeps retained messages"
-            )
-            yield Finding(name, Verdict.WRONG, "; ".join(bad[:8]), mend)
+            yield Finding(name, Verdict.WRONG, "; ".join(list(bad.values())[:4]), self._mend_slices(next(iter(bad))))
         else:
             yield passed(name, f"{len(wanted)} files, {size} bytes at the broker, hashes right")
+
+    def _mend_slices(self, sha256: str) -> str:
+        """Say how a content is published anew: the coordinator does so when its header is gone."""
+        address = self.reception.address
+        return (
+            "with the coordinator running, take the header of each such file back, and it is published anew: "
+            f"`mosquitto_pub -h {address.host} -p {address.port} -r -n -t {self.topics.slice(sha256)}`; "
+            "see who else may publish there, and that the broker keeps retained messages"
+        )
 
     def _stages(self, name: str) -> Iterator[Finding]:
         seen = self._listen(0.0)

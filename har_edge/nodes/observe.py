@@ -33,7 +33,7 @@ from har_edge.nodes.snapshot import (
 MAX_NODES = 1000
 MAX_STAGES = 256
 MAX_MESSAGE_BYTES = 1024 * 1024
-MAX_TEXT = 200
+MAX_TEXT = 400
 # Roles that beat; one that has not for so long is not alive, whatever its status says.
 BEATING = frozenset({"node"})
 SILENT_S = 1.5

@@ -9,7 +9,7 @@ from functools import partial
 
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.messaging.bus import Bus, Delivery, Receipt, Session
-from har_edge.messaging.status import StageReport
+from har_edge.messaging.status import StagePhase, StageReport
 from har_edge.messaging.topics import PROBE, Topics
 from har_edge.nodes.blobs import fetch, fetch_session
 from har_edge.nodes.deployment import Deployment, Generation
@@ -120,7 +120,7 @@ class Trial:
     def _not_yet(self, deployment: Deployment | None, now: float) -> str:
         """Say why there is no epoch to send to."""
         if deployment is None:
-            return self._observer.plan_problem or NO_PLAN
+            return self._observer.plan_problem or no_plan(self._observer, now)
         if not deployment.generations:
             return "the plan is empty: start nodes, `har-edge node`"
         newest = max(deployment.generations, key=lambda one: one.epoch)
@@ -146,6 +146,14 @@ class Trial:
         return last_seen(generation, sent.windows, self._observer.reports())
 
 
+def no_plan(observer: Observer, now: float) -> str:
+    """Say that there is no plan, and what the coordinator says of that, if there is one."""
+    for name, status in observer.statuses().items():
+        if status.role == "coordinator" and observer.is_alive(name, now):
+            return f"there is no plan; the coordinator says: {printable(status.detail) or 'nothing'}"
+    return NO_PLAN
+
+
 def stalled(observer: Observer, generation: Generation, now: float) -> str:
     """Say which stage of a generation does not run, and why; empty when all do."""
     reports = observer.reports()
@@ -157,8 +165,8 @@ def stalled(observer: Observer, generation: Generation, now: float) -> str:
         if report is None:
             return f"{what}: the node does not speak of it"
         if not is_running(report):
-            said = printable(report.detail)
-            return f"{what} is {report.phase.value}{': ' if said else ''}{said}"
+            said, failed = printable(report.detail), report.phase is StagePhase.FAILED
+            return f"{what} {'has' if failed else 'is'} {report.phase.value}{': ' if said else ''}{said}"
     return ""
 
 

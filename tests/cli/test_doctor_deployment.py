@@ -88,7 +88,7 @@ def test_no_coordinator(stand: Stand) -> None:
 def test_no_plan(stand: Stand) -> None:
     stand.statuses()
     seen = told(stand)
-    assert seen.first_wrong == "plan" and seen.of("plan")["said"] == "there is no plan"
+    assert seen.first_wrong == "plan" and seen.of("plan")["said"].startswith("there is no plan; the coordinator says")
     assert {seen.of(check)["verdict"] for check in ("slices", "stages", "sensors", "flow")} == {"not reached"}
 
 
@@ -107,13 +107,14 @@ def test_a_chunk_that_is_forged(stand: Stand) -> None:
     stand.say(chunk.topic, bytes(len(chunk.payload)))
     seen = told(stand)
     assert seen.first_wrong == "slices" and "forged or corrupt" in seen.of("slices")["said"]
+    assert f"-r -n -t {stand.fleet.topics.prefix}slice/" in seen.of("slices")["mend"]
 
 
 def test_a_stage_that_does_not_run(stand: Stand) -> None:
     stand.everything()
     stand.reports["pi-2"] = [report(1, StagePhase.FAILED, epoch=stand.epoch, detail="no space left")]
     seen = told(stand)
-    assert seen.first_wrong == "stages" and seen.of("stages")["said"] == "stage 1 on pi-2 is failed: no space left"
+    assert seen.first_wrong == "stages" and seen.of("stages")["said"] == "stage 1 on pi-2 has failed: no space left"
 
 
 def test_a_probe_that_is_lost(stand: Stand) -> None:
