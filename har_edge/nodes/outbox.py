@@ -21,9 +21,9 @@ LOOK_S = 0.5
 # Times that went through a message and back are the same to the microsecond.
 SAME_S = 0.001
 REMEMBERED = 4096
-# How many messages that were answered are still known: the last ones, and at most so many of an echo.
+# How many messages that were answered are still known: the last ones; and of an echo, the first ones.
 LAST = 64
-MOST_ECHOED = 512
+MOST_ECHOED = 2048
 
 
 @dataclass(slots=True, eq=False)
@@ -129,8 +129,9 @@ class Outbox:
         self._out[result.stream] -= 1
         if not kept.open:
             del self._kept[kept.key]
-            self._answered.append(kept)
-            if len(self._answered) > (MOST_ECHOED if self._echoes else LAST):
+            if len(self._answered) < MOST_ECHOED:
+                self._answered.append(kept)
+            if not self._echoes and len(self._answered) > LAST:
                 self._answered.popleft()
         return True
 

@@ -12,7 +12,7 @@ from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery
 from har_edge.nodes.course import Course
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
-from har_edge.nodes.outbox import LOOK_S, MOST_ECHOED, PATIENCE_S, SWITCH_S, Outbox
+from har_edge.nodes.outbox import LAST, LOOK_S, PATIENCE_S, SWITCH_S, Outbox
 from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.sink import Sink
@@ -341,7 +341,8 @@ def test_a_sensor_that_missed_a_result_gets_it_again(then):
     assert [course.open for course in world.sensors.values()] == [0, 0] and len(world.results) == 2
 
 
-def test_what_was_answered_around_a_loss_of_the_connection_is_sent_once_more_and_is_bounded():
+def test_what_was_answered_around_a_loss_of_the_connection_is_sent_once_more_and_is_bounded(monkeypatch):
+    monkeypatch.setattr("har_edge.nodes.outbox.MOST_ECHOED", 300)
     sensor, course = course_of()
     course.again(0.0, connected=True, kept=False)
     for seq in range(1000):
@@ -352,7 +353,7 @@ def test_what_was_answered_around_a_loss_of_the_connection_is_sent_once_more_and
         course.take(Delivery(TOPICS.result("s"), encode_results([result(seq)]), (1, 1)), 3.0)
     assert course.again(9.9, connected=True, kept=False) == []
     again = [wire.decode(one.payload).seq for one in course.again(10.0, connected=True, kept=False)]
-    assert again == list(range(1000 - MOST_ECHOED, 1000)) and sensor.counters.resent == MOST_ECHOED
+    assert again == list(range(500 - LAST, 800 - LAST)) and sensor.counters.resent == 300
     assert course.again(60.0, connected=True, kept=False) == []
 
 
