@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from har_edge.cli import options
 
 if TYPE_CHECKING:
+    from har_edge.graph.model import Model
     from har_edge.messaging.bus import Outgoing
     from har_edge.nodes.charge import Setup
     from har_edge.nodes.deployment import Generation
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from har_edge.nodes.replan import Wish
     from har_edge.nodes.workshop import Planner
     from har_edge.planning.pipeline import PipelineConfig
+    from har_edge.planning.profile import Profile
 
 HELP = "place a model on the nodes that are there, and keep it running when they come and go"
 
@@ -126,13 +128,13 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
     """Read the model and what belongs to it."""
     import hashlib
 
-    from har_edge.cli.profile import device_name
     from har_edge.errors import ConfigError
     from har_edge.graph.model import read_model
     from har_edge.graph.state import state_of
     from har_edge.nodes.charge import Setup
     from har_edge.nodes.cutting import read_companions, settle_reducers
-    from har_edge.nodes.workshop import Planner, reference_profile
+    from har_edge.nodes.deployment import VERSION, Deployment, decode_deployment, encode_deployment
+    from har_edge.nodes.workshop import Planner
     from har_edge.planning.catalog import find_model
     from har_edge.planning.devices import load_devices
     from har_edge.planning.pipeline import PipelineConfig
@@ -148,20 +150,30 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
     task = settle_reducers(
         model, found.entry.task, options.chosen_reducers(args.reducer, found.entry.task.inputs), beside
     )
+    if Path(task.stream.description).is_absolute():
+        raise ConfigError(
+            f"the task names the stream description {task.stream.description}, which nodes do not have; put it beside "
+            "the model and name it without a folder"
+        )
     files = read_companions(task, beside)
     config = PipelineConfig(task, name=args.pipeline, base=args.base)
     planner = Planner(
         model,
         wish,
-        lambda model: reference_profile(model, device_name(None)),
+        lambda model: _profile(args, model),
         load_devices(args.devices) if args.devices else None,
         args.devices or Path(),
+    )
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    # What nodes could not read must be refused here, not by each of them.
+    decode_deployment(
+        encode_deployment(Deployment(VERSION, 0, identity.instance, identity.started, config, files=hashes))
     )
     setup = Setup(
         topics=identity.topics,
         config=config,
         model_sha256=model.sha256,
-        hashes={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        hashes=hashes,
         files=files,
         author=identity.instance,
         started=identity.started,
@@ -172,6 +184,16 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
         probe=lambda generation, stream: _probe(config, generation, stream, beside),
     )
     return setup, planner
+
+
+def _profile(args: argparse.Namespace, model: Model) -> Profile:
+    """Return what the model costs here; what messages cost is measured on a broker of our own."""
+    from har_edge.cli.profile import device_name, measure_through_broker
+    from har_edge.nodes.workshop import reference_profile
+
+    device = device_name(None)
+    alone = argparse.Namespace(broker=None, client=args.client, protocol=args.protocol)
+    return reference_profile(model, device, lambda: measure_through_broker(alone, device, model, [])[0])
 
 
 def _wish(args: argparse.Namespace) -> Wish:

@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
         profile = load_profile(path)
         remarks.append("measured before; --again measures anew")
         if args.broker:
-            profile = _with_messages(profile, *_messages(args, device, model, remarks))
+            profile = _with_messages(profile, *measure_through_broker(args, device, model, remarks))
     else:
-        messages = _messages(args, device, model, remarks)  # first, since a broker may be out of reach
+        messages = measure_through_broker(args, device, model, remarks)  # first, since a broker may be out of reach
         profile = _with_messages(_measure(model, device, args, remarks), *messages)
     store_profile(profile, path)
     if args.out is not None:
@@ -92,7 +92,7 @@ def _measure(model: Model, device: str, args: argparse.Namespace, remarks: list[
     return msgspec.structs.replace(profile, memory=memory)
 
 
-def _messages(
+def measure_through_broker(
     args: argparse.Namespace, device: str, model: Model, remarks: list[str]
 ) -> tuple[MessageCost | None, LinkCost | None]:
     """Measure what messages cost; the link too, where a broker was named."""

@@ -26,7 +26,7 @@ from har_edge.planning.cost import cost
 from har_edge.planning.devices import DevicesFile, Sensors
 from har_edge.planning.partition import balance
 from har_edge.planning.plan import Scene, make_plan, make_scene
-from har_edge.planning.profile import Profile, load_profile, profile_path, store_profile
+from har_edge.planning.profile import MessageCost, Profile, load_profile, profile_path, store_profile
 from har_edge.planning.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
 
 _log = logging.getLogger(__name__)
@@ -160,24 +160,39 @@ def _places(placements: Sequence[Placement]) -> list[Place]:
     return [Place(placement.stage, placement.node) for placement in placements]
 
 
-def reference_profile(model: Model, device: str) -> Profile:
-    """Return what a model costs on this device: as measured before (`har-edge profile`), else measured now and kept."""
+def reference_profile(model: Model, device: str, messages: Callable[[], MessageCost | None]) -> Profile:
+    """Return what a model costs on this device: as measured before (`har-edge profile`), else measured now and kept.
+
+    `messages` measures what a message costs, and is asked where that is not known yet.
+    """
     path = profile_path(device, model.sha256, 1)
-    if path.is_file():
-        try:
-            return load_profile(path)
-        except ConfigError as error:
-            _log.warning("%s; measuring anew", error)
-    timing = time_model(model)
-    for remark in timing.remarks:
-        _log.warning("%s", remark)
-    profile = make_profile(model, device, timing)
-    profile = msgspec.structs.replace(profile, memory=measure_memory(model, timing.bounds))
+    profile = _known_profile(path)
+    if profile is not None and profile.message is not None:
+        return profile
+    profile = msgspec.structs.replace(profile or _measure(model, device), message=messages())
     try:
         store_profile(profile, path)
     except ConfigError as error:
         _log.warning("%s; the next start measures again", error)
     return profile
+
+
+def _known_profile(path: Path) -> Profile | None:
+    if path.is_file():
+        try:
+            return load_profile(path)
+        except ConfigError as error:
+            _log.warning("%s; measuring anew", error)
+    return None
+
+
+def _measure(model: Model, device: str) -> Profile:
+    """Time the model and weigh it."""
+    timing = time_model(model)
+    for remark in timing.remarks:
+        _log.warning("%s", remark)
+    profile = make_profile(model, device, timing)
+    return msgspec.structs.replace(profile, memory=measure_memory(model, timing.bounds))
 
 
 class Workshop:

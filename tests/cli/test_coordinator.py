@@ -34,6 +34,7 @@ class Crew:
     cwd: Path
     address: Address
     name: str
+    cache: Path
     running: list[Running] = field(default_factory=list)
     results: dict[tuple[str, int], Result] = field(default_factory=dict)
     doubled: int = 0
@@ -51,7 +52,7 @@ class Crew:
         log = self.cwd / f"{command}-{len(self.running)}.log"
         arguments = [sys.executable, "-m", "har_edge.cli.main", command, "--pipeline", self.name]
         arguments += ["--broker", self.address.url, *options]
-        changes = {"XDG_CACHE_HOME": str(self.cwd / "cache")}
+        changes = {"XDG_CACHE_HOME": str(self.cache)}
         with log.open("wb") as file:
             process = subprocess.Popen(
                 arguments, cwd=self.cwd, env=environment(**changes), stdin=subprocess.DEVNULL, stdout=file, stderr=file
@@ -115,11 +116,17 @@ class Crew:
         assert not self.doubled
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a model that was measured once need not be measured again."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def crew(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Crew]:
+def crew(tmp_path: Path, request: pytest.FixtureRequest, cache: Path) -> Iterator[Crew]:
     """A pipeline of its own on the Mosquitto of the test run."""
     mosquitto = request.getfixturevalue("mosquitto")
-    crew = Crew(tmp_path, mosquitto.address, f"c{abs(hash(request.node.name)) % 10**6}")
+    crew = Crew(tmp_path, mosquitto.address, f"c{abs(hash(request.node.name)) % 10**6}", cache)
     yield crew
     for running in crew.running:
         if running.process.poll() is None:

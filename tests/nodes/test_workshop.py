@@ -21,7 +21,7 @@ from har_edge.nodes.workshop import Planner, Workshop, reference_profile
 from har_edge.planning.catalog import find_model
 from har_edge.planning.devices import DeviceEntry, DevicesFile
 from har_edge.planning.plan import Objective
-from har_edge.planning.profile import VERSION, MemoryCost, Profile, SegmentCost
+from har_edge.planning.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost
 from har_edge.planning.relocate import Candidate
 
 WORK_S = 1e-3
@@ -116,12 +116,18 @@ def test_what_cannot_be_planned_is_said(model: Model, wish: Wish, candidates: tu
 
 def test_a_model_is_measured_once_on_this_device(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = reference_profile(model, "here")
+    asked: list[MessageCost] = []
+
+    def messages() -> MessageCost:
+        asked.append(MessageCost(1e-4, 1e-9, "a broker"))
+        return asked[0]
+
+    first = reference_profile(model, "here", messages)
     assert first.model_sha256 == model.sha256 and all(segment.measured for segment in first.segments)
-    assert reference_profile(model, "here") == first
+    assert reference_profile(model, "here", messages) == first and first.message == asked[0] and len(asked) == 1
     (file,) = (tmp_path / "har-edge" / "profiles").iterdir()
     file.write_text("{")
-    assert reference_profile(model, "here").bounds == first.bounds
+    assert reference_profile(model, "here", messages).bounds == first.bounds and len(asked) == 2
 
 
 def test_the_thread_answers_orders_and_a_fault_is_an_answer_too() -> None:
