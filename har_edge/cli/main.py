@@ -30,6 +30,7 @@ COMMANDS = (
         "testbed",
         "profile",
         "plan",
+        "bench",
     ),
 )
 

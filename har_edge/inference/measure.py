@@ -19,8 +19,8 @@ from har_edge.inference.sampling import sample
 REPEATS = 15
 _WARM_UP = 2
 _SEED = 0
-# More than the caches of small devices hold.
-_MOST_CLEARED = 64 * 2**20
+# Touched before each run: more than caches hold, even those that cores share.
+_TOUCHED = 48 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ def measure_segments(
 ) -> Iterator[Segment]:
     """Time every segment, one after the other on the results of those before, and yield each as it is known.
 
-    In a slice the other segments run between two runs of one, so that it finds its weights in memory, no longer in the
-    cache. So as many bytes as the model has are touched before each run; its inputs are fresh, as they are there.
+    In a slice the other segments run between two runs of one, and other programs, so that it finds its weights in
+    memory, no longer in the cache. So memory is touched before each run; the inputs are fresh, as they are there.
     Only the first inputs are made up: what crosses may be a shape or an index, and then only true values run.
     Raises ModelError when the runtime cannot run one of the segments.
     """
@@ -63,13 +63,12 @@ def measure_segments(
     crossing = {cut.index: cut.bytes for cut in list_cuts(model)}
     pieces = slice_model(model, bounds[1:-1])
     values: dict[str, Array] = {}
-    others = np.zeros(min(len(model.data), _MOST_CLEARED), np.uint8)
     for number, piece in enumerate(pieces):
         try:
             interpreter = Interpreter(bytes(write_slice(model, piece)), threads=threads)
             own = [port for port in interpreter.inputs if port.name not in values]
             values.update(sample(own, np.random.default_rng(_SEED)))
-            seconds, results = _time(interpreter, values, repeats, clock, others)
+            seconds, results = _time(interpreter, values, repeats, clock)
         except (MessageError, ModelError) as error:
             raise ModelError(
                 f"{model.name}: cannot time operators {piece.start} to {piece.stop - 1} here: {error}; "
@@ -87,7 +86,7 @@ def time_whole(
     try:
         interpreter = Interpreter(bytes(model.data), threads=threads)
         values = sample(interpreter.inputs, np.random.default_rng(_SEED))
-        return _time(interpreter, values, repeats, clock, np.zeros(0, np.uint8))[0]
+        return _time(interpreter, values, repeats, clock)[0]
     except MessageError as error:
         raise ModelError(
             f"{model.name}: cannot time the whole model here: {error}; choose the cuts with --at"
@@ -106,13 +105,13 @@ def overhead_s(segments: Sequence[Segment], whole_s: float) -> float:
 
 
 def _time(
-    interpreter: Interpreter, known: dict[str, Array], repeats: int, clock: Callable[[], float], others: Array
+    interpreter: Interpreter, known: dict[str, Array], repeats: int, clock: Callable[[], float]
 ) -> tuple[float, dict[str, Array]]:
-    """Return the median seconds of one run, and what it gave; `others` are bytes to touch before each."""
+    """Return the median seconds of one run, and what it gave."""
     values = {port.name: known[port.name] for port in interpreter.inputs}
     for _ in range(_WARM_UP):
         results = interpreter.run(values)
-    times = []
+    times, others = [], np.zeros(_TOUCHED, np.uint8)
     for _ in range(repeats):
         others += 1
         started = clock()

@@ -63,6 +63,7 @@ def time_model(
     repeats: int = REPEATS,
     others: Sequence[Profile] = (),
     watch: Watch = lambda segments, total: segments,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
     """Time every segment that the runtime can run by itself, and the whole. `watch` sees the segments pass.
 
@@ -73,12 +74,12 @@ def time_model(
     remarks: list[str] = []
     whole: float | None = None
     try:
-        for segment in watch(measure_segments(model, repeats=repeats, threads=threads), len(bounds) - 1):
+        for segment in watch(measure_segments(model, repeats=repeats, threads=threads, clock=clock), len(bounds) - 1):
             measured.append(segment)
     except ModelError as error:
         remarks.append(f"estimated from operation counts from there on: {error}")
     try:
-        whole = time_whole(model, repeats=repeats, threads=threads)
+        whole = time_whole(model, repeats=repeats, threads=threads, clock=clock)
     except ModelError as error:
         remarks.append(str(error))
     if len(measured) == len(bounds) - 1 and whole is not None:

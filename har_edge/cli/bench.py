@@ -1,0 +1,185 @@
+"""`har-edge bench`: what devices give together, and whether the planner foresaw it, on emulated devices."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from har_edge.cli import options
+from har_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from har_edge.planning.profile import Profile
+    from har_edge.trials.bench import Bench
+    from har_edge.trials.rows import Row
+    from har_edge.trials.subject import Subject
+
+HELP = "measure on emulated devices: throughput by number of devices, and the planner against it"
+_EPILOG = """MODEL is a shipped model (float, int8, ...), the path of a .tflite file, or a Keras model made once with
+TensorFlow (xception, mobilenetv2, resnet50, nasnetmobile: random weights from a seed). Windows and images are made
+up: good for times, not for accuracies. Every measurement is a row of DIR/measured.csv as soon as it is there; the
+same command goes on where it was stopped. Needs root, iproute2 and Mosquitto (docs/testbed.md)."""
+# Throughput on two and three devices over one: Mohammed et al., 2021 (docs/results.md).
+PUBLISHED = {2: 1.55, 3: 1.75}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add `speedup` and `planner`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (
+        ("speedup", "throughput of slices on several equal devices over one that holds the whole model"),
+        ("planner", "the planner's bottleneck beside the measured one, on devices that differ"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EPILOG)
+        action.add_argument("--model", action="append", required=True, metavar="MODEL", help="what to cut; repeatable")
+        if name == "speedup":
+            action.add_argument(
+                "--devices", type=numbers, default=[1, 2, 3, 4], metavar="LIST", help="how many (default: 1,2,3,4)"
+            )
+            action.add_argument("--cpu", default="0.1", metavar="CORES", help="part of a core of each (default: 0.1)")
+        else:
+            action.add_argument(
+                "--cpus",
+                action="append",
+                metavar="LIST",
+                help="parts of a core of the devices of a bed; repeatable (default: 0.4,0.2,0.1, 0.2,0.1 and 0.1,0.4)",
+            )
+        action.add_argument(
+            "--link", default="94mbit", metavar="RATE", help="link of each, either way (default: 94mbit)"
+        )
+        action.add_argument("--repeats", type=options.positive, default=3, metavar="N", help="in turns (default: 3)")
+        action.add_argument(
+            "--seconds", type=options.positive, default=20, metavar="S", help="how long each is measured (default: 20)"
+        )
+        action.add_argument("--out", type=Path, required=True, metavar="DIR", help="where rows, profiles, slices go")
+        action.add_argument("--verbose", action="store_true", help="log more to standard error")
+
+
+def numbers(text: str) -> list[int]:
+    """Read numbers of devices such as 1,2,3."""
+    return [options.positive(part) for part in text.split(",")]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `har-edge bench`."""
+    options.one_thread()
+    import logging
+
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.ERROR)
+    from har_edge.testbed.limits import read_rate
+    from har_edge.testbed.machine import check_machine
+    from har_edge.trials.bench import Bench, Conditions
+
+    check_machine()
+    conditions = Conditions(read_rate(args.link), min(5.0, args.seconds), args.seconds, 10)
+    bench = Bench(args.out, conditions, tell=_tell)
+    subjects = [_find(name, args.out) for name in args.model]
+    print(f"{_machine()}; link {args.link} each way; made-up windows; {args.seconds} s each", flush=True)
+    return {"speedup": _speedup, "planner": _planner}[args.action](args, bench, subjects)
+
+
+def _find(name: str, folder: Path) -> Subject:
+    from har_edge.training.zoo import NAMES, find_keras
+    from har_edge.trials.subject import find_subject
+
+    return find_subject(str(find_keras(name)) if name in NAMES else name, folder / "models" / Path(name).stem)
+
+
+def _speedup(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]) -> int:
+    from har_edge.testbed.limits import read_cpu
+    from har_edge.trials.rows import gains
+
+    cpu = read_cpu(args.cpu)
+    counts = sorted({1, *args.devices})
+    rows = _measure(args, bench, subjects, [[cpu] * count for count in counts])
+    found = gains(rows)
+    print(
+        f"\n{'model':34}{'devices':>8}{'windows/s':>11}{'speed-up':>10}{'lowest':>8}{'highest':>8}{'published':>11}"
+        "  busy, cuts"
+    )
+    for gain in found:
+        said = f"{PUBLISHED[gain.devices]:.2f}" if gain.devices in PUBLISHED else "-"
+        print(
+            f"{gain.model:34}{gain.devices:>8}{gain.windows_per_s:>11.2f}{gain.speedup:>10.2f}{gain.lowest:>8.2f}"
+            f"{gain.highest:>8.2f}{said:>11}  {gain.busy}, at {gain.cuts or 'none'}"
+        )
+    return _draw(args, found)
+
+
+def _draw(args: argparse.Namespace, found: Sequence[object]) -> int:
+    from har_edge.evaluation.scaling import Point, draw_speedup
+    from har_edge.trials.rows import Gain
+
+    curves: dict[str, list[Point]] = {}
+    for gain in found:
+        assert isinstance(gain, Gain)
+        curves.setdefault(gain.model, []).append(Point(gain.devices, gain.speedup, gain.lowest, gain.highest))
+    published = [Point(1, 1.0, 1.0, 1.0), *(Point(count, value, value, value) for count, value in PUBLISHED.items())]
+    path = args.out / "speedup.png"
+    try:
+        draw_speedup(curves, published, path, f"Emulated devices, {args.cpu} cores and {args.link} each")
+    except ConfigError as error:
+        print(f"no picture: {error}", file=sys.stderr)
+        return 0
+    print(f"rows in {args.out / 'measured.csv'}, picture in {path}")
+    return 0
+
+
+def _planner(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]) -> int:
+    from statistics import median
+
+    from har_edge.testbed.limits import read_cpu
+
+    beds = [[read_cpu(part) for part in text.split(",")] for text in args.cpus or ("0.4,0.2,0.1", "0.2,0.1", "0.1,0.4")]
+    rows = _measure(args, bench, subjects, beds)
+    print(
+        f"\n{'model':34}{'devices':>16}{'used':>16}{'predicted':>11}{'measured':>10}{'error':>8}{'drift':>7}{'corrected':>11}"
+    )
+    worst = 0.0
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.model, row.cpus), []).append(row)
+    for (model, cpus), group in groups.items():
+        raw, error = (median(getattr(row, name) for row in group) for name in ("raw_error", "error"))
+        worst = max(worst, abs(error))
+        print(
+            f"{model:34}{cpus:>16}{group[-1].used:>16}{group[-1].predicted_s * 1000:>8.1f} ms"
+            f"{median(row.period_s for row in group) * 1000:>7.1f} ms{raw:>+8.0%}"
+            f"{median(row.drift for row in group):>7.2f}{error:>+11.0%}"
+        )
+    print(f"largest error {worst:.0%}, corrected for the drift of this machine; rows in {args.out / 'measured.csv'}")
+    return 0
+
+
+def _measure(
+    args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject], beds: Sequence[Sequence[float]]
+) -> list[Row]:
+    """Measure every model on every bed, in turns."""
+    profiles: list[tuple[Subject, Profile]] = [(subject, bench.profile(subject)) for subject in subjects]
+    return [
+        bench.measure(subject, profile, cpus, repeat)
+        for repeat in range(1, args.repeats + 1)
+        for subject, profile in profiles
+        for cpus in beds
+    ]
+
+
+def _tell(row: Row) -> None:
+    print(
+        f"{row.model} on {row.cpus}, repeat {row.repeat}: {1 / row.period_s:.2f} windows/s, {row.period_s * 1000:.1f} "
+        f"ms (foreseen {row.predicted_s * 1000:.1f}), busy {row.busy}, cuts {row.cuts or 'none'}",
+        flush=True,
+    )
+
+
+def _machine() -> str:
+    import os
+    import platform
+
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, Linux {platform.release()}"
+    )
