@@ -24,7 +24,7 @@ from har_edge.nodes.trial import NO_PLAN, Trial, no_plan, stalled
 # Beats come twice a second; so long is listened before anything is said of who is there.
 LISTEN_S = SILENT_S + 0.5
 LEAST_S = 1.0
-OTHERS_S = 1.5
+OTHERS_S = 1.0
 SKEW_S = 1.0
 MAX_OTHERS = 16
 _POLL_S = 0.05

@@ -20,6 +20,8 @@ Connect = Callable[[Session], Bus]
 ANSWER_S = 5.0
 ECHO_S = 2.0
 PLAN_S = 1.0
+# How long others are listened to: nodes beat twice a second.
+OTHERS_S = 1.2
 _POLL_S = 0.02
 
 
@@ -163,7 +165,7 @@ class _Attempt:
         """Where this user may not publish, only what others say proves that anything comes."""
         others = _others(self._topics, self._right.kind)
         problem = self._subscribe(others) if others else ""
-        heard = others is not None and not problem and self._until(lambda: self._came, ECHO_S)
+        heard = others is not None and not problem and self._until(lambda: self._came, OTHERS_S)
         return Tried(self._right, self.topic, problem, "" if heard else "granted; nothing came that would prove it")
 
     def _subscribe(self, pattern: str) -> str:

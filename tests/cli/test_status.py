@@ -53,7 +53,6 @@ def test_not_ready_without_a_plan(stand: Stand) -> None:
     ("said", "text"),
     [
         (report(1, StagePhase.FETCHING, detail="3 of 9 chunks"), "stage 1 on pi-2 is fetching: 3 of 9 chunks"),
-        (report(1, StagePhase.FAILED, detail="disk full"), "stage 1 on pi-2 has failed: disk full"),
         (None, "stage 1 on pi-2: the node does not speak of it"),
     ],
 )
