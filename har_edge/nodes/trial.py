@@ -24,6 +24,7 @@ from har_edge.planning.pipeline import Pipeline
 Connect = Callable[[Session], Bus]
 Key = tuple[str, int, int, int]
 MOST_SWITCHES = 3
+HINT = "a user that may not read slices needs --no-probe"
 NO_PLAN = "there is no plan: start `har-edge coordinator`"
 
 
@@ -72,7 +73,9 @@ class Trial:
         try:
             outgoing = probe(self._pipeline(deployment, current), current.epoch, stream, wall)
         except HarEdgeError as error:
-            self.view = ProbeView(False, None, current.epoch, f"no probe could be made: {printable(str(error), 400)}")
+            self.view = ProbeView(
+                False, None, current.epoch, f"no probe could be made: {printable(str(error))}; {HINT}"
+            )
             return
         before = {key: report.windows for key, report in self._observer.reports().items()}
         sent = self._sent = _Sent(stream, current.epoch, now, before, left)
