@@ -234,15 +234,20 @@ class Drill:
 
     def _stop_broker(self, _: str) -> str:
         self.arena.ground.broker.stop()
-        return ""
+        return self._pause()
 
     def _kill_broker(self, _: str) -> str:
         saved = self.arena.ground.broker.saved_s_ago
         self.arena.ground.broker.stop(signal.SIGKILL)
-        return "no database on disk" if saved is None else f"database saved {saved:.0f} s before"
+        return f"{self._pause()}, " + ("no database" if saved is None else f"database saved {saved:.0f} s before")
+
+    def _pause(self) -> str:
+        """Let everybody be without the broker for a while; say how long."""
+        began = time.monotonic()
+        self.arena.run_for(self.rng.uniform(*PAUSE_S))
+        return f"away for {time.monotonic() - began:.1f} s"
 
     def _start_broker(self, _: str) -> None:
-        self.arena.run_for(self.rng.uniform(*PAUSE_S))
         self.arena.ground.broker.start()
 
     def _cut(self, victim: str) -> str:
