@@ -33,7 +33,7 @@ class Backoff:
     connection that lasted.
     """
 
-    def __init__(self, rng: random.Random, *, base_s: float = 0.1, cap_s: float = 5.0) -> None:
+    def __init__(self, rng: random.Random, *, base_s: float = 0.1, cap_s: float = 2.0) -> None:
         self._rng, self._base_s, self._cap_s, self._attempt = rng, base_s, cap_s, 0
 
     def next_s(self) -> float:
