@@ -20,7 +20,7 @@ from har_edge.nodes.deployment import VERSION, Deployment, Generation, Phase, en
 from har_edge.nodes.follow import read_deployment
 from har_edge.nodes.mending import Mender
 from har_edge.nodes.probing import Probing
-from har_edge.nodes.registry import BLIND_S, GRACE_S, LOST_AFTER_S, Event, Health, Registry, names_in
+from har_edge.nodes.registry import BLIND_S, GRACE_S, LOST_AFTER_S, PAUSE_S, Event, Health, Registry, names_in
 from har_edge.nodes.replan import Draft, Order, Replan
 from har_edge.nodes.rollout import Outcome, Rollout, Step, Verdict, go_on, is_running, unready
 from har_edge.nodes.roster import Roster
@@ -129,8 +129,11 @@ class Coordinator:
 
     def tick(self, now: float) -> list[Outgoing]:
         """Do what time and messages have made due; return what to publish, in this order."""
-        if now - self._ticked > BLIND_S:
+        pause_s = now - self._ticked
+        if pause_s > BLIND_S:
             self.registry.pardon(now + LOST_AFTER_S)
+        elif pause_s > PAUSE_S:
+            self.registry.delay(pause_s)
         self._ticked = now
         if now < self._read_at:
             return []

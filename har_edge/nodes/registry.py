@@ -20,6 +20,8 @@ from har_edge.nodes.deployment import PROTOCOL, Placement
 LOST_AFTER_S = 1.5
 # A pause of this process that makes its own deadlines worthless, and the grace after a new connection.
 BLIND_S = 1.0
+# A shorter one is added to every deadline; anything below is the ordinary turn of a loop.
+PAUSE_S = 0.25
 GRACE_S = 3.0
 MAX_PEERS = 256
 MAX_BYTES = 256 * 1024
@@ -127,6 +129,11 @@ class Registry:
         """Give every node until then to be heard: this process was blind."""
         for peer in self.peers.values():
             peer.deadline = max(peer.deadline, until)
+
+    def delay(self, seconds: float) -> None:
+        """Give every node so much more time: this process did not listen for as long."""
+        for peer in self.peers.values():
+            peer.deadline += seconds
 
     def tick(self, now: float) -> list[Event]:
         """Return the nodes that are lost now."""

@@ -54,11 +54,11 @@ class Roster:
             return None
         return Candidate(
             peer.name,
-            max(card.speed, 1e-6),
+            _within(card.speed, 1e-6, 1e9),
             max(1, card.cores),
             card.memory_bytes,
-            card.link_bytes_per_s,
-            None if card.round_trip_s is None else card.round_trip_s / 2,
+            None if card.link_bytes_per_s is None else _within(card.link_bytes_per_s, 1.0, 1e12),
+            None if card.round_trip_s is None else _within(card.round_trip_s / 2, 0.0, 60.0),
             self._speeds.factor(peer.name),
         )
 
@@ -67,7 +67,7 @@ class Roster:
         peer = self._registry.peers.get(node)
         if peer is None or peer.beat is None or peer.status is None or peer.status.device is None:
             return False, []
-        speed, expected = max(peer.status.device.speed, 1e-6), dict[Key, float]()
+        speed, expected = _within(peer.status.device.speed, 1e-6, 1e9), dict[Key, float]()
         for generation in deployment.generations if deployment else ():
             for placement in generation.of(node):
                 key, work = (generation.epoch, *placement.key), self._works_of(generation)[placement.stage]
@@ -79,3 +79,8 @@ class Roster:
     def forget(self, node: str) -> None:
         """Drop what was learnt of a node that has gone."""
         self._speeds.forget(node)
+
+
+def _within(value: float, low: float, high: float) -> float:
+    """Return a figure that a node says of itself, no wilder than any device is."""
+    return min(high, max(low, value))

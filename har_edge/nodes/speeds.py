@@ -20,6 +20,7 @@ MEMORY_WINDOWS = 40
 GROSS = 3.0
 _MOST = 100.0
 _LONG_QUEUE, _SHORT_QUEUE = 64, 8
+_MOST_SAID = 4096
 
 
 @dataclass(slots=True)
@@ -106,6 +107,8 @@ class Queues:
     def note(self, beat: Beat) -> list[str]:
         """Return a line for every stage of a beat whose queue has grown long."""
         lines = []
+        if len(self._said) > _MOST_SAID:
+            self._said.clear()
         for report in beat.stages:
             key = (beat.node, report.epoch, report.stage, report.replica)
             if report.queued < _SHORT_QUEUE:

@@ -79,6 +79,26 @@ def test_a_coordinator_that_was_blind_blames_nobody(world: World) -> None:
     assert world.plan == before and not world.said("is lost")
 
 
+def test_a_coordinator_that_is_short_of_time_blames_nobody(world: World) -> None:
+    """It has a turn every 0.9 s, and a node beats in every third of them."""
+    before, helm = world.plan, world.helm
+    assert helm is not None
+    for turn in range(9):
+        world.helm = None
+        world.nodes["b"].hung = turn % 3 < 2
+        world.run(0.8)
+        world.helm = helm
+        world.step()
+    assert world.plan == before and not world.said("is lost")
+
+
+def test_a_node_that_boasts_is_planned_with_all_the_same(world: World) -> None:
+    world.join("d", speed=float("1e300"))
+    world.run(20)
+    assert world.coordinator is not None and world.ready
+    assert max(one.speed for one in world.drawer.asked[-1].candidates) == 1e9
+
+
 def test_a_reconnection_gives_everybody_time(world: World) -> None:
     before = world.plan
     world.broker.stop()

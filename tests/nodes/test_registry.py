@@ -45,6 +45,12 @@ def test_who_was_blind_gives_everybody_time(registry: Registry) -> None:
     assert registry.tick(120.0) == [] and [one.health for one in registry.tick(120.1)] == [Health.LOST]
 
 
+def test_time_in_which_nobody_listened_does_not_count(registry: Registry) -> None:
+    registry.note_beat("pi", beat(), 110.0)
+    registry.delay(0.9)
+    assert registry.tick(110.8 + LOST_AFTER_S) == [] and len(registry.tick(111.0 + LOST_AFTER_S)) == 1
+
+
 def test_the_will_is_believed_at_once_and_later_beats_only_with_a_new_status(registry: Registry) -> None:
     (event,) = registry.note_status("pi", status(State.LOST), 101.0)
     assert event.text == "node pi is lost: the broker lost its connection"
