@@ -20,9 +20,9 @@ _BRIDGE = "bridge"
 _CLONE_NEWNET = 0x40000000
 _CLONE_NEWNS = 0x00020000
 _MS_BIND, _MS_REC, _MS_SLAVE = 4096, 16384, 1 << 19
-# A bucket for 6 ms forgives a timer that comes late; it must hold a whole Ethernet frame. At 94 Mbit/s it also holds the
-# 64 KiB that TCP hands to a network card at once: a smaller bucket makes the kernel cut these into frames, which costs
-# devices several times the processor time on each byte (5 to 8 instead of 1 to 1.5 ns, x86-64).
+# A bucket for 6 ms forgives a timer that comes late; it must hold a whole Ethernet frame. At 94 Mbit/s it also holds
+# the 64 KiB that TCP hands to a network card at once: a smaller one makes the kernel cut these into frames, which takes
+# devices several times as long for each byte (5 to 8 instead of 1 to 1.5 ns, x86-64).
 _BURST_S, _MIN_BURST_BYTES = 0.006, 1600
 # The queue before the link: 50 ms, as far as that is at least what TCP needs to keep it busy.
 _QUEUE_S, _MIN_QUEUE_BYTES = 0.05, 65536
