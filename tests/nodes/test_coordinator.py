@@ -273,6 +273,18 @@ def test_nodes_that_were_lost_while_nobody_looked_are_found(world: World) -> Non
     world.until(lambda: world.ready, 5)
 
 
+def test_a_node_in_the_plan_that_nobody_knows_gets_its_grace(world: World) -> None:
+    """Its status is not retained any more, and it may be about to speak."""
+    world.kill()
+    world.nodes["b"].hung = True
+    world.say(TOPICS.status("b"), b"", retain=True)
+    world.start()
+    world.run(3.5)  # a second for what is retained, and most of the grace
+    assert world.said("adopted") and world.homes[1] == "b"
+    world.run(1.5)
+    assert world.homes[1] != "b" and world.said("node b is lost: it was never heard")
+
+
 def test_a_rollout_is_gone_on_with_after_a_restart(world: World) -> None:
     world.join("d").fetch_s = 3.0
     world.until(lambda: world.plan is not None and len(world.plan.generations) == 2, 10)
