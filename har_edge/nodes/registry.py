@@ -22,6 +22,8 @@ LOST_AFTER_S = 1.5
 BLIND_S = 1.0
 # A shorter one is added to every deadline; anything below is the ordinary turn of a loop.
 PAUSE_S = 0.25
+# A node that falls silent again within so long has to be heard for 2 s before it counts, then 4, 8, up to as long.
+AGAIN_S, LEAST_TRIAL_S = 60.0, 2.0
 GRACE_S = 3.0
 MAX_PEERS = 256
 MAX_BYTES = 256 * 1024
@@ -45,7 +47,10 @@ SERVING = frozenset({Health.NEW, Health.LIVE, Health.LEAVING, Health.UNFIT})
 
 @dataclass(slots=True)
 class Peer:
-    """One node: what it said last, when it has to be heard again, and why it is lost."""
+    """One node: what it said last, when it has to be heard again, and why it is lost.
+
+    One that was silent twice in a short time is on trial: it stays lost until it has been heard for `trial_s`.
+    """
 
     name: str
     deadline: float
@@ -53,6 +58,9 @@ class Peer:
     beat: Beat | None = None
     heard: float = 0.0
     lost: str = ""
+    lost_at: float = float("-inf")
+    back_at: float = float("-inf")
+    trial_s: float = 0.0
 
     @property
     def health(self) -> Health:
@@ -100,7 +108,7 @@ class Registry:
         peer = peer or self._add(name, now)
         before = peer.health
         if known is None or known.instance != status.instance:
-            peer.beat, peer.lost, peer.deadline = None, "", now + GRACE_S
+            peer.beat, peer.lost, peer.deadline, peer.trial_s = None, "", now + GRACE_S, 0.0
         peer.status = status
         if status.state not in ALIVE:
             peer.lost = peer.lost or "the broker lost its connection"
@@ -115,8 +123,12 @@ class Registry:
         if peer.status.state not in ALIVE:
             return []
         before = peer.health
-        peer.beat, peer.heard, peer.lost = beat, now, ""
+        if now > peer.heard + LOST_AFTER_S:
+            peer.back_at = now
+        peer.beat, peer.heard = beat, now
         peer.deadline = max(peer.deadline, now + LOST_AFTER_S)
+        if not peer.lost or now >= peer.back_at + peer.trial_s:
+            peer.lost = ""
         return self._changed(peer, before)
 
     def expect(self, names: Collection[str], now: float) -> None:
@@ -141,6 +153,9 @@ class Registry:
         for peer in self.peers.values():
             if not peer.lost and now > peer.deadline:
                 before = peer.health
+                again = now < peer.lost_at + AGAIN_S
+                peer.trial_s = min(AGAIN_S, max(LEAST_TRIAL_S, 2 * peer.trial_s)) if again else 0.0
+                peer.lost_at = now
                 peer.lost = f"no beat for {now - peer.heard:.1f} s" if peer.heard else "it was never heard"
                 events += self._changed(peer, before)
         return events

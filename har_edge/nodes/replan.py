@@ -109,6 +109,7 @@ class Replan:
     _decided: _View | None = None
     _agreed: bool = False
     _not_before: float = 0.0
+    _judged_at: float = float("-inf")
     _failures: int = 0
 
     def due(
@@ -133,6 +134,8 @@ class Replan:
             _homes(next((one.placements for one in generations if one.epoch == epoch), ())),
             unmet,
         )
+        if self._is_drift(view) and now < self._judged_at + self.settle_s:
+            return None
         if view == self._decided or (now < changed_at + wait_s and not complete):
             return None
         self._number += 1
@@ -144,8 +147,8 @@ class Replan:
         """Tell whether a draft is worth a change; None for an answer that nobody waits for any more."""
         if self.outstanding is None or draft.number != self.outstanding.number:
             return None
-        self.outstanding, before = None, self._decided
-        asked = self._asked
+        self.outstanding, self._judged_at = None, now
+        asked, drift = self._asked, self._asked is not None and self._is_drift(self._asked)
         if draft.problem:
             self._decided, self._not_before = asked, now + self.settle_s
             return Decision(False, f"no plan: {draft.problem}")
@@ -163,13 +166,17 @@ class Replan:
         if gain <= self.margin:
             self._decided, self._agreed = asked, False
             why = f"another plan: {text}; that gains {gain:.0%}, and {self.margin:.0%} is the margin"
-            return Decision(False, why if abs(gain) > _SAME else "")
+            return Decision(False, "" if drift or abs(gain) <= _SAME else why)
         text += f", which gains {gain:.0%}"
-        same = before is not None and (before.names, before.homes) == (asked.names, asked.homes)
-        if same and not self._agreed:
+        if drift and not self._agreed:
             self._agreed, self._not_before = True, now + self.settle_s
             return Decision(False, f"measured speeds speak for another plan: {text}; looking once more")
         return Decision(True, text)
+
+    def _is_drift(self, view: _View) -> bool:
+        """Tell whether nothing but measured speeds speaks for a new decision."""
+        old = self._decided
+        return old is not None and (old.names, old.homes, old.unmet) == (view.names, view.homes, view.unmet)
 
     def started(self, placements: Sequence[Placement]) -> None:
         """Take note that a draft is being rolled out: when it is there, it is what was decided."""

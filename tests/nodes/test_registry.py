@@ -40,6 +40,23 @@ def test_silence_is_a_loss_after_the_deadline_and_a_beat_brings_the_node_back(re
     assert [one.health for one in registry.note_beat("pi", beat(), 120.0)] == [Health.LIVE]
 
 
+def test_a_node_that_is_silent_again_and_again_has_to_be_heard_for_longer_and_longer(registry: Registry) -> None:
+    now, waits = 110.0, []
+    for _ in range(4):
+        registry.note_beat("pi", beat(), now)
+        began = now
+        while registry.health("pi") is not Health.LIVE:
+            now += 0.5
+            registry.note_beat("pi", beat(), now)
+        waits.append(now - began)
+        now += 2.0
+        assert [one.health for one in registry.tick(now)] == [Health.LOST]
+        now += 1.0
+    assert waits == [0.0, 0.0, 2.0, 4.0]
+    registry.note_beat("pi", beat(), now + 61.0)
+    assert registry.health("pi") is Health.LOST  # not on its first beat
+
+
 def test_who_was_blind_gives_everybody_time(registry: Registry) -> None:
     registry.pardon(120.0)
     assert registry.tick(120.0) == [] and [one.health for one in registry.tick(120.1)] == [Health.LOST]
