@@ -98,11 +98,13 @@ def overhead_s(segments: Sequence[Segment], whole_s: float) -> float:
     """Return what one run costs whatever it runs, in seconds.
 
     The segments pay it once each and the whole model once, so n segments take n - 1 times this longer than the whole.
-    Leaving it in would balance the number of operators of a small model instead of their work.
+    Leaving it in would balance the number of operators of a small model instead of their work. It is never more
+    than the quickest segment takes: beyond that, the machine was slower meanwhile.
     """
     if len(segments) < 2:
         return 0.0
-    return max(0.0, (sum(segment.seconds for segment in segments) - whole_s) / (len(segments) - 1))
+    seconds = [segment.seconds for segment in segments]
+    return min(max(0.0, (sum(seconds) - whole_s) / (len(seconds) - 1)), min(seconds))
 
 
 def _time(

@@ -172,7 +172,7 @@ def _kind(entry: DeviceEntry, profile: Profile, path: Path, *, foreign: bool) ->
         figures[key] = value
     growth = 1.0 if memory is None else max(1.0, (memory.peak_bytes - memory.base_bytes) / max(1, memory.tensor_bytes))
     return Kind(
-        work_s=tuple(max(0.0, segment.seconds - profile.overhead_s) / speed for segment in profile.segments),
+        work_s=tuple(seconds / speed for seconds in _work_s(profile)),
         overhead_s=profile.overhead_s / speed,
         message_s=figures["message_s"],
         message_byte_s=message.seconds_per_byte / speed if message else 0.0,
@@ -183,6 +183,16 @@ def _kind(entry: DeviceEntry, profile: Profile, path: Path, *, foreign: bool) ->
         growth=growth,
         duplex=entry.duplex,
     )
+
+
+def _work_s(profile: Profile) -> list[float]:
+    """Return the seconds of each segment beyond what any run costs; measured ones add up to those of the whole."""
+    each = profile.overhead_s
+    work = [max(0.0, segment.seconds - each) for segment in profile.segments]
+    if profile.whole_s is None or not sum(work) or not all(segment.measured for segment in profile.segments):
+        return work
+    share = max(0.0, profile.whole_s - each) / sum(work)
+    return [seconds * share for seconds in work]
 
 
 def by_kind(devices: Sequence[Device]) -> dict[Kind, list[str]]:

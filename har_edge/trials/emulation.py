@@ -98,6 +98,7 @@ class Emulated:
     sink: Sink = field(default_factory=Sink)
     _ready: set[str] = field(default_factory=set)
     _runs: int = 0
+    _under_way: int = 0
 
     def await_ready(self) -> None:
         """Wait until every stage listens; raises NodeError for one that ends, BrokerError for one that takes long."""
@@ -127,8 +128,10 @@ class Emulated:
         while True:
             while len(sent) - done < pace.in_flight:
                 self._send(stream, len(sent), codes[len(sent) % len(codes)])
+                self._under_way += 1
                 sent.append(time.monotonic())
             came = self._poll()
+            self._under_way -= len(came)
             now = time.monotonic()
             for seq in came:
                 done, heard = done + 1, now
@@ -145,7 +148,10 @@ class Emulated:
                 raise BrokerError(f"no answer for {ANSWER_TIMEOUT_S:.0f} s, {len(sent) - done} windows under way")
 
     def stop(self) -> None:
-        """End the stages, politely and then not, and forget what they said of themselves."""
+        """Let what is under way end, then the stages, politely and then not; forget what they said of themselves."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while self._under_way and time.monotonic() < deadline and all(one.poll() is None for one in self.stages):
+            self._under_way -= len(self._poll())
         for process in self.stages:
             if process.poll() is None:
                 process.terminate()

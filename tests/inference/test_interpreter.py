@@ -36,6 +36,12 @@ def test_ports_with_one_name_are_told_apart() -> None:
     assert [port.name for port in model.outputs] == ["same", "same#4"]
 
 
+def test_the_computation_alone_is_timed_and_gives_the_same() -> None:
+    model, ticks = Interpreter(models.chain()), iter((2.0, 5.0))
+    seconds, results = model.time({"x": X}, lambda: next(ticks))
+    assert seconds == 3.0 and results["t12"].tobytes() == model.run({"x": X})["t12"].tobytes()
+
+
 def test_run_computes_what_numpy_computes() -> None:
     graph = read_model(models.chain()).main
     data = read_model(models.chain()).buffers

@@ -48,6 +48,7 @@ def test_what_each_run_costs_by_itself_is_found() -> None:
     segments = [Segment(i, i + 1, 0, work + 0.5) for i, work in enumerate((1.0, 2.0, 3.0))]
     assert overhead_s(segments, whole_s=6.5) == pytest.approx(0.5)
     assert overhead_s(segments, whole_s=99.0) == 0.0
+    assert overhead_s(segments, whole_s=1.0) == 1.5  # no more than the quickest of them takes
     assert overhead_s(segments[:1], whole_s=1.5) == 0.0
 
 

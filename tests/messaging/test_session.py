@@ -204,6 +204,18 @@ def test_garbage_costs_the_connection_not_the_client(serve: Serve, bus_to: OpenB
     bus.close()
 
 
+@pytest.mark.parametrize("size", [0, 100, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152])
+def test_the_head_of_a_packet_says_how_large_it_is(size: int) -> None:
+    import mqtt5
+
+    from har_edge.messaging.packets import first_bytes
+
+    packet = mqtt5.PublishPacket("t", bytes(size)).write()
+    head = next(count for count in range(7) if first_bytes(bytearray(packet[:count])))
+    assert first_bytes(bytearray(packet[:head])) == first_bytes(bytearray(packet)) == len(packet)
+    assert first_bytes(bytearray(b"\x30\x80\x80\x80\x80\x01")) == 0  # no length of MQTT
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(min_size=1, max_size=60))

@@ -59,6 +59,18 @@ def test_a_speed_scales_the_profile_and_the_rest_is_as_written(write) -> None:  
     assert (kind.base_bytes, kind.growth) == (50_000_000, 3.0)  # 6 MB at the peak for 2 MB of tensors
 
 
+def test_measured_segments_add_up_to_the_whole_and_a_switched_link_is_told(write) -> None:  # type: ignore[no-untyped-def]
+    path = write(f'[[device]]\nname = "pi"\nduplex = true\n{FULL}')
+    whole = msgspec.structs.replace(PROFILE, whole_s=4e-3)
+    ((device,), _) = make_devices(load_devices(path), path, whole)
+    assert device.kind.work_s == pytest.approx((1e-3, 2e-3)) and device.kind.duplex
+    guessed = msgspec.structs.replace(SEGMENTS[1], measured=False)  # of a part that the whole says nothing certain of
+    ((device,), _) = make_devices(
+        load_devices(path), path, msgspec.structs.replace(whole, segments=(SEGMENTS[0], guessed))
+    )
+    assert device.kind.work_s == pytest.approx((2e-3, 4e-3))
+
+
 def test_equal_devices_are_numbered_and_sensors_may_send_together(write) -> None:  # type: ignore[no-untyped-def]
     path = write(f'sensors = "together"\n[[device]]\nname = "pi"\ncount = 3\n{FULL}')
     file = load_devices(path)
