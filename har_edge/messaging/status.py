@@ -104,7 +104,8 @@ class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `queued` messages have come and wait to be handled, `waiting` windows wait for parts; `service_s` is the mean time a
     window took in the slice and around it, `queue_s` the mean time a message waited before; `idle_s` the time since the
-    last message. `lost` counts windows given up, `errors` unusable messages.
+    last message. `lost` counts windows given up, `errors` unusable messages. `lacks` is the SHA-256 of the content for
+    want of which it failed.
     """
 
     epoch: int
@@ -121,6 +122,7 @@ class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
     queue_s: float = 0.0
     busy: float = 0.0
     idle_s: float = 0.0
+    lacks: str = ""
 
 
 class Beat(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -34,6 +34,14 @@ _POLL_S = 0.2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+class Lacking(NodeError):
+    """A content cannot be had from the broker: it did not come, or what came was another; `sha256` names it."""
+
+    def __init__(self, sha256: str, text: str) -> None:
+        super().__init__(text)
+        self.sha256 = sha256
+
+
 class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What is retained at `slice/<sha256>`: how that content was divided; all chunks but the last one are full."""
 
@@ -249,7 +257,7 @@ def fetch(
     """Bring contents from the broker into the store, one after the other, except those that are there already.
 
     `bus` is used for this alone (see `fetch_session`); the caller closes it. Returns early when `stop` says so. Raises
-    NodeError when nothing of use came for `timeout_s`, when what came is forged or corrupt, or when the disk is full.
+    Lacking when nothing of use came for `timeout_s` or what came is forged or corrupt, NodeError when the disk is full.
     """
     store.keep_also(wanted)
     for sha256 in sorted(set(wanted)):
@@ -276,12 +284,13 @@ def _fetch_one(bus: Bus, one: Fetch, store: Store, stop: Callable[[], bool], tim
         if one.progress != last:
             last, since = one.progress, time.monotonic()
         if not complete and time.monotonic() > since + timeout_s:
-            raise NodeError(
+            raise Lacking(
+                one.sha256,
                 f"{one.sha256} did not come: {last} in {timeout_s:g} s, {one.rejected} messages of no use; see that "
-                "the coordinator runs and the broker keeps retained messages"
+                "the coordinator runs and the broker keeps retained messages",
             )
     try:
         store.put(one.sha256, one.content)
     except MessageError as error:
-        raise NodeError(f"{error}; see who else may publish below {one.filters[0]}") from None
+        raise Lacking(one.sha256, f"{error}; see who else may publish below {one.filters[0]}") from None
     return True

@@ -192,7 +192,7 @@ class Coordinator:
             failed, lines = self._roster.note_stages(topic.levels[0], self.deployment)
             self._note_events(events, now)
             self.lines += lines
-            return failed
+            return self._note_lacks(topic.levels[0], now) or failed
         if topic.kind is Kind.STATUS and topic.levels[1] == "status" and topic.levels[0] != NAME:
             events = self.registry.note_status(topic.levels[0], delivery.payload, now)
         elif topic.kind is Kind.PLAN:
@@ -211,6 +211,14 @@ class Coordinator:
                 self._changed_at = now
             if event.health is Health.GONE:
                 self._roster.forget(event.node)
+
+    def _note_lacks(self, node: str, now: float) -> bool:
+        """Publish again what a node could not get; tell whether there was such a thing."""
+        lacks = {report.lacks for report in self.registry.reports(node)} & self._wanted() if self.deployment else set()
+        doubted = [sha256 for sha256 in sorted(lacks) if self._stock.doubt(sha256, now)]
+        for sha256 in doubted:
+            self._say(f"node {node} could not get {sha256} from the broker: it is published again")
+        return bool(doubted)
 
     def _take_plan(self, delivery: Delivery) -> None:
         """Take a plan: our own, that of an earlier coordinator, or that of a younger one."""

@@ -8,6 +8,10 @@ from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.blobs import Shelf, clear, parcel
 
+# How long a content that a node could not get stays as it was published last: doubled each time, for whoever spoils it
+# may do so again, and the node that asks may be the one to blame.
+AGAIN_S, MOST_AGAIN_S = 10.0, 600.0
+
 
 class Stock:
     """Contents by hash, and which of them the broker has."""
@@ -15,6 +19,8 @@ class Stock:
     def __init__(self, topics: Topics, contents: Mapping[str, bytes]) -> None:
         self._topics, self._shelf, self._contents = topics, Shelf(topics), dict(contents)
         self._posted: set[str] = set()
+        self._spoilt: set[str] = set()  # to be published although their headers are there
+        self._again: dict[str, tuple[float, float]] = {}  # when that was last, and how long it lasts
 
     @property
     def filter(self) -> str:
@@ -23,13 +29,27 @@ class Stock:
     def handle(self, delivery: Delivery) -> None:
         """Take a header, or the empty message that removes one."""
         self._shelf.handle(delivery)
+        (sha256,) = self._topics.read(delivery.topic).levels
+        self._spoilt.discard(sha256)
         if not delivery.payload:
-            self._posted.discard(self._topics.read(delivery.topic).levels[0])
+            self._posted.discard(sha256)
+
+    def doubt(self, sha256: str, now: float) -> bool:
+        """Publish a content again that somebody could not get; False when that was done not long ago."""
+        last, wait_s = self._again.get(sha256, (float("-inf"), 0.0))
+        if now < last + wait_s:
+            return False
+        repeated = now < last + wait_s + MOST_AGAIN_S
+        self._again[sha256] = (now, min(MOST_AGAIN_S, 2 * wait_s) if repeated else AGAIN_S)
+        self._spoilt.add(sha256)
+        self._posted.discard(sha256)
+        return True
 
     def forget_broker(self) -> None:
         """Know nothing of the broker any more: after a reconnection what it has is sent again."""
         self._shelf.headers.clear()
         self._posted.clear()
+        self._spoilt.clear()
 
     def add(self, contents: Mapping[str, bytes]) -> None:
         """Take contents that may be wanted."""
@@ -37,7 +57,7 @@ class Stock:
 
     def missing(self, wanted: Collection[str]) -> list[str]:
         """Return what the broker has not said to have."""
-        return self._shelf.missing(wanted)
+        return sorted({*self._shelf.missing(wanted), *self._spoilt.intersection(wanted)})
 
     def fill(self, wanted: Collection[str]) -> list[Outgoing]:
         """Return the messages that bring the broker what it lacks of what is here, each once."""
@@ -49,6 +69,8 @@ class Stock:
         """Drop everything else, here and at the broker."""
         self._contents = {sha256: content for sha256, content in self._contents.items() if sha256 in wanted}
         self._posted.intersection_update(wanted)
+        self._spoilt.intersection_update(wanted)
+        self._again = {sha256: when for sha256, when in self._again.items() if sha256 in wanted}
         outgoing = []
         for header in self._shelf.surplus(wanted):
             del self._shelf.headers[header.sha256]

@@ -13,7 +13,7 @@ from har_edge.errors import BrokerError, HarEdgeError, MessageError
 from har_edge.messaging.bus import Bus, Claim, Session, TakenOver
 from har_edge.messaging.status import StagePhase, StageReport, is_taken
 from har_edge.messaging.topics import Topics
-from har_edge.nodes.blobs import MAX_BYTES, fetch, fetch_session
+from har_edge.nodes.blobs import MAX_BYTES, Lacking, fetch, fetch_session
 from har_edge.nodes.build import build_setup
 from har_edge.nodes.deployment import Deployment, Phase, decode_deployment, session_name
 from har_edge.nodes.follow import files_of, materialise
@@ -100,7 +100,7 @@ class Worker:
     def __init__(self, equipment: Equipment, post: Post, deployment: Deployment, aim: Aim) -> None:
         self.post, self.aim = post, aim
         self._equipment, self._deployment = equipment, deployment
-        self._phase, self._detail = StagePhase.FETCHING, ""
+        self._phase, self._detail, self._lacks = StagePhase.FETCHING, "", ""
         self._setup: StageSetup | None = None
         self._loop: StageLoop | None = None
         self._stop, self._wake = Stop(), threading.Event()
@@ -169,6 +169,7 @@ class Worker:
             queue_s=(totals.queued_s - before.queued_s) / handled if handled else 0.0,
             busy=min(1.0, busy_s / passed_s) if passed_s > 0 else 0.0,
             idle_s=max(0.0, now - totals.heard_at),
+            lacks=self._lacks,
         )
 
     # --- the thread ---------------------------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ class Worker:
                 self._enter(StagePhase.PREPARED, "another process has this stage")
                 self._rest(aim, _GRACE_S)
             except (HarEdgeError, OSError) as error:
-                self._fail(aim, str(error))
+                self._fail(aim, str(error), error.sha256 if isinstance(error, Lacking) else "")
             except Exception as error:  # one stage must not end the others
                 _log.exception("%s failed", self._name)
                 self._fail(aim, f"{type(error).__name__}: {error}")
@@ -273,14 +274,14 @@ class Worker:
     def _name(self) -> str:
         return f"stage {self.post.stage} of epoch {self.post.epoch}"
 
-    def _enter(self, phase: StagePhase, detail: str = "") -> None:
-        self._phase, self._detail = phase, detail[:MAX_DETAIL]
+    def _enter(self, phase: StagePhase, detail: str = "", lacks: str = "") -> None:
+        self._phase, self._detail, self._lacks = phase, detail[:MAX_DETAIL], lacks
 
-    def _fail(self, aim: Aim, detail: str) -> None:
+    def _fail(self, aim: Aim, detail: str, lacks: str = "") -> None:
         delay_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2**self._failures)
         self._failures = min(self._failures + 1, 16)
         _log.warning("%s failed, trying again in %g s: %s", self._name, delay_s, detail)
-        self._enter(StagePhase.FAILED, detail)
+        self._enter(StagePhase.FAILED, detail, lacks)
         self._rest(aim, delay_s)
 
     def _rest(self, aim: Aim, seconds: float) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -176,6 +177,35 @@ def test_a_coordinator_that_is_killed_or_replaced_disturbs_nobody(crew: Crew) ->
     crew.until(lambda: "adopted the plan of" in third.said, "the plan was not adopted")
     assert crew.plan is not None and before is not None
     assert crew.plan.generations == before.generations and crew.plan.revision > before.revision
+
+
+def test_a_slice_that_somebody_spoils_at_the_broker_is_mended_there(crew: Crew) -> None:
+    coordinator = crew.coordinator("--cuts", "4")
+    first = crew.node("a")
+    crew.until_homes("a")
+    assert crew.plan is not None and crew.plan.current is not None
+    sha256 = crew.plan.current.manifest.slices[1].sha256
+    chunk = crew.topics.chunk(sha256, 0)
+    seen: list[bytes] = []
+    with closing(open_bus(crew.address, Session(f"{crew.name}-look", clean_start=True), Client.PAHO)) as bus:
+        bus.subscribe([chunk])
+
+        def look() -> bool:
+            for delivery in bus.poll(0.05):
+                bus.acknowledge(delivery)
+                seen.append(delivery.payload)
+            return bool(seen)
+
+        crew.until(look, "no chunk")
+        bus.publish(chunk, bytes(len(seen[0])), retain=True)
+        crew.until(lambda: look() and len(seen) == 2, "the chunk was not spoilt")
+        crew.start("node", "--name", "b", "--cache", str(crew.cwd / "empty"))
+        first.end(signal.SIGKILL)
+        crew.until_homes("b")
+        crew.until(lambda: look() and len(seen) >= 3, "the chunk was not mended")
+    assert not any(seen[1]) and seen[0] == seen[2]
+    assert f"node b could not get {sha256} from the broker: it is published again" in coordinator.said
+    crew.until_done(crew.sensor())
 
 
 def test_another_model_takes_over_and_both_answer(crew: Crew) -> None:

@@ -121,6 +121,7 @@ class FakeNode:
     speed: float = 100.0
     protocol: int = PROTOCOL
     failing: str = ""
+    lacks: str = ""
     slow: float = 1.0
     fetch_s: float = FETCH_S
     phases: dict[tuple[int, int, int], tuple[StagePhase, float]] = field(default_factory=dict)
@@ -169,7 +170,7 @@ class FakeNode:
             self.beat_at, self.beats = now + 0.5, self.beats + 1
             self.windows += 10
             stages = tuple(
-                StageReport(*key, phase, self.failing, windows=self.windows, service_s=self.slow)
+                StageReport(*key, phase, self.failing, windows=self.windows, service_s=self.slow, lacks=self.lacks)
                 for key, (phase, _) in self.phases.items()
             )
             revision = self.deployment.revision if self.deployment else 0

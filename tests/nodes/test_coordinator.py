@@ -403,3 +403,39 @@ def test_a_clock_that_was_set_back_does_not_end_a_coordinator(world: World) -> N
     world.run(1)
     assert world.helm is not None and world.plan.author == world.coordinator._setup.author  # type: ignore[union-attr]
     assert world.plan.revision == 72
+
+
+def test_a_slice_that_a_node_could_not_get_is_published_again_now_and_then(world: World) -> None:
+    assert world.plan is not None and world.plan.current is not None
+    sha256 = world.plan.current.manifest.slices[1].sha256
+    chunk, spoilt = TOPICS.chunk(sha256, 0), bytes(17)
+    good, said = world.retained[chunk], f"could not get {sha256} from the broker: it is published again"
+    for node in world.nodes.values():
+        node.failing, node.lacks = "forged or corrupt", sha256
+
+    def spoil() -> None:
+        world.say(chunk, spoilt, retain=True)
+        world.look()
+        assert world.retained[chunk] == spoilt
+
+    def mended_within(seconds: float) -> bool:
+        world.run(seconds)
+        return world.retained[chunk] == good
+
+    spoil()
+    assert mended_within(1) and sum(said in line for line in world.lines) == 1
+    spoil()
+    assert not mended_within(8)  # three nodes say so twice a second
+    assert mended_within(3) and sum(said in line for line in world.lines) == 2
+    spoil()
+    assert not mended_within(18) and mended_within(3)
+    for node in world.nodes.values():
+        node.failing = node.lacks = ""
+    world.until(lambda: world.ready, 120)
+
+
+def test_what_a_node_says_it_lacks_is_published_only_if_the_plan_names_it(world: World) -> None:
+    world.nodes["a"].lacks = "b" * 64
+    before = len(world.lines)
+    world.run(1)
+    assert len(world.lines) == before and not any("b" * 64 in topic for topic in world.retained)

@@ -219,6 +219,7 @@ def test_a_forged_slice_never_runs(ground):
     worker = ground.hire("a", deployment, 0)
     reached(worker, StagePhase.FAILED)
     assert "forged or corrupt" in worker.report(0.0).detail and worker._setup is None
+    assert worker.report(0.0).lacks == ground.pipeline.manifest.slices[0].sha256
     ground.files()
     reached(worker, StagePhase.RUNNING)
 
