@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                 "--cpus",
                 action="append",
                 metavar="LIST",
-                help="parts of a core of the devices of a bed; repeatable (default: 0.4,0.2,0.1, 0.2,0.1 and 0.1,0.4)",
+                help="parts of a core of the devices of a bed; repeatable (default: 0.2,0.1,0.05 0.1,0.05 0.05,0.2)",
             )
         action.add_argument(
             "--link", default="94mbit", metavar="RATE", help="link of each, either way (default: 94mbit)"
@@ -134,7 +134,9 @@ def _planner(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]
 
     from har_edge.testbed.limits import read_cpu
 
-    beds = [[read_cpu(part) for part in text.split(",")] for text in args.cpus or ("0.4,0.2,0.1", "0.2,0.1", "0.1,0.4")]
+    beds = [
+        [read_cpu(part) for part in text.split(",")] for text in args.cpus or ("0.2,0.1,0.05", "0.1,0.05", "0.05,0.2")
+    ]
     rows = _measure(args, bench, subjects, beds)
     print(
         f"\n{'model':34}{'devices':>16}{'used':>16}{'predicted':>11}{'measured':>10}{'error':>8}{'drift':>7}{'corrected':>11}"

@@ -105,6 +105,7 @@ class Bench:
             seconds=round(measured.seconds, 4),
             period_s=round(measured.period_s, 6),
             predicted_s=round(plan.bottleneck_s, 6),
+            link_s=round(max(stage.link_s for stage in plan.stages), 6),
             whole_s=round(whole_s, 6),
             profile_whole_s=round(profile.whole_s or whole_s, 6),
             busy=" ".join(f"{s / measured.seconds / c:.2f}" for s, c in zip(measured.busy_s, used, strict=True)),

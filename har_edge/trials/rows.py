@@ -18,8 +18,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `cpus` are the devices that the plan could use, in cores of this machine, `used` those of its stages in order,
     `cuts` the operators it cuts before; all three joined by spaces. `windows` were answered in `seconds`; `busy` is the
     part of its quota that each stage took, `stage_ms` its processor milliseconds a window. `latency_s` holds for
-    `in_flight` windows under way. `predicted_s` is the planner's bottleneck, `whole_s` what the whole model took
-    without limits just before: the speed of a machine drifts.
+    `in_flight` windows under way. `predicted_s` is the planner's bottleneck, `link_s` that of the links alone;
+    `whole_s` is what the whole model took without limits just before: the speed of a machine drifts.
     """
 
     model: str
@@ -35,6 +35,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float
     period_s: float
     predicted_s: float
+    link_s: float
     whole_s: float
     profile_whole_s: float
     busy: str
@@ -58,8 +59,14 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def error(self) -> float:
-        """How far the prediction was off, as a part of what was measured; the drift of the machine is taken out."""
-        return self.predicted_s * self.drift / self.period_s - 1
+        """How far the prediction was off, as a part of what was measured; the drift of the machine is taken out.
+
+        Links do not drift.
+        """
+        return (
+            max(self.link_s, self.predicted_s * self.drift if self.predicted_s > self.link_s else 0.0) / self.period_s
+            - 1
+        )
 
     @property
     def raw_error(self) -> float:

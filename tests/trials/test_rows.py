@@ -24,6 +24,7 @@ ROW = Row(
     seconds=10.0,
     period_s=0.25,
     predicted_s=0.2,
+    link_s=0.1,
     whole_s=0.03,
     profile_whole_s=0.02,
     busy="0.99",
@@ -53,6 +54,8 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_prediction_is_compared_with_and_without_the_drift_of_the_machine() -> None:
     assert (ROW.drift, ROW.raw_error, ROW.error) == pytest.approx((1.5, -0.2, 0.2))
+    linked = msgspec.structs.replace(ROW, link_s=0.2)
+    assert (linked.raw_error, linked.error) == pytest.approx((-0.2, -0.2))
 
 
 def test_a_gain_is_the_median_of_ratios_within_repeats() -> None:
