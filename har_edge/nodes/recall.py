@@ -42,6 +42,14 @@ class Recall:
         """Return what is known of the window of this stream and number."""
         return self._past.get(key)
 
+    def forget(self, stream: str, captured: float) -> list[Gathered]:
+        """Forget the windows of a stream that were captured before this (seconds since 1970), and return them."""
+        known = [past.gathered for key, past in self._past.items() if key[0] == stream]
+        gone = [gathered for gathered in known if gathered.message.captured[0] < captured]
+        for gathered in gone:
+            self.drop(gathered)
+        return gone
+
     def drop(self, gathered: Gathered) -> None:
         """Forget a window, if it is known."""
         past = self._past.pop(gathered.key, None)

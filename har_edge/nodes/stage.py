@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 _log = logging.getLogger(__name__)
 MAX_TOLD = 1024
+MAX_HEADS = 4096
 # Of a deployed stage: how long parts wait before they go on the shelf, how long they are good there (a sensor that has
 # no answer sends again sooner), what this holds, and what is remembered of the windows that were run. All sensors of a
 # stream send again at about the same time: one answer is enough for all.
@@ -95,6 +96,8 @@ class Stage:
         self._join = Join(wanted, timeout_s=timeout_s, capacity=setup.join_capacity, carry_on=carry_on)
         # Of each stream, what its newest window lacked, and when that was captured.
         self._lacked: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
+        # Of each part of each stream, the window captured last, and when.
+        self._heads: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
         self._foreign: set[int] = set()  # the other epochs that were logged
         self.counters = Counters()
 
@@ -174,16 +177,31 @@ class Stage:
                 "dropped %s of window %d of %s: it was run without", ", ".join(parts), message.seq, message.stream
             )
             return release
+        if self._begins_anew(message, parts):  # its windows must not be completed by parts of the last run
+            for old in self._shelf.forget(message.stream, message.captured[0]):
+                self.counters.leftover += old.message.count
         if shelved := self._shelf.find(key):
             self._shelf.drop(shelved.gathered)
             if came < shelved.at + SHELF_S:
                 self._join.revive(shelved.gathered, came)
         return []
 
+    def _begins_anew(self, message: wire.Message, parts: Iterable[str]) -> bool:
+        """Tell whether a sensor begins its stream anew: an earlier window, captured later. One sent again is not."""
+        anew, captured = False, message.captured[0]
+        for name in parts if self._setup.deployed else ():
+            seq, newest = self._heads.get((message.stream, name), (message.seq, -math.inf))
+            if captured > newest:
+                self._heads[message.stream, name] = message.seq, captured
+                anew |= message.seq < seq
+        if len(self._heads) > MAX_HEADS:
+            self._heads.popitem(last=False)
+        return anew
+
     def _give_up(self, gathered: Gathered) -> Outgoing:
         message, missing = gathered.message, ", ".join(self._join.missing(gathered))
         released = Outgoing("", b"", tuple(gathered.deliveries))
-        if self._setup.deployed and not gathered.stale:
+        if self._setup.deployed and not (gathered.stale or gathered.leftover):
             self._shelve(gathered)
         elif gathered.leftover:
             self.counters.leftover += message.count

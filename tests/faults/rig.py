@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from har_edge.errors import NodeError
 from har_edge.nodes.build import topics_of
 from har_edge.trials.arena import COORDINATOR, Arena
 from har_edge.trials.faults import Drill, Kind, Outcome
@@ -52,7 +53,11 @@ class Scene:
 
     def check(self, expected: Answers) -> None:
         """Let the load come to its end: every window is answered, once, as the whole model answers it."""
-        self.load.finish(60.0)
+        try:
+            self.load.finish(40.0)
+        except NodeError as error:
+            statuses = [status for status in self.arena.record.statuses.values() if status.role == "sensor"]
+            raise AssertionError(f"{self.load.judge(expected)}, {statuses}: {error}") from error
         verdict = self.load.judge(expected)
         assert verdict.good, f"{verdict}\n{self.arena.last_words()}"
         assert verdict.answered == len(expected) * len(self.load.rounds)

@@ -313,6 +313,45 @@ def test_parts_on_the_shelf_of_a_sensor_that_went_are_not_taken_for_those_of_the
     assert result_of(stage.handle(part("chest", 0)))
 
 
+def test_a_stream_that_begins_anew_is_not_completed_by_parts_of_its_last_run():
+    clock, stage = deployed()
+    stage.handle(part("chest", 5, captured=(5.0,)))
+    assert result_of(whole(stage, 6, captured=(6.0,)))
+    clock.now = 5.1
+    assert stage.tick() and stage.counters.shelved == 1
+    for seq in range(5):
+        assert result_of(whole(stage, seq, captured=(20.0 + seq,)))
+    assert stage.counters.leftover == 1
+    assert result_of(stage.handle(part("arm", 5, captured=(25.0,)))) == []
+    (result,) = result_of(stage.handle(part("chest", 5, captured=(25.1,))))
+    assert result.captured == 25.1
+
+
+def test_a_window_that_is_sent_again_leaves_the_shelf_as_it_is():
+    clock, stage = deployed()
+    for seq in (5, 6, 7):
+        stage.handle(part("chest", seq, captured=(5.0 + seq,)))
+    clock.now = 3.1
+    stage.tick()
+    for seq in (5, 6, 7):  # the others were sent to another epoch, and come now; then one comes again
+        assert result_of(stage.handle(part("arm", seq, captured=(5.0 + seq,))))
+    assert result_of(whole(stage, 0, captured=(1.0,))) and stage.counters.leftover == 0
+
+
+def test_a_leftover_does_not_go_on_the_shelf_of_a_deployed_stage():
+    """Its window was answered; a run that begins anew with another stage process must not be given its part."""
+    clock, stage = deployed()
+    left = part("arm", 0, duplicate=True)
+    stage.handle(left)
+    assert result_of(whole(stage, 1))
+    clock.now = 1.0
+    stage.tick()
+    clock.now = 2.0
+    assert [out.releases for out in stage.tick()] == [(left,)]
+    assert (stage.counters.leftover, stage.counters.shelved) == (1, 0)
+    assert result_of(stage.handle(part("chest", 0, captured=(99.0,)))) == []
+
+
 def test_a_deployed_stage_answers_again_when_one_source_of_a_window_comes_again():
     clock, stage = deployed()
     (first,) = result_of(whole(stage, 0, captured=(5.0,)))
