@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from har_edge.messaging.bus import Session, TakenOver
+    from har_edge.messaging.text import escape
     from har_edge.messaging.topics import Topics
     from har_edge.nodes.coordinator import NAME, Coordinator
     from har_edge.nodes.helm import run_coordinator
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         found.close(forget=True)
 
     def say(text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {escape(text)}", flush=True)
 
     say(f"coordinator of {topics.base}/{topics.pipeline}: {args.model}; MQTT client: {identity.client}")
     workshop = Workshop(planner.plan, sweep)

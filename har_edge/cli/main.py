@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from har_edge import __version__
 from har_edge.cli import options
 from har_edge.errors import HarEdgeError
+from har_edge.messaging.text import escape
 
 COMMANDS = (
     *(
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except HarEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", escape(str(error), keep="\n\t"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return options.EXIT_INTERRUPTED

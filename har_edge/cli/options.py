@@ -137,8 +137,17 @@ def start_logging(args: argparse.Namespace) -> None:
     """Send warnings, or everything with --verbose, to standard error."""
     import logging
 
-    level = logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    from har_edge.messaging.text import escape
+
+    class Plain(logging.Formatter):
+        """Much of what is logged was said by others."""
+
+        def format(self, record: logging.LogRecord) -> str:
+            return escape(super().format(record), keep="\n\t")
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Plain("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, handlers=[handler])
 
 
 def connect(args: argparse.Namespace, pipeline: Pipeline, session: Session) -> Bus:

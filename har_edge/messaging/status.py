@@ -140,6 +140,8 @@ encode_beat = msgspec.json.Encoder().encode
 decode_beat = msgspec.json.Decoder(Beat).decode
 encode_status = msgspec.json.Encoder().encode
 decode_status = msgspec.json.Decoder(NodeStatus).decode
+# What these two raise for what is none: msgspec has no error of its own for broken UTF-8 and for deep nesting.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def claim_of(topic: str, instance: str, started: float) -> Claim:
@@ -148,7 +150,7 @@ def claim_of(topic: str, instance: str, started: float) -> Claim:
     def taken(payload: bytes) -> bool:
         try:
             status = decode_status(payload)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             return False
         return status.instance != instance and status.started > started and status.state in ALIVE
 

@@ -8,13 +8,11 @@ import select
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from har_edge.errors import BrokerError, NodeError
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.echo import Link, measure_link
 from har_edge.messaging.link import FinalRefusal
-from har_edge.messaging.status import ALIVE, NodeStatus, State, decode_beat, decode_status
+from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, State, decode_beat, decode_status
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.card import make_card, measure_speed, read_machine, read_runtime
 from har_edge.nodes.loop import Identity, Stop, drain
@@ -85,7 +83,7 @@ def check_name(connect: Callable[[Session], Bus], topics: Topics, node: str, mac
                         status = decode_status(delivery.payload)
                     elif decode_beat(delivery.payload).instance == (status.instance if status else ""):
                         _refuse(status, machine)
-                except msgspec.MsgspecError as error:
+                except UNREADABLE as error:
                     _log.warning("dropped %s: %s", delivery.topic, error)
             if bus.connected:
                 quiet_at = min(quiet_at, time.monotonic() + _QUIET_S)

@@ -7,15 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import msgspec
-
 from har_edge.errors import BrokerError, HarEdgeError, MessageError
 from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.status import ALIVE, NodeStatus, decode_status
+from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, decode_status
+from har_edge.messaging.text import printable
 from har_edge.messaging.topics import EVERY_STATUS, Kind, Topics, is_id
 from har_edge.nodes.blobs import Fetch, fetch_session
 from har_edge.nodes.deployment import PROTOCOL
-from har_edge.nodes.observe import BEATING, SILENT_S, Observer, printable
+from har_edge.nodes.observe import BEATING, SILENT_S, Observer
 from har_edge.nodes.permissions import Connect, can_see
 from har_edge.nodes.reception import Finding, Reception, Verdict, passed
 from har_edge.nodes.store import Store
@@ -338,7 +337,7 @@ LADDER = (
 def _is_living_node(payload: bytes) -> bool:
     try:
         status = decode_status(payload)
-    except (msgspec.MsgspecError, RecursionError):
+    except UNREADABLE:
         return False
     return status.role == "node" and status.state in ALIVE
 

@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-import msgspec
-
 from har_edge.errors import BrokerError, HarEdgeError, MessageError, NodeError
 from har_edge.messaging.bus import Bus
-from har_edge.messaging.status import NodeStatus, State, decode_status
+from har_edge.messaging.status import UNREADABLE, NodeStatus, State, decode_status
 from har_edge.messaging.topics import RETAINED, Kind
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.results import Result
@@ -204,7 +202,7 @@ class LocalPipeline:
             return
         try:
             status = decode_status(payload)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             _log.warning("dropped a status: %s", error)
             return
         if status.node in self._processes:

@@ -17,7 +17,7 @@ import msgspec
 from har_edge import __version__
 from har_edge.errors import BrokerError
 from har_edge.messaging.bus import Bus, Delivery, Outgoing, Receipt, Session, Will
-from har_edge.messaging.status import DeviceCard, NodeStatus, State, claim_of, decode_status, encode_status
+from har_edge.messaging.status import UNREADABLE, DeviceCard, NodeStatus, State, claim_of, decode_status, encode_status
 from har_edge.messaging.topics import RETAINED, Kind, Topics
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.stage import Stage
@@ -343,7 +343,7 @@ def await_ready(bus: Bus, nodes: Collection[str], topics: Topics, stop: Stop) ->
 def _is_ready(payload: bytes) -> bool:
     try:
         return decode_status(payload).state is State.READY
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return False
 
 

@@ -14,7 +14,17 @@ import msgspec
 from har_edge.errors import MessageError
 from har_edge.graph.manifest import SliceManifest
 from har_edge.messaging.bus import Delivery
-from har_edge.messaging.status import ALIVE, Beat, NodeStatus, StagePhase, StageReport, decode_beat, decode_status
+from har_edge.messaging.status import (
+    ALIVE,
+    UNREADABLE,
+    Beat,
+    NodeStatus,
+    StagePhase,
+    StageReport,
+    decode_beat,
+    decode_status,
+)
+from har_edge.messaging.text import printable
 from har_edge.messaging.topics import Kind, Topics, is_probe
 from har_edge.nodes.deployment import Deployment, Placement
 from har_edge.nodes.follow import read_deployment
@@ -33,7 +43,6 @@ from har_edge.nodes.snapshot import (
 MAX_NODES = 1000
 MAX_STAGES = 256
 MAX_MESSAGE_BYTES = 1024 * 1024
-MAX_TEXT = 400
 # Roles that beat; one that has not for so long is not alive, whatever its status says.
 BEATING = frozenset({"node"})
 SILENT_S = 1.5
@@ -41,15 +50,6 @@ HORIZON_S = 10.0
 REMEMBERED = 2000
 _BIG = 2**53
 UNREPORTED = "unreported"
-
-
-def printable(text: str, limit: int = MAX_TEXT) -> str:
-    """Return a text from the network fit for a terminal: printable characters only, and at most `limit` of them."""
-    cut = text[:limit]
-    clean = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "replace").decode("ascii") for letter in cut
-    )
-    return clean[: limit - 1] + "…" if len(clean) > limit or len(text) > limit else clean
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ class Observer:
                 self._take_status(topic.levels[0], delivery.payload)
             elif topic.kind is Kind.BEAT and not delivery.retained:
                 self._take_beat(topic.levels[0], decode_beat(delivery.payload), now, wall)
-        except (MessageError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except (MessageError, *UNREADABLE):
             self.unusable += 1
 
     def _take_plan(self, payload: bytes) -> None:

@@ -46,5 +46,5 @@ def decode_results(payload: bytes) -> list[Result]:
         raise MessageError(f"a result of {len(payload)} bytes came; expected at most {_MAX_BYTES}")
     try:
         return _decode_many(payload) if payload[:1] == b"[" else [_decode_one(payload)]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"a result came that is no result: {error}; expected the JSON of docs/wire.md") from None

@@ -10,11 +10,12 @@ from functools import partial
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.messaging.bus import Bus, Delivery, Receipt, Session
 from har_edge.messaging.status import StagePhase, StageReport
+from har_edge.messaging.text import printable
 from har_edge.messaging.topics import PROBE, Topics
 from har_edge.nodes.blobs import fetch, fetch_session
 from har_edge.nodes.deployment import Deployment, Generation
 from har_edge.nodes.follow import files_of, materialise
-from har_edge.nodes.observe import Observer, is_running, printable
+from har_edge.nodes.observe import Observer, is_running
 from har_edge.nodes.probe import probe
 from har_edge.nodes.results import decode_results
 from har_edge.nodes.snapshot import ProbeView

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,28 @@ def check(name: str, text: str) -> None:
 def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
+
+
+def test_what_others_said_cannot_move_the_cursor() -> None:
+    """Errors and logs name what came over the network."""
+    program = """
+import argparse, logging
+from har_edge.cli import main, options
+from har_edge.errors import NodeError
+
+def run(args):
+    options.start_logging(argparse.Namespace(verbose=False))
+    logging.warning("node a: %s", "\\x1b[2J")
+    raise NodeError("node b: \\x9b31m\\nsecond line")
+
+main.COMMANDS = ("data",)
+import har_edge.cli.data
+har_edge.cli.data.run = run
+main.main(["data", "info"])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert r"WARNING node a: \x1b[2J" in ended.stderr and "error: node b: \\x9b31m\nsecond line" in ended.stderr
+    assert "\x1b" not in ended.stderr and "\x9b" not in ended.stderr
 
 
 def test_main_help() -> None:

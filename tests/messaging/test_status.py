@@ -70,6 +70,8 @@ def test_other_json_is_no_status(text: str) -> None:
         (encode_status(status(state=State.STOPPED)), False),
         (b"no status at all", False),
         (b"\xff", False),
+        (b'{"node":"\xff"}', False),
+        (b'{"a":' * 20_000, False),
     ],
     ids=[
         "none",
@@ -81,6 +83,8 @@ def test_other_json_is_no_status(text: str) -> None:
         "younger but gone",
         "garbage",
         "not UTF-8",
+        "not UTF-8 in a text",
+        "deep",
     ],
 )
 def test_who_has_the_session(retained: bytes | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:

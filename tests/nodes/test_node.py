@@ -418,7 +418,8 @@ def somebody(broker, state, *, machine="m2", beats=True, device=True):
         def beaten(timeout_s):
             if beats:
                 bus.publish(TOPICS.beat(ME), encode_beat(Beat(ME, "other", next(number), 0.0)))
-                bus.publish(TOPICS.beat(ME), b"no beat")
+                for nonsense in (b"no beat", b'{"node":"\xff"}', b'{"a":' * 20_000):
+                    bus.publish(TOPICS.beat(ME), nonsense)
                 bus.poll(0)
             return poll(timeout_s)
 

@@ -7,7 +7,7 @@ import pytest
 
 from har_edge.messaging.bus import Delivery
 from har_edge.messaging.status import StagePhase, State
-from har_edge.nodes.observe import MAX_NODES, Observer, longest_way, percentile, printable
+from har_edge.nodes.observe import MAX_NODES, Observer, longest_way, percentile
 from har_edge.nodes.snapshot import HopView, ProbeView, Snapshot, encode_snapshot
 from tests.nodes.deployed import EPOCH, TOPICS, Said, deployment, generation, manifest, report
 
@@ -193,23 +193,6 @@ def test_a_plan_that_was_cleared_is_none() -> None:
 def test_names_without_number_do_not_fill_the_memory() -> None:
     observer = observe(*(SAID.status(f"n{k}") for k in range(MAX_NODES + 5)))
     assert len(observer.snapshot(1.0, WALL).nodes) == MAX_NODES and observer.unshown == 5
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain ü", "plain ü"),
-        ("a\x1b[31mb\n", r"a\x1b[31mb\n"),
-        ("x" * 500, "x" * 399 + "…"),
-        ("\u202egnp", r"\u202egnp"),
-    ],
-)
-def test_text_from_the_network_is_bounded_and_escaped(text: str, shown: str) -> None:
-    assert printable(text) == shown
-
-
-def test_a_surrogate_cannot_break_the_escape() -> None:
-    assert printable("\ud800") == r"\ud800"
 
 
 def test_a_snapshot_is_json_and_comes_back() -> None:

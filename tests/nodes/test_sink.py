@@ -55,7 +55,17 @@ def test_memory_is_bounded():
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"\x93", b"{}", b"[1]", b'{"stream": "s"', b'{"stream":"\xff"}', encode_results([result()])[:-1], b"null"],
+    [
+        b"",
+        b"\x93",
+        b"{}",
+        b"[1]",
+        b'{"stream": "s"',
+        b'{"stream":"\xff"}',
+        b'{"a":' * 20_000,
+        encode_results([result()])[:-1],
+        b"null",
+    ],
 )
 def test_what_is_no_result_is_dropped_counted_and_explained(payload, caplog):
     sink = Sink()

@@ -1,0 +1,19 @@
+"""Texts from the network, made fit for a terminal: what others say must not move its cursor or change its title."""
+
+from __future__ import annotations
+
+MAX_TEXT = 400
+
+
+def escape(text: str, keep: str = "") -> str:
+    """Return a text in which letters that do not print, but for those to keep, stand as Python writes them."""
+    return "".join(
+        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape", "replace").decode("ascii")
+        for letter in text
+    )
+
+
+def printable(text: str, limit: int = MAX_TEXT) -> str:
+    """Return printable characters only, and at most `limit` of them."""
+    clean = escape(text[:limit])
+    return clean[: limit - 1] + "…" if len(clean) > limit or len(text) > limit else clean
