@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -74,8 +74,8 @@ def decode_header(payload: bytes, sha256: str, max_bytes: int = MAX_BYTES) -> He
         ),
     ]
     flaw = next((text for fine, text in checks if not fine), "")
-    if not flaw and header.chunks != _count(header.size, header.chunk_bytes):
-        expected = _count(header.size, header.chunk_bytes)
+    if not flaw and header.chunks != count_chunks(header.size, header.chunk_bytes):
+        expected = count_chunks(header.size, header.chunk_bytes)
         flaw = f"{header.chunks} chunks; expected {expected} for {header.size} bytes in {header.chunk_bytes} each"
     if not flaw and header.chunks > MAX_CHUNKS:
         flaw = f"{header.chunks} chunks; expected at most {MAX_CHUNKS}"
@@ -84,19 +84,24 @@ def decode_header(payload: bytes, sha256: str, max_bytes: int = MAX_BYTES) -> He
     return header
 
 
-def _count(size: int, chunk_bytes: int) -> int:
+def count_chunks(size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """Return into how many chunks a content is divided."""
     return -(-size // chunk_bytes)
 
 
 def parcel(topics: Topics, content: bytes, chunk_bytes: int = CHUNK_BYTES) -> list[Outgoing]:
     """Return the retained messages that bring a content to the broker: its chunks, and last the header."""
-    sha256, count = hashlib.sha256(content).hexdigest(), _count(len(content), chunk_bytes)
-    messages = [
-        Outgoing(topics.chunk(sha256, number), content[number * chunk_bytes : (number + 1) * chunk_bytes], retain=True)
-        for number in range(count)
-    ]
+    return list(divide(topics, hashlib.sha256(content).hexdigest(), content, chunk_bytes))
+
+
+def divide(topics: Topics, sha256: str, content: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Outgoing]:
+    """Yield what `parcel` returns one by one, so that never more than a few chunks are in memory twice."""
+    count = count_chunks(len(content), chunk_bytes)
+    for number in range(count):
+        chunk = content[number * chunk_bytes : (number + 1) * chunk_bytes]
+        yield Outgoing(topics.chunk(sha256, number), chunk, retain=True)
     header = Header(VERSION, sha256, len(content), chunk_bytes, count)
-    return [*messages, Outgoing(topics.slice(sha256), encode_header(header), retain=True)]
+    yield Outgoing(topics.slice(sha256), encode_header(header), retain=True)
 
 
 def clear(topics: Topics, sha256: str, chunks: int) -> list[Outgoing]:

@@ -103,8 +103,12 @@ class Coordinator:
             "rejected": self.rejected,
         }
 
-    def note_link(self, connected: bool, reconnects: int, now: float) -> None:
-        """Take note of our own connection: without it, or just after it came back, silence tells nothing of others."""
+    def note_link(self, connected: bool, reconnects: int, unsent: int, now: float) -> None:
+        """Take note of our own connection: without it, or just after it came back, silence tells nothing of others.
+
+        `unsent` is how many messages the broker has not taken yet.
+        """
+        self._stock.make_room(unsent)
         if not connected:
             self.registry.pardon(now + GRACE_S)
             return
@@ -142,7 +146,7 @@ class Coordinator:
         self._note_events(self.registry.tick(now), now)
         self._mend(now)
         self._roll(now)
-        outgoing = [*self._stock.fill(self._wanted()), *self._flush(), *self._probe(now), *self._tidy()]
+        outgoing = [*self._flush(), *self._stock.fill(self._wanted()), *self._probe(now), *self._tidy()]
         self._consider(now)
         self.ended += [self._session(key) for key in self._sweeps.due(self.registry, now)]
         return outgoing

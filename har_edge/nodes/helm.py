@@ -46,7 +46,7 @@ class Helm:
         """Wait for messages, and do what they and the time have made due; TakenOver when a younger one has it."""
         coordinator, came = self._coordinator, self._bus.poll(timeout_s)
         now = clock()
-        coordinator.note_link(self._bus.connected, self._bus.traffic.reconnects, now)
+        coordinator.note_link(self._bus.connected, self._bus.traffic.reconnects, self._sender.pending, now)
         for delivery in came:
             self._bus.acknowledge(delivery)
             self._send(coordinator.handle(delivery, now))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 
 import msgspec
@@ -11,7 +12,8 @@ from har_edge.messaging.bus import Delivery, TakenOver
 from har_edge.messaging.status import State
 from har_edge.nodes.deployment import decode_deployment, encode_deployment
 from har_edge.nodes.replan import Wish
-from tests.nodes.coordinated import TOPICS, World
+from tests.nodes import coordinated
+from tests.nodes.coordinated import MODEL, TOPICS, World
 
 
 @pytest.fixture
@@ -439,3 +441,27 @@ def test_what_a_node_says_it_lacks_is_published_only_if_the_plan_names_it(world:
     before = len(world.lines)
     world.run(1)
     assert len(world.lines) == before and not any("b" * 64 in topic for topic in world.retained)
+
+
+def test_a_crash_during_an_upload_is_mended_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def large(model: str, count: int) -> list[bytes]:
+        return [bytes([k, count]) * 2_000_000 for k in range(count)]
+
+    monkeypatch.setattr(coordinated, "contents", large)
+    world.join("d")
+    chunks = {hashlib.sha256(one).hexdigest() for one in large(MODEL, 4)}
+
+    def headers() -> set[str]:
+        return {sha256 for sha256 in chunks if world.retained.get(TOPICS.slice(sha256))}
+
+    world.until(headers, 10)
+    assert headers() < chunks
+    world.crash("b")
+    world.step()
+    assert world.homes[1] != "b" and headers() < chunks
+    world.until(lambda: world.ready and world.plan is not None and len(world.plan.generations) == 1, 60)
+    assert world.plan is not None and world.plan.current is not None
+    named = {entry.sha256 for entry in world.plan.current.manifest.slices}
+    world.until(
+        lambda: {topic.split("/")[4] for topic, one in world.retained.items() if one and "/chunk/" in topic} == named
+    )
