@@ -34,14 +34,20 @@ class Comeback:
         self._connect_beside = connect_beside
         self._backoff = Backoff(rng)
         self._opened_at = self._retry_at = 0.0
+        self._untold = ""  # why the connection was lost, until it is known that nobody has taken the session over
 
     def opened(self) -> None:
         """Take note that the broker has accepted the client."""
         self._opened_at = self._clock()
 
     def lost(self, reason: str) -> None:
-        """Take note that an accepted connection has ended."""
-        _log.warning("lost the broker at %s: %s", self._address.url, reason)
+        """Take note that an accepted connection has ended.
+
+        With a claim, that may be a handover, of which whoever catches TakenOver tells: it is logged after the look.
+        """
+        self._untold = reason
+        if self._session.claim is None:
+            self._tell()
         self._backoff.ended(self._clock() - self._opened_at)
         self.failed()
 
@@ -63,12 +69,20 @@ class Comeback:
         try:
             if claim is not None and is_taken(claim, self._connect_beside):
                 raise TakenOver(self._session.client_id)
+            self._tell()
             connect()
-        except FinalRefusal:
-            raise
         except BrokerError as error:
+            self._tell()
+            if isinstance(error, FinalRefusal):
+                raise
             self._retry_at = self._clock() + self._backoff.next_s()
             _log.warning("%s; trying again", error)
             return False
         _log.warning("connected to %s again", self._address.url)
         return True
+
+    def _tell(self) -> None:
+        """Log the loss, once."""
+        if self._untold:
+            _log.warning("lost the broker at %s: %s", self._address.url, self._untold)
+        self._untold = ""

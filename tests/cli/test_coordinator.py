@@ -151,6 +151,7 @@ def test_nodes_crash_join_and_leave_while_windows_flow(crew: Crew) -> None:
     assert crew.plan is not None and crew.plan.epoch > epoch
     assert nodes["a"].end() == 0
     crew.until(lambda: crew.homes and "a" not in crew.homes and crew.ready, "nobody took the stage over")
+    assert "lost the broker" not in nodes["a"].said  # its stage was handed over
     crew.until_done(sensor)
     crew.until(lambda: crew.plan is not None and len(crew.plan.generations) == 1, "a generation stays")
     assert crew.plan.current is not None
