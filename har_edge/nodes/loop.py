@@ -295,7 +295,7 @@ class StageLoop:
         self.totals = Totals(
             heard_at=now if self._messages != before else self.totals.heard_at,
             windows=counters.windows,
-            lost=counters.given_up,
+            lost=counters.given_up + counters.too_large,
             errors=counters.rejected,
             handled=self._handled,
             busy_s=self._busy_s,

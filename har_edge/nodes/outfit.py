@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from har_edge.errors import NodeError
+from har_edge.inference.codecs import MAX_FILE_BYTES
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.blobs import fetch, fetch_session
@@ -48,7 +49,7 @@ class Outfitter:
         if not all(map(self._store.has, wanted)):
             bus = self._connect(fetch_session())
             try:
-                fetch(bus, self._topics, wanted, self._store, self._stop)
+                fetch(bus, self._topics, wanted, self._store, self._stop, MAX_FILE_BYTES)
             finally:
                 bus.close(forget=True)
         pipeline = materialise(deployment, generation, self._store, ())

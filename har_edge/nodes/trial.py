@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from har_edge.errors import HarEdgeError, MessageError
+from har_edge.inference.codecs import MAX_FILE_BYTES
 from har_edge.messaging.bus import Bus, Delivery, Receipt, Session
 from har_edge.messaging.status import StagePhase, StageReport
 from har_edge.messaging.text import printable
@@ -115,7 +116,7 @@ class Trial:
             if not all(map(self._store.has, needed)):
                 bus = self._connect(fetch_session())
                 try:
-                    fetch(bus, self._topics, needed, self._store, lambda: False, timeout_s=self._timeout_s)
+                    fetch(bus, self._topics, needed, self._store, lambda: False, MAX_FILE_BYTES, self._timeout_s)
                 finally:
                     bus.close(forget=True)
             self._laid_out = (current.epoch, needed), materialise(deployment, current, self._store, ())

@@ -241,5 +241,5 @@ class Workshop:
     def _delete(self, client_id: str) -> None:
         try:
             self._sweep(client_id)
-        except HarEdgeError as error:
+        except Exception as error:  # nor may this end the thread: nobody would plan any more
             _log.warning("the session %s could not be deleted: %s", client_id, error)

@@ -185,6 +185,16 @@ def test_a_loop_says_what_its_stage_has_done_and_how_long_messages_waited(clock)
     assert not loop.working
 
 
+def test_a_window_whose_answer_the_broker_does_not_take_is_lost_and_said_to_be(clock):
+    bus = ScriptedBus(windows(0), (), (), clock=clock)
+    bus.receipt = Receipt.TOO_LARGE
+    loop = StageLoop(bus, small_stage(), Stop())
+    for _ in range(3):
+        loop.turn()
+        clock.now += 1.0
+    assert (loop.totals.windows, loop.totals.lost, loop.totals.pending) == (1, 1, 0)
+
+
 def test_what_is_not_in_the_totals_yet_is_being_worked_on(clock):
     """So that a stage is not taken for idle in the middle of a long run, nor between two counts."""
     seen = []
