@@ -65,11 +65,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_quiet(parser)
 
 
-_MODEL_HELP = (
-    f"a .tflite file with its manifest beside it, or the name of a shipped model (default: {options.DEFAULT_MODEL})"
-)
-
-
 def part(text: str) -> float:
     """Read a part of a whole: 0 or more, below 1."""
     try:

@@ -8,12 +8,9 @@ import msgspec
 import numpy as np
 
 from har_edge.messaging.bus import Outgoing
-from har_edge.messaging.topics import is_probe
 from har_edge.nodes.build import build_sensor
 from har_edge.planning.pipeline import Pipeline
 from har_edge.streams.recording import Window
-
-__all__ = ["is_probe", "probe"]
 
 
 def probe(pipeline: Pipeline, epoch: int, stream: str, now: float) -> list[Outgoing]:

@@ -36,7 +36,7 @@ class StageView(msgspec.Struct, frozen=True):
     """One stage of one epoch on the node that the plan names; `phase` is "unreported" until that node speaks of it.
 
     `rate` in windows/s, `service_s` a window, `queue_s` a message and `busy` (share of a core) are means over the last
-    seconds; None where nothing came. `foreign` says that the node still runs what the plan no longer gives it.
+    seconds; None where nothing came. What is not `planned`, the node still runs although the plan no longer gives it.
     """
 
     epoch: int
