@@ -33,7 +33,7 @@ from har_edge.errors import NodeError
 from har_edge.messaging.mqtt import Client, choose_client
 from har_edge.nodes.build import topics_of
 from har_edge.streams.locate import find_data
-from har_edge.trials.arena import COORDINATOR, Arena
+from har_edge.trials.arena import CACHE, COORDINATOR, Arena
 from har_edge.trials.faults import Drill, Kind, Outcome
 from har_edge.trials.ground import Ground, open_bed, open_ground
 from har_edge.trials.load import Device, Load, Verdict
@@ -125,7 +125,8 @@ def run(args: argparse.Namespace, ground: Ground, folder: Path, names: Sequence[
     expected = reference.answers(made)
     each = min(sum(window.stream == stream for window in made) for stream in reference.streams)
     coordinator = ["coordinator", "--model", str(reference.model), "--stages", str(STAGES)]
-    with Arena(topics_of(pipeline), ground, folder, choose_client(Client(args.client))) as arena:
+    variables = {CACHE: str(folder / "caches" / "others")}
+    with Arena(topics_of(pipeline), ground, folder, choose_client(Client(args.client)), variables) as arena:
         arena.start(COORDINATOR, *coordinator)
         for name in names:
             arena.start_node(name)

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 POLL_S = 0.05
 STOP_TIMEOUT_S = 15.0
 COORDINATOR = "coordinator"
+CACHE = "XDG_CACHE_HOME"
 
 
 @dataclass(slots=True)
@@ -90,20 +91,12 @@ class Arena:
         older = self.running.get(name)
         if older is not None and older.alive:
             raise NodeError(f"{name} runs already, as process {older.process.pid}; end it first")
-        base = [
-            "--base",
-            self.topics.base,
-            "--pipeline",
-            self.topics.pipeline,
-            "--broker",
-            self.ground.broker.address.url,
-        ]
-        command = [sys.executable, "-m", "har_edge.cli.main", *words, *base, "--client", self.client.value]
-        variables = {"XDG_CACHE_HOME": str(self.cache(name).parent.parent), "PYTHONUNBUFFERED": "1"}
+        where = ["--broker", self.ground.broker.address.url, "--client", self.client.value]
+        where += ["--base", self.topics.base, "--pipeline", self.topics.pipeline]
+        command = [sys.executable, "-m", "har_edge.cli.main", *words, *where]
+        own = {"PYTHONUNBUFFERED": "1"} | ({CACHE: str(self.folder / "caches" / name)} if words[0] == "node" else {})
         log = self.folder / f"{name}.log"
-        self.running[name] = Running(
-            name, self.ground.spawn(name, command, log, variables | dict(self.environment)), log
-        )
+        self.running[name] = Running(name, self.ground.spawn(name, command, log, {**self.environment, **own}), log)
         return self.running[name]
 
     def start_node(self, name: str) -> Running:
@@ -111,7 +104,7 @@ class Arena:
         return self.start(name, "node", "--name", name)
 
     def cache(self, name: str) -> Path:
-        """Return the folder where a process keeps its slices."""
+        """Return the folder where a node keeps its slices."""
         return self.folder / "caches" / name / "har-edge" / "slices"
 
     def has_cached(self, name: str, sha256: str) -> bool:

@@ -65,7 +65,7 @@ class Drill:
     """Does one fault after the other to an arena under load, with at least one node left, and mends what it broke.
 
     `coordinator` is the command to start it again with; `margin_s` is what must be left of a round of the
-    load, `hang_s` for how long a node is stopped or cut off.
+    load, `hang_s` for how long a node is stopped or cut off, `join_s` for how long one that joined is watched.
     """
 
     arena: Arena
@@ -75,6 +75,7 @@ class Drill:
     rng: random.Random
     margin_s: float = MARGIN_S
     hang_s: tuple[float, float] = HANG_S
+    join_s: float = JOIN_S
     outcomes: list[Outcome] = field(default_factory=list)
     _tried: list[Kind] = field(default_factory=list)
 
@@ -174,7 +175,7 @@ class Drill:
             return next((s.at for s in plans if bool(_slices(s.deployment, victim)) == (kind is Kind.JOIN)), None)
 
         if kind is Kind.JOIN:
-            self.arena.run_for(JOIN_S)
+            self.arena.run_for(self.join_s)
         else:
             self.arena.until(reaction, f"no plan reacts to {kind.value} of {victim}", REACT_S)
         at = reaction()

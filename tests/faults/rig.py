@@ -10,7 +10,7 @@ from pathlib import Path
 
 from har_edge.errors import NodeError
 from har_edge.nodes.build import topics_of
-from har_edge.trials.arena import COORDINATOR, Arena
+from har_edge.trials.arena import CACHE, COORDINATOR, Arena
 from har_edge.trials.faults import Drill, Kind, Outcome
 from har_edge.trials.ground import Ground
 from har_edge.trials.load import Answers, Load
@@ -71,8 +71,9 @@ def open_scene(
     names = [f"device-{number}" for number in range(1, nodes + 1)]
     pipeline = reference.pipeline
     coordinator = ["coordinator", "--model", str(reference.model), "--stages", "3"]
-    # Without recordings, wherever the tests run.
-    with Arena(topics_of(pipeline), ground, folder, environment={"HAR_EDGE_DATA": ""}) as arena:
+    # Without recordings, wherever the tests run; one profile of the model does for all of them.
+    environment = {"HAR_EDGE_DATA": "", CACHE: str(reference.model.parent / "cache")}
+    with Arena(topics_of(pipeline), ground, folder, environment=environment) as arena:
         arena.start(COORDINATOR, *coordinator)
         for name in names:
             if name not in absent:
@@ -84,5 +85,5 @@ def open_scene(
         # As after its first minute: a broker killed before has forgotten who wants results, and some are never seen.
         ground.broker.save()
         load.start()
-        drill = Drill(arena, load, names, coordinator, random.Random(0), margin_s=3.0, hang_s=(2.5, 2.5))
+        drill = Drill(arena, load, names, coordinator, random.Random(0), margin_s=2.0, hang_s=(2.5, 2.5), join_s=1.0)
         yield Scene(arena, drill, load)
