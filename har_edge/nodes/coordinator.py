@@ -146,7 +146,13 @@ class Coordinator:
         self._note_events(self.registry.tick(now), now)
         self._mend(now)
         self._roll(now)
-        outgoing = [*self._flush(), *self._stock.fill(self._wanted()), *self._probe(now), *self._tidy()]
+        outgoing = [
+            *self._flush(),
+            *self._stock.fill(self._wanted()),
+            *self._probe(now),
+            *self._tidy(),
+            *self._clear(now),
+        ]
         self._consider(now)
         self.ended += [self._session(key) for key in self._sweeps.due(self.registry, now)]
         return outgoing
@@ -413,6 +419,13 @@ class Coordinator:
         for epoch in self._mender.works.keys() - epochs:
             del self._mender.works[epoch]
         return self._stock.tidy(self._wanted())
+
+    def _clear(self, now: float) -> list[Outgoing]:
+        """Remove the retained statuses of those that have long been gone."""
+        gone = self.registry.stale(now)
+        for name in gone:
+            self._say(f"{name} has been gone for more than an hour: its status is removed")
+        return [Outgoing(self._setup.topics.status(name), b"", retain=True) for name in gone]
 
     def _probe(self, now: float) -> list[Outgoing]:
         """Ask the current epoch now and then whether it answers, and a new one before sensors switch to it."""

@@ -25,6 +25,8 @@ PAUSE_S = 0.25
 # A node that falls silent again within so long has to be heard for 2 s before it counts, then 4, 8, up to as long.
 AGAIN_S, LEAST_TRIAL_S = 60.0, 2.0
 GRACE_S = 3.0
+# How long a node or sensor must have been stopped or lost, in the hearing of this process, until its status is removed.
+STALE_S = 3600.0
 MAX_PEERS = 256
 MAX_BYTES = 256 * 1024
 Said = TypeVar("Said", NodeStatus, Beat)
@@ -88,13 +90,16 @@ class Registry:
 
     peers: dict[str, Peer] = field(default_factory=dict)
     sensors: dict[str, NodeStatus] = field(default_factory=dict)
+    _silent: dict[str, float] = field(default_factory=dict)  # since when those are that say they are stopped or lost
 
     def note_status(self, name: str, payload: bytes, now: float) -> list[Event]:
         """Take a status; raises MessageError for one that is malformed, too large, or of another node."""
         if not payload:  # a person has removed the node
             self.sensors.pop(name, None)
+            self._silent.pop(name, None)
             return self._drop(name, "is gone: its status was removed")
         status = _decode(decode_status, name, payload, "status")
+        self._note_silence(name, status, now)
         if status.device is None and name not in self.peers:
             if status.role == "sensor":
                 self._note_sensor(name, status)
@@ -117,6 +122,7 @@ class Registry:
     def note_beat(self, name: str, payload: bytes, now: float) -> list[Event]:
         """Take a sign of life; raises MessageError for one that is malformed, too large, or of another node."""
         beat = _decode(decode_beat, name, payload, "beat")
+        self._silent.pop(name, None)  # whatever its status says: something lives there
         peer = self.peers.get(name)
         if peer is None or peer.status is None or peer.status.instance != beat.instance:
             return []  # of a process that has not said who it is, or is not this node any more
@@ -141,6 +147,7 @@ class Registry:
         """Give every node until then to be heard: this process was blind."""
         for peer in self.peers.values():
             peer.deadline = max(peer.deadline, until)
+        self._silent = dict.fromkeys(self._silent, until)
 
     def delay(self, seconds: float) -> None:
         """Give every node so much more time: this process did not listen for as long."""
@@ -159,6 +166,13 @@ class Registry:
                 peer.lost = f"no beat for {now - peer.heard:.1f} s" if peer.heard else "it was never heard"
                 events += self._changed(peer, before)
         return events
+
+    def stale(self, now: float) -> list[str]:
+        """Return those that have been stopped or lost for long, once each."""
+        found = sorted(name for name, since in self._silent.items() if now > since + STALE_S)
+        for name in found:
+            del self._silent[name]
+        return found
 
     def health(self, name: str) -> Health:
         peer = self.peers.get(name)
@@ -180,6 +194,12 @@ class Registry:
     def behind(self, epoch: int) -> list[str]:
         """Return the living sensors that follow a plan and do not send to this epoch."""
         return sorted(name for name, status in self.sensors.items() if status.epoch not in (0, epoch))
+
+    def _note_silence(self, name: str, status: NodeStatus, now: float) -> None:
+        if status.state in ALIVE:
+            self._silent.pop(name, None)
+        elif name in self._silent or len(self._silent) < MAX_PEERS:
+            self._silent.setdefault(name, now)
 
     def _note_sensor(self, name: str, status: NodeStatus) -> None:
         known = self.sensors.get(name)

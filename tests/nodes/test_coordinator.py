@@ -465,3 +465,29 @@ def test_a_crash_during_an_upload_is_mended_at_once(world: World, monkeypatch: p
     world.until(
         lambda: {topic.split("/")[4] for topic, one in world.retained.items() if one and "/chunk/" in topic} == named
     )
+
+
+def test_the_statuses_of_those_that_have_long_been_gone_are_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("har_edge.nodes.registry.STALE_S", 30.0)
+
+    def there() -> set[str]:
+        return {topic.split("/")[4] for topic, one in world.retained.items() if one and topic.endswith("/status")}
+
+    world.crash("b")
+    world.leave("c")
+    world.join("d")
+    world.run(1)
+    world.nodes["d"].hung = True  # lost, but not gone
+    world.run(25)
+    assert "c" not in world.nodes and there() == {"a", "b", "c", "d", "coordinator"}
+    world.join("c")
+    world.run(10)
+    assert there() == {"a", "c", "d", "coordinator"}
+    assert world.said("b has been gone for more than an hour: its status is removed")
+    world.run(40)
+    assert there() == {"a", "c", "d", "coordinator"}
+    assert world.coordinator is not None and set(world.coordinator.registry.peers) == {"a", "c", "d"}
+    world.join("b")
+    world.until(lambda: "b" in world.homes.values(), 30)

@@ -7,7 +7,7 @@ import pytest
 from har_edge.errors import MessageError
 from har_edge.messaging.status import Beat, DeviceCard, NodeStatus, State, encode_beat, encode_status
 from har_edge.nodes.deployment import PROTOCOL
-from har_edge.nodes.registry import GRACE_S, LOST_AFTER_S, MAX_PEERS, Health, Registry
+from har_edge.nodes.registry import GRACE_S, LOST_AFTER_S, MAX_PEERS, STALE_S, Health, Registry
 
 CARD = DeviceCard(PROTOCOL, "m", "Linux", 4, 10**9, "litert", 50.0)
 
@@ -148,3 +148,39 @@ def test_the_number_of_nodes_is_bounded() -> None:
     registry.expect([f"n{number}" for number in range(MAX_PEERS)], 1.0)
     with pytest.raises(MessageError, match="the 257th; at most 256 are watched"):
         registry.note_status("pi", status(), 1.0)
+
+
+@pytest.mark.parametrize("state", [State.STOPPED, State.LOST])
+@pytest.mark.parametrize("more", [{}, {"role": "sensor", "device": None}], ids=["node", "sensor"])
+def test_who_has_long_been_gone_is_stale_once(state: State, more: dict[str, object]) -> None:
+    registry = Registry()
+    registry.note_status("pi", status(**more), 100.0)
+    assert registry.stale(1e6) == []
+    registry.note_status("pi", status(state, **more), 200.0)
+    registry.note_status("pi", status(state, **more), 300.0)  # said again by the broker
+    assert registry.stale(200.0 + STALE_S) == []
+    assert registry.stale(200.1 + STALE_S) == ["pi"] and registry.stale(1e6) == []
+
+
+def test_who_lives_is_never_stale(registry: Registry) -> None:
+    registry.note_status("pi", status(State.LOST), 200.0)
+    registry.note_status("pi", status(), 300.0)
+    assert registry.stale(1e6) == []
+    registry.note_beat("pi", beat(), 300.1)
+    registry.note_status("pi", status(State.STOPPED, instance="i0", started=0.5), 400.0)
+    registry.note_beat("pi", beat(), 400.1)  # that was the last word of an older process of this name
+    assert registry.stale(1e6) == []
+    assert registry.tick(500.0) != []
+    assert registry.stale(1e6) == []  # it is silent, but the broker does not say that it is lost
+
+
+def test_time_without_a_connection_makes_nobody_stale(registry: Registry) -> None:
+    registry.note_status("pi", status(State.LOST), 200.0)
+    registry.pardon(3000.0)
+    assert registry.stale(3000.0 + STALE_S) == [] and registry.stale(3000.1 + STALE_S) == ["pi"]
+
+
+def test_a_status_that_somebody_else_removed_is_not_stale(registry: Registry) -> None:
+    registry.note_status("pi", status(State.LOST), 200.0)
+    registry.note_status("pi", b"", 300.0)
+    assert registry.stale(1e6) == []
