@@ -22,6 +22,8 @@ from har_edge.nodes.worker import LEAVING, Aim, Post
 
 _log = logging.getLogger(__name__)
 BEAT_S = 0.5
+# How often the status is said although nothing changed: somebody may have removed it at the broker.
+SAY_S = 60.0
 # How often a node looks at its stages while one is on its way from one phase to the next.
 LOOK_S = 0.03
 _JOIN_S = 6.0
@@ -87,6 +89,7 @@ class Node:
         self._hire, self._topics = hire, identity.topics
         self._number, self._beat_at, self._said = 0, 0.0, frozenset[tuple[Post, StagePhase]]()
         self._told: tuple[State, int, int] | None = None
+        self._say_at = 0.0
 
     # --- what it is told ----------------------------------------------------------------------------------------------
 
@@ -141,7 +144,7 @@ class Node:
     def tick(self, now: float, reconnects: int, counters: Mapping[str, int] | None = None) -> list[Outgoing]:
         """Bring the workers in line with the plan; return the status and the beat that are due.
 
-        `reconnects` is how often the connection was made anew: then the status is said again.
+        `reconnects` is how often the connection was made anew: then the status is said again, and once in SAY_S.
         """
         self._reconcile()
         if self.state in (State.READY, State.BUSY):
@@ -149,8 +152,8 @@ class Node:
             self._enter(State.BUSY if busy else State.READY)
         outgoing = []
         told = (self.state, reconnects, self.rejected)
-        if told != self._told:
-            self._told, self._beat_at = told, now
+        if told != self._told or now >= self._say_at:
+            self._told, self._beat_at, self._say_at = told, now, now + SAY_S
             outgoing.append(self.status(counters))
         if self.state is not State.INIT and (now >= self._beat_at or self._phases() != self._said):
             outgoing.append(self._beat(now))

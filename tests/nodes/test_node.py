@@ -25,7 +25,7 @@ from har_edge.nodes import arrival
 from har_edge.nodes.arrival import arrive, check_name
 from har_edge.nodes.deployment import Placement, encode_deployment
 from har_edge.nodes.loop import Identity, Stop
-from har_edge.nodes.node import BEAT_S, LOOK_S, Node, posts_of, run_node
+from har_edge.nodes.node import BEAT_S, LOOK_S, SAY_S, Node, posts_of, run_node
 from har_edge.nodes.worker import LEAVING, Aim, Post
 from tests.nodes.deployed import CARD, EPOCH, TOPICS, Said, deployment, generation
 
@@ -140,6 +140,12 @@ def test_a_node_says_how_it_is_when_that_changes_and_after_a_reconnection_and_be
     status, beat = scene.tick(0.01, reconnects=1)
     assert status.state is State.READY and beat.number == 3
     assert scene.tick(0.01, reconnects=1) == []
+
+
+def test_a_status_that_somebody_removed_comes_back(scene):
+    assert states(scene.tick()) == [State.READY]
+    assert states(scene.tick(SAY_S - 0.1)) == [] and states(scene.tick(0.2)) == [State.READY]
+    assert states(scene.tick(1.0)) == [] and states(scene.tick(SAY_S)) == [State.READY]
 
 
 def test_a_beat_goes_out_as_soon_as_a_stage_changes_and_the_status_when_the_first_one_runs(scene):
