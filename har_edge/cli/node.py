@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
     from har_edge.messaging.bus import TakenOver
-    from har_edge.messaging.topics import Topics, check_id
-    from har_edge.nodes.arrival import arrive
+    from har_edge.messaging.topics import Topics, check_node_name
+    from har_edge.nodes.arrival import ROLE, arrive
     from har_edge.nodes.blobs import MAX_BYTES
     from har_edge.nodes.card import read_memory
     from har_edge.nodes.deployment import MAX_BYTES as MAX_PLAN_BYTES
@@ -59,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.planning.pipeline import BrokerConfig
 
     stop, topics = Stop().catch_signals(), Topics(args.base, args.pipeline)
-    name = check_id("name of the node", args.name or host_name())
+    name = check_node_name(args.name or host_name())
     store = Store(args.cache or default_folder(), args.cache_bytes or LIMIT_BYTES)
     max_bytes = min(MAX_BYTES, read_memory() // 4)
     equipment = Equipment(topics, name, lambda session: options.reach(args, session), store, args.threads, max_bytes)
-    identity = Identity(topics, name, "node", options.chosen_client(args, BrokerConfig()).value)
+    identity = Identity(topics, name, ROLE, options.chosen_client(args, BrokerConfig()).value)
     session = identity.session(expiry_s=0, max_payload_bytes=MAX_PLAN_BYTES)
     sys.setswitchinterval(SWITCH_S)
     try:

@@ -245,11 +245,11 @@ def batch_delay(task: Task, batch: int, speed: float | None) -> str:
 
 def identity_of(args: argparse.Namespace, pipeline: Pipeline, node: str, role: str, detail: str) -> Identity:
     """Return what a node says of itself."""
-    from har_edge.messaging.topics import check_id
+    from har_edge.messaging.topics import check_node_name
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.loop import Identity
 
-    check_id("name of the node", node)
+    check_node_name(node)
     return Identity(topics_of(pipeline), node, role, chosen_client(args, pipeline.config.broker).value, detail)
 
 

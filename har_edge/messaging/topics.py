@@ -28,6 +28,8 @@ ALL_SOURCES = "all"
 PROBE = "_probe-"
 # The statuses of all nodes of all pipelines that a broker knows, for whoever looks for one under another name.
 EVERY_STATUS = f"+/{VERSION}/+/node/+/status"
+# The name of the coordinator among the nodes of a pipeline; who else took it would take its session.
+COORDINATOR = "coordinator"
 _ID = re.compile(r"[a-zA-Z0-9_-]+\Z")
 MAX_ID_LENGTH = 128
 
@@ -76,6 +78,13 @@ def check_id(what: str, text: str) -> str:
             f"{what} is {text!r}; expected 1 to {MAX_ID_LENGTH} letters, digits, '_' or '-'; choose another name"
         )
     return text
+
+
+def check_node_name(name: str) -> str:
+    """Return a name that a node may have; raise ConfigError for any other."""
+    if name == COORDINATOR:
+        raise ConfigError(f"name of the node is {name!r}, which is that of the coordinator; choose another with --name")
+    return check_id("name of the node", name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from har_edge.nodes.loop import Identity, Stop, drain
 
 _log = logging.getLogger(__name__)
 Connect = Callable[[Session], Bus]
+ROLE = "node"
 # How long to wait between two attempts to reach a broker that is not there yet.
 RETRY_S = 2.0
 # How long a newcomer waits for a beat of another node of its name.
@@ -67,7 +68,7 @@ def look_at_link(connect: Connect, identity: Identity) -> Link | None:
 def check_name(connect: Callable[[Session], Bus], topics: Topics, node: str, machine: str) -> None:
     """Raise NodeError when a node of this name is alive on another machine: both would take each other's stages.
 
-    On the same machine the younger one takes over, and the older one ends.
+    On the same machine the younger one takes over, and the older one ends. Nor may it be the name of a sensor or stage.
     """
     bus = connect(Session(f"look-{secrets.token_hex(8)}", clean_start=True))
     status: NodeStatus | None = None
@@ -81,6 +82,7 @@ def check_name(connect: Callable[[Session], Bus], topics: Topics, node: str, mac
                 try:
                     if delivery.topic == topics.status(node):
                         status = decode_status(delivery.payload)
+                        _refuse_other(status)
                     elif decode_beat(delivery.payload).instance == (status.instance if status else ""):
                         _refuse(status, machine)
                 except UNREADABLE as error:
@@ -91,6 +93,15 @@ def check_name(connect: Callable[[Session], Bus], topics: Topics, node: str, mac
                 return
     finally:
         bus.close(forget=True)
+
+
+def _refuse_other(status: NodeStatus) -> None:
+    """Refuse the name of a sensor or a stage: it would lose its session, here as on another machine."""
+    if status.state in ALIVE and status.role != ROLE:
+        raise NodeError(
+            f"{status.node!r} is the name of a {status.role} that is alive; expected a name of its own for each: "
+            "choose another one with --name"
+        )
 
 
 def _refuse(status: NodeStatus | None, machine: str) -> None:

@@ -27,7 +27,9 @@ from har_edge.messaging.status import (
     encode_beat,
     encode_status,
 )
+from har_edge.messaging.topics import COORDINATOR
 from har_edge.nodes.blobs import parcel
+from har_edge.nodes.coordinator import NAME
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.planning.catalog import find_model
@@ -339,6 +341,16 @@ def test_a_name_that_lives_on_another_machine_is_refused(crew: Crew, capsys: pyt
 def test_a_name_that_cannot_stand_in_a_topic_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["node", "--name", "my pi", "--broker", "mqtt://127.0.0.1:1"]) == 2
     assert "name of the node is 'my pi'; expected 1 to 128 letters" in capsys.readouterr().err
+
+
+def test_nobody_takes_the_name_of_the_coordinator(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even a node on a host that is called so: it would take the session of the coordinator."""
+    assert NAME == COORDINATOR
+    monkeypatch.setattr("har_edge.cli.node.platform.node", lambda: NAME)
+    assert main(["node", "--broker", "mqtt://127.0.0.1:1"]) == 2
+    assert "'coordinator', which is that of the coordinator; choose another with --name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError, MessageError
 from har_edge.messaging.memory import matches
-from har_edge.messaging.topics import MAX_ID_LENGTH, RETAINED, Kind, Topics, check_id, is_id
+from har_edge.messaging.topics import MAX_ID_LENGTH, RETAINED, Kind, Topics, check_id, check_node_name, is_id
 
 TOPICS = Topics("har", "demo")
 ids = st.from_regex(r"[a-zA-Z0-9_-]{1,128}", fullmatch=True)
@@ -109,3 +109,11 @@ def test_filters_take_their_own_kind_only(stream: str, source: str) -> None:
     }
     for kind, topic in topics.items():
         assert [taken for taken, text in filters.items() if matches(text, topic)] == [kind]
+
+
+def test_a_node_may_have_any_name_but_that_of_the_coordinator() -> None:
+    assert check_node_name("coordinator-1") == "coordinator-1"
+    with pytest.raises(ConfigError, match="'coordinator', which is that of the coordinator; choose another"):
+        check_node_name("coordinator")
+    with pytest.raises(ConfigError, match="name of the node is 'a/b'; expected 1 to 128"):
+        check_node_name("a/b")

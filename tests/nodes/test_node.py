@@ -444,6 +444,19 @@ def test_a_name_that_is_alive_on_another_machine_is_refused():
     )
 
 
+def test_the_name_of_a_sensor_is_refused_while_it_lives(monkeypatch):
+    monkeypatch.setattr(arrival, "_QUIET_S", 0.02)
+    broker = MemoryBroker()
+    bus = broker.connect(Session("other"))
+    for state in (State.LOST, State.READY):
+        bus.publish(TOPICS.status(ME), encode_status(NodeStatus(ME, "sensor", state, "other", 1.0)), retain=True)
+        bus.poll(0)
+        if state is State.LOST:
+            check_name(broker.connect, TOPICS, ME, "m1")
+    with pytest.raises(NodeError, match="'pi-1' is the name of a sensor that is alive; expected a name of its own"):
+        check_name(broker.connect, TOPICS, ME, "m1")
+
+
 @pytest.mark.parametrize(
     ("state", "others"),
     [
