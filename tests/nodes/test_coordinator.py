@@ -491,3 +491,21 @@ def test_the_statuses_of_those_that_have_long_been_gone_are_removed(
     assert world.coordinator is not None and set(world.coordinator.registry.peers) == {"a", "c", "d"}
     world.join("b")
     world.until(lambda: "b" in world.homes.values(), 30)
+
+
+def test_a_coordinator_that_was_started_again_publishes_a_slice_as_soon_as_it_has_cut_it() -> None:
+    world = World(Wish(stages=3))
+    for name in "abc":
+        world.join(name)
+    world.start()
+    world.until(lambda: world.ready)
+    assert world.plan is not None and world.plan.current is not None
+    chunk = TOPICS.chunk(world.plan.current.manifest.slices[1].sha256, 0)
+    good = world.retained[chunk]
+    world.kill()
+    world.start()
+    world.say(chunk, bytes(17), retain=True)
+    world.nodes["b"].failing, world.nodes["b"].lacks = "forged or corrupt", chunk.split("/")[4]
+    world.run(1.5)
+    assert world.said("it is published again") and world.retained[chunk] == bytes(17)  # it has no slices yet
+    world.until(lambda: world.retained[chunk] == good, 10)
