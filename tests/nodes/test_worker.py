@@ -257,11 +257,15 @@ def test_a_stage_that_cannot_be_connected_or_breaks_ends_no_other_and_is_tried_a
     assert "trying again in 0.04 s: RuntimeError: a bug" in caplog.text and "Traceback" in caplog.text
 
 
-def test_who_is_told_to_leave_does_not_wait_for_what_will_not_come(ground):
+def test_who_is_told_to_leave_does_not_wait_for_what_will_not_come(ground, monkeypatch):
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    fetching, failing = (ground.hire("a", deployment, stage) for stage in (0, 1))
+    fetching = ground.hire("a", deployment, 0)
     until(lambda: "fetching 1 of 1 files" in fetching.report(0.0).detail, "it fetches nothing")
-    failing._fail = lambda aim, detail: failing._rest(aim, 1000.0)  # type: ignore[method-assign]
+    monkeypatch.setattr(worker_module, "FETCH_TIMEOUT_S", 0.05)
+    for name in ("_BACKOFF_S", "_BACKOFF_CAP_S"):
+        monkeypatch.setattr(worker_module, name, 1000.0)
+    failing = ground.hire("a", deployment, 1)
+    reached(failing, StagePhase.FAILED)
     for worker in (fetching, failing):
         worker.direct(Aim.LEAVE)
         worker.join(10.0)
