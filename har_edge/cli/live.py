@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from har_edge.messaging.text import escape
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -60,7 +62,7 @@ class Board:
             if row.last.result.missing
         ]
         # Text and not str, in which brackets that come from the network would be markup.
-        caption = Text("; ".join(lacking)) if lacking else None
+        caption = Text(escape("; ".join(lacking))) if lacking else None
         table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
         # On a narrow terminal only the names of activities give way.
         names_width = max(8, (columns - _OTHER_COLUMNS) // 2)
@@ -85,7 +87,7 @@ class Board:
                 f"{row.correct / row.scored:.3f}" if row.scored else "-",
             ]
             table.add_row(
-                *map(Text, cells),
+                *map(Text, map(escape, cells)),
                 style=None if not known or result.truth == result.label_id else "yellow",
             )
         return table

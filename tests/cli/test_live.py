@@ -77,3 +77,12 @@ def test_brackets_from_the_network_are_no_markup() -> None:
     board.add(Arrival(msgspec.structs.replace(odd.result, label="[/red]"), odd.arrived))
     text = "".join(drawn(board, 120))
     assert "[/red]" in text and "[/b]" in text
+
+
+def test_what_the_network_says_cannot_move_the_cursor() -> None:
+    board = Board({7: "\x9b1mx"})
+    odd = arrival(stream="\x1b[2J", missing=["\x1b]0;t\x07"])
+    board.add(Arrival(msgspec.structs.replace(odd.result, label="\x1b[31m"), odd.arrived))
+    text = "".join(drawn(board, 120))
+    assert all(shown in text for shown in (r"\x1b[2J", r"\x1b[31m", r"\x9b1mx", r"\x1b]0;t\x07"))
+    assert "\x1b" not in text and "\x9b" not in text
