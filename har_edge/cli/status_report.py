@@ -220,7 +220,6 @@ def _counts(seen: Snapshot) -> Text:
         ("errors", counts.errors, True),
         ("dropped at sensors", counts.dropped, True),
         ("resent", counts.resent, False),
-        ("foreign", counts.foreign, False),
         ("unusable here", counts.unusable, True),
     )
     for number, (name, value, bad) in enumerate(shown):

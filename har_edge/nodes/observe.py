@@ -370,7 +370,6 @@ class Observer:
             lost=sum(report.lost for report in reports.values()) + add("given_up", others),
             errors=sum(report.errors for report in reports.values()) + add("rejected", others),
             dropped=add("dropped", counters),
-            foreign=add("foreign", counters),
             resent=add("resent", counters),
             unusable=self.unusable,
         )

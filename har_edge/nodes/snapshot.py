@@ -95,13 +95,12 @@ class CountsView(msgspec.Struct, frozen=True):
     """What was not answered, added up over all living nodes since their start.
 
     `lost` windows were given up; `errors` are unusable messages; `dropped` windows of live devices never left;
-    `foreign` were for stages of another epoch (no loss); `resent` were sent again; `unusable` messages came to us.
+    `resent` ones were sent again; `unusable` messages came to us.
     """
 
     lost: int
     errors: int
     dropped: int
-    foreign: int
     resent: int
     unusable: int
 

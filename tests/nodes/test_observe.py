@@ -131,18 +131,17 @@ def test_the_longest_of_two_branches_counts() -> None:
 
 def test_losses_are_counted_once_a_node() -> None:
     observer = observe(
-        SAID.status("a", counters={"given_up": 3, "rejected": 2, "foreign": 5}),
+        SAID.status("a", counters={"given_up": 3, "rejected": 2}),
         SAID.beat("a", WALL, report(0, lost=3, errors=2)),
         SAID.status("chest", "sensor", counters={"dropped": 4, "resent": 6, "rejected": 1}),
         SAID.status("old", state=State.STOPPED, counters={"dropped": 100}),
         Delivery(TOPICS.beat("a"), b"{", (1, 1)),
     )
     counts = observer.snapshot(1.0, WALL).counts
-    assert (counts.lost, counts.errors, counts.dropped, counts.foreign, counts.resent, counts.unusable) == (
+    assert (counts.lost, counts.errors, counts.dropped, counts.resent, counts.unusable) == (
         3,
         3,
         4,
-        5,
         6,
         1,
     )
