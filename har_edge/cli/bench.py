@@ -138,22 +138,19 @@ def _planner(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]
         [read_cpu(part) for part in text.split(",")] for text in args.cpus or ("0.2,0.1,0.05", "0.1,0.05", "0.05,0.2")
     ]
     rows = _measure(args, bench, subjects, beds)
-    print(
-        f"\n{'model':34}{'devices':>16}{'used':>16}{'predicted':>11}{'measured':>10}{'error':>8}{'drift':>7}{'corrected':>11}"
-    )
+    print(f"\n{'model':34}{'devices':>16}{'used':>16}{'predicted':>11}{'measured':>10}{'error':>8}  cuts")
     worst = 0.0
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.model, row.cpus), []).append(row)
     for (model, cpus), group in groups.items():
-        raw, error = (median(getattr(row, name) for row in group) for name in ("raw_error", "error"))
+        error = median(row.error for row in group)
         worst = max(worst, abs(error))
         print(
-            f"{model:34}{cpus:>16}{group[-1].used:>16}{group[-1].predicted_s * 1000:>8.1f} ms"
-            f"{median(row.period_s for row in group) * 1000:>7.1f} ms{raw:>+8.0%}"
-            f"{median(row.drift for row in group):>7.2f}{error:>+11.0%}"
+            f"{model:34}{cpus:>16}{group[-1].used:>16}{median(row.predicted_s for row in group) * 1000:>8.1f} ms"
+            f"{median(row.period_s for row in group) * 1000:>7.1f} ms{error:>+8.0%}  {group[-1].cuts or 'none'}"
         )
-    print(f"largest error {worst:.0%}, corrected for the drift of this machine; rows in {args.out / 'measured.csv'}")
+    print(f"largest error {worst:.0%}; rows in {args.out / 'measured.csv'}")
     return 0
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 import msgspec
 
 from har_edge.graph.model import Model, read_model
-from har_edge.inference.measure import time_whole
 from har_edge.messaging.address import read_address
 from har_edge.messaging.bus import Session
 from har_edge.messaging.mqtt import open_bus
@@ -22,6 +21,7 @@ from har_edge.planning.profile import Profile, load_profile, store_profile
 from har_edge.testbed.limits import Device, Layout, Limits
 from har_edge.testbed.testbed import Testbed
 from har_edge.trials.emulation import Pace, run_stages
+from har_edge.trials.gauge import gauge
 from har_edge.trials.rows import Row, append_row, read_rows
 from har_edge.trials.subject import Subject, cut_subject, make_windows
 
@@ -29,7 +29,8 @@ from har_edge.trials.subject import Subject, cut_subject, make_windows
 TCP_SHARE = 1448 / 1514
 LATENCY_S = 0.0001
 _IMAGES = 8
-_CHECKS, _REPEATS, _ROUNDS = 5, 7, 3
+_REPEATS, _ROUNDS = 7, 3
+_GAUGE_S = 5.0
 _IN_FLIGHT = 4  # windows under way for each device
 _FILE = "measured.csv"
 
@@ -73,23 +74,30 @@ class Bench:
         for row in self.rows:
             if row.key == wanted:
                 return row
-        model = read_model(subject.path)
-        plan = plan_for(model, profile, layout)
-        row = self._run(subject, profile, plan, layout, repeat)
+        nominal = {device.name: device.limits.cpu or 1.0 for device in layout.devices}
+        cuts = plan_for(read_model(subject.path), profile, layout, nominal).cuts
+        row = self._run(subject, profile, cuts, layout, repeat)
         append_row(row, self.folder / _FILE)
         self.rows.append(row)
         self.tell(row)
         return row
 
-    def _run(self, subject: Subject, profile: Profile, plan: Plan, layout: Layout, repeat: int) -> Row:
+    def _run(self, subject: Subject, profile: Profile, cuts: tuple[int, ...], layout: Layout, repeat: int) -> Row:
+        """Cut, ask every device how fast it runs the model, foresee, run.
+
+        Which device takes which slice, and what is foreseen, rests on the speeds that the devices show just before.
+        """
         asked, cpu = self.conditions, {device.name: device.limits.cpu or 1.0 for device in layout.devices}
-        cuts = "-".join(map(str, plan.cuts)) or "whole"
-        folder = self.folder / f"{subject.name}-{profile.model_sha256[:12]}-{cuts}"
-        pipeline = cut_subject(subject, plan.cuts, folder, "bench")
-        pace = Pace(_IN_FLIGHT * len(plan.stages), asked.warm_s, asked.seconds, asked.windows)
-        whole_s = time_whole(read_model(subject.path), repeats=_CHECKS, clock=time.thread_time)
-        with Testbed(layout) as bed, run_stages(bed, pipeline, plan.devices) as stages:
-            measured = stages.measure(make_windows(pipeline, _IMAGES), pace)
+        folder = self.folder / f"{subject.name}-{profile.model_sha256[:12]}-{'-'.join(map(str, cuts)) or 'whole'}"
+        pipeline = cut_subject(subject, cuts, folder, "bench")
+        pace = Pace(_IN_FLIGHT * (len(cuts) + 1), asked.warm_s, asked.seconds, asked.windows)
+        with Testbed(layout) as bed:
+            took_s = gauge(bed, list(cpu), subject.path, _GAUGE_S)
+            assert profile.whole_s is not None  # it has just run on every device
+            speeds = {name: profile.whole_s / seconds for name, seconds in took_s.items()}
+            plan = plan_for(read_model(subject.path), profile, layout, speeds, cuts)
+            with run_stages(bed, pipeline, plan.devices) as stages:
+                measured = stages.measure(make_windows(pipeline, _IMAGES), pace)
         used = [cpu[name] for name in plan.devices]
         return Row(
             model=subject.name,
@@ -106,20 +114,24 @@ class Bench:
             period_s=round(measured.period_s, 6),
             predicted_s=round(plan.bottleneck_s, 6),
             link_s=round(max(stage.link_s for stage in plan.stages), 6),
-            whole_s=round(whole_s, 6),
-            profile_whole_s=round(profile.whole_s or whole_s, 6),
+            speeds=_joined(round(speeds[name], 4) for name in plan.devices),
             busy=" ".join(f"{s / measured.seconds / c:.2f}" for s, c in zip(measured.busy_s, used, strict=True)),
             stage_ms=" ".join(f"{s / measured.windows * 1000:.2f}" for s in measured.busy_s),
             latency_s=round(measured.latency_s, 4),
         )
 
 
-def plan_for(model: Model, profile: Profile, layout: Layout) -> Plan:
-    """Return the plan of most windows a second for the devices of a bed, without replicas."""
+def plan_for(
+    model: Model, profile: Profile, layout: Layout, speeds: Mapping[str, float], cuts: tuple[int, ...] | None = None
+) -> Plan:
+    """Return the plan of most windows a second for the devices of a bed, without replicas, with these cuts if any.
+
+    `speeds` are those of the devices, as factors on the profile.
+    """
     entries = [
         DeviceEntry(
             device.name,
-            speed=device.limits.cpu or 1.0,
+            speed=speeds[device.name],
             link_bytes_per_s=(device.limits.link_bits_per_s or 40e9) / 8 * TCP_SHARE,
             latency_s=LATENCY_S,
             duplex=True,
@@ -128,7 +140,7 @@ def plan_for(model: Model, profile: Profile, layout: Layout) -> Plan:
     ]
     devices, _ = make_devices(DevicesFile(entries), Path("bench"), profile)
     scene = make_scene(model, profile.bounds, devices, replicas=1, sensors=Sensors.TOGETHER)
-    return make_plan(scene, Objective.THROUGHPUT)
+    return make_plan(replace(scene, cuts=cuts), Objective.THROUGHPUT)
 
 
 def _measure(model: Model, link_bits_per_s: int) -> Profile:

@@ -19,7 +19,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `cuts` the operators it cuts before; all three joined by spaces. `windows` were answered in `seconds`; `busy` is the
     part of its quota that each stage took, `stage_ms` its processor milliseconds a window. `latency_s` holds for
     `in_flight` windows under way. `predicted_s` is the planner's bottleneck, `link_s` that of the links alone;
-    `whole_s` is what the whole model took without limits just before: the speed of a machine drifts.
+    `speeds` are those that the devices in use showed just before, as factors on the profile.
     """
 
     model: str
@@ -36,8 +36,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     period_s: float
     predicted_s: float
     link_s: float
-    whole_s: float
-    profile_whole_s: float
+    speeds: str
     busy: str
     stage_ms: str
     latency_s: float
@@ -53,24 +52,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return len(self.cpus.split())
 
     @property
-    def drift(self) -> float:
-        """How much slower the machine was than when the profile was made."""
-        return self.whole_s / self.profile_whole_s
-
-    @property
     def error(self) -> float:
-        """How far the prediction was off, as a part of what was measured; the drift of the machine is taken out.
-
-        Links do not drift.
-        """
-        return (
-            max(self.link_s, self.predicted_s * self.drift if self.predicted_s > self.link_s else 0.0) / self.period_s
-            - 1
-        )
-
-    @property
-    def raw_error(self) -> float:
-        """The same without a correction for drift."""
+        """How far the prediction was off, as a part of what was measured."""
         return self.predicted_s / self.period_s - 1
 
 
