@@ -54,6 +54,7 @@ class Course:
         self._fitted = deployment
         self._progress_at = 0.0
         self._was_here, self._was_away, self._echo_at = False, False, math.inf
+        self._away_since, self._is_gone = 0.0, False
 
     @property
     def filters(self) -> list[str]:
@@ -117,20 +118,21 @@ class Course:
     def _echo(self, now: float, connected: bool) -> list[Kept]:
         """Return what was answered around the last loss of the connection, once, when all sensors should be back."""
         if not connected and self._was_here:
-            self._was_here, self._was_away = False, True
+            self._was_here, self._was_away, self._away_since = False, True, now
             self._outbox.start_echo()
         elif connected:
             if self._was_away:
                 self._echo_at = now + ECHO_S
             self._was_here, self._was_away = True, False
+        self._is_gone = self._was_away and 0 < self._give_up_s < now - self._away_since
         if now < self._echo_at or self._was_away:
             return []
         self._echo_at = math.inf
         return self._outbox.take_echo()
 
     def is_done(self, pending: int) -> bool:
-        """Tell whether every window is answered, and an echo that others may need has been sent."""
-        return not self.open and not self._was_away and self._echo_at == math.inf
+        """Tell whether every window is answered, and an echo that others may need has been sent, or never can be."""
+        return not self.open and (self._is_gone or (not self._was_away and self._echo_at == math.inf))
 
     def is_hopeless(self, now: float) -> bool:
         """Tell whether windows are open and no answer has come for too long."""

@@ -171,6 +171,20 @@ def test_a_plan_that_cannot_be_read_is_dropped_counted_and_logged(caplog):
     assert course.epoch == 1 and "the plan was removed; going on as it was" in caplog.text
 
 
+def test_who_has_every_answer_waits_for_a_lost_broker_but_not_for_ever():
+    _, course = course_of(give_up_s=120.0)
+    for now, connected, done in [(0, True, True), (1, False, False), (120, False, False), (122, False, True)]:
+        course.again(float(now), connected=connected, kept=False)
+        assert course.is_done(0) is done, now
+    for now, done in [(123, False), (132, True)]:  # it comes back after all
+        course.again(float(now), connected=True, kept=False)
+        assert course.is_done(0) is done, now
+    _, patient = course_of(give_up_s=0.0)
+    for now, connected in [(0, True), (1, False), (9999, False)]:
+        patient.again(float(now), connected=connected, kept=False)
+    assert not patient.is_done(0)
+
+
 def test_an_older_revision_is_not_followed_but_another_coordinator_is():
     _, course = course_of()
     course.take(plan(plan_of(5, revision=9)), 0.0)
