@@ -12,11 +12,11 @@ from har_edge.cli import options
 if TYPE_CHECKING:
     from har_edge.graph.model import Model
     from har_edge.messaging.bus import Outgoing
-    from har_edge.nodes.charge import Setup
+    from har_edge.nodes.coordination.charge import Setup
+    from har_edge.nodes.coordination.replan import Wish
+    from har_edge.nodes.coordination.workshop import Planner
     from har_edge.nodes.deployment import Generation
     from har_edge.nodes.loop import Identity
-    from har_edge.nodes.replan import Wish
-    from har_edge.nodes.workshop import Planner
     from har_edge.planning.pipeline import PipelineConfig
     from har_edge.planning.profile import Profile
 
@@ -85,10 +85,10 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.messaging.bus import Session, TakenOver
     from har_edge.messaging.text import escape
     from har_edge.messaging.topics import Topics
-    from har_edge.nodes.coordinator import NAME, Coordinator
-    from har_edge.nodes.helm import run_coordinator
+    from har_edge.nodes.coordination.coordinator import NAME, Coordinator
+    from har_edge.nodes.coordination.helm import run_coordinator
+    from har_edge.nodes.coordination.workshop import Workshop
     from har_edge.nodes.loop import Identity, Stop
-    from har_edge.nodes.workshop import Workshop
     from har_edge.planning.pipeline import BrokerConfig
 
     stop = Stop().catch_signals()
@@ -127,10 +127,10 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
     from har_edge.errors import ConfigError
     from har_edge.graph.model import read_model
     from har_edge.graph.state import state_of
-    from har_edge.nodes.charge import Setup
+    from har_edge.nodes.coordination.charge import Setup
+    from har_edge.nodes.coordination.workshop import Planner
     from har_edge.nodes.cutting import read_companions, settle_reducers
     from har_edge.nodes.deployment import VERSION, Deployment, decode_deployment, encode_deployment
-    from har_edge.nodes.workshop import Planner
     from har_edge.planning.catalog import find_model
     from har_edge.planning.devices import load_devices
     from har_edge.planning.pipeline import PipelineConfig
@@ -185,7 +185,7 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
 def _profile(args: argparse.Namespace, model: Model) -> Profile:
     """Return what the model costs here; what messages cost is measured on a broker of our own."""
     from har_edge.cli.profile import device_name, measure_through_broker
-    from har_edge.nodes.workshop import reference_profile
+    from har_edge.nodes.coordination.workshop import reference_profile
 
     device = device_name(None)
     alone = argparse.Namespace(broker=None, client=args.client, protocol=args.protocol)
@@ -193,7 +193,7 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
 
 
 def _wish(args: argparse.Namespace) -> Wish:
-    from har_edge.nodes.replan import Wish
+    from har_edge.nodes.coordination.replan import Wish
     from har_edge.planning.plan import Objective
 
     cuts = None if args.cuts is None else tuple(sorted(set(args.cuts)))

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from har_edge.messaging.bus import Bus, Session
-    from har_edge.nodes.checkup import Checkup
-    from har_edge.nodes.permissions import Role
-    from har_edge.nodes.reception import Finding
+    from har_edge.nodes.sight.checkup import Checkup
+    from har_edge.nodes.sight.permissions import Role
+    from har_edge.nodes.sight.reception import Finding
 
 HELP = "find out what is wrong with a deployment, from the broker to the flow of windows, and how to mend it"
 ROLES = ("node", "sensor", "coordinator", "watcher", "operator")
@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
 def _checkup(args: argparse.Namespace) -> Checkup:
     from har_edge.messaging.mqtt import Protocol
     from har_edge.messaging.topics import Topics
-    from har_edge.nodes.checkup import Checkup
-    from har_edge.nodes.reception import Reception
+    from har_edge.nodes.sight.checkup import Checkup
+    from har_edge.nodes.sight.reception import Reception
     from har_edge.nodes.store import Store, default_folder
     from har_edge.planning.pipeline import BrokerConfig
 
@@ -62,7 +62,7 @@ def _checkup(args: argparse.Namespace) -> Checkup:
 
 
 def _roles(args: argparse.Namespace, username: str | None) -> frozenset[Role]:
-    from har_edge.nodes.permissions import Role
+    from har_edge.nodes.sight.permissions import Role
 
     chosen = args.role or (username if username in ROLES else "all")
     return frozenset(Role) if chosen == "all" else frozenset({Role(chosen)})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from har_edge.messaging.topics import Topics
     from har_edge.nodes.loop import Stop
-    from har_edge.nodes.snapshot import Snapshot
+    from har_edge.nodes.sight.snapshot import Snapshot
 
 HELP = "show what is deployed, how it does, and whether a window goes through"
 # How long beats are gathered before anything is said: somewhat longer than a node may be silent.
@@ -51,9 +51,9 @@ def look(args: argparse.Namespace, topics: Topics, stop: Stop) -> Iterator[Snaps
     import secrets
 
     from har_edge.messaging.bus import Session
-    from har_edge.nodes.observe import Observer
+    from har_edge.nodes.sight.observe import Observer
+    from har_edge.nodes.sight.trial import Trial
     from har_edge.nodes.store import Store, default_folder
-    from har_edge.nodes.trial import Trial
 
     name = f"{topics.base}-{topics.pipeline}-status-{secrets.token_hex(4)}"
     bus = options.reach(args, Session(name, clean_start=True))
@@ -86,7 +86,7 @@ def _print(snapshots: Iterator[Snapshot], *, as_json: bool) -> Snapshot | None:
     from rich.console import Console
 
     from har_edge.cli.status_report import draw
-    from har_edge.nodes.snapshot import encode_snapshot
+    from har_edge.nodes.sight.snapshot import encode_snapshot
 
     last, console = None, Console(highlight=False)
     for last in snapshots:

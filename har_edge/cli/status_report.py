@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from har_edge.nodes.snapshot import EpochView, FlowView, NodeView, Snapshot, StageView
+    from har_edge.nodes.sight.snapshot import EpochView, FlowView, NodeView, Snapshot, StageView
 
 # From these widths on there is room for more columns.
 WIDE, WIDER = 100, 118

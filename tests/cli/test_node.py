@@ -29,7 +29,7 @@ from har_edge.messaging.status import (
 )
 from har_edge.messaging.topics import COORDINATOR
 from har_edge.nodes.blobs import parcel
-from har_edge.nodes.coordinator import NAME
+from har_edge.nodes.coordination.coordinator import NAME
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.planning.catalog import find_model

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from har_edge.messaging.status import StagePhase
-from har_edge.nodes.snapshot import Snapshot
+from har_edge.nodes.sight.snapshot import Snapshot
 from tests.cli.deployed import NODES, Stand
 from tests.cli.fleet import Fleet
 from tests.nodes.deployed import report

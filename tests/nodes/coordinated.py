@@ -22,13 +22,13 @@ from har_edge.messaging.status import (
     encode_status,
 )
 from har_edge.messaging.topics import PROBE, Kind, Topics
-from har_edge.nodes.charge import Setup
-from har_edge.nodes.coordinator import NAME, Coordinator
+from har_edge.nodes.coordination.charge import Setup
+from har_edge.nodes.coordination.coordinator import NAME, Coordinator
+from har_edge.nodes.coordination.helm import Helm
+from har_edge.nodes.coordination.mending import Work
+from har_edge.nodes.coordination.replan import Draft, Order, Wish
 from har_edge.nodes.deployment import PROTOCOL, Deployment, Generation, Phase, Placement, decode_deployment
-from har_edge.nodes.helm import Helm
 from har_edge.nodes.loop import Identity
-from har_edge.nodes.mending import Work
-from har_edge.nodes.replan import Draft, Order, Wish
 from har_edge.nodes.results import Result, encode_results
 from har_edge.planning.pipeline import PipelineConfig
 from har_edge.planning.relocate import Forecast

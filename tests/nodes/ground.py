@@ -16,8 +16,8 @@ from har_edge.messaging.topics import Topics
 from har_edge.nodes.blobs import parcel
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
+from har_edge.nodes.device.worker import Aim, Equipment, Post, Worker
 from har_edge.nodes.store import Store
-from har_edge.nodes.worker import Aim, Equipment, Post, Worker
 from har_edge.planning.pipeline import Pipeline
 
 EPOCH = 1000

@@ -1,0 +1,1 @@
+"""The coordinator: watches nodes, plans, and moves slices while data flows."""

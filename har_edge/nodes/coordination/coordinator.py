@@ -1,0 +1,465 @@
+"""The coordinator: watches nodes, places stages, and changes cuts while data flows (docs/deploy.md has the rules).
+
+A pure machine: messages and the time go in, messages to publish come out. All that it must remember over a restart
+stands in the plan that it retains; slow work is asked for with an Order and answered with a Draft.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import msgspec
+
+from har_edge.errors import MessageError
+from har_edge.messaging.bus import Delivery, Outgoing
+from har_edge.messaging.status import State
+from har_edge.messaging.topics import Kind
+from har_edge.nodes.coordination.charge import Setup, arrangement_of, hashes_of
+from har_edge.nodes.coordination.mending import Mender
+from har_edge.nodes.coordination.probing import Probing
+from har_edge.nodes.coordination.registry import (
+    BLIND_S,
+    GRACE_S,
+    LOST_AFTER_S,
+    PAUSE_S,
+    Event,
+    Health,
+    Registry,
+    names_in,
+)
+from har_edge.nodes.coordination.replan import Draft, Order, Replan
+from har_edge.nodes.coordination.rollout import Outcome, Rollout, Step, Verdict, go_on, is_running, unready
+from har_edge.nodes.coordination.roster import Roster
+from har_edge.nodes.coordination.stock import Stock
+from har_edge.nodes.coordination.sweeps import Sweeps
+from har_edge.nodes.deployment import VERSION, Deployment, Generation, Phase, encode_deployment, session_name
+from har_edge.nodes.follow import read_deployment
+from har_edge.planning.pipeline import BrokerConfig
+from har_edge.planning.relocate import Key
+
+_log = logging.getLogger(__name__)
+NAME = "coordinator"
+# How long after the connection what is retained may take to come.
+RETAINED_S = 1.0
+LOADING_S = 120.0
+_EVENTFUL = frozenset({Health.LOST, Health.GONE, Health.LEAVING})
+
+
+class Coordinator:
+    """See the module. `lines` are what a person should read, `orders` go to the planner, `ended` to whoever deletes
+    sessions; `successor` names a younger coordinator that has taken over."""
+
+    def __init__(self, setup: Setup, now: float) -> None:
+        self.registry, self.rollout = Registry(), Rollout()
+        self.deployment: Deployment | None = None
+        self.lines: list[str] = []
+        self.orders: list[Order] = []
+        self.ended: list[str] = []
+        self.successor = ""
+        self.moved = self.switched = self.withdrawn = self.rejected = 0
+        self._setup = setup
+        self._stock = Stock(setup.topics, {setup.hashes[name]: content for name, content in setup.files.items()})
+        self._mender = Mender(self.registry)
+        self._roster = Roster(self.registry, self._mender.works_of)
+        self._sweeps = Sweeps()
+        # One asks the current epoch, the other a generation that may become it.
+        self._probing, self._trial = Probing(f"{setup.author}-a"), Probing(f"{setup.author}-b")
+        self._replan = Replan(setup.wish, setup.margin, setup.settle_s)
+        self._found: Deployment | None = None
+        self._epoch = setup.first_epoch - 1
+        self._read_at = float("inf")
+        self._ticked, self._changed_at, self._reconnects = now, now, -1
+        self._dirty = self._was_ready = False
+        self._before = ""  # whose plan was adopted: an old broker may retain it again, by a clock that was ahead
+        self._trouble = self._waiting = ""
+
+    @property
+    def filters(self) -> list[str]:
+        """What to subscribe to."""
+        topics = self._setup.topics
+        return [topics.plan(), topics.status("+"), topics.beat("+"), self._stock.filter, topics.result("+")]
+
+    @property
+    def state(self) -> State:
+        """INIT until a first probe came back; then READY while probes do, BUSY while none does."""
+        if self.deployment is not None and self._probing.is_ready(self.deployment.epoch):
+            return State.READY
+        return State.BUSY if self._was_ready else State.INIT
+
+    @property
+    def detail(self) -> str:
+        """What stands in the status for people."""
+        current = self.deployment.current if self.deployment else None
+        if current is None:
+            return self._trouble or self._waiting or "nothing is deployed yet"
+        step = "" if self.rollout.step is Step.IDLE else f"rollout: {self.rollout.step.value}"
+        parts = [arrangement_of(current), unready(self.registry, current), step, self._waiting, self._trouble]
+        return f"epoch {current.epoch}: {'; '.join(filter(None, parts))}"
+
+    @property
+    def counters(self) -> dict[str, int]:
+        deployment, current = self.deployment, self.deployment.current if self.deployment else None
+        return {
+            "epoch": deployment.epoch if deployment else 0,
+            "revision": deployment.revision if deployment else 0,
+            "stages": len(current.manifest.slices) if current else 0,
+            "nodes": len(self.registry.live()),
+            "probe_us": round(self._probing.took_s * 1e6),
+            "relocations": self.moved,
+            "rollouts": self.switched,
+            "withdrawn": self.withdrawn,
+            "rejected": self.rejected,
+        }
+
+    def note_link(self, connected: bool, reconnects: int, unsent: int, now: float) -> None:
+        """Take note of our own connection: without it, or just after it came back, silence tells nothing of others.
+
+        `unsent` is how many messages the broker has not taken yet.
+        """
+        self._stock.make_room(unsent)
+        if not connected:
+            self.registry.pardon(now + GRACE_S)
+            return
+        if reconnects != self._reconnects:
+            if self._reconnects >= 0:
+                self._say("the connection to the broker is back: everybody gets time to be heard")
+            self._reconnects, self._read_at = reconnects, now + RETAINED_S
+            self._stock.forget_broker()
+            self._dirty = self.deployment is not None  # the broker may have lost it
+            self._probing.doubt(now)
+            self.registry.pardon(now + GRACE_S)
+
+    def handle(self, delivery: Delivery, now: float) -> list[Outgoing]:
+        """Take one message; return what it makes urgent. What cannot be used is dropped, counted and logged."""
+        try:
+            urgent = self._take(delivery, now)
+        except MessageError as error:
+            self.rejected += 1
+            _log.warning("dropped %s: %s", delivery.topic, error)
+            return []
+        return self.tick(now) if urgent else []
+
+    def tick(self, now: float) -> list[Outgoing]:
+        """Do what time and messages have made due; return what to publish, in this order."""
+        pause_s = now - self._ticked
+        if pause_s > BLIND_S:
+            self.registry.pardon(now + LOST_AFTER_S)
+        elif pause_s > PAUSE_S:
+            self.registry.delay(pause_s)
+        self._ticked = now
+        if now < self._read_at:
+            return []
+        if self.deployment is None:
+            self._adopt(now)
+        self._note_events(self.registry.tick(now), now)
+        self._mend(now)
+        self._roll(now)
+        outgoing = [
+            *self._flush(),
+            *self._stock.fill(self._wanted()),
+            *self._probe(now),
+            *self._tidy(),
+            *self._clear(now),
+        ]
+        self._consider(now)
+        self.ended += [self._session(key) for key in self._sweeps.due(self.registry, now)]
+        return outgoing
+
+    def receive(self, draft: Draft, now: float) -> list[Outgoing]:
+        """Take an answer of the planner."""
+        current = self._deployed.current
+        decision = self._replan.judge(draft, current, self._unmet(), now)
+        if decision is None:
+            return []
+        self._stock.add(draft.contents)
+        self._mender.works.update({epoch: works for epoch, works in draft.works.items() if epoch})
+        self._roster.reference_speed = draft.reference_speed or self._roster.reference_speed
+        for remark in draft.remarks:
+            self._say(remark)
+        self._trouble = decision.text if draft.problem else ""
+        if not decision.go:
+            if decision.text:
+                self._say(decision.text)
+            return self.tick(now)
+        gone = [name for name in names_in(draft.placements) if self.registry.health(name) is not Health.LIVE]
+        if gone or self.rollout.step is not Step.IDLE:
+            return self.tick(now)  # made for nodes that are not there any more: it is asked for again
+        assert draft.manifest is not None and draft.forecast is not None
+        self._epoch += 1
+        generation = Generation(
+            self._epoch, draft.manifest, draft.placements, draft.forecast.stages_s, draft.forecast.latency_s
+        )
+        self._mender.works[self._epoch] = tuple(draft.works.get(0, ()))
+        self._replan.started(draft.placements)
+        self._say(
+            f"epoch {self._epoch}: {arrangement_of(generation)}; predicted: a window every "
+            f"{draft.forecast.period_s * 1e3:.3g} ms, each takes {draft.forecast.latency_s * 1e3:.3g} ms; because: "
+            f"{decision.text}"
+        )
+        self.rollout.enter(Step.LOADING, now, generation)
+        return self.tick(now)
+
+    # What comes.
+
+    def _take(self, delivery: Delivery, now: float) -> bool:
+        """Take a message; tell whether it is urgent."""
+        topic = self._setup.topics.read(delivery.topic)
+        events: list[Event] = []
+        if topic.kind is Kind.BEAT:
+            events = self.registry.note_beat(topic.levels[0], delivery.payload, now)
+            failed, lines = self._roster.note_stages(topic.levels[0], self.deployment)
+            self._note_events(events, now)
+            self.lines += lines
+            return self._note_lacks(topic.levels[0], now) or failed
+        if topic.kind is Kind.STATUS and topic.levels[1] == "status" and topic.levels[0] != NAME:
+            events = self.registry.note_status(topic.levels[0], delivery.payload, now)
+        elif topic.kind is Kind.PLAN:
+            self._take_plan(delivery)
+        elif topic.kind is Kind.SLICE:
+            self._stock.handle(delivery)
+        elif topic.kind is Kind.RESULT:
+            return any(one.answer(topic.levels[0], delivery.payload, now) for one in (self._probing, self._trial))
+        self._note_events(events, now)
+        return any(event.health in _EVENTFUL for event in events)
+
+    def _note_events(self, events: list[Event], now: float) -> None:
+        for event in events:
+            if event.health is not Health.NEW:
+                self._say(event.text)
+                self._changed_at = now
+            if event.health is Health.GONE:
+                self._roster.forget(event.node)
+
+    def _note_lacks(self, node: str, now: float) -> bool:
+        """Publish again what a node could not get; tell whether there was such a thing."""
+        lacks = {report.lacks for report in self.registry.reports(node)} & self._wanted() if self.deployment else set()
+        doubted = [sha256 for sha256 in sorted(lacks) if self._stock.doubt(sha256, now)]
+        for sha256 in doubted:
+            self._say(f"node {node} could not get {sha256} from the broker: it is published again")
+        return bool(doubted)
+
+    def _take_plan(self, delivery: Delivery) -> None:
+        """Take a plan: our own, that of an earlier coordinator, or that of a younger one."""
+        if not delivery.payload:
+            self._dirty = self.deployment is not None
+            return
+        try:
+            found = read_deployment(self._setup.topics, delivery.payload)
+        except MessageError:
+            self._dirty = self.deployment is not None  # nodes cannot read it either
+            raise
+        own = (self._setup.started, self._setup.author)
+        if found.author == self._setup.author:
+            return
+        self._epoch = max([self._epoch, *(generation.epoch for generation in found.generations)])
+        if self.deployment is None:
+            self._found = found if self._found is None or found.replaces(self._found) else self._found
+        elif (found.started, found.author) > own and found.author != self._before:
+            self.successor = found.author
+        else:
+            self._say(f"a plan of an older coordinator ({found.author}) came; ours counts")
+            revision = max(found.revision, self.deployment.revision) + 1
+            self.deployment = msgspec.structs.replace(self.deployment, revision=revision)
+            self._dirty = True
+
+    def _adopt(self, now: float) -> None:
+        """Go on with the plan that is retained, or begin one."""
+        setup, found = self._setup, self._found
+        empty = Deployment(VERSION, 0, setup.author, setup.started, setup.config, 0, dict(setup.hashes), ())
+        if found is None:
+            self.deployment = empty
+            return
+        self._before = found.author
+        self.deployment, kept = found, go_on(found, setup.model_sha256)
+        same = msgspec.structs.replace(found.config, epoch=setup.config.epoch, broker=BrokerConfig()) == setup.config
+        if not same or found.files != dict(setup.hashes):
+            self._say("the plan there is for another task: sensors and nodes start anew with this one")
+            kept = empty
+        self._change(
+            msgspec.structs.replace(empty, epoch=kept.epoch, generations=kept.generations, revision=found.revision), now
+        )
+        for generation in kept.generations:
+            self.registry.expect(names_in(generation.placements), now)
+        self.registry.pardon(now + GRACE_S)
+        phases = {kept.phase(one.epoch): one for one in kept.generations}
+        if Phase.PREPARING in phases:
+            self.rollout.enter(Step.PREPARING, now, phases[Phase.PREPARING])
+        elif Phase.DRAINING in phases:
+            self.rollout.enter(Step.DRAINING, now, kept.current)
+        self._say(f"adopted the plan of {found.author}, revision {found.revision}: {self.detail}")
+
+    # What is done about it.
+
+    @property
+    def _deployed(self) -> Deployment:
+        assert self.deployment is not None
+        return self.deployment
+
+    def _mend(self, now: float) -> None:
+        """Give every stage that sensors need a node that lives."""
+        self._roster.look(self._deployed, now)
+        mended, moves = self._mender.mend(self._deployed, self._roster.candidates(), self._roster.failing, now)
+        if mended == self._deployed:
+            return
+        self._change(mended, now)
+        for move in moves:
+            epoch, stage, replica = move.key
+            which = f"stage {stage}" + (f", replica {replica}," if replica else "")
+            self._say(f"epoch {epoch}: {which} goes from {move.source} to {move.target}: {move.reason}")
+        self.moved += len(moves)
+        if moves:
+            self._probing.doubt(now)
+
+    def _roll(self, now: float) -> None:
+        """Look whether the step of the rollout is done."""
+        step, rollout = self.rollout.step, self.rollout
+        if step is Step.LOADING:
+            self._loaded(now)
+        elif step is Step.PREPARING:
+            self._judge(rollout.prepared(self.registry, now), Step.PROBING, now)
+        elif step is Step.PROBING:
+            assert rollout.generation is not None
+            answered = self._trial.is_ready(rollout.generation.epoch)
+            self._judge(rollout.probed(self.registry, answered, now), Step.DRAINING, now)
+        elif step is Step.DRAINING:
+            self._judge(rollout.drained(self._deployed, self.registry, now), Step.IDLE, now)
+
+    def _loaded(self, now: float) -> None:
+        """Publish the generation once the broker has all its slices."""
+        generation, deployment = self.rollout.generation, self._deployed
+        assert generation is not None
+        missing = self._stock.missing(hashes_of(generation) | set(deployment.files.values()))
+        if not missing:
+            self._change(msgspec.structs.replace(deployment, generations=(*deployment.generations, generation)), now)
+            self.rollout.enter(Step.PREPARING, now)
+        elif now > self.rollout.since + LOADING_S:
+            text = f"the broker has not taken {len(missing)} files: see its access list and size limit"
+            self._withdraw(Verdict(Outcome.FAILED, text), now)
+
+    def _judge(self, verdict: Verdict, following: Step, now: float) -> None:
+        """Take the rollout to its next step, or withdraw it."""
+        if verdict.outcome is Outcome.FAILED:
+            self._withdraw(verdict, now)
+        if verdict.outcome is not Outcome.DONE:
+            return
+        deployment, generation = self._deployed, self.rollout.generation
+        if verdict.text:
+            self._say(verdict.text)
+        if following is Step.PROBING:
+            self._trial.doubt(now)
+        elif following is Step.DRAINING:
+            assert generation is not None
+            self._change(msgspec.structs.replace(deployment, epoch=generation.epoch), now)
+            self._replan.succeeded()
+            self._probing, self._trial = self._trial, self._probing
+            self.switched, self._trouble = self.switched + 1, ""
+            took = self._probing.took_s
+            self._say(f"epoch {generation.epoch}: a probe came through in {took * 1e3:.3g} ms; sensors switch to it")
+        else:
+            kept = tuple(one for one in deployment.generations if one.epoch == deployment.epoch)
+            gone = [one.epoch for one in deployment.generations if one not in kept]
+            if gone:
+                self._change(msgspec.structs.replace(deployment, generations=kept), now)
+                self._say(f"epoch {', '.join(map(str, gone))} is over")
+        self.rollout.enter(following, now)
+
+    def _withdraw(self, verdict: Verdict, now: float) -> None:
+        """Take a generation back that cannot get ready; the current one stays."""
+        generation = self.rollout.generation
+        assert generation is not None
+        kept = tuple(one for one in self._deployed.generations if one.epoch != generation.epoch)
+        self._change(msgspec.structs.replace(self._deployed, generations=kept), now)
+        if verdict.node:
+            self._roster.ban(verdict.node, now)
+        self.withdrawn += 1
+        wait_s = self._replan.failed(now)
+        self.rollout.enter(Step.IDLE, now)
+        self._trouble = f"epoch {generation.epoch} was withdrawn: {verdict.text}"
+        self._say(f"{self._trouble}; trying again in {wait_s:.0f} s" + (verdict.node and f", without {verdict.node}"))
+
+    def _consider(self, now: float) -> None:
+        """Ask for a plan when there may be a better one."""
+        if self.rollout.step is not Step.IDLE:
+            return
+        candidates, deployment = self._roster.candidates(), self._deployed
+        waiting = "" if candidates else "waiting for nodes: start `har-edge node` on a device"
+        if waiting and waiting != self._waiting:
+            self._say(waiting)
+        self._waiting = waiting
+        order = self._replan.due(
+            candidates, deployment.generations, deployment.epoch, self._unmet(), self._changed_at, now
+        )
+        if order is not None:
+            self.orders.append(order)
+
+    def _unmet(self) -> str:
+        current = self._deployed.current
+        return (
+            self._setup.wish.unmet(current, self._setup.model_sha256, len(self._roster.candidates())) if current else ""
+        )
+
+    # What goes out.
+
+    def _change(self, after: Deployment, now: float) -> None:
+        """Change the plan: a new revision, to be published."""
+        before = self._deployed
+        self.deployment = msgspec.structs.replace(after, revision=before.revision + 1)
+        self._sweeps.note(before, self.deployment, now)
+        self._dirty, self._changed_at = True, now
+
+    def _flush(self) -> list[Outgoing]:
+        if not self._dirty:
+            return []
+        self._dirty = False
+        return [Outgoing(self._setup.topics.plan(), encode_deployment(self._deployed), retain=True)]
+
+    def _wanted(self) -> set[str]:
+        """Return the hashes of everything that is deployed or about to be."""
+        deployment, loading = self._deployed, self.rollout.generation
+        generations = [*deployment.generations, *([loading] if loading is not None else [])]
+        return set(deployment.files.values()).union(*map(hashes_of, generations))
+
+    def _tidy(self) -> list[Outgoing]:
+        """Remove what no generation names: from the broker, and from memory."""
+        if self.rollout.step is not Step.IDLE or self._replan.outstanding is not None:
+            return []
+        epochs = {one.epoch for one in self._deployed.generations}
+        for epoch in self._mender.works.keys() - epochs:
+            del self._mender.works[epoch]
+        return self._stock.tidy(self._wanted())
+
+    def _clear(self, now: float) -> list[Outgoing]:
+        """Remove the retained statuses of those that have long been gone."""
+        gone = self.registry.stale(now)
+        for name in gone:
+            self._say(f"{name} has been gone for more than an hour: its status is removed")
+        return [Outgoing(self._setup.topics.status(name), b"", retain=True) for name in gone]
+
+    def _probe(self, now: float) -> list[Outgoing]:
+        """Ask the current epoch now and then whether it answers, and a new one before sensors switch to it."""
+        outgoing: list[Outgoing] = []
+        current, trial = self._deployed.current, self.rollout.generation
+        if current is not None:
+            ready = self._probing.is_ready(current.epoch)
+            self._was_ready = self._was_ready or ready
+            if is_running(self.registry, current):
+                outgoing += self._ask(self._probing, current, now)
+            elif ready:
+                self._probing.doubt(now)
+        if self.rollout.step is Step.PROBING and trial is not None:
+            outgoing += self._ask(self._trial, trial, now)
+        return outgoing
+
+    def _ask(self, probing: Probing, generation: Generation, now: float) -> list[Outgoing]:
+        stream = probing.next_stream(generation.epoch, now)
+        messages = self._setup.probe(generation, stream) if stream is not None else []
+        # A probe that nobody hears is answered by nobody: there is no point in keeping it.
+        return [replace(message, heard=False) for message in messages]
+
+    def _session(self, key: Key) -> str:
+        epoch, stage, replica = key
+        return session_name(self._setup.topics.base, self._setup.topics.pipeline, epoch, stage, replica)
+
+    def _say(self, text: str) -> None:
+        self.lines.append(text)

@@ -1,0 +1,150 @@
+"""What a broker says to us: whether it is there, lets us in, permits what a deployment needs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from enum import Enum
+
+import msgspec
+
+from har_edge.errors import BrokerError
+from har_edge.messaging.address import Address
+from har_edge.messaging.knock import CREDENTIALS, UNSUPPORTED_VERSION, Terms, knock, reach_port
+from har_edge.messaging.topics import Kind, Topics
+from har_edge.nodes.blobs import CHUNK_BYTES
+from har_edge.nodes.sight.permissions import Connect, Role, Tried, rights_of, try_right
+
+# A broker that takes fewer messages at once starves stages that hold windows until their output is safe.
+RECEIVE_MAX = 64
+
+
+class Verdict(str, Enum):
+    """How a check ended."""
+
+    OK = "ok"
+    WRONG = "wrong"
+    NOT_REACHED = "not reached"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One check: what was found, and where it is wrong, what to do."""
+
+    check: str
+    verdict: Verdict
+    said: str
+    mend: str = ""
+
+
+def passed(check: str, said: str) -> Finding:
+    """Return the finding of a check that found nothing wrong."""
+    return Finding(check, Verdict.OK, said)
+
+
+class Reception:
+    """Checks the broker, step by step; each needs the ones before it."""
+
+    def __init__(
+        self, address: Address, connect: Connect, topics: Topics, roles: Collection[Role], *, mqtt5: bool = True
+    ) -> None:
+        self.address, self.roles = address, frozenset(roles)
+        self._connect, self._topics, self._mqtt5 = connect, topics, mqtt5
+        self._terms: Terms | None = None
+
+    def broker(self, name: str) -> Iterator[Finding]:
+        """Open a TCP connection."""
+        try:
+            reach_port(self.address)
+        except BrokerError as error:
+            mend = "start it (`har-edge broker`, or systemctl start mosquitto), or name another with --broker"
+            yield Finding(name, Verdict.WRONG, str(error), mend)
+            return
+        yield passed(name, f"{self.address.url} takes connections")
+
+    def mqtt(self, name: str) -> Iterator[Finding]:
+        """Shake hands, over TLS where the address says so."""
+        try:
+            self._terms = knock(self.address, mqtt5=self._mqtt5)
+        except BrokerError as error:
+            yield Finding(name, Verdict.WRONG, str(error), self._mend_mqtt())
+            return
+        version = "MQTT 5" if self._mqtt5 else "MQTT 3.1.1"
+        if self._terms.code == UNSUPPORTED_VERSION:
+            yield Finding(name, Verdict.WRONG, f"the broker does not speak {version}", self._mend_mqtt())
+            return
+        yield passed(name, f"{version} over {'TLS' if self.address.tls else 'TCP, not encrypted'}")
+
+    def _mend_mqtt(self) -> str:
+        if self._mqtt5:
+            try:
+                knock(self.address, mqtt5=False)
+            except BrokerError:
+                pass
+            else:
+                return "it does speak MQTT 3.1.1: use Mosquitto 2, or give every node --protocol 3.1.1"
+        if self.address.tls:
+            return "look at --ca-file, and at the port: the one for mqtts:// is 8883 as a rule"
+        return "look at the port, and whether it wants mqtts://"
+
+    def credentials(self, name: str) -> Iterator[Finding]:
+        """See whether the broker knows the user."""
+        assert self._terms is not None
+        who = f"user {self.address.username}" if self.address.username else "nobody in particular"
+        if self._terms.code in CREDENTIALS:
+            mend = "give --username and --password-file (or HAR_EDGE_USERNAME, HAR_EDGE_PASSWORD) of a user it knows"
+            yield Finding(name, Verdict.WRONG, f"the broker does not let {who} in", mend)
+        elif self._terms.code:
+            yield Finding(name, Verdict.WRONG, self._terms.said, "see the log of the broker")
+        else:
+            yield passed(name, f"{who} may connect")
+
+    def settings(self, name: str) -> Iterator[Finding]:
+        """See whether its limits admit slices and stages."""
+        terms = self._terms
+        assert terms is not None
+        if not self._mqtt5:
+            yield passed(name, "MQTT 3.1.1 does not tell them")
+            return
+        least = CHUNK_BYTES + 4096
+        if not terms.retain or not terms.wildcards:
+            what = "retained messages" if not terms.retain else "subscriptions with wildcards"
+            yield Finding(name, Verdict.WRONG, f"the broker permits no {what}", f"permit {what} in its configuration")
+        elif terms.max_packet_bytes is not None and terms.max_packet_bytes < least:
+            said = (
+                f"the broker takes packets of at most {terms.max_packet_bytes} bytes; a piece of a slice takes {least}"
+            )
+            yield Finding(name, Verdict.WRONG, said, "set `max_packet_size 16781312` in its configuration")
+        elif terms.receive_max is not None and terms.receive_max < RECEIVE_MAX:
+            said = (
+                f"the broker takes {terms.receive_max} messages at once, which starves stages; {RECEIVE_MAX} or more do"
+            )
+            yield Finding(name, Verdict.WRONG, said, "set `max_inflight_messages 0` in its configuration")
+        elif not terms.shared:
+            said = "the broker has no shared subscriptions, so stages cannot take turns"
+            yield Finding(name, Verdict.WRONG, said, "use Mosquitto 1.6 or newer, or a broker with MQTT 5 in full")
+        else:
+            packets = "of any size" if terms.max_packet_bytes is None else f"up to {terms.max_packet_bytes} bytes"
+            at_once = "any number" if terms.receive_max is None else str(terms.receive_max)
+            yield passed(
+                name, f"packets {packets}, {at_once} at once; retained, wildcards and shared subscriptions permitted"
+            )
+
+    def rights(self, name: str) -> Iterator[Finding]:
+        """Try every topic of the roles, both ways."""
+        user = self.address.username or "anybody"
+        for right in rights_of(self.roles):
+            ways = [word for word, wanted in (("publish", right.publishes), ("read", right.reads)) if wanted]
+            tried = try_right(self._connect, self._topics, right)
+            check = f"topic {right.kind.value}"
+            if tried.problem:
+                yield Finding(check, Verdict.WRONG, tried.problem, _mend_right(user, ways, tried, self._topics))
+            else:
+                yield passed(check, f"may {' and '.join(ways)}" + (f" ({tried.remark})" if tried.remark else ""))
+
+
+def _mend_right(user: str, ways: list[str], tried: Tried, topics: Topics) -> str:
+    right, kind = "readwrite" if len(ways) > 1 else {"publish": "write", "read": "read"}[ways[0]], tried.right.kind
+    below = f"{topics.prefix}{kind.value}" + ("" if kind is Kind.PLAN else "/#")
+    return (
+        f"permit {user} `topic {right} {below}` in the access list of the broker, or name the role of this user with "
+        "--role; see brokers/README.md"
+    )
