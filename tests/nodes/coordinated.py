@@ -157,7 +157,9 @@ class FakeNode:
         for delivery in self.bus.poll(0):
             self.bus.acknowledge(delivery)
             with contextlib.suppress(MessageError):
-                self.deployment = decode_deployment(delivery.payload)
+                found = decode_deployment(delivery.payload)
+                if self.deployment is None or found.replaces(self.deployment):
+                    self.deployment = found
         if self.bus.traffic.reconnects != reconnects:
             self.say()
         before = dict(self.phases)
@@ -223,11 +225,12 @@ class World:
         self.mouth = self.broker.connect(Session("mouth"))
         self.coordinator: Coordinator | None = None
 
-    def start(self, *, model: str = MODEL) -> Coordinator:
-        """Start a coordinator; an older one is cut off as it would be."""
+    def start(self, *, model: str = MODEL, clock: float | None = None) -> Coordinator:
+        """Start a coordinator, whose clock may be off; an older one is cut off as it would be."""
         self.started += 1
         self.drawer.model = model
-        identity = Identity(TOPICS, NAME, NAME, "memory", instance=f"c{self.started}", started=float(self.started))
+        started = float(self.started) if clock is None else clock
+        identity = Identity(TOPICS, NAME, NAME, "memory", instance=f"c{self.started}", started=started)
         config = PipelineConfig(TASK)
         setup = Setup(
             TOPICS, config, model, {}, {}, identity.instance, identity.started, 5000, self.wish, self.margin,

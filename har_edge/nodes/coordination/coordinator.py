@@ -43,6 +43,8 @@ NAME = "coordinator"
 # How long after the connection what is retained may take to come.
 RETAINED_S = 1.0
 LOADING_S = 120.0
+# No count of changes comes near; a forged one must not lead to figures that cannot be written.
+MAX_REVISION = 2**53
 _EVENTFUL = frozenset({Health.LOST, Health.GONE, Health.LEAVING})
 
 
@@ -211,7 +213,7 @@ class Coordinator:
             failed, lines = self._roster.note_stages(topic.levels[0], self.deployment)
             self._note_events(events, now)
             self.lines += lines
-            return self._note_lacks(topic.levels[0], now) or failed
+            return any((self._note_revision(topic.levels[0]), self._note_lacks(topic.levels[0], now), failed))
         if topic.kind is Kind.STATUS and topic.levels[1] == "status" and topic.levels[0] != NAME:
             events = self.registry.note_status(topic.levels[0], delivery.payload, now)
         elif topic.kind is Kind.PLAN:
@@ -230,6 +232,22 @@ class Coordinator:
                 self._changed_at = now
             if event.health is Health.GONE:
                 self._roster.forget(event.node)
+
+    def _note_revision(self, node: str) -> bool:
+        """Go on from the revision that a node follows; tell whether our plan must go out again.
+
+        Where the broker has lost a plan whose author's clock was ahead of ours, nodes refuse whatever is not newer.
+        """
+        peer, deployment = self.registry.peers.get(node), self.deployment
+        if peer is None or peer.beat is None or deployment is None:
+            return False
+        if not deployment.revision < peer.beat.revision < MAX_REVISION:
+            return False
+        self._say(f"node {node} follows revision {peer.beat.revision} of a lost plan: ours counts on from there")
+        self.deployment = msgspec.structs.replace(deployment, revision=peer.beat.revision + 1)
+        # Until there is a plan, what runs by the lost one is better than nothing.
+        self._dirty = self._dirty or bool(deployment.generations)
+        return self._dirty
 
     def _note_lacks(self, node: str, now: float) -> bool:
         """Publish again what a node could not get; tell whether there was such a thing."""

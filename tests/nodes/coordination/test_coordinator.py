@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from har_edge.messaging.bus import Delivery, TakenOver
-from har_edge.messaging.status import State
+from har_edge.messaging.status import Beat, State, encode_beat
 from har_edge.nodes.coordination.replan import Wish
 from har_edge.nodes.deployment import decode_deployment, encode_deployment
 from tests.nodes import coordinated
@@ -405,6 +405,31 @@ def test_a_clock_that_was_set_back_does_not_end_a_coordinator(world: World) -> N
     world.run(1)
     assert world.helm is not None and world.plan.author == world.coordinator._setup.author  # type: ignore[union-attr]
     assert world.plan.revision == 72
+
+
+def test_a_lost_plan_by_a_clock_that_was_ahead_does_not_stop_ours(world: World) -> None:
+    """Nodes take what they follow for newer, until ours has a later revision."""
+    assert world.plan is not None
+    theirs = msgspec.structs.replace(world.plan, author="before", started=10.0**10, revision=70)
+    world.kill()
+    world.say(TOPICS.plan(), encode_deployment(theirs), retain=True)
+    world.run(0.3)
+    assert {node.deployment.revision for node in world.nodes.values() if node.deployment} == {70}
+    world.say(TOPICS.plan(), b"", retain=True)
+    world.start(clock=1.0)
+    world.until(lambda: world.ready, 10)
+    assert world.plan.author == "c5" and world.plan.revision > 70  # type: ignore[union-attr]
+    assert world.said("follows revision 70 of a lost plan: ours counts on from there")
+    assert all(plan.generations for plan in world.plans if plan.author == "c5")  # what ran was not stopped before
+
+
+def test_no_count_of_a_node_makes_a_revision_that_cannot_be_written(world: World) -> None:
+    node = world.nodes["a"]
+    for revision in (2**53, 2**62):
+        beat = Beat("a", node.instance, 10**6, world.now, revision)
+        world.say(TOPICS.beat("a"), encode_beat(beat))
+        world.run(0.3)
+    assert world.plan is not None and world.plan.revision == 2
 
 
 def test_a_slice_that_a_node_could_not_get_is_published_again_now_and_then(world: World) -> None:
