@@ -78,13 +78,17 @@ class Session:
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes and messages of one bus since it was made; bytes count whole MQTT packets, headers and acknowledgements."""
+    """Bytes and messages of one bus since it was made; bytes count whole MQTT packets, headers and acknowledgements.
+
+    `forgotten` counts the reconnections after which the broker had no session of this client any more.
+    """
 
     sent_bytes: int = 0
     received_bytes: int = 0
     published: int = 0
     received: int = 0
     reconnects: int = 0
+    forgotten: int = 0
 
 
 class TakenOver(NodeError):

@@ -81,6 +81,16 @@ class MemoryBroker:
     def start(self) -> None:
         self.running = True
 
+    def forget(self) -> None:
+        """Lose what is kept, as a broker does that has no database; call it while stopped."""
+        self._accounts.clear()
+        self._retained.clear()
+        self._turns.clear()
+
+    def knows(self, session: Session) -> bool:
+        """Tell whether there is a session of this client."""
+        return session.client_id in self._accounts
+
     def attach(self, bus: MemoryBus, session: Session, *, clean: bool) -> _Account:
         """Give a bus its account: the one kept, or a new one."""
         account = self._accounts.get(session.client_id)
@@ -197,8 +207,10 @@ class MemoryBus:
         if self._account is None:
             if not self._broker.running:
                 return ()
+            known = self._broker.knows(self._session)
             self.connect()
             self._traffic.reconnects += 1
+            self._traffic.forgotten += not known
         self._send()
         return self._receive()
 

@@ -208,6 +208,7 @@ class NativeBus:
         if not self._comeback.attempt(timeout_s, self._open):
             return False
         self._traffic.reconnects += 1
+        self._traffic.forgotten += not self._session_present
         return True
 
     def _drop(self, reason: str) -> None:

@@ -74,6 +74,7 @@ class PahoBus:
         self._send_quota, self._send_limit = _MAX_IN_FLIGHT, NO_LIMIT
         self._arrived: list[Delivery] = []
         self._acks = AckOrder()
+        self._session_present = False
         self._generation = 0
         self._accepted = False
         self._failure: Exception | None = None
@@ -213,6 +214,7 @@ class PahoBus:
         if not self._comeback.attempt(timeout_s, self._open):
             return False
         self._traffic.reconnects += 1
+        self._traffic.forgotten += not self._session_present
         return True
 
     def _raise_failure(self) -> None:
@@ -293,10 +295,11 @@ class PahoBus:
 
     # --- what paho calls --------------------------------------------------------------------------------------------
 
-    def _on_connect(self, _client: mqtt.Client, _user: Any, _flags: Any, code: ReasonCode, properties: Any) -> None:
+    def _on_connect(self, _client: mqtt.Client, _user: Any, flags: Any, code: ReasonCode, properties: Any) -> None:
         if code.value >= _FAILURE:
             self._failure = refusal(self._address, code.value, str(code).lower())
             return
+        self._session_present = bool(flags.session_present)
         self._send_quota = min(int(getattr(properties, "ReceiveMaximum", _MAX_IN_FLIGHT)), _MAX_IN_FLIGHT)
         self._send_limit = int(getattr(properties, "MaximumPacketSize", NO_LIMIT))
         self._generation += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
 from har_edge.errors import ConfigError, MessageError
@@ -20,8 +21,11 @@ from har_edge.streams.recording import Window
 
 _log = logging.getLogger(__name__)
 GIVE_UP_S = 120.0
-# How long after its own reconnection a sensor sends again what was answered meanwhile: by then the others are back too.
+# How long after the broker forgot it a sensor sends again what was answered meanwhile: by then the others are back too.
+# Not all at once: new windows would wait behind it at the stages.
 ECHO_S = 8.0
+ECHO_SPACING_S = 0.04
+ECHOES_A_STEP = 4
 # What a plan may change while a sensor runs: everything but what its windows are.
 Refit = Callable[[Deployment], SensorSetup]
 
@@ -54,6 +58,7 @@ class Course:
         self._fitted = deployment
         self._progress_at = 0.0
         self._was_here, self._was_away, self._echo_at = False, False, math.inf
+        self._forgotten, self._owes, self._echo = 0, False, deque[Kept]()
         self._away_since, self._is_gone = 0.0, False
 
     @property
@@ -101,11 +106,14 @@ class Course:
             if self._outbox.settle(result):
                 self._progress_at = now
 
-    def again(self, now: float, *, connected: bool, kept: bool) -> list[Outgoing]:
-        """Return what to send again; `kept` says that some of what was sent has not left yet. Call it now and then."""
+    def again(self, now: float, *, connected: bool, kept: bool, forgotten: int = 0) -> list[Outgoing]:
+        """Return what to send again. Call it now and then.
+
+        `kept` says that some of what was sent has not left yet, `forgotten` how often the broker has lost this session.
+        """
         if not connected:
             self._progress_at = now
-        echo = self._echo(now, connected)
+        self._notice(now, connected, forgotten)
         if self._expires and self._give_up_s and (lost := self._outbox.expire(now - self._give_up_s)):
             self._sensor.counters.unanswered += lost
             _log.warning("no result of %d windows for %.0f s: going on without them", lost, self._give_up_s)
@@ -113,22 +121,37 @@ class Course:
             return []
         alive = frozenset(generation.epoch for generation in self._deployment.generations)
         due = self._outbox.due(self.epoch, alive, now, out=connected and not kept)
-        return [one for kept in echo + due for one in self._sensor.handle(kept.windows, kept.captured, again=True)]
+        echo = self._due_echo(now)
+        return [one for kept in due + echo for one in self._sensor.handle(kept.windows, kept.captured, again=True)]
 
-    def _echo(self, now: float, connected: bool) -> list[Kept]:
-        """Return what was answered around the last loss of the connection, once, when all sensors should be back."""
+    def _notice(self, now: float, connected: bool, forgotten: int) -> None:
+        """Keep what is answered while the broker is away; forget it if, back again, it still knows this sensor.
+
+        Such a broker has kept the results for whoever was away, so that all sensors have them.
+        """
         if not connected and self._was_here:
             self._was_here, self._was_away, self._away_since = False, True, now
             self._outbox.start_echo()
         elif connected:
-            if self._was_away:
-                self._echo_at = now + ECHO_S
+            if forgotten != self._forgotten:
+                self._outbox.start_echo()
+                self._forgotten, self._owes, self._echo_at = forgotten, True, now + ECHO_S
+            elif self._was_away and not self._owes:
+                self._outbox.stop_echo()
             self._was_here, self._was_away = True, False
         self._is_gone = self._was_away and 0 < self._give_up_s < now - self._away_since
+
+    def _due_echo(self, now: float) -> list[Kept]:
+        """Return some of what was answered around the time the broker forgot all, when all sensors should be back."""
         if now < self._echo_at or self._was_away:
             return []
-        self._echo_at = math.inf
-        return self._outbox.take_echo()
+        if self._owes:
+            self._owes = False
+            self._echo.extend(self._outbox.take_echo())
+        count = min(len(self._echo), ECHOES_A_STEP, 1 + int((now - self._echo_at) / ECHO_SPACING_S))
+        echo = [self._echo.popleft() for _ in range(count)]
+        self._echo_at = now + ECHO_SPACING_S if self._echo else math.inf
+        return echo
 
     def is_done(self, pending: int) -> bool:
         """Tell whether every window is answered, and an echo that others may need has been sent, or never can be."""

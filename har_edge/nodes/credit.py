@@ -42,8 +42,11 @@ class Credit(Protocol):
     def take(self, delivery: Delivery, now: float) -> None:
         """Take a message of the topics above."""
 
-    def again(self, now: float, *, connected: bool, kept: bool) -> list[Outgoing]:
-        """Return what to send again; `kept` says that some of what was sent has not left yet. Call it now and then."""
+    def again(self, now: float, *, connected: bool, kept: bool, forgotten: int = 0) -> list[Outgoing]:
+        """Return what to send again. Call it now and then.
+
+        `kept` says that some of what was sent has not left yet, `forgotten` how often the broker has lost this session.
+        """
 
     def is_done(self, pending: int) -> bool:
         """Tell whether a sensor that has sent everything may end; `pending` messages are not safe at the broker."""
@@ -106,7 +109,7 @@ class Tally:
             answered = min(result.seq + 1, self._sent[result.stream])
             self._answered[result.stream] = max(answered, self._answered.get(result.stream, 0))
 
-    def again(self, now: float, *, connected: bool, kept: bool) -> list[Outgoing]:
+    def again(self, now: float, *, connected: bool, kept: bool, forgotten: int = 0) -> list[Outgoing]:
         """Say when results stay away; go on without them when no stage can still be waiting for a part of them."""
         if kept or not connected:  # then nothing is lost: it has not gone out
             self._quiet_since = dict.fromkeys(self._quiet_since, now)

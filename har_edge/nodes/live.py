@@ -177,7 +177,8 @@ class LiveLoop:
         self._herald.announce(now)
         if self._sensor.counters.too_large:
             raise ConfigError("a message is larger than the broker takes; raise max_packet_size at the broker")
-        for outgoing in self._credit.again(now, connected=self._bus.connected, kept=self._sender.kept > 0):
+        kept, forgotten = self._sender.kept > 0, self._bus.traffic.forgotten
+        for outgoing in self._credit.again(now, connected=self._bus.connected, kept=kept, forgotten=forgotten):
             self._sender.send(outgoing)
 
     def _counters(self) -> dict[str, int]:

@@ -139,6 +139,12 @@ class Outbox:
         """Keep what was answered last, and what will be, for `take_echo`."""
         self._echoes = True
 
+    def stop_echo(self) -> None:
+        """Keep no more than what was answered last: nobody has to send it again."""
+        self._echoes = False
+        while len(self._answered) > LAST:
+            self._answered.popleft()
+
     def take_echo(self) -> list[Kept]:
         """Return what was answered since a moment before `start_echo`, oldest first, and keep no more of it."""
         self._echoes, answered = False, list(self._answered)

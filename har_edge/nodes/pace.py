@@ -113,7 +113,8 @@ class SensorLoop:
             raise ConfigError(
                 "a message is larger than the broker takes; lower --batch, or raise max_packet_size at the broker"
             )
-        for outgoing in self._credit.again(now, connected=self._bus.connected, kept=self._sender.kept > 0):
+        kept, forgotten = self._sender.kept > 0, self._bus.traffic.forgotten
+        for outgoing in self._credit.again(now, connected=self._bus.connected, kept=kept, forgotten=forgotten):
             self._sender.send(outgoing)
 
     def _counters(self) -> dict[str, int]:

@@ -156,3 +156,16 @@ def test_the_loser_of_a_session_is_told() -> None:
     broker.connect(Session("same"))
     with pytest.raises(TakenOver, match="same"):
         first.poll(0)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_client_learns_whether_a_broker_that_was_away_still_knows_it(keeps: bool) -> None:
+    broker = MemoryBroker()
+    receiver = broker.connect(Session("r", expiry_s=60))
+    receiver.subscribe(["t"])
+    broker.stop()
+    if not keeps:
+        broker.forget()
+    broker.start()
+    receiver.poll(0)
+    assert (receiver.traffic.reconnects, receiver.traffic.forgotten) == (1, 0 if keeps else 1)

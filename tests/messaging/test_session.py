@@ -403,6 +403,18 @@ def test_publishing_while_disconnected_waits(serve: Serve, bus_to: OpenBus) -> N
     bus.close()
 
 
+@pytest.mark.parametrize("present", [True, False])
+def test_it_is_counted_when_the_broker_has_forgotten_this_client(serve: Serve, bus_to: OpenBus, present: bool) -> None:
+    def here(peer: Peer) -> None:
+        peer.accept(session_present=present)
+        peer.idle()
+
+    bus = bus_to(serve(lambda peer: peer.accept() and None, here).address, expiry_s=60)
+    until(bus, lambda _: bus.traffic.reconnects and bus.connected)
+    assert bus.traffic.forgotten == (0 if present else 1)
+    bus.close()
+
+
 def test_packet_ids_wrap_around_one_that_is_still_in_flight(serve: Serve) -> None:
     """70,000 messages with the very first never acknowledged: its number must not be used again."""
     count, held = 70_000, threading.Event()

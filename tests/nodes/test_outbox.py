@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from har_edge.errors import ConfigError
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery
-from har_edge.nodes.course import Course
+from har_edge.nodes.course import ECHO_SPACING_S, ECHOES_A_STEP, Course
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.nodes.outbox import LAST, LOOK_S, PATIENCE_S, SWITCH_S, Outbox
 from har_edge.nodes.results import Result, encode_results
@@ -177,7 +177,7 @@ def test_who_has_every_answer_waits_for_a_lost_broker_but_not_for_ever():
         course.again(float(now), connected=connected, kept=False)
         assert course.is_done(0) is done, now
     for now, done in [(123, False), (132, True)]:  # it comes back after all
-        course.again(float(now), connected=True, kept=False)
+        course.again(float(now), connected=True, kept=False, forgotten=1)
         assert course.is_done(0) is done, now
     _, patient = course_of(give_up_s=0.0)
     for now, connected in [(0, True), (1, False), (9999, False)]:
@@ -203,14 +203,16 @@ class World:
     twice: int = 0
     away: dict[str, float] = field(default_factory=dict)
     mute: int = 0
+    forgotten: int = 0
     calm_at: float = 0.0
     sink: Sink = field(default_factory=Sink)
     results: list[Result] = field(default_factory=list)
 
     def __post_init__(self):
         self.sensors = {source: course_of(source)[1] for source in CHANNELS}
-        self.sent = dict.fromkeys(CHANNELS, 0)
+        self.sent, self.known = dict.fromkeys(CHANNELS, 0), dict.fromkeys(CHANNELS, 0)
         self.backlog = {source: [] for source in CHANNELS}
+        self.unheard = {source: [] for source in CHANNELS}  # what the broker keeps for who is away
         self.stages = {1: self.stage(1)}
         self.deployment, self.tokens = plan_of(1), 0
         self.wait(0.0)
@@ -252,6 +254,8 @@ class World:
             for source, course in self.sensors.items():
                 if source not in self.away:
                     course.take(delivery, self.clock.now)
+                else:
+                    self.unheard[source].append(delivery)
 
     def change(self, *, retire):
         """Start another epoch; or end all but the current one."""
@@ -271,19 +275,37 @@ class World:
             self.answer(stage.tick())
         for source, course in self.sensors.items():
             if self.clock.now >= self.away.get(source, 0.0):
-                self.away.pop(source, None)
+                if self.away.pop(source, None) is not None:
+                    self.hear(source)
                 self.flush(source)
                 self.follow(source)
             self.backlog[source] += course.again(
-                self.clock.now, connected=source not in self.away, kept=source in self.away
+                self.clock.now,
+                connected=source not in self.away,
+                kept=source in self.away,
+                forgotten=self.known[source],
             )
             self.flush(source)
+
+    def hear(self, source):
+        """Be back: get what the broker has kept, or learn that it has forgotten all, which it does only once."""
+        unheard, self.unheard[source] = self.unheard[source], []
+        if self.known[source] == self.forgotten:
+            for delivery in unheard:
+                self.sensors[source].take(delivery, self.clock.now)
+        self.known[source] = self.forgotten
+
+    def cut(self, source):
+        """Take the connection of one sensor; the broker keeps what is for it."""
+        self.sensors[source].again(self.clock.now, connected=False, kept=True, forgotten=self.known[source])
+        self.away.setdefault(source, self.clock.now + 2.0)
 
     def restart_broker(self, last):
         """Lose what the broker knew; one sensor is back at once, the last one later."""
         self.calm_at, self.lose, self.mute = self.clock.now + 30.0, 0, 0
+        self.forgotten += 1
         for source, course in self.sensors.items():
-            course.again(self.clock.now, connected=False, kept=True)
+            course.again(self.clock.now, connected=False, kept=True, forgotten=self.known[source])
             self.away[source] = self.clock.now + (4.0 if source == last else 0.0)
 
     def do(self, step):
@@ -302,6 +324,8 @@ class World:
                 self.twice += 1
             case ["mute"]:
                 self.mute += 1
+            case ["cut", source]:
+                self.cut(source)
             case ["restart", source]:
                 self.restart_broker(source)
             case ["crash"]:
@@ -312,7 +336,7 @@ class World:
 
 STEPS = [
     *("send chest", "send arm", "follow chest", "follow arm", "wait 0.3", "wait 2.6", "lose", "twice", "mute"),
-    *("restart chest", "restart arm", "crash", "change", "retire"),
+    *("cut chest", "cut arm", "restart chest", "restart arm", "crash", "change", "retire"),
 ]
 
 
@@ -363,12 +387,38 @@ def test_what_was_answered_around_a_loss_of_the_connection_is_sent_once_more_and
         course.send([window(seq)], [1.0], 0.0)
         if seq == 500:
             course.again(1.0, connected=False, kept=True)
-            course.again(2.0, connected=True, kept=False)
+            course.again(2.0, connected=True, kept=False, forgotten=1)
         course.take(Delivery(TOPICS.result("s"), encode_results([result(seq)]), (1, 1)), 3.0)
-    assert course.again(9.9, connected=True, kept=False) == []
-    again = [wire.decode(one.payload).seq for one in course.again(10.0, connected=True, kept=False)]
+    again, now = [], 9.9
+    assert course.again(now, connected=True, kept=False, forgotten=1) == []
+    while not course.is_done(0):
+        now += 0.1
+        came = course.again(now, connected=True, kept=False, forgotten=1)
+        assert len(came) <= ECHOES_A_STEP
+        again += [wire.decode(one.payload).seq for one in came]
     assert again == list(range(500 - LAST, 800 - LAST)) and sensor.counters.resent == 300
-    assert course.again(60.0, connected=True, kept=False) == []
+    assert now >= 10.0 + 300 * ECHO_SPACING_S / 2  # and not in one go, which new windows would wait behind
+    assert course.again(60.0, connected=True, kept=False, forgotten=1) == []
+
+
+def test_nothing_is_sent_once_more_for_a_broker_that_still_knows_the_sensor():
+    sensor, course = course_of()
+    for seq in range(2000):
+        course.send([window(seq)], [1.0], 0.0)
+        course.again(seq / 100, connected=seq % 100 > 50, kept=False)
+        course.take(Delivery(TOPICS.result("s"), encode_results([result(seq)]), (1, 1)), seq / 100)
+    assert course.is_done(0) and course.again(60.0, connected=True, kept=False) == [] and sensor.counters.resent == 0
+
+
+def test_a_broker_that_forgets_twice_gets_what_was_answered_around_both_times():
+    _, course = course_of()
+    again = []
+    for seq, now in enumerate(range(60)):
+        course.send([window(seq)], [1.0], float(now))
+        course.take(Delivery(TOPICS.result("s"), encode_results([result(seq)]), (1, 1)), float(now))
+        came = course.again(float(now), connected=now not in (5, 17), kept=False, forgotten=(now > 5) + (now > 17))
+        again += [wire.decode(one.payload).seq for one in came]
+    assert set(range(27)) <= set(again) and len(again) < 60
 
 
 def test_a_recording_gives_up_when_no_result_came_for_long_though_there_was_a_broker():
