@@ -297,8 +297,7 @@ class Coordinator:
         self._change(
             msgspec.structs.replace(empty, epoch=kept.epoch, generations=kept.generations, revision=found.revision), now
         )
-        for generation in kept.generations:
-            self.registry.expect(names_in(generation.placements), now)
+        self.registry.expect(_names(kept), now)
         self.registry.pardon(now + GRACE_S)
         phases = {kept.phase(one.epoch): one for one in kept.generations}
         if Phase.PREPARING in phases:
@@ -424,6 +423,7 @@ class Coordinator:
         before = self._deployed
         self.deployment = msgspec.structs.replace(after, revision=before.revision + 1)
         self._sweeps.note(before, self.deployment, now)
+        self.registry.named = _names(self.deployment)
         self._dirty, self._changed_at = True, now
 
     def _flush(self) -> list[Outgoing]:
@@ -481,3 +481,7 @@ class Coordinator:
 
     def _say(self, text: str) -> None:
         self.lines.append(text)
+
+
+def _names(deployment: Deployment) -> set[str]:
+    return set[str]().union(*(names_in(one.placements) for one in deployment.generations))

@@ -61,6 +61,7 @@ class Peer:
     heard: float = 0.0
     lost: str = ""
     lost_at: float = float("-inf")
+    silent_at: float = float("-inf")
     back_at: float = float("-inf")
     trial_s: float = 0.0
 
@@ -86,8 +87,9 @@ class Event:
 
 @dataclass(slots=True)
 class Registry:
-    """All nodes and sensors of a pipeline that were heard of."""
+    """All nodes and sensors of a pipeline that were heard of; those in `named` are not forgotten for want of room."""
 
+    named: Collection[str] = frozenset()
     peers: dict[str, Peer] = field(default_factory=dict)
     sensors: dict[str, NodeStatus] = field(default_factory=dict)
     _silent: dict[str, float] = field(default_factory=dict)  # since when those are that say they are stopped or lost
@@ -110,13 +112,15 @@ class Registry:
             return []  # the last word of an older process of this name
         if status.state is State.STOPPED:
             return self._drop(name, "has stopped")
+        if peer is None and status.state not in ALIVE and len(self.peers) >= MAX_PEERS:
+            return []  # no reason to forget anybody
         peer = peer or self._add(name, now)
         before = peer.health
         if known is None or known.instance != status.instance:
             peer.beat, peer.lost, peer.deadline, peer.trial_s = None, "", now + GRACE_S, 0.0
         peer.status = status
         if status.state not in ALIVE:
-            peer.lost = peer.lost or "the broker lost its connection"
+            self._lose(peer, "the broker lost its connection", now)
         return self._changed(peer, before)
 
     def note_beat(self, name: str, payload: bytes, now: float) -> list[Event]:
@@ -138,8 +142,12 @@ class Registry:
         return self._changed(peer, before)
 
     def expect(self, names: Collection[str], now: float) -> None:
-        """Take note of nodes that a plan names: those that are not heard in time are lost."""
-        for name in names:
+        """Take note of nodes that a plan names: those that are not heard in time are lost.
+
+        Raises MessageError for more than can be watched.
+        """
+        self.named = frozenset(names)
+        for name in sorted(self.named):
             if name not in self.peers:
                 self._add(name, now)
 
@@ -160,10 +168,10 @@ class Registry:
         for peer in self.peers.values():
             if not peer.lost and now > peer.deadline:
                 before = peer.health
-                again = now < peer.lost_at + AGAIN_S
+                again = now < peer.silent_at + AGAIN_S
                 peer.trial_s = min(AGAIN_S, max(LEAST_TRIAL_S, 2 * peer.trial_s)) if again else 0.0
-                peer.lost_at = now
-                peer.lost = f"no beat for {now - peer.heard:.1f} s" if peer.heard else "it was never heard"
+                peer.silent_at = now
+                self._lose(peer, f"no beat for {now - peer.heard:.1f} s" if peer.heard else "it was never heard", now)
                 events += self._changed(peer, before)
         return events
 
@@ -212,9 +220,21 @@ class Registry:
 
     def _add(self, name: str, now: float) -> Peer:
         if len(self.peers) >= MAX_PEERS:
+            self._make_room()
+        if len(self.peers) >= MAX_PEERS:
             raise MessageError(f"node {name} came, the {len(self.peers) + 1}th; at most {MAX_PEERS} are watched")
         peer = self.peers[name] = Peer(name, now + GRACE_S)
         return peer
+
+    def _make_room(self) -> None:
+        """Forget who has been lost for longest; the broker still has its status."""
+        lost = [peer for peer in self.peers.values() if peer.lost and peer.name not in self.named]
+        if lost:
+            del self.peers[min(lost, key=lambda peer: peer.lost_at).name]
+
+    def _lose(self, peer: Peer, why: str, now: float) -> None:
+        if not peer.lost:
+            peer.lost, peer.lost_at = why, now
 
     def _drop(self, name: str, text: str) -> list[Event]:
         peer = self.peers.pop(name, None)

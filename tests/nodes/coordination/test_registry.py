@@ -150,6 +150,22 @@ def test_the_number_of_nodes_is_bounded() -> None:
         registry.note_status("pi", status(), 1.0)
 
 
+def test_who_has_been_lost_longest_makes_room_unless_a_plan_names_it() -> None:
+    registry = Registry()
+    names = [f"n{number}" for number in range(MAX_PEERS)]
+    for number, name in enumerate(names):
+        registry.note_status(name, status(node=name), 100.0)
+        registry.note_status(name, status(State.LOST, node=name), 100.0 + (number + 9) % MAX_PEERS)
+    first, second = names[MAX_PEERS - 9], names[MAX_PEERS - 8]
+    registry.note_status("late", status(State.LOST, node="late"), 400.0)
+    assert "late" not in registry.peers and first in registry.peers
+    registry.named = {first}
+    registry.note_status("pi", status(), 400.0)
+    registry.note_beat("pi", beat(), 400.1)
+    assert registry.health("pi") is Health.LIVE and len(registry.peers) == MAX_PEERS
+    assert first in registry.peers and second not in registry.peers
+
+
 @pytest.mark.parametrize("state", [State.STOPPED, State.LOST])
 @pytest.mark.parametrize("more", [{}, {"role": "sensor", "device": None}], ids=["node", "sensor"])
 def test_who_has_long_been_gone_is_stale_once(state: State, more: dict[str, object]) -> None:
