@@ -170,8 +170,8 @@ class Course:
             _log.warning("the plan was removed; going on as it was")
             return
         new, old = read_deployment(self._topics, payload), self._deployment
-        if new.author == old.author and new.revision < old.revision:
-            return  # sent again by the broker
+        if not new.replaces(old):
+            return  # sent again by the broker, or by one that lost its latest state
         self._deployment = new
         if new.epoch == self.epoch or new.current is None:
             return

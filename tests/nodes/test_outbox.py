@@ -26,10 +26,12 @@ from tests.nodes.test_sensor import window
 CUT = manifest((("c", "a"), ("scores",)))
 
 
-def plan_of(*epochs, epoch=None, revision=1, author="a", task=TASK, **more):
+def plan_of(*epochs, epoch=None, revision=1, author="a", started=1.0, task=TASK, **more):
     config = PipelineConfig(task, name="test", **more)
     generations = tuple(Generation(one, CUT, (Placement(0, "n"),)) for one in epochs)
-    return Deployment(VERSION, revision, author, 1.0, config, epochs[-1] if epoch is None else epoch, {}, generations)
+    return Deployment(
+        VERSION, revision, author, started, config, epochs[-1] if epoch is None else epoch, {}, generations
+    )
 
 
 def plan(deployment):
@@ -185,13 +187,15 @@ def test_who_has_every_answer_waits_for_a_lost_broker_but_not_for_ever():
     assert not patient.is_done(0)
 
 
-def test_an_older_revision_is_not_followed_but_another_coordinator_is():
+@pytest.mark.parametrize(
+    ("author", "revision", "started", "followed"),
+    [("a", 8, 5.0, False), ("b", 8, 4.0, False), ("b", 9, 4.0, False), ("b", 10, 4.0, True), ("b", 1, 6.0, True)],
+)
+def test_an_older_plan_is_not_followed_but_a_younger_coordinator_is(author, revision, started, followed):
     _, course = course_of()
-    course.take(plan(plan_of(5, revision=9)), 0.0)
-    course.take(plan(plan_of(4, revision=8)), 0.0)
-    assert course.epoch == 5
-    course.take(plan(plan_of(3, revision=1, author="b")), 0.0)
-    assert course.epoch == 3
+    course.take(plan(plan_of(5, revision=9, started=5.0)), 0.0)
+    course.take(plan(plan_of(3, revision=revision, author=author, started=started)), 0.0)
+    assert course.epoch == (3 if followed else 5)
 
 
 @dataclass
