@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from dataclasses import dataclass, field
 
-from har_edge.errors import MessageError
+from har_edge.errors import ConfigError, MessageError
 from har_edge.graph.manifest import SliceEntry, SliceManifest, TensorSpec
 from har_edge.messaging.bus import Outgoing, Session, TakenOver, Will
 from har_edge.messaging.memory import MemoryBroker, MemoryBus
@@ -215,6 +215,7 @@ class World:
         self.nodes: dict[str, FakeNode] = {}
         self.mute: set[int] = set()
         self.muted_all = False
+        self.misfits: set[int] = set()
         self.plans: list[Deployment] = []
         self.lines: list[str] = []
         self.status: NodeStatus | None = None
@@ -248,6 +249,8 @@ class World:
         self.helm = None
 
     def probe(self, generation: Generation, stream: str) -> list[Outgoing]:
+        if generation.epoch in self.misfits:
+            raise ConfigError("the slices do not fit the task")
         return [Outgoing(TOPICS.window(stream, "chest"), str(generation.epoch).encode())]
 
     def join(self, name: str, **more: object) -> FakeNode:

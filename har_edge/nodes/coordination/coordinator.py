@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import msgspec
 
-from har_edge.errors import MessageError
+from har_edge.errors import HarEdgeError, MessageError
 from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.status import State
-from har_edge.messaging.topics import Kind
+from har_edge.messaging.topics import PROBE, Kind
 from har_edge.nodes.coordination.charge import Setup, arrangement_of, hashes_of
 from har_edge.nodes.coordination.mending import Mender
 from har_edge.nodes.coordination.probing import Probing
@@ -22,6 +22,7 @@ from har_edge.nodes.coordination.registry import (
     BLIND_S,
     GRACE_S,
     LOST_AFTER_S,
+    MAX_PEERS,
     PAUSE_S,
     Event,
     Health,
@@ -294,6 +295,10 @@ class Coordinator:
         if not same or found.files != dict(setup.hashes):
             self._say("the plan there is for another task: sensors and nodes start anew with this one")
             kept = empty
+        flaw = self._flaw(kept)
+        if flaw:
+            self._say(f"the plan there is cannot be gone on with: {flaw}; this one begins anew")
+            kept = empty
         self._change(
             msgspec.structs.replace(empty, epoch=kept.epoch, generations=kept.generations, revision=found.revision), now
         )
@@ -305,6 +310,18 @@ class Coordinator:
         elif Phase.DRAINING in phases:
             self.rollout.enter(Step.DRAINING, now, kept.current)
         self._say(f"adopted the plan of {found.author}, revision {found.revision}: {self.detail}")
+
+    def _flaw(self, found: Deployment) -> str:
+        """Say why this process could not look after a plan that nodes can read; empty where it can."""
+        names = _names(found)
+        if len(names) > MAX_PEERS:
+            return f"it names {len(names)} nodes; expected at most {MAX_PEERS}"
+        for generation in found.generations:
+            try:
+                self._setup.probe(generation, f"{PROBE}{self._setup.author}")
+            except HarEdgeError as error:
+                return f"no window goes through epoch {generation.epoch}: {error}"
+        return ""
 
     # What is done about it.
 
@@ -471,7 +488,13 @@ class Coordinator:
 
     def _ask(self, probing: Probing, generation: Generation, now: float) -> list[Outgoing]:
         stream = probing.next_stream(generation.epoch, now)
-        messages = self._setup.probe(generation, stream) if stream is not None else []
+        try:
+            messages = self._setup.probe(generation, stream) if stream is not None else []
+        except HarEdgeError as error:
+            text = f"epoch {generation.epoch} cannot be asked whether it answers: {error}"
+            if text != self._trouble:
+                self._say(text)
+            self._trouble, messages = text, []
         # A probe that nobody hears is answered by nobody: there is no point in keeping it.
         return [replace(message, heard=False) for message in messages]
 

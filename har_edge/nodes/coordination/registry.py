@@ -144,11 +144,11 @@ class Registry:
     def expect(self, names: Collection[str], now: float) -> None:
         """Take note of nodes that a plan names: those that are not heard in time are lost.
 
-        Raises MessageError for more than can be watched.
+        Those for whom there is no room are gone.
         """
         self.named = frozenset(names)
-        for name in sorted(self.named):
-            if name not in self.peers:
+        for name in sorted(self.named - self.peers.keys()):
+            if self._make_room():
                 self._add(name, now)
 
     def pardon(self, until: float) -> None:
@@ -219,18 +219,19 @@ class Registry:
             self.sensors[name] = status
 
     def _add(self, name: str, now: float) -> Peer:
-        if len(self.peers) >= MAX_PEERS:
-            self._make_room()
-        if len(self.peers) >= MAX_PEERS:
+        if not self._make_room():
             raise MessageError(f"node {name} came, the {len(self.peers) + 1}th; at most {MAX_PEERS} are watched")
         peer = self.peers[name] = Peer(name, now + GRACE_S)
         return peer
 
-    def _make_room(self) -> None:
-        """Forget who has been lost for longest; the broker still has its status."""
+    def _make_room(self) -> bool:
+        """Forget who has been lost for longest if there is no room; the broker still has its status."""
+        if len(self.peers) < MAX_PEERS:
+            return True
         lost = [peer for peer in self.peers.values() if peer.lost and peer.name not in self.named]
         if lost:
             del self.peers[min(lost, key=lambda peer: peer.lost_at).name]
+        return bool(lost)
 
     def _lose(self, peer: Peer, why: str, now: float) -> None:
         if not peer.lost:

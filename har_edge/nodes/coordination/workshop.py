@@ -6,7 +6,7 @@ import hashlib
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from har_edge.graph.model import Model
 from har_edge.graph.slices import slice_model, write_slice
 from har_edge.nodes.coordination.mending import Work
 from har_edge.nodes.coordination.replan import Draft, Order, Wish, cuts_of
-from har_edge.nodes.deployment import Placement
+from har_edge.nodes.deployment import Generation, Placement
 from har_edge.nodes.device.card import measure_speed
 from har_edge.nodes.profiling import make_profile, measure_memory, time_model
 from har_edge.planning.cost import cost
@@ -67,14 +67,14 @@ class Planner:
         devices, remarks = devices_of(nodes, self._reference, self.devices, self.path)
         sensors = self.devices.sensors if self.devices else Sensors.APART
         scene = make_scene(self.model, self._reference.bounds, devices, replicas=self.wish.replicas, sensors=sensors)
-        deployed = [one for one in order.generations if one.manifest.model_sha256 == self.model.sha256]
+        kept = self._cut_again(order.generations)
+        deployed = [one for one in order.generations if cuts_of(one.manifest) in kept and self._is_ours(one)]
         current = next((one for one in deployed if one.epoch == order.epoch), None)
         cuts, placements = self._choose(scene, nodes, cuts_of(current.manifest) if current else None)
         cores = {node.name: node.cores for node in nodes}
         found = forecast(scene, cuts, _places(placements), cores)
         cutting = self._cut(cuts)
-        kept = {cuts: cutting} | {cuts_of(one.manifest): self._cut(cuts_of(one.manifest)) for one in deployed}
-        self._cuttings = kept
+        self._cuttings = kept = {cuts: cutting, **kept}
         return Draft(
             number=order.number,
             remarks=tuple(remarks),
@@ -87,6 +87,23 @@ class Planner:
             contents={sha256: content for one in kept.values() for sha256, content in one.contents.items()},
             reference_speed=self._speed,
         )
+
+    def _is_ours(self, generation: Generation) -> bool:
+        return generation.manifest.model_sha256 == self.model.sha256
+
+    def _cut_again(self, generations: Iterable[Generation]) -> dict[tuple[int, ...], _Cutting]:
+        """Return the slices of generations of this model; whoever wrote a plan may have named cuts that cannot be."""
+        found = {}
+        for generation in filter(self._is_ours, generations):
+            cuts = cuts_of(generation.manifest)
+            try:
+                cutting = self._cut(cuts)
+            except HarEdgeError as error:
+                _log.warning("epoch %d is left out of account: %s", generation.epoch, error)
+                continue
+            if cuts_of(cutting.manifest) == cuts:
+                found[cuts] = cutting
+        return found
 
     def _choose(
         self, scene: Scene, nodes: Sequence[Candidate], deployed: tuple[int, ...] | None

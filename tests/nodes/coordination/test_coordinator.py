@@ -11,7 +11,7 @@ import pytest
 from har_edge.messaging.bus import Delivery, TakenOver
 from har_edge.messaging.status import Beat, State, encode_beat
 from har_edge.nodes.coordination.replan import Wish
-from har_edge.nodes.deployment import decode_deployment, encode_deployment
+from har_edge.nodes.deployment import Placement, decode_deployment, encode_deployment
 from tests.nodes import coordinated
 from tests.nodes.coordinated import MODEL, TOPICS, World
 
@@ -285,6 +285,39 @@ def test_a_node_in_the_plan_that_nobody_knows_gets_its_grace(world: World) -> No
     assert world.said("adopted") and world.homes[1] == "b"
     world.run(1.5)
     assert world.homes[1] != "b" and world.said("node b is lost: it was never heard")
+
+
+def test_a_plan_whose_slices_do_not_fit_is_begun_anew(world: World) -> None:
+    world.kill()
+    world.misfits = {5000}
+    world.start()
+    world.run(2)
+    world.until(lambda: world.ready, 20)
+    assert world.plan is not None and [one.epoch for one in world.plan.generations] == [5001]
+    assert world.said("cannot be gone on with: no window goes through epoch 5000: the slices do not fit the task")
+
+
+def test_a_plan_for_more_nodes_than_can_be_watched_is_begun_anew(world: World) -> None:
+    assert world.plan is not None and world.plan.current is not None
+    first, *others = world.plan.current.placements
+    many = [Placement(0, f"n{number}", number) for number in range(255)]
+    current = msgspec.structs.replace(world.plan.current, placements=(*many, *others))
+    world.kill()
+    forged = msgspec.structs.replace(world.plan, author="forger", revision=9, generations=(current,))
+    world.say(TOPICS.plan(), encode_deployment(forged), retain=True)
+    world.start()
+    world.run(2)
+    world.until(lambda: world.ready, 20)
+    assert world.said("cannot be gone on with: it names 257 nodes; expected at most 256")
+    assert world.plan.author == "c5" and world.homes[0] == first.node
+
+
+def test_a_probe_that_cannot_be_made_is_said_and_ends_nothing(world: World) -> None:
+    world.misfits = {5000}
+    world.run(20)
+    text = "epoch 5000 cannot be asked whether it answers: the slices do not fit the task"
+    assert world.helm is not None and not world.ready and world.status is not None and text in world.status.detail
+    assert sum(text in line for line in world.lines) == 1
 
 
 def test_a_rollout_is_gone_on_with_after_a_restart(world: World) -> None:

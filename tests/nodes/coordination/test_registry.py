@@ -146,6 +146,8 @@ def test_what_is_no_status_is_refused(payload: bytes, text: str) -> None:
 def test_the_number_of_nodes_is_bounded() -> None:
     registry = Registry()
     registry.expect([f"n{number}" for number in range(MAX_PEERS)], 1.0)
+    registry.expect([f"m{number}" for number in range(2)], 1.0)  # nobody can be forgotten for these
+    assert len(registry.peers) == MAX_PEERS and registry.health("m0") is Health.GONE
     with pytest.raises(MessageError, match="the 257th; at most 256 are watched"):
         registry.note_status("pi", status(), 1.0)
 

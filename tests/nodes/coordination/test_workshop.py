@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from har_edge.errors import BrokerError
@@ -112,6 +113,18 @@ def test_latency_and_a_devices_file_are_heeded(model: Model) -> None:
 def test_what_cannot_be_planned_is_said(model: Model, wish: Wish, candidates: tuple[Candidate, ...], text: str) -> None:
     draft = planner(model, wish).plan(Order(1, candidates, (), 0))
     assert text in draft.problem and draft.manifest is None
+
+
+@pytest.mark.parametrize("start", [999, 0], ids=["out of range", "repeated"])
+def test_cuts_that_cannot_be_do_not_stop_the_planner(model: Model, start: int) -> None:
+    asked = planner(model, Wish(stages=3))
+    good = asked.plan(Order(1, nodes("a", "b", "c"), (), 0))
+    assert good.manifest is not None
+    *slices, last = good.manifest.slices
+    bad = msgspec.structs.replace(last, start=start or slices[1].start)
+    forged = Generation(8, msgspec.structs.replace(good.manifest, slices=(*slices, bad)), good.placements)
+    draft = asked.plan(Order(2, nodes("a", "b", "c"), (deployed(good), forged), 8))
+    assert not draft.problem and draft.current is None and draft.works.keys() == {0, 7}
 
 
 def test_a_model_is_measured_once_on_this_device(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
