@@ -53,6 +53,9 @@ class Hand(Protocol):
     def direct(self, aim: Aim, deployment: Deployment | None = None) -> None:
         """Say what is wanted from now on."""
 
+    def stir(self) -> None:
+        """Try at once what failed before."""
+
     def report(self, now: float) -> StageReport:
         """Say what its stage does."""
 
@@ -89,7 +92,7 @@ class Node:
         self._hire, self._topics = hire, identity.topics
         self._number, self._beat_at, self._said = 0, 0.0, frozenset[tuple[Post, StagePhase]]()
         self._told: tuple[State, int, int] | None = None
-        self._say_at = 0.0
+        self._say_at, self._reconnects = 0.0, 0
 
     # --- what it is told ----------------------------------------------------------------------------------------------
 
@@ -144,9 +147,14 @@ class Node:
     def tick(self, now: float, reconnects: int, counters: Mapping[str, int] | None = None) -> list[Outgoing]:
         """Bring the workers in line with the plan; return the status and the beat that are due.
 
-        `reconnects` is how often the connection was made anew: then the status is said again, and once in SAY_S.
+        `reconnects` is how often the connection was made anew: then the status is said again, and once in SAY_S, and
+        what failed is tried again.
         """
         self._reconcile()
+        if reconnects != self._reconnects:
+            self._reconnects = reconnects
+            for worker in self.workers.values():
+                worker.stir()
         if self.state in (State.READY, State.BUSY):
             busy = any(one.phase in _RUNNING for one in self.workers.values())
             self._enter(State.BUSY if busy else State.READY)

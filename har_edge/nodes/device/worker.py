@@ -11,6 +11,7 @@ from enum import Enum
 
 from har_edge.errors import BrokerError, HarEdgeError, MessageError
 from har_edge.messaging.bus import Bus, Claim, Session, TakenOver
+from har_edge.messaging.link import FinalRefusal
 from har_edge.messaging.status import StagePhase, StageReport, is_taken
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.blobs import MAX_BYTES, Lacking, fetch, fetch_session
@@ -30,6 +31,10 @@ MAX_DETAIL = 400
 _BACKOFF_S, _BACKOFF_CAP_S = 1.0, 30.0
 # How long a worker that was thrown out lets the plan say so, before it looks whether the stage is still its own.
 _GRACE_S = 0.25
+
+
+class Away(BrokerError):
+    """There is no broker now: nothing that would be better on another node."""
 
 
 class Aim(Enum):
@@ -106,7 +111,7 @@ class Worker:
         self._stop, self._wake = Stop(), threading.Event()
         self._stop.asked = aim is not Aim.HOLD
         self._orphaned = False  # whether a session may be left that nobody else ends
-        self._failures = 0
+        self._failures, self._stirred = 0, False
         self._seen: tuple[StageLoop | None, Totals, float] = (None, Totals(0.0), 0.0)
         self._thread = threading.Thread(target=self._run, name=f"stage-{post.stage}.{post.replica}", daemon=True)
 
@@ -120,6 +125,11 @@ class Worker:
             return
         self._orphaned = aim is Aim.END and self.aim is Aim.HOLD
         self.aim, self._stop.asked = aim, aim is not Aim.HOLD
+        self._wake.set()
+
+    def stir(self) -> None:
+        """Say that the broker is back: whoever waits after a failure tries again at once."""
+        self._stirred = True
         self._wake.set()
 
     @property
@@ -176,13 +186,15 @@ class Worker:
 
     def _run(self) -> None:
         while self.aim not in LEAVING:
-            aim = self.aim
+            aim, self._stirred = self.aim, False
             try:
                 self._work()
             except TakenOver:
                 _log.info("%s: another process has it now", self._name)
                 self._enter(StagePhase.PREPARED, "another process has this stage")
                 self._rest(aim, _GRACE_S)
+            except Away as error:
+                self._fail(aim, str(error), phase=StagePhase.FETCHING if self._setup is None else StagePhase.PREPARED)
             except (HarEdgeError, OSError) as error:
                 self._fail(aim, str(error), error.sha256 if isinstance(error, Lacking) else "")
             except Exception as error:  # one stage must not end the others
@@ -215,7 +227,7 @@ class Worker:
         missing = [sha256 for sha256 in sorted(wanted) if not equipment.store.has(sha256)]
         if missing:
             self._enter(StagePhase.FETCHING, f"fetching {len(missing)} of {len(wanted)} files")
-            bus = equipment.connect(fetch_session())
+            bus = self._connect(fetch_session())
             try:
                 fetch(
                     bus,
@@ -244,9 +256,9 @@ class Worker:
         """Connect as the stage and run it until something else is wanted."""
         session = session_of(self._equipment, self._deployment, self.post)
         # A node that was away for a while may act on a plan that is old by now.
-        if session.claim is not None and is_taken(session.claim, self._equipment.connect):
+        if session.claim is not None and is_taken(session.claim, self._connect):
             raise TakenOver(session.client_id)
-        bus = self._equipment.connect(session)
+        bus = self._connect(session)
         try:
             # A stage of its own for each connection: a join would acknowledge what came over another.
             self._loop = StageLoop(bus, Stage(setup, clock=time.time, monotonic=time.monotonic), self._stop)
@@ -261,6 +273,15 @@ class Worker:
             self._enter(StagePhase.PREPARED)
             self._loop = None
             bus.close(forget=self.aim is Aim.END)
+
+    def _connect(self, session: Session) -> Bus:
+        """Connect; raises Away where a later attempt may succeed."""
+        try:
+            return self._equipment.connect(session)
+        except FinalRefusal:
+            raise
+        except BrokerError as error:
+            raise Away(str(error)) from None
 
     def _sweep(self) -> None:
         """End the session of a stage whose generation is gone, where nobody is connected to end it."""
@@ -277,16 +298,18 @@ class Worker:
     def _enter(self, phase: StagePhase, detail: str = "", lacks: str = "") -> None:
         self._phase, self._detail, self._lacks = phase, detail[:MAX_DETAIL], lacks
 
-    def _fail(self, aim: Aim, detail: str, lacks: str = "") -> None:
+    def _fail(self, aim: Aim, detail: str, lacks: str = "", phase: StagePhase = StagePhase.FAILED) -> None:
         delay_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2**self._failures)
         self._failures = min(self._failures + 1, 16)
         _log.warning("%s failed, trying again in %g s: %s", self._name, delay_s, detail)
-        self._enter(StagePhase.FAILED, detail, lacks)
+        self._enter(phase, detail, lacks)
         self._rest(aim, delay_s)
 
     def _rest(self, aim: Aim, seconds: float) -> None:
-        """Wait so long, or until something else is wanted than what failed."""
+        """Wait so long, or until something else is wanted than what failed, or the broker is back."""
         until = time.monotonic() + seconds
-        while self.aim is aim and (left_s := until - time.monotonic()) > 0:
+        while self.aim is aim and not self._stirred and (left_s := until - time.monotonic()) > 0:
             self._wake.wait(left_s)
             self._wake.clear()
+        if self._stirred:
+            self._failures = 0

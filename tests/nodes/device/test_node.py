@@ -57,6 +57,9 @@ class Puppet:
         if aim in LEAVING and self.obedient:
             self.alive = False
 
+    def stir(self):
+        self.told.append("stir")
+
     def report(self, now):
         return StageReport(self.post.epoch, self.post.stage, self.post.replica, self.phase)
 
@@ -140,6 +143,13 @@ def test_a_node_says_how_it_is_when_that_changes_and_after_a_reconnection_and_be
     status, beat = scene.tick(0.01, reconnects=1)
     assert status.state is State.READY and beat.number == 3
     assert scene.tick(0.01, reconnects=1) == []
+
+
+def test_after_a_reconnection_what_failed_is_tried_again_at_once(scene):
+    scene.hear(deployment(generation(ME, ME, "pi-2"), revision=1))
+    for reconnects in (0, 1, 1, 2):
+        scene.tick(1.0, reconnects)
+    assert [hand.told.count("stir") for hand in scene.hands] == [2, 2]
 
 
 def test_a_status_that_somebody_removed_comes_back(scene):

@@ -9,6 +9,7 @@ import pytest
 from har_edge.errors import BrokerError, NodeError
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Session
+from har_edge.messaging.link import FinalRefusal
 from har_edge.messaging.status import StagePhase
 from har_edge.nodes.build import build_sensor
 from har_edge.nodes.device import worker as worker_module
@@ -255,6 +256,42 @@ def test_a_stage_that_cannot_be_connected_or_breaks_ends_no_other_and_is_tried_a
     assert not problems and healthy.phase is StagePhase.RUNNING and worker._failures == 0
     assert "trying again in 0.02 s: no broker at mqtt://x" in caplog.text
     assert "trying again in 0.04 s: RuntimeError: a bug" in caplog.text and "Traceback" in caplog.text
+
+
+def test_a_stage_that_finds_no_broker_has_not_failed_and_comes_with_the_broker(ground, monkeypatch):
+    for name in ("_BACKOFF_S", "_BACKOFF_CAP_S"):
+        monkeypatch.setattr(worker_module, name, 1000.0)
+    ground.files()
+    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a", standby="b")))
+    worker, fresh = ground.hire("b", deployment, 1, Aim.PREPARE), None
+    reached(worker, StagePhase.PREPARED)
+    with ground.lock:
+        ground.broker.stop()
+    worker.direct(Aim.HOLD)
+    fresh = ground.hire("c", deployment, 1, Aim.PREPARE)
+    for one, phase in ((worker, StagePhase.PREPARED), (fresh, StagePhase.FETCHING)):
+        until(lambda: "no broker in memory" in one.report(0.0).detail, "it does not say what it waits for")  # noqa: B023
+        assert one.phase is phase
+    with ground.lock:
+        ground.broker.start()
+    ground.plan(ground.deployment(ground.generation("a", "b", "a"), revision=2))
+    worker.stir(), fresh.stir()
+    reached(worker, StagePhase.RUNNING)
+    reached(fresh, StagePhase.PREPARED)
+
+
+def test_a_client_that_the_broker_refuses_has_failed(ground):
+    ground.files()
+    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
+    equipment = ground.equipment("a")
+
+    def refuse(session):
+        raise FinalRefusal("not authorized; check the user")
+
+    object.__setattr__(equipment, "connect", refuse)
+    worker = ground.hire("a", deployment, 0, equipment=equipment)
+    reached(worker, StagePhase.FAILED)
+    assert worker.report(0.0).detail == "not authorized; check the user"
 
 
 def test_who_is_told_to_leave_does_not_wait_for_what_will_not_come(ground, monkeypatch):
