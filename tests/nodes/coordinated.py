@@ -44,6 +44,10 @@ def contents(model: str, count: int) -> list[bytes]:
     return [f"{model[:4]} slice {k} of {count}".encode() for k in range(count)]
 
 
+def by_hash(model: str, count: int) -> dict[str, bytes]:
+    return {hashlib.sha256(one).hexdigest(): one for one in contents(model, count)}
+
+
 def cut(model: str, count: int) -> SliceManifest:
     """Return the slices of a chain of `count` stages."""
     spec = tuple(TensorSpec(name, (1, 4), "float32") for name in ("x", *(f"t{k}" for k in range(1, count)), "y"))
@@ -72,6 +76,9 @@ class Drawer:
     _made: list[Draft] = field(default_factory=list)
 
     def order(self, order: Order) -> None:
+        if not order.candidates:
+            self._made.append(Draft(order.number, contents=self._cut_again(order)))
+            return
         self.asked.append(order)
         if self.problem:
             self._made.append(Draft(order.number, problem=self.problem))
@@ -89,10 +96,14 @@ class Drawer:
                 forecast=self._forecast(order, placements, count),
                 current=self._forecast(order, current.placements, len(current.manifest.slices)) if current else None,
                 works={0: (Work(1.0, 10),) * count},
-                contents={hashlib.sha256(one).hexdigest(): one for one in contents(self.model, count)},
+                contents=by_hash(self.model, count),
                 reference_speed=100.0,
             )
         )
+
+    def _cut_again(self, order: Order) -> dict[str, bytes]:
+        counts = [len(one.manifest.slices) for one in order.generations if one.manifest.model_sha256 == self.model]
+        return {sha256: content for count in counts for sha256, content in by_hash(self.model, count).items()}
 
     def _forecast(self, order: Order, placements: tuple[Placement, ...], count: int) -> Forecast | None:
         speeds = {one.name: one.pace / 100 for one in order.candidates}

@@ -29,7 +29,7 @@ from har_edge.nodes.coordination.registry import (
     Registry,
     names_in,
 )
-from har_edge.nodes.coordination.replan import Draft, Order, Replan
+from har_edge.nodes.coordination.replan import SLICES, Draft, Order, Replan
 from har_edge.nodes.coordination.rollout import Outcome, Rollout, Step, Verdict, go_on, is_running, unready
 from har_edge.nodes.coordination.roster import Roster
 from har_edge.nodes.coordination.stock import Stock
@@ -171,6 +171,9 @@ class Coordinator:
 
     def receive(self, draft: Draft, now: float) -> list[Outgoing]:
         """Take an answer of the planner."""
+        if draft.number == SLICES:
+            self._stock.add(draft.contents)
+            return self.tick(now)
         current = self._deployed.current
         decision = self._replan.judge(draft, current, self._unmet(), now)
         if decision is None:
@@ -304,6 +307,8 @@ class Coordinator:
         )
         self.registry.expect(_names(kept), now)
         self.registry.pardon(now + GRACE_S)
+        if kept.generations:  # the broker may have lost their slices, and a plan may be long in coming
+            self.orders.append(Order(SLICES, (), kept.generations, kept.epoch))
         phases = {kept.phase(one.epoch): one for one in kept.generations}
         if Phase.PREPARING in phases:
             self.rollout.enter(Step.PREPARING, now, phases[Phase.PREPARING])

@@ -20,6 +20,8 @@ from har_edge.planning.relocate import Candidate, Forecast, coarse
 FIRST_S = 2.0
 # Gains that come of ties and roundings.
 _SAME = 0.01
+# An order that asks for slices, not for a decision.
+SLICES = 0
 BACKOFF_S, MOST_BACKOFF_S = 2.0, 60.0
 
 
@@ -49,7 +51,10 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the planner is asked: a plan for these nodes (speeds as on their cards), compared with what is deployed."""
+    """What the planner is asked: a plan for these nodes (speeds as on their cards), compared with what is deployed.
+
+    Without nodes, nothing but the slices of what is deployed.
+    """
 
     number: int
     candidates: tuple[Candidate, ...]

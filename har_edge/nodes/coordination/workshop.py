@@ -6,7 +6,7 @@ import hashlib
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -60,6 +60,10 @@ class Planner:
             return Draft(order.number, problem=str(error))
 
     def _plan(self, order: Order) -> Draft:
+        kept = self._cut_again(order.generations)
+        if not order.candidates:
+            self._cuttings = kept
+            return Draft(order.number, contents=_contents(kept))
         if self._reference is None:
             self._reference, self._speed = self.profile(self.model), self.speed()
         relative = [replace(one, speed=one.speed / self._speed) for one in order.candidates]
@@ -67,7 +71,6 @@ class Planner:
         devices, remarks = devices_of(nodes, self._reference, self.devices, self.path)
         sensors = self.devices.sensors if self.devices else Sensors.APART
         scene = make_scene(self.model, self._reference.bounds, devices, replicas=self.wish.replicas, sensors=sensors)
-        kept = self._cut_again(order.generations)
         deployed = [one for one in order.generations if cuts_of(one.manifest) in kept and self._is_ours(one)]
         current = next((one for one in deployed if one.epoch == order.epoch), None)
         cuts, placements = self._choose(scene, nodes, cuts_of(current.manifest) if current else None)
@@ -84,7 +87,7 @@ class Planner:
             current=forecast(scene, cuts_of(current.manifest), _places(current.placements), cores) if current else None,
             works={one.epoch: self._works(scene, cuts_of(one.manifest)) for one in deployed}
             | {0: self._works(scene, cuts)},
-            contents={sha256: content for one in kept.values() for sha256, content in one.contents.items()},
+            contents=_contents(kept),
             reference_speed=self._speed,
         )
 
@@ -171,6 +174,10 @@ class Planner:
             entries.append(msgspec.structs.replace(entry, sha256=sha256))
         manifest = msgspec.structs.replace(outline(self.model, slices), slices=tuple(entries))
         return _Cutting(manifest, contents)
+
+
+def _contents(kept: Mapping[tuple[int, ...], _Cutting]) -> dict[str, bytes]:
+    return {sha256: content for one in kept.values() for sha256, content in one.contents.items()}
 
 
 def _places(placements: Sequence[Placement]) -> list[Place]:

@@ -320,6 +320,24 @@ def test_a_probe_that_cannot_be_made_is_said_and_ends_nothing(world: World) -> N
     assert sum(text in line for line in world.lines) == 1
 
 
+def test_slices_that_the_broker_lost_are_there_again_at_once_after_a_restart() -> None:
+    world = World(Wish(stages=3), settle_s=60.0)
+    for name in "abc":
+        world.join(name)
+    world.start()
+    world.until(lambda: world.ready)
+    assert world.plan is not None and world.plan.current is not None
+    topics = [TOPICS.slice(entry.sha256) for entry in world.plan.current.manifest.slices]
+    world.kill()
+    for topic in topics:
+        world.say(topic, b"", retain=True)
+    world.run(1)
+    asked = len(world.drawer.asked)
+    world.start()
+    world.run(1.5)
+    assert all(world.retained[topic] for topic in topics) and len(world.drawer.asked) == asked
+
+
 def test_a_rollout_is_gone_on_with_after_a_restart(world: World) -> None:
     world.join("d").fetch_s = 3.0
     world.until(lambda: world.plan is not None and len(world.plan.generations) == 2, 10)
@@ -564,6 +582,7 @@ def test_a_coordinator_that_was_started_again_publishes_a_slice_as_soon_as_it_ha
     world.start()
     world.say(chunk, bytes(17), retain=True)
     world.nodes["b"].failing, world.nodes["b"].lacks = "forged or corrupt", chunk.split("/")[4]
-    world.run(1.5)
-    assert world.said("it is published again") and world.retained[chunk] == bytes(17)  # it has no slices yet
-    world.until(lambda: world.retained[chunk] == good, 10)
+    world.run(0.5)
+    assert world.retained[chunk] == bytes(17)  # it has no slices yet
+    world.until(lambda: world.retained[chunk] == good, 2)
+    assert world.said("it is published again")

@@ -127,6 +127,16 @@ def test_cuts_that_cannot_be_do_not_stop_the_planner(model: Model, start: int) -
     assert not draft.problem and draft.current is None and draft.works.keys() == {0, 7}
 
 
+def test_slices_of_what_is_deployed_need_neither_nodes_nor_figures(model: Model) -> None:
+    good = planner(model, Wish(stages=3)).plan(Order(1, nodes("a", "b", "c"), (), 0))
+
+    def unmeasured(model: Model) -> Profile:
+        raise AssertionError("measured")
+
+    draft = Planner(model, Wish(), unmeasured).plan(Order(0, (), (deployed(good),), 7))
+    assert draft.contents == good.contents and draft.manifest is None and not draft.problem
+
+
 def test_a_model_is_measured_once_on_this_device(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked: list[MessageCost] = []
