@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import options, sender
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from har_edge.planning.pipeline import Pipeline
     from har_edge.streams.live import LiveStream
 
-SESSION_S = 300
 # What says how to replay recordings, and its default.
 REPLAY = {"data": None, "subjects": None, "speed": 1.0, "batch": 1, "in_flight": 64, "keep_null": False}
 
@@ -68,7 +67,7 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     device = Device(args.live)
     detail = f"{', '.join(sources)} of {args.stream}, live from {device.name}"
     identity = options.identity_of(args, pipeline, args.name or f"sensor-{args.source}", "sensor", detail)
-    bus = options.connect(args, pipeline, identity.session(expiry_s=SESSION_S))
+    bus = sender.connect(args, pipeline, identity)
     reducers = options.listed_reducers(pipeline.task, sources)
     print(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}", flush=True)
     loop = LiveLoop(

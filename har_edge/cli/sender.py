@@ -13,13 +13,16 @@ from har_edge.errors import ConfigError, NodeError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from har_edge.messaging.bus import Bus, Session
     from har_edge.nodes.credit import Credit
     from har_edge.nodes.deployment import Deployment
-    from har_edge.nodes.loop import Stop
+    from har_edge.nodes.loop import Identity, Stop
     from har_edge.nodes.sensor import Sensor, SensorSetup
     from har_edge.planning.pipeline import Pipeline
 
 EXIT_UNANSWERED = 1
+# How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
+SESSION_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,17 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
     sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
     return Made(pipeline, build_sensor(pipeline, sources, combine=args.combine), sources)
+
+
+def connect(args: argparse.Namespace, pipeline: Pipeline, identity: Identity) -> Bus:
+    """Return the bus of a sensor; NodeError where its name is that of something else that is alive."""
+    from har_edge.nodes.device.arrival import check_role
+
+    def reach(session: Session) -> Bus:
+        return options.connect(args, pipeline, session)
+
+    check_role(reach, identity.topics, identity.node, identity.role)
+    return reach(identity.session(expiry_s=SESSION_S))
 
 
 def follow(args: argparse.Namespace, stop: Stop) -> Made | None:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from har_edge.nodes.loop import Stop
 
 HELP = "send windows: of recordings, as the sensors would, or of a device"
-# How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
-SESSION_S = 300
 CACHE = "with --pipeline, where files of the pipeline are kept (default: ~/.cache/har-edge/slices)"
 # How much longer than a stage waits for the parts of a window a sensor waits for its result.
 MARGIN_S = 5.0
@@ -92,7 +90,7 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     recordings = [regroup_recording(recording, pipeline.described, grouping) for recording in recordings]
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
     identity = options.identity_of(args, pipeline, args.name or f"sensor-{args.source}", "sensor", detail)
-    bus = options.connect(args, pipeline, identity.session(expiry_s=SESSION_S))
+    bus = sender.connect(args, pipeline, identity)
     reducers = options.listed_reducers(pipeline.task, sources)
     print(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}", flush=True)
     delay = options.batch_delay(pipeline.task, args.batch, args.speed)

@@ -74,6 +74,15 @@ def test_of_two_sensors_with_one_name_the_older_ends_and_says_so(fleet: Fleet) -
     assert younger.end(signal.SIGTERM) == 0
 
 
+def test_no_sensor_takes_the_session_of_a_stage_that_lives(fleet: Fleet) -> None:
+    stage = fleet.stage(1)
+    fleet.until_ready("stage-1")
+    sensor = fleet.start("sensor", "--source", "chest", "--name", "stage-1", "--subjects", "1")
+    assert sensor.wait() == 2
+    assert "error: 'stage-1' is the name of a stage that is alive; expected a name of its own for each" in sensor.said
+    assert stage.process.poll() is None and fleet.state("stage-1") is State.READY
+
+
 def test_a_sensor_without_its_companion_does_not_wait_for_ever(fleet: Fleet) -> None:
     """The stage gives the windows up, says which source is missing, and the sensors go on when it comes."""
     file = fleet.folder / "pipeline.toml"

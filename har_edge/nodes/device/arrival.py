@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 
 from har_edge.errors import BrokerError, NodeError
-from har_edge.messaging.bus import Bus, Session
+from har_edge.messaging.bus import Bus, Claim, Session
 from har_edge.messaging.echo import Link, measure_link
 from har_edge.messaging.link import FinalRefusal
-from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, State, decode_beat, decode_status
+from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, State, decode_beat, decode_status, is_taken
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.device.card import make_card, measure_speed, read_machine, read_runtime
 from har_edge.nodes.loop import Identity, Stop, drain
@@ -82,7 +82,7 @@ def check_name(connect: Callable[[Session], Bus], topics: Topics, node: str, mac
                 try:
                     if delivery.topic == topics.status(node):
                         status = decode_status(delivery.payload)
-                        _refuse_other(status)
+                        _refuse_other(status, ROLE)
                     elif decode_beat(delivery.payload).instance == (status.instance if status else ""):
                         _refuse(status, machine)
                 except UNREADABLE as error:
@@ -95,9 +95,22 @@ def check_name(connect: Callable[[Session], Bus], topics: Topics, node: str, mac
         bus.close(forget=True)
 
 
-def _refuse_other(status: NodeStatus) -> None:
-    """Refuse the name of a sensor or a stage: it would lose its session, here as on another machine."""
-    if status.state in ALIVE and status.role != ROLE:
+def check_role(connect: Connect, topics: Topics, node: str, role: str) -> None:
+    """Raise NodeError when what has this name is alive and of another role: it would lose its session."""
+
+    def look(payload: bytes) -> bool:
+        try:
+            _refuse_other(decode_status(payload), role)
+        except UNREADABLE as error:
+            _log.warning("dropped %s: %s", topics.status(node), error)
+        return False
+
+    is_taken(Claim(topics.status(node), look), connect)
+
+
+def _refuse_other(status: NodeStatus, role: str) -> None:
+    """Refuse a name that something else lives by, here as on another machine."""
+    if status.state in ALIVE and status.role != role:
         raise NodeError(
             f"{status.node!r} is the name of a {status.role} that is alive; expected a name of its own for each: "
             "choose another one with --name"

@@ -23,7 +23,7 @@ from har_edge.messaging.status import (
 )
 from har_edge.nodes.deployment import Placement, encode_deployment
 from har_edge.nodes.device import arrival
-from har_edge.nodes.device.arrival import arrive, check_name
+from har_edge.nodes.device.arrival import arrive, check_name, check_role
 from har_edge.nodes.device.node import BEAT_S, LOOK_S, SAY_S, Node, posts_of, run_node
 from har_edge.nodes.device.worker import LEAVING, Aim, Post
 from har_edge.nodes.loop import Identity, Stop
@@ -465,6 +465,24 @@ def test_the_name_of_a_sensor_is_refused_while_it_lives(monkeypatch):
             check_name(broker.connect, TOPICS, ME, "m1")
     with pytest.raises(NodeError, match="'pi-1' is the name of a sensor that is alive; expected a name of its own"):
         check_name(broker.connect, TOPICS, ME, "m1")
+
+
+@pytest.mark.parametrize("role", ["node", "coordinator", "stage"])
+def test_no_sensor_takes_the_name_of_something_else_that_lives(role, caplog):
+    broker, topic = MemoryBroker(), TOPICS.status(ME)
+    bus = broker.connect(Session("other"))
+    for payload in (b"", b"no status", encode_status(NodeStatus(ME, role, State.LOST, "other", 1.0))):
+        bus.publish(topic, payload, retain=True)
+        bus.poll(0)
+        check_role(broker.connect, TOPICS, ME, "sensor")
+    bus.publish(topic, encode_status(NodeStatus(ME, "sensor", State.READY, "other", 1.0)), retain=True)
+    bus.poll(0)
+    check_role(broker.connect, TOPICS, ME, "sensor")  # the younger sensor takes over
+    bus.publish(topic, encode_status(NodeStatus(ME, role, State.READY, "other", 1.0)), retain=True)
+    bus.poll(0)
+    with pytest.raises(NodeError, match=f"'pi-1' is the name of a {role} that is alive; expected a name of its own"):
+        check_role(broker.connect, TOPICS, ME, "sensor")
+    assert "dropped har/" in caplog.text and not [name for name in broker._accounts if name.startswith("look-")]
 
 
 @pytest.mark.parametrize(
