@@ -311,7 +311,7 @@ def test_of_two_nodes_of_one_name_on_a_machine_the_younger_one_goes_on(crew: Cre
     first = fleet.statuses["a"].instance
     younger = crew.node("a")
     assert older.wait() == 3
-    assert "node a: a younger process on this machine has taken this name; ending" in older.said
+    assert "node a: a younger node of this name has taken over; ending (give each its --name)" in older.said
     crew.until(lambda: fleet.statuses["a"].instance != first and fleet.state("a") is State.BUSY, "it does not go on")
     crew.until_run(a=3)
     all_well(crew, sensors)
