@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import msgspec
-
 from har_edge.errors import BrokerError, MessageError, NodeError
 from har_edge.messaging import wire
 from har_edge.messaging.address import read_address
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.mqtt import open_bus
-from har_edge.messaging.status import State, decode_status
+from har_edge.messaging.status import UNREADABLE, State, decode_status
 from har_edge.messaging.topics import ALL_SOURCES, RETAINED, Kind, Topics
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.sink import Sink
@@ -174,7 +172,7 @@ class Emulated:
         answered: list[int] = []
         for delivery in self.bus.poll(_POLL_S):
             self.bus.acknowledge(delivery)
-            with contextlib.suppress(MessageError, msgspec.MsgspecError):
+            with contextlib.suppress(MessageError, *UNREADABLE):
                 topic = self.topics.read(delivery.topic)
                 if topic.kind is Kind.RESULT:
                     answered += [one.seq for one in self.sink.handle(delivery) if one.stream == f"run{self._runs}"]

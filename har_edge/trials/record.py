@@ -7,11 +7,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-import msgspec
-
 from har_edge.errors import MessageError
 from har_edge.messaging.bus import Delivery
-from har_edge.messaging.status import Beat, NodeStatus, StagePhase, State, decode_beat, decode_status
+from har_edge.messaging.status import UNREADABLE, Beat, NodeStatus, StagePhase, State, decode_beat, decode_status
 from har_edge.messaging.topics import PROBE, Kind, Topics
 from har_edge.nodes.deployment import Deployment, decode_deployment
 from har_edge.nodes.results import Result, decode_results
@@ -86,7 +84,7 @@ class Record:
                     self.statuses[status.node] = status
                     if status.counters:
                         self._counters[status.node, status.instance] = (status.role, status.counters)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise MessageError(f"{delivery.topic}: {error}; expected what messaging/status.py writes") from None
 
     def state(self, node: str) -> State | None:
