@@ -122,6 +122,7 @@ class Coordinator:
         """
         self._stock.make_room(unsent)
         if not connected:
+            self.registry.void()
             self.registry.pardon(now + GRACE_S)
             return
         if reconnects != self._reconnects:
@@ -131,6 +132,7 @@ class Coordinator:
             self._stock.forget_broker()
             self._dirty = self.deployment is not None  # the broker may have lost it
             self._probing.doubt(now)
+            self.registry.void()
             self.registry.pardon(now + GRACE_S)
 
     def handle(self, delivery: Delivery, now: float) -> list[Outgoing]:
@@ -219,7 +221,7 @@ class Coordinator:
             self.lines += lines
             return any((self._note_revision(topic.levels[0]), self._note_lacks(topic.levels[0], now), failed))
         if topic.kind is Kind.STATUS and topic.levels[1] == "status" and topic.levels[0] != NAME:
-            events = self.registry.note_status(topic.levels[0], delivery.payload, now)
+            events = self.registry.note_status(topic.levels[0], delivery.payload, now, retained=delivery.retained)
         elif topic.kind is Kind.PLAN:
             self._take_plan(delivery)
         elif topic.kind is Kind.SLICE:

@@ -1,7 +1,8 @@
 """Which nodes there are, and which of them live: statuses, beats, and the detector of failures. Clocks are passed in.
 
-A node is lost when the broker says so (its will), or when no beat of it came for LOST_AFTER_S although this process
-listened. Whoever was blind itself, for want of a connection or of processor time, gives everybody a new deadline first.
+A node is lost when the broker says so (its will) and does not go itself, or when no beat of it came for LOST_AFTER_S
+although this process listened. Whoever was blind itself, for want of a connection or of processor time, gives everybody
+a new deadline first.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ PAUSE_S = 0.25
 # A node that falls silent again within so long has to be heard for 2 s before it counts, then 4, 8, up to as long.
 AGAIN_S, LEAST_TRIAL_S = 60.0, 2.0
 GRACE_S = 3.0
+# A broker that stops publishes every will, and then cuts our own connection.
+WILL_S = 0.1
 # How long a node or sensor must have been stopped or lost, in the hearing of this process, until its status is removed.
 STALE_S = 3600.0
 MAX_PEERS = 256
@@ -64,6 +67,8 @@ class Peer:
     silent_at: float = float("-inf")
     back_at: float = float("-inf")
     trial_s: float = 0.0
+    will: NodeStatus | None = None  # that counts from `will_at` on
+    will_at: float = 0.0
 
     @property
     def health(self) -> Health:
@@ -92,10 +97,13 @@ class Registry:
     named: Collection[str] = frozenset()
     peers: dict[str, Peer] = field(default_factory=dict)
     sensors: dict[str, NodeStatus] = field(default_factory=dict)
+    _pardoned: float = float("-inf")
     _silent: dict[str, float] = field(default_factory=dict)  # since when those are that say they are stopped or lost
 
-    def note_status(self, name: str, payload: bytes, now: float) -> list[Event]:
-        """Take a status; raises MessageError for one that is malformed, too large, or of another node."""
+    def note_status(self, name: str, payload: bytes, now: float, *, retained: bool = False) -> list[Event]:
+        """Take a status; a will counts a moment later, a retained one after the grace of a new connection.
+
+        Raises MessageError for one that is malformed, too large, or of another node."""
         if not payload:  # a person has removed the node
             self.sensors.pop(name, None)
             self._silent.pop(name, None)
@@ -115,12 +123,15 @@ class Registry:
         if peer is None and status.state not in ALIVE and len(self.peers) >= MAX_PEERS:
             return []  # no reason to forget anybody
         peer = peer or self._add(name, now)
+        if status.state not in ALIVE:
+            due = max(now + WILL_S, self._pardoned if retained else now)
+            if peer.will is None or due < peer.will_at:
+                peer.will, peer.will_at = status, due
+            return []
         before = peer.health
         if known is None or known.instance != status.instance:
             peer.beat, peer.lost, peer.deadline, peer.trial_s = None, "", now + GRACE_S, 0.0
-        peer.status = status
-        if status.state not in ALIVE:
-            self._lose(peer, "the broker lost its connection", now)
+        peer.status, peer.will = status, None
         return self._changed(peer, before)
 
     def note_beat(self, name: str, payload: bytes, now: float) -> list[Event]:
@@ -153,9 +164,15 @@ class Registry:
 
     def pardon(self, until: float) -> None:
         """Give every node until then to be heard: this process was blind."""
+        self._pardoned = max(self._pardoned, until)
         for peer in self.peers.values():
             peer.deadline = max(peer.deadline, until)
         self._silent = dict.fromkeys(self._silent, until)
+
+    def void(self) -> None:
+        """Forget wills that do not count yet: our own connection has gone too, so they may be the broker's doing."""
+        for peer in self.peers.values():
+            peer.will = None
 
     def delay(self, seconds: float) -> None:
         """Give every node so much more time: this process did not listen for as long."""
@@ -166,6 +183,7 @@ class Registry:
         """Return the nodes that are lost now."""
         events = []
         for peer in self.peers.values():
+            events += self._open_will(peer, now)
             if not peer.lost and now > peer.deadline:
                 before = peer.health
                 again = now < peer.silent_at + AGAIN_S
@@ -232,6 +250,14 @@ class Registry:
         if lost:
             del self.peers[min(lost, key=lambda peer: peer.lost_at).name]
         return bool(lost)
+
+    def _open_will(self, peer: Peer, now: float) -> list[Event]:
+        if peer.will is None or now < peer.will_at:
+            return []
+        before = peer.health
+        peer.status, peer.will = peer.will, None
+        self._lose(peer, "the broker lost its connection", now)
+        return self._changed(peer, before)
 
     def _lose(self, peer: Peer, why: str, now: float) -> None:
         if not peer.lost:

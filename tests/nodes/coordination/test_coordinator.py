@@ -10,6 +10,7 @@ import pytest
 
 from har_edge.messaging.bus import Delivery, TakenOver
 from har_edge.messaging.status import Beat, State, encode_beat
+from har_edge.nodes.coordination.registry import WILL_S
 from har_edge.nodes.coordination.replan import Wish
 from har_edge.nodes.deployment import Placement, decode_deployment, encode_deployment
 from tests.nodes import coordinated
@@ -36,7 +37,7 @@ def test_nodes_that_are_there_get_a_stage_each_and_sensors_an_epoch_that_answers
 
 def test_a_crashed_node_hands_its_stage_to_another_at_once_with_the_same_cuts(world: World) -> None:
     world.crash("b")
-    world.step()
+    world.run(0.2)
     assert world.plan is not None and (world.plan.epoch, world.homes[1]) == (5000, "a")
     assert world.said("node b is lost: the broker lost its connection")
     assert world.said("epoch 5000: stage 1 goes from b to a: b is lost")
@@ -52,7 +53,7 @@ def test_a_spare_node_takes_the_stage_of_a_crashed_one() -> None:
     world.start()
     world.until(lambda: world.ready)
     world.crash("a")
-    world.step()
+    world.run(0.2)
     assert world.homes == {0: "c", 1: "b"}
 
 
@@ -112,6 +113,40 @@ def test_a_reconnection_gives_everybody_time(world: World) -> None:
     world.nodes["b"].hung = False
     world.until(lambda: world.ready)
     assert world.plan == before
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["with the cut", "before the cut"])
+def test_the_wills_that_a_broker_publishes_as_it_stops_move_nothing(world: World, seen: bool) -> None:
+    """Nor do they when they come again after the reconnection, before the nodes are back."""
+    before = world.plan
+    for name, node in world.nodes.items():
+        node.hung = True
+        world.say(TOPICS.status(name), node.status(State.LOST), retain=True)
+    if seen:
+        assert world.helm is not None
+        world.helm.step(0, lambda: world.now)
+    world.broker.stop()
+    world.broker._accounts.pop("har.har.coordinator")  # its session expires at once
+    world.run(2)
+    world.broker.start()
+    world.run(2)
+    for node in world.nodes.values():
+        node.hung = False
+    world.run(6)
+    assert world.ready and before is not None and world.plan is not None
+    assert world.plan.generations == before.generations and not world.said("is lost")
+
+
+def test_a_node_that_is_lost_while_the_broker_is_gone_is_found_after_the_grace(world: World) -> None:
+    world.broker.stop()
+    lost = world.nodes.pop("b").status(State.LOST)
+    world.run(1)
+    world.broker._retained[TOPICS.status("b")] = lost
+    world.broker.start()
+    world.run(2.5)
+    assert world.homes[1] == "b"
+    world.run(1)
+    assert world.homes[1] != "b" and world.said("node b is lost: the broker lost its connection")
 
 
 def test_a_node_that_joins_gets_a_stage_when_that_gains_enough(world: World) -> None:
@@ -436,7 +471,8 @@ def test_the_way_from_a_crash_to_the_new_plan_takes_no_time() -> None:
     assert world.coordinator is not None
     will = world.nodes["n7"].status(State.LOST)
     before = time.perf_counter()
-    out = world.coordinator.handle(Delivery(TOPICS.status("n7"), will, (0, 0)), world.now)
+    assert world.coordinator.handle(Delivery(TOPICS.status("n7"), will, (0, 0)), world.now) == []
+    out = world.coordinator.tick(world.now + WILL_S)
     took_s = time.perf_counter() - before
     (plan,) = [one for one in out if one.topic == TOPICS.plan()]
     assert decode_deployment(plan.payload).holder(5000, 7, 0) not in ("n7", None)
@@ -533,7 +569,7 @@ def test_a_crash_during_an_upload_is_mended_at_once(world: World, monkeypatch: p
     world.until(headers, 10)
     assert headers() < chunks
     world.crash("b")
-    world.step()
+    world.run(0.2)
     assert world.homes[1] != "b" and headers() < chunks
     world.until(lambda: world.ready and world.plan is not None and len(world.plan.generations) == 1, 60)
     assert world.plan is not None and world.plan.current is not None

@@ -68,24 +68,44 @@ def test_time_in_which_nobody_listened_does_not_count(registry: Registry) -> Non
     assert registry.tick(110.8 + LOST_AFTER_S) == [] and len(registry.tick(111.0 + LOST_AFTER_S)) == 1
 
 
-def test_the_will_is_believed_at_once_and_later_beats_only_with_a_new_status(registry: Registry) -> None:
-    (event,) = registry.note_status("pi", status(State.LOST), 101.0)
+def test_the_will_is_believed_and_later_beats_only_with_a_new_status(registry: Registry) -> None:
+    assert registry.note_status("pi", status(State.LOST), 100.9) == [] and registry.tick(100.95) == []
+    (event,) = registry.tick(101.0)
     assert event.text == "node pi is lost: the broker lost its connection"
     assert registry.note_beat("pi", beat(), 101.1) == []  # on its way when the connection broke
     registry.note_status("pi", status(), 102.0)
     assert [one.health for one in registry.note_beat("pi", beat(), 102.1)] == [Health.LIVE]
 
 
+def test_a_will_is_void_when_our_own_connection_goes_or_the_node_comes_back(registry: Registry) -> None:
+    registry.pardon(200.0)
+    registry.note_status("pi", status(State.LOST), 101.0)
+    registry.void()
+    assert registry.tick(102.0) == [] and registry.health("pi") is Health.LIVE
+    registry.note_status("pi", status(State.LOST), 103.0)
+    registry.note_status("pi", status(), 103.05)
+    assert registry.tick(104.0) == [] and registry.health("pi") is Health.LIVE
+
+
+def test_a_retained_will_waits_for_the_grace_and_one_that_comes_now_does_not(registry: Registry) -> None:
+    registry.pardon(104.0)
+    registry.note_status("pi", status(State.LOST), 101.0, retained=True)
+    assert registry.tick(103.9) == []
+    registry.note_status("pi", status(State.LOST), 103.2)
+    assert len(registry.tick(103.4)) == 1
+
+
 def test_the_last_word_of_an_older_process_counts_for_nothing(registry: Registry) -> None:
     registry.note_status("pi", status(instance="i2", started=2.0), 101.0)
     assert registry.health("pi") is Health.NEW and registry.note_beat("pi", beat("i1"), 101.1) == []
     registry.note_status("pi", status(State.LOST), 101.2)
-    assert registry.health("pi") is Health.NEW
+    assert registry.tick(101.4) == [] and registry.health("pi") is Health.NEW
     assert [one.health for one in registry.note_beat("pi", beat("i2"), 101.3)] == [Health.LIVE]
 
 
 def test_a_node_whose_clock_was_set_back_is_taken_when_the_older_process_is_lost(registry: Registry) -> None:
     registry.note_status("pi", status(State.LOST), 101.0)
+    assert len(registry.tick(101.2)) == 1
     registry.note_status("pi", status(instance="i2", started=0.5), 102.0)
     assert [one.health for one in registry.note_beat("pi", beat("i2"), 102.1)] == [Health.LIVE]
 
@@ -158,6 +178,9 @@ def test_who_has_been_lost_longest_makes_room_unless_a_plan_names_it() -> None:
     for number, name in enumerate(names):
         registry.note_status(name, status(node=name), 100.0)
         registry.note_status(name, status(State.LOST, node=name), 100.0 + (number + 9) % MAX_PEERS)
+        registry.peers[name].deadline = float("inf")
+    for tick in range(MAX_PEERS):
+        registry.tick(100.5 + tick)
     first, second = names[MAX_PEERS - 9], names[MAX_PEERS - 8]
     registry.note_status("late", status(State.LOST, node="late"), 400.0)
     assert "late" not in registry.peers and first in registry.peers
