@@ -74,6 +74,7 @@ class Coordinator:
         self._read_at = float("inf")
         self._ticked, self._changed_at, self._reconnects = now, now, -1
         self._dirty = self._was_ready = False
+        self._echoed = -1  # the last revision of ours that the broker had
         self._before = ""  # whose plan was adopted: an old broker may retain it again, by a clock that was ahead
         self._trouble = self._waiting = ""
 
@@ -275,6 +276,9 @@ class Coordinator:
             raise
         own = (self._setup.started, self._setup.author)
         if found.author == self._setup.author:
+            if found.revision < self._echoed:  # it was refused at first, and now stands where a newer one stood
+                self._dirty = True
+            self._echoed = max(self._echoed, found.revision)
             return
         self._epoch = max([self._epoch, *(generation.epoch for generation in found.generations)])
         if self.deployment is None:

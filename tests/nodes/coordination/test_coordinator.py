@@ -421,6 +421,18 @@ def test_a_plan_of_an_older_coordinator_is_replaced_by_ours(world: World) -> Non
     assert (world.plan.author, world.plan.revision, world.plan.generations) == (ours.author, 51, ours.generations)
 
 
+def test_an_older_plan_of_ours_that_comes_late_does_not_stay(world: World) -> None:
+    world.crash("b")
+    world.until(lambda: world.ready and world.homes[1] != "b", 5)
+    late, newer = world.plans[-2:]
+    assert late.revision < newer.revision and late.author == newer.author
+    world.say(TOPICS.plan(), encode_deployment(late), retain=True)
+    world.run(0.3)
+    assert decode_deployment(world.retained[TOPICS.plan()]) == newer
+    world.run(3)
+    assert world.plans.count(newer) == 2  # once more is enough
+
+
 def test_what_the_broker_lost_is_published_again(world: World) -> None:
     """A broker without persistence comes back empty."""
     before = world.plan
