@@ -23,7 +23,8 @@ LOST_AFTER_S = 1.5
 BLIND_S = 1.0
 # A shorter one is added to every deadline; anything below is the ordinary turn of a loop.
 PAUSE_S = 0.25
-# A node that falls silent again within so long has to be heard for 2 s before it counts, then 4, 8, up to as long.
+# A node that is lost again within so long, in whatever process, has to be heard for 2 s before it counts, then 4, 8, up
+# to as long.
 AGAIN_S, LEAST_TRIAL_S = 60.0, 2.0
 GRACE_S = 3.0
 # A broker that stops publishes every will, and then cuts our own connection.
@@ -54,7 +55,8 @@ SERVING = frozenset({Health.NEW, Health.LIVE, Health.LEAVING, Health.UNFIT})
 class Peer:
     """One node: what it said last, when it has to be heard again, and why it is lost.
 
-    One that was silent twice in a short time is on trial: it stays lost until it has been heard for `trial_s`.
+    One that was lost twice in a short time is on trial: it stays lost until it has been heard for `trial_s`, counted
+    from `back_at`, infinite until it is heard.
     """
 
     name: str
@@ -64,7 +66,6 @@ class Peer:
     heard: float = 0.0
     lost: str = ""
     lost_at: float = float("-inf")
-    silent_at: float = float("-inf")
     back_at: float = float("-inf")
     trial_s: float = 0.0
     will: NodeStatus | None = None  # that counts from `will_at` on
@@ -130,7 +131,11 @@ class Registry:
             return []
         before = peer.health
         if known is None or known.instance != status.instance:
-            peer.beat, peer.lost, peer.deadline, peer.trial_s = None, "", now + GRACE_S, 0.0
+            if peer.will is not None and known is not None and not peer.lost:  # it crashed, and is back already
+                self._lose(peer, "the broker lost its connection", now)
+            peer.beat, peer.deadline, peer.back_at = None, now + GRACE_S, float("inf")
+            if not peer.trial_s or now > peer.lost_at + AGAIN_S:
+                peer.lost, peer.trial_s = "", 0.0
         peer.status, peer.will = status, None
         return self._changed(peer, before)
 
@@ -144,11 +149,11 @@ class Registry:
         if peer.status.state not in ALIVE:
             return []
         before = peer.health
-        if now > peer.heard + LOST_AFTER_S:
+        if peer.back_at == float("inf") or now > peer.heard + LOST_AFTER_S:
             peer.back_at = now
         peer.beat, peer.heard = beat, now
         peer.deadline = max(peer.deadline, now + LOST_AFTER_S)
-        if not peer.lost or now >= peer.back_at + peer.trial_s:
+        if now >= peer.back_at + peer.trial_s or not self.live():  # rather such a node than none
             peer.lost = ""
         return self._changed(peer, before)
 
@@ -186,9 +191,6 @@ class Registry:
             events += self._open_will(peer, now)
             if not peer.lost and now > peer.deadline:
                 before = peer.health
-                again = now < peer.silent_at + AGAIN_S
-                peer.trial_s = min(AGAIN_S, max(LEAST_TRIAL_S, 2 * peer.trial_s)) if again else 0.0
-                peer.silent_at = now
                 self._lose(peer, f"no beat for {now - peer.heard:.1f} s" if peer.heard else "it was never heard", now)
                 events += self._changed(peer, before)
         return events
@@ -254,14 +256,18 @@ class Registry:
     def _open_will(self, peer: Peer, now: float) -> list[Event]:
         if peer.will is None or now < peer.will_at:
             return []
-        before = peer.health
+        before, known = peer.health, peer.status
         peer.status, peer.will = peer.will, None
-        self._lose(peer, "the broker lost its connection", now)
+        if known is None:  # that was before our time
+            peer.lost = peer.lost or "the broker lost its connection"
+        elif not peer.lost or peer.back_at < float("inf"):
+            self._lose(peer, "the broker lost its connection", now)
         return self._changed(peer, before)
 
     def _lose(self, peer: Peer, why: str, now: float) -> None:
-        if not peer.lost:
-            peer.lost, peer.lost_at = why, now
+        again = now < peer.lost_at + AGAIN_S
+        peer.trial_s = min(AGAIN_S, max(LEAST_TRIAL_S, 2 * peer.trial_s)) if again else 0.0
+        peer.lost, peer.lost_at, peer.back_at = why, now, float("inf")
 
     def _drop(self, name: str, text: str) -> list[Event]:
         peer = self.peers.pop(name, None)

@@ -41,6 +41,7 @@ def test_silence_is_a_loss_after_the_deadline_and_a_beat_brings_the_node_back(re
 
 
 def test_a_node_that_is_silent_again_and_again_has_to_be_heard_for_longer_and_longer(registry: Registry) -> None:
+    join_other(registry)
     now, waits = 110.0, []
     for _ in range(4):
         registry.note_beat("pi", beat(), now)
@@ -55,6 +56,58 @@ def test_a_node_that_is_silent_again_and_again_has_to_be_heard_for_longer_and_lo
     assert waits == [0.0, 0.0, 2.0, 4.0]
     registry.note_beat("pi", beat(), now + 61.0)
     assert registry.health("pi") is Health.LOST  # not on its first beat
+
+
+def join_other(registry: Registry) -> None:
+    """A second node that lives for ever."""
+    registry.note_status("other", status(node="other"), 100.0)
+    registry.note_beat("other", encode_beat(Beat("other", "i1", 1, 0.0)), 100.0)
+    registry.peers["other"].deadline = float("inf")
+
+
+def test_a_node_that_crashes_again_and_again_has_to_be_heard_for_longer_and_longer(registry: Registry) -> None:
+    join_other(registry)
+    now, waits = 110.0, []
+    for number in range(2, 7):
+        registry.note_status("pi", status(instance=f"i{number}", started=float(number)), now)
+        began = now
+        registry.note_beat("pi", beat(f"i{number}"), now)
+        while registry.health("pi") is not Health.LIVE:
+            now += 0.5
+            registry.note_beat("pi", beat(f"i{number}"), now)
+        waits.append(now - began)
+        registry.note_status("pi", status(State.LOST, instance=f"i{number}", started=float(number)), now + 1.0)
+        now += 1.5
+        assert [one.health for one in registry.tick(now)] == [Health.LOST]
+    assert waits == [0.0, 0.0, 2.0, 4.0, 8.0]
+    registry.note_status("pi", status(instance="i9", started=9.0), now + 61.0)
+    registry.note_beat("pi", beat("i9"), now + 61.0)
+    assert registry.health("pi") is Health.LIVE  # that was long ago
+
+
+def test_a_crash_counts_when_the_next_process_comes_before_the_will_does(registry: Registry) -> None:
+    join_other(registry)
+    for number, health in ((2, Health.LIVE), (3, Health.LOST)):
+        old = f"i{number - 1}"
+        registry.note_status("pi", status(State.LOST, instance=old, started=number - 1.0), 100.0 + number)
+        registry.note_status("pi", status(instance=f"i{number}", started=float(number)), 100.05 + number)
+        registry.note_beat("pi", beat(f"i{number}"), 100.1 + number)
+        assert registry.health("pi") is health
+
+
+def test_silence_that_ends_with_the_will_is_one_loss(registry: Registry) -> None:
+    join_other(registry)
+    assert len(registry.tick(110.0)) == 1
+    registry.note_status("pi", status(State.LOST), 120.0)
+    assert registry.tick(120.5) == []
+    registry.note_status("pi", status(instance="i2", started=2.0), 121.0)
+    assert [one.health for one in registry.note_beat("pi", beat("i2"), 121.0)] == [Health.LIVE]
+
+
+def test_a_node_on_trial_is_better_than_none(registry: Registry) -> None:
+    for now in (110.0, 120.0):
+        assert len(registry.tick(now)) == 1
+        assert [one.health for one in registry.note_beat("pi", beat(), now + 1.0)] == [Health.LIVE]
 
 
 def test_who_was_blind_gives_everybody_time(registry: Registry) -> None:
