@@ -20,6 +20,8 @@ MEMORY_WINDOWS = 40
 GROSS = 3.0
 _MOST = 100.0
 _LONG_QUEUE, _SHORT_QUEUE = 64, 8
+# A queue that grew in so many beats in a row shows that a slower figure is no slow moment: it has this weight then.
+_GROWN, _PRESSED = 3, 0.5
 _MOST_SAID = 4096
 
 
@@ -34,6 +36,8 @@ class _Track:
     seen: int = 0
     first: float = 0.0
     recent: float = 0.0
+    queued: int = 0
+    grown: int = 0
 
     @property
     def drift(self) -> float:
@@ -76,6 +80,10 @@ class Speeds:
         ratio = min(_MOST, max(1 / _MOST, report.service_s / expected))
         # The first windows count as they come; later ones move the mean by their share of MEMORY_WINDOWS.
         share = max(windows / (track.seen + windows), 1 - (1 - 1 / MEMORY_WINDOWS) ** windows)
+        longer = report.queued > max(_SHORT_QUEUE, track.queued)
+        track.queued, track.grown = report.queued, track.grown + 1 if longer else 0
+        if track.grown >= _GROWN and track.first and ratio > track.recent:
+            share = max(share, _PRESSED)
         track.recent += share * (ratio - track.recent)
         track.seen += windows
         if not track.first and track.seen >= LEAST_WINDOWS:

@@ -10,10 +10,13 @@ from har_edge.nodes.coordination.speeds import Queues, Speeds
 KEY = (1, 0, 0)
 
 
-def run(speeds: Speeds, node: str, windows: range, service_s: float, key: tuple[int, int, int] = KEY) -> None:
-    """Let a node report one stage, five windows a beat; 1 ms were expected."""
+def run(
+    speeds: Speeds, node: str, windows: range, service_s: float, key: tuple[int, int, int] = KEY, queue: int = 0
+) -> None:
+    """Let a node report one stage, five windows a beat, `queue` more waiting at each; 1 ms were expected."""
     for number in windows:
-        report = StageReport(*key, StagePhase.RUNNING, windows=5 * number, service_s=service_s)
+        waiting = queue * (number - windows.start + 1)
+        report = StageReport(*key, StagePhase.RUNNING, windows=5 * number, service_s=service_s, queued=waiting)
         speeds.note(Beat(node, "i", number, 0.0, 0, (report,)), {key: 1e-3})
 
 
@@ -26,6 +29,21 @@ def test_a_node_is_compared_with_itself() -> None:
     assert speeds.factor("a") == pytest.approx(3.0, rel=0.05)
     run(speeds, "a", range(90, 180), 2e-3)
     assert speeds.factor("a") == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_node_whose_queue_grows_is_taken_for_slow_sooner() -> None:
+    patient, pressed = Speeds(), Speeds()
+    for speeds, queue in ((patient, 0), (pressed, 10)):
+        run(speeds, "a", range(10), 2e-3)
+        run(speeds, "a", range(10, 16), 6e-3, queue=queue)
+    assert pressed.factor("a") > 2.7 > 2.4 > patient.factor("a")
+
+
+def test_a_queue_that_grows_at_the_same_speed_is_no_fault_of_the_node() -> None:
+    speeds = Speeds()
+    run(speeds, "a", range(10), 2e-3)
+    run(speeds, "a", range(10, 40), 2e-3, queue=100)
+    assert speeds.factor("a") == pytest.approx(1.0)
 
 
 def test_a_few_windows_say_nothing() -> None:
