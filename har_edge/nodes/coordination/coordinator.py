@@ -252,6 +252,7 @@ class Coordinator:
             return False
         self._say(f"node {node} follows revision {peer.beat.revision} of a lost plan: ours counts on from there")
         self.deployment = msgspec.structs.replace(deployment, revision=peer.beat.revision + 1)
+        self._epoch = max([self._epoch, *(one.epoch for one in peer.beat.stages if one.epoch < MAX_REVISION)])
         # Until there is a plan, what runs by the lost one is better than nothing.
         self._dirty = self._dirty or bool(deployment.generations)
         return self._dirty

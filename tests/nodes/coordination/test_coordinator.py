@@ -518,6 +518,7 @@ def test_a_lost_plan_by_a_clock_that_was_ahead_does_not_stop_ours(world: World) 
     world.start(clock=1.0)
     world.until(lambda: world.ready, 10)
     assert world.plan.author == "c5" and world.plan.revision > 70  # type: ignore[union-attr]
+    assert world.plan.epoch == 5001  # not one that its stages may still have
     assert world.said("follows revision 70 of a lost plan: ours counts on from there")
     assert all(plan.generations for plan in world.plans if plan.author == "c5")  # what ran was not stopped before
 
