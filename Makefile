@@ -9,7 +9,8 @@ help:
 	@echo "make demo    run the whole pipeline on this machine"
 	@echo "make test    run the tests (HAR_EDGE_DATA=... for those on real recordings)"
 	@echo "make check   lint and type-check"
-	@echo "make bench   measure throughput, latency, footprint, correctness, cuts, reducers, sensors and accuracy"
+	@echo "make bench   measure throughput, latency, footprint, correctness, cuts, reducers, sensors, faults and accuracy;"
+	@echo "             as root, also what slices on several emulated devices gain"
 
 demo: .venv/.installed-broker
 	$(BIN)/har-edge demo
@@ -33,6 +34,11 @@ bench: .venv/.installed-$(EXTRAS)
 	@if $(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("tensorflow") is None)'; \
 	then echo $(BIN)/python bench/accuracy.py; $(BIN)/python bench/accuracy.py; \
 	else echo "left out: bench/accuracy.py (needs TensorFlow: make bench EXTRAS=test,training)"; fi
+	@if [ "$$(id -u)" = 0 ]; \
+	then echo $(BIN)/har-edge bench speedup --model int8 --out build/bench/speedup; \
+	  $(BIN)/har-edge bench speedup --model int8 --out build/bench/speedup; \
+	else echo "left out: har-edge bench speedup (needs root, for emulated devices)"; fi
+	$(BIN)/python bench/faults.py --faults 10
 
 .venv/.installed-%: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'

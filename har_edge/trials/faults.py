@@ -39,8 +39,10 @@ class Kind(Enum):
     BROKER_STOP = "broker restarted"
     BROKER_KILL = "broker killed"
     CUT = "network cut"
+    REPLAN = "re-plan, other cuts"
 
 
+STAGES = "--stages"
 REMOVES = frozenset({Kind.CRASH, Kind.CRASH_COLD, Kind.LEAVE})
 STOPS = frozenset({Kind.HANG, Kind.CUT})
 
@@ -64,8 +66,8 @@ class Outcome:
 class Drill:
     """Does one fault after the other to an arena under load, with at least one node left, and mends what it broke.
 
-    `coordinator` is the command to start it again with; `margin_s` is what must be left of a round of the
-    load, `hang_s` for how long a node is stopped or cut off, `join_s` for how long one that joined is watched.
+    `coordinator` is the command to start it again with, `--stages` in it; `margin_s` is what must be left of a round of
+    the load, `hang_s` for how long a node is stopped or cut off, `join_s` for how long one that joined is watched.
     """
 
     arena: Arena
@@ -233,6 +235,26 @@ class Drill:
         self.arena.start(COORDINATOR, *self.coordinator)
         self._await_alive(COORDINATOR)
 
+    def _cut_anew(self, _: str) -> str:
+        """Let a coordinator that was told another number of stages take over."""
+        count = len(_slices_of(self._deployment()))
+        self._ask_for(count - 1 if count > 1 else count + 1)
+        return f"{count} stages, {len(_slices_of(self._deployment()))}, and {count} again"
+
+    def _cut_as_before(self, _: str) -> None:
+        self._ask_for(int(self.coordinator[self.coordinator.index(STAGES) + 1]))
+
+    def _ask_for(self, count: int) -> None:
+        """Start the coordinator again with so many stages, and wait until sensors send to them."""
+        place = self.coordinator.index(STAGES) + 1
+        self.arena.kill(COORDINATOR, signal.SIGTERM)
+        self.arena.start(COORDINATOR, *self.coordinator[:place], str(count), *self.coordinator[place + 1 :])
+        self.arena.until(
+            lambda: len(_slices_of(self._deployment())) == count and self.arena.record.is_settled(),
+            f"the model is not cut into {count} stages",
+            RECOVER_S,
+        )
+
     def _stop_broker(self, _: str) -> str:
         self.arena.ground.broker.stop()
         return self._pause()
@@ -276,6 +298,11 @@ class Drill:
         )
 
 
+def _slices_of(deployment: Deployment) -> tuple[str, ...]:
+    """Return the hashes of the current generation, stage by stage."""
+    return tuple(entry.sha256 for entry in deployment.current.manifest.slices) if deployment.current else ()
+
+
 def _slices(deployment: Deployment, node: str) -> frozenset[str]:
     """Return the hashes of what a node runs in the current generation."""
     generation = deployment.current
@@ -294,4 +321,5 @@ _ACTIONS: dict[Kind, tuple[Callable[[Drill, str], str], Callable[[Drill, str], N
     Kind.BROKER_STOP: (Drill._stop_broker, Drill._start_broker),
     Kind.BROKER_KILL: (Drill._kill_broker, Drill._start_broker),
     Kind.CUT: (Drill._cut, Drill._mend),
+    Kind.REPLAN: (Drill._cut_anew, Drill._cut_as_before),
 }
