@@ -158,6 +158,8 @@ class Coordinator:
             return []
         if self.deployment is None:
             self._adopt(now)
+            for name in self.registry.peers:
+                self._note_revision(name)
         self._note_events(self.registry.tick(now), now)
         self._mend(now)
         self._roll(now)
