@@ -65,12 +65,18 @@ class Scene:
 
 @contextmanager
 def open_scene(
-    ground: Ground, folder: Path, reference: Reference, *, nodes: int = 3, absent: Sequence[str] = ()
+    ground: Ground,
+    folder: Path,
+    reference: Reference,
+    *,
+    nodes: int = 3,
+    absent: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> Iterator[Scene]:
-    """Start coordinator and nodes (but for those absent), and sensors once the model is deployed."""
+    """Start coordinator (`options` are its) and nodes (not those absent), and sensors once the model is deployed."""
     names = [f"device-{number}" for number in range(1, nodes + 1)]
     pipeline = reference.pipeline
-    coordinator = ["coordinator", "--model", str(reference.model), "--stages", "3"]
+    coordinator = ["coordinator", "--model", str(reference.model), "--stages", "3", *options]
     # Without recordings, wherever the tests run; one profile of the model does for all of them.
     environment = {"HAR_EDGE_DATA": "", CACHE: str(reference.model.parent / "cache")}
     with Arena(topics_of(pipeline), ground, folder, environment=environment) as arena:
@@ -79,9 +85,9 @@ def open_scene(
             if name not in absent:
                 arena.start_node(name)
         arena.until(arena.record.is_settled, "the model is not deployed")
-        options = ["--subjects", ",".join(reference.streams), "--speed", str(SPEED), "--no-notice"]
+        replay = ["--subjects", ",".join(reference.streams), "--speed", str(SPEED), "--no-notice"]
         spacing_s = reference.spacing_s / SPEED
-        load = Load(arena, list(pipeline.task.inputs), reference.streams, WINDOWS, spacing_s, options)
+        load = Load(arena, list(pipeline.task.inputs), reference.streams, WINDOWS, spacing_s, replay)
         # As after its first minute: a broker killed before has forgotten who wants results, and some are never seen.
         ground.broker.save()
         load.start()

@@ -60,13 +60,16 @@ def test_data_flows_without_a_coordinator_and_the_next_one_takes_the_plan_up(sce
     scene.check(expected)
 
 
-def test_other_cuts_take_over_while_data_flows(scene: Scene, expected: Answers) -> None:
-    before = scene.arena.record.deployment
-    replan = scene.hurt(Kind.REPLAN)
-    after = scene.arena.record.deployment
-    assert before is not None and after is not None and after.epoch > before.epoch
-    assert replan.detail == "3 stages, 2, and 3 again"
-    scene.check(expected)
+def test_other_cuts_take_over_while_data_flows(
+    ground: Ground, folder: Path, reference: Reference, expected: Answers
+) -> None:
+    with open_scene(ground, folder, reference, options=["--settle", "1"]) as scene:
+        before = scene.arena.record.deployment
+        replan = scene.hurt(Kind.REPLAN)
+        after = scene.arena.record.deployment
+        assert before is not None and after is not None and after.epoch > before.epoch
+        assert replan.detail == "3 stages, 2, and 3 again"
+        scene.check(expected)
 
 
 @pytest.mark.parametrize("kind", [Kind.BROKER_STOP, Kind.BROKER_KILL])
