@@ -7,6 +7,7 @@ else but the files it names by hash.
 
 from __future__ import annotations
 
+import math
 import re
 from enum import Enum
 
@@ -21,6 +22,8 @@ VERSION = 1
 # What nodes and coordinator say to each other: deployments, beats, device cards. Raised when an older node would fail.
 PROTOCOL = 1
 MAX_BYTES = 4 * 1024 * 1024
+# No count of changes comes near, and every reader of JSON has figures up to here exactly.
+MAX_REVISION = 2**53
 MAX_GENERATIONS = 8
 MAX_STAGES = 256
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -142,6 +145,10 @@ def _problem(deployment: Deployment) -> str:
     """Say what is wrong with a deployment; empty where nothing is."""
     if deployment.version != VERSION:
         return f"the version is {deployment.version}; expected {VERSION}"
+    if not 0 <= deployment.revision < MAX_REVISION:
+        return f"the revision is {deployment.revision}; expected 0 to 2^53 - 1"
+    if not 0.0 <= deployment.started < math.inf:
+        return f"its author started at {deployment.started}; expected seconds since 1970"
     if not is_id(deployment.config.base) or not is_id(deployment.config.name):
         return "base or name cannot stand in a topic"
     if len(deployment.generations) > MAX_GENERATIONS:

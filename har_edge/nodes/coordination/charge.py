@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from har_edge.messaging.bus import Outgoing
 from har_edge.messaging.topics import Topics
+from har_edge.nodes.coordination.registry import names_in
 from har_edge.nodes.coordination.replan import Wish, cuts_of
-from har_edge.nodes.deployment import Generation
+from har_edge.nodes.deployment import Deployment, Generation
 from har_edge.planning.pipeline import PipelineConfig
 
 
@@ -37,6 +38,11 @@ class Setup:
 def hashes_of(generation: Generation) -> set[str]:
     """Return the hashes of the slices of a generation."""
     return {entry.sha256 for entry in generation.manifest.slices}
+
+
+def names_of(deployment: Deployment) -> set[str]:
+    """Return the nodes that a deployment names."""
+    return set[str]().union(*(names_in(one.placements) for one in deployment.generations))
 
 
 def arrangement_of(generation: Generation) -> str:

@@ -7,22 +7,22 @@ stands in the plan that it retains; slow work is asked for with an Order and ans
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import msgspec
 
-from har_edge.errors import HarEdgeError, MessageError
+from har_edge.errors import MessageError
 from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.status import State
-from har_edge.messaging.topics import PROBE, Kind
-from har_edge.nodes.coordination.charge import Setup, arrangement_of, hashes_of
+from har_edge.messaging.topics import Kind
+from har_edge.nodes.coordination.adoption import adopt
+from har_edge.nodes.coordination.charge import Setup, arrangement_of, hashes_of, names_of
+from har_edge.nodes.coordination.ledger import Ledger
 from har_edge.nodes.coordination.mending import Mender
-from har_edge.nodes.coordination.probing import Probing
+from har_edge.nodes.coordination.probing import Inquiry
 from har_edge.nodes.coordination.registry import (
     BLIND_S,
     GRACE_S,
     LOST_AFTER_S,
-    MAX_PEERS,
     PAUSE_S,
     Event,
     Health,
@@ -30,13 +30,11 @@ from har_edge.nodes.coordination.registry import (
     names_in,
 )
 from har_edge.nodes.coordination.replan import SLICES, Draft, Order, Replan
-from har_edge.nodes.coordination.rollout import Outcome, Rollout, Step, Verdict, go_on, is_running, unready
+from har_edge.nodes.coordination.rollout import Outcome, Rollout, Step, Verdict, is_running, unready
 from har_edge.nodes.coordination.roster import Roster
 from har_edge.nodes.coordination.stock import Stock
 from har_edge.nodes.coordination.sweeps import Sweeps
-from har_edge.nodes.deployment import VERSION, Deployment, Generation, Phase, encode_deployment, session_name
-from har_edge.nodes.follow import read_deployment
-from har_edge.planning.pipeline import BrokerConfig
+from har_edge.nodes.deployment import Deployment, Generation, session_name
 from har_edge.planning.relocate import Key
 
 _log = logging.getLogger(__name__)
@@ -44,39 +42,40 @@ NAME = "coordinator"
 # How long after the connection what is retained may take to come.
 RETAINED_S = 1.0
 LOADING_S = 120.0
-# No count of changes comes near; a forged one must not lead to figures that cannot be written.
-MAX_REVISION = 2**53
 _EVENTFUL = frozenset({Health.LOST, Health.GONE, Health.LEAVING})
 
 
 class Coordinator:
     """See the module. `lines` are what a person should read, `orders` go to the planner, `ended` to whoever deletes
-    sessions; `successor` names a younger coordinator that has taken over."""
+    sessions."""
 
     def __init__(self, setup: Setup, now: float) -> None:
         self.registry, self.rollout = Registry(), Rollout()
-        self.deployment: Deployment | None = None
         self.lines: list[str] = []
         self.orders: list[Order] = []
         self.ended: list[str] = []
-        self.successor = ""
         self.moved = self.switched = self.withdrawn = self.rejected = 0
         self._setup = setup
+        self._ledger = Ledger(setup.topics, setup.author, setup.started, setup.first_epoch - 1)
         self._stock = Stock(setup.topics, {setup.hashes[name]: content for name, content in setup.files.items()})
         self._mender = Mender(self.registry)
         self._roster = Roster(self.registry, self._mender.works_of)
         self._sweeps = Sweeps()
-        # One asks the current epoch, the other a generation that may become it.
-        self._probing, self._trial = Probing(f"{setup.author}-a"), Probing(f"{setup.author}-b")
+        self._inquiry = Inquiry(setup.author, setup.probe)
         self._replan = Replan(setup.wish, setup.margin, setup.settle_s)
-        self._found: Deployment | None = None
-        self._epoch = setup.first_epoch - 1
         self._read_at = float("inf")
         self._ticked, self._changed_at, self._reconnects = now, now, -1
-        self._dirty = self._was_ready = False
-        self._echoed = -1  # the last revision of ours that the broker had
-        self._before = ""  # whose plan was adopted: an old broker may retain it again, by a clock that was ahead
         self._trouble = self._waiting = ""
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """The plan that nodes and sensors follow."""
+        return self._ledger.deployment
+
+    @property
+    def successor(self) -> str:
+        """The younger coordinator that has taken over; empty while there is none."""
+        return self._ledger.successor
 
     @property
     def filters(self) -> list[str]:
@@ -87,9 +86,9 @@ class Coordinator:
     @property
     def state(self) -> State:
         """INIT until a first probe came back; then READY while probes do, BUSY while none does."""
-        if self.deployment is not None and self._probing.is_ready(self.deployment.epoch):
+        if self.deployment is not None and self._inquiry.current.is_ready(self.deployment.epoch):
             return State.READY
-        return State.BUSY if self._was_ready else State.INIT
+        return State.BUSY if self._inquiry.was_ready else State.INIT
 
     @property
     def detail(self) -> str:
@@ -109,7 +108,7 @@ class Coordinator:
             "revision": deployment.revision if deployment else 0,
             "stages": len(current.manifest.slices) if current else 0,
             "nodes": len(self.registry.live()),
-            "probe_us": round(self._probing.took_s * 1e6),
+            "probe_us": round(self._inquiry.current.took_s * 1e6),
             "relocations": self.moved,
             "rollouts": self.switched,
             "withdrawn": self.withdrawn,
@@ -131,8 +130,8 @@ class Coordinator:
                 self._say("the connection to the broker is back: everybody gets time to be heard")
             self._reconnects, self._read_at = reconnects, now + RETAINED_S
             self._stock.forget_broker()
-            self._dirty = self.deployment is not None  # the broker may have lost it
-            self._probing.doubt(now)
+            self._ledger.doubt()
+            self._inquiry.current.doubt(now)
             self.registry.void()
             self.registry.pardon(now + GRACE_S)
 
@@ -157,14 +156,14 @@ class Coordinator:
         if now < self._read_at:
             return []
         if self.deployment is None:
-            self._adopt(now)
+            self._begin(now)
             for name in self.registry.peers:
                 self._note_revision(name)
         self._note_events(self.registry.tick(now), now)
         self._mend(now)
         self._roll(now)
         outgoing = [
-            *self._flush(),
+            *self._ledger.flush(),
             *self._stock.fill(self._wanted()),
             *self._probe(now),
             *self._tidy(),
@@ -179,7 +178,7 @@ class Coordinator:
         if draft.number == SLICES:
             self._stock.add(draft.contents)
             return self.tick(now)
-        current = self._deployed.current
+        current = self._ledger.deployed.current
         decision = self._replan.judge(draft, current, self._unmet(), now)
         if decision is None:
             return []
@@ -190,21 +189,20 @@ class Coordinator:
             self._say(remark)
         self._trouble = decision.text if draft.problem else ""
         if not decision.go:
-            if decision.text:
-                self._say(decision.text)
+            self._say(decision.text)
             return self.tick(now)
         gone = [name for name in names_in(draft.placements) if self.registry.health(name) is not Health.LIVE]
         if gone or self.rollout.step is not Step.IDLE:
             return self.tick(now)  # made for nodes that are not there any more: it is asked for again
         assert draft.manifest is not None and draft.forecast is not None
-        self._epoch += 1
+        epoch = self._ledger.next_epoch()
         generation = Generation(
-            self._epoch, draft.manifest, draft.placements, draft.forecast.stages_s, draft.forecast.latency_s
+            epoch, draft.manifest, draft.placements, draft.forecast.stages_s, draft.forecast.latency_s
         )
-        self._mender.works[self._epoch] = tuple(draft.works.get(0, ()))
+        self._mender.works[epoch] = tuple(draft.works.get(0, ()))
         self._replan.started(draft.placements)
         self._say(
-            f"epoch {self._epoch}: {arrangement_of(generation)}; predicted: a window every "
+            f"epoch {epoch}: {arrangement_of(generation)}; predicted: a window every "
             f"{draft.forecast.period_s * 1e3:.3g} ms, each takes {draft.forecast.latency_s * 1e3:.3g} ms; because: "
             f"{decision.text}"
         )
@@ -226,11 +224,11 @@ class Coordinator:
         if topic.kind is Kind.STATUS and topic.levels[1] == "status" and topic.levels[0] != NAME:
             events = self.registry.note_status(topic.levels[0], delivery.payload, now, retained=delivery.retained)
         elif topic.kind is Kind.PLAN:
-            self._take_plan(delivery)
+            self._say(self._ledger.take(delivery.payload))
         elif topic.kind is Kind.SLICE:
             self._stock.handle(delivery)
         elif topic.kind is Kind.RESULT:
-            return any(one.answer(topic.levels[0], delivery.payload, now) for one in (self._probing, self._trial))
+            return self._inquiry.answer(topic.levels[0], delivery.payload, now)
         self._note_events(events, now)
         return any(event.health in _EVENTFUL for event in events)
 
@@ -243,21 +241,12 @@ class Coordinator:
                 self._roster.forget(event.node)
 
     def _note_revision(self, node: str) -> bool:
-        """Go on from the revision that a node follows; tell whether our plan must go out again.
-
-        Where the broker has lost a plan whose author's clock was ahead of ours, nodes refuse whatever is not newer.
-        """
-        peer, deployment = self.registry.peers.get(node), self.deployment
-        if peer is None or peer.beat is None or deployment is None:
-            return False
-        if not deployment.revision < peer.beat.revision < MAX_REVISION:
+        """Go on from the revision that a node follows; tell whether our plan must go out again."""
+        peer = self.registry.peers.get(node)
+        if peer is None or peer.beat is None or not self._ledger.count_on(peer.beat):
             return False
         self._say(f"node {node} follows revision {peer.beat.revision} of a lost plan: ours counts on from there")
-        self.deployment = msgspec.structs.replace(deployment, revision=peer.beat.revision + 1)
-        self._epoch = max([self._epoch, *(one.epoch for one in peer.beat.stages if one.epoch < MAX_REVISION)])
-        # Until there is a plan, what runs by the lost one is better than nothing.
-        self._dirty = self._dirty or bool(deployment.generations)
-        return self._dirty
+        return self._ledger.dirty
 
     def _note_lacks(self, node: str, now: float) -> bool:
         """Publish again what a node could not get; tell whether there was such a thing."""
@@ -267,88 +256,30 @@ class Coordinator:
             self._say(f"node {node} could not get {sha256} from the broker: it is published again")
         return bool(doubted)
 
-    def _take_plan(self, delivery: Delivery) -> None:
-        """Take a plan: our own, that of an earlier coordinator, or that of a younger one."""
-        if not delivery.payload:
-            self._dirty = self.deployment is not None
-            return
-        try:
-            found = read_deployment(self._setup.topics, delivery.payload)
-        except MessageError:
-            self._dirty = self.deployment is not None  # nodes cannot read it either
-            raise
-        own = (self._setup.started, self._setup.author)
-        if found.author == self._setup.author:
-            if found.revision < self._echoed:  # it was refused at first, and now stands where a newer one stood
-                self._dirty = True
-            self._echoed = max(self._echoed, found.revision)
-            return
-        self._epoch = max([self._epoch, *(generation.epoch for generation in found.generations)])
-        if self.deployment is None:
-            self._found = found if self._found is None or found.replaces(self._found) else self._found
-        elif (found.started, found.author) > own and found.author != self._before:
-            self.successor = found.author
-        else:
-            self._say(f"a plan of an older coordinator ({found.author}) came; ours counts")
-            revision = max(found.revision, self.deployment.revision) + 1
-            self.deployment = msgspec.structs.replace(self.deployment, revision=revision)
-            self._dirty = True
-
-    def _adopt(self, now: float) -> None:
+    def _begin(self, now: float) -> None:
         """Go on with the plan that is retained, or begin one."""
-        setup, found = self._setup, self._found
-        empty = Deployment(VERSION, 0, setup.author, setup.started, setup.config, 0, dict(setup.hashes), ())
+        found, adoption = self._ledger.found, adopt(self._ledger.found, self._setup)
+        begun = adoption.deployment
+        self._ledger.open(begun)
         if found is None:
-            self.deployment = empty
             return
-        self._before = found.author
-        self.deployment, kept = found, go_on(found, setup.model_sha256)
-        same = msgspec.structs.replace(found.config, epoch=setup.config.epoch, broker=BrokerConfig()) == setup.config
-        if not same or found.files != dict(setup.hashes):
-            self._say("the plan there is for another task: sensors and nodes start anew with this one")
-            kept = empty
-        flaw = self._flaw(kept)
-        if flaw:
-            self._say(f"the plan there is cannot be gone on with: {flaw}; this one begins anew")
-            kept = empty
-        self._change(
-            msgspec.structs.replace(empty, epoch=kept.epoch, generations=kept.generations, revision=found.revision), now
-        )
-        self.registry.expect(_names(kept), now)
+        for remark in adoption.remarks:
+            self._say(remark)
+        self._follow(found, now)
+        self.registry.expect(names_of(begun), now)
         self.registry.pardon(now + GRACE_S)
-        if kept.generations:  # the broker may have lost their slices, and a plan may be long in coming
-            self.orders.append(Order(SLICES, (), kept.generations, kept.epoch))
-        phases = {kept.phase(one.epoch): one for one in kept.generations}
-        if Phase.PREPARING in phases:
-            self.rollout.enter(Step.PREPARING, now, phases[Phase.PREPARING])
-        elif Phase.DRAINING in phases:
-            self.rollout.enter(Step.DRAINING, now, kept.current)
+        if begun.generations:  # the broker may have lost their slices, and a plan may be long in coming
+            self.orders.append(Order(SLICES, (), begun.generations, begun.epoch))
+        self.rollout.resume(begun, now)
         self._say(f"adopted the plan of {found.author}, revision {found.revision}: {self.detail}")
-
-    def _flaw(self, found: Deployment) -> str:
-        """Say why this process could not look after a plan that nodes can read; empty where it can."""
-        names = _names(found)
-        if len(names) > MAX_PEERS:
-            return f"it names {len(names)} nodes; expected at most {MAX_PEERS}"
-        for generation in found.generations:
-            try:
-                self._setup.probe(generation, f"{PROBE}{self._setup.author}")
-            except HarEdgeError as error:
-                return f"no window goes through epoch {generation.epoch}: {error}"
-        return ""
 
     # What is done about it.
 
-    @property
-    def _deployed(self) -> Deployment:
-        assert self.deployment is not None
-        return self.deployment
-
     def _mend(self, now: float) -> None:
         """Give every stage that sensors need a node that lives."""
-        self._roster.look(self._deployed, now)
-        mended, moves = self._mender.mend(self._deployed, self._roster.candidates(), self._roster.failing, now)
-        if mended == self._deployed:
+        self._roster.look(self._ledger.deployed, now)
+        mended, moves = self._mender.mend(self._ledger.deployed, self._roster.candidates(), self._roster.failing, now)
+        if mended == self._ledger.deployed:
             return
         self._change(mended, now)
         for move in moves:
@@ -357,7 +288,7 @@ class Coordinator:
             self._say(f"epoch {epoch}: {which} goes from {move.source} to {move.target}: {move.reason}")
         self.moved += len(moves)
         if moves:
-            self._probing.doubt(now)
+            self._inquiry.current.doubt(now)
 
     def _roll(self, now: float) -> None:
         """Look whether the step of the rollout is done."""
@@ -368,14 +299,14 @@ class Coordinator:
             self._judge(rollout.prepared(self.registry, now), Step.PROBING, now)
         elif step is Step.PROBING:
             assert rollout.generation is not None
-            answered = self._trial.is_ready(rollout.generation.epoch)
+            answered = self._inquiry.trial.is_ready(rollout.generation.epoch)
             self._judge(rollout.probed(self.registry, answered, now), Step.DRAINING, now)
         elif step is Step.DRAINING:
-            self._judge(rollout.drained(self._deployed, self.registry, now), Step.IDLE, now)
+            self._judge(rollout.drained(self._ledger.deployed, self.registry, now), Step.IDLE, now)
 
     def _loaded(self, now: float) -> None:
         """Publish the generation once the broker has all its slices."""
-        generation, deployment = self.rollout.generation, self._deployed
+        generation, deployment = self.rollout.generation, self._ledger.deployed
         assert generation is not None
         missing = self._stock.missing(hashes_of(generation) | set(deployment.files.values()))
         if not missing:
@@ -391,18 +322,17 @@ class Coordinator:
             self._withdraw(verdict, now)
         if verdict.outcome is not Outcome.DONE:
             return
-        deployment, generation = self._deployed, self.rollout.generation
-        if verdict.text:
-            self._say(verdict.text)
+        deployment, generation = self._ledger.deployed, self.rollout.generation
+        self._say(verdict.text)
         if following is Step.PROBING:
-            self._trial.doubt(now)
+            self._inquiry.trial.doubt(now)
         elif following is Step.DRAINING:
             assert generation is not None
             self._change(msgspec.structs.replace(deployment, epoch=generation.epoch), now)
             self._replan.succeeded()
-            self._probing, self._trial = self._trial, self._probing
+            self._inquiry.switch()
             self.switched, self._trouble = self.switched + 1, ""
-            took = self._probing.took_s
+            took = self._inquiry.current.took_s
             self._say(f"epoch {generation.epoch}: a probe came through in {took * 1e3:.3g} ms; sensors switch to it")
         else:
             kept = tuple(one for one in deployment.generations if one.epoch == deployment.epoch)
@@ -416,8 +346,8 @@ class Coordinator:
         """Take a generation back that cannot get ready; the current one stays."""
         generation = self.rollout.generation
         assert generation is not None
-        kept = tuple(one for one in self._deployed.generations if one.epoch != generation.epoch)
-        self._change(msgspec.structs.replace(self._deployed, generations=kept), now)
+        kept = tuple(one for one in self._ledger.deployed.generations if one.epoch != generation.epoch)
+        self._change(msgspec.structs.replace(self._ledger.deployed, generations=kept), now)
         if verdict.node:
             self._roster.ban(verdict.node, now)
         self.withdrawn += 1
@@ -430,7 +360,7 @@ class Coordinator:
         """Ask for a plan when there may be a better one."""
         if self.rollout.step is not Step.IDLE:
             return
-        candidates, deployment = self._roster.candidates(), self._deployed
+        candidates, deployment = self._roster.candidates(), self._ledger.deployed
         waiting = "" if candidates else "waiting for nodes: start `har-edge node` on a device"
         if waiting and waiting != self._waiting:
             self._say(waiting)
@@ -442,7 +372,7 @@ class Coordinator:
             self.orders.append(order)
 
     def _unmet(self) -> str:
-        current = self._deployed.current
+        current = self._ledger.deployed.current
         return (
             self._setup.wish.unmet(current, self._setup.model_sha256, len(self._roster.candidates())) if current else ""
         )
@@ -451,21 +381,20 @@ class Coordinator:
 
     def _change(self, after: Deployment, now: float) -> None:
         """Change the plan: a new revision, to be published."""
-        before = self._deployed
-        self.deployment = msgspec.structs.replace(after, revision=before.revision + 1)
-        self._sweeps.note(before, self.deployment, now)
-        self.registry.named = _names(self.deployment)
-        self._dirty, self._changed_at = True, now
+        before = self._ledger.deployed
+        self._ledger.change(after)
+        self._follow(before, now)
 
-    def _flush(self) -> list[Outgoing]:
-        if not self._dirty:
-            return []
-        self._dirty = False
-        return [Outgoing(self._setup.topics.plan(), encode_deployment(self._deployed), retain=True)]
+    def _follow(self, before: Deployment, now: float) -> None:
+        """Take note of a plan that has changed."""
+        after = self._ledger.deployed
+        self._sweeps.note(before, after, now)
+        self.registry.named = names_of(after)
+        self._changed_at = now
 
     def _wanted(self) -> set[str]:
         """Return the hashes of everything that is deployed or about to be."""
-        deployment, loading = self._deployed, self.rollout.generation
+        deployment, loading = self._ledger.deployed, self.rollout.generation
         generations = [*deployment.generations, *([loading] if loading is not None else [])]
         return set(deployment.files.values()).union(*map(hashes_of, generations))
 
@@ -473,7 +402,7 @@ class Coordinator:
         """Remove what no generation names: from the broker, and from memory."""
         if self.rollout.step is not Step.IDLE or self._replan.outstanding is not None:
             return []
-        epochs = {one.epoch for one in self._deployed.generations}
+        epochs = {one.epoch for one in self._ledger.deployed.generations}
         for epoch in self._mender.works.keys() - epochs:
             del self._mender.works[epoch]
         return self._stock.tidy(self._wanted())
@@ -487,38 +416,19 @@ class Coordinator:
 
     def _probe(self, now: float) -> list[Outgoing]:
         """Ask the current epoch now and then whether it answers, and a new one before sensors switch to it."""
-        outgoing: list[Outgoing] = []
-        current, trial = self._deployed.current, self.rollout.generation
-        if current is not None:
-            ready = self._probing.is_ready(current.epoch)
-            self._was_ready = self._was_ready or ready
-            if is_running(self.registry, current):
-                outgoing += self._ask(self._probing, current, now)
-            elif ready:
-                self._probing.doubt(now)
-        if self.rollout.step is Step.PROBING and trial is not None:
-            outgoing += self._ask(self._trial, trial, now)
-        return outgoing
-
-    def _ask(self, probing: Probing, generation: Generation, now: float) -> list[Outgoing]:
-        stream = probing.next_stream(generation.epoch, now)
-        try:
-            messages = self._setup.probe(generation, stream) if stream is not None else []
-        except HarEdgeError as error:
-            text = f"epoch {generation.epoch} cannot be asked whether it answers: {error}"
-            if text != self._trouble:
-                self._say(text)
-            self._trouble, messages = text, []
-        # A probe that nobody hears is answered by nobody: there is no point in keeping it.
-        return [replace(message, heard=False) for message in messages]
+        current = self._ledger.deployed.current
+        trial = self.rollout.generation if self.rollout.step is Step.PROBING else None
+        asked = self._inquiry.ask(current, current is not None and is_running(self.registry, current), trial, now)
+        for problem in asked.problems:
+            if problem != self._trouble:
+                self._say(problem)
+            self._trouble = problem
+        return asked.messages
 
     def _session(self, key: Key) -> str:
         epoch, stage, replica = key
         return session_name(self._setup.topics.base, self._setup.topics.pipeline, epoch, stage, replica)
 
     def _say(self, text: str) -> None:
-        self.lines.append(text)
-
-
-def _names(deployment: Deployment) -> set[str]:
-    return set[str]().union(*(names_in(one.placements) for one in deployment.generations))
+        if text:
+            self.lines.append(text)

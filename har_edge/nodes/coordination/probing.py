@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from har_edge.errors import MessageError
+from har_edge.errors import HarEdgeError, MessageError
+from har_edge.messaging.bus import Outgoing
 from har_edge.messaging.topics import PROBE
+from har_edge.nodes.deployment import Generation
 from har_edge.nodes.results import decode_results
 
 EVERY_S = 5.0
@@ -69,3 +72,55 @@ class Probing:
             if at <= sent:
                 del self._out[other]
         return epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The messages of the probes that are due, and what a person should read of those that cannot be made."""
+
+    messages: list[Outgoing]
+    problems: list[str]
+
+
+class Inquiry:
+    """Asks the `current` epoch, and in `trial` a generation that may become it; `make` makes a probe of a stream.
+
+    `was_ready` tells whether a current epoch has ever answered.
+    """
+
+    def __init__(self, author: str, make: Callable[[Generation, str], list[Outgoing]]) -> None:
+        self.current, self.trial = Probing(f"{author}-a"), Probing(f"{author}-b")
+        self.was_ready = False
+        self._make = make
+
+    def answer(self, stream: str, payload: bytes, now: float) -> bool:
+        """Take a result of a stream; tell whether it answers a probe. Raises MessageError for what is no result."""
+        return any(one.answer(stream, payload, now) for one in (self.current, self.trial))
+
+    def switch(self) -> None:
+        """Take the generation on trial for the current one."""
+        self.current, self.trial = self.trial, self.current
+
+    def ask(self, current: Generation | None, running: bool, trial: Generation | None, now: float) -> Asked:
+        """Ask what is due: the current generation when all of it is `running`, and the one on trial, if any."""
+        asked = Asked([], [])
+        if current is not None:
+            ready = self.current.is_ready(current.epoch)
+            self.was_ready = self.was_ready or ready
+            if running:
+                self._ask(self.current, current, asked, now)
+            elif ready:
+                self.current.doubt(now)
+        if trial is not None:
+            self._ask(self.trial, trial, asked, now)
+        return asked
+
+    def _ask(self, probing: Probing, generation: Generation, asked: Asked, now: float) -> None:
+        stream = probing.next_stream(generation.epoch, now)
+        try:
+            messages = self._make(generation, stream) if stream is not None else []
+        except HarEdgeError as error:
+            asked.problems.append(f"epoch {generation.epoch} cannot be asked whether it answers: {error}")
+            return
+        # A probe that nobody hears is answered by nobody: there is no point in keeping it.
+        asked.messages.extend(replace(message, heard=False) for message in messages)

@@ -79,6 +79,14 @@ class Rollout:
         if generation is not None or step is Step.IDLE:
             self.generation = generation
 
+    def resume(self, found: Deployment, now: float) -> None:
+        """Go on where a plan stands that another has begun."""
+        phases = {found.phase(one.epoch): one for one in found.generations}
+        if Phase.PREPARING in phases:
+            self.enter(Step.PREPARING, now, phases[Phase.PREPARING])
+        elif Phase.DRAINING in phases:
+            self.enter(Step.DRAINING, now, found.current)
+
     def prepared(self, registry: Registry, now: float) -> Verdict:
         """Tell whether every stage of the generation runs."""
         assert self.generation is not None
