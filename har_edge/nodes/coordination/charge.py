@@ -11,6 +11,7 @@ from har_edge.nodes.coordination.registry import names_in
 from har_edge.nodes.coordination.replan import Wish, cuts_of
 from har_edge.nodes.deployment import Deployment, Generation
 from har_edge.planning.pipeline import PipelineConfig
+from har_edge.planning.relocate import Forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +56,8 @@ def arrangement_of(generation: Generation) -> str:
     stages = "1 stage" if count == 1 else f"{count} stages"
     where = f" (cuts {', '.join(map(str, cuts))})" if cuts else ""
     return f"{stages}{where}: {homes}"
+
+
+def promise_of(forecast: Forecast) -> str:
+    """Return what is expected of a generation in words."""
+    return f"a window every {forecast.period_s * 1e3:.3g} ms, each takes {forecast.latency_s * 1e3:.3g} ms"

@@ -15,7 +15,7 @@ from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.status import State
 from har_edge.messaging.topics import Kind
 from har_edge.nodes.coordination.adoption import adopt
-from har_edge.nodes.coordination.charge import Setup, arrangement_of, hashes_of, names_of
+from har_edge.nodes.coordination.charge import Setup, arrangement_of, hashes_of, names_of, promise_of
 from har_edge.nodes.coordination.ledger import Ledger
 from har_edge.nodes.coordination.mending import Mender
 from har_edge.nodes.coordination.probing import Inquiry
@@ -34,7 +34,7 @@ from har_edge.nodes.coordination.rollout import Outcome, Rollout, Step, Verdict,
 from har_edge.nodes.coordination.roster import Roster
 from har_edge.nodes.coordination.stock import Stock
 from har_edge.nodes.coordination.sweeps import Sweeps
-from har_edge.nodes.deployment import Deployment, Generation, session_name
+from har_edge.nodes.deployment import Deployment, session_name
 from har_edge.planning.relocate import Key
 
 _log = logging.getLogger(__name__)
@@ -194,18 +194,12 @@ class Coordinator:
         gone = [name for name in names_in(draft.placements) if self.registry.health(name) is not Health.LIVE]
         if gone or self.rollout.step is not Step.IDLE:
             return self.tick(now)  # made for nodes that are not there any more: it is asked for again
-        assert draft.manifest is not None and draft.forecast is not None
-        epoch = self._ledger.next_epoch()
-        generation = Generation(
-            epoch, draft.manifest, draft.placements, draft.forecast.stages_s, draft.forecast.latency_s
-        )
-        self._mender.works[epoch] = tuple(draft.works.get(0, ()))
+        assert draft.forecast is not None
+        generation = draft.generation(self._ledger.next_epoch())
+        self._mender.works[generation.epoch] = tuple(draft.works.get(0, ()))
         self._replan.started(draft.placements)
-        self._say(
-            f"epoch {epoch}: {arrangement_of(generation)}; predicted: a window every "
-            f"{draft.forecast.period_s * 1e3:.3g} ms, each takes {draft.forecast.latency_s * 1e3:.3g} ms; because: "
-            f"{decision.text}"
-        )
+        arrangement, promise = arrangement_of(generation), promise_of(draft.forecast)
+        self._say(f"epoch {generation.epoch}: {arrangement}; predicted: {promise}; because: {decision.text}")
         self.rollout.enter(Step.LOADING, now, generation)
         return self.tick(now)
 
@@ -283,9 +277,7 @@ class Coordinator:
             return
         self._change(mended, now)
         for move in moves:
-            epoch, stage, replica = move.key
-            which = f"stage {stage}" + (f", replica {replica}," if replica else "")
-            self._say(f"epoch {epoch}: {which} goes from {move.source} to {move.target}: {move.reason}")
+            self._say(move.text)
         self.moved += len(moves)
         if moves:
             self._inquiry.current.doubt(now)
@@ -372,10 +364,9 @@ class Coordinator:
             self.orders.append(order)
 
     def _unmet(self) -> str:
-        current = self._ledger.deployed.current
-        return (
-            self._setup.wish.unmet(current, self._setup.model_sha256, len(self._roster.candidates())) if current else ""
-        )
+        """Say what of the wish the current generation does not meet; empty where nothing is."""
+        current, setup = self._ledger.deployed.current, self._setup
+        return setup.wish.unmet(current, setup.model_sha256, len(self._roster.candidates())) if current else ""
 
     # What goes out.
 

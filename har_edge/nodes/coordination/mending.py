@@ -36,6 +36,13 @@ class Move:
     target: str
     reason: str
 
+    @property
+    def text(self) -> str:
+        """What a person should read."""
+        epoch, stage, replica = self.key
+        which = f"stage {stage}" + (f", replica {replica}," if replica else "")
+        return f"epoch {epoch}: {which} goes from {self.source} to {self.target}: {self.reason}"
+
 
 @dataclass(slots=True)
 class Mender:

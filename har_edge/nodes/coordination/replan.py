@@ -82,6 +82,11 @@ class Draft:
     contents: Mapping[str, bytes] = field(default_factory=dict)
     reference_speed: float = 0.0
 
+    def generation(self, epoch: int) -> Generation:
+        """Return what it comes to; AssertionError where there is no plan."""
+        assert self.manifest is not None and self.forecast is not None
+        return Generation(epoch, self.manifest, self.placements, self.forecast.stages_s, self.forecast.latency_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
