@@ -43,6 +43,8 @@ class Kind(Enum):
 
 
 STAGES = "--stages"
+# What takes several times the margin: two changes of cuts, before each of which a new coordinator looks around.
+LONG = {Kind.REPLAN: 3}
 REMOVES = frozenset({Kind.CRASH, Kind.CRASH_COLD, Kind.LEAVE})
 STOPS = frozenset({Kind.HANG, Kind.CUT})
 
@@ -99,7 +101,7 @@ class Drill:
     def run(self, kind: Kind, victim: str | None = None) -> Outcome:
         """Wait until all is well, do it, wait until all is well again; raises NodeError when that takes too long."""
         self._tried.append(kind)
-        self.await_calm(self.margin_s)
+        self.await_calm(self.margin_s * LONG.get(kind, 1))
         record, before = self.arena.record, self._deployment()
         victim = victim or self._choose_victim(kind)
         self._prepare_caches(kind, victim)
