@@ -166,7 +166,8 @@ def is_taken(claim: Claim, connect: Callable[[Session], Bus]) -> bool:
         while time.monotonic() < deadline:
             for delivery in bus.poll(0.05):
                 bus.acknowledge(delivery)
-                return claim.taken(delivery.payload)
+                if delivery.topic == claim.topic:  # amqtt sends what is retained elsewhere, too
+                    return claim.taken(delivery.payload)
             if bus.connected:
                 deadline = min(deadline, time.monotonic() + LOOK_TIMEOUT_S / 4)
     finally:

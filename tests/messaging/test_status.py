@@ -108,3 +108,20 @@ def test_the_table_of_states_leads_everywhere_and_nowhere_else() -> None:
     assert set(NEXT) == set(State) and all(state not in after for state, after in NEXT.items())
     assert {state for state, after in NEXT.items() if State.LOST in after} == ALIVE
     assert NEXT[State.DRAINING].isdisjoint({State.READY, State.BUSY}), "who leaves takes no more stages"
+
+
+def test_what_is_retained_at_other_topics_settles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("har_edge.messaging.status.LOOK_TIMEOUT_S", 0.2)
+    broker = MemoryBroker()
+    writer = broker.connect(Session("writer"))
+    for topic in ("another", "status"):
+        writer.publish(topic, encode_status(status(started=101.0 if topic == "another" else 99.0)), retain=True)
+    writer.close()
+
+    def connect(session: Session) -> MemoryBus:
+        bus = broker.connect(session)
+        bus.subscribe(["another"])
+        return bus
+
+    assert not is_taken(MINE, connect)
+    assert is_taken(claim_of("another", "mine", 100.0), connect)
