@@ -245,6 +245,7 @@ def test_while_the_pipeline_stands_a_device_loses_its_oldest_unsent_windows_and_
                 produced.extend(window.seq for _, window in shadow.feed(lines, 0.0))
                 device.write(lines)
 
+        fleet.until_ready("sensor-all")  # what comes before it has the broker is dropped beyond its queue
         play(20)
         fleet.until(lambda: len(fleet.results) == len(produced), "the first windows are not answered")
         generations.end(1)

@@ -41,7 +41,7 @@ def test_one_line_a_result_and_an_end_after_some(fleet: Fleet) -> None:
     lines = [msgspec.json.decode(line) for line in watcher.said.splitlines() if line.startswith("{")]
     assert sorted(line["seq"] for line in lines) == [0, 1, 2]
     for line in lines:
-        assert 0 < line.pop("latency_ms") < 600_000
+        assert 0 < line.pop("latency_ms") < 86_400_000
         assert line == msgspec.to_builtins(result(line["seq"]))
 
 

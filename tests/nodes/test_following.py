@@ -203,11 +203,20 @@ def test_what_nobody_hears_holds_no_sensor_up_whose_windows_are_answered(clock):
     assert sensor.counters.resent == 4 and sensor.counters.unanswered == 0 and bus.time < 21.0
 
 
-def test_a_sensor_that_was_cut_off_does_not_end_before_it_has_sent_again_what_others_may_lack(clock):
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_a_sensor_that_was_forgotten_does_not_end_before_it_has_sent_again_what_others_may_lack(clock, forgotten):
     bus = Deployed(clock, 1)
     bus.when(2.0, lambda: setattr(bus, "connected", False))
-    bus.when(4.0, lambda: setattr(bus, "connected", True))
+
+    def come_back():
+        bus.connected = True
+        bus.traffic.forgotten += forgotten
+
+    bus.when(4.0, come_back)
     sensor, loop = replay_of(bus, real_time=True)
     loop.run(iter([[(float(seq), window)] for seq, [(_, window)] in enumerate(batches(6))]), Stop())
+    if not forgotten:
+        assert bus.time < 4.0 + ECHO_S and sensor.counters.resent == sensor.counters.unanswered == 0
+        return
     assert 4.0 + ECHO_S <= bus.time < 5.0 + ECHO_S and sensor.counters.resent == 6
     assert set(bus.answered.values()) == {2} and sensor.counters.unanswered == 0
