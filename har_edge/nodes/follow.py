@@ -120,7 +120,7 @@ def _link(place: Path, target: Path) -> None:
     try:
         try:
             draft.symlink_to(target)
-        except (OSError, NotImplementedError):
+        except OSError:
             shutil.copyfile(target, draft)
         draft.replace(place)
     except OSError:
