@@ -19,8 +19,10 @@ from har_edge.inference.sampling import sample
 REPEATS = 15
 _WARM_UP = 2
 _SEED = 0
-# Touched before each run: more than caches hold, even those that cores share.
+# Touched before each run of a model that a core's own cache may not hold: more than caches hold, even shared ones.
 _TOUCHED = 48 * 2**20
+# The second-level cache of a small device (Raspberry Pi 3: 512 KiB). A smaller model stays there between two runs.
+_CACHE = 512 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ def measure_segments(
     """Time every segment, one after the other on the results of those before, and yield each as it is known.
 
     In a slice the other segments run between two runs of one, and other programs, so that it finds its weights in
-    memory, no longer in the cache. So memory is touched before each run; the inputs are fresh, as they are there, and
-    copying them, which a slice does at its ends alone, does not count.
+    memory, no longer in the cache, unless the whole model fits there. So memory is touched before each run; the inputs
+    are fresh, as they are there, and copying them, which a slice does at its ends alone, does not count.
     Only the first inputs are made up: what crosses may be a shape or an index, and then only true values run.
     Raises ModelError when the runtime cannot run one of the segments.
     """
@@ -69,7 +71,7 @@ def measure_segments(
             interpreter = Interpreter(bytes(write_slice(model, piece)), threads=threads)
             own = [port for port in interpreter.inputs if port.name not in values]
             values.update(sample(own, np.random.default_rng(_SEED)))
-            seconds, results = _time(interpreter, values, repeats, clock)
+            seconds, results = _time(interpreter, values, repeats, clock, _touched(model))
         except (MessageError, ModelError) as error:
             raise ModelError(
                 f"{model.name}: cannot time operators {piece.start} to {piece.stop - 1} here: {error}; "
@@ -87,7 +89,7 @@ def time_whole(
     try:
         interpreter = Interpreter(bytes(model.data), threads=threads)
         values = sample(interpreter.inputs, np.random.default_rng(_SEED))
-        return _time(interpreter, values, repeats, clock)[0]
+        return _time(interpreter, values, repeats, clock, _touched(model))[0]
     except MessageError as error:
         raise ModelError(
             f"{model.name}: cannot time the whole model here: {error}; choose the cuts with --at"
@@ -107,14 +109,18 @@ def overhead_s(segments: Sequence[Segment], whole_s: float) -> float:
     return min(max(0.0, (sum(seconds) - whole_s) / (len(seconds) - 1)), min(seconds))
 
 
+def _touched(model: Model) -> int:
+    return _TOUCHED if len(model.data) > _CACHE else 0
+
+
 def _time(
-    interpreter: Interpreter, known: dict[str, Array], repeats: int, clock: Callable[[], float]
+    interpreter: Interpreter, known: dict[str, Array], repeats: int, clock: Callable[[], float], touched: int
 ) -> tuple[float, dict[str, Array]]:
-    """Return the median seconds of one run, and what it gave."""
+    """Return the median seconds of one run, `touched` bytes of other memory before each, and what it gave."""
     values = {port.name: known[port.name] for port in interpreter.inputs}
     for _ in range(_WARM_UP):
         results = interpreter.run(values)
-    times, others = [], np.zeros(_TOUCHED, np.uint8)
+    times, others = [], np.zeros(touched, np.uint8)
     for _ in range(repeats):
         others += 1
         times.append(interpreter.time(values, clock)[0])
