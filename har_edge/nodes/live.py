@@ -11,7 +11,8 @@ from collections import deque
 from har_edge.errors import ConfigError, NodeError
 from har_edge.messaging.bus import Bus
 from har_edge.nodes.credit import Credit, Tally
-from har_edge.nodes.loop import Herald, Identity, Sender, Stop, drain
+from har_edge.nodes.exchange import Exchange
+from har_edge.nodes.loop import Identity, Stop
 from har_edge.nodes.sensor import BYTES_A_RAW_VALUE, Sensor
 from har_edge.streams.live import LiveStream
 from har_edge.streams.recording import Window
@@ -98,36 +99,31 @@ class LiveLoop:
         credit: Credit | None = None,
         in_flight: int = 0,
     ) -> None:
-        self._bus, self._sensor, self._device, self._stream = bus, sensor, device, stream
-        self._identity, self._credit, self._in_flight = identity, credit or Tally(sensor), in_flight
-        self._sender = Sender(bus, sensor.counters, "start the stages: `har-edge stage`")
-        self._herald = Herald(bus, identity, self._counters)
+        self._sensor, self._device, self._stream = sensor, device, stream
+        self._credit, self._in_flight = credit or Tally(sensor), in_flight
+        self._exchange = Exchange(bus, sensor, identity, self._credit, self._counters)
         self._waiting: deque[tuple[float, Window]] = deque()
         self._queue, self._left, self._ended = queue, limit, False
 
     def run(self, stop: Stop, *, forget: bool = True) -> None:
         """Run until the end; raise NodeError, after what came has left, when the device is lost."""
         lost: NodeError | None = None
-        if self._credit.filters:
-            self._bus.subscribe(self._credit.filters)
+        self._exchange.begin()
         while not stop.asked and not (self._ended and self._is_done()):
             try:
                 busy = self._read()
             except NodeError as error:
                 lost, busy, self._ended = error, False, True
             self._send()
-            self._step(0.0 if busy else TURN_S)
-        self._credit.abandon()
-        drain(self._bus)
-        self._herald.farewell()
-        self._bus.close(forget=forget)
+            self._exchange.step(0.0 if busy else TURN_S)
+        self._exchange.end(forget=forget)
         if lost is not None:
             raise lost
 
     def _is_done(self) -> bool:
         if self._credit.is_hopeless(time.monotonic()):
             return True
-        return not self._waiting and self._credit.is_done(self._sender.pending)
+        return not self._waiting and self._credit.is_done(self._exchange.pending)
 
     def _read(self) -> bool:
         """Take what the device has sent; tell whether there may be more at once."""
@@ -156,30 +152,14 @@ class LiveLoop:
             self._ended = self._ended or not self._left
 
     def _may_send(self) -> bool:
-        if not self._waiting or not self._bus.connected or self._sender.pending >= AHEAD:
+        if not self._waiting or not self._exchange.connected or self._exchange.pending >= AHEAD:
             return False
         return not self._in_flight or self._credit.open < self._in_flight
 
     def _send(self) -> None:
         while self._may_send():
             captured, window = self._waiting.popleft()
-            for outgoing in self._credit.send([window], [captured], time.monotonic()):
-                self._sender.send(outgoing)
-
-    def _step(self, timeout_s: float) -> None:
-        came = self._bus.poll(timeout_s)
-        now = time.monotonic()
-        for delivery in came:
-            self._bus.acknowledge(delivery)
-            self._credit.take(delivery, now)
-        self._sender.retry(now)
-        self._identity.epoch = self._credit.epoch
-        self._herald.announce(now)
-        if self._sensor.counters.too_large:
-            raise ConfigError("a message is larger than the broker takes; raise max_packet_size at the broker")
-        kept, forgotten = self._sender.kept > 0, self._bus.traffic.forgotten
-        for outgoing in self._credit.again(now, connected=self._bus.connected, kept=kept, forgotten=forgotten):
-            self._sender.send(outgoing)
+            self._exchange.send([window], [captured])
 
     def _counters(self) -> dict[str, int]:
         raw_bytes = self._sensor.raw_values * BYTES_A_RAW_VALUE

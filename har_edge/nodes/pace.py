@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from har_edge.errors import ConfigError
 from har_edge.messaging.bus import Bus
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.credit import Credit, Tally
-from har_edge.nodes.loop import POLL_S, Herald, Identity, Sender, Stop, drain
+from har_edge.nodes.exchange import Exchange
+from har_edge.nodes.loop import POLL_S, Identity, Stop
 from har_edge.nodes.sensor import BYTES_A_RAW_VALUE, Sensor
 from har_edge.streams.recording import Window
 
@@ -54,43 +54,37 @@ class SensorLoop:
         topics: Topics,
         credit: Credit | None = None,
     ) -> None:
-        self._bus, self._sensor, self._identity, self._pace = bus, sensor, identity, pace
+        self._sensor, self._pace = sensor, pace
         self._credit = credit or Tally(sensor, topics if pace.in_flight else None, pace.patience_s)
-        self._sender = Sender(bus, sensor.counters, "start the stages: `har-edge stage`")
-        self._herald = Herald(bus, identity, self._counters)
+        self._exchange = Exchange(bus, sensor, identity, self._credit, self._counters, "lower --batch, or ")
 
     def run(self, batches: Iterator[Batch], stop: Stop, *, forget: bool = True) -> None:
         """Send every batch; return when all are safe at the broker, or on `stop`."""
-        if self._credit.filters:
-            self._bus.subscribe(self._credit.filters)
-        while not self._bus.connected and not stop.asked:
-            self._step(POLL_S)
+        self._exchange.begin()
+        while not self._exchange.connected and not stop.asked:
+            self._exchange.step(POLL_S)
         started, started_at = time.monotonic(), time.time()
         for number, batch in enumerate(batches):
             stream, due = batch[-1][1].stream, started + batch[-1][0]
             while not self._ends(stop) and not self._may_send(stream, due):
-                self._step(self._wait_s(stream, due))
+                self._exchange.step(self._wait_s(stream, due))
             if self._ends(stop):
                 break
             windows = [window for _, window in batch]
             captured = [started_at + due_s if self._pace.real_time else time.time() for due_s, _ in batch]
-            for outgoing in self._credit.send(windows, captured, time.monotonic()):
-                self._sender.send(outgoing)
+            self._exchange.send(windows, captured)
             if self._pace.real_time or number % SENDS_A_STEP == 0:
-                self._step(0.0)
-        while not self._credit.is_done(self._sender.pending) and not self._ends(stop):
-            self._step(POLL_S)
-        self._credit.abandon()
-        drain(self._bus)
-        self._herald.farewell()
-        self._bus.close(forget=forget)
+                self._exchange.step(0.0)
+        while not self._credit.is_done(self._exchange.pending) and not self._ends(stop):
+            self._exchange.step(POLL_S)
+        self._exchange.end(forget=forget)
 
     def _ends(self, stop: Stop) -> bool:
         return stop.asked or self._credit.is_hopeless(time.monotonic())
 
     def _is_full(self, stream: str) -> bool:
         pace, credit = self._pace, self._credit
-        if self._sender.pending >= MAX_PENDING or credit.open >= (pace.total or MOST_OPEN):
+        if self._exchange.pending >= MAX_PENDING or credit.open >= (pace.total or MOST_OPEN):
             return True
         return 0 < pace.in_flight <= credit.open_of(stream)
 
@@ -99,23 +93,6 @@ class SensorLoop:
 
     def _wait_s(self, stream: str, due: float) -> float:
         return POLL_S if self._is_full(stream) else min(POLL_S, max(0.0, due - time.monotonic()))
-
-    def _step(self, timeout_s: float) -> None:
-        came = self._bus.poll(timeout_s)
-        now = time.monotonic()
-        for delivery in came:
-            self._bus.acknowledge(delivery)
-            self._credit.take(delivery, now)
-        self._sender.retry(now)
-        self._identity.epoch = self._credit.epoch
-        self._herald.announce(now)
-        if self._sensor.counters.too_large:
-            raise ConfigError(
-                "a message is larger than the broker takes; lower --batch, or raise max_packet_size at the broker"
-            )
-        kept, forgotten = self._sender.kept > 0, self._bus.traffic.forgotten
-        for outgoing in self._credit.again(now, connected=self._bus.connected, kept=kept, forgotten=forgotten):
-            self._sender.send(outgoing)
 
     def _counters(self) -> dict[str, int]:
         raw_bytes = self._sensor.raw_values * BYTES_A_RAW_VALUE
