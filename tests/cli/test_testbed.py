@@ -79,7 +79,8 @@ def test_without_root_it_says_so(
 def test_a_command_runs_on_every_device(tmp_path: Path) -> None:
     file = tmp_path / "bed.toml"
     file.write_text('[[devices]]\nname = "a"\n[[devices]]\nname = "b"\n')
-    code = "import sys; print(sys.argv[1:]); sys.exit(int(sys.argv[2]) * 7)"
+    # A line in one piece: both write to the same pipe.
+    code = "import os, sys; os.write(1, f'{sys.argv[1:]}\\n'.encode()); sys.exit(int(sys.argv[2]) * 7)"
     answer = har_edge(
         "--config", str(file), "--cpu", "2", "--each", "--", sys.executable, "-c", code, "{device}", "{index}"
     )
