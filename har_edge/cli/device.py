@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options, sender
@@ -84,11 +83,7 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     try:
         loop.run(stop)
     except TakenOver:
-        print(
-            f"sensor {args.source}: another sensor named {identity.node} has connected; ending (give each its --name)",
-            file=sys.stderr,
-        )
-        return options.EXIT_TAKEN_OVER
+        return sender.overtaken(args.source, identity)
     finally:
         device.close()
         faults = list(stream.counts.items())

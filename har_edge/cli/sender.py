@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -70,6 +71,13 @@ def connect(args: argparse.Namespace, pipeline: Pipeline, identity: Identity) ->
 
     check_role(reach, identity.topics, identity.node, identity.role)
     return reach(identity.session(expiry_s=SESSION_S))
+
+
+def overtaken(source: str, identity: Identity) -> int:
+    """Say that a younger sensor has this one's name; return the exit code."""
+    text = f"another sensor named {identity.node} has connected; ending (give each its --name)"
+    print(f"sensor {source}: {text}", file=sys.stderr)
+    return options.EXIT_TAKEN_OVER
 
 
 def follow(args: argparse.Namespace, stop: Stop) -> Made | None:

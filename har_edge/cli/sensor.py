@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,10 +107,6 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     try:
         loop.run(batches, stop)
     except TakenOver:
-        print(
-            f"sensor {args.source}: another sensor named {identity.node} has connected; ending (give each its --name)",
-            file=sys.stderr,
-        )
-        return options.EXIT_TAKEN_OVER
+        return sender.overtaken(args.source, identity)
     print(f"sensor {args.source} done: {made.report()}", flush=True)
     return made.exit_code(stop)

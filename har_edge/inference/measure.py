@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -12,11 +12,12 @@ import numpy as np
 from har_edge.errors import MessageError, ModelError
 from har_edge.graph.cuts import list_cuts, slice_refusal, trace
 from har_edge.graph.model import Model
-from har_edge.graph.slices import slice_model, write_slice
+from har_edge.graph.slices import Slice, slice_model, write_slice
 from har_edge.inference.interpreter import Array, Interpreter
 from har_edge.inference.sampling import sample
 
-REPEATS = 15
+# Runs of each segment one after the other, and how often that is done for all of them.
+REPEATS, ROUNDS = 5, 3
 _WARM_UP = 2
 _SEED = 0
 # Touched before each run of a model that a core's own cache may not hold: more than caches hold, even shared ones.
@@ -29,7 +30,8 @@ _CACHE = 512 * 2**10
 class Segment:
     """The smallest part that can be moved: operators [start, stop) between two neighbouring legal cuts.
 
-    `crossing_bytes` cross the cut before it (0 for the first); `seconds` is the median time of one run by itself.
+    `crossing_bytes` cross the cut before it (0 for the first); `seconds` is the time of one run by itself, the median
+    of a round.
     """
 
     start: int
@@ -52,9 +54,16 @@ def segment_bounds(model: Model) -> list[int]:
 
 
 def measure_segments(
-    model: Model, *, repeats: int = REPEATS, threads: int = 1, clock: Callable[[], float] = time.perf_counter
+    model: Model,
+    *,
+    rounds: int = ROUNDS,
+    repeats: int = REPEATS,
+    threads: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Segment]:
     """Time every segment, one after the other on the results of those before, and yield each as it is known.
+
+    That is done once a round; `quickest` takes the rounds together.
 
     In a slice the other segments run between two runs of one, and other programs, so that it finds its weights in
     memory, no longer in the cache, unless the whole model fits there. So memory is touched before each run; the inputs
@@ -65,6 +74,30 @@ def measure_segments(
     bounds = segment_bounds(model)
     crossing = {cut.index: cut.bytes for cut in list_cuts(model)}
     pieces = slice_model(model, bounds[1:-1])
+    for _ in range(rounds):
+        yield from _round(model, pieces, crossing, repeats, threads, clock)
+
+
+def quickest(segments: Iterable[Segment]) -> list[Segment]:
+    """Return each segment once, in order, with the least of its times.
+
+    What others do on a machine makes a segment slower and never quicker, and may last as long as many segments take
+    that follow each other: a round later it has passed.
+    """
+    best: dict[int, Segment] = {}
+    for segment in segments:
+        best[segment.start] = min(segment, best.get(segment.start, segment), key=lambda one: one.seconds)
+    return [best[start] for start in sorted(best)]
+
+
+def _round(
+    model: Model,
+    pieces: Sequence[Slice],
+    crossing: Mapping[int, int],
+    repeats: int,
+    threads: int,
+    clock: Callable[[], float],
+) -> Iterator[Segment]:
     values: dict[str, Array] = {}
     for number, piece in enumerate(pieces):
         try:
@@ -83,13 +116,21 @@ def measure_segments(
 
 
 def time_whole(
-    model: Model, *, repeats: int = REPEATS, threads: int = 1, clock: Callable[[], float] = time.perf_counter
+    model: Model,
+    *,
+    rounds: int = ROUNDS,
+    repeats: int = REPEATS,
+    threads: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Return the median seconds of one run of the whole model. Raises ModelError when the runtime cannot run it."""
+    """Return the seconds of one run of the whole model, timed as segments are.
+
+    Raises ModelError when the runtime cannot run it.
+    """
     try:
         interpreter = Interpreter(bytes(model.data), threads=threads)
         values = sample(interpreter.inputs, np.random.default_rng(_SEED))
-        return _time(interpreter, values, repeats, clock, _touched(model))[0]
+        return min(_time(interpreter, values, repeats, clock, _touched(model))[0] for _ in range(rounds))
     except MessageError as error:
         raise ModelError(
             f"{model.name}: cannot time the whole model here: {error}; choose the cuts with --at"

@@ -12,7 +12,15 @@ from har_edge.graph.model import Model, read_model
 from har_edge.graph.slices import slice_model
 from har_edge.graph.state import state_of
 from har_edge.inference.codecs import FolderFiles, hash_file
-from har_edge.inference.measure import Segment, measure_segments, overhead_s, segment_bounds, time_whole
+from har_edge.inference.measure import (
+    ROUNDS,
+    Segment,
+    measure_segments,
+    overhead_s,
+    quickest,
+    segment_bounds,
+    time_whole,
+)
 from har_edge.nodes.build import open_reducer
 from har_edge.planning.partition import StagePlan, balance, plan_stages
 from har_edge.planning.pipeline import FILE_NAME, BrokerConfig, Pipeline, load_pipeline, write_pipeline
@@ -36,7 +44,7 @@ def plan_cuts(
     """
     total = len(segment_bounds(model)) - 1
     balance([1.0] * total, stages, [0] * (total - 1))  # too many stages: say so before measuring
-    segments = list(watch(measure_segments(model, threads=threads), total))
+    segments = quickest(watch(measure_segments(model, threads=threads), ROUNDS * total))
     return plan_stages(segments, overhead_s(segments, time_whole(model, threads=threads)), stages)
 
 

@@ -56,7 +56,7 @@ class Stop:
 class Identity:
     """What a process says of itself, and the birth, will and claim that follow from it.
 
-    `device` and `epoch` may change while it runs: the next status says so.
+    `detail`, `device` and `epoch` may change while it runs: the next status says so.
     """
 
     topics: Topics

@@ -21,7 +21,16 @@ from har_edge.graph.manifest import SliceEntry, TensorSpec
 from har_edge.graph.model import Model
 from har_edge.graph.slices import slice_model, write_slice
 from har_edge.inference.interpreter import Interpreter
-from har_edge.inference.measure import REPEATS, Segment, measure_segments, overhead_s, segment_bounds, time_whole
+from har_edge.inference.measure import (
+    REPEATS,
+    ROUNDS,
+    Segment,
+    measure_segments,
+    overhead_s,
+    quickest,
+    segment_bounds,
+    time_whole,
+)
 from har_edge.inference.sampling import sample
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Bus, OnReceipt, Receipt
@@ -65,7 +74,7 @@ def time_model(
     watch: Watch = lambda segments, total: segments,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Time every segment that the runtime can run by itself, and the whole. `watch` sees the segments pass.
+    """Time every segment that the runtime can run by itself, and the whole. `watch` sees the segments of each round.
 
     `others` are profiles of other models on this device; they say what a run costs where this model does not.
     """
@@ -74,7 +83,8 @@ def time_model(
     remarks: list[str] = []
     whole: float | None = None
     try:
-        for segment in watch(measure_segments(model, repeats=repeats, threads=threads, clock=clock), len(bounds) - 1):
+        passing = measure_segments(model, repeats=repeats, threads=threads, clock=clock)
+        for segment in watch(passing, ROUNDS * (len(bounds) - 1)):
             measured.append(segment)
     except ModelError as error:
         remarks.append(f"estimated from operation counts from there on: {error}")
@@ -82,6 +92,7 @@ def time_model(
         whole = time_whole(model, repeats=repeats, threads=threads, clock=clock)
     except ModelError as error:
         remarks.append(str(error))
+    measured = quickest(measured)
     if len(measured) == len(bounds) - 1 and whole is not None:
         each = overhead_s(measured, whole)
     else:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 
 import msgspec
 
@@ -14,7 +13,7 @@ from har_edge.graph.model import Model, read_model
 from har_edge.messaging.address import read_address
 from har_edge.messaging.bus import Session
 from har_edge.messaging.mqtt import open_bus
-from har_edge.nodes.profiling import Timing, find_work, make_profile, measure_messages, time_model
+from har_edge.nodes.profiling import find_work, make_profile, measure_messages, time_model
 from har_edge.planning.devices import DeviceEntry, DevicesFile, Sensors, make_devices
 from har_edge.planning.plan import Objective, Plan, make_plan, make_scene
 from har_edge.planning.profile import Profile, load_profile, store_profile
@@ -29,7 +28,7 @@ from har_edge.trials.subject import Subject, cut_subject, make_windows
 TCP_SHARE = 1448 / 1514
 LATENCY_S = 0.0001
 _IMAGES = 8
-_REPEATS, _ROUNDS = 7, 3
+_REPEATS = 7
 _GAUGE_S = 5.0
 _IN_FLIGHT = 4  # windows under way for each device
 _FILE = "measured.csv"
@@ -146,17 +145,9 @@ def plan_for(
 def _measure(model: Model, link_bits_per_s: int) -> Profile:
     """Profile a model, and its messages over the link of a device.
 
-    In processor time, since others work on this machine too; and in several rounds, since its speed drifts while one
-    segment after the other is timed.
+    In processor time, since others work on this machine too.
     """
-    rounds = [time_model(model, repeats=_REPEATS, clock=time.thread_time) for _ in range(_ROUNDS)]
-    timing = Timing(
-        bounds=rounds[0].bounds,
-        seconds={start: median(one.seconds[start] for one in rounds) for start in rounds[0].seconds},
-        whole_s=median(one.whole_s or 0.0 for one in rounds) or None,
-        overhead_s=median(one.overhead_s for one in rounds),
-        remarks=rounds[0].remarks,
-    )
+    timing = time_model(model, repeats=_REPEATS, clock=time.thread_time)
     profile = make_profile(model, "bed", timing)
     device = Device("device-1", Limits(link_bits_per_s=link_bits_per_s))
     with Testbed(Layout((device,))) as bed:

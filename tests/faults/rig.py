@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from har_edge.errors import NodeError
 from har_edge.nodes.build import topics_of
-from har_edge.trials.arena import CACHE, COORDINATOR, Arena
+from har_edge.trials.arena import CACHE, COORDINATOR, Arena, Running
 from har_edge.trials.faults import Drill, Kind, Outcome
 from har_edge.trials.ground import Ground
 from har_edge.trials.load import Answers, Load
@@ -20,6 +22,27 @@ WINDOWS = 120
 SPEED = 8.0
 # Recovery takes one or two seconds; processes of others may hold both cores.
 PATIENCE_S = 10.0
+
+
+@contextmanager
+def slowed(node: Running) -> Iterator[None]:
+    """Let a process run for a quarter of the time only, in small pieces: a device that has become four times slower."""
+    ended = threading.Event()
+
+    def press() -> None:
+        while not ended.is_set():
+            node.signal(signal.SIGSTOP)
+            ended.wait(0.03)
+            node.signal(signal.SIGCONT)
+            ended.wait(0.01)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @dataclass(frozen=True, slots=True)

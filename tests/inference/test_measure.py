@@ -6,7 +6,7 @@ import pytest
 
 from har_edge.errors import ModelError
 from har_edge.graph.model import read_model
-from har_edge.inference.measure import Segment, measure_segments, overhead_s, segment_bounds, time_whole
+from har_edge.inference.measure import Segment, measure_segments, overhead_s, quickest, segment_bounds, time_whole
 from tests.graph import models
 
 
@@ -18,7 +18,7 @@ def test_segments_lie_between_legal_cuts() -> None:
 
 
 def test_segments_cover_the_model_and_know_what_crosses() -> None:
-    segments = list(measure_segments(read_model(models.skip()), repeats=3))
+    segments = list(measure_segments(read_model(models.skip()), rounds=1, repeats=3))
     assert [(segment.start, segment.stop) for segment in segments] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
     assert [segment.crossing_bytes for segment in segments] == [0, 1024, 2048, 2048, 1024]
     assert all(segment.seconds > 0 for segment in segments)
@@ -30,9 +30,16 @@ def test_the_median_counts() -> None:
     assert next(segments).seconds == 2.0
 
 
+def test_the_least_of_all_rounds_counts() -> None:
+    assert [one.start for one in measure_segments(read_model(models.chain()), rounds=2, repeats=1)] == [0, 1, 2, 3] * 2
+    rounds = [Segment(0, 1, 0, 2.0), Segment(1, 2, 8, 1.0), Segment(0, 1, 0, 3.0), Segment(1, 2, 8, 0.5)]
+    assert quickest(rounds) == [Segment(0, 1, 0, 2.0), Segment(1, 2, 8, 0.5)]
+    assert quickest(rounds[:3]) == [Segment(0, 1, 0, 2.0), Segment(1, 2, 8, 1.0)]  # the second round went wrong
+
+
 def test_segments_run_on_true_values_and_sizes() -> None:
     # The shape that the second operator gets crosses a cut: made-up numbers would not fit.
-    segments = list(measure_segments(read_model(models.reshaped()), repeats=1))
+    segments = list(measure_segments(read_model(models.reshaped()), rounds=1, repeats=1))
     assert [segment.start for segment in segments] == [0, 1, 2, 3]
 
 
@@ -52,6 +59,6 @@ def test_what_each_run_costs_by_itself_is_found() -> None:
     assert overhead_s(segments[:1], whole_s=1.5) == 0.0
 
 
-def test_the_whole_is_timed_by_the_median_too() -> None:
-    ticks = iter([0.0, 1.0, 10.0, 15.0, 20.0, 22.0])
-    assert time_whole(read_model(models.chain()), repeats=3, clock=lambda: next(ticks)) == 2.0
+def test_of_the_whole_the_least_median_of_the_rounds_counts() -> None:
+    ticks = iter([0.0, 4.0, 10.0, 15.0, 20.0, 29.0, 30.0, 31.0, 40.0, 45.0, 50.0, 52.0])
+    assert time_whole(read_model(models.chain()), rounds=2, repeats=3, clock=lambda: next(ticks)) == 2.0

@@ -35,7 +35,7 @@ def test_every_segment_is_timed_and_the_profile_says_what_it_holds() -> None:
             yield segment
 
     timing = time_model(model, repeats=2, watch=watch)
-    assert seen == [5] * 5 and timing.remarks == () and timing.whole_s is not None
+    assert seen == [15] * 15 and timing.remarks == () and timing.whole_s is not None
     profile = make_profile(model, "here", timing, threads=1)
     assert [(s.start, s.stop, s.measured) for s in profile.segments] == [(i, i + 1, True) for i in range(5)]
     assert profile.model_sha256 == model.sha256 and profile.fit is None and profile.bounds == (0, 1, 2, 3, 4, 5)

@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from har_edge import __version__
 from har_edge.messaging.bus import Bus, Outgoing, TakenOver
-from har_edge.messaging.status import NodeStatus, State, encode_status
+from har_edge.messaging.status import State
 from har_edge.nodes.coordination.coordinator import Coordinator
 from har_edge.nodes.coordination.replan import Draft, Order
 from har_edge.nodes.counters import Counters
@@ -81,20 +80,10 @@ class Helm:
             self._publish(self._coordinator.state)
 
     def _publish(self, state: State) -> None:
-        identity, deployment = self._identity, self._coordinator.deployment
-        status = NodeStatus(
-            node=identity.node,
-            role=identity.role,
-            state=state,
-            instance=identity.instance,
-            started=identity.started,
-            version=__version__,
-            client=identity.client,
-            detail=self._coordinator.detail,
-            counters=self._coordinator.counters,
-            epoch=deployment.epoch if deployment else 0,
-        )
-        self._bus.publish(identity.topic, encode_status(status), retain=True)
+        identity, coordinator = self._identity, self._coordinator
+        identity.detail = coordinator.detail
+        identity.epoch = coordinator.deployment.epoch if coordinator.deployment else 0
+        self._bus.publish(identity.topic, identity.status(state, coordinator.counters), retain=True)
 
 
 def run_coordinator(
