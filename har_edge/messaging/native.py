@@ -14,7 +14,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import mqtt5
 
@@ -25,29 +24,29 @@ from har_edge.messaging.bus import Delivery, OnReceipt, Receipt, Session, TakenO
 from har_edge.messaging.comeback import Comeback
 from har_edge.messaging.handshake import shake_hands
 from har_edge.messaging.link import AckOrder, open_socket, too_large
-from har_edge.messaging.packets import first_bytes, receipt_of, take_packets, words, would_block
+from har_edge.messaging.packets import (
+    LARGE_BYTES,
+    QOS,
+    Publication,
+    first_bytes,
+    receipt_of,
+    take_packets,
+    words,
+    would_block,
+    write_publish,
+)
 
 _log = logging.getLogger(__name__)
-_QOS = mqtt5.QoS.AT_LEAST_ONCE
 _READ_BYTES = 256 * 1024
 _READ_A_POLL = 8 * _READ_BYTES
 # Of a large packet, how much must be there before this process is woken: every segment would be, on a slow link,
 # hundreds of times a packet. Little enough that a slow link is not taken for a dead one.
 _WAKE_BYTES = 64 * 1024
-_WRITE_BYTES = 1024 * 1024
 _MAX_PACKET_ID = 65535
 _MAX_IN_FLIGHT = _MAX_PACKET_ID - 256  # the rest is for subscriptions
 _CLOSE_TIMEOUT_S = 2.0
 _LINGER_S = 0.5
 _FAILURE = 0x80
-
-
-@dataclass(slots=True)
-class _Publication:
-    topic: str
-    payload: bytes
-    retain: bool
-    receipt: OnReceipt | None
 
 
 class _Lost(Exception):
@@ -77,10 +76,10 @@ class NativeBus:
         self._read, self._piece = bytearray(), memoryview(bytearray(_READ_BYTES))
         self._wake_bytes = 1
         self._write: deque[bytes | memoryview] = deque()
-        self._waiting: deque[_Publication] = deque()
-        self._inflight: dict[int, _Publication] = {}
+        self._waiting: deque[Publication] = deque()
+        self._inflight: dict[int, Publication] = {}
         self._again: deque[int] = deque()  # in flight on an earlier connection, not sent on this one yet
-        self._too_large: deque[_Publication] = deque()
+        self._too_large: deque[Publication] = deque()
         self._next_id = 0
         # What the broker said in CONNACK:
         self._send_quota, self._send_limit = _MAX_IN_FLIGHT, 0
@@ -115,7 +114,7 @@ class NativeBus:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
         self._traffic.published += 1
-        self._waiting.append(_Publication(topic, payload, retain, receipt))
+        self._waiting.append(Publication(topic, payload, retain, receipt))
         self._send_waiting()
 
     def acknowledge(self, delivery: Delivery) -> None:
@@ -227,7 +226,7 @@ class NativeBus:
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
         packet_id = self._take_id()
         self._subscribing[packet_id] = filters
-        topics = [mqtt5.TopicFilter(text, max_qos=_QOS) for text in filters]
+        topics = [mqtt5.TopicFilter(text, max_qos=QOS) for text in filters]
         self._write.append(mqtt5.SubscribePacket(packet_id, topics).write())
 
     def _send_waiting(self) -> None:
@@ -244,23 +243,16 @@ class NativeBus:
             self._inflight[packet_id] = publication
             self._send_publish(packet_id, publication, duplicate=False)
 
-    def _send_publish(self, packet_id: int, publication: _Publication, *, duplicate: bool) -> None:
+    def _send_publish(self, packet_id: int, publication: Publication, *, duplicate: bool) -> None:
         topic, alias = self._aliases.name(publication.topic)
-        packet = mqtt5.PublishPacket(
-            topic,
-            publication.payload,
-            qos=_QOS,
-            retain=publication.retain,
-            packet_id=packet_id,
-            duplicate=duplicate,
-            topic_alias=alias,
-        ).write()
-        if len(packet) > self._send_limit:  # sent, it would cost the connection (MQTT 5, 3.2.2.3.6)
-            _log.error("%s", too_large(publication.topic, len(packet), self._send_limit))
+        pieces = write_publish(publication, packet_id, topic, alias, duplicate=duplicate)
+        size = sum(map(len, pieces))
+        if size > self._send_limit:  # sent, it would cost the connection (MQTT 5, 3.2.2.3.6)
+            _log.error("%s", too_large(publication.topic, size, self._send_limit))
             self._too_large.append(self._inflight.pop(packet_id))
             return
         self._aliases.remember(publication.topic)
-        self._write.append(packet)
+        self._write.extend(pieces)
 
     def _refuse_too_large(self) -> None:
         while self._too_large:
@@ -292,13 +284,13 @@ class NativeBus:
                 return
 
     def _gather(self) -> bytes | memoryview:
-        """Take packets to write, joined up to a bound: a long queue is not copied again for each system call."""
-        first = self._write.popleft()
-        pieces, size = [first], len(first)
-        while self._write and size < _WRITE_BYTES:
+        """Take what to write: small pieces joined up to a bound, so that a long queue is not copied for each call."""
+        pieces = [self._write.popleft()]
+        size = len(pieces[0])
+        while self._write and size < LARGE_BYTES and len(self._write[0]) < LARGE_BYTES:
             pieces.append(self._write.popleft())
             size += len(pieces[-1])
-        return first if len(pieces) == 1 else b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     # --- receiving --------------------------------------------------------------------------------------------------
 
@@ -375,9 +367,9 @@ class NativeBus:
         if isinstance(packet, mqtt5.PublishPacket):
             self._traffic.received += 1
             packet_id = packet.packet_id or 0
-            if packet.qos == _QOS:
+            if packet.qos == QOS:
                 self._acks.arrived(packet_id)
-            token = (self._generation if packet.qos == _QOS else 0, packet_id)
+            token = (self._generation if packet.qos == QOS else 0, packet_id)
             deliveries.append(Delivery(packet.topic, packet.payload or b"", token, packet.retain, packet.duplicate))
         elif isinstance(packet, mqtt5.PubAckPacket):
             publication = self._inflight.pop(packet.packet_id, None)

@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 
 import mqtt5
 
-from har_edge.messaging.bus import Receipt
+from har_edge.messaging.bus import OnReceipt, Receipt
+
+QOS = mqtt5.QoS.AT_LEAST_ONCE
+# From this size on, what is sent is not copied once more to go out together with what is sent before and after it.
+LARGE_BYTES = 64 * 1024
 
 
 class Malformed(Exception):
     """Bytes that are no MQTT 5 packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What is to be published, until the broker has it."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    receipt: OnReceipt | None
+
+
+def write_publish(
+    publication: Publication, packet_id: int, topic: str, alias: int | None, *, duplicate: bool
+) -> list[bytes]:
+    """Return the bytes of a PUBLISH under this name of its topic, in pieces: a large payload as it is, not copied."""
+    payload = publication.payload
+    apart = len(payload) >= LARGE_BYTES
+    packet = mqtt5.PublishPacket(
+        topic,
+        b"" if apart else payload,
+        qos=QOS,
+        retain=publication.retain,
+        packet_id=packet_id,
+        duplicate=duplicate,
+        topic_alias=alias,
+    ).write()
+    return [_lengthened(packet, len(payload)), payload] if apart else [packet]
+
+
+def _lengthened(packet: bytes, count: int) -> bytes:
+    """Return a packet whose head says that `count` more bytes follow (MQTT 5, sections 1.5.5 and 2.1.4)."""
+    end = 1
+    while packet[end] & 0x80:
+        end += 1
+    rest = packet[end + 1 :]
+    head, remaining = bytearray(packet[:1]), len(rest) + count
+    while remaining >= 0x80:
+        head.append(remaining & 0x7F | 0x80)
+        remaining >>= 7
+    head.append(remaining)
+    return bytes(head) + rest
 
 
 def read_packet(data: memoryview) -> tuple[mqtt5.Packet, int] | None:

@@ -91,6 +91,27 @@ def test_a_device_that_became_slow_loses_its_stage_to_one_that_is_not(
         scene.check(expected)
 
 
+def test_replicas_share_the_windows_of_a_stage_and_what_one_held_when_it_died_goes_on(
+    ground: Ground, folder: Path, reference: Reference, expected: Answers
+) -> None:
+    slow = "".join(f'[[device]]\nname = "device-{number}"\nspeed = 0.2\n' for number in (2, 3, 4))
+    devices = folder / "devices.toml"
+    devices.write_text(f'{slow}[[device]]\nname = "device-1"\nspeed = 1.0\n')
+    options = ["--stages", "2", "--replicas", "2", "--devices", str(devices), "--settle", "60"]
+    with open_scene(ground, folder, reference, nodes=4, options=options) as scene:
+        deployment, record = scene.arena.record.deployment, scene.arena.record
+        assert deployment is not None and deployment.current is not None
+        (shared,) = (stage for stage in range(2) if deployment.current.replicas(stage) == 2)
+        twins = [one.node for one in deployment.current.placements if one.stage == shared]
+        assert len(set(twins)) == 2
+        scene.arena.until(
+            lambda: all(record.beats[twin].stages[0].windows > 20 for twin in twins), "not both of them get windows"
+        )
+        scene.hurt(Kind.CRASH, twins[1])
+        assert scene.held(twins[1]) == [] and scene.held(twins[0]) == [shared]
+        scene.check(expected)
+
+
 @pytest.mark.parametrize("kind", [Kind.BROKER_STOP, Kind.BROKER_KILL])
 def test_a_broker_that_comes_back_finds_them_all(scene: Scene, expected: Answers, kind: Kind) -> None:
     scene.hurt(kind)
