@@ -8,7 +8,7 @@ mqtt5 = pytest.importorskip("mqtt5")
 
 from har_edge.messaging.packets import LARGE_BYTES, Publication, write_publish  # noqa: E402
 
-# The head of a packet grows by a byte at 2 MiB of what follows it (MQTT 5, section 1.5.5), topic and properties included.
+# The head of a packet grows by a byte at 2 MiB of what follows it (MQTT 5, section 1.5.5), topic and properties too.
 SIZES = [0, 1, LARGE_BYTES - 1, LARGE_BYTES, *range(2 * 2**20 - 20, 2 * 2**20 + 1)]
 
 
