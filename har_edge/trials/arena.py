@@ -54,7 +54,8 @@ class Running:
 class Arena:
     """Starts the processes of one pipeline, watches what they publish, and ends them all on exit.
 
-    What they say and every node's cache of its own are below `folder`; `environment` goes to all of them.
+    What they say and every node's cache of its own are below `folder`; `environment` goes to all of them, `program` is
+    what stands before the words of a command.
     """
 
     topics: Topics
@@ -62,6 +63,7 @@ class Arena:
     folder: Path
     client: Client = Client.AUTO
     environment: Mapping[str, str] = field(default_factory=dict)
+    program: Sequence[str] = (sys.executable, "-m", "har_edge.cli.main")
     record: Record = field(init=False)
     running: dict[str, Running] = field(default_factory=dict)
     bus: Bus = field(init=False)
@@ -93,7 +95,7 @@ class Arena:
             raise NodeError(f"{name} runs already, as process {older.process.pid}; end it first")
         where = ["--broker", self.ground.broker.address.url, "--client", self.client.value]
         where += ["--base", self.topics.base, "--pipeline", self.topics.pipeline]
-        command = [sys.executable, "-m", "har_edge.cli.main", *words, *where]
+        command = [*self.program, *words, *where]
         own = {"PYTHONUNBUFFERED": "1"} | ({CACHE: str(self.folder / "caches" / name)} if words[0] == "node" else {})
         log = self.folder / f"{name}.log"
         self.running[name] = Running(name, self.ground.spawn(name, command, log, {**self.environment, **own}), log)

@@ -134,7 +134,7 @@ def test_nodes_run_the_slices_of_a_plan_and_answer_as_static_stages_do(crew: Cre
     crew.files()
     crew.plan("a", "b", "a")
     crew.until_run(a=2, b=1)
-    assert (fleet.state("a"), fleet.state("b")) == (State.BUSY, State.BUSY)
+    crew.until(lambda: fleet.state("a") is fleet.state("b") is State.BUSY, "nodes with stages do not say busy")
     all_well(crew, fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max"))
     answers = {key: (one.label_id, one.confidence) for key, one in fleet.results.items()}
     crew.until(lambda: all(one.windows == 80 for beat in crew.beats.values() for one in beat.stages), "counts differ")

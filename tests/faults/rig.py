@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-import signal
-import threading
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from har_edge.errors import NodeError
 from har_edge.nodes.build import topics_of
-from har_edge.trials.arena import CACHE, COORDINATOR, Arena, Running
+from har_edge.trials.arena import CACHE, COORDINATOR, Arena
 from har_edge.trials.faults import Drill, Kind, Outcome
 from har_edge.trials.ground import Ground
 from har_edge.trials.load import Answers, Load
@@ -24,25 +23,21 @@ SPEED = 8.0
 PATIENCE_S = 10.0
 
 
-@contextmanager
-def slowed(node: Running) -> Iterator[None]:
-    """Let a process run for a quarter of the time only, in small pieces: a device that has become four times slower."""
-    ended = threading.Event()
+# A device whose model takes 5 ms longer (ten times as long and more) from when a file names it.
+SLOWED = """
+import pathlib, sys, time
+from har_edge.cli.main import main
+from har_edge.inference.interpreter import Interpreter
+run, sign = Interpreter.run, pathlib.Path(sys.argv.pop(1))
 
-    def press() -> None:
-        while not ended.is_set():
-            node.signal(signal.SIGSTOP)
-            ended.wait(0.03)
-            node.signal(signal.SIGCONT)
-            ended.wait(0.01)
+def slowed(interpreter, values):
+    if sign.exists() and sign.read_text() in sys.argv:
+        time.sleep(0.005)
+    return run(interpreter, values)
 
-    thread = threading.Thread(target=press)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+Interpreter.run = slowed
+sys.exit(main())
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +90,20 @@ def open_scene(
     nodes: int = 3,
     absent: Sequence[str] = (),
     options: Sequence[str] = (),
+    slow: Path | None = None,
 ) -> Iterator[Scene]:
-    """Start coordinator (`options` are its) and nodes (not those absent), and sensors once the model is deployed."""
+    """Start coordinator (`options` are its) and nodes (not those absent), and sensors once the model is deployed.
+
+    The device that the file `slow` names is slow.
+    """
     names = [f"device-{number}" for number in range(1, nodes + 1)]
     pipeline = reference.pipeline
     coordinator = ["coordinator", "--model", str(reference.model), "--stages", "3", *options]
     # Without recordings, wherever the tests run; one profile of the model does for all of them.
     environment = {"HAR_EDGE_DATA": "", CACHE: str(reference.model.parent / "cache")}
     with Arena(topics_of(pipeline), ground, folder, environment=environment) as arena:
+        if slow is not None:
+            arena.program = (sys.executable, "-c", SLOWED, str(slow))
         arena.start(COORDINATOR, *coordinator)
         for name in names:
             if name not in absent:
