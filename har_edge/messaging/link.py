@@ -138,6 +138,11 @@ def publish_bytes(topic: str, payload: bytes, *, aliased: bool = False) -> int:
     return 1 + length_bytes + remaining
 
 
+def is_shared(text: str) -> bool:
+    """Tell whether a filter is that of a group whose members take turns (MQTT 5, section 4.8.2)."""
+    return text.startswith("$share/")
+
+
 def too_large(topic: str, packet_bytes: int, limit: int) -> str:
     """Say that a message is above the broker's own limit, and what to do."""
     return (

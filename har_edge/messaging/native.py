@@ -29,6 +29,7 @@ from har_edge.messaging.packets import (
     QOS,
     Publication,
     first_bytes,
+    greeting,
     receipt_of,
     take_packets,
     words,
@@ -226,7 +227,7 @@ class NativeBus:
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
         packet_id = self._take_id()
         self._subscribing[packet_id] = filters
-        topics = [mqtt5.TopicFilter(text, max_qos=QOS) for text in filters]
+        topics = [mqtt5.TopicFilter(text, max_qos=QOS, retain_handling=greeting(text)) for text in filters]
         self._write.append(mqtt5.SubscribePacket(packet_id, topics).write())
 
     def _send_waiting(self) -> None:

@@ -30,6 +30,7 @@ from har_edge.messaging.link import (
     CONNECT_TIMEOUT_S,
     NO_LIMIT,
     AckOrder,
+    is_shared,
     publish_bytes,
     refusal,
     tls_context,
@@ -287,7 +288,12 @@ class PahoBus:
 
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
         if self._mqtt5:
-            _, packet_id = self._client.subscribe([(text, SubscribeOptions(qos=_QOS)) for text in filters])
+            never = SubscribeOptions.RETAIN_DO_NOT_SEND  # it must get none anyway: see packets.greeting
+            options = [
+                SubscribeOptions(qos=_QOS, retainHandling=never) if is_shared(text) else SubscribeOptions(qos=_QOS)
+                for text in filters
+            ]
+            _, packet_id = self._client.subscribe(list(zip(filters, options, strict=True)))
         else:
             _, packet_id = self._client.subscribe([(text, _QOS) for text in filters])
         if packet_id is not None:
