@@ -54,8 +54,8 @@ class Rig:
 
 
 @contextlib.contextmanager
-def open_rig(model: str = "int8", stages: int = 3) -> Iterator[Rig]:
-    """Start a broker and cut a shipped model for it."""
+def open_rig(model: str = "int8", stages: int = 3, cuts: list[int] | None = None) -> Iterator[Rig]:
+    """Start a broker and cut a shipped model for it: before these operators, else into stages of even time."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="har-edge-bench-")))
         folder.chmod(0o755)
@@ -63,7 +63,9 @@ def open_rig(model: str = "int8", stages: int = 3) -> Iterator[Rig]:
         found = find_model(model)
         assert found.entry is not None
         at = BrokerConfig(url=broker.address.url)
-        pipeline = prepare(found.path, found.entry.task, folder / "slices", stages=stages, name="bench", broker=at)
+        pipeline = prepare(
+            found.path, found.entry.task, folder / "slices", stages=stages, cuts=cuts, name="bench", broker=at
+        )
         where = find_data(None)
         names = ["subject7", "subject8"]
         recordings = read_recordings(pipeline.stream, where, names) if where else synthesize(names)

@@ -1,6 +1,6 @@
 """Throughput of the 3-stage int8 pipeline, all guarantees on, beside two bare relays in the same run.
 
-    python bench/throughput.py [--repeats 5] [--windows 4000] [--client native|paho] [--batches 16,64]
+    python bench/throughput.py [--repeats 5] [--windows 4000] [--client native|paho] [--batches 16,64] [--cuts 5,9]
 
 Each repeat measures every candidate once, in turn; the table shows medians and ratios of medians. The relays pass on
 bare bytes (bench/relay.py); the pipeline has envelope, joins, QoS 1 and an acknowledgement chain. Both get one message
@@ -26,11 +26,13 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=200, help="windows (messages with --batches) on their way")
     parser.add_argument("--client", default="auto", choices=("auto", "paho", "native"))
     parser.add_argument("--batches", default="16,64", help="windows a message, for the batched runs")
+    parser.add_argument("--cuts", help="cut before these two operators (default: stages of even time)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     batches = [int(size) for size in args.batches.split(",") if size]
     runs: dict[str, list[float]] = {}
-    with open_rig() as rig:
+    cuts = [int(cut) for cut in args.cuts.split(",")] if args.cuts else None
+    with open_rig(cuts=cuts) as rig:
         print(describe(rig))
         for number in range(args.repeats + 1):
             for name, rate in candidates(rig, args, batches):

@@ -138,9 +138,11 @@ def publish_bytes(topic: str, payload: bytes, *, aliased: bool = False) -> int:
     return 1 + length_bytes + remaining
 
 
-def is_shared(text: str) -> bool:
-    """Tell whether a filter is that of a group whose members take turns (MQTT 5, section 4.8.2)."""
-    return text.startswith("$share/")
+def read_share(pattern: str) -> tuple[str, str] | None:
+    """Return group and filter of a shared subscription, `$share/<group>/<filter>` (MQTT 5, section 4.8.2)."""
+    first, _, rest = pattern.partition("/")
+    group, slash, shared = rest.partition("/")
+    return (group, shared) if first == "$share" and group and slash and shared else None
 
 
 def too_large(topic: str, packet_bytes: int, limit: int) -> str:

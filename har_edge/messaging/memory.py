@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from har_edge.errors import BrokerError
 from har_edge.messaging.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
-from har_edge.messaging.link import AckOrder
+from har_edge.messaging.link import AckOrder, read_share
 
 
 @dataclass(slots=True)
@@ -46,13 +46,6 @@ def matches(pattern: str, topic: str) -> bool:
         if position >= len(levels) or level not in ("+", levels[position]):
             return False
     return len(wanted) == len(levels)
-
-
-def read_share(pattern: str) -> tuple[str, str] | None:
-    """Return group and filter of a shared subscription, `$share/<group>/<filter>` (MQTT 5, section 4.8.2)."""
-    first, _, rest = pattern.partition("/")
-    group, slash, shared = rest.partition("/")
-    return (group, shared) if first == "$share" and group and slash and shared else None
 
 
 class MemoryBroker:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mqtt5
 
 from har_edge.messaging.bus import OnReceipt, Receipt
-from har_edge.messaging.link import is_shared
+from har_edge.messaging.link import read_share
 
 QOS = mqtt5.QoS.AT_LEAST_ONCE
 # From this size on, what is sent is not copied once more to go out together with what is sent before and after it.
@@ -50,9 +50,9 @@ def write_publish(
 def greeting(text: str) -> mqtt5.RetainHandling:
     """Return what a subscription asks for of what is retained: nothing for a member of a group.
 
-    It must get none anyway (MQTT 5, section 4.8.2), but Mosquitto 2.0.11 sends it to one in sixteen.
+    It must get none anyway (MQTT 5, section 4.8.2), but Mosquitto 2.0.11 sends it to some all the same.
     """
-    return mqtt5.RetainHandling.SEND_NEVER if is_shared(text) else mqtt5.RetainHandling.SEND_ALWAYS
+    return mqtt5.RetainHandling.SEND_ALWAYS if read_share(text) is None else mqtt5.RetainHandling.SEND_NEVER
 
 
 def _lengthened(packet: bytes, count: int) -> bytes:

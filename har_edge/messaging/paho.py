@@ -30,8 +30,8 @@ from har_edge.messaging.link import (
     CONNECT_TIMEOUT_S,
     NO_LIMIT,
     AckOrder,
-    is_shared,
     publish_bytes,
+    read_share,
     refusal,
     tls_context,
     too_large,
@@ -288,9 +288,9 @@ class PahoBus:
 
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
         if self._mqtt5:
-            never = SubscribeOptions.RETAIN_DO_NOT_SEND  # it must get none anyway: see packets.greeting
-            options = [
-                SubscribeOptions(qos=_QOS, retainHandling=never) if is_shared(text) else SubscribeOptions(qos=_QOS)
+            send, never = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE, SubscribeOptions.RETAIN_DO_NOT_SEND
+            options = [  # a member of a group must get none anyway: see packets.greeting
+                SubscribeOptions(qos=_QOS, retainHandling=send if read_share(text) is None else never)
                 for text in filters
             ]
             _, packet_id = self._client.subscribe(list(zip(filters, options, strict=True)))

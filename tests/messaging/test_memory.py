@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from har_edge.errors import BrokerError
 from har_edge.messaging.broker import Mosquitto
 from har_edge.messaging.bus import Receipt, Session, TakenOver, Will
-from har_edge.messaging.memory import MemoryBroker, matches, read_share
+from har_edge.messaging.link import read_share
+from har_edge.messaging.memory import MemoryBroker, matches
 from har_edge.messaging.mqtt import open_bus
 
 # MQTT 5, section 4.7: the examples of the specification, and the edges.
