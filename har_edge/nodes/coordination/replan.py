@@ -34,6 +34,12 @@ class Wish:
     cuts: tuple[int, ...] | None = None
     replicas: int = 1
 
+    @property
+    def most_nodes(self) -> int | None:
+        """How many nodes a plan can use; None where the number of its stages is open."""
+        stages = self.stages if self.cuts is None else len(self.cuts) + 1
+        return None if stages is None else stages * self.replicas
+
     def unmet(self, generation: Generation, model_sha256: str, nodes: int) -> str:
         """Say what about a generation is not as asked for, where there are so many nodes; empty where nothing is."""
         if generation.manifest.model_sha256 != model_sha256:
@@ -134,10 +140,10 @@ class Replan:
         """Return what to ask the planner now, None where nothing is to be asked."""
         if self.outstanding is not None or not candidates or now < self._not_before:
             return None
-        wanted = self.wish.stages or (len(self.wish.cuts) + 1 if self.wish.cuts is not None else 0)
+        wanted = self.wish.most_nodes
         first = not epoch or (bool(unmet) and self._decided is None)
         wait_s = min(FIRST_S, self.settle_s) if first else self.settle_s
-        complete = not epoch and wanted and len(candidates) >= wanted
+        complete = not epoch and wanted is not None and len(candidates) >= wanted
         view = _View(
             frozenset(candidate.name for candidate in candidates),
             frozenset((candidate.name, coarse(candidate).speed) for candidate in candidates),

@@ -40,7 +40,13 @@ def test_the_first_plan_waits_a_moment_or_until_all_are_there() -> None:
     assert plan.due([A], (), 0, "", 50.0, 50.0 + FIRST_S - 0.1) is None
     assert plan.due([A], (), 0, "", 50.0, 50.0 + FIRST_S) is not None
     assert Replan(Wish(stages=2), 0.15, 10.0).due([A, B], (), 0, "", 50.0, 50.0) is not None
+    assert Replan(Wish(cuts=(5,)), 0.15, 10.0).due([A, B], (), 0, "", 50.0, 50.0) is not None
     assert Replan(Wish(), 0.15, 10.0).due([], (), 0, "", 0.0, 99.0) is None
+
+
+def test_the_first_plan_with_replicas_waits_for_nodes_for_them() -> None:
+    assert Replan(Wish(stages=2, replicas=2), 0.15, 10.0).due([A, B, C], (), 0, "", 50.0, 51.0) is None
+    assert Replan(Wish(stages=1, replicas=2), 0.15, 10.0).due([A, B], (), 0, "", 50.0, 50.0) is not None
 
 
 def test_nothing_is_asked_before_all_is_settled_twice_at_once_or_for_nothing_new() -> None:
