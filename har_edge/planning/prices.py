@@ -114,7 +114,10 @@ def price_places(options: Choices, guess: Floats, rounds: int = ROUNDS) -> Price
     best: Prices | None = None
     pace, patience = 1.0, 0
     for _ in range(rounds):
-        weights /= weights @ counts
+        total = float(weights @ counts)
+        if total <= 0:  # devices that cost nothing: only a plan that needs more of them than it would take goes there
+            break
+        weights /= total
         found = evaluate(options, weights[:-1], float(weights[-1]))
         if found.fits:
             return found

@@ -101,6 +101,16 @@ def check(problem: Problem, solution: Solution) -> None:
     assert solution.latency_s == sum(map(problem.latency_of, solution.steps))
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_plan_that_must_use_all_devices_of_one_kind_is_found() -> None:
+    periods = [[float(head - tail) for tail, head in slices(5)]]
+    for devices in range(1, 6):
+        problem = replace(chain(periods, (devices,)), least=devices)
+        solution = fastest(problem)
+        assert solution is not None and len(solution.steps) == devices
+        assert solution.period_s == math.ceil(5 / devices)
+
+
 @settings(max_examples=200, deadline=None)
 @given(problems())
 def test_both_objectives_are_what_trying_every_plan_finds(problem: Problem) -> None:
