@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -30,13 +30,11 @@ _CACHE = 512 * 2**10
 class Segment:
     """The smallest part that can be moved: operators [start, stop) between two neighbouring legal cuts.
 
-    `crossing_bytes` cross the cut before it (0 for the first); `seconds` is the time of one run by itself, the median
-    of a round.
+    `seconds` is the time of one run by itself, the median of a round.
     """
 
     start: int
     stop: int
-    crossing_bytes: int
     seconds: float
 
 
@@ -72,10 +70,9 @@ def measure_segments(
     Raises ModelError when the runtime cannot run one of the segments.
     """
     bounds = segment_bounds(model)
-    crossing = {cut.index: cut.bytes for cut in list_cuts(model)}
     pieces = slice_model(model, bounds[1:-1])
     for _ in range(rounds):
-        yield from _round(model, pieces, crossing, repeats, threads, clock)
+        yield from _round(model, pieces, repeats, threads, clock)
 
 
 def quickest(segments: Iterable[Segment]) -> list[Segment]:
@@ -93,7 +90,6 @@ def quickest(segments: Iterable[Segment]) -> list[Segment]:
 def _round(
     model: Model,
     pieces: Sequence[Slice],
-    crossing: Mapping[int, int],
     repeats: int,
     threads: int,
     clock: Callable[[], float],
@@ -112,7 +108,7 @@ def _round(
             ) from error
         needed = {spec.name for later in pieces[number + 1 :] for spec in later.inputs}
         values = {name: value for name, value in (values | results).items() if name in needed}
-        yield Segment(piece.start, piece.stop, crossing.get(piece.start, 0), seconds)
+        yield Segment(piece.start, piece.stop, seconds)
 
 
 def time_whole(

@@ -4,45 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol
 
 from har_edge.errors import CutError
-
-
-class Timed(Protocol):
-    """A part of a model that was timed: its first operator, its seconds, and the bytes that cross the cut before it."""
-
-    @property
-    def start(self) -> int: ...
-
-    @property
-    def seconds(self) -> float: ...
-
-    @property
-    def crossing_bytes(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """Operators to cut at, and the predicted seconds of each slice."""
-
-    cuts: tuple[int, ...]
-    seconds: tuple[float, ...]
-
-
-def plan_stages(segments: Sequence[Timed], overhead_s: float, stages: int) -> StagePlan:
-    """Return the cuts for stages of even time.
-
-    `overhead_s` is what each run costs however few operators it has; it counts once a slice, not once a segment.
-    Raises CutError when there are fewer segments than stages.
-    """
-    work = [max(0.0, segment.seconds - overhead_s) for segment in segments]
-    borders = balance(work, stages, [segment.crossing_bytes for segment in segments[1:]])
-    bounds = [0, *borders, len(segments)]
-    seconds = tuple(overhead_s + sum(work[start:stop]) for start, stop in pairwise(bounds))
-    return StagePlan(tuple(segments[border].start for border in borders), seconds)
 
 
 def balance(costs_s: Sequence[float], stages: int, crossing_bytes: Sequence[int]) -> tuple[int, ...]:
