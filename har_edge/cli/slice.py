@@ -32,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print every cut with the tensors and bytes that cross it")
     what.add_argument("--at", type=options.operator_indices, metavar="I[,J..]", help="cut before these operators")
-    what.add_argument("--stages", type=int, metavar="N", help="cut into N slices, balanced by time measured here")
+    what.add_argument(
+        "--stages", type=int, metavar="N", help="cut into N slices for equal devices, by time measured here"
+    )
     options.add_reducer(parser, "what the sensors do to windows, instead of what the model's manifest says")
     parser.add_argument(
         "--check", action="store_true", help="prove for every cut that the slices give the same bits as the whole model"
