@@ -269,18 +269,19 @@ class Stage:
     def _check_batch(self, message: wire.Message, parts: Mapping[str, Array]) -> None:
         for name, array in parts.items():
             spec, dtype = self._specs[name]
-            if message.count == 1 and array.shape == spec.shape and array.dtype == dtype:
-                continue  # the most frequent case, quickly
             dynamic = bool(spec.shape) and spec.shape[0] == -1
+            shape = (message.count, *spec.shape[1:]) if dynamic else spec.shape
+            if array.dtype == dtype and array.shape == shape and (dynamic or message.count == 1):
+                continue  # the most frequent case, quickly
             if message.count > 1 and not dynamic:
                 raise MessageError(
                     f"a batch of {message.count} windows came, but input {name!r} takes {list(spec.shape)}; "
                     "send one window a message, or convert the model with a dynamic batch"
                 )
-            fits = array.ndim == len(spec.shape) and all(
-                wanted in (-1, got) for wanted, got in zip(spec.shape, array.shape, strict=True)
+            fits = array.ndim == len(shape) and all(
+                wanted in (-1, got) for wanted, got in zip(shape, array.shape, strict=True)
             )
-            if not fits or array.dtype.name != spec.dtype or (dynamic and array.shape[0] != message.count):
+            if not fits or array.dtype != dtype:
                 raise MessageError(
                     f"input {name!r} came as {array.dtype} {list(array.shape)} for {message.count} windows; "
                     f"expected {spec.dtype} {list(spec.shape)}"
