@@ -117,6 +117,8 @@ class Stand:
         bus.subscribe([f"{self.fleet.topics.prefix}#"])
         deadline = time.monotonic() + 1.0
         while time.monotonic() < deadline:
-            kept |= {one.topic: one.payload for one in bus.poll(0.05) if one.retained}
+            came = {one.topic: one.payload for one in bus.poll(0.05) if one.retained}
+            kept |= came
+            deadline = time.monotonic() + 1.0 if came else deadline  # until nothing more comes
         bus.close(forget=True)
         return kept

@@ -162,7 +162,8 @@ def test_nodes_crash_join_and_leave_while_windows_flow(crew: Crew) -> None:
 
 
 def test_a_coordinator_that_is_killed_or_replaced_disturbs_nobody(crew: Crew) -> None:
-    first = crew.coordinator()
+    options = ("--cuts", "4,9", "--margin", "0.9")  # no speed that is measured on a busy machine speaks for a change
+    first = crew.coordinator(*options)
     for name in "abc":
         crew.node(name)
     crew.until_homes("a", "b", "c")
@@ -170,14 +171,15 @@ def test_a_coordinator_that_is_killed_or_replaced_disturbs_nobody(crew: Crew) ->
     sensor = crew.sensor()
     crew.until(lambda: len(crew.results) > 15, "nothing flows")
     first.end(signal.SIGKILL)
-    second = crew.coordinator()
+    second = crew.coordinator(*options)
     crew.until(lambda: "adopted the plan of" in second.said, "the plan was not adopted")
-    third = crew.coordinator()
+    third = crew.coordinator(*options)
     assert second.wait() == 3 and "a younger coordinator of this pipeline has taken over" in second.said
     crew.until_done(sensor)
     crew.until(lambda: "adopted the plan of" in third.said, "the plan was not adopted")
     assert crew.plan is not None and before is not None
-    assert crew.plan.generations == before.generations and crew.plan.revision > before.revision
+    assert crew.plan.epoch == before.epoch and crew.plan.revision > before.revision
+    assert [one.manifest for one in crew.plan.generations] == [one.manifest for one in before.generations]
 
 
 def test_a_slice_that_somebody_spoils_at_the_broker_is_mended_there(crew: Crew) -> None:

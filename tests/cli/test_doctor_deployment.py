@@ -33,7 +33,7 @@ def stand(fleet: Fleet) -> Stand:
 
 
 def told(stand: Stand, *options: str) -> Told:
-    running = stand.run("doctor", "--json", "--timeout", "1", *options)
+    running = stand.run("doctor", "--json", "--timeout", "2", *options)
     lines = [line for line in running.said.splitlines() if line.startswith("{")]
     assert lines, running.said
     seen = msgspec.json.decode(lines[0], type=Told)

@@ -37,7 +37,8 @@ from har_edge.resources import find_folder
 from tests.cli.fleet import Fleet, Running, environment
 from tests.nodes.deployed import CARD
 
-LOAD = ("--subjects", "1,2", "--windows", "40", "--speed", "60", "--in-flight", "8")
+WINDOWS = 80
+LOAD = ("--subjects", "1,2", "--windows", str(WINDOWS), "--speed", "60", "--in-flight", "8")
 
 
 class Crew:
@@ -65,6 +66,10 @@ class Crew:
         started = [self.node(name) for name in names]
         self.fleet.until_ready(*names)
         return started
+
+    def until_more(self, count: int, *, streams: int = 2) -> None:
+        """Wait for so many more results, or for all of LOAD: on a busy machine the nodes may be slower than it is."""
+        self.fleet.until_results(min(len(self.fleet.results) + count, streams * WINDOWS))
 
     def files(self) -> None:
         """Bring every slice to the broker."""
@@ -116,7 +121,7 @@ def crew(fleet: Fleet) -> Iterator[Crew]:
     crew.bus.close(forget=True)
 
 
-def all_well(crew: Crew, sensors: list[Running], streams: int = 2, windows: int = 40) -> None:
+def all_well(crew: Crew, sensors: list[Running], streams: int = 2, windows: int = WINDOWS) -> None:
     fleet = crew.fleet
     crew.until(lambda: len(fleet.results) >= streams * windows, "windows were lost")
     assert [sensor.wait() for sensor in sensors] == [0] * len(sensors)
@@ -165,10 +170,10 @@ def test_stages_that_move_under_load_lose_nothing(crew: Crew) -> None:
     crew.until(lambda: crew.phases("b") == [StagePhase.PREPARED] * 3, "b does not get ready")
     crew.plan("b", "a", "b")
     crew.until_run(a=1, b=2)
-    fleet.until_results(len(fleet.results) + 10)
+    crew.until_more(10)
     crew.plan("a", "b", "a")
     crew.until_run(a=2, b=1)
-    fleet.until_results(len(fleet.results) + 10)
+    crew.until_more(10)
     crew.plan("b", "b", "b")
     crew.until_run(a=0, b=3)
     all_well(crew, sensors)
@@ -187,11 +192,11 @@ def test_a_killed_and_a_stopped_node_are_replaced_and_the_stopped_one_is_fenced(
     fleet.until(lambda: fleet.state("a") is State.LOST, "no will")
     crew.plan("c", "b", "c")
     crew.until_run(b=1, c=2)
-    fleet.until_results(len(fleet.results) + 10)
+    crew.until_more(10)
     b.process.send_signal(signal.SIGSTOP)
     crew.plan("c", "c", "c")
     crew.until_run(c=3)
-    fleet.until_results(len(fleet.results) + 10)
+    crew.until_more(10)
     b.process.send_signal(signal.SIGCONT)
     crew.until(lambda: crew.phases("b") == [] and crew.beats["b"].revision == crew.revision, "b was not fenced")
     all_well(crew, sensors)
@@ -200,7 +205,8 @@ def test_a_killed_and_a_stopped_node_are_replaced_and_the_stopped_one_is_fenced(
 
 def test_a_node_that_is_told_to_stop_hands_over_first(crew: Crew) -> None:
     fleet = crew.fleet
-    a, b = crew.nodes("a", "b")
+    a, b = crew.node("a", "--drain-timeout", "60"), crew.node("b")
+    fleet.until_ready("a", "b")
     crew.files()
     crew.plan("a", "a", "a")
     crew.until_run(a=3)
@@ -208,8 +214,7 @@ def test_a_node_that_is_told_to_stop_hands_over_first(crew: Crew) -> None:
     fleet.until_results(10)
     a.process.send_signal(signal.SIGTERM)
     crew.until(lambda: fleet.state("a") is State.DRAINING, "it does not say that it wants to go")
-    before = len(fleet.results)
-    fleet.until_results(before + 5)
+    crew.until_more(5)
     assert a.process.poll() is None
     crew.plan("b", "b", "b")
     crew.until(lambda: a.process.poll() == 0, "it does not go")
@@ -257,7 +262,7 @@ def test_a_broker_that_restarts_loses_nothing(slices: Path, tmp_path: Path, own_
         with start_mosquitto(find_folder("brokers") / "mosquitto.conf", directory, port=port):
             all_well(crew, sensors)
             crew.until_run(a=2, b=1)
-            crew.until(lambda: all(fleet.counter(node, "reconnects") == 1 for node in "ab"), "not said again")
+            crew.until(lambda: all(fleet.counter(node, "reconnects") >= 1 for node in "ab"), "not said again")
             crew.until(lambda: fleet.state("a") is fleet.state("b") is State.BUSY, "nodes with stages do not say busy")
             crew.plan("b", "b", "b")
             crew.until_run(a=0, b=3)

@@ -59,7 +59,7 @@ def test_not_ready_without_a_plan(stand: Stand) -> None:
 def test_not_ready_names_the_stage_that_does_not_run(stand: Stand, said: object, text: str) -> None:
     stand.everything()
     stand.reports["pi-2"] = [] if said is None else [msgspec.structs.replace(said, epoch=stand.epoch)]  # type: ignore[type-var]
-    ended = stand.run("status", "--timeout", "1")
+    ended = stand.run("status", "--timeout", "2")
     assert ended.wait() == 1 and f"not ready: {text}" in flat(ended.said), ended.said
 
 
@@ -76,11 +76,11 @@ def test_not_ready_says_where_the_probe_got_stuck(stand: Stand) -> None:
     """Stage 2 says that it runs, but nobody does; stages 0 and 1 say how many windows they had before and after."""
     stand.everything()
     stand.counting = 2
-    ended = stand.run("status", "--timeout", "1")
+    ended = stand.run("status", "--timeout", "2")
     assert ended.wait() == 1
     assert "no stage listens to" in flat(ended.said), ended.said
     stand.fleet.bus.subscribe([stand.fleet.topics.window("+", source) for source in stand.fleet.pipeline.task.inputs])
-    ended = stand.run("status", "--timeout", "1")
+    ended = stand.run("status", "--timeout", "2")
     text = (
         "stage 1 on pi-2 was the last to handle a window; stage 2 on pi-3 handled none since: 0 messages in its queue"
     )
@@ -97,7 +97,7 @@ def test_no_probe_is_not_called_ready(stand: Stand) -> None:
 def test_files_that_do_not_come_are_named(stand: Stand) -> None:
     stand.plan(files={"encoder.tflite": "0" * 64})
     stand.statuses()
-    ended = stand.run("status", "--timeout", "1")
+    ended = stand.run("status", "--timeout", "2")
     assert ended.wait() == 1 and f"no probe could be made: {'0' * 64} did not come" in flat(ended.said), ended.said
 
 

@@ -38,6 +38,18 @@ def reached(worker, phase):
     until(lambda: worker.phase is phase, lambda: f"{phase} never came: {worker.report(0.0)}")
 
 
+def failed(worker):
+    """Return the report of a failure: soon after it the worker tries again."""
+    reports = []
+
+    def has_failed():
+        reports.append(worker.report(0.0))
+        return reports[-1].phase is StagePhase.FAILED
+
+    until(has_failed, lambda: f"it never failed: {reports[-1]}")
+    return reports[-1]
+
+
 def send(ground, windows, epoch=EPOCH):
     """Publish windows as the sensors of an epoch would, all sources in one message."""
     sensor = build_sensor(ground.pipeline, list(ground.pipeline.task.inputs), combine=True)
@@ -204,9 +216,8 @@ def test_a_slice_that_does_not_come_is_reported_and_fetched_when_it_does(ground,
     monkeypatch.setattr(worker_module, "FETCH_TIMEOUT_S", 0.05)
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
     worker = ground.hire("a", deployment, 0)
-    reached(worker, StagePhase.FAILED)
     sha256 = ground.pipeline.manifest.slices[0].sha256
-    assert f"{sha256} did not come: no header came in 0.05 s" in worker.report(0.0).detail
+    assert f"{sha256} did not come: no header came in 0.05 s" in failed(worker).detail
     ground.files()
     reached(worker, StagePhase.RUNNING)
     assert "stage 0 of epoch 1000 failed, trying again in 0.02 s" in caplog.text and worker.report(0.0).detail == ""
@@ -218,9 +229,9 @@ def test_a_forged_slice_never_runs(ground):
     ground.publish(ground.topics.chunk(entry.sha256, 0), b"x" * (ground.pipeline.folder / entry.file).stat().st_size)
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
     worker = ground.hire("a", deployment, 0)
-    reached(worker, StagePhase.FAILED)
-    assert "forged or corrupt" in worker.report(0.0).detail and worker._setup is None
-    assert worker.report(0.0).lacks == ground.pipeline.manifest.slices[0].sha256
+    report = failed(worker)
+    assert "forged or corrupt" in report.detail and worker._setup is None
+    assert report.lacks == ground.pipeline.manifest.slices[0].sha256
     ground.files()
     reached(worker, StagePhase.RUNNING)
 
@@ -231,8 +242,7 @@ def test_a_full_disk_is_reported_and_the_stage_comes_when_there_is_room(ground):
     equipment.store.limit_bytes = 100
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
     worker = ground.hire("a", deployment, 0, equipment=equipment)
-    reached(worker, StagePhase.FAILED)
-    assert "raise it with --cache-bytes to at least" in worker.report(0.0).detail
+    assert "raise it with --cache-bytes to at least" in failed(worker).detail
     equipment.store.limit_bytes = 10_000_000
     reached(worker, StagePhase.RUNNING)
 
@@ -290,8 +300,7 @@ def test_a_client_that_the_broker_refuses_has_failed(ground):
 
     object.__setattr__(equipment, "connect", refuse)
     worker = ground.hire("a", deployment, 0, equipment=equipment)
-    reached(worker, StagePhase.FAILED)
-    assert worker.report(0.0).detail == "not authorized; check the user"
+    assert failed(worker).detail == "not authorized; check the user"
 
 
 def test_who_is_told_to_leave_does_not_wait_for_what_will_not_come(ground, monkeypatch):
