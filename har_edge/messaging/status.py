@@ -11,7 +11,7 @@ import enum
 import secrets
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -19,6 +19,11 @@ from har_edge.messaging.bus import Claim, Session
 
 if TYPE_CHECKING:
     from har_edge.messaging.bus import Bus
+
+# What figures may be that come over the network: others reckon with them. (JSON's integers have no bound.)
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Cores = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+Figure = Annotated[float, msgspec.Meta(ge=0)]
 
 LOOK_TIMEOUT_S = 1.0
 # How long a client that was cut off lets a successor say so before it looks.
@@ -57,15 +62,15 @@ class DeviceCard(msgspec.Struct, frozen=True, omit_defaults=True):
     how many times a fixed reference network runs in a second; the link is None until it has been measured.
     """
 
-    protocol: int
+    protocol: Count
     machine: str
     system: str
-    cores: int
-    memory_bytes: int
+    cores: Cores
+    memory_bytes: Count
     runtime: str
-    speed: float
-    link_bytes_per_s: float | None = None
-    round_trip_s: float | None = None
+    speed: Figure
+    link_bytes_per_s: Figure | None = None
+    round_trip_s: Figure | None = None
 
 
 class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -84,9 +89,9 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str = ""
     client: str = ""
     detail: str = ""
-    counters: dict[str, int] = {}
+    counters: dict[str, Count] = {}
     device: DeviceCard | None = None
-    epoch: int = 0
+    epoch: Count = 0
 
 
 class StagePhase(str, enum.Enum):
@@ -108,20 +113,20 @@ class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
     want of which it failed.
     """
 
-    epoch: int
-    stage: int
-    replica: int
+    epoch: Count
+    stage: Count
+    replica: Count
     phase: StagePhase
     detail: str = ""
-    windows: int = 0
-    lost: int = 0
-    errors: int = 0
-    queued: int = 0
-    waiting: int = 0
-    service_s: float = 0.0
-    queue_s: float = 0.0
-    busy: float = 0.0
-    idle_s: float = 0.0
+    windows: Count = 0
+    lost: Count = 0
+    errors: Count = 0
+    queued: Count = 0
+    waiting: Count = 0
+    service_s: Figure = 0.0
+    queue_s: Figure = 0.0
+    busy: Figure = 0.0
+    idle_s: Figure = 0.0
     lacks: str = ""
 
 
@@ -130,9 +135,9 @@ class Beat(msgspec.Struct, frozen=True, omit_defaults=True):
 
     node: str
     instance: str
-    number: int
+    number: Count
     time: float
-    revision: int = 0
+    revision: Count = 0
     stages: tuple[StageReport, ...] = ()
 
 

@@ -58,6 +58,27 @@ def test_other_json_is_no_status(text: str) -> None:
         decode_status(text)
 
 
+@pytest.mark.parametrize("figure", ["1" + 400 * "0", "-1", str(2**53 + 1), "1e999", "null"])
+@pytest.mark.parametrize("field", ["cores", "memory_bytes", "protocol"])
+def test_figures_of_a_device_that_nobody_can_reckon_with_are_refused(field: str, figure: str) -> None:
+    card = '{"protocol":1,"machine":"m","system":"s","cores":4,"memory_bytes":5,"runtime":"r","speed":1.5}'
+    text = f'{{"node":"n","role":"node","state":"ready","instance":"i","started":1,"device":{card}}}'
+    assert decode_status(text).device is not None
+    changed = re.sub(rf'"{field}":\d+', f'"{field}":{figure}', text)
+    assert changed != text
+    with pytest.raises(msgspec.MsgspecError):
+        decode_status(changed)
+
+
+@pytest.mark.parametrize("field", ["epoch", "stage", "replica", "windows", "lost", "errors", "queued", "service_s"])
+@pytest.mark.parametrize("figure", ["1" + 400 * "0", "-1"])
+def test_figures_of_a_stage_that_nobody_can_reckon_with_are_refused(field: str, figure: str) -> None:
+    figures = {"epoch": "1", "stage": "0", "replica": "0", "phase": '"running"', field: figure}
+    stage = ",".join(f'"{name}":{value}' for name, value in figures.items())
+    with pytest.raises(msgspec.MsgspecError):
+        decode_beat(f'{{"node":"n","instance":"i","number":1,"time":1.0,"stages":[{{{stage}}}]}}')
+
+
 @pytest.mark.parametrize(
     ("retained", "expected"),
     [

@@ -98,7 +98,7 @@ class Speeds:
         alike = median_low([one.drift for one in known]) if len(known) > 1 else 1.0
         usual = median_low([one.first for one in known])
         gross = track.first / usual if track.first > GROSS * usual else 1.0
-        return track.base * gross * track.drift / alike
+        return min(_MOST, max(1 / _MOST, track.base * gross * track.drift / alike))
 
     def forget(self, node: str) -> None:
         """Drop what was learnt of a node that has gone or begun anew."""

@@ -46,6 +46,15 @@ def test_a_queue_that_grows_at_the_same_speed_is_no_fault_of_the_node() -> None:
     assert speeds.factor("a") == pytest.approx(1.0)
 
 
+def test_a_node_that_says_what_cannot_be_counts_as_a_hundred_times_slower_at_most() -> None:
+    speeds = Speeds()
+    for epoch in range(1, 9):
+        key = (epoch, 0, 0)
+        run(speeds, "a", range(10), 1e-9, key)
+        run(speeds, "a", range(10, 200), 1e9, key)
+    assert speeds.factor("a") == 100.0
+
+
 def test_a_few_windows_say_nothing() -> None:
     speeds = Speeds()
     run(speeds, "a", range(4), 50e-3)
