@@ -66,6 +66,7 @@ class Coordinator:
         self._read_at = float("inf")
         self._ticked, self._changed_at, self._reconnects = now, now, -1
         self._trouble = self._waiting = ""
+        self._connected = False
 
     @property
     def deployment(self) -> Deployment | None:
@@ -121,6 +122,7 @@ class Coordinator:
         `unsent` is how many messages the broker has not taken yet.
         """
         self._stock.make_room(unsent)
+        self._connected = connected
         if not connected:
             self.registry.void()
             self.registry.pardon(now + GRACE_S)
@@ -218,13 +220,22 @@ class Coordinator:
         if topic.kind is Kind.STATUS and topic.levels[1] == "status" and topic.levels[0] != NAME:
             events = self.registry.note_status(topic.levels[0], delivery.payload, now, retained=delivery.retained)
         elif topic.kind is Kind.PLAN:
-            self._say(self._ledger.take(delivery.payload))
+            self._take_plan(delivery.payload, now)
         elif topic.kind is Kind.SLICE:
             self._stock.handle(delivery)
         elif topic.kind is Kind.RESULT:
             return self._inquiry.answer(topic.levels[0], delivery.payload, now)
         self._note_events(events, now)
         return any(event.health in _EVENTFUL for event in events)
+
+    def _take_plan(self, payload: bytes, now: float) -> None:
+        begun = self.deployment is not None
+        self._say(self._ledger.take(payload))
+        if begun and self.deployment is None:  # it came late, and nothing was published until then
+            if self.rollout.step is not Step.IDLE:
+                self.rollout.enter(Step.IDLE, now)
+            self._replan.outstanding = None
+            self._begin(now)
 
     def _note_events(self, events: list[Event], now: float) -> None:
         for event in events:
@@ -407,6 +418,8 @@ class Coordinator:
 
     def _probe(self, now: float) -> list[Outgoing]:
         """Ask the current epoch now and then whether it answers, and a new one before sensors switch to it."""
+        if not self._connected:  # nobody would answer, and all of them would leave at once later
+            return []
         current = self._ledger.deployed.current
         trial = self.rollout.generation if self.rollout.step is Step.PROBING else None
         asked = self._inquiry.ask(current, current is not None and is_running(self.registry, current), trial, now)

@@ -29,6 +29,7 @@ class Ledger:
         self.epoch = epoch
         self._topics, self._author, self._started = topics, author, started
         self.dirty = False
+        self._said = False  # whether a plan of ours went out
         self._echoed = -1  # the last revision of ours that the broker had
         self._before = ""  # whose plan was adopted: an old broker may retain it again, by a clock that was ahead
 
@@ -37,6 +38,11 @@ class Ledger:
         """The plan; AssertionError before it was opened."""
         assert self.deployment is not None
         return self.deployment
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether this is a plan of nothing that nobody has heard of."""
+        return self.found is None and not self._said and self.deployment is not None and not self.deployment.generations
 
     def open(self, begun: Deployment) -> None:
         """Begin the plan; where one was found, go on with its revisions."""
@@ -57,13 +63,13 @@ class Ledger:
 
     def doubt(self) -> None:
         """Publish the plan again: the broker may have lost it."""
-        self.dirty = self.deployment is not None
+        self.dirty = self.deployment is not None and not self.is_blank
 
     def flush(self) -> list[Outgoing]:
         """Return the plan where it is to be published."""
         if not self.dirty:
             return []
-        self.dirty = False
+        self.dirty, self._said = False, True
         return [Outgoing(self._topics.plan(), encode_deployment(self.deployed), retain=True)]
 
     def take(self, payload: bytes) -> str:
@@ -77,7 +83,8 @@ class Ledger:
         try:
             found = read_deployment(self._topics, payload)
         except MessageError:
-            self.doubt()
+            if self.deployment is None or payload != encode_deployment(self.deployment):  # else it would go round
+                self.doubt()
             raise
         if found.author == self._author:
             if found.revision < self._echoed:  # it was refused at first, and now stands where a newer one stood
@@ -89,6 +96,8 @@ class Ledger:
             self.found = found if self.found is None or found.replaces(self.found) else self.found
         elif (found.started, found.author) > (self._started, self._author) and found.author != self._before:
             self.successor = found.author
+        elif self.is_blank:  # what is retained may be long in coming: there is something to go on with
+            self.found, self.deployment = found, None
         else:
             self._put(self.deployment, max(_heard(found), self.deployment.revision))
             return f"a plan of an older coordinator ({found.author}) came; ours counts"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,6 +77,11 @@ class Planner:
         cuts, placements = self._choose(scene, nodes, cuts_of(current.manifest) if current else None)
         cores = {node.name: node.cores for node in nodes}
         found = forecast(scene, cuts, _places(placements), cores)
+        if found is not None and math.isinf(found.period_s):
+            raise ConfigError(
+                f"the memory of {', '.join(sorted({one.node for one in placements}))} does not hold {self.model.name} "
+                f"in {len(cuts) + 1} slices; start more nodes, or ask for other cuts"
+            )
         cutting = self._cut(cuts)
         self._cuttings = kept = {cuts: cutting, **kept}
         return Draft(

@@ -102,6 +102,32 @@ def test_a_node_that_boasts_is_planned_with_all_the_same(world: World) -> None:
     assert max(one.speed for one in world.drawer.asked[-1].candidates) == 1e9
 
 
+def test_nobody_is_asked_while_the_broker_is_away(world: World) -> None:
+    world.broker.stop()
+    world.run(2)
+    before = world.bus.unsent
+    world.run(60)
+    assert world.bus.unsent == before
+    world.broker.start()
+    world.run(20)
+    assert world.ready
+
+
+def test_a_retained_plan_that_comes_late_is_adopted(world: World) -> None:
+    before, topic = world.plan, TOPICS.plan()
+    assert before is not None
+    world.kill()
+    retained = world.retained[topic]
+    world.mouth.publish(topic, b"", retain=True)
+    world.start()
+    world.run(1.5)
+    world.mouth.publish(topic, retained, retain=True)
+    world.run(10)
+    assert world.said("adopted the plan of") and world.plan is not None and world.ready
+    assert (world.plan.epoch, world.plan.generations) == (before.epoch, before.generations)
+    assert all(plan.generations for plan in world.plans)
+
+
 def test_a_reconnection_gives_everybody_time(world: World) -> None:
     before = world.plan
     world.broker.stop()
@@ -482,10 +508,10 @@ def test_the_way_from_a_crash_to_the_new_plan_takes_no_time() -> None:
     world.until(lambda: world.ready)
     assert world.coordinator is not None
     will = world.nodes["n7"].status(State.LOST)
-    before = time.perf_counter()
+    before = time.thread_time()
     assert world.coordinator.handle(Delivery(TOPICS.status("n7"), will, (0, 0)), world.now) == []
     out = world.coordinator.tick(world.now + WILL_S)
-    took_s = time.perf_counter() - before
+    took_s = time.thread_time() - before
     (plan,) = [one for one in out if one.topic == TOPICS.plan()]
     assert decode_deployment(plan.payload).holder(5000, 7, 0) not in ("n7", None)
     assert took_s < 0.05

@@ -53,10 +53,30 @@ def test_numbers_in_beats_count_unless_they_are_forged() -> None:
 
 def test_a_younger_author_takes_over_and_an_older_one_is_overruled() -> None:
     ledger = begun()
+    ledger.change(OURS)
+    assert published(ledger) == [1]
     assert "a plan of an older coordinator (older) came; ours counts" in ledger.take(theirs(9, "older"))
     assert published(ledger) == [10] and not ledger.successor
     ledger.take(theirs(1, "younger", 6.0))
     assert ledger.successor == "younger"
+
+
+def test_a_plan_that_comes_late_is_gone_on_with_as_long_as_none_of_ours_went_out() -> None:
+    ledger = begun()
+    ledger.doubt()  # of nothing there is nothing to say
+    assert published(ledger) == []
+    assert not ledger.take(theirs(9, "older")) and ledger.deployment is None
+    ledger.open(OURS)
+    assert published(ledger) == [10]
+
+
+def test_a_plan_of_ours_that_nobody_can_read_is_not_said_again_at_its_echo() -> None:
+    ledger = begun(theirs(1))
+    ledger.change(msgspec.structs.replace(OURS, config=msgspec.structs.replace(OURS.config, name="another")))
+    (said,) = ledger.flush()
+    with pytest.raises(MessageError):
+        ledger.take(said.payload)
+    assert published(ledger) == []
 
 
 def test_what_nobody_can_read_or_has_gone_is_overwritten() -> None:

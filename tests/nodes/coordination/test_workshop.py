@@ -77,6 +77,13 @@ def test_fewer_nodes_than_slices_keep_the_cuts_and_share(model: Model) -> None:
     assert alone.forecast.period_s > 2 * first.forecast.period_s
 
 
+def test_slices_that_the_memory_of_a_node_does_not_hold_are_no_plan(model: Model) -> None:
+    draft = planner(model, Wish(stages=3)).plan(Order(1, nodes("a", memory_bytes=50_000_001), (), 0))
+    assert draft.problem == (
+        "the memory of a does not hold har-int8.tflite in 3 slices; start more nodes, or ask for other cuts"
+    )
+
+
 def test_cuts_that_are_given_stay_and_the_fastest_node_gets_most(model: Model) -> None:
     candidates = nodes("slow", "fast", speed=100.0)
     candidates = (candidates[0], replace(candidates[1], speed=400.0))
