@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
     from har_edge.messaging.bus import Session, TakenOver
-    from har_edge.nodes.build import build_stage, override
+    from har_edge.nodes.build import build_stage, override, receive_max
     from har_edge.nodes.loop import Stop, await_ready, run_stage
     from har_edge.planning.pipeline import load_pipeline
 
@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
     detail = f"slice {args.index}: operators [{entry.start}, {entry.stop}) of {pipeline.manifest.model}"
     identity = options.identity_of(args, pipeline, f"stage-{args.index}", "stage", detail)
     session = identity.session(
-        expiry_s=pipeline.config.session_expiry_s, max_payload_bytes=pipeline.config.max_payload_bytes
+        expiry_s=pipeline.config.session_expiry_s,
+        receive_max=receive_max(wiring),
+        max_payload_bytes=pipeline.config.max_payload_bytes,
     )
     if len(wiring.takers) > 1:
         look = options.connect(args, pipeline, Session(f"{identity.instance}-look", clean_start=True))

@@ -6,6 +6,7 @@ import dataclasses
 import heapq
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from har_edge.inference.interpreter import Interpreter
 
 _log = logging.getLogger(__name__)
+# What may wait in a stage's memory; a few messages at least, so that it never waits for the next.
+RECEIVE_BYTES = 64 * 1024 * 1024
+RECEIVE_LEAST, RECEIVE_MAX = 16, 1024
 
 
 def topics_of(pipeline: Pipeline) -> Topics:
@@ -120,6 +124,18 @@ def build_setup(
         share=f"{pipeline.config.epoch}-{index}" if replicas > 1 else "",
         deployed=deployed,
     )
+
+
+def receive_max(wiring: Wiring) -> int:
+    """Return how many messages a stage takes from the broker before it has acknowledged them; the others wait there.
+
+    They are in its memory, so large ones are few. A stage that joins parts takes as many as ever: some of them wait for
+    others that the broker would hold back.
+    """
+    if wiring.sources or len(wiring.earlier) != 1:
+        return RECEIVE_MAX
+    size = sum(math.prod(max(1, n) for n in spec.shape) * np.dtype(spec.dtype).itemsize for spec in wiring.entry.inputs)
+    return max(RECEIVE_LEAST, min(RECEIVE_MAX, RECEIVE_BYTES // max(1, size)))
 
 
 def _check_replicas(wiring: Wiring, replicas: int) -> None:

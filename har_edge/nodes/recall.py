@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from har_edge.nodes.join import Gathered, Key
 
@@ -29,7 +29,10 @@ class Recall:
     def keep(self, gathered: Gathered, now: float) -> list[Gathered]:
         """Put a window away; return those that had to go for it, oldest first."""
         self.drop(gathered)
-        past = Past(gathered, now, sum(part.nbytes for part in gathered.parts.values()))
+        nbytes = sum(part.nbytes for part in gathered.parts.values())
+        if nbytes > self._most_bytes:
+            return [gathered]
+        past = Past(_by_itself(gathered), now, nbytes)
         self._past[gathered.key] = past
         self._bytes += past.nbytes
         gone = []
@@ -54,3 +57,9 @@ class Recall:
         """Forget a window, if it is known."""
         past = self._past.pop(gathered.key, None)
         self._bytes -= past.nbytes if past else 0
+
+
+def _by_itself(gathered: Gathered) -> Gathered:
+    """Return a window without the messages that brought it: parts are views of these, which may hold much else."""
+    parts = {name: part.copy() for name, part in gathered.parts.items()}
+    return replace(gathered, message=replace(gathered.message, tensors={}), parts=parts, deliveries=[])
