@@ -212,11 +212,16 @@ class Fetch:
 
     def _begin(self, payload: bytes) -> bool:
         try:
-            header = decode_header(payload, self.sha256, self._max_bytes)
+            header = decode_header(payload, self.sha256)
         except MessageError as error:
             self.rejected += 1
             _log.warning("%s", error)
             return False
+        if header.size > self._max_bytes:
+            raise NodeError(
+                f"{self.sha256} has {header.size} bytes; expected at most {self._max_bytes} here, since it passes "
+                "through memory: see the model's size, and who may publish slices"
+            )
         if header != self._header:  # divided otherwise: what came before is of no use
             self._header, self._content, self._lacking = header, bytearray(header.size), set(range(header.chunks))
         return not self._lacking
@@ -262,7 +267,8 @@ def fetch(
     """Bring contents from the broker into the store, one after the other, except those that are there already.
 
     `bus` is used for this alone (see `fetch_session`); the caller closes it. Returns early when `stop` says so. Raises
-    Lacking when nothing of use came for `timeout_s` or what came is forged or corrupt, NodeError when the disk is full.
+    Lacking when nothing of use came for `timeout_s` or what came is forged or corrupt, NodeError when the disk is full
+    or a content is larger than `max_bytes`.
     """
     store.keep_also(wanted)
     for sha256 in sorted(set(wanted)):

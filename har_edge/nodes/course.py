@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
-from har_edge.errors import ConfigError, MessageError
+from har_edge.errors import BrokerError, ConfigError, MessageError, NodeError
 from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.deployment import Deployment
@@ -24,6 +24,8 @@ GIVE_UP_S = 120.0
 # How long after the broker forgot it a sensor sends again what was answered meanwhile: by then the others are back too.
 # Not all at once: new windows would wait behind it at the stages.
 ECHO_S = 8.0
+# When to look again for files that a new plan names.
+POSTPONE_S = 5.0
 ECHO_SPACING_S = 0.04
 ECHOES_A_STEP = 4
 # What a plan may change while a sensor runs: everything but what its windows are.
@@ -37,7 +39,8 @@ class Course:
     `give_up_s` without a sign of progress: where another sensor of the stream was away, nobody will ever answer.
 
     `refit` returns the setup for a plan whose task, or whose fitted files, are not those that the sensor has. A plan
-    that cannot be read is dropped, counted and logged. When windows are open and no answer comes for `give_up_s`
+    that cannot be read is dropped, counted and logged; where its files cannot be had now, windows go where they went,
+    and `again` looks for them anew. When windows are open and no answer comes for `give_up_s`
     while there is a broker, there is no hope; 0: there always is.
     """
 
@@ -60,6 +63,7 @@ class Course:
         self._was_here, self._was_away, self._echo_at = False, False, math.inf
         self._forgotten, self._owes, self._echo = 0, False, deque[Kept]()
         self._away_since, self._is_gone = 0.0, False
+        self._postponed, self._postponed_until = b"", 0.0
 
     @property
     def filters(self) -> list[str]:
@@ -91,16 +95,16 @@ class Course:
     def take(self, delivery: Delivery, now: float) -> None:
         """Take a plan or results; drop, count and log what cannot be read.
 
-        Raises ConfigError when the plan is for windows that this sensor does not make, and what `refit` does.
+        Raises ConfigError when the plan is for windows that this sensor does not make, and what else `refit` does but
+        BrokerError and NodeError.
         """
+        if delivery.topic == self._topics.plan():
+            self._follow(delivery.payload, now)
+            return
         try:
-            if delivery.topic == self._topics.plan():
-                self._follow(delivery.payload)
-                return
             results = decode_results(delivery.payload)
         except MessageError as error:
-            self._sensor.counters.rejected += 1
-            _log.warning("dropped %s: %s", delivery.topic, error)
+            self._reject(delivery.topic, error)
             return
         for result in results:
             if self._outbox.settle(result):
@@ -110,7 +114,11 @@ class Course:
         """Return what to send again. Call it now and then.
 
         `kept` says that some of what was sent has not left yet, `forgotten` how often the broker has lost this session.
+        Raises what `take` does.
         """
+        if self._postponed and now >= self._postponed_until:
+            payload, self._postponed = self._postponed, b""
+            self._follow(payload, now)
         if not connected:
             self._progress_at = now
         self._notice(now, connected, forgotten)
@@ -165,19 +173,35 @@ class Course:
         """Count what was not answered and will not be awaited."""
         self._sensor.counters.unanswered += self.open
 
-    def _follow(self, payload: bytes) -> None:
+    def _follow(self, payload: bytes, now: float) -> None:
+        try:
+            self._take_plan(payload, now)
+        except MessageError as error:
+            self._reject(self._topics.plan(), error)
+
+    def _reject(self, topic: str, error: MessageError) -> None:
+        self._sensor.counters.rejected += 1
+        _log.warning("dropped %s: %s", topic, error)
+
+    def _take_plan(self, payload: bytes, now: float) -> None:
         if not payload:
             _log.warning("the plan was removed; going on as it was")
             return
         new, old = read_deployment(self._topics, payload), self._deployment
         if not new.replaces(old):
             return  # sent again by the broker, or by one that lost its latest state
-        self._deployment = new
-        if new.epoch == self.epoch or new.current is None:
-            return
-        if (new.config, new.files) != (self._fitted.config, self._fitted.files):
+        moves = new.epoch != self.epoch and new.current is not None
+        if moves and (new.config, new.files) != (self._fitted.config, self._fitted.files):
             check_windows(self._fitted, new, self._sensor.setup.reducers)
-            self._sensor.setup, self._fitted = self._refit(new), new
+            try:
+                self._sensor.setup, self._fitted = self._refit(new), new
+            except (BrokerError, NodeError) as error:
+                self._postponed, self._postponed_until = payload, now + POSTPONE_S
+                _log.warning("cannot send to epoch %d yet, trying again in %g s: %s", new.epoch, POSTPONE_S, error)
+                return
+        self._deployment, self._postponed = new, b""
+        if not moves:
+            return
         self._sensor.setup = dataclasses.replace(self._sensor.setup, epoch=new.epoch)
         _log.info("sending to epoch %d", new.epoch)
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from har_edge.errors import ConfigError
+from har_edge.errors import BrokerError, ConfigError, NodeError
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery
-from har_edge.nodes.course import ECHO_SPACING_S, ECHOES_A_STEP, Course
+from har_edge.nodes.course import ECHO_SPACING_S, ECHOES_A_STEP, POSTPONE_S, Course
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.nodes.outbox import LAST, LOOK_S, PATIENCE_S, SWITCH_S, Outbox
 from har_edge.nodes.results import Result, encode_results
@@ -488,3 +488,25 @@ def test_with_the_new_model_come_its_reducers_also_for_what_is_sent_again():
     assert made == [2] and wire.decode(again.payload).tensors["chest"].dtype.name != "float32"
     course.take(plan(plan_of(3, revision=4, task=task)), 0.0)
     assert made == [2] and course.epoch == 3 and sensor.counters.resent == 1
+
+
+def test_where_the_files_of_a_new_plan_cannot_be_had_windows_go_on_as_they_went_until_they_can():
+    failures = [NodeError("no chunk came"), BrokerError("the broker is away")]
+
+    def refit(deployment):
+        if failures:
+            raise failures.pop()
+        return SensorSetup(TOPICS, deployment.epoch, {"chest": reducer}, frozenset({1}))
+
+    reducer = make_reducer("q8", LENGTH, CHANNELS["chest"])
+    sensor, course = course_of(refit=refit)
+    task = msgspec.structs.replace(TASK, inputs=TASK.inputs | {"chest": SourceInput("c", "q8")})
+    course.take(plan(plan_of(2, revision=3, task=task)), 0.0)
+    course.take(plan(plan_of(1, revision=1)), 1.0)  # an older one changes nothing
+    assert course.epoch == 1 and sensor.counters.rejected == 0
+    course.again(POSTPONE_S - 0.1, connected=True, kept=False)
+    assert len(failures) == 1
+    course.again(POSTPONE_S, connected=True, kept=False)
+    assert not failures and course.epoch == 1
+    course.again(2 * POSTPONE_S, connected=True, kept=False)
+    assert course.epoch == 2

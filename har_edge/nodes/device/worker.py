@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from har_edge.errors import BrokerError, HarEdgeError, MessageError
@@ -15,7 +15,7 @@ from har_edge.messaging.link import FinalRefusal
 from har_edge.messaging.status import StagePhase, StageReport, is_taken
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.blobs import MAX_BYTES, Lacking, fetch, fetch_session
-from har_edge.nodes.build import build_setup
+from har_edge.nodes.build import build_setup, receive_max
 from har_edge.nodes.deployment import Deployment, Phase, decode_deployment, session_name
 from har_edge.nodes.follow import files_of, materialise
 from har_edge.nodes.loop import StageLoop, Stop, Totals, drain
@@ -105,7 +105,8 @@ class Worker:
     def __init__(self, equipment: Equipment, post: Post, deployment: Deployment, aim: Aim) -> None:
         self.post, self.aim = post, aim
         self._equipment, self._deployment = equipment, deployment
-        self._phase, self._detail, self._lacks = StagePhase.FETCHING, "", ""
+        # Phase, detail, and what it lacks: one value, so that another thread never sees a part of it.
+        self._state: tuple[StagePhase, str, str] = (StagePhase.FETCHING, "", "")
         self._setup: StageSetup | None = None
         self._loop: StageLoop | None = None
         self._stop, self._wake = Stop(), threading.Event()
@@ -145,10 +146,10 @@ class Worker:
     @property
     def phase(self) -> StagePhase:
         """How far the stage is now."""
-        return self._phase_at(time.monotonic())
+        return self._phase_at(time.monotonic(), self._state[0])
 
-    def _phase_at(self, now: float) -> StagePhase:
-        loop, phase = self._loop, self._phase
+    def _phase_at(self, now: float, phase: StagePhase) -> StagePhase:
+        loop = self._loop
         if phase is not StagePhase.RUNNING or loop is None:
             return phase
         draining = self._deployment.phase(self.post.epoch) is Phase.DRAINING
@@ -158,7 +159,7 @@ class Worker:
 
     def report(self, now: float) -> StageReport:
         """Say what the stage does; means and shares are over the time since the last report."""
-        loop, post = self._loop, self.post
+        loop, post, (phase, detail, lacks) = self._loop, self.post, self._state
         totals = loop.totals if loop is not None else Totals(now)
         before, then = (self._seen[1], self._seen[2]) if self._seen[0] is loop else (Totals(now), now)
         self._seen = loop, totals, now
@@ -168,8 +169,8 @@ class Worker:
             epoch=post.epoch,
             stage=post.stage,
             replica=post.replica,
-            phase=self._phase_at(now),
-            detail=self._detail,
+            phase=self._phase_at(now, phase),
+            detail=detail,
             windows=totals.windows,
             lost=totals.lost,
             errors=totals.errors,
@@ -179,7 +180,7 @@ class Worker:
             queue_s=(totals.queued_s - before.queued_s) / handled if handled else 0.0,
             busy=min(1.0, busy_s / passed_s) if passed_s > 0 else 0.0,
             idle_s=max(0.0, now - totals.heard_at),
-            lacks=self._lacks,
+            lacks=lacks,
         )
 
     # --- the thread ---------------------------------------------------------------------------------------------------
@@ -224,6 +225,7 @@ class Worker:
         if generation is None:
             return None
         wanted = files_of(deployment, generation, (post.stage,))
+        equipment.store.keep_also(wanted)  # what is here must not go for what is fetched
         missing = [sha256 for sha256 in sorted(wanted) if not equipment.store.has(sha256)]
         if missing:
             self._enter(StagePhase.FETCHING, f"fetching {len(missing)} of {len(wanted)} files")
@@ -258,13 +260,13 @@ class Worker:
         # A node that was away for a while may act on a plan that is old by now.
         if session.claim is not None and is_taken(session.claim, self._connect):
             raise TakenOver(session.client_id)
-        bus = self._connect(session)
+        bus = self._connect(replace(session, receive_max=receive_max(setup.wiring)))
         try:
             # A stage of its own for each connection: a join would acknowledge what came over another.
             self._loop = StageLoop(bus, Stage(setup, clock=time.time, monotonic=time.monotonic), self._stop)
             while not self._stop.asked:
                 self._loop.turn()
-                if self._phase is not StagePhase.RUNNING and bus.connected:
+                if self._state[0] is not StagePhase.RUNNING and bus.connected:
                     self._enter(StagePhase.RUNNING)
                     self._failures = 0
             drain(bus)
@@ -296,7 +298,7 @@ class Worker:
         return f"stage {self.post.stage} of epoch {self.post.epoch}"
 
     def _enter(self, phase: StagePhase, detail: str = "", lacks: str = "") -> None:
-        self._phase, self._detail, self._lacks = phase, detail[:MAX_DETAIL], lacks
+        self._state = phase, detail[:MAX_DETAIL], lacks
 
     def _fail(self, aim: Aim, detail: str, lacks: str = "", phase: StagePhase = StagePhase.FAILED) -> None:
         delay_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2**self._failures)
