@@ -140,7 +140,7 @@ def test_nodes_run_the_slices_of_a_plan_and_answer_as_static_stages_do(crew: Cre
     crew.plan("a", "b", "a")
     crew.until_run(a=2, b=1)
     crew.until(lambda: fleet.state("a") is fleet.state("b") is State.BUSY, "nodes with stages do not say busy")
-    all_well(crew, fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max"))
+    all_well(crew, fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max"), 2, 40)
     answers = {key: (one.label_id, one.confidence) for key, one in fleet.results.items()}
     crew.until(lambda: all(one.windows == 80 for beat in crew.beats.values() for one in beat.stages), "counts differ")
     crew.plan()  # not a plan at all: no stage is placed
@@ -151,7 +151,7 @@ def test_nodes_run_the_slices_of_a_plan_and_answer_as_static_stages_do(crew: Cre
     fleet.results.clear()
     fleet.sink.__init__()  # type: ignore[misc]
     static = fleet.stages()
-    all_well(crew, fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max"))
+    all_well(crew, fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max"), 2, 40)
     assert {key: (one.label_id, one.confidence) for key, one in fleet.results.items()} == answers
     assert [one.end() for one in (a, b, *static)] == [0] * 5
     crew.until(lambda: fleet.state("a") is State.STOPPED, "no farewell")
