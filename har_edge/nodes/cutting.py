@@ -34,7 +34,7 @@ from har_edge.reduction.spec import file_names
 from har_edge.streams.description import load_description
 from har_edge.streams.grouping import regroup
 
-# Processor seconds of a stage for a message in or out; `har-edge profile` measures 100 to 300 us on x86-64.
+# Processor seconds of a stage for a message in or out; `har-edge profile` measures 120 to 300 us (docs/results.md).
 MESSAGE_S = 100e-6
 
 Watch = Callable[[Iterable[Segment], int], Iterable[Segment]]

@@ -225,7 +225,6 @@ class Worker:
         if generation is None:
             return None
         wanted = files_of(deployment, generation, (post.stage,))
-        equipment.store.keep_also(wanted)  # what is here must not go for what is fetched
         missing = [sha256 for sha256 in sorted(wanted) if not equipment.store.has(sha256)]
         if missing:
             self._enter(StagePhase.FETCHING, f"fetching {len(missing)} of {len(wanted)} files")
@@ -234,7 +233,7 @@ class Worker:
                 fetch(
                     bus,
                     equipment.topics,
-                    missing,
+                    wanted,  # also what is here: it must not go for what comes
                     equipment.store,
                     lambda: self.aim in LEAVING,
                     equipment.max_bytes,
