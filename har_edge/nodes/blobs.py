@@ -56,7 +56,7 @@ encode_header = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Header).decode
 
 
-def decode_header(payload: bytes, sha256: str, max_bytes: int = MAX_BYTES) -> Header:
+def decode_header(payload: bytes, sha256: str) -> Header:
     """Read the header of a content. Raises MessageError for one that is malformed, too large, or of another content."""
     if len(payload) > MAX_HEADER_BYTES:
         raise MessageError(f"a header of {len(payload)} bytes came for {sha256}; expected at most {MAX_HEADER_BYTES}")
@@ -67,7 +67,7 @@ def decode_header(payload: bytes, sha256: str, max_bytes: int = MAX_BYTES) -> He
     checks = [
         (header.version == VERSION, f"version {header.version}; expected {VERSION}"),
         (header.sha256 == sha256, f"sha256 {header.sha256!r}; expected that of its topic"),
-        (0 <= header.size <= max_bytes, f"{header.size} bytes; expected 0 to {max_bytes}"),
+        (0 <= header.size <= MAX_BYTES, f"{header.size} bytes; expected 0 to {MAX_BYTES}"),
         (
             1 <= header.chunk_bytes <= MAX_CHUNK_BYTES,
             f"chunks of {header.chunk_bytes} bytes; expected 1 to {MAX_CHUNK_BYTES}",

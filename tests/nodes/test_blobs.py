@@ -16,6 +16,7 @@ from har_edge.messaging.bus import Bus, Delivery, Outgoing, Session
 from har_edge.messaging.memory import MemoryBroker
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.blobs import (
+    MAX_BYTES,
     MAX_CHUNK_BYTES,
     Fetch,
     Header,
@@ -78,9 +79,9 @@ def test_any_size_any_order_any_repetition(size: int) -> None:
 HEADERS = [
     ({"version": 2}, "says version 2; expected 1"),
     ({"sha256": "0" * 64}, "says sha256 '0+'; expected that of its topic"),
-    ({"size": -1}, "says -1 bytes; expected 0 to 5000"),
-    ({"size": 2**62}, "says 4611686018427387904 bytes; expected 0 to 5000"),
-    ({"size": 5001}, "says 5001 bytes; expected 0 to 5000"),
+    ({"size": -1}, f"says -1 bytes; expected 0 to {MAX_BYTES}"),
+    ({"size": 2**62}, f"says 4611686018427387904 bytes; expected 0 to {MAX_BYTES}"),
+    ({"size": MAX_BYTES + 1}, f"says {MAX_BYTES + 1} bytes; expected 0 to {MAX_BYTES}"),
     ({"chunk_bytes": 0}, f"says chunks of 0 bytes; expected 1 to {MAX_CHUNK_BYTES}"),
     ({"chunk_bytes": -100}, "says chunks of -100 bytes"),
     ({"chunk_bytes": MAX_CHUNK_BYTES + 1}, f"says chunks of {MAX_CHUNK_BYTES + 1} bytes"),
@@ -93,8 +94,8 @@ HEADERS = [
 def test_a_forged_header_is_refused(changes: dict[str, object], text: str, caplog: pytest.LogCaptureFixture) -> None:
     payload = header(changes).payload
     with pytest.raises(MessageError, match=f"the header of {NAME} {text}"):
-        decode_header(payload, NAME, 5000)
-    one = Fetch(TOPICS, NAME, 5000)
+        decode_header(payload, NAME)
+    one = Fetch(TOPICS, NAME)
     assert one.handle(header(changes)) is None and one.rejected == 1 and len(one.content) == 0
     assert one.progress == "no header came" and "it is not used" in caplog.text
 
