@@ -28,6 +28,7 @@ from har_edge.planning.devices import Device, Kind, Sensors
 from har_edge.planning.partition import balance
 from har_edge.planning.pipeline import FILE_NAME, BrokerConfig, Pipeline, load_pipeline, write_pipeline
 from har_edge.planning.plan import Objective, make_plan, make_scene
+from har_edge.planning.profile import SegmentCost
 from har_edge.planning.state import starts_fresh
 from har_edge.planning.task import Task, describe, find_description, with_hashes, with_reducers
 from har_edge.reduction.spec import file_names
@@ -65,7 +66,9 @@ def plan_cuts(
     return even_stages(model, segments, overhead_s(segments, time_whole(model, threads=threads)), stages)
 
 
-def even_stages(model: Model, segments: Sequence[Segment], overhead_s: float, stages: int) -> StagePlan:
+def even_stages(
+    model: Model, segments: Sequence[Segment] | Sequence[SegmentCost], overhead_s: float, stages: int
+) -> StagePlan:
     """Return the cuts for so many equal devices; `overhead_s` is what each run costs whatever it runs."""
     kind = Kind(
         work_s=tuple(max(0.0, segment.seconds - overhead_s) for segment in segments),

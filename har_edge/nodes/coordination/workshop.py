@@ -20,12 +20,12 @@ from har_edge.graph.model import Model
 from har_edge.graph.slices import slice_model, write_slice
 from har_edge.nodes.coordination.mending import Work
 from har_edge.nodes.coordination.replan import Draft, Order, Wish, cuts_of
+from har_edge.nodes.cutting import even_stages
 from har_edge.nodes.deployment import Generation, Placement
 from har_edge.nodes.device.card import measure_speed
 from har_edge.nodes.profiling import make_profile, measure_memory, time_model
 from har_edge.planning.cost import cost
 from har_edge.planning.devices import DevicesFile, Sensors
-from har_edge.planning.partition import balance
 from har_edge.planning.plan import Scene, make_plan, make_scene
 from har_edge.planning.profile import MessageCost, Profile, load_profile, profile_path, store_profile
 from har_edge.planning.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
@@ -129,7 +129,9 @@ class Planner:
             elif deployed is not None and len(deployed) == count - 1:
                 cuts = deployed
             else:
-                cuts = self._even(scene, count)
+                profile = self._reference
+                assert profile is not None
+                cuts = even_stages(self.model, profile.segments, profile.overhead_s, count).cuts
         if cuts is None or len(cuts) < len(nodes):
             plan = make_plan(scene if cuts is None else replace(scene, cuts=cuts), wish.objective)
             return plan.cuts, tuple(
@@ -141,13 +143,6 @@ class Planner:
         loads = [Load((0, number, 0), work.seconds, work.memory_bytes) for number, work in enumerate(works)]
         homes = relocate(loads, nodes)
         return cuts, tuple(Placement(number, homes[0, number, 0]) for number in range(len(works)))
-
-    def _even(self, scene: Scene, stages: int) -> tuple[int, ...]:
-        """Return the operators to cut at for slices of even time."""
-        assert self._reference is not None
-        work = [max(0.0, segment.seconds - self._reference.overhead_s) for segment in self._reference.segments]
-        bounds = scene.layout.bounds
-        return tuple(bounds[place] for place in balance(work, stages, [0] * (len(work) - 1)))
 
     def _works(self, scene: Scene, cuts: Sequence[int]) -> tuple[Work, ...]:
         """Return what each slice takes on the reference device."""
