@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -53,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code (2 for an error the user can mend)."""
     args = build_parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()  # here, where what goes wrong can be told
+        return code
     except HarEdgeError as error:
         print("error:", escape(str(error), keep="\n\t"), file=sys.stderr)
         return 2
@@ -66,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone (`har-edge ... | head`): end quietly, and let the exit flush nothing.
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  or the exit tries to write the rest again
+        print(f"error: cannot write the output: {error.strerror}; make room, or send it elsewhere", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

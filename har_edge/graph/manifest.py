@@ -71,7 +71,7 @@ def load_manifest(path: Path) -> SliceManifest:
     if manifest.version != VERSION:
         raise ModelError(f"{file} has version {manifest.version}, expected {VERSION}; cut the model again")
     for entry in manifest.slices:
-        if Path(entry.file).name != entry.file or entry.file in ("", ".", ".."):
+        if Path(entry.file).name != entry.file or entry.file in ("", ".", "..") or "\0" in entry.file:
             raise ModelError(f"{file} names slice {entry.file!r}, expected a plain file name in the same folder")
     return manifest
 

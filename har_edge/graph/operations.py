@@ -43,7 +43,14 @@ def _count(name: str, graph: Graph, operator: Operator) -> int:
     output = graph.tensors[operator.outputs[0]]
     inputs = [graph.tensors[index] for index in operator.inputs]
     activation = getattr(operator.raw.builtinOptions, "fusedActivationFunction", 0)
-    return count(operator, inputs, output) + (output.elements if activation else 0)
+    try:
+        return count(operator, inputs, output) + (output.elements if activation else 0)
+    except (AttributeError, LookupError, TypeError, ValueError):  # fewer inputs, dimensions or options than it takes
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+        raise ModelError(
+            f"{name}: cannot count the arithmetic of operator {operator.index} ({operator.name}) with inputs {shapes}; "
+            "expected the inputs and options that this operator has; measure its time instead"
+        ) from None
 
 
 def _convolution(operator: Operator, inputs: list[Tensor], output: Tensor) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from har_edge.errors import ModelError
@@ -86,21 +87,49 @@ def parsing(what: str) -> Iterator[None]:
 def refuse_unknown_fields(table: Any, known: Any, what: str) -> None:
     """Raise ModelError when a table carries fields that the installed schema does not know.
 
-    They would be lost in a slice. `known` is the object made from the table: it has one attribute a field (a union has
-    two: its type and its value), and the vtable has one 16-bit entry a field after its two sizes.
+    They would be lost in a slice. `known` is the object made from the table. The vtable has one 16-bit entry a field
+    after its two sizes. Below the last known field, one without an accessor is deprecated (field ids have no gaps), and
+    no runtime reads it: that one may be lost.
     """
     start = table.Pos - struct.unpack_from("<i", table.Bytes, table.Pos)[0]
     (size,) = struct.unpack_from("<H", table.Bytes, start)
     entries = struct.unpack_from(f"<{max(0, size // 2 - 2)}H", table.Bytes, start + 4)
-    if any(entries[len(vars(known)) :]):
+    if any(entries[_count_fields(type(known).__name__.removesuffix("T")) :]):
         raise ModelError(
             f"{what} has fields that the installed TFLite schema does not know, and cutting would lose them; "
             "install a newer ai-edge-litert"
         )
 
 
+class _Slots:
+    """Stands for a flatbuffer builder, and notes which entry of the vtable each field takes."""
+
+    def __init__(self) -> None:
+        self.last = -1
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def prepend(slot: int, *value: object) -> None:
+            self.last = max(self.last, slot)
+
+        return prepend
+
+
+@cache
+def _count_fields(table: str) -> int:
+    """Return how many vtable entries the installed schema has for a table, deprecated ones counted.
+
+    The generated code has no list of them, but one function a field that writes it.
+    """
+    slots = _Slots()
+    for name, write in vars(tflite).items():
+        if name.startswith(f"{table}Add"):
+            write(slots, 0)
+    return slots.last + 1
+
+
 def text(value: bytes | str | None) -> str:
-    """Return a name as text that any format can carry."""
+    """Return a name as text that any format can carry; the runtime would end it at a NUL."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+    name = value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+    return name.replace("\0", "\\x00")

@@ -11,6 +11,7 @@ from har_edge.graph.cuts import Flow, check_places, slice_refusal, spec, trace
 from har_edge.graph.encode import Part, encode
 from har_edge.graph.manifest import State, TensorSpec
 from har_edge.graph.model import Graph, Model
+from har_edge.graph.schema import text
 from har_edge.graph.state import state_of
 
 
@@ -56,6 +57,22 @@ def slice_model(model: Model, cuts: Sequence[int]) -> list[Slice]:
             )
         )
     return slices
+
+
+def write_whole(model: Model) -> bytes:
+    """Return the whole model as the runtime can load it: as it stands in its file, unless a name there is no text.
+
+    Raises CutError where a model that must be written anew makes no slice.
+    """
+    if all(_is_text(tensor.raw.name) for tensor in model.main.tensors):
+        return bytes(model.data)
+    return bytes(write_slice(model, slice_model(model, [])[0]))
+
+
+def _is_text(name: bytes | str | None) -> bool:
+    """Return whether the runtime, which reads names as UTF-8 up to a NUL, reads what stands in the file."""
+    raw = name.encode() if isinstance(name, str) else name or b""
+    return text(raw).encode() == raw
 
 
 def write_slice(model: Model, piece: Slice) -> memoryview:

@@ -64,7 +64,13 @@ class Interpreter:
         self._fresh = fresh
         what = str(model) if isinstance(model, Path) else f"these {len(model)} bytes"
         self._runtime = _create(model, what, threads)
-        feeds, fetches = self._runtime.get_input_details(), self._runtime.get_output_details()
+        try:
+            feeds, fetches = self._runtime.get_input_details(), self._runtime.get_output_details()
+        except UnicodeDecodeError as error:
+            raise ModelError(
+                f"{what}: a tensor has a name that is not UTF-8 ({error.object!r}), which this runtime cannot read; "
+                "write it anew, as one slice or several, with `har-edge slice MODEL --stages N --out DIR`"
+            ) from error
         named_feeds, named_fetches = _ports(feeds), _ports(fetches)
         self.inputs = tuple(port for port, _ in named_feeds)
         self.outputs = tuple(port for port, _ in named_fetches)

@@ -12,7 +12,7 @@ import numpy as np
 from har_edge.errors import MessageError, ModelError
 from har_edge.graph.cuts import list_cuts, slice_refusal, trace
 from har_edge.graph.model import Model
-from har_edge.graph.slices import Slice, slice_model, write_slice
+from har_edge.graph.slices import Slice, slice_model, write_slice, write_whole
 from har_edge.inference.interpreter import Array, Interpreter
 from har_edge.inference.sampling import sample
 
@@ -124,7 +124,7 @@ def time_whole(
     Raises ModelError when the runtime cannot run it.
     """
     try:
-        interpreter = Interpreter(bytes(model.data), threads=threads)
+        interpreter = Interpreter(write_whole(model), threads=threads)
         values = sample(interpreter.inputs, np.random.default_rng(_SEED))
         return min(_time(interpreter, values, repeats, clock, _touched(model))[0] for _ in range(rounds))
     except MessageError as error:

@@ -9,7 +9,7 @@ import numpy as np
 
 from har_edge.errors import MessageError, ModelError
 from har_edge.graph.model import Model
-from har_edge.graph.slices import Slice, slice_model, write_slice
+from har_edge.graph.slices import Slice, slice_model, write_slice, write_whole
 from har_edge.inference.interpreter import Array, Interpreter
 from har_edge.inference.sampling import sample
 
@@ -50,8 +50,8 @@ def check_cuts(
 
 def _expect(model: Model, runs: int, threads: int) -> list[_Run]:
     """Run the model as it stands in its file, twice."""
-    content = bytes(model.data)
     try:
+        content = write_whole(model)
         whole, again = Interpreter(content, threads=threads), Interpreter(content, threads=threads)
     except ModelError as error:
         raise ModelError(

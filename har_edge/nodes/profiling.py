@@ -19,7 +19,7 @@ import numpy as np
 from har_edge.errors import BrokerError, MessageError, ModelError
 from har_edge.graph.manifest import SliceEntry, TensorSpec
 from har_edge.graph.model import Model
-from har_edge.graph.slices import slice_model, write_slice
+from har_edge.graph.slices import slice_model, write_slice, write_whole
 from har_edge.inference.interpreter import Interpreter
 from har_edge.inference.measure import (
     REPEATS,
@@ -135,7 +135,7 @@ def measure_memory(model: Model, bounds: Sequence[int]) -> MemoryCost | None:
     small = min((write_slice(model, piece) for piece in pieces), key=len)
     with tempfile.TemporaryDirectory(prefix="har-edge-profile-") as folder:
         paths = [Path(folder) / name for name in ("small.tflite", "whole.tflite")]
-        for path, content in zip(paths, (small, model.data), strict=True):
+        for path, content in zip(paths, (bytes(small), write_whole(model)), strict=True):
             path.write_bytes(content)
         command = [sys.executable, "-m", "har_edge.nodes.resident", *map(str, paths)]
         try:
@@ -168,7 +168,7 @@ def measure_messages(
 def find_work(model: Model) -> Callable[[], object] | None:
     """Return what runs a model once on made-up inputs; None where the runtime cannot run it."""
     try:
-        interpreter = Interpreter(bytes(model.data))
+        interpreter = Interpreter(write_whole(model))
         values = sample(interpreter.inputs, np.random.default_rng(0))
         interpreter.run(values)
     except (MessageError, ModelError):

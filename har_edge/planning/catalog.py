@@ -113,7 +113,7 @@ def load_catalog(path: Path | None = None) -> Catalog:
     if catalog.version != VERSION:
         raise ModelError(f"{file} has version {catalog.version}, expected {VERSION}; make it with 'har-edge train'")
     for entry in catalog.models:
-        if Path(entry.file).name != entry.file or entry.file in ("", ".", ".."):
+        if Path(entry.file).name != entry.file or entry.file in ("", ".", "..") or "\0" in entry.file:
             raise ModelError(f"{file} names the file {entry.file!r}, expected one beside the manifest")
     return catalog
 

@@ -55,6 +55,35 @@ main.main(["data", "info"])
     assert "\x1b" not in ended.stderr and "\x9b" not in ended.stderr
 
 
+def test_output_that_cannot_be_written_is_an_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "har_edge.cli.main", "slice", "float", "--list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    expected = "error: cannot write the output: No space left on device; make room, or send it elsewhere\n"
+    assert (ended.returncode, ended.stderr) == (2, expected)
+
+
+def test_output_that_nobody_reads_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "har_edge.cli.main", "slice", "float", "--list"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
 def test_main_help() -> None:
     check("har-edge", build_parser().format_help())
 

@@ -83,7 +83,7 @@ class GraphDraft:
     def tensor(
         self,
         shape: Sequence[int],
-        name: str | None = None,
+        name: str | bytes | None = None,
         *,
         type: int = FLOAT,
         signature: Sequence[int] | None = None,
@@ -110,7 +110,7 @@ class GraphDraft:
         options.setdefault("buffer", self.draft.buffer(array.tobytes()))
         return self.tensor(np.shape(value), type=_TYPES[array.dtype.name], **options)
 
-    def input(self, shape: Sequence[int], name: str | None = None, **options: Any) -> int:
+    def input(self, shape: Sequence[int], name: str | bytes | None = None, **options: Any) -> int:
         index = self.tensor(shape, name, **options)
         self.raw.inputs.append(index)
         return index
@@ -140,13 +140,13 @@ class GraphDraft:
 
     # Layers: one operator and its weights each; `like` gives shape and signature of the result.
 
-    def add(self, a: int, b: int, name: str | None = None) -> int:
+    def add(self, a: int, b: int, name: str | bytes | None = None) -> int:
         return self._binary("ADD", tflite.AddOptionsT(), a, b, name)
 
     def mul(self, a: int, b: int, name: str | None = None) -> int:
         return self._binary("MUL", tflite.MulOptionsT(), a, b, name)
 
-    def _binary(self, kind: str, options: Any, a: int, b: int, name: str | None) -> int:
+    def _binary(self, kind: str, options: Any, a: int, b: int, name: str | bytes | None) -> int:
         like = self.raw.tensors[a]
         result = self.tensor(like.shape, name, type=like.type, signature=like.shapeSignature)
         self.op(kind, [a, b], [result], options)
@@ -541,6 +541,33 @@ def badly_named() -> bytes:
     one = graph.const(np.ones((1, 4), np.float32), name="one")
     total = graph.add(graph.add(x, one, ""), y, "same")
     graph.output(graph.mul(graph.add(total, one, ""), y, "same"), total)
+    return draft.build()
+
+
+def named(first: bytes, middle: bytes, last: bytes) -> bytes:
+    """Two sums over tensors with these names."""
+    draft = Draft()
+    graph = draft.graph()
+    x = graph.input([1, 4], first)
+    one = graph.const(np.ones((1, 4), np.float32))
+    graph.output(graph.add(graph.add(x, one, middle), one, last))
+    return draft.build()
+
+
+def resized(kind: str, **centers: bool) -> bytes:
+    """An image through a convolution, made twice as large, and through another convolution."""
+    rng, draft = np.random.default_rng(0), Draft()
+    graph = draft.graph()
+    small = graph.conv(graph.input([1, 4, 4, 3], "image"), 4, rng, "small")
+    large = graph.tensor([1, 8, 8, 4], "large")
+    options = {
+        "RESIZE_BILINEAR": tflite.ResizeBilinearOptionsT,
+        "RESIZE_NEAREST_NEIGHBOR": tflite.ResizeNearestNeighborOptionsT,
+    }[kind]()
+    for name, value in centers.items():
+        setattr(options, name, value)
+    graph.op(kind, [small, graph.const(np.array([8, 8], np.int32))], [large], options, version=3)
+    graph.output(graph.conv(large, 2, rng, "result"))
     return draft.build()
 
 

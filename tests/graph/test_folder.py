@@ -107,6 +107,9 @@ def test_malformed_manifests_are_refused(tmp_path: Path) -> None:
         msgspec.json.encode({**msgspec.to_builtins(good), "extra": 1}): "unknown field `extra`",
         msgspec.json.encode({**msgspec.to_builtins(good), "version": 2}): "has version 2, expected 1",
         msgspec.json.encode(good).replace(b"slice-0", b"../slice-0"): "expected a plain file name in the same folder",
+        msgspec.json.encode(good).replace(
+            b"slice-0", rb"slice\u0000-0"
+        ): "expected a plain file name in the same folder",
     }
     for content, text in bad.items():
         path.write_bytes(content)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.errors import ModelError
+from har_edge.graph import schema
 from har_edge.graph.cuts import list_cuts
 from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model, write_slice
@@ -136,25 +137,40 @@ def test_fields_that_the_schema_does_not_know_are_refused(monkeypatch: pytest.Mo
     graph.output(graph.add(x, x))
     graph.raw.operators[0].debugMetadataIndex = 7  # the last field of an operator
     content = draft.build()
-    init = models.tflite.OperatorT.__init__
-
-    def forget(self: object, *args: object, **named: object) -> None:
-        init(self, *args, **named)
-        vars(self).pop("debugMetadataIndex", None)
-
     assert read_model(content)
-    monkeypatch.setattr(models.tflite.OperatorT, "__init__", forget)
-    monkeypatch.setattr(models.tflite.OperatorT, "_UnPack", _unpack_without_last_field(models.tflite.OperatorT._UnPack))
+    monkeypatch.delattr(models.tflite, "OperatorAddDebugMetadataIndex")  # as in a schema before that field
+    schema._count_fields.cache_clear()
+    monkeypatch.setattr(schema, "_count_fields", schema._count_fields.__wrapped__)
     with pytest.raises(ModelError, match="operator 0 has fields that the installed TFLite schema does not know"):
         read_model(content)
 
 
-def _unpack_without_last_field(unpack):
-    def forget(self, table):
-        unpack(self, table)
-        del self.debugMetadataIndex
+@pytest.mark.parametrize("centers", [{"halfPixelCenters": True}, {"alignCorners": True}, {}])
+@pytest.mark.parametrize("kind", ["RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"])
+def test_deprecated_fields_take_a_place_and_are_no_unknown_ones(kind: str, centers: dict[str, bool]) -> None:
+    model = read_model(models.resized(kind, **centers))
+    for piece in slice_model(model, [1, 2]):
+        again = read_model(bytes(write_slice(model, piece)))
+        kept = [operator.raw.builtinOptions for operator in again.main.operators if operator.name == kind]
+        for options in kept:
+            assert {name: getattr(options, name) for name in centers} == centers
 
-    return forget
+
+def test_every_field_of_the_schema_counts() -> None:
+    """Against the attributes of the generated objects, which leave deprecated fields out."""
+    for name, kind in vars(models.tflite).items():
+        if name.endswith("T") and hasattr(kind, "Pack"):
+            assert schema._count_fields(name[:-1]) >= len(vars(kind())), name
+    assert schema._count_fields("ResizeBilinearOptions") == 4  # new_height and new_width are deprecated
+
+
+def test_names_that_are_no_text_are_escaped() -> None:
+    model = read_model(models.named(b"in\xff", b"mid\xfe\0dle", b"out\xc3"))
+    assert [tensor.name for tensor in model.main.tensors if not tensor.constant] == [
+        "in\\xff",
+        "mid\\xfe\\x00dle",
+        "out\\xc3",
+    ]
 
 
 def _rejected(change) -> str:

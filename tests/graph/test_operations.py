@@ -100,6 +100,26 @@ def test_what_cannot_be_counted_is_an_error(model: bytes, name: str) -> None:
         count_operations(read_model(model))
 
 
+@pytest.mark.parametrize("kind", sorted(operations._COUNTS))
+def test_operators_without_what_they_need_are_an_error_or_a_figure(kind: str) -> None:
+    """One input of no dimensions, no weights, no options."""
+    draft = Draft()
+    graph = draft.graph()
+    result = graph.tensor([], "result")
+    graph.op(kind, [graph.input([], "x")], [result])
+    graph.output(result)
+    model = read_model(draft.build())
+    if operations._COUNTS[kind] in (operations._each_input, operations._each_output):
+        assert count_operations(model) == 1
+    elif operations._COUNTS[kind] is operations._twice:
+        assert count_operations(model) == 2
+    elif kind == "SOFTMAX":
+        assert count_operations(model) == 5
+    else:
+        with pytest.raises(ModelError, match=rf"cannot count the arithmetic of operator 0 \({kind}\) with inputs \[\]"):
+            count_operations(model)
+
+
 def test_the_shipped_model() -> None:
     """Two convolutions a source, one over all of them, a dense layer: multiply-accumulates by hand."""
     macs = sum(49 * 16 * 10 * channels + 23 * 16 * 5 * 16 for channels in (5, 9, 9)) + 21 * 32 * 3 * 48 + 12 * 64

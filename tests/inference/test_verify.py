@@ -35,6 +35,7 @@ RUNNABLE = {
     "variable": models.variable(apart=True),
     "badly_named": models.badly_named(),
     "described": models.described(),
+    "no_text": models.named(b"in\xff", b"mid\xfe\0dle", b"out\xc3"),
     "shared_weights": models.shared_weights(),
 }
 
