@@ -18,7 +18,12 @@ HELP = "run an MQTT broker: Mosquitto, or the embedded one"
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1; 0.0.0.0: all)")
     parser.add_argument("--port", type=options.port, default=1883, help="port to listen on (default: 1883)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="Mosquitto configuration (default: mosquitto.conf)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="Mosquitto configuration, yours or one of har_edge: mosquitto.conf, secure.conf (default: mosquitto.conf)",
+    )
     parser.add_argument(
         "--directory",
         type=Path,
@@ -32,7 +37,6 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.messaging.broker import RunningBroker, find_mosquitto, start_mosquitto
     from har_edge.messaging.embedded import start_embedded
     from har_edge.nodes.loop import Stop
-    from har_edge.resources import find_folder
 
     if args.embedded and args.config:
         raise ConfigError("--config is Mosquitto's; leave it away with --embedded")
@@ -46,8 +50,9 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         directory = args.directory or default_directory()
-        config = args.config or find_folder("brokers") / "mosquitto.conf"
-        broker = start_mosquitto(config, directory, host=args.host, port=args.port)
+        broker = start_mosquitto(
+            _find_config(args.config or Path("mosquitto.conf")), directory, host=args.host, port=args.port
+        )
     print(f"{broker.description} listens on {args.host}:{args.port}; stop it with Ctrl-C", flush=True)
     if args.embedded:
         print("give every node --protocol 3.1.1 (or `protocol` in the pipeline file)", flush=True)
@@ -59,6 +64,14 @@ def run(args: argparse.Namespace) -> int:
         broker.stop()
     print("broker stopped", file=sys.stderr)
     return 0
+
+
+def _find_config(path: Path) -> Path:
+    """Return the file of that path, or the one that har_edge ships by that name where there is no such file."""
+    from har_edge.resources import find_folder
+
+    shipped = find_folder("brokers") / path.name
+    return shipped if path.parent == Path() and not path.exists() and shipped.is_file() else path
 
 
 def default_directory() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
 import shutil
@@ -17,6 +18,7 @@ from typing import Protocol
 
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.messaging.address import Address
+from har_edge.messaging.ports import explain_taken, find_listener
 
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
@@ -184,8 +186,10 @@ def check_free(host: str, port: int) -> None:
         except socket.gaierror as error:
             raise BrokerError(f"cannot listen on {host!r}: {error}; give an address of this machine") from None
         except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise BrokerError(explain_taken(host, port, find_listener(port))) from None
             raise BrokerError(
-                f"port {port} on {host} is not free: {error}; stop what listens there, or choose another port"
+                f"cannot listen on port {port} of {host}: {error}; give an address of this machine, or another port"
             ) from None
 
 

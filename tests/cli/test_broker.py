@@ -18,6 +18,7 @@ from har_edge.messaging.address import Address
 from har_edge.messaging.broker import free_port
 from har_edge.messaging.bus import Session
 from har_edge.messaging.mqtt import Client, Protocol, open_bus
+from har_edge.resources import find_folder
 
 
 @pytest.fixture
@@ -69,7 +70,47 @@ def test_it_serves_until_a_signal(open_folder: Path, embedded: bool, number: int
 
 def test_a_taken_port_is_named(mosquitto: broker_module.Mosquitto, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["broker", "--port", str(mosquitto.address.port)]) == 2
-    assert f"error: port {mosquitto.address.port} on 127.0.0.1 is not free: " in capsys.readouterr().err
+    port, pid = mosquitto.address.port, mosquitto.process.pid
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: port {port} on 127.0.0.1 is not free: mosquitto (process {pid}), for this machine only (127.0.0.1), "
+        "listens there. Either",
+        f"  listen elsewhere: --port {port + 1}",
+        "  or stop it, and start this again",
+        f"  or, if it is a broker, use it: export HAR_EDGE_BROKER=mqtt://127.0.0.1:{port}",
+        "  (what har_edge needs of its settings: brokers/README.md)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "beside", "expected"),
+    [
+        ("secure.conf", None, find_folder("brokers") / "secure.conf"),
+        ("secure.conf", "secure.conf", Path("secure.conf")),  # the user's own comes first
+        ("./secure.conf", None, find_folder("brokers") / "secure.conf"),
+        ("etc/secure.conf", None, Path("etc/secure.conf")),
+        ("mine.conf", None, Path("mine.conf")),
+        (None, "x.conf", find_folder("brokers") / "mosquitto.conf"),
+    ],
+)
+def test_a_shipped_configuration_is_found_from_any_folder(
+    given: str | None, beside: str | None, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started(Exception):
+        """Nothing is to run."""
+
+    def start(config: Path, *_: object, **__: object) -> None:
+        used.append(config)
+        raise Started
+
+    used: list[Path] = []
+    monkeypatch.setattr(broker_module, "find_mosquitto", lambda: Path("mosquitto"))
+    monkeypatch.setattr(broker_module, "start_mosquitto", start)
+    monkeypatch.chdir(tmp_path)
+    if beside:
+        Path(beside).write_text("allow_anonymous true\n")
+    with pytest.raises(Started):
+        main(["broker", *(["--config", given] if given else [])])
+    assert used == [expected]
 
 
 def test_without_mosquitto_it_says_what_to_do(
