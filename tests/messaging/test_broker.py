@@ -78,8 +78,8 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         text = (
-            rf"port {port} on 127\.0\.0\.1 is not free: \w+ \(process {os.getpid()}.*\), for this machine only .* listens "
-            rf"there\. Either\n +listen elsewhere: --port {port + 1}\n"
+            rf"port {port} on 127\.0\.0\.1 is not free: .+ \(process {os.getpid()}.*\), for this machine only .*, "
+            rf"listens there\. Either\n +listen elsewhere: --port {port + 1}\n"
         )
         with pytest.raises(BrokerError, match=text):
             start_mosquitto(CONFIG, tmp_path, port=port)
