@@ -60,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds without a change before cuts may change (default: 10)",
     )
+    options.add_wire(parser, None, "the lowest that carries the model (default), or 3 where no node is older")
     options.add_reducer(parser, "what the sensors do to windows, instead of what the model's manifest says")
     options.add_pipeline(parser)
     options.add_quiet(parser)
@@ -159,6 +160,7 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
         lambda model: _profile(args, model),
         load_devices(args.devices) if args.devices else None,
         args.devices or Path(),
+        wire=args.wire,
     )
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     # What nodes could not read must be refused here, not by each of them.

@@ -119,6 +119,11 @@ def add_reducer(parser: argparse.ArgumentParser, purpose: str) -> None:
     )
 
 
+def add_wire(parser: argparse.ArgumentParser, default: int | None, text: str) -> None:
+    """Declare --wire: the version of messages that nodes may send."""
+    parser.add_argument("--wire", type=int, choices=(1, 3), default=default, help=f"version of messages: {text}")
+
+
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """Add `--verbose`: log more."""
     parser.add_argument("--verbose", action="store_true", help="log more to standard error")

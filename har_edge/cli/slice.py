@@ -39,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="prove for every cut that the slices give the same bits as the whole model"
     )
+    options.add_wire(parser, 3, "3 (default), or 1 for fleets with nodes that know no newer one")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the runtime (default: 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
@@ -110,13 +111,13 @@ def _write(
     from har_edge.planning.pipeline import epoch_of, keeps, write_pipeline
 
     out: Path = args.out
-    kept = keeps(out, outline(model, slices), task)  # refuses before anything is written
+    kept = keeps(out, outline(model, slices, wire=args.wire), task)  # refuses before anything is written
     if kept and args.reducer is not None:
         raise ConfigError(
             f"nothing is written: --reducer came, but {out / 'pipeline.toml'} is there and would be kept; change its "
             "reducers by hand, or give a new folder with --out"
         )
-    manifest = write_folder(model, slices, out, {} if kept else beside)
+    manifest = write_folder(model, slices, out, {} if kept else beside, wire=args.wire)
     report.add_slices(manifest, out, predicted)
     stateful = [str(number) for number, entry in enumerate(manifest.slices) if entry.stateful]
     if stateful:
@@ -131,6 +132,8 @@ def _write(
         report.say(f"the epoch of these slices is {epoch_of(manifest)}")
     else:
         report.say("no manifest says what this model is for; to run the slices write pipeline.toml (docs/pipeline.md)")
+    if manifest.wire > 1:
+        report.say("nodes older than wire version 3 refuse this folder; cut with --wire 1 where there are some")
     if kept or task is not None:
         report.say(f"run each slice with: har-edge stage --config {out} --index N")
 

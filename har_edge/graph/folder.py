@@ -10,8 +10,19 @@ from types import MappingProxyType
 
 import msgspec
 
-from har_edge.errors import ConfigError, ModelError
-from har_edge.graph.manifest import FILE_NAME, VERSION, SliceEntry, SliceManifest, encode_manifest, load_manifest
+from har_edge.errors import ConfigError, CutError, ModelError
+from har_edge.graph.manifest import (
+    FILE_NAME,
+    MAX_PLAIN_NAME,
+    MAX_PLAIN_TENSORS,
+    NEWEST_WIRE,
+    SliceEntry,
+    SliceManifest,
+    TensorSpec,
+    encode_manifest,
+    load_manifest,
+    versioned,
+)
 from har_edge.graph.model import Model
 from har_edge.graph.slices import Slice, write_slice
 
@@ -20,14 +31,20 @@ _OWN = re.compile(r"slice-\d+\.tflite(\.part)?")
 
 
 def write_folder(
-    model: Model, slices: Sequence[Slice], folder: Path, beside: Mapping[str, bytes] = MappingProxyType({})
+    model: Model,
+    slices: Sequence[Slice],
+    folder: Path,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+    *,
+    wire: int | None = None,
 ) -> SliceManifest:
     """Write `slice-0.tflite` ... , `manifest.json` and files to lie `beside` them; each appears whole or not at all.
 
-    Slices of an earlier cut in the same folder are replaced. Raises ConfigError when the folder holds other things.
+    Slices of an earlier cut in the same folder are replaced. For `wire` see `outline`. Raises ConfigError when the
+    folder holds other things.
     """
     stale = check_folder(folder)
-    draft, entries = outline(model, slices), []
+    draft, entries = outline(model, slices, wire=wire), []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for piece, entry in zip(slices, draft.slices, strict=True):
@@ -46,21 +63,53 @@ def write_folder(
     return manifest
 
 
-def outline(model: Model, slices: Sequence[Slice]) -> SliceManifest:
-    """Return the manifest that these slices will have, without the hashes of files that are not yet written."""
+def outline(model: Model, slices: Sequence[Slice], *, wire: int | None = None) -> SliceManifest:
+    """Return the manifest that these slices will have, without the hashes of files that are not yet written.
+
+    `wire` is the version of messages that nodes may send: 1 for fleets with older nodes; by default the lowest one that
+    can carry what crosses. Raises CutError where that is higher than what is asked for.
+    """
+    reason = newer_wire_reason(slices)
+    if wire is not None and wire < NEWEST_WIRE and reason:
+        raise CutError(f"wire version {wire} came, but {reason}; expected wire version {NEWEST_WIRE}")
+    if wire is None:
+        wire = NEWEST_WIRE if reason else 1
+    short = wire >= NEWEST_WIRE
     entries = (
         SliceEntry(
             file=f"slice-{number}.tflite",
             sha256="",
             start=piece.start,
             stop=piece.stop,
-            inputs=piece.inputs,
-            outputs=piece.outputs,
+            inputs=_numbered(piece.inputs, piece.part.inputs) if short else piece.inputs,
+            outputs=_numbered(piece.outputs, piece.part.outputs) if short else piece.outputs,
             state=piece.state,
         )
         for number, piece in enumerate(slices)
     )
-    return SliceManifest(VERSION, model.name, model.sha256, tuple(entries))
+    return versioned(SliceManifest(0, model.name, model.sha256, tuple(entries), wire))
+
+
+def _numbered(specs: Sequence[TensorSpec], indices: Sequence[int]) -> tuple[TensorSpec, ...]:
+    """Give tensors their index in the model as id: the same one in every cut of the model."""
+    return tuple(msgspec.structs.replace(spec, id=index) for spec, index in zip(specs, indices, strict=True))
+
+
+def newer_wire_reason(slices: Sequence[Slice]) -> str:
+    """Say why messages of wire version 1 cannot carry what crosses; empty where they can."""
+    for number, piece in enumerate(slices):
+        if len(piece.outputs) > MAX_PLAIN_TENSORS:
+            return (
+                f"{len(piece.outputs)} tensors leave slice {number}, and a message of wire version 1 has at most "
+                f"{MAX_PLAIN_TENSORS}"
+            )
+        for spec in piece.outputs:
+            if len(spec.name) > MAX_PLAIN_NAME:
+                return (
+                    f"the name of tensor {spec.name[:64]}... has {len(spec.name)} characters, and a message of wire "
+                    f"version 1 holds {MAX_PLAIN_NAME}"
+                )
+    return ""
 
 
 def check_folder(folder: Path) -> set[str]:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from har_edge.errors import ModelError
 
 FILE_NAME = "manifest.json"
-VERSION = 1
+# Version 2 adds the keys wire, id and batched, which a reader of version 1 refuses; it is written where one is set.
+VERSIONS = (1, 2)
+# The newest version of messages that this program writes and reads (har_edge/messaging/wire.py).
+NEWEST_WIRE = 3
+MAX_TENSOR_ID = 2**32 - 1
+# What messages below wire version 3 can carry.
+MAX_PLAIN_NAME = 1024
+MAX_PLAIN_TENSORS = 64
 
 
 class State(Enum):
@@ -22,12 +31,19 @@ class State(Enum):
     RESOURCES = "resources"
 
 
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tensor that enters or leaves a slice; -1 in `shape` is a dynamic dimension, `dtype` is NumPy's name."""
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A tensor that enters or leaves a slice; -1 in `shape` is a dynamic dimension, `dtype` is NumPy's name.
+
+    `id` stands for the name in messages of wire version 3: the same tensor has the same one in every slice, and in
+    every cut of its model. Without `batched` the first dimension is not the batch: the tensor crosses as it is, one
+    window a message.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    id: Annotated[int, msgspec.Meta(ge=0, le=MAX_TENSOR_ID)] | None = None
+    batched: bool = True
 
 
 class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -47,13 +63,56 @@ class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         return self.state is not State.NONE
 
 
-class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All slices of one model, in the order in which they run."""
+class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """All slices of one model, in the order in which they run.
+
+    `wire` is the newest version of messages that senders of this model's windows and activations may use.
+    """
 
     version: int
     model: str
     model_sha256: str
     slices: tuple[SliceEntry, ...]
+    wire: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+    @property
+    def tensors(self) -> Iterable[TensorSpec]:
+        """Every tensor that enters or leaves a slice; one that does both comes more than once."""
+        return (spec for entry in self.slices for spec in (*entry.inputs, *entry.outputs))
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """The short ids of tensors by name; empty where messages carry names."""
+        if self.wire < NEWEST_WIRE:
+            return {}
+        return {spec.name: spec.id for spec in self.tensors if spec.id is not None}
+
+
+def versioned(manifest: SliceManifest) -> SliceManifest:
+    """Return the manifest with the lowest version that can say what it says."""
+    extended = manifest.wire > 1 or any(spec.id is not None or not spec.batched for spec in manifest.tensors)
+    return msgspec.structs.replace(manifest, version=VERSIONS[extended])
+
+
+def find_flaw(manifest: SliceManifest) -> str:
+    """Say what is wrong with a manifest that could be read; empty where nothing is."""
+    if manifest.version not in VERSIONS:
+        return f"has version {manifest.version}, expected {' or '.join(map(str, VERSIONS))}; cut the model again"
+    if manifest.wire > NEWEST_WIRE:
+        return (
+            f"asks for messages of wire version {manifest.wire}, expected at most {NEWEST_WIRE}; update this node, or "
+            f"cut the model again with `har-edge slice --wire {NEWEST_WIRE}`"
+        )
+    names, ids = dict[int, str](), dict[str, int | None]()
+    for spec in manifest.tensors:
+        if ids.setdefault(spec.name, spec.id) != spec.id:
+            return f"gives tensor {spec.name[:64]!r} the ids {ids[spec.name]} and {spec.id}, expected one"
+        if spec.id is not None and names.setdefault(spec.id, spec.name) != spec.name:
+            return f"gives the id {spec.id} to {names[spec.id][:64]!r} and {spec.name[:64]!r}, expected it once"
+    for entry in manifest.slices:
+        if Path(entry.file).name != entry.file or entry.file in ("", ".", "..") or "\0" in entry.file:
+            return f"names slice {entry.file!r}, expected a plain file name in the same folder"
+    return ""
 
 
 def load_manifest(path: Path) -> SliceManifest:
@@ -68,11 +127,9 @@ def load_manifest(path: Path) -> SliceManifest:
         raise ModelError(f"cannot read {file}: {error.strerror}; make it with 'har-edge slice'") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{file} is no manifest of slices: {error}; make it anew with 'har-edge slice'") from error
-    if manifest.version != VERSION:
-        raise ModelError(f"{file} has version {manifest.version}, expected {VERSION}; cut the model again")
-    for entry in manifest.slices:
-        if Path(entry.file).name != entry.file or entry.file in ("", ".", "..") or "\0" in entry.file:
-            raise ModelError(f"{file} names slice {entry.file!r}, expected a plain file name in the same folder")
+    flaw = find_flaw(manifest)
+    if flaw:
+        raise ModelError(f"{file} {flaw}")
     return manifest
 
 

@@ -120,10 +120,25 @@ def build_setup(
         join_timeout_s=pipeline.config.join.timeout_s,
         join_capacity=pipeline.config.join.capacity,
         ports={source: ports[tensor] for source, tensor in wiring.sources.items()},
+        wire_version=pipeline.manifest.wire,
+        ids=pipeline.manifest.ids,
+        names=names_of(pipeline),
         carry_on_after_s=pipeline.config.join.patience_s,
         share=f"{pipeline.config.epoch}-{index}" if replicas > 1 else "",
         deployed=deployed,
     )
+
+
+def source_ids(pipeline: Pipeline) -> dict[str, int]:
+    """Return what stands for the names of sources in messages: the ids of the tensors that they enter."""
+    ids = pipeline.manifest.ids
+    return {source: ids[enters.tensor] for source, enters in pipeline.task.inputs.items() if enters.tensor in ids}
+
+
+def names_of(pipeline: Pipeline) -> dict[int, str]:
+    """Return what short ids in messages stand for: a source where one enters that tensor, else the tensor's name."""
+    tensors = {number: name for name, number in pipeline.manifest.ids.items()}
+    return tensors | {number: source for source, number in source_ids(pipeline).items()}
 
 
 def receive_max(wiring: Wiring) -> int:
@@ -166,6 +181,8 @@ def build_sensor(pipeline: Pipeline, sources: Sequence[str], *, combine: bool = 
         labels=frozenset(pipeline.task.label_ids),
         combine=combine,
         max_payload_bytes=pipeline.config.max_payload_bytes,
+        wire_version=pipeline.manifest.wire,
+        ids=source_ids(pipeline),
     )
     return Sensor(setup)
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from har_edge.errors import ConfigError
 from har_edge.graph.folder import write_folder
+from har_edge.graph.manifest import NEWEST_WIRE
 from har_edge.graph.model import Model, read_model
 from har_edge.graph.slices import slice_model
 from har_edge.graph.state import state_of
@@ -98,19 +99,20 @@ def prepare(
     name: str = "har",
     broker: BrokerConfig | None = None,
     reducers: Mapping[str, str] = MappingProxyType({}),
+    wire: int | None = NEWEST_WIRE,
 ) -> Pipeline:
     """Cut a model (at `cuts`, else into `stages` balanced slices) into `folder`, and return its pipeline.
 
-    `reducers` stand in for those of the task. Files of fitted ones, and the stream description, are copied from beside
-    the model. Raises ConfigError when the model remembers and its task does not say what to do about it, when a reducer
-    and the model do not belong together, and when the description is missing; ModelError for a fitted file that is
-    missing or not what its hash says.
+    `reducers` stand in for those of the task; for `wire` see `outline`. Files of fitted ones, and the stream
+    description, are copied from beside the model. Raises ConfigError when the model remembers and its task does not say
+    what to do about it, when a reducer and the model do not belong together, and when the description is missing;
+    ModelError for a fitted file that is missing or not what its hash says.
     """
     model = read_model(path)
     starts_fresh(state_of(model), task, f"model {path}")
     task = settle_reducers(model, task, reducers, path.parent)
     chosen = list(cuts) if cuts is not None else plan_cuts(model, stages).cuts
-    write_folder(model, slice_model(model, chosen), folder, read_companions(task, path.parent))
+    write_folder(model, slice_model(model, chosen), folder, read_companions(task, path.parent), wire=wire)
     write_pipeline(folder, task, name=name, broker=broker)
     return load_pipeline(folder)
 

@@ -14,7 +14,7 @@ from enum import Enum
 import msgspec
 
 from har_edge.errors import HarEdgeError, MessageError
-from har_edge.graph.manifest import SliceManifest
+from har_edge.graph.manifest import SliceManifest, find_flaw
 from har_edge.messaging.topics import is_id
 from har_edge.planning.pipeline import PipelineConfig
 
@@ -174,6 +174,9 @@ def _flaw(generation: Generation) -> str:
     for entry in slices:
         if not _FILE.fullmatch(entry.file) or not _SHA256.fullmatch(entry.sha256):
             return where + f"slice {entry.file!r} has hash {entry.sha256!r}; expected a plain name and a SHA-256"
+    flaw = find_flaw(generation.manifest)
+    if flaw:
+        return where + f"the manifest {flaw}"
     keys = [placement.key for placement in generation.placements]
     if len(set(keys)) < len(keys):
         return where + "a stage is placed twice"

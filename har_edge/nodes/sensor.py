@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from har_edge.errors import ConfigError
 from har_edge.messaging import wire
@@ -22,7 +22,8 @@ class SensorSetup:
     """What a sensor is made of: topics, epoch, one reducer for each source, and how it packs messages.
 
     With `combine`, one message carries all sources; otherwise each source has its own topic. `labels` lists the labels
-    that count as known truth: those the model can answer. No message is larger than `max_payload_bytes`.
+    that count as known truth: those the model can answer. No message is larger than `max_payload_bytes`. Messages are
+    written in `wire_version`, with `ids` for the names of sources.
     """
 
     topics: Topics
@@ -31,6 +32,8 @@ class SensorSetup:
     labels: frozenset[int]
     combine: bool = False
     max_payload_bytes: int = wire.MAX_PAYLOAD_BYTES
+    wire_version: int = 1
+    ids: Mapping[str, int] = field(default_factory=dict)
 
 
 class Sensor:
@@ -70,7 +73,7 @@ class Sensor:
         outgoing = []
         for name, tensors in groups.items():
             message = wire.Message(first.stream, first.seq, setup.epoch, tuple(captured), tensors, known)
-            payload = wire.encode(message)
+            payload = wire.encode(message, setup.wire_version, setup.ids)
             if len(payload) > setup.max_payload_bytes:
                 raise ConfigError(
                     f"a message of {len(windows)} windows takes {len(payload)} bytes; expected at most "

@@ -48,6 +48,9 @@ RECENT_S = 2.0
 class StageSetup:
     """What a stage is made of: topics, wiring, the slice's `run` and result port; for each source its feed and port.
 
+    Activations are written in `wire_version`, with `ids` for the names of tensors; `names` says what the ids of tensors
+    that come stand for, where windows say those of sources.
+
     Without `carry_on_after_s`, a window that lacks a source is given up. Stages of one `share` take turns: the broker
     gives each message to one of them.
 
@@ -67,6 +70,9 @@ class StageSetup:
     join_timeout_s: float
     join_capacity: int
     ports: Mapping[str, Port] = field(default_factory=dict)
+    wire_version: int = 1
+    ids: Mapping[str, int] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
     carry_on_after_s: float | None = None
     share: str = ""
     deployed: bool = False
@@ -119,7 +125,7 @@ class Stage:
         """Take one message, that came at this time; return what to publish, or to release without publishing."""
         came = self._monotonic() if came is None else came
         try:
-            message = wire.decode(delivery.payload, self._setup.max_payload_bytes)
+            message = wire.decode(delivery.payload, self._setup.max_payload_bytes, self._setup.names)
             if self._is_foreign(delivery, message):
                 return [Outgoing("", b"", (delivery,)), *self.tick(came)]
             parts = self._parts(delivery, message)
@@ -328,7 +334,8 @@ class Stage:
         if setup.wiring.sends:
             tensors = {name: outputs[name] for name in setup.wiring.sends}
             made = replace(message, tensors=tensors)
-            topic, payload = setup.topics.activation(setup.epoch, setup.wiring.index, message.stream), wire.encode(made)
+            topic = setup.topics.activation(setup.epoch, setup.wiring.index, message.stream)
+            payload = wire.encode(made, setup.wire_version, setup.ids)
             if len(payload) > setup.max_payload_bytes:
                 raise MessageError(
                     f"its activations take {len(payload)} bytes; expected at most {setup.max_payload_bytes}; "

@@ -619,3 +619,28 @@ def random_graph(seed: int, operators: int) -> bytes:
     extra = rng.choice(made, int(rng.integers(0, 3)))
     graph.output(*dict.fromkeys([made[-1], *(int(i) for i in extra)]))
     return draft.build()
+
+
+def long_names(length: int, *, dynamic: bool = False) -> bytes:
+    """Two dense layers; the name of what passes between them has this length."""
+    rng, draft = np.random.default_rng(0), Draft()
+    graph = draft.graph()
+    x = graph.input([1, 6], "x", signature=[-1, 6] if dynamic else None)
+    graph.output(graph.dense(graph.dense(x, 4, rng, "n" * length), 3, rng, "scores"))
+    return draft.build()
+
+
+def fan(width: int, *, dynamic: bool = False) -> bytes:
+    """A vector split into its elements, which are put together again: so many tensors pass between two operators."""
+    draft = Draft()
+    graph = draft.graph()
+    x = graph.input([1, width], "x", signature=[-1, width] if dynamic else None)
+    split, joined = tflite.SplitOptionsT(), tflite.ConcatenationOptionsT()
+    split.numSplits, joined.axis = width, 1
+    one = [-1, 1] if dynamic else None
+    pieces = [graph.tensor([1, 1], signature=one) for _ in range(width)]
+    scores = graph.tensor([1, width], "scores", signature=[-1, width] if dynamic else None)
+    graph.op("SPLIT", [graph.const(np.int32(1)), x], pieces, split)
+    graph.op("CONCATENATION", pieces, [scores], joined)
+    graph.output(scores)
+    return draft.build()

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from har_edge.errors import ConfigError, ModelError
-from har_edge.graph.folder import write_folder
+from har_edge.errors import ConfigError, CutError, ModelError
+from har_edge.graph.folder import outline, write_folder
 from har_edge.graph.manifest import SliceManifest, State, load_manifest
 from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model
@@ -102,10 +102,18 @@ def test_malformed_manifests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="make it with 'har-edge slice'"):
         load_manifest(tmp_path / "none.json")
     good = _write(tmp_path, 1)
+    model = read_model(models.chain(dynamic=True))
+    numbered = outline(model, slice_model(model, [1]), wire=3)
     bad = {
         b"{": "is no manifest of slices",
         msgspec.json.encode({**msgspec.to_builtins(good), "extra": 1}): "unknown field `extra`",
-        msgspec.json.encode({**msgspec.to_builtins(good), "version": 2}): "has version 2, expected 1",
+        msgspec.json.encode({**msgspec.to_builtins(good), "version": 3}): "has version 3, expected 1 or 2; cut",
+        msgspec.json.encode({**msgspec.to_builtins(good), "wire": 4}): "messages of wire version 4, expected at most 3",
+        msgspec.json.encode({**msgspec.to_builtins(good), "wire": 0}): "Expected `int` >= 1",
+        msgspec.json.encode(numbered).replace(b'"id":3', b'"id":0'): "the id 0 to 'x' and 't3', expected it once",
+        msgspec.json.encode(numbered).replace(b'"id":3', b'"id":9', 1): "gives tensor 't3' the ids 9 and 3, expected",
+        msgspec.json.encode(numbered).replace(b'"id":3', b'"id":4294967296'): "Expected `int` <= 4294967295",
+        msgspec.json.encode(good).replace(b"slice-0", b"slice\\u0000"): "expected a plain file name in the same folder",
         msgspec.json.encode(good).replace(b"slice-0", b"../slice-0"): "expected a plain file name in the same folder",
         msgspec.json.encode(good).replace(
             b"slice-0", rb"slice\u0000-0"
@@ -115,3 +123,36 @@ def test_malformed_manifests_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ModelError, match=text):
             load_manifest(path)
+
+
+def test_short_ids_are_the_same_in_every_slice_and_every_cut(tmp_path: Path) -> None:
+    model = read_model(models.skip())
+    for cuts in ([1], [2], [1, 2, 3]):
+        manifest = write_folder(model, slice_model(model, cuts), tmp_path / str(cuts), wire=3)
+        assert load_manifest(tmp_path / str(cuts)) == manifest
+        assert (manifest.version, manifest.wire) == (2, 3)
+        names = {tensor.index: tensor.name for tensor in model.main.tensors}
+        assert {number: name for name, number in manifest.ids.items()}.items() <= names.items()
+        assert {spec.name for spec in manifest.tensors} == manifest.ids.keys()
+
+
+def test_a_manifest_without_news_is_as_it_always_was(tmp_path: Path) -> None:
+    model = read_model(models.chain())
+    for wire in (None, 1):
+        manifest = write_folder(model, slice_model(model, [2]), tmp_path, wire=wire)
+        assert (manifest.version, manifest.wire, manifest.ids) == (1, 1, {})
+        written = msgspec.json.decode((tmp_path / "manifest.json").read_bytes())
+        assert set(written) == {"version", "model", "model_sha256", "slices"}
+        assert set(written["slices"][0]["inputs"][0]) == {"name", "shape", "dtype"}
+
+
+def test_what_version_1_cannot_carry_gets_version_3() -> None:
+    long, wide = read_model(models.long_names(1025)), read_model(models.fan(65))
+    for model, text in ((long, "has 1025 characters, and a message of"), (wide, "65 tensors leave slice 0, and a mes")):
+        slices = slice_model(model, [len(model.main.operators) // 2])
+        manifest = outline(model, slices)
+        assert (manifest.version, manifest.wire) == (2, 3) and manifest.ids
+        with pytest.raises(CutError, match=f"wire version 1 came, but .*{text}.*; expected wire version 3"):
+            outline(model, slices, wire=1)
+    for model in (read_model(models.long_names(1024)), read_model(models.fan(64))):
+        assert outline(model, slice_model(model, [len(model.main.operators) // 2])).wire == 1

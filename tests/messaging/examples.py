@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from har_edge.messaging.wire import Message, encode
+from har_edge.messaging.wire import Message, decode, encode
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -46,9 +46,32 @@ EXAMPLES: Mapping[str, Message] = {
         tensors={"fusion": np.array([[-128, 127]], np.int8)},
         missing=("ankle", "arm"),
     ),
+    # The same with the short id of the tensor, and what the sensor had sent before: wire version 3.
+    "extended": Message(
+        stream="subject7",
+        seq=3,
+        epoch=1,
+        captured=(1700000000.25,),
+        tensors={"fusion": np.array([[-128, 127]], np.int8)},
+        missing=("ankle", "arm"),
+        sent=(0x0123456789ABCDEF, 300),
+    ),
     # A live stream: nobody knows the activity, and nothing crosses.
     "bare": Message(stream="s", seq=0, epoch=0, captured=(0.0,), tensors={}),
 }
+
+# The short ids of tensors in the examples that are written in wire version 3.
+IDS: Mapping[str, Mapping[str, int]] = {"extended": {"fusion": 17}}
+
+
+def example_bytes(name: str) -> bytes:
+    """Return the bytes of an example."""
+    return encode(EXAMPLES[name], 3, IDS[name]) if name in IDS else encode(EXAMPLES[name])
+
+
+def read_example(name: str, payload: bytes) -> Message:
+    """Read bytes as those who know the example's ids do."""
+    return decode(payload, names={number: tensor for tensor, number in IDS.get(name, {}).items()})
 
 
 def hex_lines(data: bytes) -> str:
@@ -57,5 +80,5 @@ def hex_lines(data: bytes) -> str:
 
 
 if __name__ == "__main__":
-    for name, message in EXAMPLES.items():
-        (FOLDER / f"{name}.hex").write_text(hex_lines(encode(message)), encoding="ascii")
+    for name in EXAMPLES:
+        (FOLDER / f"{name}.hex").write_text(hex_lines(example_bytes(name)), encoding="ascii")

@@ -25,6 +25,9 @@ def read(data: bytes, at: int = 0) -> tuple[Any, int]:
         return struct.unpack(_NUMBERS[kind], data[at : at + size])[0], at + size
     if 0x90 <= kind <= 0x9F:
         return _array(data, at, kind - 0x90)
+    if 0x80 <= kind <= 0x8F:
+        flat, at = _array(data, at, 2 * (kind - 0x80))
+        return dict(zip(flat[::2], flat[1::2], strict=True)), at
     if 0xA0 <= kind <= 0xBF:
         length = kind - 0xA0
     else:

@@ -8,6 +8,7 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,30 @@ from hypothesis.extra import numpy as hnp
 
 from har_edge.errors import MessageError
 from har_edge.messaging import wire
-from har_edge.messaging.wire import DTYPES, MAX_BATCH, MAX_MISSING, MAX_RANK, MAX_TENSORS, Message, decode, encode
+from har_edge.messaging.wire import (
+    DTYPES,
+    MAX_BATCH,
+    MAX_MISSING,
+    MAX_NAME,
+    MAX_RANK,
+    MAX_TENSORS,
+    MAX_TENSORS_3,
+    Message,
+    decode,
+    encode,
+)
 from tests.messaging import plain_msgpack
-from tests.messaging.examples import EXAMPLES, FOLDER, hex_lines
+from tests.messaging.examples import EXAMPLES, FOLDER, IDS, example_bytes, hex_lines, read_example
 
 pack = msgspec.msgpack.encode
 WIRE_PAGE = Path(__file__).parents[2] / "docs" / "wire.md"
 
 
 def same(a: Message, b: Message) -> bool:
-    head = (a.stream, a.seq, a.epoch, a.truth, a.missing) == (b.stream, b.seq, b.epoch, b.truth, b.missing)
+    head = all(
+        getattr(a, name) == getattr(b, name)
+        for name in ("stream", "seq", "epoch", "truth", "missing", "sent", "unknown")
+    )
     tensors = list(a.tensors) == list(b.tensors) and all(
         x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
         for x, y in zip(a.tensors.values(), b.tensors.values(), strict=True)
@@ -43,29 +58,35 @@ def same(a: Message, b: Message) -> bool:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_golden_bytes(name: str) -> None:
     text = (FOLDER / f"{name}.hex").read_text(encoding="ascii")
-    assert hex_lines(encode(EXAMPLES[name])) == text
-    assert same(decode(bytes.fromhex(text)), EXAMPLES[name])
+    assert hex_lines(example_bytes(name)) == text
+    assert same(read_example(name, bytes.fromhex(text)), EXAMPLES[name])
 
 
-@pytest.mark.parametrize("name", ["window", "missing"])
+@pytest.mark.parametrize("name", ["window", "missing", "extended"])
 def test_the_page_shows_the_golden_bytes(name: str) -> None:
     page = WIRE_PAGE.read_text(encoding="utf-8")
     block = re.search(rf"<!-- golden: {name} -->\n```\n(.*?)```", page, re.DOTALL)
     assert block is not None
     shown = [line.partition("  ")[0] for line in block[1].splitlines()]
-    assert bytes.fromhex("".join(shown)) == encode(EXAMPLES[name])
+    assert bytes.fromhex("".join(shown)) == example_bytes(name)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_any_messagepack_library_reads_it(name: str) -> None:
-    message, payload = EXAMPLES[name], encode(EXAMPLES[name])
-    (version, stream, seq, epoch, captured, truth, tensors, *missing), end = plain_msgpack.read(payload)
+    message, payload, ids = EXAMPLES[name], example_bytes(name), IDS.get(name, {})
+    (version, stream, seq, epoch, captured, truth, tensors, *rest), end = plain_msgpack.read(payload)
     assert end == len(payload)
-    assert (version, stream, seq, epoch) == (2 if missing else 1, message.stream, message.seq, message.epoch)
-    assert missing == ([list(message.missing)] if message.missing else [])
+    expected = 3 if ids else 2 if message.missing else 1
+    assert (version, stream, seq, epoch) == (expected, message.stream, message.seq, message.epoch)
+    missing = list(message.missing)
+    assert rest == [[], [missing], [{1: missing, 2: list(message.sent or ())}]][version - 1]
     assert (captured, truth) == (list(message.captured), None if message.truth is None else list(message.truth))
     for (tensor, code, shape, data), (expected_name, array) in zip(tensors, message.tensors.items(), strict=True):
-        assert (tensor, code, shape) == (expected_name, array.dtype.str.lstrip("<|"), list(array.shape))
+        assert (tensor, code, shape) == (
+            ids.get(expected_name, expected_name),
+            array.dtype.str.lstrip("<|"),
+            list(array.shape),
+        )
         assert np.frombuffer(data, f"<{code}").tolist() == array.reshape(-1).tolist()
 
 
@@ -101,6 +122,35 @@ def messages(draw: st.DrawFn) -> Message:
 @given(message=messages())
 def test_round_trip(message: Message) -> None:
     assert same(decode(encode(message)), message)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    message=messages(),
+    sent=st.none() | st.tuples(st.integers(0, 2**64 - 1), counts),
+    numbers=st.lists(st.integers(0, 2**32 - 1), min_size=3, max_size=3, unique=True),
+    named=st.integers(0, 3),
+)
+def test_round_trip_of_version_3(
+    message: Message, sent: tuple[int, int] | None, numbers: list[int], named: int
+) -> None:
+    """Any of the tensors have an id; a reader that does not know an id learns which it was."""
+    message = replace(message, sent=sent)
+    ids = dict(zip(list(message.tensors)[named:], numbers, strict=False))
+    names = {number: name for name, number in ids.items()}
+    payload = encode(message, 3, ids)
+    assert payload[:2] == b"\x98\x03"
+    assert same(decode(payload, names=names), message)
+    kept = {name: array for name, array in message.tensors.items() if name not in ids}
+    assert same(decode(payload), replace(message, tensors=kept, unknown=tuple(ids.values())))
+
+
+@given(message=messages())
+def test_a_sender_that_may_not_use_version_3_writes_what_it_always_wrote(message: Message) -> None:
+    ids = {name: number for number, name in enumerate(message.tensors)}
+    expected = encode(message)
+    assert [encode(replace(message, sent=(1, 2)), version, ids) for version in (1, 2)] == [expected] * 2
+    assert expected[:2] == (b"\x98\x02" if message.missing else b"\x97\x01")
 
 
 @pytest.mark.parametrize("code", DTYPES)
@@ -148,7 +198,7 @@ def test_a_dtype_that_the_wire_does_not_know_is_refused(dtype: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_truncation_is_refused(name: str) -> None:
-    payload = encode(EXAMPLES[name])
+    payload = example_bytes(name)
     for length in range(len(payload)):
         with pytest.raises(MessageError):
             decode(payload[:length])
@@ -156,7 +206,7 @@ def test_every_truncation_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_single_bit_error_is_a_message_or_refused(name: str) -> None:
-    payload = bytearray(encode(EXAMPLES[name]))
+    payload = bytearray(example_bytes(name))
     for bit in range(len(payload) * 8):
         payload[bit // 8] ^= 1 << bit % 8
         with contextlib.suppress(MessageError):
@@ -172,6 +222,11 @@ def envelope(**changes: Any) -> list[Any]:
 def lacking(*missing: Any) -> bytes:
     """Return a message of version 2 with this last field."""
     return pack([*envelope(version=2), list(missing)])
+
+
+def extended(fields: Any, **changes: Any) -> bytes:
+    """Return a message of version 3 with these fields."""
+    return pack([*envelope(version=3, **changes), fields])
 
 
 def tensor(**changes: Any) -> list[Any]:
@@ -192,9 +247,44 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     ),
     "version of more fields": (
         pack([*envelope(), []]),
-        "wire version 1 with the head 9801 came; expected version 1 with 7 fields or version 2 with 8; update the",
+        "wire version 1 with the head 9801 came; expected version 1 with 7 fields, or version 2 or 3 with 8; upd",
     ),
-    "version 3": (pack([*envelope(version=3), ["arm"]]), "wire version 3 with the head 9803 came"),
+    "version 4": (pack([*envelope(version=4), {}]), "wire version 4 with the head 9804 came"),
+    "version 3 without fields": (pack(envelope(version=3)), "wire version 3 with the head 9703 came"),
+    "fields as array": (extended([1, []]), r"Expected `object`, got `array` - at `\$\[7\]`"),
+    "fields as nil": (extended(None), "Expected `object`, got "),
+    "a field with a name": (extended({"sent": 1}), "Expected `int`, got `str`"),
+    "a negative field": (extended({-1: 1}), "Expected `int` >= 0"),
+    "a field out of range": (extended({2**16: 1}), "Expected `int` <= 65535"),
+    "too many fields of version 3": (extended({2 * n: 0 for n in range(1, 34)}), "Expected `object` of length <= 32"),
+    "a field that must not be ignored": (
+        extended({5: [1]}),
+        "field 5 came in a message of wire version 3, which must ",
+    ),
+    "the highest odd field": (extended({65535: None}), "field 65535 came"),
+    "no missing source in version 3": (extended({1: []}), "version 3: Expected `array` of length >= 1"),
+    "missing as text in version 3": (extended({1: "arm"}), "Expected `array`, got `str`"),
+    "missing twice in version 3": (extended({1: ["arm", "arm"]}), "missing sources 'arm', 'arm' came"),
+    "sent as number": (extended({2: 3}), "Expected `array`, got `int`"),
+    "sent of one": (extended({2: [3]}), "Expected `array` of length 2, got 1"),
+    "sent of three": (extended({2: [3, 4, 5]}), "Expected `array` of length 2, got 3"),
+    "sent by a negative run": (extended({2: [-3, 4]}), "Expected `int` >= 0"),
+    "sent too often": (extended({2: [3, 2**62 + 1]}), "version 3: Expected `int`"),
+    "sent as floats": (extended({2: [3.5, 4]}), "Expected `int`, got `float`"),
+    "a negative id": (extended({}, tensors=[tensor(name=-1)]), "Expected `int` >= 0"),
+    "an id of 33 bits": (extended({}, tensors=[tensor(name=2**32)]), "Expected `int` <= 4294967295"),
+    "an id as float": (extended({}, tensors=[tensor(name=1.0)]), r"Expected `int \| str`, got `float`"),
+    "an id twice": (extended({}, tensors=[tensor(name=7)] * 2), "tensor 7 came twice in one message; expected each"),
+    "an id and its name": (extended({}, tensors=[tensor(name=9), tensor()]), "tensor 'x' came twice in one message"),
+    "an id in version 1": (pack(envelope(tensors=[tensor(name=7)])), "Expected `str`, got `int`"),
+    "an empty name in version 3": (extended({}, tensors=[tensor(name="")]), "Expected `str` of length >= 1"),
+    "a wrong size by id": (extended({}, tensors=[tensor(name=7, data=b"")]), r"tensor 7 has 0 bytes; expected 4 for"),
+    "too many tensors of version 3": (
+        extended({}, tensors=[tensor(name=n) for n in range(MAX_TENSORS_3 + 1)]),
+        "Expected `array` of length <= 4096",
+    ),
+    "bytes behind version 3": (extended({}) + b"\xc0", "no message of wire version 3: .*trailing"),
+    "deep nesting in a field that may be ignored": (extended({})[:-1] + b"\x81\x04" + b"\x91" * 100_000, "version 3"),
     "nothing missing in version 2": (lacking(), r"version 2: Expected `array` of length >= 1 - at `\$\[7\]`"),
     "missing as text": (pack([*envelope(version=2), "arm"]), r"Expected `array`, got `str` - at `\$\[7\]`"),
     "missing as number": (lacking(3), "Expected `str`, got `int`"),
@@ -206,7 +296,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "version as text": (pack(envelope(version="1")), "wire version unknown with the head 97a1"),
     "too few fields": (
         pack(envelope()[:-1]),
-        "with the head 9601 came; .* version 2 with 8; update the older of the two nodes",
+        "with the head 9601 came; .* version 2 or 3 with 8; update the older of the two nodes",
     ),
     "too many fields": (pack([*envelope(), 1]), "wire version 1 with the head 9801 came"),
     "long array": (b"\xdc\x00\x07" + pack(envelope())[1:], "wire version unknown with the head dc00"),
@@ -288,7 +378,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
 def test_malformed_input_is_refused_with_a_reason(case: str) -> None:
     payload, text = MALFORMED[case]
     with pytest.raises(MessageError, match=text):
-        decode(payload)
+        decode(payload, names={9: "x"})
 
 
 HEAD = pack(envelope())[:-1]
@@ -301,6 +391,11 @@ CLAIMS: dict[str, bytes] = {
     "4 G labels": b"\x97\x01\xa1s\x00\x00\x91\x00\xdd\xff\xff\xff\xff",
     "4 G dimensions": HEAD + b"\x91\x94\xa1x\xa2f4\xdd\xff\xff\xff\xff",
     "4 G missing": b"\x98\x02" + HEAD[2:] + b"\x90\xdd\xff\xff\xff\xff",
+    "4 GiB tensors of version 3": b"\x98\x03" + HEAD[2:] + b"\xdd\xff\xff\xff\xff",
+    "as many tensors as there may be": b"\x98\x03" + HEAD[2:] + b"\xdc\x10\x00",
+    "4 G numbered fields": b"\x98\x03" + HEAD[2:] + b"\x90\xdf\xff\xff\xff\xff",
+    "a field of 4 G": b"\x98\x03" + HEAD[2:] + b"\x90\x81\x04\xdd\xff\xff\xff\xff",
+    "a field of many things": b"\x98\x03" + HEAD[2:] + b"\x90\x82\x04\xdd\x00\x03\x0d\x40" + b"\x90" * 200_000,
     "4 G fields": b"\xdd\xff\xff\xff\xff\x01",
     "an exabyte tensor": HEAD + b"\x91" + pack(tensor(shape=[HUGE])),
 }
@@ -343,7 +438,7 @@ anything = st.recursive(
     max_leaves=12,
 )
 likely = st.tuples(
-    st.sampled_from([1, 2]),
+    st.sampled_from([1, 2, 3]),
     st.just("s") | anything,
     st.integers(-1, 9) | anything,
     st.integers(-1, 9) | anything,
@@ -351,7 +446,7 @@ likely = st.tuples(
     st.none() | st.lists(labels, max_size=2) | anything,
     st.lists(
         st.tuples(
-            st.text(max_size=2),
+            st.text(max_size=2) | st.integers(-1, 3),
             st.sampled_from(list(DTYPES)),
             st.lists(st.integers(0, 3) | st.just(HUGE), max_size=3),
             st.binary(max_size=16),
@@ -359,16 +454,20 @@ likely = st.tuples(
         | anything,
         max_size=2,
     ),
-    st.lists(ids | anything, max_size=2) | anything,
+    st.lists(ids | anything, max_size=2)
+    | st.dictionaries(st.integers(-1, 6) | anything.filter(lambda key: isinstance(key, str)), anything, max_size=3)
+    | anything,
 )
+NAMES = {0: "zero", 1: "one"}
 
 
 def accepts_or_refuses(payload: bytes) -> None:
     try:
-        message = decode(payload)
+        message = decode(payload, names=NAMES)
     except MessageError:
         return
-    assert same(decode(encode(message)), message)
+    again = decode(encode(message, 3, {name: number for number, name in NAMES.items()}), names=NAMES)
+    assert same(again, replace(message, unknown=()))
 
 
 @settings(max_examples=400, deadline=None)
@@ -377,6 +476,7 @@ def test_random_bytes(payload: bytes) -> None:
     accepts_or_refuses(payload)
     accepts_or_refuses(b"\x97\x01" + payload)
     accepts_or_refuses(b"\x98\x02" + payload)
+    accepts_or_refuses(b"\x98\x03" + payload)
 
 
 @settings(max_examples=600, deadline=None)
@@ -388,7 +488,7 @@ def test_random_messages_of_the_right_form(fields: tuple[Any, ...]) -> None:
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_mutated_messages(data: st.DataObject) -> None:
-    payload = bytearray(encode(EXAMPLES[data.draw(st.sampled_from(list(EXAMPLES)))]))
+    payload = bytearray(example_bytes(data.draw(st.sampled_from(list(EXAMPLES)))))
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(2, len(payload) - 1))] = data.draw(st.integers(0, 255))
     accepts_or_refuses(bytes(payload))
@@ -414,3 +514,43 @@ def test_nothing_is_encoded_that_nobody_would_decode() -> None:
             encode(Message("s", 0, 0, (1.0,), {}, missing=missing))
     with pytest.raises(MessageError, match=r"tensor 'x' has 9 dimensions; expected at most 8"):
         encode(Message("s", 0, 0, (1.0,), {"x": np.zeros((1,) * 9, np.int8)}))
+    with pytest.raises(MessageError, match=r"'x{64}'... has 1025 characters; expected 1 to 1024; cut .* --wire 3"):
+        encode(Message("s", 0, 0, (1.0,), {"x" * (MAX_NAME + 1): array}))
+    with pytest.raises(MessageError, match=r"4097 tensors; expected .* at most 4096 tensors"):
+        encode(Message("s", 0, 0, (1.0,), {str(number): array for number in range(MAX_TENSORS_3 + 1)}), 3)
+
+
+BAD_FIGURES: dict[str, dict[str, Any]] = {
+    "stream 'a b' came": {"stream": "a b"},
+    "seq -1, epoch 0; expected": {"seq": -1},
+    "epoch 4611686018427387905; expected": {"epoch": HUGE + 1},
+    "capture times": {"captured": (float("nan"),)},
+    "2 labels came for 1 windows": {"truth": (1, 2)},
+    "label 2147483648; expected": {"truth": (2**31,)},
+    r"sent \(18446744073709551616, 0\); expected": {"sent": (2**64, 0)},
+    r"sent \(0, -1\); expected": {"sent": (0, -1)},
+    "has 0 characters; expected 1 to 1024": {"tensors": {"": np.zeros(1, np.int8)}},
+}
+
+
+@pytest.mark.parametrize("text", BAD_FIGURES)
+@pytest.mark.parametrize("version", [1, 3])
+def test_figures_that_nobody_would_decode(text: str, version: int) -> None:
+    message = Message("s", 0, 0, (1.0,), {})
+    with pytest.raises(MessageError, match=text):
+        encode(replace(message, **BAD_FIGURES[text]), version)
+
+
+def test_long_names_and_many_tensors_travel_by_id() -> None:
+    arrays = {f"{'x' * 1063}{number}": np.array([[number]], np.int16) for number in range(1000)}
+    ids = {name: number for number, name in enumerate(arrays)}
+    message = Message("s", 0, 0, (1.0,), arrays)
+    payload = encode(message, 3, ids)
+    assert same(decode(payload, names={number: name for name, number in ids.items()}), message)
+    assert len(payload) < 20_000
+    assert decode(payload).tensors == {} and len(decode(payload).unknown) == 1000
+
+
+def test_unknown_even_fields_are_ignored() -> None:
+    traced = extended({4: [0, b"\0" * 16, b"\0" * 8, 1], 65534: {"any": [1, None]}, 2: [7, 9]})
+    assert same(decode(traced), Message("s", 0, 0, (0.0,), {}, sent=(7, 9)))

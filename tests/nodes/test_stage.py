@@ -79,7 +79,7 @@ BAD = {
     ),
     "version": (
         Delivery(TOPICS.window("s", "chest"), b"\x97\x02" + part("chest").payload[2:], (1, 1)),
-        "expected version 1 with 7 fields or version 2 with 8; update the older of the two nodes",
+        "expected version 1 with 7 fields, or version 2 or 3 with 8; update the older of the two nodes",
     ),
     "truncated": (
         Delivery(TOPICS.window("s", "chest"), part("chest").payload[:-3], (1, 1)),

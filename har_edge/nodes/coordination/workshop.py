@@ -41,7 +41,10 @@ class _Cutting:
 
 @dataclass(slots=True)
 class Planner:
-    """Plans for one model; `devices` may say what nodes do not know of themselves, and is at `path`."""
+    """Plans for one model; `devices` may say what nodes do not know of themselves, and is at `path`.
+
+    `wire` is the version of messages that nodes may send, by default the lowest one that can carry what crosses.
+    """
 
     model: Model
     wish: Wish
@@ -49,6 +52,7 @@ class Planner:
     devices: DevicesFile | None = None
     path: Path = field(default_factory=Path)
     speed: Callable[[], float] = measure_speed
+    wire: int | None = None
     _reference: Profile | None = None
     _speed: float = 0.0
     _cuttings: dict[tuple[int, ...], _Cutting] = field(default_factory=dict)
@@ -167,13 +171,14 @@ class Planner:
         if known is not None:
             return known
         slices = slice_model(self.model, cuts)
+        draft = outline(self.model, slices, wire=self.wire)
         contents, entries = {}, []
-        for piece, entry in zip(slices, outline(self.model, slices).slices, strict=True):
+        for piece, entry in zip(slices, draft.slices, strict=True):
             content = bytes(write_slice(self.model, piece))
             sha256 = hashlib.sha256(content).hexdigest()
             contents[sha256] = content
             entries.append(msgspec.structs.replace(entry, sha256=sha256))
-        manifest = msgspec.structs.replace(outline(self.model, slices), slices=tuple(entries))
+        manifest = msgspec.structs.replace(draft, slices=tuple(entries))
         return _Cutting(manifest, contents)
 
 
