@@ -16,11 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from har_edge.errors import MessageError, ModelError
+from har_edge.inference.wheels import missing, read_host
 
 try:
     from ai_edge_litert.interpreter import Interpreter as _Runtime
 except ImportError:  # 32-bit Raspberry Pi OS has wheels of tflite_runtime only
-    from tflite_runtime.interpreter import Interpreter as _Runtime
+    try:
+        from tflite_runtime.interpreter import Interpreter as _Runtime
+    except ImportError as error:
+        raise ModelError(missing(read_host(), str(error))) from error
 
 Array = NDArray[Any]
 _BANNER = b"INFO: Created TensorFlow Lite XNNPACK delegate"
