@@ -109,7 +109,9 @@ def measure(pipeline: Pipeline, broker: Mosquitto, args: argparse.Namespace, opt
         for source in others:
             stack.callback(subprocess.Popen([*command, source], stdout=subprocess.DEVNULL).wait)
         began = time.time()
-        process = subprocess.Popen([*command, args.source], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, args.source, "--name", f"sensor-{args.source}"], stdout=subprocess.DEVNULL
+        )
         cost = follow(process, bus, pipeline, f"sensor-{args.source}", began)
     bus.close(forget=True)
     return cost

@@ -62,10 +62,10 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
         raise ConfigError(f"{', '.join(replay)} came with --live; expected without: these are for recordings")
     check_id("name of the stream", args.stream)
     pipeline, sensor, sources = made.pipeline, made.sensor, made.sources
-    stream = _stream(args, pipeline, sources)
     device = Device(args.live)
+    stream = _stream(args, pipeline, sources, at_rest=device.keeps)
     detail = f"{', '.join(sources)} of {args.stream}, live from {device.name}"
-    identity = options.identity_of(args, pipeline, args.name or f"sensor-{args.source}", "sensor", detail)
+    identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail)
     bus = sender.connect(args, pipeline, identity)
     reducers = options.listed_reducers(pipeline.task, sources)
     print(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}", flush=True)
@@ -92,11 +92,14 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     return made.exit_code(stop)
 
 
-def _stream(args: argparse.Namespace, pipeline: Pipeline, sources: Sequence[str]) -> LiveStream:
+def _stream(args: argparse.Namespace, pipeline: Pipeline, sources: Sequence[str], *, at_rest: bool) -> LiveStream:
+    """Return the stream of a device; times in a file that is `at_rest` are not those of now."""
+    import math
+
     from har_edge.streams.guard import Limits
     from har_edge.streams.live import LiveStream, lay_out
 
     layout = lay_out(pipeline.described, pipeline.stream, sources, stamped=args.timestamps)
     task = pipeline.task.stream
-    limits = Limits(stuck_s=float(args.stuck_after))
+    limits = Limits(stuck_s=float(args.stuck_after), skew_s=math.inf if at_rest else Limits().skew_s)
     return LiveStream(args.stream, layout, task.rate_hz, task.length, task.hop, limits)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from har_edge.messaging.address import Address
     from har_edge.messaging.bus import Bus, Session
     from har_edge.messaging.mqtt import Client, Protocol
+    from har_edge.messaging.status import SliceCard
     from har_edge.nodes.loop import Identity
     from har_edge.planning.pipeline import BrokerConfig, Pipeline
     from har_edge.planning.task import Task
@@ -248,14 +249,24 @@ def batch_delay(task: Task, batch: int, speed: float | None) -> str:
     return f"the first window of a message waits {hops} {unit} ({hops * hop_s:.3g} s) for the last"
 
 
-def identity_of(args: argparse.Namespace, pipeline: Pipeline, node: str, role: str, detail: str) -> Identity:
-    """Return what a node says of itself."""
+def identity_of(
+    args: argparse.Namespace,
+    pipeline: Pipeline,
+    node: str,
+    role: str,
+    detail: str,
+    *,
+    epoch: int = 0,
+    card: SliceCard | None = None,
+) -> Identity:
+    """Return what a node says of itself; a stage says of which epoch it is, and by its card what it runs."""
     from har_edge.messaging.topics import check_node_name
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.loop import Identity
 
     check_node_name(node)
-    return Identity(topics_of(pipeline), node, role, chosen_client(args, pipeline.config.broker).value, detail)
+    client = chosen_client(args, pipeline.config.broker).value
+    return Identity(topics_of(pipeline), node, role, client, detail, epoch=epoch, slice=card)
 
 
 def subjects(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli import options
 from har_edge.errors import ConfigError, NodeError
+from har_edge.messaging.topics import MAX_ID_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,6 +62,17 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
     sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
     return Made(pipeline, build_sensor(pipeline, sources, combine=args.combine), sources)
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """Return the name of a sensor: as given, else of its source and its streams, so that two persons' have two."""
+    if args.name is not None:
+        return str(args.name)
+    streams = [args.stream] if args.live is not None else list(args.subjects or ())
+    name = "-".join(["sensor", args.source, *streams])
+    if len(name) <= MAX_ID_LENGTH:
+        return name
+    return f"sensor-{args.source[:32]}-{streams[0][:32]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def connect(args: argparse.Namespace, pipeline: Pipeline, identity: Identity) -> Bus:

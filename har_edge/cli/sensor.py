@@ -22,7 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_data(parser)
     parser.add_argument("--source", default="all", metavar="NAME", help="one source, or all (default: all)")
     parser.add_argument(
-        "--name", metavar="NAME", help="name of this node: one for each sensor that runs (default: sensor-SOURCE)"
+        "--name",
+        metavar="NAME",
+        help="name of this node: one for each sensor that runs (default: sensor-SOURCE-STREAM)",
     )
     parser.add_argument(
         "--subjects", type=options.subjects, metavar="LIST", help="streams to replay, such as 7,8 (default: all)"
@@ -88,7 +90,7 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     grouping = pipeline.task.stream.grouping
     recordings = [regroup_recording(recording, pipeline.described, grouping) for recording in recordings]
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
-    identity = options.identity_of(args, pipeline, args.name or f"sensor-{args.source}", "sensor", detail)
+    identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail)
     bus = sender.connect(args, pipeline, identity)
     reducers = options.listed_reducers(pipeline.task, sources)
     print(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}", flush=True)

@@ -35,6 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--stages", type=int, metavar="N", help="cut into N slices for equal devices, by time measured here"
     )
+    parser.add_argument(
+        "--name", metavar="NAME", help="name of the pipeline, which tells it apart on a broker (default: har)"
+    )
     options.add_reducer(parser, "what the sensors do to windows, instead of what the model's manifest says")
     parser.add_argument(
         "--check", action="store_true", help="prove for every cut that the slices give the same bits as the whole model"
@@ -108,15 +111,18 @@ def _write(
 ) -> None:
     """Write slices, manifest and, unless a person's own is there, the pipeline file and what it needs beside it."""
     from har_edge.graph.folder import outline, write_folder
-    from har_edge.planning.pipeline import epoch_of, keeps, write_pipeline
+    from har_edge.planning.pipeline import DEFAULT_NAME, epoch_of, keeps, write_pipeline
 
     out: Path = args.out
     kept = keeps(out, outline(model, slices, wire=args.wire), task)  # refuses before anything is written
-    if kept and args.reducer is not None:
-        raise ConfigError(
-            f"nothing is written: --reducer came, but {out / 'pipeline.toml'} is there and would be kept; change its "
-            "reducers by hand, or give a new folder with --out"
-        )
+    for option, given in (("--reducer", args.reducer), ("--name", args.name)):
+        if kept and given is not None:
+            raise ConfigError(
+                f"nothing is written: {option} came, but {out / 'pipeline.toml'} is there and would be kept; change it "
+                "by hand, or give a new folder with --out"
+            )
+    if task is None and args.name is not None:
+        raise ConfigError("--name came, but no manifest says what this model is for, so no pipeline file is written")
     manifest = write_folder(model, slices, out, {} if kept else beside, wire=args.wire)
     report.add_slices(manifest, out, predicted)
     stateful = [str(number) for number, entry in enumerate(manifest.slices) if entry.stateful]
@@ -128,7 +134,7 @@ def _write(
     if kept:
         report.say(f"kept {out / 'pipeline.toml'}, which fits these slices too")
     elif task is not None:
-        write_pipeline(out, task)
+        write_pipeline(out, task, name=args.name or DEFAULT_NAME)
         report.say(f"the epoch of these slices is {epoch_of(manifest)}")
     else:
         report.say("no manifest says what this model is for; to run the slices write pipeline.toml (docs/pipeline.md)")
@@ -146,6 +152,12 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         raise ConfigError("--at and --stages write slices; give the folder for them with --out DIR")
     if args.stages is not None and args.stages < 1:
         raise ConfigError(f"--stages {args.stages}: expected at least 1")
+    if args.name is not None:
+        from har_edge.messaging.topics import check_id
+
+        check_id("--name", args.name)
+        if not cutting:
+            raise ConfigError("--name came without --at or --stages; it names the pipeline that these write")
     if args.threads < 1:
         raise ConfigError(f"--threads {args.threads}: expected at least 1")
 

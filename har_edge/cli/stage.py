@@ -24,18 +24,23 @@ def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
     from har_edge.messaging.bus import Session, TakenOver
-    from har_edge.nodes.build import build_stage, override, receive_max
+    from har_edge.nodes.build import build_stage, override, receive_max, topics_of
     from har_edge.nodes.loop import Stop, await_ready, run_stage
+    from har_edge.nodes.neighbours import card_of, check_neighbours
     from har_edge.planning.pipeline import load_pipeline
 
     stop = Stop().catch_signals()
     pipeline = load_pipeline(args.config)
     pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
-    stage = build_stage(pipeline, args.index, threads=args.threads)
     wiring = pipeline.wiring(args.index)
     entry = wiring.entry
+    stage = build_stage(pipeline, args.index, threads=args.threads)
+    card = card_of(pipeline, args.index)
+    check_neighbours(lambda session: options.connect(args, pipeline, session), topics_of(pipeline), card)
     detail = f"slice {args.index}: operators [{entry.start}, {entry.stop}) of {pipeline.manifest.model}"
-    identity = options.identity_of(args, pipeline, f"stage-{args.index}", "stage", detail)
+    identity = options.identity_of(
+        args, pipeline, f"stage-{args.index}", "stage", detail, epoch=pipeline.config.epoch, card=card
+    )
     session = identity.session(
         expiry_s=pipeline.config.session_expiry_s,
         receive_max=receive_max(wiring),

@@ -73,12 +73,29 @@ class DeviceCard(msgspec.Struct, frozen=True, omit_defaults=True):
     round_trip_s: Figure | None = None
 
 
+class SliceCard(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a stage of a fixed folder runs: slice `index` of `count`, of a model (file name and SHA-256), for a task.
+
+    `task` says in words what goes in and out, `task_sha256` tells tasks apart; `start` and `stop` are operators.
+    """
+
+    index: Count
+    count: Count
+    model: str
+    model_sha256: str
+    task: str
+    task_sha256: str
+    start: Count = 0
+    stop: Count = 0
+
+
 class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """The retained self-description of a node.
 
     `instance` is new with each start of the process, `started` the time of that start (seconds since 1970); `counters`
     are those that the node keeps, by name. A node that runs whatever stages it is told to says what its `device` can
-    do; a sensor that follows a deployment says which `epoch` its windows go to.
+    do; a sensor that follows a deployment says which `epoch` its windows go to; a stage of a fixed folder says which
+    `slice` it runs, and the `epoch` of its cut.
     """
 
     node: str
@@ -92,6 +109,7 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     counters: dict[str, Count] = {}
     device: DeviceCard | None = None
     epoch: Count = 0
+    slice: SliceCard | None = None
 
 
 class StagePhase(str, enum.Enum):

@@ -87,7 +87,7 @@ class LocalPipeline:
     def start_sensors(self, sources: Sequence[str], options: Sequence[str]) -> None:
         """Start one sensor process a source (`all` for one with all of them)."""
         for source in sources:
-            self._start(f"sensor-{source}", ["sensor", "--source", source, *options])
+            self._start(f"sensor-{source}", ["sensor", "--source", source, "--name", f"sensor-{source}", *options])
 
     def results(self) -> Iterator[Arrival | None]:
         """Yield results as they come, None in pauses; end when every window is answered, or nothing comes any more."""

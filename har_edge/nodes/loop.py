@@ -17,7 +17,16 @@ import msgspec
 from har_edge import __version__
 from har_edge.errors import BrokerError
 from har_edge.messaging.bus import Bus, Delivery, Outgoing, Receipt, Session, Will
-from har_edge.messaging.status import UNREADABLE, DeviceCard, NodeStatus, State, claim_of, decode_status, encode_status
+from har_edge.messaging.status import (
+    UNREADABLE,
+    DeviceCard,
+    NodeStatus,
+    SliceCard,
+    State,
+    claim_of,
+    decode_status,
+    encode_status,
+)
 from har_edge.messaging.topics import RETAINED, Kind, Topics
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.stage import Stage
@@ -68,6 +77,7 @@ class Identity:
     started: float = field(default_factory=time.time)
     device: DeviceCard | None = None
     epoch: int = 0
+    slice: SliceCard | None = None
 
     @property
     def topic(self) -> str:
@@ -88,6 +98,7 @@ class Identity:
                 counters=counters or {},
                 device=self.device,
                 epoch=self.epoch,
+                slice=self.slice,
             )
         )
 

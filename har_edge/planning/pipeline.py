@@ -25,6 +25,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 FILE_NAME = "pipeline.toml"
+DEFAULT_NAME = "har"
 MQTT_MAX_BYTES = 268_435_455
 _EPOCH_BITS = 31
 
@@ -73,7 +74,7 @@ class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     task: Task
-    name: str = "har"
+    name: str = DEFAULT_NAME
     base: str = "har"
     epoch: int = 1
     slices: str = "."
@@ -318,7 +319,7 @@ def _check_missing(wiring: Wiring, join: JoinConfig, file: Path) -> None:
         )
 
 
-def write_pipeline(folder: Path, task: Task, *, name: str = "har", broker: BrokerConfig | None = None) -> Path:
+def write_pipeline(folder: Path, task: Task, *, name: str = DEFAULT_NAME, broker: BrokerConfig | None = None) -> Path:
     """Write a pipeline file with every choice a person may want to change; return its path."""
     quote, broker = _quote, broker or BrokerConfig()
     lines = [

@@ -19,7 +19,7 @@ import numpy as np
 
 from har_edge.streams.tabular import Table
 
-FORMAT = b"har-edge table 1"
+FORMAT = b"har-edge table 2"
 _log = logging.getLogger(__name__)
 
 

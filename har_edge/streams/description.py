@@ -34,7 +34,8 @@ class FileLayout:
     `pattern` is a regular expression that a file's whole name matches; its group `stream` names the stream, unless the
     column `stream` does. `columns` holds the columns of each source, in the order of the sources; a column is an index
     from 0 or, in files with a header, a name. `width` is the number of columns of a line where there is no header to
-    say so. `label_values` holds what the label column says for each label; None means the label's own index.
+    say so. `label_values` holds what the label column says for each label; None means the label's own index. `time` is
+    the column with the time of each row in seconds, which tells where a stream has gaps.
     """
 
     pattern: str
@@ -45,6 +46,7 @@ class FileLayout:
     label: Column | None = None
     label_values: tuple[str, ...] | None = None
     stream: Column | None = None
+    time: Column | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class _FilesTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     columns: int | None = None
     label: Column | None = None
     stream: Column | None = None
+    time: Column | None = None
 
 
 class _SourceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -170,7 +173,7 @@ def _build_layout(document: _Document) -> FileLayout:
     _check_pattern(files)
     columns = tuple(source.columns for source in document.sources)
     used: list[Column] = [column for source in columns for column in source]
-    used += [column for column in (files.label, files.stream) if column is not None]
+    used += [column for column in (files.label, files.stream, files.time) if column is not None]
     _unique("columns", used)
     for column in used:
         _check_column(column, files)
@@ -183,7 +186,15 @@ def _build_layout(document: _Document) -> FileLayout:
         )
         _unique("label_values", values)
     return FileLayout(
-        files.pattern, files.delimiter, files.header, columns, files.columns, files.label, values, files.stream
+        files.pattern,
+        files.delimiter,
+        files.header,
+        columns,
+        files.columns,
+        files.label,
+        values,
+        files.stream,
+        files.time,
     )
 
 

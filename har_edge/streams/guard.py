@@ -28,9 +28,12 @@ class Fault(Enum):
     STUCK = "stuck_channels"
     RATE = "off_rate"
     SILENCE = "silences"
+    CLOCK = "off_clock_samples"
     DROPPED = "dropped_windows"
 
 
+# 2001-09-09; what is earlier is no time since 1970 of a device that runs now, but one since its start.
+EARLIEST_S = 1e9
 COUNTED = ("lines", *(fault.value for fault in Fault), "lost_samples", "held_samples", "withheld_windows")
 
 
@@ -42,7 +45,8 @@ class Limits:
     `back_s`, `forward_s`: a clock that moves so far was set. `silence_s`, `silence_periods`: time without a line (the
     longer of both) that is a gap where lines carry no time. `stuck_s`: time without change. `rate_s`, `arrival_s`: time
     over which the rate is measured by time stamps and by arrival. `warn`, `refuse`: deviation of the rate, as a share.
-    `quiet_s`: silence that is said while it lasts. `repeat_s`: time between two lines in the log about the same fault.
+    `quiet_s`: silence that is said while it lasts. `skew_s`: how far time stamps may be from the clock here.
+    `repeat_s`: time between two lines in the log about the same fault.
     """
 
     held: int = 5
@@ -57,6 +61,7 @@ class Limits:
     warn: float = 0.02
     refuse: float = 0.10
     quiet_s: float = 10.0
+    skew_s: float = 5.0
     repeat_s: float = 60.0
 
 
@@ -133,6 +138,7 @@ class Guard:
         `values` is float32 [channels] and may hold NaN and infinity; `now` is the time for the log.
         """
         before = self._time
+        self._report_clock(time_s, now)
         filled = self._place(time_s, now)
         if filled is None:
             return []
@@ -229,6 +235,22 @@ class Guard:
         text = f"no change for {self._limits.stuck_s:g} s {others}: {', '.join(fresh)}"
         self._journal.note(Fault.STUCK, now, text, count=len(fresh))
 
+    def _report_clock(self, time_s: float, now: float) -> None:
+        """Name time stamps that do not agree with the clock here; samples go on."""
+        ahead_s = time_s - now
+        uptime = time_s < EARLIEST_S <= now
+        if not self._stamped or not (uptime or abs(ahead_s) > self._limits.skew_s):
+            return
+        if uptime:
+            what = f"its times count from some start of the device ({time_s:.10g} s came), not from 1970"
+            mend = "send seconds since 1970, or leave out --timestamps"
+        else:
+            way = "ahead of" if ahead_s > 0 else "behind"
+            what = f"its times are {_span(abs(ahead_s))} {way} the clock here"
+            mend = "`timedatectl set-ntp true` on both"
+        effect = "its windows do not join those of other devices, and latencies are wrong"
+        self._journal.note(Fault.CLOCK, now, f"{what}: {effect}; {mend}")
+
     def _report_rate(self, apart: float, now: float) -> None:
         if not self._rate.add(apart) or self._rate.deviation <= self._limits.warn:
             return
@@ -239,6 +261,14 @@ class Guard:
             now,
             f"{self._rate.measured_hz:.4g} samples a second came by the {what}; expected {self._rate_hz:g}{then}",
         )
+
+
+def _span(seconds: float) -> str:
+    """Return a time as people say it, from seconds to days."""
+    for length, unit in ((86_400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * length or (seconds >= length and unit != "days"):
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 class _Stuck:

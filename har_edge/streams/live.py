@@ -155,6 +155,8 @@ class LiveStream:
         if b"_" in line:
             raise ValueError(f"{_shown(line)} holds something that is no number")
         time_s = numbers.pop(0) if layout.stamped else now
+        if MAX_TIME_S <= time_s < 1000 * MAX_TIME_S:
+            raise ValueError(f"its time is {time_s:.0f}, which looks like milliseconds; expected seconds since 1970")
         if not 0 <= time_s < MAX_TIME_S:
             raise ValueError(f"its time is {time_s}, expected seconds from 0 to {MAX_TIME_S:g}")
         with np.errstate(over="ignore"):

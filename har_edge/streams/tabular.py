@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import math
 from dataclasses import dataclass
@@ -13,16 +14,19 @@ import numpy.typing as npt
 from har_edge.errors import DataError
 from har_edge.streams.description import NAME, Column, FileLayout, StreamDescription
 from har_edge.streams.recording import Samples
+from har_edge.streams.runs import find_runs
 
 UNKNOWN_LABEL = -1
 _SHOWN = 60
+_HEAD = 4096  # bytes by which UTF-16 is told
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """One file: float32 [n, channels of all sources], labels int16 [n], and the runs of rows of one stream.
 
-    Run i starts at row `starts[i]` and belongs to stream `streams[i]`. Without a label column, labels are -1.
+    Run i starts at row `starts[i]` and belongs to stream `streams[i]`; the rows of a run follow each other in time.
+    Without a label column, labels are -1.
     """
 
     values: Samples
@@ -41,10 +45,11 @@ def parse_table(data: bytes, description: StreamDescription, stream: str, where:
     lines.check_widths()
     count = len(lines.values)
     needed = [*lines.values, *([] if lines.label is None or lines.has_text_labels else [lines.label])]
+    needed += [] if lines.time is None else [lines.time]
     numbers = lines.load_numbers(needed)
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(numbers[:, :count], dtype=np.float32)
-    if not np.isfinite(values).all():
+    if not np.isfinite(values).all() or not (lines.time is None or np.isfinite(numbers[:, -1]).all()):
         lines.refuse()
     if lines.label is None:
         labels = np.full(len(values), UNKNOWN_LABEL, np.int16)
@@ -52,8 +57,35 @@ def parse_table(data: bytes, description: StreamDescription, stream: str, where:
         labels = _labels_of_text(lines, lines.label)
     else:
         labels = _labels_of_numbers(lines, numbers[:, count])
-    starts, streams = ((0,), (stream,)) if lines.stream is None else _runs(lines, lines.stream)
-    return Table(values, labels, starts, streams)
+    names = [stream] * len(values) if lines.stream is None else lines.load_streams(lines.stream)
+    runs = find_runs(names, None if lines.time is None else numbers[:, -1], description.rate_hz, where)
+    if runs.order is not None:
+        values, labels = np.ascontiguousarray(values[runs.order]), labels[runs.order]
+    return Table(values, labels, runs.starts, runs.streams)
+
+
+def decode_text(data: bytes, where: str) -> bytes:
+    """Return the text of a file in UTF-8 with line feeds only.
+
+    UTF-16 is known by its mark, and what ends its lines with carriage returns alone by having no line feed. Raises
+    DataError for text in neither.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            data = data.decode("utf-16").encode()
+        except UnicodeError as error:
+            raise DataError(f"{where}: begins as UTF-16 text but is none: {error}; save it as UTF-8") from None
+    data = data.removeprefix(codecs.BOM_UTF8)
+    head = data[:_HEAD]
+    if head.count(b"\0") * 4 >= len(head) > 0:
+        raise DataError(
+            f"{where}: every second byte or so is NUL, as in UTF-16 without a byte order mark or a binary file; "
+            "expected UTF-8 text: save it as that"
+        )
+    if b"\r" not in data:
+        return data
+    data = data.replace(b"\r\n", b"\n")
+    return data if b"\n" in data else data.replace(b"\r", b"\n")
 
 
 class _Lines:
@@ -61,8 +93,7 @@ class _Lines:
 
     def __init__(self, data: bytes, description: StreamDescription, where: str) -> None:
         layout = description.files
-        data = data.removeprefix(b"\xef\xbb\xbf")
-        data = (data.replace(b"\r\n", b"\n") if b"\r" in data else data).rstrip(b"\n")
+        data = decode_text(data, where).rstrip(b"\n")
         self.where = where
         self.description = description
         self.first = 1
@@ -79,6 +110,7 @@ class _Lines:
         self.values = [self._find(column, header) for columns in layout.columns for column in columns]
         self.label = None if layout.label is None else self._find(layout.label, header)
         self.stream = None if layout.stream is None else self._find(layout.stream, header)
+        self.time = None if layout.time is None else self._find(layout.time, header)
         self.has_text_labels = layout.label_values is not None
 
     def _find_width(self, layout: FileLayout, header: list[str] | None) -> int:
@@ -125,6 +157,14 @@ class _Lines:
         """Return the fields of one column, without white space around them."""
         return [str(text).strip() for text in self._load([column], np.str_)[:, 0]]
 
+    def load_streams(self, column: int) -> list[str]:
+        """Return the stream of each row; DataError for a name that cannot be one."""
+        names = self.load_texts(column)
+        for name in set(names):
+            if not NAME.fullmatch(name):
+                raise self.error(names.index(name), f"stream is {_shown(name)}, expected letters, digits, _ and -")
+        return names
+
     def _load(self, columns: list[int], dtype: type[np.float64] | type[np.str_]) -> npt.NDArray[Any]:
         usecols = None if columns == list(range(self.width)) else columns
         try:
@@ -150,7 +190,7 @@ class _Lines:
                 fields = line.decode("utf-8").split(self.delimiter)
             except UnicodeDecodeError as error:
                 raise self.error(row, f"{_shown(repr(line))} is not UTF-8 text") from error
-            for column in self.values:
+            for column in [*self.values, *([] if self.time is None else [self.time])]:
                 if not _is_number(fields[column]):
                     raise self.error(row, f"column {column} is {_shown(fields[column])}, expected a finite number")
             if self.label is not None and not self.has_text_labels:
@@ -190,15 +230,6 @@ def _labels_of_text(lines: _Lines, column: int) -> npt.NDArray[np.int16]:
         row = int(np.argmax(labels == UNKNOWN_LABEL))
         raise lines.error(row, f"label is {_shown(texts[row])}, expected one of {', '.join(values)}")
     return labels
-
-
-def _runs(lines: _Lines, column: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    names = lines.load_texts(column)
-    starts = [row for row, name in enumerate(names) if row == 0 or name != names[row - 1]]
-    for start in starts:
-        if not NAME.fullmatch(names[start]):
-            raise lines.error(start, f"stream is {_shown(names[start])}, expected letters, digits, _ and -")
-    return tuple(starts), tuple(names[start] for start in starts)
 
 
 def _is_number(text: str) -> bool:

@@ -99,7 +99,9 @@ def test_a_fifo_with_faults_goes_on_says_what_it_did_and_ends_on_a_signal(
     assert "dropped a line: 1 columns ('hello'), expected 24" in sensor.said
     assert "no finite number came for chest.acc_z; holding the last ones" in sensor.said
     assert "a gap (10 lost): 220 ms and 0 dropped lines between two samples, expected 20 ms and none" in sensor.said
-    assert "messages; lines 2990, unreadable lines 1, not finite samples 1, gaps 1, lost samples 10" in sensor.said
+    assert "messages; lines 2990, unreadable lines 1, not finite samples 1, gaps 1, " in sensor.said
+    # A minute of lines came within a moment, so most of their times are not those of now.
+    assert "lost samples 10" in sensor.said and "s ahead of the clock here" in sensor.said
 
 
 def test_while_nobody_listens_the_oldest_windows_that_wait_are_dropped(
@@ -111,11 +113,11 @@ def test_while_nobody_listens_the_oldest_windows_that_wait_are_dropped(
     text = write(tmp_path / "lines", table).read_text()
     with fifo.open("w") as writer:
         writer.write(text)
-    fleet.until(lambda: fleet.counter("sensor-all", "dropped_windows") > 0, "nothing was dropped")
-    fleet.until(lambda: fleet.counter("sensor-all", "lines") == len(table), "the lines were not read")
+    fleet.until(lambda: fleet.counter("sensor-all-anna", "dropped_windows") > 0, "nothing was dropped")
+    fleet.until(lambda: fleet.counter("sensor-all-anna", "lines") == len(table), "the lines were not read")
     made = (len(table) - LENGTH) // HOP + 1
     fleet.stages()
-    fleet.until_results(made - fleet.counter("sensor-all", "dropped_windows"))
+    fleet.until_results(made - fleet.counter("sensor-all-anna", "dropped_windows"))
     assert sensor.end() == 0 and max(seq for _, seq in fleet.results) == int(BEGIN * RATE / HOP) + made - 1
     assert "dropped the oldest of 3 windows that wait to be sent" in sensor.said
     assert f"dropped windows {made - len(fleet.results)}" in sensor.said.splitlines()[-1]

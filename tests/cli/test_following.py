@@ -106,7 +106,7 @@ class Generations:
         return self.stand.start("sensor", "--source", source, "--subjects", "7", "--cache", str(cache), *options)
 
     def epoch_of(self, source: str) -> int:
-        status = self.fleet.statuses.get(f"sensor-{source}")
+        status = self.fleet.statuses.get(f"sensor-{source}-subject7")
         return status.epoch if status else 0
 
 
@@ -214,7 +214,7 @@ def test_a_device_follows_a_plan_too(generations: Generations) -> None:
     assert sensor.wait() == 0
     fleet.until_results(22)
     assert not fleet.doubled and {one.epoch for one in fleet.results.values()} == {1}
-    assert fleet.counter("sensor-all", "dropped") == 0 and fleet.statuses["sensor-all"].epoch == 1
+    assert fleet.counter("sensor-all-anna", "dropped") == 0 and fleet.statuses["sensor-all-anna"].epoch == 1
 
 
 def test_while_the_pipeline_stands_a_device_loses_its_oldest_unsent_windows_and_no_others(
@@ -235,7 +235,7 @@ def test_while_the_pipeline_stands_a_device_loses_its_oldest_unsent_windows_and_
     row, rows = b"\t".join(b"%d" % k for k in range(23)), itertools.count()
 
     def counted() -> int:
-        return len(fleet.results) + fleet.counter("sensor-all", "dropped")
+        return len(fleet.results) + fleet.counter("sensor-all-anna", "dropped")
 
     with path.open("wb", buffering=0) as device:
 
@@ -245,21 +245,23 @@ def test_while_the_pipeline_stands_a_device_loses_its_oldest_unsent_windows_and_
                 produced.extend(window.seq for _, window in shadow.feed(lines, 0.0))
                 device.write(lines)
 
-        fleet.until_ready("sensor-all")  # what comes before it has the broker is dropped beyond its queue
+        fleet.until_ready("sensor-all-anna")  # what comes before it has the broker is dropped beyond its queue
         play(20)
         fleet.until(lambda: len(fleet.results) == len(produced), "the first windows are not answered")
         generations.end(1)
         play(150)
-        fleet.until(lambda: fleet.counter("sensor-all", "dropped") > 0, "nothing is dropped")
+        fleet.until(lambda: fleet.counter("sensor-all-anna", "dropped") > 0, "nothing is dropped")
         generations.begin(1)
         fleet.until(lambda: counted() == len(produced), "not all that is not dropped is answered")
         play(10)
         fleet.until(lambda: counted() == len(produced), "it does not go on")
         assert sensor.end() == 0
     lost = sorted(set(produced) - {seq for _, seq in fleet.results})
-    assert not fleet.doubled and fleet.counter("sensor-all", "dropped") == len(lost) == 150 - 64 - 8
+    assert not fleet.doubled and fleet.counter("sensor-all-anna", "dropped") == len(lost) == 150 - 64 - 8
     # Which ones depends on how many lines each read brings; never one of the first, or of those that waited last.
-    assert produced[20] <= lost[0] and lost[-1] < produced[-10 - 8] and fleet.counter("sensor-all", "unanswered") == 0
+    assert (
+        produced[20] <= lost[0] and lost[-1] < produced[-10 - 8] and fleet.counter("sensor-all-anna", "unanswered") == 0
+    )
     assert f"dropped windows {len(lost)}" in sensor.said and "dropped the oldest of 8 windows" in sensor.said
 
 

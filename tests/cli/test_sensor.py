@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.cli.main import main
+from har_edge.cli.main import build_parser, main
+from har_edge.cli.sender import name_of
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Session
 from har_edge.messaging.status import State
+from har_edge.messaging.topics import is_id
 from tests.cli.fleet import Fleet
 
 
@@ -40,10 +42,10 @@ def test_it_sends_the_windows_of_a_source_and_says_what_it_did(fleet: Fleet) -> 
     assert "no recordings found: using synthetic data; get the real ones with: har-edge data fetch" in sensor.said
     assert "sensor arm connected: arm of subject3, subject4, synthetic data; reducer: q8:0." in sensor.said
     assert "sensor arm done: 24 windows in 6 messages" in sensor.said
-    fleet.until(lambda: fleet.state("sensor-arm") is State.STOPPED, "no farewell")
-    assert fleet.counter("sensor-arm", "windows") == 24
-    assert fleet.counter("sensor-arm", "raw_bytes") == 2 * (11 * 125 + 250) * 9 * 4
-    assert fleet.counter("sensor-arm", "sent_bytes") > 24 * 250 * 9
+    fleet.until(lambda: fleet.state("sensor-arm-subject3-subject4") is State.STOPPED, "no farewell")
+    assert fleet.counter("sensor-arm-subject3-subject4", "windows") == 24
+    assert fleet.counter("sensor-arm-subject3-subject4", "raw_bytes") == 2 * (11 * 125 + 250) * 9 * 4
+    assert fleet.counter("sensor-arm-subject3-subject4", "sent_bytes") > 24 * 250 * 9
     listener.close()
 
 
@@ -61,17 +63,51 @@ def test_it_says_what_several_windows_a_message_cost_in_time(fleet: Fleet) -> No
 
 def test_of_two_sensors_with_one_name_the_older_ends_and_says_so(fleet: Fleet) -> None:
     older = fleet.start("sensor", "--source", "chest", "--subjects", "1", "--speed", "5")
-    fleet.until_ready("sensor-chest")
-    first = fleet.statuses["sensor-chest"].instance
+    fleet.until_ready("sensor-chest-subject1")
+    first = fleet.statuses["sensor-chest-subject1"].instance
     younger = fleet.start("sensor", "--source", "chest", "--subjects", "1", "--speed", "5")
     assert older.wait() == 3
-    assert "sensor chest: another sensor named sensor-chest has connected; ending (give each its --name)" in older.said
+    assert (
+        "sensor chest: another sensor named sensor-chest-subject1 has connected; ending (give each its --name)"
+        in older.said
+    )
     fleet.until(
-        lambda: fleet.state("sensor-chest") is State.READY and fleet.statuses["sensor-chest"].instance != first,
+        lambda: (
+            fleet.state("sensor-chest-subject1") is State.READY
+            and fleet.statuses["sensor-chest-subject1"].instance != first
+        ),
         "the younger sensor is not there",
     )
     assert younger.process.poll() is None
     assert younger.end(signal.SIGTERM) == 0
+
+
+def test_sensors_of_two_persons_do_not_take_each_other_over(fleet: Fleet) -> None:
+    """Neither replay nor live, and none of them was given a name."""
+    first = fleet.start("sensor", "--source", "chest", "--subjects", "1", "--speed", "5")
+    second = fleet.start("sensor", "--source", "chest", "--subjects", "2", "--speed", "5")
+    fleet.until_ready("sensor-chest-subject1", "sensor-chest-subject2")
+    assert first.process.poll() is second.process.poll() is None
+    assert first.end() == second.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--source", "arm"], "sensor-arm"),
+        (["--subjects", "7,8"], "sensor-all-subject7-subject8"),
+        (["--live", "-", "--stream", "anna"], "sensor-all-anna"),
+        (["--name", "mine", "--subjects", "7"], "mine"),
+    ],
+)
+def test_the_default_name_has_the_streams(options: list[str], name: str) -> None:
+    args = build_parser().parse_args(["sensor", *options])
+    assert name_of(args) == name
+
+
+def test_a_default_name_is_never_too_long_and_still_tells_lists_apart() -> None:
+    names = [name_of(build_parser().parse_args(["sensor", "--subjects", f"1-{last}"])) for last in (99, 98)]
+    assert len(set(names)) == 2 and all(is_id(name) and name.startswith("sensor-all-subject1-") for name in names)
 
 
 def test_no_sensor_takes_the_session_of_a_stage_that_lives(fleet: Fleet) -> None:
@@ -104,7 +140,7 @@ def test_it_stops_cleanly_while_nobody_listens(fleet: Fleet) -> None:
     sensor = fleet.start("sensor", "--subjects", "1", "--speed", "max")
     fleet.until(lambda: "nobody listens to" in sensor.said, "it does not say that nobody listens")
     assert sensor.end() == 0
-    fleet.until(lambda: fleet.state("sensor-all") is State.STOPPED, "no farewell")
+    fleet.until(lambda: fleet.state("sensor-all-subject1") is State.STOPPED, "no farewell")
 
 
 REFUSALS = {

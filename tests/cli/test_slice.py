@@ -199,6 +199,30 @@ def test_an_edited_pipeline_file_survives_another_cut(tmp_path: Path, capsys: py
     assert again.config.epoch != first.config.epoch
 
 
+def test_a_name_is_written_and_a_kept_file_is_not_renamed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "slices"
+    cut = ["slice", "int8", "--at", "4", "--out", str(out)]
+    assert main([*cut, "--name", "lab-2"]) == 0
+    assert load_pipeline(out).config.name == "lab-2"
+    assert main([*cut, "--name", "other"]) == 2
+    assert "nothing is written: --name came, but" in capsys.readouterr().err
+    assert main(cut) == 0 and load_pipeline(out).config.name == "lab-2"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--at", "4", "--name", "a/b"], "--name is 'a/b'; expected 1 to 128 letters, digits, '_' or '-'"),
+        (["--list", "--name", "lab"], "--name came without --at or --stages"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], text: str
+) -> None:
+    assert main(["slice", "int8", "--out", str(tmp_path / "slices"), *options]) == 2
+    assert text in capsys.readouterr().err and not (tmp_path / "slices").exists()
+
+
 def test_a_pipeline_file_of_another_model_stops_the_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:

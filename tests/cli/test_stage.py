@@ -13,6 +13,8 @@ from har_edge.messaging import wire
 from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.messaging.bus import Session
 from har_edge.messaging.status import State
+from har_edge.nodes.cutting import prepare
+from har_edge.planning.catalog import find_model
 from har_edge.resources import find_folder
 from tests.cli.fleet import Fleet, Running
 
@@ -222,3 +224,38 @@ def test_an_unknown_key_is_refused(slices: Path, tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err == (
         f"error: {file}: Object contains unknown field `colour`; see docs/pipeline.md for every key\n"
     )
+
+
+def test_a_stage_of_another_model_under_the_same_name_is_refused_with_both_names(fleet: Fleet, tmp_path: Path) -> None:
+    """The other model lives; once it has stopped, the name is free. A re-cut of the same model is no other model."""
+    stages = fleet.stages()
+    other, recut = tmp_path / "other", tmp_path / "recut"
+    for folder, model, cuts in ((other, "float", [4]), (recut, "int8", [9])):
+        found = find_model(model)
+        assert found.entry is not None
+        prepare(found.path, found.entry.task, folder, stages=2, cuts=cuts, name=fleet.name)
+    refused = fleet.start("stage", "--index", "0", "--config", str(other))
+    assert refused.wait() == 2
+    said = " ".join(refused.said.split())
+    assert f"error: pipeline '{fleet.name}' runs har-int8.tflite (sha256 " in said
+    assert ", by stage-" in said and "but this folder is for har-float.tflite (sha256 " in said
+    assert "mhealth: 250 samples at 50 Hz of chest, ankle, arm, 12 classes" in said
+    assert "`har-edge slice --name NAME`" in said
+    assert all(stage.process.poll() is None for stage in stages)
+    taken = fleet.start("stage", "--index", "0", "--config", str(recut))
+    assert stages[0].wait() == 3
+    assert [running.end() for running in (taken, *stages[1:])] == [0, 0, 0]
+    fleet.until(lambda: all(fleet.state(f"stage-{i}") is State.STOPPED for i in range(3)), "no farewell")
+    allowed = fleet.start("stage", "--index", "0", "--config", str(other))
+    fleet.until(lambda: "stage 0 connected" in allowed.said, "it is refused although nobody else is there")
+    assert allowed.end() == 0
+
+
+def test_a_status_says_what_a_stage_runs(fleet: Fleet) -> None:
+    fleet.stage(1)
+    fleet.until_ready("stage-1")
+    status, manifest = fleet.statuses["stage-1"], fleet.pipeline.manifest
+    card = status.slice
+    assert card is not None and status.epoch == fleet.pipeline.config.epoch
+    assert (card.index, card.count, card.start, card.stop) == (1, 3, 4, 9)
+    assert (card.model, card.model_sha256) == ("har-int8.tflite", manifest.model_sha256)

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from har_edge.messaging.status import NEXT, Beat, DeviceCard, NodeStatus, StagePhase, StageReport
+from har_edge.messaging.status import NEXT, Beat, DeviceCard, NodeStatus, SliceCard, StagePhase, StageReport
 from har_edge.messaging.topics import Topics
 from har_edge.nodes import blobs, deployment
 from har_edge.nodes.blobs import Header, decode_header, parcel
@@ -32,6 +32,7 @@ def fields(title: str, head: str) -> list[str]:
 TABLES = [
     (NodeStatus, "Status", "field"),
     (DeviceCard, "Status", "field of `device`"),
+    (SliceCard, "Status", "field of `slice`"),
     (Beat, "Beats", "field of a beat"),
     (StageReport, "Beats", "field of a stage"),
     (Deployment, "The plan", "field"),

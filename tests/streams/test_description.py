@@ -87,9 +87,9 @@ def test_several_files_of_one_stream_follow_each_other(tmp_path):
 
 def test_a_column_may_name_the_stream(tmp_path):
     text = PLAIN.replace("label = 3", "label = 3\nstream = 1").replace("(?P<stream>\\d+)", "\\d+")
-    (tmp_path / "run1.txt").write_text("1;b;1;0\n2;b;2;0\n3;a;3;0\n4;b;4;1\n")
+    (tmp_path / "run1.txt").write_text("1;b;1;0\n2;b;2;0\n3;a;3;0\n5;a;3;0\n6;a;3;0\n4;b;4;1\n")
     a, b = read_recordings(parse_description(text), tmp_path)
-    assert (a.stream, a.samples["housing"][:, 0].tolist(), a.starts) == ("a", [3], (0,))
+    assert (a.stream, a.samples["housing"][:, 0].tolist(), a.starts) == ("a", [3, 3, 3], (0,))
     assert (b.stream, b.samples["housing"][:, 0].tolist(), b.starts) == ("b", [1, 2, 4], (0, 2))
     assert [run.stream for run in read_recordings(parse_description(text), tmp_path, ["b"])] == ["b"]
     with pytest.raises(DataError, match="no stream c, expected some of a, b"):

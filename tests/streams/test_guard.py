@@ -274,3 +274,44 @@ def test_times_rise_within_every_segment(steps):
         device.send(step)
     for before, after in zip(device.samples, device.samples[1:], strict=False):
         assert after.fresh or 0 < after.time_s - before.time_s <= 0.0301
+
+
+@pytest.mark.parametrize(
+    ("apart_s", "said"),
+    [
+        (3600.0, "its times are 1.0 h ahead of the clock here"),
+        (-3600.0, "its times are 1.0 h behind the clock here"),
+        (-300.0, "its times are 5.0 min behind the clock here"),
+        (400 * 86_400.0, "its times are 400.0 days ahead of the clock here"),
+        (6.0, "its times are 6.0 s ahead of the clock here"),
+    ],
+)
+def test_a_clock_that_is_off_is_named_once_and_counted(apart_s, said, caplog):
+    device, now = Device(), 1.7e9
+    for row in range(100):
+        device.samples += device.guard.take(
+            now + row / RATE + apart_s, np.array([row, -row], np.float32), now + row / RATE
+        )
+    (line,) = warnings(caplog)
+    assert line.startswith(f"{said}: its windows do not join those of other devices")
+    assert device.count_of("off_clock_samples") == 100 == len(device.samples) and device.segments == 1
+
+
+def test_times_since_the_start_of_a_device_are_named(caplog):
+    journal, now = Journal(), 1.7e9
+    guard = Guard(["x"], RATE, journal, stamped=True, limits=Limits(skew_s=math.inf))
+    for row in range(10):
+        guard.take(12.5 + row / RATE, np.array([row], np.float32), now + row / RATE)
+    (line,) = warnings(caplog)
+    assert line.startswith("its times count from some start of the device (12.5 s came), not from 1970")
+    assert "seconds since 1970, or leave out --timestamps" in line and journal.counts["off_clock_samples"] == 10
+
+
+@pytest.mark.parametrize("apart_s", [-4.9, 0.0, 4.9])
+def test_a_clock_that_is_nearly_right_and_a_file_of_last_year_are_fine(apart_s, caplog):
+    for skew_s, late_s in ((5.0, 0.0), (math.inf, -365 * 86_400.0)):
+        journal = Journal()
+        guard = Guard(["x"], RATE, journal, stamped=True, limits=Limits(skew_s=skew_s))
+        guard.take(1.7e9 + apart_s + late_s, np.array([1], np.float32), 1.7e9)
+        assert journal.counts["off_clock_samples"] == 0
+    assert warnings(caplog) == []

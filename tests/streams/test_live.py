@@ -241,3 +241,9 @@ def test_no_bytes_raise_and_every_window_is_finite(chunks, stamped):
             assert isinstance(window, Window) and captured >= 0
             assert np.isfinite(window.samples["chest"]).all()
     live.finish(BEGIN)
+
+
+def test_milliseconds_are_named(caplog):
+    live = stream()
+    assert live.feed(line(0, 1_700_000_000_000.0), 1.7e9) == [] and live.counts["unreadable_lines"] == 1
+    assert "its time is 1700000000000, which looks like milliseconds; expected seconds since 1970" in caplog.text

@@ -1,0 +1,100 @@
+"""Stages of one pipeline name must be of one model and task: what the others say is looked at before a stage starts."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from har_edge.errors import MessageError, NodeError
+from har_edge.messaging.bus import Bus, Session
+from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, SliceCard, decode_status
+from har_edge.messaging.text import printable
+from har_edge.messaging.topics import Kind, Topics
+from har_edge.planning.pipeline import Pipeline
+from har_edge.planning.task import Task
+
+_log = logging.getLogger(__name__)
+Connect = Callable[[Session], Bus]
+# How long the broker may take to connect, and retained statuses to come after that.
+LOOK_S = 5.0
+QUIET_S = 0.25
+
+
+def card_of(pipeline: Pipeline, index: int) -> SliceCard:
+    """Return what stage `index` says of what it runs."""
+    entry, task = pipeline.manifest.slices[index], pipeline.task
+    return SliceCard(
+        index=index,
+        count=len(pipeline.manifest.slices),
+        model=pipeline.manifest.model,
+        model_sha256=pipeline.manifest.model_sha256,
+        task=describe_task(task),
+        task_sha256=hash_task(task),
+        start=entry.start,
+        stop=entry.stop,
+    )
+
+
+def describe_task(task: Task) -> str:
+    """Say what goes into a model and what comes out."""
+    stream = task.stream
+    windows = f"{stream.length} samples at {stream.rate_hz:g} Hz of {', '.join(task.inputs)}"
+    return f"{stream.description}: {windows}, {len(task.labels)} classes"
+
+
+def hash_task(task: Task) -> str:
+    """Return what tells tasks apart: streams, inputs, output and classes.
+
+    Reducers are left out: sensors and stages that differ in them drop each other's messages by themselves.
+    """
+    inputs = {source: enters.tensor for source, enters in sorted(task.inputs.items())}
+    kept = (task.stream, inputs, task.output, task.labels, task.label_ids)
+    return hashlib.sha256(msgspec.json.encode(kept)).hexdigest()
+
+
+def check_neighbours(connect: Connect, topics: Topics, card: SliceCard) -> None:
+    """Raise NodeError when a stage that lives under this pipeline's name is of another model or task.
+
+    Another cut of the same model may take over, and so may a second process of a stage. Stages that do not say what
+    they run are of an older har_edge, and pass.
+    """
+    for status in _look(connect, topics, card.count):
+        other = status.slice
+        if status.role != "stage" or status.state not in ALIVE or other is None:
+            continue
+        if other.model_sha256 != card.model_sha256 or other.task_sha256 != card.task_sha256:
+            raise NodeError(
+                f"pipeline {topics.pipeline!r} runs {_named(other)}, by {printable(status.node, 40)}, but this folder "
+                f"is for {_named(card)}; expected one model and task under one name: give this pipeline a name of its "
+                "own (`har-edge slice --name NAME`, or `name` in pipeline.toml), or stop those stages first"
+            )
+
+
+def _named(card: SliceCard) -> str:
+    return f"{printable(card.model, 80)} (sha256 {printable(card.model_sha256, 12)}; {printable(card.task, 120)})"
+
+
+def _look(connect: Connect, topics: Topics, count: int) -> list[NodeStatus]:
+    """Return the retained statuses of a pipeline; those of stages by name too, as not every broker knows wildcards."""
+    bus, found = connect(Session(f"look-{secrets.token_hex(8)}", clean_start=True)), dict[str, NodeStatus]()
+    try:
+        bus.subscribe([topics.status("+"), *(topics.status(f"stage-{index}") for index in range(count))])
+        deadline = time.monotonic() + LOOK_S
+        while time.monotonic() < deadline:
+            for delivery in bus.poll(0.05):
+                bus.acknowledge(delivery)
+                try:
+                    if delivery.payload and topics.read(delivery.topic).kind is Kind.STATUS:
+                        found[delivery.topic] = decode_status(delivery.payload)
+                except (MessageError, *UNREADABLE) as error:
+                    _log.warning("dropped %s: %s", delivery.topic, error)
+            if bus.connected:
+                deadline = min(deadline, time.monotonic() + QUIET_S)
+    finally:
+        bus.close(forget=True)
+    return list(found.values())
