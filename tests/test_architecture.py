@@ -21,7 +21,7 @@ LEVELS = [
     {"planning", "messaging", "inference"},
     {"graph", "reduction"},
     {"streams"},
-    {"resources"},
+    {"resources", "extras"},
     {"errors"},
 ]
 HEAVY = ("tensorflow", "keras", "sklearn", "matplotlib", "paho", "mqtt5", "ai_edge_litert", "tflite_runtime", "numpy")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
-from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,9 +89,12 @@ def _find(name: str, folder: Path) -> Subject:
 
 
 def _speedup(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]) -> int:
+    from har_edge.extras import install_line, is_installed
     from har_edge.testbed.limits import read_cpu
     from har_edge.trials.rows import gains
 
+    if not is_installed("matplotlib"):
+        print(f"no picture will be drawn: matplotlib is not installed; {install_line('matplotlib')}", file=sys.stderr)
     cpu = read_cpu(args.cpu)
     counts = sorted({1, *args.devices})
     rows = _measure(args, bench, subjects, [[cpu] * count for count in counts])
@@ -112,6 +114,7 @@ def _speedup(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]
 
 def _draw(args: argparse.Namespace, found: Sequence[object]) -> int:
     from har_edge.evaluation.scaling import Point, draw_speedup
+    from har_edge.extras import is_installed
     from har_edge.trials.rows import Gain
 
     curves: dict[str, list[Point]] = {}
@@ -120,11 +123,10 @@ def _draw(args: argparse.Namespace, found: Sequence[object]) -> int:
         curves.setdefault(gain.model, []).append(Point(gain.devices, gain.speedup, gain.lowest, gain.highest))
     published = [Point(1, 1.0, 1.0, 1.0), *(Point(count, value, value, value) for count, value in PUBLISHED.items())]
     path = args.out / "speedup.png"
-    try:
-        draw_speedup(curves, published, path, f"Emulated devices, {args.cpu} cores and {args.link} each")
-    except ConfigError as error:
-        print(f"no picture: {error}", file=sys.stderr)
+    if not is_installed("matplotlib"):
+        print(f"rows in {args.out / 'measured.csv'}; no picture, since matplotlib is not installed")
         return 0
+    draw_speedup(curves, published, path, f"Emulated devices, {args.cpu} cores and {args.link} each")
     print(f"rows in {args.out / 'measured.csv'}, picture in {path}")
     return 0
 

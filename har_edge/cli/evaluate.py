@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options, study
-from har_edge.cli.whole import description_of, entry_of
+from har_edge.cli.whole import check_broker, description_of, entry_of
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,10 +84,15 @@ def _measure_model(args: argparse.Namespace) -> int:
     from har_edge.evaluation.missing import score_without_each
     from har_edge.evaluation.prediction import Classifier, predict_recordings
     from har_edge.evaluation.report import evaluate, write_evaluation
+    from har_edge.extras import require
     from har_edge.inference.codecs import FolderFiles
     from har_edge.planning.catalog import find_model
     from har_edge.streams.grouping import regroup, regroup_recording
 
+    if args.png is not None:
+        require("--png", "matplotlib")
+    if args.mqtt:
+        check_broker(args)
     found = find_model(args.model or options.DEFAULT_MODEL)
     task = entry_of(found).task
     if args.mqtt and args.slices is None and args.at is None and args.stages is None:

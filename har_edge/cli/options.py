@@ -215,10 +215,16 @@ def chosen_protocol(args: argparse.Namespace, settings: BrokerConfig) -> Protoco
 
 
 def chosen_reducers(text: str | None, sources: Iterable[str]) -> dict[str, str]:
-    """Read `--reducer`: one specification for all sources, or one for each that is named; ConfigError otherwise."""
+    """Read `--reducer`: one specification for all sources, or one for each that is named.
+
+    Raises ConfigError for another text, and where a method's library is missing.
+    """
+    from har_edge.reduction.catalog import check_libraries
+
     if text is None:
         return {}
     if "=" not in text:
+        check_libraries(text)
         return dict.fromkeys(sources, text)
     chosen: dict[str, str] = {}
     for part in re.split(r",(?=[^,]*=)", text):  # other commas stand inside options, as in sod:1,0.5
@@ -228,6 +234,7 @@ def chosen_reducers(text: str | None, sources: Iterable[str]) -> dict[str, str]:
                 f"--reducer {text!r}: {part!r} came; expected one SPEC for all sources, or SOURCE=SPEC,SOURCE=SPEC "
                 "with each source once"
             )
+        check_libraries(spec)
         chosen[source] = spec
     return chosen
 

@@ -87,6 +87,7 @@ def seeds(text: str) -> tuple[int, ...]:
 def run(args: argparse.Namespace) -> int:
     """Fit, score, print, write; 1 when something failed, and then everything else is there all the same."""
     os.environ.update({name: os.environ.get(name, value) for name, value in _ONE_THREAD.items()})
+    _check_libraries(args)
     from har_edge.cli import study_report
     from har_edge.evaluation.crew import do_jobs
     from har_edge.evaluation.curve import draw_study
@@ -136,6 +137,19 @@ def run(args: argparse.Namespace) -> int:
     return 0 if good and not failed else 1
 
 
+def _check_libraries(args: argparse.Namespace) -> None:
+    """Raise ConfigError, before hours of work, for a library that is missing at its end."""
+    from har_edge.cli.whole import check_broker
+    from har_edge.extras import require
+    from har_edge.reduction.catalog import check_libraries
+
+    require("--protocol", "matplotlib", *(["sklearn"] if args.baseline else []))
+    for spec in args.reducer or ():
+        check_libraries(spec)
+    if args.mqtt:
+        check_broker(args)
+
+
 def prepare(args: argparse.Namespace) -> tuple[Setting, Conditions, str]:
     """Return what all cells share, what their rows may be compared under, and where the recordings are from."""
     from har_edge import __version__
@@ -146,9 +160,9 @@ def prepare(args: argparse.Namespace) -> tuple[Setting, Conditions, str]:
     from har_edge.streams.windows import default_window
 
     described = load_description(args.stream or "mhealth")
+    make_trainer, recipe = trainer_of(described, args.epochs)
     recordings, origin = _load(args, described)
     length, hop = default_window(described.rate_hz)
-    make_trainer, recipe = trainer_of(described, args.epochs)
     setting = Setting(
         recordings=recordings,
         prints={recording.stream: fingerprint(recording) for recording in recordings},

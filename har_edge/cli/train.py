@@ -77,8 +77,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the figures as they come, and write the models."""
+    from har_edge.reduction.catalog import check_libraries
     from har_edge.training.backend import require_tensorflow
 
+    check_libraries(args.reducer or "none")
     require_tensorflow()
     from har_edge.planning.catalog import merge_catalog, store_catalog
     from har_edge.streams.description import load_description

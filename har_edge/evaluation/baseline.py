@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.evaluation.prediction import Prediction
+from har_edge.extras import require
 from har_edge.planning.task import Task
 from har_edge.streams.recording import Recording, Window
 from har_edge.streams.windows import windows
@@ -55,6 +56,7 @@ def predict_windows(
     known: Iterable[Window], asked: Sequence[Window], label_ids: Sequence[int], seed: int = 0
 ) -> list[Prediction]:
     """Fit the trees to the known windows that have one of these labels; return a prediction for each one asked."""
+    require("the baseline", "sklearn")
     from sklearn.ensemble import ExtraTreesClassifier
 
     classes = {label: index for index, label in enumerate(label_ids)}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from har_edge.errors import ConfigError
 from har_edge.evaluation.report import Scores
+from har_edge.extras import require
 
 
 def format_confusion(scores: Scores) -> str:
@@ -30,11 +30,9 @@ def draw_confusion(scores: Scores, path: Path, title: str) -> None:
 
 def draw_matrix(confusion: Sequence[Sequence[int]], labels: Sequence[str], path: Path, title: str) -> None:
     """Write a confusion matrix as a PNG; ConfigError without matplotlib (the extra `evaluation`)."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(f"drawing needs matplotlib ({error}); pip install 'har-edge[evaluation]'") from error
+    require("drawing", "matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     matrix = np.array(confusion)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from har_edge.errors import ConfigError
 from har_edge.evaluation.chart import draw_matrix
 from har_edge.evaluation.rows import NETWORK, Row
 from har_edge.evaluation.sheet import TITLES, Sheet
 from har_edge.evaluation.study import NO_REDUCTION, Downstream
+from har_edge.extras import require
 from har_edge.reduction.spec import parse_spec
 
 CURVE, CONFUSION, SUBJECTS = "curve.png", "confusion.png", "subjects.png"
@@ -225,11 +225,10 @@ def _palette(count: int) -> list[Any]:
 
 
 def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(f"drawing needs matplotlib ({error}); pip install 'har-edge[evaluation]'") from error
+    require("drawing", "matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from har_edge.errors import ConfigError
+from har_edge.extras import require
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,10 @@ class Point:
 
 def draw_speedup(curves: Mapping[str, Sequence[Point]], published: Sequence[Point], path: Path, title: str) -> None:
     """Write a PNG: a line a model, the ideal, and published figures; ConfigError without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(f"drawing needs matplotlib ({error}); pip install 'har-edge[evaluation]'") from error
+    require("drawing", "matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     most = max(point.devices for curve in curves.values() for point in curve)

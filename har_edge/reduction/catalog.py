@@ -8,6 +8,7 @@ from enum import Enum
 from functools import partial
 
 from har_edge.errors import ConfigError
+from har_edge.extras import require
 from har_edge.reduction.chain import Chain
 from har_edge.reduction.compressors import Zlib, Zstandard
 from har_edge.reduction.decimate import Decimator
@@ -134,6 +135,13 @@ METHODS: dict[tuple[str, int], Method] = {
     ("zstd", 0): Method("zstd", "as zstd:3", _C, _zstd),
     ("zstd", 1): Method("zstd:LEVEL", "the same code in fewer bytes, level 1 to 22; extra zstd", _C, _zstd),
 }
+
+
+def check_libraries(spec: str) -> None:
+    """Raise ConfigError where a method of this text, be it yet to be fitted, needs a library that is not installed."""
+    for part in parse_spec(spec):
+        if part.method == "zstd":
+            require(f"reducer {spec!r}", "zstandard", instead=", or use zlib")
 
 
 def make_reducer(spec: str, length: int, channels: int, files: Files = NO_FILES) -> Reducer:

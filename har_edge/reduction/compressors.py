@@ -6,6 +6,7 @@ import zlib
 from typing import Any
 
 from har_edge.errors import ConfigError
+from har_edge.extras import require
 
 # Up to which level, how many operations a byte: nanoseconds of one core on codes of 1 to 9 kB, one operation each.
 _ZLIB_OPERATIONS = ((3, 20), (6, 25), (9, 50))
@@ -48,12 +49,9 @@ class Zstandard:
         """Build for level 1 (quick) to 22 (small); ConfigError where the package `zstandard` is missing."""
         if not 1 <= level <= 22:
             raise ConfigError(f"zstd:{level}: expected a level of 1 to 22")
-        try:
-            import zstandard
-        except ImportError:
-            raise ConfigError(
-                f"zstd:{level}: the package zstandard is missing; pip install 'har-edge[zstd]', or use zlib"
-            ) from None
+        require(f"zstd:{level}", "zstandard", instead=", or use zlib")
+        import zstandard
+
         self.spec = f"zstd:{level}"
         self._library: Any = zstandard
         self._compressor = self._library.ZstdCompressor(level=level)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from har_edge.errors import ModelError
+from har_edge.extras import require
 
 NAMES = {"xception": "Xception", "mobilenetv2": "MobileNetV2", "resnet50": "ResNet50", "nasnetmobile": "NASNetMobile"}
 _SEED = 0
@@ -22,16 +22,12 @@ def cache_folder() -> Path:
 def find_keras(name: str, folder: Path | None = None) -> Path:
     """Return the .tflite file of a name in NAMES, float32; it is made the first time.
 
-    Raises ModelError where that takes TensorFlow, and there is none, and when it does not convert the model.
+    Raises ConfigError where that takes TensorFlow, and there is none; ModelError when it does not convert the model.
     """
     path = (folder or cache_folder()) / f"{NAMES[name]}.tflite"
     if path.exists():
         return path
-    if importlib.util.find_spec("tensorflow") is None:
-        raise ModelError(
-            f"Keras {NAMES[name]} has to be made with TensorFlow, which is not installed; pip install "
-            f"'har-edge[training]', or put its .tflite at {path}"
-        )
+    require(f"making Keras {NAMES[name]}", "tensorflow", instead=f", or put its .tflite at {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     done = subprocess.run([sys.executable, "-m", __name__, name, str(draft)], capture_output=True, text=True)

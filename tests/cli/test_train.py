@@ -37,7 +37,10 @@ def test_without_tensorflow_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     assert main(["train", "--out", "models"]) == 2
-    assert "training needs TensorFlow, which is not here" in capsys.readouterr().err
+    assert (
+        "error: training needs TensorFlow, which is not installed; pip install 'har-edge[training]'"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.training

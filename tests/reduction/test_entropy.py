@@ -130,7 +130,8 @@ def test_codes_that_are_too_long_are_not_compressed():
 def test_without_its_package_zstd_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(
-        ConfigError, match=r"the package zstandard is missing; pip install 'har-edge\[zstd\]', or use zlib"
+        ConfigError,
+        match=r"zstd:3 needs zstandard, which is not installed; pip install 'har-edge\[zstd\]', or use zlib",
     ):
         make_reducer("zstd", 250, 9)
 

@@ -1,0 +1,54 @@
+"""The libraries that come with an extra, and what to say before the work starts where one is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from har_edge.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A library of an extra (pyproject.toml): what is imported, what people call it, and which extra brings it."""
+
+    module: str
+    name: str
+    extra: str
+
+
+LIBRARIES = {
+    library.module: library
+    for library in (
+        Library("amqtt", "amqtt", "broker"),
+        Library("matplotlib", "matplotlib", "evaluation"),
+        Library("sklearn", "scikit-learn", "evaluation"),
+        Library("tensorflow", "TensorFlow", "training"),
+        Library("zstandard", "zstandard", "zstd"),
+    )
+}
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a library of LIBRARIES is installed, without importing it."""
+    return importlib.util.find_spec(LIBRARIES[module].module) is not None
+
+
+def install_line(*modules: str) -> str:
+    """Return the command that installs the extras of some libraries.
+
+    pip takes the har-edge that is installed, wheel or clone, and adds only what the extras need.
+    """
+    extras = dict.fromkeys(LIBRARIES[module].extra for module in modules)
+    # The extra `training` brings `evaluation` too.
+    named = [extra for extra in extras if extra != "evaluation" or "training" not in extras]
+    return f"pip install 'har-edge[{','.join(named)}]'"
+
+
+def require(purpose: str, *modules: str, instead: str = "") -> None:
+    """Raise ConfigError where one of these libraries is missing; `instead` says what helps beside installing it."""
+    missing = [module for module in modules if not is_installed(module)]
+    if missing:
+        names = " and ".join(LIBRARIES[module].name for module in missing)
+        verb = "is" if len(missing) == 1 else "are"
+        raise ConfigError(f"{purpose} needs {names}, which {verb} not installed; {install_line(*missing)}{instead}")
