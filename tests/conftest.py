@@ -1,4 +1,4 @@
-"""Fixtures that every room may use: the real recordings, and a real Mosquitto."""
+"""Fixtures that every room may use: the real recordings, a real Mosquitto, the embedded broker."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from har_edge.messaging.broker import Mosquitto, find_mosquitto, start_mosquitto
+from har_edge.messaging.embedded import EmbeddedBroker, start_embedded
 from har_edge.resources import find_folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without HAR_EDGE_DATA the `dataset` tests cannot run; in CI nothing may be skipped for want of something."""
     if os.environ.get("CI") == "true":
-        missing = [name for name in ("tensorflow", "amqtt", "mqtt5") if importlib.util.find_spec(name) is None]
+        missing = [name for name in ("tensorflow", "mqtt5") if importlib.util.find_spec(name) is None]
         missing += [tool for tool in ("openssl", "mosquitto_passwd") if shutil.which(tool) is None]
         if missing or find_mosquitto() is None:
             raise pytest.UsageError(f"CI needs Mosquitto, openssl and '.[test,training]'; missing: {missing}")
@@ -49,3 +50,11 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
         parent.chmod(0o755)
     with start_mosquitto(find_folder("brokers") / "mosquitto.conf", directory) as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[EmbeddedBroker]:
+    """The embedded broker of this test run."""
+    broker = start_embedded()
+    yield broker
+    broker.stop()

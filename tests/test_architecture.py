@@ -34,7 +34,6 @@ ONLY = {
     "tflite_runtime": "inference/interpreter.py",
     "paho": "messaging/",
     "mqtt5": "messaging/",
-    "amqtt": "messaging/",
 }
 NO_SOCKETS_OR_CLOCKS = ("graph/", "reduction/", "streams/", "planning/", "messaging/wire.py", "messaging/topics.py")
 

@@ -30,12 +30,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where sessions and logs are kept (default: ~/.local/state/har-edge; root: /var/lib/har-edge)",
     )
-    parser.add_argument("--embedded", action="store_true", help="run amqtt in this process instead of Mosquitto")
+    parser.add_argument(
+        "--embedded", action="store_true", help="run the broker that comes with har_edge instead: all of it in memory"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from har_edge.messaging.broker import RunningBroker, find_mosquitto, start_mosquitto
-    from har_edge.messaging.embedded import start_embedded
+    from har_edge.messaging.embedded import LIMITS, start_embedded
     from har_edge.nodes.loop import Stop
 
     if args.embedded and args.config:
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         )
     print(f"{broker.description} listens on {args.host}:{args.port}; stop it with Ctrl-C", flush=True)
     if args.embedded:
-        print("give every node --protocol 3.1.1 (or `protocol` in the pipeline file)", flush=True)
+        print(LIMITS, flush=True)
     try:
         while not stop.asked:
             broker.check()

@@ -136,7 +136,7 @@ def _start_broker(args: argparse.Namespace, folder: Path, stack: contextlib.Exit
     if args.broker:
         return f"the one at {args.broker}"
     from har_edge.messaging.broker import find_mosquitto, start_mosquitto
-    from har_edge.messaging.embedded import start_embedded
+    from har_edge.messaging.embedded import LIMITS, start_embedded
     from har_edge.resources import find_folder
 
     broker: RunningBroker
@@ -144,9 +144,8 @@ def _start_broker(args: argparse.Namespace, folder: Path, stack: contextlib.Exit
         folder.chmod(0o755)  # Mosquitto, started by root, becomes a user of its own and must get in
         broker = start_mosquitto(find_folder("brokers") / "mosquitto.conf", folder / "broker")
     else:
-        print("Mosquitto is not installed: using the embedded broker (MQTT 3.1.1, slower); apt-get install mosquitto")
+        print(f"Mosquitto is not installed: using the embedded broker; {LIMITS}")
         broker = start_embedded()
-        args.protocol = "3.1.1"
     stack.callback(broker.stop)
     args.broker = broker.address.url
     return broker.description

@@ -1,4 +1,4 @@
-"""Starting a broker: Mosquitto where it is installed, else amqtt inside this process."""
+"""Starting a broker: Mosquitto, where it is installed."""
 
 from __future__ import annotations
 

@@ -42,10 +42,11 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """The retained message that the broker publishes when this client is lost."""
+    """The message that the broker publishes when this client is lost; ours are retained, those of others may not be."""
 
     topic: str
     payload: bytes
+    retain: bool = True
 
 
 @dataclass(frozen=True, slots=True)

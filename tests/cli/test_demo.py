@@ -118,7 +118,6 @@ def test_it_runs_on_real_recordings(tmp_path: Path) -> None:
 def test_without_mosquitto_it_says_that_the_broker_is_the_embedded_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("amqtt")
     monkeypatch.setattr(broker_module, "find_mosquitto", lambda: None)
     assert main(["demo", "--windows", "10", "--subjects", "7", "--speed", "max", "--json", "out.json"]) == 0
     said = capfd.readouterr()

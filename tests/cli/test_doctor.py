@@ -12,7 +12,9 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.messaging.broker import Mosquitto, find_mosquitto, free_port, start_mosquitto
+from har_edge.messaging.embedded import EmbeddedBroker
 from har_edge.resources import find_folder
+from tests.messaging.old_broker import Manner, OldBroker
 
 CONFIG = find_folder("brokers") / "mosquitto.conf"
 needs_mosquitto = pytest.mark.skipif(
@@ -161,15 +163,12 @@ def test_settings_that_do_not_admit_slices(
     assert first == "settings" and said in seen["settings"]["said"] and mend in seen["settings"]["mend"]
 
 
-def test_a_broker_that_speaks_no_mqtt_5(doctor: Callable[..., tuple[str | None, Report]]) -> None:
-    pytest.importorskip("amqtt")
-    from har_edge.messaging.embedded import start_embedded
-
-    broker = start_embedded()
-    try:
-        first, seen = doctor(broker.address.url)
-    finally:
-        broker.stop()
+@pytest.mark.parametrize("manner", Manner)
+def test_a_broker_that_speaks_no_mqtt_5(
+    doctor: Callable[..., tuple[str | None, Report]], embedded: EmbeddedBroker, manner: Manner
+) -> None:
+    with OldBroker(embedded.address, manner) as old:
+        first, seen = doctor(old.address.url)
     assert first == "mqtt" and "--protocol 3.1.1" in seen["mqtt"]["mend"], seen["mqtt"]
 
 

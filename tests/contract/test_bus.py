@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from har_edge.errors import BrokerError
-from har_edge.messaging.broker import Mosquitto
+from har_edge.messaging.broker import Mosquitto, RunningBroker
 from har_edge.messaging.bus import Bus, Delivery, Receipt, Session, TakenOver, Will
 from har_edge.messaging.memory import MemoryBroker
 from har_edge.messaging.mqtt import Client, open_bus
@@ -33,15 +33,16 @@ class World:
         return bus
 
 
-@pytest.fixture(params=["memory", "paho", "native"])
+@pytest.fixture(params=["memory", "mosquitto-paho", "mosquitto-native", "embedded-paho", "embedded-native"])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     if request.param == "memory":
         world = World(MemoryBroker().connect)
     else:
-        broker: Mosquitto = request.getfixturevalue("mosquitto")
-        if request.param == "native":
+        name, client = request.param.split("-")
+        broker: RunningBroker = request.getfixturevalue(name)
+        if client == "native":
             pytest.importorskip("mqtt5")
-        world = World(lambda session: open_bus(broker.address, session, Client(request.param)))
+        world = World(lambda session: open_bus(broker.address, session, Client(client)))
     yield world
     for bus in world.buses:
         bus.close(forget=True)

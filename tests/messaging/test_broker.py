@@ -1,10 +1,13 @@
-"""Starting brokers: Mosquitto's launcher, and amqtt in this process."""
+"""Starting brokers: Mosquitto's launcher, and the embedded one."""
 
 from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from har_edge.messaging import embedded
 from har_edge.messaging.broker import check_free, find_mosquitto, free_port, reachable, start_mosquitto
 from har_edge.messaging.bus import Bus, Delivery, Session
 from har_edge.messaging.mqtt import Client, Protocol, choose_client, open_bus
+from har_edge.messaging.server import VERSION_TOPIC
 from har_edge.resources import find_folder
 
 CONFIG = find_folder("brokers") / "mosquitto.conf"
@@ -195,22 +199,24 @@ def test_an_unknown_host_is_named(tmp_path: Path) -> None:
         start_mosquitto(CONFIG, tmp_path, host="nosuch.invalid", port=1)
 
 
-# --- amqtt ------------------------------------------------------------------------------------------------------------
+# --- the embedded broker ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def amqtt() -> object:
-    pytest.importorskip("amqtt")
+def own() -> Iterator[embedded.EmbeddedBroker]:
     broker = embedded.start_embedded()
     yield broker
     broker.stop()
 
 
-def test_amqtt_carries_a_bus(amqtt: embedded.EmbeddedBroker) -> None:
-    assert amqtt.description.startswith("amqtt ") and amqtt.description.endswith("(embedded, MQTT 3.1.1 only)")
-    receiver, sender = (
-        open_bus(amqtt.address, Session(name), Client.AUTO, Protocol.V311) for name in ("receiver", "sender")
-    )
+@pytest.mark.parametrize("sender_protocol", Protocol)
+@pytest.mark.parametrize("receiver_protocol", Protocol)
+def test_both_protocols_carry_a_bus_to_each_other(
+    own: embedded.EmbeddedBroker, sender_protocol: Protocol, receiver_protocol: Protocol
+) -> None:
+    assert own.description.startswith("har_edge ") and own.description.endswith("(embedded, MQTT 3.1.1 and 5)")
+    receiver = open_bus(own.address, Session("receiver"), Client.AUTO, receiver_protocol)
+    sender = open_bus(own.address, Session("sender"), Client.AUTO, sender_protocol)
     receiver.subscribe(["t/+"])
     while not receiver.connected:
         receiver.poll(0.02)
@@ -227,34 +233,49 @@ def test_amqtt_carries_a_bus(amqtt: embedded.EmbeddedBroker) -> None:
     sender.close()
 
 
-def test_amqtt_keeps_retained_messages(amqtt: embedded.EmbeddedBroker) -> None:
-    sender = open_bus(amqtt.address, Session("s"), protocol=Protocol.V311)
-    sender.publish("status", b"ready", retain=True)
-    while sender.unsent:
-        sender.poll(0.02)
-    receiver = open_bus(amqtt.address, Session("r"), protocol=Protocol.V311)
-    receiver.subscribe(["status"])
-    (delivery,) = until(receiver, 1)
-    assert (delivery.payload, delivery.retained) == (b"ready", True)
-    receiver.close()
-    sender.close()
+def test_the_embedded_broker_says_who_it_is(own: embedded.EmbeddedBroker) -> None:
+    bus = open_bus(own.address, Session("r"))
+    bus.subscribe([VERSION_TOPIC])
+    (delivery,) = until(bus, 1)
+    assert (delivery.payload.decode(), delivery.retained) == (own.description, True)
+    bus.close()
 
 
-def test_amqtt_stops_twice_and_starts_again_on_its_port() -> None:
-    pytest.importorskip("amqtt")
+def test_the_embedded_broker_stops_twice_and_starts_again_on_its_port() -> None:
     first = embedded.start_embedded()
     first.stop()
     first.stop()
     with pytest.raises(BrokerError):
-        open_bus(first.address, Session("x"), protocol=Protocol.V311)
+        open_bus(first.address, Session("x"))
     second = embedded.start_embedded(port=first.address.port)
-    open_bus(second.address, Session("x"), protocol=Protocol.V311).close()
+    open_bus(second.address, Session("x")).close()
     second.stop()
 
 
-def test_a_machine_without_any_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "is_installed", lambda: False)
-    with pytest.raises(
-        BrokerError, match=r"neither Mosquitto nor amqtt is installed; .*pip install 'har-edge\[broker\]'"
-    ):
-        embedded.start_embedded()
+def test_the_embedded_broker_that_dies_is_noticed(own: embedded.EmbeddedBroker) -> None:
+    own.check()
+    own.process.kill()
+    own.process.wait()
+    with pytest.raises(BrokerError, match=r"the embedded broker ended by itself \(exit code -9\)"):
+        own.check()
+
+
+def test_the_embedded_broker_ends_with_whoever_started_it() -> None:
+    code = (
+        "from har_edge.messaging.embedded import start_embedded\n"
+        "broker = start_embedded()\n"
+        "print(broker.process.pid, broker.address.port, flush=True)\n"
+        "input()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid, port = map(int, parent.stdout.readline().split())
+    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/cmdline").exists() and b"embedded" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, "the broker outlives who started it"
+        time.sleep(0.02)
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=1)
