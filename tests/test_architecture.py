@@ -21,7 +21,7 @@ LEVELS = [
     {"planning", "messaging", "inference"},
     {"graph", "reduction"},
     {"streams"},
-    {"resources", "extras"},
+    {"resources", "extras", "service"},
     {"errors"},
 ]
 HEAVY = ("tensorflow", "keras", "sklearn", "matplotlib", "paho", "mqtt5", "ai_edge_litert", "tflite_runtime", "numpy")

@@ -25,6 +25,7 @@ COMMANDS = (
         "status",
         "doctor",
         "broker",
+        "service",
         "slice",
         "evaluate",
         "train",

@@ -56,10 +56,22 @@ def add_broker(
     group = parser.add_argument_group("broker")
     group.add_argument("--broker", metavar="URL", help=f"mqtt[s]://HOST[:PORT] (default: {default})")
     group.add_argument("--username", metavar="NAME", help="user (default: $HAR_EDGE_USERNAME)")
-    group.add_argument("--password-file", metavar="FILE", help="file with the password (default: $HAR_EDGE_PASSWORD)")
-    group.add_argument("--ca-file", metavar="FILE", help="PEM file of the authority to trust, for mqtts://")
-    group.add_argument("--cert-file", metavar="FILE", help="PEM file with this client's certificate")
-    group.add_argument("--key-file", metavar="FILE", help="PEM file with this client's key")
+    group.add_argument(
+        "--password-file",
+        metavar="FILE",
+        help="file with the password (default: $HAR_EDGE_PASSWORD_FILE, or $HAR_EDGE_PASSWORD)",
+    )
+    group.add_argument(
+        "--ca-file",
+        metavar="FILE",
+        help="PEM file of the authority to trust, for mqtts:// (default: $HAR_EDGE_CA_FILE)",
+    )
+    group.add_argument(
+        "--cert-file", metavar="FILE", help="PEM file with this client's certificate (default: $HAR_EDGE_CERT_FILE)"
+    )
+    group.add_argument(
+        "--key-file", metavar="FILE", help="PEM file with this client's key (default: $HAR_EDGE_KEY_FILE)"
+    )
     group.add_argument("--client", choices=("auto", "paho", "native"), help="MQTT client (default: auto)")
     group.add_argument(version, dest="protocol", choices=("5", "3.1.1"), help="MQTT version (default: 5)")
 
@@ -177,18 +189,26 @@ def find_address(args: argparse.Namespace, settings: BrokerConfig, folder: Path)
     """Return the broker's address and credentials; see `reach`."""
     from har_edge.messaging.address import read_address
 
-    def choose(option: str | None, setting: str | None) -> Path | None:
+    url = args.broker or os.environ.get(BROKER_VARIABLE) or settings.url
+
+    def choose(name: str) -> Path | None:
+        """Return a file: of the option, else of the environment, else of the pipeline file."""
+        option, setting = getattr(args, name), getattr(settings, name)
         if option is not None:
             return Path(option)
+        # Certificates of the environment are for the broker that is encrypted, not for one of our own.
+        variable = os.environ.get(f"HAR_EDGE_{name.upper()}")
+        if variable and (name == "password_file" or url.startswith("mqtts:")):
+            return Path(variable)
         return folder / setting if setting is not None else None
 
     return read_address(
-        args.broker or os.environ.get(BROKER_VARIABLE) or settings.url,
+        url,
         username=args.username or settings.username,
-        password_file=choose(args.password_file, settings.password_file),
-        ca_file=choose(args.ca_file, settings.ca_file),
-        cert_file=choose(args.cert_file, settings.cert_file),
-        key_file=choose(args.key_file, settings.key_file),
+        password_file=choose("password_file"),
+        ca_file=choose("ca_file"),
+        cert_file=choose("cert_file"),
+        key_file=choose("key_file"),
     )
 
 

@@ -122,16 +122,15 @@ def _bus(args: argparse.Namespace, device: str) -> Iterator[tuple[Bus, str]]:
     import secrets
     import tempfile
 
-    from har_edge.messaging.address import read_address
     from har_edge.messaging.broker import start_mosquitto
     from har_edge.messaging.bus import Session
     from har_edge.messaging.mqtt import Client, Protocol, open_bus
+    from har_edge.planning.pipeline import BrokerConfig
     from har_edge.resources import find_folder
 
     with contextlib.ExitStack() as stack:
         if args.broker:
-            files = {name: _path(getattr(args, name)) for name in ("password_file", "ca_file", "cert_file", "key_file")}
-            address = read_address(args.broker, username=args.username, **files)
+            address = options.find_address(args, BrokerConfig(), Path())
             broker = address.url
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="har-edge-profile-")))
@@ -143,10 +142,6 @@ def _bus(args: argparse.Namespace, device: str) -> Iterator[tuple[Bus, str]]:
         bus = open_bus(address, session, Client(args.client or "auto"), Protocol(args.protocol or "5"))
         stack.callback(bus.close, forget=True)
         yield bus, broker
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
 
 
 def _progress(items: Iterable[Item], total: int) -> Iterable[Item]:

@@ -1,0 +1,172 @@
+"""`har-edge service`: broker, node, coordinator and sensors as services of systemd."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from har_edge.cli import options
+from har_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from har_edge.service.install import Places
+    from har_edge.service.render import Service
+
+HELP = "install broker, node, coordinator or sensor as a service of systemd"
+ROLES = ("broker", "node", "coordinator", "sensor")
+_FILES = ("password_file", "ca_file", "cert_file", "key_file")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare `install`, `uninstall` and `list`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    text = "write the unit file of a service, and the file with its environment (mode 600)"
+    install = actions.add_parser("install", help=text, description=text)
+    _add_service(install)
+    install.add_argument("--run-as", metavar="USER", help="run as this user (default: one that systemd makes for it)")
+    install.add_argument("--dry-run", action="store_true", help="print both files, passwords left out; write nothing")
+    options.add_broker(install, default=f"${options.BROKER_VARIABLE}, then mqtt://127.0.0.1:1883")
+    install.add_argument(
+        "--options",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="OPTION",
+        help="last of all: options of the command, as in `service install sensor --options --live /dev/ttyUSB0`",
+    )
+    text = "remove both files of a service"
+    _add_service(actions.add_parser("uninstall", help=text, description=text))
+    text = "list the services that are installed"
+    listed = actions.add_parser("list", help=text, description=text)
+    _add_place(listed)
+
+
+def _add_service(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("role", choices=ROLES, help="what it runs")
+    parser.add_argument("--instance", default="", metavar="NAME", help="where several of one role run on this machine")
+    parser.add_argument("--force", action="store_true", help="also where a file was edited: its changes are lost")
+    _add_place(parser)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--user", action="store_true", help="a service of this user, without root's rights")
+    where.add_argument(
+        "--root", type=Path, metavar="DIR", default=Path("/"), help="below DIR: an image, not this machine"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Install, remove or list."""
+    from har_edge.service.install import list_services, remove_service, system_places, user_places
+    from har_edge.service.render import Role, Service
+
+    places = user_places() if args.user else system_places(args.root)
+    if args.action == "list":
+        for one in list_services(places):
+            print(f"{one.service.name:<24} {one.path}{'' if one.own else ' (edited)'}")
+        return 0
+    service = Service(Role(args.role), args.instance)
+    if args.action == "uninstall":
+        _say("removed", remove_service(places, service, force=args.force))
+        print(f"stop it with: {_systemctl(args)} disable --now {service.unit}; {_systemctl(args)} daemon-reload")
+        return 0
+    return _install(args, places, service)
+
+
+def _install(args: argparse.Namespace, places: Places, service: Service) -> int:
+    from har_edge.service.install import write_service
+    from har_edge.service.render import render_environment, render_unit
+
+    if args.user and args.run_as:
+        raise ConfigError("--run-as came with --user; expected one of them: a service of a user runs as that user")
+    _check_options(args.role, args.options)
+    command = [*_executable(), args.role, *args.options]
+    if not (args.user or args.run_as or args.dry_run or args.root != Path("/")):
+        _check_reach([Path(command[0]), *(Path(text) for text in _files(args).values())])
+    variables = _variables(args)
+    environment = places.environment(service)
+    if args.root != Path("/"):
+        environment = Path("/") / environment.relative_to(args.root)
+    unit = render_unit(service, command, environment, of_user=args.user, run_as=args.run_as or "")
+    if args.dry_run:
+        shown = variables | ({"HAR_EDGE_PASSWORD": "********"} if "HAR_EDGE_PASSWORD" in variables else {})
+        for path, text in ((places.unit(service), unit), (environment, render_environment(shown))):
+            print(f"# {path}\n{text}")
+        return 0
+    changed = write_service(places, service, unit, render_environment(variables), force=args.force)
+    _say("written", changed)
+    if not changed:
+        print("nothing to do: both files are there as they would be written")
+    print(f"start it with: {_systemctl(args)} daemon-reload; {_systemctl(args)} enable --now {service.unit}")
+    if args.user:
+        print("it ends when you log out, unless: loginctl enable-linger")
+    return 0
+
+
+def _check_options(role: str, given: list[str]) -> None:
+    """Refuse options that the command would refuse, before a service fails with them again and again."""
+    from har_edge.cli.main import build_parser
+
+    build_parser().parse_args([role, *given])
+
+
+def _executable() -> list[str]:
+    """Return how this har-edge is started."""
+    script = Path(sys.executable).parent / "har-edge"
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "har_edge.cli.main"]
+
+
+def _files(args: argparse.Namespace) -> dict[str, str]:
+    """Return the files named by options, as absolute paths; ConfigError for one that is none."""
+    named = {name: Path(getattr(args, name)).absolute() for name in _FILES if getattr(args, name) is not None}
+    for name, path in named.items():
+        if not path.is_file():
+            raise ConfigError(f"--{name.replace('_', '-')}: {path} is no file")
+    return {name: str(path) for name, path in named.items()}
+
+
+def _variables(args: argparse.Namespace) -> dict[str, str]:
+    """Return the environment of the service: from options, else from the environment of this command."""
+    from har_edge.messaging.address import PASSWORD_VARIABLE, USERNAME_VARIABLE
+
+    if args.role == "broker":
+        return {}
+    files = _files(args)
+    found = {
+        options.BROKER_VARIABLE: args.broker or os.environ.get(options.BROKER_VARIABLE) or "mqtt://127.0.0.1:1883",
+        USERNAME_VARIABLE: args.username or os.environ.get(USERNAME_VARIABLE),
+        PASSWORD_VARIABLE: None if "password_file" in files else os.environ.get(PASSWORD_VARIABLE),
+        **{
+            f"HAR_EDGE_{name.upper()}": files.get(name) or os.environ.get(f"HAR_EDGE_{name.upper()}") for name in _FILES
+        },
+    }
+    found = {name: value for name, value in found.items() if value}
+    if args.client is not None or args.protocol is not None:
+        raise ConfigError("--client and --protocol came; give them last, after --options")
+    return found
+
+
+def _check_reach(paths: Iterable[Path]) -> None:
+    """Refuse a system service without a user of its own where the user that systemd makes could not read its files."""
+    for path in paths:
+        for place in (path, *path.absolute().parents):
+            least = 0o001 if place.is_dir() else 0o004
+            if place.exists() and not place.stat().st_mode & least:
+                raise ConfigError(
+                    f"{place} is closed to the user that systemd makes for this service, who needs {path}; give "
+                    "--run-as USER with a user who may read it, or put it where all may"
+                )
+
+
+def _systemctl(args: argparse.Namespace) -> str:
+    return "systemctl --user" if args.user else "systemctl"
+
+
+def _say(verb: str, paths: Iterable[Path]) -> None:
+    for path in paths:
+        print(f"{verb} {path}")

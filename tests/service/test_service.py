@@ -1,0 +1,213 @@
+"""Services of systemd: what the files say, that systemd understands them, and that nothing edited is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from har_edge.cli.main import main
+from har_edge.errors import ConfigError
+from har_edge.service.install import Places, list_services, remove_service, write_service
+from har_edge.service.render import Role, Service, is_own, quote_argument, render_environment, render_unit
+
+EXPOSURE = 4.0
+ENVIRONMENT = Path("/etc/har-edge/node.env")
+needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path / "units", tmp_path / "environments")
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("HAR_EDGE_")]:
+        monkeypatch.delenv(name)
+
+
+def analyze(*arguments: str) -> str:
+    done = subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@needs_systemd
+@pytest.mark.parametrize("run_as", ["", "daemon"])
+@pytest.mark.parametrize("role", Role)
+def test_systemd_understands_each_unit_and_calls_it_little_exposed(tmp_path: Path, role: Role, run_as: str) -> None:
+    path = tmp_path / f"har-edge-{role.value}.service"
+    path.write_text(render_unit(Service(role), ["/bin/true", role.value], ENVIRONMENT, run_as=run_as))
+    said = analyze("verify", str(path))
+    assert path.name not in said, said
+    found = re.search(r"Overall exposure level for .*: ([0-9.]+)", analyze("security", "--offline=true", str(path)))
+    assert found is not None and float(found[1]) < EXPOSURE
+
+
+@needs_systemd
+@pytest.mark.parametrize("role", Role)
+def test_the_manager_of_a_user_understands_each_unit(tmp_path: Path, role: Role) -> None:
+    path = tmp_path / f"har-edge-{role.value}.service"
+    path.write_text(render_unit(Service(role), ["/bin/true"], ENVIRONMENT, of_user=True))
+    text = path.read_text()
+    assert "DynamicUser" not in text and "ProtectSystem" not in text and "WantedBy=default.target" in text
+    assert "NoNewPrivileges=yes" in text and "SystemCallFilter=@system-service" in text
+    assert path.name not in analyze("verify", str(path))
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_unit_restarts_but_not_when_it_was_taken_over(role: Role) -> None:
+    text = render_unit(Service(role), ["/opt/har-edge", role.value], ENVIRONMENT)
+    for line in ("Restart=on-failure", "RestartPreventExitStatus=3", "DynamicUser=yes", "ProtectSystem=strict"):
+        assert line in text.splitlines()
+    assert f"ExecStart=/opt/har-edge {role.value}" in text and f"EnvironmentFile={ENVIRONMENT}" in text
+    assert "@EXEC" not in text and "@USER" not in text and "@ENV" not in text
+
+
+def test_only_a_sensor_may_use_serial_devices() -> None:
+    units = {role: render_unit(Service(role), ["/bin/true"], ENVIRONMENT) for role in Role}
+    assert {role for role, text in units.items() if "PrivateDevices=yes" in text} == set(Role) - {Role.SENSOR}
+    assert "DeviceAllow=char-ttyUSB rw" in units[Role.SENSOR] and "DevicePolicy=closed" in units[Role.SENSOR]
+
+
+@pytest.mark.parametrize(
+    ("argument", "quoted"),
+    [
+        ("/dev/ttyUSB0", "/dev/ttyUSB0"),
+        ("two words", '"two words"'),
+        ('a"b\\c', '"a\\"b\\\\c"'),
+        ("100%i", '"100%%i"'),
+        ("$HOME", '"$$HOME"'),
+    ],
+)
+def test_arguments_are_what_they_were(argument: str, quoted: str) -> None:
+    assert quote_argument(argument) == quoted
+
+
+@pytest.mark.parametrize("bad", ["two\nlines", "bell\a"])
+def test_lines_cannot_be_smuggled_in(bad: str) -> None:
+    with pytest.raises(ConfigError, match="expected one line"):
+        quote_argument(bad)
+    with pytest.raises(ConfigError, match="the value of X holds a line end"):
+        render_environment({"X": bad})
+
+
+def test_values_of_the_environment_are_quoted() -> None:
+    text = render_environment({"A": 'p"a$s`s\\', "B": "plain"})
+    assert text.splitlines()[2:] == ['A="p\\"a\\$s\\`s\\\\"', 'B="plain"'] and is_own(text)
+
+
+def test_files_are_written_once_with_their_modes(places: Places) -> None:
+    service = Service(Role.NODE, "kitchen")
+    unit, environment = render_unit(service, ["/bin/true"], ENVIRONMENT), render_environment({"A": "b"})
+    paths = [places.units / "har-edge-node-kitchen.service", places.environments / "node-kitchen.env"]
+    assert write_service(places, service, unit, environment) == paths
+    assert [path.read_text() for path in paths] == [unit, environment]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o644, 0o600]
+    assert write_service(places, service, unit, environment) == []
+    assert [(one.service, one.own) for one in list_services(places)] == [(service, True)]
+    assert remove_service(places, service) == paths and list(list_services(places)) == []
+    with pytest.raises(ConfigError, match="no service node-kitchen"):
+        remove_service(places, service)
+
+
+@pytest.mark.parametrize("edited", ["unit", "environment"])
+def test_an_edited_file_is_neither_overwritten_nor_removed(places: Places, edited: str) -> None:
+    service = Service(Role.NODE)
+    unit, environment = render_unit(service, ["/bin/true"], ENVIRONMENT), render_environment({"A": "b"})
+    write_service(places, service, unit, environment)
+    path = getattr(places, edited)(service)
+    path.write_text(path.read_text() + "# mine\n")
+    before = {one: one.read_text() for one in (places.unit(service), places.environment(service))}
+    newer = render_unit(service, ["/bin/false"], ENVIRONMENT), render_environment({"A": "c"})
+    with pytest.raises(ConfigError, match="not as har-edge wrote it, so nothing is overwritten"):
+        write_service(places, service, *newer)
+    with pytest.raises(ConfigError, match="so nothing is removed"):
+        remove_service(places, service)
+    assert {one: one.read_text() for one in before} == before
+    write_service(places, service, *newer, force=True)
+    assert (places.unit(service).read_text(), places.environment(service).read_text()) == newer
+
+
+def test_the_command_installs_lists_and_removes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    password = tmp_path / "password"
+    password.write_text("secret\n")
+    ca = tmp_path / "ca.crt"
+    ca.write_text("pem")
+    command = ["service", "install", "sensor", "--instance", "arm", "--root", str(tmp_path), "--broker", "mqtts://box",
+               "--username", "sensor", "--password-file", str(password), "--ca-file", str(ca),
+               "--options", "--live", "/dev/ttyUSB0", "--source", "arm", "--stream", "anna"]  # fmt: skip
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "systemctl daemon-reload; systemctl enable --now har-edge-sensor-arm.service" in said
+    unit = (tmp_path / "etc/systemd/system/har-edge-sensor-arm.service").read_text()
+    assert " sensor --live /dev/ttyUSB0 --source arm --stream anna\n" in unit
+    assert "EnvironmentFile=/etc/har-edge/sensor-arm.env" in unit and "secret" not in unit
+    environment = tmp_path / "etc/har-edge/sensor-arm.env"
+    assert stat.S_IMODE(environment.stat().st_mode) == 0o600
+    assert environment.read_text().splitlines()[2:] == [
+        'HAR_EDGE_BROKER="mqtts://box"',
+        'HAR_EDGE_USERNAME="sensor"',
+        f'HAR_EDGE_PASSWORD_FILE="{password}"',
+        f'HAR_EDGE_CA_FILE="{ca}"',
+    ]
+    assert main(["service", "list", "--root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == [
+        "sensor-arm",
+        str(tmp_path / "etc/systemd/system/har-edge-sensor-arm.service"),
+    ]
+    assert main(["service", "uninstall", "sensor", "--instance", "arm", "--root", str(tmp_path)]) == 0
+    assert not environment.exists()
+
+
+def test_a_dry_run_prints_both_files_without_the_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HAR_EDGE_PASSWORD", "secret")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert main(["service", "install", "node", "--user", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"# {tmp_path}/systemd/user/har-edge-node.service" in said and f"# {tmp_path}/har-edge/node.env" in said
+    assert 'HAR_EDGE_PASSWORD="********"' in said and "secret" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["node", "--instance", "a/b"], "instance is 'a/b'; expected up to 64 letters, digits"),
+        (["node", "--user", "--run-as", "pi"], "--run-as came with --user"),
+        (["node", "--root", "x", "--ca-file", "/nowhere"], "--ca-file: /nowhere is no file"),
+        (["node", "--root", "x", "--protocol", "3.1.1"], "give them last, after --options"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["service", "install", *options]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_options_that_the_command_refuses_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["service", "install", "node", "--root", str(tmp_path), "--options", "--nonsense"])
+    assert "unrecognized arguments: --nonsense" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_the_user_of_the_service_cannot_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from har_edge.cli import service
+
+    closed = tmp_path / "home"
+    closed.mkdir(mode=0o700)
+    monkeypatch.setattr(service, "_executable", lambda: [str(closed / "har-edge")])
+    assert main(["service", "install", "node"]) == 2
+    said = capsys.readouterr().err
+    assert "is closed to the user that systemd makes for this service" in said and "give --run-as USER" in said
