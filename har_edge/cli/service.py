@@ -145,10 +145,9 @@ def _variables(args: argparse.Namespace) -> dict[str, str]:
             f"HAR_EDGE_{name.upper()}": files.get(name) or os.environ.get(f"HAR_EDGE_{name.upper()}") for name in _FILES
         },
     }
-    found = {name: value for name, value in found.items() if value}
     if args.client is not None or args.protocol is not None:
         raise ConfigError("--client and --protocol came; give them last, after --options")
-    return found
+    return {name: str(value) for name, value in found.items() if value}
 
 
 def _check_reach(paths: Iterable[Path]) -> None:
