@@ -26,9 +26,9 @@ import numpy as np
 from har_edge.errors import HarEdgeError
 from har_edge.graph.cuts import list_cuts
 from har_edge.graph.folder import write_folder
-from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model
 from har_edge.inference.measure import segment_bounds
+from har_edge.inference.observe import open_model
 from har_edge.inference.verify import check_cuts
 
 REPO = Path(__file__).parents[1]
@@ -108,7 +108,7 @@ def find_models(others: Path | None, cache: Path) -> Iterator[Path]:
 def check(path: Path, runs: int, threads: int) -> Row:
     """Compare every legal cut, and all of them at once, with the whole model."""
     started = time.perf_counter()
-    model = read_model(path)
+    model = open_model(path)
     cuts = list_cuts(model)
     legal = [cut.index for cut in cuts if cut.refusal is None]
     ways = [*((index,) for index in legal), tuple(segment_bounds(model)[1:-1])]
@@ -149,7 +149,7 @@ def large(cache: Path, megabytes: int) -> int:
 def cut_once(path: Path, out: Path) -> int:
     """Cut a model in the middle; print seconds and the peak of resident memory in bytes."""
     started = time.perf_counter()
-    model = read_model(path)
+    model = open_model(path)
     write_folder(model, slice_model(model, [len(model.main.operators) // 2]), out)
     seconds = time.perf_counter() - started
     # Not ru_maxrss: a process inherits that of its parent.

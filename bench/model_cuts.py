@@ -53,6 +53,7 @@ from har_edge.graph.model import Model, read_model
 from har_edge.graph.slices import slice_model, write_slice, write_whole
 from har_edge.graph.state import state_of
 from har_edge.inference.interpreter import Interpreter, Port
+from har_edge.inference.observe import open_model
 from har_edge.inference.sampling import sample
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery
@@ -251,7 +252,7 @@ def child(path: Path) -> int:
     ways = [tuple(way) for way in json.load(sys.stdin)]
     logging.getLogger("har_edge").propagate = False
     try:
-        model = read_model(path)
+        model = open_model(path)
         trial = Trial(model)
         missing = ""
     except HarEdgeError as error:

@@ -126,8 +126,8 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
     import hashlib
 
     from har_edge.errors import ConfigError
-    from har_edge.graph.model import read_model
     from har_edge.graph.state import state_of
+    from har_edge.inference.observe import open_model
     from har_edge.nodes.coordination.charge import Setup
     from har_edge.nodes.coordination.workshop import Planner
     from har_edge.nodes.cutting import read_companions, settle_reducers
@@ -142,7 +142,7 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
         raise ConfigError(
             f"no manifest says what {found.path} is for; expected a manifest.json beside it, as `har-edge train` writes"
         )
-    model, beside, wish = read_model(found.path), found.path.parent, _wish(args)
+    model, beside, wish = open_model(found.path), found.path.parent, _wish(args)
     starts_fresh(state_of(model), found.entry.task, f"model {found.path}")
     task = settle_reducers(
         model, found.entry.task, options.chosen_reducers(args.reducer, found.entry.task.inputs), beside

@@ -136,13 +136,13 @@ def _measure_model(args: argparse.Namespace) -> int:
 def _cuts(found: FoundModel, args: argparse.Namespace) -> Sequence[int] | None:
     """Return the operators to cut at, None to look at the whole model only."""
     from har_edge.graph.manifest import load_manifest
-    from har_edge.graph.model import read_model
+    from har_edge.inference.observe import open_model
     from har_edge.nodes.cutting import plan_cuts
 
     if args.slices is not None:
         return [entry.start for entry in load_manifest(args.slices).slices[1:]]
     if args.stages is not None:
-        return plan_cuts(read_model(found.path), args.stages).cuts
+        return plan_cuts(open_model(found.path), args.stages).cuts
     return args.at  # type: ignore[no-any-return]
 
 

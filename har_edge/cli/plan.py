@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
     import msgspec
 
     from har_edge.cli.plan_report import PlanReport, print_plan
-    from har_edge.graph.model import read_model
+    from har_edge.inference.observe import open_model
     from har_edge.planning.catalog import find_model
     from har_edge.planning.devices import load_devices, make_devices
     from har_edge.planning.plan import Objective, compare, make_plan, make_scene
 
     file = load_devices(args.devices)
-    model = read_model(find_model(args.model).path)
+    model = open_model(find_model(args.model).path)
     profile, remarks = _reference(model, args.profile)
     devices, more = make_devices(file, args.devices, profile)
     scene = make_scene(model, profile.bounds, devices, replicas=args.replicas, sensors=file.sensors)

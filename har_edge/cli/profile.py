@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
     """Measure, keep and print a profile."""
     options.one_thread()
     from har_edge.cli.profile_report import print_profile
-    from har_edge.graph.model import read_model
+    from har_edge.inference.observe import open_model
     from har_edge.planning.catalog import find_model
     from har_edge.planning.profile import load_profile, profile_path, store_profile
 
     device = device_name(args.device)
-    model = read_model(find_model(args.model).path)
+    model = open_model(find_model(args.model).path)
     path = profile_path(device, model.sha256, args.threads)
     remarks: list[str] = []
     if path.is_file() and not args.again:

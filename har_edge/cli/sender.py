@@ -56,9 +56,10 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     if args.pipeline is not None:
         return follow(args, stop)
     from har_edge.nodes.build import build_sensor, override
-    from har_edge.planning.pipeline import load_pipeline
+    from har_edge.planning.pipeline import check_batch, load_pipeline
 
     pipeline = load_pipeline(args.config)
+    check_batch(pipeline, args.batch)
     pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
     sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
     return Made(pipeline, build_sensor(pipeline, sources, combine=args.combine), sources)
@@ -101,6 +102,7 @@ def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
     from har_edge.nodes.outbox import Outbox
     from har_edge.nodes.outfit import Outfitter
     from har_edge.nodes.store import Store, default_folder
+    from har_edge.planning.pipeline import check_batch
 
     if args.reducer is not None:
         raise ConfigError("--reducer came with --pipeline; expected without: the plan says how windows are reduced")
@@ -115,6 +117,7 @@ def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
         if stop.asked:
             return None
         raise
+    check_batch(pipeline, args.batch)
     sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
     sensor = build_sensor(pipeline, sources, combine=args.combine)
 

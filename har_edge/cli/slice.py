@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.cli import slice_report
     from har_edge.graph.cuts import list_cuts
     from har_edge.graph.folder import check_folder
-    from har_edge.graph.model import read_model
     from har_edge.graph.slices import slice_model
+    from har_edge.inference.observe import open_model
     from har_edge.nodes.cutting import read_companions
     from har_edge.planning.catalog import find_model
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.at is not None or args.stages is not None:
         check_folder(args.out)  # before minutes of measuring, not after
     found = find_model(args.model)
-    model = read_model(found.path)
+    model = open_model(found.path)
     cuts = list_cuts(model)
     task = _task(model, found, args)
     report = slice_report.start(model, cuts)

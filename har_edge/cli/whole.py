@@ -115,7 +115,9 @@ def start_nodes(
 ) -> None:
     """Start the stages, wait until they are ready, then one sensor a source, or one of all where these are grouped."""
     from har_edge.messaging.topics import ALL_SOURCES
+    from har_edge.planning.pipeline import check_batch
 
+    check_batch(whole.local.pipeline, batch)
     sensor = ["--no-notice", "--subjects", ",".join(names), "--speed", "max" if speed is None else str(speed)]
     sensor += ["--batch", str(batch)]
     if windows:

@@ -39,9 +39,7 @@ def compare_answers(expected: Iterable[Prediction], came: Mapping[Key, Answer], 
     `output` is the port the scores came from; it turns them into the numbers that a result carries.
     """
     wanted = {
-        (prediction.stream, prediction.seq): Answer(
-            prediction.answer, float(output.real(prediction.scores)[prediction.answer])
-        )
+        (prediction.stream, prediction.seq): Answer(prediction.answer, prediction.confidence(output))
         for prediction in expected
     }
     return _compare({key: came.get(key) == answer for key, answer in wanted.items()}, set(came))

@@ -14,6 +14,7 @@ from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model, write_slice
 from har_edge.graph.state import state_of
 from har_edge.inference.interpreter import Interpreter, Port, load_slice
+from har_edge.inference.observe import open_model
 from har_edge.planning.state import starts_fresh
 from har_edge.planning.task import Task
 
@@ -42,7 +43,12 @@ class Composition:
 
 def load_whole(path: Path, task: Task) -> Interpreter:
     """Load a whole model for windows in any order; ConfigError when it remembers and its task does not allow that."""
-    return Interpreter(path, fresh=starts_fresh(state_of(read_model(path)), task, f"model {path}"))
+    model = read_model(path)
+    fresh = starts_fresh(state_of(model), task, f"model {path}")
+    (piece,) = slice_model(model, [])
+    if len(piece.inputs) == len(model.main.inputs):
+        return Interpreter(path, fresh=fresh)
+    return Interpreter(bytes(write_slice(model, piece)), fresh=fresh)  # without the inputs that nothing reads
 
 
 def load_composition(folder: Path, model_sha256: str, task: Task) -> Composition:
@@ -71,7 +77,7 @@ def cut_composition(path: Path, cuts: Sequence[int], task: Task) -> Composition:
 
     Raises ConfigError when the model remembers and the task does not say what to do about it.
     """
-    model = read_model(path)
+    model = open_model(path)
     fresh = starts_fresh(state_of(model), task, f"model {path}")
     return Composition(
         [Interpreter(bytes(write_slice(model, piece)), fresh=fresh) for piece in slice_model(model, cuts)]

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from har_edge.errors import ModelError
+from har_edge.errors import MessageError, ModelError
 from har_edge.inference.absent import absent
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
+from har_edge.planning.answer import INDICES, read_answers
 from har_edge.planning.task import Task
 from har_edge.reduction.catalog import make_reducer
 from har_edge.reduction.files import NO_FILES, Files
@@ -27,7 +28,7 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 class Prediction:
     """The answer to one window, as class indices from 0; `truth` is None for mixed activities and unknown labels.
 
-    `scores` are the model's output as it is: one number a class, quantised where the model is.
+    `scores` are the model's output as it is: one number a class, quantised where the model is, or the class alone.
     """
 
     stream: str
@@ -35,6 +36,12 @@ class Prediction:
     truth: int | None
     answer: int
     scores: Array
+
+    def confidence(self, output: Port) -> float:
+        """Return the score of the answer as a result gives it; `output` is the port that the scores came from."""
+        if self.scores.size == 1 and self.scores.dtype.name in INDICES:
+            return 1.0
+        return float(output.real(self.scores)[self.answer])
 
 
 class Classifier:
@@ -82,9 +89,16 @@ class Classifier:
             else feed(pack(reducer, [reducer.encode(window.samples[source])]))
             for source, (port, reducer, feed) in self._encoders.items()
         }
-        scores = self._run(values)[self._task.output][0]
+        scores = self._run(values)[self._task.output].reshape(-1)
         truth = None if window.label is None else self._classes.get(window.label)
-        return Prediction(window.stream, window.seq, truth, int(scores.argmax()), scores)
+        return Prediction(window.stream, window.seq, truth, self._answer(scores), scores)
+
+    def _answer(self, scores: Array) -> int:
+        try:
+            (answer,), _ = read_answers(scores, 1, len(self._task.labels))
+        except MessageError as error:
+            raise ModelError(f"output {self._task.output!r} of the model: {error}") from None
+        return answer
 
 
 def predict_recordings(

@@ -61,7 +61,13 @@ class Flow:
 
 def spec(tensor: Tensor) -> TensorSpec:
     """Return what a manifest says about a tensor."""
-    return TensorSpec(tensor.name, tensor.signature, tensor.dtype or tensor.type_name.lower())
+    dynamic = tensor.signature[:1] == (-1,)
+    return TensorSpec(
+        tensor.name,
+        tensor.signature,
+        tensor.dtype or tensor.type_name.lower(),
+        batched=tensor.batched or not dynamic,  # only of a dynamic first dimension is there a doubt
+    )
 
 
 def list_cuts(model: Model) -> list[Cut]:
@@ -200,7 +206,7 @@ def _immovable(tensor: Tensor, ranked: bool) -> str | None:
         return f"its type {tensor.type_name} cannot be sent between devices"
     if tensor.sparse:
         return "it is sparse"
-    if 0 in tensor.shape:
+    if 0 in tensor.signature:  # always; where values say how many there are, it is -1
         return "it has no elements"
     if tensor.unranked and ranked:
         return "the file does not say how many dimensions it has"

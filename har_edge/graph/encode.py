@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from har_edge.errors import ModelError
 from har_edge.graph import schema
-from har_edge.graph.model import Graph, Model, Operator, called_graphs, graph_fields
+from har_edge.graph.model import Graph, Model, Operator, Tensor, called_graphs, graph_fields
 from har_edge.graph.schema import flatbuffers, tflite
 
 ALIGNMENT = 16
@@ -103,7 +103,8 @@ class _Selection:
     def main(self, numbers: dict[int, int]) -> Any:
         graph = self.model.main
         raw = copy.copy(graph.raw)
-        raw.tensors = [self.tensor(graph.tensors[i].raw, graph.tensors[i].name, numbers) for i in numbers]
+        ports = {*self.part.inputs, *self.part.outputs}
+        raw.tensors = [self.main_tensor(graph.tensors[i], i in ports, numbers) for i in numbers]
         raw.operators = [self.operator(graph.operators[i], numbers) for i in self.part.operators]
         raw.inputs = _renumber(self.part.inputs, numbers)
         raw.outputs = _renumber(self.part.outputs, numbers)
@@ -119,6 +120,16 @@ class _Selection:
         raw.inputs, raw.outputs = _renumber(graph.inputs, same), _renumber(graph.outputs, same)
         if not self.part.whole:
             raw.debugMetadataIndex = -1
+        return raw
+
+    def main_tensor(self, tensor: Tensor, port: bool, numbers: dict[int, int]) -> Any:
+        """Return a tensor of the main graph; one that enters or leaves gets the sizes that it was seen to have."""
+        raw = self.tensor(tensor.raw, tensor.name, numbers)
+        old = () if raw.shape is None else tuple(int(n) for n in raw.shape)
+        signed = old if raw.shapeSignature is None else tuple(int(n) for n in raw.shapeSignature)
+        if port and (old, signed) != (tensor.shape, tensor.signature) and (old == tensor.shape or not self.part.whole):
+            raw.shape, raw.shapeSignature = np.array(tensor.shape, np.int32), np.array(tensor.signature, np.int32)
+            raw.hasRank = True
         return raw
 
     def tensor(self, old: Any, name: str | None, numbers: dict[int, int]) -> Any:

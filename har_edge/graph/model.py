@@ -25,7 +25,8 @@ class Tensor:
 
     `name` is unique in its graph. `shape` is what the file plans for, `signature` the same with -1 where a dimension is
     dynamic. `dtype` is the NumPy name, or None where NumPy has none (string, resource, packed integers). `constant`
-    tensors carry data; `variable` ones are recurrent state. `raw` is the object of the schema.
+    tensors carry data; `variable` ones are recurrent state. `raw` is the object of the schema. Without `batched` a
+    dynamic first dimension is not the batch: only running the model tells (har_edge.inference.observe).
     """
 
     index: int
@@ -39,6 +40,7 @@ class Tensor:
     sparse: bool
     unranked: bool
     raw: Any = field(repr=False)
+    batched: bool = True
 
     @property
     def elements(self) -> int:
@@ -80,13 +82,17 @@ class Graph:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model; `main` is what runs, the other graphs are bodies of loops and branches or further signatures."""
+    """A whole model; `main` is what runs, the other graphs are bodies of loops and branches or further signatures.
+
+    `remarks` say what a person who cuts it should know.
+    """
 
     name: str
     data: memoryview = field(repr=False)
     graphs: tuple[Graph, ...] = field(repr=False)
     buffers: tuple[NDArray[np.uint8] | None, ...] = field(repr=False)
     raw: Any = field(repr=False)
+    remarks: tuple[str, ...] = ()
 
     @property
     def main(self) -> Graph:

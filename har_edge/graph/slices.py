@@ -88,7 +88,7 @@ def _part(graph: Graph, flow: Flow, start: int, stop: int) -> Part:
     read = {i for index in operators for i in graph.operators[index].inputs}
     made = {i: maker for i, maker in flow.maker.items() if start <= maker < stop}
     crossing_in = [i for i, maker in flow.maker.items() if i in read and maker not in here]
-    inputs = [i for i in graph.inputs if whole or i in read]
+    inputs = [i for i in graph.inputs if i in read]
     outputs = [i for i in graph.outputs if i in made]
     if stop == n:  # what the model passes through, or holds as a constant, leaves with the last slice
         passed = [i for i in graph.outputs if i not in flow.maker]

@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 def absent(port: Port, count: int) -> npt.NDArray[Any]:
     """Return the input of `count` windows whose source is missing: real zero everywhere, [count, ...] as the port is.
 
+    One without a batch takes one window as it is.
+
     That is 0.0, or the zero point of an integer port. A network trained with modality dropout has learned that zero
     means absent (Neverova et al., "ModDrop: adaptive multi-modal gesture recognition", TPAMI 38(8), 2016).
     Raises ModelError where another dimension than the first has no fixed size, so that nobody knows what to fill.
     """
-    shape = port.shape[1:]
-    if not port.shape or -1 in shape:
+    batched = port.shape[:1] in ((-1,), (1,))
+    shape = port.shape[1:] if batched else port.shape
+    if not port.shape or -1 in shape or not (batched or count == 1):
         raise ModelError(
             f"input {port.name!r} is {list(port.shape)}; expected [windows, ...] with fixed sizes, so that a missing "
             "source can be filled in; convert the model so, or wait for all sources"
         )
-    return np.full((count, *shape), port.zero_point, port.dtype)
+    return np.full((count, *shape) if batched else shape, port.zero_point, port.dtype)

@@ -27,6 +27,13 @@ class Way(Enum):
     CODES = "codes"
 
 
+class Layout(Enum):
+    """How a window lies in an input: sample after sample, or channel after channel."""
+
+    SAMPLES = "samples"
+    CHANNELS = "channels"
+
+
 class Feed(Protocol):
     """Turns the codes of `count` windows of one source, packed as a message carries them, into the model's input.
 
@@ -39,11 +46,11 @@ class Feed(Protocol):
 def choose_way(source: str, reducer: Reducer, name: str, shape: tuple[int, ...], length: int, channels: int) -> Way:
     """Return how the codes of windows [length, channels] enter the input `name`; `shape` has no batch dimension.
 
-    An input [length, channels] takes restored windows, and so does an image [height, width, channels] of `length`
-    pixels, row by row; one shaped as the reducer's features takes these. Raises ConfigError, with the source, the
-    reducer and both shapes, for any other.
+    An input [length, channels], or the same values in other dimensions (see `lay_out`), takes restored windows; one
+    shaped as the reducer's features takes these. Raises ConfigError, with the source, the reducer and both shapes, for
+    any other.
     """
-    if _is_window(shape, length, channels) and reducer.restores:
+    if lay_out(shape, length, channels) is not None and reducer.restores:
         return Way.RESTORE
     if shape == reducer.feature_shape:
         return Way.CODES
@@ -55,19 +62,41 @@ def choose_way(source: str, reducer: Reducer, name: str, shape: tuple[int, ...],
     )
 
 
+def window_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of one window within an input: without its batch, where the first dimension is one."""
+    return shape[1:] if _has_batch(shape) else shape
+
+
+def lay_out(shape: tuple[int, ...], length: int, channels: int) -> Layout | None:
+    """Return how a window [length, channels] lies in an input of this shape; None where it does not fit.
+
+    Dimensions of 1 do not matter. Samples stand one after the other: [length, channels], flat, or as the pixels of an
+    image, row by row; or channels do: [channels, length].
+    """
+    sizes = tuple(n for n in shape if n != 1)
+    plain = tuple(n for n in (length, channels) if n != 1)
+    if sizes in (plain, (length * channels,)):
+        return Layout.SAMPLES
+    if sizes == plain[::-1]:
+        return Layout.CHANNELS
+    image = len(shape) == 3 and shape[-1] == channels and math.prod(shape[:-1]) == length and min(shape) > 0
+    return Layout.SAMPLES if image else None
+
+
 def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: int) -> Feed:
     """Return what brings codes of one source, from windows [length, channels], into the input tensor [count, ...].
 
     Codes that are the input already (reducer `none` for a float32 model, the model's own quantisation, an encoder whose
     output has the input's scale and zero point) pass untouched; others are restored, or turned into features, and
-    quantised where the model wants integers; images get their shape. Raises ConfigError where they cannot enter; see
-    `choose_way`.
+    quantised where the model wants integers; windows get the input's shape. An input without a batch takes one window.
+    Raises ConfigError where they cannot enter; see `choose_way`.
     """
-    shape = port.shape[1:]
+    shape, batched = window_shape(port.shape), _has_batch(port.shape)
     way = choose_way(source, reducer, port.name, shape, length, channels)
+    turned = way is Way.RESTORE and lay_out(shape, length, channels) is Layout.CHANNELS
     own = _own_quantizer(port, shape)
     same = reducer.spec == ("none" if own is None else own.spec)
-    passes = same or (way is Way.CODES and _is_input(reducer, port, shape))
+    passes = batched and not turned and (same or (way is Way.CODES and _is_input(reducer, port, shape)))
     value = reducer.decode if way is Way.RESTORE else reducer.features
 
     def feed(codes: Array, count: int = 1, /) -> Array:
@@ -75,8 +104,10 @@ def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: 
             pieces = unpack(reducer, codes, count)
             if passes:
                 return codes if codes.shape[1:] == shape else codes.reshape(count, *shape)
-            values = [value(piece).reshape(shape) for piece in pieces]
-            return np.stack(values if own is None else [own.encode(one) for one in values])
+            values = [value(piece) for piece in pieces]
+            values = [(one.T if turned else one).reshape(shape) for one in values]
+            entered = [one if own is None else own.encode(one) for one in values]
+            return np.stack(entered) if batched or count > 1 else entered[0]
         except (MessageError, DataError) as error:  # came over the network: its sender can act on it, not we here
             raise MessageError(
                 f"the code of source {source!r} is not what {reducer.spec!r} makes of {count} windows: {error}; give "
@@ -86,9 +117,8 @@ def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: 
     return feed
 
 
-def _is_window(shape: tuple[int, ...], length: int, channels: int) -> bool:
-    """Tell whether an input holds just the samples of a window [length, channels], or the pixels of an image."""
-    return len(shape) in (2, 3) and shape[-1] == channels and math.prod(shape[:-1]) == length and min(shape) > 0
+def _has_batch(shape: tuple[int, ...]) -> bool:
+    return shape[:1] in ((-1,), (1,))
 
 
 def _is_input(reducer: Reducer, port: Port, shape: tuple[int, ...]) -> bool:

@@ -305,8 +305,6 @@ def _check(port: Port, value: Array) -> None:
         raise MessageError(
             f"input {port.name} has shape {list(value.shape)}, expected {list(port.shape)} (-1 takes any size)"
         )
-    if -1 in port.shape and 0 in value.shape:
-        raise MessageError(f"input {port.name} has shape {list(value.shape)} and no elements, expected at least one")
 
 
 def _one_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from har_edge.errors import ConfigError, MessageError
 from har_edge.inference.codecs import FolderFiles
-from har_edge.inference.feed import choose_way, make_feed
+from har_edge.inference.feed import choose_way, make_feed, window_shape
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.pace import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
@@ -71,7 +71,7 @@ def open_reducer(task: Task, source: str, channels: int, shape: Sequence[int], f
         reducer = make_reducer(enters.reducer, length, channels, files)
     except ConfigError as error:
         raise ConfigError(f"source {source!r}: {error}") from None
-    choose_way(source, reducer, enters.tensor, tuple(shape[1:]), length, channels)
+    choose_way(source, reducer, enters.tensor, window_shape(tuple(shape)), length, channels)
     return reducer
 
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from har_edge.errors import ConfigError
 from har_edge.graph.folder import write_folder
 from har_edge.graph.manifest import NEWEST_WIRE
-from har_edge.graph.model import Model, read_model
+from har_edge.graph.model import Model
 from har_edge.graph.slices import slice_model
 from har_edge.graph.state import state_of
 from har_edge.inference.codecs import FolderFiles, hash_file
@@ -24,6 +24,7 @@ from har_edge.inference.measure import (
     segment_bounds,
     time_whole,
 )
+from har_edge.inference.observe import open_model
 from har_edge.nodes.build import open_reducer
 from har_edge.planning.devices import Device, Kind, Sensors
 from har_edge.planning.partition import balance
@@ -108,7 +109,7 @@ def prepare(
     what to do about it, when a reducer and the model do not belong together, and when the description is missing;
     ModelError for a fitted file that is missing or not what its hash says.
     """
-    model = read_model(path)
+    model = open_model(path)
     starts_fresh(state_of(model), task, f"model {path}")
     task = settle_reducers(model, task, reducers, path.parent)
     chosen = list(cuts) if cuts is not None else plan_cuts(model, stages).cuts

@@ -13,9 +13,9 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """The class of one window.
 
     `label_id` and `truth` are labels as the recordings number them (`truth` only where the window has a known one);
-    `confidence` is the model's score, 0 to 1; `captured` is when the last sample of the window was captured and
-    `emitted` when the result was made, both seconds since 1970 by the clock of the node that says so; `missing` names
-    the sources that it was made without.
+    `confidence` is the model's score, 0 to 1, or 1.0 where the model gives a class without one; `captured` is when the
+    last sample of the window was captured and `emitted` when the result was made, both seconds since 1970 by the clock
+    of the node that says so; `missing` names the sources that it was made without.
     """
 
     stream: str

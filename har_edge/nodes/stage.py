@@ -21,6 +21,7 @@ from har_edge.nodes.counters import Counters
 from har_edge.nodes.join import CarryOn, Gathered, Join
 from har_edge.nodes.recall import Recall
 from har_edge.nodes.results import Result, encode_results
+from har_edge.planning.answer import read_answers
 from har_edge.planning.pipeline import Wiring
 from har_edge.planning.task import Task
 
@@ -105,6 +106,7 @@ class Stage:
         # Of each part of each stream, the window captured last, and when.
         self._heads: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
         self._foreign: set[int] = set()  # the other epochs that were logged
+        self.complaint = ""  # why the last message or window was dropped
         self.counters = Counters()
 
     @property
@@ -275,19 +277,21 @@ class Stage:
     def _check_batch(self, message: wire.Message, parts: Mapping[str, Array]) -> None:
         for name, array in parts.items():
             spec, dtype = self._specs[name]
-            dynamic = bool(spec.shape) and spec.shape[0] == -1
+            dynamic = spec.batched and bool(spec.shape) and spec.shape[0] == -1
             shape = (message.count, *spec.shape[1:]) if dynamic else spec.shape
             if array.dtype == dtype and array.shape == shape and (dynamic or message.count == 1):
                 continue  # the most frequent case, quickly
             if message.count > 1 and not dynamic:
                 raise MessageError(
-                    f"a batch of {message.count} windows came, but input {name!r} takes {list(spec.shape)}; "
+                    f"a batch of {message.count} windows came, but input {name!r} takes {list(spec.shape)}"
+                    f"{'' if spec.batched else ', whose first dimension is no batch'}; "
                     "send one window a message, or convert the model with a dynamic batch"
                 )
             fits = array.ndim == len(shape) and all(
                 wanted in (-1, got) for wanted, got in zip(shape, array.shape, strict=True)
             )
-            if not fits or array.dtype != dtype:
+            empty = 0 in array.shape and spec.batched  # of one that is no batch, values may say how many there are
+            if not fits or array.dtype != dtype or empty:
                 raise MessageError(
                     f"input {name!r} came as {array.dtype} {list(array.shape)} for {message.count} windows; "
                     f"expected {spec.dtype} {list(spec.shape)}"
@@ -347,10 +351,8 @@ class Stage:
     def _results(self, message: wire.Message, scores: Array) -> list[Result]:
         port, task, now = self._setup.result_port, self._setup.task, self._clock()
         assert port is not None
-        rows = scores.reshape(message.count, -1)
-        if rows.shape[1] != len(task.labels):
-            raise MessageError(f"{rows.shape[1]} scores came for {len(task.labels)} labels; expected one a label")
-        tops = port.real(rows.max(axis=1)).tolist()
+        winners, best = read_answers(scores, message.count, len(task.labels))
+        tops = [1.0] * message.count if best is None else port.real(best).tolist()
         if not all(map(math.isfinite, tops)):
             raise MessageError("the model's score is no number; expected one: look for NaN in what the sensors send")
         truth = message.truth or (None,) * message.count
@@ -367,10 +369,11 @@ class Stage:
                 truth=truth[offset],
                 missing=list(message.missing),
             )
-            for offset, (winner, top) in enumerate(zip(rows.argmax(axis=1).tolist(), tops, strict=True))
+            for offset, (winner, top) in enumerate(zip(winners, tops, strict=True))
         ]
 
     def _reject(self, deliveries: tuple[Delivery, ...], what: str, error: MessageError) -> Outgoing:
         self.counters.rejected += 1
+        self.complaint = f"{what}: {error}"
         _log.warning("dropped %s: %s", what, error)
         return Outgoing("", b"", deliveries)

@@ -69,7 +69,7 @@ class Layout:
 class _Value:
     """A tensor that may cross a cut: bytes, the segment that makes it (-1: a source), those that read it.
 
-    A source that no operator reads is an input of the uncut model alone.
+    A source that no operator reads enters no slice.
     """
 
     index: int
@@ -100,7 +100,7 @@ def make_layout(model: Model, bounds: Sequence[int], sensors: Sensors = Sensors.
             sent = tuple(v for v in values if start <= v.maker < stop <= v.readers[-1])
             size = sum(value.bytes for value in sent)
             result = any(makes[start:stop])
-            takes = _sources([v for v in sources if v.readers or stop - start == n], start, stop, sensors)
+            takes = _sources([v for v in sources if v.readers], start, stop, sensors)
             gives = (bool(sent) + result, (size + HEAD_BYTES if sent else 0) + RESULT_BYTES * result)
             needed = {v.index for v in values if v.maker < start and any(start <= r < stop for r in v.readers)}
             fresh: Cargo = ((tuple(value.index for value in sent), size),) if sent else ()
@@ -178,7 +178,7 @@ def _answers(model: Model) -> list[int]:
 
 def _sources(sources: Sequence[_Value], start: int, stop: int, sensors: Sensors) -> tuple[int, int]:
     """Return messages and bytes that come from sensors, counted as the tensors are, before any reduction."""
-    taken = [v.bytes for v in sources if not v.readers or any(start <= reader < stop for reader in v.readers)]
+    taken = [v.bytes for v in sources if any(start <= reader < stop for reader in v.readers)]
     if taken and sensors is Sensors.TOGETHER:
         return 1, sum(value.bytes for value in sources) + HEAD_BYTES
     return len(taken), sum(taken) + HEAD_BYTES * len(taken)

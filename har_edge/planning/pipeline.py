@@ -15,6 +15,7 @@ import msgspec
 
 from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.graph.manifest import SliceEntry, SliceManifest, load_manifest
+from har_edge.planning.answer import check_answer
 from har_edge.planning.task import StateRule, Task, describe
 from har_edge.streams.description import StreamDescription
 from har_edge.streams.grouping import Grouping, regroup
@@ -156,6 +157,31 @@ class Pipeline:
         return Wiring(index, entries[index], sources, frozen, sends, answers, takers)
 
 
+def find_batch_problem(pipeline: Pipeline) -> str:
+    """Say why a message can carry one window only; empty where it may carry several.
+
+    Every tensor that windows enter by, that crosses a cut or that answers must have the batch as its first dimension.
+    """
+    for index, entry in enumerate(pipeline.manifest.slices):
+        wiring = pipeline.wiring(index)
+        used = {*wiring.sources.values(), *wiring.sends, *((pipeline.task.output,) if wiring.answers else ())}
+        for spec in (*entry.inputs, *entry.outputs):
+            if spec.name in used and not (spec.batched and spec.shape[:1] == (-1,)):
+                reason = "has a first dimension that is no batch" if spec.shape[:1] == (-1,) else "has no dynamic batch"
+                return f"tensor {spec.name!r} {list(spec.shape)} of slice {index} {reason}"
+    return ""
+
+
+def check_batch(pipeline: Pipeline, batch: int) -> None:
+    """Raise ConfigError where messages of so many windows cannot pass; see `find_batch_problem`."""
+    problem = find_batch_problem(pipeline) if batch > 1 else ""
+    if problem:
+        raise ConfigError(
+            f"--batch {batch} came, but {problem}; send one window a message (--batch 1), cut the model elsewhere "
+            "(`har-edge slice MODEL --list`), or convert it with a dynamic batch"
+        )
+
+
 def load_pipeline(path: Path) -> Pipeline:
     """Read a pipeline file, or the one in a folder, with the manifest of its slices.
 
@@ -256,6 +282,10 @@ def _check_task(pipeline: Pipeline, file: Path) -> None:
     outputs = [tensor.name for entry in pipeline.manifest.slices for tensor in entry.outputs]
     if task.output not in outputs:
         raise ConfigError(f"{file}: output {task.output!r} is made by no slice; expected one of {', '.join(outputs)}")
+    for entry in pipeline.manifest.slices:
+        for spec in entry.outputs:
+            if spec.name == task.output:
+                check_answer(spec, len(task.labels), str(file))
     if not math.isclose(task.stream.rate_hz, pipeline.stream.rate_hz):
         raise ConfigError(
             f"{file}: the model was trained at {task.stream.rate_hz} Hz, but {task.stream.description} runs at "

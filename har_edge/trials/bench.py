@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from har_edge.graph.model import Model, read_model
+from har_edge.graph.model import Model
+from har_edge.inference.observe import open_model
 from har_edge.messaging.address import read_address
 from har_edge.messaging.bus import Session
 from har_edge.messaging.mqtt import open_bus
@@ -59,7 +60,7 @@ class Bench:
 
     def profile(self, subject: Subject) -> Profile:
         """Return the profile of a model on this machine without limits: measured once, kept in the folder."""
-        model = read_model(subject.path)
+        model = open_model(subject.path)
         path = self.folder / f"{subject.name}-{model.sha256[:12]}-{self.conditions.link_bits_per_s // 1000}kbit.json"
         if not path.exists():
             store_profile(_measure(model, self.conditions.link_bits_per_s), path)
@@ -74,7 +75,7 @@ class Bench:
             if row.key == wanted:
                 return row
         nominal = {device.name: device.limits.cpu or 1.0 for device in layout.devices}
-        cuts = plan_for(read_model(subject.path), profile, layout, nominal).cuts
+        cuts = plan_for(open_model(subject.path), profile, layout, nominal).cuts
         row = self._run(subject, profile, cuts, layout, repeat)
         append_row(row, self.folder / _FILE)
         self.rows.append(row)
@@ -94,7 +95,7 @@ class Bench:
             took_s = gauge(bed, list(cpu), subject.path, _GAUGE_S)
             assert profile.whole_s is not None  # it has just run on every device
             speeds = {name: profile.whole_s / seconds for name, seconds in took_s.items()}
-            plan = plan_for(read_model(subject.path), profile, layout, speeds, cuts)
+            plan = plan_for(open_model(subject.path), profile, layout, speeds, cuts)
             with run_stages(bed, pipeline, plan.devices) as stages:
                 measured = stages.measure(make_windows(pipeline, _IMAGES), pace)
         used = [cpu[name] for name in plan.devices]

@@ -60,7 +60,7 @@ class Reference:
         answers = {}
         for window in made:
             said = run.predict(window)
-            answers[said.stream, said.seq] = (task.label_ids[said.answer], float(output.real(said.scores)[said.answer]))
+            answers[said.stream, said.seq] = (task.label_ids[said.answer], said.confidence(output))
         return answers
 
     def live(self, stream: str) -> LiveStream:

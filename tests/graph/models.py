@@ -14,7 +14,14 @@ INT32 = tflite.TensorType.INT32
 INT8 = tflite.TensorType.INT8
 BOOL = tflite.TensorType.BOOL
 
-_TYPES = {"float32": FLOAT, "float16": tflite.TensorType.FLOAT16, "int32": INT32, "int8": INT8, "bool": BOOL}
+_TYPES = {
+    "float32": FLOAT,
+    "float16": tflite.TensorType.FLOAT16,
+    "int32": INT32,
+    "int64": tflite.TensorType.INT64,
+    "int8": INT8,
+    "bool": BOOL,
+}
 
 
 class Draft:
@@ -483,6 +490,152 @@ def averaging(
         flat, scores = scores, graph.tensor([1, *shape], "shaped", signature=[-1, *shape])
         graph.op("RESHAPE", [flat, graph.const(np.array([-1, *shape], np.int32))], [scores], tflite.ReshapeOptionsT())
     graph.output(scores)
+    return draft.build()
+
+
+LENGTH, CHANNELS = 8, 5
+
+
+def _reshape(graph: GraphDraft, x: int, shape: Sequence[int], planned: Sequence[int], name: str | None = None) -> int:
+    result = graph.tensor(planned, name, signature=shape)
+    graph.op("RESHAPE", [x, graph.const(np.array(shape, np.int32))], [result], tflite.ReshapeOptionsT())
+    return result
+
+
+def _scores(graph: GraphDraft, x: int, rng: np.random.Generator, classes: int = 2) -> int:
+    """Add a dense layer that gives "scores"."""
+    return graph.dense(x, classes, rng, "scores")
+
+
+def dilated(batch: int = -1) -> bytes:
+    """Windows "c" [batch, 8, 5] through a dilated layer: in between, the first dimension is that of blocks."""
+    rng, draft = np.random.default_rng(1), Draft()
+    graph = draft.graph()
+
+    def tensor(first: int, *rest: int) -> int:
+        return graph.tensor([first, *rest], signature=[batch, *rest] if batch == -1 else None)
+
+    x = graph.input([1, LENGTH, CHANNELS], "c", signature=[batch, LENGTH, CHANNELS] if batch == -1 else None)
+    block, edges = graph.const(np.array([2], np.int32)), graph.const(np.zeros((1, 2), np.int32))
+    # Converters plan one window here too, so that the planned size is too small.
+    blocks = tensor(1 if batch == -1 else 2, LENGTH // 2, CHANNELS)
+    graph.op("SPACE_TO_BATCH_ND", [x, block, edges], [blocks], tflite.SpaceToBatchNDOptionsT())
+    scaled = graph.mul(blocks, graph.const(rng.standard_normal((1, 1, CHANNELS)).astype(np.float32)), "scaled")
+    whole = tensor(1, LENGTH, CHANNELS)
+    graph.op("BATCH_TO_SPACE_ND", [scaled, block, edges], [whole], tflite.BatchToSpaceNDOptionsT())
+    mean = graph.tensor([1, CHANNELS], "mean", signature=[batch, CHANNELS] if batch == -1 else None)
+    graph.op("MEAN", [whole, graph.const(np.array([1], np.int32))], [mean], tflite.ReducerOptionsT())
+    graph.output(_scores(graph, mean, rng))
+    return draft.build()
+
+
+def dense_each_step() -> bytes:
+    """Windows "c" through a dense layer for every step: rows of all steps of all windows, and their sizes as values."""
+    rng, draft = np.random.default_rng(2), Draft()
+    graph = draft.graph()
+    x = graph.input([1, LENGTH, CHANNELS], "c", signature=[-1, LENGTH, CHANNELS])
+    sizes = graph.tensor([3], "sizes", type=INT32)
+    options = tflite.ShapeOptionsT()
+    options.outType = INT32
+    graph.op("SHAPE", [x], [sizes], options)
+    rows = _reshape(graph, x, [-1, CHANNELS], [1, CHANNELS], "rows")
+    each = graph.dense(rows, CHANNELS, rng, "each")
+    again = graph.tensor([1, 1, 1], "again", signature=[-1, -1, -1])
+    graph.op("RESHAPE", [each, sizes], [again], tflite.ReshapeOptionsT())
+    flat = _reshape(graph, again, [-1, LENGTH * CHANNELS], [1, LENGTH * CHANNELS], "flat")
+    graph.output(_scores(graph, flat, rng))
+    return draft.build()
+
+
+def positive_places(threshold: float = 0.0, signed: bool = True) -> bytes:
+    """A window "c", of which the places of large values are summed: as many rows as the values say, maybe none."""
+    rng, draft = np.random.default_rng(3), Draft()
+    graph = draft.graph()
+    flat = _reshape(graph, graph.input([1, LENGTH, CHANNELS], "c"), [1, LENGTH * CHANNELS], [1, LENGTH * CHANNELS])
+    large = graph.tensor([1, LENGTH * CHANNELS], "large", type=BOOL)
+    graph.op("GREATER", [flat, graph.const(np.float32(threshold))], [large], tflite.GreaterOptionsT())
+    rows = {"signature": [-1, 2]} if signed else {}
+    places = graph.tensor([1, 2], "places", type=tflite.TensorType.INT64, **rows)
+    graph.op("WHERE", [large], [places], tflite.WhereOptionsT())
+    real, total = graph.tensor([1, 2], "real", **rows), graph.tensor([1, 2], "total")
+    graph.op("CAST", [places], [real], tflite.CastOptionsT())
+    options = tflite.ReducerOptionsT()
+    options.keepDims = True
+    graph.op("SUM", [real, graph.const(np.array([0], np.int32))], [total], options)
+    graph.output(_scores(graph, total, rng))
+    return draft.build()
+
+
+def chosen_class(classes: int = 2, type: int = INT32) -> bytes:
+    """Windows "c" to the index of a class, "scores" [batch]."""
+    rng, draft = np.random.default_rng(4), Draft()
+    graph = draft.graph()
+    x = graph.input([1, LENGTH, CHANNELS], "c", signature=[-1, LENGTH, CHANNELS])
+    flat = _reshape(graph, x, [-1, LENGTH * CHANNELS], [1, LENGTH * CHANNELS], "flat")
+    logits = graph.dense(flat, classes, rng, "logits")
+    options = tflite.ArgMaxOptionsT()
+    options.outputType = type
+    chosen = graph.tensor([1], "scores", type=type, signature=[-1])
+    graph.op("ARG_MAX", [logits, graph.const(np.int32(1))], [chosen], options, version=2)
+    graph.output(chosen)
+    return draft.build()
+
+
+def unread_input() -> bytes:
+    """Windows "c" through two layers, and an input "spare" that nothing reads."""
+    rng, draft = np.random.default_rng(5), Draft()
+    graph = draft.graph()
+    x, _ = graph.input([1, LENGTH, CHANNELS], "c"), graph.input([1, 4], "spare")
+    flat = _reshape(graph, x, [1, LENGTH * CHANNELS], [1, LENGTH * CHANNELS], "flat")
+    graph.output(_scores(graph, graph.dense(flat, 4, rng), rng))
+    return draft.build()
+
+
+def laid_out(shape: Sequence[int]) -> bytes:
+    """The values of a window "c" of this shape, with its batch where it has one, to two "scores"."""
+    rng, draft = np.random.default_rng(6), Draft()
+    graph = draft.graph()
+    planned = [max(1, n) for n in shape]
+    x = graph.input(planned, "c", signature=list(shape))
+    flat = _reshape(graph, x, [-1, LENGTH * CHANNELS], [1, LENGTH * CHANNELS], "flat")
+    graph.output(_scores(graph, flat, rng))
+    return draft.build()
+
+
+def unsigned() -> bytes:
+    """Layers over a dynamic batch, of which some tensors have no signature, as a quantiser inserts them."""
+    rng, draft = np.random.default_rng(7), Draft()
+    graph = draft.graph()
+    x = graph.input([1, LENGTH, CHANNELS], "c", signature=[-1, LENGTH, CHANNELS])
+    mean = graph.tensor([1, CHANNELS], "mean")
+    graph.op("MEAN", [x, graph.const(np.array([1], np.int32))], [mean], tflite.ReducerOptionsT())
+    graph.output(_scores(graph, graph.dense(mean, 3, rng, "middle"), rng))
+    return draft.build()
+
+
+def one_at_a_time() -> bytes:
+    """An input with a dynamic batch, and a reshape that takes one window."""
+    rng, draft = np.random.default_rng(9), Draft()
+    graph = draft.graph()
+    x = graph.input([1, LENGTH, CHANNELS], "c", signature=[-1, LENGTH, CHANNELS])
+    flat = _reshape(graph, x, [1, LENGTH * CHANNELS], [1, LENGTH * CHANNELS], "flat")
+    graph.output(_scores(graph, flat, rng))
+    return draft.build()
+
+
+def mixes_windows() -> bytes:
+    """Subtracts from each window "c" the mean over its batch: every tensor has the batch first, none means it."""
+    rng, draft = np.random.default_rng(8), Draft()
+    graph = draft.graph()
+    x = graph.input([1, LENGTH, CHANNELS], "c", signature=[-1, LENGTH, CHANNELS])
+    flat = _reshape(graph, x, [-1, LENGTH * CHANNELS], [1, LENGTH * CHANNELS], "flat")
+    mean = graph.tensor([1, LENGTH * CHANNELS], "mean")
+    options = tflite.ReducerOptionsT()
+    options.keepDims = True
+    graph.op("MEAN", [flat, graph.const(np.array([0], np.int32))], [mean], options)
+    rest = graph.tensor([1, LENGTH * CHANNELS], "rest", signature=[-1, LENGTH * CHANNELS])
+    graph.op("SUB", [flat, mean], [rest], tflite.SubOptionsT())
+    graph.output(_scores(graph, rest, rng))
     return draft.build()
 
 

@@ -91,6 +91,37 @@ def test_an_image_is_a_window_of_its_pixels_row_by_row(spec, dtype):
     assert fed.tobytes() == plain.tobytes() and np.array_equal(fed[1, 2, 3], plain[1, 2 * 5 + 3])
 
 
+@pytest.mark.parametrize("spec", ["none", "q8", "paa:5"])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("shape", "turned"),
+    [
+        ((LENGTH, CHANNELS, 1), False),
+        ((1, LENGTH, CHANNELS), False),
+        ((LENGTH * CHANNELS,), False),
+        ((CHANNELS, LENGTH), True),
+        ((CHANNELS, LENGTH, 1), True),
+        ((1, CHANNELS, LENGTH), True),
+    ],
+)
+def test_windows_enter_inputs_with_the_same_values_in_other_dimensions(spec, dtype, shape, turned):
+    reducer, codes = codes_of(spec, window())
+    plain = make_feed("chest", reducer, port(dtype, 0.25, 3), LENGTH, CHANNELS)(codes, len(codes))
+    fed = make_feed("chest", reducer, port(dtype, 0.25, 3, shape=(-1, *shape)), LENGTH, CHANNELS)(codes, len(codes))
+    assert fed.shape == (3, *shape) and fed.dtype == dtype
+    assert fed.tobytes() == (plain.swapaxes(1, 2) if turned else plain).tobytes()
+    # An input without a batch takes one window as it is.
+    alone = make_feed("chest", reducer, port(dtype, 0.25, 3, shape=shape), LENGTH, CHANNELS)
+    if shape[0] != 1:
+        assert alone(codes[:1], 1).shape == shape and alone(codes[:1], 1).tobytes() == fed[:1].tobytes()
+
+
+def test_samples_come_first_in_a_square_window():
+    reducer = make_reducer("none", 4, 4)
+    codes = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
+    assert np.array_equal(make_feed("chest", reducer, port(shape=(-1, 4, 4, 1)), 4, 4)(codes)[..., 0], codes)
+
+
 class Quiet:
     """Keeps the samples of windows whose first value is not 0: a code whose length varies, and no way back."""
 
@@ -132,7 +163,9 @@ def test_a_code_without_a_way_back_is_refused_where_the_model_takes_windows():
         (-1, 21, CHANNELS),
         (-1, LENGTH, 4),
         (-1, LENGTH),
-        (-1, LENGTH, CHANNELS, 1),
+        (-1, LENGTH, CHANNELS, 2),
+        (-1, LENGTH * CHANNELS + 1),
+        (-1,),
         (-1, 4, 6, CHANNELS),
         (-1, 2, 2, 5, CHANNELS),
     ],

@@ -1,12 +1,16 @@
 """A stage: every unusable message is dropped, counted, explained and released, and the next good one still works."""
 
+import dataclasses
 import logging
+import re
 
 import numpy as np
 import pytest
 
+from har_edge.graph.manifest import SliceEntry, TensorSpec
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery
+from har_edge.nodes.stage import Stage
 from tests.nodes.rig import LENGTH, TOPICS, Clock, part, result_of, samples, small_stage
 
 
@@ -375,3 +379,43 @@ def test_what_a_deployed_stage_keeps_is_bounded(caplog, monkeypatch):
     assert (stage.counters.shelved, stage.counters.given_up) == (25, 15)
     assert "gave up window 0 of s: too many lack a part" in caplog.text
     assert [bool(result_of(stage.handle(part("arm", seq)))) for seq in (14, 15, 24)] == [False, True, True]
+
+
+def rows_stage(shape=(-1, 3), **options):
+    """Return a stage that takes "rows" of a tensor that is no batch, from an earlier one."""
+    stage = small_stage(earlier={0: ("rows",)}, run=lambda values: {"scores": values["rows"].sum(axis=0)[None, :2]})
+    spec = TensorSpec("rows", shape, "float32", batched=False)
+    entry = SliceEntry("slice.tflite", "0" * 64, 0, 1, (spec,), ())
+    setup = dataclasses.replace(stage._setup, wiring=dataclasses.replace(stage._setup.wiring, entry=entry))
+    return Stage(setup, clock=Clock(1000.0), monotonic=Clock())
+
+
+def rows(*shape, count=1):
+    captured = tuple(float(number) for number in range(count))
+    return part(
+        "", 0, captured=captured, tensors={"rows": np.ones(shape, np.float32)}, topic=TOPICS.activation(1, 0, "s")
+    )
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 7])
+def test_a_tensor_that_is_no_batch_has_as_many_rows_as_it_has(number):
+    (result,) = result_of(rows_stage().handle(rows(number, 3)))
+    assert result.confidence == number
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (
+            rows(2, 3, count=2),
+            r"a batch of 2 windows came, but input 'rows' takes \[-1, 3\], whose first dimension is no",
+        ),
+        (rows(2, 4), r"input 'rows' came as float32 \[2, 4\] for 1 windows; expected float32 \[-1, 3\]"),
+        (rows(2, 0), r"input 'rows' came as float32 \[2, 0\] for 1 windows"),
+        (rows(6), r"input 'rows' came as float32 \[6\] for 1 windows"),
+    ],
+)
+def test_it_comes_alone_and_in_its_shape(message, text):
+    stage = rows_stage()
+    assert [one.topic for one in stage.handle(message)] == [""]
+    assert stage.counters.rejected == 1 and re.search(text, stage.complaint)

@@ -1,0 +1,251 @@
+"""What shapes the tensors of a model really have, and which of them carry the batch: found by running it.
+
+A file says both only in part. Its planned sizes are stand-ins where they depend on others, a converter gives -1 to the
+first dimension of tensors that hold something else (the blocks of a dilated convolution, rows that a dense layer
+flattened, the places where a condition holds), and a quantiser inserts tensors without any signature. So the model is
+run with several windows, one at a time and all in one batch, and every tensor that could cross a cut is looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from har_edge.errors import MessageError, ModelError
+from har_edge.graph import schema
+from har_edge.graph.cuts import trace
+from har_edge.graph.encode import Part, encode
+from har_edge.graph.manifest import State
+from har_edge.graph.model import Model, Tensor, read_model
+from har_edge.graph.state import state_of
+from har_edge.inference.interpreter import Array, Interpreter, Port
+
+_SEED = 0
+# Windows that are run: what depends on values has other sizes for small ones than for large ones.
+_SCALES = (1.0, 10.0, 0.1)
+# Tensors that are looked at in one run: each keeps its memory until the run ends.
+_GROUP_BYTES = 128 * 2**20
+_COMPARED = 4096
+# Values of a window in a batch and alone: kernels for several rows round otherwise, and quantised ones by a step or so.
+_CLOSE, _STEPS, _SHARE = 1e-2, 2, 0.9
+# Operators whose result has as many elements as its values say.
+_VALUE_SHAPED = frozenset(
+    {
+        *("WHERE", "UNIQUE", "RANGE", "NON_MAX_SUPPRESSION_V4", "NON_MAX_SUPPRESSION_V5", "HASHTABLE_LOOKUP"),
+        *("EMBEDDING_LOOKUP_SPARSE", "SKIP_GRAM", "FILL", "BROADCAST_TO", "RANDOM_UNIFORM", "RANDOM_STANDARD_NORMAL"),
+        *("MULTINOMIAL", "STABLEHLO_COMPOSITE"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A tensor after one run: its shape, and some values of each row (of each entry of the first dimension)."""
+
+    shape: tuple[int, ...]
+    rows: Array
+
+
+def open_model(source: Path | bytes) -> Model:
+    """Read a model that is to be cut, and find out what its tensors are when it runs; see `read_model`, `observe`."""
+    return observe(read_model(source))
+
+
+def observe(model: Model) -> Model:
+    """Return the model with the shapes that its tensors have for one window, and with what carries the batch.
+
+    A dimension whose size depends on values is -1. Where the runtime here cannot run the model, the file's own shapes
+    stay, no tensor with a dynamic first dimension counts as a batch, and `remarks` says so.
+    """
+    if not _may_vary(model):
+        return model
+    dynamic = any(_is_dynamic(tensor.signature) for tensor in model.main.tensors)
+    try:
+        alone, batch, problem = _run(model)
+        # Nothing can be compared where the same window gives another result each time.
+        exact = state_of(model) is not State.RESOURCES and not _is_random(model)
+        changed = {
+            index: _settle(model.main.tensors[index], seen, None if batch is None else batch[index], exact=exact)
+            for index, seen in alone.items()
+        }
+    except (MessageError, ModelError) as error:
+        changed = {tensor.index: _unknown(tensor) for tensor in model.main.tensors}
+        reason = f"this machine cannot run {model.name}, so nobody knows which tensors carry a batch; {error}"
+        return _with_tensors(model, changed, reason if dynamic else "")
+    if batch is None:
+        changed |= {index: _unknown(model.main.tensors[index]) for index in model.main.inputs}
+    whole = any(_is_dynamic(model.main.tensors[index].signature) for index in model.main.inputs)
+    return _with_tensors(model, changed, problem if whole else "")
+
+
+def _may_vary(model: Model) -> bool:
+    """Return whether a size may be another one than the file plans for."""
+    graph, flow = model.main, trace(model)
+    living = [t for t in graph.tensors if not (t.constant or flow.maker.get(t.index, -1) in flow.folded)]
+    if any(-1 in tensor.signature or (tensor.unranked and tensor.dtype) for tensor in living):
+        return True
+    moving = {tensor.index for tensor in living if tensor.dtype in ("int32", "int64")}
+    return any(
+        operator.custom or operator.calls or operator.name in _VALUE_SHAPED or moving.intersection(operator.inputs)
+        for operator in graph.operators
+        if operator.index not in flow.folded
+    )
+
+
+def _run(model: Model) -> tuple[dict[int, list[_Seen]], dict[int, _Seen] | None, str]:
+    """Return what was seen of each tensor in each run of one window, and in that of all of them, or why there is none.
+
+    Raises MessageError or ModelError where the model cannot run one window.
+    """
+    graph = model.main
+    fresh, rng = state_of(model) is State.TENSORS, np.random.default_rng(_SEED)
+    windows: list[dict[str, Array]] = []
+    alone: dict[int, list[_Seen]] = {}
+    together: dict[int, _Seen] | None = {}
+    problem = ""
+    for group in _groups(model):
+        part = Part(whole=False, operators=tuple(range(len(graph.operators))), inputs=graph.inputs, outputs=group)
+        interpreter = Interpreter(bytes(encode(model, part)), fresh=fresh)
+        windows = windows or [_window(model, interpreter.inputs, rng, scale) for scale in _SCALES]
+        for window in windows:
+            for index, seen in _look(interpreter, group, window):
+                alone.setdefault(index, []).append(seen)
+        if together is not None:
+            try:
+                together.update(_look(interpreter, group, _stack(model, interpreter.inputs, windows)))
+            except MessageError as error:
+                together, problem = None, f"{model.name} takes one window at a time: {error}"
+    return alone, together, problem
+
+
+def _groups(model: Model) -> Iterator[tuple[int, ...]]:
+    """Yield the tensors that may cross a cut, or leave the model, as many as may be kept in memory at once."""
+    graph, flow = model.main, trace(model)
+    group, size = list[int](), 0
+    for index, maker in flow.maker.items():
+        tensor = graph.tensors[index]
+        if maker in flow.folded or tensor.dtype is None or tensor.variable or tensor.sparse or index in graph.inputs:
+            continue
+        if group and size + tensor.bytes > _GROUP_BYTES:
+            yield tuple(group)
+            group, size = [], 0
+        group.append(index)
+        size += tensor.bytes
+    if group:
+        yield tuple(group)
+
+
+def _window(model: Model, ports: Sequence[Port], rng: np.random.Generator, scale: float) -> dict[str, Array]:
+    """Return made-up inputs for one window; further dynamic dimensions get the size that the file plans for."""
+    values = {}
+    for index, port in zip(model.main.inputs, ports, strict=True):
+        planned = model.main.tensors[index].shape
+        shape = tuple(
+            (1 if axis == 0 else planned[axis]) if size == -1 else size for axis, size in enumerate(port.shape)
+        )
+        values[port.name] = _values(port, shape, rng, scale)
+    return values
+
+
+def _values(port: Port, shape: tuple[int, ...], rng: np.random.Generator, scale: float) -> Array:
+    """Return random values: the whole range of quantised ports, 0 or 1 for others of integers (see `sample`)."""
+    dtype: np.dtype[Any] = port.dtype
+    if dtype.kind in "iu":
+        full = dtype.itemsize == 1 or port.scale > 0
+        low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if full else (0, 1)
+        return rng.integers(low, high, shape, dtype, endpoint=True)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(dtype)
+    return (rng.standard_normal(shape) * scale).astype(dtype)
+
+
+def _stack(model: Model, ports: Sequence[Port], windows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Return the windows as one batch. Raises MessageError where an input takes no batch."""
+    values = {}
+    for index, port in zip(model.main.inputs, ports, strict=True):
+        if not _is_dynamic(port.shape):
+            if not _is_read(model, index):
+                values[port.name] = windows[0][port.name]
+                continue
+            raise MessageError(f"input {port.name} is {list(port.shape)}, not [windows, ...]")
+        values[port.name] = np.concatenate([window[port.name] for window in windows])
+    return values
+
+
+def _is_read(model: Model, index: int) -> bool:
+    return any(index in operator.inputs for operator in model.main.operators) or index in model.main.outputs
+
+
+def _look(interpreter: Interpreter, group: Sequence[int], values: Mapping[str, Array]) -> Iterator[tuple[int, _Seen]]:
+    results = interpreter.run(values)
+    for index, port in zip(group, interpreter.outputs, strict=True):
+        value = results.pop(port.name)
+        count = value.shape[0] if value.ndim and value.size else 1
+        rows = value.reshape(count, -1)
+        yield index, _Seen(value.shape, rows[:, :: max(1, rows.shape[1] // _COMPARED)].copy())
+
+
+def _settle(tensor: Tensor, alone: Sequence[_Seen], batch: _Seen | None, *, exact: bool) -> Tensor:
+    """Return the tensor as it was seen."""
+    shapes = [seen.shape for seen in alone]
+    if len({len(shape) for shape in shapes}) > 1:
+        raise ModelError(f"tensor {tensor.name} has {shapes[0]} and {shapes[1]}, another number of dimensions each run")
+    claimed = tensor.signature if len(tensor.signature) == len(shapes[0]) else (0,) * len(shapes[0])
+    signature = [
+        -1 if claim == -1 or len(set(sizes)) > 1 else sizes[0]
+        for claim, sizes in zip(claimed, zip(*shapes, strict=True), strict=True)
+    ]
+    batched = batch is not None and _has_rows(alone, batch) and (not exact or _follows(tensor, alone, batch))
+    if batched:
+        signature[0] = -1
+    return dataclasses.replace(
+        tensor,
+        shape=tuple(map(max, zip(*shapes, strict=True))),
+        signature=tuple(signature),
+        unranked=False,
+        batched=batched,
+    )
+
+
+def _has_rows(alone: Sequence[_Seen], batch: _Seen) -> bool:
+    """Return whether a tensor has one row for one window, and as many rows as a batch has windows."""
+    shape = alone[0].shape
+    return shape[:1] == (1,) and {seen.shape for seen in alone} == {shape} and batch.shape == (len(alone), *shape[1:])
+
+
+def _follows(tensor: Tensor, alone: Sequence[_Seen], batch: _Seen) -> bool:
+    """Return whether the rows of a batch are those of its windows, in their order."""
+    wanted, got = np.concatenate([seen.rows for seen in alone]), batch.rows
+    if wanted.dtype.kind in "fc":
+        finite = np.abs(wanted[np.isfinite(wanted)])
+        close = np.isclose(got, wanted, rtol=_CLOSE, atol=_CLOSE * float(finite.max(initial=0.0)), equal_nan=True)
+    elif wanted.dtype.kind == "b":
+        close = wanted == got
+    else:
+        close = np.abs(wanted.astype(np.float64) - got.astype(np.float64)) <= _STEPS * (tensor.dtype != "int64")
+    return bool(close.mean() >= _SHARE) if close.size else True
+
+
+def _is_dynamic(shape: Sequence[int]) -> bool:
+    return len(shape) > 0 and shape[0] == -1
+
+
+def _unknown(tensor: Tensor) -> Tensor:
+    return dataclasses.replace(tensor, batched=False)
+
+
+def _with_tensors(model: Model, changed: Mapping[int, Tensor], remark: str) -> Model:
+    tensors = tuple(changed.get(tensor.index, tensor) for tensor in model.main.tensors)
+    main = dataclasses.replace(model.main, tensors=tensors)
+    remarks = (*model.remarks, *([remark] if remark else []))
+    return dataclasses.replace(model, graphs=(main, *model.graphs[1:]), remarks=remarks)
+
+
+def _is_random(model: Model) -> bool:
+    """Return whether an operator draws random numbers."""
+    return any(operator.name in schema.RANDOM for graph in model.graphs for operator in graph.operators)
