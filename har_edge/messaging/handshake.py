@@ -12,10 +12,12 @@ import mqtt5
 from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address
 from har_edge.messaging.bus import Session
-from har_edge.messaging.link import CONNECT_TIMEOUT_S, NO_LIMIT, refusal, unanswered, unreachable
+from har_edge.messaging.link import CONNECT_TIMEOUT_S, NO_LIMIT, other_version, refusal, unanswered, unreachable
 from har_edge.messaging.packets import Malformed, read_packet, words
 
 _READ_BYTES = 65536
+# CONNACK as 3.1.1 has it, two bytes and no properties (MQTT 3.1.1, section 3.2): how its brokers refuse MQTT 5.
+_OLDER_CONNACK = b"\x20\x02"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ def shake_hands(
         connection.sendall(request)
         packet, received, size = _first_packet(connection, address, clock)
     except ConnectionError:
-        raise BrokerError(unanswered(address)) from None
+        raise unanswered(address) from None
+    except TimeoutError:
+        raise unanswered(address, closed=False) from None
     except (OSError, Malformed) as error:
         raise BrokerError(unreachable(address, error)) from None
     if not isinstance(packet, mqtt5.ConnAckPacket):
@@ -97,8 +101,10 @@ def _first_packet(
         connection.settimeout(max(0.001, deadline - clock()))
         piece = connection.recv(_READ_BYTES)
         if not piece:
-            raise BrokerError(unanswered(address))
+            raise unanswered(address)
         received += piece
+        if received.startswith(_OLDER_CONNACK):
+            raise other_version(address)
         with memoryview(received) as view:
             answer = read_packet(view)
         if answer is not None:

@@ -71,13 +71,13 @@ def knock(address: Address, *, mqtt5: bool = True) -> Terms:
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         while not answers and time.monotonic() < deadline:
             if client.loop(0.1) != mqtt.MQTT_ERR_SUCCESS and not answers:
-                raise BrokerError(unanswered(address))
+                raise unanswered(address)
     except (OSError, ValueError) as error:
         raise BrokerError(unreachable(address, error)) from None
     finally:
         client.disconnect()
     if not answers:
-        raise BrokerError(unreachable(address, "it did not answer CONNECT"))
+        raise unanswered(address, closed=False)
     return answers[0]
 
 

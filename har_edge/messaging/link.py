@@ -17,12 +17,28 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5.0
 NO_LIMIT = 2**32  # of a packet's size: more than MQTT can say
 _CREDENTIALS = frozenset({0x86, 0x87})  # bad user name or password, not authorized
+_VERSIONS = frozenset({0x84})  # unsupported protocol version
 # Refusals that waiting may mend: server unavailable, server busy, connection rate exceeded. All others end the client.
 _PASSING = frozenset({0x88, 0x89, 0x9F})
 
 
 class FinalRefusal(BrokerError):
     """The broker refused this client for good: no retry mends it."""
+
+
+class Unanswered(BrokerError):
+    """The broker took the connection and gave no answer to CONNECT: perhaps it speaks another version of MQTT.
+
+    `closed`: it closed the connection, instead of keeping it and being silent.
+    """
+
+    def __init__(self, text: str, *, closed: bool) -> None:
+        super().__init__(text)
+        self.closed = closed
+
+
+class OtherVersion(FinalRefusal):
+    """The broker said that it does not speak this version of MQTT."""
 
 
 class Backoff:
@@ -125,10 +141,16 @@ def unreachable(address: Address, error: object) -> str:
     return f"no broker at {address.url}: {error}; start one with `har-edge broker`, or check host, port and firewall"
 
 
-def unanswered(address: Address) -> str:
-    """Say that something closed the connection instead of answering CONNECT, and what to do."""
+def unanswered(address: Address, *, closed: bool = True) -> Unanswered:
+    """Return the error for a broker that does not answer CONNECT, and what to do."""
+    what = "it closed the connection without an answer to CONNECT" if closed else "it did not answer CONNECT"
     advice = "it may want a client's certificate: --cert-file and --key-file" if address.tls else "it may want mqtts://"
-    return unreachable(address, f"it closed the connection without an answer to CONNECT ({advice})")
+    return Unanswered(unreachable(address, f"{what} ({advice})"), closed=closed)
+
+
+def other_version(address: Address) -> OtherVersion:
+    """Return the error for a broker that refuses MQTT 5, and what to do."""
+    return OtherVersion(f"the broker at {address.url} does not speak MQTT 5; use --protocol 3.1.1, or a newer broker")
 
 
 def publish_bytes(topic: str, payload: bytes, *, aliased: bool = False) -> int:
@@ -155,6 +177,8 @@ def too_large(topic: str, packet_bytes: int, limit: int) -> str:
 
 def refusal(address: Address, code: int, words: str) -> BrokerError:
     """Return the error for a CONNACK with a failure code (MQTT 5, section 3.2.2.2), final or not, and what to do."""
+    if code in _VERSIONS:
+        return other_version(address)
     advice = (
         "check the user, and the password in HAR_EDGE_PASSWORD or --password-file"
         if code in _CREDENTIALS

@@ -197,13 +197,13 @@ class PahoBus:
             deadline, before = self._clock() + CONNECT_TIMEOUT_S, self._generation
             while self._generation == before and self._failure is None and self._clock() < deadline:
                 if not self._sockets():
-                    raise BrokerError(unanswered(self._address))
+                    raise unanswered(self._address)
                 self._turn(0.2)
         except (OSError, ValueError) as error:
             raise BrokerError(unreachable(self._address, error)) from None
         self._raise_failure()
         if self._generation == before:
-            raise BrokerError(unreachable(self._address, "it did not answer CONNECT"))
+            raise unanswered(self._address, closed=False)
         self._clean = False
 
     def _connect_beside(self, session: Session) -> PahoBus:

@@ -38,6 +38,10 @@ class Peer:
                 return packet
             except IndexError:
                 pass
+            except ValueError as error:
+                if "protocol version" not in str(error):
+                    raise
+                raise Ended from None  # a client that got no answer tries 3.1.1, which no script plays
             try:
                 piece = self.connection.recv(65536)
             except ConnectionError:

@@ -10,6 +10,8 @@ import msgspec
 from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address
 from har_edge.messaging.knock import CREDENTIALS, UNSUPPORTED_VERSION, Terms, knock, reach_port
+from har_edge.messaging.link import OtherVersion, Unanswered
+from har_edge.messaging.mqtt import speaks_older_only
 from har_edge.messaging.topics import Kind, Topics
 from har_edge.nodes.blobs import CHUNK_BYTES
 from har_edge.nodes.sight.permissions import Connect, Role, Tried, rights_of, try_right
@@ -61,26 +63,27 @@ class Reception:
         yield passed(name, f"{self.address.url} takes connections")
 
     def mqtt(self, name: str) -> Iterator[Finding]:
-        """Shake hands, over TLS where the address says so."""
+        """Shake hands, over TLS where the address says so; with 3.1.1 where the broker takes no MQTT 5, as nodes do."""
         try:
             self._terms = knock(self.address, mqtt5=self._mqtt5)
         except BrokerError as error:
-            yield Finding(name, Verdict.WRONG, str(error), self._mend_mqtt())
+            if not (self._mqtt5 and self._older(error)):
+                yield Finding(name, Verdict.WRONG, str(error), self._mend_mqtt())
+                return
+        if self._terms is None or self._terms.code == UNSUPPORTED_VERSION:
+            if not self._mqtt5:
+                yield Finding(name, Verdict.WRONG, "the broker does not speak MQTT 3.1.1", self._mend_mqtt())
+                return
+            self._mqtt5, self._terms = False, knock(self.address, mqtt5=False)
+            yield passed(name, "no MQTT 5, so nodes use 3.1.1; --protocol 3.1.1 saves them the first try")
             return
         version = "MQTT 5" if self._mqtt5 else "MQTT 3.1.1"
-        if self._terms.code == UNSUPPORTED_VERSION:
-            yield Finding(name, Verdict.WRONG, f"the broker does not speak {version}", self._mend_mqtt())
-            return
         yield passed(name, f"{version} over {'TLS' if self.address.tls else 'TCP, not encrypted'}")
 
+    def _older(self, error: BrokerError) -> bool:
+        return isinstance(error, Unanswered | OtherVersion) and speaks_older_only(self.address, error)
+
     def _mend_mqtt(self) -> str:
-        if self._mqtt5:
-            try:
-                knock(self.address, mqtt5=False)
-            except BrokerError:
-                pass
-            else:
-                return "it does speak MQTT 3.1.1: use Mosquitto 2, or give every node --protocol 3.1.1"
         if self.address.tls:
             return "look at --ca-file, and at the port: the one for mqtts:// is 8883 as a rule"
         return "look at the port, and whether it wants mqtts://"
