@@ -56,6 +56,7 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     from har_edge.messaging.bus import TakenOver
     from har_edge.messaging.topics import check_id
     from har_edge.nodes.live import Device, LiveLoop
+    from har_edge.nodes.pace import MOST_OPEN
 
     replay = [f"--{name.replace('_', '-')}" for name, usual in REPLAY.items() if getattr(args, name) != usual]
     if replay:
@@ -78,7 +79,8 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
         queue=args.queue,
         limit=args.windows,
         credit=made.credit,
-        in_flight=args.in_flight if made.credit else 0,
+        # Without a plan, the broker keeps what a stage that is away will take: windows do not wait here.
+        in_flight=args.in_flight if args.pipeline else MOST_OPEN,
     )
     try:
         loop.run(stop)

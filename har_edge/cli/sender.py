@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import secrets
 import sys
 import time
 from dataclasses import dataclass
@@ -30,39 +31,54 @@ SESSION_S = 300
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A sensor, its pipeline and its sources; `credit` where it follows a plan."""
+    """A sensor, its pipeline, its sources, and what it does about windows that are on their way."""
 
     pipeline: Pipeline
     sensor: Sensor
     sources: list[str]
-    credit: Credit | None = None
+    credit: Credit
 
     def report(self, faults: Iterable[tuple[str, int]] = ()) -> str:
         """Say what was sent, and what went wrong on the way."""
         counts = self.sensor.counters
-        told = [*faults, *((name, getattr(counts, name)) for name in ("resent", "unanswered") if self.credit)]
+        told = [*faults, *((name, getattr(counts, name)) for name in ("resent", "unanswered"))]
         words = [f"{name.replace('_', ' ')} {count}" for name, count in told if count]
         sent = f"{counts.windows} windows in {counts.messages} messages"
         return "; ".join([sent, ", ".join(words)] if words else [sent])
 
     def exit_code(self, stop: Stop) -> int:
-        """Return 0, or 1 where a sensor that follows a plan gave windows up."""
-        lost = self.credit is not None and self.sensor.counters.unanswered > 0 and not stop.asked
-        return EXIT_UNANSWERED if lost else 0
+        """Return 0, or 1 where windows were given up."""
+        return EXIT_UNANSWERED if self.sensor.counters.unanswered > 0 and not stop.asked else 0
 
 
 def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     """Return the sensor that the options ask for; None where it waited for a plan and was stopped."""
     if args.pipeline is not None:
         return follow(args, stop)
-    from har_edge.nodes.build import build_sensor, override
+    from har_edge.nodes.build import build_sensor, override, topics_of
+    from har_edge.nodes.credit import Untracked
+    from har_edge.nodes.outbox import Outbox
+    from har_edge.nodes.resend import Resend
     from har_edge.planning.pipeline import check_batch, load_pipeline
 
     pipeline = load_pipeline(args.config)
     check_batch(pipeline, args.batch)
     pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
     sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
-    return Made(pipeline, build_sensor(pipeline, sources, combine=args.combine), sources)
+    sensor, run, live = build_sensor(pipeline, sources, combine=args.combine), new_run(), args.live is not None
+    if not (args.in_flight or live):
+        return Made(pipeline, sensor, sources, Untracked(sensor, run))
+    outbox = Outbox(sources, time.time())
+    return Made(
+        pipeline, sensor, sources, Resend(sensor, outbox, topics_of(pipeline), args.give_up, expires=live, run=run)
+    )
+
+
+def new_run() -> int:
+    """Return a number that tells this start of a sensor from others."""
+    from har_edge.nodes.tally import RUN_BITS
+
+    return secrets.randbits(RUN_BITS)
 
 
 def name_of(args: argparse.Namespace) -> str:
@@ -125,5 +141,5 @@ def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
         return outfitter.setup_of(changed, sources, combine=args.combine)
 
     outbox, expires = Outbox(sources, time.time()), args.live is not None
-    course = Course(deployment, sensor, outbox, topics, refit, args.give_up, expires=expires)
+    course = Course(deployment, sensor, outbox, topics, refit, args.give_up, expires=expires, run=new_run())
     return Made(pipeline, sensor, sources, course)

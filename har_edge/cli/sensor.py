@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 HELP = "send windows: of recordings, as the sensors would, or of a device"
 CACHE = "with --pipeline, where files of the pipeline are kept (default: ~/.cache/har-edge/slices)"
-# How much longer than a stage waits for the parts of a window a sensor waits for its result.
-MARGIN_S = 5.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,15 +39,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=options.natural,
         default=64,
         metavar="N",
-        help="wait for results when N messages of a stream are on their way (default: 64; 0: never wait)",
+        help="wait for results when N messages of a stream are on their way, or fewer where the stages say so "
+        "(default: 64; 0: never wait, and, without --pipeline, send no window again)",
     )
     parser.add_argument(
         "--give-up",
         type=options.natural,
         default=120,
         metavar="S",
-        help="with --pipeline, end when no result came for S seconds while windows are out; with --live, go on without "
-        "such windows; exit code 1 (default: 120; 0: never)",
+        help="end when no result came for S seconds while windows are out; with --live, go on without such windows; "
+        "exit code 1 (default: 120; 0: never)",
     )
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)
     parser.add_argument("--keep-null", action="store_true", help="replay rows without an activity (label 0) too")
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     """Send the windows of recordings; return the exit code."""
     from har_edge.messaging.bus import TakenOver
-    from har_edge.nodes.build import batches_of, topics_of
+    from har_edge.nodes.build import batches_of
     from har_edge.nodes.pace import Pace, SensorLoop
     from har_edge.streams.grouping import regroup_recording
 
@@ -102,9 +101,9 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
         in_flight=args.in_flight * args.batch,
         real_time=args.speed is not None,
         total=max(1, join.capacity // 2) * args.batch if args.in_flight else 0,
-        patience_s=join.timeout_s + MARGIN_S,
+        batch=args.batch,
     )
-    loop = SensorLoop(bus, sensor, identity, pace, topics_of(pipeline), made.credit)
+    loop = SensorLoop(bus, sensor, identity, pace, made.credit)
     batches = batches_of(pipeline, recordings, speed=args.speed, batch=args.batch, limit=args.windows)
     try:
         loop.run(batches, stop)

@@ -89,13 +89,32 @@ class SliceCard(msgspec.Struct, frozen=True, omit_defaults=True):
     stop: Count = 0
 
 
+class StreamCount(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How many windows of a stream one start of a sensor has sent, its `run`; windows sent again count once.
+
+    `began` is when the first of them was captured (seconds since 1970). `answered` and `lost`, which are no longer
+    awaited, are what the sensor heard of: None, and 0, where it listens to no results. The others are open.
+    """
+
+    run: Count
+    began: float
+    sent: Count = 0
+    answered: Count | None = None
+    lost: Count = 0
+
+    @property
+    def open(self) -> int:
+        """How many windows may still be answered, as far as the sensor knows."""
+        return max(0, self.sent - (self.answered or 0) - self.lost)
+
+
 class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """The retained self-description of a node.
 
     `instance` is new with each start of the process, `started` the time of that start (seconds since 1970); `counters`
     are those that the node keeps, by name. A node that runs whatever stages it is told to says what its `device` can
-    do; a sensor that follows a deployment says which `epoch` its windows go to; a stage of a fixed folder says which
-    `slice` it runs, and the `epoch` of its cut.
+    do; a sensor that follows a deployment says which `epoch` its windows go to, and every sensor what it sent of its
+    `streams`; a stage of a fixed folder says which `slice` it runs, and the `epoch` of its cut.
     """
 
     node: str
@@ -110,6 +129,7 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     device: DeviceCard | None = None
     epoch: Count = 0
     slice: SliceCard | None = None
+    streams: dict[str, StreamCount] = {}
 
 
 class StagePhase(str, enum.Enum):

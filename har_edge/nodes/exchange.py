@@ -30,7 +30,7 @@ class Exchange:
     ) -> None:
         self._bus, self._sensor, self._identity, self._credit, self._shrink = bus, sensor, identity, credit, shrink
         self._sender = Sender(bus, sensor.counters, "start the stages: `har-edge stage`")
-        self._herald = Herald(bus, identity, counters)
+        self._herald = Herald(bus, identity, counters, credit.streams)
 
     @property
     def connected(self) -> bool:

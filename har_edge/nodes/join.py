@@ -22,6 +22,8 @@ PASSED_S = 5.0
 LEFTOVER_S = 1.0
 LOOK_S = 0.5
 REMEMBERED = 4096
+# How much the messages of windows that wait may take.
+HELD_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,16 @@ class CarryOn:
 class Gathered:
     """The parts of one (stream, seq) so far; `deliveries` are acknowledged together, `deadline` ends the waiting.
 
-    `again` says that every part was delivered before, `passed` that later windows of the stream are done, `behind` that
-    this window was done before its first part came, and `stale` that the sensors it lacks have gone on to later ones.
+    `place` counts the messages that came before its first part, `nbytes` the bytes of its own. `again` says that every
+    part was delivered before, `passed` that later windows of the stream are done, `behind` that this window was done
+    before its first part came, and `stale` that the sensors it lacks have gone on to later ones.
     """
 
     message: Message
     came: float
     deadline: float
+    place: int = 0
+    nbytes: int = 0
     again: bool = True
     passed: bool = False
     behind: bool = False
@@ -64,8 +69,10 @@ class Gathered:
 class Join:
     """Collects parts by (stream, seq) until all wanted ones are there, or until it may carry on without the others.
 
-    Waiting is bounded: at most `capacity` windows wait, each at most `timeout_s`; what is given up is returned, so that
-    the caller can count and log it. A part that comes again replaces the earlier one.
+    Waiting is bounded: at most `capacity` windows wait, and HELD_BYTES of messages, each at most `timeout_s`; what is
+    given up is returned, so that the caller can count and log it. A part that comes again replaces the earlier one.
+    With `hold`, the oldest window is given up, too, when so many messages have come since its first part: a broker that
+    gives no more before they are acknowledged would keep the parts that it lacks.
 
     Two kinds of parts wait for companions that will not come, and would hold up later windows: the acknowledgements,
     which go out in the order of arrival (MQTT 5, section 4.6), and the capacity.
@@ -90,6 +97,17 @@ class Join:
         self._heard: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()  # by stream and part: window, time
         self._look_at = 0.0
         self._carry_on_at = math.inf
+        self._came = 0
+        self._nbytes = 0
+        self.hold: int | None = None
+
+    @property
+    def span(self) -> int:
+        """How many messages have come since the first part of the oldest window that waits; 0 where none does.
+
+        None of them can be acknowledged (MQTT 5, section 4.6).
+        """
+        return self._came - next(iter(self._waiting.values())).place if self._waiting else 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -120,7 +138,7 @@ class Join:
         key = (message.stream, message.seq)
         gathered = self._waiting.get(key)
         if gathered is None:
-            gathered = Gathered(message, now, now + self._timeout_s, behind=self._was_done(key))
+            gathered = Gathered(message, now, now + self._timeout_s, self._came, behind=self._was_done(key))
             if len(parts) < len(self._wanted):
                 self._waiting[key] = gathered
         elif gathered.message.count != message.count:
@@ -130,6 +148,7 @@ class Join:
             )
         else:
             gathered.message = _merge(gathered.message, message)
+        self._came += 1
         self._hear(message, parts, now)
         gathered.parts.update(parts)
         gathered.captured.update(dict.fromkeys(parts, message.captured))
@@ -139,8 +158,11 @@ class Join:
             if self._may_carry_on(gathered):
                 self._carry_on_at = min(self._carry_on_at, self._due(gathered))
                 gathered.deadline = max(gathered.deadline, self._due(gathered))
+            self._nbytes += len(delivery.payload)
+            gathered.nbytes += len(delivery.payload)
             return None
-        self._waiting.pop(key, None)
+        if self._waiting.pop(key, None):
+            self._nbytes -= gathered.nbytes
         self._remember(key, gathered)
         return gathered
 
@@ -148,6 +170,7 @@ class Join:
         """Let a window that was given up wait again, unless it does: what it lacks may come."""
         if gathered.key not in self._waiting:
             gathered.came, gathered.deadline, gathered.passed = now, now + self._timeout_s, False
+            gathered.place, gathered.nbytes = self._came, 0
             self._waiting[gathered.key] = gathered
 
     def go_on(self, now: float) -> list[Gathered]:
@@ -155,7 +178,7 @@ class Join:
 
         Without `carry_on` there are none. When too many wait, the oldest goes on early.
         """
-        crowd = len(self._waiting) - self._capacity
+        crowd = max(len(self._waiting) - self._capacity, self._nbytes > HELD_BYTES)
         if now < self._carry_on_at and (crowd <= 0 or self._carry_on is None):
             return []
         due, self._carry_on_at = [], math.inf
@@ -175,15 +198,32 @@ class Join:
             self._mark_passed(now)
         while self._waiting:
             oldest = next(iter(self._waiting.values()))
-            if len(self._waiting) <= self._capacity and now < oldest.deadline:
+            many = len(self._waiting) > self._capacity or self._nbytes > HELD_BYTES
+            if not many and now < oldest.deadline and not self._holds_up(oldest):
                 break
-            given_up.append(self._waiting.popitem(last=False)[1])
-            given_up[-1].stale = self._is_stale(given_up[-1])
+            given_up.append(self._take(oldest.key))
         return given_up
+
+    def release(self) -> list[Gathered]:
+        """Return, and forget, all windows but those that will be done without what they lack, oldest first."""
+        keys = [key for key, one in self._waiting.items() if not self._may_carry_on(one)]
+        return [self._take(key) for key in keys]
 
     def missing(self, gathered: Gathered) -> list[str]:
         """Return the names of the parts that have not come."""
         return sorted(self._wanted - gathered.parts.keys())
+
+    def _holds_up(self, gathered: Gathered) -> bool:
+        """Return whether parts that it lacks may wait at the broker until its own are acknowledged."""
+        if self.hold is None or self._came - gathered.place < self.hold:
+            return False
+        return not self._may_carry_on(gathered)
+
+    def _take(self, key: Key) -> Gathered:
+        gathered = self._waiting.pop(key)
+        self._nbytes -= gathered.nbytes
+        gathered.stale = self._is_stale(gathered)
+        return gathered
 
     def _may_carry_on(self, gathered: Gathered) -> bool:
         return self._carry_on is not None and self._wanted - gathered.parts.keys() <= self._carry_on.without
@@ -212,8 +252,7 @@ class Join:
         return self._is_behind(gathered) and any(later > seq and since > gathered.came for later, since in heard)
 
     def _release(self, key: Key) -> Gathered:
-        gathered = self._waiting.pop(key)
-        gathered.stale = self._is_stale(gathered)
+        gathered = self._take(key)
         if not gathered.stale:
             self._remember(key, gathered)
         return gathered

@@ -10,7 +10,7 @@ from collections import deque
 
 from har_edge.errors import ConfigError, NodeError
 from har_edge.messaging.bus import Bus
-from har_edge.nodes.credit import Credit, Tally
+from har_edge.nodes.credit import Credit
 from har_edge.nodes.exchange import Exchange
 from har_edge.nodes.loop import Identity, Stop
 from har_edge.nodes.sensor import BYTES_A_RAW_VALUE, Sensor
@@ -81,9 +81,8 @@ class LiveLoop:
     """Sends the windows of a device as they complete.
 
     Windows that cannot leave wait; of more than `queue` the oldest is dropped, counted and logged. A file is not read
-    meanwhile. Ends when the device does, after `limit` windows, or on `stop`. With the `credit` of a deployment
-    (nodes/course.py), windows leave while fewer than `in_flight` are unanswered (0: always), and the end waits until
-    every one is answered or that is hopeless.
+    meanwhile. Ends when the device does, after `limit` windows, or on `stop`. Windows leave while fewer than
+    `in_flight` are unanswered (0: always), and the end waits until every one is answered or that is hopeless.
     """
 
     def __init__(
@@ -95,12 +94,12 @@ class LiveLoop:
         stream: LiveStream,
         *,
         queue: int,
+        credit: Credit,
         limit: int | None = None,
-        credit: Credit | None = None,
         in_flight: int = 0,
     ) -> None:
         self._sensor, self._device, self._stream = sensor, device, stream
-        self._credit, self._in_flight = credit or Tally(sensor), in_flight
+        self._credit, self._in_flight = credit, in_flight
         self._exchange = Exchange(bus, sensor, identity, self._credit, self._counters)
         self._waiting: deque[tuple[float, Window]] = deque()
         self._queue, self._left, self._ended = queue, limit, False

@@ -8,7 +8,7 @@ import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -23,6 +23,7 @@ from har_edge.messaging.status import (
     NodeStatus,
     SliceCard,
     State,
+    StreamCount,
     claim_of,
     decode_status,
     encode_status,
@@ -83,7 +84,12 @@ class Identity:
     def topic(self) -> str:
         return self.topics.status(self.node)
 
-    def status(self, state: State, counters: dict[str, int] | None = None) -> bytes:
+    def status(
+        self,
+        state: State,
+        counters: dict[str, int] | None = None,
+        streams: Mapping[str, StreamCount] | None = None,
+    ) -> bytes:
         """Return the status message for a state."""
         return encode_status(
             NodeStatus(
@@ -99,6 +105,7 @@ class Identity:
                 device=self.device,
                 epoch=self.epoch,
                 slice=self.slice,
+                streams=dict(streams or {}),
             )
         )
 
@@ -190,10 +197,19 @@ class Sender:
 
 
 class Herald:
-    """Keeps the retained status of a node up to date: birth, now and then its counters, farewell."""
+    """Keeps the retained status of a node up to date: birth, now and then its counters, farewell.
 
-    def __init__(self, bus: Bus, identity: Identity, counters: Callable[[], dict[str, int]]) -> None:
-        self._bus, self._identity, self._counters = bus, identity, counters
+    `streams` gives what a sensor sent.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        identity: Identity,
+        counters: Callable[[], dict[str, int]],
+        streams: Callable[[], Mapping[str, StreamCount]] = dict,
+    ) -> None:
+        self._bus, self._identity, self._counters, self._streams = bus, identity, counters, streams
         self._due, self._said = 0.0, (-1, 0)
 
     def announce(self, now: float) -> None:
@@ -215,7 +231,8 @@ class Herald:
             "received_bytes": traffic.received_bytes,
             "reconnects": traffic.reconnects,
         }
-        self._bus.publish(self._identity.topic, self._identity.status(state, counters), retain=Kind.STATUS in RETAINED)
+        status = self._identity.status(state, counters, self._streams())
+        self._bus.publish(self._identity.topic, status, retain=Kind.STATUS in RETAINED)
 
 
 class Totals(msgspec.Struct, frozen=True, gc=False):  # made often: ten times as quick as a dataclass

@@ -31,7 +31,8 @@ class Kept:
     """The windows of one message, when each was captured, and which of them are open still.
 
     They were last sent to `epoch`, `tries` times in vain. `since` is when that was, or when there was a sign of
-    progress later (monotonic seconds); `hoped` is when there last was one.
+    progress later (monotonic seconds); `hoped` is when there last was one. `number` counts the windows of the stream
+    that this sensor sent before the first of them.
     """
 
     windows: Sequence[Window]
@@ -40,6 +41,7 @@ class Kept:
     since: float
     hoped: float
     tries: int = 0
+    number: int = 0
     open: set[int] = field(default_factory=set)
 
     @property
@@ -88,11 +90,13 @@ class Outbox:
         """Return how many windows of a stream are open."""
         return self._out.get(stream, 0)
 
-    def put(self, windows: Sequence[Window], captured: Sequence[float], epoch: int, now: float) -> int:
+    def put(
+        self, windows: Sequence[Window], captured: Sequence[float], epoch: int, now: float, number: int = 0
+    ) -> tuple[int, int]:
         """Keep the windows of a message that goes to an epoch now.
 
-        Return how many open ones of the same numbers they replace: of an earlier run of the stream, where its clock was
-        set back. No result can be told to be theirs.
+        Return how many of them have been answered already, and how many open ones of the same numbers they replace: of
+        an earlier run of the stream, where its clock was set back. No result can be told to be theirs.
         """
         stream, open_ = windows[0].stream, set[int]()
         lost = 0
@@ -104,14 +108,14 @@ class Outbox:
             else:
                 open_.add(window.seq)
         if open_:
-            kept = Kept(windows, tuple(captured), epoch, now, now, open=open_)
+            kept = Kept(windows, tuple(captured), epoch, now, now, number=number, open=open_)
             self._kept[kept.key] = kept
             self._of |= dict.fromkeys(((stream, seq) for seq in open_), kept)
             self._out[stream] = self.open(stream) + len(open_)
-        return lost
+        return len(windows) - len(open_), lost
 
     def settle(self, result: Result) -> bool:
-        """Take a result; tell whether it answers an open window."""
+        """Take a result; return whether it answers an open window."""
         key = (result.stream, result.seq)
         kept, without = self._of.get(key), self._lacks_us(result)
         if kept is None:
@@ -168,9 +172,14 @@ class Outbox:
             kept.epoch, kept.since = current, now
         return sorted(again, key=lambda kept: kept.captured[0])
 
-    def expire(self, before: float) -> int:
-        """Forget what has had no sign of progress since then; return how many windows that were."""
-        return sum([self._drop(kept) for kept in list(self._kept.values()) if kept.hoped < before])
+    def expire(self, before: float) -> list[tuple[str, int, float]]:
+        """Forget what has had no sign of progress since then; return stream, number and time of capture of each."""
+        gone: list[tuple[str, int, float]] = []
+        for kept in [one for one in self._kept.values() if one.hoped < before]:
+            captured = {one.seq: at for one, at in zip(kept.windows, kept.captured, strict=True)}
+            gone += [(kept.windows[0].stream, seq, captured[seq]) for seq in sorted(kept.open)]
+            self._drop(kept)
+        return gone
 
     def _look(self, current: int, now: float, out: bool) -> list[Kept]:
         """Note progress since the last look; return what has made none for too long."""

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from har_edge.messaging.bus import Bus
-from har_edge.messaging.topics import Topics
-from har_edge.nodes.credit import Credit, Tally
+from har_edge.nodes.credit import Credit
 from har_edge.nodes.exchange import Exchange
 from har_edge.nodes.loop import POLL_S, Identity, Stop
 from har_edge.nodes.sensor import BYTES_A_RAW_VALUE, Sensor
@@ -28,38 +27,29 @@ class Pace:
     """How a sensor sends: real time (`speed` times) or as fast as results come.
 
     At most `in_flight` windows of a stream, and `total` of all streams, are on their way without a result, 0 for no
-    bound: a recording waits (it can), so that nothing piles up in the middle and no join overflows. A stream without a
-    result for `patience_s` (longer than a stage waits for parts) goes on without those windows.
+    bound, and no more messages of `batch` windows than the stages have room for: a recording waits (it can), so that
+    nothing piles up in the middle and no join overflows.
     """
 
     in_flight: int
     real_time: bool
     total: int = 0
-    patience_s: float = 60.0
+    batch: int = 1
 
 
 class SensorLoop:
     """Sends the windows of one or several streams when they are due, and waits for results when too many are out.
 
-    With the `credit` of a deployment (nodes/course.py), it ends when every window has been answered, when that is
-    hopeless, or on `stop`.
+    It ends when every window has been answered, when that is hopeless, or on `stop`; where `credit` listens to no
+    results (nodes/credit.py), when every window is safe at the broker.
     """
 
-    def __init__(
-        self,
-        bus: Bus,
-        sensor: Sensor,
-        identity: Identity,
-        pace: Pace,
-        topics: Topics,
-        credit: Credit | None = None,
-    ) -> None:
-        self._sensor, self._pace = sensor, pace
-        self._credit = credit or Tally(sensor, topics if pace.in_flight else None, pace.patience_s)
+    def __init__(self, bus: Bus, sensor: Sensor, identity: Identity, pace: Pace, credit: Credit) -> None:
+        self._sensor, self._pace, self._credit = sensor, pace, credit
         self._exchange = Exchange(bus, sensor, identity, self._credit, self._counters, "lower --batch, or ")
 
     def run(self, batches: Iterator[Batch], stop: Stop, *, forget: bool = True) -> None:
-        """Send every batch; return when all are safe at the broker, or on `stop`."""
+        """Send every batch; return when nothing is left to wait for, or on `stop`."""
         self._exchange.begin()
         while not self._exchange.connected and not stop.asked:
             self._exchange.step(POLL_S)
@@ -86,7 +76,10 @@ class SensorLoop:
         pace, credit = self._pace, self._credit
         if self._exchange.pending >= MAX_PENDING or credit.open >= (pace.total or MOST_OPEN):
             return True
-        return 0 < pace.in_flight <= credit.open_of(stream)
+        if not pace.in_flight:
+            return False
+        most = pace.in_flight if credit.room is None else min(pace.in_flight, credit.room * pace.batch)
+        return credit.open_of(stream) >= most
 
     def _may_send(self, stream: str, due: float) -> bool:
         return not self._is_full(stream) and (not self._pace.real_time or time.monotonic() >= due)

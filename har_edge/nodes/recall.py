@@ -1,4 +1,4 @@
-"""What a deployed stage remembers of windows, so that one part that is sent again is enough to go on with them."""
+"""What a stage remembers of windows, so that one part that is sent again is enough to go on with them."""
 
 from __future__ import annotations
 
@@ -51,6 +51,14 @@ class Recall:
         gone = [gathered for gathered in known if gathered.message.captured[0] < captured]
         for gathered in gone:
             self.drop(gathered)
+        return gone
+
+    def expire(self, before: float) -> list[Gathered]:
+        """Forget the windows put away before this (monotonic seconds), and return them, oldest first."""
+        gone = []
+        while self._past and (oldest := next(iter(self._past.values()))).at < before:
+            gone.append(oldest.gathered)
+            self.drop(oldest.gathered)
         return gone
 
     def drop(self, gathered: Gathered) -> None:

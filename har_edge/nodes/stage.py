@@ -21,6 +21,7 @@ from har_edge.nodes.counters import Counters
 from har_edge.nodes.join import CarryOn, Gathered, Join
 from har_edge.nodes.recall import Recall
 from har_edge.nodes.results import Result, encode_results
+from har_edge.nodes.room import Room
 from har_edge.planning.answer import read_answers
 from har_edge.planning.pipeline import Wiring
 from har_edge.planning.task import Task
@@ -35,14 +36,19 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 _log = logging.getLogger(__name__)
 MAX_TOLD = 1024
 MAX_HEADS = 4096
-# Of a deployed stage: how long parts wait before they go on the shelf, how long they are good there (a sensor that has
-# no answer sends again sooner), what this holds, and what is remembered of the windows that were run. All sensors of a
-# stream send again at about the same time: one answer is enough for all.
+# How long parts wait at a deployed stage before they go on the shelf, whose sensors send again; of all stages, how long
+# they are good there (a sensor that has no answer sends again sooner), what this holds, and what is remembered of the
+# windows that were run. All sensors of a stream send again at about the same time: one answer is enough for all.
 SHELVE_S = 3.0
 SHELF_S = 60.0
 SHELF_BYTES = 16 * 1024 * 1024
 DONE_BYTES = 4 * 1024 * 1024
 RECENT_S = 2.0
+# When so many messages cannot be acknowledged for want of parts, and nothing comes for so long, the broker may be
+# waiting for that. If it was, something comes at once when they are released; then so many are never held again.
+STARVED_S = 1.0
+STARVED_LEAST = 8
+AT_ONCE_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +61,8 @@ class StageSetup:
     Without `carry_on_after_s`, a window that lacks a source is given up. Stages of one `share` take turns: the broker
     gives each message to one of them.
 
-    A stage that is `deployed` leaves windows of other epochs to the stages of these. Its sensors send again what is not
-    answered, so it need not hold up the queue: what waits for long is released and put on a shelf, until its parts
-    come; and a window that was run is run again where one of its parts comes again, since its answer may be lost.
+    A stage that is `deployed` leaves windows of other epochs to the stages of these. All its sensors send again what is
+    not answered, so it need not hold up the queue, and puts parts that wait on the shelf sooner.
     """
 
     topics: Topics
@@ -82,6 +87,9 @@ class StageSetup:
 class Stage:
     """Joins parts, runs the slice, and says what to publish and which deliveries that settles.
 
+    What has waited too long, or is too much, is released and put on a shelf of bounded size, until its parts come. A
+    window that was run is run again where one of its parts comes again, since its answer may be lost.
+
     `clock` gives seconds since 1970, `monotonic` seconds for waiting, where the caller does not say when a message
     came: with a backlog, what has come but is not handled yet must not count as missing. An unusable message is
     dropped, counted and logged; nothing that comes over the network raises from `handle`. Raises ModelError where it
@@ -99,7 +107,11 @@ class Stage:
         for source in wiring.sources if carry_on else ():
             absent(setup.ports[source], 1)
         timeout_s = min(SHELVE_S, setup.join_timeout_s) if setup.deployed else setup.join_timeout_s
-        self._shelf, self._done = Recall(SHELF_BYTES), Recall(DONE_BYTES if len(wanted) > 1 else 0)
+        self._joins = len(wanted) > 1
+        self._shelf, self._done = Recall(SHELF_BYTES), Recall(DONE_BYTES)
+        self._room = Room(setup.join_capacity)
+        # When a message came last; when parts were last released because none came, and how many messages that freed.
+        self._came, self._released_at, self._freed = math.inf, -math.inf, 0
         self._join = Join(wanted, timeout_s=timeout_s, capacity=setup.join_capacity, carry_on=carry_on)
         # Of each stream, what its newest window lacked, and when that was captured.
         self._lacked: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
@@ -132,6 +144,7 @@ class Stage:
                 return [Outgoing("", b"", (delivery,)), *self.tick(came)]
             parts = self._parts(delivery, message)
             self.counters.messages += 1
+            self._note_arrival(came)
             settled = self._settle(message, parts, delivery, came)
             if settled:
                 return settled + self.tick(came)
@@ -151,7 +164,21 @@ class Stage:
         until, outgoing = self._monotonic() if until is None else until, list[Outgoing]()
         for gathered in self._join.go_on(until):
             outgoing += [self._give_up(gathered)] if gathered.stale else self._complete(gathered)
-        return outgoing + [self._give_up(gathered) for gathered in self._join.give_up(until)]
+        outgoing += [self._give_up(gathered) for gathered in self._join.give_up(until)]
+        for gathered in self._shelf.expire(until - SHELF_S):
+            self._forget(gathered)
+        if until - self._came > STARVED_S and self._join.span >= STARVED_LEAST:
+            self._came, self._released_at, self._freed = math.inf, until, self._join.span
+            outgoing += [self._give_up(gathered) for gathered in self._join.release()]
+        return outgoing
+
+    def _note_arrival(self, came: float) -> None:
+        """Learn that the broker gives no more messages before those that it gave are acknowledged."""
+        self._came = came
+        if self._freed and came - self._released_at < AT_ONCE_S:
+            self._join.hold = max(1, self._freed // 2)
+            _log.info("the broker holds messages back while %d are unacknowledged; parts are put aside", self._freed)
+        self._freed = 0
 
     def _is_foreign(self, delivery: Delivery, message: wire.Message) -> bool:
         """Tell, and count, whether a window is for the stages of another epoch that is deployed beside this one."""
@@ -173,10 +200,10 @@ class Stage:
         release, key = [Outgoing("", b"", (delivery,))], (message.stream, message.seq)
         if self._join.repeats(message, parts, delivery):
             done = self._done.find(key)
-            if self._setup.deployed and done is None:
+            if done is None:
                 return []  # forgotten: its other parts come again too
             self.counters.duplicates += message.count
-            if done is None or came < done.at + RECENT_S:
+            if came < done.at + RECENT_S:
                 return release
             return self._complete(replace(done.gathered, deliveries=[delivery]))
         if self._join.is_late(message, parts):
@@ -195,9 +222,9 @@ class Stage:
         return []
 
     def _begins_anew(self, message: wire.Message, parts: Iterable[str]) -> bool:
-        """Tell whether a sensor begins its stream anew: an earlier window, captured later. One sent again is not."""
+        """Return whether a sensor begins its stream anew: an earlier window, captured later; not one sent again."""
         anew, captured = False, message.captured[0]
-        for name in parts if self._setup.deployed else ():
+        for name in parts if self._joins else ():
             seq, newest = self._heads.get((message.stream, name), (message.seq, -math.inf))
             if captured > newest:
                 self._heads[message.stream, name] = message.seq, captured
@@ -207,24 +234,37 @@ class Stage:
         return anew
 
     def _give_up(self, gathered: Gathered) -> Outgoing:
-        message, missing = gathered.message, ", ".join(self._join.missing(gathered))
-        released = Outgoing("", b"", tuple(gathered.deliveries))
-        if self._setup.deployed and not (gathered.stale or gathered.leftover):
-            self._shelve(gathered)
-        elif gathered.leftover:
-            self.counters.leftover += message.count
-            _log.info("released window %d of %s: %s was settled before", message.seq, message.stream, missing)
+        message, released = gathered.message, Outgoing("", b"", tuple(gathered.deliveries))
+        if gathered.leftover:
+            self._count_leftover(gathered)
         elif gathered.stale:
             self.counters.late += message.count
             text = (
                 "released window %d of %s: it was answered before, and %s is at later ones; a sensor that comes back "
+                "must go on with the numbers of its stream"
             )
-            _log.warning(text + "must go on with the numbers of its stream", message.seq, message.stream, missing)
+            _log.warning(text, message.seq, message.stream, ", ".join(self._join.missing(gathered)))
         else:
+            self._shelve(gathered)
+        return released
+
+    def _forget(self, gathered: Gathered) -> None:
+        """Count a window whose parts did not come while it was on the shelf.
+
+        All sensors of a deployed stage count themselves what is not answered: here it may have been.
+        """
+        if gathered.leftover or gathered.behind:
+            self._count_leftover(gathered)
+        elif not self._setup.deployed:
+            message, missing = gathered.message, ", ".join(self._join.missing(gathered))
             self.counters.given_up += message.count
             hint = "; later ones came, so it may have been answered before a restart" if gathered.passed else ""
             _log.warning("gave up window %d of %s: %s did not come%s", message.seq, message.stream, missing, hint)
-        return released
+
+    def _count_leftover(self, gathered: Gathered) -> None:
+        message, missing = gathered.message, ", ".join(self._join.missing(gathered))
+        self.counters.leftover += message.count
+        _log.info("released window %d of %s: %s was settled before", message.seq, message.stream, missing)
 
     def _shelve(self, gathered: Gathered) -> None:
         self.counters.shelved += gathered.message.count
@@ -310,7 +350,7 @@ class Stage:
         except MessageError as error:
             return [self._reject(deliveries, f"window {message.seq} of {message.stream}", error)]
         self._count(message, tuple(sorted(lacks)))
-        if setup.deployed:
+        if self._joins:
             self._done.keep(gathered, self._monotonic())
         outgoing = outgoing or [Outgoing("", b"")]
         return [Outgoing(each.topic, each.payload, deliveries, heard=each.heard) for each in outgoing]
@@ -350,6 +390,7 @@ class Stage:
 
     def _results(self, message: wire.Message, scores: Array) -> list[Result]:
         port, task, now = self._setup.result_port, self._setup.task, self._clock()
+        room = self._room.grant(message.stream, self._monotonic())
         assert port is not None
         winners, best = read_answers(scores, message.count, len(task.labels))
         tops = [1.0] * message.count if best is None else port.real(best).tolist()
@@ -368,6 +409,7 @@ class Stage:
                 epoch=message.epoch,
                 truth=truth[offset],
                 missing=list(message.missing),
+                room=room,
             )
             for offset, (winner, top) in enumerate(zip(winners, tops, strict=True))
         ]

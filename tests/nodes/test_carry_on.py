@@ -22,7 +22,7 @@ from har_edge.nodes import loop
 from har_edge.nodes.build import build_sensor, topics_of
 from har_edge.nodes.join import PASSED_S, REMEMBERED, CarryOn, Join
 from har_edge.nodes.loop import Stop
-from har_edge.nodes.stage import Stage
+from har_edge.nodes.stage import SHELF_S, Stage
 from har_edge.planning.catalog import find_model
 from har_edge.planning.pipeline import MissingRule
 from tests.nodes.rig import LENGTH, TOPICS, Clock, Node, Watcher, part, result_of, samples, small_stage, windows_of
@@ -468,6 +468,8 @@ def test_a_stage_none_of_whose_sources_comes_is_not_started_and_its_takers_give_
     world.settle(1.0)
     assert not world.watcher.results and world.nodes[1].stage.waiting == 3
     world.settle(TIMEOUT_S)
+    assert world.counted("shelved") == 3 and not world.nodes[1].bus._account.unacknowledged
+    world.settle(SHELF_S + 1.0)
     assert world.counted("given_up") == 3 and world.counted("carried_on") == 0
     assert not world.nodes[1].bus._account.unacknowledged
 

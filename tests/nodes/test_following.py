@@ -8,10 +8,12 @@ from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Receipt
 from har_edge.messaging.status import State
 from har_edge.messaging.topics import Kind
-from har_edge.nodes.course import ECHO_S, Course
+from har_edge.nodes.course import Course
+from har_edge.nodes.credit import Untracked
 from har_edge.nodes.live import LiveLoop
 from har_edge.nodes.loop import Stop
 from har_edge.nodes.pace import Pace, SensorLoop
+from har_edge.nodes.resend import ECHO_S
 from har_edge.nodes.results import Result, encode_results
 from tests.nodes.rig import TOPICS
 from tests.nodes.test_live import HOP, ScriptedDevice, lines, live_sensor
@@ -67,7 +69,7 @@ class Deployed(ScriptedBus):
 def replay_of(bus, *, give_up_s=120.0, **pace):
     sensor, course = course_of(give_up_s=give_up_s)
     options = {"in_flight": 4, "real_time": False} | pace
-    return sensor, SensorLoop(bus, sensor, identity("sensor-chest", "sensor"), Pace(**options), TOPICS, course)
+    return sensor, SensorLoop(bus, sensor, identity("sensor-chest", "sensor"), Pace(**options), course)
 
 
 def test_a_replay_switches_with_the_plan_and_tells_at_once(clock):
@@ -169,7 +171,9 @@ def test_a_device_without_a_plan_waits_for_no_answer(clock):
     bus = Deployed(clock, 9)
     sensor, stream = live_sensor()
     device = ScriptedDevice(lines(0, 50))
-    LiveLoop(bus, sensor, identity("sensor-chest", "sensor"), device, stream, queue=64).run(Stop())
+    LiveLoop(bus, sensor, identity("sensor-chest", "sensor"), device, stream, queue=64, credit=Untracked(sensor)).run(
+        Stop()
+    )
     assert bus.filters == [] and sensor.counters.windows == 24 and bus.statuses()[-1].epoch == 0
 
 

@@ -10,6 +10,7 @@ from har_edge.messaging import wire
 from har_edge.messaging.bus import Receipt
 from har_edge.messaging.status import State
 from har_edge.nodes import live as live_module
+from har_edge.nodes.credit import Untracked
 from har_edge.nodes.live import AHEAD, Device, LiveLoop
 from har_edge.nodes.loop import Stop
 from har_edge.nodes.sensor import Sensor, SensorSetup
@@ -56,7 +57,16 @@ class ScriptedDevice:
 
 def loop_of(bus, device, queue=64, limit=None):
     sensor, stream = live_sensor()
-    return LiveLoop(bus, sensor, identity("sensor-chest", "sensor"), device, stream, queue=queue, limit=limit)
+    return LiveLoop(
+        bus,
+        sensor,
+        identity("sensor-chest", "sensor"),
+        device,
+        stream,
+        queue=queue,
+        limit=limit,
+        credit=Untracked(sensor),
+    )
 
 
 def sent(bus):

@@ -7,12 +7,17 @@ from collections import deque
 import pytest
 
 from har_edge.errors import BrokerError
+from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Outgoing, Receipt, TakenOver, Traffic
 from har_edge.messaging.status import State, decode_status
+from har_edge.messaging.topics import Kind
 from har_edge.nodes import pace as pace_module
 from har_edge.nodes.counters import Counters
+from har_edge.nodes.credit import Untracked
 from har_edge.nodes.loop import POLL_S, Identity, Sender, StageLoop, Stop, run_stage
+from har_edge.nodes.outbox import Outbox
 from har_edge.nodes.pace import Pace, SensorLoop
+from har_edge.nodes.resend import FIRST_ROOM, Resend
 from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.reduction.catalog import make_reducer
@@ -232,10 +237,14 @@ def test_an_error_that_no_retry_mends_ends_the_stage(clock):
 
 def test_a_stage_gives_up_missing_parts_while_nothing_comes(clock, caplog):
     came = part("chest", 0)
-    bus = ScriptedBus([came], *[()] * 60, clock=clock)
+    bus = ScriptedBus([came], *[()] * 700, clock=clock)
     stage = small_stage(timeout_s=5.0, clock=clock)
     run_stage(bus, stage, identity(), stop_of(bus))
-    assert stage.counters.given_up == 1 and bus.acknowledged == [came] and "gave up window 0 of s" in caplog.text
+    assert (
+        (stage.counters.shelved, stage.counters.given_up) == (1, 1)
+        and bus.acknowledged == [came]
+        and "gave up window 0 of s" in caplog.text
+    )
 
 
 def test_stopping_without_a_broker_does_not_hang(clock, caplog):
@@ -322,40 +331,44 @@ def sensor_loop(bus, **pace):
     reducers = {"chest": make_reducer("none", LENGTH, CHANNELS["chest"])}
     sensor = Sensor(SensorSetup(TOPICS, 1, reducers, frozenset({1})))
     options = {"in_flight": 4, "real_time": False} | pace
-    return sensor, SensorLoop(bus, sensor, identity("sensor-chest", "sensor"), Pace(**options), TOPICS)
+    give_up_s = options.pop("give_up_s", 120.0)
+    resend = Resend(sensor, Outbox(reducers, 0.0), TOPICS, give_up_s)
+    credit = resend if options["in_flight"] else Untracked(sensor)
+    return sensor, SensorLoop(bus, sensor, identity("sensor-chest", "sensor"), Pace(**options), credit)
 
 
 def batches(count, *streams):
     return iter([[(0.0, window(seq, stream=stream))] for seq in range(count) for stream in streams or ("s",)])
 
 
-def answer(seq, stream="s"):
-    result = Result(stream, seq, "still", 1, 0.5, 1.0, 2.0, 1)
+LATER = 1e12  # no window is captured after that
+
+
+def answer(seq, stream="s", room=None):
+    result = Result(stream, seq, "still", 1, 0.5, LATER, LATER, 1, room=room)
     return Delivery(TOPICS.result(stream), encode_results([result]), (1, seq + 1))
 
 
 class Echo(ScriptedBus):
-    """Answers every window at the next poll, except those of `mute` streams."""
+    """Answers every window at the next poll, except those of `mute` streams; there is `room` for so many."""
 
-    def __init__(self, clock, mute=()):
+    def __init__(self, clock, mute=(), room=None):
         super().__init__(clock=clock)
-        self.mute, self.answered, self.most = mute, 0, 0
+        self.mute, self.room, self.answered, self.most = mute, room, 0, []
         self.quiet = self.echo
 
     def echo(self):
-        sent = self.sent("window")
-        new, self.answered = sent[self.answered :], len(sent)
-        self.most = max(self.most, len(new))
-        streams = [topic.split("/")[4] for topic in new]
-        counts = {stream: sum(f"/{stream}/" in topic for topic in sent) for stream in streams}
-        return [answer(counts[stream] - 1, stream) for stream in counts if stream not in self.mute]
+        windows = [wire.decode(payload) for topic, payload in self.published if TOPICS.read(topic).kind is Kind.WINDOW]
+        new, self.answered = windows[self.answered :], len(windows)
+        self.most.append(len(new))
+        return [answer(one.seq, one.stream, self.room) for one in new if one.stream not in self.mute]
 
 
 def test_a_sensor_waits_for_results_and_ends_when_all_is_safe(clock):
     bus = Echo(clock)
     _, loop = sensor_loop(bus)
     loop.run(batches(50), Stop())
-    assert bus.filters == ["har/v1/test/result/+"] and len(bus.sent("window")) == 50 and bus.most <= 4
+    assert bus.filters == ["har/v1/test/result/+"] and len(bus.sent("window")) == 50 and max(bus.most) <= 4
     assert [status.state for status in bus.statuses()][-1] is State.STOPPED and bus.closed is True
     assert bus.statuses()[-1].counters["windows"] == 50
     assert bus.statuses()[-1].counters["raw_bytes"] == (49 * 2 + LENGTH) * 2 * 4
@@ -365,23 +378,52 @@ def test_all_streams_together_are_bounded_so_that_no_join_overflows(clock):
     bus = Echo(clock)
     _, loop = sensor_loop(bus, total=6)
     loop.run(batches(20, *"abcdefgh"), Stop())
-    assert len(bus.sent("window")) == 160 and bus.most <= 6
+    assert len(bus.sent("window")) == 160 and max(bus.most) <= 6
+
+
+@pytest.mark.parametrize(("room", "most"), [(3, 3), (30, 30), (500, 64), (None, 64)])
+def test_a_sensor_begins_with_few_windows_and_then_sends_as_many_as_the_stages_have_room_for(clock, room, most):
+    bus = Echo(clock, room=room)
+    sensor, loop = sensor_loop(bus, in_flight=64)
+    loop.run(batches(400), Stop())
+    few = [count for count in bus.most if count]
+    assert len(bus.sent("window")) == 400 and sensor.counters.resent == 0
+    assert few[0] <= FIRST_ROOM and max(few[1:]) <= most and max(few[1:]) > min(most, 16) // 2
+
+
+def test_every_stream_has_its_own_room_and_a_batch_counts_as_one_message(clock):
+    bus = Echo(clock, room=2)
+    _, loop = sensor_loop(bus, in_flight=300, batch=5)
+    singles = batches(50)
+    loop.run(iter([[next(singles)[0] for _ in range(5)] for _ in range(10)]), Stop())
+    assert len(bus.sent("window")) == 10 and max(bus.most[1:]) <= 2
 
 
 def test_a_stream_whose_results_never_come_does_not_stop_the_sensor_for_ever(clock, caplog):
-    """A part of its windows went missing: the stage gave them up, so no result will ever come."""
+    """A part of its windows went missing, or another sensor of the stream is away: those of other streams go on."""
     bus = Echo(clock, mute=("a",))
-    sensor, loop = sensor_loop(bus, patience_s=35.0)
+    sensor, loop = sensor_loop(bus, give_up_s=40.0)
     loop.run(batches(10, "a", "b"), Stop())
-    assert len(bus.sent("window")) == 20 and sensor.counters.unanswered == 8
-    assert "no result of a for 10 s with 4 windows out; waiting" in caplog.text
-    assert caplog.text.count("no result of a for 35 s: going on without its 4 windows") == 2
-    assert "of b" not in caplog.text
+    streams = bus.statuses()[-1].streams
+    assert (streams["a"].sent, streams["a"].answered, streams["a"].lost, streams["a"].open) == (10, 0, 10, 0)
+    assert (streams["b"].sent, streams["b"].answered, streams["b"].lost) == (10, 10, 0)
+    assert sensor.counters.unanswered == 10 and sensor.counters.windows == 20 and sensor.counters.resent > 8
+    assert "no result of 4 windows of a for 30 s: going on without them" in caplog.text and "of b" not in caplog.text
+
+
+def test_an_answer_to_a_window_that_was_given_up_counts_after_all(clock):
+    bus = Echo(clock, mute=("a",))
+    sensor, loop = sensor_loop(bus, give_up_s=40.0)
+    plain = bus.echo
+    bus.quiet = lambda: plain() + ([answer(seq, "a") for seq in range(4)] if 135 < clock.now < 136 else [])
+    loop.run(batches(10, "a", "b"), Stop())
+    streams = bus.statuses()[-1].streams
+    assert (streams["a"].answered, streams["a"].lost, sensor.counters.unanswered) == (4, 6, 6)
 
 
 def test_while_nobody_listens_nothing_counts_as_lost(clock, caplog):
     bus = Echo(clock)
-    sensor, loop = sensor_loop(bus, patience_s=35.0)
+    sensor, loop = sensor_loop(bus, give_up_s=35.0)
     bus.receipt = lambda topic: Receipt.UNHEARD if "/window/" in topic and clock.now < 400 else Receipt.SAFE
     bus.quiet = lambda: bus.echo() if clock.now > 400 else None
     loop.run(batches(10), Stop())
@@ -393,7 +435,7 @@ def test_while_nobody_listens_nothing_counts_as_lost(clock, caplog):
 
 def test_time_without_a_connection_is_not_the_stages_fault(clock, caplog):
     bus = Echo(clock)
-    _, loop = sensor_loop(bus, patience_s=35.0)
+    sensor, loop = sensor_loop(bus, give_up_s=35.0)
 
     def quiet():
         bus.connected = clock.now > 300
@@ -401,7 +443,7 @@ def test_time_without_a_connection_is_not_the_stages_fault(clock, caplog):
 
     bus.quiet = quiet
     loop.run(batches(10), Stop())
-    assert "no result" not in caplog.text and len(bus.sent("window")) == 10
+    assert "no result" not in caplog.text and sensor.counters.unanswered == 0 and len(bus.sent("window")) >= 10
 
 
 def test_without_a_bound_on_results_a_sensor_still_waits_for_the_broker(clock, monkeypatch):
@@ -418,11 +460,14 @@ def test_without_a_bound_on_results_a_sensor_still_waits_for_the_broker(clock, m
 
 def test_results_of_strangers_and_of_earlier_runs_do_no_harm(clock, caplog):
     bus = Echo(clock)
-    bus.script.extend([[answer(9999), answer(5, "stranger"), Delivery(TOPICS.result("s"), b"{", (1, 1))]])
-    _, loop = sensor_loop(bus)
+    earlier = Result("s", 0, "still", 1, 0.5, 1.0, 2.0, 1)
+    earlier = Delivery(TOPICS.result("s"), encode_results([earlier]), (1, 1))
+    garbage = Delivery(TOPICS.result("s"), b"{", (1, 1))
+    bus.script.extend([[answer(9999), answer(5, "stranger"), garbage], [earlier]])
+    sensor, loop = sensor_loop(bus)
     with caplog.at_level(logging.WARNING):
         loop.run(batches(20), Stop())
-    assert len(bus.sent("window")) == 20 and bus.most <= 8 and not loop._credit.open_of("stranger")
+    assert len(bus.sent("window")) == 20 and max(bus.most) <= 4 and sensor.counters.rejected == 1
     assert "dropped har/v1/test/result/s: a result came that is no result" in caplog.text
     assert len(bus.acknowledged) >= 3
 

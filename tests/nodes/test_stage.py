@@ -10,7 +10,7 @@ import pytest
 from har_edge.graph.manifest import SliceEntry, TensorSpec
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery
-from har_edge.nodes.stage import Stage
+from har_edge.nodes.stage import SHELF_S, Stage
 from tests.nodes.rig import LENGTH, TOPICS, Clock, part, result_of, samples, small_stage
 
 
@@ -167,7 +167,10 @@ def test_a_missing_source_is_given_up_counted_explained_and_released(caplog):
     clock.now = 3.0
     (released,) = stage.tick()
     assert (released.topic, released.releases) == ("", (chest,))
-    assert stage.counters.given_up == 2 and stage.waiting == 0 and stage.counters.rejected == 0
+    assert (stage.counters.shelved, stage.counters.given_up, stage.waiting) == (2, 0, 0) and not caplog.records
+    clock.now = 3.0 + SHELF_S + 0.1
+    assert stage.tick() == []
+    assert stage.counters.given_up == 2 and stage.counters.rejected == 0
     assert "gave up window 0 of s: a did not come" in caplog.text
     assert result_of(whole(stage, 1))
 
@@ -177,7 +180,8 @@ def test_too_many_waiting_windows_push_the_oldest_out():
     first = part("chest", 0)
     assert stage.handle(first) == stage.handle(part("chest", 1)) == []
     (released,) = stage.handle(part("chest", 2))
-    assert released.releases == (first,) and stage.counters.given_up == 1
+    assert released.releases == (first,) and (stage.counters.shelved, stage.counters.given_up) == (1, 0)
+    assert result_of(stage.handle(part("arm", 0)))  # what it lacked came after all
 
 
 def test_a_leftover_is_released_soon_and_not_counted_as_lost(caplog):
