@@ -361,7 +361,8 @@ class Echo(ScriptedBus):
         windows = [wire.decode(payload) for topic, payload in self.published if TOPICS.read(topic).kind is Kind.WINDOW]
         new, self.answered = windows[self.answered :], len(windows)
         self.most.append(len(new))
-        return [answer(one.seq, one.stream, self.room) for one in new if one.stream not in self.mute]
+        heard = [one for one in new if one.stream not in self.mute]
+        return [answer(one.seq + k, one.stream, self.room) for one in heard for k in range(one.count)]
 
 
 def test_a_sensor_waits_for_results_and_ends_when_all_is_safe(clock):
