@@ -120,10 +120,12 @@ class Bus(Protocol):
     def acknowledge(self, delivery: Delivery) -> None:
         """Hand a delivery over: the broker forgets it. Stale after a reconnection: then the broker sends it again."""
 
-    def poll(self, timeout_s: float) -> Sequence[Delivery]:
+    def poll(self, timeout_s: float, most_bytes: int | None = None) -> Sequence[Delivery]:
         """Wait up to `timeout_s` for traffic and return what came.
 
-        Raises TakenOver when another client took the session, BrokerError for what no retry mends.
+        It reads about `most_bytes`, at most one message more; with 0 nothing, so that TCP holds the broker back, while
+        it does everything else. Raises TakenOver when another client took the session, BrokerError for what no retry
+        mends.
         """
 
     def close(self, *, forget: bool = False) -> None:

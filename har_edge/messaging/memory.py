@@ -6,6 +6,7 @@ mark, retained messages, wills, take-over, receive maximum, shared subscriptions
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -99,7 +100,7 @@ class MemoryBus:
             for ready in self._acks.done(packet_id):
                 self._account.acknowledged(ready)
 
-    def poll(self, timeout_s: float) -> Sequence[Delivery]:
+    def poll(self, timeout_s: float, most_bytes: int | None = None) -> Sequence[Delivery]:
         del timeout_s
         if self._taken_over:
             raise TakenOver(self._session.client_id)
@@ -111,7 +112,7 @@ class MemoryBus:
             self._traffic.reconnects += 1
             self._traffic.forgotten += not known
         self._send()
-        return self._receive()
+        return self._receive(math.inf if most_bytes is None else most_bytes)
 
     def close(self, *, forget: bool = False) -> None:
         if self._account is not None:
@@ -143,9 +144,12 @@ class MemoryBus:
             if receipt is not None:
                 receipt(outcome)
 
-    def _receive(self) -> list[Delivery]:
-        account, deliveries = self._account, []
-        while account is not None and (stored := account.take()) is not None:
+    def _receive(self, most_bytes: float) -> list[Delivery]:
+        account, deliveries, before = self._account, list[Delivery](), self._traffic.received_bytes
+        while account is not None and self._traffic.received_bytes - before < most_bytes:
+            stored = account.take()
+            if stored is None:
+                break
             self._acks.arrived(stored.packet_id)
             token = (self._generation, stored.packet_id)
             deliveries.append(Delivery(stored.topic, stored.payload, token, stored.retained, stored.sent))

@@ -124,14 +124,16 @@ class NativeBus:
             return
         self._write.extend(mqtt5.PubAckPacket(ready).write() for ready in self._acks.done(packet_id))
 
-    def poll(self, timeout_s: float) -> Sequence[Delivery]:
+    def poll(self, timeout_s: float, most_bytes: int | None = None) -> Sequence[Delivery]:
         if self._socket is None and not self._reopen(timeout_s):
             return ()
         deliveries: list[Delivery] = []
         try:
             self._flush()
-            if self._wait(timeout_s):
-                self._receive(deliveries)
+            if most_bytes == 0:
+                self._heard_at = self._clock()  # whoever does not listen cannot say that the broker is silent
+            elif self._wait(timeout_s):
+                self._receive(deliveries, min(most_bytes or _READ_A_POLL, _READ_A_POLL))
             self._keep_alive()
             self._send_waiting()
             self._flush()
@@ -316,10 +318,10 @@ class NativeBus:
         pending = getattr(self._socket, "pending", None)
         return pending is not None and pending() > 0
 
-    def _receive(self, deliveries: list[Delivery]) -> None:
+    def _receive(self, deliveries: list[Delivery], most_bytes: int = _READ_A_POLL) -> None:
         read, before = self._traffic.received_bytes, self._traffic.received_bytes
-        while self._socket is not None and read - before < _READ_A_POLL:
-            size = self._read_piece()
+        while self._socket is not None and read - before < most_bytes:
+            size = self._read_piece(most_bytes - (read - before))
             read = self._traffic.received_bytes
             self._parse(deliveries)
             if size == 0:
@@ -328,11 +330,11 @@ class NativeBus:
             if size is None or (size < _READ_BYTES and not self._address.tls):
                 return
 
-    def _read_piece(self) -> int | None:
+    def _read_piece(self, most_bytes: int = _READ_BYTES) -> int | None:
         """Read once into the buffer; return how many bytes came: None for nothing yet, 0 at the end."""
         assert self._socket is not None
         try:
-            size = self._socket.recv_into(self._piece)
+            size = self._socket.recv_into(self._piece, min(most_bytes, _READ_BYTES))
         except OSError as error:
             if not would_block(error):
                 raise _Lost(f"cannot receive: {error}") from None

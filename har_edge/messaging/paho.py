@@ -115,10 +115,10 @@ class PahoBus:
                 self._client.ack(ready, _QOS)
                 self._traffic.sent_bytes += _ACK_BYTES
 
-    def poll(self, timeout_s: float) -> Sequence[Delivery]:
+    def poll(self, timeout_s: float, most_bytes: int | None = None) -> Sequence[Delivery]:
         if not self._accepted and not self._reopen(timeout_s):
             return ()
-        self._turn(timeout_s)
+        self._turn(timeout_s, most_bytes)
         self._raise_failure()
         self._settle()
         arrived, self._arrived = self._arrived, []
@@ -225,7 +225,7 @@ class PahoBus:
 
     # --- moving bytes -----------------------------------------------------------------------------------------------
 
-    def _turn(self, timeout_s: float) -> None:
+    def _turn(self, timeout_s: float, most_bytes: int | None = None) -> None:
         """Write what is queued, read what is there, keep the connection alive."""
         connection = self._client.socket()
         if connection is None:
@@ -238,11 +238,12 @@ class PahoBus:
         pending = getattr(connection, "pending", None)
         wait_s = 0.0 if pending is not None and pending() else min(timeout_s, self._session.keepalive_s / 4)
         writers = [connection] if self._client.want_write() else []
-        readable, _, _ = select.select([connection], writers, [], wait_s)
-        while readable or (pending is not None and pending()):
-            if not self._read():
+        readable, _, _ = select.select([connection], writers, [], 0.0 if most_bytes == 0 else wait_s)
+        before = self._traffic.received_bytes
+        while most_bytes is None or self._traffic.received_bytes - before < most_bytes:
+            if not readable and (pending is None or not pending()):
                 break
-            if len(self._arrived) >= self._session.receive_max:
+            if not self._read() or len(self._arrived) >= self._session.receive_max:
                 break
             readable, _, _ = select.select([connection], [], [], 0)
         if self._client.socket() is not None:

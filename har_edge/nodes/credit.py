@@ -77,8 +77,8 @@ class Untracked:
         return self._tally.counts()
 
     def send(self, windows: Sequence[Window], captured: Sequence[float], now: float) -> list[Outgoing]:
-        self._tally.send(windows[0].stream, len(windows), captured[0])
-        return self._sensor.handle(windows, captured)
+        number = self._tally.send(windows[0].stream, len(windows), captured[0])
+        return self._sensor.handle(windows, captured, sent=(self._tally.run, number))
 
     def take(self, delivery: Delivery, now: float) -> None:
         pass

@@ -42,6 +42,9 @@ TURN_S = 0.02
 # How old the totals of a busy stage may be.
 COUNT_S = 0.02
 PATIENCE_S = 2.0
+# What may wait to be handled, in bytes, with what each message takes beside its payload; above that, the broker waits.
+QUEUED_BYTES = 16 * 1024 * 1024
+MESSAGE_BYTES = 2048
 
 
 class Stop:
@@ -272,6 +275,7 @@ class StageLoop:
         self._bus, self._stage, self._stop = bus, stage, stop
         self._sender = Sender(bus, stage.counters, "start the next stage")
         self._arrived: deque[tuple[float, Delivery]] = deque()
+        self._room_bytes = QUEUED_BYTES
         self._reconnects = bus.traffic.reconnects
         self._handled, self._queued_s, self._busy_s, self._messages = 0, 0.0, 0.0, 0
         self._count_at = 0.0
@@ -286,6 +290,7 @@ class StageLoop:
         now = began
         while self._arrived and not self._stop.asked and now < began + TURN_S:
             since, delivery = self._arrived.popleft()
+            self._room_bytes += len(delivery.payload) + MESSAGE_BYTES
             self._handled += 1
             self._queued_s += now - since
             for outgoing in self._stage.handle(delivery, since):
@@ -307,13 +312,16 @@ class StageLoop:
         # Of a poll that waits, the processor's part is work; of one that does not, all of it.
         clock = time.thread_time if idle else time.monotonic
         before = clock()
-        came = self._bus.poll(POLL_S if idle else 0.0)
+        # On the wire, small messages take much less than here.
+        came = self._bus.poll(POLL_S if idle else 0.0, max(0, self._room_bytes) // 4)
         self._busy_s += clock() - before
         if self._bus.traffic.reconnects != self._reconnects:  # the broker sends again what was not acknowledged
             self._reconnects = self._bus.traffic.reconnects
             self._arrived.clear()
+            self._room_bytes = QUEUED_BYTES
         now = time.monotonic()
         self._arrived.extend((now, delivery) for delivery in came)
+        self._room_bytes -= sum([len(delivery.payload) for delivery in came]) + MESSAGE_BYTES * len(came)
         self.working |= bool(came)
         return now
 

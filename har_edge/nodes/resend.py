@@ -94,7 +94,7 @@ class Resend:
     def send(self, windows: Sequence[Window], captured: Sequence[float], now: float) -> list[Outgoing]:
         """Return the messages for new windows, and keep these."""
         stream, number = windows[0].stream, self._tally.send(windows[0].stream, len(windows), captured[0])
-        outgoing = self._sensor.handle(windows, captured)
+        outgoing = self._sensor.handle(windows, captured, sent=(self._tally.run, number))
         if not self.open:
             self._progress_at, self._warn_at = now, now + QUIET_S
         answered, lost = self._outbox.put(windows, captured, self._target, now, number)
@@ -136,7 +136,11 @@ class Resend:
             return []
         due = self._outbox.due(self._target, alive, now, out=connected and not kept)
         echo = self._due_echo(now)
-        return [one for kept in due + echo for one in self._sensor.handle(kept.windows, kept.captured, again=True)]
+        return [one for kept in due + echo for one in self._messages(kept)]
+
+    def _messages(self, kept: Kept) -> list[Outgoing]:
+        sent = self._tally.run, kept.number
+        return self._sensor.handle(kept.windows, kept.captured, again=True, sent=sent)
 
     @property
     def _target(self) -> int:

@@ -52,10 +52,18 @@ class Sensor:
         self.raw_values = 0
         self._measured: dict[str, int] = {}
 
-    def handle(self, windows: Sequence[Window], captured: Sequence[float], *, again: bool = False) -> list[Outgoing]:
+    def handle(
+        self,
+        windows: Sequence[Window],
+        captured: Sequence[float],
+        *,
+        again: bool = False,
+        sent: tuple[int, int] | None = None,
+    ) -> list[Outgoing]:
         """Return the messages for consecutive windows of one stream, captured at those times (seconds since 1970).
 
-        Those that are sent `again` are counted as such. Raises ConfigError when they take more bytes than a message may
+        `sent` is the run of this sensor, and how many windows of the stream it sent before (see wire.Message). Those
+        that are sent `again` are counted as such. Raises ConfigError when they take more bytes than a message may
         have.
         """
         setup, first = self.setup, windows[0]
@@ -72,7 +80,7 @@ class Sensor:
         groups = {ALL_SOURCES: codes} if setup.combine else {source: {source: code} for source, code in codes.items()}
         outgoing = []
         for name, tensors in groups.items():
-            message = wire.Message(first.stream, first.seq, setup.epoch, tuple(captured), tensors, known)
+            message = wire.Message(first.stream, first.seq, setup.epoch, tuple(captured), tensors, known, sent=sent)
             payload = wire.encode(message, setup.wire_version, setup.ids)
             if len(payload) > setup.max_payload_bytes:
                 raise ConfigError(

@@ -45,9 +45,9 @@ class SharedBus:
         with self._lock:
             self._bus.acknowledge(delivery)
 
-    def poll(self, timeout_s):
+    def poll(self, timeout_s, most_bytes=None):
         with self._lock:
-            came = self._bus.poll(0.0)
+            came = self._bus.poll(0.0, most_bytes)
         if not came and timeout_s:
             time.sleep(min(timeout_s, 0.002))
         return came

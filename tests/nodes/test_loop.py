@@ -49,7 +49,7 @@ class ScriptedBus:
     def acknowledge(self, delivery):
         self.acknowledged.append(delivery)
 
-    def poll(self, timeout_s):
+    def poll(self, timeout_s, most_bytes=None):
         self.waits.append(timeout_s)
         if self.clock is not None:
             self.clock.now += max(timeout_s, 0.001)

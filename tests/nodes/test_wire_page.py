@@ -9,11 +9,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from har_edge.messaging.status import NEXT, Beat, DeviceCard, NodeStatus, SliceCard, StagePhase, StageReport
+from har_edge.messaging.status import (
+    NEXT,
+    Beat,
+    DeviceCard,
+    NodeStatus,
+    SliceCard,
+    StagePhase,
+    StageReport,
+    StreamCount,
+    decode_status,
+)
 from har_edge.messaging.topics import Topics
 from har_edge.nodes import blobs, deployment
 from har_edge.nodes.blobs import Header, decode_header, parcel
 from har_edge.nodes.deployment import Deployment, Generation, Phase, Placement, decode_deployment, encode_deployment
+from har_edge.nodes.tally import MOST_STREAMS, OTHERS, RUN_BITS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
 
@@ -31,6 +42,7 @@ def fields(title: str, head: str) -> list[str]:
 
 TABLES = [
     (NodeStatus, "Status", "field"),
+    (StreamCount, "Status", "field of a stream"),
     (DeviceCard, "Status", "field of `device`"),
     (SliceCard, "Status", "field of `slice`"),
     (Beat, "Beats", "field of a beat"),
@@ -59,6 +71,13 @@ def test_every_phase_of_a_stage_is_on_the_page() -> None:
 
 def plan() -> str:
     return re.search(r"<!-- example: plan -->\n```json\n(.*?)```", PAGE, re.DOTALL)[1]
+
+
+def test_the_status_of_a_sensor_on_the_page_is_one() -> None:
+    (text,) = re.findall(r"^(\{.*\"streams\".*)$", PAGE, re.MULTILINE)
+    (figures,) = decode_status(text.encode()).streams.values()
+    assert (figures.sent, figures.answered, figures.lost, figures.open) == (120, 117, 1, 2)
+    assert f"more than {MOST_STREAMS} streams" in PAGE and f"under `{OTHERS}`" in PAGE and f"2^{RUN_BITS}" in PAGE
 
 
 def test_the_plan_on_the_page_is_one() -> None:

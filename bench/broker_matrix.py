@@ -1,0 +1,384 @@
+"""Which windows are lost on which broker, and does somebody say so? One row a broker and case, as Markdown.
+
+    python bench/broker_matrix.py [--brokers mosquitto,mosquitto-debian,embedded] [--cases plain,kill] [--out FILE]
+
+The int8 model in three stages; each stage, sensor and node is a process. Cases: `plain`; `kill`, stage 1 by kill -9 and
+a new one a second later; `takeover`, a second stage 1 beside the first; `late`, stage 1 starts 4 s after the sensors;
+`gap`, the sensors of three sources start 2 s apart; `coordinator`, three nodes that follow a plan, one killed;
+`overload`, eight people with sensors of their own, stage 1 away for 14 s; `gateways`, eight gateways of three processes
+(one a source), each with four streams, as fast as they can; `whole`, the same with one process a gateway.
+
+Sent is what was to be sent; "said" are the lost windows that sensors or a watcher name; "silent" are all others. Exit
+code 1 when a window is lost silently or doubled. Recordings are real where $HAR_EDGE_DATA has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launchers import Kind, Launched, NotInstalled, launch
+
+from har_edge.messaging.address import Address
+from har_edge.messaging.bus import Session
+from har_edge.messaging.mqtt import Client, Protocol, open_bus
+from har_edge.messaging.status import UNREADABLE, State, decode_status
+from har_edge.messaging.topics import Kind as Topic
+from har_edge.messaging.topics import Topics
+from har_edge.nodes.account import Account
+from har_edge.nodes.build import topics_of
+from har_edge.nodes.cutting import prepare
+from har_edge.nodes.sink import Sink
+from har_edge.planning.catalog import find_model
+from har_edge.planning.pipeline import BrokerConfig, Pipeline
+from har_edge.streams.files import read_recordings
+from har_edge.streams.locate import find_data
+from har_edge.streams.recording import Recording
+from har_edge.streams.synthetic import synthesize
+
+DEADLINE_S = 200.0
+QUIET_S = 3.0
+OLD = frozenset({Kind.RABBITMQ, Kind.AEDES, Kind.CLUSTER})  # these speak MQTT 3.1.1 only
+PACED = ("--subjects", "7", "--windows", "120", "--speed", "20")
+FAST = ("--subjects", "7", "--windows", "120", "--speed", "max")
+GATEWAYS, STREAMS = 8, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came of one case on one broker; `rate` in windows/s from the first result to the last."""
+
+    sent: int
+    answered: int
+    said: int
+    doubled: int
+    rate: float
+    seconds: float
+
+    @property
+    def lost(self) -> int:
+        return self.sent - self.answered
+
+    @property
+    def silent(self) -> int:
+        return max(0, self.lost - self.said)
+
+
+@dataclass
+class Scene:
+    """A pipeline on a broker: starts its processes, and counts what reaches a watcher."""
+
+    broker: Launched
+    folder: Path
+    pipeline: Pipeline
+    protocol: str
+    sink: Sink = field(default_factory=Sink)
+    arrivals: list[float] = field(default_factory=list)
+    answered: set[tuple[str, int]] = field(default_factory=set)
+    doubled: int = 0
+    stopped: set[str] = field(default_factory=set)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ready: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.topics: Topics = topics_of(self.pipeline)
+        self.account = Account(time.time())
+        session = Session("matrix-watch", expiry_s=600, receive_max=60000)
+        self.bus = open_bus(self.address, session, Client.AUTO, Protocol(self.protocol))
+        self.bus.subscribe([self.topics.result("+"), self.topics.status("+")])
+
+    @property
+    def address(self) -> Address:
+        return self.broker.addresses[-1]
+
+    def start(self, name: str, *arguments: str, at: int = 0, script: bool = False) -> subprocess.Popen[bytes]:
+        """Start a command of har-edge, or of this file, at one of the broker's nodes."""
+        program = [str(Path(__file__).resolve())] if script else ["-m", "har_edge.cli.main"]
+        options = ["--broker", self.broker.addresses[at % len(self.broker.addresses)].url, "--protocol", self.protocol]
+        log = (self.folder / f"{name}.log").open("ab")
+        process = subprocess.Popen(
+            [sys.executable, *program, *arguments, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+        log.close()
+        self.processes[name] = process
+        return process
+
+    def stage(self, index: int) -> None:
+        self.start(f"stage-{index}", "stage", "--index", str(index), "--config", str(self.pipeline.folder))
+
+    def sensors(self, *options: str, sources: tuple[str, ...] = ("all",), apart_s: float = 0.0) -> None:
+        for number, source in enumerate(sources):
+            if number:
+                self.wait(apart_s)
+            name = f"sensor-{source}"
+            self.start(name, "sensor", "--source", source, "--config", str(self.pipeline.folder), *options, at=1)
+
+    def wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.look()
+
+    def until_ready(self, *names: str) -> None:
+        deadline = time.monotonic() + 60.0
+        while not self.ready >= set(names):
+            self.look()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{set(names) - self.ready} did not become ready; see {self.folder}")
+
+    def look(self) -> None:
+        for delivery in self.bus.poll(0.05):
+            self.bus.acknowledge(delivery)
+            topic = self.topics.read(delivery.topic)
+            if topic.kind is Topic.STATUS:
+                self._take_status(delivery.payload)
+                continue
+            for result in self.sink.handle(delivery):
+                self.doubled += (result.stream, result.seq) in self.answered
+                self.answered.add((result.stream, result.seq))
+                self.account.take_result(result)
+                self.arrivals.append(time.monotonic())
+
+    def _take_status(self, payload: bytes) -> None:
+        with contextlib.suppress(*UNREADABLE):
+            status = decode_status(payload)
+            self.account.take_status(status, time.time())
+            if status.state is State.READY:
+                self.ready.add(status.node)
+
+    def settle(self) -> None:
+        """Wait until the sensors have ended, then until nothing comes any more."""
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline and self._sensing():
+            self.look()
+        quiet = time.monotonic()
+        while time.monotonic() - max(quiet, *self.arrivals[-1:]) < QUIET_S:
+            self.look()
+
+    def _sensing(self) -> bool:
+        return any(one.poll() is None for name, one in self.processes.items() if name.startswith("sensor"))
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.wait(0.3)
+        self.bus.close(forget=True)
+
+
+def plain(scene: Scene) -> int:
+    begin(scene)
+    scene.sensors(*FAST)
+    return 120
+
+
+def kill(scene: Scene) -> int:
+    begin(scene)
+    scene.sensors(*PACED)
+    scene.wait(5.0)
+    scene.processes["stage-1"].send_signal(signal.SIGKILL)
+    scene.wait(1.0)
+    scene.stage(1)
+    return 120
+
+
+def takeover(scene: Scene) -> int:
+    begin(scene)
+    scene.sensors(*PACED)
+    scene.wait(5.0)
+    scene.processes["older-stage-1"] = scene.processes.pop("stage-1")
+    scene.stage(1)
+    return 120
+
+
+def late(scene: Scene) -> int:
+    scene.stage(0)
+    scene.stage(2)
+    scene.until_ready("stage-2")
+    scene.sensors(*PACED)
+    scene.wait(4.0)
+    scene.stage(1)
+    return 120
+
+
+def gap(scene: Scene) -> int:
+    begin(scene)
+    scene.sensors(*FAST, sources=("chest", "ankle", "arm"), apart_s=2.0)
+    return 120
+
+
+def coordinator(scene: Scene) -> int:
+    name = scene.pipeline.config.name
+    scene.start("coordinator", "coordinator", "--pipeline", name, "--model", "int8", "--stages", "3")
+    for node in ("a", "b", "c"):
+        scene.start(node, "node", "--pipeline", name, "--name", node, "--cache", str(scene.folder / f"cache-{node}"))
+    cache = str(scene.folder / "cache-sensor")
+    scene.start("sensor-all", "sensor", "--pipeline", name, "--cache", cache, *PACED, at=1)
+    deadline = time.monotonic() + 90.0
+    while len(scene.answered) < 20 and time.monotonic() < deadline:
+        scene.look()
+    scene.processes["b"].send_signal(signal.SIGKILL)
+    return 120
+
+
+def overload(scene: Scene) -> int:
+    begin(scene)
+    for person in range(1, 9):
+        options = ("--subjects", str(person), "--windows", "100", "--speed", "40", "--name", f"sensor-{person}")
+        scene.start(f"sensor-{person}", "sensor", "--config", str(scene.pipeline.folder), *options)
+    while len(scene.answered) < 20:
+        scene.look()
+    scene.processes["stage-1"].send_signal(signal.SIGKILL)
+    scene.wait(14.0)
+    scene.stage(1)
+    return 800
+
+
+def gateways(scene: Scene, *sources: str, windows: int = 100, count: int = GATEWAYS) -> int:
+    """Return what was sent by gateways with a process for each source, as fast as they can."""
+    begin(scene)
+    for number in range(count):
+        for source in sources:
+            name, folder = f"sensor-{number}-{source}", str(scene.pipeline.folder)
+            scene.start(name, "--gateway", name, folder, source, str(number), str(windows), at=number, script=True)
+    return count * STREAMS * windows
+
+
+def begin(scene: Scene) -> None:
+    for index in range(3):
+        scene.stage(index)
+    scene.until_ready("stage-0", "stage-1", "stage-2")
+
+
+def run_gateway(argv: list[str]) -> int:
+    """Send four streams of real or synthetic windows as one process of a gateway does."""
+    from har_edge.cli import sender
+    from har_edge.nodes.build import batches_of, build_sensor
+    from har_edge.nodes.loop import Identity, Stop
+    from har_edge.nodes.outbox import Outbox
+    from har_edge.nodes.pace import Pace, SensorLoop
+    from har_edge.nodes.resend import Resend
+    from har_edge.planning.pipeline import load_pipeline
+
+    name, folder, source, number, windows, _, url, _, protocol = argv
+    pipeline, stop = load_pipeline(Path(folder)), Stop().catch_signals()
+    sources = list(pipeline.task.inputs) if source == "all" else [source]
+    where = find_data(None)
+    names = [f"subject{k + 1}" for k in range(STREAMS)]
+    recordings: list[Recording] = list(read_recordings(pipeline.stream, where, names) if where else synthesize(names))
+    recordings = [dataclasses.replace(one, stream=f"g{number}-{k}") for k, one in enumerate(recordings)]
+    sensor, topics = build_sensor(pipeline, sources), topics_of(pipeline)
+    credit = Resend(sensor, Outbox(sources, time.time()), topics, run=sender.new_run())
+    identity = Identity(topics, name, "sensor", f"{topics.base}.{topics.pipeline}.{name}")
+    bus = open_bus(parse(url), identity.session(expiry_s=300), Client.AUTO, Protocol(protocol))
+    pace = Pace(in_flight=64, real_time=False, total=pipeline.config.join.capacity // 2)
+    loop = SensorLoop(bus, sensor, identity, pace, credit)
+    loop.run(batches_of(pipeline, recordings, speed=None, batch=1, limit=int(windows)), stop)
+    return 1 if sensor.counters.unanswered else 0
+
+
+def parse(url: str) -> Address:
+    from har_edge.messaging.address import read_address
+
+    return read_address(url)
+
+
+Case = Callable[[Scene], int]
+CASES: dict[str, Case] = {
+    "plain": plain,
+    "kill": kill,
+    "takeover": takeover,
+    "late": late,
+    "gap": gap,
+    "coordinator": coordinator,
+    "overload": overload,
+    "gateways": lambda scene: gateways(scene, "chest", "ankle", "arm"),
+    "whole": lambda scene: gateways(scene, "all"),
+}
+HEAD = "| broker | case | sent | answered | lost | said | silent | doubled | windows/s | s |\n" + "|---" * 10 + "|"
+
+
+def measure(kind: Kind, case: str, keep: Path | None) -> Row:
+    """Run one case on a broker of its own."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix=f"har-edge-matrix-{kind.value}-{case}-", dir=keep))
+        if keep is None:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder.chmod(0o755)
+        broker = stack.enter_context(launch(kind, folder / "broker"))
+        found = find_model("int8")
+        assert found.entry is not None
+        at, name = BrokerConfig(url=broker.address.url), f"matrix-{case}"
+        pipeline = prepare(found.path, found.entry.task, folder / "slices", stages=3, name=name, broker=at)
+        scene = Scene(broker, folder, pipeline, "3.1.1" if kind in OLD else "5")
+        began = time.monotonic()
+        try:
+            sent = CASES[case](scene)
+            scene.settle()
+            seconds = time.monotonic() - began
+        finally:
+            scene.close()
+        scene.account.close()
+        took = scene.arrivals[-1] - scene.arrivals[0] if len(scene.arrivals) > 1 else 0.0
+        rate = len(scene.answered) / took if took else 0.0
+        return Row(sent, len(scene.answered), scene.account.lost(time.time()), scene.doubled, rate, seconds)
+
+
+def rows(kinds: list[Kind], cases: list[str], keep: Path | None) -> Iterator[tuple[str, Row | None]]:
+    """Yield a line of Markdown for each broker and case."""
+    for kind in kinds:
+        for case in cases:
+            try:
+                row = measure(kind, case, keep)
+            except NotInstalled as error:
+                yield f"| {kind.value} | all | not installed: {error} |||||||||", None
+                break
+            except RuntimeError as error:
+                yield f"| {kind.value} | {case} | failed: {error} |||||||||", Row(1, 0, 0, 0, 0.0, 0.0)
+                continue
+            figures = f"{row.sent} | {row.answered} | {row.lost} | {row.said} | {row.silent} | {row.doubled}"
+            yield f"| {kind.value} | {case} | {figures} | {row.rate:.0f} | {row.seconds:.0f} |", row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--brokers", default=",".join(kind.value for kind in Kind), help="only these")
+    parser.add_argument("--cases", default=",".join(CASES), help="only these")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what every process said")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there, too")
+    args = parser.parse_args()
+    kinds = [Kind(name) for name in args.brokers.split(",")]
+    data = "real" if find_data(None) else "synthetic"
+    said = f"int8 model in three stages, {data} windows, {os.cpu_count()} cores, Python {platform.python_version()}"
+    lines, bad = [said, "", HEAD], False
+    print("\n".join(lines), flush=True)
+    for line, row in rows(kinds, args.cases.split(","), args.keep):
+        print(line, flush=True)
+        lines.append(line)
+        bad |= row is not None and bool(row.silent or row.doubled)
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--gateway"]:
+        sys.exit(run_gateway(sys.argv[2:]))
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""What sensors say they sent, beside what came: so it is known which windows never came, the last ones too."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from har_edge.messaging.status import ALIVE, NodeStatus, StreamCount
+from har_edge.messaging.topics import is_probe
+from har_edge.nodes.results import Result
+from har_edge.nodes.tally import OTHERS
+
+# Of a sensor that hears no answers: how long after it said that it sent a window this should have come.
+LATE_S = 60.0
+# Times that went through a message and back are the same to the microsecond.
+SAME_S = 0.001
+# Results that came before the status that tells of their run; runs of a stream, and sensors, that are kept apart.
+EARLY = 4096
+MOST_RUNS = 8
+MOST_NODES = 1024
+
+
+@dataclass(slots=True)
+class _Run:
+    """One start of a sensor, for one stream: what it says, and how many of its windows came.
+
+    Without `whole`, it began before anybody counted here. A later run of the same stream begins at `until`.
+    """
+
+    count: StreamCount
+    whole: bool
+    until: float = float("inf")
+    came: int = 0
+    ended: bool = False
+    said: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def lost(self, now: float, *, final: bool) -> int:
+        """Return how many windows did not come, and will not: that is certain when all is over."""
+        missing = max(0, self.count.sent - self.came)
+        if not self.whole:
+            return self.count.lost
+        if final:
+            return missing
+        late = 0
+        if self.count.answered is None:
+            late = max((sent for at, sent in self.said if at <= now - LATE_S), default=0) - self.came
+        return min(missing, max(self.count.lost, late, 0))
+
+    def takes(self, captured: float) -> bool:
+        return self.count.began - SAME_S <= captured < self.until - SAME_S
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Windows of one stream: sent by its sensors since they began, come here, lost."""
+
+    stream: str
+    sent: int
+    came: int
+    lost: int
+
+
+class Account:
+    """Compares what came since `began` (seconds since 1970) with what the sensors say. Pure.
+
+    Several sensors of a stream, one a source, send the same windows: these count once. Of a sensor that began earlier
+    only what itself calls lost is known.
+    """
+
+    def __init__(self, began: float) -> None:
+        self._began = began
+        self._runs: OrderedDict[tuple[str, str], list[_Run]] = OrderedDict()  # by node and stream
+        self._named: dict[str, frozenset[str]] = {}  # by node: the streams that it tells one by one
+        self._instances: dict[str, str] = {}
+        self._early: dict[str, deque[float]] = {}
+        self._final = False
+
+    def take_status(self, status: NodeStatus, now: float) -> None:
+        """Take what a sensor says, at `now` (seconds since 1970); statuses of others say nothing of windows."""
+        node = status.node
+        if status.streams and (node in self._named or len(self._named) < MOST_NODES):
+            self._instances[node] = status.instance
+            self._named[node] = frozenset(status.streams)
+            for stream, count in status.streams.items():
+                self._take_count(node, stream, count, now)
+        if self._instances.get(node) == status.instance:  # a last will tells no figures
+            for (name, _), runs in self._runs.items():
+                if name == node:
+                    runs[-1].ended = status.state not in ALIVE
+
+    def _take_count(self, node: str, stream: str, count: StreamCount, now: float) -> None:
+        runs = self._runs.setdefault((node, stream), [])
+        if not runs or runs[-1].count.run != count.run:
+            if runs:
+                runs[-1].until = count.began
+            del runs[: max(0, len(runs) + 1 - MOST_RUNS)]
+            runs.append(_Run(count, count.began >= self._began))
+            early = self._early_of(node, stream)
+            runs[-1].came = sum(map(runs[-1].takes, early))
+        run = runs[-1]
+        run.count = count
+        if count.answered is None:
+            run.said.append((now, count.sent))
+            while len(run.said) > 1 and run.said[1][0] <= now - LATE_S:
+                run.said.popleft()
+
+    def _early_of(self, node: str, stream: str) -> Iterator[float]:
+        for name, captured in self._early.items():
+            if name == stream or (stream == OTHERS and name not in self._named[node]):
+                yield from captured
+
+    def take_result(self, result: Result) -> None:
+        """Take a result that came for the first time."""
+        stream, captured = result.stream, result.captured
+        if is_probe(stream):
+            return
+        if stream in self._early or len(self._early) < EARLY:
+            self._early.setdefault(stream, deque(maxlen=EARLY)).append(captured)
+        for node, named in self._named.items():
+            for run in self._runs.get((node, stream if stream in named else OTHERS), ()):
+                run.came += run.takes(captured)
+
+    def close(self) -> None:
+        """Say that all is over: whatever has not come is lost."""
+        self._final = True
+
+    def figures(self, now: float) -> list[Figures]:
+        """Return what is known of each stream."""
+        found: dict[str, Figures] = {}
+        for (_, stream), runs in self._runs.items():
+            lost = sum(run.lost(now, final=self._final or run is not runs[-1]) for run in runs)
+            one = Figures(stream, sum(run.count.sent for run in runs), sum(run.came for run in runs), lost)
+            known = found.get(stream, one)
+            found[stream] = max(known, one, key=lambda figures: (figures.lost, figures.sent))
+        return sorted(found.values(), key=lambda figures: figures.stream)
+
+    def lost(self, now: float) -> int:
+        """Return how many windows are lost, all streams together."""
+        return sum(figures.lost for figures in self.figures(now))
+
+    def sentence(self, now: float) -> str:
+        """Name the lost windows by stream; empty where none is lost."""
+        lost = [f"{one.lost} of {one.sent} of {_name(one.stream)}" for one in self.figures(now) if one.lost]
+        more = f" and {len(lost) - 8} more streams" if len(lost) > 8 else ""
+        return f"lost windows: {', '.join(lost[:8])}{more}" if lost else ""
+
+
+def _name(stream: str) -> str:
+    return "other streams" if stream == OTHERS else stream

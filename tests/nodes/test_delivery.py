@@ -1,0 +1,312 @@
+"""Fixed slices on brokers as they are: ones that drop, hold back, forget or never say that nobody listens."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from har_edge.messaging.bus import Outgoing, Receipt, Session
+from har_edge.messaging.memory import MemoryBroker
+from har_edge.messaging.status import NodeStatus, State
+from har_edge.messaging.topics import Kind
+from har_edge.nodes.account import Account
+from har_edge.nodes.counters import Counters
+from har_edge.nodes.credit import Credit, Untracked
+from har_edge.nodes.loop import Sender
+from har_edge.nodes.outbox import Outbox
+from har_edge.nodes.resend import FIRST_ROOM, Resend
+from har_edge.nodes.results import Result
+from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.nodes.sink import Sink
+from har_edge.nodes.stage import Stage
+from har_edge.reduction.catalog import make_reducer
+from tests.nodes.rig import CHANNELS, LENGTH, TOPICS, Clock, small_stage
+from tests.nodes.test_sensor import window
+
+SOURCES = ("chest", "arm")
+
+
+class Broker(MemoryBroker):
+    """Drops windows and results when told to, with success; never says that nobody listens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drops = 0
+
+    def route(self, topic: str, payload: bytes, *, retain: bool) -> Receipt:
+        if self.drops and TOPICS.read(topic).kind in (Kind.WINDOW, Kind.RESULT):
+            self.drops -= 1
+            return Receipt.SAFE
+        super().route(topic, payload, retain=retain)
+        return Receipt.SAFE
+
+
+class Node:
+    """A sensor process: some streams of one source, a connection, and what it does about its windows."""
+
+    def __init__(self, world: World, name: str, source: str, streams: tuple[str, ...], *, tracked: bool = True) -> None:
+        self.world, self.name, self.streams, self.run = world, name, streams, next(world.runs)
+        self.started = world.clock.now
+        reducers = {source: make_reducer("none", LENGTH, CHANNELS[source])}
+        self.sensor = Sensor(SensorSetup(TOPICS, 1, reducers, frozenset({1})))
+        outbox = Outbox([source], self.started)
+        resend = Resend(self.sensor, outbox, TOPICS, 0.0, run=self.run)
+        self.credit: Credit = resend if tracked else Untracked(self.sensor, self.run)
+        self.bus = world.broker.connect(Session(name, expiry_s=300))
+        self.bus.subscribe(self.credit.filters)
+        self.sender = Sender(self.bus, self.sensor.counters, "-")
+        self.left = {stream: iter(range(world.count)) for stream in streams}
+
+    def step(self) -> None:
+        now = self.world.clock.now
+        for delivery in self.bus.poll(0.0):
+            self.bus.acknowledge(delivery)
+            self.credit.take(delivery, now)
+        for stream in self.streams:
+            while self.bus.connected and (self.credit.room is None or self.credit.open_of(stream) < self.credit.room):
+                seq = next(self.left[stream], None)
+                if seq is None:
+                    break
+                self.send(self.credit.send([window(seq, stream=stream)], [self.world.captured(self, seq)], now))
+        kept = self.sender.kept > 0
+        forgotten = self.bus.traffic.forgotten
+        self.send(self.credit.again(now, connected=self.bus.connected, kept=kept, forgotten=forgotten))
+
+    def send(self, outgoing: list[Outgoing]) -> None:
+        for one in outgoing:
+            self.sender.send(one)
+
+    def status(self) -> NodeStatus:
+        return NodeStatus(self.name, "sensor", State.READY, str(self.run), 1.0, streams=dict(self.credit.streams()))
+
+
+@dataclass
+class World:
+    """Sensors, a stage that joins two sources, and a watcher, on one broker; a test moves the clock."""
+
+    count: int = 40
+    receive_max: int = 1024
+    broker: Broker = field(default_factory=Broker)
+    clock: Clock = field(default_factory=Clock)
+    sink: Sink = field(default_factory=Sink)
+    results: list[Result] = field(default_factory=list)
+    capacity: int = 256
+
+    def __post_init__(self) -> None:
+        self.runs, self.nodes = itertools.count(1), list[Node]()
+        self.account = Account(0.0)
+        self.watch = self.broker.connect(Session("watch", expiry_s=300))
+        self.watch.subscribe([TOPICS.result("+")])
+        self.stage: Stage | None = None
+
+    def captured(self, node: Node, seq: int) -> float:
+        """When a window was captured: later in a later run of its sensor."""
+        return node.started + seq / 1000
+
+    def begin(self) -> None:
+        """Start the stage: another process, the same session."""
+        self.stage = small_stage(clock=self.clock, capacity=self.capacity)
+        self.bus = self.broker.connect(Session("stage-0", expiry_s=3600, receive_max=self.receive_max))
+        self.bus.subscribe(self.stage.filters)
+        self.sender = Sender(self.bus, Counters(), "-")
+
+    def crash(self) -> None:
+        if self.stage is not None:
+            self.bus.crash()
+        self.stage = None
+
+    def step(self, seconds: float = 0.05) -> None:
+        self.clock.now += seconds
+        for node in self.nodes:
+            node.step()
+        if self.stage is not None:
+            for delivery in self.bus.poll(0.0):
+                for outgoing in self.stage.handle(delivery):
+                    self.sender.send(outgoing)
+            for outgoing in self.stage.tick():
+                self.sender.send(outgoing)
+        for delivery in self.watch.poll(0.0):
+            self.watch.acknowledge(delivery)
+            for result in self.sink.handle(delivery):
+                self.results.append(result)
+                self.account.take_result(result)
+        for node in self.nodes:
+            self.account.take_status(node.status(), self.clock.now)
+
+    def settle(self, seconds: float = 400.0) -> float:
+        """Go on until every window is answered; return how long that took."""
+        began = self.clock.now
+        while any(node.credit.open or any(True for _ in self.peek(node)) for node in self.nodes):
+            self.step()
+            assert self.clock.now < began + seconds, "windows remain open"
+        for _ in range(5):
+            self.step()
+        return self.clock.now - began
+
+    def peek(self, node: Node) -> list[int]:
+        """Return the windows that a sensor has not sent."""
+        left = {stream: list(windows) for stream, windows in node.left.items()}
+        node.left = {stream: iter(windows) for stream, windows in left.items()}
+        return [seq for windows in left.values() for seq in windows]
+
+    def came(self) -> list[tuple[str, int]]:
+        return sorted((one.stream, one.seq) for one in self.results)
+
+    def all_of(self, *streams: str) -> list[tuple[str, int]]:
+        return sorted((stream, seq) for stream in streams for seq in range(self.count))
+
+
+def pair(world: World, *streams: str) -> None:
+    world.nodes += [Node(world, f"sensor-{source}", source, streams) for source in SOURCES]
+
+
+def test_a_stage_that_starts_late_loses_nothing_though_no_broker_says_that_nobody_listens() -> None:
+    world = World()
+    pair(world, "s")
+    while world.clock.now < 4.0:
+        world.step()
+    assert world.nodes[0].credit.open == FIRST_ROOM and world.nodes[0].sensor.counters.unheard == 0
+    world.begin()
+    assert world.settle() < 10.0 and world.came() == world.all_of("s")
+    world.account.close()
+    assert world.account.lost(world.clock.now) == 0
+
+
+def test_what_the_broker_drops_with_success_is_sent_again() -> None:
+    world = World()
+    world.begin()
+    pair(world, "s", "t")
+    world.broker.drops = 25
+    world.settle()
+    assert world.came() == world.all_of("s", "t") and world.sink.counters.duplicates == 0
+
+
+@pytest.mark.parametrize("receive_max", [10, 20, 100])
+def test_a_broker_that_holds_back_starves_no_join(receive_max: int) -> None:
+    """The second sensor starts when the first has out what the broker gives, and more."""
+    world = World(count=200, receive_max=receive_max)
+    world.begin()
+    chest, arm = (
+        Node(world, "sensor-chest", "chest", tuple("abcdefghijklmnop")),
+        Node(world, "sensor-arm", "arm", tuple("abcdefghijklmnop")),
+    )
+    world.nodes.append(chest)
+    while world.clock.now < 2.0:
+        world.step()
+    world.nodes.append(arm)
+    assert world.settle() < 60.0 and world.came() == world.all_of(*chest.streams)
+    assert world.stage is not None and world.stage.counters.given_up == 0
+
+
+def test_a_stage_that_is_held_back_learns_how_much_it_may_hold_and_one_that_is_not_does_not() -> None:
+    for receive_max, learns in ((10, True), (1024, False)):
+        world = World(count=100, receive_max=receive_max)
+        world.begin()
+        chest = Node(world, "sensor-chest", "chest", ("a", "b", "c"))
+        world.nodes.append(chest)
+        for _ in range(60):
+            world.step()
+        assert world.stage is not None and (world.stage._join.hold is not None) is learns
+        assert world.stage.counters.shelved > 0
+
+
+def test_many_senders_of_a_pipeline_have_no_more_out_than_a_join_holds() -> None:
+    """Sixteen streams from eight processes, sources apart; without grants each process alone would fill the join."""
+    world = World(count=60, capacity=32)
+    world.begin()
+    for gateway in range(4):
+        streams = tuple(f"g{gateway}-{number}" for number in range(4))
+        world.nodes += [Node(world, f"sensor-{gateway}-{source}", source, streams) for source in SOURCES]
+    for _ in range(20):
+        world.step()
+    assert max(node.credit.open_of(stream) for node in world.nodes for stream in node.streams) <= 32 // 16
+    assert world.settle() < 30.0
+    assert world.came() == world.all_of(*(f"g{gateway}-{number}" for gateway in range(4) for number in range(4)))
+    resent = sum(node.sensor.counters.resent for node in world.nodes)
+    assert resent == 0 and world.stage is not None and world.stage.counters.given_up == 0
+
+
+def test_windows_of_sensors_that_listen_to_no_results_are_counted_though_nobody_can_send_them_again() -> None:
+    world = World(count=20)
+    world.begin()
+    world.nodes += [Node(world, f"sensor-{source}", source, ("s",), tracked=False) for source in SOURCES]
+    world.broker.drops = 3
+    for _ in range(100):
+        world.step()
+    lost = world.count - len(world.results)
+    assert lost in (2, 3) and world.account.lost(world.clock.now) == 0
+    for _ in range(60):
+        world.step(1.1)
+    assert world.account.lost(world.clock.now) == lost
+    world.account.close()
+    assert world.account.sentence(world.clock.now) == f"lost windows: {lost} of 20 of s"
+
+
+STEPS = ["wait", "wait", "long", "drop", "drop 5", "cut chest", "cut arm", "crash", "begin", "restart"]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.sampled_from(STEPS), max_size=25), st.sampled_from([6, 64, 1024]))
+def test_whatever_the_broker_does_every_window_is_answered_once(steps: list[str], receive_max: int) -> None:
+    world = World(count=15, receive_max=receive_max, capacity=8)
+    world.begin()
+    pair(world, "s", "t")
+    for step in steps:
+        match step.split():
+            case ["wait"]:
+                world.step()
+            case ["long"]:
+                world.step(2.0)
+            case ["drop", *many]:
+                world.broker.drops += int(*many or ["1"])
+            case ["cut", source]:
+                world.nodes[SOURCES.index(source)].bus.cut()
+            case ["crash"]:
+                world.crash()
+            case ["begin"]:
+                world.crash()
+                world.begin()
+            case ["restart"]:
+                world.broker.stop()
+                world.broker.start()
+    if world.stage is None:
+        world.begin()
+    world.broker.drops = 0
+    world.settle()
+    assert world.came() == world.all_of("s", "t")
+    for node in world.nodes:
+        assert all(one.answered == one.sent == 15 and not one.lost for one in node.credit.streams().values())
+    world.account.close()
+    assert world.account.lost(world.clock.now) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([*STEPS, "kill chest", "kill arm"]), max_size=20))
+def test_sensors_that_die_may_lose_windows_and_each_of_these_is_counted(steps: list[str]) -> None:
+    """Both sources of a stream start again, as one device that lost its power."""
+    world = World(count=12)
+    world.begin()
+    pair(world, "s")
+    for step in steps:
+        match step.split():
+            case ["drop", *_]:
+                world.broker.drops += 1
+            case ["kill", _]:
+                world.step()
+                for node in world.nodes:
+                    node.bus.crash()
+                world.clock.now += 1.0
+                world.nodes.clear()
+                pair(world, "s")
+            case _:
+                world.step(0.3)
+    world.broker.drops = 0
+    world.settle()
+    world.account.close()
+    now = world.clock.now
+    (figures,) = world.account.figures(now)
+    assert figures.sent == figures.came + figures.lost and figures.came <= len(world.results)
