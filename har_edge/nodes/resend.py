@@ -111,6 +111,8 @@ class Resend:
             self._reject(delivery.topic, error)
             return
         for result in results:
+            if result.room is not None:  # it is the same for all streams
+                self._room = result.room
             if self._outbox.settle(result):
                 self._progress_at, self._warn_at, self._room = now, now + QUIET_S, result.room
                 self._tally.answer(result.stream)
