@@ -40,16 +40,18 @@ class Comeback:
         """Take note that the broker has accepted the client."""
         self._opened_at = self._clock()
 
-    def lost(self, reason: str) -> None:
-        """Take note that an accepted connection has ended.
+    def lost(self, reason: str) -> float:
+        """Take note that an accepted connection has ended; return how long it lasted, in seconds.
 
         With a claim, that may be a handover, of which whoever catches TakenOver tells: it is logged after the look.
         """
         self._untold = reason
         if self._session.claim is None:
             self._tell()
-        self._backoff.ended(self._clock() - self._opened_at)
+        lasted_s = self._clock() - self._opened_at
+        self._backoff.ended(lasted_s)
         self.failed()
+        return lasted_s
 
     def failed(self) -> None:
         """Put the next attempt off, long enough for a successor to say that it has the session."""

@@ -175,6 +175,50 @@ def too_large(topic: str, packet_bytes: int, limit: int) -> str:
     )
 
 
+def refused_as_large(topic: str, packet_bytes: int) -> str:
+    """Say that a broker refused a message for its size without ever having told its limit, and what to do."""
+    return (
+        f"a message for {topic} makes a packet of {packet_bytes} bytes, which the broker refuses as too large; it does "
+        "not tell its limit (`har-edge doctor` measures it): raise message_size_limit in Mosquitto's configuration, "
+        "or send fewer windows a message"
+    )
+
+
+def cut_off_by_size(topic: str, packet_bytes: int, times: int) -> str:
+    """Say that a broker cuts this client off whenever a message is under way, and what to do."""
+    return (
+        f"the broker closed the connection {times} times in a row with nothing acknowledged, and the largest message "
+        f"under way makes a packet of {packet_bytes} bytes, for {topic}; it is given up. The broker's limit is below "
+        "that, as it seems, and MQTT 3.1.1 cannot tell it: raise max_packet_size in Mosquitto's configuration, or "
+        "send fewer windows a message"
+    )
+
+
+class LostInARow:
+    """Counts connections that ended soon and without any acknowledgement while messages were under way.
+
+    With MQTT 3.1.1 a broker that is sent more than it takes has no word for it: it closes the connection, is sent the
+    same again, and so on for ever.
+    """
+
+    MOST = 5
+    SOON_S = 5.0
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def acknowledged(self) -> None:
+        self._count = 0
+
+    def lost(self, lasted_s: float, under_way: int) -> bool:
+        """Take note of a lost connection; return whether it is time to suspect the largest message under way."""
+        self._count = self._count + 1 if under_way and lasted_s < self.SOON_S else 0
+        if self._count < self.MOST:
+            return False
+        self._count = 0
+        return True
+
+
 def refusal(address: Address, code: int, words: str) -> BrokerError:
     """Return the error for a CONNACK with a failure code (MQTT 5, section 3.2.2.2), final or not, and what to do."""
     if code in _VERSIONS:

@@ -23,10 +23,11 @@ from har_edge.messaging.aliases import TopicAliases
 from har_edge.messaging.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
 from har_edge.messaging.comeback import Comeback
 from har_edge.messaging.handshake import shake_hands
-from har_edge.messaging.link import AckOrder, open_socket, too_large
+from har_edge.messaging.link import AckOrder, open_socket, publish_bytes, refused_as_large, too_large
 from har_edge.messaging.packets import (
     LARGE_BYTES,
     QOS,
+    OddPubAck,
     Publication,
     first_bytes,
     greeting,
@@ -366,7 +367,7 @@ class NativeBus:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
             self._wake_bytes = size
 
-    def _handle(self, packet: mqtt5.Packet, deliveries: list[Delivery]) -> None:
+    def _handle(self, packet: mqtt5.Packet | OddPubAck, deliveries: list[Delivery]) -> None:
         if isinstance(packet, mqtt5.PublishPacket):
             self._traffic.received += 1
             packet_id = packet.packet_id or 0
@@ -378,6 +379,8 @@ class NativeBus:
             publication = self._inflight.pop(packet.packet_id, None)
             if publication is not None and publication.receipt is not None:
                 publication.receipt(receipt_of(packet.reason_code))
+        elif isinstance(packet, OddPubAck):
+            self._refuse(self._inflight.pop(packet.packet_id, None), packet.code)
         elif isinstance(packet, mqtt5.SubAckPacket):
             filters = self._subscribing.pop(packet.packet_id, ())
             for text, code in zip(filters, packet.reason_codes, strict=False):
@@ -390,6 +393,17 @@ class NativeBus:
             if packet.reason_code == mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER:
                 raise TakenOver(self._session.client_id)
             raise _Lost(f"it disconnected this client: {words(packet.reason_code)}")
+
+    def _refuse(self, publication: Publication | None, code: int) -> None:
+        """Settle a message that the broker refuses in a way of its own; refused for its size, no retry mends it."""
+        if publication is None:
+            return
+        large = code == mqtt5.ConnAckReasonCode.PACKET_TOO_LARGE
+        if large:
+            size = publish_bytes(publication.topic, publication.payload)
+            _log.error("%s", refused_as_large(publication.topic, size))
+        if publication.receipt is not None:
+            publication.receipt(Receipt.TOO_LARGE if large else Receipt.REFUSED)
 
     def _keep_alive(self) -> None:
         now, keepalive_s = self._clock(), self._keepalive_s

@@ -79,23 +79,47 @@ def read_packet(data: memoryview) -> tuple[mqtt5.Packet, int] | None:
         raise _malformed(error) from None
 
 
-def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet], Malformed | None]:
+def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet | OddPubAck], Malformed | None]:
     """Take all whole packets off the front of a buffer; also return what is wrong with the bytes after them."""
-    packets, start, wrong = [], 0, None
+    packets: list[mqtt5.Packet | OddPubAck] = []
+    start, wrong = 0, None
     with memoryview(buffer) as view:
         end = len(view)
-        try:  # around the loop: this is the hot path
-            while start < end:
+        while start < end and wrong is None:
+            try:  # around the loop: this is the hot path
+                while start < end:
+                    with view[start:] as rest:
+                        packet, size = mqtt5.read(rest)
+                    packets.append(packet)
+                    start += size
+            except IndexError:
+                break  # the rest of this packet is still on its way
+            except BaseException as error:
                 with view[start:] as rest:
-                    packet, size = mqtt5.read(rest)
-                packets.append(packet)
-                start += size
-        except IndexError:
-            pass  # the rest of this packet is still on its way
-        except BaseException as error:
-            wrong = _malformed(error)
+                    odd = _odd_puback(rest)
+                if odd is None:
+                    wrong = _malformed(error)
+                else:
+                    packets.append(odd[0])
+                    start += odd[1]
     del buffer[:start]
     return packets, wrong
+
+
+@dataclass(frozen=True, slots=True)
+class OddPubAck:
+    """A PUBACK whose reason code MQTT 5 does not have for it (section 3.4.2.1): Mosquitto says 0x95 for a size."""
+
+    packet_id: int
+    code: int
+
+
+def _odd_puback(view: memoryview) -> tuple[OddPubAck, int] | None:
+    """Return a whole PUBACK with a failure code that the library does not know, None for anything else."""
+    whole = len(view) >= 5 and view[0] == 0x40 and 3 <= view[1] < 0x80 and len(view) >= 2 + view[1]
+    if not whole or view[4] < 0x80:
+        return None
+    return OddPubAck(view[2] << 8 | view[3], view[4]), 2 + view[1]
 
 
 def first_bytes(buffer: bytearray) -> int:

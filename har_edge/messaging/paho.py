@@ -13,6 +13,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -30,14 +31,18 @@ from har_edge.messaging.link import (
     CONNECT_TIMEOUT_S,
     NO_LIMIT,
     AckOrder,
+    LostInARow,
+    cut_off_by_size,
     publish_bytes,
     read_share,
     refusal,
+    refused_as_large,
     tls_context,
     too_large,
     unanswered,
     unreachable,
 )
+from har_edge.messaging.tolerant import TOO_LARGE, TolerantClient
 
 _log = logging.getLogger(__name__)
 _QOS = 1
@@ -47,6 +52,20 @@ _MAX_IN_FLIGHT = 0xFFFF - 256  # the other packet ids are for subscriptions
 _NO_MATCHING_SUBSCRIBERS = 0x10
 _FAILURE = 0x80
 _TAKEN_OVER = 0x8E
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """What is to be published, until the broker has it."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    receipt: OnReceipt | None
+
+    @property
+    def size(self) -> int:
+        return publish_bytes(self.topic, self.payload)
 
 
 class PahoBus:
@@ -69,9 +88,10 @@ class PahoBus:
         self._traffic = Traffic()
         self._filters: list[str] = []
         self._subscribing: dict[int, tuple[str, ...]] = {}
-        self._receipts: dict[int, OnReceipt | None] = {}
-        self._waiting: deque[tuple[str, bytes, bool, OnReceipt | None]] = deque()
+        self._under_way: dict[int, _Message] = {}
+        self._waiting: deque[_Message] = deque()
         self._settled: deque[tuple[OnReceipt | None, Receipt]] = deque()
+        self._losses = LostInARow()
         self._send_quota, self._send_limit = _MAX_IN_FLIGHT, NO_LIMIT
         self._arrived: list[Delivery] = []
         self._acks = AckOrder()
@@ -88,7 +108,7 @@ class PahoBus:
 
     @property
     def unsent(self) -> int:
-        return len(self._waiting) + len(self._receipts) + len(self._settled)
+        return len(self._waiting) + len(self._under_way) + len(self._settled)
 
     @property
     def connected(self) -> bool:
@@ -105,7 +125,7 @@ class PahoBus:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
         self._traffic.published += 1
-        self._waiting.append((topic, payload, retain, receipt))
+        self._waiting.append(_Message(topic, payload, retain, receipt))
         self._send_waiting()
 
     def acknowledge(self, delivery: Delivery) -> None:
@@ -148,8 +168,8 @@ class PahoBus:
 
     # --- connecting -------------------------------------------------------------------------------------------------
 
-    def _make_client(self) -> mqtt.Client:
-        client = mqtt.Client(
+    def _make_client(self) -> TolerantClient:
+        client = TolerantClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._session.client_id,
             protocol=mqtt.MQTTv5 if self._mqtt5 else mqtt.MQTTv311,
@@ -273,19 +293,18 @@ class PahoBus:
 
     def _send_waiting(self) -> None:
         """Hand paho what the broker's Receive Maximum admits; paho itself cannot learn it once connected."""
-        while self._waiting and self._accepted and len(self._receipts) < self._send_quota:
-            topic, payload, retain, receipt = self._waiting.popleft()
-            size = publish_bytes(topic, payload)
-            if size > self._send_limit:  # sent all the same, it would cost the connection (MQTT 5, section 3.2.2.3.6)
-                _log.error("%s", too_large(topic, size, self._send_limit))
-                self._settled.append((receipt, Receipt.TOO_LARGE))
+        while self._waiting and self._accepted and len(self._under_way) < self._send_quota:
+            message = self._waiting.popleft()
+            if message.size > self._send_limit:  # sent all the same, it would cost the connection (section 3.2.2.3.6)
+                _log.error("%s", too_large(message.topic, message.size, self._send_limit))
+                self._settled.append((message.receipt, Receipt.TOO_LARGE))
                 continue
-            info = self._client.publish(topic, payload, _QOS, retain)
+            info = self._client.publish(message.topic, message.payload, _QOS, message.retain)
             if info.rc == mqtt.MQTT_ERR_QUEUE_SIZE:  # paho reuses a packet id that is still in flight: try the next
-                self._waiting.appendleft((topic, payload, retain, receipt))
+                self._waiting.appendleft(message)
                 continue
-            self._receipts[info.mid] = receipt
-            self._traffic.sent_bytes += size
+            self._under_way[info.mid] = message
+            self._traffic.sent_bytes += message.size
 
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
         if self._mqtt5:
@@ -329,12 +348,17 @@ class PahoBus:
 
     def _on_publish(self, _client: mqtt.Client, _user: Any, packet_id: int, code: ReasonCode, _properties: Any) -> None:
         self._traffic.received_bytes += _ACK_BYTES
-        if packet_id not in self._receipts:
+        self._losses.acknowledged()
+        message = self._under_way.pop(packet_id, None)
+        if message is None:
             return
         outcome = Receipt.REFUSED if code.value >= _FAILURE else Receipt.SAFE
         if code.value == _NO_MATCHING_SUBSCRIBERS:
             outcome = Receipt.UNHEARD
-        self._settled.append((self._receipts.pop(packet_id), outcome))
+        elif self._client.odd.pop(packet_id, 0) == TOO_LARGE:
+            outcome = Receipt.TOO_LARGE
+            _log.error("%s", refused_as_large(message.topic, message.size))
+        self._settled.append((message.receipt, outcome))
 
     def _on_message(self, _client: mqtt.Client, _user: Any, message: mqtt.MQTTMessage) -> None:
         self._traffic.received += 1
@@ -352,8 +376,19 @@ class PahoBus:
             self._on_lost(str(code).lower())
 
     def _on_lost(self, reason: str) -> None:
-        if self._accepted:
-            self._comeback.lost(reason)
-        else:
+        if not self._accepted:
             self._comeback.failed()
+            return
         self._accepted = False
+        lasted_s = self._comeback.lost(reason)
+        if not self._mqtt5 and self._losses.lost(lasted_s, len(self._under_way)):
+            self._give_largest_up()
+
+    def _give_largest_up(self) -> None:
+        """Refuse the largest message under way; the others go out again, with a new client, as paho keeps its own."""
+        largest = max(self._under_way.values(), key=lambda message: message.size)
+        _log.error("%s", cut_off_by_size(largest.topic, largest.size, LostInARow.MOST))
+        self._settled.append((largest.receipt, Receipt.TOO_LARGE))
+        self._waiting.extendleft(one for one in reversed(self._under_way.values()) if one is not largest)
+        self._under_way.clear()
+        self._client = self._make_client()
