@@ -29,7 +29,7 @@ from har_edge.graph.folder import write_folder
 from har_edge.graph.slices import slice_model
 from har_edge.inference.measure import segment_bounds
 from har_edge.inference.observe import open_model
-from har_edge.inference.verify import check_cuts
+from har_edge.nodes.verify import check_cuts
 
 REPO = Path(__file__).parents[1]
 KERAS = ("MobileNetV2", "Xception")

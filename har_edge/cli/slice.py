@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from har_edge.graph.cuts import Cut
     from har_edge.graph.model import Model
     from har_edge.graph.slices import Slice
-    from har_edge.inference.verify import CutCheck
+    from har_edge.nodes.verify import CutCheck
     from har_edge.planning.catalog import FoundModel
     from har_edge.planning.task import Task
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     slices = slice_model(model, chosen) if chosen is not None else []
     equal = True
     if args.check:
-        checks = _check(model, cuts, chosen, args.threads)
+        checks = _check(model, cuts, chosen, args.threads, args.wire)
         equal = report.add_checks(checks, cuts)
     if args.out is not None and chosen is not None:
         if args.check and report.differs(chosen):
@@ -179,15 +179,15 @@ def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, l
     return list(plan.cuts), list(plan.seconds)
 
 
-def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, threads: int) -> list[CutCheck]:
+def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, threads: int, wire: int) -> list[CutCheck]:
     """Compare every legal cut, and the chosen ones together, with the whole model."""
-    from har_edge.inference.verify import check_cuts
+    from har_edge.nodes.verify import check_cuts
 
     ways: list[tuple[int, ...]] = [(cut.index,) for cut in cuts if cut.refusal is None]
     together = tuple(sorted(set(chosen or ())))
     if together not in ways:
         ways.append(together)
-    return list(_progress(check_cuts(model, ways, threads=threads), len(ways), "checking cuts"))
+    return list(_progress(check_cuts(model, ways, threads=threads, wire_version=wire), len(ways), "checking cuts"))
 
 
 def _progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:

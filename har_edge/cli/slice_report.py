@@ -11,7 +11,7 @@ from har_edge.graph.cuts import Cut
 from har_edge.graph.manifest import SliceManifest, TensorSpec
 from har_edge.graph.model import Model
 from har_edge.graph.schema import text
-from har_edge.inference.verify import CutCheck
+from har_edge.nodes.verify import CutCheck
 
 _NAME_WIDTH = 48  # converters write names of several hundred characters; --json has them in full
 
@@ -104,7 +104,7 @@ def start(model: Model, cuts: Sequence[Cut]) -> Report:
     """Return the report of a model, with a note on what a cut leaves out."""
     refused = sum(cut.refusal is not None for cut in cuts)
     others = [text(s.signatureKey) for s in model.raw.signatureDefs if s.subgraphIndex != 0]
-    notes = []
+    notes = list(model.remarks)
     if others:
         notes.append(f"slices hold the first graph only; the signatures {', '.join(others)} are left out")
     return Report(model.name, model.sha256, len(model.main.operators), len(cuts) - refused, refused, notes)

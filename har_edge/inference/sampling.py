@@ -11,7 +11,7 @@ from har_edge.inference.interpreter import Array, Port
 
 
 def sample(ports: Iterable[Port], rng: np.random.Generator, *, batch: int = 1) -> dict[str, Array]:
-    """Return random values for each port, by name; dynamic dimensions get size `batch`.
+    """Return random values for each port, by name; a dynamic first dimension gets size `batch`, others get 1.
 
     Quantised and 8-bit ports get their whole range, floats a normal distribution, other integers 0 or 1: they are often
     indices or lengths, and those are legal ones nearly everywhere.
@@ -20,7 +20,7 @@ def sample(ports: Iterable[Port], rng: np.random.Generator, *, batch: int = 1) -
 
 
 def _values(port: Port, rng: np.random.Generator, batch: int) -> Array:
-    shape = tuple(batch if n == -1 else n for n in port.shape)
+    shape = tuple((1 if axis else batch) if n == -1 else n for axis, n in enumerate(port.shape))
     dtype: np.dtype[Any] = port.dtype
     if dtype.kind in "iu":
         full = dtype.itemsize == 1 or port.scale > 0

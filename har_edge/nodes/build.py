@@ -21,9 +21,10 @@ from har_edge.messaging.topics import Topics
 from har_edge.nodes.pace import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.stage import Stage, StageSetup
-from har_edge.planning.pipeline import Pipeline, Wiring
+from har_edge.planning.pipeline import Pipeline
 from har_edge.planning.state import starts_fresh
 from har_edge.planning.task import Task, with_reducers
+from har_edge.planning.wiring import Wiring
 from har_edge.reduction.catalog import make_reducer
 from har_edge.reduction.files import Files
 from har_edge.reduction.reducer import Reducer

@@ -40,10 +40,10 @@ from har_edge.nodes import resident
 from har_edge.nodes.loop import StageLoop, Stop
 from har_edge.nodes.stage import Array, Run, Stage, StageSetup
 from har_edge.planning.layout import tensor_bytes
-from har_edge.planning.pipeline import Wiring
 from har_edge.planning.profile import VERSION, LinkCost, MemoryCost, MessageCost, Profile
 from har_edge.planning.regression import segment_costs
 from har_edge.planning.task import StreamTask, Task
+from har_edge.planning.wiring import Wiring
 
 Watch = Callable[[Iterable[Segment], int], Iterable[Segment]]
 _MEMORY_TIMEOUT_S = 300.0

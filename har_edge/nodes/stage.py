@@ -23,8 +23,8 @@ from har_edge.nodes.recall import Recall
 from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.room import Room
 from har_edge.planning.answer import read_answers
-from har_edge.planning.pipeline import Wiring
 from har_edge.planning.task import Task
+from har_edge.planning.wiring import Wiring
 
 if TYPE_CHECKING:
     from har_edge.inference.feed import Feed

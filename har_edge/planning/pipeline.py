@@ -6,17 +6,18 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from har_edge.errors import ConfigError, HarEdgeError
-from har_edge.graph.manifest import SliceEntry, SliceManifest, load_manifest
+from har_edge.graph.manifest import SliceManifest, load_manifest
 from har_edge.planning.answer import check_answer
 from har_edge.planning.task import StateRule, Task, describe
+from har_edge.planning.wiring import Wiring, find_wiring, is_batched
 from har_edge.streams.description import StreamDescription
 from har_edge.streams.grouping import Grouping, regroup
 
@@ -86,24 +87,6 @@ class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Wiring:
-    """What one stage takes and gives, by tensor name.
-
-    `sources` maps each source to the input it enters; `earlier` maps the index of an earlier stage to the tensors it
-    sends; `sends` are the tensors later stages need, and `takers` those stages; `answers` says that the result comes
-    from this stage.
-    """
-
-    index: int
-    entry: SliceEntry
-    sources: Mapping[str, str]
-    earlier: Mapping[int, tuple[str, ...]]
-    sends: tuple[str, ...]
-    answers: bool
-    takers: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Pipeline:
     """A pipeline file, read and checked against its slices and its stream description.
 
@@ -130,31 +113,7 @@ class Pipeline:
 
     def wiring(self, index: int) -> Wiring:
         """Return what stage `index` takes and gives; raises ConfigError when there is no such stage."""
-        entries = self.manifest.slices
-        if not 0 <= index < len(entries):
-            raise ConfigError(f"stage {index} came; expected 0 to {len(entries) - 1}, for {len(entries)} slices")
-        if not entries[index].inputs:
-            raise ConfigError(f"slice {index} takes nothing, so no message could start it; cut the model elsewhere")
-        by_tensor = {enters.tensor: source for source, enters in self.task.inputs.items()}
-        sources, earlier = {}, dict[int, list[str]]()
-        for tensor in entries[index].inputs:
-            if tensor.name in by_tensor:
-                sources[by_tensor[tensor.name]] = tensor.name
-                continue
-            makers = [k for k in range(index) if any(made.name == tensor.name for made in entries[k].outputs)]
-            if not makers:
-                raise ConfigError(
-                    f"input {tensor.name!r} of slice {index} comes from no source and no earlier slice; "
-                    f"name its source in [task.inputs]; known: {', '.join(sorted(by_tensor))}"
-                )
-            earlier.setdefault(makers[-1], []).append(tensor.name)
-        made = {tensor.name for tensor in entries[index].outputs}
-        needed = {k: {tensor.name for tensor in entries[k].inputs} & made for k in range(index + 1, len(entries))}
-        takers = tuple(k for k, names in needed.items() if names)
-        sends = tuple(tensor.name for tensor in entries[index].outputs if tensor.name in set().union(*needed.values()))
-        answers = any(tensor.name == self.task.output for tensor in entries[index].outputs)
-        frozen = {stage: tuple(names) for stage, names in earlier.items()}
-        return Wiring(index, entries[index], sources, frozen, sends, answers, takers)
+        return find_wiring(self.manifest, self.task, index)
 
 
 def find_batch_problem(pipeline: Pipeline) -> str:
@@ -166,7 +125,7 @@ def find_batch_problem(pipeline: Pipeline) -> str:
         wiring = pipeline.wiring(index)
         used = {*wiring.sources.values(), *wiring.sends, *((pipeline.task.output,) if wiring.answers else ())}
         for spec in (*entry.inputs, *entry.outputs):
-            if spec.name in used and not (spec.batched and spec.shape[:1] == (-1,)):
+            if spec.name in used and not is_batched(spec):
                 reason = "has a first dimension that is no batch" if spec.shape[:1] == (-1,) else "has no dynamic batch"
                 return f"tensor {spec.name!r} {list(spec.shape)} of slice {index} {reason}"
     return ""
@@ -265,6 +224,7 @@ def assemble(config: PipelineConfig, manifest: SliceManifest, file: Path) -> Pip
     _check_limits(config, file)
     for index in range(len(manifest.slices)):
         _check_missing(pipeline.wiring(index), config.join, file)
+        _check_sizes(pipeline.wiring(index), config, file)
     return pipeline
 
 
@@ -346,6 +306,20 @@ def _check_missing(wiring: Wiring, join: JoinConfig, file: Path) -> None:
             f'{file}: join.missing is "carry_on", but slice {wiring.index} takes source {source!r} and nothing else, '
             "so nothing starts it when that is missing; cut the model so that this slice takes two sources or an "
             'activation too, or set join.missing = "wait"'
+        )
+
+
+def _check_sizes(wiring: Wiring, config: PipelineConfig, file: Path) -> None:
+    """Refuse what no message may hold, even with one window."""
+    size = sum(
+        math.prod(max(1, n) for n in spec.shape) * np.dtype(spec.dtype).itemsize
+        for spec in wiring.entry.outputs
+        if spec.name in wiring.sends
+    )
+    if size > config.max_payload_bytes:
+        raise ConfigError(
+            f"{file}: what slice {wiring.index} sends takes {size} bytes a window, but max_payload_bytes is "
+            f"{config.max_payload_bytes}; raise it, or cut the model where less crosses (`har-edge slice --list`)"
         )
 
 

@@ -15,10 +15,10 @@ keras = pytest.importorskip("keras")
 
 from har_edge.graph.cuts import list_cuts  # noqa: E402
 from har_edge.graph.manifest import State  # noqa: E402
-from har_edge.graph.model import read_model  # noqa: E402
 from har_edge.graph.state import state_of  # noqa: E402
 from har_edge.inference.measure import segment_bounds  # noqa: E402
-from har_edge.inference.verify import check_cuts  # noqa: E402
+from har_edge.inference.observe import open_model  # noqa: E402
+from har_edge.nodes.verify import check_cuts  # noqa: E402
 
 pytestmark = pytest.mark.training
 
@@ -36,7 +36,7 @@ def _convert(model: Any, prepare: Callable[[Any], None] = lambda converter: None
 
 def _check(content: bytes) -> tuple[int, int]:
     """Return how many cuts were compared and how many are refused; fail when one is not equal."""
-    model = read_model(content)
+    model = open_model(content)
     cuts = list_cuts(model)
     legal = [cut.index for cut in cuts if cut.refusal is None]
     ways = [*((index,) for index in legal), tuple(segment_bounds(model)[1:-1])]
@@ -106,7 +106,7 @@ def test_recurrent_layers(kind: str, unroll: bool) -> None:
 def test_an_lstm_remembers_where_its_author_said_so(stateful: bool, state: State) -> None:
     inputs = keras.Input((6, 4), batch_size=1)
     content = _convert(keras.Model(inputs, keras.layers.LSTM(5, stateful=stateful)(inputs)))
-    assert state_of(read_model(content)) is state
+    assert state_of(open_model(content)) is state
 
 
 def test_state_in_a_variable_and_a_loop() -> None:

@@ -18,8 +18,9 @@ from har_edge.nodes.loop import Sender
 from har_edge.nodes.results import Result, decode_results
 from har_edge.nodes.sink import Sink
 from har_edge.nodes.stage import Stage, StageSetup
-from har_edge.planning.pipeline import Pipeline, Wiring
+from har_edge.planning.pipeline import Pipeline
 from har_edge.planning.task import SourceInput, StreamTask, Task
+from har_edge.planning.wiring import Wiring
 from har_edge.reduction.catalog import make_reducer
 from har_edge.streams.recording import Window
 

@@ -6,7 +6,7 @@ import pytest
 
 from har_edge.graph.manifest import SliceEntry, TensorSpec
 from har_edge.nodes.build import RECEIVE_LEAST, RECEIVE_MAX, receive_max
-from har_edge.planning.pipeline import Wiring
+from har_edge.planning.wiring import Wiring
 
 
 def wiring(*shape: int, makers: int = 1, source: bool = False) -> Wiring:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from har_edge.errors import ModelError
 from har_edge.graph.cuts import list_cuts
 from har_edge.graph.model import Model, read_model
-from har_edge.inference import verify
-from har_edge.inference.verify import check_cuts
+from har_edge.inference.observe import open_model
+from har_edge.nodes import verify
+from har_edge.nodes.verify import check_cuts
 from tests.graph import models
 
 RUNNABLE = {
@@ -40,6 +42,18 @@ RUNNABLE = {
 }
 
 
+ODD = {
+    "dilated": models.dilated(),
+    "dense_each_step": models.dense_each_step(),
+    "positive_places": models.positive_places(),
+    "chosen_class": models.chosen_class(),
+    "unread_input": models.unread_input(),
+    "unsigned": models.unsigned(),
+    "mixes_windows": models.mixes_windows(),
+    "one_at_a_time": models.one_at_a_time(),
+}
+
+
 def _legal(model: Model) -> list[int]:
     return [cut.index for cut in list_cuts(model) if cut.refusal is None]
 
@@ -57,6 +71,48 @@ def test_every_way_to_cut_gives_the_bits_of_the_whole(name: str) -> None:
         assert legal == [4, 5]
     assert len(ways) > 1
     assert _unequal(model, ways) == []
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_every_way_to_cut_models_without_a_batch_throughout(name: str) -> None:
+    model = open_model(ODD[name])
+    legal = _legal(model)
+    assert len(legal) == len(model.main.operators) - 1
+    assert _unequal(model, [way for count in range(4) for way in combinations(legal, count)]) == []
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_messages_are_checked_as_a_stage_checks_them(version: int) -> None:
+    """A model of which nobody found out what carries the batch: its slices are right, and no stage takes them."""
+    ways = [(1,), (2,), (4,)]
+    checks = list(check_cuts(read_model(models.dilated()), ways, wire_version=version))
+    text = r"slice 1: har/v1/check/act/1/0/check: input '.*' came as float32 \[2, 4, 5\] for 1 windows; expected"
+    assert [bool(re.match(text, check.difference or "")) for check in checks] == [True, True, False]
+
+
+def test_what_no_message_of_that_version_carries_is_no_cut() -> None:
+    (check,) = check_cuts(open_model(models.named(b"in", b"m" * 1063, b"out")), [(1,)], wire_version=1)
+    assert check.difference is not None and check.difference.startswith(
+        "wire version 1 came, but the name of tensor mmm"
+    )
+    (check,) = check_cuts(open_model(models.named(b"in", b"m" * 1063, b"out")), [(1,)])
+    assert check.difference is None
+
+
+def test_batches_go_through_where_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    real = verify.wire.decode
+
+    def decode(*args: object) -> object:
+        message = real(*args)
+        counts.append(message.count)
+        return message
+
+    monkeypatch.setattr("har_edge.nodes.stage.wire.decode", decode)
+    model = open_model(models.dilated())
+    assert _unequal(model, [(1,)], runs=1) == [] and counts == [1, 1]
+    counts.clear()
+    assert _unequal(model, [(3,)], runs=1) == [] and counts == [1, 3, 1, 3]
 
 
 @settings(max_examples=40, deadline=None)
