@@ -46,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
+    from har_edge.inference.load_check import LoadCheck
     from har_edge.messaging.bus import TakenOver
     from har_edge.messaging.topics import Topics, check_node_name
     from har_edge.nodes.blobs import MAX_BYTES
@@ -62,7 +63,15 @@ def run(args: argparse.Namespace) -> int:
     name = check_node_name(args.name or host_name())
     store = Store(args.cache or default_folder(), args.cache_bytes or LIMIT_BYTES)
     max_bytes = min(MAX_BYTES, read_memory() // 4)
-    equipment = Equipment(topics, name, lambda session: options.reach(args, session), store, args.threads, max_bytes)
+    equipment = Equipment(
+        topics,
+        name,
+        lambda session: options.reach(args, session),
+        store,
+        args.threads,
+        max_bytes,
+        check=LoadCheck(store.folder),
+    )
     identity = Identity(topics, name, ROLE, options.chosen_client(args, BrokerConfig()).value)
     session = identity.session(expiry_s=0, max_payload_bytes=MAX_PLAN_BYTES)
     sys.setswitchinterval(SWITCH_S)

@@ -181,8 +181,10 @@ def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, l
 
 def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, threads: int, wire: int) -> list[CutCheck]:
     """Compare every legal cut, and the chosen ones together, with the whole model."""
+    from har_edge.inference.load_check import default_check
     from har_edge.nodes.verify import check_cuts
 
+    default_check()(model.data, model.name)
     ways: list[tuple[int, ...]] = [(cut.index,) for cut in cuts if cut.refusal is None]
     together = tuple(sorted(set(chosen or ())))
     if together not in ways:

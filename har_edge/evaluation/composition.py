@@ -14,6 +14,7 @@ from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model, write_slice
 from har_edge.graph.state import state_of
 from har_edge.inference.interpreter import Interpreter, Port, load_slice
+from har_edge.inference.load_check import default_check
 from har_edge.inference.observe import open_model
 from har_edge.planning.state import starts_fresh
 from har_edge.planning.task import Task
@@ -45,6 +46,7 @@ def load_whole(path: Path, task: Task) -> Interpreter:
     """Load a whole model for windows in any order; ConfigError when it remembers and its task does not allow that."""
     model = read_model(path)
     fresh = starts_fresh(state_of(model), task, f"model {path}")
+    default_check()(model.data, f"model {path}")
     (piece,) = slice_model(model, [])
     if len(piece.inputs) == len(model.main.inputs):
         return Interpreter(path, fresh=fresh)
@@ -65,7 +67,9 @@ def load_composition(folder: Path, model_sha256: str, task: Task) -> Composition
     root = folder if folder.is_dir() else folder.parent
     return Composition(
         [
-            load_slice(path, entry.sha256, fresh=starts_fresh(entry.state, task, f"slice {path}"))
+            load_slice(
+                path, entry.sha256, fresh=starts_fresh(entry.state, task, f"slice {path}"), check=default_check()
+            )
             for entry in manifest.slices
             for path in [root / entry.file]
         ]

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import ConfigError, ModelError
+from har_edge.inference.load_check import default_check
 
 if TYPE_CHECKING:
     from har_edge.inference.interpreter import Port
@@ -98,6 +99,7 @@ class TfliteCodec:
         """Load the model; ModelError where it has other ports than one input and one output with a batch of 1."""
         from har_edge.inference.interpreter import Interpreter
 
+        default_check()(content, what)
         self._content, self._what = content, what
         self._interpreter = Interpreter(content)
         inputs, outputs = self._interpreter.inputs, self._interpreter.outputs

@@ -27,6 +27,9 @@ except ImportError:  # 32-bit Raspberry Pi OS has wheels of tflite_runtime only
         raise ModelError(missing(read_host(), str(error))) from error
 
 Array = NDArray[Any]
+_PACKAGE = sys.modules[_Runtime.__module__.partition(".")[0]]
+# The runtime with its version, without spaces; its package says the version, and costs no search for it.
+RUNTIME = f"{_PACKAGE.__name__}-{getattr(_PACKAGE, '__version__', 'unknown')}"
 _BANNER = b"INFO: Created TensorFlow Lite XNNPACK delegate"
 
 
@@ -181,10 +184,18 @@ class Interpreter:
         )
 
 
-def load_slice(path: Path, sha256: str, *, threads: int = 1, fresh: bool = False) -> Interpreter:
+def load_slice(
+    path: Path,
+    sha256: str,
+    *,
+    threads: int = 1,
+    fresh: bool = False,
+    check: Callable[[bytes, str], None] = lambda content, what: None,
+) -> Interpreter:
     """Load a slice whose hash is known; not one byte reaches the runtime before the hash is right.
 
-    Raises ModelError when the file is missing or holds other bytes than `sha256` says.
+    `check` sees the content before the runtime does, and raises what is to be raised. Raises ModelError when the file
+    is missing or holds other bytes than `sha256` says.
     """
     try:
         content = path.read_bytes()
@@ -198,6 +209,7 @@ def load_slice(path: Path, sha256: str, *, threads: int = 1, fresh: bool = False
             f"slice {path} has sha256 {found}, but {sha256} was expected; the file was changed or belongs to another "
             "model: cut the model again and copy every slice"
         )
+    check(content, f"slice {path}")
     return Interpreter(content, threads=threads, fresh=fresh)
 
 

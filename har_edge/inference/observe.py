@@ -24,6 +24,7 @@ from har_edge.graph.manifest import State
 from har_edge.graph.model import Model, Tensor, read_model
 from har_edge.graph.state import state_of
 from har_edge.inference.interpreter import Array, Interpreter, Port
+from har_edge.inference.load_check import default_check
 
 _SEED = 0
 # Windows that are run: what depends on values has other sizes for small ones than for large ones.
@@ -52,8 +53,14 @@ class _Seen:
 
 
 def open_model(source: Path | bytes) -> Model:
-    """Read a model that is to be cut, and find out what its tensors are when it runs; see `read_model`, `observe`."""
-    return observe(read_model(source))
+    """Read a model that is to be cut, and find out what its tensors are when it runs; see `read_model`, `observe`.
+
+    It runs in a process of its own before (see `load_check`).
+    """
+    model = read_model(source)
+    if _may_vary(model):
+        default_check()(model.data, model.name)
+    return observe(model)
 
 
 def observe(model: Model) -> Model:

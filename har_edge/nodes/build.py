@@ -17,6 +17,7 @@ import numpy as np
 from har_edge.errors import ConfigError, MessageError
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.feed import choose_way, make_feed, window_shape
+from har_edge.inference.load_check import LoadCheck, default_check
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.pace import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
@@ -85,12 +86,19 @@ def build_stage(
 
 
 def build_setup(
-    pipeline: Pipeline, index: int, *, threads: int = 1, replicas: int = 1, deployed: bool = False
+    pipeline: Pipeline,
+    index: int,
+    *,
+    threads: int = 1,
+    replicas: int = 1,
+    deployed: bool = False,
+    check: LoadCheck | None = None,
 ) -> StageSetup:
     """Load slice `index` and return what its stage is made of; a slice that is `deployed` has run once when it returns.
 
-    Of several `replicas` each takes its turn. Raises ModelError when the file is not what its hash says, ConfigError
-    for a slice that mixes windows, or that needs more than one message where there are replicas.
+    `check` runs it in a process of its own before, by default that of this process. Of several `replicas` each takes
+    its turn. Raises ModelError when the file is not what its hash says, ConfigError for a slice that mixes windows, or
+    that needs more than one message where there are replicas.
     """
     from har_edge.inference.interpreter import load_slice  # a sensor does without LiteRT
 
@@ -98,7 +106,7 @@ def build_setup(
     _check_replicas(wiring, replicas)
     path = pipeline.folder / pipeline.config.slices / wiring.entry.file
     fresh = starts_fresh(wiring.entry.state, task, f"slice {path}")
-    interpreter = load_slice(path, wiring.entry.sha256, threads=threads, fresh=fresh)
+    interpreter = load_slice(path, wiring.entry.sha256, threads=threads, fresh=fresh, check=check or default_check())
     if deployed:
         _warm_up(interpreter, wiring)
     ports = {port.name: port for port in interpreter.inputs}

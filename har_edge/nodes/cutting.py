@@ -15,6 +15,7 @@ from har_edge.graph.model import Model
 from har_edge.graph.slices import slice_model
 from har_edge.graph.state import state_of
 from har_edge.inference.codecs import FolderFiles, hash_file
+from har_edge.inference.load_check import default_check
 from har_edge.inference.measure import (
     ROUNDS,
     Segment,
@@ -64,6 +65,7 @@ def plan_cuts(
     """
     total = len(segment_bounds(model)) - 1
     balance([1.0] * total, stages, [0] * (total - 1))  # too many stages: say so before measuring
+    default_check()(model.data, model.name)
     segments = quickest(watch(measure_segments(model, threads=threads), ROUNDS * total))
     return even_stages(model, segments, overhead_s(segments, time_whole(model, threads=threads)), stages)
 

@@ -21,6 +21,7 @@ from har_edge.graph.manifest import SliceEntry, TensorSpec
 from har_edge.graph.model import Model
 from har_edge.graph.slices import slice_model, write_slice, write_whole
 from har_edge.inference.interpreter import Interpreter
+from har_edge.inference.load_check import default_check
 from har_edge.inference.measure import (
     REPEATS,
     ROUNDS,
@@ -78,6 +79,7 @@ def time_model(
 
     `others` are profiles of other models on this device; they say what a run costs where this model does not.
     """
+    default_check()(model.data, model.name)
     bounds = segment_bounds(model)
     measured: list[Segment] = []
     remarks: list[str] = []
@@ -168,6 +170,7 @@ def measure_messages(
 def find_work(model: Model) -> Callable[[], object] | None:
     """Return what runs a model once on made-up inputs; None where the runtime cannot run it."""
     try:
+        default_check()(model.data, model.name)
         interpreter = Interpreter(write_whole(model))
         values = sample(interpreter.inputs, np.random.default_rng(0))
         interpreter.run(values)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from har_edge.errors import BrokerError, HarEdgeError, MessageError
+from har_edge.inference.load_check import LoadCheck, default_check
 from har_edge.messaging.bus import Bus, Claim, Session, TakenOver
 from har_edge.messaging.link import FinalRefusal
 from har_edge.messaging.status import StagePhase, StageReport, is_taken
@@ -62,7 +63,8 @@ class Post:
 class Equipment:
     """What the workers of a node share.
 
-    `max_bytes` is how large a slice may be, since it passes through memory. `loading` lets one be loaded at a time.
+    `max_bytes` is how large a slice may be, since it passes through memory. `loading` lets one be loaded at a time;
+    `check` runs it in a process of its own before.
     """
 
     topics: Topics
@@ -72,6 +74,7 @@ class Equipment:
     threads: int = 1
     max_bytes: int = MAX_BYTES
     loading: threading.Lock = field(default_factory=threading.Lock)
+    check: LoadCheck = field(default_factory=default_check)
 
 
 def session_of(equipment: Equipment, deployment: Deployment, post: Post) -> Session:
@@ -251,6 +254,7 @@ class Worker:
                 threads=equipment.threads,
                 replicas=generation.replicas(post.stage),
                 deployed=True,
+                check=equipment.check,
             )
 
     def _hold(self, setup: StageSetup) -> None:

@@ -1,17 +1,20 @@
 """A worker: fetches, loads, waits, runs, is fenced, leaves and ends, as it is directed; what fails is tried again."""
 
+import dataclasses
 import logging
+import sys
 import threading
 
 import msgspec
 import pytest
 
 from har_edge.errors import BrokerError, NodeError
+from har_edge.inference.load_check import LoadCheck
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Session
 from har_edge.messaging.link import FinalRefusal
 from har_edge.messaging.status import StagePhase
-from har_edge.nodes.build import build_sensor
+from har_edge.nodes.build import build_sensor, names_of
 from har_edge.nodes.device import worker as worker_module
 from har_edge.nodes.device.worker import Aim, Post, session_of
 from tests.nodes.ground import EPOCH, Ground, until
@@ -55,7 +58,7 @@ def send(ground, windows, epoch=EPOCH):
     sensor = build_sensor(ground.pipeline, list(ground.pipeline.task.inputs), combine=True)
     for window in windows:
         for one in sensor.handle([window], [float(window.seq)]):
-            message = wire.decode(one.payload)
+            message = wire.decode(one.payload, names=names_of(ground.pipeline))
             moved = wire.Message(message.stream, message.seq, epoch, message.captured, message.tensors, message.truth)
             ground.publish(one.topic, wire.encode(moved), retain=False)
 
@@ -364,3 +367,19 @@ def test_a_generation_that_is_gone_before_its_slice_was_loaded_is_no_failure(gro
     assert not worker.alive and worker.report(0.0).phase is not StagePhase.FAILED
     with pytest.raises(NodeError, match="is not in"):
         ground.equipment("a").store.path(ground.pipeline.manifest.slices[0].sha256)
+
+
+def test_a_slice_that_ends_the_runtime_fails_its_stage_and_no_other(ground):
+    ground.files()
+    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
+    equipment = ground.equipment("a")
+    running = ground.hire("a", deployment, 1, equipment=equipment)
+    reached(running, StagePhase.RUNNING)
+    dies = LoadCheck(None, (sys.executable, "-c", "import os; os.abort()"))
+    bad = dataclasses.replace(equipment, check=dies)
+    worker = ground.hire("a", deployment, 0, equipment=bad)
+    detail = failed(worker).detail
+    assert "slice-0.tflite: SIGABRT ended a test process that loaded and ran this model once" in detail
+    assert running.phase is StagePhase.RUNNING and running.alive
+    object.__setattr__(bad, "check", LoadCheck(None))  # the file is another one now, or the runtime is
+    reached(worker, StagePhase.RUNNING)

@@ -1,0 +1,158 @@
+"""Load and run a model once in a process of its own before this one does: some damaged models end their process.
+
+The runtime checks little of a file that it loads. Whoever runs models of others (a stage, a node, `--check`, `profile`)
+asks here first; what passed once is remembered by its SHA-256 and the runtime's version, so that this costs nothing at
+the next start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from har_edge.errors import ModelError
+
+_log = logging.getLogger(__name__)
+FILE_NAME = "checked.txt"
+TIMEOUT_S = 120.0
+# Of the device's memory, what the child may take: the rest is for those who run beside it.
+MEMORY_PART = 0.75
+MAX_LINES = 1024
+_MAX_BYTES = 1024 * 1024
+_CHILD = (sys.executable, "-m", "har_edge.inference.load_check_child")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCheck:
+    """Checks models, each once for a runtime; verdicts are kept in `folder`, where it can be written.
+
+    `command` is the child: it reads the model from standard input and takes the bytes of memory and the seconds of
+    processor time that it may use. What the runtime refuses in order is left to the caller, who gets the same error.
+    """
+
+    folder: Path | None
+    command: tuple[str, ...] = _CHILD
+    timeout_s: float = TIMEOUT_S
+    _passed: set[str] = field(default_factory=set)
+    _failed: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, content: bytes | memoryview, what: str) -> None:
+        """Return when `content` loads and runs; raise ModelError, which names `what`, for one that must not be loaded.
+
+        A verdict that a crash gave holds for this process; one that passed also for later ones.
+        """
+        sha256 = hashlib.sha256(content).hexdigest()
+        line = f"{sha256} {runtime_name()}"
+        if line not in self._passed and line not in self._failed:
+            self._passed.update(self._read())
+        if line in self._passed:
+            return
+        problem = self._failed.get(line)
+        if problem is None:
+            problem = self._run(content)
+            if problem:
+                self._failed[line] = problem
+            elif problem is not None:
+                self._passed.add(line)
+                self._write(line)
+        if problem:
+            raise ModelError(f"{what}: {problem} (sha256 {sha256})")
+
+    def _run(self, content: bytes | memoryview) -> str | None:
+        """Say why a model must not be loaded; empty where it may be, None where the runtime refuses it in order."""
+        import json  # most starts know their verdicts, and need none of this
+        import subprocess
+
+        from har_edge.inference.load_check_child import DAMAGED, REFUSED
+
+        limits = [str(_memory_bytes()), str(int(self.timeout_s))]
+        try:
+            done = subprocess.run(
+                [*self.command, *limits], input=content, capture_output=True, timeout=self.timeout_s, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return (
+                f"it did not run once within {self.timeout_s:g} s in a test process; expected a model that this device "
+                "can run; cut it into more slices"
+            )
+        except OSError as error:
+            raise ModelError(f"no test process could be started: {error.strerror}; free some memory") from None
+        if done.returncode < 0:
+            return _ended_by(-done.returncode, done.stderr)
+        if done.returncode in (0, REFUSED):
+            return "" if done.returncode == 0 else None
+        if done.returncode == DAMAGED:
+            return f"the file is damaged: {json.loads(done.stdout)['error']}"
+        said = _last_line(done.stderr)
+        return f"the test process ended with exit code {done.returncode}: {said}; look whether har_edge is whole"
+
+    def _read(self) -> set[str]:
+        if self.folder is None:
+            return set()
+        try:
+            with (self.folder / FILE_NAME).open("rb") as file:
+                return set(file.read(_MAX_BYTES).decode("ascii", "replace").splitlines())
+        except OSError:
+            return set()
+
+    def _write(self, line: str) -> None:
+        """Add a verdict, in one write; a file that has grown long begins anew."""
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / FILE_NAME
+            mode = "w" if len(self._read()) >= MAX_LINES else "a"
+            with path.open(mode, encoding="ascii") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            _log.info("the verdict is not kept, so the next start checks again: %s", error)
+
+
+@cache
+def runtime_name() -> str:
+    """Return what runs models here, with its version and the machine's kind."""
+    from har_edge.inference.interpreter import RUNTIME
+
+    return f"{RUNTIME}-{os.uname().machine}"
+
+
+def default_folder() -> Path:
+    """Return `$XDG_CACHE_HOME/har-edge`, by default below ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "har-edge"
+
+
+@cache
+def default_check() -> LoadCheck:
+    """Return the check of this process, for models that come from no store."""
+    return LoadCheck(default_folder())
+
+
+def _memory_bytes() -> int:
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * MEMORY_PART)
+
+
+def _ended_by(number: int, stderr: bytes) -> str:
+    import signal
+
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    said = _last_line(stderr)
+    cause = {
+        "SIGKILL": "most likely for want of memory; free some, or cut the model into more slices",
+        "SIGXCPU": "since it took too long; cut the model into more slices",
+    }.get(name, "so this process does not load it: compare its hash, cut the model again, or use another runtime")
+    return f"{name} ended a test process that loaded and ran this model once{f' ({said})' if said else ''}, {cause}"
+
+
+def _last_line(stderr: bytes) -> str:
+    """Return what was said last, for one line of a log."""
+    lines = [line.strip() for line in stderr[-2000:].decode("utf-8", "replace").splitlines() if line.strip()]
+    return "".join(ch if ch.isprintable() else "?" for ch in lines[-1][:200]) if lines else ""
