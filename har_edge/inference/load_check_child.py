@@ -65,7 +65,7 @@ def limit(memory_bytes: int, seconds: int) -> None:
         resource.setrlimit(kind, (value, hard))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    os.nice(1)
+        os.nice(1)
 
 
 if __name__ == "__main__":
