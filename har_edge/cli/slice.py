@@ -138,6 +138,8 @@ def _write(
         report.say(f"the epoch of these slices is {epoch_of(manifest)}")
     else:
         report.say("no manifest says what this model is for; to run the slices write pipeline.toml (docs/pipeline.md)")
+        for output, labels in manifest.labels.items():
+            report.say(f"the model names the {len(labels)} classes of {output}; [task] may leave its labels out")
     if manifest.wire > 1:
         report.say("nodes older than wire version 3 refuse this folder; cut with --wire 1 where there are some")
     if kept or task is not None:

@@ -9,6 +9,7 @@ import msgspec
 
 from har_edge.graph.cuts import Cut
 from har_edge.graph.manifest import SliceManifest, TensorSpec
+from har_edge.graph.metadata import read_annotations
 from har_edge.graph.model import Model
 from har_edge.graph.schema import text
 from har_edge.nodes.verify import CutCheck
@@ -105,6 +106,8 @@ def start(model: Model, cuts: Sequence[Cut]) -> Report:
     refused = sum(cut.refusal is not None for cut in cuts)
     others = [text(s.signatureKey) for s in model.raw.signatureDefs if s.subgraphIndex != 0]
     notes = list(model.remarks)
+    if problem := read_annotations(model).problem:
+        notes.append(f"{model.name}: {problem}")
     if others:
         notes.append(f"slices hold the first graph only; the signatures {', '.join(others)} are left out")
     return Report(model.name, model.sha256, len(model.main.operators), len(cuts) - refused, refused, notes)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from har_edge.errors import ModelError
-from har_edge.graph import schema
+from har_edge.graph import metadata, schema
 from har_edge.graph.model import Graph, Model, Operator, Tensor, called_graphs, graph_fields
 from har_edge.graph.schema import flatbuffers, tflite
 
@@ -58,6 +58,9 @@ class _Selection:
         self.model, self.part = model, part
         self.codes: dict[int, int] = {}
         self.buffers: dict[int, int] = {0: 0}
+        self.own: dict[int, NDArray[np.uint8]] = {}  # buffers that are not the model's, under negative numbers
+        graph = model.main
+        self.has_inputs, self.has_outputs = part.inputs == graph.inputs, part.outputs == graph.outputs
         self.graphs = self.reachable()
 
     def reachable(self) -> dict[int, int]:
@@ -85,7 +88,7 @@ class _Selection:
         raw.metadata = [self.metadata(item) for item in model.raw.metadata if self.keeps(item)] or None
         if part.whole and model.raw.metadataBuffer is not None:
             raw.metadataBuffer = np.array([self.buffer(int(i)) for i in model.raw.metadataBuffer], np.int32)
-        data = [model.buffers[old] if old else None for old in self.buffers]
+        data = [self.own[old] if old in self.own else model.buffers[old] if old else None for old in self.buffers]
         return raw, data
 
     def tensor_numbers(self) -> dict[int, int]:
@@ -176,11 +179,21 @@ class _Selection:
         return self.buffers.setdefault(old, len(self.buffers))
 
     def keeps(self, item: Any) -> bool:
-        return self.part.whole or bool(schema.PARTIAL_METADATA.fullmatch(schema.text(item.name)))
+        name = schema.text(item.name)
+        if name == metadata.NAME and not (self.has_inputs and self.has_outputs):
+            return (self.has_inputs or self.has_outputs) and metadata.read_annotations(self.model).metadata is not None
+        return self.part.whole or bool(schema.PARTIAL_METADATA.fullmatch(name))
 
     def metadata(self, item: Any) -> Any:
         raw = copy.copy(item)
-        raw.buffer = self.buffer(item.buffer)
+        data = metadata.read_annotations(self.model).metadata
+        if schema.text(item.name) == metadata.NAME and data is not None and self.has_inputs != self.has_outputs:
+            kept = metadata.keep_part(data, inputs=self.has_inputs, outputs=self.has_outputs)
+            number = -1 - len(self.own)
+            self.own[number] = np.frombuffer(kept, np.uint8)
+            raw.buffer = self.buffers.setdefault(number, len(self.buffers))
+        else:
+            raw.buffer = self.buffer(item.buffer)
         return raw
 
     def signatures(self, numbers: dict[int, int]) -> list[Any]:

@@ -23,6 +23,7 @@ from har_edge.graph.manifest import (
     load_manifest,
     versioned,
 )
+from har_edge.graph.metadata import read_labels
 from har_edge.graph.model import Model
 from har_edge.graph.slices import Slice, write_slice
 
@@ -87,7 +88,8 @@ def outline(model: Model, slices: Sequence[Slice], *, wire: int | None = None) -
         )
         for number, piece in enumerate(slices)
     )
-    return versioned(SliceManifest(0, model.name, model.sha256, tuple(entries), wire))
+    labels = read_labels(model) if short else {}
+    return versioned(SliceManifest(0, model.name, model.sha256, tuple(entries), wire, labels))
 
 
 def _numbered(specs: Sequence[TensorSpec], indices: Sequence[int]) -> tuple[TensorSpec, ...]:

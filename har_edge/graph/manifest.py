@@ -12,7 +12,7 @@ import msgspec
 from har_edge.errors import ModelError
 
 FILE_NAME = "manifest.json"
-# Version 2 adds the keys wire, id and batched, which a reader of version 1 refuses; it is written where one is set.
+# Version 2 adds the keys wire, id, batched and labels, which a reader of version 1 refuses; written where one is set.
 VERSIONS = (1, 2)
 # The newest version of messages that this program writes and reads (har_edge/messaging/wire.py).
 NEWEST_WIRE = 3
@@ -66,7 +66,8 @@ class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """All slices of one model, in the order in which they run.
 
-    `wire` is the newest version of messages that senders of this model's windows and activations may use.
+    `wire` is the newest version of messages that senders of this model's windows and activations may use. `labels` are
+    the names that the model itself gives the classes of an output, by index.
     """
 
     version: int
@@ -74,6 +75,7 @@ class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     model_sha256: str
     slices: tuple[SliceEntry, ...]
     wire: Annotated[int, msgspec.Meta(ge=1)] = 1
+    labels: dict[str, tuple[str, ...]] = {}
 
     @property
     def tensors(self) -> Iterable[TensorSpec]:
@@ -90,7 +92,11 @@ class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 def versioned(manifest: SliceManifest) -> SliceManifest:
     """Return the manifest with the lowest version that can say what it says."""
-    extended = manifest.wire > 1 or any(spec.id is not None or not spec.batched for spec in manifest.tensors)
+    extended = (
+        manifest.wire > 1
+        or bool(manifest.labels)
+        or any(spec.id is not None or not spec.batched for spec in manifest.tensors)
+    )
     return msgspec.structs.replace(manifest, version=VERSIONS[extended])
 
 

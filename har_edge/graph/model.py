@@ -80,7 +80,7 @@ class Graph:
     raw: Any = field(repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A whole model; `main` is what runs, the other graphs are bodies of loops and branches or further signatures.
 

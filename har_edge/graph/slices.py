@@ -10,6 +10,7 @@ from har_edge.errors import CutError
 from har_edge.graph.cuts import Flow, check_places, slice_refusal, spec, trace
 from har_edge.graph.encode import Part, encode
 from har_edge.graph.manifest import State, TensorSpec
+from har_edge.graph.metadata import append_files, keep_files, read_annotations
 from har_edge.graph.model import Graph, Model
 from har_edge.graph.schema import text
 from har_edge.graph.state import state_of
@@ -76,8 +77,14 @@ def _is_text(name: bytes | str | None) -> bool:
 
 
 def write_slice(model: Model, piece: Slice) -> memoryview:
-    """Return a slice as a .tflite file; weights are copied once, from the model's file into the result."""
-    return encode(model, piece.part)
+    """Return a slice as a .tflite file; weights are copied once, from the model's file into the result.
+
+    What the model says of its inputs goes with a slice that has them all, labels with the one that has all outputs.
+    """
+    graph, part = model.main, piece.part
+    inputs, outputs = part.inputs == graph.inputs, part.outputs == graph.outputs
+    files = keep_files(read_annotations(model), inputs=inputs, outputs=outputs)
+    return append_files(encode(model, part), files)
 
 
 def _part(graph: Graph, flow: Flow, start: int, stop: int) -> Part:

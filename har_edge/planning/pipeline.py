@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -219,6 +220,8 @@ def assemble(config: PipelineConfig, manifest: SliceManifest, file: Path) -> Pip
             stream.source(source)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+    if not config.task.labels and config.task.output in manifest.labels:
+        config = msgspec.structs.replace(config, task=name_classes(config.task, manifest, stream.labels))
     pipeline = Pipeline(config, file.parent, manifest, described, stream)
     _check_task(pipeline, file)
     _check_limits(config, file)
@@ -226,6 +229,18 @@ def assemble(config: PipelineConfig, manifest: SliceManifest, file: Path) -> Pip
         _check_missing(pipeline.wiring(index), config.join, file)
         _check_sizes(pipeline.wiring(index), config, file)
     return pipeline
+
+
+def name_classes(task: Task, manifest: SliceManifest, known: Sequence[str]) -> Task:
+    """Return the task with the labels that the model itself gives its classes.
+
+    Their numbers are those that the stream description (`known`, by number) has for the same names, or, where it has no
+    labels, their indices.
+    """
+    labels = list(manifest.labels[task.output])
+    numbers = {label: number for number, label in enumerate(known)}
+    ids = [numbers.get(label, len(known) + index) for index, label in enumerate(labels)]
+    return msgspec.structs.replace(task, labels=labels, label_ids=task.label_ids or ids)
 
 
 def _check_task(pipeline: Pipeline, file: Path) -> None:

@@ -61,15 +61,16 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """What a model is for.
 
     `inputs` maps each source to its input tensor; `output` is the tensor with one score a class; `labels` names the
-    classes by index, and `label_ids` holds the label that the recordings use for each. `state` only
+    classes by index, and `label_ids` holds the label that the recordings use for each; a pipeline file may leave both
+    out where the model itself names its classes. `state` only
     matters for a model that remembers from one run to the next. ValueError where two sources disagree on a file.
     """
 
     stream: StreamTask
     inputs: dict[str, SourceInput]
     output: str
-    labels: list[str]
-    label_ids: list[int]
+    labels: list[str] = []
+    label_ids: list[int] = []
     state: StateRule = StateRule.REFUSE
 
     def __post_init__(self) -> None:

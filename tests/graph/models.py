@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -740,6 +742,50 @@ def described() -> bytes:
     draft.metadata("CONVERSION_METADATA", b"how it was made")
     draft.metadata("TFLITE_METADATA", b"what the inputs mean")
     return draft.build()
+
+
+def annotated(labels: Sequence[str] = ("still", "moving"), *, files: dict[str, bytes] | None = None) -> bytes:
+    """Windows "c" to two "scores", with TFLITE_METADATA that names a label file, and files behind the model."""
+    rng, draft = np.random.default_rng(10), Draft()
+    graph = draft.graph()
+    x = graph.input([1, LENGTH, CHANNELS], "c", signature=[-1, LENGTH, CHANNELS])
+    flat = _reshape(graph, x, [-1, LENGTH * CHANNELS], [1, LENGTH * CHANNELS], "flat")
+    graph.output(_scores(graph, graph.dense(flat, 3, rng, "middle"), rng))
+    draft.metadata("TFLITE_METADATA", metadata(["window.txt"], ["labels.txt"]))
+    whole = io.BytesIO(draft.build())
+    with zipfile.ZipFile(whole, "a") as archive:
+        for name, data in ({"labels.txt": "\n".join(labels).encode(), "window.txt": b"w"} | (files or {})).items():
+            archive.writestr(name, data)
+    return whole.getvalue()
+
+
+def metadata(input_files: Sequence[str], output_files: Sequence[str]) -> bytes:
+    """Return a ModelMetadata with one input and one output, and the files that each names (as labels)."""
+    builder = flatbuffers.Builder(1024)
+
+    def table(fields: dict[int, int], byte: tuple[int, int] | None = None) -> int:
+        builder.StartObject(10)
+        for slot, offset in fields.items():
+            builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
+        if byte is not None:
+            builder.PrependInt8Slot(*byte, 0)
+        return int(builder.EndObject())
+
+    def vector(tables: Sequence[int]) -> int:
+        builder.StartVector(4, len(tables), 4)
+        for offset in reversed(tables):
+            builder.PrependUOffsetTRelative(offset)
+        return int(builder.EndVector())
+
+    def tensor(name: str, files: Sequence[str]) -> int:
+        entries = [table({0: builder.CreateString(file)}, (2, 2)) for file in files]
+        return table({6: vector(entries), 0: builder.CreateString(name)})
+
+    sides = [vector([tensor("window", input_files)]), vector([tensor("class", output_files)])]
+    subgraph = table({2: sides[0], 3: sides[1]})
+    root = table({0: builder.CreateString("activities"), 3: vector([subgraph]), 5: builder.CreateString("MIT")})
+    builder.Finish(root, file_identifier=b"M001")
+    return bytes(builder.Output())
 
 
 def shared_weights(size: int = 64) -> bytes:

@@ -199,3 +199,32 @@ def test_a_class_that_no_label_names_is_dropped_and_said(tmp_path: Path) -> None
         stage.handle(Delivery(sent.topic, sent.payload, (0, window.seq)))
     assert 0 < stage.counters.rejected < 20 and stage.counters.windows + stage.counters.rejected == 20
     assert "the model answered with class [" in stage.complaint and "; expected 0 to 1" in stage.complaint
+
+
+def test_labels_of_the_model_itself_are_those_of_results(tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(models.annotated(["walking", "standing still"]))
+    task = msgspec.structs.replace(TASK, labels=[], label_ids=[])
+    pipeline = prepare(path, task, tmp_path / "slices", stages=2, cuts=[1])
+    assert (pipeline.task.labels, pipeline.task.label_ids) == (["walking", "standing still"], [4, 1])
+    answers = [(one.label, one.label_id, one.confidence) for one in run(pipeline)]
+    assert [(number, score) for _, number, score in answers] == expected(path, pipeline)
+    assert {(label, number) for label, number, _ in answers} <= {("walking", 4), ("standing still", 1)}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (
+            models.annotated(["walking", "dancing"]),
+            r"label_ids says 14 for 'dancing', but mhealth has labels 0 to 12 only",
+        ),
+        (models.annotated(["walking"]), "0 labels and 0 label_ids; expected one of each"),
+        (models.dilated(), "0 labels and 0 label_ids; expected one of each"),
+    ],
+)
+def test_without_labels_that_fit_a_pipeline_is_refused(content: bytes, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=text):
+        prepare(path, msgspec.structs.replace(TASK, labels=[], label_ids=[]), tmp_path / "s", stages=2, cuts=[1])
