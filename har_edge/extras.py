@@ -20,7 +20,6 @@ class Library:
 LIBRARIES = {
     library.module: library
     for library in (
-        Library("amqtt", "amqtt", "broker"),
         Library("matplotlib", "matplotlib", "evaluation"),
         Library("sklearn", "scikit-learn", "evaluation"),
         Library("tensorflow", "TensorFlow", "training"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options, study
-from har_edge.cli.whole import check_broker, description_of, entry_of
+from har_edge.cli.whole import check_client, description_of, entry_of
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _measure_model(args: argparse.Namespace) -> int:
     if args.png is not None:
         require("--png", "matplotlib")
     if args.mqtt:
-        check_broker(args)
+        check_client(args)
     found = find_model(args.model or options.DEFAULT_MODEL)
     task = entry_of(found).task
     if args.mqtt and args.slices is None and args.at is None and args.stages is None:

@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_libraries(args: argparse.Namespace) -> None:
     """Raise ConfigError, before hours of work, for a library that is missing at its end."""
-    from har_edge.cli.whole import check_broker
+    from har_edge.cli.whole import check_client
     from har_edge.extras import require
     from har_edge.reduction.catalog import check_libraries
 
@@ -147,7 +147,7 @@ def _check_libraries(args: argparse.Namespace) -> None:
     for spec in args.reducer or ():
         check_libraries(spec)
     if args.mqtt:
-        check_broker(args)
+        check_client(args)
 
 
 def prepare(args: argparse.Namespace) -> tuple[Setting, Conditions, str]:

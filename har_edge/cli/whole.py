@@ -50,14 +50,10 @@ def entry_of(found: FoundModel) -> ModelEntry:
     return found.entry
 
 
-def check_broker(args: argparse.Namespace) -> None:
-    """Raise, before any other work, where no broker could be started, or the client asked for is missing."""
-    from har_edge.extras import require
-    from har_edge.messaging.broker import find_mosquitto
+def check_client(args: argparse.Namespace) -> None:
+    """Raise ConfigError, before any other work, where the MQTT client asked for is missing."""
     from har_edge.messaging.mqtt import Client, Protocol, choose_client
 
-    if not args.broker and find_mosquitto() is None:
-        require("a broker without Mosquitto", "amqtt", instead="; or apt-get install mosquitto, or --broker URL")
     choose_client(Client(args.client or "auto"), Protocol(args.protocol or "5"))
 
 

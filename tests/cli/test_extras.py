@@ -12,7 +12,6 @@ from har_edge import extras
 from har_edge.cli import options
 from har_edge.cli.main import main
 from har_edge.errors import ConfigError
-from har_edge.messaging import broker
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,11 +22,9 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 # What each command needs, and what it says where that is missing.
 CASES = [
     (["evaluate", "--png", "x.png"], "matplotlib", "--png needs matplotlib", "evaluation"),
-    (["evaluate", "--mqtt"], "amqtt", "a broker without Mosquitto needs amqtt", "broker"),
     (["evaluate", "--protocol", "loso"], "matplotlib", "--protocol needs matplotlib", "evaluation"),
     (["evaluate", "--protocol", "loso", "--baseline"], "sklearn", "--protocol needs scikit-learn", "evaluation"),
     (["evaluate", "--protocol", "loso"], "tensorflow", "training needs TensorFlow", "training"),
-    (["evaluate", "--protocol", "loso", "--mqtt"], "amqtt", "a broker without Mosquitto needs amqtt", "broker"),
     (
         ["evaluate", "--protocol", "loso", "--reducer", "pca:4+zstd"],
         "zstandard",
@@ -58,7 +55,6 @@ def test_it_is_said_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(broker, "find_mosquitto", lambda: None)
     monkeypatch.setattr(options, "load_recordings", lambda *_: pytest.fail("it reads recordings first"))
     assert main(command) == 2
     error = capsys.readouterr().err
@@ -67,13 +63,14 @@ def test_it_is_said_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("study", [[], ["--protocol", "loso"]])
 def test_the_native_client_is_missed_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "mqtt5", None)
     monkeypatch.setattr(options, "load_recordings", lambda *_: pytest.fail("it reads recordings first"))
-    assert main(["evaluate", "--mqtt", "--client", "native", "--broker", "mqtt://127.0.0.1:9"]) == 2
+    assert main(["evaluate", *study, "--mqtt", "--client", "native", "--broker", "mqtt://127.0.0.1:9"]) == 2
     assert "error: client 'native' needs the library mqtt5" in capsys.readouterr().err
 
 
@@ -142,4 +139,4 @@ def test_the_table_says_what_the_project_file_says() -> None:
         told.setdefault(library.extra, set()).add(distributions.get(library.module, library.module))
     told["training"] |= {"tensorflow-cpu", "har-edge"}
     assert {extra: names[extra] for extra in told} == told
-    assert set(names) - set(told) <= {"test"}
+    assert set(names) - set(told) == {"broker", "test"} and names["broker"] == set()
