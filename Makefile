@@ -1,9 +1,12 @@
 # What a newcomer types. Everything is installed into .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 EXTRAS ?= test
-BIN := .venv/bin
+VENV ?= .venv
+BIN ?= $(VENV)/bin
+# Processes that test at once; what measures time or emulates devices runs alone, after them.
+WORKERS ?= 2
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test suite check lint bench lock lowest clean anew
 
 help:
 	@echo "make demo    run the whole pipeline on this machine"
@@ -11,19 +14,29 @@ help:
 	@echo "make check   lint and type-check"
 	@echo "make bench   measure throughput, latency, footprint, correctness, cuts, reducers, sensors, faults and accuracy;"
 	@echo "             as root, also what slices on several emulated devices gain"
+	@echo "make lock    resolve anew what locks/ pins, with hashes, for x86-64 and aarch64"
+	@echo "make lowest  use har_edge with the lowest versions that pyproject.toml allows"
 
-demo: .venv/.installed-broker
+demo: $(VENV)/.installed-broker
 	$(BIN)/har-edge demo
 
-test: .venv/.installed-$(EXTRAS)
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-$(EXTRAS)
+	$(MAKE) suite
 
-check: .venv/.installed-$(EXTRAS)
+# As it stands, also where the wheel is installed and no tree is in sight (.ci/run).
+suite:
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
+
+check: $(VENV)/.installed-$(EXTRAS)
+	$(MAKE) lint
+
+lint:
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check har_edge tests bench
+	$(BIN)/ruff format --check har_edge tests bench .ci setup.py
 	$(BIN)/mypy
 
-bench: .venv/.installed-$(EXTRAS)
+bench: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python bench/throughput.py
 	$(BIN)/python bench/latency.py
 	$(BIN)/python bench/footprint.py
@@ -40,16 +53,37 @@ bench: .venv/.installed-$(EXTRAS)
 	else echo "left out: har-edge bench speedup (needs root, for emulated devices)"; fi
 	$(BIN)/python bench/faults.py --faults 10
 
-.venv/.installed-%: pyproject.toml | .venv/bin/python
+UV := $(BIN)/python -m uv pip
+RESOLVE := $(UV) compile pyproject.toml --universal --python-version 3.10 --no-python-downloads --generate-hashes \
+  --upgrade --quiet --custom-compile-command "make lock"
+
+lock: $(VENV)/.uv
+	$(RESOLVE) --all-extras --output-file locks/all.txt
+	$(RESOLVE) --constraint locks/all.txt --output-file locks/device.txt
+
+lowest: $(VENV)/.uv
+	rm -rf build/lowest
+	$(PYTHON) -m venv build/lowest
+	$(UV) install --python build/lowest/bin/python --resolution lowest-direct --no-python-downloads '.[zstd]'
+	build/lowest/bin/python .ci/installed.py --tree .
+
+$(VENV)/.uv: | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	touch $@
+
+# `pip install .` puts a copy in the place of this folder; whoever then says make means what stands here.
+COPY := $(wildcard $(VENV)/lib/python3*/site-packages/har_edge/__init__.py)
+
+$(VENV)/.installed-%: pyproject.toml setup.py $(if $(COPY),anew) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
 
 # Debian keeps venv in a package of its own.
-.venv/bin/python:
-	$(PYTHON) -m venv .venv || { rm -rf .venv; \
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq python3-venv; \
 	  else echo "python3 cannot make environments: sudo apt-get install python3-venv" >&2; exit 1; fi && \
-	  $(PYTHON) -m venv .venv; }
+	  $(PYTHON) -m venv $(VENV); }
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf $(VENV) build *.egg-info

@@ -5,19 +5,31 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import har_edge
 from har_edge.messaging.broker import Mosquitto, find_mosquitto, start_mosquitto
 from har_edge.messaging.embedded import EmbeddedBroker, start_embedded
 from har_edge.resources import find_folder
 
+# Rooms whose tests emulate devices or bound how long something may take.
+ALONE = ("faults", "testbed", "trials")
 
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without HAR_EDGE_DATA the `dataset` tests cannot run; in CI nothing may be skipped for want of something."""
+    root = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(root).parts[0] in ALONE:
+            item.add_marker(pytest.mark.alone)
     if os.environ.get("CI") == "true":
+        if root.parent in Path(har_edge.__file__).resolve().parents:
+            raise pytest.UsageError(f"CI tests what is installed, not {har_edge.__file__} of the tree (.ci/run)")
         missing = [name for name in ("tensorflow", "mqtt5") if importlib.util.find_spec(name) is None]
         missing += [tool for tool in ("openssl", "mosquitto_passwd") if shutil.which(tool) is None]
         if missing or find_mosquitto() is None:
@@ -30,6 +42,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("dataset"):
             item.add_marker(without)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _open_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let the user that root's Mosquitto becomes into the folders of this test run."""
+    folder = tmp_path_factory.getbasetemp()
+    while os.geteuid() == 0 and folder != Path(tempfile.gettempdir()) and folder.stat().st_uid == 0:
+        folder.chmod(folder.stat().st_mode | 0o755)
+        folder = folder.parent
 
 
 @pytest.fixture(scope="session")
