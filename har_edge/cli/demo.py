@@ -154,6 +154,7 @@ def _print_summary(summary: Summary, facts: dict[str, str], found: FoundModel, r
     missing = f"{summary.lost} {'under way' if 'interrupted' in facts else 'lost'}"
     lines += [
         ("windows", f"{summary.windows_in} in, {summary.windows_out} out, {missing}, {summary.duplicated} doubled"),
+        *([("", summary.losses)] if summary.losses and "interrupted" not in facts else []),
         ("", f"{summary.duplicates_dropped} repetitions dropped at the sink"),
         *_accuracy_lines(summary, facts, found, real),
         *_traffic_lines(summary, delay),

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from har_edge.nodes.sensor import Sensor, SensorSetup
     from har_edge.planning.pipeline import Pipeline
 
-EXIT_UNANSWERED = 1
 # How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
 SESSION_S = 300
 
@@ -48,6 +47,8 @@ class Made:
 
     def exit_code(self, stop: Stop) -> int:
         """Return 0, or 1 where windows were given up."""
+        from har_edge.nodes.local import EXIT_UNANSWERED
+
         return EXIT_UNANSWERED if self.sensor.counters.unanswered > 0 and not stop.asked else 0
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # From these widths on there is room for more columns.
 WIDE, WIDER = 100, 118
 MAX_ROWS = 64
+MOST_SENT = 12
 # Clocks that differ by more than this spoil latencies and the order of repetitions.
 SKEW_S = 0.5
 # What the columns beside the names of nodes take in the table of stages: narrow, wide, wider.
@@ -192,7 +193,7 @@ def _below(seen: Snapshot) -> Table:
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2, 0, 0))
-    for name, text in (*_flow(seen.flow), ("counts", _counts(seen))):
+    for name, text in (*_flow(seen.flow), *_sent(seen), ("counts", _counts(seen))):
         grid.add_row(Text(name, style=DIM), text)
     return grid
 
@@ -211,12 +212,29 @@ def _flow(flow: FlowView) -> list[tuple[str, Text]]:
     return lines
 
 
+def _sent(seen: Snapshot) -> list[tuple[str, Text]]:
+    """Say what became of what sensors sent: a line a stream, those that lack most first."""
+    from rich.text import Text
+
+    lines = []
+    for one in sorted(seen.sent, key=lambda view: (-view.lost, -view.open, view.stream, view.node)):
+        text = Text(f"{one.stream} by {one.node}: {one.sent} windows, ")
+        text.append("answers not heard" if one.answered is None else f"{one.answered} answered, {one.open} open")
+        if one.lost:
+            text.append(f", {one.lost} lost", BAD)
+        lines.append(text)
+    if len(lines) > MOST_SENT:
+        lines[MOST_SENT:] = [Text(f"and {len(lines) - MOST_SENT} more, see --json")]
+    return [("" if number else "sent", line) for number, line in enumerate(lines)]
+
+
 def _counts(seen: Snapshot) -> Text:
     from rich.text import Text
 
     counts, text = seen.counts, Text()
     shown = (
         ("lost", counts.lost, True),
+        ("never answered", counts.unanswered, True),
         ("errors", counts.errors, True),
         ("dropped at sensors", counts.dropped, True),
         ("resent", counts.resent, False),

@@ -17,6 +17,7 @@ from har_edge.errors import BrokerError, HarEdgeError, MessageError, NodeError
 from har_edge.messaging.bus import Bus
 from har_edge.messaging.status import UNREADABLE, NodeStatus, State, decode_status
 from har_edge.messaging.topics import RETAINED, Kind
+from har_edge.nodes.account import Account
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.results import Result
 from har_edge.nodes.sink import Sink
@@ -27,6 +28,8 @@ READY_TIMEOUT_S = 30.0
 # After the sensors are done, how long no result may come before the rest counts as lost.
 QUIET_S = 5.0
 STOP_TIMEOUT_S = 10.0
+# How a sensor ends that gave windows up.
+EXIT_UNANSWERED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class LocalPipeline:
     bus: Bus
     broker_options: Sequence[str]
     sink: Sink = field(default_factory=Sink)
+    account: Account = field(default_factory=lambda: Account(time.time()))
     statuses: dict[str, NodeStatus] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     resident_bytes: dict[str, int] = field(default_factory=dict)
@@ -178,6 +182,8 @@ class LocalPipeline:
     def _check_alive(self) -> None:
         for name, process in self._processes.items():
             code = process.poll()
+            if code == EXIT_UNANSWERED and name.startswith("sensor-"):
+                continue  # it gave windows up, and its status says which
             if code is not None and (code != 0 or name.startswith("stage-")):
                 raise NodeError(f"{name} ended with exit code {code}; its own message stands above")
 
@@ -195,6 +201,8 @@ class LocalPipeline:
                 self._note_status(delivery.payload)
             else:
                 arrivals += [Arrival(result, arrived) for result in self.sink.handle(delivery)]
+        for arrival in arrivals:
+            self.account.take_result(arrival.result)
         return arrivals
 
     def _note_status(self, payload: bytes) -> None:
@@ -207,6 +215,7 @@ class LocalPipeline:
             return
         if status.node in self._processes:
             self.statuses[status.node] = status
+            self.account.take_status(status, time.time())
 
 
 def _memory_bytes(pid: int, key: str) -> int | None:
@@ -220,7 +229,10 @@ def _memory_bytes(pid: int, key: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run did, in figures; bytes count whole MQTT packets, times are in milliseconds."""
+    """What a run did, in figures; bytes count whole MQTT packets, times are in milliseconds.
+
+    `losses` names the lost windows by stream.
+    """
 
     windows_in: int
     windows_out: int
@@ -238,6 +250,7 @@ class Summary:
     seconds: float
     resident_bytes: Mapping[str, int]
     peak_bytes: Mapping[str, int]
+    losses: str = ""
 
 
 def summarize(run: LocalPipeline, arrivals: Sequence[Arrival], seconds: float) -> Summary:
@@ -248,6 +261,7 @@ def summarize(run: LocalPipeline, arrivals: Sequence[Arrival], seconds: float) -
     correct = sum(result.label_id == result.truth for result in scored)
     latencies = [arrival.latency_ms for arrival in arrivals]
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99]).tolist() if latencies else (None, None, None)
+    run.account.close()
     distinct = len({(arrival.result.stream, arrival.result.seq) for arrival in arrivals})
     return Summary(
         windows_in=run.windows_in,
@@ -266,4 +280,5 @@ def summarize(run: LocalPipeline, arrivals: Sequence[Arrival], seconds: float) -
         seconds=seconds,
         resident_bytes=dict(run.resident_bytes),
         peak_bytes=dict(run.peak_bytes),
+        losses=run.account.sentence(time.time()),
     )

@@ -283,6 +283,23 @@ def test_a_payload_above_the_limit_is_withheld_and_nothing_else_is_lost(world: W
     assert [delivery.payload for delivery in collect(receiver, 2, (sender,))] == [b"before", b"after"]
 
 
+def test_reads_no_more_than_it_is_asked_for_and_nothing_is_lost(world: World) -> None:
+    topic, size, most = next(_names), 10_000, 30_000
+    receiver, sender = ready(world.bus(), topic), world.bus()
+    for number in range(100):
+        sender.publish(topic, number.to_bytes(4, "big") + bytes(size - 4))
+    until(sender, lambda: not sender.unsent)
+    assert [list(receiver.poll(0.01, 0)) for _ in range(10)] == [[]] * 10 and receiver.connected
+    came: list[Delivery] = []
+    deadline = time.monotonic() + 10
+    while len(came) < 100:
+        assert time.monotonic() < deadline, f"{len(came)} of 100 came"
+        piece = receiver.poll(0.02, most)
+        assert len(piece) * size <= most + size
+        came += piece
+    assert [int.from_bytes(one.payload[:4], "big") for one in came] == list(range(100))
+
+
 def test_counts_traffic(world: World) -> None:
     topic = next(_names)
     receiver, sender = ready(world.bus(), topic), world.bus()

@@ -4,9 +4,10 @@ import pytest
 
 from har_edge.errors import NodeError
 from har_edge.messaging.bus import Delivery
-from har_edge.messaging.status import NodeStatus, State, encode_status
+from har_edge.messaging.status import NodeStatus, State, StreamCount, encode_status
 from har_edge.messaging.topics import Topics
 from har_edge.nodes import local as local_module
+from har_edge.nodes.account import Account
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.local import QUIET_S, LocalPipeline, summarize
 from har_edge.nodes.results import Result, encode_results
@@ -92,6 +93,19 @@ def test_a_process_that_ends_by_itself_is_named(cut, clock, name, code):
     run = run_of(cut("int8", 9), ScriptedBus(clock=clock), **{name: Process(code)})
     with pytest.raises(NodeError, match=f"{name.replace('_', '-')} ended with exit code {code}; its own message"):
         list(run.results())
+
+
+def test_a_sensor_that_gave_windows_up_ends_no_run_and_the_summary_names_them(cut, clock):
+    pipeline = cut("int8", 9)
+    topics, bus = topics_of(pipeline), ScriptedBus(clock=clock)
+    streams = {"s": StreamCount(1, 1.0, 3, 1, 2)}
+    last = NodeStatus("sensor-chest", "sensor", State.STOPPED, "1", 1.0, counters={"windows": 3}, streams=streams)
+    bus.script.extend([[answer(topics, 0), Delivery(topics.status("sensor-chest"), encode_status(last), (1, 1))]])
+    run = run_of(pipeline, bus, sensor_chest=Process(1))
+    run.account = Account(0.0)
+    arrivals = [arrival for arrival in run.results() if arrival is not None]
+    summary = summarize(run, arrivals, 1.0)
+    assert (summary.lost, summary.losses) == (2, "lost windows: 2 of 3 of s")
 
 
 def test_statuses_of_strangers_and_garbage_are_left_alone(cut, clock, caplog):

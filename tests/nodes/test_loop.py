@@ -8,9 +8,11 @@ import pytest
 
 from har_edge.errors import BrokerError
 from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery, Outgoing, Receipt, TakenOver, Traffic
+from har_edge.messaging.bus import Delivery, Outgoing, Receipt, Session, TakenOver, Traffic
+from har_edge.messaging.memory import MemoryBroker
 from har_edge.messaging.status import State, decode_status
 from har_edge.messaging.topics import Kind
+from har_edge.nodes import loop as loop_module
 from har_edge.nodes import pace as pace_module
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.credit import Untracked
@@ -322,6 +324,27 @@ def test_a_result_nobody_hears_is_settled(clock):
     sender.send(Outgoing("har/v1/test/result/s", b"x", (came,)))
     bus.poll(0.1)
     assert bus.acknowledged == [came]
+
+
+def test_what_waits_at_a_slow_stage_is_bounded_and_all_of_it_is_done(monkeypatch):
+    """A broker that gives all at once, whatever Receive Maximum says."""
+    monkeypatch.setattr(loop_module, "TURN_S", 0.0)  # one message a turn
+    monkeypatch.setattr(loop_module, "QUEUED_BYTES", 40_000)
+    broker, stop = MemoryBroker(), Stop()
+    bus = broker.connect(Session("stage-0", expiry_s=60, receive_max=10**6))
+    stage = small_stage()
+    loop = StageLoop(bus, stage, stop)
+    sender = broker.connect(Session("sensor"))
+    for seq in range(300):
+        for source in CHANNELS:
+            one = part(source, seq)
+            sender.publish(one.topic, one.payload)
+    sender.poll(0.0)
+    most = 0
+    while stage.counters.windows < 300:
+        loop.turn()
+        most = max(most, sum(len(one.payload) + loop_module.MESSAGE_BYTES for _, one in loop._arrived))
+    assert 20_000 < most <= 40_000 + 2 * (loop_module.MESSAGE_BYTES + 200) and stage.counters.rejected == 0
 
 
 # --- sensors --------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from har_edge.messaging.topics import Kind, Topics, is_probe
 from har_edge.nodes.deployment import Deployment, Placement
 from har_edge.nodes.follow import read_deployment
 from har_edge.nodes.results import Result, decode_results
+from har_edge.nodes.sight.sent import sent_views, unanswered
 from har_edge.nodes.sight.snapshot import (
     CountsView,
     EpochView,
@@ -158,6 +159,9 @@ class Observer:
             raise MessageError(f"an odd status of {name!r} came; expected one of that node, with figures of 0 to 2^53")
         node = self._node(name)
         if node is not None:
+            known = node.status
+            if known is not None and known.instance == status.instance and not status.streams:
+                status = msgspec.structs.replace(status, streams=known.streams)  # a last will tells no figures
             node.status = status
 
     def _take_beat(self, name: str, beat: Beat, now: float, wall: float) -> None:
@@ -213,7 +217,7 @@ class Observer:
         elif deployment is not None:
             plan = "current" if deployment.current else "preparing"
         newest = max(deployment.generations, key=lambda one: one.epoch, default=None) if deployment else None
-        stages = self._stages()
+        stages, sent = self._stages(), sent_views(self.statuses(), lambda name: self.is_alive(name, now))
         return Snapshot(
             pipeline=self._topics.pipeline,
             base=self._topics.base,
@@ -229,7 +233,8 @@ class Observer:
             nodes=tuple(self._view(name, node, now) for name, node in sorted(self._nodes.items())),
             stages=stages,
             flow=self._flow(stages, now),
-            counts=self._counts(now),
+            counts=self._counts(now, unanswered(sent)),
+            sent=sent,
         )
 
     def _epochs(self) -> tuple[EpochView, ...]:
@@ -353,7 +358,7 @@ class Observer:
             )
         return tuple(hops[index] for index in longest_way(current.manifest, hops))
 
-    def _counts(self, now: float) -> CountsView:
+    def _counts(self, now: float, lost: int) -> CountsView:
         reports = self.reports()
         counters = [status.counters for name, status in self.statuses().items() if self.is_alive(name, now)]
 
@@ -372,6 +377,7 @@ class Observer:
             dropped=add("dropped", counters),
             resent=add("resent", counters),
             unusable=self.unusable,
+            unanswered=lost,
         )
 
 

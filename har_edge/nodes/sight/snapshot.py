@@ -91,11 +91,28 @@ class FlowView(msgspec.Struct, frozen=True):
     elsewhere_s: float | None
 
 
+class SentView(msgspec.Struct, frozen=True):
+    """What one sensor says of the windows of one stream since it started; `alive` that it still sends them again.
+
+    `answered` is None, and `open` 0, where it listens to no results. `lost` are no longer awaited, or were open when
+    the sensor went.
+    """
+
+    node: str
+    stream: str
+    alive: bool
+    sent: int
+    answered: int | None
+    open: int
+    lost: int
+
+
 class CountsView(msgspec.Struct, frozen=True):
     """What was not answered, added up over all living nodes since their start.
 
-    `lost` windows were given up; `errors` are unusable messages; `dropped` windows of live devices never left;
-    `resent` ones were sent again; `unusable` messages came to us.
+    `lost` windows were given up by a stage, `unanswered` ones by sensors, these since the sensors' start, also of such
+    that have gone (sensors of one stream count once); `errors` are unusable messages; `dropped` windows of live
+    devices never left; `resent` ones were sent again; `unusable` messages came to us.
     """
 
     lost: int
@@ -103,6 +120,7 @@ class CountsView(msgspec.Struct, frozen=True):
     dropped: int
     resent: int
     unusable: int
+    unanswered: int
 
 
 class ProbeView(msgspec.Struct, frozen=True):
@@ -132,6 +150,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     stages: tuple[StageView, ...]
     flow: FlowView
     counts: CountsView
+    sent: tuple[SentView, ...] = ()
 
 
 encode_snapshot = msgspec.json.Encoder().encode

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from har_edge.messaging.bus import Delivery
-from har_edge.messaging.status import StagePhase, State
+from har_edge.messaging.status import NodeStatus, StagePhase, State, StreamCount, encode_status
 from har_edge.nodes.sight.observe import MAX_NODES, Observer, longest_way, percentile
 from har_edge.nodes.sight.snapshot import HopView, ProbeView, Snapshot, encode_snapshot
 from tests.nodes.deployed import EPOCH, TOPICS, Said, deployment, generation, manifest, report
@@ -145,6 +145,24 @@ def test_losses_are_counted_once_a_node() -> None:
         6,
         1,
     )
+
+
+def test_windows_that_sensors_sent_are_told_by_stream_and_lost_ones_are_counted_once_a_stream() -> None:
+    def says(node: str, state: State = State.READY, **streams: StreamCount) -> Delivery:
+        status = NodeStatus(node, "sensor", state, "i", 1.0, streams=streams)
+        return Delivery(TOPICS.status(node), encode_status(status), (1, 1), retained=True)
+
+    arm = says("arm", s=StreamCount(1, 5.0, 10, 7, 2), t=StreamCount(1, 5.0, 4))
+    chest = says("chest", s=StreamCount(2, 5.0, 10, 8, 1))
+    gone = says("gone", u=StreamCount(3, 5.0, 9, 5, 1)), says("gone", State.LOST)
+    seen = observe(arm, chest, *gone).snapshot(1.0, WALL)
+    assert [(one.stream, one.node, one.alive, one.sent, one.answered, one.open, one.lost) for one in seen.sent] == [
+        ("s", "arm", True, 10, 7, 1, 2),
+        ("s", "chest", True, 10, 8, 1, 1),
+        ("t", "arm", True, 4, None, 0, 0),
+        ("u", "gone", False, 9, 5, 0, 4),  # three were open when it went: nobody sends them again
+    ]
+    assert seen.counts.unanswered == 2 + 4
 
 
 def test_ready_is_what_a_probe_says_and_nothing_else() -> None:

@@ -1,0 +1,37 @@
+"""What sensors say of the windows that they sent: open, answered, lost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+
+from har_edge.messaging.status import NodeStatus
+from har_edge.messaging.text import printable
+from har_edge.nodes.sight.snapshot import SentView
+
+
+def sent_views(statuses: Mapping[str, NodeStatus], is_alive: Callable[[str], bool]) -> tuple[SentView, ...]:
+    """Return what each sensor says of each stream; what was open when one went counts as lost."""
+    views = []
+    for name, status in statuses.items():
+        alive = is_alive(name)
+        for stream, count in status.streams.items():
+            open_ = 0 if count.answered is None else count.open
+            views.append(
+                SentView(
+                    node=name,
+                    stream=printable(stream, 128),
+                    alive=alive,
+                    sent=count.sent,
+                    answered=count.answered,
+                    open=open_ if alive else 0,
+                    lost=count.lost + (0 if alive else open_),
+                )
+            )
+    return tuple(sorted(views, key=lambda view: (view.stream, view.node)))
+
+
+def unanswered(views: tuple[SentView, ...]) -> int:
+    """Return how many windows are lost; several sensors of a stream send the same ones."""
+    by_stream = itertools.groupby(views, key=lambda view: view.stream)
+    return sum(max(view.lost for view in of_stream) for _, of_stream in by_stream)
