@@ -44,7 +44,7 @@ COUNT_S = 0.02
 PATIENCE_S = 2.0
 # What may wait to be handled, in bytes, with what each message takes beside its payload; above that, the broker waits.
 QUEUED_BYTES = 16 * 1024 * 1024
-MESSAGE_BYTES = 2048
+MESSAGE_BYTES = 512
 
 
 class Stop:
@@ -313,7 +313,7 @@ class StageLoop:
         clock = time.thread_time if idle else time.monotonic
         before = clock()
         # On the wire, small messages take much less than here.
-        came = self._bus.poll(POLL_S if idle else 0.0, max(0, self._room_bytes) // 4)
+        came = self._bus.poll(POLL_S if idle else 0.0, max(0, self._room_bytes) // 8)
         self._busy_s += clock() - before
         if self._bus.traffic.reconnects != self._reconnects:  # the broker sends again what was not acknowledged
             self._reconnects = self._bus.traffic.reconnects
