@@ -13,6 +13,7 @@ from har_edge.messaging import wire
 from har_edge.messaging.bus import Session
 from har_edge.messaging.status import State
 from har_edge.messaging.topics import is_id
+from har_edge.nodes.build import names_of
 from tests.cli.fleet import Fleet
 
 
@@ -29,7 +30,7 @@ def test_it_sends_the_windows_of_a_source_and_says_what_it_did(fleet: Fleet) -> 
     def listen() -> bool:
         for delivery in listener.poll(0.02):
             listener.acknowledge(delivery)
-            messages.append(wire.decode(delivery.payload))
+            messages.append(wire.decode(delivery.payload, names=names_of(fleet.pipeline)))
         return len(messages) >= 6
 
     fleet.until(listen, "too few messages")
@@ -127,7 +128,8 @@ def test_a_sensor_without_its_companion_does_not_wait_for_ever(fleet: Fleet) -> 
     load = ("--subjects", "1", "--windows", "20", "--speed", "max", "--in-flight", "5")
     alone = fleet.start("sensor", "--source", "ankle", *load, "--give-up", "6")
     assert alone.wait() == 1 and "5 windows in 10 messages; resent 5, unanswered 5" in alone.said
-    figures = fleet.statuses["sensor-ankle"].streams["subject1"]
+    fleet.until(lambda: fleet.state("sensor-ankle-subject1") is State.STOPPED, "no farewell")
+    figures = fleet.statuses["sensor-ankle-subject1"].streams["subject1"]
     assert (figures.sent, figures.answered, figures.lost) == (5, 0, 5)
     sensors = fleet.sensors(*load)
     fleet.until_results(20)
