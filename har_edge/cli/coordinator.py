@@ -62,6 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     options.add_wire(parser, None, "the lowest that carries the model (default), or 3 where no node is older")
     options.add_reducer(parser, "what the sensors do to windows, instead of what the model's manifest says")
+    options.add_delegate(parser, "xnnpack, with a plan that older nodes can read")
     options.add_pipeline(parser)
     options.add_quiet(parser)
 
@@ -125,6 +126,8 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
     """Read the model and what belongs to it."""
     import hashlib
 
+    import msgspec
+
     from har_edge.errors import ConfigError
     from har_edge.graph.state import state_of
     from har_edge.inference.observe import open_model
@@ -153,7 +156,7 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
             "the model and name it without a folder"
         )
     files = read_companions(task, beside)
-    config = PipelineConfig(task, name=args.pipeline, base=args.base)
+    config = PipelineConfig(task, name=args.pipeline, base=args.base, delegate=args.delegate or msgspec.UNSET)
     planner = Planner(
         model,
         wish,

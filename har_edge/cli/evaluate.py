@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HELP = "measure a model on recordings, whole and cut into slices; or methods of reduction on people never seen"
 DEFAULT_STAGES = 3
 # What says nothing about a study.
-_OF_ONE_MODEL = ("model", "slices", "at", "json", "png")
+_OF_ONE_MODEL = ("model", "slices", "at", "json", "png", "delegate")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--png", type=options.writable_file, metavar="FILE", help="draw the confusion matrix (extra: evaluation)"
     )
+    options.add_delegate(parser)
     options.add_broker(parser, embedded=True, version="--mqtt-version")
     options.add_quiet(parser)
     parser.set_defaults(of_study=study.configure(parser))
@@ -101,21 +102,21 @@ def _measure_model(args: argparse.Namespace) -> int:
     described = description_of(found)
     recordings, origin = options.load_recordings(args, described, args.subjects)
     recordings = [regroup_recording(recording, described, task.stream.grouping) for recording in recordings]
-    interpreter = load_whole(found.path, task)
+    interpreter = load_whole(found.path, task, args.delegate)
     sources = regroup(described, task.stream.grouping).sources
 
     def classify(model: Interpreter | Composition) -> Classifier:
         channels = {source.name: len(source.channels) for source in sources}
-        files = FolderFiles(found.path.parent, task.files)
+        files = FolderFiles(found.path.parent, task.files, args.delegate)
         return Classifier(model.run, model.inputs, task, channels=channels, files=files)
 
     whole = list(predict_recordings(classify(interpreter), recordings, task))
     ways = {}
     if cuts is not None:
         if args.slices:
-            slices = load_composition(args.slices, found.sha256, task)
+            slices = load_composition(args.slices, found.sha256, task, args.delegate)
         else:
-            slices = cut_composition(found.path, cuts, task)
+            slices = cut_composition(found.path, cuts, task, args.delegate)
         ways["slices"] = compare_scores(whole, predict_recordings(classify(slices), recordings, task))
     if args.mqtt:
         output = next(port for port in interpreter.outputs if port.name == task.output)
@@ -154,7 +155,7 @@ def _send_through(
     from har_edge.evaluation.comparison import Answer
 
     index = {label: position for position, label in enumerate(entry_of(found).task.label_ids)}
-    with open_whole(args, found, stages=len(cuts) + 1, cuts=cuts) as whole:
+    with open_whole(args, found, stages=len(cuts) + 1, cuts=cuts, delegate=args.delegate) as whole:
         start_nodes(whole, args, names, speed=None)
         results = [arrival.result for arrival in whole.local.results() if arrival is not None]
     return {

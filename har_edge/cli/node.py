@@ -39,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="on stopping, how long to wait until others have taken the stages over (default: 10)",
     )
+    options.add_delegate(parser, "what the plan says")
     options.add_pipeline(parser)
     options.add_quiet(parser)
 
@@ -71,12 +72,13 @@ def run(args: argparse.Namespace) -> int:
         args.threads,
         max_bytes,
         check=LoadCheck(store.folder),
+        delegate=args.delegate,
     )
     identity = Identity(topics, name, ROLE, options.chosen_client(args, BrokerConfig()).value)
     session = identity.session(expiry_s=0, max_payload_bytes=MAX_PLAN_BYTES)
     sys.setswitchinterval(SWITCH_S)
     try:
-        bus = arrive(equipment.connect, session, identity, stop)
+        bus = arrive(equipment.connect, session, identity, stop, args.delegate)
         if bus is None:
             return 0
         print(f"node {name} connected: {describe(identity)}; MQTT client: {identity.client}", flush=True)

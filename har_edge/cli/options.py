@@ -137,6 +137,16 @@ def add_wire(parser: argparse.ArgumentParser, default: int | None, text: str) ->
     parser.add_argument("--wire", type=int, choices=(1, 3), default=default, help=f"version of messages: {text}")
 
 
+def add_delegate(parser: argparse.ArgumentParser, default: str = "xnnpack") -> None:
+    """Add `--delegate`: who computes."""
+    parser.add_argument(
+        "--delegate",
+        choices=("xnnpack", "none"),
+        help="who computes: xnnpack where the runtime hands operators to it, or none but the runtime itself, slower "
+        f"(docs/runtimes.md; default: {default})",
+    )
+
+
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """Add `--verbose`: log more."""
     parser.add_argument("--verbose", action="store_true", help="log more to standard error")

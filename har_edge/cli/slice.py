@@ -42,6 +42,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="prove for every cut that the slices give the same bits as the whole model"
     )
+    parser.add_argument(
+        "--slices",
+        type=Path,
+        metavar="DIR",
+        help="with --check: prove the slices of this folder on the runtime of this device; nothing is cut",
+    )
+    options.add_delegate(parser, "what the pipeline file says, else xnnpack")
     options.add_wire(parser, 3, "3 (default), or 1 for fleets with nodes that know no newer one")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the runtime (default: 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -49,6 +56,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Cut, list or check; 1 when a check finds slices that differ from the whole."""
+    _refuse_contradictions(args)
+    if args.slices is not None:
+        return _prove_folder(args)  # without what cutting needs: the TFLite schema is not on every device
     from har_edge.cli import slice_report
     from har_edge.graph.cuts import list_cuts
     from har_edge.graph.folder import check_folder
@@ -57,7 +67,6 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.nodes.cutting import read_companions
     from har_edge.planning.catalog import find_model
 
-    _refuse_contradictions(args)
     if args.at is not None or args.stages is not None:
         check_folder(args.out)  # before minutes of measuring, not after
     found = find_model(args.model)
@@ -71,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     slices = slice_model(model, chosen) if chosen is not None else []
     equal = True
     if args.check:
-        checks = _check(model, cuts, chosen, args.threads, args.wire)
+        checks = _check(model, cuts, chosen, args)
         equal = report.add_checks(checks, cuts)
     if args.out is not None and chosen is not None:
         if args.check and report.differs(chosen):
@@ -115,7 +124,7 @@ def _write(
 
     out: Path = args.out
     kept = keeps(out, outline(model, slices, wire=args.wire), task)  # refuses before anything is written
-    for option, given in (("--reducer", args.reducer), ("--name", args.name)):
+    for option, given in (("--reducer", args.reducer), ("--name", args.name), ("--delegate", args.delegate)):
         if kept and given is not None:
             raise ConfigError(
                 f"nothing is written: {option} came, but {out / 'pipeline.toml'} is there and would be kept; change it "
@@ -134,7 +143,7 @@ def _write(
     if kept:
         report.say(f"kept {out / 'pipeline.toml'}, which fits these slices too")
     elif task is not None:
-        write_pipeline(out, task, name=args.name or DEFAULT_NAME)
+        write_pipeline(out, task, name=args.name or DEFAULT_NAME, delegate=args.delegate)
         report.say(f"the epoch of these slices is {epoch_of(manifest)}")
     else:
         report.say("no manifest says what this model is for; to run the slices write pipeline.toml (docs/pipeline.md)")
@@ -146,8 +155,42 @@ def _write(
         report.say(f"run each slice with: har-edge stage --config {out} --index N")
 
 
+def _prove_folder(args: argparse.Namespace) -> int:
+    """Compare the slices of a folder with the whole model on the runtime here; 1 when a bit differs."""
+    import json
+
+    from har_edge.inference.proof import prove_folder
+    from har_edge.inference.wheels import installed
+    from har_edge.planning.catalog import find_model
+
+    found = find_model(args.model)
+    proof = prove_folder(found.path, args.slices, threads=args.threads, delegate=args.delegate or _told(args.slices))
+    said = proof.difference or "equal, bit for bit"
+    if args.json:
+        figures = {"runs": proof.runs, "slices": proof.slices, "runtime": installed(), "whole": proof.delegate.value}
+        print(json.dumps(figures | {"difference": proof.difference}))
+    else:
+        print(f"check: {proof.slices} slices compared with the whole model in {proof.runs} runs: {said}")
+        print(f"runtime: {installed()}; delegate of the whole: {proof.delegate.value}")
+    return 1 if proof.difference else 0
+
+
+def _told(folder: Path) -> str | None:
+    """Return the delegate that the pipeline file of a folder names; None where it names none."""
+    import msgspec
+
+    from har_edge.planning.pipeline import FILE_NAME, load_pipeline
+
+    if not (folder / FILE_NAME).is_file():
+        return None
+    told = load_pipeline(folder).config.delegate
+    return None if told is msgspec.UNSET else told
+
+
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     cutting = args.at is not None or args.stages is not None
+    if args.slices is not None and (cutting or args.list or not args.check or args.out is not None):
+        raise ConfigError("--slices proves the slices of a folder: it goes with --check, and with no cuts or --out")
     if not (cutting or args.list or args.check):
         raise ConfigError("nothing to do; give --list, --at, --stages or --check")
     if cutting and args.out is None:
@@ -181,17 +224,20 @@ def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, l
     return list(plan.cuts), list(plan.seconds)
 
 
-def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, threads: int, wire: int) -> list[CutCheck]:
+def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, args: argparse.Namespace) -> list[CutCheck]:
     """Compare every legal cut, and the chosen ones together, with the whole model."""
+    from har_edge.inference.interpreter import Delegate
     from har_edge.inference.load_check import default_check
     from har_edge.nodes.verify import check_cuts
 
     default_check()(model.data, model.name)
+    delegate = Delegate(args.delegate or Delegate.XNNPACK)
     ways: list[tuple[int, ...]] = [(cut.index,) for cut in cuts if cut.refusal is None]
     together = tuple(sorted(set(chosen or ())))
     if together not in ways:
         ways.append(together)
-    return list(_progress(check_cuts(model, ways, threads=threads, wire_version=wire), len(ways), "checking cuts"))
+    checks = check_cuts(model, ways, threads=args.threads, wire_version=args.wire, delegate=delegate)
+    return list(_progress(checks, len(ways), "checking cuts"))
 
 
 def _progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:

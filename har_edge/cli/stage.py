@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 
 from har_edge.cli import options
 
@@ -14,6 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
     parser.add_argument("--index", type=int, required=True, metavar="N", help="which slice, from 0")
     parser.add_argument("--threads", type=options.positive, default=1, metavar="N", help="threads to compute with")
+    options.add_delegate(parser, "what the pipeline file says")
     options.add_reducer(parser, "what the sensors were told instead of what the pipeline file says")
     parser.add_argument("--forget", action="store_true", help="on stopping, end the session: nothing is kept for it")
     options.add_broker(parser)
@@ -24,19 +26,22 @@ def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
     from har_edge.messaging.bus import Session, TakenOver
-    from har_edge.nodes.build import build_stage, override, receive_max, topics_of
+    from har_edge.nodes.build import build_setup, delegated, override, receive_max, topics_of
     from har_edge.nodes.loop import Stop, await_ready, run_stage
     from har_edge.nodes.neighbours import card_of, check_neighbours
+    from har_edge.nodes.stage import Stage
     from har_edge.planning.pipeline import load_pipeline
 
     stop = Stop().catch_signals()
     pipeline = load_pipeline(args.config)
     pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
+    pipeline = delegated(pipeline, args.delegate)
     wiring = pipeline.wiring(args.index)
     entry = wiring.entry
-    stage = build_stage(pipeline, args.index, threads=args.threads)
-    card = card_of(pipeline, args.index)
-    check_neighbours(lambda session: options.connect(args, pipeline, session), topics_of(pipeline), card)
+    setup = build_setup(pipeline, args.index, threads=args.threads)
+    stage = Stage(setup, clock=time.time, monotonic=time.monotonic)
+    card, dtypes = card_of(pipeline, args.index, setup.delegate), {spec.dtype for spec in pipeline.manifest.tensors}
+    check_neighbours(lambda session: options.connect(args, pipeline, session), topics_of(pipeline), card, dtypes)
     detail = f"slice {args.index}: operators [{entry.start}, {entry.stop}) of {pipeline.manifest.model}"
     identity = options.identity_of(
         args, pipeline, f"stage-{args.index}", "stage", detail, epoch=pipeline.config.epoch, card=card

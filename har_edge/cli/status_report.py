@@ -37,6 +37,8 @@ def draw(seen: Snapshot, columns: int) -> Group:
         for one in seen.nodes
         if one.role == "coordinator" and one.detail
     ]
+    if seen.disagreement:
+        parts.append(Text(f"warning: {seen.disagreement}", style="yellow"))
     if seen.nodes:
         parts += [Text(), _nodes(seen, columns)]
     for epoch in seen.epochs:

@@ -66,6 +66,7 @@ def open_whole(
     cuts: Sequence[int] | None = None,
     reducers: Mapping[str, str] = MappingProxyType({}),
     task: Task | None = None,
+    delegate: str | None = None,
 ) -> Iterator[Whole]:
     """Start a broker (unless --broker names one), cut the model, connect; on exit stop everything that was started.
 
@@ -92,6 +93,7 @@ def open_whole(
             name=name,
             broker=settings,
             reducers=reducers,
+            delegate=delegate,
         )
         bus = options.connect(
             args, pipeline, Session(f"{name}-watch", receive_max=4096, expiry_s=options.WATCH_SESSION_S)

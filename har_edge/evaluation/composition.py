@@ -13,7 +13,7 @@ from har_edge.graph.manifest import SliceManifest, load_manifest
 from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model, write_slice
 from har_edge.graph.state import state_of
-from har_edge.inference.interpreter import Interpreter, Port, load_slice
+from har_edge.inference.interpreter import Delegate, Interpreter, Port, load_slice
 from har_edge.inference.load_check import default_check
 from har_edge.inference.observe import open_model
 from har_edge.planning.state import starts_fresh
@@ -42,18 +42,19 @@ class Composition:
         return known
 
 
-def load_whole(path: Path, task: Task) -> Interpreter:
+def load_whole(path: Path, task: Task, delegate: str | None = None) -> Interpreter:
     """Load a whole model for windows in any order; ConfigError when it remembers and its task does not allow that."""
-    model = read_model(path)
+    model, chosen = read_model(path), Delegate(delegate or Delegate.XNNPACK)
     fresh = starts_fresh(state_of(model), task, f"model {path}")
     default_check()(model.data, f"model {path}")
     (piece,) = slice_model(model, [])
     if len(piece.inputs) == len(model.main.inputs):
-        return Interpreter(path, fresh=fresh)
-    return Interpreter(bytes(write_slice(model, piece)), fresh=fresh)  # without the inputs that nothing reads
+        return Interpreter(path, fresh=fresh, delegate=chosen)
+    # Without the inputs that nothing reads.
+    return Interpreter(bytes(write_slice(model, piece)), fresh=fresh, delegate=chosen)
 
 
-def load_composition(folder: Path, model_sha256: str, task: Task) -> Composition:
+def load_composition(folder: Path, model_sha256: str, task: Task, delegate: str | None = None) -> Composition:
     """Load the slices of a folder, each checked by hash; ModelError when they were cut from another model.
 
     Raises ConfigError when a slice remembers and the task does not say what to do about it.
@@ -68,7 +69,11 @@ def load_composition(folder: Path, model_sha256: str, task: Task) -> Composition
     return Composition(
         [
             load_slice(
-                path, entry.sha256, fresh=starts_fresh(entry.state, task, f"slice {path}"), check=default_check()
+                path,
+                entry.sha256,
+                fresh=starts_fresh(entry.state, task, f"slice {path}"),
+                delegate=Delegate(delegate or Delegate.XNNPACK),
+                check=default_check(),
             )
             for entry in manifest.slices
             for path in [root / entry.file]
@@ -76,13 +81,17 @@ def load_composition(folder: Path, model_sha256: str, task: Task) -> Composition
     )
 
 
-def cut_composition(path: Path, cuts: Sequence[int], task: Task) -> Composition:
+def cut_composition(path: Path, cuts: Sequence[int], task: Task, delegate: str | None = None) -> Composition:
     """Cut a model at these operators and load the slices, without writing them; CutError for an illegal cut.
 
     Raises ConfigError when the model remembers and the task does not say what to do about it.
     """
     model = open_model(path)
     fresh = starts_fresh(state_of(model), task, f"model {path}")
+    chosen = Delegate(delegate or Delegate.XNNPACK)
     return Composition(
-        [Interpreter(bytes(write_slice(model, piece)), fresh=fresh) for piece in slice_model(model, cuts)]
+        [
+            Interpreter(bytes(write_slice(model, piece)), fresh=fresh, delegate=chosen)
+            for piece in slice_model(model, cuts)
+        ]
     )

@@ -34,8 +34,8 @@ class FolderFiles:
     that has no hash, ModelError for one that is missing, other than its hash says, too large or malformed.
     """
 
-    def __init__(self, folder: Path, hashes: Mapping[str, str]) -> None:
-        self._folder, self._hashes = folder, hashes
+    def __init__(self, folder: Path, hashes: Mapping[str, str], delegate: str | None = None) -> None:
+        self._folder, self._hashes, self._delegate = folder, hashes, delegate
 
     def arrays(self, name: str) -> Mapping[str, Array]:
         """Return the arrays of an .npz."""
@@ -52,7 +52,7 @@ class FolderFiles:
 
     def model(self, name: str) -> TfliteCodec:
         """Return a .tflite with one input and one output, ready to run; the first one loads LiteRT."""
-        return TfliteCodec(self.read(name), str(self._folder / name))
+        return TfliteCodec(self.read(name), str(self._folder / name), self._delegate)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file, once their hash is right."""
@@ -95,13 +95,13 @@ def _read(path: Path) -> bytes:
 class TfliteCodec:
     """A Codec over one .tflite: shapes and values without the batch dimension."""
 
-    def __init__(self, content: bytes, what: str) -> None:
+    def __init__(self, content: bytes, what: str, delegate: str | None = None) -> None:
         """Load the model; ModelError where it has other ports than one input and one output with a batch of 1."""
-        from har_edge.inference.interpreter import Interpreter
+        from har_edge.inference.interpreter import Delegate, Interpreter
 
         default_check()(content, what)
         self._content, self._what = content, what
-        self._interpreter = Interpreter(content)
+        self._interpreter = Interpreter(content, delegate=Delegate(delegate or Delegate.XNNPACK))
         inputs, outputs = self._interpreter.inputs, self._interpreter.outputs
         if len(inputs) != 1 or len(outputs) != 1:
             raise ModelError(

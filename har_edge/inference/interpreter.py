@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from har_edge.inference.wheels import missing, read_host
 
 try:
     from ai_edge_litert.interpreter import Interpreter as _Runtime
+    from ai_edge_litert.interpreter import OpResolverType as _Kernels
 except ImportError:  # 32-bit Raspberry Pi OS has wheels of tflite_runtime only
     try:
         from tflite_runtime.interpreter import Interpreter as _Runtime
+        from tflite_runtime.interpreter import OpResolverType as _Kernels
     except ImportError as error:
         raise ModelError(missing(read_host(), str(error))) from error
 
@@ -31,6 +34,16 @@ _PACKAGE = sys.modules[_Runtime.__module__.partition(".")[0]]
 # The runtime with its version, without spaces; its package says the version, and costs no search for it.
 RUNTIME = f"{_PACKAGE.__name__}-{getattr(_PACKAGE, '__version__', 'unknown')}"
 _BANNER = b"INFO: Created TensorFlow Lite XNNPACK delegate"
+
+
+class Delegate(str, Enum):
+    """Who computes: XNNPACK wherever the runtime hands operators to it (its default), or NONE but its own kernels."""
+
+    XNNPACK = "xnnpack"
+    NONE = "none"
+
+
+_KERNELS = {Delegate.XNNPACK: _Kernels.AUTO, Delegate.NONE: _Kernels.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,8 @@ class Interpreter:
 
     `model` is the flatbuffer itself or a path (then the runtime maps the file). `inputs` and `outputs` stand in the
     order of the model; a tensor listed twice is one port, and two tensors of one name get `name#tensor_index`.
-    `fresh`: recurrent state (variable tensors) is zero at the start of every run.
+    `fresh`: recurrent state (variable tensors) is zero at the start of every run. With `delegate` NONE no operator is
+    handed to XNNPACK: slower, and on tflite-runtime 2.14 what it takes for float slices to give the bits of the whole.
 
     Raises ModelError when `model` is no TFLite flatbuffer, when the runtime lacks one of its operators, or when a port
     has a type that no message can carry (string, resource, variant).
@@ -67,10 +81,17 @@ class Interpreter:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
-    def __init__(self, model: bytes | Path, *, threads: int = 1, fresh: bool = False) -> None:
+    def __init__(
+        self,
+        model: bytes | Path,
+        *,
+        threads: int = 1,
+        fresh: bool = False,
+        delegate: Delegate = Delegate.XNNPACK,
+    ) -> None:
         self._fresh = fresh
         what = str(model) if isinstance(model, Path) else f"these {len(model)} bytes"
-        self._runtime = _create(model, what, threads)
+        self._runtime = _create(model, what, threads, delegate)
         try:
             feeds, fetches = self._runtime.get_input_details(), self._runtime.get_output_details()
         except UnicodeDecodeError as error:
@@ -88,6 +109,12 @@ class Interpreter:
         if self._allocate(what):
             sizes = {int(detail["index"]): tuple(int(n) for n in detail["shape"]) for detail in feeds}
             self._fit = tuple((port.name, index, port.dtype, sizes[index]) for port, index in named_feeds)
+
+    @property
+    def delegate(self) -> Delegate:
+        """Whether the runtime has handed any operator to XNNPACK, for the sizes it holds memory for now."""
+        details = self._runtime._get_ops_details()  # neither runtime has a public way to ask
+        return Delegate.XNNPACK if any(one["op_name"] == "DELEGATE" for one in details) else Delegate.NONE
 
     def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs for one set of inputs, by name; the arrays are copies and belong to the caller.
@@ -191,6 +218,7 @@ def load_slice(
     threads: int = 1,
     fresh: bool = False,
     check: Callable[[bytes, str], None] = lambda content, what: None,
+    delegate: Delegate = Delegate.XNNPACK,
 ) -> Interpreter:
     """Load a slice whose hash is known; not one byte reaches the runtime before the hash is right.
 
@@ -210,10 +238,10 @@ def load_slice(
             "model: cut the model again and copy every slice"
         )
     check(content, f"slice {path}")
-    return Interpreter(content, threads=threads, fresh=fresh)
+    return Interpreter(content, threads=threads, fresh=fresh, delegate=delegate)
 
 
-def _create(model: bytes | Path, what: str, threads: int) -> Any:
+def _create(model: bytes | Path, what: str, threads: int, delegate: Delegate) -> Any:
     try:
         head = model[:8] if isinstance(model, bytes) else _head(model)
     except OSError as error:
@@ -223,9 +251,8 @@ def _create(model: bytes | Path, what: str, threads: int) -> Any:
             f"{what}: no TFLite model: bytes 4 to 8 are {head[4:8]!r}, expected b'TFL3'; give a .tflite file"
         )
     try:
-        if isinstance(model, Path):
-            return _Runtime(model_path=str(model), num_threads=threads)
-        return _Runtime(model_content=model, num_threads=threads)
+        content = {"model_path": str(model)} if isinstance(model, Path) else {"model_content": model}
+        return _Runtime(**content, num_threads=threads, experimental_op_resolver_type=_KERNELS[delegate])
     except (RuntimeError, ValueError) as error:
         raise _cannot_load(what, error) from error
 

@@ -7,12 +7,16 @@ interpreter, which no marker knows. Only the standard library is imported here: 
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import platform
 import struct
 import sys
 from dataclasses import dataclass
 
 LITERT, TFLITE = "ai-edge-litert", "tflite-runtime"
+# The module of each runtime, in the order in which they are looked for, and the packages that may bring it.
+MODULES = {"ai_edge_litert": (LITERT, f"{LITERT}-nightly"), "tflite_runtime": (TFLITE, f"{TFLITE}-nightly")}
 # tflite-runtime 2.14.0 is its last release. On PyPI it has manylinux_2_34_armv7l for CPython 3.8 to 3.11.
 TFLITE_PYTHON, TFLITE_GLIBC = (3, 11), (2, 34)
 # What LiteRT 2.1 to 2.3 has wheels for: manylinux_2_27_{x86_64,aarch64}, macosx_12_0_arm64, win_amd64.
@@ -73,6 +77,23 @@ def refusal(host: Host) -> str | None:
             f"{came}, C library {f'{name} {version}'.strip() or 'unknown'}: wheels of {runtime_for(host)} need glibc "
             f"{'.'.join(map(str, needed))} or later; {_INSTEAD}"
         )
+    return None
+
+
+def installed() -> str | None:
+    """Return the name and version of the runtime that models run on here; None where there is none."""
+    for module, packages in MODULES.items():
+        try:
+            if importlib.util.find_spec(f"{module}.interpreter") is None:
+                continue
+        except ImportError:
+            continue
+        for package in packages:
+            try:
+                return f"{package} {importlib.metadata.version(package)}"
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return module.replace("_", "-")
     return None
 
 

@@ -59,7 +59,8 @@ class DeviceCard(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a device can do, as its node says.
 
     `protocol` is the version of what nodes and coordinator say to each other. `machine` tells hosts apart. `speed` is
-    how many times a fixed reference network runs in a second; the link is None until it has been measured.
+    how many times a fixed reference network runs in a second; the link is None until it has been measured. `delegate`
+    is who computed that network: "xnnpack", "none", or empty where an older node does not say it.
     """
 
     protocol: Count
@@ -71,12 +72,14 @@ class DeviceCard(msgspec.Struct, frozen=True, omit_defaults=True):
     speed: Figure
     link_bytes_per_s: Figure | None = None
     round_trip_s: Figure | None = None
+    delegate: str = ""
 
 
 class SliceCard(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a stage of a fixed folder runs: slice `index` of `count`, of a model (file name and SHA-256), for a task.
 
     `task` says in words what goes in and out, `task_sha256` tells tasks apart; `start` and `stop` are operators.
+    `runtime`, `system` and `delegate` say what computes it there, as on a DeviceCard; an older stage does not say so.
     """
 
     index: Count
@@ -87,6 +90,9 @@ class SliceCard(msgspec.Struct, frozen=True, omit_defaults=True):
     task_sha256: str
     start: Count = 0
     stop: Count = 0
+    runtime: str = ""
+    system: str = ""
+    delegate: str = ""
 
 
 class StreamCount(msgspec.Struct, frozen=True, omit_defaults=True):

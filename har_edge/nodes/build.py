@@ -22,7 +22,7 @@ from har_edge.messaging.topics import Topics
 from har_edge.nodes.pace import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.stage import Stage, StageSetup
-from har_edge.planning.pipeline import Pipeline
+from har_edge.planning.pipeline import Pipeline, PipelineConfig
 from har_edge.planning.state import starts_fresh
 from har_edge.planning.task import Task, with_reducers
 from har_edge.planning.wiring import Wiring
@@ -63,7 +63,13 @@ def reducer_of(pipeline: Pipeline, source: str) -> Reducer:
         raise ConfigError(f"source {source!r} came; expected one of {', '.join(task.inputs)}, which the model takes")
     tensor = task.inputs[source].tensor
     shape = next(spec.shape for entry in pipeline.manifest.slices for spec in entry.inputs if spec.name == tensor)
-    return open_reducer(task, source, pipeline.channels(source), shape, FolderFiles(pipeline.folder, task.files))
+    return open_reducer(
+        task,
+        source,
+        pipeline.channels(source),
+        shape,
+        FolderFiles(pipeline.folder, task.files, _delegate(pipeline.config)),
+    )
 
 
 def open_reducer(task: Task, source: str, channels: int, shape: Sequence[int], files: Files) -> Reducer:
@@ -75,6 +81,19 @@ def open_reducer(task: Task, source: str, channels: int, shape: Sequence[int], f
         raise ConfigError(f"source {source!r}: {error}") from None
     choose_way(source, reducer, enters.tensor, window_shape(tuple(shape)), length, channels)
     return reducer
+
+
+def delegated(pipeline: Pipeline, delegate: str | None) -> Pipeline:
+    """Return the pipeline with what one device was told of its delegate, instead of what the pipeline says."""
+    if delegate is None:
+        return pipeline
+    config = msgspec.convert(msgspec.to_builtins(pipeline.config) | {"delegate": delegate}, PipelineConfig)
+    return dataclasses.replace(pipeline, config=config)
+
+
+def _delegate(config: PipelineConfig) -> str | None:
+    """Return who computes; None where the pipeline leaves it to the runtime."""
+    return None if config.delegate is msgspec.UNSET else config.delegate
 
 
 def build_stage(
@@ -100,13 +119,21 @@ def build_setup(
     its turn. Raises ModelError when the file is not what its hash says, ConfigError for a slice that mixes windows, or
     that needs more than one message where there are replicas.
     """
-    from har_edge.inference.interpreter import load_slice  # a sensor does without LiteRT
+    from har_edge.inference.interpreter import Delegate, load_slice  # a sensor does without LiteRT
 
     wiring, task = pipeline.wiring(index), pipeline.task
     _check_replicas(wiring, replicas)
     path = pipeline.folder / pipeline.config.slices / wiring.entry.file
     fresh = starts_fresh(wiring.entry.state, task, f"slice {path}")
-    interpreter = load_slice(path, wiring.entry.sha256, threads=threads, fresh=fresh, check=check or default_check())
+    delegate = Delegate(_delegate(pipeline.config) or Delegate.XNNPACK)
+    interpreter = load_slice(
+        path,
+        wiring.entry.sha256,
+        threads=threads,
+        fresh=fresh,
+        check=check or default_check(),
+        delegate=delegate,
+    )
     if deployed:
         _warm_up(interpreter, wiring)
     ports = {port.name: port for port in interpreter.inputs}
@@ -135,6 +162,7 @@ def build_setup(
         carry_on_after_s=pipeline.config.join.patience_s,
         share=f"{pipeline.config.epoch}-{index}" if replicas > 1 else "",
         deployed=deployed,
+        delegate=interpreter.delegate.value,
     )
 
 

@@ -103,6 +103,7 @@ def prepare(
     broker: BrokerConfig | None = None,
     reducers: Mapping[str, str] = MappingProxyType({}),
     wire: int | None = NEWEST_WIRE,
+    delegate: str | None = None,
 ) -> Pipeline:
     """Cut a model (at `cuts`, else into `stages` balanced slices) into `folder`, and return its pipeline.
 
@@ -116,7 +117,7 @@ def prepare(
     task = settle_reducers(model, task, reducers, path.parent)
     chosen = list(cuts) if cuts is not None else plan_cuts(model, stages).cuts
     write_folder(model, slice_model(model, chosen), folder, read_companions(task, path.parent), wire=wire)
-    write_pipeline(folder, task, name=name, broker=broker)
+    write_pipeline(folder, task, name=name, broker=broker, delegate=delegate)
     return load_pipeline(folder)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -15,6 +15,8 @@ from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, SliceCard, decode_status
 from har_edge.messaging.text import printable
 from har_edge.messaging.topics import Kind, Topics
+from har_edge.nodes.agreement import disagreement, way_of
+from har_edge.nodes.device.card import read_runtime, read_system
 from har_edge.planning.pipeline import Pipeline
 from har_edge.planning.task import Task
 
@@ -25,8 +27,8 @@ LOOK_S = 5.0
 QUIET_S = 0.25
 
 
-def card_of(pipeline: Pipeline, index: int) -> SliceCard:
-    """Return what stage `index` says of what it runs."""
+def card_of(pipeline: Pipeline, index: int, delegate: str = "") -> SliceCard:
+    """Return what stage `index` says of what it runs; `delegate` is who computes it."""
     entry, task = pipeline.manifest.slices[index], pipeline.task
     return SliceCard(
         index=index,
@@ -37,6 +39,9 @@ def card_of(pipeline: Pipeline, index: int) -> SliceCard:
         task_sha256=hash_task(task),
         start=entry.start,
         stop=entry.stop,
+        runtime=read_runtime(),
+        system=read_system(),
+        delegate=delegate,
     )
 
 
@@ -57,12 +62,16 @@ def hash_task(task: Task) -> str:
     return hashlib.sha256(msgspec.json.encode(kept)).hexdigest()
 
 
-def check_neighbours(connect: Connect, topics: Topics, card: SliceCard) -> None:
+def check_neighbours(connect: Connect, topics: Topics, card: SliceCard, dtypes: Collection[str] = ()) -> None:
     """Raise NodeError when a stage that lives under this pipeline's name is of another model or task.
+
+    `dtypes` are those of the tensors that enter and leave slices: with them, stages that may compute other bits than
+    this one are warned of.
 
     Another cut of the same model may take over, and so may a second process of a stage. Stages that do not say what
     they run are of an older har_edge, and pass.
     """
+    ways = {f"stage-{card.index}": way_of(card)}
     for status in _look(connect, topics, card.count):
         other = status.slice
         if status.role != "stage" or status.state not in ALIVE or other is None:
@@ -73,6 +82,11 @@ def check_neighbours(connect: Connect, topics: Topics, card: SliceCard) -> None:
                 f"is for {_named(card)}; expected one model and task under one name: give this pipeline a name of its "
                 "own (`har-edge slice --name NAME`, or `name` in pipeline.toml), or stop those stages first"
             )
+        if other.index != card.index:
+            ways[printable(status.node, 40)] = way_of(other)
+    warning = disagreement(ways, dtypes) if dtypes else ""
+    if warning:
+        _log.warning("%s", warning)
 
 
 def _named(card: SliceCard) -> str:

@@ -63,6 +63,8 @@ class StageSetup:
 
     A stage that is `deployed` leaves windows of other epochs to the stages of these. All its sensors send again what is
     not answered, so it need not hold up the queue, and puts parts that wait on the shelf sooner.
+
+    `delegate` is who computes the slice, for what its node says of itself.
     """
 
     topics: Topics
@@ -82,6 +84,7 @@ class StageSetup:
     carry_on_after_s: float | None = None
     share: str = ""
     deployed: bool = False
+    delegate: str = ""
 
 
 class Stage:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from har_edge.graph.folder import outline
 from har_edge.graph.manifest import NEWEST_WIRE, SliceManifest
 from har_edge.graph.model import Model
 from har_edge.graph.slices import Slice, slice_model, write_slice, write_whole
-from har_edge.inference.interpreter import Array, Interpreter
+from har_edge.inference.interpreter import Array, Delegate, Interpreter
 from har_edge.inference.sampling import sample
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Outgoing
@@ -46,7 +47,13 @@ class _Run:
 
 
 def check_cuts(
-    model: Model, ways: Sequence[Sequence[int]], *, runs: int = RUNS, threads: int = 1, wire_version: int = NEWEST_WIRE
+    model: Model,
+    ways: Sequence[Sequence[int]],
+    *,
+    runs: int = RUNS,
+    threads: int = 1,
+    wire_version: int = NEWEST_WIRE,
+    delegate: Delegate = Delegate.XNNPACK,
 ) -> Iterator[CutCheck]:
     """Compare the whole model with its stages, for each way to cut, and yield each result as it is known.
 
@@ -55,17 +62,18 @@ def check_cuts(
     several windows as many again with a batch of 3. Raises ModelError when the runtime cannot run the whole model, and
     when the whole model itself gives different results for the same input (then nothing can be proven).
     """
-    expected = _expect(model, runs, threads)
+    load = partial(Interpreter, threads=threads, delegate=delegate)
+    expected = _expect(model, runs, load)
     for cuts in ways:
         pieces = slice_model(model, cuts)
-        yield CutCheck(tuple(cuts), _difference(model, pieces, expected, threads, wire_version))
+        yield CutCheck(tuple(cuts), _difference(model, pieces, expected, load, wire_version))
 
 
-def _expect(model: Model, runs: int, threads: int) -> list[_Run]:
+def _expect(model: Model, runs: int, load: Callable[[bytes], Interpreter]) -> list[_Run]:
     """Run the model as it stands in its file, twice."""
     try:
         content = write_whole(model)
-        whole, again = Interpreter(content, threads=threads), Interpreter(content, threads=threads)
+        whole, again = load(content), load(content)
     except ModelError as error:
         raise ModelError(
             f"{model.name}: the runtime cannot run the whole model here, so nothing can be compared: {error}; "
@@ -103,7 +111,11 @@ def _expect(model: Model, runs: int, threads: int) -> list[_Run]:
 
 
 def _difference(
-    model: Model, pieces: Sequence[Slice], expected: Sequence[_Run], threads: int, wire_version: int
+    model: Model,
+    pieces: Sequence[Slice],
+    expected: Sequence[_Run],
+    load: Callable[[bytes], Interpreter],
+    wire_version: int,
 ) -> str | None:
     try:
         line = _Line(model, outline(model, pieces, wire=wire_version))
@@ -115,7 +127,7 @@ def _difference(
     for number, piece in enumerate(pieces):
         # One slice at a time, all runs through it: only one set of weights is in memory.
         try:
-            interpreter = Interpreter(bytes(write_slice(model, piece)), threads=threads)
+            interpreter = load(bytes(write_slice(model, piece)))
             stage, heard = line.stage(number, interpreter, made), line.filters(number)
             for index, post in enumerate(posts):
                 stage.run = index

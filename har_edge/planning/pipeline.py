@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -73,7 +74,8 @@ class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The pipeline file as it stands in TOML; `slices` is relative to the file.
 
-    A file that names no epoch gets that of its slices when it is loaded.
+    A file that names no epoch gets that of its slices when it is loaded. `delegate` says who computes on every device:
+    "xnnpack" where the runtime hands operators to it (the same as not said), or "none".
     """
 
     task: Task
@@ -85,6 +87,8 @@ class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_expiry_s: int = 86_400
     broker: BrokerConfig = BrokerConfig()
     join: JoinConfig = JoinConfig()
+    # Left out where it is not said: nodes of older versions refuse keys that they do not know.
+    delegate: Literal["xnnpack", "none"] | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +342,14 @@ def _check_sizes(wiring: Wiring, config: PipelineConfig, file: Path) -> None:
         )
 
 
-def write_pipeline(folder: Path, task: Task, *, name: str = DEFAULT_NAME, broker: BrokerConfig | None = None) -> Path:
+def write_pipeline(
+    folder: Path,
+    task: Task,
+    *,
+    name: str = DEFAULT_NAME,
+    broker: BrokerConfig | None = None,
+    delegate: str | None = None,
+) -> Path:
     """Write a pipeline file with every choice a person may want to change; return its path."""
     quote, broker = _quote, broker or BrokerConfig()
     lines = [
@@ -346,6 +357,7 @@ def write_pipeline(folder: Path, task: Task, *, name: str = DEFAULT_NAME, broker
         f"name = {quote(name)}      # the level of the topics that tells pipelines apart",
         "# epoch: unless it is set here, a number made from the model and its cuts",
         'slices = "."',
+        *([] if delegate is None else [f"delegate = {quote(delegate)}"]),
         "",
         "[broker]",
         *(f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(broker).items() if value is not None),

@@ -14,6 +14,7 @@ from har_edge.errors import MessageError
 from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.status import State
 from har_edge.messaging.topics import Kind
+from har_edge.nodes.agreement import disagreement, way_of
 from har_edge.nodes.coordination.adoption import adopt
 from har_edge.nodes.coordination.charge import Setup, arrangement_of, hashes_of, names_of, promise_of
 from har_edge.nodes.coordination.ledger import Ledger
@@ -65,7 +66,7 @@ class Coordinator:
         self._replan = Replan(setup.wish, setup.margin, setup.settle_s)
         self._read_at = float("inf")
         self._ticked, self._changed_at, self._reconnects = now, now, -1
-        self._trouble = self._waiting = ""
+        self._trouble = self._waiting = self._disagreement = ""
         self._connected = False
 
     @property
@@ -393,6 +394,20 @@ class Coordinator:
         self._sweeps.note(before, after, now)
         self.registry.named = names_of(after)
         self._changed_at = now
+        self._compare()
+
+    def _compare(self) -> None:
+        """Warn, once for each finding, where the nodes of the plan may give other bits than each other."""
+        generations = self._ledger.deployed.generations
+        names = set[str]().union(*(names_in(one.placements) for one in generations))
+        statuses = {name: self.registry.peers[name].status for name in names if name in self.registry.peers}
+        ways = {name: way_of(status.device) for name, status in statuses.items() if status is not None}
+        dtypes = {spec.dtype for one in generations for spec in one.manifest.tensors}
+        told = self._setup.config.delegate
+        warning = disagreement(ways, dtypes, delegate=None if told is msgspec.UNSET else told)
+        if warning and warning != self._disagreement:
+            self._say(f"warning: {warning}")
+        self._disagreement = warning
 
     def _wanted(self) -> set[str]:
         """Return the hashes of everything that is deployed or about to be."""

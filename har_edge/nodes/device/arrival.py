@@ -14,7 +14,7 @@ from har_edge.messaging.echo import Link, measure_link
 from har_edge.messaging.link import FinalRefusal
 from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, State, decode_beat, decode_status, is_taken
 from har_edge.messaging.topics import Topics
-from har_edge.nodes.device.card import make_card, measure_speed, read_machine, read_runtime
+from har_edge.nodes.device.card import make_card, measure_speed, open_reference, read_machine, read_runtime
 from har_edge.nodes.loop import Identity, Stop, drain
 
 _log = logging.getLogger(__name__)
@@ -27,8 +27,12 @@ NAME_S = 1.5
 _QUIET_S = 0.3
 
 
-def arrive(connect: Connect, session: Session, identity: Identity, stop: Stop) -> Bus | None:
+def arrive(
+    connect: Connect, session: Session, identity: Identity, stop: Stop, delegate: str | None = None
+) -> Bus | None:
     """Return the bus of a node once all know that it is there, and its identity says what the device can do.
+
+    `delegate` is what this device was told of who computes; None leaves that to the plan, and here to the runtime.
 
     None when `stop` was asked before the broker was there. Raises NodeError when the name is another machine's, or when
     there is no runtime that could run a slice.
@@ -47,7 +51,9 @@ def arrive(connect: Connect, session: Session, identity: Identity, stop: Stop) -
         bus.publish(identity.topic, identity.status(State.INIT), retain=True)
         drain(bus)
         # Before any stage runs here, so that stages do not slow the measurement down, nor it them.
-        identity.device = make_card(measure_speed(), look_at_link(connect, identity))
+        identity.device = make_card(
+            measure_speed(delegate=delegate), look_at_link(connect, identity), open_reference(delegate).delegate.value
+        )
         return bus
     return None
 

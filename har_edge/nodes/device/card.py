@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
 import platform
@@ -10,20 +9,24 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from har_edge.errors import NodeError
+from har_edge.inference.wheels import installed, missing, read_host, wheel_machine
 from har_edge.messaging.echo import Link
 from har_edge.messaging.status import DeviceCard
 from har_edge.nodes.deployment import PROTOCOL
 from har_edge.resources import find_folder
 
+if TYPE_CHECKING:
+    from har_edge.inference.interpreter import Interpreter
+
 # A small convolutional network in float32, which every runtime and processor has quick kernels for.
 REFERENCE = "har-decimate-q8-zlib-restore.tflite"
 # Several periods of a control group's quota (100 ms each by default), so that it counts.
 WARM_UP_S, MEASURE_S = 0.1, 0.5
-_RUNTIMES = ("ai-edge-litert", "tflite-runtime")
 _ROOT = Path("/")
 
 
@@ -61,24 +64,36 @@ def read_cores(root: Path = _ROOT) -> int:
 
 def read_runtime() -> str:
     """Return the name and version of the runtime that runs slices; NodeError where there is none."""
-    for name in _RUNTIMES:
-        try:
-            return f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    raise NodeError(
-        f"there is no runtime for slices here; expected one of {', '.join(_RUNTIMES)}: pip install {_RUNTIMES[0]}"
-    )
+    found = installed()
+    if found is None:
+        raise NodeError(missing(read_host(), "none is installed"))
+    return found
+
+
+def read_system() -> str:
+    """Return the operating system, the machine that wheels are made for (not the kernel's), and Python's version."""
+    return f"{platform.system()} {wheel_machine(read_host())}, Python {platform.python_version()}"
+
+
+def open_reference(delegate: str | None = None) -> Interpreter:
+    """Return the reference network, loaded."""
+    from har_edge.inference.interpreter import Delegate, Interpreter
+
+    content = (find_folder("models") / REFERENCE).read_bytes()
+    return Interpreter(content, delegate=Delegate(delegate or Delegate.XNNPACK))
 
 
 def measure_speed(
-    *, clock: Callable[[], float] = time.perf_counter, warm_up_s: float = WARM_UP_S, measure_s: float = MEASURE_S
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    warm_up_s: float = WARM_UP_S,
+    measure_s: float = MEASURE_S,
+    delegate: str | None = None,
 ) -> float:
     """Return how many times REFERENCE runs in a second with one thread, over a time in which quotas bite."""
-    from har_edge.inference.interpreter import Interpreter
     from har_edge.inference.sampling import sample
 
-    interpreter = Interpreter((find_folder("models") / REFERENCE).read_bytes())
+    interpreter = open_reference(delegate)
     values = sample(interpreter.inputs, np.random.default_rng(0))
     return count_runs(lambda: interpreter.run(values), clock, warm_up_s, measure_s)
 
@@ -102,18 +117,19 @@ def count_runs(run: Callable[[], object], clock: Callable[[], float], warm_up_s:
     return runs / measure_s
 
 
-def make_card(speed: float, link: Link | None) -> DeviceCard:
-    """Return what this device can do."""
+def make_card(speed: float, link: Link | None, delegate: str = "") -> DeviceCard:
+    """Return what this device can do; `delegate` is who computed the reference network."""
     return DeviceCard(
         protocol=PROTOCOL,
         machine=read_machine(),
-        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        system=read_system(),
         cores=read_cores(),
         memory_bytes=read_memory(),
         runtime=read_runtime(),
         speed=speed,
         link_bytes_per_s=link.bytes_per_s if link else None,
         round_trip_s=link.round_trip_s if link else None,
+        delegate=delegate,
     )
 
 

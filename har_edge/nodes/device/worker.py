@@ -16,7 +16,7 @@ from har_edge.messaging.link import FinalRefusal
 from har_edge.messaging.status import StagePhase, StageReport, is_taken
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.blobs import MAX_BYTES, Lacking, fetch, fetch_session
-from har_edge.nodes.build import build_setup, receive_max
+from har_edge.nodes.build import build_setup, delegated, receive_max
 from har_edge.nodes.deployment import Deployment, Phase, decode_deployment, session_name
 from har_edge.nodes.follow import files_of, materialise
 from har_edge.nodes.loop import StageLoop, Stop, Totals, drain
@@ -73,6 +73,7 @@ class Equipment:
     store: Store
     threads: int = 1
     max_bytes: int = MAX_BYTES
+    delegate: str | None = None  # instead of what the plan says
     loading: threading.Lock = field(default_factory=threading.Lock)
     check: LoadCheck = field(default_factory=default_check)
 
@@ -249,7 +250,7 @@ class Worker:
                 return None
             pipeline = materialise(deployment, generation, equipment.store, (post.stage,))
             return build_setup(
-                pipeline,
+                delegated(pipeline, equipment.delegate),
                 post.stage,
                 threads=equipment.threads,
                 replicas=generation.replicas(post.stage),

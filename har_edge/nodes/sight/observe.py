@@ -26,6 +26,7 @@ from har_edge.messaging.status import (
 )
 from har_edge.messaging.text import printable
 from har_edge.messaging.topics import Kind, Topics, is_probe
+from har_edge.nodes.agreement import disagreement, way_of
 from har_edge.nodes.deployment import Deployment, Placement
 from har_edge.nodes.follow import read_deployment
 from har_edge.nodes.results import Result, decode_results
@@ -235,6 +236,22 @@ class Observer:
             flow=self._flow(stages, now),
             counts=self._counts(now, unanswered(sent)),
             sent=sent,
+            disagreement=self._disagreement(now),
+        )
+
+    def _disagreement(self, now: float) -> str:
+        """Say whether answers may depend on the node that computes them, of the nodes that the plan names."""
+        deployment = self.deployment
+        if deployment is None:
+            return ""
+        named = {placement.node for one in deployment.generations for placement in one.placements}
+        alive = {name: status for name, status in self.statuses().items() if name in named and self.is_alive(name, now)}
+        dtypes = {spec.dtype for one in deployment.generations for spec in one.manifest.tensors}
+        told = deployment.config.delegate
+        return disagreement(
+            {printable(name, 40): way_of(status.device) for name, status in alive.items()},
+            dtypes,
+            delegate=None if told is msgspec.UNSET else told,
         )
 
     def _epochs(self) -> tuple[EpochView, ...]:
@@ -274,6 +291,8 @@ class Observer:
             counters={printable(key, 40): value for key, value in sorted(status.counters.items())[:64]}
             if status
             else {},
+            runtime=printable(card.runtime, 40) if card else "",
+            delegate=printable(card.delegate, 16) if card else "",
         )
 
     def _stages(self) -> tuple[StageView, ...]:

@@ -30,6 +30,8 @@ class NodeView(msgspec.Struct, frozen=True):
     beat_age_s: float | None
     stages: tuple[str, ...]
     counters: dict[str, int]
+    runtime: str = ""
+    delegate: str = ""
 
 
 class StageView(msgspec.Struct, frozen=True):
@@ -133,7 +135,10 @@ class ProbeView(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """Everything at once. `ready` means that a probe window just went through; `probe` is None when none was sent."""
+    """Everything at once. `ready` means that a probe window just went through; `probe` is None when none was sent.
+
+    `disagreement` says why answers may depend on the node that computes them, empty where nothing says so.
+    """
 
     pipeline: str
     base: str
@@ -151,6 +156,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     flow: FlowView
     counts: CountsView
     sent: tuple[SentView, ...] = ()
+    disagreement: str = ""
 
 
 encode_snapshot = msgspec.json.Encoder().encode

@@ -16,10 +16,12 @@ from har_edge.nodes.device.card import (
     count_runs,
     make_card,
     measure_speed,
+    open_reference,
     read_cores,
     read_machine,
     read_memory,
     read_runtime,
+    read_system,
 )
 from har_edge.resources import find_folder
 from tests.nodes.rig import Clock
@@ -111,9 +113,16 @@ def test_a_machine_has_one_number_and_another_after_its_next_start(tmp_path):
 
 def test_the_runtime_has_a_name_and_a_version(monkeypatch):
     assert read_runtime().split()[0] in ("ai-edge-litert", "tflite-runtime")
-    monkeypatch.setattr(card_module, "_RUNTIMES", ("no-such-runtime",))
-    with pytest.raises(NodeError, match="no runtime for slices here; expected one of no-such-runtime: pip install"):
+    monkeypatch.setattr(card_module, "installed", lambda: None)
+    with pytest.raises(NodeError, match=r"there is no runtime for slices here .*; for this interpreter: pip install"):
         read_runtime()
+
+
+def test_the_delegate_on_the_card_is_the_one_that_the_runtime_applied():
+    assert open_reference("none").delegate.value == "none"
+    assert open_reference().delegate.value == "xnnpack"
+    assert make_card(1.0, None, "none").delegate == "none"
+    assert make_card(1.0, None).system == read_system()
 
 
 def test_runs_are_counted_in_a_fixed_time():

@@ -513,7 +513,7 @@ def test_a_node_waits_for_the_broker_says_hello_and_then_measures(monkeypatch, c
     monkeypatch.setattr(arrival, "RETRY_S", 0.0)
     monkeypatch.setattr(arrival, "_QUIET_S", 0.02)
 
-    def measure():
+    def measure(delegate=None):
         said.extend(decode_status(one.payload) for one in eye.poll(0))
         return 123.0
 

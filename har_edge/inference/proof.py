@@ -1,0 +1,112 @@
+"""Prove on the device that will run them that the slices of a folder give the bits of the whole model.
+
+Nothing is cut, so the TFLite schema is not needed: it works where only an interpreter is, as beside tflite-runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from har_edge.errors import MessageError, ModelError
+from har_edge.graph.manifest import SliceManifest, load_manifest
+from har_edge.inference.interpreter import Array, Delegate, Interpreter, load_slice
+from har_edge.inference.load_check import default_check
+from har_edge.inference.sampling import sample
+
+RUNS = 3
+SEED = 0
+_OTHER_BATCH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What came of it: `difference` says what was not equal, None when every bit was.
+
+    `delegate` says whether the runtime handed operators of the whole model to XNNPACK.
+    """
+
+    slices: int
+    runs: int
+    delegate: Delegate
+    difference: str | None
+
+
+def prove_folder(path: Path, folder: Path, *, runs: int = RUNS, threads: int = 1, delegate: str | None = None) -> Proof:
+    """Run the whole model and the slices of a folder on the same random inputs, and compare the outputs bit by bit.
+
+    As many runs again have a batch of 3, where every tensor that crosses carries one. Raises ModelError when the folder
+    is of another model, when a slice is not what its hash says, or when the runtime cannot run the whole.
+    """
+    manifest, root = load_manifest(folder), folder if folder.is_dir() else folder.parent
+    content, chosen = _read(path), Delegate(delegate or Delegate.XNNPACK)
+    found = hashlib.sha256(content).hexdigest()
+    if found != manifest.model_sha256:
+        raise ModelError(
+            f"{folder} holds slices of a model with sha256 {manifest.model_sha256}, but {path} has {found}; "
+            "expected the model that was cut"
+        )
+    default_check()(content, f"model {path}")
+    whole = Interpreter(content, threads=threads, delegate=chosen)
+    rng, batches = np.random.default_rng(SEED), [1] * runs
+    if all(_carries_batch(shape, spec.batched) for spec in manifest.tensors for shape in [spec.shape]):
+        batches += [_OTHER_BATCH] * runs
+    values = [sample(whole.inputs, rng, batch=batch) for batch in batches]
+    try:
+        wanted = [whole.run(one) for one in values]
+    except MessageError as error:
+        raise ModelError(
+            f"{path}: the whole model cannot run random inputs, so nothing is compared: {error}"
+        ) from error
+    difference = _compare(manifest, root, values, wanted, threads, chosen)
+    return Proof(len(manifest.slices), len(batches), whole.delegate, difference)
+
+
+def _compare(
+    manifest: SliceManifest,
+    root: Path,
+    values: Sequence[dict[str, Array]],
+    wanted: Sequence[dict[str, Array]],
+    threads: int,
+    delegate: Delegate,
+) -> str | None:
+    known = [dict(one) for one in values]
+    for number, entry in enumerate(manifest.slices):
+        piece = load_slice(root / entry.file, entry.sha256, threads=threads, check=default_check(), delegate=delegate)
+        try:
+            for one in known:
+                one.update(piece.run({spec.name: one[spec.name] for spec in entry.inputs}))
+        except KeyError as error:
+            return f"slice {number}: nothing gives {error}; the model and its slices name tensors in different ways"
+        except MessageError as error:
+            return f"slice {number}: {error}"
+    for one, results in zip(known, wanted, strict=True):
+        for name, value in results.items():
+            got = one.get(name)
+            if got is None:
+                return f"output {name}: no slice gives it"
+            if got.shape != value.shape or got.dtype != value.dtype or got.tobytes() != value.tobytes():
+                return f"output {name}: {_describe(value, got)}"
+    return None
+
+
+def _carries_batch(shape: tuple[int, ...], batched: bool) -> bool:
+    return batched and shape[:1] == (-1,)
+
+
+def _describe(wanted: Array, got: Array) -> str:
+    if wanted.shape != got.shape or wanted.dtype != got.dtype:
+        return f"{got.dtype} {list(got.shape)} instead of {wanted.dtype} {list(wanted.shape)}"
+    gap = np.abs(wanted.astype(np.float64) - got.astype(np.float64))
+    return f"{int(np.count_nonzero(wanted != got))} of {wanted.size} elements differ, by {np.nanmax(gap):.3g} at most"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read model {path}: {error.strerror}; give the path of a .tflite file") from error

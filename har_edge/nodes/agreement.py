@@ -1,0 +1,76 @@
+"""Whether the devices of a pipeline give the same bits: by runtime, machine, delegate and the numbers of the model.
+
+What is known is measured: docs/runtimes.md has the tables that the rules here follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from har_edge.inference.wheels import TFLITE
+from har_edge.messaging.status import DeviceCard, SliceCard
+from har_edge.messaging.text import printable
+
+PAGE = "docs/runtimes.md"
+MAX_NAMED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a device computes: runtime with its version, machine, and delegate ("xnnpack", "none", "" unknown)."""
+
+    runtime: str
+    machine: str
+    delegate: str
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.runtime, self.machine, self.delegate and f"delegate {self.delegate}")))
+
+
+def way_of(card: DeviceCard | SliceCard | None) -> Way | None:
+    """Return how a device computes, by what it says of itself; None where it does not say."""
+    if card is None or not card.runtime:
+        return None
+    words = card.system.partition(",")[0].split()  # "Linux aarch64, Python 3.11.2"
+    return Way(printable(card.runtime, 40), printable(words[-1], 16) if words else "", printable(card.delegate, 16))
+
+
+def kind_of(dtypes: Collection[str]) -> str:
+    """Return the least exact kind of number that enters or leaves a slice."""
+    for kind in ("float", "uint8"):
+        found = sorted(dtype for dtype in dtypes if dtype.startswith(kind))
+        if found:
+            return found[-1]
+    return "int8"
+
+
+def disagreement(ways: Mapping[str, Way | None], dtypes: Collection[str], *, delegate: str | None = None) -> str:
+    """Say why answers may depend on the node that computes them; empty where all measured ones agree.
+
+    `ways` are those of the nodes by name, `delegate` what the whole pipeline was told.
+    """
+    kind, known = kind_of(dtypes), {name: way for name, way in sorted(ways.items()) if way is not None}
+    if kind == "int8":
+        return ""  # the same bits on every runtime, machine and delegate that was measured
+    tail = f" ({PAGE})"
+    if _differ(set(known.values()), kind):
+        listed = [f"{name} ({way})" for name, way in list(known.items())[:MAX_NAMED]]
+        more = f" and {len(known) - MAX_NAMED} more" if len(known) > MAX_NAMED else ""
+        return (
+            f"this model computes in {kind}, and its nodes in different ways: answers may differ in the last bits by "
+            f"where a slice runs: {', '.join(listed)}{more}; full int8 models do not differ{tail}"
+        )
+    partly = [name for name, way in known.items() if way.runtime.startswith(TFLITE)]
+    if partly and kind != "uint8" and delegate != "none":
+        return (
+            f"{', '.join(partly[:MAX_NAMED])} run {TFLITE}, which gives some {kind} slices no XNNPACK: answers may "
+            f"differ in the last bits from those of the whole model; --delegate none prevents it{tail}"
+        )
+    return ""
+
+
+def _differ(ways: Collection[Way], kind: str) -> bool:
+    if kind == "uint8" and all(way.delegate == "xnnpack" for way in ways):
+        return len({way.runtime for way in ways}) > 1  # XNNPACK rounds alike on every machine
+    return len(set(ways)) > 1

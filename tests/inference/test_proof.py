@@ -1,0 +1,96 @@
+"""The slices of a folder against the whole model, on the runtime that will run them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from har_edge.cli.main import main
+from har_edge.errors import ModelError
+from har_edge.graph.folder import write_folder
+from har_edge.graph.model import read_model
+from har_edge.graph.slices import slice_model
+from har_edge.inference.interpreter import Delegate, Interpreter
+from har_edge.inference.proof import prove_folder
+from tests.graph import models
+
+
+@pytest.fixture
+def cut(tmp_path: Path) -> tuple[Path, Path]:
+    path, folder = tmp_path / "model.tflite", tmp_path / "slices"
+    path.write_bytes(models.chain(dynamic=True))
+    model = read_model(path)
+    write_folder(model, slice_model(model, [1]), folder)
+    return path, folder
+
+
+def test_the_runtime_says_whether_it_delegates() -> None:
+    content, value = models.chain(), np.full((1, 6), 0.5, np.float32)
+    plain, quick = Interpreter(content, delegate=Delegate.NONE), Interpreter(content)
+    assert (plain.delegate, quick.delegate) == (Delegate.NONE, Delegate.XNNPACK)
+    (one,), (other,) = plain.run({"x": value}).values(), quick.run({"x": value}).values()
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("delegate", [None, "none", "xnnpack"])
+def test_slices_that_were_cut_are_equal(cut: tuple[Path, Path], delegate: str | None) -> None:
+    proof = prove_folder(*cut, delegate=delegate)
+    assert (proof.slices, proof.runs, proof.difference) == (2, 6, None)
+    assert proof.delegate is (Delegate.NONE if delegate == "none" else Delegate.XNNPACK)
+
+
+def test_one_other_weight_is_found(cut: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, folder = cut
+    real = Interpreter.run
+
+    def run(self: Interpreter, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = real(self, values)
+        if [port.name for port in self.inputs] != ["x"]:  # the second slice
+            results = {name: np.nextafter(value, np.float32(np.inf)) for name, value in results.items()}
+        return results
+
+    monkeypatch.setattr(Interpreter, "run", run)
+    difference = prove_folder(path, folder).difference
+    assert difference is not None
+    assert difference.startswith("output ")
+    assert "elements differ, by " in difference
+
+
+def test_the_folder_of_another_model_is_refused(cut: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tmp_path / "other.tflite"
+    other.write_bytes(models.skip())
+    with pytest.raises(ModelError, match=r"holds slices of a model with sha256 .* expected the model that was cut"):
+        prove_folder(other, cut[1])
+    with pytest.raises(ModelError, match="cannot read model"):
+        prove_folder(tmp_path / "none.tflite", cut[1])
+
+
+def test_a_slice_that_was_changed_is_refused(cut: tuple[Path, Path]) -> None:
+    path, folder = cut
+    piece = sorted(folder.glob("*.tflite"))[0]
+    piece.write_bytes(piece.read_bytes() + b"x")
+    with pytest.raises(ModelError, match="was expected; the file was changed"):
+        prove_folder(path, folder)
+
+
+def test_the_command_needs_no_schema(cut: tuple[Path, Path]) -> None:
+    path, folder = cut
+    script = (
+        "import sys\nsys.modules['ai_edge_litert.schema_py_generated'] = None\n"
+        "from har_edge.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    asked = ["slice", str(path), "--check", "--slices", str(folder), "--delegate", "none"]
+    ended = subprocess.run([sys.executable, "-c", script, *asked], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "check: 2 slices compared with the whole model in 6 runs: equal, bit for bit" in ended.stdout
+    assert "delegate of the whole: none" in ended.stdout
+
+
+def test_a_folder_goes_with_a_check_alone(cut: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path, folder = cut
+    assert main(["slice", str(path), "--list", "--slices", str(folder)]) == 2
+    assert "--slices proves the slices of a folder: it goes with --check" in capsys.readouterr().err
