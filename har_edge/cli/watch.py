@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -12,8 +13,9 @@ from har_edge.cli import options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from har_edge.messaging.bus import Bus
+    from har_edge.messaging.bus import Bus, Delivery
     from har_edge.messaging.topics import Topics
+    from har_edge.nodes.account import Account
     from har_edge.nodes.local import Arrival
     from har_edge.nodes.loop import Stop
     from har_edge.planning.task import Task
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 HELP = "show the results as they come"
 # How long the broker keeps results for a watcher that lost the connection.
 SESSION_S = 300
+EXIT_LOST = 1
+# How often lost windows are looked for while it runs.
+LOOK_S = 10.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     from har_edge.messaging.bus import Session
     from har_edge.messaging.topics import Topics
+    from har_edge.nodes.account import Account
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.loop import Stop
     from har_edge.planning.pipeline import load_pipeline
@@ -47,16 +53,25 @@ def run(args: argparse.Namespace) -> int:
     topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)
     session = Session(f"{topics.base}-{topics.pipeline}-watch-{secrets.token_hex(4)}", expiry_s=SESSION_S)
     bus = options.connect(args, pipeline, session) if pipeline else options.reach(args, session)
-    bus.subscribe([topics.result("+")] if pipeline else [topics.result("+"), topics.plan()])
+    bus.subscribe([topics.result("+"), topics.status("+"), *([] if pipeline else [topics.plan()])])
     if pipeline:
         labels.update(_labels_of(pipeline.task))
-    arrivals = _arrivals(bus, topics, labels, stop, args.windows)
+    account = Account(time.time())
+    arrivals = _arrivals(bus, topics, labels, stop, args.windows, account)
     if args.json:
         _print_lines(arrivals)
     else:
         _show_table(arrivals, labels, topics.prefix)
     bus.close(forget=True)
-    return 0
+    return _report(account)
+
+
+def _report(account: Account) -> int:
+    """Name the windows that are lost, and that have not come yet; return the exit code."""
+    lost, open_ = account.sentence(time.time()), account.open_sentence(time.time())
+    for said in filter(None, (lost, open_)):
+        print(said, file=sys.stderr, flush=True)
+    return EXIT_LOST if lost else 0
 
 
 def _labels_of(task: Task) -> dict[int, str]:
@@ -64,16 +79,16 @@ def _labels_of(task: Task) -> dict[int, str]:
 
 
 def _arrivals(
-    bus: Bus, topics: Topics, labels: dict[int, str], stop: Stop, limit: int | None
+    bus: Bus, topics: Topics, labels: dict[int, str], stop: Stop, limit: int | None, account: Account
 ) -> Iterator[Arrival | None]:
     """Yield results as they come, None in pauses, until asked to stop or `limit` have come.
 
-    `labels` are those of the plan that came last.
+    `labels` are those of the plan that came last; `account` is told of all results, and of what sensors say they sent.
     """
     from har_edge.nodes.local import Arrival
     from har_edge.nodes.sink import Sink
 
-    left, sink = limit, Sink()
+    left, sink, said, look_at = limit, Sink(), "", 0.0
     while not stop.asked:
         for delivery in bus.poll(0.2):
             bus.acknowledge(delivery)
@@ -81,12 +96,35 @@ def _arrivals(
             if delivery.topic == topics.plan():
                 _learn(topics, delivery.payload, labels)
                 continue
+            if _take_status(topics, delivery, account):
+                continue
             for result in sink.handle(delivery):
+                account.take_result(result)
                 yield Arrival(result, arrived)
                 left = None if left is None else left - 1
                 if left == 0:
                     return
+        if time.monotonic() > look_at:
+            look_at, before, said = time.monotonic() + LOOK_S, said, account.sentence(time.time())
+            if said and said != before:
+                print(said, file=sys.stderr, flush=True)
         yield None
+
+
+def _take_status(topics: Topics, delivery: Delivery, account: Account) -> bool:
+    """Take what a sensor says that it sent; return whether the message was a status."""
+    from har_edge.errors import MessageError
+    from har_edge.messaging.status import UNREADABLE, decode_status
+    from har_edge.messaging.topics import Kind
+
+    try:
+        if topics.read(delivery.topic).kind is not Kind.STATUS:
+            return False
+    except MessageError:
+        return False
+    with contextlib.suppress(*UNREADABLE):  # a removed one, or garbage: status and doctor look at these
+        account.take_status(decode_status(delivery.payload), time.time())
+    return True
 
 
 def _learn(topics: Topics, payload: bytes, labels: dict[int, str]) -> None:

@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from har_edge.messaging.status import ALIVE, NodeStatus, StreamCount
+from har_edge.messaging.status import NodeStatus, StreamCount
 from har_edge.messaging.topics import is_probe
 from har_edge.nodes.results import Result
 from har_edge.nodes.tally import OTHERS
@@ -19,6 +19,7 @@ SAME_S = 0.001
 EARLY = 4096
 MOST_RUNS = 8
 MOST_NODES = 1024
+MOST_NAMED = 8
 
 
 @dataclass(slots=True)
@@ -32,20 +33,23 @@ class _Run:
     whole: bool
     until: float = float("inf")
     came: int = 0
-    ended: bool = False
     said: deque[tuple[float, int]] = field(default_factory=deque)
 
     def lost(self, now: float, *, final: bool) -> int:
         """Return how many windows did not come, and will not: that is certain when all is over."""
-        missing = max(0, self.count.sent - self.came)
         if not self.whole:
             return self.count.lost
         if final:
-            return missing
+            return self.missing
         late = 0
         if self.count.answered is None:
             late = max((sent for at, sent in self.said if at <= now - LATE_S), default=0) - self.came
-        return min(missing, max(self.count.lost, late, 0))
+        return min(self.missing, max(self.count.lost, late, 0))
+
+    @property
+    def missing(self) -> int:
+        """How many windows have not come; what came before anybody counted here is not known."""
+        return max(0, self.count.sent - self.came) if self.whole else self.count.lost
 
     def takes(self, captured: float) -> bool:
         return self.count.began - SAME_S <= captured < self.until - SAME_S
@@ -53,12 +57,13 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Windows of one stream: sent by its sensors since they began, come here, lost."""
+    """Windows of one stream: sent by its sensors since they began, come here, lost, and still on their way."""
 
     stream: str
     sent: int
     came: int
     lost: int
+    open: int
 
 
 class Account:
@@ -72,7 +77,6 @@ class Account:
         self._began = began
         self._runs: OrderedDict[tuple[str, str], list[_Run]] = OrderedDict()  # by node and stream
         self._named: dict[str, frozenset[str]] = {}  # by node: the streams that it tells one by one
-        self._instances: dict[str, str] = {}
         self._early: dict[str, deque[float]] = {}
         self._final = False
 
@@ -80,14 +84,9 @@ class Account:
         """Take what a sensor says, at `now` (seconds since 1970); statuses of others say nothing of windows."""
         node = status.node
         if status.streams and (node in self._named or len(self._named) < MOST_NODES):
-            self._instances[node] = status.instance
             self._named[node] = frozenset(status.streams)
             for stream, count in status.streams.items():
                 self._take_count(node, stream, count, now)
-        if self._instances.get(node) == status.instance:  # a last will tells no figures
-            for (name, _), runs in self._runs.items():
-                if name == node:
-                    runs[-1].ended = status.state not in ALIVE
 
     def _take_count(self, node: str, stream: str, count: StreamCount, now: float) -> None:
         runs = self._runs.setdefault((node, stream), [])
@@ -130,9 +129,11 @@ class Account:
         found: dict[str, Figures] = {}
         for (_, stream), runs in self._runs.items():
             lost = sum(run.lost(now, final=self._final or run is not runs[-1]) for run in runs)
-            one = Figures(stream, sum(run.count.sent for run in runs), sum(run.came for run in runs), lost)
+            sent, came = sum(run.count.sent for run in runs), sum(run.came for run in runs)
+            open_ = max(0, sum(run.missing for run in runs) - lost)
+            one = Figures(stream, sent, came, lost, open_)
             known = found.get(stream, one)
-            found[stream] = max(known, one, key=lambda figures: (figures.lost, figures.sent))
+            found[stream] = max(known, one, key=lambda figures: (figures.lost, figures.open, figures.sent))
         return sorted(found.values(), key=lambda figures: figures.stream)
 
     def lost(self, now: float) -> int:
@@ -141,9 +142,17 @@ class Account:
 
     def sentence(self, now: float) -> str:
         """Name the lost windows by stream; empty where none is lost."""
-        lost = [f"{one.lost} of {one.sent} of {_name(one.stream)}" for one in self.figures(now) if one.lost]
-        more = f" and {len(lost) - 8} more streams" if len(lost) > 8 else ""
-        return f"lost windows: {', '.join(lost[:8])}{more}" if lost else ""
+        return _listed("lost windows", [(one.lost, one) for one in self.figures(now)])
+
+    def open_sentence(self, now: float) -> str:
+        """Name the windows that have not come yet by stream; empty where there is none."""
+        return _listed("windows that have not come yet", [(one.open, one) for one in self.figures(now)])
+
+
+def _listed(what: str, counts: list[tuple[int, Figures]]) -> str:
+    said = [f"{count} of {one.sent} of {_name(one.stream)}" for count, one in counts if count]
+    more = f" and of {len(said) - MOST_NAMED} more streams" if len(said) > MOST_NAMED else ""
+    return f"{what}: {', '.join(said[:MOST_NAMED])}{more}" if said else ""
 
 
 def _name(stream: str) -> str:

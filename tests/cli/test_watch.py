@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from har_edge.cli.main import main
+from har_edge.messaging.status import NodeStatus, State, StreamCount, encode_status
 from har_edge.nodes.results import Result, encode_results
 from tests.cli.fleet import Fleet
 
@@ -70,3 +71,17 @@ def test_the_table_shows_activity_and_accuracy(fleet: Fleet) -> None:
 def test_an_unreachable_broker_ends_it_with_code_2(slices: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["watch", "--config", str(slices), "--broker", "mqtt://127.0.0.1:1"]) == 2
     assert "error: no broker at mqtt://127.0.0.1:1: " in capsys.readouterr().err
+
+
+def test_lost_windows_are_named_and_the_exit_code_says_so(fleet: Fleet) -> None:
+    def status(sent: int, lost: int) -> bytes:
+        streams = {"subject1": StreamCount(7, time.time() + 3600.0, sent, sent - lost, lost)}
+        return encode_status(NodeStatus("sensor-all", "sensor", State.STOPPED, "i", 1.0, streams=streams))
+
+    watcher = fleet.start("watch", "--json")
+    publish_until(fleet, lambda: '"seq":0' in watcher.said, [encode_results([result(0)])])
+    fleet.bus.publish(fleet.topics.status("sensor-all"), status(20, 3), retain=True)
+    fleet.until(lambda: "lost windows: 3 of 20 of subject1" in watcher.said, "it says nothing")
+    assert watcher.end(signal.SIGINT) == 1
+    assert "windows that have not come yet: 17 of 20 of subject1" in watcher.said
+    fleet.bus.publish(fleet.topics.status("sensor-all"), b"", retain=True)
