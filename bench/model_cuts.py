@@ -7,7 +7,7 @@ into the cache the first time, and their SHA-256 is checked). Each model gets an
 one to four operators, drawn over every place, also those that `har-edge slice --list` refuses.
 
 Every way that is not refused runs four windows: one alone, then three in one message where all that crosses has the
-batch as its first dimension, else in three. Messages are written in wire version 3 and in the lowest one that carries
+batch as its first dimension, else in three; one that is refused runs 40 where it is forced. Messages are written in wire version 3 and in the lowest one that carries
 the model, in turn. Outcomes:
 
     equal     every output has the bits of the whole model's
@@ -39,6 +39,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ PACKAGES = (
     ),
 )
 BATCH = 3
+FORCED = 40
 MOST_PLACES = 4
 OPEN = 1760  # samples: what the one shipped model with an open second dimension takes (pyopen_wakeword)
 FREE = 2**28 - 1  # the largest message of MQTT: a small limit would be a setting's doing, not the cut's
@@ -283,7 +285,12 @@ class Trial:
         self.together = self._run_whole(BATCH)
         self.apart = self._run_whole(1)
 
-    def _run_whole(self, batch: int) -> list[Window] | None:
+    @cached_property
+    def many(self) -> list[Window] | None:
+        """Many windows, one by one: what a refused cut must get right, which by chance it does for some."""
+        return self._run_whole(1, FORCED)
+
+    def _run_whole(self, batch: int, singles: int = 1 + BATCH) -> list[Window] | None:
         """Run the whole model on one window, then on three: together, or one by one; None where it takes no three."""
         graph = self.model.main
         whole = Interpreter(write_whole(self.model), fresh=self.fresh)
@@ -292,7 +299,7 @@ class Trial:
         names = [graph.tensors[i].name for i in graph.inputs]
         outs = [graph.tensors[i].name for i in graph.outputs]
         rng, windows = np.random.default_rng(0), []
-        for count in (1, batch) if batch > 1 else (1, *[1] * BATCH):
+        for count in (1, batch) if batch > 1 else [1] * singles:
             values = sample([fixed(port) for port in whole.inputs], rng, batch=count)
             try:
                 results = whole.run(values)
@@ -320,15 +327,18 @@ class Trial:
             return self._compare(pieces, newest)
         try:
             with forced():
-                outcome, _ = self._compare(slice_model(self.model, way), newest)
+                outcome, _ = self._compare(slice_model(self.model, way), newest, self.many)
         except Exception:  # whatever a forced cut breaks: it was refused
             outcome = "dropped"
         return ("needless" if outcome == "equal" else "refused"), str(reason)
 
-    def _compare(self, pieces: Sequence[slicing.Slice], newest: bool) -> tuple[str, str]:
+    def _compare(
+        self, pieces: Sequence[slicing.Slice], newest: bool, windows: Sequence[Window] | None = None
+    ) -> tuple[str, str]:
         try:
             manifest = outline(self.model, pieces, wire=wire.NEWEST if newest else None)
-            windows = self.together if self.together is not None and takes_batches(manifest) else self.apart
+            batches = self.together is not None and takes_batches(manifest)
+            windows = windows or (self.together if batches else self.apart)
             assert windows is not None
             return Line(self.model, pieces, manifest, self.fresh).compare(windows)
         except HarEdgeError as error:

@@ -170,7 +170,28 @@ def _bonds(model: Model, maker: dict[int, int]) -> list[Bond]:
             first = 0 if index in inputs else made[0]
             last = len(graph.operators) - 1 if index in graph.outputs else max(made + readers)
             ties[f"tensor {graph.tensors[index].name} is written more than once"] = [first, last]
+    ties |= _fused(graph)
     return [Bond(min(found), max(found), reason) for reason, found in ties.items()]
+
+
+def _fused(graph: Graph) -> dict[str, list[int]]:
+    """Return the operators that the runtime makes one of, where that rounds otherwise than two of them.
+
+    XNNPACK (LiteRT 2.3) adds up squares of floats without rounding each: of 784 pairs of 28 kinds of operators only a
+    square and the MEAN or SUM of it gave other bits apart than together, whatever else reads the square.
+    """
+    squares = {
+        operator.outputs[0]: operator.index
+        for operator in graph.operators
+        if (operator.name == "SQUARE" or (operator.name == "MUL" and len(set(operator.inputs)) == 1))
+        and graph.tensors[operator.outputs[0]].dtype in ("float32", "float16")
+    }
+    return {
+        f"{operator.name} of the squares {graph.tensors[operator.inputs[0]].name} is rounded otherwise apart from "
+        "them, since the runtime makes one operator of both": [squares[operator.inputs[0]], operator.index]
+        for operator in graph.operators
+        if operator.name in ("MEAN", "SUM") and operator.inputs and operator.inputs[0] in squares
+    }
 
 
 def _resources(model: Model, operator: Operator) -> set[str]:

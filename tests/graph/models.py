@@ -843,3 +843,21 @@ def fan(width: int, *, dynamic: bool = False) -> bytes:
     graph.op("CONCATENATION", pieces, [scores], joined)
     graph.output(scores)
     return draft.build()
+
+
+def layer_norm(*, square: str = "SQUARE", reduction: str = "MEAN") -> bytes:
+    """A dense layer, its values squared, a scale, the mean or sum of the squares, and a product that reads both."""
+    rng, draft = np.random.default_rng(0), Draft()
+    graph = draft.graph()
+    x = graph.dense(graph.input([1, 64], "x"), 64, rng, "features")
+    if square == "SQUARE":
+        squares = graph.tensor([1, 64], "squares")
+        graph.op("SQUARE", [x], [squares], tflite.SquareOptionsT())
+    else:
+        squares = graph.mul(x, x if square == "MUL" else graph.const(np.full((1, 64), 2, np.float32)), "squares")
+    scaled = graph.mul(x, graph.const(rng.standard_normal((1, 64)).astype(np.float32)), "scaled")
+    options, total = tflite.ReducerOptionsT(), graph.tensor([1, 1], "total")
+    options.keepDims = True
+    graph.op(reduction, [squares, graph.const(np.array([1], np.int32))], [total], options)
+    graph.output(graph.mul(scaled, total, "scores"))
+    return draft.build()

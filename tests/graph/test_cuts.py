@@ -190,3 +190,22 @@ def test_a_cut_out_of_range_says_what_is_legal(index: int) -> None:
 def test_a_refused_cut_says_why() -> None:
     with pytest.raises(CutError, match=r"cannot cut before operator 1 \(ADD\): both sides use the recurrent state"):
         slice_model(read_model(models.recurrent(shared=True)), [1])
+
+
+@pytest.mark.parametrize("square", ["SQUARE", "MUL"])
+@pytest.mark.parametrize("reduction", ["MEAN", "SUM"])
+def test_squares_and_their_mean_stay_together(square: str, reduction: str) -> None:
+    """The runtime makes one operator of both, which rounds otherwise: slices would not give the bits of the whole."""
+    model = read_model(models.layer_norm(square=square, reduction=reduction))
+    refusals = {cut.index: cut.refusal for cut in list_cuts(model)}
+    text = (
+        f"{reduction} of the squares squares is rounded otherwise apart from them, since the runtime makes one "
+        "operator of both"
+    )
+    assert refusals == {1: None, 2: text, 3: text, 4: None}
+
+
+@pytest.mark.parametrize(("square", "reduction"), [("twice", "MEAN"), ("SQUARE", "REDUCE_MAX")])
+def test_what_only_looks_like_the_mean_of_squares_is_cut(square: str, reduction: str) -> None:
+    model = read_model(models.layer_norm(square=square, reduction=reduction))
+    assert [cut.refusal for cut in list_cuts(model)] == [None] * 4

@@ -39,6 +39,7 @@ RUNNABLE = {
     "described": models.described(),
     "no_text": models.named(b"in\xff", b"mid\xfe\0dle", b"out\xc3"),
     "shared_weights": models.shared_weights(),
+    "layer_norm": models.layer_norm(),
 }
 
 
