@@ -7,8 +7,8 @@ into the cache the first time, and their SHA-256 is checked). Each model gets an
 one to four operators, drawn over every place, also those that `har-edge slice --list` refuses.
 
 Every way that is not refused runs four windows: one alone, then three in one message where all that crosses has the
-batch as its first dimension, else in three; one that is refused runs 40 where it is forced. Messages are written in wire version 3 and in the lowest one that carries
-the model, in turn. Outcomes:
+batch as its first dimension, else in three; one that is refused runs 40 where it is forced. Messages are written in
+wire version 3 and in the lowest one that carries the model, in turn. Outcomes:
 
     equal     every output has the bits of the whole model's
     refused   --list or `har-edge slice` refuses it, and it does not work where it is forced
