@@ -97,6 +97,15 @@ class Message:
     def count(self) -> int:
         return len(self.captured)
 
+    @property
+    def content(self) -> str:
+        """What came, for a log."""
+        named = ", ".join(self.tensors) or "none"
+        if not self.unknown:
+            return named
+        ids = ", ".join(map(str, self.unknown[:8]))
+        return f"{named} and tensors of the ids {ids}, unknown here: copy the folder of slices to all nodes"
+
 
 class _Tensor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     ref: _Name

@@ -305,8 +305,7 @@ class Stage:
             raise MessageError(f"stream {message.stream!r} came on the topic of {stream!r}; expected the same")
         if not parts:
             raise MessageError(
-                f"no tensor this stage needs came, but {', '.join(message.tensors) or 'none'}; "
-                f"expected {', '.join(setup.wiring.sources)}"
+                f"no tensor this stage needs came, but {message.content}; expected {', '.join(setup.wiring.sources)}"
             )
         self._check_batch(message, parts)
         known = setup.task.inputs if topic.kind is Kind.ACTIVATION else ()

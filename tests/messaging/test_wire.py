@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from har_edge.errors import MessageError
+from har_edge.graph import manifest
 from har_edge.messaging import wire
 from har_edge.messaging.wire import (
     DTYPES,
@@ -554,3 +555,27 @@ def test_long_names_and_many_tensors_travel_by_id() -> None:
 def test_unknown_even_fields_are_ignored() -> None:
     traced = extended({4: [0, b"\0" * 16, b"\0" * 8, 1], 65534: {"any": [1, None]}, 2: [7, 9]})
     assert same(decode(traced), Message("s", 0, 0, (0.0,), {}, sent=(7, 9)))
+
+
+def test_the_page_names_the_fields_and_what_is_reserved() -> None:
+    section = WIRE_PAGE.read_text(encoding="utf-8").split("### Fields")[1].split("### Limits")[0]
+    rows = re.findall(r"^\| (\d+) +\| (?:`(\w+)`)?", section, re.MULTILINE)
+    assert {int(number): name for number, name in rows if name} == {one.value: one.name.lower() for one in wire.Field}
+    reserved = [int(number) for number, name in rows if not name]
+    assert reserved == [3, 4, 5, 7, 9, 11, 13]
+    for number in reserved:  # what is odd is refused until there is code for it, what is even is not
+        payload = extended({number: [1, 2]})
+        if number % 2:
+            with pytest.raises(MessageError, match=f"field {number} came .* must not be ignored and is not known here"):
+                decode(payload)
+        else:
+            assert same(decode(payload), Message("s", 0, 0, (0.0,), {}))
+
+
+def test_the_limits_on_the_page() -> None:
+    page = WIRE_PAGE.read_text(encoding="utf-8")
+    assert f"array of at most {MAX_TENSORS} tensors, {MAX_TENSORS_3} in version 3" in page
+    assert f"map of 0 to {wire.MAX_FIELDS} entries" in page
+    assert f"string, 1 to {MAX_NAME} characters" in page
+    assert wire.NEWEST == manifest.NEWEST_WIRE
+    assert (MAX_NAME, MAX_TENSORS) == (manifest.MAX_PLAIN_NAME, manifest.MAX_PLAIN_TENSORS)

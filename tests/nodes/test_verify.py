@@ -40,6 +40,8 @@ RUNNABLE = {
     "no_text": models.named(b"in\xff", b"mid\xfe\0dle", b"out\xc3"),
     "shared_weights": models.shared_weights(),
     "layer_norm": models.layer_norm(),
+    "long_names": models.long_names(1063, dynamic=True),
+    "fan": models.fan(70, dynamic=True),
 }
 
 
