@@ -1,11 +1,14 @@
 """Run models whose tensors are not all [windows, ...] through stages: windows in and windows answered, at every cut.
 
-    python bench/cases.py MODEL.tflite ...
+    python bench/cases.py [--processes] MODEL.tflite ...
 
 Each model takes windows [50, 9] (a source of mhealth) and answers with one of its 12 classes. Every cut that is offered
 becomes a folder of slices; two stages of it handle ten windows, message by message, as behind a broker (there is
 none here), and their answers are compared with the uncut model's. Windows are random. With PYTHONPATH set to another
 checkout, the same is done with that code. Exit code 1 where a window was lost or answered otherwise.
+
+With --processes, the cut that most bytes of tensors without a batch cross (else the middle one) is run for real too: a
+broker, two stages and a sensor, each a process of its own, and ten windows of real recordings where they are installed.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import numpy as np
 
 import har_edge
 from har_edge.errors import HarEdgeError
-from har_edge.graph.cuts import list_cuts
+from har_edge.graph.cuts import Cut, list_cuts
 from har_edge.graph.model import Model, read_model
 from har_edge.inference.interpreter import Interpreter
 from har_edge.messaging.bus import Delivery
@@ -118,12 +121,40 @@ def judge(path: Path, folder: Path) -> Counter[str]:
     return found
 
 
+def run_processes(path: Path) -> str:
+    """Run one cut of a model over a broker; return what went in and what came out."""
+    from har_edge.cli import options
+    from har_edge.cli.main import build_parser
+    from har_edge.cli.whole import open_whole, start_nodes
+    from har_edge.planning.catalog import FoundModel
+
+    model = open_model(path)
+    args = build_parser().parse_args(["demo"])
+    _, data = options.load_recordings(args, load_description("mhealth"), ["subject1"])
+    cuts = [cut for cut in list_cuts(model) if cut.refusal is None]
+    middle = cuts[len(cuts) // 2]
+    cut = max(cuts, key=lambda one: (_unbatched_bytes(one), one is middle))
+    try:
+        with open_whole(args, FoundModel(path, "", None), stages=2, cuts=[cut.index], task=task_of(model)) as whole:
+            start_nodes(whole, args, ["subject1"], speed=None, windows=WINDOWS)
+            list(whole.local.results())
+            counts = f"windows in {whole.local.windows_in}, answered {whole.local.answered}"
+            return f"{counts}; cut before operator {cut.index}; {whole.broker}, {data}"
+    except HarEdgeError as error:
+        return f"refused at start: {' '.join(str(error).split())[-100:]}"
+
+
+def _unbatched_bytes(cut: Cut) -> int:
+    return sum(item.bytes for item in cut.crossing if not getattr(item.tensor, "batched", True))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Windows in and out, at every cut of models.")
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    parser.add_argument("--processes", action="store_true", help="run one cut of each over a broker too")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    print(f"code: {Path(har_edge.__file__).parent.parent.name}; random windows, no broker")
+    print(f"code: {Path(har_edge.__file__).parent.parent.name}; random windows without a broker")
     wrong = 0
     for path in args.models:
         with tempfile.TemporaryDirectory() as folder:
@@ -133,6 +164,10 @@ def main() -> int:
             if count:
                 print(f"    {count:3} {outcome}")
                 wrong += count * ("answered" not in outcome and "refused by" not in outcome)
+        if args.processes:
+            outcome = run_processes(path)
+            print(f"    processes: {outcome}", flush=True)
+            wrong += f"in {WINDOWS}, answered {WINDOWS};" not in outcome
     return 1 if wrong else 0
 
 
