@@ -14,6 +14,7 @@ from har_edge.nodes.follow import read_deployment
 from har_edge.nodes.outbox import Outbox
 from har_edge.nodes.resend import GIVE_UP_S, Resend
 from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.planning.pipeline import find_batch_problem
 from har_edge.planning.task import Task
 
 _log = logging.getLogger(__name__)
@@ -113,8 +114,19 @@ class Course(Resend):
         self._deployment, self._postponed = new, b""
         if not moves:
             return
-        self._sensor.setup = dataclasses.replace(self._sensor.setup, epoch=new.epoch)
+        alone = takes_one_window(new)
+        self._sensor.setup = dataclasses.replace(self._sensor.setup, epoch=new.epoch, alone=alone)
         _log.info("sending to epoch %d", new.epoch)
+
+
+def takes_one_window(deployment: Deployment) -> bool:
+    """Return whether the slices of the current epoch take one window a message only."""
+    if deployment.current is None:
+        return False
+    try:
+        return bool(find_batch_problem(deployment.current.manifest, deployment.config.task))
+    except ConfigError:  # no sense can be made of this plan: whatever its slices are, they take one
+        return True
 
 
 def check_windows(old: Deployment, new: Deployment, sources: Collection[str]) -> None:

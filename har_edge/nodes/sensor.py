@@ -23,7 +23,8 @@ class SensorSetup:
 
     With `combine`, one message carries all sources; otherwise each source has its own topic. `labels` lists the labels
     that count as known truth: those the model can answer. No message is larger than `max_payload_bytes`. Messages are
-    written in `wire_version`, with `ids` for the names of sources.
+    written in `wire_version`, with `ids` for the names of sources. `alone`: each carries one window, whatever comes,
+    since the slices take no batch.
     """
 
     topics: Topics
@@ -34,6 +35,7 @@ class SensorSetup:
     max_payload_bytes: int = wire.MAX_PAYLOAD_BYTES
     wire_version: int = 1
     ids: Mapping[str, int] = field(default_factory=dict)
+    alone: bool = False
 
 
 class Sensor:
@@ -67,6 +69,10 @@ class Sensor:
         have.
         """
         setup, first = self.setup, windows[0]
+        if setup.alone and len(windows) > 1:
+            numbers = [None if sent is None else (sent[0], sent[1] + index) for index in range(len(windows))]
+            each = zip(windows, captured, numbers, strict=True)
+            return [one for window, at, number in each for one in self.handle([window], [at], again=again, sent=number)]
         codes = {
             source: pack(reducer, [reducer.encode(window.samples[source]) for window in windows])
             for source, reducer in setup.reducers.items()

@@ -121,14 +121,15 @@ class Pipeline:
         return find_wiring(self.manifest, self.task, index)
 
 
-def find_batch_problem(pipeline: Pipeline) -> str:
+def find_batch_problem(manifest: SliceManifest, task: Task) -> str:
     """Say why a message can carry one window only; empty where it may carry several.
 
     Every tensor that windows enter by, that crosses a cut or that answers must have the batch as its first dimension.
+    Raises ConfigError for slices and a task that do not belong together.
     """
-    for index, entry in enumerate(pipeline.manifest.slices):
-        wiring = pipeline.wiring(index)
-        used = {*wiring.sources.values(), *wiring.sends, *((pipeline.task.output,) if wiring.answers else ())}
+    for index, entry in enumerate(manifest.slices):
+        wiring = find_wiring(manifest, task, index)
+        used = {*wiring.sources.values(), *wiring.sends, *((task.output,) if wiring.answers else ())}
         for spec in (*entry.inputs, *entry.outputs):
             if spec.name in used and not is_batched(spec):
                 reason = "has a first dimension that is no batch" if spec.shape[:1] == (-1,) else "has no dynamic batch"
@@ -138,7 +139,7 @@ def find_batch_problem(pipeline: Pipeline) -> str:
 
 def check_batch(pipeline: Pipeline, batch: int) -> None:
     """Raise ConfigError where messages of so many windows cannot pass; see `find_batch_problem`."""
-    problem = find_batch_problem(pipeline) if batch > 1 else ""
+    problem = find_batch_problem(pipeline.manifest, pipeline.task) if batch > 1 else ""
     if problem:
         raise ConfigError(
             f"--batch {batch} came, but {problem}; send one window a message (--batch 1), cut the model elsewhere "

@@ -136,3 +136,24 @@ def test_indices_branches_and_several_ports() -> None:
     first, second = keras.layers.Dense(3, name="first")(y), keras.layers.Dense(2, name="second")(scores)
     compared, _ = _check(_convert(keras.Model([words, scores], [first, second])))
     assert compared >= 3
+
+
+def _steps() -> Any:
+    """A dilated convolution, a dense layer for every step, and the most frequent end of a classifier."""
+    layers = keras.layers
+    x = inputs = keras.Input((12, 4))
+    x = layers.Conv1D(6, 3, padding="causal", dilation_rate=2, activation="relu")(x)
+    x = layers.Dense(5, activation="relu")(x)
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling1D()(x)))
+
+
+def test_what_a_converter_calls_a_batch_is_one_only_where_it_carries_it() -> None:
+    content = _convert(_steps())
+    model = open_model(content)
+    crossing = {item.tensor.name: item for cut in list_cuts(model) for item in cut.crossing}
+    dynamic = [item for item in crossing.values() if item.tensor.shape[:1] == (-1,)]
+    assert 0 < sum(item.tensor.batched for item in dynamic) < len(dynamic)
+    # Of one window: two blocks of 8 steps (four are causal padding), twelve rows of 6 and of 5.
+    sizes = {item.bytes for item in dynamic if not item.tensor.batched}
+    assert {2 * 8 * 4 * 4, 12 * 6 * 4, 12 * 5 * 4} <= sizes
+    assert _check(content) == (len(model.main.operators) - 1, 0)

@@ -28,7 +28,7 @@ CARD = DeviceCard(PROTOCOL, "m1", "Linux aarch64", 4, 4_000_000_000, "ai-edge-li
 
 
 def tensors(*names: str) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name, (1, 4), "float32") for name in names)
+    return tuple(TensorSpec(name, (-1, 4), "float32") for name in names)
 
 
 def manifest(*wires: tuple[tuple[str, ...], tuple[str, ...]]) -> SliceManifest:

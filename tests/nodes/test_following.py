@@ -2,8 +2,10 @@
 
 from collections import Counter
 
+import msgspec
 import pytest
 
+from har_edge.graph.manifest import TensorSpec
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Receipt
 from har_edge.messaging.status import State
@@ -115,6 +117,30 @@ def test_a_batch_is_kept_as_one(clock):
     loop.run(groups, Stop())
     assert [(message.seq, message.count, message.epoch) for message in bus.messages] == [(0, 5, 1), (0, 5, 2)]
     assert sensor.counters.resent == 5 and len(bus.answered) == 5
+
+
+def test_a_batch_goes_one_by_one_once_the_slices_take_no_more(clock):
+    """A plan may come that cuts elsewhere, where something without a batch crosses."""
+    bus = Deployed(clock, 9)
+
+    def recut():
+        deployment = plan_of(2, revision=2)
+        (generation,) = deployment.generations
+        entry = generation.manifest.slices[0]
+        rows = TensorSpec("c", (-1, 4, 2), "float32", batched=False)
+        manifest = msgspec.structs.replace(
+            generation.manifest, slices=(msgspec.structs.replace(entry, inputs=(rows, *entry.inputs[1:])),)
+        )
+        generation = msgspec.structs.replace(generation, manifest=manifest)
+        return bus.to(2, deployment=msgspec.structs.replace(deployment, generations=(generation,)))
+
+    bus.when(2.0, recut)
+    sensor, loop = replay_of(bus, in_flight=100)
+    groups = iter([[one for batch in [next(singles) for _ in range(5)] for one in batch] for singles in [batches(5)]])
+    loop.run(groups, Stop())
+    sent = [(message.seq, message.count, message.epoch) for message in bus.messages]
+    assert sent == [(0, 5, 1), *((seq, 1, 2) for seq in range(5))]
+    assert sensor.counters.resent == 5 and len(bus.answered) == 5 and sensor.counters.unanswered == 0
 
 
 def test_a_replay_gives_up_when_no_result_came_for_long(clock):

@@ -112,7 +112,7 @@ def test_several_windows_a_message_pass_or_are_refused_at_start(path: Path, tmp_
     passed = []
     for cut in list_cuts(open_model(path)):
         pipeline = prepare(path, TASK, tmp_path / str(cut.index), stages=2, cuts=[cut.index])
-        if find_batch_problem(pipeline):
+        if find_batch_problem(pipeline.manifest, pipeline.task):
             with pytest.raises(ConfigError, match=r"--batch 3 came, but tensor .* of slice \d has "):
                 check_batch(pipeline, 3)
             check_batch(pipeline, 1)
