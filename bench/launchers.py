@@ -118,12 +118,12 @@ def _debian(directory: Path, stops: _Stops) -> _Started:
 
 
 def _bridge(directory: Path, stops: _Stops) -> _Started:
-    """Two Mosquittos; the second connects to the first and carries everything of har_edge both ways."""
+    """Two Mosquittos; the second connects to the first and carries everything both ways."""
     version, [first] = _mosquitto(directory / "first", stops)
     lines = [
         "connection first",
         f"address {first.host}:{first.port}",
-        "topic har/# both 1",
+        "topic # both 1",
         "cleansession false",
         # Between brokers only. With mqttv50 and max_inflight_messages 0, 2.0.11 sends a Receive Maximum of 0, which is
         # a protocol error (MQTT 5, section 3.1.2.11.3).

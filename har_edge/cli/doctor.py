@@ -30,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=(*ROLES, "all"),
         help="whose permissions to try (default: those of --username where that is the name of a role, else all)",
     )
+    parser.add_argument("--broker-only", action="store_true", help="measure the broker, and look at nothing else")
     options.add_probe(parser)
     options.add_pipeline(parser)
     options.add_quiet(parser)
@@ -58,7 +59,9 @@ def _checkup(args: argparse.Namespace) -> Checkup:
 
     mqtt5 = options.chosen_protocol(args, settings) is Protocol.V5
     reception = Reception(address, connect, topics, _roles(args, address.username), mqtt5=mqtt5)
-    return Checkup(reception, connect, topics, Store(args.cache or default_folder()), args.timeout)
+    return Checkup(
+        reception, connect, topics, Store(args.cache or default_folder()), args.timeout, broker_only=args.broker_only
+    )
 
 
 def _roles(args: argparse.Namespace, username: str | None) -> frozenset[Role]:

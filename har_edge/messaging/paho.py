@@ -161,6 +161,15 @@ class PahoBus:
                 select.select([], self._sockets(), [], 0.05)
         for connection in self._sockets():  # the broker does not read: nothing but closing is left
             connection.close()
+        if forget and not self._mqtt5 and self._session.expiry_s:
+            self._end_session()
+
+    def _end_session(self) -> None:
+        """End the session at the broker: before MQTT 5 only a new connection with a clean session does that."""
+        try:
+            self._connect_beside(Session(self._session.client_id, clean_start=True)).close()
+        except BrokerError as error:
+            _log.warning("the session of %s stays at the broker: %s", self._session.client_id, error)
 
     def _sockets(self) -> list[socket.socket]:
         connection = self._client.socket()
@@ -307,15 +316,18 @@ class PahoBus:
             self._traffic.sent_bytes += message.size
 
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
-        if self._mqtt5:
-            send, never = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE, SubscribeOptions.RETAIN_DO_NOT_SEND
-            options = [  # a member of a group must get none anyway: see packets.greeting
-                SubscribeOptions(qos=_QOS, retainHandling=send if read_share(text) is None else never)
-                for text in filters
-            ]
-            _, packet_id = self._client.subscribe(list(zip(filters, options, strict=True)))
-        else:
-            _, packet_id = self._client.subscribe([(text, _QOS) for text in filters])
+        if not self._mqtt5:
+            # One filter a packet: aedes with Redis never answers several of them for a session that it keeps.
+            for text in filters:
+                self._note_subscribe((text,), self._client.subscribe(text, _QOS)[1])
+            return
+        send, never = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE, SubscribeOptions.RETAIN_DO_NOT_SEND
+        options = [  # a member of a group must get none anyway: see packets.greeting
+            SubscribeOptions(qos=_QOS, retainHandling=send if read_share(text) is None else never) for text in filters
+        ]
+        self._note_subscribe(filters, self._client.subscribe(list(zip(filters, options, strict=True)))[1])
+
+    def _note_subscribe(self, filters: tuple[str, ...], packet_id: int | None) -> None:
         if packet_id is not None:
             self._subscribing[packet_id] = filters
 

@@ -11,7 +11,7 @@ import pytest
 from har_edge.errors import BrokerError
 from har_edge.messaging import handshake, knock, link, mqtt, paho
 from har_edge.messaging.address import Address
-from har_edge.messaging.bus import Bus, Session
+from har_edge.messaging.bus import Bus, Receipt, Session
 from har_edge.messaging.embedded import EmbeddedBroker
 from har_edge.messaging.mqtt import Client, Protocol, open_bus
 from tests.messaging.old_broker import Manner, OldBroker
@@ -54,6 +54,27 @@ def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(
         assert refused > 0 and old.refused == refused  # the second one knew
     said = [one.getMessage() for one in caplog.records if "speaks no MQTT 5" in one.getMessage()]
     assert said == [f"the broker at {old.address.url} speaks no MQTT 5; 3.1.1 is used instead (docs/brokers.md)"]
+
+
+@pytest.mark.parametrize("forget", [False, True])
+@pytest.mark.parametrize("name", ["embedded", "mosquitto"])
+def test_a_session_of_3_1_1_ends_when_it_is_to_be_forgotten(
+    request: pytest.FixtureRequest, name: str, forget: bool
+) -> None:
+    address, who = request.getfixturevalue(name).address, Session(f"leaves-{forget}", expiry_s=60)
+    bus = open_bus(address, who, protocol=Protocol.V311)
+    bus.subscribe(["left/#"])
+    while not bus.connected:
+        bus.poll(0.02)
+    bus.close(forget=forget)
+    sender = open_bus(address, Session("sender"))
+    heard: list[Receipt] = []
+    sender.publish("left/x", b"", receipt=heard.append)
+    while not heard:
+        sender.poll(0.02)
+    assert heard == [Receipt.UNHEARD if forget else Receipt.SAFE]
+    sender.close()
+    open_bus(address, who, protocol=Protocol.V311).close(forget=True)
 
 
 def test_who_asks_for_3_1_1_is_not_told_of_it(embedded: EmbeddedBroker, caplog: pytest.LogCaptureFixture) -> None:

@@ -42,6 +42,7 @@ class Checkup:
     store: Store
     timeout_s: float = 5.0
     listen_s: float = LISTEN_S
+    broker_only: bool = False
     _bus: Bus | None = None
     _observer: Observer | None = None
     _failed: set[str] = field(default_factory=set)
@@ -49,7 +50,7 @@ class Checkup:
     def run(self) -> Iterator[Finding]:
         """Yield findings in order; a check whose ground failed is not reached."""
         try:
-            for rung in LADDER:
+            for rung in BROKER_LADDER if self.broker_only else LADDER:
                 findings = list(self._climb(rung))
                 if any(finding.verdict is not Verdict.OK for finding in findings):
                     self._failed.add(rung.name)
@@ -322,6 +323,7 @@ LADDER = (
     Rung("credentials", _receive(Reception.credentials), ("broker", "mqtt")),
     Rung("settings", _receive(Reception.settings)),
     Rung("permissions", _receive(Reception.rights)),
+    Rung("behaviour", _receive(Reception.behaviour)),
     Rung("coordinator", Checkup._coordinator, reads=(Kind.STATUS,)),
     Rung("nodes", Checkup._nodes, reads=_NODES),
     Rung("clocks", Checkup._clocks, ("credentials", "nodes"), _NODES),
@@ -332,6 +334,8 @@ LADDER = (
     Rung("sensors", Checkup._sensors, ("plan",), (Kind.STATUS,)),
     Rung("flow", Checkup._flow, ("plan", "slices", "stages"), (Kind.RESULT, *_FILES), (Kind.WINDOW,)),
 )
+
+BROKER_LADDER = LADDER[: [rung.name for rung in LADDER].index("behaviour") + 1]
 
 
 def _is_living_node(payload: bytes) -> bool:

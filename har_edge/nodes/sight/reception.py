@@ -11,13 +11,19 @@ from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address
 from har_edge.messaging.knock import CREDENTIALS, UNSUPPORTED_VERSION, Terms, knock, reach_port
 from har_edge.messaging.link import OtherVersion, Unanswered
+from har_edge.messaging.measure import Measured, measure
 from har_edge.messaging.mqtt import speaks_older_only
 from har_edge.messaging.topics import Kind, Topics
 from har_edge.nodes.blobs import CHUNK_BYTES
+from har_edge.nodes.sight.behaviour import traits
 from har_edge.nodes.sight.permissions import Connect, Role, Tried, rights_of, try_right
 
 # A broker that takes fewer messages at once starves stages that hold windows until their output is safe.
 RECEIVE_MAX = 64
+_BOTH = (
+    "set `max_inflight_messages 0` and `max_queued_messages 100000` in its configuration: with the first alone it "
+    "still drops what a slow or absent stage has not taken (brokers/mosquitto.conf has both)"
+)
 
 
 class Verdict(str, Enum):
@@ -51,6 +57,7 @@ class Reception:
         self.address, self.roles = address, frozenset(roles)
         self._connect, self._topics, self._mqtt5 = connect, topics, mqtt5
         self._terms: Terms | None = None
+        self.measured: Measured | None = None
 
     def broker(self, name: str) -> Iterator[Finding]:
         """Open a TCP connection."""
@@ -120,7 +127,7 @@ class Reception:
             said = (
                 f"the broker takes {terms.receive_max} messages at once, which starves stages; {RECEIVE_MAX} or more do"
             )
-            yield Finding(name, Verdict.WRONG, said, "set `max_inflight_messages 0` in its configuration")
+            yield Finding(name, Verdict.WRONG, said, _BOTH)
         elif not terms.shared:
             said = "the broker has no shared subscriptions, so stages cannot take turns"
             yield Finding(name, Verdict.WRONG, said, "use Mosquitto 1.6 or newer, or a broker with MQTT 5 in full")
@@ -130,6 +137,26 @@ class Reception:
             yield passed(
                 name, f"packets {packets}, {at_once} at once; retained, wildcards and shared subscriptions permitted"
             )
+
+    def behaviour(self, name: str) -> Iterator[Finding]:
+        """Measure what the broker does, whatever it says: each thing that windows depend on."""
+        if self.roles != frozenset(Role):
+            who = " and ".join(sorted(role.value for role in self.roles))
+            said = f"not measured as {who}: it takes a user who may publish and read {self._prefix}#"
+            yield Finding(name, Verdict.NOT_REACHED, said)
+            return
+        try:
+            self.measured = measure(self._connect, self._topics.prefix, mqtt5=self._mqtt5)
+        except BrokerError as error:
+            yield Finding(name, Verdict.NOT_REACHED, str(error))
+            return
+        for trait in traits(self.measured):
+            verdict = Verdict.WRONG if trait.mend else Verdict.OK
+            yield Finding(f"broker's {trait.name}", verdict, trait.said, trait.mend)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self._topics.prefix}probe/"
 
     def rights(self, name: str) -> Iterator[Finding]:
         """Try every topic of the roles, both ways."""

@@ -1,0 +1,71 @@
+"""What a measured broker means: which traits are wrong, and what to do."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from har_edge.messaging.measure import Measured
+from har_edge.nodes.sight.behaviour import HEADER, promises, row, traits
+from tests.messaging.test_measure import GOOD
+
+
+def wrong(broker: Measured) -> dict[str, str]:
+    return {trait.name: trait.mend for trait in traits(broker) if trait.mend}
+
+
+def test_a_good_broker_has_nothing_wrong() -> None:
+    assert wrong(GOOD) == {}
+    assert promises(GOOD) == ["fixed slices: killed and replaced stages lose nothing", "coordinator: yes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "mend"),
+    [
+        ({"session_kept": False}, "sessions", "har-edge broker"),
+        ({"redelivered": False}, "sessions", "har-edge broker"),
+        ({"retained_wildcards": False}, "retained", "har-edge stage"),
+        ({"retained_wildcards": False, "retained": False}, "retained", "another broker"),
+        ({"taken_over": False}, "take-over", "stop a stage before"),
+        ({"in_flight": 10}, "in flight", "mqtt.prefetch"),
+        ({"queued": 1000}, "queue", "max_queued_messages 100000"),
+        ({"largest_bytes": 32 * 1024}, "size", "message_size_limit"),
+        ({"dropped": 3}, "drops", "max_queued_messages 100000"),
+    ],
+)
+def test_each_loss_is_wrong_and_says_what_to_do(change: dict[str, object], name: str, mend: str) -> None:
+    found = wrong(msgspec.structs.replace(GOOD, **change))  # type: ignore[arg-type]
+    assert list(found) == [name] and mend in found[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "said"),
+    [
+        ({"says_unheard": False}, "listeners", "send again"),
+        ({"shared": False}, "groups", "no plan may put a stage on several nodes"),
+        ({"max_held": 29}, "in flight", "asked for 8 came to hold 29"),
+        ({"marked_again": False}, "sessions", "does not say so"),
+        ({"largest_bytes": 260 * 1024}, "size", "of 1024 KiB not"),
+    ],
+)
+def test_what_har_edge_makes_up_for_is_told_and_not_wrong(change: dict[str, object], name: str, said: str) -> None:
+    broker = msgspec.structs.replace(GOOD, **change)  # type: ignore[arg-type]
+    assert wrong(broker) == {}
+    assert said in {trait.name: trait.said for trait in traits(broker)}[name]
+
+
+def test_promises_follow_what_was_measured() -> None:
+    rabbit = msgspec.structs.replace(GOOD, in_flight=10, retained_wildcards=False, shared=False, max_held=None)
+    assert promises(rabbit) == [
+        "fixed slices: killed and replaced stages lose nothing; joins wait for sources that run apart",
+        "coordinator: no",
+    ]
+    debian = msgspec.structs.replace(GOOD, queued=1000)
+    assert "a backlog above 1000 is dropped" in promises(debian)[0]
+    (only,) = promises(msgspec.structs.replace(GOOD, redelivered=False))
+    assert "loses what it held" in only
+
+
+def test_a_row_has_a_cell_for_each_column() -> None:
+    cells = row("x", msgspec.structs.replace(GOOD, in_flight=10, max_held=None))
+    assert len(cells) == len(HEADER) and cells[0] == "x" and "**10**" in cells and "-" in cells
