@@ -12,6 +12,7 @@ from har_edge.graph.manifest import SliceManifest, TensorSpec
 from har_edge.graph.metadata import read_annotations
 from har_edge.graph.model import Model
 from har_edge.graph.schema import text
+from har_edge.messaging.text import escape
 from har_edge.nodes.verify import CutCheck
 
 _NAME_WIDTH = 48  # converters write names of several hundred characters; --json has them in full
@@ -110,7 +111,17 @@ def start(model: Model, cuts: Sequence[Cut]) -> Report:
         notes.append(f"{model.name}: {problem}")
     if others:
         notes.append(f"slices hold the first graph only; the signatures {', '.join(others)} are left out")
+    if lone := [str(cut.index) for cut in cuts if cut.refusal is None and not _takes_batches(cut)]:
+        notes.append(
+            f"at {len(lone)} cuts something crosses whose first dimension is no batch, so a message carries one window "
+            f"(--batch 1): {', '.join(lone)}"
+        )
     return Report(model.name, model.sha256, len(model.main.operators), len(cuts) - refused, refused, notes)
+
+
+def _takes_batches(cut: Cut) -> bool:
+    """Return whether all that crosses carries the batch; what is fixed as a whole is of a model without one."""
+    return all(item.tensor.batched for item in cut.crossing)
 
 
 def _cut_lines(cuts: Sequence[Cut] | None) -> list[str]:
@@ -151,7 +162,8 @@ def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None) -> list
 
 
 def _tensor(tensor: TensorSpec) -> str:
-    name = tensor.name if len(tensor.name) <= _NAME_WIDTH else "…" + tensor.name[1 - _NAME_WIDTH :]
+    name = escape(tensor.name)
+    name = name if len(name) <= _NAME_WIDTH else "…" + name[1 - _NAME_WIDTH :]
     return f"{name} {tensor.dtype}[{','.join('?' if n == -1 else str(n) for n in tensor.shape)}]"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from har_edge.errors import ModelError
+from har_edge.errors import MessageError, ModelError
 
 if TYPE_CHECKING:
     from har_edge.inference.interpreter import Port
@@ -20,11 +20,14 @@ def absent(port: Port, count: int) -> npt.NDArray[Any]:
 
     That is 0.0, or the zero point of an integer port. A network trained with modality dropout has learned that zero
     means absent (Neverova et al., "ModDrop: adaptive multi-modal gesture recognition", TPAMI 38(8), 2016).
-    Raises ModelError where another dimension than the first has no fixed size, so that nobody knows what to fill.
+    Raises ModelError where another dimension than the first has no fixed size, so that nobody knows what to fill, and
+    MessageError for several windows where the input has no batch.
     """
     batched = port.shape[:1] in ((-1,), (1,))
     shape = port.shape[1:] if batched else port.shape
-    if not port.shape or -1 in shape or not (batched or count == 1):
+    if not (batched or count == 1):
+        raise MessageError(f"a batch of {count} windows came, but input {port.name!r} {list(port.shape)} takes one")
+    if not port.shape or -1 in shape:
         raise ModelError(
             f"input {port.name!r} is {list(port.shape)}; expected [windows, ...] with fixed sizes, so that a missing "
             "source can be filled in; convert the model so, or wait for all sources"

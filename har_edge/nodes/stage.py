@@ -345,8 +345,8 @@ class Stage:
         message = gathered.message
         if lacks:
             message = replace(message, missing=tuple(sorted({*message.missing, *lacks})))
-        filled = {name: absent(setup.ports[source], message.count) for source, name in lacks.items()}
         try:
+            filled = {name: absent(setup.ports[source], message.count) for source, name in lacks.items()}
             outputs = setup.run(gathered.parts | filled)
             outgoing = self._publications(message, outputs)
         except MessageError as error:

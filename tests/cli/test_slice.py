@@ -53,6 +53,28 @@ def test_list_says_why_a_cut_is_refused(run: Run) -> None:
     assert "refused: both sides use the recurrent state state" in out
 
 
+def test_list_says_where_a_message_carries_one_window(run: Run) -> None:
+    _, out, _ = run(models.dilated(), "--list")
+    assert "at 2 cuts something crosses whose first dimension is no batch" in out.replace("\n", " ")
+    assert "(--batch 1): 1, 2" in out.replace("\n", " ")
+    assert " 160  " in out  # bytes of two blocks, where the file plans one
+    _, out, _ = run(models.chain(dynamic=True), "--list")
+    assert "no batch" not in out
+
+
+def test_names_cannot_move_the_cursor(run: Run) -> None:
+    _, out, _ = run(models.named(b"in", b"mid\x1b[2J", b"out"), "--list")
+    assert "mid\\x1b[2J float32[1,4]" in out and "\x1b" not in out
+
+
+def test_check_says_what_a_stage_would_not_take(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("har_edge.inference.observe.observe", lambda model: model)
+    code, out, _ = run(models.dilated(), "--check")
+    assert code == 1
+    assert "cuts 1: slice 1: har/v1/check/act/1/0/check: input 't" in out.replace("\n", " ")
+    assert "5 ways to cut compared with the whole model, 2 not equal" in out.replace("\n", " ")
+
+
 def test_list_as_json(run: Run) -> None:
     _, out, _ = run(models.chain(dynamic=True), "--list", "--json")
     report = json.loads(out)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from har_edge.errors import ModelError
+from har_edge.errors import MessageError, ModelError
 from har_edge.inference.absent import absent
 from har_edge.inference.interpreter import Port
 
@@ -19,6 +19,13 @@ def test_it_is_real_zero_in_the_shape_and_dtype_of_the_port(dtype, scale, zero_p
     assert value.shape == (1, 250, 9) and value.dtype == dtype
     assert not port.real(value).any()
     assert absent(Port("code", (-1, 32), np.dtype(dtype), scale, zero_point), 5).shape == (5, 32)
+
+
+def test_an_input_without_a_batch_takes_one_window():
+    port = Port("arm", (250, 9), np.dtype("float32"), 0.0, 0)
+    assert absent(port, 1).shape == (250, 9)
+    with pytest.raises(MessageError, match=r"a batch of 3 windows came, but input 'arm' \[250, 9\] takes one"):
+        absent(port, 3)
 
 
 @pytest.mark.parametrize("shape", [(), (1, -1, 9), (-1, 250, -1)])
