@@ -151,6 +151,10 @@ def _write(
             report.say(f"the model names the {len(labels)} classes of {output}; [task] may leave its labels out")
     if manifest.wire > 1:
         report.say("nodes older than wire version 3 refuse this folder; cut with --wire 1 where there are some")
+    elif manifest.version > 1:
+        report.say(
+            "older nodes refuse this folder: something without a batch crosses, which they would drop; cut elsewhere"
+        )
     if kept or task is not None:
         report.say(f"run each slice with: har-edge stage --config {out} --index N")
 

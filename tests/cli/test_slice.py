@@ -62,6 +62,13 @@ def test_list_says_where_a_message_carries_one_window(run: Run) -> None:
     assert "no batch" not in out
 
 
+def test_older_nodes_are_named_where_they_would_drop_what_crosses(run: Run, tmp_path: Path) -> None:
+    for cut, said in (("1", True), ("3", False)):
+        _, out, _ = run(models.dilated(), "--at", cut, "--out", str(tmp_path / cut), "--wire", "1")
+        assert ("older nodes refuse this folder: something without a batch" in out.replace("\n", " ")) == said
+        assert load_manifest(tmp_path / cut).version == 1 + said
+
+
 def test_names_cannot_move_the_cursor(run: Run) -> None:
     _, out, _ = run(models.named(b"in", b"mid\x1b[2J", b"out"), "--list")
     assert "mid\\x1b[2J float32[1,4]" in out and "\x1b" not in out

@@ -12,18 +12,22 @@ import msgspec
 import pytest
 
 from har_edge.errors import BrokerError
-from har_edge.graph.folder import write_folder
+from har_edge.graph.folder import outline, write_folder
+from har_edge.graph.manifest import SliceManifest
 from har_edge.graph.model import Model, read_model
 from har_edge.graph.slices import slice_model
 from har_edge.inference.measure import segment_bounds
+from har_edge.inference.observe import open_model
 from har_edge.nodes.coordination.replan import Draft, Order, Wish, cuts_of
 from har_edge.nodes.coordination.workshop import Planner, Workshop, reference_profile
 from har_edge.nodes.deployment import Generation
 from har_edge.planning.catalog import find_model
 from har_edge.planning.devices import DeviceEntry, DevicesFile
+from har_edge.planning.layout import HEAD_BYTES, make_layout
 from har_edge.planning.plan import Objective
 from har_edge.planning.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost
 from har_edge.planning.relocate import Candidate
+from tests.graph import models
 
 WORK_S = 1e-3
 
@@ -75,6 +79,27 @@ def test_fewer_nodes_than_slices_keep_the_cuts_and_share(model: Model) -> None:
     assert alone.manifest is not None and len(alone.manifest.slices) == 3
     assert alone.forecast is not None and first.forecast is not None
     assert alone.forecast.period_s > 2 * first.forecast.period_s
+
+
+def test_what_carries_no_batch_is_planned_with_its_true_size_and_said_in_the_manifest() -> None:
+    odd = open_model(models.dilated())
+    draft = planner(odd, Wish(cuts=(2,))).plan(Order(1, nodes("a", "b"), (), 0))
+    assert not draft.problem and draft.manifest is not None
+    assert [one.batched for one in draft.manifest.slices[0].outputs] == [False] and draft.manifest.version == 2
+    assert draft.manifest == outline_of(odd, 2, draft)
+    costs = make_layout(odd, segment_bounds(odd))
+    edge = costs.walk([2])[0]  # type: ignore[index]
+    assert costs.sent_bytes[edge] == 2 * 4 * 5 * 4 + HEAD_BYTES  # two blocks; the file plans one
+    asked = planner(odd, Wish(stages=5)).plan(Order(2, nodes("a", "b", "c", "d", "e"), (), 0))
+    assert not asked.problem and asked.manifest is not None and len(asked.manifest.slices) == 5
+
+
+def outline_of(model: Model, cut: int, draft: Draft) -> SliceManifest:
+    made = outline(model, slice_model(model, [cut]))
+    assert draft.manifest is not None
+    hashes = [entry.sha256 for entry in draft.manifest.slices]
+    entries = (msgspec.structs.replace(e, sha256=h) for e, h in zip(made.slices, hashes, strict=True))
+    return msgspec.structs.replace(made, slices=tuple(entries))
 
 
 def test_slices_that_the_memory_of_a_node_does_not_hold_are_no_plan(model: Model) -> None:
