@@ -249,7 +249,10 @@ def _queued(prober: Prober) -> int:
     topic = prober.topic("queue")
     prober.leave(prober.ready("queue", topic, kept=True))
     prober.send(prober.bus("to-queue"), topic, [b"%d" % number for number in range(QUEUED)])
-    return len({one.payload for one in prober.take(prober.bus("queue", kept=True), QUEUED)})
+    came = {one.payload for one in prober.take(prober.bus("queue", kept=True), QUEUED)}
+    if 0 < len(came) < QUEUED:  # aedes with Redis hands over 1000 a connection
+        came |= {one.payload for one in prober.take(prober.bus("queue", kept=True), QUEUED - len(came))}
+    return len(came)
 
 
 def _largest(prober: Prober) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -64,6 +66,15 @@ def test_promises_follow_what_was_measured() -> None:
     assert "a backlog above 1000 is dropped" in promises(debian)[0]
     (only,) = promises(msgspec.structs.replace(GOOD, redelivered=False))
     assert "loses what it held" in only
+
+
+def test_the_page_on_brokers_holds_the_table_that_the_command_makes() -> None:
+    page = Path(__file__).parents[3] / "docs" / "brokers.md"
+    text = page.read_text(encoding="utf-8")
+    assert "| " + " | ".join(HEADER) + " |" in text
+    for name in ("brokers", "settings"):
+        table = text.partition(f"<!-- {name}: bench/broker_table.py -->")[2].partition(f"<!-- end of {name} -->")[0]
+        assert table.count("\n|") >= 6, f"the table of {name} is empty: python bench/broker_table.py --write"
 
 
 def test_a_row_has_a_cell_for_each_column() -> None:
