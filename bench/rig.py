@@ -24,7 +24,7 @@ from har_edge.messaging import wire
 from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.messaging.bus import Session
 from har_edge.messaging.mqtt import Client, open_bus
-from har_edge.nodes.build import reducer_of, topics_of
+from har_edge.nodes.build import reducer_of, source_ids, topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.local import LocalPipeline
 from har_edge.nodes.sink import Sink
@@ -175,7 +175,7 @@ class Staged:
 
     def __init__(self, rig: Rig, client: str = "auto") -> None:
         self._pipeline = rig.pipeline
-        self._codes = rig.codes
+        self._codes, self._ids = rig.codes, source_ids(rig.pipeline)
         options = ["--broker", rig.broker.address.url, "--client", client]
         chosen = Client(client)
         watch = open_bus(rig.broker.address, Session("bench-watch"), chosen)
@@ -244,7 +244,8 @@ class Staged:
         groups = {source: {source: code} for source, code in codes.items()} if apart else {"all": codes}
         for source, tensors in groups.items():
             message = wire.Message(stream, seq, self._pipeline.config.epoch, (time.time(),) * batch, tensors)
-            self._bus.publish(self._topics.window(stream, source), wire.encode(message))
+            payload = wire.encode(message, self._pipeline.manifest.wire, self._ids)
+            self._bus.publish(self._topics.window(stream, source), payload)
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.mqtt import open_bus
 from har_edge.messaging.status import UNREADABLE, State, decode_status
 from har_edge.messaging.topics import ALL_SOURCES, RETAINED, Kind, Topics
-from har_edge.nodes.build import topics_of
+from har_edge.nodes.build import source_ids, topics_of
 from har_edge.nodes.sink import Sink
 from har_edge.planning.pipeline import Pipeline
 from har_edge.reduction.reducer import Code
@@ -165,7 +165,8 @@ class Emulated:
 
     def _send(self, stream: str, seq: int, codes: Mapping[str, Code]) -> None:
         message = wire.Message(stream, seq, self.pipeline.config.epoch, (time.time(),), codes)
-        self.bus.publish(self.topics.window(stream, ALL_SOURCES), wire.encode(message))
+        payload = wire.encode(message, self.pipeline.manifest.wire, source_ids(self.pipeline))
+        self.bus.publish(self.topics.window(stream, ALL_SOURCES), payload)
 
     def _poll(self) -> list[int]:
         """Take what came; return the numbers of answered windows of this run."""
