@@ -177,8 +177,9 @@ def _bonds(model: Model, maker: dict[int, int]) -> list[Bond]:
 def _fused(graph: Graph) -> dict[str, list[int]]:
     """Return the operators that the runtime makes one of, where that rounds otherwise than two of them.
 
-    XNNPACK (LiteRT 2.3) adds up squares of floats without rounding each: of 784 pairs of 28 kinds of operators only a
-    square and the MEAN or SUM of it gave other bits apart than together, whatever else reads the square.
+    XNNPACK (LiteRT 2.3) adds up squares of floats without rounding each: of 26 kinds of operators, each followed by
+    each, only a square and the MEAN or SUM of it gave other bits apart than together, whatever else reads the square
+    (bench/operator_pairs.py). Short rows may be equal on one processor and not on another.
     """
     squares = {
         operator.outputs[0]: operator.index
