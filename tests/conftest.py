@@ -22,14 +22,18 @@ ALONE = ("faults", "testbed", "trials")
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without HAR_EDGE_DATA the `dataset` tests cannot run; in CI nothing may be skipped for want of something."""
+    """Without HAR_EDGE_DATA the `dataset` tests cannot run; in CI nothing may be skipped for want of something.
+
+    Tests of other brokers and of an emulated machine run where they are asked for alone (-m brokers, -m arm64).
+    """
     root = Path(__file__).parent
     for item in items:
         if item.path.relative_to(root).parts[0] in ALONE:
             item.add_marker(pytest.mark.alone)
-    if "brokers" not in str(config.getoption("-m")):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("brokers")])
-        items[:] = [item for item in items if not item.get_closest_marker("brokers")]
+    for marker in ("arm64", "brokers"):
+        if marker not in str(config.getoption("-m")):
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
     if os.environ.get("CI") == "true":
         if root.parent in Path(har_edge.__file__).resolve().parents:
             raise pytest.UsageError(f"CI tests what is installed, not {har_edge.__file__} of the tree (.ci/run)")

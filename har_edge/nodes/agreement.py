@@ -51,26 +51,24 @@ def disagreement(ways: Mapping[str, Way | None], dtypes: Collection[str], *, del
     `ways` are those of the nodes by name, `delegate` what the whole pipeline was told.
     """
     kind, known = kind_of(dtypes), {name: way for name, way in sorted(ways.items()) if way is not None}
-    if kind == "int8":
-        return ""  # the same bits on every runtime, machine and delegate that was measured
-    tail = f" ({PAGE})"
-    if _differ(set(known.values()), kind):
+    if _differ(known.values(), kind):
         listed = [f"{name} ({way})" for name, way in list(known.items())[:MAX_NAMED]]
         more = f" and {len(known) - MAX_NAMED} more" if len(known) > MAX_NAMED else ""
+        much = "in the last bits" if kind.startswith("float") else "by some steps of their scale"
         return (
-            f"this model computes in {kind}, and its nodes in different ways: answers may differ in the last bits by "
-            f"where a slice runs: {', '.join(listed)}{more}; full int8 models do not differ{tail}"
+            f"this model computes in {kind}, and its nodes in different ways: answers may differ {much} by where a "
+            f"slice runs: {', '.join(listed)}{more} ({PAGE})"
         )
     partly = [name for name, way in known.items() if way.runtime.startswith(TFLITE)]
-    if partly and kind != "uint8" and delegate != "none":
+    if partly and kind.startswith("float") and delegate != "none":
         return (
             f"{', '.join(partly[:MAX_NAMED])} run {TFLITE}, which gives some {kind} slices no XNNPACK: answers may "
-            f"differ in the last bits from those of the whole model; --delegate none prevents it{tail}"
+            f"differ in the last bits from those of the whole model; --delegate none prevents it ({PAGE})"
         )
     return ""
 
 
 def _differ(ways: Collection[Way], kind: str) -> bool:
-    if kind == "uint8" and all(way.delegate == "xnnpack" for way in ways):
-        return len({way.runtime for way in ways}) > 1  # XNNPACK rounds alike on every machine
+    if not kind.startswith("float") and all(way.delegate == "xnnpack" for way in ways):
+        return len({way.runtime for way in ways}) > 1  # in integers XNNPACK gives the same bits on every machine
     return len(set(ways)) > 1
