@@ -81,7 +81,8 @@ class Session:
 class Traffic:
     """Bytes and messages of one bus since it was made; bytes count whole MQTT packets, headers and acknowledgements.
 
-    `forgotten` counts the reconnections after which the broker had no session of this client any more.
+    `forgotten` counts the reconnections after which the broker had no session of this client any more, `strays` the
+    messages that only a subscription of an earlier process asked for: they are not delivered.
     """
 
     sent_bytes: int = 0
@@ -90,6 +91,7 @@ class Traffic:
     received: int = 0
     reconnects: int = 0
     forgotten: int = 0
+    strays: int = 0
 
 
 class TakenOver(NodeError):
@@ -112,7 +114,13 @@ class Bus(Protocol):
         """Whether the broker has accepted this client and its subscriptions."""
 
     def subscribe(self, filters: Sequence[str]) -> None:
-        """Subscribe now and after each reconnection; BrokerError from `poll` when the broker does not permit it."""
+        """Subscribe now and after each reconnection; BrokerError from `poll` when the broker does not permit it.
+
+        What comes on other topics in a session that was kept is put away, and the subscription behind it ended.
+        """
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        """End subscriptions, those too that an earlier process made in this session."""
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
         """Send at QoS 1, again after a reconnection until the broker has it; `poll` calls `receipt`, once."""

@@ -175,6 +175,14 @@ def too_large(topic: str, packet_bytes: int, limit: int) -> str:
     )
 
 
+def left_over(topic: str) -> str:
+    """Say that a session brings messages that nobody asks for any more."""
+    return (
+        f"a message came on {topic}, which an earlier process of this name asked for and this one does not: it is put "
+        "away, and the subscription ended"
+    )
+
+
 def refused_as_large(topic: str, packet_bytes: int) -> str:
     """Say that a broker refused a message for its size without ever having told its limit, and what to do."""
     return (

@@ -14,6 +14,7 @@ from har_edge.errors import BrokerError
 from har_edge.messaging.bus import Delivery, OnReceipt, Session, TakenOver, Traffic
 from har_edge.messaging.link import AckOrder
 from har_edge.messaging.router import Account, Router, matches
+from har_edge.messaging.strays import Strays
 
 __all__ = ["MemoryBroker", "MemoryBus", "matches"]
 
@@ -58,7 +59,7 @@ class MemoryBus:
         self._account: Account | None = None
         self._filters: list[str] = []
         self._outbox: deque[tuple[str, bytes, bool, OnReceipt | None]] = deque()
-        self._acks = AckOrder()
+        self._acks, self._strays = AckOrder(), Strays()
         self._generation = 0
         self._taken_over = False
         self._clean = session.clean_start
@@ -87,8 +88,14 @@ class MemoryBus:
 
     def subscribe(self, filters: Sequence[str]) -> None:
         self._filters += filters
+        self._strays.want(filters)
         if self._account is not None:
             self._broker.subscribe(self._account, filters)
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        self._filters = [text for text in self._filters if text not in filters]
+        if self._account is not None:
+            self._broker.unsubscribe(self._account, filters)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
         self._traffic.published += 1
@@ -152,8 +159,14 @@ class MemoryBus:
                 break
             self._acks.arrived(stored.packet_id)
             token = (self._generation, stored.packet_id)
-            deliveries.append(Delivery(stored.topic, stored.payload, token, stored.retained, stored.sent))
+            delivery = Delivery(stored.topic, stored.payload, token, stored.retained, stored.sent)
             stored.sent = True
             self._traffic.received += 1
             self._traffic.received_bytes += len(stored.topic) + len(stored.payload)
+            if self._session.expiry_s and self._filters and self._strays.is_stray(stored.topic):
+                self._traffic.strays += 1
+                self.acknowledge(delivery)
+                self._broker.unsubscribe(account, self._strays.leave(stored.topic))
+            else:
+                deliveries.append(delivery)
         return deliveries

@@ -23,7 +23,7 @@ from har_edge.messaging.aliases import TopicAliases
 from har_edge.messaging.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
 from har_edge.messaging.comeback import Comeback
 from har_edge.messaging.handshake import shake_hands
-from har_edge.messaging.link import AckOrder, open_socket, publish_bytes, refused_as_large, too_large
+from har_edge.messaging.link import AckOrder, left_over, open_socket, publish_bytes, refused_as_large, too_large
 from har_edge.messaging.packets import (
     LARGE_BYTES,
     QOS,
@@ -37,6 +37,7 @@ from har_edge.messaging.packets import (
     would_block,
     write_publish,
 )
+from har_edge.messaging.strays import Strays
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 256 * 1024
@@ -89,6 +90,7 @@ class NativeBus:
         self._aliases = TopicAliases()
         self._acks = AckOrder()
         self._leftover = False  # bytes that came along with CONNACK
+        self._strays = Strays()
         self._subscribing: dict[int, tuple[str, ...]] = {}
         self._heard_at = self._spoke_at = 0.0
         self._clean = session.clean_start
@@ -111,8 +113,14 @@ class NativeBus:
 
     def subscribe(self, filters: Sequence[str]) -> None:
         self._filters += filters
+        self._strays.want(filters)
         if self._socket is not None:
             self._send_subscribe(tuple(filters))
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        self._filters = [text for text in self._filters if text not in filters]
+        if self._socket is not None:
+            self._write.append(mqtt5.UnsubscribePacket(self._take_id(), list(filters)).write())
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
         self._traffic.published += 1
@@ -374,7 +382,11 @@ class NativeBus:
             if packet.qos == QOS:
                 self._acks.arrived(packet_id)
             token = (self._generation if packet.qos == QOS else 0, packet_id)
-            deliveries.append(Delivery(packet.topic, packet.payload or b"", token, packet.retain, packet.duplicate))
+            delivery = Delivery(packet.topic, packet.payload or b"", token, packet.retain, packet.duplicate)
+            if self._session.expiry_s and self._filters and self._strays.is_stray(packet.topic):
+                self._put_away(delivery)
+            else:
+                deliveries.append(delivery)
         elif isinstance(packet, mqtt5.PubAckPacket):
             publication = self._inflight.pop(packet.packet_id, None)
             if publication is not None and publication.receipt is not None:
@@ -393,6 +405,15 @@ class NativeBus:
             if packet.reason_code == mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER:
                 raise TakenOver(self._session.client_id)
             raise _Lost(f"it disconnected this client: {words(packet.reason_code)}")
+
+    def _put_away(self, delivery: Delivery) -> None:
+        """Acknowledge what only an earlier process of this session asked for, and end that subscription."""
+        self._traffic.strays += 1
+        self.acknowledge(delivery)
+        left = self._strays.leave(delivery.topic)
+        if left:
+            _log.warning("%s", left_over(delivery.topic))
+            self.unsubscribe(left)
 
     def _refuse(self, publication: Publication | None, code: int) -> None:
         """Settle a message that the broker refuses in a way of its own; refused for its size, no retry mends it."""

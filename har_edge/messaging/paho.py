@@ -33,6 +33,7 @@ from har_edge.messaging.link import (
     AckOrder,
     LostInARow,
     cut_off_by_size,
+    left_over,
     publish_bytes,
     read_share,
     refusal,
@@ -42,6 +43,7 @@ from har_edge.messaging.link import (
     unanswered,
     unreachable,
 )
+from har_edge.messaging.strays import Strays
 from har_edge.messaging.tolerant import TOO_LARGE, TolerantClient
 
 _log = logging.getLogger(__name__)
@@ -87,6 +89,7 @@ class PahoBus:
         self._comeback = Comeback(address, session, clock, rng or random.Random(), self._connect_beside)
         self._traffic = Traffic()
         self._filters: list[str] = []
+        self._strays = Strays()
         self._subscribing: dict[int, tuple[str, ...]] = {}
         self._under_way: dict[int, _Message] = {}
         self._waiting: deque[_Message] = deque()
@@ -120,8 +123,14 @@ class PahoBus:
 
     def subscribe(self, filters: Sequence[str]) -> None:
         self._filters += filters
+        self._strays.want(filters)
         if self._accepted:
             self._send_subscribe(tuple(filters))
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        self._filters = [text for text in self._filters if text not in filters]
+        for one in [list(filters)] if self._mqtt5 else [[text] for text in filters]:  # as with SUBSCRIBE
+            self._client.unsubscribe(one)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
         self._traffic.published += 1
@@ -142,7 +151,7 @@ class PahoBus:
         self._raise_failure()
         self._settle()
         arrived, self._arrived = self._arrived, []
-        return arrived
+        return [delivery for delivery in arrived if self._is_ours(delivery)]
 
     def close(self, *, forget: bool = False) -> None:
         deadline = self._clock() + _CLOSE_TIMEOUT_S
@@ -379,6 +388,21 @@ class PahoBus:
             self._acks.arrived(message.mid)
         token = (self._generation if message.qos == _QOS else 0, message.mid)
         self._arrived.append(Delivery(message.topic, bytes(message.payload), token, message.retain, message.dup))
+
+    def _is_ours(self, delivery: Delivery) -> bool:
+        """Return whether we asked for this; what only an earlier process asked for is put away.
+
+        Asked when deliveries are handed out: the first ones come before this process has subscribed.
+        """
+        if not (self._session.expiry_s and self._filters and self._strays.is_stray(delivery.topic)):
+            return True
+        self._traffic.strays += 1
+        self.acknowledge(delivery)
+        left = self._strays.leave(delivery.topic)
+        if left:
+            _log.warning("%s", left_over(delivery.topic))
+            self.unsubscribe(left)
+        return False
 
     def _on_disconnect(self, _client: mqtt.Client, _user: Any, _flags: Any, code: ReasonCode, _properties: Any) -> None:
         if code.value == _TAKEN_OVER:

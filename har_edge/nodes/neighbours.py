@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from har_edge.errors import MessageError, NodeError
+from har_edge.errors import BrokerError, MessageError, NodeError
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, SliceCard, decode_status
 from har_edge.messaging.text import printable
@@ -72,7 +72,8 @@ def check_neighbours(connect: Connect, topics: Topics, card: SliceCard, dtypes: 
     they run are of an older har_edge, and pass.
     """
     ways = {f"stage-{card.index}": way_of(card)}
-    for status in _look(connect, topics, card.count):
+    statuses = _look(connect, topics, card.count)
+    for status in statuses:
         other = status.slice
         if status.role != "stage" or status.state not in ALIVE or other is None:
             continue
@@ -84,9 +85,38 @@ def check_neighbours(connect: Connect, topics: Topics, card: SliceCard, dtypes: 
             )
         if other.index != card.index:
             ways[printable(status.node, 40)] = way_of(other)
+    end_leftovers(connect, topics, card.count, statuses)
     warning = disagreement(ways, dtypes) if dtypes else ""
     if warning:
         _log.warning("%s", warning)
+
+
+def end_leftovers(connect: Connect, topics: Topics, count: int, statuses: Collection[NodeStatus]) -> list[str]:
+    """End the sessions of stages beyond `count`, which an earlier cut had, and which have gone; return their names.
+
+    What they were subscribed to would pile up for them at the broker until their sessions expire. A stage that lives
+    is left alone, and so is one whose session cannot be ended now.
+    """
+    ended = []
+    for node in sorted({status.node for status in statuses if _is_leftover(status, count)}):
+        try:
+            bus = connect(Session(f"{topics.base}.{topics.pipeline}.{node}", clean_start=True))
+        except BrokerError as error:
+            _log.warning("the session of %s stays until it expires: %s", node, error)
+            continue
+        bus.publish(topics.status(node), b"", retain=True)
+        bus.close(forget=True)
+        _log.warning("%s is not part of this cut and has gone: its session at the broker is ended", node)
+        ended.append(node)
+    return ended
+
+
+def _is_leftover(status: NodeStatus, count: int) -> bool:
+    kind, _, number = status.node.partition("-")
+    gone = status.role == "stage" and status.state not in ALIVE
+    # Written as `stage` writes it: a name from the network that only looks like one is another node's.
+    written = 0 < len(number) < 6 and number.isdecimal() and number == str(int(number))
+    return gone and kind == "stage" and written and int(number) >= count
 
 
 def _named(card: SliceCard) -> str:

@@ -185,7 +185,8 @@ class _Ring:
     def __init__(self, bus: Bus) -> None:
         self.turning = True
         self.traffic, self.connected = bus.traffic, True
-        self.subscribe, self.acknowledge, self.poll, self.close = bus.subscribe, bus.acknowledge, bus.poll, bus.close
+        self.subscribe, self.unsubscribe, self.acknowledge = bus.subscribe, bus.unsubscribe, bus.acknowledge
+        self.poll, self.close = bus.poll, bus.close
         self._bus = bus
 
     @property

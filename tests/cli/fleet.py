@@ -117,6 +117,8 @@ class Fleet:
         for delivery in self.bus.poll(0.05):
             self.bus.acknowledge(delivery)
             if self.topics.read(delivery.topic).kind is Kind.STATUS:
+                if not delivery.payload:  # taken away, for a stage that is no more
+                    continue
                 status = decode_status(delivery.payload)
                 self.statuses[status.node] = status
                 continue

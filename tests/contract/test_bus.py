@@ -145,6 +145,40 @@ def test_unacknowledged_deliveries_come_again_to_the_next_owner_of_the_session(w
     assert [delivery.duplicate for delivery in again] == [True, True, False]
 
 
+def test_what_only_an_earlier_process_asked_for_is_put_away_and_its_subscription_ended(world: World) -> None:
+    """A pipeline that was cut anew: the session is that of a stage that wanted other topics."""
+    base, name = next(_names), next(_names)
+    old = ready(world.bus(name, expiry_s=60), f"{base}/window/+/chest", f"{base}/act/1/0/+")
+    old.close()
+    sender = world.bus()
+    for topic in ("window/anna/chest", "window/anna/arm", "act/1/0/anna"):
+        sender.publish(f"{base}/{topic}", topic.encode())
+    until(sender, lambda: sender.unsent == 0)
+    new = ready(world.bus(name, expiry_s=60), f"{base}/window/+/arm")
+    until(new, lambda: new.traffic.strays == 2)
+    for _ in range(5):
+        new.poll(0.02)
+    for topic in ("window/anna/chest", "act/1/0/anna", "window/anna/arm"):
+        sender.publish(f"{base}/{topic}", b"later")
+    came = collect(new, 1, (sender,))
+    assert [(one.topic, one.payload) for one in came] == [(f"{base}/window/anna/arm", b"later")]
+    assert list(new.poll(0.2)) == [] and new.traffic.strays == 2
+    for delivery in came:
+        new.acknowledge(delivery)
+
+
+def test_unsubscribing_ends_what_comes(world: World) -> None:
+    topic = next(_names)
+    receiver, sender = ready(world.bus(), f"{topic}/+", f"{topic}-kept"), world.bus()
+    receiver.unsubscribe([f"{topic}/+"])
+    for _ in range(5):
+        receiver.poll(0.05)
+    sender.publish(f"{topic}/a", b"x")
+    sender.publish(f"{topic}-kept", b"y")
+    assert [one.payload for one in collect(receiver, 1, (sender,))] == [b"y"]
+    assert list(receiver.poll(0.2)) == []
+
+
 def test_acknowledgements_out_of_order_wait_for_the_earlier_ones(world: World) -> None:
     topic, name = next(_names), next(_names)
     first, sender = ready(world.bus(name, expiry_s=60), topic), world.bus()

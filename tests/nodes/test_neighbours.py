@@ -70,3 +70,33 @@ def test_an_older_node_reads_a_status_with_a_card() -> None:
     payload = encode_status(NodeStatus("stage-1", "stage", State.READY, "i", 1.0, slice=CARD))
     assert msgspec.json.decode(payload, type=Older).node == "stage-1"
     assert decode_status(payload).slice == CARD
+
+
+@pytest.mark.parametrize(
+    ("node", "role", "state", "ends"),
+    [
+        ("stage-2", "stage", State.LOST, True),
+        ("stage-12", "stage", State.STOPPED, True),
+        ("stage-2", "stage", State.READY, False),  # it lives
+        ("stage-1", "stage", State.LOST, False),  # this cut has it
+        ("stage-02", "stage", State.LOST, False),
+        ("stage-" + "9" * 5000, "stage", State.LOST, False),
+        ("stage-x", "stage", State.LOST, False),
+        ("stage-2", "sensor", State.LOST, False),
+    ],
+)
+def test_the_session_of_a_stage_that_this_cut_does_not_have_is_ended(
+    node: str, role: str, state: State, ends: bool
+) -> None:
+    """The sender of what it was subscribed to must learn that nobody listens, and nothing piles up."""
+    broker = MemoryBroker()
+    session = Session(f"{TOPICS.base}.{TOPICS.pipeline}.{node}", expiry_s=600)
+    old = broker.connect(session)
+    old.subscribe([TOPICS.activation(0, 1, "+")])
+    old.crash()
+    teller = broker.connect(Session("teller"))
+    teller.publish(TOPICS.status("odd"), encode_status(NodeStatus(node, role, state, "i", 1.0)), retain=True)
+    teller.publish(TOPICS.activation(0, 1, "anna"), b"piles up")
+    teller.poll(0.0)
+    check_neighbours(broker.connect, TOPICS, CARD)
+    assert broker.knows(session) is not ends
