@@ -130,6 +130,7 @@ class FakeNode:
     broker: MemoryBroker
     number: int
     speed: float = 100.0
+    runtime: str = "litert"
     protocol: int = PROTOCOL
     failing: str = ""
     lacks: str = ""
@@ -155,7 +156,7 @@ class FakeNode:
         return f"{self.name}-{self.number}"
 
     def status(self, state: State) -> bytes:
-        card = DeviceCard(self.protocol, "m", "Linux", 1, 10**9, "litert", self.speed)
+        card = DeviceCard(self.protocol, "m", "Linux", 1, 10**9, self.runtime, self.speed)
         return encode_status(NodeStatus(self.name, "node", state, self.instance, float(self.number), device=card))
 
     def say(self) -> None:

@@ -100,3 +100,14 @@ def test_the_session_of_a_stage_that_this_cut_does_not_have_is_ended(
     teller.poll(0.0)
     check_neighbours(broker.connect, TOPICS, CARD)
     assert broker.knows(session) is not ends
+
+
+def test_a_stage_that_may_give_other_bits_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    ours = changed(index=0, runtime="ai-edge-litert 2.3.0", system="Linux aarch64, Python 3.11", delegate="xnnpack")
+    theirs = changed(index=1, runtime="tflite-runtime 2.14.0", system="Linux armv7l, Python 3.11", delegate="none")
+    check_neighbours(retained(theirs).connect, TOPICS, ours, {"float32"})
+    assert "stage-1 (tflite-runtime 2.14.0, armv7l, delegate none)" in caplog.text
+    caplog.clear()
+    check_neighbours(retained(changed(index=1)).connect, TOPICS, ours, {"float32"})  # an older one does not say it
+    check_neighbours(retained(theirs).connect, TOPICS, ours)
+    assert "answers may differ" not in caplog.text

@@ -668,3 +668,20 @@ def test_a_coordinator_that_was_started_again_publishes_a_slice_as_soon_as_it_ha
     assert world.retained[chunk] == bytes(17)  # it has no slices yet
     world.until(lambda: world.retained[chunk] == good, 2)
     assert world.said("it is published again")
+
+
+def test_nodes_that_may_give_other_bits_than_each_other_are_warned_of_once() -> None:
+    world = World()
+    world.join("a", runtime="tflite-runtime 2.14.0")
+    world.join("b", runtime="ai-edge-litert 2.3.0")
+    world.start()
+    world.until(lambda: world.ready)
+    world.run(5.0)
+    warnings = [line for line in world.lines if "warning: " in line]
+    assert len(warnings) == 1
+    assert "this model computes in float32, and its nodes in different ways: answers may differ" in warnings[0]
+    assert "a (tflite-runtime 2.14.0, Linux), b (ai-edge-litert 2.3.0, Linux)" in warnings[0]
+
+
+def test_nodes_that_compute_alike_are_not_warned_of(world: World) -> None:
+    assert not world.said("warning: ")

@@ -9,7 +9,7 @@ from har_edge.messaging.bus import Delivery
 from har_edge.messaging.status import NodeStatus, StagePhase, State, StreamCount, encode_status
 from har_edge.nodes.sight.observe import MAX_NODES, Observer, longest_way, percentile
 from har_edge.nodes.sight.snapshot import HopView, ProbeView, Snapshot, encode_snapshot
-from tests.nodes.deployed import EPOCH, TOPICS, Said, deployment, generation, manifest, report
+from tests.nodes.deployed import CARD, EPOCH, TOPICS, Said, deployment, generation, manifest, report
 
 SAID = Said()
 WALL = 1_700_000_000.0
@@ -222,3 +222,19 @@ def test_a_snapshot_is_json_and_comes_back() -> None:
     seen = observer.snapshot(1.0, WALL, ProbeView(True, 0.25, EPOCH, ""))
     assert msgspec.json.decode(encode_snapshot(seen), type=Snapshot) == seen
     assert seen.nodes[0].detail == r"\x07bell"
+
+
+def test_nodes_of_the_plan_that_may_give_other_bits_are_named() -> None:
+    older = msgspec.structs.replace(CARD, runtime="tflite-runtime 2.14.0", delegate="none")
+    plan = SAID.plan(deployment(generation("a", "b", "a")))
+    seen = observe(plan, SAID.status("a"), SAID.status("b", device=older), SAID.status("c", device=older))
+    told = seen.snapshot(0.5, WALL)
+    assert "a (ai-edge-litert 2.1, aarch64), b (tflite-runtime 2.14.0, aarch64, delegate none) (" in told.disagreement
+    assert [(one.runtime, one.delegate) for one in told.nodes] == [
+        ("ai-edge-litert 2.1", ""),
+        ("tflite-runtime 2.14.0", "none"),
+        ("tflite-runtime 2.14.0", "none"),
+    ]
+    alike = observe(plan, SAID.status("a"), SAID.status("b"), SAID.status("c", device=older))
+    assert alike.snapshot(0.5, WALL).disagreement == ""
+    assert observe(SAID.status("a")).snapshot(0.5, WALL).disagreement == ""

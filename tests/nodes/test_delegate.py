@@ -1,0 +1,52 @@
+"""Who computes: said in the pipeline file or to one device, and left out where nobody says it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from har_edge.errors import ConfigError
+from har_edge.nodes.build import build_setup, delegated
+from har_edge.nodes.cutting import prepare
+from har_edge.nodes.deployment import decode_deployment, encode_deployment
+from har_edge.planning.catalog import find_model
+from har_edge.planning.pipeline import Pipeline, load_pipeline
+from tests.nodes.deployed import deployment, generation
+
+
+def cut(folder: Path, delegate: str | None = None) -> Pipeline:
+    found = find_model("float")
+    assert found.entry is not None
+    return prepare(found.path, found.entry.task, folder, stages=2, delegate=delegate)
+
+
+def test_a_pipeline_file_says_who_computes_on_every_device(tmp_path: Path) -> None:
+    assert build_setup(cut(tmp_path / "a"), 1).delegate == "xnnpack"
+    assert "delegate" not in (tmp_path / "a/pipeline.toml").read_text(encoding="utf-8")
+    plain = cut(tmp_path / "b", "none")
+    assert 'delegate = "none"' in (tmp_path / "b/pipeline.toml").read_text(encoding="utf-8")
+    assert build_setup(plain, 1).delegate == "none"
+
+
+def test_one_device_may_be_told_otherwise(tmp_path: Path) -> None:
+    pipeline = cut(tmp_path)
+    assert build_setup(delegated(pipeline, "none"), 0).delegate == "none"
+    assert build_setup(delegated(delegated(pipeline, "none"), "xnnpack"), 0).delegate == "xnnpack"
+    assert delegated(pipeline, None) is pipeline
+
+
+def test_what_is_no_delegate_is_refused_with_the_two_that_are(tmp_path: Path) -> None:
+    cut(tmp_path, "none")
+    file = tmp_path / "pipeline.toml"
+    file.write_text(file.read_text(encoding="utf-8").replace('delegate = "none"', 'delegate = "gpu"'), encoding="utf-8")
+    with pytest.raises(ConfigError, match="gpu"):
+        load_pipeline(tmp_path)
+
+
+def test_older_nodes_read_plans_that_leave_it_to_the_runtime() -> None:
+    plan = deployment(generation("a", "b", "c"))
+    assert b"delegate" not in encode_deployment(plan)
+    told = msgspec.structs.replace(plan, config=msgspec.structs.replace(plan.config, delegate="none"))
+    assert decode_deployment(encode_deployment(told)).config.delegate == "none"
