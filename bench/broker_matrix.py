@@ -53,7 +53,7 @@ QUIET_S = 3.0
 OLD = frozenset({Kind.RABBITMQ, Kind.AEDES, Kind.CLUSTER})  # these speak MQTT 3.1.1 only
 PACED = ("--subjects", "7", "--windows", "120", "--speed", "20")
 FAST = ("--subjects", "7", "--windows", "120", "--speed", "max")
-GATEWAYS, STREAMS = 8, 4
+STREAMS = 4  # of a gateway
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,8 @@ class Scene:
     stopped: set[str] = field(default_factory=set)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ready: set[str] = field(default_factory=set)
+    gateways: int = 8
+    windows: int = 100
 
     def __post_init__(self) -> None:
         self.topics: Topics = topics_of(self.pipeline)
@@ -251,14 +253,15 @@ def overload(scene: Scene) -> int:
     return 800
 
 
-def gateways(scene: Scene, *sources: str, windows: int = 100, count: int = GATEWAYS) -> int:
-    """Return what was sent by gateways with a process for each source, as fast as they can."""
+def gateways(scene: Scene, *sources: str) -> int:
+    """Start gateways with a process for each source, as fast as they can; return how many windows they send."""
     begin(scene)
-    for number in range(count):
+    for number in range(scene.gateways):
         for source in sources:
-            name, folder = f"sensor-{number}-{source}", str(scene.pipeline.folder)
-            scene.start(name, "--gateway", name, folder, source, str(number), str(windows), at=number, script=True)
-    return count * STREAMS * windows
+            name, limit = f"sensor-{number}-{source}", str(scene.windows)
+            folder = str(scene.pipeline.folder)
+            scene.start(name, "--gateway", name, folder, source, str(number), limit, at=number, script=True)
+    return scene.gateways * STREAMS * scene.windows
 
 
 def begin(scene: Scene) -> None:
@@ -315,11 +318,11 @@ CASES: dict[str, Case] = {
 HEAD = "| broker | case | sent | answered | lost | said | silent | doubled | windows/s | s |\n" + "|---" * 10 + "|"
 
 
-def measure(kind: Kind, case: str, keep: Path | None) -> Row:
+def measure(kind: Kind, case: str, args: argparse.Namespace) -> Row:
     """Run one case on a broker of its own."""
     with contextlib.ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix=f"har-edge-matrix-{kind.value}-{case}-", dir=keep))
-        if keep is None:
+        folder = Path(tempfile.mkdtemp(prefix=f"har-edge-matrix-{kind.value}-{case}-", dir=args.keep))
+        if args.keep is None:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.chmod(0o755)
         broker = stack.enter_context(launch(kind, folder / "broker"))
@@ -328,6 +331,7 @@ def measure(kind: Kind, case: str, keep: Path | None) -> Row:
         at, name = BrokerConfig(url=broker.address.url), f"matrix-{case}"
         pipeline = prepare(found.path, found.entry.task, folder / "slices", stages=3, name=name, broker=at)
         scene = Scene(broker, folder, pipeline, "3.1.1" if kind in OLD else "5")
+        scene.gateways, scene.windows = args.gateways, args.windows
         began = time.monotonic()
         try:
             sent = CASES[case](scene)
@@ -341,12 +345,12 @@ def measure(kind: Kind, case: str, keep: Path | None) -> Row:
         return Row(sent, len(scene.answered), scene.account.lost(time.time()), scene.doubled, rate, seconds)
 
 
-def rows(kinds: list[Kind], cases: list[str], keep: Path | None) -> Iterator[tuple[str, Row | None]]:
+def rows(kinds: list[Kind], cases: list[str], args: argparse.Namespace) -> Iterator[tuple[str, Row | None]]:
     """Yield a line of Markdown for each broker and case."""
     for kind in kinds:
         for case in cases:
             try:
-                row = measure(kind, case, keep)
+                row = measure(kind, case, args)
             except NotInstalled as error:
                 yield f"| {kind.value} | all | not installed: {error} |||||||||", None
                 break
@@ -361,6 +365,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--brokers", default=",".join(kind.value for kind in Kind), help="only these")
     parser.add_argument("--cases", default=",".join(CASES), help="only these")
+    parser.add_argument("--gateways", type=int, default=8, metavar="N", help="of the last two cases (default: 8)")
+    parser.add_argument("--windows", type=int, default=100, metavar="N", help="of each stream there (default: 100)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what every process said")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there, too")
     args = parser.parse_args()
@@ -369,7 +375,7 @@ def main() -> int:
     said = f"int8 model in three stages, {data} windows, {os.cpu_count()} cores, Python {platform.python_version()}"
     lines, bad = [said, "", HEAD], False
     print("\n".join(lines), flush=True)
-    for line, row in rows(kinds, args.cases.split(","), args.keep):
+    for line, row in rows(kinds, args.cases.split(","), args):
         print(line, flush=True)
         lines.append(line)
         bad |= row is not None and bool(row.silent or row.doubled)

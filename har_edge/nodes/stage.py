@@ -18,6 +18,7 @@ from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.topics import ALL_SOURCES, Kind, Topics
 from har_edge.nodes.counters import Counters
+from har_edge.nodes.holdback import HoldBack
 from har_edge.nodes.join import CarryOn, Gathered, Join
 from har_edge.nodes.recall import Recall
 from har_edge.nodes.results import Result, encode_results
@@ -44,11 +45,6 @@ SHELF_S = 60.0
 SHELF_BYTES = 16 * 1024 * 1024
 DONE_BYTES = 4 * 1024 * 1024
 RECENT_S = 2.0
-# When so many messages cannot be acknowledged for want of parts, and nothing comes for so long, the broker may be
-# waiting for that. If it was, something comes at once when they are released; then so many are never held again.
-STARVED_S = 1.0
-STARVED_LEAST = 8
-AT_ONCE_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +109,8 @@ class Stage:
         self._joins = len(wanted) > 1
         self._shelf, self._done = Recall(SHELF_BYTES), Recall(DONE_BYTES)
         self._room = Room(setup.join_capacity)
-        # When a message came last; when parts were last released because none came, and how many messages that freed.
-        self._came, self._released_at, self._freed = math.inf, -math.inf, 0
         self._join = Join(wanted, timeout_s=timeout_s, capacity=setup.join_capacity, carry_on=carry_on)
+        self._held_back = HoldBack(self._join)
         # Of each stream, what its newest window lacked, and when that was captured.
         self._lacked: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
         # Of each part of each stream, the window captured last, and when.
@@ -147,7 +142,7 @@ class Stage:
                 return [Outgoing("", b"", (delivery,)), *self.tick(came)]
             parts = self._parts(delivery, message)
             self.counters.messages += 1
-            self._note_arrival(came)
+            self._held_back.note(came)
             settled = self._settle(message, parts, delivery, came)
             if settled:
                 return settled + self.tick(came)
@@ -170,18 +165,8 @@ class Stage:
         outgoing += [self._give_up(gathered) for gathered in self._join.give_up(until)]
         for gathered in self._shelf.expire(until - SHELF_S):
             self._forget(gathered)
-        if until - self._came > STARVED_S and self._join.span >= STARVED_LEAST:
-            self._came, self._released_at, self._freed = math.inf, until, self._join.span
-            outgoing += [self._give_up(gathered) for gathered in self._join.release()]
+        outgoing += [self._give_up(gathered) for gathered in self._held_back.release(until)]
         return outgoing
-
-    def _note_arrival(self, came: float) -> None:
-        """Learn that the broker gives no more messages before those that it gave are acknowledged."""
-        self._came = came
-        if self._freed and came - self._released_at < AT_ONCE_S:
-            self._join.hold = max(1, self._freed // 2)
-            _log.info("the broker holds messages back while %d are unacknowledged; parts are put aside", self._freed)
-        self._freed = 0
 
     def _is_foreign(self, delivery: Delivery, message: wire.Message) -> bool:
         """Tell, and count, whether a window is for the stages of another epoch that is deployed beside this one."""
