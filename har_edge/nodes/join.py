@@ -163,6 +163,7 @@ class Join:
             return None
         if self._waiting.pop(key, None):
             self._nbytes -= gathered.nbytes
+        gathered.nbytes += len(delivery.payload)
         self._remember(key, gathered)
         return gathered
 
@@ -170,7 +171,8 @@ class Join:
         """Let a window that was given up wait again, unless it does: what it lacks may come."""
         if gathered.key not in self._waiting:
             gathered.came, gathered.deadline, gathered.passed = now, now + self._timeout_s, False
-            gathered.place, gathered.nbytes = self._came, 0
+            gathered.place = self._came
+            self._nbytes += gathered.nbytes
             self._waiting[gathered.key] = gathered
 
     def go_on(self, now: float) -> list[Gathered]:
@@ -178,8 +180,10 @@ class Join:
 
         Without `carry_on` there are none. When too many wait, the oldest goes on early.
         """
+        if self._carry_on is None:
+            return []
         crowd = max(len(self._waiting) - self._capacity, self._nbytes > HELD_BYTES)
-        if now < self._carry_on_at and (crowd <= 0 or self._carry_on is None):
+        if now < self._carry_on_at and crowd <= 0:
             return []
         due, self._carry_on_at = [], math.inf
         for place, (key, gathered) in enumerate(self._waiting.items()):
@@ -193,8 +197,10 @@ class Join:
 
     def give_up(self, now: float) -> list[Gathered]:
         """Return, and forget, the windows that waited too long, are too many or are stale, oldest first."""
+        if not self._waiting:
+            return []
         given_up: list[Gathered] = []
-        if self._waiting and (now >= self._look_at or len(self._waiting) > self._capacity):
+        if now >= self._look_at or len(self._waiting) > self._capacity:
             self._mark_passed(now)
         while self._waiting:
             oldest = next(iter(self._waiting.values()))

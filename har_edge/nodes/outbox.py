@@ -17,6 +17,10 @@ PATIENCE_S = 5.0
 LONGEST_S = 30.0
 SWITCH_S = 2.0
 WINDOW_S = 0.05
+# Nor are windows sent again before so many times the time that answers take, averaged over about so many (as TCP does,
+# RFC 6298): a slow pipeline would get slower by what it does twice.
+SLACK = 3.0
+MEAN_OVER = 8.0
 LOOK_S = 0.5
 # Times that went through a message and back are the same to the microsecond.
 SAME_S = 0.001
@@ -30,9 +34,9 @@ MOST_ECHOED = 2048
 class Kept:
     """The windows of one message, when each was captured, and which of them are open still.
 
-    They were last sent to `epoch`, `tries` times in vain. `since` is when that was, or when there was a sign of
-    progress later (monotonic seconds); `hoped` is when there last was one. `number` counts the windows of the stream
-    that this sensor sent before the first of them.
+    They were first sent at `sent` (monotonic seconds), last to `epoch`, `tries` times in vain. `since` is when that
+    was, or when there was a sign of progress later; `hoped` is when there last was one. `number` counts the windows of
+    stream that were sent before the first of them.
     """
 
     windows: Sequence[Window]
@@ -40,6 +44,7 @@ class Kept:
     epoch: int
     since: float
     hoped: float
+    sent: float = 0.0
     tries: int = 0
     number: int = 0
     open: set[int] = field(default_factory=set)
@@ -75,6 +80,7 @@ class Outbox:
         self._answered: deque[Kept] = deque()
         self._echoes = False
         self._look_at = -math.inf
+        self._took_s = 0.0  # how long answers take, about
         self._alive = frozenset[int]()
 
     def __len__(self) -> int:
@@ -108,14 +114,14 @@ class Outbox:
             else:
                 open_.add(window.seq)
         if open_:
-            kept = Kept(windows, tuple(captured), epoch, now, now, number=number, open=open_)
+            kept = Kept(windows, tuple(captured), epoch, now, now, now, number=number, open=open_)
             self._kept[kept.key] = kept
             self._of |= dict.fromkeys(((stream, seq) for seq in open_), kept)
             self._out[stream] = self.open(stream) + len(open_)
         return len(windows) - len(open_), lost
 
-    def settle(self, result: Result) -> bool:
-        """Take a result; return whether it answers an open window."""
+    def settle(self, result: Result, now: float | None = None) -> bool:
+        """Take a result that comes now; return whether it answers an open window."""
         key = (result.stream, result.seq)
         kept, without = self._of.get(key), self._lacks_us(result)
         if kept is None:
@@ -128,6 +134,8 @@ class Outbox:
         if result.captured < captured - SAME_S and not without:
             return False
         self._lowest[result.stream] = min(result.seq, self._lowest.get(result.stream, result.seq))
+        if now is not None:
+            self._took_s += (now - kept.sent - self._took_s) / MEAN_OVER
         kept.open.discard(result.seq)
         del self._of[key]
         self._out[result.stream] -= 1
@@ -194,6 +202,7 @@ class Outbox:
 
     def _patience_s(self, kept: Kept, current: int) -> float:
         first_s = (PATIENCE_S if kept.epoch == current else SWITCH_S) + WINDOW_S * len(kept.windows)
+        first_s = max(first_s, SLACK * self._took_s)
         return min(first_s * 2.0 ** min(kept.tries, 16), max(self._longest_s, first_s))
 
     def _lacks_us(self, result: Result) -> bool:

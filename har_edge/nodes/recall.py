@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.nodes.join import Gathered, Key
 
 MOST_WINDOWS = 4096
+MOST_MADE = 1024
 
 
 @dataclass(slots=True)
@@ -25,6 +28,10 @@ class Recall:
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes, self._bytes = most_bytes, 0
         self._past: OrderedDict[Key, Past] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        """Whether any window is put away."""
+        return bool(self._past)
 
     def keep(self, gathered: Gathered, now: float) -> list[Gathered]:
         """Put a window away; return those that had to go for it, oldest first."""
@@ -65,6 +72,41 @@ class Recall:
         """Forget a window, if it is known."""
         past = self._past.pop(gathered.key, None)
         self._bytes -= past.nbytes if past else 0
+
+
+# When a window was run, when it was captured, how many bytes that made, and the messages: topic, payload, heard.
+Made = tuple[float, tuple[float, ...], int, tuple[tuple[str, bytes, bool], ...]]
+
+
+class Output:
+    """Keeps what was made of the windows run last, as far as it fits into `most_bytes`: it need not be made again.
+
+    Nothing but nested tuples, into which Python's garbage collector does not look again and again; and not many, for
+    memory that is used again is in the processor's cache.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._bytes = most_bytes, 0
+        self._made: OrderedDict[Key, Made] = OrderedDict()
+
+    def keep(self, key: Key, now: float, captured: tuple[float, ...], outgoing: Iterable[Outgoing]) -> None:
+        """Remember what was published of a window that was run now (monotonic seconds)."""
+        known, made = self._made.pop(key, None), tuple([(one.topic, one.payload, one.heard) for one in outgoing])
+        nbytes = sum([len(payload) for _, payload, _ in made])
+        self._bytes += nbytes - (known[2] if known else 0)
+        self._made[key] = now, captured, nbytes, made
+        while self._bytes > self._most_bytes or len(self._made) > MOST_MADE:
+            self._bytes -= self._made.popitem(last=False)[1][2]
+
+    def find(self, key: Key) -> Made | None:
+        """Return what was made of the window of this stream and number."""
+        return self._made.get(key)
+
+    def again(self, key: Key, now: float, release: tuple[Delivery, ...]) -> list[Outgoing]:
+        """Return what was made of a known window, to be published again now for these deliveries."""
+        _, captured, nbytes, made = self._made[key]
+        self._made[key] = now, captured, nbytes, made
+        return [Outgoing(topic, payload, release, heard=heard) for topic, payload, heard in made]
 
 
 def _by_itself(gathered: Gathered) -> Gathered:

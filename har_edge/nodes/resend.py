@@ -113,7 +113,7 @@ class Resend:
         for result in results:
             if result.room is not None:  # it is the same for all streams
                 self._room = result.room
-            if self._outbox.settle(result):
+            if self._outbox.settle(result, now):
                 self._progress_at, self._warn_at, self._room = now, now + QUIET_S, result.room
                 self._tally.answer(result.stream)
             else:

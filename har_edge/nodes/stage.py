@@ -20,7 +20,7 @@ from har_edge.messaging.topics import ALL_SOURCES, Kind, Topics
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.holdback import HoldBack
 from har_edge.nodes.join import CarryOn, Gathered, Join
-from har_edge.nodes.recall import Recall
+from har_edge.nodes.recall import Made, Output, Recall
 from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.room import Room
 from har_edge.planning.answer import read_answers
@@ -43,7 +43,7 @@ MAX_HEADS = 4096
 SHELVE_S = 3.0
 SHELF_S = 60.0
 SHELF_BYTES = 16 * 1024 * 1024
-DONE_BYTES = 4 * 1024 * 1024
+MADE_BYTES = 2 * 1024 * 1024
 RECENT_S = 2.0
 
 
@@ -107,13 +107,13 @@ class Stage:
             absent(setup.ports[source], 1)
         timeout_s = min(SHELVE_S, setup.join_timeout_s) if setup.deployed else setup.join_timeout_s
         self._joins = len(wanted) > 1
-        self._shelf, self._done = Recall(SHELF_BYTES), Recall(DONE_BYTES)
+        self._shelf, self._made = Recall(SHELF_BYTES), Output(MADE_BYTES)
         self._room = Room(setup.join_capacity)
         self._join = Join(wanted, timeout_s=timeout_s, capacity=setup.join_capacity, carry_on=carry_on)
         self._held_back = HoldBack(self._join)
         # Of each stream, what its newest window lacked, and when that was captured.
         self._lacked: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
-        # Of each part of each stream, the window captured last, and when.
+        # Of each part of each stream, the window on the shelf that was captured last, and when.
         self._heads: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
         self._foreign: set[int] = set()  # the other epochs that were logged
         self.complaint = ""  # why the last message or window was dropped
@@ -142,7 +142,10 @@ class Stage:
                 return [Outgoing("", b"", (delivery,)), *self.tick(came)]
             parts = self._parts(delivery, message)
             self.counters.messages += 1
-            self._held_back.note(came)
+            if self._joins:
+                self._held_back.note(came)
+            if self._setup.result_port is not None:
+                self._room.note(message.stream, came)
             settled = self._settle(message, parts, delivery, came)
             if settled:
                 return settled + self.tick(came)
@@ -159,12 +162,16 @@ class Stage:
 
         All that came before `until` must have been handled; by default, that is now.
         """
-        until, outgoing = self._monotonic() if until is None else until, list[Outgoing]()
+        outgoing = list[Outgoing]()
+        if not (len(self._join) or self._shelf):
+            return outgoing
+        until = self._monotonic() if until is None else until
         for gathered in self._join.go_on(until):
             outgoing += [self._give_up(gathered)] if gathered.stale else self._complete(gathered)
         outgoing += [self._give_up(gathered) for gathered in self._join.give_up(until)]
-        for gathered in self._shelf.expire(until - SHELF_S):
-            self._forget(gathered)
+        if self._shelf:
+            for gathered in self._shelf.expire(until - SHELF_S):
+                self._forget(gathered)
         outgoing += [self._give_up(gathered) for gathered in self._held_back.release(until)]
         return outgoing
 
@@ -186,39 +193,51 @@ class Stage:
     ) -> list[Outgoing]:
         """Release, and count, parts of a window that was done, with them or without them; else return nothing."""
         release, key = [Outgoing("", b"", (delivery,))], (message.stream, message.seq)
-        if self._join.repeats(message, parts, delivery):
-            done = self._done.find(key)
-            if done is None:
-                return []  # forgotten: its other parts come again too
-            self.counters.duplicates += message.count
-            if came < done.at + RECENT_S:
+        made = self._made.find(key)
+        if made is not None and self._repeats(message, parts, delivery, made):
+            # What came before, or soon after, the answer was made was sent when that was not known.
+            if came < made[0] + RECENT_S:
+                self.counters.duplicates += message.count
                 return release
-            return self._complete(replace(done.gathered, deliveries=[delivery]))
+            if self._joins:
+                self.counters.duplicates += message.count
+                return self._made.again(key, self._monotonic(), (delivery,))
+        if not self._joins:
+            return []
         if self._join.is_late(message, parts):
             self.counters.late += message.count
             _log.info(
                 "dropped %s of window %d of %s: it was run without", ", ".join(parts), message.seq, message.stream
             )
             return release
-        if self._begins_anew(message, parts):  # its windows must not be completed by parts of the last run
+        if self._shelf and self._begins_anew(
+            message, parts
+        ):  # its windows must not be completed by parts of the last run
             for old in self._shelf.forget(message.stream, message.captured[0]):
                 self.counters.leftover += old.message.count
-        if shelved := self._shelf.find(key):
+        if self._shelf and (shelved := self._shelf.find(key)):
             self._shelf.drop(shelved.gathered)
             if came < shelved.at + SHELF_S:
                 self._join.revive(shelved.gathered, came)
         return []
 
+    def _repeats(self, message: wire.Message, parts: Mapping[str, Array], delivery: Delivery, made: Made) -> bool:
+        """Return whether these parts were sent again, of a window that was run with them.
+
+        Not so for what the broker delivers again: that was not acknowledged, and the window's output may not be safe.
+        """
+        if not self._joins:
+            return made[1] == message.captured and not delivery.duplicate
+        return self._join.repeats(message, parts, delivery)
+
     def _begins_anew(self, message: wire.Message, parts: Iterable[str]) -> bool:
-        """Return whether a sensor begins its stream anew: an earlier window, captured later; not one sent again."""
-        anew, captured = False, message.captured[0]
-        for name in parts if self._joins else ():
-            seq, newest = self._heads.get((message.stream, name), (message.seq, -math.inf))
-            if captured > newest:
-                self._heads[message.stream, name] = message.seq, captured
-                anew |= message.seq < seq
-        if len(self._heads) > MAX_HEADS:
-            self._heads.popitem(last=False)
+        """Return whether a sensor begins its stream anew: a window before one on the shelf, captured later."""
+        anew = False
+        for name in parts:
+            seq, newest = self._heads.get((message.stream, name), (message.seq, math.inf))
+            if message.captured[0] > newest and message.seq < seq:
+                del self._heads[message.stream, name]
+                anew = True
         return anew
 
     def _give_up(self, gathered: Gathered) -> Outgoing:
@@ -255,8 +274,14 @@ class Stage:
         _log.info("released window %d of %s: %s was settled before", message.seq, message.stream, missing)
 
     def _shelve(self, gathered: Gathered) -> None:
-        self.counters.shelved += gathered.message.count
+        message = gathered.message
+        self.counters.shelved += message.count
         gathered.deliveries = []
+        for name, captured in gathered.captured.items():
+            if captured[0] > self._heads.get((message.stream, name), (0, -math.inf))[1]:
+                self._heads[message.stream, name] = message.seq, captured[0]
+        while len(self._heads) > MAX_HEADS:
+            self._heads.popitem(last=False)
         for one in self._shelf.keep(gathered, self._monotonic()):
             self.counters.given_up += one.message.count
             _log.warning("gave up window %d of %s: too many lack a part", one.message.seq, one.message.stream)
@@ -337,9 +362,9 @@ class Stage:
         except MessageError as error:
             return [self._reject(deliveries, f"window {message.seq} of {message.stream}", error)]
         self._count(message, tuple(sorted(lacks)))
-        if self._joins:
-            self._done.keep(gathered, self._monotonic())
         outgoing = outgoing or [Outgoing("", b"")]
+        # Where one message is enough, it brings all that is needed to make it again.
+        self._made.keep(gathered.key, self._monotonic(), message.captured, outgoing if self._joins else ())
         return [Outgoing(each.topic, each.payload, deliveries, heard=each.heard) for each in outgoing]
 
     def _count(self, message: wire.Message, lacks: tuple[str, ...]) -> None:
@@ -377,7 +402,7 @@ class Stage:
 
     def _results(self, message: wire.Message, scores: Array) -> list[Result]:
         port, task, now = self._setup.result_port, self._setup.task, self._clock()
-        room = self._room.grant(message.stream, self._monotonic())
+        room = self._room.grant()
         assert port is not None
         winners, best = read_answers(scores, message.count, len(task.labels))
         tops = [1.0] * message.count if best is None else port.real(best).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.messaging import router
-from har_edge.messaging.bus import Outgoing, Receipt, Session
+from har_edge.messaging.bus import Delivery, Outgoing, Receipt, Session
 from har_edge.messaging.memory import MemoryBroker
 from har_edge.messaging.status import NodeStatus, State
 from har_edge.messaging.topics import Kind
@@ -51,12 +52,12 @@ class Broker(MemoryBroker):
 class Node:
     """A sensor process: some streams of one source, a connection, and what it does about its windows."""
 
-    def __init__(self, world: World, name: str, source: str, streams: tuple[str, ...], *, tracked: bool = True) -> None:
+    def __init__(self, world: World, name: str, streams: tuple[str, ...], *sources: str, tracked: bool = True) -> None:
         self.world, self.name, self.streams, self.run = world, name, streams, next(world.runs)
         self.started = world.clock.now
-        reducers = {source: make_reducer("none", LENGTH, CHANNELS[source])}
-        self.sensor = Sensor(SensorSetup(TOPICS, 1, reducers, frozenset({1})))
-        outbox = Outbox([source], self.started)
+        reducers = {source: make_reducer("none", LENGTH, CHANNELS[source]) for source in sources}
+        self.sensor = Sensor(SensorSetup(TOPICS, 1, reducers, frozenset({1}), combine=len(sources) > 1))
+        outbox = Outbox(sources, self.started)
         resend = Resend(self.sensor, outbox, TOPICS, 0.0, run=self.run)
         self.credit: Credit = resend if tracked else Untracked(self.sensor, self.run)
         self.bus = world.broker.connect(Session(name, expiry_s=300))
@@ -69,15 +70,21 @@ class Node:
         for delivery in self.bus.poll(0.0):
             self.bus.acknowledge(delivery)
             self.credit.take(delivery, now)
-        for stream in self.streams:
-            while self.bus.connected and (self.credit.room is None or self.credit.open_of(stream) < self.credit.room):
-                seq = next(self.left[stream], None)
-                if seq is None:
-                    break
-                self.send(self.credit.send([window(seq, stream=stream)], [self.world.captured(self, seq)], now))
+        while self.bus.connected and sum(self.send_next(stream, now) for stream in self.streams):
+            pass
         kept = self.sender.kept > 0
         forgotten = self.bus.traffic.forgotten
         self.send(self.credit.again(now, connected=self.bus.connected, kept=kept, forgotten=forgotten))
+
+    def send_next(self, stream: str, now: float) -> bool:
+        """Send the next window of a stream, unless too many are out; return whether one went."""
+        if self.credit.room is not None and self.credit.open_of(stream) >= self.credit.room:
+            return False
+        seq = next(self.left[stream], None)
+        if seq is None:
+            return False
+        self.send(self.credit.send([window(seq, stream=stream)], [self.world.captured(self, seq)], now))
+        return True
 
     def send(self, outgoing: list[Outgoing]) -> None:
         for one in outgoing:
@@ -98,6 +105,7 @@ class World:
     sink: Sink = field(default_factory=Sink)
     results: list[Result] = field(default_factory=list)
     capacity: int = 256
+    a_step: int = 10**9  # how many windows the stage runs in a step
 
     def __post_init__(self) -> None:
         self.runs, self.nodes = itertools.count(1), list[Node]()
@@ -105,6 +113,7 @@ class World:
         self.watch = self.broker.connect(Session("watch", expiry_s=300))
         self.watch.subscribe([TOPICS.result("+")])
         self.stage: Stage | None = None
+        self.backlog = deque[tuple[float, Delivery]]()
 
     def captured(self, node: Node, seq: int) -> float:
         """When a window was captured: later in a later run of its sensor."""
@@ -116,6 +125,7 @@ class World:
         self.bus = self.broker.connect(Session("stage-0", expiry_s=3600, receive_max=self.receive_max))
         self.bus.subscribe(self.stage.filters)
         self.sender = Sender(self.bus, Counters(), "-")
+        self.backlog.clear()
 
     def crash(self) -> None:
         if self.stage is not None:
@@ -127,10 +137,13 @@ class World:
         for node in self.nodes:
             node.step()
         if self.stage is not None:
-            for delivery in self.bus.poll(0.0):
-                for outgoing in self.stage.handle(delivery):
+            self.backlog += [(self.clock.now, delivery) for delivery in self.bus.poll(0.0)]
+            most = self.stage.counters.windows + self.a_step
+            while self.backlog and self.stage.counters.windows < most:
+                came, delivery = self.backlog.popleft()
+                for outgoing in self.stage.handle(delivery, came):
                     self.sender.send(outgoing)
-            for outgoing in self.stage.tick():
+            for outgoing in self.stage.tick(self.backlog[0][0] if self.backlog else None):
                 self.sender.send(outgoing)
         for delivery in self.watch.poll(0.0):
             self.watch.acknowledge(delivery)
@@ -164,7 +177,7 @@ class World:
 
 
 def pair(world: World, *streams: str) -> None:
-    world.nodes += [Node(world, f"sensor-{source}", source, streams) for source in SOURCES]
+    world.nodes += [Node(world, f"sensor-{source}", streams, source) for source in SOURCES]
 
 
 def test_a_stage_that_starts_late_loses_nothing_though_no_broker_says_that_nobody_listens() -> None:
@@ -194,8 +207,8 @@ def test_a_broker_that_holds_back_starves_no_join(receive_max: int) -> None:
     world = World(count=200, receive_max=receive_max)
     world.begin()
     chest, arm = (
-        Node(world, "sensor-chest", "chest", tuple("abcdefghijklmnop")),
-        Node(world, "sensor-arm", "arm", tuple("abcdefghijklmnop")),
+        Node(world, "sensor-chest", tuple("abcdefghijklmnop"), "chest"),
+        Node(world, "sensor-arm", tuple("abcdefghijklmnop"), "arm"),
     )
     world.nodes.append(chest)
     while world.clock.now < 2.0:
@@ -209,7 +222,7 @@ def test_a_stage_that_is_held_back_learns_how_much_it_may_hold_and_one_that_is_n
     for receive_max, learns in ((10, True), (1024, False)):
         world = World(count=100, receive_max=receive_max)
         world.begin()
-        chest = Node(world, "sensor-chest", "chest", ("a", "b", "c"))
+        chest = Node(world, "sensor-chest", ("a", "b", "c"), "chest")
         world.nodes.append(chest)
         for _ in range(60):
             world.step()
@@ -223,7 +236,7 @@ def test_many_senders_of_a_pipeline_have_no_more_out_than_a_join_holds() -> None
     world.begin()
     for gateway in range(4):
         streams = tuple(f"g{gateway}-{number}" for number in range(4))
-        world.nodes += [Node(world, f"sensor-{gateway}-{source}", source, streams) for source in SOURCES]
+        world.nodes += [Node(world, f"sensor-{gateway}-{source}", streams, source) for source in SOURCES]
     most = 0
     for turn in range(20):
         world.step()
@@ -239,7 +252,7 @@ def test_many_senders_of_a_pipeline_have_no_more_out_than_a_join_holds() -> None
 def test_windows_of_sensors_that_listen_to_no_results_are_counted_though_nobody_can_send_them_again() -> None:
     world = World(count=20)
     world.begin()
-    world.nodes += [Node(world, f"sensor-{source}", source, ("s",), tracked=False) for source in SOURCES]
+    world.nodes += [Node(world, f"sensor-{source}", ("s",), source, tracked=False) for source in SOURCES]
     world.broker.drops = 3
     for _ in range(100):
         world.step()
@@ -250,6 +263,20 @@ def test_windows_of_sensors_that_listen_to_no_results_are_counted_though_nobody_
     assert world.account.lost(world.clock.now) == lost
     world.account.close()
     assert world.account.sentence(world.clock.now) == f"lost windows: {lost} of 20 of s"
+
+
+@pytest.mark.parametrize("groups", [SOURCES, ("all",)])
+def test_a_slow_pipeline_is_not_made_slower_by_what_is_sent_again(groups: tuple[str, ...]) -> None:
+    """One window a second for sixteen streams: an answer takes longer than a lost window is waited for elsewhere."""
+    world = World(count=12, a_step=1, capacity=64)
+    world.begin()
+    streams = tuple(f"s{number}" for number in range(16))
+    for group in groups:
+        world.nodes.append(Node(world, f"sensor-{group}", streams, *(SOURCES if group == "all" else (group,))))
+    while any(node.credit.open or world.peek(node) for node in world.nodes):
+        world.step(1.0)
+        assert world.clock.now < 1.1 * 12 * 16
+    assert len(world.results) == 12 * 16
 
 
 STEPS = ["wait", "wait", "long", "drop", "drop 5", "cut chest", "cut arm", "crash", "begin", "restart"]
@@ -277,6 +304,7 @@ def test_whatever_the_broker_does_every_window_is_answered_once(steps: list[str]
                 world.crash()
                 world.begin()
             case ["restart"]:
+                world.backlog.clear()
                 world.broker.stop()
                 world.broker.start()
     if world.stage is None:

@@ -16,7 +16,7 @@ def gathered(seq: int, nbytes: int = 100) -> Gathered:
     payload = wire.encode(wire.Message("s", seq, 1, (1.0,), junk))
     message = wire.decode(payload, len(payload))
     parts = {"code": message.tensors["code"]}
-    return Gathered(message, 0.0, 9.0, parts=parts, deliveries=[Delivery("t", payload, (1, seq))])
+    return Gathered(message, 0.0, 9.0, parts=parts, deliveries=[Delivery("t", payload, (1, seq))], nbytes=len(payload))
 
 
 def test_only_the_parts_are_held_not_the_messages_that_brought_them() -> None:

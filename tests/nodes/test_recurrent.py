@@ -78,7 +78,7 @@ def test_two_streams_and_repetitions_do_not_mix(path, tmp_path):
     order = [("a", 0), ("b", 0), ("a", 0), ("a", 1), ("b", 1), ("b", 1), ("a", 2), ("b", 0)]
     for number, (stream, seq) in enumerate(order):
         window = WINDOWS[seq + 3 * (stream == "b")]
-        payload = wire.encode(wire.Message(stream, seq, epoch, (1.0,), {"chest": window}))
+        payload = wire.encode(wire.Message(stream, seq, epoch, (1.0 + number,), {"chest": window}))
         delivery = Delivery(topics.window(stream, "chest"), payload, (0, number))
         for stage in stages:
             (made,) = stage.handle(delivery)
