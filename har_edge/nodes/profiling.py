@@ -255,6 +255,7 @@ def _round_stage(topics: Topics, epoch: int, size: int, run: Run) -> Stage:
         max_payload_bytes=2 * _LARGE,
         join_timeout_s=_MESSAGES_TIMEOUT_S,
         join_capacity=_UNDER_WAY,
+        remembers=False,  # the same windows come round and round
     )
     return Stage(setup, clock=time.time, monotonic=time.monotonic)
 

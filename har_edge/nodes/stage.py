@@ -80,6 +80,7 @@ class StageSetup:
     carry_on_after_s: float | None = None
     share: str = ""
     deployed: bool = False
+    remembers: bool = True
     delegate: str = ""
 
 
@@ -363,8 +364,8 @@ class Stage:
             return [self._reject(deliveries, f"window {message.seq} of {message.stream}", error)]
         self._count(message, tuple(sorted(lacks)))
         outgoing = outgoing or [Outgoing("", b"")]
-        # Where one message is enough, it brings all that is needed to make it again.
-        self._made.keep(gathered.key, self._monotonic(), message.captured, outgoing if self._joins else ())
+        if setup.remembers:  # where one message is enough, it brings all that is needed to make it again
+            self._made.keep(gathered.key, self._monotonic(), message.captured, outgoing if self._joins else ())
         return [Outgoing(each.topic, each.payload, deliveries, heard=each.heard) for each in outgoing]
 
     def _count(self, message: wire.Message, lacks: tuple[str, ...]) -> None:
