@@ -22,7 +22,7 @@ LEVELS = [
     {"graph", "reduction"},
     {"streams"},
     {"resources", "extras", "service"},
-    {"errors"},
+    {"errors", "units"},
 ]
 HEAVY = ("tensorflow", "keras", "sklearn", "matplotlib", "paho", "mqtt5", "ai_edge_litert", "tflite_runtime", "numpy")
 # Who alone may import a library, as a path below the package.

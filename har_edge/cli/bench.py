@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.units import duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,8 +150,8 @@ def _planner(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]
         error = median(row.error for row in group)
         worst = max(worst, abs(error))
         print(
-            f"{model:34}{cpus:>16}{group[-1].used:>16}{median(row.predicted_s for row in group) * 1000:>8.1f} ms"
-            f"{median(row.period_s for row in group) * 1000:>7.1f} ms{error:>+8.0%}  {group[-1].cuts or 'none'}"
+            f"{model:34}{cpus:>16}{group[-1].used:>16}{duration(median(row.predicted_s for row in group)):>11}"
+            f"{duration(median(row.period_s for row in group)):>10}{error:>+8.0%}  {group[-1].cuts or 'none'}"
         )
     print(f"largest error {worst:.0%}; rows in {args.out / 'measured.csv'}")
     return 0
@@ -171,8 +172,8 @@ def _measure(
 
 def _tell(row: Row) -> None:
     print(
-        f"{row.model} on {row.cpus}, repeat {row.repeat}: {1 / row.period_s:.2f} windows/s, {row.period_s * 1000:.1f} "
-        f"ms (foreseen {row.predicted_s * 1000:.1f}), busy {row.busy}, cuts {row.cuts or 'none'}",
+        f"{row.model} on {row.cpus}, repeat {row.repeat}: {1 / row.period_s:.2f} windows/s, {duration(row.period_s)} "
+        f"(foreseen {duration(row.predicted_s)}), busy {row.busy}, cuts {row.cuts or 'none'}",
         flush=True,
     )
 

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.cli.console import follow
+from har_edge.units import duration
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from har_edge.graph.model import Model
+    from har_edge.inference.measure import Segment
     from har_edge.messaging.bus import Outgoing
     from har_edge.nodes.coordination.charge import Setup
     from har_edge.nodes.coordination.replan import Wish
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
     from har_edge.nodes.deployment import Generation
     from har_edge.nodes.loop import Identity
     from har_edge.planning.pipeline import PipelineConfig
-    from har_edge.planning.profile import Profile
+    from har_edge.planning.profile import MessageCost, Profile
 
 HELP = "place a model on the nodes that are there, and keep it running when they come and go"
 
@@ -189,12 +194,26 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
 
 def _profile(args: argparse.Namespace, model: Model) -> Profile:
     """Return what the model costs here; what messages cost is measured on a broker of our own."""
+    import time
+
     from har_edge.cli.profile import device_name, measure_through_broker
     from har_edge.nodes.coordination.workshop import reference_profile
 
     device = device_name(None)
     alone = argparse.Namespace(broker=None, client=args.client, protocol=args.protocol)
-    return reference_profile(model, device, lambda: measure_through_broker(alone, device, model, [])[0])
+
+    def watch(segments: Iterable[Segment], total: int) -> Iterable[Segment]:
+        """Say what takes so long, and how long it took."""
+        began = time.monotonic()
+        print(f"timing {model.name} here, for the planner: the first plan comes after that", flush=True)
+        yield from follow(segments, total, "timing segments")
+        print(f"timed {model.name} in {duration(time.monotonic() - began)}", flush=True)
+
+    def messages() -> MessageCost | None:
+        print("measuring what messages cost, on a broker of our own", flush=True)
+        return measure_through_broker(alone, device, model, [])[0]
+
+    return reference_profile(model, device, messages, watch)
 
 
 def _wish(args: argparse.Namespace) -> Wish:

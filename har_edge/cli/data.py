@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.cli.console import make_console, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -129,13 +130,13 @@ def _print_json(
 
 def _print_table(origin: str, description: StreamDescription, shares: list[Share]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     sources = ", ".join(f"{source.name} ({len(source.channels)} channels)" for source in description.sources)
     table = Table(box=box.SIMPLE, title_justify="left")
     for heading in ("subject", "label", "activity", "rows", "segments", "seconds"):
-        table.add_column(heading, justify="left" if heading in ("subject", "activity") else "right")
+        words = heading in ("subject", "activity")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=not words)
     streams = list(dict.fromkeys(share.stream for share in shares))
     for stream in streams:
         own = [share for share in shares if share.stream == stream]
@@ -143,8 +144,8 @@ def _print_table(origin: str, description: StreamDescription, shares: list[Share
             table.add_row(stream if index == 0 else "", str(share.label), share.activity, *_numbers([share]))
         table.add_row("", "", "all", *_numbers(own), end_section=True)
     table.add_row("all", "", "all", *_numbers(shares))
-    print(f"{description.name}: {origin}; {description.rate_hz:g} Hz; {sources}")
-    Console().print(table)
+    say(f"{description.name}: {origin}; {description.rate_hz:g} Hz; {sources}")
+    make_console().print(table)
 
 
 def _numbers(shares: list[Share]) -> tuple[str, str, str]:

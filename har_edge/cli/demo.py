@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.cli.console import columns, say
 from har_edge.cli.whole import Whole, description_of, entry_of, open_whole, start_nodes
+from har_edge.units import duration, size
 
 if TYPE_CHECKING:
     from har_edge.nodes.local import Arrival, LocalPipeline, Summary
@@ -93,16 +95,16 @@ def _run(whole: Whole, args: argparse.Namespace) -> tuple[list[Arrival], bool]:
 def _introduce(whole: Whole, found: FoundModel, where: str, args: argparse.Namespace) -> None:
     pipeline = whole.local.pipeline
     task = pipeline.task
-    print(f"broker   {whole.broker}")
-    print(f"data     {where}: {', '.join(args.subjects)}")
-    print(f"model    {found.path.name}, cut into {len(pipeline.manifest.slices)} slices")
+    say(f"broker   {whole.broker}", 9)
+    say(f"data     {where}: {', '.join(args.subjects)}", 9)
+    say(f"model    {found.path.name}, cut into {len(pipeline.manifest.slices)} slices", 9)
     for index, entry in enumerate(pipeline.manifest.slices):
         wiring = pipeline.wiring(index)
         takes = [*wiring.sources, *(f"stage {stage}" for stage in wiring.earlier)]
-        print(f"stage {index}  operators [{entry.start}, {entry.stop}), takes {', '.join(takes)}")
+        say(f"stage {index}  operators [{entry.start}, {entry.stop}), takes {', '.join(takes)}", 9)
     rate = "as fast as results come" if args.speed is None else f"{args.speed:g} times real time"
-    print(f"reducer  {options.listed_reducers(task, task.inputs)}")
-    print(f"windows  {task.stream.length} samples every {task.stream.hop} at {task.stream.rate_hz:g} Hz, {rate}")
+    say(f"reducer  {options.listed_reducers(task, task.inputs)}", 9)
+    say(f"windows  {task.stream.length} samples every {task.stream.hop} at {task.stream.rate_hz:g} Hz, {rate}", 9)
 
 
 def _show(local: LocalPipeline) -> Iterator[Arrival]:
@@ -112,7 +114,7 @@ def _show(local: LocalPipeline) -> Iterator[Arrival]:
 
     from har_edge.cli.live import Board
 
-    console = Console() if sys.stdout.isatty() else Console(width=100)
+    console = Console(width=None if sys.stdout.isatty() else columns())
     task, title = local.pipeline.task, "live"
     board = Board(dict(zip(task.label_ids, task.labels, strict=True)))
     measured = 0.0
@@ -161,7 +163,7 @@ def _print_summary(summary: Summary, facts: dict[str, str], found: FoundModel, r
     ]
     print()
     for key, value in lines:
-        print(f"{key:<11} {value}")
+        say(f"{key:<11} {value}", 12)
 
 
 def _accuracy_lines(
@@ -182,22 +184,22 @@ def _accuracy_lines(
 
 def _traffic_lines(summary: Summary, delay: str) -> Iterator[tuple[str, str]]:
     wire, raw = summary.sensor_wire_bytes, summary.raw_bytes
-    yield "bytes", f"{raw:,} raw (each sample once, as float32)"
+    yield "bytes", f"{size(raw)} raw (each sample once, as float32)"
     if raw:
-        yield "", f"{wire:,} on the wire from the sensors, MQTT headers included: {wire / raw:.2f} of raw"
+        yield "", f"{size(wire)} on the wire from the sensors, MQTT headers included: {wire / raw:.2f} of raw"
     if summary.windows_in:
-        yield "", f"{wire / summary.windows_in:,.0f} a window, all sensors together"
-    yield "", f"{summary.stage_wire_bytes:,} on the wire from the stages"
+        yield "", f"{size(wire / summary.windows_in)} a window, all sensors together"
+    yield "", f"{size(summary.stage_wire_bytes)} on the wire from the stages"
     if summary.latency_p50_ms is not None:
-        p50, p95, p99 = summary.latency_p50_ms, summary.latency_p95_ms, summary.latency_p99_ms
-        yield "latency", f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms"
+        found = {"p50": summary.latency_p50_ms, "p95": summary.latency_p95_ms, "p99": summary.latency_p99_ms}
+        yield "latency", ", ".join(f"{name} {duration((ms or 0.0) / 1000)}" for name, ms in found.items())
         yield "", "from the last sample of a window to its result"
         if delay:
             yield "", f"with the waiting of the sensors: {delay}"
-    sizes = {name: f"{size / 1e6:.0f}" for name, size in sorted(summary.resident_bytes.items())}
+    sizes = {name: size(count) for name, count in sorted(summary.resident_bytes.items())}
     for role in ("sensor", "stage"):
-        nodes = ", ".join(f"{name} {size}" for name, size in sizes.items() if name.startswith(role))
-        yield ("memory" if role == "sensor" else ""), f"{nodes or 'unknown'} MB resident"
+        nodes = ", ".join(f"{name} {held}" for name, held in sizes.items() if name.startswith(role))
+        yield ("memory" if role == "sensor" else ""), f"{nodes or 'unknown'} resident"
     yield "time", f"{summary.seconds:.1f} s"
 
 

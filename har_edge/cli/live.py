@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from har_edge.messaging.text import escape
+from har_edge.units import duration
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 RECENT = 200
 MAX_ROWS = 100
-# What the table takes beside the names of activities: numbers, stream, borders.
-_OTHER_COLUMNS = 58
 
 
 @dataclass(slots=True)
@@ -53,7 +52,8 @@ class Board:
 
     def draw(self, title: str, columns: int) -> Table:
         """Return the table as it stands, for a terminal of so many columns, and below it which sources are missing."""
-        from rich.table import Table
+        from rich.console import Console
+        from rich.measure import Measurement
         from rich.text import Text
 
         lacking = [
@@ -63,31 +63,45 @@ class Board:
         ]
         # Text and not str, in which brackets that come from the network would be markup.
         caption = Text(escape("; ".join(lacking))) if lacking else None
-        table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-        # On a narrow terminal only the names of activities give way.
-        names_width = max(8, (columns - _OTHER_COLUMNS) // 2)
-        for name in ("stream", "window", "activity", "score", "truth", "latency", "accuracy"):
+        console = Console(width=10_000)
+        wide, narrow = (self._table(title, stacked=stacked) for stacked in (False, True))
+        measured = Measurement.get(console, console.options, wide).maximum
+        table = wide if measured <= columns else narrow
+        table.caption, table.caption_justify = caption, "left"
+        return table
+
+    def _table(self, title: str, *, stacked: bool) -> Table:
+        """Return the rows: a line each, or `stacked` with the truth below the activity where names are long.
+
+        Only names break into lines, between words if they can; figures never do.
+        """
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, title_justify="left")
+        if stacked:
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        names = ("stream", "window", "activity, truth") if stacked else ("stream", "window", "activity")
+        for name in (*names, "score", *(() if stacked else ("truth",)), "latency", "accuracy"):
+            words = name in ("stream", "truth") or name.startswith("activity")
             table.add_column(
                 name,
-                justify="left" if name in ("stream", "activity", "truth") else "right",
-                max_width=names_width if name in ("activity", "truth") else None,
-                no_wrap=True,
+                justify="left" if words else "right",
+                no_wrap=not (words and stacked),
+                overflow="fold",
+                min_width=len(name) if not words else None,
             )
         for stream, row in sorted(self._rows.items()):
             result, middle = row.last.result, sorted(row.latencies_ms)[len(row.latencies_ms) // 2]
-            known = result.truth is not None
+            known, right = result.truth is not None, result.truth == result.label_id
             truth = self._labels.get(result.truth or 0, str(result.truth)) if known else "-"
-            cells = [
-                stream,
-                str(result.seq),
-                result.label,
-                f"{result.confidence:.2f}",
-                truth,
-                f"{middle:.1f} ms",
-                f"{row.correct / row.scored:.3f}" if row.scored else "-",
-            ]
-            table.add_row(
-                *map(Text, map(escape, cells)),
-                style=None if not known or result.truth == result.label_id else "yellow",
-            )
+            figures = [duration(middle / 1000), f"{row.correct / row.scored:.3f}" if row.scored else "-"]
+            score = f"{result.confidence:.2f}"
+            if stacked:
+                named = f"{escape(result.label)}\n{'as it is' if right else f'truth: {escape(truth)}'}"
+                cells = [Text(escape(stream)), Text(str(result.seq)), Text(named if known else escape(result.label))]
+                cells += [Text(text) for text in (score, *figures)]
+            else:
+                cells = [*map(Text, map(escape, (stream, str(result.seq), result.label, score, truth, *figures)))]
+            table.add_row(*cells, style=None if not known or right else "yellow")
         return table

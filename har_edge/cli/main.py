@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from har_edge import __version__
 from har_edge.cli import options
+from har_edge.cli.console import say
 from har_edge.errors import HarEdgeError
 from har_edge.messaging.text import escape
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where what goes wrong can be told
         return code
     except HarEdgeError as error:
-        print("error:", escape(str(error), keep="\n\t"), file=sys.stderr)
+        say("error: " + escape(str(error), keep="\n\t"), 7, sys.stderr)
         return 2
     except KeyboardInterrupt:
         return options.EXIT_INTERRUPTED

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.units import size
 
 if TYPE_CHECKING:
     from har_edge.nodes.loop import Identity
@@ -103,4 +104,4 @@ def describe(identity: Identity) -> str:
     """Say what a device can do."""
     card = identity.device
     assert card is not None
-    return f"{card.cores} cores, {card.memory_bytes / 2**20:.0f} MiB, reference network {card.speed:.0f} times a second"
+    return f"{card.cores} cores, {size(card.memory_bytes)} of memory, reference network {card.speed:.0f} times a second"

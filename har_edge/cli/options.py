@@ -162,20 +162,10 @@ def one_thread() -> None:
 
 
 def start_logging(args: argparse.Namespace) -> None:
-    """Send warnings, or everything with --verbose, to standard error."""
-    import logging
+    """Send warnings, or everything with --verbose, to standard error; see cli/repeats.py."""
+    from har_edge.cli.repeats import start
 
-    from har_edge.messaging.text import escape
-
-    class Plain(logging.Formatter):
-        """Much of what is logged was said by others."""
-
-        def format(self, record: logging.LogRecord) -> str:
-            return escape(super().format(record), keep="\n\t")
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(Plain("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, handlers=[handler])
+    start(verbose=args.verbose)
 
 
 def connect(args: argparse.Namespace, pipeline: Pipeline, session: Session) -> Bus:

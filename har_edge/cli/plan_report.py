@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from har_edge.cli.figures import bar, duration, size
-from har_edge.planning.plan import Alternative, Objective, Plan
+from har_edge.cli.console import first_fit, make_console, say
+from har_edge.cli.figures import bar
+from har_edge.planning.plan import Alternative, Objective, Plan, PlannedStage
+from har_edge.units import duration, size
 
 _REPLICAS = (
     "devices that take turns at a stage need a shared subscription, which `har-edge stage` by itself does not make; "
     "--replicas 1 plans without"
 )
-_WIDTH = 110  # where the output is no terminal
+_BARS = (24, 12, 6, 0)  # from the widest terminal to the narrowest
 
 
 class PlanReport(msgspec.Struct, frozen=True):
@@ -34,14 +35,14 @@ def print_plan(report: PlanReport, model: str, *, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(report).decode())
         return
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDTH)
-    plan = report.plan
-    console.print(_stages(plan))
+    console, plan = make_console(), report.plan
+    ways = [(width, True) for width in _BARS] + [(width, False) for width in _BARS]
+    console.print(first_fit(console, [partial(_stages, plan, width, named=named) for width, named in ways]))
     console.print()
     for line in _summary(plan):
-        console.print(Text(line), soft_wrap=True)
+        say(line)
     console.print()
-    console.print(_alternatives(plan, report.alternatives))
+    console.print(first_fit(console, [partial(_alternatives, plan, report.alternatives, width) for width in _BARS]))
     lines = [f"note: {note}" for note in report.notes]
     if any(stage.replicas > 1 for stage in plan.stages):
         lines.append(f"note: {_REPLICAS}")
@@ -50,29 +51,36 @@ def print_plan(report: PlanReport, model: str, *, as_json: bool) -> None:
     if lines:
         console.print()
     for line in lines:
-        console.print(Text(line), soft_wrap=True)
+        say(line)
 
 
-def _stages(plan: Plan) -> Table:
+def _stages(plan: Plan, width: int, *, named: bool) -> Table:
+    """Return a row a stage, with bars up to `width`; unless `named`, the devices stand below each row."""
     table = Table(box=None, pad_edge=False)
-    for name in ("stage", "operators", "device"):
+    for name in ("stage", "operators", *(("device",) if named else ())):
         table.add_column(name, no_wrap=True)
     for name in ("compute", "messages", "link", "bytes", "memory", "period"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for number, stage in enumerate(plan.stages):
-        device = ", ".join(stage.devices) if stage.replicas < 4 else f"{stage.devices[0]} and {stage.replicas - 1} more"
-        table.add_row(
-            str(number),
-            escape(f"[{stage.start}, {stage.stop})"),
-            escape(device),
+        cells = (
             *(duration(seconds) for seconds in (stage.compute_s, stage.message_s, stage.link_s)),
             size(stage.received_bytes + stage.sent_bytes),
             size(stage.memory_bytes),
             duration(stage.period_s),
-            bar(stage.period_s, plan.bottleneck_s, 12),
+            bar(stage.period_s, plan.bottleneck_s, width),
         )
+        home = (escape(_homes(stage)),) if named else ()
+        table.add_row(str(number), escape(f"[{stage.start}, {stage.stop})"), *home, *cells)
+    if not named:
+        homes = [f"stage {number} on {_homes(stage)}" for number, stage in enumerate(plan.stages)]
+        table.caption, table.caption_justify = Text("\n".join(homes)), "left"
     return table
+
+
+def _homes(stage: PlannedStage) -> str:
+    """Return the devices of a stage; of many, how many."""
+    return ", ".join(stage.devices) if stage.replicas < 4 else f"{stage.devices[0]} and {stage.replicas - 1} more"
 
 
 def _summary(plan: Plan) -> list[str]:
@@ -97,7 +105,7 @@ def _summary(plan: Plan) -> list[str]:
     return lines
 
 
-def _alternatives(plan: Plan, alternatives: Sequence[Alternative]) -> Table:
+def _alternatives(plan: Plan, alternatives: Sequence[Alternative], width: int) -> Table:
     """Compare by what the plan is for; the longest bar is the worst of them."""
     throughput = plan.objective is Objective.THROUGHPUT
     goal = plan.bottleneck_s if throughput else plan.latency_s
@@ -105,15 +113,29 @@ def _alternatives(plan: Plan, alternatives: Sequence[Alternative]) -> Table:
     longest = max([goal, *(value for _, value in rows if value is not None)])
     table = Table(box=None, pad_edge=False)
     for name, justify in (("why not", "left"), ("bottleneck", "right"), ("latency", "right"), ("", "right")):
-        table.add_column(name, justify=justify, no_wrap=justify == "right")  # type: ignore[arg-type]
-    table.add_column("")
-    table.add_row("this plan", duration(plan.bottleneck_s), duration(plan.latency_s), "", bar(goal, longest))
+        table.add_column(name, justify=justify, no_wrap=justify == "right", overflow="fold")  # type: ignore[arg-type]
+    table.add_column("", overflow="fold")
+    table.add_row(
+        "this plan",
+        duration(plan.bottleneck_s),
+        duration(plan.latency_s),
+        "",
+        bar(goal, longest, width),
+    )
+    reasons: list[str] = []  # below the table, where that has no bars
     for each, value in rows:
         if value is None or each.bottleneck_s is None or each.latency_s is None:
-            table.add_row(escape(each.name), "-", "-", "", escape(each.reason or ""))
+            table.add_row(escape(each.name), "-", "-", "", escape(each.reason or "") if width else "")
+            reasons += [] if width else [f"{each.name}: {each.reason or 'no reason is known'}"]
             continue
         times = f"{value / goal:.2f} x" if goal else ""
         table.add_row(
-            escape(each.name), duration(each.bottleneck_s), duration(each.latency_s), times, bar(value, longest)
+            escape(each.name),
+            duration(each.bottleneck_s),
+            duration(each.latency_s),
+            times,
+            bar(value, longest, width),
         )
+    if reasons:
+        table.caption, table.caption_justify = Text("\n".join(reasons)), "left"
     return table

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from har_edge.cli import options
+from har_edge.cli.console import follow
 
 if TYPE_CHECKING:
     from har_edge.graph.model import Model
@@ -145,10 +145,4 @@ def _bus(args: argparse.Namespace, device: str) -> Iterator[tuple[Bus, str]]:
 
 
 def _progress(items: Iterable[Item], total: int) -> Iterable[Item]:
-    """Show how far it is, on a terminal only."""
-    if not sys.stderr.isatty():
-        return items
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, description="timing segments", total=total, console=Console(stderr=True), transient=True)
+    return follow(items, total, "timing segments")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from har_edge.cli.figures import bar, duration, size
+from har_edge.cli.console import first_fit, make_console, say
+from har_edge.cli.figures import bar
 from har_edge.planning.profile import Profile
+from har_edge.units import duration, size, speed
 
-_WIDTH = 100  # where the output is no terminal
+_BARS = (24, 12, 6, 0)  # from the widest terminal to the narrowest
 
 
 def print_profile(profile: Profile, remarks: Sequence[str], path: Path, *, as_json: bool) -> None:
@@ -22,19 +22,18 @@ def print_profile(profile: Profile, remarks: Sequence[str], path: Path, *, as_js
     if as_json:
         print(msgspec.json.encode(profile).decode())
         return
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDTH)
-    console.print(
-        f"{profile.model} on {profile.device} ({profile.machine}), threads: {profile.threads}", soft_wrap=True
-    )
-    console.print(_segments(profile))
+    console = make_console()
+    say(f"{profile.model} on {profile.device} ({profile.machine}), threads: {profile.threads}")
+    console.print(first_fit(console, [partial(_segments, profile, width) for width in _BARS]))
     for line in [*_lines(profile), *(f"note: {remark}" for remark in remarks), f"kept in {path}"]:
-        console.print(Text(line), soft_wrap=True)
+        say(line)
 
 
-def _segments(profile: Profile) -> Table:
+def _segments(profile: Profile, width: int) -> Table:
+    """Return a row a segment, with bars up to `width`; only the kinds of operators break into lines."""
     table = Table(box=None, pad_edge=False)
     for name, justify in (("operators", "left"), ("what", "left"), ("operations", "right"), ("time", "right")):
-        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=name != "what", overflow="fold")  # type: ignore[arg-type]
     table.add_column("", no_wrap=True)
     longest = max(segment.seconds for segment in profile.segments)
     for segment in profile.segments:
@@ -46,7 +45,7 @@ def _segments(profile: Profile) -> Table:
             kinds,
             operations,
             seconds,
-            bar(segment.seconds, longest),
+            bar(segment.seconds, longest, width),
         )
     return table
 
@@ -78,5 +77,5 @@ def _lines(profile: Profile) -> list[str]:
         )
     if profile.link is not None:
         link = profile.link
-        lines.append(f"link {duration(link.round_trip_s)} there and back, {link.bytes_per_s / 1e6:.2f} MB/s")
+        lines.append(f"link {duration(link.round_trip_s)} there and back, {speed(link.bytes_per_s)}")
     return lines

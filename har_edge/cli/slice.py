@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.cli.console import follow
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from har_edge.planning.task import Task
 
 HELP = "cut a .tflite model into slices, each for a device of its own"
-
-Item = TypeVar("Item")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -223,7 +221,7 @@ def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, l
         model,
         args.stages,
         threads=args.threads,
-        watch=lambda segments, total: _progress(segments, total, "timing segments"),
+        watch=lambda segments, total: follow(segments, total, "timing segments"),
     )
     return list(plan.cuts), list(plan.seconds)
 
@@ -241,15 +239,4 @@ def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, args
     if together not in ways:
         ways.append(together)
     checks = check_cuts(model, ways, threads=args.threads, wire_version=args.wire, delegate=delegate)
-    return list(_progress(checks, len(ways), "checking cuts"))
-
-
-def _progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Show how far it is, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, description=what, total=total, console=Console(stderr=True), transient=True)
+    return list(follow(checks, len(ways), "checking cuts"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from har_edge.cli.console import say
 from har_edge.graph.cuts import Cut
 from har_edge.graph.manifest import SliceManifest, TensorSpec
 from har_edge.graph.metadata import read_annotations
@@ -14,6 +15,7 @@ from har_edge.graph.model import Model
 from har_edge.graph.schema import text
 from har_edge.messaging.text import escape
 from har_edge.nodes.verify import CutCheck
+from har_edge.units import duration, size
 
 _NAME_WIDTH = 48  # converters write names of several hundred characters; --json has them in full
 
@@ -91,15 +93,15 @@ class Report(msgspec.Struct):
         if as_json:
             print(msgspec.json.encode(self).decode())
             return
-        print(
+        say(
             f"{self.model}: {self.operators} operators, {self.legal_cuts} cuts, {self.refused_cuts} refused, "
             f"sha256 {self.sha256}"
         )
         for lines in (_cut_lines(self.cuts), _check_lines(self.check), _slice_lines(self.slices, self.out)):
             if lines:
-                print("\n" + "\n".join(lines))
+                say("\n" + "\n".join(lines), 8)
         for note in self.notes:
-            print(f"\nnote: {note}")
+            say(f"\nnote: {note}")
 
 
 def start(model: Model, cuts: Sequence[Cut]) -> Report:
@@ -148,8 +150,8 @@ def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None) -> list
         return []
     rows = [("slice", "operators", "predicted", "size")]
     for item in slices:
-        predicted = "-" if item.predicted_s is None else f"{item.predicted_s * 1e3:.3f} ms"
-        rows.append((item.file, f"[{item.start}, {item.stop})", predicted, f"{item.file_bytes / 1e3:.1f} kB"))
+        predicted = "-" if item.predicted_s is None else duration(item.predicted_s)
+        rows.append((item.file, f"[{item.start}, {item.stop})", predicted, size(item.file_bytes)))
     heading, *table = _table(rows, right={2, 3})
     lines = [heading]
     for line, item in zip(table, slices, strict=True):
@@ -157,7 +159,7 @@ def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None) -> list
         lines += [f"    takes {_tensor(tensor)}" for tensor in item.inputs]
         lines += [f"    gives {_tensor(tensor)}" for tensor in item.outputs]
     slowest = max((item.predicted_s or 0.0 for item in slices), default=0.0)
-    last = [f"slowest slice: {slowest * 1e3:.3f} ms, at most {1 / slowest:.0f} runs/s"] if slowest else []
+    last = [f"slowest slice: {duration(slowest)}, at most {1 / slowest:.0f} runs/s"] if slowest else []
     return [*lines, *last, f"written to {out}"]
 
 

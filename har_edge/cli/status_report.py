@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from har_edge.cli.figures import duration, size
+from har_edge.units import duration, size
 
 if TYPE_CHECKING:
     from rich.console import Group

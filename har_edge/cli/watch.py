@@ -26,6 +26,9 @@ SESSION_S = 300
 EXIT_LOST = 1
 # How often lost windows are looked for while it runs.
 LOOK_S = 10.0
+# How long no result is nothing to speak of.
+QUIET_S = 4.0
+MAX_NODES = 1000
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +77,49 @@ def _report(account: Account) -> int:
     return EXIT_LOST if lost else 0
 
 
+class Silence:
+    """Says once why no result comes: nobody runs the pipeline, or nothing is sent. Statuses are looked at for that."""
+
+    def __init__(self, topics: Topics, now: float) -> None:
+        self._topics, self._since, self._said = topics, now, ""
+        self._alive: dict[str, str] = {}
+
+    def take(self, delivery: Delivery) -> bool:
+        """Take a status in; return whether the message was one."""
+        from har_edge.errors import MessageError
+        from har_edge.messaging.status import ALIVE, UNREADABLE, decode_status
+        from har_edge.messaging.topics import Kind
+
+        try:
+            topic = self._topics.read(delivery.topic)
+        except MessageError:
+            return False
+        if topic.kind is not Kind.STATUS:
+            return False
+        self._alive.pop(topic.levels[0], None)
+        try:
+            status = decode_status(delivery.payload)
+        except UNREADABLE:
+            return True
+        if status.state in ALIVE and len(self._alive) < MAX_NODES:
+            self._alive[topic.levels[0]] = status.role
+        return True
+
+    def tell(self, now: float, results: int) -> str:
+        """Return what is to be said now, the same thing once; empty where results came, or it is too early."""
+        if results or now < self._since + QUIET_S:
+            return ""
+        roles, name = set(self._alive.values()), self._topics.pipeline
+        if not roles & {"stage", "node"}:
+            said = f"nobody runs pipeline {name!r}: no stage or node of it says that it lives; waiting for one"
+        elif "sensor" not in roles:
+            said = f"pipeline {name!r} is there, but no sensor sends to it; waiting"
+        else:
+            said = ""
+        fresh, self._said = said if said != self._said else "", said
+        return fresh
+
+
 def _labels_of(task: Task) -> dict[int, str]:
     return dict(zip(task.label_ids, task.labels, strict=False))
 
@@ -89,6 +135,7 @@ def _arrivals(
     from har_edge.nodes.sink import Sink
 
     left, sink, said, look_at = limit, Sink(), "", 0.0
+    silence = Silence(topics, time.monotonic())
     while not stop.asked:
         for delivery in bus.poll(0.2):
             bus.acknowledge(delivery)
@@ -96,6 +143,7 @@ def _arrivals(
             if delivery.topic == topics.plan():
                 _learn(topics, delivery.payload, labels)
                 continue
+            silence.take(delivery)
             if _take_status(topics, delivery, account):
                 continue
             for result in sink.handle(delivery):
@@ -108,6 +156,9 @@ def _arrivals(
             look_at, before, said = time.monotonic() + LOOK_S, said, account.sentence(time.time())
             if said and said != before:
                 print(said, file=sys.stderr, flush=True)
+        quiet = silence.tell(time.monotonic(), sink.counters.windows)
+        if quiet:
+            print(quiet, file=sys.stderr, flush=True)
         yield None
 
 

@@ -18,6 +18,7 @@ from har_edge.planning.layout import Layout, make_layout
 from har_edge.planning.partition import balance
 from har_edge.planning.problem import NEVER, Floats, Problem, Step
 from har_edge.planning.search import Solution, fastest, shortest
+from har_edge.units import size
 
 VERSION = 1
 REPLICAS = 4
@@ -290,14 +291,14 @@ def _too_large(scene: Scene) -> str:
     room = sum((kind.memory_bytes or 0) * len(names) for kind, names in zip(scene.kinds, scene.names, strict=True))
     text = (
         f"{scene.model} is too large for all devices together: as one slice it takes "
-        f"{_size(int(costs.memory_bytes[:, whole[0]].min()))}, and the {len(scene.devices)} devices offer "
-        f"{_size(room)} in all, each with a runtime of its own to hold"
+        f"{size(int(costs.memory_bytes[:, whole[0]].min()))}, and the {len(scene.devices)} devices offer "
+        f"{size(room)} in all, each with a runtime of its own to hold"
     )
     smallest = [edge for edge in range(len(layout.tails)) if layout.stops[edge] == layout.starts[edge] + 1]
     for edge in smallest:
         if not math.isfinite(costs.period_s[:, edge].min()) and not _covered(layout, costs, edge):
             start, stop = layout.bounds[layout.starts[edge]], layout.bounds[layout.stops[edge]]
-            takes = _size(int(costs.memory_bytes[:, edge].min()))
+            takes = size(int(costs.memory_bytes[:, edge].min()))
             text += f"; operators [{start}, {stop}), which cannot be cut, take {takes}, more than any device has"
             break
     return text + "; offer more devices, raise memory_bytes where there is more, or use a smaller model"
@@ -307,7 +308,3 @@ def _covered(layout: Layout, costs: Costs, edge: int) -> bool:
     """Return whether some slice around these operators fits some device."""
     around = (layout.starts <= layout.starts[edge]) & (layout.stops >= layout.stops[edge])
     return bool(costs.period_s[:, around].min(initial=math.inf) < math.inf)
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

@@ -13,6 +13,7 @@ from pathlib import Path
 from har_edge.planning.devices import Device, DeviceEntry, DevicesFile, make_devices, names_of
 from har_edge.planning.plan import Scene
 from har_edge.planning.profile import Profile
+from har_edge.units import duration, speed
 
 # What a node's link is taken for until somebody measures it: Wi-Fi of a Raspberry Pi.
 LINK_BYTES_PER_S = 5e6
@@ -160,8 +161,8 @@ def devices_of(
     remarks = []
     if assumed:
         remarks.append(
-            f"the link of {', '.join(assumed)} was not measured: taken for {LINK_BYTES_PER_S / 1e6:g} MB/s and "
-            f"{LATENCY_S * 1e3:g} ms one way"
+            f"the link of {', '.join(assumed)} was not measured: taken for {speed(LINK_BYTES_PER_S)} and "
+            f"{duration(LATENCY_S)} one way"
         )
     devices, more = make_devices(DevicesFile(entries), path, reference)
     return devices, [*remarks, *more]

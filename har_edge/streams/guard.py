@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.streams.recording import Samples
+from har_edge.units import duration
 
 _log = logging.getLogger(__name__)
 _Flags = npt.NDArray[np.bool_]
@@ -204,8 +205,8 @@ class Guard:
         self._report_rate(apart, now)
         lost = self._lost(apart, unreadable)
         if lost > unreadable or unreadable > limits.held:
-            between = f"{apart * 1000:.0f} ms and {unreadable} dropped lines between two samples"
-            self._gap(now, max(lost, unreadable), f"{between}, expected {1000 / self._rate_hz:.4g} ms and none")
+            between = f"{duration(apart)} and {unreadable} dropped lines between two samples"
+            self._gap(now, max(lost, unreadable), f"{between}, expected {duration(1 / self._rate_hz)} and none")
             return 0
         return lost
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from har_edge.errors import ConfigError
+from har_edge.units import size
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +41,7 @@ class Limits(msgspec.Struct, frozen=True):
         """The limits, fit to print."""
         cpu = "cpu unlimited" if self.cpu is None else f"cpu {self.cpu:g}"
         link = "link unlimited" if self.link_bits_per_s is None else f"link {self.link_bits_per_s / 1e6:g} Mbit/s"
-        memory = "memory unlimited" if self.memory_bytes is None else f"memory {self.memory_bytes / 2**20:g} MiB"
+        memory = "memory unlimited" if self.memory_bytes is None else f"memory {size(self.memory_bytes)}"
         return f"{cpu}, {link}, {memory}"
 
 

@@ -98,7 +98,7 @@ def test_a_fifo_with_faults_goes_on_says_what_it_did_and_ends_on_a_signal(
     assert fleet.counter("device", "lost_samples") == 10 and fleet.counter("device", "held_samples") == 2
     assert "dropped a line: 1 columns ('hello'), expected 24" in sensor.said
     assert "no finite number came for chest.acc_z; holding the last ones" in sensor.said
-    assert "a gap (10 lost): 220 ms and 0 dropped lines between two samples, expected 20 ms and none" in sensor.said
+    assert "a gap (10 lost): 220 ms and 0 dropped lines between two samples, expected 20.0 ms and none" in sensor.said
     assert "messages; lines 2990, unreadable lines 1, not finite samples 1, gaps 1, " in sensor.said
     # A minute of lines came within a moment, so most of their times are not those of now.
     assert "lost samples 10" in sensor.said and "s ahead of the clock here" in sensor.said

@@ -11,7 +11,10 @@ import msgspec
 import pytest
 
 from har_edge.cli.main import main
+from har_edge.cli.watch import Silence
+from har_edge.messaging.bus import Delivery
 from har_edge.messaging.status import NodeStatus, State, StreamCount, encode_status
+from har_edge.messaging.topics import Topics
 from har_edge.nodes.results import Result, encode_results
 from tests.cli.fleet import Fleet
 
@@ -85,3 +88,32 @@ def test_lost_windows_are_named_and_the_exit_code_says_so(fleet: Fleet) -> None:
     assert watcher.end(signal.SIGINT) == 1
     assert "windows that have not come yet: 17 of 20 of subject1" in watcher.said
     fleet.bus.publish(fleet.topics.status("sensor-all"), b"", retain=True)
+
+
+def test_a_pipeline_that_nobody_runs_is_named_and_waited_for(fleet: Fleet) -> None:
+    watcher = fleet.start("watch", "--json", "--windows", "1")
+    fleet.until(lambda: "nobody runs" in watcher.said, "it does not say that nobody runs the pipeline")
+    assert f"nobody runs pipeline '{fleet.name}': no stage or node of it says that it lives; waiting" in watcher.said
+    fleet.stages()
+    fleet.until(lambda: "no sensor sends to it" in watcher.said, "it does not say that no sensor is there")
+    assert watcher.process.poll() is None
+    publish_until(fleet, lambda: watcher.process.poll() is not None, [encode_results([result(0)])])
+    assert watcher.wait() == 0
+    assert watcher.said.count("nobody runs") == 1 and watcher.said.count('"seq":0') == 1
+
+
+def status(role: str, state: State = State.READY) -> Delivery:
+    payload = encode_status(NodeStatus("n", role, state, "i", 1.0))
+    return Delivery("har/v1/har/node/n/status", payload, (0, 0))
+
+
+def test_silence_is_explained_by_who_is_there() -> None:
+    silence = Silence(Topics("har", "har"), 100.0)
+    assert silence.tell(103.9, 0) == "" and silence.tell(104.0, 0).startswith("nobody runs pipeline 'har'")
+    assert silence.tell(110.0, 0) == ""
+    assert silence.take(status("node")) and silence.tell(111.0, 0) == (
+        "pipeline 'har' is there, but no sensor sends to it; waiting"
+    )
+    assert silence.take(status("node", State.LOST)) and silence.tell(112.0, 0).startswith("nobody runs")
+    assert silence.tell(200.0, 1) == ""
+    assert not silence.take(Delivery("har/v1/har/result/anna", b"{}", (0, 0)))

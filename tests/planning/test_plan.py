@@ -18,6 +18,7 @@ from har_edge.inference.measure import segment_bounds
 from har_edge.planning.devices import Device, Kind, Sensors
 from har_edge.planning.layout import tensor_bytes
 from har_edge.planning.plan import Objective, Plan, Scene, compare, make_plan, make_scene
+from har_edge.units import size
 from tests.graph import models
 from tests.planning.test_layout import wanted
 
@@ -190,9 +191,9 @@ def test_memory_forces_a_split_and_too_little_of_it_is_an_error_with_figures() -
     with pytest.raises(ConfigError) as caught:
         make_plan(make_scene(model, segment_bounds(model), small), Objective.THROUGHPUT)
     assert str(caught.value) == (
-        f"model is too large for all devices together: as one slice it takes {whole / 1e3:.1f} kB, and the 3 devices "
-        "offer 0.3 kB in all, each with a runtime of its own to hold; operators [0, 1), which cannot be cut, take "
-        f"{sizes[0, 1] / 1e3:.1f} kB, more than any device has; offer more devices, raise memory_bytes where there is "
+        f"model is too large for all devices together: as one slice it takes {size(whole)}, and the 3 devices "
+        "offer 300 B in all, each with a runtime of its own to hold; operators [0, 1), which cannot be cut, take "
+        f"{size(int(sizes[0, 1]))}, more than any device has; offer more devices, raise memory_bytes where there is "
         "more, or use a smaller model"
     )
 

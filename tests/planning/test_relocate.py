@@ -128,7 +128,7 @@ def test_cards_become_devices_and_alike_nodes_one_kind() -> None:
     devices, remarks = devices_of(nodes, profile(), None, Path())
     assert devices[0].kind == devices[1].kind and devices[0].kind.memory_bytes == 4_000_000_000
     assert devices[0].kind.work_s[0] == pytest.approx(2e-3, rel=0.08)
-    assert remarks == ["the link of a, b was not measured: taken for 5 MB/s and 2 ms one way"]
+    assert remarks == ["the link of a, b was not measured: taken for 5.0 MB/s and 2.00 ms one way"]
     slow = coarse(Candidate("a", 0.5, slow=2.0))
     assert devices_of([slow], profile(), None, Path())[0][0].kind.work_s[0] == pytest.approx(4e-3, rel=0.08)
 

@@ -101,7 +101,7 @@ def test_more_unreadable_lines_than_five_in_a_row_are_a_gap(stamped, caplog):
     (back,) = device.send(7 / RATE)
     assert back.fresh and device.count_of("gaps", "lost_samples", "held_samples") == (1, 6, 0)
     assert warnings(caplog)[1] == (
-        "a gap (6 lost): 140 ms and 6 dropped lines between two samples, expected 20 ms and none"
+        "a gap (6 lost): 140 ms and 6 dropped lines between two samples, expected 20.0 ms and none"
     )
 
 

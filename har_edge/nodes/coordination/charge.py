@@ -12,6 +12,7 @@ from har_edge.nodes.coordination.replan import Wish, cuts_of
 from har_edge.nodes.deployment import Deployment, Generation
 from har_edge.planning.pipeline import PipelineConfig
 from har_edge.planning.relocate import Forecast
+from har_edge.units import duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +61,4 @@ def arrangement_of(generation: Generation) -> str:
 
 def promise_of(forecast: Forecast) -> str:
     """Return what is expected of a generation in words."""
-    return f"a window every {forecast.period_s * 1e3:.3g} ms, each takes {forecast.latency_s * 1e3:.3g} ms"
+    return f"a window every {duration(forecast.period_s)}, each takes {duration(forecast.latency_s)}"

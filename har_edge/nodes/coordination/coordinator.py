@@ -37,6 +37,7 @@ from har_edge.nodes.coordination.stock import Stock
 from har_edge.nodes.coordination.sweeps import Sweeps
 from har_edge.nodes.deployment import Deployment, session_name
 from har_edge.planning.relocate import Key
+from har_edge.units import duration
 
 _log = logging.getLogger(__name__)
 NAME = "coordinator"
@@ -337,7 +338,7 @@ class Coordinator:
             self._inquiry.switch()
             self.switched, self._trouble = self.switched + 1, ""
             took = self._inquiry.current.took_s
-            self._say(f"epoch {generation.epoch}: a probe came through in {took * 1e3:.3g} ms; sensors switch to it")
+            self._say(f"epoch {generation.epoch}: a probe came through in {duration(took)}; sensors switch to it")
         else:
             kept = tuple(one for one in deployment.generations if one.epoch == deployment.epoch)
             gone = [one.epoch for one in deployment.generations if one not in kept]

@@ -15,6 +15,7 @@ from har_edge.nodes.coordination.mending import Work
 from har_edge.nodes.deployment import Generation, Placement
 from har_edge.planning.plan import Objective
 from har_edge.planning.relocate import Candidate, Forecast, coarse
+from har_edge.units import duration
 
 # Nodes that start together shall be in the first plan together.
 FIRST_S = 2.0
@@ -232,4 +233,4 @@ def _nodes(count: int) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < math.inf else "never"
+    return duration(seconds) if seconds < math.inf else "never"

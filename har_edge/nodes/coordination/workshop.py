@@ -23,7 +23,7 @@ from har_edge.nodes.coordination.replan import Draft, Order, Wish, cuts_of
 from har_edge.nodes.cutting import even_stages
 from har_edge.nodes.deployment import Generation, Placement
 from har_edge.nodes.device.card import measure_speed
-from har_edge.nodes.profiling import make_profile, measure_memory, time_model
+from har_edge.nodes.profiling import Watch, make_profile, measure_memory, time_model
 from har_edge.planning.cost import cost
 from har_edge.planning.devices import DevicesFile, Sensors
 from har_edge.planning.plan import Scene, make_plan, make_scene
@@ -190,16 +190,22 @@ def _places(placements: Sequence[Placement]) -> list[Place]:
     return [Place(placement.stage, placement.node) for placement in placements]
 
 
-def reference_profile(model: Model, device: str, messages: Callable[[], MessageCost | None]) -> Profile:
+def reference_profile(
+    model: Model,
+    device: str,
+    messages: Callable[[], MessageCost | None],
+    watch: Watch = lambda segments, total: segments,
+) -> Profile:
     """Return what a model costs on this device: as measured before (`har-edge profile`), else measured now and kept.
 
-    `messages` measures what a message costs, and is asked where that is not known yet.
+    `messages` measures what a message costs, and is asked where that is not known yet; `watch` sees the segments pass
+    as they are timed.
     """
     path = profile_path(device, model.sha256, 1)
     profile = _known_profile(path)
     if profile is not None and profile.message is not None:
         return profile
-    profile = msgspec.structs.replace(profile or _measure(model, device), message=messages())
+    profile = msgspec.structs.replace(profile or _measure(model, device, watch), message=messages())
     try:
         store_profile(profile, path)
     except ConfigError as error:
@@ -216,9 +222,9 @@ def _known_profile(path: Path) -> Profile | None:
     return None
 
 
-def _measure(model: Model, device: str) -> Profile:
+def _measure(model: Model, device: str, watch: Watch) -> Profile:
     """Time the model and weigh it."""
-    timing = time_model(model)
+    timing = time_model(model, watch=watch)
     for remark in timing.remarks:
         _log.warning("%s", remark)
     profile = make_profile(model, device, timing)

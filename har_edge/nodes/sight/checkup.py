@@ -19,6 +19,7 @@ from har_edge.nodes.sight.permissions import Connect, can_see
 from har_edge.nodes.sight.reception import Finding, Reception, Verdict, passed
 from har_edge.nodes.sight.trial import NO_PLAN, Trial, no_plan, stalled
 from har_edge.nodes.store import Store
+from har_edge.units import duration, size
 
 # Beats come twice a second; so long is listened before anything is said of who is there.
 LISTEN_S = SILENT_S + 0.5
@@ -171,14 +172,16 @@ class Checkup:
         ahead = {view.name: view.ahead_s for view in views if view.alive and view.ahead_s is not None}
         wrong = {node: seconds for node, seconds in ahead.items() if abs(seconds) > SKEW_S}
         if wrong:
-            who = ", ".join(f"{node} by {seconds:+.1f} s" for node, seconds in sorted(wrong.items()))
+            who = ", ".join(
+                f"{node} by {'+' * (seconds > 0)}{duration(seconds)}" for node, seconds in sorted(wrong.items())
+            )
             all_of = len(ahead) > 1 and len(wrong) == len(ahead)
             where = "this machine, since all others differ from it" if all_of else "those devices"
             yield Finding(
                 name, Verdict.WRONG, f"clocks differ from ours: {who}", f"`timedatectl set-ntp true` on {where}"
             )
         elif ahead:
-            yield passed(name, f"within {max(map(abs, ahead.values())) * 1000:.0f} ms of ours, by their beats")
+            yield passed(name, f"within {duration(max(map(abs, ahead.values())))} of ours, by their beats")
         else:
             yield passed(name, "not known: nobody beats")
 
@@ -222,12 +225,12 @@ class Checkup:
         assert deployment is not None and deployment.current is not None
         wanted = {entry.sha256: entry.file for entry in deployment.current.manifest.slices}
         wanted |= {sha256: file for file, sha256 in deployment.files.items()}
-        size, bad = 0, dict[str, str]()
+        total, bad = 0, dict[str, str]()
         bus = self.connect(fetch_session())
         try:
             for sha256, file in sorted(wanted.items(), key=lambda item: item[1]):
                 got, problem = _look_at(bus, Fetch(self.topics, sha256), self.timeout_s)
-                size += got
+                total += got
                 if problem:
                     bad[sha256] = f"{file}: {problem}"
         finally:
@@ -235,7 +238,7 @@ class Checkup:
         if bad:
             yield Finding(name, Verdict.WRONG, "; ".join(list(bad.values())[:4]), self._mend_slices(next(iter(bad))))
         else:
-            yield passed(name, f"{len(wanted)} files, {size} bytes at the broker, hashes right")
+            yield passed(name, f"{len(wanted)} files, {size(total)} at the broker, hashes right")
 
     def _mend_slices(self, sha256: str) -> str:
         """Say how a content is published anew: the coordinator does so when its header is gone."""
@@ -291,7 +294,7 @@ class Checkup:
         view = trial.view
         assert view is not None
         if view.answered and view.seconds is not None:
-            yield passed(name, f"a probe window went through in {view.seconds * 1000:.1f} ms")
+            yield passed(name, f"a probe window went through in {duration(view.seconds)}")
         else:
             mend = "see the log of that node; `har-edge status --live` shows whether others wait too"
             yield Finding(name, Verdict.WRONG, f"a probe window did not come back: {view.where}", mend)

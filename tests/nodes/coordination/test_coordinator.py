@@ -182,7 +182,7 @@ def test_a_node_that_joins_gets_a_stage_when_that_gains_enough(world: World) -> 
     world.until(lambda: world.plan is not None and len(world.plan.generations) == 2, 5)
     world.until(lambda: world.plan is not None and len(world.plan.generations) == 1, 20)
     assert world.plan.epoch == 5001 and world.homes == {0: "a", 1: "b", 2: "c", 3: "d"}
-    assert world.said("because: a window every 1e+03 ms instead of 1.33e+03 ms, which gains 25%")
+    assert world.said("because: a window every 1.00 s instead of 1.33 s, which gains 25%")
     assert 5001 in world.answered and world.said("epoch 5000 is over")
 
 

@@ -1,0 +1,100 @@
+"""Text that fits the terminal: lines break between words, tables drop a bar or stack names before a figure is cut."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Item = TypeVar("Item")
+LEAST_COLUMNS = 40
+# How often long work says how far it is where no terminal shows a bar.
+TOLD_EVERY_S = 10.0
+_COMMAND = re.compile(r"(.*: )(har-edge .*)")
+
+
+def columns() -> int:
+    """Return how wide output may be: $COLUMNS, else the terminal's width, else 80."""
+    return max(LEAST_COLUMNS, shutil.get_terminal_size((80, 24)).columns)
+
+
+def folds(file: TextIO | None = None) -> bool:
+    """Return whether lines of words are broken: on a terminal only, for elsewhere a line is what programs look for."""
+    return (file or sys.stdout).isatty()
+
+
+def fold(text: str, indent: int = 4, file: TextIO | None = None) -> str:
+    """Return lines broken between words, those that follow indented; only where somebody looks (see `folds`).
+
+    Words are not parted, so that a path or a hash stays whole however long it is; nor is a command at the end of a
+    line, which can then be copied.
+    """
+    if not folds(file):
+        return text
+    if "\n" in text:
+        return "\n".join(fold(line, indent, file) for line in text.split("\n"))
+    found = _COMMAND.fullmatch(text) if len(text) > columns() else None
+    said, command = (found[1].rstrip(), found[2]) if found else (text, "")
+    wrapper = textwrap.TextWrapper(
+        columns(),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+        drop_whitespace=True,
+        tabsize=8,
+    )
+    lines = wrapper.fill(said) if len(said) > columns() else said
+    return f"{lines}\n{' ' * indent}{command}" if command else lines
+
+
+def say(text: str, indent: int = 4, file: TextIO | None = None) -> None:
+    """Print text that fits; see `fold`."""
+    print(fold(text, indent, file), file=file or sys.stdout, flush=True)
+
+
+def make_console() -> Console:
+    """Return a console of the width that output may have, terminal or not."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=columns())
+
+
+def first_fit(console: Console, layouts: Iterable[Callable[[], Table]]) -> Table:
+    """Return the first of these layouts of one table that is no wider than the console, else the last.
+
+    The widest comes first. The last must be one whose figures do not wrap whatever the width of names.
+    """
+    table: Table | None = None
+    for layout in layouts:
+        table = layout()
+        if table.__rich_measure__(console, console.options.update(max_width=10_000)).maximum <= console.width:
+            break
+    assert table is not None
+    return table
+
+
+def follow(
+    items: Iterable[Item], total: int, what: str, *, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Item]:
+    """Pass items on and show how far it is, on standard error: a bar on a terminal, else a line every 10 s."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(items, description=what, total=total, console=Console(stderr=True), transient=True)
+        return
+    told = clock()
+    for done, item in enumerate(items):
+        if clock() - told >= TOLD_EVERY_S:
+            told = clock()
+            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+        yield item

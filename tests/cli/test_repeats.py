@@ -1,0 +1,83 @@
+"""Repeated warnings are one line with a count."""
+
+from __future__ import annotations
+
+import io
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from har_edge.cli.repeats import MAX_KINDS, Repeats
+
+
+class Log:
+    """A logger of its own with a clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now, self.text = 0.0, io.StringIO()
+        self.handler = logging.StreamHandler(self.text)
+        self.repeats = Repeats(lambda: self.now)
+        self.handler.addFilter(self.repeats)
+        self.logger = logging.Logger("test")
+        self.logger.addHandler(self.handler)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.text.getvalue().splitlines()
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    yield Log()
+
+
+def test_a_thousand_of_a_kind_are_one_line_and_then_one_with_their_number(log: Log) -> None:
+    for seq in range(1000):
+        log.logger.warning("gave up window %d of %s", seq, "anna")
+    assert log.lines == ["gave up window 0 of anna"]
+    log.now = 10.0
+    log.logger.warning("gave up window %d of %s", 1000, "anna")
+    assert log.lines[1:] == ["gave up window 1000 of anna (and 999 more like this since the last such line)"]
+    log.now = 20.0
+    log.logger.warning("gave up window %d of %s", 1001, "anna")
+    assert log.lines[2:] == ["gave up window 1001 of anna"]
+
+
+def test_other_words_are_another_kind_and_errors_always_pass(log: Log) -> None:
+    for seq in range(3):
+        log.logger.warning("gave up window %d of anna", seq)
+        log.logger.warning("gave up window %d of ben", seq)
+        log.logger.error("broken %d", seq)
+    assert log.lines == ["gave up window 0 of anna", "gave up window 0 of ben", "broken 0", "broken 1", "broken 2"]
+
+
+def test_at_the_end_nothing_is_left_unsaid(log: Log) -> None:
+    for seq in range(5):
+        log.logger.warning("lost %d", seq)
+    log.logger.warning("once")
+    log.repeats.finish(log.handler)
+    log.repeats.finish(log.handler)
+    assert log.lines == ["lost 0", "once", "lost 4 (and 3 more like this since the last such line)"]
+
+
+def test_kinds_are_bounded(log: Log) -> None:
+    for number in range(MAX_KINDS + 50):
+        log.logger.warning("from %s", "x" * number)
+    assert len(log.lines) == MAX_KINDS + 50 and len(log.repeats._kinds) == MAX_KINDS
+
+
+def test_a_process_says_the_count_when_it_ends() -> None:
+    program = """
+import argparse, logging
+from har_edge.cli import options
+options.start_logging(argparse.Namespace(verbose=False))
+for seq in range(100):
+    logging.getLogger("x").warning("window %d", seq)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    first, last = done.stderr.splitlines()
+    assert first.endswith("WARNING window 0")
+    assert last.endswith("WARNING window 99 (and 98 more like this since the last such line)")
