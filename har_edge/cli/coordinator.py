@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli import options
 from har_edge.cli.console import follow
+from har_edge.cli.known import add_flags, know, travelling
 from har_edge.units import duration
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="MODEL",
         default=options.DEFAULT_MODEL,
-        help=f".tflite file with its manifest beside it, or name of a shipped one (default: {options.DEFAULT_MODEL})",
+        help=f".tflite file, or name of a shipped one (default: {options.DEFAULT_MODEL})",
     )
     parser.add_argument("--devices", type=Path, metavar="FILE", help="what nodes do not know of themselves, by name")
     parser.add_argument(
@@ -68,6 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_wire(parser, None, "the lowest that carries the model (default), or 3 where no node is older")
     options.add_reducer(parser, "what the sensors do to windows, instead of what the model's manifest says")
     options.add_delegate(parser, "xnnpack, with a plan that older nodes can read")
+    add_flags(parser)
     options.add_pipeline(parser)
     options.add_quiet(parser)
 
@@ -85,6 +87,13 @@ def part(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Run the coordinator until it is stopped; 3 when a younger one takes over."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="har-edge-") as folder:
+        return _serve(args, Path(folder))
+
+
+def _serve(args: argparse.Namespace, folder: Path) -> int:
     options.one_thread()
     options.start_logging(args)
     import time
@@ -101,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     stop = Stop().catch_signals()
     topics = Topics(args.base, args.pipeline)
     identity = Identity(topics, NAME, NAME, options.chosen_client(args, BrokerConfig()).value)
-    setup, planner = _prepare(args, identity)
+    setup, planner = _prepare(args, identity, folder)
     bus = options.reach(args, identity.session(expiry_s=0))
 
     def sweep(client_id: str) -> None:
@@ -127,8 +136,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Planner]:
-    """Read the model and what belongs to it."""
+def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tuple[Setup, Planner]:
+    """Read the model and what belongs to it; files that it needs under other names are kept in `folder`."""
     import hashlib
 
     import msgspec
@@ -144,17 +153,15 @@ def _prepare(args: argparse.Namespace, identity: Identity) -> tuple[Setup, Plann
     from har_edge.planning.devices import load_devices
     from har_edge.planning.pipeline import PipelineConfig
     from har_edge.planning.state import starts_fresh
+    from har_edge.reduction.spec import file_names
 
-    found = find_model(args.model)
-    if found.entry is None:
-        raise ConfigError(
-            f"no manifest says what {found.path} is for; expected a manifest.json beside it, as `har-edge train` writes"
-        )
-    model, beside, wish = open_model(found.path), found.path.parent, _wish(args)
-    starts_fresh(state_of(model), found.entry.task, f"model {found.path}")
-    task = settle_reducers(
-        model, found.entry.task, options.chosen_reducers(args.reducer, found.entry.task.inputs), beside
-    )
+    known = know(args, find_model(args.model))
+    specs = options.chosen_reducers(args.reducer, known.task.inputs)
+    known = travelling(known, folder, [name for spec in specs.values() for name in file_names(spec)])
+    found = known.found
+    model, beside, wish = open_model(found.path), known.beside, _wish(args)
+    starts_fresh(state_of(model), known.task, f"model {found.path}")
+    task = settle_reducers(model, known.task, specs, beside)
     if Path(task.stream.description).is_absolute():
         raise ConfigError(
             f"the task names the stream description {task.stream.description}, which nodes do not have; put it beside "

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli import options
 from har_edge.cli.console import columns, say
-from har_edge.cli.whole import Whole, description_of, entry_of, open_whole, start_nodes
+from har_edge.cli.known import add_flags, know
+from har_edge.cli.whole import Whole, open_whole, start_nodes
 from har_edge.units import duration, size
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=options.DEFAULT_MODEL,
         metavar="NAME|PATH",
-        help=f"shipped model, or a .tflite file with its manifest (default: {options.DEFAULT_MODEL})",
+        help=f"shipped model, or a .tflite file (default: {options.DEFAULT_MODEL})",
     )
     parser.add_argument("--stages", type=options.positive, default=3, metavar="N", help="slices (default: 3)")
     parser.add_argument(
@@ -42,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=options.batch, default=1, metavar="N", help="windows a message (default: 1)")
     parser.add_argument("--json", type=options.writable_file, metavar="FILE", help="write the summary as JSON")
+    add_flags(parser)
     options.add_broker(parser, embedded=True)
     options.add_quiet(parser)
 
@@ -52,16 +54,16 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.nodes.local import summarize
     from har_edge.planning.catalog import find_model
 
-    found = find_model(args.model)
-    reducers = options.chosen_reducers(args.reducer, entry_of(found).task.inputs)
-    stream = description_of(found)
+    known = know(args, find_model(args.model))
+    found, stream = known.found, known.described
+    reducers = options.chosen_reducers(args.reducer, known.task.inputs)
     if stream.name == "mhealth":
         args.subjects = args.subjects or DEFAULT_SUBJECTS
     recordings, where = options.load_recordings(args, stream, args.subjects)
     args.subjects = args.subjects or [recording.stream for recording in recordings]
     real = all(recording.real for recording in recordings)
     del recordings  # the sensors read their own
-    with open_whole(args, found, stages=args.stages, reducers=reducers) as whole:
+    with open_whole(args, found, stages=args.stages, reducers=reducers, task=known.task) as whole:
         _introduce(whole, found, where, args)
         started = time.monotonic()
         arrivals, interrupted = _run(whole, args)
@@ -176,7 +178,9 @@ def _accuracy_lines(
     entry = found.entry
     if not real:
         yield "", "synthetic data; get the real recordings with: har-edge data fetch"
-    elif entry is not None and set(facts["subjects"].split(", ")) & set(entry.trained_on):
+    elif entry is None:
+        yield "", "nobody says what this model was trained on: if on these subjects, this says little"
+    elif set(facts["subjects"].split(", ")) & set(entry.trained_on):
         split = entry.split
         yield "", "the model was trained on these subjects too, so this says little;"
         yield "", f"trained on {len(split.train)} subjects and tested on {len(split.test)} others: {split.accuracy:.4f}"

@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--broker-only", action="store_true", help="measure the broker, and look at nothing else")
     options.add_probe(parser)
-    options.add_pipeline(parser)
+    options.add_deployed(parser)
     options.add_quiet(parser)
 
 
@@ -46,22 +46,27 @@ def run(args: argparse.Namespace) -> int:
 def _checkup(args: argparse.Namespace) -> Checkup:
     from har_edge.messaging.mqtt import Protocol
     from har_edge.messaging.topics import Topics
+    from har_edge.nodes.build import topics_of
     from har_edge.nodes.sight.checkup import Checkup
+    from har_edge.nodes.sight.fixed_checkup import fixed_checkup
     from har_edge.nodes.sight.reception import Reception
     from har_edge.nodes.store import Store, default_folder
-    from har_edge.planning.pipeline import BrokerConfig
+    from har_edge.planning.pipeline import BrokerConfig, load_pipeline
 
-    settings, topics = BrokerConfig(), Topics(args.base, args.pipeline)
-    address = options.find_address(args, settings, Path())
+    pipeline = load_pipeline(args.config) if args.config is not None else None
+    settings = pipeline.config.broker if pipeline else BrokerConfig()
+    topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)
+    address = options.find_address(args, settings, pipeline.folder if pipeline else Path())
 
     def connect(session: Session) -> Bus:
-        return options.reach(args, session)
+        return options.connect(args, pipeline, session) if pipeline else options.reach(args, session)
 
     mqtt5 = options.chosen_protocol(args, settings) is Protocol.V5
     reception = Reception(address, connect, topics, _roles(args, address.username), mqtt5=mqtt5)
-    return Checkup(
-        reception, connect, topics, Store(args.cache or default_folder()), args.timeout, broker_only=args.broker_only
-    )
+    store = Store(args.cache or default_folder())
+    if pipeline is not None and not args.broker_only:
+        return fixed_checkup(reception, connect, pipeline, store, args.timeout)
+    return Checkup(reception, connect, topics, store, args.timeout, broker_only=args.broker_only)
 
 
 def _roles(args: argparse.Namespace, username: str | None) -> frozenset[Role]:

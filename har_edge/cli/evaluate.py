@@ -8,19 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options, study
-from har_edge.cli.whole import check_client, description_of, entry_of
+from har_edge.cli.console import fold
+from har_edge.cli.known import Known, add_flags, know
+from har_edge.cli.whole import check_client
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from har_edge.evaluation.comparison import Answer
     from har_edge.evaluation.composition import Composition
+    from har_edge.evaluation.prediction import Prediction
     from har_edge.inference.interpreter import Interpreter
     from har_edge.planning.catalog import FoundModel
+    from har_edge.planning.task import Task
 
 HELP = "measure a model on recordings, whole and cut into slices; or methods of reduction on people never seen"
 DEFAULT_STAGES = 3
+# For more classes than so many the share of windows is printed whose true class is among the best, too.
+MANY_CLASSES, DEFAULT_TOP_K = 20, 5
 # What says nothing about a study.
-_OF_ONE_MODEL = ("model", "slices", "at", "json", "png", "delegate")
+_OF_ONE_MODEL = ("model", "slices", "at", "json", "png", "delegate", "top_k", "labels", "input", "hop")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME|PATH",
-        help="a shipped model (those with -split never saw subjects 7 and 8), or a .tflite file with its manifest "
+        help="a shipped model (those with -split never saw subjects 7 and 8), or a .tflite file "
         f"(default: {options.DEFAULT_MODEL})",
     )
     options.add_data(parser)
@@ -50,6 +56,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--png", type=options.writable_file, metavar="FILE", help="draw the confusion matrix (extra: evaluation)"
     )
     options.add_delegate(parser)
+    parser.add_argument(
+        "--top-k",
+        type=options.positive,
+        metavar="K",
+        help="how often the true class is among the K best, too (default: 5 for more than 20 classes)",
+    )
+    add_flags(parser, stream=False)
     options.add_broker(parser, embedded=True, version="--mqtt-version")
     options.add_quiet(parser)
     parser.set_defaults(of_study=study.configure(parser))
@@ -59,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure one model, or with --protocol many designs; 1 when something differs or failed."""
     options.one_thread()
     options.start_logging(args)
-    study_only = [name for name in args.of_study if getattr(args, name) is not None]
+    study_only = [name for name in args.of_study if getattr(args, name) is not None and name != "stream"]
     if args.study in study.MQTT_VERSIONS:
         args.study, args.protocol = None, args.study
     if args.study is None:
@@ -84,7 +97,7 @@ def _measure_model(args: argparse.Namespace) -> int:
     from har_edge.evaluation.composition import cut_composition, load_composition, load_whole
     from har_edge.evaluation.missing import score_without_each
     from har_edge.evaluation.prediction import Classifier, predict_recordings
-    from har_edge.evaluation.report import evaluate, write_evaluation
+    from har_edge.evaluation.report import MAX_MATRIX, evaluate, write_evaluation
     from har_edge.extras import require
     from har_edge.inference.codecs import FolderFiles
     from har_edge.planning.catalog import find_model
@@ -94,12 +107,13 @@ def _measure_model(args: argparse.Namespace) -> int:
         require("--png", "matplotlib")
     if args.mqtt:
         check_client(args)
-    found = find_model(args.model or options.DEFAULT_MODEL)
-    task = entry_of(found).task
+    known = know(args, find_model(args.model or options.DEFAULT_MODEL))
+    found, task, described = known.found, known.task, known.described
+    if args.png is not None and len(task.labels) > MAX_MATRIX:
+        raise ConfigError(f"--png draws at most {MAX_MATRIX} classes; this model has {len(task.labels)}")
     if args.mqtt and args.slices is None and args.at is None and args.stages is None:
         args.stages = DEFAULT_STAGES
     cuts = _cuts(found, args)
-    described = description_of(found)
     recordings, origin = options.load_recordings(args, described, args.subjects)
     recordings = [regroup_recording(recording, described, task.stream.grouping) for recording in recordings]
     interpreter = load_whole(found.path, task, args.delegate)
@@ -120,18 +134,29 @@ def _measure_model(args: argparse.Namespace) -> int:
         ways["slices"] = compare_scores(whole, predict_recordings(classify(slices), recordings, task))
     if args.mqtt:
         output = next(port for port in interpreter.outputs if port.name == task.output)
-        came, broker = _send_through(found, args, cuts or (), [recording.stream for recording in recordings])
+        came, broker = _send_through(known, args, cuts or (), [recording.stream for recording in recordings])
         ways["mqtt"] = compare_answers(whole, came, output)
-        print(f"broker     {broker}")
-    evaluation = evaluate(found, whole, recordings, origin, ways)
+        print(fold(f"broker     {broker}", 11))
+    evaluation = evaluate(found, task, whole, recordings, origin, ways, _top_k(args, task, whole))
     print(evaluate_report.format_evaluation(evaluation))
     if args.missing:
         print(evaluate_report.format_missing(score_without_each(classify(interpreter), recordings, task)))
     if args.json is not None:
         write_evaluation(evaluation, args.json)
     if args.png is not None:
-        draw_confusion(evaluation, args.png, f"{entry_of(found).name}: {origin}")
+        draw_confusion(evaluation, args.png, f"{known.name}: {origin}")
     return 0 if all(way.identical for way in ways.values()) else 1
+
+
+def _top_k(args: argparse.Namespace, task: Task, predictions: Sequence[Prediction]) -> tuple[int, ...]:
+    """Return the K asked for; by default 5 where there are many classes, and scores to rank them by."""
+    classes = len(task.labels)
+    if args.top_k is not None:
+        if args.top_k > classes:
+            raise ConfigError(f"--top-k {args.top_k} came; expected at most {classes}, the classes of this model")
+        return (args.top_k,)
+    ranked = all(prediction.scores.size == classes for prediction in predictions[:1])
+    return (DEFAULT_TOP_K,) if classes > MANY_CLASSES and ranked else ()
 
 
 def _cuts(found: FoundModel, args: argparse.Namespace) -> Sequence[int] | None:
@@ -148,14 +173,16 @@ def _cuts(found: FoundModel, args: argparse.Namespace) -> Sequence[int] | None:
 
 
 def _send_through(
-    found: FoundModel, args: argparse.Namespace, cuts: Sequence[int], names: Sequence[str]
+    known: Known, args: argparse.Namespace, cuts: Sequence[int], names: Sequence[str]
 ) -> tuple[dict[tuple[str, int], Answer], str]:
     """Run the whole pipeline on this machine; return its answers by (stream, seq), and the broker's name."""
     from har_edge.cli.whole import open_whole, start_nodes
     from har_edge.evaluation.comparison import Answer
 
-    index = {label: position for position, label in enumerate(entry_of(found).task.label_ids)}
-    with open_whole(args, found, stages=len(cuts) + 1, cuts=cuts, delegate=args.delegate) as whole:
+    index = {label: position for position, label in enumerate(known.task.label_ids)}
+    with open_whole(
+        args, known.found, stages=len(cuts) + 1, cuts=cuts, task=known.task, delegate=args.delegate
+    ) as whole:
         start_nodes(whole, args, names, speed=None)
         results = [arrival.result for arrival in whole.local.results() if arrival is not None]
     return {

@@ -2,50 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
-from har_edge.evaluation.chart import format_confusion
+from har_edge.cli.console import columns, fold
 from har_edge.evaluation.missing import WithoutSource
-from har_edge.evaluation.report import Agreement, Evaluation
+from har_edge.evaluation.report import Agreement, ClassRow, Evaluation
+
+# Of so many classes at most the figures are printed; --json has all.
+MAX_CLASSES = 40
+_NAME_WIDTH = 26
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
     """Return the figures as text, and first of all what they are figures of."""
     lines = [f"model      {evaluation.model} (sha256 {evaluation.model_sha256[:12]})", f"data       {evaluation.data}"]
     lines += [f"windows    {evaluation.windows} of one activity scored, {evaluation.mixed} others left out"]
-    lines += [f"accuracy   {evaluation.accuracy:.4f}", f"macro F1   {evaluation.macro_f1:.4f}", *_worth(evaluation), ""]
-    lines.append(f"{'subject':<26}{'windows':>9}{'accuracy':>10}{'macro F1':>10}")
-    for subject, part in evaluation.per_subject.items():
-        lines.append(f"{subject:<26}{part.windows:>9}{part.accuracy:>10.4f}{part.macro_f1:>10.4f}")
-    lines += ["", f"{'activity':<26}{'windows':>9}{'precision':>10}{'recall':>10}{'F1':>10}"]
-    for row in evaluation.per_class:
-        lines.append(f"{row.label:<26}{row.windows:>9}{row.precision:>10.4f}{row.recall:>10.4f}{row.f1:>10.4f}")
-    lines += ["", "rows: truth, columns: answer", format_confusion(evaluation)]
+    if evaluation.accuracy is None or evaluation.macro_f1 is None:
+        lines += ["accuracy   none: no window has one known activity, so nothing was scored", ""]
+    else:
+        lines += [f"accuracy   {evaluation.accuracy:.4f}"]
+        lines += [f"top {k:<6} {share:.4f}" for k, share in evaluation.top_k.items()]
+        lines += [f"macro F1   {evaluation.macro_f1:.4f}", *_worth(evaluation), ""]
+        subjects = [(name, part.windows, part.accuracy, part.macro_f1) for name, part in evaluation.per_subject.items()]
+        lines += _rows(("subject", "windows", "accuracy", "macro F1"), subjects)
+        lines += ["", *_classes(evaluation.per_class)]
+        lines += _confusion(evaluation)
     if evaluation.agreement:
         lines += ["", *(_agreement(way, part) for way, part in evaluation.agreement.items())]
-    return "\n".join(lines)
+    return "\n".join(fold(line, 11) for line in lines)
 
 
 def format_missing(rows: Iterable[WithoutSource]) -> str:
     """Return how the model did without each source, a line each."""
-    head = f"\n{'without source':<26}{'windows':>9}{'accuracy':>10}{'macro F1':>10}"
-    return "\n".join(
-        [head, *(f"{row.source:<26}{row.windows:>9}{row.accuracy:>10.4f}{row.macro_f1:>10.4f}" for row in rows)]
-    )
+    cells = [(row.source, row.windows, row.accuracy, row.macro_f1) for row in rows]
+    return "\n".join(["", *_rows(("without source", "windows", "accuracy", "macro F1"), cells)])
+
+
+def _rows(heads: Sequence[str], rows: Sequence[tuple[str | int | float | None, ...]]) -> list[str]:
+    """Return lines of a name and figures; a name that is long has a line of its own, with the figures below it."""
+    names = [str(name) for name, *_ in rows]
+    longest = max([_NAME_WIDTH, *(len(name) for name in names if len(name) <= columns() - 10 * (len(heads) - 1))])
+    lines = [f"{heads[0]:<{longest}}" + "".join(f"{head:>10}" for head in heads[1:])]
+    for name, (_, *figures) in zip(names, rows, strict=True):
+        cells = "".join(f"{_figure(figure):>10}" for figure in figures)
+        lines += [f"{name:<{longest}}{cells}"] if len(name) <= longest else [name, " " * longest + cells]
+    return lines
+
+
+def _figure(value: str | int | float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _classes(per_class: Sequence[ClassRow]) -> Iterator[str]:
+    """Yield a line a class; of many, those that occur most often."""
+    shown = list(per_class)
+    if len(shown) > MAX_CLASSES:
+        shown = sorted((row for row in shown if row.windows), key=lambda row: -row.windows)[:MAX_CLASSES]
+    cells = [(row.label, row.windows, row.precision, row.recall, row.f1) for row in shown]
+    yield from _rows(("activity", "windows", "precision", "recall", "F1"), cells)
+    if len(shown) < len(per_class):
+        yield f"and {len(per_class) - len(shown)} more classes that occur, in truth or in answers: --json has all"
+
+
+def _confusion(evaluation: Evaluation) -> Iterator[str]:
+    """Yield the confusion matrix, in parts side by side no wider than the terminal; none where there is none."""
+    count = len(evaluation.labels)
+    if not evaluation.confusion:
+        yield f"(no confusion matrix: there are {count} classes)"
+        return
+    yield from ("", "rows: truth, columns: answer")
+    width = max(4, len(str(max(map(max, evaluation.confusion)))) + 1)
+    margin = min(max(map(len, evaluation.labels)), max(8, columns() - 4 - 6 * width))
+    at_once = max(1, (columns() - margin - 4) // width)
+    for first in range(0, count, at_once):
+        part = range(first, min(first + at_once, count))
+        yield " " * (margin + 4) + "".join(f"{number + 1:>{width}}" for number in part)
+        for number, (label, row) in enumerate(zip(evaluation.labels, evaluation.confusion, strict=True), start=1):
+            cells = "".join(f"{row[column] or '.':>{width}}" for column in part)
+            if len(label) > margin:
+                yield label
+            yield f"{label if len(label) <= margin else '':<{margin}} {number:>3}{cells}"
 
 
 def _worth(evaluation: Evaluation) -> list[str]:
     """Say plainly what the figures are worth."""
-    split = evaluation.split
+    split, indent = evaluation.split, " " * 11
     if not evaluation.real:
-        return ["           on synthetic data: says nothing about people"]
-    if evaluation.seen:
+        return [f"{indent}on synthetic data: says nothing about people"]
+    if evaluation.trained_on is None:
+        return [f"{indent}nobody says what this model was trained on: if on these subjects, this says little"]
+    if evaluation.seen and split is not None:
         people = f"trained on {_names(split.train)}, tested on {_names(split.test)}"
         return [
-            f"           trained on {_names(evaluation.seen)}: not a generalisation figure; the split figure is",
-            f"           {split.accuracy:.4f} (macro F1 {split.macro_f1:.4f}; {people})",
+            f"{indent}trained on {_names(evaluation.seen)}: not a generalisation figure; the split figure is",
+            f"{indent}{split.accuracy:.4f} (macro F1 {split.macro_f1:.4f}; {people})",
         ]
-    return [f"           trained on {_names(evaluation.trained_on)}, on none of these subjects"]
+    return [f"{indent}trained on {_names(evaluation.trained_on)}, on none of these subjects"]
 
 
 def _names(streams: list[str]) -> str:

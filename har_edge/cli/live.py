@@ -98,7 +98,7 @@ class Board:
             figures = [duration(middle / 1000), f"{row.correct / row.scored:.3f}" if row.scored else "-"]
             score = f"{result.confidence:.2f}"
             if stacked:
-                named = f"{escape(result.label)}\n{'as it is' if right else f'truth: {escape(truth)}'}"
+                named = f"{escape(result.label)}\ntruth: {'the same' if right else escape(truth)}"
                 cells = [Text(escape(stream)), Text(str(result.seq)), Text(named if known else escape(result.label))]
                 cells += [Text(text) for text in (score, *figures)]
             else:

@@ -83,6 +83,17 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     add_broker(parser, default=f"${BROKER_VARIABLE}, then mqtt://127.0.0.1:1883")
 
 
+def add_deployed(parser: argparse.ArgumentParser) -> None:
+    """Add what names a pipeline: the folder of fixed slices, or the name under which a coordinator deploys it."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FOLDER",
+        help="folder that `har-edge slice` made, or its pipeline file (default: what a coordinator deploys)",
+    )
+    add_pipeline(parser)
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add what says where the pipeline is from: a file, or the plan that a coordinator keeps at the broker."""
     either = parser.add_mutually_exclusive_group()

@@ -12,7 +12,7 @@ from har_edge.cli import options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from har_edge.messaging.topics import Topics
+    from har_edge.messaging.bus import Bus
     from har_edge.nodes.loop import Stop
     from har_edge.nodes.sight.snapshot import Snapshot
 
@@ -30,35 +30,49 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object (with --live: one a line, every second)")
     parser.add_argument("--no-probe", action="store_true", help="send no probe window; then nothing is called ready")
     options.add_probe(parser)
-    options.add_pipeline(parser)
+    options.add_deployed(parser)
     options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
-    from har_edge.messaging.topics import Topics
     from har_edge.nodes.loop import Stop
 
     stop = Stop().catch_signals()
-    snapshots = look(args, Topics(args.base, args.pipeline), stop)
+    snapshots = look(args, stop)
     last = _show_live(snapshots) if args.live and not args.json else _print(snapshots, as_json=args.json)
     return 0 if last is not None and last.ready else EXIT_NOT_READY
 
 
-def look(args: argparse.Namespace, topics: Topics, stop: Stop) -> Iterator[Snapshot]:
+def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
     """Yield what is seen: once, when the probe is over, or every second with --live."""
     import secrets
 
     from har_edge.messaging.bus import Session
+    from har_edge.messaging.topics import Topics
+    from har_edge.nodes.build import topics_of
+    from har_edge.nodes.sight.fixed import FixedObserver, FixedTrial
     from har_edge.nodes.sight.observe import Observer
     from har_edge.nodes.sight.trial import Trial
     from har_edge.nodes.store import Store, default_folder
+    from har_edge.planning.pipeline import load_pipeline
 
-    name = f"{topics.base}-{topics.pipeline}-status-{secrets.token_hex(4)}"
-    bus = options.reach(args, Session(name, clean_start=True))
-    observer, store = Observer(topics, time.monotonic()), Store(args.cache or default_folder())
-    trial = Trial(bus, topics, observer, store, lambda session: options.reach(args, session), args.timeout)
+    pipeline = load_pipeline(args.config) if args.config is not None else None
+    topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)
+
+    def reach(session: Session) -> Bus:
+        return options.connect(args, pipeline, session) if pipeline else options.reach(args, session)
+
+    bus = reach(Session(f"{topics.base}-{topics.pipeline}-status-{secrets.token_hex(4)}", clean_start=True))
+    observer: Observer
+    trial: Trial | FixedTrial
+    if pipeline is not None:
+        observer = fixed = FixedObserver(pipeline, time.monotonic())
+        trial = FixedTrial(bus, fixed, args.timeout)
+    else:
+        observer, store = Observer(topics, time.monotonic()), Store(args.cache or default_folder())
+        trial = Trial(bus, topics, observer, store, reach, args.timeout)
     bus.subscribe(observer.filters)
     started = time.monotonic()
     probe_at, show_at = started + GATHER_S, started + GATHER_S

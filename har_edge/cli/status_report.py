@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from har_edge.nodes.sight.snapshot import EpochView, FlowView, NodeView, Snapshot, StageView
 
+# What a snapshot says of the plan where slices stand in a folder (nodes/sight/fixed.py, which is not imported here).
+FIXED = "fixed"
 # From these widths on there is room for more columns.
 WIDE, WIDER = 100, 118
 MAX_ROWS = 64
@@ -41,8 +43,10 @@ def draw(seen: Snapshot, columns: int) -> Group:
         parts.append(Text(f"warning: {seen.disagreement}", style="yellow"))
     if seen.nodes:
         parts += [Text(), _nodes(seen, columns)]
-    for epoch in seen.epochs:
+    for epoch in seen.epochs if seen.plan != FIXED else ():
         parts += [Text(), _stages(epoch, [one for one in seen.stages if one.epoch == epoch.epoch], columns)]
+    if seen.plan == FIXED:
+        parts += [Text(), _fixed_stages(seen)]
     known = {epoch.epoch for epoch in seen.epochs}
     beside = [one for one in seen.stages if one.epoch not in known]
     if beside:
@@ -56,6 +60,8 @@ def _headline(seen: Snapshot) -> Text:
     text = Text.assemble("pipeline ", (seen.pipeline, "bold"), "" if seen.base == "har" else f" below {seen.base}")
     if seen.plan == "none":
         return text.append(", no plan")
+    if seen.plan == FIXED:
+        return text.append(f", {seen.model}, fixed slices, epoch {seen.epoch}")
     if seen.plan not in ("current", "preparing"):
         return text.append(f", its plan is not followed: {seen.plan}", BAD)
     epoch = f"epoch {seen.epoch}" if seen.epoch else "no epoch yet"
@@ -184,6 +190,23 @@ def _stages(epoch: EpochView | None, stages: list[StageView], columns: int) -> T
         table.add_row(*cells)
         if one.detail:
             told.append(f"stage {one.stage} on {one.node}: {one.detail}")
+    if told:
+        table.caption, table.caption_justify = Text("\n".join(told)), "left"
+    return table
+
+
+def _fixed_stages(seen: Snapshot) -> Table:
+    """Return the stages of a folder; where one does not run its slice, why stands below."""
+    from rich.text import Text
+
+    figures = ("windows", "lost", "errors")
+    table = _table([("stage", True), ("operators", False), ("state", False), *((name, True) for name in figures)])
+    (epoch,) = seen.epochs
+    for one, (start, stop) in zip(seen.stages, epoch.cuts, strict=True):
+        style = GOOD if one.phase == "running" else BAD
+        counts = (Text(str(one.windows)), _bad(one.lost), _bad(one.errors))
+        table.add_row(Text(str(one.stage)), Text(f"[{start}, {stop})"), Text(one.phase, style=style), *counts)
+    told = [f"stage {one.stage}: {one.detail}" for one in seen.stages if one.detail]
     if told:
         table.caption, table.caption_justify = Text("\n".join(told)), "left"
     return table

@@ -15,14 +15,12 @@ from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
-from har_edge.errors import ModelError
 
 if TYPE_CHECKING:
     from har_edge.messaging.broker import RunningBroker
     from har_edge.nodes.local import LocalPipeline
-    from har_edge.planning.catalog import FoundModel, ModelEntry
+    from har_edge.planning.catalog import FoundModel
     from har_edge.planning.task import Task
-    from har_edge.streams.description import StreamDescription
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +29,6 @@ class Whole:
 
     local: LocalPipeline
     broker: str
-
-
-def description_of(found: FoundModel) -> StreamDescription:
-    """Return the description of the stream that a model is for, built in or beside its file; ConfigError for none."""
-    from har_edge.planning.task import describe
-
-    return describe(entry_of(found).task, found.path.parent)
-
-
-def entry_of(found: FoundModel) -> ModelEntry:
-    """Return what is known of a model; raises ModelError when nothing says which windows it takes."""
-    if found.entry is None:
-        raise ModelError(
-            f"{found.path}: no manifest says which windows this model takes and what it answers; expected its hash in "
-            "the manifest.json beside it, as `har-edge train` writes it; else write a pipeline file (docs/pipeline.md)"
-        )
-    return found.entry
 
 
 def check_client(args: argparse.Namespace) -> None:
@@ -64,14 +45,11 @@ def open_whole(
     *,
     stages: int,
     cuts: Sequence[int] | None = None,
+    task: Task,
     reducers: Mapping[str, str] = MappingProxyType({}),
-    task: Task | None = None,
     delegate: str | None = None,
 ) -> Iterator[Whole]:
-    """Start a broker (unless --broker names one), cut the model, connect; on exit stop everything that was started.
-
-    `task` is that of a model without an entry.
-    """
+    """Start a broker (unless --broker names one), cut the model, connect; on exit stop everything that was started."""
     from har_edge.messaging.bus import Session
     from har_edge.nodes.cutting import prepare
     from har_edge.nodes.local import LocalPipeline
@@ -86,7 +64,7 @@ def open_whole(
         settings = BrokerConfig(url=args.broker, protocol=args.protocol or "5", client=args.client or "auto")
         pipeline = prepare(
             found.path,
-            task or entry_of(found).task,
+            task,
             folder / "slices",
             stages=stages,
             cuts=cuts,

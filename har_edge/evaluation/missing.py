@@ -18,8 +18,8 @@ class WithoutSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     source: str
     windows: int
-    accuracy: float
-    macro_f1: float
+    accuracy: float | None
+    macro_f1: float | None
 
 
 def score_without_each(classifier: Classifier, recordings: Sequence[Recording], task: Task) -> Iterator[WithoutSource]:

@@ -16,7 +16,7 @@ from har_edge import __version__
 from har_edge.errors import ConfigError
 from har_edge.evaluation.baseline import METHOD, predict_baseline
 from har_edge.evaluation.prediction import Classifier, predict_recordings
-from har_edge.evaluation.report import Scores, score
+from har_edge.evaluation.report import Scores, score, scored
 from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream, System, Training
 from har_edge.graph.manifest import TensorSpec
 from har_edge.inference.interpreter import Interpreter, Port
@@ -152,12 +152,13 @@ class Workshop:
         train, test = ([self._recordings[stream] for stream in side] for side in (self._split.train, self._split.test))
         scores = score(predict_baseline(train, test, task, self._recipe.seed), task.labels)
         self._tell(METHOD, scores)
-        return BaselineScore(METHOD, scores.accuracy, scores.macro_f1)
+        return BaselineScore(METHOD, *scored(scores))
 
     def _tell(self, name: str, scores: Scores) -> None:
+        accuracy, macro_f1 = scored(scores)
         self._say(
-            f"{name}, tested on {', '.join(self._split.test)}: accuracy {scores.accuracy:.4f}, "
-            f"macro F1 {scores.macro_f1:.4f}, {scores.windows} windows"
+            f"{name}, tested on {', '.join(self._split.test)}: accuracy {accuracy:.4f}, "
+            f"macro F1 {macro_f1:.4f}, {scores.windows} windows"
         )
 
     def _file(
@@ -188,8 +189,8 @@ class Workshop:
                 train=list(self._split.train),
                 test=list(self._split.test),
                 windows=scores.windows,
-                accuracy=scores.accuracy,
-                macro_f1=scores.macro_f1,
+                accuracy=scored(scores)[0],
+                macro_f1=scored(scores)[1],
                 model=hashlib.sha256(split.model).hexdigest(),
             ),
             baselines=baselines,

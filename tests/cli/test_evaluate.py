@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model
 from har_edge.planning.catalog import find_model
 from har_edge.resources import find_folder
+from tests.graph import models
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +83,91 @@ def test_a_model_without_entry_is_refused(capsys: pytest.CaptureFixture[str], no
     assert evaluate("--model", "stranger.tflite") == 2
     error = capsys.readouterr().err
     assert "stranger.tflite: no manifest says which windows this model takes" in error
-    assert "har-edge train" in error
+    assert "name the stream with --stream" in error and "--labels" in error and "--input NAME=SOURCE" in error
+
+
+def stranger(folder: Path, labels: list[str] | None = None) -> Path:
+    """Return a shipped model as a file that no manifest knows, with labels in a zip behind it where they are given."""
+    path = folder / "stranger.tflite"
+    path.write_bytes((find_folder("models") / "har-float.tflite").read_bytes() + b"\0\0\0\0")
+    if labels is not None:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("labels.txt", "\n".join(labels))
+    return path
+
+
+def test_a_model_without_manifest_is_measured_with_what_flags_say(
+    capsys: pytest.CaptureFixture[str], nowhere: Path
+) -> None:
+    """All is found by the shapes: three inputs, of which two look alike and are told apart by their names."""
+    stranger(nowhere)
+    assert evaluate("--model", "stranger.tflite", "--stream", "mhealth", "--subjects", "7", "--json", "o.json") == 0
+    said = capsys.readouterr().out
+    figures = msgspec.json.decode((nowhere / "o.json").read_bytes())
+    assert evaluate("--model", "float", "--subjects", "7", "--json", "known.json") == 0
+    known = msgspec.json.decode((nowhere / "known.json").read_bytes())
+    assert figures["accuracy"] == known["accuracy"] and figures["confusion"] == known["confusion"]
+    assert (figures["trained_on"], figures["split"], figures["seen"]) == (None, None, [])
+    assert known["trained_on"] and "trained on" not in said.replace("on synthetic data", "")
+
+
+def test_labels_come_from_the_file_of_the_model_or_a_flag(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
+    found = find_model("float")
+    assert found.entry is not None
+    labels = found.entry.task.labels
+    stranger(nowhere, labels[::-1])
+    assert evaluate("--model", "stranger.tflite", "--stream", "mhealth", "--subjects", "7", "--json", "o.json") == 0
+    assert msgspec.json.decode((nowhere / "o.json").read_bytes())["labels"] == labels[::-1]
+    (nowhere / "mine.txt").write_text("\n".join(labels) + "\n\n")
+    command = ("--model", "stranger.tflite", "--stream", "mhealth", "--subjects", "7", "--labels", "mine.txt")
+    assert evaluate(*command, "--json", "p.json") == 0
+    assert msgspec.json.decode((nowhere / "p.json").read_bytes())["labels"] == labels
+    capsys.readouterr()
+    (nowhere / "mine.txt").write_text("\n".join(labels[:11]))
+    assert evaluate(*command) == 2
+    assert "11 labels came for 12 scores" in capsys.readouterr().err
+    (nowhere / "mine.txt").write_text("\n".join([*labels[:11], "dancing"]))
+    assert evaluate(*command) == 2
+    assert "the classes dancing are no labels of stream mhealth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--model", "float", "--labels", "x"], "--labels came, but a manifest says what float is for"),
+        (["--model", "stranger.tflite", "--stream", "mhealth", "--input", "x=chest"], "--input names 'x'; expected an"),
+        (["--model", "stranger.tflite", "--stream", "mhealth", "--input", "chest=leg"], "has no source 'leg'"),
+        (
+            ["--model", "stranger.tflite", "--stream", "mhealth", "--top-k", "13"],
+            "--top-k 13 came; expected at",
+        ),
+        (["--model", "stranger.tflite", "--stream", "mhealth", "--labels", "none"], "cannot read the labels none"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(
+    capsys: pytest.CaptureFixture[str], nowhere: Path, options: list[str], text: str
+) -> None:
+    stranger(nowhere)
+    assert evaluate(*options) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_nothing_scored_is_no_accuracy(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
+    (nowhere / "one.toml").write_text(
+        'name = "one"\nrate_hz = 50.0\n[files]\n[[sources]]\nname = "all"\ncolumns = ["a", "b", "c", "d", "e"]\n'
+    )
+    (nowhere / "data").mkdir()
+    (nowhere / "data" / "anna.csv").write_text("a,b,c,d,e\n" + "0.5,1.5,2.5,3.5,4.5\n" * 100)
+    (nowhere / "m.tflite").write_bytes(models.laid_out([-1, models.LENGTH, models.CHANNELS]))
+    (nowhere / "l.txt").write_text("still\nmoving\n")
+    command = ("--model", "m.tflite", "--stream", "one.toml", "--data", "data", "--json", "o.json", "--labels", "l.txt")
+    code = main(["evaluate", *command])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "accuracy   none: no window has one known activity, so nothing was scored" in said.out
+    windows = (100 - models.LENGTH) // (models.LENGTH // 2) + 1
+    figures = msgspec.json.decode((nowhere / "o.json").read_bytes())
+    assert (figures["accuracy"], figures["macro_f1"], figures["windows"], figures["mixed"]) == (None, None, 0, windows)
 
 
 def test_slices_of_another_model_are_refused(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:

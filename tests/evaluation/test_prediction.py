@@ -159,7 +159,7 @@ def test_the_json_holds_what_others_read(
     found: FoundModel, recordings: list[Recording], predictions: list[Prediction], tmp_path: Path
 ) -> None:
     way = compare_scores(predictions, predictions)
-    evaluation = evaluate(found, predictions, recordings, "synthetic data", {"slices": way})
+    evaluation = evaluate(found, found.entry.task, predictions, recordings, "synthetic data", {"slices": way})
     write_evaluation(evaluation, tmp_path / "deep" / "figures.json")
     content = msgspec.json.decode((tmp_path / "deep" / "figures.json").read_bytes())
     wanted = {"accuracy", "macro_f1", "per_subject", "per_class", "confusion", "windows", "mixed", "data", "real"}
@@ -171,8 +171,9 @@ def test_the_json_holds_what_others_read(
 
 def test_seen_subjects_are_named(found: FoundModel, recordings: list[Recording], predictions: list[Prediction]) -> None:
     as_real = [replace(recording, real=True) for recording in recordings]
-    evaluation = evaluate(found, predictions, as_real, "", {})
+    evaluation = evaluate(found, found.entry.task, predictions, as_real, "", {})
     assert evaluation.seen == ["subject7", "subject8"]
     assert evaluation.split.test == ["subject7", "subject8"]
-    with pytest.raises(ModelError, match="no manifest says what this model answers"):
-        evaluate(replace(found, entry=None), predictions, as_real, "", {})
+    unlisted = evaluate(replace(found, entry=None), found.entry.task, predictions, as_real, "", {})
+    assert (unlisted.trained_on, unlisted.seen, unlisted.split) == (None, [], None)
+    assert unlisted.model == found.path.name and unlisted.accuracy == evaluation.accuracy

@@ -34,7 +34,8 @@ _POLL_S = 0.05
 class Checkup:
     """Runs the checks. `connect` opens connections with the credentials of the person who asks.
 
-    `listen_s` is how long beats are listened to, `timeout_s` how long a file or the probe may take.
+    `listen_s` is how long beats are listened to, `timeout_s` how long a file or the probe may take. `ladder` is what is
+    checked in place of LADDER, and `ended` is called after it.
     """
 
     reception: Reception
@@ -44,6 +45,8 @@ class Checkup:
     timeout_s: float = 5.0
     listen_s: float = LISTEN_S
     broker_only: bool = False
+    ladder: tuple[Rung, ...] = ()
+    ended: Callable[[], None] = lambda: None
     _bus: Bus | None = None
     _observer: Observer | None = None
     _failed: set[str] = field(default_factory=set)
@@ -51,12 +54,13 @@ class Checkup:
     def run(self) -> Iterator[Finding]:
         """Yield findings in order; a check whose ground failed is not reached."""
         try:
-            for rung in BROKER_LADDER if self.broker_only else LADDER:
+            for rung in BROKER_LADDER if self.broker_only else self.ladder or LADDER:
                 findings = list(self._climb(rung))
                 if any(finding.verdict is not Verdict.OK for finding in findings):
                     self._failed.add(rung.name)
                 yield from findings
         finally:
+            self.ended()
             if self._bus is not None:
                 self._bus.close(forget=True)
 

@@ -1,0 +1,124 @@
+"""What is known of a model: from its manifest, or from flags, its file and the description of its stream."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from har_edge.cli import options
+from har_edge.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from har_edge.planning.catalog import FoundModel
+    from har_edge.planning.task import Task
+    from har_edge.streams.description import StreamDescription
+
+FLAGS = ("stream", "labels", "input", "hop")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A model, its task, and its stream as recordings have it; `beside` is the folder of files that the task names."""
+
+    found: FoundModel
+    task: Task
+    described: StreamDescription
+    beside: Path
+
+    @property
+    def name(self) -> str:
+        return self.found.entry.name if self.found.entry else self.found.path.name
+
+
+def add_flags(parser: argparse.ArgumentParser, *, stream: bool = True) -> None:
+    """Add what says what a model is for of which no manifest does; `stream` is left out where the command has it."""
+    group = parser.add_argument_group(
+        "model without manifest", "for a .tflite file of which no manifest.json says what it is for"
+    )
+    if stream:
+        group.add_argument("--stream", metavar="NAME|TOML", help="description of the stream whose windows it takes")
+    group.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="its classes, one label a line (default: those in the model's file, else those of the stream)",
+    )
+    group.add_argument(
+        "--input",
+        type=assignment,
+        action="append",
+        metavar="NAME=SOURCE",
+        help="the source that enters an input; again for more (default: by equal names, or the only shape that fits)",
+    )
+    group.add_argument(
+        "--hop", type=options.positive, metavar="N", help="samples from one window to the next (default: half a window)"
+    )
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """Read NAME=SOURCE; a name may have `=` in it."""
+    name, equals, source = text.rpartition("=")
+    if not (name and equals and source):
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected NAME=SOURCE, an input of the model and a source")
+    return name, source
+
+
+def know(args: argparse.Namespace, found: FoundModel) -> Known:
+    """Return what is known of a model.
+
+    Raises ConfigError for flags that contradict its manifest, and for what neither flags nor files say.
+    """
+    from har_edge.planning.task import describe
+
+    given = [flag for flag in FLAGS if getattr(args, flag) is not None]
+    if found.entry is not None:
+        if given:
+            raise ConfigError(
+                f"--{given[0]} came, but a manifest says what {found.entry.name} is for; expected without"
+            )
+        return Known(found, found.entry.task, describe(found.entry.task, found.path.parent), found.path.parent)
+    if args.stream is None:
+        raise ModelError(
+            f"{found.path}: no manifest says which windows this model takes and what it answers; name the stream with "
+            "--stream (mhealth, or a TOML file: data/README.md), and where they cannot be told, the classes with "
+            "--labels and the sources with --input NAME=SOURCE"
+        )
+    return _derive(args, found)
+
+
+def _derive(args: argparse.Namespace, found: FoundModel) -> Known:
+    from har_edge.graph.model import read_model
+    from har_edge.nodes.unlisted import derive_task, packed_labels, read_labels
+    from har_edge.streams.description import BUILT_IN, load_description
+
+    described = load_description(args.stream)
+    name = args.stream if args.stream in BUILT_IN else str(Path(args.stream).absolute())
+    labels = read_labels(args.labels) if args.labels is not None else packed_labels(found.path)
+    inputs = dict(args.input or ())
+    if len(inputs) < len(args.input or ()):
+        raise ConfigError("--input names an input twice; expected each once")
+    task = derive_task(read_model(found.path), described, name, inputs=inputs, labels=labels, hop=args.hop)
+    return Known(found, task, described, found.path.parent)
+
+
+def travelling(known: Known, folder: Path, files: Sequence[str] = ()) -> Known:
+    """Return the same with its description, and these files beside the model, in `folder`, under plain names.
+
+    So a pipeline can carry them to its nodes.
+    """
+    import shutil
+
+    import msgspec
+
+    description = Path(known.task.stream.description)
+    if not description.is_absolute():
+        return known
+    shutil.copy(description, folder / description.name)
+    for name in files:
+        if (known.beside / name).is_file():
+            shutil.copy(known.beside / name, folder / name)
+    stream = msgspec.structs.replace(known.task.stream, description=description.name)
+    return Known(known.found, msgspec.structs.replace(known.task, stream=stream), known.described, folder)

@@ -1,0 +1,184 @@
+"""A fixed folder of slices at work: which of its stages are there, and whether a window goes through them."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
+
+from har_edge.errors import HarEdgeError, MessageError
+from har_edge.messaging.bus import Bus, Delivery, Receipt
+from har_edge.messaging.status import NodeStatus
+from har_edge.messaging.text import printable
+from har_edge.messaging.topics import PROBE
+from har_edge.nodes.build import topics_of
+from har_edge.nodes.probe import probe
+from har_edge.nodes.results import decode_results
+from har_edge.nodes.sight.observe import UNREPORTED, Observer
+from har_edge.nodes.sight.snapshot import EpochView, ProbeView, Snapshot, StageView
+from har_edge.planning.pipeline import Pipeline
+
+# What a snapshot says of the plan where slices stand in a folder.
+FIXED = "fixed"
+RUNNING = "running"
+
+
+class FixedObserver(Observer):
+    """Keeps what the nodes of a fixed pipeline say, and compares it with the folder that is given."""
+
+    def __init__(self, pipeline: Pipeline, now: float) -> None:
+        super().__init__(topics_of(pipeline), now)
+        self.pipeline = pipeline
+
+    @property
+    def filters(self) -> list[str]:
+        """What to subscribe to: stages by name too, as not every broker delivers what is retained to a wildcard."""
+        topics, count = topics_of(self.pipeline), len(self.pipeline.manifest.slices)
+        return [topics.status("+"), topics.result("+"), *(topics.status(f"stage-{index}") for index in range(count))]
+
+    def problem(self, index: int, now: float) -> tuple[str, str]:
+        """Return the phase of a stage, and what is wrong with it; empty where it runs the slice of this folder."""
+        name, pipeline = f"stage-{index}", self.pipeline
+        status = self.statuses().get(name)
+        start = f"har-edge stage --config {printable(str(pipeline.folder))} --index {index}"
+        if status is None:
+            return UNREPORTED, f"it was never seen; start it with: {start}"
+        if not self.is_alive(name, now):
+            return status.state.value, f"it is {status.state.value}; start it with: {start}"
+        return self._compare(status, index)
+
+    def _compare(self, status: NodeStatus, index: int) -> tuple[str, str]:
+        card, manifest = status.slice, self.pipeline.manifest
+        if card is None:
+            return RUNNING, ""  # an older har_edge does not say what it runs: only a window tells
+        if card.model_sha256 != manifest.model_sha256:
+            other = f"{printable(card.model, 80)} (sha256 {printable(card.model_sha256, 12)})"
+            return "other model", f"it runs a slice of {other}, not of {printable(manifest.model, 80)}"
+        if status.epoch != self.pipeline.config.epoch or card.count != len(manifest.slices):
+            entry = manifest.slices[index]
+            return "other cut", (
+                f"it runs operators [{card.start}, {card.stop}) of {card.count} slices, this folder has "
+                f"[{entry.start}, {entry.stop}) of {len(manifest.slices)}; copy one folder to every device"
+            )
+        return RUNNING, ""
+
+    def stalled(self, now: float) -> str:
+        """Say which stage does not run its slice, and why; empty where all do."""
+        for index in range(len(self.pipeline.manifest.slices)):
+            _, problem = self.problem(index, now)
+            if problem:
+                return f"stage {index}: {problem}"
+        return ""
+
+    def snapshot(self, now: float, wall: float, probe: ProbeView | None = None) -> Snapshot:
+        """Return what is known; the only epoch is that of the folder, and each stage stands for itself as a node."""
+        manifest, epoch = self.pipeline.manifest, self.pipeline.config.epoch
+        cuts = tuple((entry.start, entry.stop) for entry in manifest.slices)
+        return msgspec.structs.replace(
+            super().snapshot(now, wall, probe),
+            plan=FIXED,
+            epoch=epoch,
+            model=printable(manifest.model),
+            epochs=(EpochView(epoch=epoch, phase=FIXED, cuts=cuts, predicted_latency_s=0.0),),
+            stages=tuple(self._view_of(index, now) for index in range(len(cuts))),
+        )
+
+    def _view_of(self, index: int, now: float) -> StageView:
+        name = f"stage-{index}"
+        phase, problem = self.problem(index, now)
+        status = self.statuses().get(name)
+        counters = status.counters if status else {}
+        return StageView(
+            epoch=self.pipeline.config.epoch,
+            stage=index,
+            replica=0,
+            node=name,
+            standby=(),
+            phase=phase,
+            detail=problem,
+            planned=True,
+            windows=counters.get("windows", 0),
+            rate=None,
+            queued=0,
+            waiting=0,
+            queue_s=None,
+            service_s=None,
+            busy=None,
+            idle_s=0.0,
+            lost=counters.get("given_up", 0) + counters.get("too_large", 0),
+            errors=counters.get("rejected", 0),
+        )
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A probe under way: when it left, and what became of its messages."""
+
+    stream: str
+    at: float
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+
+
+class FixedTrial:
+    """Sends probes through a fixed pipeline, one at a time; `view` is how the last one fared (see trial.py)."""
+
+    def __init__(self, bus: Bus, observer: FixedObserver, timeout_s: float) -> None:
+        self._bus, self._observer, self._timeout_s = bus, observer, timeout_s
+        self._epoch = observer.pipeline.config.epoch
+        self._sent: _Sent | None = None
+        self.view: ProbeView | None = None
+
+    @property
+    def under_way(self) -> bool:
+        return self._sent is not None
+
+    def send(self, now: float, wall: float) -> None:
+        """Send a probe; `view` says at once which stage does not run, if one does not."""
+        stalled = self._observer.stalled(now)
+        if stalled:
+            self.view = ProbeView(False, None, self._epoch, stalled)
+            return
+        stream = f"{PROBE}{secrets.token_hex(6)}"
+        try:
+            outgoing = probe(self._observer.pipeline, self._epoch, stream, wall)
+        except HarEdgeError as error:
+            self.view = ProbeView(False, None, self._epoch, f"no probe could be made: {printable(str(error))}")
+            return
+        sent = self._sent = _Sent(stream, now)
+        for one in outgoing:
+            self._bus.publish(one.topic, one.payload, receipt=partial(sent.receipts.__setitem__, one.topic))
+
+    def handle(self, delivery: Delivery, now: float) -> None:
+        """Take a message; the answer to the probe ends it."""
+        sent = self._sent
+        if sent is None or delivery.topic != topics_of(self._observer.pipeline).result(sent.stream):
+            return
+        try:
+            answered = any(result.stream == sent.stream for result in decode_results(delivery.payload))
+        except MessageError:
+            return
+        if answered:
+            self.view, self._sent = ProbeView(True, now - sent.at, self._epoch, ""), None
+
+    def tick(self, now: float, wall: float) -> None:
+        """Give the probe up when it has taken too long, or when the broker refuses it."""
+        del wall
+        sent = self._sent
+        if sent is None or (now <= sent.at + self._timeout_s and Receipt.REFUSED not in sent.receipts.values()):
+            return
+        self.view, self._sent = ProbeView(False, None, self._epoch, self._where(sent, now)), None
+
+    def _where(self, sent: _Sent, now: float) -> str:
+        """Say what is known of a probe that did not come back."""
+        by = {receipt: topic for topic, receipt in sent.receipts.items()}
+        if Receipt.REFUSED in by:
+            return f"the broker refuses this user the topic {by[Receipt.REFUSED]}: use one that may publish windows"
+        if Receipt.UNHEARD in by:
+            return f"no stage listens to {by[Receipt.UNHEARD]}"
+        stalled = self._observer.stalled(now)
+        return stalled or (
+            f"all stages say that they run, but no answer came in {self._timeout_s:g} s: see the counters of the "
+            "stages, and that sensors and stages have the same pipeline file"
+        )

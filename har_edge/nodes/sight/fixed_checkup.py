@@ -1,0 +1,157 @@
+"""Checking a fixed folder of slices from the broker up: its files, its stages, its sensors, and a window through it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterator
+
+from har_edge.messaging.bus import Bus, Session
+from har_edge.messaging.status import ALIVE
+from har_edge.messaging.text import printable
+from har_edge.messaging.topics import Kind
+from har_edge.nodes.build import topics_of
+from har_edge.nodes.sight.checkup import LADDER, LISTEN_S, Checkup, Rung
+from har_edge.nodes.sight.fixed import FixedObserver, FixedTrial
+from har_edge.nodes.sight.permissions import Connect
+from har_edge.nodes.sight.reception import Finding, Reception, Verdict, passed
+from har_edge.nodes.store import Store
+from har_edge.planning.pipeline import Pipeline
+from har_edge.units import duration, size
+
+# The first check that is about a coordinator; those before it are about the broker, and the same for both.
+_FIRST_OTHER = "coordinator"
+_POLL_S = 0.05
+
+
+def fixed_checkup(
+    reception: Reception,
+    connect: Connect,
+    pipeline: Pipeline,
+    store: Store,
+    timeout_s: float,
+    listen_s: float = LISTEN_S,
+) -> Checkup:
+    """Return the checkup of a fixed pipeline: the broker's checks, and those of `_Checks` in place of a plan's."""
+    checks = _Checks(connect, pipeline, timeout_s, listen_s)
+    names = [rung.name for rung in LADDER]
+    ladder = (
+        *LADDER[: names.index(_FIRST_OTHER)],
+        Rung("folder", lambda _, name: checks.folder(name), ()),
+        Rung("stages", lambda _, name: checks.stages(name), ("credentials", "folder"), (Kind.STATUS,)),
+        Rung("sensors", lambda _, name: checks.sensors(name), reads=(Kind.STATUS,)),
+        Rung("losses", lambda _, name: checks.losses(name), reads=(Kind.STATUS,)),
+        Rung("flow", lambda _, name: checks.flow(name), ("stages",), (Kind.RESULT,), (Kind.WINDOW,)),
+    )
+    return Checkup(reception, connect, topics_of(pipeline), store, timeout_s, ladder=ladder, ended=checks.close)
+
+
+class _Checks:
+    """The checks of a fixed pipeline; the first that listens opens the connection that all use."""
+
+    def __init__(self, connect: Connect, pipeline: Pipeline, timeout_s: float, listen_s: float) -> None:
+        self._connect, self._pipeline, self._timeout_s, self._listen_s = connect, pipeline, timeout_s, listen_s
+        self._seen = FixedObserver(pipeline, time.monotonic())
+        self._bus: Bus | None = None
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._bus is not None:
+            self._bus.close(forget=True)
+
+    def folder(self, name: str) -> Iterator[Finding]:
+        """See whether each slice is there, and what its hash says."""
+        folder, total = self._pipeline.folder / self._pipeline.config.slices, 0
+        for entry in self._pipeline.manifest.slices:
+            path = folder / entry.file
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                said = f"cannot read {path}: {error.strerror}"
+                yield Finding(name, Verdict.WRONG, said, "copy the whole folder again, or cut the model again")
+                return
+            if hashlib.sha256(content).hexdigest() != entry.sha256:
+                said = f"{path} is not what manifest.json says: its hash is another"
+                yield Finding(name, Verdict.WRONG, said, "copy the whole folder again, or cut the model again")
+                return
+            total += len(content)
+        slices = len(self._pipeline.manifest.slices)
+        yield passed(name, f"{slices} slices of {self._pipeline.manifest.model}, {size(total)}, hashes right")
+
+    def stages(self, name: str) -> Iterator[Finding]:
+        """See whether each stage lives and runs the slice of this folder."""
+        self._listen(self._listen_s)
+        count = len(self._pipeline.manifest.slices)
+        problem = self._seen.stalled(time.monotonic())
+        if not problem:
+            yield passed(name, f"all {count} run the slices of this folder")
+            return
+        said, _, command = problem.partition("; start it with: ")
+        mend = f"`{command}` on its device" if command else "start that stage again with the same folder as the others"
+        yield Finding(name, Verdict.WRONG, said, mend)
+
+    def sensors(self, name: str) -> Iterator[Finding]:
+        """See which sensors live."""
+        self._listen(0.0)
+        alive = [
+            f"{printable(one, 60)} ({status.counters.get('windows', 0)} windows)"
+            for one, status in sorted(self._seen.statuses().items())
+            if status.role == "sensor" and status.state in ALIVE
+        ]
+        start = f"`har-edge sensor --config {self._pipeline.folder}`"
+        none = f"none is connected, so nothing flows until one is: {start}"
+        yield passed(name, ", ".join(alive[:8]) if alive else none)
+
+    def losses(self, name: str) -> Iterator[Finding]:
+        """See whether a node says that windows were lost, or that messages could not be used."""
+        self._listen(0.0)
+        seen = self._seen.snapshot(time.monotonic(), time.time())
+        counts, lost = seen.counts, [one for one in seen.sent if one.lost]
+        if lost:
+            who = ", ".join(f"{one.lost} of {one.sent} of {one.stream} by {one.node}" for one in lost[:4])
+            mend = "see the logs of stages and sensors for which and why; then whether the broker keeps what is queued"
+            yield Finding(name, Verdict.WRONG, f"windows were lost: {who}", mend)
+        elif counts.lost or counts.dropped:
+            said = f"{counts.lost} windows were given up, {counts.dropped} were dropped at sensors, since these started"
+            mend = "see the logs of stages and sensors for which and why; then whether the broker keeps what is queued"
+            yield Finding(name, Verdict.WRONG, said, mend)
+        elif counts.errors:
+            said = f"{counts.errors} messages could not be used"
+            mend = "see the logs of the stages: as a rule sensors and stages have other reducers, or another folder"
+            yield Finding(name, Verdict.WRONG, said, mend)
+        else:
+            yield passed(name, "no living node says that it lost a window")
+
+    def flow(self, name: str) -> Iterator[Finding]:
+        """Send a window of zeros through it."""
+        bus = self._listen(0.0)
+        trial = FixedTrial(bus, self._seen, self._timeout_s)
+        trial.send(time.monotonic(), time.time())
+        while trial.under_way:
+            for delivery in bus.poll(_POLL_S):
+                bus.acknowledge(delivery)
+                self._seen.handle(delivery, time.monotonic(), time.time())
+                trial.handle(delivery, time.monotonic())
+            trial.tick(time.monotonic(), time.time())
+        view = trial.view
+        assert view is not None
+        if view.answered and view.seconds is not None:
+            yield passed(name, f"a probe window went through in {duration(view.seconds)}")
+        else:
+            mend = "see the logs of the stages; `har-edge status --config FOLDER --live` shows their counters"
+            yield Finding(name, Verdict.WRONG, f"a probe window did not come back: {view.where}", mend)
+
+    def _listen(self, seconds: float) -> Bus:
+        if self._bus is None:
+            topics = topics_of(self._pipeline)
+            name = f"{topics.base}-{topics.pipeline}-doctor-{secrets.token_hex(4)}"
+            self._bus = self._connect(Session(name, clean_start=True))
+            self._bus.subscribe(self._seen.filters)
+            seconds = max(seconds, self._listen_s)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for delivery in self._bus.poll(_POLL_S):
+                self._bus.acknowledge(delivery)
+                self._seen.handle(delivery, time.monotonic(), time.time())
+        return self._bus

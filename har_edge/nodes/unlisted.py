@@ -1,0 +1,210 @@
+"""A model that no manifest knows: its task from what a person says, what stands in its file, and its stream."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from har_edge.errors import ConfigError
+from har_edge.graph.manifest import TensorSpec
+from har_edge.graph.model import Model, Tensor
+from har_edge.planning.task import SourceInput, StreamTask, Task
+from har_edge.streams.description import MAX_LABELS, StreamDescription
+
+MAX_LABEL_BYTES = 4 * 1024 * 1024
+_ASK = "give --{} (docs/pipeline.md#a-model-of-your-own)"
+
+
+def derive_task(
+    model: Model,
+    described: StreamDescription,
+    name: str,
+    *,
+    inputs: Mapping[str, str],
+    labels: Sequence[str] | None = None,
+    hop: int | None = None,
+) -> Task:
+    """Return the task of a model for the windows of a stream that is described under `name`.
+
+    `inputs` maps input tensors to sources; what it leaves out is found by equal names, or by the only shape that fits.
+    Windows are as long as the inputs want, one begins every `hop` samples (half a window by default). Without
+    `labels`, the classes are the labels of the stream, where these are as many. Raises ConfigError with the flag to
+    give for what cannot be known.
+    """
+    tensors = {spec.name: spec for spec in map(_spec, [model.main.tensors[index] for index in model.main.inputs])}
+    sources = _assign(tensors, described, inputs)
+    lengths = {source: _length(tensors[tensor], _channels(described, source)) for source, tensor in sources.items()}
+    if len(set(lengths.values())) > 1:
+        raise ConfigError(f"inputs want windows of {lengths} samples; expected one length; " + _ASK.format("input"))
+    length = next(iter(lengths.values()))
+    output, classes = _output(model)
+    names, ids = _classes(described, labels, classes)
+    return Task(
+        stream=StreamTask(name, described.rate_hz, length, hop or max(1, length // 2)),
+        inputs={source: SourceInput(tensor) for source, tensor in sources.items()},
+        output=output,
+        labels=names,
+        label_ids=ids,
+    )
+
+
+def read_labels(path: Path) -> list[str]:
+    """Read a file with one label a line, such as TFLite models come with; ConfigError where it is none."""
+    try:
+        content = path.read_bytes()[: MAX_LABEL_BYTES + 1]
+    except OSError as error:
+        raise ConfigError(f"cannot read the labels {path}: {error.strerror}; expected one label a line") from None
+    return _parse_labels(content, str(path))
+
+
+def packed_labels(path: Path) -> list[str] | None:
+    """Return the labels that a .tflite file carries (TFLite metadata: a zip behind the flatbuffer); None without.
+
+    The first file is taken whose name has "label" in it and ends in .txt.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [one for one in archive.infolist() if "label" in one.filename.lower()]
+            texts = [one for one in members if one.filename.endswith(".txt") and one.file_size <= MAX_LABEL_BYTES]
+            if not texts:
+                return None
+            with archive.open(texts[0]) as file:
+                return _parse_labels(file.read(MAX_LABEL_BYTES + 1), f"{texts[0].filename} in {path}")
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError):
+        return None
+
+
+def _parse_labels(content: bytes, where: str) -> list[str]:
+    try:
+        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is no UTF-8 text: {error}; expected one label a line") from None
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines or len(lines) >= MAX_LABELS or len(content) > MAX_LABEL_BYTES or not all(lines):
+        raise ConfigError(
+            f"{where}: {len(lines)} labels, some may be empty; expected 1 to {MAX_LABELS - 1}, one a line"
+        )
+    return _distinct(lines)
+
+
+def _distinct(lines: Sequence[str]) -> list[str]:
+    """Return labels of which none comes twice: ImageNet has two cranes. The later one gets its line's number."""
+    seen: set[str] = set()
+    made = []
+    for number, line in enumerate(lines):
+        label = line if line not in seen else f"{line} ({number})"
+        seen.add(label)
+        made.append(label)
+    return made
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    return TensorSpec(tensor.name, tensor.signature, tensor.dtype or tensor.type_name)
+
+
+def _channels(described: StreamDescription, source: str) -> int:
+    return len(described.source(source).channels)
+
+
+def _values(spec: TensorSpec) -> int | None:
+    """Return how many values a window has in an input; None where only a run would tell."""
+    shape = spec.shape[1:] if spec.shape[:1] in ((-1,), (1,)) else spec.shape
+    return math.prod(shape) if shape and min(shape) > 0 else None
+
+
+def _fits(spec: TensorSpec, channels: int) -> bool:
+    """Return whether one of the dimensions is as many channels: [length, channels], [channels, length], an image."""
+    values = _values(spec)
+    return values is not None and values % channels == 0 and channels in spec.shape[1:]
+
+
+def _length(spec: TensorSpec, channels: int) -> int:
+    values = _values(spec)
+    if values is None or values % channels:
+        raise ConfigError(
+            f"input {spec.name!r} is {spec.dtype} {list(spec.shape)}, which holds no whole number of samples of "
+            f"{channels} channels; name the source that enters it: " + _ASK.format("input NAME=SOURCE")
+        )
+    return values // channels
+
+
+def _assign(
+    tensors: Mapping[str, TensorSpec], described: StreamDescription, inputs: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the input of each source that the model takes."""
+    for tensor in inputs:
+        if tensor not in tensors:
+            raise ConfigError(f"--input names {tensor!r}; expected an input of the model: {_listed(tensors.values())}")
+    sources = {source.name: len(source.channels) for source in described.sources}
+    found = {described.source(source).name: tensor for tensor, source in inputs.items()}
+    if len(found) < len(inputs):
+        raise ConfigError("--input names one source for two inputs; expected each once")
+    left = {name: spec for name, spec in tensors.items() if name not in inputs}
+    for name in [name for name in left if name in sources and name not in found]:
+        found[name] = name
+        del left[name]
+    for name, spec in left.items():
+        fitting = [source for source, channels in sources.items() if source not in found and _fits(spec, channels)]
+        rivals = [other for other in left if other != name and fitting and _fits(left[other], sources[fitting[0]])]
+        only = len(sources) == len(tensors) == 1 and not found
+        if only and not fitting:
+            fitting = list(sources)
+        if len(fitting) != 1 or (rivals and not only):
+            raise ConfigError(
+                f"nothing says which source enters input {name!r} {list(spec.shape)}; expected one of "
+                f"{', '.join(f'{source} ({count} channels)' for source, count in sources.items())}: "
+                + _ASK.format(f"input {name}=SOURCE")
+            )
+        found[fitting[0]] = name
+    return {source: found[source] for source in sources if source in found}
+
+
+def _output(model: Model) -> tuple[str, int | None]:
+    """Return the output that has the answer, and how many classes it has; None where it names a class."""
+    specs = [_spec(model.main.tensors[index]) for index in model.main.outputs]
+    if len(specs) != 1:
+        raise ConfigError(
+            f"the model has {len(specs)} outputs: {_listed(specs)}; nothing says which one answers; cut it with "
+            "`har-edge slice` and write a pipeline file (docs/pipeline.md)"
+        )
+    values = _values(specs[0])
+    return specs[0].name, None if values == 1 and specs[0].dtype in ("int32", "int64") else values
+
+
+def _classes(
+    described: StreamDescription, labels: Sequence[str] | None, count: int | None
+) -> tuple[list[str], list[int]]:
+    """Return the names of the classes, and the labels that the recordings use for them."""
+    known = list(described.labels)
+    if labels is None:
+        ids = [number for number in range(len(known)) if number != described.null_label]
+        if count == len(known):
+            ids = list(range(len(known)))
+        elif count is None or count != len(ids) or not known:
+            answers = "a class" if count is None else f"{count} scores"
+            raise ConfigError(
+                f"the model answers with {answers}, stream {described.name} has {len(known)} labels, and the file of "
+                "the model has none; " + _ASK.format("labels FILE, one label a line")
+            )
+        return [known[number] for number in ids], ids
+    if count is not None and count != len(labels):
+        raise ConfigError(
+            f"{len(labels)} labels came for {count} scores; expected one a score; " + _ASK.format("labels FILE")
+        )
+    if not known:
+        return list(labels), list(range(len(labels)))
+    strange = [label for label in labels if label not in known]
+    if strange:
+        raise ConfigError(
+            f"the classes {', '.join(strange[:4])}{' and others' if len(strange) > 4 else ''} are no labels of stream "
+            f"{described.name}, which has {', '.join(known[:20])}; expected the same names in both, or a stream "
+            "without labels: " + _ASK.format("labels FILE")
+        )
+    return list(labels), [known.index(label) for label in labels]
+
+
+def _listed(specs: Iterable[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs)

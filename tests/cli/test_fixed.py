@@ -1,0 +1,157 @@
+"""`har-edge status --config` and `har-edge doctor --config`: slices that stages run, without a coordinator."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from har_edge.cli.status_report import draw
+from har_edge.messaging.bus import Delivery
+from har_edge.messaging.status import NodeStatus, SliceCard, State, StreamCount, encode_status
+from har_edge.nodes.cutting import prepare
+from har_edge.nodes.neighbours import card_of
+from har_edge.nodes.sight.fixed import FixedObserver
+from har_edge.nodes.sight.snapshot import ProbeView, Snapshot
+from har_edge.planning.catalog import find_model
+from har_edge.planning.pipeline import Pipeline, load_pipeline
+from tests.cli.fleet import Fleet
+from tests.cli.test_eighty_columns import fits, lines_of
+
+NOW = 100.0
+
+
+def flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+def json_of(fleet: Fleet, *options: str, code: int) -> Snapshot:
+    ended = fleet.start("status", "--json", *options)
+    assert ended.wait() == code, ended.said
+    return msgspec.json.decode(ended.said, type=Snapshot)
+
+
+def test_ready_when_all_stages_of_the_folder_let_a_window_through(fleet: Fleet) -> None:
+    fleet.stages()
+    seen = json_of(fleet, code=0)
+    assert seen.ready and seen.probe is not None and seen.probe.seconds is not None and seen.probe.seconds > 0
+    assert (seen.plan, seen.epoch, seen.model) == ("fixed", fleet.pipeline.config.epoch, "har-int8.tflite")
+    assert [(one.stage, one.node, one.phase) for one in seen.stages] == [(k, f"stage-{k}", "running") for k in range(3)]
+    table = fleet.start("status", COLUMNS="80")
+    assert table.wait() == 0
+    assert "fixed slices" in table.said and "ready: a probe window went through in" in table.said
+    assert max(map(len, table.said.splitlines())) <= 80
+
+
+def test_not_ready_names_the_stage_that_is_missing_and_how_to_start_it(fleet: Fleet) -> None:
+    fleet.stage(2)
+    fleet.until_ready("stage-2")
+    seen = json_of(fleet, code=1)
+    assert seen.probe is not None and not seen.ready
+    start = f"har-edge stage --config {fleet.folder} --index 0"
+    assert seen.probe.where == f"stage 0: it was never seen; start it with: {start}"
+    assert [one.phase for one in seen.stages] == ["unreported", "unreported", "running"]
+
+
+def test_a_stage_that_stopped_and_one_of_another_cut_are_told_apart(fleet: Fleet, tmp_path: Path) -> None:
+    stages = fleet.stages()
+    found = find_model("int8")
+    assert found.entry is not None
+    prepare(found.path, found.entry.task, tmp_path / "recut", stages=3, cuts=[4, 7], name=fleet.name)
+    other = fleet.start("stage", "--index", "1", "--config", str(tmp_path / "recut"))
+    assert stages[1].wait() == 3
+    fleet.until_ready("stage-1")
+    seen = json_of(fleet, code=1)
+    assert seen.probe is not None and "stage 1: it runs operators [4, 7) of 3 slices, this folder has [4, 9) of 3" in (
+        seen.probe.where
+    )
+    assert other.end() == 0
+    fleet.until(lambda: fleet.state("stage-1") is State.STOPPED, "no farewell")
+    seen = json_of(fleet, code=1)
+    assert seen.stages[1].phase == "stopped" and "start it with" in seen.stages[1].detail
+
+
+def doctor(fleet: Fleet, code: int, *options: str) -> dict[str, dict[str, str]]:
+    ended = fleet.start("doctor", "--json", *options)
+    assert ended.wait() == code, ended.said
+    report = msgspec.json.decode(ended.said.splitlines()[-1])
+    return {one["check"]: one for one in report["findings"]} | {"first": {"said": report["first_wrong"] or ""}}
+
+
+def test_the_doctor_finds_nothing_wrong_with_a_pipeline_that_runs(fleet: Fleet) -> None:
+    fleet.stages()
+    sensor = fleet.start("sensor", "--subjects", "1", "--speed", "20")
+    fleet.until_results(3)
+    seen = doctor(fleet, 0)
+    for name in ("broker", "folder", "stages", "sensors", "losses", "flow"):
+        assert seen[name]["verdict"] == "ok", seen[name]
+    assert "3 slices of har-int8.tflite" in seen["folder"]["said"] and "sensor-all-subject1" in seen["sensors"]["said"]
+    assert "coordinator" not in seen and "plan" not in seen
+    assert sensor.end() == 0
+
+
+def test_the_doctor_names_what_is_wrong_first_and_its_mend(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.stage(2)
+    fleet.until_ready("stage-2")
+    seen = doctor(fleet, 1)
+    assert seen["first"]["said"] == "stages" and seen["flow"]["verdict"] == "not reached"
+    assert seen["stages"]["said"] == "stage 0: it was never seen"
+    assert seen["stages"]["mend"] == f"`har-edge stage --config {fleet.folder} --index 0` on its device"
+    damaged = tmp_path / "damaged"
+    shutil.copytree(fleet.folder, damaged)
+    (damaged / "slice-2.tflite").write_bytes(b"no model")
+    seen = doctor(fleet, 1, "--config", str(damaged))
+    assert (
+        seen["first"]["said"] == "folder" and "slice-2.tflite is not what manifest.json says" in seen["folder"]["said"]
+    )
+
+
+# --- without processes --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipeline(slices: Path) -> Pipeline:
+    return load_pipeline(slices)
+
+
+def observed(pipeline: Pipeline, *statuses: NodeStatus) -> FixedObserver:
+    seen = FixedObserver(pipeline, NOW)
+    prefix = f"{pipeline.config.base}/v1/{pipeline.config.name}/node/"
+    for status in statuses:
+        seen.handle(Delivery(f"{prefix}{status.node}/status", encode_status(status), (0, 0)), NOW, NOW)
+    return seen
+
+
+def stage(pipeline: Pipeline, index: int, card: SliceCard | None, **counters: int) -> NodeStatus:
+    epoch = pipeline.config.epoch
+    return NodeStatus(f"stage-{index}", "stage", State.READY, "i", 1.0, counters=counters, epoch=epoch, slice=card)
+
+
+def test_another_model_is_named_and_an_older_stage_passes(pipeline: Pipeline) -> None:
+    other = msgspec.structs.replace(card_of(pipeline, 1), model="b.tflite", model_sha256="b" * 64)
+    seen = observed(pipeline, stage(pipeline, 0, None), stage(pipeline, 1, other))
+    assert seen.problem(0, NOW) == ("running", "")
+    phase, problem = seen.problem(1, NOW)
+    assert phase == "other model" and problem.startswith(
+        "it runs a slice of b.tflite (sha256 bbbbbbbbbbb…), not of har-"
+    )
+
+
+def test_losses_of_stages_and_of_each_stream_are_shown_and_nothing_is_cut(pipeline: Pipeline) -> None:
+    streams = {f"person-in-the-living-room-{number}": StreamCount(1, 2.0, 1000, 990, number) for number in range(3)}
+    sensor = NodeStatus("sensor-all-person-in-the-living-room", "sensor", State.READY, "i", 1.0, streams=streams)
+    stages = [stage(pipeline, index, card_of(pipeline, index), windows=123_456, given_up=7) for index in range(3)]
+    seen = observed(pipeline, sensor, *stages).snapshot(NOW, NOW, ProbeView(False, None, 1, "no answer " * 20))
+    assert [(one.stream, one.sent, one.answered, one.lost, one.open) for one in seen.sent] == [
+        ("person-in-the-living-room-0", 1000, 990, 0, 10),
+        ("person-in-the-living-room-1", 1000, 990, 1, 9),
+        ("person-in-the-living-room-2", 1000, 990, 2, 8),
+    ]
+    assert seen.counts.lost == 21
+    text = "\n".join(lines_of(draw(seen, 80)))
+    fits(text)
+    assert text.split().count("123456") == 3 and text.split().count("1000") == 3
+    assert "person-in-the-living-room-2 by" in text
