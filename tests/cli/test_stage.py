@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -145,7 +146,8 @@ def test_garbage_among_the_data_is_counted_and_harms_nothing(fleet: Fleet) -> No
     fleet.until(lambda: fleet.state("stage-0") is State.STOPPED, "no farewell")
     assert fleet.counter("stage-0", "rejected") >= 6
     said = stages[0].said
-    assert f"dropped {window}: 7 bytes came that start no MessagePack array" in said
+    # Texts that differ in numbers only are one kind, so which length is named depends on what came first.
+    assert re.search(rf"dropped {window}: \d+ bytes came that start no MessagePack array", said)
     assert f"epoch {epoch + 1} came; expected {epoch}; restart the node with the older plan" in said
     assert "expected version 1 with 7 fields" in said
 
