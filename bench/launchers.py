@@ -217,10 +217,15 @@ _STARTS: dict[Kind, Callable[[Path, _Stops], _Started]] = {
 
 
 def _spawn(command: list[str], directory: Path, stops: _Stops, environment: dict[str, str] | None = None) -> None:
-    """Start a process in a group of its own, and note how to end the whole group."""
+    """Start a process in a group of its own, and note how to end the whole group.
+
+    It also ends when this process does, killed or not: with the thread that starts it, which has to be the main one.
+    """
+    setpriv = shutil.which("setpriv")
+    tied = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
     with (directory / f"{Path(command[0]).name}.log").open("ab") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=environment
+            [*tied, *command], stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=environment
         )
 
     def stop() -> None:
