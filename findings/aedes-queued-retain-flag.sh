@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Guess: what a broker kept for an absent subscriber comes with RETAIN 0: the
+# Guess (held, not written down before the run; seen while testing something
+#   else): what a broker kept for an absent subscriber comes with RETAIN 0: the
 #   flag is 1 only for what a new subscription finds (MQTT 3.1.1, 3.3.1.3), as
 #   with Mosquitto.
 # What is so: aedes hands out its queue with RETAIN as it was published: three

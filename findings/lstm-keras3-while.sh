@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Guess: a Keras LSTM becomes one UNIDIRECTIONAL_SEQUENCE_LSTM, whose model has
-#   an open batch dimension, as it was in TensorFlow 2.15.
+# Guess: a Keras LSTM becomes one UNIDIRECTIONAL_SEQUENCE_LSTM, and an
+#   open batch dimension converts too.
 # What is so: with Keras 3 it becomes a WHILE loop with two subgraphs, and only
 #   with a fixed batch; with an open one (Keras's default) the conversion
 #   fails. tf_keras (Keras 2) still gives the fused operator for a batch of 1.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Guess: decimate() leaves a constant as it is, as every low-pass should; the
-#   gravity of 9.81 m/s2 in an accelerometer's axis stays 9.81.
+# Guess (held, not written down before the run): decimate() leaves a constant as
+#   it is, as every low-pass should; the gravity of 9.81 m/s2 in an
+#   accelerometer's axis stays 9.81.
 # What is so: the default filter is a Chebyshev of even order with 0.05 dB of
 #   ripple, whose gain at frequency 0 is at the bottom of the ripple, and
 #   zero_phase applies it twice: 9.698, 1.1% less, at every factor. With

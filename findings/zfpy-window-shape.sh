@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Guess: zfp with an absolute tolerance gives NaN back as NaN (or refuses), and
-#   a leading dimension of 1 costs nothing.
+#   a leading dimension of 1 costs nothing (this second part was held, not
+#   written down before the run).
 # What is so: with a tolerance a NaN comes back as an ordinary number far from
 #   its neighbours, without an error (without a tolerance, in the reversible
 #   mode, it is kept). A window [1, 128, 6] takes three times the bytes of the
