@@ -42,9 +42,9 @@ def test_round_trip_and_what_is_left_out() -> None:
 
 
 def test_the_examples_on_the_page_are_what_nodes_send() -> None:
-    result, stage, node, beat = re.findall(r"```json\n(.*)\n```", PAGE)
+    result, stage, sensor, node, beat = re.findall(r"```json\n(.*)\n```", PAGE)
     assert encode_results(decode_results(result.encode())) == result.encode()
-    for status in (stage, node):
+    for status in (stage, sensor, node):
         assert encode_status(decode_status(status)) == status.encode()
     assert encode_beat(decode_beat(beat)) == beat.encode()
     assert decode_status(node).device is not None and decode_beat(beat).stages

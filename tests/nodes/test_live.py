@@ -108,7 +108,10 @@ def test_without_a_broker_the_newest_windows_are_kept_and_the_dropped_ones_count
     assert [rows(message)[0] for message in sent(bus)] == [88, 90, 92, 94, 96]
     counters = bus.statuses()[-1].counters
     assert (counters["windows"], counters["dropped_windows"]) == (5, 44)
-    assert [record.message for record in caplog.records] == ["dropped the oldest of 5 windows that wait to be sent"]
+    said = [
+        record.message for record in caplog.records if "its times are" not in record.message
+    ]  # the clock is made up
+    assert said == ["dropped the oldest of 5 windows that wait to be sent"]
 
 
 def test_what_nobody_hears_is_kept_in_a_bounded_number(clock):
