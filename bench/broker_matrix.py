@@ -54,6 +54,7 @@ OLD = frozenset({Kind.RABBITMQ, Kind.AEDES, Kind.CLUSTER})  # these speak MQTT 3
 PACED = ("--subjects", "7", "--windows", "120", "--speed", "20")
 FAST = ("--subjects", "7", "--windows", "120", "--speed", "max")
 STREAMS = 4  # of a gateway
+NOT_PROMISED = {(Kind.RABBITMQ, "coordinator"): "RabbitMQ 3.10 retains nothing for wildcards (docs/brokers.md)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +237,8 @@ def coordinator(scene: Scene) -> int:
     deadline = time.monotonic() + 90.0
     while len(scene.answered) < 20 and time.monotonic() < deadline:
         scene.look()
+    if len(scene.answered) < 20:
+        raise RuntimeError(f"{len(scene.answered)} windows were answered within 90 s of the coordinator's start")
     scene.processes["b"].send_signal(signal.SIGKILL)
     return 120
 
@@ -349,6 +352,9 @@ def rows(kinds: list[Kind], cases: list[str], args: argparse.Namespace) -> Itera
     """Yield a line of Markdown for each broker and case."""
     for kind in kinds:
         for case in cases:
+            if (kind, case) in NOT_PROMISED:
+                yield f"| {kind.value} | {case} | not promised: {NOT_PROMISED[kind, case]} |||||||||", None
+                continue
             try:
                 row = measure(kind, case, args)
             except NotInstalled as error:
