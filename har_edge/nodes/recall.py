@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from har_edge.messaging.bus import Delivery, Outgoing
@@ -89,10 +89,13 @@ class Output:
         self._most_bytes, self._bytes = most_bytes, 0
         self._made: OrderedDict[Key, Made] = OrderedDict()
 
-    def keep(self, key: Key, now: float, captured: tuple[float, ...], outgoing: Iterable[Outgoing]) -> None:
+    def keep(self, key: Key, now: float, captured: tuple[float, ...], outgoing: Sequence[Outgoing]) -> None:
         """Remember what was published of a window that was run now (monotonic seconds)."""
-        known, made = self._made.pop(key, None), tuple([(one.topic, one.payload, one.heard) for one in outgoing])
-        nbytes = sum([len(payload) for _, payload, _ in made])
+        known, nbytes = self._made.pop(key, None), 0
+        made: tuple[tuple[str, bytes, bool], ...] = ()
+        if outgoing:
+            made = tuple([(one.topic, one.payload, one.heard) for one in outgoing])
+            nbytes = sum([len(payload) for _, payload, _ in made])
         self._bytes += nbytes - (known[2] if known else 0)
         self._made[key] = now, captured, nbytes, made
         while self._bytes > self._most_bytes or len(self._made) > MOST_MADE:

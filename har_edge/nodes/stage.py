@@ -193,13 +193,13 @@ class Stage:
         self, message: wire.Message, parts: Mapping[str, Array], delivery: Delivery, came: float
     ) -> list[Outgoing]:
         """Release, and count, parts of a window that was done, with them or without them; else return nothing."""
-        release, key = [Outgoing("", b"", (delivery,))], (message.stream, message.seq)
+        key = message.stream, message.seq
         made = self._made.find(key)
         if made is not None and self._repeats(message, parts, delivery, made):
             # What came before, or soon after, the answer was made was sent when that was not known.
             if came < made[0] + RECENT_S:
                 self.counters.duplicates += message.count
-                return release
+                return [Outgoing("", b"", (delivery,))]
             if self._joins:
                 self.counters.duplicates += message.count
                 return self._made.again(key, self._monotonic(), (delivery,))
@@ -210,7 +210,7 @@ class Stage:
             _log.info(
                 "dropped %s of window %d of %s: it was run without", ", ".join(parts), message.seq, message.stream
             )
-            return release
+            return [Outgoing("", b"", (delivery,))]
         if self._shelf and self._begins_anew(
             message, parts
         ):  # its windows must not be completed by parts of the last run
