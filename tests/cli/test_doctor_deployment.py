@@ -129,7 +129,7 @@ def test_a_clock_that_is_wrong(stand: Stand) -> None:
     stand.everything()
     stand.ahead_s = 7.0
     seen = told(stand)
-    assert seen.first_wrong == "clocks" and "pi-1 by +7.0 s" in seen.of("clocks")["said"]
+    assert seen.first_wrong == "clocks" and "pi-1 by +7.00 s" in seen.of("clocks")["said"]
     assert "timedatectl set-ntp true" in seen.of("clocks")["mend"]
 
 
