@@ -52,8 +52,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _refuse_closed_streams() -> int:
+    """Say, where that is possible, that an output is closed; return the exit code.
+
+    The next file or connection would get the number of the closed one, and what libraries print would go into it.
+    """
+    if sys.stderr is not None:
+        print("error: standard output is closed; send it elsewhere, such as > /dev/null", file=sys.stderr)
+    elif sys.stdout is not None:
+        print("error: standard error is closed; send it elsewhere, such as 2> /dev/null", flush=True)
+    return 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code (2 for an error the user can mend)."""
+    if sys.stdout is None or sys.stderr is None:
+        return _refuse_closed_streams()
     args = build_parser().parse_args(argv)
     try:
         code = int(args.run(args))

@@ -84,6 +84,20 @@ def test_output_that_nobody_reads_is_no_error() -> None:
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
+@pytest.mark.parametrize(("fd", "name"), [(1, "output"), (2, "error")])
+def test_a_closed_stream_is_an_error(fd: int, name: str) -> None:
+    command = [sys.executable, "-m", "har_edge.cli.main", "slice", "float", "--list"]
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {fd}>&-', "sh", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    said = f"error: standard {name} is closed; send it elsewhere, such as {fd if fd > 1 else ''}> /dev/null\n"
+    assert (ended.returncode, ended.stdout + ended.stderr) == (2, said)
+
+
 def test_main_help() -> None:
     check("har-edge", build_parser().format_help())
 
