@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from har_edge.messaging.status import NodeStatus, StreamCount
+from har_edge.messaging.status import ALIVE, NodeStatus, StreamCount
 from har_edge.messaging.topics import is_probe
 from har_edge.nodes.results import Result
 from har_edge.nodes.tally import OTHERS
@@ -26,19 +26,21 @@ MOST_NAMED = 8
 class _Run:
     """One start of a sensor, for one stream: what it says, and how many of its windows came.
 
-    Without `whole`, it began before anybody counted here. A later run of the same stream begins at `until`.
+    Without `whole`, it began before anybody counted here; with `over`, it had ended by then, too, and what it lost is
+    no concern of those who came later. A later run of the same stream begins at `until`.
     """
 
     count: StreamCount
     whole: bool
     until: float = float("inf")
+    over: bool = False
     came: int = 0
     said: deque[tuple[float, int]] = field(default_factory=deque)
 
     def lost(self, now: float, *, final: bool) -> int:
         """Return how many windows did not come, and will not: that is certain when all is over."""
         if not self.whole:
-            return self.count.lost
+            return 0 if self.over else self.count.lost
         if final:
             return self.missing
         late = 0
@@ -49,7 +51,7 @@ class _Run:
     @property
     def missing(self) -> int:
         """How many windows have not come; what came before anybody counted here is not known."""
-        return max(0, self.count.sent - self.came) if self.whole else self.count.lost
+        return max(0, self.count.sent - self.came) if self.whole else self.lost(0.0, final=False)
 
     def takes(self, captured: float) -> bool:
         return self.count.began - SAME_S <= captured < self.until - SAME_S
@@ -70,7 +72,7 @@ class Account:
     """Compares what came since `began` (seconds since 1970) with what the sensors say. Pure.
 
     Several sensors of a stream, one a source, send the same windows: these count once. Of a sensor that began earlier
-    only what itself calls lost is known.
+    only what itself calls lost is known, and of one that has ended by then not even that matters.
     """
 
     def __init__(self, began: float) -> None:
@@ -86,15 +88,16 @@ class Account:
         if status.streams and (node in self._named or len(self._named) < MOST_NODES):
             self._named[node] = frozenset(status.streams)
             for stream, count in status.streams.items():
-                self._take_count(node, stream, count, now)
+                self._take_count(node, stream, count, now, alive=status.state in ALIVE)
 
-    def _take_count(self, node: str, stream: str, count: StreamCount, now: float) -> None:
+    def _take_count(self, node: str, stream: str, count: StreamCount, now: float, *, alive: bool) -> None:
         runs = self._runs.setdefault((node, stream), [])
         if not runs or runs[-1].count.run != count.run:
             if runs:
                 runs[-1].until = count.began
             del runs[: max(0, len(runs) + 1 - MOST_RUNS)]
-            runs.append(_Run(count, count.began >= self._began))
+            whole = count.began >= self._began
+            runs.append(_Run(count, whole, over=not whole and not alive))
             early = self._early_of(node, stream)
             runs[-1].came = sum(map(runs[-1].takes, early))
         run = runs[-1]

@@ -83,6 +83,17 @@ def test_of_a_sensor_that_began_before_us_only_its_own_word_counts() -> None:
     assert made.lost(NOW) == 4
 
 
+def test_what_a_sensor_lost_that_had_ended_before_us_is_no_loss_of_ours() -> None:
+    ended = said(8, answered=0, lost=8, state=State.STOPPED)
+    made = account(range(2), ended, began=100.0)
+    assert made.lost(NOW) == 0 and made.sentence(NOW) == "" and made.open_sentence(NOW) == ""
+    made.take_status(said(9, run=2, began=200.0, answered=6, lost=3), NOW)  # its next run is ours
+    assert made.lost(NOW) == 3
+    alive = account(range(2), said(8, answered=4, lost=4), began=100.0)
+    alive.take_status(said(8, answered=4, lost=4, state=State.STOPPED), NOW)
+    assert alive.lost(NOW) == 4
+
+
 def test_a_sensor_that_hears_no_answers_has_lost_what_did_not_come_within_a_minute() -> None:
     made = account(range(6), said(10))
     made.take_status(said(20), NOW + 30.0)
