@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -131,6 +132,11 @@ def _length(spec: TensorSpec, channels: int) -> int:
     return values // channels
 
 
+def _plain(name: str) -> str:
+    """Return the name that an input has in Keras: TensorFlow's converter writes serving_default_NAME:0."""
+    return re.sub(r"^serving_default_(.+):\d+$", r"\1", name)
+
+
 def _assign(
     tensors: Mapping[str, TensorSpec], described: StreamDescription, inputs: Mapping[str, str]
 ) -> dict[str, str]:
@@ -143,9 +149,11 @@ def _assign(
     if len(found) < len(inputs):
         raise ConfigError("--input names one source for two inputs; expected each once")
     left = {name: spec for name, spec in tensors.items() if name not in inputs}
-    for name in [name for name in left if name in sources and name not in found]:
-        found[name] = name
-        del left[name]
+    for name, plain in [(name, _plain(name)) for name in left]:
+        source = name if name in sources else plain
+        if source in sources and source not in found:
+            found[source] = name
+            del left[name]
     for name, spec in left.items():
         fitting = [source for source, channels in sources.items() if source not in found and _fits(spec, channels)]
         rivals = [other for other in left if other != name and fitting and _fits(left[other], sources[fitting[0]])]

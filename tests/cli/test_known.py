@@ -55,6 +55,13 @@ def test_one_input_and_one_source_need_no_flag(tmp_path: Path, shape: list[int])
     assert hopped.stream.hop == 3
 
 
+@pytest.mark.parametrize("source", ["wrist", "hip"])
+def test_the_name_that_keras_gave_an_input_finds_its_source(tmp_path: Path, source: str) -> None:
+    model = model_of(tmp_path, models.laid_out([-1, LENGTH, CHANNELS], f"serving_default_{source}:0"))
+    task = derive_task(model, describe(more=TWO), "gym.toml", inputs={})
+    assert {name: enters.tensor for name, enters in task.inputs.items()} == {source: f"serving_default_{source}:0"}
+
+
 def test_two_sources_that_fit_must_be_told_apart(tmp_path: Path) -> None:
     model = model_of(tmp_path, models.laid_out([-1, LENGTH, CHANNELS]))
     with pytest.raises(ConfigError, match=r"nothing says which source enters input 'c' .*give --input c=SOURCE"):

@@ -593,12 +593,12 @@ def unread_input() -> bytes:
     return draft.build()
 
 
-def laid_out(shape: Sequence[int]) -> bytes:
-    """The values of a window "c" of this shape, with its batch where it has one, to two "scores"."""
+def laid_out(shape: Sequence[int], name: str = "c") -> bytes:
+    """The values of a window, by default "c", of this shape, with its batch where it has one, to two "scores"."""
     rng, draft = np.random.default_rng(6), Draft()
     graph = draft.graph()
     planned = [max(1, n) for n in shape]
-    x = graph.input(planned, "c", signature=list(shape))
+    x = graph.input(planned, name, signature=list(shape))
     flat = _reshape(graph, x, [-1, LENGTH * CHANNELS], [1, LENGTH * CHANNELS], "flat")
     graph.output(_scores(graph, flat, rng))
     return draft.build()
