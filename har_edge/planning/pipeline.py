@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from har_edge.errors import ConfigError, HarEdgeError
+from har_edge.graph.manifest import FILE_NAME as MANIFEST_NAME
 from har_edge.graph.manifest import SliceManifest, load_manifest
 from har_edge.planning.answer import check_answer
 from har_edge.planning.task import StateRule, Task, describe
@@ -198,7 +199,10 @@ def _read(file: Path) -> tuple[PipelineConfig, bool]:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
         config = msgspec.convert(document, PipelineConfig)
     except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}; make it with `har-edge slice`") from None
+        mend = "make it with `har-edge slice`"
+        if (file.parent / MANIFEST_NAME).is_file():
+            mend = "its slices are there, but no manifest said what the model is for: write it by docs/pipeline.md"
+        raise ConfigError(f"cannot read {file}: {error.strerror}; {mend}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{file}: {error}; see docs/pipeline.md for every key") from None
     return config, "epoch" in document
