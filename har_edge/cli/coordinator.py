@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli import options
 from har_edge.cli.console import follow
+from har_edge.cli.console import say as print_folded
 from har_edge.cli.known import add_flags, know, travelling
 from har_edge.units import duration
 
@@ -122,7 +123,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
         found.close(forget=True)
 
     def say(text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {escape(text)}", flush=True)
+        print_folded(f"{time.strftime('%H:%M:%S')} {escape(text)}", 9)
 
     say(f"coordinator of {topics.base}/{topics.pipeline}: {args.model}; MQTT client: {identity.client}")
     workshop = Workshop(planner.plan, sweep)
@@ -212,7 +213,7 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
     def watch(segments: Iterable[Segment], total: int) -> Iterable[Segment]:
         """Say what takes so long, and how long it took."""
         began = time.monotonic()
-        print(f"timing {model.name} here, for the planner: the first plan comes after that", flush=True)
+        print_folded(f"timing {model.name} here, for the planner: the first plan comes after that")
         yield from follow(segments, total, "timing segments")
         print(f"timed {model.name} in {duration(time.monotonic() - began)}", flush=True)
 

@@ -62,7 +62,7 @@ def _fetch(args: argparse.Namespace) -> int:
         files = list_files(args.out, description)
     except DataError:
         place = install(args.origin, args.out, description) if args.origin else _download(args, description)
-        print(f"{place}: {len(list_files(args.out, description))} recordings ({LICENCE})")
+        say(f"{place}: {len(list_files(args.out, description))} recordings ({LICENCE})")
     else:
         print(f"{args.out}: {len(files)} recordings are already here; remove them to fetch anew")
     return 0

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options, sender
+from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail)
     bus = sender.connect(args, pipeline, identity)
     reducers = options.listed_reducers(pipeline.task, sources)
-    print(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}", flush=True)
+    say(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}")
     loop = LiveLoop(
         bus,
         sensor,
@@ -90,7 +91,7 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
         device.close()
         faults = list(stream.counts.items())
         came = "" if any(count for _, count in faults) else "; no line came"
-        print(f"sensor {args.source} done: {made.report(faults)}{came}", flush=True)
+        say(f"sensor {args.source} {made.report(faults)}{came}")
     return made.exit_code(stop)
 
 

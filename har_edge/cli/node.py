@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.cli.console import say
 from har_edge.units import size
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         bus = arrive(equipment.connect, session, identity, stop, args.delegate)
         if bus is None:
             return 0
-        print(f"node {name} connected: {describe(identity)}; MQTT client: {identity.client}", flush=True)
+        say(f"node {name} connected: {describe(identity)}; MQTT client: {identity.client}")
         node = Node(identity, lambda post, deployment, aim: Worker(equipment, post, deployment, aim))
         run_node(bus, node, stop, drain_timeout_s=args.drain_timeout)
     except TakenOver:

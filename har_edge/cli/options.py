@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -416,7 +417,7 @@ def load_recordings(
     if stream.name != "mhealth":
         raise ConfigError(f"no recordings of {stream.name!r} found; name them with --data or HAR_EDGE_DATA")
     if not getattr(args, "no_notice", False):
-        print(SYNTHETIC_NOTICE, file=sys.stderr)
+        say(SYNTHETIC_NOTICE, file=sys.stderr)
     kept = sources or [source.name for source in stream.sources]
     return [
         replace(one, samples={source: one.samples[source] for source in kept})

@@ -5,11 +5,13 @@ from __future__ import annotations
 import atexit
 import logging
 import re
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from har_edge.cli.console import fold
 from har_edge.messaging.text import escape
 
 # How often a kind that goes on is said again, with how many came meanwhile.
@@ -72,10 +74,10 @@ def _count(record: logging.LogRecord, others: int) -> None:
 
 
 class _Plain(logging.Formatter):
-    """Much of what is logged was said by others."""
+    """Much of what is logged was said by others. On a terminal, lines break between words."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return escape(super().format(record), keep="\n\t")
+        return fold(escape(super().format(record), keep="\n\t"), 9, sys.stderr)
 
 
 def start(*, verbose: bool) -> None:

@@ -38,11 +38,12 @@ class Made:
     credit: Credit
 
     def report(self, faults: Iterable[tuple[str, int]] = ()) -> str:
-        """Say what was sent, and what went wrong on the way."""
+        """Say what was sent, and what went wrong on the way; it is done only where every window was answered."""
         counts = self.sensor.counters
         told = [*faults, *((name, getattr(counts, name)) for name in ("resent", "unanswered"))]
         words = [f"{name.replace('_', ' ')} {count}" for name, count in told if count]
-        sent = f"{counts.windows} windows in {counts.messages} messages"
+        how = "ended" if counts.unanswered > 0 else "done"
+        sent = f"{how}: {counts.windows} windows in {counts.messages} messages"
         return "; ".join([sent, ", ".join(words)] if words else [sent])
 
     def exit_code(self, stop: Stop) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import device, options, sender
+from har_edge.cli.console import say
 
 if TYPE_CHECKING:
     from har_edge.nodes.loop import Stop
@@ -92,10 +93,10 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail)
     bus = sender.connect(args, pipeline, identity)
     reducers = options.listed_reducers(pipeline.task, sources)
-    print(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}", flush=True)
+    say(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}")
     delay = options.batch_delay(pipeline.task, args.batch, args.speed)
     if delay:
-        print(f"sensor {args.source}: {args.batch} windows a message: {delay}", flush=True)
+        say(f"sensor {args.source}: {args.batch} windows a message: {delay}")
     join = pipeline.config.join
     pace = Pace(
         in_flight=args.in_flight * args.batch,
@@ -109,5 +110,5 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
         loop.run(batches, stop)
     except TakenOver:
         return sender.overtaken(args.source, identity)
-    print(f"sensor {args.source} done: {made.report()}", flush=True)
+    say(f"sensor {args.source} {made.report()}")
     return made.exit_code(stop)

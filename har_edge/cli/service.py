@@ -67,8 +67,11 @@ def run(args: argparse.Namespace) -> int:
 
     places = user_places() if args.user else system_places(args.root)
     if args.action == "list":
-        for one in list_services(places):
+        listed = list(list_services(places))
+        for one in listed:
             print(f"{one.service.name:<24} {one.path}{'' if one.own else ' (edited)'}")
+        if not listed:
+            print(f"no service of har-edge is installed in {places.units}", file=sys.stderr)
         return 0
     service = Service(Role(args.role), args.instance)
     if args.action == "uninstall":

@@ -7,6 +7,7 @@ import sys
 import time
 
 from har_edge.cli import options
+from har_edge.cli.console import say
 
 HELP = "run one slice of the model on this device"
 
@@ -57,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
     bus = options.connect(args, pipeline, session)
     if wiring.sources:
         detail += f"; reducer: {options.listed_reducers(pipeline.task, wiring.sources)}"
-    print(f"stage {args.index} connected: {detail}; MQTT client: {identity.client}", flush=True)
+    say(f"stage {args.index} connected: {detail}; MQTT client: {identity.client}")
     try:
         run_stage(bus, stage, identity, stop, forget=args.forget)
     except TakenOver:
         print(f"stage {args.index}: another process has taken over this stage; ending", file=sys.stderr)
         return options.EXIT_TAKEN_OVER
     counts = stage.counters
-    print(f"stage {args.index} stopped: {counts.windows} windows, {counts.rejected} messages rejected", flush=True)
+    say(f"stage {args.index} stopped: {counts.windows} windows, {counts.rejected} messages rejected")
     return 0

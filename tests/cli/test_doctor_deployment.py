@@ -139,7 +139,7 @@ def test_a_node_of_an_older_protocol_and_a_sensor_of_another_epoch(stand: Stand)
     stand.status("sensor-chest", "sensor", epoch=5)
     seen = told(stand)
     assert seen.first_wrong == "versions" and "pi-2 speak another protocol" in seen.of("versions")["said"]
-    assert seen.of("sensors")["said"] == f"sensor-chest do not send to epoch {stand.epoch}"
+    assert seen.of("sensors")["said"] == f"not sending to epoch {stand.epoch}: sensor-chest"
 
 
 def test_nodes_that_hang(stand: Stand) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from har_edge.cli.live import Board
 from har_edge.cli.main import main
 from har_edge.cli.plan_report import PlanReport, print_plan
 from har_edge.cli.profile_report import print_profile
+from har_edge.cli.repeats import start
 from har_edge.nodes.local import Arrival
 from har_edge.nodes.results import Result
 from har_edge.planning.plan import Alternative, Objective, Plan, PlannedStage
@@ -111,11 +113,11 @@ def test_a_plan_has_all_figures_and_names(devices: list[tuple[str, ...]], capsys
     assert "…" not in text and "900 ms" in text
 
 
-def test_a_profile_has_all_kinds_and_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_profile_has_all_kinds_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
     kinds = ("RESIZE_NEAREST_NEIGHBOR", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "AVERAGE_POOL_2D")
     work = tuple(Work(kind, 123, 1_234_567_890, 0) for kind in kinds)
     made = Profile(1, "pi", "Linux", "m", "0" * 64, 1, (SegmentCost(0, 1000, 0.123, False, work),) * 2, 0.001, 0.3)
-    print_profile(made, [], tmp_path / "profile.json", as_json=False)
+    print_profile(made, [], Path("profile.json"), as_json=False)
     text = capsys.readouterr().out
     fits(text)
     assert words(text).count("~123") == 2 and text.count("4,938,271,560") == 2
@@ -128,6 +130,19 @@ def test_text_breaks_between_words_only() -> None:
     lines = fold(text).splitlines()
     assert words(" ".join(lines)) == words(text) and len(lines) > 3
     assert all(len(line) <= COLUMNS for line in lines[:-1]) and lines[-1].strip() == "/a/path/" + "x" * 90
+
+
+def test_a_warning_breaks_between_words(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "nobody listens to har/v1/har/act/1646578972/1/subject7; keeping the message, start the next stage"
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []
+    try:
+        start(verbose=False)
+        logging.getLogger("har_edge.test").warning(said)
+    finally:
+        root.handlers = handlers
+    lines = fits(capsys.readouterr().err)
+    assert len(lines) == 2 and words(" ".join(lines))[1:] == ["WARNING", *words(said)]
 
 
 def test_a_command_is_not_broken() -> None:

@@ -199,7 +199,7 @@ def test_a_sensor_that_nobody_answers_gives_up_and_says_so(generations: Generati
     generations.plan(1, current=1)
     sensor = generations.sensor("all", "--speed", "max", "--windows", "3", "--give-up", "2")
     assert sensor.wait() == 1
-    assert "sensor all done: 3 windows in 9 messages; unanswered 3" in sensor.said
+    assert "sensor all ended: 3 windows in 9 messages; unanswered 3" in sensor.said
 
 
 def test_a_device_follows_a_plan_too(generations: Generations) -> None:

@@ -163,6 +163,10 @@ def test_the_command_installs_lists_and_removes(tmp_path: Path, capsys: pytest.C
         str(tmp_path / "etc/systemd/system/har-edge-sensor-arm.service"),
     ]
     assert main(["service", "uninstall", "sensor", "--instance", "arm", "--root", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["service", "list", "--root", str(tmp_path)]) == 0
+    listed = capsys.readouterr()
+    assert listed.out == "" and "no service of har-edge is installed in" in listed.err
     assert not environment.exists()
 
 

@@ -276,10 +276,10 @@ class Checkup:
         sensors, epoch = self._alive("sensor"), seen.deployment.epoch
         behind = [node for node, status in sensors.items() if status.epoch != epoch]
         if behind:
-            said = f"{', '.join(sorted(behind))} do not send to epoch {epoch}"
+            said = f"not sending to epoch {epoch}: {', '.join(sorted(behind))}"
             yield Finding(name, Verdict.WRONG, said, "start them with --pipeline, so that they follow the plan")
         elif sensors:
-            yield passed(name, f"{', '.join(sorted(sensors))} send to epoch {epoch}")
+            yield passed(name, f"sending to epoch {epoch}: {', '.join(sorted(sensors))}")
         else:
             start = f"`har-edge sensor --pipeline {self.topics.pipeline}`"
             yield passed(name, f"none is connected, so nothing flows until one is: {start}")

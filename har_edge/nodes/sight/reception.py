@@ -98,7 +98,7 @@ class Reception:
     def credentials(self, name: str) -> Iterator[Finding]:
         """See whether the broker knows the user."""
         assert self._terms is not None
-        who = f"user {self.address.username}" if self.address.username else "nobody in particular"
+        who = f"user {self.address.username}" if self.address.username else "a client without user"
         if self._terms.code in CREDENTIALS:
             mend = "give --username and --password-file (or HAR_EDGE_USERNAME, HAR_EDGE_PASSWORD) of a user it knows"
             yield Finding(name, Verdict.WRONG, f"the broker does not let {who} in", mend)
