@@ -17,6 +17,7 @@ VERSIONS = (1, 2)
 # The newest version of messages that this program writes and reads (har_edge/messaging/wire.py).
 NEWEST_WIRE = 3
 MAX_TENSOR_ID = 2**32 - 1
+_Operator = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # a model's vector of operators holds no more
 # What messages below wire version 3 can carry.
 MAX_PLAIN_NAME = 1024
 MAX_PLAIN_TENSORS = 64
@@ -51,8 +52,8 @@ class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     file: str
     sha256: str
-    start: int
-    stop: int
+    start: _Operator
+    stop: _Operator
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     state: State = State.NONE
@@ -118,6 +119,21 @@ def find_flaw(manifest: SliceManifest) -> str:
     for entry in manifest.slices:
         if Path(entry.file).name != entry.file or entry.file in ("", ".", "..") or "\0" in entry.file:
             return f"names slice {entry.file!r}, expected a plain file name in the same folder"
+    return _find_gap(manifest.slices)
+
+
+def _find_gap(slices: tuple[SliceEntry, ...]) -> str:
+    """Say which slice does not begin where the one before it ends, or runs no operator; empty where none."""
+    if not slices:
+        return "names no slice, expected one or more; cut the model again"
+    at = slices[0].start
+    for index, entry in enumerate(slices):
+        if entry.start != at or entry.stop <= at:
+            return (
+                f"gives slice {index} the operators [{entry.start}, {entry.stop}), expected some from {at} on; cut the "
+                "model again"
+            )
+        at = entry.stop
     return ""
 
 

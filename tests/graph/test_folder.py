@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import msgspec
@@ -119,6 +120,15 @@ def test_malformed_manifests_are_refused(tmp_path: Path) -> None:
             b"slice-0", rb"slice\u0000-0"
         ): "expected a plain file name in the same folder",
     }
+    first, last = msgspec.to_builtins(good)["slices"]
+    for slices, text in (
+        ([{**first, "start": -5}, last], "Expected `int` >= 0"),
+        ([first, {**last, "stop": 2**70}], "Integer value out of range|Expected `int`"),
+        ([], "names no slice, expected one or more"),
+        ([first, first], r"gives slice 1 the operators \[0, 1\), expected some from 1 on; cut the model again"),
+        ([first, {**last, "stop": last["start"]}], r"gives slice 1 the operators \[1, 1\), expected some from 1 on"),
+    ):
+        bad[json.dumps({**msgspec.to_builtins(good), "slices": slices}).encode()] = text
     for content, text in bad.items():
         path.write_bytes(content)
         with pytest.raises(ModelError, match=text):
