@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from har_edge.messaging.status import ALIVE, NodeStatus, StreamCount
+from har_edge.messaging.status import ALIVE, NodeStatus, State, StreamCount
 from har_edge.messaging.topics import is_probe
 from har_edge.nodes.results import Result
 from har_edge.nodes.tally import OTHERS
@@ -80,15 +80,32 @@ class Account:
         self._runs: OrderedDict[tuple[str, str], list[_Run]] = OrderedDict()  # by node and stream
         self._named: dict[str, frozenset[str]] = {}  # by node: the streams that it tells one by one
         self._early: dict[str, deque[float]] = {}
+        self._living: dict[str, str] = {}  # sensors that were seen at work: the start (instance) of each
+        self._broken: dict[str, str] = {}  # those whose start ended without a farewell
         self._final = False
 
     def take_status(self, status: NodeStatus, now: float) -> None:
         """Take what a sensor says, at `now` (seconds since 1970); statuses of others say nothing of windows."""
         node = status.node
+        self._take_state(status)
         if status.streams and (node in self._named or len(self._named) < MOST_NODES):
             self._named[node] = frozenset(status.streams)
             for stream, count in status.streams.items():
                 self._take_count(node, stream, count, now, alive=status.state in ALIVE)
+
+    def _take_state(self, status: NodeStatus) -> None:
+        """Remember which sensors broke off: what such a one sent after its last status, nobody counts."""
+        node, instance = status.node, status.instance
+        if (
+            status.role == "sensor"
+            and status.state in ALIVE
+            and (node in self._living or len(self._living) < MOST_NODES)
+        ):
+            self._living[node] = instance
+        if status.state is State.LOST and self._living.get(node) == instance:
+            self._broken[node] = instance
+        elif self._broken.get(node) == instance:  # it was only cut off
+            del self._broken[node]
 
     def _take_count(self, node: str, stream: str, count: StreamCount, now: float, *, alive: bool) -> None:
         runs = self._runs.setdefault((node, stream), [])
@@ -150,6 +167,13 @@ class Account:
     def open_sentence(self, now: float) -> str:
         """Name the windows that have not come yet by stream; empty where there is none."""
         return _listed("windows that have not come yet", [(one.open, one) for one in self.figures(now)])
+
+    def broken_sentence(self) -> str:
+        """Name the sensors that broke off, of whose last windows nothing is known; empty where there is none."""
+        named = ", ".join(sorted(self._broken)[:MOST_NAMED])
+        more = f" and {len(self._broken) - MOST_NAMED} more" if len(self._broken) > MOST_NAMED else ""
+        said = "not known of sensors that broke off: whether the windows came that they sent last"
+        return f"{said}: {named}{more}" if named else ""
 
 
 def _listed(what: str, counts: list[tuple[int, Figures]]) -> str:

@@ -121,6 +121,29 @@ def test_a_last_will_says_nothing_of_windows() -> None:
     assert made.lost(NOW) == 1
 
 
+def test_a_sensor_that_broke_off_is_named_until_it_is_back() -> None:
+    will = NodeStatus("sensor-arm", "sensor", State.LOST, "i1", 1.0)
+    made = account(range(10))
+    made.take_status(will, NOW)
+    assert made.broken_sentence() == ""  # it was gone before anybody counted here
+    made.take_status(said(10), NOW)
+    assert made.broken_sentence() == ""
+    made.take_status(will, NOW)
+    expected = "not known of sensors that broke off: whether the windows came that they sent last: sensor-arm"
+    assert made.broken_sentence() == expected
+    made.take_status(said(3, run=2, began=50.0), NOW)
+    assert made.broken_sentence() == expected  # a new start says nothing of the windows of the one before
+    made.take_status(said(12), NOW)
+    assert made.broken_sentence() == ""
+
+
+def test_sensors_that_end_on_purpose_and_other_nodes_did_not_break_off() -> None:
+    made = account(range(10), said(10), said(10, state=State.STOPPED))
+    for state in (State.READY, State.LOST):
+        made.take_status(NodeStatus("stage-0", "stage", state, "i1", 1.0), NOW)
+    assert made.broken_sentence() == ""
+
+
 def test_streams_that_are_told_together_are_counted_together() -> None:
     tally = Tally(7, heard=False)
     for number in range(MOST_STREAMS + 2):
