@@ -66,6 +66,10 @@ class Outbox:
     of the stream. A result that lacks all of the `sources` says nothing of when these were captured; it counts when it
     was made after `begun` (seconds since 1970), even before the window is put in.
 
+    Such a result also tells of the windows before it: the stages carry on without these sources, and have done so or
+    will with whatever the other sensors send. So none of them is waited for; where the stages wait for all sources, no
+    result lacks any.
+
     A broker that forgets everything may have told one sensor of a result and not the others, whose windows then lack
     the parts of that one. So after such an event, what was answered around it is sent once more: see `start_echo`.
     """
@@ -77,6 +81,7 @@ class Outbox:
         self._out: dict[str, int] = {}
         self._lowest: dict[str, int] = {}  # of each stream, the first window answered since the last look
         self._without: OrderedDict[Key, None] = OrderedDict()  # windows that were answered before they were put in
+        self._passed: OrderedDict[str, int] = OrderedDict()  # of each stream, the last window answered without us
         self._answered: deque[Kept] = deque()
         self._echoes = False
         self._look_at = -math.inf
@@ -111,7 +116,7 @@ class Outbox:
                 lost += self._drop(known)
             if (stream, window.seq) in self._without:
                 del self._without[stream, window.seq]
-            else:
+            elif window.seq >= self._passed.get(stream, 0):
                 open_.add(window.seq)
         if open_:
             kept = Kept(windows, tuple(captured), epoch, now, now, now, number=number, open=open_)
@@ -124,6 +129,12 @@ class Outbox:
         """Take a result that comes now; return whether it answers an open window."""
         key = (result.stream, result.seq)
         kept, without = self._of.get(key), self._lacks_us(result)
+        if without:
+            self._passed[result.stream] = result.seq
+            if len(self._passed) > REMEMBERED:
+                self._passed.popitem(last=False)
+        elif result.seq < self._passed.get(result.stream, 0):  # the stream begins anew
+            del self._passed[result.stream]
         if kept is None:
             if without:
                 self._without[key] = None
@@ -146,6 +157,12 @@ class Outbox:
             if not self._echoes and len(self._answered) > LAST:
                 self._answered.popleft()
         return True
+
+    def pass_by(self, stream: str) -> int:
+        """Forget the windows of a stream before one that was answered without these sources; return how many."""
+        last = self._passed.get(stream, 0)
+        passed = [kept for (name, _), kept in self._kept.items() if name == stream and max(kept.open) < last]
+        return sum(map(self._drop, passed))
 
     def start_echo(self) -> None:
         """Keep what was answered last, and what will be, for `take_echo`."""

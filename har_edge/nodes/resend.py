@@ -118,6 +118,10 @@ class Resend:
                 self._tally.answer(result.stream)
             else:
                 self._take_late(result)
+            if result.missing:
+                for _ in range(self._outbox.pass_by(result.stream)):
+                    self._progress_at = now
+                    self._tally.answer(result.stream)
 
     def again(self, now: float, *, connected: bool, kept: bool, forgotten: int = 0) -> list[Outgoing]:
         """Return what to send again. Call it now and then.

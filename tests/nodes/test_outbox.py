@@ -85,6 +85,21 @@ def test_a_result_without_any_source_of_this_sensor_answers_even_before_the_wind
     assert not late.settle(result(0, captured=0.5, missing=["chest"], emitted=9.0))  # of an earlier run
 
 
+def test_a_window_answered_without_this_sensor_tells_of_those_before_it_until_the_stream_begins_anew():
+    outbox = Outbox(["chest"], begun=1.0)
+    for seq in (0, 1, 9):
+        outbox.put([window(seq)], [1.0], 1, 0.0)
+    assert not outbox.settle(result(5, emitted=0.5, missing=("chest", "ankle")))  # of before this sensor began
+    assert outbox.pass_by("s") == 0
+    assert not outbox.settle(result(5, emitted=2.0, missing=("chest", "ankle")))
+    assert outbox.pass_by("t") == 0 and outbox.open("s") == 3
+    assert outbox.pass_by("s") == 2 and outbox.open("s") == 1
+    assert outbox.put([window(4)], [1.0], 1, 0.0) == (1, 0)
+    assert outbox.put([window(6)], [1.0], 1, 0.0) == (0, 0)
+    assert not outbox.settle(result(0, emitted=3.0))
+    assert outbox.put([window(2)], [1.0], 1, 0.0) == (0, 0)
+
+
 def test_a_message_is_kept_until_all_its_windows_are_answered():
     outbox = Outbox(["chest"], 0.0)
     outbox.put([window(4), window(5), window(6)], [1.0, 2.0, 3.0], 1, 0.0)
