@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
     from har_edge.messaging.bus import Session, TakenOver
-    from har_edge.nodes.build import build_setup, delegated, override, receive_max, topics_of
+    from har_edge.nodes.build import build_setup, delegate_of, delegated, override, receive_max, topics_of
     from har_edge.nodes.loop import Stop, await_ready, run_stage
     from har_edge.nodes.neighbours import card_of, check_neighbours
     from har_edge.nodes.stage import Stage
@@ -42,7 +42,13 @@ def run(args: argparse.Namespace) -> int:
     setup = build_setup(pipeline, args.index, threads=args.threads)
     stage = Stage(setup, clock=time.time, monotonic=time.monotonic)
     card, dtypes = card_of(pipeline, args.index, setup.delegate), {spec.dtype for spec in pipeline.manifest.tensors}
-    check_neighbours(lambda session: options.connect(args, pipeline, session), topics_of(pipeline), card, dtypes)
+    check_neighbours(
+        lambda session: options.connect(args, pipeline, session),
+        topics_of(pipeline),
+        card,
+        dtypes,
+        delegate=delegate_of(pipeline.config),
+    )
     detail = f"slice {args.index}: operators [{entry.start}, {entry.stop}) of {pipeline.manifest.model}"
     identity = options.identity_of(
         args, pipeline, f"stage-{args.index}", "stage", detail, epoch=pipeline.config.epoch, card=card

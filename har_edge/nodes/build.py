@@ -68,7 +68,7 @@ def reducer_of(pipeline: Pipeline, source: str) -> Reducer:
         source,
         pipeline.channels(source),
         shape,
-        FolderFiles(pipeline.folder, task.files, _delegate(pipeline.config)),
+        FolderFiles(pipeline.folder, task.files, delegate_of(pipeline.config)),
     )
 
 
@@ -91,7 +91,7 @@ def delegated(pipeline: Pipeline, delegate: str | None) -> Pipeline:
     return dataclasses.replace(pipeline, config=config)
 
 
-def _delegate(config: PipelineConfig) -> str | None:
+def delegate_of(config: PipelineConfig) -> str | None:
     """Return who computes; None where the pipeline leaves it to the runtime."""
     return None if config.delegate is msgspec.UNSET else config.delegate
 
@@ -120,12 +120,13 @@ def build_setup(
     that needs more than one message where there are replicas.
     """
     from har_edge.inference.interpreter import Delegate, load_slice  # a sensor does without LiteRT
+    from har_edge.nodes.device.card import applied_delegate
 
     wiring, task = pipeline.wiring(index), pipeline.task
     _check_replicas(wiring, replicas)
     path = pipeline.folder / pipeline.config.slices / wiring.entry.file
     fresh = starts_fresh(wiring.entry.state, task, f"slice {path}")
-    delegate = Delegate(_delegate(pipeline.config) or Delegate.XNNPACK)
+    delegate = Delegate(delegate_of(pipeline.config) or Delegate.XNNPACK)
     interpreter = load_slice(
         path,
         wiring.entry.sha256,
@@ -162,7 +163,7 @@ def build_setup(
         carry_on_after_s=pipeline.config.join.patience_s,
         share=f"{pipeline.config.epoch}-{index}" if replicas > 1 else "",
         deployed=deployed,
-        delegate=interpreter.delegate.value,
+        delegate=applied_delegate(interpreter, delegate.value),
     )
 
 

@@ -28,7 +28,7 @@ QUIET_S = 0.25
 
 
 def card_of(pipeline: Pipeline, index: int, delegate: str = "") -> SliceCard:
-    """Return what stage `index` says of what it runs; `delegate` is who computes it."""
+    """Return what stage `index` says of what it runs; `delegate` is who computes on this device."""
     entry, task = pipeline.manifest.slices[index], pipeline.task
     return SliceCard(
         index=index,
@@ -62,11 +62,13 @@ def hash_task(task: Task) -> str:
     return hashlib.sha256(msgspec.json.encode(kept)).hexdigest()
 
 
-def check_neighbours(connect: Connect, topics: Topics, card: SliceCard, dtypes: Collection[str] = ()) -> None:
+def check_neighbours(
+    connect: Connect, topics: Topics, card: SliceCard, dtypes: Collection[str] = (), *, delegate: str | None = None
+) -> None:
     """Raise NodeError when a stage that lives under this pipeline's name is of another model or task.
 
     `dtypes` are those of the tensors that enter and leave slices: with them, stages that may compute other bits than
-    this one are warned of.
+    this one are warned of; `delegate` is what this pipeline was told.
 
     Another cut of the same model may take over, and so may a second process of a stage. Stages that do not say what
     they run are of an older har_edge, and pass.
@@ -86,7 +88,7 @@ def check_neighbours(connect: Connect, topics: Topics, card: SliceCard, dtypes: 
         if other.index != card.index:
             ways[printable(status.node, 40)] = way_of(other)
     end_leftovers(connect, topics, card.count, statuses)
-    warning = disagreement(ways, dtypes) if dtypes else ""
+    warning = disagreement(ways, dtypes, delegate=delegate) if dtypes else ""
     if warning:
         _log.warning("%s", warning)
 

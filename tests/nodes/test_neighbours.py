@@ -111,3 +111,14 @@ def test_a_stage_that_may_give_other_bits_is_warned_of(caplog: pytest.LogCapture
     check_neighbours(retained(changed(index=1)).connect, TOPICS, ours, {"float32"})  # an older one does not say it
     check_neighbours(retained(theirs).connect, TOPICS, ours)
     assert "answers may differ" not in caplog.text
+
+
+def test_stages_that_were_all_told_none_are_not_warned_of_what_none_prevents(caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = (
+        changed(index=index, runtime="tflite-runtime 2.14.0", system="Linux aarch64, Python 3.11", delegate="none")
+        for index in (0, 1)
+    )
+    check_neighbours(retained(theirs).connect, TOPICS, ours, {"float32"}, delegate="none")
+    assert "answers may differ" not in caplog.text
+    check_neighbours(retained(theirs).connect, TOPICS, ours, {"float32"})
+    assert "--delegate none prevents it" in caplog.text

@@ -83,6 +83,16 @@ def open_reference(delegate: str | None = None) -> Interpreter:
     return Interpreter(content, delegate=Delegate(delegate or Delegate.XNNPACK))
 
 
+def applied_delegate(loaded: Interpreter, delegate: str | None = None) -> str:
+    """Return who computes on this device with what was asked for: "xnnpack" or "none", as `open_reference` has it.
+
+    A slice may hold nothing that XNNPACK takes (a last softmax), or have sizes that come with its first window: that
+    `loaded` has none of it says nothing of the device, and the reference network, which has what it takes, is asked.
+    """
+    found = loaded.delegate.value
+    return found if found != "none" or delegate == "none" else open_reference(delegate).delegate.value
+
+
 def measure_speed(
     *,
     clock: Callable[[], float] = time.perf_counter,
