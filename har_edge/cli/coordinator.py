@@ -221,7 +221,7 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
         print("measuring what messages cost, on a broker of our own", flush=True)
         return measure_through_broker(alone, device, model, [])[0]
 
-    return reference_profile(model, device, messages, watch)
+    return reference_profile(model, device, messages, watch, args.delegate)
 
 
 def _wish(args: argparse.Namespace) -> Wish:

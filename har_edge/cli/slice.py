@@ -222,6 +222,7 @@ def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, l
         args.stages,
         threads=args.threads,
         watch=lambda segments, total: follow(segments, total, "timing segments"),
+        delegate=args.delegate,
     )
     return list(plan.cuts), list(plan.seconds)
 
@@ -232,8 +233,8 @@ def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, args
     from har_edge.inference.load_check import default_check
     from har_edge.nodes.verify import check_cuts
 
-    default_check()(model.data, model.name)
     delegate = Delegate(args.delegate or Delegate.XNNPACK)
+    default_check()(model.data, model.name, delegate.value)
     ways: list[tuple[int, ...]] = [(cut.index,) for cut in cuts if cut.refusal is None]
     together = tuple(sorted(set(chosen or ())))
     if together not in ways:

@@ -46,7 +46,7 @@ def load_whole(path: Path, task: Task, delegate: str | None = None) -> Interpret
     """Load a whole model for windows in any order; ConfigError when it remembers and its task does not allow that."""
     model, chosen = read_model(path), Delegate(delegate or Delegate.XNNPACK)
     fresh = starts_fresh(state_of(model), task, f"model {path}")
-    default_check()(model.data, f"model {path}")
+    default_check()(model.data, f"model {path}", chosen.value)
     (piece,) = slice_model(model, [])
     if len(piece.inputs) == len(model.main.inputs):
         return Interpreter(path, fresh=fresh, delegate=chosen)

@@ -99,9 +99,10 @@ class TfliteCodec:
         """Load the model; ModelError where it has other ports than one input and one output with a batch of 1."""
         from har_edge.inference.interpreter import Delegate, Interpreter
 
-        default_check()(content, what)
+        chosen = Delegate(delegate or Delegate.XNNPACK)
+        default_check()(content, what, chosen.value)
         self._content, self._what = content, what
-        self._interpreter = Interpreter(content, delegate=Delegate(delegate or Delegate.XNNPACK))
+        self._interpreter = Interpreter(content, delegate=chosen)
         inputs, outputs = self._interpreter.inputs, self._interpreter.outputs
         if len(inputs) != 1 or len(outputs) != 1:
             raise ModelError(

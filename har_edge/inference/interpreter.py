@@ -217,13 +217,13 @@ def load_slice(
     *,
     threads: int = 1,
     fresh: bool = False,
-    check: Callable[[bytes, str], None] = lambda content, what: None,
+    check: Callable[[bytes, str, str], None] = lambda content, what, delegate: None,
     delegate: Delegate = Delegate.XNNPACK,
 ) -> Interpreter:
     """Load a slice whose hash is known; not one byte reaches the runtime before the hash is right.
 
-    `check` sees the content before the runtime does, and raises what is to be raised. Raises ModelError when the file
-    is missing or holds other bytes than `sha256` says.
+    `check` sees the content and the delegate before the runtime does, and raises what is to be raised. Raises
+    ModelError when the file is missing or holds other bytes than `sha256` says.
     """
     try:
         content = path.read_bytes()
@@ -237,7 +237,7 @@ def load_slice(
             f"slice {path} has sha256 {found}, but {sha256} was expected; the file was changed or belongs to another "
             "model: cut the model again and copy every slice"
         )
-    check(content, f"slice {path}")
+    check(content, f"slice {path}", delegate.value)
     return Interpreter(content, threads=threads, fresh=fresh, delegate=delegate)
 
 

@@ -32,7 +32,8 @@ class LoadCheck:
     """Checks models, each once for a runtime; verdicts are kept in `folder`, where it can be written.
 
     `command` is the child: it reads the model from standard input and takes the bytes of memory and the seconds of
-    processor time that it may use. What the runtime refuses in order is left to the caller, who gets the same error.
+    processor time that it may use, and the delegate. What the runtime refuses in order is left to the caller, who gets
+    the same error.
     """
 
     folder: Path | None
@@ -41,20 +42,22 @@ class LoadCheck:
     _passed: set[str] = field(default_factory=set)
     _failed: dict[str, str] = field(default_factory=dict)
 
-    def __call__(self, content: bytes | memoryview, what: str) -> None:
+    def __call__(self, content: bytes | memoryview, what: str, delegate: str = "xnnpack") -> None:
         """Return when `content` loads and runs; raise ModelError, which names `what`, for one that must not be loaded.
+
+        `delegate` is who will compute it: other code runs with "none", so that has a verdict of its own.
 
         A verdict that a crash gave holds for this process; one that passed also for later ones.
         """
         sha256 = hashlib.sha256(content).hexdigest()
-        line = f"{sha256} {runtime_name()}"
+        line = f"{sha256} {runtime_name()}" + ("" if delegate == "xnnpack" else f" {delegate}")
         if line not in self._passed and line not in self._failed:
             self._passed.update(self._read())
         if line in self._passed:
             return
         problem = self._failed.get(line)
         if problem is None:
-            problem = self._run(content)
+            problem = self._run(content, delegate)
             if problem:
                 self._failed[line] = problem
             elif problem is not None:
@@ -63,17 +66,17 @@ class LoadCheck:
         if problem:
             raise ModelError(f"{what}: {problem} (sha256 {sha256})")
 
-    def _run(self, content: bytes | memoryview) -> str | None:
+    def _run(self, content: bytes | memoryview, delegate: str) -> str | None:
         """Say why a model must not be loaded; empty where it may be, None where the runtime refuses it in order."""
         import json  # most starts know their verdicts, and need none of this
         import subprocess
 
         from har_edge.inference.load_check_child import DAMAGED, REFUSED
 
-        limits = [str(_memory_bytes()), str(int(self.timeout_s))]
+        told = [str(_memory_bytes()), str(int(self.timeout_s)), delegate]
         try:
             done = subprocess.run(
-                [*self.command, *limits], input=content, capture_output=True, timeout=self.timeout_s, check=False
+                [*self.command, *told], input=content, capture_output=True, timeout=self.timeout_s, check=False
             )
         except subprocess.TimeoutExpired:
             return (

@@ -1,6 +1,6 @@
 """The child of load_check.py: read a model from standard input, look at its structure, load it, and run it once.
 
-    python -m har_edge.inference.load_check_child MEMORY_BYTES SECONDS
+    python -m har_edge.inference.load_check_child MEMORY_BYTES SECONDS DELEGATE
 
 Exit code 0: it ran. DAMAGED: its structure is broken; standard output says how. REFUSED: the runtime refuses it, as it
 will refuse it anywhere. Anything else is a fault of this process, most of all its death by a signal.
@@ -18,14 +18,14 @@ from pathlib import Path
 DAMAGED, REFUSED = 3, 4
 
 
-def main(memory_bytes: int, seconds: int) -> int:
-    """Return the exit code."""
+def main(memory_bytes: int, seconds: int, delegate: str) -> int:
+    """Return the exit code; `delegate` is who computes, "xnnpack" or "none"."""
     limit(memory_bytes, seconds)
     content = sys.stdin.buffer.read()
     import numpy as np
 
     from har_edge.errors import MessageError, ModelError
-    from har_edge.inference.interpreter import Interpreter
+    from har_edge.inference.interpreter import Delegate, Interpreter
     from har_edge.inference.sampling import sample
 
     try:
@@ -34,7 +34,7 @@ def main(memory_bytes: int, seconds: int) -> int:
         print(json.dumps({"error": str(error)}))
         return DAMAGED
     try:
-        interpreter = Interpreter(content)
+        interpreter = Interpreter(content, delegate=Delegate(delegate))
         with contextlib.suppress(MessageError):  # made-up values may be refused: that is an answer too
             interpreter.run(sample(interpreter.inputs, np.random.default_rng(0)))
     except ModelError:
@@ -69,4 +69,4 @@ def limit(memory_bytes: int, seconds: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

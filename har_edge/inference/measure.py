@@ -13,7 +13,7 @@ from har_edge.errors import MessageError, ModelError
 from har_edge.graph.cuts import list_cuts, slice_refusal, trace
 from har_edge.graph.model import Model
 from har_edge.graph.slices import Slice, slice_model, write_slice, write_whole
-from har_edge.inference.interpreter import Array, Interpreter
+from har_edge.inference.interpreter import Array, Delegate, Interpreter
 from har_edge.inference.sampling import sample
 
 # Runs of each segment one after the other, and how often that is done for all of them.
@@ -58,6 +58,7 @@ def measure_segments(
     repeats: int = REPEATS,
     threads: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    delegate: Delegate = Delegate.XNNPACK,
 ) -> Iterator[Segment]:
     """Time every segment, one after the other on the results of those before, and yield each as it is known.
 
@@ -72,7 +73,7 @@ def measure_segments(
     bounds = segment_bounds(model)
     pieces = slice_model(model, bounds[1:-1])
     for _ in range(rounds):
-        yield from _round(model, pieces, repeats, threads, clock)
+        yield from _round(model, pieces, repeats, threads, clock, delegate)
 
 
 def quickest(segments: Iterable[Segment]) -> list[Segment]:
@@ -93,11 +94,12 @@ def _round(
     repeats: int,
     threads: int,
     clock: Callable[[], float],
+    delegate: Delegate,
 ) -> Iterator[Segment]:
     values: dict[str, Array] = {}
     for number, piece in enumerate(pieces):
         try:
-            interpreter = Interpreter(bytes(write_slice(model, piece)), threads=threads)
+            interpreter = Interpreter(bytes(write_slice(model, piece)), threads=threads, delegate=delegate)
             own = [port for port in interpreter.inputs if port.name not in values]
             values.update(sample(own, np.random.default_rng(_SEED)))
             seconds, results = _time(interpreter, values, repeats, clock, _touched(model))
@@ -118,13 +120,14 @@ def time_whole(
     repeats: int = REPEATS,
     threads: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    delegate: Delegate = Delegate.XNNPACK,
 ) -> float:
     """Return the seconds of one run of the whole model, timed as segments are.
 
     Raises ModelError when the runtime cannot run it.
     """
     try:
-        interpreter = Interpreter(write_whole(model), threads=threads)
+        interpreter = Interpreter(write_whole(model), threads=threads, delegate=delegate)
         values = sample(interpreter.inputs, np.random.default_rng(_SEED))
         return min(_time(interpreter, values, repeats, clock, _touched(model))[0] for _ in range(rounds))
     except MessageError as error:

@@ -50,7 +50,7 @@ def prove_folder(path: Path, folder: Path, *, runs: int = RUNS, threads: int = 1
             f"{folder} holds slices of a model with sha256 {manifest.model_sha256}, but {path} has {found}; "
             "expected the model that was cut"
         )
-    default_check()(content, f"model {path}")
+    default_check()(content, f"model {path}", chosen.value)
     whole = Interpreter(content, threads=threads, delegate=chosen)
     rng, batches = np.random.default_rng(SEED), [1] * runs
     if all(_carries_batch(shape, spec.batched) for spec in manifest.tensors for shape in [spec.shape]):

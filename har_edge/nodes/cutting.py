@@ -15,6 +15,7 @@ from har_edge.graph.model import Model
 from har_edge.graph.slices import slice_model
 from har_edge.graph.state import state_of
 from har_edge.inference.codecs import FolderFiles, hash_file
+from har_edge.inference.interpreter import Delegate
 from har_edge.inference.load_check import default_check
 from har_edge.inference.measure import (
     ROUNDS,
@@ -53,21 +54,28 @@ class StagePlan:
 
 
 def plan_cuts(
-    model: Model, stages: int, *, threads: int = 1, watch: Watch = lambda segments, total: segments
+    model: Model,
+    stages: int,
+    *,
+    threads: int = 1,
+    watch: Watch = lambda segments, total: segments,
+    delegate: str | None = None,
 ) -> StagePlan:
     """Return the operators to cut at so that the slowest of so many equal devices is as fast as can be.
 
-    The model's time is measured on this machine. A message counts MESSAGE_S, for a slice of a small model takes less
-    time than that; one brings the windows of all sources. `watch` sees the segments pass as they are measured, and how
-    many there will be.
+    The model's time is measured on this machine, with this delegate. A message counts MESSAGE_S, for a slice of a small
+    model takes less time than that; one brings the windows of all sources. `watch` sees the segments pass as they are
+    measured, and how many there will be.
 
     Raises CutError when the model has too few legal cuts, ModelError when the runtime cannot run a part of it.
     """
     total = len(segment_bounds(model)) - 1
     balance([1.0] * total, stages, [0] * (total - 1))  # too many stages: say so before measuring
-    default_check()(model.data, model.name)
-    segments = quickest(watch(measure_segments(model, threads=threads), ROUNDS * total))
-    return even_stages(model, segments, overhead_s(segments, time_whole(model, threads=threads)), stages)
+    chosen = Delegate(delegate or Delegate.XNNPACK)
+    default_check()(model.data, model.name, chosen.value)
+    segments = quickest(watch(measure_segments(model, threads=threads, delegate=chosen), ROUNDS * total))
+    whole_s = time_whole(model, threads=threads, delegate=chosen)
+    return even_stages(model, segments, overhead_s(segments, whole_s), stages)
 
 
 def even_stages(
@@ -115,7 +123,7 @@ def prepare(
     model = open_model(path)
     starts_fresh(state_of(model), task, f"model {path}")
     task = settle_reducers(model, task, reducers, path.parent)
-    chosen = list(cuts) if cuts is not None else plan_cuts(model, stages).cuts
+    chosen = list(cuts) if cuts is not None else plan_cuts(model, stages, delegate=delegate).cuts
     write_folder(model, slice_model(model, chosen), folder, read_companions(task, path.parent), wire=wire)
     write_pipeline(folder, task, name=name, broker=broker, delegate=delegate)
     return load_pipeline(folder)

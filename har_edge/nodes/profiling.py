@@ -20,7 +20,7 @@ from har_edge.errors import BrokerError, MessageError, ModelError
 from har_edge.graph.manifest import SliceEntry, TensorSpec
 from har_edge.graph.model import Model
 from har_edge.graph.slices import slice_model, write_slice, write_whole
-from har_edge.inference.interpreter import Interpreter
+from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.load_check import default_check
 from har_edge.inference.measure import (
     REPEATS,
@@ -74,24 +74,26 @@ def time_model(
     others: Sequence[Profile] = (),
     watch: Watch = lambda segments, total: segments,
     clock: Callable[[], float] = time.perf_counter,
+    delegate: str | None = None,
 ) -> Timing:
     """Time every segment that the runtime can run by itself, and the whole. `watch` sees the segments of each round.
 
     `others` are profiles of other models on this device; they say what a run costs where this model does not.
     """
-    default_check()(model.data, model.name)
+    chosen = Delegate(delegate or Delegate.XNNPACK)
+    default_check()(model.data, model.name, chosen.value)
     bounds = segment_bounds(model)
     measured: list[Segment] = []
     remarks: list[str] = []
     whole: float | None = None
     try:
-        passing = measure_segments(model, repeats=repeats, threads=threads, clock=clock)
+        passing = measure_segments(model, repeats=repeats, threads=threads, clock=clock, delegate=chosen)
         for segment in watch(passing, ROUNDS * (len(bounds) - 1)):
             measured.append(segment)
     except ModelError as error:
         remarks.append(f"estimated from operation counts from there on: {error}")
     try:
-        whole = time_whole(model, repeats=repeats, threads=threads, clock=clock)
+        whole = time_whole(model, repeats=repeats, threads=threads, clock=clock, delegate=chosen)
     except ModelError as error:
         remarks.append(str(error))
     measured = quickest(measured)

@@ -97,9 +97,10 @@ def cache_folder() -> Path:
     return Path(base) / "har-edge" / "profiles"
 
 
-def profile_path(device: str, model_sha256: str, threads: int) -> Path:
-    """Return where the profile of a model on a device is kept."""
-    return cache_folder() / f"{device}-{model_sha256[:16]}-{threads}.json"
+def profile_path(device: str, model_sha256: str, threads: int, delegate: str | None = None) -> Path:
+    """Return where the profile of a model on a device is kept; those made without XNNPACK in a folder of their own."""
+    folder = cache_folder() / "none" if delegate == "none" else cache_folder()
+    return folder / f"{device}-{model_sha256[:16]}-{threads}.json"
 
 
 def store_profile(profile: Profile, path: Path) -> None:
@@ -130,7 +131,7 @@ def load_profile(path: Path) -> Profile:
 
 
 def cached_profiles(device: str) -> list[Profile]:
-    """Return every readable profile of a device in the cache, of whatever model."""
+    """Return every readable profile of a device in the cache, of whatever model; none that was made without XNNPACK."""
     found = []
     for path in sorted(cache_folder().glob("*.json")):
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import sys
 import time
@@ -11,7 +13,9 @@ import pytest
 
 from har_edge.errors import ModelError
 from har_edge.inference import load_check, load_check_child
+from har_edge.inference.interpreter import Delegate, Interpreter, load_slice
 from har_edge.inference.load_check import FILE_NAME, LoadCheck, default_folder
+from har_edge.planning.catalog import find_model
 from tests.graph import models
 
 GOOD = models.chain()
@@ -76,6 +80,45 @@ def test_a_verdict_is_of_one_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(load_check, "runtime_name", lambda: "another-1.0")
     with pytest.raises(ModelError, match="SIGSEGV"):
         LoadCheck(tmp_path, dies("SIGSEGV"))(GOOD, "m")
+
+
+def test_a_verdict_is_of_one_delegate(tmp_path: Path) -> None:
+    LoadCheck(tmp_path)(GOOD, "m")
+    with pytest.raises(ModelError, match="SIGSEGV"):
+        LoadCheck(tmp_path, dies("SIGSEGV"))(GOOD, "m", "none")
+    LoadCheck(tmp_path)(GOOD, "m", "none")
+    for delegate in ("xnnpack", "none"):  # both are known now
+        LoadCheck(tmp_path, dies("SIGSEGV"))(GOOD, "m", delegate)
+
+
+@pytest.mark.parametrize("delegate", ["xnnpack", "none"])
+def test_the_child_runs_what_this_process_will_run(
+    delegate: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    applied: list[str] = []
+
+    def run(self: Interpreter, values: object) -> dict[str, object]:
+        applied.append(self.delegate.value)
+        return {}
+
+    monkeypatch.setattr(Interpreter, "run", run)
+    monkeypatch.setattr(load_check_child, "limit", lambda memory_bytes, seconds: None)  # not of the process of tests
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(find_model("float").path.read_bytes())))
+    assert load_check_child.main(2**30, 60, delegate) == 0
+    assert applied == [delegate]
+
+
+@pytest.mark.parametrize("delegate", list(Delegate))
+def test_a_slice_is_checked_with_the_delegate_that_will_run_it(delegate: Delegate, tmp_path: Path) -> None:
+    path, seen = tmp_path / "s.tflite", []
+    path.write_bytes(GOOD)
+    load_slice(
+        path,
+        hashlib.sha256(GOOD).hexdigest(),
+        check=lambda content, what, told: seen.append((content, told)),
+        delegate=delegate,
+    )
+    assert seen == [(GOOD, delegate.value)]
 
 
 def test_a_death_holds_for_this_process_only(tmp_path: Path) -> None:

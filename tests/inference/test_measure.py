@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from har_edge.errors import ModelError
 from har_edge.graph.model import read_model
+from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.measure import Segment, measure_segments, overhead_s, quickest, segment_bounds, time_whole
+from har_edge.planning.catalog import find_model
 from tests.graph import models
 
 
@@ -21,6 +25,26 @@ def test_segments_cover_the_model() -> None:
     segments = list(measure_segments(read_model(models.skip()), rounds=1, repeats=3))
     assert [(segment.start, segment.stop) for segment in segments] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
     assert all(segment.seconds > 0 for segment in segments)
+
+
+@pytest.mark.parametrize("delegate", list(Delegate))
+def test_what_is_timed_runs_with_the_delegate_that_was_asked_for(
+    delegate: Delegate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied: set[Delegate] = set()
+    timed = Interpreter.time
+
+    def time(self: Interpreter, values: Any, clock: Any) -> Any:
+        applied.add(self.delegate)
+        return timed(self, values, clock)
+
+    monkeypatch.setattr(Interpreter, "time", time)
+    model = read_model(find_model("float").path)
+    assert len(list(measure_segments(model, rounds=1, repeats=1, delegate=delegate))) == len(segment_bounds(model)) - 1
+    assert applied == {delegate}  # every segment of this model has what XNNPACK takes
+    applied.clear()
+    assert time_whole(model, rounds=1, repeats=1, delegate=delegate) > 0
+    assert applied == {delegate}
 
 
 def test_the_median_counts() -> None:

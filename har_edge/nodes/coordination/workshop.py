@@ -195,17 +195,18 @@ def reference_profile(
     device: str,
     messages: Callable[[], MessageCost | None],
     watch: Watch = lambda segments, total: segments,
+    delegate: str | None = None,
 ) -> Profile:
     """Return what a model costs on this device: as measured before (`har-edge profile`), else measured now and kept.
 
     `messages` measures what a message costs, and is asked where that is not known yet; `watch` sees the segments pass
-    as they are timed.
+    as they are timed, by `delegate`.
     """
-    path = profile_path(device, model.sha256, 1)
+    path = profile_path(device, model.sha256, 1, delegate)
     profile = _known_profile(path)
     if profile is not None and profile.message is not None:
         return profile
-    profile = msgspec.structs.replace(profile or _measure(model, device, watch), message=messages())
+    profile = msgspec.structs.replace(profile or _measure(model, device, watch, delegate), message=messages())
     try:
         store_profile(profile, path)
     except ConfigError as error:
@@ -222,9 +223,9 @@ def _known_profile(path: Path) -> Profile | None:
     return None
 
 
-def _measure(model: Model, device: str, watch: Watch) -> Profile:
+def _measure(model: Model, device: str, watch: Watch, delegate: str | None) -> Profile:
     """Time the model and weigh it."""
-    timing = time_model(model, watch=watch)
+    timing = time_model(model, watch=watch, delegate=delegate)
     for remark in timing.remarks:
         _log.warning("%s", remark)
     profile = make_profile(model, device, timing)

@@ -18,6 +18,8 @@ from har_edge.graph.model import Model, read_model
 from har_edge.graph.slices import slice_model
 from har_edge.inference.measure import segment_bounds
 from har_edge.inference.observe import open_model
+from har_edge.nodes import profiling
+from har_edge.nodes.coordination import workshop
 from har_edge.nodes.coordination.replan import Draft, Order, Wish, cuts_of
 from har_edge.nodes.coordination.workshop import Planner, Workshop, reference_profile
 from har_edge.nodes.deployment import Generation
@@ -25,7 +27,7 @@ from har_edge.planning.catalog import find_model
 from har_edge.planning.devices import DeviceEntry, DevicesFile
 from har_edge.planning.layout import HEAD_BYTES, make_layout
 from har_edge.planning.plan import Objective
-from har_edge.planning.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost
+from har_edge.planning.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost, cached_profiles
 from har_edge.planning.relocate import Candidate
 from tests.graph import models
 
@@ -185,6 +187,23 @@ def test_a_model_is_measured_once_on_this_device(model: Model, tmp_path: Path, m
     assert reference_profile(model, "here", messages).bounds == first.bounds and len(asked) == 2
 
 
+def test_a_plan_without_xnnpack_has_prices_of_its_own(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cost, timed = MessageCost(1e-4, 1e-9, "a broker"), []
+
+    def time_model(model: Model, *, watch: object, delegate: str | None) -> object:
+        timed.append(delegate)
+        return profiling.time_model(model, repeats=1, delegate=delegate)
+
+    monkeypatch.setattr(workshop, "time_model", time_model)
+    for delegate in (None, "none", None, "none", "xnnpack"):
+        reference_profile(model, "here", lambda: cost, delegate=delegate)
+    assert timed == [None, "none"]
+    assert len(cached_profiles("here")) == 1  # those without XNNPACK teach the others nothing
+
+
 def test_the_thread_answers_orders_and_a_fault_is_an_answer_too() -> None:
     swept: list[str] = []
     faults = [BrokerError("out of reach"), OSError("no certificate")]
@@ -199,15 +218,15 @@ def test_the_thread_answers_orders_and_a_fault_is_an_answer_too() -> None:
             raise faults.pop(0)
         swept.append(client_id)
 
-    workshop, found = Workshop(plan, sweep), list[Draft]()
+    shop, found = Workshop(plan, sweep), list[Draft]()
     for number in (1, 2):
-        workshop.order(Order(number, (), (), 0))
-        workshop.sweep("bad")
-    workshop.sweep("good")
+        shop.order(Order(number, (), (), 0))
+        shop.sweep("bad")
+    shop.sweep("good")
     deadline = time.monotonic() + 10
     while (len(found) < 2 or not swept) and time.monotonic() < deadline:
-        found += workshop.poll()
-    workshop.close()
+        found += shop.poll()
+    shop.close()
     assert [(one.number, one.problem) for one in found] == [
         (1, "none"),
         (2, "planning failed: ZeroDivisionError('a fault')"),
