@@ -106,7 +106,7 @@ def test_with_3_1_1_a_message_that_costs_every_connection_is_given_up(
     became, came = outcomes(sender, receiver, [b"a", bytes(1001), b"bc"])
     assert became == [Receipt.SAFE, Receipt.TOO_LARGE, Receipt.SAFE]
     assert sorted(set(came)) == [1, 2]
-    assert sender.traffic.reconnects == LostInARow.MOST
+    assert sender.traffic.reconnects >= LostInARow.MOST  # more where one of the others was acknowledged meanwhile
     errors = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
     assert len(errors) == 1 and "the largest message under way makes a packet of 1010 bytes, for t" in errors[0]
     sender.close()

@@ -94,7 +94,11 @@ def test_any_text_survives_the_file(tmp_path, labels, tensor, url):
 
 def test_the_epoch_is_that_of_the_slices_unless_it_is_set(tmp_path):
     def epoch(model: str, *starts: int) -> int:
-        slices = tuple(msgspec.structs.replace(piece, start=start) for piece, start in zip(SLICES, starts, strict=True))
+        ends = (*starts[1:], starts[-1] + 1)
+        slices = tuple(
+            msgspec.structs.replace(piece, start=start, stop=stop)
+            for piece, start, stop in zip(SLICES, starts, ends, strict=True)
+        )
         (make(tmp_path) / "manifest.json").write_bytes(msgspec.json.encode(SliceManifest(1, "m", model, slices)))
         return load_pipeline(tmp_path).config.epoch
 
