@@ -34,7 +34,8 @@ class Measured(msgspec.Struct, frozen=True):
 
     `protocol` is what clients speak with it; `max_held` is how many unacknowledged messages a client came to hold that
     had asked for ASKED, None where it cannot ask; `largest_bytes` is the largest payload that came through, of SIZES;
-    `dropped` is what the broker says it has dropped since its start, None where it does not say.
+    `dropped` is what the broker says it has dropped since its start, None where it does not say
+    (Mosquitto 2.0.11 says it for a minute after the count changed).
     """
 
     protocol: str

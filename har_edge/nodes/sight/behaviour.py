@@ -46,7 +46,8 @@ def traits(broker: Measured) -> Iterator[Trait]:
         said = f"the broker has dropped {broker.dropped} messages since it started, whoever they were for"
         yield Trait("drops", said, f"{_QUEUE}, and restart it; sensors that await results send those windows again")
     else:
-        yield Trait("drops", "none since it started" if broker.dropped == 0 else "it keeps no count of them")
+        none = "it tells no count of them (Mosquitto: only for a minute after the count changed)"
+        yield Trait("drops", "none since it started" if broker.dropped == 0 else none)
 
 
 def _kept(broker: Measured) -> Trait:
