@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from har_edge.errors import NodeError
 
@@ -26,8 +28,7 @@ class Receipt(enum.Enum):
 OnReceipt = Callable[[Receipt], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, gc=False):  # made for each message: ten times as quick as a dataclass
     """One received message; it stays the broker's until it is acknowledged.
 
     `token` is the bus's own; `duplicate` says that the broker sent it before, `retained` that it is stored.
@@ -140,8 +141,7 @@ class Bus(Protocol):
         """Flush for a moment and disconnect without the will; `forget` ends the session at the broker."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A message to publish, and the deliveries to acknowledge once it is safe at the broker.
 
     `heard` asks for a subscriber: while there is none, the loop keeps the message and tries again.
@@ -149,6 +149,6 @@ class Outgoing:
 
     topic: str
     payload: bytes
-    releases: tuple[Delivery, ...] = field(default=())
+    releases: tuple[Delivery, ...] = ()
     retain: bool = False
     heard: bool = False

@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from har_edge.errors import ConfigError, MessageError
 
@@ -32,6 +33,8 @@ EVERY_STATUS = f"+/{VERSION}/+/node/+/status"
 COORDINATOR = "coordinator"
 _ID = re.compile(r"[a-zA-Z0-9_-]+\Z")
 MAX_ID_LENGTH = 128
+# The same few names and topics come with every message: the last so many are remembered.
+REMEMBERED = 4096
 
 
 class Kind(enum.Enum):
@@ -63,7 +66,12 @@ _LEVELS = {
 
 def is_id(text: str) -> bool:
     """Tell whether a name may stand in a topic: [a-zA-Z0-9_-]+, at most 128 characters."""
-    return len(text) <= MAX_ID_LENGTH and _ID.match(text) is not None
+    return len(text) <= MAX_ID_LENGTH and _matches(text)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _matches(text: str) -> bool:
+    return _ID.match(text) is not None
 
 
 def is_probe(stream: str) -> bool:
@@ -143,14 +151,19 @@ class Topics:
 
     def read(self, topic: str) -> Topic:
         """Read a topic of this pipeline; raise MessageError for any other."""
-        if not topic.startswith(self.prefix):
-            raise MessageError(f"topic {topic!r} came; expected one below {self.prefix!r}")
-        kind_text, *levels = topic[len(self.prefix) :].split("/")
-        try:
-            kind = Kind(kind_text)
-        except ValueError:
-            known = ", ".join(kind.value for kind in Kind)
-            raise MessageError(f"topic {topic!r} has the kind {kind_text!r}; expected one of {known}") from None
-        if len(levels) != _LEVELS[kind] or not all(map(is_id, levels)):
-            raise MessageError(f"topic {topic!r} is malformed; expected {_LEVELS[kind]} ids after {kind.value!r}")
-        return Topic(kind, tuple(levels))
+        return _read(self.prefix, topic)
+
+
+@lru_cache(maxsize=REMEMBERED)  # of topics that were read: they have at most seven ids
+def _read(prefix: str, topic: str) -> Topic:
+    if not topic.startswith(prefix):
+        raise MessageError(f"topic {topic!r} came; expected one below {prefix!r}")
+    kind_text, *levels = topic[len(prefix) :].split("/")
+    try:
+        kind = Kind(kind_text)
+    except ValueError:
+        known = ", ".join(kind.value for kind in Kind)
+        raise MessageError(f"topic {topic!r} has the kind {kind_text!r}; expected one of {known}") from None
+    if len(levels) != _LEVELS[kind] or not all(map(is_id, levels)):
+        raise MessageError(f"topic {topic!r} is malformed; expected {_LEVELS[kind]} ids after {kind.value!r}")
+    return Topic(kind, tuple(levels))

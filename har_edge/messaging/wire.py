@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -71,8 +70,7 @@ class Field(IntEnum):
     SENT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One window on its way, or a batch of consecutive ones.
 
     `seq` is the number of the first window; `captured` holds, for each window, when its last sample was captured
@@ -88,7 +86,7 @@ class Message:
     epoch: int
     captured: tuple[float, ...]
     tensors: Mapping[str, Array]
-    truth: tuple[int | None, ...] | None = field(default=None)
+    truth: tuple[int | None, ...] | None = None
     missing: tuple[str, ...] = ()
     sent: tuple[int, int] | None = None
     unknown: tuple[int, ...] = ()

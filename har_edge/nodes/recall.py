@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.nodes.join import Gathered, Key
 
@@ -115,4 +117,4 @@ class Output:
 def _by_itself(gathered: Gathered) -> Gathered:
     """Return a window without the messages that brought it: parts are views of these, which may hold much else."""
     parts = {name: part.copy() for name, part in gathered.parts.items()}
-    return replace(gathered, message=replace(gathered.message, tensors={}), parts=parts, deliveries=[])
+    return replace(gathered, message=msgspec.structs.replace(gathered.message, tensors={}), parts=parts, deliveries=[])

@@ -6,9 +6,10 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -355,18 +356,18 @@ class Stage:
         lacks = {source: name for source, name in setup.wiring.sources.items() if name not in gathered.parts}
         message = gathered.message
         if lacks:
-            message = replace(message, missing=tuple(sorted({*message.missing, *lacks})))
+            message = msgspec.structs.replace(message, missing=tuple(sorted({*message.missing, *lacks})))
         try:
             filled = {name: absent(setup.ports[source], message.count) for source, name in lacks.items()}
             outputs = setup.run(gathered.parts | filled)
-            outgoing = self._publications(message, outputs)
+            outgoing = self._publications(message, outputs, deliveries)
         except MessageError as error:
             return [self._reject(deliveries, f"window {message.seq} of {message.stream}", error)]
         self._count(message, tuple(sorted(lacks)))
-        outgoing = outgoing or [Outgoing("", b"")]
+        outgoing = outgoing or [Outgoing("", b"", deliveries)]
         if setup.remembers:  # where one message is enough, it brings all that is needed to make it again
             self._made.keep(gathered.key, self._monotonic(), message.captured, outgoing if self._joins else ())
-        return [Outgoing(each.topic, each.payload, deliveries, heard=each.heard) for each in outgoing]
+        return outgoing
 
     def _count(self, message: wire.Message, lacks: tuple[str, ...]) -> None:
         """Count windows that were run, and log when others are missing than before in their stream."""
@@ -382,15 +383,17 @@ class Stage:
             what = f"carrying on without {', '.join(lacks)}" if lacks else "all sources are there again"
             _log.warning("window %d of %s: %s", message.seq, message.stream, what)
 
-    def _publications(self, message: wire.Message, outputs: Mapping[str, Array]) -> list[Outgoing]:
+    def _publications(
+        self, message: wire.Message, outputs: Mapping[str, Array], deliveries: tuple[Delivery, ...]
+    ) -> list[Outgoing]:
         setup, outgoing = self._setup, []
         if setup.result_port is not None:
             scores = outputs[setup.result_port.name]
             results = self._results(message, scores)
-            outgoing.append(Outgoing(setup.topics.result(message.stream), encode_results(results)))
+            outgoing.append(Outgoing(setup.topics.result(message.stream), encode_results(results), deliveries))
         if setup.wiring.sends:
             tensors = {name: outputs[name] for name in setup.wiring.sends}
-            made = replace(message, tensors=tensors)
+            made = msgspec.structs.replace(message, tensors=tensors)
             topic = setup.topics.activation(setup.epoch, setup.wiring.index, message.stream)
             payload = wire.encode(made, setup.wire_version, setup.ids)
             if len(payload) > setup.max_payload_bytes:
@@ -398,7 +401,7 @@ class Stage:
                     f"its activations take {len(payload)} bytes; expected at most {setup.max_payload_bytes}; "
                     "send fewer windows a message, or raise max_payload_bytes in the pipeline file"
                 )
-            outgoing.append(Outgoing(topic, payload, heard=True))
+            outgoing.append(Outgoing(topic, payload, deliveries, heard=True))
         return outgoing
 
     def _results(self, message: wire.Message, scores: Array) -> list[Result]:

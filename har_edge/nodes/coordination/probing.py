@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
 
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.messaging.bus import Outgoing
@@ -123,4 +125,4 @@ class Inquiry:
             asked.problems.append(f"epoch {generation.epoch} cannot be asked whether it answers: {error}")
             return
         # A probe that nobody hears is answered by nobody: there is no point in keeping it.
-        asked.messages.extend(replace(message, heard=False) for message in messages)
+        asked.messages.extend(msgspec.structs.replace(message, heard=False) for message in messages)
