@@ -160,7 +160,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     specs = options.chosen_reducers(args.reducer, known.task.inputs)
     known = travelling(known, folder, [name for spec in specs.values() for name in file_names(spec)])
     found = known.found
-    model, beside, wish = open_model(found.path), known.beside, _wish(args)
+    model, beside, wish = open_model(found.path, args.delegate), known.beside, _wish(args)
     starts_fresh(state_of(model), known.task, f"model {found.path}")
     task = settle_reducers(model, known.task, specs, beside)
     if Path(task.stream.description).is_absolute():
@@ -208,7 +208,7 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
     from har_edge.nodes.coordination.workshop import reference_profile
 
     device = device_name(None)
-    alone = argparse.Namespace(broker=None, client=args.client, protocol=args.protocol)
+    alone = argparse.Namespace(broker=None, client=args.client, protocol=args.protocol, delegate=args.delegate)
 
     def watch(segments: Iterable[Segment], total: int) -> Iterable[Segment]:
         """Say what takes so long, and how long it took."""

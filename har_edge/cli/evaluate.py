@@ -168,7 +168,7 @@ def _cuts(found: FoundModel, args: argparse.Namespace) -> Sequence[int] | None:
     if args.slices is not None:
         return [entry.start for entry in load_manifest(args.slices).slices[1:]]
     if args.stages is not None:
-        return plan_cuts(open_model(found.path), args.stages, delegate=args.delegate).cuts
+        return plan_cuts(open_model(found.path, args.delegate), args.stages, delegate=args.delegate).cuts
     return args.at  # type: ignore[no-any-return]
 
 

@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="profile that speeds refer to (default: that of this device, from the cache)",
     )
+    options.add_delegate(parser)
     parser.add_argument("--out", type=options.writable_file, metavar="FILE", help="write the plan as JSON")
     parser.add_argument("--json", action="store_true", help="print plan and alternatives as JSON instead of text")
 
@@ -52,43 +53,53 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.planning.plan import Objective, compare, make_plan, make_scene
 
     file = load_devices(args.devices)
-    model = open_model(find_model(args.model).path)
-    profile, remarks = _reference(model, args.profile)
+    model = open_model(find_model(args.model).path, args.delegate)
+    profile, remarks = _reference(model, args.profile, args.delegate)
     devices, more = make_devices(file, args.devices, profile)
     scene = make_scene(model, profile.bounds, devices, replicas=args.replicas, sensors=file.sensors)
     plan = make_plan(scene, Objective(args.objective))
     if args.out is not None:
         args.out.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
-    print_plan(PlanReport(plan, compare(scene, plan), [*remarks, *more]), args.model, as_json=args.json)
+    cut = f"{args.model}{_told(args.delegate)}"
+    print_plan(PlanReport(plan, compare(scene, plan), [*remarks, *more]), cut, as_json=args.json)
     return 0
 
 
-def _reference(model: Model, path: Path | None) -> tuple[Profile, list[str]]:
+def _reference(model: Model, path: Path | None, delegate: str | None) -> tuple[Profile, list[str]]:
     """Return the profile that speeds refer to: as named, or of this device; estimated where only others are known."""
     from har_edge.cli.profile import device_name
     from har_edge.errors import ConfigError
     from har_edge.planning.profile import cached_profiles, load_profile
 
     if path is not None:
-        profile = load_profile(path)
+        profile = load_profile(path, delegate)
         if profile.model_sha256 != model.sha256:
             raise ConfigError(f"{path} is the profile of {profile.model}, not of {model.name}; profile this model")
         return profile, _estimates(profile)
     device = device_name(None)
-    known = cached_profiles(device)
+    known = cached_profiles(device, delegate)
     own = [profile for profile in known if profile.model_sha256 == model.sha256]
     if own:
         return min(own, key=lambda profile: profile.threads), _estimates(own[0])
     others = [profile for profile in known if profile.threads == 1]
     if not others:
         raise ConfigError(
-            f"no profile of {model.name} on this device ({device}); make one with 'har-edge profile', or name one "
-            "with --profile"
+            f"no profile of {model.name} on this device ({device}){_without(delegate)}; make one with 'har-edge "
+            f"profile{_told(delegate)}', or name one with --profile"
         )
     from har_edge.nodes.profiling import estimate
 
-    profile = estimate(model, device, others)
+    profile = estimate(model, device, others, delegate)
     return profile, [f"{model.name} was never measured here: profile it for a plan to rely on", *_estimates(profile)]
+
+
+def _told(delegate: str | None) -> str:
+    """Return what is to be added to a command that shall compute in the same way."""
+    return "" if delegate is None else f" --delegate {delegate}"
+
+
+def _without(delegate: str | None) -> str:
+    return " without XNNPACK" if delegate == "none" else ""
 
 
 def _estimates(profile: Profile) -> list[str]:

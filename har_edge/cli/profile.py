@@ -27,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="what to call this device (default: its host name)")
     parser.add_argument("--out", type=options.writable_file, metavar="FILE", help="write the profile there as well")
     parser.add_argument("--threads", type=options.positive, default=1, metavar="N", help="threads (default: 1)")
+    options.add_delegate(parser)
     parser.add_argument("--again", action="store_true", help="measure although there is a profile in the cache")
     parser.add_argument("--json", action="store_true", help="print the profile as JSON instead of text")
     options.add_broker(parser, embedded=True)
@@ -41,11 +42,11 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.planning.profile import load_profile, profile_path, store_profile
 
     device = device_name(args.device)
-    model = open_model(find_model(args.model).path)
-    path = profile_path(device, model.sha256, args.threads)
+    model = open_model(find_model(args.model).path, args.delegate)
+    path = profile_path(device, model.sha256, args.threads, args.delegate)
     remarks: list[str] = []
     if path.is_file() and not args.again:
-        profile = load_profile(path)
+        profile = load_profile(path, args.delegate)
         remarks.append("measured before; --again measures anew")
         if args.broker:
             profile = _with_messages(profile, *measure_through_broker(args, device, model, remarks))
@@ -80,13 +81,14 @@ def _measure(model: Model, device: str, args: argparse.Namespace, remarks: list[
 
     others = [
         profile
-        for profile in cached_profiles(device)
+        for profile in cached_profiles(device, args.delegate)
         if profile.threads == args.threads and profile.model_sha256 != model.sha256
     ]
-    timing = time_model(model, threads=args.threads, others=others, watch=_progress)
+    told: str | None = args.delegate
+    timing = time_model(model, threads=args.threads, others=others, watch=_progress, delegate=told)
     remarks += timing.remarks
-    profile = make_profile(model, device, timing, threads=args.threads, others=others)
-    memory = measure_memory(model, timing.bounds)
+    profile = make_profile(model, device, timing, threads=args.threads, others=others, delegate=told)
+    memory = measure_memory(model, timing.bounds, told)
     if memory is None:
         remarks.append("memory was not measured: it takes Linux, and a model that the runtime here can run")
     return msgspec.structs.replace(profile, memory=memory)
@@ -103,7 +105,7 @@ def measure_through_broker(
         remarks.append("messages were not measured: Mosquitto is not installed here; name a broker with --broker")
         return None, None
     with _bus(args, device) as (bus, broker):
-        message, link = measure_messages(bus, device, broker, work=find_work(model))
+        message, link = measure_messages(bus, device, broker, work=find_work(model, args.delegate))
     if args.broker:
         return message, link
     remarks.append("the link was not measured: name the broker with --broker")

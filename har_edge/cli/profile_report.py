@@ -23,10 +23,14 @@ def print_profile(profile: Profile, remarks: Sequence[str], path: Path, *, as_js
         print(msgspec.json.encode(profile).decode())
         return
     console = make_console()
-    say(f"{profile.model} on {profile.device} ({profile.machine}), threads: {profile.threads}")
+    say(f"{profile.model} on {profile.device} ({profile.machine}), threads: {profile.threads}{_computed(profile)}")
     console.print(first_fit(console, [partial(_segments, profile, width) for width in _BARS]))
     for line in [*_lines(profile), *(f"note: {remark}" for remark in remarks), f"kept in {path}"]:
         say(line)
+
+
+def _computed(profile: Profile) -> str:
+    return "" if profile.computed_by == "xnnpack" else f", delegate {profile.computed_by}"
 
 
 def _segments(profile: Profile, width: int) -> Table:

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.at is not None or args.stages is not None:
         check_folder(args.out)  # before minutes of measuring, not after
     found = find_model(args.model)
-    model = open_model(found.path)
+    model = open_model(found.path, args.delegate)
     cuts = list_cuts(model)
     task = _task(model, found, args)
     report = slice_report.start(model, cuts)

@@ -86,7 +86,7 @@ def cut_composition(path: Path, cuts: Sequence[int], task: Task, delegate: str |
 
     Raises ConfigError when the model remembers and the task does not say what to do about it.
     """
-    model = open_model(path)
+    model = open_model(path, delegate)
     fresh = starts_fresh(state_of(model), task, f"model {path}")
     chosen = Delegate(delegate or Delegate.XNNPACK)
     return Composition(

@@ -23,7 +23,7 @@ from har_edge.graph.encode import Part, encode
 from har_edge.graph.manifest import State
 from har_edge.graph.model import Model, Tensor, read_model
 from har_edge.graph.state import state_of
-from har_edge.inference.interpreter import Array, Interpreter, Port
+from har_edge.inference.interpreter import Array, Delegate, Interpreter, Port
 from har_edge.inference.load_check import default_check
 
 _SEED = 0
@@ -52,18 +52,19 @@ class _Seen:
     rows: Array
 
 
-def open_model(source: Path | bytes) -> Model:
+def open_model(source: Path | bytes, delegate: str | None = None) -> Model:
     """Read a model that is to be cut, and find out what its tensors are when it runs; see `read_model`, `observe`.
 
-    It runs in a process of its own before (see `load_check`).
+    `delegate` is who will compute it, "xnnpack" (the default) or "none". It runs in a process of its own before (see
+    `load_check`).
     """
-    model = read_model(source)
+    model, chosen = read_model(source), Delegate(delegate or Delegate.XNNPACK)
     if _may_vary(model):
-        default_check()(model.data, model.name)
-    return observe(model)
+        default_check()(model.data, model.name, chosen.value)
+    return observe(model, chosen)
 
 
-def observe(model: Model) -> Model:
+def observe(model: Model, delegate: Delegate = Delegate.XNNPACK) -> Model:
     """Return the model with the shapes that its tensors have for one window, and with what carries the batch.
 
     A dimension whose size depends on values is -1. Where the runtime here cannot run the model, the file's own shapes
@@ -73,7 +74,7 @@ def observe(model: Model) -> Model:
         return model
     dynamic = any(_is_dynamic(tensor.signature) for tensor in model.main.tensors)
     try:
-        alone, batch, problem = _run(model)
+        alone, batch, problem = _run(model, delegate)
         # Nothing can be compared where the same window gives another result each time.
         exact = state_of(model) is not State.RESOURCES and not _is_random(model)
         changed = {
@@ -104,7 +105,7 @@ def _may_vary(model: Model) -> bool:
     )
 
 
-def _run(model: Model) -> tuple[dict[int, list[_Seen]], dict[int, _Seen] | None, str]:
+def _run(model: Model, delegate: Delegate) -> tuple[dict[int, list[_Seen]], dict[int, _Seen] | None, str]:
     """Return what was seen of each tensor in each run of one window, and in that of all of them, or why there is none.
 
     Raises MessageError or ModelError where the model cannot run one window.
@@ -117,7 +118,7 @@ def _run(model: Model) -> tuple[dict[int, list[_Seen]], dict[int, _Seen] | None,
     problem = ""
     for group in _groups(model):
         part = Part(whole=False, operators=tuple(range(len(graph.operators))), inputs=graph.inputs, outputs=group)
-        interpreter = Interpreter(bytes(encode(model, part)), fresh=fresh)
+        interpreter = Interpreter(bytes(encode(model, part)), fresh=fresh, delegate=delegate)
         windows = windows or [_window(model, interpreter.inputs, rng, scale) for scale in _SCALES]
         for window in windows:
             for index, seen in _look(interpreter, group, window):

@@ -120,7 +120,7 @@ def prepare(
     what to do about it, when a reducer and the model do not belong together, and when the description is missing;
     ModelError for a fitted file that is missing or not what its hash says.
     """
-    model = open_model(path)
+    model = open_model(path, delegate)
     starts_fresh(state_of(model), task, f"model {path}")
     task = settle_reducers(model, task, reducers, path.parent)
     chosen = list(cuts) if cuts is not None else plan_cuts(model, stages, delegate=delegate).cuts

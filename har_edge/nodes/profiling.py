@@ -110,9 +110,18 @@ def typical_overhead(seconds: Sequence[float], others: Sequence[Profile]) -> flo
 
 
 def make_profile(
-    model: Model, device: str, timing: Timing, *, threads: int = 1, others: Sequence[Profile] = ()
+    model: Model,
+    device: str,
+    timing: Timing,
+    *,
+    threads: int = 1,
+    others: Sequence[Profile] = (),
+    delegate: str | None = None,
 ) -> Profile:
-    """Return the profile that a timing gives; what was not timed is estimated. Raises ModelError when nothing was."""
+    """Return the profile that a timing gives; what was not timed is estimated. Raises ModelError when nothing was.
+
+    `others` and the timing were computed by `delegate`.
+    """
     segments, fit = segment_costs(model, timing.bounds, timing.seconds, timing.overhead_s, others)
     return Profile(
         version=VERSION,
@@ -125,13 +134,14 @@ def make_profile(
         overhead_s=timing.overhead_s,
         whole_s=timing.whole_s,
         fit=fit,
+        delegate="none" if delegate == "none" else msgspec.UNSET,
     )
 
 
-def measure_memory(model: Model, bounds: Sequence[int]) -> MemoryCost | None:
+def measure_memory(model: Model, bounds: Sequence[int], delegate: str | None = None) -> MemoryCost | None:
     """Return what a stage process takes, and what the model adds; None where this cannot be measured.
 
-    It needs Linux and a model that the runtime can run.
+    It needs Linux and a model that the runtime can run. XNNPACK packs the weights anew, so `delegate` matters.
     """
     if not resident.STATUS.is_file():
         return None
@@ -141,7 +151,7 @@ def measure_memory(model: Model, bounds: Sequence[int]) -> MemoryCost | None:
         paths = [Path(folder) / name for name in ("small.tflite", "whole.tflite")]
         for path, content in zip(paths, (bytes(small), write_whole(model)), strict=True):
             path.write_bytes(content)
-        command = [sys.executable, "-m", "har_edge.nodes.resident", *map(str, paths)]
+        command = [sys.executable, "-m", "har_edge.nodes.resident", *map(str, paths), delegate or "xnnpack"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_MEMORY_TIMEOUT_S, check=True)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
@@ -169,11 +179,12 @@ def measure_messages(
     return message, LinkCost(echo.round_trip_s, echo.bytes_per_s)
 
 
-def find_work(model: Model) -> Callable[[], object] | None:
+def find_work(model: Model, delegate: str | None = None) -> Callable[[], object] | None:
     """Return what runs a model once on made-up inputs; None where the runtime cannot run it."""
+    chosen = Delegate(delegate or Delegate.XNNPACK)
     try:
-        default_check()(model.data, model.name)
-        interpreter = Interpreter(write_whole(model))
+        default_check()(model.data, model.name, chosen.value)
+        interpreter = Interpreter(write_whole(model), delegate=chosen)
         values = sample(interpreter.inputs, np.random.default_rng(0))
         interpreter.run(values)
     except (MessageError, ModelError):
@@ -262,14 +273,14 @@ def _round_stage(topics: Topics, epoch: int, size: int, run: Run) -> Stage:
     return Stage(setup, clock=time.time, monotonic=time.monotonic)
 
 
-def estimate(model: Model, device: str, others: Sequence[Profile]) -> Profile:
+def estimate(model: Model, device: str, others: Sequence[Profile], delegate: str | None = None) -> Profile:
     """Return a profile of a model that was never run here, estimated from others; memory and messages are theirs.
 
     Of memory, that of the largest of the other models stands for this one: what a byte of tensors takes changes little.
     Raises ModelError when they measured nothing.
     """
     timing = Timing(tuple(segment_bounds(model)), {}, None, typical_overhead([], others), ())
-    profile = make_profile(model, device, timing, others=others)
+    profile = make_profile(model, device, timing, others=others, delegate=delegate)
     weighed = [other for other in others if other.memory is not None]
     largest = max(weighed, key=lambda other: other.memory.tensor_bytes if other.memory else 0, default=None)
     heard = [other for other in others if other.message is not None]

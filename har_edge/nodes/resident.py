@@ -1,4 +1,4 @@
-"""Print how much memory a stage process takes: `python -m har_edge.nodes.resident SLICE MODEL`.
+"""Print how much memory a stage process takes: `python -m har_edge.nodes.resident SLICE MODEL DELEGATE`.
 
 Three numbers in bytes: resident with bus, runtime and a small slice that has run; what the whole model adds once it has
 run; and the peak. In a process of its own, since memory that was once taken is not given back.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from har_edge.inference.interpreter import Interpreter
+from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.sampling import sample
 from har_edge.messaging.mqtt import Client, choose_client
 from har_edge.nodes import build, loop
@@ -20,23 +20,23 @@ from har_edge.nodes import build, loop
 STATUS = Path("/proc/self/status")
 
 
-def main(small: Path, whole: Path) -> None:
+def main(small: Path, whole: Path, delegate: Delegate) -> None:
     """Load and run the one, then the other."""
     if choose_client(Client.AUTO) is Client.NATIVE:
         from har_edge.messaging import native as client
     else:
         from har_edge.messaging import paho as client  # type: ignore[no-redef]
-    loaded = [build, loop, client, run(small)]
+    loaded = [build, loop, client, run(small, delegate)]
     base = _figure("VmRSS")
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew (proc(5))
-    loaded.append(run(whole))
+    loaded.append(run(whole, delegate))
     print(base, _figure("VmRSS") - base, _figure("VmHWM"))
 
 
-def run(path: Path) -> Interpreter:
+def run(path: Path, delegate: Delegate) -> Interpreter:
     """Load a model as a stage does, and run it once."""
-    interpreter = Interpreter(path.read_bytes())
+    interpreter = Interpreter(path.read_bytes(), delegate=delegate)
     interpreter.run(sample(interpreter.inputs, np.random.default_rng(0)))
     return interpreter
 
@@ -47,4 +47,4 @@ def _figure(name: str) -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Delegate(sys.argv[3]))

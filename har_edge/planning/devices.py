@@ -128,13 +128,13 @@ def _check(entry: DeviceEntry, path: Path) -> None:
 def make_devices(file: DevicesFile, path: Path, reference: Profile) -> tuple[list[Device], list[str]]:
     """Return the devices of a file, and remarks on what their figures rest on.
 
-    `reference` is the profile that speeds refer to. Raises ConfigError when a profile is of another model, or a figure
-    is neither in the file nor in a profile.
+    `reference` is the profile that speeds refer to. Raises ConfigError when a profile is of another model or
+    delegate, or a figure is neither in the file nor in a profile.
     """
     devices: list[Device] = []
     unmeasured: list[str] = []
     for entry in file.device:
-        own = reference if entry.profile is None else load_profile(path.parent / entry.profile)
+        own = reference if entry.profile is None else load_profile(path.parent / entry.profile, reference.computed_by)
         if own.model_sha256 != reference.model_sha256 or own.bounds != reference.bounds:
             raise ConfigError(
                 f"{path}: the profile {entry.profile} of {entry.name} is of {own.model} with other operators or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -68,7 +69,7 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything measured of one model on one device; None is what could not be, or was not asked for.
 
-    `overhead_s` is what each run costs however few operators it has.
+    `overhead_s` is what each run costs however few operators it has. `delegate` is left out where XNNPACK computed.
     """
 
     version: int
@@ -84,6 +85,12 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message: MessageCost | None = None
     link: LinkCost | None = None
     fit: Fit | None = None
+    delegate: Literal["none"] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def computed_by(self) -> str:
+        """Who computed what was timed: "xnnpack", where the runtime hands operators to it, or "none"."""
+        return "xnnpack" if self.delegate is msgspec.UNSET else self.delegate
 
     @property
     def bounds(self) -> tuple[int, ...]:
@@ -98,9 +105,13 @@ def cache_folder() -> Path:
 
 
 def profile_path(device: str, model_sha256: str, threads: int, delegate: str | None = None) -> Path:
-    """Return where the profile of a model on a device is kept; those made without XNNPACK in a folder of their own."""
-    folder = cache_folder() / "none" if delegate == "none" else cache_folder()
-    return folder / f"{device}-{model_sha256[:16]}-{threads}.json"
+    """Return where the profile of a model on a device is kept."""
+    return _folder(delegate) / f"{device}-{model_sha256[:16]}-{threads}.json"
+
+
+def _folder(delegate: str | None) -> Path:
+    """Return where profiles lie; those made without XNNPACK in a folder of their own."""
+    return cache_folder() / "none" if delegate == "none" else cache_folder()
 
 
 def store_profile(profile: Profile, path: Path) -> None:
@@ -114,8 +125,8 @@ def store_profile(profile: Profile, path: Path) -> None:
         raise ConfigError(f"cannot write the profile {path}: {error.strerror}; give another file with --out") from None
 
 
-def load_profile(path: Path) -> Profile:
-    """Read a profile; raises ConfigError when it is missing, malformed, or of another version."""
+def load_profile(path: Path, delegate: str | None = None) -> Profile:
+    """Read a profile; raises ConfigError when it is missing, malformed, or of another version or delegate."""
     try:
         profile = msgspec.json.decode(path.read_bytes(), type=Profile)
     except OSError as error:
@@ -127,15 +138,21 @@ def load_profile(path: Path) -> Profile:
     if profile.version != VERSION:
         raise ConfigError(f"{path} has version {profile.version}, expected {VERSION}; make it anew")
     _check(profile, path)
+    wanted = delegate or "xnnpack"
+    if profile.computed_by != wanted:
+        raise ConfigError(
+            f"{path} was measured with --delegate {profile.computed_by}, but {wanted} will compute; expected a profile "
+            f"of 'har-edge profile --delegate {wanted}', or --delegate {profile.computed_by} here"
+        )
     return profile
 
 
-def cached_profiles(device: str) -> list[Profile]:
-    """Return every readable profile of a device in the cache, of whatever model; none that was made without XNNPACK."""
+def cached_profiles(device: str, delegate: str | None = None) -> list[Profile]:
+    """Return every readable profile of a device in the cache, of whatever model, that was made with this delegate."""
     found = []
-    for path in sorted(cache_folder().glob("*.json")):
+    for path in sorted(_folder(delegate).glob("*.json")):
         try:
-            profile = load_profile(path)
+            profile = load_profile(path, delegate)
         except ConfigError:  # of an older version, or damaged: it is made anew when it is asked for by name
             continue
         if profile.device == device:

@@ -196,6 +196,49 @@ def test_a_model_never_profiled_is_estimated_from_others_or_refused(
     assert code == 2 and "no profile of other.tflite on this device (here); make one with 'har-edge profile'" in err
 
 
+def test_prices_without_xnnpack_are_apart_from_those_with_it(
+    run: Run, model: Path, devices: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from har_edge.cli import profile as command
+
+    monkeypatch.setattr(command, "measure_through_broker", lambda *_: (MessageCost(1e-4, 0.0, "made up"), None))
+    code, _, err = run("plan", str(model), "--devices", str(devices), "--delegate", "none")
+    assert code == 2 and "no profile of model.tflite on this device (here) without XNNPACK" in err
+    assert "make one with 'har-edge profile --delegate none'" in err
+    code, text, _ = run("profile", str(model), "--device", "here", "--delegate", "none")
+    assert code == 0 and text.startswith("model.tflite on here (") and "threads: 1, delegate none" in text
+    path = profile_path("here", read_model(model).sha256, 1, "none")
+    made = load_profile(path, "none")
+    assert made.computed_by == "none" and made.segments != load_profile(profile).segments
+    assert load_profile(profile_path("here", made.model_sha256, 1)) == load_profile(profile)  # as it was
+    _, text, _ = run("profile", str(model), "--device", "here", "--delegate", "none")
+    assert "note: measured before; --again measures anew" in text
+    plan = ("plan", str(model), "--devices", str(devices))
+    _, text, _ = run(*plan, "--delegate", "none", "--json")
+    whole = json.loads(text)["plan"]
+    assert sum(stage["compute_s"] for stage in whole["stages"]) < 1e-3  # a tiny model, not the made-up 21 ms
+    assert run(*plan, "--delegate", "none", "--profile", str(path))[0] == 0
+    for options, named, who in (((), path, "none"), (("--delegate", "none"), profile, "xnnpack")):
+        code, _, err = run(*plan, *options, "--profile", str(named))
+        assert code == 2 and f"was measured with --delegate {who}, but" in err
+    own = tmp_path / "own.toml"
+    own.write_text(f'[[device]]\nname = "a"\nprofile = "{path}"\nlink_bytes_per_s = 1e7\nlatency_s = 0.001\n')
+    code, _, err = run("plan", str(model), "--devices", str(own))
+    assert code == 2 and "was measured with --delegate none, but xnnpack will compute" in err
+    assert run("plan", str(model), "--devices", str(own), "--delegate", "none")[0] == 0
+
+
+def test_a_plan_without_xnnpack_is_cut_and_checked_so(
+    run: Run, model: Path, devices: Path, profile: Path, tmp_path: Path
+) -> None:
+    made = msgspec.structs.replace(load_profile(profile), delegate="none")
+    path = tmp_path / "none.json"
+    store_profile(made, path)
+    options = ("--devices", str(devices), "--replicas", "1", "--delegate", "none", "--profile", str(path))
+    code, text, _ = run("plan", str(model), *options)
+    assert code == 0 and f"cut it with: har-edge slice {model} --delegate none --at " in " ".join(text.split())
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [

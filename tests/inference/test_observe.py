@@ -8,7 +8,8 @@ import pytest
 from har_edge.graph.cuts import list_cuts
 from har_edge.graph.model import Model
 from har_edge.graph.slices import slice_model, write_slice
-from har_edge.inference.interpreter import Interpreter
+from har_edge.inference import observe as module
+from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.observe import open_model
 from tests.graph import models
 
@@ -103,6 +104,21 @@ def test_what_cannot_run_here_and_is_fixed_stays_as_it_is() -> None:
 def test_fixed_models_are_not_run(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("har_edge.inference.observe.Interpreter", None)
     open_model(content)
+
+
+@pytest.mark.parametrize("delegate", [None, "xnnpack", "none"])
+def test_a_model_is_run_by_who_will_compute_it(delegate: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def make(content: bytes, *, fresh: bool, delegate: Delegate) -> Interpreter:
+        asked.append(delegate)
+        return Interpreter(content, fresh=fresh, delegate=delegate)
+
+    monkeypatch.setattr(module, "Interpreter", make)
+    monkeypatch.setattr(module, "default_check", lambda: lambda content, what, told: asked.append(Delegate(told)))
+    found = crossing(open_model(models.dilated(), delegate))
+    assert set(asked) == {Delegate(delegate or "xnnpack")} and len(asked) > 1
+    assert found["mean"] == ((-1, 5), True, 20)
 
 
 @pytest.mark.parametrize("content", [models.loop(), models.branch(), models.initialised(), models.odd_outputs()])

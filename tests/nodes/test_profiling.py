@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from har_edge.errors import ModelError
 from har_edge.graph.model import read_model
+from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.measure import segment_bounds
 from har_edge.messaging.bus import Session
 from har_edge.messaging.memory import MemoryBroker
+from har_edge.nodes import profiling, resident
 from har_edge.nodes.profiling import (
     Timing,
     estimate,
+    find_work,
     make_profile,
     measure_memory,
     measure_messages,
     time_model,
     typical_overhead,
 )
+from har_edge.planning.catalog import find_model
 from har_edge.planning.profile import MemoryCost, MessageCost
 from tests.graph import models
 
@@ -91,3 +96,41 @@ def test_messages_are_timed_on_the_bus_and_in_a_stage() -> None:
     message, link = measure_messages(bus, "here", "in memory")
     assert message.seconds > 0 and message.seconds_per_byte >= 0 and message.broker == "in memory"
     assert link.round_trip_s > 0 and link.bytes_per_s > 0
+
+
+@pytest.mark.parametrize("delegate", [None, "xnnpack", "none"])
+def test_memory_and_work_are_those_of_the_delegate(
+    delegate: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, ran = Delegate(delegate or "xnnpack"), list[Delegate]()
+    path = find_model("float").path
+    assert resident.run(path, chosen).delegate is chosen
+    model = read_model(path)
+    work = find_work(model, delegate)
+    assert work is not None
+    runs = Interpreter.run
+
+    def run(self: Interpreter, values: object) -> object:
+        ran.append(self.delegate)
+        return runs(self, values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Interpreter, "run", run)
+    assert find_work(model, delegate) is not None and ran == [chosen]
+    if sys.platform == "linux":
+        commands: list[list[str]] = []
+
+        def end(command: list[str], **options: object) -> None:
+            commands.append(command)
+            raise profiling.subprocess.TimeoutExpired(command, 1.0)
+
+        monkeypatch.setattr(profiling.subprocess, "run", end)
+        assert measure_memory(model, segment_bounds(model), delegate) is None
+        assert [command[-1] for command in commands] == [chosen.value]
+
+
+def test_a_profile_says_who_computed_it_where_that_was_not_xnnpack() -> None:
+    model = read_model(models.skip())
+    for delegate, kept in ((None, False), ("xnnpack", False), ("none", True)):
+        profile = make_profile(model, "here", time_model(model, repeats=1, delegate=delegate), delegate=delegate)
+        assert profile.computed_by == (delegate or "xnnpack")
+        assert (b'"delegate":"none"' in msgspec.json.encode(profile)) is kept  # older versions read the others

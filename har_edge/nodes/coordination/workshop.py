@@ -203,7 +203,7 @@ def reference_profile(
     as they are timed, by `delegate`.
     """
     path = profile_path(device, model.sha256, 1, delegate)
-    profile = _known_profile(path)
+    profile = _known_profile(path, delegate)
     if profile is not None and profile.message is not None:
         return profile
     profile = msgspec.structs.replace(profile or _measure(model, device, watch, delegate), message=messages())
@@ -214,10 +214,10 @@ def reference_profile(
     return profile
 
 
-def _known_profile(path: Path) -> Profile | None:
+def _known_profile(path: Path, delegate: str | None) -> Profile | None:
     if path.is_file():
         try:
-            return load_profile(path)
+            return load_profile(path, delegate)
         except ConfigError as error:
             _log.warning("%s; measuring anew", error)
     return None
@@ -228,8 +228,8 @@ def _measure(model: Model, device: str, watch: Watch, delegate: str | None) -> P
     timing = time_model(model, watch=watch, delegate=delegate)
     for remark in timing.remarks:
         _log.warning("%s", remark)
-    profile = make_profile(model, device, timing)
-    return msgspec.structs.replace(profile, memory=measure_memory(model, timing.bounds))
+    profile = make_profile(model, device, timing, delegate=delegate)
+    return msgspec.structs.replace(profile, memory=measure_memory(model, timing.bounds, delegate))
 
 
 class Workshop:
