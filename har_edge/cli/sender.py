@@ -40,7 +40,7 @@ class Made:
     def report(self, faults: Iterable[tuple[str, int]] = ()) -> str:
         """Say what was sent, and what went wrong on the way; it is done only where every window was answered."""
         counts = self.sensor.counters
-        told = [*faults, *((name, getattr(counts, name)) for name in ("resent", "unanswered"))]
+        told = [*faults, *((name, getattr(counts, name)) for name in ("resent", "incomplete", "unanswered"))]
         words = [f"{name.replace('_', ' ')} {count}" for name, count in told if count]
         how = "ended" if counts.unanswered > 0 else "done"
         sent = f"{how}: {counts.windows} windows in {counts.messages} messages"
@@ -70,10 +70,10 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     sensor, run, live = build_sensor(pipeline, sources, combine=args.combine), new_run(), args.live is not None
     if not (args.in_flight or live):
         return Made(pipeline, sensor, sources, Untracked(sensor, run))
-    outbox = Outbox(sources, time.time())
-    return Made(
-        pipeline, sensor, sources, Resend(sensor, outbox, topics_of(pipeline), args.give_up, expires=live, run=run)
-    )
+    outbox, partial = Outbox(sources, time.time()), set(sources) < set(pipeline.task.inputs)
+    topics = topics_of(pipeline)
+    resend = Resend(sensor, outbox, topics, args.give_up, expires=live, partial=partial, run=run)
+    return Made(pipeline, sensor, sources, resend)
 
 
 def new_run() -> int:
@@ -142,6 +142,7 @@ def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
     def refit(changed: Deployment) -> SensorSetup:
         return outfitter.setup_of(changed, sources, combine=args.combine)
 
-    outbox, expires = Outbox(sources, time.time()), args.live is not None
-    course = Course(deployment, sensor, outbox, topics, refit, args.give_up, expires=expires, run=new_run())
+    outbox, partial = Outbox(sources, time.time()), set(sources) < set(pipeline.task.inputs)
+    live, waits, run = args.live is not None, args.give_up, new_run()
+    course = Course(deployment, sensor, outbox, topics, refit, waits, expires=live, partial=partial, run=run)
     return Made(pipeline, sensor, sources, course)

@@ -247,6 +247,8 @@ def _sent(seen: Snapshot) -> list[tuple[str, Text]]:
         text.append("answers not heard" if one.answered is None else f"{one.answered} answered, {one.open} open")
         if one.lost:
             text.append(f", {one.lost} lost", BAD)
+        if one.incomplete:
+            text.append(f", {one.incomplete} that other sensors did not send")
         lines.append(text)
     if len(lines) > MOST_SENT:
         lines[MOST_SENT:] = [Text(f"and {len(lines) - MOST_SENT} more, see --json")]

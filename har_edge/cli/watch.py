@@ -71,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(account: Account) -> int:
     """Name the windows that are lost, that have not come yet, or that nobody counted; return the exit code."""
-    lost, open_ = account.sentence(time.time()), account.open_sentence(time.time())
-    for said in filter(None, (lost, open_, account.broken_sentence())):
+    now = time.time()
+    lost, open_, incomplete = account.sentence(now), account.open_sentence(now), account.incomplete_sentence(now)
+    for said in filter(None, (lost, open_, incomplete, account.broken_sentence())):
         print(said, file=sys.stderr, flush=True)
     return EXIT_LOST if lost else 0
 

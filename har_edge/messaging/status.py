@@ -99,7 +99,8 @@ class StreamCount(msgspec.Struct, frozen=True, omit_defaults=True):
     """How many windows of a stream one start of a sensor has sent, its `run`; windows sent again count once.
 
     `began` is when the first of them was captured (seconds since 1970). `answered` and `lost`, which are no longer
-    awaited, are what the sensor heard of: None, and 0, where it listens to no results. The others are open.
+    awaited, are what the sensor heard of: None, and 0, where it listens to no results. `incomplete` ones cannot be
+    answered, since other sensors of the stream have not sent them. The others are open.
     """
 
     run: Count
@@ -107,11 +108,12 @@ class StreamCount(msgspec.Struct, frozen=True, omit_defaults=True):
     sent: Count = 0
     answered: Count | None = None
     lost: Count = 0
+    incomplete: Count = 0
 
     @property
     def open(self) -> int:
         """How many windows may still be answered, as far as the sensor knows."""
-        return max(0, self.sent - (self.answered or 0) - self.lost)
+        return max(0, self.sent - (self.answered or 0) - self.lost - self.incomplete)
 
 
 class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from har_edge.messaging.status import ALIVE, NodeStatus, State, StreamCount
 from har_edge.messaging.topics import is_probe
@@ -51,7 +51,9 @@ class _Run:
     @property
     def missing(self) -> int:
         """How many windows have not come; what came before anybody counted here is not known."""
-        return max(0, self.count.sent - self.came) if self.whole else self.lost(0.0, final=False)
+        if not self.whole:
+            return self.lost(0.0, final=False)
+        return max(0, self.count.sent - self.count.incomplete - self.came)
 
     def takes(self, captured: float) -> bool:
         return self.count.began - SAME_S <= captured < self.until - SAME_S
@@ -59,13 +61,17 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Windows of one stream: sent by its sensors since they began, come here, lost, and still on their way."""
+    """Windows of one stream: sent by its sensors since they began, come here, lost, and still on their way.
+
+    `incomplete` are those that a sensor calls so: others of the stream have not sent them.
+    """
 
     stream: str
     sent: int
     came: int
     lost: int
     open: int
+    incomplete: int = 0
 
 
 class Account:
@@ -151,9 +157,10 @@ class Account:
             lost = sum(run.lost(now, final=self._final or run is not runs[-1]) for run in runs)
             sent, came = sum(run.count.sent for run in runs), sum(run.came for run in runs)
             open_ = max(0, sum(run.missing for run in runs) - lost)
-            one = Figures(stream, sent, came, lost, open_)
+            one = Figures(stream, sent, came, lost, open_, sum(run.count.incomplete for run in runs))
             known = found.get(stream, one)
-            found[stream] = max(known, one, key=lambda figures: (figures.lost, figures.open, figures.sent))
+            worst = max(known, one, key=lambda figures: (figures.lost, figures.open, figures.sent))
+            found[stream] = replace(worst, incomplete=max(known.incomplete, one.incomplete))
         return sorted(found.values(), key=lambda figures: figures.stream)
 
     def lost(self, now: float) -> int:
@@ -167,6 +174,11 @@ class Account:
     def open_sentence(self, now: float) -> str:
         """Name the windows that have not come yet by stream; empty where there is none."""
         return _listed("windows that have not come yet", [(one.open, one) for one in self.figures(now)])
+
+    def incomplete_sentence(self, now: float) -> str:
+        """Name the windows that not all sensors of a stream have sent; empty where there is none."""
+        what = "windows that not all sensors of their stream have sent"
+        return _listed(what, [(one.incomplete, one) for one in self.figures(now)])
 
     def broken_sentence(self) -> str:
         """Name the sensors that broke off, of whose last windows nothing is known; empty where there is none."""

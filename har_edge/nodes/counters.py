@@ -16,7 +16,8 @@ class Counters:
     to publish that will be made again; `too_large` messages given up, since the broker takes none of that size;
     `unanswered` windows a sensor no longer awaits a result of; `foreign` windows that were for stages of another epoch;
     `shelved` windows that a deployed stage released but keeps, in case the part they lack comes yet; `dropped` windows
-    of a device that never left, since too many waited; `resent` windows that a sensor sent again.
+    of a device that never left, since too many waited; `resent` windows that a sensor sent again; `incomplete` windows
+    that it no longer awaits, since other sensors of the stream have not sent them.
     """
 
     windows: int = 0
@@ -35,6 +36,7 @@ class Counters:
     shelved: int = 0
     dropped: int = 0
     resent: int = 0
+    incomplete: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counters by name, for the status message."""

@@ -42,9 +42,10 @@ class Course(Resend):
         give_up_s: float = GIVE_UP_S,
         *,
         expires: bool = False,
+        partial: bool = False,
         run: int = 0,
     ) -> None:
-        super().__init__(sensor, outbox, topics, give_up_s, expires=expires, run=run)
+        super().__init__(sensor, outbox, topics, give_up_s, expires=expires, partial=partial, run=run)
         self._deployment, self._fitted, self._refit = deployment, deployment, refit
         self._postponed, self._postponed_until = b"", 0.0
 

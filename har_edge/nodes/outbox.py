@@ -28,6 +28,11 @@ REMEMBERED = 4096
 # How many messages that were answered are still known: the last ones; and of an echo, the first ones.
 LAST = 64
 MOST_ECHOED = 2048
+# How often a window is sent again, and a later one of its stream answered after that, until the others do not have it;
+# how long after it was sent again such an answer counts, since it was made after that; and when one is asked for.
+VAIN = 2
+PROOF_S = 1.0
+ASK_S = 3.0
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +41,8 @@ class Kept:
 
     They were first sent at `sent` (monotonic seconds), last to `epoch`, `tries` times in vain. `since` is when that
     was, or when there was a sign of progress later; `hoped` is when there last was one. `number` counts the windows of
-    stream that were sent before the first of them.
+    stream that were sent before the first of them. `vain` counts how often they were sent again and a later window was
+    answered after that; they are `unproven` until that is so, and `asked` when such an answer was asked for.
     """
 
     windows: Sequence[Window]
@@ -47,6 +53,9 @@ class Kept:
     sent: float = 0.0
     tries: int = 0
     number: int = 0
+    vain: int = 0
+    unproven: bool = False
+    asked: bool = False
     open: set[int] = field(default_factory=set)
 
     @property
@@ -79,7 +88,9 @@ class Outbox:
         self._kept: OrderedDict[Key, Kept] = OrderedDict()
         self._of: dict[Key, Kept] = {}  # by window
         self._out: dict[str, int] = {}
-        self._lowest: dict[str, int] = {}  # of each stream, the first window answered since the last look
+        # Of each stream, the first window answered, and the last one of which a result came, since the last look.
+        self._lowest: dict[str, int] = {}
+        self._highest: dict[str, int] = {}
         self._without: OrderedDict[Key, None] = OrderedDict()  # windows that were answered before they were put in
         self._passed: OrderedDict[str, int] = OrderedDict()  # of each stream, the last window answered without us
         self._answered: deque[Kept] = deque()
@@ -129,6 +140,8 @@ class Outbox:
         """Take a result that comes now; return whether it answers an open window."""
         key = (result.stream, result.seq)
         kept, without = self._of.get(key), self._lacks_us(result)
+        if self._out.get(result.stream):
+            self._highest[result.stream] = max(result.seq, self._highest.get(result.stream, 0))
         if without:
             self._passed[result.stream] = result.seq
             if len(self._passed) > REMEMBERED:
@@ -194,23 +207,52 @@ class Outbox:
         self._alive = alive
         for kept in again:
             kept.tries = kept.tries + 1 if kept.epoch == current else 0
-            kept.epoch, kept.since = current, now
+            kept.epoch, kept.since, kept.unproven, kept.asked = current, now, True, False
         return sorted(again, key=lambda kept: kept.captured[0])
 
     def expire(self, before: float) -> list[tuple[str, int, float]]:
         """Forget what has had no sign of progress since then; return stream, number and time of capture of each."""
+        return self._forget([one for one in self._kept.values() if one.hoped < before])
+
+    def _forget(self, messages: list[Kept]) -> list[tuple[str, int, float]]:
         gone: list[tuple[str, int, float]] = []
-        for kept in [one for one in self._kept.values() if one.hoped < before]:
+        for kept in messages:
             captured = {one.seq: at for one, at in zip(kept.windows, kept.captured, strict=True)}
             gone += [(kept.windows[0].stream, seq, captured[seq]) for seq in sorted(kept.open)]
             self._drop(kept)
         return gone
 
+    def ask(self, now: float) -> list[Kept]:
+        """Return answered windows to send once more: what the stages answer again shows that they have the open ones.
+
+        The broker keeps the order of a topic, and stages answer again what comes again (nodes/stage.py). So if a later
+        window is answered and one before it is not, they have all that this sensor makes of it, and not the rest.
+        """
+        waiting = [one for one in self._kept.values() if one.unproven and not one.asked and now - one.since >= ASK_S]
+        newest = {one.windows[0].stream: one for one in self._answered} if waiting else {}
+        asked: dict[str, Kept] = {}
+        for kept in waiting:
+            stream, seq = kept.key
+            if (later := newest.get(stream)) and later.windows[0].seq > seq:
+                asked[stream], kept.asked = later, True
+        return list(asked.values())
+
+    def incomplete(self) -> list[tuple[str, int, float]]:
+        """Forget what the other sensors of its stream do not have; return stream, number and time of capture of each.
+
+        It was sent again, a later window of the stream was answered after that, and all this more than once: so long
+        after it was sent first, the other sensors would have sent theirs again, too.
+        """
+        return self._forget([kept for kept in self._kept.values() if kept.vain >= VAIN])
+
     def _look(self, current: int, now: float, out: bool) -> list[Kept]:
         """Note progress since the last look; return what has made none for too long."""
         lowest, self._lowest, late = self._lowest, {}, []
+        highest, self._highest = self._highest, {}
         self._look_at = now + LOOK_S
         for (stream, seq), kept in self._kept.items():
+            if kept.unproven and highest.get(stream, 0) > seq and now - kept.since >= PROOF_S + LOOK_S:
+                kept.unproven, kept.vain = False, kept.vain + 1
             if not out or lowest.get(stream, seq) < seq:
                 kept.since, kept.hoped, kept.tries = now, now, 0
             elif now - kept.since >= self._patience_s(kept, current):

@@ -39,7 +39,9 @@ class Resend:
     ones or those of other streams are answered and they are not.
 
     With `expires`, for a device, which does not wait, no window is kept for longer than `give_up_s` without a sign of
-    progress: where another sensor of the stream was away, nobody will ever answer.
+    progress. With `partial`, too, other sensors make the rest of its windows, and may not have done so of each: they
+    were not there yet, or have gaps. No stage can complete such a window, and none of it is lost on the way: it is
+    counted as incomplete.
     """
 
     def __init__(
@@ -50,18 +52,20 @@ class Resend:
         give_up_s: float = GIVE_UP_S,
         *,
         expires: bool = False,
+        partial: bool = False,
         run: int = 0,
     ) -> None:
         self._sensor, self._outbox, self._topics = sensor, outbox, topics
-        self._give_up_s, self._expires = give_up_s, expires
+        self._give_up_s, self._expires, self._partial = give_up_s, expires, expires and partial
         self._tally = Tally(run, heard=True)
         self._room: int | None = FIRST_ROOM
         self._progress_at, self._warn_at = 0.0, math.inf
         self._was_here, self._was_away, self._echo_at = False, False, math.inf
         self._forgotten, self._owes, self._echo = 0, False, deque[Kept]()
         self._away_since, self._is_gone = 0.0, False
-        # Windows that are no longer awaited, and when each was captured: an answer may come after all.
-        self._given_up: OrderedDict[Key, float] = OrderedDict()
+        # Windows that are no longer awaited, when each was captured, and whether it was incomplete: an answer may come
+        # after all.
+        self._given_up: OrderedDict[Key, tuple[float, bool]] = OrderedDict()
 
     @property
     def filters(self) -> list[str]:
@@ -141,6 +145,9 @@ class Resend:
         if not alive:
             return []
         due = self._outbox.due(self._target, alive, now, out=connected and not kept)
+        if self._partial:
+            self._leave_incomplete()
+            due += self._outbox.ask(now)
         echo = self._due_echo(now)
         return [one for kept in due + echo for one in self._messages(kept)]
 
@@ -169,27 +176,44 @@ class Resend:
             return
         before = now - self._give_up_s if self._expires else min(now - PASSED * self._give_up_s, self._progress_at)
         lost = self._outbox.expire(before)
-        for stream, seq, captured in lost:
-            self._given_up[stream, seq] = captured
-            if len(self._given_up) > REMEMBERED:
-                self._given_up.popitem(last=False)
-            self._lose(stream, 1)
         if lost:
-            names = ", ".join(sorted({stream for stream, _, _ in lost}))
+            names = self._give_up(lost, incomplete=False)
             _log.warning(
                 "no result of %d windows of %s for %.0f s: going on without them", len(lost), names, now - before
             )
 
-    def _lose(self, stream: str, count: int) -> None:
-        self._sensor.counters.unanswered += count
-        self._tally.lose(stream, count)
+    def _leave_incomplete(self) -> None:
+        """Go on without windows that other sensors of their stream do not have."""
+        if alone := self._outbox.incomplete():
+            names = self._give_up(alone, incomplete=True)
+            text = (
+                "%d windows of %s stay incomplete: other sensors of the stream have not sent them, though later ones "
+                "are answered; going on without them"
+            )
+            _log.warning(text, len(alone), names)
+
+    def _give_up(self, windows: list[tuple[str, int, float]], *, incomplete: bool) -> str:
+        """Await windows no longer; return the names of their streams."""
+        for stream, seq, captured in windows:
+            self._given_up[stream, seq] = captured, incomplete
+            if len(self._given_up) > REMEMBERED:
+                self._given_up.popitem(last=False)
+            self._lose(stream, 1, incomplete=incomplete)
+        return ", ".join(sorted({stream for stream, _, _ in windows}))
+
+    def _lose(self, stream: str, count: int, *, incomplete: bool = False) -> None:
+        if incomplete:
+            self._sensor.counters.incomplete += count
+        else:
+            self._sensor.counters.unanswered += count
+        self._tally.lose(stream, count, incomplete=incomplete)
 
     def _take_late(self, result: Result) -> None:
         """Take an answer to a window that was no longer awaited."""
-        captured = self._given_up.get((result.stream, result.seq))
-        if captured is not None and result.captured >= captured - SAME_S:
+        captured, incomplete = self._given_up.get((result.stream, result.seq), (math.inf, False))
+        if result.captured >= captured - SAME_S:
             del self._given_up[result.stream, result.seq]
-            self._lose(result.stream, -1)
+            self._lose(result.stream, -1, incomplete=incomplete)
             self._tally.answer(result.stream)
 
     def _notice(self, now: float, connected: bool, forgotten: int) -> None:

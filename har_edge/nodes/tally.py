@@ -18,6 +18,7 @@ class _Figures:
     sent: int = 0
     answered: int = 0
     lost: int = 0
+    incomplete: int = 0
 
 
 class Tally:
@@ -42,9 +43,15 @@ class Tally:
         """Count a window that was answered."""
         self._streams[stream].answered += 1
 
-    def lose(self, stream: str, count: int) -> None:
-        """Count windows that are no longer awaited; below 0 for such that were answered after all."""
-        self._streams[stream].lost += count
+    def lose(self, stream: str, count: int, *, incomplete: bool = False) -> None:
+        """Count windows that are no longer awaited; below 0 for such that were answered after all.
+
+        Those that other sensors have not sent are `incomplete`.
+        """
+        if incomplete:
+            self._streams[stream].incomplete += count
+        else:
+            self._streams[stream].lost += count
 
     def counts(self) -> dict[str, StreamCount]:
         """Return the figures by stream, for the status message: those of many streams together where they are many."""
@@ -52,7 +59,10 @@ class Tally:
         if rest := list(self._streams.values())[MOST_STREAMS:]:
             told[OTHERS] = _Figures(
                 min(one.began for one in rest),
-                *(sum(getattr(one, name) for one in rest) for name in ("sent", "answered", "lost")),
+                *(sum(getattr(one, name) for one in rest) for name in ("sent", "answered", "lost", "incomplete")),
             )
         heard = {name: one.answered if self._heard else None for name, one in told.items()}
-        return {name: StreamCount(self.run, one.began, one.sent, heard[name], one.lost) for name, one in told.items()}
+        return {
+            name: StreamCount(self.run, one.began, one.sent, heard[name], one.lost, one.incomplete)
+            for name, one in told.items()
+        }

@@ -52,18 +52,27 @@ class Broker(MemoryBroker):
 class Node:
     """A sensor process: some streams of one source, a connection, and what it does about its windows."""
 
-    def __init__(self, world: World, name: str, streams: tuple[str, ...], *sources: str, tracked: bool = True) -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        streams: tuple[str, ...],
+        *sources: str,
+        tracked: bool = True,
+        live: bool = False,
+        first: int = 0,
+    ) -> None:
         self.world, self.name, self.streams, self.run = world, name, streams, next(world.runs)
         self.started = world.clock.now
         reducers = {source: make_reducer("none", LENGTH, CHANNELS[source]) for source in sources}
         self.sensor = Sensor(SensorSetup(TOPICS, 1, reducers, frozenset({1}), combine=len(sources) > 1))
         outbox = Outbox(sources, self.started)
-        resend = Resend(self.sensor, outbox, TOPICS, 0.0, run=self.run)
+        resend = Resend(self.sensor, outbox, TOPICS, 0.0, expires=live, partial=live, run=self.run)
         self.credit: Credit = resend if tracked else Untracked(self.sensor, self.run)
         self.bus = world.broker.connect(Session(name, expiry_s=300))
         self.bus.subscribe(self.credit.filters)
         self.sender = Sender(self.bus, self.sensor.counters, "-")
-        self.left = {stream: iter(range(world.count)) for stream in streams}
+        self.left = {stream: iter(range(first, world.count)) for stream in streams}
 
     def step(self) -> None:
         now = self.world.clock.now
@@ -344,3 +353,80 @@ def test_sensors_that_die_may_lose_windows_and_each_of_these_is_counted(steps: l
     now = world.clock.now
     (figures,) = world.account.figures(now)
     assert figures.sent == figures.came + figures.lost and figures.came <= len(world.results)
+
+
+def devices(world: World, *firsts: int) -> None:
+    """Start sensors of one stream that read devices: each has its windows from another number on."""
+    for source, first in zip(SOURCES, firsts, strict=True):
+        world.nodes.append(Node(world, f"sensor-{source}", ("s",), source, live=True, first=first))
+
+
+def counts(world: World) -> list[tuple[int, int, int]]:
+    """Return what each sensor sent, called incomplete, and called lost."""
+    told = [node.credit.streams()["s"] for node in world.nodes]
+    return [(one.sent, one.incomplete, one.lost) for one in told]
+
+
+def test_windows_from_before_another_device_was_there_are_incomplete_and_not_lost() -> None:
+    world = World()
+    world.begin()
+    devices(world, 0, 4)
+    assert world.settle() < 25.0
+    assert world.came() == [("s", seq) for seq in range(4, 40)]
+    assert counts(world) == [(40, 4, 0), (36, 0, 0)]
+    assert world.nodes[0].sensor.counters.unanswered == 0 and world.nodes[0].sensor.counters.incomplete == 4
+    world.account.close()
+    assert world.account.lost(world.clock.now) == 0
+    said = "windows that not all sensors of their stream have sent: 4 of 40 of s"
+    assert world.account.incomplete_sentence(world.clock.now) == said
+
+
+def test_what_the_broker_drops_of_devices_is_sent_again_and_not_called_incomplete() -> None:
+    world = World()
+    world.begin()
+    devices(world, 0, 0)
+    world.broker.drops = 9
+    world.settle()
+    assert world.came() == world.all_of("s") and counts(world) == [(40, 0, 0), (40, 0, 0)]
+
+
+def test_a_stage_that_is_away_makes_no_window_incomplete() -> None:
+    """Nothing is answered after a window was sent again, so nothing shows that others lack it."""
+    world = World()
+    world.begin()
+    devices(world, 0, 4)
+    for _ in range(20):
+        world.step()
+    world.crash()
+    world.broker.drops = 10**9
+    for _ in range(1200):
+        world.step()
+    assert counts(world) == [(40, 0, 0), (36, 0, 0)]
+    world.broker.drops = 0
+    world.begin()
+    for _ in range(1200):
+        world.step()
+    assert world.came() == [("s", seq) for seq in range(4, 40)]
+
+
+def test_a_window_that_comes_after_all_is_no_longer_incomplete() -> None:
+    world = World()
+    world.begin()
+    devices(world, 0, 4)
+    world.settle()
+    late = Node(world, "sensor-late", ("s",), "arm", live=True)
+    late.left = {"s": iter([2])}
+    world.nodes.append(late)
+    world.settle()
+    assert ("s", 2) in world.came() and counts(world)[0] == (40, 3, 0)
+
+
+def test_a_recording_waits_for_sensors_that_are_not_there_yet() -> None:
+    world = World()
+    world.begin()
+    world.nodes.append(Node(world, "sensor-chest", ("s",), "chest"))
+    for _ in range(2400):
+        world.step()
+    world.nodes.append(Node(world, "sensor-arm", ("s",), "arm"))
+    world.settle()
+    assert world.came() == world.all_of("s") and counts(world) == [(40, 0, 0), (40, 0, 0)]

@@ -26,6 +26,7 @@ def sent_views(statuses: Mapping[str, NodeStatus], is_alive: Callable[[str], boo
                     answered=count.answered,
                     open=open_ if alive else 0,
                     lost=count.lost + (0 if alive else open_),
+                    incomplete=count.incomplete,
                 )
             )
     return tuple(sorted(views, key=lambda view: (view.stream, view.node)))

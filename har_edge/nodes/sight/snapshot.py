@@ -97,7 +97,7 @@ class SentView(msgspec.Struct, frozen=True):
     """What one sensor says of the windows of one stream since it started; `alive` that it still sends them again.
 
     `answered` is None, and `open` 0, where it listens to no results. `lost` are no longer awaited, or were open when
-    the sensor went.
+    the sensor went; `incomplete` are not awaited, since other sensors of the stream have not sent them.
     """
 
     node: str
@@ -107,6 +107,7 @@ class SentView(msgspec.Struct, frozen=True):
     answered: int | None
     open: int
     lost: int
+    incomplete: int = 0
 
 
 class CountsView(msgspec.Struct, frozen=True):
