@@ -7,7 +7,6 @@ interpreter, which no marker knows. Only the standard library is imported here: 
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import platform
 import struct
@@ -88,13 +87,21 @@ def installed() -> str | None:
                 continue
         except ImportError:
             continue
-        for package in packages:
-            try:
-                return f"{package} {importlib.metadata.version(package)}"
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return module.replace("_", "-")
+        version = getattr(sys.modules[module], "__version__", "")  # the package of a module is imported to find it
+        return f"{packages[0]} {version}" if version else _read_package(packages)
     return None
+
+
+def _read_package(packages: tuple[str, ...]) -> str:
+    """Return the name and version of the first of these that is installed, by what pip wrote down."""
+    import importlib.metadata  # 2 MB, and a runtime that says its version needs none of it
+
+    for package in packages:
+        try:
+            return f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return packages[0]
 
 
 def missing(host: Host, error: str) -> str:
