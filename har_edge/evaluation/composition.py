@@ -11,6 +11,7 @@ import numpy.typing as npt
 from har_edge.errors import ModelError
 from har_edge.graph.manifest import SliceManifest, load_manifest
 from har_edge.graph.model import read_model
+from har_edge.graph.ports import check_ports
 from har_edge.graph.slices import slice_model, write_slice
 from har_edge.graph.state import state_of
 from har_edge.inference.interpreter import Delegate, Interpreter, Port, load_slice
@@ -44,13 +45,13 @@ class Composition:
 
 def load_whole(path: Path, task: Task, delegate: str | None = None) -> Interpreter:
     """Load a whole model for windows in any order; ConfigError when it remembers and its task does not allow that."""
-    model, chosen = read_model(path), Delegate(delegate or Delegate.XNNPACK)
+    model, chosen = check_ports(read_model(path)), Delegate(delegate or Delegate.XNNPACK)
     fresh = starts_fresh(state_of(model), task, f"model {path}")
     default_check()(model.data, f"model {path}", chosen.value)
     (piece,) = slice_model(model, [])
-    if len(piece.inputs) == len(model.main.inputs):
+    if len(piece.inputs) == len(model.main.inputs) and not model.main.unsent:
         return Interpreter(path, fresh=fresh, delegate=chosen)
-    # Without the inputs that nothing reads.
+    # Without the inputs that nothing reads, and the outputs that cannot be sent.
     return Interpreter(bytes(write_slice(model, piece)), fresh=fresh, delegate=chosen)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import MessageError, ModelError
@@ -91,13 +92,19 @@ class Classifier:
         }
         scores = self._run(values)[self._task.output].reshape(-1)
         truth = None if window.label is None else self._classes.get(window.label)
-        return Prediction(window.stream, window.seq, truth, self._answer(scores), scores)
+        return Prediction(window.stream, window.seq, truth, self._answer(window, scores), scores)
 
-    def _answer(self, scores: Array) -> int:
+    def _answer(self, window: Window, scores: Array) -> int:
         try:
-            (answer,), _ = read_answers(scores, 1, len(self._task.labels))
+            (answer,), best = read_answers(scores, 1, len(self._task.labels))
         except MessageError as error:
             raise ModelError(f"output {self._task.output!r} of the model: {error}") from None
+        if best is not None and not np.isfinite(best).all():
+            raise ModelError(
+                f"output {self._task.output!r} of the model: its best score for window {window.seq} of "
+                f"{window.stream} is {best[0]}, which is no answer, and a stage drops such windows; expected a number: "
+                "the model itself makes it of numbers; look for a logarithm, a root or a division in it"
+            )
         return answer
 
 

@@ -60,7 +60,8 @@ class _Selection:
         self.buffers: dict[int, int] = {0: 0}
         self.own: dict[int, NDArray[np.uint8]] = {}  # buffers that are not the model's, under negative numbers
         graph = model.main
-        self.has_inputs, self.has_outputs = part.inputs == graph.inputs, part.outputs == graph.outputs
+        self.has_inputs = part.inputs == graph.inputs
+        self.has_outputs = part.outputs == graph.outputs and not graph.unsent
         self.graphs = self.reachable()
 
     def reachable(self) -> dict[int, int]:

@@ -65,7 +65,7 @@ def read_labels(model: Model) -> dict[str, tuple[str, ...]]:
     """
     notes, found = read_annotations(model), dict[str, tuple[str, ...]]()
     graph = model.main
-    if notes.metadata is None or len(graph.outputs) < len(graph.raw.outputs if graph.raw.outputs is not None else ()):
+    if notes.metadata is None or graph.unsent:
         return found
     for index, names in zip(graph.outputs, _output_labels(notes.metadata), strict=False):
         content = next((notes.files[name] for name in names if name in notes.files), None)

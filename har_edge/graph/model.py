@@ -6,6 +6,7 @@ import hashlib
 import math
 import mmap
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -70,7 +71,11 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One subgraph; operators stand in the order in which they run."""
+    """One subgraph; operators stand in the order in which they run.
+
+    `outputs` of the main graph are those that a message can carry; `unsent` are its others (strings, say), which no
+    slice gives.
+    """
 
     name: str
     tensors: tuple[Tensor, ...]
@@ -78,6 +83,7 @@ class Graph:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     raw: Any = field(repr=False)
+    unsent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +172,7 @@ class _Reader:
         self.n_graphs = root.SubgraphsLength()
         graphs = tuple(self.graph(i) for i in range(self.count(self.n_graphs)))
         self.check_main(graphs[0])
-        return Model(self.name, self.data, graphs, self.buffers, raw)
+        return Model(self.name, self.data, graphs, self.buffers, raw, tuple(_remarks(graphs[0])))
 
     def count(self, length: int) -> int:
         self.budget -= length
@@ -197,8 +203,10 @@ class _Reader:
         n = len(tensors)
         operators = tuple(self.operator(table.Operators(i), i, n) for i in range(self.count(table.OperatorsLength())))
         inputs = _indices(None if table.InputsIsNone() else table.InputsAsNumpy(), n)
-        outputs = _indices(None if table.OutputsIsNone() else table.OutputsAsNumpy(), n)
-        return Graph(schema.text(raw.name), tensors, operators, _once(inputs), _once(outputs), raw)
+        outputs = _once(_indices(None if table.OutputsIsNone() else table.OutputsAsNumpy(), n))
+        unsent = tuple(i for i in outputs if tensors[i].dtype is None) if index == 0 else ()
+        outputs = tuple(i for i in outputs if i not in unsent)
+        return Graph(schema.text(raw.name), tensors, operators, _once(inputs), outputs, raw, unsent)
 
     def tensor(self, table: Any, index: int, taken: set[str]) -> Tensor:
         raw = tflite.TensorT.InitFromObj(table)
@@ -284,6 +292,12 @@ class _Reader:
         for index in (*graph.inputs, *made):
             if graph.tensors[index].constant:
                 raise ModelError(f"{self.name}: tensor {graph.tensors[index].name} is both computed and constant")
+
+
+def _remarks(main: Graph) -> Iterator[str]:
+    for index in main.unsent if main.outputs else ():
+        tensor = main.tensors[index]
+        yield f"output {tensor.name} is left out: its type {tensor.type_name} cannot be sent between devices"
 
 
 def graph_fields(options: Any) -> list[str]:

@@ -25,7 +25,8 @@ __all__ = ["flatbuffers", "tflite"]
 FILE_IDENTIFIER = b"TFL3"
 VERSION = 3
 
-# TensorType -> NumPy dtype, for every type that has one: what is not here cannot be sent between devices.
+# TensorType -> NumPy dtype, for every type that has one in messages too (har_edge/messaging/wire.py): what is not here
+# cannot be sent between devices. No kernel of the runtime takes COMPLEX128.
 DTYPES: dict[int, str] = {
     tflite.TensorType.FLOAT16: "float16",
     tflite.TensorType.FLOAT32: "float32",
@@ -40,7 +41,6 @@ DTYPES: dict[int, str] = {
     tflite.TensorType.UINT64: "uint64",
     tflite.TensorType.BOOL: "bool",
     tflite.TensorType.COMPLEX64: "complex64",
-    tflite.TensorType.COMPLEX128: "complex128",
 }
 
 

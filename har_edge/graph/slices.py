@@ -63,9 +63,11 @@ def slice_model(model: Model, cuts: Sequence[int]) -> list[Slice]:
 def write_whole(model: Model) -> bytes:
     """Return the whole model as the runtime can load it: as it stands in its file, unless a name there is no text.
 
+    Outputs that no message can carry, and that not every runtime can describe, are left out.
+
     Raises CutError where a model that must be written anew makes no slice.
     """
-    if all(_is_text(tensor.raw.name) for tensor in model.main.tensors):
+    if not model.main.unsent and all(_is_text(tensor.raw.name) for tensor in model.main.tensors):
         return bytes(model.data)
     return bytes(write_slice(model, slice_model(model, [])[0]))
 
@@ -82,7 +84,7 @@ def write_slice(model: Model, piece: Slice) -> memoryview:
     What the model says of its inputs goes with a slice that has them all, labels with the one that has all outputs.
     """
     graph, part = model.main, piece.part
-    inputs, outputs = part.inputs == graph.inputs, part.outputs == graph.outputs
+    inputs, outputs = part.inputs == graph.inputs, part.outputs == graph.outputs and not graph.unsent
     files = keep_files(read_annotations(model), inputs=inputs, outputs=outputs)
     return append_files(encode(model, part), files)
 

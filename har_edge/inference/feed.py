@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import ConfigError, DataError, MessageError
+from har_edge.graph.manifest import REAL
 from har_edge.reduction.packing import unpack
 from har_edge.reduction.quantize import METHOD_OF, AffineQuantizer
 from har_edge.reduction.reducer import Reducer
@@ -88,14 +89,14 @@ def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: 
 
     Codes that are the input already (reducer `none` for a float32 model, the model's own quantisation, an encoder whose
     output has the input's scale and zero point) pass untouched; others are restored, or turned into features, and
-    quantised where the model wants integers; windows get the input's shape. An input without a batch takes one window.
-    Raises ConfigError where they cannot enter; see `choose_way`.
+    quantised where the model wants integers, rounded where it wants float16; windows get the input's shape. An input
+    without a batch takes one window. Raises ConfigError where they cannot enter; see `choose_way`.
     """
     shape, batched = window_shape(port.shape), _has_batch(port.shape)
     way = choose_way(source, reducer, port.name, shape, length, channels)
     turned = way is Way.RESTORE and lay_out(shape, length, channels) is Layout.CHANNELS
     own = _own_quantizer(port, shape)
-    same = reducer.spec == ("none" if own is None else own.spec)
+    same = reducer.spec == own.spec if own else reducer.spec == "none" and port.dtype == np.float32
     passes = batched and not turned and (same or (way is Way.CODES and _is_input(reducer, port, shape)))
     value = reducer.decode if way is Way.RESTORE else reducer.features
 
@@ -106,7 +107,7 @@ def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: 
                 return codes if codes.shape[1:] == shape else codes.reshape(count, *shape)
             values = [value(piece) for piece in pieces]
             values = [(one.T if turned else one).reshape(shape) for one in values]
-            entered = [one if own is None else own.encode(one) for one in values]
+            entered = [_cast(one, port.dtype) if own is None else own.encode(one) for one in values]
             return np.stack(entered) if batched or count > 1 else entered[0]
         except (MessageError, DataError) as error:  # came over the network: its sender can act on it, not we here
             raise MessageError(
@@ -115,6 +116,14 @@ def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: 
             ) from None
 
     return feed
+
+
+def _cast(window: Array, dtype: np.dtype[Any]) -> Array:
+    """Return real values in the type of an input; those beyond float16 saturate, as they do in quantised ones."""
+    if dtype != np.float16:
+        return window.astype(dtype, copy=False)
+    largest = float(np.finfo(np.float16).max)
+    return np.clip(window, -largest, largest).astype(dtype)
 
 
 def _has_batch(shape: tuple[int, ...]) -> bool:
@@ -132,12 +141,12 @@ def _is_input(reducer: Reducer, port: Port, shape: tuple[int, ...]) -> bool:
 
 
 def _own_quantizer(port: Port, shape: tuple[int, ...]) -> AffineQuantizer | None:
-    """Return what makes this input from real values; None for float32, which takes them as they are."""
-    if port.dtype == np.float32:
+    """Return what makes this input from real values; None for floats, which take them as they are."""
+    if port.dtype.name in REAL:
         return None
     if port.dtype.name not in METHOD_OF or port.scale <= 0:
         raise ConfigError(
-            f"input {port.name!r} of the model is {port.dtype}; windows and codes can enter float32, or int8, int16 "
-            "and uint8 with one scale for the tensor; convert the model with such inputs"
+            f"input {port.name!r} of the model is {port.dtype}; windows and codes can enter {', '.join(REAL)}, or "
+            "int8, int16 and uint8 with one scale for the tensor; convert the model with such inputs"
         )
     return AffineQuantizer(port.dtype.name, port.scale, port.zero_point, shape)

@@ -99,6 +99,11 @@ class Interpreter:
                 f"{what}: a tensor has a name that is not UTF-8 ({error.object!r}), which this runtime cannot read; "
                 "write it anew, as one slice or several, with `har-edge slice MODEL --stages N --out DIR`"
             ) from error
+        except ValueError as error:  # it knows types that NumPy does not, such as bfloat16
+            raise ModelError(
+                f"{what}: an input or output has a type that this runtime cannot describe: {_one_line(error)}; cut the "
+                "model so that this tensor stays inside one slice"
+            ) from error
         named_feeds, named_fetches = _ports(feeds), _ports(fetches)
         self.inputs = tuple(port for port, _ in named_feeds)
         self.outputs = tuple(port for port, _ in named_fetches)
@@ -113,8 +118,10 @@ class Interpreter:
     @property
     def delegate(self) -> Delegate:
         """Whether the runtime has handed any operator to XNNPACK, for the sizes it holds memory for now."""
-        details = self._runtime._get_ops_details()  # neither runtime has a public way to ask
-        return Delegate.XNNPACK if any(one["op_name"] == "DELEGATE" for one in details) else Delegate.NONE
+        # Neither runtime has a public way to ask, and what `_get_ops_details` adds fails where NumPy lacks a type.
+        inner = self._runtime._interpreter
+        names = {inner.NodeName(index) for index in range(inner.NumNodes())}
+        return Delegate.XNNPACK if "DELEGATE" in names else Delegate.NONE
 
     def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs for one set of inputs, by name; the arrays are copies and belong to the caller.

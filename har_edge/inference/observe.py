@@ -22,6 +22,7 @@ from har_edge.graph.cuts import trace
 from har_edge.graph.encode import Part, encode
 from har_edge.graph.manifest import State
 from har_edge.graph.model import Model, Tensor, read_model
+from har_edge.graph.ports import check_ports
 from har_edge.graph.state import state_of
 from har_edge.inference.interpreter import Array, Delegate, Interpreter, Port
 from har_edge.inference.load_check import default_check
@@ -53,12 +54,12 @@ class _Seen:
 
 
 def open_model(source: Path | bytes, delegate: str | None = None) -> Model:
-    """Read a model that is to be cut, and find out what its tensors are when it runs; see `read_model`, `observe`.
+    """Read a model that is to be cut, and find out what its tensors are when it runs.
 
-    `delegate` is who will compute it, "xnnpack" (the default) or "none". It runs in a process of its own before (see
-    `load_check`).
+    See `read_model`, `check_ports`, `observe`. `delegate` is who will compute it, "xnnpack" (the default) or "none". It
+    runs in a process of its own before (see `load_check`).
     """
-    model, chosen = read_model(source), Delegate(delegate or Delegate.XNNPACK)
+    model, chosen = check_ports(read_model(source)), Delegate(delegate or Delegate.XNNPACK)
     if _may_vary(model):
         default_check()(model.data, model.name, chosen.value)
     return observe(model, chosen)

@@ -21,6 +21,7 @@ from har_edge.messaging.topics import ALL_SOURCES, Kind, Topics
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.holdback import HoldBack
 from har_edge.nodes.join import CarryOn, Gathered, Join
+from har_edge.nodes.no_score import NoScore, check_scores, explain
 from har_edge.nodes.recall import Made, Output, Recall
 from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.room import Room
@@ -361,6 +362,9 @@ class Stage:
             filled = {name: absent(setup.ports[source], message.count) for source, name in lacks.items()}
             outputs = setup.run(gathered.parts | filled)
             outgoing = self._publications(message, outputs, deliveries)
+        except NoScore as error:
+            explained = explain(error, gathered.parts | filled, setup.wiring)
+            return [self._reject(deliveries, f"window {message.seq} of {message.stream}", explained)]
         except MessageError as error:
             return [self._reject(deliveries, f"window {message.seq} of {message.stream}", error)]
         self._count(message, tuple(sorted(lacks)))
@@ -410,8 +414,7 @@ class Stage:
         assert port is not None
         winners, best = read_answers(scores, message.count, len(task.labels))
         tops = [1.0] * message.count if best is None else port.real(best).tolist()
-        if not all(map(math.isfinite, tops)):
-            raise MessageError("the model's score is no number; expected one: look for NaN in what the sensors send")
+        check_scores(tops)
         truth = message.truth or (None,) * message.count
         return [
             Result(

@@ -21,6 +21,11 @@ def check_answer(output: TensorSpec, classes: int, what: str) -> None:
     It has one score a class for each window, or (after ARG_MAX) the index of the class as int32 or int64. Sizes that
     only a run tells are left to `read_answers`.
     """
+    if output.dtype.startswith("complex"):
+        raise ConfigError(
+            f"{what}: output {output.name!r} is {output.dtype}, of which none is the largest; expected real scores, or "
+            "a class index: name another output"
+        )
     shape = output.shape[1:] if output.shape[:1] in ((-1,), (1,)) else output.shape
     if -1 in shape or math.prod(shape) == classes or (math.prod(shape) == 1 and output.dtype in INDICES):
         return

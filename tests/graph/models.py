@@ -861,3 +861,93 @@ def layer_norm(*, square: str = "SQUARE", reduction: str = "MEAN") -> bytes:
     graph.op(reduction, [squares, graph.const(np.array([1], np.int32))], [total], options)
     graph.output(graph.mul(scaled, total, "scores"))
     return draft.build()
+
+
+def types() -> dict[str, int]:
+    """Every type of a tensor that the schema names."""
+    return {name: value for name, value in vars(tflite.TensorType).items() if not name.startswith("_")}
+
+
+def typed(
+    *, entering: int = FLOAT, crossing: int = FLOAT, answering: int = FLOAT, beside: int | None = None, scales: int = 0
+) -> bytes:
+    """The mean of a window "c" of a type, cast to another one, "mean", and to "scores" of a third.
+
+    `beside` is the type of a second output, "beside"; `scales` says how many the input has.
+    """
+    rng, draft = np.random.default_rng(11), Draft()
+    graph = draft.graph()
+    scale = (np.full(scales, 0.05), np.zeros(scales)) if scales else None
+    shape, batched = [1, LENGTH, CHANNELS], [-1, LENGTH, CHANNELS]
+    x = graph.input(shape, "c", type=entering, signature=batched, quantization=scale)
+    real = x if entering == FLOAT else graph.tensor(shape, "real", signature=batched)
+    if scales:
+        graph.op("DEQUANTIZE", [x], [real], tflite.DequantizeOptionsT(), version=2)
+    elif real != x:
+        graph.op("CAST", [x], [real], tflite.CastOptionsT())
+    mean = graph.tensor([1, CHANNELS], "sum", signature=[-1, CHANNELS])
+    graph.op("SUM", [real, graph.const(np.array([1], np.int32))], [mean], tflite.ReducerOptionsT())
+    mean = _scores(graph, _cast(graph, _cast(graph, mean, crossing, "mean"), FLOAT), rng)
+    graph.raw.tensors[mean].name = "real scores"
+    scores = _cast(graph, mean, answering, "scores")
+    graph.output(scores)
+    if beside is not None:
+        graph.output(_cast(graph, mean, beside, "beside"))
+    return draft.build()
+
+
+def _cast(graph: GraphDraft, x: int, type: int, name: str | None = None) -> int:
+    """Cast to another type, by way of those that the runtime's kernels have."""
+    like, types = graph.raw.tensors[x], tflite.TensorType
+
+    def made(kind: int, name: str | None = None) -> int:
+        return graph.tensor(like.shape, name, type=kind, signature=like.shapeSignature)
+
+    if types.UINT64 in (type, like.type):
+        other = types.INT64
+        x = x if like.type == types.UINT64 else _cast(graph, x, other)
+        result = made(type if type == types.UINT64 else other, name)
+        graph.op("BITCAST", [x], [result], tflite.BitcastOptionsT())
+        return result if type in (types.UINT64, other) else _cast(graph, result, type, name)
+    if type == types.STRING:  # the names of two rows
+        index = _cast(graph, x, INT32)
+        result = made(type, name)
+        words = graph.tensor([2], type=type, buffer=graph.draft.buffer(_strings(b"no", b"yes")))
+        zero = graph.const(np.zeros((), np.int32))
+        clipped = made(INT32)
+        graph.op("MUL", [index, zero], [clipped], tflite.MulOptionsT())
+        graph.op("GATHER", [words, clipped], [result], tflite.GatherOptionsT())
+        return result
+    if like.type == types.STRING:
+        word = graph.tensor([1], type=types.STRING, buffer=graph.draft.buffer(_strings(b"no")))
+        same = made(BOOL)
+        graph.op("EQUAL", [x, word], [same], tflite.EqualOptionsT())
+        return _cast(graph, same, type, name)
+    result = made(type, name)
+    graph.op("CAST", [x], [result], tflite.CastOptionsT())
+    return result
+
+
+def _strings(*words: bytes) -> bytes:
+    """Return strings as TFLite keeps them: how many, where each begins, where the last ends, and all of them."""
+    ends = np.cumsum([4 * (len(words) + 2), *map(len, words)])
+    return np.array([len(words), *ends], "<i4").tobytes() + b"".join(words)
+
+
+def undefined(*, first: bool) -> bytes:
+    """The logarithm of minus the squares of a window, no number, before a layer; `first`: before all."""
+    rng, draft = np.random.default_rng(12), Draft()
+    graph = draft.graph()
+    x = graph.input([1, LENGTH, CHANNELS], "c", signature=[-1, LENGTH, CHANNELS])
+    flat = _reshape(graph, x, [-1, LENGTH * CHANNELS], [1, LENGTH * CHANNELS], "flat")
+    before = flat if first else graph.dense(flat, 4, rng, "before")
+    negative = graph.tensor(
+        graph.raw.tensors[before].shape, "negative", signature=[-1, *graph.raw.tensors[before].shape[1:]]
+    )
+    graph.op("NEG", [graph.mul(before, before, "square")], [negative], tflite.NegOptionsT())
+    logarithm = graph.tensor(
+        graph.raw.tensors[before].shape, "log", signature=[-1, *graph.raw.tensors[before].shape[1:]]
+    )
+    graph.op("LOG", [negative], [logarithm])
+    graph.output(_scores(graph, logarithm, rng))
+    return draft.build()

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from har_edge.errors import ConfigError, MessageError
+from har_edge.graph.manifest import QUANTISED, REAL
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
 from har_edge.reduction.catalog import make_reducer
 from har_edge.reduction.packing import pack
+from har_edge.reduction.quantize import METHOD_OF
 
 LENGTH, CHANNELS = 20, 3
 
@@ -180,7 +182,7 @@ def test_windows_of_another_size_are_refused_by_name(shape):
 
 
 @pytest.mark.parametrize(
-    "target", [port("int32"), port("int8"), port("uint8"), port("uint16", 0.5, 1), port("float16")]
+    "target", [port("int32"), port("int8"), port("uint8"), port("uint16", 0.5, 1), port("bool"), port("complex64")]
 )
 def test_an_input_that_windows_cannot_enter_is_refused_by_name(target):
     with pytest.raises(
@@ -225,3 +227,21 @@ def test_a_byte_code_with_an_impossible_range_is_the_senders_mistake():
     codes[0, :4] = np.frombuffer(np.float32(np.nan).tobytes(), np.uint8)
     with pytest.raises(MessageError, match="reducer q8: code has a range that is none"):
         make_feed("chest", reducer, port(), LENGTH, CHANNELS)(codes)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.parametrize("spec", ["none", "paa:10"])
+def test_windows_enter_other_floats_rounded(dtype, spec):
+    reducer = make_reducer(spec, LENGTH, CHANNELS)
+    window = np.linspace(-3, 3, LENGTH * CHANNELS, dtype=np.float32).reshape(LENGTH, CHANNELS)
+    window[0], window[1] = 1e6, -1e6  # beyond float16
+    fed = make_feed("chest", reducer, port(dtype), LENGTH, CHANNELS)(pack(reducer, [reducer.encode(window)]))
+    restored = reducer.decode(reducer.encode(window))
+    wanted = np.clip(restored, -65504, 65504) if dtype == "float16" else restored
+    assert fed.dtype == dtype and fed.tobytes() == wanted.astype(dtype)[None].tobytes()
+
+
+def test_the_types_that_are_promised_are_those_that_windows_enter():
+    assert set(QUANTISED) == set(METHOD_OF)
+    for dtype in REAL:
+        make_feed("chest", make_reducer("none", LENGTH, CHANNELS), port(dtype), LENGTH, CHANNELS)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from har_edge.graph.cuts import list_cuts
-from har_edge.graph.model import Model
+from har_edge.graph.model import Model, read_model
 from har_edge.graph.slices import slice_model, write_slice
 from har_edge.inference import observe as module
 from har_edge.inference.interpreter import Delegate, Interpreter
-from har_edge.inference.observe import open_model
+from har_edge.inference.observe import observe, open_model
 from tests.graph import models
 
 
@@ -123,4 +123,4 @@ def test_a_model_is_run_by_who_will_compute_it(delegate: str | None, monkeypatch
 
 @pytest.mark.parametrize("content", [models.loop(), models.branch(), models.initialised(), models.odd_outputs()])
 def test_every_other_model_is_read_as_before(content: bytes) -> None:
-    assert open_model(content).remarks == ()
+    assert observe(read_model(content)).remarks == ()

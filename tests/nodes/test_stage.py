@@ -137,8 +137,19 @@ def test_a_score_that_is_no_number_is_no_result(caplog):
     stage.handle(part("arm", 0))
     (released,) = stage.handle(part("chest", 0))
     assert released.topic == "" and len(released.releases) == 2 and stage.counters.rejected == 1
-    assert "dropped window 0 of s: the model's score is no number" in caplog.text
+    assert "dropped window 0 of s: the model's score is NaN; expected a number; all that entered" in caplog.text
+    assert "the model itself makes it of what the sensors sent, which are numbers; look for a log" in caplog.text
     assert result_of(whole(stage, 1))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_sensor_that_sends_no_numbers_is_named(wrong):
+    """So a score that is none is the model's own doing."""
+    stage = small_stage()
+    (released,) = stage.handle(part("chest", 0, tensors={"chest": np.full((1, LENGTH, 2), wrong, np.float32)}))
+    assert released.topic == "" and stage.counters.rejected == 1
+    assert "the code of source 'chest' is not what 'none' makes of 1 windows" in stage.complaint
+    assert "code holds NaN or infinity" in stage.complaint
 
 
 def test_activations_above_the_limit_are_explained_not_sent_in_vain(caplog):
