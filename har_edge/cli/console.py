@@ -19,6 +19,8 @@ LEAST_COLUMNS = 40
 # How often long work says how far it is where no terminal shows a bar.
 TOLD_EVERY_S = 10.0
 _COMMAND = re.compile(r"(.*: )(har-edge .*)")
+_GLUE = "\0"  # in place of a space that no line ends at
+_QUOTED = re.compile(r"`([^`]+)`")
 
 
 def columns() -> int:
@@ -54,6 +56,38 @@ def fold(text: str, indent: int = 4, file: TextIO | None = None) -> str:
     )
     lines = wrapper.fill(said) if len(said) > columns() else said
     return f"{lines}\n{' ' * indent}{command}" if command else lines
+
+
+def fold_commands(text: str, indent: int = 4, file: TextIO | None = None) -> str:
+    """Return text broken like `fold`, but not within a command in backquotes, so that it can be copied whole.
+
+    One that is longer than a line stands alone, and its lines end with a backslash, which a shell reads as one line.
+    """
+    if not folds(file) or len(text) <= columns():
+        return text
+    lines, margin, sentence = list[str](), " " * indent, ""
+    for number, part in enumerate(_QUOTED.split(text)):
+        if number % 2 == 0:
+            sentence += part
+        elif len(part) + indent + 2 <= columns():
+            sentence += f"`{part.replace(' ', _GLUE)}`"
+        else:
+            lines += [*_wrap(sentence, margin if lines else "", margin), *_continue(part, margin)]
+            sentence = ""
+    lines += _wrap(sentence.lstrip(";, "), margin if lines else "", margin)
+    return "\n".join(lines).replace(_GLUE, " ")
+
+
+def _continue(command: str, margin: str) -> list[str]:
+    """Return the lines of a command, all but the last with a backslash."""
+    *firsts, last = textwrap.wrap(command, columns() - len(margin) - 2, break_long_words=False, break_on_hyphens=False)
+    return [*(f"{margin}{line} \\" for line in firsts), margin + last]
+
+
+def _wrap(text: str, first: str, margin: str) -> list[str]:
+    return textwrap.wrap(
+        text, columns(), initial_indent=first, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def say(text: str, indent: int = 4, file: TextIO | None = None) -> None:

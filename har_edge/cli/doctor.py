@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.cli.console import columns, fold_commands
+from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.text import Text
 
     from har_edge.messaging.bus import Bus, Session
     from har_edge.nodes.sight.checkup import Checkup
@@ -20,7 +25,8 @@ if TYPE_CHECKING:
 HELP = "find out what is wrong with a deployment, from the broker to the flow of windows, and how to mend it"
 ROLES = ("node", "sensor", "coordinator", "watcher", "operator")
 EXIT_WRONG = 1
-_STYLES = {"ok": "green", "wrong": "bold red", "not reached": "dim"}
+_WIDTHS = (13, 21)  # of verdict and check; what was found takes the rest
+_STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red", "not reached": "dim"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +37,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="whose permissions to try (default: those of --username where that is the name of a role, else all)",
     )
     parser.add_argument("--broker-only", action="store_true", help="measure the broker, and look at nothing else")
+    parser.add_argument(
+        "--clear",
+        action="store_true",
+        help="instead of checking: remove what is left over at the broker of nodes, sensors and stages that have gone, "
+        "with the queues of stages that no slice is for",
+    )
     options.add_probe(parser)
     options.add_deployed(parser)
     options.add_quiet(parser)
@@ -39,8 +51,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
-    findings = _checkup(args).run()
-    return EXIT_WRONG if (_print_json(findings) if args.json else _print(findings)) else 0
+    if args.clear:
+        return _clear(args)
+    checkup = _checkup(args)
+    return EXIT_WRONG if (_print_json(checkup.run()) if args.json else _print(checkup)) else 0
+
+
+def _clear(args: argparse.Namespace) -> int:
+    """Remove what the check `leftovers` tells of, and say each thing."""
+    from functools import partial
+
+    from har_edge.cli.console import say
+    from har_edge.messaging.topics import Topics
+    from har_edge.nodes.build import topics_of
+    from har_edge.nodes.sight.leftovers import clear_all, listed, look, of_folder, of_plan
+    from har_edge.planning.pipeline import load_pipeline
+
+    if args.json or args.broker_only:
+        raise ConfigError("--clear came with --json or --broker-only; expected it alone: it checks nothing")
+    pipeline = load_pipeline(args.config) if args.config is not None else None
+    topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)
+    count = len(pipeline.manifest.slices) if pipeline else 0
+    connect = partial(options.connect, args, pipeline) if pipeline else partial(options.reach, args)
+    kept = look(connect, topics, count)
+    found = of_folder(kept, count) if pipeline else of_plan(kept)
+    for line in clear_all(connect, topics, found):
+        say(line)
+    if found.intruders:
+        say(f"not cleared, as they live: {listed(found.intruders)}; stop them, and say this again")
+    elif not found.found:
+        say(f"nothing is left over of pipeline {topics.pipeline}")
+    return EXIT_WRONG if found.intruders else 0
 
 
 def _checkup(args: argparse.Namespace) -> Checkup:
@@ -87,32 +128,69 @@ def _print_json(findings: Iterator[Finding]) -> Finding | None:
     return wrong
 
 
-def _print(findings: Iterator[Finding]) -> Finding | None:
+def _print(checkup: Checkup) -> Finding | None:
     """Print each finding as it comes, and at the end the first that is wrong with its mend; return that one."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)  # lines are broken here, between words
     seen: list[Finding] = []
-    for finding in findings:
-        seen.append(finding)
-        line = Table.grid(padding=(0, 2, 0, 0))
-        for width in (11, 21, None):
-            line.add_column(width=width)
-        line.add_row(
-            Text(finding.verdict.value, _STYLES[finding.verdict.value]), Text(finding.check), Text(finding.said)
-        )
-        console.print(line)
+    with contextlib.ExitStack() as stack:
+        if console.is_terminal:  # some checks take seconds
+            status = stack.enter_context(console.status("checking"))
+            checkup.announce = lambda name: status.update(f"checking: {name}")
+        for finding in checkup.run():
+            seen.append(finding)
+            console.print(draw(finding))
     wrong = _first_wrong(seen)
     if wrong is None:
-        short = any(finding.verdict.value != "ok" for finding in seen)
-        console.print(Text("\nnothing is wrong" + (" in what was reached" if short else ""), "green"))
+        short = any(finding.verdict.value == "not reached" for finding in seen)
+        _say("nothing is wrong" + (" in what was reached" if short else ""), "green", space=True)
     else:
-        console.print(Text.assemble("\nfirst wrong: ", (wrong.check, "bold"), f": {wrong.said}"))
-        # The terminal breaks this line, not we: a command in it can be copied whole.
-        console.print(Text.assemble(("mend: ", "bold"), wrong.mend), soft_wrap=True)
+        _say(f"first wrong: {wrong.check}: {wrong.said}", "bold", space=True)
+        _say(f"mend: {wrong.mend}", "bold")
+    for finding in seen:
+        if finding.verdict.value == "note":
+            _say(f"note: {finding.check}: {finding.mend}", "yellow")
     return wrong
+
+
+def draw(finding: Finding) -> Text:
+    """Return one finding in three columns; what was found has lines of its own where a word is too long for its column.
+
+    Rich's own table would part such a word.
+    """
+    import textwrap
+
+    from rich.text import Text
+
+    verdict = finding.verdict.value
+    head = f"{verdict:<{_WIDTHS[0]}}{finding.check:<{_WIDTHS[1]}}"
+    beside = max(map(len, finding.said.split()), default=0) + len(head) <= columns()
+    margin = " " * (len(head) if beside else 4)
+    lines = textwrap.wrap(
+        finding.said,
+        columns(),
+        initial_indent=head if beside else margin,
+        subsequent_indent=margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    told = Text("\n".join(lines if beside else [head.rstrip(), *lines]))
+    told.stylize(_STYLES[verdict], 0, len(verdict))
+    return told
+
+
+def _say(text: str, style: str, *, space: bool = False) -> None:
+    """Print a sentence whose lines break between words and not within commands; what is before its colon has a style.
+
+    Rich would break words and commands that are too long for a line.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    told = Text(fold_commands(text))
+    told.stylize(style, 0, text.find(":") if ":" in text else len(text))
+    Console(highlight=False, soft_wrap=True).print(*([""] if space else []), told, sep="\n")
 
 
 def _first_wrong(findings: list[Finding]) -> Finding | None:

@@ -27,6 +27,7 @@ QUEUED = 1500  # more than Mosquitto keeps by default for a client that is away 
 SIZES = (4 * 1024, 32 * 1024, 260 * 1024, 1024 * 1024)  # of payloads; a piece of a slice has up to 256 KiB and a header
 VERSION = "$SYS/broker/version"
 DROPPED = "$SYS/broker/publish/messages/dropped"
+AWAY = "$SYS/broker/clients/disconnected"
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -35,7 +36,8 @@ class Measured(msgspec.Struct, frozen=True):
     `protocol` is what clients speak with it; `max_held` is how many unacknowledged messages a client came to hold that
     had asked for ASKED, None where it cannot ask; `largest_bytes` is the largest payload that came through, of SIZES;
     `dropped` is what the broker says it has dropped since its start, None where it does not say
-    (Mosquitto 2.0.11 says it for a minute after the count changed).
+    (Mosquitto 2.0.11 says it for a minute after the count changed). `away` is how many sessions wait for clients that
+    are not connected, None where the broker does not say it, as above.
     """
 
     protocol: str
@@ -53,6 +55,7 @@ class Measured(msgspec.Struct, frozen=True):
     queued: int
     largest_bytes: int
     dropped: int | None
+    away: int | None = None
 
 
 @dataclass(slots=True)
@@ -138,7 +141,7 @@ def measure(connect: Connect, prefix: str, *, mqtt5: bool) -> Measured:
         _check_echo(prober)
         retained, wildcards = _retained(prober)
         kept, redelivered, marked = _session(prober)
-        version, dropped = _told(prober)
+        version, dropped, away = _told(prober)
         return Measured(
             protocol="5" if mqtt5 else "3.1.1",
             version=version,
@@ -155,6 +158,7 @@ def measure(connect: Connect, prefix: str, *, mqtt5: bool) -> Measured:
             queued=_queued(prober),
             largest_bytes=_largest(prober),
             dropped=dropped,
+            away=away,
         )
     finally:
         prober.close()
@@ -268,12 +272,15 @@ def _largest(prober: Prober) -> int:
     return largest
 
 
-def _told(prober: Prober) -> tuple[str, int | None]:
-    """Return what a broker says of its version and of what it has dropped, in Mosquitto's way."""
+def _told(prober: Prober) -> tuple[str, int | None, int | None]:
+    """Return what a broker says of its version, of what it dropped, and of sessions that wait, in Mosquitto's way."""
     try:
-        came = prober.take(prober.bus("told", filters=[VERSION, DROPPED]), 2, wait_s=2 * QUIET_S)
+        came = prober.take(prober.bus("told", filters=[VERSION, DROPPED, AWAY]), 3, wait_s=2 * QUIET_S)
     except BrokerError:  # it refuses subscriptions to $SYS
-        return "", None
+        return "", None, None
     told = {one.topic: one.payload.decode("utf-8", "replace") for one in came}
-    dropped = told.get(DROPPED, "")
-    return told.get(VERSION, ""), int(dropped) if dropped.isdigit() else None
+    return told.get(VERSION, ""), _count(told.get(DROPPED, "")), _count(told.get(AWAY, ""))
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else None

@@ -114,11 +114,18 @@ def end_leftovers(connect: Connect, topics: Topics, count: int, statuses: Collec
 
 
 def _is_leftover(status: NodeStatus, count: int) -> bool:
-    kind, _, number = status.node.partition("-")
-    gone = status.role == "stage" and status.state not in ALIVE
-    # Written as `stage` writes it: a name from the network that only looks like one is another node's.
+    index = index_of(status.node)
+    return status.role == "stage" and status.state not in ALIVE and index is not None and index >= count
+
+
+def index_of(node: str) -> int | None:
+    """Return which slice the stage of this name runs; None for the name of another node.
+
+    It must be written as `stage` writes it: a name from the network that only looks like one is another node's.
+    """
+    kind, _, number = node.partition("-")
     written = 0 < len(number) < 6 and number.isdecimal() and number == str(int(number))
-    return gone and kind == "stage" and written and int(number) >= count
+    return int(number) if kind == "stage" and written else None
 
 
 def _named(card: SliceCard) -> str:

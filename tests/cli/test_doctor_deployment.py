@@ -46,7 +46,8 @@ def test_nothing_is_wrong_and_every_check_says_so(stand: Stand) -> None:
     stand.everything()
     running: Running = stand.run("doctor", COLUMNS="80")
     assert running.wait() == 0 and "nothing is wrong" in running.said, running.said
-    assert max(map(len, running.said.splitlines())) <= 80
+    said = [line for line in running.said.splitlines() if not line.startswith("note: ")]  # whole, off a terminal
+    assert max(map(len, said)) <= 80
     assert not re.search(r"^(wrong|not reached)", running.said, re.M)
     for check in ("broker", "mqtt", "credentials", "settings", "coordinator", "nodes", "clocks", "versions", "plan"):
         assert re.search(rf"^ok +{check} ", running.said, re.M), (check, running.said)

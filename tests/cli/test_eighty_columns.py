@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from har_edge.cli import console
-from har_edge.cli.console import first_fit, fold, follow
+from har_edge.cli.console import first_fit, fold, fold_commands, follow
+from har_edge.cli.doctor import draw as draw_finding
 from har_edge.cli.live import Board
 from har_edge.cli.main import main
 from har_edge.cli.plan_report import PlanReport, print_plan
@@ -19,6 +20,7 @@ from har_edge.cli.profile_report import print_profile
 from har_edge.cli.repeats import start
 from har_edge.nodes.local import Arrival
 from har_edge.nodes.results import Result
+from har_edge.nodes.sight.reception import Finding, Verdict
 from har_edge.planning.plan import Alternative, Objective, Plan, PlannedStage
 from har_edge.planning.profile import Profile, SegmentCost, Work
 
@@ -148,6 +150,26 @@ def test_a_warning_breaks_between_words(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_command_is_not_broken() -> None:
     command = "har-edge slice model --at 1,2,3 --out /a/long/path/" + "x" * 60
     assert fold(f"cut it with: {command}").splitlines() == ["cut it with:", f"    {command}"]
+
+
+def test_a_command_in_backquotes_stays_whole_or_ends_with_backslashes() -> None:
+    said = "mend: see the logs of stages and sensors for which and why; then forget those: "
+    short = "har-edge doctor --clear --config slices"
+    lines = fits(fold_commands(f"{said}`{short}`, and go on as before"))
+    assert f"`{short}`" in "\n".join(lines) and len(lines) == 2
+    long = "har-edge doctor --clear --config /home/anna/har/slices --broker mqtt://box.example.org:21883 --timeout 5"
+    lines = fits(fold_commands(f"{said}`{long}`; then ask again"))
+    at = next(number for number, line in enumerate(lines) if "har-edge" in line)
+    assert lines[at].endswith(" \\") and lines[at + 2] == "    then ask again"
+    assert words(" ".join(lines[at : at + 2]).replace("\\", "")) == words(long)
+    assert fold_commands(f"mend: `{short}`") == f"mend: `{short}`"
+
+
+@pytest.mark.parametrize("said", ["word " * 60, "cannot read /home/anna/" + "x" * 40 + "/slice-2.tflite: it is away"])
+def test_findings_of_the_doctor(said: str) -> None:
+    finding = Finding("broker's listeners", Verdict.NOT_REACHED, said)
+    lines = fits(draw_finding(finding).plain)
+    assert words(" ".join(lines)) == ["not", "reached", "broker's", "listeners", *words(said)]
 
 
 def test_the_first_layout_that_fits_is_taken() -> None:

@@ -109,6 +109,43 @@ def test_the_doctor_names_what_is_wrong_first_and_its_mend(fleet: Fleet, tmp_pat
     )
 
 
+def test_what_a_stopped_sensor_lost_is_said_until_it_is_cleared(fleet: Fleet, tmp_path: Path) -> None:
+    stages = fleet.stages()
+    gone = NodeStatus("sensor-a", "sensor", State.STOPPED, "i", 1.0, streams={"anna": StreamCount(1, 2.0, 20, 15, 3)})
+    old = NodeStatus("stage-7", "stage", State.LOST, "i", 1.0)
+    for status in (gone, old):
+        fleet.bus.publish(fleet.topics.status(status.node), encode_status(status), retain=True)
+    fleet.until(lambda: fleet.state("stage-7") is State.LOST, "not published")
+    seen = doctor(fleet, 1)
+    command = f"har-edge doctor --clear --config {fleet.folder} --broker {fleet.address.url}"
+    assert seen["first"]["said"] == "losses" and command in seen["losses"]["mend"]
+    assert seen["losses"]["said"] == "windows were lost: 5 of 20 of anna by sensor-a, which has gone"
+    assert seen["leftovers"]["verdict"] == "note" and "stage-7" in seen["leftovers"]["said"]
+    assert stages[2].end() == 0
+    fleet.until(lambda: fleet.state("stage-2") is State.STOPPED, "no farewell")
+    cleared = fleet.start("doctor", "--clear")
+    assert cleared.wait() == 0
+    assert cleared.said.splitlines() == [
+        "sensor-a: session ended, status removed", "stage-7: session ended, status removed",
+    ]  # fmt: skip
+    fleet.stage(2)
+    fleet.until_ready("stage-2")
+    seen = doctor(fleet, 0)
+    assert seen["losses"]["verdict"] == seen["leftovers"]["verdict"] == "ok"
+    again = fleet.start("doctor", "--clear")
+    assert again.wait() == 0 and again.said == f"nothing is left over of pipeline {fleet.name}\n"
+
+
+def test_stages_that_reject_every_message_are_named(fleet: Fleet) -> None:
+    fleet.stages()
+    for _ in range(5):
+        fleet.bus.publish(fleet.topics.window("anna", "chest"), b"no window")
+    fleet.until(lambda: fleet.counter("stage-0", "rejected") == 5, "it does not say that it rejected them")
+    seen = doctor(fleet, 1)
+    assert seen["first"]["said"] == "losses" and seen["flow"]["verdict"] == "ok"
+    assert seen["losses"]["said"] == "messages could not be used since these started: 5 by stage-0"
+
+
 # --- without processes --------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_the_embedded_broker_with_3_1_1(embedded: EmbeddedBroker) -> None:
 def test_mosquitto_as_har_edge_sets_it_up(mosquitto: Mosquitto) -> None:
     """Mosquitto tells its count of drops for a minute after it changed: a broker that is up for longer tells none."""
     seen = look(mosquitto)
-    told = {"version": seen.version, "dropped": seen.dropped, "max_held": seen.max_held}
+    told = {"version": seen.version, "dropped": seen.dropped, "away": seen.away, "max_held": seen.max_held}
     assert seen == msgspec.structs.replace(GOOD, **told)
     assert "mosquitto" in seen.version and seen.max_held is not None
     assert seen.max_held >= ASKED  # 2.0.11: more, since each PUBACK lets another batch go
@@ -90,6 +91,21 @@ def test_mosquitto_as_it_comes(start: Callable[[str], Mosquitto]) -> None:
     assert look(broker).queued == 1000
     seen = look(broker)
     assert seen.dropped is not None and seen.dropped >= QUEUED - 1000
+
+
+@needs_mosquitto
+def test_sessions_that_outlive_their_clients_are_counted_where_the_broker_tells(
+    start: Callable[[str], Mosquitto],
+) -> None:
+    broker = start("sys_interval 1")
+    open_bus(broker.address, Session("gone", expiry_s=600)).close()
+    told = open_bus(broker.address, Session("asks"))
+    told.subscribe([measuring.AWAY])
+    deadline = time.monotonic() + 10
+    while not any(one.payload == b"1" for one in told.poll(0.1)):
+        assert time.monotonic() < deadline, "Mosquitto does not tell"
+    told.close()
+    assert (look(broker).away or 0) >= 1  # what the measurement leaves for a moment may count, too
 
 
 @needs_mosquitto

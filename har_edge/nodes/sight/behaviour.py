@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from har_edge.messaging.measure import ASKED, IN_FLIGHT, QUEUED, SIZES, Measured
 from har_edge.nodes.blobs import CHUNK_BYTES
+from har_edge.nodes.deployment import Deployment, Placement
 
 # A broker that has fewer messages under way starves stages that hold windows until their output is safe.
 LEAST_IN_FLIGHT = 64
@@ -99,6 +100,25 @@ def _size(broker: Measured) -> Trait:
     said = f"nothing larger than {count} comes through; a piece of a slice has {LEAST_BYTES // 1024} KiB"
     mend = "raise `message_size_limit` and `max_packet_size` in its configuration: 16781312 is what har_edge may send"
     return Trait("size", said, mend)
+
+
+def replicas(deployment: Deployment, broker: Measured | None) -> Trait:
+    """Return what a plan that puts a stage on several nodes means on a broker, which may not have been measured."""
+    shared = sorted({one.stage for one in _placements(deployment) if one.replica})
+    if not shared:
+        return Trait("replicas", "every stage runs on one node")
+    nodes = {stage: [one.node for one in _placements(deployment) if one.stage == stage] for stage in shared}
+    said = ", ".join(f"stage {stage} on {' and '.join(dict.fromkeys(names))}" for stage, names in nodes.items())
+    if broker is None:
+        return Trait("replicas", f"take turns: {said}; whether the broker's shared subscriptions deliver is not known")
+    if broker.shared:
+        return Trait("replicas", f"take turns: {said}")
+    mend = "start the coordinator with --replicas 1, or use a broker whose groups deliver (docs/brokers.md)"
+    return Trait("replicas", f"{said}: these take turns by shared subscriptions, which deliver nothing here", mend)
+
+
+def _placements(deployment: Deployment) -> list[Placement]:
+    return [one for generation in deployment.generations for one in generation.placements]
 
 
 HEADER = (

@@ -14,6 +14,9 @@ from har_edge.messaging.text import printable
 from har_edge.messaging.topics import EVERY_STATUS, Kind, Topics, is_id
 from har_edge.nodes.blobs import Fetch, fetch_session
 from har_edge.nodes.deployment import PROTOCOL
+from har_edge.nodes.sight.behaviour import replicas
+from har_edge.nodes.sight.leftovers import look, of_plan, tell, tell_sessions
+from har_edge.nodes.sight.losses import losses
 from har_edge.nodes.sight.observe import BEATING, SILENT_S, Observer
 from har_edge.nodes.sight.permissions import Connect, can_see
 from har_edge.nodes.sight.reception import Finding, Reception, Verdict, passed
@@ -35,7 +38,7 @@ class Checkup:
     """Runs the checks. `connect` opens connections with the credentials of the person who asks.
 
     `listen_s` is how long beats are listened to, `timeout_s` how long a file or the probe may take. `ladder` is what is
-    checked in place of LADDER, and `ended` is called after it.
+    checked in place of LADDER, and `ended` is called after it. `announce` is told the name of each check before it.
     """
 
     reception: Reception
@@ -47,6 +50,7 @@ class Checkup:
     broker_only: bool = False
     ladder: tuple[Rung, ...] = ()
     ended: Callable[[], None] = lambda: None
+    announce: Callable[[str], object] = lambda name: None
     _bus: Bus | None = None
     _observer: Observer | None = None
     _failed: set[str] = field(default_factory=set)
@@ -55,8 +59,9 @@ class Checkup:
         """Yield findings in order; a check whose ground failed is not reached."""
         try:
             for rung in BROKER_LADDER if self.broker_only else self.ladder or LADDER:
+                self.announce(rung.name)
                 findings = list(self._climb(rung))
-                if any(finding.verdict is not Verdict.OK for finding in findings):
+                if any(finding.verdict in (Verdict.WRONG, Verdict.NOT_REACHED) for finding in findings):
                     self._failed.add(rung.name)
                 yield from findings
         finally:
@@ -224,6 +229,12 @@ class Checkup:
             slices = len(deployment.current.manifest.slices)
             yield passed(name, f"revision {deployment.revision}, epoch {deployment.epoch}, {slices} slices")
 
+    def _replicas(self, name: str) -> Iterator[Finding]:
+        deployment = self._listen(0.0).deployment
+        assert deployment is not None
+        trait = replicas(deployment, self.reception.measured)
+        yield Finding(name, Verdict.WRONG if trait.mend else Verdict.OK, trait.said, trait.mend)
+
     def _slices(self, name: str) -> Iterator[Finding]:
         deployment = self._listen(0.0).deployment
         assert deployment is not None and deployment.current is not None
@@ -303,6 +314,24 @@ class Checkup:
             mend = "see the log of that node; `har-edge status --live` shows whether others wait too"
             yield Finding(name, Verdict.WRONG, f"a probe window did not come back: {view.where}", mend)
 
+    # --- what was lost, and what is left over ------------------------------------------------------------------------
+
+    def _losses(self, name: str) -> Iterator[Finding]:
+        yield losses(name, self._listen(0.0).snapshot(_now(), time.time()), self._clear_command)
+
+    def _sessions(self, name: str) -> Iterator[Finding]:
+        if self.reception.measured is not None:
+            yield tell_sessions(name, self.reception.measured.away, ())
+
+    def _leftovers(self, name: str) -> Iterator[Finding]:
+        yield from tell(name, of_plan(look(self.connect, self.topics)), self._clear_command)
+
+    @property
+    def _clear_command(self) -> str:
+        base = "" if self.topics.base == "har" else f" --base {self.topics.base}"
+        url = self.reception.address.url
+        return f"har-edge doctor --clear --pipeline {self.topics.pipeline}{base} --broker {url}"
+
 
 def _receive(step: Callable[[Reception, str], Iterator[Finding]]) -> Step:
     return lambda checkup, name: step(checkup.reception, name)
@@ -336,10 +365,14 @@ LADDER = (
     Rung("clocks", Checkup._clocks, ("credentials", "nodes"), _NODES),
     Rung("versions", Checkup._versions, ("credentials", "nodes"), _NODES),
     Rung("plan", Checkup._plan, reads=(Kind.PLAN,)),
+    Rung("replicas", Checkup._replicas, ("plan",), (Kind.PLAN,)),
     Rung("slices", Checkup._slices, ("plan",), _FILES),
     Rung("stages", Checkup._stages, ("plan", "nodes"), _NODES),
     Rung("sensors", Checkup._sensors, ("plan",), (Kind.STATUS,)),
     Rung("flow", Checkup._flow, ("plan", "slices", "stages"), (Kind.RESULT, *_FILES), (Kind.WINDOW,)),
+    Rung("losses", Checkup._losses, reads=_NODES),
+    Rung("sessions", Checkup._sessions),
+    Rung("leftovers", Checkup._leftovers, reads=(Kind.STATUS, Kind.PLAN, Kind.SLICE)),
 )
 
 BROKER_LADDER = LADDER[: [rung.name for rung in LADDER].index("behaviour") + 1]

@@ -14,6 +14,8 @@ from har_edge.messaging.topics import Kind
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.sight.checkup import LADDER, LISTEN_S, Checkup, Rung
 from har_edge.nodes.sight.fixed import FixedObserver, FixedTrial
+from har_edge.nodes.sight.leftovers import look, of_folder, tell, tell_sessions
+from har_edge.nodes.sight.losses import losses
 from har_edge.nodes.sight.permissions import Connect
 from har_edge.nodes.sight.reception import Finding, Reception, Verdict, passed
 from har_edge.nodes.store import Store
@@ -34,7 +36,7 @@ def fixed_checkup(
     listen_s: float = LISTEN_S,
 ) -> Checkup:
     """Return the checkup of a fixed pipeline: the broker's checks, and those of `_Checks` in place of a plan's."""
-    checks = _Checks(connect, pipeline, timeout_s, listen_s)
+    checks = _Checks(reception, connect, pipeline, timeout_s, listen_s)
     names = [rung.name for rung in LADDER]
     ladder = (
         *LADDER[: names.index(_FIRST_OTHER)],
@@ -43,6 +45,8 @@ def fixed_checkup(
         Rung("sensors", lambda _, name: checks.sensors(name), reads=(Kind.STATUS,)),
         Rung("losses", lambda _, name: checks.losses(name), reads=(Kind.STATUS,)),
         Rung("flow", lambda _, name: checks.flow(name), ("stages",), (Kind.RESULT,), (Kind.WINDOW,)),
+        Rung("sessions", lambda _, name: checks.sessions(name), reads=(Kind.STATUS,)),
+        Rung("leftovers", lambda _, name: checks.leftovers(name), reads=(Kind.STATUS, Kind.PLAN, Kind.SLICE)),
     )
     return Checkup(reception, connect, topics_of(pipeline), store, timeout_s, ladder=ladder, ended=checks.close)
 
@@ -50,8 +54,11 @@ def fixed_checkup(
 class _Checks:
     """The checks of a fixed pipeline; the first that listens opens the connection that all use."""
 
-    def __init__(self, connect: Connect, pipeline: Pipeline, timeout_s: float, listen_s: float) -> None:
-        self._connect, self._pipeline, self._timeout_s, self._listen_s = connect, pipeline, timeout_s, listen_s
+    def __init__(
+        self, reception: Reception, connect: Connect, pipeline: Pipeline, timeout_s: float, listen_s: float
+    ) -> None:
+        self._reception, self._connect, self._pipeline = reception, connect, pipeline
+        self._timeout_s, self._listen_s = timeout_s, listen_s
         self._seen = FixedObserver(pipeline, time.monotonic())
         self._bus: Bus | None = None
 
@@ -106,22 +113,26 @@ class _Checks:
     def losses(self, name: str) -> Iterator[Finding]:
         """See whether a node says that windows were lost, or that messages could not be used."""
         self._listen(0.0)
-        seen = self._seen.snapshot(time.monotonic(), time.time())
-        counts, lost = seen.counts, [one for one in seen.sent if one.lost]
-        if lost:
-            who = ", ".join(f"{one.lost} of {one.sent} of {one.stream} by {one.node}" for one in lost[:4])
-            mend = "see the logs of stages and sensors for which and why; then whether the broker keeps what is queued"
-            yield Finding(name, Verdict.WRONG, f"windows were lost: {who}", mend)
-        elif counts.lost or counts.dropped:
-            said = f"{counts.lost} windows were given up, {counts.dropped} were dropped at sensors, since these started"
-            mend = "see the logs of stages and sensors for which and why; then whether the broker keeps what is queued"
-            yield Finding(name, Verdict.WRONG, said, mend)
-        elif counts.errors:
-            said = f"{counts.errors} messages could not be used"
-            mend = "see the logs of the stages: as a rule sensors and stages have other reducers, or another folder"
-            yield Finding(name, Verdict.WRONG, said, mend)
-        else:
-            yield passed(name, "no living node says that it lost a window")
+        yield losses(name, self._seen.snapshot(time.monotonic(), time.time()), self._clear_command)
+
+    def sessions(self, name: str) -> Iterator[Finding]:
+        """See how many sessions wait at the broker, beside those of stages of this folder."""
+        self._listen(0.0)
+        if self._reception.measured is not None:
+            now, count = time.monotonic(), len(self._pipeline.manifest.slices)
+            own = (f"stage-{index}" for index in range(count))
+            away = [one for one in own if one in self._seen.statuses() and not self._seen.is_alive(one, now)]
+            yield tell_sessions(name, self._reception.measured.away, away)
+
+    def leftovers(self, name: str) -> Iterator[Finding]:
+        """See what is retained that this folder has no use for."""
+        count = len(self._pipeline.manifest.slices)
+        kept = look(self._connect, topics_of(self._pipeline), count)
+        yield from tell(name, of_folder(kept, count), self._clear_command)
+
+    @property
+    def _clear_command(self) -> str:
+        return f"har-edge doctor --clear --config {self._pipeline.folder} --broker {self._reception.address.url}"
 
     def flow(self, name: str) -> Iterator[Finding]:
         """Send a window of zeros through it."""

@@ -27,9 +27,10 @@ _BOTH = (
 
 
 class Verdict(str, Enum):
-    """How a check ended."""
+    """How a check ended; a note is of what does no harm yet, and says what to do all the same."""
 
     OK = "ok"
+    NOTE = "note"
     WRONG = "wrong"
     NOT_REACHED = "not reached"
 

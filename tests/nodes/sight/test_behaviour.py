@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from har_edge.messaging.measure import Measured
-from har_edge.nodes.sight.behaviour import HEADER, promises, row, traits
+from har_edge.nodes.deployment import Deployment, Placement
+from har_edge.nodes.sight.behaviour import HEADER, Trait, promises, replicas, row, traits
 from tests.messaging.test_measure import GOOD
+from tests.nodes.deployed import deployment, generation
 
 
 def wrong(broker: Measured) -> dict[str, str]:
@@ -80,3 +82,20 @@ def test_the_page_on_brokers_holds_the_table_that_the_command_makes() -> None:
 def test_a_row_has_a_cell_for_each_column() -> None:
     cells = row("x", msgspec.structs.replace(GOOD, in_flight=10, max_held=None))
     assert len(cells) == len(HEADER) and cells[0] == "x" and "**10**" in cells and "-" in cells
+
+
+def shared_plan(*nodes: str) -> Deployment:
+    """A plan whose second stage is shared by these nodes."""
+    one = generation("a", "b", "c")
+    others = tuple(Placement(1, node, number) for number, node in enumerate(nodes, 1))
+    return deployment(msgspec.structs.replace(one, placements=(*one.placements, *others)))
+
+
+def test_replicas_need_shared_subscriptions_that_deliver() -> None:
+    none = msgspec.structs.replace(GOOD, shared=False)
+    assert replicas(shared_plan(), none).mend == ""
+    assert replicas(shared_plan("d"), GOOD) == Trait("replicas", "take turns: stage 1 on b and d")
+    assert "not known" in replicas(shared_plan("d"), None).said
+    found = replicas(shared_plan("d"), none)
+    assert found.said.startswith("stage 1 on b and d: these take turns by shared subscriptions, which deliver nothing")
+    assert "--replicas 1" in found.mend

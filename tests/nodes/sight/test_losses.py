@@ -1,0 +1,61 @@
+"""What nodes say of lost windows and unusable messages becomes a finding that names them, and what to do."""
+
+from __future__ import annotations
+
+from har_edge.messaging.bus import Delivery
+from har_edge.messaging.status import State, StreamCount
+from har_edge.nodes.sight.losses import losses
+from har_edge.nodes.sight.observe import Observer
+from har_edge.nodes.sight.reception import Finding, Verdict
+from tests.nodes.deployed import TOPICS, Said, deployment, generation, report
+
+SAID, WALL = Said(), 1_700_000_000.0
+COMMAND = "har-edge doctor --clear --pipeline har"
+
+
+def find(*deliveries: Delivery) -> Finding:
+    observer = Observer(TOPICS, 0.0)
+    for delivery in deliveries:
+        observer.handle(delivery, 0.0, WALL)
+    return losses("losses", observer.snapshot(0.0, WALL), COMMAND)
+
+
+def test_nothing_lost() -> None:
+    finding = find(SAID.status("stage-0", "stage", counters={"windows": 5}), SAID.status("pi-1"))
+    assert finding.verdict is Verdict.OK and "no living node says that it lost a window or rejected" in finding.said
+
+
+def test_old_stages_that_reject_every_window_are_named() -> None:
+    finding = find(
+        SAID.status("stage-0", "stage", counters={"rejected": 588}), SAID.status("stage-1", "stage", counters={})
+    )
+    assert finding.verdict is Verdict.WRONG
+    assert finding.said == "messages could not be used since these started: 588 by stage-0"
+    assert "see the logs of the nodes that reject" in finding.mend
+
+
+def test_stages_of_a_plan_tell_theirs_by_beats_and_those_that_have_gone_no_more() -> None:
+    finding = find(
+        SAID.plan(deployment(generation("pi-1", "pi-1", "pi-2"))),
+        SAID.status("pi-1"),
+        SAID.beat("pi-1", WALL, report(0, errors=3, lost=2), report(1, errors=4)),
+        SAID.status("stage-9", "stage", State.LOST, counters={"rejected": 7}),
+    )
+    assert finding.said == (
+        "2 windows were given up by stages since these started; messages could not be used since these started: "
+        "7 by pi-1"
+    )
+
+
+def test_what_a_sensor_lost_that_has_gone_can_be_forgotten_and_that_of_a_living_one_not() -> None:
+    streams = {"anna": StreamCount(1, WALL, 20, 15, 3)}
+    living = find(SAID.status("sensor-a", "sensor", streams=streams))
+    assert living.said == "windows were lost: 3 of 20 of anna by sensor-a" and "--clear" not in living.mend
+    gone = find(SAID.status("sensor-a", "sensor", State.STOPPED, streams=streams))
+    assert gone.said == "windows were lost: 5 of 20 of anna by sensor-a, which has gone"
+    assert gone.mend.endswith(f"forget sensors that have gone: `{COMMAND}`")
+
+
+def test_of_many_only_some_are_named() -> None:
+    streams = {f"s{number}": StreamCount(1, WALL, 20, 15, 3) for number in range(6)}
+    assert find(SAID.status("sensor-a", "sensor", streams=streams)).said.endswith("of s3 by sensor-a and 2 more")
