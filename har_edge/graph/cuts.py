@@ -228,8 +228,6 @@ def _immovable(tensor: Tensor, ranked: bool) -> str | None:
         return f"its type {tensor.type_name} cannot be sent between devices"
     if tensor.sparse:
         return "it is sparse"
-    if 0 in tensor.signature:  # always; where values say how many there are, it is -1
-        return "it has no elements"
     if tensor.unranked and ranked:
         return "the file does not say how many dimensions it has"
     return None

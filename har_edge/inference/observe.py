@@ -9,6 +9,7 @@ run with several windows, one at a time and all in one batch, and every tensor t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,7 @@ _SCALES = (1.0, 10.0, 0.1)
 # Tensors that are looked at in one run: each keeps its memory until the run ends.
 _GROUP_BYTES = 128 * 2**20
 _COMPARED = 4096
-# Values of a window in a batch and alone: kernels for several rows round otherwise, and quantised ones by a step or so.
-_CLOSE, _STEPS, _SHARE = 1e-2, 2, 0.9
+
 # Operators whose result has as many elements as its values say.
 _VALUE_SHAPED = frozenset(
     {
@@ -46,11 +46,45 @@ _VALUE_SHAPED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class _Near:
+    """How close two arrays are to be: reals by a part of each and of the largest, quantised ones by so many steps.
+
+    So large a `share` of the elements must be.
+    """
+
+    part: float
+    of_largest: float
+    steps: int
+    share: float
+
+
+# A window in a batch and alone: kernels for several rows round otherwise, and quantised ones by a step or so.
+_ALONE = _Near(part=1e-2, of_largest=1e-2, steps=2, share=0.9)
+# A window in one row of a batch and in another: the same kernel rounds it alike, or nearly.
+_MOVED = _Near(part=1e-3, of_largest=1e-5, steps=1, share=1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class _Seen:
-    """A tensor after one run: its shape, and some values of each row (of each entry of the first dimension)."""
+    """A tensor after one run: its shape, some values of each row (each entry of the first dimension), all as hashes."""
 
     shape: tuple[int, ...]
     rows: Array
+    digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """What was seen of each tensor: in each run of one window, and in that of all of them.
+
+    `batch` is None, and `problem` says why, where the model takes no batch. Tensors that are `mixed` have rows there
+    that depend on other windows than their own, or on where these stand.
+    """
+
+    alone: dict[int, list[_Seen]]
+    batch: dict[int, _Seen] | None
+    mixed: frozenset[int]
+    problem: str
 
 
 def open_model(source: Path | bytes, delegate: str | None = None) -> Model:
@@ -75,28 +109,33 @@ def observe(model: Model, delegate: Delegate = Delegate.XNNPACK) -> Model:
         return model
     dynamic = any(_is_dynamic(tensor.signature) for tensor in model.main.tensors)
     try:
-        alone, batch, problem = _run(model, delegate)
+        runs = _run(model, delegate)
         # Nothing can be compared where the same window gives another result each time.
         exact = state_of(model) is not State.RESOURCES and not _is_random(model)
         changed = {
-            index: _settle(model.main.tensors[index], seen, None if batch is None else batch[index], exact=exact)
-            for index, seen in alone.items()
+            index: _settle(
+                model.main.tensors[index],
+                seen,
+                None if runs.batch is None or (exact and index in runs.mixed) else runs.batch[index],
+                exact=exact,
+            )
+            for index, seen in runs.alone.items()
         }
     except (MessageError, ModelError) as error:
         changed = {tensor.index: _unknown(tensor) for tensor in model.main.tensors}
         reason = f"this machine cannot run {model.name}, so nobody knows which tensors carry a batch; {error}"
         return _with_tensors(model, changed, reason if dynamic else "")
-    if batch is None:
+    if runs.batch is None:
         changed |= {index: _unknown(model.main.tensors[index]) for index in model.main.inputs}
     whole = any(_is_dynamic(model.main.tensors[index].signature) for index in model.main.inputs)
-    return _with_tensors(model, changed, problem if whole else "")
+    return _with_tensors(model, changed, runs.problem if whole else "")
 
 
 def _may_vary(model: Model) -> bool:
     """Return whether a size may be another one than the file plans for."""
     graph, flow = model.main, trace(model)
     living = [t for t in graph.tensors if not (t.constant or flow.maker.get(t.index, -1) in flow.folded)]
-    if any(-1 in tensor.signature or (tensor.unranked and tensor.dtype) for tensor in living):
+    if any({-1, 0}.intersection(tensor.signature) or (tensor.unranked and tensor.dtype) for tensor in living):
         return True
     moving = {tensor.index for tensor in living if tensor.dtype in ("int32", "int64")}
     return any(
@@ -106,14 +145,13 @@ def _may_vary(model: Model) -> bool:
     )
 
 
-def _run(model: Model, delegate: Delegate) -> tuple[dict[int, list[_Seen]], dict[int, _Seen] | None, str]:
-    """Return what was seen of each tensor in each run of one window, and in that of all of them, or why there is none.
-
-    Raises MessageError or ModelError where the model cannot run one window.
-    """
+def _run(model: Model, delegate: Delegate) -> _Runs:
+    """Run several windows, alone and together. Raises MessageError or ModelError where one window cannot run."""
     graph = model.main
     fresh, rng = state_of(model) is State.TENSORS, np.random.default_rng(_SEED)
     windows: list[dict[str, Array]] = []
+    others: list[dict[str, Array]] = []
+    mixed: set[int] = set()
     alone: dict[int, list[_Seen]] = {}
     together: dict[int, _Seen] | None = {}
     problem = ""
@@ -121,15 +159,45 @@ def _run(model: Model, delegate: Delegate) -> tuple[dict[int, list[_Seen]], dict
         part = Part(whole=False, operators=tuple(range(len(graph.operators))), inputs=graph.inputs, outputs=group)
         interpreter = Interpreter(bytes(encode(model, part)), fresh=fresh, delegate=delegate)
         windows = windows or [_window(model, interpreter.inputs, rng, scale) for scale in _SCALES]
+        others = others or [_window(model, interpreter.inputs, rng, scale) for scale in _SCALES]
         for window in windows:
             for index, seen in _look(interpreter, group, window):
                 alone.setdefault(index, []).append(seen)
         if together is not None:
             try:
-                together.update(_look(interpreter, group, _stack(model, interpreter.inputs, windows)))
+                seen_together = dict(_look(interpreter, group, _stack(model, interpreter.inputs, windows)))
+                mixed |= _find_mixed(model, interpreter, group, windows, others, seen_together)
+                together |= seen_together
             except MessageError as error:
                 together, problem = None, f"{model.name} takes one window at a time: {error}"
-    return alone, together, problem
+    return _Runs(alone, together, frozenset(mixed), problem)
+
+
+def _find_mixed(
+    model: Model,
+    interpreter: Interpreter,
+    group: Sequence[int],
+    windows: Sequence[Mapping[str, Array]],
+    others: Sequence[Mapping[str, Array]],
+    together: Mapping[int, _Seen],
+) -> set[int]:
+    """Return the tensors whose rows are not those of their windows alone.
+
+    A row is to have the same bits whatever stands beside it, and nearly the same values in another place.
+    """
+    mixed, ports, count = set[int](), interpreter.inputs, len(windows)
+    for row in range(count):
+        beside = [windows[row] if place == row else others[place] for place in range(count)]
+        for index, seen in _look(interpreter, group, _stack(model, ports, beside)):
+            wanted = together[index]
+            if seen.shape != wanted.shape or seen.digests[row : row + 1] != wanted.digests[row : row + 1]:
+                mixed.add(index)
+    for index, seen in _look(interpreter, group, _stack(model, ports, [windows[-1], *windows[:-1]])):
+        wanted = together[index]
+        moved = np.roll(wanted.rows, 1, axis=0)
+        if seen.shape != wanted.shape or not _is_near(model.main.tensors[index], moved, seen.rows, _MOVED):
+            mixed.add(index)
+    return mixed
 
 
 def _groups(model: Model) -> Iterator[tuple[int, ...]]:
@@ -196,7 +264,8 @@ def _look(interpreter: Interpreter, group: Sequence[int], values: Mapping[str, A
         value = results.pop(port.name)
         count = value.shape[0] if value.ndim and value.size else 1
         rows = value.reshape(count, -1)
-        yield index, _Seen(value.shape, rows[:, :: max(1, rows.shape[1] // _COMPARED)].copy())
+        digests = tuple(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows) if count < 16 else ()
+        yield index, _Seen(value.shape, rows[:, :: max(1, rows.shape[1] // _COMPARED)].copy(), digests)
 
 
 def _settle(tensor: Tensor, alone: Sequence[_Seen], batch: _Seen | None, *, exact: bool) -> Tensor:
@@ -229,15 +298,18 @@ def _has_rows(alone: Sequence[_Seen], batch: _Seen) -> bool:
 
 def _follows(tensor: Tensor, alone: Sequence[_Seen], batch: _Seen) -> bool:
     """Return whether the rows of a batch are those of its windows, in their order."""
-    wanted, got = np.concatenate([seen.rows for seen in alone]), batch.rows
+    return _is_near(tensor, np.concatenate([seen.rows for seen in alone]), batch.rows, _ALONE)
+
+
+def _is_near(tensor: Tensor, wanted: Array, got: Array, near: _Near) -> bool:
     if wanted.dtype.kind in "fc":
-        finite = np.abs(wanted[np.isfinite(wanted)])
-        close = np.isclose(got, wanted, rtol=_CLOSE, atol=_CLOSE * float(finite.max(initial=0.0)), equal_nan=True)
+        largest = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0))
+        close = np.isclose(got, wanted, rtol=near.part, atol=near.of_largest * largest, equal_nan=True)
     elif wanted.dtype.kind == "b":
         close = wanted == got
     else:
-        close = np.abs(wanted.astype(np.float64) - got.astype(np.float64)) <= _STEPS * (tensor.dtype != "int64")
-    return bool(close.mean() >= _SHARE) if close.size else True
+        close = np.abs(wanted.astype(np.float64) - got.astype(np.float64)) <= near.steps * (tensor.dtype != "int64")
+    return bool(close.mean() >= near.share) if close.size else True
 
 
 def _is_dynamic(shape: Sequence[int]) -> bool:

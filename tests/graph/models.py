@@ -951,3 +951,60 @@ def undefined(*, first: bool) -> bytes:
     graph.op("LOG", [negative], [logarithm])
     graph.output(_scores(graph, logarithm, rng))
     return draft.build()
+
+
+def without_elements(*, planned: bool = True) -> bytes:
+    """Windows "c" whose mean crosses together with "none", a tensor [windows, 0] that is joined to it; then "scores".
+
+    Unless `planned`, the file says of "mean" that it has no elements, which is not so.
+    """
+    rng, draft = np.random.default_rng(13), Draft()
+    graph = draft.graph()
+    x = graph.input([1, LENGTH, CHANNELS], "c", signature=[-1, LENGTH, CHANNELS])
+    mean = graph.tensor([1, CHANNELS], "mean", signature=[-1, CHANNELS])
+    graph.op("MEAN", [x, graph.const(np.array([1], np.int32))], [mean], tflite.ReducerOptionsT())
+    none = graph.tensor([1, 0], "none", signature=[-1, 0])
+    begin, size = (graph.const(np.array(ends, np.int32)) for ends in ([0, 0], [-1, 0]))
+    graph.op("SLICE", [mean, begin, size], [none], tflite.SliceOptionsT())
+    joined = graph.tensor([1, CHANNELS], "joined", signature=[-1, CHANNELS])
+    options = tflite.ConcatenationOptionsT()
+    options.axis = 1
+    graph.op("CONCATENATION", [mean, none], [joined], options)
+    graph.output(_scores(graph, joined, rng))
+    if not planned:
+        graph.raw.tensors[mean].shape = np.zeros(2, np.int32)
+        graph.raw.tensors[mean].shapeSignature = None
+    return draft.build()
+
+
+def mixes_few(*, place: bool) -> bytes:
+    """Windows "c" [windows, 8, 5] to 41 "scores", of which the last takes a little of other windows of the batch.
+
+    Or, with `place`, of the window's place in the batch.
+    """
+    rng, draft = np.random.default_rng(14), Draft()
+    graph = draft.graph()
+    x = graph.input([1, LENGTH, CHANNELS], "c", signature=[-1, LENGTH, CHANNELS])
+    flat = _reshape(graph, x, [-1, LENGTH * CHANNELS], [1, LENGTH * CHANNELS], "flat")
+    hidden = graph.dense(flat, 40, rng, "hidden")
+    one = graph.tensor([1, 1], "one", signature=[-1, 1])
+    graph.op("SUM", [flat, graph.const(np.array([1], np.int32))], [one], _keep_dims())
+    if place:  # 1 in each row, summed up from the first on
+        one = graph.add(
+            graph.mul(one, graph.const(np.zeros((1, 1), np.float32))), graph.const(np.ones((1, 1), np.float32))
+        )
+    small = graph.mul(one, graph.const(np.full((1, 1), 0.01, np.float32)))
+    last = graph.tensor([1, 1], "last", signature=[-1, 1])
+    graph.op("CUMSUM", [small, graph.const(np.int32(0))], [last], tflite.CumsumOptionsT())
+    scores = graph.tensor([1, 41], "scores", signature=[-1, 41])
+    options = tflite.ConcatenationOptionsT()
+    options.axis = 1
+    graph.op("CONCATENATION", [hidden, last], [scores], options)
+    graph.output(scores)
+    return draft.build()
+
+
+def _keep_dims() -> Any:
+    options = tflite.ReducerOptionsT()
+    options.keepDims = True
+    return options

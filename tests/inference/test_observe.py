@@ -69,6 +69,19 @@ def test_a_batch_that_mixes_its_windows_is_none() -> None:
     assert found["rest"][:2] == ((-1, 40), False)
 
 
+@pytest.mark.parametrize("place", [False, True])
+def test_a_batch_of_which_a_little_depends_on_others_is_none(place: bool) -> None:
+    model = open_model(models.mixes_few(place=place))
+    batched = {tensor.name: tensor.batched for tensor in model.main.tensors}
+    assert (batched["flat"], batched["hidden"], batched["last"], batched["scores"]) == (True, True, False, False)
+
+
+def test_what_a_file_says_has_no_elements_is_looked_at() -> None:
+    found = crossing(open_model(models.without_elements()))
+    assert found["mean"] == ((-1, 5), True, 20) and found["none"] == ((-1, 0), True, 0)
+    assert crossing(open_model(models.without_elements(planned=False)))["mean"] == ((-1, 5), True, 20)
+
+
 def test_a_model_for_one_window_says_so() -> None:
     model = open_model(models.reshaped())
     assert model.remarks == () and crossing(model)["flat"] == ((-1, -1, -1), True, 32)

@@ -45,6 +45,8 @@ ODD = {
     "without signatures": models.unsigned(),
     "mixes windows": models.mixes_windows(),
     "one at a time": models.one_at_a_time(),
+    "no elements": models.without_elements(),
+    "no elements, it says": models.without_elements(planned=False),
 }
 
 
@@ -129,6 +131,8 @@ def test_several_windows_a_message_pass_or_are_refused_at_start(path: Path, tmp_
         models.chosen_class(): [1, 2],
         models.chosen_class(type=models.tflite.TensorType.INT64): [1, 2],
         models.unsigned(): [1, 2],
+        models.without_elements(): [1, 2, 3],
+        models.without_elements(planned=False): [1, 2, 3],
         models.mixes_windows(): [],
     }
     assert passed == known.get(path.read_bytes(), [])
