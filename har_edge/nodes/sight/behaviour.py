@@ -9,7 +9,7 @@ from har_edge.messaging.measure import ASKED, IN_FLIGHT, QUEUED, SIZES, Measured
 from har_edge.nodes.blobs import CHUNK_BYTES
 from har_edge.nodes.deployment import Deployment, Placement
 
-# A broker that has fewer messages under way starves stages that hold windows until their output is safe.
+# With fewer messages under way, a join acknowledges what waits for a source that runs behind (holdback.py).
 LEAST_IN_FLIGHT = 64
 LEAST_BYTES = CHUNK_BYTES + 4096
 _QUEUE = "set `max_queued_messages 100000` (brokers/mosquitto.conf has it; Mosquitto's default is 1000)"
@@ -72,7 +72,8 @@ def _in_flight(broker: Measured) -> Trait:
     count = f"{IN_FLIGHT} or more" if broker.in_flight >= IN_FLIGHT else str(broker.in_flight)
     if broker.in_flight < LEAST_IN_FLIGHT:
         mend = "set `max_inflight_messages 0` in Mosquitto's configuration, `mqtt.prefetch = 1000` in RabbitMQ's"
-        return Trait("in flight", f"{count} unacknowledged messages a client, which starves stages that join", mend)
+        said = "joins acknowledge windows that still lack a source, so a stage that is killed loses them"
+        return Trait("in flight", f"{count} unacknowledged messages a client: {said}", mend)
     if broker.max_held is None or broker.max_held <= ASKED:
         kept = ", and no more than a client asks for" if broker.max_held is not None else ""
         return Trait("in flight", f"{count} unacknowledged messages a client{kept}")
@@ -159,7 +160,7 @@ def promises(broker: Measured) -> list[str]:
     if not (broker.session_kept and broker.redelivered and broker.taken_over):
         return ["fixed slices: a stage that is killed or replaced loses what it held, unless sensors await results"]
     lines = []
-    joins = "" if broker.in_flight >= LEAST_IN_FLIGHT else "; joins wait for sources that run apart"
+    joins = "" if broker.in_flight >= LEAST_IN_FLIGHT else "; what a killed join had put aside must be sent again"
     queue = "" if broker.queued >= QUEUED else f"; a backlog above {broker.queued} is dropped and must be sent again"
     lines.append(f"fixed slices: killed and replaced stages lose nothing{joins}{queue}")
     if not broker.retained_wildcards:

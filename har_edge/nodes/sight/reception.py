@@ -18,7 +18,7 @@ from har_edge.nodes.blobs import CHUNK_BYTES
 from har_edge.nodes.sight.behaviour import traits
 from har_edge.nodes.sight.permissions import Connect, Role, Tried, rights_of, try_right
 
-# A broker that takes fewer messages at once starves stages that hold windows until their output is safe.
+# With fewer messages at once, a join acknowledges what waits for a source that runs behind (nodes/holdback.py).
 RECEIVE_MAX = 64
 _BOTH = (
     "set `max_inflight_messages 0` and `max_queued_messages 100000` in its configuration: with the first alone it "
@@ -126,7 +126,8 @@ class Reception:
             yield Finding(name, Verdict.WRONG, said, "set `max_packet_size 16781312` in its configuration")
         elif terms.receive_max is not None and terms.receive_max < RECEIVE_MAX:
             said = (
-                f"the broker takes {terms.receive_max} messages at once, which starves stages; {RECEIVE_MAX} or more do"
+                f"the broker takes {terms.receive_max} messages at once, so joins acknowledge windows that lack a "
+                f"source, which a stage that is killed then loses; {RECEIVE_MAX} or more do"
             )
             yield Finding(name, Verdict.WRONG, said, _BOTH)
         elif not terms.shared:

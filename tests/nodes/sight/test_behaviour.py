@@ -61,7 +61,7 @@ def test_what_har_edge_makes_up_for_is_told_and_not_wrong(change: dict[str, obje
 def test_promises_follow_what_was_measured() -> None:
     rabbit = msgspec.structs.replace(GOOD, in_flight=10, retained_wildcards=False, shared=False, max_held=None)
     assert promises(rabbit) == [
-        "fixed slices: killed and replaced stages lose nothing; joins wait for sources that run apart",
+        "fixed slices: killed and replaced stages lose nothing; what a killed join had put aside must be sent again",
         "coordinator: no",
     ]
     debian = msgspec.structs.replace(GOOD, queued=1000)
