@@ -8,8 +8,9 @@ a new one a second later; `takeover`, a second stage 1 beside the first; `late`,
 `overload`, eight people with sensors of their own, stage 1 away for 14 s; `gateways`, eight gateways of three processes
 (one a source), each with four streams, as fast as they can; `whole`, the same with one process a gateway.
 
-Sent is what was to be sent; "said" are the lost windows that sensors or a watcher name; "silent" are all others. Exit
-code 1 when a window is lost silently or doubled. Recordings are real where $HAR_EDGE_DATA has them.
+Sent is what was to be sent; "said" are the lost windows that sensors or a watcher name; "silent" are all others;
+"resent" are windows that sensors sent again. Exit code 1 when a window is lost silently or doubled. Recordings are real
+where $HAR_EDGE_DATA has them.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Row:
     answered: int
     said: int
     doubled: int
+    resent: int
     rate: float
     seconds: float
 
@@ -89,6 +91,7 @@ class Scene:
     arrivals: list[float] = field(default_factory=list)
     answered: set[tuple[str, int]] = field(default_factory=set)
     doubled: int = 0
+    resent: dict[str, int] = field(default_factory=dict)
     stopped: set[str] = field(default_factory=set)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ready: set[str] = field(default_factory=set)
@@ -157,8 +160,15 @@ class Scene:
         with contextlib.suppress(*UNREADABLE):
             status = decode_status(payload)
             self.account.take_status(status, time.time())
+            if status.role == "sensor" and status.counters:
+                self.resent[status.node] = status.counters.get("resent", 0)
             if status.state is State.READY:
                 self.ready.add(status.node)
+
+    @property
+    def resends(self) -> int:
+        """How many windows sensors sent again, as their last statuses say."""
+        return sum(self.resent.values())
 
     def settle(self) -> None:
         """Wait until the sensors have ended, then until nothing comes any more."""
@@ -292,6 +302,7 @@ def run_gateway(argv: list[str]) -> int:
     recordings = [dataclasses.replace(one, stream=f"g{number}-{k}") for k, one in enumerate(recordings)]
     sensor, topics = build_sensor(pipeline, sources), topics_of(pipeline)
     credit = Resend(sensor, Outbox(sources, time.time()), topics, run=sender.new_run())
+    credit.expect([one.stream for one in recordings])
     identity = Identity(topics, name, "sensor", f"{topics.base}.{topics.pipeline}.{name}")
     bus = open_bus(parse(url), identity.session(expiry_s=300), Client.AUTO, Protocol(protocol))
     pace = Pace(in_flight=64, real_time=False, total=pipeline.config.join.capacity // 2)
@@ -318,7 +329,11 @@ CASES: dict[str, Case] = {
     "gateways": lambda scene: gateways(scene, "chest", "ankle", "arm"),
     "whole": lambda scene: gateways(scene, "all"),
 }
-HEAD = "| broker | case | sent | answered | lost | said | silent | doubled | windows/s | s |\n" + "|---" * 10 + "|"
+HEAD = (
+    "| broker | case | sent | answered | lost | said | silent | doubled | resent | windows/s | s |\n"
+    + "|---" * 11
+    + "|"
+)
 
 
 def measure(kind: Kind, case: str, args: argparse.Namespace) -> Row:
@@ -345,7 +360,9 @@ def measure(kind: Kind, case: str, args: argparse.Namespace) -> Row:
         scene.account.close()
         took = scene.arrivals[-1] - scene.arrivals[0] if len(scene.arrivals) > 1 else 0.0
         rate = len(scene.answered) / took if took else 0.0
-        return Row(sent, len(scene.answered), scene.account.lost(time.time()), scene.doubled, rate, seconds)
+        return Row(
+            sent, len(scene.answered), scene.account.lost(time.time()), scene.doubled, scene.resends, rate, seconds
+        )
 
 
 def rows(kinds: list[Kind], cases: list[str], args: argparse.Namespace) -> Iterator[tuple[str, Row | None]]:
@@ -353,17 +370,19 @@ def rows(kinds: list[Kind], cases: list[str], args: argparse.Namespace) -> Itera
     for kind in kinds:
         for case in cases:
             if (kind, case) in NOT_PROMISED:
-                yield f"| {kind.value} | {case} | not promised: {NOT_PROMISED[kind, case]} |||||||||", None
+                yield f"| {kind.value} | {case} | not promised: {NOT_PROMISED[kind, case]} ||||||||||", None
                 continue
             try:
                 row = measure(kind, case, args)
             except NotInstalled as error:
-                yield f"| {kind.value} | all | not installed: {error} |||||||||", None
+                yield f"| {kind.value} | all | not installed: {error} ||||||||||", None
                 break
             except RuntimeError as error:
-                yield f"| {kind.value} | {case} | failed: {error} |||||||||", Row(1, 0, 0, 0, 0.0, 0.0)
+                yield f"| {kind.value} | {case} | failed: {error} ||||||||||", Row(1, 0, 0, 0, 0, 0.0, 0.0)
                 continue
-            figures = f"{row.sent} | {row.answered} | {row.lost} | {row.said} | {row.silent} | {row.doubled}"
+            figures = (
+                f"{row.sent} | {row.answered} | {row.lost} | {row.said} | {row.silent} | {row.doubled} | {row.resent}"
+            )
             yield f"| {kind.value} | {case} | {figures} | {row.rate:.0f} | {row.seconds:.0f} |", row
 
 

@@ -66,6 +66,7 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     pipeline, sensor, sources = made.pipeline, made.sensor, made.sources
     device = Device(args.live)
     stream = _stream(args, pipeline, sources, at_rest=device.keeps)
+    made.credit.expect([args.stream])
     detail = f"{', '.join(sources)} of {args.stream}, live from {device.name}"
     identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail)
     bus = sender.connect(args, pipeline, identity)

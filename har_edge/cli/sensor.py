@@ -89,6 +89,7 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     )
     grouping = pipeline.task.stream.grouping
     recordings = [regroup_recording(recording, pipeline.described, grouping) for recording in recordings]
+    made.credit.expect([recording.stream for recording in recordings])
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
     identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail)
     bus = sender.connect(args, pipeline, identity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from har_edge.messaging.bus import Delivery, Outgoing
@@ -14,6 +14,9 @@ from har_edge.streams.recording import Window
 
 class Credit(Protocol):
     """What the loops of sensors ask: which windows are open, what to send, and what to send again."""
+
+    def expect(self, streams: Collection[str]) -> None:
+        """Say which streams will be sent, before `filters` are asked for."""
 
     @property
     def filters(self) -> list[str]:
@@ -69,6 +72,9 @@ class Untracked:
 
     def __init__(self, sensor: Sensor, run: int = 0) -> None:
         self._sensor, self._tally = sensor, Tally(run, heard=False)
+
+    def expect(self, streams: Collection[str]) -> None:
+        pass
 
     def open_of(self, stream: str) -> int:
         return 0

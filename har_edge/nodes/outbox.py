@@ -12,13 +12,15 @@ from har_edge.streams.recording import Window
 
 Key = tuple[str, int]
 # How long windows wait without a sign of progress before they are sent again: at first, at most, where they went to
-# stages that are about to go, and how much longer for each window of a message, since these are answered together.
+# stages that are about to go or later ones were answered, and how much longer for each window of a message, since these
+# are answered together.
 PATIENCE_S = 5.0
 LONGEST_S = 30.0
 SWITCH_S = 2.0
 WINDOW_S = 0.05
 # Nor are windows sent again before so many times the time that answers take, averaged over about so many (as TCP does,
-# RFC 6298): a slow pipeline would get slower by what it does twice.
+# RFC 6298): a slow pipeline would get slower by what it does twice. An answer to what was sent again is taken for one
+# to the last time, or windows that were lost and healed would make all others wait longer.
 SLACK = 3.0
 MEAN_OVER = 8.0
 LOOK_S = 0.5
@@ -28,21 +30,22 @@ REMEMBERED = 4096
 # How many messages that were answered are still known: the last ones; and of an echo, the first ones.
 LAST = 64
 MOST_ECHOED = 2048
-# How often a window is sent again, and a later one of its stream answered after that, until the others do not have it;
-# how long after it was sent again such an answer counts, since it was made after that; and when one is asked for.
-VAIN = 2
+# How long after a window was sent the answer to a later one counts as made after that, and when one is asked for. How
+# often it is sent again, and such an answer comes, and for how long, until it is clear that others do not have it.
 PROOF_S = 1.0
 ASK_S = 3.0
+VAIN = 2
+ALONE_S = 15.0
 
 
 @dataclass(slots=True, eq=False)
 class Kept:
     """The windows of one message, when each was captured, and which of them are open still.
 
-    They were first sent at `sent` (monotonic seconds), last to `epoch`, `tries` times in vain. `since` is when that
+    They were sent last at `sent` (monotonic seconds), to `epoch`, `tries` times in vain. `since` is when that
     was, or when there was a sign of progress later; `hoped` is when there last was one. `number` counts the windows of
-    stream that were sent before the first of them. `vain` counts how often they were sent again and a later window was
-    answered after that; they are `unproven` until that is so, and `asked` when such an answer was asked for.
+    stream that were sent before the first of them. They are `passed` when a later window was answered after they were
+    sent last, `asked` when such an answer was asked for; `vain` counts how often they were sent again and then passed.
     """
 
     windows: Sequence[Window]
@@ -53,9 +56,10 @@ class Kept:
     sent: float = 0.0
     tries: int = 0
     number: int = 0
-    vain: int = 0
-    unproven: bool = False
+    again: bool = False
+    passed: bool = False
     asked: bool = False
+    vain: int = 0
     open: set[int] = field(default_factory=set)
 
     @property
@@ -67,7 +71,8 @@ class Outbox:
     """Keeps windows until they are answered. Pure: whoever calls says what time it is.
 
     Results of one stream come in the order of its windows. So a window makes progress as long as those before it are
-    answered, however long its turn takes; it is overdue when later ones are answered instead, or none. All sensors of a
+    answered, however long its turn takes; it is overdue when later ones are answered instead, or none. One that later
+    ones have passed makes no progress by those before it: what was lost together comes again together. All sensors of a
     stream see the same results, and so find the same windows overdue at about the same time: what they send again meets
     at the stage that joins it. With `longest_s` below the time such a stage waits, it meets even if they do not agree.
 
@@ -207,7 +212,8 @@ class Outbox:
         self._alive = alive
         for kept in again:
             kept.tries = kept.tries + 1 if kept.epoch == current else 0
-            kept.epoch, kept.since, kept.unproven, kept.asked = current, now, True, False
+            kept.epoch, kept.since, kept.sent = current, now, now
+            kept.again, kept.passed, kept.asked = True, False, False
         return sorted(again, key=lambda kept: kept.captured[0])
 
     def expire(self, before: float) -> list[tuple[str, int, float]]:
@@ -228,7 +234,8 @@ class Outbox:
         The broker keeps the order of a topic, and stages answer again what comes again (nodes/stage.py). So if a later
         window is answered and one before it is not, they have all that this sensor makes of it, and not the rest.
         """
-        waiting = [one for one in self._kept.values() if one.unproven and not one.asked and now - one.since >= ASK_S]
+        waiting = [one for one in self._kept.values() if one.again and not (one.passed or one.asked)]
+        waiting = [one for one in waiting if now - one.sent >= ASK_S]
         newest = {one.windows[0].stream: one for one in self._answered} if waiting else {}
         asked: dict[str, Kept] = {}
         for kept in waiting:
@@ -237,13 +244,14 @@ class Outbox:
                 asked[stream], kept.asked = later, True
         return list(asked.values())
 
-    def incomplete(self) -> list[tuple[str, int, float]]:
+    def incomplete(self, now: float) -> list[tuple[str, int, float]]:
         """Forget what the other sensors of its stream do not have; return stream, number and time of capture of each.
 
         It was sent again, a later window of the stream was answered after that, and all this more than once: so long
         after it was sent first, the other sensors would have sent theirs again, too.
         """
-        return self._forget([kept for kept in self._kept.values() if kept.vain >= VAIN])
+        kept = self._kept.values()
+        return self._forget([one for one in kept if one.vain >= VAIN and now - one.hoped >= ALONE_S])
 
     def _look(self, current: int, now: float, out: bool) -> list[Kept]:
         """Note progress since the last look; return what has made none for too long."""
@@ -251,16 +259,17 @@ class Outbox:
         highest, self._highest = self._highest, {}
         self._look_at = now + LOOK_S
         for (stream, seq), kept in self._kept.items():
-            if kept.unproven and highest.get(stream, 0) > seq and now - kept.since >= PROOF_S + LOOK_S:
-                kept.unproven, kept.vain = False, kept.vain + 1
-            if not out or lowest.get(stream, seq) < seq:
+            if not kept.passed and highest.get(stream, 0) > seq and now - kept.sent >= PROOF_S + LOOK_S:
+                kept.passed, kept.vain = True, kept.vain + kept.again
+            if not out or (lowest.get(stream, seq) < seq and not kept.passed):
                 kept.since, kept.hoped, kept.tries = now, now, 0
             elif now - kept.since >= self._patience_s(kept, current):
                 late.append(kept)
         return late
 
     def _patience_s(self, kept: Kept, current: int) -> float:
-        first_s = (PATIENCE_S if kept.epoch == current else SWITCH_S) + WINDOW_S * len(kept.windows)
+        soon = kept.passed or kept.epoch != current
+        first_s = (SWITCH_S if soon else PATIENCE_S) + WINDOW_S * len(kept.windows)
         first_s = max(first_s, SLACK * self._took_s)
         return min(first_s * 2.0 ** min(kept.tries, 16), max(self._longest_s, first_s))
 

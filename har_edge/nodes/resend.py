@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from har_edge.errors import MessageError
 from har_edge.messaging.bus import Delivery, Outgoing
@@ -29,6 +29,8 @@ FIRST_ROOM = 8
 ECHO_S = 8.0
 ECHO_SPACING_S = 0.04
 ECHOES_A_STEP = 4
+# Of more streams than this a sensor hears the results of all that the pipeline has.
+MOST_FILTERS = 64
 
 
 class Resend:
@@ -59,6 +61,7 @@ class Resend:
         self._give_up_s, self._expires, self._partial = give_up_s, expires, expires and partial
         self._tally = Tally(run, heard=True)
         self._room: int | None = FIRST_ROOM
+        self._streams: list[str] = []
         self._progress_at, self._warn_at = 0.0, math.inf
         self._was_here, self._was_away, self._echo_at = False, False, math.inf
         self._forgotten, self._owes, self._echo = 0, False, deque[Kept]()
@@ -67,10 +70,15 @@ class Resend:
         # after all.
         self._given_up: OrderedDict[Key, tuple[float, bool]] = OrderedDict()
 
+    def expect(self, streams: Collection[str]) -> None:
+        """Say which streams will be sent: results of these are enough. Without that, those of all streams come."""
+        self._streams = sorted(set(streams))
+
     @property
     def filters(self) -> list[str]:
         """The topics to subscribe to."""
-        return [self._topics.result("+")]
+        few = 0 < len(self._streams) <= MOST_FILTERS
+        return [self._topics.result(stream) for stream in (self._streams if few else ["+"])]
 
     @property
     def epoch(self) -> int:
@@ -146,7 +154,7 @@ class Resend:
             return []
         due = self._outbox.due(self._target, alive, now, out=connected and not kept)
         if self._partial:
-            self._leave_incomplete()
+            self._leave_incomplete(now)
             due += self._outbox.ask(now)
         echo = self._due_echo(now)
         return [one for kept in due + echo for one in self._messages(kept)]
@@ -182,9 +190,9 @@ class Resend:
                 "no result of %d windows of %s for %.0f s: going on without them", len(lost), names, now - before
             )
 
-    def _leave_incomplete(self) -> None:
+    def _leave_incomplete(self, now: float) -> None:
         """Go on without windows that other sensors of their stream do not have."""
-        if alone := self._outbox.incomplete():
+        if alone := self._outbox.incomplete(now):
             names = self._give_up(alone, incomplete=True)
             text = (
                 "%d windows of %s stay incomplete: other sensors of the stream have not sent them, though later ones "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -20,7 +21,7 @@ from har_edge.nodes.counters import Counters
 from har_edge.nodes.credit import Credit, Untracked
 from har_edge.nodes.loop import Sender
 from har_edge.nodes.outbox import Outbox
-from har_edge.nodes.resend import FIRST_ROOM, Resend
+from har_edge.nodes.resend import FIRST_ROOM, MOST_FILTERS, Resend
 from har_edge.nodes.results import Result
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.sink import Sink
@@ -70,6 +71,7 @@ class Node:
         resend = Resend(self.sensor, outbox, TOPICS, 0.0, expires=live, partial=live, run=self.run)
         self.credit: Credit = resend if tracked else Untracked(self.sensor, self.run)
         self.bus = world.broker.connect(Session(name, expiry_s=300))
+        self.credit.expect(streams)
         self.bus.subscribe(self.credit.filters)
         self.sender = Sender(self.bus, self.sensor.counters, "-")
         self.left = {stream: iter(range(first, world.count)) for stream in streams}
@@ -249,7 +251,7 @@ def test_many_senders_of_a_pipeline_have_no_more_out_than_a_join_holds() -> None
     most = 0
     for turn in range(20):
         world.step()
-        if turn > 2:  # all streams have been answered
+        if turn > 6:  # all streams have been answered since all are there
             most = max(most, *(node.credit.open_of(stream) for node in world.nodes for stream in node.streams))
     assert most == 32 // 16
     assert world.settle() < 30.0
@@ -430,3 +432,23 @@ def test_a_recording_waits_for_sensors_that_are_not_there_yet() -> None:
     world.nodes.append(Node(world, "sensor-arm", ("s",), "arm"))
     world.settle()
     assert world.came() == world.all_of("s") and counts(world) == [(40, 0, 0), (40, 0, 0)]
+
+
+def test_a_sensor_hears_the_results_of_its_own_streams_unless_they_are_many() -> None:
+    world = World()
+    world.begin()
+    world.nodes += [Node(world, f"sensor-{name}", (name,), *SOURCES) for name in "ab"]
+    heard = [0, 0]
+    for number, node in enumerate(world.nodes):
+        take = node.credit.take
+
+        def note(delivery: Delivery, now: float, number: int = number, take: Callable[..., None] = take) -> None:
+            heard[number] += 1
+            take(delivery, now)
+
+        node.credit.take = note  # type: ignore[method-assign]
+    world.settle()
+    assert heard == [40, 40] and world.came() == world.all_of("a", "b")
+    credit = world.nodes[0].credit
+    credit.expect([f"s{number}" for number in range(MOST_FILTERS + 1)])
+    assert credit.filters == [TOPICS.result("+")]

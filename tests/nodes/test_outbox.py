@@ -137,13 +137,42 @@ def test_a_window_whose_turn_is_still_to_come_is_not_sent_again():
     assert len(outbox) == 0
 
 
-def test_a_window_that_later_ones_have_passed_is_sent_again():
+def test_a_window_that_later_ones_have_passed_is_sent_again_soon():
     outbox, again = outbox_of(*range(30)), []
     for second in range(12):
         if second != 2:
             assert outbox.settle(result(second))
-        again += due(outbox, second + 0.5)
-    assert again == [2]
+        again += [(seq, second) for seq in due(outbox, second + 0.5)]
+    # Until 1.5 those before it are answered; then as for an epoch that ends, and twice as long the second time.
+    assert again == [(2, 4), (2, 9)]
+
+
+def test_windows_that_were_lost_together_come_again_together():
+    """An answer to the first of them is no sign that the others are on their way: later ones have been answered."""
+    outbox = outbox_of(*range(30))
+    for seq in range(10):
+        if seq not in (3, 5, 7):
+            assert outbox.settle(result(seq))
+    assert due(outbox, 0.5) == [] and outbox.settle(result(10)) and due(outbox, 1.6) == []
+    sent = []
+    for tick in range(16, 60):
+        for seq in due(outbox, tick / 10):
+            sent.append((seq, tick))
+            assert outbox.settle(result(seq))
+    assert [seq for seq, _ in sent if seq < 10] == [3, 5, 7] and {tick for seq, tick in sent if seq < 10} == {
+        sent[0][1]
+    }
+
+
+def test_what_was_lost_and_healed_makes_no_other_window_wait_longer():
+    """The time that an answer takes counts from the last time that its window was sent."""
+    outbox = outbox_of(*range(8), now=0.0)
+    assert due(outbox, 6.0) == list(range(8))
+    for seq in range(8):
+        assert outbox.settle(result(seq), now=6.1)
+    assert due(outbox, 7.0) == []
+    outbox.put([window(9)], [1.0], 1, 10.0)
+    assert due(outbox, 14.0) == [] and due(outbox, 15.5) == [9]
 
 
 def test_what_went_to_an_epoch_that_others_have_left_is_sent_again_sooner():
