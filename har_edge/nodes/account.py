@@ -20,6 +20,8 @@ EARLY = 4096
 MOST_RUNS = 8
 MOST_NODES = 1024
 MOST_NAMED = 8
+# Stands for the name of a sensor whose status did not come; no node has it.
+UNTOLD = ""
 
 
 @dataclass(slots=True)
@@ -35,16 +37,37 @@ class _Run:
     until: float = float("inf")
     over: bool = False
     came: int = 0
+    # How many windows that it sent do not count, as nobody counted then; and how many more it sent, as results show.
+    first: int = 0
+    shown: int = 0
     said: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def lost(self, now: float, *, final: bool) -> int:
-        """Return how many windows did not come, and will not: that is certain when all is over."""
+    @property
+    def sent(self) -> int:
+        """How many windows it has sent, as it says itself or as the results of later ones show."""
+        return max(self.count.sent, self.shown)
+
+    def note(self, now: float) -> None:
+        """Remember how many windows were sent by now, and forget what is of no use."""
+        self.said.append((now, self.sent))
+        while len(self.said) > 1 and self.said[1][0] <= now - LATE_S:
+            self.said.popleft()
+
+    def show(self, number: int) -> None:
+        """Take the word of a result: the run had sent so many windows before this one."""
+        self.shown = max(self.shown, number + 1 - self.first)
+
+    def lost(self, now: float, *, final: bool, waits: bool = True) -> int:
+        """Return how many windows did not come, and will not: that is certain when all is over.
+
+        Unless the sensor `waits` for answers, and so may send again, those are lost that are late.
+        """
         if not self.whole:
             return 0 if self.over else self.count.lost
         if final:
             return self.missing
         late = 0
-        if self.count.answered is None:
+        if self.count.answered is None or not waits:
             late = max((sent for at, sent in self.said if at <= now - LATE_S), default=0) - self.came
         return min(self.missing, max(self.count.lost, late, 0))
 
@@ -53,7 +76,7 @@ class _Run:
         """How many windows have not come; what came before anybody counted here is not known."""
         if not self.whole:
             return self.lost(0.0, final=False)
-        return max(0, self.count.sent - self.count.incomplete - self.came)
+        return max(0, self.sent - self.count.incomplete - self.came)
 
     def takes(self, captured: float) -> bool:
         return self.count.began - SAME_S <= captured < self.until - SAME_S
@@ -79,6 +102,9 @@ class Account:
 
     Several sensors of a stream, one a source, send the same windows: these count once. Of a sensor that began earlier
     only what itself calls lost is known, and of one that has ended by then not even that matters.
+
+    Results tell, too, how many windows a sensor had sent before (messaging/wire.py): this counts what one sent after
+    its last status that broke off, and what one sent, from the first result on, of which no status came at all.
     """
 
     def __init__(self, began: float) -> None:
@@ -123,12 +149,49 @@ class Account:
             runs.append(_Run(count, whole, over=not whole and not alive))
             early = self._early_of(node, stream)
             runs[-1].came = sum(map(runs[-1].takes, early))
+            runs[-1].shown = self._introduce(stream, count.run)
         run = runs[-1]
         run.count = count
         if count.answered is None:
-            run.said.append((now, count.sent))
-            while len(run.said) > 1 and run.said[1][0] <= now - LATE_S:
-                run.said.popleft()
+            run.note(now)
+
+    def _introduce(self, stream: str, run: int) -> int:
+        """Forget a run that only results told of, as its status is here; return how many windows they show."""
+        told = self._runs.get((UNTOLD, stream), [])
+        known = next((one for one in told if one.count.run == run), None)
+        if known is None:
+            return 0
+        told.remove(known)
+        if not told:
+            del self._runs[UNTOLD, stream]
+        return known.first + known.shown
+
+    def _take_sent(self, result: Result) -> None:
+        assert result.sent is not None
+        stream, (number_of_run, number) = result.stream, result.sent
+        for node, named in self._named.items():
+            for run in self._runs.get((node, stream if stream in named else OTHERS), ()):
+                if run.count.run == number_of_run:
+                    if stream in named:
+                        run.show(number)
+                    return
+        if (UNTOLD, stream) in self._runs or len(self._runs) < MOST_NODES:
+            told = self._runs.setdefault((UNTOLD, stream), [])
+            self._untold(told, number_of_run, number, result.captured).show(number)
+
+    def _untold(self, told: list[_Run], run: int, number: int, captured: float) -> _Run:
+        """Return what is known of a run whose status did not come, and begin to count it where that is nothing."""
+        known = next((one for one in told if one.count.run == run), None)
+        if known is not None and captured < known.until:
+            return known
+        if known is not None:  # it goes on, after another sensor of the stream began and told instead
+            told.remove(known)
+        if number == 0:  # a sensor begins: those before it have ended, as far as is known
+            for one in told:
+                one.until = min(one.until, captured)
+        del told[: max(0, len(told) + 1 - MOST_RUNS)]
+        told.append(_Run(StreamCount(run, captured), whole=True, first=number))
+        return told[-1]
 
     def _early_of(self, node: str, stream: str) -> Iterator[float]:
         for name, captured in self._early.items():
@@ -145,6 +208,10 @@ class Account:
         for node, named in self._named.items():
             for run in self._runs.get((node, stream if stream in named else OTHERS), ()):
                 run.came += run.takes(captured)
+        if result.sent is not None:
+            self._take_sent(result)
+        for run in self._runs.get((UNTOLD, stream), ()):
+            run.came += run.takes(captured)
 
     def close(self) -> None:
         """Say that all is over: whatever has not come is lost."""
@@ -153,9 +220,12 @@ class Account:
     def figures(self, now: float) -> list[Figures]:
         """Return what is known of each stream."""
         found: dict[str, Figures] = {}
-        for (_, stream), runs in self._runs.items():
-            lost = sum(run.lost(now, final=self._final or run is not runs[-1]) for run in runs)
-            sent, came = sum(run.count.sent for run in runs), sum(run.came for run in runs)
+        for (node, stream), runs in self._runs.items():
+            waits = node != UNTOLD and node not in self._broken
+            for run in () if waits else runs:
+                run.note(now)
+            lost = sum(run.lost(now, final=self._final or run is not runs[-1], waits=waits) for run in runs)
+            sent, came = sum(run.sent for run in runs), sum(run.came for run in runs)
             open_ = max(0, sum(run.missing for run in runs) - lost)
             one = Figures(stream, sent, came, lost, open_, sum(run.count.incomplete for run in runs))
             known = found.get(stream, one)

@@ -303,4 +303,12 @@ def _merge(first: Message, second: Message) -> Message:
     captured = tuple(map(max, first.captured, second.captured))
     truth = first.truth if first.truth is not None else second.truth
     missing = tuple(sorted({*first.missing, *second.missing}))
-    return Message(first.stream, first.seq, first.epoch, captured, {}, truth, missing)
+    sent = _merge_sent(first.sent, second.sent)
+    return Message(first.stream, first.seq, first.epoch, captured, {}, truth, missing, sent)
+
+
+def _merge_sent(first: tuple[int, int] | None, second: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Keep the pair with the smaller number, of the sensor that began last: windows are complete from there on only."""
+    if first is None or second is None:
+        return first or second
+    return second if (second[1], second[0]) < (first[1], first[0]) else first

@@ -10,6 +10,7 @@ from har_edge.errors import MessageError
 
 _MAX_BYTES = 4 * 1024 * 1024
 Room = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Number = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -18,8 +19,9 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     `label_id` and `truth` are labels as the recordings number them (`truth` only where the window has a known one);
     `confidence` is the model's score, 0 to 1, or 1.0 where the model gives a class without one; `captured` is when the
     last sample of the window was captured and `emitted` when the result was made, both seconds since 1970 by the clock
-    of the node that says so; `missing` names the sources that it was made without;
-    `room` is how many messages of a stream may be on their way (nodes/room.py).
+    of the node that says so; `missing` names the sources that it was made without; `room` is how many messages of a
+    stream may be on their way (nodes/room.py); `sent` the run of a sensor, and how many windows of the stream that run
+    had sent before (messaging/wire.py).
     """
 
     stream: str
@@ -33,6 +35,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     truth: int | None = None
     missing: list[str] = []
     room: Room | None = None
+    sent: tuple[Number, Number] | None = None
 
 
 _encode = msgspec.json.Encoder().encode

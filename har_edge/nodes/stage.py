@@ -429,6 +429,7 @@ class Stage:
                 truth=truth[offset],
                 missing=list(message.missing),
                 room=room,
+                sent=message.sent and (message.sent[0], message.sent[1] + offset),
             )
             for offset, (winner, top) in enumerate(zip(winners, tops, strict=True))
         ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from har_edge.messaging.status import NodeStatus, State, StreamCount
-from har_edge.nodes.account import LATE_S, MOST_RUNS, Account, Figures
+from har_edge.nodes.account import LATE_S, MOST_NODES, MOST_RUNS, Account, Figures
 from har_edge.nodes.results import Result
 from har_edge.nodes.tally import MOST_STREAMS, OTHERS, Tally
 
@@ -176,3 +177,69 @@ def test_other_nodes_say_nothing_of_windows(role: str) -> None:
     made = Account(0.0)
     made.take_status(NodeStatus("x", role, State.READY, "i", 1.0), NOW)
     assert made.figures(NOW) == []
+
+
+def numbered(number: int, run: int = 1, *, later: float = 0.0) -> Result:
+    """Return the result of a window that says how many its sensor had sent before."""
+    return msgspec.structs.replace(result(10.0 + number + later), sent=(run, number))
+
+
+def test_results_tell_what_a_sensor_sent_after_its_last_status_that_broke_off() -> None:
+    made = Account(0.0)
+    made.take_status(said(4, answered=4), NOW)
+    for number in (0, 1, 2, 3, 4, 7, 8):
+        made.take_result(numbered(number))
+    made.take_status(NodeStatus("sensor-arm", "sensor", State.LOST, "i1", 1.0), NOW)
+    assert made.figures(NOW) == [Figures("s", 9, 7, 0, 2)]
+    assert made.figures(NOW + LATE_S) == [Figures("s", 9, 7, 2, 0)]
+    assert made.sentence(NOW + LATE_S) == "lost windows: 2 of 9 of s"
+    made.take_result(numbered(5))
+    assert made.lost(NOW + LATE_S) == 1
+
+
+def test_a_living_sensor_still_sends_again_what_later_results_show_to_be_missing() -> None:
+    made = Account(0.0)
+    made.take_status(said(4, answered=4), NOW)
+    for number in (0, 1, 2, 3, 8):
+        made.take_result(numbered(number))
+    assert made.figures(NOW + 10 * LATE_S) == [Figures("s", 9, 5, 0, 4)]
+
+
+def test_results_tell_of_a_sensor_of_which_no_status_came() -> None:
+    """From the first result on: what was sent before that may be another watcher's."""
+    made = Account(0.0)
+    for number in (3, 4, 6, 2, 9):
+        made.take_result(numbered(number))
+    assert made.figures(NOW) == [Figures("s", 7, 4, 0, 3)]
+    assert made.lost(NOW + LATE_S) == 3
+    made.take_status(said(12, state=State.STOPPED), NOW + LATE_S)
+    assert made.figures(NOW + LATE_S) == [Figures("s", 12, 5, 0, 7)]
+    made.close()
+    assert made.lost(NOW + LATE_S) == 7
+
+
+def test_a_run_of_which_no_status_came_ends_when_its_sensor_begins_again() -> None:
+    made = Account(0.0)
+    for number in (0, 1, 4):
+        made.take_result(numbered(number))
+    for number in range(3):
+        made.take_result(numbered(number, 2, later=50.0))
+    made.close()
+    assert made.figures(NOW) == [Figures("s", 8, 6, 2, 0)]
+
+
+def test_sensors_of_a_stream_that_tell_in_turns_lose_nothing_that_came() -> None:
+    made = Account(0.0)
+    for number in range(20):
+        made.take_result(numbered(number, 1 + number // 3 % 2))
+    made.close()
+    assert made.lost(NOW) == 0
+
+
+def test_what_results_tell_is_bounded() -> None:
+    made = Account(0.0)
+    for run in range(3 * MOST_RUNS):
+        made.take_result(numbered(0, run, later=float(run)))
+    for number in range(2 * MOST_NODES):
+        made.take_result(msgspec.structs.replace(result(10.0, f"s{number}"), sent=(1, 0)))
+    assert len(made.figures(NOW)) == MOST_NODES and made.figures(NOW)[0].sent == MOST_RUNS

@@ -8,8 +8,11 @@ from har_edge.messaging.bus import Delivery
 from har_edge.messaging.topics import Kind
 from har_edge.nodes.build import build_sensor, build_stage, topics_of
 from har_edge.nodes.cutting import prepare
+from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.planning.catalog import find_model
-from tests.nodes.rig import result_of, windows_of
+from har_edge.reduction.catalog import make_reducer
+from tests.nodes.rig import CHANNELS, LENGTH, TOPICS, Clock, result_of, small_stage, windows_of
+from tests.nodes.test_sensor import window as window_of
 
 CUTS = (4, 9)
 
@@ -25,11 +28,21 @@ def pipelines(tmp_path_factory):
 
 def run_through(pipelines, sensor_wire, stage_wires):
     """Return the results of five windows, and the heads of all messages on the way."""
-    sensor = build_sensor(pipelines[sensor_wire], list(pipelines[1].task.inputs))
+    results, heads = results_through(pipelines, sensor_wire, stage_wires, {})
+    return {one.seq: (one.label, one.confidence) for one in results}, heads
+
+
+def results_through(pipelines, sensor_wire, stage_wires, counts):
+    """Do that with a sensor a source; `counts`: its run, and how many windows it sent before the first of these."""
+    sensors = {source: build_sensor(pipelines[sensor_wire], [source]) for source in pipelines[1].task.inputs}
     stages = [build_stage(pipelines[wire], index) for index, wire in enumerate(stage_wires)]
     topics, heads, results, token = topics_of(pipelines[1]), [], [], 0
     for window in windows_of(pipelines[1], "s", 5):
-        todo = sensor.handle([window], [float(window.seq)])
+        todo = []
+        for source, sensor in sensors.items():
+            run, before = counts.get(source, (None, 0))
+            sent = None if run is None else (run, before + window.seq)
+            todo += sensor.handle([window], [float(window.seq)], sent=sent)
         while todo:
             outgoing = todo.pop(0)
             if topics.read(outgoing.topic).kind is Kind.RESULT:
@@ -46,7 +59,7 @@ def run_through(pipelines, sensor_wire, stage_wires):
                         if made.topic
                     ]
     assert [stage.counters.rejected for stage in stages] == [0, 0, 0]
-    return {one.seq: (one.label, one.confidence) for one in results}, heads
+    return results, heads
 
 
 def _matches(levels, topic):
@@ -78,3 +91,27 @@ def test_a_reader_without_ids_says_what_it_lacks(pipelines, caplog):
     (released,) = stage.handle(Delivery(outgoing.topic, outgoing.payload, (1, 1)))
     assert not released.topic and stage.counters.rejected == 1
     assert "tensors of the ids " in caplog.text and "copy the folder of slices to all nodes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"chest": (9, 10), "ankle": (8, 3), "arm": (7, 5)}, (8, 3)),  # the ankle's sensor began last
+        ({"chest": (9, 4), "ankle": (8, 4), "arm": (7, 4)}, (7, 4)),
+        ({"arm": (2**64 - 1, 0)}, (2**64 - 1, 0)),
+        ({}, None),
+    ],
+)
+def test_what_was_sent_reaches_the_results(pipelines, counts, expected):
+    results, _ = results_through(pipelines, 3, (3, 3, 3), counts)
+    numbers = [expected and (expected[0], expected[1] + seq) for seq in range(5)]
+    assert [one.sent for one in sorted(results, key=lambda one: one.seq)] == numbers
+    assert {one.sent for one in results_through(pipelines, 1, (1, 1, 1), counts)[0]} == {None}
+
+
+def test_each_window_of_a_batch_has_its_own_number():
+    reducers = {source: make_reducer("none", LENGTH, channels) for source, channels in CHANNELS.items()}
+    sensor = Sensor(SensorSetup(TOPICS, 1, reducers, frozenset(), combine=True, wire_version=3))
+    (one,) = sensor.handle([window_of(seq) for seq in (4, 5, 6)], [1.0, 2.0, 3.0], sent=(7, 40))
+    results = result_of(small_stage(clock=Clock()).handle(Delivery(one.topic, one.payload, (1, 1))))
+    assert [(one.seq, one.sent) for one in results] == [(4, (7, 40)), (5, (7, 41)), (6, (7, 42))]
