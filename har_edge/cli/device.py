@@ -68,7 +68,7 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     stream = _stream(args, pipeline, sources, at_rest=device.keeps)
     made.credit.expect([args.stream])
     detail = f"{', '.join(sources)} of {args.stream}, live from {device.name}"
-    identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail)
+    identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail, sources=made.sources)
     bus = sender.connect(args, pipeline, identity)
     reducers = options.listed_reducers(pipeline.task, sources)
     say(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}")

@@ -297,15 +297,16 @@ def identity_of(
     *,
     epoch: int = 0,
     card: SliceCard | None = None,
+    sources: Sequence[str] = (),
 ) -> Identity:
-    """Return what a node says of itself; a stage says of which epoch it is, and by its card what it runs."""
+    """Return what a node says of itself: a stage its epoch and by its card what it runs, a sensor its sources."""
     from har_edge.messaging.topics import check_node_name
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.loop import Identity
 
     check_node_name(node)
     client = chosen_client(args, pipeline.config.broker).value
-    return Identity(topics_of(pipeline), node, role, client, detail, epoch=epoch, slice=card)
+    return Identity(topics_of(pipeline), node, role, client, detail, epoch=epoch, slice=card, sources=tuple(sources))
 
 
 def subjects(text: str) -> list[str]:

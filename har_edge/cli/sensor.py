@@ -91,7 +91,7 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     recordings = [regroup_recording(recording, pipeline.described, grouping) for recording in recordings]
     made.credit.expect([recording.stream for recording in recordings])
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
-    identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail)
+    identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail, sources=made.sources)
     bus = sender.connect(args, pipeline, identity)
     reducers = options.listed_reducers(pipeline.task, sources)
     say(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}")

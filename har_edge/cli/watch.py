@@ -9,12 +9,14 @@ import time
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.cli.console import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from har_edge.messaging.bus import Bus, Delivery
     from har_edge.messaging.topics import Topics
+    from har_edge.nodes.absent import Absent
     from har_edge.nodes.account import Account
     from har_edge.nodes.local import Arrival
     from har_edge.nodes.loop import Stop
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     from har_edge.messaging.bus import Session
     from har_edge.messaging.topics import Topics
+    from har_edge.nodes.absent import Absent
     from har_edge.nodes.account import Account
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.loop import Stop
@@ -54,13 +57,15 @@ def run(args: argparse.Namespace) -> int:
     stop, labels = Stop().catch_signals(), dict[int, str]()
     pipeline = load_pipeline(args.config) if args.pipeline is None else None
     topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)
-    session = Session(f"{topics.base}-{topics.pipeline}-watch-{secrets.token_hex(4)}", expiry_s=SESSION_S)
+    session = Session(
+        f"{topics.base}-{topics.pipeline}-watch-{secrets.token_hex(4)}", expiry_s=SESSION_S, transient=True
+    )
     bus = options.connect(args, pipeline, session) if pipeline else options.reach(args, session)
     bus.subscribe([topics.result("+"), topics.status("+"), *([] if pipeline else [topics.plan()])])
     if pipeline:
         labels.update(_labels_of(pipeline.task))
-    account = Account(time.time())
-    arrivals = _arrivals(bus, topics, labels, stop, args.windows, account)
+    account, absent = Account(time.time()), Absent(pipeline.task.inputs if pipeline else ())
+    arrivals = _arrivals(bus, topics, labels, stop, args.windows, account, absent)
     if args.json:
         _print_lines(arrivals)
     else:
@@ -74,7 +79,7 @@ def _report(account: Account) -> int:
     now = time.time()
     lost, open_, incomplete = account.sentence(now), account.open_sentence(now), account.incomplete_sentence(now)
     for said in filter(None, (lost, open_, incomplete, account.broken_sentence())):
-        print(said, file=sys.stderr, flush=True)
+        say(said, file=sys.stderr)
     return EXIT_LOST if lost else 0
 
 
@@ -126,11 +131,18 @@ def _labels_of(task: Task) -> dict[int, str]:
 
 
 def _arrivals(
-    bus: Bus, topics: Topics, labels: dict[int, str], stop: Stop, limit: int | None, account: Account
+    bus: Bus,
+    topics: Topics,
+    labels: dict[int, str],
+    stop: Stop,
+    limit: int | None,
+    account: Account,
+    absent: Absent,
 ) -> Iterator[Arrival | None]:
     """Yield results as they come, None in pauses, until asked to stop or `limit` have come.
 
-    `labels` are those of the plan that came last; `account` is told of all results, and of what sensors say they sent.
+    `labels` are those of the plan that came last; `account` is told of all results, and of what sensors say they sent,
+    `absent` of who sends which sources.
     """
     from har_edge.nodes.local import Arrival
     from har_edge.nodes.sink import Sink
@@ -142,13 +154,14 @@ def _arrivals(
             bus.acknowledge(delivery)
             arrived = time.time()
             if delivery.topic == topics.plan():
-                _learn(topics, delivery.payload, labels)
+                _learn(topics, delivery.payload, labels, absent)
                 continue
             silence.take(delivery)
-            if _take_status(topics, delivery, account):
+            if _take_status(topics, delivery, account, absent):
                 continue
             for result in sink.handle(delivery):
                 account.take_result(result)
+                absent.take_result(result.stream, time.monotonic())
                 yield Arrival(result, arrived)
                 left = None if left is None else left - 1
                 if left == 0:
@@ -156,14 +169,14 @@ def _arrivals(
         if time.monotonic() > look_at:
             look_at, before, said = time.monotonic() + LOOK_S, said, account.sentence(time.time())
             if said and said != before:
-                print(said, file=sys.stderr, flush=True)
+                say(said, file=sys.stderr)
         quiet = silence.tell(time.monotonic(), sink.counters.windows)
-        if quiet:
-            print(quiet, file=sys.stderr, flush=True)
+        for told in [quiet] if quiet else absent.tell(time.monotonic()):
+            say(told, file=sys.stderr)
         yield None
 
 
-def _take_status(topics: Topics, delivery: Delivery, account: Account) -> bool:
+def _take_status(topics: Topics, delivery: Delivery, account: Account, absent: Absent) -> bool:
     """Take what a sensor says that it sent; return whether the message was a status."""
     from har_edge.errors import MessageError
     from har_edge.messaging.status import UNREADABLE, decode_status
@@ -175,12 +188,14 @@ def _take_status(topics: Topics, delivery: Delivery, account: Account) -> bool:
     except MessageError:
         return False
     with contextlib.suppress(*UNREADABLE):  # a removed one, or garbage: status and doctor look at these
-        account.take_status(decode_status(delivery.payload), time.time())
+        status = decode_status(delivery.payload)
+        account.take_status(status, time.time())
+        absent.take_status(status, time.monotonic())
     return True
 
 
-def _learn(topics: Topics, payload: bytes, labels: dict[int, str]) -> None:
-    """Take the labels of a plan; log one that cannot be read."""
+def _learn(topics: Topics, payload: bytes, labels: dict[int, str], absent: Absent) -> None:
+    """Take the labels and sources of a plan; log one that cannot be read."""
     import logging
 
     from har_edge.errors import MessageError
@@ -194,6 +209,7 @@ def _learn(topics: Topics, payload: bytes, labels: dict[int, str]) -> None:
     if deployment is not None:
         labels.clear()
         labels.update(_labels_of(deployment.config.task))
+        absent.wanted = tuple(deployment.config.task.inputs)
 
 
 def _print_lines(arrivals: Iterator[Arrival | None]) -> None:

@@ -65,7 +65,8 @@ class Session:
     `client_id` names the session (a stage's, not a device's). With `expiry_s` > 0 the broker keeps subscriptions and
     unacknowledged messages that long after the client has gone. `receive_max` bounds the unacknowledged messages,
     `max_packet_bytes` the size of one: the broker sends nothing larger. With a `claim`, a client that was cut off
-    first looks whether a younger process has the session now.
+    first looks whether a younger process has the session now. A `transient` session, whose client never comes back
+    under its name, is kept only where the broker ends it by itself: before MQTT 5 it would stay for ever.
     """
 
     client_id: str
@@ -76,6 +77,7 @@ class Session:
     receive_max: int = 1024
     max_packet_bytes: int = 16 * 1024 * 1024 + 4096
     keepalive_s: int = 30
+    transient: bool = False
 
 
 @dataclass(slots=True)

@@ -170,8 +170,13 @@ class PahoBus:
                 select.select([], self._sockets(), [], 0.05)
         for connection in self._sockets():  # the broker does not read: nothing but closing is left
             connection.close()
-        if forget and not self._mqtt5 and self._session.expiry_s:
+        if forget and not self._mqtt5 and not self._is_short:
             self._end_session()
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether a session ends with its connection, where the broker knows no time between that and never."""
+        return self._session.transient or not self._session.expiry_s
 
     def _end_session(self) -> None:
         """End the session at the broker: before MQTT 5 only a new connection with a clean session does that."""
@@ -192,7 +197,7 @@ class PahoBus:
             client_id=self._session.client_id,
             protocol=mqtt.MQTTv5 if self._mqtt5 else mqtt.MQTTv311,
             # Before MQTT 5 a session lasts or ends with the connection, as this says.
-            clean_session=None if self._mqtt5 else self._clean or not self._session.expiry_s,
+            clean_session=None if self._mqtt5 else self._clean or self._is_short,
             manual_ack=True,
             reconnect_on_failure=False,
         )

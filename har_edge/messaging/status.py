@@ -122,7 +122,8 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     `instance` is new with each start of the process, `started` the time of that start (seconds since 1970); `counters`
     are those that the node keeps, by name. A node that runs whatever stages it is told to says what its `device` can
     do; a sensor that follows a deployment says which `epoch` its windows go to, and every sensor what it sent of its
-    `streams`; a stage of a fixed folder says which `slice` it runs, and the `epoch` of its cut.
+    `streams`, and which `sources` of each (none where it is older); a stage of a fixed folder says which `slice` it
+    runs, and the `epoch` of its cut.
     """
 
     node: str
@@ -138,6 +139,7 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     epoch: Count = 0
     slice: SliceCard | None = None
     streams: dict[str, StreamCount] = {}
+    sources: tuple[str, ...] = ()
 
 
 class StagePhase(str, enum.Enum):

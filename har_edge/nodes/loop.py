@@ -82,6 +82,7 @@ class Identity:
     device: DeviceCard | None = None
     epoch: int = 0
     slice: SliceCard | None = None
+    sources: tuple[str, ...] = ()
 
     @property
     def topic(self) -> str:
@@ -109,6 +110,7 @@ class Identity:
                 epoch=self.epoch,
                 slice=self.slice,
                 streams=dict(streams or {}),
+                sources=self.sources,
             )
         )
 

@@ -12,7 +12,7 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cli.watch import Silence
-from har_edge.messaging.bus import Delivery
+from har_edge.messaging.bus import Delivery, Receipt
 from har_edge.messaging.status import NodeStatus, State, StreamCount, encode_status
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.results import Result, encode_results
@@ -100,6 +100,37 @@ def test_a_pipeline_that_nobody_runs_is_named_and_waited_for(fleet: Fleet) -> No
     publish_until(fleet, lambda: watcher.process.poll() is not None, [encode_results([result(0)])])
     assert watcher.wait() == 0
     assert watcher.said.count("nobody runs") == 1 and watcher.said.count('"seq":0') == 1
+
+
+def test_a_source_that_nobody_sends_is_named_once(fleet: Fleet) -> None:
+    fleet.stages()
+    watcher = fleet.start("watch", "--json")
+    sensor = fleet.start("sensor", "--source", "chest", "--subjects", "1,2")
+    said = "no results of subject1, subject2 come: no sensors at work send ankle, arm of them; waiting"
+    fleet.until(lambda: said in watcher.said, "it does not say which sources lack")
+    rest = [fleet.start("sensor", "--source", source, "--subjects", "1,2") for source in ("ankle", "arm")]
+    fleet.until(lambda: '"seq":1' in watcher.said, "no result comes")
+    assert watcher.end(signal.SIGINT) in (0, 1) and watcher.said.count("no sensors at work") == 1
+    for one in (sensor, *rest):
+        one.end()
+
+
+def test_a_watcher_that_is_killed_leaves_no_session_with_mqtt_3_1_1(fleet: Fleet) -> None:
+    """The broker says when nobody listens: then the subscriptions of the killed one have gone."""
+    topic = f"{fleet.topics.prefix}result/nobody"
+    watcher = fleet.start("watch", "--json", "--protocol", "3.1.1")
+    fleet.bus.unsubscribe([fleet.topics.result("+")])
+    fleet.until(lambda: "nobody runs" in watcher.said, "it does not begin")
+    heard: list[Receipt] = []
+
+    def ask() -> Receipt | None:
+        fleet.bus.publish(topic, b"{}", receipt=heard.append)
+        fleet.until(lambda: not fleet.bus.unsent, "no receipt")
+        return heard[-1] if heard else None
+
+    assert ask() is Receipt.SAFE
+    watcher.end(signal.SIGKILL)
+    fleet.until(lambda: ask() is Receipt.UNHEARD, "its session is there still")
 
 
 def status(role: str, state: State = State.READY) -> Delivery:
