@@ -18,6 +18,7 @@ from typing import Protocol
 
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.messaging.address import Address
+from har_edge.messaging.guardian import Guardian
 from har_edge.messaging.ports import explain_taken, find_listener
 
 _START_TIMEOUT_S = 10.0
@@ -50,6 +51,7 @@ class Mosquitto:
     description: str
     process: subprocess.Popen[bytes]
     log: Path
+    guardian: Guardian | None = None
 
     def check(self) -> None:
         if self.process.poll() is not None:
@@ -67,6 +69,8 @@ class Mosquitto:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.guardian is not None:
+            self.guardian.close()
 
     def __enter__(self) -> Mosquitto:
         return self
@@ -114,21 +118,29 @@ def start_mosquitto(
         directory.mkdir(parents=True, exist_ok=True)
         written.write_text(settings, encoding="utf-8")
         _hand_over(directory)
-        with log.open("ab") as output:
-            # A session of its own, so that Ctrl-C in the terminal reaches us first and the broker goes last.
-            process = subprocess.Popen(
-                [executable, "-c", written],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        guardian, process = _launch([executable, "-c", written], log)
     except OSError as error:
         raise ConfigError(f"cannot keep the broker's files in {directory}: {error}; give another folder") from None
     tls = "\ncertfile " in text + extra
-    broker = Mosquitto(Address(reachable(host), port, tls=tls), mosquitto_version(executable), process, log)
+    broker = Mosquitto(Address(reachable(host), port, tls=tls), mosquitto_version(executable), process, log, guardian)
     _await_listening(broker)
     return broker
+
+
+def _launch(command: list[Path | str], log: Path) -> tuple[Guardian, subprocess.Popen[bytes]]:
+    """Start Mosquitto, and what ends it when this process is killed."""
+    with log.open("ab") as output:
+        guardian = Guardian()  # first: then there is no moment in which nobody watches
+        try:
+            # A session of its own, so that Ctrl-C in the terminal reaches us first and the broker goes last.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        except OSError:
+            guardian.close()
+            raise
+        guardian.watch(process.pid)
+    return guardian, process
 
 
 def _hand_over(directory: Path) -> None:

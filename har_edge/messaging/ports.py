@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import pwd
 import socket
 import struct
@@ -64,10 +65,20 @@ def explain_taken(host: str, port: int, listener: Listener | None) -> str:
     if service:
         lines.append(f"  or stop it for good: sudo systemctl disable --now {service.removesuffix('.service')}")
     else:
-        lines.append("  or stop it, and start this again")
+        lines.append(f"  or stop it{_kill(listener)}, and start this again")
     lines.append(f"  or, if it is a broker, use it: export HAR_EDGE_BROKER=mqtt://{_client_host(host)}:{port}")
     lines.append("  (what har_edge needs of its settings: brokers/README.md)")
     return "\n".join(lines)
+
+
+def _kill(listener: Listener | None) -> str:
+    """Return the command that ends a process, in brackets; nothing where it is not known."""
+    if listener is None or listener.pid is None:
+        return ""
+    own = os.geteuid() == 0
+    with contextlib.suppress(KeyError):
+        own = own or listener.user == pwd.getpwuid(os.geteuid()).pw_name
+    return f" ({'' if own else 'sudo '}kill {listener.pid})"
 
 
 def _client_host(host: str) -> str:

@@ -71,7 +71,7 @@ def test_a_taken_port_is_named(mosquitto: broker_module.Mosquitto, capsys: pytes
         f"error: port {port} on 127.0.0.1 is not free: mosquitto (process {pid}), for this machine only (127.0.0.1), "
         "listens there. Either",
         f"  listen elsewhere: --port {port + 1}",
-        "  or stop it, and start this again",
+        f"  or stop it (kill {pid}), and start this again",
         f"  or, if it is a broker, use it: export HAR_EDGE_BROKER=mqtt://127.0.0.1:{port}",
         "  (what har_edge needs of its settings: brokers/README.md)",
     ]

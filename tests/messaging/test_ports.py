@@ -90,9 +90,10 @@ def test_without_the_rights_to_look_the_only_process_of_its_user_is_taken(proc: 
     add_process(proc, 12, "mosquitto")
     found = find_listener(1883, proc)
     assert found is not None and (found.address, found.program, found.pid) == ("0.0.0.0", "mosquitto", 12)
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert "  or stop it (kill 12), and start this again" in explain_taken("::", 1883, found).splitlines()
     add_process(proc, 13, "bash")  # now it may be either
     found = find_listener(1883, proc)
-    user = pwd.getpwuid(os.geteuid()).pw_name
     assert found == Listener("0.0.0.0", user)
     assert explain_taken("::", 1883, found).splitlines()[:3] == [
         f"port 1883 on :: is not free: a process of the user {user} listens there. Either",
@@ -100,6 +101,12 @@ def test_without_the_rights_to_look_the_only_process_of_its_user_is_taken(proc: 
         "  or stop it, and start this again",
     ]
     assert "mqtt://[::1]:1883" in explain_taken("::", 1883, found)
+
+
+def test_the_process_of_another_user_takes_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
+    found = Listener("0.0.0.0", "root", "mosquitto", 12)
+    assert "  or stop it (sudo kill 12), and start this again" in explain_taken("::", 1883, found).splitlines()
 
 
 def test_a_user_without_a_name(proc: Path) -> None:
