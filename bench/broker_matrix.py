@@ -299,7 +299,8 @@ def run_gateway(argv: list[str]) -> int:
     where = find_data(None)
     names = [f"subject{k + 1}" for k in range(STREAMS)]
     recordings: list[Recording] = list(read_recordings(pipeline.stream, where, names) if where else synthesize(names))
-    recordings = [dataclasses.replace(one, stream=f"g{number}-{k}") for k, one in enumerate(recordings)]
+    rows = pipeline.task.stream.length + pipeline.task.stream.hop * (int(windows) - 1)
+    recordings = [lengthened(one, f"g{number}-{k}", rows) for k, one in enumerate(recordings)]
     sensor, topics = build_sensor(pipeline, sources), topics_of(pipeline)
     credit = Resend(sensor, Outbox(sources, time.time()), topics, run=sender.new_run())
     credit.expect([one.stream for one in recordings])
@@ -309,6 +310,17 @@ def run_gateway(argv: list[str]) -> int:
     loop = SensorLoop(bus, sensor, identity, pace, credit)
     loop.run(batches_of(pipeline, recordings, speed=None, batch=1, limit=int(windows)), stop)
     return 1 if sensor.counters.unanswered else 0
+
+
+def lengthened(recording: Recording, stream: str, rows: int) -> Recording:
+    """Return a recording of at least so many rows, by repeating it, under another name."""
+    import numpy as np
+
+    times = -(-rows // len(recording))
+    samples = {source: np.tile(values, (times, 1)) for source, values in recording.samples.items()}
+    return dataclasses.replace(
+        recording, stream=stream, samples=samples, labels=np.tile(recording.labels, times), starts=(0,)
+    )
 
 
 def parse(url: str) -> Address:
