@@ -71,16 +71,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show_table(arrivals, labels, topics.prefix)
     bus.close(forget=True)
-    return _report(account)
+    return _report(account, early=not stop.asked)
 
 
-def _report(account: Account) -> int:
-    """Name the windows that are lost, that have not come yet, or that nobody counted; return the exit code."""
+def _report(account: Account, *, early: bool) -> int:
+    """Name the windows that are lost, that have not come yet, or that nobody counted; return the exit code.
+
+    Unless it ended `early`, after so many windows as were asked for, those that nobody sends again count as lost.
+    """
     now = time.time()
     lost, open_, incomplete = account.sentence(now), account.open_sentence(now), account.incomplete_sentence(now)
-    for said in filter(None, (lost, open_, incomplete, account.broken_sentence())):
+    left = "" if early else account.left_sentence(now)
+    for said in filter(None, (lost, open_, left, incomplete, account.broken_sentence())):
         say(said, file=sys.stderr)
-    return EXIT_LOST if lost else 0
+    return EXIT_LOST if lost or left else 0
 
 
 class Silence:

@@ -86,7 +86,8 @@ class _Run:
 class Figures:
     """Windows of one stream: sent by its sensors since they began, come here, lost, and still on their way.
 
-    `incomplete` are those that a sensor calls so: others of the stream have not sent them.
+    `incomplete` are those that a sensor calls so: others of the stream have not sent them. Of the `open` ones, nobody
+    sends those that are `left` again: their sensor has gone.
     """
 
     stream: str
@@ -95,6 +96,7 @@ class Figures:
     lost: int
     open: int
     incomplete: int = 0
+    left: int = 0
 
 
 class Account:
@@ -114,6 +116,7 @@ class Account:
         self._early: dict[str, deque[float]] = {}
         self._living: dict[str, str] = {}  # sensors that were seen at work: the start (instance) of each
         self._broken: dict[str, str] = {}  # those whose start ended without a farewell
+        self._gone: set[str] = set()
         self._final = False
 
     def take_status(self, status: NodeStatus, now: float) -> None:
@@ -128,6 +131,10 @@ class Account:
     def _take_state(self, status: NodeStatus) -> None:
         """Remember which sensors broke off: what such a one sent after its last status, nobody counts."""
         node, instance = status.node, status.instance
+        if status.state in ALIVE:
+            self._gone.discard(node)
+        elif len(self._gone) < MOST_NODES:
+            self._gone.add(node)
         if (
             status.role == "sensor"
             and status.state in ALIVE
@@ -227,10 +234,12 @@ class Account:
             lost = sum(run.lost(now, final=self._final or run is not runs[-1], waits=waits) for run in runs)
             sent, came = sum(run.sent for run in runs), sum(run.came for run in runs)
             open_ = max(0, sum(run.missing for run in runs) - lost)
-            one = Figures(stream, sent, came, lost, open_, sum(run.count.incomplete for run in runs))
+            incomplete, left = sum(run.count.incomplete for run in runs), open_ if node in self._gone else 0
+            one = Figures(stream, sent, came, lost, open_, incomplete, left)
             known = found.get(stream, one)
             worst = max(known, one, key=lambda figures: (figures.lost, figures.open, figures.sent))
-            found[stream] = replace(worst, incomplete=max(known.incomplete, one.incomplete))
+            incomplete, left = max(known.incomplete, one.incomplete), max(known.left, one.left)
+            found[stream] = replace(worst, incomplete=incomplete, left=left)
         return sorted(found.values(), key=lambda figures: figures.stream)
 
     def lost(self, now: float) -> int:
@@ -244,6 +253,11 @@ class Account:
     def open_sentence(self, now: float) -> str:
         """Name the windows that have not come yet by stream; empty where there is none."""
         return _listed("windows that have not come yet", [(one.open, one) for one in self.figures(now)])
+
+    def left_sentence(self, now: float) -> str:
+        """Name the windows that have not come, and that nobody sends again; empty where there is none."""
+        what = "windows that have not come and whose sensors have gone"
+        return _listed(what, [(one.left, one) for one in self.figures(now)])
 
     def incomplete_sentence(self, now: float) -> str:
         """Name the windows that not all sensors of a stream have sent; empty where there is none."""

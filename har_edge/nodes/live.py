@@ -105,7 +105,20 @@ class LiveLoop:
         self._queue, self._left, self._ended = queue, limit, False
 
     def run(self, stop: Stop, *, forget: bool = True) -> None:
-        """Run until the end; raise NodeError, after what came has left, when the device is lost."""
+        """Run until the end; raise NodeError, after what came has left, when the device is lost.
+
+        ConfigError for windows that cannot be sent, after a farewell: a will does not tell which windows will not come.
+        """
+        try:
+            lost = self._run(stop)
+        except ConfigError:
+            self._exchange.end(forget=True)
+            raise
+        self._exchange.end(forget=forget)
+        if lost is not None:
+            raise lost
+
+    def _run(self, stop: Stop) -> NodeError | None:
         lost: NodeError | None = None
         self._exchange.begin()
         while not stop.asked and not (self._ended and self._is_done()):
@@ -115,9 +128,7 @@ class LiveLoop:
                 lost, busy, self._ended = error, False, True
             self._send()
             self._exchange.step(0.0 if busy else TURN_S)
-        self._exchange.end(forget=forget)
-        if lost is not None:
-            raise lost
+        return lost
 
     def _is_done(self) -> bool:
         if self._credit.is_hopeless(time.monotonic()):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from har_edge.errors import ConfigError
 from har_edge.messaging.bus import Bus
 from har_edge.nodes.credit import Credit
 from har_edge.nodes.exchange import Exchange
@@ -49,7 +50,18 @@ class SensorLoop:
         self._exchange = Exchange(bus, sensor, identity, self._credit, self._counters, "lower --batch, or ")
 
     def run(self, batches: Iterator[Batch], stop: Stop, *, forget: bool = True) -> None:
-        """Send every batch; return when nothing is left to wait for, or on `stop`."""
+        """Send every batch; return when nothing is left to wait for, or on `stop`.
+
+        ConfigError for windows that cannot be sent, after a farewell: a will does not tell which windows will not come.
+        """
+        try:
+            self._run(batches, stop)
+        except ConfigError:
+            self._exchange.end(forget=True)
+            raise
+        self._exchange.end(forget=forget)
+
+    def _run(self, batches: Iterator[Batch], stop: Stop) -> None:
         self._exchange.begin()
         while not self._exchange.connected and not stop.asked:
             self._exchange.step(POLL_S)
@@ -67,7 +79,6 @@ class SensorLoop:
                 self._exchange.step(0.0)
         while not self._credit.is_done(self._exchange.pending) and not self._ends(stop):
             self._exchange.step(POLL_S)
-        self._exchange.end(forget=forget)
 
     def _ends(self, stop: Stop) -> bool:
         return stop.asked or self._credit.is_hopeless(time.monotonic())

@@ -90,6 +90,24 @@ def test_lost_windows_are_named_and_the_exit_code_says_so(fleet: Fleet) -> None:
     fleet.bus.publish(fleet.topics.status("sensor-all"), b"", retain=True)
 
 
+@pytest.mark.parametrize(("state", "code"), [(State.STOPPED, 1), (State.READY, 0)])
+def test_windows_that_have_not_come_are_an_error_where_nobody_sends_them_again(
+    fleet: Fleet, state: State, code: int
+) -> None:
+    """As of a sensor that hears no answers, and a broker that was lost with all that it held."""
+    streams = {"subject1": StreamCount(7, time.time() + 3600.0, 60)}
+    status = NodeStatus("sensor-all", "sensor", state, "i", 1.0, streams=streams)
+    watcher = fleet.start("watch", "--json")
+    publish_until(fleet, lambda: '"seq":0' in watcher.said, [encode_results([result(0)])])
+    fleet.bus.publish(fleet.topics.status("sensor-all"), encode_status(status), retain=True)
+    fleet.until(lambda: fleet.state("sensor-all") is state, "the broker does not pass it on")
+    time.sleep(0.5)
+    assert watcher.end(signal.SIGINT) == code
+    assert "windows that have not come yet: 60 of 60 of subject1" in watcher.said
+    assert ("whose sensors have gone: 60 of 60 of subject1" in watcher.said) is bool(code)
+    fleet.bus.publish(fleet.topics.status("sensor-all"), b"", retain=True)
+
+
 def test_a_pipeline_that_nobody_runs_is_named_and_waited_for(fleet: Fleet) -> None:
     watcher = fleet.start("watch", "--json", "--windows", "1")
     fleet.until(lambda: "nobody runs" in watcher.said, "it does not say that nobody runs the pipeline")

@@ -44,6 +44,7 @@ def account(came: range, *statuses: NodeStatus, began: float = 0.0) -> Account:
 def test_the_last_windows_are_missed_although_no_number_after_them_came() -> None:
     made = account(range(7), said(10, state=State.STOPPED))
     assert made.lost(NOW) == 0 and made.open_sentence(NOW) == "windows that have not come yet: 3 of 10 of s"
+    assert made.left_sentence(NOW) == "windows that have not come and whose sensors have gone: 3 of 10 of s"
     made.close()
     assert made.open_sentence(NOW) == ""
     assert made.lost(NOW) == 3 and made.sentence(NOW) == "lost windows: 3 of 10 of s"
@@ -190,7 +191,7 @@ def test_results_tell_what_a_sensor_sent_after_its_last_status_that_broke_off() 
     for number in (0, 1, 2, 3, 4, 7, 8):
         made.take_result(numbered(number))
     made.take_status(NodeStatus("sensor-arm", "sensor", State.LOST, "i1", 1.0), NOW)
-    assert made.figures(NOW) == [Figures("s", 9, 7, 0, 2)]
+    assert made.figures(NOW) == [Figures("s", 9, 7, 0, 2, left=2)]
     assert made.figures(NOW + LATE_S) == [Figures("s", 9, 7, 2, 0)]
     assert made.sentence(NOW + LATE_S) == "lost windows: 2 of 9 of s"
     made.take_result(numbered(5))
@@ -202,7 +203,7 @@ def test_a_living_sensor_still_sends_again_what_later_results_show_to_be_missing
     made.take_status(said(4, answered=4), NOW)
     for number in (0, 1, 2, 3, 8):
         made.take_result(numbered(number))
-    assert made.figures(NOW + 10 * LATE_S) == [Figures("s", 9, 5, 0, 4)]
+    assert made.figures(NOW + 10 * LATE_S) == [Figures("s", 9, 5, 0, 4)] and made.left_sentence(NOW) == ""
 
 
 def test_results_tell_of_a_sensor_of_which_no_status_came() -> None:
@@ -213,7 +214,7 @@ def test_results_tell_of_a_sensor_of_which_no_status_came() -> None:
     assert made.figures(NOW) == [Figures("s", 7, 4, 0, 3)]
     assert made.lost(NOW + LATE_S) == 3
     made.take_status(said(12, state=State.STOPPED), NOW + LATE_S)
-    assert made.figures(NOW + LATE_S) == [Figures("s", 12, 5, 0, 7)]
+    assert made.figures(NOW + LATE_S) == [Figures("s", 12, 5, 0, 7, left=7)]
     made.close()
     assert made.lost(NOW + LATE_S) == 7
 

@@ -1,12 +1,13 @@
 """The loops: when they poll, what they keep, and when they go on, over a bus that does as it is told."""
 
+import dataclasses
 import itertools
 import logging
 from collections import deque
 
 import pytest
 
-from har_edge.errors import BrokerError
+from har_edge.errors import BrokerError, ConfigError
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Outgoing, Receipt, Session, TakenOver, Traffic
 from har_edge.messaging.memory import MemoryBroker
@@ -14,6 +15,7 @@ from har_edge.messaging.status import State, decode_status
 from har_edge.messaging.topics import Kind
 from har_edge.nodes import loop as loop_module
 from har_edge.nodes import pace as pace_module
+from har_edge.nodes.account import Account
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.credit import Untracked
 from har_edge.nodes.loop import POLL_S, Identity, Sender, StageLoop, Stop, run_stage
@@ -396,6 +398,33 @@ def test_a_sensor_waits_for_results_and_ends_when_all_is_safe(clock):
     assert [status.state for status in bus.statuses()][-1] is State.STOPPED and bus.closed is True
     assert bus.statuses()[-1].counters["windows"] == 50
     assert bus.statuses()[-1].counters["raw_bytes"] == (49 * 2 + LENGTH) * 2 * 4
+
+
+@pytest.mark.parametrize(("in_flight", "lost"), [(4, 1), (0, 0)])
+def test_a_sensor_whose_messages_are_too_large_says_what_it_sent_before_it_ends(clock, in_flight, lost):
+    """Its will has no figures, so that a watcher would not know of these windows."""
+    bus = ScriptedBus(clock=clock)
+    bus.receipt = lambda topic: Receipt.TOO_LARGE if "/window/" in topic else Receipt.SAFE
+    sensor, loop = sensor_loop(bus, in_flight=in_flight)
+    with pytest.raises(ConfigError, match="larger than the broker takes; lower --batch, or raise max_packet_size"):
+        loop.run(batches(50), Stop())
+    status = bus.statuses()[-1]
+    assert status.state is State.STOPPED and status.streams["s"].sent == 1 and bus.closed is True
+    assert status.streams["s"].lost == sensor.counters.unanswered == lost
+    account = Account(0.0)
+    account.take_status(status, 1000.0)
+    assert [one.sent - one.came for one in account.figures(1000.0)] == [1]
+    assert bool(account.sentence(1000.0) or account.left_sentence(1000.0))
+
+
+def test_windows_above_the_limit_of_the_pipeline_end_the_sensor_with_what_it_sent(clock):
+    bus = ScriptedBus(clock=clock)
+    sensor, loop = sensor_loop(bus)
+    sensor.setup = dataclasses.replace(sensor.setup, max_payload_bytes=16)
+    with pytest.raises(ConfigError, match="expected at most 16; lower --batch, or raise max_payload_bytes"):
+        loop.run(batches(50), Stop())
+    status = bus.statuses()[-1]
+    assert status.state is State.STOPPED and status.streams["s"].open == 1 and bus.closed is True
 
 
 def test_all_streams_together_are_bounded_so_that_no_join_overflows(clock):
