@@ -430,7 +430,7 @@ class Line:
                     return "dropped", (self.said or [f"no output {missing[0]}"])[0]
                 for name, wanted in window.results.items():
                     got = came[name]
-                    if (got.dtype, got.shape, got.tobytes()) != (wanted.dtype, wanted.shape, wanted.tobytes()):
+                    if not same(wanted, got):
                         return "wrong", f"output {name}: {describe(wanted, got)} at window {seq}"
         finally:
             logging.getLogger("har_edge").removeHandler(handler)
@@ -471,6 +471,16 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.said.append(record.getMessage())
+
+
+def same(wanted: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> bool:
+    """Return whether two arrays have the same bits; any NaN is like any other, of whatever sign and payload."""
+    if (got.dtype, got.shape) != (wanted.dtype, wanted.shape):
+        return False
+    if wanted.dtype.kind not in "fc":
+        return wanted.tobytes() == got.tobytes()
+    nan = np.array(np.nan, wanted.dtype)
+    return np.where(np.isnan(wanted), nan, wanted).tobytes() == np.where(np.isnan(got), nan, got).tobytes()
 
 
 def describe(wanted: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> str:

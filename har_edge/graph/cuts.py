@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from har_edge.errors import CutError
 from har_edge.graph import schema
-from har_edge.graph.manifest import TensorSpec
+from har_edge.graph.manifest import MAX_RANK, MAX_TENSORS, TensorSpec
 from har_edge.graph.model import Graph, Model, Operator, Tensor
 
 
@@ -214,6 +214,8 @@ def _refusal(graph: Graph, flow: Flow, index: int, crossing: Sequence[Tensor]) -
     for bond in flow.bonds:
         if bond.first < index <= bond.last:
             return bond.reason
+    if len(crossing) > MAX_TENSORS:
+        return f"{len(crossing)} tensors would cross, and a message carries {MAX_TENSORS}"
     ranked = any(tensor.raw.hasRank for tensor in graph.tensors)
     for tensor in crossing:
         reason = _immovable(tensor, ranked)
@@ -228,6 +230,8 @@ def _immovable(tensor: Tensor, ranked: bool) -> str | None:
         return f"its type {tensor.type_name} cannot be sent between devices"
     if tensor.sparse:
         return "it is sparse"
+    if len(tensor.shape) > MAX_RANK:
+        return f"it has {len(tensor.shape)} dimensions, of which messages carry {MAX_RANK}"
     if tensor.unranked and ranked:
         return "the file does not say how many dimensions it has"
     return None

@@ -20,6 +20,9 @@ MAX_TENSOR_ID = 2**32 - 1
 _Operator = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # a model's vector of operators holds no more
 # What messages below wire version 3 can carry.
 MAX_PLAIN_NAME = 1024
+# What any message can carry (har_edge/messaging/wire.py).
+MAX_RANK = 8
+MAX_TENSORS = 4096
 # Types of an input that windows of sensors, which are real numbers, enter as they are, rounded to what the type holds;
 # and those that they enter by the scale and zero point of the tensor.
 REAL = ("float32", "float16", "float64")

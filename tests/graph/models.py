@@ -1008,3 +1008,13 @@ def _keep_dims() -> Any:
     options = tflite.ReducerOptionsT()
     options.keepDims = True
     return options
+
+
+def ranked(dimensions: int) -> bytes:
+    """A tensor "wide" of so many dimensions between two layers."""
+    rng, draft = np.random.default_rng(15), Draft()
+    graph = draft.graph()
+    hidden = graph.dense(graph.input([1, 4], "x"), 6, rng, "hidden")
+    wide = _reshape(graph, hidden, [1] * (dimensions - 1) + [6], [1] * (dimensions - 1) + [6], "wide")
+    graph.output(graph.dense(_reshape(graph, wide, [1, 6], [1, 6], "flat"), 3, rng, "scores"))
+    return draft.build()

@@ -16,7 +16,7 @@ from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
 from har_edge.graph.cuts import list_cuts
 from har_edge.graph.folder import write_folder
-from har_edge.graph.manifest import QUANTISED, REAL
+from har_edge.graph.manifest import MAX_RANK, MAX_TENSORS, QUANTISED, REAL
 from har_edge.graph.model import read_model
 from har_edge.graph.ports import check_ports
 from har_edge.graph.schema import DTYPES
@@ -50,6 +50,7 @@ def save(tmp_path: Path) -> Callable[[bytes], Path]:
 
 
 def test_what_may_cross_is_what_messages_carry() -> None:
+    assert (MAX_RANK, MAX_TENSORS) == (wire.MAX_RANK, wire.MAX_TENSORS_3)
     assert {np.dtype(dtype) for dtype in DTYPES.values()} == {np.dtype(dtype.name) for dtype in wire.DTYPES.values()}
 
 

@@ -57,6 +57,37 @@ ODD = {
 }
 
 
+@pytest.mark.parametrize("dimensions", [8, 9, 12])
+def test_more_dimensions_than_messages_carry_are_refused_where_they_cross(dimensions: int) -> None:
+    model = open_model(models.ranked(dimensions))
+    said = f"tensor wide would cross, and it has {dimensions} dimensions, of which messages carry 8"
+    assert [cut.refusal for cut in list_cuts(model)] == [None, said if dimensions > 8 else None, None]
+    ways = [(index,) for index in _legal(model)]
+    assert [check.difference for check in check_cuts(model, ways)] == [None] * len(ways)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_model_that_gives_nan_is_compared_all_the_same(first: bool) -> None:
+    model = open_model(models.undefined(first=first))
+    ways = [(index,) for index in _legal(model)]
+    assert [check.difference for check in check_cuts(model, ways)] == [None] * len(ways) and len(ways) > 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "same"),
+    [
+        ([np.nan], [-np.nan], True),
+        ([np.nan], [1.0], False),
+        ([0.0], [-0.0], False),
+        ([1.0, np.nan], [1.0, np.nan], True),
+        ([np.inf], [np.inf], True),
+        ([np.inf], [-np.inf], False),
+    ],
+)
+def test_bits_count_and_every_nan_is_one(wanted: list[float], got: list[float], same: bool) -> None:
+    assert verify._same(np.array(wanted, np.float32), np.array(got, np.float32)) is same
+
+
 def _legal(model: Model) -> list[int]:
     return [cut.index for cut in list_cuts(model) if cut.refusal is None]
 
