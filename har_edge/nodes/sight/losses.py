@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from har_edge.nodes.sight.reception import Finding, Verdict, passed
+from har_edge.nodes.sight.sent import incomplete
 from har_edge.nodes.sight.snapshot import Snapshot
 
 _NAMED = 4
@@ -33,7 +34,9 @@ def _lost(seen: Snapshot, clear_command: str) -> tuple[list[str], list[str]]:
         ]
         said.append(f"windows were lost: {_list(who)}")
     if counts.lost:
-        said.append(f"{counts.lost} windows were given up by stages since these started")
+        also = min(counts.lost, incomplete(seen.sent))
+        hint = f", {also} of them may be windows that not all sensors of their stream have sent" if also else ""
+        said.append(f"{counts.lost} windows were given up by stages since these started{hint}")
     if counts.dropped:
         said.append(f"{counts.dropped} windows were dropped at sensors since these started")
     if said:

@@ -36,3 +36,9 @@ def unanswered(views: tuple[SentView, ...]) -> int:
     """Return how many windows are lost; several sensors of a stream send the same ones."""
     by_stream = itertools.groupby(views, key=lambda view: view.stream)
     return sum(max(view.lost for view in of_stream) for _, of_stream in by_stream)
+
+
+def incomplete(views: tuple[SentView, ...]) -> int:
+    """Return how many windows not all sensors of their stream have sent, as the one that says most of a stream says."""
+    by_stream = itertools.groupby(views, key=lambda view: view.stream)
+    return sum(max(view.incomplete for view in of_stream) for _, of_stream in by_stream)

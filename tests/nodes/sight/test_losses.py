@@ -59,3 +59,14 @@ def test_what_a_sensor_lost_that_has_gone_can_be_forgotten_and_that_of_a_living_
 def test_of_many_only_some_are_named() -> None:
     streams = {f"s{number}": StreamCount(1, WALL, 20, 15, 3) for number in range(6)}
     assert find(SAID.status("sensor-a", "sensor", streams=streams)).said.endswith("of s3 by sensor-a and 2 more")
+
+
+def test_what_a_stage_gave_up_may_be_what_other_sensors_have_not_sent() -> None:
+    streams = [{"anna": StreamCount(run, WALL, 20, 20 - count, 0, count)} for run, count in ((1, 3), (2, 1))]
+    sensors = [SAID.status(f"sensor-{run}", "sensor", streams=one) for run, one in enumerate(streams)]
+    assert find(*sensors).verdict is Verdict.OK
+    finding = find(*sensors, SAID.status("stage-0", "stage", counters={"given_up": 4}))
+    assert finding.said == (
+        "4 windows were given up by stages since these started, 3 of them may be windows that not all sensors of their "
+        "stream have sent"
+    )
