@@ -116,6 +116,24 @@ def first_fit(console: Console, layouts: Iterable[Callable[[], Table]]) -> Table
     return table
 
 
+def count(items: Iterable[Item], what: str, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Item]:
+    """Pass items on and show how many came, where nobody knows how many will: as `follow` does."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status(what) as status:
+            for number, item in enumerate(items, start=1):
+                status.update(f"{what}: {number}")
+                yield item
+        return
+    told = clock()
+    for done, item in enumerate(items):
+        if clock() - told >= TOLD_EVERY_S:
+            told = clock()
+            print(f"{what}: {done} so far", file=sys.stderr, flush=True)
+        yield item
+
+
 def follow(
     items: Iterable[Item], total: int, what: str, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Item]:

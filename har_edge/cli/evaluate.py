@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options, study
-from har_edge.cli.console import fold
+from har_edge.cli.console import count, fold
 from har_edge.cli.known import Known, add_flags, know
 from har_edge.cli.whole import check_client
 from har_edge.errors import ConfigError
@@ -124,14 +124,15 @@ def _measure_model(args: argparse.Namespace) -> int:
         files = FolderFiles(found.path.parent, task.files, args.delegate)
         return Classifier(model.run, model.inputs, task, channels=channels, files=files)
 
-    whole = list(predict_recordings(classify(interpreter), recordings, task))
+    whole = list(count(predict_recordings(classify(interpreter), recordings, task), "windows of the whole model"))
     ways = {}
     if cuts is not None:
         if args.slices:
             slices = load_composition(args.slices, found.sha256, task, args.delegate)
         else:
             slices = cut_composition(found.path, cuts, task, args.delegate)
-        ways["slices"] = compare_scores(whole, predict_recordings(classify(slices), recordings, task))
+        answers = count(predict_recordings(classify(slices), recordings, task), "windows of the slices")
+        ways["slices"] = compare_scores(whole, answers)
     if args.mqtt:
         output = next(port for port in interpreter.outputs if port.name == task.output)
         came, broker = _send_through(known, args, cuts or (), [recording.stream for recording in recordings])
@@ -184,7 +185,8 @@ def _send_through(
         args, known.found, stages=len(cuts) + 1, cuts=cuts, task=known.task, delegate=args.delegate
     ) as whole:
         start_nodes(whole, args, names, speed=None)
-        results = [arrival.result for arrival in whole.local.results() if arrival is not None]
+        arrivals = (arrival for arrival in whole.local.results() if arrival is not None)
+        results = [arrival.result for arrival in count(arrivals, "windows through the broker")]
     return {
         (result.stream, result.seq): Answer(index[result.label_id], result.confidence) for result in results
     }, whole.broker

@@ -94,8 +94,8 @@ def _worth(evaluation: Evaluation) -> list[str]:
     if evaluation.seen and split is not None:
         people = f"trained on {_names(split.train)}, tested on {_names(split.test)}"
         return [
-            f"{indent}trained on {_names(evaluation.seen)}: not a generalisation figure; the split figure is",
-            f"{indent}{split.accuracy:.4f} (macro F1 {split.macro_f1:.4f}; {people})",
+            f"{indent}trained on {_names(evaluation.seen)}: not a generalisation figure; the split figure is "
+            f"{split.accuracy:.4f} (macro F1 {split.macro_f1:.4f}; {people})",
         ]
     return [f"{indent}trained on {_names(evaluation.trained_on)}, on none of these subjects"]
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.cli.console import say
 from har_edge.errors import ConfigError
+from har_edge.units import size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         split,
         recipe,
         command=_command(args, split, recipe),
-        say=_say,
+        say=say,
         order=order,
         described=Path(args.stream).name,
     )
@@ -110,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
     for file in files:
         for name, content in {file.entry.file: file.content, **file.files}.items():
             (args.out / name).write_bytes(content)
-            _say(f"{args.out / name}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
-    _say(str(store_catalog(merge_catalog(args.out, [file.entry for file in files]), args.out)))
+            say(f"{args.out / name}: {size(len(content))}, sha256 {hashlib.sha256(content).hexdigest()}")
+    say(str(store_catalog(merge_catalog(args.out, [file.entry for file in files]), args.out)))
     return 0
 
 
@@ -130,7 +132,7 @@ def _load(args: argparse.Namespace, description: StreamDescription) -> tuple[Seq
     if mhealth and not recordings[0].real and wanted is None:
         recordings, origin = options.load_recordings(args, description, SUBJECTS)
     names = [recording.stream for recording in recordings]
-    _say(f"{origin}: {', '.join(names)}")
+    say(f"{origin}: {', '.join(names)}")
     if not (train and test):
         train, test = _divide(names, train, test)
     return recordings, Split(train, test)
@@ -175,7 +177,3 @@ def _command(args: argparse.Namespace, split: Split, recipe: Recipe) -> str:
     parts += [f"--seed {recipe.seed} --epochs {recipe.epochs}"]
     parts += ["--baseline"] * args.baseline + ["--split-only"] * args.split_only
     return " ".join(parts)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

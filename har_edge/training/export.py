@@ -14,6 +14,7 @@ import tensorflow as tf
 from tensorflow.lite.tools import flatbuffer_utils
 
 from har_edge.streams.recording import Samples
+from har_edge.training.backend import quietly
 from har_edge.training.fit import Fitted
 from har_edge.training.flatbuffer import pin_range, put_scaling_before
 from har_edge.training.network import fold_network
@@ -86,7 +87,7 @@ def _representative(scaling: Scaling, calibration: Mapping[str, Samples]) -> Ite
 
 
 def _convert(converter: Any) -> bytes:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quietly():
         warnings.simplefilter("ignore")
         return bytes(converter.convert())
 

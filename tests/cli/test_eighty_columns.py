@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from har_edge.cli import console
-from har_edge.cli.console import first_fit, fold, fold_commands, follow
+from har_edge.cli.console import count, first_fit, fold, fold_commands, follow
 from har_edge.cli.doctor import draw as draw_finding
 from har_edge.cli.live import Board
 from har_edge.cli.main import main
@@ -193,6 +193,17 @@ def test_long_work_off_a_terminal_says_how_far_it_is_now_and_then(capsys: pytest
     for item in follow(range(25), 25, "checking cuts", clock=clock):
         now = float(item)
     assert capsys.readouterr().err.splitlines() == ["checking cuts: 11 of 25", "checking cuts: 21 of 25"]
+
+
+def test_work_of_unknown_length_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    for item in count(range(15), "windows", clock=clock):
+        now = float(item)
+    assert capsys.readouterr().err.splitlines() == ["windows: 11 so far"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *options: str) -> str:

@@ -177,6 +177,20 @@ def test_another_model_is_named_and_an_older_stage_passes(pipeline: Pipeline) ->
     )
 
 
+def test_stages_that_compute_in_different_ways_are_named_where_bits_may_differ(tmp_path: Path) -> None:
+    found = find_model("float")
+    assert found.entry is not None
+    prepare(found.path, found.entry.task, tmp_path / "float", stages=2, cuts=[4])
+    pipeline = load_pipeline(tmp_path / "float")
+    cards = [card_of(pipeline, 0, "xnnpack"), card_of(pipeline, 1, "none")]
+    seen = observed(pipeline, *(stage(pipeline, index, card) for index, card in enumerate(cards)))
+    snapshot = seen.snapshot(NOW, NOW)
+    assert "computes in float32" in snapshot.disagreement and "delegate none" in snapshot.disagreement
+    fits("\n".join(lines_of(draw(snapshot, 80))))
+    same = observed(pipeline, *(stage(pipeline, index, card_of(pipeline, index, "none")) for index in range(2)))
+    assert same.snapshot(NOW, NOW).disagreement == ""
+
+
 def test_losses_of_stages_and_of_each_stream_are_shown_and_nothing_is_cut(pipeline: Pipeline) -> None:
     streams = {f"person-in-the-living-room-{number}": StreamCount(1, 2.0, 1000, 990, number) for number in range(3)}
     sensor = NodeStatus("sensor-all-person-in-the-living-room", "sensor", State.READY, "i", 1.0, streams=streams)

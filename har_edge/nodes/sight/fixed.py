@@ -13,7 +13,8 @@ from har_edge.messaging.bus import Bus, Delivery, Receipt
 from har_edge.messaging.status import NodeStatus
 from har_edge.messaging.text import printable
 from har_edge.messaging.topics import PROBE
-from har_edge.nodes.build import topics_of
+from har_edge.nodes.agreement import disagreement, way_of
+from har_edge.nodes.build import delegate_of, topics_of
 from har_edge.nodes.probe import probe
 from har_edge.nodes.results import decode_results
 from har_edge.nodes.sight.observe import UNREPORTED, Observer
@@ -71,6 +72,16 @@ class FixedObserver(Observer):
             if problem:
                 return f"stage {index}: {problem}"
         return ""
+
+    def _disagreement(self, now: float) -> str:
+        """Say whether answers may depend on the stages that compute them, by what these say of themselves."""
+        manifest = self.pipeline.manifest
+        cards = {name: one.slice for name, one in self.statuses().items() if one.slice and self.is_alive(name, now)}
+        return disagreement(
+            {name: way_of(card) for name, card in sorted(cards.items())},
+            {spec.dtype for spec in manifest.tensors},
+            delegate=delegate_of(self.pipeline.config),
+        )
 
     def snapshot(self, now: float, wall: float, probe: ProbeView | None = None) -> Snapshot:
         """Return what is known; the only epoch is that of the folder, and each stage stands for itself as a node."""
