@@ -153,6 +153,9 @@ def test_every_command_says_the_same_of_an_input_that_no_window_enters(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path, devices = str(save(models.typed(entering=TYPES[name]))), tmp_path / "devices.toml"
     devices.write_text('[[device]]\nname = "a"\n')
+    labels = tmp_path / "labels.txt"
+    labels.write_text("standing still\nwalking\n")
+    known = ["--model", path, "--stream", "mhealth", "--input", "c=chest", "--labels", str(labels)]
     said = []
     for command in (
         ["slice", path, "--list"],
@@ -161,6 +164,7 @@ def test_every_command_says_the_same_of_an_input_that_no_window_enters(
         ["slice", path, "--at", "1", "--out", str(tmp_path / "out")],
         ["profile", path],
         ["plan", path, "--devices", str(devices)],
+        ["coordinator", *known, "--broker", "mqtt://127.0.0.1:1"],
     ):
         assert main(command) == 2
         said.append(" ".join(capsys.readouterr().err.split()))
