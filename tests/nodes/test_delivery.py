@@ -293,6 +293,27 @@ def test_a_slow_pipeline_is_not_made_slower_by_what_is_sent_again(groups: tuple[
 STEPS = ["wait", "wait", "long", "drop", "drop 5", "cut chest", "cut arm", "crash", "begin", "restart"]
 
 
+def take_step(world: World, step: str) -> None:
+    match step.split():
+        case ["wait"]:
+            world.step()
+        case ["long"]:
+            world.step(2.0)
+        case ["drop", *many]:
+            world.broker.drops += int(*many or ["1"])
+        case ["cut", source]:
+            world.nodes[SOURCES.index(source)].bus.cut()
+        case ["crash"]:
+            world.crash()
+        case ["begin"]:
+            world.crash()
+            world.begin()
+        case ["restart"]:
+            world.backlog.clear()
+            world.broker.stop()
+            world.broker.start()
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(STEPS), max_size=25), st.sampled_from([6, 64, 1024]))
 def test_whatever_the_broker_does_every_window_is_answered_once(steps: list[str], receive_max: int) -> None:
@@ -300,24 +321,7 @@ def test_whatever_the_broker_does_every_window_is_answered_once(steps: list[str]
     world.begin()
     pair(world, "s", "t")
     for step in steps:
-        match step.split():
-            case ["wait"]:
-                world.step()
-            case ["long"]:
-                world.step(2.0)
-            case ["drop", *many]:
-                world.broker.drops += int(*many or ["1"])
-            case ["cut", source]:
-                world.nodes[SOURCES.index(source)].bus.cut()
-            case ["crash"]:
-                world.crash()
-            case ["begin"]:
-                world.crash()
-                world.begin()
-            case ["restart"]:
-                world.backlog.clear()
-                world.broker.stop()
-                world.broker.start()
+        take_step(world, step)
     if world.stage is None:
         world.begin()
     world.broker.drops = 0
@@ -432,6 +436,27 @@ def test_a_recording_waits_for_sensors_that_are_not_there_yet() -> None:
     world.nodes.append(Node(world, "sensor-arm", ("s",), "arm"))
     world.settle()
     assert world.came() == world.all_of("s") and counts(world) == [(40, 0, 0), (40, 0, 0)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(STEPS), max_size=25), st.integers(0, 6), st.integers(0, 6))
+def test_whatever_the_broker_does_devices_call_incomplete_what_only_one_of_them_has(
+    steps: list[str], chest: int, arm: int
+) -> None:
+    world = World(count=15, capacity=8)
+    world.begin()
+    devices(world, chest, arm)
+    for step in steps:
+        take_step(world, step)
+    if world.stage is None:
+        world.begin()
+    world.broker.drops = 0
+    for _ in range(2400):
+        world.step()
+    common = max(chest, arm)
+    assert world.came() == [("s", seq) for seq in range(common, 15)]
+    for first, (sent, incomplete, lost) in zip((chest, arm), counts(world), strict=True):
+        assert (sent, incomplete, lost) == (15 - first, common - first, 0)
 
 
 def test_a_sensor_hears_the_results_of_its_own_streams_unless_they_are_many() -> None:
