@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from har_edge.cli import options
+from har_edge.cli.console import say
 from har_edge.errors import BrokerError, ConfigError
 
 WAIT_S = 0.2
@@ -55,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
         broker = start_mosquitto(
             _find_config(args.config or Path("mosquitto.conf")), directory, host=args.host, port=args.port
         )
-    print(f"{broker.description} listens on {args.host}:{args.port}; stop it with Ctrl-C", flush=True)
+    say(f"{broker.description} listens on {args.host}:{args.port}; stop it with Ctrl-C")
     if args.embedded:
-        print(LIMITS, flush=True)
+        say(LIMITS)
     try:
         while not stop.asked:
             broker.check()

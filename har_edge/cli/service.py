@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.cli.console import columns, folds
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     service = Service(Role(args.role), args.instance)
     if args.action == "uninstall":
         _say("removed", remove_service(places, service, force=args.force))
-        print(f"stop it with: {_systemctl(args)} disable --now {service.unit}; {_systemctl(args)} daemon-reload")
+        _say_commands("stop", args, f"disable --now {service.unit}", reload_first=False)
         return 0
     return _install(args, places, service)
 
@@ -105,7 +106,7 @@ def _install(args: argparse.Namespace, places: Places, service: Service) -> int:
     _say("written", changed)
     if not changed:
         print("nothing to do: both files are there as they would be written")
-    print(f"start it with: {_systemctl(args)} daemon-reload; {_systemctl(args)} enable --now {service.unit}")
+    _say_commands("start", args, f"enable --now {service.unit}", reload_first=True)
     if args.user:
         print("it ends when you log out, unless: loginctl enable-linger")
     return 0
@@ -163,6 +164,16 @@ def _check_reach(paths: Iterable[Path]) -> None:
                     f"{place} is closed to the user that systemd makes for this service, who needs {path}; give "
                     "--run-as USER with a user who may read it, or put it where all may"
                 )
+
+
+def _say_commands(verb: str, args: argparse.Namespace, action: str, *, reload_first: bool) -> None:
+    """Print the commands that start or stop a service, in one line where they fit."""
+    systemctl = _systemctl(args)
+    commands = [f"{systemctl} daemon-reload", f"{systemctl} {action}"]
+    if not reload_first:
+        commands.reverse()
+    line = f"{verb} it with: {'; '.join(commands)}"
+    print(line if len(line) <= columns() or not folds() else "\n    ".join([f"{verb} it with:", *commands]))
 
 
 def _systemctl(args: argparse.Namespace) -> str:

@@ -43,6 +43,11 @@ def draw(seen: Snapshot, columns: int) -> Group:
         parts.append(Text(f"warning: {seen.disagreement}", style="yellow"))
     if seen.nodes:
         parts += [Text(), _nodes(seen, columns)]
+        room = columns // 4
+        if seen.plan != FIXED:  # the table of stages has less of it
+            room = min(room, columns - _OTHER_COLUMNS[(columns >= WIDE) + (columns >= WIDER)])
+        short = [one.name for one in seen.nodes if len(one.name) > room][:MAX_ROWS]
+        parts += [Text(f"names in full: {', '.join(short)}", style=DIM)] if short else []
     for epoch in seen.epochs if seen.plan != FIXED else ():
         parts += [Text(), _stages(epoch, [one for one in seen.stages if one.epoch == epoch.epoch], columns)]
     if seen.plan == FIXED:
