@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 HELP = "install broker, node, coordinator or sensor as a service of systemd"
 ROLES = ("broker", "node", "coordinator", "sensor")
+# What PrivateTmp=yes hides (systemd.exec(5)).
+_PRIVATE = (Path("/tmp"), Path("/var/tmp"))
 _FILES = ("password_file", "ca_file", "cert_file", "key_file")
 
 
@@ -88,8 +90,12 @@ def _install(args: argparse.Namespace, places: Places, service: Service) -> int:
 
     if args.user and args.run_as:
         raise ConfigError("--run-as came with --user; expected one of them: a service of a user runs as that user")
-    _check_options(args.role, args.options)
+    named = _check_options(args.role, args.options)
     command = [*_executable(), args.role, *args.options]
+    if not args.user:  # the manager of a user has no /tmp of its own for a service
+        _check_private([Path(command[0]), *(Path(text) for text in _files(args).values()), *named])
+    if args.root == Path("/"):
+        _check_relative(named)
     if not (args.user or args.run_as or args.dry_run or args.root != Path("/")):
         _check_reach([Path(command[0]), *(Path(text) for text in _files(args).values())])
     variables = _variables(args)
@@ -112,11 +118,34 @@ def _install(args: argparse.Namespace, places: Places, service: Service) -> int:
     return 0
 
 
-def _check_options(role: str, given: list[str]) -> None:
-    """Refuse options that the command would refuse, before a service fails with them again and again."""
+def _check_options(role: str, given: list[str]) -> list[Path]:
+    """Refuse options that the command would refuse, before a service fails with them again and again.
+
+    Returns the paths that were given.
+    """
     from har_edge.cli.main import build_parser
 
-    build_parser().parse_args([role, *given])
+    parsed = vars(build_parser().parse_args([role, *given]))
+    return [value for value in parsed.values() if isinstance(value, Path) and any(str(value) in one for one in given)]
+
+
+def _check_private(paths: Iterable[Path]) -> None:
+    """Refuse a system service with paths in /tmp: with PrivateTmp=yes it has an empty one of its own there."""
+    for path in paths:
+        for place in (path.absolute(), path.resolve()):
+            private = next((one for one in _PRIVATE if place.is_relative_to(one)), None)
+            if private is not None:
+                raise ConfigError(
+                    f"{path} came, which is in {private}: a service does not see it there, since PrivateTmp=yes gives "
+                    f"it an empty {private} of its own; put it elsewhere, such as /opt or /srv"
+                )
+
+
+def _check_relative(paths: Iterable[Path]) -> None:
+    """Refuse paths that are right from the folder of this command only: a service starts in /."""
+    for path in paths:
+        if not path.is_absolute() and path.exists():
+            raise ConfigError(f"{path} came; expected {path.absolute()}: a service starts in another folder")
 
 
 def _executable() -> list[str]:

@@ -26,10 +26,12 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\
 class Terminal:
     """Runs a command of har-edge on a pseudo terminal, and gathers what it writes; use as a context manager."""
 
-    def __init__(self, *command: str, cwd: Path) -> None:
+    def __init__(self, *command: str, cwd: Path, **changes: str) -> None:
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        kept = {name: value for name, value in environment(TERM="xterm-256color").items() if name != "COLUMNS"}
+        kept = {
+            name: value for name, value in environment(TERM="xterm-256color", **changes).items() if name != "COLUMNS"
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "har_edge.cli.main", *command],
             cwd=cwd, env=kept, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,

@@ -41,14 +41,14 @@ latency_s = 0.003
         ("data", "info"),
         ("evaluate", "--model", "int8", "--stages", "2", "--mqtt", "--subjects", "1"),
         ("demo", "--windows", "3", "--speed", "max"),
-        ("service", "list", "--root", "image"),
-        ("service", "install", "sensor", "--root", "image", "--options", "--live", "/dev/ttyUSB0"),
+        ("service", "list", "--user"),
+        ("service", "install", "sensor", "--user", "--options", "--live", "/dev/ttyUSB0"),
     ],
     ids=" ".join,
 )
 def test_commands_that_end(command: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "devices.toml").write_text(DEVICES)
-    with Terminal(*command, cwd=tmp_path) as terminal:
+    with Terminal(*command, cwd=tmp_path, XDG_CONFIG_HOME=str(tmp_path / "config")) as terminal:
         assert terminal.end() == 0, terminal.text
         terminal.check()
 

@@ -135,6 +135,13 @@ def test_an_edited_file_is_neither_overwritten_nor_removed(places: Places, edite
     assert (places.unit(service).read_text(), places.environment(service).read_text()) == newer
 
 
+@pytest.fixture
+def open_tmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files of tests, which are in /tmp, be those of a service."""
+    monkeypatch.setattr("har_edge.cli.service._PRIVATE", ())
+
+
+@pytest.mark.usefixtures("open_tmp")
 def test_the_command_installs_lists_and_removes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     password = tmp_path / "password"
     password.write_text("secret\n")
@@ -204,6 +211,47 @@ def test_options_that_the_command_refuses_are_refused_at_once(
     assert "unrecognized arguments: --nonsense" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("script", "options", "hidden"),
+    [
+        ("/tmp/venv/bin/har-edge", [], "/tmp/venv/bin/har-edge"),
+        ("/var/tmp/venv/bin/har-edge", ["--run-as", "pi"], "/var/tmp/venv/bin/har-edge"),
+        ("/opt/har/bin/har-edge", ["--options", "--cache", "/tmp/cache"], "/tmp/cache"),
+        ("/opt/har/bin/har-edge", ["--dry-run", "--options", "--cache", "/tmp/cache"], "/tmp/cache"),
+    ],
+)
+def test_what_is_in_tmp_is_refused_as_the_service_has_one_of_its_own(
+    script: str, options: list[str], hidden: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("har_edge.cli.service._executable", lambda: [script])
+    assert main(["service", "install", "node", *options]) == 2
+    said = capsys.readouterr().err
+    assert f"{hidden} came, which is in " in said and "PrivateTmp=yes" in said and "/opt" in said
+
+
+def test_a_link_into_tmp_is_refused_and_a_service_of_a_user_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, link = tmp_path / "hidden", tmp_path / "link"
+    target.mkdir()
+    link.symlink_to(target)
+    monkeypatch.setattr("har_edge.cli.service._executable", lambda: ["/opt/har/bin/har-edge"])
+    monkeypatch.setattr("har_edge.cli.service._PRIVATE", (target,))
+    arguments = ["service", "install", "node", "--dry-run", "--options", "--cache", str(link / "cache")]
+    assert main(arguments) == 2 and "link/cache came" in capsys.readouterr().err
+    assert main([*arguments[:3], "--user", *arguments[3:]]) == 0
+
+
+def test_a_path_that_is_right_from_here_only_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["service", "install", "node", "--user", "--dry-run", "--options", "--cache", "cache"]) == 2
+    assert f"cache came; expected {tmp_path}/cache: a service starts in another folder" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("open_tmp")
 def test_a_file_that_the_user_of_the_service_cannot_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
