@@ -97,7 +97,9 @@ def _install(args: argparse.Namespace, places: Places, service: Service) -> int:
     if args.root == Path("/"):
         _check_relative(named)
     if not (args.user or args.run_as or args.dry_run or args.root != Path("/")):
-        _check_reach([Path(command[0]), *(Path(text) for text in _files(args).values())])
+        _check_reach(
+            [Path(command[0]), Path(sys.executable).resolve(), *(Path(text) for text in _files(args).values())]
+        )
     variables = _variables(args)
     environment = places.environment(service)
     if args.root != Path("/"):

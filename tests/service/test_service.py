@@ -252,6 +252,24 @@ def test_a_path_that_is_right_from_here_only_is_refused(
 
 
 @pytest.mark.usefixtures("open_tmp")
+def test_an_interpreter_in_a_closed_home_is_named_though_its_environment_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from har_edge.cli import service
+
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    closed, link = tmp_path / "home", tmp_path / "python"
+    closed.mkdir(mode=0o700)
+    (closed / "python3").touch(mode=0o755)
+    link.symlink_to(closed / "python3")
+    monkeypatch.setattr(service.sys, "executable", str(link))
+    monkeypatch.setattr(service, "_executable", lambda: ["/bin/true"])
+    assert main(["service", "install", "node"]) == 2
+    assert f"error: {closed} is closed to the user that systemd makes" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("open_tmp")
 def test_a_file_that_the_user_of_the_service_cannot_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
