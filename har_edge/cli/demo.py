@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli import options
 from har_edge.cli.console import columns, say
+from har_edge.cli.figures import TOLD_SHARE
 from har_edge.cli.known import add_flags, know
 from har_edge.cli.whole import Whole, open_whole, start_nodes
 from har_edge.units import duration, size
@@ -160,12 +161,19 @@ def _print_summary(summary: Summary, facts: dict[str, str], found: FoundModel, r
         ("windows", f"{summary.windows_in} in, {summary.windows_out} out, {missing}, {summary.duplicated} doubled"),
         *([("", summary.losses)] if summary.losses and "interrupted" not in facts else []),
         ("", f"{summary.duplicates_dropped} repetitions dropped at the sink"),
+        *_saturation_lines(summary),
         *_accuracy_lines(summary, facts, found, real),
         *_traffic_lines(summary, delay),
     ]
     print()
     for key, value in lines:
         say(f"{key:<11} {value}", 12)
+
+
+def _saturation_lines(summary: Summary) -> Iterator[tuple[str, str]]:
+    share = summary.saturated / summary.quantised if summary.quantised else 0.0
+    if share >= TOLD_SHARE:
+        yield "saturated", f"{share:.1%} of the values that a quantised input took: they lie beyond its range"
 
 
 def _accuracy_lines(

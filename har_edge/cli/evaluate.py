@@ -119,12 +119,13 @@ def _measure_model(args: argparse.Namespace) -> int:
     interpreter = load_whole(found.path, task, args.delegate)
     sources = regroup(described, task.stream.grouping).sources
 
-    def classify(model: Interpreter | Composition) -> Classifier:
+    def classify(model: Interpreter | Composition, *, watch: bool = False) -> Classifier:
         channels = {source.name: len(source.channels) for source in sources}
         files = FolderFiles(found.path.parent, task.files, args.delegate)
-        return Classifier(model.run, model.inputs, task, channels=channels, files=files)
+        return Classifier(model.run, model.inputs, task, channels=channels, files=files, watch=watch)
 
-    whole = list(count(predict_recordings(classify(interpreter), recordings, task), "windows of the whole model"))
+    watching = classify(interpreter, watch=True)
+    whole = list(count(predict_recordings(watching, recordings, task), "windows of the whole model"))
     ways = {}
     if cuts is not None:
         if args.slices:
@@ -138,7 +139,8 @@ def _measure_model(args: argparse.Namespace) -> int:
         came, broker = _send_through(known, args, cuts or (), [recording.stream for recording in recordings])
         ways["mqtt"] = compare_answers(whole, came, output)
         print(fold(f"broker     {broker}", 11))
-    evaluation = evaluate(found, task, whole, recordings, origin, ways, _top_k(args, task, whole))
+    top_k = _top_k(args, task, whole)
+    evaluation = evaluate(found, task, whole, recordings, origin, ways, top_k, watching.saturations)
     print(evaluate_report.format_evaluation(evaluation))
     if args.missing:
         print(evaluate_report.format_missing(score_without_each(classify(interpreter), recordings, task)))

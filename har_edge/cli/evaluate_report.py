@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from har_edge.cli.console import columns, fold
+from har_edge.cli.figures import TOLD_SHARE
 from har_edge.evaluation.missing import WithoutSource
 from har_edge.evaluation.report import Agreement, ClassRow, Evaluation
 
@@ -17,6 +18,7 @@ def format_evaluation(evaluation: Evaluation) -> str:
     """Return the figures as text, and first of all what they are figures of."""
     lines = [f"model      {evaluation.model} (sha256 {evaluation.model_sha256[:12]})", f"data       {evaluation.data}"]
     lines += [f"windows    {evaluation.windows} of one activity scored, {evaluation.mixed} others left out"]
+    lines += list(_saturated(evaluation))
     if evaluation.accuracy is None or evaluation.macro_f1 is None:
         lines += ["accuracy   none: no window has one known activity, so nothing was scored", ""]
     else:
@@ -30,6 +32,17 @@ def format_evaluation(evaluation: Evaluation) -> str:
     if evaluation.agreement:
         lines += ["", *(_agreement(way, part) for way, part in evaluation.agreement.items())]
     return "\n".join(fold(line, 11) for line in lines)
+
+
+def _saturated(evaluation: Evaluation) -> Iterator[str]:
+    """Yield a line a source of which more than a trace lies beyond what the quantised input takes."""
+    for source, part in evaluation.saturated.items():
+        if part.share >= TOLD_SHARE:
+            (least, largest), (low, high) = part.came, part.takes
+            yield (
+                f"saturated  {part.share:.1%} of the values of {source}: {least:.4g} to {largest:.4g} came, the model "
+                f"takes {low:.4g} to {high:.4g}"
+            )
 
 
 def format_missing(rows: Iterable[WithoutSource]) -> str:

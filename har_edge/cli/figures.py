@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 WIDTH = 24
+# A smaller share of values beyond the range of an input is not worth a line; --json has it.
+TOLD_SHARE = 0.01
 _PARTS = " ▏▎▍▌▋▊▉█"
 
 

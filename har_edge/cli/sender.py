@@ -67,7 +67,9 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     check_batch(pipeline, args.batch)
     pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
     sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
-    sensor, run, live = build_sensor(pipeline, sources, combine=args.combine), new_run(), args.live is not None
+    # Who starts sensors and stages on one machine hears of values that saturate from the stages.
+    sensor = build_sensor(pipeline, sources, combine=args.combine, look=not args.no_notice)
+    run, live = new_run(), args.live is not None
     if not (args.in_flight or live):
         return Made(pipeline, sensor, sources, Untracked(sensor, run))
     outbox, partial = Outbox(sources, time.time()), set(sources) < set(pipeline.task.inputs)

@@ -13,6 +13,7 @@ from har_edge.errors import MessageError, ModelError
 from har_edge.inference.absent import absent
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
+from har_edge.inference.saturation import Saturation, range_of, range_taken
 from har_edge.planning.answer import INDICES, read_answers
 from har_edge.planning.task import Task
 from har_edge.reduction.catalog import make_reducer
@@ -50,7 +51,8 @@ class Classifier:
 
     `ports` are the inputs that `run` takes, whether that is a whole model or its slices in a row. `channels` says how
     many each source has; by default as many as its input tensor, which must then be [windows, length, channels].
-    `files` opens what fitted reducers name. Raises ModelError when the task names a tensor that is no input.
+    `files` opens what fitted reducers name. With `watch`, values that saturate are counted (`saturations`), and many of
+    them warned of. Raises ModelError when the task names a tensor that is no input.
     """
 
     def __init__(
@@ -61,12 +63,15 @@ class Classifier:
         *,
         channels: Mapping[str, int] | None = None,
         files: Files = NO_FILES,
+        watch: bool = False,
     ) -> None:
         self._run = run
         self._task = task
         self._classes = {label: index for index, label in enumerate(task.label_ids)}
         known = {port.name: port for port in ports}
         self._encoders = {}
+        self._sent: dict[str, Saturation] = {}
+        self._entered: dict[str, Saturation] = {}
         for source, entry in task.inputs.items():
             port = known.get(entry.tensor)
             if port is None or (channels is None and len(port.shape) != 3):
@@ -77,13 +82,26 @@ class Classifier:
                 )
             length, width = port.shape[1:] if channels is None else (task.stream.length, channels[source])
             reducer = make_reducer(entry.reducer, length, width, files)
-            self._encoders[source] = (port, reducer, make_feed(source, reducer, port, length, width))
+            sent, entered = range_taken(reducer), range_of(port.dtype.name, port.scale, port.zero_point)
+            if watch and sent is not None:
+                self._sent[source] = Saturation(source, f"reducer {reducer.spec!r}", sent)
+            if watch and entered is not None:
+                self._entered[source] = Saturation(source, f"input {port.name!r}", entered)
+            feed = make_feed(source, reducer, port, length, width, self._entered.get(source))
+            self._encoders[source] = (port, reducer, feed)
+
+    @property
+    def saturations(self) -> list[Saturation]:
+        """What was counted of each source whose values were quantised by a fixed scale."""
+        return [one for one in (*self._sent.values(), *self._entered.values()) if one.values]
 
     def predict(self, window: Window, missing: frozenset[str] = frozenset()) -> Prediction:
         """Return the answer to one window, run alone as in a pipeline without batches.
 
         Sources named in `missing` enter as a pipeline that carries on without them lets them.
         """
+        for source in self._sent.keys() - missing:
+            self._sent[source].note(window.samples[source])
         values = {
             port.name: absent(port, 1)
             if source in missing

@@ -11,6 +11,7 @@ from har_edge.errors import ConfigError, DataError
 from har_edge.evaluation.comparison import Comparison
 from har_edge.evaluation.metrics import confusion_matrix, count_classes, rank_of
 from har_edge.evaluation.prediction import Prediction
+from har_edge.inference.saturation import Saturation
 from har_edge.planning.catalog import FoundModel, SplitScore
 from har_edge.planning.task import Task
 from har_edge.streams.recording import Recording
@@ -58,6 +59,14 @@ class Scores(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top_k: dict[int, float]
 
 
+class Saturated(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The share of one source's values that saturated in what quantises them, what came, and what that takes."""
+
+    share: float
+    came: tuple[float, float]
+    takes: tuple[float, float]
+
+
 class Agreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many answers that came another way equal those of the whole model."""
 
@@ -74,7 +83,8 @@ class Evaluation(Scores, frozen=True, forbid_unknown_fields=True):
     `seen` names the streams that the weights were trained on: where it is not empty, the figures say nothing about
     other people, and `split` (trained without its test streams) does. `trained_on` and `split` are None for a model of
     which no manifest says that. `agreement` has an entry for each other way
-    (`slices`, `mqtt`) by which the same windows were answered.
+    (`slices`, `mqtt`) by which the same windows were answered. `saturated` has an entry for each source whose values
+    are quantised by a fixed scale.
     """
 
     model: str
@@ -85,6 +95,7 @@ class Evaluation(Scores, frozen=True, forbid_unknown_fields=True):
     seen: list[str]
     split: SplitScore | None
     agreement: dict[str, Agreement]
+    saturated: dict[str, Saturated] = {}
 
 
 def score(predictions: Iterable[Prediction], labels: Sequence[str], top_k: Sequence[int] = ()) -> Scores:
@@ -146,6 +157,7 @@ def evaluate(
     data: str,
     comparisons: Mapping[str, Comparison],
     top_k: Sequence[int] = (),
+    saturations: Iterable[Saturation] = (),
 ) -> Evaluation:
     """Return the evaluation of a model for a task; `data` says in words where the recordings are from."""
     entry = found.entry
@@ -170,6 +182,10 @@ def evaluate(
                 len(comparison.extra),
             )
             for way, comparison in comparisons.items()
+        },
+        saturated={
+            one.source: Saturated(one.share, (one.least, one.largest), (one.range.low, one.range.high))
+            for one in saturations
         },
     )
 

@@ -17,6 +17,7 @@ from har_edge.reduction.reducer import Reducer
 
 if TYPE_CHECKING:
     from har_edge.inference.interpreter import Port
+    from har_edge.inference.saturation import Saturation
 
 Array = npt.NDArray[Any]
 
@@ -84,13 +85,16 @@ def lay_out(shape: tuple[int, ...], length: int, channels: int) -> Layout | None
     return Layout.SAMPLES if image else None
 
 
-def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: int) -> Feed:
+def make_feed(
+    source: str, reducer: Reducer, port: Port, length: int, channels: int, watch: Saturation | None = None
+) -> Feed:
     """Return what brings codes of one source, from windows [length, channels], into the input tensor [count, ...].
 
     Codes that are the input already (reducer `none` for a float32 model, the model's own quantisation, an encoder whose
     output has the input's scale and zero point) pass untouched; others are restored, or turned into features, and
     quantised where the model wants integers, rounded where it wants float16; windows get the input's shape. An input
-    without a batch takes one window. Raises ConfigError where they cannot enter; see `choose_way`.
+    without a batch takes one window. `watch` counts real values that are quantised here. Raises ConfigError where they
+    cannot enter; see `choose_way`.
     """
     shape, batched = window_shape(port.shape), _has_batch(port.shape)
     way = choose_way(source, reducer, port.name, shape, length, channels)
@@ -107,6 +111,9 @@ def make_feed(source: str, reducer: Reducer, port: Port, length: int, channels: 
                 return codes if codes.shape[1:] == shape else codes.reshape(count, *shape)
             values = [value(piece) for piece in pieces]
             values = [(one.T if turned else one).reshape(shape) for one in values]
+            if watch is not None and own is not None:
+                for one in values:
+                    watch.note(one)
             entered = [_cast(one, port.dtype) if own is None else own.encode(one) for one in values]
             return np.stack(entered) if batched or count > 1 else entered[0]
         except (MessageError, DataError) as error:  # came over the network: its sender can act on it, not we here

@@ -15,9 +15,11 @@ import msgspec
 import numpy as np
 
 from har_edge.errors import ConfigError, MessageError
+from har_edge.graph.manifest import QUANTISED
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.feed import choose_way, make_feed, window_shape
 from har_edge.inference.load_check import LoadCheck, default_check
+from har_edge.inference.saturation import Range, Saturation, range_of, range_taken
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.pace import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
@@ -139,9 +141,20 @@ def build_setup(
         _warm_up(interpreter, wiring)
     ports = {port.name: port for port in interpreter.inputs}
     results = {port.name: port for port in interpreter.outputs}
+    watched = {
+        source: Saturation(source, f"input {tensor!r}", found)
+        for source, tensor in wiring.sources.items()
+        for port in (ports[tensor],)
+        if (found := range_of(port.dtype.name, port.scale, port.zero_point)) is not None
+    }
     feeds = {
         source: make_feed(
-            source, reducer_of(pipeline, source), ports[tensor], task.stream.length, pipeline.channels(source)
+            source,
+            reducer_of(pipeline, source),
+            ports[tensor],
+            task.stream.length,
+            pipeline.channels(source),
+            watched.get(source),
         )
         for source, tensor in wiring.sources.items()
     }
@@ -164,6 +177,7 @@ def build_setup(
         share=f"{pipeline.config.epoch}-{index}" if replicas > 1 else "",
         deployed=deployed,
         delegate=applied_delegate(interpreter, delegate.value),
+        saturations=tuple(watched.values()),
     )
 
 
@@ -210,19 +224,51 @@ def _warm_up(interpreter: Interpreter, wiring: Wiring) -> None:
         _log.info("slice %d was not warmed up: %s", wiring.index, error)
 
 
-def build_sensor(pipeline: Pipeline, sources: Sequence[str], *, combine: bool = False) -> Sensor:
-    """Return the sensor of one or several sources."""
+def build_sensor(pipeline: Pipeline, sources: Sequence[str], *, combine: bool = False, look: bool = False) -> Sensor:
+    """Return the sensor of one or several sources.
+
+    It counts values that saturate in its reducers, and with `look` those that will in the slices, whose files it reads.
+    """
+    reducers = {source: reducer_of(pipeline, source) for source in sources}
     setup = SensorSetup(
         topics=topics_of(pipeline),
         epoch=pipeline.config.epoch,
-        reducers={source: reducer_of(pipeline, source) for source in sources},
+        reducers=reducers,
         labels=frozenset(pipeline.task.label_ids),
         combine=combine,
         max_payload_bytes=pipeline.config.max_payload_bytes,
         wire_version=pipeline.manifest.wire,
         ids=source_ids(pipeline),
+        saturations=tuple(_watched(pipeline, reducers, look=look)),
     )
     return Sensor(setup)
+
+
+def _watched(pipeline: Pipeline, reducers: Mapping[str, Reducer], *, look: bool) -> Iterator[Saturation]:
+    """Yield what counts values that saturate: in the reducer, else (`look`) in the slice that they enter."""
+    for source, reducer in reducers.items():
+        found, taker = range_taken(reducer), f"reducer {reducer.spec!r}"
+        if found is None and look and reducer.restores:
+            tensor = pipeline.task.inputs[source].tensor
+            found, taker = _range_of(pipeline, tensor), f"input {tensor!r}"
+        if found is not None:
+            yield Saturation(source, taker, found)
+
+
+def _range_of(pipeline: Pipeline, tensor: str) -> Range | None:
+    """Return the range of a quantised input, by the slice's file; None where it has none, or the file is not here."""
+    from har_edge.graph.model import read_model
+
+    entry = next(one for one in pipeline.manifest.slices if any(spec.name == tensor for spec in one.inputs))
+    spec = next(spec for spec in entry.inputs if spec.name == tensor)
+    path = pipeline.folder / pipeline.config.slices / entry.file
+    if spec.dtype not in QUANTISED or not path.is_file():  # a sensor does without the slices
+        return None
+    graph = read_model(path).main
+    found = next((one.raw.quantization for one in graph.tensors if one.name == tensor), None)
+    scales = [] if found is None or found.scale is None else list(found.scale)
+    zero = 0 if found is None or found.zeroPoint is None or not len(found.zeroPoint) else int(found.zeroPoint[0])
+    return range_of(spec.dtype, float(scales[0]), zero) if len(scales) == 1 else None
 
 
 def batches_of(

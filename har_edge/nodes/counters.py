@@ -17,7 +17,8 @@ class Counters:
     `unanswered` windows a sensor no longer awaits a result of; `foreign` windows that were for stages of another epoch;
     `shelved` windows that a deployed stage released but keeps, in case the part they lack comes yet; `dropped` windows
     of a device that never left, since too many waited; `resent` windows that a sensor sent again; `incomplete` windows
-    that it no longer awaits, since other sensors of the stream have not sent them.
+    that it no longer awaits, since other sensors of the stream have not sent them; `quantised` values that entered what
+    takes them by a fixed scale, and `saturated` those of them beyond its range.
     """
 
     windows: int = 0
@@ -37,6 +38,8 @@ class Counters:
     dropped: int = 0
     resent: int = 0
     incomplete: int = 0
+    quantised: int = 0
+    saturated: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counters by name, for the status message."""

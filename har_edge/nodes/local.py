@@ -238,7 +238,7 @@ def _memory_bytes(pid: int, key: str) -> int | None:
 class Summary:
     """What a run did, in figures; bytes count whole MQTT packets, times are in milliseconds.
 
-    `losses` names the lost windows by stream.
+    `losses` names the lost windows by stream. Of `quantised` values, which entered a fixed range, so many `saturated`.
     """
 
     windows_in: int
@@ -258,6 +258,8 @@ class Summary:
     resident_bytes: Mapping[str, int]
     peak_bytes: Mapping[str, int]
     losses: str = ""
+    quantised: int = 0
+    saturated: int = 0
 
 
 def summarize(run: LocalPipeline, arrivals: Sequence[Arrival], seconds: float) -> Summary:
@@ -288,4 +290,6 @@ def summarize(run: LocalPipeline, arrivals: Sequence[Arrival], seconds: float) -
         resident_bytes=dict(run.resident_bytes),
         peak_bytes=dict(run.peak_bytes),
         losses=run.account.sentence(time.time()),
+        quantised=run.sum_of("quantised", "sensor") + run.sum_of("quantised", "stage"),
+        saturated=run.sum_of("saturated", "sensor") + run.sum_of("saturated", "stage"),
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from har_edge.errors import ConfigError
+from har_edge.inference.saturation import Saturation, totals
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Outgoing
 from har_edge.messaging.topics import ALL_SOURCES, Topics
@@ -24,7 +25,7 @@ class SensorSetup:
     With `combine`, one message carries all sources; otherwise each source has its own topic. `labels` lists the labels
     that count as known truth: those the model can answer. No message is larger than `max_payload_bytes`. Messages are
     written in `wire_version`, with `ids` for the names of sources. `alone`: each carries one window, whatever comes,
-    since the slices take no batch.
+    since the slices take no batch. `saturations` count values beyond what reducers or slices take.
     """
 
     topics: Topics
@@ -36,6 +37,7 @@ class SensorSetup:
     wire_version: int = 1
     ids: Mapping[str, int] = field(default_factory=dict)
     alone: bool = False
+    saturations: tuple[Saturation, ...] = ()
 
 
 class Sensor:
@@ -83,6 +85,7 @@ class Sensor:
             self.counters.resent += len(windows)
         else:
             self._count(windows)
+            self._watch(windows)
         groups = {ALL_SOURCES: codes} if setup.combine else {source: {source: code} for source, code in codes.items()}
         outgoing = []
         for name, tensors in groups.items():
@@ -96,6 +99,12 @@ class Sensor:
             outgoing.append(Outgoing(setup.topics.window(first.stream, name), payload, heard=True))
         self.counters.messages += len(outgoing)
         return outgoing
+
+    def _watch(self, windows: Sequence[Window]) -> None:
+        for one in self.setup.saturations:
+            for window in windows:
+                one.note(window.samples[one.source])
+        self.counters.quantised, self.counters.saturated = totals(self.setup.saturations)
 
     def _count(self, windows: Sequence[Window]) -> None:
         """Count windows, and each raw value once although windows overlap."""

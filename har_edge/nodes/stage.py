@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from har_edge.errors import MessageError
 from har_edge.inference.absent import absent
+from har_edge.inference.saturation import Saturation, totals
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.topics import ALL_SOURCES, Kind, Topics
@@ -62,7 +63,7 @@ class StageSetup:
     A stage that is `deployed` leaves windows of other epochs to the stages of these. All its sensors send again what is
     not answered, so it need not hold up the queue, and puts parts that wait on the shelf sooner.
 
-    `delegate` is who computes the slice, for what its node says of itself.
+    `delegate` is who computes the slice, for what its node says of itself. `saturations` count what the feeds quantise.
     """
 
     topics: Topics
@@ -84,6 +85,7 @@ class StageSetup:
     deployed: bool = False
     remembers: bool = True
     delegate: str = ""
+    saturations: tuple[Saturation, ...] = ()
 
 
 class Stage:
@@ -303,6 +305,7 @@ class Stage:
                 for source, tensor in setup.wiring.sources.items()
                 if source in message.tensors and topic.levels[1] in (source, ALL_SOURCES)
             }
+            self.counters.quantised, self.counters.saturated = totals(setup.saturations)
         elif topic.kind is Kind.ACTIVATION:
             maker, stream = topic.levels[1], topic.levels[2]
             names = self._from_earlier.get(int(maker) if maker.isdecimal() else -1, frozenset())

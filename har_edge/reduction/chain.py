@@ -30,6 +30,11 @@ class Chain:
         self.is_coding = all(reducer.is_coding for reducer in reducers)
 
     @property
+    def first(self) -> Reducer:
+        """The one that windows enter."""
+        return self._reducers[0]
+
+    @property
     def operations(self) -> int:
         """Those of all reducers."""
         return sum(reducer.operations for reducer in self._reducers)

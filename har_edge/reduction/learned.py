@@ -65,6 +65,11 @@ class LearnedEncoder:
             _expect(spec, "the decoder makes", self._restored.shape, shape, "windows")
 
     @property
+    def enters(self) -> AffineQuantizer | None:
+        """What quantises windows for the encoder; None where it takes float32."""
+        return self._window.quantizer
+
+    @property
     def operations(self) -> int:
         """Arithmetic operations of encoder and quantisation; counted when asked, as the model has to be read for it."""
         return self._encoder.operations + (self._window.quantizer.operations if self._window.quantizer else 0)

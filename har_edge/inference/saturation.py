@@ -1,0 +1,111 @@
+"""How much of what enters a quantised input lies beyond its range, where it saturates: counted, and said once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from har_edge.graph.manifest import QUANTISED
+from har_edge.reduction.chain import Chain
+from har_edge.reduction.learned import LearnedEncoder
+from har_edge.reduction.quantize import AffineQuantizer
+
+if TYPE_CHECKING:
+    from har_edge.reduction.reducer import Reducer
+
+_log = logging.getLogger(__name__)
+# Some models clip on purpose (8 % of what comes of ankle and arm in the shipped int8 model, gyroscopes mostly), so that
+# a few values beyond the range are usual. Of pixels from 0 to 255, where -1 to 1 belongs, nearly all are beyond.
+TOLD_FROM = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The real values that an integer type stands for by a scale and a zero point, from `low` to `high`."""
+
+    dtype: str
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, dtype: str, scale: float, zero: int) -> Range:
+        """Return the range of a quantised tensor (real = scale * (q - zero))."""
+        limits = np.iinfo(dtype)
+        return cls(dtype, scale * (limits.min - zero), scale * (limits.max - zero))
+
+    @property
+    def step(self) -> float:
+        """The distance between two values."""
+        limits = np.iinfo(self.dtype)
+        return (self.high - self.low) / (int(limits.max) - int(limits.min))
+
+
+def range_of(dtype: str, scale: float, zero: int) -> Range | None:
+    """Return the range of an input of a model; None where it has no scale, or one that windows do not enter by."""
+    return Range.of(dtype, scale, zero) if dtype in QUANTISED and scale > 0 else None
+
+
+def range_taken(reducer: Reducer) -> Range | None:
+    """Return the range that a reducer takes windows in where it quantises them by a fixed one; None where it does not.
+
+    Only the first method of a chain is told about: what comes to the others are no windows.
+    """
+    if isinstance(reducer, Chain):
+        return range_taken(reducer.first)
+    quantizer = reducer.enters if isinstance(reducer, LearnedEncoder) else reducer
+    if isinstance(quantizer, AffineQuantizer):
+        return Range.of(quantizer.code_dtype, quantizer.code_scale, quantizer.code_zero)
+    return None
+
+
+@dataclass(slots=True)
+class Saturation:
+    """Counts the values of one source, and those of them that saturate in what takes them: `taker`, over `range`."""
+
+    source: str
+    taker: str
+    range: Range
+    values: int = 0
+    beyond: int = 0
+    least: float = field(default=float("inf"))
+    largest: float = field(default=float("-inf"))
+    _told: bool = False
+
+    @property
+    def share(self) -> float:
+        """Return how much of what came saturates, 0 to 1."""
+        return self.beyond / self.values if self.values else 0.0
+
+    def note(self, values: npt.NDArray[Any]) -> None:
+        """Count real values on their way into the input; log a warning, once, where too many saturate.
+
+        What is no more than half a step beyond rounds to the last value and is none of those.
+        """
+        half, limits = self.range.step / 2, self.range
+        outside = (values < limits.low - half) | (values > limits.high + half)
+        self.values += values.size
+        self.beyond += int(np.count_nonzero(outside))
+        self.least, self.largest = min(self.least, float(values.min())), max(self.largest, float(values.max()))
+        if not self._told and self.share >= TOLD_FROM:
+            self._told = True
+            _log.warning("%s", self)
+
+    def __str__(self) -> str:
+        limits = self.range
+        return (
+            f"{self.share:.0%} of the values of source {self.source!r} saturate: {self.least:.4g} to "
+            f"{self.largest:.4g} came, but {self.taker} takes {limits.low:.4g} to {limits.high:.4g} ({limits.dtype}); "
+            "answers are likely to be wrong; scale the recordings, or the device's values, to those that the model was "
+            "trained on (docs/pipeline.md#values)"
+        )
+
+
+def totals(saturations: Iterable[Saturation]) -> tuple[int, int]:
+    """Return how many values were quantised with a fixed range, and how many of them saturated."""
+    counted = list(saturations)
+    return sum(one.values for one in counted), sum(one.beyond for one in counted)
