@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from har_edge.messaging.status import StagePhase
+from har_edge.messaging.status import StagePhase, State
 from har_edge.messaging.topics import Topics
 from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet, Running
@@ -148,6 +148,45 @@ def test_nodes_that_hang(stand: Stand) -> None:
     stand.nodes = ()
     seen = told(stand)
     assert seen.first_wrong == "nodes" and "pi-1, pi-2, pi-3 do not beat" in seen.of("nodes")["said"]
+
+
+def test_a_node_that_hangs_while_others_go_on_is_what_is_wrong(stand: Stand) -> None:
+    stand.everything()
+    stand.status("coordinator", "coordinator", State.READY, instance="coordinator-1", counters={"asked": 3})
+    stand.nodes = ("pi-2", "pi-3")
+    seen = told(stand)
+    assert seen.first_wrong == "missing" and seen.of("nodes")["said"] == "pi-2, pi-3: 2 are there, 3 were asked for"
+    assert seen.of("missing")["said"] == (
+        "pi-1: no beat for 1.50 s or longer, so hung or cut off; 2 nodes are left, fewer than the 3 that were asked for"
+    )
+    assert seen.of("clocks")["verdict"] == "ok"  # the others are looked at all the same
+
+
+def test_a_node_that_was_killed_is_what_is_wrong_and_one_that_left_is_not(stand: Stand) -> None:
+    stand.fleet.stages()
+    stand.everything()
+    stand.status("pi-8", state=State.STOPPED)
+    seen = told(stand)
+    assert seen.healthy and seen.of("nodes")["said"] == "pi-1, pi-2, pi-3 (left on purpose: pi-8)"
+    stand.status("pi-9", state=State.LOST)
+    ended = stand.run("doctor", "--timeout", "3")
+    last = ended.said.splitlines()[-2]
+    assert ended.wait() == 1 and last == (
+        "first wrong: missing: pi-9: gone without leaving (killed, or the device is off); 3 nodes are left"
+    ), ended.said
+    clear = f"har-edge doctor --clear --pipeline {stand.fleet.name} --broker {stand.fleet.address.url}"
+    assert f"`{clear}`" in ended.said.splitlines()[-1]
+    assert stand.run("doctor", "--clear").wait() == 0
+    assert told(stand).healthy
+
+
+def test_a_sensor_that_was_killed_is_noted(stand: Stand) -> None:
+    stand.everything()
+    stand.status("sensor-chest", "sensor", State.LOST)
+    seen = told(stand)
+    assert seen.of("sensors")["verdict"] == "note" and seen.of("sensors")["said"] == (
+        "sensor-chest: gone without leaving (killed, or the device is off); no other is connected"
+    )
 
 
 def test_who_may_not_see_something_is_told_so_and_not_that_it_is_wrong(stand: Stand) -> None:

@@ -111,6 +111,7 @@ class Coordinator:
             "revision": deployment.revision if deployment else 0,
             "stages": len(current.manifest.slices) if current else 0,
             "nodes": len(self.registry.live()),
+            "asked": self._setup.wish.most_nodes or 0,
             "probe_us": round(self._inquiry.current.took_s * 1e6),
             "relocations": self.moved,
             "rollouts": self.switched,

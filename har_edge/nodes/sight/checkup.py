@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 
 from har_edge.errors import BrokerError, HarEdgeError, MessageError
 from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, decode_status
+from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, State, decode_status
 from har_edge.messaging.text import printable
 from har_edge.messaging.topics import EVERY_STATUS, Kind, Topics, is_id
 from har_edge.nodes.blobs import Fetch, fetch_session
 from har_edge.nodes.deployment import PROTOCOL
 from har_edge.nodes.sight.behaviour import replicas
-from har_edge.nodes.sight.leftovers import look, of_plan, tell, tell_sessions
+from har_edge.nodes.sight.leftovers import listed, look, of_plan, tell, tell_sessions
 from har_edge.nodes.sight.losses import losses
+from har_edge.nodes.sight.missing import broken_off, missing_nodes
 from har_edge.nodes.sight.observe import BEATING, SILENT_S, Observer
 from har_edge.nodes.sight.permissions import Connect, can_see
 from har_edge.nodes.sight.reception import Finding, Reception, Verdict, passed
@@ -128,13 +129,15 @@ class Checkup:
     def _nodes(self, name: str) -> Iterator[Finding]:
         alive = self._alive("node")
         if alive:
-            gone = [
-                printable(one)
-                for one, status in self._listen(0.0).statuses().items()
-                if status.role == "node" and one not in alive
-            ]
-            yield passed(
-                name, f"{', '.join(sorted(alive))}" + (f" (gone: {', '.join(sorted(gone)[:8])})" if gone else "")
+            left = self._gone("node", State.STOPPED)
+            said = f"{', '.join(sorted(alive))}" + (f" (left on purpose: {listed(left)})" if left else "")
+            asked = self._asked()
+            if len(alive) >= asked:
+                yield passed(name, said)
+                return
+            short = f"{said}: {len(alive)} {'is' if len(alive) == 1 else 'are'} there, {asked} were asked for"
+            yield Finding(
+                name, Verdict.NOTE, short, f"start more of them, until there are {asked}: `{self._start_node}`"
             )
             return
         seen = self._listen(0.0)
@@ -151,9 +154,30 @@ class Checkup:
             mend = f"start them with --base {self.topics.base} --pipeline {self.topics.pipeline}, or look there"
         else:
             said = "none, in this pipeline or another"
-            url = self.reception.address.url
-            mend = f"on each device: `har-edge node --broker {url} --pipeline {self.topics.pipeline}`"
+            mend = f"on each device: `{self._start_node}`"
         yield Finding(name, Verdict.WRONG, said, mend)
+
+    @property
+    def _start_node(self) -> str:
+        return f"har-edge node --broker {self.reception.address.url} --pipeline {self.topics.pipeline}"
+
+    def _asked(self) -> int:
+        """Return how many nodes the plan that was asked for can use; 0 where that is open, or nobody says it."""
+        return max((one.counters.get("asked", 0) for one in self._alive("coordinator").values()), default=0)
+
+    def _gone(self, role: str, *states: State) -> list[str]:
+        """Return whose last status has one of these states, of a role, and who is not alive."""
+        alive = self._alive(role)
+        return [
+            printable(name, 60)
+            for name, status in sorted(self._listen(0.0).statuses().items())
+            if status.role == role and status.state in states and name not in alive
+        ]
+
+    def _missing(self, name: str) -> Iterator[Finding]:
+        """Name nodes that went without leaving: killed, cut off, or hung."""
+        silent, lost = self._gone("node", *ALIVE), self._gone("node", State.LOST)
+        yield missing_nodes(name, silent, lost, len(self._alive("node")), self._asked(), self._clear_command)
 
     def _elsewhere(self) -> dict[tuple[str, str], list[str]]:
         """Return the nodes that say they are alive in other pipelines of this broker."""
@@ -286,14 +310,17 @@ class Checkup:
         assert seen.deployment is not None
         sensors, epoch = self._alive("sensor"), seen.deployment.epoch
         behind = [node for node, status in sensors.items() if status.epoch != epoch]
+        lost = self._gone("sensor", State.LOST)
         if behind:
             said = f"not sending to epoch {epoch}: {', '.join(sorted(behind))}"
             yield Finding(name, Verdict.WRONG, said, "start them with --pipeline, so that they follow the plan")
-        elif sensors:
+        elif sensors and not lost:
             yield passed(name, f"sending to epoch {epoch}: {', '.join(sorted(sensors))}")
-        else:
+        elif not lost:
             start = f"`har-edge sensor --pipeline {self.topics.pipeline}`"
             yield passed(name, f"none is connected, so nothing flows until one is: {start}")
+        if lost:
+            yield broken_off(name, sensors, lost, self._clear_command)
 
     def _flow(self, name: str) -> Iterator[Finding]:
         seen = self._listen(0.0)
@@ -362,6 +389,7 @@ LADDER = (
     Rung("behaviour", _receive(Reception.behaviour)),
     Rung("coordinator", Checkup._coordinator, reads=(Kind.STATUS,)),
     Rung("nodes", Checkup._nodes, reads=_NODES),
+    Rung("missing", Checkup._missing, ("credentials", "nodes"), _NODES),
     Rung("clocks", Checkup._clocks, ("credentials", "nodes"), _NODES),
     Rung("versions", Checkup._versions, ("credentials", "nodes"), _NODES),
     Rung("plan", Checkup._plan, reads=(Kind.PLAN,)),

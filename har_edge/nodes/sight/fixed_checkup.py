@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.status import ALIVE
+from har_edge.messaging.status import ALIVE, State
 from har_edge.messaging.text import printable
 from har_edge.messaging.topics import Kind
 from har_edge.nodes.build import topics_of
@@ -16,6 +16,7 @@ from har_edge.nodes.sight.checkup import LADDER, LISTEN_S, Checkup, Rung
 from har_edge.nodes.sight.fixed import FixedObserver, FixedTrial
 from har_edge.nodes.sight.leftovers import look, of_folder, tell, tell_sessions
 from har_edge.nodes.sight.losses import losses
+from har_edge.nodes.sight.missing import broken_off
 from har_edge.nodes.sight.permissions import Connect
 from har_edge.nodes.sight.reception import Finding, Reception, Verdict, passed
 from har_edge.nodes.store import Store
@@ -106,6 +107,14 @@ class _Checks:
             for one, status in sorted(self._seen.statuses().items())
             if status.role == "sensor" and status.state in ALIVE
         ]
+        lost = [
+            printable(one, 60)
+            for one, status in self._seen.statuses().items()
+            if status.role == "sensor" and status.state is State.LOST
+        ]
+        if lost:
+            yield broken_off(name, alive, lost, self._clear_command)
+            return
         start = f"`har-edge sensor --config {self._pipeline.folder}`"
         none = f"none is connected, so nothing flows until one is: {start}"
         yield passed(name, ", ".join(alive[:8]) if alive else none)

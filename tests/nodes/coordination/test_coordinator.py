@@ -52,6 +52,8 @@ def test_a_spare_node_takes_the_stage_of_a_crashed_one() -> None:
         world.join(name)
     world.start()
     world.until(lambda: world.ready)
+    counters = world.helm._coordinator.counters
+    assert (counters["asked"], counters["nodes"]) == (2, 3)  # doctor compares the two
     world.crash("a")
     world.run(0.2)
     assert world.homes == {0: "c", 1: "b"}
