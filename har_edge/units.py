@@ -37,6 +37,15 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun.
+
+    >>> plural(1, "window"), plural(2, "window")
+    ('1 window', '2 windows')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def speed(bytes_per_s: float) -> str:
     """Return bytes a second: "11.8 MB/s"."""
     return f"{size(bytes_per_s)}/s"

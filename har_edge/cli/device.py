@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options, sender
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from har_edge.planning.pipeline import Pipeline
     from har_edge.streams.live import LiveStream
 
+# How a sensor ends whose device gave nothing to send: a service starts it again.
+EXIT_NOTHING = 1
 # What says how to replay recordings, and its default.
 REPLAY = {"data": None, "subjects": None, "speed": 1.0, "batch": 1, "in_flight": 64, "keep_null": False}
 
@@ -84,16 +87,20 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
         # Without a plan, the broker keeps what a stage that is away will take: windows do not wait here.
         in_flight=args.in_flight if args.pipeline else MOST_OPEN,
     )
+    how = "ended"
     try:
         loop.run(stop)
+        nothing = not (stop.asked or sensor.counters.windows)
+        how = "ended" if nothing else "stopped" if stop.asked else ""
     except TakenOver:
         return sender.overtaken(args.source, identity)
     finally:
         device.close()
-        faults = list(stream.counts.items())
-        came = "" if any(count for _, count in faults) else "; no line came"
-        say(f"sensor {args.source} {made.report(faults)}{came}")
-    return made.exit_code(stop)
+        say(f"sensor {args.source} {made.report(stream.counts.items(), how=how)}")
+    if nothing:
+        say(f"sensor {args.source}: no window was sent: {stream.explain()}", file=sys.stderr)
+        return EXIT_NOTHING
+    return made.exit_code
 
 
 def _stream(args: argparse.Namespace, pipeline: Pipeline, sources: Sequence[str], *, at_rest: bool) -> LiveStream:

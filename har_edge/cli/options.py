@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from har_edge.messaging.bus import Bus, Session
     from har_edge.messaging.mqtt import Client, Protocol
     from har_edge.messaging.status import SliceCard
-    from har_edge.nodes.loop import Identity
+    from har_edge.nodes.loop import Identity, Stop
     from har_edge.planning.pipeline import BrokerConfig, Pipeline
     from har_edge.planning.task import Task
     from har_edge.streams.description import StreamDescription
@@ -171,6 +171,11 @@ def one_thread() -> None:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def interrupted(stop: Stop) -> int:
+    """Return the exit code of what a signal ended before it was done: 130 for SIGINT, 143 for SIGTERM."""
+    return 128 + stop.signal
 
 
 def start_logging(args: argparse.Namespace) -> None:

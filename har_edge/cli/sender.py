@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from har_edge.cli import options
 from har_edge.errors import ConfigError, NodeError
 from har_edge.messaging.topics import MAX_ID_LENGTH
+from har_edge.units import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,20 +38,26 @@ class Made:
     sources: list[str]
     credit: Credit
 
-    def report(self, faults: Iterable[tuple[str, int]] = ()) -> str:
-        """Say what was sent, and what went wrong on the way; it is done only where every window was answered."""
+    def report(self, faults: Iterable[tuple[str, int]] = (), *, how: str = "", total: int | None = None) -> str:
+        """Say what was sent (of `total` windows), and what went wrong on the way.
+
+        It is done only where every window was answered and nothing else is said (`how` it came to an end).
+        """
         counts = self.sensor.counters
         told = [*faults, *((name, getattr(counts, name)) for name in ("resent", "incomplete", "unanswered"))]
         words = [f"{name.replace('_', ' ')} {count}" for name, count in told if count]
-        how = "ended" if counts.unanswered > 0 else "done"
-        sent = f"{how}: {counts.windows} windows in {counts.messages} messages"
+        how = how or ("ended" if counts.unanswered > 0 else "done")
+        of = "" if total is None else f" of {total}"
+        sent = f"{how}: {plural(counts.windows, 'window') if not of else f'{counts.windows}{of} windows'}"
+        sent += f" in {plural(counts.messages, 'message')}"
         return "; ".join([sent, ", ".join(words)] if words else [sent])
 
-    def exit_code(self, stop: Stop) -> int:
-        """Return 0, or 1 where windows were given up."""
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 where windows were given up."""
         from har_edge.nodes.local import EXIT_UNANSWERED
 
-        return EXIT_UNANSWERED if self.sensor.counters.unanswered > 0 and not stop.asked else 0
+        return EXIT_UNANSWERED if self.sensor.counters.unanswered > 0 else 0
 
 
 def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:

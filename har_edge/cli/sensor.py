@@ -68,14 +68,15 @@ def run(args: argparse.Namespace) -> int:
     stop = Stop().catch_signals()
     made = sender.make_sensor(args, stop)
     if made is None:
-        return 0
+        say(f"sensor {args.source} interrupted: no plan came, so no window was sent")
+        return options.interrupted(stop)
     return replay(args, made, stop) if args.live is None else device.run_live(args, made, stop)
 
 
 def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     """Send the windows of recordings; return the exit code."""
     from har_edge.messaging.bus import TakenOver
-    from har_edge.nodes.build import batches_of
+    from har_edge.nodes.build import batches_of, count_windows
     from har_edge.nodes.pace import Pace, SensorLoop
     from har_edge.streams.grouping import regroup_recording
 
@@ -111,5 +112,9 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
         loop.run(batches, stop)
     except TakenOver:
         return sender.overtaken(args.source, identity)
+    if loop.interrupted:
+        total = count_windows(pipeline, recordings, args.windows)
+        say(f"sensor {args.source} {made.report(how='interrupted', total=total)}")
+        return options.interrupted(stop)
     say(f"sensor {args.source} {made.report()}")
-    return made.exit_code(stop)
+    return made.exit_code

@@ -33,6 +33,7 @@ from har_edge.reduction.files import Files
 from har_edge.reduction.reducer import Reducer
 from har_edge.streams.recording import Recording
 from har_edge.streams.replay import replay
+from har_edge.streams.windows import windows
 
 if TYPE_CHECKING:
     from har_edge.inference.interpreter import Interpreter
@@ -288,6 +289,13 @@ def batches_of(
     if speed is None:
         return _in_turn([of_one(recording) for recording in recordings])
     return heapq.merge(*map(of_one, recordings), key=lambda group: group[-1][0])
+
+
+def count_windows(pipeline: Pipeline, recordings: Iterable[Recording], limit: int | None) -> int:
+    """Return how many windows `batches_of` makes."""
+    stream = pipeline.task.stream
+    cut = (windows(recording, stream.length, stream.hop, within_activity=False) for recording in recordings)
+    return sum(sum(1 for _ in itertools.islice(one, limit)) for one in cut)
 
 
 def _in_turn(streams: list[Iterator[Batch]]) -> Iterator[Batch]:

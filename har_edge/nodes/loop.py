@@ -52,6 +52,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self.signal: int = signal.SIGINT  # what asked
 
     def catch_signals(self) -> Stop:
         """Stop cleanly on the first signal, at once on a second."""
@@ -62,7 +63,7 @@ class Stop:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self.signal = True, number
 
 
 @dataclass(slots=True)

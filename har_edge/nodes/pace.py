@@ -13,6 +13,7 @@ from har_edge.nodes.exchange import Exchange
 from har_edge.nodes.loop import POLL_S, Identity, Stop
 from har_edge.nodes.sensor import BYTES_A_RAW_VALUE, Sensor
 from har_edge.streams.recording import Window
+from har_edge.units import plural
 
 SENDS_A_STEP = 16
 # A sensor that waits for no results still waits for the broker.
@@ -42,11 +43,13 @@ class SensorLoop:
     """Sends the windows of one or several streams when they are due, and waits for results when too many are out.
 
     It ends when every window has been answered, when that is hopeless, or on `stop`; where `credit` listens to no
-    results (nodes/credit.py), when every window is safe at the broker.
+    results (nodes/credit.py), when every window is safe at the broker. `interrupted` says afterwards whether `stop`
+    came before that; the last status says so too.
     """
 
     def __init__(self, bus: Bus, sensor: Sensor, identity: Identity, pace: Pace, credit: Credit) -> None:
-        self._sensor, self._pace, self._credit = sensor, pace, credit
+        self._sensor, self._pace, self._credit, self._identity = sensor, pace, credit, identity
+        self.interrupted = False
         self._exchange = Exchange(bus, sensor, identity, self._credit, self._counters, "lower --batch, or ")
 
     def run(self, batches: Iterator[Batch], stop: Stop, *, forget: bool = True) -> None:
@@ -59,18 +62,21 @@ class SensorLoop:
         except ConfigError:
             self._exchange.end(forget=True)
             raise
+        if self.interrupted:
+            self._identity.detail += f"; interrupted after {plural(self._sensor.counters.windows, 'window')}"
         self._exchange.end(forget=forget)
 
     def _run(self, batches: Iterator[Batch], stop: Stop) -> None:
         self._exchange.begin()
         while not self._exchange.connected and not stop.asked:
             self._exchange.step(POLL_S)
-        started, started_at = time.monotonic(), time.time()
+        started, started_at, sent = time.monotonic(), time.time(), True
         for number, batch in enumerate(batches):
             stream, due = batch[-1][1].stream, started + batch[-1][0]
             while not self._ends(stop) and not self._may_send(stream, due):
                 self._exchange.step(self._wait_s(stream, due))
             if self._ends(stop):
+                sent = False
                 break
             windows = [window for _, window in batch]
             captured = [started_at + due_s if self._pace.real_time else time.time() for due_s, _ in batch]
@@ -79,6 +85,7 @@ class SensorLoop:
                 self._exchange.step(0.0)
         while not self._credit.is_done(self._exchange.pending) and not self._ends(stop):
             self._exchange.step(POLL_S)
+        self.interrupted = stop.asked and not (sent and self._credit.is_done(self._exchange.pending))
 
     def _ends(self, stop: Stop) -> bool:
         return stop.asked or self._credit.is_hopeless(time.monotonic())

@@ -68,16 +68,21 @@ class Limits:
 
 @dataclass(slots=True)
 class Journal:
-    """Counts faults; logs each kind when it first occurs, and then at most once every `repeat_s` seconds."""
+    """Counts faults; logs each kind when it first occurs, and then at most once every `repeat_s` seconds.
+
+    `last` has the last text of each kind.
+    """
 
     repeat_s: float = 60.0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+    last: dict[Fault, str] = field(default_factory=dict)
     _said: dict[Fault, float] = field(default_factory=dict)
     _unsaid: dict[Fault, int] = field(default_factory=dict)
 
     def note(self, fault: Fault, now: float, text: str, *, count: int = 1) -> None:
         """Count a fault, and log the text unless this kind was logged a moment ago."""
         self.add(fault.value, count)
+        self.last[fault] = text
         if fault in self._said and 0 <= now - self._said[fault] < self.repeat_s:
             self._unsaid[fault] = self._unsaid.get(fault, 0) + 1
             return

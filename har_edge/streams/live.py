@@ -12,6 +12,7 @@ from har_edge.streams.description import StreamDescription
 from har_edge.streams.guard import Fault, Guard, Journal, Limits, Sample
 from har_edge.streams.recording import Samples, Window
 from har_edge.streams.windows import Windower
+from har_edge.units import plural
 
 MAX_TIME_S = 1e11  # the year 5138; what is larger is no time in seconds
 # Where lines carry no time, a window may begin so many parts of a hop off its place before it is put right.
@@ -99,6 +100,7 @@ class LiveStream:
         self._guard = Guard(layout.channels, rate_hz, self._journal, stamped=layout.stamped, limits=self._limits)
         self._windower = Windower(stream, length, hop)
         self._lines = LineSplitter(64 * (layout.width + 1))
+        self._run = self._longest = 0  # samples without a gap: now, and at most
         self._heard: float | None = None
         self._silent = False
         self._tolerance = 1 if layout.stamped else max(1, hop // ARRIVAL_PARTS)
@@ -117,6 +119,25 @@ class LiveStream:
         made = [made for line in self._lines.finish() for made in self._take(line, now)]
         self._guard.end_segment()
         return made
+
+    def explain(self) -> str:
+        """Say why no window was made, or what became of those that were."""
+        counts, last = self.counts, self._journal.last
+        if not counts["lines"]:
+            return "no line came; expected one a sample, each with an end of line: is the device connected?"
+        if not self._longest:
+            dropped = last.get(Fault.UNREADABLE) or last.get(Fault.NOT_FINITE) or last.get(Fault.LATE, "")
+            return f"{plural(counts['lines'], 'line')} came, and none is a sample; {dropped}"
+        if counts["withheld_windows"]:
+            return (
+                f"{plural(counts['withheld_windows'], 'window')} withheld: {last.get(Fault.RATE, 'their rate is off')}"
+            )
+        if counts[Fault.DROPPED.value]:
+            return f"{plural(counts[Fault.DROPPED.value], 'window')} dropped, since none could leave"
+        most = f"{plural(counts['lines'], 'line')} came, with {plural(self._longest, 'sample')} at most without a gap"
+        return (
+            f"{most}; a window needs {self._length}, and up to {self._hop - 1} more before it begins (docs/streams.md)"
+        )
 
     def tick(self, now: float) -> None:
         """Say, once, when the device has been silent for long; call it now and then."""
@@ -147,7 +168,7 @@ class LiveStream:
             raise ValueError(f"it is too long; expected {layout.width} numbers and an end of line")
         fields = line.split(layout.delimiter.encode())
         if len(fields) != layout.width:
-            raise ValueError(f"{len(fields)} columns ({_shown(line)}), expected {layout.width}")
+            raise ValueError(_misfit(line, len(fields), layout))
         try:
             numbers = [float(field) for field in fields]
         except ValueError:
@@ -163,6 +184,8 @@ class LiveStream:
             return time_s, np.array(numbers, np.float64).astype(np.float32)
 
     def _push(self, sample: Sample) -> list[tuple[float, Window]]:
+        self._run = 1 if sample.fresh else self._run + 1
+        self._longest = max(self._longest, self._run)
         if sample.fresh:
             self._begin(sample.time_s)
         if self._windower.missing == 1:
@@ -191,6 +214,17 @@ class LiveStream:
         due = (self._windower.seq + 1) * self._hop - time_s * self._rate_hz
         late = round(due - (self._hop - self._length + 1))
         return late if self._tolerance < abs(late) <= self._hop // 2 else 0
+
+
+def _misfit(line: bytes, count: int, layout: LineLayout) -> str:
+    """Say how many columns a line has, and by which other delimiter it would have as many as expected."""
+    text = f"{plural(count, 'column')} ({_shown(line)}), expected {layout.width} with {layout.delimiter!r} between them"
+    for name, pieces in (("white space", line.split()), *((repr(one), line.split(one.encode())) for one in ",;\t|")):
+        if len(pieces) == layout.width:
+            return (
+                f"{text}; it has {layout.width} by {name}: set `delimiter` in the stream description, or at the device"
+            )
+    return text
 
 
 def _shown(line: bytes) -> str:

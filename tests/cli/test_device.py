@@ -98,7 +98,7 @@ def test_a_fifo_with_faults_goes_on_says_what_it_did_and_ends_on_a_signal(
     assert sensor.end(signal.SIGTERM) == 0
     assert fleet.counter("device", "unreadable_lines") == fleet.counter("device", "gaps") == 1
     assert fleet.counter("device", "lost_samples") == 10 and fleet.counter("device", "held_samples") == 2
-    assert "dropped a line: 1 columns ('hello'), expected 24" in sensor.said
+    assert "dropped a line: 1 column ('hello'), expected 24 with '\\t' between them" in sensor.said
     assert "no finite number came for chest.acc_z; holding the last ones" in sensor.said
     assert "a gap (10 lost): 220 ms and 0 dropped lines between two samples, expected 20.0 ms and none" in sensor.said
     assert "messages; lines 2990, unreadable lines 1, not finite samples 1, gaps 1, " in sensor.said
@@ -123,6 +123,40 @@ def test_while_nobody_listens_the_oldest_windows_that_wait_are_dropped(
     assert sensor.end() == 0 and max(seq for _, seq in fleet.results) == int(BEGIN * RATE / HOP) + made - 1
     assert "dropped the oldest of 3 windows that wait to be sent" in sensor.said
     assert f"dropped windows {made - len(fleet.results)}" in sensor.said.splitlines()[-1]
+
+
+SPACES = "1 column ('1 2 3 4 5'), expected 5 with '\\t' between them; it has 5 by white space"
+
+
+@pytest.mark.parametrize(
+    ("line", "count", "options", "reason"),
+    [
+        (
+            "1 2 3 4 5",
+            300,
+            [],
+            f"300 lines came, and none is a sample; dropped a line: {SPACES}: set `delimiter` in the",
+        ),
+        ("{ms}\t1\t2\t3\t4\t5", 300, ["--timestamps"], "which looks like milliseconds; expected seconds since 1970"),
+        ("1\t2\t3\t4\t5", 0, [], "no line came; expected one a sample"),
+        (
+            "1\t2\t3\t4\t5",
+            200,
+            [],
+            "200 lines came, with 200 samples at most without a gap; a window needs 250, and up",
+        ),
+    ],
+    ids=["delimiter", "milliseconds", "empty", "short"],
+)
+def test_a_device_that_gives_no_window_is_an_error_with_its_reason(
+    fleet: Fleet, tmp_path: Path, line: str, count: int, options: list[str], reason: str
+) -> None:
+    path = tmp_path / "lines"
+    path.write_text("".join(line.replace("{ms}", str(1_700_000_000_000 + 20 * row)) + "\n" for row in range(count)))
+    sensor = fleet.start("sensor", "--live", str(path), "--source", "chest", *options)
+    assert sensor.wait() == 1
+    assert "sensor chest ended: 0 windows in 0 messages" in sensor.said and "done" not in sensor.said
+    assert "sensor chest: no window was sent: " in sensor.said and reason in sensor.said.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

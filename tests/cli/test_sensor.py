@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_of_two_sensors_with_one_name_the_older_ends_and_says_so(fleet: Fleet) -
         "the younger sensor is not there",
     )
     assert younger.process.poll() is None
-    assert younger.end(signal.SIGTERM) == 0
+    assert younger.end(signal.SIGTERM) == 143
 
 
 def test_sensors_of_two_persons_do_not_take_each_other_over(fleet: Fleet) -> None:
@@ -89,7 +90,7 @@ def test_sensors_of_two_persons_do_not_take_each_other_over(fleet: Fleet) -> Non
     second = fleet.start("sensor", "--source", "chest", "--subjects", "2", "--speed", "5")
     fleet.until_ready("sensor-chest-subject1", "sensor-chest-subject2")
     assert first.process.poll() is second.process.poll() is None
-    assert first.end() == second.end() == 0
+    assert first.end() == second.end() == 143
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_a_sensor_without_its_companion_does_not_wait_for_ever(fleet: Fleet) -> 
 def test_it_stops_cleanly_while_nobody_listens(fleet: Fleet) -> None:
     sensor = fleet.start("sensor", "--subjects", "1", "--speed", "max")
     fleet.until(lambda: "nobody listens to" in sensor.said, "it does not say that nobody listens")
-    assert sensor.end() == 0
+    assert sensor.end() == 143
     fleet.until(lambda: fleet.state("sensor-all-subject1") is State.STOPPED, "no farewell")
 
 
@@ -194,3 +195,29 @@ def test_options_that_make_no_sense_are_explained(
     with pytest.raises(SystemExit) as caught:
         main(["sensor", *option])
     assert caught.value.code == 2 and text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_replay_says_how_many_of_how_many_and_fails(fleet: Fleet, number: int, code: int) -> None:
+    fleet.stages()
+    sensor = fleet.start("sensor", "--subjects", "1,2", "--windows", "30", "--speed", "10", "--name", "one")
+    fleet.until_results(4)
+    assert sensor.end(number) == code
+    fleet.until(lambda: fleet.state("one") is State.STOPPED, "no farewell")
+    sent = fleet.counter("one", "windows")
+    assert 4 <= sent < 60 and "done" not in sensor.said
+    assert f"sensor all interrupted: {sent} of 60 windows in {3 * sent} messages" in sensor.said
+    assert fleet.statuses["one"].detail.endswith(f"; interrupted after {sent} windows")
+
+
+def test_a_replay_that_is_stopped_with_all_windows_out_names_those_without_an_answer(fleet: Fleet) -> None:
+    sensor = fleet.start("sensor", "--subjects", "1", "--windows", "2", "--speed", "max", "--name", "one")
+    fleet.until(lambda: fleet.counter("one", "windows") == 2, "nothing was sent")
+    assert sensor.end() == 143
+    assert re.search(r"sensor all interrupted: 2 of 2 windows in \d+ messages; .*unanswered 2", sensor.said)
+
+
+def test_one_window_in_one_message_is_said_so(fleet: Fleet) -> None:
+    fleet.stages()
+    sensor = fleet.start("sensor", "--subjects", "1", "--windows", "1", "--combine", "--speed", "max")
+    assert sensor.wait() == 0 and "sensor all done: 1 window in 1 message\n" in sensor.said

@@ -175,7 +175,7 @@ def test_windows_of_another_rate_are_withheld(caplog):
 def test_unreadable_lines_are_counted_and_said_with_what_is_wrong(caplog):
     cases = {
         b"acc x\tacc y\tacc z\tecg 1\tecg 2": "holds something that is no number",
-        b"": "1 columns (''), expected 5",
+        b"": "1 column (''), expected 5 with '\\t' between them",
         b"1\t2\t3\t4": "4 columns ('1\\t2\\t3\\t4'), expected 5",
         b"1\t2\t3\t4\t1_0": "holds something that is no number",
         b"1\t2\t3\t\xff\t5": "holds something that is no number",
