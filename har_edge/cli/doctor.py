@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 
     from har_edge.messaging.bus import Bus, Session
     from har_edge.nodes.sight.checkup import Checkup
-    from har_edge.nodes.sight.permissions import Role
     from har_edge.nodes.sight.reception import Finding
 
 HELP = "find out what is wrong with a deployment, from the broker to the flow of windows, and how to mend it"
-ROLES = ("node", "sensor", "coordinator", "watcher", "operator")
+ROLES = ("node", "sensor", "coordinator", "stage", "watcher", "operator")
 EXIT_WRONG = 1
 _WIDTHS = (13, 21)  # of verdict and check; what was found takes the rest
 _STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red", "not reached": "dim"}
@@ -34,7 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--role",
         choices=(*ROLES, "all"),
-        help="whose permissions to try (default: those of --username where that is the name of a role, else all)",
+        help="whose permissions to try (default: those of --username, else of the name in the certificate, where that "
+        "is the name of a role; else all)",
     )
     parser.add_argument("--broker-only", action="store_true", help="measure the broker, and look at nothing else")
     parser.add_argument(
@@ -90,7 +90,9 @@ def _checkup(args: argparse.Namespace) -> Checkup:
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.sight.checkup import Checkup
     from har_edge.nodes.sight.fixed_checkup import fixed_checkup
+    from har_edge.nodes.sight.permissions import Role
     from har_edge.nodes.sight.reception import Reception
+    from har_edge.nodes.sight.user import User
     from har_edge.nodes.store import Store, default_folder
     from har_edge.planning.pipeline import BrokerConfig, load_pipeline
 
@@ -103,18 +105,14 @@ def _checkup(args: argparse.Namespace) -> Checkup:
         return options.connect(args, pipeline, session) if pipeline else options.reach(args, session)
 
     mqtt5 = options.chosen_protocol(args, settings) is Protocol.V5
-    reception = Reception(address, connect, topics, _roles(args, address.username), mqtt5=mqtt5)
+    user = User.of(address)
+    named = args.role or (user.name if user.name in ROLES else None)
+    roles = frozenset(Role) if named in (None, "all") else frozenset({Role(named)})
+    reception = Reception(address, connect, topics, roles, mqtt5=mqtt5, user=user, assumed=named is None)
     store = Store(args.cache or default_folder())
     if pipeline is not None and not args.broker_only:
         return fixed_checkup(reception, connect, pipeline, store, args.timeout)
     return Checkup(reception, connect, topics, store, args.timeout, broker_only=args.broker_only)
-
-
-def _roles(args: argparse.Namespace, username: str | None) -> frozenset[Role]:
-    from har_edge.nodes.sight.permissions import Role
-
-    chosen = args.role or (username if username in ROLES else "all")
-    return frozenset(Role) if chosen == "all" else frozenset({Role(chosen)})
 
 
 def _print_json(findings: Iterator[Finding]) -> Finding | None:

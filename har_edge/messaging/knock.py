@@ -45,6 +45,24 @@ def reach_port(address: Address) -> None:
         raise BrokerError(unreachable(address, error)) from None
 
 
+def speaks_tls(address: Address) -> bool:
+    """Return whether what listens there answers a TLS handshake, whatever its certificate and whatever it wants."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_S) as plain,
+            context.wrap_socket(plain) as wrapped,
+        ):
+            return wrapped.version() is not None
+    except ssl.SSLError as error:  # an alert is an answer in TLS too; other bytes, or none, are not
+        return error.reason is not None and "ALERT" in error.reason
+    except (OSError, ValueError):
+        return False
+
+
 def knock(address: Address, *, mqtt5: bool = True) -> Terms:
     """Connect, over TLS where the address says so, and return the answer, a refusal too; BrokerError for none."""
     client = mqtt.Client(

@@ -117,10 +117,55 @@ def test_a_list_that_forbids_one_topic(
             "delivers nothing there" in seen["topic act"]["said"]
             or "refused the subscription" in seen["topic act"]["said"]
         )
-    assert "permit anna `topic readwrite har/v1/har/act/#`" in seen["topic act"]["mend"]
+    assert "name the role of anna with --role" in seen["topic act"]["mend"]
     assert [
         check for check, finding in seen.items() if check.startswith("topic") and finding["verdict"] == "wrong"
     ] == [first]
+
+
+@needs_mosquitto
+@pytest.mark.parametrize(
+    ("user", "options", "kind", "line"),
+    [
+        ("stage", [], "window", "permit stage `topic read har/v1/har/window/#` in the access list"),
+        ("anna", ["--role", "stage"], "window", "permit anna `topic read har/v1/har/window/#` in the access list"),
+        ("anna", ["--role", "stage"], "result", "permit anna `topic write har/v1/har/result/+` in the access list"),
+        ("node", [], "act", "permit node `topic readwrite har/v1/har/act/#` in the access list"),
+    ],
+)
+def test_no_more_is_advised_than_the_role_needs(
+    doctor: Callable[..., tuple[str | None, Report]],
+    guarded: Callable[..., tuple[str, list[str]]],
+    user: str,
+    options: list[str],
+    kind: str,
+    line: str,
+) -> None:
+    """What the list forbids, seen by refused messages; a forbidden subscription may be granted and deliver nothing."""
+    lines = {"window": "read har/v1/+/window/#", "act": "readwrite har/v1/+/act/#", "result": "write har/v1/+/result/+"}
+    url, credentials = guarded("\n".join(f"topic {rule}" for name, rule in lines.items() if name != kind), user=user)
+    _, seen = doctor(url, *credentials, *options)
+    told = seen[f"topic {kind}"]
+    if told["verdict"] == "wrong":
+        assert line in told["mend"]
+    else:
+        assert kind == "window" and "nothing came that would prove it" in told["said"]
+
+
+@needs_mosquitto
+def test_nobody_is_told_to_open_the_broker_to_clients_without_a_user(
+    doctor: Callable[..., tuple[str | None, Report]], start: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    access = tmp_path / "acl"
+    access.write_text("topic read har/v1/+/result/+\n")
+    access.chmod(0o644)
+    broker = start(f"acl_file {access}")
+    first, seen = doctor(broker.address.url)
+    assert seen["credentials"]["said"] == "a client without user may connect" and first == "topic window"
+    mends = [one["mend"] for check, one in seen.items() if check.startswith("topic") and one["verdict"] == "wrong"]
+    assert set(mends) == {
+        "give the name of a user who may (--username and --password-file, or --cert-file and --key-file)"
+    }
 
 
 @needs_mosquitto

@@ -6,18 +6,22 @@ import hashlib
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from har_edge.errors import BrokerError
+from har_edge.cli.main import main
+from har_edge.errors import BrokerError, ConfigError
 from har_edge.messaging.address import Address, read_address
 from har_edge.messaging.broker import Mosquitto, find_mosquitto, start_mosquitto
 from har_edge.messaging.bus import Bus, Delivery, Receipt, Session, Will
+from har_edge.messaging.certificate import common_name
 from har_edge.messaging.link import FinalRefusal
 from har_edge.messaging.mqtt import Client, open_bus
 from har_edge.messaging.topics import Topics
@@ -373,6 +377,61 @@ def test_certificates_instead_of_passwords(
         assert publish(bus, TOPICS.result("s"))[0] is Receipt.UNHEARD
         assert publish(bus, TOPICS.window("s", "chest"))[0] is Receipt.REFUSED
         bus.close()
+
+
+def test_the_doctor_takes_the_name_in_a_certificate_for_the_user(
+    secrets: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stage of brokers/README.md needs nothing that its access list does not give, and is not told so."""
+    readme = (BROKERS / "README.md").read_text()
+    lines = re.search(r"```\n(require_certificate .*?)```", readme, re.DOTALL)
+    typed = re.search(r"^\$ (har-edge doctor --broker mqtts://.*--cert-file operator.crt.*)$", readme, re.MULTILINE)
+    assert lines is not None and typed is not None
+    with start(secrets, tmp_path_factory.mktemp("certificates"), extra=lines[1]) as broker:
+        command = typed[1].replace("NAME:8883", f"127.0.0.1:{broker.address.port}").replace("operator", "stage")
+        options = [str(secrets / word) if word.endswith((".crt", ".key")) else word for word in command.split()[1:]]
+        code = main([*options, "--broker-only", "--json"])
+        seen = {one["check"]: one for one in msgspec.json.decode(capsys.readouterr().out)["findings"]}
+    assert code == 0 and {check: one["verdict"] for check, one in seen.items()} == {
+        "broker": "ok", "mqtt": "ok", "credentials": "ok", "settings": "ok", "topic window": "ok", "topic act": "ok",
+        "topic result": "ok", "topic node": "ok", "behaviour": "not reached",
+    }  # fmt: skip
+    assert seen["credentials"]["said"] == (
+        "the certificate of stage may connect; that is its user where the broker takes names from certificates"
+    )
+    assert seen["topic window"]["said"] == "may read (granted; nothing came that would prove it)"
+
+
+def test_the_doctor_names_tls_where_the_address_is_plain(broker: Mosquitto, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--broker", f"mqtt://127.0.0.1:{broker.address.port}", "--broker-only", "--json"]) == 1
+    report = msgspec.json.decode(capsys.readouterr().out)
+    (found,) = (one for one in report["findings"] if one["check"] == "mqtt")
+    assert report["first_wrong"] == "mqtt"
+    assert found["said"] == f"127.0.0.1:{broker.address.port} speaks TLS, and mqtt:// does not"
+    assert found["mend"].startswith(f"`--broker mqtts://127.0.0.1:{broker.address.port}`, with --ca-file FILE")
+
+
+def test_the_name_in_a_certificate_is_read(secrets: Path, tmp_path: Path) -> None:
+    assert common_name(secrets / "stage.crt") == "stage" and common_name(secrets / "ca.crt") == "har_edge authority"
+    named = tmp_path / "named"
+    subjects = {"/O=lab/CN=Küche 7/OU=x": "Küche 7", "/O=lab": None, f"/CN={'n' * 60}": "n" * 60}
+    for subject, name in subjects.items():
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-utf8", "-subj", subject]
+        subprocess.run(
+            [*command, "-keyout", f"{named}.key", "-out", f"{named}.crt"], check=True, capture_output=True, timeout=60
+        )
+        assert common_name(named.with_suffix(".crt")) == name
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 20, 200])
+def test_a_certificate_that_is_cut_off_is_a_clear_error(secrets: Path, tmp_path: Path, size: int) -> None:
+    der = ssl.PEM_cert_to_DER_cert((secrets / "stage.crt").read_text())
+    (tmp_path / "cut.crt").write_text(ssl.DER_cert_to_PEM_cert(der[:size]))
+    with pytest.raises(ConfigError, match=r"cannot read the certificate .*cut.crt: .*; expected one in PEM form"):
+        common_name(tmp_path / "cut.crt")
+    (tmp_path / "cut.crt").write_text("no certificate")
+    with pytest.raises(ConfigError, match="expected one in PEM form"):
+        common_name(tmp_path / "cut.crt")
 
 
 def test_certificates_that_are_none(

@@ -31,6 +31,7 @@ class Role(Enum):
     NODE = "node"
     SENSOR = "sensor"
     COORDINATOR = "coordinator"
+    STAGE = "stage"
     WATCHER = "watcher"
     OPERATOR = "operator"
 
@@ -40,6 +41,7 @@ PUBLISHES = {
     Role.NODE: frozenset({Kind.ACTIVATION, Kind.RESULT, Kind.STATUS, Kind.BEAT}),
     Role.SENSOR: frozenset({Kind.WINDOW, Kind.STATUS}),
     Role.COORDINATOR: frozenset({Kind.PLAN, Kind.SLICE, Kind.CHUNK, Kind.STATUS, Kind.WINDOW}),
+    Role.STAGE: frozenset({Kind.ACTIVATION, Kind.RESULT, Kind.STATUS}),
     Role.WATCHER: frozenset[Kind](),
     Role.OPERATOR: frozenset({Kind.WINDOW}),
 }
@@ -47,8 +49,20 @@ READS = {
     Role.NODE: frozenset({Kind.WINDOW, Kind.ACTIVATION, Kind.STATUS, Kind.PLAN, Kind.SLICE, Kind.CHUNK}),
     Role.SENSOR: frozenset({Kind.RESULT, Kind.STATUS, Kind.PLAN, Kind.SLICE, Kind.CHUNK}),
     Role.COORDINATOR: frozenset({Kind.STATUS, Kind.BEAT, Kind.PLAN, Kind.SLICE, Kind.RESULT}),
+    Role.STAGE: frozenset({Kind.WINDOW, Kind.ACTIVATION, Kind.STATUS}),
     Role.WATCHER: frozenset({Kind.RESULT, Kind.STATUS, Kind.BEAT, Kind.PLAN}),
     Role.OPERATOR: frozenset({Kind.RESULT, Kind.STATUS, Kind.BEAT, Kind.PLAN, Kind.SLICE, Kind.CHUNK}),
+}
+# What a line of the access list names below the pipeline, no more than that; brokers/README.md writes the same.
+_BELOW = {
+    Kind.WINDOW: "window/#",
+    Kind.ACTIVATION: "act/#",
+    Kind.RESULT: "result/+",
+    Kind.STATUS: "node/+/status",
+    Kind.BEAT: "beat/+",
+    Kind.PLAN: "plan",
+    Kind.SLICE: "slice/+",
+    Kind.CHUNK: "chunk/+/+",
 }
 
 
@@ -59,6 +73,11 @@ class Right:
     kind: Kind
     publishes: bool
     reads: bool
+
+    def line(self, topics: Topics) -> str:
+        """Return the line of Mosquitto's access list that permits this and nothing else."""
+        word = "readwrite" if self.publishes and self.reads else "write" if self.publishes else "read"
+        return f"topic {word} {topics.prefix}{_BELOW[self.kind]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,15 @@ import msgspec
 
 from har_edge.errors import BrokerError
 from har_edge.messaging.address import Address
-from har_edge.messaging.knock import CREDENTIALS, UNSUPPORTED_VERSION, Terms, knock, reach_port
+from har_edge.messaging.knock import CREDENTIALS, UNSUPPORTED_VERSION, Terms, knock, reach_port, speaks_tls
 from har_edge.messaging.link import OtherVersion, Unanswered
 from har_edge.messaging.measure import Measured, measure
 from har_edge.messaging.mqtt import speaks_older_only
-from har_edge.messaging.topics import Kind, Topics
+from har_edge.messaging.topics import Topics
 from har_edge.nodes.blobs import CHUNK_BYTES
 from har_edge.nodes.sight.behaviour import traits
 from har_edge.nodes.sight.permissions import Connect, Role, Tried, rights_of, try_right
+from har_edge.nodes.sight.user import User
 
 # With fewer messages at once, a join acknowledges what waits for a source that runs behind (nodes/holdback.py).
 RECEIVE_MAX = 64
@@ -50,12 +51,24 @@ def passed(check: str, said: str) -> Finding:
 
 
 class Reception:
-    """Checks the broker, step by step; each needs the ones before it."""
+    """Checks the broker, step by step; each needs the ones before it.
+
+    `assumed`: nobody said which role the `user` has, so that all are tried.
+    """
 
     def __init__(
-        self, address: Address, connect: Connect, topics: Topics, roles: Collection[Role], *, mqtt5: bool = True
+        self,
+        address: Address,
+        connect: Connect,
+        topics: Topics,
+        roles: Collection[Role],
+        *,
+        mqtt5: bool = True,
+        user: User | None = None,
+        assumed: bool = False,
     ) -> None:
-        self.address, self.roles = address, frozenset(roles)
+        self.address, self.roles, self._assumed = address, frozenset(roles), assumed
+        self._user = user or User.of(address)
         self._connect, self._topics, self._mqtt5 = connect, topics, mqtt5
         self._terms: Terms | None = None
         self.measured: Measured | None = None
@@ -65,7 +78,7 @@ class Reception:
         try:
             reach_port(self.address)
         except BrokerError as error:
-            mend = "start it (`har-edge broker`, or systemctl start mosquitto), or name another with --broker"
+            mend = "start it (`har-edge broker`, or the service that runs it there), or name another with --broker"
             yield Finding(name, Verdict.WRONG, str(error), mend)
             return
         yield passed(name, f"{self.address.url} takes connections")
@@ -76,6 +89,9 @@ class Reception:
             self._terms = knock(self.address, mqtt5=self._mqtt5)
         except BrokerError as error:
             if not (self._mqtt5 and self._older(error)):
+                if not self.address.tls and speaks_tls(self.address):
+                    yield self._wants_tls(name)
+                    return
                 yield Finding(name, Verdict.WRONG, str(error), self._mend_mqtt())
                 return
         if self._terms is None or self._terms.code == UNSUPPORTED_VERSION:
@@ -91,6 +107,11 @@ class Reception:
     def _older(self, error: BrokerError) -> bool:
         return isinstance(error, Unanswered | OtherVersion) and speaks_older_only(self.address, error)
 
+    def _wants_tls(self, name: str) -> Finding:
+        _, _, place = self.address.url.partition("://")
+        mend = f"`--broker mqtts://{place}`, with --ca-file FILE where the system does not know who signed for it"
+        return Finding(name, Verdict.WRONG, f"{place} speaks TLS, and mqtt:// does not", mend)
+
     def _mend_mqtt(self) -> str:
         if self.address.tls:
             return "look at --ca-file, and at the port: the one for mqtts:// is 8883 as a rule"
@@ -99,14 +120,15 @@ class Reception:
     def credentials(self, name: str) -> Iterator[Finding]:
         """See whether the broker knows the user."""
         assert self._terms is not None
-        who = f"user {self.address.username}" if self.address.username else "a client without user"
+        who = str(self._user)
         if self._terms.code in CREDENTIALS:
             mend = "give --username and --password-file (or HAR_EDGE_USERNAME, HAR_EDGE_PASSWORD) of a user it knows"
             yield Finding(name, Verdict.WRONG, f"the broker does not let {who} in", mend)
         elif self._terms.code:
             yield Finding(name, Verdict.WRONG, self._terms.said, "see the log of the broker")
         else:
-            yield passed(name, f"{who} may connect")
+            unknown = "; that is its user where the broker takes names from certificates" * self._user.certified
+            yield passed(name, f"{who} may connect{unknown}")
 
     def settings(self, name: str) -> Iterator[Finding]:
         """See whether its limits admit slices and stages."""
@@ -162,21 +184,23 @@ class Reception:
 
     def rights(self, name: str) -> Iterator[Finding]:
         """Try every topic of the roles, both ways."""
-        user = self.address.username or "anybody"
         for right in rights_of(self.roles):
             ways = [word for word, wanted in (("publish", right.publishes), ("read", right.reads)) if wanted]
             tried = try_right(self._connect, self._topics, right)
             check = f"topic {right.kind.value}"
             if tried.problem:
-                yield Finding(check, Verdict.WRONG, tried.problem, _mend_right(user, ways, tried, self._topics))
+                yield Finding(check, Verdict.WRONG, tried.problem, self._mend_right(tried))
             else:
                 yield passed(check, f"may {' and '.join(ways)}" + (f" ({tried.remark})" if tried.remark else ""))
 
-
-def _mend_right(user: str, ways: list[str], tried: Tried, topics: Topics) -> str:
-    right, kind = "readwrite" if len(ways) > 1 else {"publish": "write", "read": "read"}[ways[0]], tried.right.kind
-    below = f"{topics.prefix}{kind.value}" + ("" if kind is Kind.PLAN else "/#")
-    return (
-        f"permit {user} `topic {right} {below}` in the access list of the broker, or name the role of this user with "
-        "--role; see brokers/README.md"
-    )
+    def _mend_right(self, tried: Tried) -> str:
+        """Say what permits this; nothing that a role does not need, so for a user of no known role, to name it."""
+        if self._user.name is None:
+            return "give the name of a user who may (--username and --password-file, or --cert-file and --key-file)"
+        line = f"`{tried.right.line(self._topics)}`"
+        if self._assumed:
+            return (
+                f"name the role of {self._user.name} with --role, so that only what it needs is tried; the access list "
+                f"of the broker gives {line} to nobody who has fewer roles than all; see brokers/README.md"
+            )
+        return f"permit {self._user.name} {line} in the access list of the broker; see brokers/README.md"

@@ -43,3 +43,21 @@ def test_only_together_may_two_roles_see_more() -> None:
     assert can_see({Role.OPERATOR}, (Kind.RESULT, Kind.CHUNK), (Kind.WINDOW,))
     assert not can_see({Role.WATCHER}, (Kind.CHUNK,)) and not can_see({Role.NODE}, (), (Kind.WINDOW,))
     assert can_see({Role.NODE, Role.SENSOR}, (Kind.CHUNK,), (Kind.WINDOW,)) and not can_see((), (Kind.PLAN,))
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_what_is_advised_is_a_line_of_the_access_list_or_less(role: Role) -> None:
+    permitted = {(right, pattern.replace("/+/", "/har/", 1)) for right, pattern in listed(role)}
+    for right in rights_of({role}):
+        _, word, pattern = right.line(TOPICS).split()
+        assert {(word, pattern), ("readwrite", pattern)} & permitted, (role, right.line(TOPICS))
+
+
+def test_a_stage_reads_windows_and_does_not_send_them() -> None:
+    lines = {right.kind: right.line(TOPICS) for right in rights_of({Role.STAGE})}
+    assert lines == {
+        Kind.WINDOW: "topic read har/v1/har/window/#",
+        Kind.ACTIVATION: "topic readwrite har/v1/har/act/#",
+        Kind.RESULT: "topic write har/v1/har/result/+",
+        Kind.STATUS: "topic readwrite har/v1/har/node/+/status",
+    }
