@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from har_edge.errors import ConfigError
@@ -16,3 +17,19 @@ def find_folder(name: str) -> Path:
     raise ConfigError(
         f"no folder {name!r} in {package} or beside it; install har-edge again, or name the file yourself"
     )
+
+
+def closed_to(path: Path, uid: int | None, groups: Collection[int] = ()) -> Path | None:
+    """Return what keeps a user from reading a file: the file, or the first folder above it that is closed; else None.
+
+    `uid` None stands for a user who owns nothing and is in no group. What is not there is not closed.
+    """
+    for place in (path, *path.absolute().parents):
+        if not place.exists():
+            continue
+        status = place.stat()
+        need = 0o1 if place.is_dir() else 0o4
+        shift = 6 if status.st_uid == uid else 3 if status.st_gid in groups else 0
+        if uid != 0 and not status.st_mode >> shift & need:
+            return place
+    return None

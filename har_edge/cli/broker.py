@@ -13,12 +13,13 @@ from har_edge.cli.console import say
 from har_edge.errors import BrokerError, ConfigError
 
 WAIT_S = 0.2
+DEFAULT_PORT = 1883
 HELP = "run an MQTT broker: Mosquitto, or the embedded one"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1; 0.0.0.0: all)")
-    parser.add_argument("--port", type=options.port, default=1883, help="port to listen on (default: 1883)")
+    parser.add_argument("--port", type=options.port, default=DEFAULT_PORT, help="port to listen on (default: 1883)")
     parser.add_argument(
         "--config",
         type=Path,
@@ -29,7 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--directory",
         type=Path,
         metavar="DIR",
-        help="where sessions and logs are kept (default: ~/.local/state/har-edge; root: /var/lib/har-edge)",
+        help="where sessions and logs are kept, for one broker alone (default: ~/.local/state/har-edge, as root "
+        "/var/lib/har-edge; below it port-PORT for another port than 1883)",
     )
     parser.add_argument(
         "--embedded", action="store_true", help="run the broker that comes with har_edge instead: all of it in memory"
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             "Mosquitto is not installed; `apt-get install mosquitto`, or run `har-edge broker --embedded`"
         )
     else:
-        directory = args.directory or default_directory()
+        directory = args.directory or default_directory(args.port)
         broker = start_mosquitto(
             _find_config(args.config or Path("mosquitto.conf")), directory, host=args.host, port=args.port
         )
@@ -77,8 +79,23 @@ def _find_config(path: Path) -> Path:
     return shipped if path.parent == Path() and not path.exists() and shipped.is_file() else path
 
 
-def default_directory() -> Path:
-    """Return where the broker keeps its files: root's home is closed to the user that Mosquitto becomes."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/har-edge")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "har-edge"
+def default_directory(port: int) -> Path:
+    """Return where the broker of a port keeps its files: root's home is closed to the user that Mosquitto becomes.
+
+    Below that, those of other ports than 1883 have folders of their own, except where older versions left their files.
+    """
+    base = Path("/var/lib/har-edge")
+    if os.geteuid() != 0:
+        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "har-edge"
+    if port == DEFAULT_PORT or _served(base) == port:
+        return base
+    return base / f"port-{port}"
+
+
+def _served(folder: Path) -> int | None:
+    """Return the port that the broker of a folder listened on last; None where none did."""
+    try:
+        first = (folder / "mosquitto.conf").read_text(encoding="utf-8").split("\n", 1)[0].split()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(first[1]) if len(first) > 1 and first[0] == "listener" and first[1].isdecimal() else None

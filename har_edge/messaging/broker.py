@@ -19,9 +19,13 @@ from typing import Protocol
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.messaging.address import Address
 from har_edge.messaging.guardian import Guardian
+from har_edge.messaging.lock import locked
 from har_edge.messaging.ports import explain_taken, find_listener
+from har_edge.resources import closed_to
 
 _START_TIMEOUT_S = 10.0
+# Settings of a configuration that name a file.
+_FILES = ("password_file", "acl_file", "cafile", "certfile", "keyfile")
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -100,7 +104,8 @@ def start_mosquitto(
     """Run Mosquitto with a configuration of `brokers/`, its database in `directory`, and wait until it answers.
 
     `port` 0 takes a free one; `extra` is appended to the configuration. Raises BrokerError when it is not installed,
-    does not start, or the port is taken; ConfigError when the configuration cannot be read.
+    does not start, the port is taken or another broker has its files there; ConfigError when the configuration, or a
+    file that it names, cannot be read.
     """
     executable = find_mosquitto()
     if executable is None:
@@ -109,6 +114,7 @@ def start_mosquitto(
         text = config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the broker configuration {config}: {error}") from None
+    check_files(text + extra, config)
     port = port or free_port(host)
     check_free(host, port)
     # The listener comes first, since TLS settings belong to the listener before them.
@@ -116,9 +122,10 @@ def start_mosquitto(
     written, log = directory / "mosquitto.conf", log or directory / "mosquitto.log"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        written.write_text(settings, encoding="utf-8")
         _hand_over(directory)
-        guardian, process = _launch([executable, "-c", written], log)
+        with locked(directory, f"the broker on port {port} of {host}") as lock:
+            written.write_text(settings, encoding="utf-8")
+            guardian, process = _launch([executable, "-c", written], log, lock)
     except OSError as error:
         raise ConfigError(f"cannot keep the broker's files in {directory}: {error}; give another folder") from None
     tls = "\ncertfile " in text + extra
@@ -127,14 +134,54 @@ def start_mosquitto(
     return broker
 
 
-def _launch(command: list[Path | str], log: Path) -> tuple[Guardian, subprocess.Popen[bytes]]:
-    """Start Mosquitto, and what ends it when this process is killed."""
+def check_files(text: str, config: Path) -> None:
+    """Raise ConfigError where a file that a configuration names is not there, or Mosquitto could not read it."""
+    chosen = next((line.split()[1] for line in text.splitlines() if line.startswith("user ")), "mosquitto")
+    for line in text.splitlines():
+        name, _, value = line.strip().partition(" ")
+        path = Path(value.strip())
+        if name not in _FILES or not value.strip():
+            continue
+        mend = f"make it as brokers/README.md says, or name another one in a copy of {config.name} (--config)"
+        if not _may_enter(path) or not path.is_file():
+            raise ConfigError(f"{config} names the {name} {path}, which is not there, or cannot be seen; {mend}")
+        closed, user = _closed(path, chosen)
+        if closed is not None:
+            raise ConfigError(
+                f"{config} names the {name} {path}, but {closed} is closed to {user}, as whom Mosquitto runs; give it "
+                f"to that user, as brokers/README.md says, or {mend.partition(', or ')[2]}"
+            )
+
+
+def _may_enter(path: Path) -> bool:
+    return os.access(path.absolute().parent, os.X_OK)
+
+
+def _closed(path: Path, chosen: str) -> tuple[Path | None, str]:
+    """Return what keeps the user of Mosquitto (`chosen`, as root) from a file, if anything does, and who that is."""
+    if os.geteuid() != 0:
+        return (None if os.access(path, os.R_OK) else path), "this user"
+    try:
+        user = pwd.getpwnam(chosen)
+    except KeyError:  # without that user Mosquitto stays root
+        return None, "root"
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    return closed_to(path, user.pw_uid, groups), f"the user {chosen}"
+
+
+def _launch(command: list[Path | str], log: Path, lock: int) -> tuple[Guardian, subprocess.Popen[bytes]]:
+    """Start Mosquitto, which holds the lock until it ends, and what ends it when this process is killed."""
     with log.open("ab") as output:
         guardian = Guardian()  # first: then there is no moment in which nobody watches
         try:
             # A session of its own, so that Ctrl-C in the terminal reaches us first and the broker goes last.
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=(lock,),
             )
         except OSError:
             guardian.close()

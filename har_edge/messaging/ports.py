@@ -61,7 +61,8 @@ def explain_taken(host: str, port: int, listener: Listener | None) -> str:
         holder += f", for this machine only ({listener.address}),"
     service = listener and listener.service
     lines = [f"port {port} on {host} is not free: {holder} listens there. Either"]
-    lines.append(f"  listen elsewhere: --port {port + 1 if port < 65535 else port - 1}")
+    other = port + 1 if port < 65535 else port - 1
+    lines.append(f"  listen elsewhere: --port {other} (and where --directory is given, another one)")
     if service:
         lines.append(f"  or stop it for good: sudo systemctl disable --now {service.removesuffix('.service')}")
     else:

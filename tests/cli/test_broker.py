@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from har_edge.cli.broker import default_directory
 from har_edge.cli.main import main
 from har_edge.messaging import broker as broker_module
 from har_edge.messaging.address import Address
@@ -70,7 +71,7 @@ def test_a_taken_port_is_named(mosquitto: broker_module.Mosquitto, capsys: pytes
     assert capsys.readouterr().err.splitlines() == [
         f"error: port {port} on 127.0.0.1 is not free: mosquitto (process {pid}), for this machine only (127.0.0.1), "
         "listens there. Either",
-        f"  listen elsewhere: --port {port + 1}",
+        f"  listen elsewhere: --port {port + 1} (and where --directory is given, another one)",
         f"  or stop it (kill {pid}), and start this again",
         f"  or, if it is a broker, use it: export HAR_EDGE_BROKER=mqtt://127.0.0.1:{port}",
         "  (what har_edge needs of its settings: brokers/README.md)",
@@ -123,3 +124,14 @@ def test_without_mosquitto_it_says_what_to_do(
 def test_a_configuration_is_not_for_the_embedded_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["broker", "--embedded", "--config", "x.conf"]) == 2
     assert "error: --config is Mosquitto's; leave it away with --embedded" in capsys.readouterr().err
+
+
+def test_brokers_of_other_ports_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an older version left for another port goes on where it is."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    base = tmp_path / "har-edge"
+    assert [default_directory(port) for port in (1883, 2883)] == [base, base / "port-2883"]
+    base.mkdir()
+    (base / "mosquitto.conf").write_text("listener 2883 127.0.0.1\nallow_anonymous true\n")
+    assert [default_directory(port) for port in (1883, 2883, 3883)] == [base, base, base / "port-3883"]

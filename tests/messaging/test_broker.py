@@ -83,7 +83,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         text = (
             rf"port {port} on 127\.0\.0\.1 is not free: .+ \(process {os.getpid()}.*\), for this machine only .*, "
-            rf"listens there\. Either\n +listen elsewhere: --port {port + 1}\n"
+            rf"listens there\. Either\n +listen elsewhere: --port {port + 1} \(.*\)\n"
         )
         with pytest.raises(BrokerError, match=text):
             start_mosquitto(CONFIG, tmp_path, port=port)
@@ -97,7 +97,6 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     [
         ("no_such_option true", r"Unknown configuration variable .?no_such_option"),
         ("max_keepalive 1000000", r"max_keepalive"),
-        ("password_file /does/not/exist", r"Unable to open|password_file|pwfile|Error"),
     ],
 )
 def test_a_broken_configuration_is_told_in_mosquittos_words(tmp_path: Path, line: str, text: str) -> None:

@@ -69,7 +69,7 @@ def test_a_service_is_named(proc: Path) -> None:
     assert explain_taken("0.0.0.0", 1883, found).splitlines() == [
         "port 1883 on 0.0.0.0 is not free: mosquitto (process 812, service mosquitto.service), for this machine only "
         "(127.0.0.1), listens there. Either",
-        "  listen elsewhere: --port 1884",
+        "  listen elsewhere: --port 1884 (and where --directory is given, another one)",
         "  or stop it for good: sudo systemctl disable --now mosquitto",
         "  or, if it is a broker, use it: export HAR_EDGE_BROKER=mqtt://127.0.0.1:1883",
         "  (what har_edge needs of its settings: brokers/README.md)",
@@ -97,7 +97,7 @@ def test_without_the_rights_to_look_the_only_process_of_its_user_is_taken(proc: 
     assert found == Listener("0.0.0.0", user)
     assert explain_taken("::", 1883, found).splitlines()[:3] == [
         f"port 1883 on :: is not free: a process of the user {user} listens there. Either",
-        "  listen elsewhere: --port 1884",
+        "  listen elsewhere: --port 1884 (and where --directory is given, another one)",
         "  or stop it, and start this again",
     ]
     assert "mqtt://[::1]:1883" in explain_taken("::", 1883, found)
@@ -119,7 +119,7 @@ def test_a_system_that_says_nothing(tmp_path: Path) -> None:
     assert find_listener(1883, tmp_path / "nowhere") is None
     assert explain_taken("127.0.0.1", 65535, None).splitlines()[:2] == [
         "port 65535 on 127.0.0.1 is not free: another process listens there. Either",
-        "  listen elsewhere: --port 65534",
+        "  listen elsewhere: --port 65534 (and where --directory is given, another one)",
     ]
 
 
