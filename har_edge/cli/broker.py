@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         directory = args.directory or default_directory(args.port)
         broker = start_mosquitto(
-            _find_config(args.config or Path("mosquitto.conf")), directory, host=args.host, port=args.port
+            find_config(args.config or Path("mosquitto.conf")), directory, host=args.host, port=args.port
         )
     say(f"{broker.description} listens on {args.host}:{args.port}; stop it with Ctrl-C")
     if args.embedded:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _find_config(path: Path) -> Path:
+def find_config(path: Path) -> Path:
     """Return the file of that path, or the one that har_edge ships by that name where there is no such file."""
     from har_edge.resources import find_folder
 

@@ -51,8 +51,9 @@ def add_broker(
     embedded: bool = False,
     version: str = "--protocol",
     default: str = f"${BROKER_VARIABLE}, then the pipeline file",
+    clients: bool = True,
 ) -> None:
-    """Add the options that name the broker and the credentials."""
+    """Add the options that name the broker and the credentials; without `clients`, help is silent on the client."""
     default = "one of its own" if embedded else default
     group = parser.add_argument_group("broker")
     group.add_argument("--broker", metavar="URL", help=f"mqtt[s]://HOST[:PORT] (default: {default})")
@@ -73,8 +74,11 @@ def add_broker(
     group.add_argument(
         "--key-file", metavar="FILE", help="PEM file with this client's key (default: $HAR_EDGE_KEY_FILE)"
     )
-    group.add_argument("--client", choices=("auto", "paho", "native"), help="MQTT client (default: auto)")
-    group.add_argument(version, dest="protocol", choices=("5", "3.1.1"), help="MQTT version (default: 5)")
+    client, protocol = "MQTT client (default: auto)", "MQTT version (default: 5)"
+    if not clients:
+        client = protocol = argparse.SUPPRESS
+    group.add_argument("--client", choices=("auto", "paho", "native"), help=client)
+    group.add_argument(version, dest="protocol", choices=("5", "3.1.1"), help=protocol)
 
 
 def add_pipeline(parser: argparse.ArgumentParser) -> None:

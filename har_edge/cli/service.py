@@ -1,4 +1,4 @@
-"""`har-edge service`: broker, node, coordinator and sensors as services of systemd."""
+"""`har-edge service`: broker, node, coordinator, stages and sensors as services of systemd."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from har_edge.cli.console import columns, folds
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from har_edge.service.install import Places
     from har_edge.service.render import Service
 
-HELP = "install broker, node, coordinator or sensor as a service of systemd"
-ROLES = ("broker", "node", "coordinator", "sensor")
-# What PrivateTmp=yes hides (systemd.exec(5)).
-_PRIVATE = (Path("/tmp"), Path("/var/tmp"))
+HELP = "install broker, node, coordinator, stage or sensor as a service of systemd"
+ROLES = ("broker", "node", "coordinator", "stage", "sensor")
 _FILES = ("password_file", "ca_file", "cert_file", "key_file")
 
 
@@ -33,13 +31,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_service(install)
     install.add_argument("--run-as", metavar="USER", help="run as this user (default: one that systemd makes for it)")
     install.add_argument("--dry-run", action="store_true", help="print both files, passwords left out; write nothing")
-    options.add_broker(install, default=f"${options.BROKER_VARIABLE}, then mqtt://127.0.0.1:1883")
+    options.add_broker(install, clients=False, default=f"${options.BROKER_VARIABLE}, then mqtt://127.0.0.1:1883")
     install.add_argument(
         "--options",
         nargs=argparse.REMAINDER,
         default=[],
         metavar="OPTION",
-        help="last of all: options of the command, as in `service install sensor --options --live /dev/ttyUSB0`",
+        help="last of all: options of the command, as in `service install stage --options --config slices --index 0`",
     )
     text = "remove both files of a service"
     _add_service(actions.add_parser("uninstall", help=text, description=text))
@@ -90,16 +88,9 @@ def _install(args: argparse.Namespace, places: Places, service: Service) -> int:
 
     if args.user and args.run_as:
         raise ConfigError("--run-as came with --user; expected one of them: a service of a user runs as that user")
-    named = _check_options(args.role, args.options)
-    command = [*_executable(), args.role, *args.options]
-    if not args.user:  # the manager of a user has no /tmp of its own for a service
-        _check_private([Path(command[0]), *(Path(text) for text in _files(args).values()), *named])
-    if args.root == Path("/"):
-        _check_relative(named)
-    if not (args.user or args.run_as or args.dry_run or args.root != Path("/")):
-        _check_reach(
-            [Path(command[0]), Path(sys.executable).resolve(), *(Path(text) for text in _files(args).values())]
-        )
+    if args.client is not None or args.protocol is not None:
+        raise ConfigError("--client and --protocol came; give them last, after --options")
+    command = _check(args)
     variables = _variables(args)
     environment = places.environment(service)
     if args.root != Path("/"):
@@ -120,34 +111,27 @@ def _install(args: argparse.Namespace, places: Places, service: Service) -> int:
     return 0
 
 
-def _check_options(role: str, given: list[str]) -> list[Path]:
-    """Refuse options that the command would refuse, before a service fails with them again and again.
+def _check(args: argparse.Namespace) -> list[str]:
+    """Return the command of a service; ConfigError, a rehearsal included, where the service could not run it."""
+    from har_edge.cli.service_check import broker_files, check_private, check_reach, settle_options
 
-    Returns the paths that were given.
-    """
+    given, named, needed = settle_options(args.role, args.options, args.root)
+    command = [*_executable(), args.role, *given]
+    if args.user:  # its manager has no /tmp of its own for a service, and its user is who installs it
+        return command
+    files = [Path(text) for text in _files(args).values()]
+    if args.role == "broker":
+        files += broker_files(_config_of(given))
+    check_private([Path(command[0]), *files, *named])
+    check_reach([Path(command[0]), Path(sys.executable).resolve(), *files, *needed], args.run_as or "", args.root)
+    return command
+
+
+def _config_of(given: Sequence[str]) -> Path | None:
     from har_edge.cli.main import build_parser
 
-    parsed = vars(build_parser().parse_args([role, *given]))
-    return [value for value in parsed.values() if isinstance(value, Path) and any(str(value) in one for one in given)]
-
-
-def _check_private(paths: Iterable[Path]) -> None:
-    """Refuse a system service with paths in /tmp: with PrivateTmp=yes it has an empty one of its own there."""
-    for path in paths:
-        for place in (path.absolute(), path.resolve()):
-            private = next((one for one in _PRIVATE if place.is_relative_to(one)), None)
-            if private is not None:
-                raise ConfigError(
-                    f"{path} came, which is in {private}: a service does not see it there, since PrivateTmp=yes gives "
-                    f"it an empty {private} of its own; put it elsewhere, such as /opt or /srv"
-                )
-
-
-def _check_relative(paths: Iterable[Path]) -> None:
-    """Refuse paths that are right from the folder of this command only: a service starts in /."""
-    for path in paths:
-        if not path.is_absolute() and path.exists():
-            raise ConfigError(f"{path} came; expected {path.absolute()}: a service starts in another folder")
+    config = build_parser().parse_args(["broker", *given]).config
+    return None if config is None else Path(config)
 
 
 def _executable() -> list[str]:
@@ -167,7 +151,7 @@ def _files(args: argparse.Namespace) -> dict[str, str]:
 
 def _variables(args: argparse.Namespace) -> dict[str, str]:
     """Return the environment of the service: from options, else from the environment of this command."""
-    from har_edge.messaging.address import PASSWORD_VARIABLE, USERNAME_VARIABLE
+    from har_edge.messaging.address import PASSWORD_VARIABLE, USERNAME_VARIABLE, read_address
 
     if args.role == "broker":
         return {}
@@ -180,21 +164,8 @@ def _variables(args: argparse.Namespace) -> dict[str, str]:
             f"HAR_EDGE_{name.upper()}": files.get(name) or os.environ.get(f"HAR_EDGE_{name.upper()}") for name in _FILES
         },
     }
-    if args.client is not None or args.protocol is not None:
-        raise ConfigError("--client and --protocol came; give them last, after --options")
+    read_address(str(found[options.BROKER_VARIABLE]))
     return {name: str(value) for name, value in found.items() if value}
-
-
-def _check_reach(paths: Iterable[Path]) -> None:
-    """Refuse a system service without a user of its own where the user that systemd makes could not read its files."""
-    for path in paths:
-        for place in (path, *path.absolute().parents):
-            least = 0o001 if place.is_dir() else 0o004
-            if place.exists() and not place.stat().st_mode & least:
-                raise ConfigError(
-                    f"{place} is closed to the user that systemd makes for this service, who needs {path}; give "
-                    "--run-as USER with a user who may read it, or put it where all may"
-                )
 
 
 def _say_commands(verb: str, args: argparse.Namespace, action: str, *, reload_first: bool) -> None:

@@ -134,14 +134,16 @@ def start_mosquitto(
     return broker
 
 
+def named_files(text: str) -> list[tuple[str, Path]]:
+    """Return the settings of a configuration that name files, and these."""
+    found = [line.strip().partition(" ") for line in text.splitlines()]
+    return [(name, Path(value.strip())) for name, _, value in found if name in _FILES and value.strip()]
+
+
 def check_files(text: str, config: Path) -> None:
     """Raise ConfigError where a file that a configuration names is not there, or Mosquitto could not read it."""
     chosen = next((line.split()[1] for line in text.splitlines() if line.startswith("user ")), "mosquitto")
-    for line in text.splitlines():
-        name, _, value = line.strip().partition(" ")
-        path = Path(value.strip())
-        if name not in _FILES or not value.strip():
-            continue
+    for name, path in named_files(text):
         mend = f"make it as brokers/README.md says, or name another one in a copy of {config.name} (--config)"
         if not _may_enter(path) or not path.is_file():
             raise ConfigError(f"{config} names the {name} {path}, which is not there, or cannot be seen; {mend}")

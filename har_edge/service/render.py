@@ -47,6 +47,7 @@ class Role(Enum):
     NODE = "node"
     COORDINATOR = "coordinator"
     SENSOR = "sensor"
+    STAGE = "stage"
 
 
 @dataclass(frozen=True, slots=True)

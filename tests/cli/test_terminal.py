@@ -42,7 +42,7 @@ latency_s = 0.003
         ("evaluate", "--model", "int8", "--stages", "2", "--mqtt", "--subjects", "1"),
         ("demo", "--windows", "3", "--speed", "max"),
         ("service", "list", "--user"),
-        ("service", "install", "sensor", "--user", "--options", "--live", "/dev/ttyUSB0"),
+        ("service", "install", "sensor", "--user", "--options", "--pipeline", "har", "--live", "/dev/ttyUSB0"),
     ],
     ids=" ".join,
 )

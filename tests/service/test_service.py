@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.cli.main import main
+from har_edge.cli.main import build_parser, main
+from har_edge.cli.service_check import PATHS
 from har_edge.errors import ConfigError
 from har_edge.service.install import Places, list_services, remove_service, write_service
 from har_edge.service.render import Role, Service, is_own, quote_argument, render_environment, render_unit
@@ -138,7 +139,7 @@ def test_an_edited_file_is_neither_overwritten_nor_removed(places: Places, edite
 @pytest.fixture
 def open_tmp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let files of tests, which are in /tmp, be those of a service."""
-    monkeypatch.setattr("har_edge.cli.service._PRIVATE", ())
+    monkeypatch.setattr("har_edge.cli.service_check._PRIVATE", ())
 
 
 @pytest.mark.usefixtures("open_tmp")
@@ -148,13 +149,15 @@ def test_the_command_installs_lists_and_removes(tmp_path: Path, capsys: pytest.C
     ca = tmp_path / "ca.crt"
     ca.write_text("pem")
     command = ["service", "install", "sensor", "--instance", "arm", "--root", str(tmp_path), "--broker", "mqtts://box",
+               "--run-as", "root",
                "--username", "sensor", "--password-file", str(password), "--ca-file", str(ca),
-               "--options", "--live", "/dev/ttyUSB0", "--source", "arm", "--stream", "anna"]  # fmt: skip
+               "--options", "--pipeline", "har", "--live", "/dev/ttyUSB0", "--source", "arm",
+               "--stream", "anna"]  # fmt: skip
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "systemctl daemon-reload; systemctl enable --now har-edge-sensor-arm.service" in said
     unit = (tmp_path / "etc/systemd/system/har-edge-sensor-arm.service").read_text()
-    assert " sensor --live /dev/ttyUSB0 --source arm --stream anna\n" in unit
+    assert " sensor --pipeline har --live /dev/ttyUSB0 --source arm --stream anna\n" in unit
     assert "EnvironmentFile=/etc/har-edge/sensor-arm.env" in unit and "secret" not in unit
     environment = tmp_path / "etc/har-edge/sensor-arm.env"
     assert stat.S_IMODE(environment.stat().st_mode) == 0o600
@@ -236,19 +239,145 @@ def test_a_link_into_tmp_is_refused_and_a_service_of_a_user_sees_it(
     target.mkdir()
     link.symlink_to(target)
     monkeypatch.setattr("har_edge.cli.service._executable", lambda: ["/opt/har/bin/har-edge"])
-    monkeypatch.setattr("har_edge.cli.service._PRIVATE", (target,))
+    monkeypatch.setattr("har_edge.cli.service_check._PRIVATE", (target,))
     arguments = ["service", "install", "node", "--dry-run", "--options", "--cache", str(link / "cache")]
     assert main(arguments) == 2 and "link/cache came" in capsys.readouterr().err
     assert main([*arguments[:3], "--user", *arguments[3:]]) == 0
 
 
-def test_a_path_that_is_right_from_here_only_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "cache").mkdir()
+@pytest.fixture
+def anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in that all may enter, with a program that all may run."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    monkeypatch.setattr("har_edge.cli.service_check._PRIVATE", ())
+    monkeypatch.setattr("har_edge.cli.service._executable", lambda: ["/bin/true"])
+    monkeypatch.setattr("har_edge.cli.service.sys.executable", "/bin/true")
     monkeypatch.chdir(tmp_path)
-    assert main(["service", "install", "node", "--user", "--dry-run", "--options", "--cache", "cache"]) == 2
-    assert f"cache came; expected {tmp_path}/cache: a service starts in another folder" in capsys.readouterr().err
+    return tmp_path
+
+
+def command_of(said: str) -> str:
+    return next(line for line in said.splitlines() if line.startswith("ExecStart=")).removeprefix(
+        "ExecStart=/bin/true "
+    )
+
+
+@pytest.mark.parametrize(
+    ("role", "given", "expected"),
+    [
+        ("node", ["--cache", "cache"], "node --cache {here}/cache"),
+        ("stage", ["--config", "slices", "--index", "0"], "stage --config {here}/slices --index 0"),
+        ("sensor", ["--config=slices", "--data", "rows"], "sensor --config={here}/slices --data {here}/rows"),
+        ("sensor", ["--pipeline", "har", "--live", "fifo"], "sensor --pipeline har --live {here}/fifo"),
+        (
+            "sensor",
+            ["--pipeline", "har", "--live", "-", "--stream", "rows"],
+            "sensor --pipeline har --live - --stream rows",
+        ),
+        ("coordinator", ["--model", "bottleneck"], "coordinator --model bottleneck"),
+        (
+            "coordinator",
+            ["--model", "m.tflite", "--stream", "mhealth"],
+            "coordinator --model {here}/m.tflite --stream mhealth",
+        ),
+        (
+            "coordinator",
+            ["--model", "m.tflite", "--stream", "s.toml"],
+            "coordinator --model {here}/m.tflite --stream {here}/s.toml",
+        ),
+        ("broker", ["--config", "mosquitto.conf"], "broker --config mosquitto.conf"),
+        (
+            "broker",
+            ["--config", "own.conf", "--directory", "d"],
+            "broker --config {here}/own.conf --directory {here}/d",
+        ),
+    ],
+)
+@pytest.mark.parametrize("place", [[], ["--user"]])
+def test_paths_are_absolute_in_the_unit(
+    anywhere: Path, capsys: pytest.CaptureFixture[str], role: str, given: list[str], expected: str, place: list[str]
+) -> None:
+    for name in ("slices", "rows"):
+        (anywhere / name).mkdir()
+    for name in ("m.tflite", "s.toml", "own.conf"):
+        (anywhere / name).touch()
+    assert main(["service", "install", role, *place, "--dry-run", "--options", *given]) == 0
+    assert command_of(capsys.readouterr().out) == expected.format(here=anywhere)
+
+
+@pytest.mark.parametrize("place", [[], ["--user"], ["--root", "image"]])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["node", "--broker", "box"], "broker is 'box'; expected mqtt://HOST"),
+        (
+            ["stage", "--options", "--config", "none", "--index", "0"],
+            "--config none came, but there is no {here}/none;",
+        ),
+        (
+            ["coordinator", "--options", "--model", "no.tflite"],
+            "--model no.tflite came, but there is no {here}/no.tflite;",
+        ),
+        (
+            ["coordinator", "--options", "--model", "nonesuch"],
+            "--model nonesuch came, but there is no {here}/nonesuch;",
+        ),
+        (
+            ["sensor", "--options", "--live", "-"],
+            "sensor came without --config; expected --options --config FOLDER, or",
+        ),
+        (["stage", "--options", "--index", "0"], "stage came without --config; expected --options --config FOLDER:"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
+)
+def test_what_could_not_start_is_refused_in_a_rehearsal_too(
+    anywhere: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str, place: list[str]
+) -> None:
+    cut = arguments.index("--options") if "--options" in arguments else len(arguments)
+    command = ["service", "install", *arguments[:cut], *place, "--dry-run", *arguments[cut:]]
+    assert main(command) == 2
+    assert said.format(here=anywhere) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [["--dry-run"], ["--root", "image"]])
+def test_a_rehearsal_and_an_image_say_what_is_closed(
+    anywhere: Path, capsys: pytest.CaptureFixture[str], how: list[str]
+) -> None:
+    (anywhere / "slices").mkdir()
+    (anywhere / "slices" / "pipeline.toml").touch(mode=0o600)
+    given = ["--options", "--config", "slices", "--index", "0"]
+    assert main(["service", "install", "stage", *how, *given]) == 2
+    file = anywhere / "slices" / "pipeline.toml"
+    assert f"error: {file} is closed to the user that systemd makes for this service, who" in capsys.readouterr().err
+    assert main(["service", "install", "stage", *how, "--run-as", "root", *given]) == 0
+
+
+def test_the_files_that_a_brokers_configuration_names_must_be_open_to_its_user(
+    anywhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (anywhere / "key").touch(mode=0o400)
+    (anywhere / "own.conf").write_text(f"keyfile {anywhere}/key\n")
+    command = ["service", "install", "broker", "--dry-run"]
+    assert main([*command, "--options", "--config", "own.conf"]) == 2
+    assert f"{anywhere}/key is closed to the user that systemd makes" in capsys.readouterr().err
+    assert main([*command, "--run-as", "daemon", "--options", "--config", "own.conf"]) == 2
+    assert f"{anywhere}/key is closed to the user daemon, who needs" in capsys.readouterr().err
+    (anywhere / "key").chmod(0o444)
+    assert main([*command, "--run-as", "daemon", "--options", "--config", "own.conf"]) == 0
+    assert main([*command, "--run-as", "nobody-here", "--options", "--config", "own.conf"]) == 2
+    assert "--run-as nobody-here came; expected a user of this machine" in capsys.readouterr().err
+
+
+def test_every_option_of_a_role_that_names_a_file_is_known() -> None:
+    """Else a relative path would go into a unit as it is."""
+    for role in Role:
+        parser = build_parser().parse_args  # the parsers of commands are inside this one
+        action = next(one for one in build_parser()._actions if one.dest == "command")
+        assert parser and isinstance(action.choices, dict)
+        for one in action.choices[role.value]._actions:
+            if one.type is Path or re.search(r"FILE|FOLDER|DIR|PATH|TOML", str(one.metavar)):
+                assert one.dest in PATHS, f"{role.value} {one.option_strings}"
 
 
 @pytest.mark.usefixtures("open_tmp")
