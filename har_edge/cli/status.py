@@ -69,7 +69,7 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
     trial: Trial | FixedTrial
     if pipeline is not None:
         observer = fixed = FixedObserver(pipeline, time.monotonic())
-        trial = FixedTrial(bus, fixed, args.timeout)
+        trial = FixedTrial(bus, fixed, reach, args.timeout)
     else:
         observer, store = Observer(topics, time.monotonic()), Store(args.cache or default_folder())
         trial = Trial(bus, topics, observer, store, reach, args.timeout)
@@ -93,6 +93,8 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
                 if not args.live:
                     return
     finally:
+        if isinstance(trial, FixedTrial):
+            trial.close()
         bus.close(forget=True)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # What a snapshot says of the plan where slices stand in a folder (nodes/sight/fixed.py, which is not imported here).
 FIXED = "fixed"
+UNREPORTED = "unreported"
 # From these widths on there is room for more columns.
 WIDE, WIDER = 100, 118
 MAX_ROWS = 64
@@ -186,11 +187,12 @@ def _stages(epoch: EpochView | None, stages: list[StageView], columns: int) -> T
             Text("-" if one.rate is None else f"{one.rate:.1f}"),
             Text(_seconds(one.service_s)),
             Text(_seconds(one.queue_s)),
-            Text(str(one.queued)),
+            Text("-" if one.phase == UNREPORTED else str(one.queued)),
             Text("-" if one.busy is None else f"{one.busy:.0%}"),
         ]
-        cells += [Text(str(one.windows)), Text(str(one.waiting))] if wide else []
-        cells += [_bad(one.lost), _bad(one.errors)]
+        counts = [Text(str(one.windows)), Text(str(one.waiting))] if wide else []
+        counts += [_bad(one.lost), _bad(one.errors)]
+        cells += [Text("-") for _ in counts] if one.phase == UNREPORTED else counts
         cells += [Text(_short(" ".join(one.standby) or "-", 14))] if wider else []
         table.add_row(*cells)
         if one.detail:
@@ -204,17 +206,24 @@ def _fixed_stages(seen: Snapshot) -> Table:
     """Return the stages of a folder; where one does not run its slice, why stands below."""
     from rich.text import Text
 
-    figures = ("windows", "lost", "errors")
+    figures = ("windows", "lost", "errors", "age")
     table = _table([("stage", True), ("operators", False), ("state", False), *((name, True) for name in figures)])
     (epoch,) = seen.epochs
     for one, (start, stop) in zip(seen.stages, epoch.cuts, strict=True):
         style = GOOD if one.phase == "running" else BAD
-        counts = (Text(str(one.windows)), _bad(one.lost), _bad(one.errors))
+        counts = [Text(str(one.windows)), _bad(one.lost), _bad(one.errors), Text(_age(one))]
+        if one.phase == UNREPORTED:  # nobody has counted anything
+            counts = [Text("-") for _ in figures]
         table.add_row(Text(str(one.stage)), Text(f"[{start}, {stop})"), Text(one.phase, style=style), *counts)
     told = [f"stage {one.stage}: {one.detail}" for one in seen.stages if one.detail]
     if told:
         table.caption, table.caption_justify = Text("\n".join(told)), "left"
     return table
+
+
+def _age(stage: StageView) -> str:
+    """Return how old counters are; what is retained may have been said at any time before this listened."""
+    return f"> {duration(stage.listened_s)}" if stage.age_s is None else duration(stage.age_s)
 
 
 def _below(seen: Snapshot) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import msgspec
@@ -12,10 +13,12 @@ import pytest
 from har_edge.cli.status_report import draw
 from har_edge.messaging.bus import Delivery
 from har_edge.messaging.status import NodeStatus, SliceCard, State, StreamCount, encode_status
+from har_edge.nodes.build import topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.neighbours import card_of
-from har_edge.nodes.sight.fixed import FixedObserver
+from har_edge.nodes.sight.fixed import QUIET_S, FixedObserver
 from har_edge.nodes.sight.snapshot import ProbeView, Snapshot
+from har_edge.nodes.sight.trace import holder
 from har_edge.planning.catalog import find_model
 from har_edge.planning.pipeline import Pipeline, load_pipeline
 from tests.cli.fleet import Fleet
@@ -54,6 +57,42 @@ def test_not_ready_names_the_stage_that_is_missing_and_how_to_start_it(fleet: Fl
     start = f"har-edge stage --config {fleet.folder} --index 0"
     assert seen.probe.where == f"stage 0: it was never seen; start it with: {start}"
     assert [one.phase for one in seen.stages] == ["unreported", "unreported", "running"]
+
+
+def test_a_stage_that_hangs_is_named_and_counters_have_an_age(fleet: Fleet) -> None:
+    """Stage 1 stops without a word: its status says ready for as long as the broker waits for its keep-alive."""
+    stages = fleet.stages()
+    stages[1].process.send_signal(signal.SIGSTOP)
+    try:
+        seen = json_of(fleet, "--timeout", "2", code=1)
+        assert seen.probe is not None and seen.probe.where == (
+            "no answer came in 2.00 s: stage 0 sent it on; stage 1 had it last, and said nothing of itself for "
+            "6.50 s: it hangs, or computes for long"
+        ), seen.probe
+        assert [one.phase for one in seen.stages] == ["running", "silent", "running"]
+        assert [one.age_s is not None and one.age_s < 6.0 for one in seen.stages] == [True, False, True]
+        assert seen.stages[1].age_s is None and seen.stages[1].listened_s > 6.5
+        report = doctor(fleet, 1, "--timeout", "2")
+        assert report["first"]["said"] == "stages", report
+        assert re.fullmatch(
+            r"stage 1: it said nothing of itself for \d.\d\d s: it hangs, or computes for long",
+            report["stages"]["said"],
+        ), report["stages"]
+        start = f"har-edge stage --config {fleet.folder} --index 1"
+        assert report["stages"]["mend"] == f"end it if it hangs, then `{start}` on its device"
+    finally:
+        stages[1].process.send_signal(signal.SIGCONT)
+    assert json_of(fleet, code=0).ready
+
+
+def test_the_age_of_counters_is_shown_and_none_are_shown_of_a_stage_that_is_missing(fleet: Fleet) -> None:
+    fleet.stage(2)
+    fleet.until_ready("stage-2")
+    table = fleet.start("status", "--no-probe", COLUMNS="80")
+    table.wait()
+    rows = [line.split() for line in table.said.splitlines() if re.match(r" +\d +\[", line)]
+    assert rows[0][3:] == ["unreported", "-", "-", "-", "-"]
+    assert rows[2][3:7] == ["running", "0", "0", "0"] and re.fullmatch(r"(> )?[\d.]+ m?s", " ".join(rows[2][7:])), rows
 
 
 def test_a_stage_that_stopped_and_one_of_another_cut_are_told_apart(fleet: Fleet, tmp_path: Path) -> None:
@@ -206,3 +245,43 @@ def test_losses_of_stages_and_of_each_stream_are_shown_and_nothing_is_cut(pipeli
     fits(text)
     assert text.split().count("123456") == 3 and text.split().count("1000") == 3
     assert "person-in-the-living-room-2 by" in text
+
+
+CHAIN = {0: (), 1: (0,), 2: (1,)}
+
+
+@pytest.mark.parametrize(
+    ("seen", "earlier", "silent", "said"),
+    [
+        ({0}, CHAIN, {1}, "stage 0 sent it on; stage 1 had it last, and said nothing of itself for 6 s: it hangs, or "
+         "computes for long"),
+        ({0, 1}, CHAIN, (), "stages 0, 1 sent it on; stage 2 had it last"),
+        ((), CHAIN, {0}, "stage 0 had it last, and said nothing of itself for 6 s: it hangs, or computes for long"),
+        ((), CHAIN, (), "nothing was seen of it behind stage 0: it holds the window, or this user may not read what "
+         "stages send (act/#)"),
+        ({0}, {0: (), 1: (), 2: (0, 1)}, (), "stage 0 sent it on; stage 1 had it last"),
+        ((), {0: (), 1: (), 2: (0, 1)}, {1}, "stage 1 had it last, and said nothing of itself for 6 s: it hangs, or "
+         "computes for long"),
+    ],
+)  # fmt: skip
+def test_the_stage_that_holds_a_probe(
+    seen: set[int], earlier: dict[int, tuple[int, ...]], silent: set[int], said: str
+) -> None:
+    assert holder(seen, earlier, silent, "6 s") == said
+
+
+def test_a_stage_is_silent_only_after_it_has_had_the_time_to_speak(pipeline: Pipeline) -> None:
+    seen = FixedObserver(pipeline, NOW)
+    topics = topics_of(pipeline)
+    for index in range(3):
+        first, second = (
+            encode_status(stage(pipeline, index, card_of(pipeline, index), sent_bytes=sent)) for sent in (500, 900)
+        )
+        # Stage 1 is what the broker retains: it comes twice, as two subscriptions cover it.
+        for payload, at in ((first, NOW), (first if index == 1 else second, NOW + 1.0)):
+            seen.handle(Delivery(topics.status(f"stage-{index}"), payload, (0, 0), retained=True), at, at)
+    assert seen.silent(NOW + QUIET_S) == set() and not seen.all_heard()
+    assert seen.silent(NOW + QUIET_S + 0.5) == {1} and not seen.is_alive("stage-1", NOW + QUIET_S + 0.5)
+    assert (seen.age(0, NOW + 3.0), seen.age(1, NOW + 3.0)) == (2.0, None)
+    assert seen.problem(1, NOW + QUIET_S + 0.5)[0] == "silent"
+    assert seen.silent(NOW + QUIET_S + 1.5) == {0, 1, 2}

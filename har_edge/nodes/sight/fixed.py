@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -10,20 +11,28 @@ import msgspec
 
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.messaging.bus import Bus, Delivery, Receipt
-from har_edge.messaging.status import NodeStatus
+from har_edge.messaging.status import ALIVE, NodeStatus
 from har_edge.messaging.text import printable
 from har_edge.messaging.topics import PROBE
 from har_edge.nodes.agreement import disagreement, way_of
 from har_edge.nodes.build import delegate_of, topics_of
+from har_edge.nodes.loop import STATUS_S
 from har_edge.nodes.probe import probe
 from har_edge.nodes.results import decode_results
 from har_edge.nodes.sight.observe import UNREPORTED, Observer
+from har_edge.nodes.sight.permissions import Connect
 from har_edge.nodes.sight.snapshot import EpochView, ProbeView, Snapshot, StageView
+from har_edge.nodes.sight.trace import Trace, holder
 from har_edge.planning.pipeline import Pipeline
+from har_edge.planning.wiring import find_wiring
+from har_edge.units import duration
 
 # What a snapshot says of the plan where slices stand in a folder.
 FIXED = "fixed"
 RUNNING = "running"
+SILENT = "silent"
+# A stage says every STATUS_S how it does; one that says nothing for so long hangs, or computes for longer than that.
+QUIET_S = STATUS_S + 1.5
 
 
 class FixedObserver(Observer):
@@ -32,6 +41,47 @@ class FixedObserver(Observer):
     def __init__(self, pipeline: Pipeline, now: float) -> None:
         super().__init__(topics_of(pipeline), now)
         self.pipeline = pipeline
+        self.earlier = _earlier(pipeline)
+        self._names = {topics_of(pipeline).status(f"stage-{index}"): index for index in self.earlier}
+        self._heard: dict[int, float] = {}
+        self._said: dict[int, bytes] = {}
+
+    def handle(self, delivery: Delivery, now: float, wall: float) -> None:
+        """Take one message in; note when a stage itself last said something, not the broker what it retains.
+
+        The flag does not tell these apart, since the native client subscribes to it as published; but each status has
+        other figures than the one before, if only those of the bytes that it took to say it.
+        """
+        super().handle(delivery, now, wall)
+        index = self._names.get(delivery.topic)
+        if index is not None:
+            before, self._said[index] = self._said.get(index), delivery.payload
+            if before is not None and before != delivery.payload:
+                self._heard[index] = now
+
+    def age(self, index: int, now: float) -> float | None:
+        """Return how old the status of a stage is, in seconds; None where only what is retained came."""
+        heard = self._heard.get(index)
+        return None if heard is None else now - heard
+
+    def all_heard(self) -> bool:
+        """Return whether each stage that says it lives has said something since this listens."""
+        alive = {index for index in self.earlier if self._lives(index)}
+        return alive <= self._heard.keys()
+
+    def silent(self, now: float) -> set[int]:
+        """Return the stages that say they live and have said nothing for QUIET_S."""
+        return {
+            index for index in self.earlier if self._lives(index) and now - self._heard.get(index, self.since) > QUIET_S
+        }
+
+    def _lives(self, index: int) -> bool:
+        status = self.statuses().get(f"stage-{index}")
+        return status is not None and status.state in ALIVE
+
+    def is_alive(self, name: str, now: float) -> bool:
+        """Return whether a node is there: a stage says something every few seconds."""
+        return super().is_alive(name, now) and name not in {f"stage-{index}" for index in self.silent(now)}
 
     @property
     def filters(self) -> list[str]:
@@ -46,6 +96,10 @@ class FixedObserver(Observer):
         start = f"har-edge stage --config {printable(str(pipeline.folder))} --index {index}"
         if status is None:
             return UNREPORTED, f"it was never seen; start it with: {start}"
+        if index in self.silent(now):
+            quiet = duration(now - self._heard.get(index, self.since))
+            said = f"it said nothing of itself for {quiet}: it hangs, or computes for long"
+            return SILENT, f"{said}; end it if it hangs, then start it with: {start}"
         if not self.is_alive(name, now):
             return status.state.value, f"it is {status.state.value}; start it with: {start}"
         return self._compare(status, index)
@@ -118,6 +172,8 @@ class FixedObserver(Observer):
             service_s=None,
             busy=None,
             idle_s=0.0,
+            age_s=self.age(index, now),
+            listened_s=now - self.since,
             lost=counters.get("given_up", 0) + counters.get("too_large", 0),
             errors=counters.get("rejected", 0),
         )
@@ -129,14 +185,15 @@ class _Sent:
 
     stream: str
     at: float
+    trace: Trace
     receipts: dict[str, Receipt] = field(default_factory=dict)
 
 
 class FixedTrial:
     """Sends probes through a fixed pipeline, one at a time; `view` is how the last one fared (see trial.py)."""
 
-    def __init__(self, bus: Bus, observer: FixedObserver, timeout_s: float) -> None:
-        self._bus, self._observer, self._timeout_s = bus, observer, timeout_s
+    def __init__(self, bus: Bus, observer: FixedObserver, connect: Connect, timeout_s: float) -> None:
+        self._bus, self._observer, self._connect, self._timeout_s = bus, observer, connect, timeout_s
         self._epoch = observer.pipeline.config.epoch
         self._sent: _Sent | None = None
         self.view: ProbeView | None = None
@@ -157,7 +214,8 @@ class FixedTrial:
         except HarEdgeError as error:
             self.view = ProbeView(False, None, self._epoch, f"no probe could be made: {printable(str(error))}")
             return
-        sent = self._sent = _Sent(stream, now)
+        trace = Trace(self._connect, topics_of(self._observer.pipeline), self._epoch, stream)
+        sent = self._sent = _Sent(stream, time.monotonic(), trace)
         for one in outgoing:
             self._bus.publish(one.topic, one.payload, receipt=partial(sent.receipts.__setitem__, one.topic))
 
@@ -171,15 +229,29 @@ class FixedTrial:
         except MessageError:
             return
         if answered:
+            sent.trace.close()
             self.view, self._sent = ProbeView(True, now - sent.at, self._epoch, ""), None
 
     def tick(self, now: float, wall: float) -> None:
-        """Give the probe up when it has taken too long, or when the broker refuses it."""
+        """Give the probe up when it has taken too long, or when the broker refuses it.
+
+        Before that, each stage gets the time to say something of itself: one that does not is what is wrong.
+        """
         del wall
         sent = self._sent
-        if sent is None or (now <= sent.at + self._timeout_s and Receipt.REFUSED not in sent.receipts.values()):
+        if sent is None:
             return
-        self.view, self._sent = ProbeView(False, None, self._epoch, self._where(sent, now)), None
+        sent.trace.poll()
+        refused = Receipt.REFUSED in sent.receipts.values()
+        late, known = now > sent.at + self._timeout_s, now > self._observer.since + QUIET_S
+        if refused or (late and (known or self._observer.all_heard())):
+            sent.trace.close()
+            self.view, self._sent = ProbeView(False, None, self._epoch, self._where(sent, now)), None
+
+    def close(self) -> None:
+        """End what a probe under way has opened."""
+        if self._sent is not None:
+            self._sent.trace.close()
 
     def _where(self, sent: _Sent, now: float) -> str:
         """Say what is known of a probe that did not come back."""
@@ -188,8 +260,16 @@ class FixedTrial:
             return f"the broker refuses this user the topic {by[Receipt.REFUSED]}: use one that may publish windows"
         if Receipt.UNHEARD in by:
             return f"no stage listens to {by[Receipt.UNHEARD]}"
-        stalled = self._observer.stalled(now)
-        return stalled or (
-            f"all stages say that they run, but no answer came in {self._timeout_s:g} s: see the counters of the "
-            "stages, and that sensors and stages have the same pipeline file"
-        )
+        silent = self._observer.silent(now)
+        if not sent.trace.seen and (stalled := self._observer.stalled(now)):
+            return stalled
+        waited = duration(min(now - self._observer.since, QUIET_S))
+        where = holder(sent.trace.seen, self._observer.earlier, silent, waited)
+        return f"no answer came in {duration(self._timeout_s)}: {where}"
+
+
+def _earlier(pipeline: Pipeline) -> dict[int, tuple[int, ...]]:
+    """Return the stages that each stage takes from."""
+    count = len(pipeline.manifest.slices)
+    wirings = [find_wiring(pipeline.manifest, pipeline.task, index) for index in range(count)]
+    return {wiring.index: tuple(sorted(wiring.earlier)) for wiring in wirings}

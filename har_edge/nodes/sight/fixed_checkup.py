@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.status import ALIVE, State
@@ -13,7 +13,7 @@ from har_edge.messaging.text import printable
 from har_edge.messaging.topics import Kind
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.sight.checkup import LADDER, LISTEN_S, Checkup, Rung
-from har_edge.nodes.sight.fixed import FixedObserver, FixedTrial
+from har_edge.nodes.sight.fixed import QUIET_S, FixedObserver, FixedTrial
 from har_edge.nodes.sight.leftovers import look, of_folder, tell, tell_sessions
 from har_edge.nodes.sight.losses import losses
 from har_edge.nodes.sight.missing import broken_off
@@ -90,13 +90,17 @@ class _Checks:
     def stages(self, name: str) -> Iterator[Finding]:
         """See whether each stage lives and runs the slice of this folder."""
         self._listen(self._listen_s)
+        self._listen(QUIET_S, self._seen.all_heard)
         count = len(self._pipeline.manifest.slices)
         problem = self._seen.stalled(time.monotonic())
         if not problem:
             yield passed(name, f"all {count} run the slices of this folder")
             return
-        said, _, command = problem.partition("; start it with: ")
-        mend = f"`{command}` on its device" if command else "start that stage again with the same folder as the others"
+        said, mend = problem, "start that stage again with the same folder as the others"
+        how, told, command = problem.rpartition("start it with: ")
+        if told:
+            said, _, how = how.partition("; ")
+            mend = f"{how}`{command}` on its device"
         yield Finding(name, Verdict.WRONG, said, mend)
 
     def sensors(self, name: str) -> Iterator[Finding]:
@@ -146,7 +150,7 @@ class _Checks:
     def flow(self, name: str) -> Iterator[Finding]:
         """Send a window of zeros through it."""
         bus = self._listen(0.0)
-        trial = FixedTrial(bus, self._seen, self._timeout_s)
+        trial = FixedTrial(bus, self._seen, self._connect, self._timeout_s)
         trial.send(time.monotonic(), time.time())
         while trial.under_way:
             for delivery in bus.poll(_POLL_S):
@@ -162,15 +166,16 @@ class _Checks:
             mend = "see the logs of the stages; `har-edge status --config FOLDER --live` shows their counters"
             yield Finding(name, Verdict.WRONG, f"a probe window did not come back: {view.where}", mend)
 
-    def _listen(self, seconds: float) -> Bus:
+    def _listen(self, seconds: float, done: Callable[[], bool] = lambda: False) -> Bus:
         if self._bus is None:
             topics = topics_of(self._pipeline)
             name = f"{topics.base}-{topics.pipeline}-doctor-{secrets.token_hex(4)}"
             self._bus = self._connect(Session(name, clean_start=True))
+            self._seen = FixedObserver(self._pipeline, time.monotonic())
             self._bus.subscribe(self._seen.filters)
             seconds = max(seconds, self._listen_s)
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not done():
             for delivery in self._bus.poll(_POLL_S):
                 self._bus.acknowledge(delivery)
                 self._seen.handle(delivery, time.monotonic(), time.time())

@@ -98,7 +98,7 @@ class Observer:
     """Keeps what came and says what it amounts to. Unusable messages are dropped and counted; nothing raises."""
 
     def __init__(self, topics: Topics, now: float) -> None:
-        self._topics, self._since = topics, now
+        self._topics, self.since = topics, now
         self._nodes: OrderedDict[str, _Node] = OrderedDict()
         self._answers: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
         self.deployment: Deployment | None = None
@@ -206,7 +206,7 @@ class Observer:
         node = self._nodes.get(name)
         if node is None or (node.status is not None and node.status.state not in ALIVE):
             return False
-        silent = now - max(node.beat_at, self._since) > SILENT_S
+        silent = now - max(node.beat_at, self.since) > SILENT_S
         beats = node.status is None or node.status.role in BEATING or node.beat is not None
         return not (beats and silent)
 
@@ -351,7 +351,7 @@ class Observer:
         rest = None if middle is None or not hops else middle - sum(hop.queue_s + hop.service_s for hop in hops)
         return FlowView(
             results=self.results,
-            rate=latest / max(0.5, min(HORIZON_S, now - self._since)),
+            rate=latest / max(0.5, min(HORIZON_S, now - self.since)),
             p50_s=middle,
             p95_s=percentile(took, 0.95),
             p99_s=percentile(took, 0.99),

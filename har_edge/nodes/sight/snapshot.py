@@ -39,6 +39,8 @@ class StageView(msgspec.Struct, frozen=True):
 
     `rate` in windows/s, `service_s` a window, `queue_s` a message and `busy` (share of a core) are means over the last
     seconds; None where nothing came. What is not `planned`, the node still runs although the plan no longer gives it.
+    A stage of a folder tells its counters every 5 s: they are `age_s` old, None where only what is retained came in
+    `listened_s`.
     """
 
     epoch: int
@@ -59,6 +61,8 @@ class StageView(msgspec.Struct, frozen=True):
     idle_s: float
     lost: int
     errors: int
+    age_s: float | None = None
+    listened_s: float = 0.0
 
 
 class EpochView(msgspec.Struct, frozen=True):
