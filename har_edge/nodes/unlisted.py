@@ -11,6 +11,7 @@ from pathlib import Path
 from har_edge.errors import ConfigError
 from har_edge.graph.manifest import TensorSpec
 from har_edge.graph.model import Model, Tensor
+from har_edge.graph.slices import slice_model
 from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.streams.description import MAX_LABELS, StreamDescription
 
@@ -29,12 +30,13 @@ def derive_task(
 ) -> Task:
     """Return the task of a model for the windows of a stream that is described under `name`.
 
-    `inputs` maps input tensors to sources; what it leaves out is found by equal names, or by the only shape that fits.
+    `inputs` maps input tensors to sources; inputs that nothing reads need none. What it leaves out is found by equal
+    names, or by the only shape that fits.
     Windows are as long as the inputs want, one begins every `hop` samples (half a window by default). Without
     `labels`, the classes are the labels of the stream, where these are as many. Raises ConfigError with the flag to
     give for what cannot be known.
     """
-    tensors = {spec.name: spec for spec in map(_spec, [model.main.tensors[index] for index in model.main.inputs])}
+    tensors = _inputs(model, inputs)
     sources = _assign(tensors, described, inputs)
     lengths = {source: _length(tensors[tensor], _channels(described, source)) for source, tensor in sources.items()}
     if len(set(lengths.values())) > 1:
@@ -49,6 +51,22 @@ def derive_task(
         labels=names,
         label_ids=ids,
     )
+
+
+def _inputs(model: Model, named: Mapping[str, str]) -> dict[str, TensorSpec]:
+    """Return the inputs that need a source: one that nothing reads needs none."""
+    graph = model.main
+    (whole,) = slice_model(model, [])
+    read = {spec.name for spec in whole.inputs}
+    unread = [graph.tensors[index].name for index in graph.inputs if graph.tensors[index].name not in read]
+    for name in named:
+        if name in unread:
+            raise ConfigError(f"--input names {name!r}, which nothing reads; expected no source for it: leave it out")
+    if not read:
+        raise ConfigError(
+            "nothing in the model reads any of its inputs; expected a model whose answer depends on windows"
+        )
+    return {spec.name: spec for spec in (_spec(graph.tensors[index]) for index in graph.inputs) if spec.name in read}
 
 
 def read_labels(path: Path) -> list[str]:

@@ -227,3 +227,24 @@ def test_every_window_of_two_subjects_is_answered_over_mqtt_as_by_the_whole_mode
     figures = msgspec.json.decode(file.read_bytes())
     assert figures["windows"] + figures["mixed"] == 536
     assert figures["accuracy"] >= 0.95
+
+
+def test_an_input_that_nothing_reads_needs_no_source(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
+    (nowhere / "one.toml").write_text(
+        'name = "one"\nrate_hz = 50.0\n[files]\n[[sources]]\nname = "win"\ncolumns = ["a", "b", "c", "d", "e"]\n'
+    )
+    (nowhere / "data").mkdir()
+    (nowhere / "data" / "anna.csv").write_text("a,b,c,d,e\n" + "0.5,1.5,2.5,3.5,4.5\n" * 100)
+    (nowhere / "m.tflite").write_bytes(models.unread_input())
+    (nowhere / "l.txt").write_text("still\nmoving\n")
+    command = ["evaluate", "--model", "m.tflite", "--stream", "one.toml", "--data", "data", "--labels", "l.txt"]
+    windows = (100 - models.LENGTH) // (models.LENGTH // 2) + 1
+    for given in ([], ["--input", "c=win"]):
+        assert main([*command, "--stages", "2", *given]) == 0
+        assert f"slices: {windows} outputs, all identical to those of the whole model" in capsys.readouterr().out
+    for given in (["--input", "spare=win"], ["--input", "c=win", "--input", "spare=win"]):
+        assert main([*command, *given]) == 2
+        said = capsys.readouterr().err
+        assert "--input names 'spare', which nothing reads; expected no source for it: leave it out" in said
+    assert main(["demo", *command[1:], "--stages", "2", "--speed", "max"]) == 0
+    assert f"{windows} in, {windows} out, 0 lost" in capsys.readouterr().out
