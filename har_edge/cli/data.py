@@ -58,13 +58,16 @@ def _fetch(args: argparse.Namespace) -> int:
     from har_edge.streams.install import install
 
     description = load_description("mhealth")
+    if args.origin is not None and not args.origin.exists():
+        raise DataError(f"--from {args.origin}: no such file or folder; expected the zip or folder of mHealth")
     try:
         files = list_files(args.out, description)
     except DataError:
         place = install(args.origin, args.out, description) if args.origin else _download(args, description)
         say(f"{place}: {len(list_files(args.out, description))} recordings ({LICENCE})")
     else:
-        print(f"{args.out}: {len(files)} recordings are already here; remove them to fetch anew")
+        unread = "" if args.origin is None else f", so {args.origin} was not read"
+        say(f"{args.out}: {len(files)} recordings are already here{unread}; remove them to fetch anew")
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from har_edge.errors import DataError
+from har_edge.units import size
 
 MAX_BYTES = 1 << 31
 TIMEOUT_S = 60.0
@@ -50,7 +51,11 @@ def download(url: str, part: Path, progress: Progress) -> None:
             download(url, part, progress)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise DataError(f"{url}: {reason}; what came so far is kept: mend the cause and run again") from error
+        kept = part.stat().st_size if part.exists() else 0
+        came = f"the {size(kept)} that came are kept: mend the cause and run again" if kept else "nothing came"
+        raise DataError(
+            f"{url}: {reason}; {came}, or bring the file here another way and give it with --from"
+        ) from error
 
 
 def forget(part: Path) -> None:

@@ -71,7 +71,11 @@ def _classes(per_class: Sequence[ClassRow]) -> Iterator[str]:
     shown = list(per_class)
     if len(shown) > MAX_CLASSES:
         shown = sorted((row for row in shown if row.windows), key=lambda row: -row.windows)[:MAX_CLASSES]
-    cells = [(row.label, row.windows, row.precision, row.recall, row.f1) for row in shown]
+    cells: list[tuple[str | int | float | None, ...]] = [
+        # Of a class that no window has, there is nothing to find: recall, and what rests on it, is none.
+        (row.label, row.windows, *((row.precision, row.recall, row.f1) if row.windows else (None, None, None)))
+        for row in shown
+    ]
     yield from _rows(("activity", "windows", "precision", "recall", "F1"), cells)
     if len(shown) < len(per_class):
         yield f"and {len(per_class) - len(shown)} more classes that occur, in truth or in answers: --json has all"

@@ -7,11 +7,13 @@ import errno
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from har_edge import __version__
 from har_edge.cli import options
-from har_edge.cli.console import say
+from har_edge.cli.console import fold, say
 from har_edge.errors import HarEdgeError
 from har_edge.messaging.text import escape
 
@@ -39,9 +41,28 @@ COMMANDS = (
 )
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Breaks lines between words only: an address or a path that is cut cannot be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        words = " ".join(text.split())
+        return textwrap.wrap(words, width, break_long_words=False, break_on_hyphens=False)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser, of its subcommands too, whose help and errors fit the terminal."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **({"formatter_class": _Formatter} | options))
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(2, fold(f"{self.prog}: error: {message}", 4, sys.stderr) + "\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
-    parser = argparse.ArgumentParser(prog="har-edge", description="Run one TFLite model across small MQTT devices.")
+    parser = _Parser(prog="har-edge", description="Run one TFLite model across small MQTT devices.")
     parser.add_argument("--version", action="version", version=f"har-edge {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:

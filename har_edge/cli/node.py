@@ -87,10 +87,7 @@ def run(args: argparse.Namespace) -> int:
         node = Node(identity, lambda post, deployment, aim: Worker(equipment, post, deployment, aim))
         run_node(bus, node, stop, drain_timeout_s=args.drain_timeout)
     except TakenOver:
-        print(
-            f"node {name}: a younger node of this name has taken over; ending (give each its --name)",
-            file=sys.stderr,
-        )
+        say(f"node {name}: a younger node of this name has taken over; ending (give each its --name)", file=sys.stderr)
         return options.EXIT_TAKEN_OVER
     print(f"node {name} stopped", flush=True)
     return 0

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 EXIT_TAKEN_OVER = 3
 DEFAULT_MODEL = "bottleneck"
+MODEL_HELP = "the .tflite file, or the name of a shipped model (bottleneck, float, int8 and more: models/README.md)"
 EXIT_INTERRUPTED = 130
 BROKER_VARIABLE = "HAR_EDGE_BROKER"
 MAX_SUBJECTS = 10_000

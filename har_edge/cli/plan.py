@@ -17,7 +17,7 @@ HELP = "place the slices of a model on devices and links that differ"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("model", metavar="MODEL", help="the .tflite file, or the name of a shipped model (float, int8)")
+    parser.add_argument("model", metavar="MODEL", help=options.MODEL_HELP)
     parser.add_argument(
         "--devices", type=Path, metavar="FILE", required=True, help="devices file in TOML (docs/planning.md)"
     )

@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("model", metavar="MODEL", help="the .tflite file, or the name of a shipped model (float, int8)")
+    parser.add_argument("model", metavar="MODEL", help=options.MODEL_HELP)
     parser.add_argument("--device", metavar="NAME", help="what to call this device (default: its host name)")
     parser.add_argument("--out", type=options.writable_file, metavar="FILE", help="write the profile there as well")
     parser.add_argument("--threads", type=options.positive, default=1, metavar="N", help="threads (default: 1)")

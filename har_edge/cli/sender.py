@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from har_edge.cli import options
+from har_edge.cli.console import say
 from har_edge.errors import ConfigError, NodeError
 from har_edge.messaging.topics import MAX_ID_LENGTH
 from har_edge.units import plural
@@ -117,7 +118,7 @@ def connect(args: argparse.Namespace, pipeline: Pipeline, identity: Identity) ->
 def overtaken(source: str, identity: Identity) -> int:
     """Say that a younger sensor has this one's name; return the exit code."""
     text = f"another sensor named {identity.node} has connected; ending (give each its --name)"
-    print(f"sensor {source}: {text}", file=sys.stderr)
+    say(f"sensor {source}: {text}", file=sys.stderr)
     return options.EXIT_TAKEN_OVER
 
 

@@ -70,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         listed = list(list_services(places))
         for one in listed:
-            print(f"{one.service.name:<24} {one.path}{'' if one.own else ' (edited)'}")
+            place = f"{one.path}{'' if one.own else ' (edited)'}"
+            line = f"{one.service.name:<24} {place}"
+            print(line if len(line) <= columns() or not folds() else f"{one.service.name}\n    {place}")
         if not listed:
             print(f"no service of har-edge is installed in {places.units}", file=sys.stderr)
         return 0

@@ -25,7 +25,7 @@ HELP = "cut a .tflite model into slices, each for a device of its own"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("model", metavar="MODEL", help="the .tflite file, or the name of a shipped model (float, int8)")
+    parser.add_argument("model", metavar="MODEL", help=options.MODEL_HELP)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for slices, manifest.json, pipeline.toml")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print every cut with the tensors and bytes that cross it")

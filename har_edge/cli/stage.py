@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         run_stage(bus, stage, identity, stop, forget=args.forget)
     except TakenOver:
-        print(f"stage {args.index}: another process has taken over this stage; ending", file=sys.stderr)
+        say(f"stage {args.index}: another process has taken over this stage; ending", file=sys.stderr)
         return options.EXIT_TAKEN_OVER
     counts = stage.counters
     say(f"stage {args.index} stopped: {counts.windows} windows, {counts.rejected} messages rejected")

@@ -210,7 +210,12 @@ def _classes(
         if count == len(known):
             ids = list(range(len(known)))
         elif count is None or count != len(ids) or not known:
-            answers = "a class" if count is None else f"{count} scores"
+            if count is None:
+                raise ConfigError(
+                    "the model answers with the number of a class, and nothing says which classes there are; expected "
+                    "their names, the class of number 0 first: " + _ASK.format("labels FILE, one name a line")
+                )
+            answers = f"{count} scores"
             raise ConfigError(
                 f"the model answers with {answers}, stream {described.name} has {len(known)} labels, and the file of "
                 "the model has none; " + _ASK.format("labels FILE, one label a line")

@@ -19,9 +19,10 @@ from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.graph.manifest import FILE_NAME as MANIFEST_NAME
 from har_edge.graph.manifest import SliceManifest, load_manifest
 from har_edge.planning.answer import check_answer
-from har_edge.planning.task import StateRule, Task, describe
+from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task, describe
 from har_edge.planning.wiring import Wiring, find_wiring, is_batched
 from har_edge.streams.description import StreamDescription
+from har_edge.streams.fields import explain_unknown
 from har_edge.streams.grouping import Grouping, regroup
 
 if sys.version_info >= (3, 11):
@@ -203,7 +204,17 @@ def _read(file: Path) -> tuple[PipelineConfig, bool]:
         if (file.parent / MANIFEST_NAME).is_file():
             mend = "its slices are there, but no manifest said what the model is for: write it by docs/pipeline.md"
         raise ConfigError(f"cannot read {file}: {error.strerror}; {mend}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except msgspec.ValidationError as error:
+        tables: dict[str, type[msgspec.Struct]] = {
+            "": PipelineConfig,
+            "broker": BrokerConfig,
+            "join": JoinConfig,
+            "task": Task,
+            "task.stream": StreamTask,
+            "task.inputs": SourceInput,
+        }
+        raise ConfigError(f"{file}: {explain_unknown(error, tables)}; see docs/pipeline.md for every key") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: {error}; see docs/pipeline.md for every key") from None
     return config, "epoch" in document
 

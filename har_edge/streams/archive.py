@@ -97,10 +97,20 @@ def list_files(where: Path, description: StreamDescription) -> list[DataFile]:
     files = find_files(where, description)
     if not files:
         raise DataError(
-            f"{where}: no recordings of {description.name}, expected a folder, a zip or a file with names like "
-            f"{description.files.pattern}{_advice(description)}"
+            f"{where}: no recordings of {description.name}, expected a folder, a zip or a file with "
+            f"{describe_pattern(description.files.pattern)}{_advice(description)}"
         )
     return files
+
+
+def describe_pattern(pattern: str) -> str:
+    """Return in words which names a pattern of files fits, as far as it can be read."""
+    group = re.search(r"\(\?P<stream>((?:[^()\\]|\\.)*)\)", pattern)
+    plain = pattern if group is None else pattern.replace(group[0], "STREAM")
+    name = re.sub(r"\\([^\w\s])", r"\1", plain)
+    if re.search(r"[\\()\[\]{}*+?|^$]", re.sub(r"\\[^\w\s]", "", plain)) or "." in re.sub(r"\\\.", "", plain):
+        return f"names that fit the regular expression {pattern}"
+    return f"the name {name}" if group is None else f"names like {name}, where STREAM fits {group[1]}"
 
 
 def is_zip(path: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from har_edge.errors import ConfigError
+from har_edge.streams.fields import explain_unknown
 from har_edge.streams.recording import Source
 
 if sys.version_info >= (3, 11):
@@ -125,7 +126,10 @@ def parse_description(text: str, where: str = "stream description") -> StreamDes
     try:
         document = msgspec.convert(tomllib.loads(text), _Document)
         return _build(document)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ConfigError) as error:
+    except msgspec.ValidationError as error:
+        tables: dict[str, type[msgspec.Struct]] = {"": _Document, "files": _FilesTable, "sources": _SourceTable}
+        raise ConfigError(f"{where}: {explain_unknown(error, tables)}") from error
+    except (tomllib.TOMLDecodeError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
 

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 from har_edge.errors import DataError
-from har_edge.streams.archive import DataFile, is_zip, list_files, list_zip
+from har_edge.streams.archive import DataFile, describe_pattern, is_zip, list_files, list_zip
 from har_edge.streams.description import StreamDescription
 from har_edge.streams.tabular import parse_table
 
@@ -76,4 +76,4 @@ def _outer_or_inner(source: Path, workplace: Path, description: StreamDescriptio
             raise DataError(f"{file}: cannot be unpacked: {error}; fetch it anew") from error
         if is_zip(inner) and list_zip(inner, pattern):
             return inner
-    raise DataError(f"{source}: no recordings of {description.name} in this zip, expected files named like {pattern}")
+    raise DataError(f"{source}: no recordings of {description.name} in this zip, expected {describe_pattern(pattern)}")

@@ -15,6 +15,7 @@ from har_edge.errors import DataError
 from har_edge.streams.description import NAME, Column, FileLayout, StreamDescription
 from har_edge.streams.recording import Samples
 from har_edge.streams.runs import find_runs
+from har_edge.units import plural
 
 UNKNOWN_LABEL = -1
 _SHOWN = 60
@@ -162,7 +163,9 @@ class _Lines:
         names = self.load_texts(column)
         for name in set(names):
             if not NAME.fullmatch(name):
-                raise self.error(names.index(name), f"stream is {_shown(name)}, expected letters, digits, _ and -")
+                rows = f"in {plural(names.count(name), 'row')} of {len(names)}, first in this one"
+                text = f"stream is {_shown(name)} {rows}; expected letters, digits, _ and -: rename it in the file"
+                raise self.error(names.index(name), text)
         return names
 
     def _load(self, columns: list[int], dtype: type[np.float64] | type[np.str_]) -> npt.NDArray[Any]:

@@ -7,6 +7,7 @@ import threading
 import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -242,7 +243,10 @@ def test_no_server_is_told(here, capsys):
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/x.zip"
         assert main(["data", "fetch", "--url", url]) == 2
     error = capsys.readouterr().err
-    assert "Connection refused" in error and "what came so far is kept: mend the cause and run again" in error
+    assert (
+        "Connection refused" in error
+        and "; nothing came, or bring the file here another way and give it with --from" in error
+    )
 
 
 def test_only_http_is_followed(here, capsys):
@@ -365,3 +369,12 @@ class TestInfo:
         assert capsys.readouterr().err == (
             f"error: {path}, line 1: column 0 is 'O.5', expected a finite number; mend or remove that line\n"
         )
+
+
+def test_a_source_that_is_not_there_is_refused_though_recordings_are_here(here, capsys, monkeypatch):
+    monkeypatch.setattr("har_edge.streams.archive.list_files", lambda *_: [object()])
+    assert main(["data", "fetch", "--from", "nope.zip"]) == 2
+    assert "--from nope.zip: no such file or folder; expected the zip or folder of mHealth" in capsys.readouterr().err
+    Path("there.zip").touch()
+    assert main(["data", "fetch", "--from", "there.zip"]) == 0
+    assert "1 recordings are already here, so there.zip was not read; remove" in capsys.readouterr().out

@@ -10,8 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from har_edge.cli.evaluate_report import _classes
 from har_edge.cli.main import main
 from har_edge.evaluation import prediction
+from har_edge.evaluation.report import ClassRow
 from har_edge.graph.folder import write_folder
 from har_edge.graph.model import read_model
 from har_edge.graph.slices import slice_model
@@ -248,3 +250,22 @@ def test_an_input_that_nothing_reads_needs_no_source(capsys: pytest.CaptureFixtu
         assert "--input names 'spare', which nothing reads; expected no source for it: leave it out" in said
     assert main(["demo", *command[1:], "--stages", "2", "--speed", "max"]) == 0
     assert f"{windows} in, {windows} out, 0 lost" in capsys.readouterr().out
+
+
+def test_a_class_that_no_window_has_gets_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n".join(_classes([ClassRow("cat", 2, 0.5, 1.0, 0.667), ClassRow("dog", 0, 0.0, 0.0, 0.0)]))
+    cat, dog = text.splitlines()[1:]
+    assert cat.split() == ["cat", "2", "0.5000", "1.0000", "0.6670"] and dog.split() == ["dog", "0", "-", "-", "-"]
+
+
+def test_an_answer_that_is_the_number_of_a_class_asks_for_the_names(
+    capsys: pytest.CaptureFixture[str], nowhere: Path
+) -> None:
+    (nowhere / "m.tflite").write_bytes(models.chosen_class(3))
+    (nowhere / "one.toml").write_text(
+        'name = "one"\nrate_hz = 50.0\n[files]\n[[sources]]\nname = "win"\ncolumns = ["a", "b", "c", "d", "e"]\n'
+    )
+    assert main(["evaluate", "--model", "m.tflite", "--stream", "one.toml"]) == 2
+    said = capsys.readouterr().err
+    assert "the model answers with the number of a class, and nothing says which classes there are" in said
+    assert "the class of number 0 first: give --labels FILE, one name a line" in said

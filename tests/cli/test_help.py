@@ -145,3 +145,18 @@ def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[s
 
 def test_the_batch_limit_of_the_options_is_that_of_the_wire() -> None:
     assert options.MAX_BATCH == wire.MAX_BATCH
+
+
+def test_an_error_of_the_parser_and_an_address_in_help_break_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("har_edge.cli.console.folds", lambda file=None: True)
+    with pytest.raises(SystemExit) as ended:
+        main(["stage", "--index", "0", *(f"--no-such-option-{number}" for number in range(6))])
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 60 and lines[-1] == "    --no-such-option-4 --no-such-option-5"
+    with pytest.raises(SystemExit):
+        main(["data", "fetch", "--help"])
+    assert "https://archive.ics.uci.edu/static/public/319/mhealth+dataset.zip)" in capsys.readouterr().out.split()

@@ -173,11 +173,11 @@ def test_a_stage_that_does_not_exist_is_refused(folder, index):
 
 SLICES_KEY, LABELS = 'slices = "."', 'labels = ["standing still", "walking"]'
 REFUSED = {
-    "unknown key": ([(SLICES_KEY, f"colour = 3\n{SLICES_KEY}")], "unknown field `colour`"),
-    "unknown broker key": ([("[broker]", "[broker]\nhost = 'x'")], "unknown field `host` - at `$.broker`"),
-    "unknown task key": ([("[task]", "[task]\nkind = 'x'")], "unknown field `kind` - at `$.task`"),
-    "unknown join key": ([("capacity = 256", "size = 256")], "unknown field `size` - at `$.join`"),
-    "unknown source key": ([('tensor = "c"', 'tensor = "c"\nrate = 1')], "unknown field `rate` - at `$.task.inputs[.."),
+    "unknown key": ([(SLICES_KEY, f"colour = 3\n{SLICES_KEY}")], "unknown key `colour` in the top of the file"),
+    "unknown broker key": ([("[broker]", "[broker]\nhost = 'x'")], "unknown key `host` in [broker]; expected url, "),
+    "unknown task key": ([("[task]", "[task]\nkind = 'x'")], "unknown key `kind` in [task]; expected stream, inputs, "),
+    "unknown join key": ([("capacity = 256", "size = 256")], "unknown key `size` in [join]; expected timeout_s, "),
+    "unknown source key": ([('tensor = "c"', 'tensor = "c"\nrate = 1')], "unknown key `rate` in [task.inputs]; exp"),
     "type": ([(SLICES_KEY, f'epoch = "1"\n{SLICES_KEY}')], "Expected `int`, got `str` - at `$.epoch`"),
     "array type": ([("label_ids = [1, 4]", "label_ids = [1, 'x']")], "Expected `int`, got `str` - at `$.task.label_"),
     "missing": ([('output = "scores"\n', "")], "missing required field `output` - at `$.task`"),

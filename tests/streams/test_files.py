@@ -10,6 +10,7 @@ import pytest
 from har_edge.errors import DataError
 from har_edge.streams import archive, cache
 from har_edge.streams import files as files_module
+from har_edge.streams.archive import describe_pattern
 from har_edge.streams.files import read_recordings
 
 NAME = "mHealth_subject7.log"
@@ -290,3 +291,16 @@ class TestCache:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
         assert len(read_recordings(mhealth, tmp_path)[0]) == 1150
         assert "cannot write the cache" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        (r"all\.csv", "the name all.csv"),
+        (r"(?P<stream>[a-z]+)\.csv", "names like STREAM.csv, where STREAM fits [a-z]+"),
+        (r"mHealth_(?P<stream>subject\d+)\.log", r"names like mHealth_STREAM.log, where STREAM fits subject\d+"),
+        (r"a.*b(?P<stream>x)", "names that fit the regular expression a.*b(?P<stream>x)"),
+    ],
+)
+def test_a_pattern_is_said_in_words_where_it_can_be(pattern, said):
+    assert describe_pattern(pattern) == said
