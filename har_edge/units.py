@@ -54,3 +54,16 @@ def speed(bytes_per_s: float) -> str:
 def _decimals(value: float) -> int:
     """Return how many decimals leave three digits."""
     return 2 if value < 9.995 else 1 if value < 99.95 else 0
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was, in the unit a person would use; what lies ahead, by another clock, is now.
+
+    >>> ago(-3.0), ago(45.2), ago(600.0), ago(10_000.0), ago(300_000.0)
+    ('0 s ago', '45 s ago', '10 min ago', '2.8 h ago', '3.5 days ago')
+    """
+    if seconds < 120:
+        return f"{max(0.0, seconds):.0f} s ago"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min ago"
+    return f"{seconds / 3600:.1f} h ago" if seconds < 172_800 else f"{seconds / 86_400:.1f} days ago"

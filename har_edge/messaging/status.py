@@ -123,7 +123,8 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     are those that the node keeps, by name. A node that runs whatever stages it is told to says what its `device` can
     do; a sensor that follows a deployment says which `epoch` its windows go to, and every sensor what it sent of its
     `streams`, and which `sources` of each (none where it is older); a stage of a fixed folder says which `slice` it
-    runs, and the `epoch` of its cut.
+    runs, and the `epoch` of its cut. `said` is when it said this, and `lost_at` when windows that it lost last
+    became more (its clock, seconds since 1970; 0 where it does not say, or for never).
     """
 
     node: str
@@ -140,6 +141,8 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     slice: SliceCard | None = None
     streams: dict[str, StreamCount] = {}
     sources: tuple[str, ...] = ()
+    said: float = 0.0
+    lost_at: float = 0.0
 
 
 class StagePhase(str, enum.Enum):

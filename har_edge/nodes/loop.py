@@ -42,6 +42,8 @@ TURN_S = 0.02
 # How old the totals of a busy stage may be.
 COUNT_S = 0.02
 PATIENCE_S = 2.0
+# The counters of windows that a node lost.
+LOSSES = ("given_up", "too_large", "dropped")
 # What may wait to be handled, in bytes, with what each message takes beside its payload; above that, the broker waits.
 QUEUED_BYTES = 16 * 1024 * 1024
 MESSAGE_BYTES = 512
@@ -94,6 +96,9 @@ class Identity:
         state: State,
         counters: dict[str, int] | None = None,
         streams: Mapping[str, StreamCount] | None = None,
+        *,
+        said: float = 0.0,
+        lost_at: float = 0.0,
     ) -> bytes:
         """Return the status message for a state."""
         return encode_status(
@@ -112,6 +117,8 @@ class Identity:
                 slice=self.slice,
                 streams=dict(streams or {}),
                 sources=self.sources,
+                said=said,
+                lost_at=lost_at,
             )
         )
 
@@ -214,9 +221,11 @@ class Herald:
         identity: Identity,
         counters: Callable[[], dict[str, int]],
         streams: Callable[[], Mapping[str, StreamCount]] = dict,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._bus, self._identity, self._counters, self._streams = bus, identity, counters, streams
-        self._due, self._said = 0.0, (-1, 0)
+        self._due, self._said, self._wall = 0.0, (-1, 0), wall
+        self._lost, self._lost_at = 0, 0.0
 
     def announce(self, now: float) -> None:
         """Publish the status if it is due: at birth, after a reconnection, in a new epoch, every few seconds."""
@@ -237,7 +246,12 @@ class Herald:
             "received_bytes": traffic.received_bytes,
             "reconnects": traffic.reconnects,
         }
-        status = self._identity.status(state, counters, self._streams())
+        streams, now = self._streams(), self._wall()
+        lost = sum(counters.get(name, 0) for name in LOSSES) + sum(count.lost for count in streams.values())
+        if lost > self._lost:
+            self._lost_at = now
+        self._lost = lost
+        status = self._identity.status(state, counters, streams, said=now, lost_at=self._lost_at)
         self._bus.publish(self._identity.topic, status, retain=Kind.STATUS in RETAINED)
 
 

@@ -11,14 +11,14 @@ from har_edge.errors import BrokerError, ConfigError
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Outgoing, Receipt, Session, TakenOver, Traffic
 from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.status import State, decode_status
+from har_edge.messaging.status import State, StreamCount, decode_status
 from har_edge.messaging.topics import Kind
 from har_edge.nodes import loop as loop_module
 from har_edge.nodes import pace as pace_module
 from har_edge.nodes.account import Account
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.credit import Untracked
-from har_edge.nodes.loop import POLL_S, Identity, Sender, StageLoop, Stop, run_stage
+from har_edge.nodes.loop import POLL_S, Herald, Identity, Sender, StageLoop, Stop, run_stage
 from har_edge.nodes.outbox import Outbox
 from har_edge.nodes.pace import Pace, SensorLoop
 from har_edge.nodes.resend import FIRST_ROOM, Resend
@@ -109,6 +109,25 @@ def test_a_stage_says_hello_answers_acknowledges_and_says_goodbye(clock):
     assert bus.acknowledged == came
     assert [status.state for status in bus.statuses()] == [State.READY, State.STOPPED]
     assert bus.statuses()[-1].counters["windows"] == 2 and len(bus.sent("result")) == 2
+
+
+def test_a_status_says_when_it_was_said_and_when_windows_were_last_lost():
+    bus, counters, wall, streams = ScriptedBus(), {"windows": 1, "given_up": 0}, Clock(5_000.0), {}
+    herald = Herald(bus, identity(), lambda: counters, lambda: streams, wall)
+    herald.announce(0.0)
+    steps = [
+        (10.0, {"given_up": 2}, {}),
+        (20.0, {"windows": 9}, {}),
+        (30.0, {}, {"anna": StreamCount(1, 1.0, 9, 5, 3)}),
+        (40.0, {}, {"anna": StreamCount(1, 1.0, 9, 6, 2)}),  # one was answered after all
+    ]
+    for now, counted, sent in steps:
+        wall.now = 5_000.0 + now
+        counters.update(counted)
+        streams.update(sent)
+        herald.announce(now)
+    said = [(status.said, status.lost_at) for status in bus.statuses()]
+    assert said == [(5000.0, 0.0), (5010.0, 5010.0), (5020.0, 5010.0), (5030.0, 5030.0), (5040.0, 5030.0)]
 
 
 def test_nothing_is_acknowledged_before_its_output_is_safe(clock):

@@ -344,7 +344,7 @@ class Checkup:
     # --- what was lost, and what is left over ------------------------------------------------------------------------
 
     def _losses(self, name: str) -> Iterator[Finding]:
-        yield losses(name, self._listen(0.0).snapshot(_now(), time.time()), self._clear_command)
+        yield from losses(name, self._listen(0.0).snapshot(_now(), time.time()), self._clear_command)
 
     def _sessions(self, name: str) -> Iterator[Finding]:
         if self.reception.measured is not None:

@@ -44,8 +44,8 @@ def fixed_checkup(
         Rung("folder", lambda _, name: checks.folder(name), ()),
         Rung("stages", lambda _, name: checks.stages(name), ("credentials", "folder"), (Kind.STATUS,)),
         Rung("sensors", lambda _, name: checks.sensors(name), reads=(Kind.STATUS,)),
-        Rung("losses", lambda _, name: checks.losses(name), reads=(Kind.STATUS,)),
         Rung("flow", lambda _, name: checks.flow(name), ("stages",), (Kind.RESULT,), (Kind.WINDOW,)),
+        Rung("losses", lambda _, name: checks.losses(name), reads=(Kind.STATUS,)),
         Rung("sessions", lambda _, name: checks.sessions(name), reads=(Kind.STATUS,)),
         Rung("leftovers", lambda _, name: checks.leftovers(name), reads=(Kind.STATUS, Kind.PLAN, Kind.SLICE)),
     )
@@ -126,7 +126,7 @@ class _Checks:
     def losses(self, name: str) -> Iterator[Finding]:
         """See whether a node says that windows were lost, or that messages could not be used."""
         self._listen(0.0)
-        yield losses(name, self._seen.snapshot(time.monotonic(), time.time()), self._clear_command)
+        yield from losses(name, self._seen.snapshot(time.monotonic(), time.time()), self._clear_command)
 
     def sessions(self, name: str) -> Iterator[Finding]:
         """See how many sessions wait at the broker, beside those of stages of this folder."""

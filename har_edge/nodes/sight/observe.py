@@ -293,6 +293,7 @@ class Observer:
             else {},
             runtime=printable(card.runtime, 40) if card else "",
             delegate=printable(card.delegate, 16) if card else "",
+            lost_at=status.lost_at if status and math.isfinite(status.lost_at) else 0.0,
         )
 
     def _stages(self) -> tuple[StageView, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 
 from har_edge.messaging.status import NodeStatus
@@ -27,9 +28,18 @@ def sent_views(statuses: Mapping[str, NodeStatus], is_alive: Callable[[str], boo
                     open=open_ if alive else 0,
                     lost=count.lost + (0 if alive else open_),
                     incomplete=count.incomplete,
+                    lost_at=_lost_at(status, left=0 if alive else open_)
+                    if count.lost or (open_ and not alive)
+                    else 0.0,
                 )
             )
     return tuple(sorted(views, key=lambda view: (view.stream, view.node)))
+
+
+def _lost_at(status: NodeStatus, *, left: int) -> float:
+    """Return when windows were last lost: those that are `left` when the sensor went."""
+    at = status.said if left else status.lost_at or status.said
+    return at if math.isfinite(at) else 0.0
 
 
 def unanswered(views: tuple[SentView, ...]) -> int:

@@ -10,7 +10,7 @@ class NodeView(msgspec.Struct, frozen=True):
 
     `alive` means that it has not said goodbye, was not reported lost, and beats if it is one that beats. `ahead_s` is
     how far its clock is ahead of ours, by the beat that was on its way the shortest; `beat_age_s` the time since the
-    last one; both None without any.
+    last one; both None without any. `lost_at` is when it last lost a window, as in SentView.
     """
 
     name: str
@@ -32,6 +32,7 @@ class NodeView(msgspec.Struct, frozen=True):
     counters: dict[str, int]
     runtime: str = ""
     delegate: str = ""
+    lost_at: float = 0.0
 
 
 class StageView(msgspec.Struct, frozen=True):
@@ -101,7 +102,8 @@ class SentView(msgspec.Struct, frozen=True):
     """What one sensor says of the windows of one stream since it started; `alive` that it still sends them again.
 
     `answered` is None, and `open` 0, where it listens to no results. `lost` are no longer awaited, or were open when
-    the sensor went; `incomplete` are not awaited, since other sensors of the stream have not sent them.
+    the sensor went; `incomplete` are not awaited, since other sensors of the stream have not sent them. `lost_at` is
+    when windows of this sensor were last lost (its clock, seconds since 1970); 0 where none were, or it does not say.
     """
 
     node: str
@@ -112,6 +114,7 @@ class SentView(msgspec.Struct, frozen=True):
     open: int
     lost: int
     incomplete: int = 0
+    lost_at: float = 0.0
 
 
 class CountsView(msgspec.Struct, frozen=True):

@@ -17,7 +17,8 @@ def find(*deliveries: Delivery) -> Finding:
     observer = Observer(TOPICS, 0.0)
     for delivery in deliveries:
         observer.handle(delivery, 0.0, WALL)
-    return losses("losses", observer.snapshot(0.0, WALL), COMMAND)
+    (finding,) = losses("losses", observer.snapshot(0.0, WALL), COMMAND)
+    return finding
 
 
 def test_nothing_lost() -> None:
@@ -52,7 +53,8 @@ def test_what_a_sensor_lost_that_has_gone_can_be_forgotten_and_that_of_a_living_
     living = find(SAID.status("sensor-a", "sensor", streams=streams))
     assert living.said == "windows were lost: 3 of 20 of anna by sensor-a" and "--clear" not in living.mend
     gone = find(SAID.status("sensor-a", "sensor", State.STOPPED, streams=streams))
-    assert gone.said == "windows were lost: 5 of 20 of anna by sensor-a, which has gone"
+    assert living.verdict is Verdict.WRONG and gone.verdict is Verdict.NOTE
+    assert gone.said == "windows were lost by sensors that have gone: 5 of 20 of anna by sensor-a"
     assert gone.mend.endswith(f"forget sensors that have gone: `{COMMAND}`")
 
 
@@ -70,3 +72,34 @@ def test_what_a_stage_gave_up_may_be_what_other_sensors_have_not_sent() -> None:
         "4 windows were given up by stages since these started, 3 of them may be windows that not all sensors of their "
         "stream have sent"
     )
+
+
+def test_it_is_said_how_long_ago_and_the_latest_come_first() -> None:
+    lost, open_ = {"anna": StreamCount(1, WALL, 20, 15, 5)}, {"bert": StreamCount(1, WALL, 20, 15, 0)}
+    old = SAID.status("sensor-a", "sensor", State.STOPPED, streams=lost, said=WALL - 9000, lost_at=WALL - 10_800)
+    new = SAID.status("sensor-b", "sensor", State.STOPPED, streams=open_, said=WALL - 30.0, lost_at=WALL - 9000)
+    assert find(old, new).said == (
+        "windows were lost by sensors that have gone: 5 of 20 of bert by sensor-b, the last 30 s ago, "
+        "5 of 20 of anna by sensor-a, the last 3.0 h ago"
+    )
+    finding = find(
+        SAID.status("stage-0", "stage", counters={"given_up": 2}, lost_at=WALL - 300),
+        SAID.status("sensor-c", "sensor", streams=lost, counters={"dropped": 7}, lost_at=WALL - 60),
+    )
+    assert finding.said == (
+        "windows were lost: 5 of 20 of anna by sensor-c, the last 60 s ago; 2 windows were given up by stages since "
+        "these started (the last 5 min ago); 7 windows were dropped at sensors since these started (the last 60 s ago)"
+    )
+
+
+def test_what_living_nodes_lost_is_wrong_and_what_others_lost_a_note() -> None:
+    streams = {"anna": StreamCount(1, WALL, 20, 15, 5)}
+    observer = Observer(TOPICS, 0.0)
+    for delivery in (
+        SAID.status("sensor-a", "sensor", State.STOPPED, streams=streams),
+        SAID.status("sensor-b", "sensor", streams=streams),
+    ):
+        observer.handle(delivery, 0.0, WALL)
+    found = list(losses("losses", observer.snapshot(0.0, WALL), COMMAND))
+    assert [one.verdict for one in found] == [Verdict.WRONG, Verdict.NOTE]
+    assert "by sensor-b" in found[0].said and "sensor-a" not in found[0].said and "by sensor-a" in found[1].said
