@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 # Some models clip on purpose (8 % of what comes of ankle and arm in the shipped int8 model, gyroscopes mostly), so that
 # a few values beyond the range are usual. Of pixels from 0 to 255, where -1 to 1 belongs, nearly all are beyond.
 TOLD_FROM = 0.25
+# How many windows are looked at before some are left out, and of how many of these a node looks at one.
+FIRST = 64
+NODE_EVERY = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +68,21 @@ def range_taken(reducer: Reducer) -> Range | None:
 
 @dataclass(slots=True)
 class Saturation:
-    """Counts the values of one source, and those of them that saturate in what takes them: `taker`, over `range`."""
+    """Counts the values of one source, and those of them that saturate in what takes them: `taker`, over `range`.
+
+    Of the windows after the first 64, one of `every` is looked at: that takes as long as quantising it.
+    """
 
     source: str
     taker: str
     range: Range
+    every: int = 1
     values: int = 0
     beyond: int = 0
     least: float = field(default=float("inf"))
     largest: float = field(default=float("-inf"))
     _told: bool = False
+    _seen: int = 0
 
     @property
     def share(self) -> float:
@@ -82,10 +90,13 @@ class Saturation:
         return self.beyond / self.values if self.values else 0.0
 
     def note(self, values: npt.NDArray[Any]) -> None:
-        """Count real values on their way into the input; log a warning, once, where too many saturate.
+        """Count the real values of a window on their way into the input; log a warning, once, where too many saturate.
 
         What is no more than half a step beyond rounds to the last value and is none of those.
         """
+        self._seen += 1
+        if self._seen > FIRST and self._seen % self.every:
+            return
         half, limits = self.range.step / 2, self.range
         outside = (values < limits.low - half) | (values > limits.high + half)
         self.values += values.size

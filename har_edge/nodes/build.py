@@ -19,7 +19,7 @@ from har_edge.graph.manifest import QUANTISED
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.feed import choose_way, make_feed, window_shape
 from har_edge.inference.load_check import LoadCheck, default_check
-from har_edge.inference.saturation import Range, Saturation, range_of, range_taken
+from har_edge.inference.saturation import NODE_EVERY, Range, Saturation, range_of, range_taken
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.pace import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
@@ -143,7 +143,7 @@ def build_setup(
     ports = {port.name: port for port in interpreter.inputs}
     results = {port.name: port for port in interpreter.outputs}
     watched = {
-        source: Saturation(source, f"input {tensor!r}", found)
+        source: Saturation(source, f"input {tensor!r}", found, NODE_EVERY)
         for source, tensor in wiring.sources.items()
         for port in (ports[tensor],)
         if (found := range_of(port.dtype.name, port.scale, port.zero_point)) is not None
@@ -253,7 +253,7 @@ def _watched(pipeline: Pipeline, reducers: Mapping[str, Reducer], *, look: bool)
             tensor = pipeline.task.inputs[source].tensor
             found, taker = _range_of(pipeline, tensor), f"input {tensor!r}"
         if found is not None:
-            yield Saturation(source, taker, found)
+            yield Saturation(source, taker, found, NODE_EVERY)
 
 
 def _range_of(pipeline: Pipeline, tensor: str) -> Range | None:

@@ -7,7 +7,7 @@ import pytest
 
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
-from har_edge.inference.saturation import Range, Saturation, range_of, range_taken, totals
+from har_edge.inference.saturation import FIRST, NODE_EVERY, Range, Saturation, range_of, range_taken, totals
 from har_edge.reduction.catalog import make_reducer
 from har_edge.reduction.packing import pack
 
@@ -45,6 +45,16 @@ def test_much_is_said_once_with_both_ranges_and_what_to_do(caplog):
         "trained on (docs/pipeline.md#values)"
     ]
     assert one.values == 768 and one.beyond == 3 * 254 + 3
+
+
+def test_a_node_looks_at_the_first_windows_and_then_at_some(caplog):
+    one = Saturation("photo", "input 'x'", PIXELS, NODE_EVERY)
+    for _ in range(FIRST + 3 * NODE_EVERY):
+        one.note(np.zeros(2, np.float32))
+    assert one.values == 2 * (FIRST + 3)
+    for _ in range(NODE_EVERY):
+        one.note(np.full(2, 9.0))
+    assert (one.values, one.beyond) == (2 * (FIRST + 4), 2)
 
 
 def test_a_few_values_beyond_are_usual(caplog):
