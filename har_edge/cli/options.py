@@ -28,6 +28,7 @@ EXIT_TAKEN_OVER = 3
 DEFAULT_MODEL = "bottleneck"
 MODEL_HELP = "the .tflite file, or the name of a shipped model (bottleneck, float, int8 and more: models/README.md)"
 EXIT_INTERRUPTED = 130
+DEFAULT_CONFIG = Path("pipeline.toml")
 BROKER_VARIABLE = "HAR_EDGE_BROKER"
 MAX_SUBJECTS = 10_000
 # The limit of messaging/wire.py, which is not imported here because it needs NumPy; a test compares the two.
@@ -112,6 +113,18 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def load_source(args: argparse.Namespace) -> Pipeline:
+    """Return the fixed pipeline that `add_source` names; ConfigError where nothing was named, and none is here."""
+    from har_edge.planning.pipeline import load_pipeline
+
+    if args.config == DEFAULT_CONFIG and not args.config.exists():
+        raise ConfigError(
+            f"no {DEFAULT_CONFIG} is in this folder; say --config FOLDER for slices that `har-edge slice` made, or "
+            "--pipeline NAME for what a coordinator deploys (its name is har unless it was given another)"
+        )
+    return load_pipeline(args.config)
+
+
 def add_probe(parser: argparse.ArgumentParser) -> None:
     """Add what a probe window needs: patience, and a place for the files that sensors reduce windows with."""
     parser.add_argument(
@@ -135,7 +148,7 @@ def add_config(parser: argparse._ActionsContainer) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        default=Path("pipeline.toml"),
+        default=DEFAULT_CONFIG,
         help="pipeline file, or the folder that `har-edge slice` made (default: ./pipeline.toml)",
     )
 

@@ -69,9 +69,9 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     from har_edge.nodes.credit import Untracked
     from har_edge.nodes.outbox import Outbox
     from har_edge.nodes.resend import Resend
-    from har_edge.planning.pipeline import check_batch, load_pipeline
+    from har_edge.planning.pipeline import check_batch
 
-    pipeline = load_pipeline(args.config)
+    pipeline = options.load_source(args)
     check_batch(pipeline, args.batch)
     pipeline = override(pipeline, options.chosen_reducers(args.reducer, pipeline.task.inputs))
     sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]

@@ -52,10 +52,9 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.nodes.account import Account
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.loop import Stop
-    from har_edge.planning.pipeline import load_pipeline
 
     stop, labels = Stop().catch_signals(), dict[int, str]()
-    pipeline = load_pipeline(args.config) if args.pipeline is None else None
+    pipeline = options.load_source(args) if args.pipeline is None else None
     topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)
     session = Session(
         f"{topics.base}-{topics.pipeline}-watch-{secrets.token_hex(4)}", expiry_s=SESSION_S, transient=True

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from har_edge.cli.main import main
 from har_edge.cli.status_report import draw
 from har_edge.messaging.bus import Delivery
 from har_edge.messaging.status import NodeStatus, SliceCard, State, StreamCount, encode_status
@@ -21,6 +22,7 @@ from har_edge.nodes.sight.snapshot import ProbeView, Snapshot
 from har_edge.nodes.sight.trace import holder
 from har_edge.planning.catalog import find_model
 from har_edge.planning.pipeline import Pipeline, load_pipeline
+from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet
 from tests.cli.test_eighty_columns import fits, lines_of
 
@@ -83,6 +85,31 @@ def test_a_stage_that_hangs_is_named_and_counters_have_an_age(fleet: Fleet) -> N
     finally:
         stages[1].process.send_signal(signal.SIGCONT)
     assert json_of(fleet, code=0).ready
+
+
+def test_stages_of_a_folder_are_named_to_who_looks_for_a_coordinator(fleet: Fleet) -> None:
+    fleet.stages()
+    said = "stages of a fixed folder live here (stage-0, stage-1, stage-2): say --config FOLDER"
+    seen = Stand(fleet).run("status")
+    assert seen.wait() == 1 and f"not ready: {said}" in flat(seen.said), seen.said
+    looked = Stand(fleet).run("doctor", "--json", "--timeout", "1")
+    assert looked.wait() == 1
+    report = msgspec.json.decode(looked.said.splitlines()[-1])
+    told = {one["check"]: one for one in report["findings"]}
+    assert report["first_wrong"] == "coordinator" and told["coordinator"]["said"] == told["plan"]["said"] == said
+    assert told["coordinator"]["mend"] == (
+        "`har-edge doctor --config FOLDER`, with the folder that `har-edge slice` made"
+    )
+
+
+@pytest.mark.parametrize("command", ["watch", "sensor"])
+def test_both_ways_to_name_a_pipeline_are_said_where_none_was_named(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([command]) == 2
+    said = flat(capsys.readouterr().err)
+    assert "no pipeline.toml is in this folder; say --config FOLDER" in said and "or --pipeline NAME for what" in said
 
 
 def test_the_age_of_counters_is_shown_and_none_are_shown_of_a_stage_that_is_missing(fleet: Fleet) -> None:

@@ -21,7 +21,7 @@ from har_edge.nodes.sight.missing import broken_off, missing_nodes
 from har_edge.nodes.sight.observe import BEATING, SILENT_S, Observer
 from har_edge.nodes.sight.permissions import Connect, can_see
 from har_edge.nodes.sight.reception import Finding, Reception, Verdict, passed
-from har_edge.nodes.sight.trial import NO_PLAN, Trial, no_plan, stalled
+from har_edge.nodes.sight.trial import NO_PLAN, Trial, fixed_here, no_plan, stalled
 from har_edge.nodes.store import Store
 from har_edge.units import duration, size
 
@@ -121,6 +121,10 @@ class Checkup:
         if alive:
             says = printable(next(iter(alive.values())).detail)
             yield passed(name, f"is there{': ' if says else ''}{says}")
+            return
+        if fixed := fixed_here(self._listen(0.0), _now()):
+            mend = "`har-edge doctor --config FOLDER`, with the folder that `har-edge slice` made"
+            yield Finding(name, Verdict.WRONG, fixed, mend)
             return
         state = f"the last one is {known[0].state.value}" if known else "none was ever seen"
         mend = f"start one: `har-edge coordinator --model MODEL --pipeline {self.topics.pipeline}`"

@@ -12,12 +12,13 @@ from har_edge.inference.codecs import MAX_FILE_BYTES
 from har_edge.messaging.bus import Bus, Delivery, Receipt, Session
 from har_edge.messaging.status import StagePhase, StageReport
 from har_edge.messaging.text import printable
-from har_edge.messaging.topics import PROBE, Topics
+from har_edge.messaging.topics import PROBE, Topics, is_id
 from har_edge.nodes.blobs import fetch, fetch_session
 from har_edge.nodes.deployment import Deployment, Generation
 from har_edge.nodes.follow import files_of, materialise
 from har_edge.nodes.probe import probe
 from har_edge.nodes.results import decode_results
+from har_edge.nodes.sight.leftovers import listed
 from har_edge.nodes.sight.observe import Observer, is_running
 from har_edge.nodes.sight.snapshot import ProbeView
 from har_edge.nodes.store import Store
@@ -156,7 +157,16 @@ def no_plan(observer: Observer, now: float) -> str:
     for name, status in observer.statuses().items():
         if status.role == "coordinator" and observer.is_alive(name, now):
             return f"there is no plan; the coordinator says: {printable(status.detail) or 'nothing'}"
-    return NO_PLAN
+    return fixed_here(observer, now) or NO_PLAN
+
+
+def fixed_here(observer: Observer, now: float) -> str:
+    """Say that stages of a fixed folder live under this name, and no coordinator; empty where that is not so."""
+    alive = [(name, status) for name, status in observer.statuses().items() if observer.is_alive(name, now)]
+    stages = [name for name, status in alive if status.role == "stage" and is_id(name)]
+    if not stages or any(status.role == "coordinator" for _, status in alive):
+        return ""
+    return f"stages of a fixed folder live here ({listed(stages)}): say --config FOLDER"
 
 
 def stalled(observer: Observer, generation: Generation, now: float) -> str:
