@@ -225,7 +225,8 @@ def test_an_unknown_key_is_refused(slices: Path, tmp_path: Path, capsys: pytest.
     file.write_text("colour = 3\n" + file.read_text())
     assert main(["stage", "--index", "1", "--config", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {file}: Object contains unknown field `colour`; see docs/pipeline.md for every key\n"
+        f"error: {file}: unknown key `colour` in the top of the file; expected task, name, base, epoch, slices, "
+        "max_payload_bytes, session_expiry_s, broker, join or delegate; see docs/pipeline.md for every key\n"
     )
 
 
