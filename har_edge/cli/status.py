@@ -28,7 +28,12 @@ EXIT_NOT_READY = 1
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help="go on until Ctrl-C, with a probe every 10 s")
     parser.add_argument("--json", action="store_true", help="one JSON object (with --live: one a line, every second)")
-    parser.add_argument("--no-probe", action="store_true", help="send no probe window; then nothing is called ready")
+    parser.add_argument(
+        "--no-probe",
+        action="store_true",
+        help="send no probe window; then nothing is called ready, and "
+        "the exit code is 0 where nothing that is seen stands in the way",
+    )
     options.add_probe(parser)
     options.add_deployed(parser)
     options.add_quiet(parser)
@@ -42,19 +47,22 @@ def run(args: argparse.Namespace) -> int:
     stop = Stop().catch_signals()
     snapshots = look(args, stop)
     last = _show_live(snapshots) if args.live and not args.json else _print(snapshots, as_json=args.json)
-    return 0 if last is not None and last.ready else EXIT_NOT_READY
+    fine = last is not None and (last.ready or (args.no_probe and not last.obstacle))
+    return 0 if fine else EXIT_NOT_READY
 
 
 def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
     """Yield what is seen: once, when the probe is over, or every second with --live."""
     import secrets
 
+    import msgspec
+
     from har_edge.messaging.bus import Session
     from har_edge.messaging.topics import Topics
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.sight.fixed import FixedObserver, FixedTrial
     from har_edge.nodes.sight.observe import Observer
-    from har_edge.nodes.sight.trial import Trial
+    from har_edge.nodes.sight.trial import Trial, obstacle
     from har_edge.nodes.store import Store, default_folder
     from har_edge.planning.pipeline import load_pipeline
 
@@ -66,6 +74,7 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
 
     bus = reach(Session(f"{topics.base}-{topics.pipeline}-status-{secrets.token_hex(4)}", clean_start=True))
     observer: Observer
+    fixed: FixedObserver | None = None
     trial: Trial | FixedTrial
     if pipeline is not None:
         observer = fixed = FixedObserver(pipeline, time.monotonic())
@@ -89,7 +98,9 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
                 trial.send(now, time.time())
             if now >= show_at and (args.live or not trial.under_way):
                 show_at += EVERY_S
-                yield observer.snapshot(now, time.time(), trial.view)
+                seen = observer.snapshot(now, time.time(), trial.view)
+                found = fixed.stalled(now) if fixed is not None else obstacle(observer, now)
+                yield msgspec.structs.replace(seen, obstacle=found if args.no_probe else "")
                 if not args.live:
                     return
     finally:

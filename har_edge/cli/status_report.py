@@ -22,8 +22,8 @@ MAX_ROWS = 64
 MOST_SENT = 12
 # Clocks that differ by more than this spoil latencies and the order of repetitions.
 SKEW_S = 0.5
-# What the columns beside the names of nodes take in the table of stages: narrow, wide, wider.
-_OTHER_COLUMNS = (67, 81, 97)
+# Columns whose texts go on in the next line where a table is too wide; all others stay whole.
+_FOLDED = frozenset({"node", "stages", "standby"})
 GOOD, BAD, DIM = "green", "red", "dim"
 _STATE_STYLE = {"busy": GOOD, "ready": GOOD, "draining": "yellow", "init": "yellow"}
 _PHASE_STYLE = {"running": GOOD, "drained": DIM, "failed": BAD, "unreported": BAD}
@@ -44,11 +44,6 @@ def draw(seen: Snapshot, columns: int) -> Group:
         parts.append(Text(f"warning: {seen.disagreement}", style="yellow"))
     if seen.nodes:
         parts += [Text(), _nodes(seen, columns)]
-        room = columns // 4
-        if seen.plan != FIXED:  # the table of stages has less of it
-            room = min(room, columns - _OTHER_COLUMNS[(columns >= WIDE) + (columns >= WIDER)])
-        short = [one.name for one in seen.nodes if len(one.name) > room][:MAX_ROWS]
-        parts += [Text(f"names in full: {', '.join(short)}", style=DIM)] if short else []
     for epoch in seen.epochs if seen.plan != FIXED else ():
         parts += [Text(), _stages(epoch, [one for one in seen.stages if one.epoch == epoch.epoch], columns)]
     if seen.plan == FIXED:
@@ -78,7 +73,8 @@ def _verdict(seen: Snapshot) -> Text:
     from rich.text import Text
 
     if seen.probe is None:
-        return Text("not probed", style="yellow")
+        said = seen.obstacle or "nothing that was seen stands in the way of windows"
+        return Text(f"not probed; {said}", style=BAD if seen.obstacle else "yellow")
     if seen.probe.answered and seen.probe.seconds is not None:
         return Text(f"ready: a probe window went through in {duration(seen.probe.seconds)}", style=GOOD)
     return Text(f"not ready: {seen.probe.where}", style=BAD)
@@ -91,7 +87,11 @@ def _table(columns: list[tuple[str, bool]]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold", pad_edge=False)
     for name, figures in columns:
         table.add_column(
-            name, justify="right" if figures else "left", no_wrap=True, header_style=DIM, overflow="ellipsis"
+            name,
+            justify="right" if figures else "left",
+            no_wrap=name not in _FOLDED or figures,
+            header_style=DIM,
+            overflow="fold",
         )
     return table
 
@@ -103,23 +103,27 @@ def _nodes(seen: Snapshot, columns: int) -> Table:
     names = [("node", False), ("role", False), ("state", False), ("beat", True), ("clock", True), ("stages", False)]
     names += [("cores", True), ("memory", True)] if wide else []
     names += [("speed", True), ("version", False)] if wider else []
-    table = _table(names)
+    rows: list[tuple[list[Text], bool]] = []
     shown = sorted(seen.nodes, key=lambda one: (not one.alive, one.role, one.name))[:MAX_ROWS]
     for node in shown:
         cells = [
-            Text(_short(node.name, columns // 4)),
+            Text(node.name),
             Text(_short(node.role, 11)),
             _state(node),
             Text("-" if node.beat_age_s is None else duration(node.beat_age_s)),
             _clock(node),
-            Text(_short(_holds(node, seen.epoch), columns // 4)),
+            Text(_holds(node, seen.epoch)),
         ]
         card = node.protocol is not None
         cells += (
             [Text(str(node.cores) if card else "-"), Text(size(node.memory_bytes) if card else "-")] if wide else []
         )
         cells += [Text(f"{node.speed:.0f}/s" if card else "-"), Text(node.version)] if wider else []
-        table.add_row(*cells, style=None if node.alive else DIM)
+        rows.append((cells, node.alive))
+    kept = [k for k in range(len(names)) if any(cells[k].plain not in ("-", "") for cells, _ in rows)]
+    table = _table([names[k] for k in kept])  # nothing beats in a folder: columns without any figure only take room
+    for cells, alive in rows:
+        table.add_row(*(cells[k] for k in kept), style=None if alive else DIM)
     if len(seen.nodes) > len(shown):
         table.add_row(Text(f"and {len(seen.nodes) - len(shown)} more"))
     return table
@@ -130,7 +134,8 @@ def _state(node: NodeView) -> Text:
 
     if not node.alive and node.state in _STATE_STYLE:
         return Text("silent", style=BAD)
-    return Text(node.state, style=_STATE_STYLE.get(node.state, BAD if node.state == "lost" else DIM))
+    state = "running" if node.state == "busy" and node.role == "node" else node.state  # it runs stages, idle ones too
+    return Text(state, style=_STATE_STYLE.get(node.state, BAD if node.state == "lost" else DIM))
 
 
 def _clock(node: NodeView) -> Text:
@@ -179,7 +184,7 @@ def _stages(epoch: EpochView | None, stages: list[StageView], columns: int) -> T
         cells = [
             Text(f"{one.stage}.{one.replica}" if one.replica else str(one.stage)),
             Text(f"{cut[0]}-{cut[1]}" if cut else "-"),
-            Text(_short(one.node, columns - _OTHER_COLUMNS[wide + wider])),
+            Text(one.node),
             Text(
                 one.phase if one.planned or epoch is None else f"{one.phase}*",
                 style=_PHASE_STYLE.get(one.phase, "yellow"),
@@ -193,7 +198,7 @@ def _stages(epoch: EpochView | None, stages: list[StageView], columns: int) -> T
         counts = [Text(str(one.windows)), Text(str(one.waiting))] if wide else []
         counts += [_bad(one.lost), _bad(one.errors)]
         cells += [Text("-") for _ in counts] if one.phase == UNREPORTED else counts
-        cells += [Text(_short(" ".join(one.standby) or "-", 14))] if wider else []
+        cells += [Text(" ".join(one.standby) or "-")] if wider else []
         table.add_row(*cells)
         if one.detail:
             told.append(f"stage {one.stage} on {one.node}: {one.detail}")

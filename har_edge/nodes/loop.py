@@ -37,6 +37,8 @@ POLL_S = 0.2
 RETRY_S = 0.5
 STATUS_S = 5.0
 DRAIN_S = 3.0
+# How long who is asked to stop waits for a broker that has gone: without one nothing can be handed over.
+GONE_S = 1.5
 # How long a stage computes before it looks at the connection again: results leave, and a slow model stays alive.
 TURN_S = 0.02
 # How old the totals of a busy stage may be.
@@ -401,10 +403,13 @@ def _is_ready(payload: bytes) -> bool:
 
 
 def drain(bus: Bus) -> None:
-    """Wait a moment until what was published is safe; deliveries that still come stay the broker's."""
+    """Wait a moment until what was published is safe, a shorter one for a broker that is not there."""
     deadline = time.monotonic() + DRAIN_S
+    back_by = time.monotonic() + GONE_S
     try:
-        while bus.unsent and time.monotonic() < deadline:
+        while bus.unsent and time.monotonic() < deadline and (bus.connected or time.monotonic() < back_by):
             bus.poll(0.05)
+            if bus.connected:
+                back_by = time.monotonic() + GONE_S
     except BrokerError as error:
         _log.warning("stopping without the broker: %s", error)

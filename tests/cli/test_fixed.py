@@ -18,6 +18,7 @@ from har_edge.nodes.build import topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.neighbours import card_of
 from har_edge.nodes.sight.fixed import QUIET_S, FixedObserver
+from har_edge.nodes.sight.observe import Observer
 from har_edge.nodes.sight.snapshot import ProbeView, Snapshot
 from har_edge.nodes.sight.trace import holder
 from har_edge.planning.catalog import find_model
@@ -25,6 +26,7 @@ from har_edge.planning.pipeline import Pipeline, load_pipeline
 from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet
 from tests.cli.test_eighty_columns import fits, lines_of
+from tests.nodes.deployed import TOPICS, Said, deployment, generation, report
 
 NOW = 100.0
 
@@ -116,7 +118,7 @@ def test_the_age_of_counters_is_shown_and_none_are_shown_of_a_stage_that_is_miss
     fleet.stage(2)
     fleet.until_ready("stage-2")
     table = fleet.start("status", "--no-probe", COLUMNS="80")
-    table.wait()
+    assert table.wait() == 1 and "not probed; stage 0: it was never seen; start it with" in flat(table.said), table.said
     rows = [line.split() for line in table.said.splitlines() if re.match(r" +\d +\[", line)]
     assert rows[0][3:] == ["unreported", "-", "-", "-", "-"]
     assert rows[2][3:7] == ["running", "0", "0", "0"] and re.fullmatch(r"(> )?[\d.]+ m?s", " ".join(rows[2][7:])), rows
@@ -312,3 +314,30 @@ def test_a_stage_is_silent_only_after_it_has_had_the_time_to_speak(pipeline: Pip
     assert (seen.age(0, NOW + 3.0), seen.age(1, NOW + 3.0)) == (2.0, None)
     assert seen.problem(1, NOW + QUIET_S + 0.5)[0] == "silent"
     assert seen.silent(NOW + QUIET_S + 1.5) == {0, 1, 2}
+
+
+def test_names_are_whole_and_columns_that_nobody_fills_left_out(pipeline: Pipeline) -> None:
+    names = ["sensor-all-subject7", "sensor-all-subject7-in-the-kitchen-upstairs", "sensor-ankle-subject7"]
+    seen = observed(pipeline, *(NodeStatus(name, "sensor", State.READY, "i", 1.0) for name in names))
+    lines = lines_of(draw(seen.snapshot(NOW, NOW), 80))
+    assert [line.split() for line in lines if line.startswith(("node", "sensor"))] == [
+        ["node", "role", "state"], *([name, "sensor", "ready"] for name in names)
+    ]  # fmt: skip
+    fits("\n".join(lines))
+
+
+def test_a_name_that_is_too_long_goes_on_in_the_next_line() -> None:
+    names = [f"raspberry-pi-in-the-living-room-of-the-people-on-the-second-floor-{number}" for number in range(3)]
+    said, observer = Said(), Observer(TOPICS, NOW)
+    heard = [said.plan(deployment(generation(*names)))]
+    for number, name in enumerate(names):
+        heard += [said.status(name, state=State.BUSY), said.beat(name, NOW, report(number, windows=9))]
+    for delivery in heard:
+        observer.handle(delivery, NOW, NOW)
+    lines = lines_of(draw(observer.snapshot(NOW + 0.1, NOW), 80))
+    fits("\n".join(lines))
+    assert not any("…" in line for line in lines)
+    nodes, _, stages = "\n".join(lines).partition("epoch 1000, current")
+    for name in names:
+        assert name in "".join(re.findall(r"^(\S+)", nodes, re.M))
+    assert [row.split()[3] for row in stages.splitlines() if re.match(r" +\d \d-\d", row)] == ["running"] * 3

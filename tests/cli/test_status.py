@@ -31,7 +31,7 @@ def test_ready_when_a_window_goes_through(stand: Stand) -> None:
     assert re.search(r"ready: a probe window went through in \d", table.said), table.said
     assert max(map(len, table.said.splitlines())) <= 80
     for node in NODES:
-        assert re.search(rf"{node} +node +busy", table.said), table.said
+        assert re.search(rf"{node} +node +running", table.said), table.said
     lines = stand.run("status", "--json")
     assert lines.wait() == 0, lines.said
     seen = msgspec.json.decode(lines.said, type=Snapshot)
@@ -91,7 +91,21 @@ def test_no_probe_is_not_called_ready(stand: Stand) -> None:
     stand.everything()
     ended = stand.run("status", "--no-probe", "--json")
     seen = msgspec.json.decode(ended.said, type=Snapshot)
-    assert ended.wait() == 1 and not seen.ready and seen.probe is None and len(seen.nodes) == 4
+    assert ended.wait() == 0 and not seen.ready and seen.probe is None and len(seen.nodes) == 4
+    assert seen.obstacle == ""
+
+
+def test_no_probe_fails_where_something_stands_in_the_way(stand: Stand) -> None:
+    ended = stand.run("status", "--no-probe")
+    assert ended.wait() == 1 and "not probed; there is no plan: start `har-edge coordinator`" in flat(ended.said)
+    stand.everything()
+    stand.nodes = ("pi-1", "pi-2")
+    ended = stand.run("status", "--no-probe", "--json")
+    seen = msgspec.json.decode(ended.said, type=Snapshot)
+    assert ended.wait() == 1 and seen.obstacle == "stage 2 on pi-3: that node does not answer"
+    stand.nodes = NODES
+    ended = stand.run("status", "--no-probe")
+    assert ended.wait() == 0 and "not probed; nothing that was seen stands in the way of windows" in flat(ended.said)
 
 
 def test_files_that_do_not_come_are_named(stand: Stand) -> None:

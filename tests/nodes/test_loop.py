@@ -282,6 +282,15 @@ def test_stopping_without_a_broker_does_not_hang(clock, caplog):
     assert bus.closed is False
 
 
+@pytest.mark.parametrize(("connected", "most_s"), [(True, loop_module.DRAIN_S), (False, loop_module.GONE_S)])
+def test_what_is_not_safe_is_waited_for_less_where_the_broker_has_gone(clock, connected, most_s):
+    bus = ScriptedBus(clock=clock)
+    bus.hold, bus.connected = True, connected
+    bus.publish("x", b"")
+    loop_module.drain(bus)
+    assert clock.now - 100.0 == pytest.approx(most_s, abs=0.11) and bus.unsent == 1
+
+
 def test_what_nobody_hears_is_kept_logged_once_and_sent_again(clock, caplog):
     bus, counters = ScriptedBus(clock=clock), Counters()
     sender, came = Sender(bus, counters, "start the next stage"), part("chest")

@@ -293,7 +293,7 @@ def _describe(peer: Peer) -> str:
     card = peer.status.device if peer.status else None
     texts = {
         Health.NEW: "has begun anew",
-        Health.LIVE: f"has joined: {card.system}, {card.cores} cores, speed {card.speed:.3g}" if card else "",
+        Health.LIVE: f"has joined: {card.system}, {card.cores} cores, speed {card.speed:.0f}/s" if card else "",
         Health.LEAVING: "wants to leave",
         Health.UNFIT: f"cannot be used: it speaks protocol {card.protocol if card else 0}, expected {PROTOCOL}; "
         "install the same version of har-edge there",

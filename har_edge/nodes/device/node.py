@@ -18,7 +18,7 @@ from har_edge.messaging.topics import RETAINED, Kind
 from har_edge.nodes.deployment import Deployment
 from har_edge.nodes.device.worker import LEAVING, Aim, Post
 from har_edge.nodes.follow import read_deployment
-from har_edge.nodes.loop import Identity, Stop, drain
+from har_edge.nodes.loop import GONE_S, Identity, Stop, drain
 
 _log = logging.getLogger(__name__)
 BEAT_S = 0.5
@@ -233,13 +233,17 @@ def run_node(bus: Bus, node: Node, stop: Stop, *, drain_timeout_s: float) -> Non
     """
     bus.subscribe([node.identity.topics.plan()])
     node.begin()
-    deadline = float("inf")
+    deadline, heard_at = float("inf"), time.monotonic()
     try:
         while time.monotonic() < deadline and (node.placed or not stop.asked):
             if stop.asked and deadline == float("inf"):
                 deadline = time.monotonic() + drain_timeout_s
                 node.retire()
             _step(bus, node)
+            heard_at = time.monotonic() if bus.connected or not stop.asked else heard_at
+            if time.monotonic() > heard_at + GONE_S:
+                _log.warning("stopping without the broker: nobody can take over what runs here")
+                break
     except (TakenOver, BrokerError):
         node.leave()
         raise

@@ -145,6 +145,7 @@ class ProbeView(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True):
     """Everything at once. `ready` means that a probe window just went through; `probe` is None when none was sent.
 
+    `obstacle` says, where none is sent, what is seen all the same that keeps windows from going through.
     `disagreement` says why answers may depend on the node that computes them, empty where nothing says so.
     """
 
@@ -165,6 +166,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     counts: CountsView
     sent: tuple[SentView, ...] = ()
     disagreement: str = ""
+    obstacle: str = ""
 
 
 encode_snapshot = msgspec.json.Encoder().encode

@@ -160,6 +160,16 @@ def no_plan(observer: Observer, now: float) -> str:
     return fixed_here(observer, now) or NO_PLAN
 
 
+def obstacle(observer: Observer, now: float) -> str:
+    """Say what, of all that can be seen without a probe, keeps windows from going through; empty for nothing."""
+    deployment = observer.deployment
+    if observer.plan_problem or deployment is None:
+        return observer.plan_problem or no_plan(observer, now)
+    if deployment.current is None:
+        return f"revision {deployment.revision} of the plan has no epoch yet that answers"
+    return stalled(observer, deployment.current, now)
+
+
 def fixed_here(observer: Observer, now: float) -> str:
     """Say that stages of a fixed folder live under this name, and no coordinator; empty where that is not so."""
     alive = [(name, status) for name, status in observer.statuses().items() if observer.is_alive(name, now)]

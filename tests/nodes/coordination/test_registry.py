@@ -27,7 +27,7 @@ def registry() -> Registry:
     registry = Registry()
     assert registry.note_status("pi", status(), 100.0) == []
     (event,) = registry.note_beat("pi", beat(), 100.0)
-    assert (event.health, event.text) == (Health.LIVE, "node pi has joined: Linux, 4 cores, speed 50")
+    assert (event.health, event.text) == (Health.LIVE, "node pi has joined: Linux, 4 cores, speed 50/s")
     return registry
 
 

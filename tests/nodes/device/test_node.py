@@ -23,6 +23,7 @@ from har_edge.messaging.status import (
 )
 from har_edge.nodes.deployment import Placement, encode_deployment
 from har_edge.nodes.device import arrival
+from har_edge.nodes.device import node as node_module
 from har_edge.nodes.device.arrival import arrive, check_name, check_role
 from har_edge.nodes.device.node import BEAT_S, LOOK_S, SAY_S, Node, posts_of, run_node
 from har_edge.nodes.device.worker import LEAVING, Aim, Post
@@ -377,6 +378,21 @@ def test_a_node_does_not_wait_for_ever_for_somebody_to_take_over():
     run_node(watched.bus, scene.node, stop, drain_timeout_s=0.05)
     assert watched.states()[-2:] == [State.DRAINING, State.STOPPED]
     assert [hand.told for hand in scene.hands] == [[Aim.HOLD, Aim.LEAVE, ("join", True)]] * 2
+
+
+def test_a_node_whose_broker_has_gone_waits_for_nobody_when_it_is_asked_to_stop(monkeypatch, caplog):
+    monkeypatch.setattr(node_module, "GONE_S", 0.2)
+    scene, stop = Scene(), Stop()
+
+    def ask(watched):
+        phase(scene, StagePhase.RUNNING)
+        watched.broker.stop()
+        stop.asked = True
+
+    watched = Watched(scene, lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1), lambda one: None, ask)
+    run_node(watched.bus, scene.node, stop, drain_timeout_s=3600.0)
+    assert [hand.told for hand in scene.hands] == [[Aim.HOLD, Aim.LEAVE, ("join", True)]] * 2
+    assert "stopping without the broker: nobody can take over what runs here" in caplog.text
 
 
 def test_a_node_without_stages_stops_at_once():
