@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from har_edge.cli.main import build_parser, main
+from har_edge.cli.options import interrupted
 from har_edge.cli.service_check import PATHS
 from har_edge.errors import ConfigError
 from har_edge.service.install import Places, list_services, remove_service, write_service
 from har_edge.service.render import Role, Service, is_own, quote_argument, render_environment, render_unit
+
+if TYPE_CHECKING:
+    from har_edge.nodes.loop import Stop
 
 EXPOSURE = 4.0
 ENVIRONMENT = Path("/etc/har-edge/node.env")
@@ -75,6 +82,15 @@ def test_only_a_sensor_may_use_serial_devices() -> None:
     units = {role: render_unit(Service(role), ["/bin/true"], ENVIRONMENT) for role in Role}
     assert {role for role, text in units.items() if "PrivateDevices=yes" in text} == set(Role) - {Role.SENSOR}
     assert "DeviceAllow=char-ttyUSB rw" in units[Role.SENSOR] and "DevicePolicy=closed" in units[Role.SENSOR]
+
+
+def test_a_sensor_that_was_stopped_in_the_middle_did_not_fail() -> None:
+    code = interrupted(cast("Stop", SimpleNamespace(signal=signal.SIGTERM)))
+    units = {role: render_unit(Service(role), ["/bin/true"], ENVIRONMENT).splitlines() for role in Role}
+    assert code == 143 and f"SuccessExitStatus={code}" in units[Role.SENSOR]
+    assert [role for role, lines in units.items() if any("SuccessExitStatus" in line for line in lines)] == [
+        Role.SENSOR
+    ]
 
 
 @pytest.mark.parametrize(
