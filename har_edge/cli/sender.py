@@ -47,7 +47,7 @@ class Made:
         counts = self.sensor.counters
         told = [*faults, *((name, getattr(counts, name)) for name in ("resent", "incomplete", "unanswered"))]
         words = [f"{name.replace('_', ' ')} {count}" for name, count in told if count]
-        how = how or ("ended" if counts.unanswered > 0 else "done")
+        how = how or ("ended" if counts.unanswered > 0 else "done" if self.credit.hears else "sent, answers not heard")
         of = "" if total is None else f" of {total}"
         sent = f"{how}: {plural(counts.windows, 'window') if not of else f'{counts.windows}{of} windows'}"
         sent += f" in {plural(counts.messages, 'message')}"

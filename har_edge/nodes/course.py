@@ -13,6 +13,7 @@ from har_edge.nodes.deployment import Deployment
 from har_edge.nodes.follow import read_deployment
 from har_edge.nodes.outbox import Outbox
 from har_edge.nodes.resend import GIVE_UP_S, Resend
+from har_edge.nodes.results import Result
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.planning.pipeline import find_batch_problem
 from har_edge.planning.task import Task
@@ -76,6 +77,10 @@ class Course(Resend):
             payload, self._postponed = self._postponed, b""
             self._follow(payload, now)
         return super().again(now, connected=connected, kept=kept, forgotten=forgotten)
+
+    def _is_ours(self, result: Result) -> bool:
+        """Return True: stages of any plan may answer, those of the next one before this sensor knows it."""
+        return True
 
     @property
     def _waits_for_stages(self) -> bool:

@@ -15,6 +15,10 @@ from har_edge.streams.recording import Window
 class Credit(Protocol):
     """What the loops of sensors ask: which windows are open, what to send, and what to send again."""
 
+    @property
+    def hears(self) -> bool:
+        """Whether results are listened to, so that it is known which windows were answered."""
+
     def expect(self, streams: Collection[str]) -> None:
         """Say which streams will be sent, before `filters` are asked for."""
 
@@ -68,6 +72,7 @@ class Untracked:
     epoch = 0
     open = 0
     room = None
+    hears: ClassVar[bool] = False
     filters: ClassVar[list[str]] = []
 
     def __init__(self, sensor: Sensor, run: int = 0) -> None:

@@ -152,7 +152,7 @@ class Outbox:
             if len(self._passed) > REMEMBERED:
                 self._passed.popitem(last=False)
         elif result.seq < self._passed.get(result.stream, 0):  # the stream begins anew
-            del self._passed[result.stream]
+            self._passed.pop(result.stream, None)
         if kept is None:
             if without:
                 self._without[key] = None

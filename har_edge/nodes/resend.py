@@ -70,6 +70,11 @@ class Resend:
         # after all.
         self._given_up: OrderedDict[Key, tuple[float, bool]] = OrderedDict()
 
+    @property
+    def hears(self) -> bool:
+        """Whether results are listened to: they are."""
+        return True
+
     def expect(self, streams: Collection[str]) -> None:
         """Say which streams will be sent: results of these are enough. Without that, those of all streams come."""
         self._streams = sorted(set(streams))
@@ -123,6 +128,9 @@ class Resend:
             self._reject(delivery.topic, error)
             return
         for result in results:
+            if not self._is_ours(result):
+                self._pass_over(result)
+                continue
             if result.room is not None:  # it is the same for all streams
                 self._room = result.room
             if self._outbox.settle(result, now):
@@ -134,6 +142,16 @@ class Resend:
                 for _ in range(self._outbox.pass_by(result.stream)):
                     self._progress_at = now
                     self._tally.answer(result.stream)
+
+    def _is_ours(self, result: Result) -> bool:
+        """Return whether a result may be of windows of this sensor; others are of slices that it sends nothing to."""
+        return result.epoch == self._target
+
+    def _pass_over(self, result: Result) -> None:
+        self._sensor.counters.foreign += 1
+        if self._sensor.counters.foreign == 1:
+            text = "results of %s came of epoch %d, and windows go to %d: they are of other slices, and passed over"
+            _log.warning(text, result.stream, result.epoch, self._target)
 
     def again(self, now: float, *, connected: bool, kept: bool, forgotten: int = 0) -> list[Outgoing]:
         """Return what to send again. Call it now and then.

@@ -7,10 +7,18 @@ from typing import Annotated
 import msgspec
 
 from har_edge.errors import MessageError
+from har_edge.messaging.topics import MAX_ID_LENGTH
+from har_edge.messaging.wire import MAX_MISSING
 
 _MAX_BYTES = 4 * 1024 * 1024
+_MAX_COUNT = 2**62
+_Text = Annotated[str, msgspec.Meta(max_length=1024)]
+_Stream = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
+_Run = Annotated[int, msgspec.Meta(ge=0)]
+_Label = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+_Missing = Annotated[list[_Stream], msgspec.Meta(max_length=MAX_MISSING)]
 Room = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
-Number = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -24,18 +32,18 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     had sent before (messaging/wire.py).
     """
 
-    stream: str
-    seq: int
-    label: str
-    label_id: int
+    stream: _Stream
+    seq: _Count
+    label: _Text
+    label_id: _Label
     confidence: float
     captured: float
     emitted: float
-    epoch: int
-    truth: int | None = None
-    missing: list[str] = []
+    epoch: _Count
+    truth: _Label | None = None
+    missing: _Missing = []
     room: Room | None = None
-    sent: tuple[Number, Number] | None = None
+    sent: tuple[_Run, _Count] | None = None
 
 
 _encode = msgspec.json.Encoder().encode

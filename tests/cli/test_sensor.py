@@ -43,7 +43,7 @@ def test_it_sends_the_windows_of_a_source_and_says_what_it_did(fleet: Fleet) -> 
     assert {name: array.dtype.name for name, array in messages[0].tensors.items()} == {"arm": "int8"}
     assert "no recordings found: using synthetic data; get the real ones with: har-edge data fetch" in sensor.said
     assert "sensor arm connected: arm of subject3, subject4, synthetic data; reducer: q8:0." in sensor.said
-    assert "sensor arm done: 24 windows in 6 messages" in sensor.said
+    assert "sensor arm sent, answers not heard: 24 windows in 6 messages" in sensor.said
     fleet.until(lambda: fleet.state("sensor-arm-subject3-subject4") is State.STOPPED, "no farewell")
     assert fleet.counter("sensor-arm-subject3-subject4", "windows") == 24
     assert fleet.counter("sensor-arm-subject3-subject4", "raw_bytes") == 2 * (11 * 125 + 250) * 9 * 4

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from har_edge.nodes.credit import Credit, Untracked
 from har_edge.nodes.loop import Sender
 from har_edge.nodes.outbox import Outbox
 from har_edge.nodes.resend import FIRST_ROOM, MOST_FILTERS, Resend
-from har_edge.nodes.results import Result
+from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.sink import Sink
 from har_edge.nodes.stage import Stage
@@ -477,3 +478,30 @@ def test_a_sensor_hears_the_results_of_its_own_streams_unless_they_are_many() ->
     credit = world.nodes[0].credit
     credit.expect([f"s{number}" for number in range(MOST_FILTERS + 1)])
     assert credit.filters == [TOPICS.result("+")]
+
+
+def forged(**fields: object) -> Delivery:
+    """A result that no stage made."""
+    made = Result("p", 1_000_000, "x", 1, 1.0, 1.0, 2e9, 1)
+    return Delivery(TOPICS.result("p"), encode_results([msgspec.structs.replace(made, **fields)]), (1, 1))
+
+
+@pytest.mark.parametrize("seq", [-1, 2**62 + 1])
+def test_a_result_with_a_number_that_no_window_has_is_dropped(seq: int) -> None:
+    world = World()
+    pair(world, "p")
+    for node in world.nodes:
+        node.credit.take(forged(seq=seq), 0.0)
+        assert node.sensor.counters.rejected == 1
+
+
+def test_a_result_of_other_slices_answers_nothing() -> None:
+    """It lacks all sources, and so would stand for all windows before it."""
+    world = World(count=5)
+    pair(world, "p")
+    for node in world.nodes:
+        node.step()
+        assert node.credit.open_of("p") == 5
+        node.credit.take(forged(epoch=7, missing=["a", "b"]), world.clock.now)
+        assert (node.credit.open_of("p"), node.sensor.counters.foreign) == (5, 1)
+        assert node.status().streams["p"].answered == 0
