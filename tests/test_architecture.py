@@ -21,7 +21,7 @@ LEVELS = [
     {"planning", "messaging", "inference"},
     {"graph", "reduction"},
     {"streams"},
-    {"resources", "extras", "service"},
+    {"resources", "extras", "service", "files"},
     {"errors", "units"},
 ]
 HEAVY = ("tensorflow", "keras", "sklearn", "matplotlib", "paho", "mqtt5", "ai_edge_litert", "tflite_runtime", "numpy")

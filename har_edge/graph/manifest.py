@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 
 from har_edge.errors import ModelError
+from har_edge.files import MAX_MANIFEST_BYTES, inside, read_regular
 
 FILE_NAME = "manifest.json"
 # Version 2 adds the keys wire, id, batched and labels, which a reader of version 1 refuses; written where one is set.
@@ -27,6 +28,8 @@ MAX_TENSORS = 4096
 # and those that they enter by the scale and zero point of the tensor.
 REAL = ("float32", "float16", "float64")
 QUANTISED = ("int8", "int16", "uint8")
+# All types of tensors that enter or leave slices: those that graph/schema.py and messages have.
+DTYPES = (*REAL, *QUANTISED, "int32", "int64", "uint16", "uint32", "uint64", "bool", "complex64")
 MAX_PLAIN_TENSORS = 64
 
 
@@ -121,6 +124,8 @@ def find_flaw(manifest: SliceManifest) -> str:
     for spec in manifest.tensors:
         if ids.setdefault(spec.name, spec.id) != spec.id:
             return f"gives tensor {spec.name[:64]!r} the ids {ids[spec.name]} and {spec.id}, expected one"
+        if spec.dtype not in DTYPES:
+            return f"gives tensor {spec.name[:64]!r} the type {spec.dtype[:64]!r}, expected one of {', '.join(DTYPES)}"
         if spec.id is not None and names.setdefault(spec.id, spec.name) != spec.name:
             return f"gives the id {spec.id} to {names[spec.id][:64]!r} and {spec.name[:64]!r}, expected it once"
     for entry in manifest.slices:
@@ -149,12 +154,12 @@ def load_manifest(path: Path) -> SliceManifest:
 
     Raises ModelError when it is missing, malformed, of another version, or names a file outside its folder.
     """
-    file = path / FILE_NAME if path.is_dir() else path
+    file = inside(path, FILE_NAME)
     try:
-        manifest = msgspec.json.decode(file.read_bytes(), type=SliceManifest)
+        manifest = msgspec.json.decode(read_regular(file, MAX_MANIFEST_BYTES), type=SliceManifest)
     except OSError as error:
         raise ModelError(f"cannot read {file}: {error.strerror}; make it with 'har-edge slice'") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{file} is no manifest of slices: {error}; make it anew with 'har-edge slice'") from error
     flaw = find_flaw(manifest)
     if flaw:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from har_edge.errors import ModelError
+from har_edge.files import MAX_MODEL_BYTES, open_regular
 from har_edge.graph import schema
 from har_edge.graph.schema import tflite
 
@@ -119,7 +120,7 @@ def read_model(source: Path | bytes) -> Model:
     if isinstance(source, bytes):
         return _read("model", memoryview(source))
     try:
-        with source.open("rb") as file:
+        with open_regular(source, MAX_MODEL_BYTES) as file:
             # An empty file cannot be mapped.
             size = file.seek(0, 2)
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import ConfigError, ModelError
+from har_edge.files import read_regular
 from har_edge.inference.load_check import default_check
 
 if TYPE_CHECKING:
@@ -80,15 +81,12 @@ def hash_file(path: Path) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+        content = read_regular(path, MAX_FILE_BYTES)
     except OSError as error:
         raise ModelError(
             f"cannot read {path}: {error.strerror}; a fitted reducer's files lie beside the model, and in the folder "
             "that `har-edge slice` made: copy that whole"
         ) from error
-    if len(content) > MAX_FILE_BYTES:
-        raise ModelError(f"{path} has more than {MAX_FILE_BYTES} bytes; expected a smaller reducer")
     return content
 
 

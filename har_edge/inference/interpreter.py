@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from har_edge.errors import MessageError, ModelError
+from har_edge.files import MAX_MODEL_BYTES, open_regular, read_regular
 from har_edge.inference.wheels import missing, read_host
 
 try:
@@ -233,7 +234,7 @@ def load_slice(
     ModelError when the file is missing or holds other bytes than `sha256` says.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path, MAX_MODEL_BYTES)
     except OSError as error:
         raise ModelError(
             f"cannot read slice {path}: {error.strerror}; give the path of a file made by 'slice'"
@@ -298,7 +299,7 @@ def _without_banner() -> Iterator[None]:
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path, MAX_MODEL_BYTES) as file:
         return file.read(8)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from har_edge.errors import MessageError, ModelError
+from har_edge.files import MAX_MODEL_BYTES, read_regular
 from har_edge.graph.manifest import SliceManifest, load_manifest
 from har_edge.inference.interpreter import Array, Delegate, Interpreter, load_slice
 from har_edge.inference.load_check import default_check
@@ -107,6 +108,6 @@ def _describe(wanted: Array, got: Array) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_MODEL_BYTES)
     except OSError as error:
         raise ModelError(f"cannot read model {path}: {error.strerror}; give the path of a .tflite file") from error

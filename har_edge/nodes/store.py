@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from har_edge.errors import MessageError, NodeError
+from har_edge.files import MAX_MODEL_BYTES, open_regular
 
 _log = logging.getLogger(__name__)
 LIMIT_BYTES = 2 * 1024**3
@@ -57,7 +58,7 @@ class Store:
         """Tell whether the content is here and whole; a damaged file is removed."""
         path = self._place(sha256)
         try:
-            with path.open("rb") as file:
+            with open_regular(path, MAX_MODEL_BYTES) as file:
                 place = _identity(os.fstat(file.fileno()))
                 if self._checked.get(sha256) == place:
                     return True

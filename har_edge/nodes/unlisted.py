@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from har_edge.errors import ConfigError
+from har_edge.files import read_regular
 from har_edge.graph.manifest import TensorSpec
 from har_edge.graph.model import Model, Tensor
 from har_edge.graph.slices import slice_model
@@ -72,7 +73,7 @@ def _inputs(model: Model, named: Mapping[str, str]) -> dict[str, TensorSpec]:
 def read_labels(path: Path) -> list[str]:
     """Read a file with one label a line, such as TFLite models come with; ConfigError where it is none."""
     try:
-        content = path.read_bytes()[: MAX_LABEL_BYTES + 1]
+        content = read_regular(path, MAX_LABEL_BYTES)
     except OSError as error:
         raise ConfigError(f"cannot read the labels {path}: {error.strerror}; expected one label a line") from None
     return _parse_labels(content, str(path))

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from har_edge.errors import ModelError
+from har_edge.files import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, inside, read_regular
 from har_edge.graph.manifest import TensorSpec
 from har_edge.planning.task import Task
 from har_edge.resources import find_folder
@@ -103,12 +104,12 @@ def load_catalog(path: Path | None = None) -> Catalog:
     Raises ModelError when it is missing or malformed, of another version, or names a file outside its folder.
     """
     path = find_folder("models") if path is None else path
-    file = path / FILE_NAME if path.is_dir() else path
+    file = inside(path, FILE_NAME)
     try:
-        catalog = msgspec.json.decode(file.read_bytes(), type=Catalog)
+        catalog = msgspec.json.decode(read_regular(file, MAX_MANIFEST_BYTES), type=Catalog)
     except OSError as error:
         raise ModelError(f"cannot read {file}: {error.strerror}; make it with 'har-edge train --out DIR'") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{file} is no manifest of models: {error}; make it with 'har-edge train'") from error
     if catalog.version != VERSION:
         raise ModelError(f"{file} has version {catalog.version}, expected {VERSION}; make it with 'har-edge train'")
@@ -160,8 +161,8 @@ def find_model(name_or_path: str, folder: Path | None = None) -> FoundModel:
 def _is_catalog(file: Path) -> bool:
     """Tell a catalog from the manifest that a folder of slices has under the same name."""
     try:
-        content = msgspec.json.decode(file.read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        content = msgspec.json.decode(read_regular(file, MAX_MANIFEST_BYTES))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return isinstance(content, dict) and "models" in content
 
@@ -179,4 +180,7 @@ def _verify(path: Path, entry: ModelEntry) -> str:
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(read_regular(path, MAX_MODEL_BYTES)).hexdigest()
+    except OSError as error:
+        raise ModelError(f"cannot read model {path}: {error.strerror}; give the path of a .tflite file") from error

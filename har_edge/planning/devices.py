@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -12,12 +11,8 @@ from pathlib import Path
 import msgspec
 
 from har_edge.errors import ConfigError
+from har_edge.files import TOMLDecodeError, parse_toml, read_text
 from har_edge.planning.profile import Profile, load_profile
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 MAX_DEVICES = 256
 _ZERO_ALLOWED = {"speed": False, "memory_bytes": False, "link_bytes_per_s": False, "latency_s": True, "message_s": True}
@@ -88,10 +83,10 @@ class Device:
 def load_devices(path: Path) -> DevicesFile:
     """Read a devices file. Raises ConfigError that names the file and what is wrong in it."""
     try:
-        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), DevicesFile)
+        found = msgspec.convert(parse_toml(read_text(path)), DevicesFile)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; expected a devices file (docs/planning.md)") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path}: {error}; see docs/planning.md for every key") from None
     if not found.device:
         raise ConfigError(f"{path}: no device; expected at least one [[device]] with a name")

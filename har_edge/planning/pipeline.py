@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +15,7 @@ import msgspec
 import numpy as np
 
 from har_edge.errors import ConfigError, HarEdgeError
+from har_edge.files import TOMLDecodeError, inside, parse_toml, read_text
 from har_edge.graph.manifest import FILE_NAME as MANIFEST_NAME
 from har_edge.graph.manifest import SliceManifest, load_manifest
 from har_edge.planning.answer import check_answer
@@ -24,11 +24,6 @@ from har_edge.planning.wiring import Wiring, find_wiring, is_batched
 from har_edge.streams.description import StreamDescription
 from har_edge.streams.fields import explain_unknown
 from har_edge.streams.grouping import Grouping, regroup
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 FILE_NAME = "pipeline.toml"
 DEFAULT_NAME = "har"
@@ -154,7 +149,7 @@ def load_pipeline(path: Path) -> Pipeline:
 
     Raises ConfigError that names the file and what is wrong in it; ModelError for the manifest.
     """
-    file = path / FILE_NAME if path.is_dir() else path
+    file = inside(path, FILE_NAME)
     return _assemble(file, None)
 
 
@@ -197,7 +192,7 @@ def epoch_of(manifest: SliceManifest) -> int:
 def _read(file: Path) -> tuple[PipelineConfig, bool]:
     """Return what a pipeline file says, and whether it names an epoch."""
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        document = parse_toml(read_text(file))
         config = msgspec.convert(document, PipelineConfig)
     except OSError as error:
         mend = "make it with `har-edge slice`"
@@ -214,7 +209,7 @@ def _read(file: Path) -> tuple[PipelineConfig, bool]:
             "task.inputs": SourceInput,
         }
         raise ConfigError(f"{file}: {explain_unknown(error, tables)}; see docs/pipeline.md for every key") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: {error}; see docs/pipeline.md for every key") from None
     return config, "epoch" in document
 
@@ -314,9 +309,9 @@ def _check_limits(config: PipelineConfig, file: Path) -> None:
         ("epoch", config.epoch, 0, 2**62),
         ("max_payload_bytes", config.max_payload_bytes, 1, MQTT_MAX_BYTES),
         ("session_expiry_s", config.session_expiry_s, 0, 2**32 - 1),
-        ("join.capacity", join.capacity, 1, math.inf),
-        ("task.stream.length", stream.length, 1, math.inf),
-        ("task.stream.hop", stream.hop, 1, math.inf),
+        ("join.capacity", join.capacity, 1, 2**31 - 1),
+        ("task.stream.length", stream.length, 1, 2**31 - 1),
+        ("task.stream.hop", stream.hop, 1, 2**31 - 1),
     ]
     for name, value, low, high in limits:
         if value < low:

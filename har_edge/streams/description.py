@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -13,13 +12,9 @@ from pathlib import Path
 import msgspec
 
 from har_edge.errors import ConfigError
+from har_edge.files import TOMLDecodeError, parse_toml, read_text
 from har_edge.streams.fields import explain_unknown
 from har_edge.streams.recording import Source
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 BUILT_IN = ("mhealth",)
 NAME = re.compile(r"[a-zA-Z0-9_-]+")
@@ -115,7 +110,7 @@ def load_description(name_or_path: str | Path) -> StreamDescription:
             f"no stream description {str(name_or_path)!r}: expected {_listed(BUILT_IN)} or the path of a TOML file"
         )
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     return parse_description(text, str(path))
@@ -124,12 +119,12 @@ def load_description(name_or_path: str | Path) -> StreamDescription:
 def parse_description(text: str, where: str = "stream description") -> StreamDescription:
     """Make a description from TOML text; `where` names it in error messages."""
     try:
-        document = msgspec.convert(tomllib.loads(text), _Document)
+        document = msgspec.convert(parse_toml(text), _Document)
         return _build(document)
     except msgspec.ValidationError as error:
         tables: dict[str, type[msgspec.Struct]] = {"": _Document, "files": _FilesTable, "sources": _SourceTable}
         raise ConfigError(f"{where}: {explain_unknown(error, tables)}") from error
-    except (tomllib.TOMLDecodeError, ConfigError) as error:
+    except (TOMLDecodeError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,8 @@ from pathlib import Path
 import msgspec
 
 from har_edge.errors import ConfigError
+from har_edge.files import TOMLDecodeError, parse_toml, read_text
 from har_edge.units import size
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 MAX_DEVICES = 254
 MIN_CPU, MAX_CPU = 0.01, 1024.0
@@ -110,7 +105,7 @@ def read_layout(file: Path, default: Limits) -> Layout:
     Raises ConfigError.
     """
     try:
-        document = msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), _Document)
+        document = msgspec.convert(parse_toml(read_text(file)), _Document)
         devices = [
             Device(entry.name or f"device-{number}", _limits_of(entry, default))
             for number, entry in enumerate(document.devices, 1)
@@ -118,7 +113,7 @@ def read_layout(file: Path, default: Limits) -> Layout:
         return Layout(tuple(devices), _limits_of(document.broker, UNLIMITED))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}; expected a TOML file with [[devices]]") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, ConfigError) as error:
+    except (TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, ConfigError) as error:
         raise ConfigError(f"{file}: {error}") from None
 
 
