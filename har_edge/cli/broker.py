@@ -18,7 +18,9 @@ HELP = "run an MQTT broker: Mosquitto, or the embedded one"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1; 0.0.0.0: all)")
+    parser.add_argument(
+        "--host", type=options.host, default="127.0.0.1", help="address to listen on (default: 127.0.0.1; 0.0.0.0: all)"
+    )
     parser.add_argument("--port", type=options.port, default=DEFAULT_PORT, help="port to listen on (default: 1883)")
     parser.add_argument(
         "--config",

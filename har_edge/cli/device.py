@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 EXIT_NOTHING = 1
 # What says how to replay recordings, and its default.
 REPLAY = {"data": None, "subjects": None, "speed": 1.0, "batch": 1, "in_flight": 64, "keep_null": False}
+# What says how to read a device, and its default.
+LIVE = {"timestamps": False, "stream": "live", "queue": 64, "stuck_after": 60}
 
 
 def add_live(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +57,16 @@ def add_live(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_mixture(args: argparse.Namespace) -> None:
+    """Raise ConfigError for options of recordings with --live, and for those of a device without."""
+    foreign = LIVE if args.live is None else REPLAY
+    came = [f"--{name.replace('_', '-')}" for name, usual in foreign.items() if getattr(args, name) != usual]
+    if came and args.live is None:
+        raise ConfigError(f"{', '.join(came)} came without --live FILE; expected both: these are for a device")
+    if came:
+        raise ConfigError(f"{', '.join(came)} came with --live; expected without: these are for recordings")
+
+
 def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     """Read the device until it ends; return the exit code."""
     from har_edge.messaging.bus import TakenOver
@@ -62,9 +74,6 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     from har_edge.nodes.live import Device, LiveLoop
     from har_edge.nodes.pace import MOST_OPEN
 
-    replay = [f"--{name.replace('_', '-')}" for name, usual in REPLAY.items() if getattr(args, name) != usual]
-    if replay:
-        raise ConfigError(f"{', '.join(replay)} came with --live; expected without: these are for recordings")
     check_id("name of the stream", args.stream)
     pipeline, sensor, sources = made.pipeline, made.sensor, made.sources
     device = Device(args.live)

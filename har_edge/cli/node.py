@@ -29,10 +29,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cache", type=Path, metavar="FOLDER", help="where slices are kept (default: ~/.cache/har-edge/slices)"
     )
     parser.add_argument(
-        "--cache-bytes", type=options.positive, metavar="N", help="how much may be kept there (default: 2 GiB)"
+        "--cache-bytes", type=options.size_bytes, metavar="N", help="how much may be kept there (default: 2 GiB)"
     )
     parser.add_argument(
-        "--threads", type=options.positive, default=1, metavar="N", help="threads for each stage to compute with"
+        "--threads", type=options.threads, default=1, metavar="N", help="threads for each stage to compute with"
     )
     parser.add_argument(
         "--drain-timeout",

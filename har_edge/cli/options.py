@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,13 @@ BROKER_VARIABLE = "HAR_EDGE_BROKER"
 MAX_SUBJECTS = 10_000
 # The limit of messaging/wire.py, which is not imported here because it needs NumPy; a test compares the two.
 MAX_BATCH = 1024
+# Counts are indices and array sizes further down, on 32-bit systems too.
+MAX_COUNT = 2**31 - 1
+MAX_BYTES = 2**62
+MAX_THREADS = 256
+MAX_DIGITS = 30
+# Slower than this, a window of a second takes hours.
+MIN_SPEED, MAX_SPEED = 1e-4, 1e6
 WATCH_SESSION_S = 300
 SYNTHETIC_SUBJECTS = ("subject7", "subject8")
 
@@ -351,9 +359,12 @@ def subjects(text: str) -> list[str]:
 def operator_indices(text: str) -> list[int]:
     """Read the operators to cut before, such as `4` or `4,9`."""
     try:
-        return [int(part) for part in text.split(",")]
+        indices = [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of operator indices such as 4 or 4,9") from None
+    if any(later <= earlier for earlier, later in pairwise(indices)):
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected operator indices that rise, each once, such as 4,9")
+    return indices
 
 
 def speed(text: str) -> float | None:
@@ -364,8 +375,10 @@ def speed(text: str) -> float | None:
         factor = float(text)
     except ValueError:
         factor = 0.0
-    if not 0 < factor < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no speed; expected a factor above 0, or max")
+    if not MIN_SPEED <= factor <= MAX_SPEED:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no speed; expected a factor from {MIN_SPEED:g} to {MAX_SPEED:.0f}, or max"
+        )
     return factor
 
 
@@ -382,9 +395,19 @@ def seconds(text: str) -> float:
 
 def port(text: str) -> int:
     """Read a TCP port."""
-    if not text.isdecimal() or not 0 < int(text) < 65536:
+    number = _whole(text)
+    if number is None or not 0 < number < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is no port; expected 1 to 65535")
-    return int(text)
+    return number
+
+
+def host(text: str) -> str:
+    """Read an address to listen on: one that name resolution can take."""
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no host; expected an address or a name to listen on") from None
+    return text
 
 
 def writable_file(text: str) -> Path:
@@ -397,23 +420,47 @@ def writable_file(text: str) -> Path:
 
 def batch(text: str) -> int:
     """Read how many windows share a message."""
-    if not text.isdecimal() or not 0 < int(text) <= MAX_BATCH:
+    number = _whole(text)
+    if number is None or not 0 < number <= MAX_BATCH:
         raise argparse.ArgumentTypeError(f"{text!r} came; expected 1 to {MAX_BATCH} windows a message")
-    return int(text)
+    return number
 
 
 def natural(text: str) -> int:
     """Read a whole number, 0 included."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number, 0 or above")
-    return int(text)
+    number = _whole(text)
+    if number is None or number > MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number from 0 to {MAX_COUNT}")
+    return number
 
 
 def positive(text: str) -> int:
     """Read a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number above 0")
-    return int(text)
+    number = _whole(text)
+    if not number or number > MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number above 0, and at most {MAX_COUNT}")
+    return number
+
+
+def threads(text: str) -> int:
+    """Read how many threads compute."""
+    number = _whole(text)
+    if not number or number > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected 1 to {MAX_THREADS} threads")
+    return number
+
+
+def size_bytes(text: str) -> int:
+    """Read a size in bytes above 0."""
+    number = _whole(text)
+    if not number or number > MAX_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected bytes above 0, and at most {MAX_BYTES}")
+    return number
+
+
+def _whole(text: str) -> int | None:
+    """Return a whole number that is not negative; None for another text, or one longer than any bound."""
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else None
 
 
 def load_recordings(

@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=options.MODEL_HELP)
     parser.add_argument("--device", metavar="NAME", help="what to call this device (default: its host name)")
     parser.add_argument("--out", type=options.writable_file, metavar="FILE", help="write the profile there as well")
-    parser.add_argument("--threads", type=options.positive, default=1, metavar="N", help="threads (default: 1)")
+    parser.add_argument("--threads", type=options.threads, default=1, metavar="N", help="threads (default: 1)")
     options.add_delegate(parser)
     parser.add_argument("--again", action="store_true", help="measure although there is a profile in the cache")
     parser.add_argument("--json", action="store_true", help="print the profile as JSON instead of text")

@@ -61,6 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    device.refuse_mixture(args)
     options.one_thread()
     options.start_logging(args)
     from har_edge.nodes.loop import Stop

@@ -48,7 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     options.add_delegate(parser, "what the pipeline file says, else xnnpack")
     options.add_wire(parser, 3, "3 (default), or 1 for fleets with nodes that know no newer one")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the runtime (default: 1)")
+    parser.add_argument(
+        "--threads", type=options.threads, default=1, metavar="N", help="threads of the runtime (default: 1)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
@@ -205,8 +207,6 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         check_id("--name", args.name)
         if not cutting:
             raise ConfigError("--name came without --at or --stages; it names the pipeline that these write")
-    if args.threads < 1:
-        raise ConfigError(f"--threads {args.threads}: expected at least 1")
 
 
 def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, list[float]]:

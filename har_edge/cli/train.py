@@ -71,7 +71,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--split-only", action="store_true", help="measure the split, but do not go on to train on all subjects"
     )
     parser.add_argument("--baseline", action="store_true", help="measure the extra-trees baseline on the same split")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same bytes (default: 0)")
+    parser.add_argument(
+        "--seed", type=options.natural, default=0, metavar="N", help="same seed, same bytes (default: 0)"
+    )
     parser.add_argument(
         "--epochs", type=options.positive, metavar="N", help="passes over the training windows (default: 12)"
     )

@@ -55,9 +55,17 @@ def read_address(
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # what name resolution cannot take is a ValueError, too
     except ValueError:
         raise ConfigError(expected) from None
-    if parts.scheme not in PORTS or not parts.hostname or port == 0 or parts.path.strip("/") or parts.query:
+    if (
+        parts.scheme not in PORTS
+        or not parts.hostname
+        or port == 0
+        or parts.path.strip("/")
+        or parts.query
+        or "\0" in parts.hostname
+    ):
         raise ConfigError(expected)
     if parts.password is not None:
         raise ConfigError(

@@ -181,8 +181,8 @@ def test_what_cannot_be_ends_with_code_2_and_says_why(
 @pytest.mark.parametrize(
     ("option", "text"),
     [
-        (["--speed", "0"], "'0' is no speed; expected a factor above 0, or max"),
-        (["--speed", "fast"], "'fast' is no speed; expected a factor above 0, or max"),
+        (["--speed", "0"], "'0' is no speed; expected a factor from 0.0001 to 1000000, or max"),
+        (["--speed", "fast"], "'fast' is no speed; expected a factor from 0.0001 to 1000000, or max"),
         (["--windows", "0"], "'0' came; expected a whole number above 0"),
         (["--batch", "-1"], "expected 1 to 1024 windows a message"),
         (["--in-flight", "-1"], "expected a whole number"),

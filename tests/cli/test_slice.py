@@ -161,7 +161,6 @@ def test_signatures_that_are_left_out_are_named(run: Run) -> None:
         (models.chain(), ["--out", "{}/o", "--at", "0"], "cut 0 is out of range"),
         (models.chain(), ["--out", "{}/o", "--stages", "5"], "cannot make 5 stages; this model has 3 legal cuts"),
         (models.chain(), ["--out", "{}/o", "--stages", "0"], "--stages 0: expected at least 1"),
-        (models.chain(), ["--threads", "0", "--list"], "--threads 0: expected at least 1"),
         (models.recurrent(shared=True), ["--out", "{}/o", "--at", "1"], "both sides use the recurrent state"),
         (models.custom(), ["--out", "{}/o", "--stages", "2"], "choose the cuts yourself with --at"),
         (models.custom(), ["--check"], "cut it without --check"),
