@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,6 +133,7 @@ def _write(
             )
     if task is None and args.name is not None:
         raise ConfigError("--name came, but no manifest says what this model is for, so no pipeline file is written")
+    there = out.exists()
     manifest = write_folder(model, slices, out, {} if kept else beside, wire=args.wire)
     report.add_slices(manifest, out, predicted)
     stateful = [str(number) for number, entry in enumerate(manifest.slices) if entry.stateful]
@@ -143,7 +145,12 @@ def _write(
     if kept:
         report.say(f"kept {out / 'pipeline.toml'}, which fits these slices too")
     elif task is not None:
-        write_pipeline(out, task, name=args.name or DEFAULT_NAME, delegate=args.delegate)
+        try:
+            write_pipeline(out, task, name=args.name or DEFAULT_NAME, delegate=args.delegate)
+        except ConfigError:
+            if not there:  # slices without their pipeline file would look like those of an unknown model
+                shutil.rmtree(out, ignore_errors=True)
+            raise
         report.say(f"the epoch of these slices is {epoch_of(manifest)}")
     else:
         report.say("no manifest says what this model is for; to run the slices write pipeline.toml (docs/pipeline.md)")

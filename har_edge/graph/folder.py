@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -44,8 +46,9 @@ def write_folder(
     Slices of an earlier cut in the same folder are replaced. For `wire` see `outline`. Raises ConfigError when the
     folder holds other things.
     """
-    stale = check_folder(folder)
+    stale, there = check_folder(folder), folder.exists()
     draft, entries = outline(model, slices, wire=wire), []
+    made_whole = False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for piece, entry in zip(slices, draft.slices, strict=True):
@@ -59,8 +62,12 @@ def write_folder(
             _replace(folder / name, content)
         for name in stale - {entry.file for entry in entries}:
             (folder / name).unlink(missing_ok=True)
+        made_whole = True
     except OSError as error:
         raise ConfigError(f"cannot write {error.filename}: {error.strerror}; give another --out") from error
+    finally:
+        if not (made_whole or there):  # half a folder would look like one to run
+            shutil.rmtree(folder, ignore_errors=True)
     return manifest
 
 
@@ -134,5 +141,11 @@ def check_folder(folder: Path) -> set[str]:
 
 def _replace(path: Path, content: memoryview | bytes) -> None:
     draft = path.with_name(path.name + _DRAFT)
-    draft.write_bytes(content)
-    draft.replace(path)
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        # An error of writing, unlike one of opening, names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -7,6 +7,7 @@ the next start.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -84,7 +85,10 @@ class LoadCheck:
                 "can run; cut it into more slices"
             )
         except OSError as error:
-            raise ModelError(f"no test process could be started: {error.strerror}; free some memory") from None
+            mend = f"look whether this user may run {self.command[0]}"
+            if error.errno in (errno.ENOMEM, errno.EAGAIN):
+                mend = "free some memory, or end other processes"
+            raise ModelError(f"no test process could be started: {error.strerror}; {mend}") from None
         if done.returncode < 0:
             return _ended_by(-done.returncode, done.stderr)
         if done.returncode in (0, REFUSED):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -361,7 +362,10 @@ def write_pipeline(
     broker: BrokerConfig | None = None,
     delegate: str | None = None,
 ) -> Path:
-    """Write a pipeline file with every choice a person may want to change; return its path."""
+    """Write a pipeline file with every choice a person may want to change, whole or not at all; return its path.
+
+    Raises ConfigError where it cannot be written.
+    """
     quote, broker = _quote, broker or BrokerConfig()
     lines = [
         "# What sensors, stages and watchers must agree on. Copy this folder to every device.",
@@ -396,7 +400,14 @@ def write_pipeline(
             lines += ["", f"[task.inputs.{source}.files]"]
             lines += [f"{quote(name)} = {quote(sha256)}" for name, sha256 in enters.files.items()]
     file = folder / FILE_NAME
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    draft = file.with_name(f"{FILE_NAME}.part")
+    try:
+        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        draft.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise ConfigError(f"cannot write {file}: {error.strerror}; give another --out") from error
     return file
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -351,3 +353,16 @@ def test_reducers_that_cannot_be_are_refused_before_anything_is_written(
     (tmp_path / "model.tflite").write_bytes(models.chain())
     assert main(["slice", model, "--at", "1", "--out", "out", "--reducer", spec]) == 2
     assert text in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_file_that_cannot_be_written_leaves_no_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    out = tmp_path / "out"
+    assert main(["slice", "int8", "--at", "4", "--out", str(out)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"cannot write {out / 'pipeline.toml'}: No space left on device" in said and not out.exists()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -166,3 +169,30 @@ def test_what_version_1_cannot_carry_gets_version_3() -> None:
             outline(model, slices, wire=1)
     for model in (read_model(models.long_names(1024)), read_model(models.fan(64))):
         assert outline(model, slice_model(model, [len(model.main.operators) // 2])).wire == 1
+
+
+@contextmanager
+def files_of_at_most(count: int) -> Iterator[None]:
+    """Let every write beyond so many bytes fail, without a file's name, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_leaves_no_new_folder_and_names_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with pytest.raises(ConfigError) as caught, files_of_at_most(100):
+        _write(folder, 1)
+    assert str(caught.value) == f"cannot write {folder / 'slice-0.tflite'}: File too large; give another --out"
+    assert not folder.exists()
+
+
+def test_a_disk_that_is_full_leaves_a_folder_that_was_there(tmp_path: Path) -> None:
+    _write(tmp_path, 1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=r"slice-0\.tflite: File too large"), files_of_at_most(100):
+        _write(tmp_path, 1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

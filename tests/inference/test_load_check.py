@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -186,3 +187,24 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", os.sep + "home-of-nobody")
     assert default_folder() == Path("/home-of-nobody/.cache/har-edge")
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"),
+    [
+        (errno.EACCES, "look whether this user may run python-of-old"),
+        (errno.ENOENT, "look whether this user may run python-of-old"),
+        (errno.ENOMEM, "free some memory, or end other processes"),
+        (errno.EAGAIN, "free some memory, or end other processes"),
+    ],
+)
+def test_a_child_that_cannot_start_has_a_hint_for_its_cause(
+    monkeypatch: pytest.MonkeyPatch, number: int, mend: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("subprocess.run", fail)
+    with pytest.raises(ModelError) as caught:
+        LoadCheck(None, command=("python-of-old",))(b"model", "it")
+    assert str(caught.value) == f"no test process could be started: {os.strerror(number)}; {mend}"
