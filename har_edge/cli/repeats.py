@@ -9,14 +9,18 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from har_edge.cli.console import fold
 from har_edge.messaging.text import escape
 
 # How often a kind that goes on is said again, with how many came meanwhile.
 EVERY_S = 10.0
-MAX_KINDS = 256
+# How many kinds of one statement of the program are told apart: their texts come from the network, too.
+MAX_TEXTS = 8
+MAX_STATEMENTS = 256
+# A kind that was not repeated for so long is forgotten when there are too many.
+QUIET_S = 100.0
 _NUMBERS = re.compile(r"\d+")
 
 
@@ -29,29 +33,37 @@ class _Kind:
     last: logging.LogRecord | None = None
 
 
+@dataclass(slots=True)
+class _Statement:
+    """The kinds of one statement by their text, and all others of it, which are one kind together."""
+
+    texts: dict[str, _Kind] = field(default_factory=dict)
+    others: _Kind | None = None
+
+
 class Repeats(logging.Filter):
     """Lets the first record of a kind pass, and then one every 10 s that says how many there were.
 
-    Records are of one kind where their text differs in numbers only. Errors always pass. `clock` is monotonic seconds.
+    Records are of one kind where the same statement made them (logger, level, text before it is filled) and their texts
+    differ in numbers only; after eight kinds of a statement, all others of it are one kind. Errors always pass. `clock`
+    is monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float], every_s: float = EVERY_S) -> None:
         super().__init__()
         self._clock, self._every_s = clock, every_s
-        self._kinds: OrderedDict[tuple[str, str], _Kind] = OrderedDict()
+        self._statements: OrderedDict[tuple[str, int, str], _Statement] = OrderedDict()
+        # What was forgotten to make room, by the last record: its number is said at the end.
+        self._forgotten: _Kind | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to write a record now; one that ends a pause says how many were left out."""
         if record.levelno >= logging.ERROR or record.exc_info:
             return True
-        now, key = self._clock(), (record.name, _NUMBERS.sub("0", record.getMessage()))
-        kind = self._kinds.get(key)
+        now = self._clock()
+        kind = self._find(record, now)
         if kind is None:
-            self._kinds[key] = _Kind(now)
-            if len(self._kinds) > MAX_KINDS:  # texts come from the network, too
-                self._kinds.popitem(last=False)
             return True
-        self._kinds.move_to_end(key)
         if now - kind.said < self._every_s:
             kind.unsaid, kind.last = kind.unsaid + 1, record
             return False
@@ -59,13 +71,47 @@ class Repeats(logging.Filter):
         kind.said, kind.unsaid, kind.last = now, 0, None
         return True
 
+    def _find(self, record: logging.LogRecord, now: float) -> _Kind | None:
+        """Return the kind of a record; None for one that is new, which is remembered as said now."""
+        key = record.name, record.levelno, _NUMBERS.sub("0", str(record.msg))
+        statement = self._statements.setdefault(key, _Statement())
+        self._statements.move_to_end(key)
+        if len(self._statements) > MAX_STATEMENTS:
+            self._forget(self._statements.popitem(last=False)[1])
+        text = _NUMBERS.sub("0", record.getMessage())
+        kind = statement.texts.get(text)
+        if kind is not None:
+            return kind
+        if len(statement.texts) >= MAX_TEXTS:  # what is over makes room for what begins
+            quiet = [name for name, one in statement.texts.items() if not one.unsaid and now - one.said >= QUIET_S]
+            for name in quiet:
+                del statement.texts[name]
+        if len(statement.texts) < MAX_TEXTS:
+            statement.texts[text] = _Kind(now)
+            return None
+        if statement.others is None:
+            statement.others = _Kind(now)
+            return None
+        return statement.others
+
+    def _forget(self, statement: _Statement) -> None:
+        for kind in _kinds_of(statement):
+            if kind.last is not None:
+                unsaid = kind.unsaid + (self._forgotten.unsaid if self._forgotten else 0)
+                self._forgotten = _Kind(kind.said, unsaid, kind.last)
+
     def finish(self, handler: logging.Handler) -> None:
         """Write the last record of each kind of which some were left out, with their number."""
-        for kind in self._kinds.values():
+        kinds = [kind for statement in self._statements.values() for kind in _kinds_of(statement)]
+        for kind in [*kinds, *([self._forgotten] if self._forgotten else [])]:
             if kind.last is not None:
                 _count(kind.last, kind.unsaid - 1)
                 kind.unsaid, last, kind.last = 0, kind.last, None
                 handler.emit(last)
+
+
+def _kinds_of(statement: _Statement) -> list[_Kind]:
+    return [*statement.texts.values(), *([statement.others] if statement.others else [])]
 
 
 def _count(record: logging.LogRecord, others: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from har_edge.cli.repeats import MAX_KINDS, Repeats
+from har_edge.cli.repeats import MAX_STATEMENTS, MAX_TEXTS, QUIET_S, Repeats
 
 
 class Log:
@@ -63,10 +63,59 @@ def test_at_the_end_nothing_is_left_unsaid(log: Log) -> None:
     assert log.lines == ["lost 0", "once", "lost 4 (and 3 more like this since the last such line)"]
 
 
-def test_kinds_are_bounded(log: Log) -> None:
-    for number in range(MAX_KINDS + 50):
-        log.logger.warning("from %s", "x" * number)
-    assert len(log.lines) == MAX_KINDS + 50 and len(log.repeats._kinds) == MAX_KINDS
+def test_texts_of_one_statement_are_bounded_and_all_are_counted(log: Log) -> None:
+    names = ["".join(chr(97 + number // 26**place % 26) for place in range(8)) for number in range(3000)]
+    for name in names:
+        log.logger.warning("dropped a message on %s", f"window/{name}/chest")
+    first = [f"dropped a message on window/{name}/chest" for name in names[: MAX_TEXTS + 1]]
+    assert log.lines == first
+    log.now = 10.0
+    log.logger.warning("dropped a message on %s", "window/other/chest")
+    log.repeats.finish(log.handler)
+    assert log.lines[len(first) :] == [
+        "dropped a message on window/other/chest (and 2991 more like this since the last such line)"
+    ]
+
+
+def test_others_beyond_the_texts_that_are_known_do_not_hide_these(log: Log) -> None:
+    for name in "abcdefghijkl":
+        log.logger.warning("from %s", name)
+    log.now = 10.0
+    log.logger.warning("from %s", "a")
+    log.repeats.finish(log.handler)
+    assert log.lines == [
+        *(f"from {name}" for name in "abcdefghi"),
+        "from a",
+        "from l (and 2 more like this since the last such line)",
+    ]
+
+
+def test_texts_that_are_over_make_room(log: Log) -> None:
+    for name in "abcdefghij":
+        log.logger.warning("from %s", name)
+    log.now = QUIET_S
+    for name in "kl":
+        log.logger.warning("from %s", name)
+    log.repeats.finish(log.handler)
+    assert log.lines == [*(f"from {name}" for name in "abcdefghi"), "from k", "from l", "from j"]
+
+
+def test_one_text_of_two_statements_or_levels_is_two_kinds(log: Log) -> None:
+    log.logger.warning("lost %s", "a")
+    log.logger.info("lost %s", "a")
+    log.logger.warning("lost a")
+    assert log.lines == ["lost a"] * 3
+
+
+def test_statements_are_bounded_and_what_is_forgotten_is_counted(log: Log) -> None:
+    log.logger.warning("first")
+    log.logger.warning("first")
+    log.logger.warning("first")
+    for number in range(MAX_STATEMENTS + 50):
+        log.logger.warning("from " + "x" * number)
+    assert len(log.lines) == MAX_STATEMENTS + 51 and len(log.repeats._statements) == MAX_STATEMENTS
+    log.repeats.finish(log.handler)
+    assert log.lines[-1] == "first (and 1 more like this since the last such line)"
 
 
 def test_a_process_says_the_count_when_it_ends() -> None:
