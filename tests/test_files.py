@@ -57,6 +57,13 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, what: str, r
         read(named(tmp_path, what))
 
 
+def test_a_pipeline_file_that_is_a_fifo_is_not_called_missing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipeline.toml")
+    (tmp_path / "manifest.json").write_text(MANIFEST)
+    with pytest.raises(ConfigError, match=r"it is a FIFO, .*; name the file, or the folder, that"):
+        load_pipeline(tmp_path)
+
+
 @pytest.mark.parametrize("what", ["fifo", "device"])
 def test_a_store_holds_no_fifo_and_no_device(tmp_path: Path, what: str) -> None:
     store, sha256 = Store(tmp_path / "store"), "0" * 64

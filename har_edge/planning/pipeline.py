@@ -197,7 +197,9 @@ def _read(file: Path) -> tuple[PipelineConfig, bool]:
         config = msgspec.convert(document, PipelineConfig)
     except OSError as error:
         mend = "make it with `har-edge slice`"
-        if (file.parent / MANIFEST_NAME).is_file():
+        if not isinstance(error, FileNotFoundError):
+            mend = "name the file, or the folder, that `har-edge slice` made"
+        elif (file.parent / MANIFEST_NAME).is_file():
             mend = "its slices are there, but no manifest said what the model is for: write it by docs/pipeline.md"
         raise ConfigError(f"cannot read {file}: {error.strerror}; {mend}") from None
     except msgspec.ValidationError as error:
