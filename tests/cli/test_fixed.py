@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -175,6 +176,9 @@ def test_the_doctor_names_what_is_wrong_first_and_its_mend(fleet: Fleet, tmp_pat
     assert (
         seen["first"]["said"] == "folder" and "slice-2.tflite is not what manifest.json says" in seen["folder"]["said"]
     )
+    (damaged / "slice-2.tflite").unlink()
+    os.mkfifo(damaged / "slice-2.tflite")  # nobody writes to it: whoever opens it as a file waits for ever
+    assert "cannot read" in doctor(fleet, 1, "--config", str(damaged))["folder"]["said"]
 
 
 def test_what_a_stopped_sensor_lost_is_said_until_it_is_cleared(fleet: Fleet, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_model_that_answers_with_a_class_takes_any_number_of_labels(tmp_path: 
     model = model_of(tmp_path, models.chosen_class())
     task = derive_task(model, describe(""), "gym.toml", inputs={}, labels=["still", "moving"])
     assert task.labels == ["still", "moving"]
-    with pytest.raises(ConfigError, match="answers with a class"):
+    with pytest.raises(ConfigError, match="answers with the number of a class"):
         derive_task(model, describe(""), "gym.toml", inputs={})
 
 

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 
+from har_edge.files import MAX_MODEL_BYTES, read_regular
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.status import ALIVE, State
 from har_edge.messaging.text import printable
@@ -74,7 +75,7 @@ class _Checks:
         for entry in self._pipeline.manifest.slices:
             path = folder / entry.file
             try:
-                content = path.read_bytes()
+                content = read_regular(path, MAX_MODEL_BYTES)
             except OSError as error:
                 said = f"cannot read {path}: {error.strerror}"
                 yield Finding(name, Verdict.WRONG, said, "copy the whole folder again, or cut the model again")
