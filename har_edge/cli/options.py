@@ -36,6 +36,7 @@ MAX_SUBJECTS = 10_000
 MAX_BATCH = 1024
 # Counts are indices and array sizes further down, on 32-bit systems too.
 MAX_COUNT = 2**31 - 1
+MAX_SEED = 2**32 - 1
 MAX_BYTES = 2**62
 MAX_THREADS = 256
 MAX_DIGITS = 30
@@ -431,6 +432,14 @@ def natural(text: str) -> int:
     number = _whole(text)
     if number is None or number > MAX_COUNT:
         raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number from 0 to {MAX_COUNT}")
+    return number
+
+
+def seed(text: str) -> int:
+    """Read the seed of a random generator, 32 bits."""
+    number = _whole(text)
+    if number is None or number > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number from 0 to {MAX_SEED}")
     return number
 
 

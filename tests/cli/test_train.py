@@ -100,7 +100,6 @@ def test_codes_of_another_data_set(capsys: pytest.CaptureFixture[str], nowhere: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
         (["--precision", "float"], "--precision and --downstream say what to train for a --reducer; name one"),
         (["--train-subjects", "1-3", "--test-subjects", "3"], "subject3 named twice; a stream is for training or for"),
     ],
