@@ -114,5 +114,5 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_limits_print() -> None:
-    assert Limits(0.2, 94_000_000, 2**30).text == "cpu 0.2, link 94 Mbit/s, memory 1024 MiB"
+    assert Limits(0.2, 94_000_000, 2**30).text == "cpu 0.2, link 94 Mbit/s, memory 1.1 GB"
     assert Limits().text == "cpu unlimited, link unlimited, memory unlimited"
