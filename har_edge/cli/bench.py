@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 from har_edge.units import duration
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--link", default="94mbit", metavar="RATE", help="link of each, either way (default: 94mbit)"
         )
-        action.add_argument("--repeats", type=options.positive, default=3, metavar="N", help="in turns (default: 3)")
+        action.add_argument("--repeats", type=values.positive, default=3, metavar="N", help="in turns (default: 3)")
         action.add_argument(
-            "--seconds", type=options.positive, default=20, metavar="S", help="how long each is measured (default: 20)"
+            "--seconds", type=values.positive, default=20, metavar="S", help="how long each is measured (default: 20)"
         )
         action.add_argument("--out", type=Path, required=True, metavar="DIR", help="where rows, profiles, slices go")
         action.add_argument("--verbose", action="store_true", help="log more to standard error")
@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def numbers(text: str) -> list[int]:
     """Read numbers of devices such as 1,2,3."""
-    return [options.positive(part) for part in text.split(",")]
+    return [values.positive(part) for part in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import select
 import sys
 from pathlib import Path
 
-from har_edge.cli import options
+from har_edge.cli import values
 from har_edge.cli.console import say
 from har_edge.errors import BrokerError, ConfigError
 
@@ -19,9 +19,9 @@ HELP = "run an MQTT broker: Mosquitto, or the embedded one"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--host", type=options.host, default="127.0.0.1", help="address to listen on (default: 127.0.0.1; 0.0.0.0: all)"
+        "--host", type=values.host, default="127.0.0.1", help="address to listen on (default: 127.0.0.1; 0.0.0.0: all)"
     )
-    parser.add_argument("--port", type=options.port, default=DEFAULT_PORT, help="port to listen on (default: 1883)")
+    parser.add_argument("--port", type=values.port, default=DEFAULT_PORT, help="port to listen on (default: 1883)")
     parser.add_argument(
         "--config",
         type=Path,

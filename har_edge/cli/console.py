@@ -126,12 +126,7 @@ def count(items: Iterable[Item], what: str, *, clock: Callable[[], float] = time
                 status.update(f"{what}: {number}")
                 yield item
         return
-    told = clock()
-    for done, item in enumerate(items):
-        if clock() - told >= TOLD_EVERY_S:
-            told = clock()
-            print(f"{what}: {done} so far", file=sys.stderr, flush=True)
-        yield item
+    yield from _tell(items, what, " so far", clock)
 
 
 def follow(
@@ -144,9 +139,14 @@ def follow(
 
         yield from track(items, description=what, total=total, console=Console(stderr=True), transient=True)
         return
+    yield from _tell(items, what, f" of {total}", clock)
+
+
+def _tell(items: Iterable[Item], what: str, of: str, clock: Callable[[], float]) -> Iterator[Item]:
+    """Pass items on, and print a line now and then of how many came."""
     told = clock()
     for done, item in enumerate(items):
         if clock() - told >= TOLD_EVERY_S:
             told = clock()
-            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+            print(f"{what}: {done}{of}", file=sys.stderr, flush=True)
         yield item

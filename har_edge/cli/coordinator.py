@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 from har_edge.cli.console import follow
 from har_edge.cli.console import say as print_folded
 from har_edge.cli.known import add_flags, know, travelling
@@ -48,10 +49,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="most windows a second, or the quickest answer to one (default: throughput)",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--stages", type=options.positive, metavar="N", help="so many slices (default: what is best)")
-    what.add_argument("--cuts", type=options.operator_indices, metavar="A,B", help="cut before these operators")
+    what.add_argument("--stages", type=values.positive, metavar="N", help="so many slices (default: what is best)")
+    what.add_argument("--cuts", type=values.operator_indices, metavar="A,B", help="cut before these operators")
     parser.add_argument(
-        "--replicas", type=options.positive, default=1, metavar="N", help="nodes that may share a stage (default: 1)"
+        "--replicas", type=values.positive, default=1, metavar="N", help="nodes that may share a stage (default: 1)"
     )
     parser.add_argument(
         "--margin",
@@ -62,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--settle",
-        type=options.seconds,
+        type=values.seconds,
         default=10.0,
         metavar="S",
         help="seconds without a change before cuts may change (default: 10)",
@@ -170,14 +171,8 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
         )
     files = read_companions(task, beside)
     config = PipelineConfig(task, name=args.pipeline, base=args.base, delegate=args.delegate or msgspec.UNSET)
-    planner = Planner(
-        model,
-        wish,
-        lambda model: _profile(args, model),
-        load_devices(args.devices) if args.devices else None,
-        args.devices or Path(),
-        wire=args.wire,
-    )
+    devices = load_devices(args.devices) if args.devices else None
+    planner = Planner(model, wish, partial(_profile, args), devices, args.devices or Path(), wire=args.wire)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     # What nodes could not read must be refused here, not by each of them.
     decode_deployment(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 from har_edge.cli.console import columns, say
 from har_edge.cli.figures import TOLD_SHARE
 from har_edge.cli.known import add_flags, know
@@ -33,17 +33,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|PATH",
         help=f"shipped model, or a .tflite file (default: {options.DEFAULT_MODEL})",
     )
-    parser.add_argument("--stages", type=options.positive, default=3, metavar="N", help="slices (default: 3)")
+    parser.add_argument("--stages", type=values.positive, default=3, metavar="N", help="slices (default: 3)")
     parser.add_argument(
-        "--subjects", type=options.subjects, metavar="LIST", help="default: 7,8; all streams of another data set"
+        "--subjects", type=values.subjects, metavar="LIST", help="default: 7,8; all streams of another data set"
     )
     options.add_reducer(parser, "what the sensors do to windows (default: what the model was made for)")
-    parser.add_argument("--windows", type=options.positive, metavar="N", help="stop after N windows of each subject")
+    parser.add_argument("--windows", type=values.positive, metavar="N", help="stop after N windows of each subject")
     parser.add_argument(
-        "--speed", type=options.speed, default=30.0, metavar="N|max", help="factor of real time (default: 30)"
+        "--speed", type=values.speed, default=30.0, metavar="N|max", help="factor of real time (default: 30)"
     )
-    parser.add_argument("--batch", type=options.batch, default=1, metavar="N", help="windows a message (default: 1)")
-    parser.add_argument("--json", type=options.writable_file, metavar="FILE", help="write the summary as JSON")
+    parser.add_argument("--batch", type=values.batch, default=1, metavar="N", help="windows a message (default: 1)")
+    parser.add_argument("--json", type=values.writable_file, metavar="FILE", help="write the summary as JSON")
     add_flags(parser)
     options.add_broker(parser, embedded=True)
     options.add_quiet(parser)

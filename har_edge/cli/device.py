@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options, sender
+from har_edge.cli import options, sender, values
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 
@@ -43,14 +43,14 @@ def add_live(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stream", default="live", metavar="NAME", help="name of the person or machine (default: live)")
     group.add_argument(
         "--queue",
-        type=options.positive,
+        type=values.positive,
         default=64,
         metavar="N",
         help="windows that may wait to be sent; of more, the oldest is dropped and counted (default: 64)",
     )
     group.add_argument(
         "--stuck-after",
-        type=options.positive,
+        type=values.positive,
         default=60,
         metavar="S",
         help="say that a channel is stuck when it has not changed for S seconds (default: 60)",

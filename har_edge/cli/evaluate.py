@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options, study
+from har_edge.cli import options, study, values
 from har_edge.cli.console import count, fold
 from har_edge.cli.known import Known, add_flags, know
 from har_edge.cli.whole import check_client
@@ -39,26 +39,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     options.add_data(parser)
     parser.add_argument(
-        "--subjects", type=options.subjects, metavar="LIST", help="streams to score, such as 7,8 (default: all)"
+        "--subjects", type=values.subjects, metavar="LIST", help="streams to score, such as 7,8 (default: all)"
     )
     slices = parser.add_mutually_exclusive_group()
     slices.add_argument("--slices", type=Path, metavar="DIR", help="score the slices of this folder too")
     slices.add_argument(
-        "--at", type=options.operator_indices, metavar="I[,J..]", help="cut before these operators; score that too"
+        "--at", type=values.operator_indices, metavar="I[,J..]", help="cut before these operators; score that too"
     )
-    slices.add_argument("--stages", type=options.positive, metavar="N", help="cut into N slices, score them too")
+    slices.add_argument("--stages", type=values.positive, metavar="N", help="cut into N slices, score them too")
     parser.add_argument(
         "--mqtt", action="store_true", help="send every window through a pipeline of processes too (default: 3 slices)"
     )
     parser.add_argument("--missing", action="store_true", help="measure with each source missing in turn too")
-    parser.add_argument("--json", type=options.writable_file, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--json", type=values.writable_file, metavar="FILE", help="write the figures as JSON")
     parser.add_argument(
-        "--png", type=options.writable_file, metavar="FILE", help="draw the confusion matrix (extra: evaluation)"
+        "--png", type=values.writable_file, metavar="FILE", help="draw the confusion matrix (extra: evaluation)"
     )
     options.add_delegate(parser)
     parser.add_argument(
         "--top-k",
-        type=options.positive,
+        type=values.positive,
         metavar="K",
         help="how often the true class is among the K best, too (default: 5 for more than 20 classes)",
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import values
 from har_edge.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser, *, stream: bool = True) -> None:
         help="the source that enters an input; again for more (default: by equal names, or the only shape that fits)",
     )
     group.add_argument(
-        "--hop", type=options.positive, metavar="N", help="samples from one window to the next (default: half a window)"
+        "--hop", type=values.positive, metavar="N", help="samples from one window to the next (default: half a window)"
     )
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 from har_edge.cli.console import say
 from har_edge.units import size
 
@@ -29,14 +29,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cache", type=Path, metavar="FOLDER", help="where slices are kept (default: ~/.cache/har-edge/slices)"
     )
     parser.add_argument(
-        "--cache-bytes", type=options.size_bytes, metavar="N", help="how much may be kept there (default: 2 GiB)"
+        "--cache-bytes", type=values.size_bytes, metavar="N", help="how much may be kept there (default: 2 GiB)"
     )
     parser.add_argument(
-        "--threads", type=options.threads, default=1, metavar="N", help="threads for each stage to compute with"
+        "--threads", type=values.threads, default=1, metavar="N", help="threads for each stage to compute with"
     )
     parser.add_argument(
         "--drain-timeout",
-        type=options.natural,
+        type=values.natural,
         default=10,
         metavar="S",
         help="on stopping, how long to wait until others have taken the stages over (default: 10)",

@@ -7,10 +7,10 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from har_edge.cli import values
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 
@@ -31,17 +31,6 @@ MODEL_HELP = "the .tflite file, or the name of a shipped model (bottleneck, floa
 EXIT_INTERRUPTED = 130
 DEFAULT_CONFIG = Path("pipeline.toml")
 BROKER_VARIABLE = "HAR_EDGE_BROKER"
-MAX_SUBJECTS = 10_000
-# The limit of messaging/wire.py, which is not imported here because it needs NumPy; a test compares the two.
-MAX_BATCH = 1024
-# Counts are indices and array sizes further down, on 32-bit systems too.
-MAX_COUNT = 2**31 - 1
-MAX_SEED = 2**32 - 1
-MAX_BYTES = 2**62
-MAX_THREADS = 256
-MAX_DIGITS = 30
-# Slower than this, a window of a second takes hours.
-MIN_SPEED, MAX_SPEED = 1e-4, 1e6
 WATCH_SESSION_S = 300
 SYNTHETIC_SUBJECTS = ("subject7", "subject8")
 
@@ -138,7 +127,7 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     """Add what a probe window needs: patience, and a place for the files that sensors reduce windows with."""
     parser.add_argument(
         "--timeout",
-        type=seconds,
+        type=values.seconds,
         default=5.0,
         metavar="S",
         help="how long a probe window may take, in seconds (default: 5)",
@@ -339,137 +328,6 @@ def identity_of(
     check_node_name(node)
     client = chosen_client(args, pipeline.config.broker).value
     return Identity(topics_of(pipeline), node, role, client, detail, epoch=epoch, slice=card, sources=tuple(sources))
-
-
-def subjects(text: str) -> list[str]:
-    """Read `7,8`, `1-6` or names of streams; numbers stand for subject<N>."""
-    names: list[str] = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        first, dash, last = part.partition("-")
-        if first.isdecimal() and (not dash or last.isdecimal()):
-            if int(last or first) - int(first) >= MAX_SUBJECTS:
-                raise argparse.ArgumentTypeError(f"{part!r} names more than {MAX_SUBJECTS} streams")
-            names += [f"subject{number}" for number in range(int(first), int(last or first) + 1)]
-        else:
-            names.append(part)
-    if not names:
-        raise argparse.ArgumentTypeError(f"{text!r} names no stream; expected numbers such as 7,8 or 1-6, or names")
-    return names
-
-
-def operator_indices(text: str) -> list[int]:
-    """Read the operators to cut before, such as `4` or `4,9`."""
-    try:
-        indices = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of operator indices such as 4 or 4,9") from None
-    if any(later <= earlier for earlier, later in pairwise(indices)):
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected operator indices that rise, each once, such as 4,9")
-    return indices
-
-
-def speed(text: str) -> float | None:
-    """Read a speed: a factor of real time, or `max` for none."""
-    if text == "max":
-        return None
-    try:
-        factor = float(text)
-    except ValueError:
-        factor = 0.0
-    if not MIN_SPEED <= factor <= MAX_SPEED:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no speed; expected a factor from {MIN_SPEED:g} to {MAX_SPEED:.0f}, or max"
-        )
-    return factor
-
-
-def seconds(text: str) -> float:
-    """Read a time in seconds, above 0 and at most an hour."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected seconds above 0, and at most 3600")
-    return value
-
-
-def port(text: str) -> int:
-    """Read a TCP port."""
-    number = _whole(text)
-    if number is None or not 0 < number < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; expected 1 to 65535")
-    return number
-
-
-def host(text: str) -> str:
-    """Read an address to listen on: one that name resolution can take."""
-    try:
-        text.encode("idna")
-    except UnicodeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no host; expected an address or a name to listen on") from None
-    return text
-
-
-def writable_file(text: str) -> Path:
-    """Read the path of a file to write; refuse at once what could not be written after a long run."""
-    path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be written; expected a file in a folder that exists")
-    return path
-
-
-def batch(text: str) -> int:
-    """Read how many windows share a message."""
-    number = _whole(text)
-    if number is None or not 0 < number <= MAX_BATCH:
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected 1 to {MAX_BATCH} windows a message")
-    return number
-
-
-def natural(text: str) -> int:
-    """Read a whole number, 0 included."""
-    number = _whole(text)
-    if number is None or number > MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number from 0 to {MAX_COUNT}")
-    return number
-
-
-def seed(text: str) -> int:
-    """Read the seed of a random generator, 32 bits."""
-    number = _whole(text)
-    if number is None or number > MAX_SEED:
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number from 0 to {MAX_SEED}")
-    return number
-
-
-def positive(text: str) -> int:
-    """Read a whole number above 0."""
-    number = _whole(text)
-    if not number or number > MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected a whole number above 0, and at most {MAX_COUNT}")
-    return number
-
-
-def threads(text: str) -> int:
-    """Read how many threads compute."""
-    number = _whole(text)
-    if not number or number > MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected 1 to {MAX_THREADS} threads")
-    return number
-
-
-def size_bytes(text: str) -> int:
-    """Read a size in bytes above 0."""
-    number = _whole(text)
-    if not number or number > MAX_BYTES:
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected bytes above 0, and at most {MAX_BYTES}")
-    return number
-
-
-def _whole(text: str) -> int | None:
-    """Return a whole number that is not negative; None for another text, or one longer than any bound."""
-    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else None
 
 
 def load_recordings(

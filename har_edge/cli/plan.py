@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 
 if TYPE_CHECKING:
     from har_edge.graph.model import Model
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="most windows a second, or the quickest answer to one (default: throughput)",
     )
     parser.add_argument(
-        "--replicas", type=options.positive, default=4, metavar="N", help="devices that may share a stage (default: 4)"
+        "--replicas", type=values.positive, default=4, metavar="N", help="devices that may share a stage (default: 4)"
     )
     parser.add_argument(
         "--profile",
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="profile that speeds refer to (default: that of this device, from the cache)",
     )
     options.add_delegate(parser)
-    parser.add_argument("--out", type=options.writable_file, metavar="FILE", help="write the plan as JSON")
+    parser.add_argument("--out", type=values.writable_file, metavar="FILE", help="write the plan as JSON")
     parser.add_argument("--json", action="store_true", help="print plan and alternatives as JSON instead of text")
 
 

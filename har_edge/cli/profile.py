@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 from har_edge.cli.console import follow
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="MODEL", help=options.MODEL_HELP)
     parser.add_argument("--device", metavar="NAME", help="what to call this device (default: its host name)")
-    parser.add_argument("--out", type=options.writable_file, metavar="FILE", help="write the profile there as well")
-    parser.add_argument("--threads", type=options.threads, default=1, metavar="N", help="threads (default: 1)")
+    parser.add_argument("--out", type=values.writable_file, metavar="FILE", help="write the profile there as well")
+    parser.add_argument("--threads", type=values.threads, default=1, metavar="N", help="threads (default: 1)")
     options.add_delegate(parser)
     parser.add_argument("--again", action="store_true", help="measure although there is a profile in the cache")
     parser.add_argument("--json", action="store_true", help="print the profile as JSON instead of text")

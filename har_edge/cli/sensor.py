@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import device, options, sender
+from har_edge.cli import device, options, sender, values
 from har_edge.cli.console import say
 
 if TYPE_CHECKING:
@@ -26,18 +26,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="name of this node: one for each sensor that runs (default: sensor-SOURCE-STREAM)",
     )
     parser.add_argument(
-        "--subjects", type=options.subjects, metavar="LIST", help="streams to replay, such as 7,8 (default: all)"
+        "--subjects", type=values.subjects, metavar="LIST", help="streams to replay, such as 7,8 (default: all)"
     )
     parser.add_argument(
-        "--speed", type=options.speed, default=1.0, metavar="N|max", help="factor of real time (default: 1)"
+        "--speed", type=values.speed, default=1.0, metavar="N|max", help="factor of real time (default: 1)"
     )
-    parser.add_argument("--windows", type=options.positive, metavar="N", help="stop after N windows of each stream")
-    parser.add_argument("--batch", type=options.batch, default=1, metavar="N", help="windows a message (default: 1)")
+    parser.add_argument("--windows", type=values.positive, metavar="N", help="stop after N windows of each stream")
+    parser.add_argument("--batch", type=values.batch, default=1, metavar="N", help="windows a message (default: 1)")
     options.add_reducer(parser, "what to do to windows instead of what the pipeline file says; stages need the same")
     parser.add_argument("--combine", action="store_true", help="one message for all sources instead of one each")
     parser.add_argument(
         "--in-flight",
-        type=options.natural,
+        type=values.natural,
         default=64,
         metavar="N",
         help="wait for results when N messages of a stream are on their way, or fewer where the stages say so "
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--give-up",
-        type=options.natural,
+        type=values.natural,
         default=120,
         metavar="S",
         help="end when no result came for S seconds while windows are out; with --live, go on without such windows; "

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 from har_edge.cli.console import follow
 from har_edge.errors import ConfigError
 
@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for slices, manifest.json, pipeline.toml")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print every cut with the tensors and bytes that cross it")
-    what.add_argument("--at", type=options.operator_indices, metavar="I[,J..]", help="cut before these operators")
+    what.add_argument("--at", type=values.operator_indices, metavar="I[,J..]", help="cut before these operators")
     what.add_argument(
         "--stages", type=int, metavar="N", help="cut into N slices for equal devices, by time measured here"
     )
@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_delegate(parser, "what the pipeline file says, else xnnpack")
     options.add_wire(parser, 3, "3 (default), or 1 for fleets with nodes that know no newer one")
     parser.add_argument(
-        "--threads", type=options.threads, default=1, metavar="N", help="threads of the runtime (default: 1)"
+        "--threads", type=values.threads, default=1, metavar="N", help="threads of the runtime (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 

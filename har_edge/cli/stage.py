@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 from har_edge.cli.console import say
 
 HELP = "run one slice of the model on this device"
@@ -15,7 +15,7 @@ HELP = "run one slice of the model on this device"
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
     parser.add_argument("--index", type=int, required=True, metavar="N", help="which slice, from 0")
-    parser.add_argument("--threads", type=options.threads, default=1, metavar="N", help="threads to compute with")
+    parser.add_argument("--threads", type=values.threads, default=1, metavar="N", help="threads to compute with")
     options.add_delegate(parser, "what the pipeline file says")
     options.add_reducer(parser, "what the sensors were told instead of what the pipeline file says")
     parser.add_argument("--forget", action="store_true", help="on stopping, end the session: nothing is kept for it")

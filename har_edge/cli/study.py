@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,12 +63,12 @@ def configure(parser: argparse.ArgumentParser) -> list[str]:
         add("--precision", choices=(*PRECISIONS, BOTH), help="of the classifier (default: int8)"),
         add("--batch", type=batches, metavar="N[,N..]", help="windows a message, such as 1,8 (default: 1)"),
         add("--stream", metavar="NAME|TOML", help="the data set's description (default: mhealth)"),
-        add("--train-subjects", type=options.subjects, metavar="LIST", help="for split (default: 1-6)"),
-        add("--test-subjects", type=options.subjects, metavar="LIST", help="for split (default: 7,8)"),
+        add("--train-subjects", type=values.subjects, metavar="LIST", help="for split (default: 1-6)"),
+        add("--test-subjects", type=values.subjects, metavar="LIST", help="for split (default: 7,8)"),
         add("--seeds", type=seeds, metavar="N[,N..]", help="figures are means over these (default: 0)"),
-        add("--epochs", type=options.positive, metavar="N", help="passes over the training windows (default: 12)"),
+        add("--epochs", type=values.positive, metavar="N", help="passes over the training windows (default: 12)"),
         add("--baseline", action="store_const", const=True, help="measure the extra-trees baseline too"),
-        add("--jobs", type=options.positive, metavar="N", help="processes at once (default: the number of cores)"),
+        add("--jobs", type=values.positive, metavar="N", help="processes at once (default: the number of cores)"),
         add("--out", type=Path, metavar="DIR", help="what is done already, rows, report, pictures (default: study)"),
     ]
     return [action.dest for action in actions if action.dest != "study"]
@@ -76,12 +76,12 @@ def configure(parser: argparse.ArgumentParser) -> list[str]:
 
 def batches(text: str) -> tuple[int, ...]:
     """Read `1,8`: numbers of windows a message, each once."""
-    return tuple(dict.fromkeys(options.batch(part.strip()) for part in text.split(",")))
+    return tuple(dict.fromkeys(values.batch(part.strip()) for part in text.split(",")))
 
 
 def seeds(text: str) -> tuple[int, ...]:
     """Read `0,1`: seeds, each once."""
-    return tuple(dict.fromkeys(options.natural(part.strip()) for part in text.split(",")))
+    return tuple(dict.fromkeys(values.natural(part.strip()) for part in text.split(",")))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -221,7 +221,7 @@ def folds_of(args: argparse.Namespace, setting: Setting, seed: int) -> Sequence[
     if args.study == "random":
         return random_folds(setting.recordings, setting.length, setting.hop, seed)
     return split_folds(
-        args.train_subjects or options.subjects("1-6"), args.test_subjects or options.subjects("7,8"), streams
+        args.train_subjects or values.subjects("1-6"), args.test_subjects or values.subjects("7,8"), streams
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from har_edge.cli import options
+from har_edge.cli import values
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "har-edge testbed [OPTION...] [--each] [-- COMMAND...]\n       har-edge testbed ACTION ..."
     parser.epilog = _EPILOG
     devices = parser.add_mutually_exclusive_group()
-    devices.add_argument("--devices", type=options.positive, metavar="N", help="how many: device-1 to device-N")
+    devices.add_argument("--devices", type=values.positive, metavar="N", help="how many: device-1 to device-N")
     devices.add_argument("--config", type=Path, metavar="FILE", help="TOML file with [[devices]] (docs/testbed.md)")
     parser.add_argument("--cpu", metavar="CORES", help="processor of each device, in cores of this machine, as 0.2")
     parser.add_argument("--link", metavar="RATE", help="link of each device, either way, as 94mbit")

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 from har_edge.units import size
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         purpose = option[2:].partition("-")[0]
         parser.add_argument(
             option,
-            type=options.subjects,
+            type=values.subjects,
             metavar="LIST",
             help=f"streams to {purpose} the split on (default: {default}; the "
             f"{'first' if purpose == 'train' else 'last'} of another data set)",
@@ -71,9 +71,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--split-only", action="store_true", help="measure the split, but do not go on to train on all subjects"
     )
     parser.add_argument("--baseline", action="store_true", help="measure the extra-trees baseline on the same split")
-    parser.add_argument("--seed", type=options.seed, default=0, metavar="N", help="same seed, same bytes (default: 0)")
+    parser.add_argument("--seed", type=values.seed, default=0, metavar="N", help="same seed, same bytes (default: 0)")
     parser.add_argument(
-        "--epochs", type=options.positive, metavar="N", help="passes over the training windows (default: 12)"
+        "--epochs", type=values.positive, metavar="N", help="passes over the training windows (default: 12)"
     )
 
 
@@ -122,7 +122,7 @@ def _load(args: argparse.Namespace, description: StreamDescription) -> tuple[Seq
 
     mhealth = description.name == "mhealth"
     train, test = (
-        getattr(args, option[2:].replace("-", "_")) or (options.subjects(default) if mhealth else None)
+        getattr(args, option[2:].replace("-", "_")) or (values.subjects(default) if mhealth else None)
         for option, default in DEFAULT_SPLIT
     )
     wanted = [*train, *test] if args.split_only and train and test else None

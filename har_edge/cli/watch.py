@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 from har_edge.cli.console import say
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ MAX_NODES = 1000
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_source(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a result, a line each")
-    parser.add_argument("--windows", type=options.positive, metavar="N", help="end after N results")
+    parser.add_argument("--windows", type=values.positive, metavar="N", help="end after N results")
     options.add_broker(parser)
     options.add_quiet(parser)
 

@@ -154,7 +154,7 @@ class Topics:
         return _read(self.prefix, topic)
 
 
-@lru_cache(maxsize=REMEMBERED)  # of topics that were read: they have at most seven ids
+@lru_cache(maxsize=REMEMBERED)  # of topics that could be read, none longer than some 700 characters
 def _read(prefix: str, topic: str) -> Topic:
     if not topic.startswith(prefix):
         raise MessageError(f"topic {topic!r} came; expected one below {prefix!r}")

@@ -36,7 +36,8 @@ from har_edge.streams.replay import replay
 from har_edge.streams.windows import windows
 
 if TYPE_CHECKING:
-    from har_edge.inference.interpreter import Interpreter
+    from har_edge.inference.feed import Feed
+    from har_edge.inference.interpreter import Interpreter, Port
 
 _log = logging.getLogger(__name__)
 # What may wait in a stage's memory; a few messages at least, so that it never waits for the next.
@@ -142,23 +143,8 @@ def build_setup(
         _warm_up(interpreter, wiring)
     ports = {port.name: port for port in interpreter.inputs}
     results = {port.name: port for port in interpreter.outputs}
-    watched = {
-        source: Saturation(source, f"input {tensor!r}", found, NODE_EVERY)
-        for source, tensor in wiring.sources.items()
-        for port in (ports[tensor],)
-        if (found := range_of(port.dtype.name, port.scale, port.zero_point)) is not None
-    }
-    feeds = {
-        source: make_feed(
-            source,
-            reducer_of(pipeline, source),
-            ports[tensor],
-            task.stream.length,
-            pipeline.channels(source),
-            watched.get(source),
-        )
-        for source, tensor in wiring.sources.items()
-    }
+    ports = {source: ports[tensor] for source, tensor in wiring.sources.items()}
+    watched = _saturations(ports)
     return StageSetup(
         topics=topics_of(pipeline),
         epoch=pipeline.config.epoch,
@@ -166,11 +152,11 @@ def build_setup(
         wiring=wiring,
         run=interpreter.run,
         result_port=results[task.output] if wiring.answers else None,
-        feeds=feeds,
+        feeds=_feeds(pipeline, ports, watched),
         max_payload_bytes=pipeline.config.max_payload_bytes,
         join_timeout_s=pipeline.config.join.timeout_s,
         join_capacity=pipeline.config.join.capacity,
-        ports={source: ports[tensor] for source, tensor in wiring.sources.items()},
+        ports=ports,
         wire_version=pipeline.manifest.wire,
         ids=pipeline.manifest.ids,
         names=names_of(pipeline),
@@ -180,6 +166,26 @@ def build_setup(
         delegate=applied_delegate(interpreter, delegate.value),
         saturations=tuple(watched.values()),
     )
+
+
+def _saturations(ports: Mapping[str, Port]) -> dict[str, Saturation]:
+    """Return what counts the values of each source that saturate in its quantised input."""
+    return {
+        source: Saturation(source, f"input {port.name!r}", found, NODE_EVERY)
+        for source, port in ports.items()
+        if (found := range_of(port.dtype.name, port.scale, port.zero_point)) is not None
+    }
+
+
+def _feeds(pipeline: Pipeline, ports: Mapping[str, Port], watched: Mapping[str, Saturation]) -> dict[str, Feed]:
+    """Return how the codes of each source enter its input."""
+    length = pipeline.task.stream.length
+    return {
+        source: make_feed(
+            source, reducer_of(pipeline, source), port, length, pipeline.channels(source), watched.get(source)
+        )
+        for source, port in ports.items()
+    }
 
 
 def source_ids(pipeline: Pipeline) -> dict[str, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.cli import options
+from har_edge.cli import values
 from har_edge.cli.main import COMMANDS, build_parser, main
 from har_edge.messaging import wire
 
@@ -144,7 +144,7 @@ def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[s
 
 
 def test_the_batch_limit_of_the_options_is_that_of_the_wire() -> None:
-    assert options.MAX_BATCH == wire.MAX_BATCH
+    assert values.MAX_BATCH == wire.MAX_BATCH
 
 
 def test_an_error_of_the_parser_and_an_address_in_help_break_between_words(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.cli import options
+from har_edge.cli import options, values
 from har_edge.cli.main import main
 from har_edge.errors import ConfigError
 from har_edge.messaging.address import read_address
@@ -84,11 +84,11 @@ def test_absurd_values_are_refused_with_what_is_expected(
 
 
 def test_values_at_the_bounds_are_taken() -> None:
-    assert options.positive("2147483647") == 2**31 - 1 and options.natural("0") == 0 and options.threads("256") == 256
-    assert options.speed("1e-4") == 1e-4 and options.speed("1000000") == 1e6 and options.speed("max") is None
-    assert options.operator_indices("4,9") == [4, 9] and options.size_bytes(str(4 * 2**30)) == 4 * 2**30
+    assert values.positive("2147483647") == 2**31 - 1 and values.natural("0") == 0 and values.threads("256") == 256
+    assert values.speed("1e-4") == 1e-4 and values.speed("1000000") == 1e6 and values.speed("max") is None
+    assert values.operator_indices("4,9") == [4, 9] and values.size_bytes(str(4 * 2**30)) == 4 * 2**30
     for host in ("0.0.0.0", "::1", "fe80::1%eth0", "b\u00fcro.local"):
-        assert options.host(host) == host
+        assert values.host(host) == host
 
 
 @pytest.mark.parametrize(
