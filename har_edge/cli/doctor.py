@@ -62,9 +62,10 @@ def _clear(args: argparse.Namespace) -> int:
     from functools import partial
 
     from har_edge.cli.console import say
+    from har_edge.messaging.text import listed
     from har_edge.messaging.topics import Topics
     from har_edge.nodes.build import topics_of
-    from har_edge.nodes.sight.leftovers import clear_all, listed, look, of_folder, of_plan
+    from har_edge.nodes.sight.leftovers import clear_all, look, of_folder, of_plan
     from har_edge.planning.pipeline import load_pipeline
 
     if args.json or args.broker_only:
@@ -78,7 +79,7 @@ def _clear(args: argparse.Namespace) -> int:
     for line in clear_all(connect, topics, found):
         say(line)
     if found.intruders:
-        say(f"not cleared, as they live: {listed(found.intruders)}; stop them, and say this again")
+        say(f"not cleared, as they live: {listed(sorted(found.intruders))}; stop them, and say this again")
     elif not found.found:
         say(f"nothing is left over of pipeline {topics.pipeline}")
     return EXIT_WRONG if found.intruders else 0

@@ -238,7 +238,12 @@ class NativeBus:
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
         packet_id = self._take_id()
         self._subscribing[packet_id] = filters
-        topics = [mqtt5.TopicFilter(text, max_qos=QOS, retain_handling=greeting(text)) for text in filters]
+        # What comes has the retain flag where it is stored, and not where it is live: mqtt5's default is the flag "as
+        # published" (MQTT 5, section 3.8.3.1).
+        topics = [
+            mqtt5.TopicFilter(text, max_qos=QOS, retain_as_published=False, retain_handling=greeting(text))
+            for text in filters
+        ]
         self._write.append(mqtt5.SubscribePacket(packet_id, topics).write())
 
     def _send_waiting(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 MAX_TEXT = 400
 
 
@@ -17,3 +19,13 @@ def printable(text: str, limit: int = MAX_TEXT) -> str:
     """Return printable characters only, and at most `limit` of them."""
     clean = escape(text[:limit])
     return clean[: limit - 1] + "…" if len(clean) > limit or len(text) > limit else clean
+
+
+def listed(names: Collection[str], most: int = 8) -> str:
+    """Return names in their order, separated by commas: the first ones, and how many more there are.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(list(names)[:most]) + more

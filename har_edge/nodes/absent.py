@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from har_edge.messaging.status import ALIVE, NodeStatus
+from har_edge.messaging.text import listed
 from har_edge.messaging.topics import is_probe
 from har_edge.nodes.tally import OTHERS
 
@@ -14,7 +15,6 @@ LATE_S = 10.0
 MOST_NODES = 1024
 MOST_STREAMS = 4096
 MOST_SAID = 4 * MOST_STREAMS
-_NAMED = 4
 
 
 @dataclass(slots=True)
@@ -56,9 +56,9 @@ class Absent:
                 self._said.add((stream, missing))
                 lacking.setdefault(missing, []).append(stream)
         return [
-            f"no result of {_listed(streams)} comes: no sensor at work sends {_listed(missing)} of it; waiting"
+            f"no result of {listed(streams)} comes: no sensor at work sends {listed(missing)} of it; waiting"
             if len(streams) == 1
-            else f"no results of {_listed(streams)} come: no sensors at work send {_listed(missing)} of them; waiting"
+            else f"no results of {listed(streams)} come: no sensors at work send {listed(missing)} of them; waiting"
             for missing, streams in lacking.items()
         ]
 
@@ -78,8 +78,3 @@ class Absent:
             if stream not in unknown
         }
         return {stream: sources for stream, sources in missing.items() if sources}
-
-
-def _listed(names: Collection[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(list(names)[:_NAMED]) + more

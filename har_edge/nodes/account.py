@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from har_edge.messaging.status import ALIVE, NodeStatus, State, StreamCount
+from har_edge.messaging.text import listed
 from har_edge.messaging.topics import is_probe
 from har_edge.nodes.results import Result
 from har_edge.nodes.tally import OTHERS
@@ -266,10 +267,8 @@ class Account:
 
     def broken_sentence(self) -> str:
         """Name the sensors that broke off, of whose last windows nothing is known; empty where there is none."""
-        named = ", ".join(sorted(self._broken)[:MOST_NAMED])
-        more = f" and {len(self._broken) - MOST_NAMED} more" if len(self._broken) > MOST_NAMED else ""
         said = "not known of sensors that broke off: whether the windows came that they sent last"
-        return f"{said}: {named}{more}" if named else ""
+        return f"{said}: {listed(sorted(self._broken), MOST_NAMED)}" if self._broken else ""
 
 
 def _listed(what: str, counts: list[tuple[int, Figures]]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from har_edge.inference.wheels import TFLITE
 from har_edge.messaging.status import DeviceCard, SliceCard
-from har_edge.messaging.text import printable
+from har_edge.messaging.text import listed, printable
 
 PAGE = "docs/runtimes.md"
 MAX_NAMED = 8
@@ -52,12 +52,11 @@ def disagreement(ways: Mapping[str, Way | None], dtypes: Collection[str], *, del
     """
     kind, known = kind_of(dtypes), {name: way for name, way in sorted(ways.items()) if way is not None}
     if _differ(known.values(), kind):
-        listed = [f"{name} ({way})" for name, way in list(known.items())[:MAX_NAMED]]
-        more = f" and {len(known) - MAX_NAMED} more" if len(known) > MAX_NAMED else ""
+        named = listed([f"{name} ({way})" for name, way in known.items()], MAX_NAMED)
         much = "in the last bits" if kind.startswith("float") else "by some steps of their scale"
         return (
             f"this model computes in {kind}, and its nodes in different ways: answers may differ {much} by where a "
-            f"slice runs: {', '.join(listed)}{more} ({PAGE})"
+            f"slice runs: {named} ({PAGE})"
         )
     partly = [name for name, way in known.items() if way.runtime.startswith(TFLITE)]
     if partly and kind.startswith("float") and delegate != "none":

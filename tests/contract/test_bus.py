@@ -252,6 +252,17 @@ def test_a_filter_with_a_wildcard_is_greeted_by_what_is_retained(world: World) -
         sender.publish(f"{topic}/{node}/status", b"", retain=True)
 
 
+def test_what_is_live_is_not_marked_as_retained(world: World) -> None:
+    topic = next(_names)
+    sender, receiver = world.bus(), world.bus()
+    receiver.subscribe([topic])
+    until(receiver, lambda: receiver.connected)
+    sender.publish(topic, b"ready", retain=True)
+    until(sender, lambda: sender.unsent == 0)
+    assert [(one.payload, one.retained) for one in collect(receiver, 1)] == [(b"ready", False)]
+    sender.publish(topic, b"", retain=True)
+
+
 def share(world: World, topic: str, count: int = 2, **options: object) -> tuple[list[str], list[Bus]]:
     """Return the client ids and buses of the members of one group, who take turns at a topic."""
     names = [next(_names) for _ in range(count)]

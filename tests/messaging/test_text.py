@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from har_edge.messaging.text import escape, printable
+from har_edge.messaging.text import escape, listed, printable
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,7 @@ def test_a_surrogate_cannot_break_the_escape() -> None:
 
 def test_lines_may_be_kept() -> None:
     assert escape("a\n\tb\x07\x9b31m", keep="\n\t") == "a\n\tb\\x07\\x9b31m"
+
+
+def test_the_first_of_many_names_are_listed_and_the_others_counted() -> None:
+    assert (listed([]), listed(("b", "a")), listed(list("abcd"), most=2)) == ("", "b, a", "a, b and 2 more")

@@ -53,9 +53,9 @@ def test_results_put_it_off() -> None:
 
 
 def test_streams_that_lack_the_same_are_one_line() -> None:
-    streams = tuple(f"s{number}" for number in range(6))
+    streams = tuple(f"s{number}" for number in range(10))
     assert absent(sensor("chest", "arm", streams=streams)).tell(200.0) == [
-        "no results of s0, s1, s2, s3 and 2 more come: no sensors at work send ankle of them; waiting"
+        "no results of s0, s1, s2, s3, s4, s5, s6, s7 and 2 more come: no sensors at work send ankle of them; waiting"
     ]
 
 

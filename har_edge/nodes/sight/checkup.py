@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from har_edge.errors import BrokerError, HarEdgeError, MessageError
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, State, decode_status
-from har_edge.messaging.text import printable
+from har_edge.messaging.text import listed, printable
 from har_edge.messaging.topics import EVERY_STATUS, Kind, Topics, is_id
 from har_edge.nodes.blobs import Fetch, fetch_session
 from har_edge.nodes.deployment import PROTOCOL
 from har_edge.nodes.sight.behaviour import replicas
-from har_edge.nodes.sight.leftovers import listed, look, of_plan, tell, tell_sessions
+from har_edge.nodes.sight.leftovers import look, of_plan, tell, tell_sessions
 from har_edge.nodes.sight.losses import losses
 from har_edge.nodes.sight.missing import broken_off, missing_nodes
 from har_edge.nodes.sight.observe import BEATING, SILENT_S, Observer

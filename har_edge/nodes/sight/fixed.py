@@ -44,20 +44,13 @@ class FixedObserver(Observer):
         self.earlier = _earlier(pipeline)
         self._names = {topics_of(pipeline).status(f"stage-{index}"): index for index in self.earlier}
         self._heard: dict[int, float] = {}
-        self._said: dict[int, bytes] = {}
 
     def handle(self, delivery: Delivery, now: float, wall: float) -> None:
-        """Take one message in; note when a stage itself last said something, not the broker what it retains.
-
-        The flag does not tell these apart, since the native client subscribes to it as published; but each status has
-        other figures than the one before, if only those of the bytes that it took to say it.
-        """
+        """Take one message in; note when a stage itself last said something, not the broker what it retains."""
         super().handle(delivery, now, wall)
         index = self._names.get(delivery.topic)
-        if index is not None:
-            before, self._said[index] = self._said.get(index), delivery.payload
-            if before is not None and before != delivery.payload:
-                self._heard[index] = now
+        if index is not None and not delivery.retained:
+            self._heard[index] = now
 
     def age(self, index: int, now: float) -> float | None:
         """Return how old the status of a stage is, in seconds; None where only what is retained came."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from har_edge.errors import BrokerError
 from har_edge.messaging.bus import Bus, Outgoing, Receipt, Session
 from har_edge.messaging.status import ALIVE, NodeStatus
+from har_edge.messaging.text import listed
 from har_edge.messaging.topics import COORDINATOR, Topics
 from har_edge.nodes.blobs import Header, Shelf, clear
 from har_edge.nodes.deployment import Deployment
@@ -26,7 +27,6 @@ Connect = Callable[[Session], Bus]
 PATIENCE_S = 5.0
 QUIET_S = 0.5
 MAX_HEADERS = 10_000
-_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +62,15 @@ class Leftovers:
         return bool(self.stages or self.headers or self.plan)
 
     def __str__(self) -> str:
-        said = [f"stages that no slice is for and that have gone: {listed(self.stages)}"] if self.stages else []
+        said = [f"stages that no slice is for and that have gone: {listed(sorted(self.stages))}"] if self.stages else []
         if self.plan:
             said.append("the plan of a coordinator that has gone")
         if self.headers:
             total = size(sum(header.size for header in self.headers))
             said.append(f"{len(self.headers)} files ({total}) that no plan names")
         if self.others:
-            said.append(f"statuses of others that have gone: {listed(self.others)}")
+            said.append(f"statuses of others that have gone: {listed(sorted(self.others))}")
         return "; ".join(said)
-
-
-def listed(names: Collection[str]) -> str:
-    """Return names in order, the first few of many."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(sorted(names)[:_NAMED]) + more
 
 
 def look(connect: Connect, topics: Topics, count: int = 0) -> Retained:
@@ -142,7 +136,8 @@ def of_plan(kept: Retained) -> Leftovers:
 def tell(name: str, found: Leftovers, clear_command: str) -> Iterator[Finding]:
     """Yield what is to be said of leftovers; `clear_command` is the command that clears them."""
     if found.intruders:
-        said = f"{listed(found.intruders)} live under this name, but belong to another cut: they take windows in vain"
+        named = listed(sorted(found.intruders))
+        said = f"{named} live under this name, but belong to another cut: they take windows in vain"
         yield Finding(name, Verdict.WRONG, said, "stop them, or give one of both a name of its own (`--name`)")
     if found.matters:
         yield Finding(name, Verdict.NOTE, str(found), f"clear them with `{clear_command}`")
@@ -160,7 +155,7 @@ def tell_sessions(name: str, away: int | None, stages: Collection[str]) -> Findi
     if away is None:
         return passed(name, "the broker does not tell how many wait (Mosquitto: only for a minute after that changed)")
     waits = f"{away} session waits" if away == 1 else f"{away} sessions wait"
-    own = f"stages of this pipeline that are away: {listed(stages)}"
+    own = f"stages of this pipeline that are away: {listed(sorted(stages))}"
     if not away:
         return passed(name, "none waits for a client that is away")
     if away <= len(stages):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from har_edge.messaging.text import listed
 from har_edge.nodes.sight.reception import Finding, Verdict, passed
 from har_edge.nodes.sight.sent import incomplete
 from har_edge.nodes.sight.snapshot import Snapshot
@@ -19,14 +20,14 @@ def losses(name: str, seen: Snapshot, clear_command: str) -> Iterator[Finding]:
     said, mends = _lost(seen)
     rejecting = _rejecting(seen)
     if rejecting:
-        said.append(f"messages could not be used since these started: {_list(rejecting)}")
+        said.append(f"messages could not be used since these started: {listed(rejecting, _NAMED)}")
         mends.append(_OTHERS)
     if said:
         yield Finding(name, Verdict.WRONG, "; ".join(said), "; ".join(mends))
     gone = _of_sensors(seen, alive=False)
     if gone:
         mend = f"once you know why (their logs), forget sensors that have gone: `{clear_command}`"
-        yield Finding(name, Verdict.NOTE, f"windows were lost by sensors that have gone: {_list(gone)}", mend)
+        yield Finding(name, Verdict.NOTE, f"windows were lost by sensors that have gone: {listed(gone, _NAMED)}", mend)
     if not said and not gone:
         yield passed(name, "no living node says that it lost a window or rejected a message")
 
@@ -45,7 +46,7 @@ def _lost(seen: Snapshot) -> tuple[list[str], list[str]]:
     said, counts = list[str](), seen.counts
     sensors = _of_sensors(seen, alive=True)
     if sensors:
-        said.append(f"windows were lost: {_list(sensors)}")
+        said.append(f"windows were lost: {listed(sensors, _NAMED)}")
     if counts.lost:
         also = min(counts.lost, incomplete(seen.sent))
         hint = f", {also} of them may be windows that not all sensors of their stream have sent" if also else ""
@@ -69,8 +70,3 @@ def _rejecting(seen: Snapshot) -> list[str]:
         by_report[one.node] = by_report.get(one.node, 0) + one.errors
     counts |= {node: max(count, counts[node]) for node, count in by_report.items() if node in counts}
     return [f"{count} by {node}" for node, count in sorted(counts.items()) if count]
-
-
-def _list(parts: list[str]) -> str:
-    more = f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
-    return ", ".join(parts[:_NAMED]) + more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from har_edge.nodes.sight.leftovers import listed
+from har_edge.messaging.text import listed
 from har_edge.nodes.sight.observe import SILENT_S
 from har_edge.nodes.sight.reception import Finding, Verdict, passed
 from har_edge.units import duration
@@ -23,10 +23,10 @@ def missing_nodes(
         return passed(name, "none: who has gone has left on purpose")
     said, mends = list[str](), list[str]()
     if silent:
-        said.append(f"{listed(silent)}: no beat for {duration(SILENT_S)} or longer, so hung or cut off")
+        said.append(f"{listed(sorted(silent))}: no beat for {duration(SILENT_S)} or longer, so hung or cut off")
         mends.append("end its process if it hangs (its log may say why), and start it again")
     if lost:
-        said.append(f"{listed(lost)}: {_KILLED}")
+        said.append(f"{listed(sorted(lost))}: {_KILLED}")
         mends.append("start it again on its device")
         mends.append(f"or, where it is gone for good: `{clear_command}`")
     left = f"{alive} node{' is' if alive == 1 else 's are'} left"
@@ -36,6 +36,6 @@ def missing_nodes(
 
 def broken_off(name: str, alive: Collection[str], lost: Collection[str], clear_command: str) -> Finding:
     """Return the note on sensors that went without leaving."""
-    others = f"alive: {listed(alive)}" if alive else "no other is connected"
-    said = f"{listed(lost)}: {_KILLED}; {others}"
+    others = f"alive: {listed(sorted(alive))}" if alive else "no other is connected"
+    said = f"{listed(sorted(lost))}: {_KILLED}; {others}"
     return Finding(name, Verdict.NOTE, said, f"start them again, or forget them: `{clear_command}`")

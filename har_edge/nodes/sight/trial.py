@@ -11,14 +11,13 @@ from har_edge.errors import HarEdgeError, MessageError
 from har_edge.inference.codecs import MAX_FILE_BYTES
 from har_edge.messaging.bus import Bus, Delivery, Receipt, Session
 from har_edge.messaging.status import StagePhase, StageReport
-from har_edge.messaging.text import printable
+from har_edge.messaging.text import listed, printable
 from har_edge.messaging.topics import PROBE, Topics, is_id
 from har_edge.nodes.blobs import fetch, fetch_session
 from har_edge.nodes.deployment import Deployment, Generation
 from har_edge.nodes.follow import files_of, materialise
 from har_edge.nodes.probe import probe
 from har_edge.nodes.results import decode_results
-from har_edge.nodes.sight.leftovers import listed
 from har_edge.nodes.sight.observe import Observer, is_running
 from har_edge.nodes.sight.snapshot import ProbeView
 from har_edge.nodes.store import Store
@@ -176,7 +175,7 @@ def fixed_here(observer: Observer, now: float) -> str:
     stages = [name for name, status in alive if status.role == "stage" and is_id(name)]
     if not stages or any(status.role == "coordinator" for _, status in alive):
         return ""
-    return f"stages of a fixed folder live here ({listed(stages)}): say --config FOLDER"
+    return f"stages of a fixed folder live here ({listed(sorted(stages))}): say --config FOLDER"
 
 
 def stalled(observer: Observer, generation: Generation, now: float) -> str:
