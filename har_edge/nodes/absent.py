@@ -27,7 +27,7 @@ class Absent:
 
     wanted: Collection[str] = ()
     _sensors: dict[str, NodeStatus] = field(default_factory=dict)
-    _since: dict[str, float] = field(default_factory=dict)  # by stream: the last result, or when a sensor of it started
+    _since: dict[str, float] = field(default_factory=dict)  # by stream: last result, or first window of a sensor
     _said: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
 
     def take_status(self, status: NodeStatus, now: float) -> None:
@@ -35,12 +35,14 @@ class Absent:
         if status.role != "sensor":
             return
         before = self._sensors.pop(status.node, None)
-        started = before is None or before.instance != status.instance
+        sending = before.streams if before is not None and before.instance == status.instance else {}
         if status.state in ALIVE and len(self._sensors) < MOST_NODES:
             self._sensors[status.node] = status
-            for stream in status.streams:
-                if stream in self._since or len(self._since) < MOST_STREAMS:
-                    self._since[stream] = now if started else self._since.get(stream, now)
+            for stream, count in status.streams.items():
+                began = bool(count.sent) and not (stream in sending and sending[stream].sent)
+                if stream not in self._since and len(self._since) >= MOST_STREAMS:
+                    continue
+                self._since[stream] = now if began else self._since.get(stream, now)
 
     def take_result(self, stream: str, now: float) -> None:
         """Note that a window of a stream was answered."""

@@ -45,6 +45,16 @@ def test_what_changes_is_said_again_and_what_is_complete_not() -> None:
     assert seen.tell(300.0) == []  # that was said
 
 
+def test_it_counts_from_the_first_window_of_a_sensor_and_not_from_its_start() -> None:
+    seen = absent(sensor("chest"))
+    assert seen.tell(200.0) == [SAID]
+    seen.take_status(sensor("ankle", streams=()), 300.0)
+    seen.take_status(sensor("ankle", sent=0), 301.0)
+    seen.take_status(sensor("ankle"), 302.0)
+    assert seen.tell(302.0 + LATE_S - 0.1) == []
+    assert seen.tell(302.0 + LATE_S) == ["no result of anna comes: no sensor at work sends arm of it; waiting"]
+
+
 def test_results_put_it_off() -> None:
     seen = absent(sensor("chest"))
     seen.take_result("anna", 150.0)
