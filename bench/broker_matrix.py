@@ -32,6 +32,10 @@ from pathlib import Path
 
 from launchers import Kind, Launched, NotInstalled, launch
 
+from har_edge.data.files import read_recordings
+from har_edge.data.locate import find_data
+from har_edge.data.recording import Recording
+from har_edge.data.synthetic import synthesize
 from har_edge.messaging.address import Address
 from har_edge.messaging.bus import Session
 from har_edge.messaging.mqtt import Client, Protocol, open_bus
@@ -44,10 +48,6 @@ from har_edge.nodes.cutting import prepare
 from har_edge.nodes.sink import Sink
 from har_edge.planning.catalog import find_model
 from har_edge.planning.pipeline import BrokerConfig, Pipeline
-from har_edge.streams.files import read_recordings
-from har_edge.streams.locate import find_data
-from har_edge.streams.recording import Recording
-from har_edge.streams.synthetic import synthesize
 
 DEADLINE_S = 200.0
 QUIET_S = 3.0

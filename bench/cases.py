@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 
 import har_edge
+from har_edge.data.description import load_description
+from har_edge.data.recording import Window
 from har_edge.errors import HarEdgeError
 from har_edge.graph.cuts import Cut, list_cuts
 from har_edge.graph.model import Model, read_model
@@ -35,8 +37,6 @@ from har_edge.nodes.cutting import prepare
 from har_edge.nodes.results import decode_results
 from har_edge.planning.pipeline import Pipeline
 from har_edge.planning.task import SourceInput, StreamTask, Task
-from har_edge.streams.description import load_description
-from har_edge.streams.recording import Window
 
 try:
     from har_edge.inference.observe import open_model

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 
 from rig import Rig, describe, open_rig
 
+from har_edge.data.files import read_recordings
+from har_edge.data.locate import find_data
+from har_edge.data.synthetic import synthesize
 from har_edge.evaluation.comparison import Answer, Comparison, compare_answers
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier, predict_recordings
@@ -25,9 +28,6 @@ from har_edge.messaging.bus import Session
 from har_edge.messaging.mqtt import Client, open_bus
 from har_edge.nodes.local import Arrival, LocalPipeline, Summary, summarize
 from har_edge.planning.catalog import find_model
-from har_edge.streams.files import read_recordings
-from har_edge.streams.locate import find_data
-from har_edge.streams.synthetic import synthesize
 
 SUBJECTS = ("subject7", "subject8")
 HEAD = ("model", "windows in", "results", "lost", "came twice", "doubled", "right", "accuracy", "windows/s")

@@ -31,10 +31,10 @@ from pathlib import Path
 
 import msgspec
 
+from har_edge.data.locate import find_data
 from har_edge.errors import NodeError
 from har_edge.messaging.mqtt import Client, choose_client
 from har_edge.nodes.build import topics_of
-from har_edge.streams.locate import find_data
 from har_edge.trials.arena import CACHE, COORDINATOR, Arena
 from har_edge.trials.faults import Drill, Kind, Outcome
 from har_edge.trials.ground import Ground, open_bed, open_ground

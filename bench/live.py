@@ -13,10 +13,10 @@ import time
 
 import numpy as np
 
-from har_edge.streams.description import load_description
-from har_edge.streams.live import LiveStream, lay_out
-from har_edge.streams.synthetic import synthesize
-from har_edge.streams.windows import default_window
+from har_edge.data.description import load_description
+from har_edge.data.live import LiveStream, lay_out
+from har_edge.data.synthetic import synthesize
+from har_edge.data.windows import default_window
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from har_edge.data.description import load_description
+from har_edge.data.files import read_recordings
+from har_edge.data.windows import default_window, windows
 from har_edge.evaluation.baseline import predict_windows
-from har_edge.streams.description import load_description
-from har_edge.streams.files import read_recordings
-from har_edge.streams.windows import default_window, windows
 
 TOML = Path(__file__).parents[1] / "data" / "machine.toml"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from har_edge.streams.description import load_description
-from har_edge.streams.files import read_recordings
+from har_edge.data.description import load_description
+from har_edge.data.files import read_recordings
 
 FILES = 10
 ROWS = 121_575

@@ -22,16 +22,16 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.codecs.catalog import make_reducer
+from har_edge.codecs.files import Codec, Files
+from har_edge.codecs.reducer import Reducer
+from har_edge.codecs.spec import file_names
+from har_edge.data.description import load_description
+from har_edge.data.files import read_recordings
+from har_edge.data.locate import find_data
+from har_edge.data.synthetic import synthesize
+from har_edge.data.windows import windows
 from har_edge.inference.codecs import FolderFiles, hash_file
-from har_edge.reduction.catalog import make_reducer
-from har_edge.reduction.files import Codec, Files
-from har_edge.reduction.reducer import Reducer
-from har_edge.reduction.spec import file_names
-from har_edge.streams.description import load_description
-from har_edge.streams.files import read_recordings
-from har_edge.streams.locate import find_data
-from har_edge.streams.synthetic import synthesize
-from har_edge.streams.windows import windows
 
 LENGTH, CHANNELS, SOURCE, HOP = 250, 9, "arm", 1500
 BASIS = "fitted-here.npz"

@@ -20,6 +20,10 @@ import numpy.typing as npt
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
+from har_edge.data.files import read_recordings
+from har_edge.data.locate import find_data
+from har_edge.data.synthetic import synthesize
+from har_edge.data.windows import windows
 from har_edge.messaging import wire
 from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.messaging.bus import Session
@@ -31,10 +35,6 @@ from har_edge.nodes.sink import Sink
 from har_edge.planning.catalog import find_model
 from har_edge.planning.pipeline import BrokerConfig, Pipeline
 from har_edge.resources import find_folder
-from har_edge.streams.files import read_recordings
-from har_edge.streams.locate import find_data
-from har_edge.streams.synthetic import synthesize
-from har_edge.streams.windows import windows
 
 Codes = dict[str, npt.NDArray[np.int8]]
 

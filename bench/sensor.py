@@ -23,6 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from har_edge.data.locate import find_data
 from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.mqtt import Client, open_bus
@@ -33,7 +34,6 @@ from har_edge.nodes.local import LocalPipeline
 from har_edge.planning.catalog import find_model
 from har_edge.planning.pipeline import BrokerConfig, Pipeline, load_pipeline
 from har_edge.resources import find_folder
-from har_edge.streams.locate import find_data
 
 REDUCERS = ("none", "q8", "paa:5+q8", "decimate:5+q8", "sod:0.5", "door:0.5", "q8+zlib")
 LIMIT_MS, LIMIT_MB = 5.0, 60.0

@@ -1,4 +1,4 @@
-"""Derive har_edge/streams/mhealth_synthetic.json from the real recordings.
+"""Derive har_edge/data/mhealth_synthetic.json from the real recordings.
 
     python bench/synthetic_tables.py --data data
 
@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.data.description import load_description
+from har_edge.data.files import read_recordings
+from har_edge.data.locate import find_data
 from har_edge.errors import DataError
-from har_edge.streams.description import load_description
-from har_edge.streams.files import read_recordings
-from har_edge.streams.locate import find_data
 
-TARGET = Path(__file__).parents[1] / "har_edge/streams/mhealth_synthetic.json"
+TARGET = Path(__file__).parents[1] / "har_edge/data/mhealth_synthetic.json"
 HARMONICS = 5
 PIECE_S = 8.0
 CADENCES_HZ = np.geomspace(0.2, 3.2, 240)

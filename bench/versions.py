@@ -18,12 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from har_edge.data.locate import find_data
 from har_edge.messaging.broker import start_mosquitto
 from har_edge.nodes.cutting import prepare
 from har_edge.planning.catalog import find_model
 from har_edge.planning.pipeline import BrokerConfig
 from har_edge.resources import find_folder
-from har_edge.streams.locate import find_data
 
 NEW = [sys.executable, "-m", "har_edge.cli.main"]
 CUTS = (4, 9)

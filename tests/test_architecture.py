@@ -19,8 +19,8 @@ LEVELS = [
     {"training", "trials"},
     {"evaluation", "nodes", "testbed"},
     {"planning", "messaging", "inference"},
-    {"graph", "reduction"},
-    {"streams"},
+    {"graph", "codecs"},
+    {"data"},
     {"resources", "extras", "service", "files"},
     {"errors", "units"},
 ]
@@ -35,7 +35,7 @@ ONLY = {
     "paho": "messaging/",
     "mqtt5": "messaging/",
 }
-NO_SOCKETS_OR_CLOCKS = ("graph/", "reduction/", "streams/", "planning/", "messaging/wire.py", "messaging/topics.py")
+NO_SOCKETS_OR_CLOCKS = ("graph/", "codecs/", "data/", "planning/", "messaging/wire.py", "messaging/topics.py")
 
 
 def modules() -> Iterator[tuple[str, list[str]]]:

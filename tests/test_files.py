@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from har_edge import files
+from har_edge.data.description import load_description
 from har_edge.errors import ConfigError, HarEdgeError, ModelError
 from har_edge.graph.manifest import DTYPES, load_manifest
 from har_edge.graph.model import read_model
@@ -19,7 +20,6 @@ from har_edge.nodes.store import Store
 from har_edge.planning.catalog import load_catalog
 from har_edge.planning.devices import load_devices
 from har_edge.planning.pipeline import load_pipeline
-from har_edge.streams.description import load_description
 from har_edge.testbed.limits import UNLIMITED, read_layout
 
 MANIFEST = (

@@ -144,6 +144,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
 
     import msgspec
 
+    from har_edge.codecs.spec import file_names
     from har_edge.errors import ConfigError
     from har_edge.graph.state import state_of
     from har_edge.inference.observe import open_model
@@ -155,7 +156,6 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     from har_edge.planning.devices import load_devices
     from har_edge.planning.pipeline import PipelineConfig
     from har_edge.planning.state import starts_fresh
-    from har_edge.reduction.spec import file_names
 
     known = know(args, find_model(args.model))
     specs = options.chosen_reducers(args.reducer, known.task.inputs)

@@ -15,9 +15,9 @@ from har_edge.cli.console import make_console, say
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from har_edge.streams.description import StreamDescription
-    from har_edge.streams.recording import Recording
-    from har_edge.streams.summary import Share
+    from har_edge.data.description import StreamDescription
+    from har_edge.data.recording import Recording
+    from har_edge.data.summary import Share
 
 HELP = "bring the recordings, or say what is in them"
 URL = "https://archive.ics.uci.edu/static/public/319/mhealth+dataset.zip"
@@ -52,10 +52,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
+    from har_edge.data.archive import list_files
+    from har_edge.data.description import load_description
+    from har_edge.data.install import install
     from har_edge.errors import DataError
-    from har_edge.streams.archive import list_files
-    from har_edge.streams.description import load_description
-    from har_edge.streams.install import install
 
     description = load_description("mhealth")
     if args.origin is not None and not args.origin.exists():
@@ -73,8 +73,8 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def _download(args: argparse.Namespace, description: StreamDescription) -> Path:
     from har_edge.cli.download import download, forget
+    from har_edge.data.install import install
     from har_edge.errors import DataError
-    from har_edge.streams.install import install
 
     args.out.mkdir(parents=True, exist_ok=True)
     part = args.out / "MHEALTHDATASET.zip.part"
@@ -99,9 +99,9 @@ def _progress() -> AbstractContextManager[Progress]:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from har_edge.streams.description import load_description
-    from har_edge.streams.locate import find_data
-    from har_edge.streams.summary import summarize
+    from har_edge.data.description import load_description
+    from har_edge.data.locate import find_data
+    from har_edge.data.summary import summarize
 
     description = load_description(args.stream)
     where = find_data(args.data, description)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from har_edge.cli.sender import Made
+    from har_edge.data.live import LiveStream
     from har_edge.nodes.loop import Stop
     from har_edge.planning.pipeline import Pipeline
-    from har_edge.streams.live import LiveStream
 
 # How a sensor ends whose device gave nothing to send: a service starts it again.
 EXIT_NOTHING = 1
@@ -116,8 +116,8 @@ def _stream(args: argparse.Namespace, pipeline: Pipeline, sources: Sequence[str]
     """Return the stream of a device; times in a file that is `at_rest` are not those of now."""
     import math
 
-    from har_edge.streams.guard import Limits
-    from har_edge.streams.live import LiveStream, lay_out
+    from har_edge.data.guard import Limits
+    from har_edge.data.live import LiveStream, lay_out
 
     layout = lay_out(pipeline.described, pipeline.stream, sources, stamped=args.timestamps)
     task = pipeline.task.stream

@@ -92,6 +92,7 @@ def _refuse(names: Sequence[str], reason: str) -> None:
 def _measure_model(args: argparse.Namespace) -> int:
     """Score, print, write; 1 when slices differ from the whole model."""
     from har_edge.cli import evaluate_report
+    from har_edge.data.grouping import regroup, regroup_recording
     from har_edge.evaluation.chart import draw_confusion
     from har_edge.evaluation.comparison import compare_answers, compare_scores
     from har_edge.evaluation.composition import cut_composition, load_composition, load_whole
@@ -101,7 +102,6 @@ def _measure_model(args: argparse.Namespace) -> int:
     from har_edge.extras import require
     from har_edge.inference.codecs import FolderFiles
     from har_edge.planning.catalog import find_model
-    from har_edge.streams.grouping import regroup, regroup_recording
 
     if args.png is not None:
         require("--png", "matplotlib")

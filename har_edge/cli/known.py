@@ -12,9 +12,9 @@ from har_edge.cli import values
 from har_edge.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from har_edge.data.description import StreamDescription
     from har_edge.planning.catalog import FoundModel
     from har_edge.planning.task import Task
-    from har_edge.streams.description import StreamDescription
 
 FLAGS = ("stream", "labels", "input", "hop")
 
@@ -90,9 +90,9 @@ def know(args: argparse.Namespace, found: FoundModel) -> Known:
 
 
 def _derive(args: argparse.Namespace, found: FoundModel) -> Known:
+    from har_edge.data.description import BUILT_IN, load_description
     from har_edge.graph.model import read_model
     from har_edge.nodes.unlisted import derive_task, packed_labels, read_labels
-    from har_edge.streams.description import BUILT_IN, load_description
 
     described = load_description(args.stream)
     name = args.stream if args.stream in BUILT_IN else str(Path(args.stream).absolute())

@@ -15,6 +15,8 @@ from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from har_edge.data.description import StreamDescription
+    from har_edge.data.recording import Recording
     from har_edge.messaging.address import Address
     from har_edge.messaging.bus import Bus, Session
     from har_edge.messaging.mqtt import Client, Protocol
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from har_edge.nodes.loop import Identity, Stop
     from har_edge.planning.pipeline import BrokerConfig, Pipeline
     from har_edge.planning.task import Task
-    from har_edge.streams.description import StreamDescription
-    from har_edge.streams.recording import Recording
 
 EXIT_TAKEN_OVER = 3
 DEFAULT_MODEL = "bottleneck"
@@ -272,7 +272,7 @@ def chosen_reducers(text: str | None, sources: Iterable[str]) -> dict[str, str]:
 
     Raises ConfigError for another text, and where a method's library is missing.
     """
-    from har_edge.reduction.catalog import check_libraries
+    from har_edge.codecs.catalog import check_libraries
 
     if text is None:
         return {}
@@ -344,9 +344,9 @@ def load_recordings(
     """
     from dataclasses import replace
 
-    from har_edge.streams.files import read_recordings
-    from har_edge.streams.locate import SYNTHETIC_NOTICE, find_data
-    from har_edge.streams.synthetic import synthesize
+    from har_edge.data.files import read_recordings
+    from har_edge.data.locate import SYNTHETIC_NOTICE, find_data
+    from har_edge.data.synthetic import synthesize
 
     found = find_data(args.data, stream)
     if found is not None:

@@ -76,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
 
 def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     """Send the windows of recordings; return the exit code."""
+    from har_edge.data.grouping import regroup_recording
     from har_edge.messaging.bus import TakenOver
     from har_edge.nodes.build import batches_of, count_windows
     from har_edge.nodes.pace import Pace, SensorLoop
-    from har_edge.streams.grouping import regroup_recording
 
     pipeline, sensor, sources = made.pipeline, made.sensor, made.sources
     recordings, where = options.load_recordings(

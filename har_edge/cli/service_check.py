@@ -60,7 +60,7 @@ def settle_options(role: str, given: Sequence[str], root: Path) -> tuple[list[st
 
 def _is_name(role: str, option: str, text: str) -> bool:
     """Return whether a text is the name of something that har_edge ships, or of a stream, and no path."""
-    from har_edge.streams.description import BUILT_IN
+    from har_edge.data.description import BUILT_IN
 
     if option == "stream":
         return role == "sensor" or text in BUILT_IN  # a sensor's is the name of a person or machine

@@ -17,13 +17,13 @@ from har_edge.cli import options, values
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from har_edge.data.description import StreamDescription
+    from har_edge.data.recording import Recording
     from har_edge.evaluation.cell import Job
     from har_edge.evaluation.protocol import Fold
     from har_edge.evaluation.sheet import Conditions
     from har_edge.evaluation.study import Design, Downstream, Trainer
     from har_edge.evaluation.work import Setting
-    from har_edge.streams.description import StreamDescription
-    from har_edge.streams.recording import Recording
 
 PROTOCOLS = ("loso", "split", "random")
 BOTH = "both"
@@ -140,8 +140,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_libraries(args: argparse.Namespace) -> None:
     """Raise ConfigError, before hours of work, for a library that is missing at its end."""
     from har_edge.cli.whole import check_client
+    from har_edge.codecs.catalog import check_libraries
     from har_edge.extras import require
-    from har_edge.reduction.catalog import check_libraries
 
     require("--protocol", "matplotlib", *(["sklearn"] if args.baseline else []))
     for spec in args.reducer or ():
@@ -153,11 +153,11 @@ def _check_libraries(args: argparse.Namespace) -> None:
 def prepare(args: argparse.Namespace) -> tuple[Setting, Conditions, str]:
     """Return what all cells share, what their rows may be compared under, and where the recordings are from."""
     from har_edge import __version__
+    from har_edge.data.description import load_description
+    from har_edge.data.windows import default_window
     from har_edge.evaluation.sheet import Conditions
     from har_edge.evaluation.store import digest, fingerprint
     from har_edge.evaluation.work import FORMAT, Setting
-    from har_edge.streams.description import load_description
-    from har_edge.streams.windows import default_window
 
     described = load_description(args.stream or "mhealth")
     make_trainer, recipe = trainer_of(described, args.epochs)
@@ -249,10 +249,10 @@ def designs_of(args: argparse.Namespace, setting: Setting) -> Iterator[Design]:
 
 def ways_of(spec: str, setting: Setting, grouping: str) -> Sequence[Downstream]:
     """Return what a classifier may see of a reducer; ConfigError, before hours of work, for one that cannot be."""
+    from har_edge.codecs.catalog import make_reducer
+    from har_edge.codecs.spec import is_recipe, parse_spec
+    from har_edge.data.grouping import regroup
     from har_edge.evaluation.study import Downstream
-    from har_edge.reduction.catalog import make_reducer
-    from har_edge.reduction.spec import is_recipe, parse_spec
-    from har_edge.streams.grouping import regroup
 
     if is_recipe(
         spec
@@ -296,8 +296,8 @@ def command_of(args: argparse.Namespace) -> str:
 
 def _load(args: argparse.Namespace, described: StreamDescription) -> tuple[list[Recording], str]:
     """Return the recordings, all by default; of synthetic people as many as there are, for two are no study."""
-    from har_edge.streams.locate import find_data
-    from har_edge.streams.synthetic import SUBJECTS
+    from har_edge.data.locate import find_data
+    from har_edge.data.synthetic import SUBJECTS
 
     everybody = None if find_data(args.data, described) else SUBJECTS
     return options.load_recordings(args, described, args.subjects or everybody)

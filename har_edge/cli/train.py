@@ -15,8 +15,8 @@ from har_edge.units import size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from har_edge.streams.description import StreamDescription
-    from har_edge.streams.recording import Recording
+    from har_edge.data.description import StreamDescription
+    from har_edge.data.recording import Recording
     from har_edge.training.fit import Recipe
     from har_edge.training.run import Order, Split
 
@@ -79,13 +79,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the figures as they come, and write the models."""
-    from har_edge.reduction.catalog import check_libraries
+    from har_edge.codecs.catalog import check_libraries
     from har_edge.training.backend import require_tensorflow
 
     check_libraries(args.reducer or "none")
     require_tensorflow()
+    from har_edge.data.description import load_description
     from har_edge.planning.catalog import merge_catalog, store_catalog
-    from har_edge.streams.description import load_description
     from har_edge.training.fit import Recipe
     from har_edge.training.run import Workshop
 
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace, description: StreamDescription) -> tuple[Sequence[Recording], Split]:
     """Return the recordings, and the split by the names that they have."""
-    from har_edge.streams.synthetic import SUBJECTS
+    from har_edge.data.synthetic import SUBJECTS
     from har_edge.training.run import Split
 
     mhealth = description.name == "mhealth"

@@ -10,6 +10,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from har_edge.codecs.catalog import make_reducer
+from har_edge.codecs.reducer import Reducer
+from har_edge.data.recording import Window
 from har_edge.errors import ModelError
 from har_edge.evaluation.metrics import confusion_matrix
 from har_edge.evaluation.prediction import Classifier, Prediction
@@ -19,9 +22,6 @@ from har_edge.evaluation.traffic import Encoded, Traffic, code_bytes, encode_win
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.interpreter import Interpreter
 from har_edge.planning.task import Task
-from har_edge.reduction.catalog import make_reducer
-from har_edge.reduction.reducer import Reducer
-from har_edge.streams.recording import Window
 
 # Rows are the truth, columns the answers.
 Counts = list[list[int]]

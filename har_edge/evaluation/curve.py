@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from har_edge.codecs.spec import parse_spec
 from har_edge.evaluation.chart import draw_matrix
 from har_edge.evaluation.rows import NETWORK, Row
 from har_edge.evaluation.sheet import TITLES, Sheet
 from har_edge.evaluation.study import NO_REDUCTION, Downstream
 from har_edge.extras import require
-from har_edge.reduction.spec import parse_spec
 
 CURVE, CONFUSION, SUBJECTS = "curve.png", "confusion.png", "subjects.png"
 TARGET = 0.8

@@ -14,10 +14,10 @@ from enum import Enum
 
 import numpy as np
 
+from har_edge.data.recording import Recording, Window
+from har_edge.data.windows import windows
 from har_edge.errors import ConfigError
 from har_edge.evaluation.study import Training, WindowKey
-from har_edge.streams.recording import Recording, Window
-from har_edge.streams.windows import windows
 
 RANDOM_FOLDS = 5
 

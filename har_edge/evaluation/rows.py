@@ -8,6 +8,7 @@ from statistics import fmean, median, stdev
 import msgspec
 import numpy as np
 
+from har_edge.data.files import natural
 from har_edge.evaluation.baseline import METHOD
 from har_edge.evaluation.cell import Cell, Counts, Job
 from har_edge.evaluation.crew import Outcome
@@ -15,7 +16,6 @@ from har_edge.evaluation.metrics import Confusion, accuracy, macro_f1
 from har_edge.evaluation.protocol import Protocol
 from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream
 from har_edge.evaluation.work import Setting
-from har_edge.streams.files import natural
 
 NETWORK = "network"
 _NONE = "-"

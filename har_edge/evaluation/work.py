@@ -9,6 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from har_edge import __version__
+from har_edge.codecs.catalog import make_reducer
+from har_edge.data.description import StreamDescription
+from har_edge.data.grouping import regroup, regroup_recording
+from har_edge.data.recording import Recording
 from har_edge.evaluation.baseline import TRAINING_HOP, predict_windows
 from har_edge.evaluation.cell import (
     Cell,
@@ -23,10 +27,6 @@ from har_edge.evaluation.cell import (
 from har_edge.evaluation.store import Store, digest, fingerprint_of
 from har_edge.evaluation.study import NO_REDUCTION, Design, System, Trainer
 from har_edge.planning.task import with_reducers
-from har_edge.reduction.catalog import make_reducer
-from har_edge.streams.description import StreamDescription
-from har_edge.streams.grouping import regroup, regroup_recording
-from har_edge.streams.recording import Recording
 
 # To be raised when the cells and systems of before are no longer right.
 FORMAT = 2

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.codecs.packing import unpack
+from har_edge.codecs.quantize import METHOD_OF, AffineQuantizer
+from har_edge.codecs.reducer import Reducer
 from har_edge.errors import ConfigError, DataError, MessageError
 from har_edge.graph.manifest import REAL
-from har_edge.reduction.packing import unpack
-from har_edge.reduction.quantize import METHOD_OF, AffineQuantizer
-from har_edge.reduction.reducer import Reducer
 
 if TYPE_CHECKING:
     from har_edge.inference.interpreter import Port

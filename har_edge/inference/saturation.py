@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.codecs.chain import Chain
+from har_edge.codecs.learned import LearnedEncoder
+from har_edge.codecs.quantize import AffineQuantizer
 from har_edge.graph.manifest import QUANTISED
-from har_edge.reduction.chain import Chain
-from har_edge.reduction.learned import LearnedEncoder
-from har_edge.reduction.quantize import AffineQuantizer
 
 if TYPE_CHECKING:
-    from har_edge.reduction.reducer import Reducer
+    from har_edge.codecs.reducer import Reducer
 
 _log = logging.getLogger(__name__)
 # Some models clip on purpose (8 % of what comes of ankle and arm in the shipped int8 model, gyroscopes mostly), so that

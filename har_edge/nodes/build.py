@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from har_edge.codecs.catalog import make_reducer
+from har_edge.codecs.files import Files
+from har_edge.codecs.reducer import Reducer
+from har_edge.data.recording import Recording
+from har_edge.data.replay import replay
+from har_edge.data.windows import windows
 from har_edge.errors import ConfigError, MessageError
 from har_edge.graph.manifest import QUANTISED
 from har_edge.inference.codecs import FolderFiles
@@ -28,12 +34,6 @@ from har_edge.planning.pipeline import Pipeline, PipelineConfig
 from har_edge.planning.state import starts_fresh
 from har_edge.planning.task import Task, with_reducers
 from har_edge.planning.wiring import Wiring
-from har_edge.reduction.catalog import make_reducer
-from har_edge.reduction.files import Files
-from har_edge.reduction.reducer import Reducer
-from har_edge.streams.recording import Recording
-from har_edge.streams.replay import replay
-from har_edge.streams.windows import windows
 
 if TYPE_CHECKING:
     from har_edge.inference.feed import Feed

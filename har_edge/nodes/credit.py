@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Protocol
 
+from har_edge.data.recording import Window
 from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.status import StreamCount
 from har_edge.nodes.sensor import Sensor
 from har_edge.nodes.tally import Tally
-from har_edge.streams.recording import Window
 
 
 class Credit(Protocol):

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from har_edge.codecs.spec import file_names
+from har_edge.data.description import load_description
+from har_edge.data.grouping import regroup
 from har_edge.errors import ConfigError
 from har_edge.graph.folder import write_folder
 from har_edge.graph.manifest import NEWEST_WIRE
@@ -35,9 +38,6 @@ from har_edge.planning.plan import Objective, make_plan, make_scene
 from har_edge.planning.profile import SegmentCost
 from har_edge.planning.state import starts_fresh
 from har_edge.planning.task import Task, describe, find_description, with_hashes, with_reducers
-from har_edge.reduction.spec import file_names
-from har_edge.streams.description import load_description
-from har_edge.streams.grouping import regroup
 
 # Processor seconds of a stage for a message in or out; `har-edge profile` measures 120 to 300 us (docs/results.md).
 MESSAGE_S = 100e-6

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
 from har_edge.messaging.bus import Bus
 from har_edge.nodes.credit import Credit
 from har_edge.nodes.loop import Herald, Identity, Sender, drain
 from har_edge.nodes.sensor import Sensor
-from har_edge.streams.recording import Window
 
 
 class Exchange:

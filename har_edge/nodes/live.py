@@ -8,14 +8,14 @@ import stat
 import time
 from collections import deque
 
+from har_edge.data.live import LiveStream
+from har_edge.data.recording import Window
 from har_edge.errors import ConfigError, NodeError
 from har_edge.messaging.bus import Bus
 from har_edge.nodes.credit import Credit
 from har_edge.nodes.exchange import Exchange
 from har_edge.nodes.loop import Identity, Stop
 from har_edge.nodes.sensor import BYTES_A_RAW_VALUE, Sensor
-from har_edge.streams.live import LiveStream
-from har_edge.streams.recording import Window
 
 STANDARD_INPUT = "-"
 READ_BYTES = 1 << 16

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
 from har_edge.messaging.bus import Bus
 from har_edge.nodes.credit import Credit
 from har_edge.nodes.exchange import Exchange
 from har_edge.nodes.loop import POLL_S, Identity, Stop
 from har_edge.nodes.sensor import BYTES_A_RAW_VALUE, Sensor
-from har_edge.streams.recording import Window
 from har_edge.units import plural
 
 SENDS_A_STEP = 16

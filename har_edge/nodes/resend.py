@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Collection, Sequence
 
+from har_edge.data.recording import Window
 from har_edge.errors import MessageError
 from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.status import StreamCount
@@ -15,7 +16,6 @@ from har_edge.nodes.outbox import REMEMBERED, SAME_S, Kept, Key, Outbox
 from har_edge.nodes.results import Result, decode_results
 from har_edge.nodes.sensor import Sensor
 from har_edge.nodes.tally import Tally
-from har_edge.streams.recording import Window
 
 _log = logging.getLogger(__name__)
 GIVE_UP_S = 120.0

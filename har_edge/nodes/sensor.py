@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from har_edge.codecs.packing import pack
+from har_edge.codecs.reducer import Reducer
+from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
 from har_edge.inference.saturation import Saturation, totals
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Outgoing
 from har_edge.messaging.topics import ALL_SOURCES, Topics
 from har_edge.nodes.counters import Counters
-from har_edge.reduction.packing import pack
-from har_edge.reduction.reducer import Reducer
-from har_edge.streams.recording import Window
 
 BYTES_A_RAW_VALUE = 4  # float32, as a sensor without reduction would send it
 

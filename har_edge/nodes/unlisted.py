@@ -8,13 +8,13 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from har_edge.data.description import MAX_LABELS, StreamDescription
 from har_edge.errors import ConfigError
 from har_edge.files import read_regular
 from har_edge.graph.manifest import TensorSpec
 from har_edge.graph.model import Model, Tensor
 from har_edge.graph.slices import slice_model
 from har_edge.planning.task import SourceInput, StreamTask, Task
-from har_edge.streams.description import MAX_LABELS, StreamDescription
 
 MAX_LABEL_BYTES = 4 * 1024 * 1024
 _ASK = "give --{} (docs/pipeline.md#a-model-of-your-own)"

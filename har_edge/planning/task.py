@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from har_edge.codecs.spec import file_names
+from har_edge.data.description import BUILT_IN, StreamDescription, load_description
 from har_edge.errors import ConfigError
-from har_edge.reduction.spec import file_names
-from har_edge.streams.description import BUILT_IN, StreamDescription, load_description
 
 # Names of fitted files stand in reducer specifications, whose separators are : + , and =.
 _FITTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(npz|tflite)")

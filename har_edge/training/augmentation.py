@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from har_edge.streams.description import StreamDescription
-from har_edge.streams.recording import Samples
+from har_edge.data.description import StreamDescription
+from har_edge.data.recording import Samples
 from har_edge.training.dataset import Batch, Draw, Indices
 from har_edge.training.magnitude import triads_of
 from har_edge.training.scaling import Scaling

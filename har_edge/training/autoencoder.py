@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from har_edge.streams.recording import Samples
+from har_edge.data.recording import Samples
 from har_edge.training.export import convert_int8
 from har_edge.training.flatbuffer import unscale_output
 from har_edge.training.layers import Noise

@@ -29,7 +29,7 @@ import tensorflow as tf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from har_edge.streams.recording import Samples
+from har_edge.data.recording import Samples
 from har_edge.training.export import convert_float, convert_int8
 from har_edge.training.fit import Prepare
 from har_edge.training.flatbuffer import quantise_output

@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.data.recording import Recording, Samples
 from har_edge.errors import DataError
 from har_edge.evaluation.study import WindowKey
-from har_edge.streams.recording import Recording, Samples
 
 Indices = npt.NDArray[np.int64]
 

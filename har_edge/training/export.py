@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.lite.tools import flatbuffer_utils
 
-from har_edge.streams.recording import Samples
+from har_edge.data.recording import Samples
 from har_edge.training.backend import quietly
 from har_edge.training.fit import Fitted
 from har_edge.training.flatbuffer import pin_range, put_scaling_before

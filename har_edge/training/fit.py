@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from har_edge.data.description import StreamDescription
+from har_edge.data.recording import Samples
 from har_edge.evaluation.study import Training
-from har_edge.streams.description import StreamDescription
-from har_edge.streams.recording import Samples
 from har_edge.training.augmentation import Augmentation, Augmenter, drop_sources
 from har_edge.training.dataset import WINDOWS_A_LENGTH, Batch, Draw, Indices, WindowPool
 from har_edge.training.loop import Piece, Schedule, parts, smooth, train, whole_batches

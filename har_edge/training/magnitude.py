@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from har_edge.streams.description import StreamDescription
-from har_edge.streams.recording import Recording, Samples
+from har_edge.data.description import StreamDescription
+from har_edge.data.recording import Recording, Samples
 from har_edge.training.scaling import LEAST_SPREAD, Scaling
 
 Array = npt.NDArray[np.float32]

@@ -17,8 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from har_edge.data.recording import Samples
 from har_edge.errors import ConfigError
-from har_edge.streams.recording import Samples
 from har_edge.training.layers import Convolution, Dropout
 from har_edge.training.scaling import Scaling
 

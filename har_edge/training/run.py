@@ -13,6 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from har_edge import __version__
+from har_edge.codecs.spec import parse_spec
+from har_edge.data.description import StreamDescription
+from har_edge.data.grouping import regroup, regroup_recording
+from har_edge.data.recording import Recording
 from har_edge.errors import ConfigError
 from har_edge.evaluation.baseline import METHOD, predict_baseline
 from har_edge.evaluation.prediction import Classifier, predict_recordings
@@ -22,10 +26,6 @@ from har_edge.graph.manifest import TensorSpec
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.planning.catalog import BaselineScore, ModelEntry, SplitScore
 from har_edge.planning.task import Task
-from har_edge.reduction.spec import parse_spec
-from har_edge.streams.description import StreamDescription
-from har_edge.streams.grouping import regroup, regroup_recording
-from har_edge.streams.recording import Recording
 from har_edge.training.codec import MadeFiles
 from har_edge.training.fit import Recipe
 from har_edge.training.system import SystemTrainer

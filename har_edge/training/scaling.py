@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from har_edge.streams.description import StreamDescription
-from har_edge.streams.recording import Recording, Samples, Source
-from har_edge.streams.windows import default_window
+from har_edge.data.description import StreamDescription
+from har_edge.data.recording import Recording, Samples, Source
+from har_edge.data.windows import default_window
 
 Array = npt.NDArray[np.float32]
 

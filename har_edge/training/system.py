@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
+from har_edge.codecs.reducer import Reducer
+from har_edge.codecs.spec import Part, parse_spec
+from har_edge.data.description import StreamDescription
+from har_edge.data.grouping import regroup
+from har_edge.data.recording import Samples
+from har_edge.data.windows import default_window
 from har_edge.errors import ConfigError
 from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream, System, Training
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.planning.task import SourceInput, StreamTask, Task
-from har_edge.reduction.reducer import Reducer
-from har_edge.reduction.spec import Part, parse_spec
-from har_edge.streams.description import StreamDescription
-from har_edge.streams.grouping import regroup
-from har_edge.streams.recording import Samples
-from har_edge.streams.windows import default_window
 from har_edge.training.augmentation import Augmenter
 from har_edge.training.autoencoder import AutoencoderRecipe
 from har_edge.training.bottleneck import (

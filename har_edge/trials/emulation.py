@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from har_edge.codecs.reducer import Code
 from har_edge.errors import BrokerError, MessageError, NodeError
 from har_edge.messaging import wire
 from har_edge.messaging.address import read_address
@@ -22,7 +23,6 @@ from har_edge.messaging.topics import ALL_SOURCES, RETAINED, Kind, Topics
 from har_edge.nodes.build import source_ids, topics_of
 from har_edge.nodes.sink import Sink
 from har_edge.planning.pipeline import Pipeline
-from har_edge.reduction.reducer import Code
 from har_edge.testbed.testbed import Testbed
 
 READY_TIMEOUT_S = 300.0

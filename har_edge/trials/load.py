@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from har_edge.data.live import LiveStream
+from har_edge.data.recording import Recording, Window
 from har_edge.errors import NodeError
 from har_edge.messaging.status import State
 from har_edge.nodes.results import Result
-from har_edge.streams.live import LiveStream
-from har_edge.streams.recording import Recording, Window
 from har_edge.trials.arena import Arena
 from har_edge.trials.record import Answered
 

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import msgspec
 
+from har_edge.data.files import read_recordings
+from har_edge.data.live import LiveStream, lay_out
+from har_edge.data.recording import Recording, Window
+from har_edge.data.synthetic import synthesize
+from har_edge.data.windows import windows
 from har_edge.errors import ConfigError
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
@@ -16,11 +21,6 @@ from har_edge.inference.interpreter import Interpreter
 from har_edge.nodes.cutting import prepare
 from har_edge.planning.catalog import VERSION, Catalog, find_model, store_catalog
 from har_edge.planning.pipeline import Pipeline
-from har_edge.streams.files import read_recordings
-from har_edge.streams.live import LiveStream, lay_out
-from har_edge.streams.recording import Recording, Window
-from har_edge.streams.synthetic import synthesize
-from har_edge.streams.windows import windows
 from har_edge.trials.load import Answers
 
 

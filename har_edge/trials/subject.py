@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from har_edge.codecs.packing import pack
+from har_edge.codecs.quantize import METHOD_OF
+from har_edge.codecs.reducer import Code
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.messaging.topics import ALL_SOURCES
@@ -17,9 +20,6 @@ from har_edge.nodes.cutting import prepare
 from har_edge.planning.catalog import find_model
 from har_edge.planning.pipeline import Pipeline
 from har_edge.planning.task import SourceInput, StreamTask, Task
-from har_edge.reduction.packing import pack
-from har_edge.reduction.quantize import METHOD_OF
-from har_edge.reduction.reducer import Code
 
 SOURCE = ALL_SOURCES
 DESCRIPTION = "images.toml"

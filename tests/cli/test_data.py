@@ -372,7 +372,7 @@ class TestInfo:
 
 
 def test_a_source_that_is_not_there_is_refused_though_recordings_are_here(here, capsys, monkeypatch):
-    monkeypatch.setattr("har_edge.streams.archive.list_files", lambda *_: [object()])
+    monkeypatch.setattr("har_edge.data.archive.list_files", lambda *_: [object()])
     assert main(["data", "fetch", "--from", "nope.zip"]) == 2
     assert "--from nope.zip: no such file or folder; expected the zip or folder of mHealth" in capsys.readouterr().err
     Path("there.zip").touch()

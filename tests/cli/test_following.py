@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from har_edge.cli.main import main
+from har_edge.data.live import LiveStream, lay_out
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Bus, Outgoing, Session
 from har_edge.messaging.topics import PROBE
@@ -29,7 +30,6 @@ from har_edge.nodes.loop import Identity, Stop, run_stage
 from har_edge.nodes.results import Result, encode_results
 from har_edge.planning.catalog import find_model
 from har_edge.planning.pipeline import Pipeline
-from har_edge.streams.live import LiveStream, lay_out
 from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet, Running, environment
 

@@ -17,9 +17,9 @@ import pytest
 
 from har_edge.cli import study
 from har_edge.cli.main import main
+from har_edge.data.description import StreamDescription
+from har_edge.data.windows import default_window
 from har_edge.evaluation.sheet import load_sheet
-from har_edge.streams.description import StreamDescription
-from har_edge.streams.windows import default_window
 from tests.evaluation.trainer import REFUSED, MeansTrainer
 
 true_trainer_of = study.trainer_of

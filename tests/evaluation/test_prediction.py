@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.data.recording import Recording
+from har_edge.data.windows import windows
 from har_edge.errors import ConfigError, CutError, ModelError
 from har_edge.evaluation.chart import draw_confusion, format_confusion
 from har_edge.evaluation.comparison import Answer, compare_answers, compare_scores
@@ -23,8 +25,6 @@ from har_edge.graph.slices import slice_model
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.planning.catalog import FoundModel, ModelEntry
 from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task
-from har_edge.streams.recording import Recording
-from har_edge.streams.windows import windows
 from tests.graph import models
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from har_edge.data.recording import Recording
 from har_edge.errors import ConfigError
 from har_edge.evaluation.protocol import RANDOM_FOLDS, Fold, loso_folds, random_folds, split_folds
-from har_edge.streams.recording import Recording
 
 
 @st.composite

@@ -13,6 +13,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.data.description import load_description
+from har_edge.data.recording import Recording
+from har_edge.data.synthetic import synthesize
 from har_edge.errors import ModelError
 from har_edge.evaluation.cell import Job, count_answers
 from har_edge.evaluation.crew import Outcome, do_jobs
@@ -24,9 +27,6 @@ from har_edge.evaluation.store import Store, fingerprint
 from har_edge.evaluation.study import Design, Downstream, System
 from har_edge.evaluation.work import Setting
 from har_edge.planning.task import Task, with_reducers
-from har_edge.streams.description import load_description
-from har_edge.streams.recording import Recording
-from har_edge.streams.synthetic import synthesize
 from tests.evaluation.trainer import BROKEN, FATAL, REFUSED, MeansTrainer
 
 LENGTH, HOP = 250, 125

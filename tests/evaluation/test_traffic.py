@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from har_edge.codecs.catalog import make_reducer
+from har_edge.data.recording import Recording
+from har_edge.data.windows import windows
 from har_edge.evaluation.traffic import EPOCH, TOPICS, Traffic, code_bytes, encode_window, measure_traffic
 from har_edge.messaging.aliases import TopicAliases
 from har_edge.messaging.link import publish_bytes
 from har_edge.nodes.sensor import Sensor, SensorSetup
-from har_edge.reduction.catalog import make_reducer
-from har_edge.streams.recording import Recording
-from har_edge.streams.windows import windows
 
 SPECS = ("none", "paa:5", "paa:5+q8", "q16")
 

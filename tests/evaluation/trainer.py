@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.codecs.catalog import make_reducer
+from har_edge.data.description import StreamDescription
 from har_edge.errors import ConfigError
 from har_edge.evaluation.study import Design, Downstream, System, Training
 from har_edge.graph.schema import tflite
 from har_edge.planning.task import SourceInput, StreamTask, Task
-from har_edge.reduction.catalog import make_reducer
-from har_edge.streams.description import StreamDescription
 from tests.graph.models import Draft, GraphDraft
 
 # Reducers that this trainer has trouble with.

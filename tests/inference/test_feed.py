@@ -5,13 +5,13 @@ import re
 import numpy as np
 import pytest
 
+from har_edge.codecs.catalog import make_reducer
+from har_edge.codecs.packing import pack
+from har_edge.codecs.quantize import METHOD_OF
 from har_edge.errors import ConfigError, MessageError
 from har_edge.graph.manifest import QUANTISED, REAL
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
-from har_edge.reduction.catalog import make_reducer
-from har_edge.reduction.packing import pack
-from har_edge.reduction.quantize import METHOD_OF
 
 LENGTH, CHANNELS = 20, 3
 

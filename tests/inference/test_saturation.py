@@ -5,11 +5,11 @@ import logging
 import numpy as np
 import pytest
 
+from har_edge.codecs.catalog import make_reducer
+from har_edge.codecs.packing import pack
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
 from har_edge.inference.saturation import FIRST, NODE_EVERY, Range, Saturation, range_of, range_taken, totals
-from har_edge.reduction.catalog import make_reducer
-from har_edge.reduction.packing import pack
 
 PIXELS = Range.of("uint8", 1 / 128, 128)
 

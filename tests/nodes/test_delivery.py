@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from har_edge.codecs.catalog import make_reducer
 from har_edge.messaging import router
 from har_edge.messaging.bus import Delivery, Outgoing, Receipt, Session
 from har_edge.messaging.memory import MemoryBroker
@@ -27,7 +28,6 @@ from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.sink import Sink
 from har_edge.nodes.stage import Stage
-from har_edge.reduction.catalog import make_reducer
 from tests.nodes.rig import CHANNELS, LENGTH, TOPICS, Clock, small_stage
 from tests.nodes.test_sensor import window
 

@@ -5,6 +5,9 @@ import threading
 
 import pytest
 
+from har_edge.codecs.catalog import make_reducer
+from har_edge.data.description import load_description
+from har_edge.data.live import LiveStream, lay_out
 from har_edge.errors import ConfigError, NodeError
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Receipt
@@ -14,9 +17,6 @@ from har_edge.nodes.credit import Untracked
 from har_edge.nodes.live import AHEAD, Device, LiveLoop
 from har_edge.nodes.loop import Stop
 from har_edge.nodes.sensor import Sensor, SensorSetup
-from har_edge.reduction.catalog import make_reducer
-from har_edge.streams.description import load_description
-from har_edge.streams.live import LiveStream, lay_out
 from tests.nodes.rig import TOPICS
 from tests.nodes.test_loop import ScriptedBus, clock, identity, stop_of
 

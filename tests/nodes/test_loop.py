@@ -7,6 +7,7 @@ from collections import deque
 
 import pytest
 
+from har_edge.codecs.catalog import make_reducer
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Outgoing, Receipt, Session, TakenOver, Traffic
@@ -24,7 +25,6 @@ from har_edge.nodes.pace import Pace, SensorLoop
 from har_edge.nodes.resend import FIRST_ROOM, Resend
 from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
-from har_edge.reduction.catalog import make_reducer
 from tests.nodes.rig import CHANNELS, LENGTH, TOPICS, Clock, part, small_stage
 from tests.nodes.test_sensor import window
 

@@ -11,6 +11,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.codecs.spec import file_names
+from har_edge.data.description import load_description
+from har_edge.data.grouping import regroup_recording
+from har_edge.data.recording import Window
 from har_edge.errors import ConfigError, ModelError
 from har_edge.inference.interpreter import Interpreter
 from har_edge.messaging.bus import Session
@@ -20,10 +24,6 @@ from har_edge.nodes.cutting import prepare
 from har_edge.nodes.loop import Sender
 from har_edge.planning.pipeline import Pipeline, load_pipeline
 from har_edge.planning.task import SourceInput, StreamTask, Task
-from har_edge.reduction.spec import file_names
-from har_edge.streams.description import load_description
-from har_edge.streams.grouping import regroup_recording
-from har_edge.streams.recording import Window
 from tests.graph import models
 from tests.nodes.rig import Node, Watcher
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from har_edge.codecs.catalog import make_reducer
+from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
 from har_edge.messaging import wire
 from har_edge.nodes.sensor import Sensor, SensorSetup
-from har_edge.reduction.catalog import make_reducer
-from har_edge.streams.recording import Window
 from tests.nodes.rig import CHANNELS, LENGTH, TOPICS, samples
 
 

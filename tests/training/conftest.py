@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from har_edge.streams.description import StreamDescription, load_description
-from har_edge.streams.recording import Recording
-from har_edge.streams.synthetic import synthesize
+from har_edge.data.description import StreamDescription, load_description
+from har_edge.data.recording import Recording
+from har_edge.data.synthetic import synthesize
 
 
 @pytest.fixture(scope="session")

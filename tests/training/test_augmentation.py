@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from har_edge.streams.description import StreamDescription
-from har_edge.streams.grouping import regroup, regroup_recording
-from har_edge.streams.recording import Recording, Source
+from har_edge.data.description import StreamDescription
+from har_edge.data.grouping import regroup, regroup_recording
+from har_edge.data.recording import Recording, Source
 from har_edge.training.augmentation import Augmentation, Augmenter, change_pace, drop_sources, rotations
 from har_edge.training.dataset import Batch, Draw, WindowPool
 from har_edge.training.scaling import Range, Scaling, measure_scaling, measure_values

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
+from har_edge.codecs.catalog import make_reducer
 from har_edge.errors import ConfigError
-from har_edge.reduction.catalog import make_reducer
 from har_edge.training.autoencoder import AutoencoderRecipe
 from har_edge.training.codec import FittedReducer, encode_windows, fit_basis, fit_reducers, write_basis
 from har_edge.training.scaling import Range

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from har_edge.data.recording import Recording
+from har_edge.data.windows import windows
 from har_edge.errors import DataError
-from har_edge.streams.recording import Recording
-from har_edge.streams.windows import windows
 from har_edge.training.dataset import WindowPool
 
 LABELS = range(1, 13)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from har_edge.streams.description import StreamDescription
-from har_edge.streams.grouping import regroup, regroup_recording
-from har_edge.streams.recording import Recording
+from har_edge.data.description import StreamDescription
+from har_edge.data.grouping import regroup, regroup_recording
+from har_edge.data.recording import Recording
 from har_edge.training.magnitude import KINDS, magnitudes, measure_magnitudes, middle, triads_of
 from har_edge.training.scaling import measure_scaling
 

@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
+from har_edge.data.description import StreamDescription
+from har_edge.data.recording import Recording
 from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Interpreter
-from har_edge.streams.description import StreamDescription
-from har_edge.streams.recording import Recording
 from har_edge.training.fit import Recipe
 from har_edge.training.run import ModelFile, Split, Workshop
 

@@ -11,14 +11,14 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
+from har_edge.data.description import StreamDescription, parse_description
+from har_edge.data.grouping import regroup, regroup_recording
+from har_edge.data.recording import Recording, Samples
+from har_edge.data.windows import default_window, windows
 from har_edge.errors import ConfigError
 from har_edge.evaluation.prediction import Classifier
 from har_edge.evaluation.study import Design, Downstream, System, Training
 from har_edge.inference.interpreter import Interpreter
-from har_edge.streams.description import StreamDescription, parse_description
-from har_edge.streams.grouping import regroup, regroup_recording
-from har_edge.streams.recording import Recording, Samples
-from har_edge.streams.windows import default_window, windows
 from har_edge.training.codec import MadeFiles
 from har_edge.training.dataset import WindowPool
 from har_edge.training.fit import Recipe
