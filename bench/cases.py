@@ -28,8 +28,6 @@ import har_edge
 from har_edge.data.description import load_description
 from har_edge.data.recording import Window
 from har_edge.errors import HarEdgeError
-from har_edge.graph.cuts import Cut, list_cuts
-from har_edge.graph.model import Model, read_model
 from har_edge.inference.interpreter import Interpreter
 from har_edge.messaging.bus import Delivery
 from har_edge.nodes.build import build_sensor, build_stage
@@ -37,6 +35,8 @@ from har_edge.nodes.cutting import prepare
 from har_edge.nodes.results import decode_results
 from har_edge.planning.pipeline import Pipeline
 from har_edge.planning.task import SourceInput, StreamTask, Task
+from har_edge.tflite.cuts import Cut, list_cuts
+from har_edge.tflite.model import Model, read_model
 
 try:
     from har_edge.inference.observe import open_model

@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from har_edge.errors import HarEdgeError
-from har_edge.graph.cuts import list_cuts
-from har_edge.graph.folder import write_folder
-from har_edge.graph.slices import slice_model
 from har_edge.inference.measure import segment_bounds
 from har_edge.inference.observe import open_model
 from har_edge.nodes.verify import check_cuts
+from har_edge.tflite.cuts import list_cuts
+from har_edge.tflite.folder import write_folder
+from har_edge.tflite.slices import slice_model
 
 REPO = Path(__file__).parents[1]
 KERAS = ("MobileNetV2", "Xception")
@@ -161,7 +161,7 @@ def cut_once(path: Path, out: Path) -> int:
 def make_large(path: Path, megabytes: int, layers: int = 8) -> None:
     """Write a model of dense layers, all weights random."""
     sys.path.insert(0, str(REPO))
-    from tests.graph.models import Draft, flatbuffers, tflite
+    from tests.tflite.models import Draft, flatbuffers, tflite
 
     rng, draft = np.random.default_rng(0), Draft()
     graph = draft.graph()

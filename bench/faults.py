@@ -33,13 +33,13 @@ import msgspec
 
 from har_edge.data.locate import find_data
 from har_edge.errors import NodeError
+from har_edge.experiments.arena import CACHE, COORDINATOR, Arena
+from har_edge.experiments.faults import Drill, Kind, Outcome
+from har_edge.experiments.ground import Ground, open_bed, open_ground
+from har_edge.experiments.load import Device, Load, Verdict
+from har_edge.experiments.reference import Reference, prepare_reference
 from har_edge.messaging.mqtt import Client, choose_client
 from har_edge.nodes.build import topics_of
-from har_edge.trials.arena import CACHE, COORDINATOR, Arena
-from har_edge.trials.faults import Drill, Kind, Outcome
-from har_edge.trials.ground import Ground, open_bed, open_ground
-from har_edge.trials.load import Device, Load, Verdict
-from har_edge.trials.reference import Reference, prepare_reference
 
 MODEL = "int8"
 STAGES = 3

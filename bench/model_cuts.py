@@ -47,13 +47,6 @@ from typing import Any
 import numpy as np
 
 from har_edge.errors import HarEdgeError
-from har_edge.graph import slices as slicing
-from har_edge.graph.cuts import list_cuts
-from har_edge.graph.folder import outline
-from har_edge.graph.manifest import SliceManifest, State
-from har_edge.graph.model import Model, read_model
-from har_edge.graph.slices import slice_model, write_slice, write_whole
-from har_edge.graph.state import state_of
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.inference.load_check import default_check
 from har_edge.inference.observe import open_model
@@ -65,6 +58,13 @@ from har_edge.nodes.build import names_of, source_ids
 from har_edge.nodes.stage import Stage, StageSetup
 from har_edge.planning.pipeline import Pipeline, PipelineConfig
 from har_edge.planning.task import SourceInput, StreamTask, Task
+from har_edge.tflite import slices as slicing
+from har_edge.tflite.cuts import list_cuts
+from har_edge.tflite.folder import outline
+from har_edge.tflite.manifest import SliceManifest, State
+from har_edge.tflite.model import Model, read_model
+from har_edge.tflite.slices import slice_model, write_slice, write_whole
+from har_edge.tflite.state import state_of
 
 REPO = Path(__file__).parents[1]
 # Requirement, the file that pip brings for it, and its SHA-256.

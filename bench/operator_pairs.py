@@ -4,7 +4,7 @@
     python bench/operator_pairs.py --write DIR       # write SQUARE, MEAN and both for some widths, for another machine
     python bench/operator_pairs.py --read DIR        # run them there; needs nothing but the runtime and NumPy
 
-float32, one thread, the runtime's defaults. har_edge/graph/cuts.py keeps what differs together.
+float32, one thread, the runtime's defaults. har_edge/tflite/cuts.py keeps what differs together.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def main() -> int:
 def pieces(shape: Sequence[int], *kinds: str) -> tuple[bytes, bytes, bytes]:
     """Return a model of two operators, and each of them as a model."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from har_edge.graph import slices
-    from har_edge.graph.model import read_model
-    from tests.graph.models import Draft
+    from har_edge.tflite import slices
+    from har_edge.tflite.model import read_model
+    from tests.tflite.models import Draft
 
     draft = Draft()
     graph = draft.graph()
@@ -75,7 +75,7 @@ def pieces(shape: Sequence[int], *kinds: str) -> tuple[bytes, bytes, bytes]:
 
 def add(graph: Any, kind: str, x: int, sizes: list[int]) -> tuple[int, list[int]]:
     """Add an operator; return its result and that one's shape."""
-    from tests.graph.models import tflite
+    from tests.tflite.models import tflite
 
     rng = np.random.default_rng(len(kind))
     name = kind.split()[0]

@@ -12,8 +12,8 @@ import numpy as np
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from har_edge.graph.manifest import load_manifest
 from har_edge.inference.interpreter import load_slice
+from har_edge.tflite.manifest import load_manifest
 
 folder, index, qos, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 slices = load_manifest(folder).slices

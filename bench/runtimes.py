@@ -25,13 +25,13 @@ import emulate
 import numpy as np
 
 from har_edge.errors import HarEdgeError
-from har_edge.graph.cuts import list_cuts
-from har_edge.graph.folder import outline
-from har_edge.graph.slices import slice_model, write_slice
 from har_edge.inference.interpreter import Interpreter
 from har_edge.inference.observe import open_model
 from har_edge.inference.sampling import sample
 from har_edge.resources import find_folder
+from har_edge.tflite.cuts import list_cuts
+from har_edge.tflite.folder import outline
+from har_edge.tflite.slices import slice_model, write_slice
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "runtimes.md"

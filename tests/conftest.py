@@ -17,7 +17,7 @@ from har_edge.messaging.embedded import EmbeddedBroker, start_embedded
 from har_edge.resources import find_folder
 
 # Rooms whose tests emulate devices or bound how long something may take.
-ALONE = ("faults", "testbed", "trials")
+ALONE = ("faults", "emulation", "experiments")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

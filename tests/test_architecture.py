@@ -16,10 +16,10 @@ PACKAGE = Path(har_edge.__file__).parent
 # A room may import from rooms below its own level, and from itself.
 LEVELS = [
     {"cli"},
-    {"training", "trials"},
-    {"evaluation", "nodes", "testbed"},
+    {"training", "experiments"},
+    {"evaluation", "nodes", "emulation"},
     {"planning", "messaging", "inference"},
-    {"graph", "codecs"},
+    {"tflite", "codecs"},
     {"data"},
     {"resources", "extras", "service", "files"},
     {"errors", "units"},
@@ -35,7 +35,7 @@ ONLY = {
     "paho": "messaging/",
     "mqtt5": "messaging/",
 }
-NO_SOCKETS_OR_CLOCKS = ("graph/", "codecs/", "data/", "planning/", "messaging/wire.py", "messaging/topics.py")
+NO_SOCKETS_OR_CLOCKS = ("tflite/", "codecs/", "data/", "planning/", "messaging/wire.py", "messaging/topics.py")
 
 
 def modules() -> Iterator[tuple[str, list[str]]]:
@@ -85,7 +85,7 @@ def test_libraries_stay_in_their_rooms(library: str) -> None:
 
 def test_litert_is_imported_by_the_interpreter_and_the_schema_only() -> None:
     users = [path for path, imports in modules() if any(name.startswith("ai_edge_litert") for name in imports)]
-    assert sorted(users) == ["graph/schema.py", "inference/interpreter.py"]
+    assert sorted(users) == ["inference/interpreter.py", "tflite/schema.py"]
 
 
 @pytest.mark.parametrize("module", ["socket", "time", "random", "subprocess", "ssl", "select", "asyncio", "threading"])

@@ -11,16 +11,16 @@ import pytest
 
 from har_edge import files
 from har_edge.data.description import load_description
+from har_edge.emulation.limits import UNLIMITED, read_layout
 from har_edge.errors import ConfigError, HarEdgeError, ModelError
-from har_edge.graph.manifest import DTYPES, load_manifest
-from har_edge.graph.model import read_model
-from har_edge.graph.schema import DTYPES as MODEL_DTYPES
 from har_edge.inference.interpreter import load_slice
 from har_edge.nodes.store import Store
 from har_edge.planning.catalog import load_catalog
 from har_edge.planning.devices import load_devices
 from har_edge.planning.pipeline import load_pipeline
-from har_edge.testbed.limits import UNLIMITED, read_layout
+from har_edge.tflite.manifest import DTYPES, load_manifest
+from har_edge.tflite.model import read_model
+from har_edge.tflite.schema import DTYPES as MODEL_DTYPES
 
 MANIFEST = (
     '{"version":1,"model":"m","model_sha256":"","slices":[{"file":"s","sha256":"","start":0,"stop":1,'

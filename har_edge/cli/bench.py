@@ -13,10 +13,10 @@ from har_edge.units import duration
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from har_edge.experiments.bench import Bench
+    from har_edge.experiments.rows import Row
+    from har_edge.experiments.subject import Subject
     from har_edge.planning.profile import Profile
-    from har_edge.trials.bench import Bench
-    from har_edge.trials.rows import Row
-    from har_edge.trials.subject import Subject
 
 HELP = "measure on emulated devices: throughput by number of devices, and the planner against it"
 _EPILOG = """MODEL is a shipped model (float, int8, ...), the path of a .tflite file, or a Keras model made once with
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
     import logging
 
     logging.basicConfig(level=logging.INFO if args.verbose else logging.ERROR)
-    from har_edge.testbed.limits import read_rate
-    from har_edge.testbed.machine import check_machine
-    from har_edge.trials.bench import Bench, Conditions
+    from har_edge.emulation.limits import read_rate
+    from har_edge.emulation.machine import check_machine
+    from har_edge.experiments.bench import Bench, Conditions
 
     check_machine()
     conditions = Conditions(read_rate(args.link), min(5.0, args.seconds), args.seconds, 10)
@@ -83,16 +83,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find(name: str, folder: Path) -> Subject:
+    from har_edge.experiments.subject import find_subject
     from har_edge.training.zoo import NAMES, find_keras
-    from har_edge.trials.subject import find_subject
 
     return find_subject(str(find_keras(name)) if name in NAMES else name, folder / "models" / Path(name).stem)
 
 
 def _speedup(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]) -> int:
+    from har_edge.emulation.limits import read_cpu
+    from har_edge.experiments.rows import gains
     from har_edge.extras import install_line, is_installed
-    from har_edge.testbed.limits import read_cpu
-    from har_edge.trials.rows import gains
 
     if not is_installed("matplotlib"):
         print(f"no picture will be drawn: matplotlib is not installed; {install_line('matplotlib')}", file=sys.stderr)
@@ -115,8 +115,8 @@ def _speedup(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]
 
 def _draw(args: argparse.Namespace, found: Sequence[object]) -> int:
     from har_edge.evaluation.scaling import Point, draw_speedup
+    from har_edge.experiments.rows import Gain
     from har_edge.extras import is_installed
-    from har_edge.trials.rows import Gain
 
     curves: dict[str, list[Point]] = {}
     for gain in found:
@@ -135,7 +135,7 @@ def _draw(args: argparse.Namespace, found: Sequence[object]) -> int:
 def _planner(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]) -> int:
     from statistics import median
 
-    from har_edge.testbed.limits import read_cpu
+    from har_edge.emulation.limits import read_cpu
 
     beds = [
         [read_cpu(part) for part in text.split(",")] for text in args.cpus or ("0.2,0.1,0.05", "0.1,0.05", "0.05,0.2")

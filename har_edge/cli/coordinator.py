@@ -17,7 +17,6 @@ from har_edge.units import duration
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from har_edge.graph.model import Model
     from har_edge.inference.measure import Segment
     from har_edge.messaging.bus import Outgoing
     from har_edge.nodes.coordination.charge import Setup
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from har_edge.nodes.loop import Identity
     from har_edge.planning.pipeline import PipelineConfig
     from har_edge.planning.profile import MessageCost, Profile
+    from har_edge.tflite.model import Model
 
 HELP = "place a model on the nodes that are there, and keep it running when they come and go"
 
@@ -146,7 +146,6 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
 
     from har_edge.codecs.spec import file_names
     from har_edge.errors import ConfigError
-    from har_edge.graph.state import state_of
     from har_edge.inference.observe import open_model
     from har_edge.nodes.coordination.charge import Setup
     from har_edge.nodes.coordination.workshop import Planner
@@ -156,6 +155,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     from har_edge.planning.devices import load_devices
     from har_edge.planning.pipeline import PipelineConfig
     from har_edge.planning.state import starts_fresh
+    from har_edge.tflite.state import state_of
 
     known = know(args, find_model(args.model))
     specs = options.chosen_reducers(args.reducer, known.task.inputs)

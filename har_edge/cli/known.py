@@ -91,8 +91,8 @@ def know(args: argparse.Namespace, found: FoundModel) -> Known:
 
 def _derive(args: argparse.Namespace, found: FoundModel) -> Known:
     from har_edge.data.description import BUILT_IN, load_description
-    from har_edge.graph.model import read_model
     from har_edge.nodes.unlisted import derive_task, packed_labels, read_labels
+    from har_edge.tflite.model import read_model
 
     described = load_description(args.stream)
     name = args.stream if args.stream in BUILT_IN else str(Path(args.stream).absolute())

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from har_edge.cli import options, values
 
 if TYPE_CHECKING:
-    from har_edge.graph.model import Model
     from har_edge.planning.profile import Profile
+    from har_edge.tflite.model import Model
 
 HELP = "place the slices of a model on devices and links that differ"
 

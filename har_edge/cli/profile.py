@@ -12,9 +12,9 @@ from har_edge.cli import options, values
 from har_edge.cli.console import follow
 
 if TYPE_CHECKING:
-    from har_edge.graph.model import Model
     from har_edge.messaging.bus import Bus
     from har_edge.planning.profile import LinkCost, MessageCost, Profile
+    from har_edge.tflite.model import Model
 
 HELP = "measure time, memory, messages and link of a model on this device"
 

@@ -14,12 +14,12 @@ from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from har_edge.cli.slice_report import Report
-    from har_edge.graph.cuts import Cut
-    from har_edge.graph.model import Model
-    from har_edge.graph.slices import Slice
     from har_edge.nodes.verify import CutCheck
     from har_edge.planning.catalog import FoundModel
     from har_edge.planning.task import Task
+    from har_edge.tflite.cuts import Cut
+    from har_edge.tflite.model import Model
+    from har_edge.tflite.slices import Slice
 
 HELP = "cut a .tflite model into slices, each for a device of its own"
 
@@ -61,12 +61,12 @@ def run(args: argparse.Namespace) -> int:
     if args.slices is not None:
         return _prove_folder(args)  # without what cutting needs: the TFLite schema is not on every device
     from har_edge.cli import slice_report
-    from har_edge.graph.cuts import list_cuts
-    from har_edge.graph.folder import check_folder
-    from har_edge.graph.slices import slice_model
     from har_edge.inference.observe import open_model
     from har_edge.nodes.cutting import read_companions
     from har_edge.planning.catalog import find_model
+    from har_edge.tflite.cuts import list_cuts
+    from har_edge.tflite.folder import check_folder
+    from har_edge.tflite.slices import slice_model
 
     if args.at is not None or args.stages is not None:
         check_folder(args.out)  # before minutes of measuring, not after
@@ -120,8 +120,8 @@ def _write(
     predicted: Sequence[float],
 ) -> None:
     """Write slices, manifest and, unless a person's own is there, the pipeline file and what it needs beside it."""
-    from har_edge.graph.folder import outline, write_folder
     from har_edge.planning.pipeline import DEFAULT_NAME, epoch_of, keeps, write_pipeline
+    from har_edge.tflite.folder import outline, write_folder
 
     out: Path = args.out
     kept = keeps(out, outline(model, slices, wire=args.wire), task)  # refuses before anything is written

@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 
 from har_edge.cli.console import say
-from har_edge.graph.cuts import Cut
-from har_edge.graph.manifest import SliceManifest, TensorSpec
-from har_edge.graph.metadata import read_annotations
-from har_edge.graph.model import Model
-from har_edge.graph.schema import text
 from har_edge.messaging.text import escape
 from har_edge.nodes.verify import CutCheck
+from har_edge.tflite.cuts import Cut
+from har_edge.tflite.manifest import SliceManifest, TensorSpec
+from har_edge.tflite.metadata import read_annotations
+from har_edge.tflite.model import Model
+from har_edge.tflite.schema import text
 from har_edge.units import duration, size
 
 _NAME_WIDTH = 48  # converters write names of several hundred characters; --json has them in full

@@ -17,9 +17,9 @@ from har_edge.cli import values
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from har_edge.emulation.limits import Layout
+    from har_edge.emulation.testbed import Testbed
     from har_edge.nodes.loop import Stop
-    from har_edge.testbed.limits import Layout
-    from har_edge.testbed.testbed import Testbed
 
 WAIT_S = 0.2
 STOP_TIMEOUT_S = 10.0
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _emulate(args: argparse.Namespace) -> int:
+    from har_edge.emulation.testbed import Testbed
     from har_edge.nodes.loop import Stop
-    from har_edge.testbed.testbed import Testbed
 
     layout = _layout(args)
     if args.each and not args.words:
@@ -92,7 +92,7 @@ def _emulate(args: argparse.Namespace) -> int:
 
 
 def _layout(args: argparse.Namespace) -> Layout:
-    from har_edge.testbed.limits import Limits, equal_devices, read_cpu, read_layout, read_rate, read_size
+    from har_edge.emulation.limits import Limits, equal_devices, read_cpu, read_layout, read_rate, read_size
 
     default = Limits(
         None if args.cpu is None else read_cpu(args.cpu),
@@ -159,9 +159,9 @@ def command_of(words: list[str]) -> list[str]:
 
 
 def _exec(args: argparse.Namespace) -> int:
-    from har_edge.testbed.bed import load_bed
-    from har_edge.testbed.enter import enter
-    from har_edge.testbed.machine import check_machine
+    from har_edge.emulation.bed import load_bed
+    from har_edge.emulation.enter import enter
+    from har_edge.emulation.machine import check_machine
 
     words = command_of(args.words)
     if not words:
@@ -179,8 +179,8 @@ def _join(args: argparse.Namespace) -> int:
 
 
 def _set_link(args: argparse.Namespace, *, up: bool) -> int:
-    from har_edge.testbed.bed import load_bed
-    from har_edge.testbed.machine import check_machine
+    from har_edge.emulation.bed import load_bed
+    from har_edge.emulation.machine import check_machine
 
     check_machine()
     bed = load_bed(args.bed)
@@ -190,8 +190,8 @@ def _set_link(args: argparse.Namespace, *, up: bool) -> int:
 
 
 def _clean(args: argparse.Namespace) -> int:
-    from har_edge.testbed.bed import sweep
-    from har_edge.testbed.machine import check_machine
+    from har_edge.emulation.bed import sweep
+    from har_edge.emulation.machine import check_machine
 
     check_machine()
     dead = sweep()

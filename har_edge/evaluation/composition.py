@@ -9,16 +9,16 @@ from typing import Any
 import numpy.typing as npt
 
 from har_edge.errors import ModelError
-from har_edge.graph.manifest import SliceManifest, load_manifest
-from har_edge.graph.model import read_model
-from har_edge.graph.ports import check_ports
-from har_edge.graph.slices import slice_model, write_slice
-from har_edge.graph.state import state_of
 from har_edge.inference.interpreter import Delegate, Interpreter, Port, load_slice
 from har_edge.inference.load_check import default_check
 from har_edge.inference.observe import open_model
 from har_edge.planning.state import starts_fresh
 from har_edge.planning.task import Task
+from har_edge.tflite.manifest import SliceManifest, load_manifest
+from har_edge.tflite.model import read_model
+from har_edge.tflite.ports import check_ports
+from har_edge.tflite.slices import slice_model, write_slice
+from har_edge.tflite.state import state_of
 
 Array = npt.NDArray[Any]
 

@@ -136,8 +136,8 @@ class TfliteCodec:
     @cached_property
     def operations(self) -> int:
         """Arithmetic of one run; counted when asked, since reading the graph needs the TFLite schema."""
-        from har_edge.graph.model import read_model
-        from har_edge.graph.operations import count_operations
+        from har_edge.tflite.model import read_model
+        from har_edge.tflite.operations import count_operations
 
         return count_operations(read_model(self._content))
 

@@ -13,7 +13,7 @@ from har_edge.codecs.packing import unpack
 from har_edge.codecs.quantize import METHOD_OF, AffineQuantizer
 from har_edge.codecs.reducer import Reducer
 from har_edge.errors import ConfigError, DataError, MessageError
-from har_edge.graph.manifest import REAL
+from har_edge.tflite.manifest import REAL
 
 if TYPE_CHECKING:
     from har_edge.inference.interpreter import Port

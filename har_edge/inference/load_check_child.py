@@ -47,7 +47,7 @@ def check_structure(content: bytes) -> None:
     from har_edge.errors import ModelError
 
     try:
-        from har_edge.graph.model import read_model
+        from har_edge.tflite.model import read_model
     except ModelError:  # tflite_runtime comes without the schema
         return
     read_model(content)

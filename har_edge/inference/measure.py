@@ -10,11 +10,11 @@ from statistics import median
 import numpy as np
 
 from har_edge.errors import MessageError, ModelError
-from har_edge.graph.cuts import list_cuts, slice_refusal, trace
-from har_edge.graph.model import Model
-from har_edge.graph.slices import Slice, slice_model, write_slice, write_whole
 from har_edge.inference.interpreter import Array, Delegate, Interpreter
 from har_edge.inference.sampling import sample
+from har_edge.tflite.cuts import list_cuts, slice_refusal, trace
+from har_edge.tflite.model import Model
+from har_edge.tflite.slices import Slice, slice_model, write_slice, write_whole
 
 # Runs of each segment one after the other, and how often that is done for all of them.
 REPEATS, ROUNDS = 5, 3

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from har_edge.errors import MessageError, ModelError
-from har_edge.graph import schema
-from har_edge.graph.cuts import trace
-from har_edge.graph.encode import Part, encode
-from har_edge.graph.manifest import State
-from har_edge.graph.model import Model, Tensor, read_model
-from har_edge.graph.ports import check_ports
-from har_edge.graph.state import state_of
 from har_edge.inference.interpreter import Array, Delegate, Interpreter, Port
 from har_edge.inference.load_check import default_check
+from har_edge.tflite import schema
+from har_edge.tflite.cuts import trace
+from har_edge.tflite.encode import Part, encode
+from har_edge.tflite.manifest import State
+from har_edge.tflite.model import Model, Tensor, read_model
+from har_edge.tflite.ports import check_ports
+from har_edge.tflite.state import state_of
 
 _SEED = 0
 # Windows that are run: what depends on values has other sizes for small ones than for large ones.

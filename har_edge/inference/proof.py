@@ -14,10 +14,10 @@ import numpy as np
 
 from har_edge.errors import MessageError, ModelError
 from har_edge.files import MAX_MODEL_BYTES, read_regular
-from har_edge.graph.manifest import SliceManifest, load_manifest
 from har_edge.inference.interpreter import Array, Delegate, Interpreter, load_slice
 from har_edge.inference.load_check import default_check
 from har_edge.inference.sampling import sample
+from har_edge.tflite.manifest import SliceManifest, load_manifest
 
 RUNS = 3
 SEED = 0

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from har_edge.codecs.chain import Chain
 from har_edge.codecs.learned import LearnedEncoder
 from har_edge.codecs.quantize import AffineQuantizer
-from har_edge.graph.manifest import QUANTISED
+from har_edge.tflite.manifest import QUANTISED
 
 if TYPE_CHECKING:
     from har_edge.codecs.reducer import Reducer

@@ -21,7 +21,6 @@ from har_edge.data.recording import Recording
 from har_edge.data.replay import replay
 from har_edge.data.windows import windows
 from har_edge.errors import ConfigError, MessageError
-from har_edge.graph.manifest import QUANTISED
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.feed import choose_way, make_feed, window_shape
 from har_edge.inference.load_check import LoadCheck, default_check
@@ -34,6 +33,7 @@ from har_edge.planning.pipeline import Pipeline, PipelineConfig
 from har_edge.planning.state import starts_fresh
 from har_edge.planning.task import Task, with_reducers
 from har_edge.planning.wiring import Wiring
+from har_edge.tflite.manifest import QUANTISED
 
 if TYPE_CHECKING:
     from har_edge.inference.feed import Feed
@@ -264,7 +264,7 @@ def _watched(pipeline: Pipeline, reducers: Mapping[str, Reducer], *, look: bool)
 
 def _range_of(pipeline: Pipeline, tensor: str) -> Range | None:
     """Return the range of a quantised input, by the slice's file; None where it has none, or the file is not here."""
-    from har_edge.graph.model import read_model
+    from har_edge.tflite.model import read_model
 
     entry = next(one for one in pipeline.manifest.slices if any(spec.name == tensor for spec in one.inputs))
     spec = next(spec for spec in entry.inputs if spec.name == tensor)

@@ -12,11 +12,6 @@ from har_edge.codecs.spec import file_names
 from har_edge.data.description import load_description
 from har_edge.data.grouping import regroup
 from har_edge.errors import ConfigError
-from har_edge.graph.folder import write_folder
-from har_edge.graph.manifest import NEWEST_WIRE
-from har_edge.graph.model import Model
-from har_edge.graph.slices import slice_model
-from har_edge.graph.state import state_of
 from har_edge.inference.codecs import FolderFiles, hash_file
 from har_edge.inference.interpreter import Delegate
 from har_edge.inference.load_check import default_check
@@ -38,6 +33,11 @@ from har_edge.planning.plan import Objective, make_plan, make_scene
 from har_edge.planning.profile import SegmentCost
 from har_edge.planning.state import starts_fresh
 from har_edge.planning.task import Task, describe, find_description, with_hashes, with_reducers
+from har_edge.tflite.folder import write_folder
+from har_edge.tflite.manifest import NEWEST_WIRE
+from har_edge.tflite.model import Model
+from har_edge.tflite.slices import slice_model
+from har_edge.tflite.state import state_of
 
 # Processor seconds of a stage for a message in or out; `har-edge profile` measures 120 to 300 us (docs/results.md).
 MESSAGE_S = 100e-6

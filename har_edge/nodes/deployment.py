@@ -14,9 +14,9 @@ from enum import Enum
 import msgspec
 
 from har_edge.errors import HarEdgeError, MessageError
-from har_edge.graph.manifest import SliceManifest, find_flaw
 from har_edge.messaging.topics import is_id
 from har_edge.planning.pipeline import PipelineConfig
+from har_edge.tflite.manifest import SliceManifest, find_flaw
 
 VERSION = 1
 # What nodes and coordinator say to each other: deployments, beats, device cards. Raised when an older node would fail.

@@ -17,9 +17,6 @@ import msgspec
 import numpy as np
 
 from har_edge.errors import BrokerError, MessageError, ModelError
-from har_edge.graph.manifest import SliceEntry, TensorSpec
-from har_edge.graph.model import Model
-from har_edge.graph.slices import slice_model, write_slice, write_whole
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.load_check import default_check
 from har_edge.inference.measure import (
@@ -45,6 +42,9 @@ from har_edge.planning.profile import VERSION, LinkCost, MemoryCost, MessageCost
 from har_edge.planning.regression import segment_costs
 from har_edge.planning.task import StreamTask, Task
 from har_edge.planning.wiring import Wiring
+from har_edge.tflite.manifest import SliceEntry, TensorSpec
+from har_edge.tflite.model import Model
+from har_edge.tflite.slices import slice_model, write_slice, write_whole
 
 Watch = Callable[[Iterable[Segment], int], Iterable[Segment]]
 _MEMORY_TIMEOUT_S = 300.0

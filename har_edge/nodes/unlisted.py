@@ -11,10 +11,10 @@ from pathlib import Path
 from har_edge.data.description import MAX_LABELS, StreamDescription
 from har_edge.errors import ConfigError
 from har_edge.files import read_regular
-from har_edge.graph.manifest import TensorSpec
-from har_edge.graph.model import Model, Tensor
-from har_edge.graph.slices import slice_model
 from har_edge.planning.task import SourceInput, StreamTask, Task
+from har_edge.tflite.manifest import TensorSpec
+from har_edge.tflite.model import Model, Tensor
+from har_edge.tflite.slices import slice_model
 
 MAX_LABEL_BYTES = 4 * 1024 * 1024
 _ASK = "give --{} (docs/pipeline.md#a-model-of-your-own)"

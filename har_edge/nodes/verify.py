@@ -9,10 +9,6 @@ from functools import partial
 import numpy as np
 
 from har_edge.errors import HarEdgeError, MessageError, ModelError
-from har_edge.graph.folder import outline
-from har_edge.graph.manifest import NEWEST_WIRE, SliceManifest
-from har_edge.graph.model import Model
-from har_edge.graph.slices import Slice, slice_model, write_slice, write_whole
 from har_edge.inference.interpreter import Array, Delegate, Interpreter
 from har_edge.inference.sampling import sample
 from har_edge.messaging import wire
@@ -22,6 +18,10 @@ from har_edge.nodes.stage import Stage, StageSetup
 from har_edge.planning.pipeline import MQTT_MAX_BYTES
 from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.planning.wiring import Wiring, find_wiring, is_batched
+from har_edge.tflite.folder import outline
+from har_edge.tflite.manifest import NEWEST_WIRE, SliceManifest
+from har_edge.tflite.model import Model
+from har_edge.tflite.slices import Slice, slice_model, write_slice, write_whole
 
 RUNS = 3
 SEED = 0

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import ConfigError, MessageError
-from har_edge.graph.manifest import TensorSpec
+from har_edge.tflite.manifest import TensorSpec
 
 Array = npt.NDArray[Any]
 INDICES = ("int32", "int64")

@@ -11,9 +11,9 @@ import msgspec
 
 from har_edge.errors import ModelError
 from har_edge.files import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, inside, read_regular
-from har_edge.graph.manifest import TensorSpec
 from har_edge.planning.task import Task
 from har_edge.resources import find_folder
+from har_edge.tflite.manifest import TensorSpec
 
 FILE_NAME = "manifest.json"
 VERSION = 1

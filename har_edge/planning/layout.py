@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from har_edge.graph.cuts import trace
-from har_edge.graph.model import Model
 from har_edge.planning.devices import Sensors
 from har_edge.planning.problem import Ints
+from har_edge.tflite.cuts import trace
+from har_edge.tflite.model import Model
 
 RESULT_BYTES = 256  # the JSON of one result
 HEAD_BYTES = 128  # topic, names, shapes and MQTT header of one message

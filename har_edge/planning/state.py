@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from har_edge.errors import ConfigError
-from har_edge.graph.manifest import State
 from har_edge.planning.task import StateRule, Task
+from har_edge.tflite.manifest import State
 
 
 def starts_fresh(state: State, task: Task, what: str) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from har_edge.errors import ConfigError
-from har_edge.graph.manifest import SliceEntry, SliceManifest, TensorSpec
 from har_edge.planning.task import Task
+from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

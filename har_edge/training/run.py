@@ -22,10 +22,10 @@ from har_edge.evaluation.baseline import METHOD, predict_baseline
 from har_edge.evaluation.prediction import Classifier, predict_recordings
 from har_edge.evaluation.report import Scores, score, scored
 from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream, System, Training
-from har_edge.graph.manifest import TensorSpec
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.planning.catalog import BaselineScore, ModelEntry, SplitScore
 from har_edge.planning.task import Task
+from har_edge.tflite.manifest import TensorSpec
 from har_edge.training.codec import MadeFiles
 from har_edge.training.fit import Recipe
 from har_edge.training.system import SystemTrainer

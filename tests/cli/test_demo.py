@@ -21,7 +21,7 @@ from har_edge.messaging.mqtt import Client, open_bus
 from har_edge.planning.catalog import Catalog, load_catalog, store_catalog
 from har_edge.planning.task import SourceInput, StreamTask
 from tests.cli.fleet import TIMEOUT_S, environment
-from tests.graph import models
+from tests.tflite import models
 
 
 @pytest.fixture(autouse=True)

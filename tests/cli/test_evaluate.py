@@ -14,12 +14,12 @@ from har_edge.cli.evaluate_report import _classes
 from har_edge.cli.main import main
 from har_edge.evaluation import prediction
 from har_edge.evaluation.report import ClassRow
-from har_edge.graph.folder import write_folder
-from har_edge.graph.model import read_model
-from har_edge.graph.slices import slice_model
 from har_edge.planning.catalog import find_model
 from har_edge.resources import find_folder
-from tests.graph import models
+from har_edge.tflite.folder import write_folder
+from har_edge.tflite.model import read_model
+from har_edge.tflite.slices import slice_model
+from tests.tflite import models
 
 
 @pytest.fixture(autouse=True)

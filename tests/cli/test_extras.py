@@ -78,7 +78,7 @@ def test_a_picture_that_cannot_be_drawn_is_said_before_the_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from har_edge.cli import bench
-    from har_edge.testbed import machine
+    from har_edge.emulation import machine
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

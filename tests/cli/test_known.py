@@ -12,11 +12,11 @@ from har_edge.cli.known import assignment
 from har_edge.cli.main import build_parser
 from har_edge.data.description import StreamDescription, parse_description
 from har_edge.errors import ConfigError
-from har_edge.graph.model import Model, read_model
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.loop import Identity
 from har_edge.nodes.unlisted import derive_task, packed_labels, read_labels
-from tests.graph import models
+from har_edge.tflite.model import Model, read_model
+from tests.tflite import models
 
 LENGTH, CHANNELS = models.LENGTH, models.CHANNELS
 COLUMNS = ", ".join(f'"c{number}"' for number in range(CHANNELS))

@@ -14,7 +14,6 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cli.node import host_name
-from har_edge.graph.model import read_model
 from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.messaging.bus import Session
 from har_edge.messaging.status import (
@@ -34,6 +33,7 @@ from har_edge.nodes.cutting import prepare
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.planning.catalog import find_model
 from har_edge.resources import find_folder
+from har_edge.tflite.model import read_model
 from tests.cli.fleet import Fleet, Running, environment
 from tests.nodes.deployed import CARD
 

@@ -11,12 +11,12 @@ import pytest
 
 from har_edge.cli.figures import bar
 from har_edge.cli.main import main
-from har_edge.graph.model import read_model
 from har_edge.messaging.broker import Mosquitto
 from har_edge.planning.plan import Plan
 from har_edge.planning.profile import MessageCost, Profile, load_profile, profile_path, store_profile
+from har_edge.tflite.model import read_model
 from har_edge.units import duration, size
-from tests.graph import models
+from tests.tflite import models
 
 Run = Callable[..., tuple[int, str, str]]
 DEVICES = """

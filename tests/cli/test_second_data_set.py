@@ -15,7 +15,7 @@ from har_edge.cli.main import main
 from har_edge.planning.catalog import Catalog, load_catalog, store_catalog
 from har_edge.planning.pipeline import load_pipeline
 from har_edge.planning.task import SourceInput, StreamTask, Task
-from tests.graph import models
+from tests.tflite import models
 
 DATA = Path(__file__).parents[2] / "data"
 LABELS = ["normal", "imbalance", "worn bearing", "blocked filter"]

@@ -14,8 +14,8 @@ import pytest
 
 from har_edge.cli.main import build_parser, main
 from har_edge.cli.testbed import command_of
-from har_edge.testbed import machine
-from tests.testbed.machine import TIMEOUT_S, require_machine, traces
+from har_edge.emulation import machine
+from tests.emulation.machine import TIMEOUT_S, require_machine, traces
 
 COMMAND = [sys.executable, "-m", "har_edge.cli.main", "testbed"]
 

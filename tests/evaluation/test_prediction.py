@@ -19,13 +19,13 @@ from har_edge.evaluation.comparison import Answer, compare_answers, compare_scor
 from har_edge.evaluation.composition import Composition, cut_composition, load_composition, load_whole
 from har_edge.evaluation.prediction import Classifier, Prediction, predict_recordings
 from har_edge.evaluation.report import evaluate, score, write_evaluation
-from har_edge.graph.folder import write_folder
-from har_edge.graph.model import read_model
-from har_edge.graph.slices import slice_model
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.planning.catalog import FoundModel, ModelEntry
 from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task
-from tests.graph import models
+from har_edge.tflite.folder import write_folder
+from har_edge.tflite.model import read_model
+from har_edge.tflite.slices import slice_model
+from tests.tflite import models
 
 
 def row(stream: str, seq: int, truth: int | None, answer: int) -> Prediction:

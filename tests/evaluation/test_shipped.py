@@ -13,10 +13,10 @@ from har_edge.data.recording import Recording, Window
 from har_edge.data.windows import windows
 from har_edge.evaluation.prediction import Classifier, Prediction, predict_recordings
 from har_edge.evaluation.report import score
-from har_edge.graph.manifest import TensorSpec
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.interpreter import Interpreter
 from har_edge.planning.catalog import find_model, load_catalog
+from har_edge.tflite.manifest import TensorSpec
 
 KINDS = ("float", "int8", "bottleneck", "decimate-q8-zlib-restore")
 NAMES = (*KINDS, *(f"{kind}-split" for kind in KINDS))

@@ -15,9 +15,9 @@ from har_edge.codecs.catalog import make_reducer
 from har_edge.data.description import StreamDescription
 from har_edge.errors import ConfigError
 from har_edge.evaluation.study import Design, Downstream, System, Training
-from har_edge.graph.schema import tflite
 from har_edge.planning.task import SourceInput, StreamTask, Task
-from tests.graph.models import Draft, GraphDraft
+from har_edge.tflite.schema import tflite
+from tests.tflite.models import Draft, GraphDraft
 
 # Reducers that this trainer has trouble with.
 REFUSED, FATAL, BROKEN = "paa:7", "paa:9", "paa:11"

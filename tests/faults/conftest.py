@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory):
     """The int8 model in three slices, synthetic recordings of two streams, and what the whole model says of them."""
-    from har_edge.trials.reference import prepare_reference
+    from har_edge.experiments.reference import prepare_reference
 
     folder = tmp_path_factory.mktemp("faults")
     return prepare_reference("int8", folder, None, ("subject7", "subject8"), stages=3, hop=25, name="faults")
@@ -43,7 +43,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def ground(folder: Path) -> Iterator[object]:
     """A Mosquitto that may be killed."""
-    from har_edge.trials.ground import open_ground
+    from har_edge.experiments.ground import open_ground
 
     if find_mosquitto() is None:
         if os.environ.get("CI") == "true":

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from har_edge.errors import NodeError
+from har_edge.experiments.arena import CACHE, COORDINATOR, Arena
+from har_edge.experiments.faults import Drill, Kind, Outcome
+from har_edge.experiments.ground import Ground
+from har_edge.experiments.load import Answers, Load
+from har_edge.experiments.reference import Reference
 from har_edge.nodes.build import topics_of
-from har_edge.trials.arena import CACHE, COORDINATOR, Arena
-from har_edge.trials.faults import Drill, Kind, Outcome
-from har_edge.trials.ground import Ground
-from har_edge.trials.load import Answers, Load
-from har_edge.trials.reference import Reference
 
 WINDOWS = 120
 SPEED = 8.0

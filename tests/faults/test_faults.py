@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from har_edge.experiments.arena import COORDINATOR
+from har_edge.experiments.faults import Kind
+from har_edge.experiments.ground import Ground, open_bed
+from har_edge.experiments.load import Answers, Device
+from har_edge.experiments.reference import Reference
 from har_edge.messaging.status import State
-from har_edge.trials.arena import COORDINATOR
-from har_edge.trials.faults import Kind
-from har_edge.trials.ground import Ground, open_bed
-from har_edge.trials.load import Answers, Device
-from har_edge.trials.reference import Reference
+from tests.emulation.machine import require_machine
 from tests.faults.rig import Scene, open_scene
-from tests.testbed.machine import require_machine
 
 
 @pytest.fixture

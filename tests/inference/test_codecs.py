@@ -17,7 +17,7 @@ from har_edge.errors import ConfigError, MessageError, ModelError
 from har_edge.inference import codecs
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.interpreter import Interpreter
-from tests.graph import models
+from tests.tflite import models
 
 
 def put(folder: Path, name: str, content: bytes) -> FolderFiles:

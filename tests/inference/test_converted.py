@@ -13,13 +13,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from har_edge.graph.cuts import list_cuts  # noqa: E402
-from har_edge.graph.manifest import State  # noqa: E402
-from har_edge.graph.model import read_model  # noqa: E402
-from har_edge.graph.state import state_of  # noqa: E402
 from har_edge.inference.measure import segment_bounds  # noqa: E402
 from har_edge.inference.observe import observe, open_model  # noqa: E402
 from har_edge.nodes.verify import check_cuts  # noqa: E402
+from har_edge.tflite.cuts import list_cuts  # noqa: E402
+from har_edge.tflite.manifest import State  # noqa: E402
+from har_edge.tflite.model import read_model  # noqa: E402
+from har_edge.tflite.state import state_of  # noqa: E402
 
 pytestmark = pytest.mark.training
 

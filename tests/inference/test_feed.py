@@ -9,9 +9,9 @@ from har_edge.codecs.catalog import make_reducer
 from har_edge.codecs.packing import pack
 from har_edge.codecs.quantize import METHOD_OF
 from har_edge.errors import ConfigError, MessageError
-from har_edge.graph.manifest import QUANTISED, REAL
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
+from har_edge.tflite.manifest import QUANTISED, REAL
 
 LENGTH, CHANNELS = 20, 3
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from har_edge.errors import MessageError, ModelError
-from har_edge.graph.encode import encode
-from har_edge.graph.model import read_model
-from har_edge.graph.slices import slice_model, write_slice
 from har_edge.inference.interpreter import Interpreter, Port, load_slice
-from tests.graph import models
+from har_edge.tflite.encode import encode
+from har_edge.tflite.model import read_model
+from har_edge.tflite.slices import slice_model, write_slice
+from tests.tflite import models
 
 X = np.arange(6, dtype=np.float32).reshape(1, 6)
 

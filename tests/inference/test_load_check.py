@@ -17,7 +17,7 @@ from har_edge.inference import load_check, load_check_child
 from har_edge.inference.interpreter import Delegate, Interpreter, load_slice
 from har_edge.inference.load_check import FILE_NAME, LoadCheck, default_folder
 from har_edge.planning.catalog import find_model
-from tests.graph import models
+from tests.tflite import models
 
 GOOD = models.chain()
 

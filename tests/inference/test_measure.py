@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from har_edge.errors import ModelError
-from har_edge.graph.model import read_model
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.measure import Segment, measure_segments, overhead_s, quickest, segment_bounds, time_whole
 from har_edge.planning.catalog import find_model
-from tests.graph import models
+from har_edge.tflite.model import read_model
+from tests.tflite import models
 
 
 def test_segments_lie_between_legal_cuts() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from har_edge.graph.cuts import list_cuts
-from har_edge.graph.model import Model, read_model
-from har_edge.graph.slices import slice_model, write_slice
 from har_edge.inference import observe as module
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.observe import observe, open_model
-from tests.graph import models
+from har_edge.tflite.cuts import list_cuts
+from har_edge.tflite.model import Model, read_model
+from har_edge.tflite.slices import slice_model, write_slice
+from tests.tflite import models
 
 
 def crossing(model: Model) -> dict[str, tuple[tuple[int, ...], bool, int]]:

@@ -11,12 +11,12 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.errors import ModelError
-from har_edge.graph.folder import write_folder
-from har_edge.graph.model import read_model
-from har_edge.graph.slices import slice_model
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.proof import prove_folder
-from tests.graph import models
+from har_edge.tflite.folder import write_folder
+from har_edge.tflite.model import read_model
+from har_edge.tflite.slices import slice_model
+from tests.tflite import models
 
 
 @pytest.fixture

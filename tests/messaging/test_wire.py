@@ -20,7 +20,6 @@ from hypothesis.extra import numpy as hnp
 from msgspec.structs import replace
 
 from har_edge.errors import MessageError
-from har_edge.graph import manifest
 from har_edge.messaging import wire
 from har_edge.messaging.wire import (
     DTYPES,
@@ -34,6 +33,7 @@ from har_edge.messaging.wire import (
     decode,
     encode,
 )
+from har_edge.tflite import manifest
 from tests.messaging import plain_msgpack
 from tests.messaging.examples import EXAMPLES, FOLDER, IDS, example_bytes, hex_lines, read_example
 

@@ -7,7 +7,6 @@ import hashlib
 from dataclasses import dataclass, field
 
 from har_edge.errors import ConfigError, MessageError
-from har_edge.graph.manifest import SliceEntry, SliceManifest, TensorSpec
 from har_edge.messaging.bus import Outgoing, Session, TakenOver, Will
 from har_edge.messaging.memory import MemoryBroker, MemoryBus
 from har_edge.messaging.status import (
@@ -32,6 +31,7 @@ from har_edge.nodes.loop import Identity
 from har_edge.nodes.results import Result, encode_results
 from har_edge.planning.pipeline import PipelineConfig
 from har_edge.planning.relocate import Forecast
+from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 from tests.nodes.deployed import TASK
 
 TOPICS = Topics("har", "har")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from har_edge.graph.manifest import SliceEntry, SliceManifest, TensorSpec
 from har_edge.messaging.bus import Delivery
 from har_edge.messaging.status import (
     Beat,
@@ -21,6 +20,7 @@ from har_edge.nodes.deployment import PROTOCOL, VERSION, Deployment, Generation,
 from har_edge.nodes.results import Result, encode_results
 from har_edge.planning.pipeline import PipelineConfig
 from har_edge.planning.task import SourceInput, StreamTask, Task
+from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 
 TOPICS = Topics("har", "har")
 EPOCH = 1000

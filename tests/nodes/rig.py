@@ -8,7 +8,6 @@ import numpy as np
 
 from har_edge.codecs.catalog import make_reducer
 from har_edge.data.recording import Window
-from har_edge.graph.manifest import SliceEntry, TensorSpec
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
 from har_edge.messaging import wire
@@ -23,6 +22,7 @@ from har_edge.nodes.stage import Stage, StageSetup
 from har_edge.planning.pipeline import Pipeline
 from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.planning.wiring import Wiring
+from har_edge.tflite.manifest import SliceEntry, TensorSpec
 
 TOPICS = Topics("har", "test")
 LENGTH = 4

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from har_edge.graph.manifest import SliceEntry, TensorSpec
 from har_edge.nodes.build import RECEIVE_LEAST, RECEIVE_MAX, receive_max
 from har_edge.planning.wiring import Wiring
+from har_edge.tflite.manifest import SliceEntry, TensorSpec
 
 
 def wiring(*shape: int, makers: int = 1, source: bool = False) -> Wiring:

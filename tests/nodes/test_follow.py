@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from har_edge.errors import ConfigError, MessageError, NodeError
-from har_edge.graph.manifest import SliceEntry, SliceManifest, TensorSpec
 from har_edge.messaging.bus import Session
 from har_edge.messaging.memory import MemoryBroker
 from har_edge.messaging.topics import Topics
@@ -22,6 +21,7 @@ from har_edge.nodes.follow import await_deployment, files_of, materialise
 from har_edge.nodes.store import Store
 from har_edge.planning.pipeline import PipelineConfig
 from har_edge.planning.task import SourceInput, StreamTask, Task
+from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 
 DESCRIPTION = b"""
 name = "plain"

@@ -5,7 +5,6 @@ from collections import Counter
 import msgspec
 import pytest
 
-from har_edge.graph.manifest import TensorSpec
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Receipt
 from har_edge.messaging.status import State
@@ -17,6 +16,7 @@ from har_edge.nodes.loop import Stop
 from har_edge.nodes.pace import Pace, SensorLoop
 from har_edge.nodes.resend import ECHO_S
 from har_edge.nodes.results import Result, encode_results
+from har_edge.tflite.manifest import TensorSpec
 from tests.nodes.rig import TOPICS
 from tests.nodes.test_live import HOP, ScriptedDevice, lines, live_sensor
 from tests.nodes.test_loop import ScriptedBus, batches, clock, identity

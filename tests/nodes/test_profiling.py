@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from har_edge.errors import ModelError
-from har_edge.graph.model import read_model
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.measure import segment_bounds
 from har_edge.messaging.bus import Session
@@ -27,7 +26,8 @@ from har_edge.nodes.profiling import (
 )
 from har_edge.planning.catalog import find_model
 from har_edge.planning.profile import MemoryCost, MessageCost
-from tests.graph import models
+from har_edge.tflite.model import read_model
+from tests.tflite import models
 
 
 def test_every_segment_is_timed_and_the_profile_says_what_it_holds() -> None:

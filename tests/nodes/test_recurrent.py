@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 
 from har_edge.errors import ConfigError
-from har_edge.graph.folder import write_folder
-from har_edge.graph.model import read_model
-from har_edge.graph.slices import slice_model
 from har_edge.inference.interpreter import Interpreter
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery
@@ -18,7 +15,10 @@ from har_edge.nodes.cutting import prepare
 from har_edge.nodes.results import decode_results
 from har_edge.planning.pipeline import load_pipeline, write_pipeline
 from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task
-from tests.graph import models
+from har_edge.tflite.folder import write_folder
+from har_edge.tflite.model import read_model
+from har_edge.tflite.slices import slice_model
+from tests.tflite import models
 
 LENGTH, CHANNELS = 4, 5
 TASK = Task(

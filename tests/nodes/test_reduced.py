@@ -24,8 +24,8 @@ from har_edge.nodes.cutting import prepare
 from har_edge.nodes.loop import Sender
 from har_edge.planning.pipeline import Pipeline, load_pipeline
 from har_edge.planning.task import SourceInput, StreamTask, Task
-from tests.graph import models
 from tests.nodes.rig import Node, Watcher
+from tests.tflite import models
 
 LENGTH, COUNT = 20, 6
 # The sources of each grouping of mHealth, with their channels.

@@ -14,13 +14,6 @@ from har_edge.cli.main import main
 from har_edge.errors import ConfigError, HarEdgeError, ModelError
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
-from har_edge.graph.cuts import list_cuts
-from har_edge.graph.folder import write_folder
-from har_edge.graph.manifest import MAX_RANK, MAX_TENSORS, QUANTISED, REAL
-from har_edge.graph.model import read_model
-from har_edge.graph.ports import check_ports
-from har_edge.graph.schema import DTYPES
-from har_edge.graph.slices import slice_model
 from har_edge.inference.measure import segment_bounds
 from har_edge.inference.observe import open_model
 from har_edge.messaging import wire
@@ -29,9 +22,16 @@ from har_edge.nodes.build import build_sensor, build_stage
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.verify import check_cuts
 from har_edge.planning.pipeline import load_pipeline, write_pipeline
-from tests.graph import models
+from har_edge.tflite.cuts import list_cuts
+from har_edge.tflite.folder import write_folder
+from har_edge.tflite.manifest import MAX_RANK, MAX_TENSORS, QUANTISED, REAL
+from har_edge.tflite.model import read_model
+from har_edge.tflite.ports import check_ports
+from har_edge.tflite.schema import DTYPES
+from har_edge.tflite.slices import slice_model
 from tests.nodes.rig import windows_of
 from tests.nodes.test_odd_models import TASK, expected, run
+from tests.tflite import models
 
 TYPES = models.types()
 # Those of which the runtime has no CAST, so that no model with them runs: only what is said of them is tested.

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.errors import ModelError
-from har_edge.graph.cuts import list_cuts
-from har_edge.graph.model import Model, read_model
 from har_edge.inference.observe import open_model
 from har_edge.nodes import verify
 from har_edge.nodes.verify import check_cuts
-from tests.graph import models
+from har_edge.tflite.cuts import list_cuts
+from har_edge.tflite.model import Model, read_model
+from tests.tflite import models
 
 RUNNABLE = {
     "chain": models.chain(),

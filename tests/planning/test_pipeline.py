@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError, ModelError
-from har_edge.graph.manifest import SliceEntry, SliceManifest, TensorSpec, load_manifest
 from har_edge.planning.pipeline import BrokerConfig, JoinConfig, MissingRule, load_pipeline, write_pipeline
 from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task, with_reducers
+from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec, load_manifest
 
 TASK = Task(
     stream=StreamTask("mhealth", 50.0, 250, 125),

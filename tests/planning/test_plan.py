@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError
-from har_edge.graph.model import Model, read_model
 from har_edge.inference.measure import segment_bounds
 from har_edge.planning.devices import Device, Kind, Sensors
 from har_edge.planning.layout import tensor_bytes
 from har_edge.planning.plan import Objective, Plan, Scene, compare, make_plan, make_scene
+from har_edge.tflite.model import Model, read_model
 from har_edge.units import size
-from tests.graph import models
 from tests.planning.test_layout import wanted
+from tests.tflite import models
 
 EQUAL = Kind((), 1e-3, 1e-4, 1e-9, 1e7, 1e-3, None, 0, 1.0)
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 from har_edge.errors import ModelError
-from har_edge.graph.model import read_model
 from har_edge.inference.measure import segment_bounds
 from har_edge.planning.profile import Profile, SegmentCost, Work
 from har_edge.planning.regression import Sample, fit, judge, nonnegative, segment_costs, work_of
-from tests.graph import models
+from har_edge.tflite.model import read_model
+from tests.tflite import models
 
 
 @settings(max_examples=100, deadline=None)

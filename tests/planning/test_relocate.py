@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError
-from har_edge.graph.model import read_model
 from har_edge.inference.measure import segment_bounds
 from har_edge.planning.devices import Device, DeviceEntry, DevicesFile
 from har_edge.planning.plan import Objective, make_plan
 from har_edge.planning.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost
 from har_edge.planning.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
-from tests.graph import models
+from har_edge.tflite.model import read_model
 from tests.planning.test_plan import kind, scene_of
+from tests.tflite import models
 
 
 def load(stage: int, seconds: float = 1.0, memory: int = 10, node: str | None = None, replica: int = 0) -> Load:

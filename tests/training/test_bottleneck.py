@@ -11,9 +11,9 @@ pytest.importorskip("tensorflow")
 
 from har_edge.data.description import StreamDescription
 from har_edge.data.recording import Recording, Samples
-from har_edge.graph.cuts import list_cuts
-from har_edge.graph.model import read_model
 from har_edge.inference.interpreter import Interpreter
+from har_edge.tflite.cuts import list_cuts
+from har_edge.tflite.model import read_model
 from har_edge.training.augmentation import Augmenter
 from har_edge.training.bottleneck import (
     STEADY,

@@ -13,9 +13,9 @@ from har_edge.data.description import StreamDescription
 from har_edge.data.recording import Recording
 from har_edge.errors import ConfigError
 from har_edge.evaluation.study import Training
-from har_edge.graph.cuts import list_cuts
-from har_edge.graph.model import read_model
 from har_edge.inference.interpreter import Interpreter
+from har_edge.tflite.cuts import list_cuts
+from har_edge.tflite.model import read_model
 from har_edge.training.dataset import Batch, WindowPool
 from har_edge.training.export import export_float, export_int8
 from har_edge.training.fit import Fitted, Recipe, fit_network

@@ -14,10 +14,6 @@ from pathlib import Path
 import msgspec
 
 from har_edge.errors import ConfigError, HarEdgeError
-from har_edge.graph.folder import outline
-from har_edge.graph.manifest import SliceManifest
-from har_edge.graph.model import Model
-from har_edge.graph.slices import slice_model, write_slice
 from har_edge.nodes.coordination.mending import Work
 from har_edge.nodes.coordination.replan import Draft, Order, Wish, cuts_of
 from har_edge.nodes.cutting import even_stages
@@ -29,6 +25,10 @@ from har_edge.planning.devices import DevicesFile, Sensors
 from har_edge.planning.plan import Scene, make_plan, make_scene
 from har_edge.planning.profile import MessageCost, Profile, load_profile, profile_path, store_profile
 from har_edge.planning.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
+from har_edge.tflite.folder import outline
+from har_edge.tflite.manifest import SliceManifest
+from har_edge.tflite.model import Model
+from har_edge.tflite.slices import slice_model, write_slice
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import msgspec
 
 from har_edge.errors import MessageError
-from har_edge.graph.manifest import SliceManifest
 from har_edge.messaging.bus import Delivery
 from har_edge.messaging.status import (
     ALIVE,
@@ -41,6 +40,7 @@ from har_edge.nodes.sight.snapshot import (
     Snapshot,
     StageView,
 )
+from har_edge.tflite.manifest import SliceManifest
 
 MAX_NODES = 1000
 MAX_STAGES = 256

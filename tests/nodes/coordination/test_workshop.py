@@ -12,10 +12,6 @@ import msgspec
 import pytest
 
 from har_edge.errors import BrokerError
-from har_edge.graph.folder import outline, write_folder
-from har_edge.graph.manifest import SliceManifest
-from har_edge.graph.model import Model, read_model
-from har_edge.graph.slices import slice_model
 from har_edge.inference.measure import segment_bounds
 from har_edge.inference.observe import open_model
 from har_edge.nodes import profiling
@@ -29,7 +25,11 @@ from har_edge.planning.layout import HEAD_BYTES, make_layout
 from har_edge.planning.plan import Objective
 from har_edge.planning.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost, cached_profiles
 from har_edge.planning.relocate import Candidate
-from tests.graph import models
+from har_edge.tflite.folder import outline, write_folder
+from har_edge.tflite.manifest import SliceManifest
+from har_edge.tflite.model import Model, read_model
+from har_edge.tflite.slices import slice_model
+from tests.tflite import models
 
 WORK_S = 1e-3
 

@@ -5,7 +5,6 @@ import os
 import pytest
 
 from har_edge.errors import BrokerError, NodeError
-from har_edge.graph.model import read_model
 from har_edge.messaging.bus import Session
 from har_edge.messaging.echo import Link, measure_link
 from har_edge.messaging.memory import MemoryBroker
@@ -24,6 +23,7 @@ from har_edge.nodes.device.card import (
     read_system,
 )
 from har_edge.resources import find_folder
+from har_edge.tflite.model import read_model
 from tests.nodes.rig import Clock
 
 MEMINFO = "MemTotal:        1000000 kB\nMemFree:          500000 kB\n"

@@ -1,0 +1,327 @@
+"""What can happen to a deployment while data flows, done on purpose, and how long it takes until it has got over it."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from har_edge.experiments.arena import COORDINATOR, Arena
+from har_edge.experiments.load import Load
+from har_edge.messaging.status import State
+from har_edge.nodes.deployment import Deployment
+
+RECOVER_S = 60.0
+# How long a plan that reacts to a lost node is waited for.
+REACT_S = 20.0
+# How long a joined node is watched for a plan that gives it something to do, which is up to the coordinator.
+JOIN_S = 6.0
+# What is left of a round should last until the pipeline has got over a fault, or the gap is not seen whole.
+MARGIN_S = 15.0
+CALM_S = 1.0
+HANG_S = (3.0, 8.0)
+PAUSE_S = (0.5, 3.0)
+
+
+class Kind(Enum):
+    """A fault; the value is its name in reports."""
+
+    CRASH = "crash"
+    CRASH_COLD = "crash, slice not cached"
+    HANG = "hang"
+    LEAVE = "leave"
+    JOIN = "join"
+    COORDINATOR = "coordinator killed"
+    BROKER_STOP = "broker restarted"
+    BROKER_KILL = "broker killed"
+    CUT = "network cut"
+    REPLAN = "re-plan, other cuts"
+
+
+STAGES = "--stages"
+# What takes several times the margin: two changes of cuts, before each of which a new coordinator looks around.
+LONG = {Kind.REPLAN: 3}
+REMOVES = frozenset({Kind.CRASH, Kind.CRASH_COLD, Kind.LEAVE})
+STOPS = frozenset({Kind.HANG, Kind.CUT})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One fault: `noticed_s` until the plan that reacts (None where none had to), `gap_s` without results beyond usual.
+
+    `resent` windows were sent again by sensors, `repeated` results came again and were dropped by the sink.
+    """
+
+    kind: Kind
+    detail: str
+    noticed_s: float | None
+    gap_s: float
+    resent: int
+    repeated: int
+
+
+@dataclass(slots=True)
+class Drill:
+    """Does one fault after the other to an arena under load, with at least one node left, and mends what it broke.
+
+    `coordinator` is the command to start it again with, `--stages` in it; `margin_s` is what must be left of a round of
+    the load, `hang_s` for how long a node is stopped or cut off, `join_s` for how long one that joined is watched.
+    """
+
+    arena: Arena
+    load: Load
+    nodes: Sequence[str]
+    coordinator: Sequence[str]
+    rng: random.Random
+    margin_s: float = MARGIN_S
+    hang_s: tuple[float, float] = HANG_S
+    join_s: float = JOIN_S
+    outcomes: list[Outcome] = field(default_factory=list)
+    _tried: list[Kind] = field(default_factory=list)
+
+    def choose(self, kinds: Collection[Kind]) -> Kind:
+        """Return one of these faults that may happen now and was tried least; a join where none may."""
+        done, up = Counter(self._tried), len(self.arena.alive(self.nodes))
+        possible = [
+            kind
+            for kind in kinds
+            if not (kind is Kind.CUT and self.arena.ground.cut is None)
+            and not (kind is Kind.JOIN and up == len(self.nodes))
+            and not (kind in REMOVES and up <= 2)
+        ]
+        if not possible:
+            possible = [Kind.JOIN]  # none of them may happen again before a node is back
+        least = min(done[kind] for kind in possible)
+        return self.rng.choice([kind for kind in possible if done[kind] == least])
+
+    def run(self, kind: Kind, victim: str | None = None) -> Outcome:
+        """Wait until all is well, do it, wait until all is well again; raises NodeError when that takes too long."""
+        self._tried.append(kind)
+        self.await_calm(self.margin_s * LONG.get(kind, 1))
+        record, before = self.arena.record, self._deployment()
+        victim = victim or self._choose_victim(kind)
+        self._prepare_caches(kind, victim)
+        cached = self._cached(before)
+        resent, repeated = record.sum_of("resent", "sensor"), record.repeated
+        began, began_at = time.monotonic(), time.time()
+        do, undo = _ACTIONS[kind]
+        detail = do(self, victim)
+        noticed = self._notice(kind, victim, before, began)
+        if kind in STOPS or kind is Kind.COORDINATOR:  # the others go on before it is mended
+            self._await_results(began_at)
+        undo(self, victim)
+        self._await_results(time.time())
+        self.await_calm(0.0)
+        pauses = [record.longest_pause(stream, began, time.monotonic()) for stream in self.load.streams]
+        if kind in (Kind.CRASH, Kind.CRASH_COLD):
+            kind = Kind.CRASH_COLD if self._was_cold(before, victim, cached) else Kind.CRASH
+        self.outcomes.append(
+            Outcome(
+                kind=kind,
+                detail=detail,
+                noticed_s=noticed,
+                gap_s=max(0.0, max(pauses) - self.load.spacing_s),
+                resent=record.sum_of("resent", "sensor") - resent,
+                repeated=record.repeated - repeated,
+            )
+        )
+        return self.outcomes[-1]
+
+    def await_calm(self, margin_s: float) -> None:
+        """Wait until one generation runs whole and no plan has changed for a while; with a margin, under load."""
+        since, revision = time.monotonic(), 0
+
+        def is_calm() -> bool:
+            nonlocal since, revision
+            now = time.monotonic()
+            flows = self.load.left_s > margin_s and self.load.is_flowing() if margin_s else True
+            deployment = self.arena.record.deployment
+            settled = deployment is not None and deployment.revision == revision and self.arena.record.is_settled()
+            if not flows or not settled:
+                since, revision = now, deployment.revision if deployment is not None else 0
+            return now - since > CALM_S
+
+        self.arena.until(is_calm, "the pipeline has not settled", 2 * RECOVER_S)
+
+    def _await_results(self, captured: float) -> None:
+        """Wait until every stream had a result of a window captured later than this, or a new round began."""
+        record = self.arena.record
+        self.arena.until(
+            lambda: all(record.answers_after(stream, captured) for stream in self.load.streams),
+            "no results",
+            RECOVER_S,
+        )
+
+    def _deployment(self) -> Deployment:
+        deployment = self.arena.record.deployment
+        assert deployment is not None, "calm means that there is one"
+        return deployment
+
+    def _choose_victim(self, kind: Kind) -> str:
+        up = self.arena.alive(self.nodes)
+        if kind is Kind.JOIN:
+            return self.rng.choice([name for name in self.nodes if name not in up])
+        busy = [name for name in up if _slices(self._deployment(), name)]
+        return self.rng.choice(busy or up)
+
+    def _notice(self, kind: Kind, victim: str, before: Deployment, began: float) -> float | None:
+        """Wait for the plan that reacts; return how long it took, None where there is nothing to react to."""
+        held = bool(_slices(before, victim))
+        if kind is not Kind.JOIN and (kind not in REMOVES | STOPS or not held):
+            return None
+
+        def reaction() -> float | None:
+            plans = (seen for seen in self.arena.record.plans if seen.at > began)
+            return next((s.at for s in plans if bool(_slices(s.deployment, victim)) == (kind is Kind.JOIN)), None)
+
+        if kind is Kind.JOIN:
+            self.arena.run_for(self.join_s)
+        else:
+            self.arena.until(reaction, f"no plan reacts to {kind.value} of {victim}", REACT_S)
+        at = reaction()
+        return None if at is None else at - began
+
+    def _cached(self, deployment: Deployment) -> set[tuple[str, str]]:
+        hashes = {entry.sha256 for one in deployment.generations for entry in one.manifest.slices}
+        return {(node, each) for node in self.nodes for each in hashes if self.arena.has_cached(node, each)}
+
+    def _prepare_caches(self, kind: Kind, victim: str) -> None:
+        """Before a crash, put the slices of a node into the caches of all others, or remove them from there."""
+        for sha256 in _slices(self._deployment(), victim):
+            for node in self.nodes:
+                if kind is Kind.CRASH_COLD and node != victim:
+                    self.arena.forget(node, sha256)
+                elif kind is Kind.CRASH and node != victim:
+                    self.arena.give(node, sha256, victim)
+
+    def _was_cold(self, before: Deployment, victim: str, cached: set[tuple[str, str]]) -> bool:
+        """Tell whether a slice of the victim went to a node that had to fetch it."""
+        lost = _slices(before, victim)
+        after = self._deployment()
+        return any((node, sha256) not in cached for node in self.nodes for sha256 in lost & _slices(after, node))
+
+    # What is done, and what mends it.
+
+    def _kill(self, victim: str) -> str:
+        self.arena.kill(victim)
+        return victim
+
+    def _stop(self, victim: str) -> str:
+        self.arena.running[victim].signal(signal.SIGSTOP)
+        return victim
+
+    def _continue(self, victim: str) -> None:
+        self.arena.run_for(self.rng.uniform(*self.hang_s))
+        self.arena.running[victim].signal(signal.SIGCONT)
+        self._await_alive(victim)
+
+    def _leave(self, victim: str) -> str:
+        self.arena.kill(victim, signal.SIGTERM)
+        return f"{victim}, exit code {self.arena.running[victim].process.returncode}"
+
+    def _join(self, victim: str) -> str:
+        self.arena.start_node(victim)
+        self._await_alive(victim)
+        return victim
+
+    def _kill_coordinator(self, _: str) -> str:
+        self.arena.kill(COORDINATOR)
+        return ""
+
+    def _start_coordinator(self, _: str) -> None:
+        self.arena.run_for(self.rng.uniform(*PAUSE_S))
+        self.arena.start(COORDINATOR, *self.coordinator)
+        self._await_alive(COORDINATOR)
+
+    def _cut_anew(self, _: str) -> str:
+        """Let a coordinator that was told another number of stages take over."""
+        count = len(_slices_of(self._deployment()))
+        self._ask_for(count - 1 if count > 1 else count + 1)
+        return f"{count} stages, {len(_slices_of(self._deployment()))}, and {count} again"
+
+    def _cut_as_before(self, _: str) -> None:
+        self._ask_for(int(self.coordinator[self.coordinator.index(STAGES) + 1]))
+
+    def _ask_for(self, count: int) -> None:
+        """Start the coordinator again with so many stages, and wait until sensors send to them."""
+        place = self.coordinator.index(STAGES) + 1
+        self.arena.kill(COORDINATOR, signal.SIGTERM)
+        self.arena.start(COORDINATOR, *self.coordinator[:place], str(count), *self.coordinator[place + 1 :])
+        self.arena.until(
+            lambda: len(_slices_of(self._deployment())) == count and self.arena.record.is_settled(),
+            f"the model is not cut into {count} stages",
+            RECOVER_S,
+        )
+
+    def _stop_broker(self, _: str) -> str:
+        self.arena.ground.broker.stop()
+        return self._pause()
+
+    def _kill_broker(self, _: str) -> str:
+        saved = self.arena.ground.broker.saved_s_ago
+        self.arena.ground.broker.stop(signal.SIGKILL)
+        return f"{self._pause()}, " + ("no database" if saved is None else f"database saved {saved:.0f} s before")
+
+    def _pause(self) -> str:
+        """Let everybody be without the broker for a while; say how long."""
+        began = time.monotonic()
+        self.arena.run_for(self.rng.uniform(*PAUSE_S))
+        return f"away for {time.monotonic() - began:.1f} s"
+
+    def _start_broker(self, _: str) -> None:
+        self.arena.ground.broker.start()
+
+    def _cut(self, victim: str) -> str:
+        assert self.arena.ground.cut is not None
+        self.arena.ground.cut(victim)
+        return victim
+
+    def _mend(self, victim: str) -> None:
+        assert self.arena.ground.mend is not None
+        self.arena.run_for(self.rng.uniform(*self.hang_s))
+        self.arena.ground.mend(victim)
+        self._await_alive(victim)
+
+    def _nothing(self, _: str) -> None:
+        """Leave it as it is: a node that is down joins later."""
+
+    def _await_alive(self, name: str) -> None:
+        """Wait until a process has said, later than now, that it is up."""
+        record, at = self.arena.record, time.time()
+        up = (State.READY, State.BUSY)
+        self.arena.until(
+            lambda: record.state(name) in up and (name == COORDINATOR or record.heard.get(name, 0.0) > at),
+            f"{name} does not come up",
+            RECOVER_S,
+        )
+
+
+def _slices_of(deployment: Deployment) -> tuple[str, ...]:
+    """Return the hashes of the current generation, stage by stage."""
+    return tuple(entry.sha256 for entry in deployment.current.manifest.slices) if deployment.current else ()
+
+
+def _slices(deployment: Deployment, node: str) -> frozenset[str]:
+    """Return the hashes of what a node runs in the current generation."""
+    generation = deployment.current
+    if generation is None:
+        return frozenset()
+    return frozenset(generation.manifest.slices[one.stage].sha256 for one in generation.of(node))
+
+
+_ACTIONS: dict[Kind, tuple[Callable[[Drill, str], str], Callable[[Drill, str], None]]] = {
+    Kind.CRASH: (Drill._kill, Drill._nothing),
+    Kind.CRASH_COLD: (Drill._kill, Drill._nothing),
+    Kind.HANG: (Drill._stop, Drill._continue),
+    Kind.LEAVE: (Drill._leave, Drill._nothing),
+    Kind.JOIN: (Drill._join, Drill._nothing),
+    Kind.COORDINATOR: (Drill._kill_coordinator, Drill._start_coordinator),
+    Kind.BROKER_STOP: (Drill._stop_broker, Drill._start_broker),
+    Kind.BROKER_KILL: (Drill._kill_broker, Drill._start_broker),
+    Kind.CUT: (Drill._cut, Drill._mend),
+    Kind.REPLAN: (Drill._cut_anew, Drill._cut_as_before),
+}

@@ -1,0 +1,151 @@
+"""Write slices and their manifest into a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+from har_edge.errors import ConfigError, CutError, ModelError
+from har_edge.tflite.manifest import (
+    FILE_NAME,
+    MAX_PLAIN_NAME,
+    MAX_PLAIN_TENSORS,
+    NEWEST_WIRE,
+    SliceEntry,
+    SliceManifest,
+    TensorSpec,
+    encode_manifest,
+    load_manifest,
+    versioned,
+)
+from har_edge.tflite.metadata import read_labels
+from har_edge.tflite.model import Model
+from har_edge.tflite.slices import Slice, write_slice
+
+_DRAFT = ".part"
+_OWN = re.compile(r"slice-\d+\.tflite(\.part)?")
+
+
+def write_folder(
+    model: Model,
+    slices: Sequence[Slice],
+    folder: Path,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+    *,
+    wire: int | None = None,
+) -> SliceManifest:
+    """Write `slice-0.tflite` ... , `manifest.json` and files to lie `beside` them; each appears whole or not at all.
+
+    Slices of an earlier cut in the same folder are replaced. For `wire` see `outline`. Raises ConfigError when the
+    folder holds other things.
+    """
+    stale, there = check_folder(folder), folder.exists()
+    draft, entries = outline(model, slices, wire=wire), []
+    made_whole = False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for piece, entry in zip(slices, draft.slices, strict=True):
+            made = write_slice(model, piece)
+            _replace(folder / entry.file, made)
+            entries.append(msgspec.structs.replace(entry, sha256=hashlib.sha256(made).hexdigest()))
+            del made  # or the next slice would be built while this one is still in memory
+        manifest = msgspec.structs.replace(draft, slices=tuple(entries))
+        _replace(folder / FILE_NAME, encode_manifest(manifest))
+        for name, content in beside.items():  # after the manifest, by which a later cut knows the folder as its own
+            _replace(folder / name, content)
+        for name in stale - {entry.file for entry in entries}:
+            (folder / name).unlink(missing_ok=True)
+        made_whole = True
+    except OSError as error:
+        raise ConfigError(f"cannot write {error.filename}: {error.strerror}; give another --out") from error
+    finally:
+        if not (made_whole or there):  # half a folder would look like one to run
+            shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+def outline(model: Model, slices: Sequence[Slice], *, wire: int | None = None) -> SliceManifest:
+    """Return the manifest that these slices will have, without the hashes of files that are not yet written.
+
+    `wire` is the version of messages that nodes may send: 1 for fleets with older nodes; by default the lowest one that
+    can carry what crosses. Raises CutError where that is higher than what is asked for.
+    """
+    reason = newer_wire_reason(slices)
+    if wire is not None and wire < NEWEST_WIRE and reason:
+        raise CutError(f"wire version {wire} came, but {reason}; expected wire version {NEWEST_WIRE}")
+    if wire is None:
+        wire = NEWEST_WIRE if reason else 1
+    short = wire >= NEWEST_WIRE
+    entries = (
+        SliceEntry(
+            file=f"slice-{number}.tflite",
+            sha256="",
+            start=piece.start,
+            stop=piece.stop,
+            inputs=_numbered(piece.inputs, piece.part.inputs) if short else piece.inputs,
+            outputs=_numbered(piece.outputs, piece.part.outputs) if short else piece.outputs,
+            state=piece.state,
+        )
+        for number, piece in enumerate(slices)
+    )
+    labels = read_labels(model) if short else {}
+    return versioned(SliceManifest(0, model.name, model.sha256, tuple(entries), wire, labels))
+
+
+def _numbered(specs: Sequence[TensorSpec], indices: Sequence[int]) -> tuple[TensorSpec, ...]:
+    """Give tensors their index in the model as id: the same one in every cut of the model."""
+    return tuple(msgspec.structs.replace(spec, id=index) for spec, index in zip(specs, indices, strict=True))
+
+
+def newer_wire_reason(slices: Sequence[Slice]) -> str:
+    """Say why messages of wire version 1 cannot carry what crosses; empty where they can."""
+    for number, piece in enumerate(slices):
+        if len(piece.outputs) > MAX_PLAIN_TENSORS:
+            return (
+                f"{len(piece.outputs)} tensors leave slice {number}, and a message of wire version 1 has at most "
+                f"{MAX_PLAIN_TENSORS}"
+            )
+        for spec in piece.outputs:
+            if len(spec.name) > MAX_PLAIN_NAME:
+                return (
+                    f"the name of tensor {spec.name[:64]}... has {len(spec.name)} characters, and a message of wire "
+                    f"version 1 holds {MAX_PLAIN_NAME}"
+                )
+    return ""
+
+
+def check_folder(folder: Path) -> set[str]:
+    """Return the slices that an earlier cut left in `folder`. Raises ConfigError when it holds something else."""
+    if not folder.exists():
+        return set()
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, expected a folder for the slices; give another --out")
+    names = {path.name for path in folder.iterdir()}
+    if FILE_NAME not in names and all(_OWN.fullmatch(name) for name in names):
+        return {name for name in names if not name.endswith(_DRAFT)}  # what an interrupted cut left behind
+    try:
+        return {entry.file for entry in load_manifest(folder).slices}
+    except ModelError as error:
+        raise ConfigError(
+            f"{folder} is not empty and holds no manifest of slices, so nothing is written there; "
+            "give a new folder with --out, or empty this one"
+        ) from error
+
+
+def _replace(path: Path, content: memoryview | bytes) -> None:
+    draft = path.with_name(path.name + _DRAFT)
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        # An error of writing, unlike one of opening, names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error

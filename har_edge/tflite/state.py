@@ -1,0 +1,41 @@
+"""What part of a model remembers from one run to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from har_edge.tflite.manifest import State
+from har_edge.tflite.model import Graph, Model, Operator
+
+
+def state_of(model: Model, operators: Iterable[int] | None = None) -> State:
+    """Return what these operators of the main graph, and the graphs they call, remember; by default all of them.
+
+    A variable that is only read, or filled once before the first run, is a weight and no state.
+    """
+    main = model.main
+    found = {
+        kind
+        for graph, operator in _reached(model, range(len(main.operators)) if operators is None else operators)
+        for kind in _touched(graph, operator)
+    }
+    return State.RESOURCES if State.RESOURCES in found else State.TENSORS if found else State.NONE
+
+
+def _reached(model: Model, operators: Iterable[int]) -> Iterable[tuple[Graph, Operator]]:
+    todo = [(0, model.main.operators[index]) for index in operators]
+    seen: set[int] = set()
+    while todo:
+        number, operator = todo.pop()
+        yield model.graphs[number], operator
+        if operator.name != "CALL_ONCE":
+            for called in set(operator.calls) - seen:
+                seen.add(called)
+                todo += [(called, inner) for inner in model.graphs[called].operators]
+
+
+def _touched(graph: Graph, operator: Operator) -> Iterable[State]:
+    if operator.name == "ASSIGN_VARIABLE":
+        yield State.RESOURCES
+    if any(graph.tensors[i].variable for i in (*operator.inputs, *operator.outputs, *operator.inner)):
+        yield State.TENSORS

@@ -1,0 +1,35 @@
+"""What a watcher of a trial makes of messages that no node of ours has sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from har_edge.errors import MessageError
+from har_edge.experiments.emulation import Emulated
+from har_edge.experiments.record import Record
+from har_edge.messaging.bus import Delivery, Session
+from har_edge.messaging.memory import MemoryBroker
+from har_edge.messaging.status import NodeStatus, State, encode_status
+from har_edge.messaging.topics import Topics
+
+TOPICS = Topics("har", "test")
+NONSENSE = [b"{", b'{"node":"\xff"}', b'{"a":' * 20_000]
+
+
+@pytest.mark.parametrize("payload", NONSENSE)
+@pytest.mark.parametrize("topic", [TOPICS.status("a"), TOPICS.beat("a")])
+def test_what_cannot_be_read_is_a_message_error(topic: str, payload: bytes) -> None:
+    with pytest.raises(MessageError, match=f"{topic}: .*; expected what messaging/status.py writes"):
+        Record(TOPICS).handle(Delivery(topic, payload, (1, 1)))
+
+
+def test_a_measurement_goes_on_when_something_else_sends_nonsense() -> None:
+    broker = MemoryBroker()
+    bus, other = broker.connect(Session("driver")), broker.connect(Session("other"))
+    bus.subscribe([TOPICS.result("+"), TOPICS.status("+")])
+    for payload in NONSENSE:
+        other.publish(TOPICS.status("a"), payload)
+    other.publish(TOPICS.status("b"), encode_status(NodeStatus("b", "stage", State.READY, "one", 1.0)))
+    other.poll(0)
+    running = Emulated(None, None, bus, TOPICS)  # type: ignore[arg-type]
+    assert running._poll() == [] and running._ready == {"b"}
