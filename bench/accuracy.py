@@ -20,11 +20,11 @@ from statistics import mean
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from har_edge.cli.options import subjects
+from har_edge.config.catalog import ModelEntry
 from har_edge.data.description import load_description
 from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.errors import DataError
-from har_edge.planning.catalog import ModelEntry
 from har_edge.training.fit import Recipe
 from har_edge.training.run import Split, Workshop, versions
 

@@ -32,6 +32,8 @@ from pathlib import Path
 
 from launchers import Kind, Launched, NotInstalled, launch
 
+from har_edge.config.catalog import find_model
+from har_edge.config.pipeline import BrokerConfig, Pipeline
 from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.data.recording import Recording
@@ -46,8 +48,6 @@ from har_edge.nodes.account import Account
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.sink import Sink
-from har_edge.planning.catalog import find_model
-from har_edge.planning.pipeline import BrokerConfig, Pipeline
 
 DEADLINE_S = 200.0
 QUIET_S = 3.0
@@ -286,12 +286,12 @@ def begin(scene: Scene) -> None:
 def run_gateway(argv: list[str]) -> int:
     """Send four streams of real or synthetic windows as one process of a gateway does."""
     from har_edge.cli import sender
+    from har_edge.config.pipeline import load_pipeline
     from har_edge.nodes.build import batches_of, build_sensor
     from har_edge.nodes.loop import Identity, Stop
     from har_edge.nodes.outbox import Outbox
     from har_edge.nodes.pace import Pace, SensorLoop
     from har_edge.nodes.resend import Resend
-    from har_edge.planning.pipeline import load_pipeline
 
     name, folder, source, number, windows, _, url, _, protocol = argv
     pipeline, stop = load_pipeline(Path(folder)), Stop().catch_signals()

@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 
 import har_edge
+from har_edge.config.pipeline import Pipeline
+from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.data.description import load_description
 from har_edge.data.recording import Window
 from har_edge.errors import HarEdgeError
@@ -33,8 +35,6 @@ from har_edge.messaging.bus import Delivery
 from har_edge.nodes.build import build_sensor, build_stage
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.results import decode_results
-from har_edge.planning.pipeline import Pipeline
-from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.tflite.cuts import Cut, list_cuts
 from har_edge.tflite.model import Model, read_model
 
@@ -126,7 +126,7 @@ def run_processes(path: Path) -> str:
     from har_edge.cli import options
     from har_edge.cli.main import build_parser
     from har_edge.cli.whole import open_whole, start_nodes
-    from har_edge.planning.catalog import FoundModel
+    from har_edge.config.catalog import FoundModel
 
     model = open_model(path)
     args = build_parser().parse_args(["demo"])

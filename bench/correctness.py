@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from rig import Rig, describe, open_rig
 
+from har_edge.config.catalog import find_model
 from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.data.synthetic import synthesize
@@ -27,7 +28,6 @@ from har_edge.evaluation.prediction import Classifier, predict_recordings
 from har_edge.messaging.bus import Session
 from har_edge.messaging.mqtt import Client, open_bus
 from har_edge.nodes.local import Arrival, LocalPipeline, Summary, summarize
-from har_edge.planning.catalog import find_model
 
 SUBJECTS = ("subject7", "subject8")
 HEAD = ("model", "windows in", "results", "lost", "came twice", "doubled", "right", "accuracy", "windows/s")

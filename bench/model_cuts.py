@@ -46,6 +46,8 @@ from typing import Any
 
 import numpy as np
 
+from har_edge.config.pipeline import Pipeline, PipelineConfig
+from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.errors import HarEdgeError
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.inference.load_check import default_check
@@ -56,8 +58,6 @@ from har_edge.messaging.bus import Delivery
 from har_edge.messaging.topics import ALL_SOURCES, Topics
 from har_edge.nodes.build import names_of, source_ids
 from har_edge.nodes.stage import Stage, StageSetup
-from har_edge.planning.pipeline import Pipeline, PipelineConfig
-from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.tflite import slices as slicing
 from har_edge.tflite.cuts import list_cuts
 from har_edge.tflite.folder import outline

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from har_edge.planning.partition import balance
-from har_edge.planning.problem import Problem, Step
-from har_edge.planning.search import fastest
+from har_edge.planner.partition import balance
+from har_edge.planner.problem import Problem, Step
+from har_edge.planner.search import fastest
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ import numpy.typing as npt
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
+from har_edge.config.catalog import find_model
+from har_edge.config.pipeline import BrokerConfig, Pipeline
 from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.data.synthetic import synthesize
@@ -32,8 +34,6 @@ from har_edge.nodes.build import reducer_of, source_ids, topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.local import LocalPipeline
 from har_edge.nodes.sink import Sink
-from har_edge.planning.catalog import find_model
-from har_edge.planning.pipeline import BrokerConfig, Pipeline
 from har_edge.resources import find_folder
 
 Codes = dict[str, npt.NDArray[np.int8]]

@@ -23,6 +23,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from har_edge.config.catalog import find_model
+from har_edge.config.pipeline import BrokerConfig, Pipeline, load_pipeline
 from har_edge.data.locate import find_data
 from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.messaging.bus import Bus, Session
@@ -31,8 +33,6 @@ from har_edge.messaging.status import NodeStatus, State, decode_status
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.local import LocalPipeline
-from har_edge.planning.catalog import find_model
-from har_edge.planning.pipeline import BrokerConfig, Pipeline, load_pipeline
 from har_edge.resources import find_folder
 
 REDUCERS = ("none", "q8", "paa:5+q8", "decimate:5+q8", "sod:0.5", "door:0.5", "q8+zlib")

@@ -20,9 +20,9 @@ from statistics import quantiles
 
 import numpy as np
 
+from har_edge.config.catalog import find_model
 from har_edge.inference.interpreter import Interpreter
 from har_edge.inference.sampling import sample
-from har_edge.planning.catalog import find_model
 
 SHIPPED = ("float", "int8")
 

@@ -18,11 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from har_edge.config.catalog import find_model
+from har_edge.config.pipeline import BrokerConfig
 from har_edge.data.locate import find_data
 from har_edge.messaging.broker import start_mosquitto
 from har_edge.nodes.cutting import prepare
-from har_edge.planning.catalog import find_model
-from har_edge.planning.pipeline import BrokerConfig
 from har_edge.resources import find_folder
 
 NEW = [sys.executable, "-m", "har_edge.cli.main"]

@@ -18,7 +18,8 @@ LEVELS = [
     {"cli"},
     {"training", "experiments"},
     {"evaluation", "nodes", "emulation"},
-    {"planning", "messaging", "inference"},
+    {"planner", "messaging", "inference"},
+    {"config"},
     {"tflite", "codecs"},
     {"data"},
     {"resources", "extras", "service", "files"},
@@ -35,7 +36,7 @@ ONLY = {
     "paho": "messaging/",
     "mqtt5": "messaging/",
 }
-NO_SOCKETS_OR_CLOCKS = ("tflite/", "codecs/", "data/", "planning/", "messaging/wire.py", "messaging/topics.py")
+NO_SOCKETS_OR_CLOCKS = ("tflite/", "codecs/", "data/", "planner/", "messaging/wire.py", "messaging/topics.py")
 
 
 def modules() -> Iterator[tuple[str, list[str]]]:

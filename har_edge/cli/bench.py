@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from har_edge.experiments.bench import Bench
     from har_edge.experiments.rows import Row
     from har_edge.experiments.subject import Subject
-    from har_edge.planning.profile import Profile
+    from har_edge.planner.profile import Profile
 
 HELP = "measure on emulated devices: throughput by number of devices, and the planner against it"
 _EPILOG = """MODEL is a shipped model (float, int8, ...), the path of a .tflite file, or a Keras model made once with

@@ -17,6 +17,7 @@ from har_edge.units import duration
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from har_edge.config.pipeline import PipelineConfig
     from har_edge.inference.measure import Segment
     from har_edge.messaging.bus import Outgoing
     from har_edge.nodes.coordination.charge import Setup
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from har_edge.nodes.coordination.workshop import Planner
     from har_edge.nodes.deployment import Generation
     from har_edge.nodes.loop import Identity
-    from har_edge.planning.pipeline import PipelineConfig
-    from har_edge.planning.profile import MessageCost, Profile
+    from har_edge.planner.profile import MessageCost, Profile
     from har_edge.tflite.model import Model
 
 HELP = "place a model on the nodes that are there, and keep it running when they come and go"
@@ -100,6 +100,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     options.start_logging(args)
     import time
 
+    from har_edge.config.pipeline import BrokerConfig
     from har_edge.messaging.bus import Session, TakenOver
     from har_edge.messaging.text import escape
     from har_edge.messaging.topics import Topics
@@ -107,7 +108,6 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     from har_edge.nodes.coordination.helm import run_coordinator
     from har_edge.nodes.coordination.workshop import Workshop
     from har_edge.nodes.loop import Identity, Stop
-    from har_edge.planning.pipeline import BrokerConfig
 
     stop = Stop().catch_signals()
     topics = Topics(args.base, args.pipeline)
@@ -145,16 +145,16 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     import msgspec
 
     from har_edge.codecs.spec import file_names
+    from har_edge.config.catalog import find_model
+    from har_edge.config.pipeline import PipelineConfig
+    from har_edge.config.state import starts_fresh
     from har_edge.errors import ConfigError
     from har_edge.inference.observe import open_model
     from har_edge.nodes.coordination.charge import Setup
     from har_edge.nodes.coordination.workshop import Planner
     from har_edge.nodes.cutting import read_companions, settle_reducers
     from har_edge.nodes.deployment import VERSION, Deployment, decode_deployment, encode_deployment
-    from har_edge.planning.catalog import find_model
-    from har_edge.planning.devices import load_devices
-    from har_edge.planning.pipeline import PipelineConfig
-    from har_edge.planning.state import starts_fresh
+    from har_edge.planner.devices import load_devices
     from har_edge.tflite.state import state_of
 
     known = know(args, find_model(args.model))
@@ -221,7 +221,7 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
 
 def _wish(args: argparse.Namespace) -> Wish:
     from har_edge.nodes.coordination.replan import Wish
-    from har_edge.planning.plan import Objective
+    from har_edge.planner.plan import Objective
 
     cuts = None if args.cuts is None else tuple(sorted(set(args.cuts)))
     return Wish(Objective(args.objective), args.stages, cuts, args.replicas)
@@ -231,7 +231,7 @@ def _probe(config: PipelineConfig, generation: Generation, stream: str, beside: 
     """Return the messages of a probe; files of the task lie beside the model."""
     import time
 
+    from har_edge.config.pipeline import FILE_NAME, assemble
     from har_edge.nodes.probe import probe
-    from har_edge.planning.pipeline import FILE_NAME, assemble
 
     return probe(assemble(config, generation.manifest, beside / FILE_NAME), generation.epoch, stream, time.time())

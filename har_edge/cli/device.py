@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from har_edge.cli.sender import Made
+    from har_edge.config.pipeline import Pipeline
     from har_edge.data.live import LiveStream
     from har_edge.nodes.loop import Stop
-    from har_edge.planning.pipeline import Pipeline
 
 # How a sensor ends whose device gave nothing to send: a service starts it again.
 EXIT_NOTHING = 1

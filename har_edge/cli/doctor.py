@@ -62,11 +62,11 @@ def _clear(args: argparse.Namespace) -> int:
     from functools import partial
 
     from har_edge.cli.console import say
+    from har_edge.config.pipeline import load_pipeline
     from har_edge.messaging.text import listed
     from har_edge.messaging.topics import Topics
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.sight.leftovers import clear_all, look, of_folder, of_plan
-    from har_edge.planning.pipeline import load_pipeline
 
     if args.json or args.broker_only:
         raise ConfigError("--clear came with --json or --broker-only; expected it alone: it checks nothing")
@@ -86,6 +86,7 @@ def _clear(args: argparse.Namespace) -> int:
 
 
 def _checkup(args: argparse.Namespace) -> Checkup:
+    from har_edge.config.pipeline import BrokerConfig, load_pipeline
     from har_edge.messaging.mqtt import Protocol
     from har_edge.messaging.topics import Topics
     from har_edge.nodes.build import topics_of
@@ -95,7 +96,6 @@ def _checkup(args: argparse.Namespace) -> Checkup:
     from har_edge.nodes.sight.reception import Reception
     from har_edge.nodes.sight.user import User
     from har_edge.nodes.store import Store, default_folder
-    from har_edge.planning.pipeline import BrokerConfig, load_pipeline
 
     pipeline = load_pipeline(args.config) if args.config is not None else None
     settings = pipeline.config.broker if pipeline else BrokerConfig()

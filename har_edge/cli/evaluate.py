@@ -14,12 +14,12 @@ from har_edge.cli.whole import check_client
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from har_edge.config.catalog import FoundModel
+    from har_edge.config.task import Task
     from har_edge.evaluation.comparison import Answer
     from har_edge.evaluation.composition import Composition
     from har_edge.evaluation.prediction import Prediction
     from har_edge.inference.interpreter import Interpreter
-    from har_edge.planning.catalog import FoundModel
-    from har_edge.planning.task import Task
 
 HELP = "measure a model on recordings, whole and cut into slices; or methods of reduction on people never seen"
 DEFAULT_STAGES = 3
@@ -92,6 +92,7 @@ def _refuse(names: Sequence[str], reason: str) -> None:
 def _measure_model(args: argparse.Namespace) -> int:
     """Score, print, write; 1 when slices differ from the whole model."""
     from har_edge.cli import evaluate_report
+    from har_edge.config.catalog import find_model
     from har_edge.data.grouping import regroup, regroup_recording
     from har_edge.evaluation.chart import draw_confusion
     from har_edge.evaluation.comparison import compare_answers, compare_scores
@@ -101,7 +102,6 @@ def _measure_model(args: argparse.Namespace) -> int:
     from har_edge.evaluation.report import MAX_MATRIX, evaluate, write_evaluation
     from har_edge.extras import require
     from har_edge.inference.codecs import FolderFiles
-    from har_edge.planning.catalog import find_model
 
     if args.png is not None:
         require("--png", "matplotlib")

@@ -12,9 +12,9 @@ from har_edge.cli import values
 from har_edge.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from har_edge.config.catalog import FoundModel
+    from har_edge.config.task import Task
     from har_edge.data.description import StreamDescription
-    from har_edge.planning.catalog import FoundModel
-    from har_edge.planning.task import Task
 
 FLAGS = ("stream", "labels", "input", "hop")
 
@@ -71,7 +71,7 @@ def know(args: argparse.Namespace, found: FoundModel) -> Known:
 
     Raises ConfigError for flags that contradict its manifest, and for what neither flags nor files say.
     """
-    from har_edge.planning.task import describe
+    from har_edge.config.task import describe
 
     given = [flag for flag in FLAGS if getattr(args, flag) is not None]
     if found.entry is not None:

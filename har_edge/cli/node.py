@@ -49,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
+    from har_edge.config.pipeline import BrokerConfig
     from har_edge.inference.load_check import LoadCheck
     from har_edge.messaging.bus import TakenOver
     from har_edge.messaging.topics import Topics, check_node_name
@@ -60,7 +61,6 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.nodes.device.worker import Equipment, Worker
     from har_edge.nodes.loop import Identity, Stop
     from har_edge.nodes.store import LIMIT_BYTES, Store, default_folder
-    from har_edge.planning.pipeline import BrokerConfig
 
     stop, topics = Stop().catch_signals(), Topics(args.base, args.pipeline)
     name = check_node_name(args.name or host_name())

@@ -15,6 +15,8 @@ from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from har_edge.config.pipeline import BrokerConfig, Pipeline
+    from har_edge.config.task import Task
     from har_edge.data.description import StreamDescription
     from har_edge.data.recording import Recording
     from har_edge.messaging.address import Address
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from har_edge.messaging.mqtt import Client, Protocol
     from har_edge.messaging.status import SliceCard
     from har_edge.nodes.loop import Identity, Stop
-    from har_edge.planning.pipeline import BrokerConfig, Pipeline
-    from har_edge.planning.task import Task
 
 EXIT_TAKEN_OVER = 3
 DEFAULT_MODEL = "bottleneck"
@@ -113,7 +113,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def load_source(args: argparse.Namespace) -> Pipeline:
     """Return the fixed pipeline that `add_source` names; ConfigError where nothing was named, and none is here."""
-    from har_edge.planning.pipeline import load_pipeline
+    from har_edge.config.pipeline import load_pipeline
 
     if args.config == DEFAULT_CONFIG and not args.config.exists():
         raise ConfigError(
@@ -210,8 +210,8 @@ def reach(
     args: argparse.Namespace, session: Session, settings: BrokerConfig | None = None, folder: Path | None = None
 ) -> Bus:
     """Open the bus that options ask for; what they leave open is in `settings`, with files relative to `folder`."""
+    from har_edge.config.pipeline import BrokerConfig
     from har_edge.messaging.mqtt import open_bus
-    from har_edge.planning.pipeline import BrokerConfig
 
     settings = settings or BrokerConfig()
     address = find_address(args, settings, folder or Path())

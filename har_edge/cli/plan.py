@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from har_edge.cli import options, values
 
 if TYPE_CHECKING:
-    from har_edge.planning.profile import Profile
+    from har_edge.planner.profile import Profile
     from har_edge.tflite.model import Model
 
 HELP = "place the slices of a model on devices and links that differ"
@@ -47,10 +47,10 @@ def run(args: argparse.Namespace) -> int:
     import msgspec
 
     from har_edge.cli.plan_report import PlanReport, print_plan
+    from har_edge.config.catalog import find_model
     from har_edge.inference.observe import open_model
-    from har_edge.planning.catalog import find_model
-    from har_edge.planning.devices import load_devices, make_devices
-    from har_edge.planning.plan import Objective, compare, make_plan, make_scene
+    from har_edge.planner.devices import load_devices, make_devices
+    from har_edge.planner.plan import Objective, compare, make_plan, make_scene
 
     file = load_devices(args.devices)
     model = open_model(find_model(args.model).path, args.delegate)
@@ -69,7 +69,7 @@ def _reference(model: Model, path: Path | None, delegate: str | None) -> tuple[P
     """Return the profile that speeds refer to: as named, or of this device; estimated where only others are known."""
     from har_edge.cli.profile import device_name
     from har_edge.errors import ConfigError
-    from har_edge.planning.profile import cached_profiles, load_profile
+    from har_edge.planner.profile import cached_profiles, load_profile
 
     if path is not None:
         profile = load_profile(path, delegate)

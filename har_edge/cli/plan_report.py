@@ -12,7 +12,7 @@ from rich.text import Text
 
 from har_edge.cli.console import first_fit, make_console, say
 from har_edge.cli.figures import bar
-from har_edge.planning.plan import Alternative, Objective, Plan, PlannedStage
+from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage
 from har_edge.units import duration, size
 
 _REPLICAS = (

@@ -13,7 +13,7 @@ from har_edge.cli.console import follow
 
 if TYPE_CHECKING:
     from har_edge.messaging.bus import Bus
-    from har_edge.planning.profile import LinkCost, MessageCost, Profile
+    from har_edge.planner.profile import LinkCost, MessageCost, Profile
     from har_edge.tflite.model import Model
 
 HELP = "measure time, memory, messages and link of a model on this device"
@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure, keep and print a profile."""
     options.one_thread()
     from har_edge.cli.profile_report import print_profile
+    from har_edge.config.catalog import find_model
     from har_edge.inference.observe import open_model
-    from har_edge.planning.catalog import find_model
-    from har_edge.planning.profile import load_profile, profile_path, store_profile
+    from har_edge.planner.profile import load_profile, profile_path, store_profile
 
     device = device_name(args.device)
     model = open_model(find_model(args.model).path, args.delegate)
@@ -77,7 +77,7 @@ def _measure(model: Model, device: str, args: argparse.Namespace, remarks: list[
     import msgspec
 
     from har_edge.nodes.profiling import make_profile, measure_memory, time_model
-    from har_edge.planning.profile import cached_profiles
+    from har_edge.planner.profile import cached_profiles
 
     others = [
         profile
@@ -124,10 +124,10 @@ def _bus(args: argparse.Namespace, device: str) -> Iterator[tuple[Bus, str]]:
     import secrets
     import tempfile
 
+    from har_edge.config.pipeline import BrokerConfig
     from har_edge.messaging.broker import start_mosquitto
     from har_edge.messaging.bus import Session
     from har_edge.messaging.mqtt import Client, Protocol, open_bus
-    from har_edge.planning.pipeline import BrokerConfig
     from har_edge.resources import find_folder
 
     with contextlib.ExitStack() as stack:

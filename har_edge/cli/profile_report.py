@@ -11,7 +11,7 @@ from rich.table import Table
 
 from har_edge.cli.console import first_fit, make_console, say
 from har_edge.cli.figures import bar
-from har_edge.planning.profile import Profile
+from har_edge.planner.profile import Profile
 from har_edge.units import duration, size, speed
 
 _BARS = (24, 12, 6, 0)  # from the widest terminal to the narrowest

@@ -19,12 +19,12 @@ from har_edge.units import plural
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from har_edge.config.pipeline import Pipeline
     from har_edge.messaging.bus import Bus, Session
     from har_edge.nodes.credit import Credit
     from har_edge.nodes.deployment import Deployment
     from har_edge.nodes.loop import Identity, Stop
     from har_edge.nodes.sensor import Sensor, SensorSetup
-    from har_edge.planning.pipeline import Pipeline
 
 # How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
 SESSION_S = 300
@@ -65,11 +65,11 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     """Return the sensor that the options ask for; None where it waited for a plan and was stopped."""
     if args.pipeline is not None:
         return follow(args, stop)
+    from har_edge.config.pipeline import check_batch
     from har_edge.nodes.build import build_sensor, override, topics_of
     from har_edge.nodes.credit import Untracked
     from har_edge.nodes.outbox import Outbox
     from har_edge.nodes.resend import Resend
-    from har_edge.planning.pipeline import check_batch
 
     pipeline = options.load_source(args)
     check_batch(pipeline, args.batch)
@@ -124,13 +124,13 @@ def overtaken(source: str, identity: Identity) -> int:
 
 def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
     """Wait for the plan, fetch what it names, and return the sensor that follows it."""
+    from har_edge.config.pipeline import check_batch
     from har_edge.messaging.topics import Topics
     from har_edge.nodes.build import build_sensor
     from har_edge.nodes.course import Course
     from har_edge.nodes.outbox import Outbox
     from har_edge.nodes.outfit import Outfitter
     from har_edge.nodes.store import Store, default_folder
-    from har_edge.planning.pipeline import check_batch
 
     if args.reducer is not None:
         raise ConfigError("--reducer came with --pipeline; expected without: the plan says how windows are reduced")

@@ -67,7 +67,7 @@ def _is_name(role: str, option: str, text: str) -> bool:
     if option == "live":
         return text == "-"
     if option == "model":
-        from har_edge.planning.catalog import load_catalog
+        from har_edge.config.catalog import load_catalog
 
         return not Path(text).exists() and text in {entry.name for entry in load_catalog().models}
     if role == "broker" and option == "config":

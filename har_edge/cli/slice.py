@@ -14,9 +14,9 @@ from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from har_edge.cli.slice_report import Report
+    from har_edge.config.catalog import FoundModel
+    from har_edge.config.task import Task
     from har_edge.nodes.verify import CutCheck
-    from har_edge.planning.catalog import FoundModel
-    from har_edge.planning.task import Task
     from har_edge.tflite.cuts import Cut
     from har_edge.tflite.model import Model
     from har_edge.tflite.slices import Slice
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     if args.slices is not None:
         return _prove_folder(args)  # without what cutting needs: the TFLite schema is not on every device
     from har_edge.cli import slice_report
+    from har_edge.config.catalog import find_model
     from har_edge.inference.observe import open_model
     from har_edge.nodes.cutting import read_companions
-    from har_edge.planning.catalog import find_model
     from har_edge.tflite.cuts import list_cuts
     from har_edge.tflite.folder import check_folder
     from har_edge.tflite.slices import slice_model
@@ -120,7 +120,7 @@ def _write(
     predicted: Sequence[float],
 ) -> None:
     """Write slices, manifest and, unless a person's own is there, the pipeline file and what it needs beside it."""
-    from har_edge.planning.pipeline import DEFAULT_NAME, epoch_of, keeps, write_pipeline
+    from har_edge.config.pipeline import DEFAULT_NAME, epoch_of, keeps, write_pipeline
     from har_edge.tflite.folder import outline, write_folder
 
     out: Path = args.out
@@ -170,9 +170,9 @@ def _prove_folder(args: argparse.Namespace) -> int:
     """Compare the slices of a folder with the whole model on the runtime here; 1 when a bit differs."""
     import json
 
+    from har_edge.config.catalog import find_model
     from har_edge.inference.proof import prove_folder
     from har_edge.inference.wheels import installed
-    from har_edge.planning.catalog import find_model
 
     found = find_model(args.model)
     proof = prove_folder(found.path, args.slices, threads=args.threads, delegate=args.delegate or _told(args.slices))
@@ -190,7 +190,7 @@ def _told(folder: Path) -> str | None:
     """Return the delegate that the pipeline file of a folder names; None where it names none."""
     import msgspec
 
-    from har_edge.planning.pipeline import FILE_NAME, load_pipeline
+    from har_edge.config.pipeline import FILE_NAME, load_pipeline
 
     if not (folder / FILE_NAME).is_file():
         return None

@@ -57,6 +57,7 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
 
     import msgspec
 
+    from har_edge.config.pipeline import load_pipeline
     from har_edge.messaging.bus import Session
     from har_edge.messaging.topics import Topics
     from har_edge.nodes.build import topics_of
@@ -64,7 +65,6 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
     from har_edge.nodes.sight.observe import Observer
     from har_edge.nodes.sight.trial import Trial, obstacle
     from har_edge.nodes.store import Store, default_folder
-    from har_edge.planning.pipeline import load_pipeline
 
     pipeline = load_pipeline(args.config) if args.config is not None else None
     topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)

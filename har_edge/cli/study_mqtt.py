@@ -11,6 +11,8 @@ import msgspec
 
 from har_edge.cli.options import chosen_client
 from har_edge.cli.whole import open_whole, start_nodes
+from har_edge.config.catalog import FoundModel
+from har_edge.config.task import Task
 from har_edge.data.grouping import regroup, regroup_recording
 from har_edge.errors import ModelError
 from har_edge.evaluation.cell import Deployed, Job
@@ -21,8 +23,6 @@ from har_edge.evaluation.store import MODEL, Store
 from har_edge.evaluation.traffic import encode_window, measure_traffic
 from har_edge.messaging.mqtt import Client
 from har_edge.nodes.build import topics_of
-from har_edge.planning.catalog import FoundModel
-from har_edge.planning.task import Task
 
 if TYPE_CHECKING:
     from har_edge.evaluation.work import Setting

@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
 
     check_libraries(args.reducer or "none")
     require_tensorflow()
+    from har_edge.config.catalog import merge_catalog, store_catalog
     from har_edge.data.description import load_description
-    from har_edge.planning.catalog import merge_catalog, store_catalog
     from har_edge.training.fit import Recipe
     from har_edge.training.run import Workshop
 

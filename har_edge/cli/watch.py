@@ -14,13 +14,13 @@ from har_edge.cli.console import say
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from har_edge.config.task import Task
     from har_edge.messaging.bus import Bus, Delivery
     from har_edge.messaging.topics import Topics
     from har_edge.nodes.absent import Absent
     from har_edge.nodes.account import Account
     from har_edge.nodes.local import Arrival
     from har_edge.nodes.loop import Stop
-    from har_edge.planning.task import Task
 
 HELP = "show the results as they come"
 # How long the broker keeps results for a watcher that lost the connection.

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from har_edge.cli import options
 
 if TYPE_CHECKING:
+    from har_edge.config.catalog import FoundModel
+    from har_edge.config.task import Task
     from har_edge.messaging.broker import RunningBroker
     from har_edge.nodes.local import LocalPipeline
-    from har_edge.planning.catalog import FoundModel
-    from har_edge.planning.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ def open_whole(
     delegate: str | None = None,
 ) -> Iterator[Whole]:
     """Start a broker (unless --broker names one), cut the model, connect; on exit stop everything that was started."""
+    from har_edge.config.pipeline import BrokerConfig
     from har_edge.messaging.bus import Session
     from har_edge.nodes.cutting import prepare
     from har_edge.nodes.local import LocalPipeline
-    from har_edge.planning.pipeline import BrokerConfig
 
     with contextlib.ExitStack() as stack:
         # Else SIGTERM ends this process alone, and leaves broker, stages and sensors behind.
@@ -90,8 +90,8 @@ def start_nodes(
     batch: int = 1,
 ) -> None:
     """Start the stages, wait until they are ready, then one sensor a source, or one of all where these are grouped."""
+    from har_edge.config.pipeline import check_batch
     from har_edge.messaging.topics import ALL_SOURCES
-    from har_edge.planning.pipeline import check_batch
 
     check_batch(whole.local.pipeline, batch)
     sensor = ["--no-notice", "--subjects", ",".join(names), "--speed", "max" if speed is None else str(speed)]

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.config.task import Task
 from har_edge.data.recording import Recording, Window
 from har_edge.data.windows import windows
 from har_edge.evaluation.prediction import Prediction
 from har_edge.extras import require
-from har_edge.planning.task import Task
 
 METHOD = "extra-trees on hand-made features"
 TREES = 300

@@ -12,6 +12,7 @@ import numpy as np
 
 from har_edge.codecs.catalog import make_reducer
 from har_edge.codecs.reducer import Reducer
+from har_edge.config.task import Task
 from har_edge.data.recording import Window
 from har_edge.errors import ModelError
 from har_edge.evaluation.metrics import confusion_matrix
@@ -21,7 +22,6 @@ from har_edge.evaluation.study import Design, System
 from har_edge.evaluation.traffic import Encoded, Traffic, code_bytes, encode_window, measure_traffic
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.interpreter import Interpreter
-from har_edge.planning.task import Task
 
 # Rows are the truth, columns the answers.
 Counts = list[list[int]]

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from har_edge.config.task import Task
 from har_edge.data.recording import Recording
 from har_edge.errors import ConfigError
 from har_edge.evaluation.prediction import Classifier, predict_recordings
 from har_edge.evaluation.report import score
-from har_edge.planning.task import Task
 
 
 class WithoutSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

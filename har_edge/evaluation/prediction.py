@@ -12,6 +12,8 @@ import numpy.typing as npt
 from har_edge.codecs.catalog import make_reducer
 from har_edge.codecs.files import NO_FILES, Files
 from har_edge.codecs.packing import pack
+from har_edge.config.answer import INDICES, read_answers
+from har_edge.config.task import Task
 from har_edge.data.recording import Recording, Window
 from har_edge.data.windows import windows
 from har_edge.errors import MessageError, ModelError
@@ -19,8 +21,6 @@ from har_edge.inference.absent import absent
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
 from har_edge.inference.saturation import Saturation, range_of, range_taken
-from har_edge.planning.answer import INDICES, read_answers
-from har_edge.planning.task import Task
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import msgspec
 
+from har_edge.config.catalog import FoundModel, SplitScore
+from har_edge.config.task import Task
 from har_edge.data.recording import Recording
 from har_edge.errors import ConfigError, DataError
 from har_edge.evaluation.comparison import Comparison
 from har_edge.evaluation.metrics import confusion_matrix, count_classes, rank_of
 from har_edge.evaluation.prediction import Prediction
 from har_edge.inference.saturation import Saturation
-from har_edge.planning.catalog import FoundModel, SplitScore
-from har_edge.planning.task import Task
 
 
 class GroupScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,11 +17,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from har_edge.config.task import Task
 from har_edge.data.recording import Recording
 from har_edge.errors import ModelError
 from har_edge.evaluation.cell import Cell
 from har_edge.evaluation.study import System
-from har_edge.planning.task import Task
 
 MODEL = "model.tflite"
 _CARD = "system.json"

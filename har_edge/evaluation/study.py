@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from har_edge.config.task import Task
 from har_edge.data.recording import Recording, Window
 from har_edge.data.windows import windows
-from har_edge.planning.task import Task
 
 # A window of a recording: the name of its stream and its first row.
 WindowKey = tuple[str, int]

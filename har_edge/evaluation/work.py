@@ -10,6 +10,7 @@ from pathlib import Path
 
 from har_edge import __version__
 from har_edge.codecs.catalog import make_reducer
+from har_edge.config.task import with_reducers
 from har_edge.data.description import StreamDescription
 from har_edge.data.grouping import regroup, regroup_recording
 from har_edge.data.recording import Recording
@@ -26,7 +27,6 @@ from har_edge.evaluation.cell import (
 )
 from har_edge.evaluation.store import Store, digest, fingerprint_of
 from har_edge.evaluation.study import NO_REDUCTION, Design, System, Trainer
-from har_edge.planning.task import with_reducers
 
 # To be raised when the cells and systems of before are no longer right.
 FORMAT = 2

@@ -20,9 +20,9 @@ from har_edge.messaging.address import read_address
 from har_edge.messaging.bus import Session
 from har_edge.messaging.mqtt import open_bus
 from har_edge.nodes.profiling import find_work, make_profile, measure_messages, time_model
-from har_edge.planning.devices import DeviceEntry, DevicesFile, Sensors, make_devices
-from har_edge.planning.plan import Objective, Plan, make_plan, make_scene
-from har_edge.planning.profile import Profile, load_profile, store_profile
+from har_edge.planner.devices import DeviceEntry, DevicesFile, Sensors, make_devices
+from har_edge.planner.plan import Objective, Plan, make_plan, make_scene
+from har_edge.planner.profile import Profile, load_profile, store_profile
 from har_edge.tflite.model import Model
 
 # Of what a link of Ethernet carries, TCP's part: 1448 of 1514 bytes.

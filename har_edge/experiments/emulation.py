@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from har_edge.codecs.reducer import Code
+from har_edge.config.pipeline import Pipeline
 from har_edge.emulation.testbed import Testbed
 from har_edge.errors import BrokerError, MessageError, NodeError
 from har_edge.messaging import wire
@@ -23,7 +24,6 @@ from har_edge.messaging.status import UNREADABLE, State, decode_status
 from har_edge.messaging.topics import ALL_SOURCES, RETAINED, Kind, Topics
 from har_edge.nodes.build import source_ids, topics_of
 from har_edge.nodes.sink import Sink
-from har_edge.planning.pipeline import Pipeline
 
 READY_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0

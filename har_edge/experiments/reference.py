@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from har_edge.config.catalog import VERSION, Catalog, find_model, store_catalog
+from har_edge.config.pipeline import Pipeline
 from har_edge.data.files import read_recordings
 from har_edge.data.live import LiveStream, lay_out
 from har_edge.data.recording import Recording, Window
@@ -20,8 +22,6 @@ from har_edge.evaluation.prediction import Classifier
 from har_edge.experiments.load import Answers
 from har_edge.inference.interpreter import Interpreter
 from har_edge.nodes.cutting import prepare
-from har_edge.planning.catalog import VERSION, Catalog, find_model, store_catalog
-from har_edge.planning.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,14 @@ import numpy as np
 from har_edge.codecs.packing import pack
 from har_edge.codecs.quantize import METHOD_OF
 from har_edge.codecs.reducer import Code
+from har_edge.config.catalog import find_model
+from har_edge.config.pipeline import Pipeline
+from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.messaging.topics import ALL_SOURCES
 from har_edge.nodes.build import reducer_of
 from har_edge.nodes.cutting import prepare
-from har_edge.planning.catalog import find_model
-from har_edge.planning.pipeline import Pipeline
-from har_edge.planning.task import SourceInput, StreamTask, Task
 
 SOURCE = ALL_SOURCES
 DESCRIPTION = "images.toml"

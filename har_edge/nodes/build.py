@@ -17,6 +17,10 @@ import numpy as np
 from har_edge.codecs.catalog import make_reducer
 from har_edge.codecs.files import Files
 from har_edge.codecs.reducer import Reducer
+from har_edge.config.pipeline import Pipeline, PipelineConfig
+from har_edge.config.state import starts_fresh
+from har_edge.config.task import Task, with_reducers
+from har_edge.config.wiring import Wiring
 from har_edge.data.recording import Recording
 from har_edge.data.replay import replay
 from har_edge.data.windows import windows
@@ -29,10 +33,6 @@ from har_edge.messaging.topics import Topics
 from har_edge.nodes.pace import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.stage import Stage, StageSetup
-from har_edge.planning.pipeline import Pipeline, PipelineConfig
-from har_edge.planning.state import starts_fresh
-from har_edge.planning.task import Task, with_reducers
-from har_edge.planning.wiring import Wiring
 from har_edge.tflite.manifest import QUANTISED
 
 if TYPE_CHECKING:

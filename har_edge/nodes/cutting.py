@@ -9,6 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from har_edge.codecs.spec import file_names
+from har_edge.config.pipeline import FILE_NAME, BrokerConfig, Pipeline, load_pipeline, write_pipeline
+from har_edge.config.state import starts_fresh
+from har_edge.config.task import Task, describe, find_description, with_hashes, with_reducers
 from har_edge.data.description import load_description
 from har_edge.data.grouping import regroup
 from har_edge.errors import ConfigError
@@ -26,13 +29,10 @@ from har_edge.inference.measure import (
 )
 from har_edge.inference.observe import open_model
 from har_edge.nodes.build import open_reducer
-from har_edge.planning.devices import Device, Kind, Sensors
-from har_edge.planning.partition import balance
-from har_edge.planning.pipeline import FILE_NAME, BrokerConfig, Pipeline, load_pipeline, write_pipeline
-from har_edge.planning.plan import Objective, make_plan, make_scene
-from har_edge.planning.profile import SegmentCost
-from har_edge.planning.state import starts_fresh
-from har_edge.planning.task import Task, describe, find_description, with_hashes, with_reducers
+from har_edge.planner.devices import Device, Kind, Sensors
+from har_edge.planner.partition import balance
+from har_edge.planner.plan import Objective, make_plan, make_scene
+from har_edge.planner.profile import SegmentCost
 from har_edge.tflite.folder import write_folder
 from har_edge.tflite.manifest import NEWEST_WIRE
 from har_edge.tflite.model import Model

@@ -13,9 +13,9 @@ from enum import Enum
 
 import msgspec
 
+from har_edge.config.pipeline import PipelineConfig
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.messaging.topics import is_id
-from har_edge.planning.pipeline import PipelineConfig
 from har_edge.tflite.manifest import SliceManifest, find_flaw
 
 VERSION = 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from har_edge.config.pipeline import Pipeline
 from har_edge.errors import BrokerError, HarEdgeError, MessageError, NodeError
 from har_edge.messaging.bus import Bus
 from har_edge.messaging.guardian import Guardian
@@ -22,7 +23,6 @@ from har_edge.nodes.account import Account
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.results import Result
 from har_edge.nodes.sink import Sink
-from har_edge.planning.pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
 READY_TIMEOUT_S = 30.0

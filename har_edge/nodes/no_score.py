@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.config.wiring import Wiring
 from har_edge.errors import MessageError
-from har_edge.planning.wiring import Wiring
 
 
 class NoScore(MessageError):

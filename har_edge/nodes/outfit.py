@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from har_edge.config.pipeline import BrokerConfig, Pipeline
 from har_edge.errors import NodeError
 from har_edge.inference.codecs import MAX_FILE_BYTES
 from har_edge.messaging.bus import Bus, Session
@@ -18,7 +19,6 @@ from har_edge.nodes.deployment import MAX_BYTES, Deployment
 from har_edge.nodes.follow import await_deployment, files_of, materialise
 from har_edge.nodes.sensor import SensorSetup
 from har_edge.nodes.store import Store
-from har_edge.planning.pipeline import BrokerConfig, Pipeline
 
 Connect = Callable[[Session], Bus]
 

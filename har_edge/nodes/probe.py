@@ -7,10 +7,10 @@ import dataclasses
 import msgspec
 import numpy as np
 
+from har_edge.config.pipeline import Pipeline
 from har_edge.data.recording import Window
 from har_edge.messaging.bus import Outgoing
 from har_edge.nodes.build import build_sensor
-from har_edge.planning.pipeline import Pipeline
 
 
 def probe(pipeline: Pipeline, epoch: int, stream: str, now: float) -> list[Outgoing]:

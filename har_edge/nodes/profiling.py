@@ -16,6 +16,8 @@ from statistics import median
 import msgspec
 import numpy as np
 
+from har_edge.config.task import StreamTask, Task
+from har_edge.config.wiring import Wiring
 from har_edge.errors import BrokerError, MessageError, ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.load_check import default_check
@@ -37,11 +39,9 @@ from har_edge.messaging.topics import Topics
 from har_edge.nodes import resident
 from har_edge.nodes.loop import StageLoop, Stop
 from har_edge.nodes.stage import Array, Run, Stage, StageSetup
-from har_edge.planning.layout import tensor_bytes
-from har_edge.planning.profile import VERSION, LinkCost, MemoryCost, MessageCost, Profile
-from har_edge.planning.regression import segment_costs
-from har_edge.planning.task import StreamTask, Task
-from har_edge.planning.wiring import Wiring
+from har_edge.planner.layout import tensor_bytes
+from har_edge.planner.profile import VERSION, LinkCost, MemoryCost, MessageCost, Profile
+from har_edge.planner.regression import segment_costs
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 from har_edge.tflite.model import Model
 from har_edge.tflite.slices import slice_model, write_slice, write_whole

@@ -13,6 +13,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.config.answer import read_answers
+from har_edge.config.task import Task
+from har_edge.config.wiring import Wiring
 from har_edge.errors import MessageError
 from har_edge.inference.absent import absent
 from har_edge.inference.saturation import Saturation, totals
@@ -26,9 +29,6 @@ from har_edge.nodes.no_score import NoScore, check_scores, explain
 from har_edge.nodes.recall import Made, Output, Recall
 from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.room import Room
-from har_edge.planning.answer import read_answers
-from har_edge.planning.task import Task
-from har_edge.planning.wiring import Wiring
 
 if TYPE_CHECKING:
     from har_edge.inference.feed import Feed

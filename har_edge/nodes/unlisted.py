@@ -8,10 +8,10 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.data.description import MAX_LABELS, StreamDescription
 from har_edge.errors import ConfigError
 from har_edge.files import read_regular
-from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.tflite.manifest import TensorSpec
 from har_edge.tflite.model import Model, Tensor
 from har_edge.tflite.slices import slice_model

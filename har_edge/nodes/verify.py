@@ -8,6 +8,9 @@ from functools import partial
 
 import numpy as np
 
+from har_edge.config.pipeline import MQTT_MAX_BYTES
+from har_edge.config.task import SourceInput, StreamTask, Task
+from har_edge.config.wiring import Wiring, find_wiring, is_batched
 from har_edge.errors import HarEdgeError, MessageError, ModelError
 from har_edge.inference.interpreter import Array, Delegate, Interpreter
 from har_edge.inference.sampling import sample
@@ -15,9 +18,6 @@ from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery, Outgoing
 from har_edge.messaging.topics import ALL_SOURCES, Topics
 from har_edge.nodes.stage import Stage, StageSetup
-from har_edge.planning.pipeline import MQTT_MAX_BYTES
-from har_edge.planning.task import SourceInput, StreamTask, Task
-from har_edge.planning.wiring import Wiring, find_wiring, is_batched
 from har_edge.tflite.folder import outline
 from har_edge.tflite.manifest import NEWEST_WIRE, SliceManifest
 from har_edge.tflite.model import Model

@@ -14,10 +14,10 @@ from har_edge.codecs.catalog import make_reducer
 from har_edge.codecs.pca import Basis
 from har_edge.codecs.reducer import Reducer
 from har_edge.codecs.spec import Part, parse_spec
+from har_edge.config.task import SourceInput
 from har_edge.data.recording import Samples
 from har_edge.errors import ConfigError
 from har_edge.inference.codecs import TfliteCodec
-from har_edge.planning.task import SourceInput
 from har_edge.training.autoencoder import AutoencoderRecipe, fit_autoencoders
 
 # Levels of a code to each side of zero, and the share of training coordinates that keep to them.

@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from har_edge import __version__
 from har_edge.codecs.spec import parse_spec
+from har_edge.config.catalog import BaselineScore, ModelEntry, SplitScore
+from har_edge.config.task import Task
 from har_edge.data.description import StreamDescription
 from har_edge.data.grouping import regroup, regroup_recording
 from har_edge.data.recording import Recording
@@ -23,8 +25,6 @@ from har_edge.evaluation.prediction import Classifier, predict_recordings
 from har_edge.evaluation.report import Scores, score, scored
 from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream, System, Training
 from har_edge.inference.interpreter import Interpreter, Port
-from har_edge.planning.catalog import BaselineScore, ModelEntry, SplitScore
-from har_edge.planning.task import Task
 from har_edge.tflite.manifest import TensorSpec
 from har_edge.training.codec import MadeFiles
 from har_edge.training.fit import Recipe

@@ -10,6 +10,7 @@ import numpy as np
 
 from har_edge.codecs.reducer import Reducer
 from har_edge.codecs.spec import Part, parse_spec
+from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.data.description import StreamDescription
 from har_edge.data.grouping import regroup
 from har_edge.data.recording import Samples
@@ -17,7 +18,6 @@ from har_edge.data.windows import default_window
 from har_edge.errors import ConfigError
 from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream, System, Training
 from har_edge.inference.interpreter import Interpreter, Port
-from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.training.augmentation import Augmenter
 from har_edge.training.autoencoder import AutoencoderRecipe
 from har_edge.training.bottleneck import (

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 @pytest.fixture(scope="session")
 def slices(tmp_path_factory):
     """The shipped int8 model in three slices; sources enter in the first two, the third takes what both made."""
+    from har_edge.config.catalog import find_model
     from har_edge.nodes.cutting import prepare
-    from har_edge.planning.catalog import find_model
 
     found = find_model("int8")
     folder = tmp_path_factory.mktemp("slices")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.messaging.address import Address
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.mqtt import Client, open_bus
@@ -21,7 +22,6 @@ from har_edge.messaging.topics import Kind
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.results import Result
 from har_edge.nodes.sink import Sink
-from har_edge.planning.pipeline import Pipeline, load_pipeline
 
 TIMEOUT_S = 60.0
 _numbers = itertools.count()

@@ -21,8 +21,8 @@ from har_edge.cli.repeats import start
 from har_edge.nodes.local import Arrival
 from har_edge.nodes.results import Result
 from har_edge.nodes.sight.reception import Finding, Verdict
-from har_edge.planning.plan import Alternative, Objective, Plan, PlannedStage
-from har_edge.planning.profile import Profile, SegmentCost, Work
+from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage
+from har_edge.planner.profile import Profile, SegmentCost, Work
 
 COLUMNS = 80
 CLASSES = [

@@ -12,9 +12,9 @@ import pytest
 
 from har_edge.cli.evaluate_report import _classes
 from har_edge.cli.main import main
+from har_edge.config.catalog import find_model
 from har_edge.evaluation import prediction
 from har_edge.evaluation.report import ClassRow
-from har_edge.planning.catalog import find_model
 from har_edge.resources import find_folder
 from har_edge.tflite.folder import write_folder
 from har_edge.tflite.model import read_model

@@ -13,6 +13,8 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cli.status_report import draw
+from har_edge.config.catalog import find_model
+from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.messaging.bus import Delivery
 from har_edge.messaging.status import NodeStatus, SliceCard, State, StreamCount, encode_status
 from har_edge.nodes.build import topics_of
@@ -22,8 +24,6 @@ from har_edge.nodes.sight.fixed import QUIET_S, FixedObserver
 from har_edge.nodes.sight.observe import Observer
 from har_edge.nodes.sight.snapshot import ProbeView, Snapshot
 from har_edge.nodes.sight.trace import holder
-from har_edge.planning.catalog import find_model
-from har_edge.planning.pipeline import Pipeline, load_pipeline
 from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet
 from tests.cli.test_eighty_columns import fits, lines_of

@@ -14,6 +14,7 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cli.node import host_name
+from har_edge.config.catalog import find_model
 from har_edge.messaging.broker import Mosquitto, start_mosquitto
 from har_edge.messaging.bus import Session
 from har_edge.messaging.status import (
@@ -31,7 +32,6 @@ from har_edge.nodes.blobs import parcel
 from har_edge.nodes.coordination.coordinator import NAME
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
-from har_edge.planning.catalog import find_model
 from har_edge.resources import find_folder
 from har_edge.tflite.model import read_model
 from tests.cli.fleet import Fleet, Running, environment

@@ -9,9 +9,9 @@ import pytest
 
 from har_edge.cli import options, values
 from har_edge.cli.main import main
+from har_edge.config.pipeline import BrokerConfig
 from har_edge.errors import ConfigError
 from har_edge.messaging.address import read_address
-from har_edge.planning.pipeline import BrokerConfig
 
 
 def parse(*words: str) -> argparse.Namespace:

@@ -12,8 +12,8 @@ import pytest
 from har_edge.cli.figures import bar
 from har_edge.cli.main import main
 from har_edge.messaging.broker import Mosquitto
-from har_edge.planning.plan import Plan
-from har_edge.planning.profile import MessageCost, Profile, load_profile, profile_path, store_profile
+from har_edge.planner.plan import Plan
+from har_edge.planner.profile import MessageCost, Profile, load_profile, profile_path, store_profile
 from har_edge.tflite.model import read_model
 from har_edge.units import duration, size
 from tests.tflite import models
@@ -107,7 +107,7 @@ def test_estimates_are_marked(run: Run, model: Path, profile: Path) -> None:
     path = profile_path("here", read_model(model).sha256, 1)
     kept = load_profile(path)
     part = msgspec.structs.replace(kept.segments[1], measured=False)
-    from har_edge.planning.profile import Fit
+    from har_edge.planner.profile import Fit
 
     store_profile(
         msgspec.structs.replace(kept, segments=(kept.segments[0], part, *kept.segments[2:]), fit=Fit(4, 0.2)), path

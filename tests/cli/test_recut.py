@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from har_edge.config.catalog import find_model
+from har_edge.config.pipeline import load_pipeline
 from har_edge.messaging.bus import Bus, Receipt, Session
 from har_edge.messaging.status import State
 from har_edge.nodes.cutting import prepare
-from har_edge.planning.catalog import find_model
-from har_edge.planning.pipeline import load_pipeline
 from tests.cli.fleet import Fleet
 
 LOAD = ("--subjects", "1,2", "--windows", "10", "--speed", "max")

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from har_edge.cli.main import main
-from har_edge.planning.catalog import Catalog, load_catalog, store_catalog
-from har_edge.planning.pipeline import load_pipeline
-from har_edge.planning.task import SourceInput, StreamTask, Task
+from har_edge.config.catalog import Catalog, load_catalog, store_catalog
+from har_edge.config.pipeline import load_pipeline
+from har_edge.config.task import SourceInput, StreamTask, Task
 from tests.tflite import models
 
 DATA = Path(__file__).parents[2] / "data"

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from har_edge.cli.main import main
+from har_edge.config.pipeline import load_pipeline, write_pipeline
+from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.inference.interpreter import load_slice
-from har_edge.planning.pipeline import load_pipeline, write_pipeline
-from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.tflite.manifest import load_manifest
 from tests.tflite import models
 

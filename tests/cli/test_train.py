@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from har_edge.cli.main import main
-from har_edge.planning.catalog import find_model, load_catalog
+from har_edge.config.catalog import find_model, load_catalog
 
 FANS = """
 name = "fans"

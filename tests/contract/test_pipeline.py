@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench.launchers import Kind, Launched
+from har_edge.config.catalog import find_model
 from har_edge.messaging.embedded import EmbeddedBroker
 from har_edge.nodes.cutting import prepare
-from har_edge.planning.catalog import find_model
 from tests.cli.fleet import Fleet
 
 WINDOWS = 40

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from har_edge.config.catalog import find_model
 from har_edge.data.files import read_recordings
 from har_edge.data.synthetic import SUBJECTS, synthesize
 from har_edge.data.windows import windows
 from har_edge.errors import ConfigError
 from har_edge.evaluation.prediction import Classifier
 from har_edge.inference.interpreter import Interpreter
-from har_edge.planning.catalog import find_model
 
 
 def everything(recording):

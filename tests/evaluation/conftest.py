@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from har_edge.config.catalog import FoundModel, ModelEntry, find_model
 from har_edge.data.recording import Recording
 from har_edge.data.synthetic import synthesize
 from har_edge.evaluation.prediction import Classifier, Prediction, predict_recordings
 from har_edge.inference.interpreter import Interpreter
-from har_edge.planning.catalog import FoundModel, ModelEntry, find_model
 
 
 @pytest.fixture(scope="session")

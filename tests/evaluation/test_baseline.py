@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("sklearn")
 
+from har_edge.config.catalog import ModelEntry
 from har_edge.data.recording import Recording
 from har_edge.data.windows import windows
 from har_edge.evaluation.baseline import features, predict_baseline
 from har_edge.evaluation.report import score
-from har_edge.planning.catalog import ModelEntry
 
 
 def test_features_are_finite_even_of_silence(recordings: list[Recording]) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from har_edge.cli import console
 from har_edge.cli.evaluate_report import MAX_CLASSES, format_evaluation
+from har_edge.config.catalog import FoundModel
+from har_edge.config.task import StreamTask, Task
 from har_edge.errors import ConfigError
 from har_edge.evaluation.metrics import (
     accuracy,
@@ -22,8 +24,6 @@ from har_edge.evaluation.metrics import (
 )  # fmt: skip
 from har_edge.evaluation.prediction import Prediction
 from har_edge.evaluation.report import evaluate, score
-from har_edge.planning.catalog import FoundModel
-from har_edge.planning.task import StreamTask, Task
 
 CLASSES = 1001
 LABELS = [f"class {number}" for number in range(CLASSES)]

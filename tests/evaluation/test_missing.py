@@ -6,13 +6,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.config.catalog import FoundModel, ModelEntry, find_model
 from har_edge.data.recording import Recording
 from har_edge.data.windows import windows
 from har_edge.errors import ConfigError
 from har_edge.evaluation.missing import score_without_each
 from har_edge.evaluation.prediction import Classifier, Prediction
 from har_edge.inference.interpreter import Interpreter
-from har_edge.planning.catalog import FoundModel, ModelEntry, find_model
 
 
 @pytest.mark.parametrize("model", ["int8", "float"])

@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.config.catalog import FoundModel, ModelEntry
+from har_edge.config.task import SourceInput, StateRule, StreamTask, Task
 from har_edge.data.recording import Recording
 from har_edge.data.windows import windows
 from har_edge.errors import ConfigError, CutError, ModelError
@@ -20,8 +22,6 @@ from har_edge.evaluation.composition import Composition, cut_composition, load_c
 from har_edge.evaluation.prediction import Classifier, Prediction, predict_recordings
 from har_edge.evaluation.report import evaluate, score, write_evaluation
 from har_edge.inference.interpreter import Interpreter, Port
-from har_edge.planning.catalog import FoundModel, ModelEntry
-from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task
 from har_edge.tflite.folder import write_folder
 from har_edge.tflite.model import read_model
 from har_edge.tflite.slices import slice_model

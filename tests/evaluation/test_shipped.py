@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from har_edge.config.catalog import find_model, load_catalog
 from har_edge.data.description import load_description
 from har_edge.data.files import read_recordings
 from har_edge.data.recording import Recording, Window
@@ -15,7 +16,6 @@ from har_edge.evaluation.prediction import Classifier, Prediction, predict_recor
 from har_edge.evaluation.report import score
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.interpreter import Interpreter
-from har_edge.planning.catalog import find_model, load_catalog
 from har_edge.tflite.manifest import TensorSpec
 
 KINDS = ("float", "int8", "bottleneck", "decimate-q8-zlib-restore")

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.config.task import Task, with_reducers
 from har_edge.data.description import load_description
 from har_edge.data.recording import Recording
 from har_edge.data.synthetic import synthesize
@@ -26,7 +27,6 @@ from har_edge.evaluation.rows import Row, Tally
 from har_edge.evaluation.store import Store, fingerprint
 from har_edge.evaluation.study import Design, Downstream, System
 from har_edge.evaluation.work import Setting
-from har_edge.planning.task import Task, with_reducers
 from tests.evaluation.trainer import BROKEN, FATAL, REFUSED, MeansTrainer
 
 LENGTH, HOP = 250, 125

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.codecs.catalog import make_reducer
+from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.data.description import StreamDescription
 from har_edge.errors import ConfigError
 from har_edge.evaluation.study import Design, Downstream, System, Training
-from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.tflite.schema import tflite
 from tests.tflite.models import Draft, GraphDraft
 

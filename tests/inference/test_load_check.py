@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from har_edge.config.catalog import find_model
 from har_edge.errors import ModelError
 from har_edge.inference import load_check, load_check_child
 from har_edge.inference.interpreter import Delegate, Interpreter, load_slice
 from har_edge.inference.load_check import FILE_NAME, LoadCheck, default_folder
-from har_edge.planning.catalog import find_model
 from tests.tflite import models
 
 GOOD = models.chain()

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from har_edge.config.catalog import find_model
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.measure import Segment, measure_segments, overhead_s, quickest, segment_bounds, time_whole
-from har_edge.planning.catalog import find_model
 from har_edge.tflite.model import read_model
 from tests.tflite import models
 

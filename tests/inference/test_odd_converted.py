@@ -12,12 +12,12 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = pytest.importorskip("tensorflow")
 
+from har_edge.config.wiring import is_batched  # noqa: E402
 from har_edge.inference.interpreter import Interpreter  # noqa: E402
 from har_edge.inference.measure import segment_bounds  # noqa: E402
 from har_edge.inference.observe import open_model  # noqa: E402
 from har_edge.inference.sampling import sample  # noqa: E402
 from har_edge.nodes.verify import check_cuts  # noqa: E402
-from har_edge.planning.wiring import is_batched  # noqa: E402
 from har_edge.tflite.cuts import list_cuts, spec  # noqa: E402
 from har_edge.tflite.slices import write_whole  # noqa: E402
 

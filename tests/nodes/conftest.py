@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 @pytest.fixture(scope="session")
 def cut(tmp_path_factory):
     """Return a function that cuts a shipped model and returns its pipeline, once for the same cuts."""
+    from har_edge.config.catalog import find_model
     from har_edge.nodes.cutting import prepare
-    from har_edge.planning.catalog import find_model
 
     known = {}
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from dataclasses import dataclass, field
 
+from har_edge.config.pipeline import PipelineConfig
 from har_edge.errors import ConfigError, MessageError
 from har_edge.messaging.bus import Outgoing, Session, TakenOver, Will
 from har_edge.messaging.memory import MemoryBroker, MemoryBus
@@ -29,8 +30,7 @@ from har_edge.nodes.coordination.replan import Draft, Order, Wish
 from har_edge.nodes.deployment import PROTOCOL, Deployment, Generation, Phase, Placement, decode_deployment
 from har_edge.nodes.loop import Identity
 from har_edge.nodes.results import Result, encode_results
-from har_edge.planning.pipeline import PipelineConfig
-from har_edge.planning.relocate import Forecast
+from har_edge.planner.relocate import Forecast
 from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 from tests.nodes.deployed import TASK
 

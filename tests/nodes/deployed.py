@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.messaging.bus import Delivery
 from har_edge.messaging.status import (
     Beat,
@@ -18,8 +20,6 @@ from har_edge.messaging.status import (
 from har_edge.messaging.topics import Topics
 from har_edge.nodes.deployment import PROTOCOL, VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.nodes.results import Result, encode_results
-from har_edge.planning.pipeline import PipelineConfig
-from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 
 TOPICS = Topics("har", "har")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from har_edge.config.pipeline import Pipeline
 from har_edge.messaging.bus import Session
 from har_edge.messaging.memory import MemoryBroker
 from har_edge.messaging.topics import Topics
@@ -18,7 +19,6 @@ from har_edge.nodes.build import topics_of
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.nodes.device.worker import Aim, Equipment, Post, Worker
 from har_edge.nodes.store import Store
-from har_edge.planning.pipeline import Pipeline
 
 EPOCH = 1000
 TIMEOUT_S = 20.0

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from har_edge.codecs.catalog import make_reducer
+from har_edge.config.pipeline import Pipeline
+from har_edge.config.task import SourceInput, StreamTask, Task
+from har_edge.config.wiring import Wiring
 from har_edge.data.recording import Window
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
@@ -19,9 +22,6 @@ from har_edge.nodes.loop import Sender
 from har_edge.nodes.results import Result, decode_results
 from har_edge.nodes.sink import Sink
 from har_edge.nodes.stage import Stage, StageSetup
-from har_edge.planning.pipeline import Pipeline
-from har_edge.planning.task import SourceInput, StreamTask, Task
-from har_edge.planning.wiring import Wiring
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 
 TOPICS = Topics("har", "test")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from har_edge.config.wiring import Wiring
 from har_edge.nodes.build import RECEIVE_LEAST, RECEIVE_MAX, receive_max
-from har_edge.planning.wiring import Wiring
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 
 

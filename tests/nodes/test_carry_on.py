@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from har_edge.config.catalog import find_model
+from har_edge.config.pipeline import MissingRule
 from har_edge.errors import ModelError
 from har_edge.evaluation.prediction import Classifier
 from har_edge.inference.interpreter import Interpreter
@@ -23,8 +25,6 @@ from har_edge.nodes.build import build_sensor, topics_of
 from har_edge.nodes.join import PASSED_S, REMEMBERED, CarryOn, Join
 from har_edge.nodes.loop import Stop
 from har_edge.nodes.stage import SHELF_S, Stage
-from har_edge.planning.catalog import find_model
-from har_edge.planning.pipeline import MissingRule
 from tests.nodes.rig import LENGTH, TOPICS, Clock, Node, Watcher, part, result_of, samples, small_stage, windows_of
 from tests.nodes.test_loop import ScriptedBus, identity
 from tests.nodes.test_whole import die_unaware

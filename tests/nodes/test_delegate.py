@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from har_edge.config.catalog import find_model
+from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.nodes.agreement import disagreement, way_of
@@ -14,8 +16,6 @@ from har_edge.nodes.build import build_setup, delegated
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.deployment import decode_deployment, encode_deployment
 from har_edge.nodes.neighbours import card_of
-from har_edge.planning.catalog import find_model
-from har_edge.planning.pipeline import Pipeline, load_pipeline
 from tests.nodes.deployed import deployment, generation
 
 

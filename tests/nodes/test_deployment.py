@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
+from har_edge.config.pipeline import PipelineConfig
 from har_edge.errors import MessageError
 from har_edge.nodes.deployment import MAX_REVISION, VERSION, Deployment, decode_deployment, encode_deployment
-from har_edge.planning.pipeline import PipelineConfig
 from tests.nodes.rig import TASK
 
 PLAN = Deployment(VERSION, 1, "author", 1.0, PipelineConfig(TASK))

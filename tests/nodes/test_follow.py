@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.errors import ConfigError, MessageError, NodeError
 from har_edge.messaging.bus import Session
 from har_edge.messaging.memory import MemoryBroker
@@ -19,8 +21,6 @@ from har_edge.nodes.build import build_stage, reducer_of
 from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.nodes.follow import await_deployment, files_of, materialise
 from har_edge.nodes.store import Store
-from har_edge.planning.pipeline import PipelineConfig
-from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 
 DESCRIPTION = b"""

@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.config.pipeline import Pipeline, check_batch, find_batch_problem
+from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.errors import ConfigError
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
@@ -18,8 +20,6 @@ from har_edge.messaging.bus import Delivery
 from har_edge.nodes.build import build_sensor, build_stage
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.results import Result, decode_results
-from har_edge.planning.pipeline import Pipeline, check_batch, find_batch_problem
-from har_edge.planning.task import SourceInput, StreamTask, Task
 from har_edge.tflite.cuts import list_cuts
 from tests.nodes.rig import windows_of
 from tests.tflite import models

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.codecs.catalog import make_reducer
+from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.task import SourceInput
 from har_edge.errors import BrokerError, ConfigError, NodeError
 from har_edge.messaging import wire
 from har_edge.messaging.bus import Delivery
@@ -18,8 +20,6 @@ from har_edge.nodes.resend import ECHO_SPACING_S, ECHOES_A_STEP
 from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.sink import Sink
-from har_edge.planning.pipeline import PipelineConfig
-from har_edge.planning.task import SourceInput
 from tests.nodes.deployed import manifest
 from tests.nodes.rig import CHANNELS, LENGTH, TASK, TOPICS, Clock, samples, small_stage
 from tests.nodes.test_sensor import window

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from har_edge.config.catalog import find_model
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.measure import segment_bounds
@@ -24,8 +25,7 @@ from har_edge.nodes.profiling import (
     time_model,
     typical_overhead,
 )
-from har_edge.planning.catalog import find_model
-from har_edge.planning.profile import MemoryCost, MessageCost
+from har_edge.planner.profile import MemoryCost, MessageCost
 from har_edge.tflite.model import read_model
 from tests.tflite import models
 

@@ -6,6 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.config.pipeline import load_pipeline, write_pipeline
+from har_edge.config.task import SourceInput, StateRule, StreamTask, Task
 from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Interpreter
 from har_edge.messaging import wire
@@ -13,8 +15,6 @@ from har_edge.messaging.bus import Delivery
 from har_edge.nodes.build import build_stage, topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.results import decode_results
-from har_edge.planning.pipeline import load_pipeline, write_pipeline
-from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task
 from har_edge.tflite.folder import write_folder
 from har_edge.tflite.model import read_model
 from har_edge.tflite.slices import slice_model

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from har_edge.codecs.spec import file_names
+from har_edge.config.pipeline import Pipeline, load_pipeline
+from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.data.description import load_description
 from har_edge.data.grouping import regroup_recording
 from har_edge.data.recording import Window
@@ -22,8 +24,6 @@ from har_edge.messaging.memory import MemoryBroker, MemoryBus
 from har_edge.nodes.build import build_sensor, build_stage, override, reducer_of, topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.loop import Sender
-from har_edge.planning.pipeline import Pipeline, load_pipeline
-from har_edge.planning.task import SourceInput, StreamTask, Task
 from tests.nodes.rig import Node, Watcher
 from tests.tflite import models
 

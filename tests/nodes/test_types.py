@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from har_edge.cli.main import main
+from har_edge.config.pipeline import load_pipeline, write_pipeline
 from har_edge.errors import ConfigError, HarEdgeError, ModelError
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
@@ -21,7 +22,6 @@ from har_edge.messaging.bus import Delivery
 from har_edge.nodes.build import build_sensor, build_stage
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.verify import check_cuts
-from har_edge.planning.pipeline import load_pipeline, write_pipeline
 from har_edge.tflite.cuts import list_cuts
 from har_edge.tflite.folder import write_folder
 from har_edge.tflite.manifest import MAX_RANK, MAX_TENSORS, QUANTISED, REAL

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from har_edge.config.catalog import find_model
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Interpreter
 from har_edge.messaging.bus import Session
 from har_edge.messaging.memory import MemoryBroker
 from har_edge.nodes.build import build_sensor, reducer_of, topics_of
 from har_edge.nodes.loop import Sender
-from har_edge.planning.catalog import find_model
 from tests.nodes.rig import Node, Watcher, windows_of
 
 # Cuts with one crossing tensor, with several, and with sources that enter in later slices.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as tflite
 
+from har_edge.config.catalog import find_model
 from har_edge.errors import ModelError
-from har_edge.planning.catalog import find_model
 from har_edge.tflite import operations, schema
 from har_edge.tflite.model import read_model
 from har_edge.tflite.operations import count_operations

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from har_edge.config.pipeline import BrokerConfig
 from har_edge.errors import HarEdgeError
 from har_edge.messaging.topics import PROBE
 from har_edge.nodes.coordination.charge import Setup, names_of
 from har_edge.nodes.coordination.registry import MAX_PEERS
 from har_edge.nodes.coordination.rollout import go_on
 from har_edge.nodes.deployment import VERSION, Deployment
-from har_edge.planning.pipeline import BrokerConfig
 
 
 @dataclass(frozen=True, slots=True)

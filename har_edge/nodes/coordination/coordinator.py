@@ -36,7 +36,7 @@ from har_edge.nodes.coordination.roster import Roster
 from har_edge.nodes.coordination.stock import Stock
 from har_edge.nodes.coordination.sweeps import Sweeps
 from har_edge.nodes.deployment import Deployment, session_name
-from har_edge.planning.relocate import Key
+from har_edge.planner.relocate import Key
 from har_edge.units import duration
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from har_edge.nodes.coordination.mending import Work
 from har_edge.nodes.deployment import Generation, Placement
-from har_edge.planning.plan import Objective
-from har_edge.planning.relocate import Candidate, Forecast, coarse
+from har_edge.planner.plan import Objective
+from har_edge.planner.relocate import Candidate, Forecast, coarse
 from har_edge.tflite.manifest import SliceManifest
 from har_edge.units import duration
 

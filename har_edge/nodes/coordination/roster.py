@@ -9,7 +9,7 @@ from har_edge.nodes.coordination.mending import Work
 from har_edge.nodes.coordination.registry import Peer, Registry
 from har_edge.nodes.coordination.speeds import Queues, Speeds
 from har_edge.nodes.deployment import Deployment, Generation
-from har_edge.planning.relocate import Candidate, Key
+from har_edge.planner.relocate import Candidate, Key
 
 # How long a node on which a stage failed gets none, if there are others.
 BAN_S = 60.0

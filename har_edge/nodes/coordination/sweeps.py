@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from har_edge.nodes.coordination.registry import Health, Registry
 from har_edge.nodes.deployment import Deployment, Placement
-from har_edge.planning.relocate import Key
+from har_edge.planner.relocate import Key
 
 PATIENCE_S = 5.0
 

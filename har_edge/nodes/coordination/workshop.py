@@ -20,11 +20,11 @@ from har_edge.nodes.cutting import even_stages
 from har_edge.nodes.deployment import Generation, Placement
 from har_edge.nodes.device.card import measure_speed
 from har_edge.nodes.profiling import Watch, make_profile, measure_memory, time_model
-from har_edge.planning.cost import cost
-from har_edge.planning.devices import DevicesFile, Sensors
-from har_edge.planning.plan import Scene, make_plan, make_scene
-from har_edge.planning.profile import MessageCost, Profile, load_profile, profile_path, store_profile
-from har_edge.planning.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
+from har_edge.planner.cost import cost
+from har_edge.planner.devices import DevicesFile, Sensors
+from har_edge.planner.plan import Scene, make_plan, make_scene
+from har_edge.planner.profile import MessageCost, Profile, load_profile, profile_path, store_profile
+from har_edge.planner.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
 from har_edge.tflite.folder import outline
 from har_edge.tflite.manifest import SliceManifest
 from har_edge.tflite.model import Model

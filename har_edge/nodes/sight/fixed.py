@@ -9,6 +9,8 @@ from functools import partial
 
 import msgspec
 
+from har_edge.config.pipeline import Pipeline
+from har_edge.config.wiring import find_wiring
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.messaging.bus import Bus, Delivery, Receipt
 from har_edge.messaging.status import ALIVE, NodeStatus
@@ -23,8 +25,6 @@ from har_edge.nodes.sight.observe import UNREPORTED, Observer
 from har_edge.nodes.sight.permissions import Connect
 from har_edge.nodes.sight.snapshot import EpochView, ProbeView, Snapshot, StageView
 from har_edge.nodes.sight.trace import Trace, holder
-from har_edge.planning.pipeline import Pipeline
-from har_edge.planning.wiring import find_wiring
 from har_edge.units import duration
 
 # What a snapshot says of the plan where slices stand in a folder.

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 
+from har_edge.config.pipeline import Pipeline
 from har_edge.files import MAX_MODEL_BYTES, read_regular
 from har_edge.messaging.bus import Bus, Session
 from har_edge.messaging.status import ALIVE, State
@@ -21,7 +22,6 @@ from har_edge.nodes.sight.missing import broken_off
 from har_edge.nodes.sight.permissions import Connect
 from har_edge.nodes.sight.reception import Finding, Reception, Verdict, passed
 from har_edge.nodes.store import Store
-from har_edge.planning.pipeline import Pipeline
 from har_edge.units import duration, size
 
 # The first check that is about a coordinator; those before it are about the broker, and the same for both.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from har_edge.config.pipeline import Pipeline
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.inference.codecs import MAX_FILE_BYTES
 from har_edge.messaging.bus import Bus, Delivery, Receipt, Session
@@ -21,7 +22,6 @@ from har_edge.nodes.results import decode_results
 from har_edge.nodes.sight.observe import Observer, is_running
 from har_edge.nodes.sight.snapshot import ProbeView
 from har_edge.nodes.store import Store
-from har_edge.planning.pipeline import Pipeline
 
 Connect = Callable[[Session], Bus]
 Key = tuple[str, int, int, int]

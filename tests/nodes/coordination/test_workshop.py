@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from har_edge.config.catalog import find_model
 from har_edge.errors import BrokerError
 from har_edge.inference.measure import segment_bounds
 from har_edge.inference.observe import open_model
@@ -19,12 +20,11 @@ from har_edge.nodes.coordination import workshop
 from har_edge.nodes.coordination.replan import Draft, Order, Wish, cuts_of
 from har_edge.nodes.coordination.workshop import Planner, Workshop, reference_profile
 from har_edge.nodes.deployment import Generation
-from har_edge.planning.catalog import find_model
-from har_edge.planning.devices import DeviceEntry, DevicesFile
-from har_edge.planning.layout import HEAD_BYTES, make_layout
-from har_edge.planning.plan import Objective
-from har_edge.planning.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost, cached_profiles
-from har_edge.planning.relocate import Candidate
+from har_edge.planner.devices import DeviceEntry, DevicesFile
+from har_edge.planner.layout import HEAD_BYTES, make_layout
+from har_edge.planner.plan import Objective
+from har_edge.planner.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost, cached_profiles
+from har_edge.planner.relocate import Candidate
 from har_edge.tflite.folder import outline, write_folder
 from har_edge.tflite.manifest import SliceManifest
 from har_edge.tflite.model import Model, read_model

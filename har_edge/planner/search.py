@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from har_edge.errors import InputError
-from har_edge.planning.prices import Prices, price_latency, price_places, trim
-from har_edge.planning.problem import Choices, Floats, Problem, Step, choices
-from har_edge.planning.sweep import Sweep
+from har_edge.planner.prices import Prices, price_latency, price_places, trim
+from har_edge.planner.problem import Choices, Floats, Problem, Step, choices
+from har_edge.planner.sweep import Sweep
 
 WIDTH = 48  # states kept for each place to cut
 _FEW = 4

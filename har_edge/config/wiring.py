@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from har_edge.config.task import Task
 from har_edge.errors import ConfigError
-from har_edge.planning.task import Task
 from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 
 

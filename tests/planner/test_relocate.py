@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError
 from har_edge.inference.measure import segment_bounds
-from har_edge.planning.devices import Device, DeviceEntry, DevicesFile
-from har_edge.planning.plan import Objective, make_plan
-from har_edge.planning.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost
-from har_edge.planning.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
+from har_edge.planner.devices import Device, DeviceEntry, DevicesFile
+from har_edge.planner.plan import Objective, make_plan
+from har_edge.planner.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost
+from har_edge.planner.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
 from har_edge.tflite.model import read_model
-from tests.planning.test_plan import kind, scene_of
+from tests.planner.test_plan import kind, scene_of
 from tests.tflite import models
 
 

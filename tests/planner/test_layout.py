@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.inference.measure import segment_bounds
-from har_edge.planning import layout as room
-from har_edge.planning.devices import Sensors
-from har_edge.planning.layout import HEAD_BYTES, RESULT_BYTES, Layout, make_layout, tensor_bytes
+from har_edge.planner import layout as room
+from har_edge.planner.devices import Sensors
+from har_edge.planner.layout import HEAD_BYTES, RESULT_BYTES, Layout, make_layout, tensor_bytes
 from har_edge.tflite.model import Model, read_model
 from har_edge.tflite.slices import slice_model
 from tests.tflite import models

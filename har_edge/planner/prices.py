@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from har_edge.planning.problem import NEVER, Choices, Floats
+from har_edge.planner.problem import NEVER, Choices, Floats
 
 ROUNDS = 60
 _SURE = 1e-9

@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from har_edge.planning.devices import Device, DeviceEntry, DevicesFile, make_devices, names_of
-from har_edge.planning.plan import Scene
-from har_edge.planning.profile import Profile
+from har_edge.planner.devices import Device, DeviceEntry, DevicesFile, make_devices, names_of
+from har_edge.planner.plan import Scene
+from har_edge.planner.profile import Profile
 from har_edge.units import duration, speed
 
 # What a node's link is taken for until somebody measures it: Wi-Fi of a Raspberry Pi.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from har_edge.config.task import StateRule, Task
 from har_edge.errors import ConfigError
-from har_edge.planning.task import StateRule, Task
 from har_edge.tflite.manifest import State
 
 

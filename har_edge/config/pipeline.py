@@ -15,14 +15,14 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from har_edge.config.answer import check_answer
+from har_edge.config.task import SourceInput, StateRule, StreamTask, Task, describe
+from har_edge.config.wiring import Wiring, find_wiring, is_batched
 from har_edge.data.description import StreamDescription
 from har_edge.data.fields import explain_unknown
 from har_edge.data.grouping import Grouping, regroup
 from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.files import TOMLDecodeError, inside, parse_toml, read_text
-from har_edge.planning.answer import check_answer
-from har_edge.planning.task import SourceInput, StateRule, StreamTask, Task, describe
-from har_edge.planning.wiring import Wiring, find_wiring, is_batched
 from har_edge.tflite.manifest import FILE_NAME as MANIFEST_NAME
 from har_edge.tflite.manifest import SliceManifest, load_manifest
 

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from har_edge.errors import ConfigError
-from har_edge.planning.devices import Sensors, load_devices, make_devices
-from har_edge.planning.profile import (
+from har_edge.planner.devices import Sensors, load_devices, make_devices
+from har_edge.planner.profile import (
     VERSION,
     LinkCost,
     MemoryCost,

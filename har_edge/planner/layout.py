@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from har_edge.planning.devices import Sensors
-from har_edge.planning.problem import Ints
+from har_edge.planner.devices import Sensors
+from har_edge.planner.problem import Ints
 from har_edge.tflite.cuts import trace
 from har_edge.tflite.model import Model
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from har_edge.config.task import Task
 from har_edge.errors import ModelError
 from har_edge.files import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, inside, read_regular
-from har_edge.planning.task import Task
 from har_edge.resources import find_folder
 from har_edge.tflite.manifest import TensorSpec
 

@@ -10,8 +10,8 @@ from statistics import median
 import numpy as np
 
 from har_edge.errors import ModelError
-from har_edge.planning.problem import Floats
-from har_edge.planning.profile import Fit, Profile, SegmentCost, Work
+from har_edge.planner.problem import Floats
+from har_edge.planner.profile import Fit, Profile, SegmentCost, Work
 from har_edge.tflite.cuts import trace
 from har_edge.tflite.model import Model, Operator
 from har_edge.tflite.operations import count_operations

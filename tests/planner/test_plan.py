@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError
 from har_edge.inference.measure import segment_bounds
-from har_edge.planning.devices import Device, Kind, Sensors
-from har_edge.planning.layout import tensor_bytes
-from har_edge.planning.plan import Objective, Plan, Scene, compare, make_plan, make_scene
+from har_edge.planner.devices import Device, Kind, Sensors
+from har_edge.planner.layout import tensor_bytes
+from har_edge.planner.plan import Objective, Plan, Scene, compare, make_plan, make_scene
 from har_edge.tflite.model import Model, read_model
 from har_edge.units import size
-from tests.planning.test_layout import wanted
+from tests.planner.test_layout import wanted
 from tests.tflite import models
 
 EQUAL = Kind((), 1e-3, 1e-4, 1e-9, 1e7, 1e-3, None, 0, 1.0)
@@ -219,7 +219,7 @@ def test_a_plan_is_json_and_comes_back() -> None:
 
 
 def test_where_ways_were_left_out_nothing_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
-    from har_edge.planning import layout
+    from har_edge.planner import layout
 
     monkeypatch.setattr(layout, "MAX_EDGES", 1)
     model = read_model(models.random_graph(3, 30))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from har_edge.errors import CutError
-from har_edge.planning.partition import balance
+from har_edge.planner.partition import balance
 
 
 def _brute_force(costs: list[float], stages: int, crossing: list[int]) -> tuple[int, ...]:

@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 
 from har_edge.errors import ConfigError, CutError
-from har_edge.planning.cost import Costs, cost, make_problem
-from har_edge.planning.devices import Device, Kind, Sensors, by_kind
-from har_edge.planning.layout import Layout, make_layout
-from har_edge.planning.partition import balance
-from har_edge.planning.problem import NEVER, Floats, Problem, Step
-from har_edge.planning.search import Solution, fastest, shortest
+from har_edge.planner.cost import Costs, cost, make_problem
+from har_edge.planner.devices import Device, Kind, Sensors, by_kind
+from har_edge.planner.layout import Layout, make_layout
+from har_edge.planner.partition import balance
+from har_edge.planner.problem import NEVER, Floats, Problem, Step
+from har_edge.planner.search import Solution, fastest, shortest
 from har_edge.tflite.model import Model
 from har_edge.units import size
 

@@ -10,8 +10,8 @@ from scipy.optimize import nnls
 
 from har_edge.errors import ModelError
 from har_edge.inference.measure import segment_bounds
-from har_edge.planning.profile import Profile, SegmentCost, Work
-from har_edge.planning.regression import Sample, fit, judge, nonnegative, segment_costs, work_of
+from har_edge.planner.profile import Profile, SegmentCost, Work
+from har_edge.planner.regression import Sample, fit, judge, nonnegative, segment_costs, work_of
 from har_edge.tflite.model import read_model
 from tests.tflite import models
 

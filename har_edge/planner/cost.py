@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from har_edge.planning.devices import Kind
-from har_edge.planning.layout import Layout
-from har_edge.planning.problem import Floats, Ints, Problem
+from har_edge.planner.devices import Kind
+from har_edge.planner.layout import Layout
+from har_edge.planner.problem import Floats, Ints, Problem
 
 
 @dataclass(frozen=True, slots=True, eq=False)

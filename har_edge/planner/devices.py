@@ -12,7 +12,7 @@ import msgspec
 
 from har_edge.errors import ConfigError
 from har_edge.files import TOMLDecodeError, parse_toml, read_text
-from har_edge.planning.profile import Profile, load_profile
+from har_edge.planner.profile import Profile, load_profile
 
 MAX_DEVICES = 256
 _ZERO_ALLOWED = {"speed": False, "memory_bytes": False, "link_bytes_per_s": False, "latency_s": True, "message_s": True}

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from har_edge.planning.problem import Problem, Step
-from har_edge.planning.search import SearchLimit, Solution, fastest, shortest
+from har_edge.planner.problem import Problem, Step
+from har_edge.planner.search import SearchLimit, Solution, fastest, shortest
 
 
 def chain(

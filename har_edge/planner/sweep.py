@@ -15,8 +15,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from har_edge.planning.prices import Prices
-from har_edge.planning.problem import Choices, Floats, Ints, Step
+from har_edge.planner.prices import Prices
+from har_edge.planner.problem import Choices, Floats, Ints, Step
 
 _SLACK = 1e-9
 _SEED = 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from har_edge.config.catalog import Catalog, LosoScore, find_model, load_catalog, merge_catalog, store_catalog
 from har_edge.errors import ModelError
-from har_edge.planning.catalog import Catalog, LosoScore, find_model, load_catalog, merge_catalog, store_catalog
 from har_edge.resources import find_folder
 
 SHIPPED = find_folder("models")

@@ -1,0 +1,1 @@
+"""What a user sets: the pipeline file, what a model is for, and the catalogue of models."""
