@@ -69,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure one model, or with --protocol many designs; 1 when something differs or failed."""
+    """Measure one model, or with --protocol many variants; 1 when something differs or failed."""
     options.one_thread()
     options.start_logging(args)
     study_only = [name for name in args.of_study if getattr(args, name) is not None and name != "stream"]

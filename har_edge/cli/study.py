@@ -19,11 +19,11 @@ from har_edge.errors import ConfigError
 if TYPE_CHECKING:
     from har_edge.data.description import StreamDescription
     from har_edge.data.recording import Recording
-    from har_edge.evaluation.cell import Job
     from har_edge.evaluation.protocol import Fold
-    from har_edge.evaluation.sheet import Conditions
-    from har_edge.evaluation.study import Design, Downstream, Trainer
-    from har_edge.evaluation.work import Setting
+    from har_edge.evaluation.results import Conditions
+    from har_edge.evaluation.study import Downstream, Trainer, Variant
+    from har_edge.evaluation.trial import Trial
+    from har_edge.evaluation.trial_runner import StudyConfig
 
 PROTOCOLS = ("loso", "split", "random")
 BOTH = "both"
@@ -89,51 +89,51 @@ def run(args: argparse.Namespace) -> int:
     os.environ.update({name: os.environ.get(name, value) for name, value in _ONE_THREAD.items()})
     _check_libraries(args)
     from har_edge.cli import study_report
-    from har_edge.evaluation.crew import do_jobs
     from har_edge.evaluation.curve import draw_study
-    from har_edge.evaluation.rows import Tally
-    from har_edge.evaluation.sheet import add_rows, load_sheet, merge_sheet, write_sheet
+    from har_edge.evaluation.executor import run_trials
+    from har_edge.evaluation.results import add_rows, load_results, merge_results, write_results
+    from har_edge.evaluation.rows import ResultAggregator
 
     if args.mqtt and args.study == "random":
         raise ConfigError("--mqtt with --protocol random: sensors send whole streams; use loso or split")
-    setting, conditions, origin = prepare(args)
-    stored = load_sheet(setting.out)
-    sheet = merge_sheet(stored, conditions, command_of(args))
-    if stored is not None and stored.rows and not sheet.rows:
-        print(f"rows in {setting.out} are of other recordings, seeds, recipe or version: left out", file=sys.stderr)
-    jobs = jobs_of(args, setting)
-    print(study_report.introduce(conditions, origin, setting, jobs), flush=True)
-    tally, failed = Tally(setting, jobs, conditions.digest), []
+    config, conditions, origin = prepare(args)
+    stored = load_results(config.out)
+    results = merge_results(stored, conditions, command_of(args))
+    if stored is not None and stored.rows and not results.rows:
+        print(f"rows in {config.out} are of other recordings, seeds, recipe or version: left out", file=sys.stderr)
+    trials = trials_of(args, config)
+    print(study_report.introduce(conditions, origin, config, trials), flush=True)
+    aggregator, failed = ResultAggregator(config, trials, conditions.digest), []
     # Else SIGTERM would end this process alone, and leave the others working.
     before = signal.signal(signal.SIGTERM, _on_terminate)
     try:
-        with closing(do_jobs(setting, jobs, args.jobs or os.cpu_count() or 1)) as outcomes:
-            for outcome in study_report.follow(outcomes, len(jobs)):
-                failed += [outcome] if outcome.cell is None else []
-                rows = list(tally.add(outcome))
+        with closing(run_trials(config, trials, args.jobs or os.cpu_count() or 1)) as outcomes:
+            for outcome in study_report.follow(outcomes, len(trials)):
+                failed += [outcome] if outcome.result is None else []
+                rows = list(aggregator.add(outcome))
                 if rows:
-                    sheet = add_rows(sheet, rows)
-                    write_sheet(sheet, setting.out)
+                    results = add_rows(results, rows)
+                    write_results(results, config.out)
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on from what is in {setting.out}", file=sys.stderr)
+        print(f"\nstopped; the same command goes on from what is in {config.out}", file=sys.stderr)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
     good = True
     if args.mqtt:
         from har_edge.cli.study_mqtt import measure_rows
-        from har_edge.evaluation.sheet import add_measured
+        from har_edge.evaluation.results import add_measured
 
-        lost = {outcome.job.design for outcome in failed}
-        for measured in measure_rows(args, setting, [job for job in jobs if job.design not in lost]):
+        lost = {outcome.trial.variant for outcome in failed}
+        for measured in measure_rows(args, config, [trial for trial in trials if trial.variant not in lost]):
             print(study_report.format_measured(measured), file=sys.stderr, flush=True)
-            sheet, good = add_measured(sheet, [measured]), good and measured.identical
-    write_sheet(sheet, setting.out)
-    print(study_report.format_sheet(sheet))
-    for path in draw_study(sheet, setting.out):
+            results, good = add_measured(results, [measured]), good and measured.identical
+    write_results(results, config.out)
+    print(study_report.format_results(results))
+    for path in draw_study(results, config.out):
         print(path)
     for outcome in failed:
-        print(f"failed: {outcome.job}: {outcome.problem}", file=sys.stderr)
+        print(f"failed: {outcome.trial}: {outcome.problem}", file=sys.stderr)
     return 0 if good and not failed else 1
 
 
@@ -150,22 +150,22 @@ def _check_libraries(args: argparse.Namespace) -> None:
         check_client(args)
 
 
-def prepare(args: argparse.Namespace) -> tuple[Setting, Conditions, str]:
-    """Return what all cells share, what their rows may be compared under, and where the recordings are from."""
+def prepare(args: argparse.Namespace) -> tuple[StudyConfig, Conditions, str]:
+    """Return what all trials share, what their rows may be compared under, and where the recordings are from."""
     from har_edge import __version__
     from har_edge.data.description import load_description
     from har_edge.data.windows import default_window
-    from har_edge.evaluation.sheet import Conditions
-    from har_edge.evaluation.store import digest, fingerprint
-    from har_edge.evaluation.work import FORMAT, Setting
+    from har_edge.evaluation.results import Conditions
+    from har_edge.evaluation.trial_runner import FORMAT, StudyConfig
+    from har_edge.evaluation.trial_store import digest, fingerprint
 
     described = load_description(args.stream or "mhealth")
     make_trainer, recipe = trainer_of(described, args.epochs)
     recordings, origin = _load(args, described)
     length, hop = default_window(described.rate_hz)
-    setting = Setting(
+    config = StudyConfig(
         recordings=recordings,
-        prints={recording.stream: fingerprint(recording) for recording in recordings},
+        fingerprints={recording.stream: fingerprint(recording) for recording in recordings},
         description=described,
         length=length,
         hop=hop,
@@ -176,10 +176,12 @@ def prepare(args: argparse.Namespace) -> tuple[Setting, Conditions, str]:
         make_trainer=make_trainer,
     )
     used = list(args.seeds or (0,))
-    decisive = digest(FORMAT, __version__, recipe, repr(described), length, hop, sorted(setting.prints.values()), used)
+    decisive = digest(
+        FORMAT, __version__, recipe, repr(described), length, hop, sorted(config.fingerprints.values()), used
+    )
     real = all(recording.real for recording in recordings)
     data = f"{described.name}, {'real' if real else 'synthetic'} recordings"
-    return setting, Conditions(data, real, list(setting.prints), used, recipe, __version__, decisive), origin
+    return config, Conditions(data, real, list(config.fingerprints), used, recipe, __version__, decisive), origin
 
 
 def trainer_of(described: StreamDescription, epochs: int | None) -> tuple[Callable[[], Trainer], str]:
@@ -196,58 +198,58 @@ def trainer_of(described: StreamDescription, epochs: int | None) -> tuple[Callab
     return partial(SystemTrainer, described, recipe), repr(recipe)
 
 
-def jobs_of(args: argparse.Namespace, setting: Setting) -> list[Job]:
-    """Return every cell to do: the design without reduction first, fold by fold, then the others."""
-    from har_edge.evaluation.cell import Job
+def trials_of(args: argparse.Namespace, config: StudyConfig) -> list[Trial]:
+    """Return every trial to run: the variant without reduction first, fold by fold, then the others."""
     from har_edge.evaluation.protocol import Protocol
+    from har_edge.evaluation.trial import Trial
 
     protocol = Protocol(args.study)
-    designs: list[Design | None] = [*designs_of(args, setting), *([None] if args.baseline else [])]
+    variants: list[Variant | None] = [*variants_of(args, config), *([None] if args.baseline else [])]
     return [
-        Job(design, protocol, fold, seed)
-        for design in designs
+        Trial(variant, protocol, fold, seed)
+        for variant in variants
         for seed in args.seeds or (0,)
-        for fold in folds_of(args, setting, seed)
+        for fold in folds_of(args, config, seed)
     ]
 
 
-def folds_of(args: argparse.Namespace, setting: Setting, seed: int) -> Sequence[Fold]:
+def folds_of(args: argparse.Namespace, config: StudyConfig, seed: int) -> Sequence[Fold]:
     """Return the folds of the protocol asked for."""
     from har_edge.evaluation.protocol import loso_folds, random_folds, split_folds
 
-    streams = [recording.stream for recording in setting.recordings]
+    streams = [recording.stream for recording in config.recordings]
     if args.study == "loso":
         return loso_folds(streams)
     if args.study == "random":
-        return random_folds(setting.recordings, setting.length, setting.hop, seed)
+        return random_folds(config.recordings, config.length, config.hop, seed)
     return split_folds(
         args.train_subjects or values.subjects("1-6"), args.test_subjects or values.subjects("7,8"), streams
     )
 
 
-def designs_of(args: argparse.Namespace, setting: Setting) -> Iterator[Design]:
-    """Yield the designs asked for, each once and `none` first; ConfigError for a method that cannot be as asked.
+def variants_of(args: argparse.Namespace, config: StudyConfig) -> Iterator[Variant]:
+    """Yield the variants asked for, each once and `none` first; ConfigError for a method that cannot be as asked.
 
     With `both`, what cannot be restored is not, and what is only a coding (q8, zlib) trains no classifier of its own.
     """
-    from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream
+    from har_edge.evaluation.study import NO_REDUCTION, Downstream, Variant
 
     way, grouping = args.downstream or BOTH, args.grouping or "location"
     precisions = PRECISIONS if args.precision == BOTH else [args.precision or PRECISIONS[0]]
     for precision in precisions:
-        yield Design(NO_REDUCTION, Downstream.CODES, grouping, precision)
+        yield Variant(NO_REDUCTION, Downstream.CODES, grouping, precision)
     for spec in dict.fromkeys(args.reducer or ()):
         if spec == NO_REDUCTION:
             continue
-        possible = ways_of(spec, setting, grouping)
+        possible = ways_of(spec, config, grouping)
         if way == "restore" and Downstream.RESTORE not in possible:
             raise ConfigError(f"--reducer {spec}: nothing restores windows from these codes; use --downstream codes")
         for downstream in possible if way == BOTH else [Downstream(way)]:
             for precision in precisions:
-                yield Design(spec, downstream, grouping, precision)
+                yield Variant(spec, downstream, grouping, precision)
 
 
-def ways_of(spec: str, setting: Setting, grouping: str) -> Sequence[Downstream]:
+def ways_of(spec: str, config: StudyConfig, grouping: str) -> Sequence[Downstream]:
     """Return what a classifier may see of a reducer; ConfigError, before hours of work, for one that cannot be."""
     from har_edge.codecs.catalog import make_reducer
     from har_edge.codecs.spec import is_recipe, parse_spec
@@ -260,8 +262,8 @@ def ways_of(spec: str, setting: Setting, grouping: str) -> Sequence[Downstream]:
         one_way = any(part.method == "bottleneck" for part in parse_spec(spec))
         return [Downstream.CODES] if one_way else [Downstream.CODES, Downstream.RESTORE]
     made = [
-        make_reducer(spec, setting.length, len(source.channels))
-        for source in regroup(setting.description, grouping).sources
+        make_reducer(spec, config.length, len(source.channels))
+        for source in regroup(config.description, grouping).sources
     ]
     if all(reducer.is_coding for reducer in made):
         return [Downstream.RESTORE]

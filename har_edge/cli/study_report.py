@@ -11,30 +11,30 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from har_edge.evaluation.cell import Job
-from har_edge.evaluation.crew import Outcome
+from har_edge.evaluation.executor import TrialOutcome
+from har_edge.evaluation.results import TITLES, Conditions, Measured, StudyResults
 from har_edge.evaluation.rows import NETWORK, Row
-from har_edge.evaluation.sheet import TITLES, Conditions, Measured, Sheet
-from har_edge.evaluation.work import Setting
+from har_edge.evaluation.trial import Trial
+from har_edge.evaluation.trial_runner import StudyConfig
 
 _HEAD = ("reducer", "sees", "batch", "accuracy", "± std", "macro F1", "wire B/s", "less than raw", "ops", "µs", "error")
 _WIDTH = 200
 
 
-def introduce(conditions: Conditions, origin: str, setting: Setting, jobs: Sequence[Job]) -> str:
+def introduce(conditions: Conditions, origin: str, config: StudyConfig, trials: Sequence[Trial]) -> str:
     """Say what the figures will be of, before hours of work."""
     streams = ", ".join(conditions.streams)
-    designs = len({job.design for job in jobs})
+    variants = len({trial.variant for trial in trials})
     lines = [
         f"data       {origin}: {streams}",
         *([] if conditions.real else ["           on synthetic data: says nothing about people"]),
-        f"windows    {setting.length} samples, one every {setting.hop}, at {setting.description.rate_hz:g} Hz",
-        f"work       {len(jobs)} cells ({designs} designs), kept in {setting.out}",
+        f"windows    {config.length} samples, one every {config.hop}, at {config.description.rate_hz:g} Hz",
+        f"work       {len(trials)} trials of {variants} variants, kept in {config.out}",
     ]
     return "\n".join(lines)
 
 
-def follow(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
+def follow(outcomes: Iterable[TrialOutcome], total: int) -> Iterator[TrialOutcome]:
     """Pass outcomes on and show how far it is: a bar on a terminal, else a line each."""
     if sys.stderr.isatty():
         yield from _show_bar(outcomes, total)
@@ -44,27 +44,27 @@ def follow(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
         yield outcome
 
 
-def describe(outcome: Outcome) -> str:
-    """Return a line on one cell."""
-    if outcome.cell is None:
-        return f"FAILED {outcome.job}: {outcome.problem.splitlines()[-1]}"
-    matrices = outcome.cell.score.confusions.values()
+def describe(outcome: TrialOutcome) -> str:
+    """Return a line about one trial."""
+    if outcome.result is None:
+        return f"FAILED {outcome.trial}: {outcome.problem.splitlines()[-1]}"
+    matrices = outcome.result.score.confusions.values()
     right = sum(row[index] for matrix in matrices for index, row in enumerate(matrix))
     windows = sum(sum(row) for matrix in matrices for row in matrix)
-    took = "stored" if outcome.reused else f"{outcome.cell.seconds:.1f} s"
-    return f"{outcome.job}: accuracy {right / max(1, windows):.4f}, {windows} windows, {took}"
+    took = "stored" if outcome.reused else f"{outcome.result.seconds:.1f} s"
+    return f"{outcome.trial}: accuracy {right / max(1, windows):.4f}, {windows} windows, {took}"
 
 
-def format_sheet(sheet: Sheet) -> str:
+def format_results(results: StudyResults) -> str:
     """Return all rows as a table that is Markdown too, and first of all what they are figures of."""
-    data = sheet.conditions.data if sheet.conditions.real else "SYNTHETIC DATA: says nothing about people"
+    data = results.conditions.data if results.conditions.real else "SYNTHETIC DATA: says nothing about people"
     text = [f"\n{data}; accuracy and macro F1 are means over subjects"]
     for protocol, title in TITLES.items():
-        rows = [row for row in sheet.rows if row.protocol is protocol]
+        rows = [row for row in results.rows if row.protocol is protocol]
         if rows:
             text += [f"\n{title}, {rows[0].subjects} subjects, {rows[0].windows} windows", _table(rows)]
             text += _without(rows)
-    text += map(format_measured, sheet.measured)
+    text += map(format_measured, results.measured)
     return "\n".join(text)
 
 
@@ -104,7 +104,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _without(rows: Sequence[Row]) -> list[str]:
-    """Say how accurate each row is with each source missing; once a design, since batches change nothing."""
+    """Say how accurate each row is with each source missing; once a variant, since batches change nothing."""
     lines = []
     for row in rows:
         if row.without and row.batch == min(r.batch for r in rows if r.key[:-1] == row.key[:-1]):
@@ -113,10 +113,10 @@ def _without(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _show_bar(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
+def _show_bar(outcomes: Iterable[TrialOutcome], total: int) -> Iterator[TrialOutcome]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("cells", total=total)
+        task = progress.add_task("trials", total=total)
         for outcome in outcomes:
             progress.console.print(describe(outcome), markup=False, highlight=False)
             progress.advance(task)

@@ -151,7 +151,7 @@ def _divide(
 
 def _order(args: argparse.Namespace) -> Order:
     """Return what to make; ConfigError for options that need --reducer."""
-    from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream
+    from har_edge.evaluation.study import NO_REDUCTION, Downstream, Variant
     from har_edge.training.run import Order
 
     if args.reducer is None:
@@ -160,7 +160,7 @@ def _order(args: argparse.Namespace) -> Order:
         return Order(None, args.grouping)
     windows = args.reducer == NO_REDUCTION or args.downstream == "restore"
     precision = args.precision or ("float" if windows else "int8")
-    return Order(Design(args.reducer, Downstream(args.downstream), args.grouping, precision), args.grouping)
+    return Order(Variant(args.reducer, Downstream(args.downstream), args.grouping, precision), args.grouping)
 
 
 def _command(args: argparse.Namespace, split: Split, recipe: Recipe) -> str:

@@ -1,1 +1,1 @@
-"""Metrics, protocols and reports; yields rows, prints nothing."""
+"""Metrics, protocols and reports; it yields rows and prints nothing."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from har_edge.codecs.spec import parse_spec
 from har_edge.evaluation.chart import draw_matrix
+from har_edge.evaluation.results import TITLES, StudyResults
 from har_edge.evaluation.rows import NETWORK, Row
-from har_edge.evaluation.sheet import TITLES, Sheet
 from har_edge.evaluation.study import NO_REDUCTION, Downstream
 from har_edge.extras import require
 
@@ -22,12 +22,12 @@ _MARKERS = {Downstream.CODES.value: "o", Downstream.RESTORE.value: "s"}
 _DPI = 120
 
 
-def draw_study(sheet: Sheet, folder: Path) -> list[Path]:
+def draw_study(results: StudyResults, folder: Path) -> list[Path]:
     """Write curve.png, confusion.png and subjects.png; ConfigError without matplotlib (the extra `evaluation`)."""
-    rows = sheet.headline
+    rows = results.headline
     if not rows:
         return []
-    data = sheet.conditions.data if sheet.conditions.real else "SYNTHETIC DATA"
+    data = results.conditions.data if results.conditions.real else "SYNTHETIC DATA"
     title = f"{TITLES[rows[0].protocol]}, {rows[0].subjects} subjects; {data}"
     best = choose_row(rows)
     draw_curve(rows, folder / CURVE, title)
@@ -46,16 +46,16 @@ def choose_row(rows: Sequence[Row]) -> Row:
 def draw_curve(rows: Sequence[Row], path: Path, title: str) -> None:
     """Draw mean accuracy over wire bytes per second: a colour a method, a marker for what the classifier sees.
 
-    Each design is named once, at its smallest batch; larger ones are small marks on a line that leaves it.
+    Each variant is named once, at its smallest batch; larger ones are small marks on a line that leaves it.
     """
     figure = _figure(12, 8)
     axes = figure.add_subplot()
     families = list(dict.fromkeys(_family(row) for row in rows))
     colours = dict(zip(families, _palette(len(families)), strict=True))
-    designs = _by_design(rows)
-    for members in designs:
-        _draw_design(axes, members, colours[_family(members[0])])
-    named = [members[0] for members in designs]
+    variants = _by_variant(rows)
+    for members in variants:
+        _draw_variant(axes, members, colours[_family(members[0])])
+    named = [members[0] for members in variants]
     _draw_lines(axes, named)
     axes.set_xscale("log")
     axes.set_xlabel("bytes per second on the wire, all sensors (MQTT PUBLISH packets), logarithmic")
@@ -65,19 +65,19 @@ def draw_curve(rows: Sequence[Row], path: Path, title: str) -> None:
     _draw_key(figure, rows)
     _fit(axes, rows)
     figure.draw_without_rendering()
-    _name_points(figure, axes, designs, colours)
+    _name_points(figure, axes, variants, colours)
     _save(figure, path)
 
 
-def _by_design(rows: Sequence[Row]) -> list[list[Row]]:
-    """Return the rows of each design, the smallest batch first."""
-    designs: dict[tuple[str | int, ...], list[Row]] = {}
+def _by_variant(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows of each variant, the smallest batch first."""
+    variants: dict[tuple[str | int, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.batch):
-        designs.setdefault(row.key[:-1], []).append(row)
-    return list(designs.values())
+        variants.setdefault(row.key[:-1], []).append(row)
+    return list(variants.values())
 
 
-def _draw_design(axes: Any, members: Sequence[Row], colour: Any) -> None:
+def _draw_variant(axes: Any, members: Sequence[Row], colour: Any) -> None:
     first, marker = members[0], _MARKERS.get(members[0].downstream, "*")
     fill = "white" if first.downstream == Downstream.RESTORE.value else colour
     axes.errorbar(
@@ -158,11 +158,14 @@ def _fit(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_ylim(max(0.0, lowest - 12, min(lows)) - 3, min(100.0, max(highs)) + 1.5)
 
 
-def _name_points(figure: Any, axes: Any, designs: Sequence[Sequence[Row]], colours: dict[str, Any]) -> None:
-    """Write each design's name where it covers no mark and no other name, with a line to its point."""
+def _name_points(figure: Any, axes: Any, variants: Sequence[Sequence[Row]], colours: dict[str, Any]) -> None:
+    """Write each variant's name where it covers no mark and no other name, with a line to its point."""
     scale = figure.dpi / 72
-    rows = [members[0] for members in designs]
-    places = [[axes.transData.transform((row.wire_bytes_per_s, 100 * row.accuracy)) for row in d] for d in designs]
+    rows = [members[0] for members in variants]
+    places = [
+        [axes.transData.transform((row.wire_bytes_per_s, 100 * row.accuracy)) for row in rows_of]
+        for rows_of in variants
+    ]
     spots = [place[0] for place in places]
     frame = axes.get_window_extent()
     taken = [_box(x, y, 10 * scale, 10 * scale) for x, y in spots]

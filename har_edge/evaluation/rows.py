@@ -1,4 +1,4 @@
-"""From cells to the rows of a study: one for each design and number of windows a message."""
+"""From the results of trials to the rows of a study: one for each variant and number of windows a message."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from har_edge.data.files import natural
 from har_edge.evaluation.baseline import METHOD
-from har_edge.evaluation.cell import Cell, Counts, Job
-from har_edge.evaluation.crew import Outcome
+from har_edge.evaluation.executor import TrialOutcome
 from har_edge.evaluation.metrics import Confusion, accuracy, macro_f1
 from har_edge.evaluation.protocol import Protocol
-from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream
-from har_edge.evaluation.work import Setting
+from har_edge.evaluation.study import NO_REDUCTION, Downstream, Variant
+from har_edge.evaluation.trial import Counts, Trial, TrialResult
+from har_edge.evaluation.trial_runner import StudyConfig
 
 NETWORK = "network"
 _NONE = "-"
@@ -23,7 +23,7 @@ _PUBACK_BYTES = 4
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The figures of one design under one protocol, over all its folds and seeds.
+    """The figures of one variant under one protocol, over all its folds and seeds.
 
     `accuracy` and `macro_f1`, the headline figures, are means over subjects of each subject's own figure (itself a mean
     over seeds); `accuracy_std` is the standard deviation over subjects (n - 1), None for one. The pooled ones are of
@@ -71,7 +71,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """What a reader calls this row: reducer, and what else is not as usual."""
         if self.method != NETWORK:
             return " ".join([self.method, *_batch(self.batch)])
-        return name_of(Design(self.reducer, Downstream(self.downstream), self.grouping, self.precision), self.batch)
+        return name_of(Variant(self.reducer, Downstream(self.downstream), self.grouping, self.precision), self.batch)
 
     @property
     def key(self) -> tuple[str | int, ...]:
@@ -81,57 +81,59 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )  # fmt: skip
 
 
-def name_of(design: Design, batch: int = 1) -> str:
-    """Return what a reader calls a design: its reducer, and what else is not as usual."""
-    extras = [design.downstream.value] if design.reducer != NO_REDUCTION else []
-    extras += [design.grouping] * (design.grouping != "location") + [design.precision] * (design.precision != "int8")
-    return " ".join([design.reducer, *extras, *_batch(batch)])
+def name_of(variant: Variant, batch: int = 1) -> str:
+    """Return what a reader calls a variant: its reducer, and what else is not as usual."""
+    extras = [variant.downstream.value] if variant.reducer != NO_REDUCTION else []
+    extras += [variant.grouping] * (variant.grouping != "location") + [variant.precision] * (
+        variant.precision != "int8"
+    )
+    return " ".join([variant.reducer, *extras, *_batch(batch)])
 
 
 def _batch(batch: int) -> list[str]:
     return [f"batch {batch}"] if batch > 1 else []
 
 
-class Tally:
-    """Gathers outcomes and gives the rows of a design once all its folds and seeds are there."""
+class ResultAggregator:
+    """Gathers outcomes and gives the rows of a variant once all its folds and seeds are there."""
 
-    def __init__(self, setting: Setting, jobs: Sequence[Job], conditions: str) -> None:
-        self._setting, self._conditions = setting, conditions
-        self._open: dict[Design | None, int] = {}
-        for job in jobs:
-            self._open[job.design] = self._open.get(job.design, 0) + 1
-        self._cells: dict[Design | None, list[Cell]] = {design: [] for design in self._open}
+    def __init__(self, config: StudyConfig, trials: Sequence[Trial], conditions: str) -> None:
+        self._config, self._conditions = config, conditions
+        self._open: dict[Variant | None, int] = {}
+        for trial in trials:
+            self._open[trial.variant] = self._open.get(trial.variant, 0) + 1
+        self._results: dict[Variant | None, list[TrialResult]] = {variant: [] for variant in self._open}
 
-    def add(self, outcome: Outcome) -> Iterator[Row]:
+    def add(self, outcome: TrialOutcome) -> Iterator[Row]:
         """Take one outcome; yield rows, one a batch size, where it was the last one that was missing."""
-        if outcome.cell is None:
+        if outcome.result is None:
             return
-        cells = self._cells[outcome.job.design]
-        cells.append(outcome.cell)
-        if len(cells) == self._open[outcome.job.design]:
-            yield from make_rows(self._setting, cells, self._conditions)
+        results = self._results[outcome.trial.variant]
+        results.append(outcome.result)
+        if len(results) == self._open[outcome.trial.variant]:
+            yield from make_rows(self._config, results, self._conditions)
 
 
-def make_rows(setting: Setting, cells: Sequence[Cell], conditions: str) -> Iterator[Row]:
-    """Yield the rows of one design, from the cells of all its folds and seeds; one row a batch size."""
-    design, scores = cells[0].design, [cell.score for cell in cells]
-    answers = _gather((cell.seed, cell.score.confusions) for cell in cells)
+def make_rows(config: StudyConfig, results: Sequence[TrialResult], conditions: str) -> Iterator[Row]:
+    """Yield the rows of one variant, from the results of all its folds and seeds; one row a batch size."""
+    variant, scores = results[0].variant, [result.score for result in results]
+    answers = _gather((result.seed, result.score.confusions) for result in results)
     subjects = _by_subject(answers, accuracy)
     pooled = _pool(answers)
     errors = [score.error for score in scores if score.error is not None]
-    raw = setting.raw_bytes_per_s
-    for number, batch in enumerate(setting.batches):
+    raw = config.raw_bytes_per_s
+    for number, batch in enumerate(config.batches):
         traffic = [score.traffic[number] for score in scores]
         # A window comes every hop; what a second sends is what a window sends, on average over all of them.
-        a_second = setting.description.rate_hz / setting.hop / max(1, sum(part.windows for part in traffic))
+        a_second = config.description.rate_hz / config.hop / max(1, sum(part.windows for part in traffic))
         wire = a_second * sum(part.wire_bytes for part in traffic)
         yield Row(
-            protocol=cells[0].protocol,
-            method=METHOD if design is None else NETWORK,
-            reducer=NO_REDUCTION if design is None else design.reducer,
-            downstream=_NONE if design is None else design.downstream.value,
-            grouping="location" if design is None else design.grouping,
-            precision=_NONE if design is None else design.precision,
+            protocol=results[0].protocol,
+            method=METHOD if variant is None else NETWORK,
+            reducer=NO_REDUCTION if variant is None else variant.reducer,
+            downstream=_NONE if variant is None else variant.downstream.value,
+            grouping="location" if variant is None else variant.grouping,
+            precision=_NONE if variant is None else variant.precision,
             batch=batch,
             subjects=len(subjects),
             windows=int(pooled.sum()) // len(answers),
@@ -150,9 +152,9 @@ def make_rows(setting: Setting, cells: Sequence[Cell], conditions: str) -> Itera
             encode_us=median(score.encode_us for score in scores),
             error=fmean(errors) if len(errors) == len(scores) else None,
             per_subject={stream: subjects[stream] for stream in sorted(subjects, key=natural)},
-            without=_without(cells),
+            without=_without(results),
             confusion=pooled.tolist(),
-            labels=setting.labels,
+            labels=config.labels,
             conditions=conditions,
         )
 
@@ -185,11 +187,11 @@ def _pool(gathered: Mapping[int, Mapping[str, Confusion]]) -> Confusion:
     return pooled
 
 
-def _without(cells: Sequence[Cell]) -> dict[str, float]:
+def _without(results: Sequence[TrialResult]) -> dict[str, float]:
     """Return the mean accuracy over subjects with each source missing."""
     return {
         source: fmean(
-            _by_subject(_gather((cell.seed, cell.score.without[source]) for cell in cells), accuracy).values()
+            _by_subject(_gather((result.seed, result.score.without[source]) for result in results), accuracy).values()
         )
-        for source in cells[0].score.without
+        for source in results[0].score.without
     }

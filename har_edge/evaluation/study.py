@@ -1,6 +1,6 @@
-"""What a study of data reduction is made of: the designs it compares, what each trains on, and what comes out.
+"""What a study of data reduction is made of: the variants it compares, what each trains on, and what comes out.
 
-A study fits one system for each design and fold, and scores it through the code that a live pipeline runs. How systems
+A study fits one system for each variant and fold, and scores it through the code that a live pipeline runs. How systems
 are fitted is not known here: a `Trainer` is passed in.
 """
 
@@ -29,7 +29,7 @@ class Downstream(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Design:
+class Variant:
     """What one row of a study asks for.
 
     `reducer` is a specification that may be a recipe (`pca:3`, to be fitted on the training streams); `grouping` says
@@ -42,13 +42,13 @@ class Design:
     precision: str = "int8"
 
     @property
-    def unreduced(self) -> Design:
-        """The design whose model restored windows enter: the same without reduction."""
-        return Design(NO_REDUCTION, Downstream.CODES, self.grouping, self.precision)
+    def unreduced(self) -> Variant:
+        """The variant whose model restored windows enter: the same without reduction."""
+        return Variant(NO_REDUCTION, Downstream.CODES, self.grouping, self.precision)
 
     @property
     def needs_unreduced(self) -> bool:
-        """Whether fitting takes the system of the unreduced design of the same fold."""
+        """Whether fitting takes the system of the unreduced variant of the same fold."""
         return self.downstream is Downstream.RESTORE and self.reducer != NO_REDUCTION
 
     def __str__(self) -> str:
@@ -92,9 +92,9 @@ class System:
 
 
 class Trainer(Protocol):
-    """Fits systems; the same design, training and seed give the same bytes."""
+    """Fits systems; the same variant, training and seed give the same bytes."""
 
-    def fit(self, design: Design, training: Training, seed: int, unreduced: System | None) -> System:
+    def fit(self, variant: Variant, training: Training, seed: int, unreduced: System | None) -> System:
         """Return a system that can be deployed.
 
         For RESTORE `unreduced` is the system of reducer `none` in the same fold: its model is taken over, and only the

@@ -23,7 +23,7 @@ from har_edge.errors import ConfigError
 from har_edge.evaluation.baseline import METHOD, predict_baseline
 from har_edge.evaluation.prediction import Classifier, predict_recordings
 from har_edge.evaluation.report import Scores, score, scored
-from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream, System, Training
+from har_edge.evaluation.study import NO_REDUCTION, Downstream, System, Training, Variant
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.tflite.manifest import TensorSpec
 from har_edge.training.codec import MadeFiles
@@ -52,18 +52,18 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to make: a design, or where there is none the network of early fusion, as float32 and as int8."""
+    """What to make: a variant, or where there is none the network of early fusion, as float32 and as int8."""
 
-    design: Design | None = None
+    variant: Variant | None = None
     grouping: str = "location"
 
     @property
     def name(self) -> str:
-        """Name of what a design makes: `unreduced`, or its first method, and `restore` where windows are restored."""
-        if self.design is None or self.design.reducer == NO_REDUCTION:
+        """Name of what a variant makes: `unreduced`, or its first method, and `restore` where windows are restored."""
+        if self.variant is None or self.variant.reducer == NO_REDUCTION:
             return "unreduced"
-        methods = "-".join(part.method for part in parse_spec(self.design.reducer))
-        return f"{methods}-restore" if self.design.downstream is Downstream.RESTORE else methods
+        methods = "-".join(part.method for part in parse_spec(self.variant.reducer))
+        return f"{methods}-restore" if self.variant.downstream is Downstream.RESTORE else methods
 
 
 class Workshop:
@@ -119,15 +119,15 @@ class Workshop:
         """Return what was ordered, by name."""
         self._say(f"training on {', '.join(streams)}")
         training = Training([self._recordings[stream] for stream in streams])
-        design, name = self._order.design, self._order.name
+        variant, name = self._order.variant, self._order.name
         trainer = SystemTrainer(self._full, self._recipe, stem=f"{self._stem}-{name}{suffix}", progress=self._show)
-        if design is None:
+        if variant is None:
             systems = trainer.fit_early(self._order.grouping, training, self._recipe.seed)
         else:
             unreduced = (
-                trainer.fit(design.unreduced, training, self._recipe.seed, None) if design.needs_unreduced else None
+                trainer.fit(variant.unreduced, training, self._recipe.seed, None) if variant.needs_unreduced else None
             )
-            systems = {name: trainer.fit(design, training, self._recipe.seed, unreduced)}
+            systems = {name: trainer.fit(variant, training, self._recipe.seed, unreduced)}
         return {name: self._described_as(system) for name, system in systems.items()}
 
     def _described_as(self, system: System) -> System:

@@ -16,7 +16,7 @@ from har_edge.data.grouping import regroup
 from har_edge.data.recording import Samples
 from har_edge.data.windows import default_window
 from har_edge.errors import ConfigError
-from har_edge.evaluation.study import NO_REDUCTION, Design, Downstream, System, Training
+from har_edge.evaluation.study import NO_REDUCTION, Downstream, System, Training, Variant
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.training.augmentation import Augmenter
 from har_edge.training.autoencoder import AutoencoderRecipe
@@ -55,7 +55,7 @@ PRECISIONS = ("float", "int8")
 
 
 class SystemTrainer:
-    """Fits systems for one data set; the same design, training and seed give the same bytes."""
+    """Fits systems for one data set; the same variant, training and seed give the same bytes."""
 
     def __init__(
         self, description: StreamDescription, recipe: Recipe, *, stem: str = "har", progress: Say = silent
@@ -66,26 +66,26 @@ class SystemTrainer:
         self._stem = stem
         self._progress = progress
 
-    def fit(self, design: Design, training: Training, seed: int, unreduced: System | None) -> System:
+    def fit(self, variant: Variant, training: Training, seed: int, unreduced: System | None) -> System:
         """Return a system that can be deployed; see evaluation/study.py.
 
-        Raises ConfigError for a design that cannot be, DataError where a class has no training window.
+        Raises ConfigError for a variant that cannot be, DataError where a class has no training window.
         """
-        if design.precision not in PRECISIONS:
-            raise ConfigError(f"precision is {design.precision!r}; expected one of {', '.join(PRECISIONS)}")
-        job = self._job(design, training, seed)
-        if design.reducer == NO_REDUCTION:
+        if variant.precision not in PRECISIONS:
+            raise ConfigError(f"precision is {variant.precision!r}; expected one of {', '.join(PRECISIONS)}")
+        job = self._job(variant, training, seed)
+        if variant.reducer == NO_REDUCTION:
             return job.on_windows()
-        if design.downstream is Downstream.RESTORE:
+        if variant.downstream is Downstream.RESTORE:
             return job.restored(unreduced)
-        return job.bottleneck() if is_bottleneck(design.reducer) else job.on_codes()
+        return job.bottleneck() if is_bottleneck(variant.reducer) else job.on_codes()
 
     def fit_early(self, grouping: str, training: Training, seed: int) -> dict[str, System]:
         """Return the network of early fusion, without reduction, in each precision, from one training."""
-        return self._job(Design(NO_REDUCTION, Downstream.CODES, grouping), training, seed).early()
+        return self._job(Variant(NO_REDUCTION, Downstream.CODES, grouping), training, seed).early()
 
-    def _job(self, design: Design, training: Training, seed: int) -> _Job:
-        return _Job(self._description, design, training, replace(self._recipe, seed=seed), self._stem, self._progress)
+    def _job(self, variant: Variant, training: Training, seed: int) -> _Job:
+        return _Job(self._description, variant, training, replace(self._recipe, seed=seed), self._stem, self._progress)
 
 
 def is_bottleneck(spec: str) -> bool:
@@ -98,10 +98,10 @@ def is_bottleneck(spec: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One design on one set of training windows."""
+    """One variant on one set of training windows."""
 
     full: StreamDescription
-    design: Design
+    variant: Variant
     training: Training
     recipe: Recipe
     stem: str
@@ -109,7 +109,7 @@ class _Job:
 
     @property
     def description(self) -> StreamDescription:
-        return regroup(self.full, self.design.grouping)
+        return regroup(self.full, self.variant.grouping)
 
     @property
     def label_ids(self) -> list[int]:
@@ -145,7 +145,7 @@ class _Job:
         """Return what the system is for."""
         length, hop = default_window(self.full.rate_hz)
         return Task(
-            stream=StreamTask(self.full.name, self.full.rate_hz, length, hop, self.design.grouping),
+            stream=StreamTask(self.full.name, self.full.rate_hz, length, hop, self.variant.grouping),
             inputs=dict(inputs),
             output="activity",
             labels=self.labels,
@@ -154,16 +154,16 @@ class _Job:
 
     def restored(self, unreduced: System | None) -> System:
         """Return the unreduced system with other reducers, fitted to windows where they need it."""
-        if is_bottleneck(self.design.reducer):
-            raise ConfigError(f"{self.design}: nothing restores windows from a bottleneck; expected codes")
+        if is_bottleneck(self.variant.reducer):
+            raise ConfigError(f"{self.variant}: nothing restores windows from a bottleneck; expected codes")
         if unreduced is None:
-            raise ConfigError(f"{self.design}: no unreduced system came; restored windows enter the model of that one")
+            raise ConfigError(f"{self.variant}: no unreduced system came; restored windows enter the model of that one")
         fitted = self.fit_codecs()
         inputs = {}
         for source in self.description.sources:
             reducer = fitted[source.name].open(self.length, len(source.channels))
             if not reducer.restores:
-                raise ConfigError(f"{self.design}: nothing restores windows from these codes; expected codes")
+                raise ConfigError(f"{self.variant}: nothing restores windows from these codes; expected codes")
             inputs[source.name] = fitted[source.name].enters(unreduced.task.inputs[source.name].tensor)
         task = msgspec.structs.replace(unreduced.task, inputs=inputs)
         return System(task, unreduced.model, _files(fitted))
@@ -174,7 +174,7 @@ class _Job:
         In float32 it is that of the bottleneck, in one piece. Magnitudes lose too much in int8, so there sources meet
         early, and each window is quantised to what the model takes.
         """
-        if self.design.precision == "float":
+        if self.variant.precision == "float":
             return self.system(self.fit_bottleneck(SIZE).export_whole(), {})
         return self.early()["int8"]
 
@@ -191,10 +191,10 @@ class _Job:
             source.name: reducers[source.name].open(self.length, len(source.channels))
             for source in self.description.sources
         }
-        if self.design.precision == "float" and all(self.is_in_units(source, opened) for source in opened):
+        if self.variant.precision == "float" and all(self.is_in_units(source, opened) for source in opened):
             return self.system(self.fit_bottleneck(SIZE, opened).export_whole(), reducers)
         fitted = self.on_features(opened)
-        if self.design.precision == "float":
+        if self.variant.precision == "float":
             return self.system(export_float(fitted), reducers)
         return self.system(export_int8(fitted, encode_windows(opened, self.calibration())), reducers)
 
@@ -262,25 +262,25 @@ class _Job:
 
     def bottleneck(self) -> System:
         """Train encoders and head as one; what stands behind the bottleneck codes what the encoders make."""
-        first, *codings = parse_spec(self.design.reducer)
+        first, *codings = parse_spec(self.variant.reducer)
         fitted = self.fit_bottleneck(_size(first))
         reducers = {}
         for source, encoder in fitted.export_encoders().items():
             name = f"{self.stem}-{source}.tflite"
             spec = "+".join((f"{BOTTLENECK}:{name}", *map(str, codings)))
             reducers[source] = FittedReducer(spec, {name: encoder})
-        head = fitted.export_head(self.calibration(), int8=self.design.precision == "int8")
+        head = fitted.export_head(self.calibration(), int8=self.variant.precision == "int8")
         inputs = {source: reducer.enters(code_name(source)) for source, reducer in reducers.items()}
         return System(self.task(inputs), head, _files(reducers))
 
     def fit_codecs(self) -> dict[str, FittedReducer]:
         """Fit the reducers of all sources to training windows, as they are and changed."""
         windows: Mapping[str, Samples] = {}
-        if any(part.is_recipe for part in parse_spec(self.design.reducer)):
+        if any(part.is_recipe for part in parse_spec(self.variant.reducer)):
             windows = self.codec_windows()
         names = windows or {source.name: np.empty((0, 1, 1), np.float32) for source in self.description.sources}
         recipe = AutoencoderRecipe(self.recipe.seed, min(self.recipe.epochs, 12), ranges=self.scaling().ranges)
-        return fit_reducers(self.design.reducer, names, recipe, self.stem)
+        return fit_reducers(self.variant.reducer, names, recipe, self.stem)
 
     def codec_windows(self) -> Mapping[str, Samples]:
         pool, random = self.pool(self.recipe.windows_a_length), np.random.default_rng(self.recipe.seed)

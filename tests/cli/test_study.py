@@ -19,7 +19,7 @@ from har_edge.cli import study
 from har_edge.cli.main import main
 from har_edge.data.description import StreamDescription
 from har_edge.data.windows import default_window
-from har_edge.evaluation.sheet import load_sheet
+from har_edge.evaluation.results import load_results
 from tests.evaluation.trainer import REFUSED, MeansTrainer
 
 true_trainer_of = study.trainer_of
@@ -52,7 +52,7 @@ def test_a_study_prints_a_table_and_writes_rows_report_and_pictures(
     assert said.out.startswith(
         "data       synthetic data: subject1, subject2, subject3\n           on synthetic data: says"
     )
-    assert "work       9 cells (3 designs), kept in there" in said.out
+    assert "work       9 trials of 3 variants, kept in there" in said.out
     assert re.search(r"\[1/9\] none \(codes, location, int8\), loso fold subject1, seed 0: accuracy 0\.\d{4}", said.err)
     assert re.search(r"^\| reducer +\| sees +\| batch \| accuracy", said.out, re.MULTILINE)
     assert re.search(r"^\| paa:10\+q8 +\| restore +\| +8 \|", said.out, re.MULTILINE)
@@ -86,17 +86,17 @@ def test_the_random_split_stands_beside_leave_one_subject_out(nowhere: Path) -> 
 def test_a_split(nowhere: Path) -> None:
     split = ("--train-subjects", "1,2", "--test-subjects", "3")
     assert evaluate(*split, "--seeds", "0,1", protocol="split") == 0
-    sheet = load_sheet(nowhere / "study")
-    assert sheet is not None and list(sheet.rows[0].per_subject) == ["subject3"]
-    assert sheet.rows[0].accuracy_std is None and sheet.conditions.seeds == [0, 1]
+    results = load_results(nowhere / "study")
+    assert results is not None and list(results.rows[0].per_subject) == ["subject3"]
+    assert results.rows[0].accuracy_std is None and results.conditions.seeds == [0, 1]
 
 
 def test_rows_that_cannot_be_compared_do_not_stay(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
     assert evaluate("--batch", "1") == 0
     assert evaluate("--batch", "2", "--seeds", "1") == 0
     assert "rows in study are of other recordings, seeds, recipe or version: left out" in capsys.readouterr().err
-    sheet = load_sheet(nowhere / "study")
-    assert sheet is not None and [row.batch for row in sheet.rows] == [2]
+    results = load_results(nowhere / "study")
+    assert results is not None and [row.batch for row in results.rows] == [2]
 
 
 def test_a_failure_is_named_and_the_exit_code_is_1(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
@@ -106,8 +106,8 @@ def test_a_failure_is_named_and_the_exit_code_is_1(capsys: pytest.CaptureFixture
         "failed: paa:7 (codes, location, int8), loso fold subject1, seed 0: ConfigError: this trainer wants nothing of "
         "sevens" in said.err
     )
-    sheet = load_sheet(nowhere / "study")
-    assert sheet is not None and [row.reducer for row in sheet.rows] == ["none"]
+    results = load_results(nowhere / "study")
+    assert results is not None and [row.reducer for row in results.rows] == ["none"]
 
 
 @pytest.mark.parametrize(
@@ -137,16 +137,16 @@ def test_options_of_a_study_need_a_protocol(capsys: pytest.CaptureFixture[str]) 
 def test_both_ways_leave_out_what_is_the_same_or_cannot_be(nowhere: Path) -> None:
     reducers = [part for spec in ("q8", "stats", "paa:5", "none") for part in ("--reducer", spec)]
     assert evaluate(*reducers) == 0
-    sheet = load_sheet(nowhere / "study")
-    assert sheet is not None
-    assert {row.name for row in sheet.rows} == {"none", "q8 restore", "stats codes", "paa:5 codes", "paa:5 restore"}
+    results = load_results(nowhere / "study")
+    assert results is not None
+    assert {row.name for row in results.rows} == {"none", "q8 restore", "stats codes", "paa:5 codes", "paa:5 restore"}
 
 
 def test_both_precisions_have_a_network_without_reduction(nowhere: Path) -> None:
     assert evaluate("--reducer", "paa:10", "--downstream", "codes", "--precision", "both") == 0
-    sheet = load_sheet(nowhere / "study")
-    assert sheet is not None
-    assert {row.name for row in sheet.rows} == {"none", "none float", "paa:10 codes", "paa:10 codes float"}
+    results = load_results(nowhere / "study")
+    assert results is not None
+    assert {row.name for row in results.rows} == {"none", "none float", "paa:10 codes", "paa:10 codes float"}
 
 
 def members(group: int) -> list[str]:
@@ -179,11 +179,11 @@ def test_stopped_with_ctrl_c_it_ends_its_processes_and_goes_on_later(
             from tests.evaluation.trainer import MeansTrainer
 
             class Slow(MeansTrainer):
-                def fit(self, design, training, seed, unreduced):
+                def fit(self, variant, training, seed, unreduced):
                     if Path("log").exists():
                         Path("busy").touch()
                         time.sleep(60)
-                    return super().fit(design, training, seed, unreduced)
+                    return super().fit(variant, training, seed, unreduced)
 
             def trainer_of(described, epochs):
                 return partial(Slow, described, 250, 125, Path("log")), "class means"
@@ -226,11 +226,11 @@ def test_another_data_set_needs_its_description_only(capsys: pytest.CaptureFixtu
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
     command = ["evaluate", "--protocol", "loso", "--stream", str(folder / "machine.toml"), "--data", "fans"]
     assert main([*command, "--jobs", "1", "--reducer", "stats+q8", "--grouping", "all", "--mqtt"]) == 0
-    sheet = load_sheet(nowhere / "study")
-    assert sheet is not None and not sheet.conditions.real
-    assert [row.name for row in sheet.rows] == ["none all", "stats+q8 codes all"]
-    assert all(row.raw_bytes_per_s == 100 * 8 * 4 and len(row.confusion) == 4 for row in sheet.rows)
-    assert [one.identical for one in sheet.measured] == [True, True]
+    results = load_results(nowhere / "study")
+    assert results is not None and not results.conditions.real
+    assert [row.name for row in results.rows] == ["none all", "stats+q8 codes all"]
+    assert all(row.raw_bytes_per_s == 100 * 8 * 4 and len(row.confusion) == 4 for row in results.rows)
+    assert [one.identical for one in results.measured] == [True, True]
     assert "says nothing about" in capsys.readouterr().out
 
 
@@ -240,10 +240,10 @@ def test_over_mqtt_the_answers_are_the_same_and_the_bytes_are_counted(
 ) -> None:
     options = ["--reducer", "paa:10+q8", "--downstream", "codes", "--batch", "8", "--mqtt"]
     assert evaluate(*options) == 0
-    sheet = load_sheet(nowhere / "study")
-    assert sheet is not None
-    assert [one.row for one in sheet.measured] == ["none batch 8", "paa:10+q8 codes batch 8"]
-    for one, row in zip(sheet.measured, sheet.rows, strict=True):
+    results = load_results(nowhere / "study")
+    assert results is not None
+    assert [one.row for one in results.measured] == ["none batch 8", "paa:10+q8 codes batch 8"]
+    for one, row in zip(results.measured, results.rows, strict=True):
         assert one.identical and one.windows == 143 and one.fold == "subject1"
         assert one.computed_bytes_per_s == pytest.approx(row.wire_bytes_per_s, rel=0.05)
         # What sensors write besides: CONNECT, SUBSCRIBE, their status, and 4 bytes for each result.
@@ -262,9 +262,9 @@ def test_networks_and_principal_components_are_trained_deployed_and_answer_alike
     monkeypatch.setattr(study, "trainer_of", true_trainer_of)
     split = ["--train-subjects", "1", "--test-subjects", "2", "--epochs", "1", "--downstream", "codes", "--mqtt"]
     assert evaluate(*split, "--subjects", "1,2", "--reducer", "pca:4", protocol="split") == 0
-    sheet = load_sheet(nowhere / "study")
-    assert sheet is not None
-    assert [(one.row, one.identical) for one in sheet.measured] == [("none", True), ("pca:4 codes", True)]
-    none, few = sheet.rows
+    results = load_results(nowhere / "study")
+    assert results is not None
+    assert [(one.row, one.identical) for one in results.measured] == [("none", True), ("pca:4 codes", True)]
+    none, few = results.rows
     assert few.wire_bytes_per_s < 0.05 * none.wire_bytes_per_s and few.error is not None and 0 < few.error < 1.5
     assert len(list(nowhere.glob("study/systems/*/*.npz"))) == 3

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tests.graph.models import Draft, GraphDraft
 
 from har_edge.codecs.catalog import make_reducer
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.data.description import StreamDescription
 from har_edge.errors import ConfigError
-from har_edge.evaluation.study import Design, Downstream, System, Training
+from har_edge.evaluation.study import Downstream, System, Training, Variant
 from har_edge.tflite.schema import tflite
-from tests.tflite.models import Draft, GraphDraft
 
 # Reducers that this trainer has trouble with.
 REFUSED, FATAL, BROKEN = "paa:7", "paa:9", "paa:11"
@@ -32,36 +32,36 @@ class MeansTrainer:
     hop: int
     log: Path
 
-    def fit(self, design: Design, training: Training, seed: int, unreduced: System | None) -> System:
+    def fit(self, variant: Variant, training: Training, seed: int, unreduced: System | None) -> System:
         with self.log.open("a") as file:
-            file.write(f"{design} on {','.join(recording.stream for recording in training.recordings)} seed {seed}\n")
-        assert (unreduced is not None) == design.needs_unreduced
-        if design.reducer == FATAL:
+            file.write(f"{variant} on {','.join(recording.stream for recording in training.recordings)} seed {seed}\n")
+        assert (unreduced is not None) == variant.needs_unreduced
+        if variant.reducer == FATAL:
             os._exit(9)
-        if design.reducer == BROKEN:
+        if variant.reducer == BROKEN:
             raise ZeroDivisionError("a bug")
-        if design.reducer == REFUSED:
+        if variant.reducer == REFUSED:
             raise ConfigError("this trainer wants nothing of sevens")
         sources = {name: values.shape[1] for name, values in training.recordings[0].samples.items()}
-        task = self.task(design, list(sources))
-        return System(task, unreduced.model if unreduced else self.model(design, training, sources), {})
+        task = self.task(variant, list(sources))
+        return System(task, unreduced.model if unreduced else self.model(variant, training, sources), {})
 
-    def task(self, design: Design, sources: list[str]) -> Task:
+    def task(self, variant: Variant, sources: list[str]) -> Task:
         label_ids = [n for n in range(len(self.description.labels)) if n != self.description.null_label]
         return Task(
             stream=StreamTask(
-                self.description.name, self.description.rate_hz, self.length, self.hop, grouping=design.grouping
+                self.description.name, self.description.rate_hz, self.length, self.hop, grouping=variant.grouping
             ),
-            inputs={name: SourceInput(name, design.reducer) for name in sources},
+            inputs={name: SourceInput(name, variant.reducer) for name in sources},
             output="activity",
             labels=[self.description.labels[label] for label in label_ids],
             label_ids=label_ids,
         )
 
-    def model(self, design: Design, training: Training, sources: Mapping[str, int]) -> bytes:
-        spec = design.reducer if design.downstream is Downstream.CODES else "none"
+    def model(self, variant: Variant, training: Training, sources: Mapping[str, int]) -> bytes:
+        spec = variant.reducer if variant.downstream is Downstream.CODES else "none"
         reducers = {name: make_reducer(spec, self.length, channels) for name, channels in sources.items()}
-        task = self.task(design, list(sources))
+        task = self.task(variant, list(sources))
         known = [window for window in training.windows(self.length, self.hop) if window.label in task.label_ids]
         classes = np.array([task.label_ids.index(window.label or 0) for window in known])
         draft = Draft()

@@ -1,4 +1,4 @@
-"""Whole systems: what is fitted is deployable, for every kind of design, and honest about what cannot be."""
+"""Whole systems: what is fitted is deployable, for every kind of variant, and honest about what cannot be."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from har_edge.data.recording import Recording, Samples
 from har_edge.data.windows import default_window, windows
 from har_edge.errors import ConfigError
 from har_edge.evaluation.prediction import Classifier
-from har_edge.evaluation.study import Design, Downstream, System, Training
+from har_edge.evaluation.study import Downstream, System, Training, Variant
 from har_edge.inference.interpreter import Interpreter
 from har_edge.training.codec import MadeFiles
 from har_edge.training.dataset import WindowPool
@@ -79,24 +79,24 @@ def accuracy(system: System, recording: Recording, description: StreamDescriptio
 
 
 @pytest.mark.parametrize(
-    "design",
+    "variant",
     [
-        Design("none", CODES),
-        Design("none", CODES, "all"),
-        Design("stats", CODES),
-        Design("paa:5+q8", CODES, "all", "float"),
-        Design("pca:6+zlib", CODES),
-        Design("bottleneck:1+zlib", CODES, "all"),
+        Variant("none", CODES),
+        Variant("none", CODES, "all"),
+        Variant("stats", CODES),
+        Variant("paa:5+q8", CODES, "all", "float"),
+        Variant("pca:6+zlib", CODES),
+        Variant("bottleneck:1+zlib", CODES, "all"),
     ],
     ids=str,
 )
-def test_any_data_set_makes_a_system_that_runs(fans: list[Recording], design: Design) -> None:
-    grouped = [regroup_recording(recording, FANS, design.grouping) for recording in fans]
+def test_any_data_set_makes_a_system_that_runs(fans: list[Recording], variant: Variant) -> None:
+    grouped = [regroup_recording(recording, FANS, variant.grouping) for recording in fans]
     recipe = Recipe(epochs=12, windows_a_length=25, encoded_passes=2, batch=16, rate=5e-3)
-    system = SystemTrainer(FANS, recipe).fit(design, Training(grouped[:2]), 0, None)
+    system = SystemTrainer(FANS, recipe).fit(variant, Training(grouped[:2]), 0, None)
     assert (system.task.stream.length, system.task.stream.hop) == (100, 50)
     assert (system.task.labels, system.task.label_ids) == (["calm", "worn"], [0, 1])
-    assert system.task.stream.grouping == design.grouping
+    assert system.task.stream.grouping == variant.grouping
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in system.files.items()}
     assert system.task.files == hashes
     assert accuracy(system, grouped[2], FANS) > 0.9
@@ -109,12 +109,12 @@ def trainer(description: StreamDescription) -> SystemTrainer:
 
 @pytest.fixture(scope="module")
 def bottleneck(trainer: SystemTrainer, recordings: list[Recording]) -> System:
-    return trainer.fit(Design("bottleneck:1", CODES), Training(recordings[:2]), 0, None)
+    return trainer.fit(Variant("bottleneck:1", CODES), Training(recordings[:2]), 0, None)
 
 
 @pytest.fixture(scope="module")
 def unreduced(trainer: SystemTrainer, recordings: list[Recording]) -> System:
-    return trainer.fit(Design("none", CODES), Training(recordings[:2]), 0, None)
+    return trainer.fit(Variant("none", CODES), Training(recordings[:2]), 0, None)
 
 
 def some_windows(recordings: list[Recording]) -> Mapping[str, Samples]:
@@ -158,7 +158,7 @@ def test_windows_restored_enter_the_unreduced_model(
     trainer: SystemTrainer, unreduced: System, recordings: list[Recording], description: StreamDescription
 ) -> None:
     training = Training(recordings[:2])
-    system = trainer.fit(Design("pca:8+zlib", RESTORE), training, 0, unreduced)
+    system = trainer.fit(Variant("pca:8+zlib", RESTORE), training, 0, unreduced)
     assert system.model == unreduced.model
     assert sorted(system.files) == ["har-ankle.npz", "har-arm.npz", "har-chest.npz"]
     assert system.task.inputs["arm"].reducer == "pca:har-arm.npz+zlib"
@@ -167,11 +167,11 @@ def test_windows_restored_enter_the_unreduced_model(
 
 
 def test_the_same_seed_gives_the_same_system(fans: list[Recording]) -> None:
-    design, training = (
-        Design("bottleneck:1+zlib", CODES, "all"),
+    variant, training = (
+        Variant("bottleneck:1+zlib", CODES, "all"),
         Training([regroup_recording(recording, FANS, "all") for recording in fans]),
     )
-    first, second, other = (SystemTrainer(FANS, FAST).fit(design, training, seed, None) for seed in (3, 3, 4))
+    first, second, other = (SystemTrainer(FANS, FAST).fit(variant, training, seed, None) for seed in (3, 3, 4))
     assert first == second
     assert first.model != other.model
 
@@ -185,7 +185,7 @@ def test_only_chosen_windows_are_learnt(fans: list[Recording]) -> None:
     ]
     assert len(every) == 2 * 14
     first, again, second = (
-        SystemTrainer(FANS, FAST).fit(Design("stats", CODES), Training(fans[:2], frozenset(chosen)), 0, None).model
+        SystemTrainer(FANS, FAST).fit(Variant("stats", CODES), Training(fans[:2], frozenset(chosen)), 0, None).model
         for chosen in (every, every[::-1], every[:-1])
     )
     assert first == again
@@ -193,27 +193,27 @@ def test_only_chosen_windows_are_learnt(fans: list[Recording]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("design", "message"),
+    ("variant", "message"),
     [
-        (Design("pca:4", RESTORE), "no unreduced system came; restored windows enter the model of that one"),
-        (Design("bottleneck:4", RESTORE), "nothing restores windows from a bottleneck; expected codes"),
-        (Design("paa:5+bottleneck:4", CODES), "bottleneck takes windows as they are; expected it as the first method"),
-        (Design("none", CODES, precision="int4"), "precision is 'int4'; expected one of float, int8"),
-        (Design("none", CODES, "pairs"), "grouping is 'pairs'; expected one of location, all, type"),
-        (Design("paa:0", CODES), "expected a piece of 1 to 250 samples"),
+        (Variant("pca:4", RESTORE), "no unreduced system came; restored windows enter the model of that one"),
+        (Variant("bottleneck:4", RESTORE), "nothing restores windows from a bottleneck; expected codes"),
+        (Variant("paa:5+bottleneck:4", CODES), "bottleneck takes windows as they are; expected it as the first method"),
+        (Variant("none", CODES, precision="int4"), "precision is 'int4'; expected one of float, int8"),
+        (Variant("none", CODES, "pairs"), "grouping is 'pairs'; expected one of location, all, type"),
+        (Variant("paa:0", CODES), "expected a piece of 1 to 250 samples"),
     ],
     ids=str,
 )
 def test_designs_that_cannot_be_are_refused(
-    trainer: SystemTrainer, recordings: list[Recording], design: Design, message: str
+    trainer: SystemTrainer, recordings: list[Recording], variant: Variant, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        trainer.fit(design, Training(recordings[:1]), 0, None)
+        trainer.fit(variant, Training(recordings[:1]), 0, None)
 
 
 def test_statistics_restore_nothing(trainer: SystemTrainer, unreduced: System, recordings: list[Recording]) -> None:
     with pytest.raises(ConfigError, match="nothing restores windows from these codes; expected codes"):
-        trainer.fit(Design("stats", RESTORE), Training(recordings[:1]), 0, unreduced)
+        trainer.fit(Variant("stats", RESTORE), Training(recordings[:1]), 0, unreduced)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One cell of a study: one design in one fold with one seed, fitted and scored."""
+"""One trial of a study: one variant in one fold with one seed, fitted and scored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from har_edge.errors import ModelError
 from har_edge.evaluation.metrics import confusion_matrix
 from har_edge.evaluation.prediction import Classifier, Prediction
 from har_edge.evaluation.protocol import Fold, Protocol
-from har_edge.evaluation.study import Design, System
+from har_edge.evaluation.study import System, Variant
 from har_edge.evaluation.traffic import Encoded, Traffic, code_bytes, encode_window, measure_traffic
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.interpreter import Interpreter
@@ -28,16 +28,16 @@ Counts = list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What one cell asks for; `design` None stands for the baseline, which needs no network and no reducer."""
+class Trial:
+    """What to fit and score; `variant` None stands for the baseline, which needs no network and no reducer."""
 
-    design: Design | None
+    variant: Variant | None
     protocol: Protocol
     fold: Fold
     seed: int
 
     def __str__(self) -> str:
-        return f"{self.design or 'baseline'}, {self.protocol.value} fold {self.fold.name}, seed {self.seed}"
+        return f"{self.variant or 'baseline'}, {self.protocol.value} fold {self.fold.name}, seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,14 @@ class Score:
     without: dict[str, dict[str, Counts]]
 
 
-class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What came of one job; `system` finds the system that was scored, None for the baseline."""
+class TrialResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"variant": "design"}):
+    """What came of one trial, as it is stored on disk, where the key of the variant is `design`.
+
+    `system` is the key of the system that was scored, None for the baseline.
+    """
 
     key: str
-    design: Design | None
+    variant: Variant | None
     protocol: Protocol
     fold: str
     seed: int

@@ -1,4 +1,4 @@
-"""Cells and systems of a study on disk, so that long work can be stopped and gone on with.
+"""Results and systems of a study on disk, so that long work can be stopped and gone on with.
 
 Each is found by a hash of everything that decides it, so a stored one is never wrong, and missing at worst. Each is
 written under another name and renamed, so none is ever half there.
@@ -20,8 +20,8 @@ import numpy as np
 from har_edge.config.task import Task
 from har_edge.data.recording import Recording
 from har_edge.errors import ModelError
-from har_edge.evaluation.cell import Cell
 from har_edge.evaluation.study import System
+from har_edge.evaluation.trial import TrialResult
 
 MODEL = "model.tflite"
 _CARD = "system.json"
@@ -35,27 +35,27 @@ class _Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_sha256: str
 
 
-class Store:
+class TrialStore:
     """The folder of a study: `cells/<key>.json` and `systems/<key>/`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def cell(self, key: str) -> Cell | None:
-        """Return a stored cell; None where there is none, or it is damaged, which is logged."""
+    def result(self, key: str) -> TrialResult | None:
+        """Return a stored result; None where there is none, or it is damaged, which is logged."""
         path = self.folder / "cells" / f"{key}.json"
         try:
-            cell = msgspec.json.decode(path.read_bytes(), type=Cell)
+            result = msgspec.json.decode(path.read_bytes(), type=TrialResult)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             _log.warning("%s is damaged (%s): measuring again", path, error)
             return None
-        return cell if cell.key == key else None
+        return result if result.key == key else None
 
-    def put_cell(self, cell: Cell) -> None:
-        """Store a cell under its key."""
-        write_whole(self.folder / "cells" / f"{cell.key}.json", msgspec.json.encode(cell))
+    def put_result(self, result: TrialResult) -> None:
+        """Store a result under its key."""
+        write_whole(self.folder / "cells" / f"{result.key}.json", msgspec.json.encode(result))
 
     def system_folder(self, key: str) -> Path:
         """Return where the files of a system lie."""

@@ -13,19 +13,19 @@ import pytest
 from har_edge.errors import ConfigError
 from har_edge.evaluation.curve import choose_row, draw_study
 from har_edge.evaluation.protocol import Protocol
-from har_edge.evaluation.rows import Row
-from har_edge.evaluation.sheet import (
+from har_edge.evaluation.results import (
     Conditions,
     Measured,
-    Sheet,
+    StudyResults,
     add_measured,
     add_rows,
     format_csv,
     format_report,
-    load_sheet,
-    merge_sheet,
-    write_sheet,
+    load_results,
+    merge_results,
+    write_results,
 )
+from har_edge.evaluation.rows import Row
 
 CONDITIONS = Conditions("real data from there", True, ["a", "b"], [0], "2 epochs", "0.0", "digest")
 
@@ -67,13 +67,13 @@ def row(reducer: str = "none", **changes: Any) -> Row:
 SMALL = row("paa:9", wire_bytes_per_s=40.0, reduction=0.9, accuracy=0.8, without={"chest": 0.5, "arm": 0.25})
 
 
-def sheet(*rows: Row) -> Sheet:
-    return add_rows(merge_sheet(None, CONDITIONS, "har-edge evaluate --protocol loso"), rows)
+def results(*rows: Row) -> StudyResults:
+    return add_rows(merge_results(None, CONDITIONS, "har-edge evaluate --protocol loso"), rows)
 
 
 def test_rows_of_the_same_conditions_come_together(tmp_path: Path) -> None:
-    write_sheet(sheet(row(), SMALL), tmp_path)
-    again = merge_sheet(load_sheet(tmp_path), CONDITIONS, "har-edge evaluate --protocol random")
+    write_results(results(row(), SMALL), tmp_path)
+    again = merge_results(load_results(tmp_path), CONDITIONS, "har-edge evaluate --protocol random")
     better = msgspec.structs.replace(SMALL, accuracy=0.9)
     random = row(protocol=Protocol.RANDOM)
     merged = add_rows(again, [random, better])
@@ -81,20 +81,20 @@ def test_rows_of_the_same_conditions_come_together(tmp_path: Path) -> None:
     assert merged.headline == [row(), better]
     assert merged.commands == ["har-edge evaluate --protocol loso", "har-edge evaluate --protocol random"]
     other = msgspec.structs.replace(CONDITIONS, digest="other")
-    assert merge_sheet(merged, other, "now").rows == []
-    assert load_sheet(tmp_path / "nowhere") is None
+    assert merge_results(merged, other, "now").rows == []
+    assert load_results(tmp_path / "nowhere") is None
 
 
 def test_rows_of_one_design_stay_together() -> None:
     bigger = [row(batch=2, wire_bytes_per_s=500.0), msgspec.structs.replace(SMALL, batch=2, wire_bytes_per_s=30.0)]
     middle = row("paa:2", wire_bytes_per_s=600.0)
-    assert add_rows(sheet(*bigger, SMALL), [middle, row()]).rows == [row(), bigger[0], middle, SMALL, bigger[1]]
+    assert add_rows(results(*bigger, SMALL), [middle, row()]).rows == [row(), bigger[0], middle, SMALL, bigger[1]]
 
 
 def test_a_sheet_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text('{"rows": 1}')
     with pytest.raises(ConfigError, match=r"rows.json: .*another version of har-edge wrote it: remove it, or choose"):
-        load_sheet(tmp_path)
+        load_results(tmp_path)
 
 
 def test_the_csv_has_a_column_for_each_subject_and_missing_source() -> None:
@@ -107,7 +107,7 @@ def test_the_csv_has_a_column_for_each_subject_and_missing_source() -> None:
 def test_the_report_says_what_the_figures_are_of() -> None:
     flattering = row(protocol=Protocol.RANDOM, accuracy=0.99)
     measured = Measured("paa:9 codes", Protocol.LOSO, "a", 4, True, 39.0, 44.0, 400.0, "Mosquitto")
-    text = format_report(add_measured(sheet(row(), SMALL, flattering), [measured]))
+    text = format_report(add_measured(results(row(), SMALL, flattering), [measured]))
     assert "Data: real data from there, 2 streams (a, b); seeds 0; har-edge 0.0; 2 epochs." in text
     assert "synthetic" not in text
     assert "| paa:9 | codes | location | int8 | 1 | 0.8000 ± 0.1250 | 0.7500 | 40.0 | 800.0 | 400 | 90.0 % |" in text
@@ -116,7 +116,7 @@ def test_the_report_says_what_the_figures_are_of() -> None:
     assert "| paa:9 codes | 0.8000 | 0.5000 | 0.2500 |" in text
     assert "| paa:9 codes | loso a | 4 | identical | 39.0 | 44.0 | 89.0 % | Mosquitto |" in text
     made_up = msgspec.structs.replace(CONDITIONS, real=False)
-    assert "these figures say nothing about people" in format_report(Sheet(made_up, [], [row()]))
+    assert "these figures say nothing about people" in format_report(StudyResults(made_up, [], [row()]))
 
 
 def test_the_row_to_show_is_the_best_that_saves_enough() -> None:
@@ -133,7 +133,7 @@ def test_pictures_are_drawn(crowd: int, tmp_path: Path) -> None:
     rows += [msgspec.structs.replace(row, batch=8, wire_bytes_per_s=30.0) for row in rows]
     alone = msgspec.structs.replace(SMALL, accuracy_std=None, downstream="restore", per_subject={"a": 0.8})
     trees = row(method="extra-trees", downstream="-")
-    paths = draw_study(sheet(row(), trees, *rows, alone), tmp_path)
+    paths = draw_study(results(row(), trees, *rows, alone), tmp_path)
     assert [path.name for path in paths] == ["curve.png", "subjects.png", "confusion.png"]
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 10_000 for path in paths)
-    assert draw_study(Sheet(CONDITIONS, [], []), tmp_path / "none") == []
+    assert draw_study(StudyResults(CONDITIONS, [], []), tmp_path / "none") == []

@@ -12,14 +12,14 @@ import msgspec
 from har_edge.errors import ConfigError
 from har_edge.evaluation.protocol import Protocol
 from har_edge.evaluation.rows import Row
-from har_edge.evaluation.store import write_whole
+from har_edge.evaluation.trial_store import write_whole
 
 ROWS, TABLE, REPORT = "rows.json", "rows.csv", "report.md"
 _HEADLINE = (Protocol.LOSO, Protocol.SPLIT, Protocol.RANDOM)
 
 
 class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What all rows of a sheet share; `digest` is a hash of what decides the figures."""
+    """What all rows share; `digest` is a hash of what decides the figures."""
 
     data: str
     real: bool
@@ -49,7 +49,7 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: str
 
 
-class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StudyResults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every row measured under the same conditions, with the commands that made them."""
 
     conditions: Conditions
@@ -67,11 +67,11 @@ class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return []
 
 
-def load_sheet(folder: Path) -> Sheet | None:
-    """Return the sheet of a folder, None where there is none; ConfigError where it is none that can be read."""
+def load_results(folder: Path) -> StudyResults | None:
+    """Return the results stored in a folder, or None; raise ConfigError where the file cannot be read."""
     path = folder / ROWS
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Sheet)
+        return msgspec.json.decode(path.read_bytes(), type=StudyResults)
     except FileNotFoundError:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -80,28 +80,28 @@ def load_sheet(folder: Path) -> Sheet | None:
         ) from error
 
 
-def merge_sheet(old: Sheet | None, conditions: Conditions, command: str) -> Sheet:
-    """Return a sheet to add to: the old one where its conditions are the same, else an empty one."""
+def merge_results(old: StudyResults | None, conditions: Conditions, command: str) -> StudyResults:
+    """Return results to add to: the old ones where their conditions are the same, else empty ones."""
     if old is None or old.conditions.digest != conditions.digest:
-        return Sheet(conditions, [command], [])
+        return StudyResults(conditions, [command], [])
     commands = [*(other for other in old.commands if other != command), command]
-    return Sheet(conditions, commands, old.rows, old.measured)
+    return StudyResults(conditions, commands, old.rows, old.measured)
 
 
-def add_rows(sheet: Sheet, rows: Iterable[Row]) -> Sheet:
-    """Return the sheet with these rows, which take the place of those of the same key."""
-    known = {row.key: row for row in sheet.rows} | {row.key: row for row in rows}
-    return msgspec.structs.replace(sheet, rows=sort_rows(known.values()))
+def add_rows(results: StudyResults, rows: Iterable[Row]) -> StudyResults:
+    """Return the results with these rows; they replace those of the same key."""
+    known = {row.key: row for row in results.rows} | {row.key: row for row in rows}
+    return msgspec.structs.replace(results, rows=sort_rows(known.values()))
 
 
-def add_measured(sheet: Sheet, measured: Iterable[Measured]) -> Sheet:
-    """Return the sheet with these measurements, which take the place of those of the same row and protocol."""
-    known = {(one.protocol, one.row): one for one in [*sheet.measured, *measured]}
-    return msgspec.structs.replace(sheet, measured=list(known.values()))
+def add_measured(results: StudyResults, measured: Iterable[Measured]) -> StudyResults:
+    """Return the results with these measurements; they replace those of the same row and protocol."""
+    known = {(one.protocol, one.row): one for one in [*results.measured, *measured]}
+    return msgspec.structs.replace(results, measured=list(known.values()))
 
 
 def sort_rows(rows: Iterable[Row]) -> list[Row]:
-    """Return rows by protocol, then design by design, what sends most first, the smallest batch first."""
+    """Return rows by protocol, then variant by variant, what sends most first, the smallest batch first."""
     rows = list(rows)
     most: dict[tuple[str | int, ...], float] = {}
     for row in rows:
@@ -109,11 +109,11 @@ def sort_rows(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (_HEADLINE.index(row.protocol), -most[row.key[:-1]], row.key))
 
 
-def write_sheet(sheet: Sheet, folder: Path) -> None:
+def write_results(results: StudyResults, folder: Path) -> None:
     """Write rows.json, rows.csv and report.md."""
-    write_whole(folder / ROWS, msgspec.json.encode(sheet))
-    write_whole(folder / TABLE, format_csv(sheet.rows).encode())
-    write_whole(folder / REPORT, format_report(sheet).encode())
+    write_whole(folder / ROWS, msgspec.json.encode(results))
+    write_whole(folder / TABLE, format_csv(results.rows).encode())
+    write_whole(folder / REPORT, format_report(results).encode())
 
 
 def format_csv(rows: Sequence[Row]) -> str:
@@ -136,9 +136,9 @@ def format_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def format_report(sheet: Sheet) -> str:
+def format_report(results: StudyResults) -> str:
     """Return the report as Markdown."""
-    conditions = sheet.conditions
+    conditions = results.conditions
     parts = [
         "# Accuracy against bytes sent",
         f"Data: {conditions.data}, {len(conditions.streams)} streams ({', '.join(conditions.streams)}); "
@@ -146,12 +146,12 @@ def format_report(sheet: Sheet) -> str:
     ]
     if not conditions.real:
         parts.append("**On synthetic data: these figures say nothing about people.**")
-    parts.append("```sh\n" + "\n".join(sheet.commands) + "\n```")
+    parts.append("```sh\n" + "\n".join(results.commands) + "\n```")
     for protocol in _HEADLINE:
-        rows = [row for row in sheet.rows if row.protocol is protocol]
+        rows = [row for row in results.rows if row.protocol is protocol]
         if rows:
             parts += [f"## {TITLES[protocol]}", _markdown(HEAD, [cells_of(row) for row in rows])]
-    parts += [*_optimism(sheet), *_subjects(sheet), *_missing(sheet), *_measured(sheet), _LEGEND]
+    parts += [*_optimism(results), *_subjects(results), *_missing(results), *_measured(results), _LEGEND]
     return "\n\n".join(parts) + "\n"
 
 
@@ -195,11 +195,11 @@ def cells_of(row: Row) -> list[str]:
     ]
 
 
-def _optimism(sheet: Sheet) -> list[str]:
-    """Set the random split beside leave-one-subject-out, for the designs that have both."""
-    by_key = {row.key: row for row in sheet.rows}
+def _optimism(results: StudyResults) -> list[str]:
+    """Set the random split beside leave-one-subject-out, for the variants that have both."""
+    by_key = {row.key: row for row in results.rows}
     lines = []
-    for row in sheet.rows:
+    for row in results.rows:
         other = by_key.get((Protocol.LOSO.value, *row.key[1:]))
         if row.protocol is Protocol.RANDOM and other is not None:
             difference = row.accuracy - other.accuracy
@@ -213,15 +213,15 @@ def _optimism(sheet: Sheet) -> list[str]:
     ]
 
 
-def _subjects(sheet: Sheet) -> list[str]:
-    rows = sheet.headline
+def _subjects(results: StudyResults) -> list[str]:
+    rows = results.headline
     names = list(dict.fromkeys(name for row in rows for name in row.per_subject))
     lines = [[row.name, *(f"{row.per_subject[n]:.3f}" if n in row.per_subject else "-" for n in names)] for row in rows]
     return ["## Accuracy by subject", _markdown(("row", *names), lines)] if rows else []
 
 
-def _missing(sheet: Sheet) -> list[str]:
-    rows = [row for row in sheet.headline if row.without]
+def _missing(results: StudyResults) -> list[str]:
+    rows = [row for row in results.headline if row.without]
     names = list(dict.fromkeys(name for row in rows for name in row.without))
     lines = [
         [row.name, f"{row.accuracy:.4f}", *(f"{row.without[n]:.4f}" if n in row.without else "-" for n in names)]
@@ -231,8 +231,8 @@ def _missing(sheet: Sheet) -> list[str]:
     return ["## Accuracy with a source missing", _markdown(head, lines)] if rows else []
 
 
-def _measured(sheet: Sheet) -> list[str]:
-    if not sheet.measured:
+def _measured(results: StudyResults) -> list[str]:
+    if not results.measured:
         return []
     head = ("row", "fold", "windows", "answers", "computed B/s", "sent B/s", "less than raw", "broker")
     lines = [
@@ -246,7 +246,7 @@ def _measured(sheet: Sheet) -> list[str]:
             f"{100 * (1 - one.sent_bytes_per_s / one.raw_bytes_per_s):.1f} %",
             one.broker,
         ]
-        for one in sheet.measured
+        for one in results.measured
     ]
     return [
         "## Over a real broker",
