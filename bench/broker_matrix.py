@@ -55,7 +55,9 @@ OLD = frozenset({Kind.RABBITMQ, Kind.AEDES, Kind.CLUSTER})  # these speak MQTT 3
 PACED = ("--subjects", "7", "--windows", "120", "--speed", "20")
 FAST = ("--subjects", "7", "--windows", "120", "--speed", "max")
 STREAMS = 4  # of a gateway
-NOT_PROMISED = {(Kind.RABBITMQ, "coordinator"): "RabbitMQ 3.10 retains nothing for wildcards (docs/brokers.md)"}
+NOT_PROMISED = {
+    (Kind.RABBITMQ, "coordinator"): "RabbitMQ 3.10 retains nothing for wildcards (docs/reference/brokers.md)"
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""Measure every broker that is installed and write the tables of docs/brokers.md.
+"""Measure every broker that is installed and write the tables of docs/reference/brokers.md.
 
     python bench/broker_table.py             # prints them
-    python bench/broker_table.py --write     # puts them into docs/brokers.md, between its marks
+    python bench/broker_table.py --write     # puts them into docs/reference/brokers.md, between its marks
 
 `har-edge doctor --broker-only` makes the same measurements at a broker that runs already.
 """
@@ -25,7 +25,7 @@ from har_edge.messaging.measure import Measured, measure
 from har_edge.messaging.mqtt import Protocol, open_bus, speaks_older_only
 from har_edge.nodes.sight.behaviour import HEADER, promises, row
 
-PAGE = Path(__file__).parents[1] / "docs" / "brokers.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "brokers.md"
 PREFIX = "har/v1/measured/"
 BACKLOG = 3000
 # Settings for the advice of doctor: what of a backlog comes with each, beside Debian's own.

@@ -1,4 +1,4 @@
-"""What holds on which runtime, for which kind of model: the tables of docs/runtimes.md.
+"""What holds on which runtime, for which kind of model: the tables of docs/reference/runtimes.md.
 
     python bench/runtimes.py                       # x86-64: builds an environment for each runtime below --cache
     python bench/runtimes.py --root arm64=DIR --root armhf=DIR   # also emulated devices (bench/emulate.py makes them)
@@ -34,7 +34,7 @@ from har_edge.tflite.folder import outline
 from har_edge.tflite.slices import slice_model, write_slice
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "runtimes.md"
+PAGE = ROOT / "docs" / "reference" / "runtimes.md"
 PROBE = Path(__file__).with_name("runtime_probe.py")
 DELEGATES = ("xnnpack", "none")
 RUNS, BATCH, SEED = 3, 3, 0

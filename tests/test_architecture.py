@@ -1,4 +1,4 @@
-"""The imports point one way, and the rooms keep to what they are for (docs/design.md)."""
+"""The imports point one way, and the rooms keep to what they are for (docs/explanation/design.md)."""
 
 from __future__ import annotations
 

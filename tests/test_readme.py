@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-import har_edge
 from har_edge.cli.main import COMMANDS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -78,23 +77,3 @@ def test_every_documented_option_exists() -> None:
     lines = [line for block in BLOCKS for line in block.splitlines() if line.startswith("har-edge")]
     unknown = {option for line in lines for option in re.findall(r"--[a-z-]+", line) if option not in helps}
     assert lines and unknown == set()
-
-
-PACKAGE = Path(har_edge.__file__).parent
-DOCUMENTS = [
-    path for folder in (".", "docs", "brokers", "models", "data") for path in (README.parent / folder).glob("*.md")
-]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_documents_have_no_placeholders_and_no_dead_links(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert re.findall(r"@[A-Z]+@", text) == []
-    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
-    assert [link for link in links if not _target(path, link).exists()] == []
-
-
-def _target(path: Path, link: str) -> Path:
-    """Return what a link leads to; modules are those of the package that is tested, which may be installed."""
-    inside = link.removeprefix("../").removeprefix("har_edge/")
-    return PACKAGE / inside if link.removeprefix("../").startswith("har_edge/") else path.parent / link

@@ -1,4 +1,4 @@
-"""docs/runtimes.md holds what bench/runtimes.py writes: the same columns, runtimes, delegates and words."""
+"""docs/reference/runtimes.md holds what bench/runtimes.py writes: the same columns, runtimes, delegates and words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/runtimes.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/reference/runtimes.md").read_text(encoding="utf-8")
 BENCH = ast.parse((ROOT / "bench/runtimes.py").read_text(encoding="utf-8"))
 COUNTS = r"all \d+|\*\*\d+ of \d+\*\*|some do not run"
 CELLS = (

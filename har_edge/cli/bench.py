@@ -22,7 +22,7 @@ HELP = "measure on emulated devices: throughput by number of devices, and the pl
 _EPILOG = """MODEL is a shipped model (float, int8, ...), the path of a .tflite file, or a Keras model made once with
 TensorFlow (xception, mobilenetv2, resnet50, nasnetmobile: random weights from a seed). Windows and images are made
 up: good for times, not for accuracies. Every measurement is a row of DIR/measured.csv as soon as it is there; the
-same command goes on where it was stopped. Needs root, iproute2 and Mosquitto (docs/testbed.md)."""
+same command goes on where it was stopped. Needs root, iproute2 and Mosquitto (docs/how-to/emulated-devices.md)."""
 # Throughput on two and three devices over one: Mohammed et al., 2021 (docs/results.md).
 PUBLISHED = {2: 1.55, 3: 1.75}
 

@@ -28,7 +28,7 @@ LIVE = {"timestamps": False, "stream": "live", "queue": 64, "stuck_after": 60}
 
 def add_live(parser: argparse.ArgumentParser) -> None:
     """Add `--live` and what belongs to it."""
-    group = parser.add_argument_group("live", "read a device instead of recordings (docs/streams.md)")
+    group = parser.add_argument_group("live", "read a device instead of recordings (docs/how-to/live-devices.md)")
     group.add_argument(
         "--live",
         metavar="FILE|-",

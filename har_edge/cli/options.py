@@ -171,7 +171,7 @@ def add_delegate(parser: argparse.ArgumentParser, default: str = "xnnpack") -> N
         "--delegate",
         choices=("xnnpack", "none"),
         help="who computes: xnnpack where the runtime hands operators to it, or none but the runtime itself, slower "
-        f"(docs/runtimes.md; default: {default})",
+        f"(docs/reference/runtimes.md; default: {default})",
     )
 
 

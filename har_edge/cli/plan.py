@@ -19,7 +19,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", metavar="MODEL", help=options.MODEL_HELP)
     parser.add_argument(
-        "--devices", type=Path, metavar="FILE", required=True, help="devices file in TOML (docs/planning.md)"
+        "--devices",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="devices file in TOML (docs/reference/devices-file.md)",
     )
     parser.add_argument(
         "--objective",

@@ -99,7 +99,7 @@ def _task(model: Model, found: FoundModel, args: argparse.Namespace) -> Task | N
         if args.reducer is not None:
             raise ConfigError(
                 "--reducer came, but no manifest says what this model is for; write the reducers into pipeline.toml "
-                "(docs/pipeline.md)"
+                "(docs/reference/pipeline-file.md)"
             )
         return None
     task = found.entry.task
@@ -140,7 +140,7 @@ def _write(
     if stateful:
         report.say(
             f"slices {', '.join(stateful)} keep state from one run to the next; stages refuse them unless the pipeline "
-            'file says [task] state = "reset" (docs/pipeline.md)'
+            'file says [task] state = "reset" (docs/how-to/own-model.md#state)'
         )
     if kept:
         report.say(f"kept {out / 'pipeline.toml'}, which fits these slices too")
@@ -153,7 +153,10 @@ def _write(
             raise
         report.say(f"the epoch of these slices is {epoch_of(manifest)}")
     else:
-        report.say("no manifest says what this model is for; to run the slices write pipeline.toml (docs/pipeline.md)")
+        report.say(
+            "no manifest says what this model is for; to run the slices write pipeline.toml "
+            "(docs/reference/pipeline-file.md)"
+        )
         for output, labels in manifest.labels.items():
             report.say(f"the model names the {len(labels)} classes of {output}; [task] may leave its labels out")
     if manifest.wire > 1:

@@ -52,7 +52,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     devices = parser.add_mutually_exclusive_group()
     devices.add_argument("--devices", type=values.positive, metavar="N", help="how many: device-1 to device-N")
-    devices.add_argument("--config", type=Path, metavar="FILE", help="TOML file with [[devices]] (docs/testbed.md)")
+    devices.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML file with [[devices]] (docs/how-to/emulated-devices.md)"
+    )
     parser.add_argument("--cpu", metavar="CORES", help="processor of each device, in cores of this machine, as 0.2")
     parser.add_argument("--link", metavar="RATE", help="link of each device, either way, as 94mbit")
     parser.add_argument("--memory", metavar="SIZE", help="memory of each device, as 512m or 1g")

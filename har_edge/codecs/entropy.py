@@ -21,7 +21,7 @@ class Compressor(Protocol):
 
     @property
     def operations_a_byte(self) -> int:
-        """What compressing a byte takes, about: nanoseconds measured on mHealth codes (docs/pipeline.md), 1 each."""
+        """What compressing a byte takes, about: nanoseconds on mHealth codes (docs/reference/reducers.md), 1 each."""
 
     def compress(self, text: bytes) -> bytes:
         """Compress."""

@@ -200,7 +200,10 @@ def _read(file: Path) -> tuple[PipelineConfig, bool]:
         if not isinstance(error, FileNotFoundError):
             mend = "name the file, or the folder, that `har-edge slice` made"
         elif (file.parent / MANIFEST_NAME).is_file():
-            mend = "its slices are there, but no manifest said what the model is for: write it by docs/pipeline.md"
+            mend = (
+                "its slices are there, but no manifest said what the model is for: write it by "
+                "docs/reference/pipeline-file.md"
+            )
         raise ConfigError(f"cannot read {file}: {error.strerror}; {mend}") from None
     except msgspec.ValidationError as error:
         tables: dict[str, type[msgspec.Struct]] = {
@@ -211,9 +214,11 @@ def _read(file: Path) -> tuple[PipelineConfig, bool]:
             "task.stream": StreamTask,
             "task.inputs": SourceInput,
         }
-        raise ConfigError(f"{file}: {explain_unknown(error, tables)}; see docs/pipeline.md for every key") from None
+        raise ConfigError(
+            f"{file}: {explain_unknown(error, tables)}; see docs/reference/pipeline-file.md for every key"
+        ) from None
     except (TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: {error}; see docs/pipeline.md for every key") from None
+        raise ConfigError(f"{file}: {error}; see docs/reference/pipeline-file.md for every key") from None
     return config, "epoch" in document
 
 

@@ -1,4 +1,4 @@
-"""What devices do wrong, and what is done about it: the table stands in docs/streams.md. No clock: times are given."""
+"""What devices do wrong, and what is done about it (docs/reference/device-faults.md). No clock: times are given."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COUNTED = ("lines", *(fault.value for fault in Fault), "lost_samples", "held_sam
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Where behaviours change; docs/streams.md says what each does.
+    """Where behaviours change; docs/reference/device-faults.md says what each does.
 
     `held`: samples in a row that the last value may stand for. `gap_periods`: time between two samples that is a gap.
     `back_s`, `forward_s`: a clock that moves so far was set. `silence_s`, `silence_periods`: time without a line (the

@@ -136,7 +136,8 @@ class LiveStream:
             return f"{plural(counts[Fault.DROPPED.value], 'window')} dropped, since none could leave"
         most = f"{plural(counts['lines'], 'line')} came, with {plural(self._longest, 'sample')} at most without a gap"
         return (
-            f"{most}; a window needs {self._length}, and up to {self._hop - 1} more before it begins (docs/streams.md)"
+            f"{most}; a window needs {self._length}, and up to {self._hop - 1} more before it begins "
+            "(docs/how-to/live-devices.md)"
         )
 
     def tick(self, now: float) -> None:

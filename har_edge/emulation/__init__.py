@@ -1,1 +1,1 @@
-"""Small devices emulated on one Linux machine: a network namespace, a slow link and limits each (docs/testbed.md)."""
+"""Small devices emulated on one Linux machine: network namespace, link, limits (docs/how-to/emulated-devices.md)."""

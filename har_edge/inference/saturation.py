@@ -112,7 +112,7 @@ class Saturation:
             f"{self.share:.0%} of the values of source {self.source!r} saturate: {self.least:.4g} to "
             f"{self.largest:.4g} came, but {self.taker} takes {limits.low:.4g} to {limits.high:.4g} ({limits.dtype}); "
             "answers are likely to be wrong; scale the recordings, or the device's values, to those that the model was "
-            "trained on (docs/pipeline.md#values)"
+            "trained on (docs/how-to/own-model.md#values)"
         )
 
 

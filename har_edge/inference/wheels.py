@@ -21,7 +21,7 @@ TFLITE_PYTHON, TFLITE_GLIBC = (3, 11), (2, 34)
 # What LiteRT 2.1 to 2.3 has wheels for: manylinux_2_27_{x86_64,aarch64}, macosx_12_0_arm64, win_amd64.
 LITERT_MACHINES = {"Linux": ("x86_64", "aarch64"), "Darwin": ("arm64",), "Windows": ("AMD64",)}
 LITERT_GLIBC = (2, 27)
-_INSTEAD = "use a 64-bit Debian, Ubuntu or Raspberry Pi OS of 2023 or later (docs/deploy.md has the table)"
+_INSTEAD = "use a 64-bit Debian, Ubuntu or Raspberry Pi OS of 2023 or later (docs/how-to/install.md has the table)"
 
 
 @dataclass(frozen=True, slots=True)

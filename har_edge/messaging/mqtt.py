@@ -62,7 +62,7 @@ def open_bus(address: Address, session: Session, client: Client = Client.AUTO, p
         if not speaks_older_only(address, error):
             raise
     _older.add(where)
-    _log.warning("the broker at %s speaks no MQTT 5; 3.1.1 is used instead (docs/brokers.md)", address.url)
+    _log.warning("the broker at %s speaks no MQTT 5; 3.1.1 is used instead (docs/reference/brokers.md)", address.url)
     return _open(address, session, _paho_for(client), Protocol.V311)
 
 

@@ -1,4 +1,4 @@
-"""The wire format: a message with tensors <-> MessagePack bytes (docs/wire.md gives every field with example bytes).
+"""The wire format: a message with tensors <-> MessagePack bytes (docs/reference/wire.md shows every field).
 
 A message is a MessagePack array, so that any MessagePack library reads it:
 
@@ -64,7 +64,7 @@ NO_NAMES: Mapping[int, str] = MappingProxyType({})
 
 
 class Field(IntEnum):
-    """The fields of version 3 that this program reads; docs/wire.md names those that are reserved."""
+    """The fields of version 3 that this program reads; docs/reference/wire.md names those that are reserved."""
 
     MISSING = 1
     SENT = 2

@@ -1,6 +1,6 @@
 """Whether the devices of a pipeline give the same bits: by runtime, machine, delegate and the numbers of the model.
 
-What is known is measured: docs/runtimes.md has the tables that the rules here follow.
+What is known is measured: docs/reference/runtimes.md has the tables that the rules here follow.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from har_edge.inference.wheels import TFLITE
 from har_edge.messaging.status import DeviceCard, SliceCard
 from har_edge.messaging.text import listed, printable
 
-PAGE = "docs/runtimes.md"
+PAGE = "docs/reference/runtimes.md"
 MAX_NAMED = 8
 
 

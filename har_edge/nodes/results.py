@@ -63,4 +63,6 @@ def decode_results(payload: bytes) -> list[Result]:
     try:
         return _decode_many(payload) if payload[:1] == b"[" else [_decode_one(payload)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MessageError(f"a result came that is no result: {error}; expected the JSON of docs/wire.md") from None
+        raise MessageError(
+            f"a result came that is no result: {error}; expected the JSON of docs/reference/wire.md"
+        ) from None

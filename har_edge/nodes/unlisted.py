@@ -17,7 +17,7 @@ from har_edge.tflite.model import Model, Tensor
 from har_edge.tflite.slices import slice_model
 
 MAX_LABEL_BYTES = 4 * 1024 * 1024
-_ASK = "give --{} (docs/pipeline.md#a-model-of-your-own)"
+_ASK = "give --{} (docs/how-to/own-model.md)"
 
 
 def derive_task(
@@ -195,7 +195,7 @@ def _output(model: Model) -> tuple[str, int | None]:
     if len(specs) != 1:
         raise ConfigError(
             f"the model has {len(specs)} outputs: {_listed(specs)}; nothing says which one answers; cut it with "
-            "`har-edge slice` and write a pipeline file (docs/pipeline.md)"
+            "`har-edge slice` and write a pipeline file (docs/reference/pipeline-file.md)"
         )
     values = _values(specs[0])
     return specs[0].name, None if values == 1 and specs[0].dtype in ("int32", "int64") else values

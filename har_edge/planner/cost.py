@@ -1,4 +1,4 @@
-"""What every slice costs on every kind of device (docs/planning.md derives the model)."""
+"""What every slice costs on every kind of device (docs/explanation/planning.md derives the model)."""
 
 from __future__ import annotations
 

@@ -85,9 +85,11 @@ def load_devices(path: Path) -> DevicesFile:
     try:
         found = msgspec.convert(parse_toml(read_text(path)), DevicesFile)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; expected a devices file (docs/planning.md)") from None
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; expected a devices file (docs/reference/devices-file.md)"
+        ) from None
     except (TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path}: {error}; see docs/planning.md for every key") from None
+        raise ConfigError(f"{path}: {error}; see docs/reference/devices-file.md for every key") from None
     if not found.device:
         raise ConfigError(f"{path}: no device; expected at least one [[device]] with a name")
     for entry in found.device:

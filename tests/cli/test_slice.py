@@ -272,7 +272,7 @@ def test_a_pipeline_file_of_another_model_stops_the_cut(
     assert "would not fit the new slices" in err and "is taken by no slice; expected an input of the model" in err
     (out / "pipeline.toml").write_text("colour = 3")
     assert cut("int8", out, "4") == 2
-    assert "see docs/pipeline.md for every key; give a new folder" in capsys.readouterr().err
+    assert "see docs/reference/pipeline-file.md for every key; give a new folder" in capsys.readouterr().err
     (out / "pipeline.toml").write_bytes(before["pipeline.toml"])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (out / "pipeline.toml").unlink()

@@ -351,7 +351,7 @@ def test_every_method_of_the_catalog_is_tested():
 
 
 def test_every_method_of_the_catalog_is_documented():
-    text = (Path(__file__).parents[2] / "docs" / "pipeline.md").read_text(encoding="utf-8")
-    rows = [line for line in text.partition("## Reducers")[2].splitlines() if line.startswith("| `")]
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "reducers.md").read_text(encoding="utf-8")
+    rows = [line for line in text.partition("# Reducers")[2].splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in re.findall(r"`([a-z0-9]+)[^`]*`", row.split("|")[1])}
     assert documented == {name for name, _ in METHODS}

@@ -283,7 +283,7 @@ def test_a_missing_file_says_how_to_make_one(tmp_path):
 
 def test_slices_of_an_unknown_model_ask_for_a_file_that_slicing_cannot_write(folder):
     (folder / "pipeline.toml").unlink()
-    with pytest.raises(ConfigError, match=r"no manifest said what the model is for: write it by docs/pipeline\.md"):
+    with pytest.raises(ConfigError, match=r"what the model is for: write it by docs/reference/pipeline-file\.md"):
         load_pipeline(folder)
 
 

@@ -1,4 +1,4 @@
-"""What is done about each thing that a device does wrong; every row of the table in docs/streams.md has its test."""
+"""What is done about each fault of a device: every row of docs/reference/device-faults.md has its test."""
 
 import logging
 import math

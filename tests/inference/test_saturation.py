@@ -42,7 +42,7 @@ def test_much_is_said_once_with_both_ranges_and_what_to_do(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "100% of the values of source 'photo' saturate: 0 to 255 came, but input 'x' takes -1 to 0.9922 (uint8); "
         "answers are likely to be wrong; scale the recordings, or the device's values, to those that the model was "
-        "trained on (docs/pipeline.md#values)"
+        "trained on (docs/how-to/own-model.md#values)"
     ]
     assert one.values == 768 and one.beyond == 3 * 254 + 3
 

@@ -1,4 +1,4 @@
-"""The messages behind the golden files, which docs/wire.md shows byte by byte.
+"""The messages behind the golden files, which docs/reference/wire.md shows byte by byte.
 
 After a change of the wire format that is meant (it comes with a new version), write the files anew:
     python -m tests.messaging.examples

@@ -53,7 +53,9 @@ def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(
         assert passes(first, open_bus(old.address, Session("second"), client))
         assert refused > 0 and old.refused == refused  # the second one knew
     said = [one.getMessage() for one in caplog.records if "speaks no MQTT 5" in one.getMessage()]
-    assert said == [f"the broker at {old.address.url} speaks no MQTT 5; 3.1.1 is used instead (docs/brokers.md)"]
+    assert said == [
+        f"the broker at {old.address.url} speaks no MQTT 5; 3.1.1 is used instead (docs/reference/brokers.md)"
+    ]
 
 
 @pytest.mark.parametrize("forget", [False, True])

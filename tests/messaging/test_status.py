@@ -24,7 +24,7 @@ from har_edge.messaging.status import (
 )
 from har_edge.nodes.results import decode_results, encode_results
 
-PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
 MINE = claim_of("status", "mine", 100.0)
 
 

@@ -1,4 +1,4 @@
-"""Topic names: built and read in one place, as docs/wire.md has them."""
+"""Topic names: built and read in one place, as docs/reference/wire.md has them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_topics_are_built_and_read_back(built: str, text: str, kind: Kind, level
 
 
 def test_the_page_lists_every_kind_with_its_retain_flag() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
     rows = re.findall(
         r"^\| `(window|act|result|node|beat|plan|slice|chunk)[^|]*\|[^|]*\|[^|]*\| (\d) +\| (yes|no) ",
         page,

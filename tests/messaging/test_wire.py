@@ -38,7 +38,7 @@ from tests.messaging import plain_msgpack
 from tests.messaging.examples import EXAMPLES, FOLDER, IDS, example_bytes, hex_lines, read_example
 
 pack = msgspec.msgpack.encode
-WIRE_PAGE = Path(__file__).parents[2] / "docs" / "wire.md"
+WIRE_PAGE = Path(__file__).parents[2] / "docs" / "reference" / "wire.md"
 
 
 def same(a: Message, b: Message) -> bool:

@@ -38,7 +38,7 @@ def test_float_models_are_warned_of_for_every_difference() -> None:
         said = disagreement({"a": PI, "b": other, "c": None}, {"float32", "int8"})
         assert said.startswith("this model computes in float32, and its nodes in different ways: answers may differ in")
         assert f"by where a slice runs: a ({PI}), b ({other}) (" in said
-        assert said.endswith("(docs/runtimes.md)")
+        assert said.endswith("(docs/reference/runtimes.md)")
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])

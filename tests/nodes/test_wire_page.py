@@ -1,4 +1,4 @@
-"""docs/wire.md on deployments: its examples are read and written, its tables have every field."""
+"""docs/reference/wire.md on deployments: its examples are read and written, its tables have every field."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from har_edge.nodes.blobs import Header, decode_header, parcel
 from har_edge.nodes.deployment import Deployment, Generation, Phase, Placement, decode_deployment, encode_deployment
 from har_edge.nodes.tally import MOST_STREAMS, OTHERS, RUN_BITS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:

@@ -145,7 +145,7 @@ def test_a_profile_of_another_model_is_refused(write, tmp_path: Path) -> None:  
         ('[[device]]\nname = "a"\nlink_bytes_per_s = inf', "link_bytes_per_s of a is inf; expected a number above 0"),
         ('[[device]]\nname = "a"\nspeed = 2.0\nprofile = "x"', "a has both speed and profile"),
         ('sensors = "far"\n[[device]]\nname = "a"', "Invalid enum value 'far'"),
-        ("[[device", "see docs/planning.md for every key"),
+        ("[[device", "see docs/reference/devices-file.md for every key"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named(write, text: str, error: str) -> None:  # type: ignore[no-untyped-def]

@@ -61,7 +61,7 @@ def everything(model: Model, devices: list[Device], replicas: int) -> list[tuple
 
 
 def single(kind: Kind, start: int, stop: int, row: tuple[int, ...], size: int) -> tuple[float, float]:
-    """The cost model of docs/planning.md, in plain words."""
+    """The cost model of docs/explanation/planning.md, in plain words."""
     received, received_bytes, sent, sent_bytes = row
     if kind.memory_bytes is not None and kind.base_bytes + int(kind.growth * size) > kind.memory_bytes:
         return math.inf, math.inf

@@ -1,4 +1,4 @@
-"""The coordinator: watches nodes, places stages, and changes cuts while data flows (docs/deploy.md has the rules).
+"""The coordinator: watches nodes, places stages, and changes cuts while data flows (docs/explanation/coordinator.md).
 
 A pure machine: messages and the time go in, messages to publish come out. All that it must remember over a restart
 stands in the plan that it retains; slow work is asked for with an Order and answered with a Draft.

@@ -114,7 +114,7 @@ def replicas(deployment: Deployment, broker: Measured | None) -> Trait:
         return Trait("replicas", f"take turns: {said}; whether the broker's shared subscriptions deliver is not known")
     if broker.shared:
         return Trait("replicas", f"take turns: {said}")
-    mend = "start the coordinator with --replicas 1, or use a broker whose groups deliver (docs/brokers.md)"
+    mend = "start the coordinator with --replicas 1, or use a broker whose groups deliver (docs/reference/brokers.md)"
     return Trait("replicas", f"{said}: these take turns by shared subscriptions, which deliver nothing here", mend)
 
 
@@ -129,7 +129,7 @@ HEADER = (
 
 
 def row(name: str, broker: Measured) -> tuple[str, ...]:
-    """Return a broker's row of the table in docs/brokers.md, under HEADER."""
+    """Return a broker's row of the table in docs/reference/brokers.md, under HEADER."""
 
     def word(value: bool) -> str:
         return "yes" if value else "**no**"

@@ -71,7 +71,7 @@ def test_promises_follow_what_was_measured() -> None:
 
 
 def test_the_page_on_brokers_holds_the_table_that_the_command_makes() -> None:
-    page = Path(__file__).parents[3] / "docs" / "brokers.md"
+    page = Path(__file__).parents[3] / "docs" / "reference" / "brokers.md"
     text = page.read_text(encoding="utf-8")
     assert "| " + " | ".join(HEADER) + " |" in text
     for name in ("brokers", "settings"):
