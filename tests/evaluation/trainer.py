@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tests.graph.models import Draft, GraphDraft
 
 from har_edge.codecs.catalog import make_reducer
 from har_edge.config.task import SourceInput, StreamTask, Task
@@ -18,6 +17,7 @@ from har_edge.data.description import StreamDescription
 from har_edge.errors import ConfigError
 from har_edge.evaluation.study import Downstream, System, Training, Variant
 from har_edge.tflite.schema import tflite
+from tests.tflite.models import Draft, GraphDraft
 
 # Reducers that this trainer has trouble with.
 REFUSED, FATAL, BROKEN = "paa:7", "paa:9", "paa:11"
