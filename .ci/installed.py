@@ -29,7 +29,7 @@ import har_edge
 from har_edge import extras
 from har_edge.cli.main import build_parser
 from har_edge.config.catalog import load_catalog
-from har_edge.messaging.broker import find_mosquitto, free_port
+from har_edge.mqtt.broker.launcher import find_mosquitto, free_port
 from har_edge.resources import find_folder
 
 PACKAGE = Path(har_edge.__file__).resolve().parent

@@ -38,16 +38,16 @@ from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.data.recording import Recording
 from har_edge.data.synthetic import synthesize
-from har_edge.messaging.address import Address
-from har_edge.messaging.bus import Session
-from har_edge.messaging.mqtt import Client, Protocol, open_bus
-from har_edge.messaging.status import UNREADABLE, State, decode_status
-from har_edge.messaging.topics import Kind as Topic
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.address import Address
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.connect import Client, Protocol, open_bus
 from har_edge.nodes.account import Account
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.sink import Sink
+from har_edge.protocol.status import UNREADABLE, State, decode_status
+from har_edge.protocol.topics import Kind as Topic
+from har_edge.protocol.topics import Topics
 
 DEADLINE_S = 200.0
 QUIET_S = 3.0
@@ -326,7 +326,7 @@ def lengthened(recording: Recording, stream: str, rows: int) -> Recording:
 
 
 def parse(url: str) -> Address:
-    from har_edge.messaging.address import read_address
+    from har_edge.mqtt.address import read_address
 
     return read_address(url)
 

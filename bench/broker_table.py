@@ -16,13 +16,13 @@ from pathlib import Path
 
 from launchers import Kind, NotInstalled, launch
 
-from har_edge.messaging.address import Address
-from har_edge.messaging.broker import Mosquitto, start_mosquitto
-from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.knock import UNSUPPORTED_VERSION, knock
-from har_edge.messaging.link import OtherVersion, Unanswered
-from har_edge.messaging.measure import Measured, measure
-from har_edge.messaging.mqtt import Protocol, open_bus, speaks_older_only
+from har_edge.mqtt.address import Address
+from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
+from har_edge.mqtt.broker_probe import UNSUPPORTED_VERSION, knock
+from har_edge.mqtt.bus import Bus, Session
+from har_edge.mqtt.conformance import Measured, measure
+from har_edge.mqtt.connect import Protocol, open_bus, speaks_older_only
+from har_edge.mqtt.transport import OtherVersion, Unanswered
 from har_edge.nodes.sight.behaviour import HEADER, promises, row
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "brokers.md"

@@ -25,8 +25,8 @@ from har_edge.data.synthetic import synthesize
 from har_edge.evaluation.comparison import Answer, Comparison, compare_answers
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier, predict_recordings
-from har_edge.messaging.bus import Session
-from har_edge.messaging.mqtt import Client, open_bus
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.connect import Client, open_bus
 from har_edge.nodes.local import Arrival, LocalPipeline, Summary, summarize
 
 SUBJECTS = ("subject7", "subject8")

@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from har_edge.errors import BrokerError
-from har_edge.messaging.address import Address
-from har_edge.messaging.broker import find_mosquitto, free_port, start_mosquitto
-from har_edge.messaging.bus import Session
-from har_edge.messaging.embedded import start_embedded
-from har_edge.messaging.mqtt import open_bus
+from har_edge.mqtt.address import Address
+from har_edge.mqtt.broker.embedded import start_embedded
+from har_edge.mqtt.broker.launcher import find_mosquitto, free_port, start_mosquitto
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.connect import open_bus
 from har_edge.resources import find_folder
 
 HERE = Path(__file__).parent

@@ -26,14 +26,14 @@ from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.data.synthetic import synthesize
 from har_edge.data.windows import windows
-from har_edge.messaging import wire
-from har_edge.messaging.broker import Mosquitto, start_mosquitto
-from har_edge.messaging.bus import Session
-from har_edge.messaging.mqtt import Client, open_bus
+from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.connect import Client, open_bus
 from har_edge.nodes.build import reducer_of, source_ids, topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.local import LocalPipeline
 from har_edge.nodes.sink import Sink
+from har_edge.protocol import wire
 from har_edge.resources import find_folder
 
 Codes = dict[str, npt.NDArray[np.int8]]

@@ -21,7 +21,7 @@ from pathlib import Path
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import BrokerConfig
 from har_edge.data.locate import find_data
-from har_edge.messaging.broker import start_mosquitto
+from har_edge.mqtt.broker.launcher import start_mosquitto
 from har_edge.nodes.cutting import prepare
 from har_edge.resources import find_folder
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import har_edge
-from har_edge.messaging.broker import Mosquitto, find_mosquitto, start_mosquitto
-from har_edge.messaging.embedded import EmbeddedBroker, start_embedded
+from har_edge.mqtt.broker.embedded import EmbeddedBroker, start_embedded
+from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, start_mosquitto
 from har_edge.resources import find_folder
 
 # Rooms whose tests emulate devices or bound how long something may take.

@@ -18,8 +18,9 @@ LEVELS = [
     {"cli"},
     {"training", "experiments"},
     {"evaluation", "nodes", "emulation"},
-    {"planner", "messaging", "inference"},
-    {"config"},
+    {"planner", "inference"},
+    {"protocol"},
+    {"config", "mqtt"},
     {"tflite", "codecs"},
     {"data"},
     {"resources", "extras", "service", "files"},
@@ -33,10 +34,10 @@ ONLY = {
     "sklearn": ("evaluation/", "training/"),
     "matplotlib": "evaluation/",
     "tflite_runtime": "inference/interpreter.py",
-    "paho": "messaging/",
-    "mqtt5": "messaging/",
+    "paho": "mqtt/",
+    "mqtt5": "mqtt/",
 }
-NO_SOCKETS_OR_CLOCKS = ("tflite/", "codecs/", "data/", "planner/", "messaging/wire.py", "messaging/topics.py")
+NO_SOCKETS_OR_CLOCKS = ("tflite/", "codecs/", "data/", "planner/", "config/", "protocol/")
 
 
 def modules() -> Iterator[tuple[str, list[str]]]:

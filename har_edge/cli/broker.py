@@ -41,8 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from har_edge.messaging.broker import RunningBroker, find_mosquitto, start_mosquitto
-    from har_edge.messaging.embedded import LIMITS, start_embedded
+    from har_edge.mqtt.broker.embedded import LIMITS, start_embedded
+    from har_edge.mqtt.broker.launcher import RunningBroker, find_mosquitto, start_mosquitto
     from har_edge.nodes.loop import Stop
 
     if args.embedded and args.config:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from har_edge.config.pipeline import PipelineConfig
     from har_edge.inference.measure import Segment
-    from har_edge.messaging.bus import Outgoing
+    from har_edge.mqtt.bus import Outgoing
     from har_edge.nodes.coordination.charge import Setup
     from har_edge.nodes.coordination.replan import Wish
     from har_edge.nodes.coordination.workshop import Planner
-    from har_edge.nodes.deployment import Generation
     from har_edge.nodes.loop import Identity
     from har_edge.planner.profile import MessageCost, Profile
+    from har_edge.protocol.deployment import Generation
     from har_edge.tflite.model import Model
 
 HELP = "place a model on the nodes that are there, and keep it running when they come and go"
@@ -101,13 +101,13 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     import time
 
     from har_edge.config.pipeline import BrokerConfig
-    from har_edge.messaging.bus import Session, TakenOver
-    from har_edge.messaging.text import escape
-    from har_edge.messaging.topics import Topics
+    from har_edge.mqtt.bus import Session, TakenOver
     from har_edge.nodes.coordination.coordinator import NAME, Coordinator
     from har_edge.nodes.coordination.helm import run_coordinator
     from har_edge.nodes.coordination.workshop import Workshop
     from har_edge.nodes.loop import Identity, Stop
+    from har_edge.protocol.text import escape
+    from har_edge.protocol.topics import Topics
 
     stop = Stop().catch_signals()
     topics = Topics(args.base, args.pipeline)
@@ -153,8 +153,8 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     from har_edge.nodes.coordination.charge import Setup
     from har_edge.nodes.coordination.workshop import Planner
     from har_edge.nodes.cutting import read_companions, settle_reducers
-    from har_edge.nodes.deployment import VERSION, Deployment, decode_deployment, encode_deployment
     from har_edge.planner.devices import load_devices
+    from har_edge.protocol.deployment import VERSION, Deployment, decode_deployment, encode_deployment
     from har_edge.tflite.state import state_of
 
     known = know(args, find_model(args.model))

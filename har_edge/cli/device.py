@@ -69,10 +69,10 @@ def refuse_mixture(args: argparse.Namespace) -> None:
 
 def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     """Read the device until it ends; return the exit code."""
-    from har_edge.messaging.bus import TakenOver
-    from har_edge.messaging.topics import check_id
+    from har_edge.mqtt.bus import TakenOver
     from har_edge.nodes.live import Device, LiveLoop
     from har_edge.nodes.pace import MOST_OPEN
+    from har_edge.protocol.topics import check_id
 
     check_id("name of the stream", args.stream)
     pipeline, sensor, sources = made.pipeline, made.sensor, made.sources

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from har_edge.messaging.text import escape
+from har_edge.protocol.text import escape
 from har_edge.units import duration
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from har_edge import __version__
 from har_edge.cli import options
 from har_edge.cli.console import fold, say
 from har_edge.errors import HarEdgeError
-from har_edge.messaging.text import escape
+from har_edge.protocol.text import escape
 
 COMMANDS = (
     *(

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from har_edge.config.task import Task
     from har_edge.data.description import StreamDescription
     from har_edge.data.recording import Recording
-    from har_edge.messaging.address import Address
-    from har_edge.messaging.bus import Bus, Session
-    from har_edge.messaging.mqtt import Client, Protocol
-    from har_edge.messaging.status import SliceCard
+    from har_edge.mqtt.address import Address
+    from har_edge.mqtt.bus import Bus, Session
+    from har_edge.mqtt.connect import Client, Protocol
     from har_edge.nodes.loop import Identity, Stop
+    from har_edge.protocol.status import SliceCard
 
 EXIT_TAKEN_OVER = 3
 DEFAULT_MODEL = "bottleneck"
@@ -211,7 +211,7 @@ def reach(
 ) -> Bus:
     """Open the bus that options ask for; what they leave open is in `settings`, with files relative to `folder`."""
     from har_edge.config.pipeline import BrokerConfig
-    from har_edge.messaging.mqtt import open_bus
+    from har_edge.mqtt.connect import open_bus
 
     settings = settings or BrokerConfig()
     address = find_address(args, settings, folder or Path())
@@ -220,7 +220,7 @@ def reach(
 
 def find_address(args: argparse.Namespace, settings: BrokerConfig, folder: Path) -> Address:
     """Return the broker's address and credentials; see `reach`."""
-    from har_edge.messaging.address import read_address
+    from har_edge.mqtt.address import read_address
 
     url = args.broker or os.environ.get(BROKER_VARIABLE) or settings.url
 
@@ -247,7 +247,7 @@ def find_address(args: argparse.Namespace, settings: BrokerConfig, folder: Path)
 
 def chosen_client(args: argparse.Namespace, settings: BrokerConfig) -> Client:
     """Return the MQTT client that options and settings ask for."""
-    from har_edge.messaging.mqtt import Client, choose_client
+    from har_edge.mqtt.connect import Client, choose_client
 
     text = args.client or settings.client
     try:
@@ -258,7 +258,7 @@ def chosen_client(args: argparse.Namespace, settings: BrokerConfig) -> Client:
 
 def chosen_protocol(args: argparse.Namespace, settings: BrokerConfig) -> Protocol:
     """Return the MQTT version that options and settings ask for."""
-    from har_edge.messaging.mqtt import Protocol
+    from har_edge.mqtt.connect import Protocol
 
     text = args.protocol or settings.protocol
     try:
@@ -321,9 +321,9 @@ def identity_of(
     sources: Sequence[str] = (),
 ) -> Identity:
     """Return what a node says of itself: a stage its epoch and by its card what it runs, a sensor its sources."""
-    from har_edge.messaging.topics import check_node_name
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.loop import Identity
+    from har_edge.protocol.topics import check_node_name
 
     check_node_name(node)
     client = chosen_client(args, pipeline.config.broker).value

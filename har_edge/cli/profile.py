@@ -12,7 +12,7 @@ from har_edge.cli import options, values
 from har_edge.cli.console import follow
 
 if TYPE_CHECKING:
-    from har_edge.messaging.bus import Bus
+    from har_edge.mqtt.bus import Bus
     from har_edge.planner.profile import LinkCost, MessageCost, Profile
     from har_edge.tflite.model import Model
 
@@ -65,7 +65,7 @@ def device_name(asked: str | None) -> str:
     import re
     import socket
 
-    from har_edge.messaging.topics import check_id
+    from har_edge.protocol.topics import check_id
 
     if asked is not None:
         return check_id("--device", asked)
@@ -98,7 +98,7 @@ def measure_through_broker(
     args: argparse.Namespace, device: str, model: Model, remarks: list[str]
 ) -> tuple[MessageCost | None, LinkCost | None]:
     """Measure what messages cost; the link too, where a broker was named."""
-    from har_edge.messaging.broker import find_mosquitto
+    from har_edge.mqtt.broker.launcher import find_mosquitto
     from har_edge.nodes.profiling import find_work, measure_messages
 
     if not args.broker and find_mosquitto() is None:
@@ -125,9 +125,9 @@ def _bus(args: argparse.Namespace, device: str) -> Iterator[tuple[Bus, str]]:
     import tempfile
 
     from har_edge.config.pipeline import BrokerConfig
-    from har_edge.messaging.broker import start_mosquitto
-    from har_edge.messaging.bus import Session
-    from har_edge.messaging.mqtt import Client, Protocol, open_bus
+    from har_edge.mqtt.broker.launcher import start_mosquitto
+    from har_edge.mqtt.bus import Session
+    from har_edge.mqtt.connect import Client, Protocol, open_bus
     from har_edge.resources import find_folder
 
     with contextlib.ExitStack() as stack:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from har_edge.cli.console import fold
-from har_edge.messaging.text import escape
+from har_edge.protocol.text import escape
 
 # How often a kind that goes on is said again, with how many came meanwhile.
 EVERY_S = 10.0

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 from har_edge.cli import options
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError, NodeError
-from har_edge.messaging.topics import MAX_ID_LENGTH
+from har_edge.protocol.topics import MAX_ID_LENGTH
 from har_edge.units import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from har_edge.config.pipeline import Pipeline
-    from har_edge.messaging.bus import Bus, Session
+    from har_edge.mqtt.bus import Bus, Session
     from har_edge.nodes.credit import Credit
-    from har_edge.nodes.deployment import Deployment
     from har_edge.nodes.loop import Identity, Stop
     from har_edge.nodes.sensor import Sensor, SensorSetup
+    from har_edge.protocol.deployment import Deployment
 
 # How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
 SESSION_S = 300
@@ -125,12 +125,12 @@ def overtaken(source: str, identity: Identity) -> int:
 def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
     """Wait for the plan, fetch what it names, and return the sensor that follows it."""
     from har_edge.config.pipeline import check_batch
-    from har_edge.messaging.topics import Topics
     from har_edge.nodes.build import build_sensor
     from har_edge.nodes.course import Course
     from har_edge.nodes.outbox import Outbox
     from har_edge.nodes.outfit import Outfitter
     from har_edge.nodes.store import Store, default_folder
+    from har_edge.protocol.topics import Topics
 
     if args.reducer is not None:
         raise ConfigError("--reducer came with --pipeline; expected without: the plan says how windows are reduced")

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     """Send the windows of recordings; return the exit code."""
     from har_edge.data.grouping import regroup_recording
-    from har_edge.messaging.bus import TakenOver
+    from har_edge.mqtt.bus import TakenOver
     from har_edge.nodes.build import batches_of, count_windows
     from har_edge.nodes.pace import Pace, SensorLoop
 

@@ -153,7 +153,7 @@ def _files(args: argparse.Namespace) -> dict[str, str]:
 
 def _variables(args: argparse.Namespace) -> dict[str, str]:
     """Return the environment of the service: from options, else from the environment of this command."""
-    from har_edge.messaging.address import PASSWORD_VARIABLE, USERNAME_VARIABLE, read_address
+    from har_edge.mqtt.address import PASSWORD_VARIABLE, USERNAME_VARIABLE, read_address
 
     if args.role == "broker":
         return {}

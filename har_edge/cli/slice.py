@@ -212,7 +212,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     if args.stages is not None and args.stages < 1:
         raise ConfigError(f"--stages {args.stages}: expected at least 1")
     if args.name is not None:
-        from har_edge.messaging.topics import check_id
+        from har_edge.protocol.topics import check_id
 
         check_id("--name", args.name)
         if not cutting:

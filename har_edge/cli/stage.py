@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
     from har_edge.config.pipeline import load_pipeline
-    from har_edge.messaging.bus import Session, TakenOver
+    from har_edge.mqtt.bus import Session, TakenOver
     from har_edge.nodes.build import build_setup, delegate_of, delegated, override, receive_max, topics_of
     from har_edge.nodes.loop import Stop, await_ready, run_stage
     from har_edge.nodes.neighbours import card_of, check_neighbours

@@ -12,7 +12,7 @@ from har_edge.cli import options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from har_edge.messaging.bus import Bus
+    from har_edge.mqtt.bus import Bus
     from har_edge.nodes.loop import Stop
     from har_edge.nodes.sight.snapshot import Snapshot
 
@@ -58,13 +58,13 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
     import msgspec
 
     from har_edge.config.pipeline import load_pipeline
-    from har_edge.messaging.bus import Session
-    from har_edge.messaging.topics import Topics
+    from har_edge.mqtt.bus import Session
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.sight.fixed import FixedObserver, FixedTrial
     from har_edge.nodes.sight.observe import Observer
     from har_edge.nodes.sight.trial import Trial, obstacle
     from har_edge.nodes.store import Store, default_folder
+    from har_edge.protocol.topics import Topics
 
     pipeline = load_pipeline(args.config) if args.config is not None else None
     topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)

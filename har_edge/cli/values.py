@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 MAX_SUBJECTS = 10_000
-# The limit of messaging/wire.py, which is not imported here because it needs NumPy; a test compares the two.
+# The limit of protocol/wire.py, which is not imported here because it needs NumPy; a test compares the two.
 MAX_BATCH = 1024
 # Counts are indices and array sizes further down, on 32-bit systems too.
 MAX_COUNT = 2**31 - 1

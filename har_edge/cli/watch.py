@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from har_edge.config.task import Task
-    from har_edge.messaging.bus import Bus, Delivery
-    from har_edge.messaging.topics import Topics
+    from har_edge.mqtt.bus import Bus, Delivery
     from har_edge.nodes.absent import Absent
     from har_edge.nodes.account import Account
     from har_edge.nodes.local import Arrival
     from har_edge.nodes.loop import Stop
+    from har_edge.protocol.topics import Topics
 
 HELP = "show the results as they come"
 # How long the broker keeps results for a watcher that lost the connection.
@@ -46,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
     options.start_logging(args)
     import secrets
 
-    from har_edge.messaging.bus import Session
-    from har_edge.messaging.topics import Topics
+    from har_edge.mqtt.bus import Session
     from har_edge.nodes.absent import Absent
     from har_edge.nodes.account import Account
     from har_edge.nodes.build import topics_of
     from har_edge.nodes.loop import Stop
+    from har_edge.protocol.topics import Topics
 
     stop, labels = Stop().catch_signals(), dict[int, str]()
     pipeline = options.load_source(args) if args.pipeline is None else None
@@ -96,8 +96,8 @@ class Silence:
     def take(self, delivery: Delivery) -> bool:
         """Take a status in; return whether the message was one."""
         from har_edge.errors import MessageError
-        from har_edge.messaging.status import ALIVE, UNREADABLE, decode_status
-        from har_edge.messaging.topics import Kind
+        from har_edge.protocol.status import ALIVE, UNREADABLE, decode_status
+        from har_edge.protocol.topics import Kind
 
         try:
             topic = self._topics.read(delivery.topic)
@@ -182,8 +182,8 @@ def _arrivals(
 def _take_status(topics: Topics, delivery: Delivery, account: Account, absent: Absent) -> bool:
     """Take what a sensor says that it sent; return whether the message was a status."""
     from har_edge.errors import MessageError
-    from har_edge.messaging.status import UNREADABLE, decode_status
-    from har_edge.messaging.topics import Kind
+    from har_edge.protocol.status import UNREADABLE, decode_status
+    from har_edge.protocol.topics import Kind
 
     try:
         if topics.read(delivery.topic).kind is not Kind.STATUS:

@@ -19,7 +19,7 @@ from har_edge.cli import options
 if TYPE_CHECKING:
     from har_edge.config.catalog import FoundModel
     from har_edge.config.task import Task
-    from har_edge.messaging.broker import RunningBroker
+    from har_edge.mqtt.broker.launcher import RunningBroker
     from har_edge.nodes.local import LocalPipeline
 
 
@@ -33,7 +33,7 @@ class Whole:
 
 def check_client(args: argparse.Namespace) -> None:
     """Raise ConfigError, before any other work, where the MQTT client asked for is missing."""
-    from har_edge.messaging.mqtt import Client, Protocol, choose_client
+    from har_edge.mqtt.connect import Client, Protocol, choose_client
 
     choose_client(Client(args.client or "auto"), Protocol(args.protocol or "5"))
 
@@ -51,7 +51,7 @@ def open_whole(
 ) -> Iterator[Whole]:
     """Start a broker (unless --broker names one), cut the model, connect; on exit stop everything that was started."""
     from har_edge.config.pipeline import BrokerConfig
-    from har_edge.messaging.bus import Session
+    from har_edge.mqtt.bus import Session
     from har_edge.nodes.cutting import prepare
     from har_edge.nodes.local import LocalPipeline
 
@@ -91,7 +91,7 @@ def start_nodes(
 ) -> None:
     """Start the stages, wait until they are ready, then one sensor a source, or one of all where these are grouped."""
     from har_edge.config.pipeline import check_batch
-    from har_edge.messaging.topics import ALL_SOURCES
+    from har_edge.protocol.topics import ALL_SOURCES
 
     check_batch(whole.local.pipeline, batch)
     sensor = ["--no-notice", "--subjects", ",".join(names), "--speed", "max" if speed is None else str(speed)]
@@ -113,8 +113,8 @@ def _start_broker(args: argparse.Namespace, folder: Path, stack: contextlib.Exit
     """Start a broker unless one was named; return what to call it."""
     if args.broker:
         return f"the one at {args.broker}"
-    from har_edge.messaging.broker import find_mosquitto, start_mosquitto
-    from har_edge.messaging.embedded import LIMITS, start_embedded
+    from har_edge.mqtt.broker.embedded import LIMITS, start_embedded
+    from har_edge.mqtt.broker.launcher import find_mosquitto, start_mosquitto
     from har_edge.resources import find_folder
 
     broker: RunningBroker

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from har_edge.errors import NodeError
-from har_edge.messaging.broker import find_mosquitto
+from har_edge.mqtt.broker.launcher import find_mosquitto
 
 _TOOLS = ("ip", "tc")
 _TIMEOUT_S = 30.0

@@ -17,7 +17,7 @@ from har_edge.emulation.bed import Place
 from har_edge.emulation.limits import BROKER, HOST, Layout
 from har_edge.emulation.machine import check_machine
 from har_edge.errors import ConfigError, NodeError
-from har_edge.messaging.broker import Mosquitto, start_mosquitto
+from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.resources import find_folder
 
 _log = logging.getLogger(__name__)

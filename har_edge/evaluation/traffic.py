@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from har_edge.codecs.packing import pack
 from har_edge.codecs.reducer import Code, Reducer
 from har_edge.data.recording import Window
-from har_edge.messaging import wire
-from har_edge.messaging.link import publish_bytes
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.transport import publish_bytes
+from har_edge.protocol import wire
+from har_edge.protocol.topics import Topics
 
 # As a pipeline that nobody renamed: har/v1/har/window/<stream>/<source>.
 TOPICS = Topics("har", "har")

@@ -18,9 +18,9 @@ from types import TracebackType
 from har_edge.errors import HarEdgeError, MessageError, NodeError
 from har_edge.experiments.ground import Ground
 from har_edge.experiments.record import Record
-from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.mqtt import Client, open_bus
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Bus, Session
+from har_edge.mqtt.connect import Client, open_bus
+from har_edge.protocol.topics import Topics
 
 _log = logging.getLogger(__name__)
 POLL_S = 0.05

@@ -16,9 +16,9 @@ from har_edge.experiments.gauge import gauge
 from har_edge.experiments.rows import Row, append_row, read_rows
 from har_edge.experiments.subject import Subject, cut_subject, make_windows
 from har_edge.inference.observe import open_model
-from har_edge.messaging.address import read_address
-from har_edge.messaging.bus import Session
-from har_edge.messaging.mqtt import open_bus
+from har_edge.mqtt.address import read_address
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.connect import open_bus
 from har_edge.nodes.profiling import find_work, make_profile, measure_messages, time_model
 from har_edge.planner.devices import DeviceEntry, DevicesFile, Sensors, make_devices
 from har_edge.planner.plan import Objective, Plan, make_plan, make_scene

@@ -16,14 +16,14 @@ from har_edge.codecs.reducer import Code
 from har_edge.config.pipeline import Pipeline
 from har_edge.emulation.testbed import Testbed
 from har_edge.errors import BrokerError, MessageError, NodeError
-from har_edge.messaging import wire
-from har_edge.messaging.address import read_address
-from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.mqtt import open_bus
-from har_edge.messaging.status import UNREADABLE, State, decode_status
-from har_edge.messaging.topics import ALL_SOURCES, RETAINED, Kind, Topics
+from har_edge.mqtt.address import read_address
+from har_edge.mqtt.bus import Bus, Session
+from har_edge.mqtt.connect import open_bus
 from har_edge.nodes.build import source_ids, topics_of
 from har_edge.nodes.sink import Sink
+from har_edge.protocol import wire
+from har_edge.protocol.status import UNREADABLE, State, decode_status
+from har_edge.protocol.topics import ALL_SOURCES, RETAINED, Kind, Topics
 
 READY_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0

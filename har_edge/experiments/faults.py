@@ -12,8 +12,8 @@ from enum import Enum
 
 from har_edge.experiments.arena import COORDINATOR, Arena
 from har_edge.experiments.load import Load
-from har_edge.messaging.status import State
-from har_edge.nodes.deployment import Deployment
+from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.status import State
 
 RECOVER_S = 60.0
 # How long a plan that reacts to a lost node is waited for.

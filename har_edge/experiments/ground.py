@@ -15,7 +15,7 @@ from pathlib import Path
 from har_edge.emulation.limits import BROKER, HOST, UNLIMITED, Device, Layout
 from har_edge.emulation.testbed import Testbed
 from har_edge.errors import BrokerError
-from har_edge.messaging.broker import Mosquitto, start_mosquitto
+from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.resources import find_folder
 
 STOP_TIMEOUT_S = 15.0

@@ -15,8 +15,8 @@ from har_edge.data.recording import Recording, Window
 from har_edge.errors import NodeError
 from har_edge.experiments.arena import Arena
 from har_edge.experiments.record import Answered
-from har_edge.messaging.status import State
-from har_edge.nodes.results import Result
+from har_edge.protocol.results import Result
+from har_edge.protocol.status import State
 
 # Window (stream, number) -> label and confidence, as the whole model gives them.
 EXAMPLES = 20

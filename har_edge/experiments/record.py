@@ -8,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from har_edge.errors import MessageError
-from har_edge.messaging.bus import Delivery
-from har_edge.messaging.status import UNREADABLE, Beat, NodeStatus, StagePhase, State, decode_beat, decode_status
-from har_edge.messaging.topics import PROBE, Kind, Topics
-from har_edge.nodes.deployment import Deployment, decode_deployment
-from har_edge.nodes.results import Result, decode_results
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.sink import Sink
+from har_edge.protocol.deployment import Deployment, decode_deployment
+from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.status import UNREADABLE, Beat, NodeStatus, StagePhase, State, decode_beat, decode_status
+from har_edge.protocol.topics import PROBE, Kind, Topics
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Record:
                     if status.counters:
                         self._counters[status.node, status.instance] = (status.role, status.counters)
         except UNREADABLE as error:
-            raise MessageError(f"{delivery.topic}: {error}; expected what messaging/status.py writes") from None
+            raise MessageError(f"{delivery.topic}: {error}; expected what protocol/status.py writes") from None
 
     def state(self, node: str) -> State | None:
         """Return what a node said last that it does; None before it said anything."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from har_edge.messaging.status import ALIVE, NodeStatus
-from har_edge.messaging.text import listed
-from har_edge.messaging.topics import is_probe
 from har_edge.nodes.tally import OTHERS
+from har_edge.protocol.status import ALIVE, NodeStatus
+from har_edge.protocol.text import listed
+from har_edge.protocol.topics import is_probe
 
 # How long no result of a stream comes before anything is said: sensors start one after the other.
 LATE_S = 10.0

@@ -6,11 +6,11 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from har_edge.messaging.status import ALIVE, NodeStatus, State, StreamCount
-from har_edge.messaging.text import listed
-from har_edge.messaging.topics import is_probe
-from har_edge.nodes.results import Result
 from har_edge.nodes.tally import OTHERS
+from har_edge.protocol.results import Result
+from har_edge.protocol.status import ALIVE, NodeStatus, State, StreamCount
+from har_edge.protocol.text import listed
+from har_edge.protocol.topics import is_probe
 
 # Of a sensor that hears no answers: how long after it said that it sent a window this should have come.
 LATE_S = 60.0
@@ -106,7 +106,7 @@ class Account:
     Several sensors of a stream, one a source, send the same windows: these count once. Of a sensor that began earlier
     only what itself calls lost is known, and of one that has ended by then not even that matters.
 
-    Results tell, too, how many windows a sensor had sent before (messaging/wire.py): this counts what one sent after
+    Results tell, too, how many windows a sensor had sent before (protocol/wire.py): this counts what one sent after
     its last status that broke off, and what one sent, from the first result on, of which no status came at all.
     """
 

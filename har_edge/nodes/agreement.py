@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from har_edge.inference.wheels import TFLITE
-from har_edge.messaging.status import DeviceCard, SliceCard
-from har_edge.messaging.text import listed, printable
+from har_edge.protocol.status import DeviceCard, SliceCard
+from har_edge.protocol.text import listed, printable
 
 PAGE = "docs/reference/runtimes.md"
 MAX_NAMED = 8

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from har_edge.errors import MessageError, NodeError
-from har_edge.messaging.bus import Bus, Delivery, Outgoing, Session
-from har_edge.messaging.topics import Kind, Topics
+from har_edge.mqtt.bus import Bus, Delivery, Outgoing, Session
 from har_edge.nodes.store import Store
+from har_edge.protocol.topics import Kind, Topics
 
 _log = logging.getLogger(__name__)
 VERSION = 1

@@ -29,10 +29,10 @@ from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.feed import choose_way, make_feed, window_shape
 from har_edge.inference.load_check import LoadCheck, default_check
 from har_edge.inference.saturation import NODE_EVERY, Range, Saturation, range_of, range_taken
-from har_edge.messaging.topics import Topics
 from har_edge.nodes.pace import Batch
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.stage import Stage, StageSetup
+from har_edge.protocol.topics import Topics
 from har_edge.tflite.manifest import QUANTISED
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Collection
 from har_edge.config.pipeline import find_batch_problem
 from har_edge.config.task import Task
 from har_edge.errors import BrokerError, ConfigError, MessageError, NodeError
-from har_edge.messaging.bus import Delivery, Outgoing
-from har_edge.messaging.topics import Topics
-from har_edge.nodes.deployment import Deployment
+from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.nodes.follow import read_deployment
 from har_edge.nodes.outbox import Outbox
 from har_edge.nodes.resend import GIVE_UP_S, Resend
-from har_edge.nodes.results import Result
 from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.results import Result
+from har_edge.protocol.topics import Topics
 
 _log = logging.getLogger(__name__)
 # When to look again for files that a new plan names.

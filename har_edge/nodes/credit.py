@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from har_edge.data.recording import Window
-from har_edge.messaging.bus import Delivery, Outgoing
-from har_edge.messaging.status import StreamCount
+from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.nodes.sensor import Sensor
 from har_edge.nodes.tally import Tally
+from har_edge.protocol.status import StreamCount
 
 
 class Credit(Protocol):

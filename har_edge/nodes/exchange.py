@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
-from har_edge.messaging.bus import Bus
+from har_edge.mqtt.bus import Bus
 from har_edge.nodes.credit import Credit
 from har_edge.nodes.loop import Herald, Identity, Sender, drain
 from har_edge.nodes.sensor import Sensor

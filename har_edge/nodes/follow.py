@@ -17,10 +17,10 @@ import msgspec
 from har_edge.config.pipeline import FILE_NAME, Pipeline, assemble
 from har_edge.data.description import BUILT_IN
 from har_edge.errors import MessageError, NodeError
-from har_edge.messaging.bus import Bus
-from har_edge.messaging.topics import Topics
-from har_edge.nodes.deployment import Deployment, Generation, decode_deployment
+from har_edge.mqtt.bus import Bus
 from har_edge.nodes.store import Store
+from har_edge.protocol.deployment import Deployment, Generation, decode_deployment
+from har_edge.protocol.topics import Topics
 
 _log = logging.getLogger(__name__)
 FOLDER = "pipelines"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy.typing as npt
 
 from har_edge.errors import MessageError
-from har_edge.messaging.bus import Delivery
-from har_edge.messaging.wire import Message
+from har_edge.mqtt.bus import Delivery
+from har_edge.protocol.wire import Message
 
 Array = npt.NDArray[Any]
 Key = tuple[str, int]

@@ -11,7 +11,7 @@ from collections import deque
 from har_edge.data.live import LiveStream
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError, NodeError
-from har_edge.messaging.bus import Bus
+from har_edge.mqtt.bus import Bus
 from har_edge.nodes.credit import Credit
 from har_edge.nodes.exchange import Exchange
 from har_edge.nodes.loop import Identity, Stop

@@ -15,14 +15,14 @@ from types import TracebackType
 
 from har_edge.config.pipeline import Pipeline
 from har_edge.errors import BrokerError, HarEdgeError, MessageError, NodeError
-from har_edge.messaging.bus import Bus
-from har_edge.messaging.guardian import Guardian
-from har_edge.messaging.status import UNREADABLE, NodeStatus, State, decode_status
-from har_edge.messaging.topics import RETAINED, Kind
+from har_edge.mqtt.broker.guardian import Guardian
+from har_edge.mqtt.bus import Bus
 from har_edge.nodes.account import Account
 from har_edge.nodes.build import topics_of
-from har_edge.nodes.results import Result
 from har_edge.nodes.sink import Sink
+from har_edge.protocol.results import Result
+from har_edge.protocol.status import UNREADABLE, NodeStatus, State, decode_status
+from har_edge.protocol.topics import RETAINED, Kind
 
 _log = logging.getLogger(__name__)
 READY_TIMEOUT_S = 30.0

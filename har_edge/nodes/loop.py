@@ -16,21 +16,21 @@ import msgspec
 
 from har_edge import __version__
 from har_edge.errors import BrokerError
-from har_edge.messaging.bus import Bus, Delivery, Outgoing, Receipt, Session, Will
-from har_edge.messaging.status import (
+from har_edge.mqtt.bus import Bus, Delivery, Outgoing, Receipt, Session, Will
+from har_edge.nodes.counters import Counters
+from har_edge.nodes.stage import Stage
+from har_edge.protocol.status import (
     UNREADABLE,
     DeviceCard,
     NodeStatus,
     SliceCard,
     State,
     StreamCount,
-    claim_of,
     decode_status,
     encode_status,
+    lease_of,
 )
-from har_edge.messaging.topics import RETAINED, Kind, Topics
-from har_edge.nodes.counters import Counters
-from har_edge.nodes.stage import Stage
+from har_edge.protocol.topics import RETAINED, Kind, Topics
 
 _log = logging.getLogger(__name__)
 POLL_S = 0.2
@@ -72,7 +72,7 @@ class Stop:
 
 @dataclass(slots=True)
 class Identity:
-    """What a process says of itself, and the birth, will and claim that follow from it.
+    """What a process says of itself, and the birth, will and lease that follow from it.
 
     `detail`, `device` and `epoch` may change while it runs: the next status says so.
     """
@@ -130,7 +130,7 @@ class Identity:
             client_id=f"{self.topics.base}.{self.topics.pipeline}.{self.node}",
             expiry_s=expiry_s,
             will=Will(self.topic, self.status(State.LOST)),
-            claim=claim_of(self.topic, self.instance, self.started),
+            lease=lease_of(self.topic, self.instance, self.started),
             receive_max=receive_max,
             max_packet_bytes=max_payload_bytes + 4096,
         )

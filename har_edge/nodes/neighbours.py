@@ -13,12 +13,12 @@ import msgspec
 from har_edge.config.pipeline import Pipeline
 from har_edge.config.task import Task
 from har_edge.errors import BrokerError, MessageError, NodeError
-from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, SliceCard, decode_status
-from har_edge.messaging.text import printable
-from har_edge.messaging.topics import Kind, Topics
+from har_edge.mqtt.bus import Bus, Session
 from har_edge.nodes.agreement import disagreement, way_of
 from har_edge.nodes.device.card import read_runtime, read_system
+from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, SliceCard, decode_status
+from har_edge.protocol.text import printable
+from har_edge.protocol.topics import Kind, Topics
 
 _log = logging.getLogger(__name__)
 Connect = Callable[[Session], Bus]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from har_edge.data.recording import Window
-from har_edge.nodes.results import Result
+from har_edge.protocol.results import Result
 
 Key = tuple[str, int]
 # How long windows wait without a sign of progress before they are sent again: at first, at most, where they went to

@@ -11,14 +11,14 @@ import msgspec
 from har_edge.config.pipeline import BrokerConfig, Pipeline
 from har_edge.errors import NodeError
 from har_edge.inference.codecs import MAX_FILE_BYTES
-from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Bus, Session
 from har_edge.nodes.blobs import fetch, fetch_session
 from har_edge.nodes.build import build_sensor
-from har_edge.nodes.deployment import MAX_BYTES, Deployment
 from har_edge.nodes.follow import await_deployment, files_of, materialise
 from har_edge.nodes.sensor import SensorSetup
 from har_edge.nodes.store import Store
+from har_edge.protocol.deployment import MAX_BYTES, Deployment
+from har_edge.protocol.topics import Topics
 
 Connect = Callable[[Session], Bus]
 

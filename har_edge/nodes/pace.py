@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
-from har_edge.messaging.bus import Bus
+from har_edge.mqtt.bus import Bus
 from har_edge.nodes.credit import Credit
 from har_edge.nodes.exchange import Exchange
 from har_edge.nodes.loop import POLL_S, Identity, Stop

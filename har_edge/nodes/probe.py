@@ -9,7 +9,7 @@ import numpy as np
 
 from har_edge.config.pipeline import Pipeline
 from har_edge.data.recording import Window
-from har_edge.messaging.bus import Outgoing
+from har_edge.mqtt.bus import Outgoing
 from har_edge.nodes.build import build_sensor
 
 

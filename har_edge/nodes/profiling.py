@@ -32,16 +32,16 @@ from har_edge.inference.measure import (
     time_whole,
 )
 from har_edge.inference.sampling import sample
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Bus, OnReceipt, Receipt
-from har_edge.messaging.echo import SMALL, measure_echo
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Bus, OnReceipt, Receipt
+from har_edge.mqtt.link_benchmark import SMALL, measure_echo
 from har_edge.nodes import resident
 from har_edge.nodes.loop import StageLoop, Stop
 from har_edge.nodes.stage import Array, Run, Stage, StageSetup
 from har_edge.planner.layout import tensor_bytes
 from har_edge.planner.profile import VERSION, LinkCost, MemoryCost, MessageCost, Profile
 from har_edge.planner.regression import segment_costs
+from har_edge.protocol import wire
+from har_edge.protocol.topics import Topics
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 from har_edge.tflite.model import Model
 from har_edge.tflite.slices import slice_model, write_slice, write_whole

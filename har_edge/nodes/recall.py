@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from har_edge.messaging.bus import Delivery, Outgoing
+from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.nodes.join import Gathered, Key
 
 MOST_WINDOWS = 4096

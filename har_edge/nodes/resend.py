@@ -9,13 +9,13 @@ from collections.abc import Collection, Sequence
 
 from har_edge.data.recording import Window
 from har_edge.errors import MessageError
-from har_edge.messaging.bus import Delivery, Outgoing
-from har_edge.messaging.status import StreamCount
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.nodes.outbox import REMEMBERED, SAME_S, Kept, Key, Outbox
-from har_edge.nodes.results import Result, decode_results
 from har_edge.nodes.sensor import Sensor
 from har_edge.nodes.tally import Tally
+from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.status import StreamCount
+from har_edge.protocol.topics import Topics
 
 _log = logging.getLogger(__name__)
 GIVE_UP_S = 120.0

@@ -14,7 +14,7 @@ import numpy as np
 
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.sampling import sample
-from har_edge.messaging.mqtt import Client, choose_client
+from har_edge.mqtt.connect import Client, choose_client
 from har_edge.nodes import build, loop
 
 STATUS = Path("/proc/self/status")
@@ -23,9 +23,9 @@ STATUS = Path("/proc/self/status")
 def main(small: Path, whole: Path, delegate: Delegate) -> None:
     """Load and run the one, then the other."""
     if choose_client(Client.AUTO) is Client.NATIVE:
-        from har_edge.messaging import native as client
+        from har_edge.mqtt import native as client
     else:
-        from har_edge.messaging import paho as client  # type: ignore[no-redef]
+        from har_edge.mqtt import paho as client  # type: ignore[no-redef]
     loaded = [build, loop, client, run(small, delegate)]
     base = _figure("VmRSS")
     with contextlib.suppress(OSError):

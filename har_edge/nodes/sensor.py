@@ -10,10 +10,10 @@ from har_edge.codecs.reducer import Reducer
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
 from har_edge.inference.saturation import Saturation, totals
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Outgoing
-from har_edge.messaging.topics import ALL_SOURCES, Topics
+from har_edge.mqtt.bus import Outgoing
 from har_edge.nodes.counters import Counters
+from har_edge.protocol import wire
+from har_edge.protocol.topics import ALL_SOURCES, Topics
 
 BYTES_A_RAW_VALUE = 4  # float32, as a sensor without reduction would send it
 

@@ -7,10 +7,10 @@ import math
 from collections import OrderedDict
 
 from har_edge.errors import MessageError
-from har_edge.messaging.bus import Delivery
-from har_edge.messaging.topics import is_probe
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.counters import Counters
-from har_edge.nodes.results import Result, decode_results
+from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.topics import is_probe
 
 _log = logging.getLogger(__name__)
 REMEMBERED = 100_000

@@ -19,16 +19,16 @@ from har_edge.config.wiring import Wiring
 from har_edge.errors import MessageError
 from har_edge.inference.absent import absent
 from har_edge.inference.saturation import Saturation, totals
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery, Outgoing
-from har_edge.messaging.topics import ALL_SOURCES, Kind, Topics
+from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.holdback import HoldBack
 from har_edge.nodes.join import CarryOn, Gathered, Join
 from har_edge.nodes.no_score import NoScore, check_scores, explain
 from har_edge.nodes.recall import Made, Output, Recall
-from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.room import Room
+from har_edge.protocol import wire
+from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.topics import ALL_SOURCES, Kind, Topics
 
 if TYPE_CHECKING:
     from har_edge.inference.feed import Feed

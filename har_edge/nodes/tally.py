@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from har_edge.messaging.status import StreamCount
+from har_edge.protocol.status import StreamCount
 
 # Of more streams than this the others are told together, under a name that is no stream's.
 MOST_STREAMS = 64

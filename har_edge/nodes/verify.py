@@ -14,10 +14,10 @@ from har_edge.config.wiring import Wiring, find_wiring, is_batched
 from har_edge.errors import HarEdgeError, MessageError, ModelError
 from har_edge.inference.interpreter import Array, Delegate, Interpreter
 from har_edge.inference.sampling import sample
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery, Outgoing
-from har_edge.messaging.topics import ALL_SOURCES, Topics
+from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.nodes.stage import Stage, StageSetup
+from har_edge.protocol import wire
+from har_edge.protocol.topics import ALL_SOURCES, Topics
 from har_edge.tflite.folder import outline
 from har_edge.tflite.manifest import NEWEST_WIRE, SliceManifest
 from har_edge.tflite.model import Model

@@ -15,13 +15,13 @@ from har_edge.files import MAX_MANIFEST_BYTES, inside, read_regular
 FILE_NAME = "manifest.json"
 # Version 2 adds the keys wire, id, batched and labels, which a reader of version 1 refuses; written where one is set.
 VERSIONS = (1, 2)
-# The newest version of messages that this program writes and reads (har_edge/messaging/wire.py).
+# The newest version of messages that this program writes and reads (har_edge/protocol/wire.py).
 NEWEST_WIRE = 3
 MAX_TENSOR_ID = 2**32 - 1
 _Operator = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # a model's vector of operators holds no more
 # What messages below wire version 3 can carry.
 MAX_PLAIN_NAME = 1024
-# What any message can carry (har_edge/messaging/wire.py).
+# What any message can carry (har_edge/protocol/wire.py).
 MAX_RANK = 8
 MAX_TENSORS = 4096
 # Types of an input that windows of sensors, which are real numbers, enter as they are, rounded to what the type holds;

@@ -25,7 +25,7 @@ __all__ = ["flatbuffers", "tflite"]
 FILE_IDENTIFIER = b"TFL3"
 VERSION = 3
 
-# TensorType -> NumPy dtype, for every type that has one in messages too (har_edge/messaging/wire.py): what is not here
+# TensorType -> NumPy dtype, for every type that has one in messages too (har_edge/protocol/wire.py): what is not here
 # cannot be sent between devices. No kernel of the runtime takes COMPLEX128.
 DTYPES: dict[int, str] = {
     tflite.TensorType.FLOAT16: "float16",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.messaging.broker import start_mosquitto
+from har_edge.mqtt.broker.launcher import start_mosquitto
 from har_edge.resources import find_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

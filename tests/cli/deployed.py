@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from har_edge.messaging.bus import Outgoing, Session
-from har_edge.messaging.status import StageReport, State
+from har_edge.mqtt.bus import Outgoing, Session
 from har_edge.nodes.blobs import parcel
-from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement
+from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement
+from har_edge.protocol.status import StageReport, State
 from tests.cli.fleet import Fleet, Running, environment
 from tests.nodes.deployed import Said, report
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from har_edge.config.pipeline import Pipeline, load_pipeline
-from har_edge.messaging.address import Address
-from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.mqtt import Client, open_bus
-from har_edge.messaging.status import NodeStatus, State, decode_status
-from har_edge.messaging.topics import Kind
+from har_edge.mqtt.address import Address
+from har_edge.mqtt.bus import Bus, Session
+from har_edge.mqtt.connect import Client, open_bus
 from har_edge.nodes.build import topics_of
-from har_edge.nodes.results import Result
 from har_edge.nodes.sink import Sink
+from har_edge.protocol.results import Result
+from har_edge.protocol.status import NodeStatus, State, decode_status
+from har_edge.protocol.topics import Kind
 
 TIMEOUT_S = 60.0
 _numbers = itertools.count()

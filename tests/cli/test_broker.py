@@ -14,11 +14,11 @@ import pytest
 
 from har_edge.cli.broker import default_directory
 from har_edge.cli.main import main
-from har_edge.messaging import broker as broker_module
-from har_edge.messaging.address import Address
-from har_edge.messaging.broker import free_port
-from har_edge.messaging.bus import Session
-from har_edge.messaging.mqtt import Client, open_bus
+from har_edge.mqtt.address import Address
+from har_edge.mqtt.broker import launcher as broker_module
+from har_edge.mqtt.broker.launcher import free_port
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.connect import Client, open_bus
 from har_edge.resources import find_folder
 
 

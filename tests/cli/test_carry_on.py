@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from har_edge.messaging.status import State
+from har_edge.protocol.status import State
 from tests.cli.fleet import Fleet, Running
 
 SUBJECT = ("--subjects", "1")

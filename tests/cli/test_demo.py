@@ -17,9 +17,9 @@ import pytest
 from har_edge.cli.main import main
 from har_edge.config.catalog import Catalog, load_catalog, store_catalog
 from har_edge.config.task import SourceInput, StreamTask
-from har_edge.messaging import broker as broker_module
-from har_edge.messaging.bus import Session
-from har_edge.messaging.mqtt import Client, open_bus
+from har_edge.mqtt.broker import launcher as broker_module
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.connect import Client, open_bus
 from tests.cli.fleet import TIMEOUT_S, environment
 from tests.tflite import models
 

@@ -14,7 +14,7 @@ import pytest
 from har_edge.cli.device import REPLAY
 from har_edge.cli.main import build_parser, main
 from har_edge.data.synthetic import synthesize
-from har_edge.messaging.status import State
+from har_edge.protocol.status import State
 from tests.cli.fleet import Fleet
 
 RATE, LENGTH, HOP = 50.0, 250, 125

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from har_edge.cli.main import main
-from har_edge.messaging.broker import Mosquitto, find_mosquitto, free_port, start_mosquitto
-from har_edge.messaging.embedded import EmbeddedBroker
+from har_edge.mqtt.broker.embedded import EmbeddedBroker
+from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, free_port, start_mosquitto
 from har_edge.resources import find_folder
-from tests.messaging.old_broker import Manner, OldBroker
+from tests.mqtt.old_broker import Manner, OldBroker
 
 CONFIG = find_folder("brokers") / "mosquitto.conf"
 needs_mosquitto = pytest.mark.skipif(

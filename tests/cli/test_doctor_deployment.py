@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from har_edge.messaging.status import StagePhase, State
-from har_edge.messaging.topics import Topics
+from har_edge.protocol.status import StagePhase, State
+from har_edge.protocol.topics import Topics
 from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet, Running
 from tests.nodes.deployed import CARD, Said, report

@@ -15,7 +15,7 @@ import pytest
 
 from har_edge.cli import values
 from har_edge.cli.main import COMMANDS, build_parser, main
-from har_edge.messaging import wire
+from har_edge.protocol import wire
 
 FOLDER = Path(__file__).parent / "help"
 

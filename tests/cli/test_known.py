@@ -12,9 +12,9 @@ from har_edge.cli.known import assignment
 from har_edge.cli.main import build_parser
 from har_edge.data.description import StreamDescription, parse_description
 from har_edge.errors import ConfigError
-from har_edge.messaging.topics import Topics
 from har_edge.nodes.loop import Identity
 from har_edge.nodes.unlisted import derive_task, packed_labels, read_labels
+from har_edge.protocol.topics import Topics
 from har_edge.tflite.model import Model, read_model
 from tests.tflite import models
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from har_edge.cli.live import MAX_ROWS, Board
 from har_edge.nodes.local import Arrival
-from har_edge.nodes.results import Result
+from har_edge.protocol.results import Result
 
 LABELS = {4: "walking", 7: "frontal elevation of arms"}
 

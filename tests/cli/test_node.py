@@ -15,9 +15,13 @@ import pytest
 from har_edge.cli.main import main
 from har_edge.cli.node import host_name
 from har_edge.config.catalog import find_model
-from har_edge.messaging.broker import Mosquitto, start_mosquitto
-from har_edge.messaging.bus import Session
-from har_edge.messaging.status import (
+from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
+from har_edge.mqtt.bus import Session
+from har_edge.nodes.blobs import parcel
+from har_edge.nodes.coordination.coordinator import NAME
+from har_edge.nodes.cutting import prepare
+from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
+from har_edge.protocol.status import (
     ALIVE,
     Beat,
     NodeStatus,
@@ -27,11 +31,7 @@ from har_edge.messaging.status import (
     encode_beat,
     encode_status,
 )
-from har_edge.messaging.topics import COORDINATOR
-from har_edge.nodes.blobs import parcel
-from har_edge.nodes.coordination.coordinator import NAME
-from har_edge.nodes.cutting import prepare
-from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
+from har_edge.protocol.topics import COORDINATOR
 from har_edge.resources import find_folder
 from har_edge.tflite.model import read_model
 from tests.cli.fleet import Fleet, Running, environment

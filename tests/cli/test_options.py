@@ -11,7 +11,7 @@ from har_edge.cli import options, values
 from har_edge.cli.main import main
 from har_edge.config.pipeline import BrokerConfig
 from har_edge.errors import ConfigError
-from har_edge.messaging.address import read_address
+from har_edge.mqtt.address import read_address
 
 
 def parse(*words: str) -> argparse.Namespace:

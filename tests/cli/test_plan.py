@@ -11,7 +11,7 @@ import pytest
 
 from har_edge.cli.figures import bar
 from har_edge.cli.main import main
-from har_edge.messaging.broker import Mosquitto
+from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.planner.plan import Plan
 from har_edge.planner.profile import MessageCost, Profile, load_profile, profile_path, store_profile
 from har_edge.tflite.model import read_model

@@ -12,7 +12,7 @@ import pytest
 from har_edge.cli.main import main
 from har_edge.config.pipeline import load_pipeline
 from har_edge.data.recording import Window
-from har_edge.messaging.bus import Delivery
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.build import build_sensor, build_stage
 from tests.tflite import models
 

@@ -11,11 +11,11 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.config.catalog import find_model
-from har_edge.messaging import wire
-from har_edge.messaging.broker import Mosquitto, start_mosquitto
-from har_edge.messaging.bus import Session
-from har_edge.messaging.status import State
+from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
+from har_edge.mqtt.bus import Session
 from har_edge.nodes.cutting import prepare
+from har_edge.protocol import wire
+from har_edge.protocol.status import State
 from har_edge.resources import find_folder
 from tests.cli.fleet import Fleet, Running
 

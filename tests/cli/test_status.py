@@ -7,8 +7,8 @@ import re
 import msgspec
 import pytest
 
-from har_edge.messaging.status import StagePhase
 from har_edge.nodes.sight.snapshot import Snapshot
+from har_edge.protocol.status import StagePhase
 from tests.cli.deployed import NODES, Stand
 from tests.cli.fleet import Fleet
 from tests.nodes.deployed import report

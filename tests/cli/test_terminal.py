@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.messaging.broker import find_mosquitto, free_port
+from har_edge.mqtt.broker.launcher import find_mosquitto, free_port
 from tests.cli.fleet import Fleet
 from tests.cli.terminal import Terminal
 

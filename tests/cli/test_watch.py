@@ -12,10 +12,10 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cli.watch import Silence
-from har_edge.messaging.bus import Delivery, Receipt
-from har_edge.messaging.status import NodeStatus, State, StreamCount, encode_status
-from har_edge.messaging.topics import Topics
-from har_edge.nodes.results import Result, encode_results
+from har_edge.mqtt.bus import Delivery, Receipt
+from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.status import NodeStatus, State, StreamCount, encode_status
+from har_edge.protocol.topics import Topics
 from tests.cli.fleet import Fleet
 
 CAPTURED = time.time()

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from bench.launchers import Kind, Launched, NotInstalled, launch
-from har_edge.messaging.address import Address
-from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.mqtt import open_bus
+from har_edge.mqtt.address import Address
+from har_edge.mqtt.bus import Bus, Session
+from har_edge.mqtt.connect import open_bus
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from har_edge.errors import BrokerError
-from har_edge.messaging.broker import Mosquitto, RunningBroker
-from har_edge.messaging.bus import Bus, Delivery, Receipt, Session, TakenOver, Will
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.mqtt import Client, open_bus
-from har_edge.messaging.status import NodeStatus, State, claim_of, encode_status
+from har_edge.mqtt.broker.launcher import Mosquitto, RunningBroker
+from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session, TakenOver, Will
+from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.memory import MemoryBroker
+from har_edge.protocol.status import NodeStatus, State, encode_status, lease_of
 from tests.contract.others import LACKS, OTHERS, Kind
 
 _names = (f"t{random.SystemRandom().randrange(10**9)}-{count}" for count in itertools.count())
@@ -210,11 +210,11 @@ def test_receive_max_bounds_what_is_under_way(world: World) -> None:
 
 def test_a_second_client_takes_the_session_over(world: World) -> None:
     topic, name, status = next(_names), next(_names), next(_names)
-    claims = [claim_of(status, f"{name}-{started}", float(started)) for started in (1, 2)]
-    first, sender = ready(world.bus(name, expiry_s=60, claim=claims[0]), topic), world.bus()
+    leases = [lease_of(status, f"{name}-{started}", float(started)) for started in (1, 2)]
+    first, sender = ready(world.bus(name, expiry_s=60, lease=leases[0]), topic), world.bus()
     sender.publish(topic, b"held by the first")
     collect(first, 1, (sender,))
-    second = world.bus(name, expiry_s=60, claim=claims[1])
+    second = world.bus(name, expiry_s=60, lease=leases[1])
     birth = NodeStatus(node="n", role="stage", state=State.READY, instance=f"{name}-2", started=2.0)
     sender.publish(status, encode_status(birth), retain=True)
     until(sender, lambda: sender.unsent == 0)
@@ -411,7 +411,7 @@ def test_the_native_client_names_a_topic_once(mosquitto: Mosquitto) -> None:
 
 @pytest.mark.parametrize("client", [Client.PAHO, Client.NATIVE])
 def test_an_unreachable_broker_is_named(client: Client) -> None:
-    from har_edge.messaging.address import Address
+    from har_edge.mqtt.address import Address
 
     with pytest.raises(BrokerError, match=r"no broker at mqtt://127\.0\.0\.1:1: .*start one with `har-edge broker`"):
         open_bus(Address("127.0.0.1", 1), Session("x"), client)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.messaging.broker import Mosquitto, find_mosquitto, free_port, start_mosquitto
-from har_edge.messaging.bus import Bus, Delivery, Receipt, Session, Will
-from har_edge.messaging.mqtt import Client, open_bus
+from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, free_port, start_mosquitto
+from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session, Will
+from har_edge.mqtt.connect import Client, open_bus
 from har_edge.resources import find_folder
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
@@ -218,9 +218,9 @@ def test_a_killed_process_leaves_its_will(broker: Broker, connect: Callable[...,
     watcher = ready(connect("watcher"), "status")
     script = (
         "import os, sys\n"
-        "from har_edge.messaging.address import Address\n"
-        "from har_edge.messaging.bus import Session, Will\n"
-        "from har_edge.messaging.mqtt import open_bus\n"
+        "from har_edge.mqtt.address import Address\n"
+        "from har_edge.mqtt.bus import Session, Will\n"
+        "from har_edge.mqtt.connect import open_bus\n"
         "open_bus(Address('127.0.0.1', int(sys.argv[1])), Session('victim', will=Will('status', b'lost')))\n"
         "os.kill(os.getpid(), 9)\n"
     )

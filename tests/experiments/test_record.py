@@ -7,10 +7,10 @@ import pytest
 from har_edge.errors import MessageError
 from har_edge.experiments.emulation import Emulated
 from har_edge.experiments.record import Record
-from har_edge.messaging.bus import Delivery, Session
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.status import NodeStatus, State, encode_status
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Delivery, Session
+from har_edge.mqtt.memory import MemoryBroker
+from har_edge.protocol.status import NodeStatus, State, encode_status
+from har_edge.protocol.topics import Topics
 
 TOPICS = Topics("har", "test")
 NONSENSE = [b"{", b'{"node":"\xff"}', b'{"a":' * 20_000]
@@ -19,7 +19,7 @@ NONSENSE = [b"{", b'{"node":"\xff"}', b'{"a":' * 20_000]
 @pytest.mark.parametrize("payload", NONSENSE)
 @pytest.mark.parametrize("topic", [TOPICS.status("a"), TOPICS.beat("a")])
 def test_what_cannot_be_read_is_a_message_error(topic: str, payload: bytes) -> None:
-    with pytest.raises(MessageError, match=f"{topic}: .*; expected what messaging/status.py writes"):
+    with pytest.raises(MessageError, match=f"{topic}: .*; expected what protocol/status.py writes"):
         Record(TOPICS).handle(Delivery(topic, payload, (1, 1)))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.messaging.broker import find_mosquitto
+from har_edge.mqtt.broker.launcher import find_mosquitto
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 

@@ -13,7 +13,7 @@ from har_edge.experiments.faults import Kind
 from har_edge.experiments.ground import Ground, open_bed
 from har_edge.experiments.load import Answers, Device
 from har_edge.experiments.reference import Reference
-from har_edge.messaging.status import State
+from har_edge.protocol.status import State
 from tests.emulation.machine import require_machine
 from tests.faults.rig import Scene, open_scene
 

@@ -8,9 +8,18 @@ from dataclasses import dataclass, field
 
 from har_edge.config.pipeline import PipelineConfig
 from har_edge.errors import ConfigError, MessageError
-from har_edge.messaging.bus import Outgoing, Session, TakenOver, Will
-from har_edge.messaging.memory import MemoryBroker, MemoryBus
-from har_edge.messaging.status import (
+from har_edge.mqtt.bus import Outgoing, Session, TakenOver, Will
+from har_edge.mqtt.memory import MemoryBroker, MemoryBus
+from har_edge.nodes.coordination.charge import Setup
+from har_edge.nodes.coordination.coordinator import NAME, Coordinator
+from har_edge.nodes.coordination.helm import Helm
+from har_edge.nodes.coordination.mending import Work
+from har_edge.nodes.coordination.replan import Draft, Order, Wish
+from har_edge.nodes.loop import Identity
+from har_edge.planner.relocate import Forecast
+from har_edge.protocol.deployment import PROTOCOL, Deployment, Generation, Phase, Placement, decode_deployment
+from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.status import (
     Beat,
     DeviceCard,
     NodeStatus,
@@ -21,16 +30,7 @@ from har_edge.messaging.status import (
     encode_beat,
     encode_status,
 )
-from har_edge.messaging.topics import PROBE, Kind, Topics
-from har_edge.nodes.coordination.charge import Setup
-from har_edge.nodes.coordination.coordinator import NAME, Coordinator
-from har_edge.nodes.coordination.helm import Helm
-from har_edge.nodes.coordination.mending import Work
-from har_edge.nodes.coordination.replan import Draft, Order, Wish
-from har_edge.nodes.deployment import PROTOCOL, Deployment, Generation, Phase, Placement, decode_deployment
-from har_edge.nodes.loop import Identity
-from har_edge.nodes.results import Result, encode_results
-from har_edge.planner.relocate import Forecast
+from har_edge.protocol.topics import PROBE, Kind, Topics
 from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 from tests.nodes.deployed import TASK
 

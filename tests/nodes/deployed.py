@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from har_edge.config.pipeline import PipelineConfig
 from har_edge.config.task import SourceInput, StreamTask, Task
-from har_edge.messaging.bus import Delivery
-from har_edge.messaging.status import (
+from har_edge.mqtt.bus import Delivery
+from har_edge.protocol.deployment import PROTOCOL, VERSION, Deployment, Generation, Placement, encode_deployment
+from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.status import (
     Beat,
     DeviceCard,
     NodeStatus,
@@ -17,9 +19,7 @@ from har_edge.messaging.status import (
     encode_beat,
     encode_status,
 )
-from har_edge.messaging.topics import Topics
-from har_edge.nodes.deployment import PROTOCOL, VERSION, Deployment, Generation, Placement, encode_deployment
-from har_edge.nodes.results import Result, encode_results
+from har_edge.protocol.topics import Topics
 from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 
 TOPICS = Topics("har", "har")

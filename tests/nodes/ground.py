@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 
 from har_edge.config.pipeline import Pipeline
-from har_edge.messaging.bus import Session
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes.blobs import parcel
 from har_edge.nodes.build import topics_of
-from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.nodes.device.worker import Aim, Equipment, Post, Worker
 from har_edge.nodes.store import Store
+from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
+from har_edge.protocol.topics import Topics
 
 EPOCH = 1000
 TIMEOUT_S = 20.0

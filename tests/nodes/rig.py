@@ -13,15 +13,15 @@ from har_edge.config.wiring import Wiring
 from har_edge.data.recording import Window
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Port
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery, Session
-from har_edge.messaging.memory import MemoryBroker, MemoryBus
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Delivery, Session
+from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 from har_edge.nodes.build import build_stage
 from har_edge.nodes.loop import Sender
-from har_edge.nodes.results import Result, decode_results
 from har_edge.nodes.sink import Sink
 from har_edge.nodes.stage import Stage, StageSetup
+from har_edge.protocol import wire
+from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.topics import Topics
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 
 TOPICS = Topics("har", "test")

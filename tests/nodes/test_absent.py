@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from har_edge.messaging.status import NodeStatus, State, StreamCount
 from har_edge.nodes.absent import LATE_S, MOST_STREAMS, Absent
+from har_edge.protocol.status import NodeStatus, State, StreamCount
 
 WANTED = ("chest", "ankle", "arm")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from har_edge.messaging.status import NodeStatus, State, StreamCount
 from har_edge.nodes.account import LATE_S, MOST_NODES, MOST_RUNS, Account, Figures
-from har_edge.nodes.results import Result
 from har_edge.nodes.tally import MOST_STREAMS, OTHERS, Tally
+from har_edge.protocol.results import Result
+from har_edge.protocol.status import NodeStatus, State, StreamCount
 
 NOW = 1000.0
 

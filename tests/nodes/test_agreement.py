@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from har_edge.messaging.status import DeviceCard
 from har_edge.nodes.agreement import Way, disagreement, kind_of, way_of
+from har_edge.protocol.status import DeviceCard
 
 LITERT, OLDER = "ai-edge-litert 2.3.0", "tflite-runtime 2.14.0"
 PI = Way(LITERT, "aarch64", "xnnpack")

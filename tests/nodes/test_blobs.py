@@ -12,9 +12,8 @@ import msgspec
 import pytest
 
 from har_edge.errors import MessageError, NodeError
-from har_edge.messaging.bus import Bus, Delivery, Outgoing, Session
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Bus, Delivery, Outgoing, Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes.blobs import (
     MAX_BYTES,
     MAX_CHUNK_BYTES,
@@ -29,6 +28,7 @@ from har_edge.nodes.blobs import (
     parcel,
 )
 from har_edge.nodes.store import Store
+from har_edge.protocol.topics import Topics
 
 TOPICS = Topics("har", "test")
 CONTENT = random.Random(1).randbytes(1050)

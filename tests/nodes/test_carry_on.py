@@ -16,15 +16,15 @@ from har_edge.config.pipeline import MissingRule
 from har_edge.errors import ModelError
 from har_edge.evaluation.prediction import Classifier
 from har_edge.inference.interpreter import Interpreter
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery, Session
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.wire import Message
+from har_edge.mqtt.bus import Delivery, Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes import loop
 from har_edge.nodes.build import build_sensor, topics_of
 from har_edge.nodes.join import PASSED_S, REMEMBERED, CarryOn, Join
 from har_edge.nodes.loop import Stop
 from har_edge.nodes.stage import SHELF_S, Stage
+from har_edge.protocol import wire
+from har_edge.protocol.wire import Message
 from tests.nodes.rig import LENGTH, TOPICS, Clock, Node, Watcher, part, result_of, samples, small_stage, windows_of
 from tests.nodes.test_loop import ScriptedBus, identity
 from tests.nodes.test_whole import die_unaware

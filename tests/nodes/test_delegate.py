@@ -14,8 +14,8 @@ from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.nodes.agreement import disagreement, way_of
 from har_edge.nodes.build import build_setup, delegated
 from har_edge.nodes.cutting import prepare
-from har_edge.nodes.deployment import decode_deployment, encode_deployment
 from har_edge.nodes.neighbours import card_of
+from har_edge.protocol.deployment import decode_deployment, encode_deployment
 from tests.nodes.deployed import deployment, generation
 
 

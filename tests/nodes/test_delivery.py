@@ -13,21 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.messaging import router
-from har_edge.messaging.bus import Delivery, Outgoing, Receipt, Session
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.status import NodeStatus, State
-from har_edge.messaging.topics import Kind
+from har_edge.mqtt.broker import router
+from har_edge.mqtt.bus import Delivery, Outgoing, Receipt, Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes.account import Account
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.credit import Credit, Untracked
 from har_edge.nodes.loop import Sender
 from har_edge.nodes.outbox import Outbox
 from har_edge.nodes.resend import FIRST_ROOM, MOST_FILTERS, Resend
-from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.sink import Sink
 from har_edge.nodes.stage import Stage
+from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.status import NodeStatus, State
+from har_edge.protocol.topics import Kind
 from tests.nodes.rig import CHANNELS, LENGTH, TOPICS, Clock, small_stage
 from tests.nodes.test_sensor import window
 

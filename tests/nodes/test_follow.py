@@ -14,13 +14,13 @@ import pytest
 from har_edge.config.pipeline import PipelineConfig
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.errors import ConfigError, MessageError, NodeError
-from har_edge.messaging.bus import Session
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes.build import build_stage, reducer_of
-from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.nodes.follow import await_deployment, files_of, materialise
 from har_edge.nodes.store import Store
+from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
+from har_edge.protocol.topics import Topics
 from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 
 DESCRIPTION = b"""

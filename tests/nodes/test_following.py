@@ -5,17 +5,17 @@ from collections import Counter
 import msgspec
 import pytest
 
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery, Receipt
-from har_edge.messaging.status import State
-from har_edge.messaging.topics import Kind
+from har_edge.mqtt.bus import Delivery, Receipt
 from har_edge.nodes.course import Course
 from har_edge.nodes.credit import Untracked
 from har_edge.nodes.live import LiveLoop
 from har_edge.nodes.loop import Stop
 from har_edge.nodes.pace import Pace, SensorLoop
 from har_edge.nodes.resend import ECHO_S
-from har_edge.nodes.results import Result, encode_results
+from har_edge.protocol import wire
+from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.status import State
+from har_edge.protocol.topics import Kind
 from har_edge.tflite.manifest import TensorSpec
 from tests.nodes.rig import TOPICS
 from tests.nodes.test_live import HOP, ScriptedDevice, lines, live_sensor

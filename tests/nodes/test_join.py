@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from har_edge.errors import MessageError
-from har_edge.messaging.bus import Delivery
-from har_edge.messaging.wire import Message
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.join import LEFTOVER_S, PASSED_S, REMEMBERED, Join
+from har_edge.protocol.wire import Message
 
 PARTS = ("a", "b", "c")
 

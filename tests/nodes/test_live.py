@@ -9,14 +9,14 @@ from har_edge.codecs.catalog import make_reducer
 from har_edge.data.description import load_description
 from har_edge.data.live import LiveStream, lay_out
 from har_edge.errors import ConfigError, NodeError
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Receipt
-from har_edge.messaging.status import State
+from har_edge.mqtt.bus import Receipt
 from har_edge.nodes import live as live_module
 from har_edge.nodes.credit import Untracked
 from har_edge.nodes.live import AHEAD, Device, LiveLoop
 from har_edge.nodes.loop import Stop
 from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.protocol import wire
+from har_edge.protocol.status import State
 from tests.nodes.rig import TOPICS
 from tests.nodes.test_loop import ScriptedBus, clock, identity, stop_of
 

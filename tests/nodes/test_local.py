@@ -3,14 +3,14 @@
 import pytest
 
 from har_edge.errors import NodeError
-from har_edge.messaging.bus import Delivery
-from har_edge.messaging.status import NodeStatus, State, StreamCount, encode_status
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes import local as local_module
 from har_edge.nodes.account import Account
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.local import QUIET_S, LocalPipeline, summarize
-from har_edge.nodes.results import Result, encode_results
+from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.status import NodeStatus, State, StreamCount, encode_status
+from har_edge.protocol.topics import Topics
 from tests.nodes.rig import Clock
 from tests.nodes.test_loop import ScriptedBus
 

@@ -9,11 +9,8 @@ import pytest
 
 from har_edge.codecs.catalog import make_reducer
 from har_edge.errors import BrokerError, ConfigError
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery, Outgoing, Receipt, Session, TakenOver, Traffic
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.status import State, StreamCount, decode_status
-from har_edge.messaging.topics import Kind
+from har_edge.mqtt.bus import Delivery, Outgoing, Receipt, Session, TakenOver, Traffic
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes import loop as loop_module
 from har_edge.nodes import pace as pace_module
 from har_edge.nodes.account import Account
@@ -23,8 +20,11 @@ from har_edge.nodes.loop import POLL_S, Herald, Identity, Sender, StageLoop, Sto
 from har_edge.nodes.outbox import Outbox
 from har_edge.nodes.pace import Pace, SensorLoop
 from har_edge.nodes.resend import FIRST_ROOM, Resend
-from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.protocol import wire
+from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.status import State, StreamCount, decode_status
+from har_edge.protocol.topics import Kind
 from tests.nodes.rig import CHANNELS, LENGTH, TOPICS, Clock, part, small_stage
 from tests.nodes.test_sensor import window
 

@@ -7,10 +7,10 @@ import pytest
 
 from har_edge.config.task import SourceInput
 from har_edge.errors import NodeError
-from har_edge.messaging.bus import Session
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.status import NodeStatus, SliceCard, State, decode_status, encode_status
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes.neighbours import check_neighbours, describe_task, hash_task
+from har_edge.protocol.status import NodeStatus, SliceCard, State, decode_status, encode_status
 from tests.nodes.rig import TASK, TOPICS
 
 CARD = SliceCard(0, 2, "a.tflite", "a" * 64, describe_task(TASK), hash_task(TASK), 0, 3)

@@ -16,10 +16,10 @@ from har_edge.errors import ConfigError
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
 from har_edge.inference.observe import open_model
-from har_edge.messaging.bus import Delivery
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.build import build_sensor, build_stage
 from har_edge.nodes.cutting import prepare
-from har_edge.nodes.results import Result, decode_results
+from har_edge.protocol.results import Result, decode_results
 from har_edge.tflite.cuts import list_cuts
 from tests.nodes.rig import windows_of
 from tests.tflite import models

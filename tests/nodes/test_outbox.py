@@ -11,15 +11,15 @@ from har_edge.codecs.catalog import make_reducer
 from har_edge.config.pipeline import PipelineConfig
 from har_edge.config.task import SourceInput
 from har_edge.errors import BrokerError, ConfigError, NodeError
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.course import POSTPONE_S, Course
-from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.nodes.outbox import LAST, LOOK_S, PATIENCE_S, SWITCH_S, Outbox
 from har_edge.nodes.resend import ECHO_SPACING_S, ECHOES_A_STEP
-from har_edge.nodes.results import Result, encode_results
 from har_edge.nodes.sensor import Sensor, SensorSetup
 from har_edge.nodes.sink import Sink
+from har_edge.protocol import wire
+from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
+from har_edge.protocol.results import Result, encode_results
 from tests.nodes.deployed import manifest
 from tests.nodes.rig import CHANNELS, LENGTH, TASK, TOPICS, Clock, samples, small_stage
 from tests.nodes.test_sensor import window

@@ -9,8 +9,8 @@ import pytest
 
 from har_edge.errors import NodeError
 from har_edge.inference.codecs import MAX_FILE_BYTES
-from har_edge.messaging.bus import Session
-from har_edge.messaging.memory import MemoryBroker
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes.blobs import CHUNK_BYTES, VERSION, Header, encode_header
 from har_edge.nodes.outfit import Outfitter
 from har_edge.nodes.store import Store

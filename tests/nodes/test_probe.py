@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.topics import PROBE, is_probe
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes.build import override, topics_of
 from har_edge.nodes.probe import probe
-from har_edge.nodes.results import decode_results
+from har_edge.protocol.results import decode_results
+from har_edge.protocol.topics import PROBE, is_probe
 from tests.nodes.rig import Node, Watcher
 
 STREAM = PROBE + "1a2b"

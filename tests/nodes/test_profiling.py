@@ -12,8 +12,8 @@ from har_edge.config.catalog import find_model
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.measure import segment_bounds
-from har_edge.messaging.bus import Session
-from har_edge.messaging.memory import MemoryBroker
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes import profiling, resident
 from har_edge.nodes.profiling import (
     Timing,

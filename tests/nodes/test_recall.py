@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.join import Gathered
 from har_edge.nodes.recall import Recall
+from har_edge.protocol import wire
 
 
 def gathered(seq: int, nbytes: int = 100) -> Gathered:

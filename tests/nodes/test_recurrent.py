@@ -10,11 +10,11 @@ from har_edge.config.pipeline import load_pipeline, write_pipeline
 from har_edge.config.task import SourceInput, StateRule, StreamTask, Task
 from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Interpreter
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.build import build_stage, topics_of
 from har_edge.nodes.cutting import prepare
-from har_edge.nodes.results import decode_results
+from har_edge.protocol import wire
+from har_edge.protocol.results import decode_results
 from har_edge.tflite.folder import write_folder
 from har_edge.tflite.model import read_model
 from har_edge.tflite.slices import slice_model

@@ -19,8 +19,8 @@ from har_edge.data.grouping import regroup_recording
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError, ModelError
 from har_edge.inference.interpreter import Interpreter
-from har_edge.messaging.bus import Session
-from har_edge.messaging.memory import MemoryBroker, MemoryBus
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 from har_edge.nodes.build import build_sensor, build_stage, override, reducer_of, topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.loop import Sender

@@ -6,8 +6,8 @@ import pytest
 from har_edge.codecs.catalog import make_reducer
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
-from har_edge.messaging import wire
 from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.protocol import wire
 from tests.nodes.rig import CHANNELS, LENGTH, TOPICS, samples
 
 

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from har_edge.errors import MessageError
-from har_edge.messaging.bus import Delivery
-from har_edge.nodes.results import Result, decode_results, encode_results
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.sink import Sink
+from har_edge.protocol.results import Result, decode_results, encode_results
 
 
 def result(seq=0, *, stream="s", captured=1.5, truth=None, missing=()):

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.stage import SHELF_S, Stage
+from har_edge.protocol import wire
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 from tests.nodes.rig import LENGTH, TOPICS, Clock, part, result_of, samples, small_stage
 

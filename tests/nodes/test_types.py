@@ -17,11 +17,11 @@ from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
 from har_edge.inference.measure import segment_bounds
 from har_edge.inference.observe import open_model
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.build import build_sensor, build_stage
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.verify import check_cuts
+from har_edge.protocol import wire
 from har_edge.tflite.cuts import list_cuts
 from har_edge.tflite.folder import write_folder
 from har_edge.tflite.manifest import MAX_RANK, MAX_TENSORS, QUANTISED, REAL

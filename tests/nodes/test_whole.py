@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from har_edge.config.catalog import find_model
 from har_edge.inference.feed import make_feed
 from har_edge.inference.interpreter import Interpreter
-from har_edge.messaging.bus import Session
-from har_edge.messaging.memory import MemoryBroker
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes.build import build_sensor, reducer_of, topics_of
 from har_edge.nodes.loop import Sender
 from tests.nodes.rig import Node, Watcher, windows_of

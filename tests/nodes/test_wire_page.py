@@ -9,7 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from har_edge.messaging.status import (
+from har_edge.nodes import blobs
+from har_edge.nodes.blobs import Header, decode_header, parcel
+from har_edge.nodes.tally import MOST_STREAMS, OTHERS, RUN_BITS
+from har_edge.protocol import deployment
+from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement, decode_deployment, encode_deployment
+from har_edge.protocol.status import (
     NEXT,
     Beat,
     DeviceCard,
@@ -20,11 +25,7 @@ from har_edge.messaging.status import (
     StreamCount,
     decode_status,
 )
-from har_edge.messaging.topics import Topics
-from har_edge.nodes import blobs, deployment
-from har_edge.nodes.blobs import Header, decode_header, parcel
-from har_edge.nodes.deployment import Deployment, Generation, Phase, Placement, decode_deployment, encode_deployment
-from har_edge.nodes.tally import MOST_STREAMS, OTHERS, RUN_BITS
+from har_edge.protocol.topics import Topics
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
 

@@ -6,11 +6,11 @@ import pytest
 
 from har_edge.codecs.catalog import make_reducer
 from har_edge.config.catalog import find_model
-from har_edge.messaging.bus import Delivery
-from har_edge.messaging.topics import Kind
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.build import build_sensor, build_stage, topics_of
 from har_edge.nodes.cutting import prepare
 from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.protocol.topics import Kind
 from tests.nodes.rig import CHANNELS, LENGTH, TOPICS, Clock, result_of, small_stage, windows_of
 from tests.nodes.test_sensor import window as window_of
 

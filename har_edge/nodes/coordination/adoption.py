@@ -8,11 +8,11 @@ import msgspec
 
 from har_edge.config.pipeline import BrokerConfig
 from har_edge.errors import HarEdgeError
-from har_edge.messaging.topics import PROBE
 from har_edge.nodes.coordination.charge import Setup, names_of
 from har_edge.nodes.coordination.registry import MAX_PEERS
 from har_edge.nodes.coordination.rollout import go_on
-from har_edge.nodes.deployment import VERSION, Deployment
+from har_edge.protocol.deployment import VERSION, Deployment
+from har_edge.protocol.topics import PROBE
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from har_edge.config.pipeline import PipelineConfig
-from har_edge.messaging.bus import Outgoing
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Outgoing
 from har_edge.nodes.coordination.registry import names_in
 from har_edge.nodes.coordination.replan import Wish, cuts_of
-from har_edge.nodes.deployment import Deployment, Generation
 from har_edge.planner.relocate import Forecast
+from har_edge.protocol.deployment import Deployment, Generation
+from har_edge.protocol.topics import Topics
 from har_edge.units import duration
 
 

@@ -11,9 +11,7 @@ import logging
 import msgspec
 
 from har_edge.errors import MessageError
-from har_edge.messaging.bus import Delivery, Outgoing
-from har_edge.messaging.status import State
-from har_edge.messaging.topics import Kind
+from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.nodes.agreement import disagreement, way_of
 from har_edge.nodes.coordination.adoption import adopt
 from har_edge.nodes.coordination.charge import Setup, arrangement_of, hashes_of, names_of, promise_of
@@ -35,8 +33,10 @@ from har_edge.nodes.coordination.rollout import Outcome, Rollout, Step, Verdict,
 from har_edge.nodes.coordination.roster import Roster
 from har_edge.nodes.coordination.stock import Stock
 from har_edge.nodes.coordination.sweeps import Sweeps
-from har_edge.nodes.deployment import Deployment, session_name
 from har_edge.planner.relocate import Key
+from har_edge.protocol.deployment import Deployment, session_name
+from har_edge.protocol.status import State
+from har_edge.protocol.topics import Kind
 from har_edge.units import duration
 
 _log = logging.getLogger(__name__)

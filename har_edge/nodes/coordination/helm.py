@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from har_edge.messaging.bus import Bus, Outgoing, TakenOver
-from har_edge.messaging.status import State
+from har_edge.mqtt.bus import Bus, Outgoing, TakenOver
 from har_edge.nodes.coordination.coordinator import Coordinator
 from har_edge.nodes.coordination.replan import Draft, Order
 from har_edge.nodes.counters import Counters
 from har_edge.nodes.loop import STATUS_S, Identity, Sender, Stop, drain
+from har_edge.protocol.status import State
 
 # Short against the deadline of a node, long enough to cost nothing.
 TURN_S = 0.05

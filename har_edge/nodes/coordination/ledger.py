@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from har_edge.errors import MessageError
-from har_edge.messaging.bus import Outgoing
-from har_edge.messaging.status import Beat
-from har_edge.messaging.topics import Topics
-from har_edge.nodes.deployment import MAX_REVISION, Deployment, encode_deployment
+from har_edge.mqtt.bus import Outgoing
 from har_edge.nodes.follow import read_deployment
+from har_edge.protocol.deployment import MAX_REVISION, Deployment, encode_deployment
+from har_edge.protocol.status import Beat
+from har_edge.protocol.topics import Topics
 
 # Numbers of others count up to here: ours go on from them, and must not come to what nobody reads.
 _MAX_HEARD = MAX_REVISION // 2

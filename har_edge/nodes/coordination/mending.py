@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from har_edge.messaging.status import StagePhase
 from har_edge.nodes.coordination.registry import Health, Registry
-from har_edge.nodes.deployment import Deployment, Generation, Phase, Placement
 from har_edge.planner.relocate import Candidate, Key, Load, relocate
+from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement
+from har_edge.protocol.status import StagePhase
 
 # How long a node that leaves waits for its successor to load; it goes by itself after 10 s.
 HANDOVER_S = 8.0

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from har_edge.errors import HarEdgeError, MessageError
-from har_edge.messaging.bus import Outgoing
-from har_edge.messaging.topics import PROBE
-from har_edge.nodes.deployment import Generation
-from har_edge.nodes.results import decode_results
+from har_edge.mqtt.bus import Outgoing
+from har_edge.protocol.deployment import Generation
+from har_edge.protocol.results import decode_results
+from har_edge.protocol.topics import PROBE
 
 EVERY_S = 5.0
 AGAIN_S = 1.0

@@ -15,8 +15,8 @@ from typing import TypeVar
 import msgspec
 
 from har_edge.errors import MessageError
-from har_edge.messaging.status import ALIVE, Beat, NodeStatus, StageReport, State, decode_beat, decode_status
-from har_edge.nodes.deployment import PROTOCOL, Placement
+from har_edge.protocol.deployment import PROTOCOL, Placement
+from har_edge.protocol.status import ALIVE, Beat, NodeStatus, StageReport, State, decode_beat, decode_status
 
 LOST_AFTER_S = 1.5
 # A pause of this process that makes its own deadlines worthless, and the grace after a new connection.

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from har_edge.nodes.coordination.mending import Work
-from har_edge.nodes.deployment import Generation, Placement
 from har_edge.planner.plan import Objective
 from har_edge.planner.relocate import Candidate, Forecast, coarse
+from har_edge.protocol.deployment import Generation, Placement
 from har_edge.tflite.manifest import SliceManifest
 from har_edge.units import duration
 

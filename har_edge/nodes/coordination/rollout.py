@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from har_edge.messaging.status import StagePhase
 from har_edge.nodes.coordination.registry import SERVING, Health, Registry
-from har_edge.nodes.deployment import Deployment, Generation, Phase
+from har_edge.protocol.deployment import Deployment, Generation, Phase
+from har_edge.protocol.status import StagePhase
 
 # Without any change of a stage's phase for so long, a generation that gets ready is withdrawn.
 STUCK_S = 60.0

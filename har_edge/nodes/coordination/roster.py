@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from har_edge.messaging.status import StagePhase
 from har_edge.nodes.coordination.mending import Work
 from har_edge.nodes.coordination.registry import Peer, Registry
 from har_edge.nodes.coordination.speeds import Queues, Speeds
-from har_edge.nodes.deployment import Deployment, Generation
 from har_edge.planner.relocate import Candidate, Key
+from har_edge.protocol.deployment import Deployment, Generation
+from har_edge.protocol.status import StagePhase
 
 # How long a node on which a stage failed gets none, if there are others.
 BAN_S = 60.0

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median_low
 
-from har_edge.messaging.status import Beat, StagePhase
+from har_edge.protocol.status import Beat, StagePhase
 
 # Windows before a figure counts, and over how many of the last ones the mean goes.
 LEAST_WINDOWS = 20

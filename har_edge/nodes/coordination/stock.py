@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 
-from har_edge.messaging.bus import Delivery, Outgoing
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.nodes.blobs import Shelf, clear, count_chunks, divide
+from har_edge.protocol.topics import Topics
 
 # How long a content that a node could not get stays as it was published last: doubled each time, for whoever spoils it
 # may do so again, and the node that asks may be the one to blame.

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from har_edge.nodes.coordination.registry import Health, Registry
-from har_edge.nodes.deployment import Deployment, Placement
 from har_edge.planner.relocate import Key
+from har_edge.protocol.deployment import Deployment, Placement
 
 PATIENCE_S = 5.0
 

@@ -17,7 +17,6 @@ from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.nodes.coordination.mending import Work
 from har_edge.nodes.coordination.replan import Draft, Order, Wish, cuts_of
 from har_edge.nodes.cutting import even_stages
-from har_edge.nodes.deployment import Generation, Placement
 from har_edge.nodes.device.card import measure_speed
 from har_edge.nodes.profiling import Watch, make_profile, measure_memory, time_model
 from har_edge.planner.cost import cost
@@ -25,6 +24,7 @@ from har_edge.planner.devices import DevicesFile, Sensors
 from har_edge.planner.plan import Scene, make_plan, make_scene
 from har_edge.planner.profile import MessageCost, Profile, load_profile, profile_path, store_profile
 from har_edge.planner.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
+from har_edge.protocol.deployment import Generation, Placement
 from har_edge.tflite.folder import outline
 from har_edge.tflite.manifest import SliceManifest
 from har_edge.tflite.model import Model

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable
 
 from har_edge.errors import BrokerError, NodeError
-from har_edge.messaging.bus import Bus, Claim, Session
-from har_edge.messaging.echo import Link, measure_link
-from har_edge.messaging.link import FinalRefusal
-from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, State, decode_beat, decode_status, is_taken
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Bus, Session, SessionLease
+from har_edge.mqtt.link_benchmark import Link, measure_link
+from har_edge.mqtt.session_lease import lease_lost
+from har_edge.mqtt.transport import FinalRefusal
 from har_edge.nodes.device.card import make_card, measure_speed, open_reference, read_machine, read_runtime
 from har_edge.nodes.loop import Identity, Stop, drain
+from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, State, decode_beat, decode_status
+from har_edge.protocol.topics import Topics
 
 _log = logging.getLogger(__name__)
 Connect = Callable[[Session], Bus]
@@ -111,7 +112,7 @@ def check_role(connect: Connect, topics: Topics, node: str, role: str) -> None:
             _log.warning("dropped %s: %s", topics.status(node), error)
         return False
 
-    is_taken(Claim(topics.status(node), look), connect)
+    lease_lost(SessionLease(topics.status(node), look), connect)
 
 
 def _refuse_other(status: NodeStatus, role: str) -> None:

@@ -15,13 +15,13 @@ import numpy as np
 
 from har_edge.errors import NodeError
 from har_edge.inference.wheels import installed, missing, read_host, wheel_machine
-from har_edge.messaging.status import DeviceCard
-from har_edge.nodes.deployment import PROTOCOL
+from har_edge.protocol.deployment import PROTOCOL
+from har_edge.protocol.status import DeviceCard
 from har_edge.resources import find_folder
 
 if TYPE_CHECKING:
     from har_edge.inference.interpreter import Interpreter
-    from har_edge.messaging.echo import Link
+    from har_edge.mqtt.link_benchmark import Link
 
 # A small convolutional network in float32, which every runtime and processor has quick kernels for.
 REFERENCE = "har-decimate-q8-zlib-restore.tflite"

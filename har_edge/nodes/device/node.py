@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from har_edge.errors import BrokerError, MessageError
-from har_edge.messaging.bus import Bus, Delivery, Outgoing, TakenOver
-from har_edge.messaging.status import NEXT, Beat, StagePhase, StageReport, State, encode_beat
-from har_edge.messaging.topics import RETAINED, Kind
-from har_edge.nodes.deployment import Deployment
+from har_edge.mqtt.bus import Bus, Delivery, Outgoing, TakenOver
 from har_edge.nodes.device.worker import LEAVING, Aim, Post
 from har_edge.nodes.follow import read_deployment
 from har_edge.nodes.loop import GONE_S, Identity, Stop, drain
+from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.status import NEXT, Beat, StagePhase, StageReport, State, encode_beat
+from har_edge.protocol.topics import RETAINED, Kind
 
 _log = logging.getLogger(__name__)
 BEAT_S = 0.5

@@ -11,17 +11,18 @@ from enum import Enum
 
 from har_edge.errors import BrokerError, HarEdgeError, MessageError
 from har_edge.inference.load_check import LoadCheck, default_check
-from har_edge.messaging.bus import Bus, Claim, Session, TakenOver
-from har_edge.messaging.link import FinalRefusal
-from har_edge.messaging.status import StagePhase, StageReport, is_taken
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.bus import Bus, Session, SessionLease, TakenOver
+from har_edge.mqtt.session_lease import lease_lost
+from har_edge.mqtt.transport import FinalRefusal
 from har_edge.nodes.blobs import MAX_BYTES, Lacking, fetch, fetch_session
 from har_edge.nodes.build import build_setup, delegated, receive_max
-from har_edge.nodes.deployment import Deployment, Phase, decode_deployment, session_name
 from har_edge.nodes.follow import files_of, materialise
 from har_edge.nodes.loop import StageLoop, Stop, Totals, drain
 from har_edge.nodes.stage import Stage, StageSetup
 from har_edge.nodes.store import Store
+from har_edge.protocol.deployment import Deployment, Phase, decode_deployment, session_name
+from har_edge.protocol.status import StagePhase, StageReport
+from har_edge.protocol.topics import Topics
 
 _log = logging.getLogger(__name__)
 # How long nothing may have come to a stage of a generation that drains before it counts as drained.
@@ -95,7 +96,7 @@ def session_of(equipment: Equipment, deployment: Deployment, post: Post) -> Sess
     return Session(
         client_id=session_name(topics.base, topics.pipeline, post.epoch, post.stage, post.replica),
         expiry_s=config.session_expiry_s,
-        claim=Claim(topics.plan(), taken),
+        lease=SessionLease(topics.plan(), taken),
         max_packet_bytes=config.max_payload_bytes + 4096,
     )
 
@@ -262,7 +263,7 @@ class Worker:
         """Connect as the stage and run it until something else is wanted."""
         session = session_of(self._equipment, self._deployment, self.post)
         # A node that was away for a while may act on a plan that is old by now.
-        if session.claim is not None and is_taken(session.claim, self._connect):
+        if session.lease is not None and lease_lost(session.lease, self._connect):
             raise TakenOver(session.client_id)
         bus = self._connect(replace(session, receive_max=receive_max(setup.wiring)))
         try:

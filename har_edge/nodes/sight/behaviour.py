@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from har_edge.messaging.measure import ASKED, IN_FLIGHT, QUEUED, SIZES, Measured
+from har_edge.mqtt.conformance import ASKED, IN_FLIGHT, QUEUED, SIZES, Measured
 from har_edge.nodes.blobs import CHUNK_BYTES
-from har_edge.nodes.deployment import Deployment, Placement
+from har_edge.protocol.deployment import Deployment, Placement
 
 # With fewer messages under way, a join acknowledges what waits for a source that runs behind (holdback.py).
 LEAST_IN_FLIGHT = 64

@@ -8,12 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from har_edge.errors import BrokerError, HarEdgeError, MessageError
-from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.status import ALIVE, UNREADABLE, NodeStatus, State, decode_status
-from har_edge.messaging.text import listed, printable
-from har_edge.messaging.topics import EVERY_STATUS, Kind, Topics, is_id
+from har_edge.mqtt.bus import Bus, Session
 from har_edge.nodes.blobs import Fetch, fetch_session
-from har_edge.nodes.deployment import PROTOCOL
 from har_edge.nodes.sight.behaviour import replicas
 from har_edge.nodes.sight.leftovers import look, of_plan, tell, tell_sessions
 from har_edge.nodes.sight.losses import losses
@@ -23,6 +19,10 @@ from har_edge.nodes.sight.permissions import Connect, can_see
 from har_edge.nodes.sight.reception import Finding, Reception, Verdict, passed
 from har_edge.nodes.sight.trial import NO_PLAN, Trial, fixed_here, no_plan, stalled
 from har_edge.nodes.store import Store
+from har_edge.protocol.deployment import PROTOCOL
+from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, State, decode_status
+from har_edge.protocol.text import listed, printable
+from har_edge.protocol.topics import EVERY_STATUS, Kind, Topics, is_id
 from har_edge.units import duration, size
 
 # Beats come twice a second; so long is listened before anything is said of who is there.

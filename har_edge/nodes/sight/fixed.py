@@ -12,19 +12,19 @@ import msgspec
 from har_edge.config.pipeline import Pipeline
 from har_edge.config.wiring import find_wiring
 from har_edge.errors import HarEdgeError, MessageError
-from har_edge.messaging.bus import Bus, Delivery, Receipt
-from har_edge.messaging.status import ALIVE, NodeStatus
-from har_edge.messaging.text import printable
-from har_edge.messaging.topics import PROBE
+from har_edge.mqtt.bus import Bus, Delivery, Receipt
 from har_edge.nodes.agreement import disagreement, way_of
 from har_edge.nodes.build import delegate_of, topics_of
 from har_edge.nodes.loop import STATUS_S
 from har_edge.nodes.probe import probe
-from har_edge.nodes.results import decode_results
 from har_edge.nodes.sight.observe import UNREPORTED, Observer
 from har_edge.nodes.sight.permissions import Connect
 from har_edge.nodes.sight.snapshot import EpochView, ProbeView, Snapshot, StageView
 from har_edge.nodes.sight.trace import Trace, holder
+from har_edge.protocol.results import decode_results
+from har_edge.protocol.status import ALIVE, NodeStatus
+from har_edge.protocol.text import printable
+from har_edge.protocol.topics import PROBE
 from har_edge.units import duration
 
 # What a snapshot says of the plan where slices stand in a folder.

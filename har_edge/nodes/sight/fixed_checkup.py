@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterator
 
 from har_edge.config.pipeline import Pipeline
 from har_edge.files import MAX_MODEL_BYTES, read_regular
-from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.status import ALIVE, State
-from har_edge.messaging.text import printable
-from har_edge.messaging.topics import Kind
+from har_edge.mqtt.bus import Bus, Session
 from har_edge.nodes.build import topics_of
 from har_edge.nodes.sight.checkup import LADDER, LISTEN_S, Checkup, Rung
 from har_edge.nodes.sight.fixed import QUIET_S, FixedObserver, FixedTrial
@@ -22,6 +19,9 @@ from har_edge.nodes.sight.missing import broken_off
 from har_edge.nodes.sight.permissions import Connect
 from har_edge.nodes.sight.reception import Finding, Reception, Verdict, passed
 from har_edge.nodes.store import Store
+from har_edge.protocol.status import ALIVE, State
+from har_edge.protocol.text import printable
+from har_edge.protocol.topics import Kind
 from har_edge.units import duration, size
 
 # The first check that is about a coordinator; those before it are about the broker, and the same for both.

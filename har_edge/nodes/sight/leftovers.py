@@ -11,15 +11,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from har_edge.errors import BrokerError
-from har_edge.messaging.bus import Bus, Outgoing, Receipt, Session
-from har_edge.messaging.status import ALIVE, NodeStatus
-from har_edge.messaging.text import listed
-from har_edge.messaging.topics import COORDINATOR, Topics
+from har_edge.mqtt.bus import Bus, Outgoing, Receipt, Session
 from har_edge.nodes.blobs import Header, Shelf, clear
-from har_edge.nodes.deployment import Deployment
 from har_edge.nodes.neighbours import index_of
 from har_edge.nodes.sight.observe import Observer
 from har_edge.nodes.sight.reception import Finding, Verdict, passed
+from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.status import ALIVE, NodeStatus
+from har_edge.protocol.text import listed
+from har_edge.protocol.topics import COORDINATOR, Topics
 from har_edge.units import size
 
 Connect = Callable[[Session], Bus]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from har_edge.messaging.text import listed
 from har_edge.nodes.sight.reception import Finding, Verdict, passed
 from har_edge.nodes.sight.sent import incomplete
 from har_edge.nodes.sight.snapshot import Snapshot
+from har_edge.protocol.text import listed
 from har_edge.units import ago
 
 _NAMED = 4

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from har_edge.messaging.text import listed
 from har_edge.nodes.sight.observe import SILENT_S
 from har_edge.nodes.sight.reception import Finding, Verdict, passed
+from har_edge.protocol.text import listed
 from har_edge.units import duration
 
 _KILLED = "gone without leaving (killed, or the device is off)"

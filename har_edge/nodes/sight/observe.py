@@ -12,23 +12,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from har_edge.errors import MessageError
-from har_edge.messaging.bus import Delivery
-from har_edge.messaging.status import (
-    ALIVE,
-    UNREADABLE,
-    Beat,
-    NodeStatus,
-    StagePhase,
-    StageReport,
-    decode_beat,
-    decode_status,
-)
-from har_edge.messaging.text import printable
-from har_edge.messaging.topics import Kind, Topics, is_probe
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.agreement import disagreement, way_of
-from har_edge.nodes.deployment import Deployment, Placement
 from har_edge.nodes.follow import read_deployment
-from har_edge.nodes.results import Result, decode_results
 from har_edge.nodes.sight.sent import sent_views, unanswered
 from har_edge.nodes.sight.snapshot import (
     CountsView,
@@ -40,6 +26,20 @@ from har_edge.nodes.sight.snapshot import (
     Snapshot,
     StageView,
 )
+from har_edge.protocol.deployment import Deployment, Placement
+from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.status import (
+    ALIVE,
+    UNREADABLE,
+    Beat,
+    NodeStatus,
+    StagePhase,
+    StageReport,
+    decode_beat,
+    decode_status,
+)
+from har_edge.protocol.text import printable
+from har_edge.protocol.topics import Kind, Topics, is_probe
 from har_edge.tflite.manifest import SliceManifest
 
 MAX_NODES = 1000

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from har_edge.errors import BrokerError
-from har_edge.messaging.bus import Bus, Delivery, Receipt, Session
-from har_edge.messaging.status import Beat, NodeStatus, State, encode_beat, encode_status
-from har_edge.messaging.topics import PROBE, Kind, Topics
-from har_edge.nodes.results import Result, encode_results
+from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session
+from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.status import Beat, NodeStatus, State, encode_beat, encode_status
+from har_edge.protocol.topics import PROBE, Kind, Topics
 
 Connect = Callable[[Session], Bus]
 # How long the broker may take for an answer, and for what was published to come back.

@@ -8,16 +8,16 @@ from enum import Enum
 import msgspec
 
 from har_edge.errors import BrokerError
-from har_edge.messaging.address import Address
-from har_edge.messaging.knock import CREDENTIALS, UNSUPPORTED_VERSION, Terms, knock, reach_port, speaks_tls
-from har_edge.messaging.link import OtherVersion, Unanswered
-from har_edge.messaging.measure import Measured, measure
-from har_edge.messaging.mqtt import speaks_older_only
-from har_edge.messaging.topics import Topics
+from har_edge.mqtt.address import Address
+from har_edge.mqtt.broker_probe import CREDENTIALS, UNSUPPORTED_VERSION, Terms, knock, reach_port, speaks_tls
+from har_edge.mqtt.conformance import Measured, measure
+from har_edge.mqtt.connect import speaks_older_only
+from har_edge.mqtt.transport import OtherVersion, Unanswered
 from har_edge.nodes.blobs import CHUNK_BYTES
 from har_edge.nodes.sight.behaviour import traits
 from har_edge.nodes.sight.permissions import Connect, Role, Tried, rights_of, try_right
 from har_edge.nodes.sight.user import User
+from har_edge.protocol.topics import Topics
 
 # With fewer messages at once, a join acknowledges what waits for a source that runs behind (nodes/holdback.py).
 RECEIVE_MAX = 64

@@ -6,9 +6,9 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 
-from har_edge.messaging.status import NodeStatus
-from har_edge.messaging.text import printable
 from har_edge.nodes.sight.snapshot import SentView
+from har_edge.protocol.status import NodeStatus
+from har_edge.protocol.text import printable
 
 
 def sent_views(statuses: Mapping[str, NodeStatus], is_alive: Callable[[str], bool]) -> tuple[SentView, ...]:

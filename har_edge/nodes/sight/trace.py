@@ -6,9 +6,9 @@ import time
 from collections.abc import Collection, Mapping
 
 from har_edge.errors import BrokerError, MessageError
-from har_edge.messaging.bus import Bus, Session
-from har_edge.messaging.topics import Kind, Topics
+from har_edge.mqtt.bus import Bus, Session
 from har_edge.nodes.sight.permissions import Connect
+from har_edge.protocol.topics import Kind, Topics
 
 # How long the broker may take to grant the subscription, before the probe is sent all the same.
 GRANT_S = 2.0

@@ -10,18 +10,18 @@ from functools import partial
 from har_edge.config.pipeline import Pipeline
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.inference.codecs import MAX_FILE_BYTES
-from har_edge.messaging.bus import Bus, Delivery, Receipt, Session
-from har_edge.messaging.status import StagePhase, StageReport
-from har_edge.messaging.text import listed, printable
-from har_edge.messaging.topics import PROBE, Topics, is_id
+from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session
 from har_edge.nodes.blobs import fetch, fetch_session
-from har_edge.nodes.deployment import Deployment, Generation
 from har_edge.nodes.follow import files_of, materialise
 from har_edge.nodes.probe import probe
-from har_edge.nodes.results import decode_results
 from har_edge.nodes.sight.observe import Observer, is_running
 from har_edge.nodes.sight.snapshot import ProbeView
 from har_edge.nodes.store import Store
+from har_edge.protocol.deployment import Deployment, Generation
+from har_edge.protocol.results import decode_results
+from har_edge.protocol.status import StagePhase, StageReport
+from har_edge.protocol.text import listed, printable
+from har_edge.protocol.topics import PROBE, Topics, is_id
 
 Connect = Callable[[Session], Bus]
 Key = tuple[str, int, int, int]

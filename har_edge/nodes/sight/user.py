@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from har_edge.messaging.address import Address
-from har_edge.messaging.certificate import common_name
-from har_edge.messaging.text import printable
+from har_edge.mqtt.address import Address
+from har_edge.mqtt.certificate import common_name
+from har_edge.protocol.text import printable
 
 
 @dataclass(frozen=True, slots=True)

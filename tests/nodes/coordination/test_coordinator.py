@@ -8,11 +8,11 @@ import time
 import msgspec
 import pytest
 
-from har_edge.messaging.bus import Delivery, TakenOver
-from har_edge.messaging.status import Beat, State, encode_beat
+from har_edge.mqtt.bus import Delivery, TakenOver
 from har_edge.nodes.coordination.registry import WILL_S
 from har_edge.nodes.coordination.replan import Wish
-from har_edge.nodes.deployment import Placement, decode_deployment, encode_deployment
+from har_edge.protocol.deployment import Placement, decode_deployment, encode_deployment
+from har_edge.protocol.status import Beat, State, encode_beat
 from tests.nodes import coordinated
 from tests.nodes.coordinated import MODEL, TOPICS, World
 

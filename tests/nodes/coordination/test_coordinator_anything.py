@@ -7,8 +7,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from har_edge.messaging.status import State
 from har_edge.nodes.coordination.replan import Wish
+from har_edge.protocol.status import State
 from tests.nodes.coordinated import World
 
 NAMES = "abcd"

@@ -5,9 +5,9 @@ import pytest
 
 from har_edge.config.pipeline import PipelineConfig
 from har_edge.errors import MessageError
-from har_edge.messaging.status import Beat
 from har_edge.nodes.coordination.ledger import Ledger
-from har_edge.nodes.deployment import MAX_REVISION, VERSION, Deployment, decode_deployment, encode_deployment
+from har_edge.protocol.deployment import MAX_REVISION, VERSION, Deployment, decode_deployment, encode_deployment
+from har_edge.protocol.status import Beat
 from tests.nodes.rig import TASK, TOPICS
 
 OURS = Deployment(VERSION, 0, "ours", 5.0, PipelineConfig(TASK, name=TOPICS.pipeline))

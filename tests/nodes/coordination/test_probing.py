@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from har_edge.errors import MessageError
-from har_edge.messaging.topics import is_probe
 from har_edge.nodes.coordination.probing import AGAIN_S, EVERY_S, PATIENCE_S, Probing
-from har_edge.nodes.results import Result, encode_results
+from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.topics import is_probe
 
 
 def answer(stream: str, epoch: int) -> bytes:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from har_edge.errors import MessageError
-from har_edge.messaging.status import Beat, DeviceCard, NodeStatus, State, encode_beat, encode_status
 from har_edge.nodes.coordination.registry import GRACE_S, LOST_AFTER_S, MAX_PEERS, STALE_S, Health, Registry
-from har_edge.nodes.deployment import PROTOCOL
+from har_edge.protocol.deployment import PROTOCOL
+from har_edge.protocol.status import Beat, DeviceCard, NodeStatus, State, encode_beat, encode_status
 
 CARD = DeviceCard(PROTOCOL, "m", "Linux", 4, 10**9, "litert", 50.0)
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from har_edge.nodes.coordination.replan import BACKOFF_S, FIRST_S, MOST_BACKOFF_S, Draft, Order, Replan, Wish
-from har_edge.nodes.deployment import Generation
 from har_edge.planner.plan import Objective
 from har_edge.planner.relocate import Candidate, Forecast
+from har_edge.protocol.deployment import Generation
 from tests.nodes.deployed import CHAIN, generation, manifest
 
 A, B, C = (Candidate(name, 100.0) for name in "abc")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from har_edge.messaging.status import (
+from har_edge.nodes.coordination.registry import Registry
+from har_edge.nodes.coordination.rollout import DRAIN_S, NEXT, PROBE_S, STUCK_S, SWITCH_S, Outcome, Rollout, Step, go_on
+from har_edge.nodes.coordination.sweeps import PATIENCE_S, Sweeps
+from har_edge.protocol.deployment import PROTOCOL, Deployment
+from har_edge.protocol.status import (
     Beat,
     DeviceCard,
     NodeStatus,
@@ -15,10 +19,6 @@ from har_edge.messaging.status import (
     encode_beat,
     encode_status,
 )
-from har_edge.nodes.coordination.registry import Registry
-from har_edge.nodes.coordination.rollout import DRAIN_S, NEXT, PROBE_S, STUCK_S, SWITCH_S, Outcome, Rollout, Step, go_on
-from har_edge.nodes.coordination.sweeps import PATIENCE_S, Sweeps
-from har_edge.nodes.deployment import PROTOCOL, Deployment
 from tests.nodes.deployed import deployment, generation
 
 MODEL = "a" * 64

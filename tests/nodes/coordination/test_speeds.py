@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from har_edge.messaging.status import Beat, StagePhase, StageReport
 from har_edge.nodes.coordination.speeds import Queues, Speeds
+from har_edge.protocol.status import Beat, StagePhase, StageReport
 
 KEY = (1, 0, 0)
 

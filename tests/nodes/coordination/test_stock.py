@@ -8,12 +8,12 @@ import tracemalloc
 
 import pytest
 
-from har_edge.messaging.bus import Delivery, Outgoing, Session
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.topics import Kind, Topics
+from har_edge.mqtt.bus import Delivery, Outgoing, Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes import blobs
 from har_edge.nodes.blobs import CHUNK_BYTES, parcel
 from har_edge.nodes.coordination.stock import AGAIN_S, MOST_AGAIN_S, UNDER_WAY, Stock
+from har_edge.protocol.topics import Kind, Topics
 
 TOPICS = Topics("har", "test")
 CONTENT = random.Random(1).randbytes(20 * CHUNK_BYTES + 5)

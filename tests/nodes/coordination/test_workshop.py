@@ -19,12 +19,12 @@ from har_edge.nodes import profiling
 from har_edge.nodes.coordination import workshop
 from har_edge.nodes.coordination.replan import Draft, Order, Wish, cuts_of
 from har_edge.nodes.coordination.workshop import Planner, Workshop, reference_profile
-from har_edge.nodes.deployment import Generation
 from har_edge.planner.devices import DeviceEntry, DevicesFile
 from har_edge.planner.layout import HEAD_BYTES, make_layout
 from har_edge.planner.plan import Objective
 from har_edge.planner.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost, cached_profiles
 from har_edge.planner.relocate import Candidate
+from har_edge.protocol.deployment import Generation
 from har_edge.tflite.folder import outline, write_folder
 from har_edge.tflite.manifest import SliceManifest
 from har_edge.tflite.model import Model, read_model

@@ -5,10 +5,9 @@ import os
 import pytest
 
 from har_edge.errors import BrokerError, NodeError
-from har_edge.messaging.bus import Session
-from har_edge.messaging.echo import Link, measure_link
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.nodes.deployment import PROTOCOL
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.link_benchmark import Link, measure_link
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes.device import card as card_module
 from har_edge.nodes.device.card import (
     REFERENCE,
@@ -22,6 +21,7 @@ from har_edge.nodes.device.card import (
     read_runtime,
     read_system,
 )
+from har_edge.protocol.deployment import PROTOCOL
 from har_edge.resources import find_folder
 from har_edge.tflite.model import read_model
 from tests.nodes.rig import Clock

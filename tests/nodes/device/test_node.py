@@ -8,9 +8,16 @@ import msgspec
 import pytest
 
 from har_edge.errors import BrokerError, NodeError
-from har_edge.messaging.bus import Delivery, Session, TakenOver
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.status import (
+from har_edge.mqtt.bus import Delivery, Session, TakenOver
+from har_edge.mqtt.memory import MemoryBroker
+from har_edge.nodes.device import arrival
+from har_edge.nodes.device import node as node_module
+from har_edge.nodes.device.arrival import arrive, check_name, check_role
+from har_edge.nodes.device.node import BEAT_S, LOOK_S, SAY_S, Node, posts_of, run_node
+from har_edge.nodes.device.worker import LEAVING, Aim, Post
+from har_edge.nodes.loop import Identity, Stop
+from har_edge.protocol.deployment import Placement, encode_deployment
+from har_edge.protocol.status import (
     Beat,
     NodeStatus,
     StagePhase,
@@ -21,13 +28,6 @@ from har_edge.messaging.status import (
     encode_beat,
     encode_status,
 )
-from har_edge.nodes.deployment import Placement, encode_deployment
-from har_edge.nodes.device import arrival
-from har_edge.nodes.device import node as node_module
-from har_edge.nodes.device.arrival import arrive, check_name, check_role
-from har_edge.nodes.device.node import BEAT_S, LOOK_S, SAY_S, Node, posts_of, run_node
-from har_edge.nodes.device.worker import LEAVING, Aim, Post
-from har_edge.nodes.loop import Identity, Stop
 from tests.nodes.deployed import CARD, EPOCH, TOPICS, Said, deployment, generation
 
 ME, SAID = "pi-1", Said()

@@ -10,13 +10,13 @@ import pytest
 
 from har_edge.errors import BrokerError, NodeError
 from har_edge.inference.load_check import LoadCheck
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Session
-from har_edge.messaging.link import FinalRefusal
-from har_edge.messaging.status import StagePhase
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.transport import FinalRefusal
 from har_edge.nodes.build import build_sensor, names_of
 from har_edge.nodes.device import worker as worker_module
 from har_edge.nodes.device.worker import Aim, Post, session_of
+from har_edge.protocol import wire
+from har_edge.protocol.status import StagePhase
 from tests.nodes.ground import EPOCH, Ground, until
 from tests.nodes.rig import Watcher, windows_of
 from tests.nodes.test_whole import expected
@@ -206,13 +206,13 @@ def test_who_was_taken_over_does_not_come_back_while_the_plan_says_otherwise(gro
 
 def test_a_session_is_taken_when_the_plan_gives_the_post_to_another_or_to_nobody(ground):
     deployment = ground.deployment(ground.generation("a", "b", "a"))
-    claim = session_of(ground.equipment("a"), deployment, Post(EPOCH, 0, 0)).claim
+    lease = session_of(ground.equipment("a"), deployment, Post(EPOCH, 0, 0)).lease
     encode = msgspec.json.encode
-    assert not claim.taken(encode(deployment)) and not claim.taken(b"no plan")
+    assert not lease.taken(encode(deployment)) and not lease.taken(b"no plan")
     moved = ground.deployment(ground.generation("b", "b", "a"), revision=2)
-    assert claim.taken(encode(moved)) and not claim.taken(encode(msgspec.structs.replace(moved, revision=0)))
+    assert lease.taken(encode(moved)) and not lease.taken(encode(msgspec.structs.replace(moved, revision=0)))
     gone = ground.deployment(ground.generation("a", "b", "a", epoch=EPOCH + 1), epoch=EPOCH + 1, revision=2)
-    assert claim.taken(encode(gone))
+    assert lease.taken(encode(gone))
 
 
 def test_a_slice_that_does_not_come_is_reported_and_fetched_when_it_does(ground, monkeypatch, caplog):

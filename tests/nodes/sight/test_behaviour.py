@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from har_edge.messaging.measure import Measured
-from har_edge.nodes.deployment import Deployment, Placement
+from har_edge.mqtt.conformance import Measured
 from har_edge.nodes.sight.behaviour import HEADER, Trait, promises, replicas, row, traits
-from tests.messaging.test_measure import GOOD
+from har_edge.protocol.deployment import Deployment, Placement
+from tests.mqtt.test_conformance import GOOD
 from tests.nodes.deployed import deployment, generation
 
 

@@ -7,12 +7,12 @@ import hashlib
 import pytest
 
 from har_edge.errors import BrokerError
-from har_edge.messaging.bus import Outgoing, Receipt, Session
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.status import NodeStatus, State
+from har_edge.mqtt.bus import Outgoing, Receipt, Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes.blobs import Header, parcel
 from har_edge.nodes.sight.leftovers import Leftovers, Retained, clear_all, look, of_folder, of_plan, tell, tell_sessions
 from har_edge.nodes.sight.reception import Verdict
+from har_edge.protocol.status import NodeStatus, State
 from tests.nodes.deployed import CHAIN, TOPICS, Said, deployment, generation
 
 COMMAND = "har-edge doctor --clear --config slices"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from har_edge.messaging.bus import Delivery
-from har_edge.messaging.status import State, StreamCount
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.sight.losses import losses
 from har_edge.nodes.sight.observe import Observer
 from har_edge.nodes.sight.reception import Finding, Verdict
+from har_edge.protocol.status import State, StreamCount
 from tests.nodes.deployed import TOPICS, Said, deployment, generation, report
 
 SAID, WALL = Said(), 1_700_000_000.0

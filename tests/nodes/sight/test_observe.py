@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from har_edge.messaging.bus import Delivery
-from har_edge.messaging.status import NodeStatus, StagePhase, State, StreamCount, encode_status
+from har_edge.mqtt.bus import Delivery
 from har_edge.nodes.sight.observe import MAX_NODES, Observer, longest_way, percentile
 from har_edge.nodes.sight.snapshot import HopView, ProbeView, Snapshot, encode_snapshot
+from har_edge.protocol.status import NodeStatus, StagePhase, State, StreamCount, encode_status
 from tests.nodes.deployed import CARD, EPOCH, TOPICS, Said, deployment, generation, manifest, report
 
 SAID = Said()

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from har_edge.messaging.memory import matches
-from har_edge.messaging.topics import Kind, Topics
+from har_edge.mqtt.memory import matches
 from har_edge.nodes.sight.permissions import PUBLISHES, READS, Role, _harmless, can_see, rights_of
+from har_edge.protocol.topics import Kind, Topics
 from har_edge.resources import find_folder
 
 TOPICS = Topics("har", "har")

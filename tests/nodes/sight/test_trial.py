@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from har_edge.config.pipeline import Pipeline
-from har_edge.messaging import wire
-from har_edge.messaging.bus import Delivery, Session
-from har_edge.messaging.memory import MemoryBroker
-from har_edge.messaging.topics import PROBE
-from har_edge.nodes.deployment import VERSION, Deployment, Generation, Placement
+from har_edge.mqtt.bus import Delivery, Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.nodes.sight.observe import Observer
 from har_edge.nodes.sight.trial import MOST_SWITCHES, Trial, last_seen
 from har_edge.nodes.store import Store
+from har_edge.protocol import wire
+from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement
+from har_edge.protocol.topics import PROBE
 from tests.nodes.deployed import EPOCH, TOPICS, Said, generation, report
 
 SAID = Said()

@@ -1,1 +1,0 @@
-"""Messages, topics and the buses that carry them."""

@@ -1,0 +1,1 @@
+"""MQTT: clients, sessions and brokers, without what the messages mean."""

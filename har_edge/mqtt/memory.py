@@ -1,0 +1,172 @@
+"""A broker and its bus in memory, for tests and for pipelines within one process.
+
+It keeps the promises that the nodes rely on: persistent sessions, manual acknowledgement, redelivery with the duplicate
+mark, retained messages, wills, take-over, receive maximum, shared subscriptions, "no matching subscriber".
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+from har_edge.errors import BrokerError
+from har_edge.mqtt.broker.router import Account, Router, matches
+from har_edge.mqtt.bus import Delivery, OnReceipt, Session, TakenOver, Traffic
+from har_edge.mqtt.stale_subscriptions import Strays
+from har_edge.mqtt.transport import AckOrder
+
+__all__ = ["MemoryBroker", "MemoryBus", "matches"]
+
+
+class MemoryBroker(Router):
+    """Routes messages between MemoryBus clients; `stop` and `start` stand for a restart that keeps its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = True
+
+    def connect(self, session: Session) -> MemoryBus:
+        """Return a connected bus; an older one with the same client id is taken over."""
+        bus = MemoryBus(self, session)
+        bus.connect()
+        return bus
+
+    def stop(self) -> None:
+        """Cut every connection; sessions stay."""
+        self.running = False
+        for account in self._accounts.values():
+            if isinstance(account.bus, MemoryBus):
+                account.bus.cut()
+
+    def start(self) -> None:
+        self.running = True
+
+    def forget(self) -> None:
+        """Lose what is kept, as a broker does that has no database; call it while stopped."""
+        self._accounts.clear()
+        self._retained.clear()
+        self._turns.clear()
+        self._takers.clear()
+
+
+class MemoryBus:
+    """A Bus whose broker lives in the same process; `poll` never waits."""
+
+    def __init__(self, broker: MemoryBroker, session: Session) -> None:
+        self._broker, self._session = broker, session
+        self._traffic = Traffic()
+        self._account: Account | None = None
+        self._filters: list[str] = []
+        self._outbox: deque[tuple[str, bytes, bool, OnReceipt | None]] = deque()
+        self._acks, self._strays = AckOrder(), Strays()
+        self._generation = 0
+        self._taken_over = False
+        self._clean = session.clean_start
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    @property
+    def unsent(self) -> int:
+        return len(self._outbox)
+
+    @property
+    def connected(self) -> bool:
+        return self._account is not None
+
+    def connect(self) -> None:
+        if not self._broker.running:
+            raise BrokerError("no broker in memory: it was stopped; start it")
+        self._account = self._broker.attach(self, self._session, clean=self._clean)
+        self._clean = False
+        self._generation += 1
+        self._acks.clear()
+        if self._filters:
+            self._broker.subscribe(self._account, self._filters)
+
+    def subscribe(self, filters: Sequence[str]) -> None:
+        self._filters += filters
+        self._strays.want(filters)
+        if self._account is not None:
+            self._broker.subscribe(self._account, filters)
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        self._filters = [text for text in self._filters if text not in filters]
+        if self._account is not None:
+            self._broker.unsubscribe(self._account, filters)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
+        self._traffic.published += 1
+        self._outbox.append((topic, payload, retain, receipt))
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        generation, packet_id = delivery.token
+        if self._account is not None and generation == self._generation:
+            for ready in self._acks.done(packet_id):
+                self._account.acknowledged(ready)
+
+    def poll(self, timeout_s: float, most_bytes: int | None = None) -> Sequence[Delivery]:
+        del timeout_s
+        if self._taken_over:
+            raise TakenOver(self._session.client_id)
+        if self._account is None:
+            if not self._broker.running:
+                return ()
+            known = self._broker.knows(self._session)
+            self.connect()
+            self._traffic.reconnects += 1
+            self._traffic.forgotten += not known
+        self._send()
+        return self._receive(math.inf if most_bytes is None else most_bytes)
+
+    def close(self, *, forget: bool = False) -> None:
+        if self._account is not None:
+            self._send()
+            self._broker.detach(self._account, will=False, forget=forget)
+        self._account = None
+
+    def crash(self) -> None:
+        """Vanish as a killed process does: nothing is flushed, the broker publishes the will."""
+        if self._account is not None:
+            self._broker.detach(self._account, will=True)
+        self._account = None
+
+    def cut(self) -> None:
+        """Lose the connection; the next poll tries to connect again."""
+        if self._account is not None:
+            self._account.bus = None
+        self._account = None
+
+    def take_over(self) -> None:
+        """Learn that another client has this session now."""
+        self._account, self._taken_over = None, True
+
+    def _send(self) -> None:
+        while self._outbox:
+            topic, payload, retain, receipt = self._outbox.popleft()
+            self._traffic.sent_bytes += len(topic) + len(payload)
+            outcome, _ = self._broker.route(topic, payload, retain=retain)
+            if receipt is not None:
+                receipt(outcome)
+
+    def _receive(self, most_bytes: float) -> list[Delivery]:
+        account, deliveries, before = self._account, list[Delivery](), self._traffic.received_bytes
+        while account is not None and self._traffic.received_bytes - before < most_bytes:
+            stored = account.take()
+            if stored is None:
+                break
+            self._acks.arrived(stored.packet_id)
+            token = (self._generation, stored.packet_id)
+            delivery = Delivery(stored.topic, stored.payload, token, stored.retained, stored.sent)
+            stored.sent = True
+            self._traffic.received += 1
+            self._traffic.received_bytes += len(stored.topic) + len(stored.payload)
+            if self._session.expiry_s and self._filters and self._strays.is_stray(stored.topic):
+                self._traffic.strays += 1
+                self.acknowledge(delivery)
+                self._broker.unsubscribe(account, self._strays.leave(stored.topic))
+            else:
+                deliveries.append(delivery)
+        return deliveries

@@ -1,0 +1,442 @@
+"""MQTT 5 bus on the mqtt5 codec: packets are read and written in native code, whole socket buffers at a time.
+
+mqtt5 (a maintained library with a Rust core) turns bytes into packets and back; this module keeps the session:
+connection, acknowledgements, resending, keep-alive (MQTT 5, sections 4.1, 4.4, 3.1.2.10). One thread, no callbacks
+from elsewhere. Reading and writing many packets a system call is what makes it several times faster than paho.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import mqtt5
+
+from har_edge.errors import BrokerError
+from har_edge.mqtt.address import Address
+from har_edge.mqtt.aliases import TopicAliases
+from har_edge.mqtt.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
+from har_edge.mqtt.handshake import shake_hands
+from har_edge.mqtt.packets import (
+    LARGE_BYTES,
+    QOS,
+    OddPubAck,
+    Publication,
+    first_bytes,
+    greeting,
+    receipt_of,
+    take_packets,
+    words,
+    would_block,
+    write_publish,
+)
+from har_edge.mqtt.reconnect import Comeback
+from har_edge.mqtt.stale_subscriptions import Strays
+from har_edge.mqtt.transport import AckOrder, left_over, open_socket, publish_bytes, refused_as_large, too_large
+
+_log = logging.getLogger(__name__)
+_READ_BYTES = 256 * 1024
+_READ_A_POLL = 8 * _READ_BYTES
+# Of a large packet, how much must be there before this process is woken: every segment would be, on a slow link,
+# hundreds of times a packet. Little enough that a slow link is not taken for a dead one.
+_WAKE_BYTES = 64 * 1024
+_MAX_PACKET_ID = 65535
+_MAX_IN_FLIGHT = _MAX_PACKET_ID - 256  # the rest is for subscriptions
+_CLOSE_TIMEOUT_S = 2.0
+_LINGER_S = 0.5
+_FAILURE = 0x80
+
+
+class _Lost(Exception):
+    """The connection is gone; reconnect."""
+
+
+class NativeBus:
+    """A Bus over one MQTT 5 connection; see mqtt/bus.py for the contract.
+
+    The first connection is made by `connect`; later ones by `poll`, with jittered waits.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        session: Session,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._address, self._session, self._clock = address, session, clock
+        self._comeback = Comeback(address, session, clock, rng or random.Random(), self._connect_beside)
+        self._traffic = Traffic()
+        self._socket: socket.socket | None = None
+        self._generation = 0
+        self._filters: list[str] = []
+        self._read, self._piece = bytearray(), memoryview(bytearray(_READ_BYTES))
+        self._wake_bytes = 1
+        self._write: deque[bytes | memoryview] = deque()
+        self._waiting: deque[Publication] = deque()
+        self._inflight: dict[int, Publication] = {}
+        self._again: deque[int] = deque()  # in flight on an earlier connection, not sent on this one yet
+        self._too_large: deque[Publication] = deque()
+        self._next_id = 0
+        # What the broker said in CONNACK:
+        self._send_quota, self._send_limit = _MAX_IN_FLIGHT, 0
+        self._keepalive_s, self._session_present = session.keepalive_s, False
+        self._aliases = TopicAliases()
+        self._acks = AckOrder()
+        self._leftover = False  # bytes that came along with CONNACK
+        self._strays = Strays()
+        self._subscribing: dict[int, tuple[str, ...]] = {}
+        self._heard_at = self._spoke_at = 0.0
+        self._clean = session.clean_start
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    @property
+    def unsent(self) -> int:
+        return len(self._waiting) + len(self._inflight) + len(self._too_large)
+
+    @property
+    def connected(self) -> bool:
+        return self._socket is not None and not self._subscribing
+
+    def connect(self) -> None:
+        """Connect for the first time; raises BrokerError when there is no broker or it refuses."""
+        self._open()
+
+    def subscribe(self, filters: Sequence[str]) -> None:
+        self._filters += filters
+        self._strays.want(filters)
+        if self._socket is not None:
+            self._send_subscribe(tuple(filters))
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        self._filters = [text for text in self._filters if text not in filters]
+        if self._socket is not None:
+            self._write.append(mqtt5.UnsubscribePacket(self._take_id(), list(filters)).write())
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
+        self._traffic.published += 1
+        self._waiting.append(Publication(topic, payload, retain, receipt))
+        self._send_waiting()
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        generation, packet_id = delivery.token
+        if generation != self._generation or self._socket is None:
+            return
+        self._write.extend(mqtt5.PubAckPacket(ready).write() for ready in self._acks.done(packet_id))
+
+    def poll(self, timeout_s: float, most_bytes: int | None = None) -> Sequence[Delivery]:
+        if self._socket is None and not self._reopen(timeout_s):
+            return ()
+        deliveries: list[Delivery] = []
+        try:
+            self._flush()
+            if most_bytes == 0:
+                self._heard_at = self._clock()  # whoever does not listen cannot say that the broker is silent
+            elif self._wait(timeout_s):
+                self._receive(deliveries, min(most_bytes or _READ_A_POLL, _READ_A_POLL))
+            self._keep_alive()
+            self._send_waiting()
+            self._flush()
+            self._refuse_too_large()
+        except _Lost as loss:
+            self._drop(str(loss))
+        except TakenOver:
+            self._shut()
+            raise
+        return deliveries
+
+    def close(self, *, forget: bool = False) -> None:
+        if self._socket is None:
+            return
+        deadline = self._clock() + _CLOSE_TIMEOUT_S
+        try:
+            while (self._waiting or self._inflight or self._write) and self._clock() < deadline:
+                self._flush()
+                if (self._inflight or self._write) and self._wait(0.05):
+                    self._receive([])  # what comes now stays unacknowledged, so the broker keeps it
+                self._send_waiting()
+            self._refuse_too_large()
+            expiry = 0 if forget else self._session.expiry_s
+            self._write.append(mqtt5.DisconnectPacket(session_expiry_interval=expiry).write())
+            self._flush()
+            self._linger(self._clock() + _LINGER_S)
+        except (_Lost, TakenOver, BrokerError, OSError) as loss:
+            _log.info("closing a lost connection: %s", loss)
+        finally:
+            self._shut()
+
+    def _linger(self, deadline: float) -> None:
+        """Read until the broker has closed: closing with unread data would reset the connection under DISCONNECT."""
+        connection = self._socket
+        assert connection is not None
+        while not self._write and (left_s := deadline - self._clock()) > 0:
+            if not (select.select([connection], [], [], left_s)[0] and self._read_piece() != 0):
+                return
+            self._read.clear()
+
+    # --- connecting -------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        connection = open_socket(self._address)
+        try:
+            welcome = shake_hands(connection, self._address, self._session, clean=self._clean, clock=self._clock)
+        except BrokerError:
+            connection.close()
+            raise
+        connection.setblocking(False)
+        self._socket, self._clean, self._wake_bytes = connection, False, 1
+        self._read[:], self._leftover = welcome.rest, bool(welcome.rest)
+        self._traffic.sent_bytes += welcome.sent_bytes
+        self._traffic.received_bytes += welcome.received_bytes
+        self._send_quota, self._send_limit = min(welcome.receive_max, _MAX_IN_FLIGHT), welcome.max_packet_bytes
+        self._keepalive_s, self._session_present = welcome.keepalive_s, welcome.session_present
+        self._aliases = TopicAliases(welcome.topic_alias_max)
+        self._generation += 1
+        self._heard_at = self._spoke_at = self._clock()
+        self._comeback.opened()
+        self._acks.clear()
+        self._subscribing.clear()
+        if self._filters:
+            self._send_subscribe(tuple(self._filters))
+        self._again = deque(self._inflight)
+        self._send_waiting()
+
+    def _connect_beside(self, session: Session) -> NativeBus:
+        bus = NativeBus(self._address, session)
+        bus.connect()
+        return bus
+
+    def _reopen(self, timeout_s: float) -> bool:
+        if not self._comeback.attempt(timeout_s, self._open):
+            return False
+        self._traffic.reconnects += 1
+        self._traffic.forgotten += not self._session_present
+        return True
+
+    def _drop(self, reason: str) -> None:
+        self._shut()
+        self._comeback.lost(reason)
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+        self._read.clear()
+        self._write.clear()
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    def _send_subscribe(self, filters: tuple[str, ...]) -> None:
+        packet_id = self._take_id()
+        self._subscribing[packet_id] = filters
+        # What comes has the retain flag where it is stored, and not where it is live: mqtt5's default is the flag "as
+        # published" (MQTT 5, section 3.8.3.1).
+        topics = [
+            mqtt5.TopicFilter(text, max_qos=QOS, retain_as_published=False, retain_handling=greeting(text))
+            for text in filters
+        ]
+        self._write.append(mqtt5.SubscribePacket(packet_id, topics).write())
+
+    def _send_waiting(self) -> None:
+        """Send what the broker's Receive Maximum admits: first what was in flight when a connection was lost."""
+        while self._again and self._socket is not None:
+            if len(self._inflight) - len(self._again) >= self._send_quota:
+                return
+            packet_id = self._again.popleft()
+            if packet_id in self._inflight:
+                self._send_publish(packet_id, self._inflight[packet_id], duplicate=self._session_present)
+        while self._waiting and self._socket is not None and len(self._inflight) < self._send_quota:
+            publication = self._waiting.popleft()
+            packet_id = self._take_id()
+            self._inflight[packet_id] = publication
+            self._send_publish(packet_id, publication, duplicate=False)
+
+    def _send_publish(self, packet_id: int, publication: Publication, *, duplicate: bool) -> None:
+        topic, alias = self._aliases.name(publication.topic)
+        pieces = write_publish(publication, packet_id, topic, alias, duplicate=duplicate)
+        size = sum(map(len, pieces))
+        if size > self._send_limit:  # sent, it would cost the connection (MQTT 5, 3.2.2.3.6)
+            _log.error("%s", too_large(publication.topic, size, self._send_limit))
+            self._too_large.append(self._inflight.pop(packet_id))
+            return
+        self._aliases.remember(publication.topic)
+        self._write.extend(pieces)
+
+    def _refuse_too_large(self) -> None:
+        while self._too_large:
+            publication = self._too_large.popleft()
+            if publication.receipt is not None:
+                publication.receipt(Receipt.TOO_LARGE)
+
+    def _take_id(self) -> int:
+        while True:
+            self._next_id = self._next_id % _MAX_PACKET_ID + 1
+            if self._next_id not in self._inflight and self._next_id not in self._subscribing:
+                return self._next_id
+
+    def _flush(self) -> None:
+        """Write as much as the socket takes, many packets a system call."""
+        while self._write and self._socket is not None:
+            data = self._gather()
+            try:
+                sent = self._socket.send(data)
+            except OSError as error:
+                if not would_block(error):
+                    raise _Lost(f"cannot send: {error}") from None
+                sent = 0
+            self._traffic.sent_bytes += sent
+            if sent:
+                self._spoke_at = self._clock()
+            if sent < len(data):
+                self._write.appendleft(memoryview(data)[sent:])
+                return
+
+    def _gather(self) -> bytes | memoryview:
+        """Take what to write: small pieces joined up to a bound, so that a long queue is not copied for each call."""
+        pieces = [self._write.popleft()]
+        size = len(pieces[0])
+        while self._write and size < LARGE_BYTES and len(self._write[0]) < LARGE_BYTES:
+            pieces.append(self._write.popleft())
+            size += len(pieces[-1])
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    # --- receiving --------------------------------------------------------------------------------------------------
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Wait until there is something to read, or the timeout; True when there is."""
+        connection = self._socket
+        assert connection is not None
+        here = self._leftover or self._decrypted()
+        if here:
+            timeout_s = 0.0
+        elif self._keepalive_s:
+            timeout_s = min(timeout_s, self._keepalive_s / 4)
+        readable, writable, _ = select.select([connection], [connection] if self._write else [], [], timeout_s)
+        if writable:
+            self._flush()
+            if not readable and timeout_s:
+                readable, _, _ = select.select([connection], [], [], 0 if self._write else timeout_s)
+        return bool(readable or here)
+
+    def _decrypted(self) -> bool:
+        """Tell whether TLS holds decrypted bytes, which `select` does not see."""
+        pending = getattr(self._socket, "pending", None)
+        return pending is not None and pending() > 0
+
+    def _receive(self, deliveries: list[Delivery], most_bytes: int = _READ_A_POLL) -> None:
+        read, before = self._traffic.received_bytes, self._traffic.received_bytes
+        while self._socket is not None and read - before < most_bytes:
+            size = self._read_piece(most_bytes - (read - before))
+            read = self._traffic.received_bytes
+            self._parse(deliveries)
+            if size == 0:
+                raise _Lost("it closed the connection")
+            # TLS gives a record of 16 KiB at a time, so there a short piece does not mean that this was all.
+            if size is None or (size < _READ_BYTES and not self._address.tls):
+                return
+
+    def _read_piece(self, most_bytes: int = _READ_BYTES) -> int | None:
+        """Read once into the buffer; return how many bytes came: None for nothing yet, 0 at the end."""
+        assert self._socket is not None
+        try:
+            size = self._socket.recv_into(self._piece, min(most_bytes, _READ_BYTES))
+        except OSError as error:
+            if not would_block(error):
+                raise _Lost(f"cannot receive: {error}") from None
+            return None
+        if size:
+            self._traffic.received_bytes += size
+            self._heard_at = self._clock()
+            self._read += self._piece[:size]
+        return size
+
+    def _parse(self, deliveries: list[Delivery]) -> None:
+        self._leftover = False
+        missing = first_bytes(self._read) - len(self._read)
+        if 0 < missing < self._session.max_packet_bytes:  # of a large packet only a part is here
+            self._wake_at(min(missing, _WAKE_BYTES))
+            return
+        self._wake_at(1)
+        packets, wrong = take_packets(self._read)
+        for packet in packets:
+            self._handle(packet, deliveries)
+        if wrong is not None:
+            raise _Lost(f"it sent a malformed packet: {wrong}")
+        if len(self._read) > self._session.max_packet_bytes:
+            raise _Lost(f"it is sending a packet of more than {self._session.max_packet_bytes} bytes")
+
+    def _wake_at(self, size: int) -> None:
+        """Let `select` say that there is something to read when so many bytes are there: socket(7), SO_RCVLOWAT."""
+        if size != self._wake_bytes and self._socket is not None and not self._address.tls:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+            self._wake_bytes = size
+
+    def _handle(self, packet: mqtt5.Packet | OddPubAck, deliveries: list[Delivery]) -> None:
+        if isinstance(packet, mqtt5.PublishPacket):
+            self._traffic.received += 1
+            packet_id = packet.packet_id or 0
+            if packet.qos == QOS:
+                self._acks.arrived(packet_id)
+            token = (self._generation if packet.qos == QOS else 0, packet_id)
+            delivery = Delivery(packet.topic, packet.payload or b"", token, packet.retain, packet.duplicate)
+            if self._session.expiry_s and self._filters and self._strays.is_stray(packet.topic):
+                self._put_away(delivery)
+            else:
+                deliveries.append(delivery)
+        elif isinstance(packet, mqtt5.PubAckPacket):
+            publication = self._inflight.pop(packet.packet_id, None)
+            if publication is not None and publication.receipt is not None:
+                publication.receipt(receipt_of(packet.reason_code))
+        elif isinstance(packet, OddPubAck):
+            self._refuse(self._inflight.pop(packet.packet_id, None), packet.code)
+        elif isinstance(packet, mqtt5.SubAckPacket):
+            filters = self._subscribing.pop(packet.packet_id, ())
+            for text, code in zip(filters, packet.reason_codes, strict=False):
+                if int(code) >= _FAILURE:
+                    raise BrokerError(
+                        f"the broker at {self._address.url} refused the subscription to {text}: {words(code)}; "
+                        "check what its access list permits this user"
+                    )
+        elif isinstance(packet, mqtt5.DisconnectPacket):
+            if packet.reason_code == mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER:
+                raise TakenOver(self._session.client_id)
+            raise _Lost(f"it disconnected this client: {words(packet.reason_code)}")
+
+    def _put_away(self, delivery: Delivery) -> None:
+        """Acknowledge what only an earlier process of this session asked for, and end that subscription."""
+        self._traffic.strays += 1
+        self.acknowledge(delivery)
+        left = self._strays.leave(delivery.topic)
+        if left:
+            _log.warning("%s", left_over(delivery.topic))
+            self.unsubscribe(left)
+
+    def _refuse(self, publication: Publication | None, code: int) -> None:
+        """Settle a message that the broker refuses in a way of its own; refused for its size, no retry mends it."""
+        if publication is None:
+            return
+        large = code == mqtt5.ConnAckReasonCode.PACKET_TOO_LARGE
+        if large:
+            size = publish_bytes(publication.topic, publication.payload)
+            _log.error("%s", refused_as_large(publication.topic, size))
+        if publication.receipt is not None:
+            publication.receipt(Receipt.TOO_LARGE if large else Receipt.REFUSED)
+
+    def _keep_alive(self) -> None:
+        now, keepalive_s = self._clock(), self._keepalive_s
+        if not keepalive_s:
+            return
+        if now - self._heard_at > 1.5 * keepalive_s:
+            raise _Lost(f"it has been silent for {now - self._heard_at:.0f} s")
+        if now - self._spoke_at > keepalive_s / 2:
+            self._write.append(mqtt5.PingReqPacket().write())
+            self._spoke_at = now

@@ -1,0 +1,161 @@
+"""MQTT 5 packets from and to bytes, by the mqtt5 library: what it may raise, and its reason codes in words."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import mqtt5
+
+from har_edge.mqtt.bus import OnReceipt, Receipt
+from har_edge.mqtt.transport import read_share
+
+QOS = mqtt5.QoS.AT_LEAST_ONCE
+# From this size on, what is sent is not copied once more to go out together with what is sent before and after it.
+LARGE_BYTES = 64 * 1024
+
+
+class Malformed(Exception):
+    """Bytes that are no MQTT 5 packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What is to be published, until the broker has it."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    receipt: OnReceipt | None
+
+
+def write_publish(
+    publication: Publication, packet_id: int, topic: str, alias: int | None, *, duplicate: bool
+) -> list[bytes]:
+    """Return the bytes of a PUBLISH under this name of its topic, in pieces: a large payload as it is, not copied."""
+    payload = publication.payload
+    apart = len(payload) >= LARGE_BYTES
+    packet = mqtt5.PublishPacket(
+        topic,
+        b"" if apart else payload,
+        qos=QOS,
+        retain=publication.retain,
+        packet_id=packet_id,
+        duplicate=duplicate,
+        topic_alias=alias,
+    ).write()
+    return [_lengthened(packet, len(payload)), payload] if apart else [packet]
+
+
+def greeting(text: str) -> mqtt5.RetainHandling:
+    """Return what a subscription asks for of what is retained: nothing for a member of a group.
+
+    It must get none anyway (MQTT 5, section 4.8.2), but Mosquitto 2.0.11 sends it to some all the same.
+    """
+    return mqtt5.RetainHandling.SEND_ALWAYS if read_share(text) is None else mqtt5.RetainHandling.SEND_NEVER
+
+
+def _lengthened(packet: bytes, count: int) -> bytes:
+    """Return a packet whose head says that `count` more bytes follow (MQTT 5, sections 1.5.5 and 2.1.4)."""
+    end = 1
+    while packet[end] & 0x80:
+        end += 1
+    rest = packet[end + 1 :]
+    head, remaining = bytearray(packet[:1]), len(rest) + count
+    while remaining >= 0x80:
+        head.append(remaining & 0x7F | 0x80)
+        remaining >>= 7
+    head.append(remaining)
+    return bytes(head) + rest
+
+
+def read_packet(data: memoryview) -> tuple[mqtt5.Packet, int] | None:
+    """Return the first packet in the data and its size, None while it is incomplete; raises Malformed."""
+    try:
+        return mqtt5.read(data)
+    except IndexError:
+        return None
+    except BaseException as error:
+        raise _malformed(error) from None
+
+
+def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet | OddPubAck], Malformed | None]:
+    """Take all whole packets off the front of a buffer; also return what is wrong with the bytes after them."""
+    packets: list[mqtt5.Packet | OddPubAck] = []
+    start, wrong = 0, None
+    with memoryview(buffer) as view:
+        end = len(view)
+        while start < end and wrong is None:
+            try:  # around the loop: this is the hot path
+                while start < end:
+                    with view[start:] as rest:
+                        packet, size = mqtt5.read(rest)
+                    packets.append(packet)
+                    start += size
+            except IndexError:
+                break  # the rest of this packet is still on its way
+            except BaseException as error:
+                with view[start:] as rest:
+                    odd = _odd_puback(rest)
+                if odd is None:
+                    wrong = _malformed(error)
+                else:
+                    packets.append(odd[0])
+                    start += odd[1]
+    del buffer[:start]
+    return packets, wrong
+
+
+@dataclass(frozen=True, slots=True)
+class OddPubAck:
+    """A PUBACK whose reason code MQTT 5 does not have for it (section 3.4.2.1): Mosquitto says 0x95 for a size."""
+
+    packet_id: int
+    code: int
+
+
+def _odd_puback(view: memoryview) -> tuple[OddPubAck, int] | None:
+    """Return a whole PUBACK with a failure code that the library does not know, None for anything else."""
+    whole = len(view) >= 5 and view[0] == 0x40 and 3 <= view[1] < 0x80 and len(view) >= 2 + view[1]
+    if not whole or view[4] < 0x80:
+        return None
+    return OddPubAck(view[2] << 8 | view[3], view[4]), 2 + view[1]
+
+
+def first_bytes(buffer: bytearray) -> int:
+    """Return the size of the first packet in a buffer, as its head says (MQTT 5, section 1.5.5); 0: not known yet."""
+    remaining = 0
+    for place, byte in enumerate(buffer[1:5]):
+        remaining |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return 2 + place + remaining
+    return 0
+
+
+def _malformed(error: BaseException) -> Malformed:
+    """Return what an error of the library says of the bytes; raise it again when it says nothing of them.
+
+    Its native code panics on strings that are not UTF-8, and a panic is no Exception.
+    """
+    if isinstance(error, ValueError):
+        return Malformed(str(error))
+    if type(error).__name__ == "PanicException":
+        return Malformed("a string is not UTF-8")
+    raise error
+
+
+def words(code: enum.IntEnum) -> str:
+    """Return a reason code as a person reads it."""
+    return code.name.lower().replace("_", " ")
+
+
+def receipt_of(code: mqtt5.PubAckReasonCode) -> Receipt:
+    """Return what a PUBACK says became of the message."""
+    if code == mqtt5.PubAckReasonCode.SUCCESS:
+        return Receipt.SAFE
+    return Receipt.UNHEARD if code == mqtt5.PubAckReasonCode.NO_MATCHING_SUBSCRIBERS else Receipt.REFUSED
+
+
+def would_block(error: OSError) -> bool:
+    """Tell whether a socket says `not now`; TLS's words go by class name, so that nobody need import ssl."""
+    return isinstance(error, BlockingIOError) or type(error).__name__ in {"SSLWantReadError", "SSLWantWriteError"}

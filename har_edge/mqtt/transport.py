@@ -1,0 +1,240 @@
+"""What both MQTT clients share: opening the socket, waiting between attempts, explaining a refusal."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from har_edge.errors import BrokerError
+from har_edge.mqtt.address import Address
+
+if TYPE_CHECKING:
+    import ssl
+
+CONNECT_TIMEOUT_S = 5.0
+NO_LIMIT = 2**32  # of a packet's size: more than MQTT can say
+_CREDENTIALS = frozenset({0x86, 0x87})  # bad user name or password, not authorized
+_VERSIONS = frozenset({0x84})  # unsupported protocol version
+# Refusals that waiting may mend: server unavailable, server busy, connection rate exceeded. All others end the client.
+_PASSING = frozenset({0x88, 0x89, 0x9F})
+
+
+class FinalRefusal(BrokerError):
+    """The broker refused this client for good: no retry mends it."""
+
+
+class Unanswered(BrokerError):
+    """The broker took the connection and gave no answer to CONNECT: perhaps it speaks another version of MQTT.
+
+    `closed`: it closed the connection, instead of keeping it and being silent.
+    """
+
+    def __init__(self, text: str, *, closed: bool) -> None:
+        super().__init__(text)
+        self.closed = closed
+
+
+class OtherVersion(FinalRefusal):
+    """The broker said that it does not speak this version of MQTT."""
+
+
+class Backoff:
+    """Waiting times between connection attempts: full jitter below a doubling bound.
+
+    Source: Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015 (the "full jitter" variant).
+    A broker that accepts a client only to throw it out again is no success: the bound starts anew only after a
+    connection that lasted.
+    """
+
+    def __init__(self, rng: random.Random, *, base_s: float = 0.1, cap_s: float = 2.0) -> None:
+        self._rng, self._base_s, self._cap_s, self._attempt = rng, base_s, cap_s, 0
+
+    def next_s(self) -> float:
+        """Return how long to wait before the next attempt, in seconds."""
+        bound = min(self._cap_s, self._base_s * 2**self._attempt)
+        self._attempt = min(self._attempt + 1, 16)
+        return self._rng.uniform(0.0, bound)
+
+    def ended(self, lasted_s: float) -> None:
+        """Take note that a connection has ended, and how long it lasted."""
+        if lasted_s >= self._cap_s:
+            self._attempt = 0
+
+
+class AckOrder:
+    """Puts acknowledgements in the order of arrival, as MQTT 5 section 4.6 demands of a receiver."""
+
+    def __init__(self) -> None:
+        self._arrived: deque[int] = deque()
+        self._open: set[int] = set()
+        self._done: set[int] = set()
+
+    def arrived(self, packet_id: int) -> None:
+        """Note a packet that will want an acknowledgement."""
+        self._arrived.append(packet_id)
+        self._open.add(packet_id)
+
+    def done(self, packet_id: int) -> Iterator[int]:
+        """Note that a packet is dealt with; yield those that may be acknowledged now.
+
+        A second call for the same packet does nothing: its number may belong to another packet by then.
+        """
+        if packet_id not in self._open:
+            return
+        self._open.remove(packet_id)
+        self._done.add(packet_id)
+        while self._arrived and self._arrived[0] in self._done:
+            first = self._arrived.popleft()
+            self._done.remove(first)
+            yield first
+
+    def clear(self) -> None:
+        """Forget all: the connection is another one."""
+        self._arrived.clear()
+        self._open.clear()
+        self._done.clear()
+
+
+def tls_context(address: Address) -> ssl.SSLContext | None:
+    """Return the TLS context of an address, None without TLS; raises BrokerError for unusable certificates."""
+    if not address.tls:
+        return None
+    import ssl  # only here: it costs a stage without TLS two megabytes
+
+    try:
+        context = ssl.create_default_context(cafile=str(address.ca_file) if address.ca_file else None)
+        if address.cert_file:
+            context.load_cert_chain(address.cert_file, address.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise BrokerError(f"cannot use the certificates for {address.url}: {error}; expected PEM files") from None
+    return context
+
+
+def open_socket(address: Address) -> socket.socket:
+    """Connect over TCP, or TLS, without Nagle's delay; raises BrokerError that names the address."""
+    context = tls_context(address)
+    try:
+        plain = socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_S)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return plain if context is None else context.wrap_socket(plain, server_hostname=address.host)
+    except (OSError, ValueError) as error:  # ValueError: a host name that cannot be one
+        raise BrokerError(unreachable(address, error)) from None
+
+
+def unreachable(address: Address, error: object) -> str:
+    """Say that there is no broker at an address, or no way to trust it, and what to do."""
+    kind = type(error).__name__  # by name, so that a bus without TLS need not import ssl
+    if kind == "SSLCertVerificationError":
+        return (
+            f"the certificate of the broker at {address.url} is not to be trusted: "
+            f"{getattr(error, 'verify_message', error)}; name the authority that signed it with --ca-file, "
+            "and the broker by the name in its certificate"
+        )
+    if kind.startswith("SSL"):
+        return (
+            f"no TLS with the broker at {address.url}: {getattr(error, 'reason', None) or error}; check that the port "
+            "is the one for mqtts://, and --cert-file and --key-file if the broker wants a client's certificate"
+        )
+    return f"no broker at {address.url}: {error}; start one with `har-edge broker`, or check host, port and firewall"
+
+
+def unanswered(address: Address, *, closed: bool = True) -> Unanswered:
+    """Return the error for a broker that does not answer CONNECT, and what to do."""
+    what = "it closed the connection without an answer to CONNECT" if closed else "it did not answer CONNECT"
+    advice = "it may want a client's certificate: --cert-file and --key-file" if address.tls else "it may want mqtts://"
+    return Unanswered(unreachable(address, f"{what} ({advice})"), closed=closed)
+
+
+def other_version(address: Address) -> OtherVersion:
+    """Return the error for a broker that refuses MQTT 5, and what to do."""
+    return OtherVersion(f"the broker at {address.url} does not speak MQTT 5; use --protocol 3.1.1, or a newer broker")
+
+
+def publish_bytes(topic: str, payload: bytes, *, aliased: bool = False) -> int:
+    """Return the size of a PUBLISH packet at QoS 1 (MQTT 5, section 3.3), whose only property may be an alias."""
+    remaining = 2 + len(topic.encode()) + 2 + 1 + 3 * aliased + len(payload)
+    length_bytes = 1 + (remaining > 127) + (remaining > 16383) + (remaining > 2097151)
+    return 1 + length_bytes + remaining
+
+
+def read_share(pattern: str) -> tuple[str, str] | None:
+    """Return group and filter of a shared subscription, `$share/<group>/<filter>` (MQTT 5, section 4.8.2)."""
+    first, _, rest = pattern.partition("/")
+    group, slash, shared = rest.partition("/")
+    return (group, shared) if first == "$share" and group and slash and shared else None
+
+
+def too_large(topic: str, packet_bytes: int, limit: int) -> str:
+    """Say that a message is above the broker's own limit, and what to do."""
+    return (
+        f"a message for {topic} makes a packet of {packet_bytes} bytes; the broker takes at most {limit}; "
+        "raise max_packet_size in the broker's configuration, or send fewer windows a message"
+    )
+
+
+def left_over(topic: str) -> str:
+    """Say that a session brings messages that nobody asks for any more."""
+    return (
+        f"a message came on {topic}, which an earlier process of this name asked for and this one does not: it is put "
+        "away, and the subscription ended"
+    )
+
+
+def refused_as_large(topic: str, packet_bytes: int) -> str:
+    """Say that a broker refused a message for its size without ever having told its limit, and what to do."""
+    return (
+        f"a message for {topic} makes a packet of {packet_bytes} bytes, which the broker refuses as too large; it does "
+        "not tell its limit (`har-edge doctor` measures it): raise message_size_limit in Mosquitto's configuration, "
+        "or send fewer windows a message"
+    )
+
+
+def cut_off_by_size(topic: str, packet_bytes: int, times: int) -> str:
+    """Say that a broker cuts this client off whenever a message is under way, and what to do."""
+    return (
+        f"the broker closed the connection {times} times in a row with nothing acknowledged, and the largest message "
+        f"under way makes a packet of {packet_bytes} bytes, for {topic}; it is given up. The broker's limit is below "
+        "that, as it seems, and MQTT 3.1.1 cannot tell it: raise max_packet_size in Mosquitto's configuration, or "
+        "send fewer windows a message"
+    )
+
+
+class LostInARow:
+    """Counts connections that ended soon and without any acknowledgement while messages were under way.
+
+    With MQTT 3.1.1 a broker that is sent more than it takes has no word for it: it closes the connection, is sent the
+    same again, and so on for ever.
+    """
+
+    MOST = 5
+    SOON_S = 5.0
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def acknowledged(self) -> None:
+        self._count = 0
+
+    def lost(self, lasted_s: float, under_way: int) -> bool:
+        """Take note of a lost connection; return whether it is time to suspect the largest message under way."""
+        self._count = self._count + 1 if under_way and lasted_s < self.SOON_S else 0
+        if self._count < self.MOST:
+            return False
+        self._count = 0
+        return True
+
+
+def refusal(address: Address, code: int, words: str) -> BrokerError:
+    """Return the error for a CONNACK with a failure code (MQTT 5, section 3.2.2.2), final or not, and what to do."""
+    if code in _VERSIONS:
+        return other_version(address)
+    advice = (
+        "check the user, and the password in HAR_EDGE_PASSWORD or --password-file"
+        if code in _CREDENTIALS
+        else "see the broker's log"
+    )
+    text = f"the broker at {address.url} refused the connection: {words}; {advice}"
+    return BrokerError(text) if code in _PASSING else FinalRefusal(text)

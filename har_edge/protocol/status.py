@@ -1,0 +1,203 @@
+"""What a node says of itself, retained at the broker; its last will says that it is lost.
+
+The status also settles who owns a session. MQTT 5 (section 3.1.4) tells a client that another took its session over,
+but Mosquitto before 2.0.15 just closes the connection. So a client that was cut off looks at what is retained before
+it comes back: if a younger process says that it is the node now, the older one ends.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import msgspec
+
+from har_edge.mqtt.bus import SessionLease
+
+# What figures may be that come over the network: others reckon with them. (JSON's integers have no bound.)
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Cores = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+Figure = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class State(str, enum.Enum):
+    """What a node is doing: see NEXT for how it gets from one to the other."""
+
+    INIT = "init"
+    READY = "ready"
+    BUSY = "busy"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    LOST = "lost"
+
+
+# Every state a node may go to from each. A node starts in INIT; READY waits for stages to run, BUSY runs some (nodes
+# that are a stage, a sensor or a coordinator are READY when they run); DRAINING hands its stages over and takes no
+# more; STOPPED has gone on purpose. LOST is said by the broker, for a node that went without a word; it may come back.
+NEXT = {
+    State.INIT: frozenset({State.READY, State.STOPPED, State.LOST}),
+    State.READY: frozenset({State.BUSY, State.DRAINING, State.STOPPED, State.LOST}),
+    State.BUSY: frozenset({State.READY, State.DRAINING, State.STOPPED, State.LOST}),
+    State.DRAINING: frozenset({State.STOPPED, State.LOST}),
+    State.STOPPED: frozenset({State.INIT}),
+    State.LOST: frozenset({State.INIT, State.READY, State.BUSY, State.DRAINING}),
+}
+ALIVE = frozenset({State.INIT, State.READY, State.BUSY, State.DRAINING})
+
+
+class DeviceCard(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a device can do, as its node says.
+
+    `protocol` is the version of what nodes and coordinator say to each other. `machine` tells hosts apart. `speed` is
+    how many times a fixed reference network runs in a second; the link is None until it has been measured. `delegate`
+    is who computed that network: "xnnpack", "none", or empty where an older node does not say it.
+    """
+
+    protocol: Count
+    machine: str
+    system: str
+    cores: Cores
+    memory_bytes: Count
+    runtime: str
+    speed: Figure
+    link_bytes_per_s: Figure | None = None
+    round_trip_s: Figure | None = None
+    delegate: str = ""
+
+
+class SliceCard(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a stage of a fixed folder runs: slice `index` of `count`, of a model (file name and SHA-256), for a task.
+
+    `task` says in words what goes in and out, `task_sha256` tells tasks apart; `start` and `stop` are operators.
+    `runtime`, `system` and `delegate` say what computes it there, as on a DeviceCard; an older stage does not say so.
+    """
+
+    index: Count
+    count: Count
+    model: str
+    model_sha256: str
+    task: str
+    task_sha256: str
+    start: Count = 0
+    stop: Count = 0
+    runtime: str = ""
+    system: str = ""
+    delegate: str = ""
+
+
+class StreamCount(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How many windows of a stream one start of a sensor has sent, its `run`; windows sent again count once.
+
+    `began` is when the first of them was captured (seconds since 1970). `answered` and `lost`, which are no longer
+    awaited, are what the sensor heard of: None, and 0, where it listens to no results. `incomplete` ones cannot be
+    answered, since other sensors of the stream have not sent them. The others are open.
+    """
+
+    run: Count
+    began: float
+    sent: Count = 0
+    answered: Count | None = None
+    lost: Count = 0
+    incomplete: Count = 0
+
+    @property
+    def open(self) -> int:
+        """How many windows may still be answered, as far as the sensor knows."""
+        return max(0, self.sent - (self.answered or 0) - self.lost - self.incomplete)
+
+
+class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The retained self-description of a node.
+
+    `instance` is new with each start of the process, `started` the time of that start (seconds since 1970); `counters`
+    are those that the node keeps, by name. A node that runs whatever stages it is told to says what its `device` can
+    do; a sensor that follows a deployment says which `epoch` its windows go to, and every sensor what it sent of its
+    `streams`, and which `sources` of each (none where it is older); a stage of a fixed folder says which `slice` it
+    runs, and the `epoch` of its cut. `said` is when it said this, and `lost_at` when windows that it lost last
+    became more (its clock, seconds since 1970; 0 where it does not say, or for never).
+    """
+
+    node: str
+    role: str
+    state: State
+    instance: str
+    started: float
+    version: str = ""
+    client: str = ""
+    detail: str = ""
+    counters: dict[str, Count] = {}
+    device: DeviceCard | None = None
+    epoch: Count = 0
+    slice: SliceCard | None = None
+    streams: dict[str, StreamCount] = {}
+    sources: tuple[str, ...] = ()
+    said: float = 0.0
+    lost_at: float = 0.0
+
+
+class StagePhase(str, enum.Enum):
+    """How far a stage on a node has come."""
+
+    FETCHING = "fetching"
+    PREPARED = "prepared"
+    RUNNING = "running"
+    DRAINED = "drained"
+    FAILED = "failed"
+
+
+class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one stage on a node does: `windows`, `lost` and `errors` since its start, other figures since the last beat.
+
+    `queued` messages have come and wait to be handled, `waiting` windows wait for parts; `service_s` is the mean time a
+    window took in the slice and around it, `queue_s` the mean time a message waited before; `idle_s` the time since the
+    last message. `lost` counts windows given up, `errors` unusable messages. `lacks` is the SHA-256 of the content for
+    want of which it failed.
+    """
+
+    epoch: Count
+    stage: Count
+    replica: Count
+    phase: StagePhase
+    detail: str = ""
+    windows: Count = 0
+    lost: Count = 0
+    errors: Count = 0
+    queued: Count = 0
+    waiting: Count = 0
+    service_s: Figure = 0.0
+    queue_s: Figure = 0.0
+    busy: Figure = 0.0
+    idle_s: Figure = 0.0
+    lacks: str = ""
+
+
+class Beat(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A sign of life. `time` is the clock of the node, `revision` the deployment it has read last."""
+
+    node: str
+    instance: str
+    number: Count
+    time: float
+    revision: Count = 0
+    stages: tuple[StageReport, ...] = ()
+
+
+encode_beat = msgspec.json.Encoder().encode
+decode_beat = msgspec.json.Decoder(Beat).decode
+encode_status = msgspec.json.Encoder().encode
+decode_status = msgspec.json.Decoder(NodeStatus).decode
+# What these two raise for what is none: msgspec has no error of its own for broken UTF-8 and for deep nesting.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def lease_of(topic: str, instance: str, started: float) -> SessionLease:
+    """Return the session lease of a process that retains its status at `topic`: a younger living process takes it."""
+
+    def taken(payload: bytes) -> bool:
+        try:
+            status = decode_status(payload)
+        except UNREADABLE:
+            return False
+        return status.instance != instance and status.started > started and status.state in ALIVE
+
+    return SessionLease(topic, taken)

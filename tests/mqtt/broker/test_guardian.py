@@ -1,0 +1,136 @@
+"""What a process started ends with it, although it was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from har_edge.mqtt.broker.guardian import Guardian
+from har_edge.mqtt.broker.launcher import find_mosquitto, free_port
+
+needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
+SLEEP = "import time; print('up', flush=True); time.sleep(600)"
+DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
+
+
+def is_gone(pid: int) -> bool:
+    """Return whether a process has ended; one that nobody waited for has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def until_gone(*pids: int, within_s: float = 15.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not all(map(is_gone, pids)):
+        assert time.monotonic() < deadline, f"of {pids} some outlive who started them"
+        time.sleep(0.02)
+
+
+def start(code: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    return process
+
+
+def test_closing_ends_what_is_left_and_waits_for_it() -> None:
+    guardian = Guardian()
+    polite, ended = start(SLEEP), start(SLEEP)
+    ended.kill()
+    ended.wait()
+    for one in (polite, ended):
+        guardian.watch(one.pid)
+    guardian.close()
+    assert polite.wait(5) == -signal.SIGTERM
+
+
+def test_what_does_not_heed_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    guardian, deaf = Guardian(), start(DEAF)
+    guardian.watch(deaf.pid)
+    guardian.close()
+    assert deaf.wait(5) == -signal.SIGKILL
+
+
+def test_signals_for_all_do_not_end_it_before_the_others() -> None:
+    guardian, child = Guardian(), start(SLEEP)
+    guardian.watch(child.pid)
+    time.sleep(0.3)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        guardian._process.send_signal(number)
+    time.sleep(0.3)
+    assert guardian._process.poll() is None
+    guardian.close()
+    assert child.wait(5) == -signal.SIGTERM
+
+
+def test_without_its_guardian_a_process_goes_on() -> None:
+    guardian = Guardian()
+    guardian._process.kill()
+    guardian._process.wait()
+    child = start(SLEEP)
+    guardian.watch(child.pid)
+    guardian.close()
+    assert child.poll() is None
+    child.kill()
+    child.wait()
+
+
+def listener_of(port: int) -> int:
+    from har_edge.mqtt.broker.ports import find_listener
+
+    found = find_listener(port)
+    assert found is not None and found.pid is not None and found.program == "mosquitto"
+    return found.pid
+
+
+@needs_mosquitto
+def test_a_broker_command_that_is_killed_leaves_no_mosquitto_and_no_held_port(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    port = free_port("127.0.0.1")
+    command = [sys.executable, "-m", "har_edge.cli.main", "broker", "--port", str(port), "--directory", str(tmp_path)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None and "listens on" in first.stdout.readline()
+    mosquitto = listener_of(port)
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert f"is not free: mosquitto (process {mosquitto}" in second.stderr
+    assert f"kill {mosquitto}" in second.stderr and "--port" in second.stderr
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    until_gone(mosquitto)
+    third = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert third.stdout is not None and "listens on" in third.stdout.readline()
+    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    again = listener_of(port)
+    third.send_signal(signal.SIGINT)
+    assert third.wait(10) == 0
+    until_gone(again)
+
+
+def test_a_killed_starter_takes_its_children_with_it_in_a_terminal_and_without() -> None:
+    code = (
+        "import subprocess, sys\n"
+        "from har_edge.mqtt.broker.guardian import Guardian\n"
+        "guardian = Guardian()\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {SLEEP!r}], stdout=subprocess.DEVNULL,"
+        " start_new_session=True)\n"
+        "guardian.watch(child.pid)\n"
+        "print(child.pid, guardian._process.pid, flush=True)\n"
+        "input()\n"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    child, guardian = map(int, starter.stdout.readline().split())
+    assert not is_gone(child) and os.getsid(guardian) == guardian != os.getsid(starter.pid)
+    starter.kill()
+    starter.communicate()
+    until_gone(child, guardian)
