@@ -6,12 +6,13 @@ BIN ?= $(VENV)/bin
 # Processes that test at once; what measures time or emulates devices runs alone, after them.
 WORKERS ?= 2
 
-.PHONY: help demo test suite check lint bench lock lowest clean anew
+.PHONY: help demo test suite check lint docs site bench lock lowest clean anew
 
 help:
 	@echo "make demo    run the whole pipeline on this machine"
 	@echo "make test    run the tests (HAR_EDGE_DATA=... for those on real recordings)"
 	@echo "make check   lint and type-check"
+	@echo "make docs    build the site of docs/ into build/site"
 	@echo "make bench   measure throughput, latency, footprint, correctness, cuts, reducers, sensors, faults and accuracy;"
 	@echo "             as root, also what slices on several emulated devices gain"
 	@echo "make lock    resolve anew what locks/ pins, with hashes, for x86-64 and aarch64"
@@ -33,8 +34,17 @@ check: $(VENV)/.installed-$(EXTRAS)
 
 lint:
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check har_edge tests bench .ci setup.py
+	$(BIN)/ruff format --check har_edge tests bench docs/tools data .ci setup.py
 	$(BIN)/mypy
+
+# A dead link or anchor ends it (not with --quiet, which hides warnings from --strict). Nothing is fetched.
+docs: $(VENV)/.installed-docs
+	$(MAKE) site
+	@echo "build/site/index.html"
+
+SITE ?= build/site
+site:
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir $(abspath $(SITE))
 
 bench: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python bench/throughput.py

@@ -1,4 +1,4 @@
-"""The help of every command, held by snapshots: tests/cli/help/*.txt.
+"""The help of every command, held by snapshots, tests/cli/help/*.txt, and the page docs/reference/commands.md.
 
 After a change that is meant: HAR_EDGE_UPDATE=1 pytest tests/cli/test_help.py, and read the difference.
 """
@@ -6,6 +6,7 @@ After a change that is meant: HAR_EDGE_UPDATE=1 pytest tests/cli/test_help.py, a
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -126,6 +127,17 @@ def test_command_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         main([*_paths()[name], "--help"])
     assert exit_.value.code == 0
     check(name, capsys.readouterr().out)
+
+
+def test_the_page_of_commands_is_what_the_parsers_say() -> None:
+    script = Path(__file__).parents[2] / "docs" / "tools" / "commands.py"
+    spec = importlib.util.spec_from_file_location("commands", script)
+    assert spec is not None and spec.loader is not None
+    commands = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(commands)
+    if os.environ.get("HAR_EDGE_UPDATE"):
+        commands.PAGE.write_text(commands.render(), encoding="utf-8")
+    assert commands.PAGE.read_text(encoding="utf-8") == commands.render()
 
 
 def test_every_snapshot_has_its_command() -> None:
