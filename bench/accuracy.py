@@ -26,7 +26,7 @@ from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.errors import DataError
 from har_edge.training.fit import Recipe
-from har_edge.training.run import Split, Workshop, versions
+from har_edge.training.run import ModelBuilder, Split, versions
 
 HEAD = ("trained on", "tested on", "seed", "windows", "float32", "F1", "int8", "F1", "extra-trees", "F1")
 WIDTHS = (22, 22, 5, 8, 8, 7, 8, 7, 12, 7)
@@ -65,10 +65,10 @@ def _measure(split: Split, seed: int, given: Path | None) -> tuple[str, ...]:
     if where is None:
         raise DataError("accuracy is measured on real recordings: name them with --data, or run har-edge data fetch")
     recordings = read_recordings(description, where, [*split.train, *split.test])
-    workshop = Workshop(
-        recordings, description, split, Recipe(seed=seed), command="bench/accuracy.py", say=lambda line: None
+    builder = ModelBuilder(
+        recordings, description, split, Recipe(seed=seed), command="bench/accuracy.py", log=lambda line: None
     )
-    entries = [file.entry for file in workshop.make(final=False, baseline=True)]
+    entries = [file.entry for file in builder.make(final=False, baseline=True)]
     return (_names(split.train), _names(split.test), str(seed), *_figures(entries))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from har_edge.data.description import StreamDescription
     from har_edge.data.recording import Recording
     from har_edge.training.fit import Recipe
-    from har_edge.training.run import Order, Split
+    from har_edge.training.run import ModelRequest, Split
 
 HELP = "train a network, measure it on subjects it never saw, write .tflite files and what their reducers need"
 DEFAULT_SPLIT = (("--train-subjects", "1-6"), ("--test-subjects", "7,8"))
@@ -87,23 +87,23 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.config.catalog import merge_catalog, store_catalog
     from har_edge.data.description import load_description
     from har_edge.training.fit import Recipe
-    from har_edge.training.run import Workshop
+    from har_edge.training.run import ModelBuilder
 
     recipe = Recipe(epochs=args.epochs or Recipe().epochs, seed=args.seed)
     description = load_description(args.stream)
     recordings, split = _load(args, description)
-    order = _order(args)
-    workshop = Workshop(
+    request = _request(args)
+    builder = ModelBuilder(
         recordings,
         description,
         split,
         recipe,
         command=_command(args, split, recipe),
-        say=say,
-        order=order,
+        log=say,
+        request=request,
         described=Path(args.stream).name,
     )
-    files = workshop.make(final=not args.split_only, baseline=args.baseline)
+    files = builder.make(final=not args.split_only, baseline=args.baseline)
     args.out.mkdir(parents=True, exist_ok=True)
     if Path(args.stream).is_file():
         (args.out / Path(args.stream).name).write_bytes(Path(args.stream).read_bytes())
@@ -149,18 +149,18 @@ def _divide(
     return train or [name for name in names if name not in test], test
 
 
-def _order(args: argparse.Namespace) -> Order:
+def _request(args: argparse.Namespace) -> ModelRequest:
     """Return what to make; ConfigError for options that need --reducer."""
     from har_edge.evaluation.study import NO_REDUCTION, Downstream, Variant
-    from har_edge.training.run import Order
+    from har_edge.training.run import ModelRequest
 
     if args.reducer is None:
         if args.precision or args.downstream != "codes":
             raise ConfigError("--precision and --downstream say what to train for a --reducer; name one")
-        return Order(None, args.grouping)
+        return ModelRequest(None, args.grouping)
     windows = args.reducer == NO_REDUCTION or args.downstream == "restore"
     precision = args.precision or ("float" if windows else "int8")
-    return Order(Variant(args.reducer, Downstream(args.downstream), args.grouping, precision), args.grouping)
+    return ModelRequest(Variant(args.reducer, Downstream(args.downstream), args.grouping, precision), args.grouping)
 
 
 def _command(args: argparse.Namespace, split: Split, recipe: Recipe) -> str:

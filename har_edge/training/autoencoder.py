@@ -21,7 +21,7 @@ from har_edge.training.export import convert_int8
 from har_edge.training.flatbuffer import unscale_output
 from har_edge.training.layers import Noise
 from har_edge.training.loop import Piece, Schedule, parts, train, whole_batches
-from har_edge.training.network import Blocks, Entrance, fit_kernels, fold_weights, run_network
+from har_edge.training.network import Blocks, InputSpec, fit_kernels, fold_weights, run_network
 from har_edge.training.scaling import Range, Scaling, measure_values
 
 # What int8 gives a tanh, whatever was seen.
@@ -48,31 +48,31 @@ class Autoencoders:
 
     method: str
     size: int
-    entrances: tuple[Entrance, ...]
+    input_specs: tuple[InputSpec, ...]
     hidden: int
     filters: int
 
     @property
     def target(self) -> tuple[int, ...]:
-        return (sum(int(np.prod(entrance.shape)) for entrance in self.entrances),)
+        return (sum(int(np.prod(spec.shape)) for spec in self.input_specs),)
 
     def build(self) -> Any:
-        inputs = [keras.Input(entrance.shape, name=entrance.name) for entrance in self.entrances]
+        inputs = [keras.Input(spec.shape, name=spec.name) for spec in self.input_specs]
         blocks, rows = Blocks(training=True), []
-        for entrance, value in zip(self.entrances, inputs, strict=True):
-            code = Noise(CODE_SCALE / 2, f"{entrance.name}_noise")(self.encode(blocks, entrance, value))
-            back = self.decode(blocks, entrance, code)
-            rows.append(blocks.reshape(back, (int(np.prod(entrance.shape)),), f"{entrance.name}_row"))
+        for spec, value in zip(self.input_specs, inputs, strict=True):
+            code = Noise(CODE_SCALE / 2, f"{spec.name}_noise")(self.encode(blocks, spec, value))
+            back = self.decode(blocks, spec, code)
+            rows.append(blocks.reshape(back, (int(np.prod(spec.shape)),), f"{spec.name}_row"))
         return keras.Model(inputs, blocks.join(rows, "windows"))
 
     def loss(self, targets: Any, outputs: Any) -> Any:
         return tf.reduce_mean(tf.square(targets - outputs))
 
-    def encode(self, blocks: Blocks, entrance: Entrance, value: Any) -> Any:
+    def encode(self, blocks: Blocks, spec: InputSpec, value: Any) -> Any:
         """Return the code [n, size]."""
-        name, kernels = entrance.name, fit_kernels(entrance.shape[0])
+        name, kernels = spec.name, fit_kernels(spec.shape[0])
         if self.method == "ae":
-            value = blocks.reshape(value, (int(np.prod(entrance.shape)),), f"{name}_flat")
+            value = blocks.reshape(value, (int(np.prod(spec.shape)),), f"{name}_flat")
             value = blocks.dense(value, self.hidden, f"{name}_first")
         else:
             value = blocks.column(value, name)
@@ -81,9 +81,9 @@ class Autoencoders:
             value = blocks.reshape(value, (int(np.prod(value.shape[1:])),), f"{name}_flat")
         return blocks.squeeze(value, self.size, f"{name}_code")
 
-    def decode(self, blocks: Blocks, entrance: Entrance, value: Any) -> Any:
+    def decode(self, blocks: Blocks, spec: InputSpec, value: Any) -> Any:
         """Return windows [n, L, C]."""
-        name, (length, channels) = entrance.name, entrance.shape
+        name, (length, channels) = spec.name, spec.shape
         if self.method == "ae":
             value = blocks.dense(value, self.hidden, f"{name}_back")
             value = blocks.dense(value, length * channels, f"{name}_last", None)
@@ -99,15 +99,15 @@ class Autoencoders:
         value = blocks.reshape(value, (frames * stride, channels), f"{name}_window")
         if frames * stride == length:
             return value
-        return keras.layers.Lambda(lambda x: x[:, :length], output_shape=entrance.shape, name=f"{name}_cut")(value)
+        return keras.layers.Lambda(lambda x: x[:, :length], output_shape=spec.shape, name=f"{name}_cut")(value)
 
 
 def fit_autoencoders(
     method: str, size: int, windows: Mapping[str, Samples], recipe: AutoencoderRecipe
 ) -> dict[str, tuple[bytes, bytes]]:
     """Train an autoencoder for the windows [n, L, C] of each source; return encoder and decoder, full int8 .tflite."""
-    entrances = tuple(Entrance(source, values.shape[1:]) for source, values in windows.items())
-    blueprint = Autoencoders(method, size, entrances, recipe.hidden, recipe.filters)
+    input_specs = tuple(InputSpec(source, values.shape[1:]) for source, values in windows.items())
+    blueprint = Autoencoders(method, size, input_specs, recipe.hidden, recipe.filters)
     scaling = Scaling({}, {}, {})
     for source, values in windows.items():
         scaling = scaling.merged(measure_values(source, values, (recipe.ranges or {}).get(source)))
@@ -116,9 +116,7 @@ def fit_autoencoders(
     network = train(
         blueprint, _epochs(windows, scaling, recipe), Schedule(steps, recipe.batch, recipe.rate), recipe.seed
     )
-    return {
-        entrance.name: _export(blueprint, network, entrance, scaling, windows[entrance.name]) for entrance in entrances
-    }
+    return {spec.name: _export(blueprint, network, spec, scaling, windows[spec.name]) for spec in input_specs}
 
 
 def _epochs(windows: Mapping[str, Samples], scaling: Scaling, recipe: AutoencoderRecipe) -> Iterator[Iterator[Piece]]:
@@ -136,13 +134,13 @@ def _epochs(windows: Mapping[str, Samples], scaling: Scaling, recipe: Autoencode
 
 
 def _export(
-    blueprint: Autoencoders, network: Any, entrance: Entrance, scaling: Scaling, windows: Samples
+    blueprint: Autoencoders, network: Any, spec: InputSpec, scaling: Scaling, windows: Samples
 ) -> tuple[bytes, bytes]:
-    name, blocks = entrance.name, Blocks(training=False)
-    window, code = keras.Input(entrance.shape, name=name), keras.Input((blueprint.size,), name="code")
+    name, blocks = spec.name, Blocks(training=False)
+    window, code = keras.Input(spec.shape, name=name), keras.Input((blueprint.size,), name="code")
     own = Scaling({name: scaling.mean[name]}, {name: scaling.spread[name]}, {name: scaling.ranges[name]})
-    encoder = keras.Model(window, blueprint.encode(blocks, entrance, window))
-    decoder = keras.Model(code, blueprint.decode(blocks, entrance, code))
+    encoder = keras.Model(window, blueprint.encode(blocks, spec, window))
+    decoder = keras.Model(code, blueprint.decode(blocks, spec, code))
     folds = scaling.ranges[name] is not None
     fold_weights(network, encoder, own, enter={f"{name}_first": name} if folds else {})
     fold_weights(network, decoder, own, enter={}, leave={f"{name}_last": name} if folds else {})

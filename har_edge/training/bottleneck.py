@@ -35,7 +35,15 @@ from har_edge.training.fit import Prepare
 from har_edge.training.flatbuffer import quantise_output
 from har_edge.training.layers import Absence, SourceDropout
 from har_edge.training.magnitude import MIDDLE, QUARTILES, REACH, USUAL_RANGE, Magnitudes, middle, rank
-from har_edge.training.network import Blocks, Entrance, Layout, clipped, fold_weights, hidden_layers, run_network
+from har_edge.training.network import (
+    Blocks,
+    InputSpec,
+    NetworkLayout,
+    clipped,
+    fold_weights,
+    hidden_layers,
+    run_network,
+)
 from har_edge.training.scaling import Range, Scaling
 
 CODE_SCALE = 1 / 127
@@ -44,21 +52,22 @@ CODE_RANGE = Range.of_code(CODE_SCALE, 0)
 SIZE = 24
 MEMBERS = 3
 DROPOUT = 0.4
-# The weight of the linear member in the logits, and how little its weights are held back (scikit-learn's C).
-STEADY = 0.25
-SHRINKAGE = 0.1
+LINEAR_WEIGHT = 0.25  # the share of the linear head in the logits
+SHRINKAGE = 0.1  # inverse strength of its regularisation (C of scikit-learn)
 STEPS = 1000
+# Files of models hold this name, so it stays: the same training gives the same bytes.
+LINEAR_LAYER = "steady"
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class LinearHead:
     """The linear member: kernel [statistics of all sources, classes] and bias [classes], float64."""
 
     kernel: npt.NDArray[np.float64]
     bias: npt.NDArray[np.float64]
 
 
-def fit_linear(statistics: Sequence[Samples], classes: npt.NDArray[np.int64]) -> Linear | None:
+def fit_linear_head(statistics: Sequence[Samples], classes: npt.NDArray[np.int64]) -> LinearHead | None:
     """Return the linear member from the statistics of training windows, source by source; None without any.
 
     Each window counts once as it is and once without each of several sources, so that zero means absent here too.
@@ -78,7 +87,7 @@ def fit_linear(statistics: Sequence[Samples], classes: npt.NDArray[np.int64]) ->
     kernel, bias = fitted.coef_.T / spread[:, None], fitted.intercept_
     if kernel.shape[1] == 1:  # of two classes, the second against the first
         kernel, bias = np.hstack([0 * kernel, kernel]), np.append(0.0, bias)
-    return Linear(kernel, bias)
+    return LinearHead(kernel, bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +99,10 @@ class Bottleneck:
     that of codes without learned values. Logits are [n, members * classes], those of the first member first.
     """
 
-    entrances: tuple[Entrance, ...]
+    input_specs: tuple[InputSpec, ...]
     medians: tuple[int, ...]
     statistics: tuple[int, ...]
-    layout: Layout
+    layout: NetworkLayout
     sizes: tuple[int, ...]
     absent: float = 0.15
     branch: float = 0.5
@@ -105,10 +114,10 @@ class Bottleneck:
     def build(self) -> Any:
         blocks, inputs = Blocks(training=True), []
         windows, medians = [], []
-        for entrance, count in zip(self.entrances, self.medians, strict=True):
-            length, channels = entrance.shape
-            windows.append(keras.Input((length, channels + count), name=entrance.name))
-            medians.append(keras.Input((count,), name=f"{entrance.name}_medians") if count else None)
+        for spec, count in zip(self.input_specs, self.medians, strict=True):
+            length, channels = spec.shape
+            windows.append(keras.Input((length, channels + count), name=spec.name))
+            medians.append(keras.Input((count,), name=f"{spec.name}_medians") if count else None)
             inputs += [windows[-1], *([medians[-1]] if count else [])]
         logits = [self._member(blocks, member, windows, medians) for member in range(len(self.sizes))]
         return keras.Model(inputs, blocks.join(logits, "members"))
@@ -151,10 +160,10 @@ class Bottleneck:
         if not any(self.statistics):
             return learned
         # First, since what it makes is smaller than the codes: less crosses a cut of the hidden layers.
-        steady = blocks.dense(code, self.layout.classes, "steady", None)
-        return keras.layers.Add(name="sum")([steady, learned])
+        linear = blocks.dense(code, self.layout.classes, LINEAR_LAYER, None)
+        return keras.layers.Add(name="sum")([linear, learned])
 
-    def head_weights(self, network: Any, steady: Linear | None) -> dict[str, tuple[Any, Any]]:
+    def head_weights(self, network: Any, linear_head: LinearHead | None) -> dict[str, tuple[Any, Any]]:
         """Return kernel and bias of each dense layer of `head`, in float64, from those of the trained members.
 
         Every member takes its own values of each code and the medians, which all share.
@@ -171,11 +180,11 @@ class Bottleneck:
             rows = [np.arange(stop - len(bias), stop) for stop, bias in zip(stops, biases, strict=True)]
         kernels, biases = zip(*(_trained(network, f"logits_{member}") for member in members), strict=True)
         made["logits"] = np.concatenate(kernels) / len(members), np.mean(biases, 0)
-        if steady is not None:
+        if linear_head is not None:
             kernel = np.zeros((self._width, self.layout.classes))
-            kernel[self._rows(None)] = steady.kernel
-            made["logits"] = made["logits"][0] * (1 - STEADY), made["logits"][1] * (1 - STEADY)
-            made["steady"] = kernel * STEADY, steady.bias * STEADY
+            kernel[self._rows(None)] = linear_head.kernel
+            made["logits"] = made["logits"][0] * (1 - LINEAR_WEIGHT), made["logits"][1] * (1 - LINEAR_WEIGHT)
+            made[LINEAR_LAYER] = kernel * LINEAR_WEIGHT, linear_head.bias * LINEAR_WEIGHT
         return made
 
     @property
@@ -231,7 +240,7 @@ class FittedBottleneck:
     network: Any
     scaling: Scaling
     magnitudes: Magnitudes
-    steady: Linear | None
+    linear_head: LinearHead | None
 
     def export_whole(self) -> bytes:
         """Return encoders and head as one float32 .tflite: physical units in, probabilities out."""
@@ -253,7 +262,7 @@ class FittedBottleneck:
         return convert_int8(head, Scaling({}, {}, ranges), codes) if int8 else convert_float(head)
 
     def _inputs(self) -> list[Any]:
-        return [keras.Input(entrance.shape, name=entrance.name) for entrance in self.blueprint.entrances]
+        return [keras.Input(spec.shape, name=spec.name) for spec in self.blueprint.input_specs]
 
     def _encoders(self) -> dict[str, Any]:
         return {
@@ -271,13 +280,13 @@ class FittedBottleneck:
         strength = _named(lambda x: _strength(x, triads), (length, 1, len(triads)), f"{name}_magnitude")(
             blocks.reshape(window, (length, 1, channels), f"{name}_raw")
         )
-        steady = _named(self._steady(name), (self.magnitudes.counts(name)[1],), f"{name}_steady")(
+        statistics = _named(self._statistics(name), (self.magnitudes.counts(name)[1],), f"{name}_steady")(
             [strength, blocks.reshape(window, (length, 1, channels), f"{name}_whole")]
         )
         column = blocks.join([column, strength], f"{name}_channels")
-        return blocks.join([self._learned(blocks, name, column), steady], code_name(name))
+        return blocks.join([self._learned(blocks, name, column), statistics], code_name(name))
 
-    def _steady(self, name: str) -> Any:
+    def _statistics(self, name: str) -> Any:
         """Return the function from magnitudes and windows, both columns, to the statistics that a code holds."""
         count, more, upright = len(self.magnitudes.triads[name]), self.magnitudes, list(self.magnitudes.upright[name])
         mean = np.concatenate([more.mean[name], self.scaling.mean[name][upright]])
@@ -307,11 +316,11 @@ class FittedBottleneck:
     def _filled(self, model: Any) -> Any:
         """Return a model to ship with the trained weights, scaling folded in."""
         first = {
-            f"{entrance.name}_{member}_first": entrance.name
-            for entrance in self.blueprint.entrances
+            f"{spec.name}_{member}_first": spec.name
+            for spec in self.blueprint.input_specs
             for member in range(len(self.blueprint.sizes))
         }
-        head = self.blueprint.head_weights(self.network, self.steady)
+        head = self.blueprint.head_weights(self.network, self.linear_head)
         fold_weights(self.network, model, self._extended(), enter=first, made=head)
         return model
 

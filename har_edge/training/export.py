@@ -26,7 +26,7 @@ CALIBRATION_WINDOWS = 500
 
 def export_float(fitted: Fitted) -> bytes:
     """Return the network as a float32 .tflite: physical units in, batch size open."""
-    network = fold_network(fitted.network, fitted.entrances, fitted.layout, fitted.scaling, clip=True)
+    network = fold_network(fitted.network, fitted.input_specs, fitted.layout, fitted.scaling, clip=True)
     return convert_float(network)
 
 
@@ -36,7 +36,7 @@ def export_int8(fitted: Fitted, calibration: Mapping[str, Samples]) -> bytes:
     Inputs with a range are int8 and span it, whatever was seen; those without take float32, and are scaled and
     quantised by operators of their own.
     """
-    network = fold_network(fitted.network, fitted.entrances, fitted.layout, fitted.scaling, clip=False)
+    network = fold_network(fitted.network, fitted.input_specs, fitted.layout, fitted.scaling, clip=False)
     return convert_int8(network, fitted.scaling, calibration)
 
 

@@ -15,16 +15,16 @@ from har_edge.evaluation.study import Training
 from har_edge.training.augmentation import Augmentation, Augmenter, drop_sources
 from har_edge.training.dataset import WINDOWS_A_LENGTH, Batch, Draw, Indices, WindowPool
 from har_edge.training.loop import Piece, Schedule, parts, smooth, train, whole_batches
-from har_edge.training.network import Entrance, Layout, build_network, fit_layout
+from har_edge.training.network import InputSpec, NetworkLayout, build_network, fit_layout
 from har_edge.training.scaling import Scaling, measure_scaling
 
-Say = Callable[[int, float], None]
+Progress = Callable[[int, float], None]
 # Windows or features of each source, which it may write to, to the inputs of a network in their order.
 Prepare = Callable[[dict[str, Samples]], list[Samples]]
 
 
-def silent(epoch: int, loss: float) -> None:
-    """Say nothing about an epoch."""
+def no_progress(epoch: int, loss: float) -> None:
+    """Report nothing about an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class Fitted:
     """A trained network, what enters it, and the scaling of its training data."""
 
     network: Any
-    entrances: tuple[Entrance, ...]
-    layout: Layout
+    input_specs: tuple[InputSpec, ...]
+    layout: NetworkLayout
     scaling: Scaling
 
 
@@ -61,23 +61,23 @@ class Fitted:
 class Network:
     """The blueprint of a network that gives one logit a class."""
 
-    entrances: tuple[Entrance, ...]
-    layout: Layout
+    input_specs: tuple[InputSpec, ...]
+    layout: NetworkLayout
 
     @property
     def target(self) -> tuple[int, ...]:
         return (self.layout.classes,)
 
     def build(self) -> Any:
-        return build_network(self.entrances, self.layout)
+        return build_network(self.input_specs, self.layout)
 
     def loss(self, targets: Any, outputs: Any) -> Any:
         return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, outputs))
 
 
-def window_entrances(description: StreamDescription, length: int) -> tuple[Entrance, ...]:
+def window_inputs(description: StreamDescription, length: int) -> tuple[InputSpec, ...]:
     """Return what enters where windows are not reduced."""
-    return tuple(Entrance(source.name, (length, len(source.channels))) for source in description.sources)
+    return tuple(InputSpec(source.name, (length, len(source.channels))) for source in description.sources)
 
 
 def fit_network(
@@ -86,7 +86,7 @@ def fit_network(
     label_ids: Sequence[int],
     length: int,
     recipe: Recipe,
-    progress: Say = silent,
+    progress: Progress = no_progress,
 ) -> Fitted:
     """Train a new network on windows as they are; `description` is that of the recordings, regrouped if they are."""
     pool = WindowPool(
@@ -96,12 +96,12 @@ def fit_network(
         windows_a_length=recipe.windows_a_length,
         chosen=training.chosen,
     )
-    entrances = window_entrances(description, length)
-    layout, scaling = fit_layout(entrances, len(label_ids)), measure_scaling(training.recordings, description)
+    input_specs = window_inputs(description, length)
+    layout, scaling = fit_layout(input_specs, len(label_ids)), measure_scaling(training.recordings, description)
     augmenter = Augmenter(description, [description.labels[label] for label in label_ids], recipe.augmentation)
     epochs = window_passes(pool, augmenter, scaling, scaling.inputs, layout.classes, recipe)
-    network = train(Network(entrances, layout), epochs, schedule(pool, recipe), recipe.seed, progress)
-    return Fitted(network, entrances, layout, scaling)
+    network = train(Network(input_specs, layout), epochs, schedule(pool, recipe), recipe.seed, progress)
+    return Fitted(network, input_specs, layout, scaling)
 
 
 def schedule(pool: WindowPool, recipe: Recipe) -> Schedule:

@@ -46,7 +46,7 @@ class Magnitudes:
         """Return the scaled magnitudes [n, L, M] of windows [n, L, C] in physical units."""
         return (magnitudes(windows, self.triads[source]) - self.mean[source]) / self.spread[source]
 
-    def steady(self, source: str, windows: Samples, scaling: Scaling) -> Array:
+    def statistics(self, source: str, windows: Samples, scaling: Scaling) -> Array:
         """Return the statistics of windows [n, L, C] as a code holds them, [n, M + G + M] within 1.
 
         Medians of magnitudes, medians of accelerations, interquartile ranges of magnitudes; none without vectors.

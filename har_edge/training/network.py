@@ -31,7 +31,7 @@ LONG = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Entrance:
+class InputSpec:
     """What enters for one source: windows or codes with a time axis [steps, channels], or vectors [values]."""
 
     name: str
@@ -50,7 +50,7 @@ class Kernels:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class NetworkLayout:
     """Sizes of the network: filters, kernels along time; `dropout` is the share of features left out in training.
 
     `hidden` are the dense layers that vectors meet in.
@@ -76,14 +76,14 @@ def fit_kernels(steps: int) -> Kernels:
     return Kernels(first, stride, second, second_stride, min(left, 3))
 
 
-def fit_layout(entrances: Sequence[Entrance], classes: int) -> Layout:
+def fit_layout(input_specs: Sequence[InputSpec], classes: int) -> NetworkLayout:
     """Return the sizes for what enters; ConfigError where some has a time axis of another length, or none."""
-    lengths = {entrance.shape[0] if len(entrance.shape) == 2 else None for entrance in entrances}
+    lengths = {source.shape[0] if len(source.shape) == 2 else None for source in input_specs}
     if len(lengths) > 1:
-        shapes = ", ".join(f"{entrance.name} {list(entrance.shape)}" for entrance in entrances)
+        shapes = ", ".join(f"{source.name} {list(source.shape)}" for source in input_specs)
         raise ConfigError(f"{shapes} enter one network; expected one number of steps: give every source one reducer")
     steps = lengths.pop()
-    return Layout(classes) if steps is None else Layout(classes, fit_kernels(steps))
+    return NetworkLayout(classes) if steps is None else NetworkLayout(classes, fit_kernels(steps))
 
 
 class Blocks:
@@ -136,35 +136,37 @@ class Blocks:
         return keras.layers.Lambda(lambda x: tf.reshape(x, (-1, *shape)), output_shape=shape, name=name)(value)
 
 
-def build_network(entrances: Sequence[Entrance], layout: Layout) -> Any:
-    """Return the network to train: scaled values [n, *shape] of each entrance in, one logit a class out."""
-    inputs = _inputs(entrances)
-    return keras.Model(inputs, _connect(Blocks(training=True), entrances, inputs, layout))
+def build_network(input_specs: Sequence[InputSpec], layout: NetworkLayout) -> Any:
+    """Return the network to train: scaled values [n, *shape] of each source in, one logit a class out."""
+    inputs = _inputs(input_specs)
+    return keras.Model(inputs, _connect(Blocks(training=True), input_specs, inputs, layout))
 
 
-def fold_network(network: Any, entrances: Sequence[Entrance], layout: Layout, scaling: Scaling, *, clip: bool) -> Any:
+def fold_network(
+    network: Any, input_specs: Sequence[InputSpec], layout: NetworkLayout, scaling: Scaling, *, clip: bool
+) -> Any:
     """Return the network to ship: physical units in, probabilities out, normalisation and scaling folded.
 
     With `clip`, the graph holds its inputs within range as training did; an int8 model needs no operator for that,
     because its inputs saturate there. Inputs without an int8 range are scaled by float32 operators of their own
     (training/export.py) in an int8 model, and so enter this network scaled.
     """
-    inputs = _inputs(entrances)
+    inputs = _inputs(input_specs)
     values = [clipped(value, scaling) for value in inputs] if clip else inputs
-    logits = _connect(Blocks(training=False), entrances, values, layout)
+    logits = _connect(Blocks(training=False), input_specs, values, layout)
     shipped = keras.Model(inputs, keras.layers.Softmax(name="activity")(logits))
-    unscaled = [entrance.name for entrance in entrances if clip or scaling.ranges[entrance.name] is not None]
+    unscaled = [source.name for source in input_specs if clip or scaling.ranges[source.name] is not None]
     fold_weights(network, shipped, scaling, enter={f"{name}_first": name for name in unscaled})
     return shipped
 
 
-def _inputs(entrances: Sequence[Entrance]) -> list[Any]:
-    return [keras.Input(entrance.shape, name=entrance.name) for entrance in entrances]
+def _inputs(input_specs: Sequence[InputSpec]) -> list[Any]:
+    return [keras.Input(source.shape, name=source.name) for source in input_specs]
 
 
-def _connect(blocks: Blocks, entrances: Sequence[Entrance], values: Sequence[Any], layout: Layout) -> Any:
-    branch = _vector_branch if len(entrances[0].shape) == 1 else _window_branch
-    branches = [branch(blocks, entrance.name, value, layout) for entrance, value in zip(entrances, values, strict=True)]
+def _connect(blocks: Blocks, input_specs: Sequence[InputSpec], values: Sequence[Any], layout: NetworkLayout) -> Any:
+    branch = _vector_branch if len(input_specs[0].shape) == 1 else _window_branch
+    branches = [branch(blocks, source.name, value, layout) for source, value in zip(input_specs, values, strict=True)]
     value = blocks.join(branches, "fusion")
     if branch is _window_branch:
         value = blocks.drop(value, layout.dropout / 2, "fusion_drop", spatial=True)
@@ -175,18 +177,18 @@ def _connect(blocks: Blocks, entrances: Sequence[Entrance], values: Sequence[Any
     return blocks.dense(value, layout.classes, "logits", None)
 
 
-def _window_branch(blocks: Blocks, name: str, value: Any, layout: Layout) -> Any:
+def _window_branch(blocks: Blocks, name: str, value: Any, layout: NetworkLayout) -> Any:
     kernels = layout.kernels
     value = blocks.column(value, name)
     value = blocks.convolve(value, layout.first_filters, kernels.first, kernels.first_stride, f"{name}_first")
     return blocks.convolve(value, layout.second_filters, kernels.second, kernels.second_stride, f"{name}_second")
 
 
-def _vector_branch(blocks: Blocks, name: str, value: Any, layout: Layout) -> Any:
+def _vector_branch(blocks: Blocks, name: str, value: Any, layout: NetworkLayout) -> Any:
     return blocks.dense(value, layout.hidden[0] // 2, f"{name}_first")
 
 
-def hidden_layers(blocks: Blocks, value: Any, layout: Layout, suffix: str = "") -> Any:
+def hidden_layers(blocks: Blocks, value: Any, layout: NetworkLayout, suffix: str = "") -> Any:
     """Return `value` behind the dense layers of a layout, each with its dropout; `suffix` ends their names."""
     for number, units in enumerate(layout.hidden):
         name = f"{number}{suffix}"

@@ -30,7 +30,7 @@ from har_edge.training.codec import MadeFiles
 from har_edge.training.fit import Recipe
 from har_edge.training.system import SystemTrainer
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class ModelFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ModelRequest:
     """What to make: a variant, or where there is none the network of early fusion, as float32 and as int8."""
 
     variant: Variant | None = None
@@ -66,7 +66,7 @@ class Order:
         return f"{methods}-restore" if self.variant.downstream is Downstream.RESTORE else methods
 
 
-class Workshop:
+class ModelBuilder:
     """Trains and scores the models of one data set.
 
     `described` is what a task says of the data set: a name that is built in, or the file of its description. Raises
@@ -81,22 +81,22 @@ class Workshop:
         recipe: Recipe,
         *,
         command: str,
-        say: Say,
-        order: Order | None = None,
+        log: Log,
+        request: ModelRequest | None = None,
         described: str | None = None,
     ) -> None:
-        self._order = order or Order()
+        self._request = request or ModelRequest()
         self._recordings = {
-            recording.stream: regroup_recording(recording, description, self._order.grouping)
+            recording.stream: regroup_recording(recording, description, self._request.grouping)
             for recording in recordings
         }
         _check_split(split, self._recordings)
         self._full = description
-        self._description = regroup(description, self._order.grouping)
+        self._description = regroup(description, self._request.grouping)
         self._split = split
         self._recipe = recipe
         self._command = command
-        self._say = say
+        self._log = log
         self._described = described or description.name
         self._stem = "har" if description.name == "mhealth" else description.name
 
@@ -116,13 +116,13 @@ class Workshop:
         ]
 
     def _train(self, streams: Sequence[str], suffix: str) -> dict[str, System]:
-        """Return what was ordered, by name."""
-        self._say(f"training on {', '.join(streams)}")
+        """Return the systems asked for, by name."""
+        self._log(f"training on {', '.join(streams)}")
         training = Training([self._recordings[stream] for stream in streams])
-        variant, name = self._order.variant, self._order.name
+        variant, name = self._request.variant, self._request.name
         trainer = SystemTrainer(self._full, self._recipe, stem=f"{self._stem}-{name}{suffix}", progress=self._show)
         if variant is None:
-            systems = trainer.fit_early(self._order.grouping, training, self._recipe.seed)
+            systems = trainer.fit_early(self._request.grouping, training, self._recipe.seed)
         else:
             unreduced = (
                 trainer.fit(variant.unreduced, training, self._recipe.seed, None) if variant.needs_unreduced else None
@@ -135,7 +135,7 @@ class Workshop:
         return replace(system, task=msgspec.structs.replace(system.task, stream=stream))
 
     def _show(self, epoch: int, loss: float) -> None:
-        self._say(f"  epoch {epoch + 1}/{self._recipe.epochs}: loss {loss:.4f}")
+        self._log(f"  epoch {epoch + 1}/{self._recipe.epochs}: loss {loss:.4f}")
 
     def _score(self, system: System, name: str) -> Scores:
         interpreter = Interpreter(system.model)
@@ -156,7 +156,7 @@ class Workshop:
 
     def _tell(self, name: str, scores: Scores) -> None:
         accuracy, macro_f1 = scored(scores)
-        self._say(
+        self._log(
             f"{name}, tested on {', '.join(self._split.test)}: accuracy {accuracy:.4f}, "
             f"macro F1 {macro_f1:.4f}, {scores.windows} windows"
         )

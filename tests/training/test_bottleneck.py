@@ -16,19 +16,19 @@ from har_edge.tflite.cuts import list_cuts
 from har_edge.tflite.model import read_model
 from har_edge.training.augmentation import Augmenter
 from har_edge.training.bottleneck import (
-    STEADY,
+    LINEAR_WEIGHT,
     Bottleneck,
     FittedBottleneck,
     bottleneck_inputs,
     code_name,
-    fit_linear,
+    fit_linear_head,
     member_sizes,
 )
 from har_edge.training.dataset import WindowPool
-from har_edge.training.fit import Recipe, schedule, window_entrances, window_passes
+from har_edge.training.fit import Recipe, schedule, window_inputs, window_passes
 from har_edge.training.loop import train
 from har_edge.training.magnitude import measure_magnitudes
-from har_edge.training.network import Layout
+from har_edge.training.network import NetworkLayout
 from har_edge.training.scaling import measure_scaling
 
 pytestmark = pytest.mark.training
@@ -48,12 +48,14 @@ def fitted(recordings: list[Recording], description: StreamDescription) -> Fitte
     vectors = measure_magnitudes(recordings[:2], description, scaling)
     augmenter = Augmenter(description, [description.labels[label] for label in LABELS], recipe.augmentation)
     epochs = window_passes(pool, augmenter, scaling, bottleneck_inputs(scaling, vectors), 12, recipe)
-    entrances, counts = window_entrances(description, 250), (tuple(MEDIANS.values()), tuple(STATISTICS.values()))
-    blueprint = Bottleneck(entrances, *counts, Layout(12), SIZES)
+    input_specs, counts = window_inputs(description, 250), (tuple(MEDIANS.values()), tuple(STATISTICS.values()))
+    blueprint = Bottleneck(input_specs, *counts, NetworkLayout(12), SIZES)
     batch = pool.draw().batch()
-    steady = fit_linear([vectors.steady(name, batch.samples[name], scaling) for name in MEDIANS], batch.classes)
+    linear_head = fit_linear_head(
+        [vectors.statistics(name, batch.samples[name], scaling) for name in MEDIANS], batch.classes
+    )
     network = train(blueprint, epochs, schedule(pool, recipe), 0)
-    return FittedBottleneck(blueprint, network, scaling, vectors, steady)
+    return FittedBottleneck(blueprint, network, scaling, vectors, linear_head)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +68,10 @@ def expected(fitted: FittedBottleneck, windows: Mapping[str, Samples]) -> np.nda
     """What the members answer together: the softmax of their mean logits and of those of the linear one."""
     inputs = bottleneck_inputs(fitted.scaling, fitted.magnitudes)({name: v.copy() for name, v in windows.items()})
     logits = np.asarray(fitted.network(inputs, training=False)).reshape(-1, len(SIZES), 12).mean(1)
-    assert fitted.steady is not None
-    statistics = [fitted.magnitudes.steady(name, windows[name], fitted.scaling) for name in MEDIANS]
-    linear = np.concatenate(statistics, 1) @ fitted.steady.kernel + fitted.steady.bias
-    logits = logits * (1 - STEADY) + linear * STEADY
+    assert fitted.linear_head is not None
+    statistics = [fitted.magnitudes.statistics(name, windows[name], fitted.scaling) for name in MEDIANS]
+    linear = np.concatenate(statistics, 1) @ fitted.linear_head.kernel + fitted.linear_head.bias
+    logits = logits * (1 - LINEAR_WEIGHT) + linear * LINEAR_WEIGHT
     shares = np.exp(logits - logits.max(1, keepdims=True))
     return shares / shares.sum(1, keepdims=True)
 

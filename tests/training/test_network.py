@@ -19,7 +19,7 @@ from har_edge.tflite.model import read_model
 from har_edge.training.dataset import Batch, WindowPool
 from har_edge.training.export import export_float, export_int8
 from har_edge.training.fit import Fitted, Recipe, fit_network
-from har_edge.training.network import FRAMES, Entrance, Kernels, fit_kernels, fit_layout, fold_network
+from har_edge.training.network import FRAMES, InputSpec, Kernels, fit_kernels, fit_layout, fold_network
 
 pytestmark = pytest.mark.training
 
@@ -54,7 +54,7 @@ def answers(fitted: Fitted, batch: Batch, description: StreamDescription) -> np.
 
 
 def test_folding_changes_no_answer(fitted: Fitted, batch: Batch, description: StreamDescription) -> None:
-    shipped = fold_network(fitted.network, fitted.entrances, fitted.layout, fitted.scaling, clip=True)
+    shipped = fold_network(fitted.network, fitted.input_specs, fitted.layout, fitted.scaling, clip=True)
     raw = [batch.samples[source.name] * 5 for source in description.sources]  # well beyond full scale
     louder = Batch({source: values * 5 for source, values in batch.samples.items()}, batch.classes)
     np.testing.assert_allclose(shipped.predict(raw, verbose=0), answers(fitted, louder, description), atol=1e-5)
@@ -123,4 +123,4 @@ def test_kernels_fit_any_length(steps: int) -> None:
 def test_lengths_that_cannot_meet_are_refused() -> None:
     message = r"chest \[50, 5\], ankle \[8\] enter one network; expected one number of steps: give every source one"
     with pytest.raises(ConfigError, match=message):
-        fit_layout([Entrance("chest", (50, 5)), Entrance("ankle", (8,))], 3)
+        fit_layout([InputSpec("chest", (50, 5)), InputSpec("ankle", (8,))], 3)

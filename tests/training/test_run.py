@@ -13,22 +13,22 @@ from har_edge.data.recording import Recording
 from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Interpreter
 from har_edge.training.fit import Recipe
-from har_edge.training.run import ModelFile, Split, Workshop
+from har_edge.training.run import ModelBuilder, ModelFile, Split
 
 pytestmark = pytest.mark.training
 
 
-def workshop(
+def builder(
     recordings: list[Recording], description: StreamDescription, said: list[str], train: list[str], test: list[str]
-) -> Workshop:
+) -> ModelBuilder:
     recipe = Recipe(epochs=1, windows_a_length=2)
-    return Workshop(recordings, description, Split(train, test), recipe, command="har-edge train", say=said.append)
+    return ModelBuilder(recordings, description, Split(train, test), recipe, command="har-edge train", log=said.append)
 
 
 @pytest.fixture(scope="module")
 def made(recordings: list[Recording], description: StreamDescription) -> tuple[list[ModelFile], list[str]]:
     said: list[str] = []
-    shop = workshop(recordings, description, said, ["subject1", "subject2"], ["subject3"])
+    shop = builder(recordings, description, said, ["subject1", "subject2"], ["subject3"])
     return shop.make(final=True, baseline=True), said
 
 
@@ -83,4 +83,4 @@ def test_a_leaky_or_empty_split_is_refused(
     recordings: list[Recording], description: StreamDescription, train: list[str], test: list[str], text: str
 ) -> None:
     with pytest.raises(ConfigError, match=text):
-        workshop(recordings, description, [], train, test)
+        builder(recordings, description, [], train, test)

@@ -22,7 +22,8 @@ from har_edge.inference.interpreter import Interpreter
 from har_edge.training.codec import MadeFiles
 from har_edge.training.dataset import WindowPool
 from har_edge.training.fit import Recipe
-from har_edge.training.system import SystemTrainer, is_bottleneck
+from har_edge.training.methods import is_bottleneck
+from har_edge.training.system import SystemTrainer
 
 pytestmark = pytest.mark.training
 
@@ -150,7 +151,7 @@ def test_an_encoder_sends_the_statistics_that_training_saw(
     for source in ("chest", "arm"):
         codec = MadeFiles(bottleneck.files).model(next(iter(bottleneck.task.inputs[source].files)))
         codes = np.stack([codec.run(window) for window in samples[source]])
-        expected = vectors.steady(source, samples[source], scaling)
+        expected = vectors.statistics(source, samples[source], scaling)
         np.testing.assert_allclose(codes[:, 1:] * codec.output_scale, expected, atol=0.51 / 127)
 
 
