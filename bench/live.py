@@ -1,4 +1,4 @@
-"""What a line of a device costs a sensor before it is reduced: parsing, the guard, windows.
+"""What a line of a device costs a sensor before it is reduced: parsing, the validator, windows.
 
     python bench/live.py [--lines 20000]
 

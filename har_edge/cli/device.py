@@ -116,7 +116,7 @@ def _stream(args: argparse.Namespace, pipeline: Pipeline, sources: Sequence[str]
     """Return the stream of a device; times in a file that is `at_rest` are not those of now."""
     import math
 
-    from har_edge.data.guard import Limits
+    from har_edge.data.faults import Limits
     from har_edge.data.live import LiveStream, lay_out
 
     layout = lay_out(pipeline.described, pipeline.stream, sources, stamped=args.timestamps)

@@ -114,7 +114,7 @@ def describe_pattern(pattern: str) -> str:
 
 
 def is_zip(path: Path) -> bool:
-    """Tell whether a file is a zip, or was one before it was damaged."""
+    """Return whether a file is a zip, or was one before it was damaged."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

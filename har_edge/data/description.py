@@ -1,4 +1,4 @@
-"""What a set of recordings looks like: rate, sources, labels and file layout, from a small TOML file."""
+"""Describe a set of recordings (rate, sources, labels, file layout) by a small TOML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to say of a key that a TOML file should not have: those that it may have, the close ones first."""
+"""Explain a key that a TOML file may not have, by the keys that it may have, the similar ones first."""
 
 from __future__ import annotations
 

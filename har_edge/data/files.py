@@ -85,7 +85,7 @@ def _read_table(file: DataFile, description: StreamDescription, stream: str) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one file holds of a stream: the rows that are kept, and where they start anew."""
+    """The rows of a stream that one file holds and that are kept, and the rows that start a segment."""
 
     samples: dict[str, Samples]
     labels: npt.NDArray[np.int16]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from har_edge.data.description import StreamDescription
-from har_edge.data.guard import Fault, Guard, Journal, Limits, Sample
+from har_edge.data.faults import Fault, FaultLog, Limits
 from har_edge.data.recording import Samples, Window
+from har_edge.data.validation import Sample, StreamValidator
 from har_edge.data.windows import Windower
 from har_edge.units import plural
 
@@ -21,7 +22,7 @@ ARRIVAL_PARTS = 8
 
 @dataclass(frozen=True, slots=True)
 class LineLayout:
-    """What the fields of a line are.
+    """The meaning of the fields of a line.
 
     `channels` names them as `<source>.<channel>`; `columns` holds, for each source that windows have, the fields of its
     channels. With `stamped`, a time in seconds since 1970 comes before them.
@@ -96,8 +97,10 @@ class LiveStream:
         """Start a stream; ConfigError for a length or hop below 1."""
         self._limits = limits or Limits()
         self._layout, self._rate_hz, self._length, self._hop = layout, rate_hz, length, hop
-        self._journal = Journal(self._limits.repeat_s)
-        self._guard = Guard(layout.channels, rate_hz, self._journal, stamped=layout.stamped, limits=self._limits)
+        self._faults = FaultLog(self._limits.repeat_s)
+        self._validator = StreamValidator(
+            layout.channels, rate_hz, self._faults, stamped=layout.stamped, limits=self._limits
+        )
         self._windower = Windower(stream, length, hop)
         self._lines = LineSplitter(64 * (layout.width + 1))
         self._run = self._longest = 0  # samples without a gap: now, and at most
@@ -108,7 +111,7 @@ class LiveStream:
     @property
     def counts(self) -> Mapping[str, int]:
         """Lines, faults by kind, and what was lost, held and withheld, since the start."""
-        return self._journal.counts
+        return self._faults.counts
 
     def feed(self, data: bytes, now: float) -> list[tuple[float, Window]]:
         """Take what the device sent, which came at `now` (seconds since 1970); return the windows that are complete."""
@@ -117,12 +120,12 @@ class LiveStream:
     def finish(self, now: float) -> list[tuple[float, Window]]:
         """Take an unended last line; what comes next starts a new segment."""
         made = [made for line in self._lines.finish() for made in self._take(line, now)]
-        self._guard.end_segment()
+        self._validator.end_segment()
         return made
 
     def explain(self) -> str:
         """Say why no window was made, or what became of those that were."""
-        counts, last = self.counts, self._journal.last
+        counts, last = self.counts, self._faults.last
         if not counts["lines"]:
             return "no line came; expected one a sample, each with an end of line: is the device connected?"
         if not self._longest:
@@ -146,21 +149,21 @@ class LiveStream:
             self._heard = now
         elif not self._silent and now - self._heard > self._limits.quiet_s:
             self._silent = True
-            self._journal.note(Fault.SILENCE, now, f"no line for {self._limits.quiet_s:g} s: is the device connected?")
+            self._faults.record(Fault.SILENCE, now, f"no line for {self._limits.quiet_s:g} s: is the device connected?")
 
     def drop(self, waiting: int, now: float) -> None:
         """Note that a window was dropped because so many wait to be sent."""
-        self._journal.note(Fault.DROPPED, now, f"dropped the oldest of {waiting} windows that wait to be sent")
+        self._faults.record(Fault.DROPPED, now, f"dropped the oldest of {waiting} windows that wait to be sent")
 
     def _take(self, line: bytes | None, now: float) -> list[tuple[float, Window]]:
         self._heard, self._silent = now, False
-        self._journal.add("lines")
+        self._faults.count("lines")
         try:
             time_s, values = self._read(line, now)
         except ValueError as error:
-            self._guard.miss(now, str(error))
+            self._validator.reject(now, str(error))
             return []
-        return [made for sample in self._guard.take(time_s, values, now) for made in self._push(sample)]
+        return [made for sample in self._validator.validate(time_s, values, now) for made in self._push(sample)]
 
     def _read(self, line: bytes | None, now: float) -> tuple[float, Samples]:
         """Return the time and the values of a line; ValueError says what is wrong with it."""
@@ -193,8 +196,8 @@ class LiveStream:
             self._windower.slip(self._drift(sample.time_s))
         values = {source: sample.values[None, list(columns)] for source, columns in self._layout.columns.items()}
         made = [(sample.time_s, window) for window in self._windower.push(values)]
-        if made and self._guard.refuses:
-            self._journal.add("withheld_windows", len(made))
+        if made and self._validator.refuses:
+            self._faults.count("withheld_windows", len(made))
             return []
         return made
 
@@ -210,7 +213,7 @@ class LiveStream:
     def _drift(self, time_s: float) -> int:
         """Return by how many samples the window after the one that ends at this time is to begin later than by count.
 
-        What is more than half a hop off does not come in real time, and is left alone.
+        A window that is more than half a hop off does not come in real time, and stays as it is.
         """
         due = (self._windower.seq + 1) * self._hop - time_s * self._rate_hz
         late = round(due - (self._hop - self._length + 1))

@@ -1,4 +1,4 @@
-"""Where the recordings are: what was given, then HAR_EDGE_DATA, then ./data."""
+"""Find the recordings: at the path given, else at HAR_EDGE_DATA, else in ./data."""
 
 from __future__ import annotations
 

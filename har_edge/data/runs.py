@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from har_edge.errors import DataError
 
-# Time between two rows, in sample periods, from which on it is a gap: as data/guard.py says for devices.
+# Time between two rows, in sample periods, from which on it is a gap: as data/faults.py says for devices.
 GAP_PERIODS = 1.5
 # How many rows of each other stream may stand between two rows that follow each other in a file without times.
 BETWEEN = 2

@@ -1,4 +1,4 @@
-"""What is in recordings: rows, segments and seconds by stream and activity."""
+"""Summarise recordings: rows, segments and seconds by stream and activity."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a result says of one window: the class index and the model's score for it."""
+    """The answer that a result gives for one window: the class index and the model's score for it."""
 
     index: int
     confidence: float
@@ -21,7 +21,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What agrees and what does not, by (stream, seq); `identical` only if nothing is missing, extra or different."""
+    """Answers that agree and that do not, by (stream, seq); `identical` only if none is missing, extra or different."""
 
     equal: int
     different: tuple[Key, ...]

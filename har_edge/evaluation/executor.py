@@ -18,7 +18,7 @@ from har_edge.evaluation.trial_store import TrialStore
 
 @dataclass(frozen=True, slots=True)
 class TrialOutcome:
-    """What became of a trial: its result, or the error it met. `reused`: the result was stored before."""
+    """The end of a trial: its result, or the error it met. `reused`: the result was stored before."""
 
     trial: Trial
     result: TrialResult | None

@@ -33,7 +33,7 @@ def confusion_matrix(truth: Sequence[int], answers: Sequence[int], classes: int)
 class Counts:
     """How often each class was answered rightly, occurred, and was answered; int64 [classes] each.
 
-    What a confusion matrix says of single classes, without one: a thousand classes would take a million cells.
+    These are the figures of a confusion matrix without the matrix: a thousand classes would take a million cells.
     """
 
     right: Confusion

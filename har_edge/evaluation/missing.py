@@ -1,4 +1,4 @@
-"""How good the answers still are when a source is missing."""
+"""Score a model with each of its sources missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model answers for each window: the rows that every figure here is made of."""
+"""The answers of a model, window by window; every figure here is made of them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Classifier:
 
     @property
     def saturations(self) -> list[Saturation]:
-        """What was counted of each source whose values were quantised by a fixed scale."""
+        """The counts of each source whose values were quantised by a fixed scale."""
         return [one for one in (*self._sent.values(), *self._entered.values()) if one.values]
 
     def predict(self, window: Window, missing: frozenset[str] = frozenset()) -> Prediction:

@@ -19,7 +19,7 @@ _HEADLINE = (Protocol.LOSO, Protocol.SPLIT, Protocol.RANDOM)
 
 
 class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What all rows share; `digest` is a hash of what decides the figures."""
+    """The conditions that all rows share; `digest` is a hash of everything that decides the figures."""
 
     data: str
     real: bool

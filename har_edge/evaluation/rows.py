@@ -68,21 +68,21 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def name(self) -> str:
-        """What a reader calls this row: reducer, and what else is not as usual."""
+        """The name of this row for readers: the reducer, and everything else that is not as usual."""
         if self.method != NETWORK:
             return " ".join([self.method, *_batch(self.batch)])
         return name_of(Variant(self.reducer, Downstream(self.downstream), self.grouping, self.precision), self.batch)
 
     @property
     def key(self) -> tuple[str | int, ...]:
-        """What tells one row from another."""
+        """The values that tell one row from another."""
         return (
             self.protocol.value, self.method, self.reducer, self.downstream, self.grouping, self.precision, self.batch
         )  # fmt: skip
 
 
 def name_of(variant: Variant, batch: int = 1) -> str:
-    """Return what a reader calls a variant: its reducer, and what else is not as usual."""
+    """Return the name of a variant for readers: its reducer, and everything else that is not as usual."""
     extras = [variant.downstream.value] if variant.reducer != NO_REDUCTION else []
     extras += [variant.grouping] * (variant.grouping != "location") + [variant.precision] * (
         variant.precision != "int8"

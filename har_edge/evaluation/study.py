@@ -1,4 +1,4 @@
-"""What a study of data reduction is made of: the variants it compares, what each trains on, and what comes out.
+"""The parts of a study of data reduction: variants to compare, training data, and the systems that come out.
 
 A study fits one system for each variant and fold, and scores it through the code that a live pipeline runs. How systems
 are fitted is not known here: a `Trainer` is passed in.
@@ -22,7 +22,7 @@ NO_REDUCTION = "none"
 
 
 class Downstream(Enum):
-    """What the classifier sees: the codes themselves, or windows restored from them."""
+    """The input of the classifier: the codes themselves, or windows restored from them."""
 
     CODES = "codes"
     RESTORE = "restore"
@@ -30,7 +30,7 @@ class Downstream(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What one row of a study asks for.
+    """One way to reduce and to classify, compared with others by a study.
 
     `reducer` is a specification that may be a recipe (`pca:3`, to be fitted on the training streams); `grouping` says
     which channels are reduced together; `precision` is `int8` or `float`, that of the classifier.
@@ -57,7 +57,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a system may be fitted to: recordings, already regrouped, and nothing else.
+    """The data that a system may be fitted to: recordings, already regrouped, and nothing else.
 
     `chosen` holds the windows that may be used, by stream and first row, and is there for the random protocol alone;
     None stands for every window of the recordings.
@@ -69,7 +69,7 @@ class Training:
     def windows(self, length: int, hop: int) -> Iterator[Window]:
         """Yield the windows to train on, one every `hop` samples; none crosses the boundary of an activity or a gap.
 
-        Where windows were chosen, it is exactly those, and `hop` plays no part.
+        If windows were chosen, yield exactly those; `hop` then has no effect.
         """
         for recording in self.recordings:
             if self.chosen is None:

@@ -32,7 +32,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What the sensors of some windows send, `batch` windows a message, one message a source.
+    """The bytes that sensors send for some windows, `batch` windows a message, one message a source.
 
     `wire_bytes` are whole PUBLISH packets at QoS 1: fixed header, topic, packet id, properties, envelope, codes. They
     are those of the native client, which names the topic of a stream once and by its alias from then on; `named_bytes`

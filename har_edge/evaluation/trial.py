@@ -29,7 +29,10 @@ Counts = list[list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What to fit and score; `variant` None stands for the baseline, which needs no network and no reducer."""
+    """One variant, fold and seed to fit and score.
+
+    `variant` None stands for the baseline, which needs no network and no reducer.
+    """
 
     variant: Variant | None
     protocol: Protocol
@@ -62,7 +65,7 @@ class Score:
 
 
 class TrialResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"variant": "design"}):
-    """What came of one trial, as it is stored on disk, where the key of the variant is `design`.
+    """The result of one trial, as it is stored on disk, where the key of the variant is `design`.
 
     `system` is the key of the system that was scored, None for the baseline.
     """

@@ -34,7 +34,7 @@ FORMAT = 2
 
 @dataclass(frozen=True, slots=True)
 class StudyConfig:
-    """What all trials of a study share.
+    """Everything that all trials of a study share.
 
     `fingerprints` holds the fingerprint of each recording by stream. `recipe` is a text of all that decides the weights
     besides variant, training and seed. `out` is the folder of the store. `make_trainer` is sent to other processes, so
@@ -64,7 +64,7 @@ class StudyConfig:
 
     @property
     def raw_bytes_per_s(self) -> float:
-        """What a stream measures: each sample of each channel once, as float32."""
+        """The bytes that a stream measures in a second: each sample of each channel once, as float32."""
         return self.description.rate_hz * sum(len(source.channels) for source in self.description.sources) * 4
 
     def system_key(self, trial: Trial) -> str:

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a system's folder says of itself; the task holds the hashes of the reducers' files."""
+    """The description in a system's folder; its task holds the hashes of the reducers' files."""
 
     task: Task
     model_sha256: str

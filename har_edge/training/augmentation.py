@@ -46,7 +46,7 @@ class Augmentation:
     gyroscopes of sources that are named. `noise` is a standard deviation, in steps of the grain of a channel, `pace`
     stretches time, `absent` is the share of windows that a source is missing from; both are shares of 1.
 
-    Of a source that is in no table nobody knows how it is stuck on, or what its surroundings are: it is turned by
+    Nobody knows how a source that is in no table is stuck on, or what its surroundings are: it is turned by
     `other_rotation_deg`, and channels that are no vectors are shifted by a constant for each window, normal with a
     standard deviation of `offset` spreads. Without, a network knows the machines of its training by these alone.
     """
@@ -68,7 +68,7 @@ class Augmentation:
 class Augmenter:
     """Changes windows of one data set at random; channels named *_x, *_y, *_z are turned as one vector.
 
-    What belongs to one place of the body is turned and exchanged as one, whatever sources its channels are grouped in.
+    Channels of one place of the body are turned and exchanged as one, whatever sources they are grouped in.
     """
 
     def __init__(self, description: StreamDescription, labels: Sequence[str], settings: Augmentation) -> None:
@@ -205,7 +205,7 @@ def drop_sources(samples: Mapping[str, Samples], share: float, random: np.random
 def change_pace(values: Samples, stretch: npt.NDArray[np.float64]) -> Samples:
     """Return windows [n, L, C] slowed (< 1) or quickened (> 1) about their middle, by linear interpolation.
 
-    Where a quickened window ends early, time runs back from its edge.
+    If a quickened window ends early, time runs back from its edge.
     """
     count, length, channels = values.shape
     before, share = _pace(length, stretch)

@@ -1,4 +1,4 @@
-"""What every method of training shares: one variant on one set of training windows, and what is measured on them."""
+"""The context of every method of training: one variant, its training windows, and measurements on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network learns from: windows changed anew each epoch, or codes of some that were changed before."""
+"""Train networks on windows that are changed anew each epoch, or on codes of some that were changed before."""
 
 from __future__ import annotations
 

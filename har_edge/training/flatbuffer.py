@@ -1,4 +1,4 @@
-"""What TensorFlow's converter does not do to an int8 model: exact input ranges, and inputs scaled in float32."""
+"""Change int8 models as TensorFlow's converter cannot: exact input ranges, and inputs scaled in float32."""
 
 from __future__ import annotations
 

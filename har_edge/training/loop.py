@@ -38,7 +38,7 @@ class Piece:
 
 
 class Blueprint(Protocol):
-    """What builds a network, with nothing that differs between folds; equal blueprints share one graph."""
+    """A network that can be built again, with nothing that differs between folds; equal ones share one graph."""
 
     @property
     def target(self) -> tuple[int, ...]:

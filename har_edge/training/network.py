@@ -32,7 +32,7 @@ LONG = 16
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What enters for one source: windows or codes with a time axis [steps, channels], or vectors [values]."""
+    """The input of one source: windows or codes with a time axis [steps, channels], or vectors [values]."""
 
     name: str
     shape: tuple[int, ...]

@@ -52,7 +52,7 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """What to make: a variant, or where there is none the network of early fusion, as float32 and as int8."""
+    """The models to make: a variant, or if None the network of early fusion, as float32 and as int8."""
 
     variant: Variant | None = None
     grouping: str = "location"

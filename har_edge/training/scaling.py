@@ -45,7 +45,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """What makes the values of an input comparable: hold them in range, take `mean` away, divide by `spread`.
+    """The scaling of inputs to comparable values: hold them in range, take `mean` away, divide by `spread`.
 
     By input; `mean` and `spread` are float32 [C], over the last dimension. `ranges` holds None for an input whose
     channels are too different for one int8 step: it is float32 in every model, and each channel is held within

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.data.description import load_description
+from har_edge.data.faults import Limits
 from har_edge.data.grouping import regroup, regroup_recording
-from har_edge.data.guard import Limits
 from har_edge.data.live import LineSplitter, LiveStream, lay_out
 from har_edge.data.recording import Window
 from har_edge.data.synthetic import synthesize

@@ -8,33 +8,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from har_edge.data.guard import Fault, Guard, Journal, Limits
+from har_edge.data.faults import Fault, FaultLog, Limits
+from har_edge.data.validation import StreamValidator
 
 RATE = 50.0
 NAN = math.nan
 
 
 class Device:
-    """A guard of two channels and what it made of the readings so far; each reading is a number that counts up."""
+    """A validator of two channels and what it made of the readings so far; each reading is a number that counts up."""
 
     def __init__(self, stamped=True, rate_hz=RATE, **limits):
-        self.journal = Journal()
-        self.guard = Guard(["arm.acc_x", "arm.acc_y"], rate_hz, self.journal, stamped=stamped, limits=Limits(**limits))
+        self.faults = FaultLog()
+        self.validator = StreamValidator(
+            ["arm.acc_x", "arm.acc_y"], rate_hz, self.faults, stamped=stamped, limits=Limits(**limits)
+        )
         self.samples, self.now, self.count = [], 1000.0, 0
 
     def send(self, apart_s=1 / RATE, x=None, y=None):
         self.now += apart_s
         self.count += 1
         values = np.array([self.count if x is None else x, -self.count if y is None else y], np.float32)
-        made = self.guard.take(self.now, values, self.now)
+        made = self.validator.validate(self.now, values, self.now)
         self.samples += made
         return made
 
     def garble(self):
-        self.guard.miss(self.now, "3 columns ('1,2,3'), expected 2")
+        self.validator.reject(self.now, "3 columns ('1,2,3'), expected 2")
 
     def count_of(self, *names):
-        counts = self.journal.counts
+        counts = self.faults.counts
         return counts.get(names[0], 0) if len(names) == 1 else tuple(counts.get(name, 0) for name in names)
 
     @property
@@ -52,7 +55,7 @@ def test_good_readings_pass_as_they_are(caplog):
         device.send()
     assert [sample.values.tolist() for sample in device.samples] == [[n, -n] for n in range(1, 101)]
     assert device.segments == 1 and device.samples[0].fresh
-    assert set(device.journal.counts.values()) == {0} and warnings(caplog) == []
+    assert set(device.faults.counts.values()) == {0} and warnings(caplog) == []
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
@@ -143,7 +146,7 @@ def test_a_line_whose_time_is_not_later_is_dropped(caplog):
     device.send()
     assert device.send(0.0) == [] and device.send(-0.5) == []
     device.now += 0.5
-    assert device.guard.take(device.now, np.zeros(2, np.float32), device.now) == []
+    assert device.validator.validate(device.now, np.zeros(2, np.float32), device.now) == []
     assert not device.send()[0].fresh and device.count_of("late_lines", "gaps", "clock_jumps") == (3, 0, 0)
     assert warnings(caplog)[0] == "dropped a line: its time 1000.020000 is not after 1000.020000 of the one before"
 
@@ -198,12 +201,12 @@ def test_a_rate_that_is_off_is_said_and_far_off_refused(stamped, rate, warned, r
     measured = f"{rate:.4g} samples a second came by the "
     said = [text for text in warnings(caplog) if measured in text]
     assert len(said) == warned and (device.count_of("off_rate") > 0) == bool(warned)
-    assert device.guard.refuses == (stamped and bool(refused))
+    assert device.validator.refuses == (stamped and bool(refused))
     if warned:
-        assert said[0].endswith("expected 50; windows are withheld" if device.guard.refuses else "expected 50")
+        assert said[0].endswith("expected 50; windows are withheld" if device.validator.refuses else "expected 50")
     for _ in range(1501):
         device.send(1 / RATE)
-    assert not device.guard.refuses
+    assert not device.validator.refuses
 
 
 def test_gaps_do_not_change_the_measured_rate():
@@ -214,11 +217,11 @@ def test_gaps_do_not_change_the_measured_rate():
 
 
 def test_each_kind_is_logged_at_once_and_then_once_a_minute(caplog):
-    journal = Journal()
+    faults = FaultLog()
     for second in range(125):
-        journal.note(Fault.GAP, 5000.0 + second, f"gap at {second}")
-    journal.note(Fault.JUMP, 5125.0, "a jump")
-    journal.note(Fault.GAP, 10.0, "after the clock was set back")
+        faults.record(Fault.GAP, 5000.0 + second, f"gap at {second}")
+    faults.record(Fault.JUMP, 5125.0, "a jump")
+    faults.record(Fault.GAP, 10.0, "after the clock was set back")
     assert warnings(caplog) == [
         "gap at 0",
         "gap at 60 (59 more of the kind since the last such line)",
@@ -226,7 +229,7 @@ def test_each_kind_is_logged_at_once_and_then_once_a_minute(caplog):
         "a jump",
         "after the clock was set back (4 more of the kind since the last such line)",
     ]
-    assert journal.counts["gaps"] == 126 and journal.counts["clock_jumps"] == 1
+    assert faults.counts["gaps"] == 126 and faults.counts["clock_jumps"] == 1
 
 
 EVENT = st.sampled_from(["good"] * 8 + ["lost", "garbled", "nan", "late"])
@@ -289,7 +292,7 @@ def test_times_rise_within_every_segment(steps):
 def test_a_clock_that_is_off_is_named_once_and_counted(apart_s, said, caplog):
     device, now = Device(), 1.7e9
     for row in range(100):
-        device.samples += device.guard.take(
+        device.samples += device.validator.validate(
             now + row / RATE + apart_s, np.array([row, -row], np.float32), now + row / RATE
         )
     (line,) = warnings(caplog)
@@ -298,20 +301,20 @@ def test_a_clock_that_is_off_is_named_once_and_counted(apart_s, said, caplog):
 
 
 def test_times_since_the_start_of_a_device_are_named(caplog):
-    journal, now = Journal(), 1.7e9
-    guard = Guard(["x"], RATE, journal, stamped=True, limits=Limits(skew_s=math.inf))
+    faults, now = FaultLog(), 1.7e9
+    validator = StreamValidator(["x"], RATE, faults, stamped=True, limits=Limits(skew_s=math.inf))
     for row in range(10):
-        guard.take(12.5 + row / RATE, np.array([row], np.float32), now + row / RATE)
+        validator.validate(12.5 + row / RATE, np.array([row], np.float32), now + row / RATE)
     (line,) = warnings(caplog)
     assert line.startswith("its times count from some start of the device (12.5 s came), not from 1970")
-    assert "seconds since 1970, or leave out --timestamps" in line and journal.counts["off_clock_samples"] == 10
+    assert "seconds since 1970, or leave out --timestamps" in line and faults.counts["off_clock_samples"] == 10
 
 
 @pytest.mark.parametrize("apart_s", [-4.9, 0.0, 4.9])
 def test_a_clock_that_is_nearly_right_and_a_file_of_last_year_are_fine(apart_s, caplog):
     for skew_s, late_s in ((5.0, 0.0), (math.inf, -365 * 86_400.0)):
-        journal = Journal()
-        guard = Guard(["x"], RATE, journal, stamped=True, limits=Limits(skew_s=skew_s))
-        guard.take(1.7e9 + apart_s + late_s, np.array([1], np.float32), 1.7e9)
-        assert journal.counts["off_clock_samples"] == 0
+        faults = FaultLog()
+        validator = StreamValidator(["x"], RATE, faults, stamped=True, limits=Limits(skew_s=skew_s))
+        validator.validate(1.7e9 + apart_s + late_s, np.array([1], np.float32), 1.7e9)
+        assert faults.counts["off_clock_samples"] == 0
     assert warnings(caplog) == []

@@ -1,98 +1,19 @@
-"""What devices do wrong, and what is done about it (docs/reference/device-faults.md). No clock: times are given."""
+"""Check the readings of a device, and fill in what is missing. No clock: times are given."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.data.faults import EARLIEST_S, Fault, FaultLog, Limits
 from har_edge.data.recording import Samples
 from har_edge.units import duration
 
-_log = logging.getLogger(__name__)
 _Flags = npt.NDArray[np.bool_]
-
-
-class Fault(Enum):
-    """What may be wrong; the value names its counter."""
-
-    UNREADABLE = "unreadable_lines"
-    LATE = "late_lines"
-    NOT_FINITE = "not_finite_samples"
-    GAP = "gaps"
-    JUMP = "clock_jumps"
-    STUCK = "stuck_channels"
-    RATE = "off_rate"
-    SILENCE = "silences"
-    CLOCK = "off_clock_samples"
-    DROPPED = "dropped_windows"
-
-
-# 2001-09-09; what is earlier is no time since 1970 of a device that runs now, but one since its start.
-EARLIEST_S = 1e9
-COUNTED = ("lines", *(fault.value for fault in Fault), "lost_samples", "held_samples", "withheld_windows")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Where behaviours change; docs/reference/device-faults.md says what each does.
-
-    `held`: samples in a row that the last value may stand for. `gap_periods`: time between two samples that is a gap.
-    `back_s`, `forward_s`: a clock that moves so far was set. `silence_s`, `silence_periods`: time without a line (the
-    longer of both) that is a gap where lines carry no time. `stuck_s`: time without change. `rate_s`, `arrival_s`: time
-    over which the rate is measured by time stamps and by arrival. `warn`, `refuse`: deviation of the rate, as a share.
-    `quiet_s`: silence that is said while it lasts. `skew_s`: how far time stamps may be from the clock here.
-    `repeat_s`: time between two lines in the log about the same fault.
-    """
-
-    held: int = 5
-    gap_periods: float = 1.5
-    back_s: float = 1.0
-    forward_s: float = 60.0
-    silence_s: float = 1.0
-    silence_periods: float = 10.0
-    stuck_s: float = 60.0
-    rate_s: float = 10.0
-    arrival_s: float = 30.0
-    warn: float = 0.02
-    refuse: float = 0.10
-    quiet_s: float = 10.0
-    skew_s: float = 5.0
-    repeat_s: float = 60.0
-
-
-@dataclass(slots=True)
-class Journal:
-    """Counts faults; logs each kind when it first occurs, and then at most once every `repeat_s` seconds.
-
-    `last` has the last text of each kind.
-    """
-
-    repeat_s: float = 60.0
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
-    last: dict[Fault, str] = field(default_factory=dict)
-    _said: dict[Fault, float] = field(default_factory=dict)
-    _unsaid: dict[Fault, int] = field(default_factory=dict)
-
-    def note(self, fault: Fault, now: float, text: str, *, count: int = 1) -> None:
-        """Count a fault, and log the text unless this kind was logged a moment ago."""
-        self.add(fault.value, count)
-        self.last[fault] = text
-        if fault in self._said and 0 <= now - self._said[fault] < self.repeat_s:
-            self._unsaid[fault] = self._unsaid.get(fault, 0) + 1
-            return
-        since = self._unsaid.pop(fault, 0)
-        self._said[fault] = now
-        _log.warning("%s%s", text, f" ({since} more of the kind since the last such line)" if since else "")
-
-    def add(self, name: str, count: int = 1) -> None:
-        """Count something that needs no word."""
-        self.counts[name] = self.counts.get(name, 0) + count
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +25,17 @@ class Sample:
     fresh: bool
 
 
-class Guard:
+class StreamValidator:
     """Takes what a device sends, line by line, and gives samples that may be put into windows.
 
     `stamped` says that times are those of the samples; otherwise they are those of the lines' arrival.
     """
 
     def __init__(
-        self, channels: Sequence[str], rate_hz: float, journal: Journal, *, stamped: bool, limits: Limits | None = None
+        self, channels: Sequence[str], rate_hz: float, faults: FaultLog, *, stamped: bool, limits: Limits | None = None
     ) -> None:
         self._limits = limits or Limits()
-        self._channels, self._rate_hz, self._journal, self._stamped = tuple(channels), rate_hz, journal, stamped
+        self._channels, self._rate_hz, self._faults, self._stamped = tuple(channels), rate_hz, faults, stamped
         self._time: float | None = None
         self._unreadable = 0
         self._last: Samples | None = None  # None between two segments
@@ -128,24 +49,24 @@ class Guard:
         """Whether the measured rate is so far off that windows would mislead the model."""
         return self._stamped and self._rate.deviation > self._limits.refuse
 
-    def miss(self, now: float, reason: str, fault: Fault = Fault.UNREADABLE) -> None:
+    def reject(self, now: float, reason: str, fault: Fault = Fault.UNREADABLE) -> None:
         """Note a line that is no sample."""
         self._unreadable += 1
-        self._journal.note(fault, now, f"dropped a line: {reason}")
+        self._faults.record(fault, now, f"dropped a line: {reason}")
 
     def end_segment(self) -> None:
         """Let the next sample start a segment: the device or the connection to it is new."""
         self._time, self._unreadable = None, 0
         self._break()
 
-    def take(self, time_s: float, values: Samples, now: float) -> list[Sample]:
+    def validate(self, time_s: float, values: Samples, now: float) -> list[Sample]:
         """Return the samples that this reading makes: none, itself, or itself after readings that were unreadable.
 
         `values` is float32 [channels] and may hold NaN and infinity; `now` is the time for the log.
         """
         before = self._time
         self._report_clock(time_s, now)
-        filled = self._place(time_s, now)
+        filled = self._check_time(time_s, now)
         if filled is None:
             return []
         finite = np.isfinite(values)
@@ -156,34 +77,32 @@ class Guard:
                 return [Sample(time_s, values, fresh=False)]
         else:
             self._report_stuck(self._stuck.update(np.where(finite, values, np.nan)), now)
-        return self._mend(time_s, values, ~finite, before, filled, now)
+        return self._impute(time_s, values, ~finite, before, filled, now)
 
-    def _mend(
+    def _impute(
         self, time_s: float, values: Samples, missing: _Flags, before: float | None, filled: int, now: float
     ) -> list[Sample]:
         """Fill in what is missing, or start or end a segment."""
         if missing.any():
             names = ", ".join(name for name, one in zip(self._channels, missing, strict=True) if one)
-            self._journal.note(Fault.NOT_FINITE, now, f"no finite number came for {names}; holding the last ones")
+            self._faults.record(Fault.NOT_FINITE, now, f"no finite number came for {names}; holding the last ones")
         dropped = filled + bool(missing.any())
         held = max(int((self._age + filled + 1)[missing].max(initial=0)), int(self._age.max()) + filled)
         if self._last is None:
-            self._journal.add("lost_samples", dropped)
+            self._faults.count("lost_samples", dropped)
         elif held > self._limits.held:
             self._gap(now, dropped, f"no value for {held} in a row, and at most {self._limits.held} are held")
         else:
-            return self._go_on(before, time_s, values, missing, filled)
+            return self._hold(before, time_s, values, missing, filled)
         return [] if missing.any() else self._start(time_s, values)
 
     def _start(self, time_s: float, values: Samples) -> list[Sample]:
         self._last, self._age, self._holding = values, np.zeros_like(self._age), False
         return [Sample(time_s, values, fresh=True)]
 
-    def _go_on(
-        self, before: float | None, time_s: float, values: Samples, missing: _Flags, filled: int
-    ) -> list[Sample]:
+    def _hold(self, before: float | None, time_s: float, values: Samples, missing: _Flags, filled: int) -> list[Sample]:
         assert self._last is not None and before is not None
-        self._journal.add("held_samples", filled + bool(missing.any()))
+        self._faults.count("held_samples", filled + bool(missing.any()))
         step = (time_s - before) / (filled + 1)
         samples = [Sample(before + step * (row + 1), self._last, fresh=False) for row in range(filled)]
         self._last = np.where(missing, self._last, values)
@@ -191,7 +110,7 @@ class Guard:
         self._holding = bool(missing.any())
         return [*samples, Sample(time_s, self._last, fresh=False)]
 
-    def _place(self, time_s: float, now: float) -> int | None:
+    def _check_time(self, time_s: float, now: float) -> int | None:
         """Return how many readings are to be filled in before this one; None where it is too late itself."""
         limits, before = self._limits, self._time
         if before is None:
@@ -200,11 +119,11 @@ class Guard:
         apart = time_s - before
         jumped = apart <= -limits.back_s or (self._stamped and apart > limits.forward_s)
         if self._stamped and not jumped and apart <= 0:
-            self.miss(now, f"its time {time_s:.6f} is not after {before:.6f} of the one before", Fault.LATE)
+            self.reject(now, f"its time {time_s:.6f} is not after {before:.6f} of the one before", Fault.LATE)
             return None
         unreadable, self._unreadable, self._time = self._unreadable, 0, time_s
         if jumped or apart < 0:
-            self._journal.note(Fault.JUMP, now, f"times jumped by {apart:+.3f} s; starting a new segment")
+            self._faults.record(Fault.JUMP, now, f"times jumped by {apart:+.3f} s; starting a new segment")
             self._break()
             return 0
         self._report_rate(apart, now)
@@ -224,9 +143,9 @@ class Guard:
         return max(unreadable, round(periods) - 1) if periods > longest else unreadable
 
     def _gap(self, now: float, lost: int, reason: str) -> None:
-        self._journal.add("lost_samples", lost)
+        self._faults.count("lost_samples", lost)
         if self._last is not None:
-            self._journal.note(Fault.GAP, now, f"a gap ({lost} lost): {reason}")
+            self._faults.record(Fault.GAP, now, f"a gap ({lost} lost): {reason}")
         self._break()
 
     def _break(self) -> None:
@@ -236,10 +155,10 @@ class Guard:
         if not fresh:
             return
         for name in fresh:
-            self._journal.add(f"stuck {name}")
+            self._faults.count(f"stuck {name}")
         others = "while others moved" if self._stuck.moving else "in any channel; is the device alive"
         text = f"no change for {self._limits.stuck_s:g} s {others}: {', '.join(fresh)}"
-        self._journal.note(Fault.STUCK, now, text, count=len(fresh))
+        self._faults.record(Fault.STUCK, now, text, count=len(fresh))
 
     def _report_clock(self, time_s: float, now: float) -> None:
         """Name time stamps that do not agree with the clock here; samples go on."""
@@ -255,14 +174,14 @@ class Guard:
             what = f"its times are {_span(abs(ahead_s))} {way} the clock here"
             mend = "`timedatectl set-ntp true` on both"
         effect = "its windows do not join those of other devices, and latencies are wrong"
-        self._journal.note(Fault.CLOCK, now, f"{what}: {effect}; {mend}")
+        self._faults.record(Fault.CLOCK, now, f"{what}: {effect}; {mend}")
 
     def _report_rate(self, apart: float, now: float) -> None:
         if not self._rate.add(apart) or self._rate.deviation <= self._limits.warn:
             return
         what = "time stamps" if self._stamped else "arrival of lines, as they have no --timestamps"
         then = "; windows are withheld" if self.refuses else ""
-        self._journal.note(
+        self._faults.record(
             Fault.RATE,
             now,
             f"{self._rate.measured_hz:.4g} samples a second came by the {what}; expected {self._rate_hz:g}{then}",
@@ -318,7 +237,7 @@ class _RateMeter:
         return abs(self.measured_hz / self._rate_hz - 1)
 
     def add(self, apart: float) -> bool:
-        """Add the time between two lines; tell whether that completes a measurement."""
+        """Add the time between two lines; return whether that completes a measurement."""
         self._apart.append(apart)
         if len(self._apart) < self._count:
             return False
