@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from har_edge.errors import BrokerError, ConfigError
-from har_edge.mqtt.broker.launcher import check_free, embedded, find_mosquitto, free_port, reachable, start_mosquitto
+from har_edge.mqtt.broker import embedded
+from har_edge.mqtt.broker.launcher import check_free, find_mosquitto, free_port, reachable, start_mosquitto
 from har_edge.mqtt.broker.server import VERSION_TOPIC
 from har_edge.mqtt.bus import Bus, Delivery, Session
 from har_edge.mqtt.connect import Client, Protocol, choose_client, open_bus
