@@ -38,16 +38,16 @@ from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.data.recording import Recording
 from har_edge.data.synthetic import synthesize
+from har_edge.monitor.window_account import Account
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import Client, Protocol, open_bus
-from har_edge.nodes.account import Account
-from har_edge.nodes.build import topics_of
-from har_edge.nodes.cutting import prepare
-from har_edge.nodes.sink import Sink
 from har_edge.protocol.status import UNREADABLE, State, decode_status
 from har_edge.protocol.topics import Kind as Topic
 from har_edge.protocol.topics import Topics
+from har_edge.runtime.build import topics_of
+from har_edge.runtime.sink import Sink
+from har_edge.runtime.slicing import prepare
 
 DEADLINE_S = 200.0
 QUIET_S = 3.0
@@ -289,11 +289,11 @@ def run_gateway(argv: list[str]) -> int:
     """Send four streams of real or synthetic windows as one process of a gateway does."""
     from har_edge.cli import sender
     from har_edge.config.pipeline import load_pipeline
-    from har_edge.nodes.build import batches_of, build_sensor
-    from har_edge.nodes.loop import Identity, Stop
-    from har_edge.nodes.outbox import Outbox
-    from har_edge.nodes.pace import Pace, SensorLoop
-    from har_edge.nodes.resend import Resend
+    from har_edge.runtime.build import batches_of, build_sensor
+    from har_edge.runtime.loop import Identity, Stop
+    from har_edge.runtime.sensor.retransmission import Resend
+    from har_edge.runtime.sensor.retransmit_buffer import Outbox
+    from har_edge.runtime.sensor.send_policy import Pace, SensorLoop
 
     name, folder, source, number, windows, _, url, _, protocol = argv
     pipeline, stop = load_pipeline(Path(folder)), Stop().catch_signals()

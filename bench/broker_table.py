@@ -16,6 +16,7 @@ from pathlib import Path
 
 from launchers import Kind, NotInstalled, launch
 
+from har_edge.monitor.broker_behaviour import HEADER, promises, row
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.mqtt.broker_probe import UNSUPPORTED_VERSION, knock
@@ -23,7 +24,6 @@ from har_edge.mqtt.bus import Bus, Session
 from har_edge.mqtt.conformance import Measured, measure
 from har_edge.mqtt.connect import Protocol, open_bus, speaks_older_only
 from har_edge.mqtt.transport import OtherVersion, Unanswered
-from har_edge.nodes.sight.behaviour import HEADER, promises, row
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "brokers.md"
 PREFIX = "har/v1/measured/"

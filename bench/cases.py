@@ -32,9 +32,9 @@ from har_edge.data.recording import Window
 from har_edge.errors import HarEdgeError
 from har_edge.inference.interpreter import Interpreter
 from har_edge.mqtt.bus import Delivery
-from har_edge.nodes.build import build_sensor, build_stage
-from har_edge.nodes.cutting import prepare
 from har_edge.protocol.results import decode_results
+from har_edge.runtime.build import build_sensor, build_stage
+from har_edge.runtime.slicing import prepare
 from har_edge.tflite.cuts import Cut, list_cuts
 from har_edge.tflite.model import Model, read_model
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from rig import Rig, describe, open_rig
 
+from har_edge.cluster.local_pipeline import Arrival, LocalPipeline, Summary, summarize
 from har_edge.config.catalog import find_model
 from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
@@ -27,7 +28,6 @@ from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier, predict_recordings
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import Client, open_bus
-from har_edge.nodes.local import Arrival, LocalPipeline, Summary, summarize
 
 SUBJECTS = ("subject7", "subject8")
 HEAD = ("model", "windows in", "results", "lost", "came twice", "doubled", "right", "accuracy", "windows/s")

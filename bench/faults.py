@@ -39,7 +39,7 @@ from har_edge.experiments.ground import Ground, open_bed, open_ground
 from har_edge.experiments.load import Device, Load, Verdict
 from har_edge.experiments.reference import Reference, prepare_reference
 from har_edge.mqtt.connect import Client, choose_client
-from har_edge.nodes.build import topics_of
+from har_edge.runtime.build import topics_of
 
 MODEL = "int8"
 STAGES = 3

@@ -18,9 +18,9 @@ from statistics import median
 
 from rig import Staged, describe, open_rig
 
+from har_edge.cluster.local_pipeline import LocalPipeline
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import Client, open_bus
-from har_edge.nodes.local import LocalPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 

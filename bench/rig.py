@@ -20,6 +20,7 @@ import numpy.typing as npt
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
+from har_edge.cluster.local_pipeline import LocalPipeline
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import BrokerConfig, Pipeline
 from har_edge.data.files import read_recordings
@@ -29,12 +30,11 @@ from har_edge.data.windows import windows
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import Client, open_bus
-from har_edge.nodes.build import reducer_of, source_ids, topics_of
-from har_edge.nodes.cutting import prepare
-from har_edge.nodes.local import LocalPipeline
-from har_edge.nodes.sink import Sink
 from har_edge.protocol import wire
 from har_edge.resources import find_folder
+from har_edge.runtime.build import reducer_of, source_ids, topics_of
+from har_edge.runtime.sink import Sink
+from har_edge.runtime.slicing import prepare
 
 Codes = dict[str, npt.NDArray[np.int8]]
 

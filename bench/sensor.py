@@ -23,17 +23,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from har_edge.cluster.local_pipeline import LocalPipeline
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import BrokerConfig, Pipeline, load_pipeline
 from har_edge.data.locate import find_data
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.mqtt.connect import Client, open_bus
-from har_edge.nodes.build import topics_of
-from har_edge.nodes.cutting import prepare
-from har_edge.nodes.local import LocalPipeline
 from har_edge.protocol.status import NodeStatus, State, decode_status
 from har_edge.resources import find_folder
+from har_edge.runtime.build import topics_of
+from har_edge.runtime.slicing import prepare
 
 REDUCERS = ("none", "q8", "paa:5+q8", "decimate:5+q8", "sod:0.5", "door:0.5", "q8+zlib")
 LIMIT_MS, LIMIT_MB = 5.0, 60.0

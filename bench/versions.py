@@ -22,8 +22,8 @@ from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import BrokerConfig
 from har_edge.data.locate import find_data
 from har_edge.mqtt.broker.launcher import start_mosquitto
-from har_edge.nodes.cutting import prepare
 from har_edge.resources import find_folder
+from har_edge.runtime.slicing import prepare
 
 NEW = [sys.executable, "-m", "har_edge.cli.main"]
 CUTS = (4, 9)

@@ -86,3 +86,21 @@ def embedded() -> Iterator[EmbeddedBroker]:
     broker = start_embedded()
     yield broker
     broker.stop()
+
+
+@pytest.fixture(scope="session")
+def cut(tmp_path_factory):
+    """Return a function that cuts a shipped model and returns its pipeline, once for the same cuts."""
+    from har_edge.config.catalog import find_model
+    from har_edge.runtime.slicing import prepare
+
+    known = {}
+
+    def prepared(model, *cuts):
+        if (model, cuts) not in known:
+            found = find_model(model)
+            folder = tmp_path_factory.mktemp("slices")
+            known[model, cuts] = prepare(found.path, found.entry.task, folder, stages=len(cuts) + 1, cuts=cuts)
+        return known[model, cuts]
+
+    return prepared

@@ -17,7 +17,9 @@ PACKAGE = Path(har_edge.__file__).parent
 LEVELS = [
     {"cli"},
     {"training", "experiments"},
-    {"evaluation", "nodes", "emulation"},
+    {"evaluation", "cluster", "emulation"},
+    {"coordinator", "monitor"},
+    {"runtime"},
     {"planner", "inference"},
     {"protocol"},
     {"config", "mqtt"},

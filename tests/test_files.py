@@ -16,8 +16,8 @@ from har_edge.data.description import load_description
 from har_edge.emulation.limits import UNLIMITED, read_layout
 from har_edge.errors import ConfigError, HarEdgeError, ModelError
 from har_edge.inference.interpreter import load_slice
-from har_edge.nodes.store import Store
 from har_edge.planner.devices import load_devices
+from har_edge.runtime.artifact_store import Store
 from har_edge.tflite.manifest import DTYPES, load_manifest
 from har_edge.tflite.model import read_model
 from har_edge.tflite.schema import DTYPES as MODEL_DTYPES

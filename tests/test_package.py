@@ -88,7 +88,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path)
     assert sorted(held) == sorted(expected)
     assert [name for name in held if held[name] != expected[name]] == []
     # The tree itself is whole: a room of the last version, a module two folders down, data of each kind.
-    assert {"har_edge/nodes/device/node.py", "har_edge/brokers/secure.conf", "har_edge/py.typed"} <= set(held)
+    assert {"har_edge/runtime/node/node.py", "har_edge/brokers/secure.conf", "har_edge/py.typed"} <= set(held)
     assert "har_edge/data/mhealth.toml" in held and "har_edge/models/manifest.json" in held
 
 

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from har_edge.config.pipeline import PipelineConfig
+    from har_edge.coordinator.config import Setup
+    from har_edge.coordinator.planner_thread import Planner
+    from har_edge.coordinator.replan import Wish
     from har_edge.inference.measure import Segment
     from har_edge.mqtt.bus import Outgoing
-    from har_edge.nodes.coordination.charge import Setup
-    from har_edge.nodes.coordination.replan import Wish
-    from har_edge.nodes.coordination.workshop import Planner
-    from har_edge.nodes.loop import Identity
     from har_edge.planner.profile import MessageCost, Profile
     from har_edge.protocol.deployment import Generation
+    from har_edge.runtime.loop import Identity
     from har_edge.tflite.model import Model
 
 HELP = "place a model on the nodes that are there, and keep it running when they come and go"
@@ -101,13 +101,13 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     import time
 
     from har_edge.config.pipeline import BrokerConfig
+    from har_edge.coordinator.coordinator import NAME, Coordinator
+    from har_edge.coordinator.planner_thread import Workshop
+    from har_edge.coordinator.service import run_coordinator
     from har_edge.mqtt.bus import Session, TakenOver
-    from har_edge.nodes.coordination.coordinator import NAME, Coordinator
-    from har_edge.nodes.coordination.helm import run_coordinator
-    from har_edge.nodes.coordination.workshop import Workshop
-    from har_edge.nodes.loop import Identity, Stop
     from har_edge.protocol.text import escape
     from har_edge.protocol.topics import Topics
+    from har_edge.runtime.loop import Identity, Stop
 
     stop = Stop().catch_signals()
     topics = Topics(args.base, args.pipeline)
@@ -148,13 +148,13 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     from har_edge.config.catalog import find_model
     from har_edge.config.pipeline import PipelineConfig
     from har_edge.config.state import starts_fresh
+    from har_edge.coordinator.config import Setup
+    from har_edge.coordinator.planner_thread import Planner
     from har_edge.errors import ConfigError
     from har_edge.inference.observe import open_model
-    from har_edge.nodes.coordination.charge import Setup
-    from har_edge.nodes.coordination.workshop import Planner
-    from har_edge.nodes.cutting import read_companions, settle_reducers
     from har_edge.planner.devices import load_devices
     from har_edge.protocol.deployment import VERSION, Deployment, decode_deployment, encode_deployment
+    from har_edge.runtime.slicing import read_companions, settle_reducers
     from har_edge.tflite.state import state_of
 
     known = know(args, find_model(args.model))
@@ -200,7 +200,7 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
     import time
 
     from har_edge.cli.profile import device_name, measure_through_broker
-    from har_edge.nodes.coordination.workshop import reference_profile
+    from har_edge.coordinator.planner_thread import reference_profile
 
     device = device_name(None)
     alone = argparse.Namespace(broker=None, client=args.client, protocol=args.protocol, delegate=args.delegate)
@@ -220,7 +220,7 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
 
 
 def _wish(args: argparse.Namespace) -> Wish:
-    from har_edge.nodes.coordination.replan import Wish
+    from har_edge.coordinator.replan import Wish
     from har_edge.planner.plan import Objective
 
     cuts = None if args.cuts is None else tuple(sorted(set(args.cuts)))
@@ -232,6 +232,6 @@ def _probe(config: PipelineConfig, generation: Generation, stream: str, beside: 
     import time
 
     from har_edge.config.pipeline import FILE_NAME, assemble
-    from har_edge.nodes.probe import probe
+    from har_edge.runtime.probe import probe
 
     return probe(assemble(config, generation.manifest, beside / FILE_NAME), generation.epoch, stream, time.time())

@@ -18,8 +18,8 @@ from har_edge.cli.whole import Whole, open_whole, start_nodes
 from har_edge.units import duration, size
 
 if TYPE_CHECKING:
+    from har_edge.cluster.local_pipeline import Arrival, LocalPipeline, Summary
     from har_edge.config.catalog import FoundModel
-    from har_edge.nodes.local import Arrival, LocalPipeline, Summary
 
 HELP = "run broker, sensors, stages and watcher on this machine"
 DEFAULT_SUBJECTS = ["subject7", "subject8"]
@@ -52,8 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
+    from har_edge.cluster.local_pipeline import summarize
     from har_edge.config.catalog import find_model
-    from har_edge.nodes.local import summarize
 
     known = know(args, find_model(args.model))
     found, stream = known.found, known.described

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from har_edge.cli.sender import Made
     from har_edge.config.pipeline import Pipeline
     from har_edge.data.live import LiveStream
-    from har_edge.nodes.loop import Stop
+    from har_edge.runtime.loop import Stop
 
 # How a sensor ends whose device gave nothing to send: a service starts it again.
 EXIT_NOTHING = 1
@@ -70,9 +70,9 @@ def refuse_mixture(args: argparse.Namespace) -> None:
 def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     """Read the device until it ends; return the exit code."""
     from har_edge.mqtt.bus import TakenOver
-    from har_edge.nodes.live import Device, LiveLoop
-    from har_edge.nodes.pace import MOST_OPEN
     from har_edge.protocol.topics import check_id
+    from har_edge.runtime.sensor.live import Device, LiveLoop
+    from har_edge.runtime.sensor.send_policy import MOST_OPEN
 
     check_id("name of the stream", args.stream)
     pipeline, sensor, sources = made.pipeline, made.sensor, made.sources

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
+    from har_edge.monitor.broker_checks import Finding
+    from har_edge.monitor.diagnostics import Checkup
     from har_edge.mqtt.bus import Bus, Session
-    from har_edge.nodes.sight.checkup import Checkup
-    from har_edge.nodes.sight.reception import Finding
 
 HELP = "find out what is wrong with a deployment, from the broker to the flow of windows, and how to mend it"
 ROLES = ("node", "sensor", "coordinator", "stage", "watcher", "operator")
@@ -63,10 +63,10 @@ def _clear(args: argparse.Namespace) -> int:
 
     from har_edge.cli.console import say
     from har_edge.config.pipeline import load_pipeline
-    from har_edge.nodes.build import topics_of
-    from har_edge.nodes.sight.leftovers import clear_all, look, of_folder, of_plan
+    from har_edge.monitor.leftovers import clear_all, look, of_folder, of_plan
     from har_edge.protocol.text import listed
     from har_edge.protocol.topics import Topics
+    from har_edge.runtime.build import topics_of
 
     if args.json or args.broker_only:
         raise ConfigError("--clear came with --json or --broker-only; expected it alone: it checks nothing")
@@ -87,15 +87,15 @@ def _clear(args: argparse.Namespace) -> int:
 
 def _checkup(args: argparse.Namespace) -> Checkup:
     from har_edge.config.pipeline import BrokerConfig, load_pipeline
+    from har_edge.monitor.broker_checks import Reception
+    from har_edge.monitor.diagnostics import Checkup
+    from har_edge.monitor.fixed_diagnostics import fixed_checkup
+    from har_edge.monitor.identity import User
+    from har_edge.monitor.permissions import Role
     from har_edge.mqtt.connect import Protocol
-    from har_edge.nodes.build import topics_of
-    from har_edge.nodes.sight.checkup import Checkup
-    from har_edge.nodes.sight.fixed_checkup import fixed_checkup
-    from har_edge.nodes.sight.permissions import Role
-    from har_edge.nodes.sight.reception import Reception
-    from har_edge.nodes.sight.user import User
-    from har_edge.nodes.store import Store, default_folder
     from har_edge.protocol.topics import Topics
+    from har_edge.runtime.artifact_store import Store, default_folder
+    from har_edge.runtime.build import topics_of
 
     pipeline = load_pipeline(args.config) if args.config is not None else None
     settings = pipeline.config.broker if pipeline else BrokerConfig()

@@ -90,8 +90,8 @@ def know(args: argparse.Namespace, found: FoundModel) -> Known:
 
 
 def _derive(args: argparse.Namespace, found: FoundModel) -> Known:
+    from har_edge.config.unlisted_model import derive_task, packed_labels, read_labels
     from har_edge.data.description import BUILT_IN, load_description
-    from har_edge.nodes.unlisted import derive_task, packed_labels, read_labels
     from har_edge.tflite.model import read_model
 
     described = load_description(args.stream)

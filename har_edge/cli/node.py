@@ -14,7 +14,7 @@ from har_edge.cli.console import say
 from har_edge.units import size
 
 if TYPE_CHECKING:
-    from har_edge.nodes.loop import Identity
+    from har_edge.runtime.loop import Identity
 
 HELP = "offer this device: it fetches and runs the slices that the coordinator gives it"
 
@@ -52,15 +52,15 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.inference.load_check import LoadCheck
     from har_edge.mqtt.bus import TakenOver
-    from har_edge.nodes.blobs import MAX_BYTES
-    from har_edge.nodes.device.arrival import ROLE, arrive
-    from har_edge.nodes.device.card import read_memory
-    from har_edge.nodes.device.node import Node, run_node
-    from har_edge.nodes.device.worker import Equipment, Worker
-    from har_edge.nodes.loop import Identity, Stop
-    from har_edge.nodes.store import LIMIT_BYTES, Store, default_folder
     from har_edge.protocol.deployment import MAX_BYTES as MAX_PLAN_BYTES
     from har_edge.protocol.topics import Topics, check_node_name
+    from har_edge.runtime.artifact_store import LIMIT_BYTES, Store, default_folder
+    from har_edge.runtime.artifacts import MAX_BYTES
+    from har_edge.runtime.loop import Identity, Stop
+    from har_edge.runtime.node.capabilities import read_memory
+    from har_edge.runtime.node.node import Node, run_node
+    from har_edge.runtime.node.registration import ROLE, arrive
+    from har_edge.runtime.node.worker import Equipment, Worker
 
     stop, topics = Stop().catch_signals(), Topics(args.base, args.pipeline)
     name = check_node_name(args.name or host_name())

@@ -91,7 +91,7 @@ def _reference(model: Model, path: Path | None, delegate: str | None) -> tuple[P
             f"no profile of {model.name} on this device ({device}){_without(delegate)}; make one with 'har-edge "
             f"profile{_told(delegate)}', or name one with --profile"
         )
-    from har_edge.nodes.profiling import estimate
+    from har_edge.runtime.profiling import estimate
 
     profile = estimate(model, device, others, delegate)
     return profile, [f"{model.name} was never measured here: profile it for a plan to rely on", *_estimates(profile)]

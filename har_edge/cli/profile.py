@@ -76,8 +76,8 @@ def _measure(model: Model, device: str, args: argparse.Namespace, remarks: list[
     """Time the model and weigh it."""
     import msgspec
 
-    from har_edge.nodes.profiling import make_profile, measure_memory, time_model
     from har_edge.planner.profile import cached_profiles
+    from har_edge.runtime.profiling import make_profile, measure_memory, time_model
 
     others = [
         profile
@@ -99,7 +99,7 @@ def measure_through_broker(
 ) -> tuple[MessageCost | None, LinkCost | None]:
     """Measure what messages cost; the link too, where a broker was named."""
     from har_edge.mqtt.broker.launcher import find_mosquitto
-    from har_edge.nodes.profiling import find_work, measure_messages
+    from har_edge.runtime.profiling import find_work, measure_messages
 
     if not args.broker and find_mosquitto() is None:
         remarks.append("messages were not measured: Mosquitto is not installed here; name a broker with --broker")

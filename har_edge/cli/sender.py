@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from har_edge.config.pipeline import Pipeline
     from har_edge.mqtt.bus import Bus, Session
-    from har_edge.nodes.credit import Credit
-    from har_edge.nodes.loop import Identity, Stop
-    from har_edge.nodes.sensor import Sensor, SensorSetup
     from har_edge.protocol.deployment import Deployment
+    from har_edge.runtime.loop import Identity, Stop
+    from har_edge.runtime.sensor.flow_control import Credit
+    from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 
 # How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
 SESSION_S = 300
@@ -56,7 +56,7 @@ class Made:
     @property
     def exit_code(self) -> int:
         """0, or 1 where windows were given up."""
-        from har_edge.nodes.local import EXIT_UNANSWERED
+        from har_edge.cluster.local_pipeline import EXIT_UNANSWERED
 
         return EXIT_UNANSWERED if self.sensor.counters.unanswered > 0 else 0
 
@@ -66,10 +66,10 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     if args.pipeline is not None:
         return follow(args, stop)
     from har_edge.config.pipeline import check_batch
-    from har_edge.nodes.build import build_sensor, override, topics_of
-    from har_edge.nodes.credit import Untracked
-    from har_edge.nodes.outbox import Outbox
-    from har_edge.nodes.resend import Resend
+    from har_edge.runtime.build import build_sensor, override, topics_of
+    from har_edge.runtime.sensor.flow_control import Untracked
+    from har_edge.runtime.sensor.retransmission import Resend
+    from har_edge.runtime.sensor.retransmit_buffer import Outbox
 
     pipeline = options.load_source(args)
     check_batch(pipeline, args.batch)
@@ -88,7 +88,7 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
 
 def new_run() -> int:
     """Return a number that tells this start of a sensor from others."""
-    from har_edge.nodes.tally import RUN_BITS
+    from har_edge.runtime.sensor.sent_counter import RUN_BITS
 
     return secrets.randbits(RUN_BITS)
 
@@ -106,7 +106,7 @@ def name_of(args: argparse.Namespace) -> str:
 
 def connect(args: argparse.Namespace, pipeline: Pipeline, identity: Identity) -> Bus:
     """Return the bus of a sensor; NodeError where its name is that of something else that is alive."""
-    from har_edge.nodes.device.arrival import check_role
+    from har_edge.runtime.node.registration import check_role
 
     def reach(session: Session) -> Bus:
         return options.connect(args, pipeline, session)
@@ -125,12 +125,12 @@ def overtaken(source: str, identity: Identity) -> int:
 def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
     """Wait for the plan, fetch what it names, and return the sensor that follows it."""
     from har_edge.config.pipeline import check_batch
-    from har_edge.nodes.build import build_sensor
-    from har_edge.nodes.course import Course
-    from har_edge.nodes.outbox import Outbox
-    from har_edge.nodes.outfit import Outfitter
-    from har_edge.nodes.store import Store, default_folder
     from har_edge.protocol.topics import Topics
+    from har_edge.runtime.artifact_store import Store, default_folder
+    from har_edge.runtime.build import build_sensor
+    from har_edge.runtime.sensor.plan_follower import Course
+    from har_edge.runtime.sensor.reducer_loader import Outfitter
+    from har_edge.runtime.sensor.retransmit_buffer import Outbox
 
     if args.reducer is not None:
         raise ConfigError("--reducer came with --pipeline; expected without: the plan says how windows are reduced")

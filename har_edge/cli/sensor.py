@@ -10,7 +10,7 @@ from har_edge.cli import device, options, sender, values
 from har_edge.cli.console import say
 
 if TYPE_CHECKING:
-    from har_edge.nodes.loop import Stop
+    from har_edge.runtime.loop import Stop
 
 HELP = "send windows: of recordings, as the sensors would, or of a device"
 CACHE = "with --pipeline, where files of the pipeline are kept (default: ~/.cache/har-edge/slices)"
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     device.refuse_mixture(args)
     options.one_thread()
     options.start_logging(args)
-    from har_edge.nodes.loop import Stop
+    from har_edge.runtime.loop import Stop
 
     stop = Stop().catch_signals()
     made = sender.make_sensor(args, stop)
@@ -78,8 +78,8 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     """Send the windows of recordings; return the exit code."""
     from har_edge.data.grouping import regroup_recording
     from har_edge.mqtt.bus import TakenOver
-    from har_edge.nodes.build import batches_of, count_windows
-    from har_edge.nodes.pace import Pace, SensorLoop
+    from har_edge.runtime.build import batches_of, count_windows
+    from har_edge.runtime.sensor.send_policy import Pace, SensorLoop
 
     pipeline, sensor, sources = made.pipeline, made.sensor, made.sources
     recordings, where = options.load_recordings(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from har_edge.cli.slice_report import Report
     from har_edge.config.catalog import FoundModel
     from har_edge.config.task import Task
-    from har_edge.nodes.verify import CutCheck
+    from har_edge.runtime.verify import CutCheck
     from har_edge.tflite.cuts import Cut
     from har_edge.tflite.model import Model
     from har_edge.tflite.slices import Slice
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.cli import slice_report
     from har_edge.config.catalog import find_model
     from har_edge.inference.observe import open_model
-    from har_edge.nodes.cutting import read_companions
+    from har_edge.runtime.slicing import read_companions
     from har_edge.tflite.cuts import list_cuts
     from har_edge.tflite.folder import check_folder
     from har_edge.tflite.slices import slice_model
@@ -105,7 +105,7 @@ def _task(model: Model, found: FoundModel, args: argparse.Namespace) -> Task | N
     task = found.entry.task
     if args.reducer is None:
         return task
-    from har_edge.nodes.cutting import settle_reducers
+    from har_edge.runtime.slicing import settle_reducers
 
     return settle_reducers(model, task, options.chosen_reducers(args.reducer, task.inputs), found.path.parent)
 
@@ -225,7 +225,7 @@ def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, l
         return list(args.at), []
     if args.stages is None:
         return None, []
-    from har_edge.nodes.cutting import plan_cuts
+    from har_edge.runtime.slicing import plan_cuts
 
     plan = plan_cuts(
         model,
@@ -241,7 +241,7 @@ def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, args
     """Compare every legal cut, and the chosen ones together, with the whole model."""
     from har_edge.inference.interpreter import Delegate
     from har_edge.inference.load_check import default_check
-    from har_edge.nodes.verify import check_cuts
+    from har_edge.runtime.verify import check_cuts
 
     delegate = Delegate(args.delegate or Delegate.XNNPACK)
     default_check()(model.data, model.name, delegate.value)

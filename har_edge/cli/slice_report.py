@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from har_edge.cli.console import say
-from har_edge.nodes.verify import CutCheck
 from har_edge.protocol.text import escape
+from har_edge.runtime.verify import CutCheck
 from har_edge.tflite.cuts import Cut
 from har_edge.tflite.manifest import SliceManifest, TensorSpec
 from har_edge.tflite.metadata import read_annotations

@@ -12,9 +12,9 @@ from har_edge.cli import options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from har_edge.monitor.snapshot import Snapshot
     from har_edge.mqtt.bus import Bus
-    from har_edge.nodes.loop import Stop
-    from har_edge.nodes.sight.snapshot import Snapshot
+    from har_edge.runtime.loop import Stop
 
 HELP = "show what is deployed, how it does, and whether a window goes through"
 # How long beats are gathered before anything is said: somewhat longer than a node may be silent.
@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
-    from har_edge.nodes.loop import Stop
+    from har_edge.runtime.loop import Stop
 
     stop = Stop().catch_signals()
     snapshots = look(args, stop)
@@ -58,13 +58,13 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
     import msgspec
 
     from har_edge.config.pipeline import load_pipeline
+    from har_edge.monitor.fixed_pipeline import FixedObserver, FixedTrial
+    from har_edge.monitor.observer import Observer
+    from har_edge.monitor.probe_run import Trial, obstacle
     from har_edge.mqtt.bus import Session
-    from har_edge.nodes.build import topics_of
-    from har_edge.nodes.sight.fixed import FixedObserver, FixedTrial
-    from har_edge.nodes.sight.observe import Observer
-    from har_edge.nodes.sight.trial import Trial, obstacle
-    from har_edge.nodes.store import Store, default_folder
     from har_edge.protocol.topics import Topics
+    from har_edge.runtime.artifact_store import Store, default_folder
+    from har_edge.runtime.build import topics_of
 
     pipeline = load_pipeline(args.config) if args.config is not None else None
     topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)
@@ -113,7 +113,7 @@ def _print(snapshots: Iterator[Snapshot], *, as_json: bool) -> Snapshot | None:
     from rich.console import Console
 
     from har_edge.cli.status_report import draw
-    from har_edge.nodes.sight.snapshot import encode_snapshot
+    from har_edge.monitor.snapshot import encode_snapshot
 
     last, console = None, Console(highlight=False)
     for last in snapshots:

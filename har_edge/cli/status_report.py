@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from har_edge.nodes.sight.snapshot import EpochView, FlowView, NodeView, Snapshot, StageView
+    from har_edge.monitor.snapshot import EpochView, FlowView, NodeView, Snapshot, StageView
 
-# What a snapshot says of the plan where slices stand in a folder (nodes/sight/fixed.py, which is not imported here).
+# What a snapshot says of the plan where slices stand in a folder (monitor/fixed_pipeline.py, not imported here).
 FIXED = "fixed"
 UNREPORTED = "unreported"
 # From these widths on there is room for more columns.

@@ -22,7 +22,7 @@ from har_edge.evaluation.traffic import encode_window, measure_traffic
 from har_edge.evaluation.trial import Deployed, Trial
 from har_edge.evaluation.trial_store import MODEL, TrialStore
 from har_edge.mqtt.connect import Client
-from har_edge.nodes.build import topics_of
+from har_edge.runtime.build import topics_of
 
 if TYPE_CHECKING:
     from har_edge.evaluation.trial_runner import StudyConfig

@@ -14,13 +14,13 @@ from har_edge.cli.console import say
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from har_edge.cluster.local_pipeline import Arrival
     from har_edge.config.task import Task
+    from har_edge.monitor.missing_sources import Absent
+    from har_edge.monitor.window_account import Account
     from har_edge.mqtt.bus import Bus, Delivery
-    from har_edge.nodes.absent import Absent
-    from har_edge.nodes.account import Account
-    from har_edge.nodes.local import Arrival
-    from har_edge.nodes.loop import Stop
     from har_edge.protocol.topics import Topics
+    from har_edge.runtime.loop import Stop
 
 HELP = "show the results as they come"
 # How long the broker keeps results for a watcher that lost the connection.
@@ -46,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
     options.start_logging(args)
     import secrets
 
+    from har_edge.monitor.missing_sources import Absent
+    from har_edge.monitor.window_account import Account
     from har_edge.mqtt.bus import Session
-    from har_edge.nodes.absent import Absent
-    from har_edge.nodes.account import Account
-    from har_edge.nodes.build import topics_of
-    from har_edge.nodes.loop import Stop
     from har_edge.protocol.topics import Topics
+    from har_edge.runtime.build import topics_of
+    from har_edge.runtime.loop import Stop
 
     stop, labels = Stop().catch_signals(), dict[int, str]()
     pipeline = options.load_source(args) if args.pipeline is None else None
@@ -147,8 +147,8 @@ def _arrivals(
     `labels` are those of the plan that came last; `account` is told of all results, and of what sensors say they sent,
     `absent` of who sends which sources.
     """
-    from har_edge.nodes.local import Arrival
-    from har_edge.nodes.sink import Sink
+    from har_edge.cluster.local_pipeline import Arrival
+    from har_edge.runtime.sink import Sink
 
     left, sink, said, look_at = limit, Sink(), "", 0.0
     silence = Silence(topics, time.monotonic())
@@ -202,7 +202,7 @@ def _learn(topics: Topics, payload: bytes, labels: dict[int, str], absent: Absen
     import logging
 
     from har_edge.errors import MessageError
-    from har_edge.nodes.follow import read_deployment
+    from har_edge.runtime.deployment_files import read_deployment
 
     try:
         deployment = read_deployment(topics, payload) if payload else None

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from har_edge.cli import options
 
 if TYPE_CHECKING:
+    from har_edge.cluster.local_pipeline import LocalPipeline
     from har_edge.config.catalog import FoundModel
     from har_edge.config.task import Task
     from har_edge.mqtt.broker.launcher import RunningBroker
-    from har_edge.nodes.local import LocalPipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ def open_whole(
     delegate: str | None = None,
 ) -> Iterator[Whole]:
     """Start a broker (unless --broker names one), cut the model, connect; on exit stop everything that was started."""
+    from har_edge.cluster.local_pipeline import LocalPipeline
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.mqtt.bus import Session
-    from har_edge.nodes.cutting import prepare
-    from har_edge.nodes.local import LocalPipeline
+    from har_edge.runtime.slicing import prepare
 
     with contextlib.ExitStack() as stack:
         # Else SIGTERM ends this process alone, and leaves broker, stages and sensors behind.

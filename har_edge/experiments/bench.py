@@ -19,10 +19,10 @@ from har_edge.inference.observe import open_model
 from har_edge.mqtt.address import read_address
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import open_bus
-from har_edge.nodes.profiling import find_work, make_profile, measure_messages, time_model
 from har_edge.planner.devices import DeviceEntry, DevicesFile, Sensors, make_devices
 from har_edge.planner.plan import Objective, Plan, make_plan, make_scene
 from har_edge.planner.profile import Profile, load_profile, store_profile
+from har_edge.runtime.profiling import find_work, make_profile, measure_messages, time_model
 from har_edge.tflite.model import Model
 
 # Of what a link of Ethernet carries, TCP's part: 1448 of 1514 bytes.

@@ -19,11 +19,11 @@ from har_edge.errors import BrokerError, MessageError, NodeError
 from har_edge.mqtt.address import read_address
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.mqtt.connect import open_bus
-from har_edge.nodes.build import source_ids, topics_of
-from har_edge.nodes.sink import Sink
 from har_edge.protocol import wire
 from har_edge.protocol.status import UNREADABLE, State, decode_status
 from har_edge.protocol.topics import ALL_SOURCES, RETAINED, Kind, Topics
+from har_edge.runtime.build import source_ids, topics_of
+from har_edge.runtime.sink import Sink
 
 READY_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0

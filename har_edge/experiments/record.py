@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery
-from har_edge.nodes.sink import Sink
 from har_edge.protocol.deployment import Deployment, decode_deployment
 from har_edge.protocol.results import Result, decode_results
 from har_edge.protocol.status import UNREADABLE, Beat, NodeStatus, StagePhase, State, decode_beat, decode_status
 from har_edge.protocol.topics import PROBE, Kind, Topics
+from har_edge.runtime.sink import Sink
 
 
 @dataclass(frozen=True, slots=True)

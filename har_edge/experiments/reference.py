@@ -21,7 +21,7 @@ from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
 from har_edge.experiments.load import Answers
 from har_edge.inference.interpreter import Interpreter
-from har_edge.nodes.cutting import prepare
+from har_edge.runtime.slicing import prepare
 
 
 @dataclass(frozen=True, slots=True)

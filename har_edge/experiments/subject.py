@@ -17,9 +17,9 @@ from har_edge.config.pipeline import Pipeline
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Interpreter, Port
-from har_edge.nodes.build import reducer_of
-from har_edge.nodes.cutting import prepare
 from har_edge.protocol.topics import ALL_SOURCES
+from har_edge.runtime.build import reducer_of
+from har_edge.runtime.slicing import prepare
 
 SOURCE = ALL_SOURCES
 DESCRIPTION = "images.toml"

@@ -28,8 +28,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     `confidence` is the model's score, 0 to 1, or 1.0 where the model gives a class without one; `captured` is when the
     last sample of the window was captured and `emitted` when the result was made, both seconds since 1970 by the clock
     of the node that says so; `missing` names the sources that it was made without; `room` is how many messages of a
-    stream may be on their way (nodes/room.py); `sent` the run of a sensor, and how many windows of the stream that run
-    had sent before (protocol/wire.py).
+    stream may be on their way (runtime/stage/stream_quota.py); `sent` the run of a sensor, and how many windows of the
+    stream that run had sent before (protocol/wire.py).
     """
 
     stream: _Stream

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 def slices(tmp_path_factory):
     """The shipped int8 model in three slices; sources enter in the first two, the third takes what both made."""
     from har_edge.config.catalog import find_model
-    from har_edge.nodes.cutting import prepare
+    from har_edge.runtime.slicing import prepare
 
     found = find_model("int8")
     folder = tmp_path_factory.mktemp("slices")

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from har_edge.mqtt.bus import Outgoing, Session
-from har_edge.nodes.blobs import parcel
 from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement
 from har_edge.protocol.status import StageReport, State
+from har_edge.runtime.artifacts import parcel
 from tests.cli.fleet import Fleet, Running, environment
-from tests.nodes.deployed import Said, report
+from tests.runtime.deployed import Said, report
 
 NODES = ("pi-1", "pi-2", "pi-3")
 

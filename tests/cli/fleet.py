@@ -17,11 +17,11 @@ from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.mqtt.connect import Client, open_bus
-from har_edge.nodes.build import topics_of
-from har_edge.nodes.sink import Sink
 from har_edge.protocol.results import Result
 from har_edge.protocol.status import NodeStatus, State, decode_status
 from har_edge.protocol.topics import Kind
+from har_edge.runtime.build import topics_of
+from har_edge.runtime.sink import Sink
 
 TIMEOUT_S = 60.0
 _numbers = itertools.count()

@@ -17,11 +17,11 @@ from har_edge.cli.main import main
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import Client, open_bus
-from har_edge.nodes.sink import Sink
 from har_edge.protocol.deployment import Deployment, decode_deployment
 from har_edge.protocol.results import Result
 from har_edge.protocol.status import NodeStatus, State, decode_status
 from har_edge.protocol.topics import Kind, Topics, is_probe
+from har_edge.runtime.sink import Sink
 from tests.cli.fleet import Running, environment
 
 TIMEOUT_S = 60.0

@@ -12,7 +12,7 @@ from har_edge.protocol.status import StagePhase, State
 from har_edge.protocol.topics import Topics
 from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet, Running
-from tests.nodes.deployed import CARD, Said, report
+from tests.runtime.deployed import CARD, Said, report
 
 
 @dataclass

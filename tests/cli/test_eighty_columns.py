@@ -18,8 +18,8 @@ from har_edge.cli.main import main
 from har_edge.cli.plan_report import PlanReport, print_plan
 from har_edge.cli.profile_report import print_profile
 from har_edge.cli.repeats import start
-from har_edge.nodes.local import Arrival
-from har_edge.nodes.sight.reception import Finding, Verdict
+from har_edge.cluster.local_pipeline import Arrival
+from har_edge.monitor.broker_checks import Finding, Verdict
 from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage
 from har_edge.planner.profile import Profile, SegmentCost, Work
 from har_edge.protocol.results import Result

@@ -15,19 +15,19 @@ from har_edge.cli.main import main
 from har_edge.cli.status_report import draw
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import Pipeline, load_pipeline
+from har_edge.monitor.fixed_pipeline import QUIET_S, FixedObserver
+from har_edge.monitor.observer import Observer
+from har_edge.monitor.probe_trace import holder
+from har_edge.monitor.snapshot import ProbeView, Snapshot
 from har_edge.mqtt.bus import Delivery
-from har_edge.nodes.build import topics_of
-from har_edge.nodes.cutting import prepare
-from har_edge.nodes.neighbours import card_of
-from har_edge.nodes.sight.fixed import QUIET_S, FixedObserver
-from har_edge.nodes.sight.observe import Observer
-from har_edge.nodes.sight.snapshot import ProbeView, Snapshot
-from har_edge.nodes.sight.trace import holder
 from har_edge.protocol.status import NodeStatus, SliceCard, State, StreamCount, encode_status
+from har_edge.runtime.build import topics_of
+from har_edge.runtime.slicing import prepare
+from har_edge.runtime.stage.neighbours import card_of
 from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet
 from tests.cli.test_eighty_columns import fits, lines_of
-from tests.nodes.deployed import TOPICS, Said, deployment, generation, report
+from tests.runtime.deployed import TOPICS, Said, deployment, generation, report
 
 NOW = 100.0
 

@@ -22,14 +22,14 @@ from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import Pipeline
 from har_edge.data.live import LiveStream, lay_out
 from har_edge.mqtt.bus import Bus, Outgoing, Session
-from har_edge.nodes.blobs import parcel
-from har_edge.nodes.build import build_stage
-from har_edge.nodes.cutting import prepare
-from har_edge.nodes.loop import Identity, Stop, run_stage
 from har_edge.protocol import wire
 from har_edge.protocol.deployment import Deployment, Generation, Placement, encode_deployment, session_name
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.topics import PROBE
+from har_edge.runtime.artifacts import parcel
+from har_edge.runtime.build import build_stage
+from har_edge.runtime.loop import Identity, Stop, run_stage
+from har_edge.runtime.slicing import prepare
 from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet, Running, environment
 

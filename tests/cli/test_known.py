@@ -10,11 +10,11 @@ import pytest
 from har_edge.cli.coordinator import _prepare
 from har_edge.cli.known import assignment
 from har_edge.cli.main import build_parser
+from har_edge.config.unlisted_model import derive_task, packed_labels, read_labels
 from har_edge.data.description import StreamDescription, parse_description
 from har_edge.errors import ConfigError
-from har_edge.nodes.loop import Identity
-from har_edge.nodes.unlisted import derive_task, packed_labels, read_labels
 from har_edge.protocol.topics import Topics
+from har_edge.runtime.loop import Identity
 from har_edge.tflite.model import Model, read_model
 from tests.tflite import models
 

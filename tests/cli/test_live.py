@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from har_edge.cli.live import MAX_ROWS, Board
-from har_edge.nodes.local import Arrival
+from har_edge.cluster.local_pipeline import Arrival
 from har_edge.protocol.results import Result
 
 LABELS = {4: "walking", 7: "frontal elevation of arms"}

@@ -15,11 +15,9 @@ import pytest
 from har_edge.cli.main import main
 from har_edge.cli.node import host_name
 from har_edge.config.catalog import find_model
+from har_edge.coordinator.coordinator import NAME
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.mqtt.bus import Session
-from har_edge.nodes.blobs import parcel
-from har_edge.nodes.coordination.coordinator import NAME
-from har_edge.nodes.cutting import prepare
 from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.protocol.status import (
     ALIVE,
@@ -33,9 +31,11 @@ from har_edge.protocol.status import (
 )
 from har_edge.protocol.topics import COORDINATOR
 from har_edge.resources import find_folder
+from har_edge.runtime.artifacts import parcel
+from har_edge.runtime.slicing import prepare
 from har_edge.tflite.model import read_model
 from tests.cli.fleet import Fleet, Running, environment
-from tests.nodes.deployed import CARD
+from tests.runtime.deployed import CARD
 
 WINDOWS = 80
 LOAD = ("--subjects", "1,2", "--windows", str(WINDOWS), "--speed", "60", "--in-flight", "8")

@@ -58,7 +58,7 @@ def model(tmp_path: Path) -> Path:
 def profile(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A profile in round numbers: 4 ms a segment beyond the 1 ms of a run, 0.1 ms a message."""
     from har_edge.cli import profile as command
-    from har_edge.nodes.profiling import Timing, make_profile
+    from har_edge.runtime.profiling import Timing, make_profile
 
     monkeypatch.setattr(command, "device_name", lambda asked: asked or "here")
     loaded = read_model(model)

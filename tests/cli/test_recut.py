@@ -11,8 +11,8 @@ import pytest
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import load_pipeline
 from har_edge.mqtt.bus import Bus, Receipt, Session
-from har_edge.nodes.cutting import prepare
 from har_edge.protocol.status import State
+from har_edge.runtime.slicing import prepare
 from tests.cli.fleet import Fleet
 
 LOAD = ("--subjects", "1,2", "--windows", "10", "--speed", "max")

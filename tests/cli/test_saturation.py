@@ -13,7 +13,7 @@ from har_edge.cli.main import main
 from har_edge.config.pipeline import load_pipeline
 from har_edge.data.recording import Window
 from har_edge.mqtt.bus import Delivery
-from har_edge.nodes.build import build_sensor, build_stage
+from har_edge.runtime.build import build_sensor, build_stage
 from tests.tflite import models
 
 SAID = "100% of the values of source 'photo' saturate: 100 to 200 came, but input 'photo' takes -31.25 to 32.5 (int8)"

@@ -11,10 +11,10 @@ import pytest
 from har_edge.cli.main import build_parser, main
 from har_edge.cli.sender import name_of
 from har_edge.mqtt.bus import Session
-from har_edge.nodes.build import names_of
 from har_edge.protocol import wire
 from har_edge.protocol.status import State
 from har_edge.protocol.topics import is_id
+from har_edge.runtime.build import names_of
 from tests.cli.fleet import Fleet
 
 

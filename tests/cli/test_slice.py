@@ -132,7 +132,7 @@ def test_check_compares_every_cut_and_the_chosen_ones(run: Run, tmp_path: Path) 
 def test_an_unequal_cut_ends_with_1_and_the_chosen_one_is_not_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from har_edge.nodes import verify
+    from har_edge.runtime import verify
 
     monkeypatch.setattr(verify, "_same", lambda wanted, got: False)
     folder = tmp_path / "out"

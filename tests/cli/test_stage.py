@@ -13,10 +13,10 @@ from har_edge.cli.main import main
 from har_edge.config.catalog import find_model
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.mqtt.bus import Session
-from har_edge.nodes.cutting import prepare
 from har_edge.protocol import wire
 from har_edge.protocol.status import State
 from har_edge.resources import find_folder
+from har_edge.runtime.slicing import prepare
 from tests.cli.fleet import Fleet, Running
 
 # Two streams, 40 windows each, 25 a second: long enough to disturb them, and more than are under way at once.

@@ -7,11 +7,11 @@ import re
 import msgspec
 import pytest
 
-from har_edge.nodes.sight.snapshot import Snapshot
+from har_edge.monitor.snapshot import Snapshot
 from har_edge.protocol.status import StagePhase
 from tests.cli.deployed import NODES, Stand
 from tests.cli.fleet import Fleet
-from tests.nodes.deployed import report
+from tests.runtime.deployed import report
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from bench.launchers import Kind, Launched
 from har_edge.config.catalog import find_model
 from har_edge.mqtt.broker.embedded import EmbeddedBroker
-from har_edge.nodes.cutting import prepare
+from har_edge.runtime.slicing import prepare
 from tests.cli.fleet import Fleet
 
 WINDOWS = 40

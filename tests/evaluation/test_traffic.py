@@ -11,7 +11,7 @@ from har_edge.data.windows import windows
 from har_edge.evaluation.traffic import EPOCH, TOPICS, Traffic, code_bytes, encode_window, measure_traffic
 from har_edge.mqtt.aliases import TopicAliases
 from har_edge.mqtt.transport import publish_bytes
-from har_edge.nodes.sensor import Sensor, SensorSetup
+from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 
 SPECS = ("none", "paa:5", "paa:5+q8", "q16")
 

@@ -15,7 +15,7 @@ from har_edge.experiments.faults import Drill, Kind, Outcome
 from har_edge.experiments.ground import Ground
 from har_edge.experiments.load import Answers, Load
 from har_edge.experiments.reference import Reference
-from har_edge.nodes.build import topics_of
+from har_edge.runtime.build import topics_of
 
 WINDOWS = 120
 SPEED = 8.0

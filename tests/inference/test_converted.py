@@ -15,7 +15,7 @@ keras = pytest.importorskip("keras")
 
 from har_edge.inference.measure import segment_bounds  # noqa: E402
 from har_edge.inference.observe import observe, open_model  # noqa: E402
-from har_edge.nodes.verify import check_cuts  # noqa: E402
+from har_edge.runtime.verify import check_cuts  # noqa: E402
 from har_edge.tflite.cuts import list_cuts  # noqa: E402
 from har_edge.tflite.manifest import State  # noqa: E402
 from har_edge.tflite.model import read_model  # noqa: E402

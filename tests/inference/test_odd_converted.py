@@ -17,7 +17,7 @@ from har_edge.inference.interpreter import Interpreter  # noqa: E402
 from har_edge.inference.measure import segment_bounds  # noqa: E402
 from har_edge.inference.observe import open_model  # noqa: E402
 from har_edge.inference.sampling import sample  # noqa: E402
-from har_edge.nodes.verify import check_cuts  # noqa: E402
+from har_edge.runtime.verify import check_cuts  # noqa: E402
 from har_edge.tflite.cuts import list_cuts, spec  # noqa: E402
 from har_edge.tflite.slices import write_whole  # noqa: E402
 

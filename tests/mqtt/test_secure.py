@@ -24,10 +24,10 @@ from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session, Will
 from har_edge.mqtt.certificate import common_name
 from har_edge.mqtt.connect import Client, open_bus
 from har_edge.mqtt.transport import FinalRefusal
-from har_edge.nodes.blobs import MAX_CHUNK_BYTES, MAX_CHUNKS, clear, fetch, parcel
-from har_edge.nodes.store import Store
 from har_edge.protocol.topics import Topics
 from har_edge.resources import find_folder
+from har_edge.runtime.artifact_store import Store
+from har_edge.runtime.artifacts import MAX_CHUNK_BYTES, MAX_CHUNKS, clear, fetch, parcel
 
 BROKERS = find_folder("brokers")
 TOPICS = Topics("har", "har")

@@ -6,7 +6,7 @@ import pytest
 from har_edge.config.pipeline import PipelineConfig
 from har_edge.errors import MessageError
 from har_edge.protocol.deployment import MAX_REVISION, VERSION, Deployment, decode_deployment, encode_deployment
-from tests.nodes.rig import TASK
+from tests.runtime.rig import TASK
 
 PLAN = Deployment(VERSION, 1, "author", 1.0, PipelineConfig(TASK))
 

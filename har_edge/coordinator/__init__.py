@@ -1,0 +1,1 @@
+"""The coordinator: membership, placement, failover and rollout while data flows."""

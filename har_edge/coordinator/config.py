@@ -1,0 +1,64 @@
+"""What a coordinator is for, and the words for what it deploys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from har_edge.config.pipeline import PipelineConfig
+from har_edge.coordinator.membership import names_in
+from har_edge.coordinator.replan import Wish, cuts_of
+from har_edge.mqtt.bus import Outgoing
+from har_edge.planner.relocate import Forecast
+from har_edge.protocol.deployment import Deployment, Generation
+from har_edge.protocol.topics import Topics
+from har_edge.units import duration
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a coordinator is for.
+
+    `files` are the contents that the task needs beside the slices, by name, with their hashes in `hashes`. `probe`
+    makes the messages of a probe through a generation. `first_epoch` is that of a pipeline without a plan.
+    """
+
+    topics: Topics
+    config: PipelineConfig
+    model_sha256: str
+    hashes: Mapping[str, str]
+    files: Mapping[str, bytes]
+    author: str
+    started: float
+    first_epoch: int
+    wish: Wish
+    margin: float
+    settle_s: float
+    probe: Callable[[Generation, str], list[Outgoing]]
+
+
+def hashes_of(generation: Generation) -> set[str]:
+    """Return the hashes of the slices of a generation."""
+    return {entry.sha256 for entry in generation.manifest.slices}
+
+
+def names_of(deployment: Deployment) -> set[str]:
+    """Return the nodes that a deployment names."""
+    return set[str]().union(*(names_in(one.placements) for one in deployment.generations))
+
+
+def arrangement_of(generation: Generation) -> str:
+    """Return the stages of a generation in words."""
+    count, cuts = len(generation.manifest.slices), cuts_of(generation.manifest)
+    homes = ", ".join(
+        f"{stage} on {'+'.join(one.node for one in generation.placements if one.stage == stage)}"
+        for stage in range(count)
+    )
+    stages = "1 stage" if count == 1 else f"{count} stages"
+    where = f" (cuts {', '.join(map(str, cuts))})" if cuts else ""
+    return f"{stages}{where}: {homes}"
+
+
+def promise_of(forecast: Forecast) -> str:
+    """Return what is expected of a generation in words."""
+    return f"a window every {duration(forecast.period_s)}, each takes {duration(forecast.latency_s)}"

@@ -1,0 +1,282 @@
+"""Slow work beside the coordinator, which must never be blind: profiling, planning, cutting, deleting sessions."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from har_edge.coordinator.failover import Work
+from har_edge.coordinator.replan import Draft, Order, Wish, cuts_of
+from har_edge.errors import ConfigError, HarEdgeError
+from har_edge.planner.cost import cost
+from har_edge.planner.devices import DevicesFile, Sensors
+from har_edge.planner.plan import Scene, make_plan, make_scene
+from har_edge.planner.profile import MessageCost, Profile, load_profile, profile_path, store_profile
+from har_edge.planner.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
+from har_edge.protocol.deployment import Generation, Placement
+from har_edge.runtime.node.capabilities import measure_speed
+from har_edge.runtime.profiling import Watch, make_profile, measure_memory, time_model
+from har_edge.runtime.slicing import even_stages
+from har_edge.tflite.folder import outline
+from har_edge.tflite.manifest import SliceManifest
+from har_edge.tflite.model import Model
+from har_edge.tflite.slices import slice_model, write_slice
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cutting:
+    manifest: SliceManifest
+    contents: dict[str, bytes]
+
+
+@dataclass(slots=True)
+class Planner:
+    """Plans for one model; `devices` may say what nodes do not know of themselves, and is at `path`.
+
+    `wire` is the version of messages that nodes may send, by default the lowest one that can carry what crosses.
+    """
+
+    model: Model
+    wish: Wish
+    profile: Callable[[Model], Profile]
+    devices: DevicesFile | None = None
+    path: Path = field(default_factory=Path)
+    speed: Callable[[], float] = measure_speed
+    wire: int | None = None
+    _reference: Profile | None = None
+    _speed: float = 0.0
+    _cuttings: dict[tuple[int, ...], _Cutting] = field(default_factory=dict)
+
+    def plan(self, order: Order) -> Draft:
+        """Return the best plan for the nodes of an order, cut; where there is none, why."""
+        try:
+            return self._plan(order)
+        except HarEdgeError as error:
+            return Draft(order.number, problem=str(error))
+
+    def _plan(self, order: Order) -> Draft:
+        kept = self._cut_again(order.generations)
+        if not order.candidates:
+            self._cuttings = kept
+            return Draft(order.number, contents=_contents(kept))
+        if self._reference is None:
+            self._reference, self._speed = self.profile(self.model), self.speed()
+        relative = [replace(one, speed=one.speed / self._speed) for one in order.candidates]
+        nodes = [coarse(one) for one in informed(relative, self.devices)]
+        devices, remarks = devices_of(nodes, self._reference, self.devices, self.path)
+        sensors = self.devices.sensors if self.devices else Sensors.APART
+        scene = make_scene(self.model, self._reference.bounds, devices, replicas=self.wish.replicas, sensors=sensors)
+        deployed = [one for one in order.generations if cuts_of(one.manifest) in kept and self._is_ours(one)]
+        current = next((one for one in deployed if one.epoch == order.epoch), None)
+        cuts, placements = self._choose(scene, nodes, cuts_of(current.manifest) if current else None)
+        cores = {node.name: node.cores for node in nodes}
+        found = forecast(scene, cuts, _places(placements), cores)
+        if found is not None and math.isinf(found.period_s):
+            raise ConfigError(
+                f"the memory of {', '.join(sorted({one.node for one in placements}))} does not hold {self.model.name} "
+                f"in {len(cuts) + 1} slices; start more nodes, or ask for other cuts"
+            )
+        cutting = self._cut(cuts)
+        self._cuttings = kept = {cuts: cutting, **kept}
+        return Draft(
+            number=order.number,
+            remarks=tuple(remarks),
+            manifest=cutting.manifest,
+            placements=placements,
+            forecast=found,
+            current=forecast(scene, cuts_of(current.manifest), _places(current.placements), cores) if current else None,
+            works={one.epoch: self._works(scene, cuts_of(one.manifest)) for one in deployed}
+            | {0: self._works(scene, cuts)},
+            contents=_contents(kept),
+            reference_speed=self._speed,
+        )
+
+    def _is_ours(self, generation: Generation) -> bool:
+        return generation.manifest.model_sha256 == self.model.sha256
+
+    def _cut_again(self, generations: Iterable[Generation]) -> dict[tuple[int, ...], _Cutting]:
+        """Return the slices of generations of this model; whoever wrote a plan may have named cuts that cannot be."""
+        found = {}
+        for generation in filter(self._is_ours, generations):
+            cuts = cuts_of(generation.manifest)
+            try:
+                cutting = self._cut(cuts)
+            except HarEdgeError as error:
+                _log.warning("epoch %d is left out of account: %s", generation.epoch, error)
+                continue
+            if cuts_of(cutting.manifest) == cuts:
+                found[cuts] = cutting
+        return found
+
+    def _choose(
+        self, scene: Scene, nodes: Sequence[Candidate], deployed: tuple[int, ...] | None
+    ) -> tuple[tuple[int, ...], tuple[Placement, ...]]:
+        """Return where to cut and who runs what; ConfigError where it cannot be as asked for."""
+        wish, count = self.wish, self.wish.stages
+        cuts = wish.cuts
+        if cuts is None and count is not None:
+            segments = len(scene.layout.bounds) - 1
+            if count > segments:
+                raise ConfigError(f"{count} stages were asked for, but the model can be cut into {segments} at most")
+            if count <= len(nodes):
+                cuts = make_plan(replace(scene, least=count, most=count, replicas=1), wish.objective).cuts
+            elif deployed is not None and len(deployed) == count - 1:
+                cuts = deployed
+            else:
+                profile = self._reference
+                assert profile is not None
+                cuts = even_stages(self.model, profile.segments, profile.overhead_s, count).cuts
+        if cuts is None or len(cuts) < len(nodes):
+            plan = make_plan(scene if cuts is None else replace(scene, cuts=cuts), wish.objective)
+            return plan.cuts, tuple(
+                Placement(number, name, replica)
+                for number, stage in enumerate(plan.stages)
+                for replica, name in enumerate(stage.devices)
+            )
+        works = self._works(scene, cuts)
+        loads = [Load((0, number, 0), work.seconds, work.memory_bytes) for number, work in enumerate(works)]
+        homes = relocate(loads, nodes)
+        return cuts, tuple(Placement(number, homes[0, number, 0]) for number in range(len(works)))
+
+    def _works(self, scene: Scene, cuts: Sequence[int]) -> tuple[Work, ...]:
+        """Return what each slice takes on the reference device."""
+        assert self._reference is not None
+        places = [scene.layout.bounds.index(cut) for cut in cuts if cut in scene.layout.bounds]
+        edges = scene.layout.walk(places) if len(places) == len(cuts) else None
+        if edges is None:
+            return (Work(1.0, 0),) * (len(cuts) + 1)
+        kind = devices_of([Candidate("reference", 1.0)], self._reference, None, self.path)[0][0].kind
+        costs = cost(scene.layout, [kind])
+        return tuple(
+            Work(
+                float(costs.compute_s[0, edge] + costs.message_s[0, edge]),
+                int(costs.memory_bytes[0, edge]) - kind.base_bytes,
+            )
+            for edge in edges
+        )
+
+    def _cut(self, cuts: tuple[int, ...]) -> _Cutting:
+        """Return the slices between cuts; the same ones as `har-edge slice` makes."""
+        known = self._cuttings.get(cuts)
+        if known is not None:
+            return known
+        slices = slice_model(self.model, cuts)
+        draft = outline(self.model, slices, wire=self.wire)
+        contents, entries = {}, []
+        for piece, entry in zip(slices, draft.slices, strict=True):
+            content = bytes(write_slice(self.model, piece))
+            sha256 = hashlib.sha256(content).hexdigest()
+            contents[sha256] = content
+            entries.append(msgspec.structs.replace(entry, sha256=sha256))
+        manifest = msgspec.structs.replace(draft, slices=tuple(entries))
+        return _Cutting(manifest, contents)
+
+
+def _contents(kept: Mapping[tuple[int, ...], _Cutting]) -> dict[str, bytes]:
+    return {sha256: content for one in kept.values() for sha256, content in one.contents.items()}
+
+
+def _places(placements: Sequence[Placement]) -> list[Place]:
+    return [Place(placement.stage, placement.node) for placement in placements]
+
+
+def reference_profile(
+    model: Model,
+    device: str,
+    messages: Callable[[], MessageCost | None],
+    watch: Watch = lambda segments, total: segments,
+    delegate: str | None = None,
+) -> Profile:
+    """Return what a model costs on this device: as measured before (`har-edge profile`), else measured now and kept.
+
+    `messages` measures what a message costs, and is asked where that is not known yet; `watch` sees the segments pass
+    as they are timed, by `delegate`.
+    """
+    path = profile_path(device, model.sha256, 1, delegate)
+    profile = _known_profile(path, delegate)
+    if profile is not None and profile.message is not None:
+        return profile
+    profile = msgspec.structs.replace(profile or _measure(model, device, watch, delegate), message=messages())
+    try:
+        store_profile(profile, path)
+    except ConfigError as error:
+        _log.warning("%s; the next start measures again", error)
+    return profile
+
+
+def _known_profile(path: Path, delegate: str | None) -> Profile | None:
+    if path.is_file():
+        try:
+            return load_profile(path, delegate)
+        except ConfigError as error:
+            _log.warning("%s; measuring anew", error)
+    return None
+
+
+def _measure(model: Model, device: str, watch: Watch, delegate: str | None) -> Profile:
+    """Time the model and weigh it."""
+    timing = time_model(model, watch=watch, delegate=delegate)
+    for remark in timing.remarks:
+        _log.warning("%s", remark)
+    profile = make_profile(model, device, timing, delegate=delegate)
+    return msgspec.structs.replace(profile, memory=measure_memory(model, timing.bounds, delegate))
+
+
+class Workshop:
+    """One thread that does what is asked of it, one thing after the other; answers are polled."""
+
+    def __init__(self, plan: Callable[[Order], Draft], sweep: Callable[[str], None]) -> None:
+        self._plan, self._sweep = plan, sweep
+        self._asked: queue.SimpleQueue[Order | str | None] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[Draft] = queue.SimpleQueue()
+        # A daemon: a process that ends need not wait for a plan that nobody will read.
+        self._thread = threading.Thread(target=self._work, name="workshop", daemon=True)
+        self._thread.start()
+
+    def order(self, order: Order) -> None:
+        """Ask for a plan."""
+        self._asked.put(order)
+
+    def sweep(self, client_id: str) -> None:
+        """Ask for a session to be deleted."""
+        self._asked.put(client_id)
+
+    def poll(self) -> list[Draft]:
+        """Return the plans that have been made since."""
+        found = []
+        while not self._made.empty():
+            found.append(self._made.get())
+        return found
+
+    def close(self) -> None:
+        """Let the thread end after what was asked of it."""
+        self._asked.put(None)
+        self._thread.join(timeout=2.0)
+
+    def _work(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            if isinstance(asked, str):
+                self._delete(asked)
+                continue
+            try:
+                draft = self._plan(asked)
+            except Exception as error:  # a fault in planning must not leave the coordinator waiting for ever
+                _log.exception("planning failed")
+                draft = Draft(asked.number, problem=f"planning failed: {error!r}")
+            self._made.put(draft)
+
+    def _delete(self, client_id: str) -> None:
+        try:
+            self._sweep(client_id)
+        except Exception as error:  # nor may this end the thread: nobody would plan any more
+            _log.warning("the session %s could not be deleted: %s", client_id, error)

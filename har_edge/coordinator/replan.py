@@ -1,0 +1,236 @@
+"""When other cuts or other nodes are worth a change: what is asked of the planner, and what its answer is worth.
+
+A change costs every device a load and the sensors a switch, so it is made only for a gain above a margin, some time
+after the last change, and, where nothing but measured speeds speaks for it, when two looks in a row agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from har_edge.coordinator.failover import Work
+from har_edge.planner.plan import Objective
+from har_edge.planner.relocate import Candidate, Forecast, coarse
+from har_edge.protocol.deployment import Generation, Placement
+from har_edge.tflite.manifest import SliceManifest
+from har_edge.units import duration
+
+# Nodes that start together shall be in the first plan together.
+FIRST_S = 2.0
+# Gains that come of ties and roundings.
+_SAME = 0.01
+# An order that asks for slices, not for a decision.
+SLICES = 0
+BACKOFF_S, MOST_BACKOFF_S = 2.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a person asked for: the best plan, or one with so many slices, or with these cuts."""
+
+    objective: Objective = Objective.THROUGHPUT
+    stages: int | None = None
+    cuts: tuple[int, ...] | None = None
+    replicas: int = 1
+
+    @property
+    def most_nodes(self) -> int | None:
+        """How many nodes a plan can use; None where the number of its stages is open."""
+        stages = self.stages if self.cuts is None else len(self.cuts) + 1
+        return None if stages is None else stages * self.replicas
+
+    def unmet(self, generation: Generation, model_sha256: str, nodes: int) -> str:
+        """Say what about a generation is not as asked for, where there are so many nodes; empty where nothing is."""
+        if generation.manifest.model_sha256 != model_sha256:
+            return "it is of another model"
+        slices = generation.manifest.slices
+        if self.cuts is not None and cuts_of(generation.manifest) != self.cuts:
+            return f"other cuts were asked for: {', '.join(map(str, self.cuts)) or 'none'}"
+        if self.cuts is None and self.stages is not None and len(slices) != self.stages:
+            return f"{self.stages} stages were asked for"
+        used = len({placement.node for placement in generation.placements})
+        if (self.cuts is not None or self.stages is not None) and used < len(slices) <= nodes:
+            return f"{len(slices)} stages were asked for, and there are nodes for each"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the planner is asked: a plan for these nodes (speeds as on their cards), compared with what is deployed.
+
+    Without nodes, nothing but the slices of what is deployed.
+    """
+
+    number: int
+    candidates: tuple[Candidate, ...]
+    generations: tuple[Generation, ...]
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What the planner answers; `problem` says why there is no plan.
+
+    `current` is what the deployed generation takes on the same nodes, None where it cannot run there. `works` are by
+    epoch, those of the draft under 0; `contents` are slices by hash. `reference_speed` is the speed, as on a card, of
+    the device that works and forecasts refer to.
+    """
+
+    number: int
+    problem: str = ""
+    remarks: tuple[str, ...] = ()
+    manifest: SliceManifest | None = None
+    placements: tuple[Placement, ...] = ()
+    forecast: Forecast | None = None
+    current: Forecast | None = None
+    works: Mapping[int, tuple[Work, ...]] = field(default_factory=dict)
+    contents: Mapping[str, bytes] = field(default_factory=dict)
+    reference_speed: float = 0.0
+
+    def generation(self, epoch: int) -> Generation:
+        """Return what it comes to; AssertionError where there is no plan."""
+        assert self.manifest is not None and self.forecast is not None
+        return Generation(epoch, self.manifest, self.placements, self.forecast.stages_s, self.forecast.latency_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to roll a draft out, and why; an empty text is not worth a line."""
+
+    go: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What a decision rests on; while it stays the same, there is nothing to decide anew."""
+
+    names: frozenset[str]
+    figures: frozenset[tuple[str, float]]
+    homes: frozenset[tuple[int, str]]
+    unmet: str
+
+
+@dataclass(slots=True)
+class Replan:
+    """Asks for plans and judges them."""
+
+    wish: Wish
+    margin: float
+    settle_s: float
+    outstanding: Order | None = None
+    _number: int = 0
+    _asked: _View | None = None
+    _decided: _View | None = None
+    _agreed: bool = False
+    _not_before: float = 0.0
+    _judged_at: float = float("-inf")
+    _failures: int = 0
+
+    def due(
+        self,
+        candidates: Sequence[Candidate],
+        generations: Sequence[Generation],
+        epoch: int,
+        unmet: str,
+        changed_at: float,
+        now: float,
+    ) -> Order | None:
+        """Return what to ask the planner now, None where nothing is to be asked."""
+        if self.outstanding is not None or not candidates or now < self._not_before:
+            return None
+        wanted = self.wish.most_nodes
+        first = not epoch or (bool(unmet) and self._decided is None)
+        wait_s = min(FIRST_S, self.settle_s) if first else self.settle_s
+        complete = not epoch and wanted is not None and len(candidates) >= wanted
+        view = _View(
+            frozenset(candidate.name for candidate in candidates),
+            frozenset((candidate.name, coarse(candidate).speed) for candidate in candidates),
+            _homes(next((one.placements for one in generations if one.epoch == epoch), ())),
+            unmet,
+        )
+        if self._is_drift(view) and now < self._judged_at + self.settle_s:
+            return None
+        if view == self._decided or (now < changed_at + wait_s and not complete):
+            return None
+        self._number += 1
+        self._asked = view
+        self.outstanding = Order(self._number, tuple(candidates), tuple(generations), epoch)
+        return self.outstanding
+
+    def judge(self, draft: Draft, current: Generation | None, unmet: str, now: float) -> Decision | None:
+        """Tell whether a draft is worth a change; None for an answer that nobody waits for any more."""
+        if self.outstanding is None or draft.number != self.outstanding.number:
+            return None
+        self.outstanding, self._judged_at = None, now
+        asked, drift = self._asked, self._asked is not None and self._is_drift(self._asked)
+        if draft.problem:
+            self._decided, self._not_before = asked, now + self.settle_s
+            return Decision(False, f"no plan: {draft.problem}")
+        assert draft.manifest is not None and draft.forecast is not None and asked is not None
+        if current is None:
+            return Decision(True, f"first plan for {_nodes(len(asked.names))}")
+        if draft.manifest == current.manifest and _homes(draft.placements) == _homes(current.placements):
+            self._decided, self._agreed = asked, False
+            return Decision(False, "")
+        if unmet:
+            return Decision(True, unmet)
+        new, old = self._value(draft.forecast), self._value(draft.current)
+        gain = 1 - new / old if 0 < old < math.inf else float(old > new)
+        text = f"{self._what()} {_ms(new)} instead of {_ms(old)}"
+        if gain <= self.margin:
+            self._decided, self._agreed = asked, False
+            why = f"another plan: {text}; that gains {gain:.0%}, and {self.margin:.0%} is the margin"
+            return Decision(False, "" if drift or abs(gain) <= _SAME else why)
+        text += f", which gains {gain:.0%}"
+        if drift and not self._agreed:
+            self._agreed, self._not_before = True, now + self.settle_s
+            return Decision(False, f"measured speeds speak for another plan: {text}; looking once more")
+        return Decision(True, text)
+
+    def _is_drift(self, view: _View) -> bool:
+        """Tell whether nothing but measured speeds speaks for a new decision."""
+        old = self._decided
+        return old is not None and (old.names, old.homes, old.unmet) == (view.names, view.homes, view.unmet)
+
+    def started(self, placements: Sequence[Placement]) -> None:
+        """Take note that a draft is being rolled out: when it is there, it is what was decided."""
+        assert self._asked is not None
+        self._decided, self._agreed = replace(self._asked, homes=_homes(placements), unmet=""), False
+
+    def failed(self, now: float) -> float:
+        """Take note of a rollout that was withdrawn; return after how many seconds the next may begin."""
+        wait_s: float = min(MOST_BACKOFF_S, BACKOFF_S * 2.0 ** min(self._failures, 8))
+        self._failures += 1
+        self._decided, self._not_before, self._agreed = None, now + wait_s, False
+        return wait_s
+
+    def succeeded(self) -> None:
+        self._failures = 0
+
+    def _value(self, forecast: Forecast | None) -> float:
+        if forecast is None:
+            return math.inf
+        return forecast.period_s if self.wish.objective is Objective.THROUGHPUT else forecast.latency_s
+
+    def _what(self) -> str:
+        return "a window every" if self.wish.objective is Objective.THROUGHPUT else "a window takes"
+
+
+def cuts_of(manifest: SliceManifest) -> tuple[int, ...]:
+    """Return the operators that a manifest is cut at."""
+    return tuple(entry.start for entry in manifest.slices[1:])
+
+
+def _homes(placements: Sequence[Placement]) -> frozenset[tuple[int, str]]:
+    return frozenset((placement.stage, placement.node) for placement in placements)
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def _ms(seconds: float) -> str:
+    return duration(seconds) if seconds < math.inf else "never"

@@ -1,0 +1,178 @@
+"""A change of cuts while data flows: which steps it takes, and when each of them is done or has failed.
+
+IDLE ─> LOADING ─> PREPARING ─> PROBING ─> DRAINING ─> IDLE
+          └───────────┴────────────┴─> IDLE (withdrawn: the older generation stays current)
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import msgspec
+
+from har_edge.coordinator.membership import SERVING, Health, Registry
+from har_edge.protocol.deployment import Deployment, Generation, Phase
+from har_edge.protocol.status import StagePhase
+
+# Without any change of a stage's phase for so long, a generation that gets ready is withdrawn.
+STUCK_S = 60.0
+PROBE_S = 10.0
+# How long sensors may take to switch, and stages to have nothing under way, before a generation goes all the same.
+SWITCH_S = 10.0
+DRAIN_S = 30.0
+
+
+class Step(enum.Enum):
+    """Where a rollout stands."""
+
+    IDLE = "idle"
+    LOADING = "publishing slices"
+    PREPARING = "preparing"
+    PROBING = "probing"
+    DRAINING = "draining"
+
+
+NEXT = {
+    Step.IDLE: frozenset({Step.LOADING, Step.PREPARING, Step.DRAINING}),  # the last two after a restart
+    Step.LOADING: frozenset({Step.PREPARING, Step.IDLE}),
+    Step.PREPARING: frozenset({Step.PROBING, Step.IDLE}),
+    Step.PROBING: frozenset({Step.DRAINING, Step.IDLE}),
+    Step.DRAINING: frozenset({Step.IDLE}),
+}
+
+
+class Outcome(enum.Enum):
+    """What became of a step."""
+
+    WAIT = "wait"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a step, and why; `node` is to blame for a failure, empty where nobody is."""
+
+    outcome: Outcome
+    text: str = ""
+    node: str = ""
+
+
+_WAIT, _DONE = Verdict(Outcome.WAIT), Verdict(Outcome.DONE)
+
+
+@dataclass(slots=True)
+class Rollout:
+    """The step of a rollout, since when, and the generation that it brings."""
+
+    step: Step = Step.IDLE
+    since: float = 0.0
+    generation: Generation | None = None
+    _phases: tuple[str, ...] = field(default=())
+    _moved: float = 0.0
+
+    def enter(self, step: Step, now: float, generation: Generation | None = None) -> None:
+        """Go to the next step; AssertionError for one that does not follow."""
+        assert step in NEXT[self.step], f"{step} after {self.step}"
+        self.step, self.since, self._moved = step, now, now
+        if generation is not None or step is Step.IDLE:
+            self.generation = generation
+
+    def resume(self, found: Deployment, now: float) -> None:
+        """Go on where a plan stands that another has begun."""
+        phases = {found.phase(one.epoch): one for one in found.generations}
+        if Phase.PREPARING in phases:
+            self.enter(Step.PREPARING, now, phases[Phase.PREPARING])
+        elif Phase.DRAINING in phases:
+            self.enter(Step.DRAINING, now, found.current)
+
+    def prepared(self, registry: Registry, now: float) -> Verdict:
+        """Tell whether every stage of the generation runs."""
+        assert self.generation is not None
+        failure = self._failure(registry)
+        if failure is not None:
+            return failure
+        phases = tuple(_phase(registry, self.generation))
+        if all(phase == StagePhase.RUNNING.value for phase in phases):
+            return _DONE
+        if phases != self._phases:
+            self._phases, self._moved = phases, now
+        if now < self._moved + STUCK_S:
+            return _WAIT
+        number = next(k for k, phase in enumerate(phases) if phase != StagePhase.RUNNING.value)
+        placement = self.generation.placements[number]
+        said = phases[number] or "nothing said"
+        return Verdict(
+            Outcome.FAILED, f"stage {placement.stage} on {placement.node}: {said} for {STUCK_S:.0f} s", placement.node
+        )
+
+    def probed(self, registry: Registry, answered: bool, now: float) -> Verdict:
+        """Tell whether a window came through the generation."""
+        failure = self._failure(registry)
+        if failure is not None or answered:
+            return failure or _DONE
+        if now < self.since + PROBE_S:
+            return _WAIT
+        return Verdict(Outcome.FAILED, f"no answer to a probe in {PROBE_S:.0f} s")
+
+    def drained(self, deployment: Deployment, registry: Registry, now: float) -> Verdict:
+        """Tell whether nobody needs the generations before the current one any more."""
+        behind = registry.behind(deployment.epoch)
+        busy = [
+            f"stage {placement.stage} of epoch {generation.epoch} on {placement.node}"
+            for generation in deployment.generations
+            if deployment.phase(generation.epoch) is Phase.DRAINING
+            for placement, phase in zip(generation.placements, _phase(registry, generation), strict=True)
+            if phase != StagePhase.DRAINED.value
+        ]
+        if behind and now < self.since + SWITCH_S:
+            return _WAIT
+        if busy and now < self.since + DRAIN_S:
+            return _WAIT
+        late = [f"sensor {name}" for name in behind] + busy
+        return Verdict(Outcome.DONE, f"not waiting any longer for {', '.join(late)}" if late else "")
+
+    def _failure(self, registry: Registry) -> Verdict | None:
+        """Return why the generation cannot get ready."""
+        assert self.generation is not None
+        for placement in self.generation.placements:
+            health = registry.health(placement.node)
+            if health not in SERVING or health in (Health.UNFIT, Health.LEAVING):
+                return Verdict(Outcome.FAILED, f"node {placement.node} is {health.value}")
+            report = registry.report(self.generation.epoch, placement)
+            if report is not None and report.phase is StagePhase.FAILED:
+                text = f"stage {placement.stage} failed on {placement.node}: {report.detail or 'no reason given'}"
+                return Verdict(Outcome.FAILED, text, placement.node)
+        return None
+
+
+def go_on(found: Deployment, model_sha256: str) -> Deployment:
+    """Return what a coordinator that starts goes on with: the plan it found, without what it could not bring to an end.
+
+    That is a generation of another model that is getting ready, and one beside which another still drains.
+    """
+    preparing = [one for one in found.generations if found.phase(one.epoch) is Phase.PREPARING]
+    draining = any(found.phase(one.epoch) is Phase.DRAINING for one in found.generations)
+    if len(preparing) == 1 and not draining and preparing[0].manifest.model_sha256 == model_sha256:
+        return found
+    return msgspec.structs.replace(found, generations=tuple(one for one in found.generations if one not in preparing))
+
+
+def _phase(registry: Registry, generation: Generation) -> list[str]:
+    """Return the phase that each placement's node reports, empty where it says nothing yet."""
+    reports = (registry.report(generation.epoch, placement) for placement in generation.placements)
+    return [report.phase.value if report else "" for report in reports]
+
+
+def unready(registry: Registry, generation: Generation) -> str:
+    """Say which stage of a generation does not run, empty where all do."""
+    for placement, phase in zip(generation.placements, _phase(registry, generation), strict=True):
+        if phase != StagePhase.RUNNING.value:
+            return f"stage {placement.stage} on {placement.node}: {phase or 'nothing said'}"
+    return ""
+
+
+def is_running(registry: Registry, generation: Generation) -> bool:
+    """Tell whether every stage of a generation runs."""
+    return all(phase == StagePhase.RUNNING.value for phase in _phase(registry, generation))

@@ -1,0 +1,63 @@
+"""Sessions at the broker of stages that are gone: whose node has not ended them itself, they are deleted.
+
+A session that nobody ends would gather windows for as long as sessions live, a day by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from har_edge.coordinator.membership import Health, Registry
+from har_edge.planner.relocate import Key
+from har_edge.protocol.deployment import Deployment, Placement
+
+PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    placement: Placement
+    revision: int
+    deadline: float
+
+
+@dataclass(slots=True)
+class Sweeps:
+    """What was removed from the plan, until its sessions are known to have ended."""
+
+    _gone: dict[Key, _Gone] = field(default_factory=dict)
+
+    def note(self, before: Deployment, after: Deployment, now: float) -> None:
+        """Take note of a change of the plan: stages that it no longer has."""
+        kept = {key for key, _ in _stages(after)}
+        for key, placement in _stages(before):
+            if key not in kept:
+                self._gone[key] = _Gone(placement, after.revision, now + PATIENCE_S)
+        for key in kept & self._gone.keys():
+            del self._gone[key]
+
+    def due(self, registry: Registry, now: float) -> list[Key]:
+        """Return the stages whose sessions must be deleted, once each."""
+        found = []
+        for key, gone in list(self._gone.items()):
+            node = gone.placement.node
+            peer = registry.peers.get(node)
+            dead = registry.health(node) in (Health.LOST, Health.GONE)
+            if dead or now > gone.deadline:
+                found.append(key)
+                del self._gone[key]
+            elif (
+                peer is not None
+                and peer.beat is not None
+                and peer.beat.revision >= gone.revision
+                and registry.report(key[0], gone.placement) is None
+            ):
+                del self._gone[key]  # the node has read the plan and left the stage, session and all
+        return found
+
+
+def _stages(deployment: Deployment) -> Iterable[tuple[Key, Placement]]:
+    for generation in deployment.generations:
+        for placement in generation.placements:
+            yield (generation.epoch, *placement.key), placement

@@ -1,0 +1,183 @@
+"""Checking a fixed folder of slices from the broker up: its files, its stages, its sensors, and a window through it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+
+from har_edge.config.pipeline import Pipeline
+from har_edge.files import MAX_MODEL_BYTES, read_regular
+from har_edge.monitor.broker_checks import Finding, Reception, Verdict, passed
+from har_edge.monitor.diagnostics import LADDER, LISTEN_S, Checkup, Rung
+from har_edge.monitor.fixed_pipeline import QUIET_S, FixedObserver, FixedTrial
+from har_edge.monitor.leftovers import look, of_folder, tell, tell_sessions
+from har_edge.monitor.losses import losses
+from har_edge.monitor.missing import broken_off
+from har_edge.monitor.permissions import Connect
+from har_edge.mqtt.bus import Bus, Session
+from har_edge.protocol.status import ALIVE, State
+from har_edge.protocol.text import printable
+from har_edge.protocol.topics import Kind
+from har_edge.runtime.artifact_store import Store
+from har_edge.runtime.build import topics_of
+from har_edge.units import duration, size
+
+# The first check that is about a coordinator; those before it are about the broker, and the same for both.
+_FIRST_OTHER = "coordinator"
+_POLL_S = 0.05
+
+
+def fixed_checkup(
+    reception: Reception,
+    connect: Connect,
+    pipeline: Pipeline,
+    store: Store,
+    timeout_s: float,
+    listen_s: float = LISTEN_S,
+) -> Checkup:
+    """Return the checkup of a fixed pipeline: the broker's checks, and those of `_Checks` in place of a plan's."""
+    checks = _Checks(reception, connect, pipeline, timeout_s, listen_s)
+    names = [rung.name for rung in LADDER]
+    ladder = (
+        *LADDER[: names.index(_FIRST_OTHER)],
+        Rung("folder", lambda _, name: checks.folder(name), ()),
+        Rung("stages", lambda _, name: checks.stages(name), ("credentials", "folder"), (Kind.STATUS,)),
+        Rung("sensors", lambda _, name: checks.sensors(name), reads=(Kind.STATUS,)),
+        Rung("flow", lambda _, name: checks.flow(name), ("stages",), (Kind.RESULT,), (Kind.WINDOW,)),
+        Rung("losses", lambda _, name: checks.losses(name), reads=(Kind.STATUS,)),
+        Rung("sessions", lambda _, name: checks.sessions(name), reads=(Kind.STATUS,)),
+        Rung("leftovers", lambda _, name: checks.leftovers(name), reads=(Kind.STATUS, Kind.PLAN, Kind.SLICE)),
+    )
+    return Checkup(reception, connect, topics_of(pipeline), store, timeout_s, ladder=ladder, ended=checks.close)
+
+
+class _Checks:
+    """The checks of a fixed pipeline; the first that listens opens the connection that all use."""
+
+    def __init__(
+        self, reception: Reception, connect: Connect, pipeline: Pipeline, timeout_s: float, listen_s: float
+    ) -> None:
+        self._reception, self._connect, self._pipeline = reception, connect, pipeline
+        self._timeout_s, self._listen_s = timeout_s, listen_s
+        self._seen = FixedObserver(pipeline, time.monotonic())
+        self._bus: Bus | None = None
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._bus is not None:
+            self._bus.close(forget=True)
+
+    def folder(self, name: str) -> Iterator[Finding]:
+        """See whether each slice is there, and what its hash says."""
+        folder, total = self._pipeline.folder / self._pipeline.config.slices, 0
+        for entry in self._pipeline.manifest.slices:
+            path = folder / entry.file
+            try:
+                content = read_regular(path, MAX_MODEL_BYTES)
+            except OSError as error:
+                said = f"cannot read {path}: {error.strerror}"
+                yield Finding(name, Verdict.WRONG, said, "copy the whole folder again, or cut the model again")
+                return
+            if hashlib.sha256(content).hexdigest() != entry.sha256:
+                said = f"{path} is not what manifest.json says: its hash is another"
+                yield Finding(name, Verdict.WRONG, said, "copy the whole folder again, or cut the model again")
+                return
+            total += len(content)
+        slices = len(self._pipeline.manifest.slices)
+        yield passed(name, f"{slices} slices of {self._pipeline.manifest.model}, {size(total)}, hashes right")
+
+    def stages(self, name: str) -> Iterator[Finding]:
+        """See whether each stage lives and runs the slice of this folder."""
+        self._listen(self._listen_s)
+        self._listen(QUIET_S, self._seen.all_heard)
+        count = len(self._pipeline.manifest.slices)
+        problem = self._seen.stalled(time.monotonic())
+        if not problem:
+            yield passed(name, f"all {count} run the slices of this folder")
+            return
+        said, mend = problem, "start that stage again with the same folder as the others"
+        how, told, command = problem.rpartition("start it with: ")
+        if told:
+            said, _, how = how.partition("; ")
+            mend = f"{how}`{command}` on its device"
+        yield Finding(name, Verdict.WRONG, said, mend)
+
+    def sensors(self, name: str) -> Iterator[Finding]:
+        """See which sensors live."""
+        self._listen(0.0)
+        alive = [
+            f"{printable(one, 60)} ({status.counters.get('windows', 0)} windows)"
+            for one, status in sorted(self._seen.statuses().items())
+            if status.role == "sensor" and status.state in ALIVE
+        ]
+        lost = [
+            printable(one, 60)
+            for one, status in self._seen.statuses().items()
+            if status.role == "sensor" and status.state is State.LOST
+        ]
+        if lost:
+            yield broken_off(name, alive, lost, self._clear_command)
+            return
+        start = f"`har-edge sensor --config {self._pipeline.folder}`"
+        none = f"none is connected, so nothing flows until one is: {start}"
+        yield passed(name, ", ".join(alive[:8]) if alive else none)
+
+    def losses(self, name: str) -> Iterator[Finding]:
+        """See whether a node says that windows were lost, or that messages could not be used."""
+        self._listen(0.0)
+        yield from losses(name, self._seen.snapshot(time.monotonic(), time.time()), self._clear_command)
+
+    def sessions(self, name: str) -> Iterator[Finding]:
+        """See how many sessions wait at the broker, beside those of stages of this folder."""
+        self._listen(0.0)
+        if self._reception.measured is not None:
+            now, count = time.monotonic(), len(self._pipeline.manifest.slices)
+            own = (f"stage-{index}" for index in range(count))
+            away = [one for one in own if one in self._seen.statuses() and not self._seen.is_alive(one, now)]
+            yield tell_sessions(name, self._reception.measured.away, away)
+
+    def leftovers(self, name: str) -> Iterator[Finding]:
+        """See what is retained that this folder has no use for."""
+        count = len(self._pipeline.manifest.slices)
+        kept = look(self._connect, topics_of(self._pipeline), count)
+        yield from tell(name, of_folder(kept, count), self._clear_command)
+
+    @property
+    def _clear_command(self) -> str:
+        return f"har-edge doctor --clear --config {self._pipeline.folder} --broker {self._reception.address.url}"
+
+    def flow(self, name: str) -> Iterator[Finding]:
+        """Send a window of zeros through it."""
+        bus = self._listen(0.0)
+        trial = FixedTrial(bus, self._seen, self._connect, self._timeout_s)
+        trial.send(time.monotonic(), time.time())
+        while trial.under_way:
+            for delivery in bus.poll(_POLL_S):
+                bus.acknowledge(delivery)
+                self._seen.handle(delivery, time.monotonic(), time.time())
+                trial.handle(delivery, time.monotonic())
+            trial.tick(time.monotonic(), time.time())
+        view = trial.view
+        assert view is not None
+        if view.answered and view.seconds is not None:
+            yield passed(name, f"a probe window went through in {duration(view.seconds)}")
+        else:
+            mend = "see the logs of the stages; `har-edge status --config FOLDER --live` shows their counters"
+            yield Finding(name, Verdict.WRONG, f"a probe window did not come back: {view.where}", mend)
+
+    def _listen(self, seconds: float, done: Callable[[], bool] = lambda: False) -> Bus:
+        if self._bus is None:
+            topics = topics_of(self._pipeline)
+            name = f"{topics.base}-{topics.pipeline}-doctor-{secrets.token_hex(4)}"
+            self._bus = self._connect(Session(name, clean_start=True))
+            self._seen = FixedObserver(self._pipeline, time.monotonic())
+            self._bus.subscribe(self._seen.filters)
+            seconds = max(seconds, self._listen_s)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not done():
+            for delivery in self._bus.poll(_POLL_S):
+                self._bus.acknowledge(delivery)
+                self._seen.handle(delivery, time.monotonic(), time.time())
+        return self._bus

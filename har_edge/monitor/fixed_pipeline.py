@@ -1,0 +1,268 @@
+"""A fixed folder of slices at work: which of its stages are there, and whether a window goes through them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
+
+from har_edge.config.pipeline import Pipeline
+from har_edge.config.wiring import find_wiring
+from har_edge.errors import HarEdgeError, MessageError
+from har_edge.monitor.observer import UNREPORTED, Observer
+from har_edge.monitor.permissions import Connect
+from har_edge.monitor.probe_trace import Trace, holder
+from har_edge.monitor.snapshot import EpochView, ProbeView, Snapshot, StageView
+from har_edge.mqtt.bus import Bus, Delivery, Receipt
+from har_edge.protocol.results import decode_results
+from har_edge.protocol.status import ALIVE, NodeStatus
+from har_edge.protocol.text import printable
+from har_edge.protocol.topics import PROBE
+from har_edge.runtime.agreement import disagreement, way_of
+from har_edge.runtime.build import delegate_of, topics_of
+from har_edge.runtime.loop import STATUS_S
+from har_edge.runtime.probe import probe
+from har_edge.units import duration
+
+# What a snapshot says of the plan where slices stand in a folder.
+FIXED = "fixed"
+RUNNING = "running"
+SILENT = "silent"
+# A stage says every STATUS_S how it does; one that says nothing for so long hangs, or computes for longer than that.
+QUIET_S = STATUS_S + 1.5
+
+
+class FixedObserver(Observer):
+    """Keeps what the nodes of a fixed pipeline say, and compares it with the folder that is given."""
+
+    def __init__(self, pipeline: Pipeline, now: float) -> None:
+        super().__init__(topics_of(pipeline), now)
+        self.pipeline = pipeline
+        self.earlier = _earlier(pipeline)
+        self._names = {topics_of(pipeline).status(f"stage-{index}"): index for index in self.earlier}
+        self._heard: dict[int, float] = {}
+
+    def handle(self, delivery: Delivery, now: float, wall: float) -> None:
+        """Take one message in; note when a stage itself last said something, not the broker what it retains."""
+        super().handle(delivery, now, wall)
+        index = self._names.get(delivery.topic)
+        if index is not None and not delivery.retained:
+            self._heard[index] = now
+
+    def age(self, index: int, now: float) -> float | None:
+        """Return how old the status of a stage is, in seconds; None where only what is retained came."""
+        heard = self._heard.get(index)
+        return None if heard is None else now - heard
+
+    def all_heard(self) -> bool:
+        """Return whether each stage that says it lives has said something since this listens."""
+        alive = {index for index in self.earlier if self._lives(index)}
+        return alive <= self._heard.keys()
+
+    def silent(self, now: float) -> set[int]:
+        """Return the stages that say they live and have said nothing for QUIET_S."""
+        return {
+            index for index in self.earlier if self._lives(index) and now - self._heard.get(index, self.since) > QUIET_S
+        }
+
+    def _lives(self, index: int) -> bool:
+        status = self.statuses().get(f"stage-{index}")
+        return status is not None and status.state in ALIVE
+
+    def is_alive(self, name: str, now: float) -> bool:
+        """Return whether a node is there: a stage says something every few seconds."""
+        return super().is_alive(name, now) and name not in {f"stage-{index}" for index in self.silent(now)}
+
+    @property
+    def filters(self) -> list[str]:
+        """What to subscribe to: stages by name too, as not every broker delivers what is retained to a wildcard."""
+        topics, count = topics_of(self.pipeline), len(self.pipeline.manifest.slices)
+        return [topics.status("+"), topics.result("+"), *(topics.status(f"stage-{index}") for index in range(count))]
+
+    def problem(self, index: int, now: float) -> tuple[str, str]:
+        """Return the phase of a stage, and what is wrong with it; empty where it runs the slice of this folder."""
+        name, pipeline = f"stage-{index}", self.pipeline
+        status = self.statuses().get(name)
+        start = f"har-edge stage --config {printable(str(pipeline.folder))} --index {index}"
+        if status is None:
+            return UNREPORTED, f"it was never seen; start it with: {start}"
+        if index in self.silent(now):
+            quiet = duration(now - self._heard.get(index, self.since))
+            said = f"it said nothing of itself for {quiet}: it hangs, or computes for long"
+            return SILENT, f"{said}; end it if it hangs, then start it with: {start}"
+        if not self.is_alive(name, now):
+            return status.state.value, f"it is {status.state.value}; start it with: {start}"
+        return self._compare(status, index)
+
+    def _compare(self, status: NodeStatus, index: int) -> tuple[str, str]:
+        card, manifest = status.slice, self.pipeline.manifest
+        if card is None:
+            return RUNNING, ""  # an older har_edge does not say what it runs: only a window tells
+        if card.model_sha256 != manifest.model_sha256:
+            other = f"{printable(card.model, 80)} (sha256 {printable(card.model_sha256, 12)})"
+            return "other model", f"it runs a slice of {other}, not of {printable(manifest.model, 80)}"
+        if status.epoch != self.pipeline.config.epoch or card.count != len(manifest.slices):
+            entry = manifest.slices[index]
+            return "other cut", (
+                f"it runs operators [{card.start}, {card.stop}) of {card.count} slices, this folder has "
+                f"[{entry.start}, {entry.stop}) of {len(manifest.slices)}; copy one folder to every device"
+            )
+        return RUNNING, ""
+
+    def stalled(self, now: float) -> str:
+        """Say which stage does not run its slice, and why; empty where all do."""
+        for index in range(len(self.pipeline.manifest.slices)):
+            _, problem = self.problem(index, now)
+            if problem:
+                return f"stage {index}: {problem}"
+        return ""
+
+    def _disagreement(self, now: float) -> str:
+        """Say whether answers may depend on the stages that compute them, by what these say of themselves."""
+        manifest = self.pipeline.manifest
+        cards = {name: one.slice for name, one in self.statuses().items() if one.slice and self.is_alive(name, now)}
+        return disagreement(
+            {name: way_of(card) for name, card in sorted(cards.items())},
+            {spec.dtype for spec in manifest.tensors},
+            delegate=delegate_of(self.pipeline.config),
+        )
+
+    def snapshot(self, now: float, wall: float, probe: ProbeView | None = None) -> Snapshot:
+        """Return what is known; the only epoch is that of the folder, and each stage stands for itself as a node."""
+        manifest, epoch = self.pipeline.manifest, self.pipeline.config.epoch
+        cuts = tuple((entry.start, entry.stop) for entry in manifest.slices)
+        return msgspec.structs.replace(
+            super().snapshot(now, wall, probe),
+            plan=FIXED,
+            epoch=epoch,
+            model=printable(manifest.model),
+            epochs=(EpochView(epoch=epoch, phase=FIXED, cuts=cuts, predicted_latency_s=0.0),),
+            stages=tuple(self._view_of(index, now) for index in range(len(cuts))),
+        )
+
+    def _view_of(self, index: int, now: float) -> StageView:
+        name = f"stage-{index}"
+        phase, problem = self.problem(index, now)
+        status = self.statuses().get(name)
+        counters = status.counters if status else {}
+        return StageView(
+            epoch=self.pipeline.config.epoch,
+            stage=index,
+            replica=0,
+            node=name,
+            standby=(),
+            phase=phase,
+            detail=problem,
+            planned=True,
+            windows=counters.get("windows", 0),
+            rate=None,
+            queued=0,
+            waiting=0,
+            queue_s=None,
+            service_s=None,
+            busy=None,
+            idle_s=0.0,
+            age_s=self.age(index, now),
+            listened_s=now - self.since,
+            lost=counters.get("given_up", 0) + counters.get("too_large", 0),
+            errors=counters.get("rejected", 0),
+        )
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A probe under way: when it left, and what became of its messages."""
+
+    stream: str
+    at: float
+    trace: Trace
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+
+
+class FixedTrial:
+    """Sends probes through a fixed pipeline, one at a time; `view` is how the last one fared (see trial.py)."""
+
+    def __init__(self, bus: Bus, observer: FixedObserver, connect: Connect, timeout_s: float) -> None:
+        self._bus, self._observer, self._connect, self._timeout_s = bus, observer, connect, timeout_s
+        self._epoch = observer.pipeline.config.epoch
+        self._sent: _Sent | None = None
+        self.view: ProbeView | None = None
+
+    @property
+    def under_way(self) -> bool:
+        return self._sent is not None
+
+    def send(self, now: float, wall: float) -> None:
+        """Send a probe; `view` says at once which stage does not run, if one does not."""
+        stalled = self._observer.stalled(now)
+        if stalled:
+            self.view = ProbeView(False, None, self._epoch, stalled)
+            return
+        stream = f"{PROBE}{secrets.token_hex(6)}"
+        try:
+            outgoing = probe(self._observer.pipeline, self._epoch, stream, wall)
+        except HarEdgeError as error:
+            self.view = ProbeView(False, None, self._epoch, f"no probe could be made: {printable(str(error))}")
+            return
+        trace = Trace(self._connect, topics_of(self._observer.pipeline), self._epoch, stream)
+        sent = self._sent = _Sent(stream, time.monotonic(), trace)
+        for one in outgoing:
+            self._bus.publish(one.topic, one.payload, receipt=partial(sent.receipts.__setitem__, one.topic))
+
+    def handle(self, delivery: Delivery, now: float) -> None:
+        """Take a message; the answer to the probe ends it."""
+        sent = self._sent
+        if sent is None or delivery.topic != topics_of(self._observer.pipeline).result(sent.stream):
+            return
+        try:
+            answered = any(result.stream == sent.stream for result in decode_results(delivery.payload))
+        except MessageError:
+            return
+        if answered:
+            sent.trace.close()
+            self.view, self._sent = ProbeView(True, now - sent.at, self._epoch, ""), None
+
+    def tick(self, now: float, wall: float) -> None:
+        """Give the probe up when it has taken too long, or when the broker refuses it.
+
+        Before that, each stage gets the time to say something of itself: one that does not is what is wrong.
+        """
+        del wall
+        sent = self._sent
+        if sent is None:
+            return
+        sent.trace.poll()
+        refused = Receipt.REFUSED in sent.receipts.values()
+        late, known = now > sent.at + self._timeout_s, now > self._observer.since + QUIET_S
+        if refused or (late and (known or self._observer.all_heard())):
+            sent.trace.close()
+            self.view, self._sent = ProbeView(False, None, self._epoch, self._where(sent, now)), None
+
+    def close(self) -> None:
+        """End what a probe under way has opened."""
+        if self._sent is not None:
+            self._sent.trace.close()
+
+    def _where(self, sent: _Sent, now: float) -> str:
+        """Say what is known of a probe that did not come back."""
+        by = {receipt: topic for topic, receipt in sent.receipts.items()}
+        if Receipt.REFUSED in by:
+            return f"the broker refuses this user the topic {by[Receipt.REFUSED]}: use one that may publish windows"
+        if Receipt.UNHEARD in by:
+            return f"no stage listens to {by[Receipt.UNHEARD]}"
+        silent = self._observer.silent(now)
+        if not sent.trace.seen and (stalled := self._observer.stalled(now)):
+            return stalled
+        waited = duration(min(now - self._observer.since, QUIET_S))
+        where = holder(sent.trace.seen, self._observer.earlier, silent, waited)
+        return f"no answer came in {duration(self._timeout_s)}: {where}"
+
+
+def _earlier(pipeline: Pipeline) -> dict[int, tuple[int, ...]]:
+    """Return the stages that each stage takes from."""
+    count = len(pipeline.manifest.slices)
+    wirings = [find_wiring(pipeline.manifest, pipeline.task, index) for index in range(count)]
+    return {wiring.index: tuple(sorted(wiring.earlier)) for wiring in wirings}

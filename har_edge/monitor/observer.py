@@ -1,0 +1,426 @@
+"""Watching a deployment: plan, statuses, beats and results in, what they amount to out. Pure: clocks are the caller's.
+
+Whatever comes over the network is bounded and made printable here, so that whoever shows a snapshot need not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+import msgspec
+
+from har_edge.errors import MessageError
+from har_edge.monitor.sent import sent_views, unanswered
+from har_edge.monitor.snapshot import (
+    CountsView,
+    EpochView,
+    FlowView,
+    HopView,
+    NodeView,
+    ProbeView,
+    Snapshot,
+    StageView,
+)
+from har_edge.mqtt.bus import Delivery
+from har_edge.protocol.deployment import Deployment, Placement
+from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.status import (
+    ALIVE,
+    UNREADABLE,
+    Beat,
+    NodeStatus,
+    StagePhase,
+    StageReport,
+    decode_beat,
+    decode_status,
+)
+from har_edge.protocol.text import printable
+from har_edge.protocol.topics import Kind, Topics, is_probe
+from har_edge.runtime.agreement import disagreement, way_of
+from har_edge.runtime.deployment_files import read_deployment
+from har_edge.tflite.manifest import SliceManifest
+
+MAX_NODES = 1000
+MAX_STAGES = 256
+MAX_MESSAGE_BYTES = 1024 * 1024
+# Roles that beat; one that has not for so long is not alive, whatever its status says.
+BEATING = frozenset({"node"})
+SILENT_S = 1.5
+HORIZON_S = 10.0
+REMEMBERED = 2000
+_BIG = 2**53
+UNREPORTED = "unreported"
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """The last seconds of one stage: reports, and when they came."""
+
+    reports: deque[tuple[float, StageReport]] = field(default_factory=lambda: deque(maxlen=64))
+
+    def add(self, now: float, report: StageReport) -> None:
+        if self.reports and report.windows < self.reports[-1][1].windows:  # it has begun anew
+            self.reports.clear()
+        self.reports.append((now, report))
+        while self.reports[0][0] < now - HORIZON_S:
+            self.reports.popleft()
+
+    def rate(self) -> float | None:
+        (first, before), (last, after) = self.reports[0], self.reports[-1]
+        return (after.windows - before.windows) / (last - first) if last - first > 0.2 else None
+
+    def mean(self, field: str) -> float | None:
+        """Return the mean of a figure over the windows of these seconds; None when there were none."""
+        pairs = zip(list(self.reports), list(self.reports)[1:], strict=False)
+        shares = [(after.windows - before.windows, getattr(after, field)) for (_, before), (_, after) in pairs]
+        if not any(count for count, _ in shares):
+            return float(getattr(self.reports[-1][1], field)) or None
+        return float(sum(count * value for count, value in shares) / sum(count for count, _ in shares))
+
+    def busy(self) -> float:
+        return sum(report.busy for _, report in self.reports) / len(self.reports)
+
+
+@dataclass(slots=True)
+class _Node:
+    """What is known of one node."""
+
+    status: NodeStatus | None = None
+    beat: Beat | None = None
+    beat_at: float = -math.inf
+    ahead_s: float = -math.inf
+    stretches: dict[tuple[int, int, int], _Stretch] = field(default_factory=dict)
+
+
+class Observer:
+    """Keeps what came and says what it amounts to. Unusable messages are dropped and counted; nothing raises."""
+
+    def __init__(self, topics: Topics, now: float) -> None:
+        self._topics, self.since = topics, now
+        self._nodes: OrderedDict[str, _Node] = OrderedDict()
+        self._answers: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
+        self.deployment: Deployment | None = None
+        self.plan_problem = ""
+        self.results = self.unusable = self.unshown = 0
+
+    @property
+    def filters(self) -> list[str]:
+        """What to subscribe to."""
+        topics = self._topics
+        return [topics.status("+"), topics.beat("+"), topics.plan(), topics.result("+")]
+
+    def handle(self, delivery: Delivery, now: float, wall: float) -> None:
+        """Take one message in, that came at `now` (monotonic seconds) and `wall` (seconds since 1970, our clock)."""
+        try:
+            topic = self._topics.read(delivery.topic)
+            if topic.kind is Kind.PLAN:
+                self._take_plan(delivery.payload)
+            elif topic.kind is Kind.RESULT:
+                self._take_results(decode_results(delivery.payload), now)
+            elif len(delivery.payload) > MAX_MESSAGE_BYTES:
+                raise MessageError(f"{len(delivery.payload)} bytes came; expected at most {MAX_MESSAGE_BYTES}")
+            elif topic.kind is Kind.STATUS:
+                self._take_status(topic.levels[0], delivery.payload)
+            elif topic.kind is Kind.BEAT and not delivery.retained:
+                self._take_beat(topic.levels[0], decode_beat(delivery.payload), now, wall)
+        except (MessageError, *UNREADABLE):
+            self.unusable += 1
+
+    def _take_plan(self, payload: bytes) -> None:
+        if not payload:
+            self.deployment, self.plan_problem = None, ""
+            return
+        try:
+            self.deployment, self.plan_problem = read_deployment(self._topics, payload), ""
+        except MessageError as error:
+            self.plan_problem = printable(str(error))
+            raise
+
+    def _take_results(self, results: list[Result], now: float) -> None:
+        for result in results:
+            if not is_probe(result.stream):
+                self.results += 1
+                seconds = result.emitted - result.captured
+                if abs(seconds) < _BIG:
+                    self._answers.append((now, seconds))
+
+    def _take_status(self, name: str, payload: bytes) -> None:
+        if not payload:
+            self._nodes.pop(name, None)
+            return
+        status = decode_status(payload)
+        card = status.device
+        figures = [
+            *status.counters.values(),
+            *((card.cores, card.memory_bytes, card.protocol, card.speed) if card else ()),
+        ]
+        if status.node != name or not all(0 <= figure < _BIG for figure in (status.epoch, *figures)):
+            raise MessageError(f"an odd status of {name!r} came; expected one of that node, with figures of 0 to 2^53")
+        node = self._node(name)
+        if node is not None:
+            known = node.status
+            if known is not None and known.instance == status.instance and not status.streams:
+                status = msgspec.structs.replace(status, streams=known.streams)  # a last will tells no figures
+            node.status = status
+
+    def _take_beat(self, name: str, beat: Beat, now: float, wall: float) -> None:
+        figures = [figure for report in beat.stages for figure in _figures(report)]
+        sound = all(0 <= figure < _BIG for figure in (beat.number, beat.revision, beat.time, *figures))
+        if beat.node != name or len(beat.stages) > MAX_STAGES or not sound:
+            raise MessageError(f"an odd beat of {name!r} came; expected one of that node, with figures of 0 to 2^53")
+        node = self._node(name)
+        if node is None:
+            return
+        if node.beat is not None and node.beat.instance != beat.instance:
+            node.ahead_s = -math.inf
+            node.stretches.clear()
+        node.beat, node.beat_at = beat, now
+        node.ahead_s = max(node.ahead_s, beat.time - wall)
+        told = {(report.epoch, report.stage, report.replica): report for report in beat.stages}
+        node.stretches = {key: node.stretches.get(key) or _Stretch() for key in told}
+        for key, report in told.items():
+            node.stretches[key].add(now, report)
+
+    def _node(self, name: str) -> _Node | None:
+        if name not in self._nodes and len(self._nodes) >= MAX_NODES:
+            self.unshown += 1
+            return None
+        return self._nodes.setdefault(name, _Node())
+
+    def reports(self) -> dict[tuple[str, int, int, int], StageReport]:
+        """Return the last report of each stage by node, epoch, stage and replica."""
+        return {
+            (name, *key): stretch.reports[-1][1]
+            for name, node in self._nodes.items()
+            for key, stretch in node.stretches.items()
+        }
+
+    def statuses(self) -> dict[str, NodeStatus]:
+        """Return the last status of each node by name."""
+        return {name: node.status for name, node in self._nodes.items() if node.status is not None}
+
+    def is_alive(self, name: str, now: float) -> bool:
+        """Tell whether a node is there: by its status, and by its beats if it is one that beats."""
+        node = self._nodes.get(name)
+        if node is None or (node.status is not None and node.status.state not in ALIVE):
+            return False
+        silent = now - max(node.beat_at, self.since) > SILENT_S
+        beats = node.status is None or node.status.role in BEATING or node.beat is not None
+        return not (beats and silent)
+
+    def snapshot(self, now: float, wall: float, probe: ProbeView | None = None) -> Snapshot:
+        """Return what is known; `ready` says that this probe was answered."""
+        plan, deployment = "none", self.deployment
+        if self.plan_problem:
+            plan = self.plan_problem
+        elif deployment is not None:
+            plan = "current" if deployment.current else "preparing"
+        newest = max(deployment.generations, key=lambda one: one.epoch, default=None) if deployment else None
+        stages, sent = self._stages(), sent_views(self.statuses(), lambda name: self.is_alive(name, now))
+        return Snapshot(
+            pipeline=self._topics.pipeline,
+            base=self._topics.base,
+            time=wall,
+            ready=probe is not None and probe.answered,
+            probe=probe,
+            plan=plan,
+            author=printable(deployment.author) if deployment else "",
+            revision=deployment.revision if deployment else 0,
+            epoch=deployment.epoch if deployment else 0,
+            model=printable(newest.manifest.model) if newest else "",
+            epochs=self._epochs(),
+            nodes=tuple(self._view(name, node, now) for name, node in sorted(self._nodes.items())),
+            stages=stages,
+            flow=self._flow(stages, now),
+            counts=self._counts(now, unanswered(sent)),
+            sent=sent,
+            disagreement=self._disagreement(now),
+        )
+
+    def _disagreement(self, now: float) -> str:
+        """Say whether answers may depend on the node that computes them, of the nodes that the plan names."""
+        deployment = self.deployment
+        if deployment is None:
+            return ""
+        named = {placement.node for one in deployment.generations for placement in one.placements}
+        alive = {name: status for name, status in self.statuses().items() if name in named and self.is_alive(name, now)}
+        dtypes = {spec.dtype for one in deployment.generations for spec in one.manifest.tensors}
+        told = deployment.config.delegate
+        return disagreement(
+            {printable(name, 40): way_of(status.device) for name, status in alive.items()},
+            dtypes,
+            delegate=None if told is msgspec.UNSET else told,
+        )
+
+    def _epochs(self) -> tuple[EpochView, ...]:
+        deployment = self.deployment
+        if deployment is None:
+            return ()
+        return tuple(
+            EpochView(
+                epoch=one.epoch,
+                phase=deployment.phase(one.epoch).value,
+                cuts=tuple((entry.start, entry.stop) for entry in one.manifest.slices),
+                predicted_latency_s=one.predicted_latency_s,
+            )
+            for one in sorted(deployment.generations, key=lambda one: one.epoch)
+        )
+
+    def _view(self, name: str, node: _Node, now: float) -> NodeView:
+        status, beat = node.status, node.beat
+        card = status.device if status else None
+        return NodeView(
+            name=name,
+            role=printable(status.role, 40) if status else "",
+            state=status.state.value if status else UNREPORTED,
+            alive=self.is_alive(name, now),
+            version=printable(status.version, 40) if status else "",
+            detail=printable(status.detail) if status else "",
+            epoch=status.epoch if status else 0,
+            revision=beat.revision if beat else 0,
+            protocol=card.protocol if card else None,
+            machine=printable(card.machine, 64) if card else "",
+            cores=card.cores if card else 0,
+            memory_bytes=card.memory_bytes if card else 0,
+            speed=card.speed if card else 0.0,
+            ahead_s=node.ahead_s if beat else None,
+            beat_age_s=now - node.beat_at if beat else None,
+            stages=tuple(f"{stage}.{replica}@{epoch}" for epoch, stage, replica in sorted(node.stretches)),
+            counters={printable(key, 40): value for key, value in sorted(status.counters.items())[:64]}
+            if status
+            else {},
+            runtime=printable(card.runtime, 40) if card else "",
+            delegate=printable(card.delegate, 16) if card else "",
+            lost_at=status.lost_at if status and math.isfinite(status.lost_at) else 0.0,
+        )
+
+    def _stages(self) -> tuple[StageView, ...]:
+        """Return every placement of the plan, and what nodes still run beside it."""
+        generations = self.deployment.generations if self.deployment else ()
+        placed = {
+            (placement.node, one.epoch, *placement.key): placement
+            for one in generations
+            for placement in one.placements
+        }
+        standby = {
+            (name, one.epoch, *placement.key)
+            for one in generations
+            for placement in one.placements
+            for name in placement.standby
+        }
+        views = [self._stage(key, placement) for key, placement in placed.items()]
+        beside = [key for key in self.reports() if key not in placed and key not in standby]
+        views += [self._stage(key, None) for key in beside]
+        return tuple(
+            sorted(views, key=lambda view: (view.epoch, view.stage, view.replica, not view.planned, view.node))
+        )
+
+    def _stage(self, key: tuple[str, int, int, int], placement: Placement | None) -> StageView:
+        name, epoch, stage, replica = key
+        node = self._nodes.get(name)
+        stretch = node.stretches.get((epoch, stage, replica)) if node else None
+        report = stretch.reports[-1][1] if stretch else None
+        return StageView(
+            epoch=epoch,
+            stage=stage,
+            replica=replica,
+            node=name,
+            standby=placement.standby if placement else (),
+            phase=report.phase.value if report else UNREPORTED,
+            detail=printable(report.detail) if report else "",
+            planned=placement is not None,
+            windows=report.windows if report else 0,
+            rate=stretch.rate() if stretch else None,
+            queued=report.queued if report else 0,
+            waiting=report.waiting if report else 0,
+            queue_s=stretch.mean("queue_s") if stretch else None,
+            service_s=stretch.mean("service_s") if stretch else None,
+            busy=stretch.busy() if stretch else None,
+            idle_s=report.idle_s if report else 0.0,
+            lost=report.lost if report else 0,
+            errors=report.errors if report else 0,
+        )
+
+    def _flow(self, stages: tuple[StageView, ...], now: float) -> FlowView:
+        recent = [(came, seconds) for came, seconds in self._answers if came > now - 6 * HORIZON_S]
+        latest = sum(came > now - HORIZON_S for came, _ in recent)
+        took = sorted(seconds for _, seconds in recent)
+        hops = self._hops(stages)
+        middle = percentile(took, 0.5)
+        rest = None if middle is None or not hops else middle - sum(hop.queue_s + hop.service_s for hop in hops)
+        return FlowView(
+            results=self.results,
+            rate=latest / max(0.5, min(HORIZON_S, now - self.since)),
+            p50_s=middle,
+            p95_s=percentile(took, 0.95),
+            p99_s=percentile(took, 0.99),
+            hops=hops,
+            elsewhere_s=rest,
+        )
+
+    def _hops(self, stages: tuple[StageView, ...]) -> tuple[HopView, ...]:
+        """Return the stages on the longest way through the current epoch; none until all have said what they take."""
+        current = self.deployment.current if self.deployment else None
+        if current is None:
+            return ()
+        hops: dict[int, HopView] = {}
+        for index in range(len(current.manifest.slices)):
+            here = [view for view in stages if view.planned and (view.epoch, view.stage) == (current.epoch, index)]
+            known = [view for view in here if view.service_s is not None]
+            if not known:
+                return ()
+            hops[index] = HopView(
+                stage=index,
+                queue_s=sum(view.queue_s or 0.0 for view in known) / len(known),
+                service_s=sum(view.service_s or 0.0 for view in known) / len(known),
+            )
+        return tuple(hops[index] for index in longest_way(current.manifest, hops))
+
+    def _counts(self, now: float, lost: int) -> CountsView:
+        reports = self.reports()
+        counters = [status.counters for name, status in self.statuses().items() if self.is_alive(name, now)]
+
+        def add(name: str, among: list[dict[str, int]]) -> int:
+            return sum(one.get(name, 0) for one in among)
+
+        beating = {name for name, *_ in reports}
+        others = [
+            status.counters
+            for name, status in self.statuses().items()
+            if name not in beating and self.is_alive(name, now)
+        ]
+        return CountsView(
+            lost=sum(report.lost for report in reports.values()) + add("given_up", others),
+            errors=sum(report.errors for report in reports.values()) + add("rejected", others),
+            dropped=add("dropped", counters),
+            resent=add("resent", counters),
+            unusable=self.unusable,
+            unanswered=lost,
+        )
+
+
+def percentile(ordered: list[float], share: float) -> float | None:
+    """Return a percentile of values in order, by the nearest rank; None for none."""
+    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] if ordered else None
+
+
+def longest_way(manifest: SliceManifest, hops: dict[int, HopView]) -> tuple[int, ...]:
+    """Return the stages on the way that takes longest, where each waits for those whose tensors it takes."""
+    ways: list[tuple[float, tuple[int, ...]]] = []
+    for index, entry in enumerate(manifest.slices):
+        needs = {tensor.name for tensor in entry.inputs}
+        before = [ways[k] for k in range(index) if needs & {tensor.name for tensor in manifest.slices[k].outputs}]
+        seconds, way = max(before, default=(0.0, ()))
+        ways.append((seconds + hops[index].queue_s + hops[index].service_s, (*way, index)))
+    return max(ways)[1]
+
+
+def is_running(report: StageReport | None) -> bool:
+    """Tell whether a stage takes windows."""
+    return report is not None and report.phase in (StagePhase.RUNNING, StagePhase.DRAINED)
+
+
+def _figures(report: StageReport) -> tuple[float, ...]:
+    return tuple(value for value in msgspec.structs.astuple(report) if isinstance(value, int | float))

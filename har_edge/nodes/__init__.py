@@ -1,1 +1,0 @@
-"""Sensor, stage and sink: pure handlers, and the loop that runs them."""

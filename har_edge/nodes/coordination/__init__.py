@@ -1,1 +1,0 @@
-"""The coordinator: watches nodes, plans, and moves slices while data flows."""

@@ -1,0 +1,314 @@
+"""Building nodes from a pipeline file."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from har_edge.codecs.catalog import make_reducer
+from har_edge.codecs.files import Files
+from har_edge.codecs.reducer import Reducer
+from har_edge.config.pipeline import Pipeline, PipelineConfig
+from har_edge.config.state import starts_fresh
+from har_edge.config.task import Task, with_reducers
+from har_edge.config.wiring import Wiring
+from har_edge.data.recording import Recording
+from har_edge.data.replay import replay
+from har_edge.data.windows import windows
+from har_edge.errors import ConfigError, MessageError
+from har_edge.inference.codecs import FolderFiles
+from har_edge.inference.feed import choose_way, make_feed, window_shape
+from har_edge.inference.load_check import LoadCheck, default_check
+from har_edge.inference.saturation import NODE_EVERY, Range, Saturation, range_of, range_taken
+from har_edge.protocol.topics import Topics
+from har_edge.runtime.sensor.send_policy import Batch
+from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
+from har_edge.runtime.stage.stage import Stage, StageSetup
+from har_edge.tflite.manifest import QUANTISED
+
+if TYPE_CHECKING:
+    from har_edge.inference.feed import Feed
+    from har_edge.inference.interpreter import Interpreter, Port
+
+_log = logging.getLogger(__name__)
+# What may wait in a stage's memory; a few messages at least, so that it never waits for the next.
+RECEIVE_BYTES = 64 * 1024 * 1024
+RECEIVE_LEAST, RECEIVE_MAX = 16, 1024
+
+
+def topics_of(pipeline: Pipeline) -> Topics:
+    """Return the topics of a pipeline."""
+    return Topics(pipeline.config.base, pipeline.config.name)
+
+
+def override(pipeline: Pipeline, reducers: Mapping[str, str]) -> Pipeline:
+    """Return the pipeline with other reducers for some sources; sensors and stages need the same ones."""
+    task = with_reducers(pipeline.task, reducers)
+    return dataclasses.replace(pipeline, config=msgspec.structs.replace(pipeline.config, task=task))
+
+
+def reducer_of(pipeline: Pipeline, source: str) -> Reducer:
+    """Return the reducer of a source, its files checked.
+
+    Raises ConfigError when the pipeline takes no such source, or when windows, reducer and model do not belong together
+    (other channels, another length); ModelError for a file that is not what it should be.
+    """
+    task = pipeline.task
+    if source not in task.inputs:
+        raise ConfigError(f"source {source!r} came; expected one of {', '.join(task.inputs)}, which the model takes")
+    tensor = task.inputs[source].tensor
+    shape = next(spec.shape for entry in pipeline.manifest.slices for spec in entry.inputs if spec.name == tensor)
+    return open_reducer(
+        task,
+        source,
+        pipeline.channels(source),
+        shape,
+        FolderFiles(pipeline.folder, task.files, delegate_of(pipeline.config)),
+    )
+
+
+def open_reducer(task: Task, source: str, channels: int, shape: Sequence[int], files: Files) -> Reducer:
+    """Return the reducer of a source with so many channels, which enters an input of this shape; see `reducer_of`."""
+    enters, length = task.inputs[source], task.stream.length
+    try:
+        reducer = make_reducer(enters.reducer, length, channels, files)
+    except ConfigError as error:
+        raise ConfigError(f"source {source!r}: {error}") from None
+    choose_way(source, reducer, enters.tensor, window_shape(tuple(shape)), length, channels)
+    return reducer
+
+
+def delegated(pipeline: Pipeline, delegate: str | None) -> Pipeline:
+    """Return the pipeline with what one device was told of its delegate, instead of what the pipeline says."""
+    if delegate is None:
+        return pipeline
+    config = msgspec.convert(msgspec.to_builtins(pipeline.config) | {"delegate": delegate}, PipelineConfig)
+    return dataclasses.replace(pipeline, config=config)
+
+
+def delegate_of(config: PipelineConfig) -> str | None:
+    """Return who computes; None where the pipeline leaves it to the runtime."""
+    return None if config.delegate is msgspec.UNSET else config.delegate
+
+
+def build_stage(
+    pipeline: Pipeline, index: int, *, threads: int = 1, replicas: int = 1, deployed: bool = False
+) -> Stage:
+    """Load slice `index` (its hash is checked first) and return its stage; see `build_setup`."""
+    setup = build_setup(pipeline, index, threads=threads, replicas=replicas, deployed=deployed)
+    return Stage(setup, clock=time.time, monotonic=time.monotonic)
+
+
+def build_setup(
+    pipeline: Pipeline,
+    index: int,
+    *,
+    threads: int = 1,
+    replicas: int = 1,
+    deployed: bool = False,
+    check: LoadCheck | None = None,
+) -> StageSetup:
+    """Load slice `index` and return what its stage is made of; a slice that is `deployed` has run once when it returns.
+
+    `check` runs it in a process of its own before, by default that of this process. Of several `replicas` each takes
+    its turn. Raises ModelError when the file is not what its hash says, ConfigError for a slice that mixes windows, or
+    that needs more than one message where there are replicas.
+    """
+    from har_edge.inference.interpreter import Delegate, load_slice  # a sensor does without LiteRT
+    from har_edge.runtime.node.capabilities import applied_delegate
+
+    wiring, task = pipeline.wiring(index), pipeline.task
+    _check_replicas(wiring, replicas)
+    path = pipeline.folder / pipeline.config.slices / wiring.entry.file
+    fresh = starts_fresh(wiring.entry.state, task, f"slice {path}")
+    delegate = Delegate(delegate_of(pipeline.config) or Delegate.XNNPACK)
+    interpreter = load_slice(
+        path,
+        wiring.entry.sha256,
+        threads=threads,
+        fresh=fresh,
+        check=check or default_check(),
+        delegate=delegate,
+    )
+    if deployed:
+        _warm_up(interpreter, wiring)
+    ports = {port.name: port for port in interpreter.inputs}
+    results = {port.name: port for port in interpreter.outputs}
+    ports = {source: ports[tensor] for source, tensor in wiring.sources.items()}
+    watched = _saturations(ports)
+    return StageSetup(
+        topics=topics_of(pipeline),
+        epoch=pipeline.config.epoch,
+        task=task,
+        wiring=wiring,
+        run=interpreter.run,
+        result_port=results[task.output] if wiring.answers else None,
+        feeds=_feeds(pipeline, ports, watched),
+        max_payload_bytes=pipeline.config.max_payload_bytes,
+        join_timeout_s=pipeline.config.join.timeout_s,
+        join_capacity=pipeline.config.join.capacity,
+        ports=ports,
+        wire_version=pipeline.manifest.wire,
+        ids=pipeline.manifest.ids,
+        names=names_of(pipeline),
+        carry_on_after_s=pipeline.config.join.patience_s,
+        share=f"{pipeline.config.epoch}-{index}" if replicas > 1 else "",
+        deployed=deployed,
+        delegate=applied_delegate(interpreter, delegate.value),
+        saturations=tuple(watched.values()),
+    )
+
+
+def _saturations(ports: Mapping[str, Port]) -> dict[str, Saturation]:
+    """Return what counts the values of each source that saturate in its quantised input."""
+    return {
+        source: Saturation(source, f"input {port.name!r}", found, NODE_EVERY)
+        for source, port in ports.items()
+        if (found := range_of(port.dtype.name, port.scale, port.zero_point)) is not None
+    }
+
+
+def _feeds(pipeline: Pipeline, ports: Mapping[str, Port], watched: Mapping[str, Saturation]) -> dict[str, Feed]:
+    """Return how the codes of each source enter its input."""
+    length = pipeline.task.stream.length
+    return {
+        source: make_feed(
+            source, reducer_of(pipeline, source), port, length, pipeline.channels(source), watched.get(source)
+        )
+        for source, port in ports.items()
+    }
+
+
+def source_ids(pipeline: Pipeline) -> dict[str, int]:
+    """Return what stands for the names of sources in messages: the ids of the tensors that they enter."""
+    ids = pipeline.manifest.ids
+    return {source: ids[enters.tensor] for source, enters in pipeline.task.inputs.items() if enters.tensor in ids}
+
+
+def names_of(pipeline: Pipeline) -> dict[int, str]:
+    """Return what short ids in messages stand for: a source where one enters that tensor, else the tensor's name."""
+    tensors = {number: name for name, number in pipeline.manifest.ids.items()}
+    return tensors | {number: source for source, number in source_ids(pipeline).items()}
+
+
+def receive_max(wiring: Wiring) -> int:
+    """Return how many messages a stage takes from the broker before it has acknowledged them; the others wait there.
+
+    They are in its memory, so large ones are few. A stage that joins parts takes as many as ever: some of them wait for
+    others that the broker would hold back.
+    """
+    if wiring.sources or len(wiring.earlier) != 1:
+        return RECEIVE_MAX
+    size = sum(math.prod(max(1, n) for n in spec.shape) * np.dtype(spec.dtype).itemsize for spec in wiring.entry.inputs)
+    return max(RECEIVE_LEAST, min(RECEIVE_MAX, RECEIVE_BYTES // max(1, size)))
+
+
+def _check_replicas(wiring: Wiring, replicas: int) -> None:
+    """Refuse turns at a stage whose parts come in several messages; sources may come in one, with `--combine`."""
+    if replicas > 1 and len(wiring.earlier) + bool(wiring.sources) > 1:
+        raise ConfigError(
+            f"{replicas} replicas of stage {wiring.index} came, which hears several others; expected one replica: the "
+            "broker would give the parts of a window to different ones"
+        )
+
+
+def _warm_up(interpreter: Interpreter, wiring: Wiring) -> None:
+    """Run once, so that the first window is not the slow one; a model that refuses made-up values goes without."""
+    from har_edge.inference.sampling import sample
+
+    try:
+        interpreter.run(sample(interpreter.inputs, np.random.default_rng(0)))
+    except MessageError as error:
+        _log.info("slice %d was not warmed up: %s", wiring.index, error)
+
+
+def build_sensor(pipeline: Pipeline, sources: Sequence[str], *, combine: bool = False, look: bool = False) -> Sensor:
+    """Return the sensor of one or several sources.
+
+    It counts values that saturate in its reducers, and with `look` those that will in the slices, whose files it reads.
+    """
+    reducers = {source: reducer_of(pipeline, source) for source in sources}
+    setup = SensorSetup(
+        topics=topics_of(pipeline),
+        epoch=pipeline.config.epoch,
+        reducers=reducers,
+        labels=frozenset(pipeline.task.label_ids),
+        combine=combine,
+        max_payload_bytes=pipeline.config.max_payload_bytes,
+        wire_version=pipeline.manifest.wire,
+        ids=source_ids(pipeline),
+        saturations=tuple(_watched(pipeline, reducers, look=look)),
+    )
+    return Sensor(setup)
+
+
+def _watched(pipeline: Pipeline, reducers: Mapping[str, Reducer], *, look: bool) -> Iterator[Saturation]:
+    """Yield what counts values that saturate: in the reducer, else (`look`) in the slice that they enter."""
+    for source, reducer in reducers.items():
+        found, taker = range_taken(reducer), f"reducer {reducer.spec!r}"
+        if found is None and look and reducer.restores:
+            tensor = pipeline.task.inputs[source].tensor
+            found, taker = _range_of(pipeline, tensor), f"input {tensor!r}"
+        if found is not None:
+            yield Saturation(source, taker, found, NODE_EVERY)
+
+
+def _range_of(pipeline: Pipeline, tensor: str) -> Range | None:
+    """Return the range of a quantised input, by the slice's file; None where it has none, or the file is not here."""
+    from har_edge.tflite.model import read_model
+
+    entry = next(one for one in pipeline.manifest.slices if any(spec.name == tensor for spec in one.inputs))
+    spec = next(spec for spec in entry.inputs if spec.name == tensor)
+    path = pipeline.folder / pipeline.config.slices / entry.file
+    if spec.dtype not in QUANTISED or not path.is_file():  # a sensor does without the slices
+        return None
+    graph = read_model(path).main
+    found = next((one.raw.quantization for one in graph.tensors if one.name == tensor), None)
+    scales = [] if found is None or found.scale is None else list(found.scale)
+    zero = 0 if found is None or found.zeroPoint is None or not len(found.zeroPoint) else int(found.zeroPoint[0])
+    return range_of(spec.dtype, float(scales[0]), zero) if len(scales) == 1 else None
+
+
+def batches_of(
+    pipeline: Pipeline, recordings: Iterable[Recording], *, speed: float | None, batch: int, limit: int | None
+) -> Iterator[Batch]:
+    """Yield the windows of several recordings as they fall due, `batch` consecutive ones of a stream together.
+
+    `limit` bounds the windows of each stream.
+    """
+    stream = pipeline.task.stream
+
+    def of_one(recording: Recording) -> Iterator[Batch]:
+        due = itertools.islice(replay(recording, stream.length, stream.hop, speed), limit)
+        while group := list(itertools.islice(due, batch)):
+            yield group
+
+    if speed is None:
+        return _in_turn([of_one(recording) for recording in recordings])
+    return heapq.merge(*map(of_one, recordings), key=lambda group: group[-1][0])
+
+
+def count_windows(pipeline: Pipeline, recordings: Iterable[Recording], limit: int | None) -> int:
+    """Return how many windows `batches_of` makes."""
+    stream = pipeline.task.stream
+    cut = (windows(recording, stream.length, stream.hop, within_activity=False) for recording in recordings)
+    return sum(sum(1 for _ in itertools.islice(one, limit)) for one in cut)
+
+
+def _in_turn(streams: list[Iterator[Batch]]) -> Iterator[Batch]:
+    while streams:
+        for stream in list(streams):
+            group = next(stream, None)
+            if group is None:
+                streams.remove(stream)
+            else:
+                yield group

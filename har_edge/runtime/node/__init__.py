@@ -1,0 +1,1 @@
+"""A node: a device that runs the stages that the plan gives it."""

@@ -1,0 +1,267 @@
+"""A node that runs whatever stages the plan gives it: its control, apart from the threads that run them.
+
+The control follows the retained plan, keeps one worker for each post, says how it is (retained status) and that it is
+alive (beats). It does no work that takes long, so that beats go on while stages compute.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from har_edge.errors import BrokerError, MessageError
+from har_edge.mqtt.bus import Bus, Delivery, Outgoing, TakenOver
+from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.status import NEXT, Beat, StagePhase, StageReport, State, encode_beat
+from har_edge.protocol.topics import RETAINED, Kind
+from har_edge.runtime.deployment_files import read_deployment
+from har_edge.runtime.loop import GONE_S, Identity, Stop, drain
+from har_edge.runtime.node.worker import LEAVING, Aim, Post
+
+_log = logging.getLogger(__name__)
+BEAT_S = 0.5
+# How often the status is said although nothing changed: somebody may have removed it at the broker.
+SAY_S = 60.0
+# How often a node looks at its stages while one is on its way from one phase to the next.
+LOOK_S = 0.03
+_JOIN_S = 6.0
+# Beats that the broker has not taken: more would only come too late.
+_MAX_UNSENT = 8
+_RUNNING = frozenset({StagePhase.RUNNING, StagePhase.DRAINED})
+
+
+class Hand(Protocol):
+    """What a node needs of a worker (runtime/node/worker.py)."""
+
+    @property
+    def aim(self) -> Aim:
+        """What it was told."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+
+    @property
+    def phase(self) -> StagePhase:
+        """How far its stage is."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def direct(self, aim: Aim, deployment: Deployment | None = None) -> None:
+        """Say what is wanted from now on."""
+
+    def stir(self) -> None:
+        """Try at once what failed before."""
+
+    def report(self, now: float) -> StageReport:
+        """Say what its stage does."""
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until it has ended."""
+
+
+Hire = Callable[[Post, Deployment, Aim], Hand]
+
+
+def posts_of(deployment: Deployment | None, node: str) -> dict[Post, Aim]:
+    """Return what a deployment wants of a node: the stages it holds, and those it gets ready for."""
+    posts: dict[Post, Aim] = {}
+    for generation in deployment.generations if deployment else ():
+        for placement in generation.placements:
+            post = Post(generation.epoch, placement.stage, placement.replica)
+            if placement.node == node:
+                posts[post] = Aim.HOLD
+            elif node in placement.standby:
+                posts[post] = Aim.PREPARE
+    return posts
+
+
+class Node:
+    """The control of a node, without a bus: deliveries in, status and beats out. `hire` makes the worker of a post.
+
+    A plan that is malformed is dropped and counted, one that is older than the last is left: what runs goes on.
+    """
+
+    def __init__(self, identity: Identity, hire: Hire) -> None:
+        self.identity, self.state, self.rejected = identity, State.INIT, 0
+        self.deployment: Deployment | None = None
+        self.workers: dict[Post, Hand] = {}
+        self._hire, self._topics = hire, identity.topics
+        self._number, self._beat_at, self._said = 0, 0.0, frozenset[tuple[Post, StagePhase]]()
+        self._told: tuple[State, int, int] | None = None
+        self._say_at, self._reconnects = 0.0, 0
+
+    # --- what it is told ----------------------------------------------------------------------------------------------
+
+    def handle(self, delivery: Delivery) -> None:
+        """Take a plan, or the empty message that takes it away."""
+        if delivery.topic != self._topics.plan():
+            return
+        if not delivery.payload:
+            _log.warning("the plan was taken away: no stage runs here until another one comes")
+            self.deployment = None
+            return
+        try:
+            deployment = read_deployment(self._topics, delivery.payload)
+        except MessageError as error:
+            self.rejected += 1
+            _log.warning("dropped a plan: %s", error)
+            return
+        if self.deployment is None or deployment.replaces(self.deployment):
+            self.deployment = deployment
+        elif deployment != self.deployment:
+            self.rejected += 1
+            text = "dropped revision %d of the plan by %s: revision %d by %s is newer"
+            last = self.deployment
+            _log.warning(text, deployment.revision, deployment.author, last.revision, last.author)
+
+    def begin(self) -> None:
+        """Take stages from now on; the identity says what the device can do."""
+        self._enter(State.READY)
+
+    def retire(self) -> None:
+        """Take no more and hand over what runs; before stages may run here, there is nothing to hand over."""
+        if self.state in (State.READY, State.BUSY):
+            self._enter(State.DRAINING)
+
+    @property
+    def placed(self) -> bool:
+        """Whether the plan wants stages to run here."""
+        return Aim.HOLD in posts_of(self.deployment, self.identity.node).values()
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a stage is on its way from one phase to the next."""
+        return any(
+            one.phase is StagePhase.FETCHING
+            or one.aim in LEAVING
+            or (one.aim is Aim.HOLD and one.phase is StagePhase.PREPARED)
+            for one in self.workers.values()
+        )
+
+    # --- what it does -------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float, reconnects: int, counters: Mapping[str, int] | None = None) -> list[Outgoing]:
+        """Bring the workers in line with the plan; return the status and the beat that are due.
+
+        `reconnects` is how often the connection was made anew: then the status is said again, and once in SAY_S, and
+        what failed is tried again.
+        """
+        self._reconcile()
+        if reconnects != self._reconnects:
+            self._reconnects = reconnects
+            for worker in self.workers.values():
+                worker.stir()
+        if self.state in (State.READY, State.BUSY):
+            busy = any(one.phase in _RUNNING for one in self.workers.values())
+            self._enter(State.BUSY if busy else State.READY)
+        outgoing = []
+        told = (self.state, reconnects, self.rejected)
+        if told != self._told or now >= self._say_at:
+            self._told, self._beat_at, self._say_at = told, now, now + SAY_S
+            outgoing.append(self.status(counters))
+        if self.state is not State.INIT and (now >= self._beat_at or self._phases() != self._said):
+            outgoing.append(self._beat(now))
+        return outgoing
+
+    def status(self, counters: Mapping[str, int] | None = None) -> Outgoing:
+        """Return the retained status."""
+        counts = {"plans_rejected": self.rejected, **(counters or {})}
+        return Outgoing(self.identity.topic, self.identity.status(self.state, counts), retain=Kind.STATUS in RETAINED)
+
+    def leave(self, timeout_s: float = _JOIN_S) -> None:
+        """Let every stage go, its session left to whoever fills it next, and wait until they have ended."""
+        deadline = time.monotonic() + timeout_s
+        for worker in self.workers.values():
+            worker.direct(Aim.LEAVE)
+        for post, worker in self.workers.items():
+            worker.join(max(0.0, deadline - time.monotonic()))
+            if worker.alive:
+                _log.warning("stage %d of epoch %d did not end in time", post.stage, post.epoch)
+
+    def farewell(self) -> Outgoing:
+        """Return the status of a node that has gone on purpose."""
+        self._enter(State.STOPPED)
+        return self.status()
+
+    def _enter(self, state: State) -> None:
+        if state is not self.state:
+            assert state in NEXT[self.state], f"a node cannot go from {self.state.value} to {state.value}"
+            self.state = state
+
+    def _reconcile(self) -> None:
+        wanted = posts_of(self.deployment, self.identity.node)
+        for post, worker in list(self.workers.items()):
+            if not worker.alive:
+                del self.workers[post]
+            elif post in wanted:
+                worker.direct(wanted[post], self.deployment)
+            else:
+                gone = self.deployment is None or self.deployment.generation(post.epoch) is None
+                worker.direct(Aim.END if gone else Aim.LEAVE, self.deployment)
+        for post, aim in wanted.items():
+            if post not in self.workers and self.deployment is not None:
+                self.workers[post] = worker = self._hire(post, self.deployment, aim)
+                worker.start()
+
+    def _phases(self) -> frozenset[tuple[Post, StagePhase]]:
+        return frozenset((post, worker.phase) for post, worker in self.workers.items())
+
+    def _beat(self, now: float) -> Outgoing:
+        self._beat_at = now + BEAT_S
+        self._number += 1
+        reports = {post: self.workers[post].report(now) for post in sorted(self.workers)}
+        self._said = frozenset((post, report.phase) for post, report in reports.items())
+        beat = Beat(
+            node=self.identity.node,
+            instance=self.identity.instance,
+            number=self._number,
+            time=time.time(),
+            revision=self.deployment.revision if self.deployment else 0,
+            stages=tuple(reports.values()),
+        )
+        return Outgoing(self._topics.beat(self.identity.node), encode_beat(beat))
+
+
+def run_node(bus: Bus, node: Node, stop: Stop, *, drain_timeout_s: float) -> None:
+    """Follow the plan until `stop`; then hand over what runs here, say goodbye, and disconnect.
+
+    Raises TakenOver when another process has become this node, BrokerError for what no retry mends.
+    """
+    bus.subscribe([node.identity.topics.plan()])
+    node.begin()
+    deadline, heard_at = float("inf"), time.monotonic()
+    try:
+        while time.monotonic() < deadline and (node.placed or not stop.asked):
+            if stop.asked and deadline == float("inf"):
+                deadline = time.monotonic() + drain_timeout_s
+                node.retire()
+            _step(bus, node)
+            heard_at = time.monotonic() if bus.connected or not stop.asked else heard_at
+            if time.monotonic() > heard_at + GONE_S:
+                _log.warning("stopping without the broker: nobody can take over what runs here")
+                break
+    except (TakenOver, BrokerError):
+        node.leave()
+        raise
+    node.leave()
+    farewell = node.farewell()
+    bus.publish(farewell.topic, farewell.payload, retain=farewell.retain)
+    drain(bus)
+    bus.close(forget=True)
+
+
+def _step(bus: Bus, node: Node) -> None:
+    """Take what came, and send what is due."""
+    for delivery in bus.poll(LOOK_S if node.unsettled else BEAT_S / 2):
+        bus.acknowledge(delivery)
+        node.handle(delivery)
+    if not bus.connected or bus.unsent > _MAX_UNSENT:
+        return  # the workers keep what they were told until the plan can be heard again
+    traffic = bus.traffic
+    counters = {"sent_bytes": traffic.sent_bytes, "received_bytes": traffic.received_bytes}
+    for outgoing in node.tick(time.monotonic(), traffic.reconnects, counters | {"reconnects": traffic.reconnects}):
+        bus.publish(outgoing.topic, outgoing.payload, retain=outgoing.retain)

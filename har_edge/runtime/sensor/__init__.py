@@ -1,0 +1,1 @@
+"""A sensor: windows in, reduced messages out, each kept until its result has come."""

@@ -1,0 +1,162 @@
+"""Where a sensor sends that follows a deployment: to the epoch that is current, until every window is answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Collection
+
+from har_edge.config.pipeline import find_batch_problem
+from har_edge.config.task import Task
+from har_edge.errors import BrokerError, ConfigError, MessageError, NodeError
+from har_edge.mqtt.bus import Delivery, Outgoing
+from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.results import Result
+from har_edge.protocol.topics import Topics
+from har_edge.runtime.deployment_files import read_deployment
+from har_edge.runtime.sensor.retransmission import GIVE_UP_S, Resend
+from har_edge.runtime.sensor.retransmit_buffer import Outbox
+from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
+
+_log = logging.getLogger(__name__)
+# When to look again for files that a new plan names.
+POSTPONE_S = 5.0
+# What a plan may change while a sensor runs: everything but what its windows are.
+Refit = Callable[[Deployment], SensorSetup]
+
+
+class Course(Resend):
+    """Follows the plan: windows go to the epoch that is current, and again where theirs is gone.
+
+    `refit` returns the setup for a plan whose task, or whose fitted files, are not those that the sensor has. A plan
+    that cannot be read is dropped, counted and logged; where its files cannot be had now, windows go where they went,
+    and `again` looks for them anew. Pure, but for what `refit` does.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        sensor: Sensor,
+        outbox: Outbox,
+        topics: Topics,
+        refit: Refit,
+        give_up_s: float = GIVE_UP_S,
+        *,
+        expires: bool = False,
+        partial: bool = False,
+        run: int = 0,
+    ) -> None:
+        super().__init__(sensor, outbox, topics, give_up_s, expires=expires, partial=partial, run=run)
+        self._deployment, self._fitted, self._refit = deployment, deployment, refit
+        self._postponed, self._postponed_until = b"", 0.0
+
+    @property
+    def filters(self) -> list[str]:
+        """The topics to subscribe to."""
+        return [self._topics.plan(), *super().filters]
+
+    @property
+    def epoch(self) -> int:
+        """Where new windows go."""
+        return self._target
+
+    def take(self, delivery: Delivery, now: float) -> None:
+        """Take a plan or results; drop, count and log what cannot be read.
+
+        Raises ConfigError when the plan is for windows that this sensor does not make, and what else `refit` does but
+        BrokerError and NodeError.
+        """
+        if delivery.topic == self._topics.plan():
+            self._follow(delivery.payload, now)
+        else:
+            super().take(delivery, now)
+
+    def again(self, now: float, *, connected: bool, kept: bool, forgotten: int = 0) -> list[Outgoing]:
+        """Return what to send again, see Resend; raises what `take` does."""
+        if self._postponed and now >= self._postponed_until:
+            payload, self._postponed = self._postponed, b""
+            self._follow(payload, now)
+        return super().again(now, connected=connected, kept=kept, forgotten=forgotten)
+
+    def _is_ours(self, result: Result) -> bool:
+        """Return True: stages of any plan may answer, those of the next one before this sensor knows it."""
+        return True
+
+    @property
+    def _waits_for_stages(self) -> bool:
+        """Whether windows that nobody listens to are awaited for ever; the plan's own stages should be there."""
+        return False
+
+    @property
+    def _alive(self) -> frozenset[int]:
+        """The epochs whose stages may answer; none while the plan says to send nowhere."""
+        deployment = self._deployment
+        if deployment.current is None:
+            return frozenset()
+        return frozenset(generation.epoch for generation in deployment.generations)
+
+    def _follow(self, payload: bytes, now: float) -> None:
+        try:
+            self._take_plan(payload, now)
+        except MessageError as error:
+            self._reject(self._topics.plan(), error)
+
+    def _take_plan(self, payload: bytes, now: float) -> None:
+        if not payload:
+            _log.warning("the plan was removed; going on as it was")
+            return
+        new, old = read_deployment(self._topics, payload), self._deployment
+        if not new.replaces(old):
+            return  # sent again by the broker, or by one that lost its latest state
+        moves = new.epoch != self.epoch and new.current is not None
+        if moves and (new.config, new.files) != (self._fitted.config, self._fitted.files):
+            check_windows(self._fitted, new, self._sensor.setup.reducers)
+            try:
+                self._sensor.setup, self._fitted = self._refit(new), new
+            except (BrokerError, NodeError) as error:
+                self._postponed, self._postponed_until = payload, now + POSTPONE_S
+                _log.warning("cannot send to epoch %d yet, trying again in %g s: %s", new.epoch, POSTPONE_S, error)
+                return
+        self._deployment, self._postponed = new, b""
+        if not moves:
+            return
+        alone = takes_one_window(new)
+        self._sensor.setup = dataclasses.replace(self._sensor.setup, epoch=new.epoch, alone=alone)
+        _log.info("sending to epoch %d", new.epoch)
+
+
+def takes_one_window(deployment: Deployment) -> bool:
+    """Return whether the slices of the current epoch take one window a message only."""
+    if deployment.current is None:
+        return False
+    try:
+        return bool(find_batch_problem(deployment.current.manifest, deployment.config.task))
+    except ConfigError:  # no sense can be made of this plan: whatever its slices are, they take one
+        return True
+
+
+def check_windows(old: Deployment, new: Deployment, sources: Collection[str]) -> None:
+    """Raise ConfigError, which says what changed, when windows that are cut for one plan do not fit another."""
+    before, after = _windows_of(old), _windows_of(new)
+    changed = [f"{name} was {before[name]}, is {after[name]}" for name in before if before[name] != after[name]]
+    changed += [f"source {source!r} is no longer taken" for source in sources if source not in new.config.task.inputs]
+    if changed:
+        raise ConfigError(
+            f"the plan changed, and the windows of this sensor do not fit epoch {new.epoch}: {'; '.join(changed)}; "
+            "start the sensor again"
+        )
+
+
+def _windows_of(deployment: Deployment) -> dict[str, object]:
+    """Return what windows depend on, by name."""
+    task: Task = deployment.config.task
+    stream = task.stream
+    described = deployment.files.get(stream.description, stream.description)
+    return {
+        "description": stream.description,
+        "its file": described,
+        "rate_hz": stream.rate_hz,
+        "length": stream.length,
+        "hop": stream.hop,
+        "grouping": stream.grouping,
+    }

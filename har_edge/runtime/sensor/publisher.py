@@ -1,0 +1,78 @@
+"""What a sensor and its broker give each other, whether it replays recordings or reads a device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from har_edge.data.recording import Window
+from har_edge.errors import ConfigError
+from har_edge.mqtt.bus import Bus
+from har_edge.runtime.loop import Herald, Identity, Sender, drain
+from har_edge.runtime.sensor.flow_control import Credit
+from har_edge.runtime.sensor.sensor import Sensor
+
+
+class Exchange:
+    """Sends windows, takes answers, sends again what `credit` asks for, and keeps the status of the sensor up to date.
+
+    `counters` gives what stands in the status, `shrink` says how messages that the broker does not take get smaller.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        sensor: Sensor,
+        identity: Identity,
+        credit: Credit,
+        counters: Callable[[], dict[str, int]],
+        shrink: str = "",
+    ) -> None:
+        self._bus, self._sensor, self._identity, self._credit, self._shrink = bus, sensor, identity, credit, shrink
+        self._sender = Sender(bus, sensor.counters, "start the stages: `har-edge stage`")
+        self._herald = Herald(bus, identity, counters, credit.streams)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted the sensor."""
+        return self._bus.connected
+
+    @property
+    def pending(self) -> int:
+        """How many messages are not yet safe at the broker."""
+        return self._sender.pending
+
+    def begin(self) -> None:
+        """Subscribe to what the credit rests on."""
+        if self._credit.filters:
+            self._bus.subscribe(self._credit.filters)
+
+    def send(self, windows: Sequence[Window], captured: Sequence[float]) -> None:
+        """Send consecutive windows of one stream, captured at those times (seconds since 1970)."""
+        for outgoing in self._credit.send(windows, captured, time.monotonic()):
+            self._sender.send(outgoing)
+
+    def step(self, timeout_s: float) -> None:
+        """Wait up to `timeout_s` for the broker, and do what is due; ConfigError for messages larger than it takes."""
+        came = self._bus.poll(timeout_s)
+        now = time.monotonic()
+        for delivery in came:
+            self._bus.acknowledge(delivery)
+            self._credit.take(delivery, now)
+        self._sender.retry(now)
+        self._identity.epoch = self._credit.epoch
+        self._herald.announce(now)
+        if self._sensor.counters.too_large:
+            raise ConfigError(
+                f"a message is larger than the broker takes; {self._shrink}raise max_packet_size at the broker"
+            )
+        kept, forgotten = self._sender.kept > 0, self._bus.traffic.forgotten
+        for outgoing in self._credit.again(now, connected=self._bus.connected, kept=kept, forgotten=forgotten):
+            self._sender.send(outgoing)
+
+    def end(self, *, forget: bool) -> None:
+        """Count what is not answered, let what was sent become safe, say goodbye, and disconnect."""
+        self._credit.abandon()
+        drain(self._bus)
+        self._herald.farewell()
+        self._bus.close(forget=forget)

@@ -1,0 +1,289 @@
+"""How a sensor makes sure of its windows: each is kept until its result came, and sent again when it seems lost."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import OrderedDict, deque
+from collections.abc import Collection, Sequence
+
+from har_edge.data.recording import Window
+from har_edge.errors import MessageError
+from har_edge.mqtt.bus import Delivery, Outgoing
+from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.status import StreamCount
+from har_edge.protocol.topics import Topics
+from har_edge.runtime.sensor.retransmit_buffer import REMEMBERED, SAME_S, Kept, Key, Outbox
+from har_edge.runtime.sensor.sensor import Sensor
+from har_edge.runtime.sensor.sent_counter import Tally
+
+_log = logging.getLogger(__name__)
+GIVE_UP_S = 120.0
+# A recording goes on without windows that others have passed for this part of the time that ends it.
+PASSED = 0.75
+QUIET_S = 10.0
+# How many messages of a stream may be on their way until the stages have said how many.
+FIRST_ROOM = 8
+# How long after the broker forgot it a sensor sends again what was answered meanwhile: by then the others are back too.
+# Not all at once: new windows would wait behind it at the stages.
+ECHO_S = 8.0
+ECHO_SPACING_S = 0.04
+ECHOES_A_STEP = 4
+# Of more streams than this a sensor hears the results of all that the pipeline has.
+MOST_FILTERS = 64
+
+
+class Resend:
+    """Keeps what is unanswered, and says what to send again. Pure: whoever calls says what time it is.
+
+    A recording waits for answers. When windows are open and no answer comes for `give_up_s` while there is a broker,
+    there is no hope; 0: there always is. It goes on without windows that are passed by: for most of that time, later
+    ones or those of other streams are answered and they are not.
+
+    With `expires`, for a device, which does not wait, no window is kept for longer than `give_up_s` without a sign of
+    progress. With `partial`, too, other sensors make the rest of its windows, and may not have done so of each: they
+    were not there yet, or have gaps. No stage can complete such a window, and none of it is lost on the way: it is
+    counted as incomplete.
+    """
+
+    def __init__(
+        self,
+        sensor: Sensor,
+        outbox: Outbox,
+        topics: Topics,
+        give_up_s: float = GIVE_UP_S,
+        *,
+        expires: bool = False,
+        partial: bool = False,
+        run: int = 0,
+    ) -> None:
+        self._sensor, self._outbox, self._topics = sensor, outbox, topics
+        self._give_up_s, self._expires, self._partial = give_up_s, expires, expires and partial
+        self._tally = Tally(run, heard=True)
+        self._room: int | None = FIRST_ROOM
+        self._streams: list[str] = []
+        self._progress_at, self._warn_at = 0.0, math.inf
+        self._was_here, self._was_away, self._echo_at = False, False, math.inf
+        self._forgotten, self._owes, self._echo = 0, False, deque[Kept]()
+        self._away_since, self._is_gone = 0.0, False
+        # Windows that are no longer awaited, when each was captured, and whether it was incomplete: an answer may come
+        # after all.
+        self._given_up: OrderedDict[Key, tuple[float, bool]] = OrderedDict()
+
+    @property
+    def hears(self) -> bool:
+        """Whether results are listened to: they are."""
+        return True
+
+    def expect(self, streams: Collection[str]) -> None:
+        """Say which streams will be sent: results of these are enough. Without that, those of all streams come."""
+        self._streams = sorted(set(streams))
+
+    @property
+    def filters(self) -> list[str]:
+        """The topics to subscribe to."""
+        few = 0 < len(self._streams) <= MOST_FILTERS
+        return [self._topics.result(stream) for stream in (self._streams if few else ["+"])]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the deployment that is followed; 0 where none is."""
+        return 0
+
+    @property
+    def room(self) -> int | None:
+        """How many messages of a stream may be on their way, as the stages say; None where they set no bound."""
+        return self._room
+
+    @property
+    def open(self) -> int:
+        """How many windows are unanswered."""
+        return len(self._outbox)
+
+    def open_of(self, stream: str) -> int:
+        """Return how many windows of a stream are unanswered."""
+        return self._outbox.open(stream)
+
+    def streams(self) -> dict[str, StreamCount]:
+        """Return what was sent, answered and given up of each stream."""
+        return self._tally.counts()
+
+    def send(self, windows: Sequence[Window], captured: Sequence[float], now: float) -> list[Outgoing]:
+        """Return the messages for new windows, and keep these."""
+        stream, number = windows[0].stream, self._tally.send(windows[0].stream, len(windows), captured[0])
+        outgoing = self._sensor.handle(windows, captured, sent=(self._tally.run, number))
+        if not self.open:
+            self._progress_at, self._warn_at = now, now + QUIET_S
+        answered, lost = self._outbox.put(windows, captured, self._target, now, number)
+        for _ in range(answered):
+            self._tally.answer(stream)
+        self._lose(stream, lost)
+        return outgoing
+
+    def take(self, delivery: Delivery, now: float) -> None:
+        """Take results; drop, count and log what cannot be read."""
+        try:
+            results = decode_results(delivery.payload)
+        except MessageError as error:
+            self._reject(delivery.topic, error)
+            return
+        for result in results:
+            if not self._is_ours(result):
+                self._pass_over(result)
+                continue
+            if result.room is not None:  # it is the same for all streams
+                self._room = result.room
+            if self._outbox.settle(result, now):
+                self._progress_at, self._warn_at, self._room = now, now + QUIET_S, result.room
+                self._tally.answer(result.stream)
+            else:
+                self._take_late(result)
+            if result.missing:
+                for _ in range(self._outbox.pass_by(result.stream)):
+                    self._progress_at = now
+                    self._tally.answer(result.stream)
+
+    def _is_ours(self, result: Result) -> bool:
+        """Return whether a result may be of windows of this sensor; others are of slices that it sends nothing to."""
+        return result.epoch == self._target
+
+    def _pass_over(self, result: Result) -> None:
+        self._sensor.counters.foreign += 1
+        if self._sensor.counters.foreign == 1:
+            text = "results of %s came of epoch %d, and windows go to %d: they are of other slices, and passed over"
+            _log.warning(text, result.stream, result.epoch, self._target)
+
+    def again(self, now: float, *, connected: bool, kept: bool, forgotten: int = 0) -> list[Outgoing]:
+        """Return what to send again. Call it now and then.
+
+        `kept` says that some of what was sent has not left yet, `forgotten` how often the broker has lost this session.
+        """
+        if not connected or kept:
+            self._warn_at = now + QUIET_S
+        if not connected or (kept and self._waits_for_stages):
+            self._progress_at = now
+        self._notice(now, connected, forgotten)
+        self._expire(now)
+        if self.open and now > self._warn_at:
+            self._warn_at = math.inf
+            _log.warning("no result for %.0f s with %d windows out; sending them again", QUIET_S, self.open)
+        alive = self._alive
+        if not alive:
+            return []
+        due = self._outbox.due(self._target, alive, now, out=connected and not kept)
+        if self._partial:
+            self._leave_incomplete(now)
+            due += self._outbox.ask(now)
+        echo = self._due_echo(now)
+        return [one for kept in due + echo for one in self._messages(kept)]
+
+    def _messages(self, kept: Kept) -> list[Outgoing]:
+        sent = self._tally.run, kept.number
+        return self._sensor.handle(kept.windows, kept.captured, again=True, sent=sent)
+
+    @property
+    def _target(self) -> int:
+        """The epoch that windows go to."""
+        return self._sensor.setup.epoch
+
+    @property
+    def _waits_for_stages(self) -> bool:
+        """Whether windows that nobody listens to are awaited for ever: a person has yet to start the stages."""
+        return True
+
+    @property
+    def _alive(self) -> frozenset[int]:
+        """The epochs whose stages may answer."""
+        return frozenset({self._target})
+
+    def _expire(self, now: float) -> None:
+        """Go on without windows that nobody will answer."""
+        if not self._give_up_s:
+            return
+        before = now - self._give_up_s if self._expires else min(now - PASSED * self._give_up_s, self._progress_at)
+        lost = self._outbox.expire(before)
+        if lost:
+            names = self._give_up(lost, incomplete=False)
+            _log.warning(
+                "no result of %d windows of %s for %.0f s: going on without them", len(lost), names, now - before
+            )
+
+    def _leave_incomplete(self, now: float) -> None:
+        """Go on without windows that other sensors of their stream do not have."""
+        if alone := self._outbox.incomplete(now):
+            names = self._give_up(alone, incomplete=True)
+            text = (
+                "%d windows of %s stay incomplete: other sensors of the stream have not sent them, though later ones "
+                "are answered; going on without them"
+            )
+            _log.warning(text, len(alone), names)
+
+    def _give_up(self, windows: list[tuple[str, int, float]], *, incomplete: bool) -> str:
+        """Await windows no longer; return the names of their streams."""
+        for stream, seq, captured in windows:
+            self._given_up[stream, seq] = captured, incomplete
+            if len(self._given_up) > REMEMBERED:
+                self._given_up.popitem(last=False)
+            self._lose(stream, 1, incomplete=incomplete)
+        return ", ".join(sorted({stream for stream, _, _ in windows}))
+
+    def _lose(self, stream: str, count: int, *, incomplete: bool = False) -> None:
+        if incomplete:
+            self._sensor.counters.incomplete += count
+        else:
+            self._sensor.counters.unanswered += count
+        self._tally.lose(stream, count, incomplete=incomplete)
+
+    def _take_late(self, result: Result) -> None:
+        """Take an answer to a window that was no longer awaited."""
+        captured, incomplete = self._given_up.get((result.stream, result.seq), (math.inf, False))
+        if result.captured >= captured - SAME_S:
+            del self._given_up[result.stream, result.seq]
+            self._lose(result.stream, -1, incomplete=incomplete)
+            self._tally.answer(result.stream)
+
+    def _notice(self, now: float, connected: bool, forgotten: int) -> None:
+        """Keep what is answered while the broker is away; forget it if, back again, it still knows this sensor.
+
+        Such a broker has kept the results for whoever was away, so that all sensors have them.
+        """
+        if not connected and self._was_here:
+            self._was_here, self._was_away, self._away_since = False, True, now
+            self._outbox.start_echo()
+        elif connected:
+            if forgotten != self._forgotten:
+                self._outbox.start_echo()
+                self._forgotten, self._owes, self._echo_at = forgotten, True, now + ECHO_S
+            elif self._was_away and not self._owes:
+                self._outbox.stop_echo()
+            self._was_here, self._was_away = True, False
+        self._is_gone = self._was_away and 0 < self._give_up_s < now - self._away_since
+
+    def _due_echo(self, now: float) -> list[Kept]:
+        """Return some of what was answered around the time the broker forgot all, when all sensors should be back."""
+        if now < self._echo_at or self._was_away:
+            return []
+        if self._owes:
+            self._owes = False
+            self._echo.extend(self._outbox.take_echo())
+        count = min(len(self._echo), ECHOES_A_STEP, 1 + int((now - self._echo_at) / ECHO_SPACING_S))
+        echo = [self._echo.popleft() for _ in range(count)]
+        self._echo_at = now + ECHO_SPACING_S if self._echo else math.inf
+        return echo
+
+    def is_done(self, pending: int) -> bool:
+        """Return whether every window is answered, and an echo that others may need has been sent, or never can be."""
+        return not self.open and (self._is_gone or (not self._was_away and self._echo_at == math.inf))
+
+    def is_hopeless(self, now: float) -> bool:
+        """Return whether windows are open and no answer has come for too long."""
+        return bool(self.open and self._give_up_s and now - self._progress_at > self._give_up_s)
+
+    def abandon(self) -> None:
+        """Count what was not answered and will not be awaited."""
+        for stream, _, _ in self._outbox.expire(math.inf):
+            self._lose(stream, 1)
+
+    def _reject(self, topic: str, error: MessageError) -> None:
+        self._sensor.counters.rejected += 1
+        _log.warning("dropped %s: %s", topic, error)

@@ -1,0 +1,43 @@
+"""A broker that gives no more messages before those that it gave are acknowledged: it must not starve a join."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from har_edge.runtime.stage.join import Gathered, Join
+
+_log = logging.getLogger(__name__)
+# When so many messages cannot be acknowledged for want of parts, and nothing comes for so long, the broker may be
+# waiting for that. If it was, something comes at once when they are released; then so many are never held again.
+STARVED_S = 1.0
+STARVED_LEAST = 8
+AT_ONCE_S = 0.3
+
+
+class HoldBack:
+    """Says when a join should release what waits, and learns how much it may hold. Pure: the caller says the time.
+
+    A broker with a limit, and a join all of whose messages lack parts, wait for each other. The join sees silence, that
+    may have other reasons; only what comes at once after a release tells that it was the broker.
+    """
+
+    def __init__(self, join: Join) -> None:
+        self._join = join
+        # When a message came last; when parts were last released because none came, and how many messages that freed.
+        self._came, self._released_at, self._freed = math.inf, -math.inf, 0
+
+    def note(self, came: float) -> None:
+        """Note that a message came at this time (monotonic seconds)."""
+        self._came = came
+        if self._freed and came - self._released_at < AT_ONCE_S:
+            self._join.hold = max(1, self._freed // 2)
+            _log.info("the broker holds messages back while %d are unacknowledged; parts are put aside", self._freed)
+        self._freed = 0
+
+    def release(self, until: float) -> list[Gathered]:
+        """Return, and forget, what waits, when nothing came for long although much cannot be acknowledged."""
+        if until - self._came <= STARVED_S or self._join.span < STARVED_LEAST:
+            return []
+        self._came, self._released_at, self._freed = math.inf, until, self._join.span
+        return self._join.release()

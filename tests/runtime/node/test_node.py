@@ -1,0 +1,567 @@
+"""The control of a node: which workers there are, what it says and when, how it leaves; over hands that do as told."""
+
+import logging
+import re
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+
+from har_edge.errors import BrokerError, NodeError
+from har_edge.mqtt.bus import Delivery, Session, TakenOver
+from har_edge.mqtt.memory import MemoryBroker
+from har_edge.protocol.deployment import Placement, encode_deployment
+from har_edge.protocol.status import (
+    Beat,
+    NodeStatus,
+    StagePhase,
+    StageReport,
+    State,
+    decode_beat,
+    decode_status,
+    encode_beat,
+    encode_status,
+)
+from har_edge.runtime.loop import Identity, Stop
+from har_edge.runtime.node import node as node_module
+from har_edge.runtime.node import registration
+from har_edge.runtime.node.node import BEAT_S, LOOK_S, SAY_S, Node, posts_of, run_node
+from har_edge.runtime.node.registration import arrive, check_name, check_role
+from har_edge.runtime.node.worker import LEAVING, Aim, Post
+from tests.runtime.deployed import CARD, EPOCH, TOPICS, Said, deployment, generation
+
+ME, SAID = "pi-1", Said()
+
+
+@dataclass
+class Puppet:
+    """A hand whose phase a test sets; told to leave, it goes when `obedient`."""
+
+    post: Post
+    deployment: object
+    aim: Aim
+    phase: StagePhase = StagePhase.FETCHING
+    alive: bool = False
+    obedient: bool = True
+    told: list[Aim] = field(default_factory=list)
+
+    def start(self):
+        self.alive = True
+        self.told.append(self.aim)
+
+    def direct(self, aim, deployment=None):
+        self.deployment = deployment or self.deployment
+        if aim is self.aim or self.aim in LEAVING:
+            return
+        self.aim = aim
+        self.told.append(aim)
+        if aim in LEAVING and self.obedient:
+            self.alive = False
+
+    def stir(self):
+        self.told.append("stir")
+
+    def report(self, now):
+        return StageReport(self.post.epoch, self.post.stage, self.post.replica, self.phase)
+
+    def join(self, timeout_s):
+        self.told.append(("join", timeout_s > 0))
+
+
+class Scene:
+    """A node and the hands it has hired, in order."""
+
+    def __init__(self, *, obedient=True):
+        self.hands: list[Puppet] = []
+        self.obedient = obedient
+        self.identity = Identity(TOPICS, ME, "node", "memory", device=CARD)
+        self.node = Node(self.identity, self.hire)
+        self.now = 100.0
+
+    def hire(self, post, deployment, aim):
+        self.hands.append(Puppet(post, deployment, aim, obedient=self.obedient))
+        return self.hands[-1]
+
+    def hear(self, *deployments):
+        for one in deployments:
+            self.node.handle(SAID.plan(one))
+        return self.tick()
+
+    def tick(self, passed_s=0.0, reconnects=0):
+        self.now += passed_s
+        return [read(one) for one in self.node.tick(self.now, reconnects, {"sent_bytes": 5})]
+
+    def posts(self):
+        return {(post.epoch, post.stage): hand.aim for post, hand in self.node.workers.items()}
+
+
+def read(outgoing) -> NodeStatus | Beat:
+    if outgoing.topic == TOPICS.status(ME):
+        assert outgoing.retain
+        return decode_status(outgoing.payload)
+    assert outgoing.topic == TOPICS.beat(ME) and not outgoing.retain
+    return decode_beat(outgoing.payload)
+
+
+def states(said):
+    return [one.state for one in said if isinstance(one, NodeStatus)]
+
+
+def beats(said):
+    return [one for one in said if isinstance(one, Beat)]
+
+
+@pytest.fixture
+def scene():
+    scene = Scene()
+    scene.node.begin()
+    return scene
+
+
+def test_posts_are_what_is_held_and_what_stands_by_in_every_generation():
+    old, new = generation("pi-1", "pi-2", "pi-1"), generation("pi-2", "pi-1", "pi-3", epoch=EPOCH + 1)
+    shared = (Placement(0, "pi-1"), Placement(0, "pi-2", 1), Placement(1, "pi-2", standby=("pi-3", "pi-1")))
+    new = msgspec.structs.replace(new, placements=(*shared, Placement(2, "pi-2")))
+    plan = deployment(old, new)
+    assert posts_of(plan, ME) == {
+        Post(EPOCH, 0, 0): Aim.HOLD,
+        Post(EPOCH, 2, 0): Aim.HOLD,
+        Post(EPOCH + 1, 0, 0): Aim.HOLD,
+        Post(EPOCH + 1, 1, 0): Aim.PREPARE,
+    }
+    assert posts_of(plan, "stranger") == posts_of(None, ME) == {}
+
+
+def test_a_node_says_how_it_is_when_that_changes_and_after_a_reconnection_and_beats_twice_a_second():
+    scene = Scene()
+    assert states(scene.tick()) == [State.INIT] and scene.tick(10.0) == []  # no beat before it can take stages
+    scene.node.begin()
+    status, beat = scene.tick()
+    assert status.state is State.READY and status.device == CARD and status.role == "node"
+    assert status.counters == {"plans_rejected": 0, "sent_bytes": 5}
+    assert (beat.node, beat.instance, beat.number, beat.revision) == (ME, scene.identity.instance, 1, 0)
+    assert scene.tick(BEAT_S / 2) == [] and len(beats(scene.tick(BEAT_S / 2))) == 1
+    status, beat = scene.tick(0.01, reconnects=1)
+    assert status.state is State.READY and beat.number == 3
+    assert scene.tick(0.01, reconnects=1) == []
+
+
+def test_after_a_reconnection_what_failed_is_tried_again_at_once(scene):
+    scene.hear(deployment(generation(ME, ME, "pi-2"), revision=1))
+    for reconnects in (0, 1, 1, 2):
+        scene.tick(1.0, reconnects)
+    assert [hand.told.count("stir") for hand in scene.hands] == [2, 2]
+
+
+def test_a_status_that_somebody_removed_comes_back(scene):
+    assert states(scene.tick()) == [State.READY]
+    assert states(scene.tick(SAY_S - 0.1)) == [] and states(scene.tick(0.2)) == [State.READY]
+    assert states(scene.tick(1.0)) == [] and states(scene.tick(SAY_S)) == [State.READY]
+
+
+def test_a_beat_goes_out_as_soon_as_a_stage_changes_and_the_status_when_the_first_one_runs(scene):
+    scene.hear(deployment(generation("pi-1", "pi-2", "pi-1")))
+    assert scene.node.unsettled and scene.tick() == []
+    first, second = scene.hands
+    first.phase = StagePhase.PREPARED
+    (beat,) = scene.tick(0.01)
+    assert [report.phase for report in beat.stages] == [StagePhase.PREPARED, StagePhase.FETCHING]
+    assert beat.revision == 7
+    first.phase = StagePhase.RUNNING
+    status, beat = scene.tick(0.01)
+    assert status.state is State.BUSY and beat.stages[0].phase is StagePhase.RUNNING
+    second.phase = StagePhase.RUNNING
+    assert states(scene.tick()) == [] and not scene.node.unsettled
+    first.phase = second.phase = StagePhase.FAILED
+    assert states(scene.tick(0.01)) == [State.READY]
+
+
+def test_workers_follow_the_plan(scene):
+    scene.obedient = False
+    scene.hear(deployment(generation("pi-1", "pi-2", "pi-1"), revision=1))
+    assert scene.posts() == {(EPOCH, 0): Aim.HOLD, (EPOCH, 2): Aim.HOLD}
+    placements = (Placement(0, "pi-2", standby=(ME,)), Placement(1, "pi-2"), Placement(2, "pi-2"))
+    moved = msgspec.structs.replace(generation("pi-1", "pi-2", "pi-1"), placements=placements)
+    scene.hear(deployment(moved, revision=2))
+    assert scene.posts() == {(EPOCH, 0): Aim.PREPARE, (EPOCH, 2): Aim.LEAVE} and scene.node.unsettled
+    scene.hear(deployment(generation("pi-2", "pi-1", "pi-2", epoch=EPOCH + 1), epoch=EPOCH + 1, revision=3))
+    assert scene.posts() == {(EPOCH, 0): Aim.END, (EPOCH, 2): Aim.LEAVE, (EPOCH + 1, 1): Aim.HOLD}
+    for hand in scene.hands[:2]:
+        hand.alive = False
+    scene.tick()
+    assert scene.posts() == {(EPOCH + 1, 1): Aim.HOLD} and len(scene.hands) == 3
+    assert all(hand.deployment.revision == 3 for hand in scene.hands)
+
+
+def test_a_stage_that_comes_back_waits_until_its_former_worker_has_gone(scene):
+    scene.obedient = False
+    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=1))
+    scene.hear(deployment(generation("pi-2", "pi-2", "pi-2"), revision=2))
+    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
+    assert scene.posts() == {(EPOCH, 0): Aim.LEAVE} and len(scene.hands) == 1
+    scene.hands[0].alive = False
+    scene.tick()
+    assert scene.posts() == {(EPOCH, 0): Aim.HOLD} and len(scene.hands) == 2
+
+
+def test_a_worker_that_vanished_is_hired_anew(scene):
+    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2")))
+    scene.hands[0].alive = False
+    scene.tick()
+    assert scene.posts() == {(EPOCH, 0): Aim.HOLD} and len(scene.hands) == 2
+
+
+def test_a_plan_for_others_gives_a_node_nothing_to_do(scene):
+    (beat,) = beats(scene.tick())
+    scene.hear(deployment(generation("nobody", "knows", "these")))
+    (beat,) = beats(scene.tick(BEAT_S))
+    assert scene.hands == [] and beat.revision == 7 and not scene.node.placed and scene.node.state is State.READY
+
+
+PLAN = encode_deployment(deployment(generation("pi-1", "pi-2", "pi-1"), revision=9))
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        (b"no plan", "what came is no plan"),
+        (PLAN[:-20], "what came is no plan"),
+        (PLAN.replace(b'"version":1', b'"version":9', 1), "the version is 9; expected 1"),
+        (PLAN.replace(b'"stage":2', b'"stage":1'), "a stage is placed twice"),
+        (PLAN.replace(b'"config":{', b'"config":{"name":"other",', 1), "a plan of pipeline har/other came"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_dropped_and_counted_and_the_old_one_stays(scene, caplog, payload, text):
+    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
+    if "other" in text:
+        payload = encode_deployment(
+            msgspec.structs.replace(
+                deployment(generation("pi-1", "pi-2", "pi-1"), revision=9),
+                config=msgspec.structs.replace(deployment(generation("a", "b", "c")).config, name="other"),
+            )
+        )
+    assert payload != PLAN
+    scene.node.handle(Delivery(TOPICS.plan(), payload, (1, 1)))
+    said = scene.tick()
+    assert scene.posts() == {(EPOCH, 0): Aim.HOLD} and scene.node.deployment.revision == 3
+    assert [one.counters["plans_rejected"] for one in said if isinstance(one, NodeStatus)] == [1]
+    assert re.search("dropped a plan: .*" + re.escape(text), caplog.text)
+
+
+def test_an_older_plan_is_left(scene, caplog):
+    three = deployment(generation("pi-1", "pi-2", "pi-2"), revision=3)
+    scene.hear(three, deployment(generation("pi-2", "pi-1", "pi-2"), revision=2), three)
+    assert scene.node.deployment == three and scene.node.rejected == 1
+    assert "dropped revision 2 of the plan by author-1: revision 3 by author-1 is newer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("started", "revision", "newer"),
+    [
+        (2.0, 1, True),  # a younger coordinator that found no plan to go on with
+        (2.0, 4, True),
+        (0.5, 4, True),  # one that went on with this plan, on a clock that is behind
+        (0.5, 3, False),
+        (0.5, 2, False),  # one that was stopped for a while, and does not know of this plan
+    ],
+)
+def test_of_two_authors_the_younger_counts_or_the_one_that_went_on(scene, started, revision, newer):
+    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
+    other = msgspec.structs.replace(deployment(revision=revision, epoch=0), author="author-2", started=started)
+    scene.hear(other)
+    assert (scene.node.deployment == other) is newer and scene.node.rejected == (not newer)
+
+
+def test_without_a_plan_every_stage_ends(scene, caplog):
+    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
+    hand = scene.hands[0]
+    scene.node.handle(Delivery(TOPICS.plan(), b"", (1, 1)))
+    scene.tick()
+    assert hand.told == [Aim.HOLD, Aim.END] and "the plan was taken away" in caplog.text
+    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=1))  # whatever comes then is new
+    assert scene.posts() == {(EPOCH, 0): Aim.HOLD}
+
+
+def test_other_topics_are_not_taken_for_plans(scene):
+    scene.node.handle(Delivery(TOPICS.status("pi-2"), b"x", (1, 1)))
+    assert scene.node.rejected == 0
+
+
+def test_a_node_cannot_go_from_any_state_to_any_other():
+    scene = Scene()
+    scene.node.retire()  # nothing to hand over yet
+    assert scene.node.state is State.INIT
+    scene.node.farewell()
+    with pytest.raises(AssertionError, match="a node cannot go from stopped to ready"):
+        scene.node.begin()
+
+
+# --- the loop over a bus --------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """What a node says on a broker in memory; a script of steps runs between two polls of the node."""
+
+    def __init__(self, scene, *steps):
+        self.scene, self.broker, self.steps = scene, MemoryBroker(), list(steps)
+        self.session = scene.identity.session(expiry_s=0)
+        self.eye = self.broker.connect(Session("eye"))
+        self.eye.subscribe([TOPICS.status(ME), TOPICS.beat(ME)])
+        self.said, self.waits = [], []
+        self.bus = self.broker.connect(self.session)
+        poll = self.bus.poll
+
+        def stepped(timeout_s):
+            self.waits.append(timeout_s)
+            self.look()
+            if self.steps:
+                self.steps.pop(0)(self)
+            return poll(timeout_s)
+
+        self.bus.poll = stepped
+
+    def look(self):
+        self.said += [one for one in self.eye.poll(0) if not (one.retained or one.duplicate)]
+
+    def states(self):
+        self.look()
+        return [decode_status(one.payload).state for one in self.said if one.topic == TOPICS.status(ME)]
+
+    def plan(self, *nodes, revision):
+        self.eye.publish(
+            TOPICS.plan(), encode_deployment(deployment(generation(*nodes), revision=revision)), retain=True
+        )
+        self.eye.poll(0)
+
+
+def phase(scene, phase):
+    for hand in scene.hands:
+        hand.phase = phase
+
+
+def test_a_node_hands_its_stages_over_before_it_stops():
+    scene, stop = Scene(), Stop()
+    moved = []
+
+    def ask(watched):
+        phase(scene, StagePhase.RUNNING)
+        stop.asked = True
+
+    def move(watched):
+        moved.append((scene.node.state, [hand.aim for hand in scene.hands]))
+        watched.plan("pi-2", "pi-2", "pi-2", revision=2)
+
+    watched = Watched(
+        scene,
+        lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1),
+        lambda one: phase(scene, StagePhase.RUNNING),
+        ask,
+        lambda one: None,
+        move,
+    )
+    run_node(watched.bus, scene.node, stop, drain_timeout_s=60.0)
+    assert moved == [(State.DRAINING, [Aim.HOLD, Aim.HOLD])]
+    assert watched.states() == [State.READY, State.BUSY, State.DRAINING, State.STOPPED]
+    assert [hand.told for hand in scene.hands] == [[Aim.HOLD, Aim.LEAVE, ("join", True)]] * 2
+    assert LOOK_S in watched.waits and not watched.bus.connected
+    assert TOPICS.status(ME) in watched.broker._retained  # without its will: it has said goodbye
+
+
+def test_a_node_does_not_wait_for_ever_for_somebody_to_take_over():
+    scene, stop = Scene(), Stop()
+
+    def ask(watched):
+        phase(scene, StagePhase.RUNNING)
+        stop.asked = True
+
+    watched = Watched(scene, lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1), lambda one: None, ask)
+    run_node(watched.bus, scene.node, stop, drain_timeout_s=0.05)
+    assert watched.states()[-2:] == [State.DRAINING, State.STOPPED]
+    assert [hand.told for hand in scene.hands] == [[Aim.HOLD, Aim.LEAVE, ("join", True)]] * 2
+
+
+def test_a_node_whose_broker_has_gone_waits_for_nobody_when_it_is_asked_to_stop(monkeypatch, caplog):
+    monkeypatch.setattr(node_module, "GONE_S", 0.2)
+    scene, stop = Scene(), Stop()
+
+    def ask(watched):
+        phase(scene, StagePhase.RUNNING)
+        watched.broker.stop()
+        stop.asked = True
+
+    watched = Watched(scene, lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1), lambda one: None, ask)
+    run_node(watched.bus, scene.node, stop, drain_timeout_s=3600.0)
+    assert [hand.told for hand in scene.hands] == [[Aim.HOLD, Aim.LEAVE, ("join", True)]] * 2
+    assert "stopping without the broker: nobody can take over what runs here" in caplog.text
+
+
+def test_a_node_without_stages_stops_at_once():
+    scene, stop = Scene(), Stop()
+    watched = Watched(scene, lambda one: None, lambda one: setattr(stop, "asked", True))
+    run_node(watched.bus, scene.node, stop, drain_timeout_s=60.0)
+    assert watched.states() == [State.READY, State.STOPPED]
+
+
+@pytest.mark.parametrize("error", [TakenOver(ME), BrokerError("not permitted")])
+def test_a_node_that_lost_its_name_lets_its_stages_go_without_a_word(error):
+    scene = Scene()
+
+    def fail(watched):
+        raise error
+
+    plan = [lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1), lambda one: None]
+    watched = Watched(scene, *plan, lambda one: None, fail)
+    with pytest.raises(type(error)):
+        run_node(watched.bus, scene.node, Stop(), drain_timeout_s=60.0)
+    assert [hand.told for hand in scene.hands] == [[Aim.HOLD, Aim.LEAVE, ("join", True)]] * 2
+    assert State.STOPPED not in watched.states()
+
+
+def test_after_a_broker_restart_a_node_says_all_again():
+    scene, stop = Scene(), Stop()
+
+    def restart(watched):
+        watched.broker.stop()
+        watched.broker.start()
+
+    nothing = [lambda one: None] * 3
+    watched = Watched(scene, *nothing, restart, *nothing, lambda one: setattr(stop, "asked", True))
+    run_node(watched.bus, scene.node, stop, drain_timeout_s=60.0)
+    states = watched.states()
+    assert states == [State.READY, State.READY, State.STOPPED]
+
+
+# --- arriving -------------------------------------------------------------------------------------------------------
+
+
+def somebody(broker, state, *, machine="m2", beats=True, device=True):
+    """Let another node of this name be there."""
+    card = msgspec.structs.replace(CARD, machine=machine) if device else None
+    status = NodeStatus(ME, "node", state, "other", 1.0, device=card)
+    bus = broker.connect(Session("other"))
+    bus.publish(TOPICS.status(ME), encode_status(status), retain=True)
+    bus.poll(0)
+    number = iter(range(10**9))
+
+    def connect(session):
+        eye = broker.connect(session)
+        poll = eye.poll
+
+        def beaten(timeout_s):
+            if beats:
+                bus.publish(TOPICS.beat(ME), encode_beat(Beat(ME, "other", next(number), 0.0)))
+                for nonsense in (b"no beat", b'{"node":"\xff"}', b'{"a":' * 20_000):
+                    bus.publish(TOPICS.beat(ME), nonsense)
+                bus.poll(0)
+            return poll(timeout_s)
+
+        eye.poll = beaten
+        return eye
+
+    return connect
+
+
+def test_a_name_that_is_alive_on_another_machine_is_refused():
+    with pytest.raises(NodeError) as error:
+        check_name(somebody(MemoryBroker(), State.BUSY), TOPICS, ME, "m1")
+    assert str(error.value) == (
+        "a node 'pi-1' is alive on another machine, on Linux aarch64; expected a name of its own for each: choose "
+        "another one with --name, or stop that node"
+    )
+
+
+def test_the_name_of_a_sensor_is_refused_while_it_lives(monkeypatch):
+    monkeypatch.setattr(registration, "_QUIET_S", 0.02)
+    broker = MemoryBroker()
+    bus = broker.connect(Session("other"))
+    for state in (State.LOST, State.READY):
+        bus.publish(TOPICS.status(ME), encode_status(NodeStatus(ME, "sensor", state, "other", 1.0)), retain=True)
+        bus.poll(0)
+        if state is State.LOST:
+            check_name(broker.connect, TOPICS, ME, "m1")
+    with pytest.raises(NodeError, match="'pi-1' is the name of a sensor that is alive; expected a name of its own"):
+        check_name(broker.connect, TOPICS, ME, "m1")
+
+
+@pytest.mark.parametrize("role", ["node", "coordinator", "stage"])
+def test_no_sensor_takes_the_name_of_something_else_that_lives(role, caplog):
+    broker, topic = MemoryBroker(), TOPICS.status(ME)
+    bus = broker.connect(Session("other"))
+    for payload in (b"", b"no status", encode_status(NodeStatus(ME, role, State.LOST, "other", 1.0))):
+        bus.publish(topic, payload, retain=True)
+        bus.poll(0)
+        check_role(broker.connect, TOPICS, ME, "sensor")
+    bus.publish(topic, encode_status(NodeStatus(ME, "sensor", State.READY, "other", 1.0)), retain=True)
+    bus.poll(0)
+    check_role(broker.connect, TOPICS, ME, "sensor")  # the younger sensor takes over
+    bus.publish(topic, encode_status(NodeStatus(ME, role, State.READY, "other", 1.0)), retain=True)
+    bus.poll(0)
+    with pytest.raises(NodeError, match=f"'pi-1' is the name of a {role} that is alive; expected a name of its own"):
+        check_role(broker.connect, TOPICS, ME, "sensor")
+    assert "dropped har/" in caplog.text and not [name for name in broker._accounts if name.startswith("look-")]
+
+
+@pytest.mark.parametrize(
+    ("state", "others"),
+    [
+        (State.BUSY, {"machine": "m1"}),  # the same machine: the younger one takes over
+        (State.STOPPED, {}),
+        (State.LOST, {}),
+        (State.READY, {"beats": False}),  # gone without a word, and the broker too
+        (State.INIT, {"device": False}),
+    ],
+)
+def test_a_name_is_free_when_nobody_else_lives_by_it(monkeypatch, state, others):
+    monkeypatch.setattr(registration, "NAME_S", 0.1)
+    check_name(somebody(MemoryBroker(), state, **others), TOPICS, ME, "m1")
+
+
+def test_a_name_that_nobody_has_is_free_soon(monkeypatch):
+    monkeypatch.setattr(registration, "_QUIET_S", 0.02)
+    check_name(MemoryBroker().connect, TOPICS, ME, "m1")
+
+
+def test_a_node_waits_for_the_broker_says_hello_and_then_measures(monkeypatch, caplog):
+    broker, identity, said = MemoryBroker(), Identity(TOPICS, ME, "node", "memory"), []
+    eye = broker.connect(Session("eye"))
+    eye.subscribe([TOPICS.status(ME)])
+    problems = [BrokerError("no broker at mqtt://x")]
+    monkeypatch.setattr(registration, "RETRY_S", 0.0)
+    monkeypatch.setattr(registration, "_QUIET_S", 0.02)
+
+    def measure(delegate=None):
+        said.extend(decode_status(one.payload) for one in eye.poll(0))
+        return 123.0
+
+    def connect(session):
+        if problems:
+            raise problems.pop()
+        return broker.connect(session)
+
+    monkeypatch.setattr(registration, "measure_speed", measure)
+    bus = arrive(connect, identity.session(expiry_s=0), identity, Stop())
+    assert bus.connected and "no broker at mqtt://x; trying again" in caplog.text
+    assert [(one.state, one.device) for one in said] == [(State.INIT, None)]
+    assert identity.device.speed == 123.0 and identity.device.link_bytes_per_s > 0 and identity.device.round_trip_s >= 0
+
+
+def test_a_node_that_is_stopped_before_the_broker_comes_ends(monkeypatch):
+    monkeypatch.setattr(registration, "RETRY_S", 0.0)
+    stop = Stop()
+
+    def connect(session):
+        stop.asked = True
+        raise BrokerError("no broker")
+
+    assert arrive(connect, Session("x"), Identity(TOPICS, ME, "node", "memory"), stop) is None
+
+
+def test_a_link_that_cannot_be_measured_is_unknown(monkeypatch, caplog):
+    def refused(bus, topic):
+        raise BrokerError("0 of 1 messages came back")
+
+    monkeypatch.setattr(registration, "measure_link", refused)
+    broker, identity = MemoryBroker(), Identity(TOPICS, ME, "node", "memory")
+    with caplog.at_level(logging.WARNING):
+        assert registration.look_at_link(broker.connect, identity) is None
+    assert "the link was not measured: 0 of 1 messages came back" in caplog.text
