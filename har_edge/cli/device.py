@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options, sender, values
+from har_edge.cli import sender
+from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 

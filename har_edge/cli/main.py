@@ -1,4 +1,4 @@
-"""The `har-edge` command: one subcommand a module."""
+"""The `har-edge` command: each subcommand is one module of `commands/`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from har_edge import __version__
-from har_edge.cli import options
+from har_edge.cli.arguments import options
 from har_edge.cli.console import fold, say
 from har_edge.errors import HarEdgeError
 from har_edge.protocol.text import escape
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"har-edge {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        module = importlib.import_module(f"har_edge.cli.{name}")
+        module = importlib.import_module(f"har_edge.cli.commands.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.configure(command)
         command.set_defaults(run=module.run)

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli.arguments import options
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError, NodeError
 from har_edge.protocol.topics import MAX_ID_LENGTH

@@ -125,7 +125,7 @@ def check_reach(paths: Iterable[Path], run_as: str, root: Path) -> None:
 
 def broker_files(parsed_config: Path | None) -> list[Path]:
     """Return the files that a broker's configuration names, which its user must read; none for the default one."""
-    from har_edge.cli.broker import find_config
+    from har_edge.cli.commands.broker import find_config
     from har_edge.mqtt.broker.launcher import named_files
 
     if parsed_config is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options, values
+from har_edge.cli.arguments import options, values
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     """Fit, score, print, write; 1 when something failed, and then everything else is there all the same."""
     os.environ.update({name: os.environ.get(name, value) for name, value in _ONE_THREAD.items()})
     _check_libraries(args)
-    from har_edge.cli import study_report
+    from har_edge.cli.reports import study as study_report
     from har_edge.evaluation.curve import draw_study
     from har_edge.evaluation.executor import run_trials
     from har_edge.evaluation.results import add_rows, load_results, merge_results, write_results

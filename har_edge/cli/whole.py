@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli.arguments import options
 
 if TYPE_CHECKING:
     from har_edge.cluster.local_pipeline import LocalPipeline

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.cli.broker import default_directory
+from har_edge.cli.commands.broker import default_directory
 from har_edge.cli.main import main
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.broker import launcher as broker_module

@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from har_edge.cli import console
+from har_edge.cli.commands.doctor import draw as draw_finding
 from har_edge.cli.console import count, first_fit, fold, fold_commands, follow
-from har_edge.cli.doctor import draw as draw_finding
-from har_edge.cli.live import Board
+from har_edge.cli.log_filter import start
 from har_edge.cli.main import main
-from har_edge.cli.plan_report import PlanReport, print_plan
-from har_edge.cli.profile_report import print_profile
-from har_edge.cli.repeats import start
+from har_edge.cli.reports.live_table import Board
+from har_edge.cli.reports.plan import PlanReport, print_plan
+from har_edge.cli.reports.profile import print_profile
 from har_edge.cluster.local_pipeline import Arrival
 from har_edge.monitor.broker_checks import Finding, Verdict
 from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage

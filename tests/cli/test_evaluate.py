@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from har_edge.cli.evaluate_report import _classes
 from har_edge.cli.main import main
+from har_edge.cli.reports.evaluation import _classes
 from har_edge.config.catalog import find_model
 from har_edge.evaluation import prediction
 from har_edge.evaluation.report import ClassRow
@@ -200,7 +200,7 @@ def test_the_version_of_mqtt_has_two_names(
 ) -> None:
     """Before there were studies, --protocol was the version of MQTT here as it is everywhere else."""
     asked: list[str] = []
-    monkeypatch.setattr("har_edge.cli.evaluate._measure_model", lambda args: asked.append(args.protocol) or 0)
+    monkeypatch.setattr("har_edge.cli.commands.evaluate._measure_model", lambda args: asked.append(args.protocol) or 0)
     assert evaluate(option, "3.1.1") == 0
     assert asked == ["3.1.1"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from har_edge import extras
-from har_edge.cli import options
+from har_edge.cli.arguments import options
 from har_edge.cli.main import main
 from har_edge.errors import ConfigError
 
@@ -77,7 +77,7 @@ def test_the_native_client_is_missed_before_any_work(
 def test_a_picture_that_cannot_be_drawn_is_said_before_the_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from har_edge.cli import bench
+    from har_edge.cli.commands import bench
     from har_edge.emulation import machine
 
     monkeypatch.chdir(tmp_path)
@@ -139,4 +139,4 @@ def test_the_table_says_what_the_project_file_says() -> None:
         told.setdefault(library.extra, set()).add(distributions.get(library.module, library.module))
     told["training"] |= {"tensorflow-cpu", "har-edge"}
     assert {extra: names[extra] for extra in told} == told
-    assert set(names) - set(told) == {"broker", "test"} and names["broker"] == set()
+    assert set(names) - set(told) == {"broker", "test", "docs"} and names["broker"] == set()

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from har_edge.cli.main import main
-from har_edge.cli.status_report import draw
+from har_edge.cli.reports.status import draw
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.monitor.fixed_pipeline import QUIET_S, FixedObserver

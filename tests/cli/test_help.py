@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.cli import values
+from har_edge.cli.arguments import values
 from har_edge.cli.main import COMMANDS, build_parser, main
 from har_edge.protocol import wire
 
@@ -38,7 +38,8 @@ def test_what_others_said_cannot_move_the_cursor() -> None:
     """Errors and logs name what came over the network."""
     program = """
 import argparse, logging
-from har_edge.cli import main, options
+from har_edge.cli import main
+from har_edge.cli.arguments import options
 from har_edge.errors import NodeError
 
 def run(args):
@@ -47,8 +48,8 @@ def run(args):
     raise NodeError("node b: \\x9b31m\\nsecond line")
 
 main.COMMANDS = ("data",)
-import har_edge.cli.data
-har_edge.cli.data.run = run
+import har_edge.cli.commands.data
+har_edge.cli.commands.data.run = run
 main.main(["data", "info"])
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.cli.coordinator import _prepare
-from har_edge.cli.known import assignment
+from har_edge.cli.arguments.model_task import assignment
+from har_edge.cli.commands.coordinator import _prepare
 from har_edge.cli.main import build_parser
 from har_edge.config.unlisted_model import derive_task, packed_labels, read_labels
 from har_edge.data.description import StreamDescription, parse_description

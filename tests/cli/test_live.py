@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from har_edge.cli.live import MAX_ROWS, Board
+from har_edge.cli.reports.live_table import MAX_ROWS, Board
 from har_edge.cluster.local_pipeline import Arrival
 from har_edge.protocol.results import Result
 

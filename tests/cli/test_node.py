@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from har_edge.cli.commands.node import host_name
 from har_edge.cli.main import main
-from har_edge.cli.node import host_name
 from har_edge.config.catalog import find_model
 from har_edge.coordinator.coordinator import NAME
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
@@ -353,7 +353,7 @@ def test_nobody_takes_the_name_of_the_coordinator(
 ) -> None:
     """Not even a node on a host that is called so: it would take the session of the coordinator."""
     assert NAME == COORDINATOR
-    monkeypatch.setattr("har_edge.cli.node.platform.node", lambda: NAME)
+    monkeypatch.setattr("har_edge.cli.commands.node.platform.node", lambda: NAME)
     assert main(["node", "--broker", "mqtt://127.0.0.1:1"]) == 2
     assert "'coordinator', which is that of the coordinator; choose another with --name" in capsys.readouterr().err
 
@@ -363,5 +363,5 @@ def test_nobody_takes_the_name_of_the_coordinator(
     [("raspberrypi", "raspberrypi"), ("pi.local", "pi"), ("my pi.home.lan", "my-pi"), ("", "node"), ("...", "node")],
 )
 def test_a_node_is_named_after_its_host(monkeypatch: pytest.MonkeyPatch, host: str, name: str) -> None:
-    monkeypatch.setattr("har_edge.cli.node.platform.node", lambda: host)
+    monkeypatch.setattr("har_edge.cli.commands.node.platform.node", lambda: host)
     assert host_name() == name

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.cli import options, values
+from har_edge.cli.arguments import options, values
 from har_edge.cli.main import main
 from har_edge.config.pipeline import BrokerConfig
 from har_edge.errors import ConfigError

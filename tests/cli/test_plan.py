@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from har_edge.cli.figures import bar
 from har_edge.cli.main import main
+from har_edge.cli.reports.bars import bar
 from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.planner.plan import Plan
 from har_edge.planner.profile import MessageCost, Profile, load_profile, profile_path, store_profile
@@ -57,7 +57,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def profile(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A profile in round numbers: 4 ms a segment beyond the 1 ms of a run, 0.1 ms a message."""
-    from har_edge.cli import profile as command
+    from har_edge.cli.commands import profile as command
     from har_edge.runtime.profiling import Timing, make_profile
 
     monkeypatch.setattr(command, "device_name", lambda asked: asked or "here")
@@ -130,7 +130,7 @@ def test_estimates_are_marked(run: Run, model: Path, profile: Path) -> None:
 def test_what_cannot_be_profiled_says_why_before_it_is_measured(
     run: Run, options: tuple[str, ...], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from har_edge.cli import profile as command
+    from har_edge.cli.commands import profile as command
 
     monkeypatch.setattr(command, "_measure", None)
     code, _, err = run("profile", *options)
@@ -199,7 +199,7 @@ def test_a_model_never_profiled_is_estimated_from_others_or_refused(
 def test_prices_without_xnnpack_are_apart_from_those_with_it(
     run: Run, model: Path, devices: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from har_edge.cli import profile as command
+    from har_edge.cli.commands import profile as command
 
     monkeypatch.setattr(command, "measure_through_broker", lambda *_: (MessageCost(1e-4, 0.0, "made up"), None))
     code, _, err = run("plan", str(model), "--devices", str(devices), "--delegate", "none")

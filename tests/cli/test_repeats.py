@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from har_edge.cli.repeats import MAX_STATEMENTS, MAX_TEXTS, QUIET_S, Repeats
+from har_edge.cli.log_filter import MAX_STATEMENTS, MAX_TEXTS, QUIET_S, Repeats
 
 
 class Log:
@@ -121,7 +121,7 @@ def test_statements_are_bounded_and_what_is_forgotten_is_counted(log: Log) -> No
 def test_a_process_says_the_count_when_it_ends() -> None:
     program = """
 import argparse, logging
-from har_edge.cli import options
+from har_edge.cli.arguments import options
 options.start_logging(argparse.Namespace(verbose=False))
 for seq in range(100):
     logging.getLogger("x").warning("window %d", seq)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from har_edge.cli.commands.testbed import command_of
 from har_edge.cli.main import build_parser, main
-from har_edge.cli.testbed import command_of
 from har_edge.emulation import machine
 from tests.emulation.machine import TIMEOUT_S, require_machine, traces
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from har_edge.cli.commands.watch import Silence
 from har_edge.cli.main import main
-from har_edge.cli.watch import Silence
 from har_edge.mqtt.bus import Delivery, Receipt
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import NodeStatus, State, StreamCount, encode_status

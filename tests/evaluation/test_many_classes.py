@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from har_edge.cli import console
-from har_edge.cli.evaluate_report import MAX_CLASSES, format_evaluation
+from har_edge.cli.reports.evaluation import MAX_CLASSES, format_evaluation
 from har_edge.config.catalog import FoundModel
 from har_edge.config.task import StreamTask, Task
 from har_edge.errors import ConfigError

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from har_edge.cli.arguments.options import interrupted
 from har_edge.cli.main import build_parser, main
-from har_edge.cli.options import interrupted
 from har_edge.cli.service_check import PATHS
 from har_edge.errors import ConfigError
 from har_edge.service.install import Places, list_services, remove_service, write_service
@@ -242,7 +242,7 @@ def test_options_that_the_command_refuses_are_refused_at_once(
 def test_what_is_in_tmp_is_refused_as_the_service_has_one_of_its_own(
     script: str, options: list[str], hidden: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("har_edge.cli.service._executable", lambda: [script])
+    monkeypatch.setattr("har_edge.cli.commands.service._executable", lambda: [script])
     assert main(["service", "install", "node", *options]) == 2
     said = capsys.readouterr().err
     assert f"{hidden} came, which is in " in said and "PrivateTmp=yes" in said and "/opt" in said
@@ -254,7 +254,7 @@ def test_a_link_into_tmp_is_refused_and_a_service_of_a_user_sees_it(
     target, link = tmp_path / "hidden", tmp_path / "link"
     target.mkdir()
     link.symlink_to(target)
-    monkeypatch.setattr("har_edge.cli.service._executable", lambda: ["/opt/har/bin/har-edge"])
+    monkeypatch.setattr("har_edge.cli.commands.service._executable", lambda: ["/opt/har/bin/har-edge"])
     monkeypatch.setattr("har_edge.cli.service_check._PRIVATE", (target,))
     arguments = ["service", "install", "node", "--dry-run", "--options", "--cache", str(link / "cache")]
     assert main(arguments) == 2 and "link/cache came" in capsys.readouterr().err
@@ -267,8 +267,8 @@ def anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         folder.chmod(0o755)
     monkeypatch.setattr("har_edge.cli.service_check._PRIVATE", ())
-    monkeypatch.setattr("har_edge.cli.service._executable", lambda: ["/bin/true"])
-    monkeypatch.setattr("har_edge.cli.service.sys.executable", "/bin/true")
+    monkeypatch.setattr("har_edge.cli.commands.service._executable", lambda: ["/bin/true"])
+    monkeypatch.setattr("har_edge.cli.commands.service.sys.executable", "/bin/true")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -400,7 +400,7 @@ def test_every_option_of_a_role_that_names_a_file_is_known() -> None:
 def test_an_interpreter_in_a_closed_home_is_named_though_its_environment_is_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from har_edge.cli import service
+    from har_edge.cli.commands import service
 
     for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         folder.chmod(0o755)
@@ -418,7 +418,7 @@ def test_an_interpreter_in_a_closed_home_is_named_though_its_environment_is_open
 def test_a_file_that_the_user_of_the_service_cannot_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from har_edge.cli import service
+    from har_edge.cli.commands import service
 
     closed = tmp_path / "home"
     closed.mkdir(mode=0o700)

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli.arguments import options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +112,7 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
 def _print(snapshots: Iterator[Snapshot], *, as_json: bool) -> Snapshot | None:
     from rich.console import Console
 
-    from har_edge.cli.status_report import draw
+    from har_edge.cli.reports.status import draw
     from har_edge.monitor.snapshot import encode_snapshot
 
     last, console = None, Console(highlight=False)
@@ -129,7 +129,7 @@ def _show_live(snapshots: Iterator[Snapshot]) -> Snapshot | None:
     from rich.console import Console
     from rich.live import Live
 
-    from har_edge.cli.status_report import draw
+    from har_edge.cli.reports.status import draw
 
     last, console = None, Console(highlight=False)
     with Live(console=console, auto_refresh=False) as live:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli.arguments import options
 from har_edge.cli.console import columns, folds
 from har_edge.errors import ConfigError
 

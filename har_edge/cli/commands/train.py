@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options, values
+from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 from har_edge.units import size

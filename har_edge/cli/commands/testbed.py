@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from har_edge.cli import values
+from har_edge.cli.arguments import values
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options, study, values
+from har_edge.cli import study
+from har_edge.cli.arguments import options, values
+from har_edge.cli.arguments.model_task import Known, add_flags, know
 from har_edge.cli.console import count, fold
-from har_edge.cli.known import Known, add_flags, know
 from har_edge.cli.whole import check_client
 from har_edge.errors import ConfigError
 
@@ -91,7 +92,7 @@ def _refuse(names: Sequence[str], reason: str) -> None:
 
 def _measure_model(args: argparse.Namespace) -> int:
     """Score, print, write; 1 when slices differ from the whole model."""
-    from har_edge.cli import evaluate_report
+    from har_edge.cli.reports import evaluation as evaluation_report
     from har_edge.config.catalog import find_model
     from har_edge.data.grouping import regroup, regroup_recording
     from har_edge.evaluation.chart import draw_confusion
@@ -141,9 +142,9 @@ def _measure_model(args: argparse.Namespace) -> int:
         print(fold(f"broker     {broker}", 11))
     top_k = _top_k(args, task, whole)
     evaluation = evaluate(found, task, whole, recordings, origin, ways, top_k, watching.saturations)
-    print(evaluate_report.format_evaluation(evaluation))
+    print(evaluation_report.format_evaluation(evaluation))
     if args.missing:
-        print(evaluate_report.format_missing(score_without_each(classify(interpreter), recordings, task)))
+        print(evaluation_report.format_missing(score_without_each(classify(interpreter), recordings, task)))
     if args.json is not None:
         write_evaluation(evaluation, args.json)
     if args.png is not None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from har_edge.cli.console import first_fit, make_console, say
-from har_edge.cli.figures import bar
+from har_edge.cli.reports.bars import bar
 from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage
 from har_edge.units import duration, size
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from har_edge.cli.console import columns, fold
-from har_edge.cli.figures import TOLD_SHARE
+from har_edge.cli.reports.bars import TOLD_SHARE
 from har_edge.evaluation.missing import WithoutSource
 from har_edge.evaluation.report import Agreement, ClassRow, Evaluation
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from har_edge.cli import options, values
+from har_edge.cli.arguments import options, values
 from har_edge.cli.console import follow
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, keep and print a profile."""
     options.one_thread()
-    from har_edge.cli.profile_report import print_profile
+    from har_edge.cli.reports.profile import print_profile
     from har_edge.config.catalog import find_model
     from har_edge.inference.observe import open_model
     from har_edge.planner.profile import load_profile, profile_path, store_profile

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options, values
+from har_edge.cli.arguments import options, values
 
 if TYPE_CHECKING:
     from har_edge.planner.profile import Profile
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     options.one_thread()
     import msgspec
 
-    from har_edge.cli.plan_report import PlanReport, print_plan
+    from har_edge.cli.reports.plan import PlanReport, print_plan
     from har_edge.config.catalog import find_model
     from har_edge.inference.observe import open_model
     from har_edge.planner.devices import load_devices, make_devices
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _reference(model: Model, path: Path | None, delegate: str | None) -> tuple[Profile, list[str]]:
     """Return the profile that speeds refer to: as named, or of this device; estimated where only others are known."""
-    from har_edge.cli.profile import device_name
+    from har_edge.cli.commands.profile import device_name
     from har_edge.errors import ConfigError
     from har_edge.planner.profile import cached_profiles, load_profile
 

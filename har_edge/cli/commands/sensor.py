@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import device, options, sender, values
+from har_edge.cli import device, sender
+from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import values
+from har_edge.cli.arguments import values
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 
@@ -195,8 +195,8 @@ def interrupted(stop: Stop) -> int:
 
 
 def start_logging(args: argparse.Namespace) -> None:
-    """Send warnings, or everything with --verbose, to standard error; see cli/repeats.py."""
-    from har_edge.cli.repeats import start
+    """Send warnings, or everything with --verbose, to standard error; see cli/log_filter.py."""
+    from har_edge.cli.log_filter import start
 
     start(verbose=args.verbose)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import values
+from har_edge.cli.arguments import values
 from har_edge.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options, values
+from har_edge.cli.arguments import options, values
 from har_edge.cli.console import follow
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from har_edge.cli.slice_report import Report
+    from har_edge.cli.reports.slices import Report
     from har_edge.config.catalog import FoundModel
     from har_edge.config.task import Task
     from har_edge.runtime.verify import CutCheck
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     _refuse_contradictions(args)
     if args.slices is not None:
         return _prove_folder(args)  # without what cutting needs: the TFLite schema is not on every device
-    from har_edge.cli import slice_report
+    from har_edge.cli.reports import slices as slice_report
     from har_edge.config.catalog import find_model
     from har_edge.inference.observe import open_model
     from har_edge.runtime.slicing import read_companions

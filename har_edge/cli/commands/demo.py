@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options, values
+from har_edge.cli.arguments import options, values
+from har_edge.cli.arguments.model_task import add_flags, know
 from har_edge.cli.console import columns, say
-from har_edge.cli.figures import TOLD_SHARE
-from har_edge.cli.known import add_flags, know
+from har_edge.cli.reports.bars import TOLD_SHARE
 from har_edge.cli.whole import Whole, open_whole, start_nodes
 from har_edge.units import duration, size
 
@@ -115,7 +115,7 @@ def _show(local: LocalPipeline) -> Iterator[Arrival]:
     from rich.console import Console
     from rich.live import Live
 
-    from har_edge.cli.live import Board
+    from har_edge.cli.reports.live_table import Board
 
     console = Console(width=None if sys.stdout.isatty() else columns())
     task, title = local.pipeline.task, "live"

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options
+from har_edge.cli.arguments import options
 from har_edge.cli.console import make_console, say
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options, values
+from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _show_table(arrivals: Iterator[Arrival | None], labels: dict[int, str], pref
     from rich.console import Console
     from rich.live import Live
 
-    from har_edge.cli.live import Board
+    from har_edge.cli.reports.live_table import Board
 
     board, title, console = Board(labels), f"results below {prefix}result/", Console()
     with Live(board.draw(title, console.width), console=console, refresh_per_second=5) as live:

@@ -8,7 +8,7 @@ import select
 import sys
 from pathlib import Path
 
-from har_edge.cli import values
+from har_edge.cli.arguments import values
 from har_edge.cli.console import say
 from har_edge.errors import BrokerError, ConfigError
 

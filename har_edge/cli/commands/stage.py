@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from har_edge.cli import options, values
+from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
 
 HELP = "run one slice of the model on this device"

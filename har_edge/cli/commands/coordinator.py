@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import options, values
+from har_edge.cli.arguments import options, values
+from har_edge.cli.arguments.model_task import add_flags, know, travelling
 from har_edge.cli.console import follow
 from har_edge.cli.console import say as print_folded
-from har_edge.cli.known import add_flags, know, travelling
 from har_edge.units import duration
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
     """Return what the model costs here; what messages cost is measured on a broker of our own."""
     import time
 
-    from har_edge.cli.profile import device_name, measure_through_broker
+    from har_edge.cli.commands.profile import device_name, measure_through_broker
     from har_edge.coordinator.planner_thread import reference_profile
 
     device = device_name(None)

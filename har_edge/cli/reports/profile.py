@@ -10,7 +10,7 @@ import msgspec
 from rich.table import Table
 
 from har_edge.cli.console import first_fit, make_console, say
-from har_edge.cli.figures import bar
+from har_edge.cli.reports.bars import bar
 from har_edge.planner.profile import Profile
 from har_edge.units import duration, size, speed
 
