@@ -291,9 +291,9 @@ def run_gateway(argv: list[str]) -> int:
     from har_edge.config.pipeline import load_pipeline
     from har_edge.runtime.build import batches_of, build_sensor
     from har_edge.runtime.loop import Identity, Stop
-    from har_edge.runtime.sensor.retransmission import Resend
-    from har_edge.runtime.sensor.retransmit_buffer import Outbox
-    from har_edge.runtime.sensor.send_policy import Pace, SensorLoop
+    from har_edge.runtime.sensor.retransmission import Retransmitter
+    from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
+    from har_edge.runtime.sensor.send_policy import SendPolicy, SensorLoop
 
     name, folder, source, number, windows, _, url, _, protocol = argv
     pipeline, stop = load_pipeline(Path(folder)), Stop().catch_signals()
@@ -304,12 +304,12 @@ def run_gateway(argv: list[str]) -> int:
     rows = pipeline.task.stream.length + pipeline.task.stream.hop * (int(windows) - 1)
     recordings = [lengthened(one, f"g{number}-{k}", rows) for k, one in enumerate(recordings)]
     sensor, topics = build_sensor(pipeline, sources), topics_of(pipeline)
-    credit = Resend(sensor, Outbox(sources, time.time()), topics, run=sender.new_run())
-    credit.expect([one.stream for one in recordings])
+    flow = Retransmitter(sensor, RetransmitBuffer(sources, time.time()), topics, run=sender.new_run())
+    flow.expect([one.stream for one in recordings])
     identity = Identity(topics, name, "sensor", f"{topics.base}.{topics.pipeline}.{name}")
     bus = open_bus(parse(url), identity.session(expiry_s=300), Client.AUTO, Protocol(protocol))
-    pace = Pace(in_flight=64, real_time=False, total=pipeline.config.join.capacity // 2)
-    loop = SensorLoop(bus, sensor, identity, pace, credit)
+    policy = SendPolicy(in_flight=64, real_time=False, total=pipeline.config.join.capacity // 2)
+    loop = SensorLoop(bus, sensor, identity, policy, flow)
     loop.run(batches_of(pipeline, recordings, speed=None, batch=1, limit=int(windows)), stop)
     return 1 if sensor.counters.unanswered else 0
 

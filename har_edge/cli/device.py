@@ -79,7 +79,7 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     pipeline, sensor, sources = made.pipeline, made.sensor, made.sources
     device = Device(args.live)
     stream = _stream(args, pipeline, sources, at_rest=device.keeps)
-    made.credit.expect([args.stream])
+    made.flow.expect([args.stream])
     detail = f"{', '.join(sources)} of {args.stream}, live from {device.name}"
     identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail, sources=made.sources)
     bus = sender.connect(args, pipeline, identity)
@@ -93,7 +93,7 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
         stream,
         queue=args.queue,
         limit=args.windows,
-        credit=made.credit,
+        flow=made.flow,
         # Without a plan, the broker keeps what a stage that is away will take: windows do not wait here.
         in_flight=args.in_flight if args.pipeline else MOST_OPEN,
     )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from har_edge.mqtt.bus import Bus, Session
     from har_edge.protocol.deployment import Deployment
     from har_edge.runtime.loop import Identity, Stop
-    from har_edge.runtime.sensor.flow_control import Credit
+    from har_edge.runtime.sensor.flow_control import FlowController
     from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 
 # How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
@@ -37,7 +37,7 @@ class Made:
     pipeline: Pipeline
     sensor: Sensor
     sources: list[str]
-    credit: Credit
+    flow: FlowController
 
     def report(self, faults: Iterable[tuple[str, int]] = (), *, how: str = "", total: int | None = None) -> str:
         """Say what was sent (of `total` windows), and what went wrong on the way.
@@ -47,7 +47,7 @@ class Made:
         counts = self.sensor.counters
         told = [*faults, *((name, getattr(counts, name)) for name in ("resent", "incomplete", "unanswered"))]
         words = [f"{name.replace('_', ' ')} {count}" for name, count in told if count]
-        how = how or ("ended" if counts.unanswered > 0 else "done" if self.credit.hears else "sent, answers not heard")
+        how = how or ("ended" if counts.unanswered > 0 else "done" if self.flow.hears else "sent, answers not heard")
         of = "" if total is None else f" of {total}"
         sent = f"{how}: {plural(counts.windows, 'window') if not of else f'{counts.windows}{of} windows'}"
         sent += f" in {plural(counts.messages, 'message')}"
@@ -68,8 +68,8 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     from har_edge.config.pipeline import check_batch
     from har_edge.runtime.build import build_sensor, override, topics_of
     from har_edge.runtime.sensor.flow_control import Untracked
-    from har_edge.runtime.sensor.retransmission import Resend
-    from har_edge.runtime.sensor.retransmit_buffer import Outbox
+    from har_edge.runtime.sensor.retransmission import Retransmitter
+    from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
 
     pipeline = options.load_source(args)
     check_batch(pipeline, args.batch)
@@ -80,10 +80,10 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     run, live = new_run(), args.live is not None
     if not (args.in_flight or live):
         return Made(pipeline, sensor, sources, Untracked(sensor, run))
-    outbox, partial = Outbox(sources, time.time()), set(sources) < set(pipeline.task.inputs)
+    buffer, partial = RetransmitBuffer(sources, time.time()), set(sources) < set(pipeline.task.inputs)
     topics = topics_of(pipeline)
-    resend = Resend(sensor, outbox, topics, args.give_up, expires=live, partial=partial, run=run)
-    return Made(pipeline, sensor, sources, resend)
+    retransmitter = Retransmitter(sensor, buffer, topics, args.give_up, expires=live, partial=partial, run=run)
+    return Made(pipeline, sensor, sources, retransmitter)
 
 
 def new_run() -> int:
@@ -128,14 +128,14 @@ def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.artifact_store import Store, default_folder
     from har_edge.runtime.build import build_sensor
-    from har_edge.runtime.sensor.plan_follower import Course
-    from har_edge.runtime.sensor.reducer_loader import Outfitter
-    from har_edge.runtime.sensor.retransmit_buffer import Outbox
+    from har_edge.runtime.sensor.plan_follower import PlanFollower
+    from har_edge.runtime.sensor.reducer_loader import ReducerLoader
+    from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
 
     if args.reducer is not None:
         raise ConfigError("--reducer came with --pipeline; expected without: the plan says how windows are reduced")
     topics, store = Topics(args.base, args.pipeline), Store(args.cache or default_folder())
-    outfitter = Outfitter(topics, store, lambda session: options.reach(args, session), lambda: stop.asked)
+    outfitter = ReducerLoader(topics, store, lambda session: options.reach(args, session), lambda: stop.asked)
     deployment = outfitter.await_plan()
     if deployment is None:
         return None
@@ -152,7 +152,7 @@ def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
     def refit(changed: Deployment) -> SensorSetup:
         return outfitter.setup_of(changed, sources, combine=args.combine)
 
-    outbox, partial = Outbox(sources, time.time()), set(sources) < set(pipeline.task.inputs)
+    buffer, partial = RetransmitBuffer(sources, time.time()), set(sources) < set(pipeline.task.inputs)
     live, waits, run = args.live is not None, args.give_up, new_run()
-    course = Course(deployment, sensor, outbox, topics, refit, waits, expires=live, partial=partial, run=run)
-    return Made(pipeline, sensor, sources, course)
+    follower = PlanFollower(deployment, sensor, buffer, topics, refit, waits, expires=live, partial=partial, run=run)
+    return Made(pipeline, sensor, sources, follower)

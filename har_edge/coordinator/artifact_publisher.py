@@ -7,7 +7,7 @@ from itertools import islice
 
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.topics import Topics
-from har_edge.runtime.artifacts import Shelf, clear, count_chunks, divide
+from har_edge.runtime.artifacts import ArtifactIndex, clear, count_chunks, iter_chunks
 
 # How long a content that a node could not get stays as it was published last: doubled each time, for whoever spoils it
 # may do so again, and the node that asks may be the one to blame.
@@ -20,7 +20,7 @@ class Stock:
     """Contents by hash, and which of them the broker has."""
 
     def __init__(self, topics: Topics, contents: Mapping[str, bytes]) -> None:
-        self._topics, self._shelf, self._contents = topics, Shelf(topics), dict(contents)
+        self._topics, self._shelf, self._contents = topics, ArtifactIndex(topics), dict(contents)
         self._posted: set[str] = set()
         self._going: dict[str, Iterator[Outgoing]] = {}  # posted, and not sent to the end yet
         self._room = UNDER_WAY
@@ -101,4 +101,4 @@ class Stock:
         return outgoing
 
     def _divide(self, sha256: str) -> Iterator[Outgoing]:
-        return divide(self._topics, sha256, self._contents[sha256])
+        return iter_chunks(self._topics, sha256, self._contents[sha256])

@@ -18,7 +18,7 @@ from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.status import ALIVE, NodeStatus
 from har_edge.protocol.text import listed
 from har_edge.protocol.topics import COORDINATOR, Topics
-from har_edge.runtime.artifacts import Header, Shelf, clear
+from har_edge.runtime.artifacts import ArtifactIndex, Header, clear
 from har_edge.runtime.stage.neighbours import index_of
 from har_edge.units import size
 
@@ -75,7 +75,7 @@ class Leftovers:
 
 def look(connect: Connect, topics: Topics, count: int = 0) -> Retained:
     """Return what is retained; the statuses of `count` stages by name too, as not every broker knows wildcards."""
-    observer, shelf = Observer(topics, time.monotonic()), Shelf(topics)
+    observer, shelf = Observer(topics, time.monotonic()), ArtifactIndex(topics)
     bus = connect(Session(f"look-{secrets.token_hex(8)}", clean_start=True))
     try:
         bus.subscribe([topics.status("+"), topics.plan(), shelf.filter, *map(topics.status, _stage_names(count))])

@@ -34,7 +34,7 @@ _POLL_S = 0.2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class Lacking(NodeError):
+class ArtifactUnavailable(NodeError):
     """A content cannot be had from the broker: it did not come, or what came was another; `sha256` names it."""
 
     def __init__(self, sha256: str, text: str) -> None:
@@ -89,13 +89,13 @@ def count_chunks(size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
     return -(-size // chunk_bytes)
 
 
-def parcel(topics: Topics, content: bytes, chunk_bytes: int = CHUNK_BYTES) -> list[Outgoing]:
+def encode_chunks(topics: Topics, content: bytes, chunk_bytes: int = CHUNK_BYTES) -> list[Outgoing]:
     """Return the retained messages that bring a content to the broker: its chunks, and last the header."""
-    return list(divide(topics, hashlib.sha256(content).hexdigest(), content, chunk_bytes))
+    return list(iter_chunks(topics, hashlib.sha256(content).hexdigest(), content, chunk_bytes))
 
 
-def divide(topics: Topics, sha256: str, content: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Outgoing]:
-    """Yield what `parcel` returns one by one, so that never more than a few chunks are in memory twice."""
+def iter_chunks(topics: Topics, sha256: str, content: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Outgoing]:
+    """Yield what `encode_chunks` returns one by one, so that never more than a few chunks are in memory twice."""
     count = count_chunks(len(content), chunk_bytes)
     for number in range(count):
         chunk = content[number * chunk_bytes : (number + 1) * chunk_bytes]
@@ -111,7 +111,7 @@ def clear(topics: Topics, sha256: str, chunks: int) -> list[Outgoing]:
 
 
 @dataclass(slots=True)
-class Shelf:
+class ArtifactIndex:
     """Which contents the broker has, from the headers that come to a subscriber of `filter`.
 
     `headers` are those by hash; `rejected` counts messages that are no header.
@@ -295,7 +295,7 @@ def _fetch_one(bus: Bus, one: Fetch, store: Store, stop: Callable[[], bool], tim
         if one.progress != last:
             last, since = one.progress, time.monotonic()
         if not complete and time.monotonic() > since + timeout_s:
-            raise Lacking(
+            raise ArtifactUnavailable(
                 one.sha256,
                 f"{one.sha256} did not come: {last} in {timeout_s:g} s, {one.rejected} messages of no use; see that "
                 "the coordinator runs and the broker keeps retained messages",
@@ -303,5 +303,5 @@ def _fetch_one(bus: Bus, one: Fetch, store: Store, stop: Callable[[], bool], tim
     try:
         store.put(one.sha256, one.content)
     except MessageError as error:
-        raise Lacking(one.sha256, f"{error}; see who else may publish below {one.filters[0]}") from None
+        raise ArtifactUnavailable(one.sha256, f"{error}; see who else may publish below {one.filters[0]}") from None
     return True

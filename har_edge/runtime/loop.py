@@ -211,7 +211,7 @@ class Sender:
                 self._bus.acknowledge(delivery)
 
 
-class Herald:
+class StatusPublisher:
     """Keeps the retained status of a node up to date: birth, now and then its counters, farewell.
 
     `streams` gives what a sensor sent.
@@ -257,7 +257,7 @@ class Herald:
         self._bus.publish(self._identity.topic, status, retain=Kind.STATUS in RETAINED)
 
 
-class Totals(msgspec.Struct, frozen=True, gc=False):  # made often: ten times as quick as a dataclass
+class StageMetrics(msgspec.Struct, frozen=True, gc=False):  # made often: ten times as quick as a dataclass
     """What a stage has done since it was connected, as of one moment.
 
     `busy_s` is the time in which it did anything but wait for messages, `queued_s` the sum of how long each of the
@@ -285,11 +285,11 @@ class Totals(msgspec.Struct, frozen=True, gc=False):  # made often: ten times as
 class StageLoop:
     """Runs a stage on a bus, turn by turn.
 
-    Another thread may read `totals`, and `working`: messages came that are not in `totals` yet.
+    Another thread may read `metrics`, and `working`: messages came that are not in `metrics` yet.
     """
 
     def __init__(self, bus: Bus, stage: Stage, stop: Stop) -> None:
-        self.totals = Totals(time.monotonic())
+        self.metrics = StageMetrics(time.monotonic())
         self.working = False
         self._bus, self._stage, self._stop = bus, stage, stop
         self._sender = Sender(bus, stage.counters, "start the next stage")
@@ -347,8 +347,8 @@ class StageLoop:
     def _count(self, now: float) -> None:
         counters, before = self._stage.counters, self._messages
         self._messages = counters.messages
-        self.totals = Totals(
-            heard_at=now if self._messages != before else self.totals.heard_at,
+        self.metrics = StageMetrics(
+            heard_at=now if self._messages != before else self.metrics.heard_at,
             windows=counters.windows,
             lost=counters.given_up + counters.too_large,
             errors=counters.rejected,
@@ -367,11 +367,11 @@ def run_stage(bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget:
 
     Raises TakenOver when another process has become this stage.
     """
-    loop, herald = StageLoop(bus, stage, stop), Herald(bus, identity, stage.counters.as_dict)
+    loop, status = StageLoop(bus, stage, stop), StatusPublisher(bus, identity, stage.counters.as_dict)
     while not stop.asked:
-        herald.announce(loop.turn())
+        status.announce(loop.turn())
     drain(bus)
-    herald.farewell()
+    status.farewell()
     bus.close(forget=forget)
 
 

@@ -15,7 +15,7 @@ import msgspec
 from har_edge.mqtt.bus import Outgoing, Session
 from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement
 from har_edge.protocol.status import StageReport, State
-from har_edge.runtime.artifacts import parcel
+from har_edge.runtime.artifacts import encode_chunks
 from tests.cli.fleet import Fleet, Running, environment
 from tests.runtime.deployed import Said, report
 
@@ -61,7 +61,9 @@ class Stand:
         """Return the messages that bring every slice to the broker."""
         folder = self.fleet.pipeline.folder
         entries = self.generation.manifest.slices
-        return [one for entry in entries for one in parcel(self.fleet.topics, (folder / entry.file).read_bytes())]
+        return [
+            one for entry in entries for one in encode_chunks(self.fleet.topics, (folder / entry.file).read_bytes())
+        ]
 
     def status(self, node: str, role: str = "node", state: State = State.BUSY, **more: object) -> None:
         one = self.said.status(node, role, state, **more)

@@ -26,7 +26,7 @@ from har_edge.protocol import wire
 from har_edge.protocol.deployment import Deployment, Generation, Placement, encode_deployment, session_name
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.topics import PROBE
-from har_edge.runtime.artifacts import parcel
+from har_edge.runtime.artifacts import encode_chunks
 from har_edge.runtime.build import build_stage
 from har_edge.runtime.loop import Identity, Stop, run_stage
 from har_edge.runtime.slicing import prepare
@@ -62,7 +62,7 @@ class Generations:
         self.stand = Stand(self.fleet)
         task = self.cuts[0].task
         files = [(self.cuts[0].folder / name).read_bytes() for name in task.files]
-        self.stand.publish(*(one for content in files for one in parcel(self.fleet.topics, content)))
+        self.stand.publish(*(one for content in files for one in encode_chunks(self.fleet.topics, content)))
 
     def plan(self, *epochs: int, current: int) -> None:
         """Retain a plan with these epochs; odd ones have two slices, even ones three."""

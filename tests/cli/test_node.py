@@ -31,7 +31,7 @@ from har_edge.protocol.status import (
 )
 from har_edge.protocol.topics import COORDINATOR
 from har_edge.resources import find_folder
-from har_edge.runtime.artifacts import parcel
+from har_edge.runtime.artifacts import encode_chunks
 from har_edge.runtime.slicing import prepare
 from har_edge.tflite.model import read_model
 from tests.cli.fleet import Fleet, Running, environment
@@ -75,7 +75,7 @@ class Crew:
         """Bring every slice to the broker."""
         folder = self.fleet.pipeline.folder / self.fleet.pipeline.config.slices
         for entry in self.fleet.pipeline.manifest.slices:
-            for one in parcel(self.topics, (folder / entry.file).read_bytes()):
+            for one in encode_chunks(self.topics, (folder / entry.file).read_bytes()):
                 self.fleet.bus.publish(one.topic, one.payload, retain=True)
 
     def deployment(self, *nodes: str, standby: tuple[str, ...] = (), epochs: tuple[int, ...] = ()) -> Deployment:

@@ -13,7 +13,7 @@ from har_edge.mqtt.bus import Delivery, Outgoing, Session
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol.topics import Kind, Topics
 from har_edge.runtime import artifacts
-from har_edge.runtime.artifacts import CHUNK_BYTES, parcel
+from har_edge.runtime.artifacts import CHUNK_BYTES, encode_chunks
 
 TOPICS = Topics("har", "test")
 CONTENT = random.Random(1).randbytes(20 * CHUNK_BYTES + 5)
@@ -52,14 +52,14 @@ def test_a_few_chunks_at_a_time_and_no_more_before_the_broker_has_taken_them() -
     one.make_room(UNDER_WAY + 100)
     assert len(second) == 3 and one.fill([NAME]) == []
     one.make_room(0)
-    assert [*first, *second, *everything(one, [NAME])] == parcel(TOPICS, CONTENT)
+    assert [*first, *second, *everything(one, [NAME])] == encode_chunks(TOPICS, CONTENT)
     assert one.missing([NAME]) == [] and one.fill([NAME]) == []
 
 
 def test_several_contents_come_one_after_the_other() -> None:
     sent = everything(one := stock(), BOTH)
     contents = {NAME: CONTENT, OTHER_NAME: OTHER}
-    assert sent == [message for sha256 in BOTH for message in parcel(TOPICS, contents[sha256])]
+    assert sent == [message for sha256 in BOTH for message in encode_chunks(TOPICS, contents[sha256])]
     assert one.missing(BOTH) == []
 
 
@@ -87,7 +87,7 @@ def test_what_is_not_wanted_any_more_leaves_no_chunks_behind() -> None:
     late.subscribe([TOPICS.chunk(NAME, "+"), TOPICS.slice("+")])
     assert late.poll(0) == []
     one.make_room(0)
-    assert one.fill([NAME]) == [] and everything(one, [OTHER_NAME]) == parcel(TOPICS, OTHER)
+    assert one.fill([NAME]) == [] and everything(one, [OTHER_NAME]) == encode_chunks(TOPICS, OTHER)
 
 
 def test_an_upload_begins_anew_when_the_broker_was_away() -> None:
@@ -95,7 +95,7 @@ def test_an_upload_begins_anew_when_the_broker_was_away() -> None:
     one.fill([NAME])
     one.forget_broker()
     one.make_room(0)
-    assert everything(one, [NAME]) == parcel(TOPICS, CONTENT)
+    assert everything(one, [NAME]) == encode_chunks(TOPICS, CONTENT)
 
 
 def test_what_somebody_could_not_get_is_sent_again_less_and_less_often() -> None:
@@ -103,7 +103,7 @@ def test_what_somebody_could_not_get_is_sent_again_less_and_less_often() -> None
     everything(one, [NAME])
     assert one.doubt(NAME, now) and one.missing([NAME]) == [NAME]
     for _ in range(8):
-        assert everything(one, [NAME]) == parcel(TOPICS, CONTENT) and one.missing([NAME]) == []
+        assert everything(one, [NAME]) == encode_chunks(TOPICS, CONTENT) and one.missing([NAME]) == []
         since = now
         while not one.doubt(NAME, now):  # somebody asks every second
             now += 1
@@ -121,9 +121,9 @@ def test_what_is_on_its_way_is_not_begun_anew() -> None:
     first = one.fill([NAME])
     assert not one.doubt(NAME, 0.0)
     one.make_room(0)
-    assert [*first, *everything(one, [NAME])] == parcel(TOPICS, CONTENT)
+    assert [*first, *everything(one, [NAME])] == encode_chunks(TOPICS, CONTENT)
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1])
 def test_chunks_are_counted_as_they_are_sent(size: int) -> None:
-    assert artifacts.count_chunks(size) == len(parcel(TOPICS, bytes(size))) - 1
+    assert artifacts.count_chunks(size) == len(encode_chunks(TOPICS, bytes(size))) - 1

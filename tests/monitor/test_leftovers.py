@@ -21,7 +21,7 @@ from har_edge.monitor.leftovers import (
 from har_edge.mqtt.bus import Outgoing, Receipt, Session
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol.status import NodeStatus, State
-from har_edge.runtime.artifacts import Header, parcel
+from har_edge.runtime.artifacts import Header, encode_chunks
 from tests.runtime.deployed import CHAIN, TOPICS, Said, deployment, generation
 
 COMMAND = "har-edge doctor --clear --config slices"
@@ -122,7 +122,7 @@ def test_clearing_removes_what_was_found_and_nothing_else() -> None:
     bus = broker.connect(Session("says"))
     content = b"x" * 3000
     messages = [
-        *parcel(TOPICS, content, 1000),
+        *encode_chunks(TOPICS, content, 1000),
         Outgoing(TOPICS.status("pi-1"), said.status("pi-1", state=State.BUSY).payload, retain=True),
         Outgoing(TOPICS.status("pi-2"), said.status("pi-2", state=State.LOST).payload, retain=True),
         Outgoing(TOPICS.status("stage-0"), said.status("stage-0", "stage", State.LOST).payload, retain=True),

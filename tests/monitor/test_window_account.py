@@ -8,7 +8,7 @@ import pytest
 from har_edge.monitor.window_account import LATE_S, MOST_NODES, MOST_RUNS, Account, Figures
 from har_edge.protocol.results import Result
 from har_edge.protocol.status import NodeStatus, State, StreamCount
-from har_edge.runtime.sensor.sent_counter import MOST_STREAMS, OTHERS, Tally
+from har_edge.runtime.sensor.sent_counter import MOST_STREAMS, OTHERS, SentCounter
 
 NOW = 1000.0
 
@@ -147,7 +147,7 @@ def test_sensors_that_end_on_purpose_and_other_nodes_did_not_break_off() -> None
 
 
 def test_streams_that_are_told_together_are_counted_together() -> None:
-    tally = Tally(7, heard=False)
+    tally = SentCounter(7, heard=False)
     for number in range(MOST_STREAMS + 2):
         assert tally.send(f"s{number}", 2, 10.0) == 0
         assert tally.send(f"s{number}", 1, 11.0) == 2

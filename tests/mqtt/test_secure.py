@@ -27,7 +27,7 @@ from har_edge.mqtt.transport import FinalRefusal
 from har_edge.protocol.topics import Topics
 from har_edge.resources import find_folder
 from har_edge.runtime.artifact_store import Store
-from har_edge.runtime.artifacts import MAX_CHUNK_BYTES, MAX_CHUNKS, clear, fetch, parcel
+from har_edge.runtime.artifacts import MAX_CHUNK_BYTES, MAX_CHUNKS, clear, encode_chunks, fetch
 
 BROKERS = find_folder("brokers")
 TOPICS = Topics("har", "har")
@@ -205,7 +205,7 @@ def test_a_slice_comes_from_the_coordinator(
     content = os.urandom(2_500_000)
     sha256 = hashlib.sha256(content).hexdigest()
     giver = connect(address(broker, secrets, "coordinator"), f"gives-{role}")
-    messages = parcel(TOPICS, content)
+    messages = encode_chunks(TOPICS, content)
     for one in messages:
         giver.publish(one.topic, one.payload, retain=one.retain)
     until(lambda: not giver.unsent, giver)

@@ -16,9 +16,9 @@ from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.artifact_store import Store
-from har_edge.runtime.artifacts import parcel
+from har_edge.runtime.artifacts import encode_chunks
 from har_edge.runtime.build import topics_of
-from har_edge.runtime.node.worker import Aim, Equipment, Post, Worker
+from har_edge.runtime.node.worker import DesiredState, ReplicaId, Worker, WorkerContext
 
 EPOCH = 1000
 TIMEOUT_S = 20.0
@@ -104,21 +104,21 @@ class Ground:
     def files(self):
         folder = self.pipeline.folder / self.pipeline.config.slices
         for entry in self.pipeline.manifest.slices:
-            for one in parcel(self.topics, (folder / entry.file).read_bytes()):
+            for one in encode_chunks(self.topics, (folder / entry.file).read_bytes()):
                 self.publish(one.topic, one.payload)
 
-    def equipment(self, node):
-        return Equipment(self.topics, node, self.connect, Store(self.folder / node))
+    def context(self, node):
+        return WorkerContext(self.topics, node, self.connect, Store(self.folder / node))
 
-    def hire(self, node, deployment, stage, aim=Aim.HOLD, *, epoch=EPOCH, equipment=None):
-        worker = Worker(equipment or self.equipment(node), Post(epoch, stage, 0), deployment, aim)
+    def start_worker(self, node, deployment, stage, desired=DesiredState.HOLD, *, epoch=EPOCH, context=None):
+        worker = Worker(context or self.context(node), ReplicaId(epoch, stage, 0), deployment, desired)
         worker.start()
         self.workers.append(worker)
         return worker
 
     def end(self):
         for worker in self.workers:
-            worker.direct(Aim.LEAVE)
+            worker.direct(DesiredState.LEAVE)
         for worker in self.workers:
             worker.join(TIMEOUT_S)
             assert not worker.alive

@@ -19,15 +19,15 @@ from har_edge.runtime.artifact_store import Store
 from har_edge.runtime.artifacts import (
     MAX_BYTES,
     MAX_CHUNK_BYTES,
+    ArtifactIndex,
     Fetch,
     Header,
-    Shelf,
     clear,
     decode_header,
+    encode_chunks,
     encode_header,
     fetch,
     fetch_session,
-    parcel,
 )
 
 TOPICS = Topics("har", "test")
@@ -62,7 +62,7 @@ def never() -> bool:
 @pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 200, 1050])
 def test_any_size_any_order_any_repetition(size: int) -> None:
     content = CONTENT[:size]
-    *chunks, first = map(delivery, parcel(TOPICS, content, 100))
+    *chunks, first = map(delivery, encode_chunks(TOPICS, content, 100))
     assert len(chunks) == -(-size // 100) and all(one.retained for one in (*chunks, first))
     one = Fetch(TOPICS, sha256_of(content))
     assert one.filters == (f"har/v1/test/slice/{sha256_of(content)}",)
@@ -133,7 +133,7 @@ def test_every_truncation_of_a_header_is_refused() -> None:
 
 
 def test_chunks_that_do_not_fit_are_counted_and_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    *chunks, first = map(delivery, parcel(TOPICS, CONTENT, 100))
+    *chunks, first = map(delivery, encode_chunks(TOPICS, CONTENT, 100))
     one = Fetch(TOPICS, NAME)
     one.handle(first)
     bad = [
@@ -155,7 +155,7 @@ def test_chunks_that_do_not_fit_are_counted_and_dropped(caplog: pytest.LogCaptur
 
 
 def test_a_changed_chunk_never_gets_out() -> None:
-    *chunks, first = map(delivery, parcel(TOPICS, CONTENT, 100))
+    *chunks, first = map(delivery, encode_chunks(TOPICS, CONTENT, 100))
     chunks[3] = Delivery(chunks[3].topic, bytes(100), (1, 1))
     one = Fetch(TOPICS, NAME)
     for each in (first, *chunks[:-1]):
@@ -167,9 +167,9 @@ def test_a_changed_chunk_never_gets_out() -> None:
 
 def test_a_content_divided_anew_replaces_what_came() -> None:
     one = Fetch(TOPICS, NAME)
-    for each in [*parcel(TOPICS, CONTENT, 100)[-1:], *parcel(TOPICS, CONTENT, 100)[:5]]:
+    for each in [*encode_chunks(TOPICS, CONTENT, 100)[-1:], *encode_chunks(TOPICS, CONTENT, 100)[:5]]:
         assert one.handle(delivery(each)) is None
-    *chunks, first = map(delivery, parcel(TOPICS, CONTENT, 300))
+    *chunks, first = map(delivery, encode_chunks(TOPICS, CONTENT, 300))
     assert [one.handle(each) for each in (first, *chunks)][-1] == CONTENT
 
 
@@ -179,7 +179,7 @@ def test_fetch_brings_what_the_store_lacks_and_nothing_else(tmp_path: Path) -> N
     wanted = list(map(sha256_of, contents))
     store.put(wanted[3], b"known")
     for content in contents:
-        publish(broker, parcel(TOPICS, content, 100))
+        publish(broker, encode_chunks(TOPICS, content, 100))
     bus = broker.connect(fetch_session())
     fetch(bus, TOPICS, wanted, store, never)
     assert [store.path(name).read_bytes() for name in wanted] == contents
@@ -190,12 +190,12 @@ def test_fetch_brings_what_the_store_lacks_and_nothing_else(tmp_path: Path) -> N
 
 def test_fetch_waits_for_a_content_that_comes_later(tmp_path: Path) -> None:
     broker, store = MemoryBroker(), Store(tmp_path)
-    publish(broker, parcel(TOPICS, CONTENT, 100)[:4])
+    publish(broker, encode_chunks(TOPICS, CONTENT, 100)[:4])
     turns = iter(range(1000))
 
     def later() -> bool:
         if next(turns) == 5:
-            publish(broker, parcel(TOPICS, CONTENT, 100))
+            publish(broker, encode_chunks(TOPICS, CONTENT, 100))
         return False
 
     fetch(broker.connect(fetch_session()), TOPICS, [NAME], store, later)
@@ -205,7 +205,7 @@ def test_fetch_waits_for_a_content_that_comes_later(tmp_path: Path) -> None:
 def test_fetch_goes_on_after_a_reconnection(tmp_path: Path) -> None:
     broker, store = MemoryBroker(), Store(tmp_path)
     content = random.Random(2).randbytes(10_000)  # 100 chunks, 16 of them under way at once
-    publish(broker, parcel(TOPICS, content, 100))
+    publish(broker, encode_chunks(TOPICS, content, 100))
     bus = broker.connect(fetch_session())
     turns = iter(range(1000))
     seen: list[int] = []
@@ -226,7 +226,7 @@ def test_fetch_goes_on_after_a_reconnection(tmp_path: Path) -> None:
 
 def test_fetch_says_how_far_it_came_when_a_chunk_is_missing(tmp_path: Path) -> None:
     broker = MemoryBroker()
-    messages = parcel(TOPICS, CONTENT, 100)
+    messages = encode_chunks(TOPICS, CONTENT, 100)
     publish(broker, [*messages[:4], *messages[5:]])
     bus = broker.connect(fetch_session())
     with pytest.raises(NodeError, match=f"{NAME} did not come: 10 of 11 chunks came in 0.05 s, 0 messages of no use"):
@@ -241,7 +241,7 @@ def test_fetch_says_how_far_it_came_when_a_chunk_is_missing(tmp_path: Path) -> N
 @pytest.mark.parametrize("break_it", [lambda c: bytes(100), lambda c: c[:99] + b"\0"], ids=["zeros", "one byte"])
 def test_fetch_keeps_nothing_that_is_forged(tmp_path: Path, break_it: Callable[[bytes], bytes]) -> None:
     broker = MemoryBroker()
-    messages = parcel(TOPICS, CONTENT, 100)
+    messages = encode_chunks(TOPICS, CONTENT, 100)
     messages[2] = Outgoing(messages[2].topic, break_it(messages[2].payload), retain=True)
     publish(broker, messages)
     with pytest.raises(NodeError, match=f"came for {NAME}: forged or corrupt; .*see who else may publish below"):
@@ -251,7 +251,7 @@ def test_fetch_keeps_nothing_that_is_forged(tmp_path: Path, break_it: Callable[[
 
 def test_a_truncated_chunk_counts_as_missing(tmp_path: Path) -> None:
     broker = MemoryBroker()
-    messages = parcel(TOPICS, CONTENT, 100)
+    messages = encode_chunks(TOPICS, CONTENT, 100)
     messages[2] = Outgoing(messages[2].topic, messages[2].payload[:60], retain=True)
     publish(broker, messages)
     bus = broker.connect(fetch_session())
@@ -265,14 +265,14 @@ def test_fetch_stops_when_it_is_told(tmp_path: Path) -> None:
 
 def test_a_full_store_is_said(tmp_path: Path) -> None:
     broker = MemoryBroker()
-    publish(broker, parcel(TOPICS, CONTENT, 100))
+    publish(broker, encode_chunks(TOPICS, CONTENT, 100))
     bus = broker.connect(fetch_session())
     with pytest.raises(NodeError, match="raise it with --cache-bytes to at least 1050"):
         fetch(bus, TOPICS, [NAME], Store(tmp_path, 1000), never)
     assert bus.traffic.received == 1  # the header; no chunk travels in vain
 
 
-def read_shelf(bus: Bus, shelf: Shelf) -> None:
+def read_shelf(bus: Bus, shelf: ArtifactIndex) -> None:
     while came := bus.poll(0):
         for one in came:
             assert shelf.handle(one)
@@ -280,11 +280,11 @@ def read_shelf(bus: Bus, shelf: Shelf) -> None:
 
 
 def test_a_shelf_knows_what_the_broker_has(caplog: pytest.LogCaptureFixture) -> None:
-    broker, shelf = MemoryBroker(), Shelf(TOPICS)
+    broker, shelf = MemoryBroker(), ArtifactIndex(TOPICS)
     bus = broker.connect(Session("shelf"))
     bus.subscribe([shelf.filter])
-    publish(broker, parcel(TOPICS, CONTENT, 100))
-    publish(broker, parcel(TOPICS, b"x", 100))
+    publish(broker, encode_chunks(TOPICS, CONTENT, 100))
+    publish(broker, encode_chunks(TOPICS, b"x", 100))
     publish(broker, [Outgoing(TOPICS.slice("0" * 64), b"forged", retain=True)])
     read_shelf(bus, shelf)
     assert shelf.headers == {NAME: GOOD, sha256_of(b"x"): Header(1, sha256_of(b"x"), 1, 100, 1)}

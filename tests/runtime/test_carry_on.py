@@ -23,7 +23,7 @@ from har_edge.protocol.wire import Message
 from har_edge.runtime import loop
 from har_edge.runtime.build import build_sensor, topics_of
 from har_edge.runtime.loop import Stop
-from har_edge.runtime.stage.join import PASSED_S, REMEMBERED, CarryOn, Join
+from har_edge.runtime.stage.join import PASSED_S, REMEMBERED, Join, MissingSourceFallback
 from har_edge.runtime.stage.stage import SHELF_S, Stage
 from tests.runtime.rig import LENGTH, TOPICS, Clock, Node, Watcher, part, result_of, samples, small_stage, windows_of
 from tests.runtime.test_loop import ScriptedBus, identity
@@ -42,7 +42,7 @@ def delivery(token, *, duplicate=False):
 
 
 def join_of(*activations, capacity=100, after_s=AFTER_S, timeout_s=TIMEOUT_S):
-    carry_on = CarryOn(SOURCES, after_s)
+    carry_on = MissingSourceFallback(SOURCES, after_s)
     return Join(SOURCES | set(activations), timeout_s=timeout_s, capacity=capacity, carry_on=carry_on)
 
 
@@ -220,7 +220,7 @@ def test_a_short_run_of_a_stream_is_followed_by_a_longer_one_without_a_source():
 def test_a_sensor_that_begins_anew_alone_does_not_answer_windows_again(others):
     """The others may be sources or activations."""
     wanted = frozenset({"c", *others})
-    ledger = Ledger(Join(wanted, timeout_s=TIMEOUT_S, capacity=100, carry_on=CarryOn(SOURCES, AFTER_S)))
+    ledger = Ledger(Join(wanted, timeout_s=TIMEOUT_S, capacity=100, carry_on=MissingSourceFallback(SOURCES, AFTER_S)))
     for seq in range(4):
         for name in (*others, "c"):
             ledger.come(name, seq)

@@ -22,9 +22,9 @@ from har_edge.protocol.status import NodeStatus, State
 from har_edge.protocol.topics import Kind
 from har_edge.runtime.counters import Counters
 from har_edge.runtime.loop import Sender
-from har_edge.runtime.sensor.flow_control import Credit, Untracked
-from har_edge.runtime.sensor.retransmission import FIRST_ROOM, MOST_FILTERS, Resend
-from har_edge.runtime.sensor.retransmit_buffer import Outbox
+from har_edge.runtime.sensor.flow_control import FlowController, Untracked
+from har_edge.runtime.sensor.retransmission import FIRST_ROOM, MOST_FILTERS, Retransmitter
+from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 from har_edge.runtime.sink import Sink
 from har_edge.runtime.stage.stage import Stage
@@ -68,12 +68,12 @@ class Node:
         self.started = world.clock.now
         reducers = {source: make_reducer("none", LENGTH, CHANNELS[source]) for source in sources}
         self.sensor = Sensor(SensorSetup(TOPICS, 1, reducers, frozenset({1}), combine=len(sources) > 1))
-        outbox = Outbox(sources, self.started)
-        resend = Resend(self.sensor, outbox, TOPICS, 0.0, expires=live, partial=live, run=self.run)
-        self.credit: Credit = resend if tracked else Untracked(self.sensor, self.run)
+        buffer = RetransmitBuffer(sources, self.started)
+        resend = Retransmitter(self.sensor, buffer, TOPICS, 0.0, expires=live, partial=live, run=self.run)
+        self.flow: FlowController = resend if tracked else Untracked(self.sensor, self.run)
         self.bus = world.broker.connect(Session(name, expiry_s=300))
-        self.credit.expect(streams)
-        self.bus.subscribe(self.credit.filters)
+        self.flow.expect(streams)
+        self.bus.subscribe(self.flow.filters)
         self.sender = Sender(self.bus, self.sensor.counters, "-")
         self.left = {stream: iter(range(first, world.count)) for stream in streams}
 
@@ -81,21 +81,21 @@ class Node:
         now = self.world.clock.now
         for delivery in self.bus.poll(0.0):
             self.bus.acknowledge(delivery)
-            self.credit.take(delivery, now)
+            self.flow.take(delivery, now)
         while self.bus.connected and sum(self.send_next(stream, now) for stream in self.streams):
             pass
-        kept = self.sender.kept > 0
+        blocked = self.sender.kept > 0
         forgotten = self.bus.traffic.forgotten
-        self.send(self.credit.again(now, connected=self.bus.connected, kept=kept, forgotten=forgotten))
+        self.send(self.flow.again(now, connected=self.bus.connected, blocked=blocked, forgotten=forgotten))
 
     def send_next(self, stream: str, now: float) -> bool:
         """Send the next window of a stream, unless too many are out; return whether one went."""
-        if self.credit.room is not None and self.credit.open_of(stream) >= self.credit.room:
+        if self.flow.room is not None and self.flow.open_of(stream) >= self.flow.room:
             return False
         seq = next(self.left[stream], None)
         if seq is None:
             return False
-        self.send(self.credit.send([window(seq, stream=stream)], [self.world.captured(self, seq)], now))
+        self.send(self.flow.send([window(seq, stream=stream)], [self.world.captured(self, seq)], now))
         return True
 
     def send(self, outgoing: list[Outgoing]) -> None:
@@ -103,7 +103,7 @@ class Node:
             self.sender.send(one)
 
     def status(self) -> NodeStatus:
-        return NodeStatus(self.name, "sensor", State.READY, str(self.run), 1.0, streams=dict(self.credit.streams()))
+        return NodeStatus(self.name, "sensor", State.READY, str(self.run), 1.0, streams=dict(self.flow.streams()))
 
 
 @dataclass
@@ -168,7 +168,7 @@ class World:
     def settle(self, seconds: float = 400.0) -> float:
         """Go on until every window is answered; return how long that took."""
         began = self.clock.now
-        while any(node.credit.open or any(True for _ in self.peek(node)) for node in self.nodes):
+        while any(node.flow.open or any(True for _ in self.peek(node)) for node in self.nodes):
             self.step()
             assert self.clock.now < began + seconds, "windows remain open"
         for _ in range(5):
@@ -197,7 +197,7 @@ def test_a_stage_that_starts_late_loses_nothing_though_no_broker_says_that_nobod
     pair(world, "s")
     while world.clock.now < 4.0:
         world.step()
-    assert world.nodes[0].credit.open == FIRST_ROOM and world.nodes[0].sensor.counters.unheard == 0
+    assert world.nodes[0].flow.open == FIRST_ROOM and world.nodes[0].sensor.counters.unheard == 0
     world.begin()
     assert world.settle() < 10.0 and world.came() == world.all_of("s")
     world.account.close()
@@ -253,7 +253,7 @@ def test_many_senders_of_a_pipeline_have_no_more_out_than_a_join_holds() -> None
     for turn in range(20):
         world.step()
         if turn > 6:  # all streams have been answered since all are there
-            most = max(most, *(node.credit.open_of(stream) for node in world.nodes for stream in node.streams))
+            most = max(most, *(node.flow.open_of(stream) for node in world.nodes for stream in node.streams))
     assert most == 32 // 16
     assert world.settle() < 30.0
     assert world.came() == world.all_of(*(f"g{gateway}-{number}" for gateway in range(4) for number in range(4)))
@@ -285,7 +285,7 @@ def test_a_slow_pipeline_is_not_made_slower_by_what_is_sent_again(groups: tuple[
     streams = tuple(f"s{number}" for number in range(16))
     for group in groups:
         world.nodes.append(Node(world, f"sensor-{group}", streams, *(SOURCES if group == "all" else (group,))))
-    while any(node.credit.open or world.peek(node) for node in world.nodes):
+    while any(node.flow.open or world.peek(node) for node in world.nodes):
         world.step(1.0)
         assert world.clock.now < 1.1 * 12 * 16
     assert len(world.results) == 12 * 16
@@ -329,7 +329,7 @@ def test_whatever_the_broker_does_every_window_is_answered_once(steps: list[str]
     world.settle()
     assert world.came() == world.all_of("s", "t")
     for node in world.nodes:
-        assert all(one.answered == one.sent == 15 and not one.lost for one in node.credit.streams().values())
+        assert all(one.answered == one.sent == 15 and not one.lost for one in node.flow.streams().values())
     world.account.close()
     assert world.account.lost(world.clock.now) == 0
 
@@ -370,7 +370,7 @@ def devices(world: World, *firsts: int) -> None:
 
 def counts(world: World) -> list[tuple[int, int, int]]:
     """Return what each sensor sent, called incomplete, and called lost."""
-    told = [node.credit.streams()["s"] for node in world.nodes]
+    told = [node.flow.streams()["s"] for node in world.nodes]
     return [(one.sent, one.incomplete, one.lost) for one in told]
 
 
@@ -466,18 +466,18 @@ def test_a_sensor_hears_the_results_of_its_own_streams_unless_they_are_many() ->
     world.nodes += [Node(world, f"sensor-{name}", (name,), *SOURCES) for name in "ab"]
     heard = [0, 0]
     for number, node in enumerate(world.nodes):
-        take = node.credit.take
+        take = node.flow.take
 
         def note(delivery: Delivery, now: float, number: int = number, take: Callable[..., None] = take) -> None:
             heard[number] += 1
             take(delivery, now)
 
-        node.credit.take = note  # type: ignore[method-assign]
+        node.flow.take = note  # type: ignore[method-assign]
     world.settle()
     assert heard == [40, 40] and world.came() == world.all_of("a", "b")
-    credit = world.nodes[0].credit
-    credit.expect([f"s{number}" for number in range(MOST_FILTERS + 1)])
-    assert credit.filters == [TOPICS.result("+")]
+    flow = world.nodes[0].flow
+    flow.expect([f"s{number}" for number in range(MOST_FILTERS + 1)])
+    assert flow.filters == [TOPICS.result("+")]
 
 
 def forged(**fields: object) -> Delivery:
@@ -491,7 +491,7 @@ def test_a_result_with_a_number_that_no_window_has_is_dropped(seq: int) -> None:
     world = World()
     pair(world, "p")
     for node in world.nodes:
-        node.credit.take(forged(seq=seq), 0.0)
+        node.flow.take(forged(seq=seq), 0.0)
         assert node.sensor.counters.rejected == 1
 
 
@@ -501,7 +501,7 @@ def test_a_result_of_other_slices_answers_nothing() -> None:
     pair(world, "p")
     for node in world.nodes:
         node.step()
-        assert node.credit.open_of("p") == 5
-        node.credit.take(forged(epoch=7, missing=["a", "b"]), world.clock.now)
-        assert (node.credit.open_of("p"), node.sensor.counters.foreign) == (5, 1)
+        assert node.flow.open_of("p") == 5
+        node.flow.take(forged(epoch=7, missing=["a", "b"]), world.clock.now)
+        assert (node.flow.open_of("p"), node.sensor.counters.foreign) == (5, 1)
         assert node.status().streams["p"].answered == 0

@@ -13,13 +13,13 @@ from har_edge.protocol.topics import Kind
 from har_edge.runtime.loop import Stop
 from har_edge.runtime.sensor.flow_control import Untracked
 from har_edge.runtime.sensor.live import LiveLoop
-from har_edge.runtime.sensor.plan_follower import Course
-from har_edge.runtime.sensor.retransmission import ECHO_S
-from har_edge.runtime.sensor.send_policy import Pace, SensorLoop
+from har_edge.runtime.sensor.plan_follower import PlanFollower
+from har_edge.runtime.sensor.retransmission import RECENT_AFTER_S
+from har_edge.runtime.sensor.send_policy import SendPolicy, SensorLoop
 from har_edge.tflite.manifest import TensorSpec
 from tests.runtime.rig import TOPICS
 from tests.runtime.sensor.test_live import HOP, ScriptedDevice, lines, live_sensor
-from tests.runtime.sensor.test_retransmit_buffer import Outbox, course_of, plan, plan_of
+from tests.runtime.sensor.test_retransmit_buffer import RetransmitBuffer, course_of, plan, plan_of
 from tests.runtime.test_loop import ScriptedBus, batches, clock, identity
 
 __all__ = ["clock"]
@@ -68,10 +68,10 @@ class Deployed(ScriptedBus):
         return [plan(deployment)] if deployment else None
 
 
-def replay_of(bus, *, give_up_s=120.0, **pace):
+def replay_of(bus, *, give_up_s=120.0, **policy):
     sensor, course = course_of(give_up_s=give_up_s)
-    options = {"in_flight": 4, "real_time": False} | pace
-    return sensor, SensorLoop(bus, sensor, identity("sensor-chest", "sensor"), Pace(**options), course)
+    options = {"in_flight": 4, "real_time": False} | policy
+    return sensor, SensorLoop(bus, sensor, identity("sensor-chest", "sensor"), SendPolicy(**options), course)
 
 
 def test_a_replay_switches_with_the_plan_and_tells_at_once(clock):
@@ -164,7 +164,7 @@ def test_a_stalled_pipeline_costs_a_device_its_oldest_windows_that_were_not_sent
     bus = Deployed(clock, 1)
     sensor, stream = live_sensor()
     _, shadow = live_sensor()
-    course = Course(plan_of(1), sensor, Outbox(["chest"], 0.0), TOPICS, None, 120.0, expires=True)
+    course = PlanFollower(plan_of(1), sensor, RetransmitBuffer(["chest"], 0.0), TOPICS, None, 120.0, expires=True)
     read, script = [0], []
 
     class Steady(ScriptedDevice):
@@ -179,7 +179,7 @@ def test_a_stalled_pipeline_costs_a_device_its_oldest_windows_that_were_not_sent
     bus.when(10.0, lambda: bus.to(9))
     bus.when(45.0, lambda: bus.to(1))
     loop = LiveLoop(
-        bus, sensor, identity("sensor-chest", "sensor"), Steady(), stream, queue=8, credit=course, in_flight=5
+        bus, sensor, identity("sensor-chest", "sensor"), Steady(), stream, queue=8, flow=course, in_flight=5
     )
     loop.run(Stop())
     produced = [window.seq for data in script for _, window in shadow.feed(data, 0.0)]
@@ -197,7 +197,7 @@ def test_a_device_without_a_plan_waits_for_no_answer(clock):
     bus = Deployed(clock, 9)
     sensor, stream = live_sensor()
     device = ScriptedDevice(lines(0, 50))
-    LiveLoop(bus, sensor, identity("sensor-chest", "sensor"), device, stream, queue=64, credit=Untracked(sensor)).run(
+    LiveLoop(bus, sensor, identity("sensor-chest", "sensor"), device, stream, queue=64, flow=Untracked(sensor)).run(
         Stop()
     )
     assert bus.filters == [] and sensor.counters.windows == 24 and bus.statuses()[-1].epoch == 0
@@ -246,7 +246,7 @@ def test_a_sensor_that_was_forgotten_does_not_end_before_it_has_sent_again_what_
     sensor, loop = replay_of(bus, real_time=True)
     loop.run(iter([[(float(seq), window)] for seq, [(_, window)] in enumerate(batches(6))]), Stop())
     if not forgotten:
-        assert bus.time < 4.0 + ECHO_S and sensor.counters.resent == sensor.counters.unanswered == 0
+        assert bus.time < 4.0 + RECENT_AFTER_S and sensor.counters.resent == sensor.counters.unanswered == 0
         return
-    assert 4.0 + ECHO_S <= bus.time < 5.0 + ECHO_S and sensor.counters.resent == 6
+    assert 4.0 + RECENT_AFTER_S <= bus.time < 5.0 + RECENT_AFTER_S and sensor.counters.resent == 6
     assert set(bus.answered.values()) == {2} and sensor.counters.unanswered == 0

@@ -18,12 +18,12 @@ from har_edge.protocol.status import State, StreamCount, decode_status
 from har_edge.protocol.topics import Kind
 from har_edge.runtime import loop as loop_module
 from har_edge.runtime.counters import Counters
-from har_edge.runtime.loop import POLL_S, Herald, Identity, Sender, StageLoop, Stop, run_stage
+from har_edge.runtime.loop import POLL_S, Identity, Sender, StageLoop, StatusPublisher, Stop, run_stage
 from har_edge.runtime.sensor import send_policy as pace_module
 from har_edge.runtime.sensor.flow_control import Untracked
-from har_edge.runtime.sensor.retransmission import FIRST_ROOM, Resend
-from har_edge.runtime.sensor.retransmit_buffer import Outbox
-from har_edge.runtime.sensor.send_policy import Pace, SensorLoop
+from har_edge.runtime.sensor.retransmission import FIRST_ROOM, Retransmitter
+from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
+from har_edge.runtime.sensor.send_policy import SendPolicy, SensorLoop
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 from tests.runtime.rig import CHANNELS, LENGTH, TOPICS, Clock, part, small_stage
 from tests.runtime.sensor.test_sensor import window
@@ -113,8 +113,8 @@ def test_a_stage_says_hello_answers_acknowledges_and_says_goodbye(clock):
 
 def test_a_status_says_when_it_was_said_and_when_windows_were_last_lost():
     bus, counters, wall, streams = ScriptedBus(), {"windows": 1, "given_up": 0}, Clock(5_000.0), {}
-    herald = Herald(bus, identity(), lambda: counters, lambda: streams, wall)
-    herald.announce(0.0)
+    status = StatusPublisher(bus, identity(), lambda: counters, lambda: streams, wall)
+    status.announce(0.0)
     steps = [
         (10.0, {"given_up": 2}, {}),
         (20.0, {"windows": 9}, {}),
@@ -125,7 +125,7 @@ def test_a_status_says_when_it_was_said_and_when_windows_were_last_lost():
         wall.now = 5_000.0 + now
         counters.update(counted)
         streams.update(sent)
-        herald.announce(now)
+        status.announce(now)
     said = [(status.said, status.lost_at) for status in bus.statuses()]
     assert said == [(5000.0, 0.0), (5010.0, 5010.0), (5020.0, 5010.0), (5030.0, 5030.0), (5040.0, 5030.0)]
 
@@ -193,23 +193,23 @@ def test_a_loop_says_what_its_stage_has_done_and_how_long_messages_waited(clock)
     bus = ScriptedBus([*windows(0, 1), part("chest", 2)], (), (), (), clock=clock)
     began = clock.now
     loop = StageLoop(bus, small_stage(run=slow), Stop())
-    assert loop.totals.at_rest and loop.totals.heard_at == began and not loop.working
+    assert loop.metrics.at_rest and loop.metrics.heard_at == began and not loop.working
     loop.turn()
-    first = loop.totals
+    first = loop.metrics
     assert (first.windows, first.handled, first.queued, first.waiting, first.at_rest) == (1, 2, 3, 0, False)
     assert first.busy_s == pytest.approx(1.0, abs=0.1) and first.queued_s == 0.0 and first.pending == 1
     loop.turn()
-    second = loop.totals
+    second = loop.metrics
     assert (second.windows, second.handled, second.queued) == (2, 4, 1)
     assert second.busy_s == pytest.approx(2.0, abs=0.1) and second.queued_s == pytest.approx(2.0, abs=0.1)
     clock.now += 1.0
     loop.turn()
-    third = loop.totals
+    third = loop.metrics
     assert (third.handled, third.queued, third.waiting, third.at_rest) == (5, 0, 1, False)
     assert third.heard_at > second.heard_at
     clock.now += 1.0
     loop.turn()
-    assert loop.totals.heard_at == third.heard_at and loop.totals.busy_s < 2.5  # waiting is no work
+    assert loop.metrics.heard_at == third.heard_at and loop.metrics.busy_s < 2.5  # waiting is no work
     assert not loop.working
 
 
@@ -220,7 +220,7 @@ def test_a_window_whose_answer_the_broker_does_not_take_is_lost_and_said_to_be(c
     for _ in range(3):
         loop.turn()
         clock.now += 1.0
-    assert (loop.totals.windows, loop.totals.lost, loop.totals.pending) == (1, 1, 0)
+    assert (loop.metrics.windows, loop.metrics.lost, loop.metrics.pending) == (1, 1, 0)
 
 
 def test_what_is_not_in_the_totals_yet_is_being_worked_on(clock):
@@ -228,7 +228,7 @@ def test_what_is_not_in_the_totals_yet_is_being_worked_on(clock):
     seen = []
 
     def look(values):
-        seen.append((loop.working, loop.totals.at_rest))
+        seen.append((loop.working, loop.metrics.at_rest))
         return {"scores": values["c"].sum(axis=2)[:, :2]}
 
     bus = ScriptedBus((), windows(0), (), clock=clock)
@@ -237,10 +237,10 @@ def test_what_is_not_in_the_totals_yet_is_being_worked_on(clock):
     clock.now -= POLL_S  # the message comes right after the last count
     loop._count_at = clock.now + 1.0
     loop.turn()
-    assert seen == [(True, True)] and loop.working and loop.totals.windows == 0
+    assert seen == [(True, True)] and loop.working and loop.metrics.windows == 0
     clock.now += 1.0
     loop.turn()
-    assert not loop.working and loop.totals.windows == 1
+    assert not loop.working and loop.metrics.windows == 1
 
 
 def test_what_came_is_handled_even_when_the_next_poll_ends_the_stage(clock):
@@ -380,14 +380,14 @@ def test_what_waits_at_a_slow_stage_is_bounded_and_all_of_it_is_done(monkeypatch
 # --- sensors --------------------------------------------------------------------------------------------------------
 
 
-def sensor_loop(bus, **pace):
+def sensor_loop(bus, **policy):
     reducers = {"chest": make_reducer("none", LENGTH, CHANNELS["chest"])}
     sensor = Sensor(SensorSetup(TOPICS, 1, reducers, frozenset({1})))
-    options = {"in_flight": 4, "real_time": False} | pace
+    options = {"in_flight": 4, "real_time": False} | policy
     give_up_s = options.pop("give_up_s", 120.0)
-    resend = Resend(sensor, Outbox(reducers, 0.0), TOPICS, give_up_s)
-    credit = resend if options["in_flight"] else Untracked(sensor)
-    return sensor, SensorLoop(bus, sensor, identity("sensor-chest", "sensor"), Pace(**options), credit)
+    resend = Retransmitter(sensor, RetransmitBuffer(reducers, 0.0), TOPICS, give_up_s)
+    flow = resend if options["in_flight"] else Untracked(sensor)
+    return sensor, SensorLoop(bus, sensor, identity("sensor-chest", "sensor"), SendPolicy(**options), flow)
 
 
 def batches(count, *streams):

@@ -24,7 +24,7 @@ from har_edge.protocol.status import (
 )
 from har_edge.protocol.topics import Topics
 from har_edge.runtime import artifacts
-from har_edge.runtime.artifacts import Header, decode_header, parcel
+from har_edge.runtime.artifacts import Header, decode_header, encode_chunks
 from har_edge.runtime.sensor.sent_counter import MOST_STREAMS, OTHERS, RUN_BITS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
@@ -102,7 +102,7 @@ def test_limits_on_the_page() -> None:
 def test_the_header_on_the_page_is_what_is_retained() -> None:
     block = re.search(r"<!-- golden: header -->\n```\n(.*?)```", PAGE, re.DOTALL)
     shown = bytes.fromhex("".join(line.partition("  ")[0] for line in block[1].splitlines()))
-    *chunks, header = parcel(Topics("har", "har"), bytes(300_000))
+    *chunks, header = encode_chunks(Topics("har", "har"), bytes(300_000))
     assert shown == header.payload and len(chunks) == 2
     sha256 = header.topic.rpartition("/")[2]
     assert decode_header(shown, sha256) == Header(1, sha256, 300_000, 262_144, 2)

@@ -60,13 +60,13 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.runtime.node.capabilities import read_memory
     from har_edge.runtime.node.node import Node, run_node
     from har_edge.runtime.node.registration import ROLE, arrive
-    from har_edge.runtime.node.worker import Equipment, Worker
+    from har_edge.runtime.node.worker import Worker, WorkerContext
 
     stop, topics = Stop().catch_signals(), Topics(args.base, args.pipeline)
     name = check_node_name(args.name or host_name())
     store = Store(args.cache or default_folder(), args.cache_bytes or LIMIT_BYTES)
     max_bytes = min(MAX_BYTES, read_memory() // 4)
-    equipment = Equipment(
+    context = WorkerContext(
         topics,
         name,
         lambda session: options.reach(args, session),
@@ -80,11 +80,11 @@ def run(args: argparse.Namespace) -> int:
     session = identity.session(expiry_s=0, max_payload_bytes=MAX_PLAN_BYTES)
     sys.setswitchinterval(SWITCH_S)
     try:
-        bus = arrive(equipment.connect, session, identity, stop, args.delegate)
+        bus = arrive(context.connect, session, identity, stop, args.delegate)
         if bus is None:
             return 0
         say(f"node {name} connected: {describe(identity)}; MQTT client: {identity.client}")
-        node = Node(identity, lambda post, deployment, aim: Worker(equipment, post, deployment, aim))
+        node = Node(identity, lambda replica_id, deployment, desired: Worker(context, replica_id, deployment, desired))
         run_node(bus, node, stop, drain_timeout_s=args.drain_timeout)
     except TakenOver:
         say(f"node {name}: a younger node of this name has taken over; ending (give each its --name)", file=sys.stderr)

@@ -80,7 +80,7 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     from har_edge.data.grouping import regroup_recording
     from har_edge.mqtt.bus import TakenOver
     from har_edge.runtime.build import batches_of, count_windows
-    from har_edge.runtime.sensor.send_policy import Pace, SensorLoop
+    from har_edge.runtime.sensor.send_policy import SendPolicy, SensorLoop
 
     pipeline, sensor, sources = made.pipeline, made.sensor, made.sources
     recordings, where = options.load_recordings(
@@ -92,7 +92,7 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     )
     grouping = pipeline.task.stream.grouping
     recordings = [regroup_recording(recording, pipeline.described, grouping) for recording in recordings]
-    made.credit.expect([recording.stream for recording in recordings])
+    made.flow.expect([recording.stream for recording in recordings])
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
     identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail, sources=made.sources)
     bus = sender.connect(args, pipeline, identity)
@@ -102,13 +102,13 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     if delay:
         say(f"sensor {args.source}: {args.batch} windows a message: {delay}")
     join = pipeline.config.join
-    pace = Pace(
+    policy = SendPolicy(
         in_flight=args.in_flight * args.batch,
         real_time=args.speed is not None,
         total=max(1, join.capacity // 2) * args.batch if args.in_flight else 0,
         batch=args.batch,
     )
-    loop = SensorLoop(bus, sensor, identity, pace, made.credit)
+    loop = SensorLoop(bus, sensor, identity, policy, made.flow)
     batches = batches_of(pipeline, recordings, speed=args.speed, batch=args.batch, limit=args.windows)
     try:
         loop.run(batches, stop)

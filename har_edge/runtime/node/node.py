@@ -1,6 +1,6 @@
 """A node that runs whatever stages the plan gives it: its control, apart from the threads that run them.
 
-The control follows the retained plan, keeps one worker for each post, says how it is (retained status) and that it is
+The control follows the retained plan, keeps a worker for each replica, says how it is (retained status) and that it is
 alive (beats). It does no work that takes long, so that beats go on while stages compute.
 """
 
@@ -18,7 +18,7 @@ from har_edge.protocol.status import NEXT, Beat, StagePhase, StageReport, State,
 from har_edge.protocol.topics import RETAINED, Kind
 from har_edge.runtime.deployment_files import read_deployment
 from har_edge.runtime.loop import GONE_S, Identity, Stop, drain
-from har_edge.runtime.node.worker import LEAVING, Aim, Post
+from har_edge.runtime.node.worker import LEAVING, DesiredState, ReplicaId
 
 _log = logging.getLogger(__name__)
 BEAT_S = 0.5
@@ -32,11 +32,11 @@ _MAX_UNSENT = 8
 _RUNNING = frozenset({StagePhase.RUNNING, StagePhase.DRAINED})
 
 
-class Hand(Protocol):
+class WorkerHandle(Protocol):
     """What a node needs of a worker (runtime/node/worker.py)."""
 
     @property
-    def aim(self) -> Aim:
+    def desired(self) -> DesiredState:
         """What it was told."""
 
     @property
@@ -50,10 +50,10 @@ class Hand(Protocol):
     def start(self) -> None:
         """Begin."""
 
-    def direct(self, aim: Aim, deployment: Deployment | None = None) -> None:
+    def direct(self, desired: DesiredState, deployment: Deployment | None = None) -> None:
         """Say what is wanted from now on."""
 
-    def stir(self) -> None:
+    def retry_now(self) -> None:
         """Try at once what failed before."""
 
     def report(self, now: float) -> StageReport:
@@ -63,34 +63,34 @@ class Hand(Protocol):
         """Wait until it has ended."""
 
 
-Hire = Callable[[Post, Deployment, Aim], Hand]
+StartWorker = Callable[[ReplicaId, Deployment, DesiredState], WorkerHandle]
 
 
-def posts_of(deployment: Deployment | None, node: str) -> dict[Post, Aim]:
+def replicas_of(deployment: Deployment | None, node: str) -> dict[ReplicaId, DesiredState]:
     """Return what a deployment wants of a node: the stages it holds, and those it gets ready for."""
-    posts: dict[Post, Aim] = {}
+    replicas: dict[ReplicaId, DesiredState] = {}
     for generation in deployment.generations if deployment else ():
         for placement in generation.placements:
-            post = Post(generation.epoch, placement.stage, placement.replica)
+            replica_id = ReplicaId(generation.epoch, placement.stage, placement.replica)
             if placement.node == node:
-                posts[post] = Aim.HOLD
+                replicas[replica_id] = DesiredState.HOLD
             elif node in placement.standby:
-                posts[post] = Aim.PREPARE
-    return posts
+                replicas[replica_id] = DesiredState.PREPARE
+    return replicas
 
 
 class Node:
-    """The control of a node, without a bus: deliveries in, status and beats out. `hire` makes the worker of a post.
+    """Control a node, without a bus: deliveries in, status and beats out; `start_worker` makes the worker of a replica.
 
     A plan that is malformed is dropped and counted, one that is older than the last is left: what runs goes on.
     """
 
-    def __init__(self, identity: Identity, hire: Hire) -> None:
+    def __init__(self, identity: Identity, start_worker: StartWorker) -> None:
         self.identity, self.state, self.rejected = identity, State.INIT, 0
         self.deployment: Deployment | None = None
-        self.workers: dict[Post, Hand] = {}
-        self._hire, self._topics = hire, identity.topics
-        self._number, self._beat_at, self._said = 0, 0.0, frozenset[tuple[Post, StagePhase]]()
+        self.workers: dict[ReplicaId, WorkerHandle] = {}
+        self._start_worker, self._topics = start_worker, identity.topics
+        self._number, self._beat_at, self._said = 0, 0.0, frozenset[tuple[ReplicaId, StagePhase]]()
         self._told: tuple[State, int, int] | None = None
         self._say_at, self._reconnects = 0.0, 0
 
@@ -130,15 +130,15 @@ class Node:
     @property
     def placed(self) -> bool:
         """Whether the plan wants stages to run here."""
-        return Aim.HOLD in posts_of(self.deployment, self.identity.node).values()
+        return DesiredState.HOLD in replicas_of(self.deployment, self.identity.node).values()
 
     @property
     def unsettled(self) -> bool:
         """Whether a stage is on its way from one phase to the next."""
         return any(
             one.phase is StagePhase.FETCHING
-            or one.aim in LEAVING
-            or (one.aim is Aim.HOLD and one.phase is StagePhase.PREPARED)
+            or one.desired in LEAVING
+            or (one.desired is DesiredState.HOLD and one.phase is StagePhase.PREPARED)
             for one in self.workers.values()
         )
 
@@ -154,7 +154,7 @@ class Node:
         if reconnects != self._reconnects:
             self._reconnects = reconnects
             for worker in self.workers.values():
-                worker.stir()
+                worker.retry_now()
         if self.state in (State.READY, State.BUSY):
             busy = any(one.phase in _RUNNING for one in self.workers.values())
             self._enter(State.BUSY if busy else State.READY)
@@ -176,11 +176,11 @@ class Node:
         """Let every stage go, its session left to whoever fills it next, and wait until they have ended."""
         deadline = time.monotonic() + timeout_s
         for worker in self.workers.values():
-            worker.direct(Aim.LEAVE)
-        for post, worker in self.workers.items():
+            worker.direct(DesiredState.LEAVE)
+        for replica_id, worker in self.workers.items():
             worker.join(max(0.0, deadline - time.monotonic()))
             if worker.alive:
-                _log.warning("stage %d of epoch %d did not end in time", post.stage, post.epoch)
+                _log.warning("stage %d of epoch %d did not end in time", replica_id.stage, replica_id.epoch)
 
     def farewell(self) -> Outgoing:
         """Return the status of a node that has gone on purpose."""
@@ -193,28 +193,28 @@ class Node:
             self.state = state
 
     def _reconcile(self) -> None:
-        wanted = posts_of(self.deployment, self.identity.node)
-        for post, worker in list(self.workers.items()):
+        wanted = replicas_of(self.deployment, self.identity.node)
+        for replica_id, worker in list(self.workers.items()):
             if not worker.alive:
-                del self.workers[post]
-            elif post in wanted:
-                worker.direct(wanted[post], self.deployment)
+                del self.workers[replica_id]
+            elif replica_id in wanted:
+                worker.direct(wanted[replica_id], self.deployment)
             else:
-                gone = self.deployment is None or self.deployment.generation(post.epoch) is None
-                worker.direct(Aim.END if gone else Aim.LEAVE, self.deployment)
-        for post, aim in wanted.items():
-            if post not in self.workers and self.deployment is not None:
-                self.workers[post] = worker = self._hire(post, self.deployment, aim)
+                gone = self.deployment is None or self.deployment.generation(replica_id.epoch) is None
+                worker.direct(DesiredState.END if gone else DesiredState.LEAVE, self.deployment)
+        for replica_id, desired in wanted.items():
+            if replica_id not in self.workers and self.deployment is not None:
+                self.workers[replica_id] = worker = self._start_worker(replica_id, self.deployment, desired)
                 worker.start()
 
-    def _phases(self) -> frozenset[tuple[Post, StagePhase]]:
-        return frozenset((post, worker.phase) for post, worker in self.workers.items())
+    def _phases(self) -> frozenset[tuple[ReplicaId, StagePhase]]:
+        return frozenset((replica_id, worker.phase) for replica_id, worker in self.workers.items())
 
     def _beat(self, now: float) -> Outgoing:
         self._beat_at = now + BEAT_S
         self._number += 1
-        reports = {post: self.workers[post].report(now) for post in sorted(self.workers)}
-        self._said = frozenset((post, report.phase) for post, report in reports.items())
+        reports = {replica_id: self.workers[replica_id].report(now) for replica_id in sorted(self.workers)}
+        self._said = frozenset((replica_id, report.phase) for replica_id, report in reports.items())
         beat = Beat(
             node=self.identity.node,
             instance=self.identity.instance,

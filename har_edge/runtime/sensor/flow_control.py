@@ -9,10 +9,10 @@ from har_edge.data.recording import Window
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.status import StreamCount
 from har_edge.runtime.sensor.sensor import Sensor
-from har_edge.runtime.sensor.sent_counter import Tally
+from har_edge.runtime.sensor.sent_counter import SentCounter
 
 
-class Credit(Protocol):
+class FlowController(Protocol):
     """What the loops of sensors ask: which windows are open, what to send, and what to send again."""
 
     @property
@@ -50,10 +50,10 @@ class Credit(Protocol):
     def take(self, delivery: Delivery, now: float) -> None:
         """Take a message of the topics above."""
 
-    def again(self, now: float, *, connected: bool, kept: bool, forgotten: int = 0) -> list[Outgoing]:
+    def again(self, now: float, *, connected: bool, blocked: bool, forgotten: int = 0) -> list[Outgoing]:
         """Return what to send again. Call it now and then.
 
-        `kept` says that some of what was sent has not left yet, `forgotten` how often the broker has lost this session.
+        `blocked`: some of what was sent has not left yet. `forgotten`: how often the broker has lost this session.
         """
 
     def is_done(self, pending: int) -> bool:
@@ -76,7 +76,7 @@ class Untracked:
     filters: ClassVar[list[str]] = []
 
     def __init__(self, sensor: Sensor, run: int = 0) -> None:
-        self._sensor, self._tally = sensor, Tally(run, heard=False)
+        self._sensor, self._sent = sensor, SentCounter(run, heard=False)
 
     def expect(self, streams: Collection[str]) -> None:
         pass
@@ -85,16 +85,16 @@ class Untracked:
         return 0
 
     def streams(self) -> dict[str, StreamCount]:
-        return self._tally.counts()
+        return self._sent.counts()
 
     def send(self, windows: Sequence[Window], captured: Sequence[float], now: float) -> list[Outgoing]:
-        number = self._tally.send(windows[0].stream, len(windows), captured[0])
-        return self._sensor.handle(windows, captured, sent=(self._tally.run, number))
+        number = self._sent.send(windows[0].stream, len(windows), captured[0])
+        return self._sensor.handle(windows, captured, sent=(self._sent.run, number))
 
     def take(self, delivery: Delivery, now: float) -> None:
         pass
 
-    def again(self, now: float, *, connected: bool, kept: bool, forgotten: int = 0) -> list[Outgoing]:
+    def again(self, now: float, *, connected: bool, blocked: bool, forgotten: int = 0) -> list[Outgoing]:
         return []
 
     def is_done(self, pending: int) -> bool:

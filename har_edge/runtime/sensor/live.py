@@ -13,8 +13,8 @@ from har_edge.data.recording import Window
 from har_edge.errors import ConfigError, NodeError
 from har_edge.mqtt.bus import Bus
 from har_edge.runtime.loop import Identity, Stop
-from har_edge.runtime.sensor.flow_control import Credit
-from har_edge.runtime.sensor.publisher import Exchange
+from har_edge.runtime.sensor.flow_control import FlowController
+from har_edge.runtime.sensor.publisher import SensorPublisher
 from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE, Sensor
 
 STANDARD_INPUT = "-"
@@ -94,13 +94,13 @@ class LiveLoop:
         stream: LiveStream,
         *,
         queue: int,
-        credit: Credit,
+        flow: FlowController,
         limit: int | None = None,
         in_flight: int = 0,
     ) -> None:
         self._sensor, self._device, self._stream = sensor, device, stream
-        self._credit, self._in_flight = credit, in_flight
-        self._exchange = Exchange(bus, sensor, identity, self._credit, self._counters)
+        self._flow, self._in_flight = flow, in_flight
+        self._publisher = SensorPublisher(bus, sensor, identity, self._flow, self._counters)
         self._waiting: deque[tuple[float, Window]] = deque()
         self._queue, self._left, self._ended = queue, limit, False
 
@@ -112,28 +112,28 @@ class LiveLoop:
         try:
             lost = self._run(stop)
         except ConfigError:
-            self._exchange.end(forget=True)
+            self._publisher.end(forget=True)
             raise
-        self._exchange.end(forget=forget)
+        self._publisher.end(forget=forget)
         if lost is not None:
             raise lost
 
     def _run(self, stop: Stop) -> NodeError | None:
         lost: NodeError | None = None
-        self._exchange.begin()
+        self._publisher.begin()
         while not stop.asked and not (self._ended and self._is_done()):
             try:
                 busy = self._read()
             except NodeError as error:
                 lost, busy, self._ended = error, False, True
             self._send()
-            self._exchange.step(0.0 if busy else TURN_S)
+            self._publisher.step(0.0 if busy else TURN_S)
         return lost
 
     def _is_done(self) -> bool:
-        if self._credit.is_hopeless(time.monotonic()):
+        if self._flow.is_hopeless(time.monotonic()):
             return True
-        return not self._waiting and self._credit.is_done(self._exchange.pending)
+        return not self._waiting and self._flow.is_done(self._publisher.pending)
 
     def _read(self) -> bool:
         """Take what the device has sent; tell whether there may be more at once."""
@@ -162,14 +162,14 @@ class LiveLoop:
             self._ended = self._ended or not self._left
 
     def _may_send(self) -> bool:
-        if not self._waiting or not self._exchange.connected or self._exchange.pending >= AHEAD:
+        if not self._waiting or not self._publisher.connected or self._publisher.pending >= AHEAD:
             return False
-        return not self._in_flight or self._credit.open < self._in_flight
+        return not self._in_flight or self._flow.open < self._in_flight
 
     def _send(self) -> None:
         while self._may_send():
             captured, window = self._waiting.popleft()
-            self._exchange.send([window], [captured])
+            self._publisher.send([window], [captured])
 
     def _counters(self) -> dict[str, int]:
         raw_bytes = self._sensor.raw_values * BYTES_A_RAW_VALUE

@@ -14,8 +14,8 @@ from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.results import Result
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.deployment_files import read_deployment
-from har_edge.runtime.sensor.retransmission import GIVE_UP_S, Resend
-from har_edge.runtime.sensor.retransmit_buffer import Outbox
+from har_edge.runtime.sensor.retransmission import GIVE_UP_S, Retransmitter
+from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ POSTPONE_S = 5.0
 Refit = Callable[[Deployment], SensorSetup]
 
 
-class Course(Resend):
+class PlanFollower(Retransmitter):
     """Follows the plan: windows go to the epoch that is current, and again where theirs is gone.
 
     `refit` returns the setup for a plan whose task, or whose fitted files, are not those that the sensor has. A plan
@@ -37,7 +37,7 @@ class Course(Resend):
         self,
         deployment: Deployment,
         sensor: Sensor,
-        outbox: Outbox,
+        buffer: RetransmitBuffer,
         topics: Topics,
         refit: Refit,
         give_up_s: float = GIVE_UP_S,
@@ -46,7 +46,7 @@ class Course(Resend):
         partial: bool = False,
         run: int = 0,
     ) -> None:
-        super().__init__(sensor, outbox, topics, give_up_s, expires=expires, partial=partial, run=run)
+        super().__init__(sensor, buffer, topics, give_up_s, expires=expires, partial=partial, run=run)
         self._deployment, self._fitted, self._refit = deployment, deployment, refit
         self._postponed, self._postponed_until = b"", 0.0
 
@@ -71,12 +71,12 @@ class Course(Resend):
         else:
             super().take(delivery, now)
 
-    def again(self, now: float, *, connected: bool, kept: bool, forgotten: int = 0) -> list[Outgoing]:
-        """Return what to send again, see Resend; raises what `take` does."""
+    def again(self, now: float, *, connected: bool, blocked: bool, forgotten: int = 0) -> list[Outgoing]:
+        """Return what to send again, see Retransmitter; raises what `take` does."""
         if self._postponed and now >= self._postponed_until:
             payload, self._postponed = self._postponed, b""
             self._follow(payload, now)
-        return super().again(now, connected=connected, kept=kept, forgotten=forgotten)
+        return super().again(now, connected=connected, blocked=blocked, forgotten=forgotten)
 
     def _is_ours(self, result: Result) -> bool:
         """Return True: stages of any plan may answer, those of the next one before this sensor knows it."""

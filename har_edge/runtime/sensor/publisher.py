@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
 from har_edge.mqtt.bus import Bus
-from har_edge.runtime.loop import Herald, Identity, Sender, drain
-from har_edge.runtime.sensor.flow_control import Credit
+from har_edge.runtime.loop import Identity, Sender, StatusPublisher, drain
+from har_edge.runtime.sensor.flow_control import FlowController
 from har_edge.runtime.sensor.sensor import Sensor
 
 
-class Exchange:
-    """Sends windows, takes answers, sends again what `credit` asks for, and keeps the status of the sensor up to date.
+class SensorPublisher:
+    """Sends windows, takes answers, sends again what `flow` asks for, and keeps the status of the sensor up to date.
 
     `counters` gives what stands in the status, `shrink` says how messages that the broker does not take get smaller.
     """
@@ -24,13 +24,13 @@ class Exchange:
         bus: Bus,
         sensor: Sensor,
         identity: Identity,
-        credit: Credit,
+        flow: FlowController,
         counters: Callable[[], dict[str, int]],
         shrink: str = "",
     ) -> None:
-        self._bus, self._sensor, self._identity, self._credit, self._shrink = bus, sensor, identity, credit, shrink
+        self._bus, self._sensor, self._identity, self._flow, self._shrink = bus, sensor, identity, flow, shrink
         self._sender = Sender(bus, sensor.counters, "start the stages: `har-edge stage`")
-        self._herald = Herald(bus, identity, counters, credit.streams)
+        self._status = StatusPublisher(bus, identity, counters, flow.streams)
 
     @property
     def connected(self) -> bool:
@@ -44,12 +44,12 @@ class Exchange:
 
     def begin(self) -> None:
         """Subscribe to what the credit rests on."""
-        if self._credit.filters:
-            self._bus.subscribe(self._credit.filters)
+        if self._flow.filters:
+            self._bus.subscribe(self._flow.filters)
 
     def send(self, windows: Sequence[Window], captured: Sequence[float]) -> None:
         """Send consecutive windows of one stream, captured at those times (seconds since 1970)."""
-        for outgoing in self._credit.send(windows, captured, time.monotonic()):
+        for outgoing in self._flow.send(windows, captured, time.monotonic()):
             self._sender.send(outgoing)
 
     def step(self, timeout_s: float) -> None:
@@ -58,21 +58,21 @@ class Exchange:
         now = time.monotonic()
         for delivery in came:
             self._bus.acknowledge(delivery)
-            self._credit.take(delivery, now)
+            self._flow.take(delivery, now)
         self._sender.retry(now)
-        self._identity.epoch = self._credit.epoch
-        self._herald.announce(now)
+        self._identity.epoch = self._flow.epoch
+        self._status.announce(now)
         if self._sensor.counters.too_large:
             raise ConfigError(
                 f"a message is larger than the broker takes; {self._shrink}raise max_packet_size at the broker"
             )
-        kept, forgotten = self._sender.kept > 0, self._bus.traffic.forgotten
-        for outgoing in self._credit.again(now, connected=self._bus.connected, kept=kept, forgotten=forgotten):
+        blocked, forgotten = self._sender.kept > 0, self._bus.traffic.forgotten
+        for outgoing in self._flow.again(now, connected=self._bus.connected, blocked=blocked, forgotten=forgotten):
             self._sender.send(outgoing)
 
     def end(self, *, forget: bool) -> None:
         """Count what is not answered, let what was sent become safe, say goodbye, and disconnect."""
-        self._credit.abandon()
+        self._flow.abandon()
         drain(self._bus)
-        self._herald.farewell()
+        self._status.farewell()
         self._bus.close(forget=forget)

@@ -23,7 +23,7 @@ from har_edge.runtime.sensor.sensor import SensorSetup
 Connect = Callable[[Session], Bus]
 
 
-class Outfitter:
+class ReducerLoader:
     """Waits for a plan and brings the files it names; each on a connection of its own, until `stop` says so."""
 
     def __init__(self, topics: Topics, store: Store, connect: Connect, stop: Callable[[], bool]) -> None:

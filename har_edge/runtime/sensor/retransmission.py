@@ -13,9 +13,9 @@ from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.results import Result, decode_results
 from har_edge.protocol.status import StreamCount
 from har_edge.protocol.topics import Topics
-from har_edge.runtime.sensor.retransmit_buffer import REMEMBERED, SAME_S, Kept, Key, Outbox
+from har_edge.runtime.sensor.retransmit_buffer import REMEMBERED, SAME_S, Key, RetransmitBuffer, UnackedBatch
 from har_edge.runtime.sensor.sensor import Sensor
-from har_edge.runtime.sensor.sent_counter import Tally
+from har_edge.runtime.sensor.sent_counter import SentCounter
 
 _log = logging.getLogger(__name__)
 GIVE_UP_S = 120.0
@@ -26,14 +26,14 @@ QUIET_S = 10.0
 FIRST_ROOM = 8
 # How long after the broker forgot it a sensor sends again what was answered meanwhile: by then the others are back too.
 # Not all at once: new windows would wait behind it at the stages.
-ECHO_S = 8.0
-ECHO_SPACING_S = 0.04
-ECHOES_A_STEP = 4
+RECENT_AFTER_S = 8.0
+RECENT_SPACING_S = 0.04
+RECENT_A_STEP = 4
 # Of more streams than this a sensor hears the results of all that the pipeline has.
 MOST_FILTERS = 64
 
 
-class Resend:
+class Retransmitter:
     """Keeps what is unanswered, and says what to send again. Pure: whoever calls says what time it is.
 
     A recording waits for answers. When windows are open and no answer comes for `give_up_s` while there is a broker,
@@ -49,7 +49,7 @@ class Resend:
     def __init__(
         self,
         sensor: Sensor,
-        outbox: Outbox,
+        buffer: RetransmitBuffer,
         topics: Topics,
         give_up_s: float = GIVE_UP_S,
         *,
@@ -57,14 +57,14 @@ class Resend:
         partial: bool = False,
         run: int = 0,
     ) -> None:
-        self._sensor, self._outbox, self._topics = sensor, outbox, topics
+        self._sensor, self._buffer, self._topics = sensor, buffer, topics
         self._give_up_s, self._expires, self._partial = give_up_s, expires, expires and partial
-        self._tally = Tally(run, heard=True)
+        self._sent = SentCounter(run, heard=True)
         self._room: int | None = FIRST_ROOM
         self._streams: list[str] = []
         self._progress_at, self._warn_at = 0.0, math.inf
-        self._was_here, self._was_away, self._echo_at = False, False, math.inf
-        self._forgotten, self._owes, self._echo = 0, False, deque[Kept]()
+        self._was_here, self._was_away, self._recent_at = False, False, math.inf
+        self._forgotten, self._owes, self._recent = 0, False, deque[UnackedBatch]()
         self._away_since, self._is_gone = 0.0, False
         # Windows that are no longer awaited, when each was captured, and whether it was incomplete: an answer may come
         # after all.
@@ -98,25 +98,25 @@ class Resend:
     @property
     def open(self) -> int:
         """How many windows are unanswered."""
-        return len(self._outbox)
+        return len(self._buffer)
 
     def open_of(self, stream: str) -> int:
         """Return how many windows of a stream are unanswered."""
-        return self._outbox.open(stream)
+        return self._buffer.open(stream)
 
     def streams(self) -> dict[str, StreamCount]:
         """Return what was sent, answered and given up of each stream."""
-        return self._tally.counts()
+        return self._sent.counts()
 
     def send(self, windows: Sequence[Window], captured: Sequence[float], now: float) -> list[Outgoing]:
         """Return the messages for new windows, and keep these."""
-        stream, number = windows[0].stream, self._tally.send(windows[0].stream, len(windows), captured[0])
-        outgoing = self._sensor.handle(windows, captured, sent=(self._tally.run, number))
+        stream, number = windows[0].stream, self._sent.send(windows[0].stream, len(windows), captured[0])
+        outgoing = self._sensor.handle(windows, captured, sent=(self._sent.run, number))
         if not self.open:
             self._progress_at, self._warn_at = now, now + QUIET_S
-        answered, lost = self._outbox.put(windows, captured, self._target, now, number)
+        answered, lost = self._buffer.put(windows, captured, self._target, now, number)
         for _ in range(answered):
-            self._tally.answer(stream)
+            self._sent.answer(stream)
         self._lose(stream, lost)
         return outgoing
 
@@ -133,15 +133,15 @@ class Resend:
                 continue
             if result.room is not None:  # it is the same for all streams
                 self._room = result.room
-            if self._outbox.settle(result, now):
+            if self._buffer.ack(result, now):
                 self._progress_at, self._warn_at, self._room = now, now + QUIET_S, result.room
-                self._tally.answer(result.stream)
+                self._sent.answer(result.stream)
             else:
                 self._take_late(result)
             if result.missing:
-                for _ in range(self._outbox.pass_by(result.stream)):
+                for _ in range(self._buffer.pass_by(result.stream)):
                     self._progress_at = now
-                    self._tally.answer(result.stream)
+                    self._sent.answer(result.stream)
 
     def _is_ours(self, result: Result) -> bool:
         """Return whether a result may be of windows of this sensor; others are of slices that it sends nothing to."""
@@ -153,14 +153,14 @@ class Resend:
             text = "results of %s came of epoch %d, and windows go to %d: they are of other slices, and passed over"
             _log.warning(text, result.stream, result.epoch, self._target)
 
-    def again(self, now: float, *, connected: bool, kept: bool, forgotten: int = 0) -> list[Outgoing]:
+    def again(self, now: float, *, connected: bool, blocked: bool, forgotten: int = 0) -> list[Outgoing]:
         """Return what to send again. Call it now and then.
 
-        `kept` says that some of what was sent has not left yet, `forgotten` how often the broker has lost this session.
+        `blocked`: some of what was sent has not left yet. `forgotten`: how often the broker has lost this session.
         """
-        if not connected or kept:
+        if not connected or blocked:
             self._warn_at = now + QUIET_S
-        if not connected or (kept and self._waits_for_stages):
+        if not connected or (blocked and self._waits_for_stages):
             self._progress_at = now
         self._notice(now, connected, forgotten)
         self._expire(now)
@@ -170,16 +170,16 @@ class Resend:
         alive = self._alive
         if not alive:
             return []
-        due = self._outbox.due(self._target, alive, now, out=connected and not kept)
+        due = self._buffer.due(self._target, alive, now, out=connected and not blocked)
         if self._partial:
             self._leave_incomplete(now)
-            due += self._outbox.ask(now)
-        echo = self._due_echo(now)
-        return [one for kept in due + echo for one in self._messages(kept)]
+            due += self._buffer.ask(now)
+        recent = self._due_recent(now)
+        return [one for batch in due + recent for one in self._messages(batch)]
 
-    def _messages(self, kept: Kept) -> list[Outgoing]:
-        sent = self._tally.run, kept.number
-        return self._sensor.handle(kept.windows, kept.captured, again=True, sent=sent)
+    def _messages(self, batch: UnackedBatch) -> list[Outgoing]:
+        sent = self._sent.run, batch.number
+        return self._sensor.handle(batch.windows, batch.captured, again=True, sent=sent)
 
     @property
     def _target(self) -> int:
@@ -201,7 +201,7 @@ class Resend:
         if not self._give_up_s:
             return
         before = now - self._give_up_s if self._expires else min(now - PASSED * self._give_up_s, self._progress_at)
-        lost = self._outbox.expire(before)
+        lost = self._buffer.expire(before)
         if lost:
             names = self._give_up(lost, incomplete=False)
             _log.warning(
@@ -210,7 +210,7 @@ class Resend:
 
     def _leave_incomplete(self, now: float) -> None:
         """Go on without windows that other sensors of their stream do not have."""
-        if alone := self._outbox.incomplete(now):
+        if alone := self._buffer.incomplete(now):
             names = self._give_up(alone, incomplete=True)
             text = (
                 "%d windows of %s stay incomplete: other sensors of the stream have not sent them, though later ones "
@@ -232,7 +232,7 @@ class Resend:
             self._sensor.counters.incomplete += count
         else:
             self._sensor.counters.unanswered += count
-        self._tally.lose(stream, count, incomplete=incomplete)
+        self._sent.lose(stream, count, incomplete=incomplete)
 
     def _take_late(self, result: Result) -> None:
         """Take an answer to a window that was no longer awaited."""
@@ -240,7 +240,7 @@ class Resend:
         if result.captured >= captured - SAME_S:
             del self._given_up[result.stream, result.seq]
             self._lose(result.stream, -1, incomplete=incomplete)
-            self._tally.answer(result.stream)
+            self._sent.answer(result.stream)
 
     def _notice(self, now: float, connected: bool, forgotten: int) -> None:
         """Keep what is answered while the broker is away; forget it if, back again, it still knows this sensor.
@@ -249,31 +249,31 @@ class Resend:
         """
         if not connected and self._was_here:
             self._was_here, self._was_away, self._away_since = False, True, now
-            self._outbox.start_echo()
+            self._buffer.keep_recent()
         elif connected:
             if forgotten != self._forgotten:
-                self._outbox.start_echo()
-                self._forgotten, self._owes, self._echo_at = forgotten, True, now + ECHO_S
+                self._buffer.keep_recent()
+                self._forgotten, self._owes, self._recent_at = forgotten, True, now + RECENT_AFTER_S
             elif self._was_away and not self._owes:
-                self._outbox.stop_echo()
+                self._buffer.drop_recent()
             self._was_here, self._was_away = True, False
         self._is_gone = self._was_away and 0 < self._give_up_s < now - self._away_since
 
-    def _due_echo(self, now: float) -> list[Kept]:
+    def _due_recent(self, now: float) -> list[UnackedBatch]:
         """Return some of what was answered around the time the broker forgot all, when all sensors should be back."""
-        if now < self._echo_at or self._was_away:
+        if now < self._recent_at or self._was_away:
             return []
         if self._owes:
             self._owes = False
-            self._echo.extend(self._outbox.take_echo())
-        count = min(len(self._echo), ECHOES_A_STEP, 1 + int((now - self._echo_at) / ECHO_SPACING_S))
-        echo = [self._echo.popleft() for _ in range(count)]
-        self._echo_at = now + ECHO_SPACING_S if self._echo else math.inf
-        return echo
+            self._recent.extend(self._buffer.take_recent())
+        count = min(len(self._recent), RECENT_A_STEP, 1 + int((now - self._recent_at) / RECENT_SPACING_S))
+        recent = [self._recent.popleft() for _ in range(count)]
+        self._recent_at = now + RECENT_SPACING_S if self._recent else math.inf
+        return recent
 
     def is_done(self, pending: int) -> bool:
         """Return whether every window is answered, and an echo that others may need has been sent, or never can be."""
-        return not self.open and (self._is_gone or (not self._was_away and self._echo_at == math.inf))
+        return not self.open and (self._is_gone or (not self._was_away and self._recent_at == math.inf))
 
     def is_hopeless(self, now: float) -> bool:
         """Return whether windows are open and no answer has come for too long."""
@@ -281,7 +281,7 @@ class Resend:
 
     def abandon(self) -> None:
         """Count what was not answered and will not be awaited."""
-        for stream, _, _ in self._outbox.expire(math.inf):
+        for stream, _, _ in self._buffer.expire(math.inf):
             self._lose(stream, 1)
 
     def _reject(self, topic: str, error: MessageError) -> None:

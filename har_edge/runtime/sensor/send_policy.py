@@ -10,8 +10,8 @@ from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
 from har_edge.mqtt.bus import Bus
 from har_edge.runtime.loop import POLL_S, Identity, Stop
-from har_edge.runtime.sensor.flow_control import Credit
-from har_edge.runtime.sensor.publisher import Exchange
+from har_edge.runtime.sensor.flow_control import FlowController
+from har_edge.runtime.sensor.publisher import SensorPublisher
 from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE, Sensor
 from har_edge.units import plural
 
@@ -25,7 +25,7 @@ Batch = Sequence[tuple[float, Window]]
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class SendPolicy:
     """How a sensor sends: real time (`speed` times) or as fast as results come.
 
     At most `in_flight` windows of a stream, and `total` of all streams, are on their way without a result, 0 for no
@@ -42,15 +42,15 @@ class Pace:
 class SensorLoop:
     """Sends the windows of one or several streams when they are due, and waits for results when too many are out.
 
-    It ends when every window has been answered, when that is hopeless, or on `stop`; where `credit` listens to no
+    It ends when every window has been answered, when that is hopeless, or on `stop`; where `flow` listens to no
     results (flow_control.py), when every window is safe at the broker. `interrupted` says afterwards whether `stop`
     came before that; the last status says so too.
     """
 
-    def __init__(self, bus: Bus, sensor: Sensor, identity: Identity, pace: Pace, credit: Credit) -> None:
-        self._sensor, self._pace, self._credit, self._identity = sensor, pace, credit, identity
+    def __init__(self, bus: Bus, sensor: Sensor, identity: Identity, policy: SendPolicy, flow: FlowController) -> None:
+        self._sensor, self._policy, self._flow, self._identity = sensor, policy, flow, identity
         self.interrupted = False
-        self._exchange = Exchange(bus, sensor, identity, self._credit, self._counters, "lower --batch, or ")
+        self._publisher = SensorPublisher(bus, sensor, identity, self._flow, self._counters, "lower --batch, or ")
 
     def run(self, batches: Iterator[Batch], stop: Stop, *, forget: bool = True) -> None:
         """Send every batch; return when nothing is left to wait for, or on `stop`.
@@ -60,47 +60,47 @@ class SensorLoop:
         try:
             self._run(batches, stop)
         except ConfigError:
-            self._exchange.end(forget=True)
+            self._publisher.end(forget=True)
             raise
         if self.interrupted:
             self._identity.detail += f"; interrupted after {plural(self._sensor.counters.windows, 'window')}"
-        self._exchange.end(forget=forget)
+        self._publisher.end(forget=forget)
 
     def _run(self, batches: Iterator[Batch], stop: Stop) -> None:
-        self._exchange.begin()
-        while not self._exchange.connected and not stop.asked:
-            self._exchange.step(POLL_S)
+        self._publisher.begin()
+        while not self._publisher.connected and not stop.asked:
+            self._publisher.step(POLL_S)
         started, started_at, sent = time.monotonic(), time.time(), True
         for number, batch in enumerate(batches):
             stream, due = batch[-1][1].stream, started + batch[-1][0]
             while not self._ends(stop) and not self._may_send(stream, due):
-                self._exchange.step(self._wait_s(stream, due))
+                self._publisher.step(self._wait_s(stream, due))
             if self._ends(stop):
                 sent = False
                 break
             windows = [window for _, window in batch]
-            captured = [started_at + due_s if self._pace.real_time else time.time() for due_s, _ in batch]
-            self._exchange.send(windows, captured)
-            if self._pace.real_time or number % SENDS_A_STEP == 0:
-                self._exchange.step(0.0)
-        while not self._credit.is_done(self._exchange.pending) and not self._ends(stop):
-            self._exchange.step(POLL_S)
-        self.interrupted = stop.asked and not (sent and self._credit.is_done(self._exchange.pending))
+            captured = [started_at + due_s if self._policy.real_time else time.time() for due_s, _ in batch]
+            self._publisher.send(windows, captured)
+            if self._policy.real_time or number % SENDS_A_STEP == 0:
+                self._publisher.step(0.0)
+        while not self._flow.is_done(self._publisher.pending) and not self._ends(stop):
+            self._publisher.step(POLL_S)
+        self.interrupted = stop.asked and not (sent and self._flow.is_done(self._publisher.pending))
 
     def _ends(self, stop: Stop) -> bool:
-        return stop.asked or self._credit.is_hopeless(time.monotonic())
+        return stop.asked or self._flow.is_hopeless(time.monotonic())
 
     def _is_full(self, stream: str) -> bool:
-        pace, credit = self._pace, self._credit
-        if self._exchange.pending >= MAX_PENDING or credit.open >= (pace.total or MOST_OPEN):
+        policy, flow = self._policy, self._flow
+        if self._publisher.pending >= MAX_PENDING or flow.open >= (policy.total or MOST_OPEN):
             return True
-        if not pace.in_flight:
+        if not policy.in_flight:
             return False
-        most = pace.in_flight if credit.room is None else min(pace.in_flight, credit.room * pace.batch)
-        return credit.open_of(stream) >= most
+        most = policy.in_flight if flow.room is None else min(policy.in_flight, flow.room * policy.batch)
+        return flow.open_of(stream) >= most
 
     def _may_send(self, stream: str, due: float) -> bool:
-        return not self._is_full(stream) and (not self._pace.real_time or time.monotonic() >= due)
+        return not self._is_full(stream) and (not self._policy.real_time or time.monotonic() >= due)
 
     def _wait_s(self, stream: str, due: float) -> float:
         return POLL_S if self._is_full(stream) else min(POLL_S, max(0.0, due - time.monotonic()))

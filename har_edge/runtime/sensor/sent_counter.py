@@ -21,7 +21,7 @@ class _Figures:
     incomplete: int = 0
 
 
-class Tally:
+class SentCounter:
     """Counts the windows of one start of a sensor by stream. `run` tells that start from others (below 2^53).
 
     Without `heard`, the sensor listens to no results, so that nobody knows here what was answered.

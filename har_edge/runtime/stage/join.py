@@ -27,7 +27,7 @@ HELD_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class CarryOn:
+class MissingSourceFallback:
     """Which parts a window may go on without, and how many seconds after its first part came."""
 
     without: frozenset[str]
@@ -35,7 +35,7 @@ class CarryOn:
 
 
 @dataclass(slots=True)
-class Gathered:
+class PartialWindow:
     """The parts of one (stream, seq) so far; `deliveries` are acknowledged together, `deadline` ends the waiting.
 
     `place` counts the messages that came before its first part, `nbytes` the bytes of its own. `again` says that every
@@ -88,10 +88,10 @@ class Join:
     """
 
     def __init__(
-        self, wanted: frozenset[str], *, timeout_s: float, capacity: int, carry_on: CarryOn | None = None
+        self, wanted: frozenset[str], *, timeout_s: float, capacity: int, carry_on: MissingSourceFallback | None = None
     ) -> None:
         self._wanted, self._timeout_s, self._capacity, self._carry_on = wanted, timeout_s, capacity, carry_on
-        self._waiting: OrderedDict[Key, Gathered] = OrderedDict()
+        self._waiting: OrderedDict[Key, PartialWindow] = OrderedDict()
         self._done: OrderedDict[Key, dict[str, tuple[float, ...]]] = OrderedDict()
         self._last: OrderedDict[str, int] = OrderedDict()  # the last window done, of each stream
         self._heard: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()  # by stream and part: window, time
@@ -130,7 +130,7 @@ class Join:
             return False
         return known.keys().isdisjoint(parts) and self._last_of(message.stream) >= message.seq
 
-    def add(self, message: Message, parts: Mapping[str, Array], delivery: Delivery, now: float) -> Gathered | None:
+    def add(self, message: Message, parts: Mapping[str, Array], delivery: Delivery, now: float) -> PartialWindow | None:
         """Add the parts of one message; return all of them once they are complete.
 
         Raises MessageError when the sources disagree on how many windows a message carries.
@@ -138,7 +138,7 @@ class Join:
         key = (message.stream, message.seq)
         gathered = self._waiting.get(key)
         if gathered is None:
-            gathered = Gathered(message, now, now + self._timeout_s, self._came, behind=self._was_done(key))
+            gathered = PartialWindow(message, now, now + self._timeout_s, self._came, behind=self._was_done(key))
             if len(parts) < len(self._wanted):
                 self._waiting[key] = gathered
         elif gathered.message.count != message.count:
@@ -167,7 +167,7 @@ class Join:
         self._remember(key, gathered)
         return gathered
 
-    def revive(self, gathered: Gathered, now: float) -> None:
+    def revive(self, gathered: PartialWindow, now: float) -> None:
         """Let a window that was given up wait again, unless it does: what it lacks may come."""
         if gathered.key not in self._waiting:
             gathered.came, gathered.deadline, gathered.passed = now, now + self._timeout_s, False
@@ -175,7 +175,7 @@ class Join:
             self._nbytes += gathered.nbytes
             self._waiting[gathered.key] = gathered
 
-    def go_on(self, now: float) -> list[Gathered]:
+    def go_on(self, now: float) -> list[PartialWindow]:
         """Return, and forget, the windows to do without what they lack, and those that are stale, oldest first.
 
         Without `carry_on` there are none. When too many wait, the oldest goes on early.
@@ -195,11 +195,11 @@ class Join:
                 self._carry_on_at = min(self._carry_on_at, self._due(gathered))
         return [self._release(key) for key in due]
 
-    def give_up(self, now: float) -> list[Gathered]:
+    def give_up(self, now: float) -> list[PartialWindow]:
         """Return, and forget, the windows that waited too long, are too many or are stale, oldest first."""
         if not self._waiting:
             return []
-        given_up: list[Gathered] = []
+        given_up: list[PartialWindow] = []
         if now >= self._look_at or len(self._waiting) > self._capacity:
             self._mark_passed(now)
         while self._waiting:
@@ -210,31 +210,31 @@ class Join:
             given_up.append(self._take(oldest.key))
         return given_up
 
-    def release(self) -> list[Gathered]:
+    def release(self) -> list[PartialWindow]:
         """Return, and forget, all windows but those that will be done without what they lack, oldest first."""
         keys = [key for key, one in self._waiting.items() if not self._may_carry_on(one)]
         return [self._take(key) for key in keys]
 
-    def missing(self, gathered: Gathered) -> list[str]:
+    def missing(self, gathered: PartialWindow) -> list[str]:
         """Return the names of the parts that have not come."""
         return sorted(self._wanted - gathered.parts.keys())
 
-    def _holds_up(self, gathered: Gathered) -> bool:
+    def _holds_up(self, gathered: PartialWindow) -> bool:
         """Return whether parts that it lacks may wait at the broker until its own are acknowledged."""
         if self.hold is None or self._came - gathered.place < self.hold:
             return False
         return not self._may_carry_on(gathered)
 
-    def _take(self, key: Key) -> Gathered:
+    def _take(self, key: Key) -> PartialWindow:
         gathered = self._waiting.pop(key)
         self._nbytes -= gathered.nbytes
         gathered.stale = self._is_stale(gathered)
         return gathered
 
-    def _may_carry_on(self, gathered: Gathered) -> bool:
+    def _may_carry_on(self, gathered: PartialWindow) -> bool:
         return self._carry_on is not None and self._wanted - gathered.parts.keys() <= self._carry_on.without
 
-    def _due(self, gathered: Gathered) -> float:
+    def _due(self, gathered: PartialWindow) -> float:
         """Return when a window that may carry on does so."""
         assert self._carry_on is not None
         after_s = self._carry_on.after_s
@@ -242,7 +242,7 @@ class Join:
             after_s = min(max(after_s, PASSED_S), self._timeout_s)
         return gathered.came + after_s
 
-    def _is_behind(self, gathered: Gathered) -> bool:
+    def _is_behind(self, gathered: PartialWindow) -> bool:
         """Tell whether a window was done before it came, and its stream has not begun anew since."""
         return gathered.behind and self._last_of(gathered.message.stream) >= gathered.message.seq
 
@@ -252,12 +252,12 @@ class Join:
             if len(self._heard) > REMEMBERED:
                 self._heard.popitem(last=False)
 
-    def _is_stale(self, gathered: Gathered) -> bool:
+    def _is_stale(self, gathered: PartialWindow) -> bool:
         stream, seq = gathered.message.stream, gathered.message.seq
         heard = [self._heard.get((stream, name), (-1, 0.0)) for name in self.missing(gathered)]
         return self._is_behind(gathered) and any(later > seq and since > gathered.came for later, since in heard)
 
-    def _release(self, key: Key) -> Gathered:
+    def _release(self, key: Key) -> PartialWindow:
         gathered = self._take(key)
         if not gathered.stale:
             self._remember(key, gathered)
@@ -270,7 +270,7 @@ class Join:
     def _last_of(self, stream: str) -> int:
         return self._last.get(stream, -1)
 
-    def _remember(self, key: Key, gathered: Gathered) -> None:
+    def _remember(self, key: Key, gathered: PartialWindow) -> None:
         known = self._done.get(key)
         again = known is not None and all(known.get(name, came) == came for name, came in gathered.captured.items())
         begins_anew = gathered.behind and not again

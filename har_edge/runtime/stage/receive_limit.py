@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 
-from har_edge.runtime.stage.join import Gathered, Join
+from har_edge.runtime.stage.join import Join, PartialWindow
 
 _log = logging.getLogger(__name__)
 # When so many messages cannot be acknowledged for want of parts, and nothing comes for so long, the broker may be
@@ -15,7 +15,7 @@ STARVED_LEAST = 8
 AT_ONCE_S = 0.3
 
 
-class HoldBack:
+class ReceiveLimit:
     """Says when a join should release what waits, and learns how much it may hold. Pure: the caller says the time.
 
     A broker with a limit, and a join all of whose messages lack parts, wait for each other. The join sees silence, that
@@ -35,7 +35,7 @@ class HoldBack:
             _log.info("the broker holds messages back while %d are unacknowledged; parts are put aside", self._freed)
         self._freed = 0
 
-    def release(self, until: float) -> list[Gathered]:
+    def release(self, until: float) -> list[PartialWindow]:
         """Return, and forget, what waits, when nothing came for long although much cannot be acknowledged."""
         if until - self._came <= STARVED_S or self._join.span < STARVED_LEAST:
             return []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from har_edge.mqtt.bus import Delivery, Outgoing
-from har_edge.runtime.stage.join import Gathered, Key
+from har_edge.runtime.stage.join import Key, PartialWindow
 
 MOST_WINDOWS = 4096
 MOST_MADE = 1024
@@ -19,12 +19,12 @@ MOST_MADE = 1024
 class Past:
     """The parts of a window, and when they were put away (monotonic seconds)."""
 
-    gathered: Gathered
+    gathered: PartialWindow
     at: float
     nbytes: int
 
 
-class Recall:
+class ReplayBuffer:
     """Keeps the parts of the windows put away last, as far as they fit into `most_bytes`."""
 
     def __init__(self, most_bytes: int) -> None:
@@ -35,7 +35,7 @@ class Recall:
         """Whether any window is put away."""
         return bool(self._past)
 
-    def keep(self, gathered: Gathered, now: float) -> list[Gathered]:
+    def keep(self, gathered: PartialWindow, now: float) -> list[PartialWindow]:
         """Put a window away; return those that had to go for it, oldest first."""
         self.drop(gathered)
         nbytes = sum(part.nbytes for part in gathered.parts.values())
@@ -54,7 +54,7 @@ class Recall:
         """Return what is known of the window of this stream and number."""
         return self._past.get(key)
 
-    def forget(self, stream: str, captured: float) -> list[Gathered]:
+    def forget(self, stream: str, captured: float) -> list[PartialWindow]:
         """Forget the windows of a stream that were captured before this (seconds since 1970), and return them."""
         known = [past.gathered for key, past in self._past.items() if key[0] == stream]
         gone = [gathered for gathered in known if gathered.message.captured[0] < captured]
@@ -62,7 +62,7 @@ class Recall:
             self.drop(gathered)
         return gone
 
-    def expire(self, before: float) -> list[Gathered]:
+    def expire(self, before: float) -> list[PartialWindow]:
         """Forget the windows put away before this (monotonic seconds), and return them, oldest first."""
         gone = []
         while self._past and (oldest := next(iter(self._past.values()))).at < before:
@@ -70,7 +70,7 @@ class Recall:
             self.drop(oldest.gathered)
         return gone
 
-    def drop(self, gathered: Gathered) -> None:
+    def drop(self, gathered: PartialWindow) -> None:
         """Forget a window, if it is known."""
         past = self._past.pop(gathered.key, None)
         self._bytes -= past.nbytes if past else 0
@@ -80,7 +80,7 @@ class Recall:
 Made = tuple[float, tuple[float, ...], int, tuple[tuple[str, bytes, bool], ...]]
 
 
-class Output:
+class OutputCache:
     """Keeps what was made of the windows run last, as far as it fits into `most_bytes`: it need not be made again.
 
     Nothing but nested tuples, into which Python's garbage collector does not look again and again; and not many, for
@@ -114,7 +114,7 @@ class Output:
         return [Outgoing(topic, payload, release, heard=heard) for topic, payload, heard in made]
 
 
-def _by_itself(gathered: Gathered) -> Gathered:
+def _by_itself(gathered: PartialWindow) -> PartialWindow:
     """Return a window without the messages that brought it: parts are views of these, which may hold much else."""
     parts = {name: part.copy() for name, part in gathered.parts.items()}
     return replace(gathered, message=msgspec.structs.replace(gathered.message, tensors={}), parts=parts, deliveries=[])

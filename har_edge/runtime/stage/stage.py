@@ -24,11 +24,11 @@ from har_edge.protocol import wire
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.topics import ALL_SOURCES, Kind, Topics
 from har_edge.runtime.counters import Counters
-from har_edge.runtime.stage.join import CarryOn, Gathered, Join
+from har_edge.runtime.stage.join import Join, MissingSourceFallback, PartialWindow
 from har_edge.runtime.stage.no_score import NoScore, check_scores, explain
-from har_edge.runtime.stage.receive_limit import HoldBack
-from har_edge.runtime.stage.replay_buffer import Made, Output, Recall
-from har_edge.runtime.stage.stream_quota import Room
+from har_edge.runtime.stage.receive_limit import ReceiveLimit
+from har_edge.runtime.stage.replay_buffer import Made, OutputCache, ReplayBuffer
+from har_edge.runtime.stage.stream_quota import StreamQuota
 
 if TYPE_CHECKING:
     from har_edge.inference.feed import Feed
@@ -107,15 +107,15 @@ class Stage:
         self._from_earlier = {stage: frozenset(names) for stage, names in wiring.earlier.items()}
         wanted = frozenset(wiring.sources.values()).union(*self._from_earlier.values())
         patience_s = setup.carry_on_after_s
-        carry_on = None if patience_s is None else CarryOn(frozenset(wiring.sources.values()), patience_s)
+        carry_on = None if patience_s is None else MissingSourceFallback(frozenset(wiring.sources.values()), patience_s)
         for source in wiring.sources if carry_on else ():
             absent(setup.ports[source], 1)
         timeout_s = min(SHELVE_S, setup.join_timeout_s) if setup.deployed else setup.join_timeout_s
         self._joins = len(wanted) > 1
-        self._shelf, self._made = Recall(SHELF_BYTES), Output(MADE_BYTES)
-        self._room = Room(setup.join_capacity)
+        self._shelf, self._made = ReplayBuffer(SHELF_BYTES), OutputCache(MADE_BYTES)
+        self._quota = StreamQuota(setup.join_capacity)
         self._join = Join(wanted, timeout_s=timeout_s, capacity=setup.join_capacity, carry_on=carry_on)
-        self._held_back = HoldBack(self._join)
+        self._held_back = ReceiveLimit(self._join)
         # Of each stream, what its newest window lacked, and when that was captured.
         self._lacked: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
         # Of each part of each stream, the window on the shelf that was captured last, and when.
@@ -150,7 +150,7 @@ class Stage:
             if self._joins:
                 self._held_back.note(came)
             if self._setup.result_port is not None:
-                self._room.note(message.stream, came)
+                self._quota.note(message.stream, came)
             settled = self._settle(message, parts, delivery, came)
             if settled:
                 return settled + self.tick(came)
@@ -245,7 +245,7 @@ class Stage:
                 anew = True
         return anew
 
-    def _give_up(self, gathered: Gathered) -> Outgoing:
+    def _give_up(self, gathered: PartialWindow) -> Outgoing:
         message, released = gathered.message, Outgoing("", b"", tuple(gathered.deliveries))
         if gathered.leftover:
             self._count_leftover(gathered)
@@ -260,7 +260,7 @@ class Stage:
             self._shelve(gathered)
         return released
 
-    def _forget(self, gathered: Gathered) -> None:
+    def _forget(self, gathered: PartialWindow) -> None:
         """Count a window whose parts did not come while it was on the shelf.
 
         All sensors of a deployed stage count themselves what is not answered: here it may have been.
@@ -273,12 +273,12 @@ class Stage:
             hint = "; later ones came, so it may have been answered before a restart" if gathered.passed else ""
             _log.warning("gave up window %d of %s: %s did not come%s", message.seq, message.stream, missing, hint)
 
-    def _count_leftover(self, gathered: Gathered) -> None:
+    def _count_leftover(self, gathered: PartialWindow) -> None:
         message, missing = gathered.message, ", ".join(self._join.missing(gathered))
         self.counters.leftover += message.count
         _log.info("released window %d of %s: %s was settled before", message.seq, message.stream, missing)
 
-    def _shelve(self, gathered: Gathered) -> None:
+    def _shelve(self, gathered: PartialWindow) -> None:
         message = gathered.message
         self.counters.shelved += message.count
         gathered.deliveries = []
@@ -355,7 +355,7 @@ class Stage:
                     f"expected {spec.dtype} {list(spec.shape)}"
                 )
 
-    def _complete(self, gathered: Gathered) -> list[Outgoing]:
+    def _complete(self, gathered: PartialWindow) -> list[Outgoing]:
         setup, deliveries = self._setup, tuple(gathered.deliveries)
         lacks = {source: name for source, name in setup.wiring.sources.items() if name not in gathered.parts}
         message = gathered.message
@@ -413,7 +413,7 @@ class Stage:
 
     def _results(self, message: wire.Message, scores: Array) -> list[Result]:
         port, task, now = self._setup.result_port, self._setup.task, self._clock()
-        room = self._room.grant()
+        room = self._quota.grant()
         assert port is not None
         winners, best = read_answers(scores, message.count, len(task.labels))
         tops = [1.0] * message.count if best is None else port.real(best).tolist()

@@ -15,7 +15,7 @@ LOOK_S = 1.0
 VISIT_S = 0.5
 
 
-class Room:
+class StreamQuota:
     """Shares the capacity of a join among the streams that come now. Pure: whoever calls says what time it is.
 
     All sensors of a stream hear the same answers. So when each has no more than n messages of it without an answer, the

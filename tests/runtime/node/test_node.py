@@ -25,9 +25,9 @@ from har_edge.protocol.status import (
 from har_edge.runtime.loop import Identity, Stop
 from har_edge.runtime.node import node as node_module
 from har_edge.runtime.node import registration
-from har_edge.runtime.node.node import BEAT_S, LOOK_S, SAY_S, Node, posts_of, run_node
+from har_edge.runtime.node.node import BEAT_S, LOOK_S, SAY_S, Node, replicas_of, run_node
 from har_edge.runtime.node.registration import arrive, check_name, check_role
-from har_edge.runtime.node.worker import LEAVING, Aim, Post
+from har_edge.runtime.node.worker import LEAVING, DesiredState, ReplicaId
 from tests.runtime.deployed import CARD, EPOCH, TOPICS, Said, deployment, generation
 
 ME, SAID = "pi-1", Said()
@@ -37,32 +37,32 @@ ME, SAID = "pi-1", Said()
 class Puppet:
     """A hand whose phase a test sets; told to leave, it goes when `obedient`."""
 
-    post: Post
+    replica_id: ReplicaId
     deployment: object
-    aim: Aim
+    desired: DesiredState
     phase: StagePhase = StagePhase.FETCHING
     alive: bool = False
     obedient: bool = True
-    told: list[Aim] = field(default_factory=list)
+    told: list[DesiredState] = field(default_factory=list)
 
     def start(self):
         self.alive = True
-        self.told.append(self.aim)
+        self.told.append(self.desired)
 
-    def direct(self, aim, deployment=None):
+    def direct(self, desired, deployment=None):
         self.deployment = deployment or self.deployment
-        if aim is self.aim or self.aim in LEAVING:
+        if desired is self.desired or self.desired in LEAVING:
             return
-        self.aim = aim
-        self.told.append(aim)
-        if aim in LEAVING and self.obedient:
+        self.desired = desired
+        self.told.append(desired)
+        if desired in LEAVING and self.obedient:
             self.alive = False
 
-    def stir(self):
+    def retry_now(self):
         self.told.append("stir")
 
     def report(self, now):
-        return StageReport(self.post.epoch, self.post.stage, self.post.replica, self.phase)
+        return StageReport(self.replica_id.epoch, self.replica_id.stage, self.replica_id.replica, self.phase)
 
     def join(self, timeout_s):
         self.told.append(("join", timeout_s > 0))
@@ -75,11 +75,11 @@ class Scene:
         self.hands: list[Puppet] = []
         self.obedient = obedient
         self.identity = Identity(TOPICS, ME, "node", "memory", device=CARD)
-        self.node = Node(self.identity, self.hire)
+        self.node = Node(self.identity, self.start_worker)
         self.now = 100.0
 
-    def hire(self, post, deployment, aim):
-        self.hands.append(Puppet(post, deployment, aim, obedient=self.obedient))
+    def start_worker(self, replica_id, deployment, desired):
+        self.hands.append(Puppet(replica_id, deployment, desired, obedient=self.obedient))
         return self.hands[-1]
 
     def hear(self, *deployments):
@@ -91,8 +91,8 @@ class Scene:
         self.now += passed_s
         return [read(one) for one in self.node.tick(self.now, reconnects, {"sent_bytes": 5})]
 
-    def posts(self):
-        return {(post.epoch, post.stage): hand.aim for post, hand in self.node.workers.items()}
+    def replicas(self):
+        return {(replica_id.epoch, replica_id.stage): hand.desired for replica_id, hand in self.node.workers.items()}
 
 
 def read(outgoing) -> NodeStatus | Beat:
@@ -123,13 +123,13 @@ def test_posts_are_what_is_held_and_what_stands_by_in_every_generation():
     shared = (Placement(0, "pi-1"), Placement(0, "pi-2", 1), Placement(1, "pi-2", standby=("pi-3", "pi-1")))
     new = msgspec.structs.replace(new, placements=(*shared, Placement(2, "pi-2")))
     plan = deployment(old, new)
-    assert posts_of(plan, ME) == {
-        Post(EPOCH, 0, 0): Aim.HOLD,
-        Post(EPOCH, 2, 0): Aim.HOLD,
-        Post(EPOCH + 1, 0, 0): Aim.HOLD,
-        Post(EPOCH + 1, 1, 0): Aim.PREPARE,
+    assert replicas_of(plan, ME) == {
+        ReplicaId(EPOCH, 0, 0): DesiredState.HOLD,
+        ReplicaId(EPOCH, 2, 0): DesiredState.HOLD,
+        ReplicaId(EPOCH + 1, 0, 0): DesiredState.HOLD,
+        ReplicaId(EPOCH + 1, 1, 0): DesiredState.PREPARE,
     }
-    assert posts_of(plan, "stranger") == posts_of(None, ME) == {}
+    assert replicas_of(plan, "stranger") == replicas_of(None, ME) == {}
 
 
 def test_a_node_says_how_it_is_when_that_changes_and_after_a_reconnection_and_beats_twice_a_second():
@@ -179,17 +179,23 @@ def test_a_beat_goes_out_as_soon_as_a_stage_changes_and_the_status_when_the_firs
 def test_workers_follow_the_plan(scene):
     scene.obedient = False
     scene.hear(deployment(generation("pi-1", "pi-2", "pi-1"), revision=1))
-    assert scene.posts() == {(EPOCH, 0): Aim.HOLD, (EPOCH, 2): Aim.HOLD}
+    assert scene.replicas() == {(EPOCH, 0): DesiredState.HOLD, (EPOCH, 2): DesiredState.HOLD}
     placements = (Placement(0, "pi-2", standby=(ME,)), Placement(1, "pi-2"), Placement(2, "pi-2"))
     moved = msgspec.structs.replace(generation("pi-1", "pi-2", "pi-1"), placements=placements)
     scene.hear(deployment(moved, revision=2))
-    assert scene.posts() == {(EPOCH, 0): Aim.PREPARE, (EPOCH, 2): Aim.LEAVE} and scene.node.unsettled
+    assert (
+        scene.replicas() == {(EPOCH, 0): DesiredState.PREPARE, (EPOCH, 2): DesiredState.LEAVE} and scene.node.unsettled
+    )
     scene.hear(deployment(generation("pi-2", "pi-1", "pi-2", epoch=EPOCH + 1), epoch=EPOCH + 1, revision=3))
-    assert scene.posts() == {(EPOCH, 0): Aim.END, (EPOCH, 2): Aim.LEAVE, (EPOCH + 1, 1): Aim.HOLD}
+    assert scene.replicas() == {
+        (EPOCH, 0): DesiredState.END,
+        (EPOCH, 2): DesiredState.LEAVE,
+        (EPOCH + 1, 1): DesiredState.HOLD,
+    }
     for hand in scene.hands[:2]:
         hand.alive = False
     scene.tick()
-    assert scene.posts() == {(EPOCH + 1, 1): Aim.HOLD} and len(scene.hands) == 3
+    assert scene.replicas() == {(EPOCH + 1, 1): DesiredState.HOLD} and len(scene.hands) == 3
     assert all(hand.deployment.revision == 3 for hand in scene.hands)
 
 
@@ -198,17 +204,17 @@ def test_a_stage_that_comes_back_waits_until_its_former_worker_has_gone(scene):
     scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=1))
     scene.hear(deployment(generation("pi-2", "pi-2", "pi-2"), revision=2))
     scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
-    assert scene.posts() == {(EPOCH, 0): Aim.LEAVE} and len(scene.hands) == 1
+    assert scene.replicas() == {(EPOCH, 0): DesiredState.LEAVE} and len(scene.hands) == 1
     scene.hands[0].alive = False
     scene.tick()
-    assert scene.posts() == {(EPOCH, 0): Aim.HOLD} and len(scene.hands) == 2
+    assert scene.replicas() == {(EPOCH, 0): DesiredState.HOLD} and len(scene.hands) == 2
 
 
 def test_a_worker_that_vanished_is_hired_anew(scene):
     scene.hear(deployment(generation("pi-1", "pi-2", "pi-2")))
     scene.hands[0].alive = False
     scene.tick()
-    assert scene.posts() == {(EPOCH, 0): Aim.HOLD} and len(scene.hands) == 2
+    assert scene.replicas() == {(EPOCH, 0): DesiredState.HOLD} and len(scene.hands) == 2
 
 
 def test_a_plan_for_others_gives_a_node_nothing_to_do(scene):
@@ -243,7 +249,7 @@ def test_a_plan_that_cannot_be_read_is_dropped_and_counted_and_the_old_one_stays
     assert payload != PLAN
     scene.node.handle(Delivery(TOPICS.plan(), payload, (1, 1)))
     said = scene.tick()
-    assert scene.posts() == {(EPOCH, 0): Aim.HOLD} and scene.node.deployment.revision == 3
+    assert scene.replicas() == {(EPOCH, 0): DesiredState.HOLD} and scene.node.deployment.revision == 3
     assert [one.counters["plans_rejected"] for one in said if isinstance(one, NodeStatus)] == [1]
     assert re.search("dropped a plan: .*" + re.escape(text), caplog.text)
 
@@ -277,9 +283,9 @@ def test_without_a_plan_every_stage_ends(scene, caplog):
     hand = scene.hands[0]
     scene.node.handle(Delivery(TOPICS.plan(), b"", (1, 1)))
     scene.tick()
-    assert hand.told == [Aim.HOLD, Aim.END] and "the plan was taken away" in caplog.text
+    assert hand.told == [DesiredState.HOLD, DesiredState.END] and "the plan was taken away" in caplog.text
     scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=1))  # whatever comes then is new
-    assert scene.posts() == {(EPOCH, 0): Aim.HOLD}
+    assert scene.replicas() == {(EPOCH, 0): DesiredState.HOLD}
 
 
 def test_other_topics_are_not_taken_for_plans(scene):
@@ -348,7 +354,7 @@ def test_a_node_hands_its_stages_over_before_it_stops():
         stop.asked = True
 
     def move(watched):
-        moved.append((scene.node.state, [hand.aim for hand in scene.hands]))
+        moved.append((scene.node.state, [hand.desired for hand in scene.hands]))
         watched.plan("pi-2", "pi-2", "pi-2", revision=2)
 
     watched = Watched(
@@ -360,9 +366,9 @@ def test_a_node_hands_its_stages_over_before_it_stops():
         move,
     )
     run_node(watched.bus, scene.node, stop, drain_timeout_s=60.0)
-    assert moved == [(State.DRAINING, [Aim.HOLD, Aim.HOLD])]
+    assert moved == [(State.DRAINING, [DesiredState.HOLD, DesiredState.HOLD])]
     assert watched.states() == [State.READY, State.BUSY, State.DRAINING, State.STOPPED]
-    assert [hand.told for hand in scene.hands] == [[Aim.HOLD, Aim.LEAVE, ("join", True)]] * 2
+    assert [hand.told for hand in scene.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
     assert LOOK_S in watched.waits and not watched.bus.connected
     assert TOPICS.status(ME) in watched.broker._retained  # without its will: it has said goodbye
 
@@ -377,7 +383,7 @@ def test_a_node_does_not_wait_for_ever_for_somebody_to_take_over():
     watched = Watched(scene, lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1), lambda one: None, ask)
     run_node(watched.bus, scene.node, stop, drain_timeout_s=0.05)
     assert watched.states()[-2:] == [State.DRAINING, State.STOPPED]
-    assert [hand.told for hand in scene.hands] == [[Aim.HOLD, Aim.LEAVE, ("join", True)]] * 2
+    assert [hand.told for hand in scene.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
 
 
 def test_a_node_whose_broker_has_gone_waits_for_nobody_when_it_is_asked_to_stop(monkeypatch, caplog):
@@ -391,7 +397,7 @@ def test_a_node_whose_broker_has_gone_waits_for_nobody_when_it_is_asked_to_stop(
 
     watched = Watched(scene, lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1), lambda one: None, ask)
     run_node(watched.bus, scene.node, stop, drain_timeout_s=3600.0)
-    assert [hand.told for hand in scene.hands] == [[Aim.HOLD, Aim.LEAVE, ("join", True)]] * 2
+    assert [hand.told for hand in scene.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
     assert "stopping without the broker: nobody can take over what runs here" in caplog.text
 
 
@@ -413,7 +419,7 @@ def test_a_node_that_lost_its_name_lets_its_stages_go_without_a_word(error):
     watched = Watched(scene, *plan, lambda one: None, fail)
     with pytest.raises(type(error)):
         run_node(watched.bus, scene.node, Stop(), drain_timeout_s=60.0)
-    assert [hand.told for hand in scene.hands] == [[Aim.HOLD, Aim.LEAVE, ("join", True)]] * 2
+    assert [hand.told for hand in scene.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
     assert State.STOPPED not in watched.states()
 
 

@@ -16,7 +16,7 @@ from har_edge.protocol import wire
 from har_edge.protocol.status import StagePhase
 from har_edge.runtime.build import build_sensor, names_of
 from har_edge.runtime.node import worker as worker_module
-from har_edge.runtime.node.worker import Aim, Post, session_of
+from har_edge.runtime.node.worker import DesiredState, ReplicaId, session_of
 from tests.runtime.ground import EPOCH, Ground, until
 from tests.runtime.rig import Watcher, windows_of
 from tests.runtime.test_whole import expected
@@ -79,7 +79,7 @@ def watch(ground, count):
 def test_workers_fetch_slices_and_answer_as_the_whole_model_does(ground):
     ground.files()
     deployment = ground.plan(ground.deployment(ground.generation("a", "b", "a")))
-    workers = [ground.hire(node, deployment, stage) for stage, node in enumerate("aba")]
+    workers = [ground.start_worker(node, deployment, stage) for stage, node in enumerate("aba")]
     for worker in workers:
         reached(worker, StagePhase.RUNNING)
     watcher, enough = watch(ground, 12)
@@ -100,12 +100,12 @@ def test_workers_fetch_slices_and_answer_as_the_whole_model_does(ground):
 def test_a_report_has_means_since_the_last_one(ground):
     ground.files()
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    worker = ground.hire("a", deployment, 0)
+    worker = ground.start_worker("a", deployment, 0)
     until(lambda: worker.report(0.0).phase is StagePhase.RUNNING, "never ran")
-    began = worker._loop.totals.heard_at
+    began = worker._loop.metrics.heard_at
     worker.report(began)
     send(ground, windows_of(ground.pipeline, "s", 5))
-    until(lambda: worker._loop.totals.windows == 5, "the windows never came")
+    until(lambda: worker._loop.metrics.windows == 5, "the windows never came")
     first = worker.report(began + 100.0)
     assert first.windows == 5 and 0 < first.service_s < 1 and 0 <= first.queue_s < 1
     assert first.busy == pytest.approx(5 * first.service_s / 100.0, rel=0.5)
@@ -117,37 +117,37 @@ def test_a_stage_that_drains_is_drained_when_nothing_of_its_own_comes(ground):
     ground.files()
     old, new = ground.generation("a", "a", "a"), ground.generation("b", "b", "b", epoch=EPOCH + 1)
     deployment = ground.plan(ground.deployment(old, new, epoch=EPOCH + 1))
-    worker = ground.hire("a", deployment, 0)
+    worker = ground.start_worker("a", deployment, 0)
     reached(worker, StagePhase.RUNNING)
     send(ground, windows_of(ground.pipeline, "new", 3), epoch=EPOCH + 1)
-    until(lambda: worker._loop.totals.handled == 3, "the windows of the new epoch never came")
+    until(lambda: worker._loop.metrics.handled == 3, "the windows of the new epoch never came")
     reached(worker, StagePhase.DRAINED)
     send(ground, windows_of(ground.pipeline, "old", 1))
     # Nobody takes its activations, so they stay here: it is not drained.
-    until(lambda: worker._loop.totals.pending and worker.phase is StagePhase.RUNNING, "it stays drained")
+    until(lambda: worker._loop.metrics.pending and worker.phase is StagePhase.RUNNING, "it stays drained")
     taker = ground.connect(Session("taker"))
     taker.subscribe([ground.topics.activation(EPOCH, 0, "+")])
     reached(worker, StagePhase.DRAINED)
-    worker.direct(Aim.HOLD, msgspec.structs.replace(deployment, epoch=EPOCH))
+    worker.direct(DesiredState.HOLD, msgspec.structs.replace(deployment, epoch=EPOCH))
     reached(worker, StagePhase.RUNNING)
 
 
 def test_a_standby_is_loaded_and_only_connects_when_it_is_to_hold(ground):
     ground.files()
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a", standby="b")))
-    worker = ground.hire("b", deployment, 1, Aim.PREPARE)
+    worker = ground.start_worker("b", deployment, 1, DesiredState.PREPARE)
     reached(worker, StagePhase.PREPARED)
     assert ground.session(1) is None and worker._setup is not None
     ground.connected.clear()
     moved = ground.plan(ground.deployment(ground.generation("a", "b", "a"), revision=2))
-    worker.direct(Aim.HOLD, moved)
+    worker.direct(DesiredState.HOLD, moved)
     reached(worker, StagePhase.RUNNING)
     assert [name for name in ground.connected if not name.startswith("look-")] == [
         f"har.{ground.topics.pipeline}.{EPOCH}.stage-1.0"
     ]
     setup = worker._setup
     worker.direct(
-        Aim.PREPARE, ground.plan(ground.deployment(ground.generation("a", "a", "a", standby="b"), revision=3))
+        DesiredState.PREPARE, ground.plan(ground.deployment(ground.generation("a", "a", "a", standby="b"), revision=3))
     )
     reached(worker, StagePhase.PREPARED)
     until(lambda: ground.session(1).bus is None, "it stays connected")
@@ -157,12 +157,12 @@ def test_a_standby_is_loaded_and_only_connects_when_it_is_to_hold(ground):
 def test_leaving_keeps_the_session_for_the_next_and_ending_ends_it(ground):
     ground.files()
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    one, other = (ground.hire("a", deployment, stage) for stage in (0, 1))
+    one, other = (ground.start_worker("a", deployment, stage) for stage in (0, 1))
     for worker in (one, other):
         reached(worker, StagePhase.RUNNING)
-    one.direct(Aim.LEAVE)
-    other.direct(Aim.END)
-    one.direct(Aim.HOLD)  # who was told to leave goes
+    one.direct(DesiredState.LEAVE)
+    other.direct(DesiredState.END)
+    one.direct(DesiredState.HOLD)  # who was told to leave goes
     for worker in (one, other):
         worker.join(10.0)
         assert not worker.alive
@@ -172,13 +172,13 @@ def test_leaving_keeps_the_session_for_the_next_and_ending_ends_it(ground):
 def test_an_ended_generation_leaves_no_session_behind_even_where_nobody_was_connected(ground):
     ground.files()
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    worker = ground.hire("a", deployment, 0)
+    worker = ground.start_worker("a", deployment, 0)
     reached(worker, StagePhase.RUNNING)
     ground.plan(ground.deployment(ground.generation("b", "a", "a"), revision=2))
     with ground.lock:  # another node takes the session over, crashes, and the generation is given up
-        ground.broker.connect(session_of(ground.equipment("b"), deployment, Post(EPOCH, 0, 0))).crash()
+        ground.broker.connect(session_of(ground.context("b"), deployment, ReplicaId(EPOCH, 0, 0))).crash()
     until(lambda: worker.report(0.0).detail == "another process has this stage", "it was not fenced")
-    worker.direct(Aim.END)
+    worker.direct(DesiredState.END)
     worker.join(10.0)
     assert not worker.alive and ground.session(0) is None
 
@@ -188,15 +188,15 @@ def test_who_was_taken_over_does_not_come_back_while_the_plan_says_otherwise(gro
     caplog.set_level(logging.INFO)
     ground.files()
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    stale = ground.hire("a", deployment, 0)
+    stale = ground.start_worker("a", deployment, 0)
     reached(stale, StagePhase.RUNNING)
     moved = ground.plan(ground.deployment(ground.generation("b", "a", "a"), revision=2))
-    successor = ground.hire("b", moved, 0)
+    successor = ground.start_worker("b", moved, 0)
     reached(successor, StagePhase.RUNNING)
     until(lambda: stale.report(0.0).detail == "another process has this stage", "it was not fenced")
     looks = sum(name.startswith("look-") for name in ground.connected)
     until(lambda: sum(name.startswith("look-") for name in ground.connected) >= looks + 3, "it gave up looking")
-    assert successor.phase is StagePhase.RUNNING and stale.aim is Aim.HOLD and stale.alive
+    assert successor.phase is StagePhase.RUNNING and stale.desired is DesiredState.HOLD and stale.alive
     # The plan gives it back: it takes the session, and the other one is fenced.
     ground.plan(ground.deployment(ground.generation("a", "a", "a"), revision=3))
     reached(stale, StagePhase.RUNNING)
@@ -206,7 +206,7 @@ def test_who_was_taken_over_does_not_come_back_while_the_plan_says_otherwise(gro
 
 def test_a_session_is_taken_when_the_plan_gives_the_post_to_another_or_to_nobody(ground):
     deployment = ground.deployment(ground.generation("a", "b", "a"))
-    lease = session_of(ground.equipment("a"), deployment, Post(EPOCH, 0, 0)).lease
+    lease = session_of(ground.context("a"), deployment, ReplicaId(EPOCH, 0, 0)).lease
     encode = msgspec.json.encode
     assert not lease.taken(encode(deployment)) and not lease.taken(b"no plan")
     moved = ground.deployment(ground.generation("b", "b", "a"), revision=2)
@@ -218,7 +218,7 @@ def test_a_session_is_taken_when_the_plan_gives_the_post_to_another_or_to_nobody
 def test_a_slice_that_does_not_come_is_reported_and_fetched_when_it_does(ground, monkeypatch, caplog):
     monkeypatch.setattr(worker_module, "FETCH_TIMEOUT_S", 0.05)
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    worker = ground.hire("a", deployment, 0)
+    worker = ground.start_worker("a", deployment, 0)
     sha256 = ground.pipeline.manifest.slices[0].sha256
     assert f"{sha256} did not come: no header came in 0.05 s" in failed(worker).detail
     ground.files()
@@ -231,7 +231,7 @@ def test_a_forged_slice_never_runs(ground):
     ground.files()
     ground.publish(ground.topics.chunk(entry.sha256, 0), b"x" * (ground.pipeline.folder / entry.file).stat().st_size)
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    worker = ground.hire("a", deployment, 0)
+    worker = ground.start_worker("a", deployment, 0)
     report = failed(worker)
     assert "forged or corrupt" in report.detail and worker._setup is None
     assert report.lacks == ground.pipeline.manifest.slices[0].sha256
@@ -241,30 +241,30 @@ def test_a_forged_slice_never_runs(ground):
 
 def test_a_full_disk_is_reported_and_the_stage_comes_when_there_is_room(ground):
     ground.files()
-    equipment = ground.equipment("a")
-    equipment.store.limit_bytes = 100
+    context = ground.context("a")
+    context.store.limit_bytes = 100
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    worker = ground.hire("a", deployment, 0, equipment=equipment)
+    worker = ground.start_worker("a", deployment, 0, context=context)
     assert "raise it with --cache-bytes to at least" in failed(worker).detail
-    equipment.store.limit_bytes = 10_000_000
+    context.store.limit_bytes = 10_000_000
     reached(worker, StagePhase.RUNNING)
 
 
 def test_a_stage_that_cannot_be_connected_or_breaks_ends_no_other_and_is_tried_again(ground, monkeypatch, caplog):
     ground.files()
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    equipment, problems = ground.equipment("a"), [BrokerError("no broker at mqtt://x"), RuntimeError("a bug")]
-    connect = equipment.connect
+    context, problems = ground.context("a"), [BrokerError("no broker at mqtt://x"), RuntimeError("a bug")]
+    connect = context.connect
 
     def fail(session):
         if problems and "stage-0" in session.client_id:
             raise problems.pop(0)
         return connect(session)
 
-    object.__setattr__(equipment, "connect", fail)
-    healthy = ground.hire("a", deployment, 1, equipment=equipment)
+    object.__setattr__(context, "connect", fail)
+    healthy = ground.start_worker("a", deployment, 1, context=context)
     reached(healthy, StagePhase.RUNNING)
-    worker = ground.hire("a", deployment, 0, equipment=equipment)
+    worker = ground.start_worker("a", deployment, 0, context=context)
     reached(worker, StagePhase.RUNNING)
     assert not problems and healthy.phase is StagePhase.RUNNING and worker._failures == 0
     assert "trying again in 0.02 s: no broker at mqtt://x" in caplog.text
@@ -276,19 +276,19 @@ def test_a_stage_that_finds_no_broker_has_not_failed_and_comes_with_the_broker(g
         monkeypatch.setattr(worker_module, name, 1000.0)
     ground.files()
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a", standby="b")))
-    worker, fresh = ground.hire("b", deployment, 1, Aim.PREPARE), None
+    worker, fresh = ground.start_worker("b", deployment, 1, DesiredState.PREPARE), None
     reached(worker, StagePhase.PREPARED)
     with ground.lock:
         ground.broker.stop()
-    worker.direct(Aim.HOLD)
-    fresh = ground.hire("c", deployment, 1, Aim.PREPARE)
+    worker.direct(DesiredState.HOLD)
+    fresh = ground.start_worker("c", deployment, 1, DesiredState.PREPARE)
     for one, phase in ((worker, StagePhase.PREPARED), (fresh, StagePhase.FETCHING)):
         until(lambda: "no broker in memory" in one.report(0.0).detail, "it does not say what it waits for")  # noqa: B023
         assert one.phase is phase
     with ground.lock:
         ground.broker.start()
     ground.plan(ground.deployment(ground.generation("a", "b", "a"), revision=2))
-    worker.stir(), fresh.stir()
+    worker.retry_now(), fresh.retry_now()
     reached(worker, StagePhase.RUNNING)
     reached(fresh, StagePhase.PREPARED)
 
@@ -296,27 +296,27 @@ def test_a_stage_that_finds_no_broker_has_not_failed_and_comes_with_the_broker(g
 def test_a_client_that_the_broker_refuses_has_failed(ground):
     ground.files()
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    equipment = ground.equipment("a")
+    context = ground.context("a")
 
     def refuse(session):
         raise FinalRefusal("not authorized; check the user")
 
-    object.__setattr__(equipment, "connect", refuse)
-    worker = ground.hire("a", deployment, 0, equipment=equipment)
+    object.__setattr__(context, "connect", refuse)
+    worker = ground.start_worker("a", deployment, 0, context=context)
     assert failed(worker).detail == "not authorized; check the user"
 
 
 def test_who_is_told_to_leave_does_not_wait_for_what_will_not_come(ground, monkeypatch):
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    fetching = ground.hire("a", deployment, 0)
+    fetching = ground.start_worker("a", deployment, 0)
     until(lambda: "fetching 1 of 1 files" in fetching.report(0.0).detail, "it fetches nothing")
     monkeypatch.setattr(worker_module, "FETCH_TIMEOUT_S", 0.05)
     for name in ("_BACKOFF_S", "_BACKOFF_CAP_S"):
         monkeypatch.setattr(worker_module, name, 1000.0)
-    failing = ground.hire("a", deployment, 1)
+    failing = ground.start_worker("a", deployment, 1)
     reached(failing, StagePhase.FAILED)
     for worker in (fetching, failing):
-        worker.direct(Aim.LEAVE)
+        worker.direct(DesiredState.LEAVE)
         worker.join(10.0)
         assert not worker.alive
 
@@ -324,7 +324,7 @@ def test_who_is_told_to_leave_does_not_wait_for_what_will_not_come(ground, monke
 def test_a_broker_restart_ends_nothing(ground):
     ground.files()
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    workers = [ground.hire("a", deployment, stage) for stage in range(3)]
+    workers = [ground.start_worker("a", deployment, stage) for stage in range(3)]
     for worker in workers:
         reached(worker, StagePhase.RUNNING)
     watcher, enough = watch(ground, 8)
@@ -353,31 +353,31 @@ def test_slices_are_loaded_one_at_a_time(ground, monkeypatch):
             inside.release()
 
     monkeypatch.setattr(worker_module, "build_setup", watched)
-    equipment = ground.equipment("a")
-    for worker in [ground.hire("a", deployment, stage, equipment=equipment) for stage in range(3)]:
+    context = ground.context("a")
+    for worker in [ground.start_worker("a", deployment, stage, context=context) for stage in range(3)]:
         reached(worker, StagePhase.RUNNING)
     assert most == [True, True, True]
 
 
 def test_a_generation_that_is_gone_before_its_slice_was_loaded_is_no_failure(ground):
     deployment = ground.deployment(ground.generation("a", "a", "a", epoch=EPOCH + 1), epoch=EPOCH + 1)
-    worker = ground.hire("a", deployment, 0)
-    worker.direct(Aim.END)
+    worker = ground.start_worker("a", deployment, 0)
+    worker.direct(DesiredState.END)
     worker.join(10.0)
     assert not worker.alive and worker.report(0.0).phase is not StagePhase.FAILED
     with pytest.raises(NodeError, match="is not in"):
-        ground.equipment("a").store.path(ground.pipeline.manifest.slices[0].sha256)
+        ground.context("a").store.path(ground.pipeline.manifest.slices[0].sha256)
 
 
 def test_a_slice_that_ends_the_runtime_fails_its_stage_and_no_other(ground):
     ground.files()
     deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    equipment = ground.equipment("a")
-    running = ground.hire("a", deployment, 1, equipment=equipment)
+    context = ground.context("a")
+    running = ground.start_worker("a", deployment, 1, context=context)
     reached(running, StagePhase.RUNNING)
     dies = LoadCheck(None, (sys.executable, "-c", "import os; os.abort()"))
-    bad = dataclasses.replace(equipment, check=dies)
-    worker = ground.hire("a", deployment, 0, equipment=bad)
+    bad = dataclasses.replace(context, check=dies)
+    worker = ground.start_worker("a", deployment, 0, context=bad)
     detail = failed(worker).detail
     assert "slice-0.tflite: SIGABRT ended a test process that loaded and ran this model once" in detail
     assert running.phase is StagePhase.RUNNING and running.alive

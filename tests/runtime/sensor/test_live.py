@@ -65,7 +65,7 @@ def loop_of(bus, device, queue=64, limit=None):
         stream,
         queue=queue,
         limit=limit,
-        credit=Untracked(sensor),
+        flow=Untracked(sensor),
     )
 
 

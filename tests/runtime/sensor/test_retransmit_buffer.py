@@ -15,9 +15,9 @@ from har_edge.mqtt.bus import Delivery
 from har_edge.protocol import wire
 from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.protocol.results import Result, encode_results
-from har_edge.runtime.sensor.plan_follower import POSTPONE_S, Course
-from har_edge.runtime.sensor.retransmission import ECHO_SPACING_S, ECHOES_A_STEP
-from har_edge.runtime.sensor.retransmit_buffer import LAST, LOOK_S, PATIENCE_S, SWITCH_S, Outbox
+from har_edge.runtime.sensor.plan_follower import POSTPONE_S, PlanFollower
+from har_edge.runtime.sensor.retransmission import RECENT_A_STEP, RECENT_SPACING_S
+from har_edge.runtime.sensor.retransmit_buffer import LAST, LOOK_S, PATIENCE_S, SWITCH_S, RetransmitBuffer
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 from har_edge.runtime.sink import Sink
 from tests.runtime.deployed import manifest
@@ -42,7 +42,9 @@ def plan(deployment):
 def course_of(*sources, epoch=1, refit=None, give_up_s=120.0, **options):
     reducers = {source: make_reducer("none", LENGTH, CHANNELS[source]) for source in sources or ("chest",)}
     sensor = Sensor(SensorSetup(TOPICS, epoch, reducers, frozenset({1, 4})))
-    return sensor, Course(plan_of(epoch), sensor, Outbox(reducers, 0.0), TOPICS, refit, give_up_s, **options)
+    return sensor, PlanFollower(
+        plan_of(epoch), sensor, RetransmitBuffer(reducers, 0.0), TOPICS, refit, give_up_s, **options
+    )
 
 
 def result(seq=0, *, stream="s", captured=1.0, missing=(), emitted=2.0):
@@ -50,77 +52,77 @@ def result(seq=0, *, stream="s", captured=1.0, missing=(), emitted=2.0):
 
 
 def outbox_of(*seqs, captured=1.0, epoch=1, now=0.0):
-    outbox = Outbox(["chest"], 0.0)
+    buffer = RetransmitBuffer(["chest"], 0.0)
     for seq in seqs:
-        outbox.put([window(seq)], [captured], epoch, now)
-    return outbox
+        buffer.put([window(seq)], [captured], epoch, now)
+    return buffer
 
 
-def due(outbox, now, current=1, alive=(1,), *, out=True):
-    return [kept.windows[0].seq for kept in outbox.due(current, frozenset(alive), now, out=out)]
+def due(buffer, now, current=1, alive=(1,), *, out=True):
+    return [kept.windows[0].seq for kept in buffer.due(current, frozenset(alive), now, out=out)]
 
 
 def test_a_result_answers_its_window_and_no_other():
-    outbox = outbox_of(0, 1, 2)
-    assert outbox.settle(result(1)) and not outbox.settle(result(1))
-    assert not outbox.settle(result(9)) and not outbox.settle(result(0, stream="other"))
-    assert (len(outbox), outbox.open("s"), outbox.open("other")) == (2, 2, 0)
+    buffer = outbox_of(0, 1, 2)
+    assert buffer.ack(result(1)) and not buffer.ack(result(1))
+    assert not buffer.ack(result(9)) and not buffer.ack(result(0, stream="other"))
+    assert (len(buffer), buffer.open("s"), buffer.open("other")) == (2, 2, 0)
 
 
 @pytest.mark.parametrize(("captured", "answers"), [(0.9, False), (0.9995, True), (1.0, True), (1.2, True)])
 def test_a_result_of_an_earlier_run_answers_nothing(captured, answers):
-    assert outbox_of(0).settle(result(0, captured=captured)) is answers
+    assert outbox_of(0).ack(result(0, captured=captured)) is answers
 
 
 def test_a_result_without_any_source_of_this_sensor_answers_even_before_the_window_is_sent():
-    outbox = outbox_of(0)
-    assert outbox.settle(result(0, captured=0.5, missing=["chest"]))
-    assert not outbox.settle(result(1, captured=0.5, missing=["chest"]))
-    outbox.put([window(1)], [1.0], 1, 0.0)
-    outbox.put([window(2)], [1.0], 1, 0.0)
-    assert (len(outbox), outbox.open("s")) == (1, 1)
-    assert not outbox.settle(result(2, captured=0.5, missing=["arm"]))
-    late = Outbox(["chest"], begun=10.0)
+    buffer = outbox_of(0)
+    assert buffer.ack(result(0, captured=0.5, missing=["chest"]))
+    assert not buffer.ack(result(1, captured=0.5, missing=["chest"]))
+    buffer.put([window(1)], [1.0], 1, 0.0)
+    buffer.put([window(2)], [1.0], 1, 0.0)
+    assert (len(buffer), buffer.open("s")) == (1, 1)
+    assert not buffer.ack(result(2, captured=0.5, missing=["arm"]))
+    late = RetransmitBuffer(["chest"], begun=10.0)
     late.put([window(0)], [11.0], 1, 0.0)
-    assert not late.settle(result(0, captured=0.5, missing=["chest"], emitted=9.0))  # of an earlier run
+    assert not late.ack(result(0, captured=0.5, missing=["chest"], emitted=9.0))  # of an earlier run
 
 
 def test_a_window_answered_without_this_sensor_tells_of_those_before_it_until_the_stream_begins_anew():
-    outbox = Outbox(["chest"], begun=1.0)
+    buffer = RetransmitBuffer(["chest"], begun=1.0)
     for seq in (0, 1, 9):
-        outbox.put([window(seq)], [1.0], 1, 0.0)
-    assert not outbox.settle(result(5, emitted=0.5, missing=("chest", "ankle")))  # of before this sensor began
-    assert outbox.pass_by("s") == 0
-    assert not outbox.settle(result(5, emitted=2.0, missing=("chest", "ankle")))
-    assert outbox.pass_by("t") == 0 and outbox.open("s") == 3
-    assert outbox.pass_by("s") == 2 and outbox.open("s") == 1
-    assert outbox.put([window(4)], [1.0], 1, 0.0) == (1, 0)
-    assert outbox.put([window(6)], [1.0], 1, 0.0) == (0, 0)
-    assert not outbox.settle(result(0, emitted=3.0))
-    assert outbox.put([window(2)], [1.0], 1, 0.0) == (0, 0)
+        buffer.put([window(seq)], [1.0], 1, 0.0)
+    assert not buffer.ack(result(5, emitted=0.5, missing=("chest", "ankle")))  # of before this sensor began
+    assert buffer.pass_by("s") == 0
+    assert not buffer.ack(result(5, emitted=2.0, missing=("chest", "ankle")))
+    assert buffer.pass_by("t") == 0 and buffer.open("s") == 3
+    assert buffer.pass_by("s") == 2 and buffer.open("s") == 1
+    assert buffer.put([window(4)], [1.0], 1, 0.0) == (1, 0)
+    assert buffer.put([window(6)], [1.0], 1, 0.0) == (0, 0)
+    assert not buffer.ack(result(0, emitted=3.0))
+    assert buffer.put([window(2)], [1.0], 1, 0.0) == (0, 0)
 
 
 def test_a_message_is_kept_until_all_its_windows_are_answered():
-    outbox = Outbox(["chest"], 0.0)
-    outbox.put([window(4), window(5), window(6)], [1.0, 2.0, 3.0], 1, 0.0)
-    assert outbox.settle(result(5, captured=2.0)) and not outbox.settle(result(6, captured=2.0))
-    assert (len(outbox), outbox.messages) == (2, 1)
-    assert outbox.settle(result(4)) and outbox.settle(result(6, captured=3.0))
-    assert (len(outbox), outbox.messages, outbox.open("s")) == (0, 0, 0)
+    buffer = RetransmitBuffer(["chest"], 0.0)
+    buffer.put([window(4), window(5), window(6)], [1.0, 2.0, 3.0], 1, 0.0)
+    assert buffer.ack(result(5, captured=2.0)) and not buffer.ack(result(6, captured=2.0))
+    assert (len(buffer), buffer.messages) == (2, 1)
+    assert buffer.ack(result(4)) and buffer.ack(result(6, captured=3.0))
+    assert (len(buffer), buffer.messages, buffer.open("s")) == (0, 0, 0)
 
 
 def test_what_went_to_an_epoch_that_is_gone_is_sent_again_at_once_oldest_first():
-    outbox = outbox_of(3, 1, epoch=1)
-    outbox.put([window(2)], [0.5], 2, 0.0)
-    assert due(outbox, 0.1, 2, (1, 2)) == []
-    assert due(outbox, 0.2, 3, (3,)) == [2, 3, 1]
-    assert due(outbox, 0.3, 3, (3,)) == []
+    buffer = outbox_of(3, 1, epoch=1)
+    buffer.put([window(2)], [0.5], 2, 0.0)
+    assert due(buffer, 0.1, 2, (1, 2)) == []
+    assert due(buffer, 0.2, 3, (3,)) == [2, 3, 1]
+    assert due(buffer, 0.3, 3, (3,)) == []
 
 
 def test_silence_is_waited_for_twice_as_long_each_time_and_at_most_half_a_minute():
-    outbox, times, now = outbox_of(0), [], 0.0
+    buffer, times, now = outbox_of(0), [], 0.0
     while now < 400:
-        if due(outbox, now):
+        if due(buffer, now):
             times.append(now)
         now += 0.25
     pauses = [after - before for before, after in zip([0.0, *times], times, strict=False)]
@@ -130,35 +132,35 @@ def test_silence_is_waited_for_twice_as_long_each_time_and_at_most_half_a_minute
 
 def test_a_window_whose_turn_is_still_to_come_is_not_sent_again():
     """Every second one window is answered: none waits in vain, however long it takes until its turn."""
-    outbox = outbox_of(*range(60))
+    buffer = outbox_of(*range(60))
     for second in range(60):
-        assert due(outbox, second + 0.5) == []
-        assert outbox.settle(result(second))
-    assert len(outbox) == 0
+        assert due(buffer, second + 0.5) == []
+        assert buffer.ack(result(second))
+    assert len(buffer) == 0
 
 
 def test_a_window_that_later_ones_have_passed_is_sent_again_soon():
-    outbox, again = outbox_of(*range(30)), []
+    buffer, again = outbox_of(*range(30)), []
     for second in range(12):
         if second != 2:
-            assert outbox.settle(result(second))
-        again += [(seq, second) for seq in due(outbox, second + 0.5)]
+            assert buffer.ack(result(second))
+        again += [(seq, second) for seq in due(buffer, second + 0.5)]
     # Until 1.5 those before it are answered; then as for an epoch that ends, and twice as long the second time.
     assert again == [(2, 4), (2, 9)]
 
 
 def test_windows_that_were_lost_together_come_again_together():
     """An answer to the first of them is no sign that the others are on their way: later ones have been answered."""
-    outbox = outbox_of(*range(30))
+    buffer = outbox_of(*range(30))
     for seq in range(10):
         if seq not in (3, 5, 7):
-            assert outbox.settle(result(seq))
-    assert due(outbox, 0.5) == [] and outbox.settle(result(10)) and due(outbox, 1.6) == []
+            assert buffer.ack(result(seq))
+    assert due(buffer, 0.5) == [] and buffer.ack(result(10)) and due(buffer, 1.6) == []
     sent = []
     for tick in range(16, 60):
-        for seq in due(outbox, tick / 10):
+        for seq in due(buffer, tick / 10):
             sent.append((seq, tick))
-            assert outbox.settle(result(seq))
+            assert buffer.ack(result(seq))
     assert [seq for seq, _ in sent if seq < 10] == [3, 5, 7] and {tick for seq, tick in sent if seq < 10} == {
         sent[0][1]
     }
@@ -166,40 +168,40 @@ def test_windows_that_were_lost_together_come_again_together():
 
 def test_what_was_lost_and_healed_makes_no_other_window_wait_longer():
     """The time that an answer takes counts from the last time that its window was sent."""
-    outbox = outbox_of(*range(8), now=0.0)
-    assert due(outbox, 6.0) == list(range(8))
+    buffer = outbox_of(*range(8), now=0.0)
+    assert due(buffer, 6.0) == list(range(8))
     for seq in range(8):
-        assert outbox.settle(result(seq), now=6.1)
-    assert due(outbox, 7.0) == []
-    outbox.put([window(9)], [1.0], 1, 10.0)
-    assert due(outbox, 14.0) == [] and due(outbox, 15.5) == [9]
+        assert buffer.ack(result(seq), now=6.1)
+    assert due(buffer, 7.0) == []
+    buffer.put([window(9)], [1.0], 1, 10.0)
+    assert due(buffer, 14.0) == [] and due(buffer, 15.5) == [9]
 
 
 def test_what_went_to_an_epoch_that_others_have_left_is_sent_again_sooner():
-    outbox = outbox_of(0, epoch=1)
-    assert due(outbox, SWITCH_S - 0.1, 2, (1, 2)) == [] and due(outbox, SWITCH_S + LOOK_S, 2, (1, 2)) == [0]
+    buffer = outbox_of(0, epoch=1)
+    assert due(buffer, SWITCH_S - 0.1, 2, (1, 2)) == [] and due(buffer, SWITCH_S + LOOK_S, 2, (1, 2)) == [0]
 
 
 def test_nothing_is_overdue_that_has_not_left():
-    outbox = outbox_of(0)
-    assert [due(outbox, float(now), out=False) for now in range(60)] == [[]] * 60
-    assert due(outbox, 62.0) == [] and due(outbox, 66.0) == [0]
+    buffer = outbox_of(0)
+    assert [due(buffer, float(now), out=False) for now in range(60)] == [[]] * 60
+    assert due(buffer, 62.0) == [] and due(buffer, 66.0) == [0]
 
 
 def test_a_stream_whose_clock_was_set_back_replaces_windows_and_says_so():
-    outbox = outbox_of(0, 1)
-    assert outbox.put([window(1)], [0.2], 1, 5.0) == (0, 1) and len(outbox) == 2
-    assert outbox.settle(result(1, captured=0.2))
+    buffer = outbox_of(0, 1)
+    assert buffer.put([window(1)], [0.2], 1, 5.0) == (0, 1) and len(buffer) == 2
+    assert buffer.ack(result(1, captured=0.2))
 
 
 def test_a_course_switches_with_the_plan_and_what_it_sends_again_is_the_same(caplog):
     sensor, course = course_of()
     before = [wire.decode(one.payload) for one in course.send([window(0)], [7.0], 0.0)]
     course.take(plan(plan_of(1, 2, revision=2)), 1.0)
-    assert course.epoch == 2 and course.again(1.0, connected=True, kept=False) == []
+    assert course.epoch == 2 and course.again(1.0, connected=True, blocked=False) == []
     assert wire.decode(course.send([window(1)], [8.0], 1.0)[0].payload).epoch == 2
     course.take(plan(plan_of(2, revision=3)), 1.0)
-    (after,) = [wire.decode(one.payload) for one in course.again(1.1, connected=False, kept=True)]
+    (after,) = [wire.decode(one.payload) for one in course.again(1.1, connected=False, blocked=True)]
     assert (before[0].epoch, after.epoch) == (1, 2)
     for name in ("stream", "seq", "captured", "truth"):
         assert getattr(before[0], name) == getattr(after, name)
@@ -221,14 +223,14 @@ def test_a_plan_that_cannot_be_read_is_dropped_counted_and_logged(caplog):
 def test_who_has_every_answer_waits_for_a_lost_broker_but_not_for_ever():
     _, course = course_of(give_up_s=120.0)
     for now, connected, done in [(0, True, True), (1, False, False), (120, False, False), (122, False, True)]:
-        course.again(float(now), connected=connected, kept=False)
+        course.again(float(now), connected=connected, blocked=False)
         assert course.is_done(0) is done, now
     for now, done in [(123, False), (132, True)]:  # it comes back after all
-        course.again(float(now), connected=True, kept=False, forgotten=1)
+        course.again(float(now), connected=True, blocked=False, forgotten=1)
         assert course.is_done(0) is done, now
     _, patient = course_of(give_up_s=0.0)
     for now, connected in [(0, True), (1, False), (9999, False)]:
-        patient.again(float(now), connected=connected, kept=False)
+        patient.again(float(now), connected=connected, blocked=False)
     assert not patient.is_done(0)
 
 
@@ -331,7 +333,7 @@ class World:
             self.backlog[source] += course.again(
                 self.clock.now,
                 connected=source not in self.away,
-                kept=source in self.away,
+                blocked=source in self.away,
                 forgotten=self.known[source],
             )
             self.flush(source)
@@ -346,7 +348,7 @@ class World:
 
     def cut(self, source):
         """Take the connection of one sensor; the broker keeps what is for it."""
-        self.sensors[source].again(self.clock.now, connected=False, kept=True, forgotten=self.known[source])
+        self.sensors[source].again(self.clock.now, connected=False, blocked=True, forgotten=self.known[source])
         self.away.setdefault(source, self.clock.now + 2.0)
 
     def restart_broker(self, last):
@@ -354,7 +356,7 @@ class World:
         self.calm_at, self.lose, self.mute = self.clock.now + 30.0, 0, 0
         self.forgotten += 1
         for source, course in self.sensors.items():
-            course.again(self.clock.now, connected=False, kept=True, forgotten=self.known[source])
+            course.again(self.clock.now, connected=False, blocked=True, forgotten=self.known[source])
             self.away[source] = self.clock.now + (4.0 if source == last else 0.0)
 
     def do(self, step):
@@ -429,34 +431,34 @@ def test_a_sensor_that_missed_a_result_gets_it_again(then):
 
 
 def test_what_was_answered_around_a_loss_of_the_connection_is_sent_once_more_and_is_bounded(monkeypatch):
-    monkeypatch.setattr("har_edge.runtime.sensor.retransmit_buffer.MOST_ECHOED", 300)
+    monkeypatch.setattr("har_edge.runtime.sensor.retransmit_buffer.MOST_RECENT", 300)
     sensor, course = course_of()
-    course.again(0.0, connected=True, kept=False)
+    course.again(0.0, connected=True, blocked=False)
     for seq in range(1000):
         course.send([window(seq)], [1.0], 0.0)
         if seq == 500:
-            course.again(1.0, connected=False, kept=True)
-            course.again(2.0, connected=True, kept=False, forgotten=1)
+            course.again(1.0, connected=False, blocked=True)
+            course.again(2.0, connected=True, blocked=False, forgotten=1)
         course.take(Delivery(TOPICS.result("s"), encode_results([result(seq)]), (1, 1)), 3.0)
     again, now = [], 9.9
-    assert course.again(now, connected=True, kept=False, forgotten=1) == []
+    assert course.again(now, connected=True, blocked=False, forgotten=1) == []
     while not course.is_done(0):
         now += 0.1
-        came = course.again(now, connected=True, kept=False, forgotten=1)
-        assert len(came) <= ECHOES_A_STEP
+        came = course.again(now, connected=True, blocked=False, forgotten=1)
+        assert len(came) <= RECENT_A_STEP
         again += [wire.decode(one.payload).seq for one in came]
     assert again == list(range(500 - LAST, 800 - LAST)) and sensor.counters.resent == 300
-    assert now >= 10.0 + 300 * ECHO_SPACING_S / 2  # and not in one go, which new windows would wait behind
-    assert course.again(60.0, connected=True, kept=False, forgotten=1) == []
+    assert now >= 10.0 + 300 * RECENT_SPACING_S / 2  # and not in one go, which new windows would wait behind
+    assert course.again(60.0, connected=True, blocked=False, forgotten=1) == []
 
 
 def test_nothing_is_sent_once_more_for_a_broker_that_still_knows_the_sensor():
     sensor, course = course_of()
     for seq in range(2000):
         course.send([window(seq)], [1.0], 0.0)
-        course.again(seq / 100, connected=seq % 100 > 50, kept=False)
+        course.again(seq / 100, connected=seq % 100 > 50, blocked=False)
         course.take(Delivery(TOPICS.result("s"), encode_results([result(seq)]), (1, 1)), seq / 100)
-    assert course.is_done(0) and course.again(60.0, connected=True, kept=False) == [] and sensor.counters.resent == 0
+    assert course.is_done(0) and course.again(60.0, connected=True, blocked=False) == [] and sensor.counters.resent == 0
 
 
 def test_a_broker_that_forgets_twice_gets_what_was_answered_around_both_times():
@@ -465,7 +467,7 @@ def test_a_broker_that_forgets_twice_gets_what_was_answered_around_both_times():
     for seq, now in enumerate(range(60)):
         course.send([window(seq)], [1.0], float(now))
         course.take(Delivery(TOPICS.result("s"), encode_results([result(seq)]), (1, 1)), float(now))
-        came = course.again(float(now), connected=now not in (5, 17), kept=False, forgotten=(now > 5) + (now > 17))
+        came = course.again(float(now), connected=now not in (5, 17), blocked=False, forgotten=(now > 5) + (now > 17))
         again += [wire.decode(one.payload).seq for one in came]
     assert set(range(27)) <= set(again) and len(again) < 60
 
@@ -474,7 +476,7 @@ def test_a_recording_gives_up_when_no_result_came_for_long_though_there_was_a_br
     sensor, course = course_of(give_up_s=100.0)
     course.send([window(0)], [1.0], 0.0)
     for now in range(200):
-        course.again(float(now), connected=now > 50, kept=True)
+        course.again(float(now), connected=now > 50, blocked=True)
     assert not course.is_hopeless(150.0) and course.is_hopeless(150.1)
     course.abandon()
     assert (course.open, sensor.counters.unanswered) == (0, 1)
@@ -485,7 +487,7 @@ def test_a_device_goes_on_without_windows_that_nobody_answers(caplog):
     course.send([window(0)], [1.0], 0.0)
     course.send([window(1)], [1.0], 50.0)
     for now in range(160):
-        course.again(float(now), connected=True, kept=False)
+        course.again(float(now), connected=True, blocked=False)
     assert (course.open, sensor.counters.unanswered, sensor.counters.windows) == (0, 2, 2)
     assert "no result of 1 windows of s for 100 s: going on without them" in caplog.text
     assert not course.is_hopeless(1000.0)
@@ -529,7 +531,7 @@ def test_with_the_new_model_come_its_reducers_also_for_what_is_sent_again():
     course.take(plan(preparing), 0.0)
     assert made == []  # not before sensors are to switch
     course.take(plan(plan_of(2, revision=3, task=task)), 0.0)
-    (again,) = course.again(1.0, connected=True, kept=False)
+    (again,) = course.again(1.0, connected=True, blocked=False)
     assert made == [2] and wire.decode(again.payload).tensors["chest"].dtype.name != "float32"
     course.take(plan(plan_of(3, revision=4, task=task)), 0.0)
     assert made == [2] and course.epoch == 3 and sensor.counters.resent == 1
@@ -549,9 +551,9 @@ def test_where_the_files_of_a_new_plan_cannot_be_had_windows_go_on_as_they_went_
     course.take(plan(plan_of(2, revision=3, task=task)), 0.0)
     course.take(plan(plan_of(1, revision=1)), 1.0)  # an older one changes nothing
     assert course.epoch == 1 and sensor.counters.rejected == 0
-    course.again(POSTPONE_S - 0.1, connected=True, kept=False)
+    course.again(POSTPONE_S - 0.1, connected=True, blocked=False)
     assert len(failures) == 1
-    course.again(POSTPONE_S, connected=True, kept=False)
+    course.again(POSTPONE_S, connected=True, blocked=False)
     assert not failures and course.epoch == 1
-    course.again(2 * POSTPONE_S, connected=True, kept=False)
+    course.again(2 * POSTPONE_S, connected=True, blocked=False)
     assert course.epoch == 2
