@@ -38,7 +38,7 @@ from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.data.recording import Recording
 from har_edge.data.synthetic import synthesize
-from har_edge.monitor.window_account import Account
+from har_edge.monitor.window_account import WindowAccount
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import Client, Protocol, open_bus
@@ -102,7 +102,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.topics: Topics = topics_of(self.pipeline)
-        self.account = Account(time.time())
+        self.account = WindowAccount(time.time())
         session = Session("matrix-watch", expiry_s=600, receive_max=60000)
         self.bus = open_bus(self.address, session, Client.AUTO, Protocol(self.protocol))
         self.bus.subscribe([self.topics.result("+"), self.topics.status("+")])

@@ -15,7 +15,7 @@ from types import TracebackType
 
 from har_edge.config.pipeline import Pipeline
 from har_edge.errors import BrokerError, HarEdgeError, MessageError, NodeError
-from har_edge.monitor.window_account import Account
+from har_edge.monitor.window_account import WindowAccount
 from har_edge.mqtt.broker.guardian import Guardian
 from har_edge.mqtt.bus import Bus
 from har_edge.protocol.results import Result
@@ -57,7 +57,7 @@ class LocalPipeline:
     bus: Bus
     broker_options: Sequence[str]
     sink: Sink = field(default_factory=Sink)
-    account: Account = field(default_factory=lambda: Account(time.time()))
+    account: WindowAccount = field(default_factory=lambda: WindowAccount(time.time()))
     statuses: dict[str, NodeStatus] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     resident_bytes: dict[str, int] = field(default_factory=dict)

@@ -16,7 +16,7 @@ AGAIN_S, MOST_AGAIN_S = 10.0, 600.0
 UNDER_WAY = 8
 
 
-class Stock:
+class ArtifactPublisher:
     """Contents by hash, and which of them the broker has."""
 
     def __init__(self, topics: Topics, contents: Mapping[str, bytes]) -> None:
@@ -39,7 +39,7 @@ class Stock:
         if not delivery.payload:
             self._posted.discard(sha256)
 
-    def doubt(self, sha256: str, now: float) -> bool:
+    def republish(self, sha256: str, now: float) -> bool:
         """Publish a content again that somebody could not get; False when that was done not long ago."""
         last, wait_s = self._again.get(sha256, (float("-inf"), 0.0))
         if now < last + wait_s or sha256 in self._going:
@@ -57,7 +57,7 @@ class Stock:
         self._going = {sha256: self._divide(sha256) for sha256 in self._going}
         self._posted = set(self._going)
 
-    def make_room(self, unsent: int) -> None:
+    def note_unsent(self, unsent: int) -> None:
         """Take note of how many messages the broker has not taken yet."""
         self._room = max(0, UNDER_WAY - unsent)
 
@@ -84,7 +84,7 @@ class Stock:
         self._room -= len(outgoing)
         return outgoing
 
-    def tidy(self, wanted: Collection[str]) -> list[Outgoing]:
+    def remove_unreferenced(self, wanted: Collection[str]) -> list[Outgoing]:
         """Drop everything else, here and at the broker."""
         outgoing = []
         for sha256 in self._going.keys() - wanted:  # no header may be there yet that says how much to remove

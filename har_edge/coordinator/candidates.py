@@ -1,12 +1,12 @@
-"""Which nodes may be given stages, and how fast they are: the registry, what was measured, who failed lately."""
+"""Which nodes may be given stages, and how fast they are: membership, what was measured, who failed lately."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from har_edge.coordinator.failover import Work
-from har_edge.coordinator.membership import Peer, Registry
-from har_edge.coordinator.speeds import Queues, Speeds
+from har_edge.coordinator.failover import StageCost
+from har_edge.coordinator.membership import Member, Membership
+from har_edge.coordinator.speeds import BacklogMonitor, SpeedEstimator
 from har_edge.planner.relocate import Candidate, Key
 from har_edge.protocol.deployment import Deployment, Generation
 from har_edge.protocol.status import StagePhase
@@ -15,13 +15,13 @@ from har_edge.protocol.status import StagePhase
 BAN_S = 60.0
 
 
-class Roster:
-    """Candidates for stages. `reference_speed` is the speed, as on a card, of the device that works refer to."""
+class CandidatePool:
+    """Candidates for stages. `reference_speed` is the speed, as on a card, of the device that costs refer to."""
 
-    def __init__(self, registry: Registry, works_of: Callable[[Generation], tuple[Work, ...]]) -> None:
+    def __init__(self, membership: Membership, costs_of: Callable[[Generation], tuple[StageCost, ...]]) -> None:
         self.reference_speed = 0.0
-        self._registry, self._works_of = registry, works_of
-        self._speeds, self._queues = Speeds(), Queues()
+        self._membership, self._costs_of = membership, costs_of
+        self._speeds, self._queues = SpeedEstimator(), BacklogMonitor()
         self._banned: dict[str, float] = {}
 
     @property
@@ -33,48 +33,48 @@ class Roster:
         """Give a node nothing for a while."""
         self._banned[node] = now + BAN_S
 
-    def look(self, deployment: Deployment, now: float) -> None:
+    def update(self, deployment: Deployment, now: float) -> None:
         """Ban the nodes on which a stage has failed; take back those whose time is over."""
         for generation in deployment.generations:
             for placement in generation.placements:
                 for node in (placement.node, *placement.standby):
-                    report = self._registry.report(generation.epoch, placement, node)
+                    report = self._membership.report(generation.epoch, placement, node)
                     if report is not None and report.phase is StagePhase.FAILED:
                         self._banned.setdefault(node, now + BAN_S)
         self._banned = {name: until for name, until in self._banned.items() if now < until}
 
     def candidates(self) -> list[Candidate]:
         """Return the nodes that may be given stages: those on which none failed lately, if there are any."""
-        found = [candidate for candidate in map(self._candidate, self._registry.live()) if candidate is not None]
+        found = [candidate for candidate in map(self._candidate, self._membership.live()) if candidate is not None]
         return [one for one in found if one.name not in self._banned] or found
 
-    def _candidate(self, peer: Peer) -> Candidate | None:
-        card = peer.status.device if peer.status else None
+    def _candidate(self, member: Member) -> Candidate | None:
+        card = member.status.device if member.status else None
         if card is None:
             return None
         return Candidate(
-            peer.name,
+            member.name,
             _within(card.speed, 1e-6, 1e9),
             max(1, card.cores),
             card.memory_bytes,
             None if card.link_bytes_per_s is None else _within(card.link_bytes_per_s, 1.0, 1e12),
             None if card.round_trip_s is None else _within(card.round_trip_s / 2, 0.0, 60.0),
-            self._speeds.factor(peer.name),
+            self._speeds.factor(member.name),
         )
 
     def note_stages(self, node: str, deployment: Deployment | None) -> tuple[bool, list[str]]:
         """Learn from what a node said last of its stages; tell whether one failed, and what a person should read."""
-        peer = self._registry.peers.get(node)
-        if peer is None or peer.beat is None or peer.status is None or peer.status.device is None:
+        member = self._membership.members.get(node)
+        if member is None or member.beat is None or member.status is None or member.status.device is None:
             return False, []
-        speed, expected = _within(peer.status.device.speed, 1e-6, 1e9), dict[Key, float]()
+        speed, expected = _within(member.status.device.speed, 1e-6, 1e9), dict[Key, float]()
         for generation in deployment.generations if deployment else ():
             for placement in generation.of(node):
-                key, work = (generation.epoch, *placement.key), self._works_of(generation)[placement.stage]
+                key, work = (generation.epoch, *placement.key), self._costs_of(generation)[placement.stage]
                 expected[key] = work.seconds * self.reference_speed / speed
-        self._speeds.note(peer.beat, expected)
-        failed = any(report.phase is StagePhase.FAILED for report in peer.beat.stages)
-        return failed, self._queues.note(peer.beat)
+        self._speeds.note(member.beat, expected)
+        failed = any(report.phase is StagePhase.FAILED for report in member.beat.stages)
+        return failed, self._queues.note(member.beat)
 
     def forget(self, node: str) -> None:
         """Drop what was learnt of a node that has gone."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from har_edge.config.pipeline import PipelineConfig
 from har_edge.coordinator.membership import names_in
-from har_edge.coordinator.replan import Wish, cuts_of
+from har_edge.coordinator.replan import PlacementSpec, cuts_of
 from har_edge.mqtt.bus import Outgoing
 from har_edge.planner.relocate import Forecast
 from har_edge.protocol.deployment import Deployment, Generation
@@ -16,7 +16,7 @@ from har_edge.units import duration
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class CoordinatorConfig:
     """What a coordinator is for.
 
     `files` are the contents that the task needs beside the slices, by name, with their hashes in `hashes`. `probe`
@@ -31,7 +31,7 @@ class Setup:
     author: str
     started: float
     first_epoch: int
-    wish: Wish
+    spec: PlacementSpec
     margin: float
     settle_s: float
     probe: Callable[[Generation, str], list[Outgoing]]

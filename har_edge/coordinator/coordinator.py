@@ -1,7 +1,7 @@
 """The coordinator: watches nodes, places stages, and changes cuts while data flows (docs/explanation/coordinator.md).
 
 A pure machine: messages and the time go in, messages to publish come out. All that it must remember over a restart
-stands in the plan that it retains; slow work is asked for with an Order and answered with a Draft.
+stands in the plan that it retains; slow work is asked for with an PlanRequest and answered with a PlanResponse.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import logging
 
 import msgspec
 
-from har_edge.coordinator.artifact_publisher import Stock
-from har_edge.coordinator.candidates import Roster
-from har_edge.coordinator.config import Setup, arrangement_of, hashes_of, names_of, promise_of
-from har_edge.coordinator.failover import Mender
+from har_edge.coordinator.artifact_publisher import ArtifactPublisher
+from har_edge.coordinator.candidates import CandidatePool
+from har_edge.coordinator.config import CoordinatorConfig, arrangement_of, hashes_of, names_of, promise_of
+from har_edge.coordinator.failover import Reassigner
 from har_edge.coordinator.membership import (
     BLIND_S,
     GRACE_S,
     LOST_AFTER_S,
     PAUSE_S,
-    Event,
     Health,
-    Registry,
+    HealthChange,
+    Membership,
     names_in,
 )
-from har_edge.coordinator.plan_store import Ledger
-from har_edge.coordinator.readiness import Inquiry
-from har_edge.coordinator.recovery import adopt
-from har_edge.coordinator.replan import SLICES, Draft, Order, Replan
-from har_edge.coordinator.rollout import Outcome, Rollout, Step, Verdict, is_running, unready
-from har_edge.coordinator.session_gc import Sweeps
+from har_edge.coordinator.plan_store import PlanStore
+from har_edge.coordinator.readiness import ReadinessProbe
+from har_edge.coordinator.recovery import recover
+from har_edge.coordinator.replan import SLICES, PlanRequest, PlanResponse, Replan
+from har_edge.coordinator.rollout import Rollout, Step, StepOutcome, StepResult, is_running, unready
+from har_edge.coordinator.session_gc import SessionCollector
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.planner.relocate import Key
@@ -48,23 +48,25 @@ _EVENTFUL = frozenset({Health.LOST, Health.GONE, Health.LEAVING})
 
 
 class Coordinator:
-    """See the module. `lines` are what a person should read, `orders` go to the planner, `ended` to whoever deletes
+    """See the module. `lines` are what a person should read, `requests` go to the planner, `ended` to whoever deletes
     sessions."""
 
-    def __init__(self, setup: Setup, now: float) -> None:
-        self.registry, self.rollout = Registry(), Rollout()
+    def __init__(self, setup: CoordinatorConfig, now: float) -> None:
+        self.membership, self.rollout = Membership(), Rollout()
         self.lines: list[str] = []
-        self.orders: list[Order] = []
+        self.requests: list[PlanRequest] = []
         self.ended: list[str] = []
         self.moved = self.switched = self.withdrawn = self.rejected = 0
         self._setup = setup
-        self._ledger = Ledger(setup.topics, setup.author, setup.started, setup.first_epoch - 1)
-        self._stock = Stock(setup.topics, {setup.hashes[name]: content for name, content in setup.files.items()})
-        self._mender = Mender(self.registry)
-        self._roster = Roster(self.registry, self._mender.works_of)
-        self._sweeps = Sweeps()
-        self._inquiry = Inquiry(setup.author, setup.probe)
-        self._replan = Replan(setup.wish, setup.margin, setup.settle_s)
+        self._store = PlanStore(setup.topics, setup.author, setup.started, setup.first_epoch - 1)
+        self._publisher = ArtifactPublisher(
+            setup.topics, {setup.hashes[name]: content for name, content in setup.files.items()}
+        )
+        self._reassigner = Reassigner(self.membership)
+        self._pool = CandidatePool(self.membership, self._reassigner.costs_of)
+        self._collector = SessionCollector()
+        self._readiness = ReadinessProbe(setup.author, setup.probe)
+        self._replan = Replan(setup.spec, setup.margin, setup.settle_s)
         self._read_at = float("inf")
         self._ticked, self._changed_at, self._reconnects = now, now, -1
         self._trouble = self._waiting = self._disagreement = ""
@@ -73,25 +75,25 @@ class Coordinator:
     @property
     def deployment(self) -> Deployment | None:
         """The plan that nodes and sensors follow."""
-        return self._ledger.deployment
+        return self._store.deployment
 
     @property
     def successor(self) -> str:
         """The younger coordinator that has taken over; empty while there is none."""
-        return self._ledger.successor
+        return self._store.successor
 
     @property
     def filters(self) -> list[str]:
         """What to subscribe to."""
         topics = self._setup.topics
-        return [topics.plan(), topics.status("+"), topics.beat("+"), self._stock.filter, topics.result("+")]
+        return [topics.plan(), topics.status("+"), topics.heartbeat("+"), self._publisher.filter, topics.result("+")]
 
     @property
     def state(self) -> State:
         """INIT until a first probe came back; then READY while probes do, BUSY while none does."""
-        if self.deployment is not None and self._inquiry.current.is_ready(self.deployment.epoch):
+        if self.deployment is not None and self._readiness.current.is_ready(self.deployment.epoch):
             return State.READY
-        return State.BUSY if self._inquiry.was_ready else State.INIT
+        return State.BUSY if self._readiness.was_ready else State.INIT
 
     @property
     def detail(self) -> str:
@@ -100,7 +102,7 @@ class Coordinator:
         if current is None:
             return self._trouble or self._waiting or "nothing is deployed yet"
         step = "" if self.rollout.step is Step.IDLE else f"rollout: {self.rollout.step.value}"
-        parts = [arrangement_of(current), unready(self.registry, current), step, self._waiting, self._trouble]
+        parts = [arrangement_of(current), unready(self.membership, current), step, self._waiting, self._trouble]
         return f"epoch {current.epoch}: {'; '.join(filter(None, parts))}"
 
     @property
@@ -110,9 +112,9 @@ class Coordinator:
             "epoch": deployment.epoch if deployment else 0,
             "revision": deployment.revision if deployment else 0,
             "stages": len(current.manifest.slices) if current else 0,
-            "nodes": len(self.registry.live()),
-            "asked": self._setup.wish.most_nodes or 0,
-            "probe_us": round(self._inquiry.current.took_s * 1e6),
+            "nodes": len(self.membership.live()),
+            "asked": self._setup.spec.most_nodes or 0,
+            "probe_us": round(self._readiness.current.took_s * 1e6),
             "relocations": self.moved,
             "rollouts": self.switched,
             "withdrawn": self.withdrawn,
@@ -124,21 +126,21 @@ class Coordinator:
 
         `unsent` is how many messages the broker has not taken yet.
         """
-        self._stock.make_room(unsent)
+        self._publisher.note_unsent(unsent)
         self._connected = connected
         if not connected:
-            self.registry.void()
-            self.registry.pardon(now + GRACE_S)
+            self.membership.discard_pending_wills()
+            self.membership.extend_deadlines(now + GRACE_S)
             return
         if reconnects != self._reconnects:
             if self._reconnects >= 0:
                 self._say("the connection to the broker is back: everybody gets time to be heard")
             self._reconnects, self._read_at = reconnects, now + RETAINED_S
-            self._stock.forget_broker()
-            self._ledger.doubt()
-            self._inquiry.current.doubt(now)
-            self.registry.void()
-            self.registry.pardon(now + GRACE_S)
+            self._publisher.forget_broker()
+            self._store.republish()
+            self._readiness.current.invalidate(now)
+            self.membership.discard_pending_wills()
+            self.membership.extend_deadlines(now + GRACE_S)
 
     def handle(self, delivery: Delivery, now: float) -> list[Outgoing]:
         """Take one message; return what it makes urgent. What cannot be used is dropped, counted and logged."""
@@ -154,56 +156,56 @@ class Coordinator:
         """Do what time and messages have made due; return what to publish, in this order."""
         pause_s = now - self._ticked
         if pause_s > BLIND_S:
-            self.registry.pardon(now + LOST_AFTER_S)
+            self.membership.extend_deadlines(now + LOST_AFTER_S)
         elif pause_s > PAUSE_S:
-            self.registry.delay(pause_s)
+            self.membership.shift_deadlines(pause_s)
         self._ticked = now
         if now < self._read_at:
             return []
         if self.deployment is None:
             self._begin(now)
-            for name in self.registry.peers:
+            for name in self.membership.members:
                 self._note_revision(name)
-        self._note_events(self.registry.tick(now), now)
-        self._mend(now)
+        self._note_events(self.membership.tick(now), now)
+        self._reassign_stages(now)
         self._roll(now)
         outgoing = [
-            *self._ledger.flush(),
-            *self._stock.fill(self._wanted()),
+            *self._store.flush(),
+            *self._publisher.fill(self._wanted()),
             *self._probe(now),
-            *self._tidy(),
+            *self._remove_unreferenced(),
             *self._clear(now),
         ]
         self._consider(now)
-        self.ended += [self._session(key) for key in self._sweeps.due(self.registry, now)]
+        self.ended += [self._session(key) for key in self._collector.due(self.membership, now)]
         return outgoing
 
-    def receive(self, draft: Draft, now: float) -> list[Outgoing]:
+    def receive(self, response: PlanResponse, now: float) -> list[Outgoing]:
         """Take an answer of the planner."""
-        if draft.number == SLICES:
-            self._stock.add(draft.contents)
+        if response.number == SLICES:
+            self._publisher.add(response.contents)
             return self.tick(now)
-        current = self._ledger.deployed.current
-        decision = self._replan.judge(draft, current, self._unmet(), now)
+        current = self._store.deployed.current
+        decision = self._replan.judge(response, current, self._unmet(), now)
         if decision is None:
             return []
-        self._stock.add(draft.contents)
-        self._mender.works.update({epoch: works for epoch, works in draft.works.items() if epoch})
-        self._roster.reference_speed = draft.reference_speed or self._roster.reference_speed
-        for remark in draft.remarks:
+        self._publisher.add(response.contents)
+        self._reassigner.stage_costs.update({epoch: costs for epoch, costs in response.stage_costs.items() if epoch})
+        self._pool.reference_speed = response.reference_speed or self._pool.reference_speed
+        for remark in response.remarks:
             self._say(remark)
-        self._trouble = decision.text if draft.problem else ""
+        self._trouble = decision.text if response.problem else ""
         if not decision.go:
             self._say(decision.text)
             return self.tick(now)
-        gone = [name for name in names_in(draft.placements) if self.registry.health(name) is not Health.LIVE]
+        gone = [name for name in names_in(response.placements) if self.membership.health(name) is not Health.LIVE]
         if gone or self.rollout.step is not Step.IDLE:
             return self.tick(now)  # made for nodes that are not there any more: it is asked for again
-        assert draft.forecast is not None
-        generation = draft.generation(self._ledger.next_epoch())
-        self._mender.works[generation.epoch] = tuple(draft.works.get(0, ()))
-        self._replan.started(draft.placements)
-        arrangement, promise = arrangement_of(generation), promise_of(draft.forecast)
+        assert response.forecast is not None
+        generation = response.generation(self._store.next_epoch())
+        self._reassigner.stage_costs[generation.epoch] = tuple(response.stage_costs.get(0, ()))
+        self._replan.started(response.placements)
+        arrangement, promise = arrangement_of(generation), promise_of(response.forecast)
         self._say(f"epoch {generation.epoch}: {arrangement}; predicted: {promise}; because: {decision.text}")
         self.rollout.enter(Step.LOADING, now, generation)
         return self.tick(now)
@@ -213,88 +215,92 @@ class Coordinator:
     def _take(self, delivery: Delivery, now: float) -> bool:
         """Take a message; tell whether it is urgent."""
         topic = self._setup.topics.read(delivery.topic)
-        events: list[Event] = []
-        if topic.kind is Kind.BEAT:
-            events = self.registry.note_beat(topic.levels[0], delivery.payload, now)
-            failed, lines = self._roster.note_stages(topic.levels[0], self.deployment)
+        events: list[HealthChange] = []
+        if topic.kind is Kind.HEARTBEAT:
+            events = self.membership.note_beat(topic.levels[0], delivery.payload, now)
+            failed, lines = self._pool.note_stages(topic.levels[0], self.deployment)
             self._note_events(events, now)
             self.lines += lines
             return any((self._note_revision(topic.levels[0]), self._note_lacks(topic.levels[0], now), failed))
         if topic.kind is Kind.STATUS and topic.levels[1] == "status" and topic.levels[0] != NAME:
-            events = self.registry.note_status(topic.levels[0], delivery.payload, now, retained=delivery.retained)
+            events = self.membership.note_status(topic.levels[0], delivery.payload, now, retained=delivery.retained)
         elif topic.kind is Kind.PLAN:
             self._take_plan(delivery.payload, now)
         elif topic.kind is Kind.SLICE:
-            self._stock.handle(delivery)
+            self._publisher.handle(delivery)
         elif topic.kind is Kind.RESULT:
-            return self._inquiry.answer(topic.levels[0], delivery.payload, now)
+            return self._readiness.answer(topic.levels[0], delivery.payload, now)
         self._note_events(events, now)
         return any(event.health in _EVENTFUL for event in events)
 
     def _take_plan(self, payload: bytes, now: float) -> None:
         begun = self.deployment is not None
-        self._say(self._ledger.take(payload))
+        self._say(self._store.take(payload))
         if begun and self.deployment is None:  # it came late, and nothing was published until then
             if self.rollout.step is not Step.IDLE:
                 self.rollout.enter(Step.IDLE, now)
             self._replan.outstanding = None
             self._begin(now)
 
-    def _note_events(self, events: list[Event], now: float) -> None:
+    def _note_events(self, events: list[HealthChange], now: float) -> None:
         for event in events:
             if event.health is not Health.NEW:
                 self._say(event.text)
                 self._changed_at = now
             if event.health is Health.GONE:
-                self._roster.forget(event.node)
+                self._pool.forget(event.node)
 
     def _note_revision(self, node: str) -> bool:
         """Go on from the revision that a node follows; tell whether our plan must go out again."""
-        peer = self.registry.peers.get(node)
-        if peer is None or peer.beat is None or not self._ledger.count_on(peer.beat):
+        member = self.membership.members.get(node)
+        if member is None or member.beat is None or not self._store.continue_from(member.beat):
             return False
-        self._say(f"node {node} follows revision {peer.beat.revision} of a lost plan: ours counts on from there")
-        return self._ledger.dirty
+        self._say(f"node {node} follows revision {member.beat.revision} of a lost plan: ours counts on from there")
+        return self._store.dirty
 
     def _note_lacks(self, node: str, now: float) -> bool:
         """Publish again what a node could not get; tell whether there was such a thing."""
-        lacks = {report.lacks for report in self.registry.reports(node)} & self._wanted() if self.deployment else set()
-        doubted = [sha256 for sha256 in sorted(lacks) if self._stock.doubt(sha256, now)]
-        for sha256 in doubted:
+        if self.deployment is None:
+            return False
+        lacks = {report.lacks for report in self.membership.reports(node)} & self._wanted()
+        lost = [sha256 for sha256 in sorted(lacks) if self._publisher.republish(sha256, now)]
+        for sha256 in lost:
             self._say(f"node {node} could not get {sha256} from the broker: it is published again")
-        return bool(doubted)
+        return bool(lost)
 
     def _begin(self, now: float) -> None:
         """Go on with the plan that is retained, or begin one."""
-        found, adoption = self._ledger.found, adopt(self._ledger.found, self._setup)
-        begun = adoption.deployment
-        self._ledger.open(begun)
+        found, recovery = self._store.found, recover(self._store.found, self._setup)
+        begun = recovery.deployment
+        self._store.open(begun)
         if found is None:
             return
-        for remark in adoption.remarks:
+        for remark in recovery.remarks:
             self._say(remark)
         self._follow(found, now)
-        self.registry.expect(names_of(begun), now)
-        self.registry.pardon(now + GRACE_S)
+        self.membership.expect(names_of(begun), now)
+        self.membership.extend_deadlines(now + GRACE_S)
         if begun.generations:  # the broker may have lost their slices, and a plan may be long in coming
-            self.orders.append(Order(SLICES, (), begun.generations, begun.epoch))
+            self.requests.append(PlanRequest(SLICES, (), begun.generations, begun.epoch))
         self.rollout.resume(begun, now)
         self._say(f"adopted the plan of {found.author}, revision {found.revision}: {self.detail}")
 
     # What is done about it.
 
-    def _mend(self, now: float) -> None:
+    def _reassign_stages(self, now: float) -> None:
         """Give every stage that sensors need a node that lives."""
-        self._roster.look(self._ledger.deployed, now)
-        mended, moves = self._mender.mend(self._ledger.deployed, self._roster.candidates(), self._roster.failing, now)
-        if mended == self._ledger.deployed:
+        self._pool.update(self._store.deployed, now)
+        mended, reassignments = self._reassigner.reassign(
+            self._store.deployed, self._pool.candidates(), self._pool.failing, now
+        )
+        if mended == self._store.deployed:
             return
         self._change(mended, now)
-        for move in moves:
+        for move in reassignments:
             self._say(move.text)
-        self.moved += len(moves)
-        if moves:
-            self._inquiry.current.doubt(now)
+        self.moved += len(reassignments)
+        if reassignments:
+            self._readiness.current.invalidate(now)
 
     def _roll(self, now: float) -> None:
         """Look whether the step of the rollout is done."""
@@ -302,43 +308,43 @@ class Coordinator:
         if step is Step.LOADING:
             self._loaded(now)
         elif step is Step.PREPARING:
-            self._judge(rollout.prepared(self.registry, now), Step.PROBING, now)
+            self._judge(rollout.prepared(self.membership, now), Step.PROBING, now)
         elif step is Step.PROBING:
             assert rollout.generation is not None
-            answered = self._inquiry.trial.is_ready(rollout.generation.epoch)
-            self._judge(rollout.probed(self.registry, answered, now), Step.DRAINING, now)
+            answered = self._readiness.candidate.is_ready(rollout.generation.epoch)
+            self._judge(rollout.probed(self.membership, answered, now), Step.DRAINING, now)
         elif step is Step.DRAINING:
-            self._judge(rollout.drained(self._ledger.deployed, self.registry, now), Step.IDLE, now)
+            self._judge(rollout.drained(self._store.deployed, self.membership, now), Step.IDLE, now)
 
     def _loaded(self, now: float) -> None:
         """Publish the generation once the broker has all its slices."""
-        generation, deployment = self.rollout.generation, self._ledger.deployed
+        generation, deployment = self.rollout.generation, self._store.deployed
         assert generation is not None
-        missing = self._stock.missing(hashes_of(generation) | set(deployment.files.values()))
+        missing = self._publisher.missing(hashes_of(generation) | set(deployment.files.values()))
         if not missing:
             self._change(msgspec.structs.replace(deployment, generations=(*deployment.generations, generation)), now)
             self.rollout.enter(Step.PREPARING, now)
         elif now > self.rollout.since + LOADING_S:
             text = f"the broker has not taken {len(missing)} files: see its access list and size limit"
-            self._withdraw(Verdict(Outcome.FAILED, text), now)
+            self._withdraw(StepResult(StepOutcome.FAILED, text), now)
 
-    def _judge(self, verdict: Verdict, following: Step, now: float) -> None:
+    def _judge(self, result: StepResult, following: Step, now: float) -> None:
         """Take the rollout to its next step, or withdraw it."""
-        if verdict.outcome is Outcome.FAILED:
-            self._withdraw(verdict, now)
-        if verdict.outcome is not Outcome.DONE:
+        if result.outcome is StepOutcome.FAILED:
+            self._withdraw(result, now)
+        if result.outcome is not StepOutcome.DONE:
             return
-        deployment, generation = self._ledger.deployed, self.rollout.generation
-        self._say(verdict.text)
+        deployment, generation = self._store.deployed, self.rollout.generation
+        self._say(result.text)
         if following is Step.PROBING:
-            self._inquiry.trial.doubt(now)
+            self._readiness.candidate.invalidate(now)
         elif following is Step.DRAINING:
             assert generation is not None
             self._change(msgspec.structs.replace(deployment, epoch=generation.epoch), now)
             self._replan.succeeded()
-            self._inquiry.switch()
+            self._readiness.switch()
             self.switched, self._trouble = self.switched + 1, ""
-            took = self._inquiry.current.took_s
+            took = self._readiness.current.took_s
             self._say(f"epoch {generation.epoch}: a probe came through in {duration(took)}; sensors switch to it")
         else:
             kept = tuple(one for one in deployment.generations if one.epoch == deployment.epoch)
@@ -348,25 +354,25 @@ class Coordinator:
                 self._say(f"epoch {', '.join(map(str, gone))} is over")
         self.rollout.enter(following, now)
 
-    def _withdraw(self, verdict: Verdict, now: float) -> None:
+    def _withdraw(self, result: StepResult, now: float) -> None:
         """Take a generation back that cannot get ready; the current one stays."""
         generation = self.rollout.generation
         assert generation is not None
-        kept = tuple(one for one in self._ledger.deployed.generations if one.epoch != generation.epoch)
-        self._change(msgspec.structs.replace(self._ledger.deployed, generations=kept), now)
-        if verdict.node:
-            self._roster.ban(verdict.node, now)
+        kept = tuple(one for one in self._store.deployed.generations if one.epoch != generation.epoch)
+        self._change(msgspec.structs.replace(self._store.deployed, generations=kept), now)
+        if result.node:
+            self._pool.ban(result.node, now)
         self.withdrawn += 1
         wait_s = self._replan.failed(now)
         self.rollout.enter(Step.IDLE, now)
-        self._trouble = f"epoch {generation.epoch} was withdrawn: {verdict.text}"
-        self._say(f"{self._trouble}; trying again in {wait_s:.0f} s" + (verdict.node and f", without {verdict.node}"))
+        self._trouble = f"epoch {generation.epoch} was withdrawn: {result.text}"
+        self._say(f"{self._trouble}; trying again in {wait_s:.0f} s" + (result.node and f", without {result.node}"))
 
     def _consider(self, now: float) -> None:
         """Ask for a plan when there may be a better one."""
         if self.rollout.step is not Step.IDLE:
             return
-        candidates, deployment = self._roster.candidates(), self._ledger.deployed
+        candidates, deployment = self._pool.candidates(), self._store.deployed
         waiting = "" if candidates else "waiting for nodes: start `har-edge node` on a device"
         if waiting and waiting != self._waiting:
             self._say(waiting)
@@ -375,34 +381,34 @@ class Coordinator:
             candidates, deployment.generations, deployment.epoch, self._unmet(), self._changed_at, now
         )
         if order is not None:
-            self.orders.append(order)
+            self.requests.append(order)
 
     def _unmet(self) -> str:
-        """Say what of the wish the current generation does not meet; empty where nothing is."""
-        current, setup = self._ledger.deployed.current, self._setup
-        return setup.wish.unmet(current, setup.model_sha256, len(self._roster.candidates())) if current else ""
+        """Say what of the spec the current generation does not meet; empty where nothing is."""
+        current, setup = self._store.deployed.current, self._setup
+        return setup.spec.unmet(current, setup.model_sha256, len(self._pool.candidates())) if current else ""
 
     # What goes out.
 
     def _change(self, after: Deployment, now: float) -> None:
         """Change the plan: a new revision, to be published."""
-        before = self._ledger.deployed
-        self._ledger.change(after)
+        before = self._store.deployed
+        self._store.change(after)
         self._follow(before, now)
 
     def _follow(self, before: Deployment, now: float) -> None:
         """Take note of a plan that has changed."""
-        after = self._ledger.deployed
-        self._sweeps.note(before, after, now)
-        self.registry.named = names_of(after)
+        after = self._store.deployed
+        self._collector.note(before, after, now)
+        self.membership.named = names_of(after)
         self._changed_at = now
         self._compare()
 
     def _compare(self) -> None:
         """Warn, once for each finding, where the nodes of the plan may give other bits than each other."""
-        generations = self._ledger.deployed.generations
+        generations = self._store.deployed.generations
         names = set[str]().union(*(names_in(one.placements) for one in generations))
-        statuses = {name: self.registry.peers[name].status for name in names if name in self.registry.peers}
+        statuses = {name: self.membership.members[name].status for name in names if name in self.membership.members}
         ways = {name: way_of(status.device) for name, status in statuses.items() if status is not None}
         dtypes = {spec.dtype for one in generations for spec in one.manifest.tensors}
         told = self._setup.config.delegate
@@ -413,22 +419,22 @@ class Coordinator:
 
     def _wanted(self) -> set[str]:
         """Return the hashes of everything that is deployed or about to be."""
-        deployment, loading = self._ledger.deployed, self.rollout.generation
+        deployment, loading = self._store.deployed, self.rollout.generation
         generations = [*deployment.generations, *([loading] if loading is not None else [])]
         return set(deployment.files.values()).union(*map(hashes_of, generations))
 
-    def _tidy(self) -> list[Outgoing]:
+    def _remove_unreferenced(self) -> list[Outgoing]:
         """Remove what no generation names: from the broker, and from memory."""
         if self.rollout.step is not Step.IDLE or self._replan.outstanding is not None:
             return []
-        epochs = {one.epoch for one in self._ledger.deployed.generations}
-        for epoch in self._mender.works.keys() - epochs:
-            del self._mender.works[epoch]
-        return self._stock.tidy(self._wanted())
+        epochs = {one.epoch for one in self._store.deployed.generations}
+        for epoch in self._reassigner.stage_costs.keys() - epochs:
+            del self._reassigner.stage_costs[epoch]
+        return self._publisher.remove_unreferenced(self._wanted())
 
     def _clear(self, now: float) -> list[Outgoing]:
         """Remove the retained statuses of those that have long been gone."""
-        gone = self.registry.stale(now)
+        gone = self.membership.stale(now)
         for name in gone:
             self._say(f"{name} has been gone for more than an hour: its status is removed")
         return [Outgoing(self._setup.topics.status(name), b"", retain=True) for name in gone]
@@ -437,9 +443,9 @@ class Coordinator:
         """Ask the current epoch now and then whether it answers, and a new one before sensors switch to it."""
         if not self._connected:  # nobody would answer, and all of them would leave at once later
             return []
-        current = self._ledger.deployed.current
+        current = self._store.deployed.current
         trial = self.rollout.generation if self.rollout.step is Step.PROBING else None
-        asked = self._inquiry.ask(current, current is not None and is_running(self.registry, current), trial, now)
+        asked = self._readiness.ask(current, current is not None and is_running(self.membership, current), trial, now)
         for problem in asked.problems:
             if problem != self._trouble:
                 self._say(problem)

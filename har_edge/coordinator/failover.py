@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from har_edge.coordinator.membership import Health, Registry
+from har_edge.coordinator.membership import Health, Membership
 from har_edge.planner.relocate import Candidate, Key, Load, relocate
 from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement
 from har_edge.protocol.status import StagePhase
@@ -20,7 +20,7 @@ HANDOVER_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StageCost:
     """What a stage takes on the reference device: seconds a window, bytes of memory beside a process."""
 
     seconds: float
@@ -28,7 +28,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class Reassignment:
     """A stage that goes from one node to another."""
 
     key: Key
@@ -45,16 +45,16 @@ class Move:
 
 
 @dataclass(slots=True)
-class Mender:
+class Reassigner:
     """Finds nodes for stages; it remembers nothing but since when each node wants to leave."""
 
-    registry: Registry
-    works: dict[int, tuple[Work, ...]] = field(default_factory=dict)
+    membership: Membership
+    stage_costs: dict[int, tuple[StageCost, ...]] = field(default_factory=dict)
     _leaving: dict[str, float] = field(default_factory=dict)
 
-    def mend(
+    def reassign(
         self, deployment: Deployment, candidates: Sequence[Candidate], failing: Collection[str], now: float
-    ) -> tuple[Deployment, list[Move]]:
+    ) -> tuple[Deployment, list[Reassignment]]:
         """Return the deployment with a living node for every stage that sensors may need, and what moved.
 
         Generations that are being prepared are left alone: a rollout that cannot finish is withdrawn. Nodes in
@@ -62,8 +62,8 @@ class Mender:
         """
         self._leaving = {
             name: self._leaving.get(name, now)
-            for name, peer in self.registry.peers.items()
-            if peer.health is Health.LEAVING
+            for name, member in self.membership.members.items()
+            if member.health is Health.LEAVING
         }
         reasons = self._orphans(deployment, candidates, failing)
         leaving = {
@@ -74,29 +74,29 @@ class Mender:
         }
         nodes = {candidate.name for candidate in candidates}
         targets = relocate(self._loads(deployment, {*reasons, *leaving}, nodes), candidates)
-        moves: list[Move] = []
+        reassignments: list[Reassignment] = []
         generations = tuple(
             generation
             if deployment.phase(generation.epoch) is Phase.PREPARING
             else msgspec.structs.replace(
                 generation,
                 placements=tuple(
-                    self._settle(generation.epoch, placement, reasons, targets, moves, now)
+                    self._settle(generation.epoch, placement, reasons, targets, reassignments, now)
                     for placement in generation.placements
                 ),
             )
             for generation in deployment.generations
         )
-        return msgspec.structs.replace(deployment, generations=generations), moves
+        return msgspec.structs.replace(deployment, generations=generations), reassignments
 
-    def works_of(self, generation: Generation) -> tuple[Work, ...]:
+    def costs_of(self, generation: Generation) -> tuple[StageCost, ...]:
         """Return what the stages of a generation take, as the planner said; equal work where nobody knows."""
         count = len(generation.manifest.slices)
-        known = self.works.get(generation.epoch)
+        known = self.stage_costs.get(generation.epoch)
         if known is not None and len(known) == count:
             return known
         predicted = generation.predicted_s if len(generation.predicted_s) == count else (1.0,) * count
-        return tuple(Work(seconds, 0) for seconds in predicted)
+        return tuple(StageCost(seconds, 0) for seconds in predicted)
 
     def _orphans(
         self, deployment: Deployment, candidates: Sequence[Candidate], failing: Collection[str]
@@ -106,8 +106,8 @@ class Mender:
         others = any(candidate.name not in failing for candidate in candidates)
         for generation in _needed(deployment):
             for placement in generation.placements:
-                key, health = (generation.epoch, *placement.key), self.registry.health(placement.node)
-                report = self.registry.report(generation.epoch, placement)
+                key, health = (generation.epoch, *placement.key), self.membership.health(placement.node)
+                report = self.membership.report(generation.epoch, placement)
                 if health in (Health.LOST, Health.GONE, Health.UNFIT):
                     found[key] = f"{placement.node} is {health.value}"
                 elif report is not None and report.phase is StagePhase.FAILED and others:
@@ -117,9 +117,9 @@ class Mender:
     def _loads(self, deployment: Deployment, orphans: Collection[Key], nodes: Collection[str]) -> list[Load]:
         loads = []
         for generation in deployment.generations:
-            works = self.works_of(generation)
+            stage_costs = self.costs_of(generation)
             for placement in generation.placements:
-                key, work = (generation.epoch, *placement.key), works[placement.stage]
+                key, work = (generation.epoch, *placement.key), stage_costs[placement.stage]
                 seconds = work.seconds / max(1, generation.replicas(placement.stage))
                 if key in orphans or placement.node in nodes:
                     loads.append(Load(key, seconds, work.memory_bytes, None if key in orphans else placement.node))
@@ -131,7 +131,7 @@ class Mender:
         placement: Placement,
         reasons: Mapping[Key, str],
         targets: Mapping[Key, str],
-        moves: list[Move],
+        reassignments: list[Reassignment],
         now: float,
     ) -> Placement:
         """Return where a stage is from now on."""
@@ -140,7 +140,7 @@ class Mender:
             target = ready or targets.get(key, placement.node)
             if target == placement.node:
                 return placement
-            moves.append(Move(key, placement.node, target, reasons[key]))
+            reassignments.append(Reassignment(key, placement.node, target, reasons[key]))
             return Placement(placement.stage, target, placement.replica)
         since = self._leaving.get(placement.node)
         if since is None:
@@ -148,11 +148,15 @@ class Mender:
         if ready is None:
             target = targets.get(key, "")
             return msgspec.structs.replace(placement, standby=(target,)) if target else placement
-        report = self.registry.report(epoch, placement, ready)
+        report = self.membership.report(epoch, placement, ready)
         if report is not None and report.phase in (StagePhase.PREPARED, StagePhase.RUNNING):
-            moves.append(Move(key, placement.node, ready, f"{placement.node} leaves, and {ready} has loaded it"))
+            reassignments.append(
+                Reassignment(key, placement.node, ready, f"{placement.node} leaves, and {ready} has loaded it")
+            )
         elif now > since + HANDOVER_S:
-            moves.append(Move(key, placement.node, ready, f"{placement.node} leaves, and {ready} has not loaded it"))
+            reassignments.append(
+                Reassignment(key, placement.node, ready, f"{placement.node} leaves, and {ready} has not loaded it")
+            )
         else:
             return placement
         return Placement(placement.stage, ready, placement.replica)
@@ -160,9 +164,9 @@ class Mender:
     def _successor(self, epoch: int, placement: Placement) -> str | None:
         """Return the node in standby that may take a stage."""
         for name in placement.standby:
-            report = self.registry.report(epoch, placement, name)
+            report = self.membership.report(epoch, placement, name)
             failed = report is not None and report.phase is StagePhase.FAILED
-            if self.registry.health(name) is Health.LIVE and not failed:
+            if self.membership.health(name) is Health.LIVE and not failed:
                 return name
         return None
 

@@ -7,7 +7,7 @@ import msgspec
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Outgoing
 from har_edge.protocol.deployment import MAX_REVISION, Deployment, encode_deployment
-from har_edge.protocol.status import Beat
+from har_edge.protocol.status import Heartbeat
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.deployment_files import read_deployment
 
@@ -15,7 +15,7 @@ from har_edge.runtime.deployment_files import read_deployment
 _MAX_HEARD = MAX_REVISION // 2
 
 
-class Ledger:
+class PlanStore:
     """The plan by one author; `deployment` is None until it was opened. `dirty`: it is to be published.
 
     `found` is the newest plan of others that came before that, `successor` a younger author who has taken over since.
@@ -61,7 +61,7 @@ class Ledger:
         self.epoch += 1
         return self.epoch
 
-    def doubt(self) -> None:
+    def republish(self) -> None:
         """Publish the plan again: the broker may have lost it."""
         self.dirty = self.deployment is not None and not self.is_blank
 
@@ -78,13 +78,13 @@ class Ledger:
         Raises MessageError for one that nodes cannot read either.
         """
         if not payload:
-            self.doubt()
+            self.republish()
             return ""
         try:
             found = read_deployment(self._topics, payload)
         except MessageError:
             if self.deployment is None or payload != encode_deployment(self.deployment):  # else it would go round
-                self.doubt()
+                self.republish()
             raise
         if found.author == self._author:
             if found.revision < self._echoed:  # it was refused at first, and now stands where a newer one stood
@@ -103,7 +103,7 @@ class Ledger:
             return f"a plan of an older coordinator ({found.author}) came; ours counts"
         return ""
 
-    def count_on(self, beat: Beat) -> bool:
+    def continue_from(self, beat: Heartbeat) -> bool:
         """Go on from the revision that a node follows, where that is a later one; tell whether it was.
 
         Where the broker has lost a plan whose author's clock was ahead of ours, nodes refuse whatever is not newer.

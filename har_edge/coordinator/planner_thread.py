@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from har_edge.coordinator.failover import Work
-from har_edge.coordinator.replan import Draft, Order, Wish, cuts_of
+from har_edge.coordinator.failover import StageCost
+from har_edge.coordinator.replan import PlacementSpec, PlanRequest, PlanResponse, cuts_of
 from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.planner.cost import cost
 from har_edge.planner.devices import DevicesFile, Sensors
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Cutting:
+class _CutModel:
     manifest: SliceManifest
     contents: dict[str, bytes]
 
@@ -47,7 +47,7 @@ class Planner:
     """
 
     model: Model
-    wish: Wish
+    spec: PlacementSpec
     profile: Callable[[Model], Profile]
     devices: DevicesFile | None = None
     path: Path = field(default_factory=Path)
@@ -55,29 +55,29 @@ class Planner:
     wire: int | None = None
     _reference: Profile | None = None
     _speed: float = 0.0
-    _cuttings: dict[tuple[int, ...], _Cutting] = field(default_factory=dict)
+    _cut_models: dict[tuple[int, ...], _CutModel] = field(default_factory=dict)
 
-    def plan(self, order: Order) -> Draft:
-        """Return the best plan for the nodes of an order, cut; where there is none, why."""
+    def plan(self, request: PlanRequest) -> PlanResponse:
+        """Return the best plan for the nodes of a request, cut; where there is none, why."""
         try:
-            return self._plan(order)
+            return self._plan(request)
         except HarEdgeError as error:
-            return Draft(order.number, problem=str(error))
+            return PlanResponse(request.number, problem=str(error))
 
-    def _plan(self, order: Order) -> Draft:
-        kept = self._cut_again(order.generations)
-        if not order.candidates:
-            self._cuttings = kept
-            return Draft(order.number, contents=_contents(kept))
+    def _plan(self, request: PlanRequest) -> PlanResponse:
+        kept = self._cut_again(request.generations)
+        if not request.candidates:
+            self._cut_models = kept
+            return PlanResponse(request.number, contents=_contents(kept))
         if self._reference is None:
             self._reference, self._speed = self.profile(self.model), self.speed()
-        relative = [replace(one, speed=one.speed / self._speed) for one in order.candidates]
+        relative = [replace(one, speed=one.speed / self._speed) for one in request.candidates]
         nodes = [coarse(one) for one in informed(relative, self.devices)]
         devices, remarks = devices_of(nodes, self._reference, self.devices, self.path)
         sensors = self.devices.sensors if self.devices else Sensors.APART
-        scene = make_scene(self.model, self._reference.bounds, devices, replicas=self.wish.replicas, sensors=sensors)
-        deployed = [one for one in order.generations if cuts_of(one.manifest) in kept and self._is_ours(one)]
-        current = next((one for one in deployed if one.epoch == order.epoch), None)
+        scene = make_scene(self.model, self._reference.bounds, devices, replicas=self.spec.replicas, sensors=sensors)
+        deployed = [one for one in request.generations if cuts_of(one.manifest) in kept and self._is_ours(one)]
+        current = next((one for one in deployed if one.epoch == request.epoch), None)
         cuts, placements = self._choose(scene, nodes, cuts_of(current.manifest) if current else None)
         cores = {node.name: node.cores for node in nodes}
         found = forecast(scene, cuts, _places(placements), cores)
@@ -86,17 +86,17 @@ class Planner:
                 f"the memory of {', '.join(sorted({one.node for one in placements}))} does not hold {self.model.name} "
                 f"in {len(cuts) + 1} slices; start more nodes, or ask for other cuts"
             )
-        cutting = self._cut(cuts)
-        self._cuttings = kept = {cuts: cutting, **kept}
-        return Draft(
-            number=order.number,
+        cut_model = self._cut(cuts)
+        self._cut_models = kept = {cuts: cut_model, **kept}
+        return PlanResponse(
+            number=request.number,
             remarks=tuple(remarks),
-            manifest=cutting.manifest,
+            manifest=cut_model.manifest,
             placements=placements,
             forecast=found,
             current=forecast(scene, cuts_of(current.manifest), _places(current.placements), cores) if current else None,
-            works={one.epoch: self._works(scene, cuts_of(one.manifest)) for one in deployed}
-            | {0: self._works(scene, cuts)},
+            stage_costs={one.epoch: self._stage_costs(scene, cuts_of(one.manifest)) for one in deployed}
+            | {0: self._stage_costs(scene, cuts)},
             contents=_contents(kept),
             reference_speed=self._speed,
         )
@@ -104,32 +104,32 @@ class Planner:
     def _is_ours(self, generation: Generation) -> bool:
         return generation.manifest.model_sha256 == self.model.sha256
 
-    def _cut_again(self, generations: Iterable[Generation]) -> dict[tuple[int, ...], _Cutting]:
+    def _cut_again(self, generations: Iterable[Generation]) -> dict[tuple[int, ...], _CutModel]:
         """Return the slices of generations of this model; whoever wrote a plan may have named cuts that cannot be."""
         found = {}
         for generation in filter(self._is_ours, generations):
             cuts = cuts_of(generation.manifest)
             try:
-                cutting = self._cut(cuts)
+                cut_model = self._cut(cuts)
             except HarEdgeError as error:
                 _log.warning("epoch %d is left out of account: %s", generation.epoch, error)
                 continue
-            if cuts_of(cutting.manifest) == cuts:
-                found[cuts] = cutting
+            if cuts_of(cut_model.manifest) == cuts:
+                found[cuts] = cut_model
         return found
 
     def _choose(
         self, scene: Scene, nodes: Sequence[Candidate], deployed: tuple[int, ...] | None
     ) -> tuple[tuple[int, ...], tuple[Placement, ...]]:
         """Return where to cut and who runs what; ConfigError where it cannot be as asked for."""
-        wish, count = self.wish, self.wish.stages
-        cuts = wish.cuts
+        spec, count = self.spec, self.spec.stages
+        cuts = spec.cuts
         if cuts is None and count is not None:
             segments = len(scene.layout.bounds) - 1
             if count > segments:
                 raise ConfigError(f"{count} stages were asked for, but the model can be cut into {segments} at most")
             if count <= len(nodes):
-                cuts = make_plan(replace(scene, least=count, most=count, replicas=1), wish.objective).cuts
+                cuts = make_plan(replace(scene, least=count, most=count, replicas=1), spec.objective).cuts
             elif deployed is not None and len(deployed) == count - 1:
                 cuts = deployed
             else:
@@ -137,37 +137,37 @@ class Planner:
                 assert profile is not None
                 cuts = even_stages(self.model, profile.segments, profile.overhead_s, count).cuts
         if cuts is None or len(cuts) < len(nodes):
-            plan = make_plan(scene if cuts is None else replace(scene, cuts=cuts), wish.objective)
+            plan = make_plan(scene if cuts is None else replace(scene, cuts=cuts), spec.objective)
             return plan.cuts, tuple(
                 Placement(number, name, replica)
                 for number, stage in enumerate(plan.stages)
                 for replica, name in enumerate(stage.devices)
             )
-        works = self._works(scene, cuts)
-        loads = [Load((0, number, 0), work.seconds, work.memory_bytes) for number, work in enumerate(works)]
+        stage_costs = self._stage_costs(scene, cuts)
+        loads = [Load((0, number, 0), work.seconds, work.memory_bytes) for number, work in enumerate(stage_costs)]
         homes = relocate(loads, nodes)
-        return cuts, tuple(Placement(number, homes[0, number, 0]) for number in range(len(works)))
+        return cuts, tuple(Placement(number, homes[0, number, 0]) for number in range(len(stage_costs)))
 
-    def _works(self, scene: Scene, cuts: Sequence[int]) -> tuple[Work, ...]:
+    def _stage_costs(self, scene: Scene, cuts: Sequence[int]) -> tuple[StageCost, ...]:
         """Return what each slice takes on the reference device."""
         assert self._reference is not None
         places = [scene.layout.bounds.index(cut) for cut in cuts if cut in scene.layout.bounds]
         edges = scene.layout.walk(places) if len(places) == len(cuts) else None
         if edges is None:
-            return (Work(1.0, 0),) * (len(cuts) + 1)
+            return (StageCost(1.0, 0),) * (len(cuts) + 1)
         kind = devices_of([Candidate("reference", 1.0)], self._reference, None, self.path)[0][0].kind
         costs = cost(scene.layout, [kind])
         return tuple(
-            Work(
+            StageCost(
                 float(costs.compute_s[0, edge] + costs.message_s[0, edge]),
                 int(costs.memory_bytes[0, edge]) - kind.base_bytes,
             )
             for edge in edges
         )
 
-    def _cut(self, cuts: tuple[int, ...]) -> _Cutting:
+    def _cut(self, cuts: tuple[int, ...]) -> _CutModel:
         """Return the slices between cuts; the same ones as `har-edge slice` makes."""
-        known = self._cuttings.get(cuts)
+        known = self._cut_models.get(cuts)
         if known is not None:
             return known
         slices = slice_model(self.model, cuts)
@@ -179,10 +179,10 @@ class Planner:
             contents[sha256] = content
             entries.append(msgspec.structs.replace(entry, sha256=sha256))
         manifest = msgspec.structs.replace(draft, slices=tuple(entries))
-        return _Cutting(manifest, contents)
+        return _CutModel(manifest, contents)
 
 
-def _contents(kept: Mapping[tuple[int, ...], _Cutting]) -> dict[str, bytes]:
+def _contents(kept: Mapping[tuple[int, ...], _CutModel]) -> dict[str, bytes]:
     return {sha256: content for one in kept.values() for sha256, content in one.contents.items()}
 
 
@@ -232,26 +232,26 @@ def _measure(model: Model, device: str, watch: Watch, delegate: str | None) -> P
     return msgspec.structs.replace(profile, memory=measure_memory(model, timing.bounds, delegate))
 
 
-class Workshop:
+class PlannerThread:
     """One thread that does what is asked of it, one thing after the other; answers are polled."""
 
-    def __init__(self, plan: Callable[[Order], Draft], sweep: Callable[[str], None]) -> None:
-        self._plan, self._sweep = plan, sweep
-        self._asked: queue.SimpleQueue[Order | str | None] = queue.SimpleQueue()
-        self._made: queue.SimpleQueue[Draft] = queue.SimpleQueue()
+    def __init__(self, plan: Callable[[PlanRequest], PlanResponse], delete_session: Callable[[str], None]) -> None:
+        self._plan, self._delete_session = plan, delete_session
+        self._asked: queue.SimpleQueue[PlanRequest | str | None] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[PlanResponse] = queue.SimpleQueue()
         # A daemon: a process that ends need not wait for a plan that nobody will read.
-        self._thread = threading.Thread(target=self._work, name="workshop", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="planner_thread", daemon=True)
         self._thread.start()
 
-    def order(self, order: Order) -> None:
+    def request(self, request: PlanRequest) -> None:
         """Ask for a plan."""
-        self._asked.put(order)
+        self._asked.put(request)
 
-    def sweep(self, client_id: str) -> None:
+    def delete_session(self, client_id: str) -> None:
         """Ask for a session to be deleted."""
         self._asked.put(client_id)
 
-    def poll(self) -> list[Draft]:
+    def poll(self) -> list[PlanResponse]:
         """Return the plans that have been made since."""
         found = []
         while not self._made.empty():
@@ -272,11 +272,11 @@ class Workshop:
                 draft = self._plan(asked)
             except Exception as error:  # a fault in planning must not leave the coordinator waiting for ever
                 _log.exception("planning failed")
-                draft = Draft(asked.number, problem=f"planning failed: {error!r}")
+                draft = PlanResponse(asked.number, problem=f"planning failed: {error!r}")
             self._made.put(draft)
 
     def _delete(self, client_id: str) -> None:
         try:
-            self._sweep(client_id)
+            self._delete_session(client_id)
         except Exception as error:  # nor may this end the thread: nobody would plan any more
             _log.warning("the session %s could not be deleted: %s", client_id, error)

@@ -22,7 +22,7 @@ _KEPT = 64
 
 
 @dataclass(slots=True)
-class Probing:
+class ProbeSeries:
     """The probes of one process, whose streams are called after `author`."""
 
     author: str
@@ -38,7 +38,7 @@ class Probing:
         """Tell whether the last probes through an epoch were answered."""
         return epoch != 0 and self._ready == epoch
 
-    def doubt(self, now: float) -> None:
+    def invalidate(self, now: float) -> None:
         """Take the pipeline for broken, until a probe that is sent from now on is answered."""
         self._ready, self._asked, self._sent_at = 0, None, float("-inf")
         self._out.clear()
@@ -77,48 +77,48 @@ class Probing:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DueProbes:
     """The messages of the probes that are due, and what a person should read of those that cannot be made."""
 
     messages: list[Outgoing]
     problems: list[str]
 
 
-class Inquiry:
+class ReadinessProbe:
     """Asks the `current` epoch, and in `trial` a generation that may become it; `make` makes a probe of a stream.
 
     `was_ready` tells whether a current epoch has ever answered.
     """
 
     def __init__(self, author: str, make: Callable[[Generation, str], list[Outgoing]]) -> None:
-        self.current, self.trial = Probing(f"{author}-a"), Probing(f"{author}-b")
+        self.current, self.candidate = ProbeSeries(f"{author}-a"), ProbeSeries(f"{author}-b")
         self.was_ready = False
         self._make = make
 
     def answer(self, stream: str, payload: bytes, now: float) -> bool:
         """Take a result of a stream; tell whether it answers a probe. Raises MessageError for what is no result."""
-        return any(one.answer(stream, payload, now) for one in (self.current, self.trial))
+        return any(one.answer(stream, payload, now) for one in (self.current, self.candidate))
 
     def switch(self) -> None:
         """Take the generation on trial for the current one."""
-        self.current, self.trial = self.trial, self.current
+        self.current, self.candidate = self.candidate, self.current
 
-    def ask(self, current: Generation | None, running: bool, trial: Generation | None, now: float) -> Asked:
+    def ask(self, current: Generation | None, running: bool, trial: Generation | None, now: float) -> DueProbes:
         """Ask what is due: the current generation when all of it is `running`, and the one on trial, if any."""
-        asked = Asked([], [])
+        asked = DueProbes([], [])
         if current is not None:
             ready = self.current.is_ready(current.epoch)
             self.was_ready = self.was_ready or ready
             if running:
                 self._ask(self.current, current, asked, now)
             elif ready:
-                self.current.doubt(now)
+                self.current.invalidate(now)
         if trial is not None:
-            self._ask(self.trial, trial, asked, now)
+            self._ask(self.candidate, trial, asked, now)
         return asked
 
-    def _ask(self, probing: Probing, generation: Generation, asked: Asked, now: float) -> None:
-        stream = probing.next_stream(generation.epoch, now)
+    def _ask(self, series: ProbeSeries, generation: Generation, asked: DueProbes, now: float) -> None:
+        stream = series.next_stream(generation.epoch, now)
         try:
             messages = self._make(generation, stream) if stream is not None else []
         except HarEdgeError as error:

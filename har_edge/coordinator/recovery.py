@@ -7,28 +7,28 @@ from dataclasses import dataclass
 import msgspec
 
 from har_edge.config.pipeline import BrokerConfig
-from har_edge.coordinator.config import Setup, names_of
-from har_edge.coordinator.membership import MAX_PEERS
-from har_edge.coordinator.rollout import go_on
+from har_edge.coordinator.config import CoordinatorConfig, names_of
+from har_edge.coordinator.membership import MAX_MEMBERS
+from har_edge.coordinator.rollout import resumable
 from har_edge.errors import HarEdgeError
 from har_edge.protocol.deployment import VERSION, Deployment
 from har_edge.protocol.topics import PROBE
 
 
 @dataclass(frozen=True, slots=True)
-class Adoption:
+class Recovery:
     """The plan to begin with, by its new author, and what a person should read about it."""
 
     deployment: Deployment
     remarks: tuple[str, ...] = ()
 
 
-def adopt(found: Deployment | None, setup: Setup) -> Adoption:
+def recover(found: Deployment | None, setup: CoordinatorConfig) -> Recovery:
     """Return what a coordinator begins with: what it found, where that is for its task; else a plan of nothing."""
     empty = Deployment(VERSION, 0, setup.author, setup.started, setup.config, 0, dict(setup.hashes), ())
     if found is None:
-        return Adoption(empty)
-    kept, remarks = go_on(found, setup.model_sha256), list[str]()
+        return Recovery(empty)
+    kept, remarks = resumable(found, setup.model_sha256), list[str]()
     same = msgspec.structs.replace(found.config, epoch=setup.config.epoch, broker=BrokerConfig()) == setup.config
     if not same or found.files != dict(setup.hashes):
         remarks.append("the plan there is for another task: sensors and nodes start anew with this one")
@@ -37,14 +37,14 @@ def adopt(found: Deployment | None, setup: Setup) -> Adoption:
     if flaw:
         remarks.append(f"the plan there is cannot be gone on with: {flaw}; this one begins anew")
         kept = empty
-    return Adoption(msgspec.structs.replace(empty, epoch=kept.epoch, generations=kept.generations), tuple(remarks))
+    return Recovery(msgspec.structs.replace(empty, epoch=kept.epoch, generations=kept.generations), tuple(remarks))
 
 
-def _flaw(found: Deployment, setup: Setup) -> str:
+def _flaw(found: Deployment, setup: CoordinatorConfig) -> str:
     """Say why this process could not look after a plan that nodes can read; empty where it can."""
     names = names_of(found)
-    if len(names) > MAX_PEERS:
-        return f"it names {len(names)} nodes; expected at most {MAX_PEERS}"
+    if len(names) > MAX_MEMBERS:
+        return f"it names {len(names)} nodes; expected at most {MAX_MEMBERS}"
     for generation in found.generations:
         try:
             setup.probe(generation, f"{PROBE}{setup.author}")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from har_edge.coordinator.failover import Work
+from har_edge.coordinator.failover import StageCost
 from har_edge.planner.plan import Objective
 from har_edge.planner.relocate import Candidate, Forecast, coarse
 from har_edge.protocol.deployment import Generation, Placement
@@ -21,13 +21,13 @@ from har_edge.units import duration
 FIRST_S = 2.0
 # Gains that come of ties and roundings.
 _SAME = 0.01
-# An order that asks for slices, not for a decision.
+# A request that asks for slices, not for a decision.
 SLICES = 0
 BACKOFF_S, MOST_BACKOFF_S = 2.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class PlacementSpec:
     """What a person asked for: the best plan, or one with so many slices, or with these cuts."""
 
     objective: Objective = Objective.THROUGHPUT
@@ -57,7 +57,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class PlanRequest:
     """What the planner is asked: a plan for these nodes (speeds as on their cards), compared with what is deployed.
 
     Without nodes, nothing but the slices of what is deployed.
@@ -70,12 +70,12 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class PlanResponse:
     """What the planner answers; `problem` says why there is no plan.
 
-    `current` is what the deployed generation takes on the same nodes, None where it cannot run there. `works` are by
-    epoch, those of the draft under 0; `contents` are slices by hash. `reference_speed` is the speed, as on a card, of
-    the device that works and forecasts refer to.
+    `current` is what the deployed generation takes on the same nodes, None where it cannot run there. `stage_costs` are
+    by generation, those of this plan under 0; `contents` are slices by hash. `reference_speed` is the speed (as in
+    NodeCapabilities) of the device that costs and forecasts refer to.
     """
 
     number: int
@@ -85,7 +85,7 @@ class Draft:
     placements: tuple[Placement, ...] = ()
     forecast: Forecast | None = None
     current: Forecast | None = None
-    works: Mapping[int, tuple[Work, ...]] = field(default_factory=dict)
+    stage_costs: Mapping[int, tuple[StageCost, ...]] = field(default_factory=dict)
     contents: Mapping[str, bytes] = field(default_factory=dict)
     reference_speed: float = 0.0
 
@@ -97,7 +97,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether to roll a draft out, and why; an empty text is not worth a line."""
+    """Whether to roll a plan out, and why; an empty text is not worth a line."""
 
     go: bool
     text: str
@@ -117,10 +117,10 @@ class _View:
 class Replan:
     """Asks for plans and judges them."""
 
-    wish: Wish
+    spec: PlacementSpec
     margin: float
     settle_s: float
-    outstanding: Order | None = None
+    outstanding: PlanRequest | None = None
     _number: int = 0
     _asked: _View | None = None
     _decided: _View | None = None
@@ -137,11 +137,11 @@ class Replan:
         unmet: str,
         changed_at: float,
         now: float,
-    ) -> Order | None:
+    ) -> PlanRequest | None:
         """Return what to ask the planner now, None where nothing is to be asked."""
         if self.outstanding is not None or not candidates or now < self._not_before:
             return None
-        wanted = self.wish.most_nodes
+        wanted = self.spec.most_nodes
         first = not epoch or (bool(unmet) and self._decided is None)
         wait_s = min(FIRST_S, self.settle_s) if first else self.settle_s
         complete = not epoch and wanted is not None and len(candidates) >= wanted
@@ -157,27 +157,27 @@ class Replan:
             return None
         self._number += 1
         self._asked = view
-        self.outstanding = Order(self._number, tuple(candidates), tuple(generations), epoch)
+        self.outstanding = PlanRequest(self._number, tuple(candidates), tuple(generations), epoch)
         return self.outstanding
 
-    def judge(self, draft: Draft, current: Generation | None, unmet: str, now: float) -> Decision | None:
-        """Tell whether a draft is worth a change; None for an answer that nobody waits for any more."""
-        if self.outstanding is None or draft.number != self.outstanding.number:
+    def judge(self, response: PlanResponse, current: Generation | None, unmet: str, now: float) -> Decision | None:
+        """Tell whether a plan is worth a change; None for an answer that nobody waits for any more."""
+        if self.outstanding is None or response.number != self.outstanding.number:
             return None
         self.outstanding, self._judged_at = None, now
         asked, drift = self._asked, self._asked is not None and self._is_drift(self._asked)
-        if draft.problem:
+        if response.problem:
             self._decided, self._not_before = asked, now + self.settle_s
-            return Decision(False, f"no plan: {draft.problem}")
-        assert draft.manifest is not None and draft.forecast is not None and asked is not None
+            return Decision(False, f"no plan: {response.problem}")
+        assert response.manifest is not None and response.forecast is not None and asked is not None
         if current is None:
             return Decision(True, f"first plan for {_nodes(len(asked.names))}")
-        if draft.manifest == current.manifest and _homes(draft.placements) == _homes(current.placements):
+        if response.manifest == current.manifest and _homes(response.placements) == _homes(current.placements):
             self._decided, self._agreed = asked, False
             return Decision(False, "")
         if unmet:
             return Decision(True, unmet)
-        new, old = self._value(draft.forecast), self._value(draft.current)
+        new, old = self._value(response.forecast), self._value(response.current)
         gain = 1 - new / old if 0 < old < math.inf else float(old > new)
         text = f"{self._what()} {_ms(new)} instead of {_ms(old)}"
         if gain <= self.margin:
@@ -196,7 +196,7 @@ class Replan:
         return old is not None and (old.names, old.homes, old.unmet) == (view.names, view.homes, view.unmet)
 
     def started(self, placements: Sequence[Placement]) -> None:
-        """Take note that a draft is being rolled out: when it is there, it is what was decided."""
+        """Take note that a plan is being rolled out: when it is there, it is what was decided."""
         assert self._asked is not None
         self._decided, self._agreed = replace(self._asked, homes=_homes(placements), unmet=""), False
 
@@ -213,10 +213,10 @@ class Replan:
     def _value(self, forecast: Forecast | None) -> float:
         if forecast is None:
             return math.inf
-        return forecast.period_s if self.wish.objective is Objective.THROUGHPUT else forecast.latency_s
+        return forecast.period_s if self.spec.objective is Objective.THROUGHPUT else forecast.latency_s
 
     def _what(self) -> str:
-        return "a window every" if self.wish.objective is Objective.THROUGHPUT else "a window takes"
+        return "a window every" if self.spec.objective is Objective.THROUGHPUT else "a window takes"
 
 
 def cuts_of(manifest: SliceManifest) -> tuple[int, ...]:

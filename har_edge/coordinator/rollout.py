@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from har_edge.coordinator.membership import SERVING, Health, Registry
+from har_edge.coordinator.membership import SERVING, Health, Membership
 from har_edge.protocol.deployment import Deployment, Generation, Phase
 from har_edge.protocol.status import StagePhase
 
@@ -42,7 +42,7 @@ NEXT = {
 }
 
 
-class Outcome(enum.Enum):
+class StepOutcome(enum.Enum):
     """What became of a step."""
 
     WAIT = "wait"
@@ -51,15 +51,15 @@ class Outcome(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class StepResult:
     """What became of a step, and why; `node` is to blame for a failure, empty where nobody is."""
 
-    outcome: Outcome
+    outcome: StepOutcome
     text: str = ""
     node: str = ""
 
 
-_WAIT, _DONE = Verdict(Outcome.WAIT), Verdict(Outcome.DONE)
+_WAIT, _DONE = StepResult(StepOutcome.WAIT), StepResult(StepOutcome.DONE)
 
 
 @dataclass(slots=True)
@@ -87,13 +87,13 @@ class Rollout:
         elif Phase.DRAINING in phases:
             self.enter(Step.DRAINING, now, found.current)
 
-    def prepared(self, registry: Registry, now: float) -> Verdict:
+    def prepared(self, membership: Membership, now: float) -> StepResult:
         """Tell whether every stage of the generation runs."""
         assert self.generation is not None
-        failure = self._failure(registry)
+        failure = self._failure(membership)
         if failure is not None:
             return failure
-        phases = tuple(_phase(registry, self.generation))
+        phases = tuple(_phase(membership, self.generation))
         if all(phase == StagePhase.RUNNING.value for phase in phases):
             return _DONE
         if phases != self._phases:
@@ -103,27 +103,29 @@ class Rollout:
         number = next(k for k, phase in enumerate(phases) if phase != StagePhase.RUNNING.value)
         placement = self.generation.placements[number]
         said = phases[number] or "nothing said"
-        return Verdict(
-            Outcome.FAILED, f"stage {placement.stage} on {placement.node}: {said} for {STUCK_S:.0f} s", placement.node
+        return StepResult(
+            StepOutcome.FAILED,
+            f"stage {placement.stage} on {placement.node}: {said} for {STUCK_S:.0f} s",
+            placement.node,
         )
 
-    def probed(self, registry: Registry, answered: bool, now: float) -> Verdict:
+    def probed(self, membership: Membership, answered: bool, now: float) -> StepResult:
         """Tell whether a window came through the generation."""
-        failure = self._failure(registry)
+        failure = self._failure(membership)
         if failure is not None or answered:
             return failure or _DONE
         if now < self.since + PROBE_S:
             return _WAIT
-        return Verdict(Outcome.FAILED, f"no answer to a probe in {PROBE_S:.0f} s")
+        return StepResult(StepOutcome.FAILED, f"no answer to a probe in {PROBE_S:.0f} s")
 
-    def drained(self, deployment: Deployment, registry: Registry, now: float) -> Verdict:
+    def drained(self, deployment: Deployment, membership: Membership, now: float) -> StepResult:
         """Tell whether nobody needs the generations before the current one any more."""
-        behind = registry.behind(deployment.epoch)
+        behind = membership.behind(deployment.epoch)
         busy = [
             f"stage {placement.stage} of epoch {generation.epoch} on {placement.node}"
             for generation in deployment.generations
             if deployment.phase(generation.epoch) is Phase.DRAINING
-            for placement, phase in zip(generation.placements, _phase(registry, generation), strict=True)
+            for placement, phase in zip(generation.placements, _phase(membership, generation), strict=True)
             if phase != StagePhase.DRAINED.value
         ]
         if behind and now < self.since + SWITCH_S:
@@ -131,23 +133,23 @@ class Rollout:
         if busy and now < self.since + DRAIN_S:
             return _WAIT
         late = [f"sensor {name}" for name in behind] + busy
-        return Verdict(Outcome.DONE, f"not waiting any longer for {', '.join(late)}" if late else "")
+        return StepResult(StepOutcome.DONE, f"not waiting any longer for {', '.join(late)}" if late else "")
 
-    def _failure(self, registry: Registry) -> Verdict | None:
+    def _failure(self, membership: Membership) -> StepResult | None:
         """Return why the generation cannot get ready."""
         assert self.generation is not None
         for placement in self.generation.placements:
-            health = registry.health(placement.node)
+            health = membership.health(placement.node)
             if health not in SERVING or health in (Health.UNFIT, Health.LEAVING):
-                return Verdict(Outcome.FAILED, f"node {placement.node} is {health.value}")
-            report = registry.report(self.generation.epoch, placement)
+                return StepResult(StepOutcome.FAILED, f"node {placement.node} is {health.value}")
+            report = membership.report(self.generation.epoch, placement)
             if report is not None and report.phase is StagePhase.FAILED:
                 text = f"stage {placement.stage} failed on {placement.node}: {report.detail or 'no reason given'}"
-                return Verdict(Outcome.FAILED, text, placement.node)
+                return StepResult(StepOutcome.FAILED, text, placement.node)
         return None
 
 
-def go_on(found: Deployment, model_sha256: str) -> Deployment:
+def resumable(found: Deployment, model_sha256: str) -> Deployment:
     """Return what a coordinator that starts goes on with: the plan it found, without what it could not bring to an end.
 
     That is a generation of another model that is getting ready, and one beside which another still drains.
@@ -159,20 +161,20 @@ def go_on(found: Deployment, model_sha256: str) -> Deployment:
     return msgspec.structs.replace(found, generations=tuple(one for one in found.generations if one not in preparing))
 
 
-def _phase(registry: Registry, generation: Generation) -> list[str]:
+def _phase(membership: Membership, generation: Generation) -> list[str]:
     """Return the phase that each placement's node reports, empty where it says nothing yet."""
-    reports = (registry.report(generation.epoch, placement) for placement in generation.placements)
+    reports = (membership.report(generation.epoch, placement) for placement in generation.placements)
     return [report.phase.value if report else "" for report in reports]
 
 
-def unready(registry: Registry, generation: Generation) -> str:
+def unready(membership: Membership, generation: Generation) -> str:
     """Say which stage of a generation does not run, empty where all do."""
-    for placement, phase in zip(generation.placements, _phase(registry, generation), strict=True):
+    for placement, phase in zip(generation.placements, _phase(membership, generation), strict=True):
         if phase != StagePhase.RUNNING.value:
             return f"stage {placement.stage} on {placement.node}: {phase or 'nothing said'}"
     return ""
 
 
-def is_running(registry: Registry, generation: Generation) -> bool:
+def is_running(membership: Membership, generation: Generation) -> bool:
     """Tell whether every stage of a generation runs."""
-    return all(phase == StagePhase.RUNNING.value for phase in _phase(registry, generation))
+    return all(phase == StagePhase.RUNNING.value for phase in _phase(membership, generation))

@@ -1,4 +1,4 @@
-"""Runs a coordinator on a bus: moves bytes, hands slow work to the workshop, says what was decided."""
+"""Runs a coordinator on a bus: moves bytes, hands slow work to the planner's thread, says what was decided."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from har_edge.coordinator.coordinator import Coordinator
-from har_edge.coordinator.replan import Draft, Order
+from har_edge.coordinator.replan import PlanRequest, PlanResponse
 from har_edge.mqtt.bus import Bus, Outgoing, TakenOver
 from har_edge.protocol.status import State
 from har_edge.runtime.counters import Counters
@@ -17,26 +17,32 @@ from har_edge.runtime.loop import STATUS_S, Identity, Sender, Stop, drain
 TURN_S = 0.05
 
 
-class Desk(Protocol):
+class PlannerClient(Protocol):
     """Where slow work is done (coordinator/planner_thread.py)."""
 
-    def order(self, order: Order) -> None:
+    def request(self, request: PlanRequest) -> None:
         """Ask for a plan."""
 
-    def sweep(self, client_id: str) -> None:
+    def delete_session(self, client_id: str) -> None:
         """Ask for a session to be deleted."""
 
-    def poll(self) -> list[Draft]:
+    def poll(self) -> list[PlanResponse]:
         """Return the plans that have been made since."""
 
 
-class Helm:
+class CoordinatorService:
     """One coordinator on one bus."""
 
     def __init__(
-        self, bus: Bus, coordinator: Coordinator, identity: Identity, desk: Desk, say: Callable[[str], None]
+        self, bus: Bus, coordinator: Coordinator, identity: Identity, planner: PlannerClient, say: Callable[[str], None]
     ) -> None:
-        self._bus, self._coordinator, self._identity, self._desk, self._say = bus, coordinator, identity, desk, say
+        self._bus, self._coordinator, self._identity, self._planner, self._say = (
+            bus,
+            coordinator,
+            identity,
+            planner,
+            say,
+        )
         self._sender = Sender(bus, Counters(), "")
         self._due, self._said, self._reconnects = 0.0, ("", ""), -1
         bus.subscribe(coordinator.filters)
@@ -49,13 +55,13 @@ class Helm:
         for delivery in came:
             self._bus.acknowledge(delivery)
             self._send(coordinator.handle(delivery, now))
-        for draft in self._desk.poll():
-            self._send(coordinator.receive(draft, now))
+        for response in self._planner.poll():
+            self._send(coordinator.receive(response, now))
         self._send(coordinator.tick(now))
-        while coordinator.orders:
-            self._desk.order(coordinator.orders.pop(0))
+        while coordinator.requests:
+            self._planner.request(coordinator.requests.pop(0))
         while coordinator.ended:
-            self._desk.sweep(coordinator.ended.pop(0))
+            self._planner.delete_session(coordinator.ended.pop(0))
         while coordinator.lines:
             self._say(coordinator.lines.pop(0))
         self._sender.retry(time.monotonic())
@@ -87,11 +93,16 @@ class Helm:
 
 
 def run_coordinator(
-    bus: Bus, coordinator: Coordinator, identity: Identity, desk: Desk, stop: Stop, say: Callable[[str], None]
+    bus: Bus,
+    coordinator: Coordinator,
+    identity: Identity,
+    planner: PlannerClient,
+    stop: Stop,
+    say: Callable[[str], None],
 ) -> None:
     """Run a coordinator until `stop`; TakenOver when a younger one has taken its place."""
-    helm = Helm(bus, coordinator, identity, desk, say)
+    service = CoordinatorService(bus, coordinator, identity, planner, say)
     while not stop.asked:
-        helm.step(TURN_S, time.monotonic)
-    helm.farewell()
+        service.step(TURN_S, time.monotonic)
+    service.farewell()
     bus.close(forget=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from har_edge.coordinator.membership import Health, Registry
+from har_edge.coordinator.membership import Health, Membership
 from har_edge.planner.relocate import Key
 from har_edge.protocol.deployment import Deployment, Placement
 
@@ -23,7 +23,7 @@ class _Gone:
 
 
 @dataclass(slots=True)
-class Sweeps:
+class SessionCollector:
     """What was removed from the plan, until its sessions are known to have ended."""
 
     _gone: dict[Key, _Gone] = field(default_factory=dict)
@@ -37,21 +37,21 @@ class Sweeps:
         for key in kept & self._gone.keys():
             del self._gone[key]
 
-    def due(self, registry: Registry, now: float) -> list[Key]:
+    def due(self, membership: Membership, now: float) -> list[Key]:
         """Return the stages whose sessions must be deleted, once each."""
         found = []
         for key, gone in list(self._gone.items()):
             node = gone.placement.node
-            peer = registry.peers.get(node)
-            dead = registry.health(node) in (Health.LOST, Health.GONE)
+            member = membership.members.get(node)
+            dead = membership.health(node) in (Health.LOST, Health.GONE)
             if dead or now > gone.deadline:
                 found.append(key)
                 del self._gone[key]
             elif (
-                peer is not None
-                and peer.beat is not None
-                and peer.beat.revision >= gone.revision
-                and registry.report(key[0], gone.placement) is None
+                member is not None
+                and member.beat is not None
+                and member.beat.revision >= gone.revision
+                and membership.report(key[0], gone.placement) is None
             ):
                 del self._gone[key]  # the node has read the plan and left the stage, session and all
         return found

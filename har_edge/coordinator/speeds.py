@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median_low
 
-from har_edge.protocol.status import Beat, StagePhase
+from har_edge.protocol.status import Heartbeat, StagePhase
 
 # Windows before a figure counts, and over how many of the last ones the mean goes.
 LEAST_WINDOWS = 20
@@ -45,13 +45,13 @@ class _Track:
 
 
 @dataclass(slots=True)
-class Speeds:
+class SpeedEstimator:
     """Speed factors by node: 2 takes twice the time that its card lets expect."""
 
     _tracks: dict[str, _Track] = field(default_factory=dict)
     _settled: dict[str, float] = field(default_factory=dict)
 
-    def note(self, beat: Beat, expected_s: Mapping[tuple[int, int, int], float]) -> None:
+    def note(self, beat: Heartbeat, expected_s: Mapping[tuple[int, int, int], float]) -> None:
         """Take a beat; `expected_s` are seconds a window by (epoch, stage, replica), on this node by its card.
 
         Only what a node does with one stage alone tells its speed: several take time from each other.
@@ -107,12 +107,12 @@ class Speeds:
 
 
 @dataclass(slots=True)
-class Queues:
+class BacklogMonitor:
     """Stages that fall behind: said once, and again whenever the queue has doubled."""
 
     _said: dict[tuple[str, int, int, int], int] = field(default_factory=dict)
 
-    def note(self, beat: Beat) -> list[str]:
+    def note(self, beat: Heartbeat) -> list[str]:
         """Return a line for every stage of a beat whose queue has grown long."""
         lines = []
         if len(self._said) > _MOST_SAID:

@@ -11,7 +11,15 @@ from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.deployment import Deployment, decode_deployment
 from har_edge.protocol.results import Result, decode_results
-from har_edge.protocol.status import UNREADABLE, Beat, NodeStatus, StagePhase, State, decode_beat, decode_status
+from har_edge.protocol.status import (
+    UNREADABLE,
+    Heartbeat,
+    NodeStatus,
+    StagePhase,
+    State,
+    decode_heartbeat,
+    decode_status,
+)
 from har_edge.protocol.topics import PROBE, Kind, Topics
 from har_edge.runtime.sink import Sink
 
@@ -42,7 +50,7 @@ class Record:
     answered: list[Answered] = field(default_factory=list)
     plans: list[Seen] = field(default_factory=list)
     statuses: dict[str, NodeStatus] = field(default_factory=dict)
-    beats: dict[str, Beat] = field(default_factory=dict)
+    beats: dict[str, Heartbeat] = field(default_factory=dict)
     # When each node was last heard (seconds since 1970): by a beat.
     heard: dict[str, float] = field(default_factory=dict)
     # The last counters of each process, since a process that is started again counts from 0.
@@ -53,7 +61,7 @@ class Record:
     def filters(self) -> list[str]:
         """What to subscribe to."""
         topics = self.topics
-        return [topics.result("+"), topics.status("+"), topics.beat("+"), topics.plan()]
+        return [topics.result("+"), topics.status("+"), topics.heartbeat("+"), topics.plan()]
 
     @property
     def repeated(self) -> int:
@@ -76,8 +84,8 @@ class Record:
                     self._note_result(delivery, now)
                 case Kind.PLAN:
                     self._note_plan(decode_deployment(delivery.payload), now)
-                case Kind.BEAT:
-                    beat = decode_beat(delivery.payload)
+                case Kind.HEARTBEAT:
+                    beat = decode_heartbeat(delivery.payload)
                     self.beats[beat.node], self.heard[beat.node] = beat, time.time()
                 case Kind.STATUS:
                     status = decode_status(delivery.payload)

@@ -17,11 +17,11 @@ _QUEUE = "set `max_queued_messages 100000` (brokers/mosquitto.conf has it; Mosqu
 
 @dataclass(frozen=True, slots=True)
 class Trait:
-    """One thing that a broker does or does not: `mend` is empty where nothing is wrong."""
+    """One thing that a broker does or does not: `remedy` is empty where nothing is wrong."""
 
     name: str
     said: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def traits(broker: Measured) -> Iterator[Trait]:
@@ -62,18 +62,18 @@ def _kept(broker: Measured) -> Trait:
 def _retained(broker: Measured) -> Trait:
     if broker.retained_wildcards:
         return Trait("retained", "greet new subscriptions, with wildcards too")
-    mend = "use `har-edge stage` with fixed slices here, or another broker for a coordinator"
+    remedy = "use `har-edge stage` with fixed slices here, or another broker for a coordinator"
     if broker.retained:
-        return Trait("retained", "do not greet a filter with a wildcard: a coordinator does not find its nodes", mend)
+        return Trait("retained", "do not greet a filter with a wildcard: a coordinator does not find its nodes", remedy)
     return Trait("retained", "greet nobody: statuses, plans and slices are lost", "use another broker")
 
 
 def _in_flight(broker: Measured) -> Trait:
     count = f"{IN_FLIGHT} or more" if broker.in_flight >= IN_FLIGHT else str(broker.in_flight)
     if broker.in_flight < LEAST_IN_FLIGHT:
-        mend = "set `max_inflight_messages 0` in Mosquitto's configuration, `mqtt.prefetch = 1000` in RabbitMQ's"
+        remedy = "set `max_inflight_messages 0` in Mosquitto's configuration, `mqtt.prefetch = 1000` in RabbitMQ's"
         said = "joins acknowledge windows that still lack a source, so a stage that is killed loses them"
-        return Trait("in flight", f"{count} unacknowledged messages a client: {said}", mend)
+        return Trait("in flight", f"{count} unacknowledged messages a client: {said}", remedy)
     if broker.max_held is None or broker.max_held <= ASKED:
         kept = ", and no more than a client asks for" if broker.max_held is not None else ""
         return Trait("in flight", f"{count} unacknowledged messages a client{kept}")
@@ -99,8 +99,8 @@ def _size(broker: Measured) -> Trait:
     if broker.largest_bytes >= LEAST_BYTES:
         return Trait("size", f"messages of {count} come through, of {SIZES[-1] // 1024} KiB not")
     said = f"nothing larger than {count} comes through; a piece of a slice has {LEAST_BYTES // 1024} KiB"
-    mend = "raise `message_size_limit` and `max_packet_size` in its configuration: 16781312 is what har_edge may send"
-    return Trait("size", said, mend)
+    remedy = "raise `message_size_limit` and `max_packet_size` in its configuration: 16781312 is what har_edge may send"
+    return Trait("size", said, remedy)
 
 
 def replicas(deployment: Deployment, broker: Measured | None) -> Trait:
@@ -114,8 +114,8 @@ def replicas(deployment: Deployment, broker: Measured | None) -> Trait:
         return Trait("replicas", f"take turns: {said}; whether the broker's shared subscriptions deliver is not known")
     if broker.shared:
         return Trait("replicas", f"take turns: {said}")
-    mend = "start the coordinator with --replicas 1, or use a broker whose groups deliver (docs/reference/brokers.md)"
-    return Trait("replicas", f"{said}: these take turns by shared subscriptions, which deliver nothing here", mend)
+    remedy = "start the coordinator with --replicas 1, or use a broker whose groups deliver (docs/reference/brokers.md)"
+    return Trait("replicas", f"{said}: these take turns by shared subscriptions, which deliver nothing here", remedy)
 
 
 def _placements(deployment: Deployment) -> list[Placement]:

@@ -10,7 +10,7 @@ import msgspec
 from har_edge.errors import BrokerError
 from har_edge.monitor.broker_behaviour import traits
 from har_edge.monitor.identity import User
-from har_edge.monitor.permissions import Connect, Role, Tried, rights_of, try_right
+from har_edge.monitor.permissions import Connect, PermissionResult, Role, permissions_of, try_permission
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.broker_probe import CREDENTIALS, UNSUPPORTED_VERSION, Terms, knock, reach_port, speaks_tls
 from har_edge.mqtt.conformance import Measured, measure
@@ -32,17 +32,17 @@ class Verdict(str, Enum):
 
     OK = "ok"
     NOTE = "note"
-    WRONG = "wrong"
-    NOT_REACHED = "not reached"
+    FAIL = "wrong"
+    SKIPPED = "not reached"
 
 
-class Finding(msgspec.Struct, frozen=True):
+class Finding(msgspec.Struct, frozen=True, rename={"remedy": "mend"}):
     """One check: what was found, and where it is wrong, what to do."""
 
     check: str
     verdict: Verdict
     said: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def passed(check: str, said: str) -> Finding:
@@ -50,7 +50,7 @@ def passed(check: str, said: str) -> Finding:
     return Finding(check, Verdict.OK, said)
 
 
-class Reception:
+class BrokerChecks:
     """Checks the broker, step by step; each needs the ones before it.
 
     `assumed`: nobody said which role the `user` has, so that all are tried.
@@ -78,8 +78,8 @@ class Reception:
         try:
             reach_port(self.address)
         except BrokerError as error:
-            mend = "start it (`har-edge broker`, or the service that runs it there), or name another with --broker"
-            yield Finding(name, Verdict.WRONG, str(error), mend)
+            remedy = "start it (`har-edge broker`, or the service that runs it there), or name another with --broker"
+            yield Finding(name, Verdict.FAIL, str(error), remedy)
             return
         yield passed(name, f"{self.address.url} takes connections")
 
@@ -92,11 +92,11 @@ class Reception:
                 if not self.address.tls and speaks_tls(self.address):
                     yield self._wants_tls(name)
                     return
-                yield Finding(name, Verdict.WRONG, str(error), self._mend_mqtt())
+                yield Finding(name, Verdict.FAIL, str(error), self._mqtt_remedy())
                 return
         if self._terms is None or self._terms.code == UNSUPPORTED_VERSION:
             if not self._mqtt5:
-                yield Finding(name, Verdict.WRONG, "the broker does not speak MQTT 3.1.1", self._mend_mqtt())
+                yield Finding(name, Verdict.FAIL, "the broker does not speak MQTT 3.1.1", self._mqtt_remedy())
                 return
             self._mqtt5, self._terms = False, knock(self.address, mqtt5=False)
             yield passed(name, "no MQTT 5, so nodes use 3.1.1; --protocol 3.1.1 saves them the first try")
@@ -109,10 +109,10 @@ class Reception:
 
     def _wants_tls(self, name: str) -> Finding:
         _, _, place = self.address.url.partition("://")
-        mend = f"`--broker mqtts://{place}`, with --ca-file FILE where the system does not know who signed for it"
-        return Finding(name, Verdict.WRONG, f"{place} speaks TLS, and mqtt:// does not", mend)
+        remedy = f"`--broker mqtts://{place}`, with --ca-file FILE where the system does not know who signed for it"
+        return Finding(name, Verdict.FAIL, f"{place} speaks TLS, and mqtt:// does not", remedy)
 
-    def _mend_mqtt(self) -> str:
+    def _mqtt_remedy(self) -> str:
         if self.address.tls:
             return "look at --ca-file, and at the port: the one for mqtts:// is 8883 as a rule"
         return "look at the port, and whether it wants mqtts://"
@@ -122,10 +122,10 @@ class Reception:
         assert self._terms is not None
         who = str(self._user)
         if self._terms.code in CREDENTIALS:
-            mend = "give --username and --password-file (or HAR_EDGE_USERNAME, HAR_EDGE_PASSWORD) of a user it knows"
-            yield Finding(name, Verdict.WRONG, f"the broker does not let {who} in", mend)
+            remedy = "give --username and --password-file (or HAR_EDGE_USERNAME, HAR_EDGE_PASSWORD) of a user it knows"
+            yield Finding(name, Verdict.FAIL, f"the broker does not let {who} in", remedy)
         elif self._terms.code:
-            yield Finding(name, Verdict.WRONG, self._terms.said, "see the log of the broker")
+            yield Finding(name, Verdict.FAIL, self._terms.said, "see the log of the broker")
         else:
             unknown = "; that is its user where the broker takes names from certificates" * self._user.certified
             yield passed(name, f"{who} may connect{unknown}")
@@ -140,21 +140,21 @@ class Reception:
         least = CHUNK_BYTES + 4096
         if not terms.retain or not terms.wildcards:
             what = "retained messages" if not terms.retain else "subscriptions with wildcards"
-            yield Finding(name, Verdict.WRONG, f"the broker permits no {what}", f"permit {what} in its configuration")
+            yield Finding(name, Verdict.FAIL, f"the broker permits no {what}", f"permit {what} in its configuration")
         elif terms.max_packet_bytes is not None and terms.max_packet_bytes < least:
             said = (
                 f"the broker takes packets of at most {terms.max_packet_bytes} bytes; a piece of a slice takes {least}"
             )
-            yield Finding(name, Verdict.WRONG, said, "set `max_packet_size 16781312` in its configuration")
+            yield Finding(name, Verdict.FAIL, said, "set `max_packet_size 16781312` in its configuration")
         elif terms.receive_max is not None and terms.receive_max < RECEIVE_MAX:
             said = (
                 f"the broker takes {terms.receive_max} messages at once, so joins acknowledge windows that lack a "
                 f"source, which a stage that is killed then loses; {RECEIVE_MAX} or more do"
             )
-            yield Finding(name, Verdict.WRONG, said, _BOTH)
+            yield Finding(name, Verdict.FAIL, said, _BOTH)
         elif not terms.shared:
             said = "the broker has no shared subscriptions, so stages cannot take turns"
-            yield Finding(name, Verdict.WRONG, said, "use Mosquitto 1.6 or newer, or a broker with MQTT 5 in full")
+            yield Finding(name, Verdict.FAIL, said, "use Mosquitto 1.6 or newer, or a broker with MQTT 5 in full")
         else:
             packets = "of any size" if terms.max_packet_bytes is None else f"up to {terms.max_packet_bytes} bytes"
             at_once = "any number" if terms.receive_max is None else str(terms.receive_max)
@@ -167,37 +167,37 @@ class Reception:
         if self.roles != frozenset(Role):
             who = " and ".join(sorted(role.value for role in self.roles))
             said = f"not measured as {who}: it takes a user who may publish and read {self._prefix}#"
-            yield Finding(name, Verdict.NOT_REACHED, said)
+            yield Finding(name, Verdict.SKIPPED, said)
             return
         try:
             self.measured = measure(self._connect, self._topics.prefix, mqtt5=self._mqtt5)
         except BrokerError as error:
-            yield Finding(name, Verdict.NOT_REACHED, str(error))
+            yield Finding(name, Verdict.SKIPPED, str(error))
             return
         for trait in traits(self.measured):
-            verdict = Verdict.WRONG if trait.mend else Verdict.OK
-            yield Finding(f"broker's {trait.name}", verdict, trait.said, trait.mend)
+            verdict = Verdict.FAIL if trait.remedy else Verdict.OK
+            yield Finding(f"broker's {trait.name}", verdict, trait.said, trait.remedy)
 
     @property
     def _prefix(self) -> str:
         return f"{self._topics.prefix}probe/"
 
-    def rights(self, name: str) -> Iterator[Finding]:
+    def permissions(self, name: str) -> Iterator[Finding]:
         """Try every topic of the roles, both ways."""
-        for right in rights_of(self.roles):
+        for right in permissions_of(self.roles):
             ways = [word for word, wanted in (("publish", right.publishes), ("read", right.reads)) if wanted]
-            tried = try_right(self._connect, self._topics, right)
+            tried = try_permission(self._connect, self._topics, right)
             check = f"topic {right.kind.value}"
             if tried.problem:
-                yield Finding(check, Verdict.WRONG, tried.problem, self._mend_right(tried))
+                yield Finding(check, Verdict.FAIL, tried.problem, self._right_remedy(tried))
             else:
                 yield passed(check, f"may {' and '.join(ways)}" + (f" ({tried.remark})" if tried.remark else ""))
 
-    def _mend_right(self, tried: Tried) -> str:
+    def _right_remedy(self, tried: PermissionResult) -> str:
         """Say what permits this; nothing that a role does not need, so for a user of no known role, to name it."""
         if self._user.name is None:
             return "give the name of a user who may (--username and --password-file, or --cert-file and --key-file)"
-        line = f"`{tried.right.line(self._topics)}`"
+        line = f"`{tried.permission.line(self._topics)}`"
         if self._assumed:
             return (
                 f"name the role of {self._user.name} with --role, so that only what it needs is tried; the access list "

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from har_edge.errors import BrokerError, HarEdgeError, MessageError
 from har_edge.monitor.broker_behaviour import replicas
-from har_edge.monitor.broker_checks import Finding, Reception, Verdict, passed
-from har_edge.monitor.leftovers import look, of_plan, tell, tell_sessions
+from har_edge.monitor.broker_checks import BrokerChecks, Finding, Verdict, passed
+from har_edge.monitor.leftovers import leftovers_of_plan, read_retained, report_leftovers, report_sessions
 from har_edge.monitor.losses import losses
 from har_edge.monitor.missing import broken_off, missing_nodes
 from har_edge.monitor.observer import BEATING, SILENT_S, Observer
 from har_edge.monitor.permissions import Connect, can_see
-from har_edge.monitor.probe_run import NO_PLAN, Trial, fixed_here, no_plan, stalled
+from har_edge.monitor.probe_run import NO_PLAN, ProbeRun, fixed_here, no_plan, stalled
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.protocol.deployment import PROTOCOL
 from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, State, decode_status
@@ -35,21 +35,21 @@ _POLL_S = 0.05
 
 
 @dataclass(slots=True)
-class Checkup:
+class Diagnostics:
     """Runs the checks. `connect` opens connections with the credentials of the person who asks.
 
-    `listen_s` is how long beats are listened to, `timeout_s` how long a file or the probe may take. `ladder` is what is
-    checked in place of LADDER, and `ended` is called after it. `announce` is told the name of each check before it.
+    `listen_s` is how long beats are listened to, `timeout_s` how long a file or the probe may take. `checks` is what is
+    checked in place of CHECKS, and `ended` is called after it. `announce` is told the name of each check before it.
     """
 
-    reception: Reception
+    broker_checks: BrokerChecks
     connect: Connect
     topics: Topics
     store: Store
     timeout_s: float = 5.0
     listen_s: float = LISTEN_S
     broker_only: bool = False
-    ladder: tuple[Rung, ...] = ()
+    checks: tuple[Check, ...] = ()
     ended: Callable[[], None] = lambda: None
     announce: Callable[[str], object] = lambda name: None
     _bus: Bus | None = None
@@ -59,30 +59,30 @@ class Checkup:
     def run(self) -> Iterator[Finding]:
         """Yield findings in order; a check whose ground failed is not reached."""
         try:
-            for rung in BROKER_LADDER if self.broker_only else self.ladder or LADDER:
-                self.announce(rung.name)
-                findings = list(self._climb(rung))
-                if any(finding.verdict in (Verdict.WRONG, Verdict.NOT_REACHED) for finding in findings):
-                    self._failed.add(rung.name)
+            for check in BROKER_CHECKS if self.broker_only else self.checks or CHECKS:
+                self.announce(check.name)
+                findings = list(self._run_check(check))
+                if any(finding.verdict in (Verdict.FAIL, Verdict.SKIPPED) for finding in findings):
+                    self._failed.add(check.name)
                 yield from findings
         finally:
             self.ended()
             if self._bus is not None:
                 self._bus.close(forget=True)
 
-    def _climb(self, rung: Rung) -> Iterator[Finding]:
+    def _run_check(self, check: Check) -> Iterator[Finding]:
         """Make one check, if its ground holds and the person who asks may see what it is about."""
-        missing, roles = [need for need in rung.needs if need in self._failed], self.reception.roles
+        missing, roles = [need for need in check.needs if need in self._failed], self.broker_checks.roles
         if missing:
-            yield Finding(rung.name, Verdict.NOT_REACHED, f"needs: {', '.join(missing)}")
-        elif not can_see(roles, rung.reads, rung.publishes):
+            yield Finding(check.name, Verdict.SKIPPED, f"needs: {', '.join(missing)}")
+        elif not can_see(roles, check.reads, check.publishes):
             who = " and ".join(sorted(role.value for role in roles))
-            yield Finding(rung.name, Verdict.NOT_REACHED, f"not for the eyes of a {who}; ask as operator")
+            yield Finding(check.name, Verdict.SKIPPED, f"not for the eyes of a {who}; ask as operator")
         else:
             try:
-                yield from rung.step(self, rung.name)
+                yield from check.step(self, check.name)
             except HarEdgeError as error:
-                yield Finding(rung.name, Verdict.WRONG, printable(str(error), 500), "see the log of the broker")
+                yield Finding(check.name, Verdict.FAIL, printable(str(error), 500), "see the log of the broker")
 
     # --- who is there -----------------------------------------------------------------------------------------------
 
@@ -123,12 +123,12 @@ class Checkup:
             yield passed(name, f"is there{': ' if says else ''}{says}")
             return
         if fixed := fixed_here(self._listen(0.0), _now()):
-            mend = "`har-edge doctor --config FOLDER`, with the folder that `har-edge slice` made"
-            yield Finding(name, Verdict.WRONG, fixed, mend)
+            remedy = "`har-edge doctor --config FOLDER`, with the folder that `har-edge slice` made"
+            yield Finding(name, Verdict.FAIL, fixed, remedy)
             return
         state = f"the last one is {known[0].state.value}" if known else "none was ever seen"
-        mend = f"start one: `har-edge coordinator --model MODEL --pipeline {self.topics.pipeline}`"
-        yield Finding(name, Verdict.WRONG, f"{state}; a plan that is there goes on, but nobody mends it", mend)
+        remedy = f"start one: `har-edge coordinator --model MODEL --pipeline {self.topics.pipeline}`"
+        yield Finding(name, Verdict.FAIL, f"{state}; a plan that is there goes on, but nobody mends it", remedy)
 
     def _nodes(self, name: str) -> Iterator[Finding]:
         alive = self._alive("node")
@@ -149,21 +149,21 @@ class Checkup:
         others = {} if silent else self._elsewhere()
         if silent:
             said = f"{', '.join(sorted(silent)[:8])} do not beat: they hang, or have lost the broker without its notice"
-            mend = "see their logs, and start them again; and that this user may read beat/#"
+            remedy = "see their logs, and start them again; and that this user may read beat/#"
         elif others:
             said = "none in this pipeline, but " + "; ".join(
                 f"{', '.join(names)} with --base {base} --pipeline {pipeline}"
                 for (base, pipeline), names in others.items()
             )
-            mend = f"start them with --base {self.topics.base} --pipeline {self.topics.pipeline}, or look there"
+            remedy = f"start them with --base {self.topics.base} --pipeline {self.topics.pipeline}, or look there"
         else:
             said = "none, in this pipeline or another"
-            mend = f"on each device: `{self._start_node}`"
-        yield Finding(name, Verdict.WRONG, said, mend)
+            remedy = f"on each device: `{self._start_node}`"
+        yield Finding(name, Verdict.FAIL, said, remedy)
 
     @property
     def _start_node(self) -> str:
-        return f"har-edge node --broker {self.reception.address.url} --pipeline {self.topics.pipeline}"
+        return f"har-edge node --broker {self.broker_checks.address.url} --pipeline {self.topics.pipeline}"
 
     def _asked(self) -> int:
         """Return how many nodes the plan that was asked for can use; 0 where that is open, or nobody says it."""
@@ -215,7 +215,7 @@ class Checkup:
             all_of = len(ahead) > 1 and len(wrong) == len(ahead)
             where = "this machine, since all others differ from it" if all_of else "those devices"
             yield Finding(
-                name, Verdict.WRONG, f"clocks differ from ours: {who}", f"`timedatectl set-ntp true` on {where}"
+                name, Verdict.FAIL, f"clocks differ from ours: {who}", f"`timedatectl set-ntp true` on {where}"
             )
         elif ahead:
             yield passed(name, f"within {duration(max(map(abs, ahead.values())))} of ours, by their beats")
@@ -230,7 +230,7 @@ class Checkup:
             said = (
                 f"{', '.join(sorted(older))} speak another protocol than ours, which is {PROTOCOL}; they get no stages"
             )
-            yield Finding(name, Verdict.WRONG, said, "install the same har-edge on them as here and at the coordinator")
+            yield Finding(name, Verdict.FAIL, said, "install the same har-edge on them as here and at the coordinator")
         else:
             yield passed(name, f"har-edge {', '.join(versions)}, protocol {PROTOCOL}")
 
@@ -241,15 +241,15 @@ class Checkup:
         deployment = seen.deployment
         if seen.plan_problem:
             yield Finding(
-                name, Verdict.WRONG, seen.plan_problem, "see who else may publish the plan; restart the coordinator"
+                name, Verdict.FAIL, seen.plan_problem, "see who else may publish the plan; restart the coordinator"
             )
         elif deployment is None:
-            mend = f"see the log of the coordinator of {self.topics.pipeline}; and that this user may read the plan"
-            yield Finding(name, Verdict.WRONG, no_plan(seen, _now()), mend)
+            remedy = f"see the log of the coordinator of {self.topics.pipeline}; and that this user may read the plan"
+            yield Finding(name, Verdict.FAIL, no_plan(seen, _now()), remedy)
         elif deployment.current is None:
             yield Finding(
                 name,
-                Verdict.WRONG,
+                Verdict.FAIL,
                 f"revision {deployment.revision} has no epoch yet that answers",
                 "wait until its stages run (`har-edge status --live`), or see the log of the coordinator",
             )
@@ -260,8 +260,8 @@ class Checkup:
     def _replicas(self, name: str) -> Iterator[Finding]:
         deployment = self._listen(0.0).deployment
         assert deployment is not None
-        trait = replicas(deployment, self.reception.measured)
-        yield Finding(name, Verdict.WRONG if trait.mend else Verdict.OK, trait.said, trait.mend)
+        trait = replicas(deployment, self.broker_checks.measured)
+        yield Finding(name, Verdict.FAIL if trait.remedy else Verdict.OK, trait.said, trait.remedy)
 
     def _slices(self, name: str) -> Iterator[Finding]:
         deployment = self._listen(0.0).deployment
@@ -279,13 +279,13 @@ class Checkup:
         finally:
             bus.close(forget=True)
         if bad:
-            yield Finding(name, Verdict.WRONG, "; ".join(list(bad.values())[:4]), self._mend_slices(next(iter(bad))))
+            yield Finding(name, Verdict.FAIL, "; ".join(list(bad.values())[:4]), self._slices_remedy(next(iter(bad))))
         else:
             yield passed(name, f"{len(wanted)} files, {size(total)} at the broker, hashes right")
 
-    def _mend_slices(self, sha256: str) -> str:
+    def _slices_remedy(self, sha256: str) -> str:
         """Say how a content is published anew: the coordinator does so when its header is gone."""
-        address = self.reception.address
+        address = self.broker_checks.address
         return (
             "with the coordinator running, take the header of each such file back, and it is published anew: "
             f"`mosquitto_pub -h {address.host} -p {address.port} -r -n -t {self.topics.slice(sha256)}`; "
@@ -302,8 +302,8 @@ class Checkup:
 
         self._listen(self.listen_s, lambda: not problem())
         if problem():
-            mend = "see the log of that node; a stage is moved when its node is lost, or says that it failed"
-            yield Finding(name, Verdict.WRONG, problem(), mend)
+            remedy = "see the log of that node; a stage is moved when its node is lost, or says that it failed"
+            yield Finding(name, Verdict.FAIL, problem(), remedy)
         else:
             current = seen.deployment.current if seen.deployment else None
             placements = current.placements if current else ()
@@ -317,7 +317,7 @@ class Checkup:
         lost = self._gone("sensor", State.LOST)
         if behind:
             said = f"not sending to epoch {epoch}: {', '.join(sorted(behind))}"
-            yield Finding(name, Verdict.WRONG, said, "start them with --pipeline, so that they follow the plan")
+            yield Finding(name, Verdict.FAIL, said, "start them with --pipeline, so that they follow the plan")
         elif sensors and not lost:
             yield passed(name, f"sending to epoch {epoch}: {', '.join(sorted(sensors))}")
         elif not lost:
@@ -329,21 +329,21 @@ class Checkup:
     def _flow(self, name: str) -> Iterator[Finding]:
         seen = self._listen(0.0)
         assert self._bus is not None
-        trial = Trial(self._bus, self.topics, seen, self.store, self.connect, self.timeout_s)
-        trial.send(_now(), time.time())
-        while trial.under_way:
+        run = ProbeRun(self._bus, self.topics, seen, self.store, self.connect, self.timeout_s)
+        run.send(_now(), time.time())
+        while run.under_way:
             for delivery in self._bus.poll(_POLL_S):
                 self._bus.acknowledge(delivery)
                 seen.handle(delivery, _now(), time.time())
-                trial.handle(delivery, _now())
-            trial.tick(_now(), time.time())
-        view = trial.view
+                run.handle(delivery, _now())
+            run.tick(_now(), time.time())
+        view = run.view
         assert view is not None
         if view.answered and view.seconds is not None:
             yield passed(name, f"a probe window went through in {duration(view.seconds)}")
         else:
-            mend = "see the log of that node; `har-edge status --live` shows whether others wait too"
-            yield Finding(name, Verdict.WRONG, f"a probe window did not come back: {view.where}", mend)
+            remedy = "see the log of that node; `har-edge status --live` shows whether others wait too"
+            yield Finding(name, Verdict.FAIL, f"a probe window did not come back: {view.where}", remedy)
 
     # --- what was lost, and what is left over ------------------------------------------------------------------------
 
@@ -351,28 +351,30 @@ class Checkup:
         yield from losses(name, self._listen(0.0).snapshot(_now(), time.time()), self._clear_command)
 
     def _sessions(self, name: str) -> Iterator[Finding]:
-        if self.reception.measured is not None:
-            yield tell_sessions(name, self.reception.measured.away, ())
+        if self.broker_checks.measured is not None:
+            yield report_sessions(name, self.broker_checks.measured.away, ())
 
     def _leftovers(self, name: str) -> Iterator[Finding]:
-        yield from tell(name, of_plan(look(self.connect, self.topics)), self._clear_command)
+        yield from report_leftovers(
+            name, leftovers_of_plan(read_retained(self.connect, self.topics)), self._clear_command
+        )
 
     @property
     def _clear_command(self) -> str:
         base = "" if self.topics.base == "har" else f" --base {self.topics.base}"
-        url = self.reception.address.url
+        url = self.broker_checks.address.url
         return f"har-edge doctor --clear --pipeline {self.topics.pipeline}{base} --broker {url}"
 
 
-def _receive(step: Callable[[Reception, str], Iterator[Finding]]) -> Step:
-    return lambda checkup, name: step(checkup.reception, name)
+def _receive(step: Callable[[BrokerChecks, str], Iterator[Finding]]) -> Step:
+    return lambda diagnostics, name: step(diagnostics.broker_checks, name)
 
 
-Step = Callable[[Checkup, str], Iterator[Finding]]
+Step = Callable[[Diagnostics, str], Iterator[Finding]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class Check:
     """One check: the checks whose success it needs, what must be read and published for it, how it is made."""
 
     name: str
@@ -383,31 +385,31 @@ class Rung:
 
 
 _FILES = (Kind.SLICE, Kind.CHUNK)
-_NODES = (Kind.STATUS, Kind.BEAT)
-LADDER = (
-    Rung("broker", _receive(Reception.broker), ()),
-    Rung("mqtt", _receive(Reception.mqtt), ("broker",)),
-    Rung("credentials", _receive(Reception.credentials), ("broker", "mqtt")),
-    Rung("settings", _receive(Reception.settings)),
-    Rung("permissions", _receive(Reception.rights)),
-    Rung("behaviour", _receive(Reception.behaviour)),
-    Rung("coordinator", Checkup._coordinator, reads=(Kind.STATUS,)),
-    Rung("nodes", Checkup._nodes, reads=_NODES),
-    Rung("missing", Checkup._missing, ("credentials", "nodes"), _NODES),
-    Rung("clocks", Checkup._clocks, ("credentials", "nodes"), _NODES),
-    Rung("versions", Checkup._versions, ("credentials", "nodes"), _NODES),
-    Rung("plan", Checkup._plan, reads=(Kind.PLAN,)),
-    Rung("replicas", Checkup._replicas, ("plan",), (Kind.PLAN,)),
-    Rung("slices", Checkup._slices, ("plan",), _FILES),
-    Rung("stages", Checkup._stages, ("plan", "nodes"), _NODES),
-    Rung("sensors", Checkup._sensors, ("plan",), (Kind.STATUS,)),
-    Rung("flow", Checkup._flow, ("plan", "slices", "stages"), (Kind.RESULT, *_FILES), (Kind.WINDOW,)),
-    Rung("losses", Checkup._losses, reads=_NODES),
-    Rung("sessions", Checkup._sessions),
-    Rung("leftovers", Checkup._leftovers, reads=(Kind.STATUS, Kind.PLAN, Kind.SLICE)),
+_NODES = (Kind.STATUS, Kind.HEARTBEAT)
+CHECKS = (
+    Check("broker", _receive(BrokerChecks.broker), ()),
+    Check("mqtt", _receive(BrokerChecks.mqtt), ("broker",)),
+    Check("credentials", _receive(BrokerChecks.credentials), ("broker", "mqtt")),
+    Check("settings", _receive(BrokerChecks.settings)),
+    Check("permissions", _receive(BrokerChecks.permissions)),
+    Check("behaviour", _receive(BrokerChecks.behaviour)),
+    Check("coordinator", Diagnostics._coordinator, reads=(Kind.STATUS,)),
+    Check("nodes", Diagnostics._nodes, reads=_NODES),
+    Check("missing", Diagnostics._missing, ("credentials", "nodes"), _NODES),
+    Check("clocks", Diagnostics._clocks, ("credentials", "nodes"), _NODES),
+    Check("versions", Diagnostics._versions, ("credentials", "nodes"), _NODES),
+    Check("plan", Diagnostics._plan, reads=(Kind.PLAN,)),
+    Check("replicas", Diagnostics._replicas, ("plan",), (Kind.PLAN,)),
+    Check("slices", Diagnostics._slices, ("plan",), _FILES),
+    Check("stages", Diagnostics._stages, ("plan", "nodes"), _NODES),
+    Check("sensors", Diagnostics._sensors, ("plan",), (Kind.STATUS,)),
+    Check("flow", Diagnostics._flow, ("plan", "slices", "stages"), (Kind.RESULT, *_FILES), (Kind.WINDOW,)),
+    Check("losses", Diagnostics._losses, reads=_NODES),
+    Check("sessions", Diagnostics._sessions),
+    Check("leftovers", Diagnostics._leftovers, reads=(Kind.STATUS, Kind.PLAN, Kind.SLICE)),
 )
 
-BROKER_LADDER = LADDER[: [rung.name for rung in LADDER].index("behaviour") + 1]
+BROKER_CHECKS = CHECKS[: [check.name for check in CHECKS].index("behaviour") + 1]
 
 
 def _is_living_node(payload: bytes) -> bool:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 from har_edge.config.pipeline import Pipeline
 from har_edge.files import MAX_MODEL_BYTES, read_regular
-from har_edge.monitor.broker_checks import Finding, Reception, Verdict, passed
-from har_edge.monitor.diagnostics import LADDER, LISTEN_S, Checkup, Rung
-from har_edge.monitor.fixed_pipeline import QUIET_S, FixedObserver, FixedTrial
-from har_edge.monitor.leftovers import look, of_folder, tell, tell_sessions
+from har_edge.monitor.broker_checks import BrokerChecks, Finding, Verdict, passed
+from har_edge.monitor.diagnostics import CHECKS, LISTEN_S, Check, Diagnostics
+from har_edge.monitor.fixed_pipeline import QUIET_S, FixedObserver, FixedProbeRun
+from har_edge.monitor.leftovers import leftovers_of_folder, read_retained, report_leftovers, report_sessions
 from har_edge.monitor.losses import losses
 from har_edge.monitor.missing import broken_off
 from har_edge.monitor.permissions import Connect
@@ -29,37 +29,37 @@ _FIRST_OTHER = "coordinator"
 _POLL_S = 0.05
 
 
-def fixed_checkup(
-    reception: Reception,
+def fixed_diagnostics(
+    broker_checks: BrokerChecks,
     connect: Connect,
     pipeline: Pipeline,
     store: Store,
     timeout_s: float,
     listen_s: float = LISTEN_S,
-) -> Checkup:
-    """Return the checkup of a fixed pipeline: the broker's checks, and those of `_Checks` in place of a plan's."""
-    checks = _Checks(reception, connect, pipeline, timeout_s, listen_s)
-    names = [rung.name for rung in LADDER]
-    ladder = (
-        *LADDER[: names.index(_FIRST_OTHER)],
-        Rung("folder", lambda _, name: checks.folder(name), ()),
-        Rung("stages", lambda _, name: checks.stages(name), ("credentials", "folder"), (Kind.STATUS,)),
-        Rung("sensors", lambda _, name: checks.sensors(name), reads=(Kind.STATUS,)),
-        Rung("flow", lambda _, name: checks.flow(name), ("stages",), (Kind.RESULT,), (Kind.WINDOW,)),
-        Rung("losses", lambda _, name: checks.losses(name), reads=(Kind.STATUS,)),
-        Rung("sessions", lambda _, name: checks.sessions(name), reads=(Kind.STATUS,)),
-        Rung("leftovers", lambda _, name: checks.leftovers(name), reads=(Kind.STATUS, Kind.PLAN, Kind.SLICE)),
+) -> Diagnostics:
+    """Return the diagnostics of a fixed pipeline: the broker's checks, and those of `_Checks` in place of a plan's."""
+    checks = _Checks(broker_checks, connect, pipeline, timeout_s, listen_s)
+    names = [check.name for check in CHECKS]
+    order = (
+        *CHECKS[: names.index(_FIRST_OTHER)],
+        Check("folder", lambda _, name: checks.folder(name), ()),
+        Check("stages", lambda _, name: checks.stages(name), ("credentials", "folder"), (Kind.STATUS,)),
+        Check("sensors", lambda _, name: checks.sensors(name), reads=(Kind.STATUS,)),
+        Check("flow", lambda _, name: checks.flow(name), ("stages",), (Kind.RESULT,), (Kind.WINDOW,)),
+        Check("losses", lambda _, name: checks.losses(name), reads=(Kind.STATUS,)),
+        Check("sessions", lambda _, name: checks.sessions(name), reads=(Kind.STATUS,)),
+        Check("leftovers", lambda _, name: checks.leftovers(name), reads=(Kind.STATUS, Kind.PLAN, Kind.SLICE)),
     )
-    return Checkup(reception, connect, topics_of(pipeline), store, timeout_s, ladder=ladder, ended=checks.close)
+    return Diagnostics(broker_checks, connect, topics_of(pipeline), store, timeout_s, checks=order, ended=checks.close)
 
 
 class _Checks:
     """The checks of a fixed pipeline; the first that listens opens the connection that all use."""
 
     def __init__(
-        self, reception: Reception, connect: Connect, pipeline: Pipeline, timeout_s: float, listen_s: float
+        self, broker_checks: BrokerChecks, connect: Connect, pipeline: Pipeline, timeout_s: float, listen_s: float
     ) -> None:
-        self._reception, self._connect, self._pipeline = reception, connect, pipeline
+        self._broker_checks, self._connect, self._pipeline = broker_checks, connect, pipeline
         self._timeout_s, self._listen_s = timeout_s, listen_s
         self._seen = FixedObserver(pipeline, time.monotonic())
         self._bus: Bus | None = None
@@ -78,11 +78,11 @@ class _Checks:
                 content = read_regular(path, MAX_MODEL_BYTES)
             except OSError as error:
                 said = f"cannot read {path}: {error.strerror}"
-                yield Finding(name, Verdict.WRONG, said, "copy the whole folder again, or cut the model again")
+                yield Finding(name, Verdict.FAIL, said, "copy the whole folder again, or cut the model again")
                 return
             if hashlib.sha256(content).hexdigest() != entry.sha256:
                 said = f"{path} is not what manifest.json says: its hash is another"
-                yield Finding(name, Verdict.WRONG, said, "copy the whole folder again, or cut the model again")
+                yield Finding(name, Verdict.FAIL, said, "copy the whole folder again, or cut the model again")
                 return
             total += len(content)
         slices = len(self._pipeline.manifest.slices)
@@ -97,12 +97,12 @@ class _Checks:
         if not problem:
             yield passed(name, f"all {count} run the slices of this folder")
             return
-        said, mend = problem, "start that stage again with the same folder as the others"
+        said, remedy = problem, "start that stage again with the same folder as the others"
         how, told, command = problem.rpartition("start it with: ")
         if told:
             said, _, how = how.partition("; ")
-            mend = f"{how}`{command}` on its device"
-        yield Finding(name, Verdict.WRONG, said, mend)
+            remedy = f"{how}`{command}` on its device"
+        yield Finding(name, Verdict.FAIL, said, remedy)
 
     def sensors(self, name: str) -> Iterator[Finding]:
         """See which sensors live."""
@@ -132,40 +132,40 @@ class _Checks:
     def sessions(self, name: str) -> Iterator[Finding]:
         """See how many sessions wait at the broker, beside those of stages of this folder."""
         self._listen(0.0)
-        if self._reception.measured is not None:
+        if self._broker_checks.measured is not None:
             now, count = time.monotonic(), len(self._pipeline.manifest.slices)
             own = (f"stage-{index}" for index in range(count))
             away = [one for one in own if one in self._seen.statuses() and not self._seen.is_alive(one, now)]
-            yield tell_sessions(name, self._reception.measured.away, away)
+            yield report_sessions(name, self._broker_checks.measured.away, away)
 
     def leftovers(self, name: str) -> Iterator[Finding]:
         """See what is retained that this folder has no use for."""
         count = len(self._pipeline.manifest.slices)
-        kept = look(self._connect, topics_of(self._pipeline), count)
-        yield from tell(name, of_folder(kept, count), self._clear_command)
+        kept = read_retained(self._connect, topics_of(self._pipeline), count)
+        yield from report_leftovers(name, leftovers_of_folder(kept, count), self._clear_command)
 
     @property
     def _clear_command(self) -> str:
-        return f"har-edge doctor --clear --config {self._pipeline.folder} --broker {self._reception.address.url}"
+        return f"har-edge doctor --clear --config {self._pipeline.folder} --broker {self._broker_checks.address.url}"
 
     def flow(self, name: str) -> Iterator[Finding]:
         """Send a window of zeros through it."""
         bus = self._listen(0.0)
-        trial = FixedTrial(bus, self._seen, self._connect, self._timeout_s)
-        trial.send(time.monotonic(), time.time())
-        while trial.under_way:
+        run = FixedProbeRun(bus, self._seen, self._connect, self._timeout_s)
+        run.send(time.monotonic(), time.time())
+        while run.under_way:
             for delivery in bus.poll(_POLL_S):
                 bus.acknowledge(delivery)
                 self._seen.handle(delivery, time.monotonic(), time.time())
-                trial.handle(delivery, time.monotonic())
-            trial.tick(time.monotonic(), time.time())
-        view = trial.view
+                run.handle(delivery, time.monotonic())
+            run.tick(time.monotonic(), time.time())
+        view = run.view
         assert view is not None
         if view.answered and view.seconds is not None:
             yield passed(name, f"a probe window went through in {duration(view.seconds)}")
         else:
-            mend = "see the logs of the stages; `har-edge status --config FOLDER --live` shows their counters"
-            yield Finding(name, Verdict.WRONG, f"a probe window did not come back: {view.where}", mend)
+            remedy = "see the logs of the stages; `har-edge status --config FOLDER --live` shows their counters"
+            yield Finding(name, Verdict.FAIL, f"a probe window did not come back: {view.where}", remedy)
 
     def _listen(self, seconds: float, done: Callable[[], bool] = lambda: False) -> Bus:
         if self._bus is None:

@@ -14,7 +14,7 @@ from har_edge.config.wiring import find_wiring
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.monitor.observer import UNREPORTED, Observer
 from har_edge.monitor.permissions import Connect
-from har_edge.monitor.probe_trace import Trace, holder
+from har_edge.monitor.probe_trace import ProbeTrace, last_holder
 from har_edge.monitor.snapshot import EpochView, ProbeView, Snapshot, StageView
 from har_edge.mqtt.bus import Bus, Delivery, Receipt
 from har_edge.protocol.results import decode_results
@@ -178,12 +178,12 @@ class _Sent:
 
     stream: str
     at: float
-    trace: Trace
+    trace: ProbeTrace
     receipts: dict[str, Receipt] = field(default_factory=dict)
 
 
-class FixedTrial:
-    """Sends probes through a fixed pipeline, one at a time; `view` is how the last one fared (see trial.py)."""
+class FixedProbeRun:
+    """Sends probes through a fixed pipeline, one at a time; `view` is how the last one fared (see probe_run.py)."""
 
     def __init__(self, bus: Bus, observer: FixedObserver, connect: Connect, timeout_s: float) -> None:
         self._bus, self._observer, self._connect, self._timeout_s = bus, observer, connect, timeout_s
@@ -207,7 +207,7 @@ class FixedTrial:
         except HarEdgeError as error:
             self.view = ProbeView(False, None, self._epoch, f"no probe could be made: {printable(str(error))}")
             return
-        trace = Trace(self._connect, topics_of(self._observer.pipeline), self._epoch, stream)
+        trace = ProbeTrace(self._connect, topics_of(self._observer.pipeline), self._epoch, stream)
         sent = self._sent = _Sent(stream, time.monotonic(), trace)
         for one in outgoing:
             self._bus.publish(one.topic, one.payload, receipt=partial(sent.receipts.__setitem__, one.topic))
@@ -257,7 +257,7 @@ class FixedTrial:
         if not sent.trace.seen and (stalled := self._observer.stalled(now)):
             return stalled
         waited = duration(min(now - self._observer.since, QUIET_S))
-        where = holder(sent.trace.seen, self._observer.earlier, silent, waited)
+        where = last_holder(sent.trace.seen, self._observer.earlier, silent, waited)
         return f"no answer came in {duration(self._timeout_s)}: {where}"
 
 

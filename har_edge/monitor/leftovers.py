@@ -73,7 +73,7 @@ class Leftovers:
         return "; ".join(said)
 
 
-def look(connect: Connect, topics: Topics, count: int = 0) -> Retained:
+def read_retained(connect: Connect, topics: Topics, count: int = 0) -> Retained:
     """Return what is retained; the statuses of `count` stages by name too, as not every broker knows wildcards."""
     observer, shelf = Observer(topics, time.monotonic()), ArtifactIndex(topics)
     bus = connect(Session(f"look-{secrets.token_hex(8)}", clean_start=True))
@@ -94,7 +94,7 @@ def look(connect: Connect, topics: Topics, count: int = 0) -> Retained:
     return Retained(observer.statuses(), observer.deployment, tuple(shelf.headers.values()))
 
 
-def of_folder(kept: Retained, count: int) -> Leftovers:
+def leftovers_of_folder(kept: Retained, count: int) -> Leftovers:
     """Return what a fixed folder of `count` slices has no use for.
 
     Its own stages stay, however long they have gone: windows wait for them.
@@ -111,7 +111,7 @@ def of_folder(kept: Retained, count: int) -> Leftovers:
     )
 
 
-def of_plan(kept: Retained) -> Leftovers:
+def leftovers_of_plan(kept: Retained) -> Leftovers:
     """Return what a coordinated pipeline has no use for.
 
     Without a plan, stages may be those of a fixed folder, and files those of a plan to come: these stay.
@@ -133,12 +133,12 @@ def of_plan(kept: Retained) -> Leftovers:
     )
 
 
-def tell(name: str, found: Leftovers, clear_command: str) -> Iterator[Finding]:
+def report_leftovers(name: str, found: Leftovers, clear_command: str) -> Iterator[Finding]:
     """Yield what is to be said of leftovers; `clear_command` is the command that clears them."""
     if found.intruders:
         named = listed(sorted(found.intruders))
         said = f"{named} live under this name, but belong to another cut: they take windows in vain"
-        yield Finding(name, Verdict.WRONG, said, "stop them, or give one of both a name of its own (`--name`)")
+        yield Finding(name, Verdict.FAIL, said, "stop them, or give one of both a name of its own (`--name`)")
     if found.matters:
         yield Finding(name, Verdict.NOTE, str(found), f"clear them with `{clear_command}`")
     elif found.others:
@@ -147,7 +147,7 @@ def tell(name: str, found: Leftovers, clear_command: str) -> Iterator[Finding]:
         yield passed(name, "nothing")
 
 
-def tell_sessions(name: str, away: int | None, stages: Collection[str]) -> Finding:
+def report_sessions(name: str, away: int | None, stages: Collection[str]) -> Finding:
     """Return what is to be said of the sessions that wait at the broker for clients that are `away`.
 
     `stages` are those of this pipeline that are not connected: theirs have to wait.

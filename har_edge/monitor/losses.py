@@ -17,17 +17,19 @@ _OTHERS = "see the logs of the nodes that reject: as a rule sensors and stages h
 
 def losses(name: str, seen: Snapshot, clear_command: str) -> Iterator[Finding]:
     """Yield what living nodes say, which is wrong, and a note on who has gone; `clear_command` forgets that."""
-    said, mends = _lost(seen)
+    said, remedies = _lost(seen)
     rejecting = _rejecting(seen)
     if rejecting:
         said.append(f"messages could not be used since these started: {listed(rejecting, _NAMED)}")
-        mends.append(_OTHERS)
+        remedies.append(_OTHERS)
     if said:
-        yield Finding(name, Verdict.WRONG, "; ".join(said), "; ".join(mends))
+        yield Finding(name, Verdict.FAIL, "; ".join(said), "; ".join(remedies))
     gone = _of_sensors(seen, alive=False)
     if gone:
-        mend = f"once you know why (their logs), forget sensors that have gone: `{clear_command}`"
-        yield Finding(name, Verdict.NOTE, f"windows were lost by sensors that have gone: {listed(gone, _NAMED)}", mend)
+        remedy = f"once you know why (their logs), forget sensors that have gone: `{clear_command}`"
+        yield Finding(
+            name, Verdict.NOTE, f"windows were lost by sensors that have gone: {listed(gone, _NAMED)}", remedy
+        )
     if not said and not gone:
         yield passed(name, "no living node says that it lost a window or rejected a message")
 

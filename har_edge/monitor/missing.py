@@ -21,17 +21,17 @@ def missing_nodes(
     """
     if not silent and not lost:
         return passed(name, "none: who has gone has left on purpose")
-    said, mends = list[str](), list[str]()
+    said, remedies = list[str](), list[str]()
     if silent:
         said.append(f"{listed(sorted(silent))}: no beat for {duration(SILENT_S)} or longer, so hung or cut off")
-        mends.append("end its process if it hangs (its log may say why), and start it again")
+        remedies.append("end its process if it hangs (its log may say why), and start it again")
     if lost:
         said.append(f"{listed(sorted(lost))}: {_KILLED}")
-        mends.append("start it again on its device")
-        mends.append(f"or, where it is gone for good: `{clear_command}`")
+        remedies.append("start it again on its device")
+        remedies.append(f"or, where it is gone for good: `{clear_command}`")
     left = f"{alive} node{' is' if alive == 1 else 's are'} left"
     said.append(left + (f", fewer than the {asked} that were asked for" if alive < asked else ""))
-    return Finding(name, Verdict.WRONG, "; ".join(said), "; ".join(dict.fromkeys(mends)))
+    return Finding(name, Verdict.FAIL, "; ".join(said), "; ".join(dict.fromkeys(remedies)))
 
 
 def broken_off(name: str, alive: Collection[str], lost: Collection[str], clear_command: str) -> Finding:

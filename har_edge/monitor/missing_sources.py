@@ -18,7 +18,7 @@ MOST_SAID = 4 * MOST_STREAMS
 
 
 @dataclass(slots=True)
-class Absent:
+class MissingSources:
     """Compares the `wanted` sources with those of the living sensors of each stream that has no results.
 
     Sensors of older versions do not say their sources: of their streams nothing is known. Windows that stages run

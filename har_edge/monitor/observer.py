@@ -29,11 +29,11 @@ from har_edge.protocol.results import Result, decode_results
 from har_edge.protocol.status import (
     ALIVE,
     UNREADABLE,
-    Beat,
+    Heartbeat,
     NodeStatus,
     StagePhase,
     StageReport,
-    decode_beat,
+    decode_heartbeat,
     decode_status,
 )
 from har_edge.protocol.text import printable
@@ -88,7 +88,7 @@ class _Node:
     """What is known of one node."""
 
     status: NodeStatus | None = None
-    beat: Beat | None = None
+    beat: Heartbeat | None = None
     beat_at: float = -math.inf
     ahead_s: float = -math.inf
     stretches: dict[tuple[int, int, int], _Stretch] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Observer:
     def filters(self) -> list[str]:
         """What to subscribe to."""
         topics = self._topics
-        return [topics.status("+"), topics.beat("+"), topics.plan(), topics.result("+")]
+        return [topics.status("+"), topics.heartbeat("+"), topics.plan(), topics.result("+")]
 
     def handle(self, delivery: Delivery, now: float, wall: float) -> None:
         """Take one message in, that came at `now` (monotonic seconds) and `wall` (seconds since 1970, our clock)."""
@@ -123,8 +123,8 @@ class Observer:
                 raise MessageError(f"{len(delivery.payload)} bytes came; expected at most {MAX_MESSAGE_BYTES}")
             elif topic.kind is Kind.STATUS:
                 self._take_status(topic.levels[0], delivery.payload)
-            elif topic.kind is Kind.BEAT and not delivery.retained:
-                self._take_beat(topic.levels[0], decode_beat(delivery.payload), now, wall)
+            elif topic.kind is Kind.HEARTBEAT and not delivery.retained:
+                self._take_beat(topic.levels[0], decode_heartbeat(delivery.payload), now, wall)
         except (MessageError, *UNREADABLE):
             self.unusable += 1
 
@@ -165,7 +165,7 @@ class Observer:
                 status = msgspec.structs.replace(status, streams=known.streams)  # a last will tells no figures
             node.status = status
 
-    def _take_beat(self, name: str, beat: Beat, now: float, wall: float) -> None:
+    def _take_beat(self, name: str, beat: Heartbeat, now: float, wall: float) -> None:
         figures = [figure for report in beat.stages for figure in _figures(report)]
         sound = all(0 <= figure < _BIG for figure in (beat.number, beat.revision, beat.time, *figures))
         if beat.node != name or len(beat.stages) > MAX_STAGES or not sound:

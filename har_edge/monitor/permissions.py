@@ -12,7 +12,7 @@ from enum import Enum
 from har_edge.errors import BrokerError
 from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session
 from har_edge.protocol.results import Result, encode_results
-from har_edge.protocol.status import Beat, NodeStatus, State, encode_beat, encode_status
+from har_edge.protocol.status import Heartbeat, NodeStatus, State, encode_heartbeat, encode_status
 from har_edge.protocol.topics import PROBE, Kind, Topics
 
 Connect = Callable[[Session], Bus]
@@ -38,7 +38,7 @@ class Role(Enum):
 
 # What each role publishes and what it subscribes to (brokers/README.md has the access list that says the same).
 PUBLISHES = {
-    Role.NODE: frozenset({Kind.ACTIVATION, Kind.RESULT, Kind.STATUS, Kind.BEAT}),
+    Role.NODE: frozenset({Kind.ACTIVATION, Kind.RESULT, Kind.STATUS, Kind.HEARTBEAT}),
     Role.SENSOR: frozenset({Kind.WINDOW, Kind.STATUS}),
     Role.COORDINATOR: frozenset({Kind.PLAN, Kind.SLICE, Kind.CHUNK, Kind.STATUS, Kind.WINDOW}),
     Role.STAGE: frozenset({Kind.ACTIVATION, Kind.RESULT, Kind.STATUS}),
@@ -48,10 +48,10 @@ PUBLISHES = {
 READS = {
     Role.NODE: frozenset({Kind.WINDOW, Kind.ACTIVATION, Kind.STATUS, Kind.PLAN, Kind.SLICE, Kind.CHUNK}),
     Role.SENSOR: frozenset({Kind.RESULT, Kind.STATUS, Kind.PLAN, Kind.SLICE, Kind.CHUNK}),
-    Role.COORDINATOR: frozenset({Kind.STATUS, Kind.BEAT, Kind.PLAN, Kind.SLICE, Kind.RESULT}),
+    Role.COORDINATOR: frozenset({Kind.STATUS, Kind.HEARTBEAT, Kind.PLAN, Kind.SLICE, Kind.RESULT}),
     Role.STAGE: frozenset({Kind.WINDOW, Kind.ACTIVATION, Kind.STATUS}),
-    Role.WATCHER: frozenset({Kind.RESULT, Kind.STATUS, Kind.BEAT, Kind.PLAN}),
-    Role.OPERATOR: frozenset({Kind.RESULT, Kind.STATUS, Kind.BEAT, Kind.PLAN, Kind.SLICE, Kind.CHUNK}),
+    Role.WATCHER: frozenset({Kind.RESULT, Kind.STATUS, Kind.HEARTBEAT, Kind.PLAN}),
+    Role.OPERATOR: frozenset({Kind.RESULT, Kind.STATUS, Kind.HEARTBEAT, Kind.PLAN, Kind.SLICE, Kind.CHUNK}),
 }
 # What a line of the access list names below the pipeline, no more than that; brokers/README.md writes the same.
 _BELOW = {
@@ -59,7 +59,7 @@ _BELOW = {
     Kind.ACTIVATION: "act/#",
     Kind.RESULT: "result/+",
     Kind.STATUS: "node/+/status",
-    Kind.BEAT: "beat/+",
+    Kind.HEARTBEAT: "beat/+",
     Kind.PLAN: "plan",
     Kind.SLICE: "slice/+",
     Kind.CHUNK: "chunk/+/+",
@@ -67,7 +67,7 @@ _BELOW = {
 
 
 @dataclass(frozen=True, slots=True)
-class Right:
+class Permission:
     """One kind of topic, and whether these roles publish it and subscribe to it."""
 
     kind: Kind
@@ -81,38 +81,38 @@ class Right:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """How a right fared: `problem` is empty where nothing is wrong; `remark` says what could not be proven."""
+class PermissionResult:
+    """How a permission fared: `problem` is empty where nothing is wrong; `remark` says what could not be proven."""
 
-    right: Right
+    permission: Permission
     topic: str
     problem: str = ""
     remark: str = ""
 
 
-def rights_of(roles: Collection[Role]) -> list[Right]:
+def permissions_of(roles: Collection[Role]) -> list[Permission]:
     """Return what these roles need, together."""
-    rights = [
-        Right(kind, any(kind in PUBLISHES[role] for role in roles), any(kind in READS[role] for role in roles))
+    permissions = [
+        Permission(kind, any(kind in PUBLISHES[role] for role in roles), any(kind in READS[role] for role in roles))
         for kind in Kind
     ]
-    return [right for right in rights if right.publishes or right.reads]
+    return [permission for permission in permissions if permission.publishes or permission.reads]
 
 
 def can_see(roles: Collection[Role], reads: Collection[Kind], publishes: Collection[Kind] = ()) -> bool:
     """Tell whether these roles together may read and publish these kinds."""
-    rights = {right.kind: right for right in rights_of(roles)}
-    none = Right(Kind.PLAN, publishes=False, reads=False)
-    return all(rights.get(kind, none).reads for kind in reads) and all(
-        rights.get(kind, none).publishes for kind in publishes
+    permissions = {permission.kind: permission for permission in permissions_of(roles)}
+    none = Permission(Kind.PLAN, publishes=False, reads=False)
+    return all(permissions.get(kind, none).reads for kind in reads) and all(
+        permissions.get(kind, none).publishes for kind in publishes
     )
 
 
-def try_right(connect: Connect, topics: Topics, right: Right) -> Tried:
+def try_permission(connect: Connect, topics: Topics, permission: Permission) -> PermissionResult:
     """Subscribe, publish, and see whether it comes back, on a connection of its own."""
     bus = connect(Session(f"doctor-{secrets.token_hex(8)}", clean_start=True))
     try:
-        return _Attempt(bus, topics, right).run()
+        return _Attempt(bus, topics, permission).run()
     finally:
         bus.close(forget=True)
 
@@ -128,7 +128,7 @@ def _harmless(topics: Topics, kind: Kind) -> tuple[str, bytes]:
         Kind.ACTIVATION: (topics.activation(0, 0, stream), b"{}"),
         Kind.RESULT: (topics.result(stream), encode_results([result])),
         Kind.STATUS: (topics.status(name), encode_status(status)),
-        Kind.BEAT: (topics.beat(name), encode_beat(Beat(name, name, 0, now))),
+        Kind.HEARTBEAT: (topics.heartbeat(name), encode_heartbeat(Heartbeat(name, name, 0, now))),
         Kind.PLAN: (topics.plan(), b""),
         Kind.SLICE: (topics.slice(sha256), b""),
         Kind.CHUNK: (topics.chunk(sha256, 0), b""),
@@ -144,48 +144,56 @@ def _others(topics: Topics, kind: Kind) -> str | None:
     return {
         Kind.RESULT: topics.result("+"),
         Kind.STATUS: topics.status("+"),
-        Kind.BEAT: topics.beat("+"),
+        Kind.HEARTBEAT: topics.heartbeat("+"),
         Kind.SLICE: topics.slice("+"),
     }.get(kind)
 
 
 class _Attempt:
-    """One right being tried on a connection of its own."""
+    """One permission being tried on a connection of its own."""
 
-    def __init__(self, bus: Bus, topics: Topics, right: Right) -> None:
-        self._bus, self._topics, self._right = bus, topics, right
-        self.topic, self._payload = _harmless(topics, right.kind)
+    def __init__(self, bus: Bus, topics: Topics, permission: Permission) -> None:
+        self._bus, self._topics, self._right = bus, topics, permission
+        self.topic, self._payload = _harmless(topics, permission.kind)
         self._came: list[Delivery] = []
 
-    def run(self) -> Tried:
+    def run(self) -> PermissionResult:
         """Subscribe, publish, wait for what comes back."""
-        problem, right = self._subscribe(self.topic) if self._right.reads else "", self._right
-        if right.kind is Kind.PLAN and not problem:  # everybody follows it: say again what stands there, or nothing
+        problem, permission = self._subscribe(self.topic) if self._right.reads else "", self._right
+        if (
+            permission.kind is Kind.PLAN and not problem
+        ):  # everybody follows it: say again what stands there, or nothing
             if not self._until(lambda: self._came, PLAN_S):
-                return Tried(right, self.topic, remark="not tried: no plan is there that could be said again")
+                return PermissionResult(
+                    permission, self.topic, remark="not tried: no plan is there that could be said again"
+                )
             self._payload = self._came[0].payload
-            if not right.publishes:
-                return Tried(right, self.topic)
+            if not permission.publishes:
+                return PermissionResult(permission, self.topic)
         receipt = None if problem else self._publish()
         if problem or receipt is None:
-            return Tried(right, self.topic, problem or f"the broker did not acknowledge a message on {self.topic}")
+            return PermissionResult(
+                permission, self.topic, problem or f"the broker did not acknowledge a message on {self.topic}"
+            )
         permitted = receipt in (Receipt.SAFE, Receipt.UNHEARD)
-        if right.publishes and not permitted:
-            return Tried(right, self.topic, f"the broker refused a message on {self.topic}")
-        if not right.reads:
-            return Tried(right, self.topic)
+        if permission.publishes and not permitted:
+            return PermissionResult(permission, self.topic, f"the broker refused a message on {self.topic}")
+        if not permission.reads:
+            return PermissionResult(permission, self.topic)
         if permitted:
             echoed = self._until(lambda: any(one.payload == self._payload for one in self._came), ECHO_S)
             nothing = f"the broker granted the subscription to {self.topic}, but delivers nothing there"
-            return Tried(right, self.topic, "" if echoed else nothing)
+            return PermissionResult(permission, self.topic, "" if echoed else nothing)
         return self._hear_others()
 
-    def _hear_others(self) -> Tried:
+    def _hear_others(self) -> PermissionResult:
         """Where this user may not publish, only what others say proves that anything comes."""
         others = _others(self._topics, self._right.kind)
         problem = self._subscribe(others) if others else ""
         heard = others is not None and not problem and self._until(lambda: self._came, OTHERS_S)
-        return Tried(self._right, self.topic, problem, "" if heard else "granted; nothing came that would prove it")
+        return PermissionResult(
+            self._right, self.topic, problem, "" if heard else "granted; nothing came that would prove it"
+        )
 
     def _subscribe(self, pattern: str) -> str:
         """Return what is wrong with a subscription; empty where nothing is."""

@@ -45,7 +45,7 @@ class _Sent:
     receipts: dict[str, Receipt] = field(default_factory=dict)
 
 
-class Trial:
+class ProbeRun:
     """Sends probes, one at a time, on a bus that is subscribed to results; `view` is how the last one fared.
 
     The files that sensors need come from the broker into `store` first, over a connection of their own.

@@ -15,7 +15,7 @@ GRANT_S = 2.0
 _POLL_S = 0.02
 
 
-class Trace:
+class ProbeTrace:
     """Hears what stages send of one stream, on a connection of its own, since a broker may refuse it.
 
     Only activations of that stream are subscribed to: other windows are nobody else's than the stages'.
@@ -60,7 +60,9 @@ class Trace:
             bus.close(forget=True)
 
 
-def holder(seen: Collection[int], earlier: Mapping[int, Collection[int]], silent: Collection[int], waited: str) -> str:
+def last_holder(
+    seen: Collection[int], earlier: Mapping[int, Collection[int]], silent: Collection[int], waited: str
+) -> str:
     """Say which stages hold a probe that was sent on by those `seen`; `earlier` are the stages that each takes from.
 
     `silent` ones have said nothing of themselves for a while, `waited` is how long that is.

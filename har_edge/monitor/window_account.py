@@ -84,7 +84,7 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class StreamAccount:
     """Windows of one stream: sent by its sensors since they began, come here, lost, and still on their way.
 
     `incomplete` are those that a sensor calls so: others of the stream have not sent them. Of the `open` ones, nobody
@@ -100,7 +100,7 @@ class Figures:
     left: int = 0
 
 
-class Account:
+class WindowAccount:
     """Compares what came since `began` (seconds since 1970) with what the sensors say. Pure.
 
     Several sensors of a stream, one a source, send the same windows: these count once. Of a sensor that began earlier
@@ -225,9 +225,9 @@ class Account:
         """Say that all is over: whatever has not come is lost."""
         self._final = True
 
-    def figures(self, now: float) -> list[Figures]:
+    def figures(self, now: float) -> list[StreamAccount]:
         """Return what is known of each stream."""
-        found: dict[str, Figures] = {}
+        found: dict[str, StreamAccount] = {}
         for (node, stream), runs in self._runs.items():
             waits = node != UNTOLD and node not in self._broken
             for run in () if waits else runs:
@@ -236,7 +236,7 @@ class Account:
             sent, came = sum(run.sent for run in runs), sum(run.came for run in runs)
             open_ = max(0, sum(run.missing for run in runs) - lost)
             incomplete, left = sum(run.count.incomplete for run in runs), open_ if node in self._gone else 0
-            one = Figures(stream, sent, came, lost, open_, incomplete, left)
+            one = StreamAccount(stream, sent, came, lost, open_, incomplete, left)
             known = found.get(stream, one)
             worst = max(known, one, key=lambda figures: (figures.lost, figures.open, figures.sent))
             incomplete, left = max(known.incomplete, one.incomplete), max(known.left, one.left)
@@ -271,7 +271,7 @@ class Account:
         return f"{said}: {listed(sorted(self._broken), MOST_NAMED)}" if self._broken else ""
 
 
-def _listed(what: str, counts: list[tuple[int, Figures]]) -> str:
+def _listed(what: str, counts: list[tuple[int, StreamAccount]]) -> str:
     said = [f"{count} of {one.sent} of {_name(one.stream)}" for count, one in counts if count]
     more = f" and of {len(said) - MOST_NAMED} more streams" if len(said) > MOST_NAMED else ""
     return f"{what}: {', '.join(said[:MOST_NAMED])}{more}" if said else ""

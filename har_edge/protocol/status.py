@@ -45,7 +45,7 @@ NEXT = {
 ALIVE = frozenset({State.INIT, State.READY, State.BUSY, State.DRAINING})
 
 
-class DeviceCard(msgspec.Struct, frozen=True, omit_defaults=True):
+class NodeCapabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a device can do, as its node says.
 
     `protocol` is the version of what nodes and coordinator say to each other. `machine` tells hosts apart. `speed` is
@@ -65,11 +65,11 @@ class DeviceCard(msgspec.Struct, frozen=True, omit_defaults=True):
     delegate: str = ""
 
 
-class SliceCard(msgspec.Struct, frozen=True, omit_defaults=True):
+class SliceInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a stage of a fixed folder runs: slice `index` of `count`, of a model (file name and SHA-256), for a task.
 
     `task` says in words what goes in and out, `task_sha256` tells tasks apart; `start` and `stop` are operators.
-    `runtime`, `system` and `delegate` say what computes it there, as on a DeviceCard; an older stage does not say so.
+    `runtime`, `system` and `delegate` say what computes it, as in NodeCapabilities; an older stage does not say so.
     """
 
     index: Count
@@ -126,9 +126,9 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     client: str = ""
     detail: str = ""
     counters: dict[str, Count] = {}
-    device: DeviceCard | None = None
+    device: NodeCapabilities | None = None
     epoch: Count = 0
-    slice: SliceCard | None = None
+    slice: SliceInfo | None = None
     streams: dict[str, StreamCount] = {}
     sources: tuple[str, ...] = ()
     said: float = 0.0
@@ -171,7 +171,7 @@ class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
     lacks: str = ""
 
 
-class Beat(msgspec.Struct, frozen=True, omit_defaults=True):
+class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):
     """A sign of life. `time` is the clock of the node, `revision` the deployment it has read last."""
 
     node: str
@@ -182,8 +182,8 @@ class Beat(msgspec.Struct, frozen=True, omit_defaults=True):
     stages: tuple[StageReport, ...] = ()
 
 
-encode_beat = msgspec.json.Encoder().encode
-decode_beat = msgspec.json.Decoder(Beat).decode
+encode_heartbeat = msgspec.json.Encoder().encode
+decode_heartbeat = msgspec.json.Decoder(Heartbeat).decode
 encode_status = msgspec.json.Encoder().encode
 decode_status = msgspec.json.Decoder(NodeStatus).decode
 # What these two raise for what is none: msgspec has no error of its own for broken UTF-8 and for deep nesting.

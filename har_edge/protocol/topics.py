@@ -44,7 +44,7 @@ class Kind(enum.Enum):
     ACTIVATION = "act"
     RESULT = "result"
     STATUS = "node"
-    BEAT = "beat"
+    HEARTBEAT = "beat"
     PLAN = "plan"
     SLICE = "slice"
     CHUNK = "chunk"
@@ -57,7 +57,7 @@ _LEVELS = {
     Kind.ACTIVATION: 3,
     Kind.RESULT: 1,
     Kind.STATUS: 2,
-    Kind.BEAT: 1,
+    Kind.HEARTBEAT: 1,
     Kind.PLAN: 0,
     Kind.SLICE: 1,
     Kind.CHUNK: 2,
@@ -137,7 +137,7 @@ class Topics:
     def status(self, node: str) -> str:
         return f"{self.prefix}node/{node}/status"
 
-    def beat(self, node: str) -> str:
+    def heartbeat(self, node: str) -> str:
         return f"{self.prefix}beat/{node}"
 
     def plan(self) -> str:

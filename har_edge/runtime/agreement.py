@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from har_edge.inference.wheels import TFLITE
-from har_edge.protocol.status import DeviceCard, SliceCard
+from har_edge.protocol.status import NodeCapabilities, SliceInfo
 from har_edge.protocol.text import listed, printable
 
 PAGE = "docs/reference/runtimes.md"
@@ -28,7 +28,7 @@ class Way:
         return ", ".join(filter(None, (self.runtime, self.machine, self.delegate and f"delegate {self.delegate}")))
 
 
-def way_of(card: DeviceCard | SliceCard | None) -> Way | None:
+def way_of(card: NodeCapabilities | SliceInfo | None) -> Way | None:
     """Return how a device computes, by what it says of itself; None where it does not say."""
     if card is None or not card.runtime:
         return None

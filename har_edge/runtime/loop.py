@@ -19,9 +19,9 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.bus import Bus, Delivery, Outgoing, Receipt, Session, Will
 from har_edge.protocol.status import (
     UNREADABLE,
-    DeviceCard,
+    NodeCapabilities,
     NodeStatus,
-    SliceCard,
+    SliceInfo,
     State,
     StreamCount,
     decode_status,
@@ -84,9 +84,9 @@ class Identity:
     detail: str = ""
     instance: str = field(default_factory=lambda: f"{os.getpid()}-{secrets.token_hex(4)}")
     started: float = field(default_factory=time.time)
-    device: DeviceCard | None = None
+    device: NodeCapabilities | None = None
     epoch: int = 0
-    slice: SliceCard | None = None
+    slice: SliceInfo | None = None
     sources: tuple[str, ...] = ()
 
     @property

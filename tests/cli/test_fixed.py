@@ -17,10 +17,10 @@ from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.monitor.fixed_pipeline import QUIET_S, FixedObserver
 from har_edge.monitor.observer import Observer
-from har_edge.monitor.probe_trace import holder
+from har_edge.monitor.probe_trace import last_holder
 from har_edge.monitor.snapshot import ProbeView, Snapshot
 from har_edge.mqtt.bus import Delivery
-from har_edge.protocol.status import NodeStatus, SliceCard, State, StreamCount, encode_status
+from har_edge.protocol.status import NodeStatus, SliceInfo, State, StreamCount, encode_status
 from har_edge.runtime.build import topics_of
 from har_edge.runtime.slicing import prepare
 from har_edge.runtime.stage.neighbours import card_of
@@ -234,7 +234,7 @@ def observed(pipeline: Pipeline, *statuses: NodeStatus) -> FixedObserver:
     return seen
 
 
-def stage(pipeline: Pipeline, index: int, card: SliceCard | None, **counters: int) -> NodeStatus:
+def stage(pipeline: Pipeline, index: int, card: SliceInfo | None, **counters: int) -> NodeStatus:
     epoch = pipeline.config.epoch
     return NodeStatus(f"stage-{index}", "stage", State.READY, "i", 1.0, counters=counters, epoch=epoch, slice=card)
 
@@ -300,7 +300,7 @@ CHAIN = {0: (), 1: (0,), 2: (1,)}
 def test_the_stage_that_holds_a_probe(
     seen: set[int], earlier: dict[int, tuple[int, ...]], silent: set[int], said: str
 ) -> None:
-    assert holder(seen, earlier, silent, "6 s") == said
+    assert last_holder(seen, earlier, silent, "6 s") == said
 
 
 def test_a_stage_is_silent_only_after_it_has_had_the_time_to_speak(pipeline: Pipeline) -> None:

@@ -21,12 +21,12 @@ from har_edge.mqtt.bus import Session
 from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.protocol.status import (
     ALIVE,
-    Beat,
+    Heartbeat,
     NodeStatus,
     StagePhase,
     State,
-    decode_beat,
-    encode_beat,
+    decode_heartbeat,
+    encode_heartbeat,
     encode_status,
 )
 from har_edge.protocol.topics import COORDINATOR
@@ -45,10 +45,10 @@ class Crew:
     """Nodes of one pipeline, and what they say; the epoch is that of the pipeline file, so that its sensors serve."""
 
     def __init__(self, fleet: Fleet) -> None:
-        self.fleet, self.beats, self.revision = fleet, dict[str, Beat](), 0
+        self.fleet, self.beats, self.revision = fleet, dict[str, Heartbeat](), 0
         self.epoch, self.topics = fleet.pipeline.config.epoch, fleet.topics
         self.bus = fleet.open(Session(f"{fleet.name}-beats"))
-        self.bus.subscribe([self.topics.beat("+")])
+        self.bus.subscribe([self.topics.heartbeat("+")])
 
     def node(self, name: str, *options: str) -> Running:
         fleet, log = self.fleet, self.fleet.cwd / f"{name}-{len(self.fleet.running)}.log"
@@ -102,7 +102,7 @@ class Crew:
         def look() -> object:
             for delivery in self.bus.poll(0.0):
                 self.bus.acknowledge(delivery)
-                beat = decode_beat(delivery.payload)
+                beat = decode_heartbeat(delivery.payload)
                 self.beats[beat.node] = beat
             return done()  # type: ignore[operator]
 
@@ -334,7 +334,7 @@ def test_a_name_that_lives_on_another_machine_is_refused(crew: Crew, capsys: pyt
     def beat() -> bool:
         nonlocal number
         number += 1
-        fleet.bus.publish(crew.topics.beat("a"), encode_beat(Beat("a", "other", number, time.time())))
+        fleet.bus.publish(crew.topics.heartbeat("a"), encode_heartbeat(Heartbeat("a", "other", number, time.time())))
         return node.process.poll() is not None
 
     crew.until(beat, "it does not end")

@@ -5,7 +5,7 @@ import pytest
 from har_edge.cluster import local_pipeline as local_module
 from har_edge.cluster.local_pipeline import QUIET_S, LocalPipeline, summarize
 from har_edge.errors import NodeError
-from har_edge.monitor.window_account import Account
+from har_edge.monitor.window_account import WindowAccount
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import NodeStatus, State, StreamCount, encode_status
@@ -102,7 +102,7 @@ def test_a_sensor_that_gave_windows_up_ends_no_run_and_the_summary_names_them(cu
     last = NodeStatus("sensor-chest", "sensor", State.STOPPED, "1", 1.0, counters={"windows": 3}, streams=streams)
     bus.script.extend([[answer(topics, 0), Delivery(topics.status("sensor-chest"), encode_status(last), (1, 1))]])
     run = run_of(pipeline, bus, sensor_chest=Process(1))
-    run.account = Account(0.0)
+    run.account = WindowAccount(0.0)
     arrivals = [arrival for arrival in run.results() if arrival is not None]
     summary = summarize(run, arrivals, 1.0)
     assert (summary.lost, summary.losses) == (2, "lost windows: 2 of 3 of s")

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from har_edge.coordinator.membership import WILL_S
-from har_edge.coordinator.replan import Wish
+from har_edge.coordinator.replan import PlacementSpec
 from har_edge.mqtt.bus import Delivery, TakenOver
 from har_edge.protocol.deployment import Placement, decode_deployment, encode_deployment
-from har_edge.protocol.status import Beat, State, encode_beat
+from har_edge.protocol.status import Heartbeat, State, encode_heartbeat
 from tests.runtime import coordinated
 from tests.runtime.coordinated import MODEL, TOPICS, World
 
@@ -47,12 +47,12 @@ def test_a_crashed_node_hands_its_stage_to_another_at_once_with_the_same_cuts(wo
 
 
 def test_a_spare_node_takes_the_stage_of_a_crashed_one() -> None:
-    world = World(Wish(stages=2))
+    world = World(PlacementSpec(stages=2))
     for name in "abc":
         world.join(name)
     world.start()
     world.until(lambda: world.ready)
-    counters = world.helm._coordinator.counters
+    counters = world.service._coordinator.counters
     assert (counters["asked"], counters["nodes"]) == (2, 3)  # doctor compares the two
     world.crash("a")
     world.run(0.2)
@@ -74,25 +74,25 @@ def test_a_hung_node_is_lost_after_its_deadline_and_a_join_when_it_wakes(world: 
 
 def test_a_coordinator_that_was_blind_blames_nobody(world: World) -> None:
     """It slept: every beat of that time comes late, or not at all."""
-    before, helm = world.plan, world.helm
-    world.helm = None
+    before, service = world.plan, world.service
+    world.service = None
     for node in world.nodes.values():
         node.bus.cut()
     world.run(5)
-    world.helm = helm
+    world.service = service
     world.run(5)
     assert world.plan == before and not world.said("is lost")
 
 
 def test_a_coordinator_that_is_short_of_time_blames_nobody(world: World) -> None:
     """It has a turn every 0.9 s, and a node beats in every third of them."""
-    before, helm = world.plan, world.helm
-    assert helm is not None
+    before, service = world.plan, world.service
+    assert service is not None
     for turn in range(9):
-        world.helm = None
+        world.service = None
         world.nodes["b"].hung = turn % 3 < 2
         world.run(0.8)
-        world.helm = helm
+        world.service = service
         world.step()
     assert world.plan == before and not world.said("is lost")
 
@@ -151,8 +151,8 @@ def test_the_wills_that_a_broker_publishes_as_it_stops_move_nothing(world: World
         node.hung = True
         world.say(TOPICS.status(name), node.status(State.LOST), retain=True)
     if seen:
-        assert world.helm is not None
-        world.helm.step(0, lambda: world.now)
+        assert world.service is not None
+        world.service.step(0, lambda: world.now)
     world.broker.stop()
     world.broker._accounts.pop("har.har.coordinator")  # its session expires at once
     world.run(2)
@@ -276,8 +276,8 @@ def test_a_slow_node_gets_less_after_two_looks(world: World) -> None:
     world.until(lambda: world.said("measured speeds speak for another plan"), 60)
     assert world.plan is not None and world.plan.epoch == 5000
     world.until(lambda: world.plan is not None and world.plan.epoch == 5001, 60)
-    order = world.drawer.asked[-1]
-    speeds = {one.name: one.pace for one in order.candidates}
+    request = world.drawer.asked[-1]
+    speeds = {one.name: one.pace for one in request.candidates}
     assert speeds["b"] < 0.2 * speeds["a"]
 
 
@@ -379,12 +379,12 @@ def test_a_probe_that_cannot_be_made_is_said_and_ends_nothing(world: World) -> N
     world.misfits = {5000}
     world.run(20)
     text = "epoch 5000 cannot be asked whether it answers: the slices do not fit the task"
-    assert world.helm is not None and not world.ready and world.status is not None and text in world.status.detail
+    assert world.service is not None and not world.ready and world.status is not None and text in world.status.detail
     assert sum(text in line for line in world.lines) == 1
 
 
 def test_slices_that_the_broker_lost_are_there_again_at_once_after_a_restart() -> None:
-    world = World(Wish(stages=3), settle_s=60.0)
+    world = World(PlacementSpec(stages=3), settle_s=60.0)
     for name in "abc":
         world.join(name)
     world.start()
@@ -422,11 +422,11 @@ def test_another_model_takes_over_in_a_new_epoch(world: World) -> None:
 
 
 def test_the_younger_of_two_coordinators_stays(world: World) -> None:
-    old, old_bus = world.helm, world.bus
+    old, old_bus = world.service, world.bus
     world.start()
-    young = world.helm
+    young = world.service
     world.run(3)
-    assert young is world.helm and old is not None
+    assert young is world.service and old is not None
     with pytest.raises(TakenOver):
         old.step(0, lambda: world.now)
     assert not old_bus.connected and world.plan is not None and world.plan.author == "c5"
@@ -437,7 +437,7 @@ def test_an_older_coordinator_on_another_connection_ends_too(world: World) -> No
     theirs = msgspec.structs.replace(world.plan, author="other", started=99.0, revision=50)
     world.say(TOPICS.plan(), encode_deployment(theirs), retain=True)
     world.step()
-    assert world.helm is None and world.coordinator.successor == "other"
+    assert world.service is None and world.coordinator.successor == "other"
 
 
 def test_a_plan_of_an_older_coordinator_is_replaced_by_ours(world: World) -> None:
@@ -481,7 +481,7 @@ def test_garbage_harms_nobody(world: World) -> None:
     for topic in (
         TOPICS.plan(),
         TOPICS.status("b"),
-        TOPICS.beat("b"),
+        TOPICS.heartbeat("b"),
         TOPICS.slice("0" * 64),
         TOPICS.result("_probe-x"),
     ):
@@ -503,7 +503,7 @@ def test_a_chain_that_stops_answering_is_not_ready_until_it_does(world: World) -
 
 def test_the_way_from_a_crash_to_the_new_plan_takes_no_time() -> None:
     """Many nodes and stages: from the message of the broker to the plan less than 50 ms of work."""
-    world = World(Wish(stages=24))
+    world = World(PlacementSpec(stages=24))
     for number in range(24):
         world.join(f"n{number}")
     world.start()
@@ -530,14 +530,14 @@ def test_a_clock_that_was_set_back_does_not_end_a_coordinator(world: World) -> N
     world.until(lambda: world.ready, 10)
     world.say(TOPICS.plan(), encode_deployment(theirs), retain=True)
     world.run(1)
-    assert world.helm is not None and world.plan.author == world.coordinator._setup.author  # type: ignore[union-attr]
+    assert world.service is not None and world.plan.author == world.coordinator._setup.author  # type: ignore[union-attr]
     assert world.plan.revision == 72
 
 
-@pytest.mark.parametrize("wish", [Wish(), Wish(stages=3)], ids=["any", "as many as nodes"])
-def test_a_lost_plan_by_a_clock_that_was_ahead_does_not_stop_ours(wish: Wish) -> None:
+@pytest.mark.parametrize("spec", [PlacementSpec(), PlacementSpec(stages=3)], ids=["any", "as many as nodes"])
+def test_a_lost_plan_by_a_clock_that_was_ahead_does_not_stop_ours(spec: PlacementSpec) -> None:
     """Nodes take what they follow for newer, until ours has a later revision."""
-    world = World(wish)
+    world = World(spec)
     for name in "abc":
         world.join(name)
     world.start()
@@ -561,8 +561,8 @@ def test_a_lost_plan_by_a_clock_that_was_ahead_does_not_stop_ours(wish: Wish) ->
 def test_no_count_of_a_node_makes_a_revision_that_cannot_be_written(world: World) -> None:
     node = world.nodes["a"]
     for revision in (2**53, 2**62):
-        beat = Beat("a", node.instance, 10**6, world.now, revision)
-        world.say(TOPICS.beat("a"), encode_beat(beat))
+        beat = Heartbeat("a", node.instance, 10**6, world.now, revision)
+        world.say(TOPICS.heartbeat("a"), encode_heartbeat(beat))
         world.run(0.3)
     assert world.plan is not None and world.plan.revision == 2
 
@@ -648,13 +648,13 @@ def test_the_statuses_of_those_that_have_long_been_gone_are_removed(
     assert world.said("b has been gone for more than an hour: its status is removed")
     world.run(40)
     assert there() == {"a", "c", "d", "coordinator"}
-    assert world.coordinator is not None and set(world.coordinator.registry.peers) == {"a", "c", "d"}
+    assert world.coordinator is not None and set(world.coordinator.membership.members) == {"a", "c", "d"}
     world.join("b")
     world.until(lambda: "b" in world.homes.values(), 30)
 
 
 def test_a_coordinator_that_was_started_again_publishes_a_slice_as_soon_as_it_has_cut_it() -> None:
-    world = World(Wish(stages=3))
+    world = World(PlacementSpec(stages=3))
     for name in "abc":
         world.join(name)
     world.start()

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from har_edge.coordinator.replan import Wish
+from har_edge.coordinator.replan import PlacementSpec
 from har_edge.protocol.status import State
 from tests.runtime.coordinated import World
 
@@ -61,9 +61,9 @@ def check(world: World) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from([Wish(), Wish(stages=3)]), ACTIONS)
-def test_whatever_happens(wish: Wish, actions: list[tuple[str, str, float]]) -> None:
-    world = World(wish, settle_s=1.0)
+@given(st.sampled_from([PlacementSpec(), PlacementSpec(stages=3)]), ACTIONS)
+def test_whatever_happens(spec: PlacementSpec, actions: list[tuple[str, str, float]]) -> None:
+    world = World(spec, settle_s=1.0)
     world.join("a")
     world.join("b")
     world.start()
@@ -73,7 +73,7 @@ def test_whatever_happens(wish: Wish, actions: list[tuple[str, str, float]]) -> 
         world.run(wait_s)
         check(world)
     world.mute.clear()
-    if world.helm is None:
+    if world.service is None:
         world.start()
     alive = {name for name, node in world.nodes.items() if not node.hung and node.state is State.READY}
     if not alive:

@@ -13,8 +13,8 @@ import pytest
 
 from har_edge.config.catalog import find_model
 from har_edge.coordinator import planner_thread
-from har_edge.coordinator.planner_thread import Planner, Workshop, reference_profile
-from har_edge.coordinator.replan import Draft, Order, Wish, cuts_of
+from har_edge.coordinator.planner_thread import Planner, PlannerThread, reference_profile
+from har_edge.coordinator.replan import PlacementSpec, PlanRequest, PlanResponse, cuts_of
 from har_edge.errors import BrokerError
 from har_edge.inference.measure import segment_bounds
 from har_edge.inference.observe import open_model
@@ -47,37 +47,37 @@ def model() -> Model:
     return read_model(find_model("int8").path)
 
 
-def planner(model: Model, wish: Wish, **more: object) -> Planner:
-    return Planner(model, wish, even, speed=lambda: 100.0, **more)  # type: ignore[arg-type]
+def planner(model: Model, spec: PlacementSpec, **more: object) -> Planner:
+    return Planner(model, spec, even, speed=lambda: 100.0, **more)  # type: ignore[arg-type]
 
 
 def nodes(*names: str, **more: object) -> tuple[Candidate, ...]:
     return tuple(replace(Candidate(name, 100.0, 1, 10**9, 1e9, 0.0), **more) for name in names)  # type: ignore[arg-type]
 
 
-def deployed(draft: Draft, epoch: int = 7) -> Generation:
-    assert draft.manifest is not None
-    return Generation(epoch, draft.manifest, draft.placements)
+def deployed(response: PlanResponse, epoch: int = 7) -> Generation:
+    assert response.manifest is not None
+    return Generation(epoch, response.manifest, response.placements)
 
 
 def test_so_many_slices_on_as_many_nodes_the_same_that_har_edge_slice_makes(model: Model, tmp_path: Path) -> None:
-    draft = planner(model, Wish(stages=3)).plan(Order(1, nodes("a", "b", "c"), (), 0))
-    assert not draft.problem and draft.manifest is not None and draft.forecast is not None
-    assert sorted(one.node for one in draft.placements) == ["a", "b", "c"]
-    assert draft.manifest == write_folder(model, slice_model(model, cuts_of(draft.manifest)), tmp_path)
-    assert {hashlib.sha256(one).hexdigest() for one in draft.contents.values()} == draft.contents.keys()
-    assert draft.contents.keys() == {entry.sha256 for entry in draft.manifest.slices}
-    total = sum(work.seconds for work in draft.works[0])
-    assert total >= 17 * WORK_S and draft.forecast.period_s < 0.6 * total and draft.current is None
+    response = planner(model, PlacementSpec(stages=3)).plan(PlanRequest(1, nodes("a", "b", "c"), (), 0))
+    assert not response.problem and response.manifest is not None and response.forecast is not None
+    assert sorted(one.node for one in response.placements) == ["a", "b", "c"]
+    assert response.manifest == write_folder(model, slice_model(model, cuts_of(response.manifest)), tmp_path)
+    assert {hashlib.sha256(one).hexdigest() for one in response.contents.values()} == response.contents.keys()
+    assert response.contents.keys() == {entry.sha256 for entry in response.manifest.slices}
+    total = sum(work.seconds for work in response.stage_costs[0])
+    assert total >= 17 * WORK_S and response.forecast.period_s < 0.6 * total and response.current is None
 
 
 def test_fewer_nodes_than_slices_keep_the_cuts_and_share(model: Model) -> None:
-    asked = planner(model, Wish(stages=3))
-    first = asked.plan(Order(1, nodes("a", "b", "c"), (), 0))
-    then = asked.plan(Order(2, nodes("a", "b"), (deployed(first),), 7))
+    asked = planner(model, PlacementSpec(stages=3))
+    first = asked.plan(PlanRequest(1, nodes("a", "b", "c"), (), 0))
+    then = asked.plan(PlanRequest(2, nodes("a", "b"), (deployed(first),), 7))
     assert then.manifest == first.manifest and {one.node for one in then.placements} == {"a", "b"}
     assert then.current is None  # c is not there
-    alone = asked.plan(Order(3, nodes("a"), (), 0))
+    alone = asked.plan(PlanRequest(3, nodes("a"), (), 0))
     assert alone.manifest is not None and len(alone.manifest.slices) == 3
     assert alone.forecast is not None and first.forecast is not None
     assert alone.forecast.period_s > 2 * first.forecast.period_s
@@ -85,28 +85,28 @@ def test_fewer_nodes_than_slices_keep_the_cuts_and_share(model: Model) -> None:
 
 def test_what_carries_no_batch_is_planned_with_its_true_size_and_said_in_the_manifest() -> None:
     odd = open_model(models.dilated())
-    draft = planner(odd, Wish(cuts=(2,))).plan(Order(1, nodes("a", "b"), (), 0))
-    assert not draft.problem and draft.manifest is not None
-    assert [one.batched for one in draft.manifest.slices[0].outputs] == [False] and draft.manifest.version == 2
-    assert draft.manifest == outline_of(odd, 2, draft)
+    response = planner(odd, PlacementSpec(cuts=(2,))).plan(PlanRequest(1, nodes("a", "b"), (), 0))
+    assert not response.problem and response.manifest is not None
+    assert [one.batched for one in response.manifest.slices[0].outputs] == [False] and response.manifest.version == 2
+    assert response.manifest == outline_of(odd, 2, response)
     costs = make_layout(odd, segment_bounds(odd))
     edge = costs.walk([2])[0]  # type: ignore[index]
     assert costs.sent_bytes[edge] == 2 * 4 * 5 * 4 + HEAD_BYTES  # two blocks; the file plans one
-    asked = planner(odd, Wish(stages=5)).plan(Order(2, nodes("a", "b", "c", "d", "e"), (), 0))
+    asked = planner(odd, PlacementSpec(stages=5)).plan(PlanRequest(2, nodes("a", "b", "c", "d", "e"), (), 0))
     assert not asked.problem and asked.manifest is not None and len(asked.manifest.slices) == 5
 
 
-def outline_of(model: Model, cut: int, draft: Draft) -> SliceManifest:
+def outline_of(model: Model, cut: int, response: PlanResponse) -> SliceManifest:
     made = outline(model, slice_model(model, [cut]))
-    assert draft.manifest is not None
-    hashes = [entry.sha256 for entry in draft.manifest.slices]
+    assert response.manifest is not None
+    hashes = [entry.sha256 for entry in response.manifest.slices]
     entries = (msgspec.structs.replace(e, sha256=h) for e, h in zip(made.slices, hashes, strict=True))
     return msgspec.structs.replace(made, slices=tuple(entries))
 
 
 def test_slices_that_the_memory_of_a_node_does_not_hold_are_no_plan(model: Model) -> None:
-    draft = planner(model, Wish(stages=3)).plan(Order(1, nodes("a", memory_bytes=50_000_001), (), 0))
-    assert draft.problem == (
+    response = planner(model, PlacementSpec(stages=3)).plan(PlanRequest(1, nodes("a", memory_bytes=50_000_001), (), 0))
+    assert response.problem == (
         "the memory of a does not hold har-int8.tflite in 3 slices; start more nodes, or ask for other cuts"
     )
 
@@ -114,61 +114,65 @@ def test_slices_that_the_memory_of_a_node_does_not_hold_are_no_plan(model: Model
 def test_cuts_that_are_given_stay_and_the_fastest_node_gets_most(model: Model) -> None:
     candidates = nodes("slow", "fast", speed=100.0)
     candidates = (candidates[0], replace(candidates[1], speed=400.0))
-    draft = planner(model, Wish(cuts=(4,))).plan(Order(1, candidates, (), 0))
-    assert draft.manifest is not None and cuts_of(draft.manifest) == (4,)
-    assert [one.node for one in draft.placements] == ["slow", "fast"]
+    response = planner(model, PlacementSpec(cuts=(4,))).plan(PlanRequest(1, candidates, (), 0))
+    assert response.manifest is not None and cuts_of(response.manifest) == (4,)
+    assert [one.node for one in response.placements] == ["slow", "fast"]
 
 
 def test_what_is_deployed_is_compared_on_the_same_nodes(model: Model) -> None:
-    asked = planner(model, Wish())
-    first = asked.plan(Order(1, nodes("a"), (), 0))
-    then = asked.plan(Order(2, nodes("a", "b"), (deployed(first),), 7))
+    asked = planner(model, PlacementSpec())
+    first = asked.plan(PlanRequest(1, nodes("a"), (), 0))
+    then = asked.plan(PlanRequest(2, nodes("a", "b"), (deployed(first),), 7))
     assert then.current == first.forecast and then.forecast is not None and first.forecast is not None
     assert then.forecast.period_s < 0.7 * first.forecast.period_s
-    assert then.works.keys() == {0, 7} and then.works[7] == first.works[0]
-    slow = asked.plan(Order(3, nodes("a", slow=4.0), (deployed(first),), 7))
+    assert then.stage_costs.keys() == {0, 7} and then.stage_costs[7] == first.stage_costs[0]
+    slow = asked.plan(PlanRequest(3, nodes("a", slow=4.0), (deployed(first),), 7))
     assert slow.current is not None and slow.current.period_s == pytest.approx(4 * first.forecast.period_s, rel=0.2)
 
 
 def test_latency_and_a_devices_file_are_heeded(model: Model) -> None:
     file = DevicesFile([DeviceEntry("b", speed=50.0)])
-    draft = planner(model, Wish(Objective.LATENCY), devices=file).plan(Order(1, nodes("a", "b"), (), 0))
-    assert [one.node for one in draft.placements] == ["b"]
+    response = planner(model, PlacementSpec(Objective.LATENCY), devices=file).plan(
+        PlanRequest(1, nodes("a", "b"), (), 0)
+    )
+    assert [one.node for one in response.placements] == ["b"]
 
 
 @pytest.mark.parametrize(
-    ("wish", "candidates", "text"),
+    ("spec", "candidates", "text"),
     [
-        (Wish(stages=99), nodes("a"), "99 stages were asked for, but the model can be cut into 17 at most"),
-        (Wish(cuts=(999,)), nodes("a", "b"), "cuts 999 came; expected operators among 1, 2"),
-        (Wish(), nodes("a", "b", memory_bytes=1000), "too large for all devices together"),
+        (PlacementSpec(stages=99), nodes("a"), "99 stages were asked for, but the model can be cut into 17 at most"),
+        (PlacementSpec(cuts=(999,)), nodes("a", "b"), "cuts 999 came; expected operators among 1, 2"),
+        (PlacementSpec(), nodes("a", "b", memory_bytes=1000), "too large for all devices together"),
     ],
 )
-def test_what_cannot_be_planned_is_said(model: Model, wish: Wish, candidates: tuple[Candidate, ...], text: str) -> None:
-    draft = planner(model, wish).plan(Order(1, candidates, (), 0))
-    assert text in draft.problem and draft.manifest is None
+def test_what_cannot_be_planned_is_said(
+    model: Model, spec: PlacementSpec, candidates: tuple[Candidate, ...], text: str
+) -> None:
+    response = planner(model, spec).plan(PlanRequest(1, candidates, (), 0))
+    assert text in response.problem and response.manifest is None
 
 
 @pytest.mark.parametrize("start", [999, 0], ids=["out of range", "repeated"])
 def test_cuts_that_cannot_be_do_not_stop_the_planner(model: Model, start: int) -> None:
-    asked = planner(model, Wish(stages=3))
-    good = asked.plan(Order(1, nodes("a", "b", "c"), (), 0))
+    asked = planner(model, PlacementSpec(stages=3))
+    good = asked.plan(PlanRequest(1, nodes("a", "b", "c"), (), 0))
     assert good.manifest is not None
     *slices, last = good.manifest.slices
     bad = msgspec.structs.replace(last, start=start or slices[1].start)
     forged = Generation(8, msgspec.structs.replace(good.manifest, slices=(*slices, bad)), good.placements)
-    draft = asked.plan(Order(2, nodes("a", "b", "c"), (deployed(good), forged), 8))
-    assert not draft.problem and draft.current is None and draft.works.keys() == {0, 7}
+    response = asked.plan(PlanRequest(2, nodes("a", "b", "c"), (deployed(good), forged), 8))
+    assert not response.problem and response.current is None and response.stage_costs.keys() == {0, 7}
 
 
 def test_slices_of_what_is_deployed_need_neither_nodes_nor_figures(model: Model) -> None:
-    good = planner(model, Wish(stages=3)).plan(Order(1, nodes("a", "b", "c"), (), 0))
+    good = planner(model, PlacementSpec(stages=3)).plan(PlanRequest(1, nodes("a", "b", "c"), (), 0))
 
     def unmeasured(model: Model) -> Profile:
         raise AssertionError("measured")
 
-    draft = Planner(model, Wish(), unmeasured).plan(Order(0, (), (deployed(good),), 7))
-    assert draft.contents == good.contents and draft.manifest is None and not draft.problem
+    response = Planner(model, PlacementSpec(), unmeasured).plan(PlanRequest(0, (), (deployed(good),), 7))
+    assert response.contents == good.contents and response.manifest is None and not response.problem
 
 
 def test_a_model_is_measured_once_on_this_device(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,21 +212,21 @@ def test_the_thread_answers_orders_and_a_fault_is_an_answer_too() -> None:
     swept: list[str] = []
     faults = [BrokerError("out of reach"), OSError("no certificate")]
 
-    def plan(order: Order) -> Draft:
-        if order.number == 2:
+    def plan(request: PlanRequest) -> PlanResponse:
+        if request.number == 2:
             raise ZeroDivisionError("a fault")
-        return Draft(order.number, problem="none")
+        return PlanResponse(request.number, problem="none")
 
-    def sweep(client_id: str) -> None:
+    def delete_session(client_id: str) -> None:
         if client_id == "bad":
             raise faults.pop(0)
         swept.append(client_id)
 
-    shop, found = Workshop(plan, sweep), list[Draft]()
+    shop, found = PlannerThread(plan, delete_session), list[PlanResponse]()
     for number in (1, 2):
-        shop.order(Order(number, (), (), 0))
-        shop.sweep("bad")
-    shop.sweep("good")
+        shop.request(PlanRequest(number, (), (), 0))
+        shop.delete_session("bad")
+    shop.delete_session("good")
     deadline = time.monotonic() + 10
     while (len(found) < 2 or not swept) and time.monotonic() < deadline:
         found += shop.poll()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from har_edge.coordinator.readiness import AGAIN_S, EVERY_S, PATIENCE_S, Probing
+from har_edge.coordinator.readiness import AGAIN_S, EVERY_S, PATIENCE_S, ProbeSeries
 from har_edge.errors import MessageError
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.topics import is_probe
@@ -15,42 +15,42 @@ def answer(stream: str, epoch: int) -> bytes:
 
 
 def test_an_epoch_is_ready_when_its_probe_came_back_and_only_then() -> None:
-    probing = Probing("me")
-    stream = probing.next_stream(7, 0.0)
-    assert stream is not None and is_probe(stream) and not probing.is_ready(7)
-    assert probing.next_stream(7, AGAIN_S / 2) is None
-    again = probing.next_stream(7, AGAIN_S)
+    series = ProbeSeries("me")
+    stream = series.next_stream(7, 0.0)
+    assert stream is not None and is_probe(stream) and not series.is_ready(7)
+    assert series.next_stream(7, AGAIN_S / 2) is None
+    again = series.next_stream(7, AGAIN_S)
     assert again not in (None, stream)
-    assert probing.answer("_probe-somebody-1", answer("_probe-somebody-1", 7), 1.1) == 0 and not probing.is_ready(7)
-    assert probing.answer(stream, answer(stream, 7), 1.2) == 7  # late, but it came through
-    assert probing.is_ready(7) and not probing.is_ready(8) and probing.took_s == pytest.approx(1.2)
-    assert probing.next_stream(7, 1.3) is None and probing.next_stream(7, AGAIN_S + EVERY_S) is not None
+    assert series.answer("_probe-somebody-1", answer("_probe-somebody-1", 7), 1.1) == 0 and not series.is_ready(7)
+    assert series.answer(stream, answer(stream, 7), 1.2) == 7  # late, but it came through
+    assert series.is_ready(7) and not series.is_ready(8) and series.took_s == pytest.approx(1.2)
+    assert series.next_stream(7, 1.3) is None and series.next_stream(7, AGAIN_S + EVERY_S) is not None
 
 
 def test_what_is_no_answer_is_refused() -> None:
-    probing = Probing("me")
-    stream = probing.next_stream(7, 0.0)
+    series = ProbeSeries("me")
+    stream = series.next_stream(7, 0.0)
     assert stream is not None
     with pytest.raises(MessageError, match="came from another epoch or stream; expected epoch 7"):
-        probing.answer(stream, answer(stream, 6), 0.1)
+        series.answer(stream, answer(stream, 6), 0.1)
     with pytest.raises(MessageError, match="that is no result"):
-        probing.answer(stream, b"\xff", 0.1)
-    assert not probing.is_ready(7)
+        series.answer(stream, b"\xff", 0.1)
+    assert not series.is_ready(7)
 
 
 def test_silence_and_doubt_end_readiness() -> None:
-    probing = Probing("me")
-    stream = probing.next_stream(7, 0.0)
+    series = ProbeSeries("me")
+    stream = series.next_stream(7, 0.0)
     assert stream is not None
-    probing.answer(stream, answer(stream, 7), 0.1)
+    series.answer(stream, answer(stream, 7), 0.1)
     now = EVERY_S
     while now < EVERY_S + PATIENCE_S:
-        probing.next_stream(7, now)
-        assert probing.is_ready(7)
+        series.next_stream(7, now)
+        assert series.is_ready(7)
         now += 0.5
-    probing.next_stream(7, now + 0.5)
-    assert not probing.is_ready(7)
-    stream = probing.next_stream(7, now + 2)
+    series.next_stream(7, now + 0.5)
+    assert not series.is_ready(7)
+    stream = series.next_stream(7, now + 2)
     assert stream is not None
-    probing.doubt(now + 2)
-    assert probing.answer(stream, answer(stream, 7), now + 2.1) == 0  # asked before what made us doubt
+    series.invalidate(now + 2)
+    assert series.answer(stream, answer(stream, 7), now + 2.1) == 0  # asked before what made us doubt

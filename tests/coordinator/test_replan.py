@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from har_edge.coordinator.replan import BACKOFF_S, FIRST_S, MOST_BACKOFF_S, Draft, Order, Replan, Wish
+from har_edge.coordinator.replan import (
+    BACKOFF_S,
+    FIRST_S,
+    MOST_BACKOFF_S,
+    PlacementSpec,
+    PlanRequest,
+    PlanResponse,
+    Replan,
+)
 from har_edge.planner.plan import Objective
 from har_edge.planner.relocate import Candidate, Forecast
 from har_edge.protocol.deployment import Generation
@@ -18,16 +26,20 @@ SHORT = manifest((("x",), ("y",)))
 MODEL = "a" * 64
 
 
-def ask(plan: Replan, *nodes: Candidate, now: float = 100.0, changed_at: float = 0.0, unmet: str = "") -> Order | None:
+def ask(
+    plan: Replan, *nodes: Candidate, now: float = 100.0, changed_at: float = 0.0, unmet: str = ""
+) -> PlanRequest | None:
     return plan.due(nodes, (CURRENT,), 5, unmet, changed_at, now)
 
 
-def draft(order: Order | None, period_s: float, was_s: float | None = 1.0, latency_s: float = 1.0) -> Draft:
-    assert order is not None
+def response(
+    request: PlanRequest | None, period_s: float, was_s: float | None = 1.0, latency_s: float = 1.0
+) -> PlanResponse:
+    assert request is not None
     was = None if was_s is None else Forecast(was_s, 1.0, ())
     placed = Generation(0, SHORT, generation("a").placements)
-    return Draft(
-        order.number,
+    return PlanResponse(
+        request.number,
         manifest=SHORT,
         placements=placed.placements,
         forecast=Forecast(period_s, latency_s, (1.0,)),
@@ -36,25 +48,25 @@ def draft(order: Order | None, period_s: float, was_s: float | None = 1.0, laten
 
 
 def test_the_first_plan_waits_a_moment_or_until_all_are_there() -> None:
-    plan = Replan(Wish(stages=2), 0.15, 10.0)
+    plan = Replan(PlacementSpec(stages=2), 0.15, 10.0)
     assert plan.due([A], (), 0, "", 50.0, 50.0 + FIRST_S - 0.1) is None
     assert plan.due([A], (), 0, "", 50.0, 50.0 + FIRST_S) is not None
-    assert Replan(Wish(stages=2), 0.15, 10.0).due([A, B], (), 0, "", 50.0, 50.0) is not None
-    assert Replan(Wish(cuts=(5,)), 0.15, 10.0).due([A, B], (), 0, "", 50.0, 50.0) is not None
-    assert Replan(Wish(), 0.15, 10.0).due([], (), 0, "", 0.0, 99.0) is None
+    assert Replan(PlacementSpec(stages=2), 0.15, 10.0).due([A, B], (), 0, "", 50.0, 50.0) is not None
+    assert Replan(PlacementSpec(cuts=(5,)), 0.15, 10.0).due([A, B], (), 0, "", 50.0, 50.0) is not None
+    assert Replan(PlacementSpec(), 0.15, 10.0).due([], (), 0, "", 0.0, 99.0) is None
 
 
 def test_the_first_plan_with_replicas_waits_for_nodes_for_them() -> None:
-    assert Replan(Wish(stages=2, replicas=2), 0.15, 10.0).due([A, B, C], (), 0, "", 50.0, 51.0) is None
-    assert Replan(Wish(stages=1, replicas=2), 0.15, 10.0).due([A, B], (), 0, "", 50.0, 50.0) is not None
+    assert Replan(PlacementSpec(stages=2, replicas=2), 0.15, 10.0).due([A, B, C], (), 0, "", 50.0, 51.0) is None
+    assert Replan(PlacementSpec(stages=1, replicas=2), 0.15, 10.0).due([A, B], (), 0, "", 50.0, 50.0) is not None
 
 
 def test_nothing_is_asked_before_all_is_settled_twice_at_once_or_for_nothing_new() -> None:
-    plan = Replan(Wish(), 0.15, 10.0)
+    plan = Replan(PlacementSpec(), 0.15, 10.0)
     assert ask(plan, A, B, changed_at=91.0) is None
-    order = ask(plan, A, B, changed_at=90.0)
-    assert order is not None and ask(plan, A, B) is None
-    assert plan.judge(draft(order, 0.9), CURRENT, "", 100.0) is not None
+    request = ask(plan, A, B, changed_at=90.0)
+    assert request is not None and ask(plan, A, B) is None
+    assert plan.judge(response(request, 0.9), CURRENT, "", 100.0) is not None
     assert ask(plan, A, B, now=200.0) is None
     assert ask(plan, A, replace(B, speed=103.0), now=200.0) is None  # too little to tell
     assert ask(plan, A, B, C, now=200.0) is not None
@@ -70,49 +82,51 @@ def test_nothing_is_asked_before_all_is_settled_twice_at_once_or_for_nothing_new
     ],
 )
 def test_a_gain_above_the_margin_is_worth_it(objective: Objective, period_s: float, latency_s: float, go: bool) -> None:
-    plan = Replan(Wish(objective), 0.15, 10.0)
-    decision = plan.judge(draft(ask(plan, A, B), period_s, latency_s=latency_s), CURRENT, "", 100.0)
+    plan = Replan(PlacementSpec(objective), 0.15, 10.0)
+    decision = plan.judge(response(ask(plan, A, B), period_s, latency_s=latency_s), CURRENT, "", 100.0)
     assert decision is not None and decision.go is go
     assert ("gains 16%" if go else "that gains 14%, and 15% is the margin") in decision.text
 
 
 def test_what_does_not_keep_up_at_all_is_replaced() -> None:
-    plan = Replan(Wish(), 0.15, 10.0)
-    decision = plan.judge(draft(ask(plan, A), 5.0, was_s=None), CURRENT, "", 100.0)
+    plan = Replan(PlacementSpec(), 0.15, 10.0)
+    decision = plan.judge(response(ask(plan, A), 5.0, was_s=None), CURRENT, "", 100.0)
     assert decision is not None and decision.go and "instead of never" in decision.text
 
 
 def test_speeds_alone_must_speak_for_it_twice() -> None:
-    plan = Replan(Wish(), 0.15, 10.0)
-    plan.judge(draft(ask(plan, A, B), 1.0), CURRENT, "", 100.0)
+    plan = Replan(PlacementSpec(), 0.15, 10.0)
+    plan.judge(response(ask(plan, A, B), 1.0), CURRENT, "", 100.0)
     slow = replace(B, slow=4.0)
-    first = plan.judge(draft(ask(plan, A, slow, now=120.0), 0.5), CURRENT, "", 120.0)
+    first = plan.judge(response(ask(plan, A, slow, now=120.0), 0.5), CURRENT, "", 120.0)
     assert first is not None and not first.go and "looking once more" in first.text
     assert ask(plan, A, slow, now=129.0) is None
-    second = plan.judge(draft(ask(plan, A, slow, now=130.0), 0.5), CURRENT, "", 130.0)
+    second = plan.judge(response(ask(plan, A, slow, now=130.0), 0.5), CURRENT, "", 130.0)
     assert second is not None and second.go
 
 
 def test_a_second_look_that_disagrees_begins_anew() -> None:
-    plan = Replan(Wish(), 0.15, 10.0)
-    plan.judge(draft(ask(plan, A, B), 1.0), CURRENT, "", 100.0)
+    plan = Replan(PlacementSpec(), 0.15, 10.0)
+    plan.judge(response(ask(plan, A, B), 1.0), CURRENT, "", 100.0)
     for now, slow, period_s in ((120.0, 4.0, 0.5), (130.0, 2.0, 0.9), (140.0, 4.0, 0.5)):
-        found = plan.judge(draft(ask(plan, A, replace(B, slow=slow), now=now), period_s), CURRENT, "", now)
+        found = plan.judge(response(ask(plan, A, replace(B, slow=slow), now=now), period_s), CURRENT, "", now)
         assert found is not None and not found.go
 
 
 def test_what_was_asked_for_counts_whatever_it_gains_unless_it_is_there() -> None:
-    plan = Replan(Wish(), 0.15, 10.0)
-    found = plan.judge(draft(ask(plan, A, unmet="it is of another model"), 9.0), CURRENT, "it is of another model", 1.0)
+    plan = Replan(PlacementSpec(), 0.15, 10.0)
+    found = plan.judge(
+        response(ask(plan, A, unmet="it is of another model"), 9.0), CURRENT, "it is of another model", 1.0
+    )
     assert found is not None and found.go and found.text == "it is of another model"
-    plan = Replan(Wish(), 0.15, 10.0)
-    same = replace(draft(ask(plan, A, B, C), 0.1), manifest=CHAIN, placements=CURRENT.placements)
+    plan = Replan(PlacementSpec(), 0.15, 10.0)
+    same = replace(response(ask(plan, A, B, C), 0.1), manifest=CHAIN, placements=CURRENT.placements)
     found = plan.judge(same, CURRENT, "something", 1.0)
     assert found is not None and not found.go
 
 
 def test_failures_wait_longer_and_longer_and_are_forgotten() -> None:
-    plan = Replan(Wish(), 0.15, 0.0)
+    plan = Replan(PlacementSpec(), 0.15, 0.0)
     waits = [plan.failed(0.0) for _ in range(8)]
     assert waits[:3] == [BACKOFF_S, 2 * BACKOFF_S, 4 * BACKOFF_S] and waits[-1] == MOST_BACKOFF_S
     assert ask(plan, A, now=MOST_BACKOFF_S - 1) is None and ask(plan, A, now=MOST_BACKOFF_S) is not None
@@ -121,22 +135,22 @@ def test_failures_wait_longer_and_longer_and_are_forgotten() -> None:
 
 
 def test_answers_that_nobody_waits_for_are_nothing() -> None:
-    plan = Replan(Wish(), 0.15, 0.0)
-    order = ask(plan, A)
-    assert order is not None
-    assert plan.judge(replace(draft(order, 1.0), number=99), CURRENT, "", 1.0) is None
-    problem = plan.judge(Draft(order.number, problem="too large"), CURRENT, "", 1.0)
+    plan = Replan(PlacementSpec(), 0.15, 0.0)
+    request = ask(plan, A)
+    assert request is not None
+    assert plan.judge(replace(response(request, 1.0), number=99), CURRENT, "", 1.0) is None
+    problem = plan.judge(PlanResponse(request.number, problem="too large"), CURRENT, "", 1.0)
     assert problem is not None and (problem.go, problem.text) == (False, "no plan: too large")
-    assert plan.judge(draft(order, 1.0), CURRENT, "", 1.0) is None and ask(plan, A) is None
+    assert plan.judge(response(request, 1.0), CURRENT, "", 1.0) is None and ask(plan, A) is None
 
 
 def test_wishes() -> None:
-    assert Wish().unmet(CURRENT, MODEL, 9) == ""
-    assert Wish().unmet(CURRENT, "b" * 64, 9) == "it is of another model"
-    assert Wish(stages=2).unmet(CURRENT, MODEL, 9) == "2 stages were asked for"
-    assert Wish(cuts=(1, 3)).unmet(CURRENT, MODEL, 9) == "other cuts were asked for: 1, 3"
-    assert Wish(cuts=(1, 2)).unmet(CURRENT, MODEL, 9) == ""
+    assert PlacementSpec().unmet(CURRENT, MODEL, 9) == ""
+    assert PlacementSpec().unmet(CURRENT, "b" * 64, 9) == "it is of another model"
+    assert PlacementSpec(stages=2).unmet(CURRENT, MODEL, 9) == "2 stages were asked for"
+    assert PlacementSpec(cuts=(1, 3)).unmet(CURRENT, MODEL, 9) == "other cuts were asked for: 1, 3"
+    assert PlacementSpec(cuts=(1, 2)).unmet(CURRENT, MODEL, 9) == ""
     crowded = generation("a", "b", "a", epoch=5)
-    assert Wish(stages=3).unmet(crowded, MODEL, 2) == ""
-    assert Wish(stages=3).unmet(crowded, MODEL, 3) == "3 stages were asked for, and there are nodes for each"
-    assert Wish().unmet(crowded, MODEL, 3) == ""
+    assert PlacementSpec(stages=3).unmet(crowded, MODEL, 2) == ""
+    assert PlacementSpec(stages=3).unmet(crowded, MODEL, 3) == "3 stages were asked for, and there are nodes for each"
+    assert PlacementSpec().unmet(crowded, MODEL, 3) == ""

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from har_edge.coordinator.speeds import Queues, Speeds
-from har_edge.protocol.status import Beat, StagePhase, StageReport
+from har_edge.coordinator.speeds import BacklogMonitor, SpeedEstimator
+from har_edge.protocol.status import Heartbeat, StagePhase, StageReport
 
 KEY = (1, 0, 0)
 
 
 def run(
-    speeds: Speeds, node: str, windows: range, service_s: float, key: tuple[int, int, int] = KEY, queue: int = 0
+    speeds: SpeedEstimator, node: str, windows: range, service_s: float, key: tuple[int, int, int] = KEY, queue: int = 0
 ) -> None:
     """Let a node report one stage, five windows a beat, `queue` more waiting at each; 1 ms were expected."""
     for number in windows:
         waiting = queue * (number - windows.start + 1)
         report = StageReport(*key, StagePhase.RUNNING, windows=5 * number, service_s=service_s, queued=waiting)
-        speeds.note(Beat(node, "i", number, 0.0, 0, (report,)), {key: 1e-3})
+        speeds.note(Heartbeat(node, "i", number, 0.0, 0, (report,)), {key: 1e-3})
 
 
 def test_a_node_is_compared_with_itself() -> None:
     """Twice the forecast from the start is a bad forecast; twice of what it was is a slow node."""
-    speeds = Speeds()
+    speeds = SpeedEstimator()
     run(speeds, "a", range(10), 2e-3)
     assert speeds.factor("a") == pytest.approx(1.0)
     run(speeds, "a", range(10, 90), 6e-3)
@@ -32,7 +32,7 @@ def test_a_node_is_compared_with_itself() -> None:
 
 
 def test_a_node_whose_queue_grows_is_taken_for_slow_sooner() -> None:
-    patient, pressed = Speeds(), Speeds()
+    patient, pressed = SpeedEstimator(), SpeedEstimator()
     for speeds, queue in ((patient, 0), (pressed, 10)):
         run(speeds, "a", range(10), 2e-3)
         run(speeds, "a", range(10, 16), 6e-3, queue=queue)
@@ -40,14 +40,14 @@ def test_a_node_whose_queue_grows_is_taken_for_slow_sooner() -> None:
 
 
 def test_a_queue_that_grows_at_the_same_speed_is_no_fault_of_the_node() -> None:
-    speeds = Speeds()
+    speeds = SpeedEstimator()
     run(speeds, "a", range(10), 2e-3)
     run(speeds, "a", range(10, 40), 2e-3, queue=100)
     assert speeds.factor("a") == pytest.approx(1.0)
 
 
 def test_a_node_that_says_what_cannot_be_counts_as_a_hundred_times_slower_at_most() -> None:
-    speeds = Speeds()
+    speeds = SpeedEstimator()
     for epoch in range(1, 9):
         key = (epoch, 0, 0)
         run(speeds, "a", range(10), 1e-9, key)
@@ -56,13 +56,13 @@ def test_a_node_that_says_what_cannot_be_counts_as_a_hundred_times_slower_at_mos
 
 
 def test_a_few_windows_say_nothing() -> None:
-    speeds = Speeds()
+    speeds = SpeedEstimator()
     run(speeds, "a", range(4), 50e-3)
     assert speeds.factor("a") == 1.0 and speeds.factor("never-seen") == 1.0
 
 
 def test_what_slows_all_nodes_speaks_for_no_other_plan() -> None:
-    speeds = Speeds()
+    speeds = SpeedEstimator()
     for node in "abc":
         run(speeds, node, range(10), 1e-3)
     for node in "abc":
@@ -71,7 +71,7 @@ def test_what_slows_all_nodes_speaks_for_no_other_plan() -> None:
 
 
 def test_a_node_far_below_its_card_is_slow_when_others_are_not() -> None:
-    speeds = Speeds()
+    speeds = SpeedEstimator()
     for node, service in (("a", 2e-3), ("b", 3e-3), ("c", 20e-3)):
         run(speeds, node, range(10), service)
     assert speeds.factor("a") == speeds.factor("b") == pytest.approx(1.0)
@@ -79,27 +79,27 @@ def test_a_node_far_below_its_card_is_slow_when_others_are_not() -> None:
 
 
 def test_what_was_learnt_holds_for_the_next_stage_and_ends_with_the_process() -> None:
-    speeds = Speeds()
+    speeds = SpeedEstimator()
     run(speeds, "a", range(10), 1e-3)
     run(speeds, "a", range(10, 90), 3e-3)
     run(speeds, "a", range(10), 3e-3, key=(2, 1, 0))
     assert speeds.factor("a") == pytest.approx(3.0, rel=0.05)
-    speeds.note(Beat("a", "another", 1, 0.0), {})
+    speeds.note(Heartbeat("a", "another", 1, 0.0), {})
     assert speeds.factor("a") == 1.0
 
 
 def test_two_stages_on_a_node_tell_nothing_of_its_speed() -> None:
-    speeds = Speeds()
+    speeds = SpeedEstimator()
     run(speeds, "a", range(10), 1e-3)
     for number in range(10, 60):
         reports = tuple(StageReport(1, s, 0, StagePhase.RUNNING, windows=5 * number, service_s=9e-3) for s in (0, 1))
-        speeds.note(Beat("a", "i", number, 0.0, 0, reports), {KEY: 1e-3, (1, 1, 0): 1e-3})
+        speeds.note(Heartbeat("a", "i", number, 0.0, 0, reports), {KEY: 1e-3, (1, 1, 0): 1e-3})
     assert speeds.factor("a") == pytest.approx(1.0)
 
 
 def test_a_long_queue_is_said_once_and_again_when_it_has_doubled() -> None:
-    queues, said = Queues(), []
+    queues, said = BacklogMonitor(), []
     for queued in (10, 63, 70, 100, 140, 150, 3, 70):
         report = StageReport(1, 2, 0, StagePhase.RUNNING, queued=queued)
-        said += queues.note(Beat("pi", "i", 1, 0.0, 0, (report,)))
+        said += queues.note(Heartbeat("pi", "i", 1, 0.0, 0, (report,)))
     assert said == [f"stage 2 on pi falls behind: {queued} messages wait" for queued in (70, 140, 70)]

@@ -15,7 +15,7 @@ from tests.runtime.deployed import deployment, generation
 
 
 def wrong(broker: Measured) -> dict[str, str]:
-    return {trait.name: trait.mend for trait in traits(broker) if trait.mend}
+    return {trait.name: trait.remedy for trait in traits(broker) if trait.remedy}
 
 
 def test_a_good_broker_has_nothing_wrong() -> None:
@@ -24,7 +24,7 @@ def test_a_good_broker_has_nothing_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "name", "mend"),
+    ("change", "name", "remedy"),
     [
         ({"session_kept": False}, "sessions", "har-edge broker"),
         ({"redelivered": False}, "sessions", "har-edge broker"),
@@ -37,9 +37,9 @@ def test_a_good_broker_has_nothing_wrong() -> None:
         ({"dropped": 3}, "drops", "max_queued_messages 100000"),
     ],
 )
-def test_each_loss_is_wrong_and_says_what_to_do(change: dict[str, object], name: str, mend: str) -> None:
+def test_each_loss_is_wrong_and_says_what_to_do(change: dict[str, object], name: str, remedy: str) -> None:
     found = wrong(msgspec.structs.replace(GOOD, **change))  # type: ignore[arg-type]
-    assert list(found) == [name] and mend in found[name]
+    assert list(found) == [name] and remedy in found[name]
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def shared_plan(*nodes: str) -> Deployment:
 
 def test_replicas_need_shared_subscriptions_that_deliver() -> None:
     none = msgspec.structs.replace(GOOD, shared=False)
-    assert replicas(shared_plan(), none).mend == ""
+    assert replicas(shared_plan(), none).remedy == ""
     assert replicas(shared_plan("d"), GOOD) == Trait("replicas", "take turns: stage 1 on b and d")
     assert "not known" in replicas(shared_plan("d"), None).said
     found = replicas(shared_plan("d"), none)
     assert found.said.startswith("stage 1 on b and d: these take turns by shared subscriptions, which deliver nothing")
-    assert "--replicas 1" in found.mend
+    assert "--replicas 1" in found.remedy

@@ -12,11 +12,11 @@ from har_edge.monitor.leftovers import (
     Leftovers,
     Retained,
     clear_all,
-    look,
-    of_folder,
-    of_plan,
-    tell,
-    tell_sessions,
+    leftovers_of_folder,
+    leftovers_of_plan,
+    read_retained,
+    report_leftovers,
+    report_sessions,
 )
 from har_edge.mqtt.bus import Outgoing, Receipt, Session
 from har_edge.mqtt.memory import MemoryBroker
@@ -46,51 +46,51 @@ SENSOR = status("sensor-all", State.LOST, "sensor")
 
 
 def test_a_folder_keeps_its_own_stages_however_long_they_have_gone() -> None:
-    found = of_folder(kept(status("stage-0"), status("stage-1", State.LOST), status("stage-2"), SENSOR), 2)
+    found = leftovers_of_folder(kept(status("stage-0"), status("stage-1", State.LOST), status("stage-2"), SENSOR), 2)
     assert found == Leftovers(stages=("stage-2",), others=("sensor-all",))
     assert found.found and found.matters
-    assert not of_folder(kept(status("stage-0"), status("stage-1")), 2).found
+    assert not leftovers_of_folder(kept(status("stage-0"), status("stage-1")), 2).found
 
 
 def test_a_stage_beyond_the_folder_that_lives_is_not_cleared_but_named() -> None:
-    found = of_folder(kept(status("stage-2", State.READY)), 2)
+    found = leftovers_of_folder(kept(status("stage-2", State.READY)), 2)
     assert found == Leftovers(intruders=("stage-2",))
-    (finding,) = tell("leftovers", found, COMMAND)
-    assert finding.verdict is Verdict.WRONG and "stage-2 live under this name" in finding.said
+    (finding,) = report_leftovers("leftovers", found, COMMAND)
+    assert finding.verdict is Verdict.FAIL and "stage-2 live under this name" in finding.said
 
 
 @pytest.mark.parametrize(("state", "cleared"), [(State.READY, False), (State.STOPPED, True), (State.LOST, True)])
 def test_plan_and_files_are_left_over_of_a_folder_only_without_their_coordinator(state: State, cleared: bool) -> None:
-    found = of_folder(kept(status("coordinator", state, "coordinator"), plan=True, headers=(FOREIGN,)), 2)
+    found = leftovers_of_folder(kept(status("coordinator", state, "coordinator"), plan=True, headers=(FOREIGN,)), 2)
     assert (found.plan, found.headers) == (cleared, (FOREIGN,) if cleared else ())
 
 
 def test_a_plan_keeps_what_it_names_and_its_coordinator() -> None:
     gone = status("coordinator", State.LOST, "coordinator")
-    found = of_plan(kept(gone, status("stage-0"), SENSOR, plan=True, headers=(FOREIGN, WANTED)))
+    found = leftovers_of_plan(kept(gone, status("stage-0"), SENSOR, plan=True, headers=(FOREIGN, WANTED)))
     assert found == Leftovers(stages=("stage-0",), others=("sensor-all",), headers=(FOREIGN,))
     living = status("coordinator", State.READY, "coordinator")
-    assert not of_plan(kept(living, plan=True, headers=(FOREIGN,))).found  # it removes them itself
+    assert not leftovers_of_plan(kept(living, plan=True, headers=(FOREIGN,))).found  # it removes them itself
 
 
 def test_stages_at_work_for_the_plan_are_no_intruders_and_those_of_another_cut_are() -> None:
     epoch = generation("a").epoch
     mine, other = status("stage-0", State.READY, epoch=epoch), status("stage-1", State.READY, epoch=epoch + 1)
-    assert of_plan(kept(mine, other, plan=True)).intruders == ("stage-1",)
+    assert leftovers_of_plan(kept(mine, other, plan=True)).intruders == ("stage-1",)
 
 
 def test_without_a_plan_stages_and_files_stay() -> None:
-    assert of_plan(kept(status("stage-0"), SENSOR, headers=(FOREIGN,))) == Leftovers(others=("sensor-all",))
+    assert leftovers_of_plan(kept(status("stage-0"), SENSOR, headers=(FOREIGN,))) == Leftovers(others=("sensor-all",))
 
 
 def test_what_does_no_harm_yet_is_a_note_with_the_command_and_sensors_are_none() -> None:
-    (finding,) = tell("leftovers", Leftovers(stages=("stage-2",), headers=(FOREIGN,), plan=True), COMMAND)
-    assert finding.verdict is Verdict.NOTE and finding.mend == f"clear them with `{COMMAND}`"
+    (finding,) = report_leftovers("leftovers", Leftovers(stages=("stage-2",), headers=(FOREIGN,), plan=True), COMMAND)
+    assert finding.verdict is Verdict.NOTE and finding.remedy == f"clear them with `{COMMAND}`"
     for said in ("have gone: stage-2", "the plan of a coordinator", "1 files (1.0 kB) that no plan names"):
         assert said in finding.said
-    (finding,) = tell("leftovers", Leftovers(others=("sensor-all",)), COMMAND)
+    (finding,) = report_leftovers("leftovers", Leftovers(others=("sensor-all",)), COMMAND)
     assert finding.verdict is Verdict.OK and "sensor-all" in finding.said
-    (finding,) = tell("leftovers", Leftovers(), COMMAND)
+    (finding,) = report_leftovers("leftovers", Leftovers(), COMMAND)
     assert (finding.verdict, finding.said) == (Verdict.OK, "nothing")
 
 
@@ -112,9 +112,9 @@ def test_what_does_no_harm_yet_is_a_note_with_the_command_and_sensors_are_none()
 def test_sessions_that_outlive_their_clients(
     away: int | None, stages: tuple[str, ...], verdict: Verdict, said: str
 ) -> None:
-    finding = tell_sessions("sessions", away, stages)
+    finding = report_sessions("sessions", away, stages)
     assert finding.verdict is verdict and said in finding.said
-    assert ("persistent_client_expiration" in finding.mend) == (verdict is Verdict.NOTE)
+    assert ("persistent_client_expiration" in finding.remedy) == (verdict is Verdict.NOTE)
 
 
 def test_clearing_removes_what_was_found_and_nothing_else() -> None:
@@ -137,7 +137,7 @@ def test_clearing_removes_what_was_found_and_nothing_else() -> None:
     queue.close()
     assert broker.knows(session)
 
-    found = of_plan(look(broker.connect, TOPICS))
+    found = leftovers_of_plan(read_retained(broker.connect, TOPICS))
     assert (found.stages, found.others) == (("stage-0",), ("pi-2",))
     assert [one.sha256 for one in found.headers] == [hashlib.sha256(content).hexdigest()]
     assert list(clear_all(broker.connect, TOPICS, found)) == [

@@ -30,9 +30,9 @@ def test_old_stages_that_reject_every_window_are_named() -> None:
     finding = find(
         SAID.status("stage-0", "stage", counters={"rejected": 588}), SAID.status("stage-1", "stage", counters={})
     )
-    assert finding.verdict is Verdict.WRONG
+    assert finding.verdict is Verdict.FAIL
     assert finding.said == "messages could not be used since these started: 588 by stage-0"
-    assert "see the logs of the nodes that reject" in finding.mend
+    assert "see the logs of the nodes that reject" in finding.remedy
 
 
 def test_stages_of_a_plan_tell_theirs_by_beats_and_those_that_have_gone_no_more() -> None:
@@ -51,11 +51,11 @@ def test_stages_of_a_plan_tell_theirs_by_beats_and_those_that_have_gone_no_more(
 def test_what_a_sensor_lost_that_has_gone_can_be_forgotten_and_that_of_a_living_one_not() -> None:
     streams = {"anna": StreamCount(1, WALL, 20, 15, 3)}
     living = find(SAID.status("sensor-a", "sensor", streams=streams))
-    assert living.said == "windows were lost: 3 of 20 of anna by sensor-a" and "--clear" not in living.mend
+    assert living.said == "windows were lost: 3 of 20 of anna by sensor-a" and "--clear" not in living.remedy
     gone = find(SAID.status("sensor-a", "sensor", State.STOPPED, streams=streams))
-    assert living.verdict is Verdict.WRONG and gone.verdict is Verdict.NOTE
+    assert living.verdict is Verdict.FAIL and gone.verdict is Verdict.NOTE
     assert gone.said == "windows were lost by sensors that have gone: 5 of 20 of anna by sensor-a"
-    assert gone.mend.endswith(f"forget sensors that have gone: `{COMMAND}`")
+    assert gone.remedy.endswith(f"forget sensors that have gone: `{COMMAND}`")
 
 
 def test_of_many_only_some_are_named() -> None:
@@ -101,5 +101,5 @@ def test_what_living_nodes_lost_is_wrong_and_what_others_lost_a_note() -> None:
     ):
         observer.handle(delivery, 0.0, WALL)
     found = list(losses("losses", observer.snapshot(0.0, WALL), COMMAND))
-    assert [one.verdict for one in found] == [Verdict.WRONG, Verdict.NOTE]
+    assert [one.verdict for one in found] == [Verdict.FAIL, Verdict.NOTE]
     assert "by sensor-b" in found[0].said and "sensor-a" not in found[0].said and "by sensor-a" in found[1].said

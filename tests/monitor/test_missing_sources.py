@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from har_edge.monitor.missing_sources import LATE_S, MOST_STREAMS, Absent
+from har_edge.monitor.missing_sources import LATE_S, MOST_STREAMS, MissingSources
 from har_edge.protocol.status import NodeStatus, State, StreamCount
 
 WANTED = ("chest", "ankle", "arm")
@@ -16,8 +16,8 @@ def sensor(
     return NodeStatus(name, "sensor", state, "i", 1.0, streams=counts, sources=sources)
 
 
-def absent(*statuses: NodeStatus) -> Absent:
-    made = Absent(WANTED)
+def absent(*statuses: NodeStatus) -> MissingSources:
+    made = MissingSources(WANTED)
     for status in statuses:
         made.take_status(status, 100.0)
     return made
@@ -72,11 +72,14 @@ def test_streams_that_lack_the_same_are_one_line() -> None:
 def test_nothing_is_said_of_sensors_that_do_not_say_their_sources_or_have_sent_nothing() -> None:
     assert absent(sensor()).tell(200.0) == [] and absent(sensor("chest", sent=0)).tell(200.0) == []
     assert absent(sensor("chest"), sensor()).tell(200.0) == []  # the older one may send the rest
-    assert Absent().tell(0.0) == [] and absent(NodeStatus("stage-0", "stage", State.READY, "i", 1.0)).tell(200.0) == []
+    assert (
+        MissingSources().tell(0.0) == []
+        and absent(NodeStatus("stage-0", "stage", State.READY, "i", 1.0)).tell(200.0) == []
+    )
 
 
 def test_what_others_say_is_bounded() -> None:
-    seen = Absent(WANTED)
+    seen = MissingSources(WANTED)
     for number in range(MOST_STREAMS // 64 + 2):
         streams = tuple(f"n{number}-{k}" for k in range(64))
         seen.take_status(sensor("chest", streams=streams), 100.0)

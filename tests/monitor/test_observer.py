@@ -135,7 +135,7 @@ def test_losses_are_counted_once_a_node() -> None:
         SAID.beat("a", WALL, report(0, lost=3, errors=2)),
         SAID.status("chest", "sensor", counters={"dropped": 4, "resent": 6, "rejected": 1}),
         SAID.status("old", state=State.STOPPED, counters={"dropped": 100}),
-        Delivery(TOPICS.beat("a"), b"{", (1, 1)),
+        Delivery(TOPICS.heartbeat("a"), b"{", (1, 1)),
     )
     counts = observer.snapshot(1.0, WALL).counts
     assert (counts.lost, counts.errors, counts.dropped, counts.resent, counts.unusable) == (
@@ -180,7 +180,7 @@ def test_ready_is_what_a_probe_says_and_nothing_else() -> None:
         Delivery(TOPICS.status("a"), SAID.status("b").payload, (1, 1)),
         Delivery(TOPICS.status("a"), b" " * 2_000_000, (1, 1)),
         SAID.status("a", counters={"dropped": 10**30}),
-        Delivery(TOPICS.beat("a"), SAID.beat("b", WALL).payload, (1, 1)),
+        Delivery(TOPICS.heartbeat("a"), SAID.beat("b", WALL).payload, (1, 1)),
         SAID.beat("a", -1.0),
         SAID.beat("a", 1e300),
         SAID.beat("a", WALL, *(report(k) for k in range(257))),

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from har_edge.monitor.permissions import PUBLISHES, READS, Role, _harmless, can_see, rights_of
+from har_edge.monitor.permissions import PUBLISHES, READS, Role, _harmless, can_see, permissions_of
 from har_edge.mqtt.memory import matches
 from har_edge.protocol.topics import Kind, Topics
 from har_edge.resources import find_folder
@@ -25,7 +25,7 @@ def listed(role: Role) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("role", list(Role))
 def test_the_access_list_permits_what_each_role_needs_and_nobody_else_the_plan(role: Role) -> None:
     rights = listed(role)
-    for right in rights_of({role}):
+    for right in permissions_of({role}):
         topic, _ = _harmless(TOPICS, right.kind)
         words = {word for word, pattern in rights if matches(pattern, topic)}
         assert not right.publishes or words & {"write", "readwrite"}, (role, right.kind)
@@ -35,8 +35,8 @@ def test_the_access_list_permits_what_each_role_needs_and_nobody_else_the_plan(r
 
 
 def test_all_roles_together_need_every_kind_of_topic_both_ways() -> None:
-    assert {right.kind for right in rights_of(Role) if right.publishes and right.reads} == set(Kind)
-    assert rights_of([]) == [] and set(PUBLISHES) == set(READS) == set(Role)
+    assert {right.kind for right in permissions_of(Role) if right.publishes and right.reads} == set(Kind)
+    assert permissions_of([]) == [] and set(PUBLISHES) == set(READS) == set(Role)
 
 
 def test_only_together_may_two_roles_see_more() -> None:
@@ -48,13 +48,13 @@ def test_only_together_may_two_roles_see_more() -> None:
 @pytest.mark.parametrize("role", list(Role))
 def test_what_is_advised_is_a_line_of_the_access_list_or_less(role: Role) -> None:
     permitted = {(right, pattern.replace("/+/", "/har/", 1)) for right, pattern in listed(role)}
-    for right in rights_of({role}):
+    for right in permissions_of({role}):
         _, word, pattern = right.line(TOPICS).split()
         assert {(word, pattern), ("readwrite", pattern)} & permitted, (role, right.line(TOPICS))
 
 
 def test_a_stage_reads_windows_and_does_not_send_them() -> None:
-    lines = {right.kind: right.line(TOPICS) for right in rights_of({Role.STAGE})}
+    lines = {right.kind: right.line(TOPICS) for right in permissions_of({Role.STAGE})}
     assert lines == {
         Kind.WINDOW: "topic read har/v1/har/window/#",
         Kind.ACTIVATION: "topic readwrite har/v1/har/act/#",

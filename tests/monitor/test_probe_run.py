@@ -8,7 +8,7 @@ import pytest
 
 from har_edge.config.pipeline import Pipeline
 from har_edge.monitor.observer import Observer
-from har_edge.monitor.probe_run import MOST_SWITCHES, Trial, last_seen
+from har_edge.monitor.probe_run import MOST_SWITCHES, ProbeRun, last_seen
 from har_edge.mqtt.bus import Delivery, Session
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol import wire
@@ -28,7 +28,7 @@ class Ground:
         broker = MemoryBroker()
         self.bus, self.other = broker.connect(Session("trial")), broker.connect(Session("stages"))
         self.observer, self.pipeline = Observer(TOPICS, 0.0), pipeline
-        self.trial = Trial(self.bus, TOPICS, self.observer, Store(folder), broker.connect, 5.0)
+        self.trial = ProbeRun(self.bus, TOPICS, self.observer, Store(folder), broker.connect, 5.0)
         self.bus.subscribe(self.observer.filters)
         self.other.subscribe([TOPICS.window("+", "+")])
 

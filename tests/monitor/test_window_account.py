@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from har_edge.monitor.window_account import LATE_S, MOST_NODES, MOST_RUNS, Account, Figures
+from har_edge.monitor.window_account import LATE_S, MOST_NODES, MOST_RUNS, StreamAccount, WindowAccount
 from har_edge.protocol.results import Result
 from har_edge.protocol.status import NodeStatus, State, StreamCount
 from har_edge.runtime.sensor.sent_counter import MOST_STREAMS, OTHERS, SentCounter
@@ -32,8 +32,8 @@ def result(captured: float, stream: str = "s") -> Result:
     return Result(stream, int(captured), "still", 1, 0.5, captured, captured + 1, 1)
 
 
-def account(came: range, *statuses: NodeStatus, began: float = 0.0) -> Account:
-    made = Account(began)
+def account(came: range, *statuses: NodeStatus, began: float = 0.0) -> WindowAccount:
+    made = WindowAccount(began)
     for status in statuses:
         made.take_status(status, NOW)
     for number in came:
@@ -51,7 +51,7 @@ def test_the_last_windows_are_missed_although_no_number_after_them_came() -> Non
 
 
 def test_a_stream_with_gaps_lacks_nothing_where_as_many_came_as_were_sent() -> None:
-    made = Account(0.0)
+    made = WindowAccount(0.0)
     made.take_status(said(3), NOW)
     for captured in (10.0, 500.0, 731.5):
         made.take_result(result(captured))
@@ -71,7 +71,7 @@ def test_sensors_of_the_same_stream_count_once_and_the_worst_tells() -> None:
     made = account(range(8), *statuses)
     made.close()
     assert made.lost(NOW) == 2
-    assert made.figures(NOW) == [Figures("s", 10, 8, 2, 0)]
+    assert made.figures(NOW) == [StreamAccount("s", 10, 8, 2, 0)]
 
 
 def test_what_a_sensor_no_longer_awaits_is_lost_unless_it_came_here() -> None:
@@ -153,7 +153,7 @@ def test_streams_that_are_told_together_are_counted_together() -> None:
         assert tally.send(f"s{number}", 1, 11.0) == 2
     counts = tally.counts()
     assert len(counts) == MOST_STREAMS + 1 and counts[OTHERS] == StreamCount(7, 10.0, 6, None, 0)
-    made = Account(0.0)
+    made = WindowAccount(0.0)
     made.take_result(result(10.0, f"s{MOST_STREAMS}"))
     made.take_status(NodeStatus("n", "sensor", State.STOPPED, "i", 1.0, streams=counts), NOW)
     for number in range(MOST_STREAMS + 2):
@@ -166,7 +166,7 @@ def test_streams_that_are_told_together_are_counted_together() -> None:
 
 
 def test_what_is_remembered_of_a_sensor_that_starts_again_and_again_is_bounded() -> None:
-    made = Account(0.0)
+    made = WindowAccount(0.0)
     for run in range(100):
         made.take_status(said(1, run=run, began=10.0 + run), NOW)
     (figures,) = made.figures(NOW)
@@ -175,7 +175,7 @@ def test_what_is_remembered_of_a_sensor_that_starts_again_and_again_is_bounded()
 
 @pytest.mark.parametrize("role", ["stage", "node", "coordinator"])
 def test_other_nodes_say_nothing_of_windows(role: str) -> None:
-    made = Account(0.0)
+    made = WindowAccount(0.0)
     made.take_status(NodeStatus("x", role, State.READY, "i", 1.0), NOW)
     assert made.figures(NOW) == []
 
@@ -186,51 +186,51 @@ def numbered(number: int, run: int = 1, *, later: float = 0.0) -> Result:
 
 
 def test_results_tell_what_a_sensor_sent_after_its_last_status_that_broke_off() -> None:
-    made = Account(0.0)
+    made = WindowAccount(0.0)
     made.take_status(said(4, answered=4), NOW)
     for number in (0, 1, 2, 3, 4, 7, 8):
         made.take_result(numbered(number))
     made.take_status(NodeStatus("sensor-arm", "sensor", State.LOST, "i1", 1.0), NOW)
-    assert made.figures(NOW) == [Figures("s", 9, 7, 0, 2, left=2)]
-    assert made.figures(NOW + LATE_S) == [Figures("s", 9, 7, 2, 0)]
+    assert made.figures(NOW) == [StreamAccount("s", 9, 7, 0, 2, left=2)]
+    assert made.figures(NOW + LATE_S) == [StreamAccount("s", 9, 7, 2, 0)]
     assert made.sentence(NOW + LATE_S) == "lost windows: 2 of 9 of s"
     made.take_result(numbered(5))
     assert made.lost(NOW + LATE_S) == 1
 
 
 def test_a_living_sensor_still_sends_again_what_later_results_show_to_be_missing() -> None:
-    made = Account(0.0)
+    made = WindowAccount(0.0)
     made.take_status(said(4, answered=4), NOW)
     for number in (0, 1, 2, 3, 8):
         made.take_result(numbered(number))
-    assert made.figures(NOW + 10 * LATE_S) == [Figures("s", 9, 5, 0, 4)] and made.left_sentence(NOW) == ""
+    assert made.figures(NOW + 10 * LATE_S) == [StreamAccount("s", 9, 5, 0, 4)] and made.left_sentence(NOW) == ""
 
 
 def test_results_tell_of_a_sensor_of_which_no_status_came() -> None:
     """From the first result on: what was sent before that may be another watcher's."""
-    made = Account(0.0)
+    made = WindowAccount(0.0)
     for number in (3, 4, 6, 2, 9):
         made.take_result(numbered(number))
-    assert made.figures(NOW) == [Figures("s", 7, 4, 0, 3)]
+    assert made.figures(NOW) == [StreamAccount("s", 7, 4, 0, 3)]
     assert made.lost(NOW + LATE_S) == 3
     made.take_status(said(12, state=State.STOPPED), NOW + LATE_S)
-    assert made.figures(NOW + LATE_S) == [Figures("s", 12, 5, 0, 7, left=7)]
+    assert made.figures(NOW + LATE_S) == [StreamAccount("s", 12, 5, 0, 7, left=7)]
     made.close()
     assert made.lost(NOW + LATE_S) == 7
 
 
 def test_a_run_of_which_no_status_came_ends_when_its_sensor_begins_again() -> None:
-    made = Account(0.0)
+    made = WindowAccount(0.0)
     for number in (0, 1, 4):
         made.take_result(numbered(number))
     for number in range(3):
         made.take_result(numbered(number, 2, later=50.0))
     made.close()
-    assert made.figures(NOW) == [Figures("s", 8, 6, 2, 0)]
+    assert made.figures(NOW) == [StreamAccount("s", 8, 6, 2, 0)]
 
 
 def test_sensors_of_a_stream_that_tell_in_turns_lose_nothing_that_came() -> None:
-    made = Account(0.0)
+    made = WindowAccount(0.0)
     for number in range(20):
         made.take_result(numbered(number, 1 + number // 3 % 2))
     made.close()
@@ -238,7 +238,7 @@ def test_sensors_of_a_stream_that_tell_in_turns_lose_nothing_that_came() -> None
 
 
 def test_what_results_tell_is_bounded() -> None:
-    made = Account(0.0)
+    made = WindowAccount(0.0)
     for run in range(3 * MOST_RUNS):
         made.take_result(numbered(0, run, later=float(run)))
     for number in range(2 * MOST_NODES):

@@ -17,9 +17,9 @@ from har_edge.protocol.status import (
     NEXT,
     NodeStatus,
     State,
-    decode_beat,
+    decode_heartbeat,
     decode_status,
-    encode_beat,
+    encode_heartbeat,
     encode_status,
     lease_of,
 )
@@ -46,8 +46,8 @@ def test_the_examples_on_the_page_are_what_nodes_send() -> None:
     assert encode_results(decode_results(result.encode())) == result.encode()
     for status in (stage, sensor, node):
         assert encode_status(decode_status(status)) == status.encode()
-    assert encode_beat(decode_beat(beat)) == beat.encode()
-    assert decode_status(node).device is not None and decode_beat(beat).stages
+    assert encode_heartbeat(decode_heartbeat(beat)) == beat.encode()
+    assert decode_status(node).device is not None and decode_heartbeat(beat).stages
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_figures_of_a_stage_that_nobody_can_reckon_with_are_refused(field: str, 
     figures = {"epoch": "1", "stage": "0", "replica": "0", "phase": '"running"', field: figure}
     stage = ",".join(f'"{name}":{value}' for name, value in figures.items())
     with pytest.raises(msgspec.MsgspecError):
-        decode_beat(f'{{"node":"n","instance":"i","number":1,"time":1.0,"stages":[{{{stage}}}]}}')
+        decode_heartbeat(f'{{"node":"n","instance":"i","number":1,"time":1.0,"stages":[{{{stage}}}]}}')
 
 
 @pytest.mark.parametrize(

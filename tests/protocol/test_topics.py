@@ -21,7 +21,7 @@ BUILT = [
     (TOPICS.activation(3, 0, "s"), "har/v1/demo/act/3/0/s", Kind.ACTIVATION, ("3", "0", "s")),
     (TOPICS.result("s"), "har/v1/demo/result/s", Kind.RESULT, ("s",)),
     (TOPICS.status("stage-0"), "har/v1/demo/node/stage-0/status", Kind.STATUS, ("stage-0", "status")),
-    (TOPICS.beat("pi"), "har/v1/demo/beat/pi", Kind.BEAT, ("pi",)),
+    (TOPICS.heartbeat("pi"), "har/v1/demo/beat/pi", Kind.HEARTBEAT, ("pi",)),
     (TOPICS.plan(), "har/v1/demo/plan", Kind.PLAN, ()),
     (TOPICS.slice("ab12"), "har/v1/demo/slice/ab12", Kind.SLICE, ("ab12",)),
     (TOPICS.chunk("ab12", 3), "har/v1/demo/chunk/ab12/3", Kind.CHUNK, ("ab12", "3")),

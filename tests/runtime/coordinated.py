@@ -7,11 +7,11 @@ import hashlib
 from dataclasses import dataclass, field
 
 from har_edge.config.pipeline import PipelineConfig
-from har_edge.coordinator.config import Setup
+from har_edge.coordinator.config import CoordinatorConfig
 from har_edge.coordinator.coordinator import NAME, Coordinator
-from har_edge.coordinator.failover import Work
-from har_edge.coordinator.replan import Draft, Order, Wish
-from har_edge.coordinator.service import Helm
+from har_edge.coordinator.failover import StageCost
+from har_edge.coordinator.replan import PlacementSpec, PlanRequest, PlanResponse
+from har_edge.coordinator.service import CoordinatorService
 from har_edge.errors import ConfigError, MessageError
 from har_edge.mqtt.bus import Outgoing, Session, TakenOver, Will
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
@@ -19,14 +19,14 @@ from har_edge.planner.relocate import Forecast
 from har_edge.protocol.deployment import PROTOCOL, Deployment, Generation, Phase, Placement, decode_deployment
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import (
-    Beat,
-    DeviceCard,
+    Heartbeat,
+    NodeCapabilities,
     NodeStatus,
     StagePhase,
     StageReport,
     State,
     decode_status,
-    encode_beat,
+    encode_heartbeat,
     encode_status,
 )
 from har_edge.protocol.topics import PROBE, Kind, Topics
@@ -62,51 +62,51 @@ def cut(model: str, count: int) -> SliceManifest:
 
 @dataclass
 class Drawer:
-    """Stands for the workshop: one stage a node, quickest first, up to `most`, none on a node that is far slower.
+    """Stands for the planner's thread: one stage a node, quickest first, up to `most`, none on a far slower node.
 
     The whole model takes 4 s at speed 100.
     """
 
     model: str = MODEL
-    wish: Wish = field(default_factory=Wish)
+    spec: PlacementSpec = field(default_factory=PlacementSpec)
     most: int = 4
     problem: str = ""
-    asked: list[Order] = field(default_factory=list)
+    asked: list[PlanRequest] = field(default_factory=list)
     swept: list[str] = field(default_factory=list)
-    _made: list[Draft] = field(default_factory=list)
+    _made: list[PlanResponse] = field(default_factory=list)
 
-    def order(self, order: Order) -> None:
-        if not order.candidates:
-            self._made.append(Draft(order.number, contents=self._cut_again(order)))
+    def request(self, request: PlanRequest) -> None:
+        if not request.candidates:
+            self._made.append(PlanResponse(request.number, contents=self._cut_again(request)))
             return
-        self.asked.append(order)
+        self.asked.append(request)
         if self.problem:
-            self._made.append(Draft(order.number, problem=self.problem))
+            self._made.append(PlanResponse(request.number, problem=self.problem))
             return
-        nodes = sorted(order.candidates, key=lambda one: (-one.policy, one.name))
+        nodes = sorted(request.candidates, key=lambda one: (-one.policy, one.name))
         nodes = [one for one in nodes if one.policy > nodes[0].policy / 5]
-        count = self.wish.stages or min(len(nodes), self.most)
+        count = self.spec.stages or min(len(nodes), self.most)
         placements = tuple(Placement(k, nodes[k % len(nodes)].name) for k in range(count))
-        current = next((one for one in order.generations if one.epoch == order.epoch), None)
+        current = next((one for one in request.generations if one.epoch == request.epoch), None)
         self._made.append(
-            Draft(
-                order.number,
+            PlanResponse(
+                request.number,
                 manifest=cut(self.model, count),
                 placements=placements,
-                forecast=self._forecast(order, placements, count),
-                current=self._forecast(order, current.placements, len(current.manifest.slices)) if current else None,
-                works={0: (Work(1.0, 10),) * count},
+                forecast=self._forecast(request, placements, count),
+                current=self._forecast(request, current.placements, len(current.manifest.slices)) if current else None,
+                stage_costs={0: (StageCost(1.0, 10),) * count},
                 contents=by_hash(self.model, count),
                 reference_speed=100.0,
             )
         )
 
-    def _cut_again(self, order: Order) -> dict[str, bytes]:
-        counts = [len(one.manifest.slices) for one in order.generations if one.manifest.model_sha256 == self.model]
+    def _cut_again(self, request: PlanRequest) -> dict[str, bytes]:
+        counts = [len(one.manifest.slices) for one in request.generations if one.manifest.model_sha256 == self.model]
         return {sha256: content for count in counts for sha256, content in by_hash(self.model, count).items()}
 
-    def _forecast(self, order: Order, placements: tuple[Placement, ...], count: int) -> Forecast | None:
-        speeds = {one.name: one.policy / 100 for one in order.candidates}
+    def _forecast(self, request: PlanRequest, placements: tuple[Placement, ...], count: int) -> Forecast | None:
+        speeds = {one.name: one.policy / 100 for one in request.candidates}
         busy = dict.fromkeys(speeds, 0.0)
         for placement in placements:
             if placement.node not in speeds:
@@ -114,10 +114,10 @@ class Drawer:
             busy[placement.node] += 4 / count / speeds[placement.node]
         return Forecast(max(busy.values()), sum(busy.values()), (4 / count,) * count)
 
-    def sweep(self, client_id: str) -> None:
+    def delete_session(self, client_id: str) -> None:
         self.swept.append(client_id)
 
-    def poll(self) -> list[Draft]:
+    def poll(self) -> list[PlanResponse]:
         made, self._made = self._made, []
         return made
 
@@ -156,7 +156,7 @@ class FakeNode:
         return f"{self.name}-{self.number}"
 
     def status(self, state: State) -> bytes:
-        card = DeviceCard(self.protocol, "m", "Linux", 1, 10**9, self.runtime, self.speed)
+        card = NodeCapabilities(self.protocol, "m", "Linux", 1, 10**9, self.runtime, self.speed)
         return encode_status(NodeStatus(self.name, "node", state, self.instance, float(self.number), device=card))
 
     def say(self) -> None:
@@ -188,8 +188,8 @@ class FakeNode:
                 for key, (phase, _) in self.phases.items()
             )
             revision = self.deployment.revision if self.deployment else 0
-            beat = Beat(self.name, self.instance, self.beats, now, revision, stages)
-            self.bus.publish(TOPICS.beat(self.name), encode_beat(beat))
+            beat = Heartbeat(self.name, self.instance, self.beats, now, revision, stages)
+            self.bus.publish(TOPICS.heartbeat(self.name), encode_heartbeat(beat))
 
     def _follow(self, now: float) -> None:
         wanted: dict[tuple[int, int, int], tuple[bool, bool]] = {}
@@ -220,10 +220,10 @@ class FakeNode:
 class World:
     """Nodes, a coordinator, and an onlooker who notes every plan and every status of the coordinator."""
 
-    def __init__(self, wish: Wish | None = None, *, margin: float = 0.15, settle_s: float = 3.0) -> None:
+    def __init__(self, spec: PlacementSpec | None = None, *, margin: float = 0.15, settle_s: float = 3.0) -> None:
         self.broker, self.now, self.started = MemoryBroker(), 1000.0, 0
-        self.wish, self.margin, self.settle_s = wish or Wish(), margin, settle_s
-        self.drawer = Drawer(wish=self.wish)
+        self.spec, self.margin, self.settle_s = spec or PlacementSpec(), margin, settle_s
+        self.drawer = Drawer(spec=self.spec)
         self.nodes: dict[str, FakeNode] = {}
         self.mute: set[int] = set()
         self.muted_all = False
@@ -245,20 +245,22 @@ class World:
         started = float(self.started) if clock is None else clock
         identity = Identity(TOPICS, NAME, NAME, "memory", instance=f"c{self.started}", started=started)
         config = PipelineConfig(TASK)
-        setup = Setup(
-            TOPICS, config, model, {}, {}, identity.instance, identity.started, 5000, self.wish, self.margin,
+        setup = CoordinatorConfig(
+            TOPICS, config, model, {}, {}, identity.instance, identity.started, 5000, self.spec, self.margin,
             self.settle_s, self.probe,
         )  # fmt: skip
         self.coordinator = Coordinator(setup, self.now)
         self.bus = self.broker.connect(identity.session(expiry_s=0))
-        self.helm: Helm | None = Helm(self.bus, self.coordinator, identity, self.drawer, self.lines.append)
+        self.service: CoordinatorService | None = CoordinatorService(
+            self.bus, self.coordinator, identity, self.drawer, self.lines.append
+        )
         return self.coordinator
 
     def kill(self) -> None:
         """The coordinator dies without a word."""
-        if self.helm is not None:
+        if self.service is not None:
             self.bus.crash()
-        self.helm = None
+        self.service = None
 
     def probe(self, generation: Generation, stream: str) -> list[Outgoing]:
         if generation.epoch in self.misfits:
@@ -302,12 +304,12 @@ class World:
                 node.say()
                 node.bus.close()
                 del self.nodes[node.name]
-        if self.helm is not None:
+        if self.service is not None:
             try:
-                self.helm.step(0, lambda: self.now)
-                self.helm.step(0, lambda: self.now)
+                self.service.step(0, lambda: self.now)
+                self.service.step(0, lambda: self.now)
             except TakenOver:
-                self.helm = None
+                self.service = None
         self.look()
 
     def look(self) -> None:

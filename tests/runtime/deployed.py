@@ -10,13 +10,13 @@ from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.deployment import PROTOCOL, VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import (
-    Beat,
-    DeviceCard,
+    Heartbeat,
+    NodeCapabilities,
     NodeStatus,
     StagePhase,
     StageReport,
     State,
-    encode_beat,
+    encode_heartbeat,
     encode_status,
 )
 from har_edge.protocol.topics import Topics
@@ -24,7 +24,7 @@ from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 
 TOPICS = Topics("har", "har")
 EPOCH = 1000
-CARD = DeviceCard(PROTOCOL, "m1", "Linux aarch64", 4, 4_000_000_000, "ai-edge-litert 2.1", 120.0)
+CARD = NodeCapabilities(PROTOCOL, "m1", "Linux aarch64", 4, 4_000_000_000, "ai-edge-litert 2.1", 120.0)
 
 
 def tensors(*names: str) -> tuple[TensorSpec, ...]:
@@ -68,8 +68,8 @@ class Said:
         return Delivery(self.topics.status(node), encode_status(status), (1, 1), retained=True)
 
     def beat(self, node: str, time: float, *stages: StageReport, number: int = 1, instance: str = "") -> Delivery:
-        beat = Beat(node, instance or f"{node}-1", number, time, 7, stages)
-        return Delivery(self.topics.beat(node), encode_beat(beat), (1, 1))
+        beat = Heartbeat(node, instance or f"{node}-1", number, time, 7, stages)
+        return Delivery(self.topics.heartbeat(node), encode_heartbeat(beat), (1, 1))
 
     def result(self, seq: int, captured: float, seconds: float, stream: str = "subject1") -> Delivery:
         result = Result(stream, seq, "still", 1, 0.9, captured, captured + seconds, EPOCH)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from har_edge.protocol.status import DeviceCard
+from har_edge.protocol.status import NodeCapabilities
 from har_edge.runtime.agreement import Way, disagreement, kind_of, way_of
 
 LITERT, OLDER = "ai-edge-litert 2.3.0", "tflite-runtime 2.14.0"
@@ -13,9 +13,9 @@ BOX = Way(LITERT, "x86_64", "xnnpack")
 OLD_PI = Way(OLDER, "armv7l", "none")
 
 
-def card(**changed: object) -> DeviceCard:
+def card(**changed: object) -> NodeCapabilities:
     figures = {"protocol": 1, "machine": "m", "cores": 4, "memory_bytes": 1, "speed": 1.0, "runtime": LITERT}
-    return DeviceCard(**({"system": "Linux aarch64, Python 3.11.2", "delegate": "xnnpack"} | figures | changed))  # type: ignore[arg-type]
+    return NodeCapabilities(**({"system": "Linux aarch64, Python 3.11.2", "delegate": "xnnpack"} | figures | changed))  # type: ignore[arg-type]
 
 
 def test_a_card_says_how_its_device_computes() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.monitor.window_account import Account
+from har_edge.monitor.window_account import WindowAccount
 from har_edge.mqtt.broker import router
 from har_edge.mqtt.bus import Delivery, Outgoing, Receipt, Session
 from har_edge.mqtt.memory import MemoryBroker
@@ -43,7 +43,7 @@ class Broker(MemoryBroker):
 
     def route(
         self, topic: str, payload: bytes, *, retain: bool, qos: int = 1, properties: bytes = b""
-    ) -> tuple[Receipt, list[router.Account]]:
+    ) -> tuple[Receipt, list[router.WindowAccount]]:
         if self.drops and TOPICS.read(topic).kind in (Kind.WINDOW, Kind.RESULT):
             self.drops -= 1
             return Receipt.SAFE, []
@@ -121,7 +121,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.runs, self.nodes = itertools.count(1), list[Node]()
-        self.account = Account(0.0)
+        self.account = WindowAccount(0.0)
         self.watch = self.broker.connect(Session("watch", expiry_s=300))
         self.watch.subscribe([TOPICS.result("+")])
         self.stage: Stage | None = None

@@ -9,7 +9,7 @@ import pytest
 
 from har_edge.codecs.catalog import make_reducer
 from har_edge.errors import BrokerError, ConfigError
-from har_edge.monitor.window_account import Account
+from har_edge.monitor.window_account import WindowAccount
 from har_edge.mqtt.bus import Delivery, Outgoing, Receipt, Session, TakenOver, Traffic
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol import wire
@@ -439,7 +439,7 @@ def test_a_sensor_whose_messages_are_too_large_says_what_it_sent_before_it_ends(
     status = bus.statuses()[-1]
     assert status.state is State.STOPPED and status.streams["s"].sent == 1 and bus.closed is True
     assert status.streams["s"].lost == sensor.counters.unanswered == lost
-    account = Account(0.0)
+    account = WindowAccount(0.0)
     account.take_status(status, 1000.0)
     assert [one.sent - one.came for one in account.figures(1000.0)] == [1]
     assert bool(account.sentence(1000.0) or account.left_sentence(1000.0))

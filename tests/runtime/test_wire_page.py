@@ -13,10 +13,10 @@ from har_edge.protocol import deployment
 from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement, decode_deployment, encode_deployment
 from har_edge.protocol.status import (
     NEXT,
-    Beat,
-    DeviceCard,
+    Heartbeat,
+    NodeCapabilities,
     NodeStatus,
-    SliceCard,
+    SliceInfo,
     StagePhase,
     StageReport,
     StreamCount,
@@ -44,9 +44,9 @@ def fields(title: str, head: str) -> list[str]:
 TABLES = [
     (NodeStatus, "Status", "field"),
     (StreamCount, "Status", "field of a stream"),
-    (DeviceCard, "Status", "field of `device`"),
-    (SliceCard, "Status", "field of `slice`"),
-    (Beat, "Beats", "field of a beat"),
+    (NodeCapabilities, "Status", "field of `device`"),
+    (SliceInfo, "Status", "field of `slice`"),
+    (Heartbeat, "Beats", "field of a beat"),
     (StageReport, "Beats", "field of a stage"),
     (Deployment, "The plan", "field"),
     (Generation, "The plan", "field of a generation"),

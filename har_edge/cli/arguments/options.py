@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from har_edge.mqtt.address import Address
     from har_edge.mqtt.bus import Bus, Session
     from har_edge.mqtt.connect import Client, Protocol
-    from har_edge.protocol.status import SliceCard
+    from har_edge.protocol.status import SliceInfo
     from har_edge.runtime.loop import Identity, Stop
 
 EXIT_TAKEN_OVER = 3
@@ -317,7 +317,7 @@ def identity_of(
     detail: str,
     *,
     epoch: int = 0,
-    card: SliceCard | None = None,
+    card: SliceInfo | None = None,
     sources: Sequence[str] = (),
 ) -> Identity:
     """Return what a node says of itself: a stage its epoch and by its card what it runs, a sensor its sources."""

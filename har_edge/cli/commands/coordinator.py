@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from har_edge.config.pipeline import PipelineConfig
-    from har_edge.coordinator.config import Setup
+    from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
-    from har_edge.coordinator.replan import Wish
+    from har_edge.coordinator.replan import PlacementSpec
     from har_edge.inference.measure import Segment
     from har_edge.mqtt.bus import Outgoing
     from har_edge.planner.profile import MessageCost, Profile
@@ -102,7 +102,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
 
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.coordinator.coordinator import NAME, Coordinator
-    from har_edge.coordinator.planner_thread import Workshop
+    from har_edge.coordinator.planner_thread import PlannerThread
     from har_edge.coordinator.service import run_coordinator
     from har_edge.mqtt.bus import Session, TakenOver
     from har_edge.protocol.text import escape
@@ -115,7 +115,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     setup, planner = _prepare(args, identity, folder)
     bus = options.reach(args, identity.session(expiry_s=0))
 
-    def sweep(client_id: str) -> None:
+    def delete_session(client_id: str) -> None:
         """End a session at the broker by taking it over for a moment."""
         found = options.reach(args, Session(client_id, clean_start=True))
         deadline = time.monotonic() + SWEEP_S
@@ -127,18 +127,18 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
         print_folded(f"{time.strftime('%H:%M:%S')} {escape(text)}", 9)
 
     say(f"coordinator of {topics.base}/{topics.pipeline}: {args.model}; MQTT client: {identity.client}")
-    workshop = Workshop(planner.plan, sweep)
+    planner_thread = PlannerThread(planner.plan, delete_session)
     try:
-        run_coordinator(bus, Coordinator(setup, time.monotonic()), identity, workshop, stop, say)
+        run_coordinator(bus, Coordinator(setup, time.monotonic()), identity, planner_thread, stop, say)
     except TakenOver:
         print("coordinator: a younger coordinator of this pipeline has taken over; ending", file=sys.stderr)
         return options.EXIT_TAKEN_OVER
-    workshop.close()
+    planner_thread.close()
     say("coordinator stopped; what is deployed runs on")
     return 0
 
 
-def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tuple[Setup, Planner]:
+def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tuple[CoordinatorConfig, Planner]:
     """Read the model and what belongs to it; files that it needs under other names are kept in `folder`."""
     import hashlib
 
@@ -148,7 +148,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     from har_edge.config.catalog import find_model
     from har_edge.config.pipeline import PipelineConfig
     from har_edge.config.state import starts_fresh
-    from har_edge.coordinator.config import Setup
+    from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
     from har_edge.errors import ConfigError
     from har_edge.inference.observe import open_model
@@ -161,7 +161,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     specs = options.chosen_reducers(args.reducer, known.task.inputs)
     known = travelling(known, folder, [name for spec in specs.values() for name in file_names(spec)])
     found = known.found
-    model, beside, wish = open_model(found.path, args.delegate), known.beside, _wish(args)
+    model, beside, spec = open_model(found.path, args.delegate), known.beside, _wish(args)
     starts_fresh(state_of(model), known.task, f"model {found.path}")
     task = settle_reducers(model, known.task, specs, beside)
     if Path(task.stream.description).is_absolute():
@@ -172,13 +172,13 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     files = read_companions(task, beside)
     config = PipelineConfig(task, name=args.pipeline, base=args.base, delegate=args.delegate or msgspec.UNSET)
     devices = load_devices(args.devices) if args.devices else None
-    planner = Planner(model, wish, partial(_profile, args), devices, args.devices or Path(), wire=args.wire)
+    planner = Planner(model, spec, partial(_profile, args), devices, args.devices or Path(), wire=args.wire)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     # What nodes could not read must be refused here, not by each of them.
     decode_deployment(
         encode_deployment(Deployment(VERSION, 0, identity.instance, identity.started, config, files=hashes))
     )
-    setup = Setup(
+    setup = CoordinatorConfig(
         topics=identity.topics,
         config=config,
         model_sha256=model.sha256,
@@ -187,7 +187,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
         author=identity.instance,
         started=identity.started,
         first_epoch=int(identity.started),
-        wish=wish,
+        spec=spec,
         margin=args.margin,
         settle_s=args.settle,
         probe=lambda generation, stream: _probe(config, generation, stream, beside),
@@ -219,12 +219,12 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
     return reference_profile(model, device, messages, watch, args.delegate)
 
 
-def _wish(args: argparse.Namespace) -> Wish:
-    from har_edge.coordinator.replan import Wish
+def _wish(args: argparse.Namespace) -> PlacementSpec:
+    from har_edge.coordinator.replan import PlacementSpec
     from har_edge.planner.plan import Objective
 
     cuts = None if args.cuts is None else tuple(sorted(set(args.cuts)))
-    return Wish(Objective(args.objective), args.stages, cuts, args.replicas)
+    return PlacementSpec(Objective(args.objective), args.stages, cuts, args.replicas)
 
 
 def _probe(config: PipelineConfig, generation: Generation, stream: str, beside: Path) -> list[Outgoing]:

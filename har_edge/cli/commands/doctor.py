@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from har_edge.monitor.broker_checks import Finding
-    from har_edge.monitor.diagnostics import Checkup
+    from har_edge.monitor.diagnostics import Diagnostics
     from har_edge.mqtt.bus import Bus, Session
 
 HELP = "find out what is wrong with a deployment, from the broker to the flow of windows, and how to mend it"
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     options.start_logging(args)
     if args.clear:
         return _clear(args)
-    checkup = _checkup(args)
-    return EXIT_WRONG if (_print_json(checkup.run()) if args.json else _print(checkup)) else 0
+    diagnostics = _diagnostics(args)
+    return EXIT_WRONG if (_print_json(diagnostics.run()) if args.json else _print(diagnostics)) else 0
 
 
 def _clear(args: argparse.Namespace) -> int:
@@ -63,7 +63,7 @@ def _clear(args: argparse.Namespace) -> int:
 
     from har_edge.cli.console import say
     from har_edge.config.pipeline import load_pipeline
-    from har_edge.monitor.leftovers import clear_all, look, of_folder, of_plan
+    from har_edge.monitor.leftovers import clear_all, leftovers_of_folder, leftovers_of_plan, read_retained
     from har_edge.protocol.text import listed
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.build import topics_of
@@ -74,8 +74,8 @@ def _clear(args: argparse.Namespace) -> int:
     topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)
     count = len(pipeline.manifest.slices) if pipeline else 0
     connect = partial(options.connect, args, pipeline) if pipeline else partial(options.reach, args)
-    kept = look(connect, topics, count)
-    found = of_folder(kept, count) if pipeline else of_plan(kept)
+    kept = read_retained(connect, topics, count)
+    found = leftovers_of_folder(kept, count) if pipeline else leftovers_of_plan(kept)
     for line in clear_all(connect, topics, found):
         say(line)
     if found.intruders:
@@ -85,11 +85,11 @@ def _clear(args: argparse.Namespace) -> int:
     return EXIT_WRONG if found.intruders else 0
 
 
-def _checkup(args: argparse.Namespace) -> Checkup:
+def _diagnostics(args: argparse.Namespace) -> Diagnostics:
     from har_edge.config.pipeline import BrokerConfig, load_pipeline
-    from har_edge.monitor.broker_checks import Reception
-    from har_edge.monitor.diagnostics import Checkup
-    from har_edge.monitor.fixed_diagnostics import fixed_checkup
+    from har_edge.monitor.broker_checks import BrokerChecks
+    from har_edge.monitor.diagnostics import Diagnostics
+    from har_edge.monitor.fixed_diagnostics import fixed_diagnostics
     from har_edge.monitor.identity import User
     from har_edge.monitor.permissions import Role
     from har_edge.mqtt.connect import Protocol
@@ -109,11 +109,11 @@ def _checkup(args: argparse.Namespace) -> Checkup:
     user = User.of(address)
     named = args.role or (user.name if user.name in ROLES else None)
     roles = frozenset(Role) if named in (None, "all") else frozenset({Role(named)})
-    reception = Reception(address, connect, topics, roles, mqtt5=mqtt5, user=user, assumed=named is None)
+    broker_checks = BrokerChecks(address, connect, topics, roles, mqtt5=mqtt5, user=user, assumed=named is None)
     store = Store(args.cache or default_folder())
     if pipeline is not None and not args.broker_only:
-        return fixed_checkup(reception, connect, pipeline, store, args.timeout)
-    return Checkup(reception, connect, topics, store, args.timeout, broker_only=args.broker_only)
+        return fixed_diagnostics(broker_checks, connect, pipeline, store, args.timeout)
+    return Diagnostics(broker_checks, connect, topics, store, args.timeout, broker_only=args.broker_only)
 
 
 def _print_json(findings: Iterator[Finding]) -> Finding | None:
@@ -127,7 +127,7 @@ def _print_json(findings: Iterator[Finding]) -> Finding | None:
     return wrong
 
 
-def _print(checkup: Checkup) -> Finding | None:
+def _print(diagnostics: Diagnostics) -> Finding | None:
     """Print each finding as it comes, and at the end the first that is wrong with its mend; return that one."""
     from rich.console import Console
 
@@ -136,8 +136,8 @@ def _print(checkup: Checkup) -> Finding | None:
     with contextlib.ExitStack() as stack:
         if console.is_terminal:  # some checks take seconds
             status = stack.enter_context(console.status("checking"))
-            checkup.announce = lambda name: status.update(f"checking: {name}")
-        for finding in checkup.run():
+            diagnostics.announce = lambda name: status.update(f"checking: {name}")
+        for finding in diagnostics.run():
             seen.append(finding)
             console.print(draw(finding))
     wrong = _first_wrong(seen)
@@ -146,10 +146,10 @@ def _print(checkup: Checkup) -> Finding | None:
         _say("nothing is wrong" + (" in what was reached" if short else ""), "green", space=True)
     else:
         _say(f"first wrong: {wrong.check}: {wrong.said}", "bold", space=True)
-        _say(f"mend: {wrong.mend}", "bold")
+        _say(f"mend: {wrong.remedy}", "bold")
     for finding in seen:
         if finding.verdict.value == "note":
-            _say(f"note: {finding.check}: {finding.mend}", "yellow")
+            _say(f"note: {finding.check}: {finding.remedy}", "yellow")
     return wrong
 
 

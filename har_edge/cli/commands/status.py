@@ -58,9 +58,9 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
     import msgspec
 
     from har_edge.config.pipeline import load_pipeline
-    from har_edge.monitor.fixed_pipeline import FixedObserver, FixedTrial
+    from har_edge.monitor.fixed_pipeline import FixedObserver, FixedProbeRun
     from har_edge.monitor.observer import Observer
-    from har_edge.monitor.probe_run import Trial, obstacle
+    from har_edge.monitor.probe_run import ProbeRun, obstacle
     from har_edge.mqtt.bus import Session
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.artifact_store import Store, default_folder
@@ -75,13 +75,13 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
     bus = reach(Session(f"{topics.base}-{topics.pipeline}-status-{secrets.token_hex(4)}", clean_start=True))
     observer: Observer
     fixed: FixedObserver | None = None
-    trial: Trial | FixedTrial
+    trial: ProbeRun | FixedProbeRun
     if pipeline is not None:
         observer = fixed = FixedObserver(pipeline, time.monotonic())
-        trial = FixedTrial(bus, fixed, reach, args.timeout)
+        trial = FixedProbeRun(bus, fixed, reach, args.timeout)
     else:
         observer, store = Observer(topics, time.monotonic()), Store(args.cache or default_folder())
-        trial = Trial(bus, topics, observer, store, reach, args.timeout)
+        trial = ProbeRun(bus, topics, observer, store, reach, args.timeout)
     bus.subscribe(observer.filters)
     started = time.monotonic()
     probe_at, show_at = started + GATHER_S, started + GATHER_S
@@ -104,7 +104,7 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
                 if not args.live:
                     return
     finally:
-        if isinstance(trial, FixedTrial):
+        if isinstance(trial, FixedProbeRun):
             trial.close()
         bus.close(forget=True)
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from har_edge.cluster.local_pipeline import Arrival
     from har_edge.config.task import Task
-    from har_edge.monitor.missing_sources import Absent
-    from har_edge.monitor.window_account import Account
+    from har_edge.monitor.missing_sources import MissingSources
+    from har_edge.monitor.window_account import WindowAccount
     from har_edge.mqtt.bus import Bus, Delivery
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.loop import Stop
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     options.start_logging(args)
     import secrets
 
-    from har_edge.monitor.missing_sources import Absent
-    from har_edge.monitor.window_account import Account
+    from har_edge.monitor.missing_sources import MissingSources
+    from har_edge.monitor.window_account import WindowAccount
     from har_edge.mqtt.bus import Session
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.build import topics_of
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     bus.subscribe([topics.result("+"), topics.status("+"), *([] if pipeline else [topics.plan()])])
     if pipeline:
         labels.update(_labels_of(pipeline.task))
-    account, absent = Account(time.time()), Absent(pipeline.task.inputs if pipeline else ())
+    account, absent = WindowAccount(time.time()), MissingSources(pipeline.task.inputs if pipeline else ())
     arrivals = _arrivals(bus, topics, labels, stop, args.windows, account, absent)
     if args.json:
         _print_lines(arrivals)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     return _report(account, early=not stop.asked)
 
 
-def _report(account: Account, *, early: bool) -> int:
+def _report(account: WindowAccount, *, early: bool) -> int:
     """Name the windows that are lost, that have not come yet, or that nobody counted; return the exit code.
 
     Unless it ended `early`, after so many windows as were asked for, those that nobody sends again count as lost.
@@ -139,8 +139,8 @@ def _arrivals(
     labels: dict[int, str],
     stop: Stop,
     limit: int | None,
-    account: Account,
-    absent: Absent,
+    account: WindowAccount,
+    absent: MissingSources,
 ) -> Iterator[Arrival | None]:
     """Yield results as they come, None in pauses, until asked to stop or `limit` have come.
 
@@ -179,7 +179,7 @@ def _arrivals(
         yield None
 
 
-def _take_status(topics: Topics, delivery: Delivery, account: Account, absent: Absent) -> bool:
+def _take_status(topics: Topics, delivery: Delivery, account: WindowAccount, absent: MissingSources) -> bool:
     """Take what a sensor says that it sent; return whether the message was a status."""
     from har_edge.errors import MessageError
     from har_edge.protocol.status import UNREADABLE, decode_status
@@ -197,7 +197,7 @@ def _take_status(topics: Topics, delivery: Delivery, account: Account, absent: A
     return True
 
 
-def _learn(topics: Topics, payload: bytes, labels: dict[int, str], absent: Absent) -> None:
+def _learn(topics: Topics, payload: bytes, labels: dict[int, str], absent: MissingSources) -> None:
     """Take the labels and sources of a plan; log one that cannot be read."""
     import logging
 

@@ -16,7 +16,7 @@ import numpy as np
 from har_edge.errors import NodeError
 from har_edge.inference.wheels import installed, missing, read_host, wheel_machine
 from har_edge.protocol.deployment import PROTOCOL
-from har_edge.protocol.status import DeviceCard
+from har_edge.protocol.status import NodeCapabilities
 from har_edge.resources import find_folder
 
 if TYPE_CHECKING:
@@ -127,9 +127,9 @@ def count_runs(run: Callable[[], object], clock: Callable[[], float], warm_up_s:
     return runs / measure_s
 
 
-def make_card(speed: float, link: Link | None, delegate: str = "") -> DeviceCard:
+def make_card(speed: float, link: Link | None, delegate: str = "") -> NodeCapabilities:
     """Return what this device can do; `delegate` is who computed the reference network."""
-    return DeviceCard(
+    return NodeCapabilities(
         protocol=PROTOCOL,
         machine=read_machine(),
         system=read_system(),

@@ -14,7 +14,7 @@ from typing import Protocol
 from har_edge.errors import BrokerError, MessageError
 from har_edge.mqtt.bus import Bus, Delivery, Outgoing, TakenOver
 from har_edge.protocol.deployment import Deployment
-from har_edge.protocol.status import NEXT, Beat, StagePhase, StageReport, State, encode_beat
+from har_edge.protocol.status import NEXT, Heartbeat, StagePhase, StageReport, State, encode_heartbeat
 from har_edge.protocol.topics import RETAINED, Kind
 from har_edge.runtime.deployment_files import read_deployment
 from har_edge.runtime.loop import GONE_S, Identity, Stop, drain
@@ -215,7 +215,7 @@ class Node:
         self._number += 1
         reports = {replica_id: self.workers[replica_id].report(now) for replica_id in sorted(self.workers)}
         self._said = frozenset((replica_id, report.phase) for replica_id, report in reports.items())
-        beat = Beat(
+        beat = Heartbeat(
             node=self.identity.node,
             instance=self.identity.instance,
             number=self._number,
@@ -223,7 +223,7 @@ class Node:
             revision=self.deployment.revision if self.deployment else 0,
             stages=tuple(reports.values()),
         )
-        return Outgoing(self._topics.beat(self.identity.node), encode_beat(beat))
+        return Outgoing(self._topics.heartbeat(self.identity.node), encode_heartbeat(beat))
 
 
 def run_node(bus: Bus, node: Node, stop: Stop, *, drain_timeout_s: float) -> None:

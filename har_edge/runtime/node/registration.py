@@ -13,7 +13,7 @@ from har_edge.mqtt.bus import Bus, Session, SessionLease
 from har_edge.mqtt.link_benchmark import Link, measure_link
 from har_edge.mqtt.session_lease import lease_lost
 from har_edge.mqtt.transport import FinalRefusal
-from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, State, decode_beat, decode_status
+from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, State, decode_heartbeat, decode_status
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.loop import Identity, Stop, drain
 from har_edge.runtime.node.capabilities import make_card, measure_speed, open_reference, read_machine, read_runtime
@@ -80,7 +80,7 @@ def check_name(connect: Callable[[Session], Bus], topics: Topics, node: str, mac
     bus = connect(Session(f"look-{secrets.token_hex(8)}", clean_start=True))
     status: NodeStatus | None = None
     try:
-        bus.subscribe([topics.status(node), topics.beat(node)])
+        bus.subscribe([topics.status(node), topics.heartbeat(node)])
         deadline = time.monotonic() + NAME_S
         quiet_at = deadline
         while time.monotonic() < (deadline if status is not None else quiet_at):
@@ -90,7 +90,7 @@ def check_name(connect: Callable[[Session], Bus], topics: Topics, node: str, mac
                     if delivery.topic == topics.status(node):
                         status = decode_status(delivery.payload)
                         _refuse_other(status, ROLE)
-                    elif decode_beat(delivery.payload).instance == (status.instance if status else ""):
+                    elif decode_heartbeat(delivery.payload).instance == (status.instance if status else ""):
                         _refuse(status, machine)
                 except UNREADABLE as error:
                     _log.warning("dropped %s: %s", delivery.topic, error)

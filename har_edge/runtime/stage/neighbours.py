@@ -14,7 +14,7 @@ from har_edge.config.pipeline import Pipeline
 from har_edge.config.task import Task
 from har_edge.errors import BrokerError, MessageError, NodeError
 from har_edge.mqtt.bus import Bus, Session
-from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, SliceCard, decode_status
+from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, SliceInfo, decode_status
 from har_edge.protocol.text import printable
 from har_edge.protocol.topics import Kind, Topics
 from har_edge.runtime.agreement import disagreement, way_of
@@ -27,10 +27,10 @@ LOOK_S = 5.0
 QUIET_S = 0.25
 
 
-def card_of(pipeline: Pipeline, index: int, delegate: str = "") -> SliceCard:
+def card_of(pipeline: Pipeline, index: int, delegate: str = "") -> SliceInfo:
     """Return what stage `index` says of what it runs; `delegate` is who computes on this device."""
     entry, task = pipeline.manifest.slices[index], pipeline.task
-    return SliceCard(
+    return SliceInfo(
         index=index,
         count=len(pipeline.manifest.slices),
         model=pipeline.manifest.model,
@@ -63,7 +63,7 @@ def hash_task(task: Task) -> str:
 
 
 def check_neighbours(
-    connect: Connect, topics: Topics, card: SliceCard, dtypes: Collection[str] = (), *, delegate: str | None = None
+    connect: Connect, topics: Topics, card: SliceInfo, dtypes: Collection[str] = (), *, delegate: str | None = None
 ) -> None:
     """Raise NodeError when a stage that lives under this pipeline's name is of another model or task.
 
@@ -128,7 +128,7 @@ def index_of(node: str) -> int | None:
     return int(number) if kind == "stage" and written else None
 
 
-def _named(card: SliceCard) -> str:
+def _named(card: SliceInfo) -> str:
     return f"{printable(card.model, 80)} (sha256 {printable(card.model_sha256, 12)}; {printable(card.task, 120)})"
 
 

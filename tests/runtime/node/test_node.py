@@ -12,14 +12,14 @@ from har_edge.mqtt.bus import Delivery, Session, TakenOver
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol.deployment import Placement, encode_deployment
 from har_edge.protocol.status import (
-    Beat,
+    Heartbeat,
     NodeStatus,
     StagePhase,
     StageReport,
     State,
-    decode_beat,
+    decode_heartbeat,
     decode_status,
-    encode_beat,
+    encode_heartbeat,
     encode_status,
 )
 from har_edge.runtime.loop import Identity, Stop
@@ -95,12 +95,12 @@ class Scene:
         return {(replica_id.epoch, replica_id.stage): hand.desired for replica_id, hand in self.node.workers.items()}
 
 
-def read(outgoing) -> NodeStatus | Beat:
+def read(outgoing) -> NodeStatus | Heartbeat:
     if outgoing.topic == TOPICS.status(ME):
         assert outgoing.retain
         return decode_status(outgoing.payload)
-    assert outgoing.topic == TOPICS.beat(ME) and not outgoing.retain
-    return decode_beat(outgoing.payload)
+    assert outgoing.topic == TOPICS.heartbeat(ME) and not outgoing.retain
+    return decode_heartbeat(outgoing.payload)
 
 
 def states(said):
@@ -108,7 +108,7 @@ def states(said):
 
 
 def beats(said):
-    return [one for one in said if isinstance(one, Beat)]
+    return [one for one in said if isinstance(one, Heartbeat)]
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ class Watched:
         self.scene, self.broker, self.steps = scene, MemoryBroker(), list(steps)
         self.session = scene.identity.session(expiry_s=0)
         self.eye = self.broker.connect(Session("eye"))
-        self.eye.subscribe([TOPICS.status(ME), TOPICS.beat(ME)])
+        self.eye.subscribe([TOPICS.status(ME), TOPICS.heartbeat(ME)])
         self.said, self.waits = [], []
         self.bus = self.broker.connect(self.session)
         poll = self.bus.poll
@@ -455,9 +455,9 @@ def somebody(broker, state, *, machine="m2", beats=True, device=True):
 
         def beaten(timeout_s):
             if beats:
-                bus.publish(TOPICS.beat(ME), encode_beat(Beat(ME, "other", next(number), 0.0)))
+                bus.publish(TOPICS.heartbeat(ME), encode_heartbeat(Heartbeat(ME, "other", next(number), 0.0)))
                 for nonsense in (b"no beat", b'{"node":"\xff"}', b'{"a":' * 20_000):
-                    bus.publish(TOPICS.beat(ME), nonsense)
+                    bus.publish(TOPICS.heartbeat(ME), nonsense)
                 bus.poll(0)
             return poll(timeout_s)
 

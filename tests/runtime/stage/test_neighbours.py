@@ -9,14 +9,14 @@ from har_edge.config.task import SourceInput
 from har_edge.errors import NodeError
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.memory import MemoryBroker
-from har_edge.protocol.status import NodeStatus, SliceCard, State, decode_status, encode_status
+from har_edge.protocol.status import NodeStatus, SliceInfo, State, decode_status, encode_status
 from har_edge.runtime.stage.neighbours import check_neighbours, describe_task, hash_task
 from tests.runtime.rig import TASK, TOPICS
 
-CARD = SliceCard(0, 2, "a.tflite", "a" * 64, describe_task(TASK), hash_task(TASK), 0, 3)
+CARD = SliceInfo(0, 2, "a.tflite", "a" * 64, describe_task(TASK), hash_task(TASK), 0, 3)
 
 
-def retained(card: SliceCard | None, state: State = State.READY, role: str = "stage") -> MemoryBroker:
+def retained(card: SliceInfo | None, state: State = State.READY, role: str = "stage") -> MemoryBroker:
     broker = MemoryBroker()
     bus = broker.connect(Session("stage"))
     status = NodeStatus("stage-1", role, state, "i", 1.0, slice=card)
@@ -26,7 +26,7 @@ def retained(card: SliceCard | None, state: State = State.READY, role: str = "st
     return broker
 
 
-def changed(**fields: object) -> SliceCard:
+def changed(**fields: object) -> SliceInfo:
     return msgspec.structs.replace(CARD, **fields)
 
 
@@ -52,7 +52,7 @@ def test_those_that_are_gone_are_no_neighbours(state: State) -> None:
 
 
 @pytest.mark.parametrize("card", [None, CARD, changed(index=1, count=5, start=7, stop=9)])
-def test_an_older_har_edge_a_second_start_and_another_cut_go_on(card: SliceCard | None) -> None:
+def test_an_older_har_edge_a_second_start_and_another_cut_go_on(card: SliceInfo | None) -> None:
     check_neighbours(retained(card).connect, TOPICS, CARD)
 
 
