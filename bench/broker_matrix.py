@@ -287,7 +287,7 @@ def begin(scene: Scene) -> None:
 
 def run_gateway(argv: list[str]) -> int:
     """Send four streams of real or synthetic windows as one process of a gateway does."""
-    from har_edge.cli import sender
+    from har_edge.cli import built_sensor
     from har_edge.config.pipeline import load_pipeline
     from har_edge.runtime.build import batches_of, build_sensor
     from har_edge.runtime.loop import Identity, Stop
@@ -304,7 +304,7 @@ def run_gateway(argv: list[str]) -> int:
     rows = pipeline.task.stream.length + pipeline.task.stream.hop * (int(windows) - 1)
     recordings = [lengthened(one, f"g{number}-{k}", rows) for k, one in enumerate(recordings)]
     sensor, topics = build_sensor(pipeline, sources), topics_of(pipeline)
-    flow = Retransmitter(sensor, RetransmitBuffer(sources, time.time()), topics, run=sender.new_run())
+    flow = Retransmitter(sensor, RetransmitBuffer(sources, time.time()), topics, run=built_sensor.new_run())
     flow.expect([one.stream for one in recordings])
     identity = Identity(topics, name, "sensor", f"{topics.base}.{topics.pipeline}.{name}")
     bus = open_bus(parse(url), identity.session(expiry_s=300), Client.AUTO, Protocol(protocol))

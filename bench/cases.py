@@ -124,8 +124,8 @@ def judge(path: Path, folder: Path) -> Counter[str]:
 def run_processes(path: Path) -> str:
     """Run one cut of a model over a broker; return what went in and what came out."""
     from har_edge.cli.arguments import options
+    from har_edge.cli.local_pipeline import open_whole, start_nodes
     from har_edge.cli.main import build_parser
-    from har_edge.cli.whole import open_whole, start_nodes
     from har_edge.config.catalog import FoundModel
 
     model = open_model(path)

@@ -33,9 +33,9 @@ import msgspec
 
 from har_edge.data.locate import find_data
 from har_edge.errors import NodeError
-from har_edge.experiments.arena import CACHE, COORDINATOR, Arena
-from har_edge.experiments.faults import Drill, Kind, Outcome
-from har_edge.experiments.ground import Ground, open_bed, open_ground
+from har_edge.experiments.cluster import CACHE, COORDINATOR, Cluster
+from har_edge.experiments.environment import Environment, emulated_environment, local_environment
+from har_edge.experiments.faults import FaultInjector, Kind, Outcome
 from har_edge.experiments.load import Device, Load, Verdict
 from har_edge.experiments.reference import Reference, prepare_reference
 from har_edge.mqtt.connect import Client, choose_client
@@ -115,12 +115,14 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
         names = [f"device-{number}" for number in range(1, args.nodes + 1)]
-        ground = stack.enter_context(open_bed(folder, names) if args.bed else open_ground(folder))
+        environment = stack.enter_context(
+            emulated_environment(folder, names) if args.bed else local_environment(folder)
+        )
         where = find_data(None)
         reference = prepare_reference(MODEL, folder, where, SUBJECTS, stages=STAGES, hop=HOP, name="faults")
-        said = describe(args, ground, reference)
+        said = describe(args, environment, reference)
         print(said, flush=True)
-        report = run(args, ground, folder, names, reference)
+        report = run(args, environment, folder, names, reference)
     show(report)
     if args.json:
         args.json.write_bytes(as_json(report, said) + b"\n")
@@ -134,10 +136,10 @@ def exit_code(report: Report) -> int:
     return EXIT_SLOW if report.missed else 0
 
 
-def describe(args: argparse.Namespace, ground: Ground, reference: Reference) -> str:
+def describe(args: argparse.Namespace, environment: Environment, reference: Reference) -> str:
     """Say what the figures rest on."""
     return (
-        f"{ground.broker.description} (persistence on), {MODEL} in {STAGES} stages on {args.nodes} nodes"
+        f"{environment.broker.description} (persistence on), {MODEL} in {STAGES} stages on {args.nodes} nodes"
         f"{', emulated devices with cables' if args.bed else ''}; {reference.data} windows of {', '.join(SUBJECTS)}, "
         f"{SPEED / reference.spacing_s:g} a second and stream; MQTT client {choose_client(Client(args.client)).value}, "
         f"{os.cpu_count()} cores (load {os.getloadavg()[0]:.1f} when it began), {platform.machine()}, "
@@ -145,7 +147,9 @@ def describe(args: argparse.Namespace, ground: Ground, reference: Reference) -> 
     )
 
 
-def run(args: argparse.Namespace, ground: Ground, folder: Path, names: Sequence[str], reference: Reference) -> Report:
+def run(
+    args: argparse.Namespace, environment: Environment, folder: Path, names: Sequence[str], reference: Reference
+) -> Report:
     """Do the faults, wait for the last results, and compare them with the whole model."""
     pipeline = reference.pipeline
     made = reference.windows()
@@ -153,36 +157,36 @@ def run(args: argparse.Namespace, ground: Ground, folder: Path, names: Sequence[
     each = min(sum(window.stream == stream for window in made) for stream in reference.streams)
     coordinator = ["coordinator", "--model", str(reference.model), "--stages", str(STAGES)]
     variables = {CACHE: str(folder / "caches" / "others")}
-    with Arena(topics_of(pipeline), ground, folder, choose_client(Client(args.client)), variables) as arena:
-        arena.start(COORDINATOR, *coordinator)
+    with Cluster(topics_of(pipeline), environment, folder, choose_client(Client(args.client)), variables) as cluster:
+        cluster.start(COORDINATOR, *coordinator)
         for name in names:
-            arena.start_node(name)
-        arena.until(arena.record.is_settled, "the model is not deployed", 120)
+            cluster.start_node(name)
+        cluster.until(cluster.recorder.is_settled, "the model is not deployed", 120)
         options = ["--subjects", ",".join(SUBJECTS), "--speed", str(SPEED), "--no-notice"]
-        load = Load(arena, list(pipeline.task.inputs), SUBJECTS, each, reference.spacing_s / SPEED, options)
-        device = Device(arena, reference.recordings[0], reference.live(LIVE), LIVE, queue=QUEUE)
-        drill = Drill(arena, load, names, coordinator, random.Random(args.seed))
-        ground.broker.save()
+        load = Load(cluster, list(pipeline.task.inputs), SUBJECTS, each, reference.spacing_s / SPEED, options)
+        device = Device(cluster, reference.recordings[0], reference.live(LIVE), LIVE, queue=QUEUE)
+        injector = FaultInjector(cluster, load, names, coordinator, random.Random(args.seed))
+        environment.broker.save()
         load.start()
         device.start()
-        problem = hurt(drill, device, args.faults, [Kind[name] for name in args.kinds.split(",")])
+        problem = hurt(injector, device, args.faults, [Kind[name] for name in args.kinds.split(",")])
         verdicts = load.judge(expected), device.judge(reference.answers(device.windows))
-        return Report(tuple(drill.outcomes), *verdicts, device.dropped, arena.record.repeated, problem)
+        return Report(tuple(injector.outcomes), *verdicts, device.dropped, cluster.recorder.repeated, problem)
 
 
-def hurt(drill: Drill, device: Device, faults: int, kinds: Sequence[Kind]) -> str:
+def hurt(injector: FaultInjector, device: Device, faults: int, kinds: Sequence[Kind]) -> str:
     """Do the faults and let the load come to its end; return what went wrong, empty where nothing did."""
     started = time.monotonic()
     try:
         for number in range(1, faults + 1):
-            one = drill.run(drill.choose(kinds))
+            one = injector.run(injector.choose(kinds))
             noticed = "" if one.noticed_s is None else f"noticed {one.noticed_s:.2f} s, "
             figures = f"{noticed}gap {one.gap_s:.2f} s, {one.resent} resent, {one.repeated} came twice"
             print(
                 f"{time.monotonic() - started:6.0f} s {number:3} {one.kind.value}: {figures} {one.detail}", flush=True
             )
         device.finish(60)
-        drill.load.finish(300)
+        injector.load.finish(300)
     except NodeError as error:
         return str(error)
     return ""

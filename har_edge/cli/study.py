@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_libraries(args: argparse.Namespace) -> None:
     """Raise ConfigError, before hours of work, for a library that is missing at its end."""
-    from har_edge.cli.whole import check_client
+    from har_edge.cli.local_pipeline import check_client
     from har_edge.codecs.catalog import check_libraries
     from har_edge.extras import require
 

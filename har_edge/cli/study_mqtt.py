@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from har_edge.cli.arguments.options import chosen_client
-from har_edge.cli.whole import open_whole, start_nodes
+from har_edge.cli.local_pipeline import open_whole, start_nodes
 from har_edge.config.catalog import FoundModel
 from har_edge.config.task import Task
 from har_edge.data.grouping import regroup, regroup_recording

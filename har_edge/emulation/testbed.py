@@ -11,9 +11,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import IO
 
-from har_edge.emulation import bed as beds
-from har_edge.emulation import cgroups, network
-from har_edge.emulation.bed import Place
+from har_edge.emulation import cgroups, emulation, network
+from har_edge.emulation.emulation import Host
 from har_edge.emulation.limits import BROKER, HOST, Layout
 from har_edge.emulation.machine import check_machine
 from har_edge.errors import ConfigError, NodeError
@@ -27,7 +26,7 @@ Stream = int | IO[bytes] | None
 class Testbed:
     """Devices, a broker's host with Mosquitto, and the bridge between them.
 
-    `bed` says what there is; every method that takes a place knows `host` (the bridge's side, without limits),
+    `emulation` says what there is; every method that takes a host knows `host` (the bridge's side, without limits),
     `broker`, and the devices by name. Raises UnsupportedError where this machine cannot do it.
     """
 
@@ -40,18 +39,18 @@ class Testbed:
     def __enter__(self) -> Testbed:
         check_machine()
         try:
-            beds.sweep()
+            emulation.cleanup_stale()
         except NodeError as error:  # what a dead bed left is no reason to make no other
             _log.warning("%s", error)
-        self.bed, self._owner = beds.claim(self._layout)
+        self.emulation, self._owner = emulation.register(self._layout)
         self._watcher = subprocess.Popen(
-            [sys.executable, "-m", "har_edge.emulation.watcher", self.bed.id],
+            [sys.executable, "-m", "har_edge.emulation.watcher", self.emulation.id],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
         try:
-            beds.build(self.bed, self._layout)
+            emulation.build(self.emulation, self._layout)
             self._start_broker()
         except BaseException:
             self.close()
@@ -64,13 +63,13 @@ class Testbed:
         self.close()
 
     @property
-    def devices(self) -> list[Place]:
+    def devices(self) -> list[Host]:
         """The devices, in order."""
-        return [place for place in self.bed.places if place.name != BROKER]
+        return [host for host in self.emulation.hosts if host.name != BROKER]
 
     def run(
         self,
-        place: str,
+        host: str,
         command: Sequence[str],
         *,
         stdin: Stream = subprocess.DEVNULL,
@@ -79,28 +78,28 @@ class Testbed:
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a command on a host; its process id is that of the command itself, HAR_EDGE_BROKER is set."""
-        self.bed.namespace(place)
+        self.emulation.namespace(host)
         if not command:
-            raise ConfigError(f"nothing to run on {place}; expected a command")
+            raise ConfigError(f"nothing to run on {host}; expected a command")
         return subprocess.Popen(
-            [sys.executable, "-m", "har_edge.emulation.enter", self.bed.id, place, *command],
+            [sys.executable, "-m", "har_edge.emulation.enter", self.emulation.id, host, *command],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             env=os.environ | dict(environment or {}),
         )
 
-    def inside(self, place: str = HOST) -> AbstractContextManager[None]:
+    def inside(self, host: str = HOST) -> AbstractContextManager[None]:
         """Put this thread into the network of a host for a while: a socket made then stays there."""
-        return network.inside(self.bed.namespace(place))
+        return network.inside(self.emulation.namespace(host))
 
-    def cut(self, device: str) -> None:
+    def disconnect(self, device: str) -> None:
         """Pull the cable of a device out."""
-        self.bed.cut(device)
+        self.emulation.disconnect(device)
 
-    def mend(self, device: str) -> None:
+    def reconnect(self, device: str) -> None:
         """Plug it in again."""
-        self.bed.mend(device)
+        self.emulation.reconnect(device)
 
     def check(self) -> None:
         """Raise BrokerError when Mosquitto has ended by itself."""
@@ -111,15 +110,15 @@ class Testbed:
         """Kill what still runs in the bed, and take it down."""
         if self._broker is not None:
             self._broker.stop()
-        beds.destroy(self.bed)
+        emulation.destroy(self.emulation)
         # The watcher goes last: it finishes what a second Ctrl-C may leave.
         self._watcher.kill()
         self._watcher.wait()
         os.close(self._owner)
 
     def _start_broker(self) -> None:
-        config, place = find_folder("brokers") / "mosquitto.conf", self.bed.place(BROKER)
-        with network.inside(self.bed.namespace(BROKER)):
-            folder = self.bed.folder / "broker"
-            self._broker = start_mosquitto(config, folder, host=place.address, port=beds.BROKER_PORT)
-        cgroups.attach(self.bed.groups_of(BROKER), self._broker.process.pid)
+        config, host = find_folder("brokers") / "mosquitto.conf", self.emulation.host(BROKER)
+        with network.inside(self.emulation.namespace(BROKER)):
+            folder = self.emulation.folder / "broker"
+            self._broker = start_mosquitto(config, folder, host=host.address, port=emulation.BROKER_PORT)
+        cgroups.attach(self.emulation.groups_of(BROKER), self._broker.process.pid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from har_edge.emulation.bed import FOLDER, await_owner, take_down
+from har_edge.emulation.emulation import FOLDER, await_owner, take_down
 
 if __name__ == "__main__":
     await_owner(FOLDER / sys.argv[1])

@@ -12,9 +12,9 @@ import msgspec
 from har_edge.emulation.limits import Device, Layout, Limits
 from har_edge.emulation.testbed import Testbed
 from har_edge.experiments.emulation import Pace, run_stages
-from har_edge.experiments.gauge import gauge
+from har_edge.experiments.model_under_test import ModelUnderTest, cut_model, make_windows
 from har_edge.experiments.rows import Row, append_row, read_rows
-from har_edge.experiments.subject import Subject, cut_subject, make_windows
+from har_edge.experiments.timing import time_on_devices
 from har_edge.inference.observe import open_model
 from har_edge.mqtt.address import read_address
 from har_edge.mqtt.bus import Session
@@ -30,7 +30,7 @@ TCP_SHARE = 1448 / 1514
 LATENCY_S = 0.0001
 _IMAGES = 8
 _REPEATS = 7
-_GAUGE_S = 5.0
+_TIMING_S = 5.0
 _IN_FLIGHT = 4  # windows under way for each device
 _FILE = "measured.csv"
 
@@ -58,15 +58,15 @@ class Bench:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rows += read_rows(self.folder / _FILE)
 
-    def profile(self, subject: Subject) -> Profile:
+    def profile(self, under_test: ModelUnderTest) -> Profile:
         """Return the profile of a model on this machine without limits: measured once, kept in the folder."""
-        model = open_model(subject.path)
-        path = self.folder / f"{subject.name}-{model.sha256[:12]}-{self.conditions.link_bits_per_s // 1000}kbit.json"
+        model = open_model(under_test.path)
+        path = self.folder / f"{under_test.name}-{model.sha256[:12]}-{self.conditions.link_bits_per_s // 1000}kbit.json"
         if not path.exists():
             store_profile(_measure(model, self.conditions.link_bits_per_s), path)
         return load_profile(path)
 
-    def measure(self, subject: Subject, profile: Profile, cpus: Sequence[float], repeat: int) -> Row:
+    def measure(self, under_test: ModelUnderTest, profile: Profile, cpus: Sequence[float], repeat: int) -> Row:
         """Plan for devices with these parts of a core, run the plan, and return the row; one that is there is kept."""
         limits = [Limits(cpu=cpu, link_bits_per_s=self.conditions.link_bits_per_s) for cpu in cpus]
         layout = Layout(tuple(Device(f"device-{number}", limit) for number, limit in enumerate(limits, 1)))
@@ -75,32 +75,34 @@ class Bench:
             if row.key == wanted:
                 return row
         nominal = {device.name: device.limits.cpu or 1.0 for device in layout.devices}
-        cuts = plan_for(open_model(subject.path), profile, layout, nominal).cuts
-        row = self._run(subject, profile, cuts, layout, repeat)
+        cuts = plan_for(open_model(under_test.path), profile, layout, nominal).cuts
+        row = self._run(under_test, profile, cuts, layout, repeat)
         append_row(row, self.folder / _FILE)
         self.rows.append(row)
         self.tell(row)
         return row
 
-    def _run(self, subject: Subject, profile: Profile, cuts: tuple[int, ...], layout: Layout, repeat: int) -> Row:
+    def _run(
+        self, under_test: ModelUnderTest, profile: Profile, cuts: tuple[int, ...], layout: Layout, repeat: int
+    ) -> Row:
         """Cut, ask every device how fast it runs the model, foresee, run.
 
         Which device takes which slice, and what is foreseen, rests on the speeds that the devices show just before.
         """
         asked, cpu = self.conditions, {device.name: device.limits.cpu or 1.0 for device in layout.devices}
-        folder = self.folder / f"{subject.name}-{profile.model_sha256[:12]}-{'-'.join(map(str, cuts)) or 'whole'}"
-        pipeline = cut_subject(subject, cuts, folder, "bench")
+        folder = self.folder / f"{under_test.name}-{profile.model_sha256[:12]}-{'-'.join(map(str, cuts)) or 'whole'}"
+        pipeline = cut_model(under_test, cuts, folder, "bench")
         pace = Pace(_IN_FLIGHT * (len(cuts) + 1), asked.warm_s, asked.seconds, asked.windows)
-        with Testbed(layout) as bed:
-            took_s = gauge(bed, list(cpu), subject.path, _GAUGE_S)
+        with Testbed(layout) as testbed:
+            took_s = time_on_devices(testbed, list(cpu), under_test.path, _TIMING_S)
             assert profile.whole_s is not None  # it has just run on every device
             speeds = {name: profile.whole_s / seconds for name, seconds in took_s.items()}
-            plan = plan_for(open_model(subject.path), profile, layout, speeds, cuts)
-            with run_stages(bed, pipeline, plan.devices) as stages:
+            plan = plan_for(open_model(under_test.path), profile, layout, speeds, cuts)
+            with run_stages(testbed, pipeline, plan.devices) as stages:
                 measured = stages.measure(make_windows(pipeline, _IMAGES), pace)
         used = [cpu[name] for name in plan.devices]
         return Row(
-            model=subject.name,
+            model=under_test.name,
             sha256=profile.model_sha256,
             cpus=_joined(cpu.values()),
             link_bits_per_s=asked.link_bits_per_s,
@@ -151,9 +153,9 @@ def _measure(model: Model, link_bits_per_s: int) -> Profile:
     timing = time_model(model, repeats=_REPEATS, clock=time.thread_time)
     profile = make_profile(model, "bed", timing)
     device = Device("device-1", Limits(link_bits_per_s=link_bits_per_s))
-    with Testbed(Layout((device,))) as bed:
-        with bed.inside(device.name):
-            bus = open_bus(read_address(bed.bed.broker_url), Session("bench-profile", clean_start=True))
+    with Testbed(Layout((device,))) as testbed:
+        with testbed.inside(device.name):
+            bus = open_bus(read_address(testbed.emulation.broker_url), Session("bench-profile", clean_start=True))
         message, _ = measure_messages(bus, "bed", "Mosquitto on a bed", work=find_work(model))
         bus.close(forget=True)
     return msgspec.structs.replace(profile, message=message)

@@ -63,24 +63,24 @@ class Measured:
 
 
 @contextlib.contextmanager
-def run_stages(bed: Testbed, pipeline: Pipeline, devices: Sequence[str]) -> Iterator[Emulated]:
+def run_stages(testbed: Testbed, pipeline: Pipeline, devices: Sequence[str]) -> Iterator[Emulated]:
     """Run stage i on the i-th of these devices until the end of the block; all are ready when it begins."""
     topics = topics_of(pipeline)
-    with bed.inside():
-        address = read_address(bed.bed.broker_url)
+    with testbed.inside():
+        address = read_address(testbed.emulation.broker_url)
         bus = open_bus(address, Session(f"{pipeline.config.name}-driver", clean_start=True, receive_max=8192))
     bus.subscribe([topics.result("+"), topics.status("+")])
-    running = Emulated(bed, pipeline, bus, topics)
+    running = Emulated(testbed, pipeline, bus, topics)
     try:
         for index, device in enumerate(devices):
             words = [*STAGE, "--index", str(index), "--forget"]
             words += ["--config", str(pipeline.folder.resolve())]
-            running.stages.append(bed.run(device, words, stdout=subprocess.DEVNULL))
+            running.stages.append(testbed.run(device, words, stdout=subprocess.DEVNULL))
         running.await_ready()
         yield running
     finally:
         running.stop()
-        with bed.inside():  # a lost connection is made anew
+        with testbed.inside():  # a lost connection is made anew
             bus.close(forget=True)
 
 
@@ -88,7 +88,7 @@ def run_stages(bed: Testbed, pipeline: Pipeline, devices: Sequence[str]) -> Iter
 class Emulated:
     """Stages that run on a bed, and the connection that feeds them from its host side."""
 
-    bed: Testbed
+    testbed: Testbed
     pipeline: Pipeline
     bus: Bus
     topics: Topics
@@ -182,7 +182,7 @@ class Emulated:
         return answered
 
     def _check(self) -> None:
-        self.bed.check()
+        self.testbed.check()
         for index, process in enumerate(self.stages):
             if process.poll() is not None:
                 raise NodeError(

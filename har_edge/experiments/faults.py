@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from har_edge.experiments.arena import COORDINATOR, Arena
+from har_edge.experiments.cluster import COORDINATOR, Cluster
 from har_edge.experiments.load import Load
 from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.status import State
@@ -65,14 +65,14 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class Drill:
+class FaultInjector:
     """Does one fault after the other to an arena under load, with at least one node left, and mends what it broke.
 
     `coordinator` is the command to start it again with, `--stages` in it; `margin_s` is what must be left of a round of
     the load, `hang_s` for how long a node is stopped or cut off, `join_s` for how long one that joined is watched.
     """
 
-    arena: Arena
+    cluster: Cluster
     load: Load
     nodes: Sequence[str]
     coordinator: Sequence[str]
@@ -85,11 +85,11 @@ class Drill:
 
     def choose(self, kinds: Collection[Kind]) -> Kind:
         """Return one of these faults that may happen now and was tried least; a join where none may."""
-        done, up = Counter(self._tried), len(self.arena.alive(self.nodes))
+        done, up = Counter(self._tried), len(self.cluster.alive(self.nodes))
         possible = [
             kind
             for kind in kinds
-            if not (kind is Kind.CUT and self.arena.ground.cut is None)
+            if not (kind is Kind.CUT and self.cluster.environment.disconnect is None)
             and not (kind is Kind.JOIN and up == len(self.nodes))
             and not (kind in REMOVES and up <= 2)
         ]
@@ -102,11 +102,11 @@ class Drill:
         """Wait until all is well, do it, wait until all is well again; raises NodeError when that takes too long."""
         self._tried.append(kind)
         self.await_calm(self.margin_s * LONG.get(kind, 1))
-        record, before = self.arena.record, self._deployment()
+        recorder, before = self.cluster.recorder, self._deployment()
         victim = victim or self._choose_victim(kind)
         self._prepare_caches(kind, victim)
         cached = self._cached(before)
-        resent, repeated = record.sum_of("resent", "sensor"), record.repeated
+        resent, repeated = recorder.sum_of("resent", "sensor"), recorder.repeated
         began, began_at = time.monotonic(), time.time()
         do, undo = _ACTIONS[kind]
         detail = do(self, victim)
@@ -116,7 +116,7 @@ class Drill:
         undo(self, victim)
         self._await_results(time.time())
         self.await_calm(0.0)
-        pauses = [record.longest_pause(stream, began, time.monotonic()) for stream in self.load.streams]
+        pauses = [recorder.longest_pause(stream, began, time.monotonic()) for stream in self.load.streams]
         if kind in (Kind.CRASH, Kind.CRASH_COLD):
             kind = Kind.CRASH_COLD if self._was_cold(before, victim, cached) else Kind.CRASH
         self.outcomes.append(
@@ -125,8 +125,8 @@ class Drill:
                 detail=detail,
                 noticed_s=noticed,
                 gap_s=max(0.0, max(pauses) - self.load.spacing_s),
-                resent=record.sum_of("resent", "sensor") - resent,
-                repeated=record.repeated - repeated,
+                resent=recorder.sum_of("resent", "sensor") - resent,
+                repeated=recorder.repeated - repeated,
             )
         )
         return self.outcomes[-1]
@@ -139,30 +139,30 @@ class Drill:
             nonlocal since, revision
             now = time.monotonic()
             flows = self.load.left_s > margin_s and self.load.is_flowing() if margin_s else True
-            deployment = self.arena.record.deployment
-            settled = deployment is not None and deployment.revision == revision and self.arena.record.is_settled()
+            deployment = self.cluster.recorder.deployment
+            settled = deployment is not None and deployment.revision == revision and self.cluster.recorder.is_settled()
             if not flows or not settled:
                 since, revision = now, deployment.revision if deployment is not None else 0
             return now - since > CALM_S
 
-        self.arena.until(is_calm, "the pipeline has not settled", 2 * RECOVER_S)
+        self.cluster.until(is_calm, "the pipeline has not settled", 2 * RECOVER_S)
 
     def _await_results(self, captured: float) -> None:
         """Wait until every stream had a result of a window captured later than this, or a new round began."""
-        record = self.arena.record
-        self.arena.until(
-            lambda: all(record.answers_after(stream, captured) for stream in self.load.streams),
+        recorder = self.cluster.recorder
+        self.cluster.until(
+            lambda: all(recorder.answers_after(stream, captured) for stream in self.load.streams),
             "no results",
             RECOVER_S,
         )
 
     def _deployment(self) -> Deployment:
-        deployment = self.arena.record.deployment
+        deployment = self.cluster.recorder.deployment
         assert deployment is not None, "calm means that there is one"
         return deployment
 
     def _choose_victim(self, kind: Kind) -> str:
-        up = self.arena.alive(self.nodes)
+        up = self.cluster.alive(self.nodes)
         if kind is Kind.JOIN:
             return self.rng.choice([name for name in self.nodes if name not in up])
         busy = [name for name in up if _slices(self._deployment(), name)]
@@ -175,28 +175,28 @@ class Drill:
             return None
 
         def reaction() -> float | None:
-            plans = (seen for seen in self.arena.record.plans if seen.at > began)
+            plans = (seen for seen in self.cluster.recorder.plans if seen.at > began)
             return next((s.at for s in plans if bool(_slices(s.deployment, victim)) == (kind is Kind.JOIN)), None)
 
         if kind is Kind.JOIN:
-            self.arena.run_for(self.join_s)
+            self.cluster.run_for(self.join_s)
         else:
-            self.arena.until(reaction, f"no plan reacts to {kind.value} of {victim}", REACT_S)
+            self.cluster.until(reaction, f"no plan reacts to {kind.value} of {victim}", REACT_S)
         at = reaction()
         return None if at is None else at - began
 
     def _cached(self, deployment: Deployment) -> set[tuple[str, str]]:
         hashes = {entry.sha256 for one in deployment.generations for entry in one.manifest.slices}
-        return {(node, each) for node in self.nodes for each in hashes if self.arena.has_cached(node, each)}
+        return {(node, each) for node in self.nodes for each in hashes if self.cluster.has_cached(node, each)}
 
     def _prepare_caches(self, kind: Kind, victim: str) -> None:
         """Before a crash, put the slices of a node into the caches of all others, or remove them from there."""
         for sha256 in _slices(self._deployment(), victim):
             for node in self.nodes:
                 if kind is Kind.CRASH_COLD and node != victim:
-                    self.arena.forget(node, sha256)
+                    self.cluster.forget(node, sha256)
                 elif kind is Kind.CRASH and node != victim:
-                    self.arena.give(node, sha256, victim)
+                    self.cluster.give(node, sha256, victim)
 
     def _was_cold(self, before: Deployment, victim: str, cached: set[tuple[str, str]]) -> bool:
         """Tell whether a slice of the victim went to a node that had to fetch it."""
@@ -207,34 +207,34 @@ class Drill:
     # What is done, and what mends it.
 
     def _kill(self, victim: str) -> str:
-        self.arena.kill(victim)
+        self.cluster.kill(victim)
         return victim
 
     def _stop(self, victim: str) -> str:
-        self.arena.running[victim].signal(signal.SIGSTOP)
+        self.cluster.running[victim].signal(signal.SIGSTOP)
         return victim
 
     def _continue(self, victim: str) -> None:
-        self.arena.run_for(self.rng.uniform(*self.hang_s))
-        self.arena.running[victim].signal(signal.SIGCONT)
+        self.cluster.run_for(self.rng.uniform(*self.hang_s))
+        self.cluster.running[victim].signal(signal.SIGCONT)
         self._await_alive(victim)
 
     def _leave(self, victim: str) -> str:
-        self.arena.kill(victim, signal.SIGTERM)
-        return f"{victim}, exit code {self.arena.running[victim].process.returncode}"
+        self.cluster.kill(victim, signal.SIGTERM)
+        return f"{victim}, exit code {self.cluster.running[victim].process.returncode}"
 
     def _join(self, victim: str) -> str:
-        self.arena.start_node(victim)
+        self.cluster.start_node(victim)
         self._await_alive(victim)
         return victim
 
     def _kill_coordinator(self, _: str) -> str:
-        self.arena.kill(COORDINATOR)
+        self.cluster.kill(COORDINATOR)
         return ""
 
     def _start_coordinator(self, _: str) -> None:
-        self.arena.run_for(self.rng.uniform(*PAUSE_S))
-        self.arena.start(COORDINATOR, *self.coordinator)
+        self.cluster.run_for(self.rng.uniform(*PAUSE_S))
+        self.cluster.start(COORDINATOR, *self.coordinator)
         self._await_alive(COORDINATOR)
 
     def _cut_anew(self, _: str) -> str:
@@ -249,41 +249,41 @@ class Drill:
     def _ask_for(self, count: int) -> None:
         """Start the coordinator again with so many stages, and wait until sensors send to them."""
         place = self.coordinator.index(STAGES) + 1
-        self.arena.kill(COORDINATOR, signal.SIGTERM)
-        self.arena.start(COORDINATOR, *self.coordinator[:place], str(count), *self.coordinator[place + 1 :])
-        self.arena.until(
-            lambda: len(_slices_of(self._deployment())) == count and self.arena.record.is_settled(),
+        self.cluster.kill(COORDINATOR, signal.SIGTERM)
+        self.cluster.start(COORDINATOR, *self.coordinator[:place], str(count), *self.coordinator[place + 1 :])
+        self.cluster.until(
+            lambda: len(_slices_of(self._deployment())) == count and self.cluster.recorder.is_settled(),
             f"the model is not cut into {count} stages",
             RECOVER_S,
         )
 
     def _stop_broker(self, _: str) -> str:
-        self.arena.ground.broker.stop()
+        self.cluster.environment.broker.stop()
         return self._pause()
 
     def _kill_broker(self, _: str) -> str:
-        saved = self.arena.ground.broker.saved_s_ago
-        self.arena.ground.broker.stop(signal.SIGKILL)
+        saved = self.cluster.environment.broker.saved_s_ago
+        self.cluster.environment.broker.stop(signal.SIGKILL)
         return f"{self._pause()}, " + ("no database" if saved is None else f"database saved {saved:.0f} s before")
 
     def _pause(self) -> str:
         """Let everybody be without the broker for a while; say how long."""
         began = time.monotonic()
-        self.arena.run_for(self.rng.uniform(*PAUSE_S))
+        self.cluster.run_for(self.rng.uniform(*PAUSE_S))
         return f"away for {time.monotonic() - began:.1f} s"
 
     def _start_broker(self, _: str) -> None:
-        self.arena.ground.broker.start()
+        self.cluster.environment.broker.start()
 
-    def _cut(self, victim: str) -> str:
-        assert self.arena.ground.cut is not None
-        self.arena.ground.cut(victim)
+    def _disconnect(self, victim: str) -> str:
+        assert self.cluster.environment.disconnect is not None
+        self.cluster.environment.disconnect(victim)
         return victim
 
-    def _mend(self, victim: str) -> None:
-        assert self.arena.ground.mend is not None
-        self.arena.run_for(self.rng.uniform(*self.hang_s))
-        self.arena.ground.mend(victim)
+    def _reconnect(self, victim: str) -> None:
+        assert self.cluster.environment.reconnect is not None
+        self.cluster.run_for(self.rng.uniform(*self.hang_s))
+        self.cluster.environment.reconnect(victim)
         self._await_alive(victim)
 
     def _nothing(self, _: str) -> None:
@@ -291,10 +291,10 @@ class Drill:
 
     def _await_alive(self, name: str) -> None:
         """Wait until a process has said, later than now, that it is up."""
-        record, at = self.arena.record, time.time()
+        recorder, at = self.cluster.recorder, time.time()
         up = (State.READY, State.BUSY)
-        self.arena.until(
-            lambda: record.state(name) in up and (name == COORDINATOR or record.heard.get(name, 0.0) > at),
+        self.cluster.until(
+            lambda: recorder.state(name) in up and (name == COORDINATOR or recorder.heard.get(name, 0.0) > at),
             f"{name} does not come up",
             RECOVER_S,
         )
@@ -313,15 +313,15 @@ def _slices(deployment: Deployment, node: str) -> frozenset[str]:
     return frozenset(generation.manifest.slices[one.stage].sha256 for one in generation.of(node))
 
 
-_ACTIONS: dict[Kind, tuple[Callable[[Drill, str], str], Callable[[Drill, str], None]]] = {
-    Kind.CRASH: (Drill._kill, Drill._nothing),
-    Kind.CRASH_COLD: (Drill._kill, Drill._nothing),
-    Kind.HANG: (Drill._stop, Drill._continue),
-    Kind.LEAVE: (Drill._leave, Drill._nothing),
-    Kind.JOIN: (Drill._join, Drill._nothing),
-    Kind.COORDINATOR: (Drill._kill_coordinator, Drill._start_coordinator),
-    Kind.BROKER_STOP: (Drill._stop_broker, Drill._start_broker),
-    Kind.BROKER_KILL: (Drill._kill_broker, Drill._start_broker),
-    Kind.CUT: (Drill._cut, Drill._mend),
-    Kind.REPLAN: (Drill._cut_anew, Drill._cut_as_before),
+_ACTIONS: dict[Kind, tuple[Callable[[FaultInjector, str], str], Callable[[FaultInjector, str], None]]] = {
+    Kind.CRASH: (FaultInjector._kill, FaultInjector._nothing),
+    Kind.CRASH_COLD: (FaultInjector._kill, FaultInjector._nothing),
+    Kind.HANG: (FaultInjector._stop, FaultInjector._continue),
+    Kind.LEAVE: (FaultInjector._leave, FaultInjector._nothing),
+    Kind.JOIN: (FaultInjector._join, FaultInjector._nothing),
+    Kind.COORDINATOR: (FaultInjector._kill_coordinator, FaultInjector._start_coordinator),
+    Kind.BROKER_STOP: (FaultInjector._stop_broker, FaultInjector._start_broker),
+    Kind.BROKER_KILL: (FaultInjector._kill_broker, FaultInjector._start_broker),
+    Kind.CUT: (FaultInjector._disconnect, FaultInjector._reconnect),
+    Kind.REPLAN: (FaultInjector._cut_anew, FaultInjector._cut_as_before),
 }

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from har_edge.data.live import LiveStream
 from har_edge.data.recording import Recording, Window
 from har_edge.errors import NodeError
-from har_edge.experiments.arena import Arena
-from har_edge.experiments.record import Answered
+from har_edge.experiments.cluster import Cluster
+from har_edge.experiments.recorder import Answered
 from har_edge.protocol.results import Result
 from har_edge.protocol.status import State
 
@@ -89,7 +89,7 @@ class Load:
     `options` go to each sensor. A sensor only ends when all of its windows are answered; one that fails ends the run.
     """
 
-    arena: Arena
+    cluster: Cluster
     sources: Sequence[str]
     streams: Sequence[str]
     windows: int
@@ -103,12 +103,12 @@ class Load:
         """Start the first round; the steps of the arena start the others."""
         self._sensors = [f"sensor-{source}" for source in self.sources]
         self._begin()
-        self.arena.steps.append(self._step)
+        self.cluster.steps.append(self._step)
 
     def finish(self, timeout_s: float) -> None:
         """Let the round that runs come to its end."""
         self.again = False
-        self.arena.until(lambda: not self.arena.alive(self._sensors), "the sensors have not ended", timeout_s)
+        self.cluster.until(lambda: not self.cluster.alive(self._sensors), "the sensors have not ended", timeout_s)
 
     @property
     def left_s(self) -> float:
@@ -118,14 +118,14 @@ class Load:
     def is_flowing(self) -> bool:
         """Tell whether every stream of this round had a result within the last two windows' time, or half a second."""
         recent = time.monotonic() - max(0.5, 2 * self.spacing_s)
-        last = [self.arena.record.last_result(stream) for stream in self.streams]
+        last = [self.cluster.recorder.last_result(stream) for stream in self.streams]
         return all(one is not None and one.at > recent and one.result.captured >= self.rounds[-1] for one in last)
 
     def judge(self, expected: Answers) -> Verdict:
         """Compare every round with what the whole model answers to the windows of one."""
         wanted = {key: answer for key, answer in expected.items() if key[0] in self.streams and key[1] < self.windows}
         rounds: list[list[Result]] = [[] for _ in self.rounds]
-        for one in self.arena.record.answered:
+        for one in self.cluster.recorder.answered:
             if one.result.stream in self.streams:
                 rounds[bisect.bisect_right(self.rounds, one.result.captured) - 1].append(one.result)
         total = Verdict(0, 0, 0, 0, 0, 0)
@@ -134,17 +134,17 @@ class Load:
         return total
 
     def _next(self, stream: str) -> int:
-        last = self.arena.record.last_result(stream)
+        last = self.cluster.recorder.last_result(stream)
         return last.result.seq + 1 if last is not None and last.result.captured >= self.rounds[-1] else 0
 
     def _begin(self) -> None:
         self.rounds.append(time.time())
         for source, name in zip(self.sources, self._sensors, strict=True):
             words = ["--source", source, "--windows", str(self.windows), *self.options]
-            self.arena.start(name, "sensor", "--name", name, *words)
+            self.cluster.start(name, "sensor", "--name", name, *words)
 
     def _step(self) -> None:
-        ended = [one for name in self._sensors if not (one := self.arena.running[name]).alive]
+        ended = [one for name in self._sensors if not (one := self.cluster.running[name]).alive]
         failed = [one for one in ended if one.process.returncode != 0]
         if failed:
             raise NodeError(
@@ -160,10 +160,10 @@ class Device:
     `shadow` takes the same lines: it knows which windows a sensor makes of them.
     """
 
-    def __init__(self, arena: Arena, recording: Recording, shadow: LiveStream, stream: str, *, queue: int) -> None:
+    def __init__(self, cluster: Cluster, recording: Recording, shadow: LiveStream, stream: str, *, queue: int) -> None:
         self.stream, self.name = stream, f"sensor-{stream}"
-        self._arena, self._recording, self._shadow, self._queue = arena, recording, shadow, queue
-        self._path = arena.folder / f"{stream}.fifo"
+        self._cluster, self._recording, self._shadow, self._queue = cluster, recording, shadow, queue
+        self._path = cluster.folder / f"{stream}.fifo"
         self._columns = list(recording.samples)
         self.windows: list[Window] = []
         self._row, self._stopped = 0, False
@@ -174,20 +174,20 @@ class Device:
         # Read and write: it opens before there is a reader, and no reader that goes breaks it.
         self._file = os.open(self._path, os.O_RDWR | os.O_NONBLOCK)
         words = ["--live", str(self._path), "--timestamps", "--stream", self.stream, "--queue", str(self._queue)]
-        self._arena.start(self.name, "sensor", "--name", self.name, *words)
+        self._cluster.start(self.name, "sensor", "--name", self.name, *words)
         self._started = time.time()
-        self._arena.steps.append(self._step)
+        self._cluster.steps.append(self._step)
 
     def finish(self, timeout_s: float) -> None:
         """Send no more lines, wait until every window is answered or counted as dropped, and end the sensor."""
         self._stopped = True
         with contextlib.suppress(NodeError):  # what is missing, the verdict says
-            self._arena.until(
+            self._cluster.until(
                 lambda: self.answered + self.dropped >= len(self.windows), "windows are missing", timeout_s
             )
-        self._arena.kill(self.name, 15)
+        self._cluster.kill(self.name, 15)
         os.close(self._file)
-        self._arena.until(lambda: self._arena.record.state(self.name) is State.STOPPED, "no farewell")
+        self._cluster.until(lambda: self._cluster.recorder.state(self.name) is State.STOPPED, "no farewell")
 
     @property
     def answered(self) -> int:
@@ -197,7 +197,7 @@ class Device:
     @property
     def dropped(self) -> int:
         """How many windows the sensor says it dropped because too many waited."""
-        return self._arena.record.sum_of("dropped", "sensor")
+        return self._cluster.recorder.sum_of("dropped", "sensor")
 
     def judge(self, expected: Answers) -> Verdict:
         """Compare the answers with the whole model's; windows the sensor says it dropped are not lost."""
@@ -215,7 +215,7 @@ class Device:
         )
 
     def _results(self) -> list[Answered]:
-        return [one for one in self._arena.record.answered if one.result.stream == self.stream]
+        return [one for one in self._cluster.recorder.answered if one.result.stream == self.stream]
 
     def _step(self) -> None:
         rate, rows = self._recording.rate_hz, len(self._recording.labels)

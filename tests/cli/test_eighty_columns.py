@@ -15,7 +15,7 @@ from har_edge.cli.commands.doctor import draw as draw_finding
 from har_edge.cli.console import count, first_fit, fold, fold_commands, follow
 from har_edge.cli.log_filter import start
 from har_edge.cli.main import main
-from har_edge.cli.reports.live_table import Board
+from har_edge.cli.reports.live_table import LiveTable
 from har_edge.cli.reports.plan import PlanReport, print_plan
 from har_edge.cli.reports.profile import print_profile
 from har_edge.cluster.local_pipeline import Arrival
@@ -56,8 +56,8 @@ def words(text: str) -> list[str]:
     return re.findall(r"\S+", text)
 
 
-def board(stream: str = "subject7", truth: int | None = 0) -> Board:
-    made = Board(dict(enumerate(CLASSES)))
+def table(stream: str = "subject7", truth: int | None = 0) -> LiveTable:
+    made = LiveTable(dict(enumerate(CLASSES)))
     for number, label in enumerate(CLASSES):
         result = Result(
             f"{stream}-{number}", 123_456, label, number, 0.987, 1.0, 1.1, 1, None if truth is None else truth
@@ -69,7 +69,7 @@ def board(stream: str = "subject7", truth: int | None = 0) -> Board:
 @pytest.mark.parametrize("stream", ["s", "subject7", "person-in-the-kitchen-upstairs", "x" * 120])
 @pytest.mark.parametrize("truth", [None, 0, 6])
 def test_the_table_of_results(stream: str, truth: int | None) -> None:
-    text = "\n".join(lines_of(board(stream, truth).draw("live", COLUMNS)))
+    text = "\n".join(lines_of(table(stream, truth).draw("live", COLUMNS)))
     fits(text)
     shown = words(text)
     assert shown.count("123456") == shown.count("0.99") == len(CLASSES) and text.count("12.5 s") == len(CLASSES)
@@ -79,7 +79,7 @@ def test_the_table_of_results(stream: str, truth: int | None) -> None:
 
 
 def test_a_wide_terminal_has_a_line_a_stream() -> None:
-    text = "\n".join(lines_of(board().draw("live", 160), 160))
+    text = "\n".join(lines_of(table().draw("live", 160), 160))
     assert "│ subject7-6  │ 123456 │ frontal elevation of arms │  0.99 │ standing still" in text
 
 

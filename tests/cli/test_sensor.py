@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from har_edge.cli.built_sensor import name_of
 from har_edge.cli.main import build_parser, main
-from har_edge.cli.sender import name_of
 from har_edge.mqtt.bus import Session
 from har_edge.protocol import wire
 from har_edge.protocol.status import State

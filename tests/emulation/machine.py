@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.emulation.bed import BED_VARIABLE, FOLDER
+from har_edge.emulation.emulation import FOLDER, TESTBED_VARIABLE
 from har_edge.emulation.machine import find_tool, missing_tools
 
 TIMEOUT_S = 30.0
@@ -55,7 +55,7 @@ def processes(bed: str) -> list[int]:
             words, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
         except OSError:  # it has ended
             continue
-        if bed.encode() in words or f"{BED_VARIABLE}={bed}".encode() in environment:
+        if bed.encode() in words or f"{TESTBED_VARIABLE}={bed}".encode() in environment:
             found.append(int(folder.name))
     return [pid for pid in found if pid != os.getpid()]
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from har_edge.emulation import testbed as beds
 from har_edge.emulation.limits import Device, Layout, Limits
+from har_edge.emulation.testbed import Testbed
 from tests.emulation.machine import TIMEOUT_S, require_machine
 
 RATE = 8_000_000
@@ -39,18 +39,18 @@ while True:
 
 
 @pytest.fixture(scope="module")
-def bed() -> Iterator[beds.Testbed]:
+def testbed() -> Iterator[Testbed]:
     require_machine()
     layout = Layout((Device("thin", Limits(link_bits_per_s=RATE)), Device("free", Limits())))
-    with beds.Testbed(layout) as bed:
-        yield bed
+    with Testbed(layout) as testbed:
+        yield testbed
 
 
-def measure(bed: beds.Testbed, device: str) -> tuple[float, float]:
+def measure(testbed: Testbed, device: str) -> tuple[float, float]:
     """Return the bits a second from a device and to it."""
-    with bed.inside(), socket.create_server(("10.77.0.1", 7000)) as server:
+    with testbed.inside(), socket.create_server(("10.77.0.1", 7000)) as server:
         server.settimeout(TIMEOUT_S)
-        process = bed.run(device, [sys.executable, "-c", TRAFFIC])
+        process = testbed.run(device, [sys.executable, "-c", TRAFFIC])
         link, _ = server.accept()
         with link:
             link.settimeout(TIMEOUT_S)
@@ -67,48 +67,48 @@ def measure(bed: beds.Testbed, device: str) -> tuple[float, float]:
     return (COUNT - first) * 8 / up, COUNT * 8 / down
 
 
-def test_a_link_carries_its_rate_either_way(bed: beds.Testbed) -> None:
+def test_a_link_carries_its_rate_either_way(testbed: Testbed) -> None:
     # A busy machine may send slower than the link lets it, never faster.
-    for bits_per_s in measure(bed, "thin"):
+    for bits_per_s in measure(testbed, "thin"):
         assert RATE * 0.3 < bits_per_s < RATE * 1.15
 
 
-def test_a_link_without_a_limit_is_faster(bed: beds.Testbed) -> None:
-    up, down = measure(bed, "free")
+def test_a_link_without_a_limit_is_faster(testbed: Testbed) -> None:
+    up, down = measure(testbed, "free")
     assert min(up, down) > 4 * RATE
 
 
-def test_a_cut_device_hears_nothing_and_goes_on_where_it_was(bed: beds.Testbed) -> None:
-    process = bed.run("free", [sys.executable, "-c", ECHO], stdout=subprocess.PIPE)
+def test_a_cut_device_hears_nothing_and_goes_on_where_it_was(testbed: Testbed) -> None:
+    process = testbed.run("free", [sys.executable, "-c", ECHO], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-    with bed.inside():
+    with testbed.inside():
         link = socket.create_connection(("10.77.1.2", 7001), TIMEOUT_S)
     with link:
         link.sendall(b"before")
         assert link.recv(100) == b"before"
-        bed.cut("free")
+        testbed.disconnect("free")
         link.sendall(b"during")
         link.settimeout(0.5)
         with pytest.raises(TimeoutError):
             link.recv(100)
-        bed.mend("free")
+        testbed.reconnect("free")
         link.settimeout(TIMEOUT_S)
         assert link.recv(100) == b"during"
     process.kill()
     process.wait()
 
 
-def test_other_devices_do_not_notice_a_cut(bed: beds.Testbed) -> None:
-    bed.cut("free")
+def test_other_devices_do_not_notice_a_cut(testbed: Testbed) -> None:
+    testbed.disconnect("free")
     connect = "import socket; socket.create_connection(('broker', 1883), 20)"
-    assert bed.run("thin", [sys.executable, "-c", connect]).wait(TIMEOUT_S) == 0
-    bed.mend("free")
+    assert testbed.run("thin", [sys.executable, "-c", connect]).wait(TIMEOUT_S) == 0
+    testbed.reconnect("free")
 
 
-def test_beds_do_not_see_each_other_and_end_apart(bed: beds.Testbed) -> None:
-    with beds.Testbed(Layout((Device("thin", Limits()),))) as other, other.inside():
-        assert other.bed.id != bed.bed.id and other.bed.broker_url == bed.bed.broker_url
-        with socket.create_server(("10.77.0.1", 7002)), bed.inside(), pytest.raises(ConnectionRefusedError):
+def test_beds_do_not_see_each_other_and_end_apart(testbed: Testbed) -> None:
+    with Testbed(Layout((Device("thin", Limits()),))) as other, other.inside():
+        assert other.emulation.id != testbed.emulation.id and other.emulation.broker_url == testbed.emulation.broker_url
+        with socket.create_server(("10.77.0.1", 7002)), testbed.inside(), pytest.raises(ConnectionRefusedError):
             socket.create_connection(("10.77.0.1", 7002), TIMEOUT_S)
-    with bed.inside():
+    with testbed.inside():
         socket.create_connection(("10.77.0.2", 1883), TIMEOUT_S).close()

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from har_edge.emulation import cgroups
-from har_edge.emulation import testbed as beds
-from har_edge.emulation.bed import BED_VARIABLE, load_bed, sweep
+from har_edge.emulation.emulation import TESTBED_VARIABLE, cleanup_stale, load_emulation
 from har_edge.emulation.limits import Device, Layout, Limits, equal_devices
 from har_edge.emulation.machine import UnsupportedError
+from har_edge.emulation.testbed import Testbed
 from har_edge.errors import ConfigError
 from tests.emulation.machine import TIMEOUT_S, processes, require_machine, traces, until_gone
 
@@ -41,19 +41,19 @@ OWNER = f"""
 import subprocess, sys
 from har_edge.emulation.limits import Limits, equal_devices
 from har_edge.emulation.testbed import Testbed
-with Testbed(equal_devices(1, Limits(cpu=0.5))) as bed:
-    bed.run("device-1", {SLEEPER}, stdout=subprocess.PIPE).stdout.readline()
-    print(bed.bed.id, bed._watcher.pid, flush=True)
+with Testbed(equal_devices(1, Limits(cpu=0.5))) as testbed:
+    testbed.run("device-1", {SLEEPER}, stdout=subprocess.PIPE).stdout.readline()
+    print(testbed.emulation.id, testbed._watcher.pid, flush=True)
     sys.stdin.read()
 """
 
 
 @pytest.fixture(scope="module")
-def bed() -> Iterator[beds.Testbed]:
+def testbed() -> Iterator[Testbed]:
     require_machine()
     layout = Layout((Device("slow", Limits(cpu=CPU)), Device("small", Limits(memory_bytes=2**25))))
-    with beds.Testbed(layout) as bed:
-        yield bed
+    with Testbed(layout) as testbed:
+        yield testbed
 
 
 @pytest.fixture
@@ -65,35 +65,35 @@ def interfaces() -> set[str]:
     return {path.name for path in Path("/sys/class/net").iterdir()}
 
 
-def measure(bed: beds.Testbed) -> tuple[float, float]:
-    process = bed.run("slow", [sys.executable, "-c", BUSY], stdout=subprocess.PIPE)
+def measure(testbed: Testbed) -> tuple[float, float]:
+    process = testbed.run("slow", [sys.executable, "-c", BUSY], stdout=subprocess.PIPE)
     share, *times = map(float, process.communicate(timeout=TIMEOUT_S)[0].split())
     return share, min(times)  # whoever else computes only adds to it
 
 
-def test_a_busy_loop_gets_its_share(bed: beds.Testbed) -> None:
+def test_a_busy_loop_gets_its_share(testbed: Testbed) -> None:
     shares = []
     while len(shares) < 3 and (not shares or shares[-1] < CPU * 0.8):  # others may hold both cores; once must do
-        share, longer = measure(bed)
+        share, longer = measure(testbed)
         shares.append(share)
         # With the kernel's period of 100 ms this would be 1.
         assert longer > 2.5
     assert max(shares) == pytest.approx(CPU, rel=0.2)
 
 
-def test_more_memory_than_there_is_kills(bed: beds.Testbed) -> None:
+def test_more_memory_than_there_is_kills(testbed: Testbed) -> None:
     allocate = [sys.executable, "-c", "import sys; len(bytearray(int(sys.argv[1])))"]
-    assert bed.run("small", [*allocate, str(2**21)]).wait(TIMEOUT_S) == 0
-    assert bed.run("small", [*allocate, str(2**26)]).wait(TIMEOUT_S) == -signal.SIGKILL
-    assert bed.run("slow", [*allocate, str(2**26)]).wait(TIMEOUT_S) == 0
+    assert testbed.run("small", [*allocate, str(2**21)]).wait(TIMEOUT_S) == 0
+    assert testbed.run("small", [*allocate, str(2**26)]).wait(TIMEOUT_S) == -signal.SIGKILL
+    assert testbed.run("slow", [*allocate, str(2**26)]).wait(TIMEOUT_S) == 0
 
 
-def test_a_command_knows_where_it_is(bed: beds.Testbed) -> None:
+def test_a_command_knows_where_it_is(testbed: Testbed) -> None:
     say = "import os, socket; print(os.environ['HAR_EDGE_BROKER'], os.environ['HAR_EDGE_TESTBED'], os.getpid())"
-    process = bed.run("small", [sys.executable, "-c", say], stdout=subprocess.PIPE)
+    process = testbed.run("small", [sys.executable, "-c", say], stdout=subprocess.PIPE)
     said = process.communicate(timeout=TIMEOUT_S)[0].decode().split()
-    assert said == ["mqtt://10.77.0.2:1883", bed.bed.id, str(process.pid)]
-    hosts = bed.run("host", ["cat", "/etc/hosts"], stdout=subprocess.PIPE).communicate(timeout=TIMEOUT_S)[0]
+    assert said == ["mqtt://10.77.0.2:1883", testbed.emulation.id, str(process.pid)]
+    hosts = testbed.run("host", ["cat", "/etc/hosts"], stdout=subprocess.PIPE).communicate(timeout=TIMEOUT_S)[0]
     assert hosts.decode().splitlines() == [
         "127.0.0.1 localhost",
         "10.77.0.1 host",
@@ -104,42 +104,44 @@ def test_a_command_knows_where_it_is(bed: beds.Testbed) -> None:
     assert "10.77" not in Path("/etc/hosts").read_text()
 
 
-def test_signals_reach_a_command_as_they_would_in_a_shell(bed: beds.Testbed) -> None:
-    process = bed.run("slow", ["grep", "SigIgn", "/proc/self/status"], stdout=subprocess.PIPE)
+def test_signals_reach_a_command_as_they_would_in_a_shell(testbed: Testbed) -> None:
+    process = testbed.run("slow", ["grep", "SigIgn", "/proc/self/status"], stdout=subprocess.PIPE)
     ignored = int(process.communicate(timeout=TIMEOUT_S)[0].split()[1], 16)
     assert not ignored & (1 << signal.SIGPIPE - 1)
 
 
-def test_a_command_that_is_not_there_is_an_error(bed: beds.Testbed) -> None:
-    process = bed.run("slow", ["no-such-program"], stderr=subprocess.PIPE)
+def test_a_command_that_is_not_there_is_an_error(testbed: Testbed) -> None:
+    process = testbed.run("slow", ["no-such-program"], stderr=subprocess.PIPE)
     said = process.communicate(timeout=TIMEOUT_S)[1].decode()
     assert said == "error: cannot run 'no-such-program' on slow: No such file or directory; expected a program\n"
     assert process.returncode == 2
 
 
-def test_wrong_names_are_refused(bed: beds.Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=f"no device 'fast' in bed {bed.bed.id}; it has broker, slow, small"):
-        bed.run("fast", ["true"])
+def test_wrong_names_are_refused(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ConfigError, match=f"no device 'fast' in bed {testbed.emulation.id}; it has broker, slow, small"
+    ):
+        testbed.run("fast", ["true"])
     with pytest.raises(ConfigError, match="no device 'host' in bed"):
-        bed.cut("host")
+        testbed.disconnect("host")
     with pytest.raises(ConfigError, match="nothing to run on slow; expected a command"):
-        bed.run("slow", [])
-    with pytest.raises(ConfigError, match=rf"no bed 'zz' runs \(running: .*{bed.bed.id}"):
-        load_bed("zz")
-    monkeypatch.setenv(BED_VARIABLE, bed.bed.id)
-    assert load_bed() == bed.bed
+        testbed.run("slow", [])
+    with pytest.raises(ConfigError, match=rf"no bed 'zz' runs \(running: .*{testbed.emulation.id}"):
+        load_emulation("zz")
+    monkeypatch.setenv(TESTBED_VARIABLE, testbed.emulation.id)
+    assert load_emulation() == testbed.emulation
 
 
 @pytest.mark.usefixtures("_machine")
 def test_a_bed_leaves_nothing_and_its_strays_end() -> None:
     before = interfaces()
-    with beds.Testbed(equal_devices(2, Limits(cpu=0.5, link_bits_per_s=10**7))) as bed:
-        name = bed.bed.id
-        strays = [bed.run(place, SLEEPER, stdout=subprocess.PIPE) for place in ("host", "broker", "device-2")]
+    with Testbed(equal_devices(2, Limits(cpu=0.5, link_bits_per_s=10**7))) as testbed:
+        name = testbed.emulation.id
+        strays = [testbed.run(place, SLEEPER, stdout=subprocess.PIPE) for place in ("host", "broker", "device-2")]
         for stray in strays:
             assert stray.stdout is not None and stray.stdout.readline() == b"asleep\n"
             stray.stdout.close()
-        assert len(bed.devices) == 2 and len(traces(name)) > 4
+        assert len(testbed.devices) == 2 and len(traces(name)) > 4
         assert interfaces() == before
     assert [stray.wait(TIMEOUT_S) for stray in strays] == [-signal.SIGKILL] * 3
     assert traces(name) == []
@@ -153,14 +155,14 @@ def test_a_killed_owner_leaves_nothing(watched: bool) -> None:
     assert owner.stdin is not None and owner.stdout is not None
     with owner.stdin, owner.stdout:
         name, watcher = owner.stdout.readline().split()
-        assert load_bed(name).id == name
+        assert load_emulation(name).id == name
         if not watched:
             os.kill(int(watcher), signal.SIGKILL)
         owner.kill()
         owner.wait()
     if not watched:
         assert len(processes(name)) >= 2  # the broker and the sleeper go on
-        sweep()
+        cleanup_stale()
         deadline = time.monotonic() + TIMEOUT_S
         while processes(name):
             assert time.monotonic() < deadline
@@ -176,21 +178,21 @@ def test_what_fails_half_way_is_taken_down(monkeypatch: pytest.MonkeyPatch) -> N
         raise UnsupportedError("no links today")
 
     monkeypatch.setattr("har_edge.emulation.network.add_link", refuse)
-    with pytest.raises(UnsupportedError, match="no links today"), beds.Testbed(equal_devices(1, Limits())):
+    with pytest.raises(UnsupportedError, match="no links today"), Testbed(equal_devices(1, Limits())):
         pass
     assert traces(made[0]) == []
 
 
 @pytest.mark.usefixtures("_machine")
-def test_a_sweep_touches_nothing_that_is_not_a_dead_bed(bed: beds.Testbed) -> None:
+def test_a_sweep_touches_nothing_that_is_not_a_dead_bed(testbed: Testbed) -> None:
     name = f"har-{os.getpid()}x-device-1"
     group = cgroups.find_parents(["cpu"])[0] / name
     subprocess.run(["ip", "netns", "add", name], check=True)
     group.mkdir()
     try:
-        assert bed.bed.id not in sweep()
+        assert testbed.emulation.id not in cleanup_stale()
         assert Path("/run/netns", name).exists() and group.exists()
-        assert load_bed(bed.bed.id) == bed.bed
+        assert load_emulation(testbed.emulation.id) == testbed.emulation
     finally:
         group.rmdir()
         subprocess.run(["ip", "netns", "delete", name], check=True)

@@ -41,13 +41,13 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def ground(folder: Path) -> Iterator[object]:
+def environment(folder: Path) -> Iterator[object]:
     """A Mosquitto that may be killed."""
-    from har_edge.experiments.ground import open_ground
+    from har_edge.experiments.environment import local_environment
 
     if find_mosquitto() is None:
         if os.environ.get("CI") == "true":
             pytest.fail("CI needs Mosquitto: apt-get install mosquitto")
         pytest.skip("Mosquitto is not installed: apt-get install mosquitto")
-    with open_ground(folder) as ground:
-        yield ground
+    with local_environment(folder) as environment:
+        yield environment

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from har_edge.errors import NodeError
-from har_edge.experiments.arena import CACHE, COORDINATOR, Arena
-from har_edge.experiments.faults import Drill, Kind, Outcome
-from har_edge.experiments.ground import Ground
+from har_edge.experiments.cluster import CACHE, COORDINATOR, Cluster
+from har_edge.experiments.environment import Environment
+from har_edge.experiments.faults import FaultInjector, Kind, Outcome
 from har_edge.experiments.load import Answers, Load
 from har_edge.experiments.reference import Reference
 from har_edge.runtime.build import topics_of
@@ -44,20 +44,20 @@ sys.exit(main())
 class Scene:
     """An arena in which results flow."""
 
-    arena: Arena
-    drill: Drill
+    cluster: Cluster
+    injector: FaultInjector
     load: Load
 
     def hurt(self, kind: Kind, victim: str | None = None) -> Outcome:
         """Do it; the pipeline must get over it."""
-        outcome = self.drill.run(kind, victim)
-        assert outcome.gap_s < PATIENCE_S, self.arena.last_words()
+        outcome = self.injector.run(kind, victim)
+        assert outcome.gap_s < PATIENCE_S, self.cluster.last_words()
         assert outcome.noticed_s is None or outcome.noticed_s < PATIENCE_S
         return outcome
 
     def holder(self, stage: int) -> str:
         """Return which node runs a stage."""
-        deployment = self.arena.record.deployment
+        deployment = self.cluster.recorder.deployment
         assert deployment is not None
         holder = deployment.holder(deployment.epoch, stage, 0)
         assert holder is not None
@@ -65,7 +65,7 @@ class Scene:
 
     def held(self, node: str) -> list[int]:
         """Return the stages that a node runs."""
-        deployment = self.arena.record.deployment
+        deployment = self.cluster.recorder.deployment
         assert deployment is not None and deployment.current is not None
         return [one.stage for one in deployment.current.of(node)]
 
@@ -74,16 +74,16 @@ class Scene:
         try:
             self.load.finish(40.0)
         except NodeError as error:
-            statuses = [status for status in self.arena.record.statuses.values() if status.role == "sensor"]
+            statuses = [status for status in self.cluster.recorder.statuses.values() if status.role == "sensor"]
             raise AssertionError(f"{self.load.judge(expected)}, {statuses}: {error}") from error
         verdict = self.load.judge(expected)
-        assert verdict.good, f"{verdict}\n{self.arena.last_words()}"
+        assert verdict.good, f"{verdict}\n{self.cluster.last_words()}"
         assert verdict.answered == len(expected) * len(self.load.rounds)
 
 
 @contextmanager
 def open_scene(
-    ground: Ground,
+    environment: Environment,
     folder: Path,
     reference: Reference,
     *,
@@ -100,20 +100,22 @@ def open_scene(
     pipeline = reference.pipeline
     coordinator = ["coordinator", "--model", str(reference.model), "--stages", "3", *options]
     # Without recordings, wherever the tests run; one profile of the model does for all of them.
-    environment = {"HAR_EDGE_DATA": "", CACHE: str(reference.model.parent / "cache")}
-    with Arena(topics_of(pipeline), ground, folder, environment=environment) as arena:
+    variables = {"HAR_EDGE_DATA": "", CACHE: str(reference.model.parent / "cache")}
+    with Cluster(topics_of(pipeline), environment, folder, variables=variables) as cluster:
         if slow is not None:
-            arena.program = (sys.executable, "-c", SLOWED, str(slow))
-        arena.start(COORDINATOR, *coordinator)
+            cluster.program = (sys.executable, "-c", SLOWED, str(slow))
+        cluster.start(COORDINATOR, *coordinator)
         for name in names:
             if name not in absent:
-                arena.start_node(name)
-        arena.until(arena.record.is_settled, "the model is not deployed")
+                cluster.start_node(name)
+        cluster.until(cluster.recorder.is_settled, "the model is not deployed")
         replay = ["--subjects", ",".join(reference.streams), "--speed", str(SPEED), "--no-notice"]
         spacing_s = reference.spacing_s / SPEED
-        load = Load(arena, list(pipeline.task.inputs), reference.streams, WINDOWS, spacing_s, replay)
+        load = Load(cluster, list(pipeline.task.inputs), reference.streams, WINDOWS, spacing_s, replay)
         # As after its first minute: a broker killed before has forgotten who wants results, and some are never seen.
-        ground.broker.save()
+        environment.broker.save()
         load.start()
-        drill = Drill(arena, load, names, coordinator, random.Random(0), margin_s=2.0, hang_s=(2.5, 2.5), join_s=1.0)
-        yield Scene(arena, drill, load)
+        injector = FaultInjector(
+            cluster, load, names, coordinator, random.Random(0), margin_s=2.0, hang_s=(2.5, 2.5), join_s=1.0
+        )
+        yield Scene(cluster, injector, load)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.experiments.arena import COORDINATOR
+from har_edge.experiments.cluster import COORDINATOR
+from har_edge.experiments.environment import Environment, emulated_environment
 from har_edge.experiments.faults import Kind
-from har_edge.experiments.ground import Ground, open_bed
 from har_edge.experiments.load import Answers, Device
 from har_edge.experiments.reference import Reference
 from har_edge.protocol.status import State
@@ -19,8 +19,8 @@ from tests.faults.rig import Scene, open_scene
 
 
 @pytest.fixture
-def scene(ground: Ground, folder: Path, reference: Reference) -> Iterator[Scene]:
-    with open_scene(ground, folder, reference) as scene:
+def scene(environment: Environment, folder: Path, reference: Reference) -> Iterator[Scene]:
+    with open_scene(environment, folder, reference) as scene:
         yield scene
 
 
@@ -29,7 +29,7 @@ def test_a_crash_moves_the_stages_and_a_join_brings_the_node_back(scene: Scene, 
     crash = scene.hurt(Kind.CRASH, victim)
     assert crash.noticed_s is not None and scene.held(victim) == []
     scene.hurt(Kind.JOIN, victim)
-    assert scene.arena.record.state(victim) in (State.READY, State.BUSY)
+    assert scene.cluster.recorder.state(victim) in (State.READY, State.BUSY)
     scene.check(expected)
 
 
@@ -38,21 +38,21 @@ def test_a_node_that_hung_has_lost_its_stage_when_it_wakes(scene: Scene, expecte
     hang = scene.hurt(Kind.HANG, victim)
     assert hang.noticed_s is not None
     scene.check(expected)
-    assert scene.arena.running[victim].alive
+    assert scene.cluster.running[victim].alive
 
 
 def test_a_node_that_leaves_hands_over_first(scene: Scene, expected: Answers) -> None:
     victim = scene.holder(0)
     scene.hurt(Kind.LEAVE, victim)
-    assert scene.arena.running[victim].process.returncode == 0
-    assert scene.arena.record.state(victim) is State.STOPPED and scene.held(victim) == []
+    assert scene.cluster.running[victim].process.returncode == 0
+    assert scene.cluster.recorder.state(victim) is State.STOPPED and scene.held(victim) == []
     scene.check(expected)
 
 
 def test_data_flows_without_a_coordinator_and_the_next_one_takes_the_plan_up(scene: Scene, expected: Answers) -> None:
-    before = scene.arena.record.deployment
+    before = scene.cluster.recorder.deployment
     scene.hurt(Kind.COORDINATOR)
-    after = scene.arena.record.deployment
+    after = scene.cluster.recorder.deployment
     assert before is not None and after is not None and after.epoch == before.epoch
     victim = scene.holder(1)
     scene.hurt(Kind.CRASH, victim)
@@ -61,39 +61,39 @@ def test_data_flows_without_a_coordinator_and_the_next_one_takes_the_plan_up(sce
 
 
 def test_other_cuts_take_over_while_data_flows(
-    ground: Ground, folder: Path, reference: Reference, expected: Answers
+    environment: Environment, folder: Path, reference: Reference, expected: Answers
 ) -> None:
-    with open_scene(ground, folder, reference, options=["--settle", "1"]) as scene:
-        before = scene.arena.record.deployment
+    with open_scene(environment, folder, reference, options=["--settle", "1"]) as scene:
+        before = scene.cluster.recorder.deployment
         replan = scene.hurt(Kind.REPLAN)
-        after = scene.arena.record.deployment
+        after = scene.cluster.recorder.deployment
         assert before is not None and after is not None and after.epoch > before.epoch
         assert replan.detail == "3 stages, 2, and 3 again"
         scene.check(expected)
 
 
 def test_a_device_that_became_slow_loses_its_stage_to_one_that_is_not(
-    ground: Ground, folder: Path, reference: Reference, expected: Answers
+    environment: Environment, folder: Path, reference: Reference, expected: Answers
 ) -> None:
     sign = folder / "slow"
-    with open_scene(ground, folder, reference, nodes=4, options=["--settle", "1"], slow=sign) as scene:
-        victim, record = scene.holder(1), scene.arena.record
-        scene.drill.await_calm(2.0)
-        began = {stage.stage: stage.windows for stage in record.beats[victim].stages}
-        scene.arena.until(  # how fast it was is known by then
-            lambda: record.beats[victim].stages and record.beats[victim].stages[0].windows > began.get(1, 0) + 60,
+    with open_scene(environment, folder, reference, nodes=4, options=["--settle", "1"], slow=sign) as scene:
+        victim, recorder = scene.holder(1), scene.cluster.recorder
+        scene.injector.await_calm(2.0)
+        began = {stage.stage: stage.windows for stage in recorder.beats[victim].stages}
+        scene.cluster.until(  # how fast it was is known by then
+            lambda: recorder.beats[victim].stages and recorder.beats[victim].stages[0].windows > began.get(1, 0) + 60,
             "no windows",
         )
         sign.write_text(victim)
-        scene.arena.until(lambda: not scene.held(victim), f"{victim} keeps its stage", 60.0)
+        scene.cluster.until(lambda: not scene.held(victim), f"{victim} keeps its stage", 60.0)
         said = (folder / f"{COORDINATOR}.log").read_text()
         assert "measured speeds speak for another plan" in said  # not that it seemed lost
-        assert scene.arena.running[victim].alive
+        assert scene.cluster.running[victim].alive
         scene.check(expected)
 
 
 def test_replicas_share_the_windows_of_a_stage_and_what_one_held_when_it_died_goes_on(
-    ground: Ground, folder: Path, reference: Reference, expected: Answers
+    environment: Environment, folder: Path, reference: Reference, expected: Answers
 ) -> None:
     # Declared links that take far longer than any computing, so that the plan is the same wherever the tests run.
     links = {"device-1": 1e9, "device-2": 5e3, "device-3": 5e3, "device-4": 5e3}
@@ -102,18 +102,18 @@ def test_replicas_share_the_windows_of_a_stage_and_what_one_held_when_it_died_go
         "".join(f'[[device]]\nname = "{name}"\nlink_bytes_per_s = {rate}\n' for name, rate in links.items())
     )
     options = ["--stages", "2", "--replicas", "2", "--devices", str(devices), "--settle", "1"]
-    with open_scene(ground, folder, reference, nodes=4, options=options) as scene:
-        record, shared = scene.arena.record, 1
+    with open_scene(environment, folder, reference, nodes=4, options=options) as scene:
+        recorder, shared = scene.cluster.recorder, 1
 
         def sharing() -> set[str]:
-            current = record.deployment and record.deployment.current
+            current = recorder.deployment and recorder.deployment.current
             return {one.node for one in current.placements if one.stage == shared} if current else set()
 
-        scene.arena.until(lambda: len(sharing()) == 2 and record.is_settled(), "no stage is shared")
+        scene.cluster.until(lambda: len(sharing()) == 2 and recorder.is_settled(), "no stage is shared")
         twins = sorted(sharing())
         assert scene.holder(0) == "device-1" and "device-1" not in twins
-        scene.arena.until(
-            lambda: all(record.beats[twin].stages[0].windows > 20 for twin in twins), "not both of them get windows"
+        scene.cluster.until(
+            lambda: all(recorder.beats[twin].stages[0].windows > 20 for twin in twins), "not both of them get windows"
         )
         scene.hurt(Kind.CRASH, twins[1])
         assert scene.held(twins[1]) == [] and scene.held(twins[0]) == [shared]
@@ -129,34 +129,34 @@ def test_a_broker_that_comes_back_finds_them_all(scene: Scene, expected: Answers
 def test_a_cable_that_is_pulled_and_plugged_in_again(folder: Path, reference: Reference, expected: Answers) -> None:
     require_machine()
     devices = ["device-1", "device-2", "device-3"]
-    with open_bed(folder, devices) as ground, open_scene(ground, folder, reference) as scene:
+    with emulated_environment(folder, devices) as environment, open_scene(environment, folder, reference) as scene:
         victim = scene.holder(1)
         cut = scene.hurt(Kind.CUT, victim)
         assert cut.noticed_s is not None
         scene.check(expected)
-        assert scene.arena.running[victim].alive
+        assert scene.cluster.running[victim].alive
 
 
 def test_a_live_device_says_what_it_dropped(scene: Scene, reference: Reference, expected: Answers) -> None:
-    device = Device(scene.arena, reference.recordings[0], reference.live("live"), "live", queue=2)
+    device = Device(scene.cluster, reference.recordings[0], reference.live("live"), "live", queue=2)
     device.start()
-    scene.arena.until(lambda: device.answered >= 2, "no live results")
-    scene.arena.ground.broker.stop(signal.SIGTERM)
-    scene.arena.run_for(5.0)
-    scene.arena.ground.broker.start()
+    scene.cluster.until(lambda: device.answered >= 2, "no live results")
+    scene.cluster.environment.broker.stop(signal.SIGTERM)
+    scene.cluster.run_for(5.0)
+    scene.cluster.environment.broker.start()
     before = device.answered
-    scene.arena.until(lambda: device.answered > before + 2, "no live results")
+    scene.cluster.until(lambda: device.answered > before + 2, "no live results")
     device.finish(30.0)
     verdict = device.judge(reference.answers(device.windows))
-    assert verdict.good and device.dropped > 0, f"{verdict}, {device.dropped}\n{scene.arena.last_words()}"
+    assert verdict.good and device.dropped > 0, f"{verdict}, {device.dropped}\n{scene.cluster.last_words()}"
     assert device.answered + device.dropped == len(device.windows)
     scene.check(expected)
 
 
 def test_two_coordinators_do_not_fight(scene: Scene, expected: Answers) -> None:
-    older = scene.arena.running.pop(COORDINATOR)
-    scene.arena.start(COORDINATOR, *scene.drill.coordinator)
-    scene.arena.until(lambda: not older.alive, "the older coordinator stays")
+    older = scene.cluster.running.pop(COORDINATOR)
+    scene.cluster.start(COORDINATOR, *scene.injector.coordinator)
+    scene.cluster.until(lambda: not older.alive, "the older coordinator stays")
     assert older.process.returncode == 3
     victim = scene.holder(1)
     scene.hurt(Kind.CRASH, victim)

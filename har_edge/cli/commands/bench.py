@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from har_edge.experiments.bench import Bench
+    from har_edge.experiments.model_under_test import ModelUnderTest
     from har_edge.experiments.rows import Row
-    from har_edge.experiments.subject import Subject
     from har_edge.planner.profile import Profile
 
 HELP = "measure on emulated devices: throughput by number of devices, and the planner against it"
@@ -77,19 +77,19 @@ def run(args: argparse.Namespace) -> int:
     check_machine()
     conditions = Conditions(read_rate(args.link), min(5.0, args.seconds), args.seconds, 10)
     bench = Bench(args.out, conditions, tell=_tell)
-    subjects = [_find(name, args.out) for name in args.model]
+    tested = [_find(name, args.out) for name in args.model]
     print(f"{_machine()}; link {args.link} each way; made-up windows; {args.seconds} s each", flush=True)
-    return {"speedup": _speedup, "planner": _planner}[args.action](args, bench, subjects)
+    return {"speedup": _speedup, "planner": _planner}[args.action](args, bench, tested)
 
 
-def _find(name: str, folder: Path) -> Subject:
-    from har_edge.experiments.subject import find_subject
+def _find(name: str, folder: Path) -> ModelUnderTest:
+    from har_edge.experiments.model_under_test import find_model_under_test
     from har_edge.training.zoo import NAMES, find_keras
 
-    return find_subject(str(find_keras(name)) if name in NAMES else name, folder / "models" / Path(name).stem)
+    return find_model_under_test(str(find_keras(name)) if name in NAMES else name, folder / "models" / Path(name).stem)
 
 
-def _speedup(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]) -> int:
+def _speedup(args: argparse.Namespace, bench: Bench, tested: Sequence[ModelUnderTest]) -> int:
     from har_edge.emulation.limits import read_cpu
     from har_edge.experiments.rows import gains
     from har_edge.extras import install_line, is_installed
@@ -98,7 +98,7 @@ def _speedup(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]
         print(f"no picture will be drawn: matplotlib is not installed; {install_line('matplotlib')}", file=sys.stderr)
     cpu = read_cpu(args.cpu)
     counts = sorted({1, *args.devices})
-    rows = _measure(args, bench, subjects, [[cpu] * count for count in counts])
+    rows = _measure(args, bench, tested, [[cpu] * count for count in counts])
     found = gains(rows)
     print(
         f"\n{'model':34}{'devices':>8}{'windows/s':>11}{'speed-up':>10}{'lowest':>8}{'highest':>8}{'published':>11}"
@@ -132,7 +132,7 @@ def _draw(args: argparse.Namespace, found: Sequence[object]) -> int:
     return 0
 
 
-def _planner(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]) -> int:
+def _planner(args: argparse.Namespace, bench: Bench, tested: Sequence[ModelUnderTest]) -> int:
     from statistics import median
 
     from har_edge.emulation.limits import read_cpu
@@ -140,7 +140,7 @@ def _planner(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]
     beds = [
         [read_cpu(part) for part in text.split(",")] for text in args.cpus or ("0.2,0.1,0.05", "0.1,0.05", "0.05,0.2")
     ]
-    rows = _measure(args, bench, subjects, beds)
+    rows = _measure(args, bench, tested, beds)
     print(f"\n{'model':34}{'devices':>16}{'used':>16}{'predicted':>11}{'measured':>10}{'error':>8}  cuts")
     worst = 0.0
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -158,14 +158,14 @@ def _planner(args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject]
 
 
 def _measure(
-    args: argparse.Namespace, bench: Bench, subjects: Sequence[Subject], beds: Sequence[Sequence[float]]
+    args: argparse.Namespace, bench: Bench, tested: Sequence[ModelUnderTest], beds: Sequence[Sequence[float]]
 ) -> list[Row]:
     """Measure every model on every bed, in turns."""
-    profiles: list[tuple[Subject, Profile]] = [(subject, bench.profile(subject)) for subject in subjects]
+    profiles: list[tuple[ModelUnderTest, Profile]] = [(under_test, bench.profile(under_test)) for under_test in tested]
     return [
-        bench.measure(subject, profile, cpus, repeat)
+        bench.measure(under_test, profile, cpus, repeat)
         for repeat in range(1, args.repeats + 1)
-        for subject, profile in profiles
+        for under_test, profile in profiles
         for cpus in beds
     ]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from har_edge.cli.arguments import options, values
 from har_edge.cli.arguments.model_task import add_flags, know
 from har_edge.cli.console import columns, say
+from har_edge.cli.local_pipeline import Whole, open_whole, start_nodes
 from har_edge.cli.reports.bars import TOLD_SHARE
-from har_edge.cli.whole import Whole, open_whole, start_nodes
 from har_edge.units import duration, size
 
 if TYPE_CHECKING:
@@ -115,29 +115,29 @@ def _show(local: LocalPipeline) -> Iterator[Arrival]:
     from rich.console import Console
     from rich.live import Live
 
-    from har_edge.cli.reports.live_table import Board
+    from har_edge.cli.reports.live_table import LiveTable
 
     console = Console(width=None if sys.stdout.isatty() else columns())
     task, title = local.pipeline.task, "live"
-    board = Board(dict(zip(task.label_ids, task.labels, strict=True)))
+    table = LiveTable(dict(zip(task.label_ids, task.labels, strict=True)))
     measured = 0.0
     view = (
-        Live(board.draw(title, console.width), console=console, refresh_per_second=5) if console.is_terminal else None
+        Live(table.draw(title, console.width), console=console, refresh_per_second=5) if console.is_terminal else None
     )
     with view or contextlib.nullcontext():
         for arrival in local.results():
             if arrival is not None:
-                board.add(arrival)
+                table.add(arrival)
                 yield arrival
             elif time.monotonic() - measured > 0.5:
                 measured = time.monotonic()
                 local.measure_memory()
                 if view is not None:
-                    view.update(board.draw(title, console.width))
+                    view.update(table.draw(title, console.width))
         if view is not None:
-            view.update(board.draw(title, console.width))
+            view.update(table.draw(title, console.width))
     if view is None:
-        console.print(board.draw("at the end", console.width))
+        console.print(table.draw("at the end", console.width))
 
 
 def _facts(found: FoundModel, where: str, whole: Whole, args: argparse.Namespace) -> dict[str, str]:

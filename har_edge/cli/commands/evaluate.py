@@ -11,7 +11,7 @@ from har_edge.cli import study
 from har_edge.cli.arguments import options, values
 from har_edge.cli.arguments.model_task import Known, add_flags, know
 from har_edge.cli.console import count, fold
-from har_edge.cli.whole import check_client
+from har_edge.cli.local_pipeline import check_client
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _send_through(
     known: Known, args: argparse.Namespace, cuts: Sequence[int], names: Sequence[str]
 ) -> tuple[dict[tuple[str, int], Answer], str]:
     """Run the whole pipeline on this machine; return its answers by (stream, seq), and the broker's name."""
-    from har_edge.cli.whole import open_whole, start_nodes
+    from har_edge.cli.local_pipeline import open_whole, start_nodes
     from har_edge.evaluation.comparison import Answer
 
     index = {label: position for position, label in enumerate(known.task.label_ids)}

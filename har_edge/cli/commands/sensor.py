@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import device, sender
+from har_edge.cli import built_sensor, live_sensor
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
 
@@ -56,26 +56,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-null", action="store_true", help="replay rows without an activity (label 0) too")
     # For commands that start sensors themselves and have said already what data these replay.
     parser.add_argument("--no-notice", action="store_true", help=argparse.SUPPRESS)
-    device.add_live(parser)
+    live_sensor.add_live(parser)
     options.add_broker(parser)
     options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    device.refuse_mixture(args)
+    live_sensor.refuse_mixture(args)
     options.one_thread()
     options.start_logging(args)
     from har_edge.runtime.loop import Stop
 
     stop = Stop().catch_signals()
-    made = sender.make_sensor(args, stop)
+    made = built_sensor.make_sensor(args, stop)
     if made is None:
         say(f"sensor {args.source} interrupted: no plan came, so no window was sent")
         return options.interrupted(stop)
-    return replay(args, made, stop) if args.live is None else device.run_live(args, made, stop)
+    return replay(args, made, stop) if args.live is None else live_sensor.run_live(args, made, stop)
 
 
-def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
+def replay(args: argparse.Namespace, made: built_sensor.BuiltSensor, stop: Stop) -> int:
     """Send the windows of recordings; return the exit code."""
     from har_edge.data.grouping import regroup_recording
     from har_edge.mqtt.bus import TakenOver
@@ -94,8 +94,8 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     recordings = [regroup_recording(recording, pipeline.described, grouping) for recording in recordings]
     made.flow.expect([recording.stream for recording in recordings])
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
-    identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail, sources=made.sources)
-    bus = sender.connect(args, pipeline, identity)
+    identity = options.identity_of(args, pipeline, built_sensor.name_of(args), "sensor", detail, sources=made.sources)
+    bus = built_sensor.connect(args, pipeline, identity)
     reducers = options.listed_reducers(pipeline.task, sources)
     say(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}")
     delay = options.batch_delay(pipeline.task, args.batch, args.speed)
@@ -113,7 +113,7 @@ def replay(args: argparse.Namespace, made: sender.Made, stop: Stop) -> int:
     try:
         loop.run(batches, stop)
     except TakenOver:
-        return sender.overtaken(args.source, identity)
+        return built_sensor.overtaken(args.source, identity)
     if loop.interrupted:
         total = count_windows(pipeline, recordings, args.windows)
         say(f"sensor {args.source} {made.report(how='interrupted', total=total)}")

@@ -88,9 +88,9 @@ def _emulate(args: argparse.Namespace) -> int:
     if args.each and not args.words:
         raise ConfigError("--each came without a command; give one after --")
     stop = Stop().catch_signals()
-    with Testbed(layout) as bed:
-        _describe(bed, layout)
-        return _wait(bed, _start(bed, args), stop)
+    with Testbed(layout) as testbed:
+        _describe(testbed, layout)
+        return _wait(testbed, _start(testbed, args), stop)
 
 
 def _layout(args: argparse.Namespace) -> Layout:
@@ -106,33 +106,33 @@ def _layout(args: argparse.Namespace) -> Layout:
     return read_layout(args.config, default) if args.config is not None else equal_devices(args.devices, default)
 
 
-def _describe(bed: Testbed, layout: Layout) -> None:
+def _describe(testbed: Testbed, layout: Layout) -> None:
     """Say what there is on standard error, which leaves standard output to the command."""
-    for place in bed.bed.places:
-        print(f"{place.name:12} {place.address:12} {place.limits.text}", file=sys.stderr)
+    for host in testbed.emulation.hosts:
+        print(f"{host.name:12} {host.address:12} {host.limits.text}", file=sys.stderr)
     cores, wanted = len(os.sched_getaffinity(0)), sum(limits.cpu or 0 for limits in layout.limits)
     if wanted > cores:
         print(f"the devices may use {wanted:g} cores together; this machine has {cores}", file=sys.stderr)
-    print(f"bed {bed.bed.id}, broker {bed.bed.broker_url}", file=sys.stderr, flush=True)
+    print(f"bed {testbed.emulation.id}, broker {testbed.emulation.broker_url}", file=sys.stderr, flush=True)
 
 
-def _start(bed: Testbed, args: argparse.Namespace) -> list[subprocess.Popen[bytes]]:
+def _start(testbed: Testbed, args: argparse.Namespace) -> list[subprocess.Popen[bytes]]:
     if not args.words:
         print("no command; the bed stays until Ctrl-C", file=sys.stderr, flush=True)
         return []
     if not args.each:
-        return [bed.run("host", args.words, stdin=None)]
+        return [testbed.run("host", args.words, stdin=None)]
     processes = []
-    for index, device in enumerate(bed.devices):
+    for index, device in enumerate(testbed.devices):
         words = [word.replace("{device}", device.name).replace("{index}", str(index)) for word in args.words]
-        processes.append(bed.run(device.name, words))
+        processes.append(testbed.run(device.name, words))
     return processes
 
 
-def _wait(bed: Testbed, processes: Sequence[subprocess.Popen[bytes]], stop: Stop) -> int:
+def _wait(testbed: Testbed, processes: Sequence[subprocess.Popen[bytes]], stop: Stop) -> int:
     """Wait for every process, or for a signal; return the first exit code that is not 0."""
     while not stop.asked and (not processes or _running(processes)):
-        bed.check()
+        testbed.check()
         with contextlib.suppress(subprocess.TimeoutExpired):
             if processes:
                 _running(processes)[0].wait(WAIT_S)
@@ -161,7 +161,7 @@ def command_of(words: list[str]) -> list[str]:
 
 
 def _exec(args: argparse.Namespace) -> int:
-    from har_edge.emulation.bed import load_bed
+    from har_edge.emulation.emulation import load_emulation
     from har_edge.emulation.enter import enter
     from har_edge.emulation.machine import check_machine
 
@@ -169,7 +169,7 @@ def _exec(args: argparse.Namespace) -> int:
     if not words:
         raise ConfigError("nothing to run; give a command after --")
     check_machine()
-    enter(load_bed(args.bed), args.device, words)
+    enter(load_emulation(args.bed), args.device, words)
 
 
 def _cut(args: argparse.Namespace) -> int:
@@ -181,22 +181,22 @@ def _join(args: argparse.Namespace) -> int:
 
 
 def _set_link(args: argparse.Namespace, *, up: bool) -> int:
-    from har_edge.emulation.bed import load_bed
+    from har_edge.emulation.emulation import load_emulation
     from har_edge.emulation.machine import check_machine
 
     check_machine()
-    bed = load_bed(args.bed)
-    (bed.mend if up else bed.cut)(args.device)
-    print(f"{args.device} of bed {bed.id} is {'joined' if up else 'cut off'}")
+    emulation = load_emulation(args.bed)
+    (emulation.reconnect if up else emulation.disconnect)(args.device)
+    print(f"{args.device} of bed {emulation.id} is {'joined' if up else 'cut off'}")
     return 0
 
 
 def _clean(args: argparse.Namespace) -> int:
-    from har_edge.emulation.bed import sweep
+    from har_edge.emulation.emulation import cleanup_stale
     from har_edge.emulation.machine import check_machine
 
     check_machine()
-    dead = sweep()
+    dead = cleanup_stale()
     print(f"took down {', '.join(dead)}" if dead else "nothing to take down")
     return 0
 

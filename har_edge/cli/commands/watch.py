@@ -229,11 +229,11 @@ def _show_table(arrivals: Iterator[Arrival | None], labels: dict[int, str], pref
     from rich.console import Console
     from rich.live import Live
 
-    from har_edge.cli.reports.live_table import Board
+    from har_edge.cli.reports.live_table import LiveTable
 
-    board, title, console = Board(labels), f"results below {prefix}result/", Console()
-    with Live(board.draw(title, console.width), console=console, refresh_per_second=5) as live:
+    table, title, console = LiveTable(labels), f"results below {prefix}result/", Console()
+    with Live(table.draw(title, console.width), console=console, refresh_per_second=5) as live:
         for arrival in arrivals:
             if arrival is not None:
-                board.add(arrival)
-            live.update(board.draw(title, console.width))
+                table.add(arrival)
+            live.update(table.draw(title, console.width))

@@ -30,7 +30,7 @@ class Row:
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
 
-class Board:
+class LiveTable:
     """Gathers results by stream and draws them."""
 
     def __init__(self, labels: Mapping[int, str]) -> None:

@@ -41,7 +41,7 @@ class Seen:
 
 
 @dataclass(slots=True)
-class Record:
+class Recorder:
     """Takes what a watcher receives; `raw` counts each window's results before the sink, by stream, number, capture."""
 
     topics: Topics

@@ -31,7 +31,7 @@ SESSION_S = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class BuiltSensor:
     """A sensor, its pipeline, its sources, and what it does about windows that are on their way."""
 
     pipeline: Pipeline
@@ -61,7 +61,7 @@ class Made:
         return EXIT_UNANSWERED if self.sensor.counters.unanswered > 0 else 0
 
 
-def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
+def make_sensor(args: argparse.Namespace, stop: Stop) -> BuiltSensor | None:
     """Return the sensor that the options ask for; None where it waited for a plan and was stopped."""
     if args.pipeline is not None:
         return follow(args, stop)
@@ -79,11 +79,11 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> Made | None:
     sensor = build_sensor(pipeline, sources, combine=args.combine, look=not args.no_notice)
     run, live = new_run(), args.live is not None
     if not (args.in_flight or live):
-        return Made(pipeline, sensor, sources, Untracked(sensor, run))
+        return BuiltSensor(pipeline, sensor, sources, Untracked(sensor, run))
     buffer, partial = RetransmitBuffer(sources, time.time()), set(sources) < set(pipeline.task.inputs)
     topics = topics_of(pipeline)
     retransmitter = Retransmitter(sensor, buffer, topics, args.give_up, expires=live, partial=partial, run=run)
-    return Made(pipeline, sensor, sources, retransmitter)
+    return BuiltSensor(pipeline, sensor, sources, retransmitter)
 
 
 def new_run() -> int:
@@ -122,7 +122,7 @@ def overtaken(source: str, identity: Identity) -> int:
     return options.EXIT_TAKEN_OVER
 
 
-def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
+def follow(args: argparse.Namespace, stop: Stop) -> BuiltSensor | None:
     """Wait for the plan, fetch what it names, and return the sensor that follows it."""
     from har_edge.config.pipeline import check_batch
     from har_edge.protocol.topics import Topics
@@ -155,4 +155,4 @@ def follow(args: argparse.Namespace, stop: Stop) -> Made | None:
     buffer, partial = RetransmitBuffer(sources, time.time()), set(sources) < set(pipeline.task.inputs)
     live, waits, run = args.live is not None, args.give_up, new_run()
     follower = PlanFollower(deployment, sensor, buffer, topics, refit, waits, expires=live, partial=partial, run=run)
-    return Made(pipeline, sensor, sources, follower)
+    return BuiltSensor(pipeline, sensor, sources, follower)

@@ -36,7 +36,7 @@ def spawn_here(name: str, command: Sequence[str], log: Path, environment: Mappin
         )
 
 
-class MortalBroker:
+class RestartableBroker:
     """Mosquitto with the shipped configuration, which may be killed and comes back with its port and its database."""
 
     def __init__(
@@ -89,43 +89,45 @@ class MortalBroker:
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class Environment:
     """The broker, how a process starts, and how the cable of a device is pulled and plugged in, where there are any."""
 
-    broker: MortalBroker
+    broker: RestartableBroker
     spawn: Spawn = spawn_here
-    cut: Callable[[str], None] | None = None
-    mend: Callable[[str], None] | None = None
+    disconnect: Callable[[str], None] | None = None
+    reconnect: Callable[[str], None] | None = None
 
 
 @contextlib.contextmanager
-def open_ground(folder: Path) -> Iterator[Ground]:
+def local_environment(folder: Path) -> Iterator[Environment]:
     """Start the broker on this machine, its files below `folder`."""
-    broker = MortalBroker(folder / "broker")
+    broker = RestartableBroker(folder / "broker")
     try:
-        yield Ground(broker)
+        yield Environment(broker)
     finally:
         broker.stop()
 
 
 @contextlib.contextmanager
-def open_bed(folder: Path, devices: Sequence[str]) -> Iterator[Ground]:
+def emulated_environment(folder: Path, devices: Sequence[str]) -> Iterator[Environment]:
     """Make emulated devices and start the broker among them; until the end this thread is in their network.
 
     What is not named after a device runs beside them. Raises UnsupportedError where this machine cannot do it.
     """
-    with Testbed(Layout(tuple(Device(name, UNLIMITED) for name in devices))) as bed, bed.inside():
+    with Testbed(Layout(tuple(Device(name, UNLIMITED) for name in devices))) as testbed, testbed.inside():
 
         def spawn(
             name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]
         ) -> subprocess.Popen[bytes]:
             with log.open("ab") as file:
                 where = name if name in devices else HOST
-                return bed.run(where, command, stdout=file, stderr=file, environment=environment)
+                return testbed.run(where, command, stdout=file, stderr=file, environment=environment)
 
         # One of our own beside that of the bed: it is killed, and comes back.
-        broker = MortalBroker(folder / "broker", bed.bed.place(BROKER).address, lambda: bed.inside(BROKER))
+        broker = RestartableBroker(
+            folder / "broker", testbed.emulation.host(BROKER).address, lambda: testbed.inside(BROKER)
+        )
         try:
-            yield Ground(broker, spawn, bed.cut, bed.mend)
+            yield Environment(broker, spawn, testbed.disconnect, testbed.reconnect)
         finally:
             broker.stop()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from har_edge.cli.device import REPLAY
+from har_edge.cli.live_sensor import REPLAY
 from har_edge.cli.main import build_parser, main
 from har_edge.data.synthetic import synthesize
 from har_edge.protocol.status import State

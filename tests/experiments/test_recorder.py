@@ -6,7 +6,7 @@ import pytest
 
 from har_edge.errors import MessageError
 from har_edge.experiments.emulation import Emulated
-from har_edge.experiments.record import Record
+from har_edge.experiments.recorder import Recorder
 from har_edge.mqtt.bus import Delivery, Session
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol.status import NodeStatus, State, encode_status
@@ -20,7 +20,7 @@ NONSENSE = [b"{", b'{"node":"\xff"}', b'{"a":' * 20_000]
 @pytest.mark.parametrize("topic", [TOPICS.status("a"), TOPICS.heartbeat("a")])
 def test_what_cannot_be_read_is_a_message_error(topic: str, payload: bytes) -> None:
     with pytest.raises(MessageError, match=f"{topic}: .*; expected what protocol/status.py writes"):
-        Record(TOPICS).handle(Delivery(topic, payload, (1, 1)))
+        Recorder(TOPICS).handle(Delivery(topic, payload, (1, 1)))
 
 
 def test_a_measurement_goes_on_when_something_else_sends_nonsense() -> None:

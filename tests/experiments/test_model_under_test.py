@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from har_edge.errors import ModelError
-from har_edge.experiments.subject import find_subject, image_task, make_windows
+from har_edge.experiments.model_under_test import find_model_under_test, image_task, make_windows
 from har_edge.inference.interpreter import Port
 
 
@@ -41,11 +41,11 @@ def test_another_input_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_a_shipped_model_keeps_its_task_and_its_windows_have_every_source(tmp_path: Path) -> None:
-    from har_edge.experiments.subject import cut_subject
+    from har_edge.experiments.model_under_test import cut_model
 
-    subject = find_subject("int8", tmp_path / "models")
-    pipeline = cut_subject(subject, (), tmp_path / "slices", "bench")
+    under_test = find_model_under_test("int8", tmp_path / "models")
+    pipeline = cut_model(under_test, (), tmp_path / "slices", "bench")
     windows = make_windows(pipeline, 2)
-    assert [set(window) for window in windows] == [set(subject.task.inputs)] * 2
+    assert [set(window) for window in windows] == [set(under_test.task.inputs)] * 2
     again = make_windows(pipeline, 2)
     assert all(np.array_equal(windows[1][source], again[1][source]) for source in windows[1])

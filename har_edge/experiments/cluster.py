@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 from har_edge.errors import HarEdgeError, MessageError, NodeError
-from har_edge.experiments.ground import Ground
-from har_edge.experiments.record import Record
+from har_edge.experiments.environment import Environment
+from har_edge.experiments.recorder import Recorder
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.mqtt.connect import Client, open_bus
 from har_edge.protocol.topics import Topics
@@ -51,7 +51,7 @@ class Running:
 
 
 @dataclass(slots=True)
-class Arena:
+class Cluster:
     """Starts the processes of one pipeline, watches what they publish, and ends them all on exit.
 
     What they say and every node's cache of its own are below `folder`; `environment` goes to all of them, `program` is
@@ -59,22 +59,24 @@ class Arena:
     """
 
     topics: Topics
-    ground: Ground
+    environment: Environment
     folder: Path
     client: Client = Client.AUTO
-    environment: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
     program: Sequence[str] = (sys.executable, "-m", "har_edge.cli.main")
-    record: Record = field(init=False)
+    recorder: Recorder = field(init=False)
     running: dict[str, Running] = field(default_factory=dict)
     bus: Bus = field(init=False)
     # Called at each step: keeps load coming.
     steps: list[Callable[[], None]] = field(default_factory=list)
 
-    def __enter__(self) -> Arena:
-        self.record = Record(self.topics)
+    def __enter__(self) -> Cluster:
+        self.recorder = Recorder(self.topics)
         name = f"{self.topics.base}.{self.topics.pipeline}.arena-{os.getpid()}"
-        self.bus = open_bus(self.ground.broker.address, Session(name, expiry_s=3600, receive_max=8192), self.client)
-        self.bus.subscribe(self.record.filters)
+        self.bus = open_bus(
+            self.environment.broker.address, Session(name, expiry_s=3600, receive_max=8192), self.client
+        )
+        self.bus.subscribe(self.recorder.filters)
         self.until(lambda: self.bus.connected, "no connection to the broker")
         return self
 
@@ -93,12 +95,12 @@ class Arena:
         older = self.running.get(name)
         if older is not None and older.alive:
             raise NodeError(f"{name} runs already, as process {older.process.pid}; end it first")
-        where = ["--broker", self.ground.broker.address.url, "--client", self.client.value]
+        where = ["--broker", self.environment.broker.address.url, "--client", self.client.value]
         where += ["--base", self.topics.base, "--pipeline", self.topics.pipeline]
         command = [*self.program, *words, *where]
         own = {"PYTHONUNBUFFERED": "1"} | ({CACHE: str(self.folder / "caches" / name)} if words[0] == "node" else {})
         log = self.folder / f"{name}.log"
-        self.running[name] = Running(name, self.ground.spawn(name, command, log, {**self.environment, **own}), log)
+        self.running[name] = Running(name, self.environment.spawn(name, command, log, {**self.variables, **own}), log)
         return self.running[name]
 
     def start_node(self, name: str) -> Running:
@@ -142,7 +144,7 @@ class Arena:
         for delivery in self.bus.poll(POLL_S):
             self.bus.acknowledge(delivery)
             try:
-                self.record.handle(delivery)
+                self.recorder.handle(delivery)
             except MessageError as error:
                 _log.warning("dropped %s: %s", delivery.topic, error)
         for act in self.steps:

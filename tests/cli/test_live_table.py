@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from har_edge.cli.reports.live_table import MAX_ROWS, Board
+from har_edge.cli.reports.live_table import MAX_ROWS, LiveTable
 from har_edge.cluster.local_pipeline import Arrival
 from har_edge.protocol.results import Result
 
@@ -27,18 +27,18 @@ def arrival(
     return Arrival(result, 1.12)
 
 
-def drawn(board: Board, columns: int) -> list[str]:
+def drawn(table: LiveTable, columns: int) -> list[str]:
     console = Console(width=columns, file=io.StringIO(), color_system=None)
-    console.print(board.draw("live", columns))
+    console.print(table.draw("live", columns))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_every_column_is_readable(columns: int) -> None:
-    board = Board(LABELS)
-    board.add(arrival())
-    lines = drawn(board, columns)
+    table = LiveTable(LABELS)
+    table.add(arrival())
+    lines = drawn(table, columns)
     heads, row = (lines[1], lines[2]) if columns == 80 else (lines[2], lines[4])
     for heading in ("stream", "window", "activity", "score", "truth", "latency", "accuracy"):
         assert heading in heads
@@ -47,43 +47,43 @@ def test_every_column_is_readable(columns: int) -> None:
 
 
 def test_accuracy_counts_known_windows_only() -> None:
-    board = Board(LABELS)
+    table = LiveTable(LABELS)
     for seq, (label, truth) in enumerate([(7, 7), (4, 7), (4, None), (7, 7)]):
-        board.add(arrival(seq=seq, label_id=label, truth=truth))
-    assert "0.667" in drawn(board, 120)[4]
+        table.add(arrival(seq=seq, label_id=label, truth=truth))
+    assert "0.667" in drawn(table, 120)[4]
 
 
 def test_the_rows_are_bounded() -> None:
-    board = Board(LABELS)
+    table = LiveTable(LABELS)
     for number in range(MAX_ROWS + 5):
-        board.add(arrival(stream=f"s{number}"))
-    text = "\n".join(drawn(board, 120))
+        table.add(arrival(stream=f"s{number}"))
+    text = "\n".join(drawn(table, 120))
     assert text.count("│ s") == MAX_ROWS and f"│ s{MAX_ROWS + 4} " in text and "│ s0 " not in text
 
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_what_the_last_result_of_a_stream_lacks_stands_below_the_table(columns: int) -> None:
-    board = Board(LABELS)
-    board.add(arrival("s1"))
-    assert "lacks" not in "".join(drawn(board, columns))
-    board.add(arrival("s2", missing=["ankle", "arm"]))
-    assert drawn(board, columns)[-1].strip() == "s2 lacks ankle, arm"
-    board.add(arrival("s2", 1))
-    assert "lacks" not in "".join(drawn(board, columns))
+    table = LiveTable(LABELS)
+    table.add(arrival("s1"))
+    assert "lacks" not in "".join(drawn(table, columns))
+    table.add(arrival("s2", missing=["ankle", "arm"]))
+    assert drawn(table, columns)[-1].strip() == "s2 lacks ankle, arm"
+    table.add(arrival("s2", 1))
+    assert "lacks" not in "".join(drawn(table, columns))
 
 
 def test_brackets_from_the_network_are_no_markup() -> None:
-    board = Board(LABELS)
+    table = LiveTable(LABELS)
     odd = arrival(missing=["[/b]"])
-    board.add(Arrival(msgspec.structs.replace(odd.result, label="[/red]"), odd.arrived))
-    text = "".join(drawn(board, 120))
+    table.add(Arrival(msgspec.structs.replace(odd.result, label="[/red]"), odd.arrived))
+    text = "".join(drawn(table, 120))
     assert "[/red]" in text and "[/b]" in text
 
 
 def test_what_the_network_says_cannot_move_the_cursor() -> None:
-    board = Board({7: "\x9b1mx"})
+    table = LiveTable({7: "\x9b1mx"})
     odd = arrival(stream="\x1b[2J", missing=["\x1b]0;t\x07"])
-    board.add(Arrival(msgspec.structs.replace(odd.result, label="\x1b[31m"), odd.arrived))
-    text = "".join(drawn(board, 120))
+    table.add(Arrival(msgspec.structs.replace(odd.result, label="\x1b[31m"), odd.arrived))
+    text = "".join(drawn(table, 120))
     assert all(shown in text for shown in (r"\x1b[2J", r"\x1b[31m", r"\x9b1mx", r"\x1b]0;t\x07"))
     assert "\x1b" not in text and "\x9b" not in text

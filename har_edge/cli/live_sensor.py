@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from har_edge.cli import sender
+from har_edge.cli import built_sensor
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
@@ -14,7 +14,7 @@ from har_edge.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from har_edge.cli.sender import Made
+    from har_edge.cli.built_sensor import BuiltSensor
     from har_edge.config.pipeline import Pipeline
     from har_edge.data.live import LiveStream
     from har_edge.runtime.loop import Stop
@@ -68,7 +68,7 @@ def refuse_mixture(args: argparse.Namespace) -> None:
         raise ConfigError(f"{', '.join(came)} came with --live; expected without: these are for recordings")
 
 
-def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
+def run_live(args: argparse.Namespace, made: BuiltSensor, stop: Stop) -> int:
     """Read the device until it ends; return the exit code."""
     from har_edge.mqtt.bus import TakenOver
     from har_edge.protocol.topics import check_id
@@ -81,8 +81,8 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
     stream = _stream(args, pipeline, sources, at_rest=device.keeps)
     made.flow.expect([args.stream])
     detail = f"{', '.join(sources)} of {args.stream}, live from {device.name}"
-    identity = options.identity_of(args, pipeline, sender.name_of(args), "sensor", detail, sources=made.sources)
-    bus = sender.connect(args, pipeline, identity)
+    identity = options.identity_of(args, pipeline, built_sensor.name_of(args), "sensor", detail, sources=made.sources)
+    bus = built_sensor.connect(args, pipeline, identity)
     reducers = options.listed_reducers(pipeline.task, sources)
     say(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}")
     loop = LiveLoop(
@@ -103,7 +103,7 @@ def run_live(args: argparse.Namespace, made: Made, stop: Stop) -> int:
         nothing = not (stop.asked or sensor.counters.windows)
         how = "ended" if nothing else "stopped" if stop.asked else ""
     except TakenOver:
-        return sender.overtaken(args.source, identity)
+        return built_sensor.overtaken(args.source, identity)
     finally:
         device.close()
         say(f"sensor {args.source} {made.report(stream.counts.items(), how=how)}")

@@ -28,7 +28,7 @@ _SOURCE = "camera"
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ModelUnderTest:
     """A model to measure: its file, its name in tables, and its task; files of the task lie beside the model."""
 
     name: str
@@ -36,7 +36,7 @@ class Subject:
     task: Task
 
 
-def find_subject(name_or_path: str, folder: Path) -> Subject:
+def find_model_under_test(name_or_path: str, folder: Path) -> ModelUnderTest:
     """Return the model of a name in the catalog, or of a path; one without a task gets that of an image classifier.
 
     Then a copy of the model and a description of its made-up images are put into `folder`. Raises ModelError for a
@@ -44,7 +44,7 @@ def find_subject(name_or_path: str, folder: Path) -> Subject:
     """
     found = find_model(name_or_path)
     if found.entry is not None:
-        return Subject(found.entry.name, found.path, found.entry.task)
+        return ModelUnderTest(found.entry.name, found.path, found.entry.task)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / found.path.name
     if not path.exists():
@@ -57,7 +57,7 @@ def find_subject(name_or_path: str, folder: Path) -> Subject:
         )
     task = image_task(runner.inputs[0], runner.outputs[0])
     (folder / DESCRIPTION).write_text(_describe(runner.inputs[0]), encoding="utf-8")
-    return Subject(path.stem, path, task)
+    return ModelUnderTest(path.stem, path, task)
 
 
 def image_task(image: Port, scores: Port) -> Task:
@@ -92,9 +92,9 @@ def _describe(image: Port) -> str:
     )
 
 
-def cut_subject(subject: Subject, cuts: tuple[int, ...], folder: Path, name: str) -> Pipeline:
+def cut_model(under_test: ModelUnderTest, cuts: tuple[int, ...], folder: Path, name: str) -> Pipeline:
     """Cut a model into a folder that stages can run."""
-    return prepare(subject.path, subject.task, folder, stages=len(cuts) + 1, cuts=cuts, name=name)
+    return prepare(under_test.path, under_test.task, folder, stages=len(cuts) + 1, cuts=cuts, name=name)
 
 
 def make_windows(pipeline: Pipeline, count: int) -> list[dict[str, Code]]:

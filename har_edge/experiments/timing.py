@@ -1,4 +1,4 @@
-"""Print how long one run of a model takes here: `python -m har_edge.experiments.gauge MODEL SECONDS`.
+"""Print how long one run of a model takes here: `python -m har_edge.experiments.timing MODEL SECONDS`.
 
 On a device of a bed, and for long enough that its share of the processor bites. The seconds are those of a clock on the
 wall, the mean over all runs: a quota lets some through at full speed and stops others.
@@ -34,13 +34,13 @@ def main(path: Path, seconds: float) -> None:
     print((time.monotonic() - started) / runs)
 
 
-def gauge(bed: Testbed, devices: Sequence[str], model: Path, seconds: float) -> dict[str, float]:
+def time_on_devices(testbed: Testbed, devices: Sequence[str], model: Path, seconds: float) -> dict[str, float]:
     """Return the seconds of one run of a model on each of these devices, all of which run it at once.
 
     Raises NodeError for a device on which the model does not run.
     """
-    command = [sys.executable, "-m", "har_edge.experiments.gauge", str(model.resolve()), str(seconds)]
-    running = {device: bed.run(device, command, stdout=subprocess.PIPE) for device in devices}
+    command = [sys.executable, "-m", "har_edge.experiments.timing", str(model.resolve()), str(seconds)]
+    running = {device: testbed.run(device, command, stdout=subprocess.PIPE) for device in devices}
     said = {device: process.communicate()[0].split() for device, process in running.items()}
     for device, process in running.items():
         if process.returncode or not said[device]:

@@ -22,13 +22,13 @@ from har_edge.emulation.limits import BROKER, HOST, UNLIMITED, Layout, Limits
 from har_edge.errors import ConfigError, NodeError
 
 FOLDER = Path("/run/har-edge/testbed")
-BED_VARIABLE = "HAR_EDGE_TESTBED"
+TESTBED_VARIABLE = "HAR_EDGE_TESTBED"
 BROKER_PORT = 1883
 _HOST_ADDRESS = "10.77.0.1"
 _FILE, _HOSTS = "bed.json", "hosts"
 
 
-class Place(msgspec.Struct, frozen=True):
+class Host(msgspec.Struct, frozen=True):
     """A host on the bridge: a device, or the broker's."""
 
     name: str
@@ -37,12 +37,12 @@ class Place(msgspec.Struct, frozen=True):
     limits: Limits
 
 
-class Bed(msgspec.Struct, frozen=True):
+class Emulation(msgspec.Struct, frozen=True):
     """A bed as it stands in its file; `groups` are its cgroups, one a hierarchy."""
 
     id: str
     groups: Sequence[str]
-    places: Sequence[Place]
+    hosts: Sequence[Host] = msgspec.field(name="places")
 
     @property
     def folder(self) -> Path:
@@ -51,67 +51,67 @@ class Bed(msgspec.Struct, frozen=True):
     @property
     def names(self) -> list[str]:
         """Where something can run: the host side of the bridge, the broker's host, the devices."""
-        return [HOST, *(place.name for place in self.places)]
+        return [HOST, *(host.name for host in self.hosts)]
 
     @property
     def broker_url(self) -> str:
-        return f"mqtt://{self.place(BROKER).address}:{BROKER_PORT}"
+        return f"mqtt://{self.host(BROKER).address}:{BROKER_PORT}"
 
-    def place(self, name: str) -> Place:
+    def host(self, name: str) -> Host:
         """Return the broker's host or a device by its name; raises ConfigError."""
-        for place in self.places:
-            if place.name == name:
-                return place
+        for host in self.hosts:
+            if host.name == name:
+                return host
         raise ConfigError(f"no device {name!r} in bed {self.id}; it has {', '.join(self.names[1:])}")
 
     def namespace(self, name: str) -> str:
         """Return the network namespace of a host; raises ConfigError."""
         if name != HOST:
-            self.place(name)
+            self.host(name)
         return f"har-{self.id}-{name}"
 
     def groups_of(self, name: str) -> list[Path]:
         """Return the cgroups of a host, one a hierarchy."""
         return [Path(group) / name for group in self.groups]
 
-    def cut(self, name: str) -> None:
+    def disconnect(self, name: str) -> None:
         """Pull the cable of a device out; connections stay open and hear nothing, as with a real one."""
-        network.set_port(self.namespace(HOST), self.place(name).port, up=False)
+        network.set_port(self.namespace(HOST), self.host(name).port, up=False)
 
-    def mend(self, name: str) -> None:
+    def reconnect(self, name: str) -> None:
         """Plug the cable of a device in again."""
-        network.set_port(self.namespace(HOST), self.place(name).port, up=True)
+        network.set_port(self.namespace(HOST), self.host(name).port, up=True)
 
     @property
-    def hosts(self) -> Path:
+    def hosts_file(self) -> Path:
         """The /etc/hosts of every process in the bed."""
         return self.folder / _HOSTS
 
 
-def claim(layout: Layout) -> tuple[Bed, int]:
+def register(layout: Layout) -> tuple[Emulation, int]:
     """Register a new bed; return it with the descriptor of its lock, to be held as long as the bed lives."""
     controllers = controllers_of(layout)
     parents = cgroups.find_parents(controllers)
     with _registry():
         name = secrets.token_hex(3)
-        places = [Place(BROKER, "port-0", "10.77.0.2", layout.broker)]
+        hosts = [Host(BROKER, "port-0", "10.77.0.2", layout.broker)]
         for number, device in enumerate(layout.devices, 1):
-            places.append(Place(device.name, f"port-{number}", f"10.77.1.{number}", device.limits))
-        bed = Bed(name, [str(parent / f"har-{name}") for parent in parents], places)
-        taken = [path for path in (bed.folder, *map(Path, bed.groups)) if path.exists()]
-        taken += network.NAMESPACES.glob(f"har-{bed.id}-*")
+            hosts.append(Host(device.name, f"port-{number}", f"10.77.1.{number}", device.limits))
+        emulation = Emulation(name, [str(parent / f"har-{name}") for parent in parents], hosts)
+        taken = [path for path in (emulation.folder, *map(Path, emulation.groups)) if path.exists()]
+        taken += network.NAMESPACES.glob(f"har-{emulation.id}-*")
         if taken:
             raise NodeError(f"{taken[0]} exists already and is nobody's bed; try again")
-        _make_open(bed.folder)
-        owner = os.open(bed.folder, os.O_RDONLY)
+        _make_open(emulation.folder)
+        owner = os.open(emulation.folder, os.O_RDONLY)
         fcntl.flock(owner, fcntl.LOCK_EX)
-        names = [("127.0.0.1", "localhost"), (_HOST_ADDRESS, HOST), *((place.address, place.name) for place in places)]
-        bed.hosts.write_text("".join(f"{address} {name}\n" for address, name in names), encoding="ascii")
-        bed.hosts.chmod(0o644)
-        whole = bed.folder / "new.json"
-        whole.write_bytes(msgspec.json.encode(bed))
-        whole.replace(bed.folder / _FILE)
-    return bed, owner
+        names = [("127.0.0.1", "localhost"), (_HOST_ADDRESS, HOST), *((host.address, host.name) for host in hosts)]
+        emulation.hosts_file.write_text("".join(f"{address} {name}\n" for address, name in names), encoding="ascii")
+        emulation.hosts_file.chmod(0o644)
+        whole = emulation.folder / "new.json"
+        whole.write_bytes(msgspec.json.encode(emulation))
+        whole.replace(emulation.folder / _FILE)
+    return emulation, owner
 
 
 def controllers_of(layout: Layout) -> list[str]:
@@ -119,33 +119,33 @@ def controllers_of(layout: Layout) -> list[str]:
     return ["cpu", "memory"] if any(limits.memory_bytes is not None for limits in layout.limits) else ["cpu"]
 
 
-def build(bed: Bed, layout: Layout) -> None:
+def build(emulation: Emulation, layout: Layout) -> None:
     """Make the cgroups, namespaces and links of a bed that is claimed."""
-    for top in bed.groups:
+    for top in emulation.groups:
         cgroups.add_top(Path(top), controllers_of(layout))
-    for name in bed.names:
-        cgroups.add_groups(bed.groups_of(name), UNLIMITED if name == HOST else bed.place(name).limits)
-        network.add_namespace(bed.namespace(name))
-    network.add_bridge(bed.namespace(HOST), _HOST_ADDRESS)
-    for place in bed.places:
-        namespace, rate = bed.namespace(place.name), place.limits.link_bits_per_s
-        network.add_link(namespace, place.address, bed.namespace(HOST), place.port, rate)
+    for name in emulation.names:
+        cgroups.add_groups(emulation.groups_of(name), UNLIMITED if name == HOST else emulation.host(name).limits)
+        network.add_namespace(emulation.namespace(name))
+    network.add_bridge(emulation.namespace(HOST), _HOST_ADDRESS)
+    for host in emulation.hosts:
+        namespace, rate = emulation.namespace(host.name), host.limits.link_bits_per_s
+        network.add_link(namespace, host.address, emulation.namespace(HOST), host.port, rate)
 
 
-def destroy(bed: Bed) -> None:
+def destroy(emulation: Emulation) -> None:
     """Kill what runs in a bed and take down all of it; what has gone already is no error."""
-    for name in bed.names:
-        cgroups.remove(bed.groups_of(name))
-        cgroups.kill(network.pids_in(bed.namespace(name)))
-        network.delete_namespace(bed.namespace(name))
-    cgroups.remove(map(Path, bed.groups))
-    shutil.rmtree(bed.folder, ignore_errors=True)
+    for name in emulation.names:
+        cgroups.remove(emulation.groups_of(name))
+        cgroups.kill(network.pids_in(emulation.namespace(name)))
+        network.delete_namespace(emulation.namespace(name))
+    cgroups.remove(map(Path, emulation.groups))
+    shutil.rmtree(emulation.folder, ignore_errors=True)
 
 
-def load_bed(name: str | None = None) -> Bed:
+def load_emulation(name: str | None = None) -> Emulation:
     """Return a living bed by its id, else the one of HAR_EDGE_TESTBED, else the only one; raises ConfigError."""
     living = _living()
-    name = name or os.environ.get(BED_VARIABLE)
+    name = name or os.environ.get(TESTBED_VARIABLE)
     if name is None and len(living) > 1:
         raise ConfigError(f"{len(living)} beds run: {', '.join(living)}; choose one with --bed")
     if not living or name not in (None, *living):
@@ -156,7 +156,7 @@ def load_bed(name: str | None = None) -> Bed:
     return _read(FOLDER / (name or living[0]))
 
 
-def sweep() -> list[str]:
+def cleanup_stale() -> list[str]:
     """Take down every dead bed; return their ids."""
     dead = []
     with _registry():
@@ -181,9 +181,9 @@ def await_owner(folder: Path) -> None:
         fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
 
 
-def _read(folder: Path) -> Bed:
+def _read(folder: Path) -> Emulation:
     try:
-        return msgspec.json.decode((folder / _FILE).read_bytes(), type=Bed)
+        return msgspec.json.decode((folder / _FILE).read_bytes(), type=Emulation)
     except (OSError, msgspec.MsgspecError) as error:
         raise NodeError(f"cannot read {folder / _FILE}: {error}; end what runs there and remove the folder") from None
 
