@@ -290,10 +290,11 @@ def run_gateway(argv: list[str]) -> int:
     from har_edge.cli import built_sensor
     from har_edge.config.pipeline import load_pipeline
     from har_edge.runtime.build import batches_of, build_sensor
-    from har_edge.runtime.loop import Identity, Stop
     from har_edge.runtime.sensor.retransmission import Retransmitter
     from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
     from har_edge.runtime.sensor.send_policy import SendPolicy, SensorLoop
+    from har_edge.runtime.status_publisher import Identity
+    from har_edge.runtime.stop import Stop
 
     name, folder, source, number, windows, _, url, _, protocol = argv
     pipeline, stop = load_pipeline(Path(folder)), Stop().catch_signals()

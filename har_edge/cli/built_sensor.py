@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from har_edge.config.pipeline import Pipeline
     from har_edge.mqtt.bus import Bus, Session
     from har_edge.protocol.deployment import Deployment
-    from har_edge.runtime.loop import Identity, Stop
     from har_edge.runtime.sensor.flow_control import FlowController
     from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
+    from har_edge.runtime.status_publisher import Identity
+    from har_edge.runtime.stop import Stop
 
 # How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
 SESSION_S = 300

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from har_edge.cli.built_sensor import BuiltSensor
     from har_edge.config.pipeline import Pipeline
     from har_edge.data.live import LiveStream
-    from har_edge.runtime.loop import Stop
+    from har_edge.runtime.stop import Stop
 
 # How a sensor ends whose device gave nothing to send: a service starts it again.
 EXIT_NOTHING = 1

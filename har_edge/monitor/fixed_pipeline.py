@@ -23,8 +23,8 @@ from har_edge.protocol.text import printable
 from har_edge.protocol.topics import PROBE
 from har_edge.runtime.agreement import disagreement, way_of
 from har_edge.runtime.build import delegate_of, topics_of
-from har_edge.runtime.loop import STATUS_S
 from har_edge.runtime.probe import probe
+from har_edge.runtime.status_publisher import STATUS_S
 from har_edge.units import duration
 
 # What a snapshot says of the plan where slices stand in a folder.

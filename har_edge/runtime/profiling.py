@@ -40,8 +40,9 @@ from har_edge.planner.regression import segment_costs
 from har_edge.protocol import wire
 from har_edge.protocol.topics import Topics
 from har_edge.runtime import resident_memory
-from har_edge.runtime.loop import StageLoop, Stop
+from har_edge.runtime.stage.loop import StageLoop
 from har_edge.runtime.stage.stage import Array, Run, Stage, StageSetup
+from har_edge.runtime.stop import Stop
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 from har_edge.tflite.model import Model
 from har_edge.tflite.slices import slice_model, write_slice, write_whole

@@ -15,7 +15,8 @@ import numpy as np
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.sampling import sample
 from har_edge.mqtt.connect import Client, choose_client
-from har_edge.runtime import build, loop
+from har_edge.runtime import build
+from har_edge.runtime.stage import loop
 
 STATUS = Path("/proc/self/status")
 

@@ -28,8 +28,10 @@ from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.topics import PROBE
 from har_edge.runtime.artifacts import encode_chunks
 from har_edge.runtime.build import build_stage
-from har_edge.runtime.loop import Identity, Stop, run_stage
 from har_edge.runtime.slicing import prepare
+from har_edge.runtime.stage.loop import run_stage
+from har_edge.runtime.status_publisher import Identity
+from har_edge.runtime.stop import Stop
 from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet, Running, environment
 

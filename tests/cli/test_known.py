@@ -14,7 +14,7 @@ from har_edge.config.unlisted_model import derive_task, packed_labels, read_labe
 from har_edge.data.description import StreamDescription, parse_description
 from har_edge.errors import ConfigError
 from har_edge.protocol.topics import Topics
-from har_edge.runtime.loop import Identity
+from har_edge.runtime.status_publisher import Identity
 from har_edge.tflite.model import Model, read_model
 from tests.tflite import models
 

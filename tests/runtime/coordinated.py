@@ -30,7 +30,7 @@ from har_edge.protocol.status import (
     encode_status,
 )
 from har_edge.protocol.topics import PROBE, Kind, Topics
-from har_edge.runtime.loop import Identity
+from har_edge.runtime.status_publisher import Identity
 from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 from tests.runtime.deployed import TASK
 

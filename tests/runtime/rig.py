@@ -19,7 +19,7 @@ from har_edge.protocol import wire
 from har_edge.protocol.results import Result, decode_results
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.build import build_stage
-from har_edge.runtime.loop import Sender
+from har_edge.runtime.sender import Sender
 from har_edge.runtime.sink import Sink
 from har_edge.runtime.stage.stage import Stage, StageSetup
 from har_edge.tflite.manifest import SliceEntry, TensorSpec

@@ -20,11 +20,11 @@ from har_edge.mqtt.bus import Delivery, Session
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol import wire
 from har_edge.protocol.wire import Message
-from har_edge.runtime import loop
 from har_edge.runtime.build import build_sensor, topics_of
-from har_edge.runtime.loop import Stop
+from har_edge.runtime.stage import loop
 from har_edge.runtime.stage.join import PASSED_S, REMEMBERED, Join, MissingSourceFallback
 from har_edge.runtime.stage.stage import SHELF_S, Stage
+from har_edge.runtime.stop import Stop
 from tests.runtime.rig import LENGTH, TOPICS, Clock, Node, Watcher, part, result_of, samples, small_stage, windows_of
 from tests.runtime.test_loop import ScriptedBus, identity
 from tests.runtime.test_whole import die_unaware

@@ -21,7 +21,7 @@ from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import NodeStatus, State
 from har_edge.protocol.topics import Kind
 from har_edge.runtime.counters import Counters
-from har_edge.runtime.loop import Sender
+from har_edge.runtime.sender import Sender
 from har_edge.runtime.sensor.flow_control import FlowController, Untracked
 from har_edge.runtime.sensor.retransmission import FIRST_ROOM, MOST_FILTERS, Retransmitter
 from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer

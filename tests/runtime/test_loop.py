@@ -16,15 +16,19 @@ from har_edge.protocol import wire
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import State, StreamCount, decode_status
 from har_edge.protocol.topics import Kind
-from har_edge.runtime import loop as loop_module
+from har_edge.runtime import sender as sender_module
 from har_edge.runtime.counters import Counters
-from har_edge.runtime.loop import POLL_S, Identity, Sender, StageLoop, StatusPublisher, Stop, run_stage
+from har_edge.runtime.sender import Sender
 from har_edge.runtime.sensor import send_policy as pace_module
 from har_edge.runtime.sensor.flow_control import Untracked
 from har_edge.runtime.sensor.retransmission import FIRST_ROOM, Retransmitter
 from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
 from har_edge.runtime.sensor.send_policy import SendPolicy, SensorLoop
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
+from har_edge.runtime.stage import loop as loop_module
+from har_edge.runtime.stage.loop import StageLoop, run_stage
+from har_edge.runtime.status_publisher import Identity, StatusPublisher
+from har_edge.runtime.stop import POLL_S, Stop
 from tests.runtime.rig import CHANNELS, LENGTH, TOPICS, Clock, part, small_stage
 from tests.runtime.sensor.test_sensor import window
 
@@ -282,12 +286,12 @@ def test_stopping_without_a_broker_does_not_hang(clock, caplog):
     assert bus.closed is False
 
 
-@pytest.mark.parametrize(("connected", "most_s"), [(True, loop_module.DRAIN_S), (False, loop_module.GONE_S)])
+@pytest.mark.parametrize(("connected", "most_s"), [(True, sender_module.DRAIN_S), (False, sender_module.GONE_S)])
 def test_what_is_not_safe_is_waited_for_less_where_the_broker_has_gone(clock, connected, most_s):
     bus = ScriptedBus(clock=clock)
     bus.hold, bus.connected = True, connected
     bus.publish("x", b"")
-    loop_module.drain(bus)
+    sender_module.drain(bus)
     assert clock.now - 100.0 == pytest.approx(most_s, abs=0.11) and bus.unsent == 1
 
 

@@ -22,7 +22,7 @@ from har_edge.inference.interpreter import Interpreter
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 from har_edge.runtime.build import build_sensor, build_stage, override, reducer_of, topics_of
-from har_edge.runtime.loop import Sender
+from har_edge.runtime.sender import Sender
 from har_edge.runtime.slicing import prepare
 from tests.runtime.rig import Node, Watcher
 from tests.tflite import models

@@ -14,7 +14,7 @@ from har_edge.inference.interpreter import Interpreter
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.runtime.build import build_sensor, reducer_of, topics_of
-from har_edge.runtime.loop import Sender
+from har_edge.runtime.sender import Sender
 from tests.runtime.rig import Node, Watcher, windows_of
 
 # Cuts with one crossing tensor, with several, and with sources that enter in later slices.

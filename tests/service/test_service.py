@@ -22,7 +22,7 @@ from har_edge.service.install import Places, list_services, remove_service, writ
 from har_edge.service.render import Role, Service, is_own, quote_argument, render_environment, render_unit
 
 if TYPE_CHECKING:
-    from har_edge.runtime.loop import Stop
+    from har_edge.runtime.stop import Stop
 
 EXPOSURE = 4.0
 ENVIRONMENT = Path("/etc/har-edge/node.env")

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from har_edge.mqtt.bus import Bus, Session
     from har_edge.mqtt.connect import Client, Protocol
     from har_edge.protocol.status import SliceInfo
-    from har_edge.runtime.loop import Identity, Stop
+    from har_edge.runtime.status_publisher import Identity
+    from har_edge.runtime.stop import Stop
 
 EXIT_TAKEN_OVER = 3
 DEFAULT_MODEL = "bottleneck"
@@ -323,7 +324,7 @@ def identity_of(
     """Return what a node says of itself: a stage its epoch and by its card what it runs, a sensor its sources."""
     from har_edge.protocol.topics import check_node_name
     from har_edge.runtime.build import topics_of
-    from har_edge.runtime.loop import Identity
+    from har_edge.runtime.status_publisher import Identity
 
     check_node_name(node)
     client = chosen_client(args, pipeline.config.broker).value

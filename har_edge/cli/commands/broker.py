@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from har_edge.mqtt.broker.embedded import LIMITS, start_embedded
     from har_edge.mqtt.broker.launcher import RunningBroker, find_mosquitto, start_mosquitto
-    from har_edge.runtime.loop import Stop
+    from har_edge.runtime.stop import Stop
 
     if args.embedded and args.config:
         raise ConfigError("--config is Mosquitto's; leave it away with --embedded")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from har_edge.mqtt.bus import Outgoing
     from har_edge.planner.profile import MessageCost, Profile
     from har_edge.protocol.deployment import Generation
-    from har_edge.runtime.loop import Identity
+    from har_edge.runtime.status_publisher import Identity
     from har_edge.tflite.model import Model
 
 HELP = "place a model on the nodes that are there, and keep it running when they come and go"
@@ -107,7 +107,8 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     from har_edge.mqtt.bus import Session, TakenOver
     from har_edge.protocol.text import escape
     from har_edge.protocol.topics import Topics
-    from har_edge.runtime.loop import Identity, Stop
+    from har_edge.runtime.status_publisher import Identity
+    from har_edge.runtime.stop import Stop
 
     stop = Stop().catch_signals()
     topics = Topics(args.base, args.pipeline)

@@ -14,7 +14,7 @@ from har_edge.cli.console import say
 from har_edge.units import size
 
 if TYPE_CHECKING:
-    from har_edge.runtime.loop import Identity
+    from har_edge.runtime.status_publisher import Identity
 
 HELP = "offer this device: it fetches and runs the slices that the coordinator gives it"
 
@@ -56,11 +56,12 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.protocol.topics import Topics, check_node_name
     from har_edge.runtime.artifact_store import LIMIT_BYTES, Store, default_folder
     from har_edge.runtime.artifacts import MAX_BYTES
-    from har_edge.runtime.loop import Identity, Stop
     from har_edge.runtime.node.capabilities import read_memory
     from har_edge.runtime.node.node import Node, run_node
     from har_edge.runtime.node.registration import ROLE, arrive
     from har_edge.runtime.node.worker import Worker, WorkerContext
+    from har_edge.runtime.status_publisher import Identity
+    from har_edge.runtime.stop import Stop
 
     stop, topics = Stop().catch_signals(), Topics(args.base, args.pipeline)
     name = check_node_name(args.name or host_name())

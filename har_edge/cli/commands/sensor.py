@@ -11,7 +11,7 @@ from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
 
 if TYPE_CHECKING:
-    from har_edge.runtime.loop import Stop
+    from har_edge.runtime.stop import Stop
 
 HELP = "send windows: of recordings, as the sensors would, or of a device"
 CACHE = "with --pipeline, where files of the pipeline are kept (default: ~/.cache/har-edge/slices)"
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     live_sensor.refuse_mixture(args)
     options.one_thread()
     options.start_logging(args)
-    from har_edge.runtime.loop import Stop
+    from har_edge.runtime.stop import Stop
 
     stop = Stop().catch_signals()
     made = built_sensor.make_sensor(args, stop)

@@ -29,9 +29,10 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.config.pipeline import load_pipeline
     from har_edge.mqtt.bus import Session, TakenOver
     from har_edge.runtime.build import build_setup, delegate_of, delegated, override, receive_max, topics_of
-    from har_edge.runtime.loop import Stop, await_ready, run_stage
+    from har_edge.runtime.stage.loop import await_ready, run_stage
     from har_edge.runtime.stage.neighbours import card_of, check_neighbours
     from har_edge.runtime.stage.stage import Stage
+    from har_edge.runtime.stop import Stop
 
     stop = Stop().catch_signals()
     pipeline = load_pipeline(args.config)

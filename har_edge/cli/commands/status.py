@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from har_edge.monitor.snapshot import Snapshot
     from har_edge.mqtt.bus import Bus
-    from har_edge.runtime.loop import Stop
+    from har_edge.runtime.stop import Stop
 
 HELP = "show what is deployed, how it does, and whether a window goes through"
 # How long beats are gathered before anything is said: somewhat longer than a node may be silent.
@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
-    from har_edge.runtime.loop import Stop
+    from har_edge.runtime.stop import Stop
 
     stop = Stop().catch_signals()
     snapshots = look(args, stop)

@@ -19,7 +19,7 @@ from har_edge.errors import ConfigError
 if TYPE_CHECKING:
     from har_edge.emulation.limits import Layout
     from har_edge.emulation.testbed import Testbed
-    from har_edge.runtime.loop import Stop
+    from har_edge.runtime.stop import Stop
 
 WAIT_S = 0.2
 STOP_TIMEOUT_S = 10.0
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _emulate(args: argparse.Namespace) -> int:
     from har_edge.emulation.testbed import Testbed
-    from har_edge.runtime.loop import Stop
+    from har_edge.runtime.stop import Stop
 
     layout = _layout(args)
     if args.each and not args.words:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from har_edge.monitor.window_account import WindowAccount
     from har_edge.mqtt.bus import Bus, Delivery
     from har_edge.protocol.topics import Topics
-    from har_edge.runtime.loop import Stop
+    from har_edge.runtime.stop import Stop
 
 HELP = "show the results as they come"
 # How long the broker keeps results for a watcher that lost the connection.
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.mqtt.bus import Session
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.build import topics_of
-    from har_edge.runtime.loop import Stop
+    from har_edge.runtime.stop import Stop
 
     stop, labels = Stop().catch_signals(), dict[int, str]()
     pipeline = options.load_source(args) if args.pipeline is None else None

@@ -17,8 +17,10 @@ from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.status import NEXT, Heartbeat, StagePhase, StageReport, State, encode_heartbeat
 from har_edge.protocol.topics import RETAINED, Kind
 from har_edge.runtime.deployment_files import read_deployment
-from har_edge.runtime.loop import GONE_S, Identity, Stop, drain
 from har_edge.runtime.node.worker import LEAVING, DesiredState, ReplicaId
+from har_edge.runtime.sender import GONE_S, drain
+from har_edge.runtime.status_publisher import Identity
+from har_edge.runtime.stop import Stop
 
 _log = logging.getLogger(__name__)
 BEAT_S = 0.5

@@ -15,8 +15,10 @@ from har_edge.mqtt.session_lease import lease_lost
 from har_edge.mqtt.transport import FinalRefusal
 from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, State, decode_heartbeat, decode_status
 from har_edge.protocol.topics import Topics
-from har_edge.runtime.loop import Identity, Stop, drain
 from har_edge.runtime.node.capabilities import make_card, measure_speed, open_reference, read_machine, read_runtime
+from har_edge.runtime.sender import drain
+from har_edge.runtime.status_publisher import Identity
+from har_edge.runtime.stop import Stop
 
 _log = logging.getLogger(__name__)
 Connect = Callable[[Session], Bus]

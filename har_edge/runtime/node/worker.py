@@ -21,8 +21,10 @@ from har_edge.runtime.artifact_store import Store
 from har_edge.runtime.artifacts import MAX_BYTES, ArtifactUnavailable, fetch, fetch_session
 from har_edge.runtime.build import build_setup, delegated, receive_max
 from har_edge.runtime.deployment_files import files_of, materialise
-from har_edge.runtime.loop import StageLoop, StageMetrics, Stop, drain
+from har_edge.runtime.sender import drain
+from har_edge.runtime.stage.loop import StageLoop, StageMetrics
 from har_edge.runtime.stage.stage import Stage, StageSetup
+from har_edge.runtime.stop import Stop
 
 _log = logging.getLogger(__name__)
 # How long nothing may have come to a stage of a generation that drains before it counts as drained.

@@ -12,10 +12,11 @@ from har_edge.data.live import LiveStream
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError, NodeError
 from har_edge.mqtt.bus import Bus
-from har_edge.runtime.loop import Identity, Stop
 from har_edge.runtime.sensor.flow_control import FlowController
 from har_edge.runtime.sensor.publisher import SensorPublisher
 from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE, Sensor
+from har_edge.runtime.status_publisher import Identity
+from har_edge.runtime.stop import Stop
 
 STANDARD_INPUT = "-"
 READ_BYTES = 1 << 16

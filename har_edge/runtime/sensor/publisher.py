@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
 from har_edge.mqtt.bus import Bus
-from har_edge.runtime.loop import Identity, Sender, StatusPublisher, drain
+from har_edge.runtime.sender import Sender, drain
 from har_edge.runtime.sensor.flow_control import FlowController
 from har_edge.runtime.sensor.sensor import Sensor
+from har_edge.runtime.status_publisher import Identity, StatusPublisher
 
 
 class SensorPublisher:

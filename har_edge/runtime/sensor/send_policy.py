@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
 from har_edge.mqtt.bus import Bus
-from har_edge.runtime.loop import POLL_S, Identity, Stop
 from har_edge.runtime.sensor.flow_control import FlowController
 from har_edge.runtime.sensor.publisher import SensorPublisher
 from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE, Sensor
+from har_edge.runtime.status_publisher import Identity
+from har_edge.runtime.stop import POLL_S, Stop
 from har_edge.units import plural
 
 SENDS_A_STEP = 16

@@ -22,12 +22,13 @@ from har_edge.protocol.status import (
     encode_heartbeat,
     encode_status,
 )
-from har_edge.runtime.loop import Identity, Stop
 from har_edge.runtime.node import node as node_module
 from har_edge.runtime.node import registration
 from har_edge.runtime.node.node import BEAT_S, LOOK_S, SAY_S, Node, replicas_of, run_node
 from har_edge.runtime.node.registration import arrive, check_name, check_role
 from har_edge.runtime.node.worker import LEAVING, DesiredState, ReplicaId
+from har_edge.runtime.status_publisher import Identity
+from har_edge.runtime.stop import Stop
 from tests.runtime.deployed import CARD, EPOCH, TOPICS, Said, deployment, generation
 
 ME, SAID = "pi-1", Said()

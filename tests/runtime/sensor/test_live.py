@@ -12,11 +12,11 @@ from har_edge.errors import ConfigError, NodeError
 from har_edge.mqtt.bus import Receipt
 from har_edge.protocol import wire
 from har_edge.protocol.status import State
-from har_edge.runtime.loop import Stop
 from har_edge.runtime.sensor import live as live_module
 from har_edge.runtime.sensor.flow_control import Untracked
 from har_edge.runtime.sensor.live import AHEAD, Device, LiveLoop
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
+from har_edge.runtime.stop import Stop
 from tests.runtime.rig import TOPICS
 from tests.runtime.test_loop import ScriptedBus, clock, identity, stop_of
 

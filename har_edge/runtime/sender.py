@@ -1,0 +1,104 @@
+"""Publishing at QoS 1, and acknowledging what came only when the output that follows from it is safe at the broker."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+
+from har_edge.errors import BrokerError
+from har_edge.mqtt.bus import Bus, Outgoing, Receipt
+from har_edge.runtime.counters import Counters
+
+_log = logging.getLogger(__name__)
+RETRY_S = 0.5  # how long after a refusal a message is published again
+DRAIN_S = 3.0  # how long a process that ends waits until what it published is safe
+GONE_S = 1.5  # the same for a broker that is not there: without one nothing can be handed over
+
+
+class Sender:
+    """Publishes, and acknowledges inputs once the broker has the output; keeps what nobody hears and tries again.
+
+    `advice` says what to do when nobody listens; that, and a refusal, are logged once.
+    """
+
+    def __init__(self, bus: Bus, counters: Counters, advice: str) -> None:
+        self._bus, self._counters, self._advice = bus, counters, advice
+        self._again: deque[tuple[float, Outgoing]] = deque()
+        self._logged: set[Receipt] = set()
+        # How many messages still hold each delivery: it is acknowledged when the last of them is safe.
+        self._holders: dict[tuple[int, int], int] = {}
+
+    @property
+    def pending(self) -> int:
+        """How many messages are not yet safe at the broker."""
+        return self._bus.unsent + len(self._again)
+
+    @property
+    def kept(self) -> int:
+        """How many messages wait to be tried again."""
+        return len(self._again)
+
+    def send(self, outgoing: Outgoing) -> None:
+        """Publish one message, or release its deliveries when it has no topic.
+
+        Deliveries that several messages settle are named in each, and all of those must be sent before the next poll.
+        """
+        for delivery in outgoing.releases:
+            self._holders[delivery.token] = self._holders.get(delivery.token, 0) + 1
+        if outgoing.topic:
+            self._publish(outgoing)
+        else:
+            self._release(outgoing)
+
+    def _publish(self, outgoing: Outgoing) -> None:
+        self._bus.publish(
+            outgoing.topic,
+            outgoing.payload,
+            retain=outgoing.retain,
+            receipt=lambda receipt: self._settle(outgoing, receipt),
+        )
+
+    def retry(self, now: float) -> None:
+        """Publish again what nobody heard a while ago."""
+        while self._again and self._again[0][0] <= now:
+            self._publish(self._again.popleft()[1])
+
+    def _settle(self, outgoing: Outgoing, receipt: Receipt) -> None:
+        if receipt is Receipt.SAFE or (receipt is Receipt.UNHEARD and not outgoing.heard):
+            self._release(outgoing)
+            return
+        if receipt is Receipt.TOO_LARGE:  # no retry makes it smaller
+            self._counters.too_large += 1
+            self._release(outgoing)
+            return
+        self._again.append((time.monotonic() + RETRY_S, outgoing))
+        if receipt is Receipt.UNHEARD:
+            self._counters.unheard += 1
+            text = f"nobody listens to {outgoing.topic}; keeping the message and trying again: {self._advice}"
+        else:
+            self._counters.refused += 1
+            text = f"the broker refused a message on {outgoing.topic}; trying again: see its access list"
+        if receipt not in self._logged:
+            self._logged.add(receipt)
+            _log.warning(text)
+
+    def _release(self, outgoing: Outgoing) -> None:
+        for delivery in outgoing.releases:
+            self._holders[delivery.token] -= 1
+            if not self._holders[delivery.token]:
+                del self._holders[delivery.token]
+                self._bus.acknowledge(delivery)
+
+
+def drain(bus: Bus) -> None:
+    """Wait a moment until what was published is safe, a shorter one for a broker that is not there."""
+    deadline = time.monotonic() + DRAIN_S
+    back_by = time.monotonic() + GONE_S
+    try:
+        while bus.unsent and time.monotonic() < deadline and (bus.connected or time.monotonic() < back_by):
+            bus.poll(0.05)
+            if bus.connected:
+                back_by = time.monotonic() + GONE_S
+    except BrokerError as error:
+        _log.warning("stopping without the broker: %s", error)

@@ -1,0 +1,171 @@
+"""The loop that runs a stage on a bus: it moves bytes and waits; what a message means is the business of the stage."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Collection
+
+import msgspec
+
+from har_edge.mqtt.bus import Bus, Delivery
+from har_edge.protocol.status import UNREADABLE, State, decode_status
+from har_edge.protocol.topics import Topics
+from har_edge.runtime.sender import Sender, drain
+from har_edge.runtime.stage.stage import Stage
+from har_edge.runtime.status_publisher import Identity, StatusPublisher
+from har_edge.runtime.stop import POLL_S, Stop
+
+_log = logging.getLogger(__name__)
+TURN_S = 0.02  # how long a stage computes before it looks at the connection again: results leave, it stays alive
+COUNT_S = 0.02  # how old the metrics of a busy stage may be
+PATIENCE_S = 2.0  # how long other nodes are waited for before a line in the log says so
+# What may wait to be handled, in bytes, with what each message takes beside its payload; above that, the broker waits.
+QUEUED_BYTES = 16 * 1024 * 1024
+MESSAGE_BYTES = 512
+
+
+class StageMetrics(msgspec.Struct, frozen=True, gc=False):  # made often: ten times as quick as a dataclass
+    """What a stage has done since it was connected, as of one moment.
+
+    `busy_s` is the time in which it did anything but wait for messages, `queued_s` the sum of how long each of the
+    `handled` messages had waited. `queued` messages have come and wait now, `waiting` windows lack parts, `pending`
+    messages are not safe at the broker; `heard_at` is when a message of its own last came, by the monotonic clock.
+    """
+
+    heard_at: float
+    windows: int = 0
+    lost: int = 0
+    errors: int = 0
+    handled: int = 0
+    busy_s: float = 0.0
+    queued_s: float = 0.0
+    queued: int = 0
+    waiting: int = 0
+    pending: int = 0
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is under way."""
+        return not (self.queued or self.waiting or self.pending)
+
+
+class StageLoop:
+    """Runs a stage on a bus, turn by turn.
+
+    Another thread may read `metrics`, and `working`: messages came that are not in `metrics` yet.
+    """
+
+    def __init__(self, bus: Bus, stage: Stage, stop: Stop) -> None:
+        self.metrics = StageMetrics(time.monotonic())
+        self.working = False
+        self._bus, self._stage, self._stop = bus, stage, stop
+        self._sender = Sender(bus, stage.counters, "start the next stage")
+        self._arrived: deque[tuple[float, Delivery]] = deque()
+        self._room_bytes = QUEUED_BYTES
+        self._reconnects = bus.traffic.reconnects
+        self._handled, self._queued_s, self._busy_s, self._messages = 0, 0.0, 0.0, 0
+        self._count_at = 0.0
+        bus.subscribe(stage.filters)
+
+    def turn(self) -> float:
+        """Wait for messages unless some are here, handle some, send what is due; return the time (monotonic).
+
+        Raises TakenOver when another process has become this stage, BrokerError for what no retry mends.
+        """
+        began = self._poll()
+        now = began
+        while self._arrived and not self._stop.asked and now < began + TURN_S:
+            since, delivery = self._arrived.popleft()
+            self._room_bytes += len(delivery.payload) + MESSAGE_BYTES
+            self._handled += 1
+            self._queued_s += now - since
+            for outgoing in self._stage.handle(delivery, since):
+                self._sender.send(outgoing)
+            now = time.monotonic()
+        for outgoing in self._stage.tick(self._arrived[0][0] if self._arrived else began):
+            self._sender.send(outgoing)
+        now = time.monotonic()
+        self._sender.retry(now)
+        self._busy_s += now - began
+        if now >= self._count_at:
+            self._count_at = now + COUNT_S
+            self._count(began)
+        return now
+
+    def _poll(self) -> float:
+        """Take what came; return when, by the monotonic clock."""
+        idle = not self._arrived
+        # Of a poll that waits, the processor's part is work; of one that does not, all of it.
+        clock = time.thread_time if idle else time.monotonic
+        before = clock()
+        # On the wire, small messages take much less than here.
+        came = self._bus.poll(POLL_S if idle else 0.0, max(0, self._room_bytes) // 8)
+        self._busy_s += clock() - before
+        if self._bus.traffic.reconnects != self._reconnects:  # the broker sends again what was not acknowledged
+            self._reconnects = self._bus.traffic.reconnects
+            self._arrived.clear()
+            self._room_bytes = QUEUED_BYTES
+        now = time.monotonic()
+        self._arrived.extend((now, delivery) for delivery in came)
+        self._room_bytes -= sum([len(delivery.payload) for delivery in came]) + MESSAGE_BYTES * len(came)
+        self.working |= bool(came)
+        return now
+
+    def _count(self, now: float) -> None:
+        counters, before = self._stage.counters, self._messages
+        self._messages = counters.messages
+        self.metrics = StageMetrics(
+            heard_at=now if self._messages != before else self.metrics.heard_at,
+            windows=counters.windows,
+            lost=counters.given_up + counters.too_large,
+            errors=counters.rejected,
+            handled=self._handled,
+            busy_s=self._busy_s,
+            queued_s=self._queued_s,
+            queued=len(self._arrived),
+            waiting=self._stage.waiting,
+            pending=self._sender.pending,
+        )
+        self.working = False
+
+
+def run_stage(bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget: bool = False) -> None:
+    """Run a stage until `stop`; then let what is under way become safe, say goodbye, and disconnect.
+
+    Raises TakenOver when another process has become this stage.
+    """
+    loop, status = StageLoop(bus, stage, stop), StatusPublisher(bus, identity, stage.counters.as_dict)
+    while not stop.asked:
+        status.announce(loop.turn())
+    drain(bus)
+    status.farewell()
+    bus.close(forget=forget)
+
+
+def await_ready(bus: Bus, nodes: Collection[str], topics: Topics, stop: Stop) -> None:
+    """Wait, on a bus of its own that is closed then, until each of these nodes says that it is ready, or `stop`.
+
+    A stage whose activations several others take does this before it takes anything: the broker tells a publisher when
+    nobody listens, but not when one of several does not listen yet.
+    """
+    missing = {topics.status(node): node for node in nodes}
+    bus.subscribe(sorted(missing))
+    log_at = time.monotonic() + PATIENCE_S
+    while missing and not stop.asked:
+        for delivery in bus.poll(POLL_S):
+            bus.acknowledge(delivery)
+            if _is_ready(delivery.payload):
+                missing.pop(delivery.topic, None)
+        if missing and time.monotonic() > log_at:
+            log_at += 60.0
+            _log.warning("waiting for %s, which must listen before this node sends", ", ".join(missing.values()))
+    bus.close(forget=True)
+
+
+def _is_ready(payload: bytes) -> bool:
+    try:
+        return decode_status(payload).state is State.READY
+    except UNREADABLE:
+        return False
