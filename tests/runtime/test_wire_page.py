@@ -46,8 +46,8 @@ TABLES = [
     (StreamCount, "Status", "field of a stream"),
     (NodeCapabilities, "Status", "field of `device`"),
     (SliceInfo, "Status", "field of `slice`"),
-    (Heartbeat, "Beats", "field of a beat"),
-    (StageReport, "Beats", "field of a stage"),
+    (Heartbeat, "Heartbeats", "field of a heartbeat"),
+    (StageReport, "Heartbeats", "field of a stage"),
     (Deployment, "The plan", "field"),
     (Generation, "The plan", "field of a generation"),
     (Placement, "The plan", "field of a placement"),
@@ -66,7 +66,7 @@ def test_every_state_with_what_follows_it_is_on_the_page() -> None:
 
 
 def test_every_phase_of_a_stage_is_on_the_page() -> None:
-    (row,) = re.findall(r"^\| `phase` +\| (.*) \|$", section("Beats"), re.MULTILINE)
+    (row,) = re.findall(r"^\| `phase` +\| (.*) \|$", section("Heartbeats"), re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) == {phase.value for phase in StagePhase}
 
 
