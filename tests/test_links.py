@@ -70,3 +70,9 @@ def test_no_page_is_lost() -> None:
         links = re.findall(r"\]\(([^)#\s]+\.md)", prose(page))
         waiting += [(page.parent / link).resolve() for link in links if "://" not in link]
     assert sorted(set((ROOT / "docs").resolve().rglob("*.md")) - known) == []
+
+
+def test_the_site_lists_every_page() -> None:
+    listed = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(one for one in listed if not one.startswith("beside/")) == sorted(pages)
