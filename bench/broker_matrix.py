@@ -41,7 +41,7 @@ from har_edge.data.synthetic import synthesize
 from har_edge.monitor.window_account import WindowAccount
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Session
-from har_edge.mqtt.connect import Client, Protocol, open_bus
+from har_edge.mqtt.connect import ClientLibrary, MqttVersion, open_bus
 from har_edge.protocol.status import UNREADABLE, State, decode_status
 from har_edge.protocol.topics import Kind as Topic
 from har_edge.protocol.topics import Topics
@@ -104,7 +104,7 @@ class Scene:
         self.topics: Topics = topics_of(self.pipeline)
         self.account = WindowAccount(time.time())
         session = Session("matrix-watch", expiry_s=600, receive_max=60000)
-        self.bus = open_bus(self.address, session, Client.AUTO, Protocol(self.protocol))
+        self.bus = open_bus(self.address, session, ClientLibrary.AUTO, MqttVersion(self.protocol))
         self.bus.subscribe([self.topics.result("+"), self.topics.status("+")])
 
     @property
@@ -308,7 +308,7 @@ def run_gateway(argv: list[str]) -> int:
     flow = Retransmitter(sensor, RetransmitBuffer(sources, time.time()), topics, run=built_sensor.new_run())
     flow.expect([one.stream for one in recordings])
     identity = Identity(topics, name, "sensor", f"{topics.base}.{topics.pipeline}.{name}")
-    bus = open_bus(parse(url), identity.session(expiry_s=300), Client.AUTO, Protocol(protocol))
+    bus = open_bus(parse(url), identity.session(expiry_s=300), ClientLibrary.AUTO, MqttVersion(protocol))
     policy = SendPolicy(in_flight=64, real_time=False, total=pipeline.config.join.capacity // 2)
     loop = SensorLoop(bus, sensor, identity, policy, flow)
     loop.run(batches_of(pipeline, recordings, speed=None, batch=1, limit=int(windows)), stop)

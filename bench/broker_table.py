@@ -19,10 +19,10 @@ from launchers import Kind, NotInstalled, launch
 from har_edge.monitor.broker_behaviour import HEADER, promises, row
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
-from har_edge.mqtt.broker_probe import UNSUPPORTED_VERSION, knock
+from har_edge.mqtt.broker_probe import UNSUPPORTED_VERSION, probe_broker
 from har_edge.mqtt.bus import Bus, Session
-from har_edge.mqtt.conformance import Measured, measure
-from har_edge.mqtt.connect import Protocol, open_bus, speaks_older_only
+from har_edge.mqtt.conformance import BrokerMeasurement, measure
+from har_edge.mqtt.connect import MqttVersion, open_bus, speaks_older_only
 from har_edge.mqtt.transport import OtherVersion, Unanswered
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "brokers.md"
@@ -79,13 +79,15 @@ def _brokers() -> Iterator[str]:
     yield from ("", "| broker | what har_edge promises there |", "|---|---|", *said)
 
 
-def look(address: Address) -> Measured:
+def look(address: Address) -> BrokerMeasurement:
     """Measure a broker with the protocol that nodes would speak with it."""
     try:
-        protocol = Protocol.V311 if knock(address).code == UNSUPPORTED_VERSION else Protocol.V5
+        protocol = MqttVersion.V311 if probe_broker(address).code == UNSUPPORTED_VERSION else MqttVersion.V5
     except (Unanswered, OtherVersion) as error:
-        protocol = Protocol.V311 if speaks_older_only(address, error) else Protocol.V5
-    return measure(lambda session: open_bus(address, session, protocol=protocol), PREFIX, mqtt5=protocol is Protocol.V5)
+        protocol = MqttVersion.V311 if speaks_older_only(address, error) else MqttVersion.V5
+    return measure(
+        lambda session: open_bus(address, session, protocol=protocol), PREFIX, mqtt5=protocol is MqttVersion.V5
+    )
 
 
 def _settings() -> Iterator[str]:

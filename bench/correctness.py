@@ -27,7 +27,7 @@ from har_edge.evaluation.comparison import Answer, Comparison, compare_answers
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier, predict_recordings
 from har_edge.mqtt.bus import Session
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 
 SUBJECTS = ("subject7", "subject8")
 HEAD = ("model", "windows in", "results", "lost", "came twice", "doubled", "right", "accuracy", "windows/s")
@@ -88,7 +88,7 @@ def check(rig: Rig, model: str, client: str) -> Outcome:
 
 def run(rig: Rig, client: str) -> tuple[Summary, Sequence[Arrival]]:
     """Run stages and sensors until every window is answered or nothing comes any more."""
-    bus = open_bus(rig.broker.address, Session("bench-watch", receive_max=4096), Client(client))
+    bus = open_bus(rig.broker.address, Session("bench-watch", receive_max=4096), ClientLibrary(client))
     options = ["--broker", rig.broker.address.url, "--client", client]
     try:
         with LocalPipeline(rig.pipeline, bus, options) as local:

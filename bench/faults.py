@@ -38,7 +38,7 @@ from har_edge.experiments.environment import Environment, emulated_environment, 
 from har_edge.experiments.faults import FaultInjector, Kind, Outcome
 from har_edge.experiments.load import Device, Load, Verdict
 from har_edge.experiments.reference import Reference, prepare_reference
-from har_edge.mqtt.connect import Client, choose_client
+from har_edge.mqtt.connect import ClientLibrary, choose_client
 from har_edge.runtime.build import topics_of
 
 MODEL = "int8"
@@ -138,10 +138,11 @@ def exit_code(report: Report) -> int:
 
 def describe(args: argparse.Namespace, environment: Environment, reference: Reference) -> str:
     """Say what the figures rest on."""
+    client = choose_client(ClientLibrary(args.client)).value
     return (
         f"{environment.broker.description} (persistence on), {MODEL} in {STAGES} stages on {args.nodes} nodes"
         f"{', emulated devices with cables' if args.bed else ''}; {reference.data} windows of {', '.join(SUBJECTS)}, "
-        f"{SPEED / reference.spacing_s:g} a second and stream; MQTT client {choose_client(Client(args.client)).value}, "
+        f"{SPEED / reference.spacing_s:g} a second and stream; MQTT client {client}, "
         f"{os.cpu_count()} cores (load {os.getloadavg()[0]:.1f} when it began), {platform.machine()}, "
         f"Python {platform.python_version()}, seed {args.seed}"
     )
@@ -157,7 +158,9 @@ def run(
     each = min(sum(window.stream == stream for window in made) for stream in reference.streams)
     coordinator = ["coordinator", "--model", str(reference.model), "--stages", str(STAGES)]
     variables = {CACHE: str(folder / "caches" / "others")}
-    with Cluster(topics_of(pipeline), environment, folder, choose_client(Client(args.client)), variables) as cluster:
+    with Cluster(
+        topics_of(pipeline), environment, folder, choose_client(ClientLibrary(args.client)), variables
+    ) as cluster:
         cluster.start(COORDINATOR, *coordinator)
         for name in names:
             cluster.start_node(name)

@@ -20,7 +20,7 @@ from rig import Staged, describe, open_rig
 
 from har_edge.cluster.local_pipeline import LocalPipeline
 from har_edge.mqtt.bus import Session
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,7 +51,7 @@ def import_s() -> float:
 
 def ready_s(rig, client: str) -> float:  # type: ignore[no-untyped-def]
     """Return how long from starting three stages until the last one says that it is ready, in seconds."""
-    bus = open_bus(rig.broker.address, Session("footprint"), Client(client))
+    bus = open_bus(rig.broker.address, Session("footprint"), ClientLibrary(client))
     with LocalPipeline(rig.pipeline, bus, ["--client", client]) as local:
         started = time.perf_counter()
         local.start_stages()

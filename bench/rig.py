@@ -29,7 +29,7 @@ from har_edge.data.synthetic import synthesize
 from har_edge.data.windows import windows
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.mqtt.bus import Session
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.protocol import wire
 from har_edge.resources import find_folder
 from har_edge.runtime.build import reducer_of, source_ids, topics_of
@@ -104,7 +104,7 @@ class Relay:
         by_tensor = {enters.tensor: source for source, enters in rig.pipeline.task.inputs.items()}
         sources = [by_tensor[name] for name in dict.fromkeys(order) if name in by_tensor]
         self._payloads = [b"".join(codes[source].tobytes() for source in sources) for codes in rig.codes]
-        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self._client = mqtt.ClientLibrary(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self._client.max_inflight_messages_set(0)
         self._client.on_connect, self._client.on_message = self._on_connect, self._on_message
         self._room, self._got, self._due = threading.Semaphore(0), 0, threading.Event()
@@ -117,7 +117,7 @@ class Relay:
         self._subscribed.wait(10)
         self._await_flow()
 
-    def _on_connect(self, client: mqtt.Client, *_: object) -> None:
+    def _on_connect(self, client: mqtt.ClientLibrary, *_: object) -> None:
         client.socket().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
         client.subscribe(self._last, self._qos)
 
@@ -177,7 +177,7 @@ class Staged:
         self._pipeline = rig.pipeline
         self._codes, self._ids = rig.codes, source_ids(rig.pipeline)
         options = ["--broker", rig.broker.address.url, "--client", client]
-        chosen = Client(client)
+        chosen = ClientLibrary(client)
         watch = open_bus(rig.broker.address, Session("bench-watch"), chosen)
         self._local = LocalPipeline(rig.pipeline, watch, options)
         self._local.__enter__()

@@ -29,7 +29,7 @@ from har_edge.config.pipeline import BrokerConfig, Pipeline, load_pipeline
 from har_edge.data.locate import find_data
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.mqtt.bus import Bus, Session
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.protocol.status import NodeStatus, State, decode_status
 from har_edge.resources import find_folder
 from har_edge.runtime.build import topics_of
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--subjects", default="7,8", help="streams at full speed (default: 7,8)")
     parser.add_argument("--windows", default="200", help="windows of the first stream at 20 times real time")
     parser.add_argument("--reducers", default=" ".join(REDUCERS), help="specifications, with spaces between them")
-    parser.add_argument("--client", default="auto", choices=[client.value for client in Client])
+    parser.add_argument("--client", default="auto", choices=[client.value for client in ClientLibrary])
     parser.add_argument("--pipeline", type=Path, help="folder of a pipeline to measure too, with its own reducers")
     args = parser.parse_args()
     with contextlib.ExitStack() as stack:
@@ -101,7 +101,7 @@ def measure(pipeline: Pipeline, broker: Mosquitto, args: argparse.Namespace, opt
     """Run stages, the sensor, and companions with the other sources; return what the sensor took."""
     connection = ["--broker", broker.address.url, "--client", args.client]
     others = [source for source in pipeline.task.inputs if args.source not in (source, "all")]
-    bus = open_bus(broker.address, Session("bench-sensor", receive_max=4096), Client(args.client))
+    bus = open_bus(broker.address, Session("bench-sensor", receive_max=4096), ClientLibrary(args.client))
     with LocalPipeline(pipeline, bus, connection) as local, contextlib.ExitStack() as stack:
         local.start_stages()
         command = [sys.executable, "-m", "har_edge.cli.main", "sensor", "--config", str(pipeline.folder)]

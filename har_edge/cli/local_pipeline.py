@@ -33,9 +33,9 @@ class Whole:
 
 def check_client(args: argparse.Namespace) -> None:
     """Raise ConfigError, before any other work, where the MQTT client asked for is missing."""
-    from har_edge.mqtt.connect import Client, Protocol, choose_client
+    from har_edge.mqtt.connect import ClientLibrary, MqttVersion, choose_client
 
-    choose_client(Client(args.client or "auto"), Protocol(args.protocol or "5"))
+    choose_client(ClientLibrary(args.client or "auto"), MqttVersion(args.protocol or "5"))
 
 
 @contextlib.contextmanager

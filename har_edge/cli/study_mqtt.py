@@ -21,7 +21,7 @@ from har_edge.evaluation.rows import name_of
 from har_edge.evaluation.traffic import encode_window, measure_traffic
 from har_edge.evaluation.trial import Deployed, Trial
 from har_edge.evaluation.trial_store import MODEL, TrialStore
-from har_edge.mqtt.connect import Client
+from har_edge.mqtt.connect import ClientLibrary
 from har_edge.runtime.build import topics_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _measure(args: argparse.Namespace, config: StudyConfig, trial: Trial, batch:
         pipeline = whole.local.pipeline
         traffic = measure_traffic(encoded, deployed.reducers, batch, topics_of(pipeline), pipeline.config.epoch)
         start_nodes(whole, args, trial.fold.test, speed=None, batch=batch)
-        aliased = chosen_client(args, pipeline.config.broker) is Client.NATIVE
+        aliased = chosen_client(args, pipeline.config.broker) is ClientLibrary.NATIVE
         results = [arrival.result for arrival in whole.local.results() if arrival is not None]
         sent = whole.local.sum_of("sent_bytes", "sensor")
     came = {(result.stream, result.seq): Answer(index[result.label_id], result.confidence) for result in results}

@@ -16,7 +16,7 @@ from types import TracebackType
 from har_edge.config.pipeline import Pipeline
 from har_edge.errors import BrokerError, HarEdgeError, MessageError, NodeError
 from har_edge.monitor.window_account import WindowAccount
-from har_edge.mqtt.broker.guardian import Guardian
+from har_edge.mqtt.broker.watchdog import Watchdog
 from har_edge.mqtt.bus import Bus
 from har_edge.protocol.results import Result
 from har_edge.protocol.status import UNREADABLE, NodeStatus, State, decode_status
@@ -62,7 +62,7 @@ class LocalPipeline:
     peak_bytes: dict[str, int] = field(default_factory=dict)
     resident_bytes: dict[str, int] = field(default_factory=dict)
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    _guardian: Guardian | None = None
+    _watchdog: Watchdog | None = None
 
     def __enter__(self) -> LocalPipeline:
         topics = topics_of(self.pipeline)
@@ -136,9 +136,9 @@ class LocalPipeline:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if self._guardian is not None:
-            self._guardian.close()
-            self._guardian = None
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
         with contextlib.suppress(HarEdgeError):  # the farewells, with their last counters
             for _ in range(4):
                 self._poll(0.05)
@@ -163,12 +163,12 @@ class LocalPipeline:
     def _start(self, name: str, arguments: Sequence[str]) -> None:
         command = [sys.executable, "-m", "har_edge.cli.main", *arguments]
         command += ["--config", str(self.pipeline.folder), *self.broker_options]
-        self._guardian = self._guardian or Guardian()
+        self._watchdog = self._watchdog or Watchdog()
         # A session of its own: Ctrl-C in the terminal is for us, who then stop the others in order.
         self._processes[name] = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
-        self._guardian.watch(self._processes[name].pid)
+        self._watchdog.watch(self._processes[name].pid)
 
     def _is_ready(self, name: str) -> bool:
         status = self.statuses.get(name)

@@ -125,4 +125,4 @@ class ReadinessProbe:
             asked.problems.append(f"epoch {generation.epoch} cannot be asked whether it answers: {error}")
             return
         # A probe that nobody hears is answered by nobody: there is no point in keeping it.
-        asked.messages.extend(msgspec.structs.replace(message, heard=False) for message in messages)
+        asked.messages.extend(msgspec.structs.replace(message, needs_subscriber=False) for message in messages)

@@ -19,7 +19,7 @@ from har_edge.errors import HarEdgeError, MessageError, NodeError
 from har_edge.experiments.environment import Environment
 from har_edge.experiments.recorder import Recorder
 from har_edge.mqtt.bus import Bus, Session
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.protocol.topics import Topics
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Cluster:
     topics: Topics
     environment: Environment
     folder: Path
-    client: Client = Client.AUTO
+    client: ClientLibrary = ClientLibrary.AUTO
     variables: Mapping[str, str] = field(default_factory=dict)
     program: Sequence[str] = (sys.executable, "-m", "har_edge.cli.main")
     recorder: Recorder = field(init=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from har_edge.mqtt.conformance import ASKED, IN_FLIGHT, QUEUED, SIZES, Measured
+from har_edge.mqtt.conformance import ASKED, IN_FLIGHT, QUEUED, SIZES, BrokerMeasurement
 from har_edge.protocol.deployment import Deployment, Placement
 from har_edge.runtime.artifacts import CHUNK_BYTES
 
@@ -24,7 +24,7 @@ class Trait:
     remedy: str = ""
 
 
-def traits(broker: Measured) -> Iterator[Trait]:
+def traits(broker: BrokerMeasurement) -> Iterator[Trait]:
     """Yield what was measured, in words, and what to do where windows or plans are lost for it."""
     yield _kept(broker)
     yield _retained(broker)
@@ -51,7 +51,7 @@ def traits(broker: Measured) -> Iterator[Trait]:
         yield Trait("drops", "none since it started" if broker.dropped == 0 else none)
 
 
-def _kept(broker: Measured) -> Trait:
+def _kept(broker: BrokerMeasurement) -> Trait:
     again = "says so" if broker.marked_again else "does not say so"
     if broker.session_kept and broker.redelivered:
         return Trait("sessions", f"kept; what was not acknowledged comes again, and {again}")
@@ -59,7 +59,7 @@ def _kept(broker: Measured) -> Trait:
     return Trait("sessions", f"not kept: {lost} is lost", "use a broker that keeps sessions: `har-edge broker`")
 
 
-def _retained(broker: Measured) -> Trait:
+def _retained(broker: BrokerMeasurement) -> Trait:
     if broker.retained_wildcards:
         return Trait("retained", "greet new subscriptions, with wildcards too")
     remedy = "use `har-edge stage` with fixed slices here, or another broker for a coordinator"
@@ -68,7 +68,7 @@ def _retained(broker: Measured) -> Trait:
     return Trait("retained", "greet nobody: statuses, plans and slices are lost", "use another broker")
 
 
-def _in_flight(broker: Measured) -> Trait:
+def _in_flight(broker: BrokerMeasurement) -> Trait:
     count = f"{IN_FLIGHT} or more" if broker.in_flight >= IN_FLIGHT else str(broker.in_flight)
     if broker.in_flight < LEAST_IN_FLIGHT:
         remedy = "set `max_inflight_messages 0` in Mosquitto's configuration, `mqtt.prefetch = 1000` in RabbitMQ's"
@@ -83,7 +83,7 @@ def _in_flight(broker: Measured) -> Trait:
     return Trait("in flight", said)
 
 
-def _queue(broker: Measured) -> Trait:
+def _queue(broker: BrokerMeasurement) -> Trait:
     if broker.queued >= QUEUED:
         return Trait("queue", f"{QUEUED} messages or more wait for a client that is away")
     said = (
@@ -92,7 +92,7 @@ def _queue(broker: Measured) -> Trait:
     return Trait("queue", said, _QUEUE)
 
 
-def _size(broker: Measured) -> Trait:
+def _size(broker: BrokerMeasurement) -> Trait:
     count = f"{broker.largest_bytes // 1024} KiB"
     if broker.largest_bytes == SIZES[-1]:
         return Trait("size", f"messages of {count} and more come through")
@@ -103,7 +103,7 @@ def _size(broker: Measured) -> Trait:
     return Trait("size", said, remedy)
 
 
-def replicas(deployment: Deployment, broker: Measured | None) -> Trait:
+def replicas(deployment: Deployment, broker: BrokerMeasurement | None) -> Trait:
     """Return what a plan that puts a stage on several nodes means on a broker, which may not have been measured."""
     shared = sorted({one.stage for one in _placements(deployment) if one.replica})
     if not shared:
@@ -128,7 +128,7 @@ HEADER = (
 )  # fmt: skip
 
 
-def row(name: str, broker: Measured) -> tuple[str, ...]:
+def row(name: str, broker: BrokerMeasurement) -> tuple[str, ...]:
     """Return a broker's row of the table in docs/reference/brokers.md, under HEADER."""
 
     def word(value: bool) -> str:
@@ -155,7 +155,7 @@ def row(name: str, broker: Measured) -> tuple[str, ...]:
     )
 
 
-def promises(broker: Measured) -> list[str]:
+def promises(broker: BrokerMeasurement) -> list[str]:
     """Return what har_edge promises on a broker, one line each way of running it."""
     if not (broker.session_kept and broker.redelivered and broker.taken_over):
         return ["fixed slices: a stage that is killed or replaced loses what it held, unless sensors await results"]

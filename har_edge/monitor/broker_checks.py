@@ -12,8 +12,15 @@ from har_edge.monitor.broker_behaviour import traits
 from har_edge.monitor.identity import User
 from har_edge.monitor.permissions import Connect, PermissionResult, Role, permissions_of, try_permission
 from har_edge.mqtt.address import Address
-from har_edge.mqtt.broker_probe import CREDENTIALS, UNSUPPORTED_VERSION, Terms, knock, reach_port, speaks_tls
-from har_edge.mqtt.conformance import Measured, measure
+from har_edge.mqtt.broker_probe import (
+    CREDENTIALS,
+    UNSUPPORTED_VERSION,
+    BrokerCapabilities,
+    probe_broker,
+    reach_port,
+    speaks_tls,
+)
+from har_edge.mqtt.conformance import BrokerMeasurement, measure
 from har_edge.mqtt.connect import speaks_older_only
 from har_edge.mqtt.transport import OtherVersion, Unanswered
 from har_edge.protocol.topics import Topics
@@ -70,8 +77,8 @@ class BrokerChecks:
         self.address, self.roles, self._assumed = address, frozenset(roles), assumed
         self._user = user or User.of(address)
         self._connect, self._topics, self._mqtt5 = connect, topics, mqtt5
-        self._terms: Terms | None = None
-        self.measured: Measured | None = None
+        self._terms: BrokerCapabilities | None = None
+        self.measured: BrokerMeasurement | None = None
 
     def broker(self, name: str) -> Iterator[Finding]:
         """Open a TCP connection."""
@@ -86,7 +93,7 @@ class BrokerChecks:
     def mqtt(self, name: str) -> Iterator[Finding]:
         """Shake hands, over TLS where the address says so; with 3.1.1 where the broker takes no MQTT 5, as nodes do."""
         try:
-            self._terms = knock(self.address, mqtt5=self._mqtt5)
+            self._terms = probe_broker(self.address, mqtt5=self._mqtt5)
         except BrokerError as error:
             if not (self._mqtt5 and self._older(error)):
                 if not self.address.tls and speaks_tls(self.address):
@@ -98,7 +105,7 @@ class BrokerChecks:
             if not self._mqtt5:
                 yield Finding(name, Verdict.FAIL, "the broker does not speak MQTT 3.1.1", self._mqtt_remedy())
                 return
-            self._mqtt5, self._terms = False, knock(self.address, mqtt5=False)
+            self._mqtt5, self._terms = False, probe_broker(self.address, mqtt5=False)
             yield passed(name, "no MQTT 5, so nodes use 3.1.1; --protocol 3.1.1 saves them the first try")
             return
         version = "MQTT 5" if self._mqtt5 else "MQTT 3.1.1"

@@ -16,7 +16,7 @@ from har_edge.monitor.observer import UNREPORTED, Observer
 from har_edge.monitor.permissions import Connect
 from har_edge.monitor.probe_trace import ProbeTrace, last_holder
 from har_edge.monitor.snapshot import EpochView, ProbeView, Snapshot, StageView
-from har_edge.mqtt.bus import Bus, Delivery, Receipt
+from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome
 from har_edge.protocol.results import decode_results
 from har_edge.protocol.status import ALIVE, NodeStatus
 from har_edge.protocol.text import printable
@@ -179,7 +179,7 @@ class _Sent:
     stream: str
     at: float
     trace: ProbeTrace
-    receipts: dict[str, Receipt] = field(default_factory=dict)
+    outcomes: dict[str, PublishOutcome] = field(default_factory=dict)
 
 
 class FixedProbeRun:
@@ -210,7 +210,7 @@ class FixedProbeRun:
         trace = ProbeTrace(self._connect, topics_of(self._observer.pipeline), self._epoch, stream)
         sent = self._sent = _Sent(stream, time.monotonic(), trace)
         for one in outgoing:
-            self._bus.publish(one.topic, one.payload, receipt=partial(sent.receipts.__setitem__, one.topic))
+            self._bus.publish(one.topic, one.payload, on_outcome=partial(sent.outcomes.__setitem__, one.topic))
 
     def handle(self, delivery: Delivery, now: float) -> None:
         """Take a message; the answer to the probe ends it."""
@@ -235,7 +235,7 @@ class FixedProbeRun:
         if sent is None:
             return
         sent.trace.poll()
-        refused = Receipt.REFUSED in sent.receipts.values()
+        refused = PublishOutcome.REFUSED in sent.outcomes.values()
         late, known = now > sent.at + self._timeout_s, now > self._observer.since + QUIET_S
         if refused or (late and (known or self._observer.all_heard())):
             sent.trace.close()
@@ -248,11 +248,13 @@ class FixedProbeRun:
 
     def _where(self, sent: _Sent, now: float) -> str:
         """Say what is known of a probe that did not come back."""
-        by = {receipt: topic for topic, receipt in sent.receipts.items()}
-        if Receipt.REFUSED in by:
-            return f"the broker refuses this user the topic {by[Receipt.REFUSED]}: use one that may publish windows"
-        if Receipt.UNHEARD in by:
-            return f"no stage listens to {by[Receipt.UNHEARD]}"
+        by = {outcome: topic for topic, outcome in sent.outcomes.items()}
+        if PublishOutcome.REFUSED in by:
+            return (
+                f"the broker refuses this user the topic {by[PublishOutcome.REFUSED]}: use one that may publish windows"
+            )
+        if PublishOutcome.NO_SUBSCRIBERS in by:
+            return f"no stage listens to {by[PublishOutcome.NO_SUBSCRIBERS]}"
         silent = self._observer.silent(now)
         if not sent.trace.seen and (stalled := self._observer.stalled(now)):
             return stalled

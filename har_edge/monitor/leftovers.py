@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from har_edge.errors import BrokerError
 from har_edge.monitor.broker_checks import Finding, Verdict, passed
 from har_edge.monitor.observer import Observer
-from har_edge.mqtt.bus import Bus, Outgoing, Receipt, Session
+from har_edge.mqtt.bus import Bus, Outgoing, PublishOutcome, Session
 from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.status import ALIVE, NodeStatus
 from har_edge.protocol.text import listed
@@ -205,11 +205,11 @@ def _send(bus: Bus, messages: Collection[Outgoing]) -> None:
     """Publish and wait until the broker has all; BrokerError for a refusal, or for no answer."""
     refused: list[str] = []
 
-    def note(topic: str) -> Callable[[Receipt], None]:
-        return lambda receipt: refused.append(topic) if receipt is Receipt.REFUSED else None
+    def note(topic: str) -> Callable[[PublishOutcome], None]:
+        return lambda outcome: refused.append(topic) if outcome is PublishOutcome.REFUSED else None
 
     for one in messages:
-        bus.publish(one.topic, one.payload, retain=one.retain, receipt=note(one.topic))
+        bus.publish(one.topic, one.payload, retain=one.retain, on_outcome=note(one.topic))
     left, deadline = bus.unsent, time.monotonic() + PATIENCE_S
     while bus.unsent or not bus.connected:
         bus.poll(0.05)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from har_edge.errors import BrokerError
-from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session
+from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import Heartbeat, NodeStatus, State, encode_heartbeat, encode_status
 from har_edge.protocol.topics import PROBE, Kind, Topics
@@ -170,12 +170,12 @@ class _Attempt:
             self._payload = self._came[0].payload
             if not permission.publishes:
                 return PermissionResult(permission, self.topic)
-        receipt = None if problem else self._publish()
-        if problem or receipt is None:
+        outcome = None if problem else self._publish()
+        if problem or outcome is None:
             return PermissionResult(
                 permission, self.topic, problem or f"the broker did not acknowledge a message on {self.topic}"
             )
-        permitted = receipt in (Receipt.SAFE, Receipt.UNHEARD)
+        permitted = outcome in (PublishOutcome.ACKED, PublishOutcome.NO_SUBSCRIBERS)
         if permission.publishes and not permitted:
             return PermissionResult(permission, self.topic, f"the broker refused a message on {self.topic}")
         if not permission.reads:
@@ -204,11 +204,11 @@ class _Attempt:
             return str(error)
         return "" if answered else f"the broker did not answer the subscription to {pattern}"
 
-    def _publish(self) -> Receipt | None:
-        receipts: list[Receipt] = []
-        self._bus.publish(self.topic, self._payload, receipt=receipts.append)
-        self._until(lambda: receipts, ANSWER_S)
-        return receipts[0] if receipts else None
+    def _publish(self) -> PublishOutcome | None:
+        outcomes: list[PublishOutcome] = []
+        self._bus.publish(self.topic, self._payload, on_outcome=outcomes.append)
+        self._until(lambda: outcomes, ANSWER_S)
+        return outcomes[0] if outcomes else None
 
     def _until(self, done: Callable[[], object], seconds: float) -> bool:
         deadline = time.monotonic() + seconds

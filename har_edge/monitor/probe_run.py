@@ -12,7 +12,7 @@ from har_edge.errors import HarEdgeError, MessageError
 from har_edge.inference.codecs import MAX_FILE_BYTES
 from har_edge.monitor.observer import Observer, is_running
 from har_edge.monitor.snapshot import ProbeView
-from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session
+from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session
 from har_edge.protocol.deployment import Deployment, Generation
 from har_edge.protocol.results import decode_results
 from har_edge.protocol.status import StagePhase, StageReport
@@ -42,7 +42,7 @@ class _Sent:
     at: float
     windows: dict[Key, int]
     left: int
-    receipts: dict[str, Receipt] = field(default_factory=dict)
+    outcomes: dict[str, PublishOutcome] = field(default_factory=dict)
 
 
 class ProbeRun:
@@ -82,7 +82,7 @@ class ProbeRun:
         before = {key: report.windows for key, report in self._observer.reports().items()}
         sent = self._sent = _Sent(stream, current.epoch, now, before, left)
         for one in outgoing:
-            self._bus.publish(one.topic, one.payload, receipt=partial(sent.receipts.__setitem__, one.topic))
+            self._bus.publish(one.topic, one.payload, on_outcome=partial(sent.outcomes.__setitem__, one.topic))
 
     def handle(self, delivery: Delivery, now: float) -> None:
         """Take a message; the answer to the probe ends it."""
@@ -105,7 +105,7 @@ class ProbeRun:
         if deployment is not None and deployment.epoch != sent.epoch and sent.left:
             self._sent = None
             self.send(now, wall, sent.left - 1)
-        elif moved or now > sent.at + self._timeout_s or Receipt.REFUSED in sent.receipts.values():
+        elif moved or now > sent.at + self._timeout_s or PublishOutcome.REFUSED in sent.outcomes.values():
             where = "its epoch has gone from the plan" if moved else self._where(sent, now)
             self.view, self._sent = ProbeView(False, None, sent.epoch, where), None
 
@@ -134,12 +134,12 @@ class ProbeRun:
 
     def _where(self, sent: _Sent, now: float) -> str:
         """Say how far a probe came, from what the broker and the beats of the stages say."""
-        refused = [topic for topic, receipt in sent.receipts.items() if receipt is Receipt.REFUSED]
+        refused = [topic for topic, outcome in sent.outcomes.items() if outcome is PublishOutcome.REFUSED]
         if refused:
             return (
                 f"the broker refuses this user the topic {refused[0]}: use one that may publish windows, or --no-probe"
             )
-        unheard = [topic for topic, receipt in sent.receipts.items() if receipt is Receipt.UNHEARD]
+        unheard = [topic for topic, outcome in sent.outcomes.items() if outcome is PublishOutcome.NO_SUBSCRIBERS]
         deployment = self._observer.deployment
         generation = deployment.generation(sent.epoch) if deployment else None
         assert generation is not None

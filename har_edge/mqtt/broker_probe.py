@@ -22,7 +22,7 @@ CREDENTIALS = frozenset({0x86, 0x87})
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class BrokerCapabilities:
     """What a broker said in CONNACK (MQTT 5, section 3.2.2.3); `code` 0 means that it took us.
 
     None stands for no limit, or for one that MQTT 3.1.1 does not tell.
@@ -63,7 +63,7 @@ def speaks_tls(address: Address) -> bool:
         return False
 
 
-def knock(address: Address, *, mqtt5: bool = True) -> Terms:
+def probe_broker(address: Address, *, mqtt5: bool = True) -> BrokerCapabilities:
     """Connect, over TLS where the address says so, and return the answer, a refusal too; BrokerError for none."""
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2,
@@ -78,7 +78,7 @@ def knock(address: Address, *, mqtt5: bool = True) -> Terms:
         client.tls_set_context(context)
     if address.username is not None:
         client.username_pw_set(address.username, address.password)
-    answers: list[Terms] = []
+    answers: list[BrokerCapabilities] = []
 
     def take(_client: mqtt.Client, _user: Any, _flags: Any, code: ReasonCode, properties: Any) -> None:
         answers.append(_terms(address, code, properties))
@@ -99,14 +99,14 @@ def knock(address: Address, *, mqtt5: bool = True) -> Terms:
     return answers[0]
 
 
-def _terms(address: Address, code: ReasonCode, properties: Any) -> Terms:
+def _terms(address: Address, code: ReasonCode, properties: Any) -> BrokerCapabilities:
     if code.value >= FAILURE:
-        return Terms(code.value, str(refusal(address, code.value, str(code).lower())))
+        return BrokerCapabilities(code.value, str(refusal(address, code.value, str(code).lower())))
 
     def told(name: str, default: int | None) -> int | None:
         return getattr(properties, name, default)
 
-    return Terms(
+    return BrokerCapabilities(
         code=0,
         said=str(code).lower(),
         receive_max=told("ReceiveMaximum", None),

@@ -16,16 +16,16 @@ import msgspec
 from har_edge.errors import NodeError
 
 
-class Receipt(enum.Enum):
+class PublishOutcome(enum.Enum):
     """What became of a published message (MQTT 5, section 3.4.2.1)."""
 
-    SAFE = "safe at the broker"
-    UNHEARD = "no matching subscriber"
+    ACKED = "safe at the broker"
+    NO_SUBSCRIBERS = "no matching subscriber"
     REFUSED = "refused by the broker"
     TOO_LARGE = "larger than the broker takes"
 
 
-OnReceipt = Callable[[Receipt], None]
+OnOutcome = Callable[[PublishOutcome], None]
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):  # made for each message: ten times as quick as a dataclass
@@ -81,7 +81,7 @@ class Session:
 
 
 @dataclass(slots=True)
-class Traffic:
+class BusTraffic:
     """Bytes and messages of one bus since it was made; bytes count whole MQTT packets, headers and acknowledgements.
 
     `forgotten` counts the reconnections after which the broker had no session of this client any more, `strays` the
@@ -105,7 +105,7 @@ class Bus(Protocol):
     """A connection to a broker, QoS 1 with manual acknowledgement."""
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> BusTraffic:
         """Counters of this bus."""
 
     @property
@@ -125,8 +125,8 @@ class Bus(Protocol):
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """End subscriptions, those too that an earlier process made in this session."""
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
-        """Send at QoS 1, again after a reconnection until the broker has it; `poll` calls `receipt`, once."""
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, on_outcome: OnOutcome | None = None) -> None:
+        """Send at QoS 1, again after a reconnection until the broker has it; `poll` calls `on_outcome`, once."""
 
     def acknowledge(self, delivery: Delivery) -> None:
         """Hand a delivery over: the broker forgets it. Stale after a reconnection: then the broker sends it again."""
@@ -146,11 +146,11 @@ class Bus(Protocol):
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A message to publish, and the deliveries to acknowledge once it is safe at the broker.
 
-    `heard` asks for a subscriber: while there is none, the loop keeps the message and tries again.
+    `needs_subscriber` asks for a subscriber: while there is none, the loop keeps the message and tries again.
     """
 
     topic: str
     payload: bytes
-    releases: tuple[Delivery, ...] = ()
+    acks: tuple[Delivery, ...] = ()
     retain: bool = False
-    heard: bool = False
+    needs_subscriber: bool = False

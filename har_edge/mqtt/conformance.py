@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from har_edge.errors import BrokerError
-from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session, SessionLease
+from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, SessionLease
 
 Connect = Callable[[Session], Bus]
 KEPT_S = 60
@@ -30,7 +30,7 @@ DROPPED = "$SYS/broker/publish/messages/dropped"
 AWAY = "$SYS/broker/clients/disconnected"
 
 
-class Measured(msgspec.Struct, frozen=True):
+class BrokerMeasurement(msgspec.Struct, frozen=True):
     """What a broker does. Counts are of what was tried: `in_flight` of IN_FLIGHT, `queued` of QUEUED.
 
     `protocol` is what clients speak with it; `max_held` is how many unacknowledged messages a client came to hold that
@@ -59,7 +59,7 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
-class Prober:
+class BrokerProber:
     """Opens connections under names of its own, and closes all of them."""
 
     connect: Connect
@@ -98,18 +98,18 @@ class Prober:
         self.settle(bus)
         return bus
 
-    def send(self, bus: Bus, topic: str, payloads: Sequence[bytes], *, retain: bool = False) -> list[Receipt]:
+    def send(self, bus: Bus, topic: str, payloads: Sequence[bytes], *, retain: bool = False) -> list[PublishOutcome]:
         """Publish and return what became of the messages, as far as the broker says so in time."""
-        receipts: list[Receipt] = []
+        outcomes: list[PublishOutcome] = []
         for payload in payloads:
-            bus.publish(topic, payload, retain=retain, receipt=receipts.append)
+            bus.publish(topic, payload, retain=retain, on_outcome=outcomes.append)
         deadline = self.clock() + WAIT_S
-        while len(receipts) < len(payloads) and self.clock() < deadline:
-            before = len(receipts)
+        while len(outcomes) < len(payloads) and self.clock() < deadline:
+            before = len(outcomes)
             bus.poll(0.01)
-            if len(receipts) > before:
+            if len(outcomes) > before:
                 deadline = self.clock() + WAIT_S
-        return receipts
+        return outcomes
 
     def take(self, bus: Bus, count: int, *, acknowledge: bool = True, wait_s: float = WAIT_S) -> list[Delivery]:
         """Return up to `count` deliveries; it ends when nothing has come for a while."""
@@ -134,15 +134,15 @@ class Prober:
         self._open.clear()
 
 
-def measure(connect: Connect, prefix: str, *, mqtt5: bool) -> Measured:
+def measure(connect: Connect, prefix: str, *, mqtt5: bool) -> BrokerMeasurement:
     """Measure a broker below a prefix of topics; takes a few seconds. Raises BrokerError when nothing comes back."""
-    prober = Prober(connect, prefix, mqtt5)
+    prober = BrokerProber(connect, prefix, mqtt5)
     try:
         _check_echo(prober)
         retained, wildcards = _retained(prober)
         kept, redelivered, marked = _session(prober)
         version, dropped, away = _told(prober)
-        return Measured(
+        return BrokerMeasurement(
             protocol="5" if mqtt5 else "3.1.1",
             version=version,
             retained=retained,
@@ -151,7 +151,8 @@ def measure(connect: Connect, prefix: str, *, mqtt5: bool) -> Measured:
             redelivered=redelivered,
             marked_again=marked,
             taken_over=_take_over(prober),
-            says_unheard=prober.send(prober.bus("lonely"), prober.topic("nobody"), [b"x"]) == [Receipt.UNHEARD],
+            says_unheard=prober.send(prober.bus("lonely"), prober.topic("nobody"), [b"x"])
+            == [PublishOutcome.NO_SUBSCRIBERS],
             shared=_shared(prober),
             in_flight=_in_flight(prober),
             max_held=_max_held(prober) if mqtt5 else None,
@@ -164,7 +165,7 @@ def measure(connect: Connect, prefix: str, *, mqtt5: bool) -> Measured:
         prober.close()
 
 
-def _check_echo(prober: Prober) -> None:
+def _check_echo(prober: BrokerProber) -> None:
     """Raise BrokerError where even one message does not come back: then nothing can be told."""
     bus = prober.ready("echo", prober.topic("echo"))
     prober.send(prober.bus("to-echo"), prober.topic("echo"), [b"x"])
@@ -175,7 +176,7 @@ def _check_echo(prober: Prober) -> None:
         )
 
 
-def _retained(prober: Prober) -> tuple[bool, bool]:
+def _retained(prober: BrokerProber) -> tuple[bool, bool]:
     """Return whether retained messages greet a subscription to their topic, and one with a wildcard."""
     sender, topic = prober.bus("keeper"), prober.topic("kept/status")
     prober.send(sender, topic, [b"x"], retain=True)
@@ -187,7 +188,7 @@ def _retained(prober: Prober) -> tuple[bool, bool]:
     return found[0], found[1]
 
 
-def _session(prober: Prober) -> tuple[bool, bool, bool]:
+def _session(prober: BrokerProber) -> tuple[bool, bool, bool]:
     """Return whether what came meanwhile waits for a client, what it had not acknowledged comes again, and says so."""
     topic, sender = prober.topic("session"), prober.bus("to-session")
     first = prober.ready("session", topic, kept=True)
@@ -204,7 +205,7 @@ def _session(prober: Prober) -> tuple[bool, bool, bool]:
     )
 
 
-def _take_over(prober: Prober) -> bool:
+def _take_over(prober: BrokerProber) -> bool:
     """Return whether a second client with the same session gets what the first one holds, while that is connected."""
     topic, sender = prober.topic("over"), prober.bus("to-over")
     first = prober.ready("over", topic, kept=True)
@@ -216,7 +217,7 @@ def _take_over(prober: Prober) -> bool:
     return bool(came)
 
 
-def _shared(prober: Prober) -> bool:
+def _shared(prober: BrokerProber) -> bool:
     """Return whether two members of a group take turns: each message to one of them."""
     topic = prober.topic("turns")
     members = [prober.ready(f"member-{name}", f"$share/{prober.topic('g').replace('/', '-')}/{topic}") for name in "ab"]
@@ -225,7 +226,7 @@ def _shared(prober: Prober) -> bool:
     return all(came) and sorted(one.payload for part in came for one in part) == [b"0", b"1", b"2", b"3"]
 
 
-def _in_flight(prober: Prober) -> int:
+def _in_flight(prober: BrokerProber) -> int:
     """Return how many messages of IN_FLIGHT come to a client that acknowledges none."""
     topic = prober.topic("flight")
     bus = prober.ready("flight", topic)
@@ -233,7 +234,7 @@ def _in_flight(prober: Prober) -> int:
     return len(prober.take(bus, IN_FLIGHT, acknowledge=False, wait_s=QUIET_S))
 
 
-def _max_held(prober: Prober) -> int:
+def _max_held(prober: BrokerProber) -> int:
     """Return how many unacknowledged messages a client came to hold that had asked for ASKED (MQTT 5, 3.1.2.11.3)."""
     topic = prober.topic("held")
     bus = prober.ready("held", topic, receive_max=ASKED)
@@ -249,7 +250,7 @@ def _max_held(prober: Prober) -> int:
     return most
 
 
-def _queued(prober: Prober) -> int:
+def _queued(prober: BrokerProber) -> int:
     """Return how many messages of QUEUED wait for a client that is away."""
     topic = prober.topic("queue")
     prober.leave(prober.ready("queue", topic, kept=True))
@@ -260,19 +261,19 @@ def _queued(prober: Prober) -> int:
     return len(came)
 
 
-def _largest(prober: Prober) -> int:
+def _largest(prober: BrokerProber) -> int:
     """Return the largest payload of SIZES that comes through; 0 for none. The first that does not ends the trial."""
     topic, largest = prober.topic("size"), 0
     bus, sender = prober.ready("size", topic), prober.bus("to-size")
     for size in SIZES:
-        receipts = prober.send(sender, topic, [bytes(size)])
-        if Receipt.TOO_LARGE in receipts or not prober.take(bus, 1):
+        outcomes = prober.send(sender, topic, [bytes(size)])
+        if PublishOutcome.TOO_LARGE in outcomes or not prober.take(bus, 1):
             break
         largest = size
     return largest
 
 
-def _told(prober: Prober) -> tuple[str, int | None, int | None]:
+def _told(prober: BrokerProber) -> tuple[str, int | None, int | None]:
     """Return what a broker says of its version, of what it dropped, and of sessions that wait, in Mosquitto's way."""
     try:
         came = prober.take(prober.bus("told", filters=[VERSION, DROPPED, AWAY]), 3, wait_s=2 * QUIET_S)

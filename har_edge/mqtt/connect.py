@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 _older: set[tuple[str, int]] = set()
 
 
-class Client(enum.Enum):
+class ClientLibrary(enum.Enum):
     """The MQTT client below a bus.
 
     `paho` is paho-mqtt, pure Python; `native` reads and writes packets with the mqtt5 library's native code; `auto` is
@@ -28,7 +28,7 @@ class Client(enum.Enum):
     NATIVE = "native"
 
 
-class Protocol(enum.Enum):
+class MqttVersion(enum.Enum):
     """The MQTT version. 3.1.1 is for brokers that speak no newer one: no bound on messages under way, no size limit at
     the broker, and nobody says that a message found no subscriber."""
 
@@ -36,39 +36,44 @@ class Protocol(enum.Enum):
     V311 = "3.1.1"
 
 
-def choose_client(asked: Client, protocol: Protocol = Protocol.V5) -> Client:
+def choose_client(asked: ClientLibrary, protocol: MqttVersion = MqttVersion.V5) -> ClientLibrary:
     """Return PAHO or NATIVE; raises ConfigError when the native one is asked for and not installed, or too new."""
     installed = importlib.util.find_spec("mqtt5") is not None
-    if asked is Client.NATIVE and not installed:
+    if asked is ClientLibrary.NATIVE and not installed:
         raise ConfigError("client 'native' needs the library mqtt5; `pip install mqtt5`, or choose 'paho' or 'auto'")
-    if asked is Client.NATIVE and protocol is not Protocol.V5:
+    if asked is ClientLibrary.NATIVE and protocol is not MqttVersion.V5:
         raise ConfigError(f"client 'native' speaks MQTT 5 only, not {protocol.value}; choose 'paho' or 'auto'")
-    if asked is Client.AUTO:
-        return Client.NATIVE if installed and protocol is Protocol.V5 else Client.PAHO
+    if asked is ClientLibrary.AUTO:
+        return ClientLibrary.NATIVE if installed and protocol is MqttVersion.V5 else ClientLibrary.PAHO
     return asked
 
 
-def open_bus(address: Address, session: Session, client: Client = Client.AUTO, protocol: Protocol = Protocol.V5) -> Bus:
+def open_bus(
+    address: Address,
+    session: Session,
+    client: ClientLibrary = ClientLibrary.AUTO,
+    protocol: MqttVersion = MqttVersion.V5,
+) -> Bus:
     """Connect to a broker; raises BrokerError when it cannot be reached or refuses.
 
     A broker that turns MQTT 5 away and answers to 3.1.1 is spoken to in 3.1.1, by paho, which is logged once.
     """
     where = (address.host, address.port)
-    if protocol is Protocol.V311 or where in _older:
-        return _open(address, session, _paho_for(client) if where in _older else client, Protocol.V311)
+    if protocol is MqttVersion.V311 or where in _older:
+        return _open(address, session, _paho_for(client) if where in _older else client, MqttVersion.V311)
     try:
-        return _open(address, session, client, Protocol.V5)
+        return _open(address, session, client, MqttVersion.V5)
     except (Unanswered, OtherVersion) as error:
         if not speaks_older_only(address, error):
             raise
     _older.add(where)
     _log.warning("the broker at %s speaks no MQTT 5; 3.1.1 is used instead (docs/reference/brokers.md)", address.url)
-    return _open(address, session, _paho_for(client), Protocol.V311)
+    return _open(address, session, _paho_for(client), MqttVersion.V311)
 
 
-def _paho_for(client: Client) -> Client:
+def _paho_for(client: ClientLibrary) -> ClientLibrary:
     """Return the client that speaks 3.1.1, whichever was asked for."""
-    return Client.PAHO if client is Client.NATIVE else client
+    return ClientLibrary.PAHO if client is ClientLibrary.NATIVE else client
 
 
 def speaks_older_only(address: Address, error: Unanswered | OtherVersion) -> bool:
@@ -83,16 +88,16 @@ def speaks_older_only(address: Address, error: Unanswered | OtherVersion) -> boo
 
 
 def _answers(address: Address, *, mqtt5: bool) -> bool:
-    from har_edge.mqtt.broker_probe import UNSUPPORTED_VERSION, knock
+    from har_edge.mqtt.broker_probe import UNSUPPORTED_VERSION, probe_broker
 
     try:
-        return knock(address, mqtt5=mqtt5).code != UNSUPPORTED_VERSION
+        return probe_broker(address, mqtt5=mqtt5).code != UNSUPPORTED_VERSION
     except BrokerError:
         return False
 
 
-def _open(address: Address, session: Session, client: Client, protocol: Protocol) -> Bus:
-    if choose_client(client, protocol) is Client.NATIVE:
+def _open(address: Address, session: Session, client: ClientLibrary, protocol: MqttVersion) -> Bus:
+    if choose_client(client, protocol) is ClientLibrary.NATIVE:
         from har_edge.mqtt.native import NativeBus
 
         native = NativeBus(address, session)
@@ -100,6 +105,6 @@ def _open(address: Address, session: Session, client: Client, protocol: Protocol
         return native
     from har_edge.mqtt.paho import PahoBus
 
-    paho = PahoBus(address, session, mqtt5=protocol is Protocol.V5)
+    paho = PahoBus(address, session, mqtt5=protocol is MqttVersion.V5)
     paho.connect()
     return paho

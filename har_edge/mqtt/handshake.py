@@ -12,7 +12,7 @@ import mqtt5
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Session
-from har_edge.mqtt.packets import Malformed, read_packet, words
+from har_edge.mqtt.packets import MalformedPacket, read_packet, reason_text
 from har_edge.mqtt.transport import CONNECT_TIMEOUT_S, NO_LIMIT, other_version, refusal, unanswered, unreachable
 
 _READ_BYTES = 65536
@@ -21,7 +21,7 @@ _OLDER_CONNACK = b"\x20\x02"
 
 
 @dataclass(frozen=True, slots=True)
-class Welcome:
+class ConnackProperties:
     """What the broker said in CONNACK (MQTT 5, section 3.2.2.3), and the bytes that came along behind it.
 
     `receive_max` bounds what we may have in flight, `max_packet_bytes` one packet, `topic_alias_max` the aliases we may
@@ -54,14 +54,14 @@ def connect_packet(address: Address, session: Session, *, clean: bool) -> bytes:
     ).write()
 
 
-def shake_hands(
+def perform_handshake(
     connection: socket.socket,
     address: Address,
     session: Session,
     *,
     clean: bool,
     clock: Callable[[], float] = time.monotonic,
-) -> Welcome:
+) -> ConnackProperties:
     """Introduce this client; raises FinalRefusal, or BrokerError where a later attempt may succeed."""
     request = connect_packet(address, session, clean=clean)
     try:
@@ -72,15 +72,15 @@ def shake_hands(
         raise unanswered(address) from None
     except TimeoutError:
         raise unanswered(address, closed=False) from None
-    except (OSError, Malformed) as error:
+    except (OSError, MalformedPacket) as error:
         raise BrokerError(unreachable(address, error)) from None
     if not isinstance(packet, mqtt5.ConnAckPacket):
         raise BrokerError(unreachable(address, f"{type(packet).__name__} came instead of CONNACK"))
     code = packet.reason_code
     if code != mqtt5.ConnAckReasonCode.SUCCESS:
-        raise refusal(address, int(code), words(code))
+        raise refusal(address, int(code), reason_text(code))
     asked = packet.server_keep_alive
-    return Welcome(
+    return ConnackProperties(
         session_present=packet.session_present,
         receive_max=packet.receive_max,
         max_packet_bytes=packet.max_packet_size or NO_LIMIT,

@@ -20,7 +20,7 @@ _BUDGET_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Echo:
+class LinkBenchmark:
     """Processor seconds of the client to send or to receive one message, and each byte of it; the link by the clock.
 
     `round_trip_s` is the median way of a small message to the broker and back, `bytes_per_s` counts both directions.
@@ -33,14 +33,14 @@ class Echo:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class LinkEstimate:
     """The way to the broker: `round_trip_s` of a small message there and back, bytes a second of both directions."""
 
     round_trip_s: float
     bytes_per_s: float
 
 
-def measure_link(bus: Bus, topic: str, *, clock: Callable[[], float] = time.perf_counter) -> Link:
+def estimate_link(bus: Bus, topic: str, *, clock: Callable[[], float] = time.perf_counter) -> LinkEstimate:
     """Estimate the link in less than a second, or in a few messages where these take longer.
 
     The topic is one that only this bus takes. Raises BrokerError when a message stays away.
@@ -60,17 +60,17 @@ def measure_link(bus: Bus, topic: str, *, clock: Callable[[], float] = time.perf
         bytes_per_s = max(bytes_per_s, 2 * size * done / seconds)
         if seconds > 2 * _QUICK_S:
             break
-    return Link(median(trips), bytes_per_s)
+    return LinkEstimate(median(trips), bytes_per_s)
 
 
-def measure_echo(
+def benchmark_link(
     bus: Bus,
     topic: str,
     *,
     count: int = 200,
     clock: Callable[[], float] = time.perf_counter,
     processor: Callable[[], float] = time.thread_time,
-) -> Echo:
+) -> LinkBenchmark:
     """Send messages to a topic that only this bus takes, and time them. Raises BrokerError when one stays away."""
     bus.subscribe([topic])
     _Round(bus, topic, SMALL, clock).run(20, in_flight=1)  # the broker, the caches and the connection warm up
@@ -81,7 +81,7 @@ def measure_echo(
         seconds, done = _Round(bus, topic, size, clock).run(count, in_flight=8)
         costs.append((processor() - started) / done / 2)  # each was sent and received
     byte_s = max(0.0, (costs[1] - costs[0]) / (LARGE - SMALL))
-    return Echo(
+    return LinkBenchmark(
         message_s=max(0.0, costs[0] - byte_s * SMALL),
         byte_s=byte_s,
         round_trip_s=median(trips),

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from har_edge.errors import BrokerError
-from har_edge.mqtt.broker.router import Account, Router, matches
-from har_edge.mqtt.bus import Delivery, OnReceipt, Session, TakenOver, Traffic
-from har_edge.mqtt.stale_subscriptions import Strays
+from har_edge.mqtt.broker.router import Router, SessionState, matches
+from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, Session, TakenOver
+from har_edge.mqtt.stale_subscriptions import StaleSubscriptions
 from har_edge.mqtt.transport import AckOrder
 
 __all__ = ["MemoryBroker", "MemoryBus", "matches"]
@@ -47,7 +47,7 @@ class MemoryBroker(Router):
         self._accounts.clear()
         self._retained.clear()
         self._turns.clear()
-        self._takers.clear()
+        self._subscribers.clear()
 
 
 class MemoryBus:
@@ -55,17 +55,17 @@ class MemoryBus:
 
     def __init__(self, broker: MemoryBroker, session: Session) -> None:
         self._broker, self._session = broker, session
-        self._traffic = Traffic()
-        self._account: Account | None = None
+        self._traffic = BusTraffic()
+        self._account: SessionState | None = None
         self._filters: list[str] = []
-        self._outbox: deque[tuple[str, bytes, bool, OnReceipt | None]] = deque()
-        self._acks, self._strays = AckOrder(), Strays()
+        self._outbox: deque[tuple[str, bytes, bool, OnOutcome | None]] = deque()
+        self._acks, self._stale = AckOrder(), StaleSubscriptions()
         self._generation = 0
         self._taken_over = False
         self._clean = session.clean_start
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> BusTraffic:
         return self._traffic
 
     @property
@@ -88,7 +88,7 @@ class MemoryBus:
 
     def subscribe(self, filters: Sequence[str]) -> None:
         self._filters += filters
-        self._strays.want(filters)
+        self._stale.want(filters)
         if self._account is not None:
             self._broker.subscribe(self._account, filters)
 
@@ -97,9 +97,9 @@ class MemoryBus:
         if self._account is not None:
             self._broker.unsubscribe(self._account, filters)
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, on_outcome: OnOutcome | None = None) -> None:
         self._traffic.published += 1
-        self._outbox.append((topic, payload, retain, receipt))
+        self._outbox.append((topic, payload, retain, on_outcome))
 
     def acknowledge(self, delivery: Delivery) -> None:
         generation, packet_id = delivery.token
@@ -145,11 +145,11 @@ class MemoryBus:
 
     def _send(self) -> None:
         while self._outbox:
-            topic, payload, retain, receipt = self._outbox.popleft()
+            topic, payload, retain, on_outcome = self._outbox.popleft()
             self._traffic.sent_bytes += len(topic) + len(payload)
             outcome, _ = self._broker.route(topic, payload, retain=retain)
-            if receipt is not None:
-                receipt(outcome)
+            if on_outcome is not None:
+                on_outcome(outcome)
 
     def _receive(self, most_bytes: float) -> list[Delivery]:
         account, deliveries, before = self._account, list[Delivery](), self._traffic.received_bytes
@@ -163,10 +163,10 @@ class MemoryBus:
             stored.sent = True
             self._traffic.received += 1
             self._traffic.received_bytes += len(stored.topic) + len(stored.payload)
-            if self._session.expiry_s and self._filters and self._strays.is_stray(stored.topic):
+            if self._session.expiry_s and self._filters and self._stale.is_stale(stored.topic):
                 self._traffic.strays += 1
                 self.acknowledge(delivery)
-                self._broker.unsubscribe(account, self._strays.leave(stored.topic))
+                self._broker.unsubscribe(account, self._stale.leave(stored.topic))
             else:
                 deliveries.append(delivery)
         return deliveries

@@ -20,24 +20,24 @@ import mqtt5
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.aliases import TopicAliases
-from har_edge.mqtt.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
-from har_edge.mqtt.handshake import shake_hands
+from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, PublishOutcome, Session, TakenOver
+from har_edge.mqtt.handshake import perform_handshake
 from har_edge.mqtt.packets import (
     LARGE_BYTES,
     QOS,
-    OddPubAck,
     Publication,
+    UnlistedPubAck,
     first_bytes,
-    greeting,
-    receipt_of,
+    outcome_of,
+    reason_text,
+    retain_handling,
     take_packets,
-    words,
     would_block,
     write_publish,
 )
-from har_edge.mqtt.reconnect import Comeback
-from har_edge.mqtt.stale_subscriptions import Strays
-from har_edge.mqtt.transport import AckOrder, left_over, open_socket, publish_bytes, refused_as_large, too_large
+from har_edge.mqtt.reconnect import Reconnector
+from har_edge.mqtt.stale_subscriptions import StaleSubscriptions
+from har_edge.mqtt.transport import AckOrder, open_socket, publish_bytes, refused_as_large, stale_message, too_large
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 256 * 1024
@@ -52,7 +52,7 @@ _LINGER_S = 0.5
 _FAILURE = 0x80
 
 
-class _Lost(Exception):
+class _ConnectionLost(Exception):
     """The connection is gone; reconnect."""
 
 
@@ -71,8 +71,8 @@ class NativeBus:
         rng: random.Random | None = None,
     ) -> None:
         self._address, self._session, self._clock = address, session, clock
-        self._comeback = Comeback(address, session, clock, rng or random.Random(), self._connect_beside)
-        self._traffic = Traffic()
+        self._reconnector = Reconnector(address, session, clock, rng or random.Random(), self._connect_beside)
+        self._traffic = BusTraffic()
         self._socket: socket.socket | None = None
         self._generation = 0
         self._filters: list[str] = []
@@ -90,13 +90,13 @@ class NativeBus:
         self._aliases = TopicAliases()
         self._acks = AckOrder()
         self._leftover = False  # bytes that came along with CONNACK
-        self._strays = Strays()
+        self._stale = StaleSubscriptions()
         self._subscribing: dict[int, tuple[str, ...]] = {}
         self._heard_at = self._spoke_at = 0.0
         self._clean = session.clean_start
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> BusTraffic:
         return self._traffic
 
     @property
@@ -113,7 +113,7 @@ class NativeBus:
 
     def subscribe(self, filters: Sequence[str]) -> None:
         self._filters += filters
-        self._strays.want(filters)
+        self._stale.want(filters)
         if self._socket is not None:
             self._send_subscribe(tuple(filters))
 
@@ -122,9 +122,9 @@ class NativeBus:
         if self._socket is not None:
             self._write.append(mqtt5.UnsubscribePacket(self._take_id(), list(filters)).write())
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, on_outcome: OnOutcome | None = None) -> None:
         self._traffic.published += 1
-        self._waiting.append(Publication(topic, payload, retain, receipt))
+        self._waiting.append(Publication(topic, payload, retain, on_outcome))
         self._send_waiting()
 
     def acknowledge(self, delivery: Delivery) -> None:
@@ -147,7 +147,7 @@ class NativeBus:
             self._send_waiting()
             self._flush()
             self._refuse_too_large()
-        except _Lost as loss:
+        except _ConnectionLost as loss:
             self._drop(str(loss))
         except TakenOver:
             self._shut()
@@ -169,7 +169,7 @@ class NativeBus:
             self._write.append(mqtt5.DisconnectPacket(session_expiry_interval=expiry).write())
             self._flush()
             self._linger(self._clock() + _LINGER_S)
-        except (_Lost, TakenOver, BrokerError, OSError) as loss:
+        except (_ConnectionLost, TakenOver, BrokerError, OSError) as loss:
             _log.info("closing a lost connection: %s", loss)
         finally:
             self._shut()
@@ -188,7 +188,7 @@ class NativeBus:
     def _open(self) -> None:
         connection = open_socket(self._address)
         try:
-            welcome = shake_hands(connection, self._address, self._session, clean=self._clean, clock=self._clock)
+            welcome = perform_handshake(connection, self._address, self._session, clean=self._clean, clock=self._clock)
         except BrokerError:
             connection.close()
             raise
@@ -202,7 +202,7 @@ class NativeBus:
         self._aliases = TopicAliases(welcome.topic_alias_max)
         self._generation += 1
         self._heard_at = self._spoke_at = self._clock()
-        self._comeback.opened()
+        self._reconnector.opened()
         self._acks.clear()
         self._subscribing.clear()
         if self._filters:
@@ -216,7 +216,7 @@ class NativeBus:
         return bus
 
     def _reopen(self, timeout_s: float) -> bool:
-        if not self._comeback.attempt(timeout_s, self._open):
+        if not self._reconnector.attempt(timeout_s, self._open):
             return False
         self._traffic.reconnects += 1
         self._traffic.forgotten += not self._session_present
@@ -224,7 +224,7 @@ class NativeBus:
 
     def _drop(self, reason: str) -> None:
         self._shut()
-        self._comeback.lost(reason)
+        self._reconnector.lost(reason)
 
     def _shut(self) -> None:
         if self._socket is not None:
@@ -241,7 +241,7 @@ class NativeBus:
         # What comes has the retain flag where it is stored, and not where it is live: mqtt5's default is the flag "as
         # published" (MQTT 5, section 3.8.3.1).
         topics = [
-            mqtt5.TopicFilter(text, max_qos=QOS, retain_as_published=False, retain_handling=greeting(text))
+            mqtt5.TopicFilter(text, max_qos=QOS, retain_as_published=False, retain_handling=retain_handling(text))
             for text in filters
         ]
         self._write.append(mqtt5.SubscribePacket(packet_id, topics).write())
@@ -274,8 +274,8 @@ class NativeBus:
     def _refuse_too_large(self) -> None:
         while self._too_large:
             publication = self._too_large.popleft()
-            if publication.receipt is not None:
-                publication.receipt(Receipt.TOO_LARGE)
+            if publication.on_outcome is not None:
+                publication.on_outcome(PublishOutcome.TOO_LARGE)
 
     def _take_id(self) -> int:
         while True:
@@ -291,7 +291,7 @@ class NativeBus:
                 sent = self._socket.send(data)
             except OSError as error:
                 if not would_block(error):
-                    raise _Lost(f"cannot send: {error}") from None
+                    raise _ConnectionLost(f"cannot send: {error}") from None
                 sent = 0
             self._traffic.sent_bytes += sent
             if sent:
@@ -339,7 +339,7 @@ class NativeBus:
             read = self._traffic.received_bytes
             self._parse(deliveries)
             if size == 0:
-                raise _Lost("it closed the connection")
+                raise _ConnectionLost("it closed the connection")
             # TLS gives a record of 16 KiB at a time, so there a short piece does not mean that this was all.
             if size is None or (size < _READ_BYTES and not self._address.tls):
                 return
@@ -351,7 +351,7 @@ class NativeBus:
             size = self._socket.recv_into(self._piece, min(most_bytes, _READ_BYTES))
         except OSError as error:
             if not would_block(error):
-                raise _Lost(f"cannot receive: {error}") from None
+                raise _ConnectionLost(f"cannot receive: {error}") from None
             return None
         if size:
             self._traffic.received_bytes += size
@@ -370,9 +370,9 @@ class NativeBus:
         for packet in packets:
             self._handle(packet, deliveries)
         if wrong is not None:
-            raise _Lost(f"it sent a malformed packet: {wrong}")
+            raise _ConnectionLost(f"it sent a malformed packet: {wrong}")
         if len(self._read) > self._session.max_packet_bytes:
-            raise _Lost(f"it is sending a packet of more than {self._session.max_packet_bytes} bytes")
+            raise _ConnectionLost(f"it is sending a packet of more than {self._session.max_packet_bytes} bytes")
 
     def _wake_at(self, size: int) -> None:
         """Let `select` say that there is something to read when so many bytes are there: socket(7), SO_RCVLOWAT."""
@@ -380,7 +380,7 @@ class NativeBus:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
             self._wake_bytes = size
 
-    def _handle(self, packet: mqtt5.Packet | OddPubAck, deliveries: list[Delivery]) -> None:
+    def _handle(self, packet: mqtt5.Packet | UnlistedPubAck, deliveries: list[Delivery]) -> None:
         if isinstance(packet, mqtt5.PublishPacket):
             self._traffic.received += 1
             packet_id = packet.packet_id or 0
@@ -388,36 +388,36 @@ class NativeBus:
                 self._acks.arrived(packet_id)
             token = (self._generation if packet.qos == QOS else 0, packet_id)
             delivery = Delivery(packet.topic, packet.payload or b"", token, packet.retain, packet.duplicate)
-            if self._session.expiry_s and self._filters and self._strays.is_stray(packet.topic):
+            if self._session.expiry_s and self._filters and self._stale.is_stale(packet.topic):
                 self._put_away(delivery)
             else:
                 deliveries.append(delivery)
         elif isinstance(packet, mqtt5.PubAckPacket):
             publication = self._inflight.pop(packet.packet_id, None)
-            if publication is not None and publication.receipt is not None:
-                publication.receipt(receipt_of(packet.reason_code))
-        elif isinstance(packet, OddPubAck):
+            if publication is not None and publication.on_outcome is not None:
+                publication.on_outcome(outcome_of(packet.reason_code))
+        elif isinstance(packet, UnlistedPubAck):
             self._refuse(self._inflight.pop(packet.packet_id, None), packet.code)
         elif isinstance(packet, mqtt5.SubAckPacket):
             filters = self._subscribing.pop(packet.packet_id, ())
             for text, code in zip(filters, packet.reason_codes, strict=False):
                 if int(code) >= _FAILURE:
                     raise BrokerError(
-                        f"the broker at {self._address.url} refused the subscription to {text}: {words(code)}; "
+                        f"the broker at {self._address.url} refused the subscription to {text}: {reason_text(code)}; "
                         "check what its access list permits this user"
                     )
         elif isinstance(packet, mqtt5.DisconnectPacket):
             if packet.reason_code == mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER:
                 raise TakenOver(self._session.client_id)
-            raise _Lost(f"it disconnected this client: {words(packet.reason_code)}")
+            raise _ConnectionLost(f"it disconnected this client: {reason_text(packet.reason_code)}")
 
     def _put_away(self, delivery: Delivery) -> None:
         """Acknowledge what only an earlier process of this session asked for, and end that subscription."""
         self._traffic.strays += 1
         self.acknowledge(delivery)
-        left = self._strays.leave(delivery.topic)
+        left = self._stale.leave(delivery.topic)
         if left:
-            _log.warning("%s", left_over(delivery.topic))
+            _log.warning("%s", stale_message(delivery.topic))
             self.unsubscribe(left)
 
     def _refuse(self, publication: Publication | None, code: int) -> None:
@@ -428,15 +428,15 @@ class NativeBus:
         if large:
             size = publish_bytes(publication.topic, publication.payload)
             _log.error("%s", refused_as_large(publication.topic, size))
-        if publication.receipt is not None:
-            publication.receipt(Receipt.TOO_LARGE if large else Receipt.REFUSED)
+        if publication.on_outcome is not None:
+            publication.on_outcome(PublishOutcome.TOO_LARGE if large else PublishOutcome.REFUSED)
 
     def _keep_alive(self) -> None:
         now, keepalive_s = self._clock(), self._keepalive_s
         if not keepalive_s:
             return
         if now - self._heard_at > 1.5 * keepalive_s:
-            raise _Lost(f"it has been silent for {now - self._heard_at:.0f} s")
+            raise _ConnectionLost(f"it has been silent for {now - self._heard_at:.0f} s")
         if now - self._spoke_at > keepalive_s / 2:
             self._write.append(mqtt5.PingReqPacket().write())
             self._spoke_at = now

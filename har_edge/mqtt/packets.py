@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mqtt5
 
-from har_edge.mqtt.bus import OnReceipt, Receipt
+from har_edge.mqtt.bus import OnOutcome, PublishOutcome
 from har_edge.mqtt.transport import read_share
 
 QOS = mqtt5.QoS.AT_LEAST_ONCE
@@ -15,7 +15,7 @@ QOS = mqtt5.QoS.AT_LEAST_ONCE
 LARGE_BYTES = 64 * 1024
 
 
-class Malformed(Exception):
+class MalformedPacket(Exception):
     """Bytes that are no MQTT 5 packet."""
 
 
@@ -26,7 +26,7 @@ class Publication:
     topic: str
     payload: bytes
     retain: bool
-    receipt: OnReceipt | None
+    on_outcome: OnOutcome | None
 
 
 def write_publish(
@@ -47,7 +47,7 @@ def write_publish(
     return [_lengthened(packet, len(payload)), payload] if apart else [packet]
 
 
-def greeting(text: str) -> mqtt5.RetainHandling:
+def retain_handling(text: str) -> mqtt5.RetainHandling:
     """Return what a subscription asks for of what is retained: nothing for a member of a group.
 
     It must get none anyway (MQTT 5, section 4.8.2), but Mosquitto 2.0.11 sends it to some all the same.
@@ -79,9 +79,9 @@ def read_packet(data: memoryview) -> tuple[mqtt5.Packet, int] | None:
         raise _malformed(error) from None
 
 
-def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet | OddPubAck], Malformed | None]:
+def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet | UnlistedPubAck], MalformedPacket | None]:
     """Take all whole packets off the front of a buffer; also return what is wrong with the bytes after them."""
-    packets: list[mqtt5.Packet | OddPubAck] = []
+    packets: list[mqtt5.Packet | UnlistedPubAck] = []
     start, wrong = 0, None
     with memoryview(buffer) as view:
         end = len(view)
@@ -107,19 +107,19 @@ def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet | OddPubAck], Mal
 
 
 @dataclass(frozen=True, slots=True)
-class OddPubAck:
+class UnlistedPubAck:
     """A PUBACK whose reason code MQTT 5 does not have for it (section 3.4.2.1): Mosquitto says 0x95 for a size."""
 
     packet_id: int
     code: int
 
 
-def _odd_puback(view: memoryview) -> tuple[OddPubAck, int] | None:
+def _odd_puback(view: memoryview) -> tuple[UnlistedPubAck, int] | None:
     """Return a whole PUBACK with a failure code that the library does not know, None for anything else."""
     whole = len(view) >= 5 and view[0] == 0x40 and 3 <= view[1] < 0x80 and len(view) >= 2 + view[1]
     if not whole or view[4] < 0x80:
         return None
-    return OddPubAck(view[2] << 8 | view[3], view[4]), 2 + view[1]
+    return UnlistedPubAck(view[2] << 8 | view[3], view[4]), 2 + view[1]
 
 
 def first_bytes(buffer: bytearray) -> int:
@@ -132,28 +132,32 @@ def first_bytes(buffer: bytearray) -> int:
     return 0
 
 
-def _malformed(error: BaseException) -> Malformed:
+def _malformed(error: BaseException) -> MalformedPacket:
     """Return what an error of the library says of the bytes; raise it again when it says nothing of them.
 
     Its native code panics on strings that are not UTF-8, and a panic is no Exception.
     """
     if isinstance(error, ValueError):
-        return Malformed(str(error))
+        return MalformedPacket(str(error))
     if type(error).__name__ == "PanicException":
-        return Malformed("a string is not UTF-8")
+        return MalformedPacket("a string is not UTF-8")
     raise error
 
 
-def words(code: enum.IntEnum) -> str:
+def reason_text(code: enum.IntEnum) -> str:
     """Return a reason code as a person reads it."""
     return code.name.lower().replace("_", " ")
 
 
-def receipt_of(code: mqtt5.PubAckReasonCode) -> Receipt:
+def outcome_of(code: mqtt5.PubAckReasonCode) -> PublishOutcome:
     """Return what a PUBACK says became of the message."""
     if code == mqtt5.PubAckReasonCode.SUCCESS:
-        return Receipt.SAFE
-    return Receipt.UNHEARD if code == mqtt5.PubAckReasonCode.NO_MATCHING_SUBSCRIBERS else Receipt.REFUSED
+        return PublishOutcome.ACKED
+    return (
+        PublishOutcome.NO_SUBSCRIBERS
+        if code == mqtt5.PubAckReasonCode.NO_MATCHING_SUBSCRIBERS
+        else PublishOutcome.REFUSED
+    )
 
 
 def would_block(error: OSError) -> bool:

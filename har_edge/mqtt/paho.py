@@ -25,21 +25,21 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
-from har_edge.mqtt.bus import Delivery, OnReceipt, Receipt, Session, TakenOver, Traffic
-from har_edge.mqtt.reconnect import Comeback
-from har_edge.mqtt.stale_subscriptions import Strays
+from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, PublishOutcome, Session, TakenOver
+from har_edge.mqtt.reconnect import Reconnector
+from har_edge.mqtt.stale_subscriptions import StaleSubscriptions
 from har_edge.mqtt.tolerant import TOO_LARGE, TolerantClient
 from har_edge.mqtt.transport import (
     CONNECT_TIMEOUT_S,
     NO_LIMIT,
     AckOrder,
-    LostInARow,
+    ConsecutiveLosses,
     cut_off_by_size,
-    left_over,
     publish_bytes,
     read_share,
     refusal,
     refused_as_large,
+    stale_message,
     tls_context,
     too_large,
     unanswered,
@@ -63,7 +63,7 @@ class _Message:
     topic: str
     payload: bytes
     retain: bool
-    receipt: OnReceipt | None
+    on_outcome: OnOutcome | None
 
     @property
     def size(self) -> int:
@@ -86,15 +86,15 @@ class PahoBus:
         rng: random.Random | None = None,
     ) -> None:
         self._address, self._session, self._clock, self._mqtt5 = address, session, clock, mqtt5
-        self._comeback = Comeback(address, session, clock, rng or random.Random(), self._connect_beside)
-        self._traffic = Traffic()
+        self._reconnector = Reconnector(address, session, clock, rng or random.Random(), self._connect_beside)
+        self._traffic = BusTraffic()
         self._filters: list[str] = []
-        self._strays = Strays()
+        self._stale = StaleSubscriptions()
         self._subscribing: dict[int, tuple[str, ...]] = {}
         self._under_way: dict[int, _Message] = {}
         self._waiting: deque[_Message] = deque()
-        self._settled: deque[tuple[OnReceipt | None, Receipt]] = deque()
-        self._losses = LostInARow()
+        self._settled: deque[tuple[OnOutcome | None, PublishOutcome]] = deque()
+        self._losses = ConsecutiveLosses()
         self._send_quota, self._send_limit = _MAX_IN_FLIGHT, NO_LIMIT
         self._arrived: list[Delivery] = []
         self._acks = AckOrder()
@@ -106,7 +106,7 @@ class PahoBus:
         self._client = self._make_client()
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> BusTraffic:
         return self._traffic
 
     @property
@@ -123,7 +123,7 @@ class PahoBus:
 
     def subscribe(self, filters: Sequence[str]) -> None:
         self._filters += filters
-        self._strays.want(filters)
+        self._stale.want(filters)
         if self._accepted:
             self._send_subscribe(tuple(filters))
 
@@ -132,9 +132,9 @@ class PahoBus:
         for one in [list(filters)] if self._mqtt5 else [[text] for text in filters]:  # as with SUBSCRIBE
             self._client.unsubscribe(one)
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, on_outcome: OnOutcome | None = None) -> None:
         self._traffic.published += 1
-        self._waiting.append(_Message(topic, payload, retain, receipt))
+        self._waiting.append(_Message(topic, payload, retain, on_outcome))
         self._send_waiting()
 
     def acknowledge(self, delivery: Delivery) -> None:
@@ -255,7 +255,7 @@ class PahoBus:
         return bus
 
     def _reopen(self, timeout_s: float) -> bool:
-        if not self._comeback.attempt(timeout_s, self._open):
+        if not self._reconnector.attempt(timeout_s, self._open):
             return False
         self._traffic.reconnects += 1
         self._traffic.forgotten += not self._session_present
@@ -310,9 +310,9 @@ class PahoBus:
 
     def _settle(self) -> None:
         while self._settled:
-            receipt, outcome = self._settled.popleft()
-            if receipt is not None:
-                receipt(outcome)
+            on_outcome, outcome = self._settled.popleft()
+            if on_outcome is not None:
+                on_outcome(outcome)
 
     def _send_waiting(self) -> None:
         """Hand paho what the broker's Receive Maximum admits; paho itself cannot learn it once connected."""
@@ -320,7 +320,7 @@ class PahoBus:
             message = self._waiting.popleft()
             if message.size > self._send_limit:  # sent all the same, it would cost the connection (section 3.2.2.3.6)
                 _log.error("%s", too_large(message.topic, message.size, self._send_limit))
-                self._settled.append((message.receipt, Receipt.TOO_LARGE))
+                self._settled.append((message.on_outcome, PublishOutcome.TOO_LARGE))
                 continue
             info = self._client.publish(message.topic, message.payload, _QOS, message.retain)
             if info.rc == mqtt.MQTT_ERR_QUEUE_SIZE:  # paho reuses a packet id that is still in flight: try the next
@@ -355,7 +355,7 @@ class PahoBus:
         self._send_quota = min(int(getattr(properties, "ReceiveMaximum", _MAX_IN_FLIGHT)), _MAX_IN_FLIGHT)
         self._send_limit = int(getattr(properties, "MaximumPacketSize", NO_LIMIT))
         self._generation += 1
-        self._comeback.opened()
+        self._reconnector.opened()
         self._acks.clear()
         self._subscribing.clear()
         self._accepted = True
@@ -378,13 +378,13 @@ class PahoBus:
         message = self._under_way.pop(packet_id, None)
         if message is None:
             return
-        outcome = Receipt.REFUSED if code.value >= _FAILURE else Receipt.SAFE
+        outcome = PublishOutcome.REFUSED if code.value >= _FAILURE else PublishOutcome.ACKED
         if code.value == _NO_MATCHING_SUBSCRIBERS:
-            outcome = Receipt.UNHEARD
+            outcome = PublishOutcome.NO_SUBSCRIBERS
         elif self._client.odd.pop(packet_id, 0) == TOO_LARGE:
-            outcome = Receipt.TOO_LARGE
+            outcome = PublishOutcome.TOO_LARGE
             _log.error("%s", refused_as_large(message.topic, message.size))
-        self._settled.append((message.receipt, outcome))
+        self._settled.append((message.on_outcome, outcome))
 
     def _on_message(self, _client: mqtt.Client, _user: Any, message: mqtt.MQTTMessage) -> None:
         self._traffic.received += 1
@@ -399,13 +399,13 @@ class PahoBus:
 
         Asked when deliveries are handed out: the first ones come before this process has subscribed.
         """
-        if not (self._session.expiry_s and self._filters and self._strays.is_stray(delivery.topic)):
+        if not (self._session.expiry_s and self._filters and self._stale.is_stale(delivery.topic)):
             return True
         self._traffic.strays += 1
         self.acknowledge(delivery)
-        left = self._strays.leave(delivery.topic)
+        left = self._stale.leave(delivery.topic)
         if left:
-            _log.warning("%s", left_over(delivery.topic))
+            _log.warning("%s", stale_message(delivery.topic))
             self.unsubscribe(left)
         return False
 
@@ -418,18 +418,18 @@ class PahoBus:
 
     def _on_lost(self, reason: str) -> None:
         if not self._accepted:
-            self._comeback.failed()
+            self._reconnector.failed()
             return
         self._accepted = False
-        lasted_s = self._comeback.lost(reason)
+        lasted_s = self._reconnector.lost(reason)
         if not self._mqtt5 and self._losses.lost(lasted_s, len(self._under_way)):
             self._give_largest_up()
 
     def _give_largest_up(self) -> None:
         """Refuse the largest message under way; the others go out again, with a new client, as paho keeps its own."""
         largest = max(self._under_way.values(), key=lambda message: message.size)
-        _log.error("%s", cut_off_by_size(largest.topic, largest.size, LostInARow.MOST))
-        self._settled.append((largest.receipt, Receipt.TOO_LARGE))
+        _log.error("%s", cut_off_by_size(largest.topic, largest.size, ConsecutiveLosses.MOST))
+        self._settled.append((largest.on_outcome, PublishOutcome.TOO_LARGE))
         self._waiting.extendleft(one for one in reversed(self._under_way.values()) if one is not largest)
         self._under_way.clear()
         self._client = self._make_client()

@@ -16,7 +16,7 @@ from har_edge.mqtt.transport import Backoff, FinalRefusal
 _log = logging.getLogger(__name__)
 
 
-class Comeback:
+class Reconnector:
     """Times the attempts of one client to connect again.
 
     `connect_beside` opens a second, short-lived connection, to look who has the session now.

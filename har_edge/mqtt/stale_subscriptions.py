@@ -16,7 +16,7 @@ _MOST = 4096  # topics that are remembered
 _OPEN_LEVELS = 3  # the last levels, which a filter of har_edge may leave open (protocol/topics.py)
 
 
-class Strays:
+class StaleSubscriptions:
     """Knows which topics the subscriptions of a bus ask for; `count` is how many messages came that none asks for."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Strays:
             self._left.discard(text)
         self._known.clear()
 
-    def is_stray(self, topic: str) -> bool:
+    def is_stale(self, topic: str) -> bool:
         """Return whether no subscription asks for a topic."""
         known = self._known.get(topic)
         if known is None:

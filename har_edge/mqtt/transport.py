@@ -175,7 +175,7 @@ def too_large(topic: str, packet_bytes: int, limit: int) -> str:
     )
 
 
-def left_over(topic: str) -> str:
+def stale_message(topic: str) -> str:
     """Say that a session brings messages that nobody asks for any more."""
     return (
         f"a message came on {topic}, which an earlier process of this name asked for and this one does not: it is put "
@@ -202,7 +202,7 @@ def cut_off_by_size(topic: str, packet_bytes: int, times: int) -> str:
     )
 
 
-class LostInARow:
+class ConsecutiveLosses:
     """Counts connections that ended soon and without any acknowledgement while messages were under way.
 
     With MQTT 3.1.1 a broker that is sent more than it takes has no word for it: it closes the connection, is sent the

@@ -32,8 +32,8 @@ from har_edge.inference.measure import (
     time_whole,
 )
 from har_edge.inference.sampling import sample
-from har_edge.mqtt.bus import Bus, OnReceipt, Receipt
-from har_edge.mqtt.link_benchmark import SMALL, measure_echo
+from har_edge.mqtt.bus import Bus, OnOutcome, PublishOutcome
+from har_edge.mqtt.link_benchmark import SMALL, benchmark_link
 from har_edge.planner.layout import tensor_bytes
 from har_edge.planner.profile import VERSION, LinkCost, MemoryCost, MessageCost, Profile
 from har_edge.planner.regression import segment_costs
@@ -172,7 +172,7 @@ def measure_messages(
     more than in a plain loop. Raises BrokerError when messages do not come back.
     """
     topics = Topics("har", f"profile-{device}")
-    echo = measure_echo(bus, topics.activation(0, 0, _NAME))
+    echo = benchmark_link(bus, topics.activation(0, 0, _NAME))
     work = work or partial(np.add, memory := np.zeros(_TOUCHED, np.uint8), 1, memory)
     small, large = (_message_s(bus, topics, epoch, size, work) for epoch, size in enumerate((SMALL, _LARGE), 1))
     byte_s = max(0.0, (large - small) / (_LARGE - SMALL))
@@ -207,11 +207,11 @@ class _Ring:
     def unsent(self) -> int:
         return self._bus.unsent
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False, receipt: OnReceipt | None = None) -> None:
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, on_outcome: OnOutcome | None = None) -> None:
         if self.turning:
-            self._bus.publish(topic, payload, retain=retain, receipt=receipt)
-        elif receipt is not None:
-            receipt(Receipt.SAFE)
+            self._bus.publish(topic, payload, retain=retain, on_outcome=on_outcome)
+        elif on_outcome is not None:
+            on_outcome(PublishOutcome.ACKED)
 
 
 def _message_s(bus: Bus, topics: Topics, epoch: int, size: int, work: Callable[[], object]) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.sampling import sample
-from har_edge.mqtt.connect import Client, choose_client
+from har_edge.mqtt.connect import ClientLibrary, choose_client
 from har_edge.runtime import build
 from har_edge.runtime.stage import loop
 
@@ -23,7 +23,7 @@ STATUS = Path("/proc/self/status")
 
 def main(small: Path, whole: Path, delegate: Delegate) -> None:
     """Load and run the one, then the other."""
-    if choose_client(Client.AUTO) is Client.NATIVE:
+    if choose_client(ClientLibrary.AUTO) is ClientLibrary.NATIVE:
         from har_edge.mqtt import native as client
     else:
         from har_edge.mqtt import paho as client  # type: ignore[no-redef]

@@ -7,7 +7,7 @@ import time
 from collections import deque
 
 from har_edge.errors import BrokerError
-from har_edge.mqtt.bus import Bus, Outgoing, Receipt
+from har_edge.mqtt.bus import Bus, Outgoing, PublishOutcome
 from har_edge.runtime.counters import Counters
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Sender:
     def __init__(self, bus: Bus, counters: Counters, advice: str) -> None:
         self._bus, self._counters, self._advice = bus, counters, advice
         self._again: deque[tuple[float, Outgoing]] = deque()
-        self._logged: set[Receipt] = set()
+        self._logged: set[PublishOutcome] = set()
         # How many messages still hold each delivery: it is acknowledged when the last of them is safe.
         self._holders: dict[tuple[int, int], int] = {}
 
@@ -44,7 +44,7 @@ class Sender:
 
         Deliveries that several messages settle are named in each, and all of those must be sent before the next poll.
         """
-        for delivery in outgoing.releases:
+        for delivery in outgoing.acks:
             self._holders[delivery.token] = self._holders.get(delivery.token, 0) + 1
         if outgoing.topic:
             self._publish(outgoing)
@@ -56,7 +56,7 @@ class Sender:
             outgoing.topic,
             outgoing.payload,
             retain=outgoing.retain,
-            receipt=lambda receipt: self._settle(outgoing, receipt),
+            on_outcome=lambda outcome: self._settle(outgoing, outcome),
         )
 
     def retry(self, now: float) -> None:
@@ -64,27 +64,29 @@ class Sender:
         while self._again and self._again[0][0] <= now:
             self._publish(self._again.popleft()[1])
 
-    def _settle(self, outgoing: Outgoing, receipt: Receipt) -> None:
-        if receipt is Receipt.SAFE or (receipt is Receipt.UNHEARD and not outgoing.heard):
+    def _settle(self, outgoing: Outgoing, outcome: PublishOutcome) -> None:
+        if outcome is PublishOutcome.ACKED or (
+            outcome is PublishOutcome.NO_SUBSCRIBERS and not outgoing.needs_subscriber
+        ):
             self._release(outgoing)
             return
-        if receipt is Receipt.TOO_LARGE:  # no retry makes it smaller
+        if outcome is PublishOutcome.TOO_LARGE:  # no retry makes it smaller
             self._counters.too_large += 1
             self._release(outgoing)
             return
         self._again.append((time.monotonic() + RETRY_S, outgoing))
-        if receipt is Receipt.UNHEARD:
+        if outcome is PublishOutcome.NO_SUBSCRIBERS:
             self._counters.unheard += 1
             text = f"nobody listens to {outgoing.topic}; keeping the message and trying again: {self._advice}"
         else:
             self._counters.refused += 1
             text = f"the broker refused a message on {outgoing.topic}; trying again: see its access list"
-        if receipt not in self._logged:
-            self._logged.add(receipt)
+        if outcome not in self._logged:
+            self._logged.add(outcome)
             _log.warning(text)
 
     def _release(self, outgoing: Outgoing) -> None:
-        for delivery in outgoing.releases:
+        for delivery in outgoing.acks:
             self._holders[delivery.token] -= 1
             if not self._holders[delivery.token]:
                 del self._holders[delivery.token]

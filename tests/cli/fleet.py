@@ -16,7 +16,7 @@ from pathlib import Path
 from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Bus, Session
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.protocol.results import Result
 from har_edge.protocol.status import NodeStatus, State, decode_status
 from har_edge.protocol.topics import Kind
@@ -86,7 +86,7 @@ class Fleet:
         self.bus.close(forget=True)
 
     def open(self, session: Session) -> Bus:
-        return open_bus(self.address, session, Client.PAHO)
+        return open_bus(self.address, session, ClientLibrary.PAHO)
 
     def start(self, command: str, *options: str, **changes: str) -> Running:
         """Start a command of `har-edge` on this pipeline."""

@@ -18,7 +18,7 @@ from har_edge.mqtt.address import Address
 from har_edge.mqtt.broker import launcher as broker_module
 from har_edge.mqtt.broker.launcher import free_port
 from har_edge.mqtt.bus import Session
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.resources import find_folder
 
 
@@ -43,7 +43,7 @@ def test_it_serves_until_a_signal(open_folder: Path, embedded: bool, number: int
         said = process.stdout.readline()
         name = "(embedded, MQTT 3.1.1 and 5)" if embedded else "Mosquitto "
         assert name in said and f"listens on 127.0.0.1:{port}; stop it with Ctrl-C" in said
-        bus = open_bus(Address("127.0.0.1", port), Session("x"), Client.PAHO)
+        bus = open_bus(Address("127.0.0.1", port), Session("x"), ClientLibrary.PAHO)
         came: list[bytes] = []
         bus.subscribe(["t"])
         deadline = time.monotonic() + 20

@@ -16,7 +16,7 @@ import pytest
 from har_edge.cli.main import main
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Session
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.protocol.deployment import Deployment, decode_deployment
 from har_edge.protocol.results import Result
 from har_edge.protocol.status import NodeStatus, State, decode_status
@@ -45,7 +45,7 @@ class Crew:
 
     def __post_init__(self) -> None:
         self.topics, self.sink = Topics("har", self.name), Sink()
-        self.bus = open_bus(self.address, Session(f"{self.name}-test", expiry_s=600), Client.PAHO)
+        self.bus = open_bus(self.address, Session(f"{self.name}-test", expiry_s=600), ClientLibrary.PAHO)
         topics = self.topics
         self.bus.subscribe([topics.result("+"), topics.status("+"), topics.plan(), topics.slice("+")])
 
@@ -190,7 +190,7 @@ def test_a_slice_that_somebody_spoils_at_the_broker_is_mended_there(crew: Crew) 
     sha256 = crew.plan.current.manifest.slices[1].sha256
     chunk = crew.topics.chunk(sha256, 0)
     seen: list[bytes] = []
-    with closing(open_bus(crew.address, Session(f"{crew.name}-look", clean_start=True), Client.PAHO)) as bus:
+    with closing(open_bus(crew.address, Session(f"{crew.name}-look", clean_start=True), ClientLibrary.PAHO)) as bus:
         bus.subscribe([chunk])
 
         def look() -> bool:

@@ -19,7 +19,7 @@ from har_edge.config.catalog import Catalog, load_catalog, store_catalog
 from har_edge.config.task import SourceInput, StreamTask
 from har_edge.mqtt.broker import launcher as broker_module
 from har_edge.mqtt.bus import Session
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 from tests.cli.fleet import TIMEOUT_S, environment
 from tests.tflite import models
 
@@ -133,7 +133,7 @@ def test_it_uses_the_broker_it_is_given_and_leaves_nothing_there(
     url = mosquitto.address.url
     assert main(["demo", "--broker", url, "--windows", "5", "--speed", "max", "--json", "out.json"]) == 0
     check(msgspec.json.decode((tmp_path / "out.json").read_bytes()), 10)
-    bus = open_bus(mosquitto.address, Session("look"), Client.PAHO)
+    bus = open_bus(mosquitto.address, Session("look"), ClientLibrary.PAHO)
     bus.subscribe(["har/v1/+/node/+/status"])
     bus.publish("look", b"")
     deadline, retained = time.monotonic() + 20, []

@@ -10,7 +10,7 @@ import pytest
 
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import load_pipeline
-from har_edge.mqtt.bus import Bus, Receipt, Session
+from har_edge.mqtt.bus import Bus, PublishOutcome, Session
 from har_edge.protocol.status import State
 from har_edge.runtime.slicing import prepare
 from tests.cli.fleet import Fleet
@@ -20,11 +20,11 @@ LOAD = ("--subjects", "1,2", "--windows", "10", "--speed", "max")
 
 def until_nobody_listens(fleet: Fleet, bus: Bus, topic: str) -> None:
     """Send one message at a time; a broker that has no subscriber says so."""
-    heard: list[Receipt] = []
+    heard: list[PublishOutcome] = []
     for number in range(20):
-        bus.publish(topic, b"x", receipt=heard.append)
-        fleet.until(lambda number=number: bus.poll(0.02) or len(heard) > number, "no receipt")  # type: ignore[misc]
-        if heard[-1] is Receipt.UNHEARD:
+        bus.publish(topic, b"x", on_outcome=heard.append)
+        fleet.until(lambda number=number: bus.poll(0.02) or len(heard) > number, "no PUBACK")  # type: ignore[misc]
+        if heard[-1] is PublishOutcome.NO_SUBSCRIBERS:
             return
         time.sleep(0.1)
     raise AssertionError(f"somebody still listens to {topic}")

@@ -12,7 +12,7 @@ import pytest
 
 from har_edge.cli.commands.watch import Silence
 from har_edge.cli.main import main
-from har_edge.mqtt.bus import Delivery, Receipt
+from har_edge.mqtt.bus import Delivery, PublishOutcome
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import NodeStatus, State, StreamCount, encode_status
 from har_edge.protocol.topics import Topics
@@ -139,16 +139,16 @@ def test_a_watcher_that_is_killed_leaves_no_session_with_mqtt_3_1_1(fleet: Fleet
     watcher = fleet.start("watch", "--json", "--protocol", "3.1.1")
     fleet.bus.unsubscribe([fleet.topics.result("+")])
     fleet.until(lambda: "nobody runs" in watcher.said, "it does not begin")
-    heard: list[Receipt] = []
+    heard: list[PublishOutcome] = []
 
-    def ask() -> Receipt | None:
-        fleet.bus.publish(topic, b"{}", receipt=heard.append)
-        fleet.until(lambda: not fleet.bus.unsent, "no receipt")
+    def ask() -> PublishOutcome | None:
+        fleet.bus.publish(topic, b"{}", on_outcome=heard.append)
+        fleet.until(lambda: not fleet.bus.unsent, "no PUBACK")
         return heard[-1] if heard else None
 
-    assert ask() is Receipt.SAFE
+    assert ask() is PublishOutcome.ACKED
     watcher.end(signal.SIGKILL)
-    fleet.until(lambda: ask() is Receipt.UNHEARD, "its session is there still")
+    fleet.until(lambda: ask() is PublishOutcome.NO_SUBSCRIBERS, "its session is there still")
 
 
 def status(role: str, state: State = State.READY) -> Delivery:

@@ -12,8 +12,8 @@ import pytest
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.broker.launcher import Mosquitto, RunningBroker
-from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session, TakenOver, Will
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, TakenOver, Will
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol.status import NodeStatus, State, encode_status, lease_of
 from tests.contract.others import LACKS, OTHERS, Kind
@@ -61,7 +61,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         broker: RunningBroker = request.getfixturevalue(name)
         if client == "native":
             pytest.importorskip("mqtt5")
-        world = World([lambda session: open_bus(broker.address, session, Client(client))])
+        world = World([lambda session: open_bus(broker.address, session, ClientLibrary(client))])
     yield world
     for bus in world.buses:
         bus.close(forget=True)
@@ -99,14 +99,14 @@ def ready(bus: Bus, *filters: str) -> Bus:
 def test_delivers_in_order_and_reports_safety(world: World) -> None:
     topic = next(_names)
     receiver, sender = ready(world.bus(), f"{topic}/+"), world.bus()
-    receipts: list[Receipt] = []
+    outcomes: list[PublishOutcome] = []
     for number in range(50):
-        sender.publish(f"{topic}/a", str(number).encode(), receipt=receipts.append)
+        sender.publish(f"{topic}/a", str(number).encode(), on_outcome=outcomes.append)
     assert sender.unsent == 50
     came = collect(receiver, 50, (sender,))
     assert [int(delivery.payload) for delivery in came] == list(range(50))
-    until(sender, lambda: len(receipts) == 50)
-    assert set(receipts) == {Receipt.SAFE} and sender.unsent == 0
+    until(sender, lambda: len(outcomes) == 50)
+    assert set(outcomes) == {PublishOutcome.ACKED} and sender.unsent == 0
 
 
 def test_many_topics_arrive_under_their_names(world: World) -> None:
@@ -121,10 +121,10 @@ def test_many_topics_arrive_under_their_names(world: World) -> None:
 
 def test_says_that_nobody_listens(world: World) -> None:
     sender = world.bus()
-    receipts: list[Receipt] = []
-    sender.publish(next(_names), b"x", receipt=receipts.append)
-    until(sender, lambda: receipts)
-    assert receipts == [Receipt.UNHEARD]
+    outcomes: list[PublishOutcome] = []
+    sender.publish(next(_names), b"x", on_outcome=outcomes.append)
+    until(sender, lambda: outcomes)
+    assert outcomes == [PublishOutcome.NO_SUBSCRIBERS]
 
 
 def test_unacknowledged_deliveries_come_again_to_the_next_owner_of_the_session(world: World) -> None:
@@ -270,13 +270,13 @@ def share(world: World, topic: str, count: int = 2, **options: object) -> tuple[
     return names, members
 
 
-def send(sender: Bus, topic: str, payloads: range) -> set[Receipt]:
+def send(sender: Bus, topic: str, payloads: range) -> set[PublishOutcome]:
     """Publish numbers and return what became of them."""
-    receipts: list[Receipt] = []
+    outcomes: list[PublishOutcome] = []
     for number in payloads:
-        sender.publish(f"{topic}/a", b"%d" % number, receipt=receipts.append)
-    until(sender, lambda: len(receipts) == len(payloads))
-    return set(receipts)
+        sender.publish(f"{topic}/a", b"%d" % number, on_outcome=outcomes.append)
+    until(sender, lambda: len(outcomes) == len(payloads))
+    return set(outcomes)
 
 
 def numbers(came: list[Delivery]) -> list[int]:
@@ -287,7 +287,7 @@ def test_members_of_a_group_take_turns(world: World) -> None:
     topic = next(_names)
     _, members = share(world, topic, 3)
     watcher, sender = ready(world.bus(), f"{topic}/+"), world.bus()
-    assert send(sender, topic, range(12)) == {Receipt.SAFE}
+    assert send(sender, topic, range(12)) == {PublishOutcome.ACKED}
     shares = [numbers(collect(member, 4)) for member in members]
     assert sorted(itertools.chain(*shares)) == list(range(12)) == numbers(collect(watcher, 12))
     assert all(one == list(range(one[0], 12, 3)) for one in shares)
@@ -297,12 +297,12 @@ def test_what_fell_to_a_member_that_vanished_waits_in_its_session(world: World) 
     topic = next(_names)
     names, (stays, goes) = share(world, topic)
     sender = world.bus()
-    assert send(sender, topic, range(4)) == {Receipt.SAFE}
+    assert send(sender, topic, range(4)) == {PublishOutcome.ACKED}
     held = collect(goes, 2)
     goes.acknowledge(held[0])
     goes.poll(0.05)
     goes.close()  # the session stays, with the message that was not acknowledged
-    assert send(sender, topic, range(4, 8)) == {Receipt.SAFE}
+    assert send(sender, topic, range(4, 8)) == {PublishOutcome.ACKED}
     mine = numbers(collect(stays, 4))
     assert list(stays.poll(0.2)) == []
     again = collect(world.bus(names[1], expiry_s=60), 3)
@@ -316,7 +316,7 @@ def test_a_group_is_heard_while_all_its_members_are_away(world: World) -> None:
     sender = world.bus()
     for member in members:
         member.close()
-    assert send(sender, topic, range(4)) == {Receipt.SAFE}
+    assert send(sender, topic, range(4)) == {PublishOutcome.ACKED}
     came = [numbers(collect(world.bus(name, expiry_s=60), 2)) for name in names]
     assert sorted(itertools.chain(*came)) == list(range(4))
 
@@ -326,10 +326,10 @@ def test_a_member_whose_session_ends_leaves_the_group(world: World) -> None:
     _, (stays, goes) = share(world, topic)
     sender = world.bus()
     goes.close(forget=True)
-    assert send(sender, topic, range(4)) == {Receipt.SAFE}
+    assert send(sender, topic, range(4)) == {PublishOutcome.ACKED}
     assert numbers(collect(stays, 4)) == list(range(4))
     stays.close(forget=True)
-    assert send(sender, topic, range(1)) == {Receipt.UNHEARD}
+    assert send(sender, topic, range(1)) == {PublishOutcome.NO_SUBSCRIBERS}
 
 
 def test_a_member_of_a_group_is_sent_nothing_retained(world: World) -> None:
@@ -338,7 +338,7 @@ def test_a_member_of_a_group_is_sent_nothing_retained(world: World) -> None:
     sender.publish(f"{topic}/a", b"0", retain=True)
     until(sender, lambda: sender.unsent == 0)
     _, (member,) = share(world, topic, 1)
-    assert send(sender, topic, range(1, 2)) == {Receipt.SAFE}
+    assert send(sender, topic, range(1, 2)) == {PublishOutcome.ACKED}
     assert numbers(collect(member, 1)) == [1]
     sender.publish(f"{topic}/a", b"", retain=True)
     until(sender, lambda: sender.unsent == 0)
@@ -393,7 +393,7 @@ def test_the_native_client_names_a_topic_once(mosquitto: Mosquitto) -> None:
     pytest.importorskip("mqtt5")
     topic, payload, count = f"har/v1/pipeline/window/subject1/{next(_names)}", bytes(100), 40
 
-    def sent_bytes(client: Client) -> int:
+    def sent_bytes(client: ClientLibrary) -> int:
         bus = open_bus(mosquitto.address, Session(next(_names)), client)
         before = bus.traffic.sent_bytes
         for _ in range(count):
@@ -406,11 +406,11 @@ def test_the_native_client_names_a_topic_once(mosquitto: Mosquitto) -> None:
     # The alias is a property of three bytes: its identifier and two of the number.
     saved = (count - 1) * (len(topic) - 3) - 3
     lengths_bytes = count - 1  # and a packet of up to 127 bytes says its length in one byte instead of two
-    assert sent_bytes(Client.PAHO) - sent_bytes(Client.NATIVE) == saved + lengths_bytes
+    assert sent_bytes(ClientLibrary.PAHO) - sent_bytes(ClientLibrary.NATIVE) == saved + lengths_bytes
 
 
-@pytest.mark.parametrize("client", [Client.PAHO, Client.NATIVE])
-def test_an_unreachable_broker_is_named(client: Client) -> None:
+@pytest.mark.parametrize("client", [ClientLibrary.PAHO, ClientLibrary.NATIVE])
+def test_an_unreachable_broker_is_named(client: ClientLibrary) -> None:
     from har_edge.mqtt.address import Address
 
     with pytest.raises(BrokerError, match=r"no broker at mqtt://127\.0\.0\.1:1: .*start one with `har-edge broker`"):

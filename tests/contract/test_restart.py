@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, free_port, start_mosquitto
-from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session, Will
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, Will
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.resources import find_folder
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
@@ -48,9 +48,9 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     broker.stop()
 
 
-@pytest.fixture(params=[Client.PAHO, Client.NATIVE], ids=lambda client: client.value)
+@pytest.fixture(params=[ClientLibrary.PAHO, ClientLibrary.NATIVE], ids=lambda client: client.value)
 def connect(request: pytest.FixtureRequest, broker: Broker) -> Iterator[Callable[..., Bus]]:
-    if request.param is Client.NATIVE:
+    if request.param is ClientLibrary.NATIVE:
         pytest.importorskip("mqtt5")
     buses: list[Bus] = []
 
@@ -81,14 +81,14 @@ def until(done: Callable[[], object], *buses: Bus, seconds: float = 20.0) -> lis
 
 def test_nothing_is_lost_over_restarts(broker: Broker, connect: Callable[..., Bus]) -> None:
     receiver, sender = ready(connect("receiver", expiry_s=300), "t"), connect("sender", expiry_s=300)
-    count, got, receipts = 600, list[int](), list[Receipt]()
+    count, got, outcomes = 600, list[int](), list[PublishOutcome]()
     deadline, sent = time.monotonic() + 30, 0
     restarts = [150, 400]
     while restarts or len(set(got)) < count or sender.unsent:
         assert time.monotonic() < deadline, f"{len(set(got))} of {count} came, {sender.unsent} not safe"
         # The last messages wait for the last restart, so that both must come back to end this.
         for _ in range(min(10, (restarts[0] if restarts else count) - sent)):
-            sender.publish("t", str(sent).encode(), receipt=receipts.append)
+            sender.publish("t", str(sent).encode(), on_outcome=outcomes.append)
             sent += 1
         sender.poll(0.0)
         for delivery in receiver.poll(0.002):
@@ -100,7 +100,7 @@ def test_nothing_is_lost_over_restarts(broker: Broker, connect: Callable[..., Bu
             sender.poll(0.0)
             receiver.poll(0.0)
             broker.start()
-    assert set(got) == set(range(count)) and receipts == [Receipt.SAFE] * count
+    assert set(got) == set(range(count)) and outcomes == [PublishOutcome.ACKED] * count
     assert sender.traffic.reconnects >= 2 and receiver.traffic.reconnects >= 2
     firsts = sorted(set(got), key=got.index)
     assert firsts == list(range(count)), "first copies come in order"

@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from har_edge.monitor.broker_behaviour import HEADER, Trait, promises, replicas, row, traits
-from har_edge.mqtt.conformance import Measured
+from har_edge.mqtt.conformance import BrokerMeasurement
 from har_edge.protocol.deployment import Deployment, Placement
 from tests.mqtt.test_conformance import GOOD
 from tests.runtime.deployed import deployment, generation
 
 
-def wrong(broker: Measured) -> dict[str, str]:
+def wrong(broker: BrokerMeasurement) -> dict[str, str]:
     return {trait.name: trait.remedy for trait in traits(broker) if trait.remedy}
 
 

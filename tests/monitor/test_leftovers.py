@@ -18,7 +18,7 @@ from har_edge.monitor.leftovers import (
     report_leftovers,
     report_sessions,
 )
-from har_edge.mqtt.bus import Outgoing, Receipt, Session
+from har_edge.mqtt.bus import Outgoing, PublishOutcome, Session
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol.status import NodeStatus, State
 from har_edge.runtime.artifacts import Header, encode_chunks
@@ -156,7 +156,7 @@ def test_a_broker_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
     def connect(session: Session) -> object:
         bus = broker.connect(session)
-        refuse = lambda topic, payload, *, retain, receipt: receipt(Receipt.REFUSED)  # noqa: E731
+        refuse = lambda topic, payload, *, retain, on_outcome: on_outcome(PublishOutcome.REFUSED)  # noqa: E731
         monkeypatch.setattr(bus, "publish", refuse)
         return bus
 

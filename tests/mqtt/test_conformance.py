@@ -15,13 +15,13 @@ from har_edge.mqtt import conformance as measuring
 from har_edge.mqtt.broker.embedded import EmbeddedBroker
 from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, start_mosquitto
 from har_edge.mqtt.broker.server import MAX_PACKET_BYTES
-from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session
-from har_edge.mqtt.conformance import ASKED, IN_FLIGHT, QUEUED, SIZES, Measured, measure
-from har_edge.mqtt.connect import Protocol, open_bus
+from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session
+from har_edge.mqtt.conformance import ASKED, IN_FLIGHT, QUEUED, SIZES, BrokerMeasurement, measure
+from har_edge.mqtt.connect import MqttVersion, open_bus
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
-GOOD = Measured(
+GOOD = BrokerMeasurement(
     protocol="5",
     version="",
     retained=True,
@@ -57,9 +57,9 @@ def start() -> Iterator[Callable[[str], Mosquitto]]:
             broker.stop()
 
 
-def look(broker: EmbeddedBroker | Mosquitto, protocol: Protocol = Protocol.V5) -> Measured:
+def look(broker: EmbeddedBroker | Mosquitto, protocol: MqttVersion = MqttVersion.V5) -> BrokerMeasurement:
     return measure(
-        lambda session: open_bus(broker.address, session, protocol=protocol), "p/", mqtt5=protocol is Protocol.V5
+        lambda session: open_bus(broker.address, session, protocol=protocol), "p/", mqtt5=protocol is MqttVersion.V5
     )
 
 
@@ -72,7 +72,7 @@ def test_the_embedded_broker_with_3_1_1(embedded: EmbeddedBroker) -> None:
     older = msgspec.structs.replace(
         GOOD, protocol="3.1.1", version=embedded.description, says_unheard=False, max_held=None
     )
-    assert look(embedded, Protocol.V311) == older
+    assert look(embedded, MqttVersion.V311) == older
 
 
 def test_mosquitto_as_har_edge_sets_it_up(mosquitto: Mosquitto) -> None:
@@ -137,10 +137,10 @@ class Odd(MemoryBroker):
         bus.connect()
         return bus
 
-    def route(self, topic: str, payload: bytes, **options: object) -> tuple[Receipt, list[object]]:  # type: ignore[override]
+    def route(self, topic: str, payload: bytes, **options: object) -> tuple[PublishOutcome, list[object]]:  # type: ignore[override]
         self._turns.clear()
-        receipt, takers = super().route(topic, payload, **options)  # type: ignore[arg-type]
-        return Receipt.SAFE if receipt is Receipt.UNHEARD else receipt, list(takers)
+        outcome, takers = super().route(topic, payload, **options)  # type: ignore[arg-type]
+        return PublishOutcome.ACKED if outcome is PublishOutcome.NO_SUBSCRIBERS else outcome, list(takers)
 
 
 def test_what_a_broker_lacks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

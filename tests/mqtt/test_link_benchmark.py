@@ -10,7 +10,7 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import open_bus
-from har_edge.mqtt.link_benchmark import LARGE, SMALL, measure_echo
+from har_edge.mqtt.link_benchmark import LARGE, SMALL, benchmark_link
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 
 TOPIC = "har/v1/profile/act/0/0/profile"
@@ -45,7 +45,7 @@ def memory_bus() -> MemoryBus:
 
 def test_the_figures_are_those_of_the_clocks() -> None:
     bus = Timed(memory_bus())
-    echo = measure_echo(bus, TOPIC, count=40, clock=bus.clock, processor=bus.clock)  # type: ignore[arg-type]
+    echo = benchmark_link(bus, TOPIC, count=40, clock=bus.clock, processor=bus.clock)  # type: ignore[arg-type]
     # What comes back was sent and received, so each way is half.
     assert echo.message_s == pytest.approx(0.5e-3) and echo.byte_s == pytest.approx(0.5e-6)
     assert echo.round_trip_s == pytest.approx(1e-3 + SMALL * 1e-6)
@@ -60,7 +60,7 @@ def test_a_slow_link_is_not_kept_busy_for_long() -> None:
             return deliveries
 
     bus = Slow(memory_bus())
-    echo = measure_echo(bus, TOPIC, count=1000, clock=bus.clock, processor=bus.clock)  # type: ignore[arg-type]
+    echo = benchmark_link(bus, TOPIC, count=1000, clock=bus.clock, processor=bus.clock)  # type: ignore[arg-type]
     assert bus.now < 120 and echo.round_trip_s > 1
     assert echo.bytes_per_s == pytest.approx(2 * LARGE / 1.067, rel=0.01)
 
@@ -70,7 +70,7 @@ def test_messages_that_stay_away_end_it() -> None:
     with pytest.raises(
         BrokerError, match=r"3 of 4 messages came back from the broker in \d+ s; look at its permissions"
     ):
-        measure_echo(bus, TOPIC, clock=bus.clock, processor=bus.clock)  # type: ignore[arg-type]
+        benchmark_link(bus, TOPIC, clock=bus.clock, processor=bus.clock)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -81,5 +81,5 @@ def real(mosquitto: Mosquitto) -> Iterator[object]:
 
 
 def test_a_real_broker_gives_figures_above_nothing(real: MemoryBus) -> None:
-    echo = measure_echo(real, TOPIC, count=20)
+    echo = benchmark_link(real, TOPIC, count=20)
     assert echo.message_s > 0 and echo.byte_s >= 0 and echo.round_trip_s > 0 and echo.bytes_per_s > 0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.broker.launcher import Mosquitto
-from har_edge.mqtt.bus import Receipt, Session, TakenOver, Will
+from har_edge.mqtt.bus import PublishOutcome, Session, TakenOver, Will
 from har_edge.mqtt.connect import open_bus
 from har_edge.mqtt.memory import MemoryBroker, matches
 from har_edge.mqtt.transport import read_share
@@ -84,15 +84,15 @@ def test_mosquitto_agrees(mosquitto: Mosquitto) -> None:
     prefix = "filters"
     cases = [case for case in FILTERS if not case[1].startswith("$") and not case[1].startswith("/")]
     for pattern, topic, expected in cases:
-        receipts: list[Receipt] = []
+        outcomes: list[PublishOutcome] = []
         one = open_bus(mosquitto.address, Session("filters-one"))
         one.subscribe([f"{prefix}/{pattern}"])
         while not one.connected:
             one.poll(0.01)
-        sender.publish(f"{prefix}/{topic}", b"", receipt=receipts.append)
-        while not receipts:
+        sender.publish(f"{prefix}/{topic}", b"", on_outcome=outcomes.append)
+        while not outcomes:
             sender.poll(0.01)
-        assert (receipts[0] is Receipt.SAFE) is expected, (pattern, topic)
+        assert (outcomes[0] is PublishOutcome.ACKED) is expected, (pattern, topic)
         one.close(forget=True)
     receiver.close()
     sender.close()
@@ -135,10 +135,10 @@ def test_a_session_without_expiry_ends_with_its_connection() -> None:
     bus, sender = broker.connect(Session("r")), broker.connect(Session("s"))
     bus.subscribe(["t"])
     bus.close()
-    receipts: list[Receipt] = []
-    sender.publish("t", b"", receipt=receipts.append)
+    outcomes: list[PublishOutcome] = []
+    sender.publish("t", b"", on_outcome=outcomes.append)
     sender.poll(0)
-    assert receipts == [Receipt.UNHEARD]
+    assert outcomes == [PublishOutcome.NO_SUBSCRIBERS]
 
 
 def test_clean_start_forgets_what_was_queued() -> None:

@@ -12,8 +12,8 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt import broker_probe, connect, handshake, paho, transport
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.broker.embedded import EmbeddedBroker
-from har_edge.mqtt.bus import Bus, Receipt, Session
-from har_edge.mqtt.connect import Client, Protocol, open_bus
+from har_edge.mqtt.bus import Bus, PublishOutcome, Session
+from har_edge.mqtt.connect import ClientLibrary, MqttVersion, open_bus
 from tests.mqtt.old_broker import Manner, OldBroker
 
 
@@ -40,12 +40,12 @@ def passes(sender: Bus, receiver: Bus) -> bool:
     return came
 
 
-@pytest.mark.parametrize("client", Client)
+@pytest.mark.parametrize("client", ClientLibrary)
 @pytest.mark.parametrize("manner", Manner)
 def test_a_broker_without_mqtt_5_is_spoken_to_in_3_1_1(
-    embedded: EmbeddedBroker, manner: Manner, client: Client, caplog: pytest.LogCaptureFixture
+    embedded: EmbeddedBroker, manner: Manner, client: ClientLibrary, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if client is Client.NATIVE:
+    if client is ClientLibrary.NATIVE:
         pytest.importorskip("mqtt5")
     with OldBroker(embedded.address, manner) as old, caplog.at_level(logging.WARNING):
         first = open_bus(old.address, Session("first"), client)
@@ -64,24 +64,24 @@ def test_a_session_of_3_1_1_ends_when_it_is_to_be_forgotten(
     request: pytest.FixtureRequest, name: str, forget: bool
 ) -> None:
     address, who = request.getfixturevalue(name).address, Session(f"leaves-{forget}", expiry_s=60)
-    bus = open_bus(address, who, protocol=Protocol.V311)
+    bus = open_bus(address, who, protocol=MqttVersion.V311)
     bus.subscribe(["left/#"])
     while not bus.connected:
         bus.poll(0.02)
     bus.close(forget=forget)
     sender = open_bus(address, Session("sender"))
-    heard: list[Receipt] = []
-    sender.publish("left/x", b"", receipt=heard.append)
+    heard: list[PublishOutcome] = []
+    sender.publish("left/x", b"", on_outcome=heard.append)
     while not heard:
         sender.poll(0.02)
-    assert heard == [Receipt.UNHEARD if forget else Receipt.SAFE]
+    assert heard == [PublishOutcome.NO_SUBSCRIBERS if forget else PublishOutcome.ACKED]
     sender.close()
-    open_bus(address, who, protocol=Protocol.V311).close(forget=True)
+    open_bus(address, who, protocol=MqttVersion.V311).close(forget=True)
 
 
 def test_who_asks_for_3_1_1_is_not_told_of_it(embedded: EmbeddedBroker, caplog: pytest.LogCaptureFixture) -> None:
     with OldBroker(embedded.address, Manner.CLOSES) as old, caplog.at_level(logging.WARNING):
-        open_bus(old.address, Session("asks"), protocol=Protocol.V311).close()
+        open_bus(old.address, Session("asks"), protocol=MqttVersion.V311).close()
         assert old.refused == 0
     assert caplog.records == []
 
@@ -105,10 +105,10 @@ class Answers:
         self._listener.close()
 
 
-@pytest.mark.parametrize("client", [Client.PAHO, Client.NATIVE])
+@pytest.mark.parametrize("client", [ClientLibrary.PAHO, ClientLibrary.NATIVE])
 @pytest.mark.parametrize("code", [0x86, 0x87])
-def test_a_wrong_password_is_no_other_version(client: Client, code: int) -> None:
-    if client is Client.NATIVE:
+def test_a_wrong_password_is_no_other_version(client: ClientLibrary, code: int) -> None:
+    if client is ClientLibrary.NATIVE:
         pytest.importorskip("mqtt5")
     broker = Answers(bytes([0x20, 3, 0, code, 0]), b"\x20\x02\x00\x00")
     with pytest.raises(BrokerError, match="check the user, and the password"):
@@ -116,9 +116,9 @@ def test_a_wrong_password_is_no_other_version(client: Client, code: int) -> None
     assert broker.firsts == [5]
 
 
-@pytest.mark.parametrize("client", [Client.PAHO, Client.NATIVE])
-def test_a_wrong_password_at_an_older_broker_is_told_as_one(client: Client) -> None:
-    if client is Client.NATIVE:
+@pytest.mark.parametrize("client", [ClientLibrary.PAHO, ClientLibrary.NATIVE])
+def test_a_wrong_password_at_an_older_broker_is_told_as_one(client: ClientLibrary) -> None:
+    if client is ClientLibrary.NATIVE:
         pytest.importorskip("mqtt5")
     broker = Answers(b"\x20\x02\x00\x01", b"\x20\x02\x00\x05", b"\x20\x02\x00\x05")
     with pytest.raises(BrokerError, match="not authorized; check the user, and the password"):
@@ -126,10 +126,10 @@ def test_a_wrong_password_at_an_older_broker_is_told_as_one(client: Client) -> N
     assert broker.firsts == [5, 4, 4]
 
 
-@pytest.mark.parametrize("client", [Client.PAHO, Client.NATIVE])
-def test_a_broker_that_closed_one_connection_is_not_taken_for_an_older_one(client: Client) -> None:
+@pytest.mark.parametrize("client", [ClientLibrary.PAHO, ClientLibrary.NATIVE])
+def test_a_broker_that_closed_one_connection_is_not_taken_for_an_older_one(client: ClientLibrary) -> None:
     """It was starting, say: the second try with MQTT 5 is answered."""
-    if client is Client.NATIVE:
+    if client is ClientLibrary.NATIVE:
         pytest.importorskip("mqtt5")
     broker = Answers(b"", b"\x20\x02\x00\x00", b"\x20\x03\x00\x00\x00")
     with pytest.raises(BrokerError, match="without an answer to CONNECT"):
@@ -140,5 +140,5 @@ def test_a_broker_that_closed_one_connection_is_not_taken_for_an_older_one(clien
 def test_a_server_that_answers_nobody_is_named_as_before() -> None:
     broker = Answers(b"", b"")
     with pytest.raises(BrokerError, match=r"without an answer to CONNECT \(it may want mqtts://\)"):
-        open_bus(broker.address, Session("x"), Client.PAHO)
+        open_bus(broker.address, Session("x"), ClientLibrary.PAHO)
     assert broker.firsts == [5, 4]

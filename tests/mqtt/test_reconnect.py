@@ -12,7 +12,7 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.address import read_address
 from har_edge.mqtt.bus import Bus, Session, SessionLease, TakenOver
 from har_edge.mqtt.memory import MemoryBroker
-from har_edge.mqtt.reconnect import Comeback
+from har_edge.mqtt.reconnect import Reconnector
 from har_edge.mqtt.transport import FinalRefusal
 
 LEASE = SessionLease("status", lambda payload: payload == b"another")
@@ -39,7 +39,9 @@ def lose(retained: bytes | None, connect: Callable[[], None], *, lease: SessionL
     def look(session: Session) -> Bus:
         return broker.connect(session)
 
-    one = Comeback(read_address("mqtt://box:1883"), Session("me", lease=lease), lambda: now[0], random.Random(1), look)
+    one = Reconnector(
+        read_address("mqtt://box:1883"), Session("me", lease=lease), lambda: now[0], random.Random(1), look
+    )
     one.opened()
     now[0] = 100.0
     one.lost("it closed the connection")

@@ -20,9 +20,9 @@ from har_edge.cli.main import main
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.mqtt.address import Address, read_address
 from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, start_mosquitto
-from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session, Will
+from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, Will
 from har_edge.mqtt.certificate import common_name
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.mqtt.transport import FinalRefusal
 from har_edge.protocol.topics import Topics
 from har_edge.resources import find_folder
@@ -69,9 +69,9 @@ def broker(secrets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield running
 
 
-@pytest.fixture(params=[Client.PAHO, Client.NATIVE], ids=lambda client: client.value)
+@pytest.fixture(params=[ClientLibrary.PAHO, ClientLibrary.NATIVE], ids=lambda client: client.value)
 def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Bus]]:
-    if request.param is Client.NATIVE:
+    if request.param is ClientLibrary.NATIVE:
         pytest.importorskip("mqtt5")
     buses: list[Bus] = []
 
@@ -100,11 +100,11 @@ def until(done: Callable[[], object], *buses: Bus, seconds: float = 10.0) -> lis
     return came
 
 
-def publish(bus: Bus, topic: str, *others: Bus) -> tuple[Receipt, list[Delivery]]:
-    receipts: list[Receipt] = []
-    bus.publish(topic, topic.encode(), receipt=receipts.append)
-    came = until(lambda: receipts, bus, *others)
-    return receipts[0], came
+def publish(bus: Bus, topic: str, *others: Bus) -> tuple[PublishOutcome, list[Delivery]]:
+    outcomes: list[PublishOutcome] = []
+    bus.publish(topic, topic.encode(), on_outcome=outcomes.append)
+    came = until(lambda: outcomes, bus, *others)
+    return outcomes[0], came
 
 
 def test_every_role_can_do_its_work(broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]) -> None:
@@ -123,8 +123,8 @@ def test_every_role_can_do_its_work(broker: Mosquitto, secrets: Path, connect: C
     ]
     got: dict[str, set[str]] = {}
     for bus, topic, readers in sent:
-        receipt, came = publish(bus, topic)
-        assert receipt is Receipt.SAFE
+        outcome, came = publish(bus, topic)
+        assert outcome is PublishOutcome.ACKED
         if came:
             got[topic] = {names[id(bus)]}
         deadline = time.monotonic() + 5
@@ -179,10 +179,10 @@ def test_every_role_of_a_deployment_can_do_its_work(
     until(lambda: all(bus.connected for bus in buses.values()), *buses.values())
     got: dict[str, set[str]] = {}
     for sender, topic, _ in SENT:
-        receipts: list[Receipt] = []
-        buses[sender].publish(topic, topic.encode(), receipt=receipts.append)
-        _gather(buses, got, lambda receipts=receipts: receipts)
-        assert receipts == [Receipt.SAFE], topic
+        outcomes: list[PublishOutcome] = []
+        buses[sender].publish(topic, topic.encode(), on_outcome=outcomes.append)
+        _gather(buses, got, lambda outcomes=outcomes: outcomes)
+        assert outcomes == [PublishOutcome.ACKED], topic
     expected = {topic: readers for _, topic, readers in SENT}
     _gather(buses, got, lambda: got == expected)
 
@@ -255,8 +255,8 @@ def test_the_brokers_take_any_slice_that_nodes_take(config: str) -> None:
 def test_nobody_may_publish_what_is_not_theirs(
     broker: Mosquitto, secrets: Path, connect: Callable[..., Bus], role: str, topic: str
 ) -> None:
-    receipt, _ = publish(connect(address(broker, secrets, role), f"bad-{role}"), topic)
-    assert receipt is Receipt.REFUSED
+    outcome, _ = publish(connect(address(broker, secrets, role), f"bad-{role}"), topic)
+    assert outcome is PublishOutcome.REFUSED
 
 
 def test_mosquitto_grants_a_forbidden_subscription_and_delivers_nothing(
@@ -278,7 +278,7 @@ def test_a_name_in_the_certificate_is_as_good_as_the_address(
     broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]
 ) -> None:
     bus = connect(address(broker, secrets, "stage", host="localhost"), "named")
-    assert publish(bus, TOPICS.result("subject7"))[0] in {Receipt.SAFE, Receipt.UNHEARD}
+    assert publish(bus, TOPICS.result("subject7"))[0] in {PublishOutcome.ACKED, PublishOutcome.NO_SUBSCRIBERS}
 
 
 def test_large_messages_pass_tls(broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]) -> None:
@@ -342,7 +342,7 @@ def test_the_password_may_come_from_the_environment(
     monkeypatch.setenv("HAR_EDGE_USERNAME", "stage")
     monkeypatch.setenv("HAR_EDGE_PASSWORD", (secrets / "stage.password").read_text().strip())
     known = read_address(f"mqtts://127.0.0.1:{broker.address.port}", ca_file=secrets / "ca.crt")
-    assert publish(connect(known, "environment"), TOPICS.result("s"))[0] is not Receipt.REFUSED
+    assert publish(connect(known, "environment"), TOPICS.result("s"))[0] is not PublishOutcome.REFUSED
 
 
 def test_a_node_finds_its_successor_with_the_rights_of_its_role(
@@ -374,8 +374,8 @@ def test_certificates_instead_of_passwords(
             connect(read_address(url, ca_file=secrets / "ca.crt"), "without")
         files = {"cert_file": secrets / "stage.crt", "key_file": secrets / "stage.key"}
         bus = connect(read_address(url, ca_file=secrets / "ca.crt", **files), "with")
-        assert publish(bus, TOPICS.result("s"))[0] is Receipt.UNHEARD
-        assert publish(bus, TOPICS.window("s", "chest"))[0] is Receipt.REFUSED
+        assert publish(bus, TOPICS.result("s"))[0] is PublishOutcome.NO_SUBSCRIBERS
+        assert publish(bus, TOPICS.window("s", "chest"))[0] is PublishOutcome.REFUSED
         bus.close()
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
-from har_edge.mqtt.bus import Bus, Delivery, Receipt, Session, TakenOver
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, TakenOver
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.mqtt.transport import AckOrder, Backoff, FinalRefusal
 
 mqtt5 = pytest.importorskip("mqtt5")
@@ -26,13 +26,13 @@ Serve = Callable[..., ScriptedServer]
 OpenBus = Callable[..., Bus]
 
 
-@pytest.fixture(params=[Client.PAHO, Client.NATIVE], ids=lambda client: client.value)
-def client(request: pytest.FixtureRequest) -> Client:
+@pytest.fixture(params=[ClientLibrary.PAHO, ClientLibrary.NATIVE], ids=lambda client: client.value)
+def client(request: pytest.FixtureRequest) -> ClientLibrary:
     return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture
-def bus_to(client: Client) -> OpenBus:
+def bus_to(client: ClientLibrary) -> OpenBus:
     def connect(address: Address, **options: object) -> Bus:
         return open_bus(address, Session("tester", **options), client)  # type: ignore[arg-type]
 
@@ -220,11 +220,11 @@ def test_the_head_of_a_packet_says_how_large_it_is(size: int) -> None:
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(min_size=1, max_size=60))
 def test_any_bytes_are_packets_incomplete_or_malformed(data: bytes) -> None:
-    from har_edge.mqtt.packets import Malformed, take_packets
+    from har_edge.mqtt.packets import MalformedPacket, take_packets
 
     buffer = bytearray(data)
     packets, wrong = take_packets(buffer)
-    assert data.endswith(bytes(buffer)) and (wrong is None or isinstance(wrong, Malformed))
+    assert data.endswith(bytes(buffer)) and (wrong is None or isinstance(wrong, MalformedPacket))
     assert len(buffer) < len(data) or not packets
 
 
@@ -321,22 +321,25 @@ def test_receipts(serve: Serve, bus_to: OpenBus) -> None:
         peer.send(mqtt5.PubAckPacket(999))  # never asked for: ignored
         peer.idle()
 
-    bus, receipts = bus_to(serve(script).address), list[Receipt]()
+    bus, outcomes = bus_to(serve(script).address), list[PublishOutcome]()
     for _ in codes:
-        bus.publish("t", b"", receipt=receipts.append)
+        bus.publish("t", b"", on_outcome=outcomes.append)
     assert bus.unsent == 4
-    until(bus, lambda _: len(receipts) == 4)
-    assert receipts == [Receipt.SAFE, Receipt.UNHEARD, Receipt.REFUSED, Receipt.SAFE] and bus.unsent == 0
+    until(bus, lambda _: len(outcomes) == 4)
+    assert (
+        outcomes == [PublishOutcome.ACKED, PublishOutcome.NO_SUBSCRIBERS, PublishOutcome.REFUSED, PublishOutcome.ACKED]
+        and bus.unsent == 0
+    )
     bus.close()
 
 
 def test_an_error_in_a_receipt_is_not_mistaken_for_a_broken_packet(serve: Serve, bus_to: OpenBus) -> None:
     bus = bus_to(serve(acknowledge_all).address)
 
-    def fail(_: Receipt) -> None:
+    def fail(_: PublishOutcome) -> None:
         raise IndexError("a defect in a node")
 
-    bus.publish("t", b"", receipt=fail)
+    bus.publish("t", b"", on_outcome=fail)
     with pytest.raises(IndexError, match="a defect in a node"):
         until(bus, lambda _: False, seconds=2)
     bus.close()
@@ -365,11 +368,11 @@ def test_the_brokers_receive_maximum_is_kept_also_when_resending(serve: Serve, b
             peer.idle()
 
     server = serve(lambda peer: play(peer, 0, 12), lambda peer: play(peer, 1, 28))
-    bus, receipts = bus_to(server.address), list[int]()
+    bus, outcomes = bus_to(server.address), list[int]()
     for number in range(40):
-        bus.publish("t", str(number).encode(), receipt=lambda _, number=number: receipts.append(number))
+        bus.publish("t", str(number).encode(), on_outcome=lambda _, number=number: outcomes.append(number))
     until(bus, lambda _: bus.unsent == 0)
-    assert receipts == list(range(40))
+    assert outcomes == list(range(40))
     first, second = ([entry for entry in seen if entry[0] == connection] for connection in (0, 1))
     assert not any(duplicate for _, _, duplicate, _ in first)
     assert [int(payload) for *_, payload in second] == list(range(12, 40))
@@ -435,7 +438,7 @@ def test_packet_ids_wrap_around_one_that_is_still_in_flight(serve: Serve) -> Non
         peer.send(mqtt5.PubAckPacket(ids[0]))
         peer.idle()
 
-    bus = open_bus(serve(script).address, Session("tester"), Client.NATIVE)
+    bus = open_bus(serve(script).address, Session("tester"), ClientLibrary.NATIVE)
     for number in range(count):
         bus.publish("t", b"")
         if number % 512 == 0:
@@ -459,15 +462,15 @@ def test_paho_skips_a_packet_id_that_is_still_in_flight(serve: Serve) -> None:
             peer.send(mqtt5.PubAckPacket(packet_id))
         peer.idle()
 
-    bus = open_bus(serve(script).address, Session("tester"), Client.PAHO)
+    bus = open_bus(serve(script).address, Session("tester"), ClientLibrary.PAHO)
     bus.publish("t", b"a")
     bus._client._last_mid -= 1  # type: ignore[attr-defined]  # as if 65,535 messages had passed meanwhile
-    receipts: list[Receipt] = []
+    outcomes: list[PublishOutcome] = []
     for payload in (b"b", b"c"):
-        bus.publish("t", payload, receipt=receipts.append)
+        bus.publish("t", payload, on_outcome=outcomes.append)
     until(bus, lambda _: bus.unsent == 0)
     assert [payload for _, payload in got] == [b"a", b"b", b"c"] and len({packet_id for packet_id, _ in got}) == 3
-    assert receipts == [Receipt.SAFE, Receipt.SAFE]
+    assert outcomes == [PublishOutcome.ACKED, PublishOutcome.ACKED]
     bus.close()
 
 
@@ -483,13 +486,13 @@ def test_what_the_broker_cannot_take_is_refused_here(
             sizes.append(len(packet.write()))
             peer.send(mqtt5.PubAckPacket(packet.packet_id))
 
-    bus, receipts = bus_to(serve(script).address), list[Receipt]()
+    bus, outcomes = bus_to(serve(script).address), list[PublishOutcome]()
     fits = 2000 - len(mqtt5.PublishPacket("t", bytes(1900), qos=ONCE, packet_id=1).write()) + 1900
     for size in (10, fits, fits + 1, 20):
-        bus.publish("t", bytes(size), receipt=receipts.append)
-    assert receipts == []  # only poll calls receipts
-    until(bus, lambda _: len(receipts) == 4)
-    assert sorted(receipts, key=lambda receipt: receipt.name) == [*[Receipt.SAFE] * 3, Receipt.TOO_LARGE]
+        bus.publish("t", bytes(size), on_outcome=outcomes.append)
+    assert outcomes == []  # only poll calls on_outcome
+    until(bus, lambda _: len(outcomes) == 4)
+    assert sorted(outcomes, key=lambda outcome: outcome.name) == [*[PublishOutcome.ACKED] * 3, PublishOutcome.TOO_LARGE]
     assert max(sizes) == 2000 and bus.traffic.reconnects == 0 and bus.unsent == 0
     assert "makes a packet of 2001 bytes; the broker takes at most 2000; raise max_packet_size" in caplog.text
     bus.close()
@@ -510,17 +513,19 @@ def test_topics_are_named_once_a_connection_and_no_oftener_than_the_broker_permi
             peer.idle()
 
     server = serve(lambda peer: play(peer, 0), lambda peer: play(peer, 1))
-    bus, receipts = open_bus(server.address, Session("tester"), Client.NATIVE), list[Receipt]()
-    bus.publish("large", bytes(300), receipt=receipts.append)  # never goes out, so the broker does not learn its alias
+    bus, outcomes = open_bus(server.address, Session("tester"), ClientLibrary.NATIVE), list[PublishOutcome]()
+    bus.publish(
+        "large", bytes(300), on_outcome=outcomes.append
+    )  # never goes out, so the broker does not learn its alias
     for topic in ("a", "a", "b", "c", "b", "a", "c", "b"):  # the last two are in flight when the connection is lost
-        bus.publish(topic, b"x", receipt=receipts.append)
+        bus.publish(topic, b"x", on_outcome=outcomes.append)
     until(bus, lambda _: bus.traffic.reconnects == 1)
     for topic in ("a", "a", "b", "c", "c", "b"):
-        bus.publish(topic, b"x", receipt=receipts.append)
+        bus.publish(topic, b"x", on_outcome=outcomes.append)
     until(bus, lambda _: bus.unsent == 0)
     assert seen[0] == [("a", 1), ("", 1), ("b", 2), ("c", None), ("", 2), ("", 1), ("c", None), ("", 2)]
     assert seen[1] == [("c", 1), ("b", 2), ("a", None), ("a", None), ("", 2), ("", 1), ("", 1), ("", 2)]
-    assert receipts.count(Receipt.SAFE) == 14 and receipts.count(Receipt.TOO_LARGE) == 1
+    assert outcomes.count(PublishOutcome.ACKED) == 14 and outcomes.count(PublishOutcome.TOO_LARGE) == 1
     bus.close()
 
 
@@ -628,11 +633,11 @@ def test_closing_flushes_says_goodbye_and_is_idempotent(serve: Serve, bus_to: Op
         peer.send(numbered(1), mqtt5.PubAckPacket(packet.packet_id))
         seen.append(peer.expect(mqtt5.DisconnectPacket))
 
-    bus, receipts = bus_to(serve(script).address, expiry_s=60), list[Receipt]()
-    bus.publish("t", b"last words", receipt=receipts.append)
+    bus, outcomes = bus_to(serve(script).address, expiry_s=60), list[PublishOutcome]()
+    bus.publish("t", b"last words", on_outcome=outcomes.append)
     bus.close(forget=True)
     bus.close()
-    assert receipts == [Receipt.SAFE] and bus.connected is False
+    assert outcomes == [PublishOutcome.ACKED] and bus.connected is False
     for _ in range(100):
         if seen:
             break

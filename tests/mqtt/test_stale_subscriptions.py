@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from har_edge.mqtt.broker.router import matches
-from har_edge.mqtt.stale_subscriptions import Strays, filters_for
+from har_edge.mqtt.stale_subscriptions import StaleSubscriptions, filters_for
 from har_edge.protocol.topics import Topics
 
 TOPICS = Topics("har", "test")
@@ -26,16 +26,16 @@ def test_each_filter_that_is_left_matches_the_topic(levels: list[str]) -> None:
 
 
 def test_only_what_nobody_asked_for_is_a_stray_and_each_filter_is_left_once() -> None:
-    strays = Strays()
+    strays = StaleSubscriptions()
     strays.want(["$share/group/a/+", "b"])
-    assert [strays.is_stray(topic) for topic in ("a/x", "b", "c", "a/x/y", "c")] == [False, False, True, True, True]
+    assert [strays.is_stale(topic) for topic in ("a/x", "b", "c", "a/x/y", "c")] == [False, False, True, True, True]
     assert strays.count == 3
     assert strays.leave("c") == ["c", "+"] and strays.leave("c") == []
     strays.want(["c"])
-    assert strays.is_stray("c") is False
+    assert strays.is_stale("c") is False
 
 
 def test_a_filter_that_is_wanted_is_never_left() -> None:
-    strays = Strays()
+    strays = StaleSubscriptions()
     strays.want(["x/+"])
-    assert strays.is_stray("y/z") and "x/+" not in strays.leave("y/z")
+    assert strays.is_stale("y/z") and "x/+" not in strays.leave("y/z")

@@ -37,9 +37,9 @@ class SharedBus:
         with self._lock:
             self._bus.subscribe(filters)
 
-    def publish(self, topic, payload, *, retain=False, receipt=None):
+    def publish(self, topic, payload, *, retain=False, on_outcome=None):
         with self._lock:
-            self._bus.publish(topic, payload, retain=retain, receipt=receipt)
+            self._bus.publish(topic, payload, retain=retain, on_outcome=on_outcome)
 
     def acknowledge(self, delivery):
         with self._lock:

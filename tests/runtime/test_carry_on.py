@@ -270,11 +270,11 @@ def test_a_missing_source_enters_as_real_zero_and_the_result_says_so(dtype, fill
     assert stage.tick() == []
     clock.now = 1.0
     (outgoing,) = stage.tick()
-    assert [one.missing for one in result_of([outgoing])] == [["arm"], ["arm"]] and outgoing.releases == (chest,)
+    assert [one.missing for one in result_of([outgoing])] == [["arm"], ["arm"]] and outgoing.acks == (chest,)
     assert seen[0]["a"].shape == (2, LENGTH, 3) and seen[0]["a"].dtype == dtype and (seen[0]["a"] == fill).all()
     late = part("arm", 0, captured=[1.0, 2.0])
     (released,) = stage.handle(late)
-    assert (released.topic, released.releases) == ("", (late,)) and stage.waiting == 0
+    assert (released.topic, released.acks) == ("", (late,)) and stage.waiting == 0
     counters = stage.counters
     assert (counters.windows, counters.carried_on, counters.late) == (2, 2, 2)
     assert (counters.given_up, counters.rejected, counters.duplicates) == (0, 0, 0)
@@ -340,7 +340,7 @@ def test_what_cannot_miss_that_is_dropped(topic, missing, text, caplog):
     tensors = {"chest": samples("chest")} if is_window else {"x": np.ones((1, 5), np.float32)}
     came = Delivery(topic, wire.encode(Message("s", 0, 1, (5.0,), tensors, missing=missing)), (1, 1))
     (released,) = stage.handle(came)
-    assert released.releases == (came,) and stage.counters.rejected == 1 and re.search(text, caplog.text)
+    assert released.acks == (came,) and stage.counters.rejected == 1 and re.search(text, caplog.text)
 
 
 def test_an_input_that_cannot_be_filled_is_refused_at_start():

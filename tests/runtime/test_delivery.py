@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from har_edge.codecs.catalog import make_reducer
 from har_edge.monitor.window_account import WindowAccount
 from har_edge.mqtt.broker import router
-from har_edge.mqtt.bus import Delivery, Outgoing, Receipt, Session
+from har_edge.mqtt.bus import Delivery, Outgoing, PublishOutcome, Session
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import NodeStatus, State
@@ -43,12 +43,12 @@ class Broker(MemoryBroker):
 
     def route(
         self, topic: str, payload: bytes, *, retain: bool, qos: int = 1, properties: bytes = b""
-    ) -> tuple[Receipt, list[router.WindowAccount]]:
+    ) -> tuple[PublishOutcome, list[router.WindowAccount]]:
         if self.drops and TOPICS.read(topic).kind in (Kind.WINDOW, Kind.RESULT):
             self.drops -= 1
-            return Receipt.SAFE, []
-        receipt, takers = super().route(topic, payload, retain=retain, qos=qos, properties=properties)
-        return Receipt.SAFE if receipt is Receipt.UNHEARD else receipt, takers
+            return PublishOutcome.ACKED, []
+        outcome, takers = super().route(topic, payload, retain=retain, qos=qos, properties=properties)
+        return PublishOutcome.ACKED if outcome is PublishOutcome.NO_SUBSCRIBERS else outcome, takers
 
 
 class Node:

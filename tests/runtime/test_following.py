@@ -5,7 +5,7 @@ from collections import Counter
 import msgspec
 import pytest
 
-from har_edge.mqtt.bus import Delivery, Receipt
+from har_edge.mqtt.bus import Delivery, PublishOutcome
 from har_edge.protocol import wire
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import State
@@ -210,7 +210,7 @@ def test_a_lost_window_in_the_middle_comes_again_while_later_ones_flow(clock):
     def publish(topic, payload, **options):
         if "/window/" in topic and wire.decode(payload).seq == 3 and not lost:
             lost.append(topic)
-            options["receipt"](bus.receipt)
+            options["on_outcome"](bus.outcome)
             return
         plain(topic, payload, **options)
 
@@ -226,7 +226,9 @@ def test_what_nobody_hears_holds_no_sensor_up_whose_windows_are_answered(clock):
     """Sent again for nothing, when the stages had gone with everything done."""
     bus = Deployed(clock, 9)
     sensor, loop = replay_of(bus)
-    bus.receipt = lambda topic: Receipt.UNHEARD if "/window/" in topic and bus.time > 4.0 else Receipt.SAFE
+    bus.outcome = lambda topic: (
+        PublishOutcome.NO_SUBSCRIBERS if "/window/" in topic and bus.time > 4.0 else PublishOutcome.ACKED
+    )
     results = [Result("s", seq, "still", 1, 0.5, 1e12, 1e12, 1) for seq in range(4)]
     bus.when(20.0, lambda: [Delivery(TOPICS.result("s"), encode_results(results), (1, 1))])
     loop.run(batches(4), Stop())

@@ -10,7 +10,7 @@ import pytest
 from har_edge.codecs.catalog import make_reducer
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.monitor.window_account import WindowAccount
-from har_edge.mqtt.bus import Delivery, Outgoing, Receipt, Session, TakenOver, Traffic
+from har_edge.mqtt.bus import BusTraffic, Delivery, Outgoing, PublishOutcome, Session, TakenOver
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol import wire
 from har_edge.protocol.results import Result, encode_results
@@ -38,21 +38,21 @@ class ScriptedBus:
 
     def __init__(self, *script, clock=None):
         self.script, self.clock = deque(script), clock
-        self.traffic, self.connected = Traffic(), True
+        self.traffic, self.connected = BusTraffic(), True
         self.published, self.acknowledged, self.filters, self.waits = [], [], [], []
-        self.receipt, self.closed, self.quiet = Receipt.SAFE, None, lambda: None
-        self._receipts, self.hold = [], False
+        self.outcome, self.closed, self.quiet = PublishOutcome.ACKED, None, lambda: None
+        self._outcomes, self.hold = [], False
 
     @property
     def unsent(self):
-        return len(self._receipts)
+        return len(self._outcomes)
 
     def subscribe(self, filters):
         self.filters += filters
 
-    def publish(self, topic, payload, *, retain=False, receipt=None):
+    def publish(self, topic, payload, *, retain=False, on_outcome=None):
         self.published.append((topic, payload))
-        self._receipts.append((topic, receipt))
+        self._outcomes.append((topic, on_outcome))
 
     def acknowledge(self, delivery):
         self.acknowledged.append(delivery)
@@ -61,10 +61,10 @@ class ScriptedBus:
         self.waits.append(timeout_s)
         if self.clock is not None:
             self.clock.now += max(timeout_s, 0.001)
-        receipts, self._receipts = ([], self._receipts) if self.hold else (self._receipts, [])
-        for topic, receipt in receipts:
-            if receipt is not None:
-                receipt(self.receipt(topic) if callable(self.receipt) else self.receipt)
+        outcomes, self._outcomes = ([], self._outcomes) if self.hold else (self._outcomes, [])
+        for topic, on_outcome in outcomes:
+            if on_outcome is not None:
+                on_outcome(self.outcome(topic) if callable(self.outcome) else self.outcome)
         if not self.script:
             return self.quiet() or ()
         step = self.script.popleft()
@@ -219,7 +219,7 @@ def test_a_loop_says_what_its_stage_has_done_and_how_long_messages_waited(clock)
 
 def test_a_window_whose_answer_the_broker_does_not_take_is_lost_and_said_to_be(clock):
     bus = ScriptedBus(windows(0), (), (), clock=clock)
-    bus.receipt = Receipt.TOO_LARGE
+    bus.outcome = PublishOutcome.TOO_LARGE
     loop = StageLoop(bus, small_stage(), Stop())
     for _ in range(3):
         loop.turn()
@@ -280,7 +280,7 @@ def test_stopping_without_a_broker_does_not_hang(clock, caplog):
     bus.script.append(lambda: setattr(stop, "asked", True) or ())
     bus.script.append(BrokerError("no broker at mqtt://x:1"))
     stage = small_stage(sends=("both",))
-    bus.receipt = Receipt.UNHEARD
+    bus.outcome = PublishOutcome.NO_SUBSCRIBERS
     bus.publish("x", b"")
     run_stage(bus, stage, identity(), stop)
     assert bus.closed is False
@@ -298,14 +298,14 @@ def test_what_is_not_safe_is_waited_for_less_where_the_broker_has_gone(clock, co
 def test_what_nobody_hears_is_kept_logged_once_and_sent_again(clock, caplog):
     bus, counters = ScriptedBus(clock=clock), Counters()
     sender, came = Sender(bus, counters, "start the next stage"), part("chest")
-    bus.receipt = Receipt.UNHEARD
-    sender.send(Outgoing("har/v1/test/act/1/0/s", b"x", (came,), heard=True))
+    bus.outcome = PublishOutcome.NO_SUBSCRIBERS
+    sender.send(Outgoing("har/v1/test/act/1/0/s", b"x", (came,), needs_subscriber=True))
     for _ in range(4):
         bus.poll(0.1)
         clock.now += 1.0
         assert sender.pending == 1 and bus.acknowledged == []
         sender.retry(clock.now)
-    bus.receipt = Receipt.SAFE
+    bus.outcome = PublishOutcome.ACKED
     bus.poll(0.1)
     assert bus.acknowledged == [came] and sender.pending == 0 and counters.unheard == 4
     text = "nobody listens to har/v1/test/act/1/0/s; keeping the message and trying again: start the next stage"
@@ -315,7 +315,7 @@ def test_what_nobody_hears_is_kept_logged_once_and_sent_again(clock, caplog):
 def test_what_the_broker_refuses_is_kept_and_logged_once(clock, caplog):
     bus, counters = ScriptedBus(clock=clock), Counters()
     sender = Sender(bus, counters, "-")
-    bus.receipt = Receipt.REFUSED
+    bus.outcome = PublishOutcome.REFUSED
     sender.send(Outgoing("t", b"x", (part("chest"),)))
     for _ in range(3):
         bus.poll(0.1)
@@ -329,7 +329,7 @@ def test_what_the_broker_refuses_is_kept_and_logged_once(clock, caplog):
 def test_what_is_too_large_for_the_broker_is_given_up_and_counted(clock):
     bus, counters = ScriptedBus(clock=clock), Counters()
     sender, came = Sender(bus, counters, "-"), part("chest")
-    bus.receipt = Receipt.TOO_LARGE
+    bus.outcome = PublishOutcome.TOO_LARGE
     sender.send(Outgoing("t", b"x", (came,)))
     bus.poll(0.1)
     assert (counters.too_large, sender.pending, bus.acknowledged) == (1, 0, [came])
@@ -338,10 +338,10 @@ def test_what_is_too_large_for_the_broker_is_given_up_and_counted(clock):
 def test_an_input_is_released_when_all_its_outputs_are_safe_even_after_a_retry(clock):
     bus = ScriptedBus(clock=clock)
     sender, came = Sender(bus, Counters(), "-"), part("chest")
-    bus.receipt = Receipt.REFUSED
+    bus.outcome = PublishOutcome.REFUSED
     sender.send(Outgoing("result", b"x", (came,)))
     bus.poll(0.1)
-    bus.receipt = Receipt.SAFE
+    bus.outcome = PublishOutcome.ACKED
     sender.send(Outgoing("act", b"x", (came,)))
     bus.poll(0.1)
     assert bus.acknowledged == []
@@ -354,7 +354,7 @@ def test_an_input_is_released_when_all_its_outputs_are_safe_even_after_a_retry(c
 def test_a_result_nobody_hears_is_settled(clock):
     bus = ScriptedBus(clock=clock)
     sender, came = Sender(bus, Counters(), "-"), part("chest")
-    bus.receipt = Receipt.UNHEARD
+    bus.outcome = PublishOutcome.NO_SUBSCRIBERS
     sender.send(Outgoing("har/v1/test/result/s", b"x", (came,)))
     bus.poll(0.1)
     assert bus.acknowledged == [came]
@@ -418,8 +418,8 @@ class Echo(ScriptedBus):
         windows = [wire.decode(payload) for topic, payload in self.published if TOPICS.read(topic).kind is Kind.WINDOW]
         new, self.answered = windows[self.answered :], len(windows)
         self.most.append(len(new))
-        heard = [one for one in new if one.stream not in self.mute]
-        return [answer(one.seq + k, one.stream, self.room) for one in heard for k in range(one.count)]
+        needs_subscriber = [one for one in new if one.stream not in self.mute]
+        return [answer(one.seq + k, one.stream, self.room) for one in needs_subscriber for k in range(one.count)]
 
 
 def test_a_sensor_waits_for_results_and_ends_when_all_is_safe(clock):
@@ -436,7 +436,7 @@ def test_a_sensor_waits_for_results_and_ends_when_all_is_safe(clock):
 def test_a_sensor_whose_messages_are_too_large_says_what_it_sent_before_it_ends(clock, in_flight, lost):
     """Its will has no figures, so that a watcher would not know of these windows."""
     bus = ScriptedBus(clock=clock)
-    bus.receipt = lambda topic: Receipt.TOO_LARGE if "/window/" in topic else Receipt.SAFE
+    bus.outcome = lambda topic: PublishOutcome.TOO_LARGE if "/window/" in topic else PublishOutcome.ACKED
     sensor, loop = sensor_loop(bus, in_flight=in_flight)
     with pytest.raises(ConfigError, match="larger than the broker takes; lower --batch, or raise max_packet_size"):
         loop.run(batches(50), Stop())
@@ -509,7 +509,9 @@ def test_an_answer_to_a_window_that_was_given_up_counts_after_all(clock):
 def test_while_nobody_listens_nothing_counts_as_lost(clock, caplog):
     bus = Echo(clock)
     sensor, loop = sensor_loop(bus, give_up_s=35.0)
-    bus.receipt = lambda topic: Receipt.UNHEARD if "/window/" in topic and clock.now < 400 else Receipt.SAFE
+    bus.outcome = lambda topic: (
+        PublishOutcome.NO_SUBSCRIBERS if "/window/" in topic and clock.now < 400 else PublishOutcome.ACKED
+    )
     bus.quiet = lambda: bus.echo() if clock.now > 400 else None
     loop.run(batches(10), Stop())
     assert sensor.counters.unanswered == 0 and sensor.counters.unheard > 4

@@ -29,7 +29,7 @@ def answers_of(pipeline, epoch):
     take = watcher.sink.handle
     watcher.sink.handle = lambda delivery: results.extend(decode_results(delivery.payload)) or take(delivery)
     for outgoing in probe(pipeline, epoch, STREAM, 12.5):
-        assert outgoing.heard and topics.read(outgoing.topic).levels[0] == STREAM
+        assert outgoing.needs_subscriber and topics.read(outgoing.topic).levels[0] == STREAM
         nodes[0].bus.publish(outgoing.topic, outgoing.payload)
     while sum(node.step() for node in nodes):
         pass

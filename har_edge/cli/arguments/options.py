@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from har_edge.data.recording import Recording
     from har_edge.mqtt.address import Address
     from har_edge.mqtt.bus import Bus, Session
-    from har_edge.mqtt.connect import Client, Protocol
+    from har_edge.mqtt.connect import ClientLibrary, MqttVersion
     from har_edge.protocol.status import SliceInfo
     from har_edge.runtime.status_publisher import Identity
     from har_edge.runtime.stop import Stop
@@ -246,24 +246,24 @@ def find_address(args: argparse.Namespace, settings: BrokerConfig, folder: Path)
     )
 
 
-def chosen_client(args: argparse.Namespace, settings: BrokerConfig) -> Client:
+def chosen_client(args: argparse.Namespace, settings: BrokerConfig) -> ClientLibrary:
     """Return the MQTT client that options and settings ask for."""
-    from har_edge.mqtt.connect import Client, choose_client
+    from har_edge.mqtt.connect import ClientLibrary, choose_client
 
     text = args.client or settings.client
     try:
-        return choose_client(Client(text), chosen_protocol(args, settings))
+        return choose_client(ClientLibrary(text), chosen_protocol(args, settings))
     except ValueError:
         raise ConfigError(f"client is {text!r}; expected auto, paho or native") from None
 
 
-def chosen_protocol(args: argparse.Namespace, settings: BrokerConfig) -> Protocol:
+def chosen_protocol(args: argparse.Namespace, settings: BrokerConfig) -> MqttVersion:
     """Return the MQTT version that options and settings ask for."""
-    from har_edge.mqtt.connect import Protocol
+    from har_edge.mqtt.connect import MqttVersion
 
     text = args.protocol or settings.protocol
     try:
-        return Protocol(text)
+        return MqttVersion(text)
     except ValueError:
         raise ConfigError(f"protocol is {text!r}; expected 5 or 3.1.1") from None
 

@@ -92,7 +92,7 @@ def _diagnostics(args: argparse.Namespace) -> Diagnostics:
     from har_edge.monitor.fixed_diagnostics import fixed_diagnostics
     from har_edge.monitor.identity import User
     from har_edge.monitor.permissions import Role
-    from har_edge.mqtt.connect import Protocol
+    from har_edge.mqtt.connect import MqttVersion
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.artifact_store import Store, default_folder
     from har_edge.runtime.build import topics_of
@@ -105,7 +105,7 @@ def _diagnostics(args: argparse.Namespace) -> Diagnostics:
     def connect(session: Session) -> Bus:
         return options.connect(args, pipeline, session) if pipeline else options.reach(args, session)
 
-    mqtt5 = options.chosen_protocol(args, settings) is Protocol.V5
+    mqtt5 = options.chosen_protocol(args, settings) is MqttVersion.V5
     user = User.of(address)
     named = args.role or (user.name if user.name in ROLES else None)
     roles = frozenset(Role) if named in (None, "all") else frozenset({Role(named)})

@@ -127,7 +127,7 @@ def _bus(args: argparse.Namespace, device: str) -> Iterator[tuple[Bus, str]]:
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.mqtt.broker.launcher import start_mosquitto
     from har_edge.mqtt.bus import Session
-    from har_edge.mqtt.connect import Client, Protocol, open_bus
+    from har_edge.mqtt.connect import ClientLibrary, MqttVersion, open_bus
     from har_edge.resources import find_folder
 
     with contextlib.ExitStack() as stack:
@@ -141,7 +141,7 @@ def _bus(args: argparse.Namespace, device: str) -> Iterator[tuple[Bus, str]]:
             stack.callback(own.stop)
             address, broker = own.address, f"{own.description} on this device"
         session = Session(f"profile-{device}-{secrets.token_hex(4)}", clean_start=True)
-        bus = open_bus(address, session, Client(args.client or "auto"), Protocol(args.protocol or "5"))
+        bus = open_bus(address, session, ClientLibrary(args.client or "auto"), MqttVersion(args.protocol or "5"))
         stack.callback(bus.close, forget=True)
         yield bus, broker
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 V311, V5 = 4, 5
 
 
-class Kind(enum.IntEnum):
+class PacketType(enum.IntEnum):
     """Packet types (MQTT 5, section 2.1.2)."""
 
     CONNECT = 1
@@ -30,7 +30,7 @@ class Kind(enum.IntEnum):
     DISCONNECT = 14
 
 
-class Code(enum.IntEnum):
+class ReasonCode(enum.IntEnum):
     """Reason codes that the embedded broker uses (MQTT 5, section 2.4)."""
 
     SUCCESS = 0x00
@@ -52,10 +52,10 @@ class Code(enum.IntEnum):
     QOS_NOT_SUPPORTED = 0x9B
 
 
-class Violation(Exception):
+class ProtocolViolation(Exception):
     """Bytes that break the protocol; `code` is what MQTT 5 calls it."""
 
-    def __init__(self, what: str, code: Code = Code.MALFORMED) -> None:
+    def __init__(self, what: str, code: ReasonCode = ReasonCode.MALFORMED) -> None:
         super().__init__(what)
         self.code = code
 
@@ -143,9 +143,11 @@ def take_packet(buffer: bytearray, start: int, limit: int) -> tuple[Packet, int]
         if byte < 0x80:
             break
         if shift > 21:
-            raise Violation("a length of more than four bytes")
+            raise ProtocolViolation("a length of more than four bytes")
     if place - start + length > limit:
-        raise Violation(f"a packet of {place - start + length} bytes; at most {limit} are taken", Code.TOO_LARGE)
+        raise ProtocolViolation(
+            f"a packet of {place - start + length} bytes; at most {limit} are taken", ReasonCode.TOO_LARGE
+        )
     end = place + length
     if end > len(buffer):
         return None
@@ -162,7 +164,7 @@ class Reader:
     def take(self, count: int) -> bytes:
         end = self.place + count
         if end > len(self.data):
-            raise Violation(f"a packet ends {end - len(self.data)} bytes too early")
+            raise ProtocolViolation(f"a packet ends {end - len(self.data)} bytes too early")
         piece, self.place = self.data[self.place : end], end
         return piece
 
@@ -182,9 +184,9 @@ class Reader:
         try:
             text = self.binary().decode()
         except UnicodeDecodeError:
-            raise Violation("a string is not UTF-8") from None
+            raise ProtocolViolation("a string is not UTF-8") from None
         if "\0" in text:
-            raise Violation("a string holds a null character")
+            raise ProtocolViolation("a string holds a null character")
         return text
 
     def variable(self) -> int:
@@ -196,13 +198,13 @@ class Reader:
                 return value
             shift += 7
             if shift > 21:
-                raise Violation("a number of more than four bytes")
+                raise ProtocolViolation("a number of more than four bytes")
 
     def properties(self) -> Properties:
         """Read a block of properties (section 2.2.2)."""
         end = self.variable() + self.place
         if end > len(self.data):
-            raise Violation("properties end behind their packet")
+            raise ProtocolViolation("properties end behind their packet")
         found = Properties()
         while self.place < end:
             start, number = self.place, self.variable()
@@ -220,11 +222,11 @@ class Reader:
                 self.binary()
                 self.binary()
             else:
-                raise Violation(f"property {number} is none")
+                raise ProtocolViolation(f"property {number} is none")
             if number in _FORWARDED:
                 found.forwarded += self.data[start : self.place]
         if self.place != end:
-            raise Violation("properties do not end where they said")
+            raise ProtocolViolation("properties do not end where they said")
         return found
 
     def rest(self) -> bytes:
@@ -244,7 +246,9 @@ def read_connect(packet: Packet) -> Connect:
     reader = Reader(packet.body)
     name, version = reader.text(), reader.byte()
     if name != "MQTT" or version not in (V311, V5):
-        raise Violation(f"protocol {name!r} {version}; 3.1.1 and 5 are spoken here", Code.UNSUPPORTED_VERSION)
+        raise ProtocolViolation(
+            f"protocol {name!r} {version}; 3.1.1 and 5 are spoken here", ReasonCode.UNSUPPORTED_VERSION
+        )
     flags, keepalive_s = reader.byte(), reader.two()
     told = reader.properties().numbers if version == V5 else {}
     client_id = reader.text()
@@ -254,7 +258,7 @@ def read_connect(packet: Packet) -> Connect:
             reader.properties()
         will_topic, will_payload = check_topic(reader.text()), reader.binary()
     if told.get(Property.RECEIVE_MAX) == 0 or told.get(Property.MAX_PACKET) == 0:
-        raise Violation("Receive Maximum or Maximum Packet Size is 0", Code.PROTOCOL_ERROR)
+        raise ProtocolViolation("Receive Maximum or Maximum Packet Size is 0", ReasonCode.PROTOCOL_ERROR)
     return Connect(
         version,
         client_id,
@@ -274,8 +278,8 @@ def read_connect(packet: Packet) -> Connect:
 def check_topic(topic: str) -> str:
     """Return a topic that a message may have (section 4.7)."""
     if not topic or len(topic) > _MAX_TOPIC or "+" in topic or "#" in topic:
-        raise Violation(
-            f"topic {topic[:80]!r}; expected 1 to {_MAX_TOPIC} characters, none of them + or #", Code.NAME_INVALID
+        raise ProtocolViolation(
+            f"topic {topic[:80]!r}; expected 1 to {_MAX_TOPIC} characters, none of them + or #", ReasonCode.NAME_INVALID
         )
     return topic
 
@@ -284,14 +288,14 @@ def read_publish(packet: Packet, version: int) -> Publish:
     """Read PUBLISH (section 3.3). Raises Violation; quality of service 2 is not taken."""
     reader, qos = Reader(packet.body), packet.flags >> 1 & 3
     if qos > 1:
-        raise Violation("a message at QoS 2; 0 and 1 are taken", Code.QOS_NOT_SUPPORTED)
+        raise ProtocolViolation("a message at QoS 2; 0 and 1 are taken", ReasonCode.QOS_NOT_SUPPORTED)
     topic, packet_id = reader.text(), reader.two() if qos else 0
     found = reader.properties() if version == V5 else Properties()
     alias = found.numbers.get(Property.ALIAS, 0)
     if topic or not alias:
         check_topic(topic)
     if qos and not packet_id:
-        raise Violation("packet identifier 0")
+        raise ProtocolViolation("packet identifier 0")
     return Publish(topic, reader.rest(), qos, bool(packet.flags & 1), packet_id, alias, found.forwarded)
 
 
@@ -307,7 +311,7 @@ def read_subscribe(packet: Packet, version: int) -> Subscribe:
         # Retain handling 1 (only where the subscription is new) is answered like 0: more than was asked for.
         filters.append((text, min(options & 3, 1), options >> 4 & 3 != 2))
     if packet.flags != 2 or not filters:
-        raise Violation("SUBSCRIBE without a filter, or with wrong flags", Code.PROTOCOL_ERROR)
+        raise ProtocolViolation("SUBSCRIBE without a filter, or with wrong flags", ReasonCode.PROTOCOL_ERROR)
     return Subscribe(packet_id, tuple(filters))
 
 
@@ -321,14 +325,14 @@ def read_unsubscribe(packet: Packet, version: int) -> tuple[int, list[str]]:
     while reader.place < len(packet.body):
         filters.append(reader.text())
     if packet.flags != 2 or not filters:
-        raise Violation("UNSUBSCRIBE without a filter, or with wrong flags", Code.PROTOCOL_ERROR)
+        raise ProtocolViolation("UNSUBSCRIBE without a filter, or with wrong flags", ReasonCode.PROTOCOL_ERROR)
     return packet_id, filters
 
 
 def read_disconnect(packet: Packet, version: int) -> tuple[int, int | None]:
     """Read DISCONNECT (section 3.14): the reason code, and the session expiry in seconds where one is told."""
     if version == V311 or not packet.body:
-        return Code.SUCCESS, None
+        return ReasonCode.SUCCESS, None
     reader = Reader(packet.body)
     code = reader.byte()
     told = reader.properties().numbers if len(packet.body) > 1 else {}
@@ -362,7 +366,7 @@ def _block(properties: bytes) -> bytes:
 def write_connack(version: int, present: bool, code: int, properties: bytes = b"") -> bytes:
     """Write CONNACK (section 3.2)."""
     body = bytes([present, code]) + (_block(properties) if version == V5 else b"")
-    return write_packet(Kind.CONNACK << 4, body)
+    return write_packet(PacketType.CONNACK << 4, body)
 
 
 def write_property(name: Property, value: int | str) -> bytes:
@@ -380,27 +384,27 @@ def write_publish(
     name = topic.encode()
     head = struct.pack("!H", len(name)) + name + (struct.pack("!H", packet_id) if qos else b"")
     head += _block(properties) if version == V5 else b""
-    return write_packet(Kind.PUBLISH << 4 | again << 3 | qos << 1 | retain, head + payload)
+    return write_packet(PacketType.PUBLISH << 4 | again << 3 | qos << 1 | retain, head + payload)
 
 
-def write_puback(version: int, packet_id: int, code: int = Code.SUCCESS) -> bytes:
+def write_puback(version: int, packet_id: int, code: int = ReasonCode.SUCCESS) -> bytes:
     """Write PUBACK (section 3.4)."""
     told = bytes([code]) if version == V5 and code else b""
-    return write_packet(Kind.PUBACK << 4, struct.pack("!H", packet_id) + told)
+    return write_packet(PacketType.PUBACK << 4, struct.pack("!H", packet_id) + told)
 
 
 def write_suback(version: int, packet_id: int, codes: list[int]) -> bytes:
     """Write SUBACK (section 3.9); 3.1.1 knows one failure only."""
     told = [code if version == V5 or code < 0x80 else 0x80 for code in codes]
-    return write_packet(Kind.SUBACK << 4, struct.pack("!H", packet_id) + b"\0" * (version == V5) + bytes(told))
+    return write_packet(PacketType.SUBACK << 4, struct.pack("!H", packet_id) + b"\0" * (version == V5) + bytes(told))
 
 
 def write_unsuback(version: int, packet_id: int, codes: list[int]) -> bytes:
     """Write UNSUBACK (section 3.11), which has no codes before MQTT 5."""
     told = b"\0" + bytes(codes) if version == V5 else b""
-    return write_packet(Kind.UNSUBACK << 4, struct.pack("!H", packet_id) + told)
+    return write_packet(PacketType.UNSUBACK << 4, struct.pack("!H", packet_id) + told)
 
 
 def write_disconnect(code: int) -> bytes:
     """Write DISCONNECT (section 3.14), which a broker sends with MQTT 5 only."""
-    return write_packet(Kind.DISCONNECT << 4, bytes([code]))
+    return write_packet(PacketType.DISCONNECT << 4, bytes([code]))

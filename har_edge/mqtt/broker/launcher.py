@@ -18,9 +18,9 @@ from typing import Protocol
 
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.mqtt.address import Address
-from har_edge.mqtt.broker.guardian import Guardian
 from har_edge.mqtt.broker.lock import locked
 from har_edge.mqtt.broker.ports import explain_taken, find_listener
+from har_edge.mqtt.broker.watchdog import Watchdog
 from har_edge.resources import closed_to
 
 _START_TIMEOUT_S = 10.0
@@ -55,7 +55,7 @@ class Mosquitto:
     description: str
     process: subprocess.Popen[bytes]
     log: Path
-    guardian: Guardian | None = None
+    watchdog: Watchdog | None = None
 
     def check(self) -> None:
         if self.process.poll() is not None:
@@ -73,8 +73,8 @@ class Mosquitto:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        if self.guardian is not None:
-            self.guardian.close()
+        if self.watchdog is not None:
+            self.watchdog.close()
 
     def __enter__(self) -> Mosquitto:
         return self
@@ -125,11 +125,11 @@ def start_mosquitto(
         _hand_over(directory)
         with locked(directory, f"the broker on port {port} of {host}") as lock:
             written.write_text(settings, encoding="utf-8")
-            guardian, process = _launch([executable, "-c", written], log, lock)
+            watchdog, process = _launch([executable, "-c", written], log, lock)
     except OSError as error:
         raise ConfigError(f"cannot keep the broker's files in {directory}: {error}; give another folder") from None
     tls = "\ncertfile " in text + extra
-    broker = Mosquitto(Address(reachable(host), port, tls=tls), mosquitto_version(executable), process, log, guardian)
+    broker = Mosquitto(Address(reachable(host), port, tls=tls), mosquitto_version(executable), process, log, watchdog)
     _await_listening(broker)
     return broker
 
@@ -171,10 +171,10 @@ def _closed(path: Path, chosen: str) -> tuple[Path | None, str]:
     return closed_to(path, user.pw_uid, groups), f"the user {chosen}"
 
 
-def _launch(command: list[Path | str], log: Path, lock: int) -> tuple[Guardian, subprocess.Popen[bytes]]:
+def _launch(command: list[Path | str], log: Path, lock: int) -> tuple[Watchdog, subprocess.Popen[bytes]]:
     """Start Mosquitto, which holds the lock until it ends, and what ends it when this process is killed."""
     with log.open("ab") as output:
-        guardian = Guardian()  # first: then there is no moment in which nobody watches
+        watchdog = Watchdog()  # first: then there is no moment in which nobody watches
         try:
             # A session of its own, so that Ctrl-C in the terminal reaches us first and the broker goes last.
             process = subprocess.Popen(
@@ -186,10 +186,10 @@ def _launch(command: list[Path | str], log: Path, lock: int) -> tuple[Guardian, 
                 pass_fds=(lock,),
             )
         except OSError:
-            guardian.close()
+            watchdog.close()
             raise
-        guardian.watch(process.pid)
-    return guardian, process
+        watchdog.watch(process.pid)
+    return watchdog, process
 
 
 def _hand_over(directory: Path) -> None:

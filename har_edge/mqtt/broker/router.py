@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from har_edge.mqtt.bus import Receipt, Session
+from har_edge.mqtt.bus import PublishOutcome, Session
 from har_edge.mqtt.transport import read_share
 
 _MAX_PACKET_ID = 0xFFFF
 _CACHED_TOPICS = 4096
 
 
-class Holder(Protocol):
+class SessionOwner(Protocol):
     """The connection that has a session."""
 
     def take_over(self) -> None:
@@ -26,7 +26,7 @@ class Holder(Protocol):
 
 
 @dataclass(slots=True)
-class Stored:
+class QueuedMessage:
     """A message in a session; `packet_id` is set once it was sent, and stays until it is acknowledged.
 
     `properties` are those of MQTT 5 that travel with a message, as they came.
@@ -42,23 +42,23 @@ class Stored:
 
 
 @dataclass(slots=True)
-class Account:
+class SessionState:
     """What the broker keeps of one client id; `gone_at` is when its connection ended, None while it has one."""
 
     session: Session
     filters: dict[str, int] = field(default_factory=dict)
-    queue: deque[Stored] = field(default_factory=deque)
-    unacknowledged: OrderedDict[int, Stored] = field(default_factory=OrderedDict)
+    queue: deque[QueuedMessage] = field(default_factory=deque)
+    unacknowledged: OrderedDict[int, QueuedMessage] = field(default_factory=OrderedDict)
     queued_bytes: int = 0
     next_id: int = 0
-    bus: Holder | None = None
+    bus: SessionOwner | None = None
     gone_at: float | None = None
 
-    def put(self, stored: Stored) -> None:
+    def put(self, stored: QueuedMessage) -> None:
         self.queue.append(stored)
         self.queued_bytes += len(stored.payload)
 
-    def take(self) -> Stored | None:
+    def take(self) -> QueuedMessage | None:
         """Return the next message to send, None while there is none or Receive Maximum is reached."""
         if not self.queue or len(self.unacknowledged) >= self.session.receive_max:
             return None
@@ -104,10 +104,10 @@ def matches(pattern: str, topic: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Takers:
+class _Subscribers:
     """Who gets the messages of a topic: clients with the quality of service granted, and the groups."""
 
-    plain: tuple[tuple[Account, int], ...]
+    plain: tuple[tuple[SessionState, int], ...]
     groups: tuple[deque[str], ...]
 
 
@@ -119,19 +119,19 @@ class Router:
     """
 
     def __init__(self, *, max_messages: int = 2**31, max_bytes: int = 2**40, max_retained_bytes: int = 2**40) -> None:
-        self._accounts: dict[str, Account] = {}
+        self._accounts: dict[str, SessionState] = {}
         self._retained: dict[str, bytes] = {}
         self._retained_bytes = 0
         # The client ids of each shared subscription, whose turn it is first: those that are away have theirs too.
         self._turns: dict[tuple[str, str], deque[str]] = {}
-        self._takers: dict[str, _Takers] = {}
+        self._subscribers: dict[str, _Subscribers] = {}
         self._max_messages, self._max_bytes, self._max_retained_bytes = max_messages, max_bytes, max_retained_bytes
 
     def knows(self, session: Session) -> bool:
         """Return whether there is a session of this client."""
         return session.client_id in self._accounts
 
-    def attach(self, bus: Holder, session: Session, *, clean: bool) -> Account:
+    def attach(self, bus: SessionOwner, session: Session, *, clean: bool) -> SessionState:
         """Give a connection its account: the one kept, or a new one. Another connection with this client id goes."""
         account = self._accounts.get(session.client_id)
         if account is not None and account.bus is not None and account.bus is not bus:
@@ -141,13 +141,15 @@ class Router:
             account = self._accounts.get(session.client_id)
         if account is None or clean:
             self._forget_turns(session.client_id)
-            account = self._accounts[session.client_id] = Account(session)
-            self._takers.clear()
+            account = self._accounts[session.client_id] = SessionState(session)
+            self._subscribers.clear()
         account.session, account.bus, account.gone_at = session, bus, None
         account.again()
         return account
 
-    def detach(self, account: Account, *, will: bool, forget: bool = False, now: float = 0.0) -> list[Account]:
+    def detach(
+        self, account: SessionState, *, will: bool, forget: bool = False, now: float = 0.0
+    ) -> list[SessionState]:
         """Take note that a client has gone, with or without its will; return whom the will reaches."""
         account.bus, account.gone_at = None, now
         if forget or account.session.expiry_s == 0:
@@ -166,9 +168,9 @@ class Router:
             self._end(account)
         return [account.session.client_id for account in over]
 
-    def subscribe(self, account: Account, filters: Sequence[str], *, qos: int = 1, retained: bool = True) -> None:
+    def subscribe(self, account: SessionState, filters: Sequence[str], *, qos: int = 1, retained: bool = True) -> None:
         """Subscribe an account; what is retained comes with it, except to members of a group (section 4.8.2)."""
-        self._takers.clear()
+        self._subscribers.clear()
         account.filters.update(dict.fromkeys(filters, qos))
         for share in filter(None, map(read_share, filters)):
             members = self._turns.setdefault(share, deque())
@@ -178,11 +180,11 @@ class Router:
             return
         for topic, payload in self._retained.items():
             if any(matches(text, topic) for text in filters):
-                account.put(Stored(topic, payload, retained=True, qos=qos))
+                account.put(QueuedMessage(topic, payload, retained=True, qos=qos))
 
-    def unsubscribe(self, account: Account, filters: Sequence[str]) -> list[bool]:
+    def unsubscribe(self, account: SessionState, filters: Sequence[str]) -> list[bool]:
         """End subscriptions; return which of them there were. What is queued already still comes (section 3.10.4)."""
-        self._takers.clear()
+        self._subscribers.clear()
         existed = [account.filters.pop(text, None) is not None for text in filters]
         for share in filter(None, map(read_share, filters)):
             members = self._turns.get(share, deque())
@@ -192,21 +194,21 @@ class Router:
 
     def route(
         self, topic: str, payload: bytes, *, retain: bool, qos: int = 1, properties: bytes = b""
-    ) -> tuple[Receipt, list[Account]]:
+    ) -> tuple[PublishOutcome, list[SessionState]]:
         """Store and forward one message; return what became of it, and who has got it. All get it, or nobody."""
-        takers = self._takers.get(topic) or self._find_takers(topic)
+        takers = self._subscribers.get(topic) or self._find_takers(topic)
         chosen = list(takers.plain)
         turns = [members for members in takers.groups if members]
         chosen += [(self._accounts[members[0]], 1) for members in turns]
         chosen = [one for one in chosen if len(payload) <= one[0].session.max_packet_bytes]
         if any(self._is_full(account) for account, _ in chosen) or not self._retain(topic, payload, retain):
-            return Receipt.REFUSED, []
+            return PublishOutcome.REFUSED, []
         for members in turns:
             members.rotate(-1)
         for account, granted in chosen:
-            account.put(Stored(topic, payload, qos=min(qos, granted), properties=properties))
+            account.put(QueuedMessage(topic, payload, qos=min(qos, granted), properties=properties))
         heard = bool(takers.plain or turns)
-        return Receipt.SAFE if heard else Receipt.UNHEARD, [account for account, _ in chosen]
+        return PublishOutcome.ACKED if heard else PublishOutcome.NO_SUBSCRIBERS, [account for account, _ in chosen]
 
     def _retain(self, topic: str, payload: bytes, retain: bool) -> bool:
         """Keep a retained message, or drop the one that is kept; return False where there is no room."""
@@ -222,28 +224,28 @@ class Router:
             self._retained.pop(topic, None)
         return True
 
-    def _is_full(self, account: Account) -> bool:
+    def _is_full(self, account: SessionState) -> bool:
         return len(account.queue) >= self._max_messages or account.queued_bytes >= self._max_bytes
 
-    def _find_takers(self, topic: str) -> _Takers:
+    def _find_takers(self, topic: str) -> _Subscribers:
         plain = []
         for account in self._accounts.values():
             granted = [qos for text, qos in account.filters.items() if matches(text, topic)]
             if granted:
                 plain.append((account, max(granted)))
         groups = tuple(members for (_, shared), members in self._turns.items() if matches(shared, topic))
-        if len(self._takers) >= _CACHED_TOPICS:
-            self._takers.clear()
-        self._takers[topic] = found = _Takers(tuple(plain), groups)
+        if len(self._subscribers) >= _CACHED_TOPICS:
+            self._subscribers.clear()
+        self._subscribers[topic] = found = _Subscribers(tuple(plain), groups)
         return found
 
-    def _end(self, account: Account) -> None:
+    def _end(self, account: SessionState) -> None:
         self._accounts.pop(account.session.client_id, None)
         self._forget_turns(account.session.client_id)
-        self._takers.clear()
+        self._subscribers.clear()
 
     def _forget_turns(self, client_id: str) -> None:
-        self._takers.clear()
+        self._subscribers.clear()
         for members in self._turns.values():
             if client_id in members:
                 members.remove(client_id)

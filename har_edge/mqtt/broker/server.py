@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 
 from har_edge.mqtt.broker import codec
-from har_edge.mqtt.broker.codec import V5, Code, Connect, Kind, Packet, Property, Publish, Violation
-from har_edge.mqtt.broker.router import Account, Router
-from har_edge.mqtt.bus import Receipt, Session, Will
+from har_edge.mqtt.broker.codec import V5, Connect, Packet, PacketType, Property, ProtocolViolation, Publish, ReasonCode
+from har_edge.mqtt.broker.router import Router, SessionState
+from har_edge.mqtt.bus import PublishOutcome, Session, Will
 
 _log = logging.getLogger(__name__)
 MAX_PACKET_BYTES = 16 * 1024 * 1024 + 4096
@@ -34,11 +34,11 @@ _READ_BYTES = 256 * 1024
 _OUT_BYTES = 1024 * 1024  # what is written ahead for a client that reads slowly; the rest stays in its session
 _CONNECT_S = 10.0
 _TURN_S = 0.5
-_V311_REFUSALS = {Code.UNSUPPORTED_VERSION: 1, Code.IDENTIFIER_NOT_VALID: 2, Code.SERVER_BUSY: 3}
+_V311_REFUSALS = {ReasonCode.UNSUPPORTED_VERSION: 1, ReasonCode.IDENTIFIER_NOT_VALID: 2, ReasonCode.SERVER_BUSY: 3}
 _PUBACKS = {
-    Receipt.SAFE: Code.SUCCESS,
-    Receipt.UNHEARD: Code.NO_MATCHING_SUBSCRIBERS,
-    Receipt.REFUSED: Code.QUOTA_EXCEEDED,
+    PublishOutcome.ACKED: ReasonCode.SUCCESS,
+    PublishOutcome.NO_SUBSCRIBERS: ReasonCode.NO_MATCHING_SUBSCRIBERS,
+    PublishOutcome.REFUSED: ReasonCode.QUOTA_EXCEEDED,
 }
 
 
@@ -57,7 +57,7 @@ class Connection:
         self.server, self.socket = server, connection
         self.read, self.out = bytearray(), bytearray()
         self.version = 0
-        self.account: Account | None = None
+        self.account: SessionState | None = None
         self.keepalive_s, self.heard_at = 0.0, now
         self.aliases: dict[int, str] = {}
         self.writing = False
@@ -70,7 +70,7 @@ class Connection:
         """Learn that another client has the session now."""
         self.account = None
         if self.version == V5:
-            self.out += codec.write_disconnect(Code.TAKEN_OVER)
+            self.out += codec.write_disconnect(ReasonCode.TAKEN_OVER)
         self.server.drop(self)
 
     def silent(self, now: float) -> bool:
@@ -109,7 +109,7 @@ class Server:
                 self._sweep(swept_at)
         for connection in list(self._connections):
             if connection.version == V5:
-                connection.out += codec.write_disconnect(Code.SHUTTING_DOWN)
+                connection.out += codec.write_disconnect(ReasonCode.SHUTTING_DOWN)
             self.drop(connection)
         self._selector.close()
         self._listener.close()
@@ -164,7 +164,7 @@ class Server:
             self._dirty.add(connection)
         except _Closed as closed:
             self._lose(connection, str(closed), will=closed.will)
-        except Violation as wrong:
+        except ProtocolViolation as wrong:
             _log.warning("%s is cut off: %s", connection.name, wrong)
             if connection.version == V5:
                 connection.out += codec.write_disconnect(wrong.code)
@@ -183,8 +183,8 @@ class Server:
             raise _Closed("it closed the connection")
         connection.heard_at = self._clock()
         connection.read += piece
-        if connection.account is None and connection.read[0] != Kind.CONNECT << 4:
-            raise Violation("its first packet is not CONNECT", Code.PROTOCOL_ERROR)
+        if connection.account is None and connection.read[0] != PacketType.CONNECT << 4:
+            raise ProtocolViolation("its first packet is not CONNECT", ReasonCode.PROTOCOL_ERROR)
         start = 0
         while (taken := codec.take_packet(connection.read, start, MAX_PACKET_BYTES)) is not None:
             packet, start = taken
@@ -198,38 +198,38 @@ class Server:
             self._connect(connection, packet)
             return
         account, version = connection.account, connection.version
-        if packet.kind == Kind.PUBLISH:
+        if packet.kind == PacketType.PUBLISH:
             self._publish(connection, codec.read_publish(packet, version))
-        elif packet.kind == Kind.PUBACK:
+        elif packet.kind == PacketType.PUBACK:
             account.acknowledged(codec.Reader(packet.body).two())
-        elif packet.kind == Kind.SUBSCRIBE:
+        elif packet.kind == PacketType.SUBSCRIBE:
             self._subscribe(connection, account, packet)
-        elif packet.kind == Kind.UNSUBSCRIBE:
+        elif packet.kind == PacketType.UNSUBSCRIBE:
             packet_id, filters = codec.read_unsubscribe(packet, version)
             existed = self._router.unsubscribe(account, filters)
-            codes = [Code.SUCCESS if one else Code.NO_SUBSCRIPTION_EXISTED for one in existed]
+            codes = [ReasonCode.SUCCESS if one else ReasonCode.NO_SUBSCRIPTION_EXISTED for one in existed]
             connection.out += codec.write_unsuback(version, packet_id, list(map(int, codes)))
-        elif packet.kind == Kind.PINGREQ:
-            connection.out += codec.write_packet(Kind.PINGRESP << 4, b"")
-        elif packet.kind == Kind.DISCONNECT:
+        elif packet.kind == PacketType.PINGREQ:
+            connection.out += codec.write_packet(PacketType.PINGRESP << 4, b"")
+        elif packet.kind == PacketType.DISCONNECT:
             code, expiry_s = codec.read_disconnect(packet, version)
             if expiry_s is not None:
                 account.session = _with_expiry(account.session, expiry_s)
-            raise _Closed("it disconnected", will=code == Code.WITH_WILL)
+            raise _Closed("it disconnected", will=code == ReasonCode.WITH_WILL)
         else:
-            raise Violation(f"a packet of kind {packet.kind}", Code.PROTOCOL_ERROR)
+            raise ProtocolViolation(f"a packet of kind {packet.kind}", ReasonCode.PROTOCOL_ERROR)
 
     def _connect(self, connection: Connection, packet: Packet) -> None:
         try:
             said = codec.read_connect(packet)
-        except Violation as wrong:
-            if wrong.code == Code.UNSUPPORTED_VERSION:
+        except ProtocolViolation as wrong:
+            if wrong.code == ReasonCode.UNSUPPORTED_VERSION:
                 connection.out += codec.write_connack(codec.V311, False, _V311_REFUSALS[wrong.code])
             raise
         connection.version, connection.keepalive_s = said.version, said.keepalive_s
         assigned = "" if said.client_id else f"auto-{secrets.token_hex(8)}"
         if assigned and said.version != V5 and not said.clean:
-            connection.out += codec.write_connack(said.version, False, _V311_REFUSALS[Code.IDENTIFIER_NOT_VALID])
+            connection.out += codec.write_connack(said.version, False, _V311_REFUSALS[ReasonCode.IDENTIFIER_NOT_VALID])
             raise _Closed("it wants a session without a client id")
         session = _session(said, said.client_id or assigned)
         present = self._router.knows(session) and not said.clean
@@ -239,32 +239,32 @@ class Server:
         properties += codec.write_property(Property.MAX_PACKET, MAX_PACKET_BYTES)
         properties += codec.write_property(Property.ALIAS_MAX, _ALIASES)
         properties += codec.write_property(Property.ASSIGNED_CLIENT, assigned) if assigned else b""
-        connection.out += codec.write_connack(said.version, present, Code.SUCCESS, properties)
+        connection.out += codec.write_connack(said.version, present, ReasonCode.SUCCESS, properties)
         _log.info("%s is connected, MQTT %s", account.session.client_id, "5" if said.version == V5 else "3.1.1")
 
     def _publish(self, connection: Connection, said: Publish) -> None:
         topic = said.topic
         if said.alias:
             if said.alias > _ALIASES or not (topic or said.alias in connection.aliases):
-                raise Violation(f"topic alias {said.alias} is not known", Code.ALIAS_INVALID)
+                raise ProtocolViolation(f"topic alias {said.alias} is not known", ReasonCode.ALIAS_INVALID)
             topic = connection.aliases[said.alias] = topic or connection.aliases[said.alias]
         outcome, takers = self._router.route(
             topic, said.payload, retain=said.retain, qos=said.qos, properties=said.properties
         )
         self._mark(takers)
-        if outcome is Receipt.REFUSED:
+        if outcome is PublishOutcome.REFUSED:
             self._tell_full(topic)
             if connection.version != V5 and said.qos:  # 3.1.1 has no word for it; it sends again once it is back
                 raise _Closed(f"there is no room for its message on {topic}")
         if said.qos:
             connection.out += codec.write_puback(connection.version, said.packet_id, _PUBACKS[outcome])
 
-    def _subscribe(self, connection: Connection, account: Account, packet: Packet) -> None:
+    def _subscribe(self, connection: Connection, account: SessionState, packet: Packet) -> None:
         said = codec.read_subscribe(packet, connection.version)
         codes = []
         for text, qos, retained in said.filters:
             if not codec.is_filter(text):
-                codes.append(int(Code.FILTER_INVALID))
+                codes.append(int(ReasonCode.FILTER_INVALID))
                 continue
             codes.append(qos)
             self._router.subscribe(account, [text], qos=qos, retained=retained)
@@ -285,7 +285,7 @@ class Server:
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    def _mark(self, accounts: list[Account]) -> None:
+    def _mark(self, accounts: list[SessionState]) -> None:
         self._dirty.update(one.bus for one in accounts if isinstance(one.bus, Connection))
 
     def _mark_holders(self) -> None:

@@ -21,7 +21,7 @@ from har_edge.resources import find_folder
 
 if TYPE_CHECKING:
     from har_edge.inference.interpreter import Interpreter
-    from har_edge.mqtt.link_benchmark import Link
+    from har_edge.mqtt.link_benchmark import LinkEstimate
 
 # A small convolutional network in float32, which every runtime and processor has quick kernels for.
 REFERENCE = "har-decimate-q8-zlib-restore.tflite"
@@ -127,7 +127,7 @@ def count_runs(run: Callable[[], object], clock: Callable[[], float], warm_up_s:
     return runs / measure_s
 
 
-def make_card(speed: float, link: Link | None, delegate: str = "") -> NodeCapabilities:
+def make_card(speed: float, link: LinkEstimate | None, delegate: str = "") -> NodeCapabilities:
     """Return what this device can do; `delegate` is who computed the reference network."""
     return NodeCapabilities(
         protocol=PROTOCOL,

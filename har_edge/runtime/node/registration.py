@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from har_edge.errors import BrokerError, NodeError
 from har_edge.mqtt.bus import Bus, Session, SessionLease
-from har_edge.mqtt.link_benchmark import Link, measure_link
+from har_edge.mqtt.link_benchmark import LinkEstimate, estimate_link
 from har_edge.mqtt.session_lease import lease_lost
 from har_edge.mqtt.transport import FinalRefusal
 from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, State, decode_heartbeat, decode_status
@@ -61,12 +61,12 @@ def arrive(
     return None
 
 
-def look_at_link(connect: Connect, identity: Identity) -> Link | None:
+def look_at_link(connect: Connect, identity: Identity) -> LinkEstimate | None:
     """Estimate the link to the broker; None where it cannot be measured."""
     try:
         bus = connect(Session(f"link-{identity.instance}", clean_start=True))
         try:
-            return measure_link(bus, identity.topics.activation(0, "link", identity.node))
+            return estimate_link(bus, identity.topics.activation(0, "link", identity.node))
         finally:
             bus.close(forget=True)
     except BrokerError as error:

@@ -96,7 +96,7 @@ class Sensor:
                     f"a message of {len(windows)} windows takes {len(payload)} bytes; expected at most "
                     f"{setup.max_payload_bytes}; lower --batch, or raise max_payload_bytes in the pipeline file"
                 )
-            outgoing.append(Outgoing(setup.topics.window(first.stream, name), payload, heard=True))
+            outgoing.append(Outgoing(setup.topics.window(first.stream, name), payload, needs_subscriber=True))
         self.counters.messages += len(outgoing)
         return outgoing
 

@@ -96,7 +96,7 @@ class OutputCache:
         known, nbytes = self._made.pop(key, None), 0
         made: tuple[tuple[str, bytes, bool], ...] = ()
         if outgoing:
-            made = tuple([(one.topic, one.payload, one.heard) for one in outgoing])
+            made = tuple([(one.topic, one.payload, one.needs_subscriber) for one in outgoing])
             nbytes = sum([len(payload) for _, payload, _ in made])
         self._bytes += nbytes - (known[2] if known else 0)
         self._made[key] = now, captured, nbytes, made
@@ -111,7 +111,7 @@ class OutputCache:
         """Return what was made of a known window, to be published again now for these deliveries."""
         _, captured, nbytes, made = self._made[key]
         self._made[key] = now, captured, nbytes, made
-        return [Outgoing(topic, payload, release, heard=heard) for topic, payload, heard in made]
+        return [Outgoing(topic, payload, release, needs_subscriber=needed) for topic, payload, needed in made]
 
 
 def _by_itself(gathered: PartialWindow) -> PartialWindow:

@@ -408,7 +408,7 @@ class Stage:
                     f"its activations take {len(payload)} bytes; expected at most {setup.max_payload_bytes}; "
                     "send fewer windows a message, or raise max_payload_bytes in the pipeline file"
                 )
-            outgoing.append(Outgoing(topic, payload, deliveries, heard=True))
+            outgoing.append(Outgoing(topic, payload, deliveries, needs_subscriber=True))
         return outgoing
 
     def _results(self, message: wire.Message, scores: Array) -> list[Result]:

@@ -17,7 +17,7 @@ from har_edge.mqtt.broker import embedded
 from har_edge.mqtt.broker.launcher import check_free, find_mosquitto, free_port, reachable, start_mosquitto
 from har_edge.mqtt.broker.server import VERSION_TOPIC
 from har_edge.mqtt.bus import Bus, Delivery, Session
-from har_edge.mqtt.connect import Client, Protocol, choose_client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, MqttVersion, choose_client, open_bus
 from har_edge.resources import find_folder
 
 CONFIG = find_folder("brokers") / "mosquitto.conf"
@@ -73,7 +73,7 @@ def test_ipv6(tmp_path: Path) -> None:
         pytest.skip("no IPv6 here")
     with start_mosquitto(CONFIG, tmp_path, host="::1", port=port) as broker:
         assert broker.address.url == f"mqtt://[::1]:{port}"
-        for client in (Client.PAHO, Client.NATIVE):
+        for client in (ClientLibrary.PAHO, ClientLibrary.NATIVE):
             open_bus(broker.address, Session("x"), client).close()
 
 
@@ -155,16 +155,16 @@ def test_ports() -> None:
 
 
 def test_choosing_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_client(Client.PAHO) is Client.PAHO
-    assert choose_client(Client.AUTO, Protocol.V311) is Client.PAHO
+    assert choose_client(ClientLibrary.PAHO) is ClientLibrary.PAHO
+    assert choose_client(ClientLibrary.AUTO, MqttVersion.V311) is ClientLibrary.PAHO
     monkeypatch.setattr("har_edge.mqtt.connect.importlib.util.find_spec", lambda _: object())
-    assert choose_client(Client.AUTO) is Client.NATIVE
+    assert choose_client(ClientLibrary.AUTO) is ClientLibrary.NATIVE
     with pytest.raises(ConfigError, match=r"client 'native' speaks MQTT 5 only, not 3\.1\.1; choose 'paho' or 'auto'"):
-        choose_client(Client.NATIVE, Protocol.V311)
+        choose_client(ClientLibrary.NATIVE, MqttVersion.V311)
     monkeypatch.setattr("har_edge.mqtt.connect.importlib.util.find_spec", lambda _: None)
-    assert choose_client(Client.AUTO) is Client.PAHO
+    assert choose_client(ClientLibrary.AUTO) is ClientLibrary.PAHO
     with pytest.raises(ConfigError, match="client 'native' needs the library mqtt5; `pip install mqtt5`, or choose"):
-        choose_client(Client.NATIVE)
+        choose_client(ClientLibrary.NATIVE)
 
 
 @needs_mosquitto
@@ -208,14 +208,14 @@ def own() -> Iterator[embedded.EmbeddedBroker]:
     broker.stop()
 
 
-@pytest.mark.parametrize("sender_protocol", Protocol)
-@pytest.mark.parametrize("receiver_protocol", Protocol)
+@pytest.mark.parametrize("sender_protocol", MqttVersion)
+@pytest.mark.parametrize("receiver_protocol", MqttVersion)
 def test_both_protocols_carry_a_bus_to_each_other(
-    own: embedded.EmbeddedBroker, sender_protocol: Protocol, receiver_protocol: Protocol
+    own: embedded.EmbeddedBroker, sender_protocol: MqttVersion, receiver_protocol: MqttVersion
 ) -> None:
     assert own.description.startswith("har_edge ") and own.description.endswith("(embedded, MQTT 3.1.1 and 5)")
-    receiver = open_bus(own.address, Session("receiver"), Client.AUTO, receiver_protocol)
-    sender = open_bus(own.address, Session("sender"), Client.AUTO, sender_protocol)
+    receiver = open_bus(own.address, Session("receiver"), ClientLibrary.AUTO, receiver_protocol)
+    sender = open_bus(own.address, Session("sender"), ClientLibrary.AUTO, sender_protocol)
     receiver.subscribe(["t/+"])
     while not receiver.connected:
         receiver.poll(0.02)

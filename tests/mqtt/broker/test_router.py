@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from har_edge.mqtt.broker.router import Router
-from har_edge.mqtt.bus import Receipt, Session, Will
+from har_edge.mqtt.bus import PublishOutcome, Session, Will
 
 
 class Client:
@@ -20,33 +20,33 @@ def test_a_message_for_which_a_session_has_no_room_is_refused_for_all() -> None:
     for one in (slow, quick):
         router.subscribe(one, ["t"])
     for number in range(3):
-        assert router.route("t", b"%d" % number, retain=False)[0] is Receipt.SAFE
+        assert router.route("t", b"%d" % number, retain=False)[0] is PublishOutcome.ACKED
         assert quick.take() is not None
-    assert router.route("t", b"3", retain=False) == (Receipt.REFUSED, [])
+    assert router.route("t", b"3", retain=False) == (PublishOutcome.REFUSED, [])
     assert (len(slow.queue), len(quick.queue)) == (3, 0)
     assert slow.take() is not None
-    assert router.route("t", b"3", retain=False)[0] is Receipt.SAFE
+    assert router.route("t", b"3", retain=False)[0] is PublishOutcome.ACKED
 
 
 def test_bytes_that_are_not_acknowledged_count() -> None:
     router = Router(max_bytes=10)
     one = router.attach(Client(), Session("one", expiry_s=9), clean=False)
     router.subscribe(one, ["t"])
-    assert router.route("t", bytes(10), retain=False)[0] is Receipt.SAFE
+    assert router.route("t", bytes(10), retain=False)[0] is PublishOutcome.ACKED
     taken = one.take()
-    assert taken is not None and router.route("t", b"x", retain=False)[0] is Receipt.REFUSED
+    assert taken is not None and router.route("t", b"x", retain=False)[0] is PublishOutcome.REFUSED
     one.acknowledged(taken.packet_id)
-    assert one.queued_bytes == 0 and router.route("t", b"x", retain=False)[0] is Receipt.SAFE
+    assert one.queued_bytes == 0 and router.route("t", b"x", retain=False)[0] is PublishOutcome.ACKED
 
 
 def test_retained_bytes_are_bounded_and_given_back() -> None:
     router = Router(max_retained_bytes=10)
-    assert router.route("a", bytes(8), retain=True)[0] is Receipt.UNHEARD
-    assert router.route("b", bytes(3), retain=True)[0] is Receipt.REFUSED
-    assert router.route("a", bytes(2), retain=True)[0] is Receipt.UNHEARD  # in place of the eight
-    assert router.route("b", bytes(8), retain=True)[0] is Receipt.UNHEARD
-    assert router.route("b", b"", retain=True)[0] is Receipt.UNHEARD
-    assert router.route("c", bytes(8), retain=True)[0] is Receipt.UNHEARD
+    assert router.route("a", bytes(8), retain=True)[0] is PublishOutcome.NO_SUBSCRIBERS
+    assert router.route("b", bytes(3), retain=True)[0] is PublishOutcome.REFUSED
+    assert router.route("a", bytes(2), retain=True)[0] is PublishOutcome.NO_SUBSCRIBERS  # in place of the eight
+    assert router.route("b", bytes(8), retain=True)[0] is PublishOutcome.NO_SUBSCRIBERS
+    assert router.route("b", b"", retain=True)[0] is PublishOutcome.NO_SUBSCRIBERS
+    assert router.route("c", bytes(8), retain=True)[0] is PublishOutcome.NO_SUBSCRIBERS
 
 
 def test_what_comes_again_keeps_its_number_and_nothing_else_gets_it() -> None:
@@ -70,8 +70,8 @@ def test_a_session_ends_when_its_time_is_over_and_not_before() -> None:
     one = router.attach(Client(), Session("one", expiry_s=10), clean=False)
     router.subscribe(one, ["t"])
     router.detach(one, will=False, now=100.0)
-    assert router.expire(109.0) == [] and router.route("t", b"", retain=False)[0] is Receipt.SAFE
-    assert router.expire(110.0) == ["one"] and router.route("t", b"", retain=False)[0] is Receipt.UNHEARD
+    assert router.expire(109.0) == [] and router.route("t", b"", retain=False)[0] is PublishOutcome.ACKED
+    assert router.expire(110.0) == ["one"] and router.route("t", b"", retain=False)[0] is PublishOutcome.NO_SUBSCRIBERS
     back = router.attach(Client(), Session("one", expiry_s=10), clean=False)
     assert back.take() is None and router.expire(1e9) == []
 
@@ -83,7 +83,7 @@ def test_unsubscribing_says_what_there_was_and_ends_a_turn() -> None:
         router.subscribe(one, ["$share/g/t", "u"])
     assert router.unsubscribe(members[0], ["$share/g/t", "never", "u"]) == [True, False, True]
     for _ in range(3):
-        assert router.route("t", b"", retain=False) == (Receipt.SAFE, [members[1]])
+        assert router.route("t", b"", retain=False) == (PublishOutcome.ACKED, [members[1]])
     assert router.route("u", b"", retain=False)[1] == [members[1]]
 
 

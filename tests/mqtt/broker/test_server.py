@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from har_edge.mqtt.broker import codec
 from har_edge.mqtt.broker.embedded import EmbeddedBroker
 from har_edge.mqtt.bus import Session
-from har_edge.mqtt.connect import Client, open_bus
+from har_edge.mqtt.connect import ClientLibrary, open_bus
 
 TEXT = "é"
 
@@ -87,21 +87,21 @@ def test_who_cannot_be_served_is_told_and_cut_off(wire: socket.socket, sent: byt
 @pytest.mark.parametrize(
     ("packet", "code"),
     [
-        (publish_bytes("a/+", b""), codec.Code.NAME_INVALID),
-        (publish_bytes("", b""), codec.Code.NAME_INVALID),
-        (publish_bytes("t", b"", qos=2), codec.Code.QOS_NOT_SUPPORTED),
-        (publish_bytes("", b"", properties=b"\x23\x00\x05"), codec.Code.ALIAS_INVALID),
-        (publish_bytes("t", b"", properties=b"\x23\xff\xff"), codec.Code.ALIAS_INVALID),
-        (publish_bytes("t", b"", properties=b"\x7f"), codec.Code.MALFORMED),
-        (b"\x32\x02\x00\x09", codec.Code.MALFORMED),
-        (b"\x30\x05\x00\x02\xff\xfe\x00", codec.Code.MALFORMED),
-        (b"\x82\x03\x00\x01\x00", codec.Code.PROTOCOL_ERROR),
-        (connect_bytes(5, "again"), codec.Code.PROTOCOL_ERROR),
-        (b"\x30\xff\xff\xff\x7f", codec.Code.TOO_LARGE),
+        (publish_bytes("a/+", b""), codec.ReasonCode.NAME_INVALID),
+        (publish_bytes("", b""), codec.ReasonCode.NAME_INVALID),
+        (publish_bytes("t", b"", qos=2), codec.ReasonCode.QOS_NOT_SUPPORTED),
+        (publish_bytes("", b"", properties=b"\x23\x00\x05"), codec.ReasonCode.ALIAS_INVALID),
+        (publish_bytes("t", b"", properties=b"\x23\xff\xff"), codec.ReasonCode.ALIAS_INVALID),
+        (publish_bytes("t", b"", properties=b"\x7f"), codec.ReasonCode.MALFORMED),
+        (b"\x32\x02\x00\x09", codec.ReasonCode.MALFORMED),
+        (b"\x30\x05\x00\x02\xff\xfe\x00", codec.ReasonCode.MALFORMED),
+        (b"\x82\x03\x00\x01\x00", codec.ReasonCode.PROTOCOL_ERROR),
+        (connect_bytes(5, "again"), codec.ReasonCode.PROTOCOL_ERROR),
+        (b"\x30\xff\xff\xff\x7f", codec.ReasonCode.TOO_LARGE),
     ],
 )
 def test_what_breaks_the_protocol_ends_the_connection_by_its_name(
-    wire: socket.socket, packet: bytes, code: codec.Code
+    wire: socket.socket, packet: bytes, code: codec.ReasonCode
 ) -> None:
     wire.sendall(connect_bytes(5, "wrong"))
     assert read(wire)[0] == 0x20
@@ -134,7 +134,7 @@ def test_properties_of_a_message_travel_on(wire: socket.socket) -> None:
 def test_qos_0_needs_no_acknowledgement_and_reaches_a_subscriber_at_qos_1(
     embedded: EmbeddedBroker, wire: socket.socket
 ) -> None:
-    bus = open_bus(embedded.address, Session("listens"), Client.PAHO)
+    bus = open_bus(embedded.address, Session("listens"), ClientLibrary.PAHO)
     bus.subscribe(["q/0"])
     while not bus.connected:
         bus.poll(0.05)
@@ -153,7 +153,7 @@ def test_an_unusable_filter_is_refused_and_the_others_are_granted(wire: socket.s
     filters = ["a/#/b", "ok/+", "$share/g", "$share/g/ok", "a+", ""]
     body = struct.pack("!H", 5) + b"\0" + b"".join(string(text) + b"\x02" for text in filters)
     wire.sendall(codec.write_packet(0x82, body))
-    bad = codec.Code.FILTER_INVALID
+    bad = codec.ReasonCode.FILTER_INVALID
     assert read(wire) == (0x90, struct.pack("!H", 5) + b"\0" + bytes([bad, 1, bad, 1, bad, bad]))
 
 
@@ -189,6 +189,6 @@ def test_every_truncation_of_each_packet_waits_or_is_a_violation() -> None:
         }
         kind, body = taken[0].kind, taken[0].body
         for end in range(len(body) - (7 if kind == 3 else 0)):
-            with pytest.raises(codec.Violation):
+            with pytest.raises(codec.ProtocolViolation):
                 readers[kind](codec.Packet(kind, taken[0].flags, body[:end]))
         readers[kind](taken[0])

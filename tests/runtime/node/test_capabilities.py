@@ -6,7 +6,7 @@ import pytest
 
 from har_edge.errors import BrokerError, NodeError
 from har_edge.mqtt.bus import Session
-from har_edge.mqtt.link_benchmark import Link, measure_link
+from har_edge.mqtt.link_benchmark import LinkEstimate, estimate_link
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol.deployment import PROTOCOL
 from har_edge.resources import find_folder
@@ -151,7 +151,7 @@ def test_the_reference_is_a_small_convolutional_network_in_float32():
 
 
 def test_a_card_says_all(monkeypatch):
-    card = make_card(measure_speed(warm_up_s=0.0, measure_s=0.05), Link(0.01, 5e6))
+    card = make_card(measure_speed(warm_up_s=0.0, measure_s=0.05), LinkEstimate(0.01, 5e6))
     assert card.protocol == PROTOCOL and card.speed > 10 and card.memory_bytes > 10**7 and card.cores >= 1
     assert (card.round_trip_s, card.link_bytes_per_s) == (0.01, 5e6) and card.machine == read_machine()
     assert make_card(1.0, None).link_bytes_per_s is None
@@ -180,7 +180,7 @@ class SlowBus:
 def test_a_link_is_estimated_quickly_even_where_it_is_slow(round_trip_s, bytes_per_s):
     clock = Clock()
     bus = SlowBus(clock, round_trip_s, bytes_per_s)
-    link = measure_link(bus, "har/v1/har/act/0/link/pi-1", clock=clock)
+    link = estimate_link(bus, "har/v1/har/act/0/link/pi-1", clock=clock)
     small_s = round_trip_s + 128 / bytes_per_s
     assert link.round_trip_s == pytest.approx(small_s, rel=0.01)
     assert 0.5 * bytes_per_s < link.bytes_per_s <= bytes_per_s
@@ -192,4 +192,4 @@ def test_a_link_on_which_nothing_comes_back_is_given_up():
     bus = SlowBus(clock, 1.0, 1e6)
     bus.subscribe = lambda filters: None
     with pytest.raises(BrokerError, match="0 of 1 messages came back from the broker in 6 s; look at its permissions"):
-        measure_link(bus, "har/v1/har/act/0/link/pi-1", clock=clock)
+        estimate_link(bus, "har/v1/har/act/0/link/pi-1", clock=clock)

@@ -9,7 +9,7 @@ from har_edge.codecs.catalog import make_reducer
 from har_edge.data.description import load_description
 from har_edge.data.live import LiveStream, lay_out
 from har_edge.errors import ConfigError, NodeError
-from har_edge.mqtt.bus import Receipt
+from har_edge.mqtt.bus import PublishOutcome
 from har_edge.protocol import wire
 from har_edge.protocol.status import State
 from har_edge.runtime.sensor import live as live_module
@@ -116,7 +116,7 @@ def test_without_a_broker_the_newest_windows_are_kept_and_the_dropped_ones_count
 
 def test_what_nobody_hears_is_kept_in_a_bounded_number(clock):
     bus = ScriptedBus(clock=clock)
-    bus.receipt = lambda topic: Receipt.UNHEARD if "/window/" in topic else Receipt.SAFE
+    bus.outcome = lambda topic: PublishOutcome.NO_SUBSCRIBERS if "/window/" in topic else PublishOutcome.ACKED
     stop = Stop()
     device = ScriptedDevice(lines(0, 1000), *[b""] * 30)
     loop = loop_of(bus, device, queue=10)

@@ -28,7 +28,7 @@ def test_separate_sources_have_topics_of_their_own():
     for source, out in zip(("chest", "arm"), outgoing, strict=True):
         message = wire.decode(out.payload)
         assert (message.seq, message.epoch, message.captured, message.truth) == (7, 1, (3.5,), (1,))
-        assert list(message.tensors) == [source] and out.heard and not out.retain
+        assert list(message.tensors) == [source] and out.needs_subscriber and not out.retain
         assert message.tensors[source].tobytes() == samples(source, 7).tobytes()
     assert (one.counters.windows, one.counters.messages) == (1, 2)
 

@@ -30,7 +30,7 @@ def test_a_window_is_answered_once_both_sources_are_there():
     assert result.label == ("still", "moving")[int(np.argmax(scores))]
     assert result.confidence == pytest.approx(max(scores), rel=1e-5)
     assert (result.stream, result.seq, result.captured, result.truth, result.epoch) == ("s", 3, 6.0, 4, 1)
-    assert outgoing.topic == "har/v1/test/result/s" and outgoing.releases == (chest, arm) and not outgoing.heard
+    assert outgoing.topic == "har/v1/test/result/s" and outgoing.acks == (chest, arm) and not outgoing.needs_subscriber
     assert (stage.counters.windows, stage.counters.messages, stage.waiting) == (1, 2, 0)
 
 
@@ -48,8 +48,8 @@ def test_combined_sources_and_batches_give_one_answer_a_window():
 def test_activations_go_on_with_the_window_and_settle_its_inputs():
     stage = small_stage(sends=("both",))
     result, activation = whole(stage, 2, truth=(1,))
-    assert activation.topic == "har/v1/test/act/1/0/s" and activation.heard and len(activation.releases) == 2
-    assert result.releases == activation.releases  # acknowledged when both are safe
+    assert activation.topic == "har/v1/test/act/1/0/s" and activation.needs_subscriber and len(activation.acks) == 2
+    assert result.acks == activation.acks  # acknowledged when both are safe
     made = wire.decode(activation.payload)
     assert (made.stream, made.seq, made.epoch, made.captured, made.truth) == ("s", 2, 1, (5.0,), (1,))
     expected = np.concatenate([samples("chest", 2), samples("arm", 2)], axis=2)
@@ -110,7 +110,7 @@ def test_an_unusable_message_is_dropped_counted_explained_and_released(case, cap
     assert stage.handle(part("chest", 0)) == []
     with caplog.at_level(logging.WARNING):
         (released,) = stage.handle(bad)
-    assert (released.topic, released.releases) == ("", (bad,))
+    assert (released.topic, released.acks) == ("", (bad,))
     assert stage.counters.rejected == 1 and stage.waiting == 1
     assert caplog.text.count("dropped " + bad.topic) == 1
     import re
@@ -127,7 +127,7 @@ def test_values_that_are_no_numbers_do_not_end_a_stage_of_an_integer_model(wrong
     length = LENGTH if reducer == "none" else LENGTH // 2
     bad = part("chest", tensors={"chest": np.full((1, length, 2), wrong, np.float32)})
     (released,) = stage.handle(bad)
-    assert released.releases == (bad,) and stage.counters.rejected == 1
+    assert released.acks == (bad,) and stage.counters.rejected == 1
     assert "the code of source 'chest' is not what" in caplog.text and "NaN or infinity" in caplog.text
 
 
@@ -136,7 +136,7 @@ def test_a_score_that_is_no_number_is_no_result(caplog):
     stage = small_stage(run=lambda values: {"scores": np.full((1, 2), next(wrong, 0.5), np.float32)})
     stage.handle(part("arm", 0))
     (released,) = stage.handle(part("chest", 0))
-    assert released.topic == "" and len(released.releases) == 2 and stage.counters.rejected == 1
+    assert released.topic == "" and len(released.acks) == 2 and stage.counters.rejected == 1
     assert "dropped window 0 of s: the model's score is NaN; expected a number; all that entered" in caplog.text
     assert "the model itself makes it of what the sensors sent, which are numbers; look for a log" in caplog.text
     assert result_of(whole(stage, 1))
@@ -177,7 +177,7 @@ def test_a_missing_source_is_given_up_counted_explained_and_released(caplog):
     assert stage.tick() == []
     clock.now = 3.0
     (released,) = stage.tick()
-    assert (released.topic, released.releases) == ("", (chest,))
+    assert (released.topic, released.acks) == ("", (chest,))
     assert (stage.counters.shelved, stage.counters.given_up, stage.waiting) == (2, 0, 0) and not caplog.records
     clock.now = 3.0 + SHELF_S + 0.1
     assert stage.tick() == []
@@ -191,7 +191,7 @@ def test_too_many_waiting_windows_push_the_oldest_out():
     first = part("chest", 0)
     assert stage.handle(first) == stage.handle(part("chest", 1)) == []
     (released,) = stage.handle(part("chest", 2))
-    assert released.releases == (first,) and (stage.counters.shelved, stage.counters.given_up) == (1, 0)
+    assert released.acks == (first,) and (stage.counters.shelved, stage.counters.given_up) == (1, 0)
     assert result_of(stage.handle(part("arm", 0)))  # what it lacked came after all
 
 
@@ -206,7 +206,7 @@ def test_a_leftover_is_released_soon_and_not_counted_as_lost(caplog):
     clock.now = 2.0
     with caplog.at_level(logging.INFO):
         (released,) = stage.tick()
-    assert released.releases == (left,)
+    assert released.acks == (left,)
     assert (stage.counters.leftover, stage.counters.given_up) == (1, 0)
     assert "released window 0 of s: c was settled before" in caplog.text
 
@@ -216,7 +216,7 @@ def test_a_part_sent_again_for_a_window_that_was_complete_is_released_at_once():
     stage = small_stage(capacity=3)
     assert result_of(whole(stage, 0))
     again = part("arm", 0)
-    assert [(out.topic, out.releases) for out in stage.handle(again)] == [("", (again,))]
+    assert [(out.topic, out.acks) for out in stage.handle(again)] == [("", (again,))]
     assert (stage.waiting, stage.counters.duplicates, stage.counters.windows) == (0, 1, 1)
     new_run = part("arm", 0, captured=(99.0,))
     assert stage.handle(new_run) == [] and stage.waiting == 1
@@ -230,7 +230,7 @@ def test_sensors_that_disagree_on_the_batch_are_told(caplog):
     stage.handle(part("chest", 0, captured=[1.0, 2.0]))
     arm = part("arm", 0)
     (released,) = stage.handle(arm)
-    assert released.releases == (arm,) and stage.counters.rejected == 1
+    assert released.acks == (arm,) and stage.counters.rejected == 1
     assert "give all sensors of a stream the same --batch" in caplog.text
 
 
@@ -279,7 +279,7 @@ def test_a_deployed_stage_leaves_windows_of_another_epoch_to_others(caplog):
         (released,) = stage.handle(strange)
         stage.handle(part("chest", 1, epoch=2))
         stage.handle(part("chest", 1, epoch=3))
-    assert (released.topic, released.releases) == ("", (strange,))
+    assert (released.topic, released.acks) == ("", (strange,))
     assert (stage.counters.foreign, stage.counters.rejected, stage.counters.messages, stage.waiting) == (4, 0, 0, 0)
     assert [record.getMessage() for record in caplog.records] == [
         f"windows of epoch {epoch} come too; this stage takes those of 1" for epoch in (2, 3)
@@ -308,7 +308,7 @@ def test_a_deployed_stage_releases_what_waits_and_goes_on_when_the_rest_comes(ca
     assert stage.handle(chest) == []
     clock.now = 3.1
     (released,) = stage.tick()
-    assert released.releases == (chest,) and (stage.waiting, stage.counters.shelved, stage.counters.given_up) == (
+    assert released.acks == (chest,) and (stage.waiting, stage.counters.shelved, stage.counters.given_up) == (
         0,
         1,
         0,
@@ -317,7 +317,7 @@ def test_a_deployed_stage_releases_what_waits_and_goes_on_when_the_rest_comes(ca
     arm = part("arm", 0, captured=(6.0,))
     (answer,) = stage.handle(arm)
     (result,) = result_of([answer])
-    assert answer.releases == (arm,) and result.captured == 6.0
+    assert answer.acks == (arm,) and result.captured == 6.0
     assert stage.handle(part("chest", 0))[0].topic == "" and stage.counters.duplicates == 1
     assert not caplog.records
 
@@ -366,7 +366,7 @@ def test_a_leftover_does_not_go_on_the_shelf_of_a_deployed_stage():
     clock.now = 1.0
     stage.tick()
     clock.now = 2.0
-    assert [out.releases for out in stage.tick()] == [(left,)]
+    assert [out.acks for out in stage.tick()] == [(left,)]
     assert (stage.counters.leftover, stage.counters.shelved) == (1, 0)
     assert result_of(stage.handle(part("chest", 0, captured=(99.0,)))) == []
 
@@ -379,7 +379,7 @@ def test_a_deployed_stage_answers_again_when_one_source_of_a_window_comes_again(
     clock.now = 2.5
     again = part("arm", 0)
     (outgoing,) = stage.handle(again)
-    assert outgoing.releases == (again,) and result_of([outgoing]) == [first]
+    assert outgoing.acks == (again,) and result_of([outgoing]) == [first]
     assert result_of(stage.handle(part("chest", 0))) == [] and stage.counters.duplicates == 3
     assert result_of(whole(stage, 0, captured=(9.0,)))[0].captured == 9.0  # a new run of the stream
 

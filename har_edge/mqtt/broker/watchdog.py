@@ -32,7 +32,7 @@ def _spawn() -> subprocess.Popen[bytes]:
 
 
 @dataclass(slots=True)
-class Guardian:
+class Watchdog:
     """Ends the children that it watches when this process has gone; start it before them, `close` it after them."""
 
     _process: subprocess.Popen[bytes] = field(default_factory=_spawn)
@@ -40,7 +40,7 @@ class Guardian:
     def watch(self, pid: int) -> None:
         """Take charge of a child that this process has not waited for yet."""
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # who killed the guardian wants it so
+        with contextlib.suppress(OSError):  # who killed the watchdog wants it so
             self._process.stdin.write(b"%d\n" % pid)
             self._process.stdin.flush()
 

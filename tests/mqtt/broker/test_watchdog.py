@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.mqtt.broker.guardian import Guardian
 from har_edge.mqtt.broker.launcher import find_mosquitto, free_port
+from har_edge.mqtt.broker.watchdog import Watchdog
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -42,42 +42,42 @@ def start(code: str) -> subprocess.Popen[str]:
 
 
 def test_closing_ends_what_is_left_and_waits_for_it() -> None:
-    guardian = Guardian()
+    watchdog = Watchdog()
     polite, ended = start(SLEEP), start(SLEEP)
     ended.kill()
     ended.wait()
     for one in (polite, ended):
-        guardian.watch(one.pid)
-    guardian.close()
+        watchdog.watch(one.pid)
+    watchdog.close()
     assert polite.wait(5) == -signal.SIGTERM
 
 
 def test_what_does_not_heed_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    guardian, deaf = Guardian(), start(DEAF)
-    guardian.watch(deaf.pid)
-    guardian.close()
+    watchdog, deaf = Watchdog(), start(DEAF)
+    watchdog.watch(deaf.pid)
+    watchdog.close()
     assert deaf.wait(5) == -signal.SIGKILL
 
 
 def test_signals_for_all_do_not_end_it_before_the_others() -> None:
-    guardian, child = Guardian(), start(SLEEP)
-    guardian.watch(child.pid)
+    watchdog, child = Watchdog(), start(SLEEP)
+    watchdog.watch(child.pid)
     time.sleep(0.3)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        guardian._process.send_signal(number)
+        watchdog._process.send_signal(number)
     time.sleep(0.3)
-    assert guardian._process.poll() is None
-    guardian.close()
+    assert watchdog._process.poll() is None
+    watchdog.close()
     assert child.wait(5) == -signal.SIGTERM
 
 
-def test_without_its_guardian_a_process_goes_on() -> None:
-    guardian = Guardian()
-    guardian._process.kill()
-    guardian._process.wait()
+def test_without_its_watchdog_a_process_goes_on() -> None:
+    watchdog = Watchdog()
+    watchdog._process.kill()
+    watchdog._process.wait()
     child = start(SLEEP)
-    guardian.watch(child.pid)
-    guardian.close()
+    watchdog.watch(child.pid)
+    watchdog.close()
     assert child.poll() is None
     child.kill()
     child.wait()
@@ -119,18 +119,18 @@ def test_a_broker_command_that_is_killed_leaves_no_mosquitto_and_no_held_port(tm
 def test_a_killed_starter_takes_its_children_with_it_in_a_terminal_and_without() -> None:
     code = (
         "import subprocess, sys\n"
-        "from har_edge.mqtt.broker.guardian import Guardian\n"
-        "guardian = Guardian()\n"
+        "from har_edge.mqtt.broker.watchdog import Watchdog\n"
+        "watchdog = Watchdog()\n"
         f"child = subprocess.Popen([sys.executable, '-c', {SLEEP!r}], stdout=subprocess.DEVNULL,"
         " start_new_session=True)\n"
-        "guardian.watch(child.pid)\n"
-        "print(child.pid, guardian._process.pid, flush=True)\n"
+        "watchdog.watch(child.pid)\n"
+        "print(child.pid, watchdog._process.pid, flush=True)\n"
         "input()\n"
     )
     starter = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert starter.stdout is not None
-    child, guardian = map(int, starter.stdout.readline().split())
-    assert not is_gone(child) and os.getsid(guardian) == guardian != os.getsid(starter.pid)
+    child, watchdog = map(int, starter.stdout.readline().split())
+    assert not is_gone(child) and os.getsid(watchdog) == watchdog != os.getsid(starter.pid)
     starter.kill()
     starter.communicate()
-    until_gone(child, guardian)
+    until_gone(child, watchdog)
