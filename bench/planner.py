@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from har_edge.planner.partition import balance
-from har_edge.planner.problem import Problem, Step
-from har_edge.planner.search import fastest
+from har_edge.planner.problem import SearchProblem, StageAssignment
+from har_edge.planner.search import minimize_bottleneck
 
 
 @dataclass(frozen=True)
 class Case:
     """A problem, and the seconds of each operator for the plan of equal times."""
 
-    problem: Problem
+    problem: SearchProblem
     work: list[float]
 
 
@@ -52,7 +52,7 @@ def row(kinds: int, replicas: int, seed: int, args: argparse.Namespace) -> None:
     """Solve one case and print it."""
     case = make(seed, args.operators, [args.devices // kinds] * kinds, replicas)
     started = time.process_time()
-    found = fastest(case.problem)
+    found = minimize_bottleneck(case.problem)
     seconds = time.process_time() - started
     if found is None:
         print(f"{kinds:5} {replicas:8} {seed:4} {seconds:8.2f} no plan fits")
@@ -76,7 +76,7 @@ def make(seed: int, operators: int, counts: list[int], replicas: int) -> Case:
     busy = (total[heads] - total[tails] + 4e-4) / speed[:, None]
     bytes_s = (moved[tails] + moved[heads]) / link[:, None]
     fits = weights[heads] - weights[tails] <= limit[:, None]
-    problem = Problem(
+    problem = SearchProblem(
         nodes=operators + 1,
         tails=tails,
         heads=heads,
@@ -99,7 +99,8 @@ def equal(case: Case) -> float:
     for k, start, stop in zip(order, places, places[1:], strict=False):
         edge = int(np.flatnonzero((problem.tails == start) & (problem.heads == stop))[0])
         slowest = max(
-            slowest, problem.period_of(Step(edge, tuple(int(k == other) for other in range(len(problem.counts)))))
+            slowest,
+            problem.period_of(StageAssignment(edge, tuple(int(k == other) for other in range(len(problem.counts))))),
         )
     return slowest
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from har_edge.coordinator.failover import StageCost
 from har_edge.coordinator.membership import Member, Membership
 from har_edge.coordinator.speeds import BacklogMonitor, SpeedEstimator
-from har_edge.planner.relocate import Candidate, Key
+from har_edge.planner.relocation import Candidate, Key
 from har_edge.protocol.deployment import Deployment, Generation
 from har_edge.protocol.status import StagePhase
 

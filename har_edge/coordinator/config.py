@@ -9,7 +9,7 @@ from har_edge.config.pipeline import PipelineConfig
 from har_edge.coordinator.membership import names_in
 from har_edge.coordinator.replan import PlacementSpec, cuts_of
 from har_edge.mqtt.bus import Outgoing
-from har_edge.planner.relocate import Forecast
+from har_edge.planner.relocation import Forecast
 from har_edge.protocol.deployment import Deployment, Generation
 from har_edge.protocol.topics import Topics
 from har_edge.units import duration

@@ -32,7 +32,7 @@ from har_edge.coordinator.rollout import Rollout, Step, StepOutcome, StepResult,
 from har_edge.coordinator.session_gc import SessionCollector
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery, Outgoing
-from har_edge.planner.relocate import Key
+from har_edge.planner.relocation import Key
 from har_edge.protocol.deployment import Deployment, session_name
 from har_edge.protocol.status import State
 from har_edge.protocol.topics import Kind

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from har_edge.coordinator.membership import Health, Membership
-from har_edge.planner.relocate import Candidate, Key, Load, relocate
+from har_edge.planner.relocation import Candidate, Key, StageLoad, relocate
 from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement
 from har_edge.protocol.status import StagePhase
 
@@ -114,7 +114,7 @@ class Reassigner:
                     found[key] = f"it failed on {placement.node}: {report.detail or 'no reason given'}"
         return found
 
-    def _loads(self, deployment: Deployment, orphans: Collection[Key], nodes: Collection[str]) -> list[Load]:
+    def _loads(self, deployment: Deployment, orphans: Collection[Key], nodes: Collection[str]) -> list[StageLoad]:
         loads = []
         for generation in deployment.generations:
             stage_costs = self.costs_of(generation)
@@ -122,7 +122,7 @@ class Reassigner:
                 key, work = (generation.epoch, *placement.key), stage_costs[placement.stage]
                 seconds = work.seconds / max(1, generation.replicas(placement.stage))
                 if key in orphans or placement.node in nodes:
-                    loads.append(Load(key, seconds, work.memory_bytes, None if key in orphans else placement.node))
+                    loads.append(StageLoad(key, seconds, work.memory_bytes, None if key in orphans else placement.node))
         return loads
 
     def _settle(

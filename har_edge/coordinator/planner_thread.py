@@ -16,11 +16,20 @@ import msgspec
 from har_edge.coordinator.failover import StageCost
 from har_edge.coordinator.replan import PlacementSpec, PlanRequest, PlanResponse, cuts_of
 from har_edge.errors import ConfigError, HarEdgeError
-from har_edge.planner.cost import cost
-from har_edge.planner.devices import DevicesFile, Sensors
-from har_edge.planner.plan import Scene, make_plan, make_scene
+from har_edge.planner.cost_model import slice_costs
+from har_edge.planner.devices import DevicesFile, SensorMessages
+from har_edge.planner.plan import PlanningProblem, make_plan, make_planning_problem
 from har_edge.planner.profile import MessageCost, Profile, load_profile, profile_path, store_profile
-from har_edge.planner.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
+from har_edge.planner.relocation import (
+    Candidate,
+    StageLoad,
+    StagePlacement,
+    apply_overrides,
+    devices_of,
+    forecast,
+    quantize,
+    relocate,
+)
 from har_edge.protocol.deployment import Generation, Placement
 from har_edge.runtime.node.capabilities import measure_speed
 from har_edge.runtime.profiling import Watch, make_profile, measure_memory, time_model
@@ -72,15 +81,17 @@ class Planner:
         if self._reference is None:
             self._reference, self._speed = self.profile(self.model), self.speed()
         relative = [replace(one, speed=one.speed / self._speed) for one in request.candidates]
-        nodes = [coarse(one) for one in informed(relative, self.devices)]
+        nodes = [quantize(one) for one in apply_overrides(relative, self.devices)]
         devices, remarks = devices_of(nodes, self._reference, self.devices, self.path)
-        sensors = self.devices.sensors if self.devices else Sensors.APART
-        scene = make_scene(self.model, self._reference.bounds, devices, replicas=self.spec.replicas, sensors=sensors)
+        sensors = self.devices.sensors if self.devices else SensorMessages.APART
+        planning = make_planning_problem(
+            self.model, self._reference.bounds, devices, replicas=self.spec.replicas, sensors=sensors
+        )
         deployed = [one for one in request.generations if cuts_of(one.manifest) in kept and self._is_ours(one)]
         current = next((one for one in deployed if one.epoch == request.epoch), None)
-        cuts, placements = self._choose(scene, nodes, cuts_of(current.manifest) if current else None)
+        cuts, placements = self._choose(planning, nodes, cuts_of(current.manifest) if current else None)
         cores = {node.name: node.cores for node in nodes}
-        found = forecast(scene, cuts, _places(placements), cores)
+        found = forecast(planning, cuts, _places(placements), cores)
         if found is not None and math.isinf(found.period_s):
             raise ConfigError(
                 f"the memory of {', '.join(sorted({one.node for one in placements}))} does not hold {self.model.name} "
@@ -94,9 +105,11 @@ class Planner:
             manifest=cut_model.manifest,
             placements=placements,
             forecast=found,
-            current=forecast(scene, cuts_of(current.manifest), _places(current.placements), cores) if current else None,
-            stage_costs={one.epoch: self._stage_costs(scene, cuts_of(one.manifest)) for one in deployed}
-            | {0: self._stage_costs(scene, cuts)},
+            current=forecast(planning, cuts_of(current.manifest), _places(current.placements), cores)
+            if current
+            else None,
+            stage_costs={one.epoch: self._stage_costs(planning, cuts_of(one.manifest)) for one in deployed}
+            | {0: self._stage_costs(planning, cuts)},
             contents=_contents(kept),
             reference_speed=self._speed,
         )
@@ -119,17 +132,17 @@ class Planner:
         return found
 
     def _choose(
-        self, scene: Scene, nodes: Sequence[Candidate], deployed: tuple[int, ...] | None
+        self, planning: PlanningProblem, nodes: Sequence[Candidate], deployed: tuple[int, ...] | None
     ) -> tuple[tuple[int, ...], tuple[Placement, ...]]:
         """Return where to cut and who runs what; ConfigError where it cannot be as asked for."""
         spec, count = self.spec, self.spec.stages
         cuts = spec.cuts
         if cuts is None and count is not None:
-            segments = len(scene.layout.bounds) - 1
+            segments = len(planning.slice_graph.bounds) - 1
             if count > segments:
                 raise ConfigError(f"{count} stages were asked for, but the model can be cut into {segments} at most")
             if count <= len(nodes):
-                cuts = make_plan(replace(scene, least=count, most=count, replicas=1), spec.objective).cuts
+                cuts = make_plan(replace(planning, least=count, most=count, replicas=1), spec.objective).cuts
             elif deployed is not None and len(deployed) == count - 1:
                 cuts = deployed
             else:
@@ -137,26 +150,26 @@ class Planner:
                 assert profile is not None
                 cuts = even_stages(self.model, profile.segments, profile.overhead_s, count).cuts
         if cuts is None or len(cuts) < len(nodes):
-            plan = make_plan(scene if cuts is None else replace(scene, cuts=cuts), spec.objective)
+            plan = make_plan(planning if cuts is None else replace(planning, cuts=cuts), spec.objective)
             return plan.cuts, tuple(
                 Placement(number, name, replica)
                 for number, stage in enumerate(plan.stages)
                 for replica, name in enumerate(stage.devices)
             )
-        stage_costs = self._stage_costs(scene, cuts)
-        loads = [Load((0, number, 0), work.seconds, work.memory_bytes) for number, work in enumerate(stage_costs)]
+        stage_costs = self._stage_costs(planning, cuts)
+        loads = [StageLoad((0, number, 0), work.seconds, work.memory_bytes) for number, work in enumerate(stage_costs)]
         homes = relocate(loads, nodes)
         return cuts, tuple(Placement(number, homes[0, number, 0]) for number in range(len(stage_costs)))
 
-    def _stage_costs(self, scene: Scene, cuts: Sequence[int]) -> tuple[StageCost, ...]:
+    def _stage_costs(self, planning: PlanningProblem, cuts: Sequence[int]) -> tuple[StageCost, ...]:
         """Return what each slice takes on the reference device."""
         assert self._reference is not None
-        places = [scene.layout.bounds.index(cut) for cut in cuts if cut in scene.layout.bounds]
-        edges = scene.layout.walk(places) if len(places) == len(cuts) else None
+        places = [planning.slice_graph.bounds.index(cut) for cut in cuts if cut in planning.slice_graph.bounds]
+        edges = planning.slice_graph.walk(places) if len(places) == len(cuts) else None
         if edges is None:
             return (StageCost(1.0, 0),) * (len(cuts) + 1)
         kind = devices_of([Candidate("reference", 1.0)], self._reference, None, self.path)[0][0].kind
-        costs = cost(scene.layout, [kind])
+        costs = slice_costs(planning.slice_graph, [kind])
         return tuple(
             StageCost(
                 float(costs.compute_s[0, edge] + costs.message_s[0, edge]),
@@ -186,8 +199,8 @@ def _contents(kept: Mapping[tuple[int, ...], _CutModel]) -> dict[str, bytes]:
     return {sha256: content for one in kept.values() for sha256, content in one.contents.items()}
 
 
-def _places(placements: Sequence[Placement]) -> list[Place]:
-    return [Place(placement.stage, placement.node) for placement in placements]
+def _places(placements: Sequence[Placement]) -> list[StagePlacement]:
+    return [StagePlacement(placement.stage, placement.node) for placement in placements]
 
 
 def reference_profile(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from har_edge.coordinator.failover import StageCost
 from har_edge.planner.plan import Objective
-from har_edge.planner.relocate import Candidate, Forecast, coarse
+from har_edge.planner.relocation import Candidate, Forecast, quantize
 from har_edge.protocol.deployment import Generation, Placement
 from har_edge.tflite.manifest import SliceManifest
 from har_edge.units import duration
@@ -147,7 +147,7 @@ class Replan:
         complete = not epoch and wanted is not None and len(candidates) >= wanted
         view = _View(
             frozenset(candidate.name for candidate in candidates),
-            frozenset((candidate.name, coarse(candidate).speed) for candidate in candidates),
+            frozenset((candidate.name, quantize(candidate).speed) for candidate in candidates),
             _homes(next((one.placements for one in generations if one.epoch == epoch), ())),
             unmet,
         )

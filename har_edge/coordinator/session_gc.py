@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from har_edge.coordinator.membership import Health, Membership
-from har_edge.planner.relocate import Key
+from har_edge.planner.relocation import Key
 from har_edge.protocol.deployment import Deployment, Placement
 
 PATIENCE_S = 5.0

@@ -19,8 +19,8 @@ from har_edge.inference.observe import open_model
 from har_edge.mqtt.address import read_address
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import open_bus
-from har_edge.planner.devices import DeviceEntry, DevicesFile, Sensors, make_devices
-from har_edge.planner.plan import Objective, Plan, make_plan, make_scene
+from har_edge.planner.devices import DeviceEntry, DevicesFile, SensorMessages, make_devices
+from har_edge.planner.plan import Objective, Plan, make_plan, make_planning_problem
 from har_edge.planner.profile import Profile, load_profile, store_profile
 from har_edge.runtime.profiling import find_work, make_profile, measure_messages, time_model
 from har_edge.tflite.model import Model
@@ -141,8 +141,8 @@ def plan_for(
         for device in layout.devices
     ]
     devices, _ = make_devices(DevicesFile(entries), Path("bench"), profile)
-    scene = make_scene(model, profile.bounds, devices, replicas=1, sensors=Sensors.TOGETHER)
-    return make_plan(replace(scene, cuts=cuts), Objective.THROUGHPUT)
+    planning = make_planning_problem(model, profile.bounds, devices, replicas=1, sensors=SensorMessages.TOGETHER)
+    return make_plan(replace(planning, cuts=cuts), Objective.THROUGHPUT)
 
 
 def _measure(model: Model, link_bits_per_s: int) -> Profile:

@@ -18,7 +18,7 @@ MAX_DEVICES = 256
 _ZERO_ALLOWED = {"speed": False, "memory_bytes": False, "link_bytes_per_s": False, "latency_s": True, "message_s": True}
 
 
-class Sensors(Enum):
+class SensorMessages(Enum):
     """How windows come: one message a source, or one with all of them."""
 
     APART = "apart"
@@ -49,11 +49,11 @@ class DevicesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file as it stands in TOML."""
 
     device: list[DeviceEntry]
-    sensors: Sensors = Sensors.APART
+    sensors: SensorMessages = SensorMessages.APART
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class DeviceClass:
     """What devices of one kind take: seconds of each segment beyond `overhead_s`, of a message and its bytes.
 
     `memory_bytes` is the limit for one process, None for none; `base_bytes` what it takes without a model, and `growth`
@@ -73,11 +73,11 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class PlannerDevice:
     """One device by name, and its kind."""
 
     name: str
-    kind: Kind
+    kind: DeviceClass
 
 
 def load_devices(path: Path) -> DevicesFile:
@@ -122,13 +122,13 @@ def _check(entry: DeviceEntry, path: Path) -> None:
             raise ConfigError(f"{path}: {key} of {entry.name} is {value}; expected {wanted}")
 
 
-def make_devices(file: DevicesFile, path: Path, reference: Profile) -> tuple[list[Device], list[str]]:
+def make_devices(file: DevicesFile, path: Path, reference: Profile) -> tuple[list[PlannerDevice], list[str]]:
     """Return the devices of a file, and remarks on what their figures rest on.
 
     `reference` is the profile that speeds refer to. Raises ConfigError when a profile is of another model or
     delegate, or a figure is neither in the file nor in a profile.
     """
-    devices: list[Device] = []
+    devices: list[PlannerDevice] = []
     unmeasured: list[str] = []
     for entry in file.device:
         own = reference if entry.profile is None else load_profile(path.parent / entry.profile, reference.computed_by)
@@ -138,7 +138,7 @@ def make_devices(file: DevicesFile, path: Path, reference: Profile) -> tuple[lis
                 f"weights than {reference.model}; profile this model there: har-edge profile"
             )
         kind = _kind(entry, own, path, foreign=entry.profile is None)
-        devices += [Device(name, kind) for name in names_of(entry)]
+        devices += [PlannerDevice(name, kind) for name in names_of(entry)]
         if own.memory is None and entry.memory_bytes is not None:
             unmeasured.append(entry.name)
     remarks = []
@@ -149,7 +149,7 @@ def make_devices(file: DevicesFile, path: Path, reference: Profile) -> tuple[lis
     return devices, remarks
 
 
-def _kind(entry: DeviceEntry, profile: Profile, path: Path, *, foreign: bool) -> Kind:
+def _kind(entry: DeviceEntry, profile: Profile, path: Path, *, foreign: bool) -> DeviceClass:
     """Put an entry and its profile together; the link of a `foreign` profile is another device's."""
     speed, message, memory = entry.speed or 1.0, profile.message, profile.memory
     link = None if foreign and entry.name != profile.device else profile.link
@@ -168,7 +168,7 @@ def _kind(entry: DeviceEntry, profile: Profile, path: Path, *, foreign: bool) ->
             )
         figures[key] = value
     growth = 1.0 if memory is None else max(1.0, (memory.peak_bytes - memory.base_bytes) / max(1, memory.tensor_bytes))
-    return Kind(
+    return DeviceClass(
         work_s=tuple(seconds / speed for seconds in _work_s(profile)),
         overhead_s=profile.overhead_s / speed,
         message_s=figures["message_s"],
@@ -192,9 +192,9 @@ def _work_s(profile: Profile) -> list[float]:
     return [seconds * share for seconds in work]
 
 
-def by_kind(devices: Sequence[Device]) -> dict[Kind, list[str]]:
+def group_by_class(devices: Sequence[PlannerDevice]) -> dict[DeviceClass, list[str]]:
     """Return the names of the devices of each kind."""
-    found: dict[Kind, list[str]] = {}
+    found: dict[DeviceClass, list[str]] = {}
     for device in devices:
         found.setdefault(device.kind, []).append(device.name)
     return found

@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 
 from har_edge.errors import ConfigError, CutError
-from har_edge.planner.cost import Costs, cost, make_problem
-from har_edge.planner.devices import Device, Kind, Sensors, by_kind
-from har_edge.planner.layout import Layout, make_layout
+from har_edge.planner.cost_model import SliceCosts, make_search_problem, slice_costs
+from har_edge.planner.devices import DeviceClass, PlannerDevice, SensorMessages, group_by_class
 from har_edge.planner.partition import balance
-from har_edge.planner.problem import NEVER, Floats, Problem, Step
-from har_edge.planner.search import Solution, fastest, shortest
+from har_edge.planner.problem import NEVER, Floats, SearchProblem, StageAssignment
+from har_edge.planner.search import Solution, minimize_bottleneck, minimize_latency
+from har_edge.planner.slice_graph import SliceGraph, make_slice_graph
 from har_edge.tflite.model import Model
 from har_edge.units import size
 
@@ -105,7 +105,7 @@ class Alternative(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scene:
+class PlanningProblem:
     """A model in all its slices, the devices by kind, and what every slice costs on every kind.
 
     Plans have `least` to `most` devices; with `cuts`, those slices and no others.
@@ -113,45 +113,47 @@ class Scene:
 
     model: str
     model_sha256: str
-    layout: Layout
-    devices: tuple[Device, ...]
-    kinds: tuple[Kind, ...]
+    slice_graph: SliceGraph
+    devices: tuple[PlannerDevice, ...]
+    kinds: tuple[DeviceClass, ...]
     names: tuple[tuple[str, ...], ...]
-    costs: Costs
+    costs: SliceCosts
     replicas: int
     least: int = 1
     most: int = NEVER
     cuts: tuple[int, ...] | None = None
 
     @property
-    def problem(self) -> Problem:
+    def problem(self) -> SearchProblem:
         counts = [len(names) for names in self.names]
         problem = replace(
-            make_problem(self.layout, self.costs, counts, self.replicas), least=self.least, most=self.most
+            make_search_problem(self.slice_graph, self.costs, counts, self.replicas), least=self.least, most=self.most
         )
         return problem if self.cuts is None else replace(problem, period_s=self._only(problem, self.cuts))
 
-    def _only(self, problem: Problem, cuts: tuple[int, ...]) -> Floats:
+    def _only(self, problem: SearchProblem, cuts: tuple[int, ...]) -> Floats:
         """Return the periods with no device for any slice but those between `cuts`."""
-        edges = self.layout.walk([self.layout.bounds.index(cut) for cut in cuts if cut in self.layout.bounds])
-        if edges is None or not set(cuts) <= set(self.layout.bounds):
+        edges = self.slice_graph.walk(
+            [self.slice_graph.bounds.index(cut) for cut in cuts if cut in self.slice_graph.bounds]
+        )
+        if edges is None or not set(cuts) <= set(self.slice_graph.bounds):
             raise ConfigError(
                 f"cuts {', '.join(map(str, cuts))} came; expected operators among "
-                f"{', '.join(map(str, self.layout.bounds[1:-1]))}, where the model can be cut together"
+                f"{', '.join(map(str, self.slice_graph.bounds[1:-1]))}, where the model can be cut together"
             )
         period = np.full_like(problem.period_s, math.inf)
         period[:, edges] = problem.period_s[:, edges]
         return period
 
 
-def make_scene(
+def make_planning_problem(
     model: Model,
     bounds: Sequence[int],
-    devices: Sequence[Device],
+    devices: Sequence[PlannerDevice],
     *,
     replicas: int = REPLICAS,
-    sensors: Sensors = Sensors.APART,
-) -> Scene:
+    sensors: SensorMessages = SensorMessages.APART,
+) -> PlanningProblem:
     """Put a model and devices together. `bounds` are those of the profiles; `replicas` is the most a stage may have.
 
     Raises ConfigError for bounds that are not this model's.
@@ -161,31 +163,38 @@ def make_scene(
             f"the profile ends at operator {bounds[-1]}, but {model.name} has {len(model.main.operators)}; profile it "
             "anew"
         )
-    layout, found = make_layout(model, bounds, sensors), by_kind(devices)
+    slice_graph, found = make_slice_graph(model, bounds, sensors), group_by_class(devices)
     kinds, names = tuple(found), tuple(tuple(group) for group in found.values())
-    return Scene(
-        model.name, model.sha256, layout, tuple(devices), kinds, names, cost(layout, kinds), min(replicas, len(devices))
+    return PlanningProblem(
+        model.name,
+        model.sha256,
+        slice_graph,
+        tuple(devices),
+        kinds,
+        names,
+        slice_costs(slice_graph, kinds),
+        min(replicas, len(devices)),
     )
 
 
-def make_plan(scene: Scene, objective: Objective) -> Plan:
+def make_plan(planning: PlanningProblem, objective: Objective) -> Plan:
     """Return the best plan.
 
     Raises ConfigError when the model is too large for all devices together, SearchLimit when that could not be told.
     """
-    solution = _solve(scene.problem, objective)
+    solution = _solve(planning.problem, objective)
     if solution is None:
-        raise ConfigError(_too_large(scene))
-    left = [list(names) for names in scene.names]
-    stages = tuple(_stage(scene, step, left) for step in solution.steps)
-    exact = scene.layout.whole
+        raise ConfigError(_too_large(planning))
+    left = [list(names) for names in planning.names]
+    stages = tuple(_stage(planning, step, left) for step in solution.steps)
+    exact = planning.slice_graph.whole
     return Plan(
         version=VERSION,
-        model=scene.model,
-        model_sha256=scene.model_sha256,
+        model=planning.model,
+        model_sha256=planning.model_sha256,
         objective=objective,
         stages=stages,
-        spare=tuple(device.name for device in scene.devices if any(device.name in names for names in left)),
+        spare=tuple(device.name for device in planning.devices if any(device.name in names for names in left)),
         bottleneck_s=solution.period_s,
         latency_s=solution.latency_s,
         bound_s=solution.bound_s if exact else 0.0,
@@ -193,48 +202,48 @@ def make_plan(scene: Scene, objective: Objective) -> Plan:
     )
 
 
-def compare(scene: Scene, plan: Plan) -> list[Alternative]:
+def compare(planning: PlanningProblem, plan: Plan) -> list[Alternative]:
     """Return the plans that a reader may have expected instead, each with its predicted figures."""
-    problem, used = scene.problem, len(plan.devices)
+    problem, used = planning.problem, len(plan.devices)
     found = []
     if used > 1:
         found.append(_bounded(f"at most {used - 1} devices", replace(problem, most=used - 1), plan.objective))
-    if used < len(scene.devices):
+    if used < len(planning.devices):
         found.append(_bounded(f"at least {used + 1} devices", replace(problem, least=used + 1), plan.objective))
     if any(stage.replicas > 1 for stage in plan.stages):
         found.append(_bounded("no replicas", replace(problem, replicas=1), plan.objective))
-    return [*found, _equal_times(scene), _single(scene, plan.objective)]
+    return [*found, _equal_times(planning), _single(planning, plan.objective)]
 
 
-def _solve(problem: Problem, objective: Objective, width: int | None = None) -> Solution | None:
-    search = fastest if objective is Objective.THROUGHPUT else shortest
+def _solve(problem: SearchProblem, objective: Objective, width: int | None = None) -> Solution | None:
+    search = minimize_bottleneck if objective is Objective.THROUGHPUT else minimize_latency
     return search(problem) if width is None else search(problem, width)
 
 
-def _stage(scene: Scene, step: Step, left: list[list[str]]) -> PlannedStage:
+def _stage(planning: PlanningProblem, step: StageAssignment, left: list[list[str]]) -> PlannedStage:
     """Describe one step, and take its devices from those that are left."""
-    layout, costs, edge = scene.layout, scene.costs, step.edge
+    slice_graph, costs, edge = planning.slice_graph, planning.costs, step.edge
     used = [k for k, count in enumerate(step.devices) if count]
     names = tuple(left[k].pop(0) for k in used for _ in range(step.devices[k]))
     slowest = max(used, key=lambda k: float(costs.period_s[k, edge]))
     return PlannedStage(
         devices=names,
-        start=layout.bounds[layout.starts[edge]],
-        stop=layout.bounds[layout.stops[edge]],
-        received=int(layout.received[edge]),
-        received_bytes=int(layout.received_bytes[edge]),
-        sent=int(layout.sent[edge]),
-        sent_bytes=int(layout.sent_bytes[edge]),
+        start=slice_graph.bounds[slice_graph.starts[edge]],
+        stop=slice_graph.bounds[slice_graph.stops[edge]],
+        received=int(slice_graph.received[edge]),
+        received_bytes=int(slice_graph.received_bytes[edge]),
+        sent=int(slice_graph.sent[edge]),
+        sent_bytes=int(slice_graph.sent_bytes[edge]),
         memory_bytes=int(costs.memory_bytes[used, edge].max()),
         compute_s=float(costs.compute_s[slowest, edge]),
         message_s=float(costs.message_s[slowest, edge]),
         link_s=float(costs.link_s[slowest, edge]),
-        period_s=scene.problem.period_of(step),
-        latency_s=scene.problem.latency_of(step),
+        period_s=planning.problem.period_of(step),
+        latency_s=planning.problem.latency_of(step),
     )
 
 
-def _bounded(name: str, problem: Problem, objective: Objective) -> Alternative:
+def _bounded(name: str, problem: SearchProblem, objective: Objective) -> Alternative:
     """Return the best plan of a narrower problem."""
     solution = _solve(problem, objective, _QUICK)
     if solution is None:
@@ -243,68 +252,74 @@ def _bounded(name: str, problem: Problem, objective: Objective) -> Alternative:
     return Alternative(name, len(solution.steps), devices, solution.period_s, solution.latency_s)
 
 
-def _equal_times(scene: Scene) -> Alternative:
+def _equal_times(planning: PlanningProblem) -> Alternative:
     """Return the plan that knows time alone: slices of equal time on the devices, in the order of the file."""
-    layout, stages = scene.layout, min(len(scene.devices), len(scene.layout.bounds) - 1)
+    slice_graph, stages = planning.slice_graph, min(len(planning.devices), len(planning.slice_graph.bounds) - 1)
     name = f"{stages} slices of equal time, devices in order"
-    crossing = [0] * (len(layout.bounds) - 2)
-    chain = layout.walk(range(1, len(layout.bounds) - 1))
+    crossing = [0] * (len(slice_graph.bounds) - 2)
+    chain = slice_graph.walk(range(1, len(slice_graph.bounds) - 1))
     if chain is not None:
-        crossing = [int(layout.received_bytes[edge]) for edge in chain[1:]]
+        crossing = [int(slice_graph.received_bytes[edge]) for edge in chain[1:]]
     try:
-        places = balance(scene.devices[0].kind.work_s, stages, crossing)
+        places = balance(planning.devices[0].kind.work_s, stages, crossing)
     except CutError as error:
         return Alternative(name, stages, stages, None, None, str(error))
-    edges = layout.walk(places)
+    edges = slice_graph.walk(places)
     if edges is None:
         return Alternative(name, stages, stages, None, None, "too many ways to cut this model; these were left out")
-    kinds = [scene.kinds.index(device.kind) for device in scene.devices[:stages]]
-    for device, kind, edge in zip(scene.devices, kinds, edges, strict=False):
-        if not math.isfinite(scene.costs.period_s[kind, edge]):
+    kinds = [planning.kinds.index(device.kind) for device in planning.devices[:stages]]
+    for device, kind, edge in zip(planning.devices, kinds, edges, strict=False):
+        if not math.isfinite(planning.costs.period_s[kind, edge]):
             return Alternative(name, stages, stages, None, None, f"its slice does not fit the memory of {device.name}")
     return Alternative(
         name,
         stages,
         stages,
-        max(float(scene.costs.period_s[kind, edge]) for kind, edge in zip(kinds, edges, strict=True)),
-        sum(float(scene.costs.latency_s[kind, edge]) for kind, edge in zip(kinds, edges, strict=True)),
+        max(float(planning.costs.period_s[kind, edge]) for kind, edge in zip(kinds, edges, strict=True)),
+        sum(float(planning.costs.latency_s[kind, edge]) for kind, edge in zip(kinds, edges, strict=True)),
     )
 
 
-def _single(scene: Scene, objective: Objective) -> Alternative:
+def _single(planning: PlanningProblem, objective: Objective) -> Alternative:
     """Return the whole model on the one device that does best."""
-    (edge,) = scene.layout.walk(()) or (None,)
+    (edge,) = planning.slice_graph.walk(()) or (None,)
     assert edge is not None  # the whole model is always a slice
-    costs = scene.costs.period_s if objective is Objective.THROUGHPUT else scene.costs.latency_s
+    costs = planning.costs.period_s if objective is Objective.THROUGHPUT else planning.costs.latency_s
     best = int(costs[:, edge].argmin())
     if not math.isfinite(costs[best, edge]):
         return Alternative("one device", 1, 1, None, None, "the whole model fits the memory of none")
-    name = f"one device: {scene.names[best][0]}"
-    return Alternative(name, 1, 1, float(scene.costs.period_s[best, edge]), float(scene.costs.latency_s[best, edge]))
+    name = f"one device: {planning.names[best][0]}"
+    return Alternative(
+        name, 1, 1, float(planning.costs.period_s[best, edge]), float(planning.costs.latency_s[best, edge])
+    )
 
 
-def _too_large(scene: Scene) -> str:
+def _too_large(planning: PlanningProblem) -> str:
     """Say what is missing when no plan fits."""
-    layout, costs = scene.layout, scene.costs
-    whole = layout.walk(())
+    slice_graph, costs = planning.slice_graph, planning.costs
+    whole = slice_graph.walk(())
     assert whole is not None
-    room = sum((kind.memory_bytes or 0) * len(names) for kind, names in zip(scene.kinds, scene.names, strict=True))
+    room = sum(
+        (kind.memory_bytes or 0) * len(names) for kind, names in zip(planning.kinds, planning.names, strict=True)
+    )
     text = (
-        f"{scene.model} is too large for all devices together: as one slice it takes "
-        f"{size(int(costs.memory_bytes[:, whole[0]].min()))}, and the {len(scene.devices)} devices offer "
+        f"{planning.model} is too large for all devices together: as one slice it takes "
+        f"{size(int(costs.memory_bytes[:, whole[0]].min()))}, and the {len(planning.devices)} devices offer "
         f"{size(room)} in all, each with a runtime of its own to hold"
     )
-    smallest = [edge for edge in range(len(layout.tails)) if layout.stops[edge] == layout.starts[edge] + 1]
+    smallest = [
+        edge for edge in range(len(slice_graph.tails)) if slice_graph.stops[edge] == slice_graph.starts[edge] + 1
+    ]
     for edge in smallest:
-        if not math.isfinite(costs.period_s[:, edge].min()) and not _covered(layout, costs, edge):
-            start, stop = layout.bounds[layout.starts[edge]], layout.bounds[layout.stops[edge]]
+        if not math.isfinite(costs.period_s[:, edge].min()) and not _covered(slice_graph, costs, edge):
+            start, stop = slice_graph.bounds[slice_graph.starts[edge]], slice_graph.bounds[slice_graph.stops[edge]]
             takes = size(int(costs.memory_bytes[:, edge].min()))
             text += f"; operators [{start}, {stop}), which cannot be cut, take {takes}, more than any device has"
             break
     return text + "; offer more devices, raise memory_bytes where there is more, or use a smaller model"
 
 
-def _covered(layout: Layout, costs: Costs, edge: int) -> bool:
+def _covered(slice_graph: SliceGraph, costs: SliceCosts, edge: int) -> bool:
     """Return whether some slice around these operators fits some device."""
-    around = (layout.starts <= layout.starts[edge]) & (layout.stops >= layout.stops[edge])
+    around = (slice_graph.starts <= slice_graph.starts[edge]) & (slice_graph.stops >= slice_graph.stops[edge])
     return bool(costs.period_s[:, around].min(initial=math.inf) < math.inf)

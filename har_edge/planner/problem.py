@@ -14,7 +14,7 @@ NEVER = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StageAssignment:
     """One stage of a plan: its edge, and how many devices of each class run it."""
 
     edge: int
@@ -26,7 +26,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Problem:
+class SearchProblem:
     """Stages to choose from, and devices to run them.
 
     Node 0 is the start, the last one the end; `tails` and `heads` hold the two ends of each edge, sorted by tail, every
@@ -47,19 +47,19 @@ class Problem:
     least: int = 1
     most: int = NEVER
 
-    def period_of(self, step: Step) -> float:
+    def period_of(self, step: StageAssignment) -> float:
         """Return the seconds between two windows that a step keeps up."""
         used = [k for k, count in enumerate(step.devices) if count]
         return float(self.period_s[used, step.edge].max()) / step.replicas
 
-    def latency_of(self, step: Step) -> float:
+    def latency_of(self, step: StageAssignment) -> float:
         """Return the seconds that one window takes, on the slowest replica."""
         used = [k for k, count in enumerate(step.devices) if count]
         return float(self.latency_s[used, step.edge].max())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Choices:
+class FeasibleEdges:
     """The edges of a problem that can keep to a bottleneck, and what they take.
 
     `need[k, j]` is the smallest number of replicas with which a device of class k keeps to the bottleneck on edge
@@ -67,7 +67,7 @@ class Choices:
     where latency does not count, and inf where the need is NEVER.
     """
 
-    problem: Problem
+    problem: SearchProblem
     edges: Ints
     heads: Ints
     first: list[int]
@@ -76,11 +76,11 @@ class Choices:
     latency_s: Floats
     devices: int
 
-    def only(self, kept: NDArray[np.bool_]) -> Choices:
+    def only(self, kept: NDArray[np.bool_]) -> FeasibleEdges:
         """Return the choices that are kept; `kept` has a row a class and a column an edge."""
         columns = np.flatnonzero(kept.any(axis=0))
         kept, edges = kept[:, columns], self.edges[columns]
-        return Choices(
+        return FeasibleEdges(
             problem=self.problem,
             edges=edges,
             heads=self.heads[columns],
@@ -92,13 +92,13 @@ class Choices:
         )
 
 
-def choices(problem: Problem, bottleneck_s: float, *, timed: bool) -> Choices:
+def feasible_edges(problem: SearchProblem, bottleneck_s: float, *, timed: bool) -> FeasibleEdges:
     """Return what can keep to a bottleneck; `timed` says that latency counts."""
     need = _need(problem, bottleneck_s)
     edges = np.flatnonzero((need < NEVER).any(axis=0))
     need = need[:, edges]
     latency = problem.latency_s[:, edges] if timed else np.zeros(need.shape)
-    return Choices(
+    return FeasibleEdges(
         problem=problem,
         edges=edges,
         heads=problem.heads[edges],
@@ -110,7 +110,7 @@ def choices(problem: Problem, bottleneck_s: float, *, timed: bool) -> Choices:
     )
 
 
-def _need(problem: Problem, bottleneck_s: float) -> NDArray[np.int16]:
+def _need(problem: SearchProblem, bottleneck_s: float) -> NDArray[np.int16]:
     """Return the smallest r with period / r <= bottleneck, compared as it is computed everywhere else."""
     period = problem.period_s
     cap = np.where(problem.shareable, min(problem.replicas, sum(problem.counts), problem.most), 1)

@@ -13,7 +13,7 @@ from har_edge.errors import ConfigError
 VERSION = 1
 
 
-class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class OperatorWork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the operators of one kind do within a segment: how many, arithmetic operations, bytes of their tensors."""
 
     kind: str
@@ -29,7 +29,7 @@ class SegmentCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop: int
     seconds: float
     measured: bool
-    work: tuple[Work, ...]
+    work: tuple[OperatorWork, ...]
 
 
 class MemoryCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

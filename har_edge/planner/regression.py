@@ -11,7 +11,7 @@ import numpy as np
 
 from har_edge.errors import ModelError
 from har_edge.planner.problem import Floats
-from har_edge.planner.profile import Fit, Profile, SegmentCost, Work
+from har_edge.planner.profile import Fit, OperatorWork, Profile, SegmentCost
 from har_edge.tflite.cuts import trace
 from har_edge.tflite.model import Model, Operator
 from har_edge.tflite.operations import count_operations
@@ -22,11 +22,11 @@ _JUDGED = 60  # samples that are left out in turn, at most
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SegmentSample:
     """Seconds that a segment took beyond what every run costs, and its work."""
 
     seconds: float
-    work: tuple[Work, ...]
+    work: tuple[OperatorWork, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class Regression:
 
     seconds: dict[tuple[str, str], float]
 
-    def predict(self, work: Sequence[Work]) -> float:
+    def predict(self, work: Sequence[OperatorWork]) -> float:
         """Return the seconds of this work; a kind never seen counts as any other."""
         return sum(self.seconds.get(name, 0.0) * value for name, value in _features(work).items())
 
 
-def work_of(model: Model, start: int, stop: int) -> tuple[Work, ...]:
+def work_of(model: Model, start: int, stop: int) -> tuple[OperatorWork, ...]:
     """Return the work of operators [start, stop), by kind; what only prepares constants is done once and left out."""
     graph, folded = model.main, trace(model).folded
     found: dict[str, list[int]] = {}
@@ -51,7 +51,7 @@ def work_of(model: Model, start: int, stop: int) -> tuple[Work, ...]:
         row[0] += 1
         row[1] += _operations(model, operator)
         row[2] += sum(graph.tensors[i].bytes for i in (*operator.inputs, *operator.outputs))
-    return tuple(Work(kind, *row) for kind, row in sorted(found.items()))
+    return tuple(OperatorWork(kind, *row) for kind, row in sorted(found.items()))
 
 
 def _operations(model: Model, operator: Operator) -> int:
@@ -63,7 +63,7 @@ def _operations(model: Model, operator: Operator) -> int:
         return sum(model.main.tensors[i].elements for i in operator.outputs)
 
 
-def fit(samples: Sequence[Sample]) -> Regression:
+def fit(samples: Sequence[SegmentSample]) -> Regression:
     """Return the least-squares fit with no negative seconds.
 
     Each error is weighed by the square root of what was measured, so that neither long nor short segments rule alone.
@@ -83,7 +83,7 @@ def fit(samples: Sequence[Sample]) -> Regression:
     return Regression(dict(zip(names, solution.tolist(), strict=True)))
 
 
-def judge(samples: Sequence[Sample]) -> Fit:
+def cross_validate(samples: Sequence[SegmentSample]) -> Fit:
     """Return how well a fit predicts segments that it has not seen (leave-one-out)."""
     errors = []
     for number in range(0, len(samples), 1 + len(samples) // _JUDGED):
@@ -104,14 +104,14 @@ def segment_costs(
     """
     spans = list(pairwise(bounds))
     work = {start: work_of(model, start, stop) for start, stop in spans}
-    known = [Sample(max(0.0, seconds - overhead_s), work[start]) for start, seconds in measured.items()]
+    known = [SegmentSample(max(0.0, seconds - overhead_s), work[start]) for start, seconds in measured.items()]
     if len(measured) == len(spans):
         return tuple(SegmentCost(a, b, measured[a], True, work[a]) for a, b in spans), None
     for other in others:
-        known += [Sample(max(0.0, s.seconds - other.overhead_s), s.work) for s in other.segments if s.measured]
+        known += [SegmentSample(max(0.0, s.seconds - other.overhead_s), s.work) for s in other.segments if s.measured]
     regression = fit(known)
     seconds = {start: overhead_s + regression.predict(work[start]) for start, _ in spans} | dict(measured)
-    return tuple(SegmentCost(a, b, seconds[a], a in measured, work[a]) for a, b in spans), judge(known)
+    return tuple(SegmentCost(a, b, seconds[a], a in measured, work[a]) for a, b in spans), cross_validate(known)
 
 
 def nonnegative(table: Floats, target: Floats) -> Floats:
@@ -140,7 +140,7 @@ def nonnegative(table: Floats, target: Floats) -> Floats:
     return x
 
 
-def _features(work: Sequence[Work]) -> dict[tuple[str, str], float]:
+def _features(work: Sequence[OperatorWork]) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], float] = {}
     for part in work:
         for name, value in (

@@ -1,11 +1,13 @@
 """Find the best path of stages through a model, and the devices that run each stage.
 
-Whether a plan keeps to a bottleneck is decided from two sides. Prices for the devices (prices.py) give a lower bound:
-when the cheapest path costs more than all devices together, no plan exists. Else dynamic programming over the counts of
-devices that are left (sweep.py) looks for a plan, and leaves out what the prices rule out. Both are exact; only where a
-place has more states than are kept can a gap stay open between the plan and the bound, and it is reported. With devices
-of any speed the problem is NP-hard (Pinar, Tabak, Aykanat, "One-dimensional partitioning for heterogeneous systems",
-J. Parallel Distrib. Comput. 68, 2008), so some limit there must be.
+The search decides from two sides whether a plan keeps to a bottleneck. Dual prices of the devices (dual_prices.py) give
+a lower bound: if the cheapest path costs more than all devices together, no plan exists. Otherwise a dynamic program
+over the counts of devices that are left (beam_dp.py) looks for a plan and skips what the prices rule out.
+
+Both are exact. A gap between the plan and the bound stays open only where a node has more states than are kept; the
+solution then reports the gap. With devices of any speed the problem is NP-hard (Pinar, Tabak, Aykanat,
+"One-dimensional partitioning for heterogeneous systems", J. Parallel Distrib. Comput. 68, 2008), so some limit is
+needed.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from har_edge.errors import InputError
-from har_edge.planner.prices import Prices, price_latency, price_places, trim
-from har_edge.planner.problem import Choices, Floats, Problem, Step, choices
-from har_edge.planner.sweep import Sweep
+from har_edge.planner.beam_dp import BeamSearch
+from har_edge.planner.dual_prices import DualPrices, price_devices, price_latency, trim
+from har_edge.planner.problem import FeasibleEdges, Floats, SearchProblem, StageAssignment, feasible_edges
 
 WIDTH = 48  # states kept for each place to cut
 _FEW = 4
@@ -38,7 +40,7 @@ class Solution:
     `bound_s` is a proven lower bound of the objective; `proven` says that the plan meets it.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[StageAssignment, ...]
     period_s: float
     latency_s: float
     bound_s: float
@@ -46,14 +48,14 @@ class Solution:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Feasibility:
     """A plan that keeps to a bottleneck; without one, `exact` says that there is none."""
 
-    steps: tuple[Step, ...] | None
+    steps: tuple[StageAssignment, ...] | None
     exact: bool
 
 
-def fastest(problem: Problem, width: int = WIDTH) -> Solution | None:
+def minimize_bottleneck(problem: SearchProblem, width: int = WIDTH) -> Solution | None:
     """Return the plan with the smallest bottleneck, of these one with a short latency; None where there is no plan.
 
     Raises SearchLimit when `width` states for each place to cut do not tell whether there is one.
@@ -80,15 +82,18 @@ def fastest(problem: Problem, width: int = WIDTH) -> Solution | None:
     return Solution(steps, high, _latency(problem, steps), min(bound, high), bound >= high * (1 - _SAME))
 
 
-def shortest(problem: Problem, width: int = WIDTH) -> Solution | None:
-    """Return the plan with the smallest latency; None where there is no plan. Raises SearchLimit as `fastest` does."""
+def minimize_latency(problem: SearchProblem, width: int = WIDTH) -> Solution | None:
+    """Return the plan with the smallest latency; None where there is no plan.
+
+    Raises SearchLimit as `minimize_bottleneck` does.
+    """
     answer = _start(problem, width)
     if answer is None:
         return None
     return _shorten(problem, answer, math.inf, width)
 
 
-def _start(problem: Problem, width: int) -> tuple[Step, ...] | None:
+def _start(problem: SearchProblem, width: int) -> tuple[StageAssignment, ...] | None:
     """Return any plan, None where there is none."""
     answer = _decide(problem, math.inf, width)
     if answer.steps is None and not answer.exact:
@@ -99,26 +104,26 @@ def _start(problem: Problem, width: int) -> tuple[Step, ...] | None:
     return answer.steps
 
 
-def _decide(problem: Problem, bottleneck_s: float, width: int) -> _Answer:
+def _decide(problem: SearchProblem, bottleneck_s: float, width: int) -> _Feasibility:
     """Look for a plan that keeps to a bottleneck."""
-    options = choices(problem, bottleneck_s, timed=False)
+    options = feasible_edges(problem, bottleneck_s, timed=False)
     if not len(options.edges):
-        return _Answer(None, True)
-    prices = price_places(options, _speeds(problem, options))
+        return _Feasibility(None, True)
+    prices = price_devices(options, _speeds(problem, options))
     if prices.bound == math.inf:
-        return _Answer(None, True)
+        return _Feasibility(None, True)
     if prices.fits:
-        return _Answer(_steps(options, prices), True)
+        return _Feasibility(_steps(options, prices), True)
     options = trim(options, prices, 0.0)
-    found = Sweep(options, prices, 0.0, min(_FEW, width), first=True).run()  # often enough, and soon done
+    found = BeamSearch(options, prices, 0.0, min(_FEW, width), first=True).run()  # often enough, and soon done
     if found.steps is None and not found.exact and width > _FEW:
-        found = Sweep(options, prices, 0.0, width, first=True).run()
-    return _Answer(found.steps, found.exact)
+        found = BeamSearch(options, prices, 0.0, width, first=True).run()
+    return _Feasibility(found.steps, found.exact)
 
 
-def _shorten(problem: Problem, steps: tuple[Step, ...], bottleneck_s: float, width: int) -> Solution:
+def _shorten(problem: SearchProblem, steps: tuple[StageAssignment, ...], bottleneck_s: float, width: int) -> Solution:
     """Return the plan of least latency that keeps to a bottleneck, knowing one that does."""
-    options = choices(problem, bottleneck_s, timed=True)
+    options = feasible_edges(problem, bottleneck_s, timed=True)
     target = _latency(problem, steps)
     prices = price_latency(options, target)
     bound, exact = prices.bound, True
@@ -126,29 +131,29 @@ def _shorten(problem: Problem, steps: tuple[Step, ...], bottleneck_s: float, wid
         steps = _steps(options, prices)
     else:
         options = trim(options, prices, target)
-        found = Sweep(options, prices, target, width, first=False).run()
+        found = BeamSearch(options, prices, target, width, first=False).run()
         steps, exact = found.steps or steps, found.exact
     latency = _latency(problem, steps)
     bound = latency if exact else min(bound, latency)
     return Solution(steps, _bottleneck(problem, steps), latency, bound, exact)
 
 
-def _raise_bound(problem: Problem, low: float, high: float) -> float:
+def _raise_bound(problem: SearchProblem, low: float, high: float) -> float:
     """Return a better lower bound of the bottleneck, by prices alone."""
     bound = low
     for _ in range(_PROOFS):
         if not low < high:
             break
         target = (low + high) / 2
-        options = choices(problem, target, timed=False)
-        if not len(options.edges) or price_places(options, _speeds(problem, options)).bound == math.inf:
+        options = feasible_edges(problem, target, timed=False)
+        if not len(options.edges) or price_devices(options, _speeds(problem, options)).bound == math.inf:
             bound = low = _next(problem, target)
         else:
             high = target
     return bound
 
 
-def _next(problem: Problem, bottleneck_s: float) -> float:
+def _next(problem: SearchProblem, bottleneck_s: float) -> float:
     """Return the smallest bottleneck above this one that a stage can have; inf where there is none.
 
     A stage of r replicas takes the r-th part of a period, so that is the least such part above.
@@ -166,7 +171,7 @@ def _next(problem: Problem, bottleneck_s: float) -> float:
     return float(above.min()) if len(above) else math.inf
 
 
-def _speeds(problem: Problem, options: Choices) -> Floats:
+def _speeds(problem: SearchProblem, options: FeasibleEdges) -> Floats:
     """Return what share of the work each class can do: good prices to begin with."""
     period = problem.period_s[:, options.edges]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -175,18 +180,18 @@ def _speeds(problem: Problem, options: Choices) -> Floats:
     return np.asarray(ratio.mean(axis=1) + 1e-3)
 
 
-def _steps(options: Choices, prices: Prices) -> tuple[Step, ...]:
+def _steps(options: FeasibleEdges, prices: DualPrices) -> tuple[StageAssignment, ...]:
     """Return the path that goes with prices."""
     classes = range(len(options.problem.counts))
     return tuple(
-        Step(int(options.edges[j]), tuple(int(options.need[k, j]) if other == k else 0 for other in classes))
+        StageAssignment(int(options.edges[j]), tuple(int(options.need[k, j]) if other == k else 0 for other in classes))
         for j, k in prices.path
     )
 
 
-def _bottleneck(problem: Problem, steps: tuple[Step, ...]) -> float:
+def _bottleneck(problem: SearchProblem, steps: tuple[StageAssignment, ...]) -> float:
     return max(problem.period_of(step) for step in steps)
 
 
-def _latency(problem: Problem, steps: tuple[Step, ...]) -> float:
+def _latency(problem: SearchProblem, steps: tuple[StageAssignment, ...]) -> float:
     return sum(problem.latency_of(step) for step in steps)

@@ -34,9 +34,9 @@ from har_edge.inference.measure import (
 from har_edge.inference.sampling import sample
 from har_edge.mqtt.bus import Bus, OnOutcome, PublishOutcome
 from har_edge.mqtt.link_benchmark import SMALL, benchmark_link
-from har_edge.planner.layout import tensor_bytes
 from har_edge.planner.profile import VERSION, LinkCost, MemoryCost, MessageCost, Profile
 from har_edge.planner.regression import segment_costs
+from har_edge.planner.slice_graph import tensor_bytes
 from har_edge.protocol import wire
 from har_edge.protocol.topics import Topics
 from har_edge.runtime import resident_memory

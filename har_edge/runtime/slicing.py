@@ -28,9 +28,9 @@ from har_edge.inference.measure import (
     time_whole,
 )
 from har_edge.inference.observe import open_model
-from har_edge.planner.devices import Device, Kind, Sensors
+from har_edge.planner.devices import DeviceClass, PlannerDevice, SensorMessages
 from har_edge.planner.partition import balance
-from har_edge.planner.plan import Objective, make_plan, make_scene
+from har_edge.planner.plan import Objective, make_plan, make_planning_problem
 from har_edge.planner.profile import SegmentCost
 from har_edge.runtime.build import open_reducer
 from har_edge.tflite.folder import write_folder
@@ -82,7 +82,7 @@ def even_stages(
     model: Model, segments: Sequence[Segment] | Sequence[SegmentCost], overhead_s: float, stages: int
 ) -> StagePlan:
     """Return the cuts for so many equal devices; `overhead_s` is what each run costs whatever it runs."""
-    kind = Kind(
+    kind = DeviceClass(
         work_s=tuple(max(0.0, segment.seconds - overhead_s) for segment in segments),
         overhead_s=overhead_s,
         message_s=MESSAGE_S,
@@ -94,9 +94,9 @@ def even_stages(
         growth=1.0,
     )
     bounds = [*(segment.start for segment in segments), segments[-1].stop]
-    devices = [Device(str(number), kind) for number in range(stages)]
-    scene = make_scene(model, bounds, devices, replicas=1, sensors=Sensors.TOGETHER)
-    plan = make_plan(replace(scene, least=stages), Objective.THROUGHPUT)
+    devices = [PlannerDevice(str(number), kind) for number in range(stages)]
+    planning = make_planning_problem(model, bounds, devices, replicas=1, sensors=SensorMessages.TOGETHER)
+    plan = make_plan(replace(planning, least=stages), Objective.THROUGHPUT)
     return StagePlan(plan.cuts, tuple(stage.compute_s for stage in plan.stages))
 
 

@@ -21,7 +21,7 @@ from har_edge.cli.reports.profile import print_profile
 from har_edge.cluster.local_pipeline import Arrival
 from har_edge.monitor.broker_checks import Finding, Verdict
 from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage
-from har_edge.planner.profile import Profile, SegmentCost, Work
+from har_edge.planner.profile import OperatorWork, Profile, SegmentCost
 from har_edge.protocol.results import Result
 
 COLUMNS = 80
@@ -117,7 +117,7 @@ def test_a_plan_has_all_figures_and_names(devices: list[tuple[str, ...]], capsys
 
 def test_a_profile_has_all_kinds_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
     kinds = ("RESIZE_NEAREST_NEIGHBOR", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "AVERAGE_POOL_2D")
-    work = tuple(Work(kind, 123, 1_234_567_890, 0) for kind in kinds)
+    work = tuple(OperatorWork(kind, 123, 1_234_567_890, 0) for kind in kinds)
     made = Profile(1, "pi", "Linux", "m", "0" * 64, 1, (SegmentCost(0, 1000, 0.123, False, work),) * 2, 0.001, 0.3)
     print_profile(made, [], Path("profile.json"), as_json=False)
     text = capsys.readouterr().out

@@ -277,7 +277,7 @@ def test_a_slow_node_gets_less_after_two_looks(world: World) -> None:
     assert world.plan is not None and world.plan.epoch == 5000
     world.until(lambda: world.plan is not None and world.plan.epoch == 5001, 60)
     request = world.drawer.asked[-1]
-    speeds = {one.name: one.pace for one in request.candidates}
+    speeds = {one.name: one.effective_speed for one in request.candidates}
     assert speeds["b"] < 0.2 * speeds["a"]
 
 

@@ -19,10 +19,10 @@ from har_edge.errors import BrokerError
 from har_edge.inference.measure import segment_bounds
 from har_edge.inference.observe import open_model
 from har_edge.planner.devices import DeviceEntry, DevicesFile
-from har_edge.planner.layout import HEAD_BYTES, make_layout
 from har_edge.planner.plan import Objective
 from har_edge.planner.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost, cached_profiles
-from har_edge.planner.relocate import Candidate
+from har_edge.planner.relocation import Candidate
+from har_edge.planner.slice_graph import HEAD_BYTES, make_slice_graph
 from har_edge.protocol.deployment import Generation
 from har_edge.runtime import profiling
 from har_edge.tflite.folder import outline, write_folder
@@ -89,7 +89,7 @@ def test_what_carries_no_batch_is_planned_with_its_true_size_and_said_in_the_man
     assert not response.problem and response.manifest is not None
     assert [one.batched for one in response.manifest.slices[0].outputs] == [False] and response.manifest.version == 2
     assert response.manifest == outline_of(odd, 2, response)
-    costs = make_layout(odd, segment_bounds(odd))
+    costs = make_slice_graph(odd, segment_bounds(odd))
     edge = costs.walk([2])[0]  # type: ignore[index]
     assert costs.sent_bytes[edge] == 2 * 4 * 5 * 4 + HEAD_BYTES  # two blocks; the file plans one
     asked = planner(odd, PlacementSpec(stages=5)).plan(PlanRequest(2, nodes("a", "b", "c", "d", "e"), (), 0))

@@ -16,7 +16,7 @@ from har_edge.coordinator.replan import (
     Replan,
 )
 from har_edge.planner.plan import Objective
-from har_edge.planner.relocate import Candidate, Forecast
+from har_edge.planner.relocation import Candidate, Forecast
 from har_edge.protocol.deployment import Generation
 from tests.runtime.deployed import CHAIN, generation, manifest
 

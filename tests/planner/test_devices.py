@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from har_edge.errors import ConfigError
-from har_edge.planner.devices import Sensors, load_devices, make_devices
+from har_edge.planner.devices import SensorMessages, load_devices, make_devices
 from har_edge.planner.profile import (
     VERSION,
     LinkCost,
@@ -76,7 +76,7 @@ def test_equal_devices_are_numbered_and_sensors_may_send_together(write) -> None
     file = load_devices(path)
     devices, _ = make_devices(file, path, PROFILE)
     assert [device.name for device in devices] == ["pi-1", "pi-2", "pi-3"] and len({d.kind for d in devices}) == 1
-    assert file.sensors is Sensors.TOGETHER
+    assert file.sensors is SensorMessages.TOGETHER
 
 
 def test_an_own_profile_brings_its_link(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

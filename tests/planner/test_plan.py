@@ -14,34 +14,34 @@ from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError
 from har_edge.inference.measure import segment_bounds
-from har_edge.planner.devices import Device, Kind, Sensors
-from har_edge.planner.layout import tensor_bytes
-from har_edge.planner.plan import Objective, Plan, Scene, compare, make_plan, make_scene
+from har_edge.planner.devices import DeviceClass, PlannerDevice, SensorMessages
+from har_edge.planner.plan import Objective, Plan, PlanningProblem, compare, make_plan, make_planning_problem
+from har_edge.planner.slice_graph import tensor_bytes
 from har_edge.tflite.model import Model, read_model
 from har_edge.units import size
-from tests.planner.test_layout import wanted
+from tests.planner.test_slice_graph import wanted
 from tests.tflite import models
 
-EQUAL = Kind((), 1e-3, 1e-4, 1e-9, 1e7, 1e-3, None, 0, 1.0)
+EQUAL = DeviceClass((), 1e-3, 1e-4, 1e-9, 1e7, 1e-3, None, 0, 1.0)
 
 
-def kind(work_s: tuple[float, ...], **changes: object) -> Kind:
+def kind(work_s: tuple[float, ...], **changes: object) -> DeviceClass:
     return replace(EQUAL, work_s=work_s, **changes)  # type: ignore[arg-type]
 
 
-def scene_of(content: bytes, devices: list[Device], replicas: int = 1) -> tuple[Model, Scene]:
+def planning_of(content: bytes, devices: list[PlannerDevice], replicas: int = 1) -> tuple[Model, PlanningProblem]:
     model = read_model(content)
-    return model, make_scene(model, segment_bounds(model), devices, replicas=replicas)
+    return model, make_planning_problem(model, segment_bounds(model), devices, replicas=replicas)
 
 
-def everything(model: Model, devices: list[Device], replicas: int) -> list[tuple[float, float]]:
+def everything(model: Model, devices: list[PlannerDevice], replicas: int) -> list[tuple[float, float]]:
     """Return bottleneck and latency of every plan: every cut, every order of devices, every number of replicas."""
     bounds = segment_bounds(model)
     sizes, segments = tensor_bytes(model, bounds), len(bounds) - 1
     found = []
     for count in range(segments):
         for places in combinations(range(1, segments), count):
-            rows = wanted(model, [bounds[place] for place in places], Sensors.APART)
+            rows = wanted(model, [bounds[place] for place in places], SensorMessages.APART)
             spans = list(zip((0, *places), (*places, segments), strict=True))
             for sharing in product(range(1, replicas + 1), repeat=len(spans)):
                 allowed = all(r == 1 or row[0] == 1 for r, row in zip(sharing, rows, strict=True))
@@ -60,7 +60,7 @@ def everything(model: Model, devices: list[Device], replicas: int) -> list[tuple
     return found
 
 
-def single(kind: Kind, start: int, stop: int, row: tuple[int, ...], size: int) -> tuple[float, float]:
+def single(kind: DeviceClass, start: int, stop: int, row: tuple[int, ...], size: int) -> tuple[float, float]:
     """The cost model of docs/explanation/planning.md, in plain words."""
     received, received_bytes, sent, sent_bytes = row
     if kind.memory_bytes is not None and kind.base_bytes + int(kind.growth * size) > kind.memory_bytes:
@@ -81,7 +81,7 @@ def test_plans_are_the_best_of_all(seed: int, operators: int, count: int, replic
     for number in range(count):
         work = tuple(data.draw(st.lists(st.integers(0, 9), min_size=segments, max_size=segments)))
         devices.append(
-            Device(
+            PlannerDevice(
                 f"d{number}",
                 kind(
                     tuple(w * 1e-3 for w in work),
@@ -93,14 +93,14 @@ def test_plans_are_the_best_of_all(seed: int, operators: int, count: int, replic
                 ),
             )
         )
-    scene = make_scene(model, segment_bounds(model), devices, replicas=replicas)
+    planning = make_planning_problem(model, segment_bounds(model), devices, replicas=replicas)
     plans = everything(model, devices, min(replicas, count))
     bottleneck, latency = min(p for p, _ in plans), min(way for _, way in plans)
     if math.isinf(bottleneck):
         with pytest.raises(ConfigError, match="too large for all devices together"):
-            make_plan(scene, Objective.THROUGHPUT)
+            make_plan(planning, Objective.THROUGHPUT)
         return
-    fast, quick = make_plan(scene, Objective.THROUGHPUT), make_plan(scene, Objective.LATENCY)
+    fast, quick = make_plan(planning, Objective.THROUGHPUT), make_plan(planning, Objective.LATENCY)
     assert fast.bottleneck_s == pytest.approx(bottleneck) and fast.proven and fast.gap == 0
     assert quick.latency_s == pytest.approx(latency) and quick.proven
     for plan in (fast, quick):
@@ -109,14 +109,14 @@ def test_plans_are_the_best_of_all(seed: int, operators: int, count: int, replic
         assert sorted((*plan.devices, *plan.spare)) == [device.name for device in devices]
         assert plan.bottleneck_s == max(stage.period_s for stage in plan.stages)
         assert plan.latency_s == pytest.approx(sum(stage.latency_s for stage in plan.stages))
-        rows = wanted(model, list(plan.cuts), Sensors.APART)
+        rows = wanted(model, list(plan.cuts), SensorMessages.APART)
         assert [(s.received, s.received_bytes, s.sent, s.sent_bytes) for s in plan.stages] == rows
 
 
-def fleet(*speeds: float, link: float = 1e7, memory: int | None = None) -> list[Device]:
+def fleet(*speeds: float, link: float = 1e7, memory: int | None = None) -> list[PlannerDevice]:
     work = (4e-3, 4e-3, 4e-3, 4e-3)
     return [
-        Device(
+        PlannerDevice(
             f"pi-{number}",
             kind(tuple(w / speed for w in work), overhead_s=0.0, link_bytes_per_s=link, memory_bytes=memory),
         )
@@ -125,9 +125,9 @@ def fleet(*speeds: float, link: float = 1e7, memory: int | None = None) -> list[
 
 
 def test_equal_devices_get_equal_slices_and_are_of_one_kind() -> None:
-    _, scene = scene_of(models.chain(), fleet(1, 1))
-    assert scene.names == (("pi-0", "pi-1"),)
-    plan = make_plan(scene, Objective.THROUGHPUT)
+    _, planning = planning_of(models.chain(), fleet(1, 1))
+    assert planning.names == (("pi-0", "pi-1"),)
+    plan = make_plan(planning, Objective.THROUGHPUT)
     assert plan.cuts == (2,) and plan.devices == ("pi-0", "pi-1") and plan.spare == ()
 
 
@@ -136,7 +136,10 @@ def test_a_device_twice_as_fast_gets_twice_as_much() -> None:
     slow, fast = kind(work, overhead_s=0.0), kind(tuple(w / 2 for w in work), overhead_s=0.0)
     model = read_model(models.many_ports())
     bounds = [0, 1, 3, 4]
-    plan = make_plan(make_scene(model, bounds, [Device("slow", slow), Device("fast", fast)]), Objective.THROUGHPUT)
+    plan = make_plan(
+        make_planning_problem(model, bounds, [PlannerDevice("slow", slow), PlannerDevice("fast", fast)]),
+        Objective.THROUGHPUT,
+    )
     share = {name: (s.start, s.stop) for s in plan.stages for name in s.devices}
     assert len(share) == 2
     assert plan.stages[[s.devices for s in plan.stages].index(("fast",))].compute_s == pytest.approx(3e-3)
@@ -145,11 +148,11 @@ def test_a_device_twice_as_fast_gets_twice_as_much() -> None:
 def test_on_a_slow_link_one_device_does_it_all() -> None:
     model = read_model(models.skip())
     work = (4e-3,) * 5
-    devices = [Device(f"pi-{i}", kind(work, link_bytes_per_s=5e4)) for i in range(3)]
-    scene = make_scene(model, segment_bounds(model), devices, replicas=1)
-    plan = make_plan(scene, Objective.THROUGHPUT)
+    devices = [PlannerDevice(f"pi-{i}", kind(work, link_bytes_per_s=5e4)) for i in range(3)]
+    planning = make_planning_problem(model, segment_bounds(model), devices, replicas=1)
+    plan = make_plan(planning, Objective.THROUGHPUT)
     assert plan.devices == ("pi-0",) and plan.cuts == () and plan.spare == ("pi-1", "pi-2")
-    others = {each.name: each for each in compare(scene, plan)}
+    others = {each.name: each for each in compare(planning, plan)}
     assert list(others) == ["at least 2 devices", "3 slices of equal time, devices in order", "one device: pi-0"]
     assert others["at least 2 devices"].bottleneck_s > plan.bottleneck_s
     assert others["one device: pi-0"].bottleneck_s == plan.bottleneck_s
@@ -157,19 +160,19 @@ def test_on_a_slow_link_one_device_does_it_all() -> None:
 
 def test_replicas_share_what_takes_one_message_only() -> None:
     devices = fleet(1, 1, 1)
-    _, scene = scene_of(models.chain(), devices, replicas=3)
-    plan = make_plan(scene, Objective.THROUGHPUT)
+    _, planning = planning_of(models.chain(), devices, replicas=3)
+    plan = make_plan(planning, Objective.THROUGHPUT)
     assert [stage.replicas for stage in plan.stages] == [3] and plan.stages[0].received == 1
     assert plan.bottleneck_s == pytest.approx((16e-3 + 2e-4 + plan_bytes(plan) * 1e-9) / 3)
-    rows = {each.name: each for each in compare(scene, plan)}
+    rows = {each.name: each for each in compare(planning, plan)}
     assert rows["no replicas"].devices == 3 and rows["no replicas"].bottleneck_s > plan.bottleneck_s
     # Three inputs from three sensors: the messages of one window would go to different replicas.
     model = read_model(models.many_ports())
     takes = sum(1 for _ in model.main.inputs)
     assert takes > 1
     work = tuple(4e-3 for _ in range(len(segment_bounds(model)) - 1))
-    devices = [Device(f"d{i}", kind(work)) for i in range(2)]
-    apart = make_plan(make_scene(model, segment_bounds(model), devices, replicas=2), Objective.THROUGHPUT)
+    devices = [PlannerDevice(f"d{i}", kind(work)) for i in range(2)]
+    apart = make_plan(make_planning_problem(model, segment_bounds(model), devices, replicas=2), Objective.THROUGHPUT)
     assert all(stage.replicas == 1 for stage in apart.stages if stage.received > 1)
 
 
@@ -182,14 +185,14 @@ def test_memory_forces_a_split_and_too_little_of_it_is_an_error_with_figures() -
     sizes = tensor_bytes(model, segment_bounds(model))
     whole = int(sizes[0, -1])
     work = tuple(1e-3 for _ in range(len(sizes) - 1))
-    devices = [Device(f"d{i}", kind(work, link_bytes_per_s=1e3, memory_bytes=whole - 1)) for i in range(3)]
-    scene = make_scene(model, segment_bounds(model), devices)
-    plan = make_plan(scene, Objective.LATENCY)
+    devices = [PlannerDevice(f"d{i}", kind(work, link_bytes_per_s=1e3, memory_bytes=whole - 1)) for i in range(3)]
+    planning = make_planning_problem(model, segment_bounds(model), devices)
+    plan = make_plan(planning, Objective.LATENCY)
     assert len(plan.stages) > 1 and all(stage.memory_bytes < whole for stage in plan.stages)
-    assert compare(scene, plan)[-1].reason == "the whole model fits the memory of none"
-    small = [Device(f"d{i}", kind(work, memory_bytes=100)) for i in range(3)]
+    assert compare(planning, plan)[-1].reason == "the whole model fits the memory of none"
+    small = [PlannerDevice(f"d{i}", kind(work, memory_bytes=100)) for i in range(3)]
     with pytest.raises(ConfigError) as caught:
-        make_plan(make_scene(model, segment_bounds(model), small), Objective.THROUGHPUT)
+        make_plan(make_planning_problem(model, segment_bounds(model), small), Objective.THROUGHPUT)
     assert str(caught.value) == (
         f"model is too large for all devices together: as one slice it takes {size(whole)}, and the 3 devices "
         "offer 300 B in all, each with a runtime of its own to hold; operators [0, 1), which cannot be cut, take "
@@ -201,17 +204,17 @@ def test_memory_forces_a_split_and_too_little_of_it_is_an_error_with_figures() -
 def test_slices_of_equal_time_say_which_device_they_do_not_fit() -> None:
     devices = fleet(1, 1)
     tight = replace(devices[1].kind, memory_bytes=1)
-    _, scene = scene_of(models.chain(), [devices[0], Device("tiny", tight)])
-    plan = make_plan(scene, Objective.THROUGHPUT)
+    _, planning = planning_of(models.chain(), [devices[0], PlannerDevice("tiny", tight)])
+    plan = make_plan(planning, Objective.THROUGHPUT)
     assert plan.devices == ("pi-0",)
-    rows = {each.name: each for each in compare(scene, plan)}
+    rows = {each.name: each for each in compare(planning, plan)}
     assert rows["at least 2 devices"].reason == "no such plan fits the model and the memory"
     assert rows["2 slices of equal time, devices in order"].reason == "its slice does not fit the memory of tiny"
 
 
 def test_a_plan_is_json_and_comes_back() -> None:
-    _, scene = scene_of(models.chain(), fleet(1, 2, 0.5))
-    plan = make_plan(scene, Objective.THROUGHPUT)
+    _, planning = planning_of(models.chain(), fleet(1, 2, 0.5))
+    plan = make_plan(planning, Objective.THROUGHPUT)
     again = msgspec.json.decode(msgspec.json.encode(plan), type=Plan)
     assert again == plan
     with pytest.raises(msgspec.ValidationError, match="unknown field `colour`"):
@@ -219,17 +222,19 @@ def test_a_plan_is_json_and_comes_back() -> None:
 
 
 def test_where_ways_were_left_out_nothing_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
-    from har_edge.planner import layout
+    from har_edge.planner import slice_graph
 
-    monkeypatch.setattr(layout, "MAX_EDGES", 1)
+    monkeypatch.setattr(slice_graph, "MAX_EDGES", 1)
     model = read_model(models.random_graph(3, 30))
     bounds = segment_bounds(model)
     work = tuple(np.random.default_rng(0).uniform(1e-3, 2e-3, len(bounds) - 1).tolist())
-    scene = make_scene(model, bounds, [Device(f"d{i}", kind(work, link_bytes_per_s=1e9)) for i in range(3)])
-    plan = make_plan(scene, Objective.THROUGHPUT)
+    planning = make_planning_problem(
+        model, bounds, [PlannerDevice(f"d{i}", kind(work, link_bytes_per_s=1e9)) for i in range(3)]
+    )
+    plan = make_plan(planning, Objective.THROUGHPUT)
     assert not plan.proven and plan.bound_s == 0 and plan.gap == math.inf
 
 
 def test_bounds_of_another_model_are_refused() -> None:
     with pytest.raises(ConfigError, match="the profile ends at operator 3, but model has 4; profile it anew"):
-        make_scene(read_model(models.chain()), [0, 3], fleet(1))
+        make_planning_problem(read_model(models.chain()), [0, 3], fleet(1))

@@ -10,8 +10,8 @@ from scipy.optimize import nnls
 
 from har_edge.errors import ModelError
 from har_edge.inference.measure import segment_bounds
-from har_edge.planner.profile import Profile, SegmentCost, Work
-from har_edge.planner.regression import Sample, fit, judge, nonnegative, segment_costs, work_of
+from har_edge.planner.profile import OperatorWork, Profile, SegmentCost
+from har_edge.planner.regression import SegmentSample, cross_validate, fit, nonnegative, segment_costs, work_of
 from har_edge.tflite.model import read_model
 from tests.tflite import models
 
@@ -26,10 +26,10 @@ def test_the_fit_is_the_one_of_lawson_and_hanson(rows: int, columns: int, seed: 
     assert np.linalg.norm(table @ found - target) == pytest.approx(least, abs=1e-7)
 
 
-def sample(kind: str, operations: int, size: int) -> Sample:
+def sample(kind: str, operations: int, size: int) -> SegmentSample:
     """Kinds at 1 and 4 ns an operation, 0.5 ns a byte, and 2 us an operator."""
     rate = {"CONV_2D": 1e-9, "ADD": 4e-9}[kind]
-    return Sample(2e-6 + rate * operations + 0.5e-9 * size, (Work(kind, 1, operations, size),))
+    return SegmentSample(2e-6 + rate * operations + 0.5e-9 * size, (OperatorWork(kind, 1, operations, size),))
 
 
 def test_what_follows_from_counts_is_found_and_foretold() -> None:
@@ -43,15 +43,15 @@ def test_what_follows_from_counts_is_found_and_foretold() -> None:
     assert regression.predict(both) == pytest.approx(
         sample("CONV_2D", 4000, 100).seconds + sample("ADD", 300, 200).seconds, rel=1e-3
     )
-    assert regression.predict((Work("NEW", 1, 1000, 1000),)) > 0
-    quality = judge(samples)
+    assert regression.predict((OperatorWork("NEW", 1, 1000, 1000),)) > 0
+    quality = cross_validate(samples)
     assert quality.samples == 24 and quality.error < 1e-3
 
 
 def test_a_fit_that_cannot_foretell_says_so() -> None:
     rng = np.random.default_rng(0)
-    noise = [Sample(float(seconds), (Work("ADD", 1, 10, 10),)) for seconds in rng.lognormal(0, 2, 20)]
-    assert judge(noise).error > 0.3
+    noise = [SegmentSample(float(seconds), (OperatorWork("ADD", 1, 10, 10),)) for seconds in rng.lognormal(0, 2, 20)]
+    assert cross_validate(noise).error > 0.3
 
 
 def test_work_is_counted_by_kind_without_what_prepares_constants() -> None:

@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from har_edge.planner.problem import Problem, Step
-from har_edge.planner.search import SearchLimit, Solution, fastest, shortest
+from har_edge.planner.problem import SearchProblem, StageAssignment
+from har_edge.planner.search import SearchLimit, Solution, minimize_bottleneck, minimize_latency
 
 
 def chain(
     period: list[list[float]], counts: tuple[int, ...], *, latency: list[list[float]] | None = None, replicas: int = 1
-) -> Problem:
+) -> SearchProblem:
     """A problem over all slices of a chain; `period` has a row a class and a column a slice, ordered as in `slices`."""
     edges = len(period[0])
     operators = round((math.sqrt(8 * edges + 1) - 1) / 2)
     ends = slices(operators)
-    return Problem(
+    return SearchProblem(
         nodes=operators + 1,
         tails=np.array([tail for tail, _ in ends]),
         heads=np.array([head for _, head in ends]),
@@ -39,7 +39,9 @@ def slices(operators: int) -> list[tuple[int, int]]:
     return [(start, stop) for start in range(operators) for stop in range(start + 1, operators + 1)]
 
 
-def every_plan(problem: Problem, node: int = 0, left: tuple[int, ...] | None = None) -> Iterator[tuple[Step, ...]]:
+def every_plan(
+    problem: SearchProblem, node: int = 0, left: tuple[int, ...] | None = None
+) -> Iterator[tuple[StageAssignment, ...]]:
     """Yield every path with every choice of devices."""
     left = problem.counts if left is None else left
     if node == problem.nodes - 1:
@@ -47,7 +49,7 @@ def every_plan(problem: Problem, node: int = 0, left: tuple[int, ...] | None = N
         return
     for edge in np.flatnonzero(problem.tails == node).tolist():
         for devices in product(*(range(count + 1) for count in left)):
-            step = Step(edge, devices)
+            step = StageAssignment(edge, devices)
             allowed = problem.replicas if problem.shareable[edge] else 1
             if not 1 <= step.replicas <= allowed or not math.isfinite(problem.period_of(step)):
                 continue
@@ -56,7 +58,7 @@ def every_plan(problem: Problem, node: int = 0, left: tuple[int, ...] | None = N
                 yield (step, *plan)
 
 
-def best(problem: Problem) -> tuple[float, float, float] | None:
+def best(problem: SearchProblem) -> tuple[float, float, float] | None:
     """Return the smallest bottleneck, the least latency of plans that have it, and the least latency of all."""
     values = [
         (max(map(problem.period_of, plan)), sum(map(problem.latency_of, plan)))
@@ -67,7 +69,7 @@ def best(problem: Problem) -> tuple[float, float, float] | None:
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> Problem:
+def problems(draw: st.DrawFn) -> SearchProblem:
     """Small problems of any kind: not only what a cost model would give."""
     operators, classes = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     edges = len(slices(operators))
@@ -87,7 +89,7 @@ def problems(draw: st.DrawFn) -> Problem:
     return replace(problem, shareable=shareable, least=least, most=most)
 
 
-def check(problem: Problem, solution: Solution) -> None:
+def check(problem: SearchProblem, solution: Solution) -> None:
     """The steps are a path, use no device twice, and have the figures that the solution claims."""
     node = 0
     for step in solution.steps:
@@ -106,25 +108,25 @@ def test_a_plan_that_must_use_all_devices_of_one_kind_is_found() -> None:
     periods = [[float(head - tail) for tail, head in slices(5)]]
     for devices in range(1, 6):
         problem = replace(chain(periods, (devices,)), least=devices)
-        solution = fastest(problem)
+        solution = minimize_bottleneck(problem)
         assert solution is not None and len(solution.steps) == devices
         assert solution.period_s == math.ceil(5 / devices)
 
 
 @settings(max_examples=200, deadline=None)
 @given(problems())
-def test_both_objectives_are_what_trying_every_plan_finds(problem: Problem) -> None:
+def test_both_objectives_are_what_trying_every_plan_finds(problem: SearchProblem) -> None:
     wanted = best(problem)
     if wanted is None:
-        assert fastest(problem) is None and shortest(problem) is None
+        assert minimize_bottleneck(problem) is None and minimize_latency(problem) is None
         return
     bottleneck, its_latency, latency = wanted
-    found = fastest(problem)
+    found = minimize_bottleneck(problem)
     assert found is not None
     check(problem, found)
     assert (found.period_s, found.latency_s) == (bottleneck, its_latency)
     assert found.proven and found.bound_s == bottleneck
-    found = shortest(problem)
+    found = minimize_latency(problem)
     assert found is not None
     check(problem, found)
     assert found.latency_s == latency and found.proven
@@ -132,12 +134,12 @@ def test_both_objectives_are_what_trying_every_plan_finds(problem: Problem) -> N
 
 @settings(max_examples=100, deadline=None)
 @given(problems())
-def test_a_narrow_search_says_what_it_could_not_prove(problem: Problem) -> None:
+def test_a_narrow_search_says_what_it_could_not_prove(problem: SearchProblem) -> None:
     wanted = best(problem)
     if wanted is None:
         return
     try:
-        found, quick = fastest(problem, 1), shortest(problem, 1)
+        found, quick = minimize_bottleneck(problem, 1), minimize_latency(problem, 1)
     except SearchLimit:
         return
     for solution, value, least in ((found, "period_s", wanted[0]), (quick, "latency_s", wanted[2])):
@@ -148,26 +150,28 @@ def test_a_narrow_search_says_what_it_could_not_prove(problem: Problem) -> None:
         assert getattr(solution, value) >= least
 
 
-def uniform(operators: int, counts: tuple[int, ...], speeds: list[float], *, fixed_s: float, replicas: int) -> Problem:
+def uniform(
+    operators: int, counts: tuple[int, ...], speeds: list[float], *, fixed_s: float, replicas: int
+) -> SearchProblem:
     """Equal operators of one second, and `fixed_s` a stage, both divided by the speed of each class."""
     period = [[(stop - start + fixed_s) / speed for start, stop in slices(operators)] for speed in speeds]
     return chain(period, counts, replicas=replicas)
 
 
 def test_splitting_that_costs_more_than_it_gains_is_left_alone() -> None:
-    found = fastest(uniform(4, (4,), [1.0], fixed_s=0.0, replicas=1))
+    found = minimize_bottleneck(uniform(4, (4,), [1.0], fixed_s=0.0, replicas=1))
     assert found is not None and (found.period_s, len(found.steps)) == (1.0, 4)
     period = [[stop - start + (0 if stop - start == 4 else 50.0) for start, stop in slices(4)]]
-    found = fastest(chain(period, (4,)))
+    found = minimize_bottleneck(chain(period, (4,)))
     assert found is not None and (found.period_s, len(found.steps)) == (4.0, 1)
 
 
 def test_replicas_share_one_stage() -> None:
-    found = fastest(uniform(4, (3,), [1.0], fixed_s=2.0, replicas=3))
+    found = minimize_bottleneck(uniform(4, (3,), [1.0], fixed_s=2.0, replicas=3))
     assert found is not None
-    assert found.steps == (Step(slices(4).index((0, 4)), (3,)),) and found.period_s == 2.0
+    assert found.steps == (StageAssignment(slices(4).index((0, 4)), (3,)),) and found.period_s == 2.0
     # A slow device would hold up the others, which take turns.
-    found = fastest(uniform(4, (2, 1), [1.0, 0.1], fixed_s=2.0, replicas=3))
+    found = minimize_bottleneck(uniform(4, (2, 1), [1.0, 0.1], fixed_s=2.0, replicas=3))
     assert found is not None and found.steps[0].devices == (2, 0) and found.period_s == 3.0
 
 
@@ -177,7 +181,7 @@ def test_large_problems_of_a_few_classes_are_proven() -> None:
     ends = slices(60)
     seconds = np.array([work[stop] - work[start] + 0.2 for start, stop in ends])
     problem = chain([list(seconds), list(seconds / 1.7), list(seconds / 0.4)], (4, 3, 5))
-    found = fastest(problem)
+    found = minimize_bottleneck(problem)
     assert found is not None and found.proven
     check(problem, found)
 
@@ -187,7 +191,7 @@ def test_where_every_device_differs_the_gap_is_small_and_told() -> None:
     work = np.concatenate([[0.0], np.cumsum(rng.lognormal(0, 1, 80))])
     seconds = np.array([work[stop] - work[start] + 0.2 for start, stop in slices(80)])
     problem = chain([list(seconds / speed) for speed in rng.uniform(0.3, 2, 16)], (1,) * 16)
-    found = fastest(problem)
+    found = minimize_bottleneck(problem)
     assert found is not None
     check(problem, found)
     assert found.bound_s <= found.period_s < 1.05 * found.bound_s
@@ -197,13 +201,13 @@ def test_where_every_device_differs_the_gap_is_small_and_told() -> None:
 def test_no_plan_is_told_apart_from_none_found() -> None:
     problem = uniform(2, (1,), [1.0], fixed_s=0.0, replicas=1)
     nowhere = replace(problem, period_s=np.full((1, 3), np.inf), latency_s=np.full((1, 3), np.inf))
-    assert fastest(nowhere) is None and shortest(nowhere) is None
+    assert minimize_bottleneck(nowhere) is None and minimize_latency(nowhere) is None
 
 
 def test_a_search_too_narrow_to_find_any_plan_says_so() -> None:
     no = math.inf
     problem = chain([[no, no, no, 1, no, no], [1, 1, no, 1, 1, no], [no, 1, no, 1, no, 1]], (1, 1, 1))
-    found = fastest(problem)
+    found = minimize_bottleneck(problem)
     assert found is not None and (found.period_s, found.latency_s) == (1.0, 2.0)
     with pytest.raises(SearchLimit, match="no way to place the slices within the memory of the devices was found"):
-        fastest(problem, 1)
+        minimize_bottleneck(problem, 1)

@@ -15,7 +15,7 @@ from har_edge.coordinator.service import CoordinatorService
 from har_edge.errors import ConfigError, MessageError
 from har_edge.mqtt.bus import Outgoing, Session, TakenOver, Will
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
-from har_edge.planner.relocate import Forecast
+from har_edge.planner.relocation import Forecast
 from har_edge.protocol.deployment import PROTOCOL, Deployment, Generation, Phase, Placement, decode_deployment
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import (

@@ -54,18 +54,18 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.config.catalog import find_model
     from har_edge.inference.observe import open_model
     from har_edge.planner.devices import load_devices, make_devices
-    from har_edge.planner.plan import Objective, compare, make_plan, make_scene
+    from har_edge.planner.plan import Objective, compare, make_plan, make_planning_problem
 
     file = load_devices(args.devices)
     model = open_model(find_model(args.model).path, args.delegate)
     profile, remarks = _reference(model, args.profile, args.delegate)
     devices, more = make_devices(file, args.devices, profile)
-    scene = make_scene(model, profile.bounds, devices, replicas=args.replicas, sensors=file.sensors)
-    plan = make_plan(scene, Objective(args.objective))
+    planning = make_planning_problem(model, profile.bounds, devices, replicas=args.replicas, sensors=file.sensors)
+    plan = make_plan(planning, Objective(args.objective))
     if args.out is not None:
         args.out.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
     cut = f"{args.model}{_told(args.delegate)}"
-    print_plan(PlanReport(plan, compare(scene, plan), [*remarks, *more]), cut, as_json=args.json)
+    print_plan(PlanReport(plan, compare(planning, plan), [*remarks, *more]), cut, as_json=args.json)
     return 0
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from har_edge.planner.problem import NEVER, Choices, Floats
+from har_edge.planner.problem import NEVER, FeasibleEdges, Floats
 
 ROUNDS = 60
 _SURE = 1e-9
@@ -23,7 +23,7 @@ _PATIENCE = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prices:
+class DualPrices:
     """What a device of each class costs, what any device costs on top, and the cheapest way from each node to the end.
 
     `bound` is a lower bound of the objective; inf says that no plan exists. `path` is the cheapest path as (column of
@@ -42,13 +42,13 @@ class Prices:
         return float(self.each @ left) + self.any * allowed
 
 
-def evaluate(options: Choices, each: Floats, extra: float) -> Prices:
+def evaluate(options: FeasibleEdges, each: Floats, extra: float) -> DualPrices:
     """Return the cheapest path at these prices, and the bound that it gives."""
     cost = options.latency_s + (each + extra)[:, None] * options.need  # latency is inf where the need is NEVER
     return _walk(options, cost, each, extra)
 
 
-def _walk(options: Choices, cost: Floats, each: Floats, extra: float) -> Prices:
+def _walk(options: FeasibleEdges, cost: Floats, each: Floats, extra: float) -> DualPrices:
     problem, first, heads = options.problem, options.first, options.heads
     best = cost.argmin(axis=0)
     weight = cost[best, np.arange(cost.shape[1])] if cost.size else np.empty(0)
@@ -68,10 +68,10 @@ def _walk(options: Choices, cost: Floats, each: Floats, extra: float) -> Prices:
     counts = np.array(problem.counts, float)
     all_of_it = float(each @ counts) + extra * options.devices
     bound = float(to_end[0]) - all_of_it
-    return Prices(each, extra, to_end, bound, tuple(path), _fits(options, path))
+    return DualPrices(each, extra, to_end, bound, tuple(path), _fits(options, path))
 
 
-def trim(options: Choices, prices: Prices, target_s: float) -> Choices:
+def trim(options: FeasibleEdges, prices: DualPrices, target_s: float) -> FeasibleEdges:
     """Return the choices without those that no plan below the target can have, as the prices prove."""
     problem, first = options.problem, options.first
     cost = options.latency_s + (prices.each + prices.any)[:, None] * options.need
@@ -89,7 +89,7 @@ def trim(options: Choices, prices: Prices, target_s: float) -> Choices:
     return options.only(np.where(options.shareable, kept.any(axis=0) & (options.need < NEVER), kept))
 
 
-def usage(options: Choices, path: tuple[tuple[int, int], ...]) -> Floats:
+def usage(options: FeasibleEdges, path: tuple[tuple[int, int], ...]) -> Floats:
     """Return how many devices of each class a path takes, and how many in all."""
     used = np.zeros(len(options.problem.counts) + 1)
     for j, k in path:
@@ -98,12 +98,12 @@ def usage(options: Choices, path: tuple[tuple[int, int], ...]) -> Floats:
     return used
 
 
-def _fits(options: Choices, path: list[tuple[int, int]]) -> bool:
+def _fits(options: FeasibleEdges, path: list[tuple[int, int]]) -> bool:
     used = usage(options, tuple(path))
     return bool(path) and bool((used <= _counts(options)).all()) and options.problem.least <= used[-1]
 
 
-def price_places(options: Choices, guess: Floats, rounds: int = ROUNDS) -> Prices:
+def price_devices(options: FeasibleEdges, guess: Floats, rounds: int = ROUNDS) -> DualPrices:
     """Look for prices at which no plan can exist (bound inf), or a path that is one (`fits`); else the best prices.
 
     The prices of all devices together are 1, so the cheapest path proves that there is no plan when it costs more.
@@ -111,7 +111,7 @@ def price_places(options: Choices, guess: Floats, rounds: int = ROUNDS) -> Price
     counts, weights = _counts(options), np.append(guess, guess.mean() / 4)
     if not _capped(options):
         weights[-1] = 0.0
-    best: Prices | None = None
+    best: DualPrices | None = None
     pace, patience = 1.0, 0
     for _ in range(rounds):
         total = float(weights @ counts)
@@ -122,7 +122,7 @@ def price_places(options: Choices, guess: Floats, rounds: int = ROUNDS) -> Price
         if found.fits:
             return found
         if found.bound > _SURE:
-            return Prices(found.each, found.any, found.to_end, np.inf, (), False)
+            return DualPrices(found.each, found.any, found.to_end, np.inf, (), False)
         if best is None or found.bound > best.bound:
             best, patience = found, 0
         else:
@@ -133,16 +133,16 @@ def price_places(options: Choices, guess: Floats, rounds: int = ROUNDS) -> Price
             continue
         # The slope of (cheapest path) / (price of all), and a step as long as it takes to a bound just above 0.
         slope = usage(options, found.path) - counts * (found.bound + 1)
-        weights = _climb(options, weights, slope, pace * (_AIM - found.bound))
+        weights = _subgradient_step(options, weights, slope, pace * (_AIM - found.bound))
     assert best is not None
     return best
 
 
-def price_latency(options: Choices, target_s: float, rounds: int = ROUNDS) -> Prices:
+def price_latency(options: FeasibleEdges, target_s: float, rounds: int = ROUNDS) -> DualPrices:
     """Return prices with a high lower bound of the latency; `target_s` is what some plan reaches."""
     counts = _counts(options)
     weights, pace, patience = np.zeros(len(counts)), 1.0, 0
-    best: Prices | None = None
+    best: DualPrices | None = None
     for _ in range(rounds):
         found = evaluate(options, weights[:-1], float(weights[-1]))
         if best is None or found.bound > best.bound:
@@ -153,12 +153,14 @@ def price_latency(options: Choices, target_s: float, rounds: int = ROUNDS) -> Pr
             break
         if patience == _PATIENCE:
             pace, patience = pace * 0.7, 0
-        weights = _climb(options, weights, usage(options, found.path) - counts, pace * (target_s - found.bound))
+        weights = _subgradient_step(
+            options, weights, usage(options, found.path) - counts, pace * (target_s - found.bound)
+        )
     assert best is not None
     return best
 
 
-def _climb(options: Choices, weights: Floats, slope: Floats, rise: float) -> Floats:
+def _subgradient_step(options: FeasibleEdges, weights: Floats, slope: Floats, rise: float) -> Floats:
     """Return prices a step up the slope, long enough to rise that far on it (Polyak's subgradient step)."""
     slope = np.where((weights <= 0) & (slope < 0), 0.0, slope)
     if not _capped(options):
@@ -166,10 +168,10 @@ def _climb(options: Choices, weights: Floats, slope: Floats, rise: float) -> Flo
     return np.asarray(np.maximum(0.0, weights + slope * (rise / max(float(slope @ slope), 1e-300))))
 
 
-def _counts(options: Choices) -> Floats:
+def _counts(options: FeasibleEdges) -> Floats:
     """Return how many devices there are of each class, and how many may be used in all."""
     return np.append(np.array(options.problem.counts, float), options.devices)
 
 
-def _capped(options: Choices) -> bool:
+def _capped(options: FeasibleEdges) -> bool:
     return options.devices < sum(options.problem.counts)

@@ -12,17 +12,26 @@ from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError
 from har_edge.inference.measure import segment_bounds
-from har_edge.planner.devices import Device, DeviceEntry, DevicesFile
+from har_edge.planner.devices import DeviceEntry, DevicesFile, PlannerDevice
 from har_edge.planner.plan import Objective, make_plan
 from har_edge.planner.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost
-from har_edge.planner.relocate import Candidate, Load, Place, coarse, devices_of, forecast, informed, relocate
+from har_edge.planner.relocation import (
+    Candidate,
+    StageLoad,
+    StagePlacement,
+    apply_overrides,
+    devices_of,
+    forecast,
+    quantize,
+    relocate,
+)
 from har_edge.tflite.model import read_model
-from tests.planner.test_plan import kind, scene_of
+from tests.planner.test_plan import kind, planning_of
 from tests.tflite import models
 
 
-def load(stage: int, seconds: float = 1.0, memory: int = 10, node: str | None = None, replica: int = 0) -> Load:
-    return Load((1, stage, replica), seconds, memory, node)
+def load(stage: int, seconds: float = 1.0, memory: int = 10, node: str | None = None, replica: int = 0) -> StageLoad:
+    return StageLoad((1, stage, replica), seconds, memory, node)
 
 
 def test_a_spare_node_comes_before_one_that_works() -> None:
@@ -80,13 +89,15 @@ def test_a_forecast_of_a_plan_is_what_the_planner_says(content: bytes, data: st.
     names = ["a", "b", "c", "d"][: data.draw(st.integers(1, 4))]
     segments = len(segment_bounds(read_model(content))) - 1
     devices = [
-        Device(name, kind(tuple(data.draw(st.floats(1e-4, 5e-3)) for _ in range(segments)), latency_s=1e-3 * number))
+        PlannerDevice(
+            name, kind(tuple(data.draw(st.floats(1e-4, 5e-3)) for _ in range(segments)), latency_s=1e-3 * number)
+        )
         for number, name in enumerate(names)
     ]
-    _, scene = scene_of(content, devices, replicas=2)
-    plan = make_plan(scene, data.draw(st.sampled_from(Objective)))
-    places = [Place(number, name) for number, stage in enumerate(plan.stages) for name in stage.devices]
-    found = forecast(scene, plan.cuts, places, {})
+    _, planning = planning_of(content, devices, replicas=2)
+    plan = make_plan(planning, data.draw(st.sampled_from(Objective)))
+    places = [StagePlacement(number, name) for number, stage in enumerate(plan.stages) for name in stage.devices]
+    found = forecast(planning, plan.cuts, places, {})
     assert found is not None
     assert found.period_s == pytest.approx(plan.bottleneck_s) and found.latency_s == pytest.approx(plan.latency_s)
     assert found.stages_s == pytest.approx([stage.compute_s + stage.message_s for stage in plan.stages])
@@ -95,25 +106,30 @@ def test_a_forecast_of_a_plan_is_what_the_planner_says(content: bytes, data: st.
 def test_stages_on_one_node_add_up_but_for_its_cores() -> None:
     segments = len(segment_bounds(read_model(models.chain()))) - 1
     even = kind((10e-3,) * segments, overhead_s=0.0, message_s=0.0, message_byte_s=0.0)
-    _, scene = scene_of(models.chain(), [Device("a", even), Device("b", replace(even, memory_bytes=1))])
-    cuts, places = scene.layout.bounds[1:2], [Place(0, "a"), Place(1, "a")]
-    alone = forecast(scene, cuts, places, {})
-    shared = forecast(scene, cuts, places, {"a": 4})
+    _, planning = planning_of(
+        models.chain(), [PlannerDevice("a", even), PlannerDevice("b", replace(even, memory_bytes=1))]
+    )
+    cuts, places = planning.slice_graph.bounds[1:2], [StagePlacement(0, "a"), StagePlacement(1, "a")]
+    alone = forecast(planning, cuts, places, {})
+    shared = forecast(planning, cuts, places, {"a": 4})
     assert alone is not None and alone.period_s == pytest.approx(10e-3 * segments)
     assert shared is not None and shared.period_s == pytest.approx(10e-3 * (segments - 1))
-    tight = forecast(scene, cuts, [Place(0, "a"), Place(1, "b")], {})
+    tight = forecast(planning, cuts, [StagePlacement(0, "a"), StagePlacement(1, "b")], {})
     assert tight is not None and tight.period_s == math.inf
-    assert forecast(scene, [999], places, {}) is None and forecast(scene, cuts, [Place(0, "gone")], {}) is None
+    assert (
+        forecast(planning, [999], places, {}) is None
+        and forecast(planning, cuts, [StagePlacement(0, "gone")], {}) is None
+    )
 
 
 def test_a_plan_keeps_to_the_cuts_and_the_number_of_slices_asked_for() -> None:
     segments = len(segment_bounds(read_model(models.chain()))) - 1
-    _, scene = scene_of(models.chain(), [Device(name, kind((1e-3,) * segments)) for name in "abcd"])
-    bounds = scene.layout.bounds
-    assert make_plan(replace(scene, cuts=bounds[1:2]), Objective.LATENCY).cuts == bounds[1:2]
-    assert len(make_plan(replace(scene, least=2, most=2), Objective.THROUGHPUT).stages) == 2
+    _, planning = planning_of(models.chain(), [PlannerDevice(name, kind((1e-3,) * segments)) for name in "abcd"])
+    bounds = planning.slice_graph.bounds
+    assert make_plan(replace(planning, cuts=bounds[1:2]), Objective.LATENCY).cuts == bounds[1:2]
+    assert len(make_plan(replace(planning, least=2, most=2), Objective.THROUGHPUT).stages) == 2
     with pytest.raises(ConfigError, match="cuts 999 came; expected operators among 1"):
-        make_plan(replace(scene, cuts=(999,)), Objective.THROUGHPUT)
+        make_plan(replace(planning, cuts=(999,)), Objective.THROUGHPUT)
 
 
 def profile(message: MessageCost | None = None) -> Profile:
@@ -124,19 +140,19 @@ def profile(message: MessageCost | None = None) -> Profile:
 
 
 def test_cards_become_devices_and_alike_nodes_one_kind() -> None:
-    nodes = [coarse(Candidate("a", 0.51, 4, 4_040_000_000)), coarse(Candidate("b", 0.5, 4, 4_000_000_001))]
+    nodes = [quantize(Candidate("a", 0.51, 4, 4_040_000_000)), quantize(Candidate("b", 0.5, 4, 4_000_000_001))]
     devices, remarks = devices_of(nodes, profile(), None, Path())
     assert devices[0].kind == devices[1].kind and devices[0].kind.memory_bytes == 4_000_000_000
     assert devices[0].kind.work_s[0] == pytest.approx(2e-3, rel=0.08)
     assert remarks == ["the link of a, b was not measured: taken for 5.0 MB/s and 2.00 ms one way"]
-    slow = coarse(Candidate("a", 0.5, slow=2.0))
+    slow = quantize(Candidate("a", 0.5, slow=2.0))
     assert devices_of([slow], profile(), None, Path())[0][0].kind.work_s[0] == pytest.approx(4e-3, rel=0.08)
 
 
 def test_a_devices_file_counts_more_than_a_card() -> None:
     entry = DeviceEntry("pi", count=2, speed=0.25, link_bytes_per_s=1e6, latency_s=0.0, message_s=3e-4, memory_bytes=77)
     file = DevicesFile([entry])
-    nodes = informed([Candidate("pi-2", 1.0, 4, 99, 5.0, 5.0)], file)
+    nodes = apply_overrides([Candidate("pi-2", 1.0, 4, 99, 5.0, 5.0)], file)
     found, remarks = devices_of(nodes, profile(), file, Path())
     assert [device.name for device in found] == ["pi-2"] and remarks == []
     taken = found[0].kind

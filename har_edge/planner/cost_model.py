@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from har_edge.planner.devices import Kind
-from har_edge.planner.layout import Layout
-from har_edge.planner.problem import Floats, Ints, Problem
+from har_edge.planner.devices import DeviceClass
+from har_edge.planner.problem import Floats, Ints, SearchProblem
+from har_edge.planner.slice_graph import SliceGraph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Costs:
+class SliceCosts:
     """Seconds and bytes, with a row a kind and a column a slice of the layout.
 
     `compute_s` is the model's own, `message_s` the processor's for messages, `link_s` how long the link is taken;
@@ -29,22 +29,22 @@ class Costs:
     memory_bytes: Ints
 
 
-def cost(layout: Layout, kinds: Sequence[Kind]) -> Costs:
+def slice_costs(slice_graph: SliceGraph, kinds: Sequence[DeviceClass]) -> SliceCosts:
     """Return what every slice costs on every kind of device."""
     work = np.array([[0.0, *np.cumsum(kind.work_s)] for kind in kinds])
 
     def column(name: str) -> Floats:
         return np.array([[getattr(kind, name)] for kind in kinds], float)
 
-    messages, total = layout.received + layout.sent, layout.received_bytes + layout.sent_bytes
-    compute = column("overhead_s") + work[:, layout.stops] - work[:, layout.starts]
+    messages, total = slice_graph.received + slice_graph.sent, slice_graph.received_bytes + slice_graph.sent_bytes
+    compute = column("overhead_s") + work[:, slice_graph.stops] - work[:, slice_graph.starts]
     message = column("message_s") * messages + column("message_byte_s") * total
-    widest = np.where(column("duplex") > 0, np.maximum(layout.received_bytes, layout.sent_bytes), total)
+    widest = np.where(column("duplex") > 0, np.maximum(slice_graph.received_bytes, slice_graph.sent_bytes), total)
     link, way = widest / column("link_bytes_per_s"), total / column("link_bytes_per_s")
-    memory = (column("base_bytes") + column("growth") * layout.tensor_bytes).astype(np.int64)
+    memory = (column("base_bytes") + column("growth") * slice_graph.tensor_bytes).astype(np.int64)
     limit = np.array([[np.inf if kind.memory_bytes is None else kind.memory_bytes] for kind in kinds])
     fits = memory <= limit
-    return Costs(
+    return SliceCosts(
         compute_s=compute,
         message_s=message,
         link_s=link,
@@ -55,16 +55,18 @@ def cost(layout: Layout, kinds: Sequence[Kind]) -> Costs:
     )
 
 
-def make_problem(layout: Layout, costs: Costs, counts: Sequence[int], replicas: int) -> Problem:
+def make_search_problem(
+    slice_graph: SliceGraph, costs: SliceCosts, counts: Sequence[int], replicas: int
+) -> SearchProblem:
     """Return the problem for the search; stages share a slice only where one message brings all that it needs."""
-    return Problem(
-        nodes=len(layout.places),
-        tails=layout.tails,
-        heads=layout.heads,
+    return SearchProblem(
+        nodes=len(slice_graph.places),
+        tails=slice_graph.tails,
+        heads=slice_graph.heads,
         period_s=costs.period_s,
         latency_s=costs.latency_s,
         # The broker hands each message of a shared subscription to another replica, so two would never meet.
-        shareable=layout.received == 1,
+        shareable=slice_graph.received == 1,
         counts=tuple(counts),
         replicas=replicas,
     )

@@ -15,8 +15,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from har_edge.planner.prices import Prices
-from har_edge.planner.problem import Choices, Floats, Ints, Step
+from har_edge.planner.dual_prices import DualPrices
+from har_edge.planner.problem import FeasibleEdges, Floats, Ints, StageAssignment
 
 _SLACK = 1e-9
 _SEED = 0
@@ -25,15 +25,15 @@ Left = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class BeamResult:
     """The best plan below the target, None where none was found; `exact` says that nothing was left out."""
 
-    steps: tuple[Step, ...] | None
+    steps: tuple[StageAssignment, ...] | None
     exact: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Pool:
+class _Beam:
     """States of one node: devices left, seconds spent, and the state each came from (its node, its row, its column)."""
 
     left: NDArray[np.int16]
@@ -43,14 +43,14 @@ class _Pool:
     column: Ints
 
 
-class Sweep:
+class BeamSearch:
     """Look for the plan with the least latency below `target_s`; with `first`, for any plan at all.
 
     With `first`, latency must not count in the choices. Then a device may be passed over for a weaker one: whatever the
     stronger one does in a plan, it can do in the weaker one's place.
     """
 
-    def __init__(self, options: Choices, prices: Prices, target_s: float, width: int, *, first: bool) -> None:
+    def __init__(self, options: FeasibleEdges, prices: DualPrices, target_s: float, width: int, *, first: bool) -> None:
         self._options, self._problem, self._prices = options, options.problem, prices
         self._first, self._width, self._target, self._exact = first, width, target_s, True
         self._price = prices.each + prices.any
@@ -62,14 +62,14 @@ class Sweep:
         weakness = -options.need.sum(axis=1, dtype=np.int64) if first else self._price
         self._order = np.argsort(weakness, kind="stable").tolist()  # weak before strong, or cheap before dear
         self._hash = np.random.default_rng(_SEED).integers(1, 1 << 62, n)
-        self._coming: list[list[_Pool]] = [[] for _ in range(self._problem.nodes)]
-        self._kept: dict[int, _Pool] = {}
+        self._coming: list[list[_Beam]] = [[] for _ in range(self._problem.nodes)]
+        self._kept: dict[int, _Beam] = {}
 
-    def run(self) -> Found:
+    def run(self) -> BeamResult:
         """Search."""
         zero = np.zeros(1, np.int64)
         counts = np.array([self._problem.counts], np.int16)
-        self._coming[0].append(_Pool(counts, np.zeros(1), zero, zero, zero))
+        self._coming[0].append(_Beam(counts, np.zeros(1), zero, zero, zero))
         last = self._problem.nodes - 1
         for node in range(last):
             if self._coming[node]:
@@ -78,13 +78,15 @@ class Sweep:
                 if len(pool.spent):
                     self._expand(node, pool)
         if not self._coming[last]:
-            return Found(None, self._exact)
+            return BeamResult(None, self._exact)
         ends = self._keep(last, self._width)
         enough = self._used(ends.left) >= self._problem.least
         below = enough & ((ends.spent < self._target) | self._first)
         if not below.any():
-            return Found(None, self._exact)
-        return Found(self._trace(ends, int(np.where(below, ends.spent, np.inf).argmin())), self._exact or self._first)
+            return BeamResult(None, self._exact)
+        return BeamResult(
+            self._trace(ends, int(np.where(below, ends.spent, np.inf).argmin())), self._exact or self._first
+        )
 
     def _used(self, left: NDArray[np.int16]) -> Ints:
         return np.asarray(sum(self._problem.counts) - left.sum(axis=1, dtype=np.int64))
@@ -96,7 +98,7 @@ class Sweep:
             return np.asarray(worth + _SLACK * (1 + worth))
         return np.asarray(worth + (self._target - spent) * (1 - _SLACK))
 
-    def _keep(self, node: int, width: int) -> _Pool:
+    def _keep(self, node: int, width: int) -> _Beam:
         """Return the states of a node, each once, at most `width` of them."""
         parts, self._coming[node] = self._coming[node], []
         left = np.concatenate([part.left for part in parts])
@@ -111,9 +113,9 @@ class Sweep:
             self._exact = False
             order = order[np.argsort(-slack[order], kind="stable")[:width]]
         columns = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("node", "row", "column"))
-        return _Pool(left[order], spent[order], *columns)
+        return _Beam(left[order], spent[order], *columns)
 
-    def _expand(self, node: int, pool: _Pool) -> None:
+    def _expand(self, node: int, pool: _Beam) -> None:
         """Send every state of a node on, along every edge, with every class that can do it."""
         options = self._options
         start, stop = options.first[node], options.first[node + 1]
@@ -137,7 +139,7 @@ class Sweep:
         if options.shareable[start:stop].any() and (len(self._order) > 1 or self._problem.least > 1):
             self._expand_groups(node, pool, slack, reach)
 
-    def _expand_groups(self, node: int, pool: _Pool, slack: Floats, reach: Floats) -> None:
+    def _expand_groups(self, node: int, pool: _Beam, slack: Floats, reach: Floats) -> None:
         """Send states on with groups of replicas of several classes."""
         options, start, stop = self._options, self._options.first[node], self._options.first[node + 1]
         room = np.where(options.shareable[start:stop], slack[:, None] - reach.min(axis=0), -1.0)
@@ -213,18 +215,18 @@ class Sweep:
         heads, rows, columns, left, spent = heads[order], rows[order], columns[order], left[order], spent[order]
         edges = np.flatnonzero(np.append(True, heads[1:] != heads[:-1])).tolist()
         for a, b in zip(edges, [*edges[1:], len(heads)], strict=True):
-            part = _Pool(left[a:b], spent[a:b], np.full(b - a, node), rows[a:b], columns[a:b])
+            part = _Beam(left[a:b], spent[a:b], np.full(b - a, node), rows[a:b], columns[a:b])
             self._coming[int(heads[a])].append(part)
 
-    def _trace(self, ends: _Pool, row: int) -> tuple[Step, ...]:
+    def _trace(self, ends: _Beam, row: int) -> tuple[StageAssignment, ...]:
         """Return the steps that led to a state."""
-        steps: list[Step] = []
+        steps: list[StageAssignment] = []
         pool, node = ends, self._problem.nodes - 1
         while node > 0:
             node, before = int(pool.node[row]), int(pool.row[row])
             earlier = self._kept[node]
             devices = tuple((earlier.left[before] - pool.left[row]).tolist())
-            steps.append(Step(int(self._options.edges[pool.column[row]]), devices))
+            steps.append(StageAssignment(int(self._options.edges[pool.column[row]]), devices))
             pool, row = earlier, before
         return tuple(reversed(steps))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from har_edge.planner.devices import Sensors
+from har_edge.planner.devices import SensorMessages
 from har_edge.planner.problem import Ints
 from har_edge.tflite.cuts import trace
 from har_edge.tflite.model import Model
@@ -22,11 +22,11 @@ HEAD_BYTES = 128  # topic, names, shapes and MQTT header of one message
 MAX_EDGES = 60_000
 
 # Messages under way at a place: the tensors of each that are still needed, and its bytes.
-Cargo = tuple[tuple[tuple[int, ...], int], ...]
+InFlight = tuple[tuple[tuple[int, ...], int], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layout:
+class SliceGraph:
     """Slices as edges of a graph, in the order of their tails.
 
     `bounds` are operators, the legal places to cut with 0 and the end around them; `places[v]` is the place of node v
@@ -78,7 +78,7 @@ class _Value:
     readers: tuple[int, ...]
 
 
-def make_layout(model: Model, bounds: Sequence[int], sensors: Sensors = Sensors.APART) -> Layout:
+def make_slice_graph(model: Model, bounds: Sequence[int], sensors: SensorMessages = SensorMessages.APART) -> SliceGraph:
     """Return every slice between places to cut. `bounds` are operators that can all be cut at once."""
     graph, values = model.main, _values(model, bounds)
     n = len(bounds) - 1
@@ -87,13 +87,13 @@ def make_layout(model: Model, bounds: Sequence[int], sensors: Sensors = Sensors.
     makes = [any(bounds[i] <= maker < bounds[i + 1] for maker in _answers(model)) for i in range(n)]
     if len(graph.outputs) and not any(makes):
         makes[-1] = True  # what the model passes through leaves with the last slice
-    ways: list[dict[Cargo, None]] = [{} for _ in range(n + 1)]
+    ways: list[dict[InFlight, None]] = [{} for _ in range(n + 1)]
     ways[0][()] = None
-    edges: list[tuple[int, Cargo, int, Cargo, tuple[int, ...]]] = []
+    edges: list[tuple[int, InFlight, int, InFlight, tuple[int, ...]]] = []
     whole, most = True, max(4, 2 * MAX_EDGES // (n * n))  # ways to come to one place
     for start in range(n):
         if len(ways[start]) > most:
-            kept = sorted(ways[start], key=lambda cargo: (sum(size for _, size in cargo), cargo))[:most]
+            kept = sorted(ways[start], key=lambda in_flight: (sum(size for _, size in in_flight), in_flight))[:most]
             ways[start], whole = dict.fromkeys(kept), False
         last = {value.index: value.readers[-1] for value in values if -1 < value.maker < start <= value.readers[-1]}
         for stop in range(start + 1, n + 1):
@@ -103,35 +103,37 @@ def make_layout(model: Model, bounds: Sequence[int], sensors: Sensors = Sensors.
             takes = _sources([v for v in sources if v.readers], start, stop, sensors)
             gives = (bool(sent) + result, (size + HEAD_BYTES if sent else 0) + RESULT_BYTES * result)
             needed = {v.index for v in values if v.maker < start and any(start <= r < stop for r in v.readers)}
-            fresh: Cargo = ((tuple(value.index for value in sent), size),) if sent else ()
-            for cargo in ways[start]:
-                came = [bytes_ for tensors, bytes_ in cargo if needed.intersection(tensors)]
-                later = ((tuple(t for t in tensors if last[t] >= stop), bytes_) for tensors, bytes_ in cargo)
+            fresh: InFlight = ((tuple(value.index for value in sent), size),) if sent else ()
+            for in_flight in ways[start]:
+                came = [bytes_ for tensors, bytes_ in in_flight if needed.intersection(tensors)]
+                later = ((tuple(t for t in tensors if last[t] >= stop), bytes_) for tensors, bytes_ in in_flight)
                 onward = tuple(sorted((*(part for part in later if part[0]), *fresh)))
                 ways[stop].setdefault(onward, None)
                 figures = (len(came) + takes[0], sum(came) + HEAD_BYTES * len(came) + takes[1], *gives)
-                edges.append((start, cargo, stop, onward, (*figures, int(memory[start, stop]))))
+                edges.append((start, in_flight, stop, onward, (*figures, int(memory[start, stop]))))
     return _assemble(tuple(bounds), ways, edges, whole)
 
 
 def _assemble(
     bounds: tuple[int, ...],
-    ways: list[dict[Cargo, None]],
-    edges: list[tuple[int, Cargo, int, Cargo, tuple[int, ...]]],
+    ways: list[dict[InFlight, None]],
+    edges: list[tuple[int, InFlight, int, InFlight, tuple[int, ...]]],
     whole: bool,
-) -> Layout:
+) -> SliceGraph:
     number = {
-        (place, cargo): index
-        for index, (place, cargo) in enumerate((place, cargo) for place, found in enumerate(ways) for cargo in found)
+        (place, in_flight): index
+        for index, (place, in_flight) in enumerate(
+            (place, in_flight) for place, found in enumerate(ways) for in_flight in found
+        )
     }
     rows = [
-        (number[start, cargo], number[stop, onward], start, stop, *figures)
-        for start, cargo, stop, onward, figures in edges
-        if (stop, onward) in number and (start, cargo) in number
+        (number[start, in_flight], number[stop, onward], start, stop, *figures)
+        for start, in_flight, stop, onward, figures in edges
+        if (stop, onward) in number and (start, in_flight) in number
     ]
     rows.sort()
     tails, heads, starts, stops, received, received_bytes, sent, sent_bytes, tensor_bytes = np.array(rows, np.int64).T
-    return Layout(
+    return SliceGraph(
         bounds=bounds,
         places=tuple(place for place, _ in number),
         tails=tails,
@@ -176,10 +178,10 @@ def _answers(model: Model) -> list[int]:
     return [flow.maker[index] for index in model.main.outputs if index in flow.maker]
 
 
-def _sources(sources: Sequence[_Value], start: int, stop: int, sensors: Sensors) -> tuple[int, int]:
+def _sources(sources: Sequence[_Value], start: int, stop: int, sensors: SensorMessages) -> tuple[int, int]:
     """Return messages and bytes that come from sensors, counted as the tensors are, before any reduction."""
     taken = [v.bytes for v in sources if any(start <= reader < stop for reader in v.readers)]
-    if taken and sensors is Sensors.TOGETHER:
+    if taken and sensors is SensorMessages.TOGETHER:
         return 1, sum(value.bytes for value in sources) + HEAD_BYTES
     return len(taken), sum(taken) + HEAD_BYTES * len(taken)
 

@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.inference.measure import segment_bounds
-from har_edge.planner import layout as room
-from har_edge.planner.devices import Sensors
-from har_edge.planner.layout import HEAD_BYTES, RESULT_BYTES, Layout, make_layout, tensor_bytes
+from har_edge.planner import slice_graph as room
+from har_edge.planner.devices import SensorMessages
+from har_edge.planner.slice_graph import HEAD_BYTES, RESULT_BYTES, SliceGraph, make_slice_graph, tensor_bytes
 from har_edge.tflite.model import Model, read_model
 from har_edge.tflite.slices import slice_model
 from tests.tflite import models
 
 
-def figures(layout: Layout, edges: list[int]) -> list[tuple[int, ...]]:
-    columns = (layout.received, layout.received_bytes, layout.sent, layout.sent_bytes)
+def figures(slice_graph: SliceGraph, edges: list[int]) -> list[tuple[int, ...]]:
+    columns = (slice_graph.received, slice_graph.received_bytes, slice_graph.sent, slice_graph.sent_bytes)
     return [tuple(int(column[edge]) for column in columns) for edge in edges]
 
 
-def wanted(model: Model, cuts: list[int], sensors: Sensors) -> list[tuple[int, ...]]:
+def wanted(model: Model, cuts: list[int], sensors: SensorMessages) -> list[tuple[int, ...]]:
     """Return messages and bytes in and out of each slice, counted from what the slices take and give."""
     pieces, tensors = slice_model(model, cuts), {tensor.name: tensor for tensor in model.main.tensors}
     inputs = {model.main.tensors[i].name for i in model.main.inputs}
@@ -40,7 +40,7 @@ def wanted(model: Model, cuts: list[int], sensors: Sensors) -> list[tuple[int, .
         makers = [k for k in range(number) if takes.intersection(sends[k])]
         came = [sum(bytes_of[name] for name in sends[k]) for k in makers]
         sources = [bytes_of[name] for name in takes & inputs]
-        if sources and sensors is Sensors.TOGETHER:
+        if sources and sensors is SensorMessages.TOGETHER:
             sources = [sum(bytes_of[name] for name in inputs & read)]
         came += sources
         result = bool(outputs.intersection(spec.name for spec in piece.outputs))
@@ -51,39 +51,41 @@ def wanted(model: Model, cuts: list[int], sensors: Sensors) -> list[tuple[int, .
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.integers(2, 9), st.sampled_from(Sensors), st.data())
+@given(st.integers(0, 10_000), st.integers(2, 9), st.sampled_from(SensorMessages), st.data())
 def test_messages_and_bytes_are_those_of_the_slices(
-    seed: int, operators: int, sensors: Sensors, data: st.DataObject
+    seed: int, operators: int, sensors: SensorMessages, data: st.DataObject
 ) -> None:
     model = read_model(models.random_graph(seed, operators))
     bounds = segment_bounds(model)
-    layout = make_layout(model, bounds, sensors)
-    assert layout.whole
+    slice_graph = make_slice_graph(model, bounds, sensors)
+    assert slice_graph.whole
     places = data.draw(st.lists(st.sampled_from(range(1, len(bounds) - 1)), unique=True)) if len(bounds) > 2 else []
-    edges = layout.walk(sorted(places))
+    edges = slice_graph.walk(sorted(places))
     assert edges is not None
-    assert figures(layout, edges) == wanted(model, [bounds[place] for place in sorted(places)], sensors)
+    assert figures(slice_graph, edges) == wanted(model, [bounds[place] for place in sorted(places)], sensors)
 
 
 def test_every_way_to_cut_is_a_path() -> None:
     model = read_model(models.skip())
     bounds = segment_bounds(model)
-    layout = make_layout(model, bounds)
+    slice_graph = make_slice_graph(model, bounds)
     for count in range(len(bounds) - 1):
         for places in combinations(range(1, len(bounds) - 1), count):
-            edges = layout.walk(places)
+            edges = slice_graph.walk(places)
             assert edges is not None
-            assert [int(layout.starts[edge]) for edge in edges] == [0, *places]
-            assert figures(layout, edges) == wanted(model, [bounds[place] for place in places], Sensors.APART)
-    assert (np.diff(layout.tails) >= 0).all() and (layout.heads > layout.tails).all()
+            assert [int(slice_graph.starts[edge]) for edge in edges] == [0, *places]
+            assert figures(slice_graph, edges) == wanted(
+                model, [bounds[place] for place in places], SensorMessages.APART
+            )
+    assert (np.diff(slice_graph.tails) >= 0).all() and (slice_graph.heads > slice_graph.tails).all()
 
 
 def test_a_skip_that_a_stage_passes_over_comes_straight_from_its_maker() -> None:
     # first -> second -> third, and first again for the sum: cut before 1 and 3, the last slice hears both stages.
-    layout = make_layout(read_model(models.skip()), [0, 1, 2, 3, 4, 5])
-    edges = layout.walk([1, 3])
+    slice_graph = make_slice_graph(read_model(models.skip()), [0, 1, 2, 3, 4, 5])
+    edges = slice_graph.walk([1, 3])
     assert edges is not None
-    assert [int(layout.received[edge]) for edge in edges] == [1, 1, 2]
+    assert [int(slice_graph.received[edge]) for edge in edges] == [1, 1, 2]
 
 
 def test_weights_count_once_and_activations_while_they_live() -> None:
@@ -99,8 +101,8 @@ def test_too_many_ways_leave_some_out_and_say_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(room, "MAX_EDGES", 1)
     model = read_model(models.random_graph(3, 30))
     bounds = segment_bounds(model)
-    layout = make_layout(model, bounds)
-    assert not layout.whole
-    assert layout.walk(()) is not None
-    chain = make_layout(read_model(models.chain()), [0, 1, 2, 3, 4])
+    slice_graph = make_slice_graph(model, bounds)
+    assert not slice_graph.whole
+    assert slice_graph.walk(()) is not None
+    chain = make_slice_graph(read_model(models.chain()), [0, 1, 2, 3, 4])
     assert chain.whole and chain.places == (0, 1, 2, 3, 4)

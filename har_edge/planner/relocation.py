@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from har_edge.planner.devices import Device, DeviceEntry, DevicesFile, make_devices, names_of
-from har_edge.planner.plan import Scene
+from har_edge.planner.devices import DeviceEntry, DevicesFile, PlannerDevice, make_devices, names_of
+from har_edge.planner.plan import PlanningProblem
 from har_edge.planner.profile import Profile
 from har_edge.units import duration, speed
 
@@ -43,13 +43,13 @@ class Candidate:
     slow: float = 1.0
 
     @property
-    def pace(self) -> float:
+    def effective_speed(self) -> float:
         """The speed that counts."""
         return self.speed / self.slow
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class StageLoad:
     """What a stage takes: seconds a window on the reference device, bytes; `node` runs it, None: nobody does."""
 
     key: Key
@@ -59,7 +59,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StagePlacement:
     """A stage, or one of those that take turns at it, on a node."""
 
     stage: int
@@ -75,7 +75,7 @@ class Forecast:
     stages_s: tuple[float, ...]
 
 
-def relocate(loads: Sequence[Load], candidates: Sequence[Candidate]) -> dict[Key, str]:
+def relocate(loads: Sequence[StageLoad], candidates: Sequence[Candidate]) -> dict[Key, str]:
     """Return a node for every load that has none among the candidates; empty without candidates.
 
     The largest first, each to the node that will then be least busy, of those that have memory for it: so a spare node
@@ -87,8 +87,8 @@ def relocate(loads: Sequence[Load], candidates: Sequence[Candidate]) -> dict[Key
     stages: dict[str, set[tuple[int, int]]] = {name: set() for name in busy}
     by_name = {candidate.name: candidate for candidate in candidates}
 
-    def put(load: Load, name: str) -> None:
-        busy[name] += load.seconds / by_name[name].pace
+    def put(load: StageLoad, name: str) -> None:
+        busy[name] += load.seconds / by_name[name].effective_speed
         used[name] += load.memory_bytes
         stages[name].add(load.key[:2])
 
@@ -101,10 +101,10 @@ def relocate(loads: Sequence[Load], candidates: Sequence[Candidate]) -> dict[Key
     found: dict[Key, str] = {}
     for load in sorted(orphans, key=lambda load: (-load.seconds, load.key)) if by_name else ():
 
-        def rank(name: str, load: Load = load) -> tuple[bool, float, float, int, str]:
+        def rank(name: str, load: StageLoad = load) -> tuple[bool, float, float, int, str]:
             limit = by_name[name].memory_bytes
             lacking = 0 if limit is None else max(0, used[name] + load.memory_bytes - limit)
-            then = busy[name] + load.seconds / by_name[name].pace
+            then = busy[name] + load.seconds / by_name[name].effective_speed
             return (load.key[:2] in stages[name], lacking, then, len(stages[name]), name)
 
         found[load.key] = min(by_name, key=rank)
@@ -112,7 +112,7 @@ def relocate(loads: Sequence[Load], candidates: Sequence[Candidate]) -> dict[Key
     return found
 
 
-def informed(candidates: Sequence[Candidate], file: DevicesFile | None) -> list[Candidate]:
+def apply_overrides(candidates: Sequence[Candidate], file: DevicesFile | None) -> list[Candidate]:
     """Return candidates with what a devices file says of them, which counts more than what nodes say of themselves."""
     known = {name: entry for entry in (file.device if file else ()) for name in names_of(entry)}
     found = []
@@ -132,7 +132,7 @@ def informed(candidates: Sequence[Candidate], file: DevicesFile | None) -> list[
 
 def devices_of(
     candidates: Sequence[Candidate], reference: Profile, file: DevicesFile | None, path: Path
-) -> tuple[list[Device], list[str]]:
+) -> tuple[list[PlannerDevice], list[str]]:
     """Return candidates (informed) as the planner knows devices, and remarks on what their figures rest on.
 
     `file`, at `path`, may name a profile of their own and what a message takes there. Raises ConfigError as
@@ -144,13 +144,13 @@ def devices_of(
         entry, link, latency = known.get(candidate.name), candidate.link_bytes_per_s, candidate.latency_s
         message = entry.message_s if entry else None
         if message is None and reference.message is None:
-            message = _round(MESSAGE_S / candidate.pace)
+            message = _round(MESSAGE_S / candidate.effective_speed)
         if link is None or latency is None:
             assumed.append(candidate.name)
         entries.append(
             DeviceEntry(
                 candidate.name,
-                speed=candidate.pace,
+                speed=candidate.effective_speed,
                 profile=entry.profile if entry else None,
                 memory_bytes=candidate.memory_bytes,
                 link_bytes_per_s=LINK_BYTES_PER_S if link is None else link,
@@ -168,7 +168,7 @@ def devices_of(
     return devices, [*remarks, *more]
 
 
-def coarse(candidate: Candidate) -> Candidate:
+def quantize(candidate: Candidate) -> Candidate:
     """Return a candidate with the speed that counts, and figures rounded to about 15 %.
 
     So nodes that are alike are of one kind to the planner.
@@ -176,7 +176,7 @@ def coarse(candidate: Candidate) -> Candidate:
     link, latency, memory = candidate.link_bytes_per_s, candidate.latency_s, candidate.memory_bytes
     return replace(
         candidate,
-        speed=_round(candidate.pace),
+        speed=_round(candidate.effective_speed),
         slow=1.0,
         memory_bytes=None if memory is None else _floor(memory),
         link_bytes_per_s=None if link is None else _round(link),
@@ -199,20 +199,22 @@ def _floor(size: int) -> int:
     return size - size % unit
 
 
-def forecast(scene: Scene, cuts: Collection[int], places: Sequence[Place], cores: Mapping[str, int]) -> Forecast | None:
-    """Return what an arrangement takes, with several stages on a node; None for cuts or nodes the scene has not.
+def forecast(
+    planning: PlanningProblem, cuts: Collection[int], places: Sequence[StagePlacement], cores: Mapping[str, int]
+) -> Forecast | None:
+    """Return what an arrangement takes, with several stages on a node; None for cuts or nodes it does not know.
 
     A node keeps up what its cores do together, no slice on more than one, and what its link carries. A node whose
     memory does not hold its stages never keeps up.
     """
     try:
-        edges = scene.layout.walk([scene.layout.bounds.index(cut) for cut in sorted(cuts)])
+        edges = planning.slice_graph.walk([planning.slice_graph.bounds.index(cut) for cut in sorted(cuts)])
     except ValueError:
         return None
-    kinds = {name: number for number, names in enumerate(scene.names) for name in names}
+    kinds = {name: number for number, names in enumerate(planning.names) for name in names}
     if edges is None or any(place.node not in kinds for place in places):
         return None
-    costs, turns = scene.costs, {place.stage: 0 for place in places}
+    costs, turns = planning.costs, {place.stage: 0 for place in places}
     for place in places:
         turns[place.stage] += 1
     stages_s, latency_s = [0.0] * len(edges), [0.0] * len(edges)
@@ -227,10 +229,10 @@ def forecast(scene: Scene, cuts: Collection[int], places: Sequence[Place], cores
         compute[place.node] += float(costs.compute_s[kind, edge]) * share
         message[place.node] += float(costs.message_s[kind, edge]) * share
         link[place.node] += float(costs.link_s[kind, edge]) * share
-        memory[place.node] += int(costs.memory_bytes[kind, edge]) - scene.kinds[kind].base_bytes
+        memory[place.node] += int(costs.memory_bytes[kind, edge]) - planning.kinds[kind].base_bytes
 
     def period(name: str) -> float:
-        kind = scene.kinds[kinds[name]]
+        kind = planning.kinds[kinds[name]]
         if kind.memory_bytes is not None and memory[name] + kind.base_bytes > kind.memory_bytes:
             return math.inf
         return max(longest[name], message[name] + compute[name] / cores.get(name, 1), link[name])
