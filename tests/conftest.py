@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,30 @@ from har_edge.resources import find_folder
 
 # Rooms whose tests emulate devices or bound how long something may take.
 ALONE = ("faults", "emulation", "experiments")
+# Below which folder pytest puts those of its tests.
+_TEMPROOT = "PYTEST_DEBUG_TEMPROOT"
+_OWN_FOLDER = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give this run a folder of its own, and let its processes, workers too, compile each module once.
+
+    In the folder that runs share, a second run of root closes to Mosquitto's user what the first one opened.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+    if config.option.basetemp is None and _TEMPROOT not in os.environ:
+        os.environ[_TEMPROOT] = tempfile.mkdtemp(prefix="har-edge-tests-")
+        config.stash[_OWN_FOLDER] = Path(os.environ[_TEMPROOT])
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep that folder only where something failed."""
+    folder = session.config.stash.get(_OWN_FOLDER, None)
+    if folder is not None:
+        del os.environ[_TEMPROOT]
+        if exitstatus == pytest.ExitCode.OK:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

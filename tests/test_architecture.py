@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,16 +42,25 @@ ONLY = {
 NO_SOCKETS_OR_CLOCKS = ("tflite/", "codecs/", "data/", "planner/", "config/", "protocol/")
 
 
-def modules() -> Iterator[tuple[str, list[str]]]:
-    """Yield each module, as a path below the package, with everything it imports."""
-    for path in sorted(PACKAGE.rglob("*.py")):
+@functools.cache
+def trees() -> dict[Path, list[ast.AST]]:
+    """Return the nodes of each module, parsed once a test run."""
+    return {path: list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@functools.cache
+def modules() -> list[tuple[str, list[str]]]:
+    """Return each module, as a path below the package, with everything it imports."""
+    found = []
+    for path, nodes in trees().items():
         names: list[str] = []
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes:
             if isinstance(node, ast.Import):
                 names += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        yield path.relative_to(PACKAGE).as_posix(), names
+        found.append((path.relative_to(PACKAGE).as_posix(), names))
+    return found
 
 
 def room(name: str) -> str:
@@ -100,9 +109,8 @@ def test_pure_rooms_touch_no_socket_and_no_clock(module: str) -> None:
 
 def test_no_module_uses_pickle_or_eval() -> None:
     wrong = []
-    for path in PACKAGE.rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
+    for path, nodes in trees().items():
+        for node in nodes:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
                 wrong += [f"{path}: {name}" for name in names if name.split(".")[0] in {"pickle", "marshal", "shelve"}]
