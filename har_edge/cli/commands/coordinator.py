@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
     from har_edge.coordinator.replan import PlacementSpec
-    from har_edge.inference.measure import Segment
+    from har_edge.inference.segment_timing import Segment
     from har_edge.mqtt.bus import Outgoing
     from har_edge.planner.profile import MessageCost, Profile
     from har_edge.protocol.deployment import Generation
@@ -152,7 +152,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
     from har_edge.errors import ConfigError
-    from har_edge.inference.observe import open_model
+    from har_edge.inference.tensor_observation import open_model
     from har_edge.planner.devices import load_devices
     from har_edge.protocol.deployment import VERSION, Deployment, decode_deployment, encode_deployment
     from har_edge.runtime.slicing import read_companions, settle_reducers

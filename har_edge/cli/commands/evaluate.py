@@ -165,7 +165,7 @@ def _top_k(args: argparse.Namespace, task: Task, predictions: Sequence[Predictio
 
 def _cuts(found: FoundModel, args: argparse.Namespace) -> Sequence[int] | None:
     """Return the operators to cut at, None to look at the whole model only."""
-    from har_edge.inference.observe import open_model
+    from har_edge.inference.tensor_observation import open_model
     from har_edge.runtime.slicing import plan_cuts
     from har_edge.tflite.manifest import load_manifest
 
