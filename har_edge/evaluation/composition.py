@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from har_edge.config.state import starts_fresh
+from har_edge.config.model_state import starts_fresh
 from har_edge.config.task import Task
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter, Port, load_slice

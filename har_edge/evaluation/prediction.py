@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.codecs.files import NO_FILES, Files
+from har_edge.codecs.files import NO_FILES, ReducerFiles
 from har_edge.codecs.packing import pack
-from har_edge.config.answer import INDICES, read_answers
+from har_edge.config.classifier_output import INDICES, read_classes
 from har_edge.config.task import Task
 from har_edge.data.recording import Recording, Window
 from har_edge.data.windows import windows
@@ -62,7 +62,7 @@ class Classifier:
         task: Task,
         *,
         channels: Mapping[str, int] | None = None,
-        files: Files = NO_FILES,
+        files: ReducerFiles = NO_FILES,
         watch: bool = False,
     ) -> None:
         self._run = run
@@ -114,7 +114,7 @@ class Classifier:
 
     def _answer(self, window: Window, scores: Array) -> int:
         try:
-            (answer,), best = read_answers(scores, 1, len(self._task.labels))
+            (answer,), best = read_classes(scores, 1, len(self._task.labels))
         except MessageError as error:
             raise ModelError(f"output {self._task.output!r} of the model: {error}") from None
         if best is not None and not np.isfinite(best).all():

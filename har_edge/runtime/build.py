@@ -15,10 +15,10 @@ import msgspec
 import numpy as np
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.codecs.files import Files
+from har_edge.codecs.files import ReducerFiles
 from har_edge.codecs.reducer import Reducer
+from har_edge.config.model_state import starts_fresh
 from har_edge.config.pipeline import Pipeline, PipelineConfig
-from har_edge.config.state import starts_fresh
 from har_edge.config.task import Task, with_reducers
 from har_edge.config.wiring import Wiring
 from har_edge.data.recording import Recording
@@ -76,7 +76,7 @@ def reducer_of(pipeline: Pipeline, source: str) -> Reducer:
     )
 
 
-def open_reducer(task: Task, source: str, channels: int, shape: Sequence[int], files: Files) -> Reducer:
+def open_reducer(task: Task, source: str, channels: int, shape: Sequence[int], files: ReducerFiles) -> Reducer:
     """Return the reducer of a source with so many channels, which enters an input of this shape; see `reducer_of`."""
     enters, length = task.inputs[source], task.stream.length
     try:

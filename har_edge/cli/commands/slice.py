@@ -120,11 +120,11 @@ def _write(
     predicted: Sequence[float],
 ) -> None:
     """Write slices, manifest and, unless a person's own is there, the pipeline file and what it needs beside it."""
-    from har_edge.config.pipeline import DEFAULT_NAME, epoch_of, keeps, write_pipeline
+    from har_edge.config.pipeline import DEFAULT_NAME, generation_id, keep_existing, write_pipeline
     from har_edge.tflite.folder import make_manifest, write_folder
 
     out: Path = args.out
-    kept = keeps(out, make_manifest(model, slices, wire=args.wire), task)  # refuses before anything is written
+    kept = keep_existing(out, make_manifest(model, slices, wire=args.wire), task)  # refuses before anything is written
     for option, given in (("--reducer", args.reducer), ("--name", args.name), ("--delegate", args.delegate)):
         if kept and given is not None:
             raise ConfigError(
@@ -151,7 +151,7 @@ def _write(
             if not there:  # slices without their pipeline file would look like those of an unknown model
                 shutil.rmtree(out, ignore_errors=True)
             raise
-        report.say(f"the epoch of these slices is {epoch_of(manifest)}")
+        report.say(f"the generation of these slices is {generation_id(manifest)}")
     else:
         report.say(
             "no manifest says what this model is for; to run the slices write pipeline.toml "

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from har_edge.config.answer import read_answers
+from har_edge.config.classifier_output import read_classes
 from har_edge.config.task import Task
 from har_edge.config.wiring import Wiring
 from har_edge.errors import MessageError
@@ -415,7 +415,7 @@ class Stage:
         port, task, now = self._setup.result_port, self._setup.task, self._clock()
         room = self._quota.grant()
         assert port is not None
-        winners, best = read_answers(scores, message.count, len(task.labels))
+        winners, best = read_classes(scores, message.count, len(task.labels))
         tops = [1.0] * message.count if best is None else port.real(best).tolist()
         check_scores(tops)
         truth = message.truth or (None,) * message.count
