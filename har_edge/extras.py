@@ -20,6 +20,8 @@ class Library:
 LIBRARIES = {
     library.module: library
     for library in (
+        Library("distributed", "dask.distributed", "dask"),
+        Library("joblib", "joblib", "evaluation"),
         Library("matplotlib", "matplotlib", "evaluation"),
         Library("sklearn", "scikit-learn", "evaluation"),
         Library("tensorflow", "TensorFlow", "training"),

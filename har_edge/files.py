@@ -1,4 +1,4 @@
-"""Open what people name in options and pipeline files: regular files of bounded size, never a FIFO or a device."""
+"""Read regular files of bounded size, never a FIFO or a device; replace files so that none is ever there in part."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import errno
 import os
 import stat
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,6 +60,32 @@ def read_regular(path: Path, limit: int) -> bytes:
     if len(content) + len(rest) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(path))
     return content + rest if rest else content
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes the place of `path` when the block ends, and vanishes if the block fails.
+
+    Whoever reads `path` meanwhile, or after a crash, finds the old file or the new one, never a part of it: the content
+    goes to another name in the same folder, which is then renamed (rename(2) is atomic). Missing folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            os.fchmod(file.fileno(), mode)  # mkstemp lets only the owner read
+        os.replace(name, path)  # noqa: PTH105
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)  # noqa: PTH108
+        raise
+
+
+def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a whole file, as `replacing` does."""
+    with replacing(path, mode) as file:
+        file.write(content)
 
 
 def inside(path: Path, name: str) -> Path:

@@ -28,13 +28,18 @@ LEVELS = [
     {"resources", "extras", "service", "files"},
     {"errors", "units"},
 ]
-HEAVY = ("tensorflow", "keras", "sklearn", "matplotlib", "paho", "mqtt5", "ai_edge_litert", "tflite_runtime", "numpy")
+HEAVY = (
+    "tensorflow", "keras", "sklearn", "matplotlib", "joblib", "distributed",
+    "paho", "mqtt5", "ai_edge_litert", "tflite_runtime", "numpy",
+)  # fmt: skip
 # Who alone may import a library, as a path below the package.
 ONLY = {
     "tensorflow": "training/",
     "keras": "training/",
     "sklearn": ("evaluation/", "training/"),
     "matplotlib": "evaluation/",
+    "joblib": "evaluation/engine.py",
+    "distributed": "evaluation/engine.py",
     "tflite_runtime": "inference/interpreter.py",
     "paho": "mqtt/",
     "mqtt5": "mqtt/",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,3 +124,28 @@ def test_a_manifest_that_is_nested_too_deep_is_refused(
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(HarEdgeError, match="is no manifest of"):
         read(tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.json"
+    files.write_atomic(path, b"old")
+    assert path.read_bytes() == b"old" and stat.S_IMODE(path.stat().st_mode) == 0o644
+    with pytest.raises(ZeroDivisionError), files.replacing(path) as file:
+        file.write(b"half of the new")
+        assert path.read_bytes() == b"old"
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old"
+    with files.replacing(path, 0o600) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new" and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        files.write_atomic(tmp_path / "file" / "below", b"x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        files.write_atomic(tmp_path / "folder", b"x")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]

@@ -69,6 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> list[str]:
         add("--epochs", type=values.positive, metavar="N", help="passes over the training windows (default: 12)"),
         add("--baseline", action="store_const", const=True, help="measure the extra-trees baseline too"),
         add("--jobs", type=values.positive, metavar="N", help="processes at once (default: the number of cores)"),
+        add("--engine", metavar="ENGINE", help="where trials run: local, or dask://HOST:PORT (default: local)"),
         add("--out", type=Path, metavar="DIR", help="what is done already, rows, report, pictures (default: study)"),
     ]
     return [action.dest for action in actions if action.dest != "study"]
@@ -90,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     _check_libraries(args)
     from har_edge.cli.reports import study as study_report
     from har_edge.evaluation.curve import draw_study
+    from har_edge.evaluation.engine import LOCAL, open_engine
     from har_edge.evaluation.executor import run_trials
     from har_edge.evaluation.results import add_rows, load_results, merge_results, write_results
     from har_edge.evaluation.rows import ResultAggregator
@@ -107,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
     # Else SIGTERM would end this process alone, and leave the others working.
     before = signal.signal(signal.SIGTERM, _on_terminate)
     try:
-        with closing(run_trials(config, trials, args.jobs or os.cpu_count() or 1)) as outcomes:
-            for outcome in study_report.follow(outcomes, len(trials)):
+        with closing(open_engine(args.engine or LOCAL, config, args.jobs)) as engine:
+            for outcome in study_report.follow(run_trials(config, trials, engine), len(trials)):
                 failed += [outcome] if outcome.result is None else []
                 rows = list(aggregator.add(outcome))
                 if rows:
@@ -133,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     for path in draw_study(results, config.out):
         print(path)
     for outcome in failed:
-        print(f"failed: {outcome.trial}: {outcome.problem}", file=sys.stderr)
+        print(f"failed: {outcome.trial}: {outcome.error}", file=sys.stderr)
     return 0 if good and not failed else 1
 
 
@@ -174,6 +176,7 @@ def prepare(args: argparse.Namespace) -> tuple[StudyConfig, Conditions, str]:
         recipe=recipe,
         out=args.out or DEFAULT_OUT,
         make_trainer=make_trainer,
+        environment=_ONE_THREAD,
     )
     used = list(args.seeds or (0,))
     decisive = digest(

@@ -1,19 +1,19 @@
-"""Run the trials of a study in several processes at once; a process that fails or dies takes no other with it."""
+"""Run the trials of a study by an engine, and store what comes of them, so that a stopped study goes on later."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnContext
 
 from har_edge.errors import HarEdgeError
+from har_edge.evaluation.engine import Engine, WorkerDied
 from har_edge.evaluation.trial import Trial, TrialResult
-from har_edge.evaluation.trial_runner import StudyConfig, TrialRunner
+from har_edge.evaluation.trial_runner import Assignment, Completion, StudyConfig
 from har_edge.evaluation.trial_store import TrialStore
+
+# How often the number of workers is asked for while nothing ends: a cluster may get more.
+POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +22,15 @@ class TrialOutcome:
 
     trial: Trial
     result: TrialResult | None
-    problem: str = ""
+    error: str = ""
     reused: bool = False
 
 
-def run_trials(config: StudyConfig, trials: Sequence[Trial], workers: int) -> Generator[TrialOutcome, None, None]:
-    """Yield what becomes of every trial, as it is known: stored ones first, and those that others need before those.
+def run_trials(config: StudyConfig, trials: Sequence[Trial], engine: Engine) -> Generator[TrialOutcome, None, None]:
+    """Yield the outcome of every trial as it is known: stored ones first, and unreduced variants before those in need.
 
-    With one worker all is done in this process; with more, in processes of their own. A trial that fails ends as a
-    TrialOutcome with a problem, and the others go on. Close the generator to end the processes.
+    A trial that fails, or whose worker dies, ends as an outcome with an error, and the others go on. The process that
+    calls stores results and systems, so workers need no folder in common. To stop early, close the engine.
     """
     store, missing = TrialStore(config.out), []
     for trial in trials:
@@ -40,21 +40,44 @@ def run_trials(config: StudyConfig, trials: Sequence[Trial], workers: int) -> Ge
         else:
             yield TrialOutcome(trial, result, reused=True)
     queue = _Queue(missing)
-    if workers == 1 or len(missing) < 2:
-        runner = TrialRunner(config)
-        while (ready := queue.take()) is not None:
-            yield from queue.settle(_do(runner, ready))
-        return
-    yield from _share(config, queue, min(workers, len(missing)))
+    running: dict[Future[Completion], Trial] = {}
+    while True:
+        while len(running) < engine.capacity() and (ready := queue.take()) is not None:
+            running[engine.submit(_assign(config, store, ready))] = ready
+        if not running:
+            return
+        ended, _ = wait(running, POLL_S, FIRST_COMPLETED)
+        for future in ended:
+            yield from queue.settle(_finish(config, store, running.pop(future), future))
 
 
-def _do(runner: TrialRunner, trial: Trial) -> TrialOutcome:
+def _assign(config: StudyConfig, store: TrialStore, trial: Trial) -> Assignment:
+    """Return a trial with the stored systems that spare its worker a fit."""
+    if trial.variant is None:
+        return Assignment(trial)
+    system = store.system(config.system_key(trial))
+    needed = _needed(trial)
+    if system is not None or needed is None:
+        return Assignment(trial, system)
+    return Assignment(trial, unreduced=store.system(config.system_key(needed)))
+
+
+def _finish(config: StudyConfig, store: TrialStore, trial: Trial, future: Future[Completion]) -> TrialOutcome:
+    """Store what a worker made, and return the outcome."""
     try:
-        return TrialOutcome(trial, runner.run(trial))
-    except HarEdgeError as error:
+        done = future.result()
+        for key, system in done.systems.items():
+            store.put_system(key, system)
+        if done.result is None:
+            return TrialOutcome(trial, None, done.error)
+        if done.result.key != config.trial_key(trial):
+            return TrialOutcome(trial, None, "its worker has another version of har-edge or of the recordings")
+        store.put_result(done.result)
+    except WorkerDied as died:
+        return TrialOutcome(trial, None, str(died))
+    except (HarEdgeError, OSError) as error:
         return TrialOutcome(trial, None, f"{type(error).__name__}: {error}")
-    except Exception:  # whatever it is, it must not end the other trials, and its place must be told
-        return TrialOutcome(trial, None, traceback.format_exc().rstrip())
+    return TrialOutcome(trial, done.result)
 
 
 class _Queue:
@@ -65,7 +88,7 @@ class _Queue:
         self._open = set(self._waiting)
 
     def take(self) -> Trial | None:
-        """Return a trial that can be done now; None while there is none."""
+        """Return a trial that can be run now; None while there is none."""
         for trial in self._waiting:
             if _needed(trial) not in self._open:
                 self._waiting.remove(trial)
@@ -87,83 +110,3 @@ def _needed(trial: Trial) -> Trial | None:
     if trial.variant is None or not trial.variant.needs_unreduced:
         return None
     return replace(trial, variant=trial.variant.unreduced)
-
-
-def _share(config: StudyConfig, queue: _Queue, count: int) -> Iterator[TrialOutcome]:
-    context = multiprocessing.get_context("spawn")
-    workers = [_Worker(context, config) for _ in range(count)]
-    try:
-        while True:
-            for worker in workers:
-                if worker.trial is None and (trial := queue.take()) is not None:
-                    worker.give(trial)
-            busy = [worker for worker in workers if worker.trial is not None]
-            if not busy:
-                return
-            ready = wait([worker.connection for worker in busy])
-            for worker in [worker for worker in busy if worker.connection in ready]:
-                yield from queue.settle(worker.finish())
-    finally:
-        for worker in workers:
-            worker.stop()
-
-
-class _Worker:
-    """One process that does trials, started when the first one comes, and again after it died."""
-
-    def __init__(self, context: SpawnContext, config: StudyConfig) -> None:
-        self._context, self._config = context, config
-        self._process: multiprocessing.process.BaseProcess | None = None
-        self.connection: Connection
-        self.trial: Trial | None = None
-
-    def give(self, trial: Trial) -> None:
-        """Hand over a trial."""
-        if self._process is None:
-            self._start()
-        self.connection.send(trial)
-        self.trial = trial
-
-    def finish(self) -> TrialOutcome:
-        """Return what became of the trial, once something came or the process has died."""
-        trial, self.trial = self.trial, None
-        assert trial is not None
-        try:
-            outcome: TrialOutcome = self.connection.recv()
-        except (EOFError, OSError):
-            assert self._process is not None
-            self._process.join()
-            problem = f"its process ended with exit code {self._process.exitcode}; is there enough memory?"
-            self.stop()
-            return TrialOutcome(trial, None, problem)
-        return outcome
-
-    def stop(self) -> None:
-        """End the process."""
-        if self._process is None:
-            return
-        self.connection.close()
-        self._process.terminate()
-        self._process.join()
-        self._process = None
-
-    def _start(self) -> None:
-        self.connection, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=_serve, args=(theirs, self._config), daemon=True)
-        # Ctrl-C is for this process alone, which then ends the others; they inherit that it is ignored.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            self._process.start()
-        finally:
-            signal.signal(signal.SIGINT, before)
-        theirs.close()
-
-
-def _serve(connection: Connection, config: StudyConfig) -> None:
-    """Do trials until nobody is left to give one."""
-    runner = TrialRunner(config)
-    while True:
-        try:
-            connection.send(_do(runner, connection.recv()))
-        except (EOFError, OSError):
-            return

@@ -12,7 +12,7 @@ import msgspec
 from har_edge.errors import ConfigError
 from har_edge.evaluation.protocol import Protocol
 from har_edge.evaluation.rows import Row
-from har_edge.evaluation.trial_store import write_whole
+from har_edge.files import write_atomic
 
 ROWS, TABLE, REPORT = "rows.json", "rows.csv", "report.md"
 _HEADLINE = (Protocol.LOSO, Protocol.SPLIT, Protocol.RANDOM)
@@ -111,9 +111,9 @@ def sort_rows(rows: Iterable[Row]) -> list[Row]:
 
 def write_results(results: StudyResults, folder: Path) -> None:
     """Write rows.json, rows.csv and report.md."""
-    write_whole(folder / ROWS, msgspec.json.encode(results))
-    write_whole(folder / TABLE, format_csv(results.rows).encode())
-    write_whole(folder / REPORT, format_report(results).encode())
+    write_atomic(folder / ROWS, msgspec.json.encode(results))
+    write_atomic(folder / TABLE, format_csv(results.rows).encode())
+    write_atomic(folder / REPORT, format_report(results).encode())
 
 
 def format_csv(rows: Sequence[Row]) -> str:

@@ -1,10 +1,15 @@
-"""Run the trials of a study one by one: take stored systems, fit the others, score all."""
+"""Run one trial of a study: fit its system, unless that came along, and score it.
+
+Everything a trial needs comes as an argument, and everything it makes is returned, so that it runs on any machine.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +19,7 @@ from har_edge.config.task import with_reducers
 from har_edge.data.description import StreamDescription
 from har_edge.data.grouping import regroup, regroup_recording
 from har_edge.data.recording import Recording
+from har_edge.errors import HarEdgeError
 from har_edge.evaluation.baseline import TRAINING_HOP, predict_windows
 from har_edge.evaluation.study import NO_REDUCTION, System, Trainer, Variant
 from har_edge.evaluation.trial import (
@@ -26,7 +32,7 @@ from har_edge.evaluation.trial import (
     measure_codes,
     score_deployed,
 )
-from har_edge.evaluation.trial_store import TrialStore, digest, fingerprint_of
+from har_edge.evaluation.trial_store import digest, fingerprint_of
 
 # To be raised when stored results and systems are no longer right.
 FORMAT = 2
@@ -38,7 +44,8 @@ class StudyConfig:
 
     `fingerprints` holds the fingerprint of each recording by stream. `recipe` is a text of all that decides the weights
     besides variant, training and seed. `out` is the folder of the store. `make_trainer` is sent to other processes, so
-    it must be a function of a module or a partial of one.
+    it must be a function of a module or a partial of one. Processes elsewhere get the variables of `environment` that
+    they lack.
     """
 
     recordings: Sequence[Recording]
@@ -51,6 +58,7 @@ class StudyConfig:
     recipe: str
     out: Path
     make_trainer: Callable[[], Trainer]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label_ids(self) -> list[int]:
@@ -81,60 +89,87 @@ class StudyConfig:
         return digest(self.system_key(trial), trial.protocol, fold.name, test, self.batches, self.missing)
 
 
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A trial to run, with the systems that were fitted before: its own, and that of its unreduced variant."""
+
+    trial: Trial
+    system: System | None = None
+    unreduced: System | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The end of a trial: its result, or the error it met, and the systems that were fitted for it, by their keys."""
+
+    result: TrialResult | None
+    error: str
+    systems: Mapping[str, System]
+
+
 class TrialRunner:
-    """Run trials one by one, with one trainer."""
+    """Runs trials one by one, with one trainer."""
 
     def __init__(self, config: StudyConfig) -> None:
         self._config = config
-        self._store = TrialStore(config.out)
         self._grouped: dict[str, list[Recording]] = {}
 
     @cached_property
     def _trainer(self) -> Trainer:
         return self._config.make_trainer()
 
-    def run(self, trial: Trial) -> TrialResult:
-        """Fit (or take the stored system) and score; store and return the result."""
+    def run(self, assignment: Assignment) -> Completion:
+        """Fit the systems that are missing, and score; return any error instead of raising it."""
+        fitted: dict[str, System] = {}
+        try:
+            return Completion(self._run(assignment, fitted), "", fitted)
+        except HarEdgeError as error:
+            return Completion(None, f"{type(error).__name__}: {error}", fitted)
+        except Exception:  # a defect of one trainer must not end the other trials, and its place must be told
+            return Completion(None, traceback.format_exc().rstrip(), fitted)
+
+    def _run(self, assignment: Assignment, fitted: dict[str, System]) -> TrialResult:
         started = time.perf_counter()
-        score = self._score_baseline(trial) if trial.variant is None else self._score_variant(trial, trial.variant)
-        result = TrialResult(
-            key=self._config.trial_key(trial),
+        config, trial = self._config, assignment.trial
+        if trial.variant is None:
+            score = self._score_baseline(trial)
+        else:
+            system = assignment.system or self._fit(trial, trial.variant, assignment.unreduced, fitted)
+            score = self._score_system(trial, trial.variant, system)
+        return TrialResult(
+            key=config.trial_key(trial),
             variant=trial.variant,
             protocol=trial.protocol,
             fold=trial.fold.name,
             seed=trial.seed,
             score=score,
             seconds=time.perf_counter() - started,
-            system=None if trial.variant is None else self._config.system_key(trial),
+            system=None if trial.variant is None else config.system_key(trial),
         )
-        self._store.put_result(result)
-        return result
 
-    def _score_variant(self, trial: Trial, variant: Variant) -> Score:
+    def _score_system(self, trial: Trial, variant: Variant, system: System) -> Score:
         config = self._config
-        system = self._system(trial, variant)
         sources = regroup(config.description, variant.grouping).sources
         channels = {source.name: len(source.channels) for source in sources}
-        deployed = Deployed(system, self._store.system_folder(config.system_key(trial)), channels)
         windows = list(trial.fold.test_windows(self._recordings(variant.grouping), config.length, config.hop))
-        return score_deployed(deployed, windows, config.batches, config.missing)
+        with tempfile.TemporaryDirectory(prefix="har-edge-trial-") as folder:
+            for name, content in system.files.items():
+                (Path(folder) / name).write_bytes(content)
+            deployed = Deployed(system, Path(folder), channels)
+            return score_deployed(deployed, windows, config.batches, config.missing)
 
-    def _system(self, trial: Trial, variant: Variant) -> System:
-        """Return the system of a trial, stored; fit it, and the unreduced one if it needs that, where it is not."""
-        config, key = self._config, self._config.system_key(trial)
-        stored = self._store.system(key)
-        if stored is not None:
-            return stored
-        unreduced = None
-        if variant.needs_unreduced:
-            unreduced = self._system(replace(trial, variant=variant.unreduced), variant.unreduced)
+    def _fit(self, trial: Trial, variant: Variant, unreduced: System | None, fitted: dict[str, System]) -> System:
+        """Fit the system of a trial, and the unreduced one if it is needed and missing; add both to `fitted`."""
+        config = self._config
+        if variant.needs_unreduced and unreduced is None:
+            unreduced = self._fit(replace(trial, variant=variant.unreduced), variant.unreduced, None, fitted)
         training = trial.fold.training(self._recordings(variant.grouping))
-        system = self._trainer.fit(variant, training, trial.seed, unreduced)
+        system = self._trainer.fit(variant, training, trial.seed, unreduced if variant.needs_unreduced else None)
         check_task(system.task, config.length, config.hop, config.label_ids, str(trial))
         if variant.reducer == NO_REDUCTION:  # what is shipped sends the model's own integers; here none means none
             whole = with_reducers(system.task, dict.fromkeys(system.task.inputs, NO_REDUCTION))
             system = replace(system, task=whole)
-        self._store.put_system(key, system)
+        fitted[config.system_key(replace(trial, variant=variant))] = system
         return system
 
     def _score_baseline(self, trial: Trial) -> Score:

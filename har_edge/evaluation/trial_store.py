@@ -1,14 +1,13 @@
 """Results and systems of a study on disk, so that long work can be stopped and gone on with.
 
-Each is found by a hash of everything that decides it, so a stored one is never wrong, and missing at worst. Each is
-written under another name and renamed, so none is ever half there.
+The key of each is a hash of everything that decides it, so a stored one is never wrong. Each is written under another
+name and renamed, so a crash leaves none in part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from har_edge.data.recording import Recording
 from har_edge.errors import ModelError
 from har_edge.evaluation.study import System
 from har_edge.evaluation.trial import TrialResult
+from har_edge.files import write_atomic
 
 MODEL = "model.tflite"
 _CARD = "system.json"
@@ -55,7 +55,7 @@ class TrialStore:
 
     def put_result(self, result: TrialResult) -> None:
         """Store a result under its key."""
-        write_whole(self.folder / "cells" / f"{result.key}.json", msgspec.json.encode(result))
+        write_atomic(self.folder / "cells" / f"{result.key}.json", msgspec.json.encode(result))
 
     def system_folder(self, key: str) -> Path:
         """Return where the files of a system lie."""
@@ -94,20 +94,6 @@ class TrialStore:
                 (made / name).write_bytes(content)
             shutil.rmtree(place, ignore_errors=True)
             made.rename(place)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def digest(*parts: object) -> str:

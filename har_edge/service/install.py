@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from har_edge.errors import ConfigError
-from har_edge.service.render import Service, ServiceRole, is_own
+from har_edge.service.render import Role, Service, is_own
 
 UNIT_MODE, ENVIRONMENT_MODE = 0o644, 0o600
 
 
 @dataclass(frozen=True, slots=True)
-class ServicePaths:
+class Places:
     """The folder of unit files, and that of environment files."""
 
     units: Path
@@ -28,19 +28,19 @@ class ServicePaths:
         return self.environments / service.environment
 
 
-def system_paths(root: Path = Path("/")) -> ServicePaths:
+def system_places(root: Path = Path("/")) -> Places:
     """Return where services of the system are, below `root` where an image of another machine is prepared."""
-    return ServicePaths(root / "etc/systemd/system", root / "etc/har-edge")
+    return Places(root / "etc/systemd/system", root / "etc/har-edge")
 
 
-def user_paths() -> ServicePaths:
+def user_places() -> Places:
     """Return where services of a user are: below $XDG_CONFIG_HOME, by default ~/.config."""
     base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return ServicePaths(base / "systemd/user", base / "har-edge")
+    return Places(base / "systemd/user", base / "har-edge")
 
 
 @dataclass(frozen=True, slots=True)
-class InstalledService:
+class Installed:
     """A service that is there, and whether its unit file stands as har-edge wrote it."""
 
     service: Service
@@ -48,9 +48,7 @@ class InstalledService:
     own: bool
 
 
-def write_service(
-    places: ServicePaths, service: Service, unit: str, environment: str, *, force: bool = False
-) -> list[Path]:
+def write_service(places: Places, service: Service, unit: str, environment: str, *, force: bool = False) -> list[Path]:
     """Write both files of a service; return those that changed. Nothing is written where a file was edited.
 
     Raises ConfigError for a file that is there and is not as har-edge wrote it, unless `force`, and where the rights
@@ -66,7 +64,7 @@ def write_service(
     return [path for path, text, mode in wanted if _write(path, text, mode)]
 
 
-def remove_service(places: ServicePaths, service: Service, *, force: bool = False) -> list[Path]:
+def remove_service(places: Places, service: Service, *, force: bool = False) -> list[Path]:
     """Remove both files of a service; return those that were there. ConfigError for an edited one, unless `force`."""
     paths = [path for path in (places.unit(service), places.environment(service)) if path.exists()]
     if not paths:
@@ -81,13 +79,13 @@ def remove_service(places: ServicePaths, service: Service, *, force: bool = Fals
     return paths
 
 
-def list_services(places: ServicePaths) -> Iterator[InstalledService]:
+def list_services(places: Places) -> Iterator[Installed]:
     """Yield the services that are there, by name."""
     for path in sorted(places.units.glob("har-edge-*.service")):
         name = path.name.removeprefix("har-edge-").removesuffix(".service")
         command, _, instance = name.partition("-")
         with contextlib.suppress(ValueError, ConfigError):
-            yield InstalledService(Service(ServiceRole(command), instance), path, is_own(_read(path)))
+            yield Installed(Service(Role(command), instance), path, is_own(_read(path)))
 
 
 def _refuse_edited(path: Path, verb: str) -> None:

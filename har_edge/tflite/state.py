@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from har_edge.tflite.manifest import ModelState
+from har_edge.tflite.manifest import State
 from har_edge.tflite.model import Graph, Model, Operator
 
 
-def state_of(model: Model, operators: Iterable[int] | None = None) -> ModelState:
+def state_of(model: Model, operators: Iterable[int] | None = None) -> State:
     """Return what these operators of the main graph, and the graphs they call, remember; by default all of them.
 
     A variable that is only read, or filled once before the first run, is a weight and no state.
@@ -19,7 +19,7 @@ def state_of(model: Model, operators: Iterable[int] | None = None) -> ModelState
         for graph, operator in _reached(model, range(len(main.operators)) if operators is None else operators)
         for kind in _touched(graph, operator)
     }
-    return ModelState.RESOURCES if ModelState.RESOURCES in found else ModelState.TENSORS if found else ModelState.NONE
+    return State.RESOURCES if State.RESOURCES in found else State.TENSORS if found else State.NONE
 
 
 def _reached(model: Model, operators: Iterable[int]) -> Iterable[tuple[Graph, Operator]]:
@@ -34,8 +34,8 @@ def _reached(model: Model, operators: Iterable[int]) -> Iterable[tuple[Graph, Op
                 todo += [(called, inner) for inner in model.graphs[called].operators]
 
 
-def _touched(graph: Graph, operator: Operator) -> Iterable[ModelState]:
+def _touched(graph: Graph, operator: Operator) -> Iterable[State]:
     if operator.name == "ASSIGN_VARIABLE":
-        yield ModelState.RESOURCES
+        yield State.RESOURCES
     if any(graph.tensors[i].variable for i in (*operator.inputs, *operator.outputs, *operator.inner)):
-        yield ModelState.TENSORS
+        yield State.TENSORS

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from har_edge.config.task import Task, with_reducers
 from har_edge.data.description import load_description
 from har_edge.data.recording import Recording
 from har_edge.data.synthetic import synthesize
-from har_edge.errors import ModelError
+from har_edge.errors import ConfigError, ModelError
+from har_edge.evaluation.engine import SerialEngine, open_engine
 from har_edge.evaluation.executor import TrialOutcome, run_trials
 from har_edge.evaluation.metrics import accuracy, macro_f1
 from har_edge.evaluation.prediction import Prediction
@@ -25,7 +27,7 @@ from har_edge.evaluation.protocol import Protocol, loso_folds, random_folds
 from har_edge.evaluation.rows import ResultAggregator, Row
 from har_edge.evaluation.study import Downstream, System, Variant
 from har_edge.evaluation.trial import Trial, count_answers
-from har_edge.evaluation.trial_runner import StudyConfig
+from har_edge.evaluation.trial_runner import Assignment, Completion, StudyConfig
 from har_edge.evaluation.trial_store import TrialStore, fingerprint
 from tests.evaluation.trainer import BROKEN, FATAL, REFUSED, MeansTrainer
 
@@ -67,9 +69,10 @@ def loso(config: StudyConfig, *variants: Variant | None, seeds: tuple[int, ...] 
 
 def study(config: StudyConfig, trials: list[Trial], workers: int = 1) -> tuple[list[TrialOutcome], list[Row]]:
     aggregator, outcomes, rows = ResultAggregator(config, trials, "here"), [], []
-    for outcome in run_trials(config, trials, workers):
-        outcomes.append(outcome)
-        rows += aggregator.add(outcome)
+    with closing(open_engine("local", config, workers)) as engine:
+        for outcome in run_trials(config, trials, engine):
+            outcomes.append(outcome)
+            rows += aggregator.add(outcome)
     return outcomes, rows
 
 
@@ -142,8 +145,7 @@ def test_a_second_run_fits_nothing_and_gives_the_same(config: StudyConfig) -> No
 
 def test_what_was_stopped_goes_on_where_it_was(config: StudyConfig) -> None:
     trials = loso(config, NONE)
-    with closing(run_trials(config, trials, 1)) as begun:
-        next(begun)
+    next(run_trials(config, trials, SerialEngine(config)))
     assert len(fits(config)) == 1
     outcomes, rows = study(config, trials)
     assert sum(outcome.reused for outcome in outcomes) == 1
@@ -205,8 +207,8 @@ def test_one_failure_is_named_and_the_rest_goes_on(config: StudyConfig) -> None:
     assert [str(outcome.trial) for outcome in failed[:3]] == [
         f"paa:7 (codes, location, int8), loso fold {name}, seed 0" for name in ("subject1", "subject2", "subject10")
     ]
-    assert failed[0].problem == "ConfigError: this trainer wants nothing of sevens"
-    assert "ZeroDivisionError: a bug" in failed[3].problem and "Traceback" in failed[3].problem
+    assert failed[0].error == "ConfigError: this trainer wants nothing of sevens"
+    assert "ZeroDivisionError: a bug" in failed[3].error and "Traceback" in failed[3].error
 
 
 def test_what_needs_a_failed_model_fails_without_a_try(config: StudyConfig, three: list[Recording]) -> None:
@@ -214,11 +216,9 @@ def test_what_needs_a_failed_model_fails_without_a_try(config: StudyConfig, thre
     other = make_config(three, config.out.parent, make_trainer=wrong)
     outcomes, rows = study(other, loso(other, NONE, Variant("paa:5", Downstream.RESTORE)))
     assert rows == [] and len(fits(config)) == 3
-    assert re.search(r"the trainer made a system for windows of 200 samples every 125", outcomes[0].problem)
+    assert re.search(r"the trainer made a system for windows of 200 samples every 125", outcomes[0].error)
     needing = [outcome for outcome in outcomes if outcome.trial.variant != NONE]
-    assert all(
-        outcome.problem.startswith("needs what failed: none (codes, location, int8), loso") for outcome in needing
-    )
+    assert all(outcome.error.startswith("needs what failed: none (codes, location, int8), loso") for outcome in needing)
 
 
 def test_several_processes_do_the_same_and_one_that_dies_takes_only_its_own_job(
@@ -232,7 +232,7 @@ def test_several_processes_do_the_same_and_one_that_dies_takes_only_its_own_job(
     assert {row.key: timeless(row) for row in rows} == {row.key: timeless(row) for row in expected}
     dead = [outcome for outcome in outcomes if outcome.result is None]
     assert len(dead) == 3
-    assert all(outcome.problem == "its process ended with exit code 9; is there enough memory?" for outcome in dead)
+    assert all(outcome.error == "its process ended with EXIT(9); is there enough memory?" for outcome in dead)
     assert len([line for line in fits(config) if line.startswith("none")]) == 3  # nothing was fitted twice
 
 
@@ -301,6 +301,45 @@ def test_a_system_with_files_that_its_task_does_not_name_is_refused(config: Stud
         TrialStore(config.out).put_system("key", System(made.task, made.model, {"pca.npz": b"x"}))
 
 
+class OtherVersion(SerialEngine):
+    """Has workers that compute other keys, as another version of har-edge does."""
+
+    def submit(self, assignment: Assignment) -> Future[Completion]:
+        done = super().submit(assignment).result()
+        assert done.result is not None
+        future: Future[Completion] = Future()
+        future.set_result(replace(done, result=msgspec.structs.replace(done.result, key="other"), systems={}))
+        return future
+
+
+def test_results_of_workers_with_another_version_are_not_taken(config: StudyConfig) -> None:
+    (outcome,) = run_trials(config, loso(config, NONE)[:1], OtherVersion(config))
+    assert outcome.result is None
+    assert outcome.error == "its worker has another version of har-edge or of the recordings"
+    assert not (config.out / "cells").exists()
+
+
+def test_a_store_that_cannot_be_written_is_named_and_the_rest_goes_on(config: StudyConfig) -> None:
+    config.out.mkdir()
+    (config.out / "cells").write_text("in the way")
+    outcomes = list(run_trials(config, loso(config, NONE), SerialEngine(config)))
+    assert [outcome.error.partition(":")[0] for outcome in outcomes] == ["FileExistsError"] * 3
+
+
+@pytest.mark.parametrize("text", ["dask", "dask://", "ray://host:1", "tcp://host:8786", "dask://host:8786/x", ""])
+def test_an_engine_that_cannot_be_is_refused(config: StudyConfig, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--engine {text}: expected local, or dask://HOST:PORT of a scheduler"):
+        open_engine(text, config, None)
+
+
+def test_a_cluster_needs_its_library(config: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("har_edge.extras.is_installed", lambda module: False)
+    with pytest.raises(
+        ConfigError, match=r"needs dask.distributed, which is not installed; pip install 'har-edge\[dask\]'"
+    ):
+        open_engine("dask://127.0.0.1:8786", config, None)
+
+
 def test_answers_are_counted_by_subject() -> None:
     rows = [("a", 0, 1), ("a", 1, 1), ("b", None, 0), ("b", 0, 0)]
     predictions = (Prediction(stream, 0, truth, answer, np.zeros(2)) for stream, truth, answer in rows)
@@ -308,6 +347,6 @@ def test_answers_are_counted_by_subject() -> None:
 
 
 def test_outcomes_come_one_by_one(config: StudyConfig) -> None:
-    outcomes: Iterator[TrialOutcome] = run_trials(config, loso(config, NONE), 1)
+    outcomes: Iterator[TrialOutcome] = run_trials(config, loso(config, NONE), SerialEngine(config))
     next(outcomes)
     assert len(fits(config)) == 1

@@ -47,7 +47,7 @@ def follow(outcomes: Iterable[TrialOutcome], total: int) -> Iterator[TrialOutcom
 def describe(outcome: TrialOutcome) -> str:
     """Return a line about one trial."""
     if outcome.result is None:
-        return f"FAILED {outcome.trial}: {outcome.problem.splitlines()[-1]}"
+        return f"FAILED {outcome.trial}: {outcome.error.splitlines()[-1]}"
     matrices = outcome.result.score.confusions.values()
     right = sum(row[index] for matrix in matrices for index, row in enumerate(matrix))
     windows = sum(sum(row) for matrix in matrices for row in matrix)
