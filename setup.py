@@ -54,7 +54,7 @@ class Chosen(Distribution):
         """Read pyproject.toml, then settle its markers where the kernel's machine is not the interpreter's."""
         super().parse_config_files(*args, **options)
         wheels = load_wheels()
-        host = wheels.read_host()
+        host = wheels.read_platform()
         reason = wheels.refusal(host)
         if reason is not None and host.system == "Linux" and host.bits == 32:
             raise SystemExit(f"har-edge cannot run here. {reason}")
