@@ -61,7 +61,7 @@ class Chosen(Distribution):
         machine = wheels.wheel_machine(host)
         if machine != platform.machine():
             self.machine = machine
-            self.install_requires = wheels.settle(list(self.install_requires), machine)
+            self.install_requires = wheels.resolve_requirements(list(self.install_requires), machine)
             self.metadata.install_requires = self.install_requires  # what a wheel's METADATA is written from
 
 

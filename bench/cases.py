@@ -39,7 +39,7 @@ from har_edge.tflite.cuts import Cut, list_cuts
 from har_edge.tflite.model import Model, read_model
 
 try:
-    from har_edge.inference.observe import open_model
+    from har_edge.inference.tensor_observation import open_model
 except ImportError:  # code from before it
     open_model = read_model
 

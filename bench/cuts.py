@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from har_edge.errors import HarEdgeError
-from har_edge.inference.measure import segment_bounds
-from har_edge.inference.observe import open_model
+from har_edge.inference.segment_timing import segment_bounds
+from har_edge.inference.tensor_observation import open_model
 from har_edge.runtime.verify import check_cuts
 from har_edge.tflite.cuts import list_cuts
 from har_edge.tflite.folder import write_folder

@@ -51,8 +51,8 @@ from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.errors import HarEdgeError
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.inference.load_check import default_check
-from har_edge.inference.observe import open_model
 from har_edge.inference.sampling import sample
+from har_edge.inference.tensor_observation import open_model
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol import wire
 from har_edge.protocol.topics import ALL_SOURCES, Topics
@@ -60,8 +60,8 @@ from har_edge.runtime.build import names_of, source_ids
 from har_edge.runtime.stage.stage import Stage, StageSetup
 from har_edge.tflite import slices as slicing
 from har_edge.tflite.cuts import list_cuts
-from har_edge.tflite.folder import outline
-from har_edge.tflite.manifest import SliceManifest, State
+from har_edge.tflite.folder import make_manifest
+from har_edge.tflite.manifest import ModelState, SliceManifest
 from har_edge.tflite.model import Model, read_model
 from har_edge.tflite.slices import slice_model, write_slice, write_whole
 from har_edge.tflite.state import state_of
@@ -284,7 +284,7 @@ class Trial:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.refusals = {cut.index: cut.refusal for cut in list_cuts(model) if cut.refusal is not None}
-        self.fresh = state_of(model) is State.TENSORS
+        self.fresh = state_of(model) is ModelState.TENSORS
         self.together = self._run_whole(BATCH)
         self.apart = self._run_whole(1)
 
@@ -340,7 +340,7 @@ class Trial:
         self, pieces: Sequence[slicing.Slice], newest: bool, windows: Sequence[Window] | None = None
     ) -> tuple[str, str]:
         try:
-            manifest = outline(self.model, pieces, wire=wire.NEWEST if newest else None)
+            manifest = make_manifest(self.model, pieces, wire=wire.NEWEST if newest else None)
             batches = self.together is not None and takes_batches(manifest)
             windows = windows or (self.together if batches else self.apart)
             assert windows is not None
@@ -395,7 +395,7 @@ class Line:
         made = [spec.name for spec in wiring.entry.outputs]
         # What the model answers goes on too, so that every output can be compared.
         wiring = replace(wiring, sends=tuple(name for name in made if name in wiring.sends or name in self.outputs))
-        interpreter = Interpreter(bytes(write_slice(model, piece)), fresh=fresh and piece.state is State.TENSORS)
+        interpreter = Interpreter(bytes(write_slice(model, piece)), fresh=fresh and piece.state is ModelState.TENSORS)
         ports = {port.name: port for port in interpreter.inputs}
         setup = StageSetup(
             topics=TOPICS,

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.codecs.files import Codec, Files
+from har_edge.codecs.files import ReducerFiles, TensorCodec
 from har_edge.codecs.reducer import Reducer
 from har_edge.codecs.spec import file_names
 from har_edge.data.description import load_description
@@ -60,7 +60,7 @@ class FittedHere:
         """Return the basis, whatever its name."""
         return self._arrays
 
-    def model(self, name: str) -> Codec:
+    def model(self, name: str) -> TensorCodec:
         """Refuse: models come from a folder."""
         raise SystemExit(f"{name}: give the folder it is in by --folder")
 
@@ -79,7 +79,7 @@ def main() -> None:
         # In the table the steps, one for each channel, are too long to show.
         full = spec.replace(spec.split("+")[0], f"{spec.split('+')[0]}:{steps}") if spec in STEPPED else spec
         hashes = {name: hash_file(args.folder / name) for name in file_names(full)} if args.folder else {}
-        files: Files = FolderFiles(args.folder, hashes) if args.folder else FittedHere(samples)
+        files: ReducerFiles = FolderFiles(args.folder, hashes) if args.folder else FittedHere(samples)
         reducers[spec] = make_reducer(full, LENGTH, CHANNELS, files)
     print(
         f"{len(samples)} {kind} windows [{LENGTH}, {CHANNELS}], {platform.machine()}, {os.cpu_count()} cores, "

@@ -26,11 +26,11 @@ import numpy as np
 
 from har_edge.errors import HarEdgeError
 from har_edge.inference.interpreter import Interpreter
-from har_edge.inference.observe import open_model
 from har_edge.inference.sampling import sample
+from har_edge.inference.tensor_observation import open_model
 from har_edge.resources import find_folder
 from har_edge.tflite.cuts import list_cuts
-from har_edge.tflite.folder import outline
+from har_edge.tflite.folder import make_manifest
 from har_edge.tflite.slices import slice_model, write_slice
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +125,7 @@ def write_plan(path: Path, folder: Path, few: int | None) -> None:
     (folder / "whole.tflite").write_bytes(path.read_bytes())
     for cut in legal:
         pieces, entries = slice_model(model, [cut]), []
-        for number, (piece, entry) in enumerate(zip(pieces, outline(model, pieces).slices, strict=True)):
+        for number, (piece, entry) in enumerate(zip(pieces, make_manifest(model, pieces).slices, strict=True)):
             file = folder / f"{cut}-{number}.tflite"
             file.write_bytes(bytes(write_slice(model, piece)))
             names = [spec.name for spec in entry.inputs], [spec.name for spec in entry.outputs]

@@ -76,3 +76,15 @@ def test_the_site_lists_every_page() -> None:
     listed = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
     assert sorted(one for one in listed if not one.startswith("beside/")) == sorted(pages)
+
+
+STYLED = [page for page in PAGES if page.name not in ("CHANGELOG.md",) and "findings" not in page.parts]
+
+
+@pytest.mark.parametrize("page", STYLED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sentences_begin_with_their_subject(page: Path) -> None:
+    """A sentence that begins with Whoever, What, Where or Of has to be read twice; questions and headings may."""
+    lines = [line for line in prose(page).splitlines() if not re.match(r"#|\||    ", line)]
+    sentences = re.split(r"(?<=[.!?:])\s+|\n\n|\n(?=[-*] |\d+\. )", "\n".join(lines))
+    found = [one for one in sentences if re.match(r"(?:[-*] |\d+\. )?(Whoever|Whatever|What|Where|Of)\b", one)]
+    assert [one for one in found if not one.rstrip().endswith("?")] == []

@@ -59,12 +59,15 @@ def _space_lists(markdown: str) -> str:
     """Return the text with an empty line before each list, and what belongs to a numbered step four spaces in."""
     lines: list[str] = []
     fenced = listed = False
+    shift: str | None = ""  # None: a step has begun, and its first line further in decides
     for line in markdown.split("\n"):
-        numbered = re.match(r"\d+\. ", line) is not None
         if not fenced and _ITEM.match(line) and lines and lines[-1].strip() and not listed:
             lines.append("")
-        if line.strip():
-            listed = listed if fenced or line.startswith("  ") else _ITEM.match(line) is not None or numbered
+        if not line.startswith(" ") and line.strip():
+            listed = not fenced and _ITEM.match(line) is not None
+            shift = None if listed and line[0].isdigit() else ""
+        elif shift is None and line.strip():
+            shift = " " if re.match(r" {3}(?! )", line) else ""
         fenced ^= line.lstrip().startswith("```")
-        lines.append(f" {line}" if re.match(r" {3}(?! )", line) else line)
+        lines.append(f"{shift or ''}{line}" if line.startswith("   ") else line)
     return "\n".join(lines)

@@ -41,7 +41,7 @@ class _Statement:
     others: _Kind | None = None
 
 
-class Repeats(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Lets the first record of a kind pass, and then one every 10 s that says how many there were.
 
     Records are of one kind where the same statement made them (logger, level, text before it is filled) and their texts
@@ -128,7 +128,7 @@ class _Plain(logging.Formatter):
 
 def start(*, verbose: bool) -> None:
     """Send warnings, or everything, to standard error, a repeated one as one line with a count."""
-    handler, repeats = logging.StreamHandler(), Repeats(time.monotonic)
+    handler, repeats = logging.StreamHandler(), RepeatFilter(time.monotonic)
     handler.addFilter(repeats)
     atexit.register(repeats.finish, handler)
     handler.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))

@@ -11,22 +11,22 @@ from har_edge.codecs.chain import Chain
 from har_edge.codecs.compressors import Zlib, Zstandard
 from har_edge.codecs.decimate import Decimator
 from har_edge.codecs.entropy import EntropyCoder
-from har_edge.codecs.files import NO_FILES, Files
-from har_edge.codecs.identity import Identity
+from har_edge.codecs.files import NO_FILES, ReducerFiles
+from har_edge.codecs.identity import IdentityReducer
 from har_edge.codecs.learned import LearnedEncoder
 from har_edge.codecs.paa import PiecewiseAggregate
 from har_edge.codecs.pca import PrincipalComponents, read_basis
 from har_edge.codecs.quantize import METHOD_OF, AffineQuantizer, RangeQuantizer
-from har_edge.codecs.reducer import Layout, Reducer
+from har_edge.codecs.reducer import CodeLayout, Reducer
 from har_edge.codecs.send_on_delta import SendOnDelta
-from har_edge.codecs.spec import Part, parse_spec
+from har_edge.codecs.spec import MethodSpec, parse_spec
 from har_edge.codecs.stats import WindowStatistics
 from har_edge.codecs.swinging_door import SwingingDoor
 from har_edge.errors import ConfigError
 from har_edge.extras import require
 
 
-class Takes(Enum):
+class EncoderInput(Enum):
     """What a method can encode: windows, real values, or whatever no entropy coder has been at yet."""
 
     WINDOWS = "float32 [n, m]"
@@ -35,105 +35,113 @@ class Takes(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class BuildContext:
     """What a method is built for: the shape of what it encodes, its layout (None: bytes that vary), and its files."""
 
     shape: tuple[int, ...]
-    layout: Layout | None
+    layout: CodeLayout | None
     most_bytes: int
-    files: Files
+    files: ReducerFiles
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class ReducerMethod:
     """One way to ask for a reducer: its options by name, what it takes, and what builds it from their texts."""
 
     usage: str
     summary: str
-    takes: Takes
-    build: Callable[[Sequence[str], Given], Reducer]
+    takes: EncoderInput
+    build: Callable[[Sequence[str], BuildContext], Reducer]
 
 
-def _identity(options: Sequence[str], given: Given) -> Reducer:
-    return Identity(*given.shape)
+def _identity(options: Sequence[str], context: BuildContext) -> Reducer:
+    return IdentityReducer(*context.shape)
 
 
-def _paa(options: Sequence[str], given: Given) -> Reducer:
-    return PiecewiseAggregate(_whole("paa", "PIECE", options[0]), *given.shape)
+def _paa(options: Sequence[str], context: BuildContext) -> Reducer:
+    return PiecewiseAggregate(_whole("paa", "PIECE", options[0]), *context.shape)
 
 
-def _range(bits: int, options: Sequence[str], given: Given) -> Reducer:
-    return RangeQuantizer(bits, given.shape)
+def _range(bits: int, options: Sequence[str], context: BuildContext) -> Reducer:
+    return RangeQuantizer(bits, context.shape)
 
 
-def _affine(dtype: str, options: Sequence[str], given: Given) -> Reducer:
+def _affine(dtype: str, options: Sequence[str], context: BuildContext) -> Reducer:
     name = METHOD_OF[dtype]
-    return AffineQuantizer(dtype, _real(name, "SCALE", options[0]), _whole(name, "ZERO", options[1]), given.shape)
+    return AffineQuantizer(dtype, _real(name, "SCALE", options[0]), _whole(name, "ZERO", options[1]), context.shape)
 
 
-def _decimate(options: Sequence[str], given: Given) -> Reducer:
-    return Decimator(_whole("decimate", "FACTOR", options[0]), *given.shape)
+def _decimate(options: Sequence[str], context: BuildContext) -> Reducer:
+    return Decimator(_whole("decimate", "FACTOR", options[0]), *context.shape)
 
 
-def _stats(options: Sequence[str], given: Given) -> Reducer:
-    return WindowStatistics(*given.shape)
+def _stats(options: Sequence[str], context: BuildContext) -> Reducer:
+    return WindowStatistics(*context.shape)
 
 
-def _sod(options: Sequence[str], given: Given) -> Reducer:
-    return SendOnDelta(options[0], *given.shape)
+def _send_on_delta(options: Sequence[str], context: BuildContext) -> Reducer:
+    return SendOnDelta(options[0], *context.shape)
 
 
-def _door(options: Sequence[str], given: Given) -> Reducer:
-    return SwingingDoor(options[0], *given.shape)
+def _swinging_door(options: Sequence[str], context: BuildContext) -> Reducer:
+    return SwingingDoor(options[0], *context.shape)
 
 
-def _zlib(options: Sequence[str], given: Given) -> Reducer:
-    return EntropyCoder(Zlib(_whole("zlib", "LEVEL", options[0]) if options else 6), given.layout, given.most_bytes)
+def _zlib(options: Sequence[str], context: BuildContext) -> Reducer:
+    return EntropyCoder(Zlib(_whole("zlib", "LEVEL", options[0]) if options else 6), context.layout, context.most_bytes)
 
 
-def _zstd(options: Sequence[str], given: Given) -> Reducer:
+def _zstd(options: Sequence[str], context: BuildContext) -> Reducer:
     compressor = Zstandard(_whole("zstd", "LEVEL", options[0]) if options else 3)
-    return EntropyCoder(compressor, given.layout, given.most_bytes)
+    return EntropyCoder(compressor, context.layout, context.most_bytes)
 
 
-def _pca(options: Sequence[str], given: Given) -> Reducer:
+def _pca(options: Sequence[str], context: BuildContext) -> Reducer:
     name = options[0]
-    length, channels = given.shape
-    return PrincipalComponents(name, read_basis(name, given.files.arrays(name), length, channels))
+    length, channels = context.shape
+    return PrincipalComponents(name, read_basis(name, context.files.arrays(name), length, channels))
 
 
-def _learned(name: str, options: Sequence[str], given: Given) -> Reducer:
-    encoder, *decoder = (given.files.model(option) for option in options)
-    return LearnedEncoder(":".join((name, *options)), encoder, decoder[0] if decoder else None, given.shape)
+def _learned(name: str, options: Sequence[str], context: BuildContext) -> Reducer:
+    encoder, *decoder = (context.files.model(option) for option in options)
+    return LearnedEncoder(":".join((name, *options)), encoder, decoder[0] if decoder else None, context.shape)
 
 
-_W, _R, _C = Takes
+_W, _R, _C = EncoderInput
 _Q8, _Q16 = partial(_range, 8), partial(_range, 16)
 
-METHODS: dict[tuple[str, int], Method] = {
-    ("none", 0): Method("none", "the window itself", _W, _identity),
-    ("paa", 1): Method("paa:PIECE", "mean of every PIECE consecutive samples", _W, _paa),
-    ("decimate", 1): Method("decimate:FACTOR", "every FACTOR-th sample behind an anti-alias filter", _W, _decimate),
-    ("stats", 0): Method("stats", "eleven statistics of each channel; no way back", _W, _stats),
-    ("pca", 1): Method("pca:FILE.npz", "principal components, fitted; pca:K is a recipe", _W, _pca),
-    ("ae", 1): Method("ae:ENC.tflite", "dense encoder, trained; ae:K is a recipe", _W, partial(_learned, "ae")),
-    ("ae", 2): Method("ae:ENC.tflite:DEC.tflite", "the same with its decoder", _W, partial(_learned, "ae")),
-    ("cae", 1): Method("cae:ENC.tflite", "convolutional encoder; cae:K is a recipe", _W, partial(_learned, "cae")),
-    ("cae", 2): Method("cae:ENC.tflite:DEC.tflite", "the same with its decoder", _W, partial(_learned, "cae")),
-    ("bottleneck", 1): Method(
+METHODS: dict[tuple[str, int], ReducerMethod] = {
+    ("none", 0): ReducerMethod("none", "the window itself", _W, _identity),
+    ("paa", 1): ReducerMethod("paa:PIECE", "mean of every PIECE consecutive samples", _W, _paa),
+    ("decimate", 1): ReducerMethod(
+        "decimate:FACTOR", "every FACTOR-th sample behind an anti-alias filter", _W, _decimate
+    ),
+    ("stats", 0): ReducerMethod("stats", "eleven statistics of each channel; no way back", _W, _stats),
+    ("pca", 1): ReducerMethod("pca:FILE.npz", "principal components, fitted; pca:K is a recipe", _W, _pca),
+    ("ae", 1): ReducerMethod("ae:ENC.tflite", "dense encoder, trained; ae:K is a recipe", _W, partial(_learned, "ae")),
+    ("ae", 2): ReducerMethod("ae:ENC.tflite:DEC.tflite", "the same with its decoder", _W, partial(_learned, "ae")),
+    ("cae", 1): ReducerMethod(
+        "cae:ENC.tflite", "convolutional encoder; cae:K is a recipe", _W, partial(_learned, "cae")
+    ),
+    ("cae", 2): ReducerMethod("cae:ENC.tflite:DEC.tflite", "the same with its decoder", _W, partial(_learned, "cae")),
+    ("bottleneck", 1): ReducerMethod(
         "bottleneck:ENC.tflite", "first slice of the classifier", _W, partial(_learned, "bottleneck")
     ),
-    ("sod", 1): Method("sod:DELTA", "samples that moved by DELTA, one for all or each channel (1,0.5,...)", _W, _sod),
-    ("door", 1): Method("door:DEVIATION", "lines within DEVIATION of every sample, for all or each channel", _W, _door),
-    ("q8", 0): Method("q8", "8 bits a value over the range of each channel in each window", _R, _Q8),
-    ("q8", 2): Method("q8:SCALE:ZERO", "int8, real = SCALE * (q - ZERO)", _R, partial(_affine, "int8")),
-    ("q16", 0): Method("q16", "16 bits a value over the range of each channel in each window", _R, _Q16),
-    ("q16", 2): Method("q16:SCALE:ZERO", "int16, real = SCALE * (q - ZERO)", _R, partial(_affine, "int16")),
-    ("u8", 2): Method("u8:SCALE:ZERO", "uint8, real = SCALE * (q - ZERO)", _R, partial(_affine, "uint8")),
-    ("zlib", 0): Method("zlib", "as zlib:6", _C, _zlib),
-    ("zlib", 1): Method("zlib:LEVEL", "the same code in fewer bytes, level 1 to 9", _C, _zlib),
-    ("zstd", 0): Method("zstd", "as zstd:3", _C, _zstd),
-    ("zstd", 1): Method("zstd:LEVEL", "the same code in fewer bytes, level 1 to 22; extra zstd", _C, _zstd),
+    ("sod", 1): ReducerMethod(
+        "sod:DELTA", "samples that moved by DELTA, one for all or each channel (1,0.5,...)", _W, _send_on_delta
+    ),
+    ("door", 1): ReducerMethod(
+        "door:DEVIATION", "lines within DEVIATION of every sample, for all or each channel", _W, _swinging_door
+    ),
+    ("q8", 0): ReducerMethod("q8", "8 bits a value over the range of each channel in each window", _R, _Q8),
+    ("q8", 2): ReducerMethod("q8:SCALE:ZERO", "int8, real = SCALE * (q - ZERO)", _R, partial(_affine, "int8")),
+    ("q16", 0): ReducerMethod("q16", "16 bits a value over the range of each channel in each window", _R, _Q16),
+    ("q16", 2): ReducerMethod("q16:SCALE:ZERO", "int16, real = SCALE * (q - ZERO)", _R, partial(_affine, "int16")),
+    ("u8", 2): ReducerMethod("u8:SCALE:ZERO", "uint8, real = SCALE * (q - ZERO)", _R, partial(_affine, "uint8")),
+    ("zlib", 0): ReducerMethod("zlib", "as zlib:6", _C, _zlib),
+    ("zlib", 1): ReducerMethod("zlib:LEVEL", "the same code in fewer bytes, level 1 to 9", _C, _zlib),
+    ("zstd", 0): ReducerMethod("zstd", "as zstd:3", _C, _zstd),
+    ("zstd", 1): ReducerMethod("zstd:LEVEL", "the same code in fewer bytes, level 1 to 22; extra zstd", _C, _zstd),
 }
 
 
@@ -144,7 +152,7 @@ def check_libraries(spec: str) -> None:
             require(f"reducer {spec!r}", "zstandard", instead=", or use zlib")
 
 
-def make_reducer(spec: str, length: int, channels: int, files: Files = NO_FILES) -> Reducer:
+def make_reducer(spec: str, length: int, channels: int, files: ReducerFiles = NO_FILES) -> Reducer:
     """Build the reducer that a text such as `none`, `paa:5` or `paa:5+q8` asks for, for windows [length, channels].
 
     `files` opens the files that fitted methods name. Raises ConfigError for an unknown method, wrong options, a recipe
@@ -152,17 +160,19 @@ def make_reducer(spec: str, length: int, channels: int, files: Files = NO_FILES)
     """
     if length < 1 or channels < 1:
         raise ConfigError(f"reducer {spec!r} for windows [{length}, {channels}], expected both to be at least 1")
-    given = Given((length, channels), Layout(0, "float32", (length, channels)), 4 * length * channels, files)
+    context = BuildContext(
+        (length, channels), CodeLayout(0, "float32", (length, channels)), 4 * length * channels, files
+    )
     reducers: list[Reducer] = []
     for part in parse_spec(spec):
         method = _find(spec, part)
         if reducers:
-            given = _hand_on(spec, reducers[-1], part, method.takes, files)
-        reducers.append(method.build(part.options, given))
+            context = _next_context(spec, reducers[-1], part, method.takes, files)
+        reducers.append(method.build(part.options, context))
     return reducers[0] if len(reducers) == 1 else Chain(reducers)
 
 
-def _find(spec: str, part: Part) -> Method:
+def _find(spec: str, part: MethodSpec) -> ReducerMethod:
     if part.is_recipe:
         raise ConfigError(
             f"reducer {spec!r}: {part} is a recipe that is yet to be fitted; train with it (har-edge train --help), "
@@ -175,13 +185,15 @@ def _find(spec: str, part: Part) -> Method:
     return method
 
 
-def _hand_on(spec: str, before: Reducer, part: Part, takes: Takes, files: Files) -> Given:
+def _next_context(
+    spec: str, before: Reducer, part: MethodSpec, takes: EncoderInput, files: ReducerFiles
+) -> BuildContext:
     """Return what the code of one method is to the next; ConfigError where that one cannot take it."""
     shape = tuple(size for size in before.code_shape if size is not None)
     fits = {
-        Takes.WINDOWS: len(shape) == 2 and before.code_dtype == "float32",
-        Takes.REALS: len(shape) in (1, 2) and before.code_dtype == "float32",
-        Takes.CODES: not isinstance(before, EntropyCoder),
+        EncoderInput.WINDOWS: len(shape) == 2 and before.code_dtype == "float32",
+        EncoderInput.REALS: len(shape) in (1, 2) and before.code_dtype == "float32",
+        EncoderInput.CODES: not isinstance(before, EntropyCoder),
     }
     if not fits[takes]:
         sizes = ", ".join("any" if size is None else str(size) for size in before.code_shape)
@@ -189,9 +201,11 @@ def _hand_on(spec: str, before: Reducer, part: Part, takes: Takes, files: Files)
             f"reducer {spec!r}: {part} cannot follow {before.spec}, whose code is {before.code_dtype} [{sizes}], "
             f"expected {takes.value}; put it first, or leave it out"
         )
-    layout = Layout(0, before.code_dtype, shape) if len(shape) == len(before.code_shape) else None
+    layout = CodeLayout(0, before.code_dtype, shape) if len(shape) == len(before.code_shape) else None
     # Only the quantisers by range put something else before the values.
-    return Given(shape, before.layout if isinstance(before, RangeQuantizer) else layout, before.most_bytes, files)
+    return BuildContext(
+        shape, before.layout if isinstance(before, RangeQuantizer) else layout, before.most_bytes, files
+    )
 
 
 def _whole(name: str, option: str, text: str) -> int:

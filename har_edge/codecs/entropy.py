@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from har_edge.codecs.checks import check_code, check_window
-from har_edge.codecs.reducer import Code, Layout
+from har_edge.codecs.reducer import Code, CodeLayout
 from har_edge.data.recording import Samples
 from har_edge.errors import DataError, MessageError
 
@@ -46,7 +46,7 @@ class EntropyCoder:
     code_scale, code_zero = 0.0, 0
     restores, is_coding = True, True
 
-    def __init__(self, compressor: Compressor, layout: Layout | None, most: int) -> None:
+    def __init__(self, compressor: Compressor, layout: CodeLayout | None, most: int) -> None:
         """Build for fixed codes laid out so, or with no layout for uint8 [bytes], of at most `most` bytes."""
         self.spec = compressor.spec
         self._compressor = compressor
@@ -93,11 +93,11 @@ class EntropyCoder:
         return values
 
 
-def _differs(layout: Layout) -> bool:
+def _differs(layout: CodeLayout) -> bool:
     return len(layout.shape) == 2 and np.dtype(layout.dtype).kind in "iu"
 
 
-def _arrange(code: Code, layout: Layout) -> bytes:
+def _arrange(code: Code, layout: CodeLayout) -> bytes:
     flat = np.ascontiguousarray(code).reshape(-1).view(np.uint8)
     dtype = np.dtype(layout.dtype).newbyteorder("<")
     values = flat[layout.head :].view(dtype).reshape(layout.shape)
@@ -108,7 +108,7 @@ def _arrange(code: Code, layout: Layout) -> bytes:
     return bytes(flat[: layout.head]) + planes.tobytes()
 
 
-def _rearrange(text: bytes, layout: Layout) -> Code:
+def _rearrange(text: bytes, layout: CodeLayout) -> Code:
     """Undo `_arrange`."""
     dtype = np.dtype(layout.dtype).newbyteorder("<")
     planes = np.frombuffer(text, np.uint8, offset=layout.head).reshape(dtype.itemsize, -1)

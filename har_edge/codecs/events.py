@@ -20,7 +20,7 @@ _MOST_LEVEL = 2.0**31
 
 
 @dataclass(frozen=True, slots=True)
-class Track:
+class EventTrack:
     """The events of one channel: sample numbers, ascending from 1, and the rise at each in whole steps."""
 
     places: Sequence[int] | _Whole
@@ -55,7 +55,7 @@ def most_bytes(length: int, channels: int) -> int:
     return channels * (4 + _LONGEST * (2 * length - 1))
 
 
-def write_events(window: Samples, tracks: Sequence[Track]) -> Code:
+def write_events(window: Samples, tracks: Sequence[EventTrack]) -> Code:
     """Return the code, uint8 [bytes]: the first sample of each channel (float32, little-endian), then whole numbers.
 
     The numbers of each channel follow one another: how many events; for each the samples since the one before it (the
@@ -72,7 +72,7 @@ def write_events(window: Samples, tracks: Sequence[Track]) -> Code:
     return np.concatenate([head, _write_varints(np.array(numbers, np.int64))])
 
 
-def read_events(spec: str, code: Code, length: int, channels: int) -> tuple[Samples, list[Track]]:
+def read_events(spec: str, code: Code, length: int, channels: int) -> tuple[Samples, list[EventTrack]]:
     """Return the first sample and the events of each channel; MessageError for what `write_events` did not write.
 
     What is allocated is bounded by the bytes that came, not by numbers in them.
@@ -98,7 +98,7 @@ def read_events(spec: str, code: Code, length: int, channels: int) -> tuple[Samp
         gaps, zigzag = numbers[at + 1 : at + 1 + count], numbers[at + 1 + count : stop]
         if (gaps < 1).any() or (gaps >= length).any() or gaps.sum() >= length:
             raise MessageError(f"reducer {spec}: code has events outside 1 to {length - 1} in channel {channel}")
-        tracks.append(Track(np.cumsum(gaps), (zigzag >> 1) ^ -(zigzag & 1)))
+        tracks.append(EventTrack(np.cumsum(gaps), (zigzag >> 1) ^ -(zigzag & 1)))
         at = stop
     if at != len(numbers):
         raise MessageError(f"reducer {spec}: code has {len(numbers)} numbers, expected {at} as its counts say")

@@ -9,7 +9,7 @@ from har_edge.codecs.reducer import Code
 from har_edge.errors import ConfigError
 
 
-class Codec(Protocol):
+class TensorCodec(Protocol):
     """A model with one input and one output that runs one window at a time; shapes leave the batch dimension off.
 
     real = scale * (value - zero) where a dtype is an integer; scale is 0 where it is not.
@@ -55,13 +55,13 @@ class Codec(Protocol):
         """Run the model on one window, without the batch dimension."""
 
 
-class Files(Protocol):
+class ReducerFiles(Protocol):
     """Opens the files of fitted reducers; it checks hashes and sizes, and refuses with ConfigError or ModelError."""
 
     def arrays(self, name: str) -> Mapping[str, Code]:
         """Return the arrays of an .npz, read with allow_pickle=False."""
 
-    def model(self, name: str) -> Codec:
+    def model(self, name: str) -> TensorCodec:
         """Return a .tflite ready to run."""
 
 
@@ -69,7 +69,7 @@ class _NoFiles:
     def arrays(self, name: str) -> Mapping[str, Code]:
         raise self._refusal(name)
 
-    def model(self, name: str) -> Codec:
+    def model(self, name: str) -> TensorCodec:
         raise self._refusal(name)
 
     def _refusal(self, name: str) -> ConfigError:
@@ -79,4 +79,4 @@ class _NoFiles:
         )
 
 
-NO_FILES: Files = _NoFiles()
+NO_FILES: ReducerFiles = _NoFiles()

@@ -9,7 +9,7 @@ from har_edge.codecs.reducer import Code
 from har_edge.data.recording import Samples
 
 
-class Identity:
+class IdentityReducer:
     """Passes windows through; the baseline of every other method."""
 
     spec = "none"

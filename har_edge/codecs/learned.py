@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from har_edge.codecs.checks import check_code, check_window, refuse_decoding
-from har_edge.codecs.files import Codec
+from har_edge.codecs.files import TensorCodec
 from har_edge.codecs.quantize import AffineQuantizer
 from har_edge.codecs.reducer import Code
 from har_edge.data.recording import Samples
@@ -46,7 +46,7 @@ class LearnedEncoder:
 
     is_coding = False
 
-    def __init__(self, spec: str, encoder: Codec, decoder: Codec | None, shape: tuple[int, ...]) -> None:
+    def __init__(self, spec: str, encoder: TensorCodec, decoder: TensorCodec | None, shape: tuple[int, ...]) -> None:
         """Build for windows float32 [L, C] of this shape; ConfigError where a model does not fit them or the other."""
         self.spec = spec
         self.restores = decoder is not None
@@ -99,11 +99,11 @@ class LearnedEncoder:
         return window
 
 
-def _input(spec: str, role: str, codec: Codec) -> _Port:
+def _input(spec: str, role: str, codec: TensorCodec) -> _Port:
     return _make_port(spec, role, codec.input_shape, codec.input_dtype, codec.input_scale, codec.input_zero)
 
 
-def _output(spec: str, role: str, codec: Codec) -> _Port:
+def _output(spec: str, role: str, codec: TensorCodec) -> _Port:
     return _make_port(spec, role, codec.output_shape, codec.output_dtype, codec.output_scale, codec.output_zero)
 
 

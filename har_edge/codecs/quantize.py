@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.codecs.checks import check_code, check_window, to_float32
-from har_edge.codecs.reducer import Code, Layout
+from har_edge.codecs.reducer import Code, CodeLayout
 from har_edge.data.recording import Samples
 from har_edge.errors import ConfigError, MessageError
 
@@ -34,7 +34,7 @@ class RangeQuantizer:
         self._head = 8 * self._rows[1]
         values = self._rows[0] * self._rows[1]
         self.code_shape: tuple[int] = (self._head + values * bits // 8,)
-        self.layout = Layout(self._head, self._levels.name, shape)
+        self.layout = CodeLayout(self._head, self._levels.name, shape)
         self.most_bytes = self.code_shape[0]
         self.operations = 6 * values  # compare with the least, the largest and the top; subtract, divide, round
 

@@ -13,7 +13,7 @@ Code = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class CodeLayout:
     """Where the values of a fixed code stand: after `head` bytes, an array of this dtype and shape."""
 
     head: int

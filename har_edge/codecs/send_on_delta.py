@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from har_edge.codecs.checks import check_window, to_float32
-from har_edge.codecs.events import Track, count_steps, most_bytes, read_events, read_steps, write_events
+from har_edge.codecs.events import EventTrack, count_steps, most_bytes, read_events, read_steps, write_events
 from har_edge.codecs.reducer import Code
 from har_edge.data.recording import Samples
 
@@ -37,7 +37,7 @@ class SendOnDelta:
         """Return the code, uint8 [bytes]; DataError for another shape or dtype, not finite, or over 2^31 steps."""
         check_window(self.spec, window, self.feature_shape)
         levels = count_steps(self.spec, window, self._deltas)
-        return write_events(window, [_watch(row) for row in levels.tolist()])
+        return write_events(window, [_sample_levels(row) for row in levels.tolist()])
 
     def features(self, code: Code) -> Samples:
         """Return the restored window, as `decode` does."""
@@ -53,7 +53,7 @@ class SendOnDelta:
         return to_float32(first + self._deltas * rises.cumsum(axis=0))
 
 
-def _watch(levels: list[float]) -> Track:
+def _sample_levels(levels: list[float]) -> EventTrack:
     """Return the events of one channel, whose samples are in units of delta above the first."""
     places, rises, sent = [], [], 0
     for place, level in enumerate(levels):
@@ -62,4 +62,4 @@ def _watch(levels: list[float]) -> Track:
             sent += rise
             places.append(place)
             rises.append(rise)
-    return Track(places, rises)
+    return EventTrack(places, rises)

@@ -13,7 +13,7 @@ _OPTION = re.compile(r"[A-Za-z0-9_.,+-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MethodSpec:
     """One method of a specification, with the texts of its options."""
 
     method: str
@@ -33,7 +33,7 @@ class Part:
         return self.options if self.method in FITTED and not self.is_recipe else ()
 
 
-def parse_spec(spec: str) -> tuple[Part, ...]:
+def parse_spec(spec: str) -> tuple[MethodSpec, ...]:
     """Take a text such as `paa:5+q8` apart; ConfigError for an empty method or option, or a file outside its folder.
 
     Says nothing about whether there are such methods, and whether they fit each other: `make_reducer` does.
@@ -48,7 +48,7 @@ def parse_spec(spec: str) -> tuple[Part, ...]:
                     f"reducer {spec!r}: {option!r} in {text.strip()!r} is no method or option, expected "
                     "METHOD[:OPTION...][+METHOD...] of letters, digits, '_', '-', ',', '.'; name files without folders"
                 )
-        parts.append(Part(method, tuple(options)))
+        parts.append(MethodSpec(method, tuple(options)))
     return tuple(parts)
 
 

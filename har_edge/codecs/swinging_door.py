@@ -7,7 +7,7 @@ from math import ceil, floor, inf
 import numpy as np
 
 from har_edge.codecs.checks import check_window, to_float32
-from har_edge.codecs.events import Track, count_steps, most_bytes, read_events, read_steps, write_events
+from har_edge.codecs.events import EventTrack, count_steps, most_bytes, read_events, read_steps, write_events
 from har_edge.codecs.reducer import Code
 from har_edge.data.recording import Samples
 
@@ -43,7 +43,7 @@ class SwingingDoor:
         """Return the code, uint8 [bytes]; DataError for another shape or dtype, not finite, or over 2^31 steps."""
         check_window(self.spec, window, self.feature_shape)
         levels = count_steps(self.spec, window, self._steps)
-        return write_events(window, [_swing(row) for row in levels.tolist()])
+        return write_events(window, [_compress_channel(row) for row in levels.tolist()])
 
     def features(self, code: Code) -> Samples:
         """Return the restored window, as `decode` does."""
@@ -60,7 +60,7 @@ class SwingingDoor:
         return to_float32(first + self._steps * levels)
 
 
-def _swing(levels: list[float]) -> Track:
+def _compress_channel(levels: list[float]) -> EventTrack:
     """Return the ends of the lines of one channel, whose samples are in steps above the first."""
     places: list[int] = []
     rises: list[int] = []
@@ -83,7 +83,7 @@ def _swing(levels: list[float]) -> Track:
         run = len(levels) - 1 - start
         places.append(len(levels) - 1)
         rises.append(_between(least * run, most * run))
-    return Track(places, rises)
+    return EventTrack(places, rises)
 
 
 def _between(least: float, most: float) -> int:

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from har_edge.config.answer import check_answer
+from har_edge.config.classifier_output import check_classifier_output
 from har_edge.config.task import SourceInput, StateRule, StreamTask, Task, describe
 from har_edge.config.wiring import Wiring, find_wiring, is_batched
 from har_edge.data.description import StreamDescription
@@ -154,7 +154,7 @@ def load_pipeline(path: Path) -> Pipeline:
     return _assemble(file, None)
 
 
-def keeps(folder: Path, manifest: SliceManifest, task: Task | None) -> bool:
+def keep_existing(folder: Path, manifest: SliceManifest, task: Task | None) -> bool:
     """Tell whether `folder` holds a pipeline file; it is a person's, and stays when slices are cut anew.
 
     `manifest` is that of the slices to come, `task` what is known of their model. Raises ConfigError when the file
@@ -180,7 +180,7 @@ def _unfit(reason: str) -> ConfigError:
     )
 
 
-def epoch_of(manifest: SliceManifest) -> int:
+def generation_id(manifest: SliceManifest) -> int:
     """Return the epoch of slices: from the model's hash and the cuts, 1 to 2^31 - 1.
 
     So stages of another model, or of another cut of this one, never take each other's activations.
@@ -227,7 +227,7 @@ def _assemble(file: Path, manifest: SliceManifest | None) -> Pipeline:
     config, has_epoch = _read(file)
     manifest = manifest or load_manifest(file.parent / config.slices)
     if not has_epoch:
-        config = msgspec.structs.replace(config, epoch=epoch_of(manifest))
+        config = msgspec.structs.replace(config, epoch=generation_id(manifest))
     return assemble(config, manifest, file)
 
 
@@ -283,7 +283,7 @@ def _check_task(pipeline: Pipeline, file: Path) -> None:
     for entry in pipeline.manifest.slices:
         for spec in entry.outputs:
             if spec.name == task.output:
-                check_answer(spec, len(task.labels), str(file))
+                check_classifier_output(spec, len(task.labels), str(file))
     if not math.isclose(task.stream.rate_hz, pipeline.stream.rate_hz):
         raise ConfigError(
             f"{file}: the model was trained at {task.stream.rate_hz} Hz, but {task.stream.description} runs at "

@@ -34,7 +34,7 @@ from har_edge.protocol.deployment import Generation, Placement
 from har_edge.runtime.node.capabilities import measure_speed
 from har_edge.runtime.profiling import Watch, make_profile, measure_memory, time_model
 from har_edge.runtime.slicing import even_stages
-from har_edge.tflite.folder import outline
+from har_edge.tflite.folder import make_manifest
 from har_edge.tflite.manifest import SliceManifest
 from har_edge.tflite.model import Model
 from har_edge.tflite.slices import slice_model, write_slice
@@ -184,7 +184,7 @@ class Planner:
         if known is not None:
             return known
         slices = slice_model(self.model, cuts)
-        draft = outline(self.model, slices, wire=self.wire)
+        draft = make_manifest(self.model, slices, wire=self.wire)
         contents, entries = {}, []
         for piece, entry in zip(slices, draft.slices, strict=True):
             content = bytes(write_slice(self.model, piece))

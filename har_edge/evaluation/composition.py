@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy.typing as npt
 
-from har_edge.config.state import starts_fresh
+from har_edge.config.model_state import starts_fresh
 from har_edge.config.task import Task
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter, Port, load_slice
 from har_edge.inference.load_check import default_check
-from har_edge.inference.observe import open_model
+from har_edge.inference.tensor_observation import open_model
 from har_edge.tflite.manifest import SliceManifest, load_manifest
 from har_edge.tflite.model import read_model
 from har_edge.tflite.ports import check_ports

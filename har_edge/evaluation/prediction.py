@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.codecs.files import NO_FILES, Files
+from har_edge.codecs.files import NO_FILES, ReducerFiles
 from har_edge.codecs.packing import pack
-from har_edge.config.answer import INDICES, read_answers
+from har_edge.config.classifier_output import INDICES, read_classes
 from har_edge.config.task import Task
 from har_edge.data.recording import Recording, Window
 from har_edge.data.windows import windows
 from har_edge.errors import MessageError, ModelError
-from har_edge.inference.absent import absent
-from har_edge.inference.feed import make_feed
+from har_edge.inference.input_adapter import make_input_adapter
 from har_edge.inference.interpreter import Port
+from har_edge.inference.missing_input import missing_input
 from har_edge.inference.saturation import Saturation, range_of, range_taken
 
 Array = npt.NDArray[Any]
@@ -62,7 +62,7 @@ class Classifier:
         task: Task,
         *,
         channels: Mapping[str, int] | None = None,
-        files: Files = NO_FILES,
+        files: ReducerFiles = NO_FILES,
         watch: bool = False,
     ) -> None:
         self._run = run
@@ -87,8 +87,8 @@ class Classifier:
                 self._sent[source] = Saturation(source, f"reducer {reducer.spec!r}", sent)
             if watch and entered is not None:
                 self._entered[source] = Saturation(source, f"input {port.name!r}", entered)
-            feed = make_feed(source, reducer, port, length, width, self._entered.get(source))
-            self._encoders[source] = (port, reducer, feed)
+            adapt = make_input_adapter(source, reducer, port, length, width, self._entered.get(source))
+            self._encoders[source] = (port, reducer, adapt)
 
     @property
     def saturations(self) -> list[Saturation]:
@@ -103,10 +103,10 @@ class Classifier:
         for source in self._sent.keys() - missing:
             self._sent[source].note(window.samples[source])
         values = {
-            port.name: absent(port, 1)
+            port.name: missing_input(port, 1)
             if source in missing
-            else feed(pack(reducer, [reducer.encode(window.samples[source])]))
-            for source, (port, reducer, feed) in self._encoders.items()
+            else adapt(pack(reducer, [reducer.encode(window.samples[source])]))
+            for source, (port, reducer, adapt) in self._encoders.items()
         }
         scores = self._run(values)[self._task.output].reshape(-1)
         truth = None if window.label is None else self._classes.get(window.label)
@@ -114,7 +114,7 @@ class Classifier:
 
     def _answer(self, window: Window, scores: Array) -> int:
         try:
-            (answer,), best = read_answers(scores, 1, len(self._task.labels))
+            (answer,), best = read_classes(scores, 1, len(self._task.labels))
         except MessageError as error:
             raise ModelError(f"output {self._task.output!r} of the model: {error}") from None
         if best is not None and not np.isfinite(best).all():

@@ -15,7 +15,7 @@ from har_edge.experiments.emulation import Pace, run_stages
 from har_edge.experiments.model_under_test import ModelUnderTest, cut_model, make_windows
 from har_edge.experiments.rows import Row, append_row, read_rows
 from har_edge.experiments.timing import time_on_devices
-from har_edge.inference.observe import open_model
+from har_edge.inference.tensor_observation import open_model
 from har_edge.mqtt.address import read_address
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import open_bus

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from har_edge.errors import MessageError, ModelError
 from har_edge.files import MAX_MODEL_BYTES, open_regular, read_regular
-from har_edge.inference.wheels import missing, read_host
+from har_edge.inference.wheels import missing, read_platform
 
 try:
     from ai_edge_litert.interpreter import Interpreter as _Runtime
@@ -28,7 +28,7 @@ except ImportError:  # 32-bit Raspberry Pi OS has wheels of tflite_runtime only
         from tflite_runtime.interpreter import Interpreter as _Runtime
         from tflite_runtime.interpreter import OpResolverType as _Kernels
     except ImportError as error:
-        raise ModelError(missing(read_host(), str(error))) from error
+        raise ModelError(missing(read_platform(), str(error))) from error
 
 Array = NDArray[Any]
 _PACKAGE = sys.modules[_Runtime.__module__.partition(".")[0]]

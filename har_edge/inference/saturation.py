@@ -28,7 +28,7 @@ NODE_EVERY = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class QuantizedRange:
     """The real values that an integer type stands for by a scale and a zero point, from `low` to `high`."""
 
     dtype: str
@@ -36,7 +36,7 @@ class Range:
     high: float
 
     @classmethod
-    def of(cls, dtype: str, scale: float, zero: int) -> Range:
+    def of(cls, dtype: str, scale: float, zero: int) -> QuantizedRange:
         """Return the range of a quantised tensor (real = scale * (q - zero))."""
         limits = np.iinfo(dtype)
         return cls(dtype, scale * (limits.min - zero), scale * (limits.max - zero))
@@ -48,12 +48,12 @@ class Range:
         return (self.high - self.low) / (int(limits.max) - int(limits.min))
 
 
-def range_of(dtype: str, scale: float, zero: int) -> Range | None:
+def range_of(dtype: str, scale: float, zero: int) -> QuantizedRange | None:
     """Return the range of an input of a model; None where it has no scale, or one that windows do not enter by."""
-    return Range.of(dtype, scale, zero) if dtype in QUANTISED and scale > 0 else None
+    return QuantizedRange.of(dtype, scale, zero) if dtype in QUANTISED and scale > 0 else None
 
 
-def range_taken(reducer: Reducer) -> Range | None:
+def range_taken(reducer: Reducer) -> QuantizedRange | None:
     """Return the range that a reducer takes windows in where it quantises them by a fixed one; None where it does not.
 
     Only the first method of a chain is told about: what comes to the others are no windows.
@@ -62,7 +62,7 @@ def range_taken(reducer: Reducer) -> Range | None:
         return range_taken(reducer.first)
     quantizer = reducer.enters if isinstance(reducer, LearnedEncoder) else reducer
     if isinstance(quantizer, AffineQuantizer):
-        return Range.of(quantizer.code_dtype, quantizer.code_scale, quantizer.code_zero)
+        return QuantizedRange.of(quantizer.code_dtype, quantizer.code_scale, quantizer.code_zero)
     return None
 
 
@@ -75,7 +75,7 @@ class Saturation:
 
     source: str
     taker: str
-    range: Range
+    range: QuantizedRange
     every: int = 1
     values: int = 0
     beyond: int = 0

@@ -25,7 +25,7 @@ _INSTEAD = "use a 64-bit Debian, Ubuntu or Raspberry Pi OS of 2023 or later (doc
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class Platform:
     """What decides which wheels fit: the kernel's machine, the interpreter's bits and version, the C library."""
 
     system: str
@@ -35,26 +35,26 @@ class Host:
     libc: tuple[str, str]
 
 
-def read_host() -> Host:
+def read_platform() -> Platform:
     """Return the host of this interpreter."""
-    return Host(
+    return Platform(
         platform.system(), platform.machine(), 8 * struct.calcsize("P"), sys.version_info[:2], platform.libc_ver()
     )
 
 
-def wheel_machine(host: Host) -> str:
+def wheel_machine(host: Platform) -> str:
     """Return the machine whose wheels pip takes: that of the interpreter, not of the kernel."""
     if host.system == "Linux" and host.bits == 32:
         return {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(host.machine, host.machine)
     return host.machine
 
 
-def runtime_for(host: Host) -> str:
+def runtime_for(host: Platform) -> str:
     """Return the name of the runtime for this host; see `refusal` for whether it can be had."""
     return TFLITE if host.system == "Linux" and wheel_machine(host) == "armv7l" else LITERT
 
 
-def refusal(host: Host) -> str | None:
+def refusal(host: Platform) -> str | None:
     """Return why no runtime can be installed here, and what to do; None where one can."""
     machine = wheel_machine(host)
     came = f"{host.bits}-bit Python {host.python[0]}.{host.python[1]} for {machine} on {host.system}"
@@ -104,7 +104,7 @@ def _read_package(packages: tuple[str, ...]) -> str:
     return packages[0]
 
 
-def missing(host: Host, error: str) -> str:
+def missing(host: Platform, error: str) -> str:
     """Return what to say where no runtime could be imported: why, and what to do."""
     reason = refusal(host)
     if reason is not None:
@@ -113,7 +113,7 @@ def missing(host: Host, error: str) -> str:
     return f"there is no runtime for slices here ({error}); for this interpreter: pip install {needed}"
 
 
-def settle(requirements: list[str], machine: str) -> list[str]:
+def resolve_requirements(requirements: list[str], machine: str) -> list[str]:
     """Return the requirements of one machine: those of others are left out, and the markers that asked for it too."""
     from packaging.requirements import Requirement  # there when something is built, and not on a device
 

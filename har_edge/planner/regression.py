@@ -12,7 +12,7 @@ import numpy as np
 from har_edge.errors import ModelError
 from har_edge.planner.problem import Floats
 from har_edge.planner.profile import Fit, OperatorWork, Profile, SegmentCost
-from har_edge.tflite.cuts import trace
+from har_edge.tflite.cuts import trace_dataflow
 from har_edge.tflite.model import Model, Operator
 from har_edge.tflite.operations import count_operations
 
@@ -42,7 +42,7 @@ class Regression:
 
 def work_of(model: Model, start: int, stop: int) -> tuple[OperatorWork, ...]:
     """Return the work of operators [start, stop), by kind; what only prepares constants is done once and left out."""
-    graph, folded = model.main, trace(model).folded
+    graph, folded = model.main, trace_dataflow(model).folded
     found: dict[str, list[int]] = {}
     for operator in graph.operators[start:stop]:
         if operator.index in folded:

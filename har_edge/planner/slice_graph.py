@@ -14,7 +14,7 @@ import numpy as np
 
 from har_edge.planner.devices import SensorMessages
 from har_edge.planner.problem import Ints
-from har_edge.tflite.cuts import trace
+from har_edge.tflite.cuts import trace_dataflow
 from har_edge.tflite.model import Model
 
 RESULT_BYTES = 256  # the JSON of one result
@@ -151,7 +151,7 @@ def _assemble(
 
 def _values(model: Model, bounds: Sequence[int]) -> list[_Value]:
     """Return the tensors that some segment needs from a source or from an earlier segment."""
-    graph, flow = model.main, trace(model)
+    graph, flow = model.main, trace_dataflow(model)
     segment = {operator: i for i in range(len(bounds) - 1) for operator in range(bounds[i], bounds[i + 1])}
     readers: dict[int, set[int]] = {}
     for operator in graph.operators:
@@ -174,7 +174,7 @@ def _values(model: Model, bounds: Sequence[int]) -> list[_Value]:
 
 def _answers(model: Model) -> list[int]:
     """Return the operators that make an output of the model."""
-    flow = trace(model)
+    flow = trace_dataflow(model)
     return [flow.maker[index] for index in model.main.outputs if index in flow.maker]
 
 
@@ -208,7 +208,7 @@ def tensor_bytes(model: Model, bounds: Sequence[int]) -> Ints:
 
 def _alive(model: Model) -> list[int]:
     """Return the bytes of the tensors that are alive while each operator runs."""
-    graph, flow, n = model.main, trace(model), len(model.main.operators)
+    graph, flow, n = model.main, trace_dataflow(model), len(model.main.operators)
     change = np.zeros(n + 1, np.int64)
     for tensor in graph.tensors:
         first = 0 if tensor.index in graph.inputs else flow.maker.get(tensor.index, -1)

@@ -15,10 +15,10 @@ import msgspec
 import numpy as np
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.codecs.files import Files
+from har_edge.codecs.files import ReducerFiles
 from har_edge.codecs.reducer import Reducer
+from har_edge.config.model_state import starts_fresh
 from har_edge.config.pipeline import Pipeline, PipelineConfig
-from har_edge.config.state import starts_fresh
 from har_edge.config.task import Task, with_reducers
 from har_edge.config.wiring import Wiring
 from har_edge.data.recording import Recording
@@ -26,9 +26,9 @@ from har_edge.data.replay import replay
 from har_edge.data.windows import windows
 from har_edge.errors import ConfigError, MessageError
 from har_edge.inference.codecs import FolderFiles
-from har_edge.inference.feed import choose_way, make_feed, window_shape
+from har_edge.inference.input_adapter import choose_input_form, make_input_adapter, window_shape
 from har_edge.inference.load_check import LoadCheck, default_check
-from har_edge.inference.saturation import NODE_EVERY, Range, Saturation, range_of, range_taken
+from har_edge.inference.saturation import NODE_EVERY, QuantizedRange, Saturation, range_of, range_taken
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.sensor.send_policy import Batch
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
@@ -36,7 +36,7 @@ from har_edge.runtime.stage.stage import Stage, StageSetup
 from har_edge.tflite.manifest import QUANTISED
 
 if TYPE_CHECKING:
-    from har_edge.inference.feed import Feed
+    from har_edge.inference.input_adapter import InputAdapter
     from har_edge.inference.interpreter import Interpreter, Port
 
 _log = logging.getLogger(__name__)
@@ -76,14 +76,14 @@ def reducer_of(pipeline: Pipeline, source: str) -> Reducer:
     )
 
 
-def open_reducer(task: Task, source: str, channels: int, shape: Sequence[int], files: Files) -> Reducer:
+def open_reducer(task: Task, source: str, channels: int, shape: Sequence[int], files: ReducerFiles) -> Reducer:
     """Return the reducer of a source with so many channels, which enters an input of this shape; see `reducer_of`."""
     enters, length = task.inputs[source], task.stream.length
     try:
         reducer = make_reducer(enters.reducer, length, channels, files)
     except ConfigError as error:
         raise ConfigError(f"source {source!r}: {error}") from None
-    choose_way(source, reducer, enters.tensor, window_shape(tuple(shape)), length, channels)
+    choose_input_form(source, reducer, enters.tensor, window_shape(tuple(shape)), length, channels)
     return reducer
 
 
@@ -177,11 +177,11 @@ def _saturations(ports: Mapping[str, Port]) -> dict[str, Saturation]:
     }
 
 
-def _feeds(pipeline: Pipeline, ports: Mapping[str, Port], watched: Mapping[str, Saturation]) -> dict[str, Feed]:
+def _feeds(pipeline: Pipeline, ports: Mapping[str, Port], watched: Mapping[str, Saturation]) -> dict[str, InputAdapter]:
     """Return how the codes of each source enter its input."""
     length = pipeline.task.stream.length
     return {
-        source: make_feed(
+        source: make_input_adapter(
             source, reducer_of(pipeline, source), port, length, pipeline.channels(source), watched.get(source)
         )
         for source, port in ports.items()
@@ -262,7 +262,7 @@ def _watched(pipeline: Pipeline, reducers: Mapping[str, Reducer], *, look: bool)
             yield Saturation(source, taker, found, NODE_EVERY)
 
 
-def _range_of(pipeline: Pipeline, tensor: str) -> Range | None:
+def _range_of(pipeline: Pipeline, tensor: str) -> QuantizedRange | None:
     """Return the range of a quantised input, by the slice's file; None where it has none, or the file is not here."""
     from har_edge.tflite.model import read_model
 

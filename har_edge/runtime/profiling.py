@@ -21,17 +21,17 @@ from har_edge.config.wiring import Wiring
 from har_edge.errors import BrokerError, MessageError, ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.load_check import default_check
-from har_edge.inference.measure import (
+from har_edge.inference.sampling import sample
+from har_edge.inference.segment_timing import (
     REPEATS,
     ROUNDS,
     Segment,
+    fastest_times,
     measure_segments,
     overhead_s,
-    quickest,
     segment_bounds,
     time_whole,
 )
-from har_edge.inference.sampling import sample
 from har_edge.mqtt.bus import Bus, OnOutcome, PublishOutcome
 from har_edge.mqtt.link_benchmark import SMALL, benchmark_link
 from har_edge.planner.profile import VERSION, LinkCost, MemoryCost, MessageCost, Profile
@@ -97,7 +97,7 @@ def time_model(
         whole = time_whole(model, repeats=repeats, threads=threads, clock=clock, delegate=chosen)
     except ModelError as error:
         remarks.append(str(error))
-    measured = quickest(measured)
+    measured = fastest_times(measured)
     if len(measured) == len(bounds) - 1 and whole is not None:
         each = overhead_s(measured, whole)
     else:

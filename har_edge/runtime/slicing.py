@@ -9,8 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from har_edge.codecs.spec import file_names
+from har_edge.config.model_state import starts_fresh
 from har_edge.config.pipeline import FILE_NAME, BrokerConfig, Pipeline, load_pipeline, write_pipeline
-from har_edge.config.state import starts_fresh
 from har_edge.config.task import Task, describe, find_description, with_hashes, with_reducers
 from har_edge.data.description import load_description
 from har_edge.data.grouping import regroup
@@ -18,16 +18,16 @@ from har_edge.errors import ConfigError
 from har_edge.inference.codecs import FolderFiles, hash_file
 from har_edge.inference.interpreter import Delegate
 from har_edge.inference.load_check import default_check
-from har_edge.inference.measure import (
+from har_edge.inference.segment_timing import (
     ROUNDS,
     Segment,
+    fastest_times,
     measure_segments,
     overhead_s,
-    quickest,
     segment_bounds,
     time_whole,
 )
-from har_edge.inference.observe import open_model
+from har_edge.inference.tensor_observation import open_model
 from har_edge.planner.devices import DeviceClass, PlannerDevice, SensorMessages
 from har_edge.planner.partition import balance
 from har_edge.planner.plan import Objective, make_plan, make_planning_problem
@@ -73,7 +73,7 @@ def plan_cuts(
     balance([1.0] * total, stages, [0] * (total - 1))  # too many stages: say so before measuring
     chosen = Delegate(delegate or Delegate.XNNPACK)
     default_check()(model.data, model.name, chosen.value)
-    segments = quickest(watch(measure_segments(model, threads=threads, delegate=chosen), ROUNDS * total))
+    segments = fastest_times(watch(measure_segments(model, threads=threads, delegate=chosen), ROUNDS * total))
     whole_s = time_whole(model, threads=threads, delegate=chosen)
     return even_stages(model, segments, overhead_s(segments, whole_s), stages)
 

@@ -18,7 +18,7 @@ from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol import wire
 from har_edge.protocol.topics import ALL_SOURCES, Topics
 from har_edge.runtime.stage.stage import Stage, StageSetup
-from har_edge.tflite.folder import outline
+from har_edge.tflite.folder import make_manifest
 from har_edge.tflite.manifest import NEWEST_WIRE, SliceManifest
 from har_edge.tflite.model import Model
 from har_edge.tflite.slices import Slice, slice_model, write_slice, write_whole
@@ -118,7 +118,7 @@ def _difference(
     wire_version: int,
 ) -> str | None:
     try:
-        line = _Line(model, outline(model, pieces, wire=wire_version))
+        line = _Line(model, make_manifest(model, pieces, wire=wire_version))
     except HarEdgeError as error:
         return str(error)
     runs = [run for run in expected if run.count == 1 or line.batched]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from har_edge.errors import ConfigError
-from har_edge.service.render import Role, Service, is_own
+from har_edge.service.render import Service, ServiceRole, is_own
 
 UNIT_MODE, ENVIRONMENT_MODE = 0o644, 0o600
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class ServicePaths:
     """The folder of unit files, and that of environment files."""
 
     units: Path
@@ -28,19 +28,19 @@ class Places:
         return self.environments / service.environment
 
 
-def system_places(root: Path = Path("/")) -> Places:
+def system_paths(root: Path = Path("/")) -> ServicePaths:
     """Return where services of the system are, below `root` where an image of another machine is prepared."""
-    return Places(root / "etc/systemd/system", root / "etc/har-edge")
+    return ServicePaths(root / "etc/systemd/system", root / "etc/har-edge")
 
 
-def user_places() -> Places:
+def user_paths() -> ServicePaths:
     """Return where services of a user are: below $XDG_CONFIG_HOME, by default ~/.config."""
     base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return Places(base / "systemd/user", base / "har-edge")
+    return ServicePaths(base / "systemd/user", base / "har-edge")
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
+class InstalledService:
     """A service that is there, and whether its unit file stands as har-edge wrote it."""
 
     service: Service
@@ -48,7 +48,9 @@ class Installed:
     own: bool
 
 
-def write_service(places: Places, service: Service, unit: str, environment: str, *, force: bool = False) -> list[Path]:
+def write_service(
+    places: ServicePaths, service: Service, unit: str, environment: str, *, force: bool = False
+) -> list[Path]:
     """Write both files of a service; return those that changed. Nothing is written where a file was edited.
 
     Raises ConfigError for a file that is there and is not as har-edge wrote it, unless `force`, and where the rights
@@ -64,7 +66,7 @@ def write_service(places: Places, service: Service, unit: str, environment: str,
     return [path for path, text, mode in wanted if _write(path, text, mode)]
 
 
-def remove_service(places: Places, service: Service, *, force: bool = False) -> list[Path]:
+def remove_service(places: ServicePaths, service: Service, *, force: bool = False) -> list[Path]:
     """Remove both files of a service; return those that were there. ConfigError for an edited one, unless `force`."""
     paths = [path for path in (places.unit(service), places.environment(service)) if path.exists()]
     if not paths:
@@ -79,13 +81,13 @@ def remove_service(places: Places, service: Service, *, force: bool = False) -> 
     return paths
 
 
-def list_services(places: Places) -> Iterator[Installed]:
+def list_services(places: ServicePaths) -> Iterator[InstalledService]:
     """Yield the services that are there, by name."""
     for path in sorted(places.units.glob("har-edge-*.service")):
         name = path.name.removeprefix("har-edge-").removesuffix(".service")
         command, _, instance = name.partition("-")
         with contextlib.suppress(ValueError, ConfigError):
-            yield Installed(Service(Role(command), instance), path, is_own(_read(path)))
+            yield InstalledService(Service(ServiceRole(command), instance), path, is_own(_read(path)))
 
 
 def _refuse_edited(path: Path, verb: str) -> None:

@@ -40,7 +40,7 @@ _INSTANCE = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _PLAIN = re.compile(r"[A-Za-z0-9_@:,.=/+-]+")
 
 
-class Role(Enum):
+class ServiceRole(Enum):
     """What may run as a service; the value is the command of har-edge."""
 
     BROKER = "broker"
@@ -54,7 +54,7 @@ class Role(Enum):
 class Service:
     """One service: a role, and an instance where there are several of it on this machine."""
 
-    role: Role
+    role: ServiceRole
     instance: str = ""
 
     def __post_init__(self) -> None:

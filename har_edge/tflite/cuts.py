@@ -36,7 +36,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Bond:
+class ColocationConstraint:
     """Operators `first` to `last` (both included) must stay in one slice."""
 
     first: int
@@ -45,7 +45,7 @@ class Bond:
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class Dataflow:
     """What slicing needs to know of the main graph.
 
     `maker` maps a tensor to the operator that makes it, `last_reader` to the last one that reads it. `folded` holds the
@@ -56,10 +56,10 @@ class Flow:
     maker: dict[int, int]
     last_reader: dict[int, int]
     folded: frozenset[int]
-    bonds: tuple[Bond, ...]
+    constraints: tuple[ColocationConstraint, ...]
 
 
-def spec(tensor: Tensor) -> TensorSpec:
+def tensor_spec(tensor: Tensor) -> TensorSpec:
     """Return what a manifest says about a tensor."""
     dynamic = tensor.signature[:1] == (-1,)
     return TensorSpec(
@@ -72,11 +72,11 @@ def spec(tensor: Tensor) -> TensorSpec:
 
 def list_cuts(model: Model) -> list[Cut]:
     """Return every place between two operators of the main graph, in order; refused ones carry the reason."""
-    flow = trace(model)
+    flow = trace_dataflow(model)
     return [_cut(model.main, flow, index) for index in range(1, len(model.main.operators))]
 
 
-def check_places(graph: Graph, flow: Flow, wanted: Sequence[int]) -> list[int]:
+def check_cuts(graph: Graph, flow: Dataflow, wanted: Sequence[int]) -> list[int]:
     """Return `wanted` in order, each once. Raises CutError for one that is out of range or refused."""
     n = len(graph.operators)
     for index in wanted:
@@ -89,18 +89,18 @@ def check_places(graph: Graph, flow: Flow, wanted: Sequence[int]) -> list[int]:
     return sorted(set(wanted))
 
 
-def _cut(graph: Graph, flow: Flow, index: int) -> Cut:
+def _cut(graph: Graph, flow: Dataflow, index: int) -> Cut:
     crossing = tuple(graph.tensors[i] for i in crossing_tensors(flow, index))
     return Cut(
         index=index,
         before=graph.operators[index - 1].name,
         after=graph.operators[index].name,
-        crossing=tuple(Crossing(spec(tensor), tensor.bytes) for tensor in crossing),
+        crossing=tuple(Crossing(tensor_spec(tensor), tensor.bytes) for tensor in crossing),
         refusal=_refusal(graph, flow, index, crossing),
     )
 
 
-def crossing_tensors(flow: Flow, index: int) -> list[int]:
+def crossing_tensors(flow: Dataflow, index: int) -> list[int]:
     """Return the tensors made before operator `index` and read from there on, in the order they are made."""
     return [
         tensor
@@ -109,7 +109,7 @@ def crossing_tensors(flow: Flow, index: int) -> list[int]:
     ]
 
 
-def trace(model: Model) -> Flow:
+def trace_dataflow(model: Model) -> Dataflow:
     """Follow the tensors of the main graph."""
     graph = model.main
     maker: dict[int, int] = {}
@@ -122,7 +122,7 @@ def trace(model: Model) -> Flow:
         if operator.index not in folded:
             for index in operator.inputs:
                 last_reader[index] = operator.index
-    return Flow(maker, last_reader, folded, tuple(_bonds(model, maker)))
+    return Dataflow(maker, last_reader, folded, tuple(_constraints(model, maker)))
 
 
 def _folded(graph: Graph) -> frozenset[int]:
@@ -144,7 +144,7 @@ def _folded(graph: Graph) -> frozenset[int]:
     return frozenset(folded)
 
 
-def _bonds(model: Model, maker: dict[int, int]) -> list[Bond]:
+def _constraints(model: Model, maker: dict[int, int]) -> list[ColocationConstraint]:
     """Return what ties operators together besides the tensors that flow between them."""
     graph = model.main
     inputs = set(graph.inputs)
@@ -171,7 +171,7 @@ def _bonds(model: Model, maker: dict[int, int]) -> list[Bond]:
             last = len(graph.operators) - 1 if index in graph.outputs else max(made + readers)
             ties[f"tensor {graph.tensors[index].name} is written more than once"] = [first, last]
     ties |= _fused(graph)
-    return [Bond(min(found), max(found), reason) for reason, found in ties.items()]
+    return [ColocationConstraint(min(found), max(found), reason) for reason, found in ties.items()]
 
 
 def _fused(graph: Graph) -> dict[str, list[int]]:
@@ -210,10 +210,10 @@ def _resources(model: Model, operator: Operator) -> set[str]:
     return found
 
 
-def _refusal(graph: Graph, flow: Flow, index: int, crossing: Sequence[Tensor]) -> str | None:
-    for bond in flow.bonds:
-        if bond.first < index <= bond.last:
-            return bond.reason
+def _refusal(graph: Graph, flow: Dataflow, index: int, crossing: Sequence[Tensor]) -> str | None:
+    for constraint in flow.constraints:
+        if constraint.first < index <= constraint.last:
+            return constraint.reason
     if len(crossing) > MAX_TENSORS:
         return f"{len(crossing)} tensors would cross, and a message carries {MAX_TENSORS}"
     ranked = any(tensor.raw.hasRank for tensor in graph.tensors)
@@ -237,7 +237,7 @@ def _immovable(tensor: Tensor, ranked: bool) -> str | None:
     return None
 
 
-def slice_refusal(graph: Graph, flow: Flow, start: int, stop: int) -> str | None:
+def slice_refusal(graph: Graph, flow: Dataflow, start: int, stop: int) -> str | None:
     """Return why operators [start, stop) cannot make a slice of their own, or None."""
     which = f"operators {start} to {stop - 1}"
     own = [operator for operator in graph.operators[start:stop] if operator.index not in flow.folded]

@@ -23,7 +23,7 @@ _SLACK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ModelPart:
     """What to write: operators, inputs and outputs of the main graph, by index. `whole`: this is all of the model."""
 
     whole: bool
@@ -32,7 +32,7 @@ class Part:
     outputs: tuple[int, ...]
 
 
-def encode(model: Model, part: Part, *, large_bytes: int = LARGE_BYTES) -> memoryview:
+def encode(model: Model, part: ModelPart, *, large_bytes: int = LARGE_BYTES) -> memoryview:
     """Return the part as a TFLite flatbuffer.
 
     Buffers that tensors share stay shared, unused ones are left out, and each is aligned to 16 bytes. From
@@ -42,7 +42,7 @@ def encode(model: Model, part: Part, *, large_bytes: int = LARGE_BYTES) -> memor
         return _encode(model, part, large_bytes)
 
 
-def _encode(model: Model, part: Part, large_bytes: int) -> memoryview:
+def _encode(model: Model, part: ModelPart, large_bytes: int) -> memoryview:
     raw, buffers = _Selection(model, part).build()
     rest = len(model.data) - sum(data.size for data in model.buffers if data is not None)
     rest = max(0, rest) + 2 * sum(len(tensor.name) for tensor in model.main.tensors) + _SLACK_BYTES
@@ -54,7 +54,7 @@ def _encode(model: Model, part: Part, large_bytes: int) -> memoryview:
 class _Selection:
     """Collect what the part uses, and number it anew."""
 
-    def __init__(self, model: Model, part: Part) -> None:
+    def __init__(self, model: Model, part: ModelPart) -> None:
         self.model, self.part = model, part
         self.codes: dict[int, int] = {}
         self.buffers: dict[int, int] = {0: 0}

@@ -43,11 +43,11 @@ def write_folder(
 ) -> SliceManifest:
     """Write `slice-0.tflite` ... , `manifest.json` and files to lie `beside` them; each appears whole or not at all.
 
-    Slices of an earlier cut in the same folder are replaced. For `wire` see `outline`. Raises ConfigError when the
-    folder holds other things.
+    Slices of an earlier cut in the same folder are replaced. For `wire` see `make_manifest`. Raises ConfigError when
+    the folder holds other things.
     """
     stale, there = check_folder(folder), folder.exists()
-    draft, entries = outline(model, slices, wire=wire), []
+    draft, entries = make_manifest(model, slices, wire=wire), []
     made_whole = False
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def write_folder(
     return manifest
 
 
-def outline(model: Model, slices: Sequence[Slice], *, wire: int | None = None) -> SliceManifest:
+def make_manifest(model: Model, slices: Sequence[Slice], *, wire: int | None = None) -> SliceManifest:
     """Return the manifest that these slices will have, without the hashes of files that are not yet written.
 
     `wire` is the version of messages that nodes may send: 1 for fleets with older nodes; by default the lowest one that

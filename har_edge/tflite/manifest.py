@@ -33,7 +33,7 @@ DTYPES = (*REAL, *QUANTISED, "int32", "int64", "uint16", "uint32", "uint64", "bo
 MAX_PLAIN_TENSORS = 64
 
 
-class State(Enum):
+class ModelState(Enum):
     """What a slice remembers from one run to the next: nothing, variable tensors (the runtime can zero them), or
     variables that it assigns (only loading it anew brings back their first values)."""
 
@@ -66,12 +66,12 @@ class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     stop: _Operator
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    state: State = State.NONE
+    state: ModelState = ModelState.NONE
 
     @property
     def stateful(self) -> bool:
         """Whether a run changes what the next one gives."""
-        return self.state is not State.NONE
+        return self.state is not ModelState.NONE
 
 
 class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

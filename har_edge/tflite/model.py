@@ -28,7 +28,7 @@ class Tensor:
     `name` is unique in its graph. `shape` is what the file plans for, `signature` the same with -1 where a dimension is
     dynamic. `dtype` is the NumPy name, or None where NumPy has none (string, resource, packed integers). `constant`
     tensors carry data; `variable` ones are recurrent state. `raw` is the object of the schema. Without `batched` a
-    dynamic first dimension is not the batch: only running the model tells (har_edge.inference.observe).
+    dynamic first dimension is not the batch: only running the model tells (har_edge.inference.tensor_observation).
     """
 
     index: int

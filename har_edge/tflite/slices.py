@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from har_edge.errors import CutError
-from har_edge.tflite.cuts import Flow, check_places, slice_refusal, spec, trace
-from har_edge.tflite.encode import Part, encode
-from har_edge.tflite.manifest import State, TensorSpec
+from har_edge.tflite.cuts import Dataflow, check_cuts, slice_refusal, tensor_spec, trace_dataflow
+from har_edge.tflite.encode import ModelPart, encode
+from har_edge.tflite.manifest import ModelState, TensorSpec
 from har_edge.tflite.metadata import append_files, keep_files, read_annotations
 from har_edge.tflite.model import Graph, Model
 from har_edge.tflite.schema import text
@@ -29,8 +29,8 @@ class Slice:
     stop: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    part: Part
-    state: State
+    part: ModelPart
+    state: ModelState
 
 
 def slice_model(model: Model, cuts: Sequence[int]) -> list[Slice]:
@@ -38,8 +38,8 @@ def slice_model(model: Model, cuts: Sequence[int]) -> list[Slice]:
 
     Raises CutError for a cut that is out of range or refused, and for two cuts with nothing to run between them.
     """
-    graph, flow = model.main, trace(model)
-    places = check_places(graph, flow, cuts)
+    graph, flow = model.main, trace_dataflow(model)
+    places = check_cuts(graph, flow, cuts)
     bounds = [0, *places, len(graph.operators)]
     slices = []
     for start, stop in pairwise(bounds):
@@ -51,8 +51,8 @@ def slice_model(model: Model, cuts: Sequence[int]) -> list[Slice]:
             Slice(
                 start=start,
                 stop=stop,
-                inputs=tuple(spec(graph.tensors[i]) for i in part.inputs),
-                outputs=tuple(spec(graph.tensors[i]) for i in part.outputs),
+                inputs=tuple(tensor_spec(graph.tensors[i]) for i in part.inputs),
+                outputs=tuple(tensor_spec(graph.tensors[i]) for i in part.outputs),
                 part=part,
                 state=state_of(model, part.operators),
             )
@@ -89,7 +89,7 @@ def write_slice(model: Model, piece: Slice) -> memoryview:
     return append_files(encode(model, part), files)
 
 
-def _part(graph: Graph, flow: Flow, start: int, stop: int) -> Part:
+def _part(graph: Graph, flow: Dataflow, start: int, stop: int) -> ModelPart:
     n = len(graph.operators)
     whole = (start, stop) == (0, n)
     operators = tuple(range(n)) if whole else _operators(graph, flow, start, stop)
@@ -108,7 +108,7 @@ def _part(graph: Graph, flow: Flow, start: int, stop: int) -> Part:
         for i, maker in made.items()
         if maker not in flow.folded and flow.last_reader.get(i, -1) >= stop and i not in outputs
     ]
-    return Part(
+    return ModelPart(
         whole=whole,
         operators=operators,
         inputs=(*inputs, *crossing_in),
@@ -116,7 +116,7 @@ def _part(graph: Graph, flow: Flow, start: int, stop: int) -> Part:
     )
 
 
-def _operators(graph: Graph, flow: Flow, start: int, stop: int) -> tuple[int, ...]:
+def _operators(graph: Graph, flow: Dataflow, start: int, stop: int) -> tuple[int, ...]:
     """Return the operators of a slice: its own, and before them the constant ones they need, wherever these stand."""
     keep = {i for i in range(start, stop) if i not in flow.folded}
     keep |= {flow.maker[i] for i in graph.outputs if start <= flow.maker.get(i, -1) < stop}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from har_edge.tflite.manifest import State
+from har_edge.tflite.manifest import ModelState
 from har_edge.tflite.model import Graph, Model, Operator
 
 
-def state_of(model: Model, operators: Iterable[int] | None = None) -> State:
+def state_of(model: Model, operators: Iterable[int] | None = None) -> ModelState:
     """Return what these operators of the main graph, and the graphs they call, remember; by default all of them.
 
     A variable that is only read, or filled once before the first run, is a weight and no state.
@@ -19,7 +19,7 @@ def state_of(model: Model, operators: Iterable[int] | None = None) -> State:
         for graph, operator in _reached(model, range(len(main.operators)) if operators is None else operators)
         for kind in _touched(graph, operator)
     }
-    return State.RESOURCES if State.RESOURCES in found else State.TENSORS if found else State.NONE
+    return ModelState.RESOURCES if ModelState.RESOURCES in found else ModelState.TENSORS if found else ModelState.NONE
 
 
 def _reached(model: Model, operators: Iterable[int]) -> Iterable[tuple[Graph, Operator]]:
@@ -34,8 +34,8 @@ def _reached(model: Model, operators: Iterable[int]) -> Iterable[tuple[Graph, Op
                 todo += [(called, inner) for inner in model.graphs[called].operators]
 
 
-def _touched(graph: Graph, operator: Operator) -> Iterable[State]:
+def _touched(graph: Graph, operator: Operator) -> Iterable[ModelState]:
     if operator.name == "ASSIGN_VARIABLE":
-        yield State.RESOURCES
+        yield ModelState.RESOURCES
     if any(graph.tensors[i].variable for i in (*operator.inputs, *operator.outputs, *operator.inner)):
-        yield State.TENSORS
+        yield ModelState.TENSORS

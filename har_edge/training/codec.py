@@ -13,7 +13,7 @@ import numpy as np
 from har_edge.codecs.catalog import make_reducer
 from har_edge.codecs.pca import Basis
 from har_edge.codecs.reducer import Reducer
-from har_edge.codecs.spec import Part, parse_spec
+from har_edge.codecs.spec import MethodSpec, parse_spec
 from har_edge.config.task import SourceInput
 from har_edge.data.recording import Samples
 from har_edge.errors import ConfigError
@@ -93,7 +93,7 @@ def _reduce(before: FittedReducer, windows: Samples) -> Samples:
 
 
 def _fit(
-    spec: str, part: Part, given: Mapping[str, Samples], recipe: AutoencoderRecipe, stem: str
+    spec: str, part: MethodSpec, given: Mapping[str, Samples], recipe: AutoencoderRecipe, stem: str
 ) -> dict[str, FittedReducer]:
     fit = FITTERS.get(part.method)
     shapes = {values.shape[1:] for values in given.values()}

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from har_edge.codecs.reducer import Reducer
-from har_edge.codecs.spec import Part, parse_spec
+from har_edge.codecs.spec import MethodSpec, parse_spec
 from har_edge.data.recording import Samples
 from har_edge.errors import ConfigError
 from har_edge.evaluation.study import System
@@ -225,7 +225,7 @@ def feature_inputs(reducers: Mapping[str, Reducer]) -> tuple[InputSpec, ...]:
     return tuple(InputSpec(source, reducer.feature_shape) for source, reducer in reducers.items())
 
 
-def _size(part: Part) -> int:
+def _size(part: MethodSpec) -> int:
     if not part.is_recipe or len(part.options) != 1:
         raise ConfigError(f"reducer {part}: expected {BOTTLENECK}:K, with K values a source")
     return int(part.options[0])

@@ -78,7 +78,7 @@ def test_names_cannot_move_the_cursor(run: Run) -> None:
 
 
 def test_check_says_what_a_stage_would_not_take(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("har_edge.inference.observe.observe", lambda model, delegate: model)
+    monkeypatch.setattr("har_edge.inference.tensor_observation.observe_tensors", lambda model, delegate: model)
     code, out, _ = run(models.dilated(), "--check")
     assert code == 1
     assert "cuts 1: slice 1: har/v1/check/act/1/0/check: input 't" in out.replace("\n", " ")

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from har_edge.cli.commands.watch import Silence
+from har_edge.cli.commands.watch import SilenceDetector
 from har_edge.cli.main import main
 from har_edge.mqtt.bus import Delivery, PublishOutcome
 from har_edge.protocol.results import Result, encode_results
@@ -157,7 +157,7 @@ def status(role: str, state: State = State.READY) -> Delivery:
 
 
 def test_silence_is_explained_by_who_is_there() -> None:
-    silence = Silence(Topics("har", "har"), 100.0)
+    silence = SilenceDetector(Topics("har", "har"), 100.0)
     assert silence.tell(103.9, 0) == "" and silence.tell(104.0, 0).startswith("nobody runs pipeline 'har'")
     assert silence.tell(110.0, 0) == ""
     assert silence.take(status("node")) and silence.tell(111.0, 0) == (

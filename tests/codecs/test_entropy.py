@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from har_edge.codecs.catalog import make_reducer
 from har_edge.codecs.compressors import Zlib
 from har_edge.codecs.entropy import EntropyCoder
-from har_edge.codecs.reducer import Layout
+from har_edge.codecs.reducer import CodeLayout
 from har_edge.errors import ConfigError, DataError, MessageError
 from tests.codecs.samples import some_window
 
@@ -44,7 +44,7 @@ def test_the_code_before_comes_back_bit_for_bit(before, coder):
     )
 )
 def test_any_values_come_back(code):
-    coder = EntropyCoder(Zlib(6), Layout(0, code.dtype.name, code.shape), code.nbytes)
+    coder = EntropyCoder(Zlib(6), CodeLayout(0, code.dtype.name, code.shape), code.nbytes)
     again = coder.decode(coder.encode(code))
     assert again.dtype == code.dtype
     np.testing.assert_array_equal(again, code)
@@ -52,7 +52,7 @@ def test_any_values_come_back(code):
 
 def test_layout_of_whole_numbers():
     """Differences in time, zigzag, channel by channel, low bytes first."""
-    coder = EntropyCoder(Zlib(6), Layout(0, "int16", (3, 2)), 12)
+    coder = EntropyCoder(Zlib(6), CodeLayout(0, "int16", (3, 2)), 12)
     code = coder.encode(np.array([[1, -1], [301, -1], [300, 9]], np.int16))
     # Channel 0: 1, 300, -1 -> 2, 600 = 2 * 256 + 88, 1. Channel 1: -1, 0, 10 -> 1, 0, 20.
     assert list(zlib.decompress(code.tobytes())) == [2, 88, 1, 1, 0, 20, 0, 2, 0, 0, 0, 0]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.codecs.events import Track, read_events, write_events
+from har_edge.codecs.events import EventTrack, read_events, write_events
 from har_edge.errors import MessageError
 
 VALUES = st.floats(-1e5, 1e5, width=32) | st.sampled_from([0, 0.5, 1, 1.5, -0.5])
@@ -98,7 +98,8 @@ def test_code_layout():
 )
 def test_events_survive_a_round_trip(channels):
     tracks = [
-        Track(np.cumsum([gap for gap, _ in events], dtype=int), [rise for _, rise in events]) for events in channels
+        EventTrack(np.cumsum([gap for gap, _ in events], dtype=int), [rise for _, rise in events])
+        for events in channels
     ]
     code = write_events(np.ones((1, len(tracks)), np.float32), tracks)
     first, again = read_events("sod:1", code, 30, len(tracks))

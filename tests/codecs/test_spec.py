@@ -3,7 +3,7 @@
 import pytest
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.codecs.spec import Part, file_names, is_recipe, parse_spec
+from har_edge.codecs.spec import MethodSpec, file_names, is_recipe, parse_spec
 from har_edge.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ from har_edge.errors import ConfigError
     ],
 )
 def test_parts(spec, parts):
-    assert parse_spec(spec) == tuple(Part(method, tuple(options)) for method, *options in parts)
+    assert parse_spec(spec) == tuple(MethodSpec(method, tuple(options)) for method, *options in parts)
     assert "+".join(map(str, parse_spec(spec))) == spec.replace(" ", "")
 
 

@@ -16,8 +16,8 @@ from har_edge.coordinator import planner_thread
 from har_edge.coordinator.planner_thread import Planner, PlannerThread, reference_profile
 from har_edge.coordinator.replan import PlacementSpec, PlanRequest, PlanResponse, cuts_of
 from har_edge.errors import BrokerError
-from har_edge.inference.measure import segment_bounds
-from har_edge.inference.observe import open_model
+from har_edge.inference.segment_timing import segment_bounds
+from har_edge.inference.tensor_observation import open_model
 from har_edge.planner.devices import DeviceEntry, DevicesFile
 from har_edge.planner.plan import Objective
 from har_edge.planner.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost, cached_profiles
@@ -25,7 +25,7 @@ from har_edge.planner.relocation import Candidate
 from har_edge.planner.slice_graph import HEAD_BYTES, make_slice_graph
 from har_edge.protocol.deployment import Generation
 from har_edge.runtime import profiling
-from har_edge.tflite.folder import outline, write_folder
+from har_edge.tflite.folder import make_manifest, write_folder
 from har_edge.tflite.manifest import SliceManifest
 from har_edge.tflite.model import Model, read_model
 from har_edge.tflite.slices import slice_model
@@ -97,7 +97,7 @@ def test_what_carries_no_batch_is_planned_with_its_true_size_and_said_in_the_man
 
 
 def outline_of(model: Model, cut: int, response: PlanResponse) -> SliceManifest:
-    made = outline(model, slice_model(model, [cut]))
+    made = make_manifest(model, slice_model(model, [cut]))
     assert response.manifest is not None
     hashes = [entry.sha256 for entry in response.manifest.slices]
     entries = (msgspec.structs.replace(e, sha256=h) for e, h in zip(made.slices, hashes, strict=True))

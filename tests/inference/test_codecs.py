@@ -120,7 +120,7 @@ def test_litert_is_loaded_for_models_only(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from har_edge.inference.codecs import FolderFiles
-import har_edge.inference.feed, har_edge.runtime.build
+import har_edge.inference.input_adapter, har_edge.runtime.build
 FolderFiles(Path({str(tmp_path)!r}), {files._hashes!r}).arrays("a.npz")
 print([name for name in ("ai_edge_litert", "tflite_runtime", "flatbuffers") if name in sys.modules])
 """

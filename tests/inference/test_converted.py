@@ -13,11 +13,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from har_edge.inference.measure import segment_bounds  # noqa: E402
-from har_edge.inference.observe import observe, open_model  # noqa: E402
+from har_edge.inference.observe_tensors import observe_tensors, open_model  # noqa: E402
+
+from har_edge.inference.segment_timing import segment_bounds  # noqa: E402
 from har_edge.runtime.verify import check_cuts  # noqa: E402
 from har_edge.tflite.cuts import list_cuts  # noqa: E402
-from har_edge.tflite.manifest import State  # noqa: E402
+from har_edge.tflite.manifest import ModelState  # noqa: E402
 from har_edge.tflite.model import read_model  # noqa: E402
 from har_edge.tflite.state import state_of  # noqa: E402
 
@@ -37,7 +38,7 @@ def _convert(model: Any, prepare: Callable[[Any], None] = lambda converter: None
 
 def _check(content: bytes) -> tuple[int, int]:
     """Return how many cuts were compared and how many are refused; fail when one is not equal."""
-    model = observe(read_model(content))  # also with inputs that no sensor feeds
+    model = observe_tensors(read_model(content))  # also with inputs that no sensor feeds
     cuts = list_cuts(model)
     legal = [cut.index for cut in cuts if cut.refusal is None]
     ways = [*((index,) for index in legal), tuple(segment_bounds(model)[1:-1])]
@@ -103,8 +104,8 @@ def test_recurrent_layers(kind: str, unroll: bool) -> None:
     assert compared >= 2
 
 
-@pytest.mark.parametrize(("stateful", "state"), [(False, State.NONE), (True, State.RESOURCES)])
-def test_an_lstm_remembers_where_its_author_said_so(stateful: bool, state: State) -> None:
+@pytest.mark.parametrize(("stateful", "state"), [(False, ModelState.NONE), (True, ModelState.RESOURCES)])
+def test_an_lstm_remembers_where_its_author_said_so(stateful: bool, state: ModelState) -> None:
     inputs = keras.Input((6, 4), batch_size=1)
     content = _convert(keras.Model(inputs, keras.layers.LSTM(5, stateful=stateful)(inputs)))
     assert state_of(open_model(content)) is state

@@ -14,11 +14,11 @@ tf = pytest.importorskip("tensorflow")
 
 from har_edge.config.wiring import is_batched  # noqa: E402
 from har_edge.inference.interpreter import Interpreter  # noqa: E402
-from har_edge.inference.measure import segment_bounds  # noqa: E402
-from har_edge.inference.observe import open_model  # noqa: E402
 from har_edge.inference.sampling import sample  # noqa: E402
+from har_edge.inference.segment_timing import segment_bounds  # noqa: E402
+from har_edge.inference.tensor_observation import open_model  # noqa: E402
 from har_edge.runtime.verify import check_cuts  # noqa: E402
-from har_edge.tflite.cuts import list_cuts, spec  # noqa: E402
+from har_edge.tflite.cuts import list_cuts, tensor_spec  # noqa: E402
 from har_edge.tflite.slices import write_whole  # noqa: E402
 
 pytestmark = pytest.mark.training
@@ -104,7 +104,7 @@ def test_every_legal_cut_gives_the_bits_of_the_whole_model(name: str, windows: i
 def test_a_batch_is_one_where_each_window_is_answered_as_if_alone(name: str) -> None:
     model = open_model(_convert((APART | MIXED)[name], None))
     (output,) = model.main.outputs
-    assert is_batched(spec(model.main.tensors[output])) == (name in APART)
+    assert is_batched(tensor_spec(model.main.tensors[output])) == (name in APART)
     if name in MIXED:
         return
     together, alone = (Interpreter(write_whole(model)) for _ in range(2))

@@ -7,11 +7,11 @@ import pytest
 
 from har_edge.codecs.catalog import make_reducer
 from har_edge.codecs.packing import pack
-from har_edge.inference.feed import make_feed
+from har_edge.inference.input_adapter import make_input_adapter
 from har_edge.inference.interpreter import Port
-from har_edge.inference.saturation import FIRST, NODE_EVERY, Range, Saturation, range_of, range_taken, totals
+from har_edge.inference.saturation import FIRST, NODE_EVERY, QuantizedRange, Saturation, range_of, range_taken, totals
 
-PIXELS = Range.of("uint8", 1 / 128, 128)
+PIXELS = QuantizedRange.of("uint8", 1 / 128, 128)
 
 
 def counting(range_=PIXELS):
@@ -20,7 +20,7 @@ def counting(range_=PIXELS):
 
 def test_the_range_of_a_type():
     assert (PIXELS.low, PIXELS.high, PIXELS.step) == (-1.0, 127 / 128, 1 / 128)
-    assert Range.of("int8", 0.25, -3) == Range("int8", -31.25, 32.5)
+    assert QuantizedRange.of("int8", 0.25, -3) == QuantizedRange("int8", -31.25, 32.5)
     assert (
         range_of("float32", 0.0, 0) is None and range_of("int8", 0.0, 0) is None and range_of("int32", 1.0, 0) is None
     )
@@ -69,8 +69,8 @@ def test_a_few_values_beyond_are_usual(caplog):
     [
         ("none", None),
         ("q8", None),
-        ("q8:0.25:-3", Range("int8", -31.25, 32.5)),
-        ("q8:0.25:-3+zlib", Range("int8", -31.25, 32.5)),
+        ("q8:0.25:-3", QuantizedRange("int8", -31.25, 32.5)),
+        ("q8:0.25:-3+zlib", QuantizedRange("int8", -31.25, 32.5)),
         ("paa:4+q8", None),
     ],
 )
@@ -82,9 +82,9 @@ def test_what_a_reducer_takes(spec, expected):
 def test_a_feed_counts_what_it_quantises_and_nothing_else(spec):
     reducer, window = make_reducer(spec, 20, 3), np.full((20, 3), 40.0, np.float32)
     codes = pack(reducer, [reducer.encode(window)])
-    one = counting(Range.of("int8", 0.25, -3))
-    made = make_feed("chest", reducer, Port("x", (-1, 20, 3), np.dtype("int8"), 0.25, -3), 20, 3, one)(codes)
+    one = counting(QuantizedRange.of("int8", 0.25, -3))
+    made = make_input_adapter("chest", reducer, Port("x", (-1, 20, 3), np.dtype("int8"), 0.25, -3), 20, 3, one)(codes)
     assert (made == 127).all() and (one.values, one.beyond) == (60, 60)
     other = counting()
-    make_feed("chest", reducer, Port("x", (-1, 20, 3), np.dtype("float32"), 0.0, 0), 20, 3, other)(codes)
+    make_input_adapter("chest", reducer, Port("x", (-1, 20, 3), np.dtype("float32"), 0.0, 0), 20, 3, other)(codes)
     assert other.values == 0

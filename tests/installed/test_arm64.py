@@ -110,10 +110,8 @@ def run(emulate: ModuleType, root: Path, script: str) -> str:
 
 
 def test_pip_takes_litert_for_aarch64(emulate: ModuleType, root: Path) -> None:
-    asked = (
-        "import json; from har_edge.inference.wheels import *; h = read_host(); print(json.dumps([wheel_machine(h), "
-    )
-    asked += "installed(), refusal(h)]))"
+    asked = "import json; from har_edge.inference.wheels import *; p = read_platform(); "
+    asked += "print(json.dumps([wheel_machine(p), installed(), refusal(p)]))"
     machine, runtime, reason = json.loads(run(emulate, root, f"/w/v/bin/python -c '{asked}'"))
     assert (machine, runtime.split()[0], reason) == ("aarch64", "ai-edge-litert", None)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError
-from har_edge.inference.measure import segment_bounds
+from har_edge.inference.segment_timing import segment_bounds
 from har_edge.planner.devices import DeviceClass, PlannerDevice, SensorMessages
 from har_edge.planner.plan import Objective, Plan, PlanningProblem, compare, make_plan, make_planning_problem
 from har_edge.planner.slice_graph import tensor_bytes

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 from har_edge.errors import ModelError
-from har_edge.inference.measure import segment_bounds
+from har_edge.inference.segment_timing import segment_bounds
 from har_edge.planner.profile import OperatorWork, Profile, SegmentCost
 from har_edge.planner.regression import SegmentSample, cross_validate, fit, nonnegative, segment_costs, work_of
 from har_edge.tflite.model import read_model

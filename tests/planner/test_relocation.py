@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError
-from har_edge.inference.measure import segment_bounds
+from har_edge.inference.segment_timing import segment_bounds
 from har_edge.planner.devices import DeviceEntry, DevicesFile, PlannerDevice
 from har_edge.planner.plan import Objective, make_plan
 from har_edge.planner.profile import VERSION, MemoryCost, MessageCost, Profile, SegmentCost

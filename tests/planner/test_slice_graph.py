@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from har_edge.inference.measure import segment_bounds
+from har_edge.inference.segment_timing import segment_bounds
 from har_edge.planner import slice_graph as room
 from har_edge.planner.devices import SensorMessages
 from har_edge.planner.slice_graph import HEAD_BYTES, RESULT_BYTES, SliceGraph, make_slice_graph, tensor_bytes

@@ -11,7 +11,7 @@ from har_edge.config.pipeline import Pipeline
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.config.wiring import Wiring
 from har_edge.data.recording import Window
-from har_edge.inference.feed import make_feed
+from har_edge.inference.input_adapter import make_input_adapter
 from har_edge.inference.interpreter import Port
 from har_edge.mqtt.bus import Delivery, Session
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
@@ -81,7 +81,9 @@ def small_stage(
         source: Port(name, (first, LENGTH, CHANNELS[source]), np.dtype(dtype), *scale) for source, name in ports.items()
     }
     feeds = {
-        source: make_feed(source, make_reducer(reducer, LENGTH, CHANNELS[source]), port, LENGTH, CHANNELS[source])
+        source: make_input_adapter(
+            source, make_reducer(reducer, LENGTH, CHANNELS[source]), port, LENGTH, CHANNELS[source]
+        )
         for source, port in inputs.items()
     }
     setup = StageSetup(

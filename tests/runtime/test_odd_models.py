@@ -15,7 +15,7 @@ from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.errors import ConfigError
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
-from har_edge.inference.observe import open_model
+from har_edge.inference.tensor_observation import open_model
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.results import Result, decode_results
 from har_edge.runtime.build import build_sensor, build_stage

@@ -11,7 +11,7 @@ import pytest
 from har_edge.config.catalog import find_model
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter
-from har_edge.inference.measure import segment_bounds
+from har_edge.inference.segment_timing import segment_bounds
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.planner.profile import MemoryCost, MessageCost

@@ -8,7 +8,7 @@ import pytest
 
 from har_edge.config.catalog import find_model
 from har_edge.errors import CutError
-from har_edge.inference.measure import Segment, segment_bounds
+from har_edge.inference.segment_timing import Segment, segment_bounds
 from har_edge.runtime.slicing import MESSAGE_S, even_stages, plan_cuts
 from har_edge.tflite.cuts import list_cuts
 from har_edge.tflite.model import Model, read_model

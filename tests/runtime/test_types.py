@@ -15,8 +15,8 @@ from har_edge.config.pipeline import load_pipeline, write_pipeline
 from har_edge.errors import ConfigError, HarEdgeError, ModelError
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
-from har_edge.inference.measure import segment_bounds
-from har_edge.inference.observe import open_model
+from har_edge.inference.segment_timing import segment_bounds
+from har_edge.inference.tensor_observation import open_model
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol import wire
 from har_edge.runtime.build import build_sensor, build_stage

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.errors import ModelError
-from har_edge.inference.observe import open_model
+from har_edge.inference.tensor_observation import open_model
 from har_edge.runtime import verify
 from har_edge.runtime.verify import check_cuts
 from har_edge.tflite.cuts import list_cuts

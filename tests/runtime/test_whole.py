@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from har_edge.config.catalog import find_model
-from har_edge.inference.feed import make_feed
+from har_edge.inference.input_adapter import make_input_adapter
 from har_edge.inference.interpreter import Interpreter
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.memory import MemoryBroker
@@ -32,7 +32,7 @@ def expected(pipeline, model, windows):
         values = {}
         for source, enters in pipeline.task.inputs.items():
             reducer, port = reducer_of(pipeline, source), ports[enters.tensor]
-            feed = make_feed(source, reducer, port, pipeline.task.stream.length, pipeline.channels(source))
+            feed = make_input_adapter(source, reducer, port, pipeline.task.stream.length, pipeline.channels(source))
             values[enters.tensor] = feed(reducer.encode(window.samples[source])[None])
         scores = whole.run(values)[output.name].reshape(-1)
         top = float(scores.max()) if output.scale == 0 else (float(scores.max()) - output.zero_point) * output.scale

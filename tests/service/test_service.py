@@ -18,8 +18,8 @@ from har_edge.cli.arguments.options import interrupted
 from har_edge.cli.main import build_parser, main
 from har_edge.cli.service_check import PATHS
 from har_edge.errors import ConfigError
-from har_edge.service.install import Places, list_services, remove_service, write_service
-from har_edge.service.render import Role, Service, is_own, quote_argument, render_environment, render_unit
+from har_edge.service.install import ServicePaths, list_services, remove_service, write_service
+from har_edge.service.render import Service, ServiceRole, is_own, quote_argument, render_environment, render_unit
 
 if TYPE_CHECKING:
     from har_edge.runtime.stop import Stop
@@ -30,8 +30,8 @@ needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reas
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "units", tmp_path / "environments")
+def places(tmp_path: Path) -> ServicePaths:
+    return ServicePaths(tmp_path / "units", tmp_path / "environments")
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +48,10 @@ def analyze(*arguments: str) -> str:
 
 @needs_systemd
 @pytest.mark.parametrize("run_as", ["", "daemon"])
-@pytest.mark.parametrize("role", Role)
-def test_systemd_understands_each_unit_and_calls_it_little_exposed(tmp_path: Path, role: Role, run_as: str) -> None:
+@pytest.mark.parametrize("role", ServiceRole)
+def test_systemd_understands_each_unit_and_calls_it_little_exposed(
+    tmp_path: Path, role: ServiceRole, run_as: str
+) -> None:
     path = tmp_path / f"har-edge-{role.value}.service"
     path.write_text(render_unit(Service(role), ["/bin/true", role.value], ENVIRONMENT, run_as=run_as))
     said = analyze("verify", str(path))
@@ -59,8 +61,8 @@ def test_systemd_understands_each_unit_and_calls_it_little_exposed(tmp_path: Pat
 
 
 @needs_systemd
-@pytest.mark.parametrize("role", Role)
-def test_the_manager_of_a_user_understands_each_unit(tmp_path: Path, role: Role) -> None:
+@pytest.mark.parametrize("role", ServiceRole)
+def test_the_manager_of_a_user_understands_each_unit(tmp_path: Path, role: ServiceRole) -> None:
     path = tmp_path / f"har-edge-{role.value}.service"
     path.write_text(render_unit(Service(role), ["/bin/true"], ENVIRONMENT, of_user=True))
     text = path.read_text()
@@ -69,8 +71,8 @@ def test_the_manager_of_a_user_understands_each_unit(tmp_path: Path, role: Role)
     assert path.name not in analyze("verify", str(path))
 
 
-@pytest.mark.parametrize("role", Role)
-def test_a_unit_restarts_but_not_when_it_was_taken_over(role: Role) -> None:
+@pytest.mark.parametrize("role", ServiceRole)
+def test_a_unit_restarts_but_not_when_it_was_taken_over(role: ServiceRole) -> None:
     text = render_unit(Service(role), ["/opt/har-edge", role.value], ENVIRONMENT)
     for line in ("Restart=on-failure", "RestartPreventExitStatus=3", "DynamicUser=yes", "ProtectSystem=strict"):
         assert line in text.splitlines()
@@ -79,17 +81,21 @@ def test_a_unit_restarts_but_not_when_it_was_taken_over(role: Role) -> None:
 
 
 def test_only_a_sensor_may_use_serial_devices() -> None:
-    units = {role: render_unit(Service(role), ["/bin/true"], ENVIRONMENT) for role in Role}
-    assert {role for role, text in units.items() if "PrivateDevices=yes" in text} == set(Role) - {Role.SENSOR}
-    assert "DeviceAllow=char-ttyUSB rw" in units[Role.SENSOR] and "DevicePolicy=closed" in units[Role.SENSOR]
+    units = {role: render_unit(Service(role), ["/bin/true"], ENVIRONMENT) for role in ServiceRole}
+    assert {role for role, text in units.items() if "PrivateDevices=yes" in text} == set(ServiceRole) - {
+        ServiceRole.SENSOR
+    }
+    assert (
+        "DeviceAllow=char-ttyUSB rw" in units[ServiceRole.SENSOR] and "DevicePolicy=closed" in units[ServiceRole.SENSOR]
+    )
 
 
 def test_a_sensor_that_was_stopped_in_the_middle_did_not_fail() -> None:
     code = interrupted(cast("Stop", SimpleNamespace(signal=signal.SIGTERM)))
-    units = {role: render_unit(Service(role), ["/bin/true"], ENVIRONMENT).splitlines() for role in Role}
-    assert code == 143 and f"SuccessExitStatus={code}" in units[Role.SENSOR]
+    units = {role: render_unit(Service(role), ["/bin/true"], ENVIRONMENT).splitlines() for role in ServiceRole}
+    assert code == 143 and f"SuccessExitStatus={code}" in units[ServiceRole.SENSOR]
     assert [role for role, lines in units.items() if any("SuccessExitStatus" in line for line in lines)] == [
-        Role.SENSOR
+        ServiceRole.SENSOR
     ]
 
 
@@ -120,8 +126,8 @@ def test_values_of_the_environment_are_quoted() -> None:
     assert text.splitlines()[2:] == ['A="p\\"a\\$s\\`s\\\\"', 'B="plain"'] and is_own(text)
 
 
-def test_files_are_written_once_with_their_modes(places: Places) -> None:
-    service = Service(Role.NODE, "kitchen")
+def test_files_are_written_once_with_their_modes(places: ServicePaths) -> None:
+    service = Service(ServiceRole.NODE, "kitchen")
     unit, environment = render_unit(service, ["/bin/true"], ENVIRONMENT), render_environment({"A": "b"})
     paths = [places.units / "har-edge-node-kitchen.service", places.environments / "node-kitchen.env"]
     assert write_service(places, service, unit, environment) == paths
@@ -135,8 +141,8 @@ def test_files_are_written_once_with_their_modes(places: Places) -> None:
 
 
 @pytest.mark.parametrize("edited", ["unit", "environment"])
-def test_an_edited_file_is_neither_overwritten_nor_removed(places: Places, edited: str) -> None:
-    service = Service(Role.NODE)
+def test_an_edited_file_is_neither_overwritten_nor_removed(places: ServicePaths, edited: str) -> None:
+    service = Service(ServiceRole.NODE)
     unit, environment = render_unit(service, ["/bin/true"], ENVIRONMENT), render_environment({"A": "b"})
     write_service(places, service, unit, environment)
     path = getattr(places, edited)(service)
@@ -387,7 +393,7 @@ def test_the_files_that_a_brokers_configuration_names_must_be_open_to_its_user(
 
 def test_every_option_of_a_role_that_names_a_file_is_known() -> None:
     """Else a relative path would go into a unit as it is."""
-    for role in Role:
+    for role in ServiceRole:
         parser = build_parser().parse_args  # the parsers of commands are inside this one
         action = next(one for one in build_parser()._actions if one.dest == "command")
         assert parser and isinstance(action.choices, dict)

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from har_edge.errors import ConfigError, CutError, ModelError
-from har_edge.tflite.folder import outline, write_folder
-from har_edge.tflite.manifest import SliceManifest, State, load_manifest
+from har_edge.tflite.folder import make_manifest, write_folder
+from har_edge.tflite.manifest import ModelState, SliceManifest, load_manifest
 from har_edge.tflite.model import read_model
 from har_edge.tflite.slices import slice_model
 from tests.tflite import models
@@ -57,7 +57,7 @@ def test_the_manifest_says_which_slices_remember(
 def test_a_manifest_from_before_states_still_loads(tmp_path: Path) -> None:
     _write(tmp_path, 1)
     assert b"state" not in (tmp_path / "manifest.json").read_bytes()
-    assert {entry.state for entry in load_manifest(tmp_path).slices} == {State.NONE}
+    assert {entry.state for entry in load_manifest(tmp_path).slices} == {ModelState.NONE}
 
 
 def test_manifest_says_what_the_folder_holds(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_malformed_manifests_are_refused(tmp_path: Path) -> None:
         load_manifest(tmp_path / "none.json")
     good = _write(tmp_path, 1)
     model = read_model(models.chain(dynamic=True))
-    numbered = outline(model, slice_model(model, [1]), wire=3)
+    numbered = make_manifest(model, slice_model(model, [1]), wire=3)
     bad = {
         b"{": "is no manifest of slices",
         msgspec.json.encode({**msgspec.to_builtins(good), "extra": 1}): "unknown field `extra`",
@@ -163,12 +163,12 @@ def test_what_version_1_cannot_carry_gets_version_3() -> None:
     long, wide = read_model(models.long_names(1025)), read_model(models.fan(65))
     for model, text in ((long, "has 1025 characters, and a message of"), (wide, "65 tensors leave slice 0, and a mes")):
         slices = slice_model(model, [len(model.main.operators) // 2])
-        manifest = outline(model, slices)
+        manifest = make_manifest(model, slices)
         assert (manifest.version, manifest.wire) == (2, 3) and manifest.ids
         with pytest.raises(CutError, match=f"wire version 1 came, but .*{text}.*; expected wire version 3"):
-            outline(model, slices, wire=1)
+            make_manifest(model, slices, wire=1)
     for model in (read_model(models.long_names(1024)), read_model(models.fan(64))):
-        assert outline(model, slice_model(model, [len(model.main.operators) // 2])).wire == 1
+        assert make_manifest(model, slice_model(model, [len(model.main.operators) // 2])).wire == 1
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from har_edge.inference.interpreter import Interpreter
 from har_edge.tflite import metadata
-from har_edge.tflite.folder import outline
+from har_edge.tflite.folder import make_manifest
 from har_edge.tflite.model import Model, read_model
 from har_edge.tflite.slices import slice_model, write_slice
 from tests.tflite import models
@@ -66,8 +66,8 @@ def test_slices_with_files_run_and_are_the_same_each_time() -> None:
 def test_the_manifest_has_the_labels_where_its_readers_may_know_them() -> None:
     model = read_model(models.annotated())
     pieces = slice_model(model, [1])
-    assert outline(model, pieces, wire=3).labels == {"scores": ("still", "moving")}
-    old = outline(model, pieces, wire=1)
+    assert make_manifest(model, pieces, wire=3).labels == {"scores": ("still", "moving")}
+    old = make_manifest(model, pieces, wire=1)
     assert (old.labels, old.version) == ({}, 1)
 
 

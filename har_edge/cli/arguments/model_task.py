@@ -20,7 +20,7 @@ FLAGS = ("stream", "labels", "input", "hop")
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ResolvedModel:
     """A model, its task, and its stream as recordings have it; `beside` is the folder of files that the task names."""
 
     found: FoundModel
@@ -66,7 +66,7 @@ def assignment(text: str) -> tuple[str, str]:
     return name, source
 
 
-def know(args: argparse.Namespace, found: FoundModel) -> Known:
+def resolve_model(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
     """Return what is known of a model.
 
     Raises ConfigError for flags that contradict its manifest, and for what neither flags nor files say.
@@ -79,7 +79,7 @@ def know(args: argparse.Namespace, found: FoundModel) -> Known:
             raise ConfigError(
                 f"--{given[0]} came, but a manifest says what {found.entry.name} is for; expected without"
             )
-        return Known(found, found.entry.task, describe(found.entry.task, found.path.parent), found.path.parent)
+        return ResolvedModel(found, found.entry.task, describe(found.entry.task, found.path.parent), found.path.parent)
     if args.stream is None:
         raise ModelError(
             f"{found.path}: no manifest says which windows this model takes and what it answers; name the stream with "
@@ -89,7 +89,7 @@ def know(args: argparse.Namespace, found: FoundModel) -> Known:
     return _derive(args, found)
 
 
-def _derive(args: argparse.Namespace, found: FoundModel) -> Known:
+def _derive(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
     from har_edge.config.unlisted_model import derive_task, packed_labels, read_labels
     from har_edge.data.description import BUILT_IN, load_description
     from har_edge.tflite.model import read_model
@@ -101,10 +101,10 @@ def _derive(args: argparse.Namespace, found: FoundModel) -> Known:
     if len(inputs) < len(args.input or ()):
         raise ConfigError("--input names an input twice; expected each once")
     task = derive_task(read_model(found.path), described, name, inputs=inputs, labels=labels, hop=args.hop)
-    return Known(found, task, described, found.path.parent)
+    return ResolvedModel(found, task, described, found.path.parent)
 
 
-def travelling(known: Known, folder: Path, files: Sequence[str] = ()) -> Known:
+def copy_with_files(known: ResolvedModel, folder: Path, files: Sequence[str] = ()) -> ResolvedModel:
     """Return the same with its description, and these files beside the model, in `folder`, under plain names.
 
     So a pipeline can carry them to its nodes.
@@ -121,4 +121,4 @@ def travelling(known: Known, folder: Path, files: Sequence[str] = ()) -> Known:
         if (known.beside / name).is_file():
             shutil.copy(known.beside / name, folder / name)
     stream = msgspec.structs.replace(known.task.stream, description=description.name)
-    return Known(known.found, msgspec.structs.replace(known.task, stream=stream), known.described, folder)
+    return ResolvedModel(known.found, msgspec.structs.replace(known.task, stream=stream), known.described, folder)

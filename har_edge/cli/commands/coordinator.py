@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
-from har_edge.cli.arguments.model_task import add_flags, know, travelling
+from har_edge.cli.arguments.model_task import add_flags, copy_with_files, resolve_model
 from har_edge.cli.console import follow
 from har_edge.cli.console import say as print_folded
 from har_edge.units import duration
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
     from har_edge.coordinator.replan import PlacementSpec
-    from har_edge.inference.measure import Segment
+    from har_edge.inference.segment_timing import Segment
     from har_edge.mqtt.bus import Outgoing
     from har_edge.planner.profile import MessageCost, Profile
     from har_edge.protocol.deployment import Generation
@@ -147,20 +147,20 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
 
     from har_edge.codecs.spec import file_names
     from har_edge.config.catalog import find_model
+    from har_edge.config.model_state import starts_fresh
     from har_edge.config.pipeline import PipelineConfig
-    from har_edge.config.state import starts_fresh
     from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
     from har_edge.errors import ConfigError
-    from har_edge.inference.observe import open_model
+    from har_edge.inference.tensor_observation import open_model
     from har_edge.planner.devices import load_devices
     from har_edge.protocol.deployment import VERSION, Deployment, decode_deployment, encode_deployment
     from har_edge.runtime.slicing import read_companions, settle_reducers
     from har_edge.tflite.state import state_of
 
-    known = know(args, find_model(args.model))
+    known = resolve_model(args, find_model(args.model))
     specs = options.chosen_reducers(args.reducer, known.task.inputs)
-    known = travelling(known, folder, [name for spec in specs.values() for name in file_names(spec)])
+    known = copy_with_files(known, folder, [name for spec in specs.values() for name in file_names(spec)])
     found = known.found
     model, beside, spec = open_model(found.path, args.delegate), known.beside, _wish(args)
     starts_fresh(state_of(model), known.task, f"model {found.path}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
-from har_edge.cli.arguments.model_task import add_flags, know
+from har_edge.cli.arguments.model_task import add_flags, resolve_model
 from har_edge.cli.console import columns, say
 from har_edge.cli.local_pipeline import Whole, open_whole, start_nodes
 from har_edge.cli.reports.bars import TOLD_SHARE
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.cluster.local_pipeline import summarize
     from har_edge.config.catalog import find_model
 
-    known = know(args, find_model(args.model))
+    known = resolve_model(args, find_model(args.model))
     found, stream = known.found, known.described
     reducers = options.chosen_reducers(args.reducer, known.task.inputs)
     if stream.name == "mhealth":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli import study
 from har_edge.cli.arguments import options, values
-from har_edge.cli.arguments.model_task import Known, add_flags, know
+from har_edge.cli.arguments.model_task import ResolvedModel, add_flags, resolve_model
 from har_edge.cli.console import count, fold
 from har_edge.cli.local_pipeline import check_client
 from har_edge.errors import ConfigError
@@ -108,7 +108,7 @@ def _measure_model(args: argparse.Namespace) -> int:
         require("--png", "matplotlib")
     if args.mqtt:
         check_client(args)
-    known = know(args, find_model(args.model or options.DEFAULT_MODEL))
+    known = resolve_model(args, find_model(args.model or options.DEFAULT_MODEL))
     found, task, described = known.found, known.task, known.described
     if args.png is not None and len(task.labels) > MAX_MATRIX:
         raise ConfigError(f"--png draws at most {MAX_MATRIX} classes; this model has {len(task.labels)}")
@@ -165,7 +165,7 @@ def _top_k(args: argparse.Namespace, task: Task, predictions: Sequence[Predictio
 
 def _cuts(found: FoundModel, args: argparse.Namespace) -> Sequence[int] | None:
     """Return the operators to cut at, None to look at the whole model only."""
-    from har_edge.inference.observe import open_model
+    from har_edge.inference.tensor_observation import open_model
     from har_edge.runtime.slicing import plan_cuts
     from har_edge.tflite.manifest import load_manifest
 
@@ -177,7 +177,7 @@ def _cuts(found: FoundModel, args: argparse.Namespace) -> Sequence[int] | None:
 
 
 def _send_through(
-    known: Known, args: argparse.Namespace, cuts: Sequence[int], names: Sequence[str]
+    known: ResolvedModel, args: argparse.Namespace, cuts: Sequence[int], names: Sequence[str]
 ) -> tuple[dict[tuple[str, int], Answer], str]:
     """Run the whole pipeline on this machine; return its answers by (stream, seq), and the broker's name."""
     from har_edge.cli.local_pipeline import open_whole, start_nodes

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     from har_edge.cli.reports.plan import PlanReport, print_plan
     from har_edge.config.catalog import find_model
-    from har_edge.inference.observe import open_model
+    from har_edge.inference.tensor_observation import open_model
     from har_edge.planner.devices import load_devices, make_devices
     from har_edge.planner.plan import Objective, compare, make_plan, make_planning_problem
 

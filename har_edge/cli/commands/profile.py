@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     options.one_thread()
     from har_edge.cli.reports.profile import print_profile
     from har_edge.config.catalog import find_model
-    from har_edge.inference.observe import open_model
+    from har_edge.inference.tensor_observation import open_model
     from har_edge.planner.profile import load_profile, profile_path, store_profile
 
     device = device_name(args.device)

@@ -15,7 +15,7 @@ from har_edge.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from har_edge.service.install import Places
+    from har_edge.service.install import ServicePaths
     from har_edge.service.render import Service
 
 HELP = "install broker, node, coordinator, stage or sensor as a service of systemd"
@@ -63,10 +63,10 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Install, remove or list."""
-    from har_edge.service.install import list_services, remove_service, system_places, user_places
-    from har_edge.service.render import Role, Service
+    from har_edge.service.install import list_services, remove_service, system_paths, user_paths
+    from har_edge.service.render import Service, ServiceRole
 
-    places = user_places() if args.user else system_places(args.root)
+    places = user_paths() if args.user else system_paths(args.root)
     if args.action == "list":
         listed = list(list_services(places))
         for one in listed:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         if not listed:
             print(f"no service of har-edge is installed in {places.units}", file=sys.stderr)
         return 0
-    service = Service(Role(args.role), args.instance)
+    service = Service(ServiceRole(args.role), args.instance)
     if args.action == "uninstall":
         _say("removed", remove_service(places, service, force=args.force))
         _say_commands("stop", args, f"disable --now {service.unit}", reload_first=False)
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     return _install(args, places, service)
 
 
-def _install(args: argparse.Namespace, places: Places, service: Service) -> int:
+def _install(args: argparse.Namespace, places: ServicePaths, service: Service) -> int:
     from har_edge.service.install import write_service
     from har_edge.service.render import render_environment, render_unit
 

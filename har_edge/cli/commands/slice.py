@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         return _prove_folder(args)  # without what cutting needs: the TFLite schema is not on every device
     from har_edge.cli.reports import slices as slice_report
     from har_edge.config.catalog import find_model
-    from har_edge.inference.observe import open_model
+    from har_edge.inference.tensor_observation import open_model
     from har_edge.runtime.slicing import read_companions
     from har_edge.tflite.cuts import list_cuts
     from har_edge.tflite.folder import check_folder
@@ -120,11 +120,11 @@ def _write(
     predicted: Sequence[float],
 ) -> None:
     """Write slices, manifest and, unless a person's own is there, the pipeline file and what it needs beside it."""
-    from har_edge.config.pipeline import DEFAULT_NAME, epoch_of, keeps, write_pipeline
-    from har_edge.tflite.folder import outline, write_folder
+    from har_edge.config.pipeline import DEFAULT_NAME, generation_id, keep_existing, write_pipeline
+    from har_edge.tflite.folder import make_manifest, write_folder
 
     out: Path = args.out
-    kept = keeps(out, outline(model, slices, wire=args.wire), task)  # refuses before anything is written
+    kept = keep_existing(out, make_manifest(model, slices, wire=args.wire), task)  # refuses before anything is written
     for option, given in (("--reducer", args.reducer), ("--name", args.name), ("--delegate", args.delegate)):
         if kept and given is not None:
             raise ConfigError(
@@ -151,7 +151,7 @@ def _write(
             if not there:  # slices without their pipeline file would look like those of an unknown model
                 shutil.rmtree(out, ignore_errors=True)
             raise
-        report.say(f"the epoch of these slices is {epoch_of(manifest)}")
+        report.say(f"the generation of these slices is {generation_id(manifest)}")
     else:
         report.say(
             "no manifest says what this model is for; to run the slices write pipeline.toml "
@@ -174,11 +174,11 @@ def _prove_folder(args: argparse.Namespace) -> int:
     import json
 
     from har_edge.config.catalog import find_model
-    from har_edge.inference.proof import prove_folder
+    from har_edge.inference.slice_check import check_slices
     from har_edge.inference.wheels import installed
 
     found = find_model(args.model)
-    proof = prove_folder(found.path, args.slices, threads=args.threads, delegate=args.delegate or _told(args.slices))
+    proof = check_slices(found.path, args.slices, threads=args.threads, delegate=args.delegate or _told(args.slices))
     said = proof.difference or "equal, bit for bit"
     if args.json:
         figures = {"runs": proof.runs, "slices": proof.slices, "runtime": installed(), "whole": proof.delegate.value}

@@ -86,7 +86,7 @@ def _report(account: WindowAccount, *, early: bool) -> int:
     return EXIT_LOST if lost or left else 0
 
 
-class Silence:
+class SilenceDetector:
     """Says once why no result comes: nobody runs the pipeline, or nothing is sent. Statuses are looked at for that."""
 
     def __init__(self, topics: Topics, now: float) -> None:
@@ -151,7 +151,7 @@ def _arrivals(
     from har_edge.runtime.sink import Sink
 
     left, sink, said, look_at = limit, Sink(), "", 0.0
-    silence = Silence(topics, time.monotonic())
+    silence = SilenceDetector(topics, time.monotonic())
     while not stop.asked:
         for delivery in bus.poll(0.2):
             bus.acknowledge(delivery)

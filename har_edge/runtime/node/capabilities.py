@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from har_edge.errors import NodeError
-from har_edge.inference.wheels import installed, missing, read_host, wheel_machine
+from har_edge.inference.wheels import installed, missing, read_platform, wheel_machine
 from har_edge.protocol.deployment import PROTOCOL
 from har_edge.protocol.status import NodeCapabilities
 from har_edge.resources import find_folder
@@ -66,13 +66,13 @@ def read_runtime() -> str:
     """Return the name and version of the runtime that runs slices; NodeError where there is none."""
     found = installed()
     if found is None:
-        raise NodeError(missing(read_host(), "none is installed"))
+        raise NodeError(missing(read_platform(), "none is installed"))
     return found
 
 
 def read_system() -> str:
     """Return the operating system, the machine that wheels are made for (not the kernel's), and Python's version."""
-    return f"{platform.system()} {wheel_machine(read_host())}, Python {platform.python_version()}"
+    return f"{platform.system()} {wheel_machine(read_platform())}, Python {platform.python_version()}"
 
 
 def open_reference(delegate: str | None = None) -> Interpreter:

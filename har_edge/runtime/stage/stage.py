@@ -13,11 +13,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from har_edge.config.answer import read_answers
+from har_edge.config.classifier_output import read_classes
 from har_edge.config.task import Task
 from har_edge.config.wiring import Wiring
 from har_edge.errors import MessageError
-from har_edge.inference.absent import absent
+from har_edge.inference.missing_input import missing_input
 from har_edge.inference.saturation import Saturation, totals
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol import wire
@@ -31,7 +31,7 @@ from har_edge.runtime.stage.replay_buffer import Made, OutputCache, ReplayBuffer
 from har_edge.runtime.stage.stream_quota import StreamQuota
 
 if TYPE_CHECKING:
-    from har_edge.inference.feed import Feed
+    from har_edge.inference.input_adapter import InputAdapter
     from har_edge.inference.interpreter import Port
 
 Array = npt.NDArray[Any]
@@ -72,7 +72,7 @@ class StageSetup:
     wiring: Wiring
     run: Run
     result_port: Port | None
-    feeds: Mapping[str, Feed]
+    feeds: Mapping[str, InputAdapter]
     max_payload_bytes: int
     join_timeout_s: float
     join_capacity: int
@@ -109,7 +109,7 @@ class Stage:
         patience_s = setup.carry_on_after_s
         carry_on = None if patience_s is None else MissingSourceFallback(frozenset(wiring.sources.values()), patience_s)
         for source in wiring.sources if carry_on else ():
-            absent(setup.ports[source], 1)
+            missing_input(setup.ports[source], 1)
         timeout_s = min(SHELVE_S, setup.join_timeout_s) if setup.deployed else setup.join_timeout_s
         self._joins = len(wanted) > 1
         self._shelf, self._made = ReplayBuffer(SHELF_BYTES), OutputCache(MADE_BYTES)
@@ -362,7 +362,7 @@ class Stage:
         if lacks:
             message = msgspec.structs.replace(message, missing=tuple(sorted({*message.missing, *lacks})))
         try:
-            filled = {name: absent(setup.ports[source], message.count) for source, name in lacks.items()}
+            filled = {name: missing_input(setup.ports[source], message.count) for source, name in lacks.items()}
             outputs = setup.run(gathered.parts | filled)
             outgoing = self._publications(message, outputs, deliveries)
         except NoScore as error:
@@ -415,7 +415,7 @@ class Stage:
         port, task, now = self._setup.result_port, self._setup.task, self._clock()
         room = self._quota.grant()
         assert port is not None
-        winners, best = read_answers(scores, message.count, len(task.labels))
+        winners, best = read_classes(scores, message.count, len(task.labels))
         tops = [1.0] * message.count if best is None else port.real(best).tolist()
         check_scores(tops)
         truth = message.truth or (None,) * message.count

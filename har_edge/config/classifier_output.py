@@ -15,11 +15,11 @@ Array = npt.NDArray[Any]
 INDICES = ("int32", "int64")
 
 
-def check_answer(output: TensorSpec, classes: int, what: str) -> None:
+def check_classifier_output(output: TensorSpec, classes: int, what: str) -> None:
     """Raise ConfigError, which begins with `what`, where an output cannot answer with one of so many classes.
 
     It has one score a class for each window, or (after ARG_MAX) the index of the class as int32 or int64. Sizes that
-    only a run tells are left to `read_answers`.
+    only a run tells are left to `read_classes`.
     """
     if output.dtype.startswith("complex"):
         raise ConfigError(
@@ -36,7 +36,7 @@ def check_answer(output: TensorSpec, classes: int, what: str) -> None:
     )
 
 
-def read_answers(values: Array, count: int, classes: int) -> tuple[list[int], Array | None]:
+def read_classes(values: Array, count: int, classes: int) -> tuple[list[int], Array | None]:
     """Return the class of each of `count` windows, and its score as the model gives it; None where it gives none.
 
     Raises MessageError for another number of values, and for an index that is no class.

@@ -12,7 +12,7 @@ import pytest
 from har_edge.cli.main import main
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter
-from har_edge.inference.proof import prove_folder
+from har_edge.inference.slice_check import check_slices
 from har_edge.tflite.folder import write_folder
 from har_edge.tflite.model import read_model
 from har_edge.tflite.slices import slice_model
@@ -38,7 +38,7 @@ def test_the_runtime_says_whether_it_delegates() -> None:
 
 @pytest.mark.parametrize("delegate", [None, "none", "xnnpack"])
 def test_slices_that_were_cut_are_equal(cut: tuple[Path, Path], delegate: str | None) -> None:
-    proof = prove_folder(*cut, delegate=delegate)
+    proof = check_slices(*cut, delegate=delegate)
     assert (proof.slices, proof.runs, proof.difference) == (2, 6, None)
     assert proof.delegate is (Delegate.NONE if delegate == "none" else Delegate.XNNPACK)
 
@@ -54,7 +54,7 @@ def test_one_other_weight_is_found(cut: tuple[Path, Path], monkeypatch: pytest.M
         return results
 
     monkeypatch.setattr(Interpreter, "run", run)
-    difference = prove_folder(path, folder).difference
+    difference = check_slices(path, folder).difference
     assert difference is not None
     assert difference.startswith("output ")
     assert "elements differ, by " in difference
@@ -64,9 +64,9 @@ def test_the_folder_of_another_model_is_refused(cut: tuple[Path, Path], tmp_path
     other = tmp_path / "other.tflite"
     other.write_bytes(models.skip())
     with pytest.raises(ModelError, match=r"holds slices of a model with sha256 .* expected the model that was cut"):
-        prove_folder(other, cut[1])
+        check_slices(other, cut[1])
     with pytest.raises(ModelError, match="cannot read model"):
-        prove_folder(tmp_path / "none.tflite", cut[1])
+        check_slices(tmp_path / "none.tflite", cut[1])
 
 
 def test_a_slice_that_was_changed_is_refused(cut: tuple[Path, Path]) -> None:
@@ -74,7 +74,7 @@ def test_a_slice_that_was_changed_is_refused(cut: tuple[Path, Path]) -> None:
     piece = sorted(folder.glob("*.tflite"))[0]
     piece.write_bytes(piece.read_bytes() + b"x")
     with pytest.raises(ModelError, match="was expected; the file was changed"):
-        prove_folder(path, folder)
+        check_slices(path, folder)
 
 
 def test_the_command_needs_no_schema(cut: tuple[Path, Path]) -> None:

@@ -9,7 +9,14 @@ import pytest
 from har_edge.config.catalog import find_model
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter
-from har_edge.inference.measure import Segment, measure_segments, overhead_s, quickest, segment_bounds, time_whole
+from har_edge.inference.segment_timing import (
+    Segment,
+    fastest_times,
+    measure_segments,
+    overhead_s,
+    segment_bounds,
+    time_whole,
+)
 from har_edge.tflite.model import read_model
 from tests.tflite import models
 
@@ -56,8 +63,8 @@ def test_the_median_counts() -> None:
 def test_the_least_of_all_rounds_counts() -> None:
     assert [one.start for one in measure_segments(read_model(models.chain()), rounds=2, repeats=1)] == [0, 1, 2, 3] * 2
     rounds = [Segment(0, 1, 2.0), Segment(1, 2, 1.0), Segment(0, 1, 3.0), Segment(1, 2, 0.5)]
-    assert quickest(rounds) == [Segment(0, 1, 2.0), Segment(1, 2, 0.5)]
-    assert quickest(rounds[:3]) == [Segment(0, 1, 2.0), Segment(1, 2, 1.0)]  # the second round went wrong
+    assert fastest_times(rounds) == [Segment(0, 1, 2.0), Segment(1, 2, 0.5)]
+    assert fastest_times(rounds[:3]) == [Segment(0, 1, 2.0), Segment(1, 2, 1.0)]  # the second round went wrong
 
 
 def test_segments_run_on_true_values_and_sizes() -> None:

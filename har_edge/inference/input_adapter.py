@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
-class Way(Enum):
+class InputForm(Enum):
     """What a model takes: windows restored from codes, or the features that codes stand for."""
 
     RESTORE = "restore"
     CODES = "codes"
 
 
-class Layout(Enum):
+class WindowLayout(Enum):
     """How a window lies in an input: sample after sample, or channel after channel."""
 
     SAMPLES = "samples"
     CHANNELS = "channels"
 
 
-class Feed(Protocol):
+class InputAdapter(Protocol):
     """Turns the codes of `count` windows of one source, packed as a message carries them, into the model's input.
 
     Raises MessageError for codes that the reducer did not make.
@@ -45,17 +45,19 @@ class Feed(Protocol):
     def __call__(self, codes: Array, count: int = 1, /) -> Array: ...
 
 
-def choose_way(source: str, reducer: Reducer, name: str, shape: tuple[int, ...], length: int, channels: int) -> Way:
+def choose_input_form(
+    source: str, reducer: Reducer, name: str, shape: tuple[int, ...], length: int, channels: int
+) -> InputForm:
     """Return how the codes of windows [length, channels] enter the input `name`; `shape` has no batch dimension.
 
-    An input [length, channels], or the same values in other dimensions (see `lay_out`), takes restored windows; one
+    An input [length, channels], or the same values in other dimensions (see `find_layout`), takes restored windows; one
     shaped as the reducer's features takes these. Raises ConfigError, with the source, the reducer and both shapes, for
     any other.
     """
-    if lay_out(shape, length, channels) is not None and reducer.restores:
-        return Way.RESTORE
+    if find_layout(shape, length, channels) is not None and reducer.restores:
+        return InputForm.RESTORE
     if shape == reducer.feature_shape:
-        return Way.CODES
+        return InputForm.CODES
     restored = "can" if reducer.restores else "cannot"
     raise ConfigError(
         f"source {source!r} gives windows [{length}, {channels}], of which reducer {reducer.spec!r} makes features "
@@ -69,7 +71,7 @@ def window_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if _has_batch(shape) else shape
 
 
-def lay_out(shape: tuple[int, ...], length: int, channels: int) -> Layout | None:
+def find_layout(shape: tuple[int, ...], length: int, channels: int) -> WindowLayout | None:
     """Return how a window [length, channels] lies in an input of this shape; None where it does not fit.
 
     Dimensions of 1 do not matter. Samples stand one after the other: [length, channels], flat, or as the pixels of an
@@ -78,33 +80,33 @@ def lay_out(shape: tuple[int, ...], length: int, channels: int) -> Layout | None
     sizes = tuple(n for n in shape if n != 1)
     plain = tuple(n for n in (length, channels) if n != 1)
     if sizes in (plain, (length * channels,)):
-        return Layout.SAMPLES
+        return WindowLayout.SAMPLES
     if sizes == plain[::-1]:
-        return Layout.CHANNELS
+        return WindowLayout.CHANNELS
     image = len(shape) == 3 and shape[-1] == channels and math.prod(shape[:-1]) == length and min(shape) > 0
-    return Layout.SAMPLES if image else None
+    return WindowLayout.SAMPLES if image else None
 
 
-def make_feed(
+def make_input_adapter(
     source: str, reducer: Reducer, port: Port, length: int, channels: int, watch: Saturation | None = None
-) -> Feed:
+) -> InputAdapter:
     """Return what brings codes of one source, from windows [length, channels], into the input tensor [count, ...].
 
     Codes that are the input already (reducer `none` for a float32 model, the model's own quantisation, an encoder whose
     output has the input's scale and zero point) pass untouched; others are restored, or turned into features, and
     quantised where the model wants integers, rounded where it wants float16; windows get the input's shape. An input
     without a batch takes one window. `watch` counts real values that are quantised here. Raises ConfigError where they
-    cannot enter; see `choose_way`.
+    cannot enter; see `choose_input_form`.
     """
     shape, batched = window_shape(port.shape), _has_batch(port.shape)
-    way = choose_way(source, reducer, port.name, shape, length, channels)
-    turned = way is Way.RESTORE and lay_out(shape, length, channels) is Layout.CHANNELS
+    form = choose_input_form(source, reducer, port.name, shape, length, channels)
+    turned = form is InputForm.RESTORE and find_layout(shape, length, channels) is WindowLayout.CHANNELS
     own = _own_quantizer(port, shape)
     same = reducer.spec == own.spec if own else reducer.spec == "none" and port.dtype == np.float32
-    passes = batched and not turned and (same or (way is Way.CODES and _is_input(reducer, port, shape)))
-    value = reducer.decode if way is Way.RESTORE else reducer.features
+    passes = batched and not turned and (same or (form is InputForm.CODES and _is_input(reducer, port, shape)))
+    value = reducer.decode if form is InputForm.RESTORE else reducer.features
 
-    def feed(codes: Array, count: int = 1, /) -> Array:
+    def adapt(codes: Array, count: int = 1, /) -> Array:
         try:
             pieces = unpack(reducer, codes, count)
             if passes:
@@ -122,7 +124,7 @@ def make_feed(
                 "sensor and stage the same reducer"
             ) from None
 
-    return feed
+    return adapt
 
 
 def _cast(window: Array, dtype: np.dtype[Any]) -> Array:

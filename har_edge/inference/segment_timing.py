@@ -12,7 +12,7 @@ import numpy as np
 from har_edge.errors import MessageError, ModelError
 from har_edge.inference.interpreter import Array, Delegate, Interpreter
 from har_edge.inference.sampling import sample
-from har_edge.tflite.cuts import list_cuts, slice_refusal, trace
+from har_edge.tflite.cuts import list_cuts, slice_refusal, trace_dataflow
 from har_edge.tflite.model import Model
 from har_edge.tflite.slices import Slice, slice_model, write_slice, write_whole
 
@@ -40,7 +40,7 @@ class Segment:
 
 def segment_bounds(model: Model) -> list[int]:
     """Return the legal cuts that can all be made at once, with 0 and the number of operators around them."""
-    graph, flow = model.main, trace(model)
+    graph, flow = model.main, trace_dataflow(model)
     n = len(graph.operators)
     bounds = [0]
     for cut in list_cuts(model):
@@ -62,7 +62,7 @@ def measure_segments(
 ) -> Iterator[Segment]:
     """Time every segment, one after the other on the results of those before, and yield each as it is known.
 
-    That is done once a round; `quickest` takes the rounds together.
+    That is done once a round; `fastest_times` takes the rounds together.
 
     In a slice the other segments run between two runs of one, and other programs, so that it finds its weights in
     memory, no longer in the cache, unless the whole model fits there. So memory is touched before each run; the inputs
@@ -76,7 +76,7 @@ def measure_segments(
         yield from _round(model, pieces, repeats, threads, clock, delegate)
 
 
-def quickest(segments: Iterable[Segment]) -> list[Segment]:
+def fastest_times(segments: Iterable[Segment]) -> list[Segment]:
     """Return each segment once, in order, with the least of its times.
 
     What others do on a machine makes a segment slower and never quicker, and may last as long as many segments take

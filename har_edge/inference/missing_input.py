@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from har_edge.inference.interpreter import Port
 
 
-def absent(port: Port, count: int) -> npt.NDArray[Any]:
+def missing_input(port: Port, count: int) -> npt.NDArray[Any]:
     """Return the input of `count` windows whose source is missing: real zero everywhere, [count, ...] as the port is.
 
     One without a batch takes one window as it is.

@@ -25,7 +25,7 @@ _OTHER_BATCH = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class SliceCheck:
     """What came of it: `difference` says what was not equal, None when every bit was.
 
     `delegate` says whether the runtime handed operators of the whole model to XNNPACK.
@@ -37,7 +37,9 @@ class Proof:
     difference: str | None
 
 
-def prove_folder(path: Path, folder: Path, *, runs: int = RUNS, threads: int = 1, delegate: str | None = None) -> Proof:
+def check_slices(
+    path: Path, folder: Path, *, runs: int = RUNS, threads: int = 1, delegate: str | None = None
+) -> SliceCheck:
     """Run the whole model and the slices of a folder on the same random inputs, and compare the outputs bit by bit.
 
     As many runs again have a batch of 3, where every tensor that crosses carries one. Raises ModelError when the folder
@@ -64,7 +66,7 @@ def prove_folder(path: Path, folder: Path, *, runs: int = RUNS, threads: int = 1
             f"{path}: the whole model cannot run random inputs, so nothing is compared: {error}"
         ) from error
     difference = _compare(manifest, root, values, wanted, threads, chosen)
-    return Proof(len(manifest.slices), len(batches), whole.delegate, difference)
+    return SliceCheck(len(manifest.slices), len(batches), whole.delegate, difference)
 
 
 def _compare(

@@ -21,9 +21,9 @@ from har_edge.errors import MessageError, ModelError
 from har_edge.inference.interpreter import Array, Delegate, Interpreter, Port
 from har_edge.inference.load_check import default_check
 from har_edge.tflite import schema
-from har_edge.tflite.cuts import trace
-from har_edge.tflite.encode import Part, encode
-from har_edge.tflite.manifest import State
+from har_edge.tflite.cuts import trace_dataflow
+from har_edge.tflite.encode import ModelPart, encode
+from har_edge.tflite.manifest import ModelState
 from har_edge.tflite.model import Model, Tensor, read_model
 from har_edge.tflite.ports import check_ports
 from har_edge.tflite.state import state_of
@@ -46,7 +46,7 @@ _VALUE_SHAPED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class _Near:
+class _Tolerance:
     """How close two arrays are to be: reals by a part of each and of the largest, quantised ones by so many steps.
 
     So large a `share` of the elements must be.
@@ -59,13 +59,13 @@ class _Near:
 
 
 # A window in a batch and alone: kernels for several rows round otherwise, and quantised ones by a step or so.
-_ALONE = _Near(part=1e-2, of_largest=1e-2, steps=2, share=0.9)
+_ALONE = _Tolerance(part=1e-2, of_largest=1e-2, steps=2, share=0.9)
 # A window in one row of a batch and in another: the same kernel rounds it alike, or nearly.
-_MOVED = _Near(part=1e-3, of_largest=1e-5, steps=1, share=1.0)
+_MOVED = _Tolerance(part=1e-3, of_largest=1e-5, steps=1, share=1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _Observation:
     """A tensor after one run: its shape, some values of each row (each entry of the first dimension), all as hashes."""
 
     shape: tuple[int, ...]
@@ -81,8 +81,8 @@ class _Runs:
     that depend on other windows than their own, or on where these stand.
     """
 
-    alone: dict[int, list[_Seen]]
-    batch: dict[int, _Seen] | None
+    alone: dict[int, list[_Observation]]
+    batch: dict[int, _Observation] | None
     mixed: frozenset[int]
     problem: str
 
@@ -90,16 +90,16 @@ class _Runs:
 def open_model(source: Path | bytes, delegate: str | None = None) -> Model:
     """Read a model that is to be cut, and find out what its tensors are when it runs.
 
-    See `read_model`, `check_ports`, `observe`. `delegate` is who will compute it, "xnnpack" (the default) or "none". It
-    runs in a process of its own before (see `load_check`).
+    See `read_model`, `check_ports` and `observe_tensors`. `delegate` names what will compute the model, "xnnpack" (the
+    default) or "none". A process of its own runs the model first (see `load_check`).
     """
     model, chosen = check_ports(read_model(source)), Delegate(delegate or Delegate.XNNPACK)
     if _may_vary(model):
         default_check()(model.data, model.name, chosen.value)
-    return observe(model, chosen)
+    return observe_tensors(model, chosen)
 
 
-def observe(model: Model, delegate: Delegate = Delegate.XNNPACK) -> Model:
+def observe_tensors(model: Model, delegate: Delegate = Delegate.XNNPACK) -> Model:
     """Return the model with the shapes that its tensors have for one window, and with what carries the batch.
 
     A dimension whose size depends on values is -1. Where the runtime here cannot run the model, the file's own shapes
@@ -111,9 +111,9 @@ def observe(model: Model, delegate: Delegate = Delegate.XNNPACK) -> Model:
     try:
         runs = _run(model, delegate)
         # Nothing can be compared where the same window gives another result each time.
-        exact = state_of(model) is not State.RESOURCES and not _is_random(model)
+        exact = state_of(model) is not ModelState.RESOURCES and not _is_random(model)
         changed = {
-            index: _settle(
+            index: _resolve(
                 model.main.tensors[index],
                 seen,
                 None if runs.batch is None or (exact and index in runs.mixed) else runs.batch[index],
@@ -133,7 +133,7 @@ def observe(model: Model, delegate: Delegate = Delegate.XNNPACK) -> Model:
 
 def _may_vary(model: Model) -> bool:
     """Return whether a size may be another one than the file plans for."""
-    graph, flow = model.main, trace(model)
+    graph, flow = model.main, trace_dataflow(model)
     living = [t for t in graph.tensors if not (t.constant or flow.maker.get(t.index, -1) in flow.folded)]
     if any({-1, 0}.intersection(tensor.signature) or (tensor.unranked and tensor.dtype) for tensor in living):
         return True
@@ -148,15 +148,15 @@ def _may_vary(model: Model) -> bool:
 def _run(model: Model, delegate: Delegate) -> _Runs:
     """Run several windows, alone and together. Raises MessageError or ModelError where one window cannot run."""
     graph = model.main
-    fresh, rng = state_of(model) is State.TENSORS, np.random.default_rng(_SEED)
+    fresh, rng = state_of(model) is ModelState.TENSORS, np.random.default_rng(_SEED)
     windows: list[dict[str, Array]] = []
     others: list[dict[str, Array]] = []
     mixed: set[int] = set()
-    alone: dict[int, list[_Seen]] = {}
-    together: dict[int, _Seen] | None = {}
+    alone: dict[int, list[_Observation]] = {}
+    together: dict[int, _Observation] | None = {}
     problem = ""
     for group in _groups(model):
-        part = Part(whole=False, operators=tuple(range(len(graph.operators))), inputs=graph.inputs, outputs=group)
+        part = ModelPart(whole=False, operators=tuple(range(len(graph.operators))), inputs=graph.inputs, outputs=group)
         interpreter = Interpreter(bytes(encode(model, part)), fresh=fresh, delegate=delegate)
         windows = windows or [_window(model, interpreter.inputs, rng, scale) for scale in _SCALES]
         others = others or [_window(model, interpreter.inputs, rng, scale) for scale in _SCALES]
@@ -179,7 +179,7 @@ def _find_mixed(
     group: Sequence[int],
     windows: Sequence[Mapping[str, Array]],
     others: Sequence[Mapping[str, Array]],
-    together: Mapping[int, _Seen],
+    together: Mapping[int, _Observation],
 ) -> set[int]:
     """Return the tensors whose rows are not those of their windows alone.
 
@@ -202,7 +202,7 @@ def _find_mixed(
 
 def _groups(model: Model) -> Iterator[tuple[int, ...]]:
     """Yield the tensors that may cross a cut, or leave the model, as many as may be kept in memory at once."""
-    graph, flow = model.main, trace(model)
+    graph, flow = model.main, trace_dataflow(model)
     group, size = list[int](), 0
     for index, maker in flow.maker.items():
         tensor = graph.tensors[index]
@@ -258,17 +258,19 @@ def _is_read(model: Model, index: int) -> bool:
     return any(index in operator.inputs for operator in model.main.operators) or index in model.main.outputs
 
 
-def _look(interpreter: Interpreter, group: Sequence[int], values: Mapping[str, Array]) -> Iterator[tuple[int, _Seen]]:
+def _look(
+    interpreter: Interpreter, group: Sequence[int], values: Mapping[str, Array]
+) -> Iterator[tuple[int, _Observation]]:
     results = interpreter.run(values)
     for index, port in zip(group, interpreter.outputs, strict=True):
         value = results.pop(port.name)
         count = value.shape[0] if value.ndim and value.size else 1
         rows = value.reshape(count, -1)
         digests = tuple(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows) if count < 16 else ()
-        yield index, _Seen(value.shape, rows[:, :: max(1, rows.shape[1] // _COMPARED)].copy(), digests)
+        yield index, _Observation(value.shape, rows[:, :: max(1, rows.shape[1] // _COMPARED)].copy(), digests)
 
 
-def _settle(tensor: Tensor, alone: Sequence[_Seen], batch: _Seen | None, *, exact: bool) -> Tensor:
+def _resolve(tensor: Tensor, alone: Sequence[_Observation], batch: _Observation | None, *, exact: bool) -> Tensor:
     """Return the tensor as it was seen."""
     shapes = [seen.shape for seen in alone]
     if len({len(shape) for shape in shapes}) > 1:
@@ -290,18 +292,18 @@ def _settle(tensor: Tensor, alone: Sequence[_Seen], batch: _Seen | None, *, exac
     )
 
 
-def _has_rows(alone: Sequence[_Seen], batch: _Seen) -> bool:
+def _has_rows(alone: Sequence[_Observation], batch: _Observation) -> bool:
     """Return whether a tensor has one row for one window, and as many rows as a batch has windows."""
     shape = alone[0].shape
     return shape[:1] == (1,) and {seen.shape for seen in alone} == {shape} and batch.shape == (len(alone), *shape[1:])
 
 
-def _follows(tensor: Tensor, alone: Sequence[_Seen], batch: _Seen) -> bool:
+def _follows(tensor: Tensor, alone: Sequence[_Observation], batch: _Observation) -> bool:
     """Return whether the rows of a batch are those of its windows, in their order."""
     return _is_near(tensor, np.concatenate([seen.rows for seen in alone]), batch.rows, _ALONE)
 
 
-def _is_near(tensor: Tensor, wanted: Array, got: Array, near: _Near) -> bool:
+def _is_near(tensor: Tensor, wanted: Array, got: Array, near: _Tolerance) -> bool:
     if wanted.dtype.kind in "fc":
         largest = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0))
         close = np.isclose(got, wanted, rtol=near.part, atol=near.of_largest * largest, equal_nan=True)

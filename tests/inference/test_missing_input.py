@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from har_edge.errors import MessageError, ModelError
-from har_edge.inference.absent import absent
 from har_edge.inference.interpreter import Port
+from har_edge.inference.missing_input import missing_input
 
 
 @pytest.mark.parametrize(
@@ -15,20 +15,20 @@ from har_edge.inference.interpreter import Port
 @pytest.mark.parametrize("first", [-1, 1])
 def test_it_is_real_zero_in_the_shape_and_dtype_of_the_port(dtype, scale, zero_point, first):
     port = Port("arm", (first, 250, 9), np.dtype(dtype), scale, zero_point)
-    value = absent(port, 1)
+    value = missing_input(port, 1)
     assert value.shape == (1, 250, 9) and value.dtype == dtype
     assert not port.real(value).any()
-    assert absent(Port("code", (-1, 32), np.dtype(dtype), scale, zero_point), 5).shape == (5, 32)
+    assert missing_input(Port("code", (-1, 32), np.dtype(dtype), scale, zero_point), 5).shape == (5, 32)
 
 
 def test_an_input_without_a_batch_takes_one_window():
     port = Port("arm", (250, 9), np.dtype("float32"), 0.0, 0)
-    assert absent(port, 1).shape == (250, 9)
+    assert missing_input(port, 1).shape == (250, 9)
     with pytest.raises(MessageError, match=r"a batch of 3 windows came, but input 'arm' \[250, 9\] takes one"):
-        absent(port, 3)
+        missing_input(port, 3)
 
 
 @pytest.mark.parametrize("shape", [(), (1, -1, 9), (-1, 250, -1)])
 def test_an_input_of_unknown_size_cannot_be_filled(shape):
     with pytest.raises(ModelError, match=r"input 'arm' is \[.*\]; expected \[windows, ...\] with fixed sizes"):
-        absent(Port("arm", shape, np.dtype("float32"), 0.0, 0), 1)
+        missing_input(Port("arm", shape, np.dtype("float32"), 0.0, 0), 1)

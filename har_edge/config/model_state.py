@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from har_edge.config.task import StateRule, Task
 from har_edge.errors import ConfigError
-from har_edge.tflite.manifest import State
+from har_edge.tflite.manifest import ModelState
 
 
-def starts_fresh(state: State, task: Task, what: str) -> bool:
+def starts_fresh(state: ModelState, task: Task, what: str) -> bool:
     """Tell whether `what` must have its state zeroed before every run; False where there is none.
 
     Raises ConfigError where its answers would depend on the windows before: a stage serves several streams with one
     state, and a window that comes again would count twice.
     """
-    if state is State.NONE:
+    if state is ModelState.NONE:
         return False
     if task.state is StateRule.REFUSE:
         raise ConfigError(
@@ -22,7 +22,7 @@ def starts_fresh(state: State, task: Task, what: str) -> bool:
             "[task] in the pipeline file: its state is then zero at the start of every window; else convert the model "
             "so that it takes its state as an input"
         )
-    if state is State.RESOURCES:
+    if state is ModelState.RESOURCES:
         raise ConfigError(
             f'{what} assigns variables that no runtime can set back, so state = "reset" cannot hold; expected state '
             "in variable tensors; convert the model without resource variables"

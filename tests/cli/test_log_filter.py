@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from har_edge.cli.log_filter import MAX_STATEMENTS, MAX_TEXTS, QUIET_S, Repeats
+from har_edge.cli.log_filter import MAX_STATEMENTS, MAX_TEXTS, QUIET_S, RepeatFilter
 
 
 class Log:
@@ -19,7 +19,7 @@ class Log:
     def __init__(self) -> None:
         self.now, self.text = 0.0, io.StringIO()
         self.handler = logging.StreamHandler(self.text)
-        self.repeats = Repeats(lambda: self.now)
+        self.repeats = RepeatFilter(lambda: self.now)
         self.handler.addFilter(self.repeats)
         self.logger = logging.Logger("test")
         self.logger.addHandler(self.handler)
