@@ -13,9 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from har_edge.inference.observe_tensors import observe_tensors, open_model  # noqa: E402
-
 from har_edge.inference.segment_timing import segment_bounds  # noqa: E402
+from har_edge.inference.tensor_observation import observe_tensors, open_model  # noqa: E402
 from har_edge.runtime.verify import check_cuts  # noqa: E402
 from har_edge.tflite.cuts import list_cuts  # noqa: E402
 from har_edge.tflite.manifest import ModelState  # noqa: E402

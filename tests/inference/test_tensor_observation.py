@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from har_edge.inference.observe_tensors import observe_tensors, open_model
 
-from har_edge.inference import observe_tensors as module
+from har_edge.inference import tensor_observation as module
 from har_edge.inference.interpreter import Delegate, Interpreter
+from har_edge.inference.tensor_observation import observe_tensors, open_model
 from har_edge.tflite.cuts import list_cuts
 from har_edge.tflite.model import Model, read_model
 from har_edge.tflite.slices import slice_model, write_slice
@@ -115,7 +115,7 @@ def test_what_cannot_run_here_and_is_fixed_stays_as_it_is() -> None:
     [models.chain(), models.skip(), models.quantised(), models.recurrent(), models.half_weights(), models.described()],
 )
 def test_fixed_models_are_not_run(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("har_edge.inference.observe_tensors.Interpreter", None)
+    monkeypatch.setattr("har_edge.inference.tensor_observation.Interpreter", None)
     open_model(content)
 
 

@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """Cut, list or check; 1 when a check finds slices that differ from the whole."""
     _refuse_contradictions(args)
     if args.slices is not None:
-        return _prove_folder(args)  # without what cutting needs: the TFLite schema is not on every device
+        return _check_folder(args)  # needs a runtime only: the TFLite schema is not on every device
+    _require_schema()
     from har_edge.cli.reports import slices as slice_report
     from har_edge.config.catalog import find_model
     from har_edge.inference.tensor_observation import open_model
@@ -169,8 +170,13 @@ def _write(
         report.say(f"run each slice with: har-edge stage --config {out} --index N")
 
 
-def _prove_folder(args: argparse.Namespace) -> int:
-    """Compare the slices of a folder with the whole model on the runtime here; 1 when a bit differs."""
+def _require_schema() -> None:
+    """Raise ModelError where the TFLite schema is missing, before the import of a runtime fails for another reason."""
+    import har_edge.tflite.schema  # noqa: F401
+
+
+def _check_folder(args: argparse.Namespace) -> int:
+    """Compare the slices of a folder with the whole model on this machine's runtime; return 1 when a bit differs."""
     import json
 
     from har_edge.config.catalog import find_model
@@ -178,15 +184,20 @@ def _prove_folder(args: argparse.Namespace) -> int:
     from har_edge.inference.wheels import installed
 
     found = find_model(args.model)
-    proof = check_slices(found.path, args.slices, threads=args.threads, delegate=args.delegate or _told(args.slices))
-    said = proof.difference or "equal, bit for bit"
+    checked = check_slices(found.path, args.slices, threads=args.threads, delegate=args.delegate or _told(args.slices))
+    said = checked.difference or "equal, bit for bit"
     if args.json:
-        figures = {"runs": proof.runs, "slices": proof.slices, "runtime": installed(), "whole": proof.delegate.value}
-        print(json.dumps(figures | {"difference": proof.difference}))
+        figures = {
+            "runs": checked.runs,
+            "slices": checked.slices,
+            "runtime": installed(),
+            "whole": checked.delegate.value,
+        }
+        print(json.dumps(figures | {"difference": checked.difference}))
     else:
-        print(f"check: {proof.slices} slices compared with the whole model in {proof.runs} runs: {said}")
-        print(f"runtime: {installed()}; delegate of the whole: {proof.delegate.value}")
-    return 1 if proof.difference else 0
+        print(f"check: {checked.slices} slices compared with the whole model in {checked.runs} runs: {said}")
+        print(f"runtime: {installed()}; delegate of the whole: {checked.delegate.value}")
+    return 1 if checked.difference else 0
 
 
 def _told(folder: Path) -> str | None:
