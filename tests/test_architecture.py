@@ -18,6 +18,7 @@ LEVELS = [
     {"cli"},
     {"training", "experiments"},
     {"evaluation", "cluster", "emulation"},
+    {"api"},
     {"coordinator", "monitor"},
     {"runtime"},
     {"planner", "inference"},

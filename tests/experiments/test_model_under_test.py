@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from har_edge.api.images import image_task
 from har_edge.errors import ModelError
-from har_edge.experiments.model_under_test import find_model_under_test, image_task, make_windows
+from har_edge.experiments.model_under_test import find_model_under_test, make_windows
 from har_edge.inference.interpreter import Port
 
 

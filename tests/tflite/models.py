@@ -1018,3 +1018,12 @@ def ranked(dimensions: int) -> bytes:
     wide = _reshape(graph, hidden, [1] * (dimensions - 1) + [6], [1] * (dimensions - 1) + [6], "wide")
     graph.output(graph.dense(_reshape(graph, wide, [1, 6], [1, 6], "flat"), 3, rng, "scores"))
     return draft.build()
+
+
+def pictures(classes: int = 3) -> bytes:
+    """A classifier of images [1, 8, 6, 3], in two layers: "scores"."""
+    rng, draft = np.random.default_rng(8), Draft()
+    graph = draft.graph()
+    flat = _reshape(graph, graph.input([1, 8, 6, 3], "image", signature=[-1, 8, 6, 3]), [-1, 144], [1, 144], "flat")
+    graph.output(graph.dense(graph.dense(flat, 16, rng), classes, rng, "scores"))
+    return draft.build()

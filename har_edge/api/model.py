@@ -1,0 +1,199 @@
+"""A model to be spread over devices: where it can be cut, what it answers, and its slices in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from har_edge.config.catalog import find_model
+from har_edge.errors import ConfigError, CutError
+from har_edge.inference.tensor_observation import open_model
+from har_edge.tflite.cuts import Cut, list_cuts
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from har_edge.config.pipeline import Pipeline
+    from har_edge.config.task import Task
+    from har_edge.inference.interpreter import Interpreter
+    from har_edge.tflite.manifest import TensorSpec
+    from har_edge.tflite.model import Model as Graph
+
+
+@dataclass(frozen=True)
+class Model:
+    """A .tflite file that was found, with its hash, and with the task that says what its inputs and classes mean.
+
+    Make it with `load_model`.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    task: Task | None
+    # A stream description that goes beside the slices, for a task made here, by the name of its file.
+    _beside: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The file as a graph of operators and tensors."""
+        return open_model(self.path)
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        """The tensors that enter, in order; -1 stands for a dimension that may vary."""
+        from har_edge.tflite.cuts import tensor_spec
+
+        return [tensor_spec(self.graph.main.tensors[index]) for index in self.graph.main.inputs]
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        """The tensors that leave, in order."""
+        from har_edge.tflite.cuts import tensor_spec
+
+        return [tensor_spec(self.graph.main.tensors[index]) for index in self.graph.main.outputs]
+
+    @property
+    def cuts(self) -> list[Cut]:
+        """Every place where the model can be cut, with the tensors and bytes that cross there.
+
+        >>> import har_edge
+        >>> [cut.index for cut in har_edge.load_model("int8").cuts][:3]
+        [1, 2, 3]
+        """
+        return [cut for cut in list_cuts(self.graph) if cut.refusal is None]
+
+    @property
+    def refused_cuts(self) -> list[Cut]:
+        """Every place where it cannot be cut; `refusal` of each says why."""
+        return [cut for cut in list_cuts(self.graph) if cut.refusal is not None]
+
+    def run(self, values: Mapping[str, npt.ArrayLike]) -> Mapping[str, npt.NDArray[Any]]:
+        """Run the whole model here, without a network; values and results go by the names of its tensors.
+
+        Raises MessageError for values of another shape or type than the inputs have.
+        """
+        import numpy as np
+
+        ports = self._interpreter.inputs
+        return self._interpreter.run({port.name: np.asarray(values[port.name], port.dtype) for port in ports})
+
+    def verify(self, cuts: Sequence[int]) -> None:
+        """Run the whole model and its slices on the same random inputs; CutError unless every bit is equal.
+
+        The slices exchange messages as stages on devices do.
+
+        >>> import har_edge
+        >>> har_edge.load_model("int8").verify([4, 9])
+        """
+        from har_edge.runtime.verify import check_cuts
+
+        for check in check_cuts(self.graph, [tuple(cuts)]):
+            if check.difference is not None:
+                raise CutError(
+                    f"{self.path.name} cut before {', '.join(map(str, cuts))}: {check.difference}; cut elsewhere"
+                )
+
+    def known_task(self) -> Task:
+        """Return the task; ConfigError where nobody says what the model is for."""
+        if self.task is None:
+            raise ConfigError(
+                f"nobody says what {self.path.name} is for; give load_model(..., labels=[...]) for a classifier of "
+                "images, or write pipeline.toml beside the slices (docs/how-to/own-model.md)"
+            )
+        return self.task
+
+    @cached_property
+    def _interpreter(self) -> Interpreter:
+        from har_edge.inference.interpreter import Interpreter
+
+        return Interpreter(bytes(self.graph.data))
+
+
+def load_model(name_or_path: str | os.PathLike[str], *, labels: Sequence[str] | None = None) -> Model:
+    """Return a model that ships with har_edge, by its name, or a .tflite file, by its path.
+
+    A model that no manifest.json beside it knows may be cut at once. It runs in a pipeline when `labels` names its
+    classes: then it takes one image [height, width, channels] a time, or one window [length, channels].
+
+    Raises ModelError for what is no model, ConfigError for labels that do not fit it.
+
+    >>> import har_edge
+    >>> model = har_edge.load_model("int8")
+    >>> model.path.name, len(model.cuts)
+    ('har-int8.tflite', 16)
+    """
+    found = find_model(os.fspath(name_or_path))
+    entry = found.entry
+    name = entry.name if entry is not None else found.path.stem
+    if labels is None:
+        return Model(name, found.path, found.sha256, None if entry is None else entry.task)
+    if entry is not None:
+        raise ConfigError(f"labels came for {name}, whose manifest names its classes; expected none")
+    from har_edge.api.images import describe_images, image_task
+
+    model = Model(name, found.path, found.sha256, None)
+    runner = model._interpreter
+    if len(runner.inputs) != 1 or len(runner.outputs) != 1:
+        raise ConfigError(
+            f"labels came for {name}, which has {len(runner.inputs)} inputs and {len(runner.outputs)} outputs; "
+            "expected one each"
+        )
+    task = image_task(runner.inputs[0], runner.outputs[0], labels)
+    beside = {task.stream.description: describe_images(runner.inputs[0])}
+    return Model(name, found.path, found.sha256, task, MappingProxyType(beside))
+
+
+def split(
+    model: Model | str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    stages: int | None = None,
+    cuts: Sequence[int] | None = None,
+    name: str = "har",
+    reducers: Mapping[str, str] = MappingProxyType({}),
+) -> Pipeline:
+    """Cut a model into slices and write them into `folder`, with what sensors and stages must agree on.
+
+    Args:
+        model: what `load_model` returned, or what it takes.
+        folder: where slices, manifest.json and pipeline.toml go; copy it to every device.
+        stages: into how many slices, of about the same time each on this machine, 2 by default; or
+        cuts: before which operators (see `Model.cuts`).
+        name: tells this pipeline apart from others on the same broker.
+        reducers: by source, how its windows are reduced, instead of as the model was trained for.
+
+    Returns:
+        The pipeline: `.manifest.slices` lists what was written.
+
+    Raises CutError for cuts that the model does not allow, ConfigError where the task is unknown or does not fit.
+
+    >>> import har_edge, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pipeline = har_edge.split("int8", folder, cuts=[4, 9])
+    ...     [(entry.start, entry.stop) for entry in pipeline.manifest.slices]
+    [(0, 4), (4, 9), (9, 17)]
+    """
+    from har_edge.runtime.slicing import prepare
+
+    if stages is not None and cuts is not None:
+        raise ConfigError(f"stages={stages} came with cuts={list(cuts)}; expected one of them")
+    chosen = model if isinstance(model, Model) else load_model(model)
+    task = chosen.known_task()
+    with contextlib.ExitStack() as stack:
+        path = chosen.path
+        if chosen._beside:  # what the task names must lie beside the model, whose own folder is not ours to write in
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="har-edge-model-")))
+            path = place / path.name
+            shutil.copyfile(chosen.path, path)
+            for beside, text in chosen._beside.items():
+                (place / beside).write_text(text, encoding="utf-8")
+        return prepare(path, task, Path(folder), stages=stages or 2, cuts=cuts, name=name, reducers=reducers)

@@ -1,0 +1,219 @@
+"""A whole pipeline on this machine, for a program of your own: broker, stages or nodes, and sensors as processes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from har_edge.api.model import Model, load_model, split
+from har_edge.api.sensor import Sensor
+from har_edge.api.watch import ResultWatcher, watch
+from har_edge.cluster.broker import start_broker
+from har_edge.cluster.cluster import Cluster
+from har_edge.config.pipeline import Pipeline, load_pipeline
+from har_edge.data.locate import SYNTHETIC_NOTICE, find_data
+from har_edge.errors import ConfigError, NodeError
+from har_edge.mqtt.address import read_address
+from har_edge.protocol.results import Result
+from har_edge.protocol.topics import ALL_SOURCES
+
+if TYPE_CHECKING:
+    from har_edge.mqtt.broker.launcher import RunningBroker
+
+_log = logging.getLogger(__name__)
+# A coordinator measures the model before it deploys it.
+DEPLOY_TIMEOUT_S = 120.0
+
+
+class LocalCluster(Cluster):
+    """A pipeline that runs on this machine, each node a process of its own, as on several devices.
+
+    All of it is ready when the constructor returns, and ends with the `with` block, or with this process, however that
+    ends.
+
+    Args:
+        model: what `load_model` returned, or what it takes; or the folder or pipeline that `split` made.
+        stages: into how many slices the model is cut, 2 by default; or
+        cuts: before which operators.
+        nodes: without, each slice is a process that stays what it is. With a number, a coordinator deploys the model on
+            so many nodes, moves slices where one dies, and `scale` changes how many there are.
+        reducers: by source, how its windows are reduced, instead of as the model was trained for.
+        broker: `mqtt://HOST[:PORT]` of one that runs; by default one is started.
+        directory: where slices and logs go; by default a folder that goes with the cluster.
+
+    Raises what `split` raises, BrokerError for a broker that cannot be started or reached, NodeError with the end of
+    the log of a process that fails.
+
+    >>> import har_edge
+    >>> with har_edge.LocalCluster("int8", stages=2) as cluster:
+    ...     cluster.replay("subject7", windows=3)
+    ...     for result in cluster.results():
+    ...         print(result.stream, result.seq)
+    subject7 0
+    subject7 1
+    subject7 2
+    """
+
+    def __init__(
+        self,
+        model: Model | Pipeline | str | os.PathLike[str],
+        *,
+        stages: int | None = None,
+        cuts: Sequence[int] | None = None,
+        nodes: int | None = None,
+        reducers: Mapping[str, str] = MappingProxyType({}),
+        broker: str | None = None,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if nodes is not None and nodes < 1:
+            raise ConfigError(f"nodes={nodes} came; expected at least 1, or none for stages that stay where they are")
+        if nodes is not None and cuts is not None:
+            raise ConfigError("cuts came with nodes; expected stages: the coordinator chooses where to cut")
+        self._stack = contextlib.ExitStack()
+        try:
+            place = directory or self._stack.enter_context(tempfile.TemporaryDirectory(prefix="har-edge-"))
+            folder = Path(place)
+            folder.mkdir(parents=True, exist_ok=True)
+            pipeline, path = _cut(model, folder / "slices", stages, cuts, reducers)
+            self._own_broker: RunningBroker | None = None
+            if broker is None:
+                files = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="har-edge-broker-"))
+                self._own_broker = start_broker(Path(files))
+                self._stack.callback(self._own_broker.stop)
+            address = self._own_broker.address if self._own_broker is not None else read_address(broker or "")
+            super().__init__(pipeline, address, folder=folder, deployed=nodes is not None)
+            self._stack.callback(super().close)
+            self._count = 0
+            self._expected: tuple[int, int] = (0, 0)
+            if nodes is None:
+                self.start_stages()
+            else:
+                self.start_coordinator(path, stages or len(pipeline.manifest.slices))
+                self.scale(nodes)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> LocalCluster:
+        return self
+
+    @property
+    def broker(self) -> str:
+        """The URL of the broker."""
+        return self.address.url
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the processes that run."""
+        return self.processes.alive()
+
+    def scale(self, nodes: int, timeout_s: float = DEPLOY_TIMEOUT_S) -> None:
+        """Start or end nodes until there are so many, and wait until every stage runs again.
+
+        Raises ConfigError in a cluster whose stages are fixed, NodeError where that takes too long.
+        """
+        if not self.deployed:
+            raise ConfigError("the stages of this cluster are fixed; expected LocalCluster(..., nodes=N) for scale()")
+        if nodes < 1:
+            raise ConfigError(f"scale({nodes}) came; expected at least 1 node")
+        running = [name for name in self.processes.alive() if name.startswith("node-")]
+        for name in running[nodes:]:
+            self.kill(name, signal.SIGTERM)
+        for number in range(nodes - len(running)):
+            self._count += 1
+            self.start_node(f"node-{self._count}")
+            del number
+        self.wait_deployed(timeout_s)
+
+    def wait_deployed(self, timeout_s: float = DEPLOY_TIMEOUT_S) -> None:
+        """Wait until the plan that is deployed names only nodes that run, and every stage of it runs.
+
+        Raises NodeError, with the end of every log, when that takes too long.
+        """
+
+        def is_deployed() -> bool:
+            deployment = self.view.deployment
+            if deployment is None or deployment.current is None or not self.view.is_settled():
+                return False
+            alive = set(self.processes.alive())
+            return all(placement.node in alive for placement in deployment.current.placements)
+
+        self.until(is_deployed, "the model is not deployed", timeout_s)
+
+    def sensor(self, stream: str = "live", **options: object) -> Sensor:
+        """Return a sensor in this process that sends to this cluster; `options` are those of `Sensor`."""
+        if self.deployed:
+            name = self.topics.pipeline
+            return Sensor(pipeline=name, stream=stream, broker=self.address, **options)  # type: ignore[arg-type]
+        return Sensor(self.pipeline, stream=stream, broker=self.address, **options)  # type: ignore[arg-type]
+
+    def watch(self, *, limit: int | None = None, timeout_s: float | None = None) -> ResultWatcher:
+        """Return the results that come from now on, as `har_edge.watch` does."""
+        return watch(self.pipeline, broker=self.address, limit=limit, timeout_s=timeout_s)
+
+    def replay(
+        self,
+        *streams: str,
+        windows: int | None = None,
+        speed: float | None = None,
+        data: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Start sensors as processes, one a source, that send recordings; `results` then yields the answers.
+
+        Args:
+            streams: which of the recordings, as `subject7`, by default the first.
+            windows: how many of each stream, by default all.
+            speed: how many times as fast as they were recorded, by default as fast as results come.
+            data: folder, zip or file with recordings; by default HAR_EDGE_DATA, then ./data, then synthetic ones.
+        """
+        if find_data(None if data is None else Path(data), self.pipeline.described) is None:
+            _log.warning("%s", SYNTHETIC_NOTICE)
+        words = ["--speed", "max" if speed is None else str(speed), "--no-notice"]
+        words += ["--subjects", ",".join(streams or ("subject1",))]
+        words += [] if windows is None else ["--windows", str(windows)]
+        words += [] if data is None else ["--data", os.fspath(data)]
+        sources = [ALL_SOURCES] if self.pipeline.grouped else list(self.pipeline.task.inputs)
+        self.start_sensors(sources, words)
+
+    def results(self) -> Iterator[Result]:
+        """Yield the results of what `replay` sends, each window once, until every window is answered.
+
+        Raises NodeError where windows are lost, and where a stage or a sensor fails.
+        """
+        for arrival in self.arrivals():
+            if arrival is not None:
+                yield arrival.result
+        if self.answered < self.windows_in:
+            lost = self.windows_in - self.answered
+            raise NodeError(f"{lost} of {self.windows_in} windows were lost\n{self.processes.last_lines()}")
+
+    def close(self) -> None:
+        """End every process, and the broker that was started here; closing twice does nothing more."""
+        self._stack.close()
+
+
+def _cut(
+    model: Model | Pipeline | str | os.PathLike[str],
+    folder: Path,
+    stages: int | None,
+    cuts: Sequence[int] | None,
+    reducers: Mapping[str, str],
+) -> tuple[Pipeline, Path]:
+    """Return the pipeline, and the file of the model."""
+    if not isinstance(model, Pipeline | Model) and (Path(model) / "pipeline.toml").is_file():
+        model = load_pipeline(Path(model))
+    if isinstance(model, Pipeline):
+        if stages is not None or cuts is not None or reducers:
+            raise ConfigError("slices came, with how to cut; expected a model, or slices alone")
+        return model, model.folder
+    chosen = model if isinstance(model, Model) else load_model(model)
+    name = f"local-{secrets.token_hex(4)}"
+    return split(chosen, folder, stages=stages, cuts=cuts, name=name, reducers=reducers), chosen.path

@@ -1,0 +1,75 @@
+"""Models by name and path: cuts, slices, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import har_edge
+from har_edge.config.pipeline import load_pipeline
+from har_edge.errors import ConfigError, CutError, ModelError
+from har_edge.inference.slice_check import check_slices
+from tests.tflite import models
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.tflite"
+    path.write_bytes(models.pictures())
+    return path
+
+
+def test_cuts_are_those_that_the_slicer_allows() -> None:
+    model = har_edge.load_model("float")
+    assert [cut.index for cut in model.cuts] == [cut.index for cut in model.cuts if cut.refusal is None]
+    assert {cut.index for cut in model.cuts} | {cut.index for cut in model.refused_cuts} == set(
+        range(1, len(model.graph.main.operators))
+    )
+    assert all(cut.refusal for cut in model.refused_cuts)
+    assert model.name == "float" and [port.dtype for port in model.inputs] == ["float32"] * 3
+    assert [port.shape for port in model.outputs] == [(-1, 12)]
+
+
+def test_a_split_folder_is_proven_equal_and_loads(tmp_path: Path) -> None:
+    model = har_edge.load_model("int8")
+    made = har_edge.split(model, tmp_path / "slices", stages=2, name="two")
+    assert load_pipeline(tmp_path / "slices").config.name == made.config.name == "two"
+    assert len(made.manifest.slices) == 2
+    assert check_slices(model.path, tmp_path / "slices").difference is None
+
+
+def test_a_model_of_pictures_needs_the_names_of_its_classes(picture: Path, tmp_path: Path) -> None:
+    bare = har_edge.load_model(picture)
+    assert bare.task is None and bare.cuts
+    with pytest.raises(ConfigError, match=r"nobody says what picture.tflite is for; give load_model\(\.\.\., labels"):
+        har_edge.split(bare, tmp_path / "slices")
+    with pytest.raises(ConfigError, match="2 labels came; expected 3"):
+        har_edge.load_model(picture, labels=["cat", "dog"])
+    with pytest.raises(ConfigError, match="labels came for int8, whose manifest names its classes"):
+        har_edge.load_model("int8", labels=["a"])
+    named = har_edge.load_model(picture, labels=["cat", "dog", "bird"])
+    pipeline = har_edge.split(named, tmp_path / "slices")
+    assert pipeline.task.labels == ["cat", "dog", "bird"] and len(pipeline.manifest.slices) == 2
+    assert sorted(path.name for path in picture.parent.iterdir()) == ["picture.tflite", "slices"]
+
+
+def test_it_runs_here(picture: Path) -> None:
+    model = har_edge.load_model(picture)
+    values = {"image": np.ones((1, 8, 6, 3), np.float32)}
+    (scores,) = model.run(values).values()
+    assert scores.shape == (1, 3) and np.isfinite(scores).all()
+    assert np.array_equal(scores, next(iter(model.run(values).values())))
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model 'nothing': expected one of"):
+        har_edge.load_model("nothing")
+    with pytest.raises(CutError, match="cut 99 is out of range"):
+        har_edge.split("int8", tmp_path / "a", cuts=[99])
+    with pytest.raises(CutError, match="cut 99 is out of range"):
+        har_edge.load_model("int8").verify([99])
+    with pytest.raises(ConfigError, match=r"stages=2 came with cuts=\[4\]"):
+        har_edge.split("int8", tmp_path / "a", stages=2, cuts=[4])
+    assert not (tmp_path / "a").exists()
