@@ -3,14 +3,19 @@ PYTHON ?= python3
 EXTRAS ?= test
 VENV ?= .venv
 BIN ?= $(VENV)/bin
-# Processes that test at once; what measures time or emulates devices runs alone, after them.
-WORKERS ?= 2
+# Processes that test at once: three a processor, as most tests wait for something. TensorFlow fills processors by
+# itself. What hurts or emulates devices comes last, a few at a time, so that no other test computes beside it.
+CORES := $(shell nproc 2>/dev/null || echo 2)
+WORKERS ?= $(shell echo $$((3 * $(CORES))))
+TRAINERS ?= $(CORES)
+DEVICES ?= $(shell echo $$((2 * $(CORES))))
 
-.PHONY: help demo test suite check lint docs site bench lock lowest clean anew
+.PHONY: help demo test quick suite check lint docs site bench lock lowest clean anew
 
 help:
 	@echo "make demo    run the whole pipeline on this machine"
 	@echo "make test    run the tests (HAR_EDGE_DATA=... for those on real recordings)"
+	@echo "make quick   run those that take less than a second each"
 	@echo "make check   lint and type-check"
 	@echo "make docs    build the site of docs/ into build/site"
 	@echo "make bench   measure throughput, latency, footprint, correctness, cuts, reducers, sensors, faults and accuracy;"
@@ -26,8 +31,12 @@ test: $(VENV)/.installed-$(EXTRAS)
 
 # As it stands, also where the wheel is installed and no tree is in sight (.ci/run).
 suite:
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not alone"
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone and not training"
+	$(BIN)/python -m pytest -n $(TRAINERS) --dist loadfile -m "training and not alone"
+	$(BIN)/python -m pytest -n $(DEVICES) --dist worksteal -m "alone and not training"
+
+quick: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/python -m pytest -n $(CORES) --dist worksteal -m "not slow"
 
 check: $(VENV)/.installed-$(EXTRAS)
 	$(MAKE) lint

@@ -19,6 +19,10 @@ from har_edge.resources import find_folder
 
 # Rooms whose tests emulate devices or bound how long something may take.
 ALONE = ("faults", "emulation", "experiments")
+# Fixtures that start processes, and markers, that make a test a slow one.
+SLOW_FIXTURES, SLOW_MARKERS = {"fleet", "own_broker"}, ("alone", "training")
+# A file of tests that all need TensorFlow says so in this line.
+TRAINING = "\npytestmark = pytest.mark.training\n"
 # Below which folder pytest puts those of its tests.
 _TEMPROOT = "PYTEST_DEBUG_TEMPROOT"
 _OWN_FOLDER = pytest.StashKey[Path]()
@@ -45,6 +49,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where no test that needs TensorFlow is wanted, do not import it: in each worker that takes seconds."""
+    wanted = str(config.getoption("-m"))
+    if collection_path.suffix != ".py" or not any(f"not {name}" in wanted for name in ("training", "slow")):
+        return None
+    return TRAINING in collection_path.read_text(encoding="utf-8") or None
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without HAR_EDGE_DATA the `dataset` tests cannot run; in CI nothing may be skipped for want of something.
@@ -55,6 +67,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.relative_to(root).parts[0] in ALONE:
             item.add_marker(pytest.mark.alone)
+        slow = SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if slow or any(item.get_closest_marker(marker) for marker in SLOW_MARKERS):
+            item.add_marker(pytest.mark.slow)
     for marker in ("arm64", "brokers"):
         if marker not in str(config.getoption("-m")):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])

@@ -136,6 +136,7 @@ def crew(tmp_path: Path, request: pytest.FixtureRequest, cache: Path) -> Iterato
     crew.bus.close(forget=True)
 
 
+@pytest.mark.slow
 def test_nodes_crash_join_and_leave_while_windows_flow(crew: Crew) -> None:
     coordinator = crew.coordinator()
     nodes = {name: crew.node(name) for name in "abc"}
@@ -161,6 +162,7 @@ def test_nodes_crash_join_and_leave_while_windows_flow(crew: Crew) -> None:
     crew.until(lambda: crew.statuses["coordinator"].state is State.STOPPED, "no farewell")
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_is_killed_or_replaced_disturbs_nobody(crew: Crew) -> None:
     options = ("--cuts", "4,9", "--margin", "0.9")  # no speed that is measured on a busy machine speaks for a change
     first = crew.coordinator(*options)
@@ -182,6 +184,7 @@ def test_a_coordinator_that_is_killed_or_replaced_disturbs_nobody(crew: Crew) ->
     assert [one.manifest for one in crew.plan.generations] == [one.manifest for one in before.generations]
 
 
+@pytest.mark.slow
 def test_a_slice_that_somebody_spoils_at_the_broker_is_mended_there(crew: Crew) -> None:
     coordinator = crew.coordinator("--cuts", "4")
     first = crew.node("a")
@@ -211,6 +214,7 @@ def test_a_slice_that_somebody_spoils_at_the_broker_is_mended_there(crew: Crew) 
     crew.until_done(crew.sensor())
 
 
+@pytest.mark.slow
 def test_another_model_takes_over_and_both_answer(crew: Crew) -> None:
     crew.coordinator("--stages", "2")
     for name in ("a", "b"):

@@ -41,6 +41,7 @@ def check(summary: dict[str, object], windows: int) -> None:
     assert isinstance(p50, float) and isinstance(p99, float) and 0 < p50 <= p99
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
 def test_it_needs_nothing_and_answers_every_window(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["demo", "--windows", "20", "--speed", "max", "--json", "out.json"]) == 0
@@ -55,6 +56,7 @@ def test_it_needs_nothing_and_answers_every_window(capfd: pytest.CaptureFixture[
     assert "Traceback" not in said.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
 def test_fewer_bytes_for_the_same_windows_by_another_reducer(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     options = ["--model", "int8", "--windows", "20", "--reducer", "paa:10+q8", "--batch", "10"]
@@ -69,6 +71,7 @@ def test_fewer_bytes_for_the_same_windows_by_another_reducer(capfd: pytest.Captu
     assert (summary["reducer"], summary["batch"]) == ("paa:10+q8", "10 windows a message")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
 @pytest.mark.parametrize("grouping", ["all", "type"])
 def test_one_sensor_has_all_sources_where_they_are_grouped(
@@ -96,6 +99,7 @@ def test_one_sensor_has_all_sources_where_they_are_grouped(
     assert all(source in takes for source in inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
 def test_many_streams_at_once_lose_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Ten streams times what each may have under way is more than a stage may hold."""
@@ -106,6 +110,7 @@ def test_many_streams_at_once_lose_nothing(tmp_path: Path, capfd: pytest.Capture
     assert "gave up" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.dataset
 @pytest.mark.usefixtures("mosquitto")
 def test_it_runs_on_real_recordings(tmp_path: Path) -> None:
@@ -115,6 +120,7 @@ def test_it_runs_on_real_recordings(tmp_path: Path) -> None:
     assert summary["real"] is True and summary["data"].startswith("real data from ")
 
 
+@pytest.mark.slow
 def test_without_mosquitto_it_says_that_the_broker_is_the_embedded_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +133,7 @@ def test_without_mosquitto_it_says_that_the_broker_is_the_embedded_one(
     assert "(embedded" in summary["broker"]
 
 
+@pytest.mark.slow
 def test_it_uses_the_broker_it_is_given_and_leaves_nothing_there(
     mosquitto: broker_module.Mosquitto, tmp_path: Path
 ) -> None:
@@ -165,6 +172,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.usefixtures("mosquitto")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -97,6 +97,7 @@ ALL_BUT = "\n".join(
 )
 
 
+@pytest.mark.slow
 @needs_mosquitto
 @pytest.mark.parametrize(
     ("act", "said"),
@@ -123,6 +124,7 @@ def test_a_list_that_forbids_one_topic(
     ] == [first]
 
 
+@pytest.mark.slow
 @needs_mosquitto
 @pytest.mark.parametrize(
     ("user", "options", "kind", "line"),
@@ -152,6 +154,7 @@ def test_no_more_is_advised_than_the_role_needs(
         assert kind == "window" and "nothing came that would prove it" in told["said"]
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_nobody_is_told_to_open_the_broker_to_clients_without_a_user(
     doctor: Callable[..., tuple[str | None, Report]], start: Callable[..., Mosquitto], tmp_path: Path
@@ -168,6 +171,7 @@ def test_nobody_is_told_to_open_the_broker_to_clients_without_a_user(
     }
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_the_name_of_the_user_chooses_the_role(
     doctor: Callable[..., tuple[str | None, Report]], guarded: Callable[..., tuple[str, list[str]]]
@@ -186,6 +190,7 @@ def test_the_name_of_the_user_chooses_the_role(
     assert "nothing came that would prove it" in seen["topic beat"]["said"] and seen["topic beat"]["verdict"] == "ok"
 
 
+@pytest.mark.slow
 @needs_mosquitto
 @pytest.mark.parametrize(
     ("setting", "value", "said", "mend"),
@@ -208,6 +213,7 @@ def test_settings_that_do_not_admit_slices(
     assert first == "settings" and said in seen["settings"]["said"] and mend in seen["settings"]["mend"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manner", Manner)
 def test_a_broker_that_speaks_no_mqtt_5(
     doctor: Callable[..., tuple[str | None, Report]], embedded: EmbeddedBroker, manner: Manner

@@ -217,6 +217,7 @@ def test_seen_subjects_get_the_split_figure_beside(
     assert "on none of these subjects" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.dataset
 @pytest.mark.usefixtures("mosquitto")
 def test_every_window_of_two_subjects_is_answered_over_mqtt_as_by_the_whole_model(
@@ -231,6 +232,7 @@ def test_every_window_of_two_subjects_is_answered_over_mqtt_as_by_the_whole_mode
     assert figures["accuracy"] >= 0.95
 
 
+@pytest.mark.slow
 def test_an_input_that_nothing_reads_needs_no_source(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
     (nowhere / "one.toml").write_text(
         'name = "one"\nrate_hz = 50.0\n[files]\n[[sources]]\nname = "win"\ncolumns = ["a", "b", "c", "d", "e"]\n'

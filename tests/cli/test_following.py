@@ -149,6 +149,7 @@ class Ear:
         self._bus.close(forget=True)
 
 
+@pytest.mark.slow
 def test_three_sensors_that_switch_at_different_windows_lose_and_double_nothing(generations: Generations) -> None:
     fleet, ear = generations.fleet, Ear(generations.fleet)
 
@@ -187,6 +188,7 @@ def test_three_sensors_that_switch_at_different_windows_lose_and_double_nothing(
     assert "unanswered" not in said and "Traceback" not in "".join(one.said for one in sensors.values())
 
 
+@pytest.mark.slow
 def test_a_sensor_of_all_sources_waits_for_the_plan_and_for_every_answer(generations: Generations) -> None:
     fleet = generations.fleet
     sensor = generations.sensor("all", "--speed", "max", "--windows", "20", "--batch", "4", "--in-flight", "2")
@@ -202,6 +204,7 @@ def test_a_sensor_of_all_sources_waits_for_the_plan_and_for_every_answer(generat
     assert cached == sorted(generations.cuts[0].task.files.values())
 
 
+@pytest.mark.slow
 def test_a_sensor_that_nobody_answers_gives_up_and_says_so(generations: Generations) -> None:
     generations.plan(1, current=1)
     sensor = generations.sensor("all", "--speed", "max", "--windows", "3", "--give-up", "2")
@@ -209,6 +212,7 @@ def test_a_sensor_that_nobody_answers_gives_up_and_says_so(generations: Generati
     assert "sensor all ended: 3 windows in 9 messages; unanswered 3" in sensor.said
 
 
+@pytest.mark.slow
 def test_a_device_follows_a_plan_too(generations: Generations) -> None:
     fleet, path = generations.fleet, generations.fleet.cwd / "device"
     generations.plan(1, current=1)
@@ -224,6 +228,7 @@ def test_a_device_follows_a_plan_too(generations: Generations) -> None:
     assert fleet.counter("sensor-all-anna", "dropped") == 0 and fleet.statuses["sensor-all-anna"].epoch == 1
 
 
+@pytest.mark.slow
 def test_while_the_pipeline_stands_a_device_loses_its_oldest_unsent_windows_and_no_others(
     generations: Generations,
 ) -> None:

@@ -80,6 +80,7 @@ def test_brackets_from_the_network_are_no_markup() -> None:
     assert "[/red]" in text and "[/b]" in text
 
 
+@pytest.mark.slow
 def test_what_the_network_says_cannot_move_the_cursor() -> None:
     table = LiveTable({7: "\x9b1mx"})
     odd = arrival(stream="\x1b[2J", missing=["\x1b]0;t\x07"])

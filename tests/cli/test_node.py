@@ -131,6 +131,7 @@ def all_well(crew: Crew, sensors: list[Running], streams: int = 2, windows: int 
     assert sum(result.label_id == result.truth for result in right) >= 0.8 * len(right)
 
 
+@pytest.mark.slow
 def test_nodes_run_the_slices_of_a_plan_and_answer_as_static_stages_do(crew: Crew) -> None:
     fleet = crew.fleet
     a, b = crew.nodes("a", "b")
@@ -158,6 +159,7 @@ def test_nodes_run_the_slices_of_a_plan_and_answer_as_static_stages_do(crew: Cre
     assert "node a stopped" in a.said and "node a connected: " in a.said
 
 
+@pytest.mark.slow
 def test_stages_that_move_under_load_lose_nothing(crew: Crew) -> None:
     fleet = crew.fleet
     crew.nodes("a", "b")
@@ -180,6 +182,7 @@ def test_stages_that_move_under_load_lose_nothing(crew: Crew) -> None:
     assert crew.beats["a"].revision == crew.beats["b"].revision == crew.revision
 
 
+@pytest.mark.slow
 def test_a_killed_and_a_stopped_node_are_replaced_and_the_stopped_one_is_fenced(crew: Crew) -> None:
     fleet = crew.fleet
     a, b, _ = crew.nodes("a", "b", "c")
@@ -203,6 +206,7 @@ def test_a_killed_and_a_stopped_node_are_replaced_and_the_stopped_one_is_fenced(
     assert crew.phases("c") == [StagePhase.RUNNING] * 3 and b.end() == 0
 
 
+@pytest.mark.slow
 def test_a_node_that_is_told_to_stop_hands_over_first(crew: Crew) -> None:
     fleet = crew.fleet
     a, b = crew.node("a", "--drain-timeout", "60"), crew.node("b")
@@ -227,6 +231,7 @@ def test_a_node_that_is_told_to_stop_hands_over_first(crew: Crew) -> None:
     assert b.wait() == 130 and time.monotonic() - began < 8.0
 
 
+@pytest.mark.slow
 def test_what_is_no_plan_harms_nothing_and_a_broken_slice_is_fetched_again(crew: Crew) -> None:
     fleet = crew.fleet
     entry = fleet.pipeline.manifest.slices[1]
@@ -247,6 +252,7 @@ def test_what_is_no_plan_harms_nothing_and_a_broken_slice_is_fetched_again(crew:
     all_well(crew, fleet.sensors("--subjects", "1", "--windows", "20", "--speed", "max"), 1, 20)
 
 
+@pytest.mark.slow
 def test_a_broker_that_restarts_loses_nothing(slices: Path, tmp_path: Path, own_broker: Mosquitto) -> None:
     port, directory = own_broker.address.port, Path(own_broker.process.args[2]).parent  # type: ignore[index]
     with Fleet(slices, tmp_path, own_broker.address) as fleet:
@@ -269,6 +275,7 @@ def test_a_broker_that_restarts_loses_nothing(slices: Path, tmp_path: Path, own_
             crew.bus.close(forget=True)
 
 
+@pytest.mark.slow
 def test_replicas_take_turns_and_one_that_moves_loses_nothing(
     cut_after_the_sources: Path, tmp_path: Path, mosquitto: Mosquitto
 ) -> None:
@@ -305,6 +312,7 @@ def cut_after_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_of_two_nodes_of_one_name_on_a_machine_the_younger_one_goes_on(crew: Crew) -> None:
     fleet = crew.fleet
     (older,) = crew.nodes("a")

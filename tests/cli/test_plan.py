@@ -77,6 +77,7 @@ def devices(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
 def test_a_profile_is_measured_once_and_kept(run: Run, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "own.json"
@@ -94,6 +95,7 @@ def test_a_profile_is_measured_once_and_kept(run: Run, model: Path, tmp_path: Pa
     assert "note: measured before; --again measures anew" in text
 
 
+@pytest.mark.slow
 def test_a_named_broker_adds_the_link(run: Run, model: Path, profile: Path, mosquitto: Mosquitto) -> None:
     code, text, _ = run("profile", str(model), "--device", "here", "--broker", mosquitto.address.url)
     assert code == 0 and "there and back" in text

@@ -47,6 +47,7 @@ def test_evaluate_says_it_and_writes_it(
     assert figures["share"] == share and figures["takes"] == [-31.25, 32.5]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
 @pytest.mark.parametrize("data", ["pixels", "real"])
 def test_demo_says_it_once_and_in_its_summary(capfd: pytest.CaptureFixture[str], nowhere: Path, data: str) -> None:

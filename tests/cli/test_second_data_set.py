@@ -102,6 +102,7 @@ def test_a_model_is_scored_whole_and_cut_from_another_folder(
     assert "synthetic data from" in said and "worn bearing" in said
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
 def test_the_demo_takes_all_its_streams(tmp_path: Path, fans: Path) -> None:
     path = write_model(tmp_path / "models")

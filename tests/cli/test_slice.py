@@ -149,6 +149,7 @@ def test_signatures_that_are_left_out_are_named(run: Run) -> None:
     assert "note: slices hold the first graph only; the signatures second are left out" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "options", "text"),
     [

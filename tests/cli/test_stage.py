@@ -168,6 +168,7 @@ def test_data_that_finds_no_stage_waits_for_it(fleet: Fleet, order: tuple[int, .
         assert "waiting for stage-1, stage-2, which must listen before this node sends" in fleet.running[3].said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", ["paho", "native"])
 def test_a_broker_that_restarts_loses_nothing(slices: Path, tmp_path: Path, own_broker: Mosquitto, client: str) -> None:
     if client == "native":

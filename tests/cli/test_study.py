@@ -43,6 +43,7 @@ def evaluate(*options: str, protocol: str = "loso") -> int:
     return main(["evaluate", "--protocol", protocol, "--subjects", "1,2,3", "--jobs", "1", *options])
 
 
+@pytest.mark.slow
 def test_a_study_prints_a_table_and_writes_rows_report_and_pictures(
     capsys: pytest.CaptureFixture[str], nowhere: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_study_prints_a_table_and_writes_rows_report_and_pictures(
         assert (nowhere / "there" / name).stat().st_size > 10_000 and f"there/{name}" in said.out
 
 
+@pytest.mark.slow
 def test_the_random_split_stands_beside_leave_one_subject_out(nowhere: Path) -> None:
     assert evaluate("--out", "there") == 0
     assert evaluate("--out", "there", protocol="random") == 0
@@ -91,6 +93,7 @@ def test_a_split(nowhere: Path) -> None:
     assert results.rows[0].accuracy_std is None and results.conditions.seeds == [0, 1]
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_compared_do_not_stay(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
     assert evaluate("--batch", "1") == 0
     assert evaluate("--batch", "2", "--seeds", "1") == 0
@@ -99,6 +102,7 @@ def test_rows_that_cannot_be_compared_do_not_stay(capsys: pytest.CaptureFixture[
     assert results is not None and [row.batch for row in results.rows] == [2]
 
 
+@pytest.mark.slow
 def test_a_failure_is_named_and_the_exit_code_is_1(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
     assert evaluate("--reducer", REFUSED, "--downstream", "codes") == 1
     said = capsys.readouterr()
@@ -134,6 +138,7 @@ def test_options_of_a_study_need_a_protocol(capsys: pytest.CaptureFixture[str]) 
     assert "--reducer is for studies: add --protocol loso, split or random" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_both_ways_leave_out_what_is_the_same_or_cannot_be(nowhere: Path) -> None:
     reducers = [part for spec in ("q8", "stats", "paa:5", "none") for part in ("--reducer", spec)]
     assert evaluate(*reducers) == 0
@@ -163,6 +168,7 @@ def members(group: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_stopped_with_ctrl_c_it_ends_its_processes_and_goes_on_later(
     nowhere: Path, capsys: pytest.CaptureFixture[str]
@@ -218,6 +224,7 @@ def test_stopped_with_ctrl_c_it_ends_its_processes_and_goes_on_later(
     assert capsys.readouterr().err.count("stored") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
 def test_another_data_set_needs_its_description_only(capsys: pytest.CaptureFixture[str], nowhere: Path) -> None:
     """Fans at 100 Hz with other sources, channels and labels; see data/machine.toml."""
@@ -234,6 +241,7 @@ def test_another_data_set_needs_its_description_only(capsys: pytest.CaptureFixtu
     assert "says nothing about" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
 def test_over_mqtt_the_answers_are_the_same_and_the_bytes_are_counted(
     capsys: pytest.CaptureFixture[str], nowhere: Path

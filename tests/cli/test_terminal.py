@@ -29,6 +29,7 @@ latency_s = 0.003
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
 @pytest.mark.parametrize(
     "command",

@@ -111,6 +111,7 @@ def bed(_machine: None) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.terminate()
 
 
+@pytest.mark.slow
 def test_commands_of_another_terminal(bed: tuple[subprocess.Popen[str], str]) -> None:
     process, name = bed
     connect = [sys.executable, "-c", "import socket; socket.create_connection(('broker', 1883), 1)"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +61,7 @@ def check(world: World) -> None:
     assert not world.answered & world.mute
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([PlacementSpec(), PlacementSpec(stages=3)]), ACTIONS)
 def test_whatever_happens(spec: PlacementSpec, actions: list[tuple[str, str, float]]) -> None:

@@ -175,6 +175,7 @@ def test_slices_of_what_is_deployed_need_neither_nodes_nor_figures(model: Model)
     assert response.contents == good.contents and response.manifest is None and not response.problem
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_once_on_this_device(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked: list[MessageCost] = []
@@ -191,6 +192,7 @@ def test_a_model_is_measured_once_on_this_device(model: Model, tmp_path: Path, m
     assert reference_profile(model, "here", messages).bounds == first.bounds and len(asked) == 2
 
 
+@pytest.mark.slow
 def test_a_plan_without_xnnpack_has_prices_of_its_own(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,11 +63,13 @@ def look(broker: EmbeddedBroker | Mosquitto, protocol: MqttVersion = MqttVersion
     )
 
 
+@pytest.mark.slow
 def test_the_embedded_broker(embedded: EmbeddedBroker) -> None:
     assert SIZES[-1] < MAX_PACKET_BYTES
     assert look(embedded) == msgspec.structs.replace(GOOD, version=embedded.description)
 
 
+@pytest.mark.slow
 def test_the_embedded_broker_with_3_1_1(embedded: EmbeddedBroker) -> None:
     older = msgspec.structs.replace(
         GOOD, protocol="3.1.1", version=embedded.description, says_unheard=False, max_held=None
@@ -75,6 +77,7 @@ def test_the_embedded_broker_with_3_1_1(embedded: EmbeddedBroker) -> None:
     assert look(embedded, MqttVersion.V311) == older
 
 
+@pytest.mark.slow
 def test_mosquitto_as_har_edge_sets_it_up(mosquitto: Mosquitto) -> None:
     """Mosquitto tells its count of drops for a minute after it changed: a broker that is up for longer tells none."""
     seen = look(mosquitto)
@@ -84,6 +87,7 @@ def test_mosquitto_as_har_edge_sets_it_up(mosquitto: Mosquitto) -> None:
     assert seen.max_held >= ASKED  # 2.0.11: more, since each PUBACK lets another batch go
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_mosquitto_as_it_comes(start: Callable[[str], Mosquitto]) -> None:
     """It keeps 1000 for a client that is away, and a while later says how many it has dropped."""
@@ -93,6 +97,7 @@ def test_mosquitto_as_it_comes(start: Callable[[str], Mosquitto]) -> None:
     assert seen.dropped is not None and seen.dropped >= QUEUED - 1000
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_sessions_that_outlive_their_clients_are_counted_where_the_broker_tells(
     start: Callable[[str], Mosquitto],
@@ -108,6 +113,7 @@ def test_sessions_that_outlive_their_clients_are_counted_where_the_broker_tells(
     assert (look(broker).away or 0) >= 1  # what the measurement leaves for a moment may count, too
 
 
+@pytest.mark.slow
 @needs_mosquitto
 @pytest.mark.parametrize(
     ("lines", "name", "value"),
@@ -143,6 +149,7 @@ class Odd(MemoryBroker):
         return PublishOutcome.ACKED if outcome is PublishOutcome.NO_SUBSCRIBERS else outcome, list(takers)
 
 
+@pytest.mark.slow
 def test_what_a_broker_lacks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "WAIT_S", 0.2)
     monkeypatch.setattr(measuring, "QUIET_S", 0.1)
@@ -158,6 +165,7 @@ class Deaf(MemoryBus):
         return []
 
 
+@pytest.mark.slow
 def test_a_user_who_may_not_read_the_topic_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "WAIT_S", 0.1)
     broker = MemoryBroker()
@@ -171,6 +179,7 @@ def test_a_user_who_may_not_read_the_topic_is_told(monkeypatch: pytest.MonkeyPat
         measure(connect, "p/", mqtt5=True)
 
 
+@pytest.mark.slow
 def test_nothing_stays_at_the_broker() -> None:
     broker = MemoryBroker()
     measure(broker.connect, "p/", mqtt5=True)

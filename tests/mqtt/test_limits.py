@@ -96,6 +96,7 @@ def test_a_message_above_the_limit_that_the_broker_tells(
     receiver.close()
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_with_3_1_1_a_message_that_costs_every_connection_is_given_up(
     start: Start, caplog: pytest.LogCaptureFixture

@@ -228,6 +228,7 @@ def test_any_bytes_are_packets_incomplete_or_malformed(data: bytes) -> None:
     assert len(buffer) < len(data) or not packets
 
 
+@pytest.mark.slow
 def test_a_silent_server_is_noticed_by_keepalive(
     serve: Serve, bus_to: OpenBus, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -248,6 +249,7 @@ def test_a_silent_server_is_noticed_by_keepalive(
     bus.close()
 
 
+@pytest.mark.slow
 def test_the_servers_keepalive_counts(serve: Serve, bus_to: OpenBus) -> None:
     pings: list[float] = []
 
@@ -264,6 +266,7 @@ def test_the_servers_keepalive_counts(serve: Serve, bus_to: OpenBus) -> None:
     bus.close()
 
 
+@pytest.mark.slow
 def test_keepalive_zero_switches_it_off(serve: Serve, bus_to: OpenBus) -> None:
     def script(peer: Peer) -> None:
         peer.accept(server_keep_alive=0)
@@ -645,6 +648,7 @@ def test_closing_flushes_says_goodbye_and_is_idempotent(serve: Serve, bus_to: Op
     assert [packet.session_expiry_interval for packet in seen] == [0]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_closing_towards_a_frozen_broker_does_not_hang(serve: Serve, bus_to: OpenBus) -> None:
     thaw = threading.Event()
 

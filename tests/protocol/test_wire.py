@@ -119,6 +119,7 @@ def messages(draw: st.DrawFn) -> Message:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(message=messages())
 def test_round_trip(message: Message) -> None:
@@ -480,6 +481,7 @@ def test_random_bytes(payload: bytes) -> None:
     accepts_or_refuses(b"\x98\x03" + payload)
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(likely)
 def test_random_messages_of_the_right_form(fields: tuple[Any, ...]) -> None:

@@ -213,6 +213,7 @@ def test_what_the_broker_drops_with_success_is_sent_again() -> None:
     assert world.came() == world.all_of("s", "t") and world.sink.counters.duplicates == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("receive_max", [10, 20, 100])
 def test_a_broker_that_holds_back_starves_no_join(receive_max: int) -> None:
     """The second sensor starts when the first has out what the broker gives, and more."""
@@ -315,6 +316,7 @@ def take_step(world: World, step: str) -> None:
             world.broker.start()
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(STEPS), max_size=25), st.sampled_from([6, 64, 1024]))
 def test_whatever_the_broker_does_every_window_is_answered_once(steps: list[str], receive_max: int) -> None:
@@ -439,6 +441,7 @@ def test_a_recording_waits_for_sensors_that_are_not_there_yet() -> None:
     assert world.came() == world.all_of("s") and counts(world) == [(40, 0, 0), (40, 0, 0)]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(STEPS), max_size=25), st.integers(0, 6), st.integers(0, 6))
 def test_whatever_the_broker_does_devices_call_incomplete_what_only_one_of_them_has(

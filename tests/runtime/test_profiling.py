@@ -91,6 +91,7 @@ def test_memory_is_that_of_a_process_with_the_model() -> None:
     assert measure_memory(read_model(models.custom()), [0, 1, 2, 3, 4]) is None
 
 
+@pytest.mark.slow
 def test_messages_are_timed_on_the_bus_and_in_a_stage() -> None:
     bus = MemoryBroker().connect(Session("profile"))
     message, link = measure_messages(bus, "here", "in memory")

@@ -125,6 +125,7 @@ def test_an_answer_is_real_or_refused_at_start(name: str, save: Callable[[bytes]
     assert [(one.label_id, one.confidence) for one in run(pipeline)] == expected(path, pipeline)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TYPES.keys() - NO_KERNEL))
 def test_an_output_beside_the_answer_goes_with_it_or_is_left_out(
     name: str, save: Callable[[bytes], Path], tmp_path: Path

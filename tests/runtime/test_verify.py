@@ -212,6 +212,7 @@ def test_what_cannot_be_compared_says_why() -> None:
         list(check_cuts(read_model(draft.build()), [(2,)]))
 
 
+@pytest.mark.slow
 @pytest.mark.dataset
 @pytest.mark.parametrize("name", ["mobilenet_v1_0.25_128_quant.tflite", "mobilenet_v2_1.0_224_quant.tflite"])
 def test_every_cut_of_models_that_others_made(name: str) -> None:

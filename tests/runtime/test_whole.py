@@ -138,6 +138,7 @@ def disturb(world, rng, crashes):
             world.watcher.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cuts", "combine", "receive_max"), [((3, 6, 9), False, 1024), ((10, 15), True, 3)])
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))

@@ -46,6 +46,7 @@ def test_whoever_inherits_the_lock_holds_it_until_the_end(tmp_path: Path) -> Non
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
 def test_a_second_broker_in_a_folder_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):

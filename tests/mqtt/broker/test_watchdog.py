@@ -52,6 +52,7 @@ def test_closing_ends_what_is_left_and_waits_for_it() -> None:
     assert polite.wait(5) == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_what_does_not_heed_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     watchdog, deaf = Watchdog(), start(DEAF)
     watchdog.watch(deaf.pid)

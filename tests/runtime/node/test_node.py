@@ -387,6 +387,7 @@ def test_a_node_does_not_wait_for_ever_for_somebody_to_take_over():
     assert [hand.told for hand in scene.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
 
 
+@pytest.mark.slow
 def test_a_node_whose_broker_has_gone_waits_for_nobody_when_it_is_asked_to_stop(monkeypatch, caplog):
     monkeypatch.setattr(node_module, "GONE_S", 0.2)
     scene, stop = Scene(), Stop()
