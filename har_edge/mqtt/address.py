@@ -1,4 +1,4 @@
-"""Where the broker is and who we are to it."""
+"""The broker's address and this client's credentials."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ PASSWORD_VARIABLE = "HAR_EDGE_PASSWORD"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A broker's host, port, encryption and credentials; the password never shows in a repr.
+    """A broker's host, port, encryption and credentials; `repr` never shows the password.
 
-    `ca_file` is a PEM file to trust instead of the system's; `cert_file` and `key_file` are this client's own.
+    `ca_file` is a PEM file to trust instead of the system's certificates. `cert_file` and `key_file` are this client's
+    own.
     """
 
     host: str
@@ -48,14 +49,14 @@ def read_address(
 ) -> Address:
     """Read `mqtt[s]://[user@]host[:port]`.
 
-    User and password come from the arguments, else from HAR_EDGE_USERNAME and HAR_EDGE_PASSWORD; a password inside the
-    URL is refused, since process lists show it. Raises ConfigError.
+    User and password come from the arguments, else from HAR_EDGE_USERNAME and HAR_EDGE_PASSWORD. Raises ConfigError for
+    a malformed URL, and for a password inside it, since process lists show that.
     """
     expected = f"broker is {url!r}; expected mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"
     try:
         parts = urlsplit(url)
         port = parts.port
-        (parts.hostname or "").encode("idna")  # what name resolution cannot take is a ValueError, too
+        (parts.hostname or "").encode("idna")  # a name that resolution cannot handle is a ValueError, too
     except ValueError:
         raise ConfigError(expected) from None
     if (

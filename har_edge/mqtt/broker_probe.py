@@ -1,4 +1,4 @@
-"""Asking a broker what it permits, before anything depends on it: one connection, closed again at once."""
+"""Ask a broker for its capabilities before anything depends on them: one connection, closed at once."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ CREDENTIALS = frozenset({0x86, 0x87})
 
 @dataclass(frozen=True, slots=True)
 class BrokerCapabilities:
-    """What a broker said in CONNACK (MQTT 5, section 3.2.2.3); `code` 0 means that it took us.
+    """The answer of a broker in CONNACK (MQTT 5, section 3.2.2.3); `code` 0 means that it accepted the client.
 
-    None stands for no limit, or for one that MQTT 3.1.1 does not tell.
+    None stands for no limit, or for a limit that MQTT 3.1.1 does not announce.
     """
 
     code: int
@@ -38,7 +38,10 @@ class BrokerCapabilities:
 
 
 def reach_port(address: Address) -> None:
-    """Open a TCP connection and close it; raises BrokerError that names what is wrong."""
+    """Open a TCP connection and close it.
+
+    Raises BrokerError, which names the cause, when the port cannot be reached.
+    """
     try:
         socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
@@ -46,7 +49,7 @@ def reach_port(address: Address) -> None:
 
 
 def speaks_tls(address: Address) -> bool:
-    """Return whether what listens there answers a TLS handshake, whatever its certificate and whatever it wants."""
+    """Return whether the listener answers a TLS handshake, with any certificate."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -64,7 +67,10 @@ def speaks_tls(address: Address) -> bool:
 
 
 def probe_broker(address: Address, *, mqtt5: bool = True) -> BrokerCapabilities:
-    """Connect, over TLS where the address says so, and return the answer, a refusal too; BrokerError for none."""
+    """Connect, over TLS where the address says so, and return the broker's answer; a refusal is an answer, too.
+
+    Raises BrokerError when no answer comes.
+    """
     client = mqtt.Client(
         CallbackAPIVersion.VERSION2,
         client_id=f"knock-{secrets.token_hex(8)}",

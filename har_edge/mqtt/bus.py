@@ -1,7 +1,7 @@
-"""The Bus protocol: what a node needs of a broker, whichever client carries it.
+"""The Bus protocol: what a node needs from a broker, with any MQTT client below it.
 
-One thread owns a bus. `poll` is the only call that waits; it moves bytes, keeps the connection alive, reconnects, and
-calls the receipts. So a node is a plain loop, and no lock is needed anywhere.
+One thread owns a bus. `poll` is the only call that waits: it moves bytes, keeps the connection alive, reconnects, and
+calls the `on_outcome` callbacks. A node is therefore a plain loop and needs no lock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from har_edge.errors import NodeError
 
 
 class PublishOutcome(enum.Enum):
-    """What became of a published message (MQTT 5, section 3.4.2.1)."""
+    """The result of publishing a message (MQTT 5, section 3.4.2.1)."""
 
     ACKED = "safe at the broker"
     NO_SUBSCRIBERS = "no matching subscriber"
@@ -29,9 +29,10 @@ OnOutcome = Callable[[PublishOutcome], None]
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):  # made for each message: ten times as quick as a dataclass
-    """One received message; it stays the broker's until it is acknowledged.
+    """One received message. The broker keeps it until the client acknowledges it.
 
-    `token` is the bus's own; `duplicate` says that the broker sent it before, `retained` that it is stored.
+    `token` belongs to the bus. `duplicate` is set when the broker sent the message before, `retained` when the broker
+    had it stored.
     """
 
     topic: str
@@ -43,7 +44,9 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):  # made for each message:
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """The message that the broker publishes when this client is lost; ours are retained, those of others may not be."""
+    """The message that the broker publishes when this client is lost. har_edge retains its wills; other clients may
+    not.
+    """
 
     topic: str
     payload: bytes
@@ -52,7 +55,10 @@ class Will:
 
 @dataclass(frozen=True, slots=True)
 class SessionLease:
-    """How a process knows that a session is no longer its own: `taken` reads what is retained at `topic`."""
+    """The retained message that shows which process owns a session.
+
+    `taken` reads the payload that is retained at `topic` and returns whether another process owns the session now.
+    """
 
     topic: str
     taken: Callable[[bytes], bool]
@@ -60,13 +66,15 @@ class SessionLease:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Who a client is to the broker.
+    """A client's identity and limits at the broker.
 
-    `client_id` names the session (a stage's, not a device's). With `expiry_s` > 0 the broker keeps subscriptions and
-    unacknowledged messages that long after the client has gone. `receive_max` bounds the unacknowledged messages,
-    `max_packet_bytes` the size of one: the broker sends nothing larger. With a `lease`, a client that was cut off
-    first looks whether a younger process has the session now. A `transient` session, whose client never comes back
-    under its name, is kept only where the broker ends it by itself: before MQTT 5 it would stay for ever.
+    `client_id` names the session, which belongs to a stage and not to a device. With `expiry_s` > 0, the broker keeps
+    subscriptions and unacknowledged messages for so many seconds after the client has gone. `receive_max` bounds the
+    number of unacknowledged messages and `max_packet_bytes` the size of each; the broker sends nothing larger.
+
+    With a `lease`, a client that lost its connection first checks whether a younger process owns the session. A
+    `transient` session belongs to a client that never comes back under its name. Such a session is kept only where the
+    broker ends it by itself: before MQTT 5 it would stay for ever.
     """
 
     client_id: str
@@ -84,8 +92,8 @@ class Session:
 class BusTraffic:
     """Bytes and messages of one bus since it was made; bytes count whole MQTT packets, headers and acknowledgements.
 
-    `forgotten` counts the reconnections after which the broker had no session of this client any more, `strays` the
-    messages that only a subscription of an earlier process asked for: they are not delivered.
+    `forgotten` counts the reconnections after which the broker had lost this client's session. `strays` counts the
+    messages that only a subscription of an earlier process asked for; the bus does not deliver them.
     """
 
     sent_bytes: int = 0
@@ -102,7 +110,7 @@ class TakenOver(NodeError):
 
 
 class Bus(Protocol):
-    """A connection to a broker, QoS 1 with manual acknowledgement."""
+    """A connection to a broker at QoS 1, with manual acknowledgement."""
 
     @property
     def traffic(self) -> BusTraffic:
@@ -110,33 +118,40 @@ class Bus(Protocol):
 
     @property
     def unsent(self) -> int:
-        """How many published messages have no receipt yet."""
+        """How many published messages have no outcome yet."""
 
     @property
     def connected(self) -> bool:
         """Whether the broker has accepted this client and its subscriptions."""
 
     def subscribe(self, filters: Sequence[str]) -> None:
-        """Subscribe now and after each reconnection; BrokerError from `poll` when the broker does not permit it.
+        """Subscribe now and after each reconnection.
 
-        What comes on other topics in a session that was kept is put away, and the subscription behind it ended.
+        In a session that was kept, the bus drops messages on other topics and ends the subscriptions behind them.
+        `poll` raises BrokerError when the broker refuses a subscription.
         """
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
-        """End subscriptions, those too that an earlier process made in this session."""
+        """End subscriptions, including those that an earlier process made in this session."""
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, on_outcome: OnOutcome | None = None) -> None:
-        """Send at QoS 1, again after a reconnection until the broker has it; `poll` calls `on_outcome`, once."""
+        """Send a message at QoS 1, and again after each reconnection until the broker has it.
+
+        `poll` calls `on_outcome` exactly once.
+        """
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Hand a delivery over: the broker forgets it. Stale after a reconnection: then the broker sends it again."""
+        """Acknowledge a delivery, so that the broker forgets it.
+
+        After a reconnection the call has no effect, and the broker sends the message again.
+        """
 
     def poll(self, timeout_s: float, most_bytes: int | None = None) -> Sequence[Delivery]:
-        """Wait up to `timeout_s` for traffic and return what came.
+        """Wait up to `timeout_s` seconds for traffic and return the deliveries that came.
 
-        It reads about `most_bytes`, at most one message more; with 0 nothing, so that TCP holds the broker back, while
-        it does everything else. Raises TakenOver when another client took the session, BrokerError for what no retry
-        mends.
+        The call reads about `most_bytes` bytes, at most one message more. With 0 it reads nothing, so TCP holds the
+        broker back, and does everything else. Raises TakenOver when another client took the session, and BrokerError
+        when no retry can help.
         """
 
     def close(self, *, forget: bool = False) -> None:
@@ -144,9 +159,9 @@ class Bus(Protocol):
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A message to publish, and the deliveries to acknowledge once it is safe at the broker.
+    """A message to publish, and the deliveries to acknowledge once the broker has it.
 
-    `needs_subscriber` asks for a subscriber: while there is none, the loop keeps the message and tries again.
+    With `needs_subscriber`, the loop keeps the message and publishes it again until a subscriber is there.
     """
 
     topic: str

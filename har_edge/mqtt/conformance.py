@@ -1,8 +1,8 @@
-"""Measuring a broker: what it does with sessions, retained messages, groups and limits, whatever it says of itself.
+"""Measure what a broker does with sessions, retained messages, shared subscriptions and limits, whatever it announces.
 
-One prober opens short-lived connections and sends messages to itself, below a topic of its own; nothing of it stays.
-A SUBACK proves nothing, so everything is delivered for real. Each measurement is a function of the prober; `measure`
-makes all of them.
+One prober opens short connections and sends messages to itself, below a topic of its own, and leaves nothing behind. A
+SUBACK proves nothing, so every measurement delivers real messages. Each measurement is a function of the prober;
+`measure` runs them all.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ AWAY = "$SYS/broker/clients/disconnected"
 
 
 class BrokerMeasurement(msgspec.Struct, frozen=True):
-    """What a broker does. Counts are of what was tried: `in_flight` of IN_FLIGHT, `queued` of QUEUED.
+    """The measured behaviour of a broker. Counts refer to what was tried: `in_flight` of IN_FLIGHT, `queued` of QUEUED.
 
-    `protocol` is what clients speak with it; `max_held` is how many unacknowledged messages a client came to hold that
-    had asked for ASKED, None where it cannot ask; `largest_bytes` is the largest payload that came through, of SIZES;
-    `dropped` is what the broker says it has dropped since its start, None where it does not say
-    (Mosquitto 2.0.11 says it for a minute after the count changed). `away` is how many sessions wait for clients that
-    are not connected, None where the broker does not say it, as above.
+    `protocol` is the MQTT version in use. `max_held` is the number of unacknowledged messages that a client received
+    after it asked for ASKED, None where it cannot ask. `largest_bytes` is the largest payload of SIZES that came
+    through.
+
+    `dropped` is how many messages the broker says that it dropped since its start, and `away` how many sessions wait
+    for clients that are not connected. Both are None where the broker does not say; Mosquitto 2.0.11 says it for a
+    minute after a count changed.
     """
 
     protocol: str
@@ -73,12 +75,12 @@ class BrokerProber:
         return f"{self.prefix}probe/{self._token}/{name}"
 
     def bus(self, name: str, *, kept: bool = False, receive_max: int = 1024, filters: Sequence[str] = ()) -> Bus:
-        """Connect as `name`, with a session that is kept or not, and ask for filters."""
+        """Connect as `name`, with a session that is kept or not, and subscribe to the filters."""
         session = Session(
             f"probe-{self._token}-{name}",
             KEPT_S if kept else 0,
             clean_start=not kept,
-            lease=SessionLease(self.topic("claim"), lambda _: True),  # who is taken over ends without a word
+            lease=SessionLease(self.topic("claim"), lambda _: True),  # a client that is taken over ends silently
             receive_max=receive_max,
         )
         bus = self.connect(session)
@@ -88,7 +90,7 @@ class BrokerProber:
         return bus
 
     def settle(self, bus: Bus) -> None:
-        """Wait until the broker has all that was published and granted what was asked for."""
+        """Wait until the broker has acknowledged all messages and subscriptions."""
         deadline = self.clock() + WAIT_S
         while (bus.unsent or not bus.connected) and self.clock() < deadline:
             bus.poll(0.01)
@@ -99,7 +101,7 @@ class BrokerProber:
         return bus
 
     def send(self, bus: Bus, topic: str, payloads: Sequence[bytes], *, retain: bool = False) -> list[PublishOutcome]:
-        """Publish and return what became of the messages, as far as the broker says so in time."""
+        """Publish messages; return the outcomes that the broker reports in time."""
         outcomes: list[PublishOutcome] = []
         for payload in payloads:
             bus.publish(topic, payload, retain=retain, on_outcome=outcomes.append)
@@ -112,7 +114,7 @@ class BrokerProber:
         return outcomes
 
     def take(self, bus: Bus, count: int, *, acknowledge: bool = True, wait_s: float = WAIT_S) -> list[Delivery]:
-        """Return up to `count` deliveries; it ends when nothing has come for a while."""
+        """Return up to `count` deliveries; stop when nothing has come for `wait_s` seconds."""
         came: list[Delivery] = []
         deadline = self.clock() + wait_s
         while len(came) < count and self.clock() < deadline:
@@ -124,7 +126,7 @@ class BrokerProber:
         return came
 
     def leave(self, bus: Bus) -> None:
-        """Close a connection; its session stays for the next one of its name, which ends it."""
+        """Close a connection. Its session stays for the next connection of the same name, which ends it."""
         self._open.remove(bus)
         bus.close()
 
@@ -135,7 +137,10 @@ class BrokerProber:
 
 
 def measure(connect: Connect, prefix: str, *, mqtt5: bool) -> BrokerMeasurement:
-    """Measure a broker below a prefix of topics; takes a few seconds. Raises BrokerError when nothing comes back."""
+    """Measure a broker below a prefix of topics, in a few seconds.
+
+    Raises BrokerError when no message comes back.
+    """
     prober = BrokerProber(connect, prefix, mqtt5)
     try:
         _check_echo(prober)
@@ -166,7 +171,7 @@ def measure(connect: Connect, prefix: str, *, mqtt5: bool) -> BrokerMeasurement:
 
 
 def _check_echo(prober: BrokerProber) -> None:
-    """Raise BrokerError where even one message does not come back: then nothing can be told."""
+    """Raise BrokerError where not even one message comes back: then nothing can be measured."""
     bus = prober.ready("echo", prober.topic("echo"))
     prober.send(prober.bus("to-echo"), prober.topic("echo"), [b"x"])
     if not prober.take(bus, 1):
@@ -177,7 +182,7 @@ def _check_echo(prober: BrokerProber) -> None:
 
 
 def _retained(prober: BrokerProber) -> tuple[bool, bool]:
-    """Return whether retained messages greet a subscription to their topic, and one with a wildcard."""
+    """Return whether a subscription gets retained messages by the exact topic, and by a wildcard."""
     sender, topic = prober.bus("keeper"), prober.topic("kept/status")
     prober.send(sender, topic, [b"x"], retain=True)
     found = []
@@ -189,7 +194,7 @@ def _retained(prober: BrokerProber) -> tuple[bool, bool]:
 
 
 def _session(prober: BrokerProber) -> tuple[bool, bool, bool]:
-    """Return whether what came meanwhile waits for a client, what it had not acknowledged comes again, and says so."""
+    """Return whether messages wait for a client that is away, and whether unacknowledged ones come again, marked so."""
     topic, sender = prober.topic("session"), prober.bus("to-session")
     first = prober.ready("session", topic, kept=True)
     prober.send(sender, topic, [b"0", b"1"])
@@ -206,7 +211,7 @@ def _session(prober: BrokerProber) -> tuple[bool, bool, bool]:
 
 
 def _take_over(prober: BrokerProber) -> bool:
-    """Return whether a second client with the same session gets what the first one holds, while that is connected."""
+    """Return whether a second client of a session gets what the first one holds, while the first is still connected."""
     topic, sender = prober.topic("over"), prober.bus("to-over")
     first = prober.ready("over", topic, kept=True)
     prober.send(sender, topic, [b"held"])
@@ -218,7 +223,7 @@ def _take_over(prober: BrokerProber) -> bool:
 
 
 def _shared(prober: BrokerProber) -> bool:
-    """Return whether two members of a group take turns: each message to one of them."""
+    """Return whether each message of a shared subscription goes to one of two members."""
     topic = prober.topic("turns")
     members = [prober.ready(f"member-{name}", f"$share/{prober.topic('g').replace('/', '-')}/{topic}") for name in "ab"]
     prober.send(prober.bus("to-turns"), topic, [b"0", b"1", b"2", b"3"])
@@ -227,7 +232,7 @@ def _shared(prober: BrokerProber) -> bool:
 
 
 def _in_flight(prober: BrokerProber) -> int:
-    """Return how many messages of IN_FLIGHT come to a client that acknowledges none."""
+    """Return how many of IN_FLIGHT messages come to a client that acknowledges none."""
     topic = prober.topic("flight")
     bus = prober.ready("flight", topic)
     prober.send(prober.bus("to-flight"), topic, [b"x"] * IN_FLIGHT)
@@ -235,7 +240,7 @@ def _in_flight(prober: BrokerProber) -> int:
 
 
 def _max_held(prober: BrokerProber) -> int:
-    """Return how many unacknowledged messages a client came to hold that had asked for ASKED (MQTT 5, 3.1.2.11.3)."""
+    """Return how many unacknowledged messages a client received that asked for ASKED (MQTT 5, section 3.1.2.11.3)."""
     topic = prober.topic("held")
     bus = prober.ready("held", topic, receive_max=ASKED)
     prober.send(prober.bus("to-held"), topic, [b"x"] * (8 * ASKED))
@@ -251,7 +256,7 @@ def _max_held(prober: BrokerProber) -> int:
 
 
 def _queued(prober: BrokerProber) -> int:
-    """Return how many messages of QUEUED wait for a client that is away."""
+    """Return how many of QUEUED messages wait for a client that is away."""
     topic = prober.topic("queue")
     prober.leave(prober.ready("queue", topic, kept=True))
     prober.send(prober.bus("to-queue"), topic, [b"%d" % number for number in range(QUEUED)])
@@ -262,7 +267,7 @@ def _queued(prober: BrokerProber) -> int:
 
 
 def _largest(prober: BrokerProber) -> int:
-    """Return the largest payload of SIZES that comes through; 0 for none. The first that does not ends the trial."""
+    """Return the largest payload of SIZES that comes through, 0 for none; the first that does not ends the test."""
     topic, largest = prober.topic("size"), 0
     bus, sender = prober.ready("size", topic), prober.bus("to-size")
     for size in SIZES:
@@ -274,7 +279,7 @@ def _largest(prober: BrokerProber) -> int:
 
 
 def _told(prober: BrokerProber) -> tuple[str, int | None, int | None]:
-    """Return what a broker says of its version, of what it dropped, and of sessions that wait, in Mosquitto's way."""
+    """Return what a broker publishes, in Mosquitto's way, about its version, dropped messages and waiting sessions."""
     try:
         came = prober.take(prober.bus("told", filters=[VERSION, DROPPED, AWAY]), 3, wait_s=2 * QUIET_S)
     except BrokerError:  # it refuses subscriptions to $SYS

@@ -1,4 +1,4 @@
-"""Opening an MQTT bus with the client asked for."""
+"""Open an MQTT bus with the client library that the user chose."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from har_edge.mqtt.bus import Bus, Session
 from har_edge.mqtt.transport import OtherVersion, Unanswered
 
 _log = logging.getLogger(__name__)
-# Where a broker was found to speak no MQTT 5: host and port. Asked once a process, said once a process.
+# Host and port of brokers that speak no MQTT 5. A process asks and warns once for each.
 _older: set[tuple[str, int]] = set()
 
 
 class ClientLibrary(enum.Enum):
-    """The MQTT client below a bus.
+    """The MQTT library below a bus.
 
-    `paho` is paho-mqtt, pure Python; `native` reads and writes packets with the mqtt5 library's native code; `auto` is
-    `native` where that library is installed (it has wheels for 64-bit Linux and Python >= 3.11), else `paho`.
+    `paho` is paho-mqtt, pure Python. `native` reads and writes packets with the native code of the mqtt5 library.
+    `auto` is `native` where that library is installed (it has wheels for 64-bit Linux and Python >= 3.11), else `paho`.
     """
 
     AUTO = "auto"
@@ -29,15 +29,21 @@ class ClientLibrary(enum.Enum):
 
 
 class MqttVersion(enum.Enum):
-    """The MQTT version. 3.1.1 is for brokers that speak no newer one: no bound on messages under way, no size limit at
-    the broker, and nobody says that a message found no subscriber."""
+    """The MQTT version.
+
+    Version 3.1.1 is for brokers that speak no newer one. It bounds neither the messages in flight nor their size at the
+    broker, and does not report that a message found no subscriber.
+    """
 
     V5 = "5"
     V311 = "3.1.1"
 
 
 def choose_client(asked: ClientLibrary, protocol: MqttVersion = MqttVersion.V5) -> ClientLibrary:
-    """Return PAHO or NATIVE; raises ConfigError when the native one is asked for and not installed, or too new."""
+    """Return PAHO or NATIVE.
+
+    Raises ConfigError when the native client was chosen and is not installed, or does not speak the version.
+    """
     installed = importlib.util.find_spec("mqtt5") is not None
     if asked is ClientLibrary.NATIVE and not installed:
         raise ConfigError("client 'native' needs the library mqtt5; `pip install mqtt5`, or choose 'paho' or 'auto'")
@@ -54,9 +60,10 @@ def open_bus(
     client: ClientLibrary = ClientLibrary.AUTO,
     protocol: MqttVersion = MqttVersion.V5,
 ) -> Bus:
-    """Connect to a broker; raises BrokerError when it cannot be reached or refuses.
+    """Connect to a broker.
 
-    A broker that turns MQTT 5 away and answers to 3.1.1 is spoken to in 3.1.1, by paho, which is logged once.
+    If a broker refuses MQTT 5 and answers to 3.1.1, the bus speaks 3.1.1 through paho, and a warning says so once.
+    Raises BrokerError when the broker cannot be reached or refuses the client.
     """
     where = (address.host, address.port)
     if protocol is MqttVersion.V311 or where in _older:
@@ -72,15 +79,15 @@ def open_bus(
 
 
 def _paho_for(client: ClientLibrary) -> ClientLibrary:
-    """Return the client that speaks 3.1.1, whichever was asked for."""
+    """Return the client that speaks 3.1.1."""
     return ClientLibrary.PAHO if client is ClientLibrary.NATIVE else client
 
 
 def speaks_older_only(address: Address, error: Unanswered | OtherVersion) -> bool:
-    """Return whether a broker that did not take MQTT 5, with this error, answers to 3.1.1.
+    """Return whether a broker that did not accept MQTT 5, with this error, answers to 3.1.1.
 
-    Any answer counts, a refused password too: it shows the version, and is then told in that version. After a
-    connection that was just closed, MQTT 5 must fail again: a broker that is starting closes some.
+    Any answer counts, a refused password too: it shows the version. If the broker only closed the connection, MQTT 5
+    must fail a second time, since a broker that is starting closes some connections.
     """
     if not _answers(address, mqtt5=False):
         return False

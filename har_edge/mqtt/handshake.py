@@ -1,4 +1,4 @@
-"""The first two packets of an MQTT 5 connection: CONNECT says who we are, CONNACK what the broker permits."""
+"""The first two packets of an MQTT 5 connection: CONNECT from the client, CONNACK from the broker."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from har_edge.mqtt.packets import MalformedPacket, read_packet, reason_text
 from har_edge.mqtt.transport import CONNECT_TIMEOUT_S, NO_LIMIT, other_version, refusal, unanswered, unreachable
 
 _READ_BYTES = 65536
-# CONNACK as 3.1.1 has it, two bytes and no properties (MQTT 3.1.1, section 3.2): how its brokers refuse MQTT 5.
+# The CONNACK of MQTT 3.1.1 has two bytes and no properties (section 3.2). A 3.1.1 broker refuses MQTT 5 with it.
 _OLDER_CONNACK = b"\x20\x02"
 
 
 @dataclass(frozen=True, slots=True)
 class ConnackProperties:
-    """What the broker said in CONNACK (MQTT 5, section 3.2.2.3), and the bytes that came along behind it.
+    """The content of CONNACK (MQTT 5, section 3.2.2.3), and the bytes that followed it.
 
-    `receive_max` bounds what we may have in flight, `max_packet_bytes` one packet, `topic_alias_max` the aliases we may
-    use; `keepalive_s` 0 stands for none.
+    `receive_max` bounds the messages that this client may have in flight, `max_packet_bytes` the size of one packet,
+    and `topic_alias_max` the number of aliases. `keepalive_s` 0 stands for no keep-alive.
     """
 
     session_present: bool
@@ -62,7 +62,10 @@ def perform_handshake(
     clean: bool,
     clock: Callable[[], float] = time.monotonic,
 ) -> ConnackProperties:
-    """Introduce this client; raises FinalRefusal, or BrokerError where a later attempt may succeed."""
+    """Send CONNECT and return what CONNACK says.
+
+    Raises FinalRefusal when the broker refuses this client for good, BrokerError when a later attempt may succeed.
+    """
     request = connect_packet(address, session, clean=clean)
     try:
         connection.settimeout(CONNECT_TIMEOUT_S)
@@ -95,7 +98,7 @@ def perform_handshake(
 def _first_packet(
     connection: socket.socket, address: Address, clock: Callable[[], float]
 ) -> tuple[mqtt5.Packet, bytearray, int]:
-    """Wait for one packet; return it, all bytes that came, and how many of them are the packet's."""
+    """Wait for one packet. Return it, all bytes that came, and the size of the packet in bytes."""
     deadline, received = clock() + CONNECT_TIMEOUT_S, bytearray()
     while True:
         connection.settimeout(max(0.001, deadline - clock()))

@@ -1,4 +1,4 @@
-"""Measure what a message costs this device, and the link to the broker: messages to itself, there and back."""
+"""Measure what a message costs this device and the link to the broker, by messages that a client sends to itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.bus import Bus
 
 SMALL, LARGE = 64, 65_536
-# What a quick look at a link sends, the smallest first: a slow link shows at the first ones.
+# Payload sizes of the quick estimate, the smallest first: a slow link shows at the first ones.
 _QUICK_SIZES = (1024, 8192, LARGE)
 _QUICK_S = 0.15
 _TIMEOUT_S = 30.0
@@ -21,9 +21,10 @@ _BUDGET_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LinkBenchmark:
-    """Processor seconds of the client to send or to receive one message, and each byte of it; the link by the clock.
+    """Processor seconds of the client for one message and for each byte of it, in one direction, and the speed of the
+    link.
 
-    `round_trip_s` is the median way of a small message to the broker and back, `bytes_per_s` counts both directions.
+    `round_trip_s` is the median time of a small message to the broker and back. `bytes_per_s` counts both directions.
     """
 
     message_s: float
@@ -34,16 +35,16 @@ class LinkBenchmark:
 
 @dataclass(frozen=True, slots=True)
 class LinkEstimate:
-    """The way to the broker: `round_trip_s` of a small message there and back, bytes a second of both directions."""
+    """Round trip of a small message in seconds, and the rate in bytes per second, both directions together."""
 
     round_trip_s: float
     bytes_per_s: float
 
 
 def estimate_link(bus: Bus, topic: str, *, clock: Callable[[], float] = time.perf_counter) -> LinkEstimate:
-    """Estimate the link in less than a second, or in a few messages where these take longer.
+    """Estimate the link in less than a second, or by a few messages where these take longer.
 
-    The topic is one that only this bus takes. Raises BrokerError when a message stays away.
+    Only this bus may subscribe to the topic. Raises BrokerError when a message does not come back.
     """
 
     def run(size: int, count: int, in_flight: int) -> tuple[float, int]:
@@ -71,7 +72,10 @@ def benchmark_link(
     clock: Callable[[], float] = time.perf_counter,
     processor: Callable[[], float] = time.thread_time,
 ) -> LinkBenchmark:
-    """Send messages to a topic that only this bus takes, and time them. Raises BrokerError when one stays away."""
+    """Send messages to a topic that only this bus subscribes to, and time them.
+
+    Raises BrokerError when a message does not come back.
+    """
     bus.subscribe([topic])
     _Round(bus, topic, SMALL, clock).run(20, in_flight=1)  # the broker, the caches and the connection warm up
     trips = [_Round(bus, topic, SMALL, clock).run(1, in_flight=1)[0] for _ in range(21)]
@@ -90,7 +94,7 @@ def benchmark_link(
 
 
 class _Round:
-    """Messages of one size, a few under way at once."""
+    """Messages of one size, a few of them in flight at once."""
 
     def __init__(self, bus: Bus, topic: str, size: int, clock: Callable[[], float]) -> None:
         self._bus, self._topic, self._clock = bus, topic, clock
@@ -99,7 +103,9 @@ class _Round:
     def run(
         self, count: int, *, in_flight: int, budget_s: float = _BUDGET_S, timeout_s: float = _TIMEOUT_S
     ) -> tuple[float, int]:
-        """Return seconds and messages: `count` of them, fewer when they take longer than `budget_s`."""
+        """Return the elapsed seconds and the number of messages: `count`, or fewer when they take longer than
+        `budget_s`.
+        """
         started, sent, came = self._clock(), 0, 0
         while came < count:
             elapsed = self._clock() - started

@@ -1,7 +1,7 @@
 """A broker and its bus in memory, for tests and for pipelines within one process.
 
 It keeps the promises that the nodes rely on: persistent sessions, manual acknowledgement, redelivery with the duplicate
-mark, retained messages, wills, take-over, receive maximum, shared subscriptions, "no matching subscriber".
+mark, retained messages, wills, take-over, Receive Maximum, shared subscriptions, and "no matching subscriber".
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ __all__ = ["MemoryBroker", "MemoryBus", "matches"]
 
 
 class MemoryBroker(Router):
-    """Routes messages between MemoryBus clients; `stop` and `start` stand for a restart that keeps its state."""
+    """Routes messages between MemoryBus clients; `stop` and `start` emulate a restart that keeps the broker's state."""
 
     def __init__(self) -> None:
         super().__init__()
         self.running = True
 
     def connect(self, session: Session) -> MemoryBus:
-        """Return a connected bus; an older one with the same client id is taken over."""
+        """Return a connected bus. An older bus with the same client id is taken over."""
         bus = MemoryBus(self, session)
         bus.connect()
         return bus
 
     def stop(self) -> None:
-        """Cut every connection; sessions stay."""
+        """Close every connection; the sessions stay."""
         self.running = False
         for account in self._accounts.values():
             if isinstance(account.bus, MemoryBus):
@@ -43,7 +43,7 @@ class MemoryBroker(Router):
         self.running = True
 
     def forget(self) -> None:
-        """Lose what is kept, as a broker does that has no database; call it while stopped."""
+        """Drop all state, like a broker without a database; call it while the broker is stopped."""
         self._accounts.clear()
         self._retained.clear()
         self._turns.clear()
@@ -128,19 +128,19 @@ class MemoryBus:
         self._account = None
 
     def crash(self) -> None:
-        """Vanish as a killed process does: nothing is flushed, the broker publishes the will."""
+        """Vanish like a killed process: nothing is flushed, and the broker publishes the will."""
         if self._account is not None:
             self._broker.detach(self._account, will=True)
         self._account = None
 
     def cut(self) -> None:
-        """Lose the connection; the next poll tries to connect again."""
+        """Lose the connection; the next `poll` tries to connect again."""
         if self._account is not None:
             self._account.bus = None
         self._account = None
 
     def take_over(self) -> None:
-        """Learn that another client has this session now."""
+        """Record that another client owns this session now."""
         self._account, self._taken_over = None, True
 
     def _send(self) -> None:

@@ -1,8 +1,8 @@
-"""MQTT 5 bus on the mqtt5 codec: packets are read and written in native code, whole socket buffers at a time.
+"""MQTT 5 bus on the mqtt5 codec: native code reads and writes packets, whole socket buffers at a time.
 
-mqtt5 (a maintained library with a Rust core) turns bytes into packets and back; this module keeps the session:
-connection, acknowledgements, resending, keep-alive (MQTT 5, sections 4.1, 4.4, 3.1.2.10). One thread, no callbacks
-from elsewhere. Reading and writing many packets a system call is what makes it several times faster than paho.
+mqtt5, a maintained library with a Rust core, turns bytes into packets and back. This module keeps the session:
+connection, acknowledgements, resending, keep-alive (MQTT 5, sections 4.1, 4.4, 3.1.2.10). It has one thread and no
+callbacks from elsewhere. It moves many packets in each system call, which makes it several times faster than paho.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from har_edge.mqtt.transport import AckOrder, open_socket, publish_bytes, refuse
 _log = logging.getLogger(__name__)
 _READ_BYTES = 256 * 1024
 _READ_A_POLL = 8 * _READ_BYTES
-# Of a large packet, how much must be there before this process is woken: every segment would be, on a slow link,
-# hundreds of times a packet. Little enough that a slow link is not taken for a dead one.
+# The kernel wakes this process for a large packet when so many bytes are there. Without it, a slow link would wake the
+# process for every segment, hundreds of times a packet. The bound is low enough that a slow link does not seem dead.
 _WAKE_BYTES = 64 * 1024
 _MAX_PACKET_ID = 65535
 _MAX_IN_FLIGHT = _MAX_PACKET_ID - 256  # the rest is for subscriptions
@@ -53,13 +53,13 @@ _FAILURE = 0x80
 
 
 class _ConnectionLost(Exception):
-    """The connection is gone; reconnect."""
+    """The connection has ended; the bus reconnects."""
 
 
 class NativeBus:
-    """A Bus over one MQTT 5 connection; see mqtt/bus.py for the contract.
+    """A Bus over one MQTT 5 connection; mqtt/bus.py states the contract.
 
-    The first connection is made by `connect`; later ones by `poll`, with jittered waits.
+    `connect` opens the first connection. `poll` opens later ones, after jittered waits.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class NativeBus:
         self._again: deque[int] = deque()  # in flight on an earlier connection, not sent on this one yet
         self._too_large: deque[Publication] = deque()
         self._next_id = 0
-        # What the broker said in CONNACK:
+        # From CONNACK:
         self._send_quota, self._send_limit = _MAX_IN_FLIGHT, 0
         self._keepalive_s, self._session_present = session.keepalive_s, False
         self._aliases = TopicAliases()
@@ -108,7 +108,7 @@ class NativeBus:
         return self._socket is not None and not self._subscribing
 
     def connect(self) -> None:
-        """Connect for the first time; raises BrokerError when there is no broker or it refuses."""
+        """Connect for the first time. Raises BrokerError when there is no broker or it refuses."""
         self._open()
 
     def subscribe(self, filters: Sequence[str]) -> None:
@@ -140,7 +140,7 @@ class NativeBus:
         try:
             self._flush()
             if most_bytes == 0:
-                self._heard_at = self._clock()  # whoever does not listen cannot say that the broker is silent
+                self._heard_at = self._clock()  # a client that reads nothing cannot know that the broker is silent
             elif self._wait(timeout_s):
                 self._receive(deliveries, min(most_bytes or _READ_A_POLL, _READ_A_POLL))
             self._keep_alive()
@@ -175,7 +175,9 @@ class NativeBus:
             self._shut()
 
     def _linger(self, deadline: float) -> None:
-        """Read until the broker has closed: closing with unread data would reset the connection under DISCONNECT."""
+        """Read until the broker has closed: closing with unread data would reset the connection before DISCONNECT
+        arrives.
+        """
         connection = self._socket
         assert connection is not None
         while not self._write and (left_s := deadline - self._clock()) > 0:
@@ -238,7 +240,7 @@ class NativeBus:
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
         packet_id = self._take_id()
         self._subscribing[packet_id] = filters
-        # What comes has the retain flag where it is stored, and not where it is live: mqtt5's default is the flag "as
+        # A delivery shall carry the retain flag only where the message was stored; mqtt5's default is the flag "as
         # published" (MQTT 5, section 3.8.3.1).
         topics = [
             mqtt5.TopicFilter(text, max_qos=QOS, retain_as_published=False, retain_handling=retain_handling(text))
@@ -247,7 +249,9 @@ class NativeBus:
         self._write.append(mqtt5.SubscribePacket(packet_id, topics).write())
 
     def _send_waiting(self) -> None:
-        """Send what the broker's Receive Maximum admits: first what was in flight when a connection was lost."""
+        """Send what the broker's Receive Maximum admits, first the messages that were in flight when a connection was
+        lost.
+        """
         while self._again and self._socket is not None:
             if len(self._inflight) - len(self._again) >= self._send_quota:
                 return
@@ -284,7 +288,7 @@ class NativeBus:
                 return self._next_id
 
     def _flush(self) -> None:
-        """Write as much as the socket takes, many packets a system call."""
+        """Write as much as the socket accepts, many packets in each system call."""
         while self._write and self._socket is not None:
             data = self._gather()
             try:
@@ -301,7 +305,7 @@ class NativeBus:
                 return
 
     def _gather(self) -> bytes | memoryview:
-        """Take what to write: small pieces joined up to a bound, so that a long queue is not copied for each call."""
+        """Take bytes to write: small pieces joined up to a bound, so that a long queue is not copied for each call."""
         pieces = [self._write.popleft()]
         size = len(pieces[0])
         while self._write and size < LARGE_BYTES and len(self._write[0]) < LARGE_BYTES:
@@ -312,7 +316,7 @@ class NativeBus:
     # --- receiving --------------------------------------------------------------------------------------------------
 
     def _wait(self, timeout_s: float) -> bool:
-        """Wait until there is something to read, or the timeout; True when there is."""
+        """Wait until there is something to read, or until the timeout; return whether there is."""
         connection = self._socket
         assert connection is not None
         here = self._leftover or self._decrypted()
@@ -328,7 +332,7 @@ class NativeBus:
         return bool(readable or here)
 
     def _decrypted(self) -> bool:
-        """Tell whether TLS holds decrypted bytes, which `select` does not see."""
+        """Return whether TLS holds decrypted bytes, which `select` does not see."""
         pending = getattr(self._socket, "pending", None)
         return pending is not None and pending() > 0
 
@@ -345,7 +349,7 @@ class NativeBus:
                 return
 
     def _read_piece(self, most_bytes: int = _READ_BYTES) -> int | None:
-        """Read once into the buffer; return how many bytes came: None for nothing yet, 0 at the end."""
+        """Read once into the buffer and return the number of bytes: None when none are there yet, 0 at the end."""
         assert self._socket is not None
         try:
             size = self._socket.recv_into(self._piece, min(most_bytes, _READ_BYTES))
@@ -375,7 +379,7 @@ class NativeBus:
             raise _ConnectionLost(f"it is sending a packet of more than {self._session.max_packet_bytes} bytes")
 
     def _wake_at(self, size: int) -> None:
-        """Let `select` say that there is something to read when so many bytes are there: socket(7), SO_RCVLOWAT."""
+        """Let `select` report the socket as readable when it holds so many bytes (socket(7), SO_RCVLOWAT)."""
         if size != self._wake_bytes and self._socket is not None and not self._address.tls:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
             self._wake_bytes = size
@@ -412,7 +416,7 @@ class NativeBus:
             raise _ConnectionLost(f"it disconnected this client: {reason_text(packet.reason_code)}")
 
     def _put_away(self, delivery: Delivery) -> None:
-        """Acknowledge what only an earlier process of this session asked for, and end that subscription."""
+        """Acknowledge a message that only an earlier process of this session asked for, and end that subscription."""
         self._traffic.strays += 1
         self.acknowledge(delivery)
         left = self._stale.leave(delivery.topic)
@@ -421,7 +425,9 @@ class NativeBus:
             self.unsubscribe(left)
 
     def _refuse(self, publication: Publication | None, code: int) -> None:
-        """Settle a message that the broker refuses in a way of its own; refused for its size, no retry mends it."""
+        """Report the outcome of a message that the broker refused with an unlisted code; no retry helps against its
+        size.
+        """
         if publication is None:
             return
         large = code == mqtt5.ConnAckReasonCode.PACKET_TOO_LARGE

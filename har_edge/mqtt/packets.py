@@ -1,4 +1,4 @@
-"""MQTT 5 packets from and to bytes, by the mqtt5 library: what it may raise, and its reason codes in words."""
+"""MQTT 5 packets from and to bytes, by the mqtt5 library, with its errors and reason codes in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from har_edge.mqtt.bus import OnOutcome, PublishOutcome
 from har_edge.mqtt.transport import read_share
 
 QOS = mqtt5.QoS.AT_LEAST_ONCE
-# From this size on, what is sent is not copied once more to go out together with what is sent before and after it.
+# Larger pieces are written alone: a copy to join them with their neighbours would cost more than the extra call.
 LARGE_BYTES = 64 * 1024
 
 
@@ -21,7 +21,7 @@ class MalformedPacket(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What is to be published, until the broker has it."""
+    """A message to publish, kept until the broker has it."""
 
     topic: str
     payload: bytes
@@ -32,7 +32,7 @@ class Publication:
 def write_publish(
     publication: Publication, packet_id: int, topic: str, alias: int | None, *, duplicate: bool
 ) -> list[bytes]:
-    """Return the bytes of a PUBLISH under this name of its topic, in pieces: a large payload as it is, not copied."""
+    """Return the bytes of a PUBLISH packet in pieces, under the given topic name; a large payload is not copied."""
     payload = publication.payload
     apart = len(payload) >= LARGE_BYTES
     packet = mqtt5.PublishPacket(
@@ -48,15 +48,15 @@ def write_publish(
 
 
 def retain_handling(text: str) -> mqtt5.RetainHandling:
-    """Return what a subscription asks for of what is retained: nothing for a member of a group.
+    """Return which retained messages a subscription asks for: none for a member of a shared subscription.
 
-    It must get none anyway (MQTT 5, section 4.8.2), but Mosquitto 2.0.11 sends it to some all the same.
+    A member must get none anyway (MQTT 5, section 4.8.2), but Mosquitto 2.0.11 sends retained messages to some members.
     """
     return mqtt5.RetainHandling.SEND_ALWAYS if read_share(text) is None else mqtt5.RetainHandling.SEND_NEVER
 
 
 def _lengthened(packet: bytes, count: int) -> bytes:
-    """Return a packet whose head says that `count` more bytes follow (MQTT 5, sections 1.5.5 and 2.1.4)."""
+    """Return the packet with a remaining length that counts `count` more bytes (MQTT 5, sections 1.5.5 and 2.1.4)."""
     end = 1
     while packet[end] & 0x80:
         end += 1
@@ -80,7 +80,9 @@ def read_packet(data: memoryview) -> tuple[mqtt5.Packet, int] | None:
 
 
 def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet | UnlistedPubAck], MalformedPacket | None]:
-    """Take all whole packets off the front of a buffer; also return what is wrong with the bytes after them."""
+    """Remove all complete packets from the front of a buffer. Return them, and the error in the bytes after them, if
+    any.
+    """
     packets: list[mqtt5.Packet | UnlistedPubAck] = []
     start, wrong = 0, None
     with memoryview(buffer) as view:
@@ -108,14 +110,14 @@ def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet | UnlistedPubAck]
 
 @dataclass(frozen=True, slots=True)
 class UnlistedPubAck:
-    """A PUBACK whose reason code MQTT 5 does not have for it (section 3.4.2.1): Mosquitto says 0x95 for a size."""
+    """A PUBACK with a reason code that section 3.4.2.1 does not list: Mosquitto says 0x95 for a size."""
 
     packet_id: int
     code: int
 
 
 def _odd_puback(view: memoryview) -> tuple[UnlistedPubAck, int] | None:
-    """Return a whole PUBACK with a failure code that the library does not know, None for anything else."""
+    """Return a complete PUBACK with a failure code that the library does not know, None for anything else."""
     whole = len(view) >= 5 and view[0] == 0x40 and 3 <= view[1] < 0x80 and len(view) >= 2 + view[1]
     if not whole or view[4] < 0x80:
         return None
@@ -123,7 +125,7 @@ def _odd_puback(view: memoryview) -> tuple[UnlistedPubAck, int] | None:
 
 
 def first_bytes(buffer: bytearray) -> int:
-    """Return the size of the first packet in a buffer, as its head says (MQTT 5, section 1.5.5); 0: not known yet."""
+    """Return the size in bytes of the first packet in a buffer (section 1.5.5), 0 while its head is incomplete."""
     remaining = 0
     for place, byte in enumerate(buffer[1:5]):
         remaining |= (byte & 0x7F) << 7 * place
@@ -133,9 +135,9 @@ def first_bytes(buffer: bytearray) -> int:
 
 
 def _malformed(error: BaseException) -> MalformedPacket:
-    """Return what an error of the library says of the bytes; raise it again when it says nothing of them.
+    """Return what the library's error says about the bytes. Raise the error again when it has another cause.
 
-    Its native code panics on strings that are not UTF-8, and a panic is no Exception.
+    The library's native code panics on strings that are not UTF-8, and a panic is no Exception.
     """
     if isinstance(error, ValueError):
         return MalformedPacket(str(error))
@@ -150,7 +152,7 @@ def reason_text(code: enum.IntEnum) -> str:
 
 
 def outcome_of(code: mqtt5.PubAckReasonCode) -> PublishOutcome:
-    """Return what a PUBACK says became of the message."""
+    """Return what became of a message, as its PUBACK says."""
     if code == mqtt5.PubAckReasonCode.SUCCESS:
         return PublishOutcome.ACKED
     return (
@@ -161,5 +163,7 @@ def outcome_of(code: mqtt5.PubAckReasonCode) -> PublishOutcome:
 
 
 def would_block(error: OSError) -> bool:
-    """Tell whether a socket says `not now`; TLS's words go by class name, so that nobody need import ssl."""
+    """Return whether a socket has nothing to read or no room to write now. TLS errors go by class name, without import
+    ssl.
+    """
     return isinstance(error, BlockingIOError) or type(error).__name__ in {"SSLWantReadError", "SSLWantWriteError"}

@@ -1,7 +1,7 @@
-"""MQTT 5 bus on paho-mqtt 2, driven from one thread: no background loop, no locks waited on.
+"""MQTT 5 bus on paho-mqtt 2, driven from one thread, without a background loop or waits on locks.
 
-paho keeps the session and resends; this module turns its callbacks into the return value of `poll`. It runs wherever
-Python does. Byte counts are computed from packet sizes (MQTT 5, section 2.1), since paho does not count.
+paho keeps the session and resends. This module turns its callbacks into the return value of `poll`. It runs wherever
+Python does. paho counts no bytes, so the module computes them from packet sizes (MQTT 5, section 2.1).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _TAKEN_OVER = 0x8E
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """What is to be published, until the broker has it."""
+    """A message to publish, kept until the broker has it."""
 
     topic: str
     payload: bytes
@@ -71,9 +71,9 @@ class _Message:
 
 
 class PahoBus:
-    """A Bus over one paho client; see mqtt/bus.py for the contract.
+    """A Bus over one paho client; mqtt/bus.py states the contract.
 
-    The first connection is made by `connect`; later ones by `poll`, with jittered waits.
+    `connect` opens the first connection. `poll` opens later ones, after jittered waits.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class PahoBus:
         return self._accepted and not self._subscribing
 
     def connect(self) -> None:
-        """Connect for the first time; raises BrokerError when there is no broker or it refuses."""
+        """Connect for the first time. Raises BrokerError when there is no broker or it refuses."""
         self._open()
 
     def subscribe(self, filters: Sequence[str]) -> None:
@@ -175,11 +175,11 @@ class PahoBus:
 
     @property
     def _is_short(self) -> bool:
-        """Whether a session ends with its connection, where the broker knows no time between that and never."""
+        """Return whether a session ends with its connection, where the broker knows no time between that and never."""
         return self._session.transient or not self._session.expiry_s
 
     def _end_session(self) -> None:
-        """End the session at the broker: before MQTT 5 only a new connection with a clean session does that."""
+        """End the session at the broker. Before MQTT 5, only a new connection with a clean session does that."""
         try:
             self._connect_beside(Session(self._session.client_id, clean_start=True)).close()
         except BrokerError as error:
@@ -269,7 +269,7 @@ class PahoBus:
     # --- moving bytes -----------------------------------------------------------------------------------------------
 
     def _turn(self, timeout_s: float, most_bytes: int | None = None) -> None:
-        """Write what is queued, read what is there, keep the connection alive."""
+        """Write queued packets, read incoming ones, and keep the connection alive."""
         connection = self._client.socket()
         if connection is None:
             self._on_lost("it closed the connection")
@@ -296,7 +296,9 @@ class PahoBus:
             self._client.loop_write()
 
     def _read(self) -> bool:
-        """Let paho read; False when the connection is lost. No receipt runs in here, so any error is the broker's."""
+        """Let paho read; return False when the connection is lost. No callback runs in here, so any error is the
+        broker's.
+        """
         try:
             return self._client.loop_read() == mqtt.MQTT_ERR_SUCCESS and self._client.socket() is not None
         except Exception as error:  # paho lets struct.error, IndexError and others out for malformed packets
@@ -315,7 +317,7 @@ class PahoBus:
                 on_outcome(outcome)
 
     def _send_waiting(self) -> None:
-        """Hand paho what the broker's Receive Maximum admits; paho itself cannot learn it once connected."""
+        """Hand paho what the broker's Receive Maximum admits; paho cannot learn the limit itself once connected."""
         while self._waiting and self._accepted and len(self._under_way) < self._send_quota:
             message = self._waiting.popleft()
             if message.size > self._send_limit:  # sent all the same, it would cost the connection (section 3.2.2.3.6)
@@ -395,9 +397,9 @@ class PahoBus:
         self._arrived.append(Delivery(message.topic, bytes(message.payload), token, message.retain, message.dup))
 
     def _is_ours(self, delivery: Delivery) -> bool:
-        """Return whether we asked for this; what only an earlier process asked for is put away.
+        """Return whether this process subscribed to the topic; drop a delivery that only an earlier process asked for.
 
-        Asked when deliveries are handed out: the first ones come before this process has subscribed.
+        The check runs when deliveries are handed out, because the first ones come before this process has subscribed.
         """
         if not (self._session.expiry_s and self._filters and self._stale.is_stale(delivery.topic)):
             return True
@@ -426,7 +428,7 @@ class PahoBus:
             self._give_largest_up()
 
     def _give_largest_up(self) -> None:
-        """Refuse the largest message under way; the others go out again, with a new client, as paho keeps its own."""
+        """Refuse the largest message in flight. A new client sends the others again, as paho keeps its own state."""
         largest = max(self._under_way.values(), key=lambda message: message.size)
         _log.error("%s", cut_off_by_size(largest.topic, largest.size, ConsecutiveLosses.MOST))
         self._settled.append((largest.on_outcome, PublishOutcome.TOO_LARGE))

@@ -1,4 +1,4 @@
-"""Coming back after a lost connection: when to try, and whether the session is still ours. Both MQTT clients use it."""
+"""Reconnect after a lost connection: when to try, and whether this client still owns its session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 class Reconnector:
     """Times the attempts of one client to connect again.
 
-    `connect_beside` opens a second, short-lived connection, to look who has the session now.
+    `connect_beside` opens a second, short connection to read which process owns the session.
     """
 
     def __init__(
@@ -37,13 +37,14 @@ class Reconnector:
         self._untold = ""  # why the connection was lost, until it is known that nobody has taken the session over
 
     def opened(self) -> None:
-        """Take note that the broker has accepted the client."""
+        """Record that the broker has accepted the client."""
         self._opened_at = self._clock()
 
     def lost(self, reason: str) -> float:
-        """Take note that an accepted connection has ended; return how long it lasted, in seconds.
+        """Record that an accepted connection has ended, and return its duration in seconds.
 
-        With a lease, that may be a handover, of which whoever catches TakenOver tells: it is logged after the look.
+        With a lease, the loss may be a handover, which the code that catches TakenOver reports. The loss is then logged
+        after the check of the lease.
         """
         self._untold = reason
         if self._session.lease is None:
@@ -54,14 +55,14 @@ class Reconnector:
         return lasted_s
 
     def failed(self) -> None:
-        """Put the next attempt off, long enough for a successor to say that it has the session."""
+        """Put the next attempt off, long enough for a successor to announce that it owns the session."""
         grace_s = GRACE_S if self._session.lease is not None else 0.0
         self._retry_at = self._clock() + max(grace_s, self._backoff.next_s())
 
     def attempt(self, timeout_s: float, connect: Callable[[], None]) -> bool:
-        """Connect if it is time, else wait up to `timeout_s`; tell whether there is a connection now.
+        """Connect if it is time, else wait up to `timeout_s` seconds; return whether there is a connection now.
 
-        Raises TakenOver when another process has the session, FinalRefusal when no later attempt can succeed.
+        Raises TakenOver when another process owns the session, FinalRefusal when no later attempt can succeed.
         """
         wait_s = self._retry_at - self._clock()
         if wait_s > 0:

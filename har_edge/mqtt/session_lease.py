@@ -1,4 +1,4 @@
-"""Whether the session of a client that was cut off is still its own, or a younger process has it now."""
+"""Check whether a client that lost its connection still owns its session."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from har_edge.mqtt.bus import Bus
 
 LOOK_TIMEOUT_S = 1.0
-# How long a client that was cut off lets a successor say so before it looks.
+# A client that lost its connection waits so long before it checks, so that a successor can announce itself.
 GRACE_S = 0.5
 
 
 def lease_lost(lease: SessionLease, connect: Callable[[Session], Bus]) -> bool:
-    """Return whether what is retained at the topic of a lease says that another process has the session."""
+    """Return whether the retained message of a lease says that another process owns the session."""
     bus = connect(Session(f"look-{secrets.token_hex(8)}", clean_start=True))
     try:
         bus.subscribe([lease.topic])

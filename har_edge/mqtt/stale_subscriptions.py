@@ -1,7 +1,7 @@
-"""Messages of subscriptions that an earlier process left in a session: what it asked for then, and nobody asks for now.
+"""Find subscriptions that an earlier process left in a session.
 
-A session outlives its process, and a pipeline that is cut anew has stages of the same name that want other topics. The
-broker cannot be asked what a session is subscribed to; a message that no filter of ours matches shows it.
+A session outlives its process, and a pipeline that is cut anew has stages of the same name that want other topics. MQTT
+has no request for the subscriptions of a session. A message that matches no filter of this process reveals one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _OPEN_LEVELS = 3  # the last levels, which a filter of har_edge may leave open (
 
 
 class StaleSubscriptions:
-    """Knows which topics the subscriptions of a bus ask for; `count` is how many messages came that none asks for."""
+    """Knows the topics that a bus subscribed to; `count` is the number of messages on other topics."""
 
     def __init__(self) -> None:
         self._wanted: list[str] = []
@@ -26,7 +26,7 @@ class StaleSubscriptions:
         self.count = 0
 
     def want(self, filters: Sequence[str]) -> None:
-        """Take note of subscriptions."""
+        """Record subscriptions of this process."""
         for text in filters:
             share = read_share(text)
             self._wanted.append(share[1] if share else text)
@@ -34,7 +34,7 @@ class StaleSubscriptions:
         self._known.clear()
 
     def is_stale(self, topic: str) -> bool:
-        """Return whether no subscription asks for a topic."""
+        """Return whether no subscription of this process matches a topic."""
         known = self._known.get(topic)
         if known is None:
             if len(self._known) >= _MOST:
@@ -44,14 +44,14 @@ class StaleSubscriptions:
         return known
 
     def leave(self, topic: str) -> list[str]:
-        """Return the filters to unsubscribe from for a stray topic: each once."""
+        """Return the filters to unsubscribe from for a stale topic, each of them once."""
         fresh = [text for text in filters_for(topic) if text not in self._left] if len(self._left) < _MOST else []
         self._left.update(fresh)
         return fresh
 
 
 def filters_for(topic: str) -> list[str]:
-    """Return the filters of a single level each, `+`, that may have brought a topic, itself first."""
+    """Return the filters that may have brought a topic: the topic itself, then those with `+` for single levels."""
     levels = topic.split("/")
     fixed, last = levels[:-_OPEN_LEVELS], levels[-_OPEN_LEVELS:]
     choices = itertools.product(*((level, "+") for level in last))

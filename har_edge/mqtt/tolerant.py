@@ -1,7 +1,7 @@
-"""paho's client, made to survive a PUBACK with a reason code that MQTT 5 does not have for it.
+"""A paho client that survives a PUBACK with a reason code that MQTT 5 does not list for it.
 
-Mosquitto answers a message above its message_size_limit with 0x95 (MQTT 5, section 2.4, knows that for CONNACK and
-DISCONNECT only). paho raises inside its reader, the connection ends, and the message is sent again for ever.
+Mosquitto answers a message above its message_size_limit with 0x95, which MQTT 5 (section 2.4) lists for CONNACK and
+DISCONNECT only. paho raises inside its reader, the connection ends, and the client sends the message again for ever.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _UNSPECIFIED = 0x80
 
 
 class TolerantClient(mqtt.Client):
-    """Takes other codes of PUBACK for an unspecified error; `odd` keeps what they were, by packet identifier."""
+    """Reads an unlisted code of PUBACK as an unspecified error; `odd` maps packet identifiers to such codes."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""What both MQTT clients share: opening the socket, waiting between attempts, explaining a refusal."""
+"""The parts that both MQTT clients share: the socket, the wait between attempts, and the texts of refusals."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ CONNECT_TIMEOUT_S = 5.0
 NO_LIMIT = 2**32  # of a packet's size: more than MQTT can say
 _CREDENTIALS = frozenset({0x86, 0x87})  # bad user name or password, not authorized
 _VERSIONS = frozenset({0x84})  # unsupported protocol version
-# Refusals that waiting may mend: server unavailable, server busy, connection rate exceeded. All others end the client.
+# A later attempt may succeed after these: server unavailable, server busy, connection rate exceeded. Others are final.
 _PASSING = frozenset({0x88, 0x89, 0x9F})
 
 
 class FinalRefusal(BrokerError):
-    """The broker refused this client for good: no retry mends it."""
+    """The broker refused this client for good; no retry can help."""
 
 
 class Unanswered(BrokerError):
-    """The broker took the connection and gave no answer to CONNECT: perhaps it speaks another version of MQTT.
+    """The broker accepted the connection and did not answer CONNECT: perhaps it speaks another version of MQTT.
 
-    `closed`: it closed the connection, instead of keeping it and being silent.
+    `closed` says whether the broker closed the connection or stayed silent.
     """
 
     def __init__(self, text: str, *, closed: bool) -> None:
@@ -44,9 +44,9 @@ class OtherVersion(FinalRefusal):
 class Backoff:
     """Waiting times between connection attempts: full jitter below a doubling bound.
 
-    Source: Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015 (the "full jitter" variant).
-    A broker that accepts a client only to throw it out again is no success: the bound starts anew only after a
-    connection that lasted.
+    A broker that accepts a client and then closes the connection is no success, so the bound starts anew only after a
+    connection that lasted. Source: Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015 (the "full
+    jitter" variant).
     """
 
     def __init__(self, rng: random.Random, *, base_s: float = 0.1, cap_s: float = 2.0) -> None:
@@ -59,13 +59,13 @@ class Backoff:
         return self._rng.uniform(0.0, bound)
 
     def ended(self, lasted_s: float) -> None:
-        """Take note that a connection has ended, and how long it lasted."""
+        """Record that a connection has ended after `lasted_s` seconds."""
         if lasted_s >= self._cap_s:
             self._attempt = 0
 
 
 class AckOrder:
-    """Puts acknowledgements in the order of arrival, as MQTT 5 section 4.6 demands of a receiver."""
+    """Puts acknowledgements in the order of arrival, as MQTT 5, section 4.6, demands of a receiver."""
 
     def __init__(self) -> None:
         self._arrived: deque[int] = deque()
@@ -73,12 +73,12 @@ class AckOrder:
         self._done: set[int] = set()
 
     def arrived(self, packet_id: int) -> None:
-        """Note a packet that will want an acknowledgement."""
+        """Record a packet that needs an acknowledgement."""
         self._arrived.append(packet_id)
         self._open.add(packet_id)
 
     def done(self, packet_id: int) -> Iterator[int]:
-        """Note that a packet is dealt with; yield those that may be acknowledged now.
+        """Record that a packet is processed; yield the packets that may be acknowledged now.
 
         A second call for the same packet does nothing: its number may belong to another packet by then.
         """
@@ -92,14 +92,17 @@ class AckOrder:
             yield first
 
     def clear(self) -> None:
-        """Forget all: the connection is another one."""
+        """Forget all packets, since the connection is a new one."""
         self._arrived.clear()
         self._open.clear()
         self._done.clear()
 
 
 def tls_context(address: Address) -> ssl.SSLContext | None:
-    """Return the TLS context of an address, None without TLS; raises BrokerError for unusable certificates."""
+    """Return the TLS context of an address, None without TLS.
+
+    Raises BrokerError for certificates that cannot be used.
+    """
     if not address.tls:
         return None
     import ssl  # only here: it costs a stage without TLS two megabytes
@@ -114,7 +117,7 @@ def tls_context(address: Address) -> ssl.SSLContext | None:
 
 
 def open_socket(address: Address) -> socket.socket:
-    """Connect over TCP, or TLS, without Nagle's delay; raises BrokerError that names the address."""
+    """Connect over TCP or TLS, without Nagle's delay. Raises BrokerError, which names the address."""
     context = tls_context(address)
     try:
         plain = socket.create_connection((address.host, address.port), timeout=CONNECT_TIMEOUT_S)
@@ -125,7 +128,7 @@ def open_socket(address: Address) -> socket.socket:
 
 
 def unreachable(address: Address, error: object) -> str:
-    """Say that there is no broker at an address, or no way to trust it, and what to do."""
+    """Return the text for an address without a broker, or with one that cannot be trusted, and what to do."""
     kind = type(error).__name__  # by name, so that a bus without TLS need not import ssl
     if kind == "SSLCertVerificationError":
         return (
@@ -142,33 +145,33 @@ def unreachable(address: Address, error: object) -> str:
 
 
 def unanswered(address: Address, *, closed: bool = True) -> Unanswered:
-    """Return the error for a broker that does not answer CONNECT, and what to do."""
+    """Return the error for a broker that does not answer CONNECT, with what to do."""
     what = "it closed the connection without an answer to CONNECT" if closed else "it did not answer CONNECT"
     advice = "it may want a client's certificate: --cert-file and --key-file" if address.tls else "it may want mqtts://"
     return Unanswered(unreachable(address, f"{what} ({advice})"), closed=closed)
 
 
 def other_version(address: Address) -> OtherVersion:
-    """Return the error for a broker that refuses MQTT 5, and what to do."""
+    """Return the error for a broker that refuses MQTT 5, with what to do."""
     return OtherVersion(f"the broker at {address.url} does not speak MQTT 5; use --protocol 3.1.1, or a newer broker")
 
 
 def publish_bytes(topic: str, payload: bytes, *, aliased: bool = False) -> int:
-    """Return the size of a PUBLISH packet at QoS 1 (MQTT 5, section 3.3), whose only property may be an alias."""
+    """Return the bytes of a PUBLISH packet at QoS 1 (MQTT 5, section 3.3) with no property, or an alias only."""
     remaining = 2 + len(topic.encode()) + 2 + 1 + 3 * aliased + len(payload)
     length_bytes = 1 + (remaining > 127) + (remaining > 16383) + (remaining > 2097151)
     return 1 + length_bytes + remaining
 
 
 def read_share(pattern: str) -> tuple[str, str] | None:
-    """Return group and filter of a shared subscription, `$share/<group>/<filter>` (MQTT 5, section 4.8.2)."""
+    """Return group and filter of `$share/<group>/<filter>` (MQTT 5, section 4.8.2), None for another filter."""
     first, _, rest = pattern.partition("/")
     group, slash, shared = rest.partition("/")
     return (group, shared) if first == "$share" and group and slash and shared else None
 
 
 def too_large(topic: str, packet_bytes: int, limit: int) -> str:
-    """Say that a message is above the broker's own limit, and what to do."""
+    """Return the text for a message above the limit that the broker announced, and what to do."""
     return (
         f"a message for {topic} makes a packet of {packet_bytes} bytes; the broker takes at most {limit}; "
         "raise max_packet_size in the broker's configuration, or send fewer windows a message"
@@ -176,7 +179,7 @@ def too_large(topic: str, packet_bytes: int, limit: int) -> str:
 
 
 def stale_message(topic: str) -> str:
-    """Say that a session brings messages that nobody asks for any more."""
+    """Return the text for messages that only an earlier process of this session asked for."""
     return (
         f"a message came on {topic}, which an earlier process of this name asked for and this one does not: it is put "
         "away, and the subscription ended"
@@ -184,7 +187,7 @@ def stale_message(topic: str) -> str:
 
 
 def refused_as_large(topic: str, packet_bytes: int) -> str:
-    """Say that a broker refused a message for its size without ever having told its limit, and what to do."""
+    """Return the text for a broker that refused a message for its size and never announced a limit, and what to do."""
     return (
         f"a message for {topic} makes a packet of {packet_bytes} bytes, which the broker refuses as too large; it does "
         "not tell its limit (`har-edge doctor` measures it): raise message_size_limit in Mosquitto's configuration, "
@@ -193,7 +196,7 @@ def refused_as_large(topic: str, packet_bytes: int) -> str:
 
 
 def cut_off_by_size(topic: str, packet_bytes: int, times: int) -> str:
-    """Say that a broker cuts this client off whenever a message is under way, and what to do."""
+    """Return the text for a broker that closes the connection whenever a message is in flight, and what to do."""
     return (
         f"the broker closed the connection {times} times in a row with nothing acknowledged, and the largest message "
         f"under way makes a packet of {packet_bytes} bytes, for {topic}; it is given up. The broker's limit is below "
@@ -203,10 +206,10 @@ def cut_off_by_size(topic: str, packet_bytes: int, times: int) -> str:
 
 
 class ConsecutiveLosses:
-    """Counts connections that ended soon and without any acknowledgement while messages were under way.
+    """Counts connections that ended soon, without an acknowledgement, while messages were in flight.
 
-    With MQTT 3.1.1 a broker that is sent more than it takes has no word for it: it closes the connection, is sent the
-    same again, and so on for ever.
+    An MQTT 3.1.1 broker cannot say that a message is too large. It closes the connection, receives the same message
+    again, and so on for ever.
     """
 
     MOST = 5
@@ -219,7 +222,7 @@ class ConsecutiveLosses:
         self._count = 0
 
     def lost(self, lasted_s: float, under_way: int) -> bool:
-        """Take note of a lost connection; return whether it is time to suspect the largest message under way."""
+        """Record a lost connection; return whether to suspect the largest message in flight."""
         self._count = self._count + 1 if under_way and lasted_s < self.SOON_S else 0
         if self._count < self.MOST:
             return False
@@ -228,7 +231,7 @@ class ConsecutiveLosses:
 
 
 def refusal(address: Address, code: int, words: str) -> BrokerError:
-    """Return the error for a CONNACK with a failure code (MQTT 5, section 3.2.2.2), final or not, and what to do."""
+    """Return the error for a CONNACK with a failure code (MQTT 5, section 3.2.2.2), final or not, with what to do."""
     if code in _VERSIONS:
         return other_version(address)
     advice = (

@@ -1,8 +1,8 @@
 """MQTT packets as a broker reads and writes them, 3.1.1 and 5, for the embedded broker: pure functions over bytes.
 
-Source: OASIS, MQTT Version 5.0 (2019) and MQTT Version 3.1.1 (2014); section numbers are those of 5.0. What a client
-sends is checked before memory is taken for it. The clients have codecs of their own (paho, mqtt5), which do not read
-what a broker reads, or are not there on every platform.
+The codec checks what a client sends before it allocates memory for it. The clients have codecs of their own (paho,
+mqtt5), which do not read a broker's packets or are not there on every platform. Source: OASIS, MQTT Version 5.0 (2019)
+and MQTT Version 3.1.1 (2014); section numbers are those of 5.0.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ReasonCode(enum.IntEnum):
 
 
 class ProtocolViolation(Exception):
-    """Bytes that break the protocol; `code` is what MQTT 5 calls it."""
+    """Bytes that break the protocol; `code` is the reason code of MQTT 5 for it."""
 
     def __init__(self, what: str, code: ReasonCode = ReasonCode.MALFORMED) -> None:
         super().__init__(what)
@@ -78,14 +78,14 @@ _FOUR = frozenset({0x02, 0x11, 0x18, 0x27})
 _VARIABLE = frozenset({0x0B})
 _STRINGS = frozenset({0x03, 0x08, 0x09, 0x12, 0x15, 0x16, 0x1A, 0x1C, 0x1F})  # and binary data, of the same form
 _PAIRS = frozenset({0x26})
-# What a broker passes on with a message (section 3.3.2.3): format, expiry, content type, response, correlation, user.
+# A broker passes these on with a message (section 3.3.2.3): format, expiry, content type, response, correlation, user.
 _FORWARDED = frozenset({0x01, 0x02, 0x03, 0x08, 0x09, 0x26})
 _MAX_TOPIC = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet as it came: its kind, the four flags of its first byte, and what follows the length."""
+    """One packet as it came: its type, the four flags of its first byte, and the bytes after the length."""
 
     kind: int
     flags: int
@@ -94,7 +94,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """What a client says in CONNECT; the numbers are those of the properties, or what stands for none."""
+    """The content of a CONNECT packet; a number that the packet leaves out has its default of MQTT 5."""
 
     version: int
     client_id: str
@@ -112,7 +112,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """What a client publishes; `alias` 0 stands for none, `properties` are those to pass on, as they came."""
+    """The content of a PUBLISH packet; `alias` 0 stands for none, `properties` are the bytes to pass on."""
 
     topic: str
     payload: bytes
@@ -132,7 +132,9 @@ class Subscribe:
 
 
 def take_packet(buffer: bytearray, start: int, limit: int) -> tuple[Packet, int] | None:
-    """Return the packet at `start` and where the next begins, None while it is incomplete. Raises Violation."""
+    """Return the packet at `start` and the start of the next one, None while it is incomplete. Raises
+    ProtocolViolation.
+    """
     length, shift, place = 0, 0, start + 1
     while True:
         if place >= len(buffer):
@@ -235,14 +237,14 @@ class Reader:
 
 @dataclass(slots=True)
 class Properties:
-    """Numbers by property, and the bytes of those to pass on."""
+    """Numbers by property, and the bytes of the properties to pass on."""
 
     numbers: dict[int, int] = field(default_factory=dict)
     forwarded: bytes = b""
 
 
 def read_connect(packet: Packet) -> Connect:
-    """Read CONNECT (section 3.1). Raises Violation, with UNSUPPORTED_VERSION for other protocols."""
+    """Read CONNECT (section 3.1). Raises ProtocolViolation, with UNSUPPORTED_VERSION for another protocol."""
     reader = Reader(packet.body)
     name, version = reader.text(), reader.byte()
     if name != "MQTT" or version not in (V311, V5):
@@ -285,7 +287,7 @@ def check_topic(topic: str) -> str:
 
 
 def read_publish(packet: Packet, version: int) -> Publish:
-    """Read PUBLISH (section 3.3). Raises Violation; quality of service 2 is not taken."""
+    """Read PUBLISH (section 3.3). Raises ProtocolViolation, for quality of service 2 as well."""
     reader, qos = Reader(packet.body), packet.flags >> 1 & 3
     if qos > 1:
         raise ProtocolViolation("a message at QoS 2; 0 and 1 are taken", ReasonCode.QOS_NOT_SUPPORTED)
@@ -330,7 +332,7 @@ def read_unsubscribe(packet: Packet, version: int) -> tuple[int, list[str]]:
 
 
 def read_disconnect(packet: Packet, version: int) -> tuple[int, int | None]:
-    """Read DISCONNECT (section 3.14): the reason code, and the session expiry in seconds where one is told."""
+    """Read DISCONNECT (section 3.14): the reason code, and the session expiry in seconds if it is there."""
     if version == V311 or not packet.body:
         return ReasonCode.SUCCESS, None
     reader = Reader(packet.body)
@@ -340,7 +342,7 @@ def read_disconnect(packet: Packet, version: int) -> tuple[int, int | None]:
 
 
 def is_filter(text: str) -> bool:
-    """Return whether a text is a topic filter (section 4.7.1), `$share/<group>/<filter>` included."""
+    """Return whether a text is a topic filter (section 4.7.1) or `$share/<group>/<filter>`."""
     if text.startswith("$share/"):
         _, group, *rest = text.split("/")
         return bool(group) and not set("+#") & set(group) and is_filter("/".join(rest))
@@ -350,7 +352,7 @@ def is_filter(text: str) -> bool:
 
 
 def write_packet(first: int, body: bytes) -> bytes:
-    """Return a packet of this first byte."""
+    """Return the bytes of a packet with this first byte and body."""
     head, length = bytearray([first]), len(body)
     while length >= 0x80:
         head.append(length & 0x7F | 0x80)
@@ -394,17 +396,17 @@ def write_puback(version: int, packet_id: int, code: int = ReasonCode.SUCCESS) -
 
 
 def write_suback(version: int, packet_id: int, codes: list[int]) -> bytes:
-    """Write SUBACK (section 3.9); 3.1.1 knows one failure only."""
+    """Write SUBACK (section 3.9); MQTT 3.1.1 knows one failure code only."""
     told = [code if version == V5 or code < 0x80 else 0x80 for code in codes]
     return write_packet(PacketType.SUBACK << 4, struct.pack("!H", packet_id) + b"\0" * (version == V5) + bytes(told))
 
 
 def write_unsuback(version: int, packet_id: int, codes: list[int]) -> bytes:
-    """Write UNSUBACK (section 3.11), which has no codes before MQTT 5."""
+    """Write UNSUBACK (section 3.11), which has no reason codes before MQTT 5."""
     told = b"\0" + bytes(codes) if version == V5 else b""
     return write_packet(PacketType.UNSUBACK << 4, struct.pack("!H", packet_id) + told)
 
 
 def write_disconnect(code: int) -> bytes:
-    """Write DISCONNECT (section 3.14), which a broker sends with MQTT 5 only."""
+    """Write DISCONNECT (section 3.14); a broker sends it with MQTT 5 only."""
     return write_packet(PacketType.DISCONNECT << 4, bytes([code]))

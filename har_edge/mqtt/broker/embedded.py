@@ -1,4 +1,4 @@
-"""The embedded broker as a process of its own, which ends with this one: for machines without Mosquitto."""
+"""The embedded broker as a child process, which ends with this process; for machines without Mosquitto."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from har_edge.mqtt.broker.launcher import check_free, free_port, reachable
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 5.0
 DESCRIPTION = f"har_edge {__version__} (embedded, MQTT 3.1.1 and 5)"
-# What it does not promise, in the words of the commands that use it.
+# The limits of the embedded broker, in the words of the commands that use it.
 LIMITS = "sessions and messages live in its memory: they end with it"
 
 
 @dataclass(slots=True)
 class EmbeddedBroker:
-    """The broker's process; `stop` ends it, and so does the end of this process, however it comes."""
+    """The broker's process. `stop` ends it, and so does any end of this process."""
 
     address: Address
     process: subprocess.Popen[bytes]
@@ -56,10 +56,10 @@ class EmbeddedBroker:
 
 
 def start_embedded(*, host: str = "127.0.0.1", port: int = 0, log: Path | None = None) -> EmbeddedBroker:
-    """Run the embedded broker in a child process and wait until it answers; `port` 0 takes a free one.
+    """Run the embedded broker in a child process and wait until it answers; `port` 0 takes a free port.
 
-    Its log goes to `log`, warnings to standard error without one. Raises BrokerError when the port is taken or the
-    process does not come up.
+    The broker logs to `log`, or writes warnings to standard error without one. Raises BrokerError when the port is
+    taken or the process does not start.
     """
     port = port or free_port(host)
     check_free(host, port)
@@ -90,7 +90,7 @@ def start_embedded(*, host: str = "127.0.0.1", port: int = 0, log: Path | None =
 
 
 def main() -> None:
-    """Serve until standard input ends: whoever started this process holds the other end."""
+    """Serve until standard input ends; the process that started this one holds the other end."""
     from har_edge.mqtt.broker.server import Server
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s embedded broker: %(message)s")

@@ -1,4 +1,4 @@
-"""Starting a broker: Mosquitto, where it is installed."""
+"""Start Mosquitto, where it is installed."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class RunningBroker(Protocol):
 
     @property
     def address(self) -> Address:
-        """Where clients reach it."""
+        """The address at which clients reach it."""
 
     @property
     def description(self) -> str:
         """Name and version, fit to print."""
 
     def check(self) -> None:
-        """Raise BrokerError when it has ended by itself."""
+        """Raise BrokerError when the broker has ended by itself."""
 
     def stop(self) -> None:
-        """Stop it and wait until it has gone."""
+        """Stop the broker and wait until its process has ended."""
 
 
 @dataclass(slots=True)
 class Mosquitto:
-    """A Mosquitto process; use as a context manager, or call `stop`."""
+    """A Mosquitto process; use it as a context manager, or call `stop`."""
 
     address: Address
     description: str
@@ -103,9 +103,9 @@ def start_mosquitto(
 ) -> Mosquitto:
     """Run Mosquitto with a configuration of `brokers/`, its database in `directory`, and wait until it answers.
 
-    `port` 0 takes a free one; `extra` is appended to the configuration. Raises BrokerError when it is not installed,
-    does not start, the port is taken or another broker has its files there; ConfigError when the configuration, or a
-    file that it names, cannot be read.
+    `port` 0 takes a free port; `extra` is appended to the configuration. Raises BrokerError when Mosquitto is not
+    installed or does not start, when the port is taken, or when another broker has its files in the directory. Raises
+    ConfigError when the configuration, or a file that it names, cannot be read.
     """
     executable = find_mosquitto()
     if executable is None:
@@ -135,13 +135,13 @@ def start_mosquitto(
 
 
 def named_files(text: str) -> list[tuple[str, Path]]:
-    """Return the settings of a configuration that name files, and these."""
+    """Return the settings of a configuration that name files, with the files."""
     found = [line.strip().partition(" ") for line in text.splitlines()]
     return [(name, Path(value.strip())) for name, _, value in found if name in _FILES and value.strip()]
 
 
 def check_files(text: str, config: Path) -> None:
-    """Raise ConfigError where a file that a configuration names is not there, or Mosquitto could not read it."""
+    """Raise ConfigError when a file that a configuration names is missing, or Mosquitto cannot read it."""
     chosen = next((line.split()[1] for line in text.splitlines() if line.startswith("user ")), "mosquitto")
     for name, path in named_files(text):
         mend = f"make it as brokers/README.md says, or name another one in a copy of {config.name} (--config)"
@@ -160,7 +160,10 @@ def _may_enter(path: Path) -> bool:
 
 
 def _closed(path: Path, chosen: str) -> tuple[Path | None, str]:
-    """Return what keeps the user of Mosquitto (`chosen`, as root) from a file, if anything does, and who that is."""
+    """Return the folder or file that the user of Mosquitto cannot read, if any, and the name of that user.
+
+    As root, `chosen` is that user.
+    """
     if os.geteuid() != 0:
         return (None if os.access(path, os.R_OK) else path), "this user"
     try:
@@ -172,7 +175,7 @@ def _closed(path: Path, chosen: str) -> tuple[Path | None, str]:
 
 
 def _launch(command: list[Path | str], log: Path, lock: int) -> tuple[Watchdog, subprocess.Popen[bytes]]:
-    """Start Mosquitto, which holds the lock until it ends, and what ends it when this process is killed."""
+    """Start Mosquitto, which holds the lock until it ends, and the watchdog that ends it after this process."""
     with log.open("ab") as output:
         watchdog = Watchdog()  # first: then there is no moment in which nobody watches
         try:
@@ -193,7 +196,7 @@ def _launch(command: list[Path | str], log: Path, lock: int) -> tuple[Watchdog, 
 
 
 def _hand_over(directory: Path) -> None:
-    """As root, give the folder to the user that Mosquitto becomes; raises ConfigError when that user cannot get in."""
+    """As root, give the folder to the user that Mosquitto runs as; raise ConfigError when that user cannot enter it."""
     if os.geteuid() != 0:
         return
     try:
@@ -227,7 +230,7 @@ def _await_listening(broker: Mosquitto) -> None:
 
 
 def reachable(host: str) -> str:
-    """Return where a client on this machine reaches a listener bound to `host`."""
+    """Return the address at which a client on this machine reaches a listener that is bound to `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
 
 
@@ -239,7 +242,7 @@ def free_port(host: str) -> int:
 
 
 def check_free(host: str, port: int) -> None:
-    """Raise BrokerError when something listens on the port already."""
+    """Raise BrokerError when another process already listens on the port."""
     with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

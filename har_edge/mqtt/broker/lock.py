@@ -1,4 +1,4 @@
-"""One broker a folder: two would overwrite each other's configuration and database (flock(2))."""
+"""Allow one broker for each folder: two would overwrite each other's configuration and database (flock(2))."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MOST_BYTES = 200
 
 @contextlib.contextmanager
 def locked(folder: Path, who: str, patience_s: float = PATIENCE_S) -> Iterator[int]:
-    """Hold the lock of a folder, and give its descriptor: whoever inherits that holds the lock on.
+    """Hold the lock of a folder and yield its descriptor; a process that inherits the descriptor holds the lock, too.
 
-    `who` says, in one line, for whom. Raises BrokerError where another holds it for longer than `patience_s` seconds;
-    OSError where the file cannot be written. On a file system without locks there is none.
+    `who` names the purpose in one line. Raises BrokerError when another process holds the lock for longer than
+    `patience_s` seconds, OSError when the file cannot be written. A file system without locks gives no protection.
     """
     file = os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

@@ -1,4 +1,4 @@
-"""Who listens on a TCP port of this machine, as far as Linux lets this user see it (/proc/net/tcp, proc(5))."""
+"""Find the process that listens on a TCP port of this machine, as far as Linux shows it (/proc/net/tcp, proc(5))."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening socket; what this user may not see of its process is None."""
+    """A listening socket; None stands for what this user may not see of its process."""
 
     address: str
     user: str | None
@@ -28,7 +28,7 @@ class Listener:
 
     @property
     def is_local_only(self) -> bool:
-        """Return whether no other machine reaches it."""
+        """Return whether no other machine can reach it."""
         return ipaddress.ip_address(self.address).is_loopback
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Listener:
 
 
 def find_listener(port: int, proc: Path = PROC) -> Listener | None:
-    """Return who listens on a port, on any address; None where nobody does, or the system does not say."""
+    """Return the listener on a port, at any address; None where there is none, or the system does not say."""
     for name in ("tcp", "tcp6"):
         for address, uid, inode in _listening(proc / "net" / name, port):
             pid = _owner(proc, inode)
@@ -55,7 +55,7 @@ def find_listener(port: int, proc: Path = PROC) -> Listener | None:
 
 
 def explain_taken(host: str, port: int, listener: Listener | None) -> str:
-    """Return what holds a port that a broker was to listen on, and the ways to go on."""
+    """Return the text that says what listens on a port already, and what to do."""
     holder = "another process" if listener is None else str(listener)
     if listener is not None and listener.is_local_only:
         holder += f", for this machine only ({listener.address}),"
@@ -73,7 +73,7 @@ def explain_taken(host: str, port: int, listener: Listener | None) -> str:
 
 
 def _kill(listener: Listener | None) -> str:
-    """Return the command that ends a process, in brackets; nothing where it is not known."""
+    """Return the command that ends a process, in brackets; an empty text where the process is not known."""
     if listener is None or listener.pid is None:
         return ""
     own = os.geteuid() == 0
@@ -88,7 +88,7 @@ def _client_host(host: str) -> str:
 
 
 def _listening(table: Path, port: int) -> Iterator[tuple[str, int, str]]:
-    """Yield address, user id and inode of each socket of a table that listens on the port."""
+    """Yield address, user id and inode of each socket in a table that listens on the port."""
     for line in _read(table).splitlines()[1:]:
         fields = line.split()
         host, _, number = fields[1].partition(":")
@@ -97,14 +97,14 @@ def _listening(table: Path, port: int) -> Iterator[tuple[str, int, str]]:
 
 
 def _address(text: str) -> str:
-    """Return an address of the table in its usual form; it stands there in words of 32 bits, each in host order."""
+    """Return an address of the table in its usual form; the table holds words of 32 bits, each in host order."""
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     packed = struct.pack(f"={len(words)}I", *words)
     return socket.inet_ntop(socket.AF_INET if len(words) == 1 else socket.AF_INET6, packed)
 
 
 def _owner(proc: Path, inode: str) -> int | None:
-    """Return the process that has a socket open; None where this user may not look."""
+    """Return the process that has a socket open, None where this user may not look."""
     for process in _processes(proc):
         with contextlib.suppress(OSError):
             for descriptor in (process / "fd").iterdir():
@@ -115,7 +115,7 @@ def _owner(proc: Path, inode: str) -> int | None:
 
 
 def _only_process_of(proc: Path, uid: int) -> int | None:
-    """Return the one process of a user, such as that of a service with a user of its own; None for none or more."""
+    """Return the only process of a user, such as a service with a user of its own; None for none or more."""
     found = []
     for process in _processes(proc):
         with contextlib.suppress(OSError):
@@ -135,7 +135,7 @@ def _service(proc: Path, pid: int) -> str | None:
 
 
 def _read(path: Path) -> str:
-    """Return the text of a file, nothing where it cannot be read."""
+    """Return the text of a file, or an empty text where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

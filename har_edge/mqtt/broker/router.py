@@ -1,7 +1,7 @@
-"""What a broker keeps and decides: sessions, subscriptions, retained messages, whose turn it is. No sockets, no clock.
+"""The state and the decisions of a broker: sessions, subscriptions, retained messages and turns; no sockets, no clock.
 
-The broker in memory and the embedded one are this with a transport around it. Nothing is dropped in silence: a message
-for which a session has no room is refused, and its publisher keeps it.
+The broker in memory and the embedded broker are this router with a transport around it. It drops nothing in silence: it
+refuses a message when a session has no room for it, and the publisher keeps the message.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _CACHED_TOPICS = 4096
 
 
 class SessionOwner(Protocol):
-    """The connection that has a session."""
+    """The connection that owns a session."""
 
     def take_over(self) -> None:
-        """Learn that another client has the session now."""
+        """Record that another client owns the session now."""
 
 
 @dataclass(slots=True)
 class QueuedMessage:
-    """A message in a session; `packet_id` is set once it was sent, and stays until it is acknowledged.
+    """A message in a session. It gets a `packet_id` when it is sent, and keeps it until it is acknowledged.
 
-    `properties` are those of MQTT 5 that travel with a message, as they came.
+    `properties` are the MQTT 5 properties that travel with a message, in the bytes that came.
     """
 
     topic: str
@@ -43,7 +43,10 @@ class QueuedMessage:
 
 @dataclass(slots=True)
 class SessionState:
-    """What the broker keeps of one client id; `gone_at` is when its connection ended, None while it has one."""
+    """The state that the broker keeps for one client id (MQTT 5, section 4.1).
+
+    `gone_at` is the time at which its connection ended, None while it has one.
+    """
 
     session: Session
     filters: dict[str, int] = field(default_factory=dict)
@@ -71,13 +74,13 @@ class SessionState:
         return stored
 
     def acknowledged(self, packet_id: int) -> None:
-        """Forget a message that the client has; one that is not known is no error (MQTT 5, section 4.3.2)."""
+        """Drop a message that the client has; an unknown packet id is no error (MQTT 5, section 4.3.2)."""
         stored = self.unacknowledged.pop(packet_id, None)
         if stored is not None:
             self.queued_bytes -= len(stored.payload)
 
     def again(self) -> None:
-        """Queue what was sent and not acknowledged once more, first and under its own numbers (section 4.4)."""
+        """Queue the unacknowledged messages again, first and under their own packet ids (section 4.4)."""
         self.queue.extendleft(reversed(self.unacknowledged.values()))
         self.unacknowledged.clear()
 
@@ -105,34 +108,34 @@ def matches(pattern: str, topic: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Subscribers:
-    """Who gets the messages of a topic: clients with the quality of service granted, and the groups."""
+    """The receivers of a topic: clients with the granted quality of service, and the groups."""
 
     plain: tuple[tuple[SessionState, int], ...]
     groups: tuple[deque[str], ...]
 
 
 class Router:
-    """Routes messages between accounts.
+    """Routes messages between sessions.
 
-    A session holds at most `max_messages` and `max_bytes` that wait; beyond, `route` refuses. What is retained has
-    `max_retained_bytes` together.
+    A session holds at most `max_messages` messages and `max_bytes` bytes that wait; beyond that, `route` refuses. All
+    retained messages together hold at most `max_retained_bytes`.
     """
 
     def __init__(self, *, max_messages: int = 2**31, max_bytes: int = 2**40, max_retained_bytes: int = 2**40) -> None:
         self._accounts: dict[str, SessionState] = {}
         self._retained: dict[str, bytes] = {}
         self._retained_bytes = 0
-        # The client ids of each shared subscription, whose turn it is first: those that are away have theirs too.
+        # The client ids of each shared subscription, the next one first; clients that are away stay in the order.
         self._turns: dict[tuple[str, str], deque[str]] = {}
         self._subscribers: dict[str, _Subscribers] = {}
         self._max_messages, self._max_bytes, self._max_retained_bytes = max_messages, max_bytes, max_retained_bytes
 
     def knows(self, session: Session) -> bool:
-        """Return whether there is a session of this client."""
+        """Return whether the client has a session."""
         return session.client_id in self._accounts
 
     def attach(self, bus: SessionOwner, session: Session, *, clean: bool) -> SessionState:
-        """Give a connection its account: the one kept, or a new one. Another connection with this client id goes."""
+        """Give a connection its session state, kept or new. Another connection with this client id ends."""
         account = self._accounts.get(session.client_id)
         if account is not None and account.bus is not None and account.bus is not bus:
             loser = account.bus
@@ -150,7 +153,7 @@ class Router:
     def detach(
         self, account: SessionState, *, will: bool, forget: bool = False, now: float = 0.0
     ) -> list[SessionState]:
-        """Take note that a client has gone, with or without its will; return whom the will reaches."""
+        """Record that a client has gone, with or without its will; return the sessions that the will reaches."""
         account.bus, account.gone_at = None, now
         if forget or account.session.expiry_s == 0:
             self._end(account)
@@ -158,7 +161,7 @@ class Router:
         return self.route(last.topic, last.payload, retain=last.retain)[1] if last is not None else []
 
     def expire(self, now: float) -> list[str]:
-        """End the sessions whose time is over; return their client ids."""
+        """End the sessions whose expiry has passed; return their client ids."""
         over = [
             one
             for one in self._accounts.values()
@@ -169,7 +172,7 @@ class Router:
         return [account.session.client_id for account in over]
 
     def subscribe(self, account: SessionState, filters: Sequence[str], *, qos: int = 1, retained: bool = True) -> None:
-        """Subscribe an account; what is retained comes with it, except to members of a group (section 4.8.2)."""
+        """Subscribe a session. It gets the retained messages, except as a member of a group (section 4.8.2)."""
         self._subscribers.clear()
         account.filters.update(dict.fromkeys(filters, qos))
         for share in filter(None, map(read_share, filters)):
@@ -183,7 +186,7 @@ class Router:
                 account.put(QueuedMessage(topic, payload, retained=True, qos=qos))
 
     def unsubscribe(self, account: SessionState, filters: Sequence[str]) -> list[bool]:
-        """End subscriptions; return which of them there were. What is queued already still comes (section 3.10.4)."""
+        """End subscriptions; return which of them existed. Messages in the queue still come (section 3.10.4)."""
         self._subscribers.clear()
         existed = [account.filters.pop(text, None) is not None for text in filters]
         for share in filter(None, map(read_share, filters)):
@@ -195,7 +198,7 @@ class Router:
     def route(
         self, topic: str, payload: bytes, *, retain: bool, qos: int = 1, properties: bytes = b""
     ) -> tuple[PublishOutcome, list[SessionState]]:
-        """Store and forward one message; return what became of it, and who has got it. All get it, or nobody."""
+        """Store and forward one message; return its outcome, and the sessions that got it. All get it, or none."""
         takers = self._subscribers.get(topic) or self._find_takers(topic)
         chosen = list(takers.plain)
         turns = [members for members in takers.groups if members]
@@ -211,7 +214,7 @@ class Router:
         return PublishOutcome.ACKED if heard else PublishOutcome.NO_SUBSCRIBERS, [account for account, _ in chosen]
 
     def _retain(self, topic: str, payload: bytes, retain: bool) -> bool:
-        """Keep a retained message, or drop the one that is kept; return False where there is no room."""
+        """Keep a retained message, or drop the one that is kept; return False when there is no room."""
         if not retain:
             return True
         size = self._retained_bytes + len(payload) - len(self._retained.get(topic, b""))

@@ -1,8 +1,8 @@
 """The embedded broker: MQTT 3.1.1 and 5 at QoS 0 and 1 over TCP, for one pipeline on machines without Mosquitto.
 
-It keeps what the pipeline's guarantees rest on (mqtt/broker/router.py): sessions with what was not acknowledged,
-take-over, retained messages, wills, shared subscriptions in turn, Receive Maximum, "no matching subscriber". All of it
-in memory: it ends with the process. No users, no encryption, no QoS 2. One thread, one selector.
+It keeps what the pipeline's guarantees need (mqtt/broker/router.py): sessions with unacknowledged messages, take-over,
+retained messages, wills, shared subscriptions in turn, Receive Maximum, and "no matching subscriber". All state is in
+memory and ends with the process. It has no users, no encryption and no QoS 2, one thread and one selector.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ MAX_QUEUED_MESSAGES = 100_000  # of one session
 MAX_QUEUED_BYTES = 128 * 1024 * 1024  # of one session
 MAX_RETAINED_BYTES = 256 * 1024 * 1024
 MAX_CONNECTIONS = 1000
-# How long the session of a 3.1.1 client stays, who cannot say it; as persistent_client_expiration in mosquitto.conf.
+# The session of a 3.1.1 client, which cannot ask for a time, stays so long; see persistent_client_expiration in
+# mosquitto.conf.
 SESSION_S = 7 * 24 * 3600
 VERSION_TOPIC = "$SYS/broker/version"
 _ALIASES = 64
@@ -51,7 +52,7 @@ class _Closed(Exception):
 
 
 class Connection:
-    """One client: its socket, what came of a packet, what is to be written."""
+    """One client: its socket, the bytes of an incomplete packet, and the bytes to write."""
 
     def __init__(self, server: Server, connection: socket.socket, now: float) -> None:
         self.server, self.socket = server, connection
@@ -67,7 +68,7 @@ class Connection:
         return self.account.session.client_id if self.account else "a client that has not said who it is"
 
     def take_over(self) -> None:
-        """Learn that another client has the session now."""
+        """Record that another client owns the session now."""
         self.account = None
         if self.version == V5:
             self.out += codec.write_disconnect(ReasonCode.TAKEN_OVER)
@@ -95,7 +96,7 @@ class Server:
         self._selector.register(listener, selectors.EVENT_READ, None)
 
     def serve(self, stopped: Callable[[], bool]) -> None:
-        """Serve until `stopped` says so, which is asked twice a second; then tell the clients and close."""
+        """Serve until `stopped` returns True, which is asked twice a second; then notify the clients and close."""
         swept_at = self._clock()
         while not stopped():
             for key, events in self._selector.select(_TURN_S):
@@ -133,7 +134,7 @@ class Server:
         self._selector.register(connection, selectors.EVENT_READ, client)
 
     def drop(self, connection: Connection) -> None:
-        """Close a connection, with what it still takes of its last words."""
+        """Close a connection, after it has accepted what it can of the last bytes."""
         if connection not in self._connections:
             return
         self._connections.discard(connection)
@@ -271,7 +272,7 @@ class Server:
         connection.out += codec.write_suback(connection.version, said.packet_id, codes)
 
     def _tell_full(self, topic: str) -> None:
-        """Log once a topic that somebody who listens to it has let too much pile up."""
+        """Log once for each topic that a session has no room for it, because its client reads too slowly."""
         if topic not in self._refused and len(self._refused) < 1000:
             self._refused.add(topic)
             _log.warning(
@@ -289,7 +290,7 @@ class Server:
         self._dirty.update(one.bus for one in accounts if isinstance(one.bus, Connection))
 
     def _mark_holders(self) -> None:
-        """A take-over has published a will: anybody may have got it."""
+        """Mark every connection for writing: the will of a client that was taken over may have gone to any of them."""
         self._dirty.update(self._connections)
 
     def _write_all(self) -> None:

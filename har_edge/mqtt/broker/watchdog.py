@@ -1,8 +1,8 @@
-"""Ending the processes that this one started when it has gone, however it went: killed with SIGKILL, too.
+"""End the child processes of this process when it has gone, even when it was killed with SIGKILL.
 
-A small process of its own waits for the end of a pipe whose other end only this one holds, and then ends what it was
-told of. The kernel's own signal at a parent's death (PR_SET_PDEATHSIG, prctl(2)) does not do: it is forgotten when a
-process changes its user, as Mosquitto does, and it comes when the thread ends that started the child.
+A small process waits for the end of a pipe whose other end only this process holds, and then ends the children. The
+kernel's own signal at a parent's death (PR_SET_PDEATHSIG, prctl(2)) does not serve. A process that changes its user, as
+Mosquitto does, loses it, and it comes when the thread ends that started the child.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-# How long a process may take to end by itself.
+# A process gets so long to end by itself.
 PATIENCE_S = 5.0
 
 
@@ -33,19 +33,19 @@ def _spawn() -> subprocess.Popen[bytes]:
 
 @dataclass(slots=True)
 class Watchdog:
-    """Ends the children that it watches when this process has gone; start it before them, `close` it after them."""
+    """Ends the children that it watches when this process has gone. Start it before them, and `close` it after them."""
 
     _process: subprocess.Popen[bytes] = field(default_factory=_spawn)
 
     def watch(self, pid: int) -> None:
-        """Take charge of a child that this process has not waited for yet."""
+        """Watch a child that this process has not waited for yet."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # who killed the watchdog wants it so
             self._process.stdin.write(b"%d\n" % pid)
             self._process.stdin.flush()
 
     def close(self) -> None:
-        """End it, and what is left of those that it watches."""
+        """End the watchdog, and the watched children that still run."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -57,7 +57,7 @@ class Watchdog:
 
 
 def main() -> None:
-    """Read a process id a line until standard input ends; then end those that still run."""
+    """Read one process id a line until standard input ends; then end the processes that still run."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # it is the last to go
         signal.signal(number, signal.SIG_IGN)
     watched: list[int] = []
@@ -77,7 +77,9 @@ def main() -> None:
 
 
 def _await_end(watched: list[int], patience_s: float) -> list[int]:
-    """Return those that still run after a while; the descriptor of a process can be read when it has ended."""
+    """Return the processes that still run after `patience_s` seconds; a process's descriptor is readable once it has
+    ended.
+    """
     deadline = time.monotonic() + patience_s
     while watched:
         ended, _, _ = select.select(watched, [], [], max(0.0, deadline - time.monotonic()))
