@@ -43,7 +43,7 @@ check: $(VENV)/.installed-$(EXTRAS)
 
 lint:
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check har_edge tests bench docs/tools data .ci setup.py
+	$(BIN)/ruff format --check har_edge tests bench examples docs/tools data .ci setup.py
 	$(BIN)/mypy
 
 # A dead link or anchor ends it (not with --quiet, which hides warnings from --strict). Nothing is fetched.

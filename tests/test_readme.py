@@ -1,6 +1,6 @@
 """The commands of README and of the pages that tell how to do something work as they stand there.
 
-Every block marked ```bash runs as one script, in order, in an empty folder of its page. What runs this test, or needs
+Every block marked ```bash runs as one script in an empty folder of its own. What runs this test, or needs
 root, a network or another machine, is marked ```sh instead: those blocks are only for reading. The tutorial is one
 script: a block that starts a process for good is a terminal of its own.
 """
@@ -40,12 +40,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
-    """A folder for each page: its blocks may use what those before have made."""
-    return {page: tmp_path_factory.mktemp(page.stem) for page in GUIDES}
-
-
 def run(script: str, folder: Path, name: str) -> str:
     """Run a script in a folder as one group of processes; return what it printed."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin"
@@ -79,10 +73,11 @@ def with_group(pid: int, number: signal.Signals) -> None:
         return
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
 @pytest.mark.parametrize(("page", "number"), BLOCKS, ids=[f"{page.stem}-{number}" for page, number in BLOCKS])
-def test_block_runs(page: Path, number: int, folders: dict[Path, Path]) -> None:
-    run(blocks(page, "bash")[number], folders[page], f"block-{number}")
+def test_block_runs(page: Path, number: int, tmp_path: Path) -> None:
+    run(blocks(page, "bash")[number], tmp_path, "block")
 
 
 WAIT_FOR = {"broker": "grep -q listens broker.out", "coordinator": "grep -q 'probe came through' coordinator.out"}
@@ -104,20 +99,25 @@ def rehearsal() -> str:
     return "\n".join([*lines, "pause grep -q 'goes from pi-3' coordinator.out", "cat coordinator.out"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mosquitto")
-def test_the_tutorial_on_one_machine(folders: dict[Path, Path]) -> None:
-    said = run(rehearsal(), folders[TUTORIAL], "tutorial")
+def test_the_tutorial_on_one_machine(tmp_path: Path) -> None:
+    said = run(rehearsal(), tmp_path, "tutorial")
     assert said.count("done: 120 windows in 360 messages") == 2, said
     assert "ready: a probe window went through" in said and "pi-3 is lost" in said, said
 
 
 def test_the_readme_is_short_and_shows_what_the_demo_prints() -> None:
     text = README.read_text(encoding="utf-8")
-    (shown,) = blocks(README, "text")
+    shown, classes = blocks(README, "text")
     assert len(text.splitlines()) < 150 and "make demo" in text and "make test" in text
     labels = {line.split()[0] for line in shown.splitlines() if re.match(r"[a-z]+ {2,}\S", line)}
     assert labels >= {"data", "broker", "model", "reducer", "windows", "accuracy", "bytes", "latency", "memory", "time"}
     assert "synthetic data" in shown and "0 lost, 0 doubled" in shown
+    # The program is an example, which a test of its own runs.
+    (program,) = blocks(README, "python")
+    assert program == (ROOT / "examples" / "local_cluster.py").read_text(encoding="utf-8").partition('"""\n\n')[2]
+    assert re.fullmatch(r"(subject7 \d [a-z ]+\n)+", classes)
 
 
 def test_there_are_blocks_and_they_show_every_command() -> None:
