@@ -124,7 +124,7 @@ def judge(path: Path, folder: Path) -> Counter[str]:
 def run_processes(path: Path) -> str:
     """Run one cut of a model over a broker; return what went in and what came out."""
     from har_edge.cli.arguments import options
-    from har_edge.cli.local_pipeline import open_whole, start_nodes
+    from har_edge.cli.local_pipeline import open_cluster, start_nodes
     from har_edge.cli.main import build_parser
     from har_edge.config.catalog import FoundModel
 
@@ -135,11 +135,11 @@ def run_processes(path: Path) -> str:
     middle = cuts[len(cuts) // 2]
     cut = max(cuts, key=lambda one: (_unbatched_bytes(one), one is middle))
     try:
-        with open_whole(args, FoundModel(path, "", None), stages=2, cuts=[cut.index], task=task_of(model)) as whole:
-            start_nodes(whole, args, ["subject1"], speed=None, windows=WINDOWS)
-            list(whole.local.results())
-            counts = f"windows in {whole.local.windows_in}, answered {whole.local.answered}"
-            return f"{counts}; cut before operator {cut.index}; {whole.broker}, {data}"
+        with open_cluster(args, FoundModel(path, "", None), stages=2, cuts=[cut.index], task=task_of(model)) as cluster:
+            start_nodes(cluster, args, ["subject1"], speed=None, windows=WINDOWS)
+            list(cluster.arrivals())
+            counts = f"windows in {cluster.windows_in}, answered {cluster.answered}"
+            return f"{counts}; cut before operator {cut.index}; {cluster.described}, {data}"
     except HarEdgeError as error:
         return f"refused at start: {' '.join(str(error).split())[-100:]}"
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from rig import Rig, describe, open_rig
 
-from har_edge.cluster.local_pipeline import Arrival, LocalPipeline, Summary, summarize
+from har_edge.cluster.cluster import Arrival, Cluster
+from har_edge.cluster.summary import Summary, summarize
 from har_edge.config.catalog import find_model
 from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
@@ -26,8 +27,7 @@ from har_edge.data.synthetic import synthesize
 from har_edge.evaluation.comparison import Answer, Comparison, compare_answers
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier, predict_recordings
-from har_edge.mqtt.bus import Session
-from har_edge.mqtt.connect import ClientLibrary, open_bus
+from har_edge.mqtt.connect import ClientLibrary
 
 SUBJECTS = ("subject7", "subject8")
 HEAD = ("model", "windows in", "results", "lost", "came twice", "doubled", "right", "accuracy", "windows/s")
@@ -88,18 +88,13 @@ def check(rig: Rig, model: str, client: str) -> Outcome:
 
 def run(rig: Rig, client: str) -> tuple[Summary, Sequence[Arrival]]:
     """Run stages and sensors until every window is answered or nothing comes any more."""
-    bus = open_bus(rig.broker.address, Session("bench-watch", receive_max=4096), ClientLibrary(client))
-    options = ["--broker", rig.broker.address.url, "--client", client]
-    try:
-        with LocalPipeline(rig.pipeline, bus, options) as local:
-            local.start_stages()
-            started = time.perf_counter()
-            sensor = ["--subjects", ",".join(SUBJECTS), "--speed", "max", "--no-notice"]
-            local.start_sensors(list(rig.pipeline.task.inputs), sensor)
-            arrivals = [arrival for arrival in local.results() if arrival is not None]
-            return summarize(local, arrivals, time.perf_counter() - started), arrivals
-    finally:
-        bus.close(forget=True)
+    with Cluster(rig.pipeline, rig.broker.address, client=ClientLibrary(client)) as cluster:
+        cluster.start_stages()
+        started = time.perf_counter()
+        sensor = ["--subjects", ",".join(SUBJECTS), "--speed", "max", "--no-notice"]
+        cluster.start_sensors(list(rig.pipeline.task.inputs), sensor)
+        arrivals = [arrival for arrival in cluster.arrivals() if arrival is not None]
+        return summarize(cluster, arrivals, time.perf_counter() - started), arrivals
 
 
 def _cells(model: str, outcome: Outcome) -> tuple[str, ...]:

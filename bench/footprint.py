@@ -18,9 +18,8 @@ from statistics import median
 
 from rig import Staged, describe, open_rig
 
-from har_edge.cluster.local_pipeline import LocalPipeline
-from har_edge.mqtt.bus import Session
-from har_edge.mqtt.connect import ClientLibrary, open_bus
+from har_edge.cluster.cluster import Cluster
+from har_edge.mqtt.connect import ClientLibrary
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,13 +50,10 @@ def import_s() -> float:
 
 def ready_s(rig, client: str) -> float:  # type: ignore[no-untyped-def]
     """Return how long from starting three stages until the last one says that it is ready, in seconds."""
-    bus = open_bus(rig.broker.address, Session("footprint"), ClientLibrary(client))
-    with LocalPipeline(rig.pipeline, bus, ["--client", client]) as local:
+    with Cluster(rig.pipeline, rig.broker.address, client=ClientLibrary(client)) as cluster:
         started = time.perf_counter()
-        local.start_stages()
-        seconds = time.perf_counter() - started
-    bus.close(forget=True)
-    return seconds
+        cluster.start_stages()
+        return time.perf_counter() - started
 
 
 def memory(rig, client: str) -> dict[str, int]:  # type: ignore[no-untyped-def]
@@ -65,8 +61,8 @@ def memory(rig, client: str) -> dict[str, int]:  # type: ignore[no-untyped-def]
     pipeline = Staged(rig, client)
     try:
         pipeline.throughput(2000, 64)
-        pipeline._local.measure_memory()
-        return dict(pipeline._local.resident_bytes)
+        pipeline.cluster.measure_memory()
+        return dict(pipeline.cluster.resident_bytes)
     finally:
         pipeline.close()
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from har_edge.cluster.local_pipeline import LocalPipeline
+from har_edge.cluster.cluster import Cluster
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import BrokerConfig, Pipeline
 from har_edge.data.files import read_recordings
@@ -176,12 +176,9 @@ class Staged:
     def __init__(self, rig: Rig, client: str = "auto") -> None:
         self._pipeline = rig.pipeline
         self._codes, self._ids = rig.codes, source_ids(rig.pipeline)
-        options = ["--broker", rig.broker.address.url, "--client", client]
         chosen = ClientLibrary(client)
-        watch = open_bus(rig.broker.address, Session("bench-watch"), chosen)
-        self._local = LocalPipeline(rig.pipeline, watch, options)
-        self._local.__enter__()
-        self._local.start_stages()
+        self.cluster = Cluster(rig.pipeline, rig.broker.address, client=chosen)
+        self.cluster.start_stages()
         self._bus = open_bus(rig.broker.address, Session("bench-driver", receive_max=8192), chosen)
         self._topics = topics_of(rig.pipeline)
         self._bus.subscribe([self._topics.result("+")])
@@ -228,7 +225,7 @@ class Staged:
         return latencies
 
     def close(self) -> None:
-        self._local.stop()
+        self.cluster.close()
         self._bus.close(forget=True)
 
     def _next_stream(self) -> str:

@@ -17,19 +17,18 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from har_edge.cluster.local_pipeline import LocalPipeline
+from har_edge.cluster.cluster import Cluster
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import BrokerConfig, Pipeline, load_pipeline
 from har_edge.data.locate import find_data
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
-from har_edge.mqtt.bus import Bus, Session
-from har_edge.mqtt.connect import ClientLibrary, open_bus
+from har_edge.mqtt.bus import Bus
+from har_edge.mqtt.connect import ClientLibrary
 from har_edge.protocol.status import NodeStatus, State, decode_status
 from har_edge.resources import find_folder
 from har_edge.runtime.build import topics_of
@@ -37,6 +36,8 @@ from har_edge.runtime.slicing import prepare
 
 REDUCERS = ("none", "q8", "paa:5+q8", "decimate:5+q8", "sod:0.5", "door:0.5", "q8+zlib")
 LIMIT_MS, LIMIT_MB = 5.0, 60.0
+# How long the sensors of the other sources may take to end after this one.
+COMPANION_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +100,15 @@ def show(name: str, pipeline: Pipeline, broker: Mosquitto, args: argparse.Namesp
 
 def measure(pipeline: Pipeline, broker: Mosquitto, args: argparse.Namespace, options: list[str]) -> Cost:
     """Run stages, the sensor, and companions with the other sources; return what the sensor took."""
-    connection = ["--broker", broker.address.url, "--client", args.client]
-    others = [source for source in pipeline.task.inputs if args.source not in (source, "all")]
-    bus = open_bus(broker.address, Session("bench-sensor", receive_max=4096), ClientLibrary(args.client))
-    with LocalPipeline(pipeline, bus, connection) as local, contextlib.ExitStack() as stack:
-        local.start_stages()
-        command = [sys.executable, "-m", "har_edge.cli.main", "sensor", "--config", str(pipeline.folder)]
-        command += [*connection, *options, "--source"]
-        for source in others:
-            stack.callback(subprocess.Popen([*command, source], stdout=subprocess.DEVNULL).wait)
+    others, name = [one for one in pipeline.task.inputs if args.source not in (one, "all")], f"sensor-{args.source}"
+    with Cluster(pipeline, broker.address, client=ClientLibrary(args.client)) as cluster:
+        cluster.start_stages()
+        cluster.start_sensors(others, options)
         began = time.time()
-        process = subprocess.Popen(
-            [*command, args.source, "--name", f"sensor-{args.source}"], stdout=subprocess.DEVNULL
-        )
-        cost = follow(process, bus, pipeline, f"sensor-{args.source}", began)
-    bus.close(forget=True)
+        sensor = cluster.start(name, "sensor", "--source", args.source, "--name", name, *options)
+        cost = follow(sensor.process, cluster.bus, pipeline, name, began)
+        for other in others:
+            cluster.processes.find(f"sensor-{other}").wait(COMPANION_TIMEOUT_S)
     return cost
 
 

@@ -57,7 +57,7 @@ class BuiltSensor:
     @property
     def exit_code(self) -> int:
         """0, or 1 where windows were given up."""
-        from har_edge.cluster.local_pipeline import EXIT_UNANSWERED
+        from har_edge.cluster.cluster import EXIT_UNANSWERED
 
         return EXIT_UNANSWERED if self.sensor.counters.unanswered > 0 else 0
 

@@ -9,7 +9,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING
@@ -17,18 +16,9 @@ from typing import TYPE_CHECKING
 from har_edge.cli.arguments import options
 
 if TYPE_CHECKING:
-    from har_edge.cluster.local_pipeline import LocalPipeline
+    from har_edge.cluster.cluster import Cluster
     from har_edge.config.catalog import FoundModel
     from har_edge.config.task import Task
-    from har_edge.mqtt.broker.launcher import RunningBroker
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """A pipeline that is ready to be started, and the broker's name."""
-
-    local: LocalPipeline
-    broker: str
 
 
 def check_client(args: argparse.Namespace) -> None:
@@ -39,7 +29,7 @@ def check_client(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def open_whole(
+def open_cluster(
     args: argparse.Namespace,
     found: FoundModel,
     *,
@@ -48,9 +38,9 @@ def open_whole(
     task: Task,
     reducers: Mapping[str, str] = MappingProxyType({}),
     delegate: str | None = None,
-) -> Iterator[Whole]:
+) -> Iterator[Cluster]:
     """Start a broker (unless --broker names one), cut the model, connect; on exit stop everything that was started."""
-    from har_edge.cluster.local_pipeline import LocalPipeline
+    from har_edge.cluster.cluster import Cluster
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.mqtt.bus import Session
     from har_edge.runtime.slicing import prepare
@@ -59,7 +49,7 @@ def open_whole(
         # Else SIGTERM ends this process alone, and leaves broker, stages and sensors behind.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _on_terminate))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="har-edge-")))
-        broker = _start_broker(args, folder, stack)
+        described = _start_broker(args, folder, stack)
         name = f"local-{secrets.token_hex(4)}"
         settings = BrokerConfig(url=args.broker, protocol=args.protocol or "5", client=args.client or "auto")
         pipeline = prepare(
@@ -73,15 +63,16 @@ def open_whole(
             reducers=reducers,
             delegate=delegate,
         )
-        bus = options.connect(
-            args, pipeline, Session(f"{name}-watch", receive_max=4096, expiry_s=options.WATCH_SESSION_S)
-        )
+        session = Session(f"{name}-watch", receive_max=4096, expiry_s=options.WATCH_SESSION_S)
+        bus = options.connect(args, pipeline, session)
         stack.callback(bus.close, forget=True)
-        yield Whole(stack.enter_context(LocalPipeline(pipeline, bus, _broker_options(args))), broker)
+        address = options.find_address(args, pipeline.config.broker, pipeline.folder)
+        cluster = Cluster(pipeline, address, described=described, connection=_broker_options(args), bus=bus)
+        yield stack.enter_context(cluster)
 
 
 def start_nodes(
-    whole: Whole,
+    cluster: Cluster,
     args: argparse.Namespace,
     names: Sequence[str],
     *,
@@ -93,16 +84,16 @@ def start_nodes(
     from har_edge.config.pipeline import check_batch
     from har_edge.protocol.topics import ALL_SOURCES
 
-    check_batch(whole.local.pipeline, batch)
+    check_batch(cluster.pipeline, batch)
     sensor = ["--no-notice", "--subjects", ",".join(names), "--speed", "max" if speed is None else str(speed)]
     sensor += ["--batch", str(batch)]
     if windows:
         sensor += ["--windows", str(windows)]
     if args.data:
         sensor += ["--data", str(args.data)]
-    whole.local.start_stages()
-    pipeline = whole.local.pipeline
-    whole.local.start_sensors([ALL_SOURCES] if pipeline.grouped else list(pipeline.task.inputs), sensor)
+    cluster.start_stages()
+    pipeline = cluster.pipeline
+    cluster.start_sensors([ALL_SOURCES] if pipeline.grouped else list(pipeline.task.inputs), sensor)
 
 
 def _on_terminate(number: int, _frame: FrameType | None) -> None:
@@ -113,17 +104,13 @@ def _start_broker(args: argparse.Namespace, folder: Path, stack: contextlib.Exit
     """Start a broker unless one was named; return what to call it."""
     if args.broker:
         return f"the one at {args.broker}"
-    from har_edge.mqtt.broker.embedded import LIMITS, start_embedded
-    from har_edge.mqtt.broker.launcher import find_mosquitto, start_mosquitto
-    from har_edge.resources import find_folder
+    from har_edge.cluster.broker import start_broker
+    from har_edge.mqtt.broker.embedded import LIMITS
+    from har_edge.mqtt.broker.launcher import find_mosquitto
 
-    broker: RunningBroker
-    if find_mosquitto() is not None:
-        folder.chmod(0o755)  # Mosquitto, started by root, becomes a user of its own and must get in
-        broker = start_mosquitto(find_folder("brokers") / "mosquitto.conf", folder / "broker")
-    else:
+    if find_mosquitto() is None:
         print(f"Mosquitto is not installed: using the embedded broker; {LIMITS}")
-        broker = start_embedded()
+    broker = start_broker(folder)
     stack.callback(broker.stop)
     args.broker = broker.address.url
     return broker.description

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from har_edge.cli.arguments.options import chosen_client
-from har_edge.cli.local_pipeline import open_whole, start_nodes
+from har_edge.cli.local_pipeline import open_cluster, start_nodes
 from har_edge.config.catalog import FoundModel
 from har_edge.config.task import Task
 from har_edge.data.grouping import regroup, regroup_recording
@@ -54,13 +54,13 @@ def _measure(args: argparse.Namespace, config: StudyConfig, trial: Trial, batch:
     encoded = [encode_window(window, deployed.reducers, task.label_ids) for window in windows]
     index = {label: position for position, label in enumerate(task.label_ids)}
     found = FoundModel(folder / MODEL, "", None)
-    with open_whole(args, found, stages=args.stages or 1, task=task) as whole:
-        pipeline = whole.local.pipeline
+    with open_cluster(args, found, stages=args.stages or 1, task=task) as cluster:
+        pipeline = cluster.pipeline
         traffic = measure_traffic(encoded, deployed.reducers, batch, topics_of(pipeline), pipeline.config.epoch)
-        start_nodes(whole, args, trial.fold.test, speed=None, batch=batch)
+        start_nodes(cluster, args, trial.fold.test, speed=None, batch=batch)
         aliased = chosen_client(args, pipeline.config.broker) is ClientLibrary.NATIVE
-        results = [arrival.result for arrival in whole.local.results() if arrival is not None]
-        sent = whole.local.sum_of("sent_bytes", "sensor")
+        results = [arrival.result for arrival in cluster.arrivals() if arrival is not None]
+        sent = cluster.view.sum_of("sent_bytes", "sensor")
     came = {(result.stream, result.seq): Answer(index[result.label_id], result.confidence) for result in results}
     comparison = compare_answers(map(deployed.classifier.predict, windows), came, deployed.output)
     seconds = len(windows) * config.hop / config.description.rate_hz
@@ -73,7 +73,7 @@ def _measure(args: argparse.Namespace, config: StudyConfig, trial: Trial, batch:
         computed_bytes_per_s=(traffic.wire_bytes if aliased else traffic.named_bytes) / seconds,
         sent_bytes_per_s=sent / seconds,
         raw_bytes_per_s=config.raw_bytes_per_s,
-        broker=whole.broker,
+        broker=cluster.described,
     )
 
 

@@ -16,6 +16,6 @@ if TYPE_CHECKING:
 def start_broker(folder: Path) -> RunningBroker:
     """Start a broker of the shipped configuration on a free port, its files below `folder`."""
     if find_mosquitto() is None:
-        return start_embedded(log=folder / "broker.log")
+        return start_embedded()
     folder.chmod(0o755)  # Mosquitto, started by root, becomes a user of its own and must get in
     return start_mosquitto(find_folder("brokers") / "mosquitto.conf", folder / "broker")

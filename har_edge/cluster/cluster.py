@@ -54,7 +54,8 @@ class Arrival:
 class Cluster:
     """A pipeline on a broker that runs: starts its nodes as processes and observes what they publish.
 
-    `folder` takes logs and the caches of nodes; without one, processes write to the standard error of this one.
+    `described` is what to call the broker. `folder` takes logs and the caches of nodes; without one, processes write to
+    the standard error of this one.
     `connection` are the options by which processes find the broker, `bus` the connection of this process to it. With
     `deployed`, a coordinator says which node runs which stage; without, each stage is a process of its own.
     """
@@ -64,6 +65,7 @@ class Cluster:
         pipeline: Pipeline,
         address: Address,
         *,
+        described: str = "",
         folder: Path | None = None,
         deployed: bool = False,
         client: ClientLibrary = ClientLibrary.AUTO,
@@ -73,6 +75,7 @@ class Cluster:
         view: ClusterView | None = None,
     ) -> None:
         self.pipeline, self.address, self.folder, self.deployed = pipeline, address, folder, deployed
+        self.described = described or f"the one at {address.url}"
         self.topics: Topics = topics_of(pipeline)
         self.processes = processes or Processes()
         self.view = view or ClusterView(self.topics)
@@ -195,7 +198,7 @@ class Cluster:
             arrivals += [Arrival(result, time.time()) for result in came]
             for result in came:
                 self.account.take_result(result)
-            if topic.kind is Kind.STATUS and topic.levels[0] in self.statuses:
+            if topic.kind is Kind.STATUS and topic.levels[0] in self._own_statuses():
                 self.account.take_status(self.statuses[topic.levels[0]], time.time())
         return arrivals
 
@@ -261,13 +264,17 @@ class Cluster:
     @property
     def windows_in(self) -> int:
         """How many windows the sensors say they sent; sources of one stream count once."""
-        sensors = (status for status in self.statuses.values() if status.role == "sensor")
+        sensors = (status for status in self._own_statuses().values() if status.role == "sensor")
         return max((status.counters.get("windows", 0) for status in sensors), default=0)
 
     @property
     def answered(self) -> int:
         """How many windows have been answered, each once."""
         return self.view.sink.counters.windows
+
+    def _own_statuses(self) -> dict[str, NodeStatus]:
+        """Return the last statuses of the nodes that were started here."""
+        return {name: self.statuses[name] for name in self.processes.running if name in self.statuses}
 
     def _sensors_running(self) -> bool:
         return any(name.startswith("sensor-") for name in self.processes.alive())

@@ -89,7 +89,8 @@ class LocalCluster(Cluster):
                 self._own_broker = start_broker(Path(files))
                 self._stack.callback(self._own_broker.stop)
             address = self._own_broker.address if self._own_broker is not None else read_address(broker or "")
-            super().__init__(pipeline, address, folder=folder, deployed=nodes is not None)
+            described = "" if self._own_broker is None else self._own_broker.description
+            super().__init__(pipeline, address, described=described, folder=folder, deployed=nodes is not None)
             self._stack.callback(super().close)
             self._count = 0
             self._expected: tuple[int, int] = (0, 0)

@@ -18,7 +18,7 @@ from har_edge.cli.main import main
 from har_edge.cli.reports.live_table import LiveTable
 from har_edge.cli.reports.plan import PlanReport, print_plan
 from har_edge.cli.reports.profile import print_profile
-from har_edge.cluster.local_pipeline import Arrival
+from har_edge.cluster.cluster import Arrival
 from har_edge.monitor.broker_checks import Finding, Verdict
 from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage
 from har_edge.planner.profile import OperatorWork, Profile, SegmentCost

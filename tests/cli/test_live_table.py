@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from har_edge.cli.reports.live_table import MAX_ROWS, LiveTable
-from har_edge.cluster.local_pipeline import Arrival
+from har_edge.cluster.cluster import Arrival
 from har_edge.protocol.results import Result
 
 LABELS = {4: "walking", 7: "frontal elevation of arms"}

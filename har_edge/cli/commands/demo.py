@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from har_edge.cli.arguments import options, values
 from har_edge.cli.arguments.model_task import add_flags, resolve_model
 from har_edge.cli.console import columns, say
-from har_edge.cli.local_pipeline import Whole, open_whole, start_nodes
+from har_edge.cli.local_pipeline import open_cluster, start_nodes
 from har_edge.cli.reports.bars import TOLD_SHARE
 from har_edge.units import duration, size
 
 if TYPE_CHECKING:
-    from har_edge.cluster.local_pipeline import Arrival, LocalPipeline, Summary
+    from har_edge.cluster.cluster import Arrival, Cluster
+    from har_edge.cluster.summary import Summary
     from har_edge.config.catalog import FoundModel
 
 HELP = "run broker, sensors, stages and watcher on this machine"
@@ -52,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
-    from har_edge.cluster.local_pipeline import summarize
+    from har_edge.cluster.summary import summarize
     from har_edge.config.catalog import find_model
 
     known = resolve_model(args, find_model(args.model))
@@ -64,15 +65,15 @@ def run(args: argparse.Namespace) -> int:
     args.subjects = args.subjects or [recording.stream for recording in recordings]
     real = all(recording.real for recording in recordings)
     del recordings  # the sensors read their own
-    with open_whole(args, found, stages=args.stages, reducers=reducers, task=known.task) as whole:
-        _introduce(whole, found, where, args)
+    with open_cluster(args, found, stages=args.stages, reducers=reducers, task=known.task) as cluster:
+        _introduce(cluster, found, where, args)
         started = time.monotonic()
-        arrivals, interrupted = _run(whole, args)
+        arrivals, interrupted = _run(cluster, args)
         seconds = time.monotonic() - started
-        whole.local.stop()
-        summary = summarize(whole.local, arrivals, seconds)
-    facts = _facts(found, where, whole, args)
-    delay = options.batch_delay(whole.local.pipeline.task, args.batch, args.speed)
+        cluster.stop()
+        summary = summarize(cluster, arrivals, seconds)
+    facts = _facts(found, where, cluster, args)
+    delay = options.batch_delay(cluster.pipeline.task, args.batch, args.speed)
     if interrupted:
         facts["interrupted"] = "yes: the figures are those of the part that ran"
     _print_summary(summary, facts, found, real, delay)
@@ -83,22 +84,22 @@ def run(args: argparse.Namespace) -> int:
     return 0 if summary.lost == summary.duplicated == 0 and summary.windows_out else 1
 
 
-def _run(whole: Whole, args: argparse.Namespace) -> tuple[list[Arrival], bool]:
+def _run(cluster: Cluster, args: argparse.Namespace) -> tuple[list[Arrival], bool]:
     """Run it to the end, or to Ctrl-C; return the results, and whether it was interrupted."""
     arrivals: list[Arrival] = []
     try:
-        start_nodes(whole, args, args.subjects, speed=args.speed, windows=args.windows, batch=args.batch)
-        for arrival in _show(whole.local):
+        start_nodes(cluster, args, args.subjects, speed=args.speed, windows=args.windows, batch=args.batch)
+        for arrival in _show(cluster):
             arrivals.append(arrival)
     except KeyboardInterrupt:
         return arrivals, True
     return arrivals, False
 
 
-def _introduce(whole: Whole, found: FoundModel, where: str, args: argparse.Namespace) -> None:
-    pipeline = whole.local.pipeline
+def _introduce(cluster: Cluster, found: FoundModel, where: str, args: argparse.Namespace) -> None:
+    pipeline = cluster.pipeline
     task = pipeline.task
-    say(f"broker   {whole.broker}", 9)
+    say(f"broker   {cluster.described}", 9)
     say(f"data     {where}: {', '.join(args.subjects)}", 9)
     say(f"model    {found.path.name}, cut into {len(pipeline.manifest.slices)} slices", 9)
     for index, entry in enumerate(pipeline.manifest.slices):
@@ -110,7 +111,7 @@ def _introduce(whole: Whole, found: FoundModel, where: str, args: argparse.Names
     say(f"windows  {task.stream.length} samples every {task.stream.hop} at {task.stream.rate_hz:g} Hz, {rate}", 9)
 
 
-def _show(local: LocalPipeline) -> Iterator[Arrival]:
+def _show(cluster: Cluster) -> Iterator[Arrival]:
     """Yield results as they come, and draw them."""
     from rich.console import Console
     from rich.live import Live
@@ -118,20 +119,20 @@ def _show(local: LocalPipeline) -> Iterator[Arrival]:
     from har_edge.cli.reports.live_table import LiveTable
 
     console = Console(width=None if sys.stdout.isatty() else columns())
-    task, title = local.pipeline.task, "live"
+    task, title = cluster.pipeline.task, "live"
     table = LiveTable(dict(zip(task.label_ids, task.labels, strict=True)))
     measured = 0.0
     view = (
         Live(table.draw(title, console.width), console=console, refresh_per_second=5) if console.is_terminal else None
     )
     with view or contextlib.nullcontext():
-        for arrival in local.results():
+        for arrival in cluster.arrivals():
             if arrival is not None:
                 table.add(arrival)
                 yield arrival
             elif time.monotonic() - measured > 0.5:
                 measured = time.monotonic()
-                local.measure_memory()
+                cluster.measure_memory()
                 if view is not None:
                     view.update(table.draw(title, console.width))
         if view is not None:
@@ -140,12 +141,12 @@ def _show(local: LocalPipeline) -> Iterator[Arrival]:
         console.print(table.draw("at the end", console.width))
 
 
-def _facts(found: FoundModel, where: str, whole: Whole, args: argparse.Namespace) -> dict[str, str]:
-    task = whole.local.pipeline.task
+def _facts(found: FoundModel, where: str, cluster: Cluster, args: argparse.Namespace) -> dict[str, str]:
+    task = cluster.pipeline.task
     return {
         "data": where,
         "subjects": ", ".join(args.subjects),
-        "broker": whole.broker,
+        "broker": cluster.described,
         "model": found.path.name,
         "model_sha256": found.sha256,
         "reducer": options.listed_reducers(task, task.inputs),

@@ -180,16 +180,16 @@ def _send_through(
     known: ResolvedModel, args: argparse.Namespace, cuts: Sequence[int], names: Sequence[str]
 ) -> tuple[dict[tuple[str, int], Answer], str]:
     """Run the whole pipeline on this machine; return its answers by (stream, seq), and the broker's name."""
-    from har_edge.cli.local_pipeline import open_whole, start_nodes
+    from har_edge.cli.local_pipeline import open_cluster, start_nodes
     from har_edge.evaluation.comparison import Answer
 
     index = {label: position for position, label in enumerate(known.task.label_ids)}
-    with open_whole(
+    with open_cluster(
         args, known.found, stages=len(cuts) + 1, cuts=cuts, task=known.task, delegate=args.delegate
-    ) as whole:
-        start_nodes(whole, args, names, speed=None)
-        arrivals = (arrival for arrival in whole.local.results() if arrival is not None)
+    ) as cluster:
+        start_nodes(cluster, args, names, speed=None)
+        arrivals = (arrival for arrival in cluster.arrivals() if arrival is not None)
         results = [arrival.result for arrival in count(arrivals, "windows through the broker")]
     return {
         (result.stream, result.seq): Answer(index[result.label_id], result.confidence) for result in results
-    }, whole.broker
+    }, cluster.described

@@ -14,7 +14,7 @@ from har_edge.cli.console import say
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from har_edge.cluster.local_pipeline import Arrival
+    from har_edge.cluster.cluster import Arrival
     from har_edge.config.task import Task
     from har_edge.monitor.missing_sources import MissingSources
     from har_edge.monitor.window_account import WindowAccount
@@ -147,7 +147,7 @@ def _arrivals(
     `labels` are those of the plan that came last; `account` is told of all results, and of what sensors say they sent,
     `absent` of who sends which sources.
     """
-    from har_edge.cluster.local_pipeline import Arrival
+    from har_edge.cluster.cluster import Arrival
     from har_edge.runtime.sink import Sink
 
     left, sink, said, look_at = limit, Sink(), "", 0.0

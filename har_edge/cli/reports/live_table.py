@@ -13,7 +13,7 @@ from har_edge.units import duration
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from har_edge.cluster.local_pipeline import Arrival
+    from har_edge.cluster.cluster import Arrival
 
 RECENT = 200
 MAX_ROWS = 100

@@ -2,10 +2,13 @@
 
 import pytest
 
-from har_edge.cluster import local_pipeline as local_module
-from har_edge.cluster.local_pipeline import QUIET_S, LocalPipeline, summarize
+from har_edge.cluster import cluster as cluster_module
+from har_edge.cluster.cluster import QUIET_S, Cluster
+from har_edge.cluster.processes import Command, Running
+from har_edge.cluster.summary import summarize
 from har_edge.errors import NodeError
 from har_edge.monitor.window_account import WindowAccount
+from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import NodeStatus, State, StreamCount, encode_status
@@ -30,13 +33,15 @@ class Process:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock(50.0)
-    monkeypatch.setattr(local_module.time, "monotonic", clock)
+    monkeypatch.setattr(cluster_module.time, "monotonic", clock)
     return clock
 
 
 def run_of(pipeline, bus, **processes):
-    run = LocalPipeline(pipeline, bus, [])
-    run._processes.update({name.replace("_", "-"): process for name, process in processes.items()})
+    run = Cluster(pipeline, Address("127.0.0.1", 1), bus=bus)
+    for name, process in processes.items():
+        known = name.replace("_", "-")
+        run.processes.running[known] = Running(known, Command([]), process)
     return run
 
 
@@ -63,7 +68,7 @@ def test_a_late_farewell_of_a_sensor_is_waited_for(cut, clock):
         [[status(topics, "sensor-chest", State.STOPPED, 2)], (), [answer(topics, 0)], [answer(topics, 1)]]
     )
     run = run_of(pipeline, bus, sensor_chest=sensor)
-    arrivals = [arrival for arrival in run.results() if arrival is not None]
+    arrivals = [arrival for arrival in run.arrivals() if arrival is not None]
     assert [arrival.result.seq for arrival in arrivals] == [0, 1] and run.windows_in == 2
     assert not bus.script, "it must not end before the last result"
     summary = summarize(run, arrivals, 1.0)
@@ -82,7 +87,7 @@ def test_what_never_comes_counts_as_lost_after_a_quiet_while_that_starts_with_th
 
     bus.script.extend([[answer(topics, 0)], end, (), [answer(topics, 1)]])
     run = run_of(pipeline, bus, sensor_chest=sensor)
-    arrivals = [arrival for arrival in run.results() if arrival is not None]
+    arrivals = [arrival for arrival in run.arrivals() if arrival is not None]
     assert len(arrivals) == 2 and not bus.script
     assert 10 * QUIET_S + QUIET_S <= clock.now - 50.0 < 10 * QUIET_S + 2 * QUIET_S
     assert summarize(run, arrivals, 1.0).lost == 1
@@ -92,7 +97,7 @@ def test_what_never_comes_counts_as_lost_after_a_quiet_while_that_starts_with_th
 def test_a_process_that_ends_by_itself_is_named(cut, clock, name, code):
     run = run_of(cut("int8", 9), ScriptedBus(clock=clock), **{name: Process(code)})
     with pytest.raises(NodeError, match=f"{name.replace('_', '-')} ended with exit code {code}; its own message"):
-        list(run.results())
+        list(run.arrivals())
 
 
 def test_a_sensor_that_gave_windows_up_ends_no_run_and_the_summary_names_them(cut, clock):
@@ -103,7 +108,7 @@ def test_a_sensor_that_gave_windows_up_ends_no_run_and_the_summary_names_them(cu
     bus.script.extend([[answer(topics, 0), Delivery(topics.status("sensor-chest"), encode_status(last), (1, 1))]])
     run = run_of(pipeline, bus, sensor_chest=Process(1))
     run.account = WindowAccount(0.0)
-    arrivals = [arrival for arrival in run.results() if arrival is not None]
+    arrivals = [arrival for arrival in run.arrivals() if arrival is not None]
     summary = summarize(run, arrivals, 1.0)
     assert (summary.lost, summary.losses) == (2, "lost windows: 2 of 3 of s")
 
@@ -121,5 +126,5 @@ def test_statuses_of_strangers_and_garbage_are_left_alone(cut, clock, caplog):
         answer(topics, 0),
     ])  # fmt: skip
     run = run_of(pipeline, bus, sensor_chest=Process(0))
-    assert len([arrival for arrival in run.results() if arrival is not None]) == 1
-    assert run.windows_in == 1 and run.sink.counters.duplicates == 1 and "dropped a status" in caplog.text
+    assert len([arrival for arrival in run.arrivals() if arrival is not None]) == 1
+    assert run.windows_in == 1 and run.view.sink.counters.duplicates == 1 and "dropped a message" in caplog.text
