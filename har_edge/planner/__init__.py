@@ -1,1 +1,1 @@
-"""What runs where: partitioning, the task of a model, the pipeline."""
+"""Find which device runs which slice: profiles, the cost model, the search for a plan, and relocation."""

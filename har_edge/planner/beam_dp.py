@@ -1,9 +1,10 @@
-"""Dynamic programming over where to cut and how many devices of each class are left, bounded by prices.
+"""Dynamic programming over places to cut and the devices of each class that are left, bounded by dual prices.
 
-Nodes are taken in order. A state is a node and the devices left; of two ways to the same state the quicker one stays.
-States from which the prices show no way to a plan are left out, and so are devices that a weaker one could stand in
-for. That is exact as long as no node has more states than `width`; then the most promising ones stay (a beam search),
-and the answer says so.
+The search visits the nodes in order. A state is a node and the devices that are left; of two ways to one state the
+quicker stays. It drops states from which the prices allow no plan, and devices that a weaker one can replace.
+
+The search is exact as long as no node has more than `width` states. Beyond that it keeps the most promising ones, which
+makes it a beam search, and the result says so.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ Left = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class BeamResult:
-    """The best plan below the target, None where none was found; `exact` says that nothing was left out."""
+    """The best plan below the target, None where none was found; `exact` says that no state was dropped for want of
+    room.
+    """
 
     steps: tuple[StageAssignment, ...] | None
     exact: bool
@@ -34,7 +37,7 @@ class BeamResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Beam:
-    """States of one node: devices left, seconds spent, and the state each came from (its node, its row, its column)."""
+    """States of one node: devices left, seconds spent, and the origin of each state (its node, row and column)."""
 
     left: NDArray[np.int16]
     spent: Floats
@@ -44,10 +47,10 @@ class _Beam:
 
 
 class BeamSearch:
-    """Look for the plan with the least latency below `target_s`; with `first`, for any plan at all.
+    """Searches the plan with the least latency below `target_s`, or with `first` any plan at all.
 
-    With `first`, latency must not count in the choices. Then a device may be passed over for a weaker one: whatever the
-    stronger one does in a plan, it can do in the weaker one's place.
+    With `first`, latency must be zero in the edges. Then the search may pass over a device for a weaker one, since the
+    stronger device can do the weaker one's work in any plan.
     """
 
     def __init__(self, options: FeasibleEdges, prices: DualPrices, target_s: float, width: int, *, first: bool) -> None:
@@ -66,7 +69,7 @@ class BeamSearch:
         self._kept: dict[int, _Beam] = {}
 
     def run(self) -> BeamResult:
-        """Search."""
+        """Run the search."""
         zero = np.zeros(1, np.int64)
         counts = np.array([self._problem.counts], np.int16)
         self._coming[0].append(_Beam(counts, np.zeros(1), zero, zero, zero))
@@ -92,7 +95,7 @@ class BeamSearch:
         return np.asarray(sum(self._problem.counts) - left.sum(axis=1, dtype=np.int64))
 
     def _slack(self, left: NDArray[np.int16], spent: Floats) -> Floats:
-        """Return what the way to the end may cost at most, at the prices."""
+        """Return the most that the way to the end may cost, at the dual prices."""
         worth = left @ self._prices.each + self._prices.any * (self._options.devices - self._used(left))
         if self._first:
             return np.asarray(worth + _SLACK * (1 + worth))
@@ -116,7 +119,7 @@ class BeamSearch:
         return _Beam(left[order], spent[order], *columns)
 
     def _expand(self, node: int, pool: _Beam) -> None:
-        """Send every state of a node on, along every edge, with every class that can do it."""
+        """Extend every state of a node along every edge, with every class that can run it."""
         options = self._options
         start, stop = options.first[node], options.first[node + 1]
         if start == stop:
@@ -140,7 +143,7 @@ class BeamSearch:
             self._expand_groups(node, pool, slack, reach)
 
     def _expand_groups(self, node: int, pool: _Beam, slack: Floats, reach: Floats) -> None:
-        """Send states on with groups of replicas of several classes."""
+        """Extend states with groups of replicas of several classes."""
         options, start, stop = self._options, self._options.first[node], self._options.first[node + 1]
         room = np.where(options.shareable[start:stop], slack[:, None] - reach.min(axis=0), -1.0)
         pairs = np.argsort(-room, axis=None, kind="stable")[: np.count_nonzero(room >= 0)]
@@ -162,8 +165,8 @@ class BeamSearch:
     def _groups(self, column: int, left: Left) -> list[Left]:
         """Return the groups of replicas that can share a stage.
 
-        Only groups that need all their members, unless a plan must have many; and of groups that differ by a weaker
-        device, the one that has it.
+        Each group needs all its members, unless a plan must have many devices. If two groups differ in one device, only
+        the one with the weaker device is returned.
         """
         need = tuple(self._options.need[:, column].tolist())
         known = self._known.get((need, left))
@@ -174,7 +177,7 @@ class BeamSearch:
         return known[:_GROUPS]
 
     def _fill_all(self, need: Left, left: Left) -> Iterator[Left]:
-        """Yield those groups, small ones first."""
+        """Yield the groups that `_groups` returns, small ones first."""
         padded = self._problem.least > 1
         allowed = self._options.devices - sum(self._problem.counts) + sum(left)
         top = min(self._problem.replicas, sum(left), allowed)
@@ -185,7 +188,7 @@ class BeamSearch:
                 yield from self._fill(able, [need[k] == size or padded for k in able], left, size)
 
     def _fill(self, able: list[int], tight: list[bool], left: Left, size: int) -> Iterator[Left]:
-        """Yield the groups of `size` devices of these classes, with at least one that is tight."""
+        """Yield the groups of `size` devices of these classes with at least one tight member."""
         rest = [sum(left[k] for k in able[i:]) for i in range(len(able) + 1)]
         bound = [any(tight[i:]) for i in range(len(able) + 1)]
         group = [0] * len(left)
@@ -207,7 +210,7 @@ class BeamSearch:
         yield from choose(0, size, False, frozenset())
 
     def _send(self, node: int, rows: Ints, columns: Ints, left: NDArray[np.int16], spent: Floats) -> None:
-        """Put states where their edges lead."""
+        """Store states at the heads of their edges."""
         if not len(columns):
             return
         heads = self._options.heads[columns]
@@ -232,7 +235,7 @@ class BeamSearch:
 
 
 def _stronger(need: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Return whether class a can do all that class b can, with as few replicas; of equal ones the later is stronger."""
+    """Return whether class a can do what class b can with no more replicas; of equal classes, the later is stronger."""
     n = len(need)
     covers = np.array([(need[a] <= need).all(axis=1) for a in range(n)]).reshape(n, n)
     return np.asarray(covers & (~covers.T | np.tri(n, k=-1, dtype=np.bool_)))

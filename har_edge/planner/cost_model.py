@@ -1,4 +1,4 @@
-"""What every slice costs on every kind of device (docs/explanation/planning.md derives the model)."""
+"""The cost of every slice on every class of device (docs/explanation/planning.md derives the model)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from har_edge.planner.slice_graph import SliceGraph
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SliceCosts:
-    """Seconds and bytes, with a row a kind and a column a slice of the layout.
+    """Seconds and bytes, in arrays [device classes, slices of the slice graph].
 
-    `compute_s` is the model's own, `message_s` the processor's for messages, `link_s` how long the link is taken;
-    `period_s` is the time between two windows that a device keeps up, inf where the slice does not fit its memory;
-    `latency_s` what one window takes; `memory_bytes` the resident memory of the process.
+    `compute_s` is the time of the model, `message_s` the processor's time for messages, and `link_s` how long the link
+    is busy. `period_s` is the shortest time between two windows, inf where the slice does not fit the memory.
+    `latency_s` is the time of one window, and `memory_bytes` the resident memory of the process.
     """
 
     compute_s: Floats
@@ -30,7 +30,7 @@ class SliceCosts:
 
 
 def slice_costs(slice_graph: SliceGraph, kinds: Sequence[DeviceClass]) -> SliceCosts:
-    """Return what every slice costs on every kind of device."""
+    """Return the cost of every slice on every class of device."""
     work = np.array([[0.0, *np.cumsum(kind.work_s)] for kind in kinds])
 
     def column(name: str) -> Floats:
@@ -48,7 +48,7 @@ def slice_costs(slice_graph: SliceGraph, kinds: Sequence[DeviceClass]) -> SliceC
         compute_s=compute,
         message_s=message,
         link_s=link,
-        # Bytes move while the processor works on another window; whichever is slower sets the pace.
+        # Bytes move while the processor works on another window; the slower of the two sets the period.
         period_s=np.where(fits, np.maximum(compute + message, link), np.inf),
         latency_s=np.where(fits, compute + message + way + 2 * column("latency_s"), np.inf),
         memory_bytes=memory,
@@ -58,7 +58,7 @@ def slice_costs(slice_graph: SliceGraph, kinds: Sequence[DeviceClass]) -> SliceC
 def make_search_problem(
     slice_graph: SliceGraph, costs: SliceCosts, counts: Sequence[int], replicas: int
 ) -> SearchProblem:
-    """Return the problem for the search; stages share a slice only where one message brings all that it needs."""
+    """Return the problem for the search. Only a slice that needs a single message for a window can have replicas."""
     return SearchProblem(
         nodes=len(slice_graph.places),
         tails=slice_graph.tails,

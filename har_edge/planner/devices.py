@@ -1,4 +1,4 @@
-"""The devices file: what the planner may use, and what each of them and its link can do."""
+"""The devices file: the devices that the planner may use, and the speed of each device and link."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ _ZERO_ALLOWED = {"speed": False, "memory_bytes": False, "link_bytes_per_s": Fals
 
 
 class SensorMessages(Enum):
-    """How windows come: one message a source, or one with all of them."""
+    """How sensors send windows: one message for each source, or one with all of them."""
 
     APART = "apart"
     TOGETHER = "together"
 
 
 class DeviceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One device, or `count` equal ones called <name>-1, <name>-2, ...
+    """One device, or `count` equal devices called <name>-1, <name>-2, ...
 
-    `speed` is a factor on the profile that the planner was given (2 is twice as fast); `profile` names the device's own
-    instead, beside the file. `link_bytes_per_s` and `latency_s` (one way) lead to the broker, `message_s` is the
-    processor time for one message. What is left away comes from the profile. With `duplex` the link carries its rate
-    each way, as a switched cable does; else both directions share it, as on Wi-Fi.
+    `speed` is a factor on the profile that the planner was given (2 is twice as fast). `profile` names a profile of the
+    device itself instead, in a file beside this one. `link_bytes_per_s` and `latency_s` (one way) describe the link to
+    the broker, and `message_s` is the processor time for one message in seconds. The profile fills in what is missing.
+    With `duplex` the link carries its rate each way, as a switched cable does; without, both directions share it, as on
+    Wi-Fi.
     """
 
     name: str
@@ -46,7 +47,7 @@ class DeviceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DevicesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file as it stands in TOML."""
+    """The content of the TOML file."""
 
     device: list[DeviceEntry]
     sensors: SensorMessages = SensorMessages.APART
@@ -54,10 +55,11 @@ class DevicesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class DeviceClass:
-    """What devices of one kind take: seconds of each segment beyond `overhead_s`, of a message and its bytes.
+    """The costs on equal devices: seconds of each segment beyond `overhead_s`, of a message, and of each byte of it.
 
-    `memory_bytes` is the limit for one process, None for none; `base_bytes` what it takes without a model, and `growth`
-    the bytes it takes for each byte of tensors. The link carries both directions together, with `duplex` each apart.
+    `memory_bytes` is the limit for one process, None for none. A process takes `base_bytes` without a model, and
+    `growth` bytes for each byte of tensors. The link carries both directions together, with `duplex` each direction
+    apart.
     """
 
     work_s: tuple[float, ...]
@@ -74,14 +76,14 @@ class DeviceClass:
 
 @dataclass(frozen=True, slots=True)
 class PlannerDevice:
-    """One device by name, and its kind."""
+    """One device by name, and its class."""
 
     name: str
     kind: DeviceClass
 
 
 def load_devices(path: Path) -> DevicesFile:
-    """Read a devices file. Raises ConfigError that names the file and what is wrong in it."""
+    """Read a devices file. Raises ConfigError, which names the file and the error in it."""
     try:
         found = msgspec.convert(parse_toml(read_text(path)), DevicesFile)
     except OSError as error:
@@ -123,10 +125,10 @@ def _check(entry: DeviceEntry, path: Path) -> None:
 
 
 def make_devices(file: DevicesFile, path: Path, reference: Profile) -> tuple[list[PlannerDevice], list[str]]:
-    """Return the devices of a file, and remarks on what their figures rest on.
+    """Return the devices of a file, and remarks on the origin of their figures.
 
-    `reference` is the profile that speeds refer to. Raises ConfigError when a profile is of another model or
-    delegate, or a figure is neither in the file nor in a profile.
+    Speeds refer to the profile `reference`. Raises ConfigError when a profile is of another model or delegate, or when
+    neither the file nor a profile has a figure.
     """
     devices: list[PlannerDevice] = []
     unmeasured: list[str] = []
@@ -150,7 +152,7 @@ def make_devices(file: DevicesFile, path: Path, reference: Profile) -> tuple[lis
 
 
 def _kind(entry: DeviceEntry, profile: Profile, path: Path, *, foreign: bool) -> DeviceClass:
-    """Put an entry and its profile together; the link of a `foreign` profile is another device's."""
+    """Combine an entry and its profile; the link of a `foreign` profile is another device's."""
     speed, message, memory = entry.speed or 1.0, profile.message, profile.memory
     link = None if foreign and entry.name != profile.device else profile.link
     known = {
@@ -183,7 +185,7 @@ def _kind(entry: DeviceEntry, profile: Profile, path: Path, *, foreign: bool) ->
 
 
 def _work_s(profile: Profile) -> list[float]:
-    """Return the seconds of each segment beyond what any run costs; measured ones add up to those of the whole."""
+    """Return the seconds of each segment beyond the overhead of a run; measured segments add up to the whole model."""
     each = profile.overhead_s
     work = [max(0.0, segment.seconds - each) for segment in profile.segments]
     if profile.whole_s is None or not sum(work) or not all(segment.measured for segment in profile.segments):
@@ -193,7 +195,7 @@ def _work_s(profile: Profile) -> list[float]:
 
 
 def group_by_class(devices: Sequence[PlannerDevice]) -> dict[DeviceClass, list[str]]:
-    """Return the names of the devices of each kind."""
+    """Return the names of the devices of each class."""
     found: dict[DeviceClass, list[str]] = {}
     for device in devices:
         found.setdefault(device.kind, []).append(device.name)

@@ -1,11 +1,12 @@
-"""Prices for devices: a lower bound for every plan, and the way to a good one.
+"""Dual prices of devices: a lower bound for every plan, and a start for the search.
 
-Every device may be used once. Drop that, and let a path pay for each device it takes: the cheapest path is found at
-once, and what it costs, less the price of all devices, is at most what the best plan costs (Lagrangian relaxation;
-Fisher, "The Lagrangian relaxation method for solving integer programming problems", Management Science 27, 1981).
+A plan may use each device once. The relaxation drops this constraint and lets a path pay for each device it takes. The
+cheapest path is then found at once, and its cost minus the price of all devices is at most the cost of the best plan
+(Lagrangian relaxation; Fisher, "The Lagrangian relaxation method for solving integer programming problems", Management
+Science 27, 1981).
 
-A stage that needs r replicas of one class costs at least r times the price of one of its devices, and a mixed group at
-least the mean of what its members would cost so; so each edge costs the least of latency + price * need over classes.
+A stage that needs r replicas of one class costs at least r times the price of one device, and a mixed group at least
+the mean of such costs of its members. So each edge costs the least of latency + price * need over the classes.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ _PATIENCE = 6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DualPrices:
-    """What a device of each class costs, what any device costs on top, and the cheapest way from each node to the end.
+    """The price of a device of each class, the price of any device on top, and the cheapest way from each node to the
+    end.
 
-    `bound` is a lower bound of the objective; inf says that no plan exists. `path` is the cheapest path as (column of
-    the choices, class), which is a plan where `fits` says so.
+    `bound` is a lower bound of the objective; inf says that no plan exists. `path` is the cheapest path, as pairs
+    (column of the feasible edges, class). `fits` says that the path is a plan.
     """
 
     each: Floats
@@ -38,12 +40,12 @@ class DualPrices:
     fits: bool
 
     def worth(self, left: Floats, allowed: int) -> float:
-        """Return the price of the devices that are left, of which `allowed` may still be used."""
+        """Return the price of the devices that are left, of which a plan may still use `allowed`."""
         return float(self.each @ left) + self.any * allowed
 
 
 def evaluate(options: FeasibleEdges, each: Floats, extra: float) -> DualPrices:
-    """Return the cheapest path at these prices, and the bound that it gives."""
+    """Return the cheapest path at these prices, and the bound that follows from it."""
     cost = options.latency_s + (each + extra)[:, None] * options.need  # latency is inf where the need is NEVER
     return _walk(options, cost, each, extra)
 
@@ -72,7 +74,7 @@ def _walk(options: FeasibleEdges, cost: Floats, each: Floats, extra: float) -> D
 
 
 def trim(options: FeasibleEdges, prices: DualPrices, target_s: float) -> FeasibleEdges:
-    """Return the choices without those that no plan below the target can have, as the prices prove."""
+    """Return the edges without those that, by the prices, no plan below the target can contain."""
     problem, first = options.problem, options.first
     cost = options.latency_s + (prices.each + prices.any)[:, None] * options.need
     weight = cost.min(axis=0)
@@ -104,9 +106,10 @@ def _fits(options: FeasibleEdges, path: list[tuple[int, int]]) -> bool:
 
 
 def price_devices(options: FeasibleEdges, guess: Floats, rounds: int = ROUNDS) -> DualPrices:
-    """Look for prices at which no plan can exist (bound inf), or a path that is one (`fits`); else the best prices.
+    """Search prices at which no plan can exist (bound inf), or at which the path is a plan (`fits`); else the best
+    prices.
 
-    The prices of all devices together are 1, so the cheapest path proves that there is no plan when it costs more.
+    The prices of all devices add up to 1, so a cheapest path that costs more proves that there is no plan.
     """
     counts, weights = _counts(options), np.append(guess, guess.mean() / 4)
     if not _capped(options):
@@ -139,7 +142,7 @@ def price_devices(options: FeasibleEdges, guess: Floats, rounds: int = ROUNDS) -
 
 
 def price_latency(options: FeasibleEdges, target_s: float, rounds: int = ROUNDS) -> DualPrices:
-    """Return prices with a high lower bound of the latency; `target_s` is what some plan reaches."""
+    """Return prices with a high lower bound of the latency; some plan reaches `target_s`."""
     counts = _counts(options)
     weights, pace, patience = np.zeros(len(counts)), 1.0, 0
     best: DualPrices | None = None
@@ -161,7 +164,7 @@ def price_latency(options: FeasibleEdges, target_s: float, rounds: int = ROUNDS)
 
 
 def _subgradient_step(options: FeasibleEdges, weights: Floats, slope: Floats, rise: float) -> Floats:
-    """Return prices a step up the slope, long enough to rise that far on it (Polyak's subgradient step)."""
+    """Return prices one step up the slope, long enough for a gain of `rise` (Polyak's subgradient step)."""
     slope = np.where((weights <= 0) & (slope < 0), 0.0, slope)
     if not _capped(options):
         slope[-1] = 0.0
@@ -169,7 +172,7 @@ def _subgradient_step(options: FeasibleEdges, weights: Floats, slope: Floats, ri
 
 
 def _counts(options: FeasibleEdges) -> Floats:
-    """Return how many devices there are of each class, and how many may be used in all."""
+    """Return the number of devices of each class, and the number that a plan may use in all."""
     return np.append(np.array(options.problem.counts, float), options.devices)
 
 

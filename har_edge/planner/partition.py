@@ -11,12 +11,16 @@ from har_edge.errors import CutError
 def balance(costs_s: Sequence[float], stages: int, crossing_bytes: Sequence[int]) -> tuple[int, ...]:
     """Return the borders at which to cut a chain of segments into `stages` runs.
 
-    `costs_s` holds the seconds of each segment; `crossing_bytes[i]` what crosses the border before segment i + 1 (one
-    fewer than segments). A border b, 1 <= b < len(costs_s), lies before segment b. The slowest stage is as fast as
-    possible; of all such plans, the one with the fewest crossing bytes is taken, then the one with the earliest cuts.
+    Args:
+        costs_s: Seconds of each segment.
+        stages: Number of stages, 1 to the number of segments.
+        crossing_bytes: Bytes that cross the border before segment i + 1; one entry fewer than segments.
 
-    Exact: the bottleneck by dynamic programming over prefixes (the linear partition problem, Skiena, The Algorithm
-    Design Manual, 2nd ed., section 8.5), then the bytes in the same way among plans that keep to it.
+    Returns a border b, 1 <= b < len(costs_s), for each cut before segment b. The slowest stage is as fast as possible;
+    of all such plans, the function takes the one with the fewest crossing bytes, then the one with the earliest cuts.
+
+    The result is exact. Dynamic programming over prefixes finds the bottleneck (the linear partition problem, Skiena,
+    The Algorithm Design Manual, 2nd ed., section 8.5), and then the fewest bytes among plans that keep to it.
 
     Raises CutError when there are fewer segments than stages.
     """

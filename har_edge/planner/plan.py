@@ -1,4 +1,4 @@
-"""Which device runs which slice: the best plan for devices and links that differ, and why not another."""
+"""Find the best plan for unequal devices and links, and compare it with others."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _QUICK = 16  # states kept for plans that are only compared with
 
 
 class Objective(Enum):
-    """What a plan is best at: windows per second (the smallest bottleneck), or the way of one window."""
+    """The figure that a plan optimises: windows per second (the smallest bottleneck), or the latency of one window."""
 
     THROUGHPUT = "throughput"
     LATENCY = "latency"
 
 
 class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Operators [start, stop) on one device, or on several that take turns; seconds are those of the slowest.
+    """Operators [start, stop) on one device, or on several that take turns; seconds are those of the slowest device.
 
-    A device spends `compute_s` on the model and `message_s` on messages for one window, its link `link_s`; the stage
-    keeps up a window every `period_s`, and one window takes `latency_s` from the broker and back to it.
+    For one window, a device spends `compute_s` on the model and `message_s` on messages, and its link is busy for
+    `link_s`. The stage takes one window every `period_s`. One window takes `latency_s` from the broker and back to it.
     """
 
     devices: tuple[str, ...]
@@ -61,8 +61,7 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Stages in order, and the devices that no stage needs.
 
-    `bound_s` is what no plan can beat: of the bottleneck, or of the latency where that is the objective; `proven` says
-    that this plan meets it.
+    `bound_s` is a lower bound of the objective over all plans, and `proven` says that this plan meets it.
     """
 
     version: int
@@ -88,7 +87,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def gap(self) -> float:
-        """How much better, as a part of the bound, a plan nobody found could be at most."""
+        """How much better another plan could be at most, as a fraction of the bound."""
         value = self.bottleneck_s if self.objective is Objective.THROUGHPUT else self.latency_s
         return 0.0 if self.proven else value / self.bound_s - 1 if self.bound_s > 0 else math.inf
 
@@ -106,9 +105,9 @@ class Alternative(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanningProblem:
-    """A model in all its slices, the devices by kind, and what every slice costs on every kind.
+    """A model in all its slices, the devices by class, and the cost of every slice on every class.
 
-    Plans have `least` to `most` devices; with `cuts`, those slices and no others.
+    A plan has `least` to `most` devices; with `cuts`, it has exactly those slices.
     """
 
     model: str
@@ -132,7 +131,7 @@ class PlanningProblem:
         return problem if self.cuts is None else replace(problem, period_s=self._only(problem, self.cuts))
 
     def _only(self, problem: SearchProblem, cuts: tuple[int, ...]) -> Floats:
-        """Return the periods with no device for any slice but those between `cuts`."""
+        """Return the periods with every slice ruled out that does not lie between two of the `cuts`."""
         edges = self.slice_graph.walk(
             [self.slice_graph.bounds.index(cut) for cut in cuts if cut in self.slice_graph.bounds]
         )
@@ -154,7 +153,11 @@ def make_planning_problem(
     replicas: int = REPLICAS,
     sensors: SensorMessages = SensorMessages.APART,
 ) -> PlanningProblem:
-    """Put a model and devices together. `bounds` are those of the profiles; `replicas` is the most a stage may have.
+    """Combine a model and devices.
+
+    Args:
+        bounds: Operators at which the segments of the profiles begin, and the number of operators.
+        replicas: Most replicas of one stage.
 
     Raises ConfigError for bounds that are not this model's.
     """
@@ -180,7 +183,8 @@ def make_planning_problem(
 def make_plan(planning: PlanningProblem, objective: Objective) -> Plan:
     """Return the best plan.
 
-    Raises ConfigError when the model is too large for all devices together, SearchLimit when that could not be told.
+    Raises ConfigError when the model is too large for all devices together, SearchLimit when the search cannot decide
+    it.
     """
     solution = _solve(planning.problem, objective)
     if solution is None:
@@ -203,7 +207,7 @@ def make_plan(planning: PlanningProblem, objective: Objective) -> Plan:
 
 
 def compare(planning: PlanningProblem, plan: Plan) -> list[Alternative]:
-    """Return the plans that a reader may have expected instead, each with its predicted figures."""
+    """Return the plans that a reader may have expected instead, with their predicted figures."""
     problem, used = planning.problem, len(plan.devices)
     found = []
     if used > 1:
@@ -253,7 +257,7 @@ def _bounded(name: str, problem: SearchProblem, objective: Objective) -> Alterna
 
 
 def _equal_times(planning: PlanningProblem) -> Alternative:
-    """Return the plan that knows time alone: slices of equal time on the devices, in the order of the file."""
+    """Return the plan by time alone: slices of equal time, on the devices in the order of the file."""
     slice_graph, stages = planning.slice_graph, min(len(planning.devices), len(planning.slice_graph.bounds) - 1)
     name = f"{stages} slices of equal time, devices in order"
     crossing = [0] * (len(slice_graph.bounds) - 2)
@@ -295,7 +299,7 @@ def _single(planning: PlanningProblem, objective: Objective) -> Alternative:
 
 
 def _too_large(planning: PlanningProblem) -> str:
-    """Say what is missing when no plan fits."""
+    """Return the text that says which memory is missing when no plan fits."""
     slice_graph, costs = planning.slice_graph, planning.costs
     whole = slice_graph.walk(())
     assert whole is not None

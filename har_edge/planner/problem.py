@@ -1,4 +1,4 @@
-"""The problem that the planner solves: a path of stages through a graph, and devices for each stage."""
+"""The search problem of the planner: a path of stages through a graph, and devices for each stage."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class StageAssignment:
 class SearchProblem:
     """Stages to choose from, and devices to run them.
 
-    Node 0 is the start, the last one the end; `tails` and `heads` hold the two ends of each edge, sorted by tail, every
-    head above its tail. `period_s` and `latency_s` have a row a class and a column an edge: the seconds between two
-    windows that one such device keeps up, and the seconds that one window takes; inf where the device cannot run the
-    stage. `counts` says how many devices each class has. A `shareable` edge may have up to `replicas` devices: r of
-    them take turns and keep up the r-th part of the slowest one's period. A plan has `least` to `most` devices.
+    Node 0 is the start and the last node the end. `tails` and `heads` hold the two ends of each edge, sorted by tail,
+    every head above its tail. `period_s` and `latency_s`, float64 [classes, edges], are the shortest time between two
+    windows and the time of one window on such a device; inf where it cannot run the stage. `counts` is the number of
+    devices of each class. A `shareable` edge may have up to `replicas` devices: r of them take turns and need the r-th
+    part of the slowest one's period. A plan has `least` to `most` devices.
     """
 
     nodes: int
@@ -48,7 +48,7 @@ class SearchProblem:
     most: int = NEVER
 
     def period_of(self, step: StageAssignment) -> float:
-        """Return the seconds between two windows that a step keeps up."""
+        """Return the seconds between two windows that a stage can keep up."""
         used = [k for k, count in enumerate(step.devices) if count]
         return float(self.period_s[used, step.edge].max()) / step.replicas
 
@@ -60,7 +60,7 @@ class SearchProblem:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeasibleEdges:
-    """The edges of a problem that can keep to a bottleneck, and what they take.
+    """The edges of a problem that can keep to a bottleneck, and their costs.
 
     `need[k, j]` is the smallest number of replicas with which a device of class k keeps to the bottleneck on edge
     `edges[j]`, NEVER where none does. `first[v]` to `first[v + 1]` are the edges that leave node v. `latency_s` is zero
@@ -77,7 +77,7 @@ class FeasibleEdges:
     devices: int
 
     def only(self, kept: NDArray[np.bool_]) -> FeasibleEdges:
-        """Return the choices that are kept; `kept` has a row a class and a column an edge."""
+        """Return the edges that are kept; `kept` is bool [classes, edges]."""
         columns = np.flatnonzero(kept.any(axis=0))
         kept, edges = kept[:, columns], self.edges[columns]
         return FeasibleEdges(
@@ -93,7 +93,7 @@ class FeasibleEdges:
 
 
 def feasible_edges(problem: SearchProblem, bottleneck_s: float, *, timed: bool) -> FeasibleEdges:
-    """Return what can keep to a bottleneck; `timed` says that latency counts."""
+    """Return the edges that can keep to a bottleneck; `timed` says that latency counts."""
     need = _need(problem, bottleneck_s)
     edges = np.flatnonzero((need < NEVER).any(axis=0))
     need = need[:, edges]
@@ -111,7 +111,7 @@ def feasible_edges(problem: SearchProblem, bottleneck_s: float, *, timed: bool) 
 
 
 def _need(problem: SearchProblem, bottleneck_s: float) -> NDArray[np.int16]:
-    """Return the smallest r with period / r <= bottleneck, compared as it is computed everywhere else."""
+    """Return the smallest r with period / r <= bottleneck, in the same floating-point operations as everywhere else."""
     period = problem.period_s
     cap = np.where(problem.shareable, min(problem.replicas, sum(problem.counts), problem.most), 1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,4 +1,4 @@
-"""What one model costs on one device: measured once, kept as JSON, and read by the planner."""
+"""The profile of one model on one device: measured once, kept as JSON, and read by the planner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VERSION = 1
 
 
 class OperatorWork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the operators of one kind do within a segment: how many, arithmetic operations, bytes of their tensors."""
+    """The work of all operators of one kind in a segment: number, arithmetic operations, bytes of their tensors."""
 
     kind: str
     operators: int
@@ -23,7 +23,7 @@ class OperatorWork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SegmentCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Operators [start, stop): seconds of one run by itself, whether they were measured or filled by regression."""
+    """Operators [start, stop): seconds of one run by itself, measured or estimated by regression."""
 
     start: int
     stop: int
@@ -33,9 +33,9 @@ class SegmentCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MemoryCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Resident memory of a process in bytes: with bus and a running runtime, growth by the whole model, and its peak.
+    """Resident memory of a process in bytes: with bus and runtime, growth by the whole model, and its peak.
 
-    `tensor_bytes` are the weights and the largest set of activations alive at once, to which the growth compares.
+    `tensor_bytes` counts the weights and the largest set of activations alive at once, to compare with the growth.
     """
 
     base_bytes: int
@@ -45,7 +45,7 @@ class MemoryCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MessageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Processor seconds to pack and publish one message, or to receive and unpack it, and those of each byte of it."""
+    """Processor seconds to pack and publish one message, or to receive and unpack it, and the same for each byte."""
 
     seconds: float
     seconds_per_byte: float
@@ -53,23 +53,24 @@ class MessageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LinkCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The way between device and broker: seconds there and back, and bytes per second, both directions together."""
+    """The link between device and broker: seconds there and back, and bytes per second, both directions together."""
 
     round_trip_s: float
     bytes_per_s: float
 
 
 class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How well the regression does: segments it learnt from, and the median relative error on segments left out."""
+    """The quality of the regression: the number of segments, and the median relative error on segments left out."""
 
     samples: int
     error: float
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything measured of one model on one device; None is what could not be, or was not asked for.
+    """All measurements of one model on one device; None stands for a measurement that failed or was not asked for.
 
-    `overhead_s` is what each run costs however few operators it has. `delegate` is left out where XNNPACK computed.
+    `overhead_s` is the time that each run costs, however few operators it has. `delegate` is left out where XNNPACK ran
+    the model.
     """
 
     version: int
@@ -89,7 +90,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def computed_by(self) -> str:
-        """Who computed what was timed: "xnnpack", where the runtime hands operators to it, or "none"."""
+        """The delegate that ran the model: "xnnpack", where the runtime hands operators to it, or "none"."""
         return "xnnpack" if self.delegate is msgspec.UNSET else self.delegate
 
     @property
@@ -99,23 +100,23 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def cache_folder() -> Path:
-    """Return where profiles live: `$XDG_CACHE_HOME/har-edge/profiles`, by default below ~/.cache."""
+    """Return the folder of profiles: `$XDG_CACHE_HOME/har-edge/profiles`, by default below ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "har-edge" / "profiles"
 
 
 def profile_path(device: str, model_sha256: str, threads: int, delegate: str | None = None) -> Path:
-    """Return where the profile of a model on a device is kept."""
+    """Return the path of the profile of a model on a device."""
     return _folder(delegate) / f"{device}-{model_sha256[:16]}-{threads}.json"
 
 
 def _folder(delegate: str | None) -> Path:
-    """Return where profiles lie; those made without XNNPACK in a folder of their own."""
+    """Return the folder of profiles; those made without XNNPACK have a folder of their own."""
     return cache_folder() / "none" if delegate == "none" else cache_folder()
 
 
 def store_profile(profile: Profile, path: Path) -> None:
-    """Write a profile as readable JSON; raises ConfigError where that is not possible."""
+    """Write a profile as readable JSON. Raises ConfigError when the file cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ def store_profile(profile: Profile, path: Path) -> None:
 
 
 def load_profile(path: Path, delegate: str | None = None) -> Profile:
-    """Read a profile; raises ConfigError when it is missing, malformed, or of another version or delegate."""
+    """Read a profile. Raises ConfigError when it is missing, malformed, or of another version or delegate."""
     try:
         profile = msgspec.json.decode(path.read_bytes(), type=Profile)
     except OSError as error:
@@ -148,7 +149,7 @@ def load_profile(path: Path, delegate: str | None = None) -> Profile:
 
 
 def cached_profiles(device: str, delegate: str | None = None) -> list[Profile]:
-    """Return every readable profile of a device in the cache, of whatever model, that was made with this delegate."""
+    """Return every readable profile of a device in the cache that was made with this delegate, of any model."""
     found = []
     for path in sorted(_folder(delegate).glob("*.json")):
         try:
@@ -161,7 +162,7 @@ def cached_profiles(device: str, delegate: str | None = None) -> list[Profile]:
 
 
 def _check(profile: Profile, path: Path) -> None:
-    """Refuse figures that no measurement gives: negative, not finite, or with holes between segments."""
+    """Raise ConfigError for figures that no measurement gives: negative, not finite, or with gaps between segments."""
     numbers = [profile.overhead_s, *(segment.seconds for segment in profile.segments)]
     numbers += [profile.message.seconds, profile.message.seconds_per_byte] if profile.message else []
     if profile.link is not None:

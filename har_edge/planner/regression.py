@@ -1,4 +1,4 @@
-"""Estimate the seconds of operators that were not measured, from those that were."""
+"""Estimate the seconds of operators that were not measured from those that were."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _JUDGED = 60  # samples that are left out in turn, at most
 
 @dataclass(frozen=True, slots=True)
 class SegmentSample:
-    """Seconds that a segment took beyond what every run costs, and its work."""
+    """Seconds of a segment beyond the overhead of a run, and its work."""
 
     seconds: float
     work: tuple[OperatorWork, ...]
@@ -31,17 +31,19 @@ class SegmentSample:
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """Seconds for each feature: operators, operations and bytes of any kind, and the last two by kind."""
+    """Seconds for each feature: operators, operations and bytes of all kinds, and the last two by kind."""
 
     seconds: dict[tuple[str, str], float]
 
     def predict(self, work: Sequence[OperatorWork]) -> float:
-        """Return the seconds of this work; a kind never seen counts as any other."""
+        """Return the seconds of this work; an unknown kind counts by the features of all kinds."""
         return sum(self.seconds.get(name, 0.0) * value for name, value in _features(work).items())
 
 
 def work_of(model: Model, start: int, stop: int) -> tuple[OperatorWork, ...]:
-    """Return the work of operators [start, stop), by kind; what only prepares constants is done once and left out."""
+    """Return the work of operators [start, stop) by kind, without operators that only prepare constants, which run
+    once.
+    """
     graph, folded = model.main, trace_dataflow(model).folded
     found: dict[str, list[int]] = {}
     for operator in graph.operators[start:stop]:
@@ -55,7 +57,7 @@ def work_of(model: Model, start: int, stop: int) -> tuple[OperatorWork, ...]:
 
 
 def _operations(model: Model, operator: Operator) -> int:
-    """Return the arithmetic of one operator; one for each value it makes where nobody has counted this kind."""
+    """Return the arithmetic operations of one operator; an uncounted kind has one for each value of its outputs."""
     alone = replace(model, graphs=(replace(model.main, operators=(operator,)),))
     try:
         return count_operations(alone)
@@ -66,8 +68,8 @@ def _operations(model: Model, operator: Operator) -> int:
 def fit(samples: Sequence[SegmentSample]) -> Regression:
     """Return the least-squares fit with no negative seconds.
 
-    Each error is weighed by the square root of what was measured, so that neither long nor short segments rule alone.
-    Raises ModelError without samples.
+    The weight of each error is the inverse square root of the measured time, so that neither long nor short segments
+    rule alone. Raises ModelError without samples.
     """
     if not samples:
         raise ModelError(
@@ -97,10 +99,10 @@ def cross_validate(samples: Sequence[SegmentSample]) -> Fit:
 def segment_costs(
     model: Model, bounds: Sequence[int], measured: Mapping[int, float], overhead_s: float, others: Sequence[Profile]
 ) -> tuple[tuple[SegmentCost, ...], Fit | None]:
-    """Return the cost of every segment, and how good the fit is that filled what was not measured.
+    """Return the cost of every segment, and the quality of the fit that estimated those not measured.
 
-    `measured` maps the first operator of a segment to its seconds; `others` are profiles of other models on the same
-    device, which help to estimate the rest. Raises ModelError when something is missing and nothing was measured.
+    `measured` maps the first operator of a segment to its seconds. `others` are profiles of other models on the same
+    device, which improve the estimate. Raises ModelError when something is missing and nothing was measured.
     """
     spans = list(pairwise(bounds))
     work = {start: work_of(model, start, stop) for start, stop in spans}

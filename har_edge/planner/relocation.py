@@ -1,6 +1,6 @@
-"""Stages on nodes that come and go: where stages without a node go at once, and what nodes are to the planner.
+"""Place stages on nodes that come and go: stages without a node move at once, and nodes become devices for the planner.
 
-A relocation keeps the cuts and asks no planner, so that it takes no time; several stages may then share a node.
+A relocation keeps the cuts and needs no planner, so it takes no time. Several stages may then share a node.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from har_edge.planner.plan import PlanningProblem
 from har_edge.planner.profile import Profile
 from har_edge.units import duration, speed
 
-# What a node's link is taken for until somebody measures it: Wi-Fi of a Raspberry Pi.
+# The planner assumes this link until a node has measured its own: Wi-Fi of a Raspberry Pi.
 LINK_BYTES_PER_S = 5e6
 LATENCY_S = 0.002
-# Processor time of a message on the reference device, where no profile measured it.
+# Processor seconds of a message on the reference device, where no profile measured it.
 MESSAGE_S = 0.0002
-# Figures this near to each other are one: nodes that are alike must be alike to the planner.
+# Figures within this factor count as equal, so that similar nodes form one device class.
 GRAIN = 1.15
 
-# A stage to place, or placed: epoch, stage, replica.
+# One replica of a stage: generation, stage, replica.
 Key = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node that may run stages; None in the link: not measured.
+    """A node that may run stages; None stands for a part of the link that was not measured.
 
-    `speed` is a factor on the reference profile; the node proved to be `slow` times as slow as that.
+    `speed` is a factor on the reference profile. The node proved to be `slow` times as slow as that.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Candidate:
 
     @property
     def effective_speed(self) -> float:
-        """The speed that counts."""
+        """The speed to plan with."""
         return self.speed / self.slow
 
 
 @dataclass(frozen=True, slots=True)
 class StageLoad:
-    """What a stage takes: seconds a window on the reference device, bytes; `node` runs it, None: nobody does."""
+    """The load of a stage: seconds for a window on the reference device, and bytes; `node` runs it, if not None."""
 
     key: Key
     seconds: float
@@ -60,7 +60,7 @@ class StageLoad:
 
 @dataclass(frozen=True, slots=True)
 class StagePlacement:
-    """A stage, or one of those that take turns at it, on a node."""
+    """A stage, or one of its replicas, on a node."""
 
     stage: int
     node: str
@@ -68,7 +68,7 @@ class StagePlacement:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What an arrangement will take: seconds between windows, of one window, and of each stage for a window."""
+    """The predicted figures of a placement: seconds between windows, of one window, and of each stage for a window."""
 
     period_s: float
     latency_s: float
@@ -78,9 +78,10 @@ class Forecast:
 def relocate(loads: Sequence[StageLoad], candidates: Sequence[Candidate]) -> dict[Key, str]:
     """Return a node for every load that has none among the candidates; empty without candidates.
 
-    The largest first, each to the node that will then be least busy, of those that have memory for it: so a spare node
-    comes before one that works, unless it is much slower. Where none has memory, the one that lacks least: a pipeline
-    that may be tight is better than one that stands. Replicas of a stage share a node only when they must.
+    The largest load goes first, each to the node with memory for it that will then be least busy. A spare node
+    therefore comes before a busy one, unless it is much slower. If no node has the memory, the load goes to the node
+    that lacks least, since a pipeline that may be short of memory is better than one that stands still. Replicas of a
+    stage share a node only when they must.
     """
     busy = {candidate.name: 0.0 for candidate in candidates}
     used = dict.fromkeys(busy, 0)
@@ -113,7 +114,7 @@ def relocate(loads: Sequence[StageLoad], candidates: Sequence[Candidate]) -> dic
 
 
 def apply_overrides(candidates: Sequence[Candidate], file: DevicesFile | None) -> list[Candidate]:
-    """Return candidates with what a devices file says of them, which counts more than what nodes say of themselves."""
+    """Return the candidates with the figures of a devices file, which override what nodes report of themselves."""
     known = {name: entry for entry in (file.device if file else ()) for name in names_of(entry)}
     found = []
     for candidate in candidates:
@@ -133,10 +134,11 @@ def apply_overrides(candidates: Sequence[Candidate], file: DevicesFile | None) -
 def devices_of(
     candidates: Sequence[Candidate], reference: Profile, file: DevicesFile | None, path: Path
 ) -> tuple[list[PlannerDevice], list[str]]:
-    """Return candidates (informed) as the planner knows devices, and remarks on what their figures rest on.
+    """Return candidates, with the overrides applied, as devices for the planner, and remarks on the origin of the
+    figures.
 
-    `file`, at `path`, may name a profile of their own and what a message takes there. Raises ConfigError as
-    `make_devices` does.
+    `file`, at `path`, may name a profile of a node and its time for a message. Raises ConfigError as `make_devices`
+    does.
     """
     known = {name: entry for entry in (file.device if file else ()) for name in names_of(entry)}
     entries, assumed = [], []
@@ -169,9 +171,9 @@ def devices_of(
 
 
 def quantize(candidate: Candidate) -> Candidate:
-    """Return a candidate with the speed that counts, and figures rounded to about 15 %.
+    """Return a candidate with its effective speed, and with figures rounded to about 15 %.
 
-    So nodes that are alike are of one kind to the planner.
+    Similar nodes then form one device class for the planner.
     """
     link, latency, memory = candidate.link_bytes_per_s, candidate.latency_s, candidate.memory_bytes
     return replace(
@@ -194,7 +196,7 @@ def _round(value: float) -> float:
 
 
 def _floor(size: int) -> int:
-    """Round down to two digits."""
+    """Round down to two significant digits."""
     unit: int = 10 ** max(0, len(str(size)) - 2)
     return size - size % unit
 
@@ -202,10 +204,10 @@ def _floor(size: int) -> int:
 def forecast(
     planning: PlanningProblem, cuts: Collection[int], places: Sequence[StagePlacement], cores: Mapping[str, int]
 ) -> Forecast | None:
-    """Return what an arrangement takes, with several stages on a node; None for cuts or nodes it does not know.
+    """Return the figures of a placement with several stages on a node; None for cuts or nodes that it does not know.
 
-    A node keeps up what its cores do together, no slice on more than one, and what its link carries. A node whose
-    memory does not hold its stages never keeps up.
+    A node is limited by its cores together, by one core for each slice, and by its link. A node whose memory does not
+    hold its stages has an infinite period.
     """
     try:
         edges = planning.slice_graph.walk([planning.slice_graph.bounds.index(cut) for cut in sorted(cuts)])

@@ -25,17 +25,17 @@ from har_edge.planner.problem import FeasibleEdges, Floats, SearchProblem, Stage
 WIDTH = 48  # states kept for each place to cut
 _FEW = 4
 _PROOFS = 8
-_SAME = 1e-12  # sums in another order differ by that much
-_NEAR = 1e-3  # where no proof is to be had, a plan this near to what was not found is good enough
+_SAME = 1e-12  # sums in another order differ by so much
+_NEAR = 1e-3  # without a proof, a plan this near to the bound ends the search
 
 
 class SearchLimit(InputError):
-    """No plan was found among the states that were kept, which does not prove that there is none."""
+    """The search kept too few states to find a plan, which does not prove that there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """The steps of the best plan that was found, and what no plan can beat.
+    """The stages of the best plan that was found, and a bound for all plans.
 
     `bound_s` is a proven lower bound of the objective; `proven` says that the plan meets it.
     """
@@ -49,16 +49,17 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class _Feasibility:
-    """A plan that keeps to a bottleneck; without one, `exact` says that there is none."""
+    """A plan that keeps to a bottleneck; if there is none, `exact` says that none exists."""
 
     steps: tuple[StageAssignment, ...] | None
     exact: bool
 
 
 def minimize_bottleneck(problem: SearchProblem, width: int = WIDTH) -> Solution | None:
-    """Return the plan with the smallest bottleneck, of these one with a short latency; None where there is no plan.
+    """Return the plan with the smallest bottleneck, and among these one with a short latency; None where there is no
+    plan.
 
-    Raises SearchLimit when `width` states for each place to cut do not tell whether there is one.
+    Raises SearchLimit when `width` states for each node do not decide whether a plan exists.
     """
     answer = _start(problem, width)
     if answer is None:
@@ -122,7 +123,7 @@ def _decide(problem: SearchProblem, bottleneck_s: float, width: int) -> _Feasibi
 
 
 def _shorten(problem: SearchProblem, steps: tuple[StageAssignment, ...], bottleneck_s: float, width: int) -> Solution:
-    """Return the plan of least latency that keeps to a bottleneck, knowing one that does."""
+    """Return the plan of least latency that keeps to a bottleneck; `steps` is one that does."""
     options = feasible_edges(problem, bottleneck_s, timed=True)
     target = _latency(problem, steps)
     prices = price_latency(options, target)
@@ -154,9 +155,9 @@ def _raise_bound(problem: SearchProblem, low: float, high: float) -> float:
 
 
 def _next(problem: SearchProblem, bottleneck_s: float) -> float:
-    """Return the smallest bottleneck above this one that a stage can have; inf where there is none.
+    """Return the smallest bottleneck above this one that a stage can have, inf where there is none.
 
-    A stage of r replicas takes the r-th part of a period, so that is the least such part above.
+    A stage of r replicas takes the r-th part of a period, so the result is the least such part above.
     """
     period = problem.period_s[np.isfinite(problem.period_s)]
     shared = np.broadcast_to(problem.shareable, problem.period_s.shape)[np.isfinite(problem.period_s)]
@@ -172,7 +173,7 @@ def _next(problem: SearchProblem, bottleneck_s: float) -> float:
 
 
 def _speeds(problem: SearchProblem, options: FeasibleEdges) -> Floats:
-    """Return what share of the work each class can do: good prices to begin with."""
+    """Return the fraction of the work that each class can do: good prices to begin with."""
     period = problem.period_s[:, options.edges]
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(np.isfinite(period), period.min(axis=0) / period, np.nan)
@@ -181,7 +182,7 @@ def _speeds(problem: SearchProblem, options: FeasibleEdges) -> Floats:
 
 
 def _steps(options: FeasibleEdges, prices: DualPrices) -> tuple[StageAssignment, ...]:
-    """Return the path that goes with prices."""
+    """Return the stages of the path that belongs to the prices."""
     classes = range(len(options.problem.counts))
     return tuple(
         StageAssignment(int(options.edges[j]), tuple(int(options.need[k, j]) if other == k else 0 for other in classes))

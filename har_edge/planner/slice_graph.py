@@ -1,8 +1,8 @@
-"""Every slice of a model that a stage can run, and what it takes in, gives out and holds.
+"""Every slice of a model that a stage can run, with its inputs, outputs and memory.
 
-A stage gets each tensor straight from the stage that makes it, and a message carries all that its stage sends. So what
-a stage receives depends on where the model was cut before: a node is a place to cut together with the messages that
-hold the tensors still needed from there on. Where nothing skips over a cut there is one node a place.
+A stage gets each tensor straight from the stage that makes it, and a message carries all that its stage sends. The
+messages that a stage receives therefore depend on the earlier cuts. So a node is a place to cut together with the
+messages that hold tensors still needed. If no tensor skips over a cut, each place has one node.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RESULT_BYTES = 256  # the JSON of one result
 HEAD_BYTES = 128  # topic, names, shapes and MQTT header of one message
 MAX_EDGES = 60_000
 
-# Messages under way at a place: the tensors of each that are still needed, and its bytes.
+# Messages in flight at a place: the tensors of each that are still needed, and its bytes.
 InFlight = tuple[tuple[tuple[int, ...], int], ...]
 
 
@@ -29,9 +29,9 @@ InFlight = tuple[tuple[tuple[int, ...], int], ...]
 class SliceGraph:
     """Slices as edges of a graph, in the order of their tails.
 
-    `bounds` are operators, the legal places to cut with 0 and the end around them; `places[v]` is the place of node v
-    as an index into them. Each edge has its first and last place, messages and bytes it receives and sends, and the
-    bytes of its weights and of the most activations alive at once. `whole` says that no way to cut was left out.
+    `bounds` are operators: 0, the legal places to cut, and the number of operators. `places[v]` is the index into them
+    of node v. Each edge has its first and last place, the messages and bytes that it receives and sends, and the bytes
+    of its weights and of the most activations alive at once. `whole` says that no way to cut was left out.
     """
 
     bounds: tuple[int, ...]
@@ -79,7 +79,7 @@ class _Value:
 
 
 def make_slice_graph(model: Model, bounds: Sequence[int], sensors: SensorMessages = SensorMessages.APART) -> SliceGraph:
-    """Return every slice between places to cut. `bounds` are operators that can all be cut at once."""
+    """Return every slice between two places to cut; the model can be cut at all `bounds` at once."""
     graph, values = model.main, _values(model, bounds)
     n = len(bounds) - 1
     memory = tensor_bytes(model, bounds)
