@@ -85,6 +85,6 @@ STYLED = [page for page in PAGES if page.name not in ("CHANGELOG.md",) and "find
 def test_sentences_begin_with_their_subject(page: Path) -> None:
     """A sentence that begins with Whoever, What, Where or Of has to be read twice; questions and headings may."""
     lines = [line for line in prose(page).splitlines() if not re.match(r"#|\||    ", line)]
-    sentences = re.split(r"(?<=[.!?:])\s+|\n\n|\n(?=[-*] |\d+\. )", "\n".join(lines))
+    sentences = [one.strip() for one in re.split(r"(?<=[.!?:])\s+|\n\n|\n(?=[-*] |\d+\. )", "\n".join(lines))]
     found = [one for one in sentences if re.match(r"(?:[-*] |\d+\. )?(Whoever|Whatever|What|Where|Of)\b", one)]
     assert [one for one in found if not one.rstrip().endswith("?")] == []
