@@ -132,3 +132,13 @@ def test_every_documented_option_exists() -> None:
     lines = [line for block in scripts for line in block.splitlines() if line.startswith("har-edge")]
     unknown = {option for line in lines for option in re.findall(r"--[a-z-]+", line) if option not in helps}
     assert len(lines) >= 20 and unknown == set()
+
+
+def test_every_extra_is_on_the_page_that_says_how_to_install() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = re.findall(
+        r"^(\w+) = \[", project.partition("[project.optional-dependencies]")[2].partition("\n[")[0], re.M
+    )
+    page = (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
+    table = page.partition("| extra |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {*extras} - {"broker", "test"}
