@@ -57,7 +57,8 @@ from har_edge.mqtt.bus import Delivery
 from har_edge.protocol import wire
 from har_edge.protocol.topics import ALL_SOURCES, Topics
 from har_edge.runtime.build import names_of, source_ids
-from har_edge.runtime.stage.stage import Stage, StageSetup
+from har_edge.runtime.stage.setup import StageSetup
+from har_edge.runtime.stage.stage import Stage
 from har_edge.tflite import slices as slicing
 from har_edge.tflite.cuts import list_cuts
 from har_edge.tflite.folder import make_manifest

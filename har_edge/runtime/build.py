@@ -32,7 +32,8 @@ from har_edge.inference.saturation import NODE_EVERY, QuantizedRange, Saturation
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.sensor.send_policy import Batch
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
-from har_edge.runtime.stage.stage import Stage, StageSetup
+from har_edge.runtime.stage.setup import StageSetup
+from har_edge.runtime.stage.stage import Stage
 from har_edge.tflite.manifest import QUANTISED
 
 if TYPE_CHECKING:

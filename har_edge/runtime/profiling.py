@@ -41,7 +41,8 @@ from har_edge.protocol import wire
 from har_edge.protocol.topics import Topics
 from har_edge.runtime import resident_memory
 from har_edge.runtime.stage.loop import StageLoop
-from har_edge.runtime.stage.stage import Array, Run, Stage, StageSetup
+from har_edge.runtime.stage.setup import Array, Run, StageSetup
+from har_edge.runtime.stage.stage import Stage
 from har_edge.runtime.stop import Stop
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 from har_edge.tflite.model import Model

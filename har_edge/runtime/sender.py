@@ -5,15 +5,56 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.bus import Bus, Outgoing, PublishOutcome
 from har_edge.runtime.counters import Counters
+from har_edge.runtime.transitions import advance
 
 _log = logging.getLogger(__name__)
 RETRY_S = 0.5  # how long after a refusal a message is published again
 DRAIN_S = 3.0  # how long a process that ends waits until what it published is safe
 GONE_S = 1.5  # the same for a broker that is not there: without one nothing can be handed over
+
+
+class OutputState(str, Enum):
+    """What became of an output, and with it of the deliveries that it was made of."""
+
+    PUBLISHED = "on its way to the broker; the deliveries it was made of are not acknowledged"
+    KEPT = "kept, to be published again; the deliveries it was made of are not acknowledged"
+    ACKED = "safe at the broker; the deliveries it was made of are acknowledged"
+    DROPPED = "counted as lost; the deliveries it was made of are acknowledged"
+
+
+class OutputEvent(str, Enum):
+    """What happens to an output (MQTT 5, section 3.4.2.1)."""
+
+    ACKED = "the broker has it, and a subscriber where it needs one"
+    NO_SUBSCRIBERS = "nobody subscribes to it"
+    REFUSED = "the broker refuses it"
+    TOO_LARGE = "it is larger than the broker takes: no retry makes it smaller"
+    RETRY = "RETRY_S have passed"
+
+
+TRANSITIONS: Mapping[tuple[OutputState, OutputEvent], OutputState] = MappingProxyType(
+    {
+        (OutputState.PUBLISHED, OutputEvent.ACKED): OutputState.ACKED,
+        (OutputState.PUBLISHED, OutputEvent.NO_SUBSCRIBERS): OutputState.KEPT,
+        (OutputState.PUBLISHED, OutputEvent.REFUSED): OutputState.KEPT,
+        (OutputState.PUBLISHED, OutputEvent.TOO_LARGE): OutputState.DROPPED,
+        (OutputState.KEPT, OutputEvent.RETRY): OutputState.PUBLISHED,
+    }
+)
+INITIAL = OutputState.PUBLISHED
+_EVENTS = {
+    PublishOutcome.ACKED: OutputEvent.ACKED,
+    PublishOutcome.NO_SUBSCRIBERS: OutputEvent.NO_SUBSCRIBERS,
+    PublishOutcome.REFUSED: OutputEvent.REFUSED,
+    PublishOutcome.TOO_LARGE: OutputEvent.TOO_LARGE,
+}
 
 
 class Sender:
@@ -24,7 +65,7 @@ class Sender:
 
     def __init__(self, bus: Bus, counters: Counters, advice: str) -> None:
         self._bus, self._counters, self._advice = bus, counters, advice
-        self._again: deque[tuple[float, Outgoing]] = deque()
+        self._kept: deque[tuple[float, Outgoing]] = deque()
         self._logged: set[PublishOutcome] = set()
         # How many messages still hold each delivery: it is acknowledged when the last of them is safe.
         self._holders: dict[tuple[int, int], int] = {}
@@ -32,12 +73,12 @@ class Sender:
     @property
     def pending(self) -> int:
         """How many messages are not yet safe at the broker."""
-        return self._bus.unsent + len(self._again)
+        return self._bus.unsent + len(self._kept)
 
     @property
     def kept(self) -> int:
         """How many messages wait to be tried again."""
-        return len(self._again)
+        return len(self._kept)
 
     def send(self, outgoing: Outgoing) -> None:
         """Publish one message, or release its deliveries when it has no topic.
@@ -61,20 +102,23 @@ class Sender:
 
     def retry(self, now: float) -> None:
         """Publish again what nobody heard a while ago."""
-        while self._again and self._again[0][0] <= now:
-            self._publish(self._again.popleft()[1])
+        while self._kept and self._kept[0][0] <= now:
+            assert advance(TRANSITIONS, OutputState.KEPT, OutputEvent.RETRY) is OutputState.PUBLISHED
+            self._publish(self._kept.popleft()[1])
 
     def _settle(self, outgoing: Outgoing, outcome: PublishOutcome) -> None:
-        if outcome is PublishOutcome.ACKED or (
-            outcome is PublishOutcome.NO_SUBSCRIBERS and not outgoing.needs_subscriber
-        ):
-            self._release(outgoing)
+        needless = outcome is PublishOutcome.NO_SUBSCRIBERS and not outgoing.needs_subscriber
+        event = OutputEvent.ACKED if needless else _EVENTS[outcome]
+        state = advance(TRANSITIONS, OutputState.PUBLISHED, event)
+        if state is OutputState.KEPT:
+            self._keep(outgoing, outcome)
             return
-        if outcome is PublishOutcome.TOO_LARGE:  # no retry makes it smaller
+        if state is OutputState.DROPPED:
             self._counters.too_large += 1
-            self._release(outgoing)
-            return
-        self._again.append((time.monotonic() + RETRY_S, outgoing))
+        self._release(outgoing)
+
+    def _keep(self, outgoing: Outgoing, outcome: PublishOutcome) -> None:
+        self._kept.append((time.monotonic() + RETRY_S, outgoing))
         if outcome is PublishOutcome.NO_SUBSCRIBERS:
             self._counters.unheard += 1
             text = f"nobody listens to {outgoing.topic}; keeping the message and trying again: {self._advice}"

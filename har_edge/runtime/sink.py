@@ -3,33 +3,78 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
 
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.results import Result, decode_results
 from har_edge.protocol.topics import is_probe
 from har_edge.runtime.counters import Counters
+from har_edge.runtime.transitions import advance
 
 _log = logging.getLogger(__name__)
-REMEMBERED = 100_000
+REMEMBERED = 100_000  # how many windows are known again: far more than can be under way at once
+MOST_RUNS = 8  # how many runs of a stream, by the capture time of a window, are told from new ones
+
+
+class AnswerState(str, Enum):
+    """What the sink knows of a window."""
+
+    UNKNOWN = "no result of it came, or it is forgotten"
+    ANSWERED = "its result was passed on"
+    REPEATED = "its result came again, and was dropped and counted"
+
+
+class AnswerEvent(str, Enum):
+    """What a result is to the window that it names."""
+
+    FIRST = "a result comes, the first one"
+    REPETITION = "a result comes that was captured when an earlier one was"
+    OTHER_SOURCES = "a result of the same run comes that was made without other sources"
+    NEW_RUN = "a result comes that was captured at another time: the stream has begun anew"
+
+
+_S, _E = AnswerState, AnswerEvent
+TRANSITIONS: Mapping[tuple[AnswerState, AnswerEvent], AnswerState] = MappingProxyType(
+    {
+        (_S.UNKNOWN, _E.FIRST): _S.ANSWERED,
+        (_S.ANSWERED, _E.REPETITION): _S.REPEATED,
+        (_S.ANSWERED, _E.OTHER_SOURCES): _S.REPEATED,
+        (_S.ANSWERED, _E.NEW_RUN): _S.ANSWERED,
+        (_S.REPEATED, _E.REPETITION): _S.REPEATED,
+        (_S.REPEATED, _E.OTHER_SOURCES): _S.REPEATED,
+        (_S.REPEATED, _E.NEW_RUN): _S.ANSWERED,
+    }
+)
+INITIAL = AnswerState.UNKNOWN
+
+
+@dataclass(slots=True)
+class _Answer:
+    """When the runs of a window were captured, and when its last answer was made, without which sources."""
+
+    captured: tuple[float, ...] = ()
+    made: float = 0.0
+    missing: tuple[str, ...] = ()
+    state: AnswerState = INITIAL
 
 
 class Sink:
     """Drops duplicates by (stream, seq).
 
     A repetition has the capture time of the first; the same numbers with another capture time are a new run of the
-    stream. A stage that died when it had carried on without a source may answer again with that source, which was
-    captured at another time: such an answer is one of the same run, since it was captured before the first was made.
-    Answers to probes are nobody's. It remembers the last `remembered` windows, far more than can be under way at once.
+    stream. A stage that died after it had run without a source may answer again with that source, which was captured
+    at another time: such an answer is one of the same run, since it was captured before the first was made. Answers to
+    probes are nobody's. It remembers the last `remembered` windows.
     """
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
         self._remembered = remembered
-        self._seen: OrderedDict[tuple[str, int, float], None] = OrderedDict()
-        # Of each window, when its last answer was made, and without which sources.
-        self._last: OrderedDict[tuple[str, int], tuple[float, tuple[str, ...]]] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, int], _Answer] = OrderedDict()
         self.counters = Counters()
 
     def handle(self, delivery: Delivery) -> list[Result]:
@@ -44,16 +89,28 @@ class Sink:
         return [result for result in results if not is_probe(result.stream) and self._is_new(result)]
 
     def _is_new(self, result: Result) -> bool:
-        key, missing = (result.stream, result.seq, result.captured), tuple(result.missing)
-        made, lacked = self._last.get(key[:2], (-math.inf, missing))
-        again = lacked != missing and result.captured <= made
-        if again or key in self._seen:
+        key, missing = (result.stream, result.seq), tuple(result.missing)
+        answer = self._answers.get(key)
+        if answer is None:
+            answer = self._answers[key] = _Answer()
+            if len(self._answers) > self._remembered:
+                self._answers.popitem(last=False)
+        answer.state = advance(TRANSITIONS, answer.state, _event(answer, result.captured, missing))
+        if answer.state is AnswerState.REPEATED:
             self.counters.duplicates += 1
             return False
-        self._seen[key] = None
-        self._last[key[:2]] = (result.emitted, missing)
-        for memory in (self._seen, self._last):
-            if len(memory) > self._remembered:
-                memory.popitem(last=False)
+        self._answers.move_to_end(key)
+        answer.captured = (*answer.captured[1 - MOST_RUNS :], result.captured)
+        answer.made, answer.missing = result.emitted, missing
         self.counters.windows += 1
         return True
+
+
+def _event(answer: _Answer, captured: float, missing: tuple[str, ...]) -> AnswerEvent:
+    if answer.state is AnswerState.UNKNOWN:
+        return AnswerEvent.FIRST
+    if captured in answer.captured:
+        return AnswerEvent.REPETITION
+    if missing != answer.missing and captured <= answer.made:
+        return AnswerEvent.OTHER_SOURCES
+    return AnswerEvent.NEW_RUN

@@ -17,7 +17,8 @@ from har_edge.inference.sampling import sample
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol import wire
 from har_edge.protocol.topics import ALL_SOURCES, Topics
-from har_edge.runtime.stage.stage import Stage, StageSetup
+from har_edge.runtime.stage.setup import StageSetup
+from har_edge.runtime.stage.stage import Stage
 from har_edge.tflite.folder import make_manifest
 from har_edge.tflite.manifest import NEWEST_WIRE, SliceManifest
 from har_edge.tflite.model import Model

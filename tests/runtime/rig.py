@@ -21,7 +21,8 @@ from har_edge.protocol.topics import Topics
 from har_edge.runtime.build import build_stage
 from har_edge.runtime.sender import Sender
 from har_edge.runtime.sink import Sink
-from har_edge.runtime.stage.stage import Stage, StageSetup
+from har_edge.runtime.stage.setup import StageSetup
+from har_edge.runtime.stage.stage import Stage
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 
 TOPICS = Topics("har", "test")

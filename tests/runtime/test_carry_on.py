@@ -22,8 +22,9 @@ from har_edge.protocol import wire
 from har_edge.protocol.wire import Message
 from har_edge.runtime.build import build_sensor, topics_of
 from har_edge.runtime.stage import loop
-from har_edge.runtime.stage.join import PASSED_S, REMEMBERED, Join, MissingSourceFallback
+from har_edge.runtime.stage.join import OVERTAKEN_S, REMEMBERED, Join, MissingSourceFallback
 from har_edge.runtime.stage.stage import SHELF_S, Stage
+from har_edge.runtime.stage.window import WindowState
 from har_edge.runtime.stop import Stop
 from tests.runtime.rig import LENGTH, TOPICS, Clock, Node, Watcher, part, result_of, samples, small_stage, windows_of
 from tests.runtime.test_loop import ScriptedBus, identity
@@ -42,8 +43,8 @@ def delivery(token, *, duplicate=False):
 
 
 def join_of(*activations, capacity=100, after_s=AFTER_S, timeout_s=TIMEOUT_S):
-    carry_on = MissingSourceFallback(SOURCES, after_s)
-    return Join(SOURCES | set(activations), timeout_s=timeout_s, capacity=capacity, carry_on=carry_on)
+    fallback = MissingSourceFallback(SOURCES, after_s)
+    return Join(SOURCES | set(activations), timeout_s=timeout_s, capacity=capacity, fallback=fallback)
 
 
 class Ledger:
@@ -69,16 +70,16 @@ class Ledger:
 
     def tick(self, seconds=0.0):
         self.now += seconds
-        for gathered in self.join.go_on(self.now):
+        for gathered in self.join.expire_missing(self.now):
             self.note(gathered)
-        for gathered in self.join.give_up(self.now):
-            ends = self.stale if gathered.stale else self.given_up
+        for gathered in self.join.evict(self.now):
+            ends = self.stale if gathered.state is WindowState.STALE else self.given_up
             ends.append((gathered.message.stream, gathered.message.seq))
             self.settled += gathered.deliveries
 
     def note(self, gathered):
         self.settled += gathered.deliveries
-        if gathered.stale:
+        if gathered.state is WindowState.STALE:
             self.stale.append((gathered.message.stream, gathered.message.seq))
             return
         key = (gathered.message.stream, gathered.message.seq)
@@ -192,7 +193,7 @@ def test_a_stream_that_begins_anew_is_answered_anew_also_without_the_source_that
             ledger.come(name, seq, captured=99.0)
     ledger.tick(AFTER_S)
     assert all(len(times) == 1 for times in ledger.done.values())
-    ledger.tick(PASSED_S - AFTER_S)
+    ledger.tick(OVERTAKEN_S - AFTER_S)
     ledger.tick()
     assert [len(ledger.done["s", seq]) for seq in range(5)] == [2, 2, 2, 1, 1]
     ledger.come("c", 3, captured=99.0)  # before the others: its stream has begun anew, so it is not late
@@ -211,7 +212,7 @@ def test_a_short_run_of_a_stream_is_followed_by_a_longer_one_without_a_source():
         for name in "ab":
             ledger.come(name, seq, captured=9.0)
         ledger.tick(0.25)
-    ledger.tick(PASSED_S)
+    ledger.tick(OVERTAKEN_S)
     assert [len(ledger.done["s", seq]) for seq in range(40)] == [2] * 3 + [1] * 37
     assert not ledger.stale and not ledger.late and not ledger.given_up
 
@@ -220,7 +221,7 @@ def test_a_short_run_of_a_stream_is_followed_by_a_longer_one_without_a_source():
 def test_a_sensor_that_begins_anew_alone_does_not_answer_windows_again(others):
     """The others may be sources or activations."""
     wanted = frozenset({"c", *others})
-    ledger = Ledger(Join(wanted, timeout_s=TIMEOUT_S, capacity=100, carry_on=MissingSourceFallback(SOURCES, AFTER_S)))
+    ledger = Ledger(Join(wanted, timeout_s=TIMEOUT_S, capacity=100, fallback=MissingSourceFallback(SOURCES, AFTER_S)))
     for seq in range(4):
         for name in (*others, "c"):
             ledger.come(name, seq)
@@ -230,7 +231,7 @@ def test_a_sensor_that_begins_anew_alone_does_not_answer_windows_again(others):
         if seq >= 10:
             ledger.come("c", seq - 10, captured=50.0)
         ledger.tick(2.5)
-    ledger.tick(PASSED_S)
+    ledger.tick(OVERTAKEN_S)
     assert all(len(times) == 1 for times in ledger.done.values()) and len(ledger.done) == 20
     assert sorted(ledger.stale) == [("s", seq) for seq in range(4)]
     assert ledger.late == [("s", seq, "c") for seq in range(4, 10)] and not ledger.given_up
@@ -244,7 +245,7 @@ def test_windows_older_than_memory_count_as_done():
     ledger.come("c", 3, captured=50.0)
     ledger.tick(0.1)
     ledger.come("a", REMEMBERED + 50)
-    ledger.tick(PASSED_S)
+    ledger.tick(OVERTAKEN_S)
     assert ledger.stale == [("s", 3)] and len(ledger.done["s", 3]) == 1
 
 
@@ -456,7 +457,7 @@ def test_whatever_is_lost_or_late_each_window_is_answered_once_as_the_whole_mode
         result = world.watcher.results[key]
         assert (result.label_id, result.confidence) == world.expected(key, missing)
     assert not {key for key, source in answered & late}, "what came after the answer is not in it"
-    world.settle(TIMEOUT_S + PASSED_S)
+    world.settle(TIMEOUT_S + OVERTAKEN_S)
     assert all(not node.bus._account.unacknowledged and node.stage.waiting == 0 for node in world.nodes)
     assert world.watcher.sink.counters.duplicates == 0 and world.counted("rejected") == 0
 

@@ -8,7 +8,7 @@ import pytest
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.results import Result, decode_results, encode_results
-from har_edge.runtime.sink import Sink
+from har_edge.runtime.sink import MOST_RUNS, Sink
 
 
 def result(seq=0, *, stream="s", captured=1.5, truth=None, missing=()):
@@ -49,7 +49,7 @@ def test_memory_is_bounded():
     sink = Sink(remembered=10)
     for seq in range(1000):
         sink.handle(delivery(result(seq)))
-    assert len(sink._seen) == len(sink._last) == 10
+    assert len(sink._answers) == 10
     assert sink.handle(delivery(result(995))) == []
 
 
@@ -103,3 +103,23 @@ def test_a_window_that_comes_again_from_another_epoch_and_without_a_source_is_an
     assert sink.handle(delivery(msgspec.structs.replace(first, epoch=2, emitted=100.0))) == []
     assert sink.handle(delivery(msgspec.structs.replace(again, epoch=3, emitted=101.0))) == []
     assert (sink.counters.windows, sink.counters.duplicates) == (1, 3)
+
+
+def test_the_runs_of_a_window_that_are_remembered_are_bounded_and_the_last_are_known():
+    sink = Sink(remembered=10)
+    for run in range(3 * MOST_RUNS):
+        assert len(sink.handle(delivery(result(captured=10.0 + run)))) == 1
+        assert sink.handle(delivery(result(captured=10.0 + run))) == []
+    (answer,) = sink._answers.values()
+    assert answer.captured == tuple(10.0 + run for run in range(2 * MOST_RUNS, 3 * MOST_RUNS))
+    assert sink.handle(delivery(result(captured=10.0 + 2 * MOST_RUNS))) == []
+
+
+def test_a_window_of_a_new_run_is_remembered_as_long_as_one_that_is_new():
+    sink = Sink(remembered=3)
+    for seq in (0, 1, 2):
+        sink.handle(delivery(result(seq, captured=1.0)))
+    new_run = result(0, captured=9.0)
+    assert sink.handle(delivery(new_run)) == [new_run]
+    sink.handle(delivery(result(3, captured=9.0), result(4, captured=9.0)))
+    assert sink.handle(delivery(new_run)) == []

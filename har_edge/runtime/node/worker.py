@@ -23,7 +23,8 @@ from har_edge.runtime.build import build_setup, delegated, receive_max
 from har_edge.runtime.deployment_files import files_of, materialise
 from har_edge.runtime.sender import drain
 from har_edge.runtime.stage.loop import StageLoop, StageMetrics
-from har_edge.runtime.stage.stage import Stage, StageSetup
+from har_edge.runtime.stage.setup import StageSetup
+from har_edge.runtime.stage.stage import Stage
 from har_edge.runtime.stop import Stop
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Collection, Sequence
 
 from har_edge.data.recording import Window
@@ -13,7 +13,7 @@ from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.results import Result, decode_results
 from har_edge.protocol.status import StreamCount
 from har_edge.protocol.topics import Topics
-from har_edge.runtime.sensor.retransmit_buffer import REMEMBERED, SAME_S, Key, RetransmitBuffer, UnackedBatch
+from har_edge.runtime.sensor.retransmit_buffer import Lost, RetransmitBuffer, SentState, UnackedBatch
 from har_edge.runtime.sensor.sensor import Sensor
 from har_edge.runtime.sensor.sent_counter import SentCounter
 
@@ -66,9 +66,6 @@ class Retransmitter:
         self._was_here, self._was_away, self._recent_at = False, False, math.inf
         self._forgotten, self._owes, self._recent = 0, False, deque[UnackedBatch]()
         self._away_since, self._is_gone = 0.0, False
-        # Windows that are no longer awaited, when each was captured, and whether it was incomplete: an answer may come
-        # after all.
-        self._given_up: OrderedDict[Key, tuple[float, bool]] = OrderedDict()
 
     @property
     def hears(self) -> bool:
@@ -203,7 +200,7 @@ class Retransmitter:
         before = now - self._give_up_s if self._expires else min(now - PASSED * self._give_up_s, self._progress_at)
         lost = self._buffer.expire(before)
         if lost:
-            names = self._give_up(lost, incomplete=False)
+            names = self._give_up(lost)
             _log.warning(
                 "no result of %d windows of %s for %.0f s: going on without them", len(lost), names, now - before
             )
@@ -211,21 +208,18 @@ class Retransmitter:
     def _leave_incomplete(self, now: float) -> None:
         """Go on without windows that other sensors of their stream do not have."""
         if alone := self._buffer.incomplete(now):
-            names = self._give_up(alone, incomplete=True)
+            names = self._give_up(alone)
             text = (
                 "%d windows of %s stay incomplete: other sensors of the stream have not sent them, though later ones "
                 "are answered; going on without them"
             )
             _log.warning(text, len(alone), names)
 
-    def _give_up(self, windows: list[tuple[str, int, float]], *, incomplete: bool) -> str:
-        """Await windows no longer; return the names of their streams."""
-        for stream, seq, captured in windows:
-            self._given_up[stream, seq] = captured, incomplete
-            if len(self._given_up) > REMEMBERED:
-                self._given_up.popitem(last=False)
-            self._lose(stream, 1, incomplete=incomplete)
-        return ", ".join(sorted({stream for stream, _, _ in windows}))
+    def _give_up(self, windows: list[Lost]) -> str:
+        """Count windows that are no longer awaited; return the names of their streams."""
+        for one in windows:
+            self._lose(one.stream, 1, incomplete=one.state is SentState.INCOMPLETE)
+        return ", ".join(sorted({one.stream for one in windows}))
 
     def _lose(self, stream: str, count: int, *, incomplete: bool = False) -> None:
         if incomplete:
@@ -236,10 +230,9 @@ class Retransmitter:
 
     def _take_late(self, result: Result) -> None:
         """Take an answer to a window that was no longer awaited."""
-        captured, incomplete = self._given_up.get((result.stream, result.seq), (math.inf, False))
-        if result.captured >= captured - SAME_S:
-            del self._given_up[result.stream, result.seq]
-            self._lose(result.stream, -1, incomplete=incomplete)
+        state = self._buffer.ack_late(result)
+        if state is not None:
+            self._lose(result.stream, -1, incomplete=state is SentState.INCOMPLETE)
             self._sent.answer(result.stream)
 
     def _notice(self, now: float, connected: bool, forgotten: int) -> None:
@@ -281,8 +274,7 @@ class Retransmitter:
 
     def abandon(self) -> None:
         """Count what was not answered and will not be awaited."""
-        for stream, _, _ in self._buffer.expire(math.inf):
-            self._lose(stream, 1)
+        self._give_up(self._buffer.expire(math.inf))
 
     def _reject(self, topic: str, error: MessageError) -> None:
         self._sensor.counters.rejected += 1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
 
 from har_edge.data.recording import Window
 from har_edge.protocol.results import Result
+from har_edge.runtime.transitions import advance
 
 Key = tuple[str, int]
 # How long windows wait without a sign of progress before they are sent again: at first, at most, where they went to
@@ -23,11 +26,11 @@ WINDOW_S = 0.05
 # to the last time, or windows that were lost and healed would make all others wait longer.
 SLACK = 3.0
 MEAN_OVER = 8.0
-LOOK_S = 0.5
-# Times that went through a message and back are the same to the microsecond.
-SAME_S = 0.001
-REMEMBERED = 4096
-# How many messages that were answered are still known: the last ones; and of an echo, the first ones.
+LOOK_S = 0.5  # how often progress is looked at
+SAME_S = 0.001  # times that went through a message and back are the same to the microsecond
+MOST_CLOSED = 4096  # how many windows are known that are not awaited any more, or were answered before they were sent
+MOST_STREAMS = 4096  # of how many streams it is known how far they are
+# How many messages that were answered are still known: the last ones; and from a loss of the connection on, the first.
 LAST = 64
 MOST_RECENT = 2048
 # How long after a window was sent the answer to a later one counts as made after that, and when one is asked for. How
@@ -38,14 +41,69 @@ VAIN = 2
 ALONE_S = 15.0
 
 
+class SentState(str, Enum):
+    """What became of windows that a sensor sent in one message."""
+
+    UNSENT = "not sent yet, or forgotten"
+    SENT = "sent once; no later window of the stream was answered since"
+    OVERTAKEN = "sent once; a later window was answered since"
+    RESENT = "sent again; no later window was answered since"
+    PROBED = "sent again; a later window was sent once more since, to see whether that is answered"
+    RESENT_OVERTAKEN = "sent again; a later window was answered since"
+    ANSWERED = "answered"
+    ANSWERED_EARLY = "answered before it was sent: the stages ran it without this sensor"
+    LOST = "no longer awaited, and counted as unanswered"
+    INCOMPLETE = "no longer awaited, and counted as incomplete: other sensors of the stream do not have it"
+
+
+class SentEvent(str, Enum):
+    """What happens to a window at its sensor."""
+
+    SEND = "it is sent for the first time"
+    RETRANSMIT = "it is sent again: its stages have gone, or it made no progress for too long"
+    LATER_ANSWERED = "a later window of the stream is answered"
+    PROBE = "a later window that was answered is sent once more"
+    RESULT = "its result comes"
+    RUN_WITHOUT = "it, or a later window, was run without this sensor: the stages do not wait for it"
+    EXPIRED = "it made no progress for too long"
+    ALONE = "later windows are answered each time that it is sent again, and it is not"
+    REPLACED = "another window with its number is sent: the stream begins anew"
+
+
+_S, _E = SentState, SentEvent
+OPEN = (_S.SENT, _S.OVERTAKEN, _S.RESENT, _S.PROBED, _S.RESENT_OVERTAKEN)
+TRANSITIONS: Mapping[tuple[SentState, SentEvent], SentState] = MappingProxyType(
+    {
+        (_S.UNSENT, _E.SEND): _S.SENT,
+        (_S.UNSENT, _E.RUN_WITHOUT): _S.ANSWERED_EARLY,
+        (_S.ANSWERED_EARLY, _E.SEND): _S.ANSWERED,
+        (_S.ANSWERED_EARLY, _E.RUN_WITHOUT): _S.ANSWERED_EARLY,
+        (_S.SENT, _E.LATER_ANSWERED): _S.OVERTAKEN,
+        (_S.RESENT, _E.PROBE): _S.PROBED,
+        (_S.RESENT, _E.LATER_ANSWERED): _S.RESENT_OVERTAKEN,
+        (_S.PROBED, _E.LATER_ANSWERED): _S.RESENT_OVERTAKEN,
+        **{(state, _E.RETRANSMIT): _S.RESENT for state in OPEN},
+        **{(state, _E.RESULT): _S.ANSWERED for state in OPEN},
+        **{(state, _E.RUN_WITHOUT): _S.ANSWERED for state in OPEN},
+        **{(state, _E.EXPIRED): _S.LOST for state in OPEN},
+        **{(state, _E.REPLACED): _S.LOST for state in OPEN},
+        **{(state, _E.ALONE): _S.INCOMPLETE for state in (_S.RESENT, _S.PROBED, _S.RESENT_OVERTAKEN)},
+        (_S.LOST, _E.RESULT): _S.ANSWERED,
+        (_S.INCOMPLETE, _E.RESULT): _S.ANSWERED,
+    }
+)
+INITIAL = SentState.UNSENT
+_AGAIN = frozenset({_S.RESENT, _S.PROBED})
+_PASSED = frozenset({_S.OVERTAKEN, _S.RESENT_OVERTAKEN})
+
+
 @dataclass(slots=True, eq=False)
 class UnackedBatch:
     """The windows of one message, when each was captured, and which of them are open still.
 
-    They were sent last at `sent` (monotonic seconds), to `epoch`, `tries` times in vain. `since` is when that
-    was, or when there was a sign of progress later; `hoped` is when there last was one. `number` counts the windows of
-    stream that were sent before the first of them. They are `passed` when a later window was answered after they were
-    sent last, `asked` when such an answer was asked for; `vain` counts how often they were sent again and then passed.
+    They were sent last at `sent` (monotonic seconds), to `epoch`, `tries` times in vain. `since` is when that was, or
+    when there was a sign of progress later; `hoped` is when there last was one. `number` counts the windows of the
+    stream that were sent before the first of them. `vain` counts how often they were sent again and then overtaken.
     """
 
     windows: Sequence[Window]
@@ -56,15 +114,44 @@ class UnackedBatch:
     sent: float = 0.0
     tries: int = 0
     number: int = 0
-    again: bool = False
-    passed: bool = False
-    asked: bool = False
     vain: int = 0
+    state: SentState = INITIAL
     open: set[int] = field(default_factory=set)
 
     @property
-    def key(self) -> Key:
-        return self.windows[0].stream, self.windows[0].seq
+    def stream(self) -> str:
+        return self.windows[0].stream
+
+    def take(self, event: SentEvent) -> None:
+        """Go to the state that follows."""
+        self.state = advance(TRANSITIONS, self.state, event)
+
+    def captured_at(self, seq: int) -> float:
+        """Return when a window of this message was captured (seconds since 1970)."""
+        return self.captured[seq - self.windows[0].seq]
+
+
+@dataclass(slots=True)
+class _Stream:
+    """How far a stream is.
+
+    `open` windows are unanswered; `lowest` is the first one answered since the last look, `highest` the last one of
+    which a result came since then; those before `passed` are answered, if only without this sensor.
+    """
+
+    open: int = 0
+    lowest: int | None = None
+    highest: int = 0
+    passed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A window that is no longer awaited."""
+
+    stream: str
+    seq: int
+    state: SentState
 
 
 class RetransmitBuffer:
@@ -90,14 +177,12 @@ class RetransmitBuffer:
 
     def __init__(self, sources: Collection[str], begun: float, longest_s: float = LONGEST_S) -> None:
         self._sources, self._begun, self._longest_s = frozenset(sources), begun, longest_s
-        self._batches: OrderedDict[Key, UnackedBatch] = OrderedDict()
-        self._batch_of: dict[Key, UnackedBatch] = {}  # by window
-        self._out: dict[str, int] = {}
-        # Of each stream, the first window answered, and the last one of which a result came, since the last look.
-        self._lowest: dict[str, int] = {}
-        self._highest: dict[str, int] = {}
-        self._without: OrderedDict[Key, None] = OrderedDict()  # windows that were answered before they were put in
-        self._passed: OrderedDict[str, int] = OrderedDict()  # of each stream, the last window answered without us
+        self._batches: dict[UnackedBatch, None] = {}  # in the order in which they were sent first
+        self._batch_of: dict[Key, UnackedBatch] = {}  # by open window
+        self._streams: OrderedDict[str, _Stream] = OrderedDict()
+        # Windows that are not open and not forgotten: LOST or INCOMPLETE, with when they were captured, since an answer
+        # may come after all; or ANSWERED_EARLY.
+        self._closed: OrderedDict[Key, tuple[SentState, float]] = OrderedDict()
         self._answered: deque[UnackedBatch] = deque()
         self._keeps_recent = False
         self._look_at = -math.inf
@@ -115,7 +200,8 @@ class RetransmitBuffer:
 
     def open(self, stream: str) -> int:
         """Return how many windows of a stream are open."""
-        return self._out.get(stream, 0)
+        known = self._streams.get(stream)
+        return known.open if known else 0
 
     def put(
         self, windows: Sequence[Window], captured: Sequence[float], epoch: int, now: float, number: int = 0
@@ -125,62 +211,72 @@ class RetransmitBuffer:
         Return how many of them have been answered already, and how many open ones of the same numbers they replace: of
         an earlier run of the stream, where its clock was set back. No result can be told to be theirs.
         """
-        stream, open_ = windows[0].stream, set[int]()
+        name = windows[0].stream
+        stream = self._stream(name)
+        batch = UnackedBatch(windows, tuple(captured), epoch, now, now, now, number=number)
+        batch.take(SentEvent.SEND)
         lost = 0
         for window in windows:
-            if known := self._batch_of.get((stream, window.seq)):
-                lost += self._drop(known)
-            if (stream, window.seq) in self._without:
-                del self._without[stream, window.seq]
-            elif window.seq >= self._passed.get(stream, 0):
-                open_.add(window.seq)
-        if open_:
-            batch = UnackedBatch(windows, tuple(captured), epoch, now, now, now, number=number, open=open_)
-            self._batches[batch.key] = batch
-            self._batch_of |= dict.fromkeys(((stream, seq) for seq in open_), batch)
-            self._out[stream] = self.open(stream) + len(open_)
-        return len(windows) - len(open_), lost
+            if known := self._batch_of.get((name, window.seq)):
+                lost += self._drop(known, SentEvent.REPLACED)
+            if self._was_answered_early((name, window.seq)):
+                self._close((name, window.seq), SentEvent.SEND)
+            elif window.seq >= stream.passed:
+                batch.open.add(window.seq)
+        if batch.open:
+            self._batches[batch] = None
+            self._batch_of.update(dict.fromkeys(((name, seq) for seq in batch.open), batch))
+            stream.open += len(batch.open)
+        return len(windows) - len(batch.open), lost
 
     def ack(self, result: Result, now: float | None = None) -> bool:
         """Take a result that comes now; return whether it answers an open window."""
         key = (result.stream, result.seq)
         batch, without = self._batch_of.get(key), self._lacks_us(result)
-        if self._out.get(result.stream):
-            self._highest[result.stream] = max(result.seq, self._highest.get(result.stream, 0))
         if without:
-            self._passed[result.stream] = result.seq
-            if len(self._passed) > REMEMBERED:
-                self._passed.popitem(last=False)
-        elif result.seq < self._passed.get(result.stream, 0):  # the stream begins anew
-            self._passed.pop(result.stream, None)
-        if batch is None:
-            if without:
-                self._without[key] = None
-                if len(self._without) > REMEMBERED:
-                    self._without.popitem(last=False)
+            self._stream(result.stream).passed = result.seq
+        stream = self._streams.get(result.stream)
+        if stream is not None:
+            if stream.open:
+                stream.highest = max(result.seq, stream.highest)
+            if not without and result.seq < stream.passed:  # the stream begins anew
+                stream.passed = 0
+        if batch is None or stream is None:
+            if without and (key not in self._closed or self._was_answered_early(key)):
+                self._close(key, SentEvent.RUN_WITHOUT)
             return False
-        captured = batch.captured[result.seq - batch.windows[0].seq]
-        if result.captured < captured - SAME_S and not without:
+        if result.captured < batch.captured_at(result.seq) - SAME_S and not without:
             return False
-        self._lowest[result.stream] = min(result.seq, self._lowest.get(result.stream, result.seq))
+        stream.lowest = result.seq if stream.lowest is None else min(result.seq, stream.lowest)
         if now is not None:
             self._took_s += (now - batch.sent - self._took_s) / MEAN_OVER
         batch.open.discard(result.seq)
         del self._batch_of[key]
-        self._out[result.stream] -= 1
+        stream.open -= 1
         if not batch.open:
-            del self._batches[batch.key]
-            if len(self._answered) < MOST_RECENT:
-                self._answered.append(batch)
-            if not self._keeps_recent and len(self._answered) > LAST:
-                self._answered.popleft()
+            batch.take(SentEvent.RESULT)
+            del self._batches[batch]
+            self._keep_answered(batch)
         return True
 
-    def pass_by(self, stream: str) -> int:
+    def ack_late(self, result: Result) -> SentState | None:
+        """Take a result; return the state of its window where that was no longer awaited, and is answered now."""
+        key = (result.stream, result.seq)
+        state, captured = self._closed.get(key, (INITIAL, math.inf))
+        if state in (INITIAL, SentState.ANSWERED_EARLY):
+            return None
+        if result.captured < captured - SAME_S and not self._lacks_us(result):
+            return None
+        self._close(key, SentEvent.RESULT)
+        return state
+
+    def pass_by(self, name: str) -> int:
         """Forget the windows of a stream before one that was answered without these sources; return how many."""
-        last = self._passed.get(stream, 0)
-        passed = [batch for (name, _), batch in self._batches.items() if name == stream and max(batch.open) < last]
-        return sum(map(self._drop, passed))
+        stream = self._streams.get(name)
+        if stream is None or not stream.open:
+            return 0
+        passed = [batch for batch in self._batches if batch.stream == name and max(batch.open) < stream.passed]
+        return sum(self._drop(batch, SentEvent.RUN_WITHOUT) for batch in passed)
 
     def keep_recent(self) -> None:
         """Keep what was answered last, and what will be, for `take_recent`."""
@@ -206,27 +302,19 @@ class RetransmitBuffer:
         """
         if now < self._look_at and alive == self._alive:
             return []
-        gone = [batch for batch in self._batches.values() if batch.epoch not in alive]
+        gone = [batch for batch in self._batches if batch.epoch not in alive]
         late = self._look(current, now, out) if now >= self._look_at else []
         again = gone + [batch for batch in late if batch.epoch in alive]
         self._alive = alive
         for batch in again:
+            batch.take(SentEvent.RETRANSMIT)
             batch.tries = batch.tries + 1 if batch.epoch == current else 0
             batch.epoch, batch.since, batch.sent = current, now, now
-            batch.again, batch.passed, batch.asked = True, False, False
         return sorted(again, key=lambda batch: batch.captured[0])
 
-    def expire(self, before: float) -> list[tuple[str, int, float]]:
-        """Forget what has had no sign of progress since then; return stream, number and time of capture of each."""
-        return self._forget([one for one in self._batches.values() if one.hoped < before])
-
-    def _forget(self, messages: list[UnackedBatch]) -> list[tuple[str, int, float]]:
-        gone: list[tuple[str, int, float]] = []
-        for batch in messages:
-            captured = {one.seq: at for one, at in zip(batch.windows, batch.captured, strict=True)}
-            gone += [(batch.windows[0].stream, seq, captured[seq]) for seq in sorted(batch.open)]
-            self._drop(batch)
-        return gone
+    def expire(self, before: float) -> list[Lost]:
+        """Await no longer what has had no sign of progress since then; return these windows."""
+        return self._forget([one for one in self._batches if one.hoped < before], SentEvent.EXPIRED)
 
     def ask(self, now: float) -> list[UnackedBatch]:
         """Return answered windows to send once more: what the stages answer again shows that they have the open ones.
@@ -234,41 +322,44 @@ class RetransmitBuffer:
         The broker keeps the order of a topic, and stages answer again what comes again (runtime/stage/stage.py). So if
         a later window is answered and one before it is not, they have all that this sensor makes of it, and no more.
         """
-        waiting = [one for one in self._batches.values() if one.again and not (one.passed or one.asked)]
-        waiting = [one for one in waiting if now - one.sent >= ASK_S]
-        newest = {one.windows[0].stream: one for one in self._answered} if waiting else {}
+        waiting = [one for one in self._batches if one.state is SentState.RESENT and now - one.sent >= ASK_S]
+        newest = {one.stream: one for one in self._answered} if waiting else {}
         asked: dict[str, UnackedBatch] = {}
         for batch in waiting:
-            stream, seq = batch.key
-            if (later := newest.get(stream)) and later.windows[0].seq > seq:
-                asked[stream], batch.asked = later, True
+            if (later := newest.get(batch.stream)) and later.windows[0].seq > batch.windows[0].seq:
+                batch.take(SentEvent.PROBE)
+                asked[batch.stream] = later
         return list(asked.values())
 
-    def incomplete(self, now: float) -> list[tuple[str, int, float]]:
-        """Forget what the other sensors of its stream do not have; return stream, number and time of capture of each.
+    def incomplete(self, now: float) -> list[Lost]:
+        """Await no longer what the other sensors of its stream do not have; return these windows.
 
         It was sent again, a later window of the stream was answered after that, and all this more than once: so long
         after it was sent first, the other sensors would have sent theirs again, too.
         """
-        batch = self._batches.values()
-        return self._forget([one for one in batch if one.vain >= VAIN and now - one.hoped >= ALONE_S])
+        alone = [one for one in self._batches if one.vain >= VAIN and now - one.hoped >= ALONE_S]
+        return self._forget(alone, SentEvent.ALONE)
 
     def _look(self, current: int, now: float, out: bool) -> list[UnackedBatch]:
         """Note progress since the last look; return what has made none for too long."""
-        lowest, self._lowest, late = self._lowest, {}, []
-        highest, self._highest = self._highest, {}
+        late: list[UnackedBatch] = []
         self._look_at = now + LOOK_S
-        for (stream, seq), batch in self._batches.items():
-            if not batch.passed and highest.get(stream, 0) > seq and now - batch.sent >= PROOF_S + LOOK_S:
-                batch.passed, batch.vain = True, batch.vain + batch.again
-            if not out or (lowest.get(stream, seq) < seq and not batch.passed):
+        for batch in self._batches:
+            stream, seq = self._streams[batch.stream], batch.windows[0].seq
+            passed = batch.state in _PASSED
+            if not passed and stream.highest > seq and now - batch.sent >= PROOF_S + LOOK_S:
+                passed, batch.vain = True, batch.vain + (batch.state in _AGAIN)
+                batch.take(SentEvent.LATER_ANSWERED)
+            if not out or (stream.lowest is not None and stream.lowest < seq and not passed):
                 batch.since, batch.hoped, batch.tries = now, now, 0
             elif now - batch.since >= self._patience_s(batch, current):
                 late.append(batch)
+        for stream in self._streams.values():
+            stream.lowest, stream.highest = None, 0
         return late
 
     def _patience_s(self, batch: UnackedBatch, current: int) -> float:
-        soon = batch.passed or batch.epoch != current
+        soon = batch.state in _PASSED or batch.epoch != current
         first_s = (SWITCH_S if soon else PATIENCE_S) + WINDOW_S * len(batch.windows)
         first_s = max(first_s, SLACK * self._took_s)
         return min(first_s * 2.0 ** min(batch.tries, 16), max(self._longest_s, first_s))
@@ -276,12 +367,53 @@ class RetransmitBuffer:
     def _lacks_us(self, result: Result) -> bool:
         return result.emitted >= self._begun and self._sources <= set(result.missing)
 
-    def _drop(self, batch: UnackedBatch) -> int:
+    def _stream(self, name: str) -> _Stream:
+        """Return what is known of a stream, one that moves now; forget another one, of which nothing is open."""
+        stream = self._streams.get(name)
+        if stream is None:
+            if len(self._streams) >= MOST_STREAMS:
+                idle = next((one for one, known in self._streams.items() if not known.open), None)
+                self._streams.pop(idle or name, None)
+            stream = self._streams[name] = _Stream()
+        return stream
+
+    def _keep_answered(self, batch: UnackedBatch) -> None:
+        if len(self._answered) < MOST_RECENT:
+            self._answered.append(batch)
+        if not self._keeps_recent and len(self._answered) > LAST:
+            self._answered.popleft()
+
+    def _was_answered_early(self, key: Key) -> bool:
+        return self._closed.get(key, (INITIAL, 0.0))[0] is SentState.ANSWERED_EARLY
+
+    def _close(self, key: Key, event: SentEvent, state: SentState = INITIAL, captured: float = math.inf) -> None:
+        """Note what became of a window that is not open; one that is answered is forgotten."""
+        state, captured = self._closed.pop(key, (state, captured))
+        state = advance(TRANSITIONS, state, event)
+        if state is SentState.ANSWERED:
+            return
+        self._closed[key] = state, captured
+        if len(self._closed) > MOST_CLOSED:
+            self._closed.popitem(last=False)
+
+    def _forget(self, batches: Iterable[UnackedBatch], event: SentEvent) -> list[Lost]:
+        lost: list[Lost] = []
+        for batch in batches:
+            for seq in sorted(batch.open):
+                self._closed.pop((batch.stream, seq), None)
+                self._close((batch.stream, seq), event, batch.state, batch.captured_at(seq))
+            open_ = sorted(batch.open)
+            self._drop(batch, event)
+            lost += [Lost(batch.stream, seq, batch.state) for seq in open_]
+        return lost
+
+    def _drop(self, batch: UnackedBatch, event: SentEvent) -> int:
         """Forget a message; return how many of its windows were open."""
-        stream, count = batch.windows[0].stream, len(batch.open)
+        batch.take(event)
+        count = len(batch.open)
         for seq in batch.open:
-            self._batch_of.pop((stream, seq), None)
-        self._batches.pop(batch.key, None)
-        self._out[stream] -= count
+            del self._batch_of[batch.stream, seq]
+        del self._batches[batch]
+        self._streams[batch.stream].open -= count
         batch.open = set()
         return count

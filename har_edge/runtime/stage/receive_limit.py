@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 
-from har_edge.runtime.stage.join import Join, PartialWindow
+from har_edge.runtime.stage.join import Join
+from har_edge.runtime.stage.window import PartialWindow
 
 _log = logging.getLogger(__name__)
 # When so many messages cannot be acknowledged for want of parts, and nothing comes for so long, the broker may be
@@ -40,4 +41,4 @@ class ReceiveLimit:
         if until - self._came <= STARVED_S or self._join.span < STARVED_LEAST:
             return []
         self._came, self._released_at, self._freed = math.inf, until, self._join.span
-        return self._join.release()
+        return self._join.evict_all()

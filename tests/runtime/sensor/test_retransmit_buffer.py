@@ -17,7 +17,15 @@ from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placem
 from har_edge.protocol.results import Result, encode_results
 from har_edge.runtime.sensor.plan_follower import POSTPONE_S, PlanFollower
 from har_edge.runtime.sensor.retransmission import RECENT_A_STEP, RECENT_SPACING_S
-from har_edge.runtime.sensor.retransmit_buffer import LAST, LOOK_S, PATIENCE_S, SWITCH_S, RetransmitBuffer
+from har_edge.runtime.sensor.retransmit_buffer import (
+    LAST,
+    LOOK_S,
+    MOST_CLOSED,
+    MOST_STREAMS,
+    PATIENCE_S,
+    SWITCH_S,
+    RetransmitBuffer,
+)
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 from har_edge.runtime.sink import Sink
 from tests.runtime.deployed import manifest
@@ -557,3 +565,38 @@ def test_where_the_files_of_a_new_plan_cannot_be_had_windows_go_on_as_they_went_
     assert not failures and course.epoch == 1
     course.again(2 * POSTPONE_S, connected=True, blocked=False)
     assert course.epoch == 2
+
+
+def test_a_message_is_not_forgotten_when_a_window_that_was_answered_comes_again_as_a_new_one():
+    """The stream begins anew: its first number is that of a window that was answered, of a message that is open."""
+    buffer = RetransmitBuffer(["chest"], 0.0)
+    buffer.put([window(4), window(5)], [1.0, 2.0], 1, 0.0)
+    assert buffer.ack(result(4))
+    assert buffer.put([window(4)], [9.0], 1, 0.1) == (0, 0)
+    assert (buffer.messages, len(buffer), buffer.open("s")) == (2, 2, 2)
+    assert due(buffer, PATIENCE_S + 1.0) == [4, 4]
+    assert buffer.ack(result(5, captured=2.0)) and buffer.ack(result(4, captured=9.0)) and buffer.messages == 0
+
+
+def test_a_window_that_was_given_up_is_answered_also_by_a_result_without_this_sensor():
+    sensor, follower = course_of(give_up_s=10.0, expires=True)
+    follower.send([window(0)], [1.0], 0.0)
+    follower.again(20.0, connected=True, blocked=False)
+    assert sensor.counters.unanswered == 1
+    late = result(0, captured=0.5, missing=("chest",))
+    for _ in range(2):  # a repetition answers nothing more
+        follower.take(Delivery(TOPICS.result("s"), encode_results([late]), (1, 1)), 21.0)
+        told = follower.streams()["s"]
+        assert (told.sent, told.answered, told.lost, sensor.counters.unanswered) == (1, 1, 0, 0)
+
+
+def test_what_is_remembered_of_windows_and_streams_is_bounded():
+    buffer = RetransmitBuffer(["chest"], 0.0)
+    for number in range(MOST_CLOSED + 10):
+        assert not buffer.ack(result(number, stream=f"x{number % 7}", missing=("chest",)))
+    assert len(buffer._closed) == MOST_CLOSED
+    buffer.put([window(0, stream="mine")], [1.0], 1, 0.0)
+    for number in range(MOST_STREAMS + 10):
+        buffer.ack(result(0, stream=f"y{number}", missing=("chest",)))
+    assert len(buffer._streams) == MOST_STREAMS and buffer.open("mine") == 1
+    assert buffer.ack(result(0, stream="mine"))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.wire import Message
-from har_edge.runtime.stage.join import LEFTOVER_S, PASSED_S, REMEMBERED, Join
+from har_edge.runtime.stage.join import OVERTAKEN_S, REDELIVERED_S, REMEMBERED, Join
+from har_edge.runtime.stage.window import WindowState
 
 PARTS = ("a", "b", "c")
 
@@ -43,17 +44,17 @@ def test_waiting_is_bounded_in_time_and_oldest_goes_first():
     join = join_of(timeout_s=10.0)
     for seq, now in ((0, 0.0), (1, 4.0)):
         join.add(message(seq), {"a": np.zeros(1)}, delivery(seq), now)
-    assert join.give_up(9.9) == []
-    (given_up,) = join.give_up(10.0)
-    assert given_up.message.seq == 0 and join.missing(given_up) == ["b", "c"] and not given_up.leftover
-    assert [one.message.seq for one in join.give_up(14.0)] == [1] and len(join) == 0
+    assert join.evict(9.9) == []
+    (given_up,) = join.evict(10.0)
+    assert given_up.message.seq == 0 and join.missing(given_up) == ["b", "c"] and given_up.state is WindowState.SHELVED
+    assert [one.message.seq for one in join.evict(14.0)] == [1] and len(join) == 0
 
 
 def test_waiting_is_bounded_in_number():
     join = join_of(capacity=3)
     for seq in range(5):
         join.add(message(seq), {"a": np.zeros(1)}, delivery(seq), now=0.0)
-    assert [one.message.seq for one in join.give_up(0.0)] == [0, 1] and len(join) == 3
+    assert [one.message.seq for one in join.evict(0.0)] == [0, 1] and len(join) == 3
 
 
 def test_a_part_that_comes_again_replaces_the_earlier_one_and_is_settled_with_it():
@@ -86,12 +87,12 @@ def test_a_part_left_over_from_a_lost_connection_does_not_wait_for_companions_th
     join = join_of(("a", "b"), timeout_s=30.0)
     join.add(message(0), {"b": np.zeros(1)}, delivery(1, duplicate=True), 0.0)
     join.add(message(7), {"a": np.zeros(1)}, delivery(2), 0.0)  # waits for its part b: not a leftover
-    assert join.give_up(20.0) == []
+    assert join.evict(20.0) == []
     for name in ("a", "b"):
         join.add(message(1), {name: np.zeros(1)}, delivery(3), 20.0)
-    assert join.give_up(21.0) == [] and join.give_up(21.0 + LEFTOVER_S / 2) == []
-    (leftover,) = join.give_up(21.0 + LEFTOVER_S)
-    assert leftover.leftover and leftover.message.seq == 0 and len(join) == 1
+    assert join.evict(21.0) == [] and join.evict(21.0 + REDELIVERED_S / 2) == []
+    (leftover,) = join.evict(21.0 + REDELIVERED_S)
+    assert leftover.state is WindowState.LEFTOVER and leftover.message.seq == 0 and len(join) == 1
 
 
 def test_a_part_behind_complete_windows_waits_less_and_its_loss_is_not_played_down():
@@ -99,9 +100,9 @@ def test_a_part_behind_complete_windows_waits_less_and_its_loss_is_not_played_do
     join.add(message(0), {"b": np.zeros(1)}, delivery(1), 0.0)
     for name in ("a", "b"):
         join.add(message(1), {name: np.zeros(1)}, delivery(2), 1.0)
-    assert join.give_up(1.0) == join.give_up(1.0 + PASSED_S - 0.1) == []
-    (passed,) = join.give_up(1.0 + PASSED_S)
-    assert passed.message.seq == 0 and passed.passed and not passed.leftover
+    assert join.evict(1.0) == join.evict(1.0 + OVERTAKEN_S - 0.1) == []
+    (passed,) = join.evict(1.0 + OVERTAKEN_S)
+    assert passed.message.seq == 0 and passed.state is WindowState.SHELVED
 
 
 def test_parts_behind_complete_windows_are_the_first_to_go_when_too_many_wait():
@@ -112,7 +113,7 @@ def test_parts_behind_complete_windows_are_the_first_to_go_when_too_many_wait():
         join.add(message(3), {name: np.zeros(1)}, delivery(3), 0.0)
     for seq in (0, 1):  # came after 5 and 6, but window 3 of their stream is complete
         join.add(message(seq), {"b": np.zeros(1)}, delivery(seq), 0.0)
-    assert [one.message.seq for one in join.give_up(0.0)] == [0] and len(join) == 3
+    assert [one.message.seq for one in join.evict(0.0)] == [0] and len(join) == 3
 
 
 def test_what_was_complete_is_known_again_by_its_capture_and_the_memory_is_bounded():
@@ -125,7 +126,7 @@ def test_what_was_complete_is_known_again_by_its_capture_and_the_memory_is_bound
     assert not join.repeats(message(seq, captured=(2.5,)), ["b"], delivery(1)), "a new run of the stream"
     assert not join.repeats(message(seq, captured=(2.0,)), ["b"], delivery(1, duplicate=True))
     assert not join.repeats(message(seq, captured=(2.0,)), ["a", "b"], delivery(1)), "needs no companion"
-    assert not join.repeats(message(0, captured=(2.0,)), ["b"], delivery(1)) and len(join._done) <= REMEMBERED + 1
+    assert not join.repeats(message(0, captured=(2.0,)), ["b"], delivery(1)) and len(join._run) <= REMEMBERED + 1
 
 
 def test_a_part_that_came_again_still_joins_what_is_late():
@@ -133,5 +134,5 @@ def test_a_part_that_came_again_still_joins_what_is_late():
     join.add(message(0), {"b": np.zeros(1)}, delivery(1, duplicate=True), 0.0)
     join.add(message(0, stream="other"), {"a": np.zeros(1)}, delivery(2), 0.0)
     join.add(message(0, stream="other"), {"b": np.zeros(1)}, delivery(3), 0.0)  # another stream tells nothing
-    assert join.give_up(29.0) == []
+    assert join.evict(29.0) == []
     assert join.add(message(0), {"a": np.zeros(1)}, delivery(4), 29.0) is not None

@@ -9,6 +9,7 @@ import pytest
 
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol import wire
+from har_edge.runtime.stage.replay_buffer import LEAST_WINDOW_BYTES
 from har_edge.runtime.stage.stage import SHELF_S, Stage
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 from tests.runtime.rig import LENGTH, TOPICS, Clock, part, result_of, samples, small_stage
@@ -385,7 +386,7 @@ def test_a_deployed_stage_answers_again_when_one_source_of_a_window_comes_again(
 
 
 def test_what_a_deployed_stage_keeps_is_bounded(caplog, monkeypatch):
-    monkeypatch.setattr("har_edge.runtime.stage.stage.SHELF_BYTES", 10 * LENGTH * 2 * 4)
+    monkeypatch.setattr("har_edge.runtime.stage.stage.SHELF_BYTES", 10 * LEAST_WINDOW_BYTES)
     clock, stage = deployed()
     for seq in range(25):
         stage.handle(part("chest", seq))

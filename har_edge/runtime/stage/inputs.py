@@ -1,0 +1,93 @@
+"""What a message brings a stage: the inputs of its slice, checked against the shapes and types that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from har_edge.errors import MessageError
+from har_edge.inference.saturation import totals
+from har_edge.mqtt.bus import Delivery
+from har_edge.protocol import wire
+from har_edge.protocol.topics import ALL_SOURCES, Kind
+from har_edge.runtime.counters import Counters
+from har_edge.runtime.stage.setup import Array, StageSetup
+
+
+class InputReader:
+    """Reads the inputs of a slice out of windows and activations."""
+
+    def __init__(self, setup: StageSetup, counters: Counters) -> None:
+        self._setup, self._counters = setup, counters
+        self._specs = {spec.name: (spec, np.dtype(spec.dtype)) for spec in setup.wiring.entry.inputs}
+        self._from_earlier = {stage: frozenset(names) for stage, names in setup.wiring.earlier.items()}
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The names of all inputs."""
+        return frozenset(self._setup.wiring.sources.values()).union(*self._from_earlier.values())
+
+    def read(self, delivery: Delivery, message: wire.Message) -> dict[str, Array]:
+        """Return the inputs of the slice that a message brings, by tensor name; raises MessageError for others."""
+        setup, topic = self._setup, self._setup.topics.read(delivery.topic)
+        if message.epoch != setup.epoch:
+            raise MessageError(
+                f"epoch {message.epoch} came; expected {setup.epoch}; restart the node with the older plan"
+            )
+        if topic.kind is Kind.WINDOW:
+            stream = topic.levels[0]
+            parts = {
+                tensor: setup.feeds[source](message.tensors[source], message.count)
+                for source, tensor in setup.wiring.sources.items()
+                if source in message.tensors and topic.levels[1] in (source, ALL_SOURCES)
+            }
+            self._counters.quantised, self._counters.saturated = totals(setup.saturations)
+        elif topic.kind is Kind.ACTIVATION:
+            maker, stream = topic.levels[1], topic.levels[2]
+            names = self._from_earlier.get(int(maker) if maker.isdecimal() else -1, frozenset())
+            parts = {name: message.tensors[name] for name in names if name in message.tensors}
+            if len(parts) < len(names):
+                missing = ", ".join(sorted(names - parts.keys()))
+                raise MessageError(
+                    f"stage {maker} sent no tensor {missing}; expected it: slices of one cut on all nodes"
+                )
+        else:
+            raise MessageError(f"a {topic.kind.value} message came; expected windows or activations")
+        if stream != message.stream:
+            raise MessageError(f"stream {message.stream!r} came on the topic of {stream!r}; expected the same")
+        if not parts:
+            raise MessageError(
+                f"no tensor this stage needs came, but {message.content}; expected {', '.join(setup.wiring.sources)}"
+            )
+        self._check_batch(message, parts)
+        known = setup.task.inputs if topic.kind is Kind.ACTIVATION else ()
+        if any(source not in known for source in message.missing):
+            raise MessageError(
+                f"a message of kind {topic.kind.value} came that misses {', '.join(message.missing)}; expected only "
+                f"activations to miss something, and of {', '.join(setup.task.inputs)}"
+            )
+        return parts
+
+    def _check_batch(self, message: wire.Message, parts: Mapping[str, Array]) -> None:
+        for name, array in parts.items():
+            spec, dtype = self._specs[name]
+            dynamic = spec.batched and bool(spec.shape) and spec.shape[0] == -1
+            shape = (message.count, *spec.shape[1:]) if dynamic else spec.shape
+            if array.dtype == dtype and array.shape == shape and (dynamic or message.count == 1):
+                continue  # the most frequent case, quickly
+            if message.count > 1 and not dynamic:
+                raise MessageError(
+                    f"a batch of {message.count} windows came, but input {name!r} takes {list(spec.shape)}"
+                    f"{'' if spec.batched else ', whose first dimension is no batch'}; "
+                    "send one window a message, or convert the model with a dynamic batch"
+                )
+            fits = array.ndim == len(shape) and all(
+                wanted in (-1, got) for wanted, got in zip(shape, array.shape, strict=True)
+            )
+            empty = 0 in array.shape and spec.batched  # of one that is no batch, values may say how many there are
+            if not fits or array.dtype != dtype or empty:
+                raise MessageError(
+                    f"input {name!r} came as {array.dtype} {list(array.shape)} for {message.count} windows; "
+                    f"expected {spec.dtype} {list(spec.shape)}"
+                )
