@@ -83,8 +83,8 @@ class Drawer:
         if self.problem:
             self._made.append(PlanResponse(request.number, problem=self.problem))
             return
-        nodes = sorted(request.candidates, key=lambda one: (-one.pace, one.name))
-        nodes = [one for one in nodes if one.pace > nodes[0].pace / 5]
+        nodes = sorted(request.candidates, key=lambda one: (-one.effective_speed, one.name))
+        nodes = [one for one in nodes if one.effective_speed > nodes[0].effective_speed / 5]
         count = self.spec.stages or min(len(nodes), self.most)
         placements = tuple(Placement(k, nodes[k % len(nodes)].name) for k in range(count))
         current = next((one for one in request.generations if one.epoch == request.epoch), None)
@@ -106,7 +106,7 @@ class Drawer:
         return {sha256: content for count in counts for sha256, content in by_hash(self.model, count).items()}
 
     def _forecast(self, request: PlanRequest, placements: tuple[Placement, ...], count: int) -> Forecast | None:
-        speeds = {one.name: one.pace / 100 for one in request.candidates}
+        speeds = {one.name: one.effective_speed / 100 for one in request.candidates}
         busy = dict.fromkeys(speeds, 0.0)
         for placement in placements:
             if placement.node not in speeds:

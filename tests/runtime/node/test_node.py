@@ -568,7 +568,7 @@ def test_a_link_that_cannot_be_measured_is_unknown(monkeypatch, caplog):
     def refused(bus, topic):
         raise BrokerError("0 of 1 messages came back")
 
-    monkeypatch.setattr(registration, "measure_link", refused)
+    monkeypatch.setattr(registration, "estimate_link", refused)
     broker, identity = MemoryBroker(), Identity(TOPICS, ME, "node", "memory")
     with caplog.at_level(logging.WARNING):
         assert registration.look_at_link(broker.connect, identity) is None
