@@ -7,11 +7,11 @@
     │   └── ModelError        a model or slice: no flatbuffer, wrong hash, wrong shapes
     │       └── CutError      the model is fine, but it cannot be cut there
     ├── MessageError          the sender of one message: it is dropped, counted and logged
-    ├── BrokerError           whoever runs the broker: unreachable, refused, not permitted
-    └── NodeError             whoever runs the nodes: a process ended, or another one took its place
+    ├── BrokerError           the operator of the broker: unreachable, refused, not permitted
+    └── NodeError             the operator of the nodes: a process ended, or another one took its place
 
 Rooms derive finer classes from these leaves where a caller must tell them apart. A text says what came, what was
-expected, and what to do. A running node never dies of a MessageError.
+expected, and what to do. A MessageError never ends a running node.
 """
 
 
@@ -20,7 +20,7 @@ class HarEdgeError(Exception):
 
 
 class InputError(HarEdgeError):
-    """Something the person at the keyboard gave is wrong."""
+    """An input from the person at the keyboard is wrong."""
 
 
 class ConfigError(InputError):
@@ -44,7 +44,7 @@ class MessageError(HarEdgeError):
 
 
 class BrokerError(HarEdgeError):
-    """The broker cannot be reached or refuses what was asked."""
+    """The broker cannot be reached or refuses a request."""
 
 
 class NodeError(HarEdgeError):

@@ -1,4 +1,4 @@
-"""The libraries that come with an extra, and what to say before the work starts where one is missing."""
+"""The libraries of each extra, and the error when one is missing before the work starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from har_edge.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A library of an extra (pyproject.toml): what is imported, what people call it, and which extra brings it."""
+    """A library of an extra (pyproject.toml): its module, its usual name, and the extra that installs it."""
 
     module: str
     name: str
@@ -38,7 +38,7 @@ def is_installed(module: str) -> bool:
 def install_line(*modules: str) -> str:
     """Return the command that installs the extras of some libraries.
 
-    pip takes the har-edge that is installed, wheel or clone, and adds only what the extras need.
+    pip keeps the har-edge that is installed, wheel or clone, and adds only what the extras need.
     """
     extras = dict.fromkeys(LIBRARIES[module].extra for module in modules)
     # The extra `training` brings `evaluation` too.
@@ -47,7 +47,7 @@ def install_line(*modules: str) -> str:
 
 
 def require(purpose: str, *modules: str, instead: str = "") -> None:
-    """Raise ConfigError where one of these libraries is missing; `instead` says what helps beside installing it."""
+    """Raise ConfigError when one of these libraries is missing; `instead` names another way than to install it."""
     missing = [module for module in modules if not is_installed(module)]
     if missing:
         names = " and ".join(LIBRARIES[module].name for module in missing)

@@ -1,4 +1,4 @@
-"""Read regular files of bounded size, never a FIFO or a device; replace files so that none is ever there in part."""
+"""Read regular files of bounded size, never a FIFO or a device, and replace files as a whole."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MAX_MANIFEST_BYTES = 256 * 1024 * 1024
 
 
 def open_regular(path: Path, limit: int) -> BinaryIO:
-    """Open a regular file of at most `limit` bytes to read; never wait for the other end of a FIFO.
+    """Open a regular file of at most `limit` bytes for reading; never wait for the other end of a FIFO.
 
-    Raises OSError, with a `strerror` for people, for anything else: also for a name that no file can have.
+    Raises OSError with a readable `strerror` for any other file, and for a name that no file can have.
     """
     try:
         file = open(path, "rb", opener=_open)  # noqa: SIM115 (Path.open takes no opener; the caller closes it)
@@ -53,10 +53,10 @@ def _open(path: str, flags: int) -> int:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes; raises OSError as `open_regular` does."""
+    """Return the content of a regular file of at most `limit` bytes. Raises OSError as `open_regular` does."""
     with open_regular(path, limit) as file:
         content = file.read(os.fstat(file.fileno()).st_size)
-        rest = file.read(limit + 1 - len(content))  # what was added meanwhile, or has no size, as in /proc
+        rest = file.read(limit + 1 - len(content))  # content that was added meanwhile, or has no size, as in /proc
     if len(content) + len(rest) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit} bytes", str(path))
     return content + rest if rest else content
@@ -64,10 +64,10 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes the place of `path` when the block ends, and vanishes if the block fails.
+    """Open a file for writing that replaces `path` when the block ends, and vanishes if the block fails.
 
-    Whoever reads `path` meanwhile, or after a crash, finds the old file or the new one, never a part of it: the content
-    goes to another name in the same folder, which is then renamed (rename(2) is atomic). Missing folders are made.
+    A reader finds the old file or the new one, never a part of it, even after a crash. The content goes to another name
+    in the same folder, which is then renamed (rename(2) is atomic). Missing folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp")
@@ -89,7 +89,7 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 def inside(path: Path, name: str) -> Path:
-    """Return `path/name` where `path` is a folder, else `path`; a name that no file can have is no folder."""
+    """Return `path/name` if `path` is a folder, else `path`; a name that no file can have is no folder."""
     try:
         return path / name if path.is_dir() else path
     except (OSError, ValueError):
@@ -97,12 +97,14 @@ def inside(path: Path, name: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """Return a text for people to edit; raises OSError as `open_regular` does, UnicodeDecodeError for no UTF-8."""
+    """Return a text file that people edit. Raises OSError as `open_regular` does, UnicodeDecodeError unless it is
+    UTF-8.
+    """
     return read_regular(path, MAX_TEXT_BYTES).decode("utf-8")
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return a TOML document; TOMLDecodeError also for what is too deep or too large for the parser."""
+    """Return a TOML document. Raises TOMLDecodeError also when it is too deep or too large for the parser."""
     try:
         document: dict[str, Any] = tomllib.loads(text)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Where the folders that stand beside the package are: `brokers` and `models`."""
+"""Find the folders beside the package: `brokers` and `models`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from har_edge.errors import ConfigError
 
 
 def find_folder(name: str) -> Path:
-    """Return the folder of that name: inside an installed package, or beside the package in a clone."""
+    """Return the folder of that name, inside an installed package, or beside the package in a clone."""
     package = Path(__file__).resolve().parent
     for folder in (package / name, package.parent / name):
         if folder.is_dir():
@@ -20,9 +20,9 @@ def find_folder(name: str) -> Path:
 
 
 def closed_to(path: Path, uid: int | None, groups: Collection[int] = ()) -> Path | None:
-    """Return what keeps a user from reading a file: the file, or the first folder above it that is closed; else None.
+    """Return the file, or the first folder above it, that a user cannot read; None if the user can read the file.
 
-    `uid` None stands for a user who owns nothing and is in no group. What is not there is not closed.
+    `uid` None stands for a user who owns nothing and is in no group. A missing file is not closed.
     """
     for place in (path, *path.absolute().parents):
         if not place.exists():

@@ -1,4 +1,4 @@
-"""Figures as people read them, alike everywhere: a duration, a size, a rate. Bytes in powers of a thousand."""
+"""Figures as people read them, the same everywhere: a duration, a size, a rate. Bytes in powers of a thousand."""
 
 from __future__ import annotations
 

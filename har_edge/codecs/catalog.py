@@ -1,4 +1,4 @@
-"""Every reduction method by name, and what builds the reducer that a specification asks for."""
+"""Every reduction method by name, with the function that builds its reducer from a specification."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from har_edge.extras import require
 
 
 class EncoderInput(Enum):
-    """What a method can encode: windows, real values, or whatever no entropy coder has been at yet."""
+    """The input that a method can encode: windows, real values, or any code that is not compressed yet."""
 
     WINDOWS = "float32 [n, m]"
     REALS = "float32 [n] or [n, m]"
@@ -36,7 +36,9 @@ class EncoderInput(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """What a method is built for: the shape of what it encodes, its layout (None: bytes that vary), and its files."""
+    """The input for which a method is built: its shape, its layout (None: bytes of varying length), and the fitted
+    files.
+    """
 
     shape: tuple[int, ...]
     layout: CodeLayout | None
@@ -46,7 +48,7 @@ class BuildContext:
 
 @dataclass(frozen=True, slots=True)
 class ReducerMethod:
-    """One way to ask for a reducer: its options by name, what it takes, and what builds it from their texts."""
+    """One form of a method in a specification: its options by name, its input, and the function that builds it."""
 
     usage: str
     summary: str
@@ -146,14 +148,14 @@ METHODS: dict[tuple[str, int], ReducerMethod] = {
 
 
 def check_libraries(spec: str) -> None:
-    """Raise ConfigError where a method of this text, be it yet to be fitted, needs a library that is not installed."""
+    """Raise ConfigError when a method of this text, fitted or not, needs a library that is not installed."""
     for part in parse_spec(spec):
         if part.method == "zstd":
             require(f"reducer {spec!r}", "zstandard", instead=", or use zlib")
 
 
 def make_reducer(spec: str, length: int, channels: int, files: ReducerFiles = NO_FILES) -> Reducer:
-    """Build the reducer that a text such as `none`, `paa:5` or `paa:5+q8` asks for, for windows [length, channels].
+    """Build the reducer for windows [length, channels] from a text such as `none`, `paa:5` or `paa:5+q8`.
 
     `files` opens the files that fitted methods name. Raises ConfigError for an unknown method, wrong options, a recipe
     that has not been fitted, or methods that cannot follow each other.
@@ -188,7 +190,7 @@ def _find(spec: str, part: MethodSpec) -> ReducerMethod:
 def _next_context(
     spec: str, before: Reducer, part: MethodSpec, takes: EncoderInput, files: ReducerFiles
 ) -> BuildContext:
-    """Return what the code of one method is to the next; ConfigError where that one cannot take it."""
+    """Return the code of one method as the input of the next. Raises ConfigError when that cannot encode it."""
     shape = tuple(size for size in before.code_shape if size is not None)
     fits = {
         EncoderInput.WINDOWS: len(shape) == 2 and before.code_dtype == "float32",
@@ -202,7 +204,7 @@ def _next_context(
             f"expected {takes.value}; put it first, or leave it out"
         )
     layout = CodeLayout(0, before.code_dtype, shape) if len(shape) == len(before.code_shape) else None
-    # Only the quantisers by range put something else before the values.
+    # Only the quantisers by range write something else before the values.
     return BuildContext(
         shape, before.layout if isinstance(before, RangeQuantizer) else layout, before.most_bytes, files
     )

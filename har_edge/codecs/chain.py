@@ -1,4 +1,4 @@
-"""Several methods, one after the other."""
+"""Several reduction methods, one after the other."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from har_edge.data.recording import Samples
 
 
 class Chain:
-    """Feeds the code of each reducer to the next, such as `paa:5+q8`.
+    """Gives the code of each reducer to the next, such as `paa:5+q8`.
 
     Its features are those of the last method that is more than a coding: `paa:5+q8` gives the means, within the
     quantiser's error. A chain of codings alone, such as `q8+zlib`, gives the features of the first.
     """
 
     def __init__(self, reducers: Sequence[Reducer]) -> None:
-        """Join reducers whose shapes fit; `make_reducer` sees to that."""
+        """Join reducers whose shapes fit; `make_reducer` makes sure that they do."""
         self._reducers = tuple(reducers)
         self._reduced = max((at for at, reducer in enumerate(reducers) if not reducer.is_coding), default=0)
         self.spec = "+".join(reducer.spec for reducer in reducers)
@@ -31,12 +31,12 @@ class Chain:
 
     @property
     def first(self) -> Reducer:
-        """The one that windows enter."""
+        """The reducer that windows enter."""
         return self._reducers[0]
 
     @property
     def operations(self) -> int:
-        """Those of all reducers."""
+        """Arithmetic operations of all reducers."""
         return sum(reducer.operations for reducer in self._reducers)
 
     def encode(self, window: Samples) -> Code:

@@ -1,4 +1,4 @@
-"""What every reducer checks about what it is given."""
+"""Checks that every reducer makes on its input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from har_edge.errors import ConfigError, DataError, MessageError
 
 
 def check_window(spec: str, window: Code, shape: tuple[int, ...], dtype: str = "float32") -> None:
-    """Refuse a window of another shape or dtype than the reducer was built for, or not finite, with DataError."""
+    """Raise DataError for a window of another shape or dtype than the reducer's, or with NaN or infinity."""
     if window.shape != shape or window.dtype != dtype:
         raise DataError(
             f"reducer {spec}: window is {window.dtype} {list(window.shape)}, expected {dtype} {list(shape)}"
@@ -21,7 +21,7 @@ def check_window(spec: str, window: Code, shape: tuple[int, ...], dtype: str = "
 
 
 def check_code(spec: str, code: Code, shape: tuple[int | None, ...], dtype: str) -> None:
-    """Refuse a code of another shape or dtype than the reducer makes, or not finite, with MessageError."""
+    """Raise MessageError for a code of another shape or dtype than the reducer makes, or with NaN or infinity."""
     fits = code.shape == shape or (  # the most frequent case, quickly
         code.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, code.shape, strict=True))
     )
@@ -33,11 +33,11 @@ def check_code(spec: str, code: Code, shape: tuple[int | None, ...], dtype: str)
 
 
 def refuse_decoding(spec: str, remedy: str) -> ConfigError:
-    """Return the error of a reducer whose codes stand for no window."""
+    """Return the error of a reducer whose codes cannot be restored to windows."""
     return ConfigError(f"reducer {spec}: its codes cannot be made into a window again; {remedy}")
 
 
 def to_float32(values: npt.NDArray[np.float64]) -> Samples:
-    """Return float32; what is beyond its range is the largest or least that is finite."""
+    """Return float32; a value beyond its range becomes the largest or least finite one."""
     largest = float(np.finfo(np.float32).max)
     return np.clip(values, -largest, largest).astype(np.float32)

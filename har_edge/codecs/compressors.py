@@ -1,4 +1,4 @@
-"""The general compressors behind entropy coding; each refuses to expand to more than what was encoded can be."""
+"""The general compressors behind entropy coding; each refuses to expand a code to more than its input can have been."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from har_edge.errors import ConfigError
 from har_edge.extras import require
 
-# Up to which level, how many operations a byte: nanoseconds of one core on codes of 1 to 9 kB, one operation each.
+# Operations for each byte up to a level: nanoseconds of one core on codes of 1 to 9 kB, one operation each.
 _ZLIB_OPERATIONS = ((3, 20), (6, 25), (9, 50))
 _ZSTD_OPERATIONS = ((4, 6), (10, 20), (16, 90), (19, 170), (22, 490))
 
@@ -29,7 +29,7 @@ class Zlib:
         return zlib.compress(text, self._level)
 
     def expand(self, text: bytes, most: int) -> bytes:
-        """Undo `compress`; ValueError for what it did not make, or where it comes to more than `most` bytes."""
+        """Undo `compress`. Raises ValueError for other bytes, or more than `most` bytes of content."""
         stream = zlib.decompressobj()
         try:
             made = stream.decompress(text, most + 1)
@@ -46,7 +46,7 @@ class Zstandard:
     """Compresses to the Zstandard format (RFC 8878), with the content size in the frame; extra `zstd`."""
 
     def __init__(self, level: int) -> None:
-        """Build for level 1 (quick) to 22 (small); ConfigError where the package `zstandard` is missing."""
+        """Build for level 1 (quick) to 22 (small). Raises ConfigError when the package `zstandard` is missing."""
         if not 1 <= level <= 22:
             raise ConfigError(f"zstd:{level}: expected a level of 1 to 22")
         require(f"zstd:{level}", "zstandard", instead=", or use zlib")
@@ -64,9 +64,9 @@ class Zstandard:
         return made
 
     def expand(self, text: bytes, most: int) -> bytes:
-        """Undo `compress`; ValueError for what it did not make, or where it says to be more than `most` bytes."""
+        """Undo `compress`. Raises ValueError for other bytes, or a claim of more than `most` bytes of content."""
         try:
-            # It allocates what the frame says of itself, so that is asked first; unknown sizes are the largest number.
+            # The library allocates what the frame claims, so the claim is checked first; unknown is the largest size.
             said = self._library.get_frame_parameters(text).content_size
             if said > most:
                 raise ValueError(f"expected at most {most} bytes")

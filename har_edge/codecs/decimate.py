@@ -67,13 +67,13 @@ class Decimator:
 
 
 def _sinc_weights(places: npt.NDArray[np.generic], length: int, width: int) -> npt.NDArray[np.float64]:
-    """Return [places, length]: what each sample weighs in a sinc around each place, `width` samples a lobe."""
+    """Return [places, length]: the weight of each sample in a sinc around each place, `width` samples a lobe."""
     margin = _LOBES * width + 1
     distance = np.subtract.outer(places, np.arange(-margin, length + margin)) / width
     window = 0.54 + 0.46 * np.cos(np.pi * distance / _LOBES)
     weights = np.where(np.abs(distance) <= _LOBES, np.sinc(distance) * window, 0)
     weights /= weights.sum(axis=1, keepdims=True)
-    # What weighs on a mirrored sample, weighs on the samples that it is made of.
+    # The weight of a mirrored sample goes to the samples that it is made of.
     mirrored = np.pad(np.eye(length), ((margin, margin), (0, 0)), mode="reflect", reflect_type="odd")
     made: npt.NDArray[np.float64] = weights @ mirrored
     return made

@@ -13,7 +13,7 @@ from har_edge.errors import DataError, MessageError
 
 
 class Compressor(Protocol):
-    """A general compressor; its name is how a specification asks for it."""
+    """A general compressor; a specification asks for it by its name."""
 
     @property
     def spec(self) -> str:
@@ -21,13 +21,17 @@ class Compressor(Protocol):
 
     @property
     def operations_a_byte(self) -> int:
-        """What compressing a byte takes, about: nanoseconds on mHealth codes (docs/reference/reducers.md), 1 each."""
+        """Approximate operations to compress one byte: nanoseconds on mHealth codes (docs/reference/reducers.md), 1
+        each.
+        """
 
     def compress(self, text: bytes) -> bytes:
         """Compress."""
 
     def expand(self, text: bytes, most: int) -> bytes:
-        """Undo `compress`; ValueError for what it did not make, before more than about `most` bytes are allocated."""
+        """Undo `compress`. Raises ValueError for bytes that it did not write, before it allocates more than about
+        `most` bytes.
+        """
 
 
 class EntropyCoder:
@@ -47,7 +51,7 @@ class EntropyCoder:
     restores, is_coding = True, True
 
     def __init__(self, compressor: Compressor, layout: CodeLayout | None, most: int) -> None:
-        """Build for fixed codes laid out so, or with no layout for uint8 [bytes], of at most `most` bytes."""
+        """Build for fixed codes of this layout, or without one for uint8 [bytes], of at most `most` bytes."""
         self.spec = compressor.spec
         self._compressor = compressor
         self._layout = layout
@@ -77,7 +81,7 @@ class EntropyCoder:
         return self.decode(code)
 
     def decode(self, code: Code) -> Code:
-        """Return the values that were encoded; MessageError for a code that is none."""
+        """Return the values that were encoded. Raises MessageError for bytes that are no code."""
         check_code(self.spec, code, (None,), "uint8")
         try:
             text = self._compressor.expand(code.tobytes(), self._most)

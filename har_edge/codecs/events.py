@@ -1,4 +1,6 @@
-"""What methods that send only at events write: where something happened in each channel, and by how many steps."""
+"""The code of methods that send only at events: the samples of the events of each channel, and the steps that each
+rose.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ class EventTrack:
 
 
 def read_steps(name: str, option: str, text: str, channels: int) -> _Reals:
-    """Return the step of each channel, from one number for all, or one for each with commas between; ConfigError."""
+    """Return the step of each channel, from one number for all channels, or from one for each with commas between.
+
+    Raises ConfigError for another text.
+    """
     try:
         steps = np.array([float(part) for part in text.split(",")])
     except ValueError:
@@ -42,7 +47,10 @@ def read_steps(name: str, option: str, text: str, channels: int) -> _Reals:
 
 
 def count_steps(spec: str, window: Samples, steps: _Reals) -> _Reals:
-    """Return how many steps each sample is above the first of its channel, float64 [C, L]; DataError beyond 2^31."""
+    """Return how many steps each sample is above the first of its channel, float64 [C, L].
+
+    Raises DataError beyond 2^31 steps.
+    """
     rows = window.T.astype(np.float64)
     levels: _Reals = (rows - rows[:, :1]) / np.broadcast_to(steps, len(rows))[:, np.newaxis]
     if not (np.abs(levels) < _MOST_LEVEL).all():
@@ -51,17 +59,17 @@ def count_steps(spec: str, window: Samples, steps: _Reals) -> _Reals:
 
 
 def most_bytes(length: int, channels: int) -> int:
-    """Return how long a code can be: an event at every sample, every number as long as can be."""
+    """Return the largest size of a code in bytes: an event at every sample, with the longest numbers."""
     return channels * (4 + _LONGEST * (2 * length - 1))
 
 
 def write_events(window: Samples, tracks: Sequence[EventTrack]) -> Code:
     """Return the code, uint8 [bytes]: the first sample of each channel (float32, little-endian), then whole numbers.
 
-    The numbers of each channel follow one another: how many events; for each the samples since the one before it (the
-    first: since sample 0); for each the rise in steps, zigzag: 0, -1, 1, -2 ... as 0, 1, 2, 3 ... Each is written
-    7 bits a byte, the lowest first, with bit 7 set in all bytes but its last.
-    Source: LEB128 and zigzag as in Protocol Buffers, developers.google.com/protocol-buffers/docs/encoding.
+    The numbers of each channel follow one another: the number of events; for each event, the samples since the one
+    before it (for the first, since sample 0); for each event, the rise in steps, zigzag: 0, -1, 1, -2 ... as 0, 1, 2, 3
+    ... Each number is written 7 bits a byte, the lowest first, with bit 7 set in all bytes but its last. Source: LEB128
+    and zigzag as in Protocol Buffers, developers.google.com/protocol-buffers/docs/encoding.
     """
     numbers: list[int] = []
     for track in tracks:
@@ -73,9 +81,10 @@ def write_events(window: Samples, tracks: Sequence[EventTrack]) -> Code:
 
 
 def read_events(spec: str, code: Code, length: int, channels: int) -> tuple[Samples, list[EventTrack]]:
-    """Return the first sample and the events of each channel; MessageError for what `write_events` did not write.
+    """Return the first sample and the events of each channel.
 
-    What is allocated is bounded by the bytes that came, not by numbers in them.
+    The bytes of the code bound the memory, not the numbers in them. Raises MessageError for a code that `write_events`
+    did not write.
     """
     check_code(spec, code, (None,), "uint8")
     code = np.ascontiguousarray(code)

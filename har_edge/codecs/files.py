@@ -1,4 +1,4 @@
-"""What a fitted reducer asks of whoever opens it: its files by name, checked and ready to use."""
+"""The interfaces through which a fitted reducer gets its files, checked and ready to use."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from har_edge.errors import ConfigError
 
 
 class TensorCodec(Protocol):
-    """A model with one input and one output that runs one window at a time; shapes leave the batch dimension off.
+    """A model with one input and one output that runs one window at a time, in shapes without the batch dimension.
 
-    real = scale * (value - zero) where a dtype is an integer; scale is 0 where it is not.
+    Integers stand for real = scale * (value - zero); the scale is 0 for other dtypes.
     """
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of what `run` takes."""
+        """Shape of the input of `run`."""
 
     @property
     def input_dtype(self) -> str:
-        """NumPy name of the dtype that `run` takes."""
+        """NumPy name of the input's dtype."""
 
     @property
     def input_scale(self) -> float:
@@ -33,11 +33,11 @@ class TensorCodec(Protocol):
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Shape of what `run` returns."""
+        """Shape of the output of `run`."""
 
     @property
     def output_dtype(self) -> str:
-        """NumPy name of the dtype that `run` returns."""
+        """NumPy name of the output's dtype."""
 
     @property
     def output_scale(self) -> float:
@@ -56,7 +56,7 @@ class TensorCodec(Protocol):
 
 
 class ReducerFiles(Protocol):
-    """Opens the files of fitted reducers; it checks hashes and sizes, and refuses with ConfigError or ModelError."""
+    """Opens the files of fitted reducers and checks hashes and sizes. Raises ConfigError or ModelError for others."""
 
     def arrays(self, name: str) -> Mapping[str, Code]:
         """Return the arrays of an .npz, read with allow_pickle=False."""

@@ -1,4 +1,4 @@
-"""Trained networks as reducers: an encoder makes the code, and a decoder, if there is one, the window again."""
+"""Trained networks as reducers: an encoder makes the code, and a decoder, if there is one, restores the window."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _INTEGERS = ("int8", "int16")
 
 @dataclass(frozen=True, slots=True)
 class _Port:
-    """One end of a model: its shape and dtype, and what quantises for it; None for float32."""
+    """One end of a model: its shape and dtype, and the quantiser for it, None for float32."""
 
     shape: tuple[int, ...]
     dtype: str
     quantizer: AffineQuantizer | None
 
     def take(self, values: Samples) -> Code:
-        """Return float32 values as the model has them."""
+        """Return float32 values in the dtype of the port."""
         return values if self.quantizer is None else self.quantizer.encode(values)
 
     def give(self, values: Code) -> Samples:
-        """Return as float32 what the model has."""
+        """Return the values of the port as float32."""
         return values if self.quantizer is None else self.quantizer.decode(values)
 
 
@@ -47,7 +47,9 @@ class LearnedEncoder:
     is_coding = False
 
     def __init__(self, spec: str, encoder: TensorCodec, decoder: TensorCodec | None, shape: tuple[int, ...]) -> None:
-        """Build for windows float32 [L, C] of this shape; ConfigError where a model does not fit them or the other."""
+        """Build for windows float32 [L, C] of this shape. Raises ConfigError when a model does not fit them or the
+        other model.
+        """
         self.spec = spec
         self.restores = decoder is not None
         self._shape = shape
@@ -66,12 +68,12 @@ class LearnedEncoder:
 
     @property
     def enters(self) -> AffineQuantizer | None:
-        """What quantises windows for the encoder; None where it takes float32."""
+        """The quantiser of windows for the encoder, None where it takes float32."""
         return self._window.quantizer
 
     @property
     def operations(self) -> int:
-        """Arithmetic operations of encoder and quantisation; counted when asked, as the model has to be read for it."""
+        """Arithmetic operations of encoder and quantisation, counted on demand, since that reads the model."""
         return self._encoder.operations + (self._window.quantizer.operations if self._window.quantizer else 0)
 
     def encode(self, window: Samples) -> Code:
@@ -88,7 +90,9 @@ class LearnedEncoder:
         return self._code.give(code)
 
     def decode(self, code: Code) -> Samples:
-        """Run the decoder; MessageError for a code of another kind or that makes no window, ConfigError without one."""
+        """Run the decoder. Raises MessageError for another code or a result that is no window, ConfigError without a
+        decoder.
+        """
         if self._decoder is None:
             raise refuse_decoding(self.spec, f"use a model that takes float32 {list(self.feature_shape)}, or a decoder")
         features = self.features(code)
@@ -119,7 +123,7 @@ def _make_port(spec: str, role: str, shape: tuple[int, ...], dtype: str, scale: 
 
 
 def _agree(one: _Port, other: _Port) -> bool:
-    """Tell whether the bits of one port mean the same at the other."""
+    """Return whether the bits of one port mean the same at the other."""
     return (one.quantizer and one.quantizer.spec) == (other.quantizer and other.quantizer.spec)
 
 

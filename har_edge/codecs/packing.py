@@ -1,4 +1,4 @@
-"""Several codes of one reducer as the one array that a message carries, and back."""
+"""Several codes of one reducer in the one array that a message carries, and back."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def pack(reducer: Reducer, codes: Sequence[Code]) -> Code:
 
 
 def unpack(reducer: Reducer, array: Code, count: int) -> list[Code]:
-    """Return the `count` codes in an array as views of it; MessageError where it does not hold just these.
+    """Return the `count` codes in an array as views of it. Raises MessageError when it does not hold exactly these.
 
-    Nothing is allocated by what the array says of itself: a code is as long as it says, or the array is refused.
+    The function allocates nothing by the sizes in the array: it refuses the array unless each code has the size it
+    says.
     """
     if None not in reducer.code_shape:
         check_code(reducer.spec, array, (count, *reducer.code_shape), reducer.code_dtype)

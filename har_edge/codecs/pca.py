@@ -18,13 +18,13 @@ _TOP = 127  # levels either side of zero
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What is fitted, and what the .npz of `pca:FILE.npz` holds: these four arrays by these names, all float32.
+    """The fitted values, and the content of the .npz of `pca:FILE.npz`: these four arrays by these names, all float32.
 
     - mean [L, C]: the mean of the training windows.
-    - spread [C]: what each channel is divided by after that, above 0: its standard deviation, or 1 to keep its units.
+    - spread [C]: the divisor of each channel after that, above 0: its standard deviation, or 1 to keep its units.
     - components [K, L, C]: orthonormal directions in divided windows, as scikit-learn's PCA fits them to windows
-      [n, L * C], that of most variance first.
-    - scale [K]: what one level of each code is worth, above 0; coordinates beyond 127 levels saturate.
+      [n, L * C], the direction of most variance first.
+    - scale [K]: the value of one level of each code, above 0; coordinates beyond 127 levels saturate.
     """
 
     mean: Samples
@@ -34,7 +34,10 @@ class Basis:
 
 
 def read_basis(name: str, arrays: Mapping[str, Code], length: int, channels: int) -> Basis:
-    """Check the arrays of a file for windows [length, channels]; ConfigError says what in it is not as in `Basis`."""
+    """Return the arrays of a file after a check against `Basis`, for windows [length, channels].
+
+    Raises ConfigError, which says what differs.
+    """
     expected = [field.name for field in fields(Basis)]
     if sorted(arrays) != sorted(expected):
         raise ConfigError(
@@ -79,7 +82,7 @@ class PrincipalComponents:
     restores, is_coding = True, False
 
     def __init__(self, name: str, basis: Basis) -> None:
-        """Build from a basis that `read_basis` has checked; `name` is its file's."""
+        """Build from a basis that `read_basis` has checked; `name` is the name of its file."""
         self.spec = f"pca:{name}"
         size = len(basis.scale)
         self._shape = basis.mean.shape

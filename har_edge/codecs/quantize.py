@@ -14,10 +14,10 @@ from har_edge.errors import ConfigError, MessageError
 class RangeQuantizer:
     """Quantises each channel of a window over its own range, least to largest value: real = least + level * step.
 
-    The code is one array of bytes that holds all it takes to decode: the least value of each channel and the step of
-    each channel (float32, little-endian), then the levels (unsigned, little-endian), sample by sample. A decoded value
-    is within half a step of the original, where a step is the channel's range / (2^bits - 1). Behind a method whose
-    code is a vector, there is one range for all of it.
+    The code is one array of bytes: the least value of each channel and the step of each channel (float32,
+    little-endian), then the levels (unsigned, little-endian), sample by sample. A decoded value is within half a step
+    of the original, where a step is the channel's range / (2^bits - 1). Behind a method whose code is a vector, there
+    is one range for all of it.
     """
 
     code_dtype = "uint8"
@@ -75,13 +75,13 @@ METHOD_OF = {"int8": "q8", "int16": "q16", "uint8": "u8"}
 
 
 class AffineQuantizer:
-    """Quantises with one fixed scale and zero point, as the input of a quantised model does: real = scale * (q - zero).
+    """Quantises with one fixed scale and zero point, like the input of a quantised model: real = scale * (q - zero).
 
     Values beyond the range saturate. LiteRT has two roundings. Its reference kernel divides in float32 and rounds
-    halves away from zero (kernels/internal/reference/quantize.h). What runs by default, XNNPACK and the vectorised
-    kernel, multiplies by the float32 reciprocal and rounds halves to even (XNNPACK f32-qs8-vcvt); so does this, for
-    the same bits as the whole model. They differ by one level, and only for values at a half or one rounding from it.
-    For int16 the vectorised kernel leaves the last few values of a tensor, up to 7, to the reference one.
+    halves away from zero (kernels/internal/reference/quantize.h). The default code, XNNPACK and the vectorised kernel,
+    multiplies by the float32 reciprocal and rounds halves to even (XNNPACK f32-qs8-vcvt). This class does the same, for
+    the bits of the whole model. The two differ by one level, and only for values at a half or one rounding from it. For
+    int16, the vectorised kernel leaves up to 7 values at the end of a tensor to the reference kernel.
     """
 
     restores, is_coding = True, True

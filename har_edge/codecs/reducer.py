@@ -1,4 +1,4 @@
-"""The protocol that every reduction method keeps: window -> code -> window, or code -> features."""
+"""The protocol of every reduction method: window -> code -> window, or code -> features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Code = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class CodeLayout:
-    """Where the values of a fixed code stand: after `head` bytes, an array of this dtype and shape."""
+    """The position of the values in a fixed code: after `head` bytes, an array of this dtype and shape."""
 
     head: int
     dtype: str
@@ -22,11 +22,11 @@ class CodeLayout:
 
 
 class Reducer(Protocol):
-    """Turns the window of one source into fewer bytes, and back as well as it can.
+    """Reduces the window of one source to fewer bytes, and restores it as well as the method can.
 
-    A reducer is built for one source (window length L, channels C) from its specification by `make_reducer`; it holds
-    no state between windows, so a window may be encoded twice, or out of order, with the same result. Where it stands
-    behind another one in a chain, its window is that one's code.
+    `make_reducer` builds a reducer for one source (window length L, channels C) from its specification. A reducer keeps
+    no state between windows, so a window may be encoded twice, or out of order, with the same result. Behind another
+    reducer in a chain, its window is the code of that one.
     """
 
     @property
@@ -43,15 +43,15 @@ class Reducer(Protocol):
 
     @property
     def most_bytes(self) -> int:
-        """Bytes of a code; the most that one can have where it varies."""
+        """Bytes of a code, or the largest number where it varies."""
 
     @property
     def code_scale(self) -> float:
-        """What one level of an integer code is worth: feature = code_scale * (code - code_zero); 0 where no one is."""
+        """Value of one level of an integer code: feature = code_scale * (code - code_zero); 0 without one scale."""
 
     @property
     def code_zero(self) -> int:
-        """The level that stands for zero; 0 where there is no one scale."""
+        """The level that stands for zero; 0 without a single scale."""
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -67,13 +67,13 @@ class Reducer(Protocol):
 
     @property
     def is_coding(self) -> bool:
-        """True where it only writes the value before it in fewer bits: quantisers and entropy coders."""
+        """True for a method that only writes the value before it in fewer bits: quantisers and entropy coders."""
 
     def encode(self, window: Samples) -> Code:
-        """Reduce one window, float32 [L, C], to its code; DataError for another shape or dtype, NaN or infinity."""
+        """Reduce one window, float32 [L, C]. Raises DataError for another shape or dtype, NaN or infinity."""
 
     def features(self, code: Code) -> Samples:
-        """Return what a classifier on codes sees: float32 [feature_shape]; MessageError as for `decode`."""
+        """Return the input of a classifier, float32 [feature_shape]. Raises MessageError as `decode` does."""
 
     def decode(self, code: Code) -> Samples:
-        """Restore float32 [L, C]; MessageError for a wrong shape, dtype or content, ConfigError if it cannot."""
+        """Restore float32 [L, C]. Raises MessageError for a malformed code, ConfigError if the method cannot."""

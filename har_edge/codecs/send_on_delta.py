@@ -1,4 +1,4 @@
-"""Send-on-delta: a value travels only when it has moved far enough from the one sent last."""
+"""Send-on-delta: a value is sent only when it has moved far enough from the last one sent."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from har_edge.data.recording import Samples
 class SendOnDelta:
     """Sends the first sample of each channel, then whole steps of DELTA whenever a sample is DELTA or more away.
 
-    What is sent is the nearest whole number of steps, not the sample, so most events take two bytes. Between events
-    the last value holds: a decoded value is less than DELTA from the original, but for rounding to float32. Windows are
-    sent each for itself, so that none needs the one before it. Code: see `events.write_events`, with steps of DELTA.
+    An event carries the nearest whole number of steps, not the sample, so most events take two bytes. Between events
+    the last value holds: a decoded value is less than DELTA from the original, but for rounding to float32. Each window
+    is coded by itself, so none needs the one before it. Code: see `events.write_events`, with steps of DELTA.
 
     Source: Miskowicz, "Send-on-delta concept: an event-based data reporting strategy", Sensors 6(1), 2006, section 2.
     """

@@ -1,4 +1,4 @@
-"""The text that asks for a reducer, taken apart: METHOD[:OPTION...][+METHOD...]."""
+"""Parse the text that asks for a reducer: METHOD[:OPTION...][+METHOD...]."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class MethodSpec:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of the files that it needs."""
+        """Names of the fitted files that the method needs."""
         return self.options if self.method in FITTED and not self.is_recipe else ()
 
 
 def parse_spec(spec: str) -> tuple[MethodSpec, ...]:
-    """Take a text such as `paa:5+q8` apart; ConfigError for an empty method or option, or a file outside its folder.
+    """Parse a text such as `paa:5+q8`. Raises ConfigError for an empty method or option, or a file outside its folder.
 
-    Says nothing about whether there are such methods, and whether they fit each other: `make_reducer` does.
+    `make_reducer` checks whether the methods exist and fit each other.
     """
     parts = []
     # No method starts with a digit: a plus before one belongs to a number, as in q8:1e+2:0.
@@ -53,7 +53,7 @@ def parse_spec(spec: str) -> tuple[MethodSpec, ...]:
 
 
 def is_recipe(spec: str) -> bool:
-    """Tell whether a learned method in the specification is yet to be fitted, as in `pca:16+zlib`."""
+    """Return whether the specification has a learned method that is not fitted yet, as in `pca:16+zlib`."""
     return any(part.is_recipe for part in parse_spec(spec))
 
 

@@ -1,4 +1,4 @@
-"""Window statistics: a few numbers that say how each channel behaved, from which no window comes back."""
+"""Window statistics: a few numbers that describe each channel; the window cannot be restored from them."""
 
 from __future__ import annotations
 

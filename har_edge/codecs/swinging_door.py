@@ -15,10 +15,10 @@ from har_edge.data.recording import Samples
 class SwingingDoor:
     """Draws each channel as connected lines, none of which is further than DEVIATION from a sample it replaces.
 
-    Two doors hinge DEVIATION above and below the start of a line, and each new sample may only open them wider. Once
-    no line fits between them, it ends at the sample before: near the middle between the doors, whole steps of
-    DEVIATION above or below its start. Ends need not be samples. That they stand on steps makes most of them two bytes;
-    that they stand between the doors keeps the bound, but for rounding to float32. Code: see `events.write_events`,
+    Two doors hinge DEVIATION above and below the start of a line, and each new sample may only open them wider. Once no
+    line fits between them, the line ends at the sample before, near the middle between the doors, whole steps of
+    DEVIATION above or below its start. An end need not be a sample. Ends stand on steps, so most of them take two
+    bytes; they lie between the doors, so the bound holds, but for rounding to float32. Code: see `events.write_events`,
     with steps of DEVIATION; the last event of a channel is its last sample.
 
     Source: Bristol, "Swinging door trending: adaptive trend recording?", ISA National Conference Proceedings, 1990;

@@ -1,1 +1,1 @@
-"""What a user sets: the pipeline file, what a model is for, and the catalogue of models."""
+"""Everything that a user sets: the pipeline file, the task of a model, and the catalogue of models."""

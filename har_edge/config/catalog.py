@@ -1,4 +1,4 @@
-"""The trained models: one entry a file in `manifest.json`, and how a name or a path becomes a model."""
+"""The trained models: one entry for each file in `manifest.json`, and the way from a name or a path to a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERSION = 1
 
 
 class SplitScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a model of this kind, trained on `train` alone, did on the windows of `test`, which it never saw.
+    """The score of a model of this kind, trained on `train` alone, on the windows of `test`, which it never saw.
 
     `model` is the hash of the file that was scored.
     """
@@ -34,7 +34,7 @@ class SplitScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BaselineScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What another method reached on the same split in the same run."""
+    """The score of another method on the same split in the same run."""
 
     method: str
     accuracy: float
@@ -42,10 +42,11 @@ class BaselineScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LosoScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How models of this kind did on every stream in turn, each time trained on all others, over some seeds.
+    """The score of models of this kind in leave-one-subject-out: each stream in turn is tested, all others train.
 
-    `accuracy` and `macro_f1` are means over streams (and seeds), `deviation` is the standard deviation of the accuracy
-    over streams. `wire_bytes_per_s` is what all sensors of a stream send, packets included. `command` is the study.
+    `accuracy` and `macro_f1` are means over streams (and seeds); `deviation` is the standard deviation of the accuracy
+    over streams. `wire_bytes_per_s` counts the bytes of all sensors of a stream, packets included. `command` made the
+    study.
     """
 
     protocol: str
@@ -59,10 +60,10 @@ class LosoScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One model file: what it is for, what it was trained on, how good that proved to be, and how to make it again.
+    """One model file: its task, training data and scores, and the command that makes it again.
 
-    `trained_on` names the streams behind the weights; `split` was measured on streams outside its own `train`. Files
-    of fitted reducers lie beside the model, and stand with their hashes in the task.
+    `trained_on` names the streams behind the weights; `split` was measured on streams outside its own `train`. Files of
+    fitted reducers lie beside the model, and the task holds their hashes.
     """
 
     name: str
@@ -91,7 +92,7 @@ class Catalog(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A model file that exists, its hash, and its entry; None where no catalog knows the file."""
+    """A model file that exists, its hash, and its entry, None where no catalogue knows the file."""
 
     path: Path
     sha256: str
@@ -99,7 +100,7 @@ class FoundModel:
 
 
 def load_catalog(path: Path | None = None) -> Catalog:
-    """Read a catalog: a manifest.json, the folder that holds it, or (by default) the models shipped with har_edge.
+    """Read a catalogue: a manifest.json, the folder that holds it, or by default the models shipped with har_edge.
 
     Raises ModelError when it is missing or malformed, of another version, or names a file outside its folder.
     """
@@ -120,9 +121,10 @@ def load_catalog(path: Path | None = None) -> Catalog:
 
 
 def merge_catalog(folder: Path, entries: Sequence[ModelEntry]) -> Catalog:
-    """Return the catalog of a folder with these entries in the place of those of their names, new ones at the end.
+    """Return the catalogue of a folder with these entries, which replace entries of the same name; new ones go to the
+    end.
 
-    Raises ModelError for a manifest that is malformed.
+    Raises ModelError for a malformed manifest.
     """
     known = load_catalog(folder).models if (folder / FILE_NAME).is_file() else []
     fresh = {entry.name: entry for entry in entries}
@@ -131,17 +133,17 @@ def merge_catalog(folder: Path, entries: Sequence[ModelEntry]) -> Catalog:
 
 
 def store_catalog(catalog: Catalog, folder: Path) -> Path:
-    """Write a catalog as readable JSON; return its path."""
+    """Write a catalogue as readable JSON and return its path."""
     path = folder / FILE_NAME
     path.write_bytes(msgspec.json.format(msgspec.json.encode(catalog), indent=2) + b"\n")
     return path
 
 
 def find_model(name_or_path: str, folder: Path | None = None) -> FoundModel:
-    """Return the model of a name in the catalog (shipped ones by default: `float`, `int8`), or else of a path.
+    """Return the model with a name in the catalogue (shipped ones by default: `float`, `int8`), or else at a path.
 
-    A file given by path keeps its entry when the manifest beside it, or that of the shipped models, lists its hash.
-    Raises ModelError for what is neither, and for a shipped file whose bytes are not those of its entry.
+    A file given by its path keeps its entry when the manifest beside it, or that of the shipped models, lists its hash.
+    Raises ModelError when there is neither, and for a shipped file whose bytes differ from its entry.
     """
     place = find_folder("models") if folder is None else folder
     models = load_catalog(place).models
@@ -159,7 +161,7 @@ def find_model(name_or_path: str, folder: Path | None = None) -> FoundModel:
 
 
 def _is_catalog(file: Path) -> bool:
-    """Tell a catalog from the manifest that a folder of slices has under the same name."""
+    """Return whether a manifest is a catalogue; a folder of slices has a manifest of the same name."""
     try:
         content = msgspec.json.decode(read_regular(file, MAX_MANIFEST_BYTES))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""What the output of a model says of a window: one score a class, or the class itself."""
+"""Read a classifier's output for a window: one score for each class, or the class itself."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ INDICES = ("int32", "int64")
 
 
 def check_classifier_output(output: TensorSpec, classes: int, what: str) -> None:
-    """Raise ConfigError, which begins with `what`, where an output cannot answer with one of so many classes.
+    """Raise ConfigError, which begins with `what`, for an output that cannot name one of so many classes.
 
-    It has one score a class for each window, or (after ARG_MAX) the index of the class as int32 or int64. Sizes that
-    only a run tells are left to `read_classes`.
+    The output must have one score for each class and window, or (after ARG_MAX) the index of the class as int32 or
+    int64. `read_classes` checks sizes that only a run shows.
     """
     if output.dtype.startswith("complex"):
         raise ConfigError(
@@ -37,7 +37,7 @@ def check_classifier_output(output: TensorSpec, classes: int, what: str) -> None
 
 
 def read_classes(values: Array, count: int, classes: int) -> tuple[list[int], Array | None]:
-    """Return the class of each of `count` windows, and its score as the model gives it; None where it gives none.
+    """Return the class of each of `count` windows, and the scores as the model gives them, None where it gives none.
 
     Raises MessageError for another number of values, and for an index that is no class.
     """

@@ -1,4 +1,4 @@
-"""Whether a slice that remembers may serve windows that come in any order, from many streams, some of them twice."""
+"""Decide whether a stateful slice may serve windows that come in any order, from many streams, some of them twice."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from har_edge.tflite.manifest import ModelState
 
 
 def starts_fresh(state: ModelState, task: Task, what: str) -> bool:
-    """Tell whether `what` must have its state zeroed before every run; False where there is none.
+    """Return whether the state of `what` must be zeroed before every run; False where it has none.
 
-    Raises ConfigError where its answers would depend on the windows before: a stage serves several streams with one
+    Raises ConfigError when its results would depend on the windows before: a stage serves several streams with one
     state, and a window that comes again would count twice.
     """
     if state is ModelState.NONE:

@@ -1,4 +1,4 @@
-"""The pipeline file: what sensors, stages and sink must agree on, and which stage takes what from where."""
+"""The pipeline file: the settings on which sensors, stages and sink must agree, and the tensors between stages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _EPOCH_BITS = 31
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How nodes reach the broker; options of a command come first."""
+    """How nodes reach the broker; options of a command override it."""
 
     url: str = "mqtt://127.0.0.1:1883"
     username: str | None = None
@@ -46,16 +46,16 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MissingRule(Enum):
-    """What a stage does about a source that does not come: wait and give the window up, or carry on without it."""
+    """The reaction of a stage to a missing source: wait and give the window up, or run without the source."""
 
     WAIT = "wait"
     CARRY_ON = "carry_on"
 
 
 class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long a stage waits for the parts of a window, in seconds, and for how many windows at once.
+    """How many seconds a stage waits for the parts of a window, and for how many windows at once.
 
-    `carry_on_after_s` only matters under MissingRule.CARRY_ON.
+    `carry_on_after_s` matters only under MissingRule.CARRY_ON.
     """
 
     timeout_s: float = 30.0
@@ -65,15 +65,15 @@ class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def patience_s(self) -> float | None:
-        """How long a window waits for a source before the stage carries on without it; None: it does not carry on."""
+        """Seconds that a window waits for a source before the stage runs without it; None: the stage never does."""
         return self.carry_on_after_s if self.missing is MissingRule.CARRY_ON else None
 
 
 class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The pipeline file as it stands in TOML; `slices` is relative to the file.
+    """The content of the pipeline file in TOML; `slices` is relative to the file.
 
-    A file that names no epoch gets that of its slices when it is loaded. `delegate` says who computes on every device:
-    "xnnpack" where the runtime hands operators to it (the same as not said), or "none".
+    A file without `epoch` gets the generation id of its slices when it is loaded. `delegate` names what computes on
+    every device: "xnnpack" where the runtime hands operators to it (the default), or "none".
     """
 
     task: Task
@@ -85,15 +85,15 @@ class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_expiry_s: int = 86_400
     broker: BrokerConfig = BrokerConfig()
     join: JoinConfig = JoinConfig()
-    # Left out where it is not said: nodes of older versions refuse keys that they do not know.
+    # Left out by default: nodes of older versions refuse keys that they do not know.
     delegate: Literal["xnnpack", "none"] | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A pipeline file, read and checked against its slices and its stream description.
+    """A pipeline file, checked against its slices and its stream description.
 
-    `described` is the stream as its recordings are written; `stream` the same as the task groups its sources.
+    `described` is the stream as its recordings are written; `stream` is the same stream as the task groups its sources.
     """
 
     config: PipelineConfig
@@ -115,15 +115,15 @@ class Pipeline:
         return len(self.stream.source(source).channels)
 
     def wiring(self, index: int) -> Wiring:
-        """Return what stage `index` takes and gives; raises ConfigError when there is no such stage."""
+        """Return the inputs and outputs of stage `index`. Raises ConfigError when there is no such stage."""
         return find_wiring(self.manifest, self.task, index)
 
 
 def find_batch_problem(manifest: SliceManifest, task: Task) -> str:
-    """Say why a message can carry one window only; empty where it may carry several.
+    """Return why a message can carry one window only, an empty text when it may carry several.
 
-    Every tensor that windows enter by, that crosses a cut or that answers must have the batch as its first dimension.
-    Raises ConfigError for slices and a task that do not belong together.
+    Every tensor that takes windows, crosses a cut or gives the result must have the batch as its first dimension.
+    Raises ConfigError when slices and task do not belong together.
     """
     for index, entry in enumerate(manifest.slices):
         wiring = find_wiring(manifest, task, index)
@@ -136,7 +136,7 @@ def find_batch_problem(manifest: SliceManifest, task: Task) -> str:
 
 
 def check_batch(pipeline: Pipeline, batch: int) -> None:
-    """Raise ConfigError where messages of so many windows cannot pass; see `find_batch_problem`."""
+    """Raise ConfigError when messages of so many windows cannot pass; see `find_batch_problem`."""
     problem = find_batch_problem(pipeline.manifest, pipeline.task) if batch > 1 else ""
     if problem:
         raise ConfigError(
@@ -148,17 +148,17 @@ def check_batch(pipeline: Pipeline, batch: int) -> None:
 def load_pipeline(path: Path) -> Pipeline:
     """Read a pipeline file, or the one in a folder, with the manifest of its slices.
 
-    Raises ConfigError that names the file and what is wrong in it; ModelError for the manifest.
+    Raises ConfigError, which names the file and the error in it, and ModelError for the manifest.
     """
     file = inside(path, FILE_NAME)
     return _assemble(file, None)
 
 
 def keep_existing(folder: Path, manifest: SliceManifest, task: Task | None) -> bool:
-    """Tell whether `folder` holds a pipeline file; it is a person's, and stays when slices are cut anew.
+    """Return whether `folder` holds a pipeline file. It belongs to a person, and stays when the model is cut anew.
 
-    `manifest` is that of the slices to come, `task` what is known of their model. Raises ConfigError when the file
-    would not fit them, or is for another task than that of another model.
+    `manifest` is the manifest of the new slices, `task` the known task of their model. Raises ConfigError when the file
+    would not fit the slices, or has the task of another model.
     """
     file = folder / FILE_NAME
     if not file.exists():
@@ -181,9 +181,9 @@ def _unfit(reason: str) -> ConfigError:
 
 
 def generation_id(manifest: SliceManifest) -> int:
-    """Return the epoch of slices: from the model's hash and the cuts, 1 to 2^31 - 1.
+    """Return the generation id of slices, from the model's hash and the cuts: 1 to 2^31 - 1.
 
-    So stages of another model, or of another cut of this one, never take each other's activations.
+    Stages of another model, or of another cut of this one, therefore never take each other's activations.
     """
     identity = ",".join([manifest.model_sha256, *(str(entry.start) for entry in manifest.slices)])
     digest = hashlib.sha256(identity.encode()).digest()
@@ -191,7 +191,7 @@ def generation_id(manifest: SliceManifest) -> int:
 
 
 def _read(file: Path) -> tuple[PipelineConfig, bool]:
-    """Return what a pipeline file says, and whether it names an epoch."""
+    """Return the content of a pipeline file, and whether it names a generation (key `epoch`)."""
     try:
         document = parse_toml(read_text(file))
         config = msgspec.convert(document, PipelineConfig)
@@ -223,7 +223,7 @@ def _read(file: Path) -> tuple[PipelineConfig, bool]:
 
 
 def _assemble(file: Path, manifest: SliceManifest | None) -> Pipeline:
-    """Read a pipeline file and check it against these slices, by default those it names."""
+    """Read a pipeline file and check it against these slices, by default those that it names."""
     config, has_epoch = _read(file)
     manifest = manifest or load_manifest(file.parent / config.slices)
     if not has_epoch:
@@ -232,9 +232,9 @@ def _assemble(file: Path, manifest: SliceManifest | None) -> Pipeline:
 
 
 def assemble(config: PipelineConfig, manifest: SliceManifest, file: Path) -> Pipeline:
-    """Put a configuration and slices together; `file` is where it stands, or would: its folder holds all other files.
+    """Combine a configuration and slices. The folder of `file`, which need not exist, holds all other files.
 
-    Raises ConfigError that names `file` and what does not fit.
+    Raises ConfigError, which names `file` and what does not fit.
     """
     try:
         described = describe(config.task, file.parent)
@@ -257,8 +257,8 @@ def assemble(config: PipelineConfig, manifest: SliceManifest, file: Path) -> Pip
 def name_classes(task: Task, manifest: SliceManifest, known: Sequence[str]) -> Task:
     """Return the task with the labels that the model itself gives its classes.
 
-    Their numbers are those that the stream description (`known`, by number) has for the same names, or, where it has no
-    labels, their indices.
+    A label's id is the number that the stream description (`known`, by number) has for the same name. If the
+    description has no labels, the id is the index of the class.
     """
     labels = list(manifest.labels[task.output])
     numbers = {label: number for number, label in enumerate(known)}
@@ -292,7 +292,7 @@ def _check_task(pipeline: Pipeline, file: Path) -> None:
 
 
 def _check_labels(pipeline: Pipeline, file: Path) -> None:
-    """Refuse classes that the recordings do not have; a description without labels has nothing to compare with."""
+    """Raise ConfigError for classes that the recordings do not have; a description without labels passes."""
     task, known = pipeline.task, pipeline.stream.labels
     if len(task.labels) != len(task.label_ids) or not task.labels:
         raise ConfigError(
@@ -337,7 +337,9 @@ def _check_limits(config: PipelineConfig, file: Path) -> None:
 
 
 def _check_missing(wiring: Wiring, join: JoinConfig, file: Path) -> None:
-    """Refuse to carry on where a stage has nothing to carry on from: no message would ever start it."""
+    """Raise ConfigError for a stage that would run without its source and has no other input: no message would start
+    it.
+    """
     if join.patience_s is not None and len(wiring.sources) == 1 and not wiring.earlier:
         (source,) = wiring.sources
         raise ConfigError(
@@ -348,7 +350,7 @@ def _check_missing(wiring: Wiring, join: JoinConfig, file: Path) -> None:
 
 
 def _check_sizes(wiring: Wiring, config: PipelineConfig, file: Path) -> None:
-    """Refuse what no message may hold, even with one window."""
+    """Raise ConfigError for tensors that no message may hold, even with one window."""
     size = sum(
         math.prod(max(1, n) for n in spec.shape) * np.dtype(spec.dtype).itemsize
         for spec in wiring.entry.outputs
@@ -369,9 +371,9 @@ def write_pipeline(
     broker: BrokerConfig | None = None,
     delegate: str | None = None,
 ) -> Path:
-    """Write a pipeline file with every choice a person may want to change, whole or not at all; return its path.
+    """Write a pipeline file with every choice that a person may want to change, whole or not at all; return its path.
 
-    Raises ConfigError where it cannot be written.
+    Raises ConfigError when the file cannot be written.
     """
     quote, broker = _quote, broker or BrokerConfig()
     lines = [
@@ -419,5 +421,5 @@ def write_pipeline(
 
 
 def _quote(value: object) -> str:
-    """Write a value as TOML does; its strings are those of JSON but for one character and pairs of surrogates."""
+    """Return a value in TOML. Its strings are those of JSON but for one character and surrogate pairs."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -1,4 +1,4 @@
-"""What a model is for: which stream feeds it, through which reducers, and what its answer means."""
+"""The task of a model: the stream that feeds it, the reducers of its sources, and the meaning of its output."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class StateRule(Enum):
-    """What a stage does about a slice that remembers: refuse it, or set its state back to zero before every window."""
+    """The reaction of a stage to a stateful slice: refuse it, or zero its state before every window."""
 
     REFUSE = "refuse"
     RESET = "reset"
 
 
 class StreamTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The windows a model was trained on: a stream description, length and hop in samples, how sources are grouped."""
+    """The windows that a model was trained on: stream description, length and hop in samples, grouping of sources."""
 
     description: str
     rate_hz: float
@@ -37,10 +37,10 @@ class StreamTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class SourceInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Where the window of one source enters the model, and the reducer its sensor uses.
+    """The input that the window of one source enters, and the reducer of its sensor.
 
-    `files` maps the name of each file that the reducer was fitted into to its SHA-256; they lie beside the pipeline
-    file, or beside the model. Raises ValueError, which msgspec reports with its place, for other names and hashes.
+    `files` maps the name of each file of a fitted reducer to its SHA-256; the files lie beside the pipeline file, or
+    beside the model. Raises ValueError, which msgspec reports with its place, for other names and hashes.
     """
 
     tensor: str
@@ -58,12 +58,12 @@ class SourceInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
 
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a model is for.
+    """The task of a model.
 
-    `inputs` maps each source to its input tensor; `output` is the tensor with one score a class; `labels` names the
-    classes by index, and `label_ids` holds the label that the recordings use for each; a pipeline file may leave both
-    out where the model itself names its classes. `state` only
-    matters for a model that remembers from one run to the next. ValueError where two sources disagree on a file.
+    `inputs` maps each source to its input tensor. `output` is the tensor with one score for each class. `labels` names
+    the classes by index, and `label_ids` holds the label of each in the recordings; a pipeline file may leave both out
+    when the model itself names its classes. `state` matters only for a stateful model. Raises ValueError when two
+    sources disagree on a file.
     """
 
     stream: StreamTask
@@ -90,9 +90,10 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 def find_description(task: Task, beside: Path) -> Path | None:
-    """Return the file that describes the stream of a task, beside its model or pipeline file; None for a built-in one.
+    """Return the file that describes the stream of a task, beside its model or pipeline file; None for a built-in
+    stream.
 
-    Raises ConfigError when it is missing.
+    Raises ConfigError when the file is missing.
     """
     name = task.stream.description
     if name in BUILT_IN:
@@ -107,14 +108,14 @@ def find_description(task: Task, beside: Path) -> Path | None:
 
 
 def describe(task: Task, beside: Path) -> StreamDescription:
-    """Return the description of a task's stream, ungrouped; ConfigError where its file is missing or malformed."""
+    """Return the description of a task's stream, ungrouped. Raises ConfigError for a missing or malformed file."""
     return load_description(find_description(task, beside) or task.stream.description)
 
 
 def with_reducers(task: Task, reducers: Mapping[str, str]) -> Task:
     """Return the task with other reducers for some sources; hashes of files that these name are kept.
 
-    Raises ConfigError for a source that the model does not take, and for what is no specification.
+    Raises ConfigError for a source that the model does not take, and for a text that is no specification.
     """
     unknown = sorted(set(reducers) - set(task.inputs))
     if unknown:

@@ -1,4 +1,4 @@
-"""A model that no manifest knows: its task from what a person says, what stands in its file, and its stream."""
+"""The task of a model that no manifest lists, from options, the model's file and its stream."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def derive_task(
     labels: Sequence[str] | None = None,
     hop: int | None = None,
 ) -> Task:
-    """Return the task of a model for the windows of a stream that is described under `name`.
+    """Return the task of a model for the windows of the stream `name`.
 
-    `inputs` maps input tensors to sources; inputs that nothing reads need none. What it leaves out is found by equal
-    names, or by the only shape that fits.
-    Windows are as long as the inputs want, one begins every `hop` samples (half a window by default). Without
-    `labels`, the classes are the labels of the stream, where these are as many. Raises ConfigError with the flag to
-    give for what cannot be known.
+    `inputs` maps input tensors to sources. An input that nothing reads needs none. Inputs that are left out are matched
+    by equal names, or by the only shape that fits. Windows have the length that the inputs take, and one begins every
+    `hop` samples, half a window by default. Without `labels`, the classes are the labels of the stream, if there are as
+    many.
+
+    Raises ConfigError, with the option to give, for everything that cannot be derived.
     """
     tensors = _inputs(model, inputs)
     sources = _assign(tensors, described, inputs)
@@ -55,7 +56,7 @@ def derive_task(
 
 
 def _inputs(model: Model, named: Mapping[str, str]) -> dict[str, TensorSpec]:
-    """Return the inputs that need a source: one that nothing reads needs none."""
+    """Return the inputs that need a source: all but those that nothing reads."""
     graph = model.main
     (whole,) = slice_model(model, [])
     read = {spec.name for spec in whole.inputs}
@@ -71,7 +72,7 @@ def _inputs(model: Model, named: Mapping[str, str]) -> dict[str, TensorSpec]:
 
 
 def read_labels(path: Path) -> list[str]:
-    """Read a file with one label a line, such as TFLite models come with; ConfigError where it is none."""
+    """Read a file with one label a line, as TFLite models have it. Raises ConfigError for another file."""
     try:
         content = read_regular(path, MAX_LABEL_BYTES)
     except OSError as error:
@@ -80,9 +81,9 @@ def read_labels(path: Path) -> list[str]:
 
 
 def packed_labels(path: Path) -> list[str] | None:
-    """Return the labels that a .tflite file carries (TFLite metadata: a zip behind the flatbuffer); None without.
+    """Return the labels in a .tflite file (TFLite metadata: a zip behind the flatbuffer), None without.
 
-    The first file is taken whose name has "label" in it and ends in .txt.
+    The labels are in the first file whose name contains "label" and ends in .txt.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -111,7 +112,7 @@ def _parse_labels(content: bytes, where: str) -> list[str]:
 
 
 def _distinct(lines: Sequence[str]) -> list[str]:
-    """Return labels of which none comes twice: ImageNet has two cranes. The later one gets its line's number."""
+    """Return labels of which none comes twice (ImageNet has two cranes): the later one gets its line's number."""
     seen: set[str] = set()
     made = []
     for number, line in enumerate(lines):
@@ -130,13 +131,13 @@ def _channels(described: StreamDescription, source: str) -> int:
 
 
 def _values(spec: TensorSpec) -> int | None:
-    """Return how many values a window has in an input; None where only a run would tell."""
+    """Return the number of values of a window in an input, None where only a run would show it."""
     shape = spec.shape[1:] if spec.shape[:1] in ((-1,), (1,)) else spec.shape
     return math.prod(shape) if shape and min(shape) > 0 else None
 
 
 def _fits(spec: TensorSpec, channels: int) -> bool:
-    """Return whether one of the dimensions is as many channels: [length, channels], [channels, length], an image."""
+    """Return whether one dimension is the number of channels: [length, channels], [channels, length], an image."""
     values = _values(spec)
     return values is not None and values % channels == 0 and channels in spec.shape[1:]
 
@@ -152,7 +153,7 @@ def _length(spec: TensorSpec, channels: int) -> int:
 
 
 def _plain(name: str) -> str:
-    """Return the name that an input has in Keras: TensorFlow's converter writes serving_default_NAME:0."""
+    """Return the name of an input in Keras: TensorFlow's converter writes serving_default_NAME:0."""
     return re.sub(r"^serving_default_(.+):\d+$", r"\1", name)
 
 
@@ -190,7 +191,7 @@ def _assign(
 
 
 def _output(model: Model) -> tuple[str, int | None]:
-    """Return the output that has the answer, and how many classes it has; None where it names a class."""
+    """Return the output with the result, and its number of classes, None where it names a class."""
     specs = [_spec(model.main.tensors[index]) for index in model.main.outputs]
     if len(specs) != 1:
         raise ConfigError(

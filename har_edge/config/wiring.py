@@ -1,4 +1,4 @@
-"""Which stage takes what from where."""
+"""The tensors that each stage takes from sensors and earlier stages, and sends to later ones."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """What one stage takes and gives, by tensor name.
+    """The inputs and outputs of one stage, by tensor name.
 
-    `sources` maps each source to the input it enters; `earlier` maps the index of an earlier stage to the tensors it
-    sends; `sends` are the tensors later stages need, and `takers` those stages; `answers` says that the result comes
-    from this stage.
+    `sources` maps each source to the input it enters. `earlier` maps the index of an earlier stage to the tensors it
+    sends. `sends` are the tensors that later stages need, and `takers` those stages. `answers` says that this stage
+    gives the result.
     """
 
     index: int
@@ -29,9 +29,9 @@ class Wiring:
 
 
 def find_wiring(manifest: SliceManifest, task: Task, index: int) -> Wiring:
-    """Return what the stage of slice `index` takes and gives.
+    """Return the inputs and outputs of the stage with slice `index`.
 
-    Raises ConfigError where there is no such slice, and for one that nothing feeds.
+    Raises ConfigError when there is no such slice, or nothing feeds it.
     """
     entries = manifest.slices
     if not 0 <= index < len(entries):

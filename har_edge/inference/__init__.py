@@ -1,1 +1,1 @@
-"""The one room that imports LiteRT."""
+"""Run models with LiteRT; no other room imports it."""

@@ -1,4 +1,4 @@
-"""The files of fitted reducers: their bytes are checked before anything reads them, and models run through LiteRT."""
+"""Open the files of fitted reducers. Their hashes are checked before anything reads them; models run through LiteRT."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _BROKEN = (ValueError, KeyError, EOFError, OSError, TypeError, MemoryError, zipf
 
 
 class FolderFiles:
-    """Opens the files of a folder whose hashes are known; nothing is loaded before its hash is right.
+    """Opens the files of a folder by their known hashes; nothing is loaded before its hash is right.
 
-    A file of more than MAX_FILE_BYTES, or arrays of more than MAX_ARRAYS_BYTES, are refused. ConfigError for a file
-    that has no hash, ModelError for one that is missing, other than its hash says, too large or malformed.
+    Raises ConfigError for a file without a known hash. Raises ModelError for a file that is missing, malformed, has
+    another hash, is larger than MAX_FILE_BYTES, or holds arrays of more than MAX_ARRAYS_BYTES.
     """
 
     def __init__(self, folder: Path, hashes: Mapping[str, str], delegate: str | None = None) -> None:
@@ -56,7 +56,7 @@ class FolderFiles:
         return TfliteCodec(self.read(name), str(self._folder / name), self._delegate)
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a file, once their hash is right."""
+        """Return the bytes of a file after a check of their hash."""
         expected, path = self._hashes.get(name), self._folder / name
         if expected is None:
             known = ", ".join(sorted(self._hashes)) or "none"
@@ -75,7 +75,7 @@ class FolderFiles:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a fitted file; ModelError where it cannot be read or is too large."""
+    """Return the SHA-256 of a fitted file. Raises ModelError when it cannot be read or is too large."""
     return hashlib.sha256(_read(path)).hexdigest()
 
 
@@ -91,10 +91,10 @@ def _read(path: Path) -> bytes:
 
 
 class TfliteCodec:
-    """A Codec over one .tflite: shapes and values without the batch dimension."""
+    """A TensorCodec over one .tflite: shapes and values without the batch dimension."""
 
     def __init__(self, content: bytes, what: str, delegate: str | None = None) -> None:
-        """Load the model; ModelError where it has other ports than one input and one output with a batch of 1."""
+        """Load the model. Raises ModelError unless it has one input and one output with a batch of 1."""
         from har_edge.inference.interpreter import Delegate, Interpreter
 
         chosen = Delegate(delegate or Delegate.XNNPACK)
@@ -135,14 +135,14 @@ class TfliteCodec:
 
     @cached_property
     def operations(self) -> int:
-        """Arithmetic of one run; counted when asked, since reading the graph needs the TFLite schema."""
+        """Arithmetic operations of one run; counted on demand, since reading the graph needs the TFLite schema."""
         from har_edge.tflite.model import read_model
         from har_edge.tflite.operations import count_operations
 
         return count_operations(read_model(self._content))
 
     def run(self, value: Array) -> Array:
-        """Run the model on one window; MessageError for another shape or dtype."""
+        """Run the model on one window. Raises MessageError for another shape or dtype."""
         result: Array = self._interpreter.run({self._input.name: value[None]})[self._output.name][0]
         return result
 

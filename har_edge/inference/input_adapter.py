@@ -1,4 +1,4 @@
-"""How the codes of a sensor enter a model: restored to windows or as they are, whichever its input takes."""
+"""Bring the codes of a sensor into a model, restored to windows or as they are, as the input of the model requires."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Array = npt.NDArray[Any]
 
 
 class InputForm(Enum):
-    """What a model takes: windows restored from codes, or the features that codes stand for."""
+    """The form that an input takes: windows restored from codes, or the features of the codes."""
 
     RESTORE = "restore"
     CODES = "codes"
 
 
 class WindowLayout(Enum):
-    """How a window lies in an input: sample after sample, or channel after channel."""
+    """The order of a window's values in an input: sample after sample, or channel after channel."""
 
     SAMPLES = "samples"
     CHANNELS = "channels"
 
 
 class InputAdapter(Protocol):
-    """Turns the codes of `count` windows of one source, packed as a message carries them, into the model's input.
+    """Turns the codes of `count` windows of one source, packed as in a message, into the model's input.
 
     Raises MessageError for codes that the reducer did not make.
     """
@@ -48,11 +48,14 @@ class InputAdapter(Protocol):
 def choose_input_form(
     source: str, reducer: Reducer, name: str, shape: tuple[int, ...], length: int, channels: int
 ) -> InputForm:
-    """Return how the codes of windows [length, channels] enter the input `name`; `shape` has no batch dimension.
+    """Return the form in which codes of windows [length, channels] enter the input `name`.
 
-    An input [length, channels], or the same values in other dimensions (see `find_layout`), takes restored windows; one
-    shaped as the reducer's features takes these. Raises ConfigError, with the source, the reducer and both shapes, for
-    any other.
+    Args:
+        shape: The input's shape without the batch dimension.
+
+    An input [length, channels], or of the same values in other dimensions (see `find_layout`), takes restored windows.
+    An input with the shape of the reducer's features takes these. Raises ConfigError for any other input, with the
+    source, the reducer and both shapes.
     """
     if find_layout(shape, length, channels) is not None and reducer.restores:
         return InputForm.RESTORE
@@ -67,15 +70,15 @@ def choose_input_form(
 
 
 def window_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of one window within an input: without its batch, where the first dimension is one."""
+    """Return the shape of one window within an input, without the batch dimension if it has one."""
     return shape[1:] if _has_batch(shape) else shape
 
 
 def find_layout(shape: tuple[int, ...], length: int, channels: int) -> WindowLayout | None:
-    """Return how a window [length, channels] lies in an input of this shape; None where it does not fit.
+    """Return the order of a window [length, channels] in an input of this shape, None where it does not fit.
 
-    Dimensions of 1 do not matter. Samples stand one after the other: [length, channels], flat, or as the pixels of an
-    image, row by row; or channels do: [channels, length].
+    Dimensions of 1 do not matter. SAMPLES stands for [length, channels], a flat vector, or the pixels of an image row
+    by row; CHANNELS for [channels, length].
     """
     sizes = tuple(n for n in shape if n != 1)
     plain = tuple(n for n in (length, channels) if n != 1)
@@ -90,13 +93,14 @@ def find_layout(shape: tuple[int, ...], length: int, channels: int) -> WindowLay
 def make_input_adapter(
     source: str, reducer: Reducer, port: Port, length: int, channels: int, watch: Saturation | None = None
 ) -> InputAdapter:
-    """Return what brings codes of one source, from windows [length, channels], into the input tensor [count, ...].
+    """Return the adapter from codes of one source, of windows [length, channels], to the input tensor [count, ...].
 
-    Codes that are the input already (reducer `none` for a float32 model, the model's own quantisation, an encoder whose
-    output has the input's scale and zero point) pass untouched; others are restored, or turned into features, and
-    quantised where the model wants integers, rounded where it wants float16; windows get the input's shape. An input
-    without a batch takes one window. `watch` counts real values that are quantised here. Raises ConfigError where they
-    cannot enter; see `choose_input_form`.
+    Codes that equal the input pass unchanged: reducer `none` for a float32 model, the model's own quantisation, an
+    encoder whose output has the input's scale and zero point. Other codes are restored, or turned into features, then
+    quantised where the model takes integers and rounded where it takes float16. Windows get the input's shape. An input
+    without a batch takes one window. `watch` counts the real values that the adapter quantises.
+
+    Raises ConfigError when the codes cannot enter; see `choose_input_form`.
     """
     shape, batched = window_shape(port.shape), _has_batch(port.shape)
     form = choose_input_form(source, reducer, port.name, shape, length, channels)
@@ -118,7 +122,10 @@ def make_input_adapter(
                     watch.note(one)
             entered = [_cast(one, port.dtype) if own is None else own.encode(one) for one in values]
             return np.stack(entered) if batched or count > 1 else entered[0]
-        except (MessageError, DataError) as error:  # came over the network: its sender can act on it, not we here
+        except (
+            MessageError,
+            DataError,
+        ) as error:  # the code came over the network, so its sender can act on the error, not this node
             raise MessageError(
                 f"the code of source {source!r} is not what {reducer.spec!r} makes of {count} windows: {error}; give "
                 "sensor and stage the same reducer"
@@ -128,7 +135,7 @@ def make_input_adapter(
 
 
 def _cast(window: Array, dtype: np.dtype[Any]) -> Array:
-    """Return real values in the type of an input; those beyond float16 saturate, as they do in quantised ones."""
+    """Return real values in the type of an input; values beyond float16 saturate, as in quantised inputs."""
     if dtype != np.float16:
         return window.astype(dtype, copy=False)
     largest = float(np.finfo(np.float16).max)
@@ -140,7 +147,7 @@ def _has_batch(shape: tuple[int, ...]) -> bool:
 
 
 def _is_input(reducer: Reducer, port: Port, shape: tuple[int, ...]) -> bool:
-    """Tell whether an integer code is the input already, level for level."""
+    """Return whether an integer code equals the input, level for level."""
     return (
         (reducer.code_dtype, reducer.code_shape) == (port.dtype.name, shape)
         and reducer.code_scale > 0
@@ -150,7 +157,9 @@ def _is_input(reducer: Reducer, port: Port, shape: tuple[int, ...]) -> bool:
 
 
 def _own_quantizer(port: Port, shape: tuple[int, ...]) -> AffineQuantizer | None:
-    """Return what makes this input from real values; None for floats, which take them as they are."""
+    """Return the quantiser that makes this input from real values, None for a float input, which takes them as they
+    are.
+    """
     if port.dtype.name in REAL:
         return None
     if port.dtype.name not in METHOD_OF or port.scale <= 0:

@@ -38,7 +38,9 @@ _BANNER = b"INFO: Created TensorFlow Lite XNNPACK delegate"
 
 
 class Delegate(str, Enum):
-    """Who computes: XNNPACK wherever the runtime hands operators to it (its default), or NONE but its own kernels."""
+    """The code that computes a model: XNNPACK for operators that the runtime hands to it (its default), or NONE without
+    it.
+    """
 
     XNNPACK = "xnnpack"
     NONE = "none"
@@ -62,18 +64,18 @@ class Port:
     zero_point: int
 
     def real(self, values: Array) -> NDArray[np.float64]:
-        """Return what quantised values of this port stand for; others as they are."""
+        """Return the real values of quantised values of this port, and other values unchanged."""
         real = values.astype(np.float64)
         return (real - self.zero_point) * self.scale if self.scale > 0 else real
 
 
 class Interpreter:
-    """Hold one loaded model and run it; not safe for use from two threads at once.
+    """Holds one loaded model and runs it; not safe for use from two threads at once.
 
-    `model` is the flatbuffer itself or a path (then the runtime maps the file). `inputs` and `outputs` stand in the
-    order of the model; a tensor listed twice is one port, and two tensors of one name get `name#tensor_index`.
-    `fresh`: recurrent state (variable tensors) is zero at the start of every run. With `delegate` NONE no operator is
-    handed to XNNPACK: slower, and on tflite-runtime 2.14 what it takes for float slices to give the bits of the whole.
+    `model` is the flatbuffer or a path, whose file the runtime maps. `inputs` and `outputs` are in the model's order. A
+    tensor that is listed twice is one port, and two tensors of one name get `name#tensor_index`. With `fresh`,
+    recurrent state (variable tensors) is zero at the start of every run. With `delegate` NONE, no operator goes to
+    XNNPACK. That is slower, but float slices need it on tflite-runtime 2.14 to give the bits of the whole model.
 
     Raises ModelError when `model` is no TFLite flatbuffer, when the runtime lacks one of its operators, or when a port
     has a type that no message can carry (string, resource, variant).
@@ -110,7 +112,7 @@ class Interpreter:
         self.outputs = tuple(port for port, _ in named_fetches)
         self._indices = {port.name: index for port, index in named_feeds}
         self._fetches = tuple((port.name, index) for port, index in named_fetches)
-        # What the runtime holds memory for now: name, index, dtype, shape. None: nothing, or a resize failed half-way.
+        # Inputs that the runtime holds memory for: name, index, dtype, shape. None: none, or a resize failed half-way.
         self._fit: tuple[tuple[str, int, np.dtype[Any], tuple[int, ...]], ...] | None = None
         if self._allocate(what):
             sizes = {int(detail["index"]): tuple(int(n) for n in detail["shape"]) for detail in feeds}
@@ -118,26 +120,25 @@ class Interpreter:
 
     @property
     def delegate(self) -> Delegate:
-        """Whether the runtime has handed any operator to XNNPACK, for the sizes it holds memory for now."""
+        """XNNPACK if the runtime has handed any operator to it, for the sizes that it holds memory for now."""
         # Neither runtime has a public way to ask, and what `_get_ops_details` adds fails where NumPy lacks a type.
         inner = self._runtime._interpreter
         names = {inner.NodeName(index) for index in range(inner.NumNodes())}
         return Delegate.XNNPACK if "DELEGATE" in names else Delegate.NONE
 
     def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the outputs for one set of inputs, by name; the arrays are copies and belong to the caller.
+        """Return the outputs of one run by name; the arrays are copies and belong to the caller.
 
-        A dynamic dimension (-1 in the port's shape) takes any size; changing it makes the runtime allocate anew and
-        zeroes recurrent state.
-
-        Raises MessageError for a missing or unknown name, a wrong dtype or shape, and values an operator refuses.
+        A dynamic dimension (-1 in the port's shape) takes any size. A new size makes the runtime allocate anew, and
+        zeroes recurrent state. Raises MessageError for a missing or unknown name, a wrong dtype or shape, and values
+        that an operator refuses.
         """
         self._put(values)
         self._invoke()
         return {name: self._fetch(index) for name, index in self._fetches}
 
     def time(self, values: Mapping[str, Array], clock: Callable[[], float]) -> tuple[float, dict[str, Array]]:
-        """Run as `run` does; return also the seconds of the computation alone, without copies in and out."""
+        """Run like `run`; return also the seconds of the computation alone, without the copies."""
         self._put(values)
         before = clock()
         self._invoke()
@@ -171,7 +172,7 @@ class Interpreter:
         self._runtime.reset_all_variables()
 
     def _allocate(self, what: str) -> bool:
-        """Allocate for the sizes in the file; return False when these are stand-ins that cannot run."""
+        """Allocate for the sizes in the file; return False when these are placeholders that cannot run."""
         try:
             with _without_banner():
                 self._runtime.allocate_tensors()
@@ -193,7 +194,7 @@ class Interpreter:
         return value if type(value) is np.ndarray else np.array(value)
 
     def _refit(self, values: Mapping[str, Array]) -> None:
-        """Explain what is wrong with `values`, or allocate for their sizes."""
+        """Raise MessageError for wrong `values`, or allocate for their sizes."""
         unknown = sorted(set(values) - set(self._indices))
         if unknown:
             raise MessageError(
@@ -228,10 +229,10 @@ def load_slice(
     check: Callable[[bytes, str, str], None] = lambda content, what, delegate: None,
     delegate: Delegate = Delegate.XNNPACK,
 ) -> Interpreter:
-    """Load a slice whose hash is known; not one byte reaches the runtime before the hash is right.
+    """Load a slice with a known hash; no byte reaches the runtime before the hash is right.
 
-    `check` sees the content and the delegate before the runtime does, and raises what is to be raised. Raises
-    ModelError when the file is missing or holds other bytes than `sha256` says.
+    `check` gets the content and the delegate before the runtime does, and may raise. Raises ModelError when the file is
+    missing, or its SHA-256 is not `sha256`.
     """
     try:
         content = read_regular(path, MAX_MODEL_BYTES)
@@ -278,7 +279,7 @@ def _cannot_load(what: str, error: Exception) -> ModelError:
 
 @contextlib.contextmanager
 def _without_banner() -> Iterator[None]:
-    """Keep the runtime's greeting off standard error, which no setting of its own does; pass everything else on."""
+    """Keep the runtime's banner off standard error, since no setting of the runtime does; pass all other output on."""
     try:
         sys.stderr.flush()
         terminal = os.dup(2)

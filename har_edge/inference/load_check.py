@@ -1,8 +1,8 @@
-"""Load and run a model once in a process of its own before this one does: some damaged models end their process.
+"""Load and run a model once in a child process before this process loads it: some damaged models end their process.
 
-The runtime checks little of a file that it loads. Whoever runs models of others (a stage, a node, `--check`, `profile`)
-asks here first; what passed once is remembered by its SHA-256 and the runtime's version, so that this costs nothing at
-the next start.
+The runtime checks little of a file that it loads. Every program that runs models of others (a stage, a node, `--check`,
+`profile`) calls this check first. The check remembers a model that passed by its SHA-256 and the runtime's version, so
+the next start costs nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from har_edge.errors import ModelError
 _log = logging.getLogger(__name__)
 FILE_NAME = "checked.txt"
 TIMEOUT_S = 120.0
-# Of the device's memory, what the child may take: the rest is for those who run beside it.
+# The child may take this fraction of the device's memory; the rest is for other processes.
 MEMORY_PART = 0.75
 MAX_LINES = 1024
 _MAX_BYTES = 1024 * 1024
@@ -30,11 +30,11 @@ _CHILD = (sys.executable, "-m", "har_edge.inference.load_check_child")
 
 @dataclass(frozen=True, slots=True)
 class LoadCheck:
-    """Checks models, each once for a runtime; verdicts are kept in `folder`, where it can be written.
+    """Checks each model once for a runtime, and keeps the verdicts in `folder` if it can be written.
 
-    `command` is the child: it reads the model from standard input and takes the bytes of memory and the seconds of
-    processor time that it may use, and the delegate. What the runtime refuses in order is left to the caller, who gets
-    the same error.
+    `command` starts the child. It reads the model from standard input; its arguments are the bytes of memory, the
+    seconds of processor time and the delegate. A model that the runtime refuses properly is left to the caller, who
+    gets the same error.
     """
 
     folder: Path | None
@@ -44,11 +44,11 @@ class LoadCheck:
     _failed: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, content: bytes | memoryview, what: str, delegate: str = "xnnpack") -> None:
-        """Return when `content` loads and runs; raise ModelError, which names `what`, for one that must not be loaded.
+        """Return when `content` loads and runs. Raises ModelError, which names `what`, for a model that must not be
+        loaded.
 
-        `delegate` is who will compute it: other code runs with "none", so that has a verdict of its own.
-
-        A verdict that a crash gave holds for this process; one that passed also for later ones.
+        The delegate "none" runs other code than "xnnpack", so each has a verdict of its own. A verdict after a crash
+        holds for this process only; a verdict that a model passed holds for later ones, too.
         """
         sha256 = hashlib.sha256(content).hexdigest()
         line = f"{sha256} {runtime_name()}" + ("" if delegate == "xnnpack" else f" {delegate}")
@@ -68,7 +68,7 @@ class LoadCheck:
             raise ModelError(f"{what}: {problem} (sha256 {sha256})")
 
     def _run(self, content: bytes | memoryview, delegate: str) -> str | None:
-        """Say why a model must not be loaded; empty where it may be, None where the runtime refuses it in order."""
+        """Return why a model must not be loaded: an empty text if it may be, None if the runtime refuses it."""
         import json  # most starts know their verdicts, and need none of this
         import subprocess
 
@@ -108,7 +108,7 @@ class LoadCheck:
             return set()
 
     def _write(self, line: str) -> None:
-        """Add a verdict, in one write; a file that has grown long begins anew."""
+        """Append a verdict in one write; a file that has grown long begins anew."""
         if self.folder is None:
             return
         try:
@@ -123,7 +123,7 @@ class LoadCheck:
 
 @cache
 def runtime_name() -> str:
-    """Return what runs models here, with its version and the machine's kind."""
+    """Return the runtime with its version, and the machine's kind."""
     from har_edge.inference.interpreter import RUNTIME
 
     return f"{RUNTIME}-{os.uname().machine}"
@@ -160,6 +160,6 @@ def _ended_by(number: int, stderr: bytes) -> str:
 
 
 def _last_line(stderr: bytes) -> str:
-    """Return what was said last, for one line of a log."""
+    """Return the last line of an output, for one line of a log."""
     lines = [line.strip() for line in stderr[-2000:].decode("utf-8", "replace").splitlines() if line.strip()]
     return "".join(ch if ch.isprintable() else "?" for ch in lines[-1][:200]) if lines else ""

@@ -1,9 +1,9 @@
-"""The child of load_check.py: read a model from standard input, look at its structure, load it, and run it once.
+"""The child of load_check.py: read a model from standard input, check its structure, load it, and run it once.
 
     python -m har_edge.inference.load_check_child MEMORY_BYTES SECONDS DELEGATE
 
-Exit code 0: it ran. DAMAGED: its structure is broken; standard output says how. REFUSED: the runtime refuses it, as it
-will refuse it anywhere. Anything else is a fault of this process, most of all its death by a signal.
+Exit code 0: the model ran. DAMAGED: its structure is broken, and standard output says how. REFUSED: the runtime refuses
+it, here and anywhere. Any other code is a fault of this process, most often its death by a signal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DAMAGED, REFUSED = 3, 4
 
 
 def main(memory_bytes: int, seconds: int, delegate: str) -> int:
-    """Return the exit code; `delegate` is who computes, "xnnpack" or "none"."""
+    """Run the check and return the exit code; `delegate` is "xnnpack" or "none"."""
     limit(memory_bytes, seconds)
     content = sys.stdin.buffer.read()
     import numpy as np
@@ -43,7 +43,7 @@ def main(memory_bytes: int, seconds: int, delegate: str) -> int:
 
 
 def check_structure(content: bytes) -> None:
-    """Check every index, offset and size in the file; where the schema is missing, the runtime alone looks at it."""
+    """Check every index, offset and size in the file. If the schema is missing, only the runtime checks it."""
     from har_edge.errors import ModelError
 
     try:
@@ -54,7 +54,7 @@ def check_structure(content: bytes) -> None:
 
 
 def limit(memory_bytes: int, seconds: int) -> None:
-    """Bound what this process may take, leave no dump of its memory, and be the first to go when memory is short."""
+    """Bound this process's memory and time, write no core dump, and let the kernel kill it first in a shortage."""
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, seconds),

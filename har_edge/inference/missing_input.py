@@ -1,4 +1,4 @@
-"""What stands for a source that is not there."""
+"""The model input that replaces a missing source."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def missing_input(port: Port, count: int) -> npt.NDArray[Any]:
     """Return the input of `count` windows whose source is missing: real zero everywhere, [count, ...] as the port is.
 
-    One without a batch takes one window as it is.
+    Real zero is 0.0, or the zero point of an integer port. A network trained with modality dropout has learned that
+    zero stands for a missing source (Neverova et al., "ModDrop: adaptive multi-modal gesture recognition", TPAMI 38(8),
+    2016). An input without a batch dimension takes one window.
 
-    That is 0.0, or the zero point of an integer port. A network trained with modality dropout has learned that zero
-    means absent (Neverova et al., "ModDrop: adaptive multi-modal gesture recognition", TPAMI 38(8), 2016).
-    Raises ModelError where another dimension than the first has no fixed size, so that nobody knows what to fill, and
-    MessageError for several windows where the input has no batch.
+    Raises ModelError when a dimension after the first has no fixed size, and MessageError for several windows when the
+    input has no batch.
     """
     batched = port.shape[:1] in ((-1,), (1,))
     shape = port.shape[1:] if batched else port.shape

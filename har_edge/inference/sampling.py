@@ -1,4 +1,4 @@
-"""Made-up inputs for a model, to time it and to compare two ways of running it."""
+"""Random inputs for a model, to time it and to compare two ways of running it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from har_edge.inference.interpreter import Array, Port
 def sample(ports: Iterable[Port], rng: np.random.Generator, *, batch: int = 1) -> dict[str, Array]:
     """Return random values for each port, by name; a dynamic first dimension gets size `batch`, others get 1.
 
-    Quantised and 8-bit ports get their whole range, floats a normal distribution, other integers 0 or 1: they are often
-    indices or lengths, and those are legal ones nearly everywhere.
+    Quantised and 8-bit ports get values of their whole range, floats a normal distribution. Other integers get 0 or 1:
+    they are often indices or lengths, and 0 and 1 are legal nearly everywhere.
     """
     return {port.name: _values(port, rng, batch) for port in ports}
 

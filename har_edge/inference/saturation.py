@@ -1,4 +1,4 @@
-"""How much of what enters a quantised input lies beyond its range, where it saturates: counted, and said once."""
+"""Count the values beyond the range of a quantised input, where they saturate, and warn once."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from har_edge.codecs.reducer import Reducer
 
 _log = logging.getLogger(__name__)
-# Some models clip on purpose (8 % of what comes of ankle and arm in the shipped int8 model, gyroscopes mostly), so that
-# a few values beyond the range are usual. Of pixels from 0 to 255, where -1 to 1 belongs, nearly all are beyond.
+# Some models clip on purpose: in the shipped int8 model, 8 % of the values of ankle and arm saturate, mostly those of
+# gyroscopes. So a few values beyond the range are usual. Nearly all pixels from 0 to 255 lie beyond the range -1 to 1.
 TOLD_FROM = 0.25
-# How many windows are looked at before some are left out, and of how many of these a node looks at one.
+# A node checks so many first windows all, and then one window of so many.
 FIRST = 64
 NODE_EVERY = 32
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedRange:
-    """The real values that an integer type stands for by a scale and a zero point, from `low` to `high`."""
+    """The real values that an integer type can represent by a scale and a zero point, from `low` to `high`."""
 
     dtype: str
     low: float
@@ -49,14 +49,14 @@ class QuantizedRange:
 
 
 def range_of(dtype: str, scale: float, zero: int) -> QuantizedRange | None:
-    """Return the range of an input of a model; None where it has no scale, or one that windows do not enter by."""
+    """Return the range of a model's input, None where windows do not enter it by a scale."""
     return QuantizedRange.of(dtype, scale, zero) if dtype in QUANTISED and scale > 0 else None
 
 
 def range_taken(reducer: Reducer) -> QuantizedRange | None:
-    """Return the range that a reducer takes windows in where it quantises them by a fixed one; None where it does not.
+    """Return the range in which a reducer takes windows, None where it does not quantise them by a fixed range.
 
-    Only the first method of a chain is told about: what comes to the others are no windows.
+    Only the first method of a chain counts, since the others do not take windows.
     """
     if isinstance(reducer, Chain):
         return range_taken(reducer.first)
@@ -68,9 +68,9 @@ def range_taken(reducer: Reducer) -> QuantizedRange | None:
 
 @dataclass(slots=True)
 class Saturation:
-    """Counts the values of one source, and those of them that saturate in what takes them: `taker`, over `range`.
+    """Counts the values of one source, and those beyond `range`, the range of `taker`.
 
-    Of the windows after the first 64, one of `every` is looked at: that takes as long as quantising it.
+    After the first 64 windows, it checks one window of `every`, since a check takes as long as the quantisation.
     """
 
     source: str
@@ -86,13 +86,13 @@ class Saturation:
 
     @property
     def share(self) -> float:
-        """Return how much of what came saturates, 0 to 1."""
+        """Return the fraction of the values that saturate, 0 to 1."""
         return self.beyond / self.values if self.values else 0.0
 
     def note(self, values: npt.NDArray[Any]) -> None:
-        """Count the real values of a window on their way into the input; log a warning, once, where too many saturate.
+        """Count the real values of a window on their way into the input; log one warning when too many saturate.
 
-        What is no more than half a step beyond rounds to the last value and is none of those.
+        A value no more than half a step beyond the range rounds to its last value and does not count.
         """
         self._seen += 1
         if self._seen > FIRST and self._seen % self.every:
@@ -117,6 +117,6 @@ class Saturation:
 
 
 def totals(saturations: Iterable[Saturation]) -> tuple[int, int]:
-    """Return how many values were quantised with a fixed range, and how many of them saturated."""
+    """Return the number of values that were quantised with a fixed range, and the number of those that saturated."""
     counted = list(saturations)
     return sum(one.values for one in counted), sum(one.beyond for one in counted)

@@ -1,4 +1,4 @@
-"""Time the parts of a model on this machine."""
+"""Time the segments of a model on this machine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from har_edge.tflite.cuts import list_cuts, slice_refusal, trace_dataflow
 from har_edge.tflite.model import Model
 from har_edge.tflite.slices import Slice, slice_model, write_slice, write_whole
 
-# Runs of each segment one after the other, and how often that is done for all of them.
+# Consecutive runs of each segment, and the number of rounds over all segments.
 REPEATS, ROUNDS = 5, 3
 _WARM_UP = 2
 _SEED = 0
-# Touched before each run of a model that a core's own cache may not hold: more than caches hold, even shared ones.
+# Bytes touched before each run of a model larger than a core's own cache: more than even shared caches hold.
 _TOUCHED = 48 * 2**20
 # The second-level cache of a small device (Raspberry Pi 3: 512 KiB). A smaller model stays there between two runs.
 _CACHE = 512 * 2**10
@@ -28,7 +28,7 @@ _CACHE = 512 * 2**10
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The smallest part that can be moved: operators [start, stop) between two neighbouring legal cuts.
+    """The smallest part that a cut can move: operators [start, stop) between two neighbouring legal cuts.
 
     `seconds` is the time of one run by itself, the median of a round.
     """
@@ -60,14 +60,13 @@ def measure_segments(
     clock: Callable[[], float] = time.perf_counter,
     delegate: Delegate = Delegate.XNNPACK,
 ) -> Iterator[Segment]:
-    """Time every segment, one after the other on the results of those before, and yield each as it is known.
+    """Time every segment on the results of the segments before it, and yield each as soon as it is known.
 
-    That is done once a round; `fastest_times` takes the rounds together.
+    Each round yields every segment once; `fastest_times` combines the rounds. The function touches other memory before
+    each run, because in a pipeline other programs run in between and push the weights out of the cache, unless the
+    whole model fits there. Copies of inputs do not count, since a slice copies only at its ends. Only the inputs of the
+    model are random: a crossing tensor may be a shape or an index, for which only true values run.
 
-    In a slice the other segments run between two runs of one, and other programs, so that it finds its weights in
-    memory, no longer in the cache, unless the whole model fits there. So memory is touched before each run; the inputs
-    are fresh, as they are there, and copying them, which a slice does at its ends alone, does not count.
-    Only the first inputs are made up: what crosses may be a shape or an index, and then only true values run.
     Raises ModelError when the runtime cannot run one of the segments.
     """
     bounds = segment_bounds(model)
@@ -79,8 +78,8 @@ def measure_segments(
 def fastest_times(segments: Iterable[Segment]) -> list[Segment]:
     """Return each segment once, in order, with the least of its times.
 
-    What others do on a machine makes a segment slower and never quicker, and may last as long as many segments take
-    that follow each other: a round later it has passed.
+    Other programs on the machine make a segment slower and never faster. They may disturb many segments in a row, and
+    be gone a round later.
     """
     best: dict[int, Segment] = {}
     for segment in segments:
@@ -122,7 +121,7 @@ def time_whole(
     clock: Callable[[], float] = time.perf_counter,
     delegate: Delegate = Delegate.XNNPACK,
 ) -> float:
-    """Return the seconds of one run of the whole model, timed as segments are.
+    """Return the seconds of one run of the whole model, timed like the segments.
 
     Raises ModelError when the runtime cannot run it.
     """
@@ -137,11 +136,11 @@ def time_whole(
 
 
 def overhead_s(segments: Sequence[Segment], whole_s: float) -> float:
-    """Return what one run costs whatever it runs, in seconds.
+    """Return the seconds that one run costs whatever it runs.
 
-    The segments pay it once each and the whole model once, so n segments take n - 1 times this longer than the whole.
-    Leaving it in would balance the number of operators of a small model instead of their work. It is never more
-    than the quickest segment takes: beyond that, the machine was slower meanwhile.
+    Each segment pays it once and the whole model once, so n segments take n - 1 times this longer than the whole. A
+    plan with it would balance the number of operators of a small model instead of their work. The result is at most the
+    time of the fastest segment: beyond that, the machine was slower meanwhile.
     """
     if len(segments) < 2:
         return 0.0
@@ -156,7 +155,9 @@ def _touched(model: Model) -> int:
 def _time(
     interpreter: Interpreter, known: dict[str, Array], repeats: int, clock: Callable[[], float], touched: int
 ) -> tuple[float, dict[str, Array]]:
-    """Return the median seconds of one run, `touched` bytes of other memory before each, and what it gave."""
+    """Return the median seconds of one run, and its outputs; `touched` bytes of other memory are touched before each
+    run.
+    """
     values = {port.name: known[port.name] for port in interpreter.inputs}
     for _ in range(_WARM_UP):
         results = interpreter.run(values)

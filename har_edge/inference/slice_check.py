@@ -1,6 +1,7 @@
-"""Prove on the device that will run them that the slices of a folder give the bits of the whole model.
+"""Compare the slices of a folder with the whole model, bit by bit, on the device that will run them.
 
-Nothing is cut, so the TFLite schema is not needed: it works where only an interpreter is, as beside tflite-runtime.
+Nothing is cut, so the module does not need the TFLite schema. It works with an interpreter alone, such as
+tflite-runtime.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _OTHER_BATCH = 3
 
 @dataclass(frozen=True, slots=True)
 class SliceCheck:
-    """What came of it: `difference` says what was not equal, None when every bit was.
+    """The result of a comparison: `difference` says what was not equal, None when every bit was.
 
     `delegate` says whether the runtime handed operators of the whole model to XNNPACK.
     """
@@ -42,8 +43,8 @@ def check_slices(
 ) -> SliceCheck:
     """Run the whole model and the slices of a folder on the same random inputs, and compare the outputs bit by bit.
 
-    As many runs again have a batch of 3, where every tensor that crosses carries one. Raises ModelError when the folder
-    is of another model, when a slice is not what its hash says, or when the runtime cannot run the whole.
+    The same number of runs again has a batch of 3, if every crossing tensor carries a batch. Raises ModelError when the
+    folder belongs to another model, when a slice has another hash, or when the runtime cannot run the whole model.
     """
     manifest, root = load_manifest(folder), folder if folder.is_dir() else folder.parent
     content, chosen = _read(path), Delegate(delegate or Delegate.XNNPACK)

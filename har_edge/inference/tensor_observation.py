@@ -1,9 +1,9 @@
-"""What shapes the tensors of a model really have, and which of them carry the batch: found by running it.
+"""Run a model to find the true shapes of its tensors, and which of them carry the batch.
 
-A file says both only in part. Its planned sizes are stand-ins where they depend on others, a converter gives -1 to the
-first dimension of tensors that hold something else (the blocks of a dilated convolution, rows that a dense layer
-flattened, the places where a condition holds), and a quantiser inserts tensors without any signature. So the model is
-run with several windows, one at a time and all in one batch, and every tensor that could cross a cut is looked at.
+A file says both only in part. Its planned sizes are placeholders where they depend on other sizes. A converter gives -1
+to the first dimension of tensors that hold something else: the blocks of a dilated convolution, rows that a dense layer
+flattened, the indices where a condition holds. A quantiser inserts tensors without any signature. So this module runs
+the model with several windows, one at a time and all in one batch, and observes every tensor that could cross a cut.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from har_edge.tflite.ports import check_ports
 from har_edge.tflite.state import state_of
 
 _SEED = 0
-# Windows that are run: what depends on values has other sizes for small ones than for large ones.
+# Scales of the random windows: sizes that depend on values differ between small and large ones.
 _SCALES = (1.0, 10.0, 0.1)
-# Tensors that are looked at in one run: each keeps its memory until the run ends.
+# Bytes of the tensors that one run observes: each keeps its memory until the run ends.
 _GROUP_BYTES = 128 * 2**20
 _COMPARED = 4096
 
@@ -47,9 +47,10 @@ _VALUE_SHAPED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Tolerance:
-    """How close two arrays are to be: reals by a part of each and of the largest, quantised ones by so many steps.
+    """How close two arrays must be: real values by a part of each and of the largest, quantised values by a number of
+    steps.
 
-    So large a `share` of the elements must be.
+    At least a `share` of the elements must be that close.
     """
 
     part: float
@@ -66,7 +67,9 @@ _MOVED = _Tolerance(part=1e-3, of_largest=1e-5, steps=1, share=1.0)
 
 @dataclass(frozen=True, slots=True)
 class _Observation:
-    """A tensor after one run: its shape, some values of each row (each entry of the first dimension), all as hashes."""
+    """A tensor after one run: its shape, some values of each row (entry of the first dimension), and hashes of all
+    values.
+    """
 
     shape: tuple[int, ...]
     rows: Array
@@ -75,10 +78,10 @@ class _Observation:
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
-    """What was seen of each tensor: in each run of one window, and in that of all of them.
+    """The observations of each tensor: in each run of one window, and in the run of all of them.
 
-    `batch` is None, and `problem` says why, where the model takes no batch. Tensors that are `mixed` have rows there
-    that depend on other windows than their own, or on where these stand.
+    `batch` is None where the model takes no batch, and `problem` says why. Tensors that are `mixed` have rows that
+    depend on other windows, or on the position of their own window.
     """
 
     alone: dict[int, list[_Observation]]
@@ -88,7 +91,7 @@ class _Runs:
 
 
 def open_model(source: Path | bytes, delegate: str | None = None) -> Model:
-    """Read a model that is to be cut, and find out what its tensors are when it runs.
+    """Read a model that is to be cut, and observe its tensors when it runs.
 
     See `read_model`, `check_ports` and `observe_tensors`. `delegate` names what will compute the model, "xnnpack" (the
     default) or "none". A process of its own runs the model first (see `load_check`).
@@ -100,10 +103,10 @@ def open_model(source: Path | bytes, delegate: str | None = None) -> Model:
 
 
 def observe_tensors(model: Model, delegate: Delegate = Delegate.XNNPACK) -> Model:
-    """Return the model with the shapes that its tensors have for one window, and with what carries the batch.
+    """Return the model with the true shapes of its tensors for one window, and with the tensors that carry the batch.
 
-    A dimension whose size depends on values is -1. Where the runtime here cannot run the model, the file's own shapes
-    stay, no tensor with a dynamic first dimension counts as a batch, and `remarks` says so.
+    A dimension whose size depends on values is -1. If the runtime cannot run the model, the shapes of the file stay, no
+    tensor with a dynamic first dimension counts as a batch, and `remarks` says so.
     """
     if not _may_vary(model):
         return model
@@ -132,7 +135,7 @@ def observe_tensors(model: Model, delegate: Delegate = Delegate.XNNPACK) -> Mode
 
 
 def _may_vary(model: Model) -> bool:
-    """Return whether a size may be another one than the file plans for."""
+    """Return whether a size may differ from the one that the file plans for."""
     graph, flow = model.main, trace_dataflow(model)
     living = [t for t in graph.tensors if not (t.constant or flow.maker.get(t.index, -1) in flow.folded)]
     if any({-1, 0}.intersection(tensor.signature) or (tensor.unranked and tensor.dtype) for tensor in living):
@@ -181,9 +184,9 @@ def _find_mixed(
     others: Sequence[Mapping[str, Array]],
     together: Mapping[int, _Observation],
 ) -> set[int]:
-    """Return the tensors whose rows are not those of their windows alone.
+    """Return the tensors whose rows differ from the rows of their windows alone.
 
-    A row is to have the same bits whatever stands beside it, and nearly the same values in another place.
+    A row must have the same bits whatever stands beside it, and nearly the same values in another position.
     """
     mixed, ports, count = set[int](), interpreter.inputs, len(windows)
     for row in range(count):
@@ -218,7 +221,7 @@ def _groups(model: Model) -> Iterator[tuple[int, ...]]:
 
 
 def _window(model: Model, ports: Sequence[Port], rng: np.random.Generator, scale: float) -> dict[str, Array]:
-    """Return made-up inputs for one window; further dynamic dimensions get the size that the file plans for."""
+    """Return random inputs for one window; further dynamic dimensions get the size that the file plans for."""
     values = {}
     for index, port in zip(model.main.inputs, ports, strict=True):
         planned = model.main.tensors[index].shape
@@ -271,7 +274,7 @@ def _look(
 
 
 def _resolve(tensor: Tensor, alone: Sequence[_Observation], batch: _Observation | None, *, exact: bool) -> Tensor:
-    """Return the tensor as it was seen."""
+    """Return the tensor with the observed shape."""
     shapes = [seen.shape for seen in alone]
     if len({len(shape) for shape in shapes}) > 1:
         raise ModelError(f"tensor {tensor.name} has {shapes[0]} and {shapes[1]}, another number of dimensions each run")

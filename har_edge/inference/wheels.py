@@ -1,8 +1,9 @@
-"""Which runtime pip can install into this interpreter, and why none where there is none; the build reads it too.
+"""Find the runtime that pip can install into this interpreter, or the reason why there is none; the build reads it,
+too.
 
 A 32-bit Raspberry Pi OS runs on a 64-bit kernel by default. There `platform.machine()`, and with it every environment
-marker (PEP 508), says aarch64, while pip takes wheels for armv7l alone: what it can install follows the bits of the
-interpreter, which no marker knows. Only the standard library is imported here: the build loads this file by itself.
+marker (PEP 508), says aarch64, while pip takes only wheels for armv7l. The bits of the interpreter decide what pip can
+install, and no marker knows them. The build loads this file by itself, so it imports the standard library only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ LITERT, TFLITE = "ai-edge-litert", "tflite-runtime"
 MODULES = {"ai_edge_litert": (LITERT, f"{LITERT}-nightly"), "tflite_runtime": (TFLITE, f"{TFLITE}-nightly")}
 # tflite-runtime 2.14.0 is its last release. On PyPI it has manylinux_2_34_armv7l for CPython 3.8 to 3.11.
 TFLITE_PYTHON, TFLITE_GLIBC = (3, 11), (2, 34)
-# What LiteRT 2.1 to 2.3 has wheels for: manylinux_2_27_{x86_64,aarch64}, macosx_12_0_arm64, win_amd64.
+# LiteRT 2.1 to 2.3 has wheels for manylinux_2_27_{x86_64,aarch64}, macosx_12_0_arm64 and win_amd64.
 LITERT_MACHINES = {"Linux": ("x86_64", "aarch64"), "Darwin": ("arm64",), "Windows": ("AMD64",)}
 LITERT_GLIBC = (2, 27)
 _INSTEAD = "use a 64-bit Debian, Ubuntu or Raspberry Pi OS of 2023 or later (docs/how-to/install.md has the table)"
@@ -26,7 +27,7 @@ _INSTEAD = "use a 64-bit Debian, Ubuntu or Raspberry Pi OS of 2023 or later (doc
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What decides which wheels fit: the kernel's machine, the interpreter's bits and version, the C library."""
+    """The facts that decide which wheels fit: machine of the kernel, bits and version of Python, the C library."""
 
     system: str
     machine: str
@@ -36,26 +37,26 @@ class Platform:
 
 
 def read_platform() -> Platform:
-    """Return the host of this interpreter."""
+    """Return the platform of this interpreter."""
     return Platform(
         platform.system(), platform.machine(), 8 * struct.calcsize("P"), sys.version_info[:2], platform.libc_ver()
     )
 
 
 def wheel_machine(host: Platform) -> str:
-    """Return the machine whose wheels pip takes: that of the interpreter, not of the kernel."""
+    """Return the machine whose wheels pip installs: the interpreter's, not the kernel's."""
     if host.system == "Linux" and host.bits == 32:
         return {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(host.machine, host.machine)
     return host.machine
 
 
 def runtime_for(host: Platform) -> str:
-    """Return the name of the runtime for this host; see `refusal` for whether it can be had."""
+    """Return the name of the runtime for this platform; `refusal` says whether it can be installed."""
     return TFLITE if host.system == "Linux" and wheel_machine(host) == "armv7l" else LITERT
 
 
 def refusal(host: Platform) -> str | None:
-    """Return why no runtime can be installed here, and what to do; None where one can."""
+    """Return why no runtime can be installed here, and what to do; None if one can."""
     machine = wheel_machine(host)
     came = f"{host.bits}-bit Python {host.python[0]}.{host.python[1]} for {machine} on {host.system}"
     if runtime_for(host) == TFLITE:
@@ -80,7 +81,7 @@ def refusal(host: Platform) -> str | None:
 
 
 def installed() -> str | None:
-    """Return the name and version of the runtime that models run on here; None where there is none."""
+    """Return the name and version of the installed runtime, None where there is none."""
     for module, packages in MODULES.items():
         try:
             if importlib.util.find_spec(f"{module}.interpreter") is None:
@@ -93,7 +94,7 @@ def installed() -> str | None:
 
 
 def _read_package(packages: tuple[str, ...]) -> str:
-    """Return the name and version of the first of these that is installed, by what pip wrote down."""
+    """Return the name and version of the first of these packages that pip installed."""
     import importlib.metadata  # 2 MB, and a runtime that says its version needs none of it
 
     for package in packages:
@@ -105,7 +106,7 @@ def _read_package(packages: tuple[str, ...]) -> str:
 
 
 def missing(host: Platform, error: str) -> str:
-    """Return what to say where no runtime could be imported: why, and what to do."""
+    """Return the text for a runtime that could not be imported: the cause, and what to do."""
     reason = refusal(host)
     if reason is not None:
         return f"there is no runtime for slices here: {reason}"
@@ -114,7 +115,9 @@ def missing(host: Platform, error: str) -> str:
 
 
 def resolve_requirements(requirements: list[str], machine: str) -> list[str]:
-    """Return the requirements of one machine: those of others are left out, and the markers that asked for it too."""
+    """Return the requirements of one machine, without the markers that selected them; those of other machines are left
+    out.
+    """
     from packaging.requirements import Requirement  # there when something is built, and not on a device
 
     settled = []

@@ -1,1 +1,1 @@
-"""har_edge as services of systemd: unit files with as few rights as each needs, and how they are installed."""
+"""Run har_edge as services of systemd: unit files with the least rights that each needs, and their installation."""

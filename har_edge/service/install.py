@@ -1,4 +1,4 @@
-"""Where services are kept, and writing and removing them without harm to what a person edited."""
+"""Write and remove the files of services, without harm to what a person edited."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNIT_MODE, ENVIRONMENT_MODE = 0o644, 0o600
 
 @dataclass(frozen=True, slots=True)
 class ServicePaths:
-    """The folder of unit files, and that of environment files."""
+    """The folder of unit files, and the folder of environment files."""
 
     units: Path
     environments: Path
@@ -29,19 +29,19 @@ class ServicePaths:
 
 
 def system_paths(root: Path = Path("/")) -> ServicePaths:
-    """Return where services of the system are, below `root` where an image of another machine is prepared."""
+    """Return the folders of system services, below `root` for the image of another machine."""
     return ServicePaths(root / "etc/systemd/system", root / "etc/har-edge")
 
 
 def user_paths() -> ServicePaths:
-    """Return where services of a user are: below $XDG_CONFIG_HOME, by default ~/.config."""
+    """Return the folders of a user's services: below $XDG_CONFIG_HOME, by default ~/.config."""
     base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return ServicePaths(base / "systemd/user", base / "har-edge")
 
 
 @dataclass(frozen=True, slots=True)
 class InstalledService:
-    """A service that is there, and whether its unit file stands as har-edge wrote it."""
+    """A service with files on this machine, and whether its unit file is as har-edge wrote it."""
 
     service: Service
     path: Path
@@ -51,10 +51,9 @@ class InstalledService:
 def write_service(
     places: ServicePaths, service: Service, unit: str, environment: str, *, force: bool = False
 ) -> list[Path]:
-    """Write both files of a service; return those that changed. Nothing is written where a file was edited.
+    """Write both files of a service and return those that changed; write nothing if a person edited a file.
 
-    Raises ConfigError for a file that is there and is not as har-edge wrote it, unless `force`, and where the rights
-    to write are missing.
+    Raises ConfigError for a file that is not as har-edge wrote it, unless `force`, and for missing write permission.
     """
     wanted = [
         (places.unit(service), unit, UNIT_MODE),
@@ -67,7 +66,9 @@ def write_service(
 
 
 def remove_service(places: ServicePaths, service: Service, *, force: bool = False) -> list[Path]:
-    """Remove both files of a service; return those that were there. ConfigError for an edited one, unless `force`."""
+    """Remove both files of a service and return those that existed. Raises ConfigError for an edited one, unless
+    `force`.
+    """
     paths = [path for path in (places.unit(service), places.environment(service)) if path.exists()]
     if not paths:
         raise ConfigError(
@@ -82,7 +83,7 @@ def remove_service(places: ServicePaths, service: Service, *, force: bool = Fals
 
 
 def list_services(places: ServicePaths) -> Iterator[InstalledService]:
-    """Yield the services that are there, by name."""
+    """Yield the installed services, by name."""
     for path in sorted(places.units.glob("har-edge-*.service")):
         name = path.name.removeprefix("har-edge-").removesuffix(".service")
         command, _, instance = name.partition("-")
@@ -106,7 +107,7 @@ def _read(path: Path) -> str:
 
 
 def _write(path: Path, text: str, mode: int) -> bool:
-    """Write a file whole, with its mode from the start; return whether that changed anything."""
+    """Write a file whole, with its mode from the start; return whether it changed anything."""
     if path.exists() and _read(path) == text and path.stat().st_mode & 0o777 == mode:
         return False
     draft = path.with_name(path.name + ".part")

@@ -1,4 +1,4 @@
-"""The text of a service: its unit file, and the file with its environment. Pure: nothing is read or written here."""
+"""Render the text of a service: its unit file, and the file with its environment. Nothing is read or written here."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from har_edge.errors import ConfigError
 
-# Both files begin with a line that holds the hash of the rest, by which an edited file is known.
+# Both files begin with a line that holds the hash of the rest, which reveals an edited file.
 _MARK = re.compile(r"# har-edge service, sha256 ([0-9a-f]{64}) of the lines below; an edited file is not overwritten\n")
-# What a user's own manager cannot do: it may not change users, nor the view of devices and file systems.
+# A user's own manager cannot change users, nor the view of devices and file systems.
 _SYSTEM_ONLY = (
     "ProtectSystem",
     "ProtectHome",
@@ -41,7 +41,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@:,.=/+-]+")
 
 
 class ServiceRole(Enum):
-    """What may run as a service; the value is the command of har-edge."""
+    """The commands of har-edge that may run as a service."""
 
     BROKER = "broker"
     NODE = "node"
@@ -52,19 +52,19 @@ class ServiceRole(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service: a role, and an instance where there are several of it on this machine."""
+    """One service: a role, and an instance name if several run on this machine."""
 
     role: ServiceRole
     instance: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse an instance that cannot stand in a file name."""
+        """Raise ConfigError for an instance that cannot be part of a file name."""
         if self.instance and not _INSTANCE.fullmatch(self.instance):
             raise ConfigError(f"instance is {self.instance!r}; expected up to 64 letters, digits, '_' or '-'")
 
     @property
     def name(self) -> str:
-        """Return what comes after `har-edge-` in the name of the unit, and before `.env`."""
+        """The part of the unit's name behind `har-edge-`, and of the environment file's name before `.env`."""
         return f"{self.role.value}-{self.instance}" if self.instance else self.role.value
 
     @property
@@ -79,10 +79,10 @@ class Service:
 def render_unit(
     service: Service, command: Sequence[str], environment: Path, *, of_user: bool = False, run_as: str = ""
 ) -> str:
-    """Return the unit file of a service that runs `command`, whose variables stand in the file `environment`.
+    """Return the unit file of a service that runs `command` with the variables in the file `environment`.
 
-    A system service runs as the user `run_as`, or as one that systemd makes for it while it runs; one `of_user` runs
-    as that user, by the user's own manager, with the part of the hardening that such a manager can do.
+    A system service runs as the user `run_as`, or as a user that systemd makes for it while it runs. A service
+    `of_user` runs as that user, by the user's own manager, with the hardening that such a manager supports.
     """
     template = resources.files("har_edge.service") / f"har-edge-{service.role.value}.service"
     text = template.read_text("utf-8")
@@ -110,19 +110,19 @@ def render_environment(variables: Mapping[str, str]) -> str:
 
 
 def sign(text: str) -> str:
-    """Return a text behind a line that holds its hash."""
+    """Return a text behind a line with its hash."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f"# har-edge service, sha256 {digest} of the lines below; an edited file is not overwritten\n{text}"
 
 
 def is_own(text: str) -> bool:
-    """Return whether a file stands as it was written, by its first line."""
+    """Return whether a file is unchanged since it was written, by the hash in its first line."""
     found = _MARK.match(text)
     return found is not None and hashlib.sha256(text[found.end() :].encode()).hexdigest() == found[1]
 
 
 def quote_argument(text: str) -> str:
-    """Return an argument as a command line of a unit needs it (systemd.service(5)): no specifier, no variable."""
+    """Return an argument for the command line of a unit (systemd.service(5)), with specifiers and variables escaped."""
     if not text.isprintable():
         raise ConfigError(f"argument {text!r} holds a line end or another control character; expected one line")
     if _PLAIN.fullmatch(text):
@@ -132,7 +132,7 @@ def quote_argument(text: str) -> str:
 
 
 def quote_path(path: Path) -> str:
-    """Return a path as a setting of a unit needs it."""
+    """Return a path for a setting of a unit."""
     text = str(path)
     if not text.isprintable():
         raise ConfigError(f"path {text!r} holds a line end or another control character; expected one line")

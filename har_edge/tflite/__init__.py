@@ -1,1 +1,1 @@
-"""A .tflite file as a graph: read, list legal cuts, cut, write; no TensorFlow."""
+"""Treat a .tflite file as a graph: read it, list legal cuts, cut it, write slices; without TensorFlow."""

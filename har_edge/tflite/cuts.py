@@ -1,4 +1,4 @@
-"""Where a model can be cut, what crosses there, and why some places are refused."""
+"""Find the places where a model can be cut, the tensors that cross there, and the reason of each refusal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Crossing:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The place before operator `index`; `refusal` says why the model cannot be cut there, None when it can."""
+    """The place before operator `index`. `refusal` says why the model cannot be cut there, None when it can."""
 
     index: int
     before: str
@@ -37,7 +37,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class ColocationConstraint:
-    """Operators `first` to `last` (both included) must stay in one slice."""
+    """Operators `first` to `last`, both included, must stay in one slice."""
 
     first: int
     last: int
@@ -46,11 +46,11 @@ class ColocationConstraint:
 
 @dataclass(frozen=True, slots=True)
 class Dataflow:
-    """What slicing needs to know of the main graph.
+    """The producers and consumers of the tensors in the main graph.
 
-    `maker` maps a tensor to the operator that makes it, `last_reader` to the last one that reads it. `folded` holds the
-    operators whose result never changes (a weight that is unpacked, say): they are repeated in every slice that needs
-    them, so that no weight crosses a cut.
+    `maker` maps a tensor to the operator that makes it, `last_reader` to the last operator that reads it. `folded`
+    holds the operators whose result never changes, such as one that unpacks a weight. Every slice that needs them
+    repeats them, so that no weight crosses a cut.
     """
 
     maker: dict[int, int]
@@ -60,13 +60,13 @@ class Dataflow:
 
 
 def tensor_spec(tensor: Tensor) -> TensorSpec:
-    """Return what a manifest says about a tensor."""
+    """Return the entry of a tensor in a manifest."""
     dynamic = tensor.signature[:1] == (-1,)
     return TensorSpec(
         tensor.name,
         tensor.signature,
         tensor.dtype or tensor.type_name.lower(),
-        batched=tensor.batched or not dynamic,  # only of a dynamic first dimension is there a doubt
+        batched=tensor.batched or not dynamic,  # a fixed first dimension leaves no doubt
     )
 
 
@@ -110,7 +110,7 @@ def crossing_tensors(flow: Dataflow, index: int) -> list[int]:
 
 
 def trace_dataflow(model: Model) -> Dataflow:
-    """Follow the tensors of the main graph."""
+    """Find the producer and the last consumer of each tensor in the main graph."""
     graph = model.main
     maker: dict[int, int] = {}
     for operator in graph.operators:
@@ -126,7 +126,7 @@ def trace_dataflow(model: Model) -> Dataflow:
 
 
 def _folded(graph: Graph) -> frozenset[int]:
-    """Return the operators that depend on constants only and always give the same."""
+    """Return the operators that depend on constants only and always give the same result."""
     fixed = {tensor.index for tensor in graph.tensors if tensor.constant}
     folded = set()
     for operator in graph.operators:
@@ -145,7 +145,7 @@ def _folded(graph: Graph) -> frozenset[int]:
 
 
 def _constraints(model: Model, maker: dict[int, int]) -> list[ColocationConstraint]:
-    """Return what ties operators together besides the tensors that flow between them."""
+    """Return the constraints that hold operators together for another reason than the tensors between them."""
     graph = model.main
     inputs = set(graph.inputs)
     ties: dict[str, list[int]] = {}
@@ -175,11 +175,11 @@ def _constraints(model: Model, maker: dict[int, int]) -> list[ColocationConstrai
 
 
 def _fused(graph: Graph) -> dict[str, list[int]]:
-    """Return the operators that the runtime makes one of, where that rounds otherwise than two of them.
+    """Return the operators that the runtime fuses, where the fused operator rounds otherwise than its parts.
 
-    XNNPACK (LiteRT 2.3) adds up squares of floats without rounding each: of 26 kinds of operators, each followed by
-    each, only a square and the MEAN or SUM of it gave other bits apart than together, whatever else reads the square
-    (bench/operator_pairs.py). Short rows may be equal on one processor and not on another.
+    XNNPACK (LiteRT 2.3) adds up squares of floats without rounding each. bench/operator_pairs.py ran 26 kinds of
+    operators, each followed by each: only a square and the MEAN or SUM of it gave other bits apart than together, even
+    where another operator reads the square, too. Short rows may be equal on one processor and not on another.
     """
     squares = {
         operator.outputs[0]: operator.index
@@ -196,7 +196,7 @@ def _fused(graph: Graph) -> dict[str, list[int]]:
 
 
 def _resources(model: Model, operator: Operator) -> set[str]:
-    """Return the named resources that an operator opens, in the graphs it calls too."""
+    """Return the named resources that an operator opens, also in the graphs that it calls."""
     found: set[str] = set()
     seen: set[int] = set()
     todo = [operator]
@@ -225,7 +225,7 @@ def _refusal(graph: Graph, flow: Dataflow, index: int, crossing: Sequence[Tensor
 
 
 def _immovable(tensor: Tensor, ranked: bool) -> str | None:
-    """Return why a tensor cannot be sent from one device to another, or None."""
+    """Return why a tensor cannot be sent from one device to another, None if it can."""
     if tensor.dtype is None:
         return f"its type {tensor.type_name} cannot be sent between devices"
     if tensor.sparse:
@@ -238,7 +238,7 @@ def _immovable(tensor: Tensor, ranked: bool) -> str | None:
 
 
 def slice_refusal(graph: Graph, flow: Dataflow, start: int, stop: int) -> str | None:
-    """Return why operators [start, stop) cannot make a slice of their own, or None."""
+    """Return why operators [start, stop) cannot make a slice of their own, None if they can."""
     which = f"operators {start} to {stop - 1}"
     own = [operator for operator in graph.operators[start:stop] if operator.index not in flow.folded]
     if not own:

@@ -24,7 +24,9 @@ _SLACK_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class ModelPart:
-    """What to write: operators, inputs and outputs of the main graph, by index. `whole`: this is all of the model."""
+    """The operators, inputs and outputs of the main graph to write, by index; `whole` says that this is all of the
+    model.
+    """
 
     whole: bool
     operators: tuple[int, ...]
@@ -35,8 +37,8 @@ class ModelPart:
 def encode(model: Model, part: ModelPart, *, large_bytes: int = LARGE_BYTES) -> memoryview:
     """Return the part as a TFLite flatbuffer.
 
-    Buffers that tensors share stay shared, unused ones are left out, and each is aligned to 16 bytes. From
-    `large_bytes` of weights on they stand behind the flatbuffer.
+    Buffers that tensors share stay shared, unused buffers are left out, and each is aligned to 16 bytes. Weights of
+    `large_bytes` bytes or more go behind the flatbuffer.
     """
     with schema.parsing(model.name):
         return _encode(model, part, large_bytes)
@@ -52,7 +54,7 @@ def _encode(model: Model, part: ModelPart, large_bytes: int) -> memoryview:
 
 
 class _Selection:
-    """Collect what the part uses, and number it anew."""
+    """Collects the tables that the part uses, and numbers them anew."""
 
     def __init__(self, model: Model, part: ModelPart) -> None:
         self.model, self.part = model, part
@@ -127,7 +129,7 @@ class _Selection:
         return raw
 
     def main_tensor(self, tensor: Tensor, port: bool, numbers: dict[int, int]) -> Any:
-        """Return a tensor of the main graph; one that enters or leaves gets the sizes that it was seen to have."""
+        """Return a tensor of the main graph; an input or output gets the sizes that were observed in a run."""
         raw = self.tensor(tensor.raw, tensor.name, numbers)
         old = () if raw.shape is None else tuple(int(n) for n in raw.shape)
         signed = old if raw.shapeSignature is None else tuple(int(n) for n in raw.shapeSignature)
@@ -293,7 +295,7 @@ def _pack_large(raw: Any, buffers: list[NDArray[np.uint8] | None], rest: int) ->
 
 
 def _pack(raw: Any, buffers: list[_Stored], rest: int) -> memoryview:
-    """Return the flatbuffer; `rest` is what it holds at most besides these buffers, in bytes."""
+    """Return the flatbuffer; its content besides these buffers is at most `rest` bytes."""
     size = rest + sum(ALIGNMENT + 32 + (0 if item.data is None else item.data.size) for item in buffers)
     raw.buffers = buffers
     try:

@@ -41,10 +41,10 @@ def write_folder(
     *,
     wire: int | None = None,
 ) -> SliceManifest:
-    """Write `slice-0.tflite` ... , `manifest.json` and files to lie `beside` them; each appears whole or not at all.
+    """Write `slice-0.tflite` ..., `manifest.json` and the files `beside` them; each file appears whole or not at all.
 
     Slices of an earlier cut in the same folder are replaced. For `wire` see `make_manifest`. Raises ConfigError when
-    the folder holds other things.
+    the folder holds other files.
     """
     stale, there = check_folder(folder), folder.exists()
     draft, entries = make_manifest(model, slices, wire=wire), []
@@ -72,10 +72,10 @@ def write_folder(
 
 
 def make_manifest(model: Model, slices: Sequence[Slice], *, wire: int | None = None) -> SliceManifest:
-    """Return the manifest that these slices will have, without the hashes of files that are not yet written.
+    """Return the manifest of these slices, without the hashes of files that are not written yet.
 
-    `wire` is the version of messages that nodes may send: 1 for fleets with older nodes; by default the lowest one that
-    can carry what crosses. Raises CutError where that is higher than what is asked for.
+    `wire` is the version of messages that nodes may send, 1 for fleets with older nodes. The default is the lowest
+    version that can carry the crossing tensors. Raises CutError when that is higher than the requested version.
     """
     reason = newer_wire_reason(slices)
     if wire is not None and wire < NEWEST_WIRE and reason:
@@ -100,12 +100,12 @@ def make_manifest(model: Model, slices: Sequence[Slice], *, wire: int | None = N
 
 
 def _numbered(specs: Sequence[TensorSpec], indices: Sequence[int]) -> tuple[TensorSpec, ...]:
-    """Give tensors their index in the model as id: the same one in every cut of the model."""
+    """Give each tensor its index in the model as id, which is the same in every cut of the model."""
     return tuple(msgspec.structs.replace(spec, id=index) for spec, index in zip(specs, indices, strict=True))
 
 
 def newer_wire_reason(slices: Sequence[Slice]) -> str:
-    """Say why messages of wire version 1 cannot carry what crosses; empty where they can."""
+    """Return why messages of wire version 1 cannot carry the crossing tensors, an empty text when they can."""
     for number, piece in enumerate(slices):
         if len(piece.outputs) > MAX_PLAIN_TENSORS:
             return (
@@ -122,14 +122,14 @@ def newer_wire_reason(slices: Sequence[Slice]) -> str:
 
 
 def check_folder(folder: Path) -> set[str]:
-    """Return the slices that an earlier cut left in `folder`. Raises ConfigError when it holds something else."""
+    """Return the slices that an earlier cut left in `folder`. Raises ConfigError when it holds other files."""
     if not folder.exists():
         return set()
     if not folder.is_dir():
         raise ConfigError(f"{folder} is a file, expected a folder for the slices; give another --out")
     names = {path.name for path in folder.iterdir()}
     if FILE_NAME not in names and all(_OWN.fullmatch(name) for name in names):
-        return {name for name in names if not name.endswith(_DRAFT)}  # what an interrupted cut left behind
+        return {name for name in names if not name.endswith(_DRAFT)}  # files that an interrupted cut left behind
     try:
         return {entry.file for entry in load_manifest(folder).slices}
     except ModelError as error:

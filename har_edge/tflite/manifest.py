@@ -1,4 +1,4 @@
-"""What a folder of slices holds: which model was cut, and what every slice takes and gives."""
+"""The manifest of a folder of slices: the model that was cut, and the inputs and outputs of every slice."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ VERSIONS = (1, 2)
 NEWEST_WIRE = 3
 MAX_TENSOR_ID = 2**32 - 1
 _Operator = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # a model's vector of operators holds no more
-# What messages below wire version 3 can carry.
+# Limit of messages below wire version 3.
 MAX_PLAIN_NAME = 1024
-# What any message can carry (har_edge/protocol/wire.py).
+# Limits of all messages (har_edge/protocol/wire.py).
 MAX_RANK = 8
 MAX_TENSORS = 4096
-# Types of an input that windows of sensors, which are real numbers, enter as they are, rounded to what the type holds;
-# and those that they enter by the scale and zero point of the tensor.
+# Windows of sensors are real numbers. They enter inputs of these types as they are, rounded to the type, and inputs of
+# the quantised types by the scale and zero point of the tensor.
 REAL = ("float32", "float16", "float64")
 QUANTISED = ("int8", "int16", "uint8")
 # All types of tensors that enter or leave slices: those that tflite/schema.py and messages have.
@@ -34,8 +34,11 @@ MAX_PLAIN_TENSORS = 64
 
 
 class ModelState(Enum):
-    """What a slice remembers from one run to the next: nothing, variable tensors (the runtime can zero them), or
-    variables that it assigns (only loading it anew brings back their first values)."""
+    """The state that a slice keeps from one run to the next.
+
+    NONE: no state. TENSORS: variable tensors, which the runtime can zero. RESOURCES: variables that the slice assigns;
+    only loading it anew brings back their first values.
+    """
 
     NONE = "none"
     TENSORS = "tensors"
@@ -45,9 +48,8 @@ class ModelState(Enum):
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A tensor that enters or leaves a slice; -1 in `shape` is a dynamic dimension, `dtype` is NumPy's name.
 
-    `id` stands for the name in messages of wire version 3: the same tensor has the same one in every slice, and in
-    every cut of its model. Without `batched` the first dimension is not the batch: the tensor crosses as it is, one
-    window a message.
+    `id` replaces the name in messages of wire version 3. A tensor has the same id in every slice and every cut of its
+    model. Without `batched`, the first dimension is not the batch: each message carries the tensor of one window.
     """
 
     name: str
@@ -58,7 +60,9 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One slice: its file, the hash of that file, the operators [start, stop) of the model that it runs, its state."""
+    """One slice: its file, the hash of that file, its operators [start, stop) of the model, its inputs, outputs and
+    state.
+    """
 
     file: str
     sha256: str
@@ -70,7 +74,7 @@ class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     @property
     def stateful(self) -> bool:
-        """Whether a run changes what the next one gives."""
+        """Whether a run changes the results of the next one."""
         return self.state is not ModelState.NONE
 
 
@@ -90,7 +94,7 @@ class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
     @property
     def tensors(self) -> Iterable[TensorSpec]:
-        """Every tensor that enters or leaves a slice; one that does both comes more than once."""
+        """Every tensor that enters or leaves a slice; a tensor that does both comes more than once."""
         return (spec for entry in self.slices for spec in (*entry.inputs, *entry.outputs))
 
     @property
@@ -102,7 +106,7 @@ class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 
 def versioned(manifest: SliceManifest) -> SliceManifest:
-    """Return the manifest with the lowest version that can say what it says."""
+    """Return the manifest with the lowest version that has all its keys."""
     extended = (
         manifest.wire > 1
         or bool(manifest.labels)
@@ -112,7 +116,7 @@ def versioned(manifest: SliceManifest) -> SliceManifest:
 
 
 def find_flaw(manifest: SliceManifest) -> str:
-    """Say what is wrong with a manifest that could be read; empty where nothing is."""
+    """Return the first error in a manifest that could be read, an empty text where there is none."""
     if manifest.version not in VERSIONS:
         return f"has version {manifest.version}, expected {' or '.join(map(str, VERSIONS))}; cut the model again"
     if manifest.wire > NEWEST_WIRE:
@@ -135,7 +139,7 @@ def find_flaw(manifest: SliceManifest) -> str:
 
 
 def _find_gap(slices: tuple[SliceEntry, ...]) -> str:
-    """Say which slice does not begin where the one before it ends, or runs no operator; empty where none."""
+    """Return which slice does not begin where the one before it ends, or runs no operator; an empty text where none."""
     if not slices:
         return "names no slice, expected one or more; cut the model again"
     at = slices[0].start

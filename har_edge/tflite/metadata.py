@@ -1,8 +1,9 @@
-"""What a model says of itself: the metadata of TensorFlow Lite, and the files behind the flatbuffer.
+"""The metadata of a TensorFlow Lite model, and the files behind its flatbuffer.
 
 TFLITE_METADATA is a flatbuffer of its own (metadata_schema.fbs, version 1.5.0: ModelMetadata -> SubGraphMetadata ->
-TensorMetadata, in the order of the model's inputs and outputs); a zip archive behind the model holds the files that it
-names, such as labels. Both are read without that schema, which no package of the core has: few fields matter here.
+TensorMetadata, in the order of the model's inputs and outputs). A zip archive behind the model holds the files that it
+names, such as labels. This module needs few fields, so it reads both without that schema, which no package of the core
+has.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """The metadata of a model and the files behind it; `problem` says what of them could not be read."""
+    """The metadata of a model and the files behind it; `problem` says which of them could not be read."""
 
     metadata: bytes | None
     files: Mapping[str, bytes]
@@ -43,7 +44,7 @@ class Annotations:
 
 @lru_cache(maxsize=1)
 def read_annotations(model: Model) -> Annotations:
-    """Return what a model says of itself; nothing of it is needed to run it, so damage is no error."""
+    """Return the metadata and files of a model. A model runs without them, so damage is no error."""
     data, problem = None, ""
     for item in model.raw.metadata or ():
         buffer = model.buffers[item.buffer] if 0 < item.buffer < len(model.buffers) else None
@@ -61,7 +62,7 @@ def read_annotations(model: Model) -> Annotations:
 def read_labels(model: Model) -> dict[str, tuple[str, ...]]:
     """Return the names of classes, by index, for each output of the model that has a file of them.
 
-    An output has one value a class, or one in all, the index of a class; files of another length are not its own.
+    An output has one value for each class, or one value, the index of a class. A file of another length is not its own.
     """
     notes, found = read_annotations(model), dict[str, tuple[str, ...]]()
     graph = model.main
@@ -78,9 +79,9 @@ def read_labels(model: Model) -> dict[str, tuple[str, ...]]:
 
 
 def keep_part(data: bytes, *, inputs: bool, outputs: bool) -> bytes:
-    """Return metadata without what it says of the inputs, or of the outputs, that a slice does not have.
+    """Return metadata without the parts about inputs, or about outputs, that a slice does not have.
 
-    Tables that lose a field get a layout of their own at the end: others may share the one that they had.
+    Tables that lose a field get a vtable of their own at the end, since others may share the one that they had.
     """
     kept = bytearray(data)
     dropped = (() if inputs else _OF_INPUTS) + (() if outputs else _OF_OUTPUTS)
@@ -98,7 +99,7 @@ def keep_part(data: bytes, *, inputs: bool, outputs: bool) -> bytes:
 
 
 def keep_files(notes: Annotations, *, inputs: bool, outputs: bool) -> dict[str, bytes]:
-    """Return the files that go with a slice: those of the inputs; with the outputs, all others."""
+    """Return the files that belong to a slice: those of the inputs, and with the outputs all others."""
     if notes.metadata is None:
         return dict(notes.files) if outputs else {}
     of_inputs = set(_files_of(notes.metadata, inputs=True, outputs=False))
@@ -111,7 +112,7 @@ def keep_files(notes: Annotations, *, inputs: bool, outputs: bool) -> dict[str, 
 
 
 def append_files(content: memoryview, files: Mapping[str, bytes]) -> memoryview:
-    """Return a model with files behind it, as TensorFlow Lite's own tools put them; the same bytes each time."""
+    """Return a model with files behind it, as TensorFlow Lite's tools write them; the bytes are the same each time."""
     if not files:
         return content
     whole = io.BytesIO(content)
@@ -142,7 +143,7 @@ def _read_files(model: Model) -> tuple[dict[str, bytes], str]:
 
 
 def _distinct(lines: Sequence[str]) -> tuple[str, ...]:
-    """Return the lines, with the number of its class behind each that is empty or stands there twice."""
+    """Return the lines; a line that is empty or not unique gets the number of its class."""
     names = [line.strip() for line in lines]
     twice = {name for name in names if not name or names.count(name) > 1}
     return tuple(f"{name or 'class'} {index}" if name in twice else name for index, name in enumerate(names))
@@ -160,7 +161,7 @@ def _output_labels(data: bytes) -> list[list[str]]:
 
 
 def _files_of(data: bytes, *, inputs: bool, outputs: bool) -> Iterator[str]:
-    """Yield the files that metadata names for inputs or outputs; those of model and graph with the latter."""
+    """Yield the files that metadata names for inputs or outputs; the files of model and graph count as outputs."""
     (root,) = struct.unpack_from("<I", data, 0)
     tables = [(root, _MODEL_FILES)] if outputs else []
     for graph in _subgraphs(data):
@@ -186,7 +187,7 @@ def _subgraphs(data: bytes) -> Iterator[int]:
 
 
 def _vector(data: bytes, table: int, field: int) -> Iterator[int]:
-    """Yield where the tables of a vector stand."""
+    """Yield the positions of the tables in a vector."""
     place = _field(data, table, field)
     if place is None:
         return
@@ -199,7 +200,7 @@ def _vector(data: bytes, table: int, field: int) -> Iterator[int]:
 
 
 def _field(data: bytes, table: int, field: int) -> int | None:
-    """Return where a field of a table stands; None where it is left out."""
+    """Return the position of a field of a table, None where it is left out."""
     layout = table - struct.unpack_from("<i", data, table)[0]
     if layout < 0:
         raise ValueError("a table without a layout")

@@ -25,10 +25,11 @@ from har_edge.tflite.schema import tflite
 class Tensor:
     """One tensor of a graph.
 
-    `name` is unique in its graph. `shape` is what the file plans for, `signature` the same with -1 where a dimension is
-    dynamic. `dtype` is the NumPy name, or None where NumPy has none (string, resource, packed integers). `constant`
-    tensors carry data; `variable` ones are recurrent state. `raw` is the object of the schema. Without `batched` a
-    dynamic first dimension is not the batch: only running the model tells (har_edge.inference.tensor_observation).
+    `name` is unique in its graph. `shape` is the shape that the file plans for, `signature` the same with -1 for a
+    dynamic dimension. `dtype` is the NumPy name, or None where NumPy has none (string, resource, packed integers).
+    `constant` tensors carry data, and `variable` tensors are recurrent state. `raw` is the object of the schema.
+    Without `batched`, a dynamic first dimension is not the batch; only a run shows that
+    (har_edge.inference.tensor_observation).
     """
 
     index: int
@@ -57,7 +58,9 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One operator: tensor indices it reads and writes (absent optional ones left out), graphs it calls."""
+    """One operator: the tensor indices that it reads and writes (absent optional ones left out), the graphs that it
+    calls.
+    """
 
     index: int
     name: str
@@ -72,10 +75,10 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One subgraph; operators stand in the order in which they run.
+    """One subgraph; its operators stand in the order in which they run.
 
-    `outputs` of the main graph are those that a message can carry; `unsent` are its others (strings, say), which no
-    slice gives.
+    `outputs` of the main graph are those that a message can carry. `unsent` are its other outputs, such as strings,
+    which no slice gives.
     """
 
     name: str
@@ -89,9 +92,9 @@ class Graph:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A whole model; `main` is what runs, the other graphs are bodies of loops and branches or further signatures.
+    """A whole model. `main` is the graph that runs; the others are bodies of loops and branches, or further signatures.
 
-    `remarks` say what a person who cuts it should know.
+    `remarks` are notes for the person who cuts the model.
     """
 
     name: str
@@ -113,9 +116,9 @@ class Model:
 
 
 def read_model(source: Path | bytes) -> Model:
-    """Read a model; the weights stay in the file (mapped, not copied), or in the given bytes.
+    """Read a model. The weights stay in the file (mapped, not copied), or in the given bytes.
 
-    Raises ModelError when this is no TFLite file, is broken, or uses what cannot be carried into slices.
+    Raises ModelError when the file is no TFLite file, is broken, or uses a feature that slices cannot carry.
     """
     if isinstance(source, bytes):
         return _read("model", memoryview(source))
@@ -140,7 +143,7 @@ def _read(name: str, data: memoryview) -> Model:
 
 
 class _Reader:
-    """Walk the flatbuffer once; every index and vector is checked before it is used."""
+    """Walks the flatbuffer once, and checks every index and vector before it uses them."""
 
     def __init__(self, name: str, data: memoryview) -> None:
         self.name, self.data = name, data

@@ -1,4 +1,4 @@
-"""How much arithmetic one run of a model takes, counted from its graph."""
+"""Count the arithmetic operations of one run of a model, from its graph."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _Count: TypeAlias = Callable[[Operator, list[Tensor], Tensor], int]
 
 
 def count_operations(model: Model) -> int:
-    """Return the arithmetic operations of one run for the planned shapes (a dynamic batch is planned as 1).
+    """Return the arithmetic operations of one run for the planned shapes; a dynamic batch is planned as 1.
 
-    A multiply-accumulate counts 2, and a bias, an elementwise operator, a fused activation or a transcendental 1 for
-    each output element; kernels count in full where they hang over the edge; what only moves data, or computes from
-    constants alone, counts 0. Requantisation inside integer kernels is not counted.
+    A multiply-accumulate counts 2. A bias, an elementwise operator, a fused activation or a transcendental function
+    counts 1 for each output element. Kernels count in full where they overlap the edge. Operators that only move data,
+    or compute from constants alone, count 0. Requantisation inside integer kernels is not counted.
 
-    Raises ModelError for an operator that is not in the table here, custom ones among them: a guess would be no figure.
+    Raises ModelError for an operator that has no entry in the table, such as a custom one: a guess would be no figure.
     """
     graph = model.main
     known = {tensor.index for tensor in graph.tensors if tensor.constant}
@@ -104,7 +104,7 @@ def _softmax(operator: Operator, inputs: list[Tensor], output: Tensor) -> int:
 
 
 def _largest(operator: Operator, inputs: list[Tensor], output: Tensor) -> int:
-    """A heap of the k largest: every value is compared on each of its levels."""
+    """Return the count for a heap of the k largest, which compares every value on each of its levels."""
     return inputs[0].elements * output.shape[-1].bit_length()
 
 

@@ -1,4 +1,4 @@
-"""Which models a pipeline can run at all, by what enters and leaves them."""
+"""Check whether a pipeline can run a model at all, by its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from har_edge.tflite.model import Model, Tensor
 
 
 def check_ports(model: Model) -> Model:
-    """Return the model. Raises ModelError where windows cannot enter one of its inputs, or where nothing can leave it.
+    """Return the model. Raises ModelError when windows cannot enter one of its inputs, or it has no output to send.
 
-    Every input that is read takes the windows of a source, which are real numbers. Outputs without a type that messages
-    carry are left out when the model is read (see `Graph`), so one must be left.
+    Every input that is read takes the windows of a source, which are real numbers. `read_model` leaves out outputs
+    whose type messages cannot carry (see `Graph`), so at least one other output must exist.
     """
     graph = model.main
     read = {index for operator in graph.operators for index in operator.inputs} | {*graph.outputs}
@@ -33,7 +33,7 @@ def check_ports(model: Model) -> Model:
 
 
 def _closed(tensor: Tensor) -> str:
-    """Say what an input is that real values cannot enter; empty for one that they can."""
+    """Return the type of an input that real values cannot enter, an empty text for one that they can."""
     if tensor.dtype in REAL:
         return ""
     if tensor.dtype not in QUANTISED:

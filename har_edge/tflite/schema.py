@@ -1,4 +1,4 @@
-"""The TFLite schema: the only file that imports it, and what the rest of the room needs to know of it."""
+"""The TFLite schema. No other file of the room imports it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ __all__ = ["flatbuffers", "tflite"]
 FILE_IDENTIFIER = b"TFL3"
 VERSION = 3
 
-# TensorType -> NumPy dtype, for every type that has one in messages too (har_edge/protocol/wire.py): what is not here
-# cannot be sent between devices. No kernel of the runtime takes COMPLEX128.
+# TensorType -> NumPy dtype, for every type that messages can carry (har_edge/protocol/wire.py). No kernel of the
+# runtime takes COMPLEX128.
 DTYPES: dict[int, str] = {
     tflite.TensorType.FLOAT16: "float16",
     tflite.TensorType.FLOAT32: "float32",
@@ -75,7 +75,7 @@ _PARSING_ERRORS = (
 
 @contextmanager
 def parsing(what: str) -> Iterator[None]:
-    """Turn whatever a broken flatbuffer makes the parser do into a ModelError."""
+    """Turn every error that a broken flatbuffer causes in the parser into a ModelError."""
     try:
         yield
     except _PARSING_ERRORS as error:
@@ -87,9 +87,9 @@ def parsing(what: str) -> Iterator[None]:
 def refuse_unknown_fields(table: Any, known: Any, what: str) -> None:
     """Raise ModelError when a table carries fields that the installed schema does not know.
 
-    They would be lost in a slice. `known` is the object made from the table. The vtable has one 16-bit entry a field
-    after its two sizes. Below the last known field, one without an accessor is deprecated (field ids have no gaps), and
-    no runtime reads it: that one may be lost.
+    A slice would lose such fields. `known` is the object made from the table. After its two sizes, a vtable has one
+    16-bit entry for each field. Field ids have no gaps, so an entry below the last known field that has no accessor is
+    deprecated. No runtime reads a deprecated field, so a slice may lose it.
     """
     start = table.Pos - struct.unpack_from("<i", table.Bytes, table.Pos)[0]
     (size,) = struct.unpack_from("<H", table.Bytes, start)
@@ -102,7 +102,7 @@ def refuse_unknown_fields(table: Any, known: Any, what: str) -> None:
 
 
 class _Slots:
-    """Stands for a flatbuffer builder, and notes which entry of the vtable each field takes."""
+    """Replaces a flatbuffer builder, and records the vtable entry of each field."""
 
     def __init__(self) -> None:
         self.last = -1
@@ -116,9 +116,9 @@ class _Slots:
 
 @cache
 def _count_fields(table: str) -> int:
-    """Return how many vtable entries the installed schema has for a table, deprecated ones counted.
+    """Return the number of vtable entries that the installed schema has for a table, with deprecated ones.
 
-    The generated code has no list of them, but one function a field that writes it.
+    The generated code has no list of fields, but one function for each field, which writes it.
     """
     slots = _Slots()
     for name, write in vars(tflite).items():
@@ -128,7 +128,7 @@ def _count_fields(table: str) -> int:
 
 
 def text(value: bytes | str | None) -> str:
-    """Return a name as text that any format can carry; the runtime would end it at a NUL."""
+    """Return a name as text that every format can carry; the runtime ends a name at a NUL."""
     if value is None:
         return ""
     name = value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Cut a model: which operators and tensors make each slice."""
+"""Cut a model: find the operators and tensors of each slice."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from har_edge.tflite.state import state_of
 class Slice:
     """Operators [start, stop) of a model as a model of their own.
 
-    `inputs` are inputs of the model or outputs of any earlier slice; `outputs` are what a later slice reads or the
-    model gives. `part` holds the same by index, and the operators that only unpack constants and are repeated here;
-    `state` says what it remembers from one run to the next.
+    `inputs` are inputs of the model or outputs of any earlier slice. `outputs` are the tensors that a later slice reads
+    or the model gives. `part` holds both by index, with the operators that only unpack constants and are repeated here.
+    `state` is the state that the slice keeps from one run to the next.
     """
 
     start: int
@@ -61,11 +61,10 @@ def slice_model(model: Model, cuts: Sequence[int]) -> list[Slice]:
 
 
 def write_whole(model: Model) -> bytes:
-    """Return the whole model as the runtime can load it: as it stands in its file, unless a name there is no text.
+    """Return the whole model as the runtime can load it: the bytes of its file, unless a name in it is no text.
 
-    Outputs that no message can carry, and that not every runtime can describe, are left out.
-
-    Raises CutError where a model that must be written anew makes no slice.
+    Outputs that no message can carry, and that not every runtime can describe, are left out. Raises CutError when a
+    model that must be written anew makes no slice.
     """
     if not model.main.unsent and all(_is_text(tensor.raw.name) for tensor in model.main.tensors):
         return bytes(model.data)
@@ -73,15 +72,15 @@ def write_whole(model: Model) -> bytes:
 
 
 def _is_text(name: bytes | str | None) -> bool:
-    """Return whether the runtime, which reads names as UTF-8 up to a NUL, reads what stands in the file."""
+    """Return whether the runtime reads the name that the file holds; it reads UTF-8 up to a NUL."""
     raw = name.encode() if isinstance(name, str) else name or b""
     return text(raw).encode() == raw
 
 
 def write_slice(model: Model, piece: Slice) -> memoryview:
-    """Return a slice as a .tflite file; weights are copied once, from the model's file into the result.
+    """Return a slice as a .tflite file. The weights are copied once, from the model's file into the result.
 
-    What the model says of its inputs goes with a slice that has them all, labels with the one that has all outputs.
+    Metadata about the inputs goes with a slice that has all inputs, labels with the slice that has all outputs.
     """
     graph, part = model.main, piece.part
     inputs, outputs = part.inputs == graph.inputs, part.outputs == graph.outputs and not graph.unsent
@@ -99,7 +98,7 @@ def _part(graph: Graph, flow: Dataflow, start: int, stop: int) -> ModelPart:
     crossing_in = [i for i, maker in flow.maker.items() if i in read and maker not in here]
     inputs = [i for i in graph.inputs if i in read]
     outputs = [i for i in graph.outputs if i in made]
-    if stop == n:  # what the model passes through, or holds as a constant, leaves with the last slice
+    if stop == n:  # an output that is an input or a constant leaves with the last slice
         passed = [i for i in graph.outputs if i not in flow.maker]
         inputs = [i for i in graph.inputs if i in inputs or i in passed]
         outputs = [i for i in graph.outputs if i in made or i in passed]
@@ -117,7 +116,7 @@ def _part(graph: Graph, flow: Dataflow, start: int, stop: int) -> ModelPart:
 
 
 def _operators(graph: Graph, flow: Dataflow, start: int, stop: int) -> tuple[int, ...]:
-    """Return the operators of a slice: its own, and before them the constant ones they need, wherever these stand."""
+    """Return the operators of a slice: the constant ones that it needs, wherever they stand, and then its own."""
     keep = {i for i in range(start, stop) if i not in flow.folded}
     keep |= {flow.maker[i] for i in graph.outputs if start <= flow.maker.get(i, -1) < stop}
     todo = list(keep)

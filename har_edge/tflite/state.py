@@ -1,4 +1,4 @@
-"""What part of a model remembers from one run to the next."""
+"""Find out which operators keep state from one run to the next."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from har_edge.tflite.model import Graph, Model, Operator
 
 
 def state_of(model: Model, operators: Iterable[int] | None = None) -> ModelState:
-    """Return what these operators of the main graph, and the graphs they call, remember; by default all of them.
+    """Return the state of these operators of the main graph and of the graphs they call; by default of all operators.
 
     A variable that is only read, or filled once before the first run, is a weight and no state.
     """
