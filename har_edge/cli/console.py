@@ -1,4 +1,6 @@
-"""Text that fits the terminal: lines break between words, tables drop a bar or stack names before a figure is cut."""
+"""Print text that fits the terminal: lines break between words; tables drop a bar or stack names before figures are
+cut.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 LEAST_COLUMNS = 40
-# How often long work says how far it is where no terminal shows a bar.
+# Seconds between two lines of progress when no terminal shows a bar.
 TOLD_EVERY_S = 10.0
 _COMMAND = re.compile(r"(.*: )(har-edge .*)")
 _GLUE = "\0"  # in place of a space that no line ends at
@@ -24,20 +26,21 @@ _QUOTED = re.compile(r"`([^`]+)`")
 
 
 def columns() -> int:
-    """Return how wide output may be: $COLUMNS, else the terminal's width, else 80."""
+    """Return the width of the output: $COLUMNS, else the terminal's width, else 80."""
     return max(LEAST_COLUMNS, shutil.get_terminal_size((80, 24)).columns)
 
 
 def folds(file: TextIO | None = None) -> bool:
-    """Return whether lines of words are broken: on a terminal only, for elsewhere a line is what programs look for."""
+    """Return whether lines are broken: on a terminal only, since programs that read a file look for whole lines."""
     return (file or sys.stdout).isatty()
 
 
 def fold(text: str, indent: int = 4, file: TextIO | None = None) -> str:
-    """Return lines broken between words, those that follow indented; only where somebody looks (see `folds`).
+    """Return the text with lines broken between words and the following lines indented, on a terminal only (see
+    `folds`).
 
-    Words are not parted, so that a path or a hash stays whole however long it is; nor is a command at the end of a
-    line, which can then be copied.
+    Words are not split, so a path or a hash stays whole however long it is. A command at the end of a line stays whole,
+    too, so that it can be copied.
     """
     if not folds(file):
         return text
@@ -61,7 +64,7 @@ def fold(text: str, indent: int = 4, file: TextIO | None = None) -> str:
 def fold_commands(text: str, indent: int = 4, file: TextIO | None = None) -> str:
     """Return text broken like `fold`, but not within a command in backquotes, so that it can be copied whole.
 
-    One that is longer than a line stands alone, and its lines end with a backslash, which a shell reads as one line.
+    A command longer than a line stands alone, and its lines end with a backslash, so that a shell reads them as one.
     """
     if not folds(file) or len(text) <= columns():
         return text
@@ -79,7 +82,7 @@ def fold_commands(text: str, indent: int = 4, file: TextIO | None = None) -> str
 
 
 def _continue(command: str, margin: str) -> list[str]:
-    """Return the lines of a command, all but the last with a backslash."""
+    """Return the lines of a command; all but the last end with a backslash."""
     *firsts, last = textwrap.wrap(command, columns() - len(margin) - 2, break_long_words=False, break_on_hyphens=False)
     return [*(f"{margin}{line} \\" for line in firsts), margin + last]
 
@@ -91,12 +94,12 @@ def _wrap(text: str, first: str, margin: str) -> list[str]:
 
 
 def say(text: str, indent: int = 4, file: TextIO | None = None) -> None:
-    """Print text that fits; see `fold`."""
+    """Print text that fits the terminal; see `fold`."""
     print(fold(text, indent, file), file=file or sys.stdout, flush=True)
 
 
 def make_console() -> Console:
-    """Return a console of the width that output may have, terminal or not."""
+    """Return a console of the output's width, on a terminal or not."""
     from rich.console import Console
 
     return Console(highlight=False, width=columns())
@@ -105,7 +108,7 @@ def make_console() -> Console:
 def first_fit(console: Console, layouts: Iterable[Callable[[], Table]]) -> Table:
     """Return the first of these layouts of one table that is no wider than the console, else the last.
 
-    The widest comes first. The last must be one whose figures do not wrap whatever the width of names.
+    The widest layout comes first. The last one must not wrap figures, whatever the width of names.
     """
     table: Table | None = None
     for layout in layouts:
@@ -117,7 +120,7 @@ def first_fit(console: Console, layouts: Iterable[Callable[[], Table]]) -> Table
 
 
 def count(items: Iterable[Item], what: str, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Item]:
-    """Pass items on and show how many came, where nobody knows how many will: as `follow` does."""
+    """Pass items on and show how many came, when their number is not known; see `follow`."""
     if sys.stderr.isatty():
         from rich.console import Console
 
@@ -132,7 +135,7 @@ def count(items: Iterable[Item], what: str, *, clock: Callable[[], float] = time
 def follow(
     items: Iterable[Item], total: int, what: str, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Item]:
-    """Pass items on and show how far it is, on standard error: a bar on a terminal, else a line every 10 s."""
+    """Pass items on and show the progress on standard error: a bar on a terminal, else a line every 10 s."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track
@@ -143,7 +146,7 @@ def follow(
 
 
 def _tell(items: Iterable[Item], what: str, of: str, clock: Callable[[], float]) -> Iterator[Item]:
-    """Pass items on, and print a line now and then of how many came."""
+    """Pass items on, and print a line with their number now and then."""
     told = clock()
     for done, item in enumerate(items):
         if clock() - told >= TOLD_EVERY_S:

@@ -1,4 +1,4 @@
-"""A file over HTTP that survives interruptions: what has come is kept, and the rest is asked for."""
+"""Download a file over HTTP and survive interruptions: keep the bytes that came, and ask for the rest."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Progress = Callable[[int, "int | None"], None]
 
 
 def download(url: str, part: Path, progress: Progress) -> None:
-    """Bring a URL into the file `part`, going on where an earlier call stopped.
+    """Download a URL into the file `part`, and go on where an earlier call stopped.
 
-    The rest is asked for by Range, with If-Range (RFC 9110, sections 13.1.5 and 14.2) where the server gave a
-    validator, so that a file changed meanwhile, or a server that knows no ranges, makes it begin anew. `progress` is
-    called with bytes so far and in all (None where the server does not say). Raises DataError for a failure; `part`
-    then holds what came.
+    The request uses Range, with If-Range (RFC 9110, sections 13.1.5 and 14.2) if the server gave a validator. The
+    download begins anew when the file changed meanwhile, or the server knows no ranges. The function calls `progress`
+    with the bytes so far and in all (None if the server does not say). Raises DataError for a failure; `part` then
+    holds the bytes that came.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise DataError(f"{url}: expected an address that begins with https:// or http://")
@@ -122,7 +122,7 @@ def _store_validator(part: Path, url: str, response: http.client.HTTPResponse) -
 
 
 def _load_validator(part: Path, url: str) -> str | None:
-    """Return the validator of an unfinished download, "" where it has none, None where it is not of this URL."""
+    """Return the validator of an unfinished download, "" where it has none, None where it belongs to another URL."""
     try:
         note = json.loads(_note(part).read_text("utf-8"))
         return str(note["validator"]) if note["url"] == url else None

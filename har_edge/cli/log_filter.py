@@ -1,4 +1,4 @@
-"""Repeated warnings become one line with a count: what goes wrong with each of a thousand windows is said once."""
+"""Join repeated warnings into one line with a count, so that a fault of a thousand windows is logged once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from har_edge.cli.console import fold
 from har_edge.protocol.text import escape
 
-# How often a kind that goes on is said again, with how many came meanwhile.
+# Seconds between two lines of one kind; the second has the number of records in between.
 EVERY_S = 10.0
-# How many kinds of one statement of the program are told apart: their texts come from the network, too.
+# Bound on the kinds of one statement of the program, since their texts may come from the network.
 MAX_TEXTS = 8
 MAX_STATEMENTS = 256
 # A kind that was not repeated for so long is forgotten when there are too many.
@@ -26,7 +26,7 @@ _NUMBERS = re.compile(r"\d+")
 
 @dataclass(slots=True)
 class _Kind:
-    """When a kind was last said, and what came since."""
+    """The time at which a kind of record was last written, and the records since."""
 
     said: float
     unsaid: int = 0
@@ -35,29 +35,29 @@ class _Kind:
 
 @dataclass(slots=True)
 class _Statement:
-    """The kinds of one statement by their text, and all others of it, which are one kind together."""
+    """The kinds of one logging statement by their text; all further texts count as one kind."""
 
     texts: dict[str, _Kind] = field(default_factory=dict)
     others: _Kind | None = None
 
 
 class RepeatFilter(logging.Filter):
-    """Lets the first record of a kind pass, and then one every 10 s that says how many there were.
+    """Passes the first record of a kind, and then one every 10 s with the number of records since.
 
-    Records are of one kind where the same statement made them (logger, level, text before it is filled) and their texts
-    differ in numbers only; after eight kinds of a statement, all others of it are one kind. Errors always pass. `clock`
-    is monotonic seconds.
+    Two records are of one kind if the same statement made them (logger, level, text before it is filled) and their
+    texts differ in numbers only. After eight kinds of a statement, all its further texts count as one kind. Errors
+    always pass. `clock` returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float], every_s: float = EVERY_S) -> None:
         super().__init__()
         self._clock, self._every_s = clock, every_s
         self._statements: OrderedDict[tuple[str, int, str], _Statement] = OrderedDict()
-        # What was forgotten to make room, by the last record: its number is said at the end.
+        # Kinds that were dropped to make room, by their last record; `finish` writes their number.
         self._forgotten: _Kind | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether to write a record now; one that ends a pause says how many were left out."""
+        """Return whether to write a record now; a record after a pause says how many were left out."""
         if record.levelno >= logging.ERROR or record.exc_info:
             return True
         now = self._clock()
@@ -72,7 +72,7 @@ class RepeatFilter(logging.Filter):
         return True
 
     def _find(self, record: logging.LogRecord, now: float) -> _Kind | None:
-        """Return the kind of a record; None for one that is new, which is remembered as said now."""
+        """Return the kind of a record. A new kind gives None, and counts as written now."""
         key = record.name, record.levelno, _NUMBERS.sub("0", str(record.msg))
         statement = self._statements.setdefault(key, _Statement())
         self._statements.move_to_end(key)
@@ -82,7 +82,7 @@ class RepeatFilter(logging.Filter):
         kind = statement.texts.get(text)
         if kind is not None:
             return kind
-        if len(statement.texts) >= MAX_TEXTS:  # what is over makes room for what begins
+        if len(statement.texts) >= MAX_TEXTS:  # quiet kinds make room for new ones
             quiet = [name for name, one in statement.texts.items() if not one.unsaid and now - one.said >= QUIET_S]
             for name in quiet:
                 del statement.texts[name]
@@ -101,7 +101,7 @@ class RepeatFilter(logging.Filter):
                 self._forgotten = _Kind(kind.said, unsaid, kind.last)
 
     def finish(self, handler: logging.Handler) -> None:
-        """Write the last record of each kind of which some were left out, with their number."""
+        """Write the last record of each kind with records that were left out, and their number."""
         kinds = [kind for statement in self._statements.values() for kind in _kinds_of(statement)]
         for kind in [*kinds, *([self._forgotten] if self._forgotten else [])]:
             if kind.last is not None:
@@ -120,14 +120,14 @@ def _count(record: logging.LogRecord, others: int) -> None:
 
 
 class _Plain(logging.Formatter):
-    """Much of what is logged was said by others. On a terminal, lines break between words."""
+    """Escapes texts, since many come from the network; on a terminal, breaks lines between words."""
 
     def format(self, record: logging.LogRecord) -> str:
         return fold(escape(super().format(record), keep="\n\t"), 9, sys.stderr)
 
 
 def start(*, verbose: bool) -> None:
-    """Send warnings, or everything, to standard error, a repeated one as one line with a count."""
+    """Send warnings, or with `verbose` all records, to standard error; repeated ones become one line with a count."""
     handler, repeats = logging.StreamHandler(), RepeatFilter(time.monotonic)
     handler.addFilter(repeats)
     atexit.register(repeats.finish, handler)

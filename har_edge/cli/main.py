@@ -50,7 +50,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser, of its subcommands too, whose help and errors fit the terminal."""
+    """A parser whose help and errors fit the terminal, as do those of its subcommands."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **({"formatter_class": _Formatter} | options))
@@ -74,9 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _refuse_closed_streams() -> int:
-    """Say, where that is possible, that an output is closed; return the exit code.
+    """Print, where possible, that an output is closed, and return the exit code.
 
-    The next file or connection would get the number of the closed one, and what libraries print would go into it.
+    Otherwise the next file or connection would get the number of the closed stream, and the output of libraries would
+    go into it.
     """
     if sys.stderr is not None:
         print("error: standard output is closed; send it elsewhere, such as > /dev/null", file=sys.stderr)
@@ -86,13 +87,13 @@ def _refuse_closed_streams() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code (2 for an error the user can mend)."""
+    """Run one command and return its exit code (2 for an error that the user can correct)."""
     if sys.stdout is None or sys.stderr is None:
         return _refuse_closed_streams()
     args = build_parser().parse_args(argv)
     try:
         code = int(args.run(args))
-        sys.stdout.flush()  # here, where what goes wrong can be told
+        sys.stdout.flush()  # inside the try, so that its errors are reported
         return code
     except HarEdgeError as error:
         say("error: " + escape(str(error), keep="\n\t"), 7, sys.stderr)
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}; give another place, or the rights to this one", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # Whoever read our output has gone (`har-edge ... | head`): end quietly, and let the exit flush nothing.
+        # The reader of the output has gone (`har-edge ... | head`): end quietly, and let the exit flush nothing.
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return 141
     except OSError as error:

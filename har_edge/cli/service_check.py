@@ -1,4 +1,4 @@
-"""What `har-edge service install` looks at before it writes a service that could not start."""
+"""Check for `har-edge service install` that a service could start, before its files are written."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from har_edge.errors import ConfigError
 from har_edge.resources import closed_to, find_folder
 
-# What PrivateTmp=yes hides (systemd.exec(5)).
+# PrivateTmp=yes hides these folders (systemd.exec(5)).
 _PRIVATE = (Path("/tmp"), Path("/var/tmp"))
-# Options that name files or folders: whether these must be there, or come later (caches, devices to be plugged in).
+# Options that name files or folders. True: the path must exist; False: it may come later (caches, devices).
 PATHS = {
     "config": True,
     "data": True,
@@ -26,15 +26,15 @@ PATHS = {
     "live": False,
     **dict.fromkeys(("password_file", "ca_file", "cert_file", "key_file"), True),
 }
-# What a folder of slices is read by.
+# The files by which a folder of slices is read.
 _WITHIN = ("pipeline.toml", "manifest.json")
 
 
 def settle_options(role: str, given: Sequence[str], root: Path) -> tuple[list[str], list[Path], list[Path]]:
-    """Return the options of a command with absolute paths, these paths, and those that it must be able to read.
+    """Return the options of a command with absolute paths, these paths, and the files that it must be able to read.
 
-    Raises ConfigError for a path that is not there (nor below `root`, where an image is prepared), and where what the
-    command needs is missing; ends as the command does where it refuses its options.
+    Raises ConfigError for a path that does not exist (nor below `root`, for the image of another machine), and when the
+    command lacks something. Ends like the command itself when that refuses its options.
     """
     from har_edge.cli.main import build_parser
 
@@ -59,7 +59,7 @@ def settle_options(role: str, given: Sequence[str], root: Path) -> tuple[list[st
 
 
 def _is_name(role: str, option: str, text: str) -> bool:
-    """Return whether a text is the name of something that har_edge ships, or of a stream, and no path."""
+    """Return whether a text is the name of a file that har_edge ships, or of a stream, and no path."""
     from har_edge.data.description import BUILT_IN
 
     if option == "stream":
@@ -76,7 +76,7 @@ def _is_name(role: str, option: str, text: str) -> bool:
 
 
 def _check_whole(role: str, parsed: argparse.Namespace, given: Sequence[str]) -> None:
-    """Refuse a command that would look for its pipeline file in the folder it is started in."""
+    """Raise ConfigError for a command that would look for its pipeline file in the folder it is started in."""
     named = any(one == "--config" or one.startswith("--config=") for one in given)
     if role in ("sensor", "stage") and not named and getattr(parsed, "pipeline", None) is None:
         other = ", or --pipeline NAME" if role == "sensor" else ""
@@ -91,7 +91,7 @@ def _below(root: Path, path: Path) -> Path:
 
 
 def check_private(paths: Iterable[Path]) -> None:
-    """Refuse a system service with paths in /tmp: with PrivateTmp=yes it has an empty one of its own there."""
+    """Raise ConfigError for a system service with paths in /tmp: with PrivateTmp=yes it has an empty one of its own."""
     for path in paths:
         for place in (path.absolute(), path.resolve()):
             private = next((one for one in _PRIVATE if place.is_relative_to(one)), None)
@@ -103,7 +103,7 @@ def check_private(paths: Iterable[Path]) -> None:
 
 
 def check_reach(paths: Iterable[Path], run_as: str, root: Path) -> None:
-    """Refuse a system service whose user, that of `run_as` or one that systemd makes, could not read its files."""
+    """Raise ConfigError for a system service whose user, `run_as` or one that systemd makes, cannot read its files."""
     who, uid, groups = "the user that systemd makes for this service", None, list[int]()
     if run_as:
         try:
@@ -124,7 +124,7 @@ def check_reach(paths: Iterable[Path], run_as: str, root: Path) -> None:
 
 
 def broker_files(parsed_config: Path | None) -> list[Path]:
-    """Return the files that a broker's configuration names, which its user must read; none for the default one."""
+    """Return the files in a broker's configuration that its user must read; none for the default configuration."""
     from har_edge.cli.commands.broker import find_config
     from har_edge.mqtt.broker.launcher import named_files
 

@@ -1,4 +1,4 @@
-"""`har-edge evaluate --protocol`: accuracy against bytes sent, for any methods of reduction, on people never seen."""
+"""`har-edge evaluate --protocol`: accuracy against bytes sent, for any methods of reduction, on unseen people."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("loso", "split", "random")
 BOTH = "both"
-# What --protocol meant before there were studies, and still means.
+# Values of --protocol from before there were studies; they keep their meaning.
 MQTT_VERSIONS = ("5", "3.1.1")
 WAYS = ("codes", "restore", BOTH)
 PRECISIONS = ("int8", "float")
@@ -37,7 +37,7 @@ _ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "TF
 
 
 def configure(parser: argparse.ArgumentParser) -> list[str]:
-    """Declare the options of a study; return their names, all None unless given."""
+    """Add the options of a study and return their names; all are None unless given."""
     group = parser.add_argument_group(
         "study", "train and test systems that send less, instead of measuring one model (needs the extra: training)"
     )
@@ -86,7 +86,7 @@ def seeds(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fit, score, print, write; 1 when something failed, and then everything else is there all the same."""
+    """Fit, score, print and write; return 1 when a trial failed, with the results of all others."""
     os.environ.update({name: os.environ.get(name, value) for name, value in _ONE_THREAD.items()})
     _check_libraries(args)
     from har_edge.cli.reports import study as study_report
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_libraries(args: argparse.Namespace) -> None:
-    """Raise ConfigError, before hours of work, for a library that is missing at its end."""
+    """Raise ConfigError, before hours of work, for a library that is needed at their end."""
     from har_edge.cli.local_pipeline import check_client
     from har_edge.codecs.catalog import check_libraries
     from har_edge.extras import require
@@ -153,7 +153,7 @@ def _check_libraries(args: argparse.Namespace) -> None:
 
 
 def prepare(args: argparse.Namespace) -> tuple[StudyConfig, Conditions, str]:
-    """Return what all trials share, what their rows may be compared under, and where the recordings are from."""
+    """Return the settings that all trials share, the conditions for comparing rows, and the recordings' origin."""
     from har_edge import __version__
     from har_edge.data.description import load_description
     from har_edge.data.windows import default_window
@@ -188,7 +188,7 @@ def prepare(args: argparse.Namespace) -> tuple[StudyConfig, Conditions, str]:
 
 
 def trainer_of(described: StreamDescription, epochs: int | None) -> tuple[Callable[[], Trainer], str]:
-    """Return what makes the trainer in each process, and a text that says all that decides its weights."""
+    """Return the function that makes the trainer in each process, and a text with all that decides its weights."""
     from functools import partial
 
     from har_edge.training.backend import require_tensorflow
@@ -202,7 +202,7 @@ def trainer_of(described: StreamDescription, epochs: int | None) -> tuple[Callab
 
 
 def trials_of(args: argparse.Namespace, config: StudyConfig) -> list[Trial]:
-    """Return every trial to run: the variant without reduction first, fold by fold, then the others."""
+    """Return all trials in order: the variant without reduction first, fold by fold, then the others."""
     from har_edge.evaluation.protocol import Protocol
     from har_edge.evaluation.trial import Trial
 
@@ -217,7 +217,7 @@ def trials_of(args: argparse.Namespace, config: StudyConfig) -> list[Trial]:
 
 
 def folds_of(args: argparse.Namespace, config: StudyConfig, seed: int) -> Sequence[Fold]:
-    """Return the folds of the protocol asked for."""
+    """Return the folds of the protocol."""
     from har_edge.evaluation.protocol import loso_folds, random_folds, split_folds
 
     streams = [recording.stream for recording in config.recordings]
@@ -231,9 +231,10 @@ def folds_of(args: argparse.Namespace, config: StudyConfig, seed: int) -> Sequen
 
 
 def variants_of(args: argparse.Namespace, config: StudyConfig) -> Iterator[Variant]:
-    """Yield the variants asked for, each once and `none` first; ConfigError for a method that cannot be as asked.
+    """Yield the variants, each once and `none` first. Raises ConfigError for a method that cannot run as asked.
 
-    With `both`, what cannot be restored is not, and what is only a coding (q8, zlib) trains no classifier of its own.
+    With `both`, a method that cannot restore windows is not restored, and one that only codes (q8, zlib) trains no
+    classifier of its own.
     """
     from har_edge.evaluation.study import NO_REDUCTION, Downstream, Variant
 
@@ -253,15 +254,13 @@ def variants_of(args: argparse.Namespace, config: StudyConfig) -> Iterator[Varia
 
 
 def ways_of(spec: str, config: StudyConfig, grouping: str) -> Sequence[Downstream]:
-    """Return what a classifier may see of a reducer; ConfigError, before hours of work, for one that cannot be."""
+    """Return what a classifier may see of a reducer. Raises ConfigError, before hours of work, if impossible."""
     from har_edge.codecs.catalog import make_reducer
     from har_edge.codecs.spec import is_recipe, parse_spec
     from har_edge.data.grouping import regroup
     from har_edge.evaluation.study import Downstream
 
-    if is_recipe(
-        spec
-    ):  # nothing is known of it before it is fitted, but that the first slice of a model has no way back
+    if is_recipe(spec):  # before it is fitted, only this is known: the first slice of a model cannot restore its input
         one_way = any(part.method == "bottleneck" for part in parse_spec(spec))
         return [Downstream.CODES] if one_way else [Downstream.CODES, Downstream.RESTORE]
     made = [
@@ -276,7 +275,7 @@ def ways_of(spec: str, config: StudyConfig, grouping: str) -> Sequence[Downstrea
 
 
 def command_of(args: argparse.Namespace) -> str:
-    """Return the command that asks for the same again, for the report."""
+    """Return the command that runs the same study again, for the report."""
     given: list[tuple[str, object]] = [
         ("--protocol", args.study),
         *(("--reducer", spec) for spec in args.reducer or ()),
@@ -300,7 +299,7 @@ def command_of(args: argparse.Namespace) -> str:
 
 
 def _load(args: argparse.Namespace, described: StreamDescription) -> tuple[list[Recording], str]:
-    """Return the recordings, all by default; of synthetic people as many as there are, for two are no study."""
+    """Return the recordings, all by default; all synthetic people there are, since two make no study."""
     from har_edge.data.locate import find_data
     from har_edge.data.synthetic import SUBJECTS
 

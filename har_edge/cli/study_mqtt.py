@@ -1,4 +1,4 @@
-"""The rows of a study over a real broker: sensors and stages as processes, every byte of theirs counted."""
+"""Measure the rows of a study over a real broker, with sensors and stages as processes, and count all their bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def measure_rows(args: argparse.Namespace, config: StudyConfig, trials: Sequence[Trial]) -> Iterator[Measured]:
-    """Run the first fold of every variant as a pipeline on this machine; yield what was sent, for each batch size."""
+    """Run the first fold of every variant as a pipeline on this machine; yield the traffic for each batch size."""
     seen = set()
     for trial in trials:
         if trial.variant is not None and trial.variant not in seen:
@@ -78,7 +78,7 @@ def _measure(args: argparse.Namespace, config: StudyConfig, trial: Trial, batch:
 
 
 def _locate(args: argparse.Namespace, task: Task) -> Task:
-    """Return the task with a description that is found from any folder."""
+    """Return the task with a path of its description that is valid in any folder."""
     if not (args.stream or "").endswith(".toml"):
         return task
     stream = msgspec.structs.replace(task.stream, description=str(Path(args.stream).resolve()))

@@ -1,4 +1,4 @@
-"""What is known of a model: from its manifest, or from flags, its file and the description of its stream."""
+"""Find the task of a model: from its manifest, or from options, its file and the description of its stream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLAGS = ("stream", "labels", "input", "hop")
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model, its task, and its stream as recordings have it; `beside` is the folder of files that the task names."""
+    """A model, its task, and its stream as recordings have it; `beside` is the folder of the task's files."""
 
     found: FoundModel
     task: Task
@@ -34,7 +34,7 @@ class ResolvedModel:
 
 
 def add_flags(parser: argparse.ArgumentParser, *, stream: bool = True) -> None:
-    """Add what says what a model is for of which no manifest does; `stream` is left out where the command has it."""
+    """Add the options for a model without a manifest; `stream=False` is for a command that already has `--stream`."""
     group = parser.add_argument_group(
         "model without manifest", "for a .tflite file of which no manifest.json says what it is for"
     )
@@ -59,7 +59,7 @@ def add_flags(parser: argparse.ArgumentParser, *, stream: bool = True) -> None:
 
 
 def assignment(text: str) -> tuple[str, str]:
-    """Read NAME=SOURCE; a name may have `=` in it."""
+    """Read NAME=SOURCE; a name may contain `=`."""
     name, equals, source = text.rpartition("=")
     if not (name and equals and source):
         raise argparse.ArgumentTypeError(f"{text!r} came; expected NAME=SOURCE, an input of the model and a source")
@@ -67,9 +67,10 @@ def assignment(text: str) -> tuple[str, str]:
 
 
 def resolve_model(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
-    """Return what is known of a model.
+    """Return a model with its task and stream.
 
-    Raises ConfigError for flags that contradict its manifest, and for what neither flags nor files say.
+    Raises ConfigError for options that contradict its manifest, and ModelError when neither options nor files say
+    enough.
     """
     from har_edge.config.task import describe
 
@@ -105,9 +106,9 @@ def _derive(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
 
 
 def copy_with_files(known: ResolvedModel, folder: Path, files: Sequence[str] = ()) -> ResolvedModel:
-    """Return the same with its description, and these files beside the model, in `folder`, under plain names.
+    """Copy the stream's description and these files of the model into `folder`, and return the model with that folder.
 
-    So a pipeline can carry them to its nodes.
+    A pipeline can then carry them to its nodes under plain names.
     """
     import shutil
 

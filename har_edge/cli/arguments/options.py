@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean."""
+"""Options that several commands share, and the objects that they stand for."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def add_broker(
     default: str = f"${BROKER_VARIABLE}, then the pipeline file",
     clients: bool = True,
 ) -> None:
-    """Add the options that name the broker and the credentials; without `clients`, help is silent on the client."""
+    """Add the options for the broker and the credentials; without `clients`, the help omits the MQTT client."""
     default = "one of its own" if embedded else default
     group = parser.add_argument_group("broker")
     group.add_argument("--broker", metavar="URL", help=f"mqtt[s]://HOST[:PORT] (default: {default})")
@@ -83,14 +83,14 @@ def add_broker(
 
 
 def add_pipeline(parser: argparse.ArgumentParser) -> None:
-    """Add what names a deployed pipeline, for commands without a pipeline file, and the options of the broker."""
+    """Add the options for a deployed pipeline, for commands without a pipeline file, and the options for the broker."""
     parser.add_argument("--pipeline", metavar="NAME", default="har", help="name of the pipeline (default: har)")
     parser.add_argument("--base", metavar="NAME", default="har", help="first level of all topics (default: har)")
     add_broker(parser, default=f"${BROKER_VARIABLE}, then mqtt://127.0.0.1:1883")
 
 
 def add_deployed(parser: argparse.ArgumentParser) -> None:
-    """Add what names a pipeline: the folder of fixed slices, or the name under which a coordinator deploys it."""
+    """Add the options that name a pipeline: a folder of fixed slices, or a name that a coordinator deploys."""
     parser.add_argument(
         "--config",
         type=Path,
@@ -101,7 +101,7 @@ def add_deployed(parser: argparse.ArgumentParser) -> None:
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add what says where the pipeline is from: a file, or the plan that a coordinator keeps at the broker."""
+    """Add the options for the source of the pipeline: a file, or the plan that a coordinator keeps at the broker."""
     either = parser.add_mutually_exclusive_group()
     add_config(either)
     either.add_argument(
@@ -113,7 +113,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def load_source(args: argparse.Namespace) -> Pipeline:
-    """Return the fixed pipeline that `add_source` names; ConfigError where nothing was named, and none is here."""
+    """Return the fixed pipeline that `add_source` names. Raises ConfigError when there is none."""
     from har_edge.config.pipeline import load_pipeline
 
     if args.config == DEFAULT_CONFIG and not args.config.exists():
@@ -125,7 +125,7 @@ def load_source(args: argparse.Namespace) -> Pipeline:
 
 
 def add_probe(parser: argparse.ArgumentParser) -> None:
-    """Add what a probe window needs: patience, and a place for the files that sensors reduce windows with."""
+    """Add the options of a probe window: its timeout, and the folder of the files that sensors reduce windows with."""
     parser.add_argument(
         "--timeout",
         type=values.seconds,
@@ -162,12 +162,12 @@ def add_reducer(parser: argparse.ArgumentParser, purpose: str) -> None:
 
 
 def add_wire(parser: argparse.ArgumentParser, default: int | None, text: str) -> None:
-    """Declare --wire: the version of messages that nodes may send."""
+    """Add `--wire`: the version of messages that nodes may send."""
     parser.add_argument("--wire", type=int, choices=(1, 3), default=default, help=f"version of messages: {text}")
 
 
 def add_delegate(parser: argparse.ArgumentParser, default: str = "xnnpack") -> None:
-    """Add `--delegate`: who computes."""
+    """Add `--delegate`: the code that computes."""
     parser.add_argument(
         "--delegate",
         choices=("xnnpack", "none"),
@@ -182,16 +182,16 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
 
 
 def one_thread() -> None:
-    """Keep NumPy's linear algebra from starting threads: a node needs none, and each costs memory.
+    """Keep NumPy's linear algebra from starting threads, since a node needs none and each costs memory.
 
-    Must run before NumPy is imported.
+    Call this before NumPy is imported.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def interrupted(stop: Stop) -> int:
-    """Return the exit code of what a signal ended before it was done: 130 for SIGINT, 143 for SIGTERM."""
+    """Return the exit code of a command that a signal ended: 130 for SIGINT, 143 for SIGTERM."""
     return 128 + stop.signal
 
 
@@ -203,14 +203,14 @@ def start_logging(args: argparse.Namespace) -> None:
 
 
 def connect(args: argparse.Namespace, pipeline: Pipeline, session: Session) -> Bus:
-    """Open the bus that options and pipeline file ask for."""
+    """Open the bus for the options and the pipeline file."""
     return reach(args, session, pipeline.config.broker, pipeline.folder)
 
 
 def reach(
     args: argparse.Namespace, session: Session, settings: BrokerConfig | None = None, folder: Path | None = None
 ) -> Bus:
-    """Open the bus that options ask for; what they leave open is in `settings`, with files relative to `folder`."""
+    """Open the bus for the options; `settings` fills in what they leave open, with files relative to `folder`."""
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.mqtt.connect import open_bus
 
@@ -226,11 +226,11 @@ def find_address(args: argparse.Namespace, settings: BrokerConfig, folder: Path)
     url = args.broker or os.environ.get(BROKER_VARIABLE) or settings.url
 
     def choose(name: str) -> Path | None:
-        """Return a file: of the option, else of the environment, else of the pipeline file."""
+        """Return a file from the option, else from the environment, else from the pipeline file."""
         option, setting = getattr(args, name), getattr(settings, name)
         if option is not None:
             return Path(option)
-        # Certificates of the environment are for the broker that is encrypted, not for one of our own.
+        # Certificates of the environment belong to an encrypted broker, not to one that this command starts.
         variable = os.environ.get(f"HAR_EDGE_{name.upper()}")
         if variable and (name == "password_file" or url.startswith("mqtts:")):
             return Path(variable)
@@ -247,7 +247,7 @@ def find_address(args: argparse.Namespace, settings: BrokerConfig, folder: Path)
 
 
 def chosen_client(args: argparse.Namespace, settings: BrokerConfig) -> ClientLibrary:
-    """Return the MQTT client that options and settings ask for."""
+    """Return the MQTT client from options and settings."""
     from har_edge.mqtt.connect import ClientLibrary, choose_client
 
     text = args.client or settings.client
@@ -258,7 +258,7 @@ def chosen_client(args: argparse.Namespace, settings: BrokerConfig) -> ClientLib
 
 
 def chosen_protocol(args: argparse.Namespace, settings: BrokerConfig) -> MqttVersion:
-    """Return the MQTT version that options and settings ask for."""
+    """Return the MQTT version from options and settings."""
     from har_edge.mqtt.connect import MqttVersion
 
     text = args.protocol or settings.protocol
@@ -269,9 +269,9 @@ def chosen_protocol(args: argparse.Namespace, settings: BrokerConfig) -> MqttVer
 
 
 def chosen_reducers(text: str | None, sources: Iterable[str]) -> dict[str, str]:
-    """Read `--reducer`: one specification for all sources, or one for each that is named.
+    """Read `--reducer`: one specification for all sources, or one for each source that it names.
 
-    Raises ConfigError for another text, and where a method's library is missing.
+    Raises ConfigError for another text, and when a method's library is missing.
     """
     from har_edge.codecs.catalog import check_libraries
 
@@ -294,7 +294,7 @@ def chosen_reducers(text: str | None, sources: Iterable[str]) -> dict[str, str]:
 
 
 def listed_reducers(task: Task, sources: Iterable[str]) -> str:
-    """Return what a node says of the reducers of its sources."""
+    """Return the text with the reducers of a node's sources."""
     reducers = {source: task.inputs[source].reducer for source in sources}
     if len(set(reducers.values())) == 1:
         return next(iter(reducers.values()))
@@ -302,7 +302,7 @@ def listed_reducers(task: Task, sources: Iterable[str]) -> str:
 
 
 def batch_delay(task: Task, batch: int, speed: float | None) -> str:
-    """Say what several windows a message cost in time; empty where they cost none."""
+    """Return the text that says how much time several windows a message cost, an empty text where they cost none."""
     if batch == 1 or speed is None:
         return ""
     hops, hop_s = batch - 1, task.stream.hop / (task.stream.rate_hz * speed)
@@ -321,7 +321,7 @@ def identity_of(
     card: SliceInfo | None = None,
     sources: Sequence[str] = (),
 ) -> Identity:
-    """Return what a node says of itself: a stage its epoch and by its card what it runs, a sensor its sources."""
+    """Return a node's identity: for a stage its generation and slice, for a sensor its sources."""
     from har_edge.protocol.topics import check_node_name
     from har_edge.runtime.build import topics_of
     from har_edge.runtime.status_publisher import Identity
@@ -339,9 +339,9 @@ def load_recordings(
     keep_null: bool = False,
     sources: Sequence[str] | None = None,
 ) -> tuple[list[Recording], str]:
-    """Return the recordings asked for and where they are from; synthetic ones, and a notice, where there are none.
+    """Return the requested recordings and their origin. Without recordings, return synthetic ones and print a notice.
 
-    They hold the samples of `sources` alone, by default of all.
+    The recordings hold the samples of `sources` alone, by default of all.
     """
     from dataclasses import replace
 
@@ -360,6 +360,7 @@ def load_recordings(
     kept = sources or [source.name for source in stream.sources]
     return [
         replace(one, samples={source: one.samples[source] for source in kept})
-        for name in names or SYNTHETIC_SUBJECTS  # one by one, so that what is not kept is gone before the next
+        for name in names
+        or SYNTHETIC_SUBJECTS  # one by one, so that dropped samples are freed before the next recording
         for one in synthesize([name])
     ], "synthetic data"

@@ -1,4 +1,4 @@
-"""The values that options take, read from their words: each bounded, and refused with what was expected."""
+"""Read the values of options, each with bounds and an error that says what was expected."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def operator_indices(text: str) -> list[int]:
 
 
 def speed(text: str) -> float | None:
-    """Read a speed: a factor of real time, or `max` for none."""
+    """Read a speed: a factor of real time, or `max` for no limit."""
     if text == "max":
         return None
     try:
@@ -78,7 +78,7 @@ def port(text: str) -> int:
 
 
 def host(text: str) -> str:
-    """Read an address to listen on: one that name resolution can take."""
+    """Read an address to listen on, one that name resolution can handle."""
     try:
         text.encode("idna")
     except UnicodeError:
@@ -87,7 +87,7 @@ def host(text: str) -> str:
 
 
 def writable_file(text: str) -> Path:
-    """Read the path of a file to write; refuse at once what could not be written after a long run."""
+    """Read the path of a file to write; refuse at once a file that could not be written after a long run."""
     path = Path(text)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written; expected a file in a folder that exists")
@@ -95,7 +95,7 @@ def writable_file(text: str) -> Path:
 
 
 def batch(text: str) -> int:
-    """Read how many windows share a message."""
+    """Read the number of windows that share a message."""
     return _whole(text, 1, MAX_BATCH, f"1 to {MAX_BATCH} windows a message")
 
 
@@ -115,7 +115,7 @@ def positive(text: str) -> int:
 
 
 def threads(text: str) -> int:
-    """Read how many threads compute."""
+    """Read the number of threads."""
     return _whole(text, 1, MAX_THREADS, f"1 to {MAX_THREADS} threads")
 
 

@@ -1,4 +1,6 @@
-"""`har-edge bench`: what devices give together, and whether the planner foresaw it, on emulated devices."""
+"""`har-edge bench`: measure the speedup of several devices, and compare it with the planner's forecast, on emulated
+ones.
+"""
 
 from __future__ import annotations
 
@@ -160,7 +162,7 @@ def _planner(args: argparse.Namespace, bench: Bench, tested: Sequence[ModelUnder
 def _measure(
     args: argparse.Namespace, bench: Bench, tested: Sequence[ModelUnderTest], beds: Sequence[Sequence[float]]
 ) -> list[Row]:
-    """Measure every model on every bed, in turns."""
+    """Measure every model on every emulation, in turns."""
     profiles: list[tuple[ModelUnderTest, Profile]] = [(under_test, bench.profile(under_test)) for under_test in tested]
     return [
         bench.measure(under_test, profile, cpus, repeat)

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_config(path: Path) -> Path:
-    """Return the file of that path, or the one that har_edge ships by that name where there is no such file."""
+    """Return the file at that path, or else the configuration that har_edge ships under that name."""
     from har_edge.resources import find_folder
 
     shipped = find_folder("brokers") / path.name
@@ -82,9 +82,9 @@ def find_config(path: Path) -> Path:
 
 
 def default_directory(port: int) -> Path:
-    """Return where the broker of a port keeps its files: root's home is closed to the user that Mosquitto becomes.
+    """Return the folder for the broker of a port. Mosquitto's user cannot enter root's home, so root has another one.
 
-    Below that, those of other ports than 1883 have folders of their own, except where older versions left their files.
+    Ports other than 1883 have folders of their own below that, unless older versions left their files there.
     """
     base = Path("/var/lib/har-edge")
     if os.geteuid() != 0:
@@ -95,7 +95,7 @@ def default_directory(port: int) -> Path:
 
 
 def _served(folder: Path) -> int | None:
-    """Return the port that the broker of a folder listened on last; None where none did."""
+    """Return the last port of a folder's broker, None where none ran."""
     try:
         first = (folder / "mosquitto.conf").read_text(encoding="utf-8").split("\n", 1)[0].split()
     except (OSError, UnicodeDecodeError):

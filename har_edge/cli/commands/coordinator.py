@@ -1,4 +1,4 @@
-"""`har-edge coordinator`: place a model on the nodes that are there, and keep it running."""
+"""`har-edge coordinator`: place a model on the available nodes, and keep it running."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SWEEP_S = 5.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Add the options."""
     parser.add_argument(
         "--model",
         metavar="MODEL",
@@ -88,7 +88,7 @@ def part(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the coordinator until it is stopped; 3 when a younger one takes over."""
+    """Run the coordinator until it is stopped; return 3 when a younger one takes over."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="har-edge-") as folder:
@@ -140,7 +140,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
 
 
 def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tuple[CoordinatorConfig, Planner]:
-    """Read the model and what belongs to it; files that it needs under other names are kept in `folder`."""
+    """Read the model and its files; files with other names on the nodes are copied into `folder`."""
     import hashlib
 
     import msgspec
@@ -175,7 +175,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     devices = load_devices(args.devices) if args.devices else None
     planner = Planner(model, spec, partial(_profile, args), devices, args.devices or Path(), wire=args.wire)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    # What nodes could not read must be refused here, not by each of them.
+    # A file that nodes cannot read is refused here, not by each of them.
     decode_deployment(
         encode_deployment(Deployment(VERSION, 0, identity.instance, identity.started, config, files=hashes))
     )
@@ -197,7 +197,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
 
 
 def _profile(args: argparse.Namespace, model: Model) -> Profile:
-    """Return what the model costs here; what messages cost is measured on a broker of our own."""
+    """Return the profile of the model on this machine; messages are measured on a broker of this command's own."""
     import time
 
     from har_edge.cli.commands.profile import device_name, measure_through_broker
@@ -207,7 +207,7 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
     alone = argparse.Namespace(broker=None, client=args.client, protocol=args.protocol, delegate=args.delegate)
 
     def watch(segments: Iterable[Segment], total: int) -> Iterable[Segment]:
-        """Say what takes so long, and how long it took."""
+        """Print what takes so long, and how long it took."""
         began = time.monotonic()
         print_folded(f"timing {model.name} here, for the planner: the first plan comes after that")
         yield from follow(segments, total, "timing segments")

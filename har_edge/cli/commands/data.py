@@ -1,4 +1,4 @@
-"""Bring the recordings, and say what is in them."""
+"""`har-edge data`: download recordings, and print what they hold."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     info.add_argument(
         "--stream", default="mhealth", metavar="NAME|TOML", help="the data set's description (default: mhealth)"
     )
-    # What it was called before; left out of the help, and not None, else the default would overwrite that of --stream.
+    # The option's earlier name. The help omits it. Its default is not None, which would overwrite that of --stream.
     info.add_argument("--description", dest="stream", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     info.add_argument("--json", action="store_true", help="print JSON")
 

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(cluster: Cluster, args: argparse.Namespace) -> tuple[list[Arrival], bool]:
-    """Run it to the end, or to Ctrl-C; return the results, and whether it was interrupted."""
+    """Run the pipeline to its end, or to Ctrl-C; return the results, and whether it was interrupted."""
     arrivals: list[Arrival] = []
     try:
         start_nodes(cluster, args, args.subjects, speed=args.speed, windows=args.windows, batch=args.batch)
@@ -155,7 +155,7 @@ def _facts(found: FoundModel, where: str, cluster: Cluster, args: argparse.Names
 
 
 def _print_summary(summary: Summary, facts: dict[str, str], found: FoundModel, real: bool, delay: str) -> None:
-    """Print the figures; say what they rest on."""
+    """Print the figures and their origin."""
     lines = [(key, value) for key, value in facts.items() if key != "model_sha256"]
     missing = f"{summary.lost} {'under way' if 'interrupted' in facts else 'lost'}"
     lines += [

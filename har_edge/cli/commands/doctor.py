@@ -1,4 +1,4 @@
-"""`har-edge doctor`: check everything from the broker to the flow of windows; say what to do about the first flaw."""
+"""`har-edge doctor`: check everything from the broker to the flow of windows; print the remedy of the first fault."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _clear(args: argparse.Namespace) -> int:
-    """Remove what the check `leftovers` tells of, and say each thing."""
+    """Remove the retained messages that the check `leftovers` found, and print each."""
     from functools import partial
 
     from har_edge.cli.console import say
@@ -117,7 +117,7 @@ def _diagnostics(args: argparse.Namespace) -> Diagnostics:
 
 
 def _print_json(findings: Iterator[Finding]) -> Finding | None:
-    """Write `{"healthy": ..., "first_wrong": ..., "findings": [...]}`; return the first finding that is wrong."""
+    """Write `{"healthy": ..., "first_wrong": ..., "findings": [...]}`; return the first failed finding."""
     import msgspec
 
     seen = list(findings)
@@ -128,7 +128,7 @@ def _print_json(findings: Iterator[Finding]) -> Finding | None:
 
 
 def _print(diagnostics: Diagnostics) -> Finding | None:
-    """Print each finding as it comes, and at the end the first that is wrong with its mend; return that one."""
+    """Print each finding as it comes, and at the end the first failed one with its remedy; return that one."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)  # lines are broken here, between words
@@ -154,9 +154,9 @@ def _print(diagnostics: Diagnostics) -> Finding | None:
 
 
 def draw(finding: Finding) -> Text:
-    """Return one finding in three columns; what was found has lines of its own where a word is too long for its column.
+    """Return one finding in three columns; its text has lines of its own when a word is too long for the column.
 
-    Rich's own table would part such a word.
+    Rich's own table would split such a word.
     """
     import textwrap
 
@@ -180,9 +180,9 @@ def draw(finding: Finding) -> Text:
 
 
 def _say(text: str, style: str, *, space: bool = False) -> None:
-    """Print a sentence whose lines break between words and not within commands; what is before its colon has a style.
+    """Print a sentence whose lines break between words and not within commands; the part before its colon has a style.
 
-    Rich would break words and commands that are too long for a line.
+    Rich would split words and commands that are too long for a line.
     """
     from rich.console import Console
     from rich.text import Text

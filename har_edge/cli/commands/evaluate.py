@@ -1,4 +1,4 @@
-"""`har-edge evaluate`: how good a model is on recordings, whole and cut into slices."""
+"""`har-edge evaluate`: score a model on recordings, whole and cut into slices."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 HELP = "measure a model on recordings, whole and cut into slices; or methods of reduction on people never seen"
 DEFAULT_STAGES = 3
-# For more classes than so many the share of windows is printed whose true class is among the best, too.
+# With more classes than this, the output also has the share of windows whose true class is among the best K.
 MANY_CLASSES, DEFAULT_TOP_K = 20, 5
-# What says nothing about a study.
+# Options that have no meaning for a study.
 _OF_ONE_MODEL = ("model", "slices", "at", "json", "png", "delegate", "top_k", "labels", "input", "hop")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Add the options."""
     parser.add_argument(
         "--model",
         metavar="NAME|PATH",
@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure one model, or with --protocol many variants; 1 when something differs or failed."""
+    """Score one model, or with --protocol many variants; return 1 when outputs differ or a trial failed."""
     options.one_thread()
     options.start_logging(args)
     study_only = [name for name in args.of_study if getattr(args, name) is not None and name != "stream"]
@@ -91,7 +91,7 @@ def _refuse(names: Sequence[str], reason: str) -> None:
 
 
 def _measure_model(args: argparse.Namespace) -> int:
-    """Score, print, write; 1 when slices differ from the whole model."""
+    """Score, print and write; return 1 when slices differ from the whole model."""
     from har_edge.cli.reports import evaluation as evaluation_report
     from har_edge.config.catalog import find_model
     from har_edge.data.grouping import regroup, regroup_recording
@@ -153,7 +153,7 @@ def _measure_model(args: argparse.Namespace) -> int:
 
 
 def _top_k(args: argparse.Namespace, task: Task, predictions: Sequence[Prediction]) -> tuple[int, ...]:
-    """Return the K asked for; by default 5 where there are many classes, and scores to rank them by."""
+    """Return the values of K, by default 5 if there are many classes, and scores to rank them by."""
     classes = len(task.labels)
     if args.top_k is not None:
         if args.top_k > classes:
@@ -164,7 +164,7 @@ def _top_k(args: argparse.Namespace, task: Task, predictions: Sequence[Predictio
 
 
 def _cuts(found: FoundModel, args: argparse.Namespace) -> Sequence[int] | None:
-    """Return the operators to cut at, None to look at the whole model only."""
+    """Return the operators to cut at, None for the whole model only."""
     from har_edge.inference.tensor_observation import open_model
     from har_edge.runtime.slicing import plan_cuts
     from har_edge.tflite.manifest import load_manifest
@@ -179,7 +179,7 @@ def _cuts(found: FoundModel, args: argparse.Namespace) -> Sequence[int] | None:
 def _send_through(
     known: ResolvedModel, args: argparse.Namespace, cuts: Sequence[int], names: Sequence[str]
 ) -> tuple[dict[tuple[str, int], Answer], str]:
-    """Run the whole pipeline on this machine; return its answers by (stream, seq), and the broker's name."""
+    """Run the whole pipeline on this machine; return its results by (stream, seq), and the broker's name."""
     from har_edge.cli.local_pipeline import open_cluster, start_nodes
     from har_edge.evaluation.comparison import Answer
 

@@ -1,4 +1,4 @@
-"""`har-edge node`: offer this device to a pipeline; it runs whatever stages the coordinator gives it."""
+"""`har-edge node`: offer this device to a pipeline; it runs the stages that the coordinator gives it."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def host_name() -> str:
-    """Return the name of the host as one that may stand in a topic."""
+    """Return the name of the host in a form that may stand in a topic."""
     return re.sub(r"[^a-zA-Z0-9_-]+", "-", platform.node().partition(".")[0]).strip("-") or "node"
 
 
 def describe(identity: Identity) -> str:
-    """Say what a device can do."""
+    """Return the text with a device's capabilities."""
     card = identity.device
     assert card is not None
     return f"{card.cores} cores, {size(card.memory_bytes)} of memory, reference network {card.speed:.0f} times a second"

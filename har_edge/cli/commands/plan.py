@@ -1,4 +1,4 @@
-"""`har-edge plan`: which device should run which slice."""
+"""`har-edge plan`: find which device should run which slice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HELP = "place the slices of a model on devices and links that differ"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Add the options."""
     parser.add_argument("model", metavar="MODEL", help=options.MODEL_HELP)
     parser.add_argument(
         "--devices",
@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, and print the plan beside others."""
+    """Print the best plan beside others."""
     options.one_thread()
     import msgspec
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reference(model: Model, path: Path | None, delegate: str | None) -> tuple[Profile, list[str]]:
-    """Return the profile that speeds refer to: as named, or of this device; estimated where only others are known."""
+    """Return the profile that speeds refer to: the named one, or this device's, estimated from others if missing."""
     from har_edge.cli.commands.profile import device_name
     from har_edge.errors import ConfigError
     from har_edge.planner.profile import cached_profiles, load_profile
@@ -98,7 +98,7 @@ def _reference(model: Model, path: Path | None, delegate: str | None) -> tuple[P
 
 
 def _told(delegate: str | None) -> str:
-    """Return what is to be added to a command that shall compute in the same way."""
+    """Return the option to add to a command that shall compute in the same way."""
     return "" if delegate is None else f" --delegate {delegate}"
 
 
@@ -107,7 +107,7 @@ def _without(delegate: str | None) -> str:
 
 
 def _estimates(profile: Profile) -> list[str]:
-    """Say how much of a profile is an estimate."""
+    """Return remarks on the parts of a profile that are estimates."""
     count = sum(not segment.measured for segment in profile.segments)
     if not count or profile.fit is None:
         return []

@@ -1,4 +1,4 @@
-"""`har-edge profile`: measure what a model costs on this device, for the planner."""
+"""`har-edge profile`: measure the costs of a model on this device, for the planner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Add the options."""
     parser.add_argument("model", metavar="MODEL", help=options.MODEL_HELP)
     parser.add_argument("--device", metavar="NAME", help="what to call this device (default: its host name)")
     parser.add_argument("--out", type=values.writable_file, metavar="FILE", help="write the profile there as well")
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, keep and print a profile."""
+    """Measure, store and print a profile."""
     options.one_thread()
     from har_edge.cli.reports.profile import print_profile
     from har_edge.config.catalog import find_model
@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
         if args.broker:
             profile = _with_messages(profile, *measure_through_broker(args, device, model, remarks))
     else:
-        messages = measure_through_broker(args, device, model, remarks)  # first, since a broker may be out of reach
+        messages = measure_through_broker(
+            args, device, model, remarks
+        )  # before the long measurement, since a broker may be out of reach
         profile = _with_messages(_measure(model, device, args, remarks), *messages)
     store_profile(profile, path)
     if args.out is not None:
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def device_name(asked: str | None) -> str:
-    """Return the name of this device; raises ConfigError for one that cannot stand in a topic."""
+    """Return the name of this device. Raises ConfigError for one that cannot stand in a topic."""
     import re
     import socket
 
@@ -73,7 +75,7 @@ def device_name(asked: str | None) -> str:
 
 
 def _measure(model: Model, device: str, args: argparse.Namespace, remarks: list[str]) -> Profile:
-    """Time the model and weigh it."""
+    """Measure the time and memory of the model."""
     import msgspec
 
     from har_edge.planner.profile import cached_profiles
@@ -97,7 +99,7 @@ def _measure(model: Model, device: str, args: argparse.Namespace, remarks: list[
 def measure_through_broker(
     args: argparse.Namespace, device: str, model: Model, remarks: list[str]
 ) -> tuple[MessageCost | None, LinkCost | None]:
-    """Measure what messages cost; the link too, where a broker was named."""
+    """Measure the cost of messages, and the link too if a broker was named."""
     from har_edge.mqtt.broker.launcher import find_mosquitto
     from har_edge.runtime.profiling import find_work, measure_messages
 
@@ -120,7 +122,7 @@ def _with_messages(profile: Profile, message: MessageCost | None, link: LinkCost
 
 @contextlib.contextmanager
 def _bus(args: argparse.Namespace, device: str) -> Iterator[tuple[Bus, str]]:
-    """Connect to the broker that was named, else to one of our own; yield the bus and what to call the broker."""
+    """Connect to the named broker, else to one that this command starts; yield the bus and a name for the broker."""
     import secrets
     import tempfile
 

@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)
     parser.add_argument("--keep-null", action="store_true", help="replay rows without an activity (label 0) too")
-    # For commands that start sensors themselves and have said already what data these replay.
+    # For commands that start sensors themselves and have printed already which data these replay.
     parser.add_argument("--no-notice", action="store_true", help=argparse.SUPPRESS)
     live_sensor.add_live(parser)
     options.add_broker(parser)

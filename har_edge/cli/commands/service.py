@@ -1,4 +1,4 @@
-"""`har-edge service`: broker, node, coordinator, stages and sensors as services of systemd."""
+"""`har-edge service`: run broker, node, coordinator, stages and sensors as services of systemd."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FILES = ("password_file", "ca_file", "cert_file", "key_file")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare `install`, `uninstall` and `list`."""
+    """Add `install`, `uninstall` and `list`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     text = "write the unit file of a service, and the file with its environment (mode 600)"
     install = actions.add_parser("install", help=text, description=text)
@@ -114,7 +114,7 @@ def _install(args: argparse.Namespace, places: ServicePaths, service: Service) -
 
 
 def _check(args: argparse.Namespace) -> list[str]:
-    """Return the command of a service; ConfigError, a rehearsal included, where the service could not run it."""
+    """Return the command of a service. Raises ConfigError, in a dry run too, when the service could not run it."""
     from har_edge.cli.service_check import broker_files, check_private, check_reach, settle_options
 
     given, named, needed = settle_options(args.role, args.options, args.root)
@@ -137,13 +137,13 @@ def _config_of(given: Sequence[str]) -> Path | None:
 
 
 def _executable() -> list[str]:
-    """Return how this har-edge is started."""
+    """Return the command that starts this har-edge."""
     script = Path(sys.executable).parent / "har-edge"
     return [str(script)] if script.is_file() else [sys.executable, "-m", "har_edge.cli.main"]
 
 
 def _files(args: argparse.Namespace) -> dict[str, str]:
-    """Return the files named by options, as absolute paths; ConfigError for one that is none."""
+    """Return the files that options name, as absolute paths. Raises ConfigError for a path that is no file."""
     named = {name: Path(getattr(args, name)).absolute() for name in _FILES if getattr(args, name) is not None}
     for name, path in named.items():
         if not path.is_file():
@@ -152,7 +152,7 @@ def _files(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _variables(args: argparse.Namespace) -> dict[str, str]:
-    """Return the environment of the service: from options, else from the environment of this command."""
+    """Return the environment of the service, from options, else from the environment of this command."""
     from har_edge.mqtt.address import PASSWORD_VARIABLE, USERNAME_VARIABLE, read_address
 
     if args.role == "broker":
@@ -171,7 +171,7 @@ def _variables(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _say_commands(verb: str, args: argparse.Namespace, action: str, *, reload_first: bool) -> None:
-    """Print the commands that start or stop a service, in one line where they fit."""
+    """Print the commands that start or stop a service, on one line where they fit."""
     systemctl = _systemctl(args)
     commands = [f"{systemctl} daemon-reload", f"{systemctl} {action}"]
     if not reload_first:

@@ -25,7 +25,7 @@ HELP = "cut a .tflite model into slices, each for a device of its own"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Add the options."""
     parser.add_argument("model", metavar="MODEL", help=options.MODEL_HELP)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for slices, manifest.json, pipeline.toml")
     what = parser.add_mutually_exclusive_group()
@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Cut, list or check; 1 when a check finds slices that differ from the whole."""
+    """Cut, list or check; return 1 when a check finds slices that differ from the whole."""
     _refuse_contradictions(args)
     if args.slices is not None:
         return _check_folder(args)  # needs a runtime only: the TFLite schema is not on every device
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _task(model: Model, found: FoundModel, args: argparse.Namespace) -> Task | None:
-    """Return what the model is for, with the reducers asked for; None where no manifest says it."""
+    """Return the task of the model, with the chosen reducers; None where no manifest has it."""
     if found.entry is None:
         if args.reducer is not None:
             raise ConfigError(
@@ -120,12 +120,12 @@ def _write(
     report: Report,
     predicted: Sequence[float],
 ) -> None:
-    """Write slices, manifest and, unless a person's own is there, the pipeline file and what it needs beside it."""
+    """Write slices, manifest, and the pipeline file with its companions unless a person's own file is there."""
     from har_edge.config.pipeline import DEFAULT_NAME, generation_id, keep_existing, write_pipeline
     from har_edge.tflite.folder import make_manifest, write_folder
 
     out: Path = args.out
-    kept = keep_existing(out, make_manifest(model, slices, wire=args.wire), task)  # refuses before anything is written
+    kept = keep_existing(out, make_manifest(model, slices, wire=args.wire), task)  # raises before anything is written
     for option, given in (("--reducer", args.reducer), ("--name", args.name), ("--delegate", args.delegate)):
         if kept and given is not None:
             raise ConfigError(
@@ -201,7 +201,7 @@ def _check_folder(args: argparse.Namespace) -> int:
 
 
 def _told(folder: Path) -> str | None:
-    """Return the delegate that the pipeline file of a folder names; None where it names none."""
+    """Return the delegate that the pipeline file of a folder names, None where it names none."""
     import msgspec
 
     from har_edge.config.pipeline import FILE_NAME, load_pipeline
@@ -231,7 +231,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
 
 def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, list[float]]:
-    """Return the cuts to make, None when only looking, and the predicted seconds of each slice where measured."""
+    """Return the cuts to make, None for a list only, and the predicted seconds of each slice if measured."""
     if args.at is not None:
         return list(args.at), []
     if args.stages is None:

@@ -1,4 +1,4 @@
-"""`har-edge stage`: run one slice of the model, on the device that fills the stage."""
+"""`har-edge stage`: run one slice of the model on this device."""
 
 from __future__ import annotations
 

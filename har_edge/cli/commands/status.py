@@ -1,4 +1,4 @@
-"""`har-edge status`: what is deployed, how it does, and whether a window goes through."""
+"""`har-edge status`: show what is deployed, how it performs, and whether a window passes through."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from har_edge.runtime.stop import Stop
 
 HELP = "show what is deployed, how it does, and whether a window goes through"
-# How long beats are gathered before anything is said: somewhat longer than a node may be silent.
+# Seconds in which heartbeats are gathered before the output: somewhat longer than a node may be silent.
 GATHER_S = 1.8
 EVERY_S = 1.0
 PROBE_EVERY_S = 10.0
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
-    """Yield what is seen: once, when the probe is over, or every second with --live."""
+    """Yield snapshots: one when the probe is over, or one every second with --live."""
     import secrets
 
     import msgspec

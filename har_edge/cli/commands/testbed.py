@@ -30,7 +30,7 @@ from 0. Without COMMAND the bed stays until Ctrl-C. Needs root, iproute2 and Mos
 
 
 class _Words(argparse._SubParsersAction):  # type: ignore[type-arg]
-    """An action by its name, or `-- COMMAND...`, or nothing; argparse alone always wants one of these."""
+    """Reads an action by its name, or `-- COMMAND...`, or nothing; argparse alone always requires one of these."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,7 +47,7 @@ class _Words(argparse._SubParsersAction):  # type: ignore[type-arg]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a bed, and `exec`, `cut`, `join` and `clean`."""
+    """Add the options of an emulation, and `exec`, `cut`, `join` and `clean`."""
     parser.usage = "har-edge testbed [OPTION...] [--each] [-- COMMAND...]\n       har-edge testbed ACTION ..."
     parser.epilog = _EPILOG
     devices = parser.add_mutually_exclusive_group()
@@ -107,7 +107,7 @@ def _layout(args: argparse.Namespace) -> Layout:
 
 
 def _describe(testbed: Testbed, layout: Layout) -> None:
-    """Say what there is on standard error, which leaves standard output to the command."""
+    """Describe the emulation on standard error, which leaves standard output to the command."""
     for host in testbed.emulation.hosts:
         print(f"{host.name:12} {host.address:12} {host.limits.text}", file=sys.stderr)
     cores, wanted = len(os.sched_getaffinity(0)), sum(limits.cpu or 0 for limits in layout.limits)
@@ -156,7 +156,7 @@ def _running(processes: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Po
 
 
 def command_of(words: list[str]) -> list[str]:
-    """Return the words after `--`; some versions of argparse leave it there."""
+    """Return the words after `--`; some versions of argparse leave it in."""
     return words[words[:1] == ["--"] :]
 
 

@@ -1,4 +1,4 @@
-"""`har-edge train`: make the models that are shipped, and the figures that say how good they are."""
+"""`har-edge train`: train the models that are shipped, and measure how good they are."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 HELP = "train a network, measure it on subjects it never saw, write .tflite files and what their reducers need"
 DEFAULT_SPLIT = (("--train-subjects", "1-6"), ("--test-subjects", "7,8"))
-# Of streams with other names, this share is for the test: those whose names come last.
+# Streams with other names: the last names, this share of them, are the test.
 TEST_SHARE = 0.25
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+    """Add the options."""
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the models and manifest.json"
     )
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace, description: StreamDescription) -> tuple[Sequence[Recording], Split]:
-    """Return the recordings, and the split by the names that they have."""
+    """Return the recordings, and the split by their names."""
     from har_edge.data.synthetic import SUBJECTS
     from har_edge.training.run import Split
 
@@ -139,7 +139,7 @@ def _load(args: argparse.Namespace, description: StreamDescription) -> tuple[Seq
 def _divide(
     names: Sequence[str], train: Sequence[str] | None, test: Sequence[str] | None
 ) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the streams to train and to test with, where only one of them or none was named."""
+    """Return the streams to train and to test with, when only one of them or none was named."""
     if len(names) < 2:
         raise ConfigError(f"{', '.join(names) or 'no stream'} came; expected at least two, one to train, one to test")
     if test is None and train is None:
@@ -150,7 +150,7 @@ def _divide(
 
 
 def _request(args: argparse.Namespace) -> ModelRequest:
-    """Return what to make; ConfigError for options that need --reducer."""
+    """Return what to train. Raises ConfigError for options that need --reducer."""
     from har_edge.evaluation.study import NO_REDUCTION, Downstream, Variant
     from har_edge.training.run import ModelRequest
 

@@ -1,4 +1,4 @@
-"""`har-edge watch`: see the results as they come."""
+"""`har-edge watch`: show the results as they come."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from har_edge.runtime.stop import Stop
 
 HELP = "show the results as they come"
-# How long the broker keeps results for a watcher that lost the connection.
+# Seconds for which the broker keeps results for a watcher that lost the connection.
 SESSION_S = 300
 EXIT_LOST = 1
-# How often lost windows are looked for while it runs.
+# Seconds between two checks for lost windows.
 LOOK_S = 10.0
-# How long no result is nothing to speak of.
+# Seconds without a result before the command says why.
 QUIET_S = 4.0
 MAX_NODES = 1000
 
@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
 def _report(account: WindowAccount, *, early: bool) -> int:
     """Name the windows that are lost, that have not come yet, or that nobody counted; return the exit code.
 
-    Unless it ended `early`, after so many windows as were asked for, those that nobody sends again count as lost.
+    Windows that nobody sends again count as lost, unless the command ended `early`, after the requested number of
+    windows.
     """
     now = time.time()
     lost, open_, incomplete = account.sentence(now), account.open_sentence(now), account.incomplete_sentence(now)
@@ -87,14 +88,14 @@ def _report(account: WindowAccount, *, early: bool) -> int:
 
 
 class SilenceDetector:
-    """Says once why no result comes: nobody runs the pipeline, or nothing is sent. Statuses are looked at for that."""
+    """Says once why no result comes: nobody runs the pipeline, or no sensor sends. It reads statuses for that."""
 
     def __init__(self, topics: Topics, now: float) -> None:
         self._topics, self._since, self._said = topics, now, ""
         self._alive: dict[str, str] = {}
 
     def take(self, delivery: Delivery) -> bool:
-        """Take a status in; return whether the message was one."""
+        """Read a status; return whether the message was one."""
         from har_edge.errors import MessageError
         from har_edge.protocol.status import ALIVE, UNREADABLE, decode_status
         from har_edge.protocol.topics import Kind
@@ -115,7 +116,7 @@ class SilenceDetector:
         return True
 
     def tell(self, now: float, results: int) -> str:
-        """Return what is to be said now, the same thing once; empty where results came, or it is too early."""
+        """Return the text to print now, once; empty when results came, or it is too early."""
         if results or now < self._since + QUIET_S:
             return ""
         roles, name = set(self._alive.values()), self._topics.pipeline
@@ -144,8 +145,8 @@ def _arrivals(
 ) -> Iterator[Arrival | None]:
     """Yield results as they come, None in pauses, until asked to stop or `limit` have come.
 
-    `labels` are those of the plan that came last; `account` is told of all results, and of what sensors say they sent,
-    `absent` of who sends which sources.
+    `labels` are those of the last plan. `account` gets all results and the sensors' counts, `absent` the sources that
+    each sensor sends.
     """
     from har_edge.cluster.cluster import Arrival
     from har_edge.runtime.sink import Sink
@@ -180,7 +181,7 @@ def _arrivals(
 
 
 def _take_status(topics: Topics, delivery: Delivery, account: WindowAccount, absent: MissingSources) -> bool:
-    """Take what a sensor says that it sent; return whether the message was a status."""
+    """Read the counts of a sensor; return whether the message was a status."""
     from har_edge.errors import MessageError
     from har_edge.protocol.status import UNREADABLE, decode_status
     from har_edge.protocol.topics import Kind
@@ -198,7 +199,7 @@ def _take_status(topics: Topics, delivery: Delivery, account: WindowAccount, abs
 
 
 def _learn(topics: Topics, payload: bytes, labels: dict[int, str], absent: MissingSources) -> None:
-    """Take the labels and sources of a plan; log one that cannot be read."""
+    """Read the labels and sources of a plan; log a plan that cannot be read."""
     import logging
 
     from har_edge.errors import MessageError

@@ -1,1 +1,1 @@
-"""What commands print: tables, bars and summaries."""
+"""The output of commands: tables, bars and summaries."""

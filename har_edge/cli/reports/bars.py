@@ -1,4 +1,4 @@
-"""A figure as a bar. Durations and sizes are written by har_edge/units.py."""
+"""Draw a figure as a bar. har_edge/units.py writes durations and sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PARTS = " ▏▎▍▌▋▊▉█"
 
 
 def bar(value: float, longest: float, width: int = WIDTH) -> str:
-    """Return a bar as long as `value` is of `longest`, to an eighth of a character."""
+    """Return a bar of the length `value` / `longest`, to an eighth of a character."""
     eighths = round(8 * width * min(1.0, value / longest)) if longest > 0 else 0
     whole, rest = divmod(eighths, 8)
     return "█" * whole + (_PARTS[rest] if rest else "")

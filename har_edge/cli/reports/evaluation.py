@@ -1,4 +1,4 @@
-"""What `har-edge evaluate` prints."""
+"""The output of `har-edge evaluate`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from har_edge.cli.reports.bars import TOLD_SHARE
 from har_edge.evaluation.missing import WithoutSource
 from har_edge.evaluation.report import Agreement, ClassRow, Evaluation
 
-# Of so many classes at most the figures are printed; --json has all.
+# The text prints the figures of at most so many classes; --json has all.
 MAX_CLASSES = 40
 _NAME_WIDTH = 26
 
 
 def format_evaluation(evaluation: Evaluation) -> str:
-    """Return the figures as text, and first of all what they are figures of."""
+    """Return the figures as text, after a line that says which data they are from."""
     lines = [f"model      {evaluation.model} (sha256 {evaluation.model_sha256[:12]})", f"data       {evaluation.data}"]
     lines += [f"windows    {evaluation.windows} of one activity scored, {evaluation.mixed} others left out"]
     lines += list(_saturated(evaluation))
@@ -35,7 +35,7 @@ def format_evaluation(evaluation: Evaluation) -> str:
 
 
 def _saturated(evaluation: Evaluation) -> Iterator[str]:
-    """Yield a line a source of which more than a trace lies beyond what the quantised input takes."""
+    """Yield a line for each source with more than a trace of values beyond the range of its quantised input."""
     for source, part in evaluation.saturated.items():
         if part.share >= TOLD_SHARE:
             (least, largest), (low, high) = part.came, part.takes
@@ -46,13 +46,13 @@ def _saturated(evaluation: Evaluation) -> Iterator[str]:
 
 
 def format_missing(rows: Iterable[WithoutSource]) -> str:
-    """Return how the model did without each source, a line each."""
+    """Return the scores of the model without each source, one line each."""
     cells = [(row.source, row.windows, row.accuracy, row.macro_f1) for row in rows]
     return "\n".join(["", *_rows(("without source", "windows", "accuracy", "macro F1"), cells)])
 
 
 def _rows(heads: Sequence[str], rows: Sequence[tuple[str | int | float | None, ...]]) -> list[str]:
-    """Return lines of a name and figures; a name that is long has a line of its own, with the figures below it."""
+    """Return lines of a name and figures; a long name has a line of its own, with the figures below it."""
     names = [str(name) for name, *_ in rows]
     longest = max([_NAME_WIDTH, *(len(name) for name in names if len(name) <= columns() - 10 * (len(heads) - 1))])
     lines = [f"{heads[0]:<{longest}}" + "".join(f"{head:>10}" for head in heads[1:])]
@@ -67,12 +67,12 @@ def _figure(value: str | int | float | None) -> str:
 
 
 def _classes(per_class: Sequence[ClassRow]) -> Iterator[str]:
-    """Yield a line a class; of many, those that occur most often."""
+    """Yield a line for each class; if there are many, for the most frequent ones."""
     shown = list(per_class)
     if len(shown) > MAX_CLASSES:
         shown = sorted((row for row in shown if row.windows), key=lambda row: -row.windows)[:MAX_CLASSES]
     cells: list[tuple[str | int | float | None, ...]] = [
-        # Of a class that no window has, there is nothing to find: recall, and what rests on it, is none.
+        # A class without windows has no recall, nor the figures that follow from it.
         (row.label, row.windows, *((row.precision, row.recall, row.f1) if row.windows else (None, None, None)))
         for row in shown
     ]
@@ -82,7 +82,7 @@ def _classes(per_class: Sequence[ClassRow]) -> Iterator[str]:
 
 
 def _confusion(evaluation: Evaluation) -> Iterator[str]:
-    """Yield the confusion matrix, in parts side by side no wider than the terminal; none where there is none."""
+    """Yield the confusion matrix in parts no wider than the terminal; nothing without a matrix."""
     count = len(evaluation.labels)
     if not evaluation.confusion:
         yield f"(no confusion matrix: there are {count} classes)"
@@ -102,7 +102,7 @@ def _confusion(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _worth(evaluation: Evaluation) -> list[str]:
-    """Say plainly what the figures are worth."""
+    """Return lines that say plainly how much the figures are worth."""
     split, indent = evaluation.split, " " * 11
     if not evaluation.real:
         return [f"{indent}on synthetic data: says nothing about people"]

@@ -1,4 +1,4 @@
-"""What `har-edge plan` prints."""
+"""The output of `har-edge plan`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BARS = (24, 12, 6, 0)  # from the widest terminal to the narrowest
 
 
 class PlanReport(msgspec.Struct, frozen=True):
-    """A plan, others to compare it with, and what its figures rest on."""
+    """A plan, other plans to compare it with, and remarks on the origin of its figures."""
 
     plan: Plan
     alternatives: list[Alternative]
@@ -31,7 +31,7 @@ class PlanReport(msgspec.Struct, frozen=True):
 
 
 def print_plan(report: PlanReport, model: str, *, as_json: bool) -> None:
-    """Print all of it."""
+    """Print the plan and the others."""
     if as_json:
         print(msgspec.json.encode(report).decode())
         return
@@ -55,7 +55,7 @@ def print_plan(report: PlanReport, model: str, *, as_json: bool) -> None:
 
 
 def _stages(plan: Plan, width: int, *, named: bool) -> Table:
-    """Return a row a stage, with bars up to `width`; unless `named`, the devices stand below each row."""
+    """Return a row for each stage, with bars up to `width`; unless `named`, the devices stand below each row."""
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "operators", *(("device",) if named else ())):
         table.add_column(name, no_wrap=True)
@@ -79,7 +79,7 @@ def _stages(plan: Plan, width: int, *, named: bool) -> Table:
 
 
 def _homes(stage: PlannedStage) -> str:
-    """Return the devices of a stage; of many, how many."""
+    """Return the names of a stage's devices, or the number if there are many."""
     return ", ".join(stage.devices) if stage.replicas < 4 else f"{stage.devices[0]} and {stage.replicas - 1} more"
 
 
@@ -106,7 +106,7 @@ def _summary(plan: Plan) -> list[str]:
 
 
 def _alternatives(plan: Plan, alternatives: Sequence[Alternative], width: int) -> Table:
-    """Compare by what the plan is for; the longest bar is the worst of them."""
+    """Return the plans compared by the objective; the longest bar is the worst of them."""
     throughput = plan.objective is Objective.THROUGHPUT
     goal = plan.bottleneck_s if throughput else plan.latency_s
     rows = [(each, each.bottleneck_s if throughput else each.latency_s) for each in alternatives]

@@ -1,4 +1,4 @@
-"""What `har-edge profile` prints."""
+"""The output of `har-edge profile`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BARS = (24, 12, 6, 0)  # from the widest terminal to the narrowest
 
 
 def print_profile(profile: Profile, remarks: Sequence[str], path: Path, *, as_json: bool) -> None:
-    """Print a profile, and where it is kept."""
+    """Print a profile and its path."""
     if as_json:
         print(msgspec.json.encode(profile).decode())
         return
@@ -34,7 +34,7 @@ def _computed(profile: Profile) -> str:
 
 
 def _segments(profile: Profile, width: int) -> Table:
-    """Return a row a segment, with bars up to `width`; only the kinds of operators break into lines."""
+    """Return a row for each segment, with bars up to `width`; only the kinds of operators break into lines."""
     table = Table(box=None, pad_edge=False)
     for name, justify in (("operators", "left"), ("what", "left"), ("operations", "right"), ("time", "right")):
         table.add_column(name, justify=justify, no_wrap=name != "what", overflow="fold")  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ def _segments(profile: Profile, width: int) -> Table:
 
 
 def _lines(profile: Profile) -> list[str]:
-    """Say everything beside the segments."""
+    """Return the lines about everything beside the segments."""
     lines = []
     if profile.whole_s is not None:
         lines.append(

@@ -1,4 +1,4 @@
-"""What `har-edge slice` prints: as text for people, or as one JSON object."""
+"""The output of `har-edge slice`: text for people, or one JSON object."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PlannedSlice(msgspec.Struct, frozen=True):
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """Outcome of `--check`: cuts that were compared, refused ones, and what differed by cuts."""
+    """The result of `--check`: the cuts that were compared, the refused ones, and the differences by cuts."""
 
     compared: int
     refused: int
@@ -41,7 +41,7 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """Collects results; a field that was not asked for stays None."""
+    """Collects results; a field that was not requested stays None."""
 
     model: str
     sha256: str
@@ -59,21 +59,21 @@ class Report(msgspec.Struct):
         self.notes.append(note)
 
     def add_cuts(self, cuts: Sequence[Cut]) -> None:
-        """Show every cut."""
+        """Add all cuts."""
         self.cuts = list(cuts)
 
     def add_checks(self, checks: Sequence[CutCheck], cuts: Sequence[Cut]) -> bool:
-        """Show what the comparison found; return whether all was equal."""
+        """Add the results of the comparison; return whether all outputs were equal."""
         unequal = [check for check in checks if check.difference is not None]
         self.check = Checked(len(checks), sum(cut.refusal is not None for cut in cuts), unequal)
         return not unequal
 
     def differs(self, chosen: Sequence[int]) -> bool:
-        """Return whether the comparison found these cuts to differ from the whole."""
+        """Return whether the slices between these cuts differed from the whole model."""
         return self.check is not None and any(set(check.cuts) == set(chosen) for check in self.check.unequal)
 
     def add_slices(self, manifest: SliceManifest, folder: Path, predicted_s: Sequence[float]) -> None:
-        """Show what was written; `predicted_s` is empty when nothing was measured."""
+        """Add the written slices; `predicted_s` is empty when nothing was measured."""
         self.out = str(folder)
         self.slices = [
             PlannedSlice(
@@ -89,7 +89,7 @@ class Report(msgspec.Struct):
         ]
 
     def print(self, *, as_json: bool) -> None:
-        """Print all of it."""
+        """Print the report."""
         if as_json:
             print(msgspec.json.encode(self).decode())
             return
@@ -105,7 +105,7 @@ class Report(msgspec.Struct):
 
 
 def start(model: Model, cuts: Sequence[Cut]) -> Report:
-    """Return the report of a model, with a note on what a cut leaves out."""
+    """Return the report of a model, with a note on the parts that a cut leaves out."""
     refused = sum(cut.refusal is not None for cut in cuts)
     others = [text(s.signatureKey) for s in model.raw.signatureDefs if s.subgraphIndex != 0]
     notes = list(model.remarks)
@@ -122,7 +122,7 @@ def start(model: Model, cuts: Sequence[Cut]) -> Report:
 
 
 def _takes_batches(cut: Cut) -> bool:
-    """Return whether all that crosses carries the batch; what is fixed as a whole is of a model without one."""
+    """Return whether all crossing tensors carry the batch; a fixed first dimension belongs to a model without one."""
     return all(item.tensor.batched for item in cut.crossing)
 
 

@@ -1,4 +1,4 @@
-"""A snapshot of a deployment as a person reads it, for terminals of any width."""
+"""Draw a snapshot of a deployment for people, on terminals of any width."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from har_edge.monitor.snapshot import EpochView, FlowView, NodeView, Snapshot, StageView
 
-# What a snapshot says of the plan where slices stand in a folder (monitor/fixed_pipeline.py, not imported here).
+# A snapshot has this plan for slices in a folder (monitor/fixed_pipeline.py, not imported here).
 FIXED = "fixed"
 UNREPORTED = "unreported"
 # From these widths on there is room for more columns.
@@ -81,7 +81,7 @@ def _verdict(seen: Snapshot) -> Text:
 
 
 def _table(columns: list[tuple[str, bool]]) -> Table:
-    """Return a table without lines; each column is a name and whether it holds figures."""
+    """Return a table without lines; each column has a name and says whether it holds figures."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold", pad_edge=False)
@@ -121,7 +121,7 @@ def _nodes(seen: Snapshot, columns: int) -> Table:
         cells += [Text(f"{node.speed:.0f}/s" if card else "-"), Text(node.version)] if wider else []
         rows.append((cells, node.alive))
     kept = [k for k in range(len(names)) if any(cells[k].plain not in ("-", "") for cells, _ in rows)]
-    table = _table([names[k] for k in kept])  # nothing beats in a folder: columns without any figure only take room
+    table = _table([names[k] for k in kept])  # a folder has no heartbeats: columns without any figure only take room
     for cells, alive in rows:
         table.add_row(*(cells[k] for k in kept), style=None if alive else DIM)
     if len(seen.nodes) > len(shown):
@@ -149,7 +149,7 @@ def _clock(node: NodeView) -> Text:
 
 
 def _holds(node: NodeView, current: int) -> str:
-    """Return the stages of a node: numbers, with a replica's behind a dot and another epoch's in brackets."""
+    """Return the stages of a node: numbers, a replica's behind a dot, and another generation's in brackets."""
     if node.role == "sensor":
         return f"to {node.epoch}" if node.epoch else "-"
     names = []
@@ -208,7 +208,7 @@ def _stages(epoch: EpochView | None, stages: list[StageView], columns: int) -> T
 
 
 def _fixed_stages(seen: Snapshot) -> Table:
-    """Return the stages of a folder; where one does not run its slice, why stands below."""
+    """Return the stages of a folder; the cause stands below a stage that does not run its slice."""
     from rich.text import Text
 
     figures = ("windows", "lost", "errors", "age")
@@ -227,12 +227,12 @@ def _fixed_stages(seen: Snapshot) -> Table:
 
 
 def _age(stage: StageView) -> str:
-    """Return how old counters are; what is retained may have been said at any time before this listened."""
+    """Return the age of counters; a retained status may be older than this command."""
     return f"> {duration(stage.listened_s)}" if stage.age_s is None else duration(stage.age_s)
 
 
 def _below(seen: Snapshot) -> Table:
-    """Return what flows and what was lost: a name and a text, whose lines stand below each other."""
+    """Return the flow and the losses: a name and a text, whose lines stand below each other."""
     from rich.table import Table
     from rich.text import Text
 
@@ -257,7 +257,7 @@ def _flow(flow: FlowView) -> list[tuple[str, Text]]:
 
 
 def _sent(seen: Snapshot) -> list[tuple[str, Text]]:
-    """Say what became of what sensors sent: a line a stream, those that lack most first."""
+    """Return what became of the windows that sensors sent: a line for each stream, the most incomplete first."""
     from rich.text import Text
 
     lines = []
@@ -302,7 +302,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _held(seconds: float) -> str:
-    """Return a duration that no line break parts."""
+    """Return a duration that no line break splits."""
     return ("-" if seconds < 0 else "") + duration(abs(seconds)).replace(" ", "\u00a0")
 
 

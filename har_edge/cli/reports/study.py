@@ -1,4 +1,4 @@
-"""What `har-edge evaluate --protocol` prints: progress, then one table."""
+"""The output of `har-edge evaluate --protocol`: progress, then one table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDTH = 200
 
 
 def introduce(conditions: Conditions, origin: str, config: StudyConfig, trials: Sequence[Trial]) -> str:
-    """Say what the figures will be of, before hours of work."""
+    """Return the text that describes the study before hours of work."""
     streams = ", ".join(conditions.streams)
     variants = len({trial.variant for trial in trials})
     lines = [
@@ -35,7 +35,7 @@ def introduce(conditions: Conditions, origin: str, config: StudyConfig, trials: 
 
 
 def follow(outcomes: Iterable[TrialOutcome], total: int) -> Iterator[TrialOutcome]:
-    """Pass outcomes on and show how far it is: a bar on a terminal, else a line each."""
+    """Pass outcomes on and show the progress: a bar on a terminal, else a line each."""
     if sys.stderr.isatty():
         yield from _show_bar(outcomes, total)
         return
@@ -56,7 +56,7 @@ def describe(outcome: TrialOutcome) -> str:
 
 
 def format_results(results: StudyResults) -> str:
-    """Return all rows as a table that is Markdown too, and first of all what they are figures of."""
+    """Return all rows as a table that is valid Markdown, too, after a line that says which data they are from."""
     data = results.conditions.data if results.conditions.real else "SYNTHETIC DATA: says nothing about people"
     text = [f"\n{data}; accuracy and macro F1 are means over subjects"]
     for protocol, title in TITLES.items():
@@ -69,7 +69,7 @@ def format_results(results: StudyResults) -> str:
 
 
 def format_measured(one: Measured) -> str:
-    """Return a line on what one row sent over a real broker."""
+    """Return a line on the traffic of one row over a real broker."""
     where = f"over MQTT ({one.broker}): {one.row}, {one.protocol.value} fold {one.fold}"
     rates = f"{one.sent_bytes_per_s:.1f} B/s sent, {one.computed_bytes_per_s:.1f} B/s computed of PUBLISH packets"
     agree = "all answers identical" if one.identical else "ANSWERS DIFFER"
@@ -104,7 +104,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _without(rows: Sequence[Row]) -> list[str]:
-    """Say how accurate each row is with each source missing; once a variant, since batches change nothing."""
+    """Return the accuracy of each row with each source missing, once for each variant, since batches change nothing."""
     lines = []
     for row in rows:
         if row.without and row.batch == min(r.batch for r in rows if r.key[:-1] == row.key[:-1]):
