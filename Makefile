@@ -33,7 +33,7 @@ test: $(VENV)/.installed-$(EXTRAS)
 suite:
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone and not training"
 	$(BIN)/python -m pytest -n $(TRAINERS) --dist loadfile -m "training and not alone"
-	$(BIN)/python -m pytest -n $(DEVICES) --dist worksteal -m "alone and not training"
+	$(BIN)/python -m pytest -n $(DEVICES) --dist loadgroup -m "alone and not training"
 
 quick: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python -m pytest -n $(CORES) --dist worksteal -m "not slow"

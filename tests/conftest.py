@@ -65,8 +65,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     root = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(root).parts[0] in ALONE:
+        if item.path.relative_to(root).parts[0] in ALONE or "_machine" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.alone)
+        if item.get_closest_marker("alone") and item.path.parent.name != "faults":
+            item.add_marker(pytest.mark.xdist_group("emulation"))  # one bed's sweep sees another's dead owner
         slow = SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ()))
         if slow or any(item.get_closest_marker(marker) for marker in SLOW_MARKERS):
             item.add_marker(pytest.mark.slow)

@@ -188,7 +188,7 @@ def test_stopped_with_ctrl_c_it_ends_its_processes_and_goes_on_later(
                 def fit(self, variant, training, seed, unreduced):
                     if Path("log").exists():
                         Path("busy").touch()
-                        time.sleep(60)
+                        time.sleep(600)
                     return super().fit(variant, training, seed, unreduced)
 
             def trainer_of(described, epochs):
@@ -210,7 +210,7 @@ def test_stopped_with_ctrl_c_it_ends_its_processes_and_goes_on_later(
             assert running.poll() is None and time.monotonic() < deadline, (nowhere / "errors").read_text()
             time.sleep(0.05)
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to every process at once
-        assert running.wait(20) == 130
+        assert running.wait(60) == 130
     finally:
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)

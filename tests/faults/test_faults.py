@@ -126,6 +126,7 @@ def test_a_broker_that_comes_back_finds_them_all(scene: Scene, expected: Answers
     scene.check(expected)
 
 
+@pytest.mark.xdist_group("emulation")
 def test_a_cable_that_is_pulled_and_plugged_in_again(folder: Path, reference: Reference, expected: Answers) -> None:
     require_machine()
     devices = ["device-1", "device-2", "device-3"]
