@@ -82,7 +82,7 @@ class Row:
 
 
 @dataclass
-class Scene:
+class BrokerScenario:
     """A pipeline on a broker: starts its processes, and counts what reaches a watcher."""
 
     broker: Launched
@@ -198,91 +198,93 @@ class Scene:
         self.bus.close(forget=True)
 
 
-def plain(scene: Scene) -> int:
-    begin(scene)
-    scene.sensors(*FAST)
+def plain(scenario: BrokerScenario) -> int:
+    begin(scenario)
+    scenario.sensors(*FAST)
     return 120
 
 
-def kill(scene: Scene) -> int:
-    begin(scene)
-    scene.sensors(*PACED)
-    scene.wait(5.0)
-    scene.processes["stage-1"].send_signal(signal.SIGKILL)
-    scene.wait(1.0)
-    scene.stage(1)
+def kill(scenario: BrokerScenario) -> int:
+    begin(scenario)
+    scenario.sensors(*PACED)
+    scenario.wait(5.0)
+    scenario.processes["stage-1"].send_signal(signal.SIGKILL)
+    scenario.wait(1.0)
+    scenario.stage(1)
     return 120
 
 
-def takeover(scene: Scene) -> int:
-    begin(scene)
-    scene.sensors(*PACED)
-    scene.wait(5.0)
-    scene.processes["older-stage-1"] = scene.processes.pop("stage-1")
-    scene.stage(1)
+def takeover(scenario: BrokerScenario) -> int:
+    begin(scenario)
+    scenario.sensors(*PACED)
+    scenario.wait(5.0)
+    scenario.processes["older-stage-1"] = scenario.processes.pop("stage-1")
+    scenario.stage(1)
     return 120
 
 
-def late(scene: Scene) -> int:
-    scene.stage(0)
-    scene.stage(2)
-    scene.until_ready("stage-2")
-    scene.sensors(*PACED)
-    scene.wait(4.0)
-    scene.stage(1)
+def late(scenario: BrokerScenario) -> int:
+    scenario.stage(0)
+    scenario.stage(2)
+    scenario.until_ready("stage-2")
+    scenario.sensors(*PACED)
+    scenario.wait(4.0)
+    scenario.stage(1)
     return 120
 
 
-def gap(scene: Scene) -> int:
-    begin(scene)
-    scene.sensors(*FAST, sources=("chest", "ankle", "arm"), apart_s=2.0)
+def gap(scenario: BrokerScenario) -> int:
+    begin(scenario)
+    scenario.sensors(*FAST, sources=("chest", "ankle", "arm"), apart_s=2.0)
     return 120
 
 
-def coordinator(scene: Scene) -> int:
-    name = scene.pipeline.config.name
-    scene.start("coordinator", "coordinator", "--pipeline", name, "--model", "int8", "--stages", "3")
+def coordinator(scenario: BrokerScenario) -> int:
+    name = scenario.pipeline.config.name
+    scenario.start("coordinator", "coordinator", "--pipeline", name, "--model", "int8", "--stages", "3")
     for node in ("a", "b", "c"):
-        scene.start(node, "node", "--pipeline", name, "--name", node, "--cache", str(scene.folder / f"cache-{node}"))
-    cache = str(scene.folder / "cache-sensor")
-    scene.start("sensor-all", "sensor", "--pipeline", name, "--cache", cache, *PACED, at=1)
+        scenario.start(
+            node, "node", "--pipeline", name, "--name", node, "--cache", str(scenario.folder / f"cache-{node}")
+        )
+    cache = str(scenario.folder / "cache-sensor")
+    scenario.start("sensor-all", "sensor", "--pipeline", name, "--cache", cache, *PACED, at=1)
     deadline = time.monotonic() + 90.0
-    while len(scene.answered) < 20 and time.monotonic() < deadline:
-        scene.look()
-    if len(scene.answered) < 20:
-        raise RuntimeError(f"{len(scene.answered)} windows were answered within 90 s of the coordinator's start")
-    scene.processes["b"].send_signal(signal.SIGKILL)
+    while len(scenario.answered) < 20 and time.monotonic() < deadline:
+        scenario.look()
+    if len(scenario.answered) < 20:
+        raise RuntimeError(f"{len(scenario.answered)} windows were answered within 90 s of the coordinator's start")
+    scenario.processes["b"].send_signal(signal.SIGKILL)
     return 120
 
 
-def overload(scene: Scene) -> int:
-    begin(scene)
+def overload(scenario: BrokerScenario) -> int:
+    begin(scenario)
     for person in range(1, 9):
         options = ("--subjects", str(person), "--windows", "100", "--speed", "40", "--name", f"sensor-{person}")
-        scene.start(f"sensor-{person}", "sensor", "--config", str(scene.pipeline.folder), *options)
-    while len(scene.answered) < 20:
-        scene.look()
-    scene.processes["stage-1"].send_signal(signal.SIGKILL)
-    scene.wait(14.0)
-    scene.stage(1)
+        scenario.start(f"sensor-{person}", "sensor", "--config", str(scenario.pipeline.folder), *options)
+    while len(scenario.answered) < 20:
+        scenario.look()
+    scenario.processes["stage-1"].send_signal(signal.SIGKILL)
+    scenario.wait(14.0)
+    scenario.stage(1)
     return 800
 
 
-def gateways(scene: Scene, *sources: str) -> int:
+def gateways(scenario: BrokerScenario, *sources: str) -> int:
     """Start gateways with a process for each source, as fast as they can; return how many windows they send."""
-    begin(scene)
-    for number in range(scene.gateways):
+    begin(scenario)
+    for number in range(scenario.gateways):
         for source in sources:
-            name, limit = f"sensor-{number}-{source}", str(scene.windows)
-            folder = str(scene.pipeline.folder)
-            scene.start(name, "--gateway", name, folder, source, str(number), limit, at=number, script=True)
-    return scene.gateways * STREAMS * scene.windows
+            name, limit = f"sensor-{number}-{source}", str(scenario.windows)
+            folder = str(scenario.pipeline.folder)
+            scenario.start(name, "--gateway", name, folder, source, str(number), limit, at=number, script=True)
+    return scenario.gateways * STREAMS * scenario.windows
 
 
-def begin(scene: Scene) -> None:
+def begin(scenario: BrokerScenario) -> None:
     for index in range(3):
-        scene.stage(index)
-    scene.until_ready("stage-0", "stage-1", "stage-2")
+        scenario.stage(index)
+    scenario.until_ready("stage-0", "stage-1", "stage-2")
 
 
 def run_gateway(argv: list[str]) -> int:
@@ -332,7 +334,7 @@ def parse(url: str) -> Address:
     return read_address(url)
 
 
-Case = Callable[[Scene], int]
+Case = Callable[[BrokerScenario], int]
 CASES: dict[str, Case] = {
     "plain": plain,
     "kill": kill,
@@ -341,8 +343,8 @@ CASES: dict[str, Case] = {
     "gap": gap,
     "coordinator": coordinator,
     "overload": overload,
-    "gateways": lambda scene: gateways(scene, "chest", "ankle", "arm"),
-    "whole": lambda scene: gateways(scene, "all"),
+    "gateways": lambda scenario: gateways(scenario, "chest", "ankle", "arm"),
+    "whole": lambda scenario: gateways(scenario, "all"),
 }
 HEAD = (
     "| broker | case | sent | answered | lost | said | silent | doubled | resent | windows/s | s |\n"
@@ -363,20 +365,26 @@ def measure(kind: Kind, case: str, args: argparse.Namespace) -> Row:
         assert found.entry is not None
         at, name = BrokerConfig(url=broker.address.url), f"matrix-{case}"
         pipeline = prepare(found.path, found.entry.task, folder / "slices", stages=3, name=name, broker=at)
-        scene = Scene(broker, folder, pipeline, "3.1.1" if kind in OLD else "5")
-        scene.gateways, scene.windows = args.gateways, args.windows
+        scenario = BrokerScenario(broker, folder, pipeline, "3.1.1" if kind in OLD else "5")
+        scenario.gateways, scenario.windows = args.gateways, args.windows
         began = time.monotonic()
         try:
-            sent = CASES[case](scene)
-            scene.settle()
+            sent = CASES[case](scenario)
+            scenario.settle()
             seconds = time.monotonic() - began
         finally:
-            scene.close()
-        scene.account.close()
-        took = scene.arrivals[-1] - scene.arrivals[0] if len(scene.arrivals) > 1 else 0.0
-        rate = len(scene.answered) / took if took else 0.0
+            scenario.close()
+        scenario.account.close()
+        took = scenario.arrivals[-1] - scenario.arrivals[0] if len(scenario.arrivals) > 1 else 0.0
+        rate = len(scenario.answered) / took if took else 0.0
         return Row(
-            sent, len(scene.answered), scene.account.lost(time.time()), scene.doubled, scene.resends, rate, seconds
+            sent,
+            len(scenario.answered),
+            scenario.account.lost(time.time()),
+            scenario.doubled,
+            scenario.resends,
+            rate,
+            seconds,
         )
 
 

@@ -63,7 +63,7 @@ IN_ROOT = {"arm64": ("LiteRT 2.3.0", "aarch64"), "armhf": ("tflite-runtime 2.14.
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RuntimePlatform:
     """A runtime on a machine, and how to run a script there."""
 
     runtime: str
@@ -158,7 +158,7 @@ def make_environment(runtime: Runtime, cache: Path) -> str | None:
     return str(python)
 
 
-def measure(place: Place, folder: Path, delegate: str, out: Path) -> dict[str, Any]:
+def measure(place: RuntimePlatform, folder: Path, delegate: str, out: Path) -> dict[str, Any]:
     """Run the probe, with one window and with several, each in a process of its own: a runtime may end it."""
     found = run_probe(place, folder, delegate, out, "one")
     if found.get("ended"):
@@ -169,7 +169,7 @@ def measure(place: Place, folder: Path, delegate: str, out: Path) -> dict[str, A
     return found
 
 
-def run_probe(place: Place, folder: Path, delegate: str, out: Path, mode: str) -> dict[str, Any]:
+def run_probe(place: RuntimePlatform, folder: Path, delegate: str, out: Path, mode: str) -> dict[str, Any]:
     """Return what the probe says; how it ended, where it did not end well."""
     if place.root is None:
         command = [place.python, str(PROBE), str(folder), delegate, str(out), mode]
@@ -213,7 +213,7 @@ def in_words(counted: Mapping[str, Any] | None) -> str:
     return f"all {counted['cuts']}" if equal == counted["cuts"] else f"**{equal} of {counted['cuts']}**"
 
 
-def make_row(place: Place, delegate: str, found: Mapping[str, Any], reference: str) -> tuple[str, ...]:
+def make_row(place: RuntimePlatform, delegate: str, found: Mapping[str, Any], reference: str) -> tuple[str, ...]:
     """Return one row of a table, as HEAD names its columns."""
     if not found["loads"]:
         return (place.runtime, place.machine, delegate, "no", "-", "-", "-")
@@ -249,7 +249,7 @@ def replace_between(page: str, name: str, lines: Sequence[str]) -> str:
     return before + opening + "\n" + "\n".join(lines) + "\n\n" + closing + after
 
 
-def find_places(args: argparse.Namespace) -> list[Place]:
+def find_places(args: argparse.Namespace) -> list[RuntimePlatform]:
     """Return where to run, with the reference first."""
     places = []
     for runtime in RUNTIMES:
@@ -257,11 +257,11 @@ def find_places(args: argparse.Namespace) -> list[Place]:
         if python is None:
             print(f"left out: {runtime.name} (its newest Python is {runtime.newest}, and none is in the PATH)")
         else:
-            places.append(Place(runtime.name, os.uname().machine, python))
+            places.append(RuntimePlatform(runtime.name, os.uname().machine, python))
     for text in args.root:
         arch, _, folder = text.partition("=")
         name, machine = IN_ROOT[arch]
-        places.append(Place(name, machine, args.python_in_root, Path(folder), arch))
+        places.append(RuntimePlatform(name, machine, args.python_in_root, Path(folder), arch))
     return places
 
 

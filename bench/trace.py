@@ -314,7 +314,7 @@ def trace_loso(target: Target) -> dict[str, Calls]:
 
 
 @dataclass(frozen=True)
-class Way:
+class TracedPath:
     """What is traced, how, and by how many its calls are divided; modules entered less often are not on it."""
 
     title: str
@@ -324,14 +324,14 @@ class Way:
 
 
 WAYS = {
-    "window": Way("a window, sensor to result", trace_window, WINDOWS[1] - WINDOWS[0], 0.5),
-    "slice": Way("a slice, file to running stage", trace_slice),
-    "plan": Way("a plan to a running worker", trace_plan),
-    "loso": Way("recordings to the LOSO table", trace_loso),
+    "window": TracedPath("a window, sensor to result", trace_window, WINDOWS[1] - WINDOWS[0], 0.5),
+    "slice": TracedPath("a slice, file to running stage", trace_slice),
+    "plan": TracedPath("a plan to a running worker", trace_plan),
+    "loso": TracedPath("recordings to the LOSO table", trace_loso),
 }
 
 
-def figures(way: Way, by_process: dict[str, Calls]) -> dict[str, Any]:
+def figures(way: TracedPath, by_process: dict[str, Calls]) -> dict[str, Any]:
     """Return the modules on a way, how often each is entered, and the functions that are entered most."""
     functions: Counter[str] = Counter()
     modules: Counter[str] = Counter()
@@ -348,7 +348,7 @@ def figures(way: Way, by_process: dict[str, Calls]) -> dict[str, Any]:
     }
 
 
-def measure(way: Way, target: Target, repeats: int) -> dict[str, Any]:
+def measure(way: TracedPath, target: Target, repeats: int) -> dict[str, Any]:
     """Return the figures of the run whose number of entries is the median one, and the numbers of all runs."""
     runs = sorted((figures(way, way.trace(target)) for _ in range(repeats)), key=lambda run: float(run["entered"]))
     return runs[(repeats - 1) // 2] | {"runs": [run["entered"] for run in runs]}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from har_edge.protocol.results import Result as Result
 
 __version__ = "0.1.0"
-# Where each public name stands.
+# The module of each public name.
 _PUBLIC = {
     "LocalCluster": "har_edge.cluster.local_cluster",
     "Model": "har_edge.api.model",

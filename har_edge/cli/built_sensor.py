@@ -136,12 +136,12 @@ def follow(args: argparse.Namespace, stop: Stop) -> BuiltSensor | None:
     if args.reducer is not None:
         raise ConfigError("--reducer came with --pipeline; expected without: the plan says how windows are reduced")
     topics, store = Topics(args.base, args.pipeline), Store(args.cache or default_folder())
-    outfitter = ReducerLoader(topics, store, lambda session: options.reach(args, session), lambda: stop.asked)
-    deployment = outfitter.await_plan()
+    loader = ReducerLoader(topics, store, lambda session: options.reach(args, session), lambda: stop.asked)
+    deployment = loader.await_plan()
     if deployment is None:
         return None
     try:
-        pipeline = outfitter.pipeline_of(deployment)
+        pipeline = loader.pipeline_of(deployment)
     except NodeError:
         if stop.asked:
             return None
@@ -151,7 +151,7 @@ def follow(args: argparse.Namespace, stop: Stop) -> BuiltSensor | None:
     sensor = build_sensor(pipeline, sources, combine=args.combine)
 
     def refit(changed: Deployment) -> SensorSetup:
-        return outfitter.setup_of(changed, sources, combine=args.combine)
+        return loader.setup_of(changed, sources, combine=args.combine)
 
     buffer, partial = RetransmitBuffer(sources, time.time()), set(sources) < set(pipeline.task.inputs)
     live, waits, run = args.live is not None, args.give_up, new_run()

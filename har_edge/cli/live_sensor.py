@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from har_edge.data.live import LiveStream
     from har_edge.runtime.stop import Stop
 
-# How a sensor ends whose device gave nothing to send: a service starts it again.
+# Exit code of a sensor whose device gave nothing to send: a service starts it again.
 EXIT_NOTHING = 1
-# What says how to replay recordings, and its default.
+# Options for a replay of recordings, with their defaults.
 REPLAY = {"data": None, "subjects": None, "speed": 1.0, "batch": 1, "in_flight": 64, "keep_null": False}
-# What says how to read a device, and its default.
+# Options for reading a device, with their defaults.
 LIVE = {"timestamps": False, "stream": "live", "queue": 64, "stuck_after": 60}
 
 

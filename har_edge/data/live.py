@@ -16,7 +16,7 @@ from har_edge.data.windows import Windower
 from har_edge.units import plural
 
 MAX_TIME_S = 1e11  # the year 5138; what is larger is no time in seconds
-# Where lines carry no time, a window may begin so many parts of a hop off its place before it is put right.
+# Lines without a time: a window may begin a hop / ARRIVAL_PARTS off its place before it is corrected.
 ARRIVAL_PARTS = 8
 
 

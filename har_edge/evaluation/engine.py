@@ -139,8 +139,8 @@ class LocalEngine:
 class DaskEngine:
     """Runs trials on the workers of a dask scheduler, which runs a trial again, elsewhere, when its worker dies.
 
-    Whoever reaches the scheduler can run any code on it and its workers, as dask sends pickled objects: it belongs into
-    a trusted network.
+    Dask sends pickled objects, so a client that reaches the scheduler can run any code on it and its workers. The
+    scheduler belongs in a trusted network.
     """
 
     def __init__(self, config: StudyConfig, address: str, workers: int | None) -> None:
@@ -191,7 +191,7 @@ class DaskEngine:
     def submit(self, assignment: Assignment) -> Future[Completion]:
         """Hand a trial to the scheduler, for the worker that has the fewest; any other may take it when that one dies.
 
-        Of two trials on one worker, the second might kill it before the result of the first has been fetched.
+        The second of two trials on one worker might kill it before the result of the first has been fetched.
         """
         outcome: Future[Completion] = Future()
         with self._lock:

@@ -25,7 +25,7 @@ class GroupScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     macro_f1: float
 
 
-# Of more classes no confusion matrix is made: a thousand would take a million cells, nearly all of them empty.
+# More classes get no confusion matrix: a thousand would take a million cells, nearly all of them empty.
 MAX_MATRIX = 64
 
 

@@ -58,7 +58,7 @@ class MemoryBus:
         self._traffic = BusTraffic()
         self._account: SessionState | None = None
         self._filters: list[str] = []
-        self._outbox: deque[tuple[str, bytes, bool, OnOutcome | None]] = deque()
+        self._unsent: deque[tuple[str, bytes, bool, OnOutcome | None]] = deque()
         self._acks, self._stale = AckOrder(), StaleSubscriptions()
         self._generation = 0
         self._taken_over = False
@@ -70,7 +70,7 @@ class MemoryBus:
 
     @property
     def unsent(self) -> int:
-        return len(self._outbox)
+        return len(self._unsent)
 
     @property
     def connected(self) -> bool:
@@ -99,7 +99,7 @@ class MemoryBus:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, on_outcome: OnOutcome | None = None) -> None:
         self._traffic.published += 1
-        self._outbox.append((topic, payload, retain, on_outcome))
+        self._unsent.append((topic, payload, retain, on_outcome))
 
     def acknowledge(self, delivery: Delivery) -> None:
         generation, packet_id = delivery.token
@@ -144,8 +144,8 @@ class MemoryBus:
         self._account, self._taken_over = None, True
 
     def _send(self) -> None:
-        while self._outbox:
-            topic, payload, retain, on_outcome = self._outbox.popleft()
+        while self._unsent:
+            topic, payload, retain, on_outcome = self._unsent.popleft()
             self._traffic.sent_bytes += len(topic) + len(payload)
             outcome, _ = self._broker.route(topic, payload, retain=retain)
             if on_outcome is not None:

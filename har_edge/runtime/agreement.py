@@ -17,7 +17,7 @@ MAX_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class RuntimeInfo:
     """How a device computes: runtime with its version, machine, and delegate ("xnnpack", "none", "" unknown)."""
 
     runtime: str
@@ -28,12 +28,14 @@ class Way:
         return ", ".join(filter(None, (self.runtime, self.machine, self.delegate and f"delegate {self.delegate}")))
 
 
-def way_of(card: NodeCapabilities | SliceInfo | None) -> Way | None:
+def way_of(card: NodeCapabilities | SliceInfo | None) -> RuntimeInfo | None:
     """Return how a device computes, by what it says of itself; None where it does not say."""
     if card is None or not card.runtime:
         return None
     words = card.system.partition(",")[0].split()  # "Linux aarch64, Python 3.11.2"
-    return Way(printable(card.runtime, 40), printable(words[-1], 16) if words else "", printable(card.delegate, 16))
+    return RuntimeInfo(
+        printable(card.runtime, 40), printable(words[-1], 16) if words else "", printable(card.delegate, 16)
+    )
 
 
 def kind_of(dtypes: Collection[str]) -> str:
@@ -45,7 +47,9 @@ def kind_of(dtypes: Collection[str]) -> str:
     return "int8"
 
 
-def disagreement(ways: Mapping[str, Way | None], dtypes: Collection[str], *, delegate: str | None = None) -> str:
+def disagreement(
+    ways: Mapping[str, RuntimeInfo | None], dtypes: Collection[str], *, delegate: str | None = None
+) -> str:
     """Say why answers may depend on the node that computes them; empty where all measured ones agree.
 
     `ways` are those of the nodes by name, `delegate` what the whole pipeline was told.
@@ -67,7 +71,7 @@ def disagreement(ways: Mapping[str, Way | None], dtypes: Collection[str], *, del
     return ""
 
 
-def _differ(ways: Collection[Way], kind: str) -> bool:
+def _differ(ways: Collection[RuntimeInfo], kind: str) -> bool:
     if not kind.startswith("float") and all(way.delegate == "xnnpack" for way in ways):
         return len({way.runtime for way in ways}) > 1  # in integers XNNPACK gives the same bits on every machine
     return len(set(ways)) > 1

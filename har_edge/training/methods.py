@@ -44,7 +44,7 @@ from har_edge.training.scaling import Range, Scaling, measure_values
 BOTTLENECK = "bottleneck"
 
 
-class Method(Protocol):
+class TrainingMethod(Protocol):
     """A way to train the system of a variant."""
 
     def fit(self) -> System:

@@ -13,9 +13,9 @@ from har_edge.training.methods import (
     CodeClassifier,
     EarlyFusion,
     LateFusion,
-    Method,
     RestoredWindows,
     SupervisedBottleneck,
+    TrainingMethod,
     is_bottleneck,
 )
 
@@ -53,7 +53,7 @@ class SystemTrainer:
         return TrainingContext(self._description, variant, training, recipe, self._stem, self._progress)
 
 
-def choose_method(context: TrainingContext, unreduced: System | None) -> Method:
+def choose_method(context: TrainingContext, unreduced: System | None) -> TrainingMethod:
     """Return the method that trains the variant of a context."""
     variant = context.variant
     if variant.reducer == NO_REDUCTION:

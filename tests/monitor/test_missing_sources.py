@@ -16,7 +16,7 @@ def sensor(
     return NodeStatus(name, "sensor", state, "i", 1.0, streams=counts, sources=sources)
 
 
-def absent(*statuses: NodeStatus) -> MissingSources:
+def missing(*statuses: NodeStatus) -> MissingSources:
     made = MissingSources(WANTED)
     for status in statuses:
         made.take_status(status, 100.0)
@@ -27,14 +27,14 @@ SAID = "no result of anna comes: no sensor at work sends ankle, arm of it; waiti
 
 
 def test_it_is_said_once_and_not_too_early() -> None:
-    seen = absent(sensor("chest"))
+    seen = missing(sensor("chest"))
     assert seen.tell(100.0 + LATE_S - 0.1) == []
     assert seen.tell(100.0 + LATE_S) == [SAID]
     assert seen.tell(1000.0) == []
 
 
 def test_what_changes_is_said_again_and_what_is_complete_not() -> None:
-    seen = absent(sensor("chest"))
+    seen = missing(sensor("chest"))
     assert seen.tell(200.0) == [SAID]
     seen.take_status(sensor("ankle"), 200.0)
     assert seen.tell(200.0) == []  # it may bring the rest
@@ -46,7 +46,7 @@ def test_what_changes_is_said_again_and_what_is_complete_not() -> None:
 
 
 def test_it_counts_from_the_first_window_of_a_sensor_and_not_from_its_start() -> None:
-    seen = absent(sensor("chest"))
+    seen = missing(sensor("chest"))
     assert seen.tell(200.0) == [SAID]
     seen.take_status(sensor("ankle", streams=()), 300.0)
     seen.take_status(sensor("ankle", sent=0), 301.0)
@@ -56,7 +56,7 @@ def test_it_counts_from_the_first_window_of_a_sensor_and_not_from_its_start() ->
 
 
 def test_results_put_it_off() -> None:
-    seen = absent(sensor("chest"))
+    seen = missing(sensor("chest"))
     seen.take_result("anna", 150.0)
     seen.take_result("nobody", 150.0)
     assert seen.tell(150.0 + LATE_S - 0.1) == [] and seen.tell(150.0 + LATE_S) == [SAID]
@@ -64,17 +64,17 @@ def test_results_put_it_off() -> None:
 
 def test_streams_that_lack_the_same_are_one_line() -> None:
     streams = tuple(f"s{number}" for number in range(10))
-    assert absent(sensor("chest", "arm", streams=streams)).tell(200.0) == [
+    assert missing(sensor("chest", "arm", streams=streams)).tell(200.0) == [
         "no results of s0, s1, s2, s3, s4, s5, s6, s7 and 2 more come: no sensors at work send ankle of them; waiting"
     ]
 
 
 def test_nothing_is_said_of_sensors_that_do_not_say_their_sources_or_have_sent_nothing() -> None:
-    assert absent(sensor()).tell(200.0) == [] and absent(sensor("chest", sent=0)).tell(200.0) == []
-    assert absent(sensor("chest"), sensor()).tell(200.0) == []  # the older one may send the rest
+    assert missing(sensor()).tell(200.0) == [] and missing(sensor("chest", sent=0)).tell(200.0) == []
+    assert missing(sensor("chest"), sensor()).tell(200.0) == []  # the older one may send the rest
     assert (
         MissingSources().tell(0.0) == []
-        and absent(NodeStatus("stage-0", "stage", State.READY, "i", 1.0)).tell(200.0) == []
+        and missing(NodeStatus("stage-0", "stage", State.READY, "i", 1.0)).tell(200.0) == []
     )
 
 

@@ -21,7 +21,7 @@ SAID = Said()
 WALL = 1_700_000_000.0
 
 
-class Ground:
+class ProbeScenario:
     """A trial on a broker in memory, and somebody who sees the windows that it sends."""
 
     def __init__(self, pipeline: Pipeline, folder: Path) -> None:
@@ -48,55 +48,55 @@ class Ground:
 
 
 @pytest.fixture
-def ground(cut, tmp_path: Path) -> Ground:
-    return Ground(cut("int8", 4, 9), tmp_path)
+def scenario(cut, tmp_path: Path) -> ProbeScenario:
+    return ProbeScenario(cut("int8", 4, 9), tmp_path)
 
 
-def test_the_answer_to_the_probe_ends_it_and_no_other_does(ground: Ground) -> None:
-    ground.plan(EPOCH, current=EPOCH)
-    ground.trial.send(1.0, WALL)
-    sent = ground.windows()
-    assert {(one.epoch, one.seq) for one in sent} == {(EPOCH, 0)} and len(sent) == len(ground.pipeline.task.inputs)
+def test_the_answer_to_the_probe_ends_it_and_no_other_does(scenario: ProbeScenario) -> None:
+    scenario.plan(EPOCH, current=EPOCH)
+    scenario.trial.send(1.0, WALL)
+    sent = scenario.windows()
+    assert {(one.epoch, one.seq) for one in sent} == {(EPOCH, 0)} and len(sent) == len(scenario.pipeline.task.inputs)
     (stream,) = {one.stream for one in sent}
     assert stream.startswith(PROBE)
-    ground.trial.handle(ground.answer("subject1"), 1.1)
-    ground.trial.handle(ground.answer(f"{PROBE}other"), 1.1)
-    assert ground.trial.under_way and ground.trial.view is None
-    ground.trial.handle(ground.answer(stream), 1.25)
-    view = ground.trial.view
-    assert view is not None and view.answered and view.seconds == pytest.approx(0.25) and not ground.trial.under_way
+    scenario.trial.handle(scenario.answer("subject1"), 1.1)
+    scenario.trial.handle(scenario.answer(f"{PROBE}other"), 1.1)
+    assert scenario.trial.under_way and scenario.trial.view is None
+    scenario.trial.handle(scenario.answer(stream), 1.25)
+    view = scenario.trial.view
+    assert view is not None and view.answered and view.seconds == pytest.approx(0.25) and not scenario.trial.under_way
 
 
-def test_another_probe_follows_when_sensors_switch_but_not_for_ever(ground: Ground) -> None:
-    ground.plan(EPOCH, current=EPOCH)
-    ground.trial.send(1.0, WALL)
-    ground.windows()
+def test_another_probe_follows_when_sensors_switch_but_not_for_ever(scenario: ProbeScenario) -> None:
+    scenario.plan(EPOCH, current=EPOCH)
+    scenario.trial.send(1.0, WALL)
+    scenario.windows()
     for number in range(1, MOST_SWITCHES + 1):
-        ground.plan(EPOCH + number, current=EPOCH + number)
-        ground.trial.tick(1.0 + number, WALL)
-        assert {one.epoch for one in ground.windows()} == {EPOCH + number}
-    ground.plan(EPOCH + 9, current=EPOCH + 9)
-    ground.trial.tick(9.0, WALL)
-    assert ground.windows() == [] and ground.trial.view is not None
-    assert ground.trial.view.where == "its epoch has gone from the plan"
+        scenario.plan(EPOCH + number, current=EPOCH + number)
+        scenario.trial.tick(1.0 + number, WALL)
+        assert {one.epoch for one in scenario.windows()} == {EPOCH + number}
+    scenario.plan(EPOCH + 9, current=EPOCH + 9)
+    scenario.trial.tick(9.0, WALL)
+    assert scenario.windows() == [] and scenario.trial.view is not None
+    assert scenario.trial.view.where == "its epoch has gone from the plan"
 
 
-def test_without_an_epoch_it_says_what_is_awaited(ground: Ground) -> None:
-    ground.trial.send(1.0, WALL)
-    assert ground.trial.view is not None and "there is no plan" in ground.trial.view.where
-    ground.plan(EPOCH, current=0)
-    ground.trial.send(1.0, WALL)
-    assert ground.trial.view.where == f"epoch {EPOCH} gets ready: stage 0 on a: that node does not answer"
+def test_without_an_epoch_it_says_what_is_awaited(scenario: ProbeScenario) -> None:
+    scenario.trial.send(1.0, WALL)
+    assert scenario.trial.view is not None and "there is no plan" in scenario.trial.view.where
+    scenario.plan(EPOCH, current=0)
+    scenario.trial.send(1.0, WALL)
+    assert scenario.trial.view.where == f"epoch {EPOCH} gets ready: stage 0 on a: that node does not answer"
 
 
-def test_a_probe_that_nobody_answers_is_given_up_in_time(ground: Ground) -> None:
-    ground.plan(EPOCH, current=EPOCH)
-    ground.trial.send(1.0, WALL)
-    ground.windows()
-    ground.trial.tick(5.9, WALL)
-    assert ground.trial.under_way
-    ground.trial.tick(6.1, WALL)
-    assert ground.trial.view is not None and not ground.trial.view.answered
+def test_a_probe_that_nobody_answers_is_given_up_in_time(scenario: ProbeScenario) -> None:
+    scenario.plan(EPOCH, current=EPOCH)
+    scenario.trial.send(1.0, WALL)
+    scenario.windows()
+    scenario.trial.tick(5.9, WALL)
+    assert scenario.trial.under_way
+    scenario.trial.tick(6.1, WALL)
+    assert scenario.trial.view is not None and not scenario.trial.view.answered
 
 
 def test_the_last_stage_that_handled_a_window_is_named() -> None:

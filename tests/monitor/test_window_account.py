@@ -147,11 +147,11 @@ def test_sensors_that_end_on_purpose_and_other_nodes_did_not_break_off() -> None
 
 
 def test_streams_that_are_told_together_are_counted_together() -> None:
-    tally = SentCounter(7, heard=False)
+    counter = SentCounter(7, heard=False)
     for number in range(MOST_STREAMS + 2):
-        assert tally.send(f"s{number}", 2, 10.0) == 0
-        assert tally.send(f"s{number}", 1, 11.0) == 2
-    counts = tally.counts()
+        assert counter.send(f"s{number}", 2, 10.0) == 0
+        assert counter.send(f"s{number}", 1, 11.0) == 2
+    counts = counter.counts()
     assert len(counts) == MOST_STREAMS + 1 and counts[OTHERS] == StreamCount(7, 10.0, 6, None, 0)
     made = WindowAccount(0.0)
     made.take_result(result(10.0, f"s{MOST_STREAMS}"))

@@ -47,7 +47,7 @@ def join_of(*activations, capacity=100, after_s=AFTER_S, timeout_s=TIMEOUT_S):
     return Join(SOURCES | set(activations), timeout_s=timeout_s, capacity=capacity, fallback=fallback)
 
 
-class Ledger:
+class JoinHistory:
     """A join and a clock; notes what becomes of each window and each delivery."""
 
     def __init__(self, join):
@@ -96,157 +96,159 @@ events = st.lists(
 @given(events=events, capacity=st.sampled_from([2, 100]), activation=st.booleans())
 def test_whatever_comes_in_whatever_order_each_window_is_done_once(events, capacity, activation):
     """`events` come (stream, seq, part, seconds until then), some again, some never."""
-    ledger, came = Ledger(join_of(*"x" * activation, capacity=capacity)), {}
+    history, came = JoinHistory(join_of(*"x" * activation, capacity=capacity)), {}
     for stream, seq, name, seconds in events:
         if name == "x" and not activation:
             continue
-        ledger.tick(seconds)
-        done = ledger.done.get((stream, seq))
-        before = (len(ledger.late), ledger.sent_again)
-        ledger.come(name, seq, stream=stream)
+        history.tick(seconds)
+        done = history.done.get((stream, seq))
+        before = (len(history.late), history.sent_again)
+        history.come(name, seq, stream=stream)
         if done is not None:  # it is over: the part was in it, or is late
             parts = done[0][0]
-            assert (len(ledger.late), ledger.sent_again) == (
+            assert (len(history.late), history.sent_again) == (
                 before[0] + (name not in parts),
                 before[1] + (name in parts),
             )
         came.setdefault((stream, seq), set()).add(name)
-    ledger.tick(TIMEOUT_S)
-    ledger.tick(TIMEOUT_S)
+    history.tick(TIMEOUT_S)
+    history.tick(TIMEOUT_S)
     wanted = SOURCES | set("x" * activation)
     for key, names in came.items():
-        ends = ledger.done.get(key, []) + [None] * ledger.given_up.count(key)
+        ends = history.done.get(key, []) + [None] * history.given_up.count(key)
         if not activation:
-            assert len(ends) == 1 and key in ledger.done
-        assert len(ledger.done.get(key, [])) <= 1 and ends
-        for parts, waited_s in ledger.done.get(key, []):
+            assert len(ends) == 1 and key in history.done
+        assert len(history.done.get(key, [])) <= 1 and ends
+        for parts, waited_s in history.done.get(key, []):
             assert wanted - parts <= SOURCES and parts <= names, "an activation is never invented"
             assert parts == wanted or waited_s >= AFTER_S or capacity == 2
-    assert sorted(one.token for one in ledger.settled) == [(1, token + 1) for token in range(ledger.tokens)]
-    assert len(ledger.join) == 0 and not ledger.stale
+    assert sorted(one.token for one in history.settled) == [(1, token + 1) for token in range(history.tokens)]
+    assert len(history.join) == 0 and not history.stale
 
 
 def test_a_window_waits_for_its_sources_as_long_as_it_is_told_to():
-    ledger = Ledger(join_of())
-    ledger.come("a", 0)
-    ledger.tick(0.5)
-    ledger.come("a", 1)
-    ledger.tick(0.49)
-    assert ledger.done == {}
-    ledger.tick(0.01)
-    assert list(ledger.done) == [("s", 0)] and ledger.done["s", 0] == [({"a"}, 1.0)]
-    ledger.come("b", 1)
-    ledger.come("c", 1)
-    assert ledger.done["s", 1] == [({"a", "b", "c"}, 0.5)]
-    ledger.come("b", 0)
-    assert ledger.late == [("s", 0, "b")]
+    history = JoinHistory(join_of())
+    history.come("a", 0)
+    history.tick(0.5)
+    history.come("a", 1)
+    history.tick(0.49)
+    assert history.done == {}
+    history.tick(0.01)
+    assert list(history.done) == [("s", 0)] and history.done["s", 0] == [({"a"}, 1.0)]
+    history.come("b", 1)
+    history.come("c", 1)
+    assert history.done["s", 1] == [({"a", "b", "c"}, 0.5)]
+    history.come("b", 0)
+    assert history.late == [("s", 0, "b")]
 
 
 def test_an_activation_is_waited_for_and_then_the_sources_are_not():
-    ledger = Ledger(join_of("x"))
-    ledger.come("a", 0)
-    ledger.come("b", 1)
-    ledger.tick(20.0)
-    assert ledger.done == {}
-    ledger.come("x", 0)
-    assert ledger.done["s", 0] == [({"a", "x"}, 20.0)], "the time since its first part has passed"
-    ledger.tick(10.0)
-    assert ledger.given_up == [("s", 1)]
+    history = JoinHistory(join_of("x"))
+    history.come("a", 0)
+    history.come("b", 1)
+    history.tick(20.0)
+    assert history.done == {}
+    history.come("x", 0)
+    assert history.done["s", 0] == [({"a", "x"}, 20.0)], "the time since its first part has passed"
+    history.tick(10.0)
+    assert history.given_up == [("s", 1)]
 
 
 def test_an_activation_alone_carries_on_for_it_was_made_from_some_source():
-    ledger = Ledger(join_of("x"))
-    ledger.come("x", 0)
-    ledger.tick(AFTER_S)
-    assert ledger.done["s", 0] == [({"x"}, AFTER_S)]
+    history = JoinHistory(join_of("x"))
+    history.come("x", 0)
+    history.tick(AFTER_S)
+    assert history.done["s", 0] == [({"x"}, AFTER_S)]
 
 
 def test_when_too_many_wait_the_oldest_goes_on_early_and_nothing_is_given_up():
-    ledger = Ledger(join_of(capacity=3))
+    history = JoinHistory(join_of(capacity=3))
     for seq in range(5):
-        ledger.come("a", seq)
-    assert list(ledger.done) == [("s", 0), ("s", 1)] and len(ledger.join) == 3 and not ledger.given_up
+        history.come("a", seq)
+    assert list(history.done) == [("s", 0), ("s", 1)] and len(history.join) == 3 and not history.given_up
 
 
 def test_windows_behind_complete_ones_carry_on_in_time_and_are_not_given_up_as_leftovers():
-    ledger = Ledger(join_of(after_s=8.0))
-    ledger.come("a", 0, duplicate=True)
-    ledger.tick(0.1)
+    history = JoinHistory(join_of(after_s=8.0))
+    history.come("a", 0, duplicate=True)
+    history.tick(0.1)
     for name in "abc":
-        ledger.come(name, 1)
+        history.come(name, 1)
     for _ in range(80):
-        assert ("s", 0) not in ledger.done
-        ledger.tick(0.1)
-    assert ("s", 0) in ledger.done and not ledger.given_up
+        assert ("s", 0) not in history.done
+        history.tick(0.1)
+    assert ("s", 0) in history.done and not history.given_up
 
 
 def test_a_stream_that_begins_anew_is_answered_anew_also_without_the_source_that_was_missing():
-    ledger = Ledger(join_of())
+    history = JoinHistory(join_of())
     for seq in range(5):
         for name in "ab":
-            ledger.come(name, seq)
-        ledger.tick(AFTER_S)
-    assert len(ledger.done) == 5
-    ledger.tick(60.0)
+            history.come(name, seq)
+        history.tick(AFTER_S)
+    assert len(history.done) == 5
+    history.tick(60.0)
     for seq in range(3):  # every part comes at once: the second and third window need not wait like the first
         for name in "ab":
-            ledger.come(name, seq, captured=99.0)
-    ledger.tick(AFTER_S)
-    assert all(len(times) == 1 for times in ledger.done.values())
-    ledger.tick(OVERTAKEN_S - AFTER_S)
-    ledger.tick()
-    assert [len(ledger.done["s", seq]) for seq in range(5)] == [2, 2, 2, 1, 1]
-    ledger.come("c", 3, captured=99.0)  # before the others: its stream has begun anew, so it is not late
-    ledger.come("a", 3, captured=99.0)
-    ledger.come("b", 3, captured=99.0)
-    assert ledger.done["s", 3][-1][0] == SOURCES and not ledger.late and not ledger.stale
+            history.come(name, seq, captured=99.0)
+    history.tick(AFTER_S)
+    assert all(len(times) == 1 for times in history.done.values())
+    history.tick(OVERTAKEN_S - AFTER_S)
+    history.tick()
+    assert [len(history.done["s", seq]) for seq in range(5)] == [2, 2, 2, 1, 1]
+    history.come("c", 3, captured=99.0)  # before the others: its stream has begun anew, so it is not late
+    history.come("a", 3, captured=99.0)
+    history.come("b", 3, captured=99.0)
+    assert history.done["s", 3][-1][0] == SOURCES and not history.late and not history.stale
 
 
 def test_a_short_run_of_a_stream_is_followed_by_a_longer_one_without_a_source():
     """The first windows of the new run were done in the old one, the others never."""
-    ledger = Ledger(join_of())
+    history = JoinHistory(join_of())
     for seq in range(3):
         for name in "abc":
-            ledger.come(name, seq)
+            history.come(name, seq)
     for seq in range(40):
         for name in "ab":
-            ledger.come(name, seq, captured=9.0)
-        ledger.tick(0.25)
-    ledger.tick(OVERTAKEN_S)
-    assert [len(ledger.done["s", seq]) for seq in range(40)] == [2] * 3 + [1] * 37
-    assert not ledger.stale and not ledger.late and not ledger.given_up
+            history.come(name, seq, captured=9.0)
+        history.tick(0.25)
+    history.tick(OVERTAKEN_S)
+    assert [len(history.done["s", seq]) for seq in range(40)] == [2] * 3 + [1] * 37
+    assert not history.stale and not history.late and not history.given_up
 
 
 @pytest.mark.parametrize("others", ["ab", "xy"])
 def test_a_sensor_that_begins_anew_alone_does_not_answer_windows_again(others):
     """The others may be sources or activations."""
     wanted = frozenset({"c", *others})
-    ledger = Ledger(Join(wanted, timeout_s=TIMEOUT_S, capacity=100, fallback=MissingSourceFallback(SOURCES, AFTER_S)))
+    history = JoinHistory(
+        Join(wanted, timeout_s=TIMEOUT_S, capacity=100, fallback=MissingSourceFallback(SOURCES, AFTER_S))
+    )
     for seq in range(4):
         for name in (*others, "c"):
-            ledger.come(name, seq)
+            history.come(name, seq)
     for seq in range(4, 20):  # c has gone, and comes back with the numbers from 0
         for name in others:
-            ledger.come(name, seq)
+            history.come(name, seq)
         if seq >= 10:
-            ledger.come("c", seq - 10, captured=50.0)
-        ledger.tick(2.5)
-    ledger.tick(OVERTAKEN_S)
-    assert all(len(times) == 1 for times in ledger.done.values()) and len(ledger.done) == 20
-    assert sorted(ledger.stale) == [("s", seq) for seq in range(4)]
-    assert ledger.late == [("s", seq, "c") for seq in range(4, 10)] and not ledger.given_up
+            history.come("c", seq - 10, captured=50.0)
+        history.tick(2.5)
+    history.tick(OVERTAKEN_S)
+    assert all(len(times) == 1 for times in history.done.values()) and len(history.done) == 20
+    assert sorted(history.stale) == [("s", seq) for seq in range(4)]
+    assert history.late == [("s", seq, "c") for seq in range(4, 10)] and not history.given_up
 
 
 def test_windows_older_than_memory_count_as_done():
-    ledger = Ledger(join_of())
+    history = JoinHistory(join_of())
     for seq in range(REMEMBERED + 50):
         for name in "abc":
-            ledger.come(name, seq)
-    ledger.come("c", 3, captured=50.0)
-    ledger.tick(0.1)
-    ledger.come("a", REMEMBERED + 50)
-    ledger.tick(OVERTAKEN_S)
-    assert ledger.stale == [("s", 3)] and len(ledger.done["s", 3]) == 1
+            history.come(name, seq)
+    history.come("c", 3, captured=50.0)
+    history.tick(0.1)
+    history.come("a", REMEMBERED + 50)
+    history.tick(OVERTAKEN_S)
+    assert history.stale == [("s", 3)] and len(history.done["s", 3]) == 1
 
 
 # --- a stage --------------------------------------------------------------------------------------------------------

@@ -406,7 +406,7 @@ def answer(seq, stream="s", room=None):
     return Delivery(TOPICS.result(stream), encode_results([result]), (1, seq + 1))
 
 
-class Echo(ScriptedBus):
+class EchoBus(ScriptedBus):
     """Answers every window at the next poll, except those of `mute` streams; there is `room` for so many."""
 
     def __init__(self, clock, mute=(), room=None):
@@ -423,7 +423,7 @@ class Echo(ScriptedBus):
 
 
 def test_a_sensor_waits_for_results_and_ends_when_all_is_safe(clock):
-    bus = Echo(clock)
+    bus = EchoBus(clock)
     _, loop = sensor_loop(bus)
     loop.run(batches(50), Stop())
     assert bus.filters == ["har/v1/test/result/+"] and len(bus.sent("window")) == 50 and max(bus.most) <= 4
@@ -460,7 +460,7 @@ def test_windows_above_the_limit_of_the_pipeline_end_the_sensor_with_what_it_sen
 
 
 def test_all_streams_together_are_bounded_so_that_no_join_overflows(clock):
-    bus = Echo(clock)
+    bus = EchoBus(clock)
     _, loop = sensor_loop(bus, total=6)
     loop.run(batches(20, *"abcdefgh"), Stop())
     assert len(bus.sent("window")) == 160 and max(bus.most) <= 6
@@ -468,7 +468,7 @@ def test_all_streams_together_are_bounded_so_that_no_join_overflows(clock):
 
 @pytest.mark.parametrize(("room", "most"), [(3, 3), (30, 30), (500, 64), (None, 64)])
 def test_a_sensor_begins_with_few_windows_and_then_sends_as_many_as_the_stages_have_room_for(clock, room, most):
-    bus = Echo(clock, room=room)
+    bus = EchoBus(clock, room=room)
     sensor, loop = sensor_loop(bus, in_flight=64)
     loop.run(batches(400), Stop())
     few = [count for count in bus.most if count]
@@ -477,7 +477,7 @@ def test_a_sensor_begins_with_few_windows_and_then_sends_as_many_as_the_stages_h
 
 
 def test_every_stream_has_its_own_room_and_a_batch_counts_as_one_message(clock):
-    bus = Echo(clock, room=2)
+    bus = EchoBus(clock, room=2)
     _, loop = sensor_loop(bus, in_flight=300, batch=5)
     singles = batches(50)
     loop.run(iter([[next(singles)[0] for _ in range(5)] for _ in range(10)]), Stop())
@@ -486,7 +486,7 @@ def test_every_stream_has_its_own_room_and_a_batch_counts_as_one_message(clock):
 
 def test_a_stream_whose_results_never_come_does_not_stop_the_sensor_for_ever(clock, caplog):
     """A part of its windows went missing, or another sensor of the stream is away: those of other streams go on."""
-    bus = Echo(clock, mute=("a",))
+    bus = EchoBus(clock, mute=("a",))
     sensor, loop = sensor_loop(bus, give_up_s=40.0)
     loop.run(batches(10, "a", "b"), Stop())
     streams = bus.statuses()[-1].streams
@@ -497,7 +497,7 @@ def test_a_stream_whose_results_never_come_does_not_stop_the_sensor_for_ever(clo
 
 
 def test_an_answer_to_a_window_that_was_given_up_counts_after_all(clock):
-    bus = Echo(clock, mute=("a",))
+    bus = EchoBus(clock, mute=("a",))
     sensor, loop = sensor_loop(bus, give_up_s=40.0)
     plain = bus.echo
     bus.quiet = lambda: plain() + ([answer(seq, "a") for seq in range(4)] if 135 < clock.now < 136 else [])
@@ -507,7 +507,7 @@ def test_an_answer_to_a_window_that_was_given_up_counts_after_all(clock):
 
 
 def test_while_nobody_listens_nothing_counts_as_lost(clock, caplog):
-    bus = Echo(clock)
+    bus = EchoBus(clock)
     sensor, loop = sensor_loop(bus, give_up_s=35.0)
     bus.outcome = lambda topic: (
         PublishOutcome.NO_SUBSCRIBERS if "/window/" in topic and clock.now < 400 else PublishOutcome.ACKED
@@ -521,7 +521,7 @@ def test_while_nobody_listens_nothing_counts_as_lost(clock, caplog):
 
 
 def test_time_without_a_connection_is_not_the_stages_fault(clock, caplog):
-    bus = Echo(clock)
+    bus = EchoBus(clock)
     sensor, loop = sensor_loop(bus, give_up_s=35.0)
 
     def quiet():
@@ -546,7 +546,7 @@ def test_without_a_bound_on_results_a_sensor_still_waits_for_the_broker(clock, m
 
 
 def test_results_of_strangers_and_of_earlier_runs_do_no_harm(clock, caplog):
-    bus = Echo(clock)
+    bus = EchoBus(clock)
     earlier = Result("s", 0, "still", 1, 0.5, 1.0, 2.0, 1)
     earlier = Delivery(TOPICS.result("s"), encode_results([earlier]), (1, 1))
     garbage = Delivery(TOPICS.result("s"), b"{", (1, 1))
@@ -560,7 +560,7 @@ def test_results_of_strangers_and_of_earlier_runs_do_no_harm(clock, caplog):
 
 
 def test_in_real_time_a_window_leaves_when_its_last_sample_exists(clock):
-    bus = Echo(clock)
+    bus = EchoBus(clock)
     _, loop = sensor_loop(bus, real_time=True)
     due = [3.0, 4.0, 8.0]
     leaves = []

@@ -21,7 +21,7 @@ MAX_ROWS = 100
 
 @dataclass(slots=True)
 class Row:
-    """What the table shows of one stream."""
+    """One stream in the table."""
 
     last: Arrival
     windows: int = 0

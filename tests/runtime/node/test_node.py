@@ -69,8 +69,8 @@ class Puppet:
         self.told.append(("join", timeout_s > 0))
 
 
-class Scene:
-    """A node and the hands it has hired, in order."""
+class NodeScenario:
+    """A node and the workers that it has started, in order."""
 
     def __init__(self, *, obedient=True):
         self.hands: list[Puppet] = []
@@ -113,10 +113,10 @@ def beats(said):
 
 
 @pytest.fixture
-def scene():
-    scene = Scene()
-    scene.node.begin()
-    return scene
+def scenario():
+    scenario = NodeScenario()
+    scenario.node.begin()
+    return scenario
 
 
 def test_posts_are_what_is_held_and_what_stands_by_in_every_generation():
@@ -134,95 +134,98 @@ def test_posts_are_what_is_held_and_what_stands_by_in_every_generation():
 
 
 def test_a_node_says_how_it_is_when_that_changes_and_after_a_reconnection_and_beats_twice_a_second():
-    scene = Scene()
-    assert states(scene.tick()) == [State.INIT] and scene.tick(10.0) == []  # no beat before it can take stages
-    scene.node.begin()
-    status, beat = scene.tick()
+    scenario = NodeScenario()
+    assert states(scenario.tick()) == [State.INIT] and scenario.tick(10.0) == []  # no beat before it can take stages
+    scenario.node.begin()
+    status, beat = scenario.tick()
     assert status.state is State.READY and status.device == CARD and status.role == "node"
     assert status.counters == {"plans_rejected": 0, "sent_bytes": 5}
-    assert (beat.node, beat.instance, beat.number, beat.revision) == (ME, scene.identity.instance, 1, 0)
-    assert scene.tick(BEAT_S / 2) == [] and len(beats(scene.tick(BEAT_S / 2))) == 1
-    status, beat = scene.tick(0.01, reconnects=1)
+    assert (beat.node, beat.instance, beat.number, beat.revision) == (ME, scenario.identity.instance, 1, 0)
+    assert scenario.tick(BEAT_S / 2) == [] and len(beats(scenario.tick(BEAT_S / 2))) == 1
+    status, beat = scenario.tick(0.01, reconnects=1)
     assert status.state is State.READY and beat.number == 3
-    assert scene.tick(0.01, reconnects=1) == []
+    assert scenario.tick(0.01, reconnects=1) == []
 
 
-def test_after_a_reconnection_what_failed_is_tried_again_at_once(scene):
-    scene.hear(deployment(generation(ME, ME, "pi-2"), revision=1))
+def test_after_a_reconnection_what_failed_is_tried_again_at_once(scenario):
+    scenario.hear(deployment(generation(ME, ME, "pi-2"), revision=1))
     for reconnects in (0, 1, 1, 2):
-        scene.tick(1.0, reconnects)
-    assert [hand.told.count("stir") for hand in scene.hands] == [2, 2]
+        scenario.tick(1.0, reconnects)
+    assert [hand.told.count("stir") for hand in scenario.hands] == [2, 2]
 
 
-def test_a_status_that_somebody_removed_comes_back(scene):
-    assert states(scene.tick()) == [State.READY]
-    assert states(scene.tick(SAY_S - 0.1)) == [] and states(scene.tick(0.2)) == [State.READY]
-    assert states(scene.tick(1.0)) == [] and states(scene.tick(SAY_S)) == [State.READY]
+def test_a_status_that_somebody_removed_comes_back(scenario):
+    assert states(scenario.tick()) == [State.READY]
+    assert states(scenario.tick(SAY_S - 0.1)) == [] and states(scenario.tick(0.2)) == [State.READY]
+    assert states(scenario.tick(1.0)) == [] and states(scenario.tick(SAY_S)) == [State.READY]
 
 
-def test_a_beat_goes_out_as_soon_as_a_stage_changes_and_the_status_when_the_first_one_runs(scene):
-    scene.hear(deployment(generation("pi-1", "pi-2", "pi-1")))
-    assert scene.node.unsettled and scene.tick() == []
-    first, second = scene.hands
+def test_a_beat_goes_out_as_soon_as_a_stage_changes_and_the_status_when_the_first_one_runs(scenario):
+    scenario.hear(deployment(generation("pi-1", "pi-2", "pi-1")))
+    assert scenario.node.unsettled and scenario.tick() == []
+    first, second = scenario.hands
     first.phase = StagePhase.PREPARED
-    (beat,) = scene.tick(0.01)
+    (beat,) = scenario.tick(0.01)
     assert [report.phase for report in beat.stages] == [StagePhase.PREPARED, StagePhase.FETCHING]
     assert beat.revision == 7
     first.phase = StagePhase.RUNNING
-    status, beat = scene.tick(0.01)
+    status, beat = scenario.tick(0.01)
     assert status.state is State.BUSY and beat.stages[0].phase is StagePhase.RUNNING
     second.phase = StagePhase.RUNNING
-    assert states(scene.tick()) == [] and not scene.node.unsettled
+    assert states(scenario.tick()) == [] and not scenario.node.unsettled
     first.phase = second.phase = StagePhase.FAILED
-    assert states(scene.tick(0.01)) == [State.READY]
+    assert states(scenario.tick(0.01)) == [State.READY]
 
 
-def test_workers_follow_the_plan(scene):
-    scene.obedient = False
-    scene.hear(deployment(generation("pi-1", "pi-2", "pi-1"), revision=1))
-    assert scene.replicas() == {(EPOCH, 0): DesiredState.HOLD, (EPOCH, 2): DesiredState.HOLD}
+def test_workers_follow_the_plan(scenario):
+    scenario.obedient = False
+    scenario.hear(deployment(generation("pi-1", "pi-2", "pi-1"), revision=1))
+    assert scenario.replicas() == {(EPOCH, 0): DesiredState.HOLD, (EPOCH, 2): DesiredState.HOLD}
     placements = (Placement(0, "pi-2", standby=(ME,)), Placement(1, "pi-2"), Placement(2, "pi-2"))
     moved = msgspec.structs.replace(generation("pi-1", "pi-2", "pi-1"), placements=placements)
-    scene.hear(deployment(moved, revision=2))
+    scenario.hear(deployment(moved, revision=2))
     assert (
-        scene.replicas() == {(EPOCH, 0): DesiredState.PREPARE, (EPOCH, 2): DesiredState.LEAVE} and scene.node.unsettled
+        scenario.replicas() == {(EPOCH, 0): DesiredState.PREPARE, (EPOCH, 2): DesiredState.LEAVE}
+        and scenario.node.unsettled
     )
-    scene.hear(deployment(generation("pi-2", "pi-1", "pi-2", epoch=EPOCH + 1), epoch=EPOCH + 1, revision=3))
-    assert scene.replicas() == {
+    scenario.hear(deployment(generation("pi-2", "pi-1", "pi-2", epoch=EPOCH + 1), epoch=EPOCH + 1, revision=3))
+    assert scenario.replicas() == {
         (EPOCH, 0): DesiredState.END,
         (EPOCH, 2): DesiredState.LEAVE,
         (EPOCH + 1, 1): DesiredState.HOLD,
     }
-    for hand in scene.hands[:2]:
+    for hand in scenario.hands[:2]:
         hand.alive = False
-    scene.tick()
-    assert scene.replicas() == {(EPOCH + 1, 1): DesiredState.HOLD} and len(scene.hands) == 3
-    assert all(hand.deployment.revision == 3 for hand in scene.hands)
+    scenario.tick()
+    assert scenario.replicas() == {(EPOCH + 1, 1): DesiredState.HOLD} and len(scenario.hands) == 3
+    assert all(hand.deployment.revision == 3 for hand in scenario.hands)
 
 
-def test_a_stage_that_comes_back_waits_until_its_former_worker_has_gone(scene):
-    scene.obedient = False
-    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=1))
-    scene.hear(deployment(generation("pi-2", "pi-2", "pi-2"), revision=2))
-    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
-    assert scene.replicas() == {(EPOCH, 0): DesiredState.LEAVE} and len(scene.hands) == 1
-    scene.hands[0].alive = False
-    scene.tick()
-    assert scene.replicas() == {(EPOCH, 0): DesiredState.HOLD} and len(scene.hands) == 2
+def test_a_stage_that_comes_back_waits_until_its_former_worker_has_gone(scenario):
+    scenario.obedient = False
+    scenario.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=1))
+    scenario.hear(deployment(generation("pi-2", "pi-2", "pi-2"), revision=2))
+    scenario.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
+    assert scenario.replicas() == {(EPOCH, 0): DesiredState.LEAVE} and len(scenario.hands) == 1
+    scenario.hands[0].alive = False
+    scenario.tick()
+    assert scenario.replicas() == {(EPOCH, 0): DesiredState.HOLD} and len(scenario.hands) == 2
 
 
-def test_a_worker_that_vanished_is_hired_anew(scene):
-    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2")))
-    scene.hands[0].alive = False
-    scene.tick()
-    assert scene.replicas() == {(EPOCH, 0): DesiredState.HOLD} and len(scene.hands) == 2
+def test_a_worker_that_vanished_is_hired_anew(scenario):
+    scenario.hear(deployment(generation("pi-1", "pi-2", "pi-2")))
+    scenario.hands[0].alive = False
+    scenario.tick()
+    assert scenario.replicas() == {(EPOCH, 0): DesiredState.HOLD} and len(scenario.hands) == 2
 
 
-def test_a_plan_for_others_gives_a_node_nothing_to_do(scene):
-    (beat,) = beats(scene.tick())
-    scene.hear(deployment(generation("nobody", "knows", "these")))
-    (beat,) = beats(scene.tick(BEAT_S))
-    assert scene.hands == [] and beat.revision == 7 and not scene.node.placed and scene.node.state is State.READY
+def test_a_plan_for_others_gives_a_node_nothing_to_do(scenario):
+    (beat,) = beats(scenario.tick())
+    scenario.hear(deployment(generation("nobody", "knows", "these")))
+    (beat,) = beats(scenario.tick(BEAT_S))
+    assert (
+        scenario.hands == [] and beat.revision == 7 and not scenario.node.placed and scenario.node.state is State.READY
+    )
 
 
 PLAN = encode_deployment(deployment(generation("pi-1", "pi-2", "pi-1"), revision=9))
@@ -238,8 +241,8 @@ PLAN = encode_deployment(deployment(generation("pi-1", "pi-2", "pi-1"), revision
         (PLAN.replace(b'"config":{', b'"config":{"name":"other",', 1), "a plan of pipeline har/other came"),
     ],
 )
-def test_a_plan_that_cannot_be_read_is_dropped_and_counted_and_the_old_one_stays(scene, caplog, payload, text):
-    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
+def test_a_plan_that_cannot_be_read_is_dropped_and_counted_and_the_old_one_stays(scenario, caplog, payload, text):
+    scenario.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
     if "other" in text:
         payload = encode_deployment(
             msgspec.structs.replace(
@@ -248,17 +251,17 @@ def test_a_plan_that_cannot_be_read_is_dropped_and_counted_and_the_old_one_stays
             )
         )
     assert payload != PLAN
-    scene.node.handle(Delivery(TOPICS.plan(), payload, (1, 1)))
-    said = scene.tick()
-    assert scene.replicas() == {(EPOCH, 0): DesiredState.HOLD} and scene.node.deployment.revision == 3
+    scenario.node.handle(Delivery(TOPICS.plan(), payload, (1, 1)))
+    said = scenario.tick()
+    assert scenario.replicas() == {(EPOCH, 0): DesiredState.HOLD} and scenario.node.deployment.revision == 3
     assert [one.counters["plans_rejected"] for one in said if isinstance(one, NodeStatus)] == [1]
     assert re.search("dropped a plan: .*" + re.escape(text), caplog.text)
 
 
-def test_an_older_plan_is_left(scene, caplog):
+def test_an_older_plan_is_left(scenario, caplog):
     three = deployment(generation("pi-1", "pi-2", "pi-2"), revision=3)
-    scene.hear(three, deployment(generation("pi-2", "pi-1", "pi-2"), revision=2), three)
-    assert scene.node.deployment == three and scene.node.rejected == 1
+    scenario.hear(three, deployment(generation("pi-2", "pi-1", "pi-2"), revision=2), three)
+    assert scenario.node.deployment == three and scenario.node.rejected == 1
     assert "dropped revision 2 of the plan by author-1: revision 3 by author-1 is newer" in caplog.text
 
 
@@ -272,35 +275,35 @@ def test_an_older_plan_is_left(scene, caplog):
         (0.5, 2, False),  # one that was stopped for a while, and does not know of this plan
     ],
 )
-def test_of_two_authors_the_younger_counts_or_the_one_that_went_on(scene, started, revision, newer):
-    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
+def test_of_two_authors_the_younger_counts_or_the_one_that_went_on(scenario, started, revision, newer):
+    scenario.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
     other = msgspec.structs.replace(deployment(revision=revision, epoch=0), author="author-2", started=started)
-    scene.hear(other)
-    assert (scene.node.deployment == other) is newer and scene.node.rejected == (not newer)
+    scenario.hear(other)
+    assert (scenario.node.deployment == other) is newer and scenario.node.rejected == (not newer)
 
 
-def test_without_a_plan_every_stage_ends(scene, caplog):
-    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
-    hand = scene.hands[0]
-    scene.node.handle(Delivery(TOPICS.plan(), b"", (1, 1)))
-    scene.tick()
+def test_without_a_plan_every_stage_ends(scenario, caplog):
+    scenario.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=3))
+    hand = scenario.hands[0]
+    scenario.node.handle(Delivery(TOPICS.plan(), b"", (1, 1)))
+    scenario.tick()
     assert hand.told == [DesiredState.HOLD, DesiredState.END] and "the plan was taken away" in caplog.text
-    scene.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=1))  # whatever comes then is new
-    assert scene.replicas() == {(EPOCH, 0): DesiredState.HOLD}
+    scenario.hear(deployment(generation("pi-1", "pi-2", "pi-2"), revision=1))  # whatever comes then is new
+    assert scenario.replicas() == {(EPOCH, 0): DesiredState.HOLD}
 
 
-def test_other_topics_are_not_taken_for_plans(scene):
-    scene.node.handle(Delivery(TOPICS.status("pi-2"), b"x", (1, 1)))
-    assert scene.node.rejected == 0
+def test_other_topics_are_not_taken_for_plans(scenario):
+    scenario.node.handle(Delivery(TOPICS.status("pi-2"), b"x", (1, 1)))
+    assert scenario.node.rejected == 0
 
 
 def test_a_node_cannot_go_from_any_state_to_any_other():
-    scene = Scene()
-    scene.node.retire()  # nothing to hand over yet
-    assert scene.node.state is State.INIT
-    scene.node.farewell()
+    scenario = NodeScenario()
+    scenario.node.retire()  # nothing to hand over yet
+    assert scenario.node.state is State.INIT
+    scenario.node.farewell()
     with pytest.raises(AssertionError, match="a node cannot go from stopped to ready"):
-        scene.node.begin()
+        scenario.node.begin()
 
 
 # --- the loop over a bus --------------------------------------------------------------------------------------------
@@ -309,9 +312,9 @@ def test_a_node_cannot_go_from_any_state_to_any_other():
 class Watched:
     """What a node says on a broker in memory; a script of steps runs between two polls of the node."""
 
-    def __init__(self, scene, *steps):
-        self.scene, self.broker, self.steps = scene, MemoryBroker(), list(steps)
-        self.session = scene.identity.session(expiry_s=0)
+    def __init__(self, scenario, *steps):
+        self.scenario, self.broker, self.steps = scenario, MemoryBroker(), list(steps)
+        self.session = scenario.identity.session(expiry_s=0)
         self.eye = self.broker.connect(Session("eye"))
         self.eye.subscribe([TOPICS.status(ME), TOPICS.heartbeat(ME)])
         self.said, self.waits = [], []
@@ -341,100 +344,100 @@ class Watched:
         self.eye.poll(0)
 
 
-def phase(scene, phase):
-    for hand in scene.hands:
+def phase(scenario, phase):
+    for hand in scenario.hands:
         hand.phase = phase
 
 
 def test_a_node_hands_its_stages_over_before_it_stops():
-    scene, stop = Scene(), Stop()
+    scenario, stop = NodeScenario(), Stop()
     moved = []
 
     def ask(watched):
-        phase(scene, StagePhase.RUNNING)
+        phase(scenario, StagePhase.RUNNING)
         stop.asked = True
 
     def move(watched):
-        moved.append((scene.node.state, [hand.desired for hand in scene.hands]))
+        moved.append((scenario.node.state, [hand.desired for hand in scenario.hands]))
         watched.plan("pi-2", "pi-2", "pi-2", revision=2)
 
     watched = Watched(
-        scene,
+        scenario,
         lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1),
-        lambda one: phase(scene, StagePhase.RUNNING),
+        lambda one: phase(scenario, StagePhase.RUNNING),
         ask,
         lambda one: None,
         move,
     )
-    run_node(watched.bus, scene.node, stop, drain_timeout_s=60.0)
+    run_node(watched.bus, scenario.node, stop, drain_timeout_s=60.0)
     assert moved == [(State.DRAINING, [DesiredState.HOLD, DesiredState.HOLD])]
     assert watched.states() == [State.READY, State.BUSY, State.DRAINING, State.STOPPED]
-    assert [hand.told for hand in scene.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
+    assert [hand.told for hand in scenario.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
     assert LOOK_S in watched.waits and not watched.bus.connected
     assert TOPICS.status(ME) in watched.broker._retained  # without its will: it has said goodbye
 
 
 def test_a_node_does_not_wait_for_ever_for_somebody_to_take_over():
-    scene, stop = Scene(), Stop()
+    scenario, stop = NodeScenario(), Stop()
 
     def ask(watched):
-        phase(scene, StagePhase.RUNNING)
+        phase(scenario, StagePhase.RUNNING)
         stop.asked = True
 
-    watched = Watched(scene, lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1), lambda one: None, ask)
-    run_node(watched.bus, scene.node, stop, drain_timeout_s=0.05)
+    watched = Watched(scenario, lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1), lambda one: None, ask)
+    run_node(watched.bus, scenario.node, stop, drain_timeout_s=0.05)
     assert watched.states()[-2:] == [State.DRAINING, State.STOPPED]
-    assert [hand.told for hand in scene.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
+    assert [hand.told for hand in scenario.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
 
 
 @pytest.mark.slow
 def test_a_node_whose_broker_has_gone_waits_for_nobody_when_it_is_asked_to_stop(monkeypatch, caplog):
     monkeypatch.setattr(node_module, "GONE_S", 0.2)
-    scene, stop = Scene(), Stop()
+    scenario, stop = NodeScenario(), Stop()
 
     def ask(watched):
-        phase(scene, StagePhase.RUNNING)
+        phase(scenario, StagePhase.RUNNING)
         watched.broker.stop()
         stop.asked = True
 
-    watched = Watched(scene, lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1), lambda one: None, ask)
-    run_node(watched.bus, scene.node, stop, drain_timeout_s=3600.0)
-    assert [hand.told for hand in scene.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
+    watched = Watched(scenario, lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1), lambda one: None, ask)
+    run_node(watched.bus, scenario.node, stop, drain_timeout_s=3600.0)
+    assert [hand.told for hand in scenario.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
     assert "stopping without the broker: nobody can take over what runs here" in caplog.text
 
 
 def test_a_node_without_stages_stops_at_once():
-    scene, stop = Scene(), Stop()
-    watched = Watched(scene, lambda one: None, lambda one: setattr(stop, "asked", True))
-    run_node(watched.bus, scene.node, stop, drain_timeout_s=60.0)
+    scenario, stop = NodeScenario(), Stop()
+    watched = Watched(scenario, lambda one: None, lambda one: setattr(stop, "asked", True))
+    run_node(watched.bus, scenario.node, stop, drain_timeout_s=60.0)
     assert watched.states() == [State.READY, State.STOPPED]
 
 
 @pytest.mark.parametrize("error", [TakenOver(ME), BrokerError("not permitted")])
 def test_a_node_that_lost_its_name_lets_its_stages_go_without_a_word(error):
-    scene = Scene()
+    scenario = NodeScenario()
 
     def fail(watched):
         raise error
 
     plan = [lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1), lambda one: None]
-    watched = Watched(scene, *plan, lambda one: None, fail)
+    watched = Watched(scenario, *plan, lambda one: None, fail)
     with pytest.raises(type(error)):
-        run_node(watched.bus, scene.node, Stop(), drain_timeout_s=60.0)
-    assert [hand.told for hand in scene.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
+        run_node(watched.bus, scenario.node, Stop(), drain_timeout_s=60.0)
+    assert [hand.told for hand in scenario.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
     assert State.STOPPED not in watched.states()
 
 
 def test_after_a_broker_restart_a_node_says_all_again():
-    scene, stop = Scene(), Stop()
+    scenario, stop = NodeScenario(), Stop()
 
     def restart(watched):
         watched.broker.stop()
         watched.broker.start()
 
     nothing = [lambda one: None] * 3
-    watched = Watched(scene, *nothing, restart, *nothing, lambda one: setattr(stop, "asked", True))
-    run_node(watched.bus, scene.node, stop, drain_timeout_s=60.0)
+    watched = Watched(scenario, *nothing, restart, *nothing, lambda one: setattr(stop, "asked", True))
+    run_node(watched.bus, scenario.node, stop, drain_timeout_s=60.0)
     states = watched.states()
     assert states == [State.READY, State.READY, State.STOPPED]
 

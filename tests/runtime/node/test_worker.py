@@ -17,7 +17,7 @@ from har_edge.protocol.status import StagePhase
 from har_edge.runtime.build import build_sensor, names_of
 from har_edge.runtime.node import worker as worker_module
 from har_edge.runtime.node.worker import DesiredState, ReplicaId, session_of
-from tests.runtime.ground import EPOCH, Ground, until
+from tests.runtime.memory_pipeline import EPOCH, MemoryPipeline, until
 from tests.runtime.rig import Watcher, windows_of
 from tests.runtime.test_whole import expected
 
@@ -25,10 +25,10 @@ CUTS = (4, 9)
 
 
 @pytest.fixture
-def ground(cut, tmp_path):
-    ground = Ground(cut("int8", *CUTS), tmp_path)
-    yield ground
-    ground.end()
+def published(cut, tmp_path):
+    published = MemoryPipeline(cut("int8", *CUTS), tmp_path)
+    yield published
+    published.end()
 
 
 @pytest.fixture(autouse=True)
@@ -53,41 +53,41 @@ def failed(worker):
     return reports[-1]
 
 
-def send(ground, windows, epoch=EPOCH):
+def send(published, windows, epoch=EPOCH):
     """Publish windows as the sensors of an epoch would, all sources in one message."""
-    sensor = build_sensor(ground.pipeline, list(ground.pipeline.task.inputs), combine=True)
+    sensor = build_sensor(published.pipeline, list(published.pipeline.task.inputs), combine=True)
     for window in windows:
         for one in sensor.handle([window], [float(window.seq)]):
-            message = wire.decode(one.payload, names=names_of(ground.pipeline))
+            message = wire.decode(one.payload, names=names_of(published.pipeline))
             moved = wire.Message(message.stream, message.seq, epoch, message.captured, message.tensors, message.truth)
-            ground.publish(one.topic, wire.encode(moved), retain=False)
+            published.publish(one.topic, wire.encode(moved), retain=False)
 
 
-def watch(ground, count):
+def watch(published, count):
     """Return a watcher, and what waits until it has so many results."""
-    with ground.lock:
-        watcher = Watcher(ground.broker, ground.topics)
+    with published.lock:
+        watcher = Watcher(published.broker, published.topics)
 
     def enough():
-        with ground.lock:
+        with published.lock:
             watcher.step()
         return len(watcher.results) >= count
 
     return watcher, enough
 
 
-def test_workers_fetch_slices_and_answer_as_the_whole_model_does(ground):
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "b", "a")))
-    workers = [ground.start_worker(node, deployment, stage) for stage, node in enumerate("aba")]
+def test_workers_fetch_slices_and_answer_as_the_whole_model_does(published):
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "b", "a")))
+    workers = [published.start_worker(node, deployment, stage) for stage, node in enumerate("aba")]
     for worker in workers:
         reached(worker, StagePhase.RUNNING)
-    watcher, enough = watch(ground, 12)
-    windows = windows_of(ground.pipeline, "s", 12)
-    send(ground, windows)
+    watcher, enough = watch(published, 12)
+    windows = windows_of(published.pipeline, "s", 12)
+    send(published, windows)
     until(enough, lambda: [worker.report(0.0) for worker in workers])
     answers = {key: (one.label_id, one.confidence) for key, one in watcher.results.items()}
-    assert answers == expected(ground.pipeline, "int8", windows)
+    assert answers == expected(published.pipeline, "int8", windows)
     assert {one.epoch for one in watcher.results.values()} == {EPOCH}
 
     def done():
@@ -97,14 +97,14 @@ def test_workers_fetch_slices_and_answer_as_the_whole_model_does(ground):
     until(lambda: done() == [(k, 12, 0, 0) for k in range(3)], done)
 
 
-def test_a_report_has_means_since_the_last_one(ground):
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    worker = ground.start_worker("a", deployment, 0)
+def test_a_report_has_means_since_the_last_one(published):
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    worker = published.start_worker("a", deployment, 0)
     until(lambda: worker.report(0.0).phase is StagePhase.RUNNING, "never ran")
     began = worker._loop.metrics.heard_at
     worker.report(began)
-    send(ground, windows_of(ground.pipeline, "s", 5))
+    send(published, windows_of(published.pipeline, "s", 5))
     until(lambda: worker._loop.metrics.windows == 5, "the windows never came")
     first = worker.report(began + 100.0)
     assert first.windows == 5 and 0 < first.service_s < 1 and 0 <= first.queue_s < 1
@@ -113,51 +113,52 @@ def test_a_report_has_means_since_the_last_one(ground):
     assert (again.windows, again.queue_s) == (5, 0.0) and again.service_s == 0.0 and again.idle_s > 99
 
 
-def test_a_stage_that_drains_is_drained_when_nothing_of_its_own_comes(ground):
-    ground.files()
-    old, new = ground.generation("a", "a", "a"), ground.generation("b", "b", "b", epoch=EPOCH + 1)
-    deployment = ground.plan(ground.deployment(old, new, epoch=EPOCH + 1))
-    worker = ground.start_worker("a", deployment, 0)
+def test_a_stage_that_drains_is_drained_when_nothing_of_its_own_comes(published):
+    published.files()
+    old, new = published.generation("a", "a", "a"), published.generation("b", "b", "b", epoch=EPOCH + 1)
+    deployment = published.plan(published.deployment(old, new, epoch=EPOCH + 1))
+    worker = published.start_worker("a", deployment, 0)
     reached(worker, StagePhase.RUNNING)
-    send(ground, windows_of(ground.pipeline, "new", 3), epoch=EPOCH + 1)
+    send(published, windows_of(published.pipeline, "new", 3), epoch=EPOCH + 1)
     until(lambda: worker._loop.metrics.handled == 3, "the windows of the new epoch never came")
     reached(worker, StagePhase.DRAINED)
-    send(ground, windows_of(ground.pipeline, "old", 1))
+    send(published, windows_of(published.pipeline, "old", 1))
     # Nobody takes its activations, so they stay here: it is not drained.
     until(lambda: worker._loop.metrics.pending and worker.phase is StagePhase.RUNNING, "it stays drained")
-    taker = ground.connect(Session("taker"))
-    taker.subscribe([ground.topics.activation(EPOCH, 0, "+")])
+    taker = published.connect(Session("taker"))
+    taker.subscribe([published.topics.activation(EPOCH, 0, "+")])
     reached(worker, StagePhase.DRAINED)
     worker.direct(DesiredState.HOLD, msgspec.structs.replace(deployment, epoch=EPOCH))
     reached(worker, StagePhase.RUNNING)
 
 
-def test_a_standby_is_loaded_and_only_connects_when_it_is_to_hold(ground):
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a", standby="b")))
-    worker = ground.start_worker("b", deployment, 1, DesiredState.PREPARE)
+def test_a_standby_is_loaded_and_only_connects_when_it_is_to_hold(published):
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a", standby="b")))
+    worker = published.start_worker("b", deployment, 1, DesiredState.PREPARE)
     reached(worker, StagePhase.PREPARED)
-    assert ground.session(1) is None and worker._setup is not None
-    ground.connected.clear()
-    moved = ground.plan(ground.deployment(ground.generation("a", "b", "a"), revision=2))
+    assert published.session(1) is None and worker._setup is not None
+    published.connected.clear()
+    moved = published.plan(published.deployment(published.generation("a", "b", "a"), revision=2))
     worker.direct(DesiredState.HOLD, moved)
     reached(worker, StagePhase.RUNNING)
-    assert [name for name in ground.connected if not name.startswith("look-")] == [
-        f"har.{ground.topics.pipeline}.{EPOCH}.stage-1.0"
+    assert [name for name in published.connected if not name.startswith("look-")] == [
+        f"har.{published.topics.pipeline}.{EPOCH}.stage-1.0"
     ]
     setup = worker._setup
     worker.direct(
-        DesiredState.PREPARE, ground.plan(ground.deployment(ground.generation("a", "a", "a", standby="b"), revision=3))
+        DesiredState.PREPARE,
+        published.plan(published.deployment(published.generation("a", "a", "a", standby="b"), revision=3)),
     )
     reached(worker, StagePhase.PREPARED)
-    until(lambda: ground.session(1).bus is None, "it stays connected")
+    until(lambda: published.session(1).bus is None, "it stays connected")
     assert worker._setup is setup
 
 
-def test_leaving_keeps_the_session_for_the_next_and_ending_ends_it(ground):
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    one, other = (ground.start_worker("a", deployment, stage) for stage in (0, 1))
+def test_leaving_keeps_the_session_for_the_next_and_ending_ends_it(published):
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    one, other = (published.start_worker("a", deployment, stage) for stage in (0, 1))
     for worker in (one, other):
         reached(worker, StagePhase.RUNNING)
     one.direct(DesiredState.LEAVE)
@@ -166,94 +167,96 @@ def test_leaving_keeps_the_session_for_the_next_and_ending_ends_it(ground):
     for worker in (one, other):
         worker.join(10.0)
         assert not worker.alive
-    assert ground.session(0) is not None and ground.session(0).bus is None and ground.session(1) is None
+    assert published.session(0) is not None and published.session(0).bus is None and published.session(1) is None
 
 
-def test_an_ended_generation_leaves_no_session_behind_even_where_nobody_was_connected(ground):
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    worker = ground.start_worker("a", deployment, 0)
+def test_an_ended_generation_leaves_no_session_behind_even_where_nobody_was_connected(published):
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    worker = published.start_worker("a", deployment, 0)
     reached(worker, StagePhase.RUNNING)
-    ground.plan(ground.deployment(ground.generation("b", "a", "a"), revision=2))
-    with ground.lock:  # another node takes the session over, crashes, and the generation is given up
-        ground.broker.connect(session_of(ground.context("b"), deployment, ReplicaId(EPOCH, 0, 0))).crash()
+    published.plan(published.deployment(published.generation("b", "a", "a"), revision=2))
+    with published.lock:  # another node takes the session over, crashes, and the generation is given up
+        published.broker.connect(session_of(published.context("b"), deployment, ReplicaId(EPOCH, 0, 0))).crash()
     until(lambda: worker.report(0.0).detail == "another process has this stage", "it was not fenced")
     worker.direct(DesiredState.END)
     worker.join(10.0)
-    assert not worker.alive and ground.session(0) is None
+    assert not worker.alive and published.session(0) is None
 
 
-def test_who_was_taken_over_does_not_come_back_while_the_plan_says_otherwise(ground, caplog):
+def test_who_was_taken_over_does_not_come_back_while_the_plan_says_otherwise(published, caplog):
     """A node that was stopped for a while wakes, and does not know yet that its stage was given to another."""
     caplog.set_level(logging.INFO)
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    stale = ground.start_worker("a", deployment, 0)
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    stale = published.start_worker("a", deployment, 0)
     reached(stale, StagePhase.RUNNING)
-    moved = ground.plan(ground.deployment(ground.generation("b", "a", "a"), revision=2))
-    successor = ground.start_worker("b", moved, 0)
+    moved = published.plan(published.deployment(published.generation("b", "a", "a"), revision=2))
+    successor = published.start_worker("b", moved, 0)
     reached(successor, StagePhase.RUNNING)
     until(lambda: stale.report(0.0).detail == "another process has this stage", "it was not fenced")
-    looks = sum(name.startswith("look-") for name in ground.connected)
-    until(lambda: sum(name.startswith("look-") for name in ground.connected) >= looks + 3, "it gave up looking")
+    looks = sum(name.startswith("look-") for name in published.connected)
+    until(lambda: sum(name.startswith("look-") for name in published.connected) >= looks + 3, "it gave up looking")
     assert successor.phase is StagePhase.RUNNING and stale.desired is DesiredState.HOLD and stale.alive
     # The plan gives it back: it takes the session, and the other one is fenced.
-    ground.plan(ground.deployment(ground.generation("a", "a", "a"), revision=3))
+    published.plan(published.deployment(published.generation("a", "a", "a"), revision=3))
     reached(stale, StagePhase.RUNNING)
     until(lambda: successor.report(0.0).detail == "another process has this stage", "the other was not fenced")
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
-def test_a_session_is_taken_when_the_plan_gives_the_post_to_another_or_to_nobody(ground):
-    deployment = ground.deployment(ground.generation("a", "b", "a"))
-    lease = session_of(ground.context("a"), deployment, ReplicaId(EPOCH, 0, 0)).lease
+def test_a_session_is_taken_when_the_plan_gives_the_post_to_another_or_to_nobody(published):
+    deployment = published.deployment(published.generation("a", "b", "a"))
+    lease = session_of(published.context("a"), deployment, ReplicaId(EPOCH, 0, 0)).lease
     encode = msgspec.json.encode
     assert not lease.taken(encode(deployment)) and not lease.taken(b"no plan")
-    moved = ground.deployment(ground.generation("b", "b", "a"), revision=2)
+    moved = published.deployment(published.generation("b", "b", "a"), revision=2)
     assert lease.taken(encode(moved)) and not lease.taken(encode(msgspec.structs.replace(moved, revision=0)))
-    gone = ground.deployment(ground.generation("a", "b", "a", epoch=EPOCH + 1), epoch=EPOCH + 1, revision=2)
+    gone = published.deployment(published.generation("a", "b", "a", epoch=EPOCH + 1), epoch=EPOCH + 1, revision=2)
     assert lease.taken(encode(gone))
 
 
-def test_a_slice_that_does_not_come_is_reported_and_fetched_when_it_does(ground, monkeypatch, caplog):
+def test_a_slice_that_does_not_come_is_reported_and_fetched_when_it_does(published, monkeypatch, caplog):
     monkeypatch.setattr(worker_module, "FETCH_TIMEOUT_S", 0.05)
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    worker = ground.start_worker("a", deployment, 0)
-    sha256 = ground.pipeline.manifest.slices[0].sha256
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    worker = published.start_worker("a", deployment, 0)
+    sha256 = published.pipeline.manifest.slices[0].sha256
     assert f"{sha256} did not come: no header came in 0.05 s" in failed(worker).detail
-    ground.files()
+    published.files()
     reached(worker, StagePhase.RUNNING)
     assert "stage 0 of epoch 1000 failed, trying again in 0.02 s" in caplog.text and worker.report(0.0).detail == ""
 
 
-def test_a_forged_slice_never_runs(ground):
-    entry = ground.pipeline.manifest.slices[0]
-    ground.files()
-    ground.publish(ground.topics.chunk(entry.sha256, 0), b"x" * (ground.pipeline.folder / entry.file).stat().st_size)
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    worker = ground.start_worker("a", deployment, 0)
+def test_a_forged_slice_never_runs(published):
+    entry = published.pipeline.manifest.slices[0]
+    published.files()
+    published.publish(
+        published.topics.chunk(entry.sha256, 0), b"x" * (published.pipeline.folder / entry.file).stat().st_size
+    )
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    worker = published.start_worker("a", deployment, 0)
     report = failed(worker)
     assert "forged or corrupt" in report.detail and worker._setup is None
-    assert report.lacks == ground.pipeline.manifest.slices[0].sha256
-    ground.files()
+    assert report.lacks == published.pipeline.manifest.slices[0].sha256
+    published.files()
     reached(worker, StagePhase.RUNNING)
 
 
-def test_a_full_disk_is_reported_and_the_stage_comes_when_there_is_room(ground):
-    ground.files()
-    context = ground.context("a")
+def test_a_full_disk_is_reported_and_the_stage_comes_when_there_is_room(published):
+    published.files()
+    context = published.context("a")
     context.store.limit_bytes = 100
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    worker = ground.start_worker("a", deployment, 0, context=context)
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    worker = published.start_worker("a", deployment, 0, context=context)
     assert "raise it with --cache-bytes to at least" in failed(worker).detail
     context.store.limit_bytes = 10_000_000
     reached(worker, StagePhase.RUNNING)
 
 
-def test_a_stage_that_cannot_be_connected_or_breaks_ends_no_other_and_is_tried_again(ground, monkeypatch, caplog):
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    context, problems = ground.context("a"), [BrokerError("no broker at mqtt://x"), RuntimeError("a bug")]
+def test_a_stage_that_cannot_be_connected_or_breaks_ends_no_other_and_is_tried_again(published, monkeypatch, caplog):
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    context, problems = published.context("a"), [BrokerError("no broker at mqtt://x"), RuntimeError("a bug")]
     connect = context.connect
 
     def fail(session):
@@ -262,58 +265,58 @@ def test_a_stage_that_cannot_be_connected_or_breaks_ends_no_other_and_is_tried_a
         return connect(session)
 
     object.__setattr__(context, "connect", fail)
-    healthy = ground.start_worker("a", deployment, 1, context=context)
+    healthy = published.start_worker("a", deployment, 1, context=context)
     reached(healthy, StagePhase.RUNNING)
-    worker = ground.start_worker("a", deployment, 0, context=context)
+    worker = published.start_worker("a", deployment, 0, context=context)
     reached(worker, StagePhase.RUNNING)
     assert not problems and healthy.phase is StagePhase.RUNNING and worker._failures == 0
     assert "trying again in 0.02 s: no broker at mqtt://x" in caplog.text
     assert "trying again in 0.04 s: RuntimeError: a bug" in caplog.text and "Traceback" in caplog.text
 
 
-def test_a_stage_that_finds_no_broker_has_not_failed_and_comes_with_the_broker(ground, monkeypatch):
+def test_a_stage_that_finds_no_broker_has_not_failed_and_comes_with_the_broker(published, monkeypatch):
     for name in ("_BACKOFF_S", "_BACKOFF_CAP_S"):
         monkeypatch.setattr(worker_module, name, 1000.0)
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a", standby="b")))
-    worker, fresh = ground.start_worker("b", deployment, 1, DesiredState.PREPARE), None
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a", standby="b")))
+    worker, fresh = published.start_worker("b", deployment, 1, DesiredState.PREPARE), None
     reached(worker, StagePhase.PREPARED)
-    with ground.lock:
-        ground.broker.stop()
+    with published.lock:
+        published.broker.stop()
     worker.direct(DesiredState.HOLD)
-    fresh = ground.start_worker("c", deployment, 1, DesiredState.PREPARE)
+    fresh = published.start_worker("c", deployment, 1, DesiredState.PREPARE)
     for one, phase in ((worker, StagePhase.PREPARED), (fresh, StagePhase.FETCHING)):
         until(lambda: "no broker in memory" in one.report(0.0).detail, "it does not say what it waits for")  # noqa: B023
         assert one.phase is phase
-    with ground.lock:
-        ground.broker.start()
-    ground.plan(ground.deployment(ground.generation("a", "b", "a"), revision=2))
+    with published.lock:
+        published.broker.start()
+    published.plan(published.deployment(published.generation("a", "b", "a"), revision=2))
     worker.retry_now(), fresh.retry_now()
     reached(worker, StagePhase.RUNNING)
     reached(fresh, StagePhase.PREPARED)
 
 
-def test_a_client_that_the_broker_refuses_has_failed(ground):
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    context = ground.context("a")
+def test_a_client_that_the_broker_refuses_has_failed(published):
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    context = published.context("a")
 
     def refuse(session):
         raise FinalRefusal("not authorized; check the user")
 
     object.__setattr__(context, "connect", refuse)
-    worker = ground.start_worker("a", deployment, 0, context=context)
+    worker = published.start_worker("a", deployment, 0, context=context)
     assert failed(worker).detail == "not authorized; check the user"
 
 
-def test_who_is_told_to_leave_does_not_wait_for_what_will_not_come(ground, monkeypatch):
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    fetching = ground.start_worker("a", deployment, 0)
+def test_who_is_told_to_leave_does_not_wait_for_what_will_not_come(published, monkeypatch):
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    fetching = published.start_worker("a", deployment, 0)
     until(lambda: "fetching 1 of 1 files" in fetching.report(0.0).detail, "it fetches nothing")
     monkeypatch.setattr(worker_module, "FETCH_TIMEOUT_S", 0.05)
     for name in ("_BACKOFF_S", "_BACKOFF_CAP_S"):
         monkeypatch.setattr(worker_module, name, 1000.0)
-    failing = ground.start_worker("a", deployment, 1)
+    failing = published.start_worker("a", deployment, 1)
     reached(failing, StagePhase.FAILED)
     for worker in (fetching, failing):
         worker.direct(DesiredState.LEAVE)
@@ -321,28 +324,28 @@ def test_who_is_told_to_leave_does_not_wait_for_what_will_not_come(ground, monke
         assert not worker.alive
 
 
-def test_a_broker_restart_ends_nothing(ground):
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    workers = [ground.start_worker("a", deployment, stage) for stage in range(3)]
+def test_a_broker_restart_ends_nothing(published):
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    workers = [published.start_worker("a", deployment, stage) for stage in range(3)]
     for worker in workers:
         reached(worker, StagePhase.RUNNING)
-    watcher, enough = watch(ground, 8)
-    windows = windows_of(ground.pipeline, "s", 8)
-    send(ground, windows[:4])
-    with ground.lock:
-        ground.broker.stop()
-        ground.broker.start()
+    watcher, enough = watch(published, 8)
+    windows = windows_of(published.pipeline, "s", 8)
+    send(published, windows[:4])
+    with published.lock:
+        published.broker.stop()
+        published.broker.start()
         watcher.bus.poll(0)
-    ground.bus.poll(0)
-    send(ground, windows[4:])
+    published.bus.poll(0)
+    send(published, windows[4:])
     until(enough, "windows were lost")
     assert all(worker.phase is StagePhase.RUNNING for worker in workers)
 
 
-def test_slices_are_loaded_one_at_a_time(ground, monkeypatch):
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
+def test_slices_are_loaded_one_at_a_time(published, monkeypatch):
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
     build, inside, most = worker_module.build_setup, threading.Semaphore(1), []
 
     def watched(*args, **options):
@@ -353,31 +356,31 @@ def test_slices_are_loaded_one_at_a_time(ground, monkeypatch):
             inside.release()
 
     monkeypatch.setattr(worker_module, "build_setup", watched)
-    context = ground.context("a")
-    for worker in [ground.start_worker("a", deployment, stage, context=context) for stage in range(3)]:
+    context = published.context("a")
+    for worker in [published.start_worker("a", deployment, stage, context=context) for stage in range(3)]:
         reached(worker, StagePhase.RUNNING)
     assert most == [True, True, True]
 
 
-def test_a_generation_that_is_gone_before_its_slice_was_loaded_is_no_failure(ground):
-    deployment = ground.deployment(ground.generation("a", "a", "a", epoch=EPOCH + 1), epoch=EPOCH + 1)
-    worker = ground.start_worker("a", deployment, 0)
+def test_a_generation_that_is_gone_before_its_slice_was_loaded_is_no_failure(published):
+    deployment = published.deployment(published.generation("a", "a", "a", epoch=EPOCH + 1), epoch=EPOCH + 1)
+    worker = published.start_worker("a", deployment, 0)
     worker.direct(DesiredState.END)
     worker.join(10.0)
     assert not worker.alive and worker.report(0.0).phase is not StagePhase.FAILED
     with pytest.raises(NodeError, match="is not in"):
-        ground.context("a").store.path(ground.pipeline.manifest.slices[0].sha256)
+        published.context("a").store.path(published.pipeline.manifest.slices[0].sha256)
 
 
-def test_a_slice_that_ends_the_runtime_fails_its_stage_and_no_other(ground):
-    ground.files()
-    deployment = ground.plan(ground.deployment(ground.generation("a", "a", "a")))
-    context = ground.context("a")
-    running = ground.start_worker("a", deployment, 1, context=context)
+def test_a_slice_that_ends_the_runtime_fails_its_stage_and_no_other(published):
+    published.files()
+    deployment = published.plan(published.deployment(published.generation("a", "a", "a")))
+    context = published.context("a")
+    running = published.start_worker("a", deployment, 1, context=context)
     reached(running, StagePhase.RUNNING)
     dies = LoadCheck(None, (sys.executable, "-c", "import os; os.abort()"))
     bad = dataclasses.replace(context, check=dies)
-    worker = ground.start_worker("a", deployment, 0, context=bad)
+    worker = published.start_worker("a", deployment, 0, context=bad)
     detail = failed(worker).detail
     assert "slice-0.tflite: SIGABRT ended a test process that loaded and ran this model once" in detail
     assert running.phase is StagePhase.RUNNING and running.alive

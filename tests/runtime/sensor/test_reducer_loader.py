@@ -23,6 +23,6 @@ def test_a_file_that_no_reducer_can_be_is_never_allocated(tmp_path: Path) -> Non
     header = Header(VERSION, sha256, size, CHUNK_BYTES, -(-size // CHUNK_BYTES))
     bus.publish(TOPICS.slice(sha256), encode_header(header), retain=True)
     bus.poll(0)
-    outfitter = ReducerLoader(TOPICS, Store(tmp_path), broker.connect, lambda: False)
+    loader = ReducerLoader(TOPICS, Store(tmp_path), broker.connect, lambda: False)
     with pytest.raises(NodeError, match=f"{sha256} has {size} bytes; expected at most {MAX_FILE_BYTES} here"):
-        outfitter.pipeline_of(msgspec.structs.replace(deployment(generation("a", "b", "c")), files={"a.npz": sha256}))
+        loader.pipeline_of(msgspec.structs.replace(deployment(generation("a", "b", "c")), files={"a.npz": sha256}))

@@ -59,7 +59,7 @@ def result(seq=0, *, stream="s", captured=1.0, missing=(), emitted=2.0):
     return Result(stream, seq, "still", 1, 0.5, captured, emitted, 1, None, list(missing))
 
 
-def outbox_of(*seqs, captured=1.0, epoch=1, now=0.0):
+def buffer_of(*seqs, captured=1.0, epoch=1, now=0.0):
     buffer = RetransmitBuffer(["chest"], 0.0)
     for seq in seqs:
         buffer.put([window(seq)], [captured], epoch, now)
@@ -71,7 +71,7 @@ def due(buffer, now, current=1, alive=(1,), *, out=True):
 
 
 def test_a_result_answers_its_window_and_no_other():
-    buffer = outbox_of(0, 1, 2)
+    buffer = buffer_of(0, 1, 2)
     assert buffer.ack(result(1)) and not buffer.ack(result(1))
     assert not buffer.ack(result(9)) and not buffer.ack(result(0, stream="other"))
     assert (len(buffer), buffer.open("s"), buffer.open("other")) == (2, 2, 0)
@@ -79,11 +79,11 @@ def test_a_result_answers_its_window_and_no_other():
 
 @pytest.mark.parametrize(("captured", "answers"), [(0.9, False), (0.9995, True), (1.0, True), (1.2, True)])
 def test_a_result_of_an_earlier_run_answers_nothing(captured, answers):
-    assert outbox_of(0).ack(result(0, captured=captured)) is answers
+    assert buffer_of(0).ack(result(0, captured=captured)) is answers
 
 
 def test_a_result_without_any_source_of_this_sensor_answers_even_before_the_window_is_sent():
-    buffer = outbox_of(0)
+    buffer = buffer_of(0)
     assert buffer.ack(result(0, captured=0.5, missing=["chest"]))
     assert not buffer.ack(result(1, captured=0.5, missing=["chest"]))
     buffer.put([window(1)], [1.0], 1, 0.0)
@@ -120,7 +120,7 @@ def test_a_message_is_kept_until_all_its_windows_are_answered():
 
 
 def test_what_went_to_an_epoch_that_is_gone_is_sent_again_at_once_oldest_first():
-    buffer = outbox_of(3, 1, epoch=1)
+    buffer = buffer_of(3, 1, epoch=1)
     buffer.put([window(2)], [0.5], 2, 0.0)
     assert due(buffer, 0.1, 2, (1, 2)) == []
     assert due(buffer, 0.2, 3, (3,)) == [2, 3, 1]
@@ -128,7 +128,7 @@ def test_what_went_to_an_epoch_that_is_gone_is_sent_again_at_once_oldest_first()
 
 
 def test_silence_is_waited_for_twice_as_long_each_time_and_at_most_half_a_minute():
-    buffer, times, now = outbox_of(0), [], 0.0
+    buffer, times, now = buffer_of(0), [], 0.0
     while now < 400:
         if due(buffer, now):
             times.append(now)
@@ -140,7 +140,7 @@ def test_silence_is_waited_for_twice_as_long_each_time_and_at_most_half_a_minute
 
 def test_a_window_whose_turn_is_still_to_come_is_not_sent_again():
     """Every second one window is answered: none waits in vain, however long it takes until its turn."""
-    buffer = outbox_of(*range(60))
+    buffer = buffer_of(*range(60))
     for second in range(60):
         assert due(buffer, second + 0.5) == []
         assert buffer.ack(result(second))
@@ -148,7 +148,7 @@ def test_a_window_whose_turn_is_still_to_come_is_not_sent_again():
 
 
 def test_a_window_that_later_ones_have_passed_is_sent_again_soon():
-    buffer, again = outbox_of(*range(30)), []
+    buffer, again = buffer_of(*range(30)), []
     for second in range(12):
         if second != 2:
             assert buffer.ack(result(second))
@@ -159,7 +159,7 @@ def test_a_window_that_later_ones_have_passed_is_sent_again_soon():
 
 def test_windows_that_were_lost_together_come_again_together():
     """An answer to the first of them is no sign that the others are on their way: later ones have been answered."""
-    buffer = outbox_of(*range(30))
+    buffer = buffer_of(*range(30))
     for seq in range(10):
         if seq not in (3, 5, 7):
             assert buffer.ack(result(seq))
@@ -176,7 +176,7 @@ def test_windows_that_were_lost_together_come_again_together():
 
 def test_what_was_lost_and_healed_makes_no_other_window_wait_longer():
     """The time that an answer takes counts from the last time that its window was sent."""
-    buffer = outbox_of(*range(8), now=0.0)
+    buffer = buffer_of(*range(8), now=0.0)
     assert due(buffer, 6.0) == list(range(8))
     for seq in range(8):
         assert buffer.ack(result(seq), now=6.1)
@@ -186,18 +186,18 @@ def test_what_was_lost_and_healed_makes_no_other_window_wait_longer():
 
 
 def test_what_went_to_an_epoch_that_others_have_left_is_sent_again_sooner():
-    buffer = outbox_of(0, epoch=1)
+    buffer = buffer_of(0, epoch=1)
     assert due(buffer, SWITCH_S - 0.1, 2, (1, 2)) == [] and due(buffer, SWITCH_S + LOOK_S, 2, (1, 2)) == [0]
 
 
 def test_nothing_is_overdue_that_has_not_left():
-    buffer = outbox_of(0)
+    buffer = buffer_of(0)
     assert [due(buffer, float(now), out=False) for now in range(60)] == [[]] * 60
     assert due(buffer, 62.0) == [] and due(buffer, 66.0) == [0]
 
 
 def test_a_stream_whose_clock_was_set_back_replaces_windows_and_says_so():
-    buffer = outbox_of(0, 1)
+    buffer = buffer_of(0, 1)
     assert buffer.put([window(1)], [0.2], 1, 5.0) == (0, 1) and len(buffer) == 2
     assert buffer.ack(result(1, captured=0.2))
 

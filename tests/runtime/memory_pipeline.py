@@ -58,8 +58,8 @@ class SharedBus:
 
 
 @dataclass
-class Ground:
-    """Publishes plans and files, and hires workers of nodes."""
+class MemoryPipeline:
+    """Publishes plans and files, and starts workers of nodes."""
 
     pipeline: Pipeline
     folder: Path
