@@ -42,8 +42,8 @@ from har_edge.monitor.window_account import WindowAccount
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import ClientLibrary, MqttVersion, open_bus
-from har_edge.protocol.status import UNREADABLE, State, decode_status
-from har_edge.protocol.topics import Kind as Topic
+from har_edge.protocol.events import StatusEvent, decode
+from har_edge.protocol.status import NodeStatus, State
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.build import topics_of
 from har_edge.runtime.sink import Sink
@@ -148,24 +148,23 @@ class BrokerScenario:
     def look(self) -> None:
         for delivery in self.bus.poll(0.05):
             self.bus.acknowledge(delivery)
-            topic = self.topics.read(delivery.topic)
-            if topic.kind is Topic.STATUS:
-                self._take_status(delivery.payload)
+            event = decode(delivery, self.topics)
+            if isinstance(event, StatusEvent):
+                if event.status is not None:
+                    self._take_status(event.status)
                 continue
-            for result in self.sink.handle(delivery):
+            for result in self.sink.take(event):
                 self.doubled += (result.stream, result.seq) in self.answered
                 self.answered.add((result.stream, result.seq))
                 self.account.take_result(result)
                 self.arrivals.append(time.monotonic())
 
-    def _take_status(self, payload: bytes) -> None:
-        with contextlib.suppress(*UNREADABLE):
-            status = decode_status(payload)
-            self.account.take_status(status, time.time())
-            if status.role == "sensor" and status.counters:
-                self.resent[status.node] = status.counters.get("resent", 0)
-            if status.state is State.READY:
-                self.ready.add(status.node)
+    def _take_status(self, status: NodeStatus) -> None:
+        self.account.take_status(status, time.time())
+        if status.role == "sensor" and status.counters:
+            self.resent[status.node] = status.counters.get("resent", 0)
+        if status.state is State.READY:
+            self.ready.add(status.node)
 
     @property
     def resends(self) -> int:

@@ -32,7 +32,7 @@ from har_edge.data.recording import Window
 from har_edge.errors import HarEdgeError
 from har_edge.inference.interpreter import Interpreter
 from har_edge.mqtt.bus import Delivery
-from har_edge.protocol.results import decode_results
+from har_edge.protocol.events import ResultsEvent, decode
 from har_edge.runtime.build import build_sensor, build_stage
 from har_edge.runtime.slicing import prepare
 from har_edge.tflite.cuts import Cut, list_cuts
@@ -87,8 +87,9 @@ def send(pipeline: Pipeline, windows: Sequence[Window]) -> list[int]:
         todo = sensor.handle([window], [float(window.seq)])
         while todo:
             sent = todo.pop()
-            if "/result/" in sent.topic:
-                answers += [result.label_id - 1 for result in decode_results(sent.payload)]
+            event = decode(sent)
+            if isinstance(event, ResultsEvent):
+                answers += [result.label_id - 1 for result in event.results]
                 continue
             takers = stages if "/window/" in sent.topic else stages[1 + int(sent.topic.split("/")[-2]) :]
             for stage in takers:

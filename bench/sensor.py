@@ -29,7 +29,8 @@ from har_edge.data.locate import find_data
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.mqtt.bus import Bus
 from har_edge.mqtt.connect import ClientLibrary
-from har_edge.protocol.status import NodeStatus, State, decode_status
+from har_edge.protocol.events import StatusEvent, decode
+from har_edge.protocol.status import NodeStatus, State
 from har_edge.resources import find_folder
 from har_edge.runtime.build import topics_of
 from har_edge.runtime.slicing import prepare
@@ -120,9 +121,9 @@ def follow(process: subprocess.Popen[bytes], bus: Bus, pipeline: Pipeline, node:
         deliveries = bus.poll(0.05)
         for delivery in deliveries:
             bus.acknowledge(delivery)
-            if delivery.topic == topic and delivery.payload:
-                said = decode_status(delivery.payload)
-                status = said if said.started >= began else None  # not the last word of an earlier run
+            event = decode(delivery)
+            if delivery.topic == topic and isinstance(event, StatusEvent) and event.status is not None:
+                status = event.status if event.status.started >= began else None  # not the last word of an earlier run
         resident = resident_bytes(process.pid) or resident
         if not ended:
             ended, code, usage = os.wait4(process.pid, os.WNOHANG)

@@ -113,6 +113,24 @@ def test_pure_rooms_touch_no_socket_and_no_clock(module: str) -> None:
     assert users == []
 
 
+# What turns the bytes of a message into what they mean, one function for each kind: for protocol/events.py alone.
+DECODERS = {"decode_status", "decode_heartbeat", "decode_deployment", "decode_results", "decode_header"}
+
+
+def test_messages_are_decoded_in_one_place() -> None:
+    wrong, root = [], Path(__file__).parents[1]
+    for folder in (PACKAGE, root / "bench", root / "tests", root / "examples"):
+        for path in sorted(folder.rglob("*.py")):
+            name = path.relative_to(folder.parent).as_posix()
+            if name.startswith(("har_edge/protocol/", "tests/protocol/")):
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+                names |= {node.attr} if isinstance(node, ast.Attribute) else set()
+                wrong += [f"{name} uses {decoder}, expected decode" for decoder in sorted(names & DECODERS)]
+    assert wrong == []
+
+
 def test_no_module_uses_pickle_or_eval() -> None:
     wrong = []
     for path, nodes in trees().items():

@@ -7,18 +7,12 @@ from dataclasses import dataclass, field
 
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery
-from har_edge.protocol.deployment import Deployment, decode_deployment
+from har_edge.protocol.cluster_state import ClusterState
+from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.events import HeartbeatEvent, PlanEvent, ResultsEvent, StatusEvent, Unreadable, decode
 from har_edge.protocol.results import Result
-from har_edge.protocol.status import (
-    UNREADABLE,
-    Heartbeat,
-    NodeStatus,
-    StagePhase,
-    State,
-    decode_heartbeat,
-    decode_status,
-)
-from har_edge.protocol.topics import Kind, Topics
+from har_edge.protocol.status import Heartbeat, NodeStatus, State
+from har_edge.protocol.topics import Topics
 from har_edge.runtime.sink import Sink
 
 
@@ -32,13 +26,12 @@ class SeenPlan:
 
 @dataclass(slots=True)
 class ClusterView:
-    """Takes what a watcher of one pipeline receives."""
+    """Takes what a watcher of one pipeline receives: the state of the cluster now, and what a run needs of its past."""
 
     topics: Topics
     sink: Sink = field(default_factory=Sink)
+    cluster: ClusterState = field(default_factory=lambda: ClusterState(time.monotonic()))
     plans: list[SeenPlan] = field(default_factory=list)
-    statuses: dict[str, NodeStatus] = field(default_factory=dict)
-    heartbeats: dict[str, Heartbeat] = field(default_factory=dict)
     # When the last heartbeat of each node came (seconds since 1970).
     heard: dict[str, float] = field(default_factory=dict)
     # The last counters of each process, since a process that is started again counts from 0.
@@ -53,38 +46,47 @@ class ClusterView:
     @property
     def deployment(self) -> Deployment | None:
         """What is deployed now."""
-        return self.plans[-1].deployment if self.plans else None
+        return self.cluster.deployment
+
+    @property
+    def statuses(self) -> dict[str, NodeStatus]:
+        """The last status of each node by name."""
+        return self.cluster.statuses
+
+    @property
+    def heartbeats(self) -> dict[str, Heartbeat]:
+        """The last heartbeat of each node by name."""
+        return self.cluster.heartbeats
 
     def handle(self, delivery: Delivery) -> list[Result]:
         """Take one message and return the results in it that are new.
 
         Raises MessageError for one that no node of har_edge should have sent.
         """
-        kind, now = self.topics.read(delivery.topic).kind, time.monotonic()
-        if kind is Kind.RESULT:
-            return self.note_results(delivery, now)
-        if not delivery.payload:  # a retained message was cleared
-            return []
-        try:
-            match kind:
-                case Kind.PLAN:
-                    self._note_plan(decode_deployment(delivery.payload), now)
-                case Kind.HEARTBEAT:
-                    heartbeat = decode_heartbeat(delivery.payload)
-                    self.heartbeats[heartbeat.node], self.heard[heartbeat.node] = heartbeat, time.time()
-                case Kind.STATUS:
-                    self._note_status(decode_status(delivery.payload))
-        except UNREADABLE as error:
-            raise MessageError(f"{delivery.topic}: {error}; expected what protocol/status.py writes") from None
+        event, now = decode(delivery, self.topics), time.monotonic()
+        if isinstance(event, StatusEvent) and event.status is None:
+            return []  # it was cleared when the node had ended; its last word counts on
+        self.cluster.apply(event, now)
+        match event:
+            case ResultsEvent():
+                return self.note_results(event, now)
+            case PlanEvent(deployment=Deployment() as deployment):
+                self._note_plan(deployment, now)
+            case HeartbeatEvent():
+                self.heard[event.node] = time.time()
+            case StatusEvent(status=NodeStatus() as status) if status.counters:
+                self._counters[status.node, status.instance] = (status.role, status.counters)
+            case Unreadable():
+                raise MessageError(f"{delivery.topic}: {event.reason}")
         return []
 
-    def note_results(self, delivery: Delivery, now: float) -> list[Result]:
+    def note_results(self, event: ResultsEvent, now: float) -> list[Result]:
         """Return the results of a message that were not seen before; `now` is monotonic."""
-        return self.sink.handle(delivery)
+        return self.sink.take(event)
 
     def state(self, node: str) -> State | None:
         """Return what a node said last that it does; None before it said anything."""
-        return self.statuses[node].state if node in self.statuses else None
+        return self.cluster.state_of(node)
 
     def sum_of(self, counter: str, role: str) -> int:
         """Return a counter summed over all processes of a role that there have been."""
@@ -92,26 +94,8 @@ class ClusterView:
 
     def is_settled(self) -> bool:
         """Return whether one generation is deployed, current, and every stage of it runs, by the last heartbeats."""
-        deployment = self.deployment
-        if deployment is None or deployment.current is None or len(deployment.generations) != 1:
-            return False
-        running = {
-            (heartbeat.node, stage.epoch, stage.stage, stage.replica)
-            for heartbeat in self.heartbeats.values()
-            for stage in heartbeat.stages
-            if stage.phase is StagePhase.RUNNING
-        }
-        generation = deployment.current
-        return all(
-            (one.node, generation.epoch, one.stage, one.replica) in running and not one.standby
-            for one in generation.placements
-        )
-
-    def _note_status(self, status: NodeStatus) -> None:
-        self.statuses[status.node] = status
-        if status.counters:
-            self._counters[status.node, status.instance] = (status.role, status.counters)
+        return self.cluster.is_settled()
 
     def _note_plan(self, deployment: Deployment, now: float) -> None:
-        if deployment != self.deployment:
+        if not self.plans or deployment != self.plans[-1].deployment:
             self.plans.append(SeenPlan(deployment, now))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 
-from har_edge.mqtt.bus import Delivery, Outgoing
+from har_edge.mqtt.bus import Outgoing
+from har_edge.protocol.artifacts import count_chunks
+from har_edge.protocol.events import HeaderEvent, Unreadable
 from har_edge.protocol.topics import Topics
-from har_edge.runtime.artifacts import ArtifactIndex, clear, count_chunks, iter_chunks
+from har_edge.runtime.artifacts import ArtifactIndex, clear, iter_chunks
 
 # How long a content that a node could not get stays as it was published last: doubled each time, for whoever spoils it
 # may do so again, and the node that asks may be the one to blame.
@@ -20,7 +22,7 @@ class ArtifactPublisher:
     """Contents by hash, and which of them the broker has."""
 
     def __init__(self, topics: Topics, contents: Mapping[str, bytes]) -> None:
-        self._topics, self._shelf, self._contents = topics, ArtifactIndex(topics), dict(contents)
+        self._topics, self._index, self._contents = topics, ArtifactIndex(topics), dict(contents)
         self._posted: set[str] = set()
         self._going: dict[str, Iterator[Outgoing]] = {}  # posted, and not sent to the end yet
         self._room = UNDER_WAY
@@ -29,15 +31,16 @@ class ArtifactPublisher:
 
     @property
     def filter(self) -> str:
-        return self._shelf.filter
+        return self._index.filter
 
-    def handle(self, delivery: Delivery) -> None:
-        """Take a header, or the empty message that removes one."""
-        self._shelf.handle(delivery)
-        (sha256,) = self._topics.read(delivery.topic).levels
-        self._spoilt.discard(sha256)
-        if not delivery.payload:
-            self._posted.discard(sha256)
+    def handle(self, event: HeaderEvent | Unreadable) -> None:
+        """Take a header, what stands in the place of one, or the empty message that removes one."""
+        self._index.handle(event)
+        if event.topic is not None:
+            (sha256,) = event.topic.levels
+            self._spoilt.discard(sha256)
+            if isinstance(event, HeaderEvent) and event.header is None:
+                self._posted.discard(sha256)
 
     def republish(self, sha256: str, now: float) -> bool:
         """Publish a content again that somebody could not get; False when that was done not long ago."""
@@ -52,7 +55,7 @@ class ArtifactPublisher:
 
     def forget_broker(self) -> None:
         """Know nothing of the broker any more: after a reconnection what it has is sent again."""
-        self._shelf.headers.clear()
+        self._index.headers.clear()
         self._spoilt.clear()
         self._going = {sha256: self._divide(sha256) for sha256 in self._going}
         self._posted = set(self._going)
@@ -67,7 +70,7 @@ class ArtifactPublisher:
 
     def missing(self, wanted: Collection[str]) -> list[str]:
         """Return what the broker has not said to have."""
-        return sorted({*self._shelf.missing(wanted), *self._spoilt.intersection(wanted)})
+        return sorted({*self._index.missing(wanted), *self._spoilt.intersection(wanted)})
 
     def fill(self, wanted: Collection[str]) -> list[Outgoing]:
         """Return what brings the broker what it lacks and is here, each once: as many messages as there is room for."""
@@ -89,14 +92,14 @@ class ArtifactPublisher:
         outgoing = []
         for sha256 in self._going.keys() - wanted:  # no header may be there yet that says how much to remove
             del self._going[sha256]
-            self._shelf.headers.pop(sha256, None)
+            self._index.headers.pop(sha256, None)
             outgoing += clear(self._topics, sha256, count_chunks(len(self._contents[sha256])))
         self._contents = {sha256: content for sha256, content in self._contents.items() if sha256 in wanted}
         self._posted.intersection_update(wanted)
         self._spoilt.intersection_update(wanted)
         self._again = {sha256: when for sha256, when in self._again.items() if sha256 in wanted}
-        for header in self._shelf.surplus(wanted):
-            del self._shelf.headers[header.sha256]
+        for header in self._index.surplus(wanted):
+            del self._index.headers[header.sha256]
             outgoing += clear(self._topics, header.sha256, header.chunks)
         return outgoing
 

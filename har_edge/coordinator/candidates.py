@@ -65,16 +65,16 @@ class CandidatePool:
     def note_stages(self, node: str, deployment: Deployment | None) -> tuple[bool, list[str]]:
         """Learn from what a node said last of its stages; tell whether one failed, and what a person should read."""
         member = self._membership.members.get(node)
-        if member is None or member.beat is None or member.status is None or member.status.device is None:
+        if member is None or member.heartbeat is None or member.status is None or member.status.device is None:
             return False, []
         speed, expected = _within(member.status.device.speed, 1e-6, 1e9), dict[Key, float]()
         for generation in deployment.generations if deployment else ():
             for placement in generation.of(node):
                 key, work = (generation.epoch, *placement.key), self._costs_of(generation)[placement.stage]
                 expected[key] = work.seconds * self.reference_speed / speed
-        self._speeds.note(member.beat, expected)
-        failed = any(report.phase is StagePhase.FAILED for report in member.beat.stages)
-        return failed, self._queues.note(member.beat)
+        self._speeds.note(member.heartbeat, expected)
+        failed = any(report.phase is StagePhase.FAILED for report in member.heartbeat.stages)
+        return failed, self._queues.note(member.heartbeat)
 
     def forget(self, node: str) -> None:
         """Drop what was learnt of a node that has gone."""

@@ -34,6 +34,16 @@ from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.planner.relocation import Key
 from har_edge.protocol.deployment import Deployment, session_name
+from har_edge.protocol.events import (
+    Event,
+    HeaderEvent,
+    HeartbeatEvent,
+    PlanEvent,
+    ResultsEvent,
+    StatusEvent,
+    Unreadable,
+    decode,
+)
 from har_edge.protocol.status import State
 from har_edge.protocol.topics import Kind
 from har_edge.runtime.agreement import disagreement, way_of
@@ -145,7 +155,7 @@ class Coordinator:
     def handle(self, delivery: Delivery, now: float) -> list[Outgoing]:
         """Take one message; return what it makes urgent. What cannot be used is dropped, counted and logged."""
         try:
-            urgent = self._take(delivery, now)
+            urgent = self._take(decode(delivery, self._setup.topics), now)
         except MessageError as error:
             self.rejected += 1
             _log.warning("dropped %s: %s", delivery.topic, error)
@@ -212,30 +222,35 @@ class Coordinator:
 
     # What comes.
 
-    def _take(self, delivery: Delivery, now: float) -> bool:
-        """Take a message; tell whether it is urgent."""
-        topic = self._setup.topics.read(delivery.topic)
-        events: list[HealthChange] = []
-        if topic.kind is Kind.HEARTBEAT:
-            events = self.membership.note_beat(topic.levels[0], delivery.payload, now)
-            failed, lines = self._pool.note_stages(topic.levels[0], self.deployment)
-            self._note_events(events, now)
-            self.lines += lines
-            return any((self._note_revision(topic.levels[0]), self._note_lacks(topic.levels[0], now), failed))
-        if topic.kind is Kind.STATUS and topic.levels[1] == "status" and topic.levels[0] != NAME:
-            events = self.membership.note_status(topic.levels[0], delivery.payload, now, retained=delivery.retained)
-        elif topic.kind is Kind.PLAN:
-            self._take_plan(delivery.payload, now)
-        elif topic.kind is Kind.SLICE:
-            self._publisher.handle(delivery)
-        elif topic.kind is Kind.RESULT:
-            return self._readiness.answer(topic.levels[0], delivery.payload, now)
-        self._note_events(events, now)
-        return any(event.health in _EVENTFUL for event in events)
+    def _take(self, event: Event, now: float) -> bool:
+        """Take a message; return whether it is urgent. Raises MessageError for one that cannot be used."""
+        match event:
+            case HeartbeatEvent():
+                return self._take_heartbeat(event, now)
+            case StatusEvent() if event.node != NAME:
+                changes = self.membership.note_status(event.node, event.status, now, retained=event.retained)
+                self._note_events(changes, now)
+                return any(change.health in _EVENTFUL for change in changes)
+            case PlanEvent() | Unreadable(kind=Kind.PLAN):
+                self._take_plan(event, now)
+            case HeaderEvent() | Unreadable(kind=Kind.SLICE):
+                self._publisher.handle(event)
+            case ResultsEvent():
+                return self._readiness.answer(event.stream, event.results, now)
+        if isinstance(event, Unreadable):
+            raise MessageError(event.reason)
+        return False
 
-    def _take_plan(self, payload: bytes, now: float) -> None:
+    def _take_heartbeat(self, event: HeartbeatEvent, now: float) -> bool:
+        node = event.node
+        self._note_events(self.membership.note_heartbeat(node, event.heartbeat, now), now)
+        failed, lines = self._pool.note_stages(node, self.deployment)
+        self.lines += lines
+        return any((self._note_revision(node), self._note_lacks(node, now), failed))
+
+    def _take_plan(self, event: PlanEvent | Unreadable, now: float) -> None:
         begun = self.deployment is not None
-        self._say(self._store.take(payload))
+        self._say(self._store.take(event))
         if begun and self.deployment is None:  # it came late, and nothing was published until then
             if self.rollout.step is not Step.IDLE:
                 self.rollout.enter(Step.IDLE, now)
@@ -253,9 +268,9 @@ class Coordinator:
     def _note_revision(self, node: str) -> bool:
         """Go on from the revision that a node follows; tell whether our plan must go out again."""
         member = self.membership.members.get(node)
-        if member is None or member.beat is None or not self._store.continue_from(member.beat):
+        if member is None or member.heartbeat is None or not self._store.continue_from(member.heartbeat):
             return False
-        self._say(f"node {node} follows revision {member.beat.revision} of a lost plan: ours counts on from there")
+        self._say(f"node {node} follows revision {member.heartbeat.revision} of a lost plan: ours counts on from there")
         return self._store.dirty
 
     def _note_lacks(self, node: str, now: float) -> bool:

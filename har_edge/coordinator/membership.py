@@ -8,15 +8,12 @@ a new deadline first.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
-
-import msgspec
 
 from har_edge.errors import MessageError
 from har_edge.protocol.deployment import PROTOCOL, Placement
-from har_edge.protocol.status import ALIVE, Heartbeat, NodeStatus, StageReport, State, decode_heartbeat, decode_status
+from har_edge.protocol.status import ALIVE, Heartbeat, NodeStatus, StageReport, State
 
 LOST_AFTER_S = 1.5
 # A pause of this process that makes its own deadlines worthless, and the grace after a new connection.
@@ -32,8 +29,6 @@ WILL_S = 0.1
 # How long a node or sensor must have been stopped or lost, in the hearing of this process, until its status is removed.
 STALE_S = 3600.0
 MAX_MEMBERS = 256
-MAX_BYTES = 256 * 1024
-Said = TypeVar("Said", NodeStatus, Heartbeat)
 
 
 class Health(enum.Enum):
@@ -62,7 +57,7 @@ class Member:
     name: str
     deadline: float
     status: NodeStatus | None = None
-    beat: Heartbeat | None = None
+    heartbeat: Heartbeat | None = None
     heard: float = 0.0
     lost: str = ""
     lost_at: float = float("-inf")
@@ -75,7 +70,7 @@ class Member:
     def health(self) -> Health:
         if self.lost:
             return Health.LOST
-        if self.status is None or self.beat is None:
+        if self.status is None or self.heartbeat is None:
             return Health.NEW
         if self.status.device is None or self.status.device.protocol != PROTOCOL:
             return Health.UNFIT
@@ -101,15 +96,16 @@ class Membership:
     _extended_until: float = float("-inf")
     _silent: dict[str, float] = field(default_factory=dict)  # since when those are that say they are stopped or lost
 
-    def note_status(self, name: str, payload: bytes, now: float, *, retained: bool = False) -> list[HealthChange]:
+    def note_status(
+        self, name: str, status: NodeStatus | None, now: float, *, retained: bool = False
+    ) -> list[HealthChange]:
         """Take a status; a will counts a moment later, a retained one after the grace of a new connection.
 
-        Raises MessageError for one that is malformed, too large, or of another node."""
-        if not payload:  # a person has removed the node
+        Raises MessageError where there is no room for another node."""
+        if status is None:  # a person has removed the node
             self.sensors.pop(name, None)
             self._silent.pop(name, None)
             return self._drop(name, "is gone: its status was removed")
-        status = _decode(decode_status, name, payload, "status")
         self._note_silence(name, status, now)
         if status.device is None and name not in self.members:
             if status.role == "sensor":
@@ -139,25 +135,24 @@ class Membership:
         if known is None or known.instance != status.instance:
             if member.will is not None and known is not None and not member.lost:  # it crashed, and is back already
                 self._lose(member, "the broker lost its connection", now)
-            member.beat, member.deadline, member.back_at = None, now + GRACE_S, float("inf")
+            member.heartbeat, member.deadline, member.back_at = None, now + GRACE_S, float("inf")
             if not member.probation_s or now > member.lost_at + AGAIN_S:
                 member.lost, member.probation_s = "", 0.0
         member.status, member.will = status, None
         return self._changed(member, before)
 
-    def note_beat(self, name: str, payload: bytes, now: float) -> list[HealthChange]:
-        """Take a sign of life; raises MessageError for one that is malformed, too large, or of another node."""
-        beat = _decode(decode_heartbeat, name, payload, "beat")
+    def note_heartbeat(self, name: str, heartbeat: Heartbeat, now: float) -> list[HealthChange]:
+        """Take a sign of life."""
         self._silent.pop(name, None)  # whatever its status says: something lives there
         member = self.members.get(name)
-        if member is None or member.status is None or member.status.instance != beat.instance:
+        if member is None or member.status is None or member.status.instance != heartbeat.instance:
             return []  # of a process that has not said who it is, or is not this node any more
         if member.status.state not in ALIVE:
             return []
         before = member.health
         if member.back_at == float("inf") or now > member.heard + LOST_AFTER_S:
             member.back_at = now
-        member.beat, member.heard = beat, now
+        member.heartbeat, member.heard = heartbeat, now
         member.deadline = max(member.deadline, now + LOST_AFTER_S)
         if now >= member.back_at + member.probation_s or not self.live():  # rather such a node than none
             member.lost = ""
@@ -222,7 +217,7 @@ class Membership:
 
     def reports(self, node: str) -> tuple[StageReport, ...]:
         member = self.members.get(node)
-        return member.beat.stages if member and member.beat and not member.lost else ()
+        return member.heartbeat.stages if member and member.heartbeat and not member.lost else ()
 
     def report(self, epoch: int, placement: Placement, node: str = "") -> StageReport | None:
         """Return what the node of a placement (or another) says of the stage."""
@@ -310,15 +305,3 @@ def _describe(member: Member) -> str:
         Health.LOST: f"is lost: {member.lost}",
     }
     return texts[member.health]
-
-
-def _decode(decode: Callable[[bytes], Said], name: str, payload: bytes, what: str) -> Said:
-    if len(payload) > MAX_BYTES:
-        raise MessageError(f"a {what} of {len(payload)} bytes came from {name}; expected at most {MAX_BYTES}")
-    try:
-        found = decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise MessageError(f"what came from {name} is no {what}: {error}") from None
-    if found.node != name:
-        raise MessageError(f"a {what} of {found.node!r} came on the topic of {name!r}; expected its own")
-    return found

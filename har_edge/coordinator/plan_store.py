@@ -7,9 +7,9 @@ import msgspec
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Outgoing
 from har_edge.protocol.deployment import MAX_REVISION, Deployment, encode_deployment
+from har_edge.protocol.events import PlanEvent, Unreadable
 from har_edge.protocol.status import Heartbeat
 from har_edge.protocol.topics import Topics
-from har_edge.runtime.deployment_files import read_deployment
 
 # Numbers of others count up to here: ours go on from them, and must not come to what nobody reads.
 _MAX_HEARD = MAX_REVISION // 2
@@ -72,20 +72,19 @@ class PlanStore:
         self.dirty, self._said = False, True
         return [Outgoing(self._topics.plan(), encode_deployment(self.deployed), retain=True)]
 
-    def take(self, payload: bytes) -> str:
+    def take(self, event: PlanEvent | Unreadable) -> str:
         """Take a plan: our own, that of an earlier author, or that of a younger one; say what a person should read.
 
         Raises MessageError for one that nodes cannot read either.
         """
-        if not payload:
+        if isinstance(event, Unreadable):
+            if self.deployment is None or event.payload != encode_deployment(self.deployment):  # else it would go round
+                self.republish()
+            raise MessageError(event.reason)
+        found = event.deployment
+        if found is None:
             self.republish()
             return ""
-        try:
-            found = read_deployment(self._topics, payload)
-        except MessageError:
-            if self.deployment is None or payload != encode_deployment(self.deployment):  # else it would go round
-                self.republish()
-            raise
         if found.author == self._author:
             if found.revision < self._echoed:  # it was refused at first, and now stands where a newer one stood
                 self.dirty = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -11,7 +11,7 @@ import msgspec
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.mqtt.bus import Outgoing
 from har_edge.protocol.deployment import Generation
-from har_edge.protocol.results import decode_results
+from har_edge.protocol.results import Result
 from har_edge.protocol.topics import PROBE
 
 EVERY_S = 5.0
@@ -58,7 +58,7 @@ class ProbeSeries:
             self._out.popitem(last=False)
         return stream
 
-    def answer(self, stream: str, payload: bytes, now: float) -> int:
+    def answer(self, stream: str, results: Sequence[Result], now: float) -> int:
         """Take a result of a stream; return the epoch that answered, 0 where it was no probe of this process.
 
         Raises MessageError for what is no result.
@@ -67,7 +67,7 @@ class ProbeSeries:
         if asked is None:
             return 0
         epoch, sent = asked
-        if not any(result.stream == stream and result.epoch == epoch for result in decode_results(payload)):
+        if not any(result.stream == stream and result.epoch == epoch for result in results):
             raise MessageError(f"an answer to probe {stream} came from another epoch or stream; expected epoch {epoch}")
         self._ready, self._asked, self.answered_at, self.took_s = epoch, None, now, now - sent
         for other, (_, at) in list(self._out.items()):
@@ -95,9 +95,9 @@ class ReadinessProbe:
         self.was_ready = False
         self._make = make
 
-    def answer(self, stream: str, payload: bytes, now: float) -> bool:
-        """Take a result of a stream; tell whether it answers a probe. Raises MessageError for what is no result."""
-        return any(one.answer(stream, payload, now) for one in (self.current, self.candidate))
+    def answer(self, stream: str, results: Sequence[Result], now: float) -> bool:
+        """Take results of a stream; return whether they answer a probe. Raises MessageError for a wrong answer."""
+        return any(one.answer(stream, results, now) for one in (self.current, self.candidate))
 
     def switch(self) -> None:
         """Take the generation on trial for the current one."""

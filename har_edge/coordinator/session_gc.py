@@ -49,8 +49,8 @@ class SessionCollector:
                 del self._gone[key]
             elif (
                 member is not None
-                and member.beat is not None
-                and member.beat.revision >= gone.revision
+                and member.heartbeat is not None
+                and member.heartbeat.revision >= gone.revision
                 and membership.report(key[0], gone.placement) is None
             ):
                 del self._gone[key]  # the node has read the plan and left the stage, session and all

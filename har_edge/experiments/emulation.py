@@ -15,12 +15,13 @@ from statistics import median
 from har_edge.codecs.reducer import Code
 from har_edge.config.pipeline import Pipeline
 from har_edge.emulation.testbed import Testbed
-from har_edge.errors import BrokerError, MessageError, NodeError
+from har_edge.errors import BrokerError, NodeError
 from har_edge.mqtt.address import read_address
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.mqtt.connect import open_bus
 from har_edge.protocol import wire
-from har_edge.protocol.status import UNREADABLE, State, decode_status
+from har_edge.protocol.events import ResultsEvent, StatusEvent, decode
+from har_edge.protocol.status import NodeStatus, State
 from har_edge.protocol.topics import ALL_SOURCES, RETAINED, Kind, Topics
 from har_edge.runtime.build import source_ids, topics_of
 from har_edge.runtime.sink import Sink
@@ -173,12 +174,12 @@ class Emulated:
         answered: list[int] = []
         for delivery in self.bus.poll(_POLL_S):
             self.bus.acknowledge(delivery)
-            with contextlib.suppress(MessageError, *UNREADABLE):
-                topic = self.topics.read(delivery.topic)
-                if topic.kind is Kind.RESULT:
-                    answered += [one.seq for one in self.sink.handle(delivery) if one.stream == f"run{self._runs}"]
-                elif delivery.payload and decode_status(delivery.payload).state is State.READY:
-                    self._ready.add(decode_status(delivery.payload).node)
+            event = decode(delivery, self.topics)
+            match event:
+                case ResultsEvent():
+                    answered += [one.seq for one in self.sink.take(event) if one.stream == f"run{self._runs}"]
+                case StatusEvent(status=NodeStatus(state=State.READY)):
+                    self._ready.add(event.node)
         return answered
 
     def _check(self) -> None:

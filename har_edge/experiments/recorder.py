@@ -9,18 +9,11 @@ from dataclasses import dataclass, field
 
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery
-from har_edge.protocol.deployment import Deployment, decode_deployment
-from har_edge.protocol.results import Result, decode_results
-from har_edge.protocol.status import (
-    UNREADABLE,
-    Heartbeat,
-    NodeStatus,
-    StagePhase,
-    State,
-    decode_heartbeat,
-    decode_status,
-)
-from har_edge.protocol.topics import PROBE, Kind, Topics
+from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.events import HeartbeatEvent, PlanEvent, ResultsEvent, StatusEvent, Unreadable, decode
+from har_edge.protocol.results import Result
+from har_edge.protocol.status import Heartbeat, NodeStatus, StagePhase, State
+from har_edge.protocol.topics import Topics, is_probe
 from har_edge.runtime.sink import Sink
 
 
@@ -75,25 +68,20 @@ class Recorder:
 
     def handle(self, delivery: Delivery) -> None:
         """Take one message; raises MessageError for one that no node of ours should have sent."""
-        kind, now = self.topics.read(delivery.topic).kind, time.monotonic()
-        if not delivery.payload:  # a retained message was cleared
-            return
-        try:
-            match kind:
-                case Kind.RESULT:
-                    self._note_result(delivery, now)
-                case Kind.PLAN:
-                    self._note_plan(decode_deployment(delivery.payload), now)
-                case Kind.HEARTBEAT:
-                    beat = decode_heartbeat(delivery.payload)
-                    self.beats[beat.node], self.heard[beat.node] = beat, time.time()
-                case Kind.STATUS:
-                    status = decode_status(delivery.payload)
-                    self.statuses[status.node] = status
-                    if status.counters:
-                        self._counters[status.node, status.instance] = (status.role, status.counters)
-        except UNREADABLE as error:
-            raise MessageError(f"{delivery.topic}: {error}; expected what protocol/status.py writes") from None
+        event, now = decode(delivery, self.topics), time.monotonic()
+        match event:
+            case ResultsEvent():
+                self._note_results(event, now)
+            case PlanEvent(deployment=Deployment() as deployment):
+                self._note_plan(deployment, now)
+            case HeartbeatEvent():
+                self.beats[event.node], self.heard[event.node] = event.heartbeat, time.time()
+            case StatusEvent(status=NodeStatus() as status):
+                self.statuses[status.node] = status
+                if status.counters:
+                    self._counters[status.node, status.instance] = (status.role, status.counters)
+            case Unreadable():
+                raise MessageError(f"{delivery.topic}: {event.reason}")
 
     def state(self, node: str) -> State | None:
         """Return what a node said last that it does; None before it said anything."""
@@ -141,14 +129,13 @@ class Recorder:
             for one in generation.placements
         )
 
-    def _note_result(self, delivery: Delivery, now: float) -> None:
-        for result in decode_results(delivery.payload):
-            if not result.stream.startswith(PROBE):
+    def _note_results(self, event: ResultsEvent, now: float) -> None:
+        for result in event.results:
+            if not is_probe(result.stream):
                 self.raw[result.stream, result.seq, result.captured] += 1
-        for result in self.sink.handle(delivery):
-            if not result.stream.startswith(PROBE):
-                self._last[result.stream] = Answered(result, now)
-                self.answered.append(self._last[result.stream])
+        for result in self.sink.take(event):
+            self._last[result.stream] = Answered(result, now)
+            self.answered.append(self._last[result.stream])
 
     def _note_plan(self, deployment: Deployment, now: float) -> None:
         if deployment != self.deployment:

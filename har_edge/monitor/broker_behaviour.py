@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from har_edge.mqtt.conformance import ASKED, IN_FLIGHT, QUEUED, SIZES, BrokerMeasurement
+from har_edge.protocol.artifacts import CHUNK_BYTES
 from har_edge.protocol.deployment import Deployment, Placement
-from har_edge.runtime.artifacts import CHUNK_BYTES
 
 # With fewer messages under way, a join acknowledges what waits for a source that runs behind (holdback.py).
 LEAST_IN_FLIGHT = 64

@@ -23,8 +23,8 @@ from har_edge.mqtt.broker_probe import (
 from har_edge.mqtt.conformance import BrokerMeasurement, measure
 from har_edge.mqtt.connect import speaks_older_only
 from har_edge.mqtt.transport import OtherVersion, Unanswered
+from har_edge.protocol.artifacts import CHUNK_BYTES
 from har_edge.protocol.topics import Topics
-from har_edge.runtime.artifacts import CHUNK_BYTES
 
 # With fewer messages at once, a join acknowledges what waits for a source that runs behind (receive_limit.py).
 RECEIVE_MAX = 64

@@ -13,14 +13,16 @@ from har_edge.monitor.broker_checks import BrokerChecks, Finding, Verdict, passe
 from har_edge.monitor.leftovers import leftovers_of_plan, read_retained, report_leftovers, report_sessions
 from har_edge.monitor.losses import losses
 from har_edge.monitor.missing import broken_off, missing_nodes
-from har_edge.monitor.observer import BEATING, SILENT_S, Observer
+from har_edge.monitor.observer import Observer
 from har_edge.monitor.permissions import Connect, can_see
 from har_edge.monitor.probe_run import NO_PLAN, ProbeRun, fixed_here, no_plan, stalled
 from har_edge.mqtt.bus import Bus, Session
+from har_edge.protocol.cluster_state import BEATING, SILENT_S
 from har_edge.protocol.deployment import PROTOCOL
-from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, State, decode_status
+from har_edge.protocol.events import StatusEvent, decode
+from har_edge.protocol.status import ALIVE, NodeStatus, State
 from har_edge.protocol.text import listed, printable
-from har_edge.protocol.topics import EVERY_STATUS, Kind, Topics, is_id
+from har_edge.protocol.topics import EVERY_STATUS, Kind, Topics
 from har_edge.runtime.artifact_store import Store
 from har_edge.runtime.artifacts import Fetch, fetch_session
 from har_edge.units import duration, size
@@ -193,10 +195,10 @@ class Diagnostics:
             while _now() < deadline:
                 for delivery in bus.poll(_POLL_S):
                     bus.acknowledge(delivery)
-                    base, _, pipeline, _, node, _ = delivery.topic.split("/")
-                    if all(map(is_id, (base, pipeline, node))) and _is_living_node(delivery.payload):
-                        names = found.setdefault((base, pipeline), [])
-                        names += [node] if len(names) < MAX_OTHERS else []
+                    event = decode(delivery)
+                    if isinstance(event, StatusEvent) and event.status is not None and _is_living_node(event.status):
+                        names = found.setdefault((event.topic.base, event.topic.pipeline), [])
+                        names += [event.node] if len(names) < MAX_OTHERS else []
         except BrokerError:  # not permitted: then nothing is known of others
             return {}
         finally:
@@ -412,11 +414,7 @@ CHECKS = (
 BROKER_CHECKS = CHECKS[: [check.name for check in CHECKS].index("behaviour") + 1]
 
 
-def _is_living_node(payload: bytes) -> bool:
-    try:
-        status = decode_status(payload)
-    except UNREADABLE:
-        return False
+def _is_living_node(status: NodeStatus) -> bool:
     return status.role == "node" and status.state in ALIVE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -11,13 +12,13 @@ import msgspec
 
 from har_edge.config.pipeline import Pipeline
 from har_edge.config.wiring import find_wiring
-from har_edge.errors import HarEdgeError, MessageError
+from har_edge.errors import HarEdgeError
 from har_edge.monitor.observer import UNREPORTED, Observer
 from har_edge.monitor.permissions import Connect
+from har_edge.monitor.probe_run import answers
 from har_edge.monitor.probe_trace import ProbeTrace, last_holder
 from har_edge.monitor.snapshot import EpochView, ProbeView, Snapshot, StageView
 from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome
-from har_edge.protocol.results import decode_results
 from har_edge.protocol.status import ALIVE, NodeStatus
 from har_edge.protocol.text import printable
 from har_edge.protocol.topics import PROBE
@@ -42,31 +43,30 @@ class FixedObserver(Observer):
         super().__init__(topics_of(pipeline), now)
         self.pipeline = pipeline
         self.earlier = _earlier(pipeline)
-        self._names = {topics_of(pipeline).status(f"stage-{index}"): index for index in self.earlier}
-        self._heard: dict[int, float] = {}
-
-    def handle(self, delivery: Delivery, now: float, wall: float) -> None:
-        """Take one message in; note when a stage itself last said something, not the broker what it retains."""
-        super().handle(delivery, now, wall)
-        index = self._names.get(delivery.topic)
-        if index is not None and not delivery.retained:
-            self._heard[index] = now
 
     def age(self, index: int, now: float) -> float | None:
         """Return how old the status of a stage is, in seconds; None where only what is retained came."""
-        heard = self._heard.get(index)
+        heard = self._heard_at(index)
         return None if heard is None else now - heard
+
+    def _heard_at(self, index: int) -> float | None:
+        """Return when a stage itself last said something, not the broker what it retains; None for never."""
+        node = self.state.nodes.get(f"stage-{index}")
+        return None if node is None or node.said_at == -math.inf else node.said_at
 
     def all_heard(self) -> bool:
         """Return whether each stage that says it lives has said something since this listens."""
         alive = {index for index in self.earlier if self._lives(index)}
-        return alive <= self._heard.keys()
+        return all(self._heard_at(index) is not None for index in alive)
 
     def silent(self, now: float) -> set[int]:
         """Return the stages that say they live and have said nothing for QUIET_S."""
-        return {
-            index for index in self.earlier if self._lives(index) and now - self._heard.get(index, self.since) > QUIET_S
-        }
+        return {index for index in self.earlier if self._lives(index) and now - self._last_heard(index) > QUIET_S}
+
+    def _last_heard(self, index: int) -> float:
+        """Return when a stage last said something, or since when it could have."""
+        heard = self._heard_at(index)
+        return self.since if heard is None else heard
 
     def _lives(self, index: int) -> bool:
         status = self.statuses().get(f"stage-{index}")
@@ -90,7 +90,7 @@ class FixedObserver(Observer):
         if status is None:
             return UNREPORTED, f"it was never seen; start it with: {start}"
         if index in self.silent(now):
-            quiet = duration(now - self._heard.get(index, self.since))
+            quiet = duration(now - self._last_heard(index))
             said = f"it said nothing of itself for {quiet}: it hangs, or computes for long"
             return SILENT, f"{said}; end it if it hangs, then start it with: {start}"
         if not self.is_alive(name, now):
@@ -217,11 +217,7 @@ class FixedProbeRun:
         sent = self._sent
         if sent is None or delivery.topic != topics_of(self._observer.pipeline).result(sent.stream):
             return
-        try:
-            answered = any(result.stream == sent.stream for result in decode_results(delivery.payload))
-        except MessageError:
-            return
-        if answered:
+        if answers(delivery, sent.stream):
             sent.trace.close()
             self.view, self._sent = ProbeView(True, now - sent.at, self._epoch, ""), None
 

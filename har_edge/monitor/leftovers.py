@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 from har_edge.errors import BrokerError
 from har_edge.monitor.broker_checks import Finding, Verdict, passed
-from har_edge.monitor.observer import Observer
 from har_edge.mqtt.bus import Bus, Outgoing, PublishOutcome, Session
+from har_edge.protocol.artifacts import Header
+from har_edge.protocol.cluster_state import ClusterState
 from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.events import decode
 from har_edge.protocol.status import ALIVE, NodeStatus
 from har_edge.protocol.text import listed
 from har_edge.protocol.topics import COORDINATOR, Topics
-from har_edge.runtime.artifacts import ArtifactIndex, Header, clear
+from har_edge.runtime.artifacts import clear
 from har_edge.runtime.stage.neighbours import index_of
 from har_edge.units import size
 
@@ -26,7 +28,6 @@ Connect = Callable[[Session], Bus]
 # How long the broker may take to connect and to take a message; after that long a silence nothing more is retained.
 PATIENCE_S = 5.0
 QUIET_S = 0.5
-MAX_HEADERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +76,22 @@ class Leftovers:
 
 def read_retained(connect: Connect, topics: Topics, count: int = 0) -> Retained:
     """Return what is retained; the statuses of `count` stages by name too, as not every broker knows wildcards."""
-    observer, shelf = Observer(topics, time.monotonic()), ArtifactIndex(topics)
+    state = ClusterState(time.monotonic())
     bus = connect(Session(f"look-{secrets.token_hex(8)}", clean_start=True))
     try:
-        bus.subscribe([topics.status("+"), topics.plan(), shelf.filter, *map(topics.status, _stage_names(count))])
+        bus.subscribe([topics.status("+"), topics.plan(), topics.slice("+"), *map(topics.status, _stage_names(count))])
         deadline = time.monotonic() + PATIENCE_S
         quiet = deadline
         while time.monotonic() < min(deadline, quiet):
             came = bus.poll(0.05)
             for delivery in came:
                 bus.acknowledge(delivery)
-                if len(shelf.headers) >= MAX_HEADERS or not shelf.handle(delivery):
-                    observer.handle(delivery, time.monotonic(), time.time())
+                state.apply(decode(delivery, topics), time.monotonic())
             if came or (bus.connected and quiet == deadline):
                 quiet = time.monotonic() + QUIET_S
     finally:
         bus.close(forget=True)
-    return Retained(observer.statuses(), observer.deployment, tuple(shelf.headers.values()))
+    return Retained(state.statuses, state.deployment, tuple(state.artifacts.values()))
 
 
 def leftovers_of_folder(kept: Retained, count: int) -> Leftovers:

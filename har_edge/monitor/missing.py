@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from har_edge.monitor.broker_checks import Finding, Verdict, passed
-from har_edge.monitor.observer import SILENT_S
+from har_edge.protocol.cluster_state import SILENT_S
 from har_edge.protocol.text import listed
 from har_edge.units import duration
 

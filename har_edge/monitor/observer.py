@@ -1,17 +1,18 @@
 """Watching a deployment: plan, statuses, beats and results in, what they amount to out. Pure: clocks are the caller's.
 
-Whatever comes over the network is bounded and made printable here, so that whoever shows a snapshot need not.
+What comes over the network is bounded by protocol/events.py and made printable here, so that who shows a snapshot need
+not do so.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
-from har_edge.errors import MessageError
 from har_edge.monitor.sent import sent_views, unanswered
 from har_edge.monitor.snapshot import (
     CountsView,
@@ -24,30 +25,16 @@ from har_edge.monitor.snapshot import (
     StageView,
 )
 from har_edge.mqtt.bus import Delivery
+from har_edge.protocol.cluster_state import ClusterState, NodeRecord, StageKey
 from har_edge.protocol.deployment import Deployment, Placement
-from har_edge.protocol.results import Result, decode_results
-from har_edge.protocol.status import (
-    ALIVE,
-    UNREADABLE,
-    Heartbeat,
-    NodeStatus,
-    StagePhase,
-    StageReport,
-    decode_heartbeat,
-    decode_status,
-)
+from har_edge.protocol.events import Event, HeartbeatEvent, ResultsEvent, StatusEvent, decode
+from har_edge.protocol.results import Result
+from har_edge.protocol.status import Heartbeat, NodeStatus, StagePhase, StageReport
 from har_edge.protocol.text import printable
-from har_edge.protocol.topics import Kind, Topics, is_probe
+from har_edge.protocol.topics import Topics, is_probe
 from har_edge.runtime.agreement import disagreement, way_of
-from har_edge.runtime.deployment_files import read_deployment
 from har_edge.tflite.manifest import SliceManifest
 
-MAX_NODES = 1000
-MAX_STAGES = 256
-MAX_MESSAGE_BYTES = 1024 * 1024
-# Roles that beat; one that has not for so long is not alive, whatever its status says.
-BEATING = frozenset({"node"})
-SILENT_S = 1.5
 HORIZON_S = 10.0
 REMEMBERED = 2000
 _BIG = 2**53
@@ -84,26 +71,30 @@ class _Stretch:
 
 
 @dataclass(slots=True)
-class _Node:
-    """What is known of one node."""
+class _Figures:
+    """What the heartbeats of one start of a node amount to: how far its clock is ahead, how its stages did lately."""
 
-    status: NodeStatus | None = None
-    beat: Heartbeat | None = None
-    beat_at: float = -math.inf
+    instance: str
     ahead_s: float = -math.inf
     stretches: dict[tuple[int, int, int], _Stretch] = field(default_factory=dict)
 
+    def add(self, heartbeat: Heartbeat, now: float, wall: float) -> None:
+        """Take a heartbeat that came at `now`, which is `wall` by our clock (seconds since 1970)."""
+        self.ahead_s = max(self.ahead_s, heartbeat.time - wall)
+        told = {(report.epoch, report.stage, report.replica): report for report in heartbeat.stages}
+        self.stretches = {key: self.stretches.get(key) or _Stretch() for key in told}
+        for key, report in told.items():
+            self.stretches[key].add(now, report)
+
 
 class Observer:
-    """Keeps what came and says what it amounts to. Unusable messages are dropped and counted; nothing raises."""
+    """Reads the state of a cluster, and says what it amounts to. Unusable messages are counted; nothing raises."""
 
     def __init__(self, topics: Topics, now: float) -> None:
         self._topics, self.since = topics, now
-        self._nodes: OrderedDict[str, _Node] = OrderedDict()
+        self.state = ClusterState(now)
+        self._figures: dict[str, _Figures] = {}
         self._answers: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
-        self.deployment: Deployment | None = None
-        self.plan_problem = ""
-        self.results = self.unusable = self.unshown = 0
 
     @property
     def filters(self) -> list[str]:
@@ -111,104 +102,55 @@ class Observer:
         topics = self._topics
         return [topics.status("+"), topics.heartbeat("+"), topics.plan(), topics.result("+")]
 
-    def handle(self, delivery: Delivery, now: float, wall: float) -> None:
+    @property
+    def deployment(self) -> Deployment | None:
+        """What is deployed, by the last plan that could be read."""
+        return self.state.deployment
+
+    @property
+    def plan_problem(self) -> str:
+        """What is wrong with the plan that came last, fit for a terminal; empty where nothing is."""
+        return printable(self.state.plan_problem)
+
+    @property
+    def unusable(self) -> int:
+        """How many messages could not be used."""
+        return self.state.unreadable.total()
+
+    def handle(self, delivery: Delivery, now: float, wall: float) -> Event:
         """Take one message in, that came at `now` (monotonic seconds) and `wall` (seconds since 1970, our clock)."""
-        try:
-            topic = self._topics.read(delivery.topic)
-            if topic.kind is Kind.PLAN:
-                self._take_plan(delivery.payload)
-            elif topic.kind is Kind.RESULT:
-                self._take_results(decode_results(delivery.payload), now)
-            elif len(delivery.payload) > MAX_MESSAGE_BYTES:
-                raise MessageError(f"{len(delivery.payload)} bytes came; expected at most {MAX_MESSAGE_BYTES}")
-            elif topic.kind is Kind.STATUS:
-                self._take_status(topic.levels[0], delivery.payload)
-            elif topic.kind is Kind.HEARTBEAT and not delivery.retained:
-                self._take_beat(topic.levels[0], decode_heartbeat(delivery.payload), now, wall)
-        except (MessageError, *UNREADABLE):
-            self.unusable += 1
+        event = decode(delivery, self._topics)
+        self.state.apply(event, now)
+        match event:
+            case HeartbeatEvent(retained=False) if event.node in self.state.nodes:
+                heartbeat = event.heartbeat
+                figures = self._figures.get(event.node)
+                if figures is None or figures.instance != heartbeat.instance:
+                    figures = self._figures[event.node] = _Figures(heartbeat.instance)
+                figures.add(heartbeat, now, wall)
+            case StatusEvent(status=None):
+                self._figures.pop(event.node, None)
+            case ResultsEvent():
+                self._note_results(event.results, now)
+        return event
 
-    def _take_plan(self, payload: bytes) -> None:
-        if not payload:
-            self.deployment, self.plan_problem = None, ""
-            return
-        try:
-            self.deployment, self.plan_problem = read_deployment(self._topics, payload), ""
-        except MessageError as error:
-            self.plan_problem = printable(str(error))
-            raise
-
-    def _take_results(self, results: list[Result], now: float) -> None:
+    def _note_results(self, results: list[Result], now: float) -> None:
         for result in results:
-            if not is_probe(result.stream):
-                self.results += 1
-                seconds = result.emitted - result.captured
-                if abs(seconds) < _BIG:
-                    self._answers.append((now, seconds))
+            seconds = result.emitted - result.captured
+            if not is_probe(result.stream) and abs(seconds) < _BIG:
+                self._answers.append((now, seconds))
 
-    def _take_status(self, name: str, payload: bytes) -> None:
-        if not payload:
-            self._nodes.pop(name, None)
-            return
-        status = decode_status(payload)
-        card = status.device
-        figures = [
-            *status.counters.values(),
-            *((card.cores, card.memory_bytes, card.protocol, card.speed) if card else ()),
-        ]
-        if status.node != name or not all(0 <= figure < _BIG for figure in (status.epoch, *figures)):
-            raise MessageError(f"an odd status of {name!r} came; expected one of that node, with figures of 0 to 2^53")
-        node = self._node(name)
-        if node is not None:
-            known = node.status
-            if known is not None and known.instance == status.instance and not status.streams:
-                status = msgspec.structs.replace(status, streams=known.streams)  # a last will tells no figures
-            node.status = status
-
-    def _take_beat(self, name: str, beat: Heartbeat, now: float, wall: float) -> None:
-        figures = [figure for report in beat.stages for figure in _figures(report)]
-        sound = all(0 <= figure < _BIG for figure in (beat.number, beat.revision, beat.time, *figures))
-        if beat.node != name or len(beat.stages) > MAX_STAGES or not sound:
-            raise MessageError(f"an odd beat of {name!r} came; expected one of that node, with figures of 0 to 2^53")
-        node = self._node(name)
-        if node is None:
-            return
-        if node.beat is not None and node.beat.instance != beat.instance:
-            node.ahead_s = -math.inf
-            node.stretches.clear()
-        node.beat, node.beat_at = beat, now
-        node.ahead_s = max(node.ahead_s, beat.time - wall)
-        told = {(report.epoch, report.stage, report.replica): report for report in beat.stages}
-        node.stretches = {key: node.stretches.get(key) or _Stretch() for key in told}
-        for key, report in told.items():
-            node.stretches[key].add(now, report)
-
-    def _node(self, name: str) -> _Node | None:
-        if name not in self._nodes and len(self._nodes) >= MAX_NODES:
-            self.unshown += 1
-            return None
-        return self._nodes.setdefault(name, _Node())
-
-    def reports(self) -> dict[tuple[str, int, int, int], StageReport]:
-        """Return the last report of each stage by node, epoch, stage and replica."""
-        return {
-            (name, *key): stretch.reports[-1][1]
-            for name, node in self._nodes.items()
-            for key, stretch in node.stretches.items()
-        }
+    def reports(self) -> Mapping[StageKey, StageReport]:
+        """Return the last report of each stage by node, generation, stage and replica."""
+        return self.state.reports
 
     def statuses(self) -> dict[str, NodeStatus]:
         """Return the last status of each node by name."""
-        return {name: node.status for name, node in self._nodes.items() if node.status is not None}
+        return self.state.statuses
 
     def is_alive(self, name: str, now: float) -> bool:
-        """Tell whether a node is there: by its status, and by its beats if it is one that beats."""
-        node = self._nodes.get(name)
-        if node is None or (node.status is not None and node.status.state not in ALIVE):
-            return False
-        silent = now - max(node.beat_at, self.since) > SILENT_S
-        beats = node.status is None or node.status.role in BEATING or node.beat is not None
-        return not (beats and silent)
+        """Return whether a node is there."""
+        return self.state.is_alive(name, now)
 
     def snapshot(self, now: float, wall: float, probe: ProbeView | None = None) -> Snapshot:
         """Return what is known; `ready` says that this probe was answered."""
@@ -231,7 +173,7 @@ class Observer:
             epoch=deployment.epoch if deployment else 0,
             model=printable(newest.manifest.model) if newest else "",
             epochs=self._epochs(),
-            nodes=tuple(self._view(name, node, now) for name, node in sorted(self._nodes.items())),
+            nodes=tuple(self._view(name, node, now) for name, node in sorted(self.state.nodes.items())),
             stages=stages,
             flow=self._flow(stages, now),
             counts=self._counts(now, unanswered(sent)),
@@ -268,8 +210,9 @@ class Observer:
             for one in sorted(deployment.generations, key=lambda one: one.epoch)
         )
 
-    def _view(self, name: str, node: _Node, now: float) -> NodeView:
-        status, beat = node.status, node.beat
+    def _view(self, name: str, node: NodeRecord, now: float) -> NodeView:
+        status, beat = node.status, node.heartbeat
+        figures = self._figures.get(name) or _Figures("")
         card = status.device if status else None
         return NodeView(
             name=name,
@@ -284,10 +227,10 @@ class Observer:
             machine=printable(card.machine, 64) if card else "",
             cores=card.cores if card else 0,
             memory_bytes=card.memory_bytes if card else 0,
-            speed=card.speed if card else 0.0,
-            ahead_s=node.ahead_s if beat else None,
-            beat_age_s=now - node.beat_at if beat else None,
-            stages=tuple(f"{stage}.{replica}@{epoch}" for epoch, stage, replica in sorted(node.stretches)),
+            speed=min(card.speed, _BIG) if card else 0.0,
+            ahead_s=figures.ahead_s if beat else None,
+            beat_age_s=now - node.heartbeat_at if beat else None,
+            stages=tuple(f"{stage}.{replica}@{epoch}" for epoch, stage, replica in sorted(figures.stretches)),
             counters={printable(key, 40): value for key, value in sorted(status.counters.items())[:64]}
             if status
             else {},
@@ -319,8 +262,8 @@ class Observer:
 
     def _stage(self, key: tuple[str, int, int, int], placement: Placement | None) -> StageView:
         name, epoch, stage, replica = key
-        node = self._nodes.get(name)
-        stretch = node.stretches.get((epoch, stage, replica)) if node else None
+        figures = self._figures.get(name)
+        stretch = figures.stretches.get((epoch, stage, replica)) if figures else None
         report = stretch.reports[-1][1] if stretch else None
         return StageView(
             epoch=epoch,
@@ -351,7 +294,7 @@ class Observer:
         middle = percentile(took, 0.5)
         rest = None if middle is None or not hops else middle - sum(hop.queue_s + hop.service_s for hop in hops)
         return FlowView(
-            results=self.results,
+            results=self.state.results,
             rate=latest / max(0.5, min(HORIZON_S, now - self.since)),
             p50_s=middle,
             p95_s=percentile(took, 0.95),
@@ -420,7 +363,3 @@ def longest_way(manifest: SliceManifest, hops: dict[int, HopView]) -> tuple[int,
 def is_running(report: StageReport | None) -> bool:
     """Tell whether a stage takes windows."""
     return report is not None and report.phase in (StagePhase.RUNNING, StagePhase.DRAINED)
-
-
-def _figures(report: StageReport) -> tuple[float, ...]:
-    return tuple(value for value in msgspec.structs.astuple(report) if isinstance(value, int | float))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from har_edge.config.pipeline import Pipeline
-from har_edge.errors import HarEdgeError, MessageError
+from har_edge.errors import HarEdgeError
 from har_edge.inference.codecs import MAX_FILE_BYTES
 from har_edge.monitor.observer import Observer, is_running
 from har_edge.monitor.snapshot import ProbeView
 from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session
 from har_edge.protocol.deployment import Deployment, Generation
-from har_edge.protocol.results import decode_results
+from har_edge.protocol.events import ResultsEvent, decode
 from har_edge.protocol.status import StagePhase, StageReport
 from har_edge.protocol.text import listed, printable
 from har_edge.protocol.topics import PROBE, Topics, is_id
@@ -89,11 +89,7 @@ class ProbeRun:
         sent = self._sent
         if sent is None or delivery.topic != self._topics.result(sent.stream):
             return
-        try:
-            answered = any(result.stream == sent.stream for result in decode_results(delivery.payload))
-        except MessageError:
-            return
-        if answered:
+        if answers(delivery, sent.stream):
             self.view, self._sent = ProbeView(True, now - sent.at, sent.epoch, ""), None
 
     def tick(self, now: float, wall: float) -> None:
@@ -151,6 +147,12 @@ class ProbeRun:
         return last_seen(generation, sent.windows, self._observer.reports())
 
 
+def answers(delivery: Delivery, stream: str) -> bool:
+    """Return whether a message holds a result of this stream."""
+    event = decode(delivery)
+    return isinstance(event, ResultsEvent) and any(result.stream == stream for result in event.results)
+
+
 def no_plan(observer: Observer, now: float) -> str:
     """Say that there is no plan, and what the coordinator says of that, if there is one."""
     for name, status in observer.statuses().items():
@@ -194,7 +196,7 @@ def stalled(observer: Observer, generation: Generation, now: float) -> str:
     return ""
 
 
-def last_seen(generation: Generation, before: dict[Key, int], reports: dict[Key, StageReport]) -> str:
+def last_seen(generation: Generation, before: dict[Key, int], reports: Mapping[Key, StageReport]) -> str:
     """Say which stage handled a window last since `before`, and what the next one says."""
     told: list[tuple[str, bool, StageReport]] = []
     for placement in sorted(generation.placements, key=lambda one: one.key):

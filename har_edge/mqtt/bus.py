@@ -61,7 +61,7 @@ class SessionLease:
     """
 
     topic: str
-    taken: Callable[[bytes], bool]
+    taken: Callable[[Delivery], bool]
 
 
 @dataclass(frozen=True, slots=True)

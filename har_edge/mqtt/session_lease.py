@@ -27,7 +27,7 @@ def lease_lost(lease: SessionLease, connect: Callable[[Session], Bus]) -> bool:
             for delivery in bus.poll(0.05):
                 bus.acknowledge(delivery)
                 if delivery.topic == lease.topic:  # amqtt sends what is retained elsewhere, too
-                    return lease.taken(delivery.payload)
+                    return lease.taken(delivery)
             if bus.connected:
                 deadline = min(deadline, time.monotonic() + LOOK_TIMEOUT_S / 4)
     finally:

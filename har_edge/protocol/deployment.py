@@ -141,6 +141,11 @@ def decode_deployment(payload: bytes) -> Deployment:
     return deployment
 
 
+def check_deployment(deployment: Deployment) -> None:
+    """Raise MessageError for a deployment that nodes could not read."""
+    decode_deployment(encode_deployment(deployment))
+
+
 def _problem(deployment: Deployment) -> str:
     """Say what is wrong with a deployment; empty where nothing is."""
     if deployment.version != VERSION:

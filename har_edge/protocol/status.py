@@ -1,23 +1,29 @@
-"""What a node says of itself, retained at the broker; its last will says that it is lost.
+"""What a node says of itself: its status, retained at the broker, and its heartbeats; its last will says it is lost.
 
-The status also settles who owns a session. MQTT 5 (section 3.1.4) tells a client that another took its session over,
-but Mosquitto before 2.0.15 just closes the connection. So a client that was cut off looks at what is retained before
-it comes back: if a younger process says that it is the node now, the older one ends.
+The status also settles who owns a session (protocol/leases.py).
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
-from har_edge.mqtt.bus import SessionLease
+from har_edge.errors import MessageError
 
 # What figures may be that come over the network: others reckon with them. (JSON's integers have no bound.)
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Cores = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
-Figure = Annotated[float, msgspec.Meta(ge=0)]
+Figure = Annotated[float, msgspec.Meta(ge=0, le=2**53)]
+# What a node says of its own device, however high: who plans with it bounds it (coordinator/candidates.py).
+Claim = Annotated[float, msgspec.Meta(ge=0)]
+# The most bytes of a status or heartbeat, and the most of what they list: far above what any node of ours says.
+MAX_BYTES = 256 * 1024
+MAX_COUNTERS = 1024
+MAX_STREAMS = 1024
+MAX_SOURCES = 1024
+MAX_STAGES = 256
 
 
 class State(str, enum.Enum):
@@ -59,9 +65,9 @@ class NodeCapabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     cores: Cores
     memory_bytes: Count
     runtime: str
-    speed: Figure
-    link_bytes_per_s: Figure | None = None
-    round_trip_s: Figure | None = None
+    speed: Claim
+    link_bytes_per_s: Claim | None = None
+    round_trip_s: Claim | None = None
     delegate: str = ""
 
 
@@ -125,12 +131,12 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str = ""
     client: str = ""
     detail: str = ""
-    counters: dict[str, Count] = {}
+    counters: Annotated[dict[str, Count], msgspec.Meta(max_length=MAX_COUNTERS)] = {}
     device: NodeCapabilities | None = None
     epoch: Count = 0
     slice: SliceInfo | None = None
-    streams: dict[str, StreamCount] = {}
-    sources: tuple[str, ...] = ()
+    streams: Annotated[dict[str, StreamCount], msgspec.Meta(max_length=MAX_STREAMS)] = {}
+    sources: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_SOURCES)] = ()
     said: float = 0.0
     lost_at: float = 0.0
 
@@ -177,27 +183,33 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):
     node: str
     instance: str
     number: Count
-    time: float
+    time: Figure
     revision: Count = 0
-    stages: tuple[StageReport, ...] = ()
+    stages: Annotated[tuple[StageReport, ...], msgspec.Meta(max_length=MAX_STAGES)] = ()
 
 
 encode_heartbeat = msgspec.json.Encoder().encode
-decode_heartbeat = msgspec.json.Decoder(Heartbeat).decode
 encode_status = msgspec.json.Encoder().encode
-decode_status = msgspec.json.Decoder(NodeStatus).decode
-# What these two raise for what is none: msgspec has no error of its own for broken UTF-8 and for deep nesting.
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_heartbeats = msgspec.json.Decoder(Heartbeat)
+_statuses = msgspec.json.Decoder(NodeStatus)
+_Said = TypeVar("_Said", NodeStatus, Heartbeat)
 
 
-def lease_of(topic: str, instance: str, started: float) -> SessionLease:
-    """Return the session lease of a process that retains its status at `topic`: a younger living process takes it."""
+def decode_status(payload: bytes) -> NodeStatus:
+    """Read a status. Raises MessageError for one that is malformed or too large."""
+    return _decode(_statuses, payload, "status")
 
-    def taken(payload: bytes) -> bool:
-        try:
-            status = decode_status(payload)
-        except UNREADABLE:
-            return False
-        return status.instance != instance and status.started > started and status.state in ALIVE
 
-    return SessionLease(topic, taken)
+def decode_heartbeat(payload: bytes) -> Heartbeat:
+    """Read a heartbeat. Raises MessageError for one that is malformed or too large."""
+    return _decode(_heartbeats, payload, "heartbeat")
+
+
+def _decode(decoder: msgspec.json.Decoder[_Said], payload: bytes, what: str) -> _Said:
+    if len(payload) > MAX_BYTES:
+        raise MessageError(f"a {what} of {len(payload)} bytes came; expected at most {MAX_BYTES}")
+    try:
+        return decoder.decode(payload)
+    # msgspec has no error of its own for broken UTF-8 and for deep nesting.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageError(f"what came is no {what}: {error}; expected the JSON of docs/reference/wire.md") from None

@@ -97,14 +97,19 @@ def check_node_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic read back: its kind and the levels after it."""
+    """A topic read back: its kind and the levels after it, and whose it is."""
 
     kind: Kind
     levels: tuple[str, ...]
+    base: str
+    pipeline: str
 
     @property
     def retained(self) -> bool:
         return self.kind in RETAINED
+
+    def __str__(self) -> str:
+        return "/".join((self.base, VERSION, self.pipeline, self.kind.value, *self.levels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,17 @@ class Topics:
 def _read(prefix: str, topic: str) -> Topic:
     if not topic.startswith(prefix):
         raise MessageError(f"topic {topic!r} came; expected one below {prefix!r}")
-    kind_text, *levels = topic[len(prefix) :].split("/")
+    return read_topic(topic)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def read_topic(topic: str) -> Topic:
+    """Read a topic of any pipeline; raise MessageError for what is none."""
+    base, _, rest = topic.partition(f"/{VERSION}/")
+    pipeline, slash, rest = rest.partition("/")
+    if not is_id(base) or not is_id(pipeline) or not slash:
+        raise MessageError(f"topic {topic!r} came; expected <base>/{VERSION}/<pipeline>/<kind>")
+    kind_text, *levels = rest.split("/")
     try:
         kind = Kind(kind_text)
     except ValueError:
@@ -166,4 +181,4 @@ def _read(prefix: str, topic: str) -> Topic:
         raise MessageError(f"topic {topic!r} has the kind {kind_text!r}; expected one of {known}") from None
     if len(levels) != _LEVELS[kind] or not all(map(is_id, levels)):
         raise MessageError(f"topic {topic!r} is malformed; expected {_LEVELS[kind]} ids after {kind.value!r}")
-    return Topic(kind, tuple(levels))
+    return Topic(kind, tuple(levels), base, pipeline)

@@ -8,30 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
-import msgspec
-
 from har_edge.errors import MessageError, NodeError
 from har_edge.mqtt.bus import Bus, Delivery, Outgoing, Session
+from har_edge.protocol.artifacts import (
+    CHUNK_BYTES,
+    MAX_BYTES,
+    MAX_CHUNK_BYTES,
+    SHA256,
+    VERSION,
+    Header,
+    count_chunks,
+    encode_header,
+)
+from har_edge.protocol.events import ChunkEvent, Event, HeaderEvent, Unreadable, decode
 from har_edge.protocol.topics import Kind, Topics
 from har_edge.runtime.artifact_store import Store
 
 _log = logging.getLogger(__name__)
-VERSION = 1
-CHUNK_BYTES = 256 * 1024
-MAX_CHUNK_BYTES = 1024 * 1024
-MAX_CHUNKS = 65_536
-MAX_HEADER_BYTES = 1024
-MAX_BYTES = 1024**3
 # How many chunks are under way to a node at once: with their size, what bounds its memory beside the file itself.
 RECEIVE_MAX = 16
 _POLL_S = 0.2
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ArtifactUnavailable(NodeError):
@@ -40,53 +41,6 @@ class ArtifactUnavailable(NodeError):
     def __init__(self, sha256: str, text: str) -> None:
         super().__init__(text)
         self.sha256 = sha256
-
-
-class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What is retained at `slice/<sha256>`: how that content was divided; all chunks but the last one are full."""
-
-    version: int
-    sha256: str
-    size: int
-    chunk_bytes: int
-    chunks: int
-
-
-encode_header = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Header).decode
-
-
-def decode_header(payload: bytes, sha256: str) -> Header:
-    """Read the header of a content. Raises MessageError for one that is malformed, too large, or of another content."""
-    if len(payload) > MAX_HEADER_BYTES:
-        raise MessageError(f"a header of {len(payload)} bytes came for {sha256}; expected at most {MAX_HEADER_BYTES}")
-    try:
-        header = _decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise MessageError(f"what came for {sha256} is no header: {error}; expected one of version {VERSION}") from None
-    checks = [
-        (header.version == VERSION, f"version {header.version}; expected {VERSION}"),
-        (header.sha256 == sha256, f"sha256 {header.sha256!r}; expected that of its topic"),
-        (0 <= header.size <= MAX_BYTES, f"{header.size} bytes; expected 0 to {MAX_BYTES}"),
-        (
-            1 <= header.chunk_bytes <= MAX_CHUNK_BYTES,
-            f"chunks of {header.chunk_bytes} bytes; expected 1 to {MAX_CHUNK_BYTES}",
-        ),
-    ]
-    flaw = next((text for fine, text in checks if not fine), "")
-    if not flaw and header.chunks != count_chunks(header.size, header.chunk_bytes):
-        expected = count_chunks(header.size, header.chunk_bytes)
-        flaw = f"{header.chunks} chunks; expected {expected} for {header.size} bytes in {header.chunk_bytes} each"
-    if not flaw and header.chunks > MAX_CHUNKS:
-        flaw = f"{header.chunks} chunks; expected at most {MAX_CHUNKS}"
-    if flaw:
-        raise MessageError(f"the header of {sha256} says {flaw}; it is not used")
-    return header
-
-
-def count_chunks(size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
-    """Return into how many chunks a content is divided."""
-    return -(-size // chunk_bytes)
 
 
 def encode_chunks(topics: Topics, content: bytes, chunk_bytes: int = CHUNK_BYTES) -> list[Outgoing]:
@@ -125,22 +79,18 @@ class ArtifactIndex:
     def filter(self) -> str:
         return self.topics.slice("+")
 
-    def handle(self, delivery: Delivery) -> bool:
-        """Take a header, or the empty message that removes one; tell whether it was one of these."""
-        try:
-            topic = self.topics.read(delivery.topic)
-        except MessageError:
+    def handle(self, event: Event) -> bool:
+        """Take a header, or the empty message that removes one; return whether it was one of these."""
+        if isinstance(event, Unreadable) and event.topic is not None and event.kind is Kind.SLICE:
+            self.headers.pop(event.topic.levels[0], None)
+            self.rejected += 1
+            _log.warning("%s", event.reason)
+            return True
+        if not isinstance(event, HeaderEvent):
             return False
-        if topic.kind is not Kind.SLICE:
-            return False
-        (sha256,) = topic.levels
-        self.headers.pop(sha256, None)
-        if delivery.payload:
-            try:
-                self.headers[sha256] = decode_header(delivery.payload, sha256)
-            except MessageError as error:
-                self.rejected += 1
-                _log.warning("%s", error)
+        self.headers.pop(event.sha256, None)
+        if event.header is not None:
+            self.headers[event.sha256] = event.header
         return True
 
     def missing(self, wanted: Collection[str]) -> list[str]:
@@ -160,7 +110,7 @@ class Fetch:
     """
 
     def __init__(self, topics: Topics, sha256: str, max_bytes: int = MAX_BYTES) -> None:
-        if not _SHA256.fullmatch(sha256):
+        if not SHA256.fullmatch(sha256):
             raise MessageError(f"{sha256!r} came as the hash of a file; expected a SHA-256 as 64 hex digits")
         self.sha256, self.rejected = sha256, 0
         self._topics, self._max_bytes = topics, max_bytes
@@ -191,16 +141,17 @@ class Fetch:
         return bytes(self._content) if self.take(delivery) and self.check() else None
 
     def take(self, delivery: Delivery) -> bool:
-        """Take a message and tell whether all is there now; what is of no use is counted and dropped."""
-        try:
-            topic = self._topics.read(delivery.topic)
-        except MessageError:
-            return False
-        if topic.levels[:1] != (self.sha256,) or not delivery.payload:  # an empty message removes what was retained
-            return False
-        if topic.kind is Kind.SLICE:
-            return self._begin(delivery.payload)
-        return topic.kind is Kind.CHUNK and self._fill(topic.levels[1], delivery.payload)
+        """Take a message and return whether all is there now; what is of no use is counted and dropped."""
+        event = decode(delivery, self._topics)
+        if event.topic is None or event.topic.levels[:1] != (self.sha256,) or not delivery.payload:
+            return False  # an empty message removes what was retained
+        if isinstance(event, HeaderEvent) and event.header is not None:
+            return self._begin(event.header)
+        if isinstance(event, ChunkEvent):
+            return self._fill(event)
+        if isinstance(event, Unreadable) and (event.kind is Kind.SLICE or self._header is not None):
+            self._reject(event.reason)
+        return False
 
     def check(self) -> bool:
         """Return True; raises MessageError when what came has not the hash that was asked for, and begins anew."""
@@ -210,13 +161,7 @@ class Fetch:
         size, self._header, self._content, self._lacking = len(self._content), None, bytearray(), set()
         raise MessageError(f"{size} bytes with sha256 {found} came for {self.sha256}: forged or corrupt; not used")
 
-    def _begin(self, payload: bytes) -> bool:
-        try:
-            header = decode_header(payload, self.sha256)
-        except MessageError as error:
-            self.rejected += 1
-            _log.warning("%s", error)
-            return False
+    def _begin(self, header: Header) -> bool:
         if header.size > self._max_bytes:
             raise NodeError(
                 f"{self.sha256} has {header.size} bytes; expected at most {self._max_bytes} here, since it passes "
@@ -226,23 +171,23 @@ class Fetch:
             self._header, self._content, self._lacking = header, bytearray(header.size), set(range(header.chunks))
         return not self._lacking
 
-    def _fill(self, number_text: str, chunk: bytes) -> bool:
-        header = self._header
+    def _fill(self, event: ChunkEvent) -> bool:
+        header, number, chunk = self._header, event.number, event.content
         if header is None:
             return False
-        number = int(number_text) if number_text.isdecimal() and len(number_text) < 10 else -1
         start = number * header.chunk_bytes
         expected = min(header.chunk_bytes, header.size - start)
-        if not 0 <= number < header.chunks or len(chunk) != expected:
-            self.rejected += 1
-            _log.warning(
-                "chunk %s of %s with %d bytes is not used: it does not fit", number_text, self.sha256, len(chunk)
-            )
+        if number >= header.chunks or len(chunk) != expected:
+            self._reject(f"chunk {number} of {self.sha256} with {len(chunk)} bytes is not used: it does not fit")
             return False
         if number in self._lacking:
             self._content[start : start + expected] = chunk
             self._lacking.discard(number)
         return not self._lacking
+
+    def _reject(self, reason: str) -> None:
+        self.rejected += 1
+        _log.warning("%s", reason)
 
 
 def fetch_session() -> Session:

@@ -18,8 +18,9 @@ from har_edge.config.pipeline import FILE_NAME, Pipeline, assemble
 from har_edge.data.description import BUILT_IN
 from har_edge.errors import MessageError, NodeError
 from har_edge.mqtt.bus import Bus
-from har_edge.protocol.deployment import Deployment, Generation, decode_deployment
-from har_edge.protocol.topics import Topics
+from har_edge.protocol.deployment import Deployment, Generation
+from har_edge.protocol.events import PlanEvent, Unreadable, decode
+from har_edge.protocol.topics import Kind, Topics
 from har_edge.runtime.artifact_store import Store
 
 _log = logging.getLogger(__name__)
@@ -28,17 +29,6 @@ _POLL_S = 0.2
 _PATIENCE_S = 2.0
 # Folders of epochs that are gone are removed when nobody can be about to read them.
 _STALE_S = 86_400.0
-
-
-def read_deployment(topics: Topics, payload: bytes) -> Deployment:
-    """Read a deployment of this pipeline; raises MessageError for one that is malformed or another pipeline's."""
-    deployment = decode_deployment(payload)
-    config = deployment.config
-    if (config.base, config.name) != (topics.base, topics.pipeline):
-        raise MessageError(
-            f"a plan of pipeline {config.base}/{config.name} came; expected one of {topics.base}/{topics.pipeline}"
-        )
-    return deployment
 
 
 def await_deployment(
@@ -50,15 +40,11 @@ def await_deployment(
     while not stop():
         for delivery in bus.poll(_POLL_S):
             bus.acknowledge(delivery)
-            if delivery.topic != topics.plan() or not delivery.payload:
-                continue
-            try:
-                deployment = read_deployment(topics, delivery.payload)
-            except MessageError as error:
-                _log.warning("%s", error)
-                continue
-            if suits(deployment):
-                return deployment
+            event = decode(delivery, topics)
+            if isinstance(event, Unreadable) and event.kind is Kind.PLAN:
+                _log.warning("%s", event.reason)
+            elif isinstance(event, PlanEvent) and event.deployment is not None and suits(event.deployment):
+                return event.deployment
         if time.monotonic() > warn_at:
             warn_at += 60.0
             _log.warning("waiting for a plan at %s: start `har-edge coordinator`", topics.plan())

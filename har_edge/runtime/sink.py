@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 
-from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery
-from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.events import Event, ResultsEvent, decode, reason_of
+from har_edge.protocol.results import Result
 from har_edge.protocol.topics import is_probe
 from har_edge.runtime.counters import Counters
 from har_edge.runtime.transitions import advance
@@ -79,14 +79,16 @@ class Sink:
 
     def handle(self, delivery: Delivery) -> list[Result]:
         """Return the results of a message that were not seen before; drop, count and log an unusable one."""
-        try:
-            results = decode_results(delivery.payload)
-        except MessageError as error:
+        return self.take(decode(delivery))
+
+    def take(self, event: Event) -> list[Result]:
+        """Return the results of a decoded message, as `handle` does."""
+        if not isinstance(event, ResultsEvent):
             self.counters.rejected += 1
-            _log.warning("dropped %s: %s", delivery.topic, error)
+            _log.warning("dropped %s: %s", event.topic or "a message", reason_of(event, "results"))
             return []
         self.counters.messages += 1
-        return [result for result in results if not is_probe(result.stream) and self._is_new(result)]
+        return [result for result in event.results if not is_probe(result.stream) and self._is_new(result)]
 
     def _is_new(self, result: Result) -> bool:
         key, missing = (result.stream, result.seq), tuple(result.missing)

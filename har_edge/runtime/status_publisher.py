@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from har_edge import __version__
 from har_edge.mqtt.bus import Bus, Session, Will
+from har_edge.protocol.leases import status_lease
 from har_edge.protocol.status import (
     NodeCapabilities,
     NodeStatus,
@@ -17,7 +18,6 @@ from har_edge.protocol.status import (
     State,
     StreamCount,
     encode_status,
-    lease_of,
 )
 from har_edge.protocol.topics import RETAINED, Kind, Topics
 
@@ -85,7 +85,7 @@ class Identity:
             client_id=f"{self.topics.base}.{self.topics.pipeline}.{self.node}",
             expiry_s=expiry_s,
             will=Will(self.topic, self.status(State.LOST)),
-            lease=lease_of(self.topic, self.instance, self.started),
+            lease=status_lease(self.topic, self.instance, self.started),
             receive_max=receive_max,
             max_packet_bytes=max_payload_bytes + 4096,
         )

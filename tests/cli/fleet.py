@@ -18,10 +18,11 @@ from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.protocol.results import Result
-from har_edge.protocol.status import NodeStatus, State, decode_status
+from har_edge.protocol.status import NodeStatus, State
 from har_edge.protocol.topics import Kind
 from har_edge.runtime.build import topics_of
 from har_edge.runtime.sink import Sink
+from tests.protocol.reading import read_status
 
 TIMEOUT_S = 60.0
 _numbers = itertools.count()
@@ -119,7 +120,7 @@ class Fleet:
             if self.topics.read(delivery.topic).kind is Kind.STATUS:
                 if not delivery.payload:  # taken away, for a stage that is no more
                     continue
-                status = decode_status(delivery.payload)
+                status = read_status(delivery)
                 self.statuses[status.node] = status
                 continue
             for result in self.sink.handle(delivery):

@@ -17,12 +17,13 @@ from har_edge.cli.main import main
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import ClientLibrary, open_bus
-from har_edge.protocol.deployment import Deployment, decode_deployment
+from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.results import Result
-from har_edge.protocol.status import NodeStatus, State, decode_status
+from har_edge.protocol.status import NodeStatus, State
 from har_edge.protocol.topics import Kind, Topics, is_probe
 from har_edge.runtime.sink import Sink
 from tests.cli.fleet import Running, environment
+from tests.protocol.reading import read_plan, read_status
 
 TIMEOUT_S = 60.0
 WINDOWS = 60
@@ -76,10 +77,10 @@ class Crew:
             self.bus.acknowledge(delivery)
             topic = self.topics.read(delivery.topic)
             if topic.kind is Kind.STATUS:
-                status = decode_status(delivery.payload)
+                status = read_status(delivery)
                 self.statuses[status.node] = status
             elif topic.kind is Kind.PLAN:
-                self.plan = decode_deployment(delivery.payload)
+                self.plan = read_plan(delivery)
             elif topic.kind is Kind.SLICE:
                 (self.headers.add if delivery.payload else self.headers.discard)(topic.levels[0])
             elif not is_probe(topic.levels[0]):

@@ -25,7 +25,6 @@ from har_edge.protocol.status import (
     NodeStatus,
     StagePhase,
     State,
-    decode_heartbeat,
     encode_heartbeat,
     encode_status,
 )
@@ -35,6 +34,7 @@ from har_edge.runtime.artifacts import encode_chunks
 from har_edge.runtime.slicing import prepare
 from har_edge.tflite.model import read_model
 from tests.cli.fleet import Fleet, Running, environment
+from tests.protocol.reading import read_heartbeat
 from tests.runtime.deployed import CARD
 
 WINDOWS = 80
@@ -102,7 +102,7 @@ class Crew:
         def look() -> object:
             for delivery in self.bus.poll(0.0):
                 self.bus.acknowledge(delivery)
-                beat = decode_heartbeat(delivery.payload)
+                beat = read_heartbeat(delivery)
                 self.beats[beat.node] = beat
             return done()  # type: ignore[operator]
 

@@ -13,6 +13,7 @@ import pytest
 from har_edge.cli.commands.watch import SilenceDetector
 from har_edge.cli.main import main
 from har_edge.mqtt.bus import Delivery, PublishOutcome
+from har_edge.protocol.events import StatusEvent, decode
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import NodeStatus, State, StreamCount, encode_status
 from har_edge.protocol.topics import Topics
@@ -151,18 +152,19 @@ def test_a_watcher_that_is_killed_leaves_no_session_with_mqtt_3_1_1(fleet: Fleet
     fleet.until(lambda: ask() is PublishOutcome.NO_SUBSCRIBERS, "its session is there still")
 
 
-def status(role: str, state: State = State.READY) -> Delivery:
+def status(role: str, state: State = State.READY) -> StatusEvent:
     payload = encode_status(NodeStatus("n", role, state, "i", 1.0))
-    return Delivery("har/v1/har/node/n/status", payload, (0, 0))
+    event = decode(Delivery("har/v1/har/node/n/status", payload, (0, 0)))
+    assert isinstance(event, StatusEvent)
+    return event
 
 
 def test_silence_is_explained_by_who_is_there() -> None:
     silence = SilenceDetector(Topics("har", "har"), 100.0)
     assert silence.tell(103.9, 0) == "" and silence.tell(104.0, 0).startswith("nobody runs pipeline 'har'")
     assert silence.tell(110.0, 0) == ""
-    assert silence.take(status("node")) and silence.tell(111.0, 0) == (
-        "pipeline 'har' is there, but no sensor sends to it; waiting"
-    )
-    assert silence.take(status("node", State.LOST)) and silence.tell(112.0, 0).startswith("nobody runs")
+    silence.take(status("node"))
+    assert silence.tell(111.0, 0) == ("pipeline 'har' is there, but no sensor sends to it; waiting")
+    silence.take(status("node", State.LOST))
+    assert silence.tell(112.0, 0).startswith("nobody runs")
     assert silence.tell(200.0, 1) == ""
-    assert not silence.take(Delivery("har/v1/har/result/anna", b"{}", (0, 0)))

@@ -15,7 +15,8 @@ from har_edge.mqtt.broker.launcher import Mosquitto, RunningBroker
 from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, TakenOver, Will
 from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.mqtt.memory import MemoryBroker
-from har_edge.protocol.status import NodeStatus, State, encode_status, lease_of
+from har_edge.protocol.leases import status_lease
+from har_edge.protocol.status import NodeStatus, State, encode_status
 from tests.contract.others import LACKS, OTHERS, Kind
 
 _names = (f"t{random.SystemRandom().randrange(10**9)}-{count}" for count in itertools.count())
@@ -209,8 +210,9 @@ def test_receive_max_bounds_what_is_under_way(world: World) -> None:
 
 
 def test_a_second_client_takes_the_session_over(world: World) -> None:
-    topic, name, status = next(_names), next(_names), next(_names)
-    leases = [lease_of(status, f"{name}-{started}", float(started)) for started in (1, 2)]
+    topic, name = next(_names), next(_names)
+    status = f"har/v1/{name}/node/n/status"
+    leases = [status_lease(status, f"{name}-{started}", float(started)) for started in (1, 2)]
     first, sender = ready(world.bus(name, expiry_s=60, lease=leases[0]), topic), world.bus()
     sender.publish(topic, b"held by the first")
     collect(first, 1, (sender,))

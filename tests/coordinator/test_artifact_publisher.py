@@ -9,11 +9,12 @@ import tracemalloc
 import pytest
 
 from har_edge.coordinator.artifact_publisher import AGAIN_S, MOST_AGAIN_S, UNDER_WAY, ArtifactPublisher
-from har_edge.mqtt.bus import Delivery, Outgoing, Session
+from har_edge.mqtt.bus import Outgoing, Session
 from har_edge.mqtt.memory import MemoryBroker
+from har_edge.protocol.artifacts import CHUNK_BYTES, count_chunks
+from har_edge.protocol.events import HeaderEvent, Unreadable, decode
 from har_edge.protocol.topics import Kind, Topics
-from har_edge.runtime import artifacts
-from har_edge.runtime.artifacts import CHUNK_BYTES, encode_chunks
+from har_edge.runtime.artifacts import encode_chunks
 
 TOPICS = Topics("har", "test")
 CONTENT = random.Random(1).randbytes(20 * CHUNK_BYTES + 5)
@@ -37,10 +38,16 @@ def everything(one: ArtifactPublisher, wanted: list[str]) -> list[Outgoing]:
     return sent
 
 
+def take(one: ArtifactPublisher, message: Outgoing) -> None:
+    event = decode(message, TOPICS)
+    assert isinstance(event, HeaderEvent | Unreadable)
+    one.handle(event)
+
+
 def hear(one: ArtifactPublisher, messages: list[Outgoing]) -> None:
     for message in messages:
         if TOPICS.read(message.topic).kind is Kind.SLICE:
-            one.handle(Delivery(message.topic, message.payload, (1, 1)))
+            take(one, Outgoing(message.topic, message.payload))
 
 
 def test_a_few_chunks_at_a_time_and_no_more_before_the_broker_has_taken_them() -> None:
@@ -126,4 +133,4 @@ def test_what_is_on_its_way_is_not_begun_anew() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1])
 def test_chunks_are_counted_as_they_are_sent(size: int) -> None:
-    assert artifacts.count_chunks(size) == len(encode_chunks(TOPICS, bytes(size))) - 1
+    assert count_chunks(size) == len(encode_chunks(TOPICS, bytes(size))) - 1

@@ -10,9 +10,10 @@ import pytest
 
 from har_edge.coordinator.membership import WILL_S
 from har_edge.coordinator.replan import PlacementSpec
-from har_edge.mqtt.bus import Delivery, TakenOver
-from har_edge.protocol.deployment import Placement, decode_deployment, encode_deployment
+from har_edge.mqtt.bus import Delivery, Outgoing, TakenOver
+from har_edge.protocol.deployment import Placement, encode_deployment
 from har_edge.protocol.status import Heartbeat, State, encode_heartbeat
+from tests.protocol.reading import read_plan
 from tests.runtime import coordinated
 from tests.runtime.coordinated import MODEL, TOPICS, World
 
@@ -456,7 +457,7 @@ def test_an_older_plan_of_ours_that_comes_late_does_not_stay(world: World) -> No
     assert late.revision < newer.revision and late.author == newer.author
     world.say(TOPICS.plan(), encode_deployment(late), retain=True)
     world.run(0.3)
-    assert decode_deployment(world.retained[TOPICS.plan()]) == newer
+    assert read_plan(Outgoing(TOPICS.plan(), world.retained[TOPICS.plan()])) == newer
     world.run(3)
     assert world.plans.count(newer) == 2  # once more is enough
 
@@ -515,7 +516,7 @@ def test_the_way_from_a_crash_to_the_new_plan_takes_no_time() -> None:
     out = world.coordinator.tick(world.now + WILL_S)
     took_s = time.thread_time() - before
     (plan,) = [one for one in out if one.topic == TOPICS.plan()]
-    assert decode_deployment(plan.payload).holder(5000, 7, 0) not in ("n7", None)
+    assert read_plan(plan).holder(5000, 7, 0) not in ("n7", None)
     assert took_s < 0.05
 
 

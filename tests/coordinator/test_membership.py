@@ -7,18 +7,18 @@ import pytest
 from har_edge.coordinator.membership import GRACE_S, LOST_AFTER_S, MAX_MEMBERS, STALE_S, Health, Membership
 from har_edge.errors import MessageError
 from har_edge.protocol.deployment import PROTOCOL
-from har_edge.protocol.status import Heartbeat, NodeCapabilities, NodeStatus, State, encode_heartbeat, encode_status
+from har_edge.protocol.status import Heartbeat, NodeCapabilities, NodeStatus, State
 
 CARD = NodeCapabilities(PROTOCOL, "m", "Linux", 4, 10**9, "litert", 50.0)
 
 
-def status(state: State = State.READY, *, instance: str = "i1", started: float = 1.0, **more: object) -> bytes:
+def status(state: State = State.READY, *, instance: str = "i1", started: float = 1.0, **more: object) -> NodeStatus:
     fields = {"node": "pi", "role": "node", "device": CARD} | more
-    return encode_status(NodeStatus(state=state, instance=instance, started=started, **fields))  # type: ignore[arg-type]
+    return NodeStatus(state=state, instance=instance, started=started, **fields)  # type: ignore[arg-type]
 
 
-def beat(instance: str = "i1", number: int = 1) -> bytes:
-    return encode_heartbeat(Heartbeat("pi", instance, number, 0.0))
+def beat(instance: str = "i1", number: int = 1) -> Heartbeat:
+    return Heartbeat("pi", instance, number, 0.0)
 
 
 @pytest.fixture
@@ -26,42 +26,42 @@ def membership() -> Membership:
     """One node that lives, heard at 100."""
     membership = Membership()
     assert membership.note_status("pi", status(), 100.0) == []
-    (event,) = membership.note_beat("pi", beat(), 100.0)
+    (event,) = membership.note_heartbeat("pi", beat(), 100.0)
     assert (event.health, event.text) == (Health.LIVE, "node pi has joined: Linux, 4 cores, speed 50/s")
     return membership
 
 
 def test_silence_is_a_loss_after_the_deadline_and_a_beat_brings_the_node_back(membership: Membership) -> None:
-    membership.note_beat("pi", beat(), 110.0)
+    membership.note_heartbeat("pi", beat(), 110.0)
     assert membership.tick(110.0 + LOST_AFTER_S) == []
     (event,) = membership.tick(110.1 + LOST_AFTER_S)
     assert event.text == "node pi is lost: no beat for 1.6 s" and membership.health("pi") is Health.LOST
     assert membership.live() == [] and membership.reports("pi") == ()
-    assert [one.health for one in membership.note_beat("pi", beat(), 120.0)] == [Health.LIVE]
+    assert [one.health for one in membership.note_heartbeat("pi", beat(), 120.0)] == [Health.LIVE]
 
 
 def test_a_node_that_is_silent_again_and_again_has_to_be_heard_for_longer_and_longer(membership: Membership) -> None:
     join_other(membership)
     now, waits = 110.0, []
     for _ in range(4):
-        membership.note_beat("pi", beat(), now)
+        membership.note_heartbeat("pi", beat(), now)
         began = now
         while membership.health("pi") is not Health.LIVE:
             now += 0.5
-            membership.note_beat("pi", beat(), now)
+            membership.note_heartbeat("pi", beat(), now)
         waits.append(now - began)
         now += 2.0
         assert [one.health for one in membership.tick(now)] == [Health.LOST]
         now += 1.0
     assert waits == [0.0, 0.0, 2.0, 4.0]
-    membership.note_beat("pi", beat(), now + 61.0)
+    membership.note_heartbeat("pi", beat(), now + 61.0)
     assert membership.health("pi") is Health.LOST  # not on its first beat
 
 
 def join_other(membership: Membership) -> None:
     """A second node that lives for ever."""
     membership.note_status("other", status(node="other"), 100.0)
-    membership.note_beat("other", encode_heartbeat(Heartbeat("other", "i1", 1, 0.0)), 100.0)
+    membership.note_heartbeat("other", Heartbeat("other", "i1", 1, 0.0), 100.0)
     membership.members["other"].deadline = float("inf")
 
 
@@ -71,17 +71,17 @@ def test_a_node_that_crashes_again_and_again_has_to_be_heard_for_longer_and_long
     for number in range(2, 7):
         membership.note_status("pi", status(instance=f"i{number}", started=float(number)), now)
         began = now
-        membership.note_beat("pi", beat(f"i{number}"), now)
+        membership.note_heartbeat("pi", beat(f"i{number}"), now)
         while membership.health("pi") is not Health.LIVE:
             now += 0.5
-            membership.note_beat("pi", beat(f"i{number}"), now)
+            membership.note_heartbeat("pi", beat(f"i{number}"), now)
         waits.append(now - began)
         membership.note_status("pi", status(State.LOST, instance=f"i{number}", started=float(number)), now + 1.0)
         now += 1.5
         assert [one.health for one in membership.tick(now)] == [Health.LOST]
     assert waits == [0.0, 0.0, 2.0, 4.0, 8.0]
     membership.note_status("pi", status(instance="i9", started=9.0), now + 61.0)
-    membership.note_beat("pi", beat("i9"), now + 61.0)
+    membership.note_heartbeat("pi", beat("i9"), now + 61.0)
     assert membership.health("pi") is Health.LIVE  # that was long ago
 
 
@@ -91,7 +91,7 @@ def test_a_crash_counts_when_the_next_process_comes_before_the_will_does(members
         old = f"i{number - 1}"
         membership.note_status("pi", status(State.LOST, instance=old, started=number - 1.0), 100.0 + number)
         membership.note_status("pi", status(instance=f"i{number}", started=float(number)), 100.05 + number)
-        membership.note_beat("pi", beat(f"i{number}"), 100.1 + number)
+        membership.note_heartbeat("pi", beat(f"i{number}"), 100.1 + number)
         assert membership.health("pi") is health
 
 
@@ -101,13 +101,13 @@ def test_silence_that_ends_with_the_will_is_one_loss(membership: Membership) -> 
     membership.note_status("pi", status(State.LOST), 120.0)
     assert membership.tick(120.5) == []
     membership.note_status("pi", status(instance="i2", started=2.0), 121.0)
-    assert [one.health for one in membership.note_beat("pi", beat("i2"), 121.0)] == [Health.LIVE]
+    assert [one.health for one in membership.note_heartbeat("pi", beat("i2"), 121.0)] == [Health.LIVE]
 
 
 def test_a_node_on_trial_is_better_than_none(membership: Membership) -> None:
     for now in (110.0, 120.0):
         assert len(membership.tick(now)) == 1
-        assert [one.health for one in membership.note_beat("pi", beat(), now + 1.0)] == [Health.LIVE]
+        assert [one.health for one in membership.note_heartbeat("pi", beat(), now + 1.0)] == [Health.LIVE]
 
 
 def test_who_was_blind_gives_everybody_time(membership: Membership) -> None:
@@ -116,7 +116,7 @@ def test_who_was_blind_gives_everybody_time(membership: Membership) -> None:
 
 
 def test_time_in_which_nobody_listened_does_not_count(membership: Membership) -> None:
-    membership.note_beat("pi", beat(), 110.0)
+    membership.note_heartbeat("pi", beat(), 110.0)
     membership.shift_deadlines(0.9)
     assert membership.tick(110.8 + LOST_AFTER_S) == [] and len(membership.tick(111.0 + LOST_AFTER_S)) == 1
 
@@ -125,9 +125,9 @@ def test_the_will_is_believed_and_later_beats_only_with_a_new_status(membership:
     assert membership.note_status("pi", status(State.LOST), 100.9) == [] and membership.tick(100.95) == []
     (event,) = membership.tick(101.0)
     assert event.text == "node pi is lost: the broker lost its connection"
-    assert membership.note_beat("pi", beat(), 101.1) == []  # on its way when the connection broke
+    assert membership.note_heartbeat("pi", beat(), 101.1) == []  # on its way when the connection broke
     membership.note_status("pi", status(), 102.0)
-    assert [one.health for one in membership.note_beat("pi", beat(), 102.1)] == [Health.LIVE]
+    assert [one.health for one in membership.note_heartbeat("pi", beat(), 102.1)] == [Health.LIVE]
 
 
 def test_a_will_is_void_when_our_own_connection_goes_or_the_node_comes_back(membership: Membership) -> None:
@@ -150,17 +150,17 @@ def test_a_retained_will_waits_for_the_grace_and_one_that_comes_now_does_not(mem
 
 def test_the_last_word_of_an_older_process_counts_for_nothing(membership: Membership) -> None:
     membership.note_status("pi", status(instance="i2", started=2.0), 101.0)
-    assert membership.health("pi") is Health.NEW and membership.note_beat("pi", beat("i1"), 101.1) == []
+    assert membership.health("pi") is Health.NEW and membership.note_heartbeat("pi", beat("i1"), 101.1) == []
     membership.note_status("pi", status(State.LOST), 101.2)
     assert membership.tick(101.4) == [] and membership.health("pi") is Health.NEW
-    assert [one.health for one in membership.note_beat("pi", beat("i2"), 101.3)] == [Health.LIVE]
+    assert [one.health for one in membership.note_heartbeat("pi", beat("i2"), 101.3)] == [Health.LIVE]
 
 
 def test_a_node_whose_clock_was_set_back_is_taken_when_the_older_process_is_lost(membership: Membership) -> None:
     membership.note_status("pi", status(State.LOST), 101.0)
     assert len(membership.tick(101.2)) == 1
     membership.note_status("pi", status(instance="i2", started=0.5), 102.0)
-    assert [one.health for one in membership.note_beat("pi", beat("i2"), 102.1)] == [Health.LIVE]
+    assert [one.health for one in membership.note_heartbeat("pi", beat("i2"), 102.1)] == [Health.LIVE]
 
 
 def test_a_node_that_says_hello_and_never_beats_is_lost() -> None:
@@ -173,11 +173,11 @@ def test_a_node_that_says_hello_and_never_beats_is_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("payload", "health", "text"),
+    ("said", "health", "text"),
     [
         (status(State.DRAINING), Health.LEAVING, "node pi wants to leave"),
         (status(State.STOPPED), Health.GONE, "node pi has stopped"),
-        (b"", Health.GONE, "node pi is gone: its status was removed"),
+        (None, Health.GONE, "node pi is gone: its status was removed"),
         (
             status(device=NodeCapabilities(7, "m", "Linux", 1, 1, "", 1.0)),
             Health.UNFIT,
@@ -185,8 +185,8 @@ def test_a_node_that_says_hello_and_never_beats_is_lost() -> None:
         ),
     ],
 )
-def test_what_a_node_says_of_itself(membership: Membership, payload: bytes, health: Health, text: str) -> None:
-    (event,) = membership.note_status("pi", payload, 101.0)
+def test_what_a_node_says_of_itself(membership: Membership, said: NodeStatus | None, health: Health, text: str) -> None:
+    (event,) = membership.note_status("pi", said, 101.0)
     assert (event.health, event.text) == (health, text)
     assert membership.health("pi") is health and membership.live() == []
 
@@ -199,21 +199,6 @@ def test_sensors_are_known_by_the_epoch_they_send_to() -> None:
     assert membership.behind(8) == ["s1"] and membership.members == {}
     membership.note_status("s1", status(State.LOST, node="s1", role="sensor", device=None), 2.0)
     assert membership.behind(8) == []
-
-
-@pytest.mark.parametrize(
-    ("payload", "text"),
-    [
-        (b"\xff", "what came from pi is no status"),
-        (b"[" * 9000, "what came from pi is no status"),
-        (b"1" * 300_000, "a status of 300000 bytes came from pi; expected at most 262144"),
-        (status(node="other"), "a status of 'other' came on the topic of 'pi'; expected its own"),
-    ],
-)
-def test_what_is_no_status_is_refused(payload: bytes, text: str) -> None:
-    with pytest.raises(MessageError) as caught:
-        Membership().note_status("pi", payload, 1.0)
-    assert text in str(caught.value)
 
 
 def test_the_number_of_nodes_is_bounded() -> None:
@@ -239,7 +224,7 @@ def test_who_has_been_lost_longest_makes_room_unless_a_plan_names_it() -> None:
     assert "late" not in membership.members and first in membership.members
     membership.named = {first}
     membership.note_status("pi", status(), 400.0)
-    membership.note_beat("pi", beat(), 400.1)
+    membership.note_heartbeat("pi", beat(), 400.1)
     assert membership.health("pi") is Health.LIVE and len(membership.members) == MAX_MEMBERS
     assert first in membership.members and second not in membership.members
 
@@ -260,9 +245,9 @@ def test_who_lives_is_never_stale(membership: Membership) -> None:
     membership.note_status("pi", status(State.LOST), 200.0)
     membership.note_status("pi", status(), 300.0)
     assert membership.stale(1e6) == []
-    membership.note_beat("pi", beat(), 300.1)
+    membership.note_heartbeat("pi", beat(), 300.1)
     membership.note_status("pi", status(State.STOPPED, instance="i0", started=0.5), 400.0)
-    membership.note_beat("pi", beat(), 400.1)  # that was the last word of an older process of this name
+    membership.note_heartbeat("pi", beat(), 400.1)  # that was the last word of an older process of this name
     assert membership.stale(1e6) == []
     assert membership.tick(500.0) != []
     assert membership.stale(1e6) == []  # it is silent, but the broker does not say that it is lost
@@ -276,5 +261,5 @@ def test_time_without_a_connection_makes_nobody_stale(membership: Membership) ->
 
 def test_a_status_that_somebody_else_removed_is_not_stale(membership: Membership) -> None:
     membership.note_status("pi", status(State.LOST), 200.0)
-    membership.note_status("pi", b"", 300.0)
+    membership.note_status("pi", None, 300.0)
     assert membership.stale(1e6) == []

@@ -6,27 +6,36 @@ import pytest
 from har_edge.config.pipeline import PipelineConfig
 from har_edge.coordinator.plan_store import PlanStore
 from har_edge.errors import MessageError
-from har_edge.protocol.deployment import MAX_REVISION, VERSION, Deployment, decode_deployment, encode_deployment
+from har_edge.mqtt.bus import Outgoing
+from har_edge.protocol.deployment import MAX_REVISION, VERSION, Deployment, encode_deployment
+from har_edge.protocol.events import PlanEvent, Unreadable, decode
 from har_edge.protocol.status import Heartbeat
+from tests.protocol.reading import read_plan
 from tests.runtime.rig import TASK, TOPICS
 
 OURS = Deployment(VERSION, 0, "ours", 5.0, PipelineConfig(TASK, name=TOPICS.pipeline))
 
 
-def theirs(revision: int, author: str = "theirs", started: float = 1.0) -> bytes:
-    return encode_deployment(msgspec.structs.replace(OURS, author=author, started=started, revision=revision))
+def said(payload: bytes) -> PlanEvent | Unreadable:
+    event = decode(Outgoing(TOPICS.plan(), payload), TOPICS)
+    assert isinstance(event, PlanEvent | Unreadable)
+    return event
 
 
-def begun(*found: bytes) -> PlanStore:
+def theirs(revision: int, author: str = "theirs", started: float = 1.0) -> PlanEvent | Unreadable:
+    return said(encode_deployment(msgspec.structs.replace(OURS, author=author, started=started, revision=revision)))
+
+
+def begun(*found: PlanEvent | Unreadable) -> PlanStore:
     store = PlanStore(TOPICS, "ours", 5.0, 0)
-    for payload in found:
-        store.take(payload)
+    for event in found:
+        store.take(event)
     store.open(OURS)
     return store
 
 
 def published(store: PlanStore) -> list[int]:
-    return [decode_deployment(one.payload).revision for one in store.flush()]
+    return [read_plan(one).revision for one in store.flush()]
 
 
 def test_a_plan_of_nothing_is_not_published_until_it_changes() -> None:
@@ -73,9 +82,9 @@ def test_a_plan_that_comes_late_is_gone_on_with_as_long_as_none_of_ours_went_out
 def test_a_plan_of_ours_that_nobody_can_read_is_not_said_again_at_its_echo() -> None:
     store = begun(theirs(1))
     store.change(msgspec.structs.replace(OURS, config=msgspec.structs.replace(OURS.config, name="another")))
-    (said,) = store.flush()
+    (sent,) = store.flush()
     with pytest.raises(MessageError):
-        store.take(said.payload)
+        store.take(said(sent.payload))
     assert published(store) == []
 
 
@@ -83,7 +92,7 @@ def test_what_nobody_can_read_or_has_gone_is_overwritten() -> None:
     store = begun(theirs(1))
     assert published(store) == [2]
     with pytest.raises(MessageError, match="what came is no plan"):
-        store.take(b"{")
+        store.take(said(b"{"))
     assert published(store) == [2]
-    store.take(b"")
+    store.take(said(b""))
     assert published(store) == [2]

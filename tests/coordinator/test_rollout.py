@@ -26,8 +26,6 @@ from har_edge.protocol.status import (
     StagePhase,
     StageReport,
     State,
-    encode_heartbeat,
-    encode_status,
 )
 from tests.runtime.deployed import deployment, generation
 
@@ -38,8 +36,8 @@ RUNNING, DRAINED = StagePhase.RUNNING, StagePhase.DRAINED
 
 def saying(membership: Membership, node: str, *reports: StageReport, revision: int = 0, now: float = 0.0) -> None:
     card = NodeCapabilities(PROTOCOL, "m", "Linux", 1, 1, "", 1.0)
-    membership.note_status(node, encode_status(NodeStatus(node, "node", State.READY, "i", 1.0, device=card)), now)
-    membership.note_beat(node, encode_heartbeat(Heartbeat(node, "i", 1, 0.0, revision, reports)), now)
+    membership.note_status(node, NodeStatus(node, "node", State.READY, "i", 1.0, device=card), now)
+    membership.note_heartbeat(node, Heartbeat(node, "i", 1, 0.0, revision, reports), now)
 
 
 def three(phase: StagePhase, epoch: int = 2) -> Membership:
@@ -98,7 +96,7 @@ def test_an_old_generation_waits_for_sensors_and_stages_but_not_for_ever() -> No
     assert rollout.drained(both, three(DRAINED, 1), 1.0).outcome is StepOutcome.DONE
     membership = three(DRAINED, 1)
     sensor = NodeStatus("s", "sensor", State.READY, "i", 1.0, epoch=1)
-    membership.note_status("s", encode_status(sensor), 0.0)
+    membership.note_status("s", sensor, 0.0)
     assert rollout.drained(both, membership, SWITCH_S - 0.1).outcome is StepOutcome.WAIT
     assert rollout.drained(both, membership, SWITCH_S).text == "not waiting any longer for sensor s"
     membership = three(RUNNING, 1)
@@ -127,7 +125,7 @@ def test_a_start_goes_on_with_what_it_can_bring_to_an_end(found: Deployment, kep
 def test_sessions_are_swept_unless_their_node_has_left_them() -> None:
     before, after = deployment(OLD, NEW, epoch=2, revision=7), deployment(NEW, epoch=2, revision=8)
     membership, collector = three(DRAINED, 1), SessionCollector()
-    membership.note_status("c", b"", 0.0)  # c is gone
+    membership.note_status("c", None, 0.0)  # c is gone
     collector.note(before, after, 0.0)
     assert collector.due(membership, 0.1) == [(1, 2, 0)]
     saying(membership, "a", revision=8)  # a has read the plan, and says nothing of the stage any more

@@ -19,7 +19,7 @@ NONSENSE = [b"{", b'{"node":"\xff"}', b'{"a":' * 20_000]
 @pytest.mark.parametrize("payload", NONSENSE)
 @pytest.mark.parametrize("topic", [TOPICS.status("a"), TOPICS.heartbeat("a")])
 def test_what_cannot_be_read_is_a_message_error(topic: str, payload: bytes) -> None:
-    with pytest.raises(MessageError, match=f"{topic}: .*; expected what protocol/status.py writes"):
+    with pytest.raises(MessageError, match=f"{topic}: what came is no .*; expected the JSON of docs/reference/wire.md"):
         Recorder(TOPICS).handle(Delivery(topic, payload, (1, 1)))
 
 

@@ -20,8 +20,9 @@ from har_edge.monitor.leftovers import (
 )
 from har_edge.mqtt.bus import Outgoing, PublishOutcome, Session
 from har_edge.mqtt.memory import MemoryBroker
+from har_edge.protocol.artifacts import Header
 from har_edge.protocol.status import NodeStatus, State
-from har_edge.runtime.artifacts import Header, encode_chunks
+from har_edge.runtime.artifacts import encode_chunks
 from tests.runtime.deployed import CHAIN, TOPICS, Said, deployment, generation
 
 COMMAND = "har-edge doctor --clear --config slices"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from har_edge.monitor.observer import MAX_NODES, Observer, longest_way, percentile
+from har_edge.monitor.observer import Observer, longest_way, percentile
 from har_edge.monitor.snapshot import HopView, ProbeView, Snapshot, encode_snapshot
 from har_edge.mqtt.bus import Delivery
+from har_edge.protocol.cluster_state import MAX_NODES
 from har_edge.protocol.status import NodeStatus, StagePhase, State, StreamCount, encode_status
 from tests.runtime.deployed import CARD, EPOCH, TOPICS, Said, deployment, generation, manifest, report
 
@@ -209,7 +210,7 @@ def test_a_plan_that_was_cleared_is_none() -> None:
 
 def test_names_without_number_do_not_fill_the_memory() -> None:
     observer = observe(*(SAID.status(f"n{k}") for k in range(MAX_NODES + 5)))
-    assert len(observer.snapshot(1.0, WALL).nodes) == MAX_NODES and observer.unshown == 5
+    assert len(observer.snapshot(1.0, WALL).nodes) == MAX_NODES and observer.state.unshown == 5
 
 
 def test_a_snapshot_is_json_and_comes_back() -> None:

@@ -15,7 +15,7 @@ from har_edge.mqtt.memory import MemoryBroker
 from har_edge.mqtt.reconnect import Reconnector
 from har_edge.mqtt.transport import FinalRefusal
 
-LEASE = SessionLease("status", lambda payload: payload == b"another")
+LEASE = SessionLease("status", lambda delivery: delivery.payload == b"another")
 LOST = "lost the broker at mqtt://box:1883: it closed the connection"
 AGAIN = "connected to mqtt://box:1883 again"
 

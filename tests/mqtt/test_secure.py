@@ -24,10 +24,11 @@ from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, Will
 from har_edge.mqtt.certificate import common_name
 from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.mqtt.transport import FinalRefusal
+from har_edge.protocol.artifacts import MAX_CHUNK_BYTES, MAX_CHUNKS
 from har_edge.protocol.topics import Topics
 from har_edge.resources import find_folder
 from har_edge.runtime.artifact_store import Store
-from har_edge.runtime.artifacts import MAX_CHUNK_BYTES, MAX_CHUNKS, clear, encode_chunks, fetch
+from har_edge.runtime.artifacts import clear, encode_chunks, fetch
 
 BROKERS = find_folder("brokers")
 TOPICS = Topics("har", "har")
@@ -349,11 +350,12 @@ def test_a_node_finds_its_successor_with_the_rights_of_its_role(
     broker: Mosquitto, secrets: Path, connect: Callable[..., Bus]
 ) -> None:
     from har_edge.mqtt.bus import TakenOver
-    from har_edge.protocol.status import NodeStatus, State, encode_status, lease_of
+    from har_edge.protocol.leases import status_lease
+    from har_edge.protocol.status import NodeStatus, State, encode_status
 
     topic = TOPICS.status("stage-9")
     where = address(broker, secrets, "stage")
-    leases = [lease_of(topic, f"instance-{number}", float(number)) for number in (1, 2)]
+    leases = [status_lease(topic, f"instance-{number}", float(number)) for number in (1, 2)]
     first = connect(where, "stage-9", lease=leases[0], will=Will(topic, b"lost"))
     second = connect(where, "stage-9", lease=leases[1])
     birth = NodeStatus(node="stage-9", role="stage", state=State.READY, instance="instance-2", started=2.0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import msgspec
 import pytest
 
+from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 from har_edge.mqtt.session_lease import lease_lost
+from har_edge.protocol.leases import status_lease
 from har_edge.protocol.results import decode_results, encode_results
 from har_edge.protocol.status import (
     ALIVE,
@@ -21,11 +22,11 @@ from har_edge.protocol.status import (
     decode_status,
     encode_heartbeat,
     encode_status,
-    lease_of,
 )
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
-MINE = lease_of("status", "mine", 100.0)
+TOPIC, ANOTHER = "har/v1/test/node/n/status", "har/v1/another/node/n/status"
+MINE = status_lease(TOPIC, "mine", 100.0)
 
 
 def status(**changes: object) -> NodeStatus:
@@ -54,7 +55,7 @@ def test_the_examples_on_the_page_are_what_nodes_send() -> None:
     "text", ["", "{}", "[]", '{"node":1}', '{"node":"n","role":"r","state":"?","instance":"i","started":1}']
 )
 def test_other_json_is_no_status(text: str) -> None:
-    with pytest.raises(msgspec.MsgspecError):
+    with pytest.raises(MessageError):
         decode_status(text)
 
 
@@ -66,7 +67,7 @@ def test_figures_of_a_device_that_nobody_can_reckon_with_are_refused(field: str,
     assert decode_status(text).device is not None
     changed = re.sub(rf'"{field}":\d+', f'"{field}":{figure}', text)
     assert changed != text
-    with pytest.raises(msgspec.MsgspecError):
+    with pytest.raises(MessageError):
         decode_status(changed)
 
 
@@ -75,7 +76,7 @@ def test_figures_of_a_device_that_nobody_can_reckon_with_are_refused(field: str,
 def test_figures_of_a_stage_that_nobody_can_reckon_with_are_refused(field: str, figure: str) -> None:
     figures = {"epoch": "1", "stage": "0", "replica": "0", "phase": '"running"', field: figure}
     stage = ",".join(f'"{name}":{value}' for name, value in figures.items())
-    with pytest.raises(msgspec.MsgspecError):
+    with pytest.raises(MessageError):
         decode_heartbeat(f'{{"node":"n","instance":"i","number":1,"time":1.0,"stages":[{{{stage}}}]}}')
 
 
@@ -113,7 +114,7 @@ def test_who_has_the_session(retained: bytes | None, expected: bool, monkeypatch
     broker = MemoryBroker()
     if retained is not None:
         bus = broker.connect(Session("writer"))
-        bus.publish("status", retained, retain=True)
+        bus.publish(TOPIC, retained, retain=True)
         bus.close()
     looked: list[Session] = []
 
@@ -135,14 +136,14 @@ def test_what_is_retained_at_other_topics_settles_nothing(monkeypatch: pytest.Mo
     monkeypatch.setattr("har_edge.mqtt.session_lease.LOOK_TIMEOUT_S", 0.2)
     broker = MemoryBroker()
     writer = broker.connect(Session("writer"))
-    for topic in ("another", "status"):
-        writer.publish(topic, encode_status(status(started=101.0 if topic == "another" else 99.0)), retain=True)
+    for topic in (ANOTHER, TOPIC):
+        writer.publish(topic, encode_status(status(started=101.0 if topic == ANOTHER else 99.0)), retain=True)
     writer.close()
 
     def connect(session: Session) -> MemoryBus:
         bus = broker.connect(session)
-        bus.subscribe(["another"])
+        bus.subscribe([ANOTHER])
         return bus
 
     assert not lease_lost(MINE, connect)
-    assert lease_lost(lease_of("another", "mine", 100.0), connect)
+    assert lease_lost(status_lease(ANOTHER, "mine", 100.0), connect)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from dataclasses import dataclass, field
 
@@ -12,11 +11,12 @@ from har_edge.coordinator.coordinator import NAME, Coordinator
 from har_edge.coordinator.failover import StageCost
 from har_edge.coordinator.replan import PlacementSpec, PlanRequest, PlanResponse
 from har_edge.coordinator.service import CoordinatorService
-from har_edge.errors import ConfigError, MessageError
+from har_edge.errors import ConfigError
 from har_edge.mqtt.bus import Outgoing, Session, TakenOver, Will
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 from har_edge.planner.relocation import Forecast
-from har_edge.protocol.deployment import PROTOCOL, Deployment, Generation, Phase, Placement, decode_deployment
+from har_edge.protocol.deployment import PROTOCOL, Deployment, Generation, Phase, Placement
+from har_edge.protocol.events import PlanEvent, decode
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import (
     Heartbeat,
@@ -25,13 +25,13 @@ from har_edge.protocol.status import (
     StagePhase,
     StageReport,
     State,
-    decode_status,
     encode_heartbeat,
     encode_status,
 )
 from har_edge.protocol.topics import PROBE, Kind, Topics
 from har_edge.runtime.status_publisher import Identity
 from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
+from tests.protocol.reading import read_status
 from tests.runtime.deployed import TASK
 
 TOPICS = Topics("har", "har")
@@ -168,10 +168,10 @@ class FakeNode:
         reconnects = self.bus.traffic.reconnects
         for delivery in self.bus.poll(0):
             self.bus.acknowledge(delivery)
-            with contextlib.suppress(MessageError):
-                found = decode_deployment(delivery.payload)
-                if self.deployment is None or found.replaces(self.deployment):
-                    self.deployment = found
+            event = decode(delivery, TOPICS)
+            found = event.deployment if isinstance(event, PlanEvent) else None
+            if found is not None and (self.deployment is None or found.replaces(self.deployment)):
+                self.deployment = found
         if self.bus.traffic.reconnects != reconnects:
             self.say()
         before = dict(self.phases)
@@ -319,10 +319,11 @@ class World:
             if topic.retained:
                 self.retained[delivery.topic] = delivery.payload
             if topic.kind is Kind.PLAN and not delivery.retained:
-                with contextlib.suppress(MessageError):
-                    self.plans.append(decode_deployment(delivery.payload))
+                event = decode(delivery, TOPICS)
+                if isinstance(event, PlanEvent) and event.deployment is not None:
+                    self.plans.append(event.deployment)
             elif topic.kind is Kind.STATUS and topic.levels[0] == NAME:
-                self.status = decode_status(delivery.payload)
+                self.status = read_status(delivery)
             elif topic.kind is Kind.WINDOW and topic.levels[0].startswith(PROBE):
                 self._answer(topic.levels[0], int(delivery.payload))
 

@@ -16,7 +16,7 @@ from har_edge.inference.interpreter import Port
 from har_edge.mqtt.bus import Delivery, Session
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 from har_edge.protocol import wire
-from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.results import Result
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.build import build_stage
 from har_edge.runtime.sender import Sender
@@ -24,6 +24,7 @@ from har_edge.runtime.sink import Sink
 from har_edge.runtime.stage.setup import StageSetup
 from har_edge.runtime.stage.stage import Stage
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
+from tests.protocol.reading import read_results
 
 TOPICS = Topics("har", "test")
 LENGTH = 4
@@ -204,4 +205,4 @@ class Watcher:
 
 def result_of(outgoing) -> list[Result]:
     """Return the results among what a stage publishes."""
-    return [result for one in outgoing if "/result/" in one.topic for result in decode_results(one.payload)]
+    return [result for one in outgoing if "/result/" in one.topic for result in read_results(one)]

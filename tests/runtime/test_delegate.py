@@ -11,11 +11,14 @@ from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Delegate, Interpreter
-from har_edge.protocol.deployment import decode_deployment, encode_deployment
+from har_edge.mqtt.bus import Outgoing
+from har_edge.protocol.deployment import encode_deployment
+from har_edge.protocol.topics import Topics
 from har_edge.runtime.agreement import disagreement, way_of
 from har_edge.runtime.build import build_setup, delegated
 from har_edge.runtime.slicing import prepare
 from har_edge.runtime.stage.neighbours import card_of
+from tests.protocol.reading import read_plan
 from tests.runtime.deployed import deployment, generation
 
 
@@ -53,8 +56,9 @@ def test_what_is_no_delegate_is_refused_with_the_two_that_are(tmp_path: Path) ->
 def test_older_nodes_read_plans_that_leave_it_to_the_runtime() -> None:
     plan = deployment(generation("a", "b", "c"))
     assert b"delegate" not in encode_deployment(plan)
+    topics = Topics(plan.config.base, plan.config.name)
     told = msgspec.structs.replace(plan, config=msgspec.structs.replace(plan.config, delegate="none"))
-    assert decode_deployment(encode_deployment(told)).config.delegate == "none"
+    assert read_plan(Outgoing(topics.plan(), encode_deployment(told))).config.delegate == "none"
 
 
 @pytest.mark.parametrize(("model", "last"), [("bottleneck", 6), ("int8", 16)])

@@ -14,7 +14,7 @@ from har_edge.mqtt.bus import BusTraffic, Delivery, Outgoing, PublishOutcome, Se
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol import wire
 from har_edge.protocol.results import Result, encode_results
-from har_edge.protocol.status import State, StreamCount, decode_status
+from har_edge.protocol.status import State, StreamCount
 from har_edge.protocol.topics import Kind
 from har_edge.runtime import sender as sender_module
 from har_edge.runtime.counters import Counters
@@ -29,6 +29,7 @@ from har_edge.runtime.stage import loop as loop_module
 from har_edge.runtime.stage.loop import StageLoop, run_stage
 from har_edge.runtime.status_publisher import Identity, StatusPublisher
 from har_edge.runtime.stop import POLL_S, Stop
+from tests.protocol.reading import read_status
 from tests.runtime.rig import CHANNELS, LENGTH, TOPICS, Clock, part, small_stage
 from tests.runtime.sensor.test_sensor import window
 
@@ -76,7 +77,7 @@ class ScriptedBus:
         self.closed = forget
 
     def statuses(self):
-        return [decode_status(payload) for topic, payload in self.published if topic.endswith("/status")]
+        return [read_status(Outgoing(topic, payload)) for topic, payload in self.published if topic.endswith("/status")]
 
     def sent(self, kind):
         return [topic for topic, _ in self.published if f"/{kind}/" in topic]

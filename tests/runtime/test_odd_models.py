@@ -17,10 +17,11 @@ from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier
 from har_edge.inference.tensor_observation import open_model
 from har_edge.mqtt.bus import Delivery
-from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.results import Result
 from har_edge.runtime.build import build_sensor, build_stage
 from har_edge.runtime.slicing import prepare
 from har_edge.tflite.cuts import list_cuts
+from tests.protocol.reading import read_results
 from tests.runtime.rig import windows_of
 from tests.tflite import models
 
@@ -61,7 +62,7 @@ def run(pipeline: Pipeline, batch: int = 1) -> list[Result]:
         while todo:
             sent = todo.pop()
             if "/result/" in sent.topic:
-                results += decode_results(sent.payload)
+                results += read_results(sent)
                 continue
             for stage in stages:
                 if any(_matches(one, sent.topic) for one in stage.filters):

@@ -8,10 +8,10 @@ import pytest
 
 from har_edge.codecs.catalog import make_reducer
 from har_edge.mqtt.memory import MemoryBroker
-from har_edge.protocol.results import decode_results
 from har_edge.protocol.topics import PROBE, is_probe
 from har_edge.runtime.build import override, topics_of
 from har_edge.runtime.probe import probe
+from tests.protocol.reading import read_results
 from tests.runtime.rig import Node, Watcher
 
 STREAM = PROBE + "1a2b"
@@ -27,7 +27,7 @@ def answers_of(pipeline, epoch):
     watcher, topics = Watcher(broker, topics_of(pipeline)), topics_of(pipeline)
     results = []
     take = watcher.sink.handle
-    watcher.sink.handle = lambda delivery: results.extend(decode_results(delivery.payload)) or take(delivery)
+    watcher.sink.handle = lambda delivery: results.extend(read_results(delivery)) or take(delivery)
     for outgoing in probe(pipeline, epoch, STREAM, 12.5):
         assert outgoing.needs_subscriber and topics.read(outgoing.topic).levels[0] == STREAM
         nodes[0].bus.publish(outgoing.topic, outgoing.payload)

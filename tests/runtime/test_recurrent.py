@@ -12,12 +12,12 @@ from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Interpreter
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol import wire
-from har_edge.protocol.results import decode_results
 from har_edge.runtime.build import build_stage, topics_of
 from har_edge.runtime.slicing import prepare
 from har_edge.tflite.folder import write_folder
 from har_edge.tflite.model import read_model
 from har_edge.tflite.slices import slice_model
+from tests.protocol.reading import read_results
 from tests.tflite import models
 
 LENGTH, CHANNELS = 4, 5
@@ -83,7 +83,7 @@ def test_two_streams_and_repetitions_do_not_mix(path, tmp_path):
         for stage in stages:
             (made,) = stage.handle(delivery)
             delivery = Delivery(made.topic, made.payload, (0, number))
-        (result,) = decode_results(delivery.payload)
+        (result,) = read_results(delivery)
         scores = alone(window)[0]
         assert (result.stream, result.seq, result.confidence) == (stream, seq, float(scores.max()))
         assert result.label == TASK.labels[scores.argmax()]

@@ -5,10 +5,11 @@ import logging
 import msgspec
 import pytest
 
-from har_edge.errors import MessageError
-from har_edge.mqtt.bus import Delivery
-from har_edge.protocol.results import Result, decode_results, encode_results
+from har_edge.mqtt.bus import Delivery, Outgoing
+from har_edge.protocol.events import Unreadable, decode
+from har_edge.protocol.results import Result, encode_results
 from har_edge.runtime.sink import MOST_RUNS, Sink
+from tests.protocol.reading import read_results
 
 
 def result(seq=0, *, stream="s", captured=1.5, truth=None, missing=()):
@@ -77,8 +78,9 @@ def test_what_is_no_result_is_dropped_counted_and_explained(payload, caplog):
 
 
 def test_a_huge_result_is_refused_by_its_size():
-    with pytest.raises(MessageError, match="a result of 5000000 bytes came; expected at most 4194304"):
-        decode_results(bytes(5_000_000))
+    event = decode(Outgoing("har/v1/test/result/s", bytes(5_000_000)))
+    assert isinstance(event, Unreadable)
+    assert event.reason == "a result of 5000000 bytes came; expected at most 4194304"
 
 
 def test_results_are_json_that_a_person_reads():
@@ -90,8 +92,8 @@ def test_results_are_json_that_a_person_reads():
     assert b"truth" not in encode_results([result(3)]) and b"missing" not in encode_results([result(3)])
     lacking = encode_results([result(3, missing=["ankle", "arm"])])
     assert msgspec.json.decode(lacking)["missing"] == ["ankle", "arm"]
-    assert decode_results(lacking) == [result(3, missing=["ankle", "arm"])]
-    assert decode_results(encode_results([result(1), result(2)])) == [result(1), result(2)]
+    assert read_results(Outgoing("har/v1/test/result/s", lacking)) == [result(3, missing=["ankle", "arm"])]
+    assert read_results(delivery(result(1), result(2))) == [result(1), result(2)]
 
 
 def test_a_window_that_comes_again_from_another_epoch_and_without_a_source_is_answered_once():

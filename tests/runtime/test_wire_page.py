@@ -9,8 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from har_edge.protocol import deployment
-from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement, decode_deployment, encode_deployment
+from har_edge.mqtt.bus import Outgoing
+from har_edge.protocol import artifacts, deployment
+from har_edge.protocol.artifacts import Header
+from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement, encode_deployment
+from har_edge.protocol.events import HeaderEvent, decode
 from har_edge.protocol.status import (
     NEXT,
     Heartbeat,
@@ -20,13 +23,13 @@ from har_edge.protocol.status import (
     StagePhase,
     StageReport,
     StreamCount,
-    decode_status,
 )
 from har_edge.protocol.topics import Topics
-from har_edge.runtime import artifacts
-from har_edge.runtime.artifacts import Header, decode_header, encode_chunks
+from har_edge.runtime.artifacts import encode_chunks
 from har_edge.runtime.sensor.sent_counter import MOST_STREAMS, OTHERS, RUN_BITS
+from tests.protocol.reading import read_plan, read_status
 
+TOPICS = Topics("har", "har")
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
 
 
@@ -76,13 +79,15 @@ def plan() -> str:
 
 def test_the_status_of_a_sensor_on_the_page_is_one() -> None:
     (text,) = re.findall(r"^(\{.*\"streams\".*)$", PAGE, re.MULTILINE)
-    (figures,) = decode_status(text.encode()).streams.values()
+    node = json.loads(text)["node"]
+    (figures,) = read_status(Outgoing(TOPICS.status(node), text.encode())).streams.values()
     assert (figures.sent, figures.answered, figures.lost, figures.open) == (120, 117, 1, 2)
     assert f"more than {MOST_STREAMS} streams" in PAGE and f"under `{OTHERS}`" in PAGE and f"2^{RUN_BITS}" in PAGE
 
 
 def test_the_plan_on_the_page_is_one() -> None:
-    read = decode_deployment(plan().encode())
+    config = json.loads(plan())["config"]
+    read = read_plan(Outgoing(Topics(config["base"], config["name"]).plan(), plan().encode()))
     assert (read.revision, read.epoch, read.phase(1700000001)) == (12, 1700000001, Phase.CURRENT)
     assert read.current is not None
     assert read.current.replicas(0) == 2 and read.holder(1700000001, 1, 0) == "pi-hall"
@@ -102,10 +107,10 @@ def test_limits_on_the_page() -> None:
 def test_the_header_on_the_page_is_what_is_retained() -> None:
     block = re.search(r"<!-- golden: header -->\n```\n(.*?)```", PAGE, re.DOTALL)
     shown = bytes.fromhex("".join(line.partition("  ")[0] for line in block[1].splitlines()))
-    *chunks, header = encode_chunks(Topics("har", "har"), bytes(300_000))
+    *chunks, header = encode_chunks(TOPICS, bytes(300_000))
     assert shown == header.payload and len(chunks) == 2
-    sha256 = header.topic.rpartition("/")[2]
-    assert decode_header(shown, sha256) == Header(1, sha256, 300_000, 262_144, 2)
+    event = decode(Outgoing(header.topic, shown))
+    assert isinstance(event, HeaderEvent) and event.header == Header(1, event.sha256, 300_000, 262_144, 2)
     rows = re.findall(r"^\| (\d) \| `(\w+)` ", section("Slices and other files"), re.MULTILINE)
     assert rows == [(str(index), name) for index, name in enumerate(Header.__struct_fields__)]
 

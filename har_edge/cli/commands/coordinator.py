@@ -154,7 +154,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     from har_edge.errors import ConfigError
     from har_edge.inference.tensor_observation import open_model
     from har_edge.planner.devices import load_devices
-    from har_edge.protocol.deployment import VERSION, Deployment, decode_deployment, encode_deployment
+    from har_edge.protocol.deployment import VERSION, Deployment, check_deployment
     from har_edge.runtime.slicing import read_companions, settle_reducers
     from har_edge.tflite.state import state_of
 
@@ -175,10 +175,8 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     devices = load_devices(args.devices) if args.devices else None
     planner = Planner(model, spec, partial(_profile, args), devices, args.devices or Path(), wire=args.wire)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    # A file that nodes cannot read is refused here, not by each of them.
-    decode_deployment(
-        encode_deployment(Deployment(VERSION, 0, identity.instance, identity.started, config, files=hashes))
-    )
+    # A plan that nodes cannot read is refused here, not by each of them.
+    check_deployment(Deployment(VERSION, 0, identity.instance, identity.started, config, files=hashes))
     setup = CoordinatorConfig(
         topics=identity.topics,
         config=config,

@@ -52,10 +52,10 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.inference.load_check import LoadCheck
     from har_edge.mqtt.bus import TakenOver
+    from har_edge.protocol.artifacts import MAX_BYTES
     from har_edge.protocol.deployment import MAX_BYTES as MAX_PLAN_BYTES
     from har_edge.protocol.topics import Topics, check_node_name
     from har_edge.runtime.artifact_store import LIMIT_BYTES, Store, default_folder
-    from har_edge.runtime.artifacts import MAX_BYTES
     from har_edge.runtime.node.capabilities import read_memory
     from har_edge.runtime.node.node import Node, run_node
     from har_edge.runtime.node.registration import ROLE, arrive

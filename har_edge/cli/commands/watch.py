@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     from har_edge.config.task import Task
     from har_edge.monitor.missing_sources import MissingSources
     from har_edge.monitor.window_account import WindowAccount
-    from har_edge.mqtt.bus import Bus, Delivery
+    from har_edge.mqtt.bus import Bus
+    from har_edge.protocol.events import PlanEvent, StatusEvent
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.stop import Stop
 
@@ -94,26 +94,13 @@ class SilenceDetector:
         self._topics, self._since, self._said = topics, now, ""
         self._alive: dict[str, str] = {}
 
-    def take(self, delivery: Delivery) -> bool:
-        """Read a status; return whether the message was one."""
-        from har_edge.errors import MessageError
-        from har_edge.protocol.status import ALIVE, UNREADABLE, decode_status
-        from har_edge.protocol.topics import Kind
+    def take(self, event: StatusEvent) -> None:
+        """Read a status."""
+        from har_edge.protocol.status import ALIVE
 
-        try:
-            topic = self._topics.read(delivery.topic)
-        except MessageError:
-            return False
-        if topic.kind is not Kind.STATUS:
-            return False
-        self._alive.pop(topic.levels[0], None)
-        try:
-            status = decode_status(delivery.payload)
-        except UNREADABLE:
-            return True
-        if status.state in ALIVE and len(self._alive) < MAX_NODES:
-            self._alive[topic.levels[0]] = status.role
-        return True
+        self._alive.pop(event.node, None)
+        if event.status is not None and event.status.state in ALIVE and len(self._alive) < MAX_NODES:
+            self._alive[event.node] = event.status.role
 
     def tell(self, now: float, results: int) -> str:
         """Return the text to print now, once; empty when results came, or it is too early."""
@@ -149,6 +136,7 @@ def _arrivals(
     each sensor sends.
     """
     from har_edge.cluster.cluster import Arrival
+    from har_edge.protocol.events import PlanEvent, ResultsEvent, StatusEvent, Unreadable, decode
     from har_edge.runtime.sink import Sink
 
     left, sink, said, look_at = limit, Sink(), "", 0.0
@@ -157,13 +145,13 @@ def _arrivals(
         for delivery in bus.poll(0.2):
             bus.acknowledge(delivery)
             arrived = time.time()
-            if delivery.topic == topics.plan():
-                _learn(topics, delivery.payload, labels, absent)
-                continue
-            silence.take(delivery)
-            if _take_status(topics, delivery, account, absent):
-                continue
-            for result in sink.handle(delivery):
+            event = decode(delivery, topics)
+            if isinstance(event, StatusEvent):
+                silence.take(event)
+                _take_status(event, account, absent)
+            elif isinstance(event, PlanEvent):
+                _learn(event, labels, absent)
+            for result in sink.take(event) if isinstance(event, ResultsEvent | Unreadable) else ():
                 account.take_result(result)
                 absent.take_result(result.stream, time.monotonic())
                 yield Arrival(result, arrived)
@@ -180,40 +168,19 @@ def _arrivals(
         yield None
 
 
-def _take_status(topics: Topics, delivery: Delivery, account: WindowAccount, absent: MissingSources) -> bool:
-    """Read the counts of a sensor; return whether the message was a status."""
-    from har_edge.errors import MessageError
-    from har_edge.protocol.status import UNREADABLE, decode_status
-    from har_edge.protocol.topics import Kind
-
-    try:
-        if topics.read(delivery.topic).kind is not Kind.STATUS:
-            return False
-    except MessageError:
-        return False
-    with contextlib.suppress(*UNREADABLE):  # a removed one, or garbage: status and doctor look at these
-        status = decode_status(delivery.payload)
-        account.take_status(status, time.time())
-        absent.take_status(status, time.monotonic())
-    return True
+def _take_status(event: StatusEvent, account: WindowAccount, absent: MissingSources) -> None:
+    """Read the counts of a sensor."""
+    if event.status is not None:
+        account.take_status(event.status, time.time())
+        absent.take_status(event.status, time.monotonic())
 
 
-def _learn(topics: Topics, payload: bytes, labels: dict[int, str], absent: MissingSources) -> None:
-    """Read the labels and sources of a plan; log a plan that cannot be read."""
-    import logging
-
-    from har_edge.errors import MessageError
-    from har_edge.runtime.deployment_files import read_deployment
-
-    try:
-        deployment = read_deployment(topics, payload) if payload else None
-    except MessageError as error:
-        logging.getLogger(__name__).warning("dropped %s: %s", topics.plan(), error)
-        return
-    if deployment is not None:
+def _learn(event: PlanEvent, labels: dict[int, str], absent: MissingSources) -> None:
+    """Read the labels and sources of a plan."""
+    if event.deployment is not None:
         labels.clear()
-        labels.update(_labels_of(deployment.config.task))
-        absent.wanted = tuple(deployment.config.task.inputs)
+        labels.update(_labels_of(event.deployment.config.task))
+        absent.wanted = tuple(event.deployment.config.task.inputs)
 
 
 def _print_lines(arrivals: Iterator[Arrival | None]) -> None:

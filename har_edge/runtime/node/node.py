@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from har_edge.errors import BrokerError, MessageError
+from har_edge.errors import BrokerError
 from har_edge.mqtt.bus import Bus, Delivery, Outgoing, TakenOver
 from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.events import PlanEvent, Unreadable, decode
 from har_edge.protocol.status import NEXT, Heartbeat, StagePhase, StageReport, State, encode_heartbeat
 from har_edge.protocol.topics import RETAINED, Kind
-from har_edge.runtime.deployment_files import read_deployment
 from har_edge.runtime.node.worker import LEAVING, DesiredState, ReplicaId
 from har_edge.runtime.sender import GONE_S, drain
 from har_edge.runtime.status_publisher import Identity
@@ -100,17 +100,16 @@ class Node:
 
     def handle(self, delivery: Delivery) -> None:
         """Take a plan, or the empty message that takes it away."""
-        if delivery.topic != self._topics.plan():
+        event = decode(delivery, self._topics)
+        if isinstance(event, Unreadable) and event.kind is Kind.PLAN:
+            self.rejected += 1
+            _log.warning("dropped a plan: %s", event.reason)
+        if not isinstance(event, PlanEvent):
             return
-        if not delivery.payload:
+        deployment = event.deployment
+        if deployment is None:
             _log.warning("the plan was taken away: no stage runs here until another one comes")
             self.deployment = None
-            return
-        try:
-            deployment = read_deployment(self._topics, delivery.payload)
-        except MessageError as error:
-            self.rejected += 1
-            _log.warning("dropped a plan: %s", error)
             return
         if self.deployment is None or deployment.replaces(self.deployment):
             self.deployment = deployment

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 
 from har_edge.errors import BrokerError, NodeError
-from har_edge.mqtt.bus import Bus, Session, SessionLease
+from har_edge.mqtt.bus import Bus, Delivery, Session, SessionLease
 from har_edge.mqtt.link_benchmark import LinkEstimate, estimate_link
 from har_edge.mqtt.session_lease import lease_lost
 from har_edge.mqtt.transport import FinalRefusal
-from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, State, decode_heartbeat, decode_status
+from har_edge.protocol.events import HeartbeatEvent, StatusEvent, Unreadable, decode
+from har_edge.protocol.status import ALIVE, NodeStatus, State
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.node.capabilities import make_card, measure_speed, open_reference, read_machine, read_runtime
 from har_edge.runtime.sender import drain
@@ -88,14 +89,13 @@ def check_name(connect: Callable[[Session], Bus], topics: Topics, node: str, mac
         while time.monotonic() < (deadline if status is not None else quiet_at):
             for delivery in bus.poll(0.05):
                 bus.acknowledge(delivery)
-                try:
-                    if delivery.topic == topics.status(node):
-                        status = decode_status(delivery.payload)
+                match decode(delivery, topics):
+                    case StatusEvent(status=NodeStatus() as status):
                         _refuse_other(status, ROLE)
-                    elif decode_heartbeat(delivery.payload).instance == (status.instance if status else ""):
+                    case HeartbeatEvent(heartbeat=heartbeat) if status and heartbeat.instance == status.instance:
                         _refuse(status, machine)
-                except UNREADABLE as error:
-                    _log.warning("dropped %s: %s", delivery.topic, error)
+                    case Unreadable(reason=reason):
+                        _log.warning("dropped %s: %s", delivery.topic, reason)
             if bus.connected:
                 quiet_at = min(quiet_at, time.monotonic() + _QUIET_S)
             if status is not None and (status.state not in ALIVE or _machine(status) == machine):
@@ -107,11 +107,12 @@ def check_name(connect: Callable[[Session], Bus], topics: Topics, node: str, mac
 def check_role(connect: Connect, topics: Topics, node: str, role: str) -> None:
     """Raise NodeError when what has this name is alive and of another role: it would lose its session."""
 
-    def look(payload: bytes) -> bool:
-        try:
-            _refuse_other(decode_status(payload), role)
-        except UNREADABLE as error:
-            _log.warning("dropped %s: %s", topics.status(node), error)
+    def look(delivery: Delivery) -> bool:
+        match decode(delivery, topics):
+            case StatusEvent(status=NodeStatus() as status):
+                _refuse_other(status, role)
+            case Unreadable(reason=reason):
+                _log.warning("dropped %s: %s", delivery.topic, reason)
         return False
 
     lease_lost(SessionLease(topics.status(node), look), connect)

@@ -9,16 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from har_edge.errors import BrokerError, HarEdgeError, MessageError
+from har_edge.errors import BrokerError, HarEdgeError
 from har_edge.inference.load_check import LoadCheck, default_check
-from har_edge.mqtt.bus import Bus, Session, SessionLease, TakenOver
+from har_edge.mqtt.bus import Bus, Session, TakenOver
 from har_edge.mqtt.session_lease import lease_lost
 from har_edge.mqtt.transport import FinalRefusal
-from har_edge.protocol.deployment import Deployment, Phase, decode_deployment, session_name
+from har_edge.protocol.artifacts import MAX_BYTES
+from har_edge.protocol.deployment import Deployment, Phase, session_name
+from har_edge.protocol.leases import placement_lease
 from har_edge.protocol.status import StagePhase, StageReport
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.artifact_store import Store
-from har_edge.runtime.artifacts import MAX_BYTES, ArtifactUnavailable, fetch, fetch_session
+from har_edge.runtime.artifacts import ArtifactUnavailable, fetch, fetch_session
 from har_edge.runtime.build import build_setup, delegated, receive_max
 from har_edge.runtime.deployment_files import files_of, materialise
 from har_edge.runtime.sender import drain
@@ -83,26 +85,13 @@ class WorkerContext:
 
 
 def session_of(context: WorkerContext, deployment: Deployment, replica_id: ReplicaId) -> Session:
-    """Return the session of a replica, taken as soon as the retained plan gives that to another node, or to none.
-
-    A plan that is older than this deployment does not count: a broker that lost its latest state may retain one.
-    """
-    topics, config, node = context.topics, deployment.config, context.node
-
-    def taken(payload: bytes) -> bool:
-        try:
-            found = decode_deployment(payload)
-        except MessageError:
-            return False
-        return (
-            not deployment.replaces(found)
-            and found.holder(replica_id.epoch, replica_id.stage, replica_id.replica) != node
-        )
-
+    """Return the session of a replica, taken as soon as the retained plan gives that to another node, or to none."""
+    topics, config = context.topics, deployment.config
+    key = replica_id.epoch, replica_id.stage, replica_id.replica
     return Session(
-        client_id=session_name(topics.base, topics.pipeline, replica_id.epoch, replica_id.stage, replica_id.replica),
+        client_id=session_name(topics.base, topics.pipeline, *key),
         expiry_s=config.session_expiry_s,
-        lease=SessionLease(topics.plan(), taken),
+        lease=placement_lease(topics, deployment, key, context.node),
         max_packet_bytes=config.max_payload_bytes + 4096,
     )
 

@@ -11,9 +11,9 @@ from har_edge.config.task import Task
 from har_edge.errors import BrokerError, ConfigError, MessageError, NodeError
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.events import PlanEvent, Unreadable, decode
 from har_edge.protocol.results import Result
-from har_edge.protocol.topics import Topics
-from har_edge.runtime.deployment_files import read_deployment
+from har_edge.protocol.topics import Kind, Topics
 from har_edge.runtime.sensor.retransmission import GIVE_UP_S, Retransmitter
 from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
@@ -48,7 +48,8 @@ class PlanFollower(Retransmitter):
     ) -> None:
         super().__init__(sensor, buffer, topics, give_up_s, expires=expires, partial=partial, run=run)
         self._deployment, self._fitted, self._refit = deployment, deployment, refit
-        self._postponed, self._postponed_until = b"", 0.0
+        self._postponed: Deployment | None = None
+        self._postponed_until = 0.0
 
     @property
     def filters(self) -> list[str]:
@@ -66,16 +67,19 @@ class PlanFollower(Retransmitter):
         Raises ConfigError when the plan is for windows that this sensor does not make, and what else `refit` does but
         BrokerError and NodeError.
         """
-        if delivery.topic == self._topics.plan():
-            self._follow(delivery.payload, now)
+        event = decode(delivery, self._topics)
+        if isinstance(event, PlanEvent):
+            self._follow(event.deployment, now)
+        elif isinstance(event, Unreadable) and event.kind is Kind.PLAN:
+            self._reject(delivery.topic, MessageError(event.reason))
         else:
             super().take(delivery, now)
 
     def again(self, now: float, *, connected: bool, blocked: bool, forgotten: int = 0) -> list[Outgoing]:
         """Return what to send again, see Retransmitter; raises what `take` does."""
         if self._postponed and now >= self._postponed_until:
-            payload, self._postponed = self._postponed, b""
-            self._follow(payload, now)
+            deployment, self._postponed = self._postponed, None
+            self._follow(deployment, now)
         return super().again(now, connected=connected, blocked=blocked, forgotten=forgotten)
 
     def _is_ours(self, result: Result) -> bool:
@@ -95,17 +99,11 @@ class PlanFollower(Retransmitter):
             return frozenset()
         return frozenset(generation.epoch for generation in deployment.generations)
 
-    def _follow(self, payload: bytes, now: float) -> None:
-        try:
-            self._take_plan(payload, now)
-        except MessageError as error:
-            self._reject(self._topics.plan(), error)
-
-    def _take_plan(self, payload: bytes, now: float) -> None:
-        if not payload:
+    def _follow(self, new: Deployment | None, now: float) -> None:
+        old = self._deployment
+        if new is None:
             _log.warning("the plan was removed; going on as it was")
             return
-        new, old = read_deployment(self._topics, payload), self._deployment
         if not new.replaces(old):
             return  # sent again by the broker, or by one that lost its latest state
         moves = new.epoch != self.epoch and new.current is not None
@@ -114,10 +112,10 @@ class PlanFollower(Retransmitter):
             try:
                 self._sensor.setup, self._fitted = self._refit(new), new
             except (BrokerError, NodeError) as error:
-                self._postponed, self._postponed_until = payload, now + POSTPONE_S
+                self._postponed, self._postponed_until = new, now + POSTPONE_S
                 _log.warning("cannot send to epoch %d yet, trying again in %g s: %s", new.epoch, POSTPONE_S, error)
                 return
-        self._deployment, self._postponed = new, b""
+        self._deployment, self._postponed = new, None
         if not moves:
             return
         alone = takes_one_window(new)

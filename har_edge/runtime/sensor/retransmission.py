@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 from har_edge.data.recording import Window
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery, Outgoing
-from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.events import ResultsEvent, decode, reason_of
+from har_edge.protocol.results import Result
 from har_edge.protocol.status import StreamCount
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.sensor.retransmit_buffer import Lost, RetransmitBuffer, SentState, UnackedBatch
@@ -119,12 +120,11 @@ class Retransmitter:
 
     def take(self, delivery: Delivery, now: float) -> None:
         """Take results; drop, count and log what cannot be read."""
-        try:
-            results = decode_results(delivery.payload)
-        except MessageError as error:
-            self._reject(delivery.topic, error)
+        event = decode(delivery)
+        if not isinstance(event, ResultsEvent):
+            self._reject(delivery.topic, MessageError(reason_of(event, "results")))
             return
-        for result in results:
+        for result in event.results:
             if not self._is_ours(result):
                 self._pass_over(result)
                 continue

@@ -10,7 +10,8 @@ from collections.abc import Collection
 import msgspec
 
 from har_edge.mqtt.bus import Bus, Delivery
-from har_edge.protocol.status import UNREADABLE, State, decode_status
+from har_edge.protocol.events import StatusEvent, decode
+from har_edge.protocol.status import State
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.sender import Sender, drain
 from har_edge.runtime.stage.stage import Stage
@@ -156,7 +157,7 @@ def await_ready(bus: Bus, nodes: Collection[str], topics: Topics, stop: Stop) ->
     while missing and not stop.asked:
         for delivery in bus.poll(POLL_S):
             bus.acknowledge(delivery)
-            if _is_ready(delivery.payload):
+            if _is_ready(delivery):
                 missing.pop(delivery.topic, None)
         if missing and time.monotonic() > log_at:
             log_at += 60.0
@@ -164,8 +165,6 @@ def await_ready(bus: Bus, nodes: Collection[str], topics: Topics, stop: Stop) ->
     bus.close(forget=True)
 
 
-def _is_ready(payload: bytes) -> bool:
-    try:
-        return decode_status(payload).state is State.READY
-    except UNREADABLE:
-        return False
+def _is_ready(delivery: Delivery) -> bool:
+    event = decode(delivery)
+    return isinstance(event, StatusEvent) and event.status is not None and event.status.state is State.READY

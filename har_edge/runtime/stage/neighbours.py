@@ -12,11 +12,12 @@ import msgspec
 
 from har_edge.config.pipeline import Pipeline
 from har_edge.config.task import Task
-from har_edge.errors import BrokerError, MessageError, NodeError
+from har_edge.errors import BrokerError, NodeError
 from har_edge.mqtt.bus import Bus, Session
-from har_edge.protocol.status import ALIVE, UNREADABLE, NodeStatus, SliceInfo, decode_status
+from har_edge.protocol.events import StatusEvent, Unreadable, decode
+from har_edge.protocol.status import ALIVE, NodeStatus, SliceInfo
 from har_edge.protocol.text import printable
-from har_edge.protocol.topics import Kind, Topics
+from har_edge.protocol.topics import Topics
 from har_edge.runtime.agreement import disagreement, way_of
 from har_edge.runtime.node.capabilities import read_runtime, read_system
 
@@ -141,11 +142,11 @@ def _look(connect: Connect, topics: Topics, count: int) -> list[NodeStatus]:
         while time.monotonic() < deadline:
             for delivery in bus.poll(0.05):
                 bus.acknowledge(delivery)
-                try:
-                    if delivery.payload and topics.read(delivery.topic).kind is Kind.STATUS:
-                        found[delivery.topic] = decode_status(delivery.payload)
-                except (MessageError, *UNREADABLE) as error:
-                    _log.warning("dropped %s: %s", delivery.topic, error)
+                match decode(delivery, topics):
+                    case StatusEvent(status=NodeStatus() as status):
+                        found[delivery.topic] = status
+                    case Unreadable(reason=reason):
+                        _log.warning("dropped %s: %s", delivery.topic, reason)
             if bus.connected:
                 deadline = min(deadline, time.monotonic() + QUIET_S)
     finally:

@@ -17,8 +17,6 @@ from har_edge.protocol.status import (
     StagePhase,
     StageReport,
     State,
-    decode_heartbeat,
-    decode_status,
     encode_heartbeat,
     encode_status,
 )
@@ -29,6 +27,7 @@ from har_edge.runtime.node.registration import arrive, check_name, check_role
 from har_edge.runtime.node.worker import LEAVING, DesiredState, ReplicaId
 from har_edge.runtime.status_publisher import Identity
 from har_edge.runtime.stop import Stop
+from tests.protocol.reading import read_heartbeat, read_status
 from tests.runtime.deployed import CARD, EPOCH, TOPICS, Said, deployment, generation
 
 ME, SAID = "pi-1", Said()
@@ -99,9 +98,9 @@ class NodeScenario:
 def read(outgoing) -> NodeStatus | Heartbeat:
     if outgoing.topic == TOPICS.status(ME):
         assert outgoing.retain
-        return decode_status(outgoing.payload)
+        return read_status(outgoing)
     assert outgoing.topic == TOPICS.heartbeat(ME) and not outgoing.retain
-    return decode_heartbeat(outgoing.payload)
+    return read_heartbeat(outgoing)
 
 
 def states(said):
@@ -335,7 +334,7 @@ class Watched:
 
     def states(self):
         self.look()
-        return [decode_status(one.payload).state for one in self.said if one.topic == TOPICS.status(ME)]
+        return [read_status(one).state for one in self.said if one.topic == TOPICS.status(ME)]
 
     def plan(self, *nodes, revision):
         self.eye.publish(
@@ -541,7 +540,7 @@ def test_a_node_waits_for_the_broker_says_hello_and_then_measures(monkeypatch, c
     monkeypatch.setattr(registration, "_QUIET_S", 0.02)
 
     def measure(delegate=None):
-        said.extend(decode_status(one.payload) for one in eye.poll(0))
+        said.extend(read_status(one) for one in eye.poll(0))
         return 123.0
 
     def connect(session):

@@ -10,9 +10,10 @@ import pytest
 
 from har_edge.errors import BrokerError, NodeError
 from har_edge.inference.load_check import LoadCheck
-from har_edge.mqtt.bus import Session
+from har_edge.mqtt.bus import Delivery, Session
 from har_edge.mqtt.transport import FinalRefusal
 from har_edge.protocol import wire
+from har_edge.protocol.deployment import Deployment, encode_deployment
 from har_edge.protocol.status import StagePhase
 from har_edge.runtime.build import build_sensor, names_of
 from har_edge.runtime.node import worker as worker_module
@@ -208,8 +209,14 @@ def test_who_was_taken_over_does_not_come_back_while_the_plan_says_otherwise(pub
 def test_a_session_is_taken_when_the_plan_gives_the_post_to_another_or_to_nobody(published):
     deployment = published.deployment(published.generation("a", "b", "a"))
     lease = session_of(published.context("a"), deployment, ReplicaId(EPOCH, 0, 0)).lease
-    encode = msgspec.json.encode
-    assert not lease.taken(encode(deployment)) and not lease.taken(b"no plan")
+
+    def retained(payload: bytes) -> Delivery:
+        return Delivery(lease.topic, payload, (0, 0), retained=True)
+
+    def encode(plan: Deployment) -> Delivery:
+        return retained(encode_deployment(plan))
+
+    assert not lease.taken(encode(deployment)) and not lease.taken(retained(b"no plan"))
     moved = published.deployment(published.generation("b", "b", "a"), revision=2)
     assert lease.taken(encode(moved)) and not lease.taken(encode(msgspec.structs.replace(moved, revision=0)))
     gone = published.deployment(published.generation("a", "b", "a", epoch=EPOCH + 1), epoch=EPOCH + 1, revision=2)

@@ -11,8 +11,8 @@ from har_edge.errors import NodeError
 from har_edge.inference.codecs import MAX_FILE_BYTES
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.memory import MemoryBroker
+from har_edge.protocol.artifacts import CHUNK_BYTES, VERSION, Header, encode_header
 from har_edge.runtime.artifact_store import Store
-from har_edge.runtime.artifacts import CHUNK_BYTES, VERSION, Header, encode_header
 from har_edge.runtime.sensor.reducer_loader import ReducerLoader
 from tests.runtime.deployed import TOPICS, deployment, generation
 
