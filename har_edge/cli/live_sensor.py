@@ -47,14 +47,14 @@ def add_live(parser: argparse.ArgumentParser) -> None:
         type=values.positive,
         default=64,
         metavar="N",
-        help="windows that may wait to be sent; of more, the oldest is dropped and counted (default: 64)",
+        help="most windows that wait to be sent; beyond that, the oldest is dropped and counted (default: 64)",
     )
     group.add_argument(
         "--stuck-after",
         type=values.positive,
         default=60,
         metavar="S",
-        help="say that a channel is stuck when it has not changed for S seconds (default: 60)",
+        help="report a channel as stuck when it has not changed for S seconds (default: 60)",
     )
 
 

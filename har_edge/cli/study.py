@@ -48,29 +48,44 @@ def configure(parser: argparse.ArgumentParser) -> list[str]:
             dest="study",
             choices=(*PROTOCOLS, *MQTT_VERSIONS),
             metavar="{" + ",".join(PROTOCOLS) + "}",
-            help="leave one subject out, a fixed split, or windows at random (to see how much that flatters)",
+            help="leave one subject out, a fixed split, or windows at random (to see how much that overstates)",
         ),
         add(
             "--reducer",
             action="append",
             metavar="SPEC",
-            help="a method to measure, such as paa:5+q8 or pca:8; again for more (none is always measured)",
+            help="a method to measure, such as paa:5+q8 or pca:8; repeatable (none is always measured)",
         ),
         add(
             "--downstream", choices=WAYS, help="classifier trained on codes, restored windows, or both (default: both)"
         ),
         add("--grouping", choices=("location", "all", "type"), help="channels reduced together (default: location)"),
-        add("--precision", choices=(*PRECISIONS, BOTH), help="of the classifier (default: int8)"),
+        add("--precision", choices=(*PRECISIONS, BOTH), help="precision of the classifier (default: int8)"),
         add("--batch", type=batches, metavar="N[,N..]", help="windows a message, such as 1,8 (default: 1)"),
         add("--stream", metavar="NAME|TOML", help="the data set's description (default: mhealth)"),
-        add("--train-subjects", type=values.subjects, metavar="LIST", help="for split (default: 1-6)"),
-        add("--test-subjects", type=values.subjects, metavar="LIST", help="for split (default: 7,8)"),
-        add("--seeds", type=seeds, metavar="N[,N..]", help="figures are means over these (default: 0)"),
+        add(
+            "--train-subjects",
+            type=values.subjects,
+            metavar="LIST",
+            help="training subjects of --protocol split (default: 1-6)",
+        ),
+        add(
+            "--test-subjects",
+            type=values.subjects,
+            metavar="LIST",
+            help="test subjects of --protocol split (default: 7,8)",
+        ),
+        add("--seeds", type=seeds, metavar="N[,N..]", help="seeds; figures are means over them (default: 0)"),
         add("--epochs", type=values.positive, metavar="N", help="passes over the training windows (default: 12)"),
         add("--baseline", action="store_const", const=True, help="measure the extra-trees baseline too"),
-        add("--jobs", type=values.positive, metavar="N", help="processes at once (default: the number of cores)"),
+        add("--jobs", type=values.positive, metavar="N", help="number of processes (default: the number of cores)"),
         add("--engine", metavar="ENGINE", help="where trials run: local, or dask://HOST:PORT (default: local)"),
-        add("--out", type=Path, metavar="DIR", help="what is done already, rows, report, pictures (default: study)"),
+        add(
+            "--out",
+            type=Path,
+            metavar="DIR",
+            help="folder for finished trials, rows, report and pictures (default: study)",
+        ),
     ]
     return [action.dest for action in actions if action.dest != "study"]
 

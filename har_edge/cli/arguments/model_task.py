@@ -35,23 +35,21 @@ class ResolvedModel:
 
 def add_flags(parser: argparse.ArgumentParser, *, stream: bool = True) -> None:
     """Add the options for a model without a manifest; `stream=False` is for a command that already has `--stream`."""
-    group = parser.add_argument_group(
-        "model without manifest", "for a .tflite file of which no manifest.json says what it is for"
-    )
+    group = parser.add_argument_group("model without manifest", "for a .tflite file without a manifest.json")
     if stream:
-        group.add_argument("--stream", metavar="NAME|TOML", help="description of the stream whose windows it takes")
+        group.add_argument("--stream", metavar="NAME|TOML", help="description of the stream of the model's windows")
     group.add_argument(
         "--labels",
         type=Path,
         metavar="FILE",
-        help="its classes, one label a line (default: those in the model's file, else those of the stream)",
+        help="file with the classes, one label a line (default: labels in the model's file, else those of the stream)",
     )
     group.add_argument(
         "--input",
         type=assignment,
         action="append",
         metavar="NAME=SOURCE",
-        help="the source that enters an input; again for more (default: by equal names, or the only shape that fits)",
+        help="the source of an input; repeatable (default: by equal names, or the only shape that fits)",
     )
     group.add_argument(
         "--hop", type=values.positive, metavar="N", help="samples from one window to the next (default: half a window)"

@@ -58,7 +58,7 @@ def add_broker(
     default = "one of its own" if embedded else default
     group = parser.add_argument_group("broker")
     group.add_argument("--broker", metavar="URL", help=f"mqtt[s]://HOST[:PORT] (default: {default})")
-    group.add_argument("--username", metavar="NAME", help="user (default: $HAR_EDGE_USERNAME)")
+    group.add_argument("--username", metavar="NAME", help="user name (default: $HAR_EDGE_USERNAME)")
     group.add_argument(
         "--password-file",
         metavar="FILE",
@@ -131,13 +131,13 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
         type=values.seconds,
         default=5.0,
         metavar="S",
-        help="how long a probe window may take, in seconds (default: 5)",
+        help="seconds that a probe window may take (default: 5)",
     )
     parser.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help="where files of the pipeline are kept (default: ~/.cache/har-edge/slices)",
+        help="folder for the pipeline's files (default: ~/.cache/har-edge/slices)",
     )
 
 
@@ -171,7 +171,7 @@ def add_delegate(parser: argparse.ArgumentParser, default: str = "xnnpack") -> N
     parser.add_argument(
         "--delegate",
         choices=("xnnpack", "none"),
-        help="who computes: xnnpack where the runtime hands operators to it, or none but the runtime itself, slower "
+        help="xnnpack computes the operators that the runtime hands to it; with none the runtime computes all, slower "
         f"(docs/reference/runtimes.md; default: {default})",
     )
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from har_edge.experiments.rows import Row
     from har_edge.planner.profile import Profile
 
-HELP = "measure on emulated devices: throughput by number of devices, and the planner against it"
+HELP = "measure on emulated devices: throughput by number of devices, and the planner's forecasts"
 _EPILOG = """MODEL is a shipped model (float, int8, ...), the path of a .tflite file, or a Keras model made once with
 TensorFlow (xception, mobilenetv2, resnet50, nasnetmobile: random weights from a seed). Windows and images are made
 up: good for times, not for accuracies. Every measurement is a row of DIR/measured.csv as soon as it is there; the
@@ -37,27 +37,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("planner", "the planner's bottleneck beside the measured one, on devices that differ"),
     ):
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EPILOG)
-        action.add_argument("--model", action="append", required=True, metavar="MODEL", help="what to cut; repeatable")
+        action.add_argument("--model", action="append", required=True, metavar="MODEL", help="model to cut; repeatable")
         if name == "speedup":
             action.add_argument(
-                "--devices", type=numbers, default=[1, 2, 3, 4], metavar="LIST", help="how many (default: 1,2,3,4)"
+                "--devices",
+                type=numbers,
+                default=[1, 2, 3, 4],
+                metavar="LIST",
+                help="numbers of devices (default: 1,2,3,4)",
             )
-            action.add_argument("--cpu", default="0.1", metavar="CORES", help="part of a core of each (default: 0.1)")
+            action.add_argument(
+                "--cpu", default="0.1", metavar="CORES", help="fraction of a core for each device (default: 0.1)"
+            )
         else:
             action.add_argument(
                 "--cpus",
                 action="append",
                 metavar="LIST",
-                help="parts of a core of the devices of a bed; repeatable (default: 0.2,0.1,0.05 0.1,0.05 0.05,0.2)",
+                help="fractions of a core of the devices; repeatable (default: 0.2,0.1,0.05 0.1,0.05 0.05,0.2)",
             )
         action.add_argument(
-            "--link", default="94mbit", metavar="RATE", help="link of each, either way (default: 94mbit)"
+            "--link", default="94mbit", metavar="RATE", help="rate of each link, in each direction (default: 94mbit)"
         )
-        action.add_argument("--repeats", type=values.positive, default=3, metavar="N", help="in turns (default: 3)")
         action.add_argument(
-            "--seconds", type=values.positive, default=20, metavar="S", help="how long each is measured (default: 20)"
+            "--repeats", type=values.positive, default=3, metavar="N", help="repetitions, in turns (default: 3)"
         )
-        action.add_argument("--out", type=Path, required=True, metavar="DIR", help="where rows, profiles, slices go")
+        action.add_argument(
+            "--seconds", type=values.positive, default=20, metavar="S", help="seconds of each measurement (default: 20)"
+        )
+        action.add_argument(
+            "--out", type=Path, required=True, metavar="DIR", help="folder for rows, profiles and slices"
+        )
         action.add_argument("--verbose", action="store_true", help="log more to standard error")
 
 

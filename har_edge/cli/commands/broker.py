@@ -32,11 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--directory",
         type=Path,
         metavar="DIR",
-        help="where sessions and logs are kept, for one broker alone (default: ~/.local/state/har-edge, as root "
+        help="folder for sessions and logs, of one broker only (default: ~/.local/state/har-edge, as root "
         "/var/lib/har-edge; below it port-PORT for another port than 1883)",
     )
     parser.add_argument(
-        "--embedded", action="store_true", help="run the broker that comes with har_edge instead: all of it in memory"
+        "--embedded", action="store_true", help="run the broker of har_edge instead, which keeps all in memory"
     )
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from har_edge.runtime.status_publisher import Identity
     from har_edge.tflite.model import Model
 
-HELP = "place a model on the nodes that are there, and keep it running when they come and go"
+HELP = "place a model on the available nodes, and keep it running when nodes come and go"
 
 SWEEP_S = 5.0
 
@@ -41,15 +41,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=options.DEFAULT_MODEL,
         help=f".tflite file, or name of a shipped one (default: {options.DEFAULT_MODEL})",
     )
-    parser.add_argument("--devices", type=Path, metavar="FILE", help="what nodes do not know of themselves, by name")
+    parser.add_argument(
+        "--devices",
+        type=Path,
+        metavar="FILE",
+        help="devices file with figures that nodes do not know of themselves (docs/reference/devices-file.md)",
+    )
     parser.add_argument(
         "--objective",
         choices=("throughput", "latency"),
         default="throughput",
-        help="most windows a second, or the quickest answer to one (default: throughput)",
+        help="most windows a second, or the shortest latency of one (default: throughput)",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--stages", type=values.positive, metavar="N", help="so many slices (default: what is best)")
+    what.add_argument("--stages", type=values.positive, metavar="N", help="number of slices (default: the best)")
     what.add_argument("--cuts", type=values.operator_indices, metavar="A,B", help="cut before these operators")
     parser.add_argument(
         "--replicas", type=values.positive, default=1, metavar="N", help="nodes that may share a stage (default: 1)"
@@ -59,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=part,
         default=0.15,
         metavar="PART",
-        help="predicted gain that is worth a change of cuts (default: 0.15)",
+        help="predicted gain that justifies a change of cuts (default: 0.15)",
     )
     parser.add_argument(
         "--settle",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from har_edge.data.recording import Recording
     from har_edge.data.summary import Share
 
-HELP = "bring the recordings, or say what is in them"
+HELP = "download recordings, or print what they hold"
 URL = "https://archive.ics.uci.edu/static/public/319/mhealth+dataset.zip"
 LICENCE = "mHealth, Banos et al. 2014, UCI Machine Learning Repository 319, CC BY 4.0"
 
@@ -27,11 +27,19 @@ LICENCE = "mHealth, Banos et al. 2014, UCI Machine Learning Repository 319, CC B
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add `fetch` and `info` and their options."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    fetch = actions.add_parser("fetch", help="bring mHealth into a folder", description="Bring mHealth into a folder.")
-    fetch.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="where to (default: data)")
+    fetch = actions.add_parser(
+        "fetch", help="download mHealth into a folder", description="Download mHealth into a folder."
+    )
+    fetch.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="target folder (default: data)")
     origin = fetch.add_mutually_exclusive_group()
-    origin.add_argument("--from", dest="origin", type=Path, metavar="ZIP|DIR", help="copy from here, not the network")
-    origin.add_argument("--url", default=URL, help="download from here (default: %(default)s)")
+    origin.add_argument(
+        "--from",
+        dest="origin",
+        type=Path,
+        metavar="ZIP|DIR",
+        help="copy from this zip or folder instead of downloading",
+    )
+    origin.add_argument("--url", default=URL, help="URL to download from (default: %(default)s)")
     info = actions.add_parser(
         "info",
         help="print rows, segments and seconds by subject and activity",

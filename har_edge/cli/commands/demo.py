@@ -34,9 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|PATH",
         help=f"shipped model, or a .tflite file (default: {options.DEFAULT_MODEL})",
     )
-    parser.add_argument("--stages", type=values.positive, default=3, metavar="N", help="slices (default: 3)")
+    parser.add_argument("--stages", type=values.positive, default=3, metavar="N", help="number of slices (default: 3)")
     parser.add_argument(
-        "--subjects", type=values.subjects, metavar="LIST", help="default: 7,8; all streams of another data set"
+        "--subjects",
+        type=values.subjects,
+        metavar="LIST",
+        help="subjects (default: 7,8; all streams of another data set)",
     )
     options.add_reducer(parser, "what the sensors do to windows (default: what the model was made for)")
     parser.add_argument("--windows", type=values.positive, metavar="N", help="stop after N windows of each subject")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from har_edge.monitor.diagnostics import Diagnostics
     from har_edge.mqtt.bus import Bus, Session
 
-HELP = "find out what is wrong with a deployment, from the broker to the flow of windows, and how to mend it"
+HELP = "check a deployment, from the broker to the flow of windows, and print the remedy of the first fault"
 ROLES = ("node", "sensor", "coordinator", "stage", "watcher", "operator")
 EXIT_WRONG = 1
 _WIDTHS = (13, 21)  # of verdict and check; what was found takes the rest
@@ -29,19 +29,19 @@ _STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red", "not reached": 
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--role",
         choices=(*ROLES, "all"),
-        help="whose permissions to try (default: those of --username, else of the name in the certificate, where that "
-        "is the name of a role; else all)",
+        help="role whose permissions are tried (default: --username, else the name in the certificate, if it "
+        "names a role; else all)",
     )
-    parser.add_argument("--broker-only", action="store_true", help="measure the broker, and look at nothing else")
+    parser.add_argument("--broker-only", action="store_true", help="measure the broker only")
     parser.add_argument(
         "--clear",
         action="store_true",
-        help="instead of checking: remove what is left over at the broker of nodes, sensors and stages that have gone, "
-        "with the queues of stages that no slice is for",
+        help="instead of checking: remove retained messages of nodes, sensors and stages that have gone, "
+        "and the queues of stages without a slice",
     )
     options.add_probe(parser)
     options.add_deployed(parser)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from har_edge.evaluation.prediction import Prediction
     from har_edge.inference.interpreter import Interpreter
 
-HELP = "measure a model on recordings, whole and cut into slices; or methods of reduction on people never seen"
+HELP = "score a model on recordings, whole and cut into slices; or methods of reduction on unseen people"
 DEFAULT_STAGES = 3
 # With more classes than this, the output also has the share of windows whose true class is among the best K.
 MANY_CLASSES, DEFAULT_TOP_K = 20, 5
@@ -43,15 +43,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--subjects", type=values.subjects, metavar="LIST", help="streams to score, such as 7,8 (default: all)"
     )
     slices = parser.add_mutually_exclusive_group()
-    slices.add_argument("--slices", type=Path, metavar="DIR", help="score the slices of this folder too")
+    slices.add_argument("--slices", type=Path, metavar="DIR", help="score the slices of this folder, too")
     slices.add_argument(
-        "--at", type=values.operator_indices, metavar="I[,J..]", help="cut before these operators; score that too"
+        "--at",
+        type=values.operator_indices,
+        metavar="I[,J..]",
+        help="cut before these operators, and score the slices too",
     )
-    slices.add_argument("--stages", type=values.positive, metavar="N", help="cut into N slices, score them too")
+    slices.add_argument("--stages", type=values.positive, metavar="N", help="cut into N slices, and score them too")
     parser.add_argument(
-        "--mqtt", action="store_true", help="send every window through a pipeline of processes too (default: 3 slices)"
+        "--mqtt", action="store_true", help="send every window through a pipeline of processes, too (default: 3 slices)"
     )
-    parser.add_argument("--missing", action="store_true", help="measure with each source missing in turn too")
+    parser.add_argument("--missing", action="store_true", help="score with each source missing in turn, too")
     parser.add_argument("--json", type=values.writable_file, metavar="FILE", help="write the figures as JSON")
     parser.add_argument(
         "--png", type=values.writable_file, metavar="FILE", help="draw the confusion matrix (extra: evaluation)"
@@ -61,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--top-k",
         type=values.positive,
         metavar="K",
-        help="how often the true class is among the K best, too (default: 5 for more than 20 classes)",
+        help="report also how often the true class is among the K best (default: 5 for more than 20 classes)",
     )
     add_flags(parser, stream=False)
     options.add_broker(parser, embedded=True, version="--mqtt-version")

@@ -16,7 +16,7 @@ from har_edge.units import size
 if TYPE_CHECKING:
     from har_edge.runtime.status_publisher import Identity
 
-HELP = "offer this device: it fetches and runs the slices that the coordinator gives it"
+HELP = "offer this device to a pipeline: it fetches and runs the slices that the coordinator gives it"
 
 # A stage gives Python's lock away while LiteRT runs, and asks for it again after: by default it may then wait for 5 ms,
 # many times as long as a small slice takes.
@@ -26,20 +26,20 @@ SWITCH_S = 0.0005
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="ID", help="name of this node (default: the name of the host)")
     parser.add_argument(
-        "--cache", type=Path, metavar="FOLDER", help="where slices are kept (default: ~/.cache/har-edge/slices)"
+        "--cache", type=Path, metavar="FOLDER", help="folder for slices (default: ~/.cache/har-edge/slices)"
     )
     parser.add_argument(
-        "--cache-bytes", type=values.size_bytes, metavar="N", help="how much may be kept there (default: 2 GiB)"
+        "--cache-bytes", type=values.size_bytes, metavar="N", help="limit of the cache in bytes (default: 2 GiB)"
     )
     parser.add_argument(
-        "--threads", type=values.threads, default=1, metavar="N", help="threads for each stage to compute with"
+        "--threads", type=values.threads, default=1, metavar="N", help="threads of the runtime for each stage"
     )
     parser.add_argument(
         "--drain-timeout",
         type=values.natural,
         default=10,
         metavar="S",
-        help="on stopping, how long to wait until others have taken the stages over (default: 10)",
+        help="on stopping, wait S seconds until other nodes have taken the stages over (default: 10)",
     )
     options.add_delegate(parser, "what the plan says")
     options.add_pipeline(parser)

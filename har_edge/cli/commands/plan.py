@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from har_edge.planner.profile import Profile
     from har_edge.tflite.model import Model
 
-HELP = "place the slices of a model on devices and links that differ"
+HELP = "plan the slices of a model for unequal devices and links"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--objective",
         choices=("throughput", "latency"),
         default="throughput",
-        help="most windows a second, or the quickest answer to one (default: throughput)",
+        help="most windows a second, or the shortest latency of one (default: throughput)",
     )
     parser.add_argument(
         "--replicas", type=values.positive, default=4, metavar="N", help="devices that may share a stage (default: 4)"

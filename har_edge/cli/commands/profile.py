@@ -24,11 +24,13 @@ Item = TypeVar("Item")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("model", metavar="MODEL", help=options.MODEL_HELP)
-    parser.add_argument("--device", metavar="NAME", help="what to call this device (default: its host name)")
-    parser.add_argument("--out", type=values.writable_file, metavar="FILE", help="write the profile there as well")
-    parser.add_argument("--threads", type=values.threads, default=1, metavar="N", help="threads (default: 1)")
+    parser.add_argument("--device", metavar="NAME", help="name of this device (default: its host name)")
+    parser.add_argument("--out", type=values.writable_file, metavar="FILE", help="write the profile to FILE, too")
+    parser.add_argument(
+        "--threads", type=values.threads, default=1, metavar="N", help="threads of the runtime (default: 1)"
+    )
     options.add_delegate(parser)
-    parser.add_argument("--again", action="store_true", help="measure although there is a profile in the cache")
+    parser.add_argument("--again", action="store_true", help="measure again, even with a profile in the cache")
     parser.add_argument("--json", action="store_true", help="print the profile as JSON instead of text")
     options.add_broker(parser, embedded=True)
 

@@ -13,7 +13,7 @@ from har_edge.cli.console import say
 if TYPE_CHECKING:
     from har_edge.runtime.stop import Stop
 
-HELP = "send windows: of recordings, as the sensors would, or of a device"
+HELP = "send the windows of recordings, as the sensors would, or of a live device"
 CACHE = "with --pipeline, where files of the pipeline are kept (default: ~/.cache/har-edge/slices)"
 
 
@@ -35,13 +35,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", type=values.positive, metavar="N", help="stop after N windows of each stream")
     parser.add_argument("--batch", type=values.batch, default=1, metavar="N", help="windows a message (default: 1)")
     options.add_reducer(parser, "what to do to windows instead of what the pipeline file says; stages need the same")
-    parser.add_argument("--combine", action="store_true", help="one message for all sources instead of one each")
+    parser.add_argument("--combine", action="store_true", help="send one message for all sources instead of one each")
     parser.add_argument(
         "--in-flight",
         type=values.natural,
         default=64,
         metavar="N",
-        help="wait for results when N messages of a stream are on their way, or fewer where the stages say so "
+        help="wait for results when N messages of a stream are in flight, or fewer where the stages say so "
         "(default: 64; 0: never wait, and, without --pipeline, send no window again)",
     )
     parser.add_argument(
@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=values.natural,
         default=120,
         metavar="S",
-        help="end when no result came for S seconds while windows are out; with --live, go on without such windows; "
+        help="end when no result came for S seconds for windows in flight; with --live, go on without them; "
         "exit code 1 (default: 120; 0: never)",
     )
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)

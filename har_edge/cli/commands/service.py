@@ -30,14 +30,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     install = actions.add_parser("install", help=text, description=text)
     _add_service(install)
     install.add_argument("--run-as", metavar="USER", help="run as this user (default: one that systemd makes for it)")
-    install.add_argument("--dry-run", action="store_true", help="print both files, passwords left out; write nothing")
+    install.add_argument("--dry-run", action="store_true", help="print both files without passwords; write nothing")
     options.add_broker(install, clients=False, default=f"${options.BROKER_VARIABLE}, then mqtt://127.0.0.1:1883")
     install.add_argument(
         "--options",
         nargs=argparse.REMAINDER,
         default=[],
         metavar="OPTION",
-        help="last of all: options of the command, as in `service install stage --options --config slices --index 0`",
+        help="options of the command, as the last option: `service install stage --options --config slices --index 0`",
     )
     text = "remove both files of a service"
     _add_service(actions.add_parser("uninstall", help=text, description=text))
@@ -47,9 +47,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("role", choices=ROLES, help="what it runs")
-    parser.add_argument("--instance", default="", metavar="NAME", help="where several of one role run on this machine")
-    parser.add_argument("--force", action="store_true", help="also where a file was edited: its changes are lost")
+    parser.add_argument("role", choices=ROLES, help="the command that the service runs")
+    parser.add_argument(
+        "--instance",
+        default="",
+        metavar="NAME",
+        help="name of this service, if several of one role run on this machine",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite or remove an edited file, too: its changes are lost"
+    )
     _add_place(parser)
 
 
@@ -57,7 +64,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--user", action="store_true", help="a service of this user, without root's rights")
     where.add_argument(
-        "--root", type=Path, metavar="DIR", default=Path("/"), help="below DIR: an image, not this machine"
+        "--root", type=Path, metavar="DIR", default=Path("/"), help="prepare an image below DIR instead of this machine"
     )
 
 

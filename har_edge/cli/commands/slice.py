@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from har_edge.tflite.model import Model
     from har_edge.tflite.slices import Slice
 
-HELP = "cut a .tflite model into slices, each for a device of its own"
+HELP = "cut a .tflite model into slices, one for each device"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,20 +32,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--list", action="store_true", help="print every cut with the tensors and bytes that cross it")
     what.add_argument("--at", type=values.operator_indices, metavar="I[,J..]", help="cut before these operators")
     what.add_argument(
-        "--stages", type=int, metavar="N", help="cut into N slices for equal devices, by time measured here"
+        "--stages", type=int, metavar="N", help="cut into N slices for equal devices, by times measured here"
     )
     parser.add_argument(
         "--name", metavar="NAME", help="name of the pipeline, which tells it apart on a broker (default: har)"
     )
     options.add_reducer(parser, "what the sensors do to windows, instead of what the model's manifest says")
     parser.add_argument(
-        "--check", action="store_true", help="prove for every cut that the slices give the same bits as the whole model"
+        "--check", action="store_true", help="compare the slices of every cut with the whole model, bit by bit"
     )
     parser.add_argument(
         "--slices",
         type=Path,
         metavar="DIR",
-        help="with --check: prove the slices of this folder on the runtime of this device; nothing is cut",
+        help="with --check: compare the slices of this folder with the whole model on this device; nothing is cut",
     )
     options.add_delegate(parser, "what the pipeline file says, else xnnpack")
     options.add_wire(parser, 3, "3 (default), or 1 for fleets with nodes that know no newer one")

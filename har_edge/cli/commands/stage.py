@@ -14,11 +14,13 @@ HELP = "run one slice of the model on this device"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
-    parser.add_argument("--index", type=int, required=True, metavar="N", help="which slice, from 0")
-    parser.add_argument("--threads", type=values.threads, default=1, metavar="N", help="threads to compute with")
+    parser.add_argument("--index", type=int, required=True, metavar="N", help="index of the slice, from 0")
+    parser.add_argument("--threads", type=values.threads, default=1, metavar="N", help="threads of the runtime")
     options.add_delegate(parser, "what the pipeline file says")
     options.add_reducer(parser, "what the sensors were told instead of what the pipeline file says")
-    parser.add_argument("--forget", action="store_true", help="on stopping, end the session: nothing is kept for it")
+    parser.add_argument(
+        "--forget", action="store_true", help="on stopping, end the session: the broker keeps nothing for it"
+    )
     options.add_broker(parser)
     options.add_quiet(parser)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from har_edge.mqtt.bus import Bus
     from har_edge.runtime.stop import Stop
 
-HELP = "show what is deployed, how it does, and whether a window goes through"
+HELP = "show what is deployed, how it performs, and whether a window passes through"
 # Seconds in which heartbeats are gathered before the output: somewhat longer than a node may be silent.
 GATHER_S = 1.8
 EVERY_S = 1.0
@@ -27,12 +27,13 @@ EXIT_NOT_READY = 1
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help="go on until Ctrl-C, with a probe every 10 s")
-    parser.add_argument("--json", action="store_true", help="one JSON object (with --live: one a line, every second)")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object (with --live: one a line, every second)"
+    )
     parser.add_argument(
         "--no-probe",
         action="store_true",
-        help="send no probe window; then nothing is called ready, and "
-        "the exit code is 0 where nothing that is seen stands in the way",
+        help="send no probe window; nothing is then called ready, and the exit code is 0 if no fault is visible",
     )
     options.add_probe(parser)
     options.add_deployed(parser)

@@ -51,13 +51,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "har-edge testbed [OPTION...] [--each] [-- COMMAND...]\n       har-edge testbed ACTION ..."
     parser.epilog = _EPILOG
     devices = parser.add_mutually_exclusive_group()
-    devices.add_argument("--devices", type=values.positive, metavar="N", help="how many: device-1 to device-N")
+    devices.add_argument(
+        "--devices", type=values.positive, metavar="N", help="number of devices, named device-1 to device-N"
+    )
     devices.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file with [[devices]] (docs/how-to/emulated-devices.md)"
     )
-    parser.add_argument("--cpu", metavar="CORES", help="processor of each device, in cores of this machine, as 0.2")
-    parser.add_argument("--link", metavar="RATE", help="link of each device, either way, as 94mbit")
-    parser.add_argument("--memory", metavar="SIZE", help="memory of each device, as 512m or 1g")
+    parser.add_argument(
+        "--cpu", metavar="CORES", help="processor of each device, in cores of this machine, such as 0.2"
+    )
+    parser.add_argument("--link", metavar="RATE", help="rate of each device's link, in each direction, such as 94mbit")
+    parser.add_argument("--memory", metavar="SIZE", help="memory of each device, such as 512m or 1g")
     parser.add_argument("--each", action="store_true", help="run COMMAND on every device, not on the host side")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", action=_Words, prog="har-edge testbed")
     for name, text in (
@@ -69,10 +73,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name != "clean":
             action.add_argument("device", metavar="DEVICE", help="name of the device")
-            action.add_argument("--bed", metavar="ID", help="which bed (default: $HAR_EDGE_TESTBED, then the only one)")
+            action.add_argument(
+                "--bed", metavar="ID", help="id of the emulation (default: $HAR_EDGE_TESTBED, then the only one)"
+            )
         if name == "exec":
             action.usage = "har-edge testbed exec [--bed ID] DEVICE -- COMMAND..."
-            action.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND...", help="what to run there")
+            action.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND...", help="command to run there")
 
 
 def run(args: argparse.Namespace) -> int:

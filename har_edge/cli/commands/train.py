@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from har_edge.training.fit import Recipe
     from har_edge.training.run import ModelRequest, Split
 
-HELP = "train a network, measure it on subjects it never saw, write .tflite files and what their reducers need"
+HELP = "train a network, score it on unseen subjects, write .tflite files and the files of their reducers"
 DEFAULT_SPLIT = (("--train-subjects", "1-6"), ("--test-subjects", "7,8"))
 # Streams with other names: the last names, this share of them, are the test.
 TEST_SHARE = 0.25
@@ -47,19 +47,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reducer",
         metavar="SPEC",
-        help="train for these codes instead, such as bottleneck:16, pca:8 or paa:5; none: the float32 network behind "
+        help="train for these codes instead, such as bottleneck:16, pca:8 or paa:5; none: the float32 network for "
         "windows as they are (default: float32 and int8 networks of early fusion)",
     )
     parser.add_argument(
         "--downstream",
         choices=("codes", "restore"),
         default="codes",
-        help="what the network takes: codes, or windows restored from them (default: codes)",
+        help="input of the network: codes, or windows restored from them (default: codes)",
     )
     parser.add_argument(
         "--precision",
         choices=("int8", "float"),
-        help="of the network with --reducer (default: int8 for codes, float for windows)",
+        help="precision of the network with --reducer (default: int8 for codes, float for windows)",
     )
     parser.add_argument(
         "--grouping",
@@ -67,11 +67,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="location",
         help="channels that one source has: of a location, all, or of a sensor type (default: location)",
     )
-    parser.add_argument(
-        "--split-only", action="store_true", help="measure the split, but do not go on to train on all subjects"
-    )
+    parser.add_argument("--split-only", action="store_true", help="stop after the split; do not train on all subjects")
     parser.add_argument("--baseline", action="store_true", help="measure the extra-trees baseline on the same split")
-    parser.add_argument("--seed", type=values.seed, default=0, metavar="N", help="same seed, same bytes (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=values.seed,
+        default=0,
+        metavar="N",
+        help="seed of all random choices; the same seed gives the same bytes (default: 0)",
+    )
     parser.add_argument(
         "--epochs", type=values.positive, metavar="N", help="passes over the training windows (default: 12)"
     )

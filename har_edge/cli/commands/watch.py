@@ -35,7 +35,7 @@ MAX_NODES = 1000
 
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_source(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a result, a line each")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each result, one a line")
     parser.add_argument("--windows", type=values.positive, metavar="N", help="end after N results")
     options.add_broker(parser)
     options.add_quiet(parser)
