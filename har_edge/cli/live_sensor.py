@@ -72,12 +72,12 @@ def run_live(args: argparse.Namespace, made: BuiltSensor, stop: Stop) -> int:
     """Read the device until it ends; return the exit code."""
     from har_edge.mqtt.bus import TakenOver
     from har_edge.protocol.topics import check_id
-    from har_edge.runtime.sensor.live import Device, LiveLoop
+    from har_edge.runtime.sensor.live import LiveDevice, LiveLoop
     from har_edge.runtime.sensor.send_policy import MOST_OPEN
 
     check_id("name of the stream", args.stream)
     pipeline, sensor, sources = made.pipeline, made.sensor, made.sources
-    device = Device(args.live)
+    device = LiveDevice(args.live)
     stream = _stream(args, pipeline, sources, at_rest=device.keeps)
     made.flow.expect([args.stream])
     detail = f"{', '.join(sources)} of {args.stream}, live from {device.name}"
@@ -117,10 +117,12 @@ def _stream(args: argparse.Namespace, pipeline: Pipeline, sources: Sequence[str]
     """Return the stream of a device; times in a file that is `at_rest` are not those of now."""
     import math
 
-    from har_edge.data.faults import Limits
+    from har_edge.data.faults import ValidationLimits
     from har_edge.data.live import LiveStream, lay_out
 
     layout = lay_out(pipeline.described, pipeline.stream, sources, stamped=args.timestamps)
     task = pipeline.task.stream
-    limits = Limits(stuck_s=float(args.stuck_after), skew_s=math.inf if at_rest else Limits().skew_s)
+    limits = ValidationLimits(
+        stuck_s=float(args.stuck_after), skew_s=math.inf if at_rest else ValidationLimits().skew_s
+    )
     return LiveStream(args.stream, layout, task.rate_hz, task.length, task.hop, limits)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from har_edge.data.description import StreamDescription
     from har_edge.data.recording import Recording
     from har_edge.evaluation.protocol import Fold
-    from har_edge.evaluation.results import Conditions
+    from har_edge.evaluation.results import StudyConditions
     from har_edge.evaluation.study import Downstream, Trainer, Variant
     from har_edge.evaluation.trial import Trial
     from har_edge.evaluation.trial_runner import StudyConfig
@@ -167,12 +167,12 @@ def _check_libraries(args: argparse.Namespace) -> None:
         check_client(args)
 
 
-def prepare(args: argparse.Namespace) -> tuple[StudyConfig, Conditions, str]:
+def prepare(args: argparse.Namespace) -> tuple[StudyConfig, StudyConditions, str]:
     """Return the settings that all trials share, the conditions for comparing rows, and the recordings' origin."""
     from har_edge import __version__
     from har_edge.data.description import load_description
     from har_edge.data.windows import default_window
-    from har_edge.evaluation.results import Conditions
+    from har_edge.evaluation.results import StudyConditions
     from har_edge.evaluation.trial_runner import FORMAT, StudyConfig
     from har_edge.evaluation.trial_store import digest, fingerprint
 
@@ -199,7 +199,7 @@ def prepare(args: argparse.Namespace) -> tuple[StudyConfig, Conditions, str]:
     )
     real = all(recording.real for recording in recordings)
     data = f"{described.name}, {'real' if real else 'synthetic'} recordings"
-    return config, Conditions(data, real, list(config.fingerprints), used, recipe, __version__, decisive), origin
+    return config, StudyConditions(data, real, list(config.fingerprints), used, recipe, __version__, decisive), origin
 
 
 def trainer_of(described: StreamDescription, epochs: int | None) -> tuple[Callable[[], Trainer], str]:

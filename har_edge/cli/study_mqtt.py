@@ -16,7 +16,7 @@ from har_edge.config.task import Task
 from har_edge.data.grouping import regroup, regroup_recording
 from har_edge.errors import ModelError
 from har_edge.evaluation.comparison import Answer, compare_answers
-from har_edge.evaluation.results import Measured
+from har_edge.evaluation.results import MeasuredTraffic
 from har_edge.evaluation.rows import name_of
 from har_edge.evaluation.traffic import encode_window, measure_traffic
 from har_edge.evaluation.trial import Deployed, Trial
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from har_edge.evaluation.trial_runner import StudyConfig
 
 
-def measure_rows(args: argparse.Namespace, config: StudyConfig, trials: Sequence[Trial]) -> Iterator[Measured]:
+def measure_rows(args: argparse.Namespace, config: StudyConfig, trials: Sequence[Trial]) -> Iterator[MeasuredTraffic]:
     """Run the first fold of every variant as a pipeline on this machine; yield the traffic for each batch size."""
     seen = set()
     for trial in trials:
@@ -38,7 +38,7 @@ def measure_rows(args: argparse.Namespace, config: StudyConfig, trials: Sequence
                 yield _measure(argparse.Namespace(**vars(args)), config, trial, batch)
 
 
-def _measure(args: argparse.Namespace, config: StudyConfig, trial: Trial, batch: int) -> Measured:
+def _measure(args: argparse.Namespace, config: StudyConfig, trial: Trial, batch: int) -> MeasuredTraffic:
     assert trial.variant is not None
     store, key = TrialStore(config.out), config.system_key(trial)
     folder, system = store.system_folder(key), store.system(key)
@@ -64,7 +64,7 @@ def _measure(args: argparse.Namespace, config: StudyConfig, trial: Trial, batch:
     came = {(result.stream, result.seq): Answer(index[result.label_id], result.confidence) for result in results}
     comparison = compare_answers(map(deployed.classifier.predict, windows), came, deployed.output)
     seconds = len(windows) * config.hop / config.description.rate_hz
-    return Measured(
+    return MeasuredTraffic(
         row=name_of(trial.variant, batch),
         protocol=trial.protocol,
         fold=trial.fold.name,

@@ -30,7 +30,7 @@ COUNTED = ("lines", *(fault.value for fault in Fault), "lost_samples", "held_sam
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ValidationLimits:
     """The limits from which a fault counts; docs/reference/device-faults.md says what follows from each.
 
     `held`: samples in a row that the last value may stand for. `gap_periods`: time between two samples that is a gap.

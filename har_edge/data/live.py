@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from har_edge.data.description import StreamDescription
-from har_edge.data.faults import Fault, FaultLog, Limits
+from har_edge.data.faults import Fault, FaultLog, ValidationLimits
 from har_edge.data.recording import Samples, Window
 from har_edge.data.validation import Sample, StreamValidator
 from har_edge.data.windows import Windower
@@ -92,10 +92,16 @@ class LiveStream:
     """
 
     def __init__(
-        self, stream: str, layout: LineLayout, rate_hz: float, length: int, hop: int, limits: Limits | None = None
+        self,
+        stream: str,
+        layout: LineLayout,
+        rate_hz: float,
+        length: int,
+        hop: int,
+        limits: ValidationLimits | None = None,
     ) -> None:
         """Start a stream; ConfigError for a length or hop below 1."""
-        self._limits = limits or Limits()
+        self._limits = limits or ValidationLimits()
         self._layout, self._rate_hz, self._length, self._hop = layout, rate_hz, length, hop
         self._faults = FaultLog(self._limits.repeat_s)
         self._validator = StreamValidator(

@@ -46,7 +46,7 @@ class Motion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: list[float]
 
 
-class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MotionProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One real subject: its motions by label, and the channels that are not whole numbers."""
 
     stream: str
@@ -56,11 +56,11 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attribution: str
-    profiles: list[Profile]
+    profiles: list[MotionProfile]
 
 
 @cache
-def _load_profiles() -> tuple[Profile, ...]:
+def _load_profiles() -> tuple[MotionProfile, ...]:
     text = (resources.files("har_edge.data") / "mhealth_synthetic.json").read_bytes()
     return tuple(msgspec.json.decode(text, type=_Tables).profiles)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from har_edge.data.faults import EARLIEST_S, Fault, FaultLog, Limits
+from har_edge.data.faults import EARLIEST_S, Fault, FaultLog, ValidationLimits
 from har_edge.data.recording import Samples
 from har_edge.units import duration
 
@@ -32,9 +32,15 @@ class StreamValidator:
     """
 
     def __init__(
-        self, channels: Sequence[str], rate_hz: float, faults: FaultLog, *, stamped: bool, limits: Limits | None = None
+        self,
+        channels: Sequence[str],
+        rate_hz: float,
+        faults: FaultLog,
+        *,
+        stamped: bool,
+        limits: ValidationLimits | None = None,
     ) -> None:
-        self._limits = limits or Limits()
+        self._limits = limits or ValidationLimits()
         self._channels, self._rate_hz, self._faults, self._stamped = tuple(channels), rate_hz, faults, stamped
         self._time: float | None = None
         self._unreadable = 0
@@ -225,7 +231,7 @@ class _RateMeter:
     in bunches, intervals that are silences.
     """
 
-    def __init__(self, rate_hz: float, limits: Limits, stamped: bool) -> None:
+    def __init__(self, rate_hz: float, limits: ValidationLimits, stamped: bool) -> None:
         self._rate_hz, self._limits, self._stamped = rate_hz, limits, stamped
         self._count = max(20, math.ceil((limits.rate_s if stamped else limits.arrival_s) * rate_hz))
         self._apart: list[float] = []

@@ -18,7 +18,7 @@ ROWS, TABLE, REPORT = "rows.json", "rows.csv", "report.md"
 _HEADLINE = (Protocol.LOSO, Protocol.SPLIT, Protocol.RANDOM)
 
 
-class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StudyConditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The conditions that all rows share; `digest` is a hash of everything that decides the figures."""
 
     data: str
@@ -30,7 +30,7 @@ class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str
 
 
-class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MeasuredTraffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One row sent over a real broker: one fold, one seed.
 
     `computed_bytes_per_s` is what the study says the PUBLISH packets of these very windows take, `sent_bytes_per_s` all
@@ -52,10 +52,10 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StudyResults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every row measured under the same conditions, with the commands that made them."""
 
-    conditions: Conditions
+    conditions: StudyConditions
     commands: list[str]
     rows: list[Row]
-    measured: list[Measured] = []
+    measured: list[MeasuredTraffic] = []
 
     @property
     def headline(self) -> list[Row]:
@@ -80,7 +80,7 @@ def load_results(folder: Path) -> StudyResults | None:
         ) from error
 
 
-def merge_results(old: StudyResults | None, conditions: Conditions, command: str) -> StudyResults:
+def merge_results(old: StudyResults | None, conditions: StudyConditions, command: str) -> StudyResults:
     """Return results to add to: the old ones where their conditions are the same, else empty ones."""
     if old is None or old.conditions.digest != conditions.digest:
         return StudyResults(conditions, [command], [])
@@ -94,7 +94,7 @@ def add_rows(results: StudyResults, rows: Iterable[Row]) -> StudyResults:
     return msgspec.structs.replace(results, rows=sort_rows(known.values()))
 
 
-def add_measured(results: StudyResults, measured: Iterable[Measured]) -> StudyResults:
+def add_measured(results: StudyResults, measured: Iterable[MeasuredTraffic]) -> StudyResults:
     """Return the results with these measurements; they replace those of the same row and protocol."""
     known = {(one.protocol, one.row): one for one in [*results.measured, *measured]}
     return msgspec.structs.replace(results, measured=list(known.values()))

@@ -22,11 +22,11 @@ from har_edge.training.flatbuffer import unscale_output
 from har_edge.training.layers import Noise
 from har_edge.training.loop import Piece, Schedule, parts, train, whole_batches
 from har_edge.training.network import Blocks, InputSpec, fit_kernels, fold_weights, run_network
-from har_edge.training.scaling import Range, Scaling, measure_values
+from har_edge.training.scaling import Scaling, ValueRange, measure_values
 
 # What int8 gives a tanh, whatever was seen.
 CODE_SCALE = 1 / 128
-CODE_RANGE = Range.of_code(CODE_SCALE, 0)
+CODE_RANGE = ValueRange.of_code(CODE_SCALE, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class AutoencoderRecipe:
     rate: float = 2e-3
     hidden: int = 64
     filters: int = 16
-    ranges: Mapping[str, Range | None] | None = None
+    ranges: Mapping[str, ValueRange | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

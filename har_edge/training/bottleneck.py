@@ -44,10 +44,10 @@ from har_edge.training.network import (
     hidden_layers,
     run_network,
 )
-from har_edge.training.scaling import Range, Scaling
+from har_edge.training.scaling import Scaling, ValueRange
 
 CODE_SCALE = 1 / 127
-CODE_RANGE = Range.of_code(CODE_SCALE, 0)
+CODE_RANGE = ValueRange.of_code(CODE_SCALE, 0)
 # Values of a tanh that a source sends, where nobody asks for another number.
 SIZE = 24
 MEMBERS = 3
@@ -258,7 +258,7 @@ class FittedBottleneck:
         codes = {code_name(name): run_network(model, windows[name]) for name, model in self._encoders().items()}
         inputs = [keras.Input(values.shape[1:], name=name) for name, values in codes.items()]
         head = self._filled(keras.Model(inputs, _activity(self.blueprint.head(Blocks(training=False), inputs))))
-        ranges: dict[str, Range | None] = dict.fromkeys(codes, CODE_RANGE)
+        ranges: dict[str, ValueRange | None] = dict.fromkeys(codes, CODE_RANGE)
         return convert_int8(head, Scaling({}, {}, ranges), codes) if int8 else convert_float(head)
 
     def _inputs(self) -> list[Any]:

@@ -9,12 +9,12 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
-from har_edge.training.scaling import Array, Range
+from har_edge.training.scaling import Array, ValueRange
 
 LEVELS = 255
 
 
-def pin_range(tensor: Any, span: Range) -> None:
+def pin_range(tensor: Any, span: ValueRange) -> None:
     """Make an int8 input span a range to the last bit, so that codes with the same scale and zero enter untouched.
 
     The converter has calibrated it to the same range, but in its own rounding.

@@ -39,7 +39,7 @@ from har_edge.training.fit import (
 from har_edge.training.loop import train
 from har_edge.training.magnitude import measure_magnitudes
 from har_edge.training.network import InputSpec, fit_layout
-from har_edge.training.scaling import Range, Scaling, measure_values
+from har_edge.training.scaling import Scaling, ValueRange, measure_values
 
 BOTTLENECK = "bottleneck"
 
@@ -216,7 +216,7 @@ def feature_scaling(source: str, reducer: Reducer, features: Samples, raw: Scali
         return Scaling({source: raw.mean[source]}, {source: raw.spread[source]}, {source: raw.ranges[source]})
     span = None
     if reducer.code_dtype == "int8" and reducer.code_scale > 0 and reducer.code_shape == reducer.feature_shape:
-        span = Range.of_code(reducer.code_scale, reducer.code_zero)
+        span = ValueRange.of_code(reducer.code_scale, reducer.code_zero)
     return measure_values(source, features, span)
 
 

@@ -31,14 +31,14 @@ DEVIATIONS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class ValueRange:
     """Real values that an int8 input spans, -128 to 127."""
 
     low: float
     high: float
 
     @classmethod
-    def of_code(cls, scale: float, zero: int) -> Range:
+    def of_code(cls, scale: float, zero: int) -> ValueRange:
         """Return what an int8 code with this scale and zero point spans."""
         return cls(scale * (-128 - zero), scale * (127 - zero))
 
@@ -54,7 +54,7 @@ class Scaling:
 
     mean: Mapping[str, Array]
     spread: Mapping[str, Array]
-    ranges: Mapping[str, Range | None]
+    ranges: Mapping[str, ValueRange | None]
     grain: Mapping[str, Array] = field(default_factory=dict)
 
     def apply(self, samples: Mapping[str, Samples]) -> dict[str, Samples]:
@@ -103,7 +103,7 @@ def measure_scaling(recordings: Sequence[Recording], description: StreamDescript
     for source in description.sources:
         values = np.concatenate([recording.samples[source.name] for recording in recordings])
         limit = _known_limit(description, source)
-        own = measure_values(source.name, values, None if limit is None else Range(-limit, limit))
+        own = measure_values(source.name, values, None if limit is None else ValueRange(-limit, limit))
         if limit is None:
             # What differs between machines is often large beside what moves in a window.
             length = min(len(values), default_window(description.rate_hz)[0])
@@ -115,7 +115,7 @@ def measure_scaling(recordings: Sequence[Recording], description: StreamDescript
     return scaling
 
 
-def measure_values(name: str, values: Samples, span: Range | None = None) -> Scaling:
+def measure_values(name: str, values: Samples, span: ValueRange | None = None) -> Scaling:
     """Return the scaling of one input from values [..., C]; `span` is its int8 range, measured where there is none.
 
     Nearly constant channels count as having LEAST_SPREAD of full scale.
@@ -128,7 +128,7 @@ def measure_values(name: str, values: Samples, span: Range | None = None) -> Sca
         if (moves[moves > 0] < LEAST_SHARE * limit).any():
             mean, spread = rows.mean(0, dtype=np.float64), np.where(moves > 0, moves, 1.0)
             return Scaling({name: mean.astype(np.float32)}, {name: spread.astype(np.float32)}, {name: None})
-        span = Range(-limit, limit)
+        span = ValueRange(-limit, limit)
     held = np.clip(rows, span.low, span.high).astype(np.float64)
     least = LEAST_SPREAD * max(abs(span.low), abs(span.high))
     return Scaling(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.data.description import load_description
-from har_edge.data.faults import Limits
+from har_edge.data.faults import ValidationLimits
 from har_edge.data.grouping import regroup, regroup_recording
 from har_edge.data.live import LineSplitter, LiveStream, lay_out
 from har_edge.data.recording import Window
@@ -24,7 +24,7 @@ BEGIN = 1_700_000_000.0  # a multiple of the hop
 
 def stream(sources=("chest",), grouping="location", stamped=True, length=LENGTH, hop=HOP, **limits):
     layout = lay_out(MHEALTH, regroup(MHEALTH, grouping), list(sources), stamped=stamped)
-    return LiveStream("anna", layout, RATE, length, hop, Limits(**limits))
+    return LiveStream("anna", layout, RATE, length, hop, ValidationLimits(**limits))
 
 
 def line(number, time_s=None, width=5):

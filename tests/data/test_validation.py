@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from har_edge.data.faults import Fault, FaultLog, Limits
+from har_edge.data.faults import Fault, FaultLog, ValidationLimits
 from har_edge.data.validation import StreamValidator
 
 RATE = 50.0
@@ -21,7 +21,7 @@ class Device:
     def __init__(self, stamped=True, rate_hz=RATE, **limits):
         self.faults = FaultLog()
         self.validator = StreamValidator(
-            ["arm.acc_x", "arm.acc_y"], rate_hz, self.faults, stamped=stamped, limits=Limits(**limits)
+            ["arm.acc_x", "arm.acc_y"], rate_hz, self.faults, stamped=stamped, limits=ValidationLimits(**limits)
         )
         self.samples, self.now, self.count = [], 1000.0, 0
 
@@ -302,7 +302,7 @@ def test_a_clock_that_is_off_is_named_once_and_counted(apart_s, said, caplog):
 
 def test_times_since_the_start_of_a_device_are_named(caplog):
     faults, now = FaultLog(), 1.7e9
-    validator = StreamValidator(["x"], RATE, faults, stamped=True, limits=Limits(skew_s=math.inf))
+    validator = StreamValidator(["x"], RATE, faults, stamped=True, limits=ValidationLimits(skew_s=math.inf))
     for row in range(10):
         validator.validate(12.5 + row / RATE, np.array([row], np.float32), now + row / RATE)
     (line,) = warnings(caplog)
@@ -314,7 +314,7 @@ def test_times_since_the_start_of_a_device_are_named(caplog):
 def test_a_clock_that_is_nearly_right_and_a_file_of_last_year_are_fine(apart_s, caplog):
     for skew_s, late_s in ((5.0, 0.0), (math.inf, -365 * 86_400.0)):
         faults = FaultLog()
-        validator = StreamValidator(["x"], RATE, faults, stamped=True, limits=Limits(skew_s=skew_s))
+        validator = StreamValidator(["x"], RATE, faults, stamped=True, limits=ValidationLimits(skew_s=skew_s))
         validator.validate(1.7e9 + apart_s + late_s, np.array([1], np.float32), 1.7e9)
         assert faults.counts["off_clock_samples"] == 0
     assert warnings(caplog) == []

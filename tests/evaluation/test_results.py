@@ -14,8 +14,8 @@ from har_edge.errors import ConfigError
 from har_edge.evaluation.curve import choose_row, draw_study
 from har_edge.evaluation.protocol import Protocol
 from har_edge.evaluation.results import (
-    Conditions,
-    Measured,
+    MeasuredTraffic,
+    StudyConditions,
     StudyResults,
     add_measured,
     add_rows,
@@ -27,7 +27,7 @@ from har_edge.evaluation.results import (
 )
 from har_edge.evaluation.rows import Row
 
-CONDITIONS = Conditions("real data from there", True, ["a", "b"], [0], "2 epochs", "0.0", "digest")
+CONDITIONS = StudyConditions("real data from there", True, ["a", "b"], [0], "2 epochs", "0.0", "digest")
 
 
 def row(reducer: str = "none", **changes: Any) -> Row:
@@ -106,7 +106,7 @@ def test_the_csv_has_a_column_for_each_subject_and_missing_source() -> None:
 
 def test_the_report_says_what_the_figures_are_of() -> None:
     flattering = row(protocol=Protocol.RANDOM, accuracy=0.99)
-    measured = Measured("paa:9 codes", Protocol.LOSO, "a", 4, True, 39.0, 44.0, 400.0, "Mosquitto")
+    measured = MeasuredTraffic("paa:9 codes", Protocol.LOSO, "a", 4, True, 39.0, 44.0, 400.0, "Mosquitto")
     text = format_report(add_measured(results(row(), SMALL, flattering), [measured]))
     assert "Data: real data from there, 2 streams (a, b); seeds 0; har-edge 0.0; 2 epochs." in text
     assert "synthetic" not in text

@@ -13,7 +13,7 @@ from har_edge.data.grouping import regroup, regroup_recording
 from har_edge.data.recording import Recording, Source
 from har_edge.training.augmentation import Augmentation, Augmenter, change_pace, drop_sources, rotations
 from har_edge.training.dataset import Batch, Draw, WindowPool
-from har_edge.training.scaling import Range, Scaling, measure_scaling, measure_values
+from har_edge.training.scaling import Scaling, ValueRange, measure_scaling, measure_values
 
 LABELS = list(range(1, 13))
 STILL = Augmentation(
@@ -193,7 +193,7 @@ def test_whole_sources_are_dropped_but_never_all() -> None:
 
 def test_nearly_constant_channels_are_not_blown_up() -> None:
     flat = np.full((500, 2), 3, np.float32)
-    scaling = measure_values("wrist", flat, Range(-22, 22))
+    scaling = measure_values("wrist", flat, ValueRange(-22, 22))
     assert scaling.spread["wrist"].tolist() == pytest.approx([2.2, 2.2])
     assert np.abs(scaling.apply({"wrist": flat})["wrist"]).max() < 1e-6
 
@@ -203,7 +203,7 @@ def test_scaling_is_measured_on_what_it_is_given(recordings: list[Recording], de
     values = np.clip(recordings[0].samples["arm"], -22, 22)
     np.testing.assert_allclose(alone.mean["arm"], values.mean(0), atol=1e-3)
     assert (alone.mean["arm"] != both.mean["arm"]).any()
-    assert alone.ranges["arm"] == Range(-22, 22)
+    assert alone.ranges["arm"] == ValueRange(-22, 22)
 
 
 def test_another_data_set_is_measured() -> None:

@@ -15,11 +15,13 @@ from har_edge.codecs.catalog import make_reducer
 from har_edge.errors import ConfigError
 from har_edge.training.autoencoder import AutoencoderRecipe
 from har_edge.training.codec import FittedReducer, encode_windows, fit_basis, fit_reducers, write_basis
-from har_edge.training.scaling import Range
+from har_edge.training.scaling import ValueRange
 
 pytestmark = pytest.mark.training
 
-RECIPE = AutoencoderRecipe(epochs=30, rate=5e-3, hidden=24, ranges={"wrist": Range(-12, 12), "hip": Range(-12, 12)})
+RECIPE = AutoencoderRecipe(
+    epochs=30, rate=5e-3, hidden=24, ranges={"wrist": ValueRange(-12, 12), "hip": ValueRange(-12, 12)}
+)
 
 
 def waves(count: int, channels: int, seed: int) -> np.ndarray:

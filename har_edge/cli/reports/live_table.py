@@ -20,7 +20,7 @@ MAX_ROWS = 100
 
 
 @dataclass(slots=True)
-class Row:
+class StreamRow:
     """One stream in the table."""
 
     last: Arrival
@@ -35,12 +35,12 @@ class LiveTable:
 
     def __init__(self, labels: Mapping[int, str]) -> None:
         self._labels = labels
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, StreamRow] = {}
 
     def add(self, arrival: Arrival) -> None:
         """Take one result in."""
         result = arrival.result
-        row = self._rows.setdefault(result.stream, Row(arrival))
+        row = self._rows.setdefault(result.stream, StreamRow(arrival))
         if len(self._rows) > MAX_ROWS:  # names come from the network: what is shown of them is bounded
             del self._rows[next(iter(self._rows))]
         row.last = arrival

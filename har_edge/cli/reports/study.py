@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from har_edge.evaluation.executor import TrialOutcome
-from har_edge.evaluation.results import TITLES, Conditions, Measured, StudyResults
+from har_edge.evaluation.results import TITLES, MeasuredTraffic, StudyConditions, StudyResults
 from har_edge.evaluation.rows import NETWORK, Row
 from har_edge.evaluation.trial import Trial
 from har_edge.evaluation.trial_runner import StudyConfig
@@ -21,7 +21,7 @@ _HEAD = ("reducer", "sees", "batch", "accuracy", "± std", "macro F1", "wire B/s
 _WIDTH = 200
 
 
-def introduce(conditions: Conditions, origin: str, config: StudyConfig, trials: Sequence[Trial]) -> str:
+def introduce(conditions: StudyConditions, origin: str, config: StudyConfig, trials: Sequence[Trial]) -> str:
     """Return the text that describes the study before hours of work."""
     streams = ", ".join(conditions.streams)
     variants = len({trial.variant for trial in trials})
@@ -68,7 +68,7 @@ def format_results(results: StudyResults) -> str:
     return "\n".join(text)
 
 
-def format_measured(one: Measured) -> str:
+def format_measured(one: MeasuredTraffic) -> str:
     """Return a line on the traffic of one row over a real broker."""
     where = f"over MQTT ({one.broker}): {one.row}, {one.protocol.value} fold {one.fold}"
     rates = f"{one.sent_bytes_per_s:.1f} B/s sent, {one.computed_bytes_per_s:.1f} B/s computed of PUBLISH packets"

@@ -26,7 +26,7 @@ TURN_S = 0.02
 AHEAD = 32
 
 
-class Device:
+class LiveDevice:
     """A serial device, FIFO or file that is read without ever waiting for it; `-` is standard input.
 
     A named FIFO outlives its writers: when one goes, the next is waited for. Raises ConfigError for what cannot be
@@ -91,7 +91,7 @@ class LiveLoop:
         bus: Bus,
         sensor: Sensor,
         identity: Identity,
-        device: Device,
+        device: LiveDevice,
         stream: LiveStream,
         *,
         queue: int,

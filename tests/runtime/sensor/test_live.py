@@ -14,7 +14,7 @@ from har_edge.protocol import wire
 from har_edge.protocol.status import State
 from har_edge.runtime.sensor import live as live_module
 from har_edge.runtime.sensor.flow_control import Untracked
-from har_edge.runtime.sensor.live import AHEAD, Device, LiveLoop
+from har_edge.runtime.sensor.live import AHEAD, LiveDevice, LiveLoop
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 from har_edge.runtime.stop import Stop
 from tests.runtime.rig import TOPICS
@@ -160,7 +160,7 @@ def test_stop_ends_it_although_the_broker_is_away(clock):
 
 def test_a_file_is_read_to_its_end(tmp_path):
     (tmp_path / "log").write_bytes(b"1,2\n3,4")
-    device = Device(str(tmp_path / "log"))
+    device = LiveDevice(str(tmp_path / "log"))
     assert device.keeps and device.read() == b"1,2\n3,4" and device.read() is None and not device.reopen()
     device.close()
 
@@ -168,7 +168,7 @@ def test_a_file_is_read_to_its_end(tmp_path):
 def test_a_fifo_never_waits_and_outlives_its_writers(tmp_path):
     path = tmp_path / "fifo"
     os.mkfifo(path)
-    device = Device(str(path))
+    device = LiveDevice(str(path))
     assert not device.keeps and device.read() == b""
     for text in (b"first\n", b"second\n"):
         with path.open("wb") as writer:
@@ -181,7 +181,7 @@ def test_a_fifo_never_waits_and_outlives_its_writers(tmp_path):
 
 def test_a_serial_device_that_goes_ends_with_an_error_or_an_end():
     ours, theirs = os.openpty()
-    device = Device(os.ttyname(theirs))
+    device = LiveDevice(os.ttyname(theirs))
     assert device.read() == b""
     os.write(ours, b"1,2\n")
     wait = threading.Event()
@@ -199,6 +199,6 @@ def test_a_serial_device_that_goes_ends_with_an_error_or_an_end():
 
 def test_what_cannot_be_opened_is_said(tmp_path):
     with pytest.raises(ConfigError, match="cannot read /nowhere: No such file or directory; expected a serial device"):
-        Device("/nowhere")
+        LiveDevice("/nowhere")
     with pytest.raises(ConfigError, match=f"{tmp_path} is a folder; expected a serial device, a FIFO or a file"):
-        Device(str(tmp_path))
+        LiveDevice(str(tmp_path))
