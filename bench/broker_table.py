@@ -19,11 +19,11 @@ from launchers import Kind, NotInstalled, launch
 from har_edge.monitor.broker_behaviour import HEADER, promises, row
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
-from har_edge.mqtt.broker_probe import UNSUPPORTED_VERSION, probe_broker
 from har_edge.mqtt.bus import Bus, Session
-from har_edge.mqtt.conformance import BrokerMeasurement, measure
+from har_edge.mqtt.clients.transport import OtherVersion, Unanswered
 from har_edge.mqtt.connect import MqttVersion, open_bus, speaks_older_only
-from har_edge.mqtt.transport import OtherVersion, Unanswered
+from har_edge.mqtt.measure.broker_probe import UNSUPPORTED_VERSION, probe_broker
+from har_edge.mqtt.measure.conformance import BrokerMeasurement, measure
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "brokers.md"
 PREFIX = "har/v1/measured/"

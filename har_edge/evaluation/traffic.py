@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from har_edge.codecs.packing import pack
 from har_edge.codecs.reducer import Code, Reducer
 from har_edge.data.recording import Window
-from har_edge.mqtt.transport import publish_bytes
+from har_edge.mqtt.clients.transport import publish_bytes
 from har_edge.protocol import wire
 from har_edge.protocol.topics import Topics
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from har_edge.mqtt.conformance import ASKED, IN_FLIGHT, QUEUED, SIZES, BrokerMeasurement
+from har_edge.mqtt.measure.conformance import ASKED, IN_FLIGHT, QUEUED, SIZES, BrokerMeasurement
 from har_edge.protocol.artifacts import CHUNK_BYTES
 from har_edge.protocol.deployment import Deployment, Placement
 

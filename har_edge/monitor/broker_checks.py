@@ -12,7 +12,9 @@ from har_edge.monitor.broker_behaviour import traits
 from har_edge.monitor.identity import User
 from har_edge.monitor.permissions import Connect, PermissionResult, Role, permissions_of, try_permission
 from har_edge.mqtt.address import Address
-from har_edge.mqtt.broker_probe import (
+from har_edge.mqtt.clients.transport import OtherVersion, Unanswered
+from har_edge.mqtt.connect import speaks_older_only
+from har_edge.mqtt.measure.broker_probe import (
     CREDENTIALS,
     UNSUPPORTED_VERSION,
     BrokerCapabilities,
@@ -20,9 +22,7 @@ from har_edge.mqtt.broker_probe import (
     reach_port,
     speaks_tls,
 )
-from har_edge.mqtt.conformance import BrokerMeasurement, measure
-from har_edge.mqtt.connect import speaks_older_only
-from har_edge.mqtt.transport import OtherVersion, Unanswered
+from har_edge.mqtt.measure.conformance import BrokerMeasurement, measure
 from har_edge.protocol.artifacts import CHUNK_BYTES
 from har_edge.protocol.topics import Topics
 

@@ -9,7 +9,7 @@ import logging
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Bus, Session
-from har_edge.mqtt.transport import OtherVersion, Unanswered
+from har_edge.mqtt.clients.transport import OtherVersion, Unanswered
 
 _log = logging.getLogger(__name__)
 # Host and port of brokers that speak no MQTT 5. A process asks and warns once for each.
@@ -95,7 +95,7 @@ def speaks_older_only(address: Address, error: Unanswered | OtherVersion) -> boo
 
 
 def _answers(address: Address, *, mqtt5: bool) -> bool:
-    from har_edge.mqtt.broker_probe import UNSUPPORTED_VERSION, probe_broker
+    from har_edge.mqtt.measure.broker_probe import UNSUPPORTED_VERSION, probe_broker
 
     try:
         return probe_broker(address, mqtt5=mqtt5).code != UNSUPPORTED_VERSION
@@ -105,12 +105,12 @@ def _answers(address: Address, *, mqtt5: bool) -> bool:
 
 def _open(address: Address, session: Session, client: ClientLibrary, protocol: MqttVersion) -> Bus:
     if choose_client(client, protocol) is ClientLibrary.NATIVE:
-        from har_edge.mqtt.native import NativeBus
+        from har_edge.mqtt.clients.native import NativeBus
 
         native = NativeBus(address, session)
         native.connect()
         return native
-    from har_edge.mqtt.paho import PahoBus
+    from har_edge.mqtt.clients.paho import PahoBus
 
     paho = PahoBus(address, session, mqtt5=protocol is MqttVersion.V5)
     paho.connect()

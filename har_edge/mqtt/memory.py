@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from har_edge.errors import BrokerError
 from har_edge.mqtt.broker.router import Router, SessionState, matches
 from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, Session, TakenOver
-from har_edge.mqtt.stale_subscriptions import StaleSubscriptions
-from har_edge.mqtt.transport import AckOrder
+from har_edge.mqtt.clients.stale_subscriptions import StaleSubscriptions
+from har_edge.mqtt.clients.transport import AckOrder
 
 __all__ = ["MemoryBroker", "MemoryBus", "matches"]
 

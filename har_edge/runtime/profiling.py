@@ -33,7 +33,7 @@ from har_edge.inference.segment_timing import (
     time_whole,
 )
 from har_edge.mqtt.bus import Bus, OnOutcome, PublishOutcome
-from har_edge.mqtt.link_benchmark import SMALL, benchmark_link
+from har_edge.mqtt.measure.link_benchmark import SMALL, benchmark_link
 from har_edge.planner.profile import VERSION, LinkCost, MemoryCost, MessageCost, Profile
 from har_edge.planner.regression import segment_costs
 from har_edge.planner.slice_graph import tensor_bytes

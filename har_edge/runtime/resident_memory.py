@@ -24,9 +24,9 @@ STATUS = Path("/proc/self/status")
 def main(small: Path, whole: Path, delegate: Delegate) -> None:
     """Load and run the one, then the other."""
     if choose_client(ClientLibrary.AUTO) is ClientLibrary.NATIVE:
-        from har_edge.mqtt import native as client
+        from har_edge.mqtt.clients import native as client
     else:
-        from har_edge.mqtt import paho as client  # type: ignore[no-redef]
+        from har_edge.mqtt.clients import paho as client  # type: ignore[no-redef]
     loaded = [build, loop, client, run(small, delegate)]
     base = _figure("VmRSS")
     with contextlib.suppress(OSError):

@@ -9,8 +9,8 @@ from har_edge.codecs.catalog import make_reducer
 from har_edge.data.recording import Recording
 from har_edge.data.windows import windows
 from har_edge.evaluation.traffic import EPOCH, TOPICS, Traffic, code_bytes, encode_window, measure_traffic
-from har_edge.mqtt.aliases import TopicAliases
-from har_edge.mqtt.transport import publish_bytes
+from har_edge.mqtt.clients.aliases import TopicAliases
+from har_edge.mqtt.clients.transport import publish_bytes
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 
 SPECS = ("none", "paa:5", "paa:5+q8", "q16")

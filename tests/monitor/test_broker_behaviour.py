@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from har_edge.monitor.broker_behaviour import HEADER, Trait, promises, replicas, row, traits
-from har_edge.mqtt.conformance import BrokerMeasurement
+from har_edge.mqtt.measure.conformance import BrokerMeasurement
 from har_edge.protocol.deployment import Deployment, Placement
 from tests.mqtt.test_conformance import GOOD
 from tests.runtime.deployed import deployment, generation

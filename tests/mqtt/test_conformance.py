@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from har_edge.errors import BrokerError
-from har_edge.mqtt import conformance as measuring
 from har_edge.mqtt.broker.embedded import EmbeddedBroker
 from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, start_mosquitto
 from har_edge.mqtt.broker.server import MAX_PACKET_BYTES
 from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session
-from har_edge.mqtt.conformance import ASKED, IN_FLIGHT, QUEUED, SIZES, BrokerMeasurement, measure
 from har_edge.mqtt.connect import MqttVersion, open_bus
+from har_edge.mqtt.measure import conformance as measuring
+from har_edge.mqtt.measure.conformance import ASKED, IN_FLIGHT, QUEUED, SIZES, BrokerMeasurement, measure
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")

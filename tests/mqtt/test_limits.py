@@ -13,8 +13,8 @@ import pytest
 
 from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, start_mosquitto
 from har_edge.mqtt.bus import Bus, PublishOutcome, Session
+from har_edge.mqtt.clients.transport import ConsecutiveLosses
 from har_edge.mqtt.connect import ClientLibrary, MqttVersion, open_bus
-from har_edge.mqtt.transport import ConsecutiveLosses
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
 Start = Callable[[str], Mosquitto]

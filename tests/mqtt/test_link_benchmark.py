@@ -10,7 +10,7 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import open_bus
-from har_edge.mqtt.link_benchmark import LARGE, SMALL, benchmark_link
+from har_edge.mqtt.measure.link_benchmark import LARGE, SMALL, benchmark_link
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 
 TOPIC = "har/v1/profile/act/0/0/profile"

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from har_edge.errors import BrokerError
 from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.mqtt.bus import PublishOutcome, Session, TakenOver, Will
+from har_edge.mqtt.clients.transport import read_share
 from har_edge.mqtt.connect import open_bus
 from har_edge.mqtt.memory import MemoryBroker, matches
-from har_edge.mqtt.transport import read_share
 
 # MQTT 5, section 4.7: the examples of the specification, and the edges.
 FILTERS = [

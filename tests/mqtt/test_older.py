@@ -9,11 +9,13 @@ import threading
 import pytest
 
 from har_edge.errors import BrokerError
-from har_edge.mqtt import broker_probe, connect, handshake, paho, transport
+from har_edge.mqtt import connect
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.broker.embedded import EmbeddedBroker
 from har_edge.mqtt.bus import Bus, PublishOutcome, Session
+from har_edge.mqtt.clients import handshake, paho, transport
 from har_edge.mqtt.connect import ClientLibrary, MqttVersion, open_bus
+from har_edge.mqtt.measure import broker_probe
 from tests.mqtt.old_broker import Manner, OldBroker
 
 

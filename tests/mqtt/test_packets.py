@@ -6,7 +6,7 @@ import pytest
 
 mqtt5 = pytest.importorskip("mqtt5")
 
-from har_edge.mqtt.packets import LARGE_BYTES, Publication, write_publish  # noqa: E402
+from har_edge.mqtt.clients.packets import LARGE_BYTES, Publication, write_publish  # noqa: E402
 
 # The head of a packet grows by a byte at 2 MiB of what follows it (MQTT 5, section 1.5.5), topic and properties too.
 SIZES = [0, 1, LARGE_BYTES - 1, LARGE_BYTES, *range(2 * 2**20 - 20, 2 * 2**20 + 1)]

@@ -11,9 +11,9 @@ import pytest
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import read_address
 from har_edge.mqtt.bus import Bus, Session, SessionLease, TakenOver
+from har_edge.mqtt.clients.reconnect import Reconnector
+from har_edge.mqtt.clients.transport import FinalRefusal
 from har_edge.mqtt.memory import MemoryBroker
-from har_edge.mqtt.reconnect import Reconnector
-from har_edge.mqtt.transport import FinalRefusal
 
 LEASE = SessionLease("status", lambda delivery: delivery.payload == b"another")
 LOST = "lost the broker at mqtt://box:1883: it closed the connection"
@@ -22,7 +22,7 @@ AGAIN = "connected to mqtt://box:1883 again"
 
 @pytest.fixture(autouse=True)
 def verbose(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("har_edge.mqtt.session_lease.LOOK_TIMEOUT_S", 0.04)
+    monkeypatch.setattr("har_edge.mqtt.clients.session_lease.LOOK_TIMEOUT_S", 0.04)
     caplog.set_level(logging.INFO)
 
 

@@ -22,8 +22,8 @@ from har_edge.mqtt.address import Address, read_address
 from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, start_mosquitto
 from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, Will
 from har_edge.mqtt.certificate import common_name
+from har_edge.mqtt.clients.transport import FinalRefusal
 from har_edge.mqtt.connect import ClientLibrary, open_bus
-from har_edge.mqtt.transport import FinalRefusal
 from har_edge.protocol.artifacts import MAX_CHUNK_BYTES, MAX_CHUNKS
 from har_edge.protocol.topics import Topics
 from har_edge.resources import find_folder

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, TakenOver
+from har_edge.mqtt.clients.transport import AckOrder, Backoff, FinalRefusal
 from har_edge.mqtt.connect import ClientLibrary, open_bus
-from har_edge.mqtt.transport import AckOrder, Backoff, FinalRefusal
 
 mqtt5 = pytest.importorskip("mqtt5")
 from tests.mqtt.scripted import Ended, ScriptedServer  # noqa: E402
@@ -208,7 +208,7 @@ def test_garbage_costs_the_connection_not_the_client(serve: Serve, bus_to: OpenB
 def test_the_head_of_a_packet_says_how_large_it_is(size: int) -> None:
     import mqtt5
 
-    from har_edge.mqtt.packets import first_bytes
+    from har_edge.mqtt.clients.packets import first_bytes
 
     packet = mqtt5.PublishPacket("t", bytes(size)).write()
     head = next(count for count in range(7) if first_bytes(bytearray(packet[:count])))
@@ -220,7 +220,7 @@ def test_the_head_of_a_packet_says_how_large_it_is(size: int) -> None:
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(min_size=1, max_size=60))
 def test_any_bytes_are_packets_incomplete_or_malformed(data: bytes) -> None:
-    from har_edge.mqtt.packets import MalformedPacket, take_packets
+    from har_edge.mqtt.clients.packets import MalformedPacket, take_packets
 
     buffer = bytearray(data)
     packets, wrong = take_packets(buffer)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from har_edge.mqtt.broker.router import matches
-from har_edge.mqtt.stale_subscriptions import StaleSubscriptions, filters_for
+from har_edge.mqtt.clients.stale_subscriptions import StaleSubscriptions, filters_for
 from har_edge.protocol.topics import Topics
 
 TOPICS = Topics("har", "test")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from har_edge.mqtt.bus import PublishOutcome, Session
-from har_edge.mqtt.transport import read_share
+from har_edge.mqtt.clients.transport import read_share
 
 _MAX_PACKET_ID = 0xFFFF
 _CACHED_TOPICS = 4096

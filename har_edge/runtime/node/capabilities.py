@@ -21,7 +21,7 @@ from har_edge.resources import find_folder
 
 if TYPE_CHECKING:
     from har_edge.inference.interpreter import Interpreter
-    from har_edge.mqtt.link_benchmark import LinkEstimate
+    from har_edge.mqtt.measure.link_benchmark import LinkEstimate
 
 # A small convolutional network in float32, which every runtime and processor has quick kernels for.
 REFERENCE = "har-decimate-q8-zlib-restore.tflite"

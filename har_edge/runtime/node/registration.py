@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from har_edge.errors import BrokerError, NodeError
 from har_edge.mqtt.bus import Bus, Delivery, Session, SessionLease
-from har_edge.mqtt.link_benchmark import LinkEstimate, estimate_link
-from har_edge.mqtt.session_lease import lease_lost
-from har_edge.mqtt.transport import FinalRefusal
+from har_edge.mqtt.clients.session_lease import lease_lost
+from har_edge.mqtt.clients.transport import FinalRefusal
+from har_edge.mqtt.measure.link_benchmark import LinkEstimate, estimate_link
 from har_edge.protocol.events import HeartbeatEvent, StatusEvent, Unreadable, decode
 from har_edge.protocol.status import ALIVE, NodeStatus, State
 from har_edge.protocol.topics import Topics

@@ -12,8 +12,8 @@ from enum import Enum
 from har_edge.errors import BrokerError, HarEdgeError
 from har_edge.inference.load_check import LoadCheck, default_check
 from har_edge.mqtt.bus import Bus, Session, TakenOver
-from har_edge.mqtt.session_lease import lease_lost
-from har_edge.mqtt.transport import FinalRefusal
+from har_edge.mqtt.clients.session_lease import lease_lost
+from har_edge.mqtt.clients.transport import FinalRefusal
 from har_edge.protocol.artifacts import MAX_BYTES
 from har_edge.protocol.deployment import Deployment, Phase, session_name
 from har_edge.protocol.leases import placement_lease

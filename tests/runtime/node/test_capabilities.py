@@ -6,7 +6,7 @@ import pytest
 
 from har_edge.errors import BrokerError, NodeError
 from har_edge.mqtt.bus import Session
-from har_edge.mqtt.link_benchmark import LinkEstimate, estimate_link
+from har_edge.mqtt.measure.link_benchmark import LinkEstimate, estimate_link
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol.deployment import PROTOCOL
 from har_edge.resources import find_folder

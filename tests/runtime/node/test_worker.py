@@ -11,7 +11,7 @@ import pytest
 from har_edge.errors import BrokerError, NodeError
 from har_edge.inference.load_check import LoadCheck
 from har_edge.mqtt.bus import Delivery, Session
-from har_edge.mqtt.transport import FinalRefusal
+from har_edge.mqtt.clients.transport import FinalRefusal
 from har_edge.protocol import wire
 from har_edge.protocol.deployment import Deployment, encode_deployment
 from har_edge.protocol.status import StagePhase

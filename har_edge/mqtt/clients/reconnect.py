@@ -10,8 +10,8 @@ from collections.abc import Callable
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Bus, Session, TakenOver
-from har_edge.mqtt.session_lease import GRACE_S, lease_lost
-from har_edge.mqtt.transport import Backoff, FinalRefusal
+from har_edge.mqtt.clients.session_lease import GRACE_S, lease_lost
+from har_edge.mqtt.clients.transport import Backoff, FinalRefusal
 
 _log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ import mqtt5
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
-from har_edge.mqtt.aliases import TopicAliases
 from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, PublishOutcome, Session, TakenOver
-from har_edge.mqtt.handshake import perform_handshake
-from har_edge.mqtt.packets import (
+from har_edge.mqtt.clients.aliases import TopicAliases
+from har_edge.mqtt.clients.handshake import perform_handshake
+from har_edge.mqtt.clients.packets import (
     LARGE_BYTES,
     QOS,
     Publication,
@@ -35,9 +35,16 @@ from har_edge.mqtt.packets import (
     would_block,
     write_publish,
 )
-from har_edge.mqtt.reconnect import Reconnector
-from har_edge.mqtt.stale_subscriptions import StaleSubscriptions
-from har_edge.mqtt.transport import AckOrder, open_socket, publish_bytes, refused_as_large, stale_message, too_large
+from har_edge.mqtt.clients.reconnect import Reconnector
+from har_edge.mqtt.clients.stale_subscriptions import StaleSubscriptions
+from har_edge.mqtt.clients.transport import (
+    AckOrder,
+    open_socket,
+    publish_bytes,
+    refused_as_large,
+    stale_message,
+    too_large,
+)
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 256 * 1024

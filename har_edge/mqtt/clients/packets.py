@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mqtt5
 
 from har_edge.mqtt.bus import OnOutcome, PublishOutcome
-from har_edge.mqtt.transport import read_share
+from har_edge.mqtt.clients.transport import read_share
 
 QOS = mqtt5.QoS.AT_LEAST_ONCE
 # Larger pieces are written alone: a copy to join them with their neighbours would cost more than the extra call.

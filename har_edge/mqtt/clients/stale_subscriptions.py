@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 
 from har_edge.mqtt.broker.router import matches
-from har_edge.mqtt.transport import read_share
+from har_edge.mqtt.clients.transport import read_share
 
 _MOST = 4096  # topics that are remembered
 _OPEN_LEVELS = 3  # the last levels, which a filter of har_edge may leave open (protocol/topics.py)

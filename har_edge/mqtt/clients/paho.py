@@ -26,10 +26,10 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, PublishOutcome, Session, TakenOver
-from har_edge.mqtt.reconnect import Reconnector
-from har_edge.mqtt.stale_subscriptions import StaleSubscriptions
-from har_edge.mqtt.tolerant import TOO_LARGE, TolerantClient
-from har_edge.mqtt.transport import (
+from har_edge.mqtt.clients.reconnect import Reconnector
+from har_edge.mqtt.clients.stale_subscriptions import StaleSubscriptions
+from har_edge.mqtt.clients.tolerant import TOO_LARGE, TolerantClient
+from har_edge.mqtt.clients.transport import (
     CONNECT_TIMEOUT_S,
     NO_LIMIT,
     AckOrder,

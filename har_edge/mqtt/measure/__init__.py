@@ -1,0 +1,1 @@
+"""Measurements of a broker and of the link to it."""
