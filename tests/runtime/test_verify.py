@@ -142,7 +142,7 @@ def test_batches_go_through_where_they_may(monkeypatch: pytest.MonkeyPatch) -> N
         counts.append(message.count)
         return message
 
-    monkeypatch.setattr("har_edge.runtime.stage.stage.wire.decode", decode)
+    monkeypatch.setattr("har_edge.protocol.wire.decode", decode)
     model = open_model(models.dilated())
     assert _unequal(model, [(1,)], runs=1) == [] and counts == [1, 1]
     counts.clear()

@@ -98,9 +98,9 @@ def test_stages_answer_as_the_whole_model_does(cut, model, cuts, combine, batch)
 
 def die_unaware(node):
     """Let the broker have what the node published, but the node dies before it knows."""
-    for topic, payload, retain, _ in node.bus._outbox:
+    for topic, payload, retain, _ in node.bus._unsent:
         node.broker.route(topic, payload, retain=retain)
-    node.bus._outbox.clear()
+    node.bus._unsent.clear()
     node.crash()
 
 

@@ -8,9 +8,8 @@ import numpy as np
 
 from har_edge.errors import MessageError
 from har_edge.inference.saturation import totals
-from har_edge.mqtt.bus import Delivery
 from har_edge.protocol import wire
-from har_edge.protocol.topics import ALL_SOURCES, Kind
+from har_edge.protocol.topics import ALL_SOURCES, Kind, Topic
 from har_edge.runtime.counters import Counters
 from har_edge.runtime.stage.setup import Array, StageSetup
 
@@ -28,9 +27,9 @@ class InputReader:
         """The names of all inputs."""
         return frozenset(self._setup.wiring.sources.values()).union(*self._from_earlier.values())
 
-    def read(self, delivery: Delivery, message: wire.Message) -> dict[str, Array]:
+    def read(self, topic: Topic, message: wire.Message) -> dict[str, Array]:
         """Return the inputs of the slice that a message brings, by tensor name; raises MessageError for others."""
-        setup, topic = self._setup, self._setup.topics.read(delivery.topic)
+        setup = self._setup
         if message.epoch != setup.epoch:
             raise MessageError(
                 f"epoch {message.epoch} came; expected {setup.epoch}; restart the node with the older plan"
@@ -43,7 +42,7 @@ class InputReader:
                 if source in message.tensors and topic.levels[1] in (source, ALL_SOURCES)
             }
             self._counters.quantised, self._counters.saturated = totals(setup.saturations)
-        elif topic.kind is Kind.ACTIVATION:
+        else:
             maker, stream = topic.levels[1], topic.levels[2]
             names = self._from_earlier.get(int(maker) if maker.isdecimal() else -1, frozenset())
             parts = {name: message.tensors[name] for name in names if name in message.tensors}
@@ -52,8 +51,6 @@ class InputReader:
                 raise MessageError(
                     f"stage {maker} sent no tensor {missing}; expected it: slices of one cut on all nodes"
                 )
-        else:
-            raise MessageError(f"a {topic.kind.value} message came; expected windows or activations")
         if stream != message.stream:
             raise MessageError(f"stream {message.stream!r} came on the topic of {stream!r}; expected the same")
         if not parts:

@@ -12,7 +12,8 @@ from har_edge.errors import MessageError
 from har_edge.inference.missing_input import missing_input
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol import wire
-from har_edge.protocol.topics import ALL_SOURCES, Kind
+from har_edge.protocol.events import TensorsEvent, decode, reason_of
+from har_edge.protocol.topics import ALL_SOURCES, Kind, Topic
 from har_edge.runtime.counters import Counters
 from har_edge.runtime.stage.inputs import InputReader
 from har_edge.runtime.stage.join import Join, MissingSourceFallback
@@ -84,10 +85,14 @@ class Stage:
         """Take one message, that came at this time; return what to publish, or to release without publishing."""
         came = self._monotonic() if came is None else came
         try:
-            message = wire.decode(delivery.payload, self._setup.max_payload_bytes, self._setup.names)
-            if self._is_foreign(delivery, message):
+            setup = self._setup
+            event = decode(delivery, setup.topics, limit=setup.max_payload_bytes, names=setup.names)
+            if not isinstance(event, TensorsEvent):
+                raise MessageError(reason_of(event, "windows or activations"))
+            topic, message = event.topic, event.message
+            if self._is_foreign(topic, message):
                 return [Outgoing("", b"", (delivery,)), *self.tick(came)]
-            parts = self._inputs.read(delivery, message)
+            parts = self._inputs.read(topic, message)
             self.counters.messages += 1
             if self._joins:
                 self._receive_limit.note(came)
@@ -122,12 +127,12 @@ class Stage:
         outgoing += [self._release(window) for window in self._receive_limit.release(until)]
         return outgoing
 
-    def _is_foreign(self, delivery: Delivery, message: wire.Message) -> bool:
+    def _is_foreign(self, topic: Topic, message: wire.Message) -> bool:
         """Return whether a window is for stages of another generation, deployed beside this one; count it."""
         setup = self._setup
         if not setup.deployed or message.epoch == setup.epoch:
             return False
-        if setup.topics.read(delivery.topic).kind is not Kind.WINDOW:
+        if topic.kind is not Kind.WINDOW:
             return False
         self.counters.foreign += message.count
         if message.epoch not in self._foreign and len(self._foreign) < MOST_LOGGED:

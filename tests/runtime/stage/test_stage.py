@@ -9,6 +9,7 @@ import pytest
 
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol import wire
+from har_edge.protocol.results import Result, encode_results
 from har_edge.runtime.stage.replay_buffer import LEAST_WINDOW_BYTES
 from har_edge.runtime.stage.stage import SHELF_S, Stage
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
@@ -97,7 +98,10 @@ BAD = {
     "empty": (Delivery(TOPICS.window("s", "chest"), b"", (1, 1)), "0 bytes came that start no MessagePack array"),
     "garbage": (Delivery(TOPICS.window("s", "chest"), b"hello", (1, 1)), "5 bytes came that start no MessagePack"),
     "foreign topic": (part("chest", 1, topic="elsewhere/v1/x"), "topic 'elsewhere/v1/x' came; expected one below"),
-    "other kind": (part("chest", 1, topic=TOPICS.result("s")), "a result message came; expected windows or activ"),
+    "other kind": (
+        Delivery(TOPICS.result("s"), encode_results([Result("s", 1, "a", 1, 1.0, 0.0, 0.0, 1)]), (1, 1)),
+        "a message of kind 'result' came; expected windows or activations",
+    ),
     "no earlier stage": (
         part("chest", 1, topic=TOPICS.activation(1, 5, "s")),
         "no tensor this stage needs came, but chest; expected chest, arm",
