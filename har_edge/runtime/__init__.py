@@ -1,1 +1,1 @@
-"""What runs on a device: sensors, stages, the sink, and nodes that take the stages they are given."""
+"""Everything that runs on a device: sensors, stages, the sink, and nodes that run stages as the plan says."""

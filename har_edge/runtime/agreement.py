@@ -1,6 +1,6 @@
-"""Whether the devices of a pipeline give the same bits: by runtime, machine, delegate and the numbers of the model.
+"""Decide whether the devices of a pipeline give the same bits, by runtime, machine, delegate and the model's numbers.
 
-What is known is measured: docs/reference/runtimes.md has the tables that the rules here follow.
+The rules here follow measurements: docs/reference/runtimes.md has the tables.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_NAMED = 8
 
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
-    """How a device computes: runtime with its version, machine, and delegate ("xnnpack", "none", "" unknown)."""
+    """How a device computes: its runtime with version, machine, and delegate ("xnnpack", "none", "" unknown)."""
 
     runtime: str
     machine: str
@@ -29,7 +29,7 @@ class RuntimeInfo:
 
 
 def way_of(card: NodeCapabilities | SliceInfo | None) -> RuntimeInfo | None:
-    """Return how a device computes, by what it says of itself; None where it does not say."""
+    """Return how a device computes, by its own report; None where it does not report it."""
     if card is None or not card.runtime:
         return None
     words = card.system.partition(",")[0].split()  # "Linux aarch64, Python 3.11.2"
@@ -50,9 +50,9 @@ def kind_of(dtypes: Collection[str]) -> str:
 def disagreement(
     ways: Mapping[str, RuntimeInfo | None], dtypes: Collection[str], *, delegate: str | None = None
 ) -> str:
-    """Say why answers may depend on the node that computes them; empty where all measured ones agree.
+    """Return why results may depend on the node that computes them, an empty text when all nodes agree.
 
-    `ways` are those of the nodes by name, `delegate` what the whole pipeline was told.
+    `ways` maps the names of nodes to their runtimes; `delegate` is the one that the whole pipeline was told to use.
     """
     kind, known = kind_of(dtypes), {name: way for name, way in sorted(ways.items()) if way is not None}
     if _differ(known.values(), kind):

@@ -1,4 +1,4 @@
-"""Slices and other files of a pipeline on the disk of a node, each named by the SHA-256 of its content."""
+"""Slices and other files of a pipeline on the disk of a node, each under the SHA-256 of its content."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ def default_folder() -> Path:
 
 
 class Store:
-    """Files by the SHA-256 of their content, at most `limit_bytes` of them; several processes may share a folder.
+    """Files by the SHA-256 of their content, at most `limit_bytes` in all; several processes may share a folder.
 
-    A file appears whole or not at all, and its content is hashed once a process before it is used: what was damaged on
-    the disk is thrown away, as if it had never been there. Where the limit is reached, what was not used for longest
-    goes first, but never what is to be kept.
+    A file appears whole or not at all. Each process hashes its content once before it uses it, and removes a damaged
+    file as if it had never been there. At the limit, the store evicts the files that were not used for longest, but
+    never one that is to be kept.
     """
 
     def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
         self._kept: set[str] = set()
-        # What this process has hashed: the place on the disk and the size, so that another file is hashed anew.
+        # Files that this process has hashed, by their place on the disk and their size: another file is hashed anew.
         self._checked: dict[str, tuple[int, int]] = {}
 
     def keep(self, hashes: Collection[str]) -> None:
-        """Never evict these from now on; what was to be kept before no longer is."""
+        """Never evict these contents from now on; earlier ones may be evicted again."""
         self._kept = set(hashes)
 
     def keep_also(self, hashes: Collection[str]) -> None:
-        """Never evict these either."""
+        """Never evict these contents either."""
         self._kept.update(hashes)
 
     def has(self, sha256: str) -> bool:
-        """Tell whether the content is here and whole; a damaged file is removed."""
+        """Return whether the content is here and whole; a damaged file is removed."""
         path = self._place(sha256)
         try:
             with open_regular(path, MAX_MODEL_BYTES) as file:
@@ -78,7 +78,7 @@ class Store:
         return False
 
     def path(self, sha256: str) -> Path:
-        """Return the file with this content, used just now; NodeError where it is not here."""
+        """Return the file with this content, marked as used just now. Raises NodeError when it is not here."""
         if not self.has(sha256):
             raise NodeError(f"{sha256} is not in {self.folder}; expected a file that was fetched before: fetch it")
         path = self._place(sha256)
@@ -86,10 +86,10 @@ class Store:
         return path
 
     def put(self, sha256: str, content: bytes | memoryview) -> Path:
-        """Keep content under its hash; return the file.
+        """Store content under its hash and return the file.
 
-        Raises MessageError for content of another hash; NodeError when the folder cannot take it, or the limit is lower
-        than what must be kept.
+        Raises MessageError for content of another hash, and NodeError when the folder cannot be written, or the limit
+        is lower than the files that must be kept.
         """
         path = self._place(sha256)
         found = hashlib.sha256(content).hexdigest()
@@ -125,9 +125,9 @@ class Store:
         return self.folder / sha256
 
     def make_room(self, size: int) -> None:
-        """Evict what was not used for longest until so many bytes more are within the limit.
+        """Evict the files that were not used for longest until so many bytes more fit into the limit.
 
-        Raises NodeError when that is not enough, or when the disk has not so much.
+        Raises NodeError when that is not enough, or the disk has less space.
         """
         try:
             there = self._contents()

@@ -126,7 +126,7 @@ class Fetch:
 
     @property
     def content(self) -> memoryview:
-        """What has come so far, in place."""
+        """The bytes that have come so far, in place."""
         return memoryview(self._content)
 
     @property
@@ -141,7 +141,7 @@ class Fetch:
         return bytes(self._content) if self.take(delivery) and self.check() else None
 
     def take(self, delivery: Delivery) -> bool:
-        """Take a message and return whether all is there now; what is of no use is counted and dropped."""
+        """Take a message and return whether all bytes are here now; a useless message is counted and dropped."""
         event = decode(delivery, self._topics)
         if event.topic is None or event.topic.levels[:1] != (self.sha256,) or not delivery.payload:
             return False  # an empty message removes what was retained

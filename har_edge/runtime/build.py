@@ -1,4 +1,4 @@
-"""Building nodes from a pipeline file."""
+"""Build sensors and stages from a pipeline file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from har_edge.inference.interpreter import Interpreter, Port
 
 _log = logging.getLogger(__name__)
-# What may wait in a stage's memory; a few messages at least, so that it never waits for the next.
+# Bytes that may wait in a stage's memory; a few messages at least, so that it never waits for the next.
 RECEIVE_BYTES = 64 * 1024 * 1024
 RECEIVE_LEAST, RECEIVE_MAX = 16, 1024
 
@@ -118,11 +118,11 @@ def build_setup(
     deployed: bool = False,
     check: LoadCheck | None = None,
 ) -> StageSetup:
-    """Load slice `index` and return what its stage is made of; a slice that is `deployed` has run once when it returns.
+    """Load slice `index` and return the setup of its stage; a slice that is `deployed` has run once when it returns.
 
-    `check` runs it in a process of its own before, by default that of this process. Of several `replicas` each takes
-    its turn. Raises ModelError when the file is not what its hash says, ConfigError for a slice that mixes windows, or
-    that needs more than one message where there are replicas.
+    `check` runs the slice in a process of its own first; the default is that of this process. Several `replicas` take
+    turns. Raises ModelError when the file does not match its hash. Raises ConfigError for a slice that mixes windows,
+    or that has replicas and needs more than one message for a window.
     """
     from har_edge.inference.interpreter import Delegate, load_slice  # a sensor does without LiteRT
     from har_edge.runtime.node.capabilities import applied_delegate

@@ -1,4 +1,4 @@
-"""What a node counts, so that nothing is lost silently."""
+"""The counters of a node, so that nothing is lost silently."""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ def _round_stage(topics: Topics, epoch: int, size: int, run: Run) -> Stage:
 def estimate(model: Model, device: str, others: Sequence[Profile], delegate: str | None = None) -> Profile:
     """Return a profile of a model that was never run here, estimated from others; memory and messages are theirs.
 
-    Of memory, that of the largest of the other models stands for this one: what a byte of tensors takes changes little.
+    The memory is that of the largest of the other models, since the bytes for each byte of tensors change little.
     Raises ModelError when they measured nothing.
     """
     timing = Timing(tuple(segment_bounds(model)), {}, None, typical_overhead([], others), ())

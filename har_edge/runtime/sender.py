@@ -21,7 +21,7 @@ GONE_S = 1.5  # the same for a broker that is not there: without one nothing can
 
 
 class OutputState(str, Enum):
-    """What became of an output, and with it of the deliveries that it was made of."""
+    """The state of an output, and with it of the deliveries that it was made from."""
 
     PUBLISHED = "on its way to the broker; the deliveries it was made of are not acknowledged"
     KEPT = "kept, to be published again; the deliveries it was made of are not acknowledged"
@@ -30,7 +30,7 @@ class OutputState(str, Enum):
 
 
 class OutputEvent(str, Enum):
-    """What happens to an output (MQTT 5, section 3.4.2.1)."""
+    """An event of an output (MQTT 5, section 3.4.2.1)."""
 
     ACKED = "the broker has it, and a subscriber where it needs one"
     NO_SUBSCRIBERS = "nobody subscribes to it"

@@ -22,7 +22,7 @@ MOST_RUNS = 8  # how many runs of a stream, by the capture time of a window, are
 
 
 class AnswerState(str, Enum):
-    """What the sink knows of a window."""
+    """The state of a window at the sink."""
 
     UNKNOWN = "no result of it came, or it is forgotten"
     ANSWERED = "its result was passed on"
@@ -30,7 +30,7 @@ class AnswerState(str, Enum):
 
 
 class AnswerEvent(str, Enum):
-    """What a result is to the window that it names."""
+    """The relation of a result to the window that it names."""
 
     FIRST = "a result comes, the first one"
     REPETITION = "a result comes that was captured when an earlier one was"

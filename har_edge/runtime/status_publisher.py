@@ -27,7 +27,7 @@ LOSSES = ("given_up", "too_large", "dropped")  # the counters of windows that a 
 
 @dataclass(slots=True)
 class Identity:
-    """What a process says of itself, and the birth, will and lease that follow from it.
+    """The identity of a process, and the birth, will and lease that follow from it.
 
     `detail`, `device` and `epoch` may change while it runs: the next status says so.
     """

@@ -32,7 +32,7 @@ _STREAM, _TOPICS, _EPOCH = "check", Topics("har", "check"), 1
 
 @dataclass(frozen=True, slots=True)
 class CutCheck:
-    """What came of one way to cut: `difference` says what was not equal, None when every bit was."""
+    """The result of one way to cut: `difference` says what was not equal, None when every bit was."""
 
     cuts: tuple[int, ...]
     difference: str | None
@@ -58,7 +58,7 @@ def check_cuts(
 ) -> Iterator[CutCheck]:
     """Compare the whole model with its stages, for each way to cut, and yield each result as it is known.
 
-    What enters and crosses goes through messages of that wire version, and each stage checks them as it does in a
+    All inputs and crossing tensors go through messages of that wire version, and each stage checks them as in a
     pipeline. Every way runs `runs` random inputs in a row, so that recurrent state counts, and where messages may carry
     several windows as many again with a batch of 3. Raises ModelError when the runtime cannot run the whole model, and
     when the whole model itself gives different results for the same input (then nothing can be proven).

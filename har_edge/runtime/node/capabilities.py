@@ -1,4 +1,4 @@
-"""What a device can do, as its node says: where it runs, how much of it there is, how fast it is, its link."""
+"""The capabilities that a node reports of its device: machine, memory, cores, runtime, speed and link."""
 
 from __future__ import annotations
 

@@ -35,11 +35,11 @@ _RUNNING = frozenset({StagePhase.RUNNING, StagePhase.DRAINED})
 
 
 class WorkerHandle(Protocol):
-    """What a node needs of a worker (runtime/node/worker.py)."""
+    """The interface that a node needs of a worker (runtime/node/worker.py)."""
 
     @property
     def desired(self) -> DesiredState:
-        """What it was told."""
+        """The state that the node asked for."""
 
     @property
     def alive(self) -> bool:

@@ -45,7 +45,9 @@ class BrokerUnavailable(BrokerError):
 
 
 class DesiredState(Enum):
-    """What a node wants of a worker: load the slice and wait; run it; leave the session to another; end the session."""
+    """The state that a node asks of a worker: load the slice and wait; run it; leave the session to another; end the
+    session.
+    """
 
     PREPARE = "prepare"
     HOLD = "hold"
@@ -58,7 +60,7 @@ LEAVING = frozenset({DesiredState.LEAVE, DesiredState.END})
 
 @dataclass(frozen=True, slots=True, order=True)
 class ReplicaId:
-    """What a worker runs: one replica of a stage in a generation."""
+    """The identity of a worker: one replica of a stage in a generation."""
 
     epoch: int
     stage: int
@@ -67,10 +69,10 @@ class ReplicaId:
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What all workers of a node use.
+    """The objects that all workers of a node share.
 
-    `max_bytes` is how large a slice may be, since it passes through memory. `loading` lets one be loaded at a time;
-    `check` runs it in a process of its own before.
+    `max_bytes` bounds the size of a slice, since it passes through memory. `loading` lets one worker load at a time;
+    `check` runs a slice in a process of its own first.
     """
 
     topics: Topics

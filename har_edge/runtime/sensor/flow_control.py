@@ -1,4 +1,4 @@
-"""What the loops of sensors ask about windows that are on their way, and the answers where nobody listens."""
+"""The interface between the loops of sensors and the windows in flight, and an implementation that tracks none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from har_edge.runtime.sensor.sent_counter import SentCounter
 
 
 class FlowController(Protocol):
-    """What the loops of sensors ask: which windows are open, what to send, and what to send again."""
+    """The questions of a sensor's loop: which windows are open, what to send, and what to send again."""
 
     @property
     def hears(self) -> bool:

@@ -22,7 +22,7 @@ STANDARD_INPUT = "-"
 READ_BYTES = 1 << 16
 # How long the broker is listened to before the device is looked at again.
 TURN_S = 0.02
-# What is on its way to the broker can no longer be dropped, so that it is bounded too.
+# Messages on their way to the broker can no longer be dropped, so their number is bounded, too.
 AHEAD = 32
 
 

@@ -1,4 +1,4 @@
-"""Where a sensor sends that follows a deployment: to the epoch that is current, until every window is answered."""
+"""A sensor that follows a deployment sends to the current generation until every window is answered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 _log = logging.getLogger(__name__)
 # When to look again for files that a new plan names.
 POSTPONE_S = 5.0
-# What a plan may change while a sensor runs: everything but what its windows are.
+# A plan may change everything while a sensor runs, except its windows.
 Refit = Callable[[Deployment], SensorSetup]
 
 
@@ -58,7 +58,7 @@ class PlanFollower(Retransmitter):
 
     @property
     def epoch(self) -> int:
-        """Where new windows go."""
+        """The generation that new windows go to."""
         return self._target
 
     def take(self, delivery: Delivery, now: float) -> None:

@@ -1,4 +1,4 @@
-"""What a sensor and its broker give each other, whether it replays recordings or reads a device."""
+"""The messages between a sensor and its broker, for recordings and live devices alike."""
 
 from __future__ import annotations
 

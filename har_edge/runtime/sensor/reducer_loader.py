@@ -1,4 +1,4 @@
-"""What a sensor needs of a deployment: its files from the broker, and the reducers that they make."""
+"""Load what a deployment gives a sensor: its files from the broker, and the reducers made from them."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ FIRST_ROOM = 8
 RECENT_AFTER_S = 8.0
 RECENT_SPACING_S = 0.04
 RECENT_A_STEP = 4
-# Of more streams than this a sensor hears the results of all that the pipeline has.
+# A sensor with more streams than this subscribes to the results of all streams of the pipeline.
 MOST_FILTERS = 64
 
 

@@ -1,4 +1,4 @@
-"""What a sensor has sent and nobody has answered yet: it is kept until it is, and sent again when it seems lost."""
+"""The windows of a sensor that have no result yet: kept until they have one, and sent again when they seem lost."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ALONE_S = 15.0
 
 
 class SentState(str, Enum):
-    """What became of windows that a sensor sent in one message."""
+    """The state of the windows that a sensor sent in one message."""
 
     UNSENT = "not sent yet, or forgotten"
     SENT = "sent once; no later window of the stream was answered since"
@@ -57,7 +57,7 @@ class SentState(str, Enum):
 
 
 class SentEvent(str, Enum):
-    """What happens to a window at its sensor."""
+    """An event of a window at its sensor."""
 
     SEND = "it is sent for the first time"
     RETRANSMIT = "it is sent again: its stages have gone, or it made no progress for too long"
@@ -295,10 +295,10 @@ class RetransmitBuffer:
         return answered
 
     def due(self, current: int, alive: frozenset[int], now: float, *, out: bool = True) -> list[UnackedBatch]:
-        """Return what to send again, oldest first; it counts as sent now, to the epoch that is current.
+        """Return the messages to send again, oldest first; they count as sent now, to the current generation.
 
-        What went to an epoch that is not `alive` is due at once. Without `out`, what was sent has not left yet, so that
-        nobody can have answered: then nothing else is due.
+        A message to a generation that is not `alive` is due at once. Without `out`, the last messages have not left
+        yet, so nobody can have answered them, and nothing else is due.
         """
         if now < self._look_at and alive == self._alive:
             return []

@@ -20,7 +20,7 @@ BYTES_A_RAW_VALUE = 4  # float32, as a sensor without reduction would send it
 
 @dataclass(frozen=True, slots=True)
 class SensorSetup:
-    """What a sensor is made of: topics, epoch, one reducer for each source, and how it packs messages.
+    """The setup of a sensor: topics, generation, one reducer for each source, and how it packs messages.
 
     With `combine`, one message carries all sources; otherwise each source has its own topic. `labels` lists the labels
     that count as known truth: those the model can answer. No message is larger than `max_payload_bytes`. Messages are

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from har_edge.protocol.status import StreamCount
 
-# Of more streams than this the others are told together, under a name that is no stream's.
+# With more streams than this, the others are reported together, under a name that is no stream's.
 MOST_STREAMS = 64
 OTHERS = "*"
 RUN_BITS = 53  # what every reader of JSON keeps exactly

@@ -1,4 +1,4 @@
-"""What a message brings a stage: the inputs of its slice, checked against the shapes and types that it takes."""
+"""Read the inputs of a slice from messages, and check their shapes and types."""
 
 from __future__ import annotations
 

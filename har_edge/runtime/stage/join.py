@@ -56,7 +56,7 @@ class Join:
       that still waited, were not; these come again, alone. Since a broker keeps the order of a topic, a later window of
       the stream that is run tells: such windows are overtaken, wait a moment longer, and are the first to go.
 
-    With `fallback`, `is_late` tells which parts come after their window was run without them. Where parts come of a
+    With `fallback`, `is_late` tells which parts come after their window was run without them. If parts come of a
     window that was run with them, its stream begins anew, or one sensor alone does and is out of step. So they wait
     somewhat longer for their companions, and are stale when one of these comes for a later window meanwhile.
     """
@@ -71,7 +71,7 @@ class Join:
     ) -> None:
         self._wanted, self._timeout_s, self._capacity, self._fallback = wanted, timeout_s, capacity, fallback
         self._waiting: OrderedDict[Key, PartialWindow] = OrderedDict()
-        # Of the windows run last, when each part was captured; the one run last at the end.
+        # The capture time of each part of the windows run last; the one run last is at the end.
         self._run: OrderedDict[Key, dict[str, tuple[float, ...]]] = OrderedDict()
         self.streams = Streams()
         self._look_at = 0.0

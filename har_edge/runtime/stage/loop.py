@@ -22,13 +22,13 @@ _log = logging.getLogger(__name__)
 TURN_S = 0.02  # how long a stage computes before it looks at the connection again: results leave, it stays alive
 COUNT_S = 0.02  # how old the metrics of a busy stage may be
 PATIENCE_S = 2.0  # how long other nodes are waited for before a line in the log says so
-# What may wait to be handled, in bytes, with what each message takes beside its payload; above that, the broker waits.
+# Bytes that may wait to be handled, with the overhead of each message; above that, the broker waits.
 QUEUED_BYTES = 16 * 1024 * 1024
 MESSAGE_BYTES = 512
 
 
 class StageMetrics(msgspec.Struct, frozen=True, gc=False):  # made often: ten times as quick as a dataclass
-    """What a stage has done since it was connected, as of one moment.
+    """The work of a stage since it was connected, at one moment.
 
     `busy_s` is the time in which it did anything but wait for messages, `queued_s` the sum of how long each of the
     `handled` messages had waited. `queued` messages have come and wait now, `waiting` windows lack parts, `pending`
@@ -98,7 +98,7 @@ class StageLoop:
     def _poll(self) -> float:
         """Take what came; return when, by the monotonic clock."""
         idle = not self._arrived
-        # Of a poll that waits, the processor's part is work; of one that does not, all of it.
+        # A poll that waits counts as work by its processor time, one that does not wait by its whole time.
         clock = time.thread_time if idle else time.monotonic
         before = clock()
         # On the wire, small messages take much less than here.

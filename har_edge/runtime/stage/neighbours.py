@@ -97,8 +97,8 @@ def check_neighbours(
 def end_leftovers(connect: Connect, topics: Topics, count: int, statuses: Collection[NodeStatus]) -> list[str]:
     """End the sessions of stages beyond `count`, which an earlier cut had, and which have gone; return their names.
 
-    What they were subscribed to would pile up for them at the broker until their sessions expire. A stage that lives
-    is left alone, and so is one whose session cannot be ended now.
+    Messages for them would pile up at the broker until their sessions expire. A stage that lives is left alone, and so
+    is one whose session cannot be ended now.
     """
     ended = []
     for node in sorted({status.node for status in statuses if _is_leftover(status, count)}):

@@ -1,4 +1,4 @@
-"""What a stage publishes of a window: results, and activations for the stages that take them."""
+"""Write the messages that a stage publishes for a window: results, and activations for later stages."""
 
 from __future__ import annotations
 

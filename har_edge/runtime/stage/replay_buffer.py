@@ -1,4 +1,4 @@
-"""What a stage keeps of windows, so that one part that is sent again is enough to go on with them."""
+"""The windows that a stage keeps, so that it can go on with them when a single part is sent again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import msgspec
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.runtime.stage.window import Key, PartialWindow
 
-# What an entry counts for at least: so the bound in bytes bounds the number too, to 4096 windows and 1024 outputs of a
-# stage's buffers. Of outputs not more, since memory that is used again is in the processor's cache.
+# An entry counts for at least so many bytes. So the bound in bytes bounds the number too, to 4096 windows and 1024
+# outputs; more outputs would leave the processor's cache.
 LEAST_WINDOW_BYTES = 4096
 LEAST_OUTPUT_BYTES = 1024
 

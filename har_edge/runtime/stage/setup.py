@@ -1,4 +1,4 @@
-"""What a stage is made of."""
+"""The setup of a stage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 @dataclass(frozen=True, slots=True)
 class StageSetup:
-    """What a stage is made of: topics, wiring, the slice's `run` and result port; for each source its feed and port.
+    """The setup of a stage: topics, wiring, the slice's `run` and result port; for each source its feed and port.
 
     Activations are written in `wire_version`, with `ids` for the names of tensors; `names` says what the ids of tensors
     that come stand for, where windows say those of sources.

@@ -40,9 +40,9 @@ RECENT_S = 2.0
 class Stage:
     """Joins parts, runs the slice, and says what to publish and which deliveries that settles.
 
-    What has waited too long, or is too much, is released and kept in a replay buffer, until its parts come. A window
-    that was run is answered again where one of its parts comes again, since its answer may be lost. window.py has the
-    states and events.
+    Windows that have waited too long, or are too many, are released and kept in a replay buffer until their parts come.
+    If a part comes again of a window that was run, the stage answers again, since its answer may be lost. window.py has
+    the states and events.
 
     `clock` gives seconds since 1970, `monotonic` seconds for waiting, where the caller does not say when a message
     came: with a backlog, what has come but is not handled yet must not count as missing. An unusable message is
@@ -145,12 +145,12 @@ class Stage:
     ) -> list[Outgoing]:
         """Release, and count, parts of a window that was run, with them or without them; else return nothing.
 
-        What is on the shelf of their window waits for the others again.
+        Parts of the window in the replay buffer wait for the others again.
         """
         key = message.stream, message.seq
         output = self._cache.find(key)
         if output is not None and self._repeats(message, parts, delivery, output):
-            # What came before, or soon after, the answer was made was sent when that was not known.
+            # A part that came before, or soon after, the answer was made was sent without knowledge of it.
             recent = came < output[0] + RECENT_S
             if recent or self._joins:
                 self._join.note(key, WindowEvent.REPEATED)

@@ -11,7 +11,7 @@ ACTIVE_S = 10.0
 GAPS = 4.0
 NEW_S = 60.0
 LOOK_S = 1.0
-# What comes of a stream within that time is one visit.
+# Messages of a stream within that time are one visit.
 VISIT_S = 0.5
 
 

@@ -1,4 +1,4 @@
-"""What a stage remembers of each stream."""
+"""The memory that a stage has of each stream."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Key = tuple[str, int]
 
 
 class WindowState(str, Enum):  # a str keeps its hash: the table is read for each message
-    """What became of a window at a stage, and what holds it."""
+    """The state of a window at a stage, and the table that holds it."""
 
     WAITING = "lacks parts; what brought the others is not acknowledged"
     OVERTAKEN = "lacks parts although a later window of its stream was run; waits a moment longer"
@@ -32,7 +32,7 @@ class WindowState(str, Enum):  # a str keeps its hash: the table is read for eac
 
 
 class WindowEvent(str, Enum):
-    """What happens to a window at a stage."""
+    """An event of a window at a stage."""
 
     PART = "a part comes, others are missing"
     LAST_PART = "the last missing part comes"
