@@ -27,7 +27,7 @@ LEVELS = [
     {"tflite", "codecs"},
     {"data"},
     {"resources", "extras", "service", "files"},
-    {"errors", "units"},
+    {"errors", "timing", "units"},
 ]
 HEAVY = (
     "tensorflow", "keras", "sklearn", "matplotlib", "joblib", "distributed",

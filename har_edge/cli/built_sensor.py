@@ -14,6 +14,7 @@ from har_edge.cli.arguments import options
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError, NodeError
 from har_edge.protocol.topics import MAX_ID_LENGTH
+from har_edge.timing import RESULT_SESSION_S
 from har_edge.units import plural
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
     from har_edge.runtime.status_publisher import Identity
     from har_edge.runtime.stop import Stop
-
-# How long the broker keeps results for a sensor that lost the connection: they are its credit to send more.
-SESSION_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ def connect(args: argparse.Namespace, pipeline: Pipeline, identity: Identity) ->
         return options.connect(args, pipeline, session)
 
     check_role(reach, identity.topics, identity.node, identity.role)
-    return reach(identity.session(expiry_s=SESSION_S))
+    return reach(identity.session(expiry_s=RESULT_SESSION_S))
 
 
 def overtaken(source: str, identity: Identity) -> int:

@@ -14,6 +14,7 @@ from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options
+from har_edge.timing import RESULT_SESSION_S
 
 if TYPE_CHECKING:
     from har_edge.cluster.cluster import Cluster
@@ -63,7 +64,7 @@ def open_cluster(
             reducers=reducers,
             delegate=delegate,
         )
-        session = Session(f"{name}-watch", receive_max=4096, expiry_s=options.WATCH_SESSION_S)
+        session = Session(f"{name}-watch", receive_max=4096, expiry_s=RESULT_SESSION_S)
         bus = options.connect(args, pipeline, session)
         stack.callback(bus.close, forget=True)
         address = options.find_address(args, pipeline.config.broker, pipeline.folder)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from har_edge.errors import ConfigError, NodeError
 from har_edge.mqtt.broker.watchdog import Watchdog
+from har_edge.timing import PROCESS_STOP_S
 
-STOP_TIMEOUT_S = 10.0
 # What stands before the words of a command.
 PROGRAM = (sys.executable, "-m", "har_edge.cli.main")
 LAST_LINES = 12
@@ -91,11 +91,11 @@ class Running:
         """Send a signal."""
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+    def wait(self, timeout_s: float = PROCESS_STOP_S) -> int:
         """Return the exit code, once it has ended; raises subprocess.TimeoutExpired."""
         return self.process.wait(timeout_s)
 
-    def end(self, number: int = signal.SIGTERM, timeout_s: float = STOP_TIMEOUT_S) -> int:
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = PROCESS_STOP_S) -> int:
         """Send a signal, wait for the end and return the exit code; raises subprocess.TimeoutExpired."""
         self.send_signal(number)
         return self.wait(timeout_s)
@@ -132,7 +132,7 @@ class Processes:
         command = Command([*self.program, *words], log, {**self.variables, **(variables or {})}, folder)
         return self._start(name, command)
 
-    def kill(self, name: str, number: int = signal.SIGKILL, timeout_s: float = STOP_TIMEOUT_S) -> int:
+    def kill(self, name: str, number: int = signal.SIGKILL, timeout_s: float = PROCESS_STOP_S) -> int:
         """Send a signal that ends a process, wait for the end and return the exit code; NodeError where it goes on."""
         one = self.find(name)
         try:
@@ -173,7 +173,7 @@ class Processes:
         found = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
         return int(found[1]) * 1024 if found else None
 
-    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    def stop(self, timeout_s: float = PROCESS_STOP_S) -> None:
         """End every process: by SIGTERM, then by SIGKILL where that was not enough; by SIGKILL at once for 0."""
         running = [one for one in self.running.values() if one.alive]
         for one in running:
@@ -181,7 +181,7 @@ class Processes:
                 one.process.terminate()
             else:
                 one.process.kill()  # ends one that is stopped, too
-        deadline = time.monotonic() + max(timeout_s, STOP_TIMEOUT_S if timeout_s <= 0 else 0.0)
+        deadline = time.monotonic() + max(timeout_s, PROCESS_STOP_S if timeout_s <= 0 else 0.0)
         for one in running:
             try:
                 one.process.wait(max(0.1, deadline - time.monotonic()))

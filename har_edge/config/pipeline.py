@@ -25,6 +25,7 @@ from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.files import TOMLDecodeError, inside, parse_toml, read_text
 from har_edge.tflite.manifest import FILE_NAME as MANIFEST_NAME
 from har_edge.tflite.manifest import SliceManifest, load_manifest
+from har_edge.timing import STAGE_SESSION_S
 
 FILE_NAME = "pipeline.toml"
 DEFAULT_NAME = "har"
@@ -82,7 +83,7 @@ class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epoch: int = 1
     slices: str = "."
     max_payload_bytes: int = 16 * 1024 * 1024
-    session_expiry_s: int = 86_400
+    session_expiry_s: int = STAGE_SESSION_S
     broker: BrokerConfig = BrokerConfig()
     join: JoinConfig = JoinConfig()
     # Left out by default: nodes of older versions refuse keys that they do not know.

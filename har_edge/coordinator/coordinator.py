@@ -16,8 +16,6 @@ from har_edge.coordinator.config import CoordinatorConfig, arrangement_of, hashe
 from har_edge.coordinator.failover import Reassigner
 from har_edge.coordinator.membership import (
     BLIND_S,
-    GRACE_S,
-    LOST_AFTER_S,
     PAUSE_S,
     Health,
     HealthChange,
@@ -47,6 +45,7 @@ from har_edge.protocol.events import (
 from har_edge.protocol.status import State
 from har_edge.protocol.topics import Kind
 from har_edge.runtime.agreement import disagreement, way_of
+from har_edge.timing import NODE_LOST_S, RECONNECT_GRACE_S
 from har_edge.units import duration
 
 _log = logging.getLogger(__name__)
@@ -140,7 +139,7 @@ class Coordinator:
         self._connected = connected
         if not connected:
             self.membership.discard_pending_wills()
-            self.membership.extend_deadlines(now + GRACE_S)
+            self.membership.extend_deadlines(now + RECONNECT_GRACE_S)
             return
         if reconnects != self._reconnects:
             if self._reconnects >= 0:
@@ -150,7 +149,7 @@ class Coordinator:
             self._store.republish()
             self._readiness.current.invalidate(now)
             self.membership.discard_pending_wills()
-            self.membership.extend_deadlines(now + GRACE_S)
+            self.membership.extend_deadlines(now + RECONNECT_GRACE_S)
 
     def handle(self, delivery: Delivery, now: float) -> list[Outgoing]:
         """Take one message; return what it makes urgent. What cannot be used is dropped, counted and logged."""
@@ -166,7 +165,7 @@ class Coordinator:
         """Do what time and messages have made due; return what to publish, in this order."""
         pause_s = now - self._ticked
         if pause_s > BLIND_S:
-            self.membership.extend_deadlines(now + LOST_AFTER_S)
+            self.membership.extend_deadlines(now + NODE_LOST_S)
         elif pause_s > PAUSE_S:
             self.membership.shift_deadlines(pause_s)
         self._ticked = now
@@ -294,7 +293,7 @@ class Coordinator:
             self._say(remark)
         self._follow(found, now)
         self.membership.expect(names_of(begun), now)
-        self.membership.extend_deadlines(now + GRACE_S)
+        self.membership.extend_deadlines(now + RECONNECT_GRACE_S)
         if begun.generations:  # the broker may have lost their slices, and a plan may be long in coming
             self.requests.append(PlanRequest(SLICES, (), begun.generations, begun.epoch))
         self.rollout.resume(begun, now)

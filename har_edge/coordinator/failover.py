@@ -14,9 +14,7 @@ from har_edge.coordinator.membership import Health, Membership
 from har_edge.planner.relocation import Candidate, Key, StageLoad, relocate
 from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement
 from har_edge.protocol.status import StagePhase
-
-# How long a node that leaves waits for its successor to load; it goes by itself after 10 s.
-HANDOVER_S = 8.0
+from har_edge.timing import HANDOVER_S
 
 
 @dataclass(frozen=True, slots=True)

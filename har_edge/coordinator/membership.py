@@ -1,6 +1,6 @@
 """Which nodes there are, and which of them live: statuses, beats, and the detector of failures. Clocks are passed in.
 
-A node is lost when the broker says so (its will) and does not go itself, or when no beat of it came for LOST_AFTER_S
+A node is lost when the broker says so (its will) and does not go itself, or when no beat of it came for NODE_LOST_S
 although this process listened. Whoever was blind itself, for want of a connection or of processor time, gives everybody
 a new deadline first.
 """
@@ -14,20 +14,17 @@ from dataclasses import dataclass, field
 from har_edge.errors import MessageError
 from har_edge.protocol.deployment import PROTOCOL, Placement
 from har_edge.protocol.status import ALIVE, Heartbeat, NodeStatus, StageReport, State
+from har_edge.timing import FORGET_NODE_S, NODE_LOST_S, RECONNECT_GRACE_S
 
-LOST_AFTER_S = 1.5
-# A pause of this process that makes its own deadlines worthless, and the grace after a new connection.
+# A pause of this process that makes its own deadlines worthless.
 BLIND_S = 1.0
 # A shorter one is added to every deadline; anything below is the ordinary turn of a loop.
 PAUSE_S = 0.25
 # A node that is lost again within so long, in whatever process, has to be heard for 2 s before it counts, then 4, 8, up
 # to as long.
 AGAIN_S, LEAST_PROBATION_S = 60.0, 2.0
-GRACE_S = 3.0
 # A broker that stops publishes every will, and then cuts our own connection.
 WILL_S = 0.1
-# How long a node or sensor must have been stopped or lost, in the hearing of this process, until its status is removed.
-STALE_S = 3600.0
 MAX_MEMBERS = 256
 
 
@@ -135,7 +132,7 @@ class Membership:
         if known is None or known.instance != status.instance:
             if member.will is not None and known is not None and not member.lost:  # it crashed, and is back already
                 self._lose(member, "the broker lost its connection", now)
-            member.heartbeat, member.deadline, member.back_at = None, now + GRACE_S, float("inf")
+            member.heartbeat, member.deadline, member.back_at = None, now + RECONNECT_GRACE_S, float("inf")
             if not member.probation_s or now > member.lost_at + AGAIN_S:
                 member.lost, member.probation_s = "", 0.0
         member.status, member.will = status, None
@@ -150,10 +147,10 @@ class Membership:
         if member.status.state not in ALIVE:
             return []
         before = member.health
-        if member.back_at == float("inf") or now > member.heard + LOST_AFTER_S:
+        if member.back_at == float("inf") or now > member.heard + NODE_LOST_S:
             member.back_at = now
         member.heartbeat, member.heard = heartbeat, now
-        member.deadline = max(member.deadline, now + LOST_AFTER_S)
+        member.deadline = max(member.deadline, now + NODE_LOST_S)
         if now >= member.back_at + member.probation_s or not self.live():  # rather such a node than none
             member.lost = ""
         return self._changed(member, before)
@@ -200,7 +197,7 @@ class Membership:
 
     def stale(self, now: float) -> list[str]:
         """Return those that have been stopped or lost for long, once each."""
-        found = sorted(name for name, since in self._silent.items() if now > since + STALE_S)
+        found = sorted(name for name, since in self._silent.items() if now > since + FORGET_NODE_S)
         for name in found:
             del self._silent[name]
         return found
@@ -246,7 +243,7 @@ class Membership:
     def _add(self, name: str, now: float) -> Member:
         if not self._make_room():
             raise MessageError(f"node {name} came, the {len(self.members) + 1}th; at most {MAX_MEMBERS} are watched")
-        member = self.members[name] = Member(name, now + GRACE_S)
+        member = self.members[name] = Member(name, now + RECONNECT_GRACE_S)
         return member
 
     def _make_room(self) -> bool:

@@ -14,12 +14,12 @@ import msgspec
 from har_edge.coordinator.membership import SERVING, Health, Membership
 from har_edge.protocol.deployment import Deployment, Generation, Phase
 from har_edge.protocol.status import StagePhase
+from har_edge.timing import SWITCH_S
 
 # Without any change of a stage's phase for so long, a generation that gets ready is withdrawn.
 STUCK_S = 60.0
 PROBE_S = 10.0
-# How long sensors may take to switch, and stages to have nothing under way, before a generation goes all the same.
-SWITCH_S = 10.0
+# How long stages may take to have nothing under way, before a generation goes all the same.
 DRAIN_S = 30.0
 
 

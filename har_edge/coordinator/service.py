@@ -12,8 +12,9 @@ from har_edge.mqtt.bus import Bus, Outgoing, TakenOver
 from har_edge.protocol.status import State
 from har_edge.runtime.counters import Counters
 from har_edge.runtime.sender import Sender, drain
-from har_edge.runtime.status_publisher import STATUS_S, Identity
+from har_edge.runtime.status_publisher import Identity
 from har_edge.runtime.stop import Stop
+from har_edge.timing import STATUS_S
 
 # Short against the deadline of a node, long enough to cost nothing.
 TURN_S = 0.05

@@ -17,7 +17,7 @@ from har_edge.monitor.observer import Observer
 from har_edge.monitor.permissions import Connect, can_see
 from har_edge.monitor.probe_run import NO_PLAN, ProbeRun, fixed_here, no_plan, stalled
 from har_edge.mqtt.bus import Bus, Session
-from har_edge.protocol.cluster_state import BEATING, SILENT_S
+from har_edge.protocol.cluster_state import BEATING
 from har_edge.protocol.deployment import PROTOCOL
 from har_edge.protocol.events import StatusEvent, decode
 from har_edge.protocol.status import ALIVE, NodeStatus, State
@@ -25,10 +25,9 @@ from har_edge.protocol.text import listed, printable
 from har_edge.protocol.topics import EVERY_STATUS, Kind, Topics
 from har_edge.runtime.artifact_store import Store
 from har_edge.runtime.artifacts import Fetch, fetch_session
+from har_edge.timing import DOCTOR_LISTEN_S
 from har_edge.units import duration, size
 
-# Beats come twice a second; so long is listened before anything is said of who is there.
-LISTEN_S = SILENT_S + 0.5
 LEAST_S = 1.0
 OTHERS_S = 1.0
 SKEW_S = 1.0
@@ -49,7 +48,7 @@ class Diagnostics:
     topics: Topics
     store: Store
     timeout_s: float = 5.0
-    listen_s: float = LISTEN_S
+    listen_s: float = DOCTOR_LISTEN_S
     broker_only: bool = False
     checks: tuple[Check, ...] = ()
     ended: Callable[[], None] = lambda: None

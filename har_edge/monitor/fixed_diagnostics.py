@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from har_edge.config.pipeline import Pipeline
 from har_edge.files import MAX_MODEL_BYTES, read_regular
 from har_edge.monitor.broker_checks import BrokerChecks, Finding, Verdict, passed
-from har_edge.monitor.diagnostics import CHECKS, LISTEN_S, Check, Diagnostics
-from har_edge.monitor.fixed_pipeline import QUIET_S, FixedObserver, FixedProbeRun
+from har_edge.monitor.diagnostics import CHECKS, Check, Diagnostics
+from har_edge.monitor.fixed_pipeline import FixedObserver, FixedProbeRun
 from har_edge.monitor.leftovers import leftovers_of_folder, read_retained, report_leftovers, report_sessions
 from har_edge.monitor.losses import losses
 from har_edge.monitor.missing import broken_off
@@ -22,6 +22,7 @@ from har_edge.protocol.text import printable
 from har_edge.protocol.topics import Kind
 from har_edge.runtime.artifact_store import Store
 from har_edge.runtime.build import topics_of
+from har_edge.timing import DOCTOR_LISTEN_S, STAGE_SILENT_S
 from har_edge.units import duration, size
 
 # The first check that is about a coordinator; those before it are about the broker, and the same for both.
@@ -35,7 +36,7 @@ def fixed_diagnostics(
     pipeline: Pipeline,
     store: Store,
     timeout_s: float,
-    listen_s: float = LISTEN_S,
+    listen_s: float = DOCTOR_LISTEN_S,
 ) -> Diagnostics:
     """Return the diagnostics of a fixed pipeline: the broker's checks, and those of `_Checks` in place of a plan's."""
     checks = _Checks(broker_checks, connect, pipeline, timeout_s, listen_s)
@@ -91,7 +92,7 @@ class _Checks:
     def stages(self, name: str) -> Iterator[Finding]:
         """See whether each stage lives and runs the slice of this folder."""
         self._listen(self._listen_s)
-        self._listen(QUIET_S, self._seen.all_heard)
+        self._listen(STAGE_SILENT_S, self._seen.all_heard)
         count = len(self._pipeline.manifest.slices)
         problem = self._seen.stalled(time.monotonic())
         if not problem:

@@ -25,15 +25,13 @@ from har_edge.protocol.topics import PROBE
 from har_edge.runtime.agreement import disagreement, way_of
 from har_edge.runtime.build import delegate_of, topics_of
 from har_edge.runtime.probe import probe
-from har_edge.runtime.status_publisher import STATUS_S
+from har_edge.timing import STAGE_SILENT_S
 from har_edge.units import duration
 
 # What a snapshot says of the plan where slices stand in a folder.
 FIXED = "fixed"
 RUNNING = "running"
 SILENT = "silent"
-# A stage says every STATUS_S how it does; one that says nothing for so long hangs, or computes for longer than that.
-QUIET_S = STATUS_S + 1.5
 
 
 class FixedObserver(Observer):
@@ -60,8 +58,10 @@ class FixedObserver(Observer):
         return all(self._heard_at(index) is not None for index in alive)
 
     def silent(self, now: float) -> set[int]:
-        """Return the stages that say they live and have said nothing for QUIET_S."""
-        return {index for index in self.earlier if self._lives(index) and now - self._last_heard(index) > QUIET_S}
+        """Return the stages that say they live and have said nothing for STAGE_SILENT_S."""
+        return {
+            index for index in self.earlier if self._lives(index) and now - self._last_heard(index) > STAGE_SILENT_S
+        }
 
     def _last_heard(self, index: int) -> float:
         """Return when a stage last said something, or since when it could have."""
@@ -232,7 +232,7 @@ class FixedProbeRun:
             return
         sent.trace.poll()
         refused = PublishOutcome.REFUSED in sent.outcomes.values()
-        late, known = now > sent.at + self._timeout_s, now > self._observer.since + QUIET_S
+        late, known = now > sent.at + self._timeout_s, now > self._observer.since + STAGE_SILENT_S
         if refused or (late and (known or self._observer.all_heard())):
             sent.trace.close()
             self.view, self._sent = ProbeView(False, None, self._epoch, self._where(sent, now)), None
@@ -254,7 +254,7 @@ class FixedProbeRun:
         silent = self._observer.silent(now)
         if not sent.trace.seen and (stalled := self._observer.stalled(now)):
             return stalled
-        waited = duration(min(now - self._observer.since, QUIET_S))
+        waited = duration(min(now - self._observer.since, STAGE_SILENT_S))
         where = last_holder(sent.trace.seen, self._observer.earlier, silent, waited)
         return f"no answer came in {duration(self._timeout_s)}: {where}"
 

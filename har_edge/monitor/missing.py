@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from har_edge.monitor.broker_checks import Finding, Verdict, passed
-from har_edge.protocol.cluster_state import SILENT_S
 from har_edge.protocol.text import listed
+from har_edge.timing import SILENT_S
 from har_edge.units import duration
 
 _KILLED = "gone without leaving (killed, or the device is off)"

@@ -14,14 +14,13 @@ from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import Heartbeat, NodeStatus, State, encode_heartbeat, encode_status
 from har_edge.protocol.topics import PROBE, Kind, Topics
+from har_edge.timing import OTHERS_LISTEN_S
 
 Connect = Callable[[Session], Bus]
 # How long the broker may take for an answer, and for what was published to come back.
 ANSWER_S = 5.0
 ECHO_S = 2.0
 PLAN_S = 1.0
-# How long others are listened to: nodes beat twice a second.
-OTHERS_S = 1.2
 _POLL_S = 0.02
 
 
@@ -190,7 +189,7 @@ class _Attempt:
         """Where this user may not publish, only what others say proves that anything comes."""
         others = _others(self._topics, self._right.kind)
         problem = self._subscribe(others) if others else ""
-        heard = others is not None and not problem and self._until(lambda: self._came, OTHERS_S)
+        heard = others is not None and not problem and self._until(lambda: self._came, OTHERS_LISTEN_S)
         return PermissionResult(
             self._right, self.topic, problem, "" if heard else "granted; nothing came that would prove it"
         )

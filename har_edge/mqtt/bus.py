@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from har_edge.errors import NodeError
+from har_edge.timing import KEEPALIVE_S
 
 
 class PublishOutcome(enum.Enum):
@@ -84,7 +85,7 @@ class Session:
     lease: SessionLease | None = None
     receive_max: int = 1024
     max_packet_bytes: int = 16 * 1024 * 1024 + 4096
-    keepalive_s: int = 30
+    keepalive_s: int = KEEPALIVE_S
     transient: bool = False
 
 

@@ -26,12 +26,12 @@ from har_edge.protocol.events import (
 )
 from har_edge.protocol.status import ALIVE, Heartbeat, NodeStatus, StagePhase, StageReport, State
 from har_edge.protocol.topics import Kind, is_probe
+from har_edge.timing import SILENT_S
 
 MAX_NODES = 1000
 MAX_ARTIFACTS = 10_000
 # Roles that send heartbeats; one whose last is older than this is not alive, whatever its status says.
 BEATING = frozenset({"node"})
-SILENT_S = 1.5
 
 # A stage: its node, generation, number and replica.
 StageKey = tuple[str, int, int, int]

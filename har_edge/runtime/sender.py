@@ -13,11 +13,9 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.bus import Bus, Outgoing, PublishOutcome
 from har_edge.runtime.counters import Counters
 from har_edge.runtime.transitions import advance
+from har_edge.timing import LAST_ACKS_S, NO_BROKER_S, PUBLISH_RETRY_S
 
 _log = logging.getLogger(__name__)
-RETRY_S = 0.5  # how long after a refusal a message is published again
-DRAIN_S = 3.0  # how long a process that ends waits until what it published is safe
-GONE_S = 1.5  # the same for a broker that is not there: without one nothing can be handed over
 
 
 class OutputState(str, Enum):
@@ -36,7 +34,7 @@ class OutputEvent(str, Enum):
     NO_SUBSCRIBERS = "nobody subscribes to it"
     REFUSED = "the broker refuses it"
     TOO_LARGE = "it is larger than the broker takes: no retry makes it smaller"
-    RETRY = "RETRY_S have passed"
+    RETRY = "PUBLISH_RETRY_S have passed"
 
 
 TRANSITIONS: Mapping[tuple[OutputState, OutputEvent], OutputState] = MappingProxyType(
@@ -118,7 +116,7 @@ class Sender:
         self._release(outgoing)
 
     def _keep(self, outgoing: Outgoing, outcome: PublishOutcome) -> None:
-        self._kept.append((time.monotonic() + RETRY_S, outgoing))
+        self._kept.append((time.monotonic() + PUBLISH_RETRY_S, outgoing))
         if outcome is PublishOutcome.NO_SUBSCRIBERS:
             self._counters.unheard += 1
             text = f"nobody listens to {outgoing.topic}; keeping the message and trying again: {self._advice}"
@@ -139,12 +137,12 @@ class Sender:
 
 def drain(bus: Bus) -> None:
     """Wait a moment until what was published is safe, a shorter one for a broker that is not there."""
-    deadline = time.monotonic() + DRAIN_S
-    back_by = time.monotonic() + GONE_S
+    deadline = time.monotonic() + LAST_ACKS_S
+    back_by = time.monotonic() + NO_BROKER_S
     try:
         while bus.unsent and time.monotonic() < deadline and (bus.connected or time.monotonic() < back_by):
             bus.poll(0.05)
             if bus.connected:
-                back_by = time.monotonic() + GONE_S
+                back_by = time.monotonic() + NO_BROKER_S
     except BrokerError as error:
         _log.warning("stopping without the broker: %s", error)

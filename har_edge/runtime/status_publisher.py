@@ -20,8 +20,8 @@ from har_edge.protocol.status import (
     encode_status,
 )
 from har_edge.protocol.topics import RETAINED, Kind, Topics
+from har_edge.timing import STATUS_S
 
-STATUS_S = 5.0  # how often the status is published although nothing changed
 LOSSES = ("given_up", "too_large", "dropped")  # the counters of windows that a node lost
 
 

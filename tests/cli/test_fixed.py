@@ -15,7 +15,7 @@ from har_edge.cli.main import main
 from har_edge.cli.reports.status import draw
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import Pipeline, load_pipeline
-from har_edge.monitor.fixed_pipeline import QUIET_S, FixedObserver
+from har_edge.monitor.fixed_pipeline import FixedObserver
 from har_edge.monitor.observer import Observer
 from har_edge.monitor.probe_trace import last_holder
 from har_edge.monitor.snapshot import ProbeView, Snapshot
@@ -24,6 +24,7 @@ from har_edge.protocol.status import NodeStatus, SliceInfo, State, StreamCount, 
 from har_edge.runtime.build import topics_of
 from har_edge.runtime.slicing import prepare
 from har_edge.runtime.stage.neighbours import card_of
+from har_edge.timing import STAGE_SILENT_S
 from tests.cli.deployed import Stand
 from tests.cli.fleet import Fleet
 from tests.cli.test_eighty_columns import fits, lines_of
@@ -311,11 +312,11 @@ def test_a_stage_is_silent_only_after_it_has_had_the_time_to_speak(pipeline: Pip
         # Of stage 1 comes what the broker retains alone: twice, as two subscriptions cover it.
         for stored, at in ((True, NOW), (index == 1, NOW + 1.0)):
             seen.handle(Delivery(topics.status(f"stage-{index}"), said, (0, 0), retained=stored), at, at)
-    assert seen.silent(NOW + QUIET_S) == set() and not seen.all_heard()
-    assert seen.silent(NOW + QUIET_S + 0.5) == {1} and not seen.is_alive("stage-1", NOW + QUIET_S + 0.5)
+    assert seen.silent(NOW + STAGE_SILENT_S) == set() and not seen.all_heard()
+    assert seen.silent(NOW + STAGE_SILENT_S + 0.5) == {1} and not seen.is_alive("stage-1", NOW + STAGE_SILENT_S + 0.5)
     assert (seen.age(0, NOW + 3.0), seen.age(1, NOW + 3.0)) == (2.0, None)
-    assert seen.problem(1, NOW + QUIET_S + 0.5)[0] == "silent"
-    assert seen.silent(NOW + QUIET_S + 1.5) == {0, 1, 2}
+    assert seen.problem(1, NOW + STAGE_SILENT_S + 0.5)[0] == "silent"
+    assert seen.silent(NOW + STAGE_SILENT_S + 1.5) == {0, 1, 2}
 
 
 def test_names_are_whole_and_columns_that_nobody_fills_left_out(pipeline: Pipeline) -> None:

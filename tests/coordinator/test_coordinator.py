@@ -631,7 +631,7 @@ def test_a_crash_during_an_upload_is_mended_at_once(world: World, monkeypatch: p
 def test_the_statuses_of_those_that_have_long_been_gone_are_removed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("har_edge.coordinator.membership.STALE_S", 30.0)
+    monkeypatch.setattr("har_edge.coordinator.membership.FORGET_NODE_S", 30.0)
 
     def there() -> set[str]:
         return {topic.split("/")[4] for topic, one in world.retained.items() if one and topic.endswith("/status")}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from har_edge.coordinator.membership import GRACE_S, LOST_AFTER_S, MAX_MEMBERS, STALE_S, Health, Membership
+from har_edge.coordinator.membership import MAX_MEMBERS, Health, Membership
 from har_edge.errors import MessageError
 from har_edge.protocol.deployment import PROTOCOL
 from har_edge.protocol.status import Heartbeat, NodeCapabilities, NodeStatus, State
+from har_edge.timing import FORGET_NODE_S, NODE_LOST_S, RECONNECT_GRACE_S
 
 CARD = NodeCapabilities(PROTOCOL, "m", "Linux", 4, 10**9, "litert", 50.0)
 
@@ -33,8 +34,8 @@ def membership() -> Membership:
 
 def test_silence_is_a_loss_after_the_deadline_and_a_beat_brings_the_node_back(membership: Membership) -> None:
     membership.note_heartbeat("pi", beat(), 110.0)
-    assert membership.tick(110.0 + LOST_AFTER_S) == []
-    (event,) = membership.tick(110.1 + LOST_AFTER_S)
+    assert membership.tick(110.0 + NODE_LOST_S) == []
+    (event,) = membership.tick(110.1 + NODE_LOST_S)
     assert event.text == "node pi is lost: no beat for 1.6 s" and membership.health("pi") is Health.LOST
     assert membership.live() == [] and membership.reports("pi") == ()
     assert [one.health for one in membership.note_heartbeat("pi", beat(), 120.0)] == [Health.LIVE]
@@ -118,7 +119,7 @@ def test_who_was_blind_gives_everybody_time(membership: Membership) -> None:
 def test_time_in_which_nobody_listened_does_not_count(membership: Membership) -> None:
     membership.note_heartbeat("pi", beat(), 110.0)
     membership.shift_deadlines(0.9)
-    assert membership.tick(110.8 + LOST_AFTER_S) == [] and len(membership.tick(111.0 + LOST_AFTER_S)) == 1
+    assert membership.tick(110.8 + NODE_LOST_S) == [] and len(membership.tick(111.0 + NODE_LOST_S)) == 1
 
 
 def test_the_will_is_believed_and_later_beats_only_with_a_new_status(membership: Membership) -> None:
@@ -168,7 +169,7 @@ def test_a_node_that_says_hello_and_never_beats_is_lost() -> None:
     membership.note_status("pi", status(), 100.0)
     membership.expect(["gone", "pi"], 100.0)
     assert membership.live() == []
-    found = membership.tick(100.1 + GRACE_S)
+    found = membership.tick(100.1 + RECONNECT_GRACE_S)
     assert {event.text for event in found} == {f"node {name} is lost: it was never heard" for name in ("pi", "gone")}
 
 
@@ -237,8 +238,8 @@ def test_who_has_long_been_gone_is_stale_once(state: State, more: dict[str, obje
     assert membership.stale(1e6) == []
     membership.note_status("pi", status(state, **more), 200.0)
     membership.note_status("pi", status(state, **more), 300.0)  # said again by the broker
-    assert membership.stale(200.0 + STALE_S) == []
-    assert membership.stale(200.1 + STALE_S) == ["pi"] and membership.stale(1e6) == []
+    assert membership.stale(200.0 + FORGET_NODE_S) == []
+    assert membership.stale(200.1 + FORGET_NODE_S) == ["pi"] and membership.stale(1e6) == []
 
 
 def test_who_lives_is_never_stale(membership: Membership) -> None:
@@ -256,7 +257,7 @@ def test_who_lives_is_never_stale(membership: Membership) -> None:
 def test_time_without_a_connection_makes_nobody_stale(membership: Membership) -> None:
     membership.note_status("pi", status(State.LOST), 200.0)
     membership.extend_deadlines(3000.0)
-    assert membership.stale(3000.0 + STALE_S) == [] and membership.stale(3000.1 + STALE_S) == ["pi"]
+    assert membership.stale(3000.0 + FORGET_NODE_S) == [] and membership.stale(3000.1 + FORGET_NODE_S) == ["pi"]
 
 
 def test_a_status_that_somebody_else_removed_is_not_stale(membership: Membership) -> None:

@@ -11,7 +11,6 @@ from har_edge.coordinator.rollout import (
     NEXT,
     PROBE_S,
     STUCK_S,
-    SWITCH_S,
     Rollout,
     Step,
     StepOutcome,
@@ -27,6 +26,7 @@ from har_edge.protocol.status import (
     StageReport,
     State,
 )
+from har_edge.timing import SWITCH_S
 from tests.runtime.deployed import deployment, generation
 
 MODEL = "a" * 64

@@ -22,7 +22,7 @@ AGAIN = "connected to mqtt://box:1883 again"
 
 @pytest.fixture(autouse=True)
 def verbose(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("har_edge.mqtt.clients.session_lease.LOOK_TIMEOUT_S", 0.04)
+    monkeypatch.setattr("har_edge.mqtt.clients.session_lease.LEASE_LOOK_S", 0.04)
     caplog.set_level(logging.INFO)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.artifacts import Header, encode_header
-from har_edge.protocol.cluster_state import MAX_ARTIFACTS, MAX_NODES, SILENT_S, ClusterState
+from har_edge.protocol.cluster_state import MAX_ARTIFACTS, MAX_NODES, ClusterState
 from har_edge.protocol.deployment import Deployment, encode_deployment
 from har_edge.protocol.events import Event, HeartbeatEvent, PlanEvent, StatusEvent, Unreadable, decode
 from har_edge.protocol.results import Result, encode_results
@@ -28,6 +28,7 @@ from har_edge.protocol.status import (
     encode_status,
 )
 from har_edge.protocol.topics import PROBE, Kind
+from har_edge.timing import SILENT_S
 from tests.runtime.deployed import TOPICS, deployment, generation
 
 PLAN = deployment(generation("a", "b", "c", epoch=7), epoch=7)

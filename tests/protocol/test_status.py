@@ -110,7 +110,7 @@ def test_figures_of_a_stage_that_nobody_can_reckon_with_are_refused(field: str, 
     ],
 )
 def test_who_has_the_session(retained: bytes | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("har_edge.mqtt.clients.session_lease.LOOK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("har_edge.mqtt.clients.session_lease.LEASE_LOOK_S", 0.2)
     broker = MemoryBroker()
     if retained is not None:
         bus = broker.connect(Session("writer"))
@@ -133,7 +133,7 @@ def test_the_table_of_states_leads_everywhere_and_nowhere_else() -> None:
 
 
 def test_what_is_retained_at_other_topics_settles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("har_edge.mqtt.clients.session_lease.LOOK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("har_edge.mqtt.clients.session_lease.LEASE_LOOK_S", 0.2)
     broker = MemoryBroker()
     writer = broker.connect(Session("writer"))
     for topic in (ANOTHER, TOPIC):

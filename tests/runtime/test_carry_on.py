@@ -22,10 +22,11 @@ from har_edge.protocol import wire
 from har_edge.protocol.wire import Message
 from har_edge.runtime.build import build_sensor, topics_of
 from har_edge.runtime.stage import loop
-from har_edge.runtime.stage.join import OVERTAKEN_S, REMEMBERED, Join, MissingSourceFallback
-from har_edge.runtime.stage.stage import SHELF_S, Stage
+from har_edge.runtime.stage.join import REMEMBERED, Join, MissingSourceFallback
+from har_edge.runtime.stage.stage import Stage
 from har_edge.runtime.stage.window import WindowState
 from har_edge.runtime.stop import Stop
+from har_edge.timing import OVERTAKEN_S, REPLAY_BUFFER_S
 from tests.runtime.rig import LENGTH, TOPICS, Clock, Node, Watcher, part, result_of, samples, small_stage, windows_of
 from tests.runtime.test_loop import ScriptedBus, identity
 from tests.runtime.test_whole import die_unaware
@@ -472,7 +473,7 @@ def test_a_stage_none_of_whose_sources_comes_is_not_started_and_its_takers_give_
     assert not world.watcher.results and world.nodes[1].stage.waiting == 3
     world.settle(TIMEOUT_S)
     assert world.counted("shelved") == 3 and not world.nodes[1].bus._account.unacknowledged
-    world.settle(SHELF_S + 1.0)
+    world.settle(REPLAY_BUFFER_S + 1.0)
     assert world.counted("given_up") == 3 and world.counted("carried_on") == 0
     assert not world.nodes[1].bus._account.unacknowledged
 

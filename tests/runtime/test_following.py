@@ -13,10 +13,10 @@ from har_edge.protocol.topics import Kind
 from har_edge.runtime.sensor.flow_control import Untracked
 from har_edge.runtime.sensor.live import LiveLoop
 from har_edge.runtime.sensor.plan_follower import PlanFollower
-from har_edge.runtime.sensor.retransmission import RECENT_AFTER_S
 from har_edge.runtime.sensor.send_policy import SendPolicy, SensorLoop
 from har_edge.runtime.stop import Stop
 from har_edge.tflite.manifest import TensorSpec
+from har_edge.timing import RECENT_AFTER_S
 from tests.runtime.rig import TOPICS
 from tests.runtime.sensor.test_live import HOP, ScriptedDevice, lines, live_sensor
 from tests.runtime.sensor.test_retransmit_buffer import RetransmitBuffer, course_of, plan, plan_of

@@ -7,6 +7,7 @@ from collections import deque
 
 import pytest
 
+from har_edge import timing
 from har_edge.codecs.catalog import make_reducer
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.monitor.window_account import WindowAccount
@@ -287,7 +288,7 @@ def test_stopping_without_a_broker_does_not_hang(clock, caplog):
     assert bus.closed is False
 
 
-@pytest.mark.parametrize(("connected", "most_s"), [(True, sender_module.DRAIN_S), (False, sender_module.GONE_S)])
+@pytest.mark.parametrize(("connected", "most_s"), [(True, timing.LAST_ACKS_S), (False, timing.NO_BROKER_S)])
 def test_what_is_not_safe_is_waited_for_less_where_the_broker_has_gone(clock, connected, most_s):
     bus = ScriptedBus(clock=clock)
     bus.hold, bus.connected = True, connected

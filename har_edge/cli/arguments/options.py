@@ -32,7 +32,6 @@ MODEL_HELP = "the .tflite file, or the name of a shipped model (bottleneck, floa
 EXIT_INTERRUPTED = 130
 DEFAULT_CONFIG = Path("pipeline.toml")
 BROKER_VARIABLE = "HAR_EDGE_BROKER"
-WATCH_SESSION_S = 300
 SYNTHETIC_SUBJECTS = ("subject7", "subject8")
 
 

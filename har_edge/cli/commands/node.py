@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
+from har_edge.timing import LEAVE_S
 from har_edge.units import size
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drain-timeout",
         type=values.natural,
-        default=10,
+        default=int(LEAVE_S),
         metavar="S",
         help="on stopping, wait S seconds until other nodes have taken the stages over (default: 10)",
     )

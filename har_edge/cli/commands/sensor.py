@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from har_edge.cli import built_sensor, live_sensor
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
+from har_edge.timing import GIVE_UP_S
 
 if TYPE_CHECKING:
     from har_edge.runtime.stop import Stop
@@ -47,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--give-up",
         type=values.natural,
-        default=120,
+        default=int(GIVE_UP_S),
         metavar="S",
         help="end when no result came for S seconds for windows in flight; with --live, go on without them; "
         "exit code 1 (default: 120; 0: never)",

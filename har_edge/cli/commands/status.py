@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options
+from har_edge.timing import STATUS_LISTEN_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from har_edge.runtime.stop import Stop
 
 HELP = "show what is deployed, how it performs, and whether a window passes through"
-# Seconds in which heartbeats are gathered before the output: somewhat longer than a node may be silent.
-GATHER_S = 1.8
 EVERY_S = 1.0
 PROBE_EVERY_S = 10.0
 POLL_S = 0.1
@@ -85,7 +84,7 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
         trial = ProbeRun(bus, topics, observer, store, reach, args.timeout)
     bus.subscribe(observer.filters)
     started = time.monotonic()
-    probe_at, show_at = started + GATHER_S, started + GATHER_S
+    probe_at, show_at = started + STATUS_LISTEN_S, started + STATUS_LISTEN_S
     try:
         while not stop.asked:
             for delivery in bus.poll(POLL_S):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
+from har_edge.timing import RESULT_SESSION_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from har_edge.runtime.stop import Stop
 
 HELP = "show the results as they come"
-# Seconds for which the broker keeps results for a watcher that lost the connection.
-SESSION_S = 300
 EXIT_LOST = 1
 # Seconds between two checks for lost windows.
 LOOK_S = 10.0
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     pipeline = options.load_source(args) if args.pipeline is None else None
     topics = topics_of(pipeline) if pipeline else Topics(args.base, args.pipeline)
     session = Session(
-        f"{topics.base}-{topics.pipeline}-watch-{secrets.token_hex(4)}", expiry_s=SESSION_S, transient=True
+        f"{topics.base}-{topics.pipeline}-watch-{secrets.token_hex(4)}", expiry_s=RESULT_SESSION_S, transient=True
     )
     bus = options.connect(args, pipeline, session) if pipeline else options.reach(args, session)
     bus.subscribe([topics.result("+"), topics.status("+"), *([] if pipeline else [topics.plan()])])

@@ -13,7 +13,8 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.clients.packets import MalformedPacket, read_packet, reason_text
-from har_edge.mqtt.clients.transport import CONNECT_TIMEOUT_S, NO_LIMIT, other_version, refusal, unanswered, unreachable
+from har_edge.mqtt.clients.transport import NO_LIMIT, other_version, refusal, unanswered, unreachable
+from har_edge.timing import CONNECT_TIMEOUT_S
 
 _READ_BYTES = 65536
 # The CONNACK of MQTT 3.1.1 has two bytes and no properties (section 3.2). A 3.1.1 broker refuses MQTT 5 with it.

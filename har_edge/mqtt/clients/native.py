@@ -45,6 +45,7 @@ from har_edge.mqtt.clients.transport import (
     stale_message,
     too_large,
 )
+from har_edge.timing import CLOSE_TIMEOUT_S
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 256 * 1024
@@ -54,7 +55,6 @@ _READ_A_POLL = 8 * _READ_BYTES
 _WAKE_BYTES = 64 * 1024
 _MAX_PACKET_ID = 65535
 _MAX_IN_FLIGHT = _MAX_PACKET_ID - 256  # the rest is for subscriptions
-_CLOSE_TIMEOUT_S = 2.0
 _LINGER_S = 0.5
 _FAILURE = 0x80
 
@@ -164,7 +164,7 @@ class NativeBus:
     def close(self, *, forget: bool = False) -> None:
         if self._socket is None:
             return
-        deadline = self._clock() + _CLOSE_TIMEOUT_S
+        deadline = self._clock() + CLOSE_TIMEOUT_S
         try:
             while (self._waiting or self._inflight or self._write) and self._clock() < deadline:
                 self._flush()

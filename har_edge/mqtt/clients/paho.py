@@ -30,7 +30,6 @@ from har_edge.mqtt.clients.reconnect import Reconnector
 from har_edge.mqtt.clients.stale_subscriptions import StaleSubscriptions
 from har_edge.mqtt.clients.tolerant import TOO_LARGE, TolerantClient
 from har_edge.mqtt.clients.transport import (
-    CONNECT_TIMEOUT_S,
     NO_LIMIT,
     AckOrder,
     ConsecutiveLosses,
@@ -45,10 +44,10 @@ from har_edge.mqtt.clients.transport import (
     unanswered,
     unreachable,
 )
+from har_edge.timing import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
 
 _log = logging.getLogger(__name__)
 _QOS = 1
-_CLOSE_TIMEOUT_S = 2.0
 _ACK_BYTES = 4
 _MAX_IN_FLIGHT = 0xFFFF - 256  # the other packet ids are for subscriptions
 _NO_MATCHING_SUBSCRIBERS = 0x10
@@ -154,7 +153,7 @@ class PahoBus:
         return [delivery for delivery in arrived if self._is_ours(delivery)]
 
     def close(self, *, forget: bool = False) -> None:
-        deadline = self._clock() + _CLOSE_TIMEOUT_S
+        deadline = self._clock() + CLOSE_TIMEOUT_S
         while self._accepted and (self.unsent or self._client.want_write()) and self._clock() < deadline:
             self._turn(0.05)
             self._settle()

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Bus, Session, TakenOver
-from har_edge.mqtt.clients.session_lease import GRACE_S, lease_lost
+from har_edge.mqtt.clients.session_lease import lease_lost
 from har_edge.mqtt.clients.transport import Backoff, FinalRefusal
+from har_edge.timing import LEASE_GRACE_S
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Reconnector:
 
     def failed(self) -> None:
         """Put the next attempt off, long enough for a successor to announce that it owns the session."""
-        grace_s = GRACE_S if self._session.lease is not None else 0.0
+        grace_s = LEASE_GRACE_S if self._session.lease is not None else 0.0
         self._retry_at = self._clock() + max(grace_s, self._backoff.next_s())
 
     def attempt(self, timeout_s: float, connect: Callable[[], None]) -> bool:

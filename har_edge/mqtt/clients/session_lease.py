@@ -8,13 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from har_edge.mqtt.bus import Session, SessionLease
+from har_edge.timing import LEASE_LOOK_S
 
 if TYPE_CHECKING:
     from har_edge.mqtt.bus import Bus
-
-LOOK_TIMEOUT_S = 1.0
-# A client that lost its connection waits so long before it checks, so that a successor can announce itself.
-GRACE_S = 0.5
 
 
 def lease_lost(lease: SessionLease, connect: Callable[[Session], Bus]) -> bool:
@@ -22,14 +19,14 @@ def lease_lost(lease: SessionLease, connect: Callable[[Session], Bus]) -> bool:
     bus = connect(Session(f"look-{secrets.token_hex(8)}", clean_start=True))
     try:
         bus.subscribe([lease.topic])
-        deadline = time.monotonic() + LOOK_TIMEOUT_S
+        deadline = time.monotonic() + LEASE_LOOK_S
         while time.monotonic() < deadline:
             for delivery in bus.poll(0.05):
                 bus.acknowledge(delivery)
                 if delivery.topic == lease.topic:  # amqtt sends what is retained elsewhere, too
                     return lease.taken(delivery)
             if bus.connected:
-                deadline = min(deadline, time.monotonic() + LOOK_TIMEOUT_S / 4)
+                deadline = min(deadline, time.monotonic() + LEASE_LOOK_S / 4)
     finally:
         bus.close(forget=True)
     return False

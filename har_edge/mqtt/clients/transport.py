@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
+from har_edge.timing import BACKOFF_CAP_S, BACKOFF_FIRST_S, CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
     import ssl
 
-CONNECT_TIMEOUT_S = 5.0
 NO_LIMIT = 2**32  # of a packet's size: more than MQTT can say
 _CREDENTIALS = frozenset({0x86, 0x87})  # bad user name or password, not authorized
 _VERSIONS = frozenset({0x84})  # unsupported protocol version
@@ -49,7 +49,7 @@ class Backoff:
     jitter" variant).
     """
 
-    def __init__(self, rng: random.Random, *, base_s: float = 0.1, cap_s: float = 2.0) -> None:
+    def __init__(self, rng: random.Random, *, base_s: float = BACKOFF_FIRST_S, cap_s: float = BACKOFF_CAP_S) -> None:
         self._rng, self._base_s, self._cap_s, self._attempt = rng, base_s, cap_s, 0
 
     def next_s(self) -> float:

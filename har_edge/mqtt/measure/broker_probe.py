@@ -14,7 +14,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
-from har_edge.mqtt.clients.transport import CONNECT_TIMEOUT_S, refusal, tls_context, unanswered, unreachable
+from har_edge.mqtt.clients.transport import refusal, tls_context, unanswered, unreachable
+from har_edge.timing import CONNECT_TIMEOUT_S
 
 FAILURE = 0x80
 UNSUPPORTED_VERSION = 0x84

@@ -18,17 +18,14 @@ from har_edge.protocol.events import PlanEvent, Unreadable, decode
 from har_edge.protocol.status import NEXT, Heartbeat, StagePhase, StageReport, State, encode_heartbeat
 from har_edge.protocol.topics import RETAINED, Kind
 from har_edge.runtime.node.worker import LEAVING, DesiredState, ReplicaId
-from har_edge.runtime.sender import GONE_S, drain
+from har_edge.runtime.sender import drain
 from har_edge.runtime.status_publisher import Identity
 from har_edge.runtime.stop import Stop
+from har_edge.timing import HEARTBEAT_S, NO_BROKER_S, NODE_STATUS_S, WORKER_END_S
 
 _log = logging.getLogger(__name__)
-BEAT_S = 0.5
-# How often the status is said although nothing changed: somebody may have removed it at the broker.
-SAY_S = 60.0
 # How often a node looks at its stages while one is on its way from one phase to the next.
 LOOK_S = 0.03
-_JOIN_S = 6.0
 # Beats that the broker has not taken: more would only come too late.
 _MAX_UNSENT = 8
 _RUNNING = frozenset({StagePhase.RUNNING, StagePhase.DRAINED})
@@ -148,8 +145,8 @@ class Node:
     def tick(self, now: float, reconnects: int, counters: Mapping[str, int] | None = None) -> list[Outgoing]:
         """Bring the workers in line with the plan; return the status and the beat that are due.
 
-        `reconnects` is how often the connection was made anew: then the status is said again, and once in SAY_S, and
-        what failed is tried again.
+        `reconnects` is how often the connection was made anew: then the status is said again, and once in
+        NODE_STATUS_S, and what failed is tried again.
         """
         self._reconcile()
         if reconnects != self._reconnects:
@@ -162,7 +159,7 @@ class Node:
         outgoing = []
         told = (self.state, reconnects, self.rejected)
         if told != self._told or now >= self._say_at:
-            self._told, self._beat_at, self._say_at = told, now, now + SAY_S
+            self._told, self._beat_at, self._say_at = told, now, now + NODE_STATUS_S
             outgoing.append(self.status(counters))
         if self.state is not State.INIT and (now >= self._beat_at or self._phases() != self._said):
             outgoing.append(self._beat(now))
@@ -173,7 +170,7 @@ class Node:
         counts = {"plans_rejected": self.rejected, **(counters or {})}
         return Outgoing(self.identity.topic, self.identity.status(self.state, counts), retain=Kind.STATUS in RETAINED)
 
-    def leave(self, timeout_s: float = _JOIN_S) -> None:
+    def leave(self, timeout_s: float = WORKER_END_S) -> None:
         """Let every stage go, its session left to whoever fills it next, and wait until they have ended."""
         deadline = time.monotonic() + timeout_s
         for worker in self.workers.values():
@@ -212,7 +209,7 @@ class Node:
         return frozenset((replica_id, worker.phase) for replica_id, worker in self.workers.items())
 
     def _beat(self, now: float) -> Outgoing:
-        self._beat_at = now + BEAT_S
+        self._beat_at = now + HEARTBEAT_S
         self._number += 1
         reports = {replica_id: self.workers[replica_id].report(now) for replica_id in sorted(self.workers)}
         self._said = frozenset((replica_id, report.phase) for replica_id, report in reports.items())
@@ -242,7 +239,7 @@ def run_node(bus: Bus, node: Node, stop: Stop, *, drain_timeout_s: float) -> Non
                 node.retire()
             _step(bus, node)
             heard_at = time.monotonic() if bus.connected or not stop.asked else heard_at
-            if time.monotonic() > heard_at + GONE_S:
+            if time.monotonic() > heard_at + NO_BROKER_S:
                 _log.warning("stopping without the broker: nobody can take over what runs here")
                 break
     except (TakenOver, BrokerError):
@@ -257,7 +254,7 @@ def run_node(bus: Bus, node: Node, stop: Stop, *, drain_timeout_s: float) -> Non
 
 def _step(bus: Bus, node: Node) -> None:
     """Take what came, and send what is due."""
-    for delivery in bus.poll(LOOK_S if node.unsettled else BEAT_S / 2):
+    for delivery in bus.poll(LOOK_S if node.unsettled else HEARTBEAT_S / 2):
         bus.acknowledge(delivery)
         node.handle(delivery)
     if not bus.connected or bus.unsent > _MAX_UNSENT:

@@ -20,14 +20,13 @@ from har_edge.runtime.node.capabilities import make_card, measure_speed, open_re
 from har_edge.runtime.sender import drain
 from har_edge.runtime.status_publisher import Identity
 from har_edge.runtime.stop import Stop
+from har_edge.timing import NAME_LISTEN_S
 
 _log = logging.getLogger(__name__)
 Connect = Callable[[Session], Bus]
 ROLE = "node"
 # How long to wait between two attempts to reach a broker that is not there yet.
 RETRY_S = 2.0
-# How long a newcomer waits for a beat of another node of its name.
-NAME_S = 1.5
 _QUIET_S = 0.3
 
 
@@ -84,7 +83,7 @@ def check_name(connect: Callable[[Session], Bus], topics: Topics, node: str, mac
     status: NodeStatus | None = None
     try:
         bus.subscribe([topics.status(node), topics.heartbeat(node)])
-        deadline = time.monotonic() + NAME_S
+        deadline = time.monotonic() + NAME_LISTEN_S
         quiet_at = deadline
         while time.monotonic() < (deadline if status is not None else quiet_at):
             for delivery in bus.poll(0.05):

@@ -28,6 +28,7 @@ from har_edge.runtime.stage.loop import StageLoop, StageMetrics
 from har_edge.runtime.stage.setup import StageSetup
 from har_edge.runtime.stage.stage import Stage
 from har_edge.runtime.stop import Stop
+from har_edge.timing import WORKER_GRACE_S
 
 _log = logging.getLogger(__name__)
 # How long nothing may have come to a stage of a generation that drains before it counts as drained.
@@ -36,8 +37,6 @@ FETCH_TIMEOUT_S = 30.0
 # Beats carry what went wrong, several times a second.
 MAX_DETAIL = 400
 _BACKOFF_S, _BACKOFF_CAP_S = 1.0, 30.0
-# How long a worker that was thrown out lets the plan say so, before it looks whether the stage is still its own.
-_GRACE_S = 0.25
 
 
 class BrokerUnavailable(BrokerError):
@@ -198,7 +197,7 @@ class Worker:
             except TakenOver:
                 _log.info("%s: another process has it now", self._name)
                 self._enter(StagePhase.PREPARED, "another process has this stage")
-                self._rest(desired, _GRACE_S)
+                self._rest(desired, WORKER_GRACE_S)
             except BrokerUnavailable as error:
                 self._fail(
                     desired, str(error), phase=StagePhase.FETCHING if self._setup is None else StagePhase.PREPARED

@@ -14,13 +14,12 @@ from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.events import PlanEvent, Unreadable, decode
 from har_edge.protocol.results import Result
 from har_edge.protocol.topics import Kind, Topics
-from har_edge.runtime.sensor.retransmission import GIVE_UP_S, Retransmitter
+from har_edge.runtime.sensor.retransmission import Retransmitter
 from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
+from har_edge.timing import FILES_AGAIN_S, GIVE_UP_S
 
 _log = logging.getLogger(__name__)
-# When to look again for files that a new plan names.
-POSTPONE_S = 5.0
 # A plan may change everything while a sensor runs, except its windows.
 Refit = Callable[[Deployment], SensorSetup]
 
@@ -112,8 +111,8 @@ class PlanFollower(Retransmitter):
             try:
                 self._sensor.setup, self._fitted = self._refit(new), new
             except (BrokerError, NodeError) as error:
-                self._postponed, self._postponed_until = new, now + POSTPONE_S
-                _log.warning("cannot send to epoch %d yet, trying again in %g s: %s", new.epoch, POSTPONE_S, error)
+                self._postponed, self._postponed_until = new, now + FILES_AGAIN_S
+                _log.warning("cannot send to epoch %d yet, trying again in %g s: %s", new.epoch, FILES_AGAIN_S, error)
                 return
         self._deployment, self._postponed = new, None
         if not moves:

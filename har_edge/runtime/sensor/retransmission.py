@@ -17,17 +17,16 @@ from har_edge.protocol.topics import Topics
 from har_edge.runtime.sensor.retransmit_buffer import Lost, RetransmitBuffer, SentState, UnackedBatch
 from har_edge.runtime.sensor.sensor import Sensor
 from har_edge.runtime.sensor.sent_counter import SentCounter
+from har_edge.timing import GIVE_UP_S, RECENT_AFTER_S
 
 _log = logging.getLogger(__name__)
-GIVE_UP_S = 120.0
 # A recording goes on without windows that others have passed for this part of the time that ends it.
 PASSED = 0.75
 QUIET_S = 10.0
 # How many messages of a stream may be on their way until the stages have said how many.
 FIRST_ROOM = 8
-# How long after the broker forgot it a sensor sends again what was answered meanwhile: by then the others are back too.
-# Not all at once: new windows would wait behind it at the stages.
-RECENT_AFTER_S = 8.0
+# What was answered while the broker had forgotten a sensor is not sent again all at once (RECENT_AFTER_S): new windows
+# would wait behind it at the stages.
 RECENT_SPACING_S = 0.04
 RECENT_A_STEP = 4
 # A sensor with more streams than this subscribes to the results of all streams of the pipeline.

@@ -12,13 +12,12 @@ from types import MappingProxyType
 from har_edge.data.recording import Window
 from har_edge.protocol.results import Result
 from har_edge.runtime.transitions import advance
+from har_edge.timing import RESEND_CAP_S, RESEND_S
 
 Key = tuple[str, int]
-# How long windows wait without a sign of progress before they are sent again: at first, at most, where they went to
-# stages that are about to go or later ones were answered, and how much longer for each window of a message, since these
-# are answered together.
-PATIENCE_S = 5.0
-LONGEST_S = 30.0
+# How long windows wait without a sign of progress before they are sent again, if they went to stages that are about to
+# go or later ones were answered (else RESEND_S), and how much longer for each window of a message, since these are
+# answered together.
 SWITCH_S = 2.0
 WINDOW_S = 0.05
 # Nor are windows sent again before so many times the time that answers take, averaged over about so many (as TCP does,
@@ -175,7 +174,7 @@ class RetransmitBuffer:
     the parts of that one. So after such an event, what was answered around it is sent once more: see `keep_recent`.
     """
 
-    def __init__(self, sources: Collection[str], begun: float, longest_s: float = LONGEST_S) -> None:
+    def __init__(self, sources: Collection[str], begun: float, longest_s: float = RESEND_CAP_S) -> None:
         self._sources, self._begun, self._longest_s = frozenset(sources), begun, longest_s
         self._batches: dict[UnackedBatch, None] = {}  # in the order in which they were sent first
         self._batch_of: dict[Key, UnackedBatch] = {}  # by open window
@@ -360,7 +359,7 @@ class RetransmitBuffer:
 
     def _patience_s(self, batch: UnackedBatch, current: int) -> float:
         soon = batch.state in _PASSED or batch.epoch != current
-        first_s = (SWITCH_S if soon else PATIENCE_S) + WINDOW_S * len(batch.windows)
+        first_s = (SWITCH_S if soon else RESEND_S) + WINDOW_S * len(batch.windows)
         first_s = max(first_s, SLACK * self._took_s)
         return min(first_s * 2.0 ** min(batch.tries, 16), max(self._longest_s, first_s))
 

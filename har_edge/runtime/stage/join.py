@@ -22,11 +22,9 @@ from har_edge.runtime.stage.window import (
     merge,
 )
 from har_edge.runtime.transitions import advance
+from har_edge.timing import OVERTAKEN_S
 
-# How long a window still waits when later ones of its stream are run: longer than a sender waits before it tries again
-# what nobody heard; and when all its parts came again after a connection or a process was lost.
-OVERTAKEN_S = 5.0
-REDELIVERED_S = 1.0
+REDELIVERED_S = 1.0  # how long a window waits when all its parts came again after a connection or a process was lost
 LOOK_S = 0.5  # how often waiting windows are compared with what was run
 REMEMBERED = 4096  # how many windows that were run are still known
 HELD_BYTES = 32 * 1024 * 1024  # how much the messages of windows that wait may take

@@ -24,14 +24,12 @@ from har_edge.runtime.stage.replay_buffer import Output, OutputCache, ReplayBuff
 from har_edge.runtime.stage.setup import Array, StageSetup
 from har_edge.runtime.stage.stream_quota import StreamQuota
 from har_edge.runtime.stage.window import PartialWindow, WindowEvent, WindowState
+from har_edge.timing import REPLAY_BUFFER_AFTER_S, REPLAY_BUFFER_S
 
 _log = logging.getLogger(__name__)
 MOST_LOGGED = 1024  # how many other generations are logged
-# How long parts wait at a deployed stage before they are shelved, whose sensors send again; of all stages, how long
-# they are good there (a sensor that has no answer sends again sooner), what the shelf holds, and what is remembered of
-# outputs. All sensors of a stream send again at about the same time: one answer is enough for all.
-SHELVE_S = 3.0
-SHELF_S = 60.0
+# What the shelf holds, and what is remembered of outputs. All sensors of a stream send again at about the same time:
+# one answer is enough for all.
 SHELF_BYTES = 16 * 1024 * 1024
 OUTPUT_BYTES = 1024 * 1024
 RECENT_S = 2.0
@@ -59,7 +57,7 @@ class Stage:
         fallback = None if patience_s is None else MissingSourceFallback(frozenset(sources.values()), patience_s)
         for source in sources if fallback else ():
             missing_input(setup.ports[source], 1)
-        timeout_s = min(SHELVE_S, setup.join_timeout_s) if setup.deployed else setup.join_timeout_s
+        timeout_s = min(REPLAY_BUFFER_AFTER_S, setup.join_timeout_s) if setup.deployed else setup.join_timeout_s
         self._joins = len(wanted) > 1
         self._shelf, self._cache = ReplayBuffer(SHELF_BYTES), OutputCache(OUTPUT_BYTES)
         self._join = Join(wanted, timeout_s=timeout_s, capacity=setup.join_capacity, fallback=fallback)
@@ -122,7 +120,7 @@ class Stage:
             outgoing += self._complete(window) if window.state is WindowState.PARTIAL else [self._release(window)]
         outgoing += [self._release(window) for window in self._join.evict(until)]
         if self._shelf:
-            for window in self._shelf.expire(until - SHELF_S):
+            for window in self._shelf.expire(until - REPLAY_BUFFER_S):
                 self._expire(window)
         outgoing += [self._release(window) for window in self._receive_limit.release(until)]
         return outgoing
@@ -179,7 +177,7 @@ class Stage:
         shelved = self._shelf.take(key)
         if shelved is None:
             return
-        if came < shelved.at + SHELF_S:
+        if came < shelved.at + REPLAY_BUFFER_S:
             self._join.resume(shelved.window, came)
         else:
             self._expire(shelved.window)

@@ -22,11 +22,12 @@ from har_edge.protocol.status import (
 )
 from har_edge.runtime.node import node as node_module
 from har_edge.runtime.node import registration
-from har_edge.runtime.node.node import BEAT_S, LOOK_S, SAY_S, Node, replicas_of, run_node
+from har_edge.runtime.node.node import LOOK_S, Node, replicas_of, run_node
 from har_edge.runtime.node.registration import arrive, check_name, check_role
 from har_edge.runtime.node.worker import LEAVING, DesiredState, ReplicaId
 from har_edge.runtime.status_publisher import Identity
 from har_edge.runtime.stop import Stop
+from har_edge.timing import HEARTBEAT_S, NODE_STATUS_S
 from tests.protocol.reading import read_heartbeat, read_status
 from tests.runtime.deployed import CARD, EPOCH, TOPICS, Said, deployment, generation
 
@@ -140,7 +141,7 @@ def test_a_node_says_how_it_is_when_that_changes_and_after_a_reconnection_and_be
     assert status.state is State.READY and status.device == CARD and status.role == "node"
     assert status.counters == {"plans_rejected": 0, "sent_bytes": 5}
     assert (beat.node, beat.instance, beat.number, beat.revision) == (ME, scenario.identity.instance, 1, 0)
-    assert scenario.tick(BEAT_S / 2) == [] and len(beats(scenario.tick(BEAT_S / 2))) == 1
+    assert scenario.tick(HEARTBEAT_S / 2) == [] and len(beats(scenario.tick(HEARTBEAT_S / 2))) == 1
     status, beat = scenario.tick(0.01, reconnects=1)
     assert status.state is State.READY and beat.number == 3
     assert scenario.tick(0.01, reconnects=1) == []
@@ -155,8 +156,8 @@ def test_after_a_reconnection_what_failed_is_tried_again_at_once(scenario):
 
 def test_a_status_that_somebody_removed_comes_back(scenario):
     assert states(scenario.tick()) == [State.READY]
-    assert states(scenario.tick(SAY_S - 0.1)) == [] and states(scenario.tick(0.2)) == [State.READY]
-    assert states(scenario.tick(1.0)) == [] and states(scenario.tick(SAY_S)) == [State.READY]
+    assert states(scenario.tick(NODE_STATUS_S - 0.1)) == [] and states(scenario.tick(0.2)) == [State.READY]
+    assert states(scenario.tick(1.0)) == [] and states(scenario.tick(NODE_STATUS_S)) == [State.READY]
 
 
 def test_a_beat_goes_out_as_soon_as_a_stage_changes_and_the_status_when_the_first_one_runs(scenario):
@@ -221,7 +222,7 @@ def test_a_worker_that_vanished_is_hired_anew(scenario):
 def test_a_plan_for_others_gives_a_node_nothing_to_do(scenario):
     (beat,) = beats(scenario.tick())
     scenario.hear(deployment(generation("nobody", "knows", "these")))
-    (beat,) = beats(scenario.tick(BEAT_S))
+    (beat,) = beats(scenario.tick(HEARTBEAT_S))
     assert (
         scenario.hands == [] and beat.revision == 7 and not scenario.node.placed and scenario.node.state is State.READY
     )
@@ -391,7 +392,7 @@ def test_a_node_does_not_wait_for_ever_for_somebody_to_take_over():
 
 @pytest.mark.slow
 def test_a_node_whose_broker_has_gone_waits_for_nobody_when_it_is_asked_to_stop(monkeypatch, caplog):
-    monkeypatch.setattr(node_module, "GONE_S", 0.2)
+    monkeypatch.setattr(node_module, "NO_BROKER_S", 0.2)
     scenario, stop = NodeScenario(), Stop()
 
     def ask(watched):
@@ -522,7 +523,7 @@ def test_no_sensor_takes_the_name_of_something_else_that_lives(role, caplog):
     ],
 )
 def test_a_name_is_free_when_nobody_else_lives_by_it(monkeypatch, state, others):
-    monkeypatch.setattr(registration, "NAME_S", 0.1)
+    monkeypatch.setattr(registration, "NAME_LISTEN_S", 0.1)
     check_name(somebody(MemoryBroker(), state, **others), TOPICS, ME, "m1")
 
 

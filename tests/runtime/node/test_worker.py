@@ -35,7 +35,7 @@ def published(cut, tmp_path):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(worker_module, "_BACKOFF_S", 0.02)
-    monkeypatch.setattr(worker_module, "_GRACE_S", 0.02)
+    monkeypatch.setattr(worker_module, "WORKER_GRACE_S", 0.02)
 
 
 def reached(worker, phase):

@@ -15,19 +15,19 @@ from har_edge.mqtt.bus import Delivery
 from har_edge.protocol import wire
 from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement, encode_deployment
 from har_edge.protocol.results import Result, encode_results
-from har_edge.runtime.sensor.plan_follower import POSTPONE_S, PlanFollower
+from har_edge.runtime.sensor.plan_follower import PlanFollower
 from har_edge.runtime.sensor.retransmission import RECENT_A_STEP, RECENT_SPACING_S
 from har_edge.runtime.sensor.retransmit_buffer import (
     LAST,
     LOOK_S,
     MOST_CLOSED,
     MOST_STREAMS,
-    PATIENCE_S,
     SWITCH_S,
     RetransmitBuffer,
 )
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 from har_edge.runtime.sink import Sink
+from har_edge.timing import FILES_AGAIN_S, RESEND_S
 from tests.runtime.deployed import manifest
 from tests.runtime.rig import CHANNELS, LENGTH, TASK, TOPICS, Clock, samples, small_stage
 from tests.runtime.sensor.test_sensor import window
@@ -134,7 +134,7 @@ def test_silence_is_waited_for_twice_as_long_each_time_and_at_most_half_a_minute
             times.append(now)
         now += 0.25
     pauses = [after - before for before, after in zip([0.0, *times], times, strict=False)]
-    wanted = [PATIENCE_S, 10, 20, 30, 30, 30, 30]
+    wanted = [RESEND_S, 10, 20, 30, 30, 30, 30]
     assert len(pauses) >= 7 and all(0 <= got - most <= LOOK_S + 0.3 for got, most in zip(pauses, wanted, strict=False))
 
 
@@ -559,11 +559,11 @@ def test_where_the_files_of_a_new_plan_cannot_be_had_windows_go_on_as_they_went_
     course.take(plan(plan_of(2, revision=3, task=task)), 0.0)
     course.take(plan(plan_of(1, revision=1)), 1.0)  # an older one changes nothing
     assert course.epoch == 1 and sensor.counters.rejected == 0
-    course.again(POSTPONE_S - 0.1, connected=True, blocked=False)
+    course.again(FILES_AGAIN_S - 0.1, connected=True, blocked=False)
     assert len(failures) == 1
-    course.again(POSTPONE_S, connected=True, blocked=False)
+    course.again(FILES_AGAIN_S, connected=True, blocked=False)
     assert not failures and course.epoch == 1
-    course.again(2 * POSTPONE_S, connected=True, blocked=False)
+    course.again(2 * FILES_AGAIN_S, connected=True, blocked=False)
     assert course.epoch == 2
 
 
@@ -574,7 +574,7 @@ def test_a_message_is_not_forgotten_when_a_window_that_was_answered_comes_again_
     assert buffer.ack(result(4))
     assert buffer.put([window(4)], [9.0], 1, 0.1) == (0, 0)
     assert (buffer.messages, len(buffer), buffer.open("s")) == (2, 2, 2)
-    assert due(buffer, PATIENCE_S + 1.0) == [4, 4]
+    assert due(buffer, RESEND_S + 1.0) == [4, 4]
     assert buffer.ack(result(5, captured=2.0)) and buffer.ack(result(4, captured=9.0)) and buffer.messages == 0
 
 

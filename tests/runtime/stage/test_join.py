@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.wire import Message
-from har_edge.runtime.stage.join import OVERTAKEN_S, REDELIVERED_S, REMEMBERED, Join
+from har_edge.runtime.stage.join import REDELIVERED_S, REMEMBERED, Join
 from har_edge.runtime.stage.window import WindowState
+from har_edge.timing import OVERTAKEN_S
 
 PARTS = ("a", "b", "c")
 

@@ -11,8 +11,9 @@ from har_edge.mqtt.bus import Delivery
 from har_edge.protocol import wire
 from har_edge.protocol.results import Result, encode_results
 from har_edge.runtime.stage.replay_buffer import LEAST_WINDOW_BYTES
-from har_edge.runtime.stage.stage import SHELF_S, Stage
+from har_edge.runtime.stage.stage import Stage
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
+from har_edge.timing import REPLAY_BUFFER_S
 from tests.runtime.rig import LENGTH, TOPICS, Clock, part, result_of, samples, small_stage
 
 
@@ -184,7 +185,7 @@ def test_a_missing_source_is_given_up_counted_explained_and_released(caplog):
     (released,) = stage.tick()
     assert (released.topic, released.acks) == ("", (chest,))
     assert (stage.counters.shelved, stage.counters.given_up, stage.waiting) == (2, 0, 0) and not caplog.records
-    clock.now = 3.0 + SHELF_S + 0.1
+    clock.now = 3.0 + REPLAY_BUFFER_S + 0.1
     assert stage.tick() == []
     assert stage.counters.given_up == 2 and stage.counters.rejected == 0
     assert "gave up window 0 of s: a did not come" in caplog.text
