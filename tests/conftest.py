@@ -16,6 +16,7 @@ import har_edge
 from har_edge.mqtt.broker.embedded import EmbeddedBroker, start_embedded
 from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, start_mosquitto
 from har_edge.resources import find_folder
+from tests.lanes import Lanes
 
 # Rooms whose tests emulate devices or bound how long something may take.
 ALONE = ("faults", "emulation", "experiments")
@@ -33,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     In the folder that runs share, a second run of root closes to Mosquitto's user what the first one opened.
     """
+    config.pluginmanager.register(Lanes())
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     if config.option.basetemp is None and _TEMPROOT not in os.environ:
