@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import har_edge
 from har_edge.mqtt.broker.embedded import EmbeddedBroker, start_embedded
@@ -27,6 +28,11 @@ TRAINING = "\npytestmark = pytest.mark.training\n"
 # Below which folder pytest puts those of its tests.
 _TEMPROOT = "PYTEST_DEBUG_TEMPROOT"
 _OWN_FOLDER = pytest.StashKey[Path]()
+
+
+# However slow a busy machine is, what a test asserts stays so.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -198,6 +198,7 @@ def test_a_model_never_profiled_is_estimated_from_others_or_refused(
     assert code == 2 and "no profile of other.tflite on this device (here); make one with 'har-edge profile'" in err
 
 
+@pytest.mark.slow
 def test_prices_without_xnnpack_are_apart_from_those_with_it(
     run: Run, model: Path, devices: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_stage_comes_back_at_another_node_of_a_cluster(spread: tuple[Fleet, li
     assert fleet.all_once(2, WINDOWS) and fleet.running[3].wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_a_killed_stage_on_the_embedded_broker_loses_nothing(
     embedded: EmbeddedBroker, slices: Path, tmp_path: Path, protocol: str

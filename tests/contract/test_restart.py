@@ -79,6 +79,7 @@ def until(done: Callable[[], object], *buses: Bus, seconds: float = 20.0) -> lis
     return came
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_over_restarts(broker: Broker, connect: Callable[..., Bus]) -> None:
     receiver, sender = ready(connect("receiver", expiry_s=300), "t"), connect("sender", expiry_s=300)
     count, got, outcomes = 600, list[int](), list[PublishOutcome]()
@@ -158,6 +159,7 @@ def test_what_was_held_unacknowledged_comes_again_after_a_restart(broker: Broker
     assert [delivery.payload for delivery in again] == [b"held", b"done"]
 
 
+@pytest.mark.slow
 def test_a_frozen_broker_is_noticed_and_a_thawed_one_found_again(broker: Broker, connect: Callable[..., Bus]) -> None:
     bus = connect("x", keepalive_s=1)
     os.kill(broker.running.process.pid, signal.SIGSTOP)
@@ -172,6 +174,7 @@ def test_a_frozen_broker_is_noticed_and_a_thawed_one_found_again(broker: Broker,
         os.kill(broker.running.process.pid, signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_reconnection_is_patient_and_jittered(
     broker: Broker, connect: Callable[..., Bus], monkeypatch: pytest.MonkeyPatch
 ) -> None:

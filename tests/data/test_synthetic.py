@@ -70,6 +70,7 @@ def features(recordings):
     return np.concatenate(columns, axis=1), np.array([window.label for window in made])
 
 
+@pytest.mark.slow
 @pytest.mark.dataset
 def test_a_classifier_of_real_windows_recognises_synthetic_ones(dataset, mhealth):
     ensemble = pytest.importorskip("sklearn.ensemble")

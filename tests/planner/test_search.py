@@ -113,6 +113,7 @@ def test_a_plan_that_must_use_all_devices_of_one_kind_is_found() -> None:
         assert solution.period_s == math.ceil(5 / devices)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(problems())
 def test_both_objectives_are_what_trying_every_plan_finds(problem: SearchProblem) -> None:

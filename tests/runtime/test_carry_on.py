@@ -498,6 +498,7 @@ def test_windows_of_a_source_that_has_gone_wait_beside_each_other(cut, caplog):
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_stage_that_dies_while_sources_are_missing_loses_nothing_and_nobody_sees_a_window_twice(cut, data):
