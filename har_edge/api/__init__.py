@@ -1,1 +1,1 @@
-"""What a program of your own uses, behind `import har_edge`: models, sensors and results."""
+"""The public API, behind `import har_edge`: models, sensors and results."""

@@ -221,7 +221,7 @@ class Sensor:
         if self._error is not None:
             raise self._error
 
-    # What follows runs in the thread.
+    # --- in the thread
 
     def _run(self) -> None:
         try:
@@ -251,7 +251,7 @@ class Sensor:
 
 @dataclass(frozen=True, slots=True)
 class _Built:
-    """What sends the windows of some sources of a pipeline."""
+    """The sender of the windows of some sources of a pipeline."""
 
     target: Target
     pipeline: Pipeline

@@ -16,7 +16,7 @@ from har_edge.errors import ConfigError, NodeError
 from har_edge.mqtt.broker.watchdog import Watchdog
 from har_edge.timing import PROCESS_STOP_S
 
-# What stands before the words of a command.
+# The start of every command line.
 PROGRAM = (sys.executable, "-m", "har_edge.cli.main")
 LAST_LINES = 12
 
@@ -83,7 +83,7 @@ class Running:
 
     @property
     def output(self) -> str:
-        """What it has written so far; empty without a log."""
+        """The output so far; empty without a log."""
         log = self.command.log
         return log.read_text(errors="replace") if log is not None and log.exists() else ""
 

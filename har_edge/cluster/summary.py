@@ -11,9 +11,9 @@ from har_edge.cluster.cluster import Arrival, Cluster
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run did, in figures; bytes count whole MQTT packets, times are in milliseconds.
+    """The figures of a run; bytes count whole MQTT packets, times are in milliseconds.
 
-    `losses` names the lost windows by stream. Of `quantised` values, which entered a fixed range, so many `saturated`.
+    `losses` names the lost windows by stream. `saturated` counts the `quantised` values beyond their fixed range.
     """
 
     windows_in: int

@@ -1,4 +1,4 @@
-"""What a deployment looks like from outside: results, each once, plans, statuses and heartbeats."""
+"""A deployment as seen from outside: results, each once, plans, statuses and heartbeats."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class ClusterView:
 
     @property
     def filters(self) -> list[str]:
-        """What to subscribe to."""
+        """The topics to subscribe to."""
         topics = self.topics
         return [topics.result("+"), topics.status("+"), topics.heartbeat("+"), topics.plan()]
 
     @property
     def deployment(self) -> Deployment | None:
-        """What is deployed now."""
+        """The current deployment."""
         return self.cluster.deployment
 
     @property

@@ -1,4 +1,4 @@
-"""What a coordinator is for, and the words for what it deploys."""
+"""The settings of a coordinator, and the texts for its plans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from har_edge.units import duration
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorConfig:
-    """What a coordinator is for.
+    """The settings of a coordinator.
 
     `files` are the contents that the task needs beside the slices, by name, with their hashes in `hashes`. `probe`
     makes the messages of a probe through a generation. `first_epoch` is that of a pipeline without a plan.

@@ -93,7 +93,7 @@ class Coordinator:
 
     @property
     def filters(self) -> list[str]:
-        """What to subscribe to."""
+        """The topics to subscribe to."""
         topics = self._setup.topics
         return [topics.plan(), topics.status("+"), topics.heartbeat("+"), self._publisher.filter, topics.result("+")]
 
@@ -106,7 +106,7 @@ class Coordinator:
 
     @property
     def detail(self) -> str:
-        """What stands in the status for people."""
+        """The text in the status for people."""
         current = self.deployment.current if self.deployment else None
         if current is None:
             return self._trouble or self._waiting or "nothing is deployed yet"
@@ -152,7 +152,7 @@ class Coordinator:
             self.membership.extend_deadlines(now + RECONNECT_GRACE_S)
 
     def handle(self, delivery: Delivery, now: float) -> list[Outgoing]:
-        """Take one message; return what it makes urgent. What cannot be used is dropped, counted and logged."""
+        """Take one message; return what it makes urgent. A useless message is dropped, counted and logged."""
         try:
             urgent = self._take(decode(delivery, self._setup.topics), now)
         except MessageError as error:
@@ -219,7 +219,7 @@ class Coordinator:
         self.rollout.enter(Step.LOADING, now, generation)
         return self.tick(now)
 
-    # What comes.
+    # --- incoming
 
     def _take(self, event: Event, now: float) -> bool:
         """Take a message; return whether it is urgent. Raises MessageError for one that cannot be used."""
@@ -299,7 +299,7 @@ class Coordinator:
         self.rollout.resume(begun, now)
         self._say(f"adopted the plan of {found.author}, revision {found.revision}: {self.detail}")
 
-    # What is done about it.
+    # --- decisions
 
     def _reassign_stages(self, now: float) -> None:
         """Give every stage that sensors need a node that lives."""
@@ -402,7 +402,7 @@ class Coordinator:
         current, setup = self._store.deployed.current, self._setup
         return setup.spec.unmet(current, setup.model_sha256, len(self._pool.candidates())) if current else ""
 
-    # What goes out.
+    # --- outgoing
 
     def _change(self, after: Deployment, now: float) -> None:
         """Change the plan: a new revision, to be published."""

@@ -19,7 +19,7 @@ from har_edge.timing import HANDOVER_S
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What a stage takes on the reference device: seconds a window, bytes of memory beside a process."""
+    """The cost of a stage on the reference device: seconds a window, bytes of memory beside a process."""
 
     seconds: float
     memory_bytes: int
@@ -36,7 +36,7 @@ class Reassignment:
 
     @property
     def text(self) -> str:
-        """What a person should read."""
+        """The lines for a person to read."""
         epoch, stage, replica = self.key
         which = f"stage {stage}" + (f", replica {replica}," if replica else "")
         return f"epoch {epoch}: {which} goes from {self.source} to {self.target}: {self.reason}"

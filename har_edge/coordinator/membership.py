@@ -1,8 +1,8 @@
 """Which nodes there are, and which of them live: statuses, beats, and the detector of failures. Clocks are passed in.
 
 A node is lost when the broker says so (its will) and does not go itself, or when no beat of it came for NODE_LOST_S
-although this process listened. Whoever was blind itself, for want of a connection or of processor time, gives everybody
-a new deadline first.
+although this process listened. A process that was blind itself, without connection or processor time, first gives every
+node a new deadline.
 """
 
 from __future__ import annotations

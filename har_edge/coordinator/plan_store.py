@@ -103,9 +103,9 @@ class PlanStore:
         return ""
 
     def continue_from(self, beat: Heartbeat) -> bool:
-        """Go on from the revision that a node follows, where that is a later one; tell whether it was.
+        """Go on from the revision that a node follows, where that is a later one; return whether it was.
 
-        Where the broker has lost a plan whose author's clock was ahead of ours, nodes refuse whatever is not newer.
+        If the broker has lost a plan whose author's clock was ahead, nodes refuse every plan that is not newer.
         """
         deployment = self.deployment
         if deployment is None or not deployment.revision < beat.revision < _MAX_HEARD:

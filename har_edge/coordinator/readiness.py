@@ -35,7 +35,7 @@ class ProbeSeries:
     _ready: int = 0
 
     def is_ready(self, epoch: int) -> bool:
-        """Tell whether the last probes through an epoch were answered."""
+        """Return whether the last probes through a generation were answered."""
         return epoch != 0 and self._ready == epoch
 
     def invalidate(self, now: float) -> None:

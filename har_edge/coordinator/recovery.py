@@ -1,4 +1,4 @@
-"""What a found plan is worth to the coordinator that starts: what it goes on with, and what it cannot look after."""
+"""Decide for a coordinator that starts which parts of a found plan it keeps, and which it cannot look after."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ BACKOFF_S, MOST_BACKOFF_S = 2.0, 60.0
 
 @dataclass(frozen=True, slots=True)
 class PlacementSpec:
-    """What a person asked for: the best plan, or one with so many slices, or with these cuts."""
+    """The plan that a person asked for: the best, or one with so many slices, or with these cuts."""
 
     objective: Objective = Objective.THROUGHPUT
     stages: int | None = None
@@ -58,7 +58,7 @@ class PlacementSpec:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What the planner is asked: a plan for these nodes (speeds as on their cards), compared with what is deployed.
+    """The request to the planner: a plan for these nodes (speeds as they report), compared with the deployed one.
 
     Without nodes, nothing but the slices of what is deployed.
     """
@@ -71,7 +71,7 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True)
 class PlanResponse:
-    """What the planner answers; `problem` says why there is no plan.
+    """The planner's response; `problem` says why there is no plan.
 
     `current` is what the deployed generation takes on the same nodes, None where it cannot run there. `stage_costs` are
     by generation, those of this plan under 0; `contents` are slices by hash. `reference_speed` is the speed (as in
@@ -105,7 +105,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What a decision rests on; while it stays the same, there is nothing to decide anew."""
+    """The basis of a decision; while it stays the same, there is nothing to decide anew."""
 
     names: frozenset[str]
     figures: frozenset[tuple[str, float]]
@@ -161,7 +161,7 @@ class Replan:
         return self.outstanding
 
     def judge(self, response: PlanResponse, current: Generation | None, unmet: str, now: float) -> Decision | None:
-        """Tell whether a plan is worth a change; None for an answer that nobody waits for any more."""
+        """Return the decision on a plan that is worth a change; None for a response that nobody awaits any more."""
         if self.outstanding is None or response.number != self.outstanding.number:
             return None
         self.outstanding, self._judged_at = None, now
@@ -191,7 +191,7 @@ class Replan:
         return Decision(True, text)
 
     def _is_drift(self, view: _View) -> bool:
-        """Tell whether nothing but measured speeds speaks for a new decision."""
+        """Return whether only measured speeds speak for a new decision."""
         old = self._decided
         return old is not None and (old.names, old.homes, old.unmet) == (view.names, view.homes, view.unmet)
 

@@ -24,7 +24,7 @@ DRAIN_S = 30.0
 
 
 class Step(enum.Enum):
-    """Where a rollout stands."""
+    """The step that a rollout has reached."""
 
     IDLE = "idle"
     LOADING = "publishing slices"
@@ -43,7 +43,7 @@ NEXT = {
 
 
 class StepOutcome(enum.Enum):
-    """What became of a step."""
+    """The outcome of a step."""
 
     WAIT = "wait"
     DONE = "done"
@@ -52,7 +52,7 @@ class StepOutcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What became of a step, and why; `node` is to blame for a failure, empty where nobody is."""
+    """The outcome of a step with its cause; `node` caused a failure, empty where none did."""
 
     outcome: StepOutcome
     text: str = ""
@@ -88,7 +88,7 @@ class Rollout:
             self.enter(Step.DRAINING, now, found.current)
 
     def prepared(self, membership: Membership, now: float) -> StepResult:
-        """Tell whether every stage of the generation runs."""
+        """Return whether every stage of the generation runs."""
         assert self.generation is not None
         failure = self._failure(membership)
         if failure is not None:
@@ -110,7 +110,7 @@ class Rollout:
         )
 
     def probed(self, membership: Membership, answered: bool, now: float) -> StepResult:
-        """Tell whether a window came through the generation."""
+        """Return whether a window passed through the generation."""
         failure = self._failure(membership)
         if failure is not None or answered:
             return failure or _DONE
@@ -119,7 +119,7 @@ class Rollout:
         return StepResult(StepOutcome.FAILED, f"no answer to a probe in {PROBE_S:.0f} s")
 
     def drained(self, deployment: Deployment, membership: Membership, now: float) -> StepResult:
-        """Tell whether nobody needs the generations before the current one any more."""
+        """Return whether nobody needs the generations before the current one any more."""
         behind = membership.behind(deployment.epoch)
         busy = [
             f"stage {placement.stage} of epoch {generation.epoch} on {placement.node}"
@@ -176,5 +176,5 @@ def unready(membership: Membership, generation: Generation) -> str:
 
 
 def is_running(membership: Membership, generation: Generation) -> bool:
-    """Tell whether every stage of a generation runs."""
+    """Return whether every stage of a generation runs."""
     return all(phase == StagePhase.RUNNING.value for phase in _phase(membership, generation))

@@ -21,7 +21,7 @@ TURN_S = 0.05
 
 
 class PlannerClient(Protocol):
-    """Where slow work is done (coordinator/planner_thread.py)."""
+    """The thread for slow work (coordinator/planner_thread.py)."""
 
     def request(self, request: PlanRequest) -> None:
         """Ask for a plan."""

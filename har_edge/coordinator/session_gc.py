@@ -24,7 +24,7 @@ class _Gone:
 
 @dataclass(slots=True)
 class SessionCollector:
-    """What was removed from the plan, until its sessions are known to have ended."""
+    """Stages that the plan removed, until their sessions are known to have ended."""
 
     _gone: dict[Key, _Gone] = field(default_factory=dict)
 

@@ -1,8 +1,8 @@
-"""Nodes that become slower than they were, or than their card says, and stages that fall behind: what beats tell.
+"""Nodes that become slower than they were, or than their card says, and stages that fall behind, as heartbeats show.
 
-What a stage takes differs from its forecast by more than the node's speed (messages, reducers), so a node is compared
-with itself first: with its first windows of the same stage. What slows all nodes alike speaks for no other plan. Only a
-node that is far slower than forecast from the start, when others are not, is taken for slow at once.
+The time of a stage differs from its forecast by more than the node's speed (messages, reducers). So a node is first
+compared with itself: with its first windows of the same stage. A cause that slows all nodes alike is no reason for
+another plan. Only a node that is far slower than forecast from the start, when others are not, counts as slow at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a bed consists of, who owns it, and how it is taken down.
+"""The parts of an emulation, its owner, and how it is taken down.
 
-Each bed has a folder below /run. Its owner holds a lock on it, which the kernel gives up when the owner dies in any
-way; a folder without a held lock is a dead bed. The folder is there before anything else is made and goes last, and
-every name in it holds the bed's random id, so nothing is ever taken down that was not made for that bed.
+Each emulation has a folder below /run. Its owner holds a lock on the folder, which the kernel releases when the owner
+dies in any way; a folder without a held lock belongs to a dead emulation. The folder is made first and removed last.
+Every name in it holds the emulation's random id, so nothing is ever taken down that was not made for it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Emulation(msgspec.Struct, frozen=True):
 
     @property
     def names(self) -> list[str]:
-        """Where something can run: the host side of the bridge, the broker's host, the devices."""
+        """A place to run a process: the host side of the bridge, the broker's host, or a device."""
         return [HOST, *(host.name for host in self.hosts)]
 
     @property

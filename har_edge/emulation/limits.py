@@ -1,4 +1,4 @@
-"""What each emulated device may use, from options or a TOML file."""
+"""The limits of each emulated device, from options or a TOML file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one device may use; None is no limit. `cpu` counts cores of this machine, the link is that of each way."""
+    """The limits of one device, None for none; `cpu` counts cores of this machine, the link's rate is per direction."""
 
     cpu: float | None = None
     link_bits_per_s: int | None = None

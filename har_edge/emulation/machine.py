@@ -1,4 +1,4 @@
-"""What this machine must have, and what to do where it has not."""
+"""Check that this machine has everything that an emulation needs, and say what to do if it has not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from har_edge.mqtt.broker.launcher import find_mosquitto
 
 _TOOLS = ("ip", "tc")
 _TIMEOUT_S = 30.0
-# What the tools say when the kernel or a container refuses, and what that means.
+# Outputs of the tools when the kernel or a container refuses, and their meaning.
 _ADVICE = (
     (
         "qdisc kind is unknown",

@@ -1,1 +1,1 @@
-"""What people see of a deployment, and what is wrong with it."""
+"""Show a deployment to people, and find its faults."""

@@ -1,4 +1,4 @@
-"""What a measured broker means for a deployment: its traits in words, what har_edge promises there, a table's row."""
+"""The meaning of a measured broker for a deployment: its traits in words, har_edge's guarantees, a table's row."""
 
 from __future__ import annotations
 

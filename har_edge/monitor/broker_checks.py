@@ -1,4 +1,4 @@
-"""What a broker says to us: whether it is there, lets us in, permits what a deployment needs."""
+"""Check the broker: whether it is there, accepts this user, and supports what a deployment needs."""
 
 from __future__ import annotations
 

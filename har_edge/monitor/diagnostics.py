@@ -108,7 +108,7 @@ class Diagnostics:
         }
 
     def _all_beat(self, since: float) -> bool:
-        """Tell whether all that should beat have done so, and there was time to hear of them."""
+        """Return whether all nodes that should send heartbeats have done so, and there was time to receive them."""
         views = self._listen(0.0).snapshot(_now(), time.time()).nodes
         return _now() > since + LEAST_S and all(
             view.beat_age_s is not None for view in views if view.role in BEATING and view.alive

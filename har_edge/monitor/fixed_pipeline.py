@@ -28,7 +28,7 @@ from har_edge.runtime.probe import probe
 from har_edge.timing import STAGE_SILENT_S
 from har_edge.units import duration
 
-# What a snapshot says of the plan where slices stand in a folder.
+# The plan in a snapshot of slices in a folder.
 FIXED = "fixed"
 RUNNING = "running"
 SILENT = "silent"
@@ -78,7 +78,7 @@ class FixedObserver(Observer):
 
     @property
     def filters(self) -> list[str]:
-        """What to subscribe to: stages by name too, as not every broker delivers what is retained to a wildcard."""
+        """The topics to subscribe to: stages by name too, as some brokers deliver nothing retained to a wildcard."""
         topics, count = topics_of(self.pipeline), len(self.pipeline.manifest.slices)
         return [topics.status("+"), topics.result("+"), *(topics.status(f"stage-{index}") for index in range(count))]
 

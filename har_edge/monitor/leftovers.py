@@ -1,6 +1,7 @@
-"""What is left at the broker of what has gone: statuses, sessions, files, a plan. Found from what it retains.
+"""Find what nodes, sensors and stages that have gone left at the broker: statuses, sessions, files, a plan.
 
-Nothing of it is removed but when a person asks for that, and nothing that a living node needs.
+The module reads retained messages only. It removes nothing unless a person asks for it, and nothing that a living node
+needs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ QUIET_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """What a broker retains of a pipeline: statuses by node, the plan, and the headers of files."""
+    """The retained messages of a pipeline: statuses by node, the plan, and the headers of files."""
 
     statuses: Mapping[str, NodeStatus]
     plan: Deployment | None
@@ -41,7 +42,7 @@ class Retained:
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """What may be cleared: `stages`, whose queues go with them, `others` that have gone, `headers` of files, a `plan`.
+    """The leftovers to clear: `stages` with their queues, `others` that have gone, `headers` of files, a `plan`.
 
     `intruders` are stages that live although they belong to no slice: they must be stopped first.
     """

@@ -1,4 +1,4 @@
-"""What nodes say of windows that were lost and of messages that they could not use, and what to do about it."""
+"""The losses that nodes report, of windows and of unusable messages, and what to do about them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Watching a deployment: plan, statuses, beats and results in, what they amount to out. Pure: clocks are the caller's.
 
-What comes over the network is bounded by protocol/events.py and made printable here, so that who shows a snapshot need
-not do so.
+protocol/events.py bounds what comes over the network, and this module makes it printable, so that code which shows a
+snapshot need not do so.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _Stretch:
 
 @dataclass(slots=True)
 class _Figures:
-    """What the heartbeats of one start of a node amount to: how far its clock is ahead, how its stages did lately."""
+    """The summary of the heartbeats of one start of a node: how far its clock is ahead, how its stages did lately."""
 
     instance: str
     ahead_s: float = -math.inf
@@ -98,18 +98,18 @@ class Observer:
 
     @property
     def filters(self) -> list[str]:
-        """What to subscribe to."""
+        """The topics to subscribe to."""
         topics = self._topics
         return [topics.status("+"), topics.heartbeat("+"), topics.plan(), topics.result("+")]
 
     @property
     def deployment(self) -> Deployment | None:
-        """What is deployed, by the last plan that could be read."""
+        """The deployment of the last plan that could be read."""
         return self.state.deployment
 
     @property
     def plan_problem(self) -> str:
-        """What is wrong with the plan that came last, fit for a terminal; empty where nothing is."""
+        """The error in the last plan, fit for a terminal; empty where there is none."""
         return printable(self.state.plan_problem)
 
     @property
@@ -361,5 +361,5 @@ def longest_way(manifest: SliceManifest, hops: dict[int, HopView]) -> tuple[int,
 
 
 def is_running(report: StageReport | None) -> bool:
-    """Tell whether a stage takes windows."""
+    """Return whether a stage takes windows."""
     return report is not None and report.phase in (StagePhase.RUNNING, StagePhase.DRAINED)

@@ -1,4 +1,7 @@
-"""What each role publishes and subscribes to, and trying it: on topics of the very pipeline, without disturbing it."""
+"""The topics that each role publishes and subscribes to, and a test of these permissions on the pipeline itself.
+
+The test does not disturb the pipeline.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class Role(Enum):
     OPERATOR = "operator"
 
 
-# What each role publishes and what it subscribes to (brokers/README.md has the access list that says the same).
+# The topics that each role publishes and subscribes to (brokers/README.md has the same as an access list).
 PUBLISHES = {
     Role.NODE: frozenset({Kind.ACTIVATION, Kind.RESULT, Kind.STATUS, Kind.HEARTBEAT}),
     Role.SENSOR: frozenset({Kind.WINDOW, Kind.STATUS}),
@@ -52,7 +55,7 @@ READS = {
     Role.WATCHER: frozenset({Kind.RESULT, Kind.STATUS, Kind.HEARTBEAT, Kind.PLAN}),
     Role.OPERATOR: frozenset({Kind.RESULT, Kind.STATUS, Kind.HEARTBEAT, Kind.PLAN, Kind.SLICE, Kind.CHUNK}),
 }
-# What a line of the access list names below the pipeline, no more than that; brokers/README.md writes the same.
+# The topics in a line of the access list, below the pipeline and no more; brokers/README.md writes the same.
 _BELOW = {
     Kind.WINDOW: "window/#",
     Kind.ACTIVATION: "act/#",
@@ -99,7 +102,7 @@ def permissions_of(roles: Collection[Role]) -> list[Permission]:
 
 
 def can_see(roles: Collection[Role], reads: Collection[Kind], publishes: Collection[Kind] = ()) -> bool:
-    """Tell whether these roles together may read and publish these kinds."""
+    """Return whether these roles together may read and publish these kinds."""
     permissions = {permission.kind: permission for permission in permissions_of(roles)}
     none = Permission(Kind.PLAN, publishes=False, reads=False)
     return all(permissions.get(kind, none).reads for kind in reads) and all(
@@ -186,7 +189,7 @@ class _Attempt:
         return self._hear_others()
 
     def _hear_others(self) -> PermissionResult:
-        """Where this user may not publish, only what others say proves that anything comes."""
+        """Return the result of a topic on which this user may not publish: only messages of others prove it."""
         others = _others(self._topics, self._right.kind)
         problem = self._subscribe(others) if others else ""
         heard = others is not None and not problem and self._until(lambda: self._came, OTHERS_LISTEN_S)

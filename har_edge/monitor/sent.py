@@ -1,4 +1,4 @@
-"""What sensors say of the windows that they sent: open, answered, lost."""
+"""The windows that sensors report: open, answered, lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a deployment at one moment, as `har-edge status` shows it and `--json` writes it."""
+"""The known state of a deployment at one moment, as `har-edge status` shows it and `--json` writes it."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class NodeView(msgspec.Struct, frozen=True):
 
 
 class StageView(msgspec.Struct, frozen=True):
-    """One stage of one epoch on the node that the plan names; `phase` is "unreported" until that node speaks of it.
+    """One stage of one generation on the node that the plan names; `phase` is "unreported" until it reports it.
 
     `rate` in windows/s, `service_s` a window, `queue_s` a message and `busy` (share of a core) are means over the last
-    seconds; None where nothing came. What is not `planned`, the node still runs although the plan no longer gives it.
-    A stage of a folder tells its counters every 5 s: they are `age_s` old, None where only what is retained came in
+    seconds; None where nothing came. A stage that is not `planned` still runs there although the plan moved it away. A
+    stage of a folder reports its counters every 5 s: they are `age_s` old, None where only retained messages came in
     `listened_s`.
     """
 
@@ -76,7 +76,7 @@ class EpochView(msgspec.Struct, frozen=True):
 
 
 class HopView(msgspec.Struct, frozen=True):
-    """What a window waits and takes at one stage of the current epoch, in seconds."""
+    """The seconds that a window waits and takes at one stage of the current generation."""
 
     stage: int
     queue_s: float
@@ -99,7 +99,7 @@ class FlowView(msgspec.Struct, frozen=True):
 
 
 class SentView(msgspec.Struct, frozen=True):
-    """What one sensor says of the windows of one stream since it started; `alive` that it still sends them again.
+    """The report of one sensor on the windows of one stream since it started; `alive`: it still sends them again.
 
     `answered` is None, and `open` 0, where it listens to no results. `lost` are no longer awaited, or were open when
     the sensor went; `incomplete` are not awaited, since other sensors of the stream have not sent them. `lost_at` is
@@ -118,7 +118,7 @@ class SentView(msgspec.Struct, frozen=True):
 
 
 class CountsView(msgspec.Struct, frozen=True):
-    """What was not answered, added up over all living nodes since their start.
+    """The losses of all living nodes, added up since their start.
 
     `lost` windows were given up by a stage, `unanswered` ones by sensors, these since the sensors' start, also of such
     that have gone (sensors of one stream count once); `errors` are unusable messages; `dropped` windows of live

@@ -1,4 +1,4 @@
-"""What sensors say they sent, beside what came: so it is known which windows never came, the last ones too."""
+"""Compare the windows that sensors report with the results that came, to find every window that is lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from har_edge.protocol.text import listed
 from har_edge.protocol.topics import is_probe
 from har_edge.runtime.sensor.sent_counter import OTHERS
 
-# Of a sensor that hears no answers: how long after it said that it sent a window this should have come.
+# A sensor without results: seconds after its report of a window within which the result should have come.
 LATE_S = 60.0
 # Times that went through a message and back are the same to the microsecond.
 SAME_S = 0.001
@@ -87,8 +87,8 @@ class _Run:
 class StreamAccount:
     """Windows of one stream: sent by its sensors since they began, come here, lost, and still on their way.
 
-    `incomplete` are those that a sensor calls so: others of the stream have not sent them. Of the `open` ones, nobody
-    sends those that are `left` again: their sensor has gone.
+    `incomplete` are those that a sensor calls so: others of the stream have not sent them. The `open` ones
+    that are `left` are not sent again: their sensor has gone.
     """
 
     stream: str
@@ -103,8 +103,8 @@ class StreamAccount:
 class WindowAccount:
     """Compares what came since `began` (seconds since 1970) with what the sensors say. Pure.
 
-    Several sensors of a stream, one a source, send the same windows: these count once. Of a sensor that began earlier
-    only what itself calls lost is known, and of one that has ended by then not even that matters.
+    Several sensors of a stream, one a source, send the same windows: these count once. A sensor that began
+    earlier counts only with the windows that it calls lost itself, and one that had ended by then not at all.
 
     Results tell, too, how many windows a sensor had sent before (protocol/wire.py): this counts what one sent after
     its last status that broke off, and what one sent, from the first result on, of which no status came at all.

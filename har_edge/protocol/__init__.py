@@ -1,1 +1,1 @@
-"""What the messages of a deployment mean: topics, wire format, statuses, plans and results."""
+"""The meaning of the messages of a deployment: topics, wire format, statuses, plans and results."""

@@ -18,7 +18,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What is retained at `slice/<sha256>`: how that content was divided; all chunks but the last one are full."""
+    """The retained header at `slice/<sha256>`: how that content was divided; all chunks but the last one are full."""
 
     version: int
     sha256: str

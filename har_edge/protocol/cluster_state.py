@@ -1,6 +1,6 @@
-"""What a cluster looks like, folded from what its members say: events in, one bounded state out. It reads no clock.
+"""The state of a cluster, folded from the messages of its members: events in, one bounded state out, no clock.
 
-Whoever watches a pipeline reads this state: the monitor and its checks, the recorder of experiments, a local cluster.
+All observers of a pipeline read this state: the monitor and its checks, the recorder of experiments, a local cluster.
 The coordinator alone decides by more than this who is lost (coordinator/membership.py).
 """
 
@@ -39,7 +39,7 @@ StageKey = tuple[str, int, int, int]
 
 @dataclass(slots=True)
 class NodeRecord:
-    """What one node said last, and when that came, by the clock of the reader; minus infinity stands for never.
+    """The last messages of one node, and when they came, by the clock of the reader; minus infinity stands for never.
 
     `said_at` is when it said something of itself while the reader listened: a retained status may be old.
     """
@@ -52,7 +52,7 @@ class NodeRecord:
 
 @dataclass(slots=True)
 class ClusterState:
-    """What is known of one pipeline by `since`, when its reader began to listen.
+    """The known state of one pipeline; its reader began to listen at `since`.
 
     `deployment` is the last plan that could be read, `plan_problem` what is wrong with a later one. `results` counts
     classes of windows, without those of probes, `unreadable` messages by what they claimed to be. Nodes for which there

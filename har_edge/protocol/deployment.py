@@ -1,8 +1,8 @@
-"""What is deployed where: the message retained at the topic `plan`, which nodes and sensors follow.
+"""The deployment: the message retained at the topic `plan`, which nodes and sensors follow.
 
 A generation is one way to cut the model and the nodes that fill its stages; its number is the epoch. While data flows,
-an older generation drains beside the current one, and a newer one gets ready. Whoever reads a deployment needs nothing
-else but the files it names by hash.
+an older generation drains beside the current one, and a newer one gets ready. A reader of a deployment needs nothing
+else but the files that it names by hash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from har_edge.protocol.topics import is_id
 from har_edge.tflite.manifest import SliceManifest, find_flaw
 
 VERSION = 1
-# What nodes and coordinator say to each other: deployments, beats, device cards. Raised when an older node would fail.
+# Version of deployments, heartbeats and node capabilities. It rises when an older node would fail.
 PROTOCOL = 1
 MAX_BYTES = 4 * 1024 * 1024
 # No count of changes comes near, and every reader of JSON has figures up to here exactly.
@@ -31,7 +31,7 @@ _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 class Phase(Enum):
-    """Where a generation stands."""
+    """The phase of a generation."""
 
     PREPARING = "preparing"
     CURRENT = "current"
@@ -97,7 +97,7 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         return next((one for one in self.generations if one.epoch == epoch), None)
 
     def replaces(self, other: Deployment) -> bool:
-        """Tell whether this one is newer: a later revision, or by a younger author, who may have begun to count anew.
+        """Return whether this one is newer: a later revision, or by a younger author, who may have begun to count anew.
 
         A clock that was set back must not stop an author who went on with the revisions of another.
         """

@@ -1,7 +1,7 @@
-"""Every message of a pipeline, decoded: `decode` is the one way from the bytes of a delivery to what they mean.
+"""Decode every message of a pipeline: `decode` is the one way from the bytes of a delivery to their meaning.
 
-All limits on sizes, counts and figures hold in here, so that a reader of events needs none of its own. What cannot be
-read is an event too (`Unreadable`): a reader counts it, logs it or passes over it, as its task is.
+All limits on sizes, counts and figures hold in here, so that a reader of events needs none of its own. A message that
+cannot be read is an event, too (`Unreadable`): a reader counts it, logs it or passes over it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ResultsEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class StatusEvent(msgspec.Struct, frozen=True, gc=False):
-    """What a node says of itself, or the broker of it; no `status` where the retained one was removed."""
+    """The status of a node, from itself or by its will; no `status` where the retained one was removed."""
 
     topic: Topic
     status: NodeStatus | None
@@ -75,7 +75,7 @@ class HeartbeatEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class PlanEvent(msgspec.Struct, frozen=True, gc=False):
-    """What is deployed; no `deployment` where the plan was removed."""
+    """The deployment; no `deployment` where the plan was removed."""
 
     topic: Topic
     deployment: Deployment | None
@@ -115,7 +115,7 @@ class Unreadable(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def kind(self) -> Kind | None:
-        """What it claims to be; None where its topic says nothing of this pipeline."""
+        """The kind that it claims to be; None where its topic does not belong to this pipeline."""
         return None if self.topic is None else self.topic.kind
 
 

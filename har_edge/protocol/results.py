@@ -1,4 +1,4 @@
-"""What a pipeline answers: one JSON object a window, that a person can read."""
+"""The results of a pipeline: one readable JSON object for each window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node says of itself: its status, retained at the broker, and its heartbeats; its last will says it is lost.
+"""The report of a node: its status, retained at the broker, and its heartbeats; its will says that it is lost.
 
 The status also settles who owns a session (protocol/leases.py).
 """
@@ -12,11 +12,11 @@ import msgspec
 
 from har_edge.errors import MessageError
 
-# What figures may be that come over the network: others reckon with them. (JSON's integers have no bound.)
+# Bounds of figures that come over the network, since other code computes with them. (JSON's integers have no bound.)
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Cores = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
 Figure = Annotated[float, msgspec.Meta(ge=0, le=2**53)]
-# What a node says of its own device, however high: who plans with it bounds it (coordinator/candidates.py).
+# A node may report any capability; coordinator/candidates.py bounds it for planning.
 Claim = Annotated[float, msgspec.Meta(ge=0)]
 # The most bytes of a status or heartbeat, and the most of what they list: far above what any node of ours says.
 MAX_BYTES = 256 * 1024
@@ -27,7 +27,7 @@ MAX_STAGES = 256
 
 
 class State(str, enum.Enum):
-    """What a node is doing: see NEXT for how it gets from one to the other."""
+    """The state of a node; NEXT has the transitions."""
 
     INIT = "init"
     READY = "ready"
@@ -52,7 +52,7 @@ ALIVE = frozenset({State.INIT, State.READY, State.BUSY, State.DRAINING})
 
 
 class NodeCapabilities(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a device can do, as its node says.
+    """The capabilities of a device, as its node reports them.
 
     `protocol` is the version of what nodes and coordinator say to each other. `machine` tells hosts apart. `speed` is
     how many times a fixed reference network runs in a second; the link is None until it has been measured. `delegate`
@@ -72,7 +72,7 @@ class NodeCapabilities(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SliceInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a stage of a fixed folder runs: slice `index` of `count`, of a model (file name and SHA-256), for a task.
+    """The slice of a stage in a fixed folder: `index` of `count`, of a model (file name and SHA-256), for a task.
 
     `task` says in words what goes in and out, `task_sha256` tells tasks apart; `start` and `stop` are operators.
     `runtime`, `system` and `delegate` say what computes it, as in NodeCapabilities; an older stage does not say so.
@@ -152,7 +152,7 @@ class StagePhase(str, enum.Enum):
 
 
 class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one stage on a node does: `windows`, `lost` and `errors` since its start, other figures since the last beat.
+    """The work of a stage on a node: `windows`, `lost` and `errors` since its start, the rest since the last heartbeat.
 
     `queued` messages have come and wait to be handled, `waiting` windows wait for parts; `service_s` is the mean time a
     window took in the slice and around it, `queue_s` the mean time a message waited before; `idle_s` the time since the

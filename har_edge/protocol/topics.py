@@ -23,7 +23,7 @@ from har_edge.errors import ConfigError, MessageError
 
 VERSION = "v1"
 QOS = 1
-# What stands for the source in the topic of a message that carries all of them.
+# The level of the source in the topic of a message that carries all sources.
 ALL_SOURCES = "all"
 # Streams of this name are windows that only test whether the pipeline answers: no result for a person.
 PROBE = "_probe-"
@@ -65,7 +65,7 @@ _LEVELS = {
 
 
 def is_id(text: str) -> bool:
-    """Tell whether a name may stand in a topic: [a-zA-Z0-9_-]+, at most 128 characters."""
+    """Return whether a name may stand in a topic: [a-zA-Z0-9_-]+, at most 128 characters."""
     return len(text) <= MAX_ID_LENGTH and _matches(text)
 
 
@@ -75,7 +75,7 @@ def _matches(text: str) -> bool:
 
 
 def is_probe(stream: str) -> bool:
-    """Tell whether windows of a stream only test the pipeline."""
+    """Return whether windows of a stream only test the pipeline."""
     return stream.startswith(PROBE)
 
 

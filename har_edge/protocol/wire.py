@@ -97,7 +97,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def content(self) -> str:
-        """What came, for a log."""
+        """The content of the message, for a log."""
         named = ", ".join(self.tensors) or "none"
         if not self.unknown:
             return named

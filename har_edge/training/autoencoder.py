@@ -24,7 +24,7 @@ from har_edge.training.loop import Piece, Schedule, parts, train, whole_batches
 from har_edge.training.network import Blocks, InputSpec, fit_kernels, fold_weights, run_network
 from har_edge.training.scaling import Scaling, ValueRange, measure_values
 
-# What int8 gives a tanh, whatever was seen.
+# The range of a tanh in int8, whatever values were seen.
 CODE_SCALE = 1 / 128
 CODE_RANGE = ValueRange.of_code(CODE_SCALE, 0)
 

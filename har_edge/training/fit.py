@@ -32,8 +32,8 @@ class Recipe:
     """Everything that decides the weights besides the recordings.
 
     The number of epochs is fixed: nothing is stopped or chosen by looking at data outside training. Each epoch draws
-    `windows_a_length` windows from every length of one, at another phase. Where a network is trained on codes,
-    `encoded_passes` epochs are changed and encoded, and the others take these again.
+    `windows_a_length` windows from every length of one, at another phase. A network on codes changes
+    and encodes the data in `encoded_passes` epochs, and reuses them in the others.
     """
 
     epochs: int = 12

@@ -23,7 +23,7 @@ MEASURED_SHARE = 0.999
 # No channel is blown up beyond a tenth of full scale: rounding to int8 would be blown up with it, and so would the
 # noise of channels that hold next to nothing (ECG and ankle gyroscope, truncated to integers in the recordings).
 LEAST_SPREAD = 0.1
-# Where a channel keeps to less than this share of full scale, int8 steps would be too large for it: each channel is
+# A channel that keeps to less than this share of full scale would find int8 steps too large: each channel is
 # then scaled by itself, in float32, before anything is rounded.
 LEAST_SHARE = 0.05
 # How many standard deviations the int8 range of such an input holds, to each side.
@@ -105,7 +105,7 @@ def measure_scaling(recordings: Sequence[Recording], description: StreamDescript
         limit = _known_limit(description, source)
         own = measure_values(source.name, values, None if limit is None else ValueRange(-limit, limit))
         if limit is None:
-            # What differs between machines is often large beside what moves in a window.
+            # The differences between machines are often larger than the changes in a window.
             length = min(len(values), default_window(description.rate_hz)[0])
             pieces = values[: len(values) // length * length].reshape(-1, length, values.shape[1])
             grain = np.median(pieces.std(1), axis=0).astype(np.float32)

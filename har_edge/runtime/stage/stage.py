@@ -28,8 +28,8 @@ from har_edge.timing import REPLAY_BUFFER_AFTER_S, REPLAY_BUFFER_S
 
 _log = logging.getLogger(__name__)
 MOST_LOGGED = 1024  # how many other generations are logged
-# What the shelf holds, and what is remembered of outputs. All sensors of a stream send again at about the same time:
-# one answer is enough for all.
+# Bytes of the replay buffer, and of remembered outputs. All sensors of a stream send again at about the same time: one
+# answer is enough for all.
 SHELF_BYTES = 16 * 1024 * 1024
 OUTPUT_BYTES = 1024 * 1024
 RECENT_S = 2.0
