@@ -25,8 +25,8 @@ PASSED = 0.75
 QUIET_S = 10.0
 # How many messages of a stream may be on their way until the stages have said how many.
 FIRST_ROOM = 8
-# Windows that were answered while the broker had forgotten a sensor are not sent again all at once (RECENT_AFTER_S): new
-# windows would wait behind them at the stages.
+# Windows that were answered while the broker had forgotten a sensor are not sent again all at once (RECENT_AFTER_S):
+# new windows would wait behind them at the stages.
 RECENT_SPACING_S = 0.04
 RECENT_A_STEP = 4
 # A sensor with more streams than this subscribes to the results of all streams of the pipeline.
