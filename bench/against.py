@@ -79,10 +79,17 @@ def measure(root: Path, cuts: list[int]) -> Measured:
 def processor_s(staged) -> float:  # type: ignore[no-untyped-def]
     """Return the processor time that the stages have taken (proc(5), utime and stime)."""
     ticks = 0
-    for process in staged._local._processes.values():
+    for process in processes_of(staged):
         fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def processes_of(staged) -> list[subprocess.Popen[bytes]]:  # type: ignore[no-untyped-def]
+    """Return the stages of a rig, of this checkout or of one in which local pipelines were no Cluster yet."""
+    if hasattr(staged, "_local"):
+        return list(staged._local._processes.values())
+    return [running.process for running in staged.cluster.processes.running.values()]
 
 
 def report(pairs: list[tuple[Measured, Measured]]) -> None:

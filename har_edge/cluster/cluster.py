@@ -144,7 +144,7 @@ class Cluster:
 
     def restart(self, name: str) -> Running:
         """Start the command of a name again; its process is ended first, if it still runs."""
-        self.statuses.pop(name, None)
+        self.view.forget(name)
         return self.processes.restart(name)
 
     def logs(self, name: str) -> str:

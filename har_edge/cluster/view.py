@@ -88,6 +88,11 @@ class ClusterView:
         """Return what a node said last that it does; None before it said anything."""
         return self.cluster.state_of(node)
 
+    def forget(self, node: str) -> None:
+        """Forget what a node said last, as it is about to start again; its counters count on."""
+        if node in self.cluster.nodes:
+            self.cluster.nodes[node].status = None
+
     def sum_of(self, counter: str, role: str) -> int:
         """Return a counter summed over all processes of a role that there have been."""
         return sum(counts.get(counter, 0) for said, counts in self._counters.values() if said == role)
