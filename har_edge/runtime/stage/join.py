@@ -91,7 +91,9 @@ class Join:
 
     def note(self, key: Key, event: WindowEvent) -> None:
         """Take what comes of a window that was run and changes nothing: a repetition, or a source that is late."""
-        advance(TRANSITIONS, self._state_of_run(self._run.get(key)), event)
+        known = self._run.get(key)
+        if known is not None:  # else many windows failed since: these are remembered here, and not by the output cache
+            advance(TRANSITIONS, self._state_of_run(known), event)
 
     def repeats(self, message: Message, parts: Collection[str], delivery: Delivery) -> bool:
         """Return whether these parts were sent again, would wait for others, and their window was run with them.

@@ -402,6 +402,24 @@ def test_what_a_deployed_stage_keeps_is_bounded(caplog, monkeypatch):
     assert [bool(result_of(stage.handle(part("arm", seq)))) for seq in (14, 15, 24)] == [False, True, True]
 
 
+def test_a_window_that_is_sent_again_after_many_that_failed_is_released(monkeypatch):
+    """What failed since is remembered by the join, and not by the cache of outputs."""
+    monkeypatch.setattr("har_edge.runtime.stage.join.REMEMBERED", 4)
+    stage = small_stage(earlier={0: ("both",)}, run=lambda values: {"scores": values["both"][:, :2]})
+
+    def activation(seq, value):
+        tensors = {"both": np.full((1, 5), value, np.float32)}
+        return part("", seq, tensors=tensors, topic=TOPICS.activation(1, 0, "s"))
+
+    assert result_of(stage.handle(activation(0, 1.0)))
+    for seq in range(1, 8):
+        stage.handle(activation(seq, np.nan))
+    assert (stage.counters.windows, stage.counters.rejected) == (1, 7)
+    again = activation(0, 1.0)
+    (released,) = stage.handle(again)
+    assert (released.topic, released.acks, stage.counters.duplicates) == ("", (again,), 1)
+
+
 def rows_stage(shape=(-1, 3), **options):
     """Return a stage that takes "rows" of a tensor that is no batch, from an earlier one."""
     stage = small_stage(earlier={0: ("rows",)}, run=lambda values: {"scores": values["rows"].sum(axis=0)[None, :2]})
