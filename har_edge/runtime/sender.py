@@ -86,28 +86,27 @@ class Sender:
         for delivery in outgoing.acks:
             self._holders[delivery.token] = self._holders.get(delivery.token, 0) + 1
         if outgoing.topic:
-            self._publish(outgoing)
+            self._publish(outgoing, INITIAL)
         else:
             self._release(outgoing)
 
-    def _publish(self, outgoing: Outgoing) -> None:
+    def _publish(self, outgoing: Outgoing, state: OutputState) -> None:
         self._bus.publish(
             outgoing.topic,
             outgoing.payload,
             retain=outgoing.retain,
-            on_outcome=lambda outcome: self._settle(outgoing, outcome),
+            on_outcome=lambda outcome: self._settle(outgoing, state, outcome),
         )
 
     def retry(self, now: float) -> None:
         """Publish again what nobody heard a while ago."""
         while self._kept and self._kept[0][0] <= now:
-            assert advance(TRANSITIONS, OutputState.KEPT, OutputEvent.RETRY) is OutputState.PUBLISHED
-            self._publish(self._kept.popleft()[1])
+            self._publish(self._kept.popleft()[1], advance(TRANSITIONS, OutputState.KEPT, OutputEvent.RETRY))
 
-    def _settle(self, outgoing: Outgoing, outcome: PublishOutcome) -> None:
+    def _settle(self, outgoing: Outgoing, state: OutputState, outcome: PublishOutcome) -> None:
         needless = outcome is PublishOutcome.NO_SUBSCRIBERS and not outgoing.needs_subscriber
         event = OutputEvent.ACKED if needless else _EVENTS[outcome]
-        state = advance(TRANSITIONS, OutputState.PUBLISHED, event)
+        state = advance(TRANSITIONS, state, event)
         if state is OutputState.KEPT:
             self._keep(outgoing, outcome)
             return
