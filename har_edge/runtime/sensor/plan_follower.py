@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection
 
 from har_edge.config.pipeline import find_batch_problem
 from har_edge.config.task import Task
-from har_edge.errors import BrokerError, ConfigError, MessageError, NodeError
-from har_edge.mqtt.bus import Delivery, Outgoing
+from har_edge.errors import BrokerError, ConfigError, NodeError
+from har_edge.mqtt.bus import Outgoing
 from har_edge.protocol.deployment import Deployment
-from har_edge.protocol.events import PlanEvent, Unreadable, decode
+from har_edge.protocol.events import Event, PlanEvent
 from har_edge.protocol.results import Result
-from har_edge.protocol.topics import Kind, Topics
+from har_edge.protocol.topics import Topics
 from har_edge.runtime.sensor.retransmission import Retransmitter
 from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
@@ -60,19 +60,16 @@ class PlanFollower(Retransmitter):
         """The generation that new windows go to."""
         return self._target
 
-    def take(self, delivery: Delivery, now: float) -> None:
-        """Take a plan or results; drop, count and log what cannot be read.
+    def _take(self, event: Event, topic: str, now: float) -> None:
+        """Take a plan or results.
 
         Raises ConfigError when the plan is for windows that this sensor does not make, and what else `refit` does but
         BrokerError and NodeError.
         """
-        event = decode(delivery, self._topics)
         if isinstance(event, PlanEvent):
             self._follow(event.deployment, now)
-        elif isinstance(event, Unreadable) and event.kind is Kind.PLAN:
-            self._reject(delivery.topic, MessageError(event.reason))
         else:
-            super().take(delivery, now)
+            super()._take(event, topic, now)
 
     def again(self, now: float, *, connected: bool, blocked: bool, forgotten: int = 0) -> list[Outgoing]:
         """Return what to send again, see Retransmitter; raises what `take` does."""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from har_edge.data.recording import Window
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery, Outgoing
-from har_edge.protocol.events import ResultsEvent, decode, reason_of
+from har_edge.protocol.events import Event, ResultsEvent, decode, reason_of
 from har_edge.protocol.results import Result
 from har_edge.protocol.status import StreamCount
 from har_edge.protocol.topics import Topics
@@ -119,9 +119,11 @@ class Retransmitter:
 
     def take(self, delivery: Delivery, now: float) -> None:
         """Take results; drop, count and log what cannot be read."""
-        event = decode(delivery)
+        self._take(decode(delivery, self._topics), delivery.topic, now)
+
+    def _take(self, event: Event, topic: str, now: float) -> None:
         if not isinstance(event, ResultsEvent):
-            self._reject(delivery.topic, MessageError(reason_of(event, "results")))
+            self._reject(topic, MessageError(reason_of(event, "results")))
             return
         for result in event.results:
             if not self._is_ours(result):
