@@ -68,12 +68,11 @@ def clear(topics: Topics, sha256: str, chunks: int) -> list[Outgoing]:
 class ArtifactIndex:
     """Which contents the broker has, from the headers that come to a subscriber of `filter`.
 
-    `headers` are those by hash; `rejected` counts messages that are no header.
+    `headers` are those by hash. The caller counts and logs messages that are no header.
     """
 
     topics: Topics
     headers: dict[str, Header] = field(default_factory=dict)
-    rejected: int = 0
 
     @property
     def filter(self) -> str:
@@ -83,8 +82,6 @@ class ArtifactIndex:
         """Take a header, or the empty message that removes one; return whether it was one of these."""
         if isinstance(event, Unreadable) and event.topic is not None and event.kind is Kind.SLICE:
             self.headers.pop(event.topic.levels[0], None)
-            self.rejected += 1
-            _log.warning("%s", event.reason)
             return True
         if not isinstance(event, HeaderEvent):
             return False
@@ -212,8 +209,8 @@ def fetch(
     """Bring contents from the broker into the store, one after the other, except those that are there already.
 
     `bus` is used for this alone (see `fetch_session`); the caller closes it. Returns early when `stop` says so. Raises
-    Lacking when nothing of use came for `timeout_s` or what came is forged or corrupt, NodeError when the disk is full
-    or a content is larger than `max_bytes`.
+    ArtifactUnavailable when nothing of use came for `timeout_s` or what came is forged or corrupt, NodeError when the
+    disk is full or a content is larger than `max_bytes`.
     """
     store.keep_also(wanted)
     for sha256 in sorted(set(wanted)):

@@ -477,7 +477,7 @@ def test_what_the_broker_lost_is_published_again(world: World) -> None:
     world.until(lambda: world.ready, 5)
 
 
-def test_garbage_harms_nobody(world: World) -> None:
+def test_garbage_harms_nobody(world: World, caplog: pytest.LogCaptureFixture) -> None:
     assert world.coordinator is not None
     for topic in (
         TOPICS.plan(),
@@ -489,7 +489,8 @@ def test_garbage_harms_nobody(world: World) -> None:
         for payload in (b"\xff\x00", b"{}", b"[" * 5000, b"1" * 300_000):
             world.say(topic, payload)
     world.run(0.3)
-    assert world.coordinator.rejected >= 12
+    assert world.coordinator.rejected == 20
+    assert len([one for one in caplog.messages if TOPICS.slice("0" * 64) in one or "is no header" in one]) == 4
     world.until(lambda: world.ready, 5)
     assert world.homes == {0: "a", 1: "b", 2: "c"}
 

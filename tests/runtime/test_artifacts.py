@@ -272,7 +272,7 @@ def read_shelf(bus: Bus, shelf: ArtifactIndex) -> None:
             bus.acknowledge(one)
 
 
-def test_a_shelf_knows_what_the_broker_has(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shelf_knows_what_the_broker_has() -> None:
     broker, shelf = MemoryBroker(), ArtifactIndex(TOPICS)
     bus = broker.connect(Session("shelf"))
     bus.subscribe([shelf.filter])
@@ -281,7 +281,6 @@ def test_a_shelf_knows_what_the_broker_has(caplog: pytest.LogCaptureFixture) -> 
     publish(broker, [Outgoing(TOPICS.slice("0" * 64), b"forged", retain=True)])
     read_shelf(bus, shelf)
     assert shelf.headers == {NAME: GOOD, sha256_of(b"x"): Header(1, sha256_of(b"x"), 1, 100, 1)}
-    assert shelf.rejected == 1 and "is no header" in caplog.text
     assert shelf.missing([NAME, "f" * 64, "0" * 64]) == ["0" * 64, "f" * 64]
     (surplus,) = shelf.surplus([sha256_of(b"x")])
     assert surplus == GOOD
