@@ -1,7 +1,7 @@
 """The coordinator: watches nodes, places stages, and changes cuts while data flows (docs/explanation/coordinator.md).
 
 A pure machine: messages and the time go in, messages to publish come out. All that it must remember over a restart
-stands in the plan that it retains; slow work is asked for with an PlanRequest and answered with a PlanResponse.
+stands in the plan that it retains; slow work is asked for with a PlanRequest and answered with a PlanResponse.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def _lengthened(packet: bytes, count: int) -> bytes:
 
 
 def read_packet(data: memoryview) -> tuple[mqtt5.Packet, int] | None:
-    """Return the first packet in the data and its size, None while it is incomplete; raises Malformed."""
+    """Return the first packet in the data and its size, None while it is incomplete; raises MalformedPacket."""
     try:
         return mqtt5.read(data)
     except IndexError:

@@ -283,7 +283,7 @@ class Worker:
             bus.close(forget=self.desired is DesiredState.END)
 
     def _connect(self, session: Session) -> Bus:
-        """Connect; raises Away where a later attempt may succeed."""
+        """Connect; raises BrokerUnavailable where a later attempt may succeed."""
         try:
             return self._context.connect(session)
         except FinalRefusal:
