@@ -19,7 +19,7 @@ class Ended(Exception):
     """The client has closed the connection."""
 
 
-class ScriptedServer:
+class ClientConnection:
     """The server's end of one connection."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -78,7 +78,7 @@ class ScriptedServer:
             pass
 
 
-Script = Callable[[ScriptedServer], None]
+Script = Callable[[ClientConnection], None]
 
 
 class ScriptedServer:
@@ -104,7 +104,7 @@ class ScriptedServer:
     def _play(self, script: Script, connection: socket.socket) -> None:
         with connection:
             try:
-                script(ScriptedServer(connection))
+                script(ClientConnection(connection))
             except Ended:
                 pass
             except BaseException as error:

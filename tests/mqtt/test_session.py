@@ -19,7 +19,7 @@ from har_edge.mqtt.clients.transport import AckOrder, Backoff, FinalRefusal
 from har_edge.mqtt.connect import ClientLibrary, open_bus
 
 mqtt5 = pytest.importorskip("mqtt5")
-from tests.mqtt.scripted import Ended, ScriptedServer  # noqa: E402
+from tests.mqtt.scripted import ClientConnection, Ended, ScriptedServer  # noqa: E402
 
 ONCE = mqtt5.QoS.AT_LEAST_ONCE
 Serve = Callable[..., ScriptedServer]
@@ -52,7 +52,7 @@ def numbered(number: int, **options: object) -> mqtt5.PublishPacket:
     return mqtt5.PublishPacket("t", str(number).encode(), qos=ONCE, packet_id=number, **options)
 
 
-def acknowledge_all(peer: ScriptedServer) -> None:
+def acknowledge_all(peer: ClientConnection) -> None:
     peer.accept()
     while True:
         packet = peer.read()
@@ -66,7 +66,7 @@ def acknowledge_all(peer: ScriptedServer) -> None:
 def test_introduces_itself(serve: Serve, bus_to: OpenBus) -> None:
     seen: list[mqtt5.ConnectPacket] = []
 
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         seen.append(peer.accept())
         peer.idle()
 
@@ -113,7 +113,7 @@ def test_a_server_that_closes_at_once(serve: Serve, bus_to: OpenBus) -> None:
     ids=["http", "ssh", "length", "reserved", "ping"],
 )
 def test_a_server_that_answers_garbage(serve: Serve, bus_to: OpenBus, answer: bytes) -> None:
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.send(answer)
         peer.connection.shutdown(1)
         peer.idle()
@@ -124,30 +124,30 @@ def test_a_server_that_answers_garbage(serve: Serve, bus_to: OpenBus, answer: by
 
 def test_a_server_that_never_answers(serve: Serve, bus_to: OpenBus, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("paho", "handshake"):
-        monkeypatch.setattr(f"har_edge.mqtt.{module}.CONNECT_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(f"har_edge.mqtt.clients.{module}.CONNECT_TIMEOUT_S", 0.3)
     started = time.monotonic()
     with pytest.raises(BrokerError, match=r"no broker at .*(did not answer CONNECT|timed out)"):
-        bus_to(serve(ScriptedServer.idle).address)
+        bus_to(serve(ClientConnection.idle).address)
     assert time.monotonic() - started < 2
 
 
 def test_a_server_that_drips_is_given_up(serve: Serve, bus_to: OpenBus, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("paho", "handshake"):
-        monkeypatch.setattr(f"har_edge.mqtt.{module}.CONNECT_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(f"har_edge.mqtt.clients.{module}.CONNECT_TIMEOUT_S", 0.5)
 
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         for byte in b"\x20\xff\x01" + bytes(100):
             peer.send(bytes([byte]))
             time.sleep(0.05)
 
     started = time.monotonic()
     with pytest.raises(BrokerError, match="no broker at"):
-        bus_to(serve(script, ScriptedServer.idle).address)
+        bus_to(serve(script, ClientConnection.idle).address)
     assert time.monotonic() - started < 3
 
 
 def test_connack_and_deliveries_may_come_byte_by_byte(serve: Serve, bus_to: OpenBus) -> None:
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.expect(mqtt5.ConnectPacket)
         for byte in mqtt5.ConnAckPacket().write() + numbered(1).write() + numbered(2).write():
             peer.send(bytes([byte]))
@@ -160,7 +160,7 @@ def test_connack_and_deliveries_may_come_byte_by_byte(serve: Serve, bus_to: Open
 
 
 def test_deliveries_right_behind_connack_are_not_left_lying(serve: Serve, bus_to: OpenBus) -> None:
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.expect(mqtt5.ConnectPacket)
         peer.send(mqtt5.ConnAckPacket(session_present=True), *(numbered(n) for n in range(1, 21)))
         peer.idle()
@@ -186,14 +186,14 @@ def test_deliveries_right_behind_connack_are_not_left_lying(serve: Serve, bus_to
     ids=["topic not UTF-8", "length", "short PUBACK", "short SUBACK", "reserved"],
 )
 def test_garbage_costs_the_connection_not_the_client(serve: Serve, bus_to: OpenBus, garbage: bytes) -> None:
-    def broken(peer: ScriptedServer) -> None:
+    def broken(peer: ClientConnection) -> None:
         peer.accept()
         peer.send(
             numbered(1), garbage, mqtt5.DisconnectPacket(reason_code=mqtt5.DisconnectReasonCode.UNSPECIFIED_ERROR)
         )
         peer.idle()
 
-    def sound(peer: ScriptedServer) -> None:
+    def sound(peer: ClientConnection) -> None:
         peer.accept()
         peer.send(numbered(2))
         peer.idle()
@@ -232,11 +232,11 @@ def test_any_bytes_are_packets_incomplete_or_malformed(data: bytes) -> None:
 def test_a_silent_server_is_noticed_by_keepalive(
     serve: Serve, bus_to: OpenBus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def silent(peer: ScriptedServer) -> None:
+    def silent(peer: ClientConnection) -> None:
         peer.accept()
         peer.idle()
 
-    def sound(peer: ScriptedServer) -> None:
+    def sound(peer: ClientConnection) -> None:
         peer.accept()
         peer.expect(mqtt5.DisconnectPacket)
 
@@ -253,7 +253,7 @@ def test_a_silent_server_is_noticed_by_keepalive(
 def test_the_servers_keepalive_counts(serve: Serve, bus_to: OpenBus) -> None:
     pings: list[float] = []
 
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept(server_keep_alive=1)
         while True:
             if isinstance(peer.read(), mqtt5.PingReqPacket):
@@ -268,7 +268,7 @@ def test_the_servers_keepalive_counts(serve: Serve, bus_to: OpenBus) -> None:
 
 @pytest.mark.slow
 def test_keepalive_zero_switches_it_off(serve: Serve, bus_to: OpenBus) -> None:
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept(server_keep_alive=0)
         peer.expect(mqtt5.DisconnectPacket)
 
@@ -281,7 +281,7 @@ def test_keepalive_zero_switches_it_off(serve: Serve, bus_to: OpenBus) -> None:
 
 
 def test_a_taken_over_session_ends_the_client(serve: Serve, bus_to: OpenBus) -> None:
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept()
         peer.expect(mqtt5.PublishPacket)
         peer.send(mqtt5.DisconnectPacket(reason_code=mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER))
@@ -294,7 +294,7 @@ def test_a_taken_over_session_ends_the_client(serve: Serve, bus_to: OpenBus) -> 
 
 
 def test_a_refused_subscription_is_told(serve: Serve, bus_to: OpenBus) -> None:
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept()
         subscribe = peer.expect(mqtt5.SubscribePacket)
         codes = [mqtt5.SubAckReasonCode.GRANTED_QOS_AT_LEAST_ONCE, mqtt5.SubAckReasonCode.NOT_AUTHORIZED]
@@ -317,7 +317,7 @@ def test_receipts(serve: Serve, bus_to: OpenBus) -> None:
     names = ("SUCCESS", "NO_MATCHING_SUBSCRIBERS", "NOT_AUTHORIZED", "SUCCESS")
     codes = [getattr(mqtt5.PubAckReasonCode, name) for name in names]
 
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept()
         for code in codes:
             peer.send(mqtt5.PubAckPacket(peer.expect(mqtt5.PublishPacket).packet_id, reason_code=code))
@@ -351,7 +351,7 @@ def test_an_error_in_a_receipt_is_not_mistaken_for_a_broken_packet(serve: Serve,
 def test_the_brokers_receive_maximum_is_kept_also_when_resending(serve: Serve, bus_to: OpenBus) -> None:
     seen: list[tuple[int, int, bool, bytes]] = []
 
-    def play(peer: ScriptedServer, connection: int, acknowledged: int) -> None:
+    def play(peer: ClientConnection, connection: int, acknowledged: int) -> None:
         peer.accept(receive_max=5, session_present=connection > 0)
         open_ids: list[int] = []
         while acknowledged:
@@ -388,10 +388,10 @@ def test_the_brokers_receive_maximum_is_kept_also_when_resending(serve: Serve, b
 def test_publishing_while_disconnected_waits(serve: Serve, bus_to: OpenBus) -> None:
     got: list[bytes] = []
 
-    def deaf(peer: ScriptedServer) -> None:
+    def deaf(peer: ClientConnection) -> None:
         peer.accept()
 
-    def sound(peer: ScriptedServer) -> None:
+    def sound(peer: ClientConnection) -> None:
         peer.accept()
         while len(got) < 3:
             packet = peer.expect(mqtt5.PublishPacket)
@@ -411,7 +411,7 @@ def test_publishing_while_disconnected_waits(serve: Serve, bus_to: OpenBus) -> N
 
 @pytest.mark.parametrize("present", [True, False])
 def test_it_is_counted_when_the_broker_has_forgotten_this_client(serve: Serve, bus_to: OpenBus, present: bool) -> None:
-    def here(peer: ScriptedServer) -> None:
+    def here(peer: ClientConnection) -> None:
         peer.accept(session_present=present)
         peer.idle()
 
@@ -426,7 +426,7 @@ def test_packet_ids_wrap_around_one_that_is_still_in_flight(serve: Serve) -> Non
     count, held = 70_000, threading.Event()
     ids: list[int] = []
 
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept()
         waiting: list[bytes] = []
         for number in range(count):
@@ -456,7 +456,7 @@ def test_packet_ids_wrap_around_one_that_is_still_in_flight(serve: Serve) -> Non
 def test_paho_skips_a_packet_id_that_is_still_in_flight(serve: Serve) -> None:
     got: list[tuple[int, bytes]] = []
 
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept()
         for _ in range(3):
             packet = peer.expect(mqtt5.PublishPacket)
@@ -482,7 +482,7 @@ def test_what_the_broker_cannot_take_is_refused_here(
 ) -> None:
     sizes: list[int] = []
 
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept(max_packet_size=2000)
         while True:
             packet = peer.expect(mqtt5.PublishPacket)
@@ -505,7 +505,7 @@ def test_topics_are_named_once_a_connection_and_no_oftener_than_the_broker_permi
     pytest.importorskip("mqtt5")
     seen: list[list[tuple[str, int | None]]] = [[], []]
 
-    def play(peer: ScriptedServer, connection: int) -> None:
+    def play(peer: ClientConnection, connection: int) -> None:
         peer.accept(topic_alias_max=2, max_packet_size=200, session_present=connection > 0)
         for number in range(8):
             packet = peer.expect(mqtt5.PublishPacket)
@@ -535,7 +535,7 @@ def test_topics_are_named_once_a_connection_and_no_oftener_than_the_broker_permi
 def test_a_very_large_payload_passes_a_slow_reader(serve: Serve, bus_to: OpenBus) -> None:
     large, got = random.Random(1).randbytes(8_000_000), list[bytes]()
 
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.connection.setsockopt(1, 8, 65536)  # SOL_SOCKET, SO_RCVBUF
         peer.accept()
         for _ in range(3):
@@ -558,7 +558,7 @@ def test_a_very_large_payload_passes_a_slow_reader(serve: Serve, bus_to: OpenBus
 def test_acknowledges_in_order_and_each_once(serve: Serve, bus_to: OpenBus) -> None:
     acknowledged: list[int] = []
 
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept()
         peer.send(*(numbered(n) for n in range(1, 6)))
         while len(acknowledged) < 5:
@@ -588,11 +588,11 @@ def test_acknowledges_in_order_and_each_once(serve: Serve, bus_to: OpenBus) -> N
 def test_stale_acknowledgements_stay_here(serve: Serve, bus_to: OpenBus) -> None:
     acknowledged: list[int] = []
 
-    def first(peer: ScriptedServer) -> None:
+    def first(peer: ClientConnection) -> None:
         peer.accept()
         peer.send(numbered(1))
 
-    def second(peer: ScriptedServer) -> None:
+    def second(peer: ClientConnection) -> None:
         peer.accept(session_present=True)
         peer.send(numbered(1, duplicate=True))
         acknowledged.append(peer.expect(mqtt5.PubAckPacket).packet_id)
@@ -610,7 +610,7 @@ def test_stale_acknowledgements_stay_here(serve: Serve, bus_to: OpenBus) -> None
 
 
 def test_qos_0_deliveries_need_no_acknowledgement(serve: Serve, bus_to: OpenBus) -> None:
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept()
         peer.send(mqtt5.PublishPacket("t", b"zero"), numbered(1))
         assert peer.expect(mqtt5.PubAckPacket).packet_id == 1
@@ -630,7 +630,7 @@ def test_qos_0_deliveries_need_no_acknowledgement(serve: Serve, bus_to: OpenBus)
 def test_closing_flushes_says_goodbye_and_is_idempotent(serve: Serve, bus_to: OpenBus) -> None:
     seen: list[object] = []
 
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept()
         packet = peer.expect(mqtt5.PublishPacket)
         peer.send(numbered(1), mqtt5.PubAckPacket(packet.packet_id))
@@ -652,7 +652,7 @@ def test_closing_flushes_says_goodbye_and_is_idempotent(serve: Serve, bus_to: Op
 def test_closing_towards_a_frozen_broker_does_not_hang(serve: Serve, bus_to: OpenBus) -> None:
     thaw = threading.Event()
 
-    def script(peer: ScriptedServer) -> None:
+    def script(peer: ClientConnection) -> None:
         peer.accept()
         thaw.wait(20)
         raise Ended
