@@ -31,15 +31,16 @@ from pathlib import Path
 
 import msgspec
 
+from har_edge.cluster.cluster import CACHE
 from har_edge.data.locate import find_data
 from har_edge.errors import NodeError
-from har_edge.experiments.cluster import CACHE, COORDINATOR, Cluster
+from har_edge.experiments.cluster import RecordedCluster
 from har_edge.experiments.environment import Environment, emulated_environment, local_environment
 from har_edge.experiments.faults import FaultInjector, Kind, Outcome
-from har_edge.experiments.load import Device, Load, Verdict
+from har_edge.experiments.load import AnswerCheck, LineDevice, Load
 from har_edge.experiments.reference import Reference, prepare_reference
 from har_edge.mqtt.connect import ClientLibrary, choose_client
-from har_edge.runtime.build import topics_of
+from har_edge.protocol.topics import COORDINATOR
 
 MODEL = "int8"
 STAGES = 3
@@ -69,8 +70,8 @@ class Report:
     """What is printed and written: figures of each fault, verdicts on the replayed and the live windows."""
 
     faults: tuple[Outcome, ...]
-    replayed: Verdict
-    live: Verdict
+    replayed: AnswerCheck
+    live: AnswerCheck
     live_dropped: int
     repeated: int
     problem: str
@@ -158,26 +159,25 @@ def run(
     each = min(sum(window.stream == stream for window in made) for stream in reference.streams)
     coordinator = ["coordinator", "--model", str(reference.model), "--stages", str(STAGES)]
     variables = {CACHE: str(folder / "caches" / "others")}
-    with Cluster(
-        topics_of(pipeline), environment, folder, choose_client(ClientLibrary(args.client)), variables
-    ) as cluster:
+    client = choose_client(ClientLibrary(args.client))
+    with RecordedCluster(pipeline, environment, folder, client=client, variables=variables) as cluster:
         cluster.start(COORDINATOR, *coordinator)
         for name in names:
             cluster.start_node(name)
         cluster.until(cluster.recorder.is_settled, "the model is not deployed", 120)
         options = ["--subjects", ",".join(SUBJECTS), "--speed", str(SPEED), "--no-notice"]
         load = Load(cluster, list(pipeline.task.inputs), SUBJECTS, each, reference.spacing_s / SPEED, options)
-        device = Device(cluster, reference.recordings[0], reference.live(LIVE), LIVE, queue=QUEUE)
+        device = LineDevice(cluster, reference.recordings[0], reference.live(LIVE), LIVE, queue=QUEUE)
         injector = FaultInjector(cluster, load, names, coordinator, random.Random(args.seed))
         environment.broker.save()
         load.start()
         device.start()
         problem = hurt(injector, device, args.faults, [Kind[name] for name in args.kinds.split(",")])
-        verdicts = load.judge(expected), device.judge(reference.answers(device.windows))
-        return Report(tuple(injector.outcomes), *verdicts, device.dropped, cluster.recorder.repeated, problem)
+        checks = load.check_answers(expected), device.check_answers(reference.answers(device.windows))
+        return Report(tuple(injector.outcomes), *checks, device.dropped, cluster.recorder.repeated, problem)
 
 
-def hurt(injector: FaultInjector, device: Device, faults: int, kinds: Sequence[Kind]) -> str:
+def hurt(injector: FaultInjector, device: LineDevice, faults: int, kinds: Sequence[Kind]) -> str:
     """Do the faults and let the load come to its end; return what went wrong, empty where nothing did."""
     started = time.monotonic()
     try:
@@ -206,13 +206,13 @@ def show(report: Report) -> None:
             cells = [cell for values, wanted in figures for cell in _figures(values, wanted)]
             sums = str(sum(one.resent for one in of_kind)), str(sum(one.repeated for one in of_kind))
             print(_line((kind.value, str(len(of_kind)), *cells, *sums)))
-    for name, verdict in (("replayed", report.replayed), ("live", report.live)):
+    for name, check in (("replayed", report.replayed), ("live", report.live)):
         print(
-            f"{name}: {verdict.windows} windows, {verdict.answered} answered, {verdict.lost} lost, {verdict.doubled} "
-            f"doubled, {verdict.different} different, {verdict.strange} nobody sent"
+            f"{name}: {check.windows} windows, {check.answered} answered, {check.lost} lost, {check.doubled} "
+            f"doubled, {check.different} different, {check.strange} nobody sent"
         )
-        if verdict.examples:
-            print(f"{name}: {', '.join(verdict.examples)}")
+        if check.examples:
+            print(f"{name}: {', '.join(check.examples)}")
     print(
         f"live: {report.live_dropped} windows dropped by the sensor's own count; {report.repeated} results came twice"
     )

@@ -15,7 +15,7 @@ from types import TracebackType
 from har_edge.cluster.processes import Processes, Running
 from har_edge.cluster.view import ClusterView
 from har_edge.config.pipeline import Pipeline
-from har_edge.errors import BrokerError, HarEdgeError, MessageError, NodeError
+from har_edge.errors import BrokerError, ConfigError, HarEdgeError, MessageError, NodeError
 from har_edge.monitor.window_account import WindowAccount
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Bus, Session
@@ -115,8 +115,14 @@ class Cluster:
         log = None if self.folder is None else self.folder / f"{name}.log"
         own = {"PYTHONUNBUFFERED": "1", **variables}
         if words[0] == "node" and self.folder is not None:
-            own[CACHE] = str(self.folder / "caches" / name)
+            own[CACHE] = str(self.cache_folder(name))
         return self.processes.start(name, [*words, *where, *named], log=log, variables=own)
+
+    def cache_folder(self, name: str) -> Path:
+        """Return the folder that stands for ~/.cache of a node; ConfigError for a cluster without a folder."""
+        if self.folder is None:
+            raise ConfigError(f"node {name} has no cache of its own: expected a cluster with a folder")
+        return self.folder / "caches" / name
 
     def start_stages(self, *options: str, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Start one process a slice and wait until each says that it is ready."""
@@ -230,7 +236,7 @@ class Cluster:
         """
         deadline = time.monotonic() + timeout_s
         while missing := [name for name in names if self.view.state(name) is not State.READY]:
-            self.poll()
+            self.step()
             self.check_alive()
             if time.monotonic() > deadline:
                 where = "see the output above" if self.folder is None else self.processes.last_lines()

@@ -110,12 +110,14 @@ class Running:
 class Processes:
     """The processes of one deployment, by name; all of them end with this process, however that ends.
 
-    A name has at most one living process. `spawn` starts one, `variables` go to each.
+    A name has at most one living process. `spawn` starts one, `variables` go to each. `patience_s` is how long one may
+    take to end when all are; with 0 they are killed, since SIGTERM does not end one that is stopped.
     """
 
     spawn: Spawn = spawn_here
     variables: Mapping[str, str] = field(default_factory=dict)
     program: Sequence[str] = PROGRAM
+    patience_s: float = PROCESS_STOP_S
     running: dict[str, Running] = field(default_factory=dict)
     _watchdog: Watchdog | None = None
 
@@ -173,15 +175,15 @@ class Processes:
         found = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
         return int(found[1]) * 1024 if found else None
 
-    def stop(self, timeout_s: float = PROCESS_STOP_S) -> None:
-        """End every process: by SIGTERM, then by SIGKILL where that was not enough; by SIGKILL at once for 0."""
+    def stop(self) -> None:
+        """End every process: by SIGTERM, then by SIGKILL where that was not enough."""
         running = [one for one in self.running.values() if one.alive]
         for one in running:
-            if timeout_s > 0:
+            if self.patience_s > 0:
                 one.process.terminate()
             else:
-                one.process.kill()  # ends one that is stopped, too
-        deadline = time.monotonic() + max(timeout_s, PROCESS_STOP_S if timeout_s <= 0 else 0.0)
+                one.process.kill()
+        deadline = time.monotonic() + (self.patience_s or PROCESS_STOP_S)
         for one in running:
             try:
                 one.process.wait(max(0.1, deadline - time.monotonic()))

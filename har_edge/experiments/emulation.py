@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from har_edge.cluster.cluster import Cluster
+from har_edge.cluster.processes import Processes
 from har_edge.codecs.reducer import Code
 from har_edge.config.pipeline import Pipeline
 from har_edge.emulation.testbed import Testbed
-from har_edge.errors import BrokerError, NodeError
+from har_edge.errors import BrokerError
+from har_edge.experiments.environment import spawn_on
 from har_edge.mqtt.address import read_address
-from har_edge.mqtt.bus import Bus, Session
+from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import open_bus
 from har_edge.protocol import wire
-from har_edge.protocol.events import ResultsEvent, StatusEvent, decode
-from har_edge.protocol.status import NodeStatus, State
-from har_edge.protocol.topics import ALL_SOURCES, RETAINED, Kind, Topics
-from har_edge.runtime.build import source_ids, topics_of
-from har_edge.runtime.sink import Sink
+from har_edge.protocol.topics import ALL_SOURCES
+from har_edge.runtime.build import source_ids
 
 READY_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
-_POLL_S = 0.05
-STAGE = (sys.executable, "-m", "har_edge.cli.main", "stage")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -65,19 +61,21 @@ class Measured:
 
 @contextlib.contextmanager
 def run_stages(testbed: Testbed, pipeline: Pipeline, devices: Sequence[str]) -> Iterator[Emulated]:
-    """Run stage i on the i-th of these devices until the end of the block; all are ready when it begins."""
-    topics = topics_of(pipeline)
+    """Run stage i on the i-th of these devices until the end of the block; all are ready when it begins.
+
+    Raises NodeError for a stage that ends, BrokerError for one that is not ready in time.
+    """
+    places = {f"stage-{index}": device for index, device in enumerate(devices)}
+    processes = Processes(spawn_on(testbed, places), patience_s=STOP_TIMEOUT_S)
+    address = read_address(testbed.emulation.broker_url)
     with testbed.inside():
-        address = read_address(testbed.emulation.broker_url)
-        bus = open_bus(address, Session(f"{pipeline.config.name}-driver", clean_start=True, receive_max=8192))
-    bus.subscribe([topics.result("+"), topics.status("+")])
-    running = Emulated(testbed, pipeline, bus, topics)
+        session = Session(f"{pipeline.config.name}-driver", clean_start=True, receive_max=8192)
+        bus = open_bus(address, session)
+    cluster = Cluster(pipeline, address, bus=bus, processes=processes)
+    cluster.steps.append(testbed.check)
+    running = Emulated(cluster)
     try:
-        for index, device in enumerate(devices):
-            words = [*STAGE, "--index", str(index), "--forget"]
-            words += ["--config", str(pipeline.folder.resolve())]
-            running.stages.append(testbed.run(device, words, stdout=subprocess.DEVNULL))
-        running.await_ready()
+        cluster.start_stages(timeout_s=READY_TIMEOUT_S)
         yield running
     finally:
         running.stop()
@@ -87,30 +85,11 @@ def run_stages(testbed: Testbed, pipeline: Pipeline, devices: Sequence[str]) -> 
 
 @dataclass(slots=True)
 class Emulated:
-    """Stages that run on a bed, and the connection that feeds them from its host side."""
+    """Stages that run on a test bed, and the connection that feeds them from its host side."""
 
-    testbed: Testbed
-    pipeline: Pipeline
-    bus: Bus
-    topics: Topics
-    stages: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    sink: Sink = field(default_factory=Sink)
-    _ready: set[str] = field(default_factory=set)
+    cluster: Cluster
     _runs: int = 0
     _under_way: int = 0
-
-    def await_ready(self) -> None:
-        """Wait until every stage listens; raises NodeError for one that ends, BrokerError for one that takes long."""
-        names = {f"stage-{index}" for index in range(len(self.stages))}
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while names - self._ready:
-            self._poll()
-            self._check()
-            if time.monotonic() > deadline:
-                missing = ", ".join(sorted(names - self._ready))
-                raise BrokerError(
-                    f"{missing} did not become ready within {READY_TIMEOUT_S:.0f} s; see the output above"
-                )
 
     def measure(self, codes: Sequence[Mapping[str, Code]], pace: Pace) -> Measured:
         """Send windows, again and again the same, as fast as answers come; return the pace of the steady part.
@@ -142,56 +121,31 @@ class Emulated:
             if came and len(times) > pace.windows and now - times[0] >= pace.seconds:
                 busy = tuple(after - first for first, after in zip(before or (), self._busy(), strict=True))
                 return Measured(len(times) - 1, now - times[0], busy, median(latencies))
-            self._check()
+            self.cluster.check_alive()
             if now - heard > ANSWER_TIMEOUT_S:
                 raise BrokerError(f"no answer for {ANSWER_TIMEOUT_S:.0f} s, {len(sent) - done} windows under way")
 
     def stop(self) -> None:
-        """Let what is under way end, then the stages, politely and then not; forget what they said of themselves."""
+        """Let what is under way end, then the stages."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while self._under_way and time.monotonic() < deadline and all(one.poll() is None for one in self.stages):
+        running = self.cluster.processes.running
+        while self._under_way and time.monotonic() < deadline and len(self.cluster.processes.alive()) == len(running):
             self._under_way -= len(self._poll())
-        for process in self.stages:
-            if process.poll() is None:
-                process.terminate()
-        for process in self.stages:
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        for index in range(len(self.stages)):
-            self.bus.publish(self.topics.status(f"stage-{index}"), b"", retain=Kind.STATUS in RETAINED)
-        self._poll()
+        self.cluster.stop()
 
     def _send(self, stream: str, seq: int, codes: Mapping[str, Code]) -> None:
-        message = wire.Message(stream, seq, self.pipeline.config.epoch, (time.time(),), codes)
-        payload = wire.encode(message, self.pipeline.manifest.wire, source_ids(self.pipeline))
-        self.bus.publish(self.topics.window(stream, ALL_SOURCES), payload)
+        pipeline = self.cluster.pipeline
+        message = wire.Message(stream, seq, pipeline.config.epoch, (time.time(),), codes)
+        payload = wire.encode(message, pipeline.manifest.wire, source_ids(pipeline))
+        self.cluster.bus.publish(self.cluster.topics.window(stream, ALL_SOURCES), payload)
 
     def _poll(self) -> list[int]:
         """Take what came; return the numbers of answered windows of this run."""
-        answered: list[int] = []
-        for delivery in self.bus.poll(_POLL_S):
-            self.bus.acknowledge(delivery)
-            event = decode(delivery, self.topics)
-            match event:
-                case ResultsEvent():
-                    answered += [one.seq for one in self.sink.take(event) if one.stream == f"run{self._runs}"]
-                case StatusEvent(status=NodeStatus(state=State.READY)):
-                    self._ready.add(event.node)
-        return answered
-
-    def _check(self) -> None:
-        self.testbed.check()
-        for index, process in enumerate(self.stages):
-            if process.poll() is not None:
-                raise NodeError(
-                    f"stage {index} ended with exit code {process.returncode}; its own message stands above"
-                )
+        arrivals = self.cluster.step()
+        return [one.result.seq for one in arrivals if one.result.stream == f"run{self._runs}"]
 
     def _busy(self) -> tuple[float, ...]:
-        return tuple(processor_s(process.pid) for process in self.stages)
+        return tuple(processor_s(one.process.pid) for one in self.cluster.processes.running.values())
 
 
 def processor_s(pid: int) -> float:

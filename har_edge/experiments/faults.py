@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from har_edge.experiments.cluster import COORDINATOR, Cluster
+from har_edge.experiments.cluster import RecordedCluster
 from har_edge.experiments.load import Load
 from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.status import State
+from har_edge.protocol.topics import COORDINATOR
 
 RECOVER_S = 60.0
 # How long a plan that reacts to a lost node is waited for.
@@ -72,7 +73,7 @@ class FaultInjector:
     the load, `hang_s` for how long a node is stopped or cut off, `join_s` for how long one that joined is watched.
     """
 
-    cluster: Cluster
+    cluster: RecordedCluster
     load: Load
     nodes: Sequence[str]
     coordinator: Sequence[str]
@@ -85,7 +86,7 @@ class FaultInjector:
 
     def choose(self, kinds: Collection[Kind]) -> Kind:
         """Return one of these faults that may happen now and was tried least; a join where none may."""
-        done, up = Counter(self._tried), len(self.cluster.alive(self.nodes))
+        done, up = Counter(self._tried), len(self.cluster.processes.alive(self.nodes))
         possible = [
             kind
             for kind in kinds
@@ -162,7 +163,7 @@ class FaultInjector:
         return deployment
 
     def _choose_victim(self, kind: Kind) -> str:
-        up = self.cluster.alive(self.nodes)
+        up = self.cluster.processes.alive(self.nodes)
         if kind is Kind.JOIN:
             return self.rng.choice([name for name in self.nodes if name not in up])
         busy = [name for name in up if _slices(self._deployment(), name)]
@@ -194,9 +195,9 @@ class FaultInjector:
         for sha256 in _slices(self._deployment(), victim):
             for node in self.nodes:
                 if kind is Kind.CRASH_COLD and node != victim:
-                    self.cluster.forget(node, sha256)
+                    self.cluster.remove_cached(node, sha256)
                 elif kind is Kind.CRASH and node != victim:
-                    self.cluster.give(node, sha256, victim)
+                    self.cluster.copy_cached(node, sha256, victim)
 
     def _was_cold(self, before: Deployment, victim: str, cached: set[tuple[str, str]]) -> bool:
         """Tell whether a slice of the victim went to a node that had to fetch it."""
@@ -211,17 +212,17 @@ class FaultInjector:
         return victim
 
     def _stop(self, victim: str) -> str:
-        self.cluster.running[victim].signal(signal.SIGSTOP)
+        self.cluster.processes.running[victim].send_signal(signal.SIGSTOP)
         return victim
 
     def _continue(self, victim: str) -> None:
         self.cluster.run_for(self.rng.uniform(*self.hang_s))
-        self.cluster.running[victim].signal(signal.SIGCONT)
+        self.cluster.processes.running[victim].send_signal(signal.SIGCONT)
         self._await_alive(victim)
 
     def _leave(self, victim: str) -> str:
         self.cluster.kill(victim, signal.SIGTERM)
-        return f"{victim}, exit code {self.cluster.running[victim].process.returncode}"
+        return f"{victim}, exit code {self.cluster.processes.running[victim].process.returncode}"
 
     def _join(self, victim: str) -> str:
         self.cluster.start_node(victim)

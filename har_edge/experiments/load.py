@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from har_edge.data.live import LiveStream
 from har_edge.data.recording import Recording, Window
 from har_edge.errors import NodeError
-from har_edge.experiments.cluster import Cluster
+from har_edge.experiments.cluster import RecordedCluster
 from har_edge.experiments.recorder import Answered
 from har_edge.protocol.results import Result
 from har_edge.protocol.status import State
@@ -24,7 +24,7 @@ Answers = Mapping[tuple[str, int], tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AnswerCheck:
     """How the answers compare: `doubled` passed the sink twice, `different` have another label or confidence.
 
     `strange` answers are to windows that nobody sent; `examples` name some windows that are not as they should be.
@@ -42,8 +42,8 @@ class Verdict:
     def good(self) -> bool:
         return not (self.lost or self.doubled or self.different or self.strange) and self.answered == self.windows
 
-    def __add__(self, other: Verdict) -> Verdict:
-        return Verdict(
+    def __add__(self, other: AnswerCheck) -> AnswerCheck:
+        return AnswerCheck(
             self.windows + other.windows,
             self.answered + other.answered,
             self.lost + other.lost,
@@ -54,7 +54,7 @@ class Verdict:
         )
 
 
-def judge(results: Iterable[Result], expected: Answers) -> Verdict:
+def check_answers(results: Iterable[Result], expected: Answers) -> AnswerCheck:
     """Compare the results of one run, as the sink let them through, with what the whole model answers."""
     came: Counter[tuple[str, int]] = Counter()
     different = set()
@@ -71,7 +71,7 @@ def judge(results: Iterable[Result], expected: Answers) -> Verdict:
         "strange": came.keys() - expected.keys(),
     }
     examples = [f"{what} {stream}/{seq}" for what, keys in kinds.items() for stream, seq in sorted(keys)]
-    return Verdict(
+    return AnswerCheck(
         windows=len(expected),
         answered=len(known),
         lost=len(expected) - len(known),
@@ -89,7 +89,7 @@ class Load:
     `options` go to each sensor. A sensor only ends when all of its windows are answered; one that fails ends the run.
     """
 
-    cluster: Cluster
+    cluster: RecordedCluster
     sources: Sequence[str]
     streams: Sequence[str]
     windows: int
@@ -108,7 +108,8 @@ class Load:
     def finish(self, timeout_s: float) -> None:
         """Let the round that runs come to its end."""
         self.again = False
-        self.cluster.until(lambda: not self.cluster.alive(self._sensors), "the sensors have not ended", timeout_s)
+        processes = self.cluster.processes
+        self.cluster.until(lambda: not processes.alive(self._sensors), "the sensors have not ended", timeout_s)
 
     @property
     def left_s(self) -> float:
@@ -121,16 +122,16 @@ class Load:
         last = [self.cluster.recorder.last_result(stream) for stream in self.streams]
         return all(one is not None and one.at > recent and one.result.captured >= self.rounds[-1] for one in last)
 
-    def judge(self, expected: Answers) -> Verdict:
+    def check_answers(self, expected: Answers) -> AnswerCheck:
         """Compare every round with what the whole model answers to the windows of one."""
         wanted = {key: answer for key, answer in expected.items() if key[0] in self.streams and key[1] < self.windows}
         rounds: list[list[Result]] = [[] for _ in self.rounds]
         for one in self.cluster.recorder.answered:
             if one.result.stream in self.streams:
                 rounds[bisect.bisect_right(self.rounds, one.result.captured) - 1].append(one.result)
-        total = Verdict(0, 0, 0, 0, 0, 0)
+        total = AnswerCheck(0, 0, 0, 0, 0, 0)
         for results in rounds:
-            total += judge(results, wanted)
+            total += check_answers(results, wanted)
         return total
 
     def _next(self, stream: str) -> int:
@@ -144,23 +145,25 @@ class Load:
             self.cluster.start(name, "sensor", "--name", name, *words)
 
     def _step(self) -> None:
-        ended = [one for name in self._sensors if not (one := self.cluster.running[name]).alive]
+        ended = [one for name in self._sensors if not (one := self.cluster.processes.running[name]).alive]
         failed = [one for one in ended if one.process.returncode != 0]
         if failed:
             raise NodeError(
-                f"{failed[0].name} ended with exit code {failed[0].process.returncode}\n{failed[0].last_words()}"
+                f"{failed[0].name} ended with exit code {failed[0].process.returncode}\n{failed[0].last_lines()}"
             )
         if self.again and len(ended) == len(self._sensors):
             self._begin()
 
 
-class Device:
+class LineDevice:
     """A device that sends one line a sample, with its time, into a FIFO at the rate of its recording.
 
     `shadow` takes the same lines: it knows which windows a sensor makes of them.
     """
 
-    def __init__(self, cluster: Cluster, recording: Recording, shadow: LiveStream, stream: str, *, queue: int) -> None:
+    def __init__(
+        self, cluster: RecordedCluster, recording: Recording, shadow: LiveStream, stream: str, *, queue: int
+    ) -> None:
         self.stream, self.name = stream, f"sensor-{stream}"
         self._cluster, self._recording, self._shadow, self._queue = cluster, recording, shadow, queue
         self._path = cluster.folder / f"{stream}.fifo"
@@ -199,19 +202,19 @@ class Device:
         """How many windows the sensor says it dropped because too many waited."""
         return self._cluster.recorder.sum_of("dropped", "sensor")
 
-    def judge(self, expected: Answers) -> Verdict:
+    def check_answers(self, expected: Answers) -> AnswerCheck:
         """Compare the answers with the whole model's; windows the sensor says it dropped are not lost."""
-        verdict = judge([one.result for one in self._results()], expected)
-        reported = min(verdict.lost, self.dropped)
+        check = check_answers([one.result for one in self._results()], expected)
+        reported = min(check.lost, self.dropped)
         surplus = self.dropped - reported
-        return Verdict(
-            verdict.windows - reported,
-            verdict.answered,
-            verdict.lost - reported,
-            verdict.doubled,
-            verdict.different,
-            verdict.strange + surplus,
-            () if verdict.lost == self.dropped else verdict.examples,
+        return AnswerCheck(
+            check.windows - reported,
+            check.answered,
+            check.lost - reported,
+            check.doubled,
+            check.different,
+            check.strange + surplus,
+            () if check.lost == self.dropped else check.examples,
         )
 
     def _results(self) -> list[Answered]:

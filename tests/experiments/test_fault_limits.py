@@ -10,10 +10,10 @@ from types import ModuleType
 import pytest
 
 from har_edge.experiments.faults import Kind, Outcome
-from har_edge.experiments.load import Verdict
+from har_edge.experiments.load import AnswerCheck
 
 PATH = Path(__file__).parents[2] / "bench" / "faults.py"
-GOOD, LOST = Verdict(10, 10, 0, 0, 0, 0, ()), Verdict(10, 9, 1, 0, 0, 0, ())
+GOOD, LOST = AnswerCheck(10, 10, 0, 0, 0, 0, ()), AnswerCheck(10, 9, 1, 0, 0, 0, ())
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def fault(kind: Kind, noticed_s: float | None, gap_s: float) -> Outcome:
     ],
 )
 def test_wrong_counts_before_slow_and_the_longest_counts_too(
-    bench: ModuleType, faults: list[tuple[Kind, float | None, float]], replayed: Verdict, problem: str, code: int
+    bench: ModuleType, faults: list[tuple[Kind, float | None, float]], replayed: AnswerCheck, problem: str, code: int
 ) -> None:
     report = bench.Report(tuple(fault(*one) for one in faults), replayed, GOOD, 0, 0, problem)
     assert bench.exit_code(report) == code

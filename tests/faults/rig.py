@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from har_edge.cluster.cluster import CACHE
+from har_edge.cluster.processes import PROGRAM
 from har_edge.errors import NodeError
-from har_edge.experiments.cluster import CACHE, COORDINATOR, Cluster
+from har_edge.experiments.cluster import RecordedCluster
 from har_edge.experiments.environment import Environment
 from har_edge.experiments.faults import FaultInjector, Kind, Outcome
 from har_edge.experiments.load import Answers, Load
 from har_edge.experiments.reference import Reference
-from har_edge.runtime.build import topics_of
+from har_edge.protocol.topics import COORDINATOR
 
 WINDOWS = 120
 SPEED = 8.0
@@ -42,16 +44,16 @@ sys.exit(main())
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """An arena in which results flow."""
+    """A cluster in which results flow."""
 
-    cluster: Cluster
+    cluster: RecordedCluster
     injector: FaultInjector
     load: Load
 
     def hurt(self, kind: Kind, victim: str | None = None) -> Outcome:
         """Do it; the pipeline must get over it."""
         outcome = self.injector.run(kind, victim)
-        assert outcome.gap_s < PATIENCE_S, self.cluster.last_words()
+        assert outcome.gap_s < PATIENCE_S, self.cluster.processes.last_lines()
         assert outcome.noticed_s is None or outcome.noticed_s < PATIENCE_S
         return outcome
 
@@ -75,10 +77,10 @@ class Scene:
             self.load.finish(40.0)
         except NodeError as error:
             statuses = [status for status in self.cluster.recorder.statuses.values() if status.role == "sensor"]
-            raise AssertionError(f"{self.load.judge(expected)}, {statuses}: {error}") from error
-        verdict = self.load.judge(expected)
-        assert verdict.good, f"{verdict}\n{self.cluster.last_words()}"
-        assert verdict.answered == len(expected) * len(self.load.rounds)
+            raise AssertionError(f"{self.load.check_answers(expected)}, {statuses}: {error}") from error
+        check = self.load.check_answers(expected)
+        assert check.good, f"{check}\n{self.cluster.processes.last_lines()}"
+        assert check.answered == len(expected) * len(self.load.rounds)
 
 
 @contextmanager
@@ -101,9 +103,8 @@ def open_scene(
     coordinator = ["coordinator", "--model", str(reference.model), "--stages", "3", *options]
     # Without recordings, wherever the tests run; one profile of the model does for all of them.
     variables = {"HAR_EDGE_DATA": "", CACHE: str(reference.model.parent / "cache")}
-    with Cluster(topics_of(pipeline), environment, folder, variables=variables) as cluster:
-        if slow is not None:
-            cluster.program = (sys.executable, "-c", SLOWED, str(slow))
+    program = PROGRAM if slow is None else (sys.executable, "-c", SLOWED, str(slow))
+    with RecordedCluster(pipeline, environment, folder, variables=variables, program=program) as cluster:
         cluster.start(COORDINATOR, *coordinator)
         for name in names:
             if name not in absent:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.experiments.cluster import COORDINATOR
 from har_edge.experiments.environment import Environment, emulated_environment
 from har_edge.experiments.faults import Kind
-from har_edge.experiments.load import Answers, Device
+from har_edge.experiments.load import Answers, LineDevice
 from har_edge.experiments.reference import Reference
 from har_edge.protocol.status import State
+from har_edge.protocol.topics import COORDINATOR
 from tests.emulation.machine import require_machine
 from tests.faults.rig import Scene, open_scene
 
@@ -38,13 +38,13 @@ def test_a_node_that_hung_has_lost_its_stage_when_it_wakes(scene: Scene, expecte
     hang = scene.hurt(Kind.HANG, victim)
     assert hang.noticed_s is not None
     scene.check(expected)
-    assert scene.cluster.running[victim].alive
+    assert scene.cluster.processes.running[victim].alive
 
 
 def test_a_node_that_leaves_hands_over_first(scene: Scene, expected: Answers) -> None:
     victim = scene.holder(0)
     scene.hurt(Kind.LEAVE, victim)
-    assert scene.cluster.running[victim].process.returncode == 0
+    assert scene.cluster.processes.running[victim].process.returncode == 0
     assert scene.cluster.recorder.state(victim) is State.STOPPED and scene.held(victim) == []
     scene.check(expected)
 
@@ -79,16 +79,16 @@ def test_a_device_that_became_slow_loses_its_stage_to_one_that_is_not(
     with open_scene(environment, folder, reference, nodes=4, options=["--settle", "1"], slow=sign) as scene:
         victim, recorder = scene.holder(1), scene.cluster.recorder
         scene.injector.await_calm(2.0)
-        began = {stage.stage: stage.windows for stage in recorder.beats[victim].stages}
+        began = {stage.stage: stage.windows for stage in recorder.heartbeats[victim].stages}
         scene.cluster.until(  # how fast it was is known by then
-            lambda: recorder.beats[victim].stages and recorder.beats[victim].stages[0].windows > began.get(1, 0) + 60,
+            lambda: recorder.heartbeats[victim].stages and recorder.heartbeats[victim].stages[0].windows > began.get(1, 0) + 60,
             "no windows",
         )
         sign.write_text(victim)
         scene.cluster.until(lambda: not scene.held(victim), f"{victim} keeps its stage", 60.0)
         said = (folder / f"{COORDINATOR}.log").read_text()
         assert "measured speeds speak for another plan" in said  # not that it seemed lost
-        assert scene.cluster.running[victim].alive
+        assert scene.cluster.processes.running[victim].alive
         scene.check(expected)
 
 
@@ -113,7 +113,7 @@ def test_replicas_share_the_windows_of_a_stage_and_what_one_held_when_it_died_go
         twins = sorted(sharing())
         assert scene.holder(0) == "device-1" and "device-1" not in twins
         scene.cluster.until(
-            lambda: all(recorder.beats[twin].stages[0].windows > 20 for twin in twins), "not both of them get windows"
+            lambda: all(recorder.heartbeats[twin].stages[0].windows > 20 for twin in twins), "not both of them get windows"
         )
         scene.hurt(Kind.CRASH, twins[1])
         assert scene.held(twins[1]) == [] and scene.held(twins[0]) == [shared]
@@ -135,11 +135,11 @@ def test_a_cable_that_is_pulled_and_plugged_in_again(folder: Path, reference: Re
         cut = scene.hurt(Kind.CUT, victim)
         assert cut.noticed_s is not None
         scene.check(expected)
-        assert scene.cluster.running[victim].alive
+        assert scene.cluster.processes.running[victim].alive
 
 
 def test_a_live_device_says_what_it_dropped(scene: Scene, reference: Reference, expected: Answers) -> None:
-    device = Device(scene.cluster, reference.recordings[0], reference.live("live"), "live", queue=2)
+    device = LineDevice(scene.cluster, reference.recordings[0], reference.live("live"), "live", queue=2)
     device.start()
     scene.cluster.until(lambda: device.answered >= 2, "no live results")
     scene.cluster.environment.broker.stop(signal.SIGTERM)
@@ -148,14 +148,14 @@ def test_a_live_device_says_what_it_dropped(scene: Scene, reference: Reference, 
     before = device.answered
     scene.cluster.until(lambda: device.answered > before + 2, "no live results")
     device.finish(30.0)
-    verdict = device.judge(reference.answers(device.windows))
-    assert verdict.good and device.dropped > 0, f"{verdict}, {device.dropped}\n{scene.cluster.last_words()}"
+    found = device.check_answers(reference.answers(device.windows))
+    assert found.good and device.dropped > 0, f"{found}, {device.dropped}\n{scene.cluster.processes.last_lines()}"
     assert device.answered + device.dropped == len(device.windows)
     scene.check(expected)
 
 
 def test_two_coordinators_do_not_fight(scene: Scene, expected: Answers) -> None:
-    older = scene.cluster.running.pop(COORDINATOR)
+    older = scene.cluster.processes.running.pop(COORDINATOR)
     scene.cluster.start(COORDINATOR, *scene.injector.coordinator)
     scene.cluster.until(lambda: not older.alive, "the older coordinator stays")
     assert older.process.returncode == 3
