@@ -161,7 +161,7 @@ def run(
     variables = {CACHE: str(folder / "caches" / "others")}
     client = choose_client(ClientLibrary(args.client))
     with RecordedCluster(pipeline, environment, folder, client=client, variables=variables) as cluster:
-        cluster.start(COORDINATOR, *coordinator)
+        cluster.start(*coordinator, name=COORDINATOR)
         for name in names:
             cluster.start_node(name)
         cluster.until(cluster.recorder.is_settled, "the model is not deployed", 120)

@@ -106,7 +106,7 @@ def measure(pipeline: Pipeline, broker: Mosquitto, args: argparse.Namespace, opt
         cluster.start_stages()
         cluster.start_sensors(others, options)
         began = time.time()
-        sensor = cluster.start(name, "sensor", "--source", args.source, "--name", name, *options)
+        sensor = cluster.start("sensor", "--source", args.source, "--name", name, *options, name=name)
         cost = follow(sensor.process, cluster.bus, pipeline, name, began)
         for other in others:
             cluster.processes.find(f"sensor-{other}").wait(COMPANION_TIMEOUT_S)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.errors import BrokerError
+from har_edge.mqtt.broker import launcher
 from har_edge.mqtt.broker.embedded import start_embedded
-from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, start_mosquitto
+from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.resources import find_folder
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ STOP_TIMEOUT_S = 15.0
 
 def start_broker(folder: Path) -> RunningBroker:
     """Start a broker of the shipped configuration on a free port, its files below `folder`."""
-    if find_mosquitto() is None:
+    if launcher.find_mosquitto() is None:
         return start_embedded()
     folder.chmod(0o755)  # Mosquitto, started by root, becomes a user of its own and must get in
     return start_mosquitto(find_folder("brokers") / "mosquitto.conf", folder / "broker")

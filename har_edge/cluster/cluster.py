@@ -105,16 +105,23 @@ class Cluster:
 
     # Starting and ending processes.
 
-    def start(self, name: str, *words: str, **variables: str) -> Running:
-        """Start a command of `har-edge` on this pipeline under a name."""
+    def start(self, command: str, *options: str, name: str = "", **variables: str) -> Running:
+        """Start a command of `har-edge` on this pipeline, under a name that is by default made of the command.
+
+        Options that say which pipeline or which broker stand in the place of those of this cluster.
+        """
+        name = name or f"{command}-{len(self.processes.running)}"
+        words = [command, *options]
         named = self._connection if "--broker" not in words else []
-        if self.deployed:
+        if {"--config", "--pipeline"} & {*words}:
+            where = []
+        elif self.deployed:
             where = ["--base", self.topics.base, "--pipeline", self.topics.pipeline]
         else:
             where = ["--config", str(self.pipeline.folder.resolve())]
         log = None if self.folder is None else self.folder / f"{name}.log"
         own = {"PYTHONUNBUFFERED": "1", **variables}
-        if words[0] == "node" and self.folder is not None:
+        if command == "node" and self.folder is not None:
             own[CACHE] = str(self.cache_folder(name))
         return self.processes.start(name, [*words, *where, *named], log=log, variables=own)
 
@@ -128,21 +135,22 @@ class Cluster:
         """Start one process a slice and wait until each says that it is ready."""
         names = [f"stage-{index}" for index in range(len(self.pipeline.manifest.slices))]
         for index, name in enumerate(names):
-            self.start(name, "stage", "--index", str(index), "--forget", *options)
+            self.start("stage", "--index", str(index), "--forget", *options, name=name)
         self.wait_ready(names, timeout_s)
 
     def start_coordinator(self, model: Path, stages: int, *options: str) -> Running:
         """Start the coordinator, which deploys a model in so many stages on the nodes."""
-        return self.start(COORDINATOR, "coordinator", "--model", str(model), "--stages", str(stages), *options)
+        return self.start("coordinator", "--model", str(model), "--stages", str(stages), *options, name=COORDINATOR)
 
-    def start_node(self, name: str) -> Running:
+    def start_node(self, name: str, *options: str) -> Running:
         """Start a device's node."""
-        return self.start(name, "node", "--name", name)
+        return self.start("node", "--name", name, *options, name=name)
 
     def start_sensors(self, sources: Sequence[str], options: Sequence[str]) -> None:
         """Start one sensor process a source (`all` for one with all of them)."""
         for source in sources:
-            self.start(f"sensor-{source}", "sensor", "--source", source, "--name", f"sensor-{source}", *options)
+            name = f"sensor-{source}"
+            self.start("sensor", "--source", source, "--name", name, *options, name=name)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a signal that ends a process, SIGKILL by default, and wait until it has gone."""
@@ -204,8 +212,8 @@ class Cluster:
             arrivals += [Arrival(result, time.time()) for result in came]
             for result in came:
                 self.account.take_result(result)
-            if topic.kind is Kind.STATUS and topic.levels[0] in self._own_statuses():
-                self.account.take_status(self.statuses[topic.levels[0]], time.time())
+            if topic.kind is Kind.STATUS and (status := self._own_statuses().get(topic.levels[0])):
+                self.account.take_status(status, time.time())
         return arrivals
 
     def step(self) -> list[Arrival]:
@@ -280,7 +288,8 @@ class Cluster:
 
     def _own_statuses(self) -> dict[str, NodeStatus]:
         """Return the last statuses of the nodes that were started here."""
-        return {name: self.statuses[name] for name in self.processes.running if name in self.statuses}
+        statuses = self.statuses
+        return {name: statuses[name] for name in self.processes.running if name in statuses}
 
     def _sensors_running(self) -> bool:
         return any(name.startswith("sensor-") for name in self.processes.alive())

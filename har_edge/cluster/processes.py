@@ -16,6 +16,8 @@ from har_edge.errors import ConfigError, NodeError
 from har_edge.mqtt.broker.watchdog import Watchdog
 from har_edge.timing import PROCESS_STOP_S
 
+# How long a process that is waited for may take to end.
+WAIT_TIMEOUT_S = 60.0
 # The start of every command line.
 PROGRAM = (sys.executable, "-m", "har_edge.cli.main")
 LAST_LINES = 12
@@ -91,11 +93,11 @@ class Running:
         """Send a signal."""
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = PROCESS_STOP_S) -> int:
+    def wait(self, timeout_s: float = WAIT_TIMEOUT_S) -> int:
         """Return the exit code, once it has ended; raises subprocess.TimeoutExpired."""
         return self.process.wait(timeout_s)
 
-    def end(self, number: int = signal.SIGTERM, timeout_s: float = PROCESS_STOP_S) -> int:
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = WAIT_TIMEOUT_S) -> int:
         """Send a signal, wait for the end and return the exit code; raises subprocess.TimeoutExpired."""
         self.send_signal(number)
         return self.wait(timeout_s)
@@ -111,13 +113,15 @@ class Processes:
     """The processes of one deployment, by name; all of them end with this process, however that ends.
 
     A name has at most one living process. `spawn` starts one, `variables` go to each. `patience_s` is how long one may
-    take to end when all are; with 0 they are killed, since SIGTERM does not end one that is stopped.
+    take to end when all are; with 0 they are killed, since SIGTERM does not end one that is stopped. They run in
+    `folder`, by default in that of this process.
     """
 
     spawn: Spawn = spawn_here
     variables: Mapping[str, str] = field(default_factory=dict)
     program: Sequence[str] = PROGRAM
     patience_s: float = PROCESS_STOP_S
+    folder: Path | None = None
     running: dict[str, Running] = field(default_factory=dict)
     _watchdog: Watchdog | None = None
 
@@ -128,10 +132,9 @@ class Processes:
         *,
         log: Path | None = None,
         variables: Mapping[str, str] | None = None,
-        folder: Path | None = None,
     ) -> Running:
         """Start a command of `har-edge` under a name; raises NodeError where the name has a living process."""
-        command = Command([*self.program, *words], log, {**self.variables, **(variables or {})}, folder)
+        command = Command([*self.program, *words], log, {**self.variables, **(variables or {})}, self.folder)
         return self._start(name, command)
 
     def kill(self, name: str, number: int = signal.SIGKILL, timeout_s: float = PROCESS_STOP_S) -> int:

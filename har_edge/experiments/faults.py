@@ -235,7 +235,7 @@ class FaultInjector:
 
     def _start_coordinator(self, _: str) -> None:
         self.cluster.run_for(self.rng.uniform(*PAUSE_S))
-        self.cluster.start(COORDINATOR, *self.coordinator)
+        self.cluster.start(*self.coordinator, name=COORDINATOR)
         self._await_alive(COORDINATOR)
 
     def _cut_anew(self, _: str) -> str:
@@ -251,7 +251,7 @@ class FaultInjector:
         """Start the coordinator again with so many stages, and wait until sensors send to them."""
         place = self.coordinator.index(STAGES) + 1
         self.cluster.kill(COORDINATOR, signal.SIGTERM)
-        self.cluster.start(COORDINATOR, *self.coordinator[:place], str(count), *self.coordinator[place + 1 :])
+        self.cluster.start(*self.coordinator[:place], str(count), *self.coordinator[place + 1 :], name=COORDINATOR)
         self.cluster.until(
             lambda: len(_slices_of(self._deployment())) == count and self.cluster.recorder.is_settled(),
             f"the model is not cut into {count} stages",

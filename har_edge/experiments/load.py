@@ -142,7 +142,7 @@ class Load:
         self.rounds.append(time.time())
         for source, name in zip(self.sources, self._sensors, strict=True):
             words = ["--source", source, "--windows", str(self.windows), *self.options]
-            self.cluster.start(name, "sensor", "--name", name, *words)
+            self.cluster.start("sensor", "--name", name, *words, name=name)
 
     def _step(self) -> None:
         ended = [one for name in self._sensors if not (one := self.cluster.processes.running[name]).alive]
@@ -177,7 +177,7 @@ class LineDevice:
         # Read and write: it opens before there is a reader, and no reader that goes breaks it.
         self._file = os.open(self._path, os.O_RDWR | os.O_NONBLOCK)
         words = ["--live", str(self._path), "--timestamps", "--stream", self.stream, "--queue", str(self._queue)]
-        self._cluster.start(self.name, "sensor", "--name", self.name, *words)
+        self._cluster.start("sensor", "--name", self.name, *words, name=self.name)
         self._started = time.time()
         self._cluster.steps.append(self._step)
 

@@ -5,18 +5,17 @@ Its stages are those of `har-edge stage` on the same slices, so that windows rea
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 
 import msgspec
 
+from har_edge.cluster.processes import Running
 from har_edge.mqtt.bus import Outgoing, Session
 from har_edge.protocol.deployment import VERSION, Deployment, Generation, Placement
 from har_edge.protocol.status import StageReport, State
 from har_edge.runtime.artifacts import encode_chunks
-from tests.cli.fleet import Fleet, Running, environment
+from tests.cli.fleet import Fleet
 from tests.runtime.deployed import Said, report
 
 NODES = ("pi-1", "pi-2", "pi-3")
@@ -95,16 +94,9 @@ class Stand:
             self.fleet.bus.publish(one.topic, one.payload)
 
     def start(self, command: str, *options: str, **changes: str) -> Running:
-        """Start a command on this pipeline."""
-        fleet, log = self.fleet, self.fleet.cwd / f"{command}-{len(self.fleet.running)}.log"
-        arguments = [sys.executable, "-m", "har_edge.cli.main", command, "--pipeline", fleet.name]
-        arguments += ["--broker", fleet.address.url, "--cache", str(fleet.cwd / "cache"), *options]
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                arguments, cwd=fleet.cwd, env=environment(**changes), stdin=subprocess.DEVNULL, stdout=file, stderr=file
-            )
-        fleet.running.append(Running(process, log))
-        return fleet.running[-1]
+        """Start a command on this pipeline, by its name and not by its folder."""
+        where = ["--pipeline", self.fleet.name, "--cache", str(self.fleet.cwd / "cache")]
+        return self.fleet.start(command, *where, *options, **changes)
 
     def run(self, command: str, *options: str, **changes: str) -> Running:
         """Run a command on this pipeline to its end, while the nodes beat."""

@@ -12,12 +12,12 @@ SUBJECT = ("--subjects", "1")
 
 def test_results_go_on_without_a_killed_sensor_and_are_complete_when_it_is_back(fleet: Fleet) -> None:
     """The chest sets the pace; the others keep step by their credit of results: 4 windows of 0.25 s ahead."""
-    file = fleet.folder / "pipeline.toml"
+    file = fleet.slices / "pipeline.toml"
     text = file.read_text().replace('missing = "wait"', 'missing = "carry_on"')
     file.write_text(text.replace("carry_on_after_s = 1.0", "carry_on_after_s = 3.0"))
     stages = fleet.stages()
     chest = fleet.start("sensor", "--source", "chest", *SUBJECT, "--speed", "10")
-    fleet.until(lambda: "connected" in chest.said, "the sensor does not start")
+    fleet.until(lambda: "connected" in chest.output, "the sensor does not start")
 
     def keep_step(source: str) -> Running:
         return fleet.start("sensor", "--source", source, *SUBJECT, "--speed", "max", "--in-flight", "4")
@@ -40,4 +40,4 @@ def test_results_go_on_without_a_killed_sensor_and_are_complete_when_it_is_back(
     assert fleet.doubled == fleet.sink.counters.duplicates == 0
     assert [fleet.counter(f"stage-{index}", "given_up") for index in range(3)] == [0, 0, 0]
     assert fleet.counter("stage-1", "carried_on") >= 8 and fleet.counter("stage-1", "late") >= 8
-    assert "carrying on without arm" in stages[1].said and "all sources are there again" in stages[1].said
+    assert "carrying on without arm" in stages[1].output and "all sources are there again" in stages[1].output

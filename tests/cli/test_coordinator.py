@@ -2,65 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from har_edge.cli.main import main
+from har_edge.cluster.cluster import CACHE, Arrival, Cluster
+from har_edge.cluster.processes import Processes, Running
+from har_edge.cluster.view import ClusterView
+from har_edge.config.pipeline import Pipeline
 from har_edge.mqtt.address import Address
-from har_edge.mqtt.bus import Session
+from har_edge.mqtt.bus import Delivery, Session
 from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.results import Result
-from har_edge.protocol.status import NodeStatus, State
-from har_edge.protocol.topics import Kind, Topics, is_probe
-from har_edge.runtime.sink import Sink
-from tests.cli.fleet import Running, environment
-from tests.protocol.reading import read_plan, read_status
+from har_edge.protocol.status import State
+from har_edge.protocol.topics import Kind
+from har_edge.runtime.build import topics_of
+from tests.cli.fleet import NO_DATA
 
-TIMEOUT_S = 60.0
 WINDOWS = 60
 
 
-@dataclass
-class Crew:
-    """Coordinator, nodes and sensors of one pipeline, and what they publish."""
+@dataclass(slots=True)
+class View(ClusterView):
+    """Sees which slices the broker keeps, too."""
 
-    cwd: Path
-    address: Address
-    name: str
-    cache: Path
-    running: list[Running] = field(default_factory=list)
-    results: dict[tuple[str, int], Result] = field(default_factory=dict)
-    doubled: int = 0
-    statuses: dict[str, NodeStatus] = field(default_factory=dict)
-    plan: Deployment | None = None
     headers: set[str] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.topics, self.sink = Topics("har", self.name), Sink()
-        self.bus = open_bus(self.address, Session(f"{self.name}-test", expiry_s=600), ClientLibrary.PAHO)
-        topics = self.topics
-        self.bus.subscribe([topics.result("+"), topics.status("+"), topics.plan(), topics.slice("+")])
+    def handle(self, delivery: Delivery) -> list[Result]:
+        topic = self.topics.read(delivery.topic)
+        if topic.kind is Kind.SLICE:
+            (self.headers.add if delivery.payload else self.headers.discard)(topic.levels[0])
+        # A class with slots is another one than that which super() knows.
+        return ClusterView.handle(self, delivery)
 
-    def start(self, command: str, *options: str) -> Running:
-        log = self.cwd / f"{command}-{len(self.running)}.log"
-        arguments = [sys.executable, "-m", "har_edge.cli.main", command, "--pipeline", self.name]
-        arguments += ["--broker", self.address.url, *options]
-        changes = {"XDG_CACHE_HOME": str(self.cache)}
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                arguments, cwd=self.cwd, env=environment(**changes), stdin=subprocess.DEVNULL, stdout=file, stderr=file
-            )
-        self.running.append(Running(process, log))
-        return self.running[-1]
+
+class Crew(Cluster):
+    """Coordinator, nodes and sensors of one pipeline, and what they publish."""
+
+    def __init__(self, pipeline: Pipeline, cwd: Path, address: Address, cache: Path) -> None:
+        self.results: dict[tuple[str, int], Result] = {}
+        self.doubled, self.kept = 0, View(topics_of(pipeline))
+        self.work, name = cwd, pipeline.config.name
+        super().__init__(
+            pipeline,
+            address,
+            folder=cwd,
+            deployed=True,
+            connection=["--broker", address.url],
+            bus=open_bus(address, Session(f"{name}-test", expiry_s=600), ClientLibrary.PAHO),
+            processes=Processes(variables={**NO_DATA, CACHE: str(cache)}, patience_s=0.0, folder=cwd),
+            view=self.kept,
+        )
+        self.bus.subscribe([self.topics.slice("+")])
+
+    def cache_folder(self, name: str) -> Path:
+        """All nodes share one: what a test deploys is fetched once."""
+        return Path(self.processes.variables[CACHE])
 
     def coordinator(self, *options: str) -> Running:
         return self.start("coordinator", "--model", "int8", "--settle", "1", *(options or ("--cuts", "4,9")))
@@ -72,28 +77,16 @@ class Crew:
         load = ("--subjects", "1,2", "--windows", str(WINDOWS), "--speed", "50", "--in-flight", "8")
         return self.start("sensor", *load, *options)
 
-    def poll(self) -> None:
-        for delivery in self.bus.poll(0.05):
-            self.bus.acknowledge(delivery)
-            topic = self.topics.read(delivery.topic)
-            if topic.kind is Kind.STATUS:
-                status = read_status(delivery)
-                self.statuses[status.node] = status
-            elif topic.kind is Kind.PLAN:
-                self.plan = read_plan(delivery)
-            elif topic.kind is Kind.SLICE:
-                (self.headers.add if delivery.payload else self.headers.discard)(topic.levels[0])
-            elif not is_probe(topic.levels[0]):
-                for result in self.sink.handle(delivery):
-                    self.doubled += (result.stream, result.seq) in self.results
-                    self.results[result.stream, result.seq] = result
+    def poll(self, timeout_s: float = 0.05) -> list[Arrival]:
+        arrivals = super().poll(timeout_s)
+        for result in (arrival.result for arrival in arrivals):
+            self.doubled += (result.stream, result.seq) in self.results
+            self.results[result.stream, result.seq] = result
+        return arrivals
 
-    def until(self, done: object, what: str) -> None:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not done():  # type: ignore[operator]
-            said = "\n".join(f"--- {one.log.name}\n{one.said}" for one in self.running)
-            assert time.monotonic() < deadline, f"{what}; {len(self.results)} results, {self.statuses}\n{said}"
-            self.poll()
+    @property
+    def plan(self) -> Deployment | None:
+        return self.view.deployment
 
     @property
     def ready(self) -> bool:
@@ -125,15 +118,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def crew(tmp_path: Path, request: pytest.FixtureRequest, cache: Path) -> Iterator[Crew]:
+def crew(tmp_path: Path, request: pytest.FixtureRequest, cache: Path, cut: Callable[..., Pipeline]) -> Iterator[Crew]:
     """A pipeline of its own on the Mosquitto of the test run."""
-    mosquitto = request.getfixturevalue("mosquitto")
-    crew = Crew(tmp_path, mosquitto.address, f"c{abs(hash(request.node.name)) % 10**6}", cache)
+    pipeline, mosquitto = cut("int8", 4, 9), request.getfixturevalue("mosquitto")
+    config = msgspec.structs.replace(pipeline.config, name=f"c{abs(hash(request.node.name)) % 10**6}")
+    crew = Crew(dataclasses.replace(pipeline, config=config), tmp_path, mosquitto.address, cache)
     yield crew
-    for running in crew.running:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait()
+    crew.processes.stop()
     crew.bus.close(forget=True)
 
 
@@ -147,19 +138,19 @@ def test_nodes_crash_join_and_leave_while_windows_flow(crew: Crew) -> None:
     nodes["b"].end(signal.SIGKILL)
     crew.until(lambda: crew.homes and "b" not in crew.homes and crew.ready, "nobody took the stage")
     epoch = crew.plan.epoch if crew.plan else 0
-    assert "is lost: the broker lost its connection" in coordinator.said
+    assert "is lost: the broker lost its connection" in coordinator.output
     crew.node("d")
     crew.until_homes("a", "c", "d")
     assert crew.plan is not None and crew.plan.epoch > epoch
     assert nodes["a"].end() == 0
     crew.until(lambda: crew.homes and "a" not in crew.homes and crew.ready, "nobody took the stage over")
-    assert "lost the broker" not in nodes["a"].said  # its stage was handed over
+    assert "lost the broker" not in nodes["a"].output  # its stage was handed over
     crew.until_done(sensor)
     crew.until(lambda: crew.plan is not None and len(crew.plan.generations) == 1, "a generation stays")
     assert crew.plan.current is not None
     wanted = {entry.sha256 for entry in crew.plan.current.manifest.slices}
-    crew.until(lambda: crew.headers == wanted, "slices that nobody names stay at the broker")
-    assert coordinator.end() == 0 and "what is deployed runs on" in coordinator.said
+    crew.until(lambda: crew.kept.headers == wanted, "slices that nobody names stay at the broker")
+    assert coordinator.end() == 0 and "what is deployed runs on" in coordinator.output
     crew.until(lambda: crew.statuses["coordinator"].state is State.STOPPED, "no farewell")
 
 
@@ -175,11 +166,11 @@ def test_a_coordinator_that_is_killed_or_replaced_disturbs_nobody(crew: Crew) ->
     crew.until(lambda: len(crew.results) > 15, "nothing flows")
     first.end(signal.SIGKILL)
     second = crew.coordinator(*options)
-    crew.until(lambda: "adopted the plan of" in second.said, "the plan was not adopted")
+    crew.until(lambda: "adopted the plan of" in second.output, "the plan was not adopted")
     third = crew.coordinator(*options)
-    assert second.wait() == 3 and "a younger coordinator of this pipeline has taken over" in second.said
+    assert second.wait() == 3 and "a younger coordinator of this pipeline has taken over" in second.output
     crew.until_done(sensor)
-    crew.until(lambda: "adopted the plan of" in third.said, "the plan was not adopted")
+    crew.until(lambda: "adopted the plan of" in third.output, "the plan was not adopted")
     assert crew.plan is not None and before is not None
     assert crew.plan.epoch == before.epoch and crew.plan.revision > before.revision
     assert [one.manifest for one in crew.plan.generations] == [one.manifest for one in before.generations]
@@ -194,7 +185,9 @@ def test_a_slice_that_somebody_spoils_at_the_broker_is_mended_there(crew: Crew) 
     sha256 = crew.plan.current.manifest.slices[1].sha256
     chunk = crew.topics.chunk(sha256, 0)
     seen: list[bytes] = []
-    with closing(open_bus(crew.address, Session(f"{crew.name}-look", clean_start=True), ClientLibrary.PAHO)) as bus:
+    with closing(
+        open_bus(crew.address, Session(f"{crew.topics.pipeline}-look", clean_start=True), ClientLibrary.PAHO)
+    ) as bus:
         bus.subscribe([chunk])
 
         def look() -> bool:
@@ -206,12 +199,12 @@ def test_a_slice_that_somebody_spoils_at_the_broker_is_mended_there(crew: Crew) 
         crew.until(look, "no chunk")
         bus.publish(chunk, bytes(len(seen[0])), retain=True)
         crew.until(lambda: look() and len(seen) == 2, "the chunk was not spoilt")
-        crew.start("node", "--name", "b", "--cache", str(crew.cwd / "empty"))
+        crew.start("node", "--name", "b", "--cache", str(crew.work / "empty"))
         first.end(signal.SIGKILL)
         crew.until_homes("b")
         crew.until(lambda: look() and len(seen) >= 3, "the chunk was not mended")
     assert not any(seen[1]) and seen[0] == seen[2]
-    assert f"node b could not get {sha256} from the broker: it is published again" in coordinator.said
+    assert f"node b could not get {sha256} from the broker: it is published again" in coordinator.output
     crew.until_done(crew.sensor())
 
 
@@ -226,7 +219,7 @@ def test_another_model_takes_over_and_both_answer(crew: Crew) -> None:
     crew.until(lambda: crew.plan is not None and crew.plan.epoch > epoch and len(crew.homes) == 2, "no new epoch")
     assert crew.plan is not None and crew.plan.current is not None
     assert crew.plan.current.manifest.model == "har-float.tflite"
-    assert "the plan there is for another task" in younger.said
+    assert "the plan there is for another task" in younger.output
 
 
 @pytest.mark.parametrize(

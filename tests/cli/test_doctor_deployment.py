@@ -34,8 +34,8 @@ def stand(fleet: Fleet) -> Stand:
 
 def told(stand: Stand, *options: str) -> Told:
     running = stand.run("doctor", "--json", "--timeout", "2", *options)
-    lines = [line for line in running.said.splitlines() if line.startswith("{")]
-    assert lines, running.said
+    lines = [line for line in running.output.splitlines() if line.startswith("{")]
+    assert lines, running.output
     seen = msgspec.json.decode(lines[0], type=Told)
     assert running.wait() == (0 if seen.healthy else 1)
     return seen
@@ -45,15 +45,15 @@ def test_nothing_is_wrong_and_every_check_says_so(stand: Stand) -> None:
     stand.fleet.stages()
     stand.everything()
     running: Running = stand.run("doctor", COLUMNS="80")
-    assert running.wait() == 0 and "nothing is wrong" in running.said, running.said
-    said = [line for line in running.said.splitlines() if not line.startswith("note: ")]  # whole, off a terminal
+    assert running.wait() == 0 and "nothing is wrong" in running.output, running.output
+    said = [line for line in running.output.splitlines() if not line.startswith("note: ")]  # whole, off a terminal
     assert max(map(len, said)) <= 80
-    assert not re.search(r"^(wrong|not reached)", running.said, re.M)
+    assert not re.search(r"^(wrong|not reached)", running.output, re.M)
     for check in ("broker", "mqtt", "credentials", "settings", "coordinator", "nodes", "clocks", "versions", "plan"):
-        assert re.search(rf"^ok +{check} ", running.said, re.M), (check, running.said)
+        assert re.search(rf"^ok +{check} ", running.output, re.M), (check, running.output)
     for kind in ("window", "act", "result", "node", "beat", "plan", "slice", "chunk"):
-        assert re.search(rf"^ok +topic {kind} +may publish and read", running.said, re.M), (kind, running.said)
-    assert re.search(r"^ok +flow +a probe window went through in \d", running.said, re.M)
+        assert re.search(rf"^ok +topic {kind} +may publish and read", running.output, re.M), (kind, running.output)
+    assert re.search(r"^ok +flow +a probe window went through in \d", running.output, re.M)
 
 
 def test_trying_permissions_leaves_nothing_behind_and_changes_no_plan(stand: Stand) -> None:
@@ -170,10 +170,10 @@ def test_a_node_that_was_killed_is_what_is_wrong_and_one_that_left_is_not(stand:
     assert seen.healthy and seen.of("nodes")["said"] == "pi-1, pi-2, pi-3 (left on purpose: pi-8)"
     stand.status("pi-9", state=State.LOST)
     ended = stand.run("doctor", "--timeout", "3")
-    told_last = ended.said.partition("\nfirst wrong: ")[2].splitlines()
+    told_last = ended.output.partition("\nfirst wrong: ")[2].splitlines()
     assert ended.wait() == 1 and told_last[0] == (
         "missing: pi-9: gone without leaving (killed, or the device is off); 3 nodes are left"
-    ), ended.said
+    ), ended.output
     clear = f"har-edge doctor --clear --pipeline {stand.fleet.name} --broker {stand.fleet.address.url}"
     assert f"`{clear}`" in told_last[1] and told_last[1].startswith("mend: ")
     assert stand.run("doctor", "--clear").wait() == 0

@@ -39,8 +39,8 @@ def flat(text: str) -> str:
 
 def json_of(fleet: Fleet, *options: str, code: int) -> Snapshot:
     ended = fleet.start("status", "--json", *options)
-    assert ended.wait() == code, ended.said
-    return msgspec.json.decode(ended.said, type=Snapshot)
+    assert ended.wait() == code, ended.output
+    return msgspec.json.decode(ended.output, type=Snapshot)
 
 
 def test_ready_when_all_stages_of_the_folder_let_a_window_through(fleet: Fleet) -> None:
@@ -51,8 +51,8 @@ def test_ready_when_all_stages_of_the_folder_let_a_window_through(fleet: Fleet) 
     assert [(one.stage, one.node, one.phase) for one in seen.stages] == [(k, f"stage-{k}", "running") for k in range(3)]
     table = fleet.start("status", COLUMNS="80")
     assert table.wait() == 0
-    assert "fixed slices" in table.said and "ready: a probe window went through in" in table.said
-    assert max(map(len, table.said.splitlines())) <= 80
+    assert "fixed slices" in table.output and "ready: a probe window went through in" in table.output
+    assert max(map(len, table.output.splitlines())) <= 80
 
 
 def test_not_ready_names_the_stage_that_is_missing_and_how_to_start_it(fleet: Fleet) -> None:
@@ -60,7 +60,7 @@ def test_not_ready_names_the_stage_that_is_missing_and_how_to_start_it(fleet: Fl
     fleet.until_ready("stage-2")
     seen = json_of(fleet, code=1)
     assert seen.probe is not None and not seen.ready
-    start = f"har-edge stage --config {fleet.folder} --index 0"
+    start = f"har-edge stage --config {fleet.slices} --index 0"
     assert seen.probe.where == f"stage 0: it was never seen; start it with: {start}"
     assert [one.phase for one in seen.stages] == ["unreported", "unreported", "running"]
 
@@ -84,7 +84,7 @@ def test_a_stage_that_hangs_is_named_and_counters_have_an_age(fleet: Fleet) -> N
             r"stage 1: it said nothing of itself for \d.\d\d s: it hangs, or computes for long",
             report["stages"]["said"],
         ), report["stages"]
-        start = f"har-edge stage --config {fleet.folder} --index 1"
+        start = f"har-edge stage --config {fleet.slices} --index 1"
         assert report["stages"]["mend"] == f"end it if it hangs, then `{start}` on its device"
     finally:
         stages[1].process.send_signal(signal.SIGCONT)
@@ -95,10 +95,10 @@ def test_stages_of_a_folder_are_named_to_who_looks_for_a_coordinator(fleet: Flee
     fleet.stages()
     said = "stages of a fixed folder live here (stage-0, stage-1, stage-2): say --config FOLDER"
     seen = Stand(fleet).run("status")
-    assert seen.wait() == 1 and f"not ready: {said}" in flat(seen.said), seen.said
+    assert seen.wait() == 1 and f"not ready: {said}" in flat(seen.output), seen.output
     looked = Stand(fleet).run("doctor", "--json", "--timeout", "1")
     assert looked.wait() == 1
-    report = msgspec.json.decode(looked.said.splitlines()[-1])
+    report = msgspec.json.decode(looked.output.splitlines()[-1])
     told = {one["check"]: one for one in report["findings"]}
     assert report["first_wrong"] == "coordinator" and told["coordinator"]["said"] == told["plan"]["said"] == said
     assert told["coordinator"]["mend"] == (
@@ -120,8 +120,10 @@ def test_the_age_of_counters_is_shown_and_none_are_shown_of_a_stage_that_is_miss
     fleet.stage(2)
     fleet.until_ready("stage-2")
     table = fleet.start("status", "--no-probe", COLUMNS="80")
-    assert table.wait() == 1 and "not probed; stage 0: it was never seen; start it with" in flat(table.said), table.said
-    rows = [line.split() for line in table.said.splitlines() if re.match(r" +\d +\[", line)]
+    assert table.wait() == 1 and "not probed; stage 0: it was never seen; start it with" in flat(table.output), (
+        table.output
+    )
+    rows = [line.split() for line in table.output.splitlines() if re.match(r" +\d +\[", line)]
     assert rows[0][3:] == ["unreported", "-", "-", "-", "-"]
     assert rows[2][3:7] == ["running", "0", "0", "0"] and re.fullmatch(r"(> )?[\d.]+ m?s", " ".join(rows[2][7:])), rows
 
@@ -146,8 +148,8 @@ def test_a_stage_that_stopped_and_one_of_another_cut_are_told_apart(fleet: Fleet
 
 def doctor(fleet: Fleet, code: int, *options: str) -> dict[str, dict[str, str]]:
     ended = fleet.start("doctor", "--json", *options)
-    assert ended.wait() == code, ended.said
-    report = msgspec.json.decode(ended.said.splitlines()[-1])
+    assert ended.wait() == code, ended.output
+    report = msgspec.json.decode(ended.output.splitlines()[-1])
     return {one["check"]: one for one in report["findings"]} | {"first": {"said": report["first_wrong"] or ""}}
 
 
@@ -169,9 +171,9 @@ def test_the_doctor_names_what_is_wrong_first_and_its_mend(fleet: Fleet, tmp_pat
     seen = doctor(fleet, 1)
     assert seen["first"]["said"] == "stages" and seen["flow"]["verdict"] == "not reached"
     assert seen["stages"]["said"] == "stage 0: it was never seen"
-    assert seen["stages"]["mend"] == f"`har-edge stage --config {fleet.folder} --index 0` on its device"
+    assert seen["stages"]["mend"] == f"`har-edge stage --config {fleet.slices} --index 0` on its device"
     damaged = tmp_path / "damaged"
-    shutil.copytree(fleet.folder, damaged)
+    shutil.copytree(fleet.slices, damaged)
     (damaged / "slice-2.tflite").write_bytes(b"no model")
     seen = doctor(fleet, 1, "--config", str(damaged))
     assert (
@@ -190,7 +192,7 @@ def test_what_a_stopped_sensor_lost_is_said_until_it_is_cleared(fleet: Fleet, tm
         fleet.bus.publish(fleet.topics.status(status.node), encode_status(status), retain=True)
     fleet.until(lambda: fleet.state("stage-7") is State.LOST, "not published")
     seen = doctor(fleet, 0)
-    command = f"har-edge doctor --clear --config {fleet.folder} --broker {fleet.address.url}"
+    command = f"har-edge doctor --clear --config {fleet.slices} --broker {fleet.address.url}"
     assert seen["losses"]["verdict"] == "note" and command in seen["losses"]["mend"]
     assert seen["losses"]["said"] == "windows were lost by sensors that have gone: 5 of 20 of anna by sensor-a"
     assert seen["leftovers"]["verdict"] == "note" and "stage-7" in seen["leftovers"]["said"]
@@ -198,7 +200,7 @@ def test_what_a_stopped_sensor_lost_is_said_until_it_is_cleared(fleet: Fleet, tm
     fleet.until(lambda: fleet.state("stage-2") is State.STOPPED, "no farewell")
     cleared = fleet.start("doctor", "--clear")
     assert cleared.wait() == 0
-    assert cleared.said.splitlines() == [
+    assert cleared.output.splitlines() == [
         "sensor-a: session ended, status removed", "stage-7: session ended, status removed",
     ]  # fmt: skip
     fleet.stage(2)
@@ -206,7 +208,7 @@ def test_what_a_stopped_sensor_lost_is_said_until_it_is_cleared(fleet: Fleet, tm
     seen = doctor(fleet, 0)
     assert seen["losses"]["verdict"] == seen["leftovers"]["verdict"] == "ok"
     again = fleet.start("doctor", "--clear")
-    assert again.wait() == 0 and again.said == f"nothing is left over of pipeline {fleet.name}\n"
+    assert again.wait() == 0 and again.output == f"nothing is left over of pipeline {fleet.name}\n"
 
 
 def test_stages_that_reject_every_message_are_named(fleet: Fleet) -> None:

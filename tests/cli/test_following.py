@@ -7,8 +7,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,7 +31,7 @@ from har_edge.runtime.stage.loop import run_stage
 from har_edge.runtime.status_publisher import Identity
 from har_edge.runtime.stop import Stop
 from tests.cli.deployed import Stand
-from tests.cli.fleet import Fleet, Running, environment
+from tests.cli.fleet import Fleet, Running
 
 SOURCES = ("chest", "ankle", "arm")
 WINDOWS = 60
@@ -183,23 +181,23 @@ def test_three_sensors_that_switch_at_different_windows_lose_and_double_nothing(
     assert {one.epoch for one in fleet.results.values()} == {1, 2}
     assert split, "all sensors switched at the same window: nothing was tested"
     assert all(fleet.results["subject7", seq].epoch == 2 for seq in split)
-    said = sensors["chest"].said
+    said = sensors["chest"].output
     assert "reducer: bottleneck:" in said and f"sensor chest done: {WINDOWS} windows in" in said
-    assert "unanswered" not in said and "Traceback" not in "".join(one.said for one in sensors.values())
+    assert "unanswered" not in said and "Traceback" not in "".join(one.output for one in sensors.values())
 
 
 @pytest.mark.slow
 def test_a_sensor_of_all_sources_waits_for_the_plan_and_for_every_answer(generations: Generations) -> None:
     fleet = generations.fleet
     sensor = generations.sensor("all", "--speed", "max", "--windows", "20", "--batch", "4", "--in-flight", "2")
-    fleet.until(lambda: "waiting for a plan at" in sensor.said, "it does not say what it waits for")
+    fleet.until(lambda: "waiting for a plan at" in sensor.output, "it does not say what it waits for")
     generations.plan(1, current=0)
     generations.plan(1, 2, current=2)
-    fleet.until(lambda: "sensor all connected" in sensor.said, "the plan is not followed")
+    fleet.until(lambda: "sensor all connected" in sensor.output, "the plan is not followed")
     generations.begin(2)
     assert sensor.wait() == 0
     fleet.until_results(20)
-    assert not fleet.doubled and "sensor all done: 20 windows in 15 messages" in sensor.said
+    assert not fleet.doubled and "sensor all done: 20 windows in 15 messages" in sensor.output
     cached = sorted(path.name for path in (fleet.cwd / "cache-all").iterdir() if path.is_file())
     assert cached == sorted(generations.cuts[0].task.files.values())
 
@@ -209,7 +207,7 @@ def test_a_sensor_that_nobody_answers_gives_up_and_says_so(generations: Generati
     generations.plan(1, current=1)
     sensor = generations.sensor("all", "--speed", "max", "--windows", "3", "--give-up", "2")
     assert sensor.wait() == 1
-    assert "sensor all ended: 3 windows in 9 messages; unanswered 3" in sensor.said
+    assert "sensor all ended: 3 windows in 9 messages; unanswered 3" in sensor.output
 
 
 @pytest.mark.slow
@@ -274,18 +272,12 @@ def test_while_the_pipeline_stands_a_device_loses_its_oldest_unsent_windows_and_
     assert (
         produced[20] <= lost[0] and lost[-1] < produced[-10 - 8] and fleet.counter("sensor-all-anna", "unanswered") == 0
     )
-    assert f"dropped windows {len(lost)}" in sensor.said and "dropped the oldest of 8 windows" in sensor.said
+    assert f"dropped windows {len(lost)}" in sensor.output and "dropped the oldest of 8 windows" in sensor.output
 
 
 def test_a_watcher_needs_no_pipeline_file_and_goes_on_over_epochs(generations: Generations) -> None:
-    fleet, log = generations.fleet, generations.fleet.cwd / "watch.log"
-    command = [sys.executable, "-m", "har_edge.cli.main", "watch", "--pipeline", fleet.name, "--json", "--windows", "8"]
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*command, "--broker", fleet.address.url], stdout=file, stderr=file, env=environment()
-        )
-    running, numbers = Running(process, log), itertools.count()
-    fleet.running.append(running)
+    fleet, numbers = generations.fleet, itertools.count()
+    running = fleet.start("watch", "--pipeline", fleet.name, "--json", "--windows", "8")
 
     def say(epoch: int, stream: str = "anna") -> None:
         seq = next(numbers)
@@ -293,14 +285,14 @@ def test_a_watcher_needs_no_pipeline_file_and_goes_on_over_epochs(generations: G
         generations.stand.publish(Outgoing(fleet.topics.result(stream), encode_results([result])))
 
     generations.plan(1, current=1)
-    fleet.until(lambda: say(1) or '"epoch":1' in running.said, "no line")
+    fleet.until(lambda: say(1) or '"epoch":1' in running.output, "no line")
     generations.plan(1, 2, current=2)
     generations.stand.publish(Outgoing(fleet.topics.plan(), b"{", retain=True))
     say(2, PROBE + "1")
-    fleet.until(lambda: say(2) or process.poll() is not None, "it does not end")
-    lines = [json.loads(line) for line in running.said.splitlines() if line.startswith("{")]
-    assert process.returncode == 0 and len(lines) == 8 and {line["stream"] for line in lines} == {"anna"}
-    assert {line["epoch"] for line in lines} == {1, 2} and "what came is no plan" in running.said
+    fleet.until(lambda: say(2) or not running.alive, "it does not end")
+    lines = [json.loads(line) for line in running.output.splitlines() if line.startswith("{")]
+    assert running.wait() == 0 and len(lines) == 8 and {line["stream"] for line in lines} == {"anna"}
+    assert {line["epoch"] for line in lines} == {1, 2} and "what came is no plan" in running.output
 
 
 @pytest.mark.parametrize("command", ["sensor", "watch"])

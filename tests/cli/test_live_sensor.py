@@ -53,9 +53,10 @@ def test_three_devices_started_at_other_times_make_one_stream(fleet: Fleet, tmp_
     assert {seq for _, seq in fleet.results} == set(range(first, last + 1)) and fleet.doubled == 0
     result = fleet.results["anna", first]
     assert result.captured == pytest.approx(first * HOP / RATE + (LENGTH - 1) / RATE) and result.truth is None
-    assert "incomplete 2" in sensors[0].said and "incomplete 1" in sensors[1].said  # what the next ones were late for
-    assert "unanswered" not in "".join(sensor.said for sensor in sensors)
-    assert f"sensor arm done: {last - first + 1} windows in {last - first + 1} messages; lines" in sensors[2].said
+    # What the next ones were late for.
+    assert "incomplete 2" in sensors[0].output and "incomplete 1" in sensors[1].output
+    assert "unanswered" not in "".join(sensor.output for sensor in sensors)
+    assert f"sensor arm done: {last - first + 1} windows in {last - first + 1} messages; lines" in sensors[2].output
 
 
 def test_live_and_replay_give_the_same_answers(fleet: Fleet, tmp_path: Path, table: np.ndarray) -> None:
@@ -98,12 +99,12 @@ def test_a_fifo_with_faults_goes_on_says_what_it_did_and_ends_on_a_signal(
     assert sensor.end(signal.SIGTERM) == 0
     assert fleet.counter("device", "unreadable_lines") == fleet.counter("device", "gaps") == 1
     assert fleet.counter("device", "lost_samples") == 10 and fleet.counter("device", "held_samples") == 2
-    assert "dropped a line: 1 column ('hello'), expected 24 with '\\t' between them" in sensor.said
-    assert "no finite number came for chest.acc_z; holding the last ones" in sensor.said
-    assert "a gap (10 lost): 220 ms and 0 dropped lines between two samples, expected 20.0 ms and none" in sensor.said
-    assert "messages; lines 2990, unreadable lines 1, not finite samples 1, gaps 1, " in sensor.said
+    assert "dropped a line: 1 column ('hello'), expected 24 with '\\t' between them" in sensor.output
+    assert "no finite number came for chest.acc_z; holding the last ones" in sensor.output
+    assert "a gap (10 lost): 220 ms and 0 dropped lines between two samples, expected 20.0 ms and none" in sensor.output
+    assert "messages; lines 2990, unreadable lines 1, not finite samples 1, gaps 1, " in sensor.output
     # A minute of lines came within a moment, so most of their times are not those of now.
-    assert "lost samples 10" in sensor.said and "s ahead of the clock here" in sensor.said
+    assert "lost samples 10" in sensor.output and "s ahead of the clock here" in sensor.output
 
 
 def test_while_nobody_listens_the_oldest_windows_that_wait_are_dropped(
@@ -121,8 +122,8 @@ def test_while_nobody_listens_the_oldest_windows_that_wait_are_dropped(
     fleet.stages()
     fleet.until_results(made - fleet.counter("sensor-all-anna", "dropped_windows"))
     assert sensor.end() == 0 and max(seq for _, seq in fleet.results) == int(BEGIN * RATE / HOP) + made - 1
-    assert "dropped the oldest of 3 windows that wait to be sent" in sensor.said
-    assert f"dropped windows {made - len(fleet.results)}" in sensor.said.splitlines()[-1]
+    assert "dropped the oldest of 3 windows that wait to be sent" in sensor.output
+    assert f"dropped windows {made - len(fleet.results)}" in sensor.output.splitlines()[-1]
 
 
 SPACES = "1 column ('1 2 3 4 5'), expected 5 with '\\t' between them; it has 5 by white space"
@@ -155,8 +156,8 @@ def test_a_device_that_gives_no_window_is_an_error_with_its_reason(
     path.write_text("".join(line.replace("{ms}", str(1_700_000_000_000 + 20 * row)) + "\n" for row in range(count)))
     sensor = fleet.start("sensor", "--live", str(path), "--source", "chest", *options)
     assert sensor.wait() == 1
-    assert "sensor chest ended: 0 windows in 0 messages" in sensor.said and "done" not in sensor.said
-    assert "sensor chest: no window was sent: " in sensor.said and reason in sensor.said.splitlines()[-1]
+    assert "sensor chest ended: 0 windows in 0 messages" in sensor.output and "done" not in sensor.output
+    assert "sensor chest: no window was sent: " in sensor.output and reason in sensor.output.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from har_edge.cli.commands.node import host_name
 from har_edge.cli.main import main
+from har_edge.cluster.processes import Running
 from har_edge.config.catalog import find_model
 from har_edge.coordinator.coordinator import NAME
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
@@ -33,7 +32,7 @@ from har_edge.resources import find_folder
 from har_edge.runtime.artifacts import encode_chunks
 from har_edge.runtime.slicing import prepare
 from har_edge.tflite.model import read_model
-from tests.cli.fleet import Fleet, Running, environment
+from tests.cli.fleet import Fleet
 from tests.protocol.reading import read_heartbeat
 from tests.runtime.deployed import CARD
 
@@ -51,15 +50,8 @@ class Crew:
         self.bus.subscribe([self.topics.heartbeat("+")])
 
     def node(self, name: str, *options: str) -> Running:
-        fleet, log = self.fleet, self.fleet.cwd / f"{name}-{len(self.fleet.running)}.log"
-        arguments = [sys.executable, "-m", "har_edge.cli.main", "node", "--name", name, "--pipeline", fleet.name]
-        arguments += ["--broker", fleet.address.url, "--cache", str(fleet.cwd / f"cache-{name}"), *options]
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                arguments, cwd=fleet.cwd, env=environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file
-            )
-        fleet.running.append(Running(process, log))
-        return fleet.running[-1]
+        where = ["--name", name, "--pipeline", self.fleet.name, "--cache", str(self.fleet.cwd / f"cache-{name}")]
+        return self.fleet.start("node", *where, *options)
 
     def nodes(self, *names: str) -> list[Running]:
         """Start nodes, and wait until each is ready for stages."""
@@ -126,7 +118,7 @@ def all_well(crew: Crew, sensors: list[Running], streams: int = 2, windows: int 
     crew.until(lambda: len(fleet.results) >= streams * windows, "windows were lost")
     assert [sensor.wait() for sensor in sensors] == [0] * len(sensors)
     assert fleet.all_once(streams, windows)
-    assert not [one.log for one in fleet.running if "gave up" in one.said or "Traceback" in one.said]
+    assert not [one.log for one in fleet.running if "gave up" in one.output or "Traceback" in one.output]
     right = [result for result in fleet.results.values() if result.truth is not None]
     assert sum(result.label_id == result.truth for result in right) >= 0.8 * len(right)
 
@@ -156,7 +148,7 @@ def test_nodes_run_the_slices_of_a_plan_and_answer_as_static_stages_do(crew: Cre
     assert {key: (one.label_id, one.confidence) for key, one in fleet.results.items()} == answers
     assert [one.end() for one in (a, b, *static)] == [0] * 5
     crew.until(lambda: fleet.state("a") is State.STOPPED, "no farewell")
-    assert "node a stopped" in a.said and "node a connected: " in a.said
+    assert "node a stopped" in a.output and "node a connected: " in a.output
 
 
 @pytest.mark.slow
@@ -238,7 +230,7 @@ def test_what_is_no_plan_harms_nothing_and_a_broken_slice_is_fetched_again(crew:
     crew.nodes("a")
     crew.files()
     chunk = crew.topics.chunk(entry.sha256, 0)
-    fleet.bus.publish(chunk, bytes((fleet.folder / entry.file).stat().st_size), retain=True)
+    fleet.bus.publish(chunk, bytes((fleet.slices / entry.file).stat().st_size), retain=True)
     crew.plan("a", "a", "somebody-unknown")
     crew.until(lambda: crew.phases("a") == [StagePhase.RUNNING, StagePhase.FAILED], "the broken slice is not reported")
     assert "forged or corrupt" in crew.beats["a"].stages[1].detail
@@ -324,7 +316,7 @@ def test_of_two_nodes_of_one_name_on_a_machine_the_younger_one_goes_on(crew: Cre
     first = fleet.statuses["a"].instance
     younger = crew.node("a")
     assert older.wait() == 3
-    assert "node a: a younger node of this name has taken over; ending (give each its --name)" in older.said
+    assert "node a: a younger node of this name has taken over; ending (give each its --name)" in older.output
     crew.until(lambda: fleet.statuses["a"].instance != first and fleet.state("a") is State.BUSY, "it does not go on")
     crew.until_run(a=3)
     all_well(crew, sensors)
@@ -347,7 +339,7 @@ def test_a_name_that_lives_on_another_machine_is_refused(crew: Crew, capsys: pyt
 
     crew.until(beat, "it does not end")
     assert node.process.returncode == 2
-    assert "error: a node 'a' is alive on another machine, on Linux aarch64; expected a name of its own" in node.said
+    assert "error: a node 'a' is alive on another machine, on Linux aarch64; expected a name of its own" in node.output
     assert fleet.statuses["a"].instance == "other"
 
 

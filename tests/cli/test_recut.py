@@ -41,14 +41,14 @@ def test_sessions_and_subscriptions_of_the_old_cut_end(fleet: Fleet, tmp_path: P
 
     found = find_model("int8")
     assert found.entry is not None
-    shutil.rmtree(fleet.folder)
-    prepare(found.path, found.entry.task, fleet.folder, stages=2, cuts=[6])
-    file = fleet.folder / "pipeline.toml"
+    shutil.rmtree(fleet.slices)
+    prepare(found.path, found.entry.task, fleet.slices, stages=2, cuts=[6])
+    file = fleet.slices / "pipeline.toml"
     file.write_text(file.read_text().replace('name = "har"', f'name = "{fleet.name}"'))
-    fleet.pipeline = load_pipeline(fleet.folder)
+    fleet.pipeline = load_pipeline(fleet.slices)
     new = [fleet.stage(index, "--protocol", protocol) for index in range(2)]
     fleet.until_ready("stage-0", "stage-1")
-    assert "stage-2 is not part of this cut and has gone: its session at the broker is ended" in new[0].said
+    assert "stage-2 is not part of this cut and has gone: its session at the broker is ended" in new[0].output
     fleet.results.clear()
     assert fleet.start("sensor", "--combine", *LOAD).wait() == 0
     fleet.until_results(20)
@@ -59,4 +59,4 @@ def test_sessions_and_subscriptions_of_the_old_cut_end(fleet: Fleet, tmp_path: P
         until_nobody_listens(fleet, bus, fleet.topics.activation(epoch, stage, "x"))
     bus.close(forget=True)
     assert [stage.end() for stage in new] == [0, 0]
-    assert "messages rejected" in new[0].said and all(", 0 messages rejected" in stage.said for stage in new)
+    assert "messages rejected" in new[0].output and all(", 0 messages rejected" in stage.output for stage in new)

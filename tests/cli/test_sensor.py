@@ -41,9 +41,9 @@ def test_it_sends_the_windows_of_a_source_and_says_what_it_did(fleet: Fleet) -> 
         ("subject4", 10, 2),
     ]  # fmt: skip
     assert {name: array.dtype.name for name, array in messages[0].tensors.items()} == {"arm": "int8"}
-    assert "no recordings found: using synthetic data; get the real ones with: har-edge data fetch" in sensor.said
-    assert "sensor arm connected: arm of subject3, subject4, synthetic data; reducer: q8:0." in sensor.said
-    assert "sensor arm sent, answers not heard: 24 windows in 6 messages" in sensor.said
+    assert "no recordings found: using synthetic data; get the real ones with: har-edge data fetch" in sensor.output
+    assert "sensor arm connected: arm of subject3, subject4, synthetic data; reducer: q8:0." in sensor.output
+    assert "sensor arm sent, answers not heard: 24 windows in 6 messages" in sensor.output
     fleet.until(lambda: fleet.state("sensor-arm-subject3-subject4") is State.STOPPED, "no farewell")
     assert fleet.counter("sensor-arm-subject3-subject4", "windows") == 24
     assert fleet.counter("sensor-arm-subject3-subject4", "raw_bytes") == 2 * (11 * 125 + 250) * 9 * 4
@@ -58,7 +58,7 @@ def test_it_says_what_several_windows_a_message_cost_in_time(fleet: Fleet) -> No
     fleet.until_results(8)
     assert [sensor.wait() for sensor in sensors] == [0, 0, 0] and fleet.all_once(1, 8)
     text = "4 windows a message: the first window of a message waits 3 hops (0.15 s) for the last"
-    assert all(text in sensor.said for sensor in sensors)
+    assert all(text in sensor.output for sensor in sensors)
     delays = [fleet.results["subject1", seq].emitted - fleet.results["subject1", seq].captured for seq in range(8)]
     assert all(delays[first] > 0.149 and delays[first] > delays[first + 3] + 0.149 for first in (0, 4))
 
@@ -71,7 +71,7 @@ def test_of_two_sensors_with_one_name_the_older_ends_and_says_so(fleet: Fleet) -
     assert older.wait() == 3
     assert (
         "sensor chest: another sensor named sensor-chest-subject1 has connected; ending (give each its --name)"
-        in older.said
+        in older.output
     )
     fleet.until(
         lambda: (
@@ -117,18 +117,18 @@ def test_no_sensor_takes_the_session_of_a_stage_that_lives(fleet: Fleet) -> None
     fleet.until_ready("stage-1")
     sensor = fleet.start("sensor", "--source", "chest", "--name", "stage-1", "--subjects", "1")
     assert sensor.wait() == 2
-    assert "error: 'stage-1' is the name of a stage that is alive; expected a name of its own for each" in sensor.said
+    assert "error: 'stage-1' is the name of a stage that is alive; expected a name of its own for each" in sensor.output
     assert stage.process.poll() is None and fleet.state("stage-1") is State.READY
 
 
 def test_a_sensor_without_its_companion_does_not_wait_for_ever(fleet: Fleet) -> None:
     """It ends and says so; when the others come too, all windows are answered."""
-    file = fleet.folder / "pipeline.toml"
+    file = fleet.slices / "pipeline.toml"
     file.write_text(file.read_text().replace("timeout_s = 30.0", "timeout_s = 3.0"))
     fleet.stages()  # windows that a busy machine sends a second or two apart still meet
     load = ("--subjects", "1", "--windows", "20", "--speed", "max", "--in-flight", "5")
     alone = fleet.start("sensor", "--source", "ankle", *load, "--give-up", "6")
-    assert alone.wait() == 1 and "5 windows in 10 messages; resent 5, unanswered 5" in alone.said
+    assert alone.wait() == 1 and "5 windows in 10 messages; resent 5, unanswered 5" in alone.output
     fleet.until(lambda: fleet.state("sensor-ankle-subject1") is State.STOPPED, "no farewell")
     figures = fleet.statuses["sensor-ankle-subject1"].streams["subject1"]
     assert (figures.sent, figures.answered, figures.lost) == (5, 0, 5)
@@ -139,7 +139,7 @@ def test_a_sensor_without_its_companion_does_not_wait_for_ever(fleet: Fleet) -> 
 
 def test_it_stops_cleanly_while_nobody_listens(fleet: Fleet) -> None:
     sensor = fleet.start("sensor", "--subjects", "1", "--speed", "max")
-    fleet.until(lambda: "nobody listens to" in sensor.said, "it does not say that nobody listens")
+    fleet.until(lambda: "nobody listens to" in sensor.output, "it does not say that nobody listens")
     assert sensor.end() == 143
     fleet.until(lambda: fleet.state("sensor-all-subject1") is State.STOPPED, "no farewell")
 
@@ -205,8 +205,8 @@ def test_an_interrupted_replay_says_how_many_of_how_many_and_fails(fleet: Fleet,
     assert sensor.end(number) == code
     fleet.until(lambda: fleet.state("one") is State.STOPPED, "no farewell")
     sent = fleet.counter("one", "windows")
-    assert 4 <= sent < 60 and "done" not in sensor.said
-    assert f"sensor all interrupted: {sent} of 60 windows in {3 * sent} messages" in sensor.said
+    assert 4 <= sent < 60 and "done" not in sensor.output
+    assert f"sensor all interrupted: {sent} of 60 windows in {3 * sent} messages" in sensor.output
     assert fleet.statuses["one"].detail.endswith(f"; interrupted after {sent} windows")
 
 
@@ -214,10 +214,10 @@ def test_a_replay_that_is_stopped_with_all_windows_out_names_those_without_an_an
     sensor = fleet.start("sensor", "--subjects", "1", "--windows", "2", "--speed", "max", "--name", "one")
     fleet.until(lambda: fleet.counter("one", "windows") == 2, "nothing was sent")
     assert sensor.end() == 143
-    assert re.search(r"sensor all interrupted: 2 of 2 windows in \d+ messages; .*unanswered 2", sensor.said)
+    assert re.search(r"sensor all interrupted: 2 of 2 windows in \d+ messages; .*unanswered 2", sensor.output)
 
 
 def test_one_window_in_one_message_is_said_so(fleet: Fleet) -> None:
     fleet.stages()
     sensor = fleet.start("sensor", "--subjects", "1", "--windows", "1", "--combine", "--speed", "max")
-    assert sensor.wait() == 0 and "sensor all done: 1 window in 1 message\n" in sensor.said
+    assert sensor.wait() == 0 and "sensor all done: 1 window in 1 message\n" in sensor.output

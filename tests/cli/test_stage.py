@@ -27,7 +27,7 @@ def all_well(fleet: Fleet, sensors: list[Running], streams: int = 2, windows: in
     fleet.until_results(streams * windows)
     assert [sensor.wait() for sensor in sensors] == [0] * len(sensors)
     assert fleet.all_once(streams, windows)
-    assert not [one.log for one in fleet.running if "gave up" in one.said]
+    assert not [one.log for one in fleet.running if "gave up" in one.output]
 
 
 @pytest.mark.parametrize("client", ["paho", "native"])
@@ -44,9 +44,9 @@ def test_every_window_comes_once_and_all_say_goodbye(fleet: Fleet, client: str, 
     assert [fleet.counter(f"stage-{i}", "windows") for i in range(3)] == [80, 80, 80]
     assert fleet.sink.counters.duplicates == 0
     for index, stage in enumerate(stages):
-        assert f"stage {index} connected: slice {index}: operators" in stage.said
-        assert f"MQTT client: {client}" in stage.said
-        assert f"stage {index} stopped: 80 windows, 0 messages rejected" in stage.said
+        assert f"stage {index} connected: slice {index}: operators" in stage.output
+        assert f"MQTT client: {client}" in stage.output
+        assert f"stage {index} stopped: 80 windows, 0 messages rejected" in stage.output
     right = [result for result in fleet.results.values() if result.truth is not None]
     assert sum(result.label_id == result.truth for result in right) >= 0.8 * len(right)
 
@@ -63,12 +63,12 @@ def test_sensors_and_stages_that_are_told_another_reducer_agree_on_it(fleet: Fle
     assert [stage.end() for stage in stages] == [0, 0, 0]
     fleet.until(lambda: all(fleet.state(f"stage-{i}") is State.STOPPED for i in range(3)), "no farewell")
     assert sum(fleet.counter(f"stage-{i}", "rejected") for i in range(3)) == 20
-    said = "".join(stage.said for stage in stages)
+    said = "".join(stage.output for stage in stages)
     assert said.count("the code of source 'ankle' is not what 'paa:5+q8' makes of 1 windows: ") == 2
     assert "(and 18 more like this since the last such line)" in said
     assert "code is int8 [1, 250, 9], expected uint8 [1, 522]; give sensor and stage the same reducer" in said
     assert "; reducer: chest sod:0.5" in said
-    assert "reducer: sod:0.5; MQTT client:" in sensors[0].said
+    assert "reducer: sod:0.5; MQTT client:" in sensors[0].output
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -106,10 +106,10 @@ def test_a_second_start_takes_the_stage_over(fleet: Fleet) -> None:
     first = fleet.statuses["stage-1"].instance
     second = fleet.stage(1)
     assert stages[1].wait() == 3
-    assert "stage 1: another process has taken over this stage; ending" in stages[1].said
+    assert "stage 1: another process has taken over this stage; ending" in stages[1].output
     all_well(fleet, sensors)
     assert second.process.poll() is None and fleet.statuses["stage-1"].instance != first
-    assert fleet.state("stage-1") is State.READY and "another process" not in second.said
+    assert fleet.state("stage-1") is State.READY and "another process" not in second.output
     assert second.end() == 0
 
 
@@ -124,7 +124,7 @@ def test_signals_stop_a_stage_cleanly(fleet: Fleet, number: int) -> None:
     fleet.until(lambda: came.extend(one.payload for one in late.poll(0.05)) or came, "no retained status")
     assert b'"state":"stopped"' in came[0]
     late.close()
-    assert "Traceback" not in stage.said
+    assert "Traceback" not in stage.output
 
 
 def test_garbage_among_the_data_is_counted_and_harms_nothing(fleet: Fleet) -> None:
@@ -145,7 +145,7 @@ def test_garbage_among_the_data_is_counted_and_harms_nothing(fleet: Fleet) -> No
     assert [stage.end() for stage in stages] == [0, 0, 0]
     fleet.until(lambda: fleet.state("stage-0") is State.STOPPED, "no farewell")
     assert fleet.counter("stage-0", "rejected") >= 6
-    said = stages[0].said
+    said = stages[0].output
     # Texts that differ in numbers only are one kind, so which length is named depends on what came first.
     assert re.search(rf"dropped {window}: \d+ bytes came that start no MessagePack array", said)
     assert f"epoch {epoch + 1} came; expected {epoch}; restart the node with the older plan" in said
@@ -156,16 +156,16 @@ def test_garbage_among_the_data_is_counted_and_harms_nothing(fleet: Fleet) -> No
 def test_data_that_finds_no_stage_waits_for_it(fleet: Fleet, order: tuple[int, ...]) -> None:
     """Also where several stages take the same activations, and some are late: the broker cannot tell that."""
     sensors = fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max", "--in-flight", "8")
-    fleet.until(lambda: all("nobody listens to" in one.said for one in sensors), "no sensor says that nobody listens")
-    assert f"nobody listens to {fleet.topics.window('subject1', 'chest')}; keeping the message" in sensors[0].said
-    assert "start the stages: `har-edge stage`" in sensors[0].said
+    fleet.until(lambda: all("nobody listens to" in one.output for one in sensors), "no sensor says that nobody listens")
+    assert f"nobody listens to {fleet.topics.window('subject1', 'chest')}; keeping the message" in sensors[0].output
+    assert "start the stages: `har-edge stage`" in sensors[0].output
     for index in order:
         stage = fleet.stage(index)
         if index != order[-1]:
-            fleet.until(lambda one=stage: "connected" in one.said or "waiting for" in one.said, "it says nothing")  # type: ignore[misc]
+            fleet.until(lambda one=stage: "connected" in one.output or "waiting for" in one.output, "it says nothing")  # type: ignore[misc]
     all_well(fleet, sensors)
     if order[0] == 0:
-        assert "waiting for stage-1, stage-2, which must listen before this node sends" in fleet.running[3].said
+        assert "waiting for stage-1, stage-2, which must listen before this node sends" in fleet.running[3].output
 
 
 @pytest.mark.slow
@@ -188,8 +188,8 @@ def test_a_broker_that_restarts_loses_nothing(slices: Path, tmp_path: Path, own_
 
 def test_a_stage_that_waits_for_others_stops_when_asked(fleet: Fleet) -> None:
     stage = fleet.stage(0)
-    fleet.until(lambda: "waiting for stage-1, stage-2" in stage.said, "it does not say that it waits")
-    assert stage.end() == 0 and "Traceback" not in stage.said
+    fleet.until(lambda: "waiting for stage-1, stage-2" in stage.output, "it does not say that it waits")
+    assert stage.end() == 0 and "Traceback" not in stage.output
 
 
 REFUSALS = {
@@ -242,7 +242,7 @@ def test_a_stage_of_another_model_under_the_same_name_is_refused_with_both_names
         prepare(found.path, found.entry.task, folder, stages=2, cuts=cuts, name=fleet.name)
     refused = fleet.start("stage", "--index", "0", "--config", str(other))
     assert refused.wait() == 2
-    said = " ".join(refused.said.split())
+    said = " ".join(refused.output.split())
     assert f"error: pipeline '{fleet.name}' runs har-int8.tflite (sha256 " in said
     assert ", by stage-" in said and "but this folder is for har-float.tflite (sha256 " in said
     assert "mhealth: 250 samples at 50 Hz of chest, ankle, arm, 12 classes" in said
@@ -253,7 +253,7 @@ def test_a_stage_of_another_model_under_the_same_name_is_refused_with_both_names
     assert [running.end() for running in (taken, *stages[1:])] == [0, 0, 0]
     fleet.until(lambda: all(fleet.state(f"stage-{i}") is State.STOPPED for i in range(3)), "no farewell")
     allowed = fleet.start("stage", "--index", "0", "--config", str(other))
-    fleet.until(lambda: "stage 0 connected" in allowed.said, "it is refused although nobody else is there")
+    fleet.until(lambda: "stage 0 connected" in allowed.output, "it is refused although nobody else is there")
     assert allowed.end() == 0
 
 

@@ -88,7 +88,7 @@ def test_a_broker_and_a_second_one_on_its_port(kind: str, tmp_path: Path) -> Non
 
 def test_a_fixed_pipeline_and_all_that_look_at_it(fleet: Fleet) -> None:
     def start(command: str, *options: str) -> Terminal:
-        config = ["--config", str(fleet.folder), "--broker", fleet.address.url]
+        config = ["--config", str(fleet.slices), "--broker", fleet.address.url]
         return Terminal(command, *config, *options, cwd=fleet.cwd)
 
     with start("watch") as watch:

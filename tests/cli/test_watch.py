@@ -43,7 +43,7 @@ def test_one_line_a_result_and_an_end_after_some(fleet: Fleet) -> None:
     batch = encode_results([result(1), result(2)])
     publish_until(fleet, lambda: watcher.process.poll() is not None, [encode_results([result(0)]), batch])
     assert watcher.wait() == 0
-    lines = [msgspec.json.decode(line) for line in watcher.said.splitlines() if line.startswith("{")]
+    lines = [msgspec.json.decode(line) for line in watcher.output.splitlines() if line.startswith("{")]
     assert sorted(line["seq"] for line in lines) == [0, 1, 2]
     for line in lines:
         assert 0 < line.pop("latency_ms") < 86_400_000
@@ -52,24 +52,24 @@ def test_one_line_a_result_and_an_end_after_some(fleet: Fleet) -> None:
 
 def test_a_repetition_is_shown_once_and_garbage_is_explained(fleet: Fleet) -> None:
     watcher = fleet.start("watch", "--json")
-    publish_until(fleet, lambda: '"seq":0' in watcher.said, [encode_results([result(0)])])
+    publish_until(fleet, lambda: '"seq":0' in watcher.output, [encode_results([result(0)])])
     fleet.bus.publish(fleet.topics.result("subject1"), b"{")
     for _ in range(5):
         fleet.bus.publish(fleet.topics.result("subject1"), encode_results([result(0)]))
     fleet.bus.publish(fleet.topics.result("subject1"), encode_results([result(1)]))
-    fleet.until(lambda: '"seq":1' in watcher.said, "the second result does not show")
+    fleet.until(lambda: '"seq":1' in watcher.output, "the second result does not show")
     assert watcher.end(signal.SIGINT) == 0
-    assert watcher.said.count('"seq":0') == watcher.said.count('"seq":1') == 1
-    assert f"dropped {fleet.topics.result('subject1')}: a result came that is no result" in watcher.said
+    assert watcher.output.count('"seq":0') == watcher.output.count('"seq":1') == 1
+    assert f"dropped {fleet.topics.result('subject1')}: a result came that is no result" in watcher.output
 
 
 def test_the_table_shows_activity_and_accuracy(fleet: Fleet) -> None:
     watcher = fleet.start("watch", "--windows", "2", COLUMNS="160")
     publish_until(fleet, lambda: watcher.process.poll() is not None, [encode_results([result(1), result(2)])])
     assert watcher.wait() == 0
-    assert f"results below {fleet.topics.prefix}result/" in watcher.said
+    assert f"results below {fleet.topics.prefix}result/" in watcher.output
     for text in ("subject1", "walking", "0.88", "1.000", "subject1 lacks arm"):
-        assert text in watcher.said
+        assert text in watcher.output
 
 
 def test_an_unreachable_broker_ends_it_with_code_2(slices: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,11 +83,11 @@ def test_lost_windows_are_named_and_the_exit_code_says_so(fleet: Fleet) -> None:
         return encode_status(NodeStatus("sensor-all", "sensor", State.STOPPED, "i", 1.0, streams=streams))
 
     watcher = fleet.start("watch", "--json")
-    publish_until(fleet, lambda: '"seq":0' in watcher.said, [encode_results([result(0)])])
+    publish_until(fleet, lambda: '"seq":0' in watcher.output, [encode_results([result(0)])])
     fleet.bus.publish(fleet.topics.status("sensor-all"), status(20, 3), retain=True)
-    fleet.until(lambda: "lost windows: 3 of 20 of subject1" in watcher.said, "it says nothing")
+    fleet.until(lambda: "lost windows: 3 of 20 of subject1" in watcher.output, "it says nothing")
     assert watcher.end(signal.SIGINT) == 1
-    assert "windows that have not come yet: 17 of 20 of subject1" in watcher.said
+    assert "windows that have not come yet: 17 of 20 of subject1" in watcher.output
     fleet.bus.publish(fleet.topics.status("sensor-all"), b"", retain=True)
 
 
@@ -99,26 +99,26 @@ def test_windows_that_have_not_come_are_an_error_where_nobody_sends_them_again(
     streams = {"subject1": StreamCount(7, time.time() + 3600.0, 60)}
     status = NodeStatus("sensor-all", "sensor", state, "i", 1.0, streams=streams)
     watcher = fleet.start("watch", "--json")
-    publish_until(fleet, lambda: '"seq":0' in watcher.said, [encode_results([result(0)])])
+    publish_until(fleet, lambda: '"seq":0' in watcher.output, [encode_results([result(0)])])
     fleet.bus.publish(fleet.topics.status("sensor-all"), encode_status(status), retain=True)
     fleet.until(lambda: fleet.state("sensor-all") is state, "the broker does not pass it on")
     time.sleep(0.5)
     assert watcher.end(signal.SIGINT) == code
-    assert "windows that have not come yet: 60 of 60 of subject1" in watcher.said
-    assert ("whose sensors have gone: 60 of 60 of subject1" in watcher.said) is bool(code)
+    assert "windows that have not come yet: 60 of 60 of subject1" in watcher.output
+    assert ("whose sensors have gone: 60 of 60 of subject1" in watcher.output) is bool(code)
     fleet.bus.publish(fleet.topics.status("sensor-all"), b"", retain=True)
 
 
 def test_a_pipeline_that_nobody_runs_is_named_and_waited_for(fleet: Fleet) -> None:
     watcher = fleet.start("watch", "--json", "--windows", "1")
-    fleet.until(lambda: "nobody runs" in watcher.said, "it does not say that nobody runs the pipeline")
-    assert f"nobody runs pipeline '{fleet.name}': no stage or node of it says that it lives; waiting" in watcher.said
+    fleet.until(lambda: "nobody runs" in watcher.output, "it does not say that nobody runs the pipeline")
+    assert f"nobody runs pipeline '{fleet.name}': no stage or node of it says that it lives; waiting" in watcher.output
     fleet.stages()
-    fleet.until(lambda: "no sensor sends to it" in watcher.said, "it does not say that no sensor is there")
+    fleet.until(lambda: "no sensor sends to it" in watcher.output, "it does not say that no sensor is there")
     assert watcher.process.poll() is None
     publish_until(fleet, lambda: watcher.process.poll() is not None, [encode_results([result(0)])])
     assert watcher.wait() == 0
-    assert watcher.said.count("nobody runs") == 1 and watcher.said.count('"seq":0') == 1
+    assert watcher.output.count("nobody runs") == 1 and watcher.output.count('"seq":0') == 1
 
 
 def test_a_source_that_nobody_sends_is_named_once(fleet: Fleet) -> None:
@@ -126,10 +126,10 @@ def test_a_source_that_nobody_sends_is_named_once(fleet: Fleet) -> None:
     watcher = fleet.start("watch", "--json")
     sensor = fleet.start("sensor", "--source", "chest", "--subjects", "1,2")
     said = "no results of subject1, subject2 come: no sensors at work send ankle, arm of them; waiting"
-    fleet.until(lambda: said in watcher.said, "it does not say which sources lack")
+    fleet.until(lambda: said in watcher.output, "it does not say which sources lack")
     rest = [fleet.start("sensor", "--source", source, "--subjects", "1,2") for source in ("ankle", "arm")]
-    fleet.until(lambda: '"seq":1' in watcher.said, "no result comes")
-    assert watcher.end(signal.SIGINT) in (0, 1) and watcher.said.count(said) == 1
+    fleet.until(lambda: '"seq":1' in watcher.output, "no result comes")
+    assert watcher.end(signal.SIGINT) in (0, 1) and watcher.output.count(said) == 1
     for one in (sensor, *rest):
         one.end()
 
@@ -139,7 +139,7 @@ def test_a_watcher_that_is_killed_leaves_no_session_with_mqtt_3_1_1(fleet: Fleet
     topic = f"{fleet.topics.prefix}result/nobody"
     watcher = fleet.start("watch", "--json", "--protocol", "3.1.1")
     fleet.bus.unsubscribe([fleet.topics.result("+")])
-    fleet.until(lambda: "nobody runs" in watcher.said, "it does not begin")
+    fleet.until(lambda: "nobody runs" in watcher.output, "it does not begin")
     heard: list[PublishOutcome] = []
 
     def ask() -> PublishOutcome | None:

@@ -105,7 +105,7 @@ def open_scene(
     variables = {"HAR_EDGE_DATA": "", CACHE: str(reference.model.parent / "cache")}
     program = PROGRAM if slow is None else (sys.executable, "-c", SLOWED, str(slow))
     with RecordedCluster(pipeline, environment, folder, variables=variables, program=program) as cluster:
-        cluster.start(COORDINATOR, *coordinator)
+        cluster.start(*coordinator, name=COORDINATOR)
         for name in names:
             if name not in absent:
                 cluster.start_node(name)

@@ -81,7 +81,10 @@ def test_a_device_that_became_slow_loses_its_stage_to_one_that_is_not(
         scene.injector.await_calm(2.0)
         began = {stage.stage: stage.windows for stage in recorder.heartbeats[victim].stages}
         scene.cluster.until(  # how fast it was is known by then
-            lambda: recorder.heartbeats[victim].stages and recorder.heartbeats[victim].stages[0].windows > began.get(1, 0) + 60,
+            lambda: (
+                recorder.heartbeats[victim].stages
+                and recorder.heartbeats[victim].stages[0].windows > began.get(1, 0) + 60
+            ),
             "no windows",
         )
         sign.write_text(victim)
@@ -113,7 +116,8 @@ def test_replicas_share_the_windows_of_a_stage_and_what_one_held_when_it_died_go
         twins = sorted(sharing())
         assert scene.holder(0) == "device-1" and "device-1" not in twins
         scene.cluster.until(
-            lambda: all(recorder.heartbeats[twin].stages[0].windows > 20 for twin in twins), "not both of them get windows"
+            lambda: all(recorder.heartbeats[twin].stages[0].windows > 20 for twin in twins),
+            "not both of them get windows",
         )
         scene.hurt(Kind.CRASH, twins[1])
         assert scene.held(twins[1]) == [] and scene.held(twins[0]) == [shared]
@@ -156,7 +160,7 @@ def test_a_live_device_says_what_it_dropped(scene: Scene, reference: Reference, 
 
 def test_two_coordinators_do_not_fight(scene: Scene, expected: Answers) -> None:
     older = scene.cluster.processes.running.pop(COORDINATOR)
-    scene.cluster.start(COORDINATOR, *scene.injector.coordinator)
+    scene.cluster.start(*scene.injector.coordinator, name=COORDINATOR)
     scene.cluster.until(lambda: not older.alive, "the older coordinator stays")
     assert older.process.returncode == 3
     victim = scene.holder(1)
