@@ -13,8 +13,6 @@ from har_edge.cluster.processes import Command, Spawn, spawn_here
 from har_edge.emulation.limits import BROKER, HOST, UNLIMITED, Device, Layout
 from har_edge.emulation.testbed import Testbed
 
-STOP_TIMEOUT_S = 15.0
-
 
 @dataclass(frozen=True, slots=True)
 class Environment:
