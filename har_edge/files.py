@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +22,8 @@ TOMLDecodeError = tomllib.TOMLDecodeError
 MAX_MODEL_BYTES = 2**31 - 1
 # Text for people to edit: stream descriptions and pipeline files.
 MAX_TEXT_BYTES = 4 * 1024 * 1024
+# How the name of a file ends that is being written; one that stays behind is of no use.
+DRAFT = ".part"
 # The manifest of a model with some thousands of slices.
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
 
@@ -63,26 +65,31 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 @contextmanager
-def replacing(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """Open a file for writing that replaces `path` when the block ends, and vanishes if the block fails.
+def replacing(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes the place of `path` when the block ends, and vanishes if the block fails.
 
-    A reader finds the old file or the new one, never a part of it, even after a crash. The content goes to another name
-    in the same folder, which is then renamed (rename(2) is atomic). Missing folders are made.
+    A reader, meanwhile or after a crash, finds the old file or the new one, never a part: the content goes to another
+    name in the same folder, which ends with DRAFT and is then renamed (rename(2) is atomic). Missing folders are made.
+    `mode` is that of the file, by default what the umask leaves of 0666. Raise OSError that names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp")
+    draft = path.with_name(f".{path.name[:64]}.{secrets.token_hex(4)}{DRAFT}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        created = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if mode is None else mode)
+        with os.fdopen(created, "wb") as file:
             yield file
-            os.fchmod(file.fileno(), mode)  # mkstemp lets only the owner read
-        os.replace(name, path)  # noqa: PTH105
-    except BaseException:
+            if mode is not None:
+                os.fchmod(created, mode)  # the umask may have taken some of it
+        draft.replace(path)
+    except OSError as error:
+        # An error of writing, unlike one of opening, names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
         with suppress(OSError):
-            os.unlink(name)  # noqa: PTH108
-        raise
+            draft.unlink()
 
 
-def write_atomic(path: Path, content: bytes, mode: int = 0o644) -> None:
+def write_atomic(path: Path, content: bytes | bytearray | memoryview, mode: int | None = None) -> None:
     """Write a whole file, as `replacing` does."""
     with replacing(path, mode) as file:
         file.write(content)

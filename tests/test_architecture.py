@@ -26,8 +26,8 @@ LEVELS = [
     {"config", "mqtt"},
     {"tflite", "codecs"},
     {"data"},
-    {"resources", "extras", "service", "files"},
-    {"errors", "timing", "units"},
+    {"resources", "extras", "service"},
+    {"errors", "files", "timing", "units"},
 ]
 HEAVY = (
     "tensorflow", "keras", "sklearn", "matplotlib", "joblib", "distributed",

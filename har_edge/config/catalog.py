@@ -11,7 +11,7 @@ import msgspec
 
 from har_edge.config.task import Task
 from har_edge.errors import ModelError
-from har_edge.files import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, inside, read_regular
+from har_edge.files import MAX_MANIFEST_BYTES, MAX_MODEL_BYTES, inside, read_regular, write_atomic
 from har_edge.resources import find_folder
 from har_edge.tflite.manifest import TensorSpec
 
@@ -135,7 +135,7 @@ def merge_catalog(folder: Path, entries: Sequence[ModelEntry]) -> Catalog:
 def store_catalog(catalog: Catalog, folder: Path) -> Path:
     """Write a catalogue as readable JSON and return its path."""
     path = folder / FILE_NAME
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(catalog), indent=2) + b"\n")
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(catalog), indent=2) + b"\n")
     return path
 
 

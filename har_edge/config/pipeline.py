@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -22,7 +21,7 @@ from har_edge.data.description import StreamDescription
 from har_edge.data.fields import explain_unknown
 from har_edge.data.grouping import Grouping, regroup
 from har_edge.errors import ConfigError, HarEdgeError
-from har_edge.files import TOMLDecodeError, inside, parse_toml, read_text
+from har_edge.files import TOMLDecodeError, inside, parse_toml, read_text, write_atomic
 from har_edge.tflite.manifest import FILE_NAME as MANIFEST_NAME
 from har_edge.tflite.manifest import SliceManifest, load_manifest
 from har_edge.timing import STAGE_SESSION_S
@@ -410,13 +409,9 @@ def write_pipeline(
             lines += ["", f"[task.inputs.{source}.files]"]
             lines += [f"{quote(name)} = {quote(sha256)}" for name, sha256 in enters.files.items()]
     file = folder / FILE_NAME
-    draft = file.with_name(f"{FILE_NAME}.part")
     try:
-        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        draft.replace(file)
+        write_atomic(file, ("\n".join(lines) + "\n").encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
         raise ConfigError(f"cannot write {file}: {error.strerror}; give another --out") from error
     return file
 

@@ -6,11 +6,9 @@ written to another name and renamed, so it can be half-written never; one that i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from har_edge.data.tabular import Table
+from har_edge.files import replacing
 
 FORMAT = b"har-edge table 2"
 _log = logging.getLogger(__name__)
@@ -58,11 +57,8 @@ def load_table(path: Path, channels: int) -> Table | None:
 
 def store_table(path: Path, table: Table) -> None:
     """Write an entry and remove its older versions; a cache that cannot be written is logged and left alone."""
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as file:
             np.savez(
                 file,
                 values=table.values,
@@ -70,12 +66,8 @@ def store_table(path: Path, table: Table) -> None:
                 starts=np.array(table.starts, np.int64),
                 streams=np.array(table.streams, np.str_),
             )
-        Path(temporary).replace(path)
         for other in path.parent.glob(f"{path.name.partition('-')[0]}-*.npz"):
             if other != path:
                 other.unlink(missing_ok=True)
     except OSError as error:
         _log.warning("cannot write the cache %s: %s", path, error)
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()

@@ -20,6 +20,7 @@ import msgspec
 from har_edge.emulation import cgroups, network
 from har_edge.emulation.limits import BROKER, HOST, UNLIMITED, Layout, Limits
 from har_edge.errors import ConfigError, NodeError
+from har_edge.files import write_atomic
 
 FOLDER = Path("/run/har-edge/testbed")
 TESTBED_VARIABLE = "HAR_EDGE_TESTBED"
@@ -108,9 +109,7 @@ def register(layout: Layout) -> tuple[Emulation, int]:
         names = [("127.0.0.1", "localhost"), (_HOST_ADDRESS, HOST), *((host.address, host.name) for host in hosts)]
         emulation.hosts_file.write_text("".join(f"{address} {name}\n" for address, name in names), encoding="ascii")
         emulation.hosts_file.chmod(0o644)
-        whole = emulation.folder / "new.json"
-        whole.write_bytes(msgspec.json.encode(emulation))
-        whole.replace(emulation.folder / _FILE)
+        write_atomic(emulation.folder / _FILE, msgspec.json.encode(emulation))
     return emulation, owner
 
 

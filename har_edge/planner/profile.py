@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from har_edge.errors import ConfigError
+from har_edge.files import write_atomic
 
 VERSION = 1
 
@@ -117,11 +118,8 @@ def _folder(delegate: str | None) -> Path:
 
 def store_profile(profile: Profile, path: Path) -> None:
     """Write a profile as readable JSON. Raises ConfigError when the file cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n")
-        temporary.replace(path)
+        write_atomic(path, msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n")
     except OSError as error:
         raise ConfigError(f"cannot write the profile {path}: {error.strerror}; give another file with --out") from None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from har_edge.errors import ConfigError
+from har_edge.files import write_atomic
 from har_edge.service.render import Service, ServiceRole, is_own
 
 UNIT_MODE, ENVIRONMENT_MODE = 0o644, 0o600
@@ -110,14 +111,8 @@ def _write(path: Path, text: str, mode: int) -> bool:
     """Write a file whole, with its mode from the start; return whether it changed anything."""
     if path.exists() and _read(path) == text and path.stat().st_mode & 0o777 == mode:
         return False
-    draft = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
-            file.write(text)
-        draft.chmod(mode)
-        draft.replace(path)
+        write_atomic(path, text.encode(), mode)
     except OSError as error:
         raise ConfigError(
             f"cannot write {path}: {error.strerror}; run this as root, or give --user for a service of your own"

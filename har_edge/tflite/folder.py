@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import shutil
@@ -13,6 +12,7 @@ from types import MappingProxyType
 import msgspec
 
 from har_edge.errors import ConfigError, CutError, ModelError
+from har_edge.files import DRAFT, write_atomic
 from har_edge.tflite.manifest import (
     FILE_NAME,
     MAX_PLAIN_NAME,
@@ -29,8 +29,9 @@ from har_edge.tflite.metadata import read_labels
 from har_edge.tflite.model import Model
 from har_edge.tflite.slices import Slice, write_slice
 
-_DRAFT = ".part"
-_OWN = re.compile(r"slice-\d+\.tflite(\.part)?")
+_SLICE = re.compile(r"slice-\d+\.tflite")
+# What a cut that was killed leaves of a file: today, and before drafts had names of their own.
+_UNFINISHED = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(DRAFT)}|slice-\d+\.tflite{re.escape(DRAFT)}")
 
 
 def write_folder(
@@ -53,13 +54,13 @@ def write_folder(
         folder.mkdir(parents=True, exist_ok=True)
         for piece, entry in zip(slices, draft.slices, strict=True):
             made = write_slice(model, piece)
-            _replace(folder / entry.file, made)
+            write_atomic(folder / entry.file, made)
             entries.append(msgspec.structs.replace(entry, sha256=hashlib.sha256(made).hexdigest()))
             del made  # or the next slice would be built while this one is still in memory
         manifest = msgspec.structs.replace(draft, slices=tuple(entries))
-        _replace(folder / FILE_NAME, encode_manifest(manifest))
+        write_atomic(folder / FILE_NAME, encode_manifest(manifest))
         for name, content in beside.items():  # after the manifest, by which a later cut knows the folder as its own
-            _replace(folder / name, content)
+            write_atomic(folder / name, content)
         for name in stale - {entry.file for entry in entries}:
             (folder / name).unlink(missing_ok=True)
         made_whole = True
@@ -122,30 +123,19 @@ def newer_wire_reason(slices: Sequence[Slice]) -> str:
 
 
 def check_folder(folder: Path) -> set[str]:
-    """Return the slices that an earlier cut left in `folder`. Raises ConfigError when it holds other files."""
+    """Return the slices, whole or not, that an earlier cut left in `folder`; ConfigError when it holds other files."""
     if not folder.exists():
         return set()
     if not folder.is_dir():
         raise ConfigError(f"{folder} is a file, expected a folder for the slices; give another --out")
     names = {path.name for path in folder.iterdir()}
-    if FILE_NAME not in names and all(_OWN.fullmatch(name) for name in names):
-        return {name for name in names if not name.endswith(_DRAFT)}  # files that an interrupted cut left behind
+    unfinished = {name for name in names if _UNFINISHED.fullmatch(name)}
+    if FILE_NAME not in names and all(_SLICE.fullmatch(name) for name in names - unfinished):
+        return names
     try:
-        return {entry.file for entry in load_manifest(folder).slices}
+        return unfinished | {entry.file for entry in load_manifest(folder).slices}
     except ModelError as error:
         raise ConfigError(
             f"{folder} is not empty and holds no manifest of slices, so nothing is written there; "
             "give a new folder with --out, or empty this one"
         ) from error
-
-
-def _replace(path: Path, content: memoryview | bytes) -> None:
-    draft = path.with_name(path.name + _DRAFT)
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        # An error of writing, unlike one of opening, names no file.
-        raise OSError(error.errno, error.strerror, str(path)) from error

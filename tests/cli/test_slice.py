@@ -362,7 +362,7 @@ def test_a_pipeline_file_that_cannot_be_written_leaves_no_new_folder(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr("har_edge.config.pipeline.write_atomic", fail)
     out = tmp_path / "out"
     assert main(["slice", "int8", "--at", "4", "--out", str(out)]) == 2
     said = " ".join(capsys.readouterr().err.split())

@@ -88,8 +88,11 @@ def test_what_an_interrupted_cut_left_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "slice-0.tflite").write_bytes(b"half")
     (tmp_path / "slice-7.tflite").write_bytes(b"stale")
     (tmp_path / "slice-1.tflite.part").write_bytes(b"less")
+    (tmp_path / ".slice-1.tflite.0123abcd.part").write_bytes(b"less")
     assert _hashes_hold(_write(tmp_path, 1), tmp_path)
-    assert not (tmp_path / "slice-7.tflite").exists()
+    (tmp_path / ".manifest.json.0123abcd.part").write_bytes(b"le")
+    assert _hashes_hold(_write(tmp_path, 1), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "slice-0.tflite", "slice-1.tflite"]
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:

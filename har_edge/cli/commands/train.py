@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
+from har_edge.files import write_atomic
 from har_edge.units import size
 
 if TYPE_CHECKING:
@@ -110,10 +111,10 @@ def run(args: argparse.Namespace) -> int:
     files = builder.make(final=not args.split_only, baseline=args.baseline)
     args.out.mkdir(parents=True, exist_ok=True)
     if Path(args.stream).is_file():
-        (args.out / Path(args.stream).name).write_bytes(Path(args.stream).read_bytes())
+        write_atomic(args.out / Path(args.stream).name, Path(args.stream).read_bytes())
     for file in files:
         for name, content in {file.entry.file: file.content, **file.files}.items():
-            (args.out / name).write_bytes(content)
+            write_atomic(args.out / name, content)
             say(f"{args.out / name}: {size(len(content))}, sha256 {hashlib.sha256(content).hexdigest()}")
     say(str(store_catalog(merge_catalog(args.out, [file.entry for file in files]), args.out)))
     return 0
