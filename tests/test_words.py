@@ -57,6 +57,7 @@ WORDS = {
     "parcel": "chunks",
     "roster": "candidates",
     "rung": "check",
+    "shelf": "replay buffer",
     "tally": "counter",
     "workshop": "planner thread",
 }

@@ -93,7 +93,7 @@ class Session:
 class BusTraffic:
     """Bytes and messages of one bus since it was made; bytes count whole MQTT packets, headers and acknowledgements.
 
-    `forgotten` counts the reconnections after which the broker had lost this client's session. `strays` counts the
+    `forgotten` counts the reconnections after which the broker had lost this client's session. `stale` counts the
     messages that only a subscription of an earlier process asked for; the bus does not deliver them.
     """
 
@@ -103,7 +103,7 @@ class BusTraffic:
     received: int = 0
     reconnects: int = 0
     forgotten: int = 0
-    strays: int = 0
+    stale: int = 0
 
 
 class TakenOver(NodeError):

@@ -164,7 +164,7 @@ class MemoryBus:
             self._traffic.received += 1
             self._traffic.received_bytes += len(stored.topic) + len(stored.payload)
             if self._session.expiry_s and self._filters and self._stale.is_stale(stored.topic):
-                self._traffic.strays += 1
+                self._traffic.stale += 1
                 self.acknowledge(delivery)
                 self._broker.unsubscribe(account, self._stale.leave(stored.topic))
             else:

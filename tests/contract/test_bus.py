@@ -156,14 +156,14 @@ def test_what_only_an_earlier_process_asked_for_is_put_away_and_its_subscription
         sender.publish(f"{base}/{topic}", topic.encode())
     until(sender, lambda: sender.unsent == 0)
     new = ready(world.bus(name, expiry_s=60), f"{base}/window/+/arm")
-    until(new, lambda: new.traffic.strays == 2)
+    until(new, lambda: new.traffic.stale == 2)
     for _ in range(5):
         new.poll(0.02)
     for topic in ("window/anna/chest", "act/1/0/anna", "window/anna/arm"):
         sender.publish(f"{base}/{topic}", b"later")
     came = collect(new, 1, (sender,))
     assert [(one.topic, one.payload) for one in came] == [(f"{base}/window/anna/arm", b"later")]
-    assert list(new.poll(0.2)) == [] and new.traffic.strays == 2
+    assert list(new.poll(0.2)) == [] and new.traffic.stale == 2
     for delivery in came:
         new.acknowledge(delivery)
 

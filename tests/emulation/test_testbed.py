@@ -137,13 +137,13 @@ def test_a_bed_leaves_nothing_and_its_strays_end() -> None:
     before = interfaces()
     with Testbed(equal_devices(2, Limits(cpu=0.5, link_bits_per_s=10**7))) as testbed:
         name = testbed.emulation.id
-        strays = [testbed.run(place, SLEEPER, stdout=subprocess.PIPE) for place in ("host", "broker", "device-2")]
-        for stray in strays:
-            assert stray.stdout is not None and stray.stdout.readline() == b"asleep\n"
-            stray.stdout.close()
+        sleepers = [testbed.run(place, SLEEPER, stdout=subprocess.PIPE) for place in ("host", "broker", "device-2")]
+        for sleeper in sleepers:
+            assert sleeper.stdout is not None and sleeper.stdout.readline() == b"asleep\n"
+            sleeper.stdout.close()
         assert len(testbed.devices) == 2 and len(traces(name)) > 4
         assert interfaces() == before
-    assert [stray.wait(TIMEOUT_S) for stray in strays] == [-signal.SIGKILL] * 3
+    assert [sleeper.wait(TIMEOUT_S) for sleeper in sleepers] == [-signal.SIGKILL] * 3
     assert traces(name) == []
     assert interfaces() == before
 

@@ -26,16 +26,16 @@ def test_each_filter_that_is_left_matches_the_topic(levels: list[str]) -> None:
 
 
 def test_only_what_nobody_asked_for_is_a_stray_and_each_filter_is_left_once() -> None:
-    strays = StaleSubscriptions()
-    strays.want(["$share/group/a/+", "b"])
-    assert [strays.is_stale(topic) for topic in ("a/x", "b", "c", "a/x/y", "c")] == [False, False, True, True, True]
-    assert strays.count == 3
-    assert strays.leave("c") == ["c", "+"] and strays.leave("c") == []
-    strays.want(["c"])
-    assert strays.is_stale("c") is False
+    stale = StaleSubscriptions()
+    stale.want(["$share/group/a/+", "b"])
+    assert [stale.is_stale(topic) for topic in ("a/x", "b", "c", "a/x/y", "c")] == [False, False, True, True, True]
+    assert stale.count == 3
+    assert stale.leave("c") == ["c", "+"] and stale.leave("c") == []
+    stale.want(["c"])
+    assert stale.is_stale("c") is False
 
 
 def test_a_filter_that_is_wanted_is_never_left() -> None:
-    strays = StaleSubscriptions()
-    strays.want(["x/+"])
-    assert strays.is_stale("y/z") and "x/+" not in strays.leave("y/z")
+    stale = StaleSubscriptions()
+    stale.want(["x/+"])
+    assert stale.is_stale("y/z") and "x/+" not in stale.leave("y/z")

@@ -265,30 +265,30 @@ def test_a_full_store_is_said(tmp_path: Path) -> None:
     assert bus.traffic.received == 1  # the header; no chunk travels in vain
 
 
-def read_shelf(bus: Bus, shelf: ArtifactIndex) -> None:
+def read_index(bus: Bus, index: ArtifactIndex) -> None:
     while came := bus.poll(0):
         for one in came:
-            assert shelf.handle(decode(one, TOPICS))
+            assert index.handle(decode(one, TOPICS))
             bus.acknowledge(one)
 
 
-def test_a_shelf_knows_what_the_broker_has() -> None:
-    broker, shelf = MemoryBroker(), ArtifactIndex(TOPICS)
-    bus = broker.connect(Session("shelf"))
-    bus.subscribe([shelf.filter])
+def test_an_index_knows_what_the_broker_has() -> None:
+    broker, index = MemoryBroker(), ArtifactIndex(TOPICS)
+    bus = broker.connect(Session("index"))
+    bus.subscribe([index.filter])
     publish(broker, encode_chunks(TOPICS, CONTENT, 100))
     publish(broker, encode_chunks(TOPICS, b"x", 100))
     publish(broker, [Outgoing(TOPICS.slice("0" * 64), b"forged", retain=True)])
-    read_shelf(bus, shelf)
-    assert shelf.headers == {NAME: GOOD, sha256_of(b"x"): Header(1, sha256_of(b"x"), 1, 100, 1)}
-    assert shelf.missing([NAME, "f" * 64, "0" * 64]) == ["0" * 64, "f" * 64]
-    (surplus,) = shelf.surplus([sha256_of(b"x")])
+    read_index(bus, index)
+    assert index.headers == {NAME: GOOD, sha256_of(b"x"): Header(1, sha256_of(b"x"), 1, 100, 1)}
+    assert index.missing([NAME, "f" * 64, "0" * 64]) == ["0" * 64, "f" * 64]
+    (surplus,) = index.surplus([sha256_of(b"x")])
     assert surplus == GOOD
     publish(broker, clear(TOPICS, surplus.sha256, surplus.chunks))
-    read_shelf(bus, shelf)
-    assert shelf.surplus([sha256_of(b"x")]) == []
+    read_index(bus, index)
+    assert index.surplus([sha256_of(b"x")]) == []
     late = broker.connect(Session("late"))
     late.subscribe([TOPICS.chunk(NAME, "+"), TOPICS.slice(NAME)])
     assert late.poll(0) == []  # nothing of it is retained any more
     for topic in (TOPICS.plan(), "x"):
-        assert not shelf.handle(decode(Outgoing(topic, b"{}"), TOPICS))
+        assert not index.handle(decode(Outgoing(topic, b"{}"), TOPICS))

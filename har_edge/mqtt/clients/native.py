@@ -424,7 +424,7 @@ class NativeBus:
 
     def _put_away(self, delivery: Delivery) -> None:
         """Acknowledge a message that only an earlier process of this session asked for, and end that subscription."""
-        self._traffic.strays += 1
+        self._traffic.stale += 1
         self.acknowledge(delivery)
         left = self._stale.leave(delivery.topic)
         if left:

@@ -402,7 +402,7 @@ class PahoBus:
         """
         if not (self._session.expiry_s and self._filters and self._stale.is_stale(delivery.topic)):
             return True
-        self._traffic.strays += 1
+        self._traffic.stale += 1
         self.acknowledge(delivery)
         left = self._stale.leave(delivery.topic)
         if left:

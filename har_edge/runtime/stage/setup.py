@@ -32,7 +32,7 @@ class StageSetup:
     gives each message to one of them.
 
     A stage that is `deployed` leaves windows of other epochs to the stages of these. All its sensors send again what is
-    not answered, so it need not hold up the queue, and puts parts that wait on the shelf sooner.
+    not answered, so it need not hold up the queue, and moves parts that wait to the replay buffer sooner.
 
     `delegate` is who computes the slice, for what its node says of itself. `saturations` count what the feeds quantise.
     """

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 MOST_LOGGED = 1024  # how many other generations are logged
 # Bytes of the replay buffer, and of remembered outputs. All sensors of a stream send again at about the same time: one
 # answer is enough for all.
-SHELF_BYTES = 16 * 1024 * 1024
+REPLAY_BYTES = 16 * 1024 * 1024
 OUTPUT_BYTES = 1024 * 1024
 RECENT_S = 2.0
 
@@ -59,7 +59,7 @@ class Stage:
             missing_input(setup.ports[source], 1)
         timeout_s = min(REPLAY_BUFFER_AFTER_S, setup.join_timeout_s) if setup.deployed else setup.join_timeout_s
         self._joins = len(wanted) > 1
-        self._shelf, self._cache = ReplayBuffer(SHELF_BYTES), OutputCache(OUTPUT_BYTES)
+        self._replay, self._cache = ReplayBuffer(REPLAY_BYTES), OutputCache(OUTPUT_BYTES)
         self._join = Join(wanted, timeout_s=timeout_s, capacity=setup.join_capacity, fallback=fallback)
         self._receive_limit = ReceiveLimit(self._join)
         self._foreign: set[int] = set()  # the other generations that were logged
@@ -113,14 +113,14 @@ class Stage:
         All that came before `until` must have been handled; by default, that is now.
         """
         outgoing = list[Outgoing]()
-        if not (len(self._join) or self._shelf):
+        if not (len(self._join) or self._replay):
             return outgoing
         until = self._monotonic() if until is None else until
         for window in self._join.expire_missing(until):
             outgoing += self._complete(window) if window.state is WindowState.PARTIAL else [self._release(window)]
         outgoing += [self._release(window) for window in self._join.evict(until)]
-        if self._shelf:
-            for window in self._shelf.expire(until - REPLAY_BUFFER_S):
+        if self._replay:
+            for window in self._replay.expire(until - REPLAY_BUFFER_S):
                 self._expire(window)
         outgoing += [self._release(window) for window in self._receive_limit.release(until)]
         return outgoing
@@ -164,17 +164,17 @@ class Stage:
                 "dropped %s of window %d of %s: it was run without", ", ".join(parts), message.seq, message.stream
             )
             return [Outgoing("", b"", (delivery,))]
-        if self._shelf:
+        if self._replay:
             self._unshelve(key, message, parts, came)
         return []
 
     def _unshelve(self, key: tuple[str, int], message: wire.Message, parts: Iterable[str], came: float) -> None:
         """Let what is kept of a window wait for its other parts again."""
         if self._begins_anew(message, parts):  # its windows must not be completed by parts of the last run
-            for old in self._shelf.take_before(message.stream, message.captured[0]):
+            for old in self._replay.take_before(message.stream, message.captured[0]):
                 old.take(WindowEvent.STREAM_RESTARTED)
                 self.counters.leftover += old.message.count
-        shelved = self._shelf.take(key)
+        shelved = self._replay.take(key)
         if shelved is None:
             return
         if came < shelved.at + REPLAY_BUFFER_S:
@@ -192,7 +192,7 @@ class Stage:
         return self._join.repeats(message, parts, delivery)
 
     def _begins_anew(self, message: wire.Message, parts: Iterable[str]) -> bool:
-        """Return whether a sensor begins its stream anew: a window before one on the shelf, captured later."""
+        """Return whether a sensor begins its stream anew: a window before one in the replay buffer, captured later."""
         shelved, anew = self._join.streams.find(message.stream).shelved, False
         for name in parts:
             seq, newest = shelved.get(name, (message.seq, math.inf))
@@ -225,13 +225,13 @@ class Stage:
         for name, captured in window.captured.items():
             if captured[0] > shelved.get(name, (0, -math.inf))[1]:
                 shelved[name] = message.seq, captured[0]
-        for one in self._shelf.keep(window, self._monotonic()):
+        for one in self._replay.keep(window, self._monotonic()):
             one.take(WindowEvent.EXPIRED)
             self.counters.given_up += one.message.count
             _log.warning("gave up window %d of %s: too many lack a part", one.message.seq, one.message.stream)
 
     def _expire(self, window: PartialWindow) -> None:
-        """Count a window whose parts did not come while it was on the shelf.
+        """Count a window whose parts did not come while it was in the replay buffer.
 
         All sensors of a deployed stage count themselves what is not answered: here it may have been.
         """

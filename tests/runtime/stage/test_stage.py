@@ -391,7 +391,7 @@ def test_a_deployed_stage_answers_again_when_one_source_of_a_window_comes_again(
 
 
 def test_what_a_deployed_stage_keeps_is_bounded(caplog, monkeypatch):
-    monkeypatch.setattr("har_edge.runtime.stage.stage.SHELF_BYTES", 10 * LEAST_WINDOW_BYTES)
+    monkeypatch.setattr("har_edge.runtime.stage.stage.REPLAY_BYTES", 10 * LEAST_WINDOW_BYTES)
     clock, stage = deployed()
     for seq in range(25):
         stage.handle(part("chest", seq))
