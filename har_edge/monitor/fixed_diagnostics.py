@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from har_edge.config.pipeline import Pipeline
 from har_edge.files import MAX_MODEL_BYTES, read_regular
 from har_edge.monitor.broker_checks import BrokerChecks, Finding, Verdict, passed
-from har_edge.monitor.diagnostics import CHECKS, Check, Diagnostics
+from har_edge.monitor.diagnostics import Check, Diagnostics, checks_of_broker
 from har_edge.monitor.fixed_pipeline import FixedObserver, FixedProbeRun
 from har_edge.monitor.leftovers import leftovers_of_folder, read_retained, report_leftovers, report_sessions
 from har_edge.monitor.losses import losses
@@ -20,13 +20,10 @@ from har_edge.mqtt.bus import Bus, Session
 from har_edge.protocol.status import ALIVE, State
 from har_edge.protocol.text import printable
 from har_edge.protocol.topics import Kind
-from har_edge.runtime.artifact_store import Store
 from har_edge.runtime.build import topics_of
 from har_edge.timing import DOCTOR_LISTEN_S, STAGE_SILENT_S
 from har_edge.units import duration, size
 
-# The first check that is about a coordinator; those before it are about the broker, and the same for both.
-_FIRST_OTHER = "coordinator"
 _POLL_S = 0.05
 
 
@@ -34,24 +31,22 @@ def fixed_diagnostics(
     broker_checks: BrokerChecks,
     connect: Connect,
     pipeline: Pipeline,
-    store: Store,
     timeout_s: float,
     listen_s: float = DOCTOR_LISTEN_S,
 ) -> Diagnostics:
     """Return the diagnostics of a fixed pipeline: the broker's checks, and those of `_Checks` in place of a plan's."""
     checks = _Checks(broker_checks, connect, pipeline, timeout_s, listen_s)
-    names = [check.name for check in CHECKS]
     order = (
-        *CHECKS[: names.index(_FIRST_OTHER)],
-        Check("folder", lambda _, name: checks.folder(name), ()),
-        Check("stages", lambda _, name: checks.stages(name), ("credentials", "folder"), (Kind.STATUS,)),
-        Check("sensors", lambda _, name: checks.sensors(name), reads=(Kind.STATUS,)),
-        Check("flow", lambda _, name: checks.flow(name), ("stages",), (Kind.RESULT,), (Kind.WINDOW,)),
-        Check("losses", lambda _, name: checks.losses(name), reads=(Kind.STATUS,)),
-        Check("sessions", lambda _, name: checks.sessions(name), reads=(Kind.STATUS,)),
-        Check("leftovers", lambda _, name: checks.leftovers(name), reads=(Kind.STATUS, Kind.PLAN, Kind.SLICE)),
+        *checks_of_broker(broker_checks),
+        Check("folder", checks.folder, ()),
+        Check("stages", checks.stages, ("credentials", "folder"), (Kind.STATUS,)),
+        Check("sensors", checks.sensors, reads=(Kind.STATUS,)),
+        Check("flow", checks.flow, ("stages",), (Kind.RESULT,), (Kind.WINDOW,)),
+        Check("losses", checks.losses, reads=(Kind.STATUS,)),
+        Check("sessions", checks.sessions, reads=(Kind.STATUS,)),
+        Check("leftovers", checks.leftovers, reads=(Kind.STATUS, Kind.PLAN, Kind.SLICE)),
     )
-    return Diagnostics(broker_checks, connect, topics_of(pipeline), store, timeout_s, checks=order, ended=checks.close)
+    return Diagnostics(broker_checks.roles, order, checks.close)
 
 
 class _Checks:

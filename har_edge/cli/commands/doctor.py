@@ -88,7 +88,8 @@ def _clear(args: argparse.Namespace) -> int:
 def _diagnostics(args: argparse.Namespace) -> Diagnostics:
     from har_edge.config.pipeline import BrokerConfig, load_pipeline
     from har_edge.monitor.broker_checks import BrokerChecks
-    from har_edge.monitor.diagnostics import Diagnostics
+    from har_edge.monitor.deployed_diagnostics import deployed_diagnostics
+    from har_edge.monitor.diagnostics import Diagnostics, checks_of_broker
     from har_edge.monitor.fixed_diagnostics import fixed_diagnostics
     from har_edge.monitor.identity import User
     from har_edge.monitor.permissions import Role
@@ -110,10 +111,12 @@ def _diagnostics(args: argparse.Namespace) -> Diagnostics:
     named = args.role or (user.name if user.name in ROLES else None)
     roles = frozenset(Role) if named in (None, "all") else frozenset({Role(named)})
     broker_checks = BrokerChecks(address, connect, topics, roles, mqtt5=mqtt5, user=user, assumed=named is None)
-    store = Store(args.cache or default_folder())
     if pipeline is not None and not args.broker_only:
-        return fixed_diagnostics(broker_checks, connect, pipeline, store, args.timeout)
-    return Diagnostics(broker_checks, connect, topics, store, args.timeout, broker_only=args.broker_only)
+        return fixed_diagnostics(broker_checks, connect, pipeline, args.timeout)
+    if args.broker_only:
+        return Diagnostics(roles, checks_of_broker(broker_checks))
+    store = Store(args.cache or default_folder())
+    return deployed_diagnostics(broker_checks, connect, topics, store, args.timeout)
 
 
 def _print_json(findings: Iterator[Finding]) -> Finding | None:
