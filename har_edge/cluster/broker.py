@@ -31,7 +31,7 @@ def start_broker(folder: Path) -> RunningBroker:
 
 
 class RestartableBroker:
-    """Mosquitto with the shipped configuration, which may be killed and comes back with its port and its database."""
+    """Mosquitto with the shipped configuration that can be killed and started again on its port with its database."""
 
     def __init__(
         self,

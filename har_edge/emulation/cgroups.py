@@ -141,7 +141,7 @@ def add_groups(folders: Sequence[Path], limits: Limits) -> None:
 
 
 def add_top(folder: Path, controllers: Sequence[str]) -> None:
-    """Make the group of a whole bed; in version 2 it must hand its controllers on."""
+    """Make the group of a whole test bed; in version 2 it must hand its controllers on."""
     try:
         folder.mkdir()
         _write([folder], "cgroup.subtree_control", " ".join(f"+{name}" for name in controllers))

@@ -39,7 +39,7 @@ class Host(msgspec.Struct, frozen=True):
 
 
 class Emulation(msgspec.Struct, frozen=True):
-    """A bed as it stands in its file; `groups` are its cgroups, one a hierarchy."""
+    """A test bed as it stands in its file; `groups` are its cgroups, one a hierarchy."""
 
     id: str
     groups: Sequence[str]
@@ -90,7 +90,7 @@ class Emulation(msgspec.Struct, frozen=True):
 
 
 def register(layout: Layout) -> tuple[Emulation, int]:
-    """Register a new bed; return it with the descriptor of its lock, to be held as long as the bed lives."""
+    """Register a new test bed; return it with the descriptor of its lock, to be held as long as the test bed lives."""
     controllers = controllers_of(layout)
     parents = cgroups.find_parents(controllers)
     with _registry():
@@ -119,7 +119,7 @@ def controllers_of(layout: Layout) -> list[str]:
 
 
 def build(emulation: Emulation, layout: Layout) -> None:
-    """Make the cgroups, namespaces and links of a bed that is claimed."""
+    """Make the cgroups, namespaces and links of a test bed that is claimed."""
     for top in emulation.groups:
         cgroups.add_top(Path(top), controllers_of(layout))
     for name in emulation.names:
@@ -132,7 +132,7 @@ def build(emulation: Emulation, layout: Layout) -> None:
 
 
 def destroy(emulation: Emulation) -> None:
-    """Kill what runs in a bed and take down all of it; what has gone already is no error."""
+    """Kill what runs in a test bed and take down all of it; what has gone already is no error."""
     for name in emulation.names:
         cgroups.remove(emulation.groups_of(name))
         cgroups.kill(network.pids_in(emulation.namespace(name)))
@@ -142,7 +142,7 @@ def destroy(emulation: Emulation) -> None:
 
 
 def load_emulation(name: str | None = None) -> Emulation:
-    """Return a living bed by its id, else the one of HAR_EDGE_TESTBED, else the only one; raises ConfigError."""
+    """Return a living test bed by its id, else the one of HAR_EDGE_TESTBED, else the only one; raises ConfigError."""
     living = _living()
     name = name or os.environ.get(TESTBED_VARIABLE)
     if name is None and len(living) > 1:
@@ -156,7 +156,7 @@ def load_emulation(name: str | None = None) -> Emulation:
 
 
 def cleanup_stale() -> list[str]:
-    """Take down every dead bed; return their ids."""
+    """Take down every dead test bed; return their ids."""
     dead = []
     with _registry():
         for folder in _folders():
@@ -168,14 +168,14 @@ def cleanup_stale() -> list[str]:
 
 
 def take_down(folder: Path) -> None:
-    """Take down the bed of a folder, however far it was made."""
+    """Take down the test bed of a folder, however far it was made."""
     if (folder / _FILE).exists():
         destroy(_read(folder))
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def await_owner(folder: Path) -> None:
-    """Wait until the owner of a bed has died or closed it, and hold the bed from then on."""
+    """Wait until the owner of a test bed has died or closed it, and hold the test bed from then on."""
     with contextlib.suppress(FileNotFoundError):
         fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
 
@@ -192,7 +192,7 @@ def _folders() -> list[Path]:
 
 
 def _hold(folder: Path) -> int | None:
-    """Take the lock of a dead bed; return its descriptor, None when the owner lives (or somebody takes it down)."""
+    """Take the lock of a dead test bed and return its descriptor; None when the owner lives or another has it."""
     with contextlib.suppress(FileNotFoundError):
         file = os.open(folder, os.O_RDONLY)
         try:
@@ -205,7 +205,7 @@ def _hold(folder: Path) -> int | None:
 
 
 def _living() -> list[str]:
-    """Return the ids of the beds whose owner lives."""
+    """Return the ids of the test beds whose owner lives."""
     names = []
     for folder in _folders():
         if (file := _hold(folder)) is None:
@@ -223,7 +223,7 @@ def _make_open(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _registry() -> Iterator[None]:
-    """Hold the lock over all beds, so that no half-made folder is ever seen."""
+    """Hold the lock over all test beds, so that no half-made folder is ever seen."""
     for folder in (FOLDER.parent, FOLDER):
         if not folder.exists():
             _make_open(folder)

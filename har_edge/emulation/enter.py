@@ -1,4 +1,4 @@
-"""Become a command inside a bed: `python -m har_edge.emulation.enter BED PLACE COMMAND...`."""
+"""Become a command inside a test bed: `python -m har_edge.emulation.enter BED PLACE COMMAND...`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BROKER_VARIABLE = "HAR_EDGE_BROKER"
 
 
 def enter(emulation: Emulation, host: str, command: Sequence[str]) -> NoReturn:
-    """Replace this process by a command on a host of a bed, with the limits, network and names of that host."""
+    """Replace this process by a command on a host of a test bed, with the limits, network and names of that host."""
     namespace = emulation.namespace(host)
     cgroups.attach(emulation.groups_of(host), os.getpid())
     network.join_namespace(namespace)

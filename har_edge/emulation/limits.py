@@ -53,7 +53,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The devices of a bed, in order, and what the broker's host may use."""
+    """The devices of a test bed, in order, and what the broker's host may use."""
 
     devices: tuple[Device, ...]
     broker: Limits = UNLIMITED

@@ -43,7 +43,7 @@ def missing_tools() -> list[str]:
 
 
 def check_machine() -> None:
-    """Raise UnsupportedError, with everything that is missing, where no bed can be made."""
+    """Raise UnsupportedError, with everything that is missing, where no test bed can be made."""
     missing = missing_tools() if sys.platform == "linux" else [f"Linux; this is {sys.platform}"]
     if sys.platform == "linux" and os.geteuid() != 0:
         missing.insert(0, "root, who alone may make network namespaces and cgroups: sudo")

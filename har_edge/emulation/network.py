@@ -1,4 +1,4 @@
-"""Namespaces, links and the bridge of a bed, by iproute2; nothing is made in the machine's own network.
+"""Namespaces, links and the bridge of a test bed, by iproute2; nothing is made in the machine's own network.
 
 Every host has a namespace with one interface, eth0, whose other end is a port of the bridge. The bridge stands in a
 namespace of its own, with an address, so that a process there reaches every host over no link at all.
@@ -48,7 +48,7 @@ def pids_in(name: str) -> list[int]:
 
 
 def add_bridge(namespace: str, address: str) -> None:
-    """Make the bridge of a bed, with an address of its own."""
+    """Make the bridge of a test bed, with an address of its own."""
     call("ip", "-n", namespace, "link", "add", _BRIDGE, "type", "bridge")
     call("ip", "-n", namespace, "address", "add", f"{address}/{PREFIX_BITS}", "dev", _BRIDGE)
     call("ip", "-n", namespace, "link", "set", _BRIDGE, "up")

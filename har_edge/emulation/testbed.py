@@ -1,4 +1,4 @@
-"""An emulated bed as a context manager: made on entry, gone on exit, and gone too when this process is killed."""
+"""An emulated test bed as a context manager: made on entry, gone on exit, and gone too when this process is killed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Testbed:
         check_machine()
         try:
             emulation.cleanup_stale()
-        except NodeError as error:  # what a dead bed left is no reason to make no other
+        except NodeError as error:  # what a dead test bed left is no reason to make no other
             _log.warning("%s", error)
         self.emulation, self._owner = emulation.register(self._layout)
         self._watcher = subprocess.Popen(
@@ -107,7 +107,7 @@ class Testbed:
             self._broker.check()
 
     def close(self) -> None:
-        """Kill what still runs in the bed, and take it down."""
+        """Kill what still runs in the test bed, and take it down."""
         if self._broker is not None:
             self._broker.stop()
         emulation.destroy(self.emulation)

@@ -1,4 +1,4 @@
-"""Take a bed down when its owner has died: `python -m har_edge.emulation.watcher BED`."""
+"""Take a test bed down when its owner has died: `python -m har_edge.emulation.watcher BED`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Measurements on the test bed: what splitting a model over devices gives, and whether the planner foresaw it."""
+"""Measurements of whole deployments: the gain of splitting a model over devices, and recovery from faults."""

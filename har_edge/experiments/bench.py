@@ -1,4 +1,4 @@
-"""Measure models on beds of devices: profile, plan, cut, run, count; a bench that was stopped goes on where it was."""
+"""Measure models on test beds: profile, plan, cut, run, count; a bench that was stopped goes on where it was."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from har_edge.planner.profile import Profile, load_profile, store_profile
 from har_edge.runtime.profiling import find_work, make_profile, measure_messages, time_model
 from har_edge.tflite.model import Model
 
-# Of what a link of Ethernet carries, TCP's part: 1448 of 1514 bytes.
+# TCP's part of what a link of Ethernet carries: 1448 of 1514 bytes.
 TCP_SHARE = 1448 / 1514
 LATENCY_S = 0.0001
 _IMAGES = 8
@@ -37,7 +37,7 @@ _FILE = "measured.csv"
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What holds for a whole bench: the link of each device, and how long to measure."""
+    """The conditions of a whole bench: the link of each device, and how long to measure."""
 
     link_bits_per_s: int
     warm_s: float
@@ -126,7 +126,7 @@ class Bench:
 def plan_for(
     model: Model, profile: Profile, layout: Layout, speeds: Mapping[str, float], cuts: tuple[int, ...] | None = None
 ) -> Plan:
-    """Return the plan of most windows a second for the devices of a bed, without replicas, with these cuts if any.
+    """Return the plan of most windows a second for the devices of a test bed, without replicas, with these cuts if any.
 
     `speeds` are those of the devices, as factors on the profile.
     """

@@ -1,4 +1,4 @@
-"""A cluster that faults are done to: every result is recorded, and what nodes have cached can be prepared."""
+"""A cluster for fault injection: it records every result and can prepare the caches of its nodes."""
 
 from __future__ import annotations
 

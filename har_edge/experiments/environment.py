@@ -1,4 +1,4 @@
-"""Where a deployment runs that faults are done to: on this machine, or on emulated devices with cables."""
+"""The place of a deployment that faults are injected into: this machine, or emulated devices with cables."""
 
 from __future__ import annotations
 

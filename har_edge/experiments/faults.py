@@ -1,4 +1,4 @@
-"""What can happen to a deployment while data flows, done on purpose, and how long it takes until it has got over it."""
+"""Faults that are injected into a deployment while data flows, and the time until it has recovered from each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECOVER_S = 60.0
 REACT_S = 20.0
 # How long a joined node is watched for a plan that gives it something to do, which is up to the coordinator.
 JOIN_S = 6.0
-# What is left of a round should last until the pipeline has got over a fault, or the gap is not seen whole.
+# The rest of a round should outlast the recovery from a fault, or the gap is not seen whole.
 MARGIN_S = 15.0
 CALM_S = 1.0
 HANG_S = (3.0, 8.0)
@@ -44,7 +44,7 @@ class Kind(Enum):
 
 
 STAGES = "--stages"
-# What takes several times the margin: two changes of cuts, before each of which a new coordinator looks around.
+# Faults that take several times the margin: two changes of cuts, each by a coordinator that first looks around.
 LONG = {Kind.REPLAN: 3}
 REMOVES = frozenset({Kind.CRASH, Kind.CRASH_COLD, Kind.LEAVE})
 STOPS = frozenset({Kind.HANG, Kind.CUT})
@@ -67,7 +67,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class FaultInjector:
-    """Does one fault after the other to an arena under load, with at least one node left, and mends what it broke.
+    """Injects one fault after the other into a cluster under load, leaves at least one node, and repairs the damage.
 
     `coordinator` is the command to start it again with, `--stages` in it; `margin_s` is what must be left of a round of
     the load, `hang_s` for how long a node is stopped or cut off, `join_s` for how long one that joined is watched.
@@ -200,12 +200,12 @@ class FaultInjector:
                     self.cluster.copy_cached(node, sha256, victim)
 
     def _was_cold(self, before: Deployment, victim: str, cached: set[tuple[str, str]]) -> bool:
-        """Tell whether a slice of the victim went to a node that had to fetch it."""
+        """Return whether a slice of the victim went to a node that had to fetch it."""
         lost = _slices(before, victim)
         after = self._deployment()
         return any((node, sha256) not in cached for node in self.nodes for sha256 in lost & _slices(after, node))
 
-    # What is done, and what mends it.
+    # The actions, and what repairs each.
 
     def _kill(self, victim: str) -> str:
         self.cluster.kill(victim)

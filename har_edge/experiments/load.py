@@ -117,7 +117,7 @@ class Load:
         return self.spacing_s * (self.windows - max(self._next(stream) for stream in self.streams))
 
     def is_flowing(self) -> bool:
-        """Tell whether every stream of this round had a result within the last two windows' time, or half a second."""
+        """Return whether every stream of this round had a result in the time of two windows, or in half a second."""
         recent = time.monotonic() - max(0.5, 2 * self.spacing_s)
         last = [self.cluster.recorder.last_result(stream) for stream in self.streams]
         return all(one is not None and one.at > recent and one.result.captured >= self.rounds[-1] for one in last)

@@ -1,4 +1,4 @@
-"""What is measured: a model, the task that lets it take part in a pipeline, and made-up windows for it."""
+"""A model to measure, the task that lets it take part in a pipeline, and made-up windows for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trial deploys and replays, and what the whole model, run offline, answers to it."""
+"""The model and the recordings of a trial, and the answers of the whole model, run offline, to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one measurement on a bed gave, as a row of a CSV file that grows as the measurements come."""
+"""The figures of one measurement on a test bed, as a row of a CSV file that grows as the measurements come."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from har_edge.errors import ConfigError
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model on one bed, once.
+    """One model on one test bed, once.
 
     `cpus` are the devices that the plan could use, in cores of this machine, `used` those of its stages in order,
     `cuts` the operators it cuts before; all three joined by spaces. `windows` were answered in `seconds`; `busy` is the
@@ -43,7 +43,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def key(self) -> tuple[str, str, int, int]:
-        """What tells measurements apart."""
+        """The values that tell measurements apart."""
         return self.sha256, self.cpus, self.link_bits_per_s, self.repeat
 
     @property
@@ -82,7 +82,7 @@ def append_row(row: Row, path: Path) -> None:
 
 
 class Gain(msgspec.Struct, frozen=True):
-    """What so many devices gave over one: medians of the rates, and of the ratios within each repeat."""
+    """The gain of so many devices over one: medians of the rates, and of the ratios within each repeat."""
 
     model: str
     devices: int

@@ -1,7 +1,7 @@
 """Print how long one run of a model takes here: `python -m har_edge.experiments.timing MODEL SECONDS`.
 
-On a device of a bed, and for long enough that its share of the processor bites. The seconds are those of a clock on the
-wall, the mean over all runs: a quota lets some through at full speed and stops others.
+This runs on a device of a test bed, for long enough that its share of the processor bites. The seconds are those of
+the wall clock, the mean over all runs: a quota lets some runs through at full speed and stops others.
 """
 
 from __future__ import annotations
