@@ -11,12 +11,12 @@ SUBJECT = ("--subjects", "1")
 
 
 def test_results_go_on_without_a_killed_sensor_and_are_complete_when_it_is_back(fleet: Fleet) -> None:
-    """The chest sets the pace; the others keep step by their credit of results: 4 windows of 0.25 s ahead."""
+    """The chest sets the pace; the others keep step by their credit of results: 4 windows of 0.5 s ahead."""
     file = fleet.slices / "pipeline.toml"
     text = file.read_text().replace('missing = "wait"', 'missing = "carry_on"')
     file.write_text(text.replace("carry_on_after_s = 1.0", "carry_on_after_s = 3.0"))
     stages = fleet.stages()
-    chest = fleet.start("sensor", "--source", "chest", *SUBJECT, "--speed", "10")
+    chest = fleet.start("sensor", "--source", "chest", *SUBJECT, "--speed", "5")
     fleet.until(lambda: "connected" in chest.output, "the sensor does not start")
 
     def keep_step(source: str) -> Running:
