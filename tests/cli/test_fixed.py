@@ -155,7 +155,7 @@ def doctor(fleet: Fleet, code: int, *options: str) -> dict[str, dict[str, str]]:
 
 def test_the_doctor_finds_nothing_wrong_with_a_pipeline_that_runs(fleet: Fleet) -> None:
     fleet.stages()
-    sensor = fleet.start("sensor", "--subjects", "1", "--speed", "20")
+    sensor = fleet.start("sensor", "--subjects", "1", "--speed", "5")
     fleet.until_results(3)
     seen = doctor(fleet, 0)
     for name in ("broker", "folder", "stages", "sensors", "losses", "flow"):
