@@ -19,7 +19,7 @@ from statistics import mean
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from har_edge.cli.arguments.options import subjects
+from har_edge.cli.arguments.values import subjects
 from har_edge.config.catalog import ModelEntry
 from har_edge.data.description import load_description
 from har_edge.data.files import read_recordings

@@ -363,13 +363,13 @@ def takes_batches(manifest: SliceManifest) -> bool:
 @contextlib.contextmanager
 def forced() -> Iterator[None]:
     """Let `slice_model` cut where it refuses to."""
-    kept = slicing.check_places, slicing.slice_refusal
-    slicing.check_places = lambda graph, flow, wanted: sorted(set(wanted))  # type: ignore[assignment]
+    kept = slicing.check_cuts, slicing.slice_refusal
+    slicing.check_cuts = lambda graph, flow, wanted: sorted(set(wanted))  # type: ignore[assignment]
     slicing.slice_refusal = lambda *_: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        slicing.check_places, slicing.slice_refusal = kept
+        slicing.check_cuts, slicing.slice_refusal = kept
 
 
 class Line:

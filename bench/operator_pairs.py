@@ -68,7 +68,7 @@ def pieces(shape: Sequence[int], *kinds: str) -> tuple[bytes, bytes, bytes]:
         x, sizes = add(graph, kind, x, sizes)
     graph.output(x)
     model = read_model(draft.build())
-    slices.slice_refusal, slices.check_places = lambda *_: None, lambda graph, flow, cuts: list(cuts)  # type: ignore
+    slices.slice_refusal, slices.check_cuts = lambda *_: None, lambda graph, flow, cuts: list(cuts)  # type: ignore
     first, second = slices.slice_model(model, [1])
     return bytes(model.data), bytes(slices.write_slice(model, first)), bytes(slices.write_slice(model, second))
 

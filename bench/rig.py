@@ -104,7 +104,7 @@ class Relay:
         by_tensor = {enters.tensor: source for source, enters in rig.pipeline.task.inputs.items()}
         sources = [by_tensor[name] for name in dict.fromkeys(order) if name in by_tensor]
         self._payloads = [b"".join(codes[source].tobytes() for source in sources) for codes in rig.codes]
-        self._client = mqtt.ClientLibrary(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self._client.max_inflight_messages_set(0)
         self._client.on_connect, self._client.on_message = self._on_connect, self._on_message
         self._room, self._got, self._due = threading.Semaphore(0), 0, threading.Event()
@@ -117,7 +117,7 @@ class Relay:
         self._subscribed.wait(10)
         self._await_flow()
 
-    def _on_connect(self, client: mqtt.ClientLibrary, *_: object) -> None:
+    def _on_connect(self, client: mqtt.Client, *_: object) -> None:
         client.socket().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # type: ignore[union-attr]
         client.subscribe(self._last, self._qos)
 
