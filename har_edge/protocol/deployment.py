@@ -7,9 +7,9 @@ else but the files that it names by hash.
 
 from __future__ import annotations
 
-import math
 import re
 from enum import Enum
+from typing import Annotated
 
 import msgspec
 
@@ -30,6 +30,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
+_StageNumber = Annotated[int, msgspec.Meta(ge=0, lt=MAX_STAGES)]
+
+
 class Phase(Enum):
     """The phase of a generation."""
 
@@ -44,9 +47,9 @@ class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     Stages with several replicas, counted from 0, take turns. A node in `standby` loads the slice and waits.
     """
 
-    stage: int
+    stage: _StageNumber
     node: str
-    replica: int = 0
+    replica: _StageNumber = 0
     standby: tuple[str, ...] = ()
 
     @property
@@ -57,7 +60,7 @@ class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One way to cut the model, and who runs the slices. `predicted_s` are the planner's seconds a window, by stage."""
 
-    epoch: int
+    epoch: Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
     manifest: SliceManifest
     placements: tuple[Placement, ...]
     predicted_s: tuple[float, ...] = ()
@@ -80,13 +83,13 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """
 
     version: int
-    revision: int
+    revision: Annotated[int, msgspec.Meta(ge=0, lt=MAX_REVISION)]
     author: str
-    started: float
+    started: Annotated[float, msgspec.Meta(ge=0.0)]
     config: PipelineConfig
     epoch: int = 0
     files: dict[str, str] = {}
-    generations: tuple[Generation, ...] = ()
+    generations: Annotated[tuple[Generation, ...], msgspec.Meta(max_length=MAX_GENERATIONS)] = ()
 
     @property
     def current(self) -> Generation | None:
@@ -150,14 +153,8 @@ def _problem(deployment: Deployment) -> str:
     """Say what is wrong with a deployment; empty where nothing is."""
     if deployment.version != VERSION:
         return f"the version is {deployment.version}; expected {VERSION}"
-    if not 0 <= deployment.revision < MAX_REVISION:
-        return f"the revision is {deployment.revision}; expected 0 to 2^53 - 1"
-    if not 0.0 <= deployment.started < math.inf:
-        return f"its author started at {deployment.started}; expected seconds since 1970"
     if not is_id(deployment.config.base) or not is_id(deployment.config.name):
         return "base or name cannot stand in a topic"
-    if len(deployment.generations) > MAX_GENERATIONS:
-        return f"there are {len(deployment.generations)} generations; expected at most {MAX_GENERATIONS}"
     for name, sha256 in deployment.files.items():
         if not _FILE.fullmatch(name) or not _SHA256.fullmatch(sha256):
             return f"file {name!r} has hash {sha256!r}; expected a plain name and a SHA-256 as 64 hex digits"
@@ -172,8 +169,6 @@ def _problem(deployment: Deployment) -> str:
 def _flaw(generation: Generation) -> str:
     """Say what is wrong with a generation; empty where nothing is."""
     where, slices = f"in epoch {generation.epoch} ", generation.manifest.slices
-    if not 0 < generation.epoch < 2**62:
-        return where + "the number is out of range; expected 1 to 2^62"
     if not 1 <= len(slices) <= MAX_STAGES:
         return where + f"there are {len(slices)} slices; expected 1 to {MAX_STAGES}"
     for entry in slices:
@@ -190,6 +185,6 @@ def _flaw(generation: Generation) -> str:
             where + f"stages {sorted({stage for stage, _ in keys})} are placed; expected each of {len(slices)} slices"
         )
     for placement in generation.placements:
-        if not all(map(is_id, (placement.node, *placement.standby))) or not 0 <= placement.replica < MAX_STAGES:
-            return where + f"stage {placement.stage} has a node or replica that cannot be: {placement.node!r}"
+        if not all(map(is_id, (placement.node, *placement.standby))):
+            return where + f"stage {placement.stage} has a node that cannot be: {placement.node!r}"
     return ""
