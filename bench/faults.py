@@ -36,7 +36,7 @@ from har_edge.data.locate import find_data
 from har_edge.errors import NodeError
 from har_edge.experiments.cluster import RecordedCluster
 from har_edge.experiments.environment import Environment, emulated_environment, local_environment
-from har_edge.experiments.faults import FaultInjector, Kind, Outcome
+from har_edge.experiments.faults import FaultInjector, FaultKind, Outcome
 from har_edge.experiments.load import AnswerCheck, LineDevice, Load
 from har_edge.experiments.reference import Reference, prepare_reference
 from har_edge.mqtt.connect import ClientLibrary, choose_client
@@ -52,13 +52,13 @@ SPEED = 8.0
 # Windows of the live device that may wait, so that an outage makes its sensor drop some.
 QUEUE = 2
 # What was asked for: (noticed, gap) in seconds at most.
-WANTED: dict[Kind, tuple[float | None, float | None]] = {
-    Kind.CRASH: (0.5, 1.5),
-    Kind.CRASH_COLD: (0.5, 3.0),
-    Kind.HANG: (2.0, None),
-    Kind.LEAVE: (None, 0.5),
-    Kind.JOIN: (None, 0.5),
-    Kind.REPLAN: (None, 0.5),
+WANTED: dict[FaultKind, tuple[float | None, float | None]] = {
+    FaultKind.CRASH: (0.5, 1.5),
+    FaultKind.CRASH_COLD: (0.5, 3.0),
+    FaultKind.HANG: (2.0, None),
+    FaultKind.LEAVE: (None, 0.5),
+    FaultKind.JOIN: (None, 0.5),
+    FaultKind.REPLAN: (None, 0.5),
 }
 EXIT_WRONG, EXIT_SLOW = 1, 2
 HEAD = ("fault", "count", "noticed s", "max", "wanted", "gap s", "max", "wanted", "resent", "came twice")
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--nodes", type=int, default=4, metavar="N")
     parser.add_argument(
-        "--kinds", default=",".join(Kind.__members__), metavar="LIST", help="only these (default: %(default)s)"
+        "--kinds", default=",".join(FaultKind.__members__), metavar="LIST", help="only these (default: %(default)s)"
     )
     parser.add_argument("--client", default="auto", choices=("auto", "paho", "native"))
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -172,12 +172,12 @@ def run(
         environment.broker.save()
         load.start()
         device.start()
-        problem = hurt(injector, device, args.faults, [Kind[name] for name in args.kinds.split(",")])
+        problem = hurt(injector, device, args.faults, [FaultKind[name] for name in args.kinds.split(",")])
         checks = load.check_answers(expected), device.check_answers(reference.answers(device.windows))
         return Report(tuple(injector.outcomes), *checks, device.dropped, cluster.recorder.repeated, problem)
 
 
-def hurt(injector: FaultInjector, device: LineDevice, faults: int, kinds: Sequence[Kind]) -> str:
+def hurt(injector: FaultInjector, device: LineDevice, faults: int, kinds: Sequence[FaultKind]) -> str:
     """Do the faults and let the load come to its end; return what went wrong, empty where nothing did."""
     started = time.monotonic()
     try:
@@ -198,7 +198,7 @@ def hurt(injector: FaultInjector, device: LineDevice, faults: int, kinds: Sequen
 def show(report: Report) -> None:
     """Print a row a kind of fault, and the verdicts."""
     print(_line(HEAD))
-    for kind in Kind:
+    for kind in FaultKind:
         of_kind = [one for one in report.faults if one.kind is kind]
         if of_kind:
             noticed = [one.noticed_s for one in of_kind if one.noticed_s is not None]

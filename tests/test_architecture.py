@@ -131,6 +131,22 @@ def test_messages_are_decoded_in_one_place() -> None:
     assert wrong == []
 
 
+# Names with two classes: one that a program of the user's sees, and the one that the public API is built on.
+TWICE = {
+    "Model": {"api/model.py", "tflite/model.py"},
+    "Sensor": {"api/sensor.py", "runtime/sensor/sensor.py"},
+}
+
+
+def test_each_public_class_has_a_name_of_its_own() -> None:
+    places: dict[str, set[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, set()).add(path.relative_to(PACKAGE).as_posix())
+    assert {name: found for name, found in places.items() if len(found) > 1} == TWICE
+
+
 def test_no_module_uses_pickle_or_eval() -> None:
     wrong = []
     for path, nodes in trees().items():

@@ -13,7 +13,7 @@ from har_edge.emulation.limits import Device, Layout, Limits
 from har_edge.emulation.testbed import Testbed
 from har_edge.experiments.emulation import Pace, run_stages
 from har_edge.experiments.model_under_test import ModelUnderTest, cut_model, make_windows
-from har_edge.experiments.rows import Row, append_row, read_rows
+from har_edge.experiments.rows import MeasuredRow, append_row, read_rows
 from har_edge.experiments.timing import time_on_devices
 from har_edge.inference.tensor_observation import open_model
 from har_edge.mqtt.address import read_address
@@ -51,8 +51,8 @@ class Bench:
 
     folder: Path
     conditions: Conditions
-    tell: Callable[[Row], None] = lambda row: None
-    rows: list[Row] = field(default_factory=list)
+    tell: Callable[[MeasuredRow], None] = lambda row: None
+    rows: list[MeasuredRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class Bench:
             store_profile(_measure(model, self.conditions.link_bits_per_s), path)
         return load_profile(path)
 
-    def measure(self, under_test: ModelUnderTest, profile: Profile, cpus: Sequence[float], repeat: int) -> Row:
+    def measure(self, under_test: ModelUnderTest, profile: Profile, cpus: Sequence[float], repeat: int) -> MeasuredRow:
         """Plan for devices with these parts of a core, run the plan, and return the row; one that is there is kept."""
         limits = [Limits(cpu=cpu, link_bits_per_s=self.conditions.link_bits_per_s) for cpu in cpus]
         layout = Layout(tuple(Device(f"device-{number}", limit) for number, limit in enumerate(limits, 1)))
@@ -84,7 +84,7 @@ class Bench:
 
     def _run(
         self, under_test: ModelUnderTest, profile: Profile, cuts: tuple[int, ...], layout: Layout, repeat: int
-    ) -> Row:
+    ) -> MeasuredRow:
         """Cut, ask every device how fast it runs the model, foresee, run.
 
         Which device takes which slice, and what is foreseen, rests on the speeds that the devices show just before.
@@ -101,7 +101,7 @@ class Bench:
             with run_stages(testbed, pipeline, plan.devices) as stages:
                 measured = stages.measure(make_windows(pipeline, _IMAGES), pace)
         used = [cpu[name] for name in plan.devices]
-        return Row(
+        return MeasuredRow(
             model=under_test.name,
             sha256=profile.model_sha256,
             cpus=_joined(cpu.values()),

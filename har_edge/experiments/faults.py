@@ -28,7 +28,7 @@ HANG_S = (3.0, 8.0)
 PAUSE_S = (0.5, 3.0)
 
 
-class Kind(Enum):
+class FaultKind(Enum):
     """A fault; the value is its name in reports."""
 
     CRASH = "crash"
@@ -45,9 +45,9 @@ class Kind(Enum):
 
 STAGES = "--stages"
 # Faults that take several times the margin: two changes of cuts, each by a coordinator that first looks around.
-LONG = {Kind.REPLAN: 3}
-REMOVES = frozenset({Kind.CRASH, Kind.CRASH_COLD, Kind.LEAVE})
-STOPS = frozenset({Kind.HANG, Kind.CUT})
+LONG = {FaultKind.REPLAN: 3}
+REMOVES = frozenset({FaultKind.CRASH, FaultKind.CRASH_COLD, FaultKind.LEAVE})
+STOPS = frozenset({FaultKind.HANG, FaultKind.CUT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Outcome:
     `resent` windows were sent again by sensors, `repeated` results came again and were dropped by the sink.
     """
 
-    kind: Kind
+    kind: FaultKind
     detail: str
     noticed_s: float | None
     gap_s: float
@@ -82,24 +82,24 @@ class FaultInjector:
     hang_s: tuple[float, float] = HANG_S
     join_s: float = JOIN_S
     outcomes: list[Outcome] = field(default_factory=list)
-    _tried: list[Kind] = field(default_factory=list)
+    _tried: list[FaultKind] = field(default_factory=list)
 
-    def choose(self, kinds: Collection[Kind]) -> Kind:
+    def choose(self, kinds: Collection[FaultKind]) -> FaultKind:
         """Return one of these faults that may happen now and was tried least; a join where none may."""
         done, up = Counter(self._tried), len(self.cluster.processes.alive(self.nodes))
         possible = [
             kind
             for kind in kinds
-            if not (kind is Kind.CUT and self.cluster.environment.disconnect is None)
-            and not (kind is Kind.JOIN and up == len(self.nodes))
+            if not (kind is FaultKind.CUT and self.cluster.environment.disconnect is None)
+            and not (kind is FaultKind.JOIN and up == len(self.nodes))
             and not (kind in REMOVES and up <= 2)
         ]
         if not possible:
-            possible = [Kind.JOIN]  # none of them may happen again before a node is back
+            possible = [FaultKind.JOIN]  # none of them may happen again before a node is back
         least = min(done[kind] for kind in possible)
         return self.rng.choice([kind for kind in possible if done[kind] == least])
 
-    def run(self, kind: Kind, victim: str | None = None) -> Outcome:
+    def run(self, kind: FaultKind, victim: str | None = None) -> Outcome:
         """Wait until all is well, do it, wait until all is well again; raises NodeError when that takes too long."""
         self._tried.append(kind)
         self.await_calm(self.margin_s * LONG.get(kind, 1))
@@ -112,14 +112,14 @@ class FaultInjector:
         do, undo = _ACTIONS[kind]
         detail = do(self, victim)
         noticed = self._notice(kind, victim, before, began)
-        if kind in STOPS or kind is Kind.COORDINATOR:  # the others go on before it is mended
+        if kind in STOPS or kind is FaultKind.COORDINATOR:  # the others go on before it is mended
             self._await_results(began_at)
         undo(self, victim)
         self._await_results(time.time())
         self.await_calm(0.0)
         pauses = [recorder.longest_pause(stream, began, time.monotonic()) for stream in self.load.streams]
-        if kind in (Kind.CRASH, Kind.CRASH_COLD):
-            kind = Kind.CRASH_COLD if self._was_cold(before, victim, cached) else Kind.CRASH
+        if kind in (FaultKind.CRASH, FaultKind.CRASH_COLD):
+            kind = FaultKind.CRASH_COLD if self._was_cold(before, victim, cached) else FaultKind.CRASH
         self.outcomes.append(
             Outcome(
                 kind=kind,
@@ -162,24 +162,24 @@ class FaultInjector:
         assert deployment is not None, "calm means that there is one"
         return deployment
 
-    def _choose_victim(self, kind: Kind) -> str:
+    def _choose_victim(self, kind: FaultKind) -> str:
         up = self.cluster.processes.alive(self.nodes)
-        if kind is Kind.JOIN:
+        if kind is FaultKind.JOIN:
             return self.rng.choice([name for name in self.nodes if name not in up])
         busy = [name for name in up if _slices(self._deployment(), name)]
         return self.rng.choice(busy or up)
 
-    def _notice(self, kind: Kind, victim: str, before: Deployment, began: float) -> float | None:
+    def _notice(self, kind: FaultKind, victim: str, before: Deployment, began: float) -> float | None:
         """Wait for the plan that reacts; return how long it took, None where there is nothing to react to."""
         held = bool(_slices(before, victim))
-        if kind is not Kind.JOIN and (kind not in REMOVES | STOPS or not held):
+        if kind is not FaultKind.JOIN and (kind not in REMOVES | STOPS or not held):
             return None
 
         def reaction() -> float | None:
             plans = (seen for seen in self.cluster.recorder.plans if seen.at > began)
-            return next((s.at for s in plans if bool(_slices(s.deployment, victim)) == (kind is Kind.JOIN)), None)
+            return next((s.at for s in plans if bool(_slices(s.deployment, victim)) == (kind is FaultKind.JOIN)), None)
 
-        if kind is Kind.JOIN:
+        if kind is FaultKind.JOIN:
             self.cluster.run_for(self.join_s)
         else:
             self.cluster.until(reaction, f"no plan reacts to {kind.value} of {victim}", REACT_S)
@@ -190,13 +190,13 @@ class FaultInjector:
         hashes = {entry.sha256 for one in deployment.generations for entry in one.manifest.slices}
         return {(node, each) for node in self.nodes for each in hashes if self.cluster.has_cached(node, each)}
 
-    def _prepare_caches(self, kind: Kind, victim: str) -> None:
+    def _prepare_caches(self, kind: FaultKind, victim: str) -> None:
         """Before a crash, put the slices of a node into the caches of all others, or remove them from there."""
         for sha256 in _slices(self._deployment(), victim):
             for node in self.nodes:
-                if kind is Kind.CRASH_COLD and node != victim:
+                if kind is FaultKind.CRASH_COLD and node != victim:
                     self.cluster.remove_cached(node, sha256)
-                elif kind is Kind.CRASH and node != victim:
+                elif kind is FaultKind.CRASH and node != victim:
                     self.cluster.copy_cached(node, sha256, victim)
 
     def _was_cold(self, before: Deployment, victim: str, cached: set[tuple[str, str]]) -> bool:
@@ -314,15 +314,15 @@ def _slices(deployment: Deployment, node: str) -> frozenset[str]:
     return frozenset(generation.manifest.slices[one.stage].sha256 for one in generation.of(node))
 
 
-_ACTIONS: dict[Kind, tuple[Callable[[FaultInjector, str], str], Callable[[FaultInjector, str], None]]] = {
-    Kind.CRASH: (FaultInjector._kill, FaultInjector._nothing),
-    Kind.CRASH_COLD: (FaultInjector._kill, FaultInjector._nothing),
-    Kind.HANG: (FaultInjector._stop, FaultInjector._continue),
-    Kind.LEAVE: (FaultInjector._leave, FaultInjector._nothing),
-    Kind.JOIN: (FaultInjector._join, FaultInjector._nothing),
-    Kind.COORDINATOR: (FaultInjector._kill_coordinator, FaultInjector._start_coordinator),
-    Kind.BROKER_STOP: (FaultInjector._stop_broker, FaultInjector._start_broker),
-    Kind.BROKER_KILL: (FaultInjector._kill_broker, FaultInjector._start_broker),
-    Kind.CUT: (FaultInjector._disconnect, FaultInjector._reconnect),
-    Kind.REPLAN: (FaultInjector._cut_anew, FaultInjector._cut_as_before),
+_ACTIONS: dict[FaultKind, tuple[Callable[[FaultInjector, str], str], Callable[[FaultInjector, str], None]]] = {
+    FaultKind.CRASH: (FaultInjector._kill, FaultInjector._nothing),
+    FaultKind.CRASH_COLD: (FaultInjector._kill, FaultInjector._nothing),
+    FaultKind.HANG: (FaultInjector._stop, FaultInjector._continue),
+    FaultKind.LEAVE: (FaultInjector._leave, FaultInjector._nothing),
+    FaultKind.JOIN: (FaultInjector._join, FaultInjector._nothing),
+    FaultKind.COORDINATOR: (FaultInjector._kill_coordinator, FaultInjector._start_coordinator),
+    FaultKind.BROKER_STOP: (FaultInjector._stop_broker, FaultInjector._start_broker),
+    FaultKind.BROKER_KILL: (FaultInjector._kill_broker, FaultInjector._start_broker),
+    FaultKind.CUT: (FaultInjector._disconnect, FaultInjector._reconnect),
+    FaultKind.REPLAN: (FaultInjector._cut_anew, FaultInjector._cut_as_before),
 }

@@ -12,7 +12,7 @@ import msgspec
 from har_edge.errors import ConfigError
 
 
-class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MeasuredRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model on one test bed, once.
 
     `cpus` are the devices that the plan could use, in cores of this machine, `used` those of its stages in order,
@@ -57,21 +57,21 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.predicted_s / self.period_s - 1
 
 
-_FIELDS = Row.__struct_fields__
+_FIELDS = MeasuredRow.__struct_fields__
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[MeasuredRow]:
     """Return the rows of a file, none where there is no file; ConfigError for a file that holds something else."""
     if not path.exists():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [msgspec.convert(row, Row, strict=False) for row in csv.DictReader(file)]
+            return [msgspec.convert(row, MeasuredRow, strict=False) for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path} holds no measurements of this command: {error}; give another folder") from None
 
 
-def append_row(row: Row, path: Path) -> None:
+def append_row(row: MeasuredRow, path: Path) -> None:
     """Write a row at the end of a file, the names of its columns before the first."""
     fresh = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
@@ -96,10 +96,10 @@ class Gain(msgspec.Struct, frozen=True):
     busy: str
 
 
-def gains(rows: Sequence[Row]) -> list[Gain]:
+def gains(rows: Sequence[MeasuredRow]) -> list[Gain]:
     """Return one entry a model and number of devices; repeats without a measurement on one device do not count."""
     found = []
-    groups: dict[tuple[str, int], list[Row]] = {}
+    groups: dict[tuple[str, int], list[MeasuredRow]] = {}
     for row in rows:
         groups.setdefault((row.model, row.devices), []).append(row)
     for (model, devices), group in groups.items():

@@ -30,7 +30,7 @@ from har_edge.tflite.model import Model
 from har_edge.tflite.slices import Slice, write_slice
 
 _SLICE = re.compile(r"slice-\d+\.tflite")
-# What a cut that was killed leaves of a file: today, and before drafts had names of their own.
+# Drafts of a cut that was killed, by their present names and by the earlier one.
 _UNFINISHED = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(DRAFT)}|slice-\d+\.tflite{re.escape(DRAFT)}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from har_edge.experiments.bench import Bench, Conditions
 from har_edge.experiments.model_under_test import find_model_under_test
-from har_edge.experiments.rows import Row
+from har_edge.experiments.rows import MeasuredRow
 from tests.emulation.machine import require_machine
 
 CONDITIONS = Conditions(94_000_000, warm_s=0.2, seconds=0.5, windows=5)
@@ -14,7 +14,7 @@ CONDITIONS = Conditions(94_000_000, warm_s=0.2, seconds=0.5, windows=5)
 
 def test_two_devices_are_measured_once(tmp_path: Path) -> None:
     require_machine()
-    told: list[Row] = []
+    told: list[MeasuredRow] = []
     tmp_path.chmod(0o755)
     model_under_test = find_model_under_test("int8", tmp_path / "models")
     bench = Bench(tmp_path / "out", CONDITIONS, tell=told.append)

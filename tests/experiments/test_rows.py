@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from har_edge.errors import ConfigError
-from har_edge.experiments.rows import Row, append_row, gains, read_rows
+from har_edge.experiments.rows import MeasuredRow, append_row, gains, read_rows
 
-ROW = Row(
+ROW = MeasuredRow(
     model="net",
     sha256="ab",
     cpus="0.1",
@@ -32,7 +32,7 @@ ROW = Row(
 )
 
 
-def on(cpus: str, repeat: int, period_s: float) -> Row:
+def on(cpus: str, repeat: int, period_s: float) -> MeasuredRow:
     return msgspec.structs.replace(ROW, cpus=cpus, used=cpus, repeat=repeat, period_s=period_s)
 
 

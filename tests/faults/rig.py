@@ -14,7 +14,7 @@ from har_edge.cluster.processes import PROGRAM
 from har_edge.errors import NodeError
 from har_edge.experiments.cluster import RecordedCluster
 from har_edge.experiments.environment import Environment
-from har_edge.experiments.faults import FaultInjector, Kind, Outcome
+from har_edge.experiments.faults import FaultInjector, FaultKind, Outcome
 from har_edge.experiments.load import Answers, Load
 from har_edge.experiments.reference import Reference
 from har_edge.protocol.topics import COORDINATOR
@@ -50,7 +50,7 @@ class Scene:
     injector: FaultInjector
     load: Load
 
-    def hurt(self, kind: Kind, victim: str | None = None) -> Outcome:
+    def hurt(self, kind: FaultKind, victim: str | None = None) -> Outcome:
         """Do it; the pipeline must get over it."""
         outcome = self.injector.run(kind, victim)
         assert outcome.gap_s < PATIENCE_S, self.cluster.processes.last_lines()

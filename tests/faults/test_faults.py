@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from har_edge.experiments.environment import Environment, emulated_environment
-from har_edge.experiments.faults import Kind
+from har_edge.experiments.faults import FaultKind
 from har_edge.experiments.load import Answers, LineDevice
 from har_edge.experiments.reference import Reference
 from har_edge.protocol.status import State
@@ -26,16 +26,16 @@ def scene(environment: Environment, folder: Path, reference: Reference) -> Itera
 
 def test_a_crash_moves_the_stages_and_a_join_brings_the_node_back(scene: Scene, expected: Answers) -> None:
     victim = scene.holder(1)
-    crash = scene.hurt(Kind.CRASH, victim)
+    crash = scene.hurt(FaultKind.CRASH, victim)
     assert crash.noticed_s is not None and scene.held(victim) == []
-    scene.hurt(Kind.JOIN, victim)
+    scene.hurt(FaultKind.JOIN, victim)
     assert scene.cluster.recorder.state(victim) in (State.READY, State.BUSY)
     scene.check(expected)
 
 
 def test_a_node_that_hung_has_lost_its_stage_when_it_wakes(scene: Scene, expected: Answers) -> None:
     victim = scene.holder(2)
-    hang = scene.hurt(Kind.HANG, victim)
+    hang = scene.hurt(FaultKind.HANG, victim)
     assert hang.noticed_s is not None
     scene.check(expected)
     assert scene.cluster.processes.running[victim].alive
@@ -43,7 +43,7 @@ def test_a_node_that_hung_has_lost_its_stage_when_it_wakes(scene: Scene, expecte
 
 def test_a_node_that_leaves_hands_over_first(scene: Scene, expected: Answers) -> None:
     victim = scene.holder(0)
-    scene.hurt(Kind.LEAVE, victim)
+    scene.hurt(FaultKind.LEAVE, victim)
     assert scene.cluster.processes.running[victim].process.returncode == 0
     assert scene.cluster.recorder.state(victim) is State.STOPPED and scene.held(victim) == []
     scene.check(expected)
@@ -51,11 +51,11 @@ def test_a_node_that_leaves_hands_over_first(scene: Scene, expected: Answers) ->
 
 def test_data_flows_without_a_coordinator_and_the_next_one_takes_the_plan_up(scene: Scene, expected: Answers) -> None:
     before = scene.cluster.recorder.deployment
-    scene.hurt(Kind.COORDINATOR)
+    scene.hurt(FaultKind.COORDINATOR)
     after = scene.cluster.recorder.deployment
     assert before is not None and after is not None and after.epoch == before.epoch
     victim = scene.holder(1)
-    scene.hurt(Kind.CRASH, victim)
+    scene.hurt(FaultKind.CRASH, victim)
     assert scene.held(victim) == []
     scene.check(expected)
 
@@ -65,7 +65,7 @@ def test_other_cuts_take_over_while_data_flows(
 ) -> None:
     with open_scene(environment, folder, reference, options=["--settle", "1"]) as scene:
         before = scene.cluster.recorder.deployment
-        replan = scene.hurt(Kind.REPLAN)
+        replan = scene.hurt(FaultKind.REPLAN)
         after = scene.cluster.recorder.deployment
         assert before is not None and after is not None and after.epoch > before.epoch
         assert replan.detail == "3 stages, 2, and 3 again"
@@ -119,13 +119,13 @@ def test_replicas_share_the_windows_of_a_stage_and_what_one_held_when_it_died_go
             lambda: all(recorder.heartbeats[twin].stages[0].windows > 20 for twin in twins),
             "not both of them get windows",
         )
-        scene.hurt(Kind.CRASH, twins[1])
+        scene.hurt(FaultKind.CRASH, twins[1])
         assert scene.held(twins[1]) == [] and scene.held(twins[0]) == [shared]
         scene.check(expected)
 
 
-@pytest.mark.parametrize("kind", [Kind.BROKER_STOP, Kind.BROKER_KILL])
-def test_a_broker_that_comes_back_finds_them_all(scene: Scene, expected: Answers, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [FaultKind.BROKER_STOP, FaultKind.BROKER_KILL])
+def test_a_broker_that_comes_back_finds_them_all(scene: Scene, expected: Answers, kind: FaultKind) -> None:
     scene.hurt(kind)
     scene.check(expected)
 
@@ -136,7 +136,7 @@ def test_a_cable_that_is_pulled_and_plugged_in_again(folder: Path, reference: Re
     devices = ["device-1", "device-2", "device-3"]
     with emulated_environment(folder, devices) as environment, open_scene(environment, folder, reference) as scene:
         victim = scene.holder(1)
-        cut = scene.hurt(Kind.CUT, victim)
+        cut = scene.hurt(FaultKind.CUT, victim)
         assert cut.noticed_s is not None
         scene.check(expected)
         assert scene.cluster.processes.running[victim].alive
@@ -164,6 +164,6 @@ def test_two_coordinators_do_not_fight(scene: Scene, expected: Answers) -> None:
     scene.cluster.until(lambda: not older.alive, "the older coordinator stays")
     assert older.process.returncode == 3
     victim = scene.holder(1)
-    scene.hurt(Kind.CRASH, victim)
+    scene.hurt(FaultKind.CRASH, victim)
     assert scene.held(victim) == []
     scene.check(expected)

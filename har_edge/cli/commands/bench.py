@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from har_edge.experiments.bench import Bench
     from har_edge.experiments.model_under_test import ModelUnderTest
-    from har_edge.experiments.rows import Row
+    from har_edge.experiments.rows import MeasuredRow
     from har_edge.planner.profile import Profile
 
 HELP = "measure on emulated devices: throughput by number of devices, and the planner's forecasts"
@@ -155,7 +155,7 @@ def _planner(args: argparse.Namespace, bench: Bench, tested: Sequence[ModelUnder
     rows = _measure(args, bench, tested, beds)
     print(f"\n{'model':34}{'devices':>16}{'used':>16}{'predicted':>11}{'measured':>10}{'error':>8}  cuts")
     worst = 0.0
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[MeasuredRow]] = {}
     for row in rows:
         groups.setdefault((row.model, row.cpus), []).append(row)
     for (model, cpus), group in groups.items():
@@ -171,7 +171,7 @@ def _planner(args: argparse.Namespace, bench: Bench, tested: Sequence[ModelUnder
 
 def _measure(
     args: argparse.Namespace, bench: Bench, tested: Sequence[ModelUnderTest], beds: Sequence[Sequence[float]]
-) -> list[Row]:
+) -> list[MeasuredRow]:
     """Measure every model on every emulation, in turns."""
     profiles: list[tuple[ModelUnderTest, Profile]] = [(under_test, bench.profile(under_test)) for under_test in tested]
     return [
@@ -182,7 +182,7 @@ def _measure(
     ]
 
 
-def _tell(row: Row) -> None:
+def _tell(row: MeasuredRow) -> None:
     print(
         f"{row.model} on {row.cpus}, repeat {row.repeat}: {1 / row.period_s:.2f} windows/s, {duration(row.period_s)} "
         f"(foreseen {duration(row.predicted_s)}), busy {row.busy}, cuts {row.cuts or 'none'}",

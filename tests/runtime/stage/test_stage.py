@@ -328,7 +328,7 @@ def test_a_deployed_stage_releases_what_waits_and_goes_on_when_the_rest_comes(ca
     assert not caplog.records
 
 
-def test_parts_on_the_shelf_of_a_sensor_that_went_are_not_taken_for_those_of_the_next_run():
+def test_parts_in_the_replay_buffer_of_a_sensor_that_went_are_not_taken_for_those_of_the_next_run():
     clock, stage = deployed()
     stage.handle(part("chest", 0))
     clock.now = 3.1
@@ -352,7 +352,7 @@ def test_a_stream_that_begins_anew_is_not_completed_by_parts_of_its_last_run():
     assert result.captured == 25.1
 
 
-def test_a_window_that_is_sent_again_leaves_the_shelf_as_it_is():
+def test_a_window_that_is_sent_again_leaves_the_replay_buffer_as_it_is():
     clock, stage = deployed()
     for seq in (5, 6, 7):
         stage.handle(part("chest", seq, captured=(5.0 + seq,)))
@@ -363,7 +363,7 @@ def test_a_window_that_is_sent_again_leaves_the_shelf_as_it_is():
     assert result_of(whole(stage, 0, captured=(1.0,))) and stage.counters.leftover == 0
 
 
-def test_a_leftover_does_not_go_on_the_shelf_of_a_deployed_stage():
+def test_a_leftover_does_not_go_into_the_replay_buffer_of_a_deployed_stage():
     """Its window was answered; a run that begins anew with another stage process must not be given its part."""
     clock, stage = deployed()
     left = part("arm", 0, duplicate=True)
