@@ -1,0 +1,384 @@
+"""A pipeline of several stages over the broker in memory, and the faults that a test gives it.
+
+    chest, arm -> stage 0 -> "both" -> stage 1 -> "left"  \\
+                                    -> stage 2 -> "right" -> stage 3 -> result
+
+Stage 0 joins sources, stages 1 and 2 are two shards, stage 3 joins these; or one stage does what these three do.
+Samples are small whole numbers, so that sums are exact in whatever order, and differ by stream, window and source.
+A test moves the clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from har_edge.codecs.catalog import make_reducer
+from har_edge.config.wiring import Wiring
+from har_edge.data.recording import Window
+from har_edge.mqtt.bus import Delivery, Outgoing, PublishOutcome, Session
+from har_edge.mqtt.memory import MemoryBroker, MemoryBus
+from har_edge.protocol import wire
+from har_edge.protocol.events import ResultsEvent, decode
+from har_edge.protocol.results import Result
+from har_edge.protocol.topics import Kind
+from har_edge.runtime.sender import Sender
+from har_edge.runtime.sensor.flow_control import FlowController, Untracked
+from har_edge.runtime.sensor.retransmission import Retransmitter
+from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer, SentState
+from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
+from har_edge.runtime.sink import Sink
+from har_edge.runtime.stage.stage import Stage
+from har_edge.tflite.manifest import SliceEntry, TensorSpec
+from tests.runtime.rig import CHANNELS, LENGTH, TOPICS, Clock, small_stage
+
+SOURCES = ("chest", "arm")
+Key = tuple[str, int]
+Array = npt.NDArray[Any]
+Values = Mapping[str, Array]
+
+
+def samples_of(stream: str, seq: int, source: str) -> Array:
+    """Return the samples of a window: whole numbers, so that float32 sums are exact."""
+    rng = np.random.default_rng([ord(stream), seq, CHANNELS[source]])
+    return rng.integers(-50, 50, (LENGTH, CHANNELS[source])).astype(np.float32)
+
+
+def expected_scores(stream: str, seq: int, missing: Sequence[str]) -> list[float]:
+    """Return the scores of the whole model, with zero for what is missing."""
+    return [0.0 if one in missing else float(samples_of(stream, seq, one).sum()) for one in SOURCES]
+
+
+def both(values: Values) -> Values:
+    return {"both": np.concatenate([values["c"], values["a"]], axis=2)}
+
+
+def left(values: Values) -> Values:
+    return {"left": values["both"][:, :, :2].sum(axis=(1, 2))[:, None]}
+
+
+def right(values: Values) -> Values:
+    return {"right": values["both"][:, :, 2:].sum(axis=(1, 2))[:, None]}
+
+
+def scores(values: Values) -> Values:
+    return {"scores": np.concatenate([values["left"], values["right"]], axis=1)}
+
+
+def total(values: Values) -> Values:
+    return scores({**left(values), **right(values)})
+
+
+Slice = tuple[Callable[[Values], Values], dict[int, tuple[str, ...]], str]
+SHAPES = {"both": [-1, LENGTH, 5], "left": [-1, 1], "right": [-1, 1], "scores": [-1, 2]}
+SHARDS: list[Slice] = [
+    (both, {}, "both"),
+    (left, {0: ("both",)}, "left"),
+    (right, {0: ("both",)}, "right"),
+    (scores, {1: ("left",), 2: ("right",)}, ""),
+]
+CHAIN: list[Slice] = [(both, {}, "both"), (total, {0: ("both",)}, "")]
+
+
+def make_stage(slices: Sequence[Slice], index: int, clock: Clock, **options: Any) -> Stage:
+    """Return one of the stages that run these slices."""
+    run, earlier, sends = slices[index]
+    setup = small_stage(**options)._setup
+    last = index == len(slices) - 1
+    if index:
+        taken = [TensorSpec(name, SHAPES[name], "float32") for names in earlier.values() for name in names]
+        made = [TensorSpec(sends or "scores", SHAPES[sends or "scores"], "float32")]
+        entry = SliceEntry("slice.tflite", "0" * 64, 0, 1, taken, made)
+        setup = dataclasses.replace(setup, feeds={}, ports={}, wiring=Wiring(index, entry, {}, earlier, (), last))
+    wiring = dataclasses.replace(setup.wiring, index=index, sends=(sends,) if sends else ())
+    port = setup.result_port if last else None
+    return Stage(dataclasses.replace(setup, run=run, wiring=wiring, result_port=port), clock=clock, monotonic=clock)
+
+
+class FaultyBroker(MemoryBroker):
+    """Drops and doubles messages when told to; remembers which outputs it was given."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.drops, self.doubles, self.last = 0, 0, last
+        self.routed = set[tuple[int, Key]]()  # by stage, the first window of a message
+
+    def route(self, topic: str, payload: bytes, **options: Any) -> tuple[PublishOutcome, list[Any]]:
+        read = TOPICS.read(topic)
+        if read.kind not in (Kind.WINDOW, Kind.ACTIVATION, Kind.RESULT):
+            return super().route(topic, payload, **options)
+        if self.drops:
+            self.drops -= 1
+            outcome: tuple[PublishOutcome, list[Any]] = (PublishOutcome.ACKED, [])
+        else:
+            outcome = super().route(topic, payload, **options)
+            if self.doubles:
+                self.doubles -= 1
+                super().route(topic, payload, **options)
+        if outcome[0] is PublishOutcome.ACKED:
+            self._note(topic, read.kind, read.levels, payload)
+        return outcome
+
+    def _note(self, topic: str, kind: Kind, levels: Sequence[str], payload: bytes) -> None:
+        if kind is Kind.ACTIVATION:
+            message = wire.decode(payload)
+            self.routed.add((int(levels[1]), (message.stream, message.seq)))
+        elif kind is Kind.RESULT:
+            event = decode(Delivery(topic, payload, (0, 0)))
+            assert isinstance(event, ResultsEvent)
+            first = event.results[0]
+            self.routed.add((self.last, (first.stream, first.seq)))
+
+
+class CheckedBus:
+    """A bus that reports each delivery before it is acknowledged."""
+
+    def __init__(self, bus: MemoryBus, check: Callable[[Delivery], None]) -> None:
+        self._bus, self._check = bus, check
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        self._check(delivery)
+        self._bus.acknowledge(delivery)
+
+
+class StageProcess:
+    """A stage with its session; another process after each crash."""
+
+    def __init__(self, pipeline: Pipeline, index: int) -> None:
+        self.pipeline, self.index, self.up = pipeline, index, False
+        self.backlog = deque[tuple[float, Delivery]]()
+        self.start()
+
+    def start(self) -> None:
+        pipeline = self.pipeline
+        options = pipeline.stage_options if self.index == 0 else pipeline.stage_options | {"carry_on_after_s": None}
+        self.stage = make_stage(pipeline.slices, self.index, pipeline.clock, **options)
+        session = Session(f"stage-{self.index}", expiry_s=3600, receive_max=pipeline.receive_max)
+        bus = CheckedBus(pipeline.broker.connect(session), lambda one: pipeline.check_ack(self.index, one))
+        self.bus: Any = bus
+        self.bus.subscribe(self.stage.filters)
+        self.sender = Sender(self.bus, self.stage.counters, "-")
+        self.backlog.clear()
+        self.reconnects, self.up = 0, True
+
+    def crash(self) -> None:
+        if self.up:
+            self.bus.crash()
+        self.up = False
+
+    def receive(self) -> None:
+        """Take what came, in the order of streams that the test wants, and within each as it came."""
+        if not self.up:
+            return
+        now, order = self.pipeline.clock.now, self.pipeline.order
+        came = self.bus.poll(0.0)
+        if self.bus.traffic.reconnects != self.reconnects:  # the broker sends again what was not acknowledged
+            self.reconnects = self.bus.traffic.reconnects
+            self.backlog.clear()
+        self.backlog += sorted(((now, one) for one in came), key=lambda one: order.index(stream_of(one[1])))
+
+    def step(self, most: int = 10**9) -> None:
+        """Handle what came, at most so many messages."""
+        if not self.up:
+            return
+        self.receive()
+        for _ in range(min(most, len(self.backlog))):
+            at, delivery = self.backlog.popleft()
+            for outgoing in self.stage.handle(delivery, at):
+                self.sender.send(outgoing)
+        for outgoing in self.stage.tick(self.backlog[0][0] if self.backlog else self.pipeline.clock.now):
+            self.sender.send(outgoing)
+        self.sender.retry(float("inf"))
+
+    def holds_another(self, delivery: Delivery) -> bool:
+        """Return whether the broker has the same message once more for this stage, not acknowledged."""
+        session = self.bus._account
+        if session is None:
+            return True  # stale: the broker sends it again
+        return sum(one.payload == delivery.payload for one in (*session.unacknowledged.values(), *session.queue)) > 1
+
+
+def stream_of(delivery: Delivery) -> str:
+    read = TOPICS.read(delivery.topic)
+    return read.levels[2] if read.kind is Kind.ACTIVATION else read.levels[0]
+
+
+class SensorProcess:
+    """A sensor of one source and all streams; what it sends are the windows that were captured since it began."""
+
+    def __init__(self, pipeline: Pipeline, source: str) -> None:
+        self.pipeline, self.source, self.run = pipeline, source, next(pipeline.runs)
+        reducers = {source: make_reducer("none", LENGTH, CHANNELS[source])}
+        self.sensor = Sensor(SensorSetup(TOPICS, 1, reducers, frozenset({1})))
+        self.buffer = RetransmitBuffer([source], pipeline.clock.now)
+        live, give_up_s = pipeline.live, 1000.0 if pipeline.live else 0.0
+        tracked = Retransmitter(self.sensor, self.buffer, TOPICS, give_up_s, expires=live, partial=live, run=self.run)
+        self.flow: FlowController = tracked if pipeline.tracked else Untracked(self.sensor, self.run)
+        self.bus = pipeline.broker.connect(Session(f"sensor-{source}", expiry_s=300))
+        self.flow.expect(pipeline.streams)
+        self.bus.subscribe(self.flow.filters)
+        self.sender = Sender(self.bus, self.sensor.counters, "-")
+        self.waiting = deque[list[Window]]()
+        self.sent = set[Key]()
+
+    def capture(self, windows: list[Window]) -> None:
+        self.waiting.append(windows)
+
+    def step(self) -> None:
+        now = self.pipeline.clock.now
+        for delivery in self.bus.poll(0.0):
+            self.bus.acknowledge(delivery)
+            self.flow.take(delivery, now)
+        self.sender.retry(float("inf"))
+        while self.bus.connected and self.waiting and self._may_send(self.waiting[0][0].stream):
+            windows = self.waiting.popleft()
+            captured = [self.pipeline.captured[one.stream, one.seq, self.source] for one in windows]
+            self.sent |= {(one.stream, one.seq) for one in windows}
+            self._send(self.flow.send(windows, captured, now))
+        blocked, forgotten = self.sender.kept > 0, self.bus.traffic.forgotten
+        self._send(self.flow.again(now, connected=self.bus.connected, blocked=blocked, forgotten=forgotten))
+
+    def _may_send(self, stream: str) -> bool:
+        return self.flow.room is None or self.flow.open_of(stream) < self.flow.room * self.pipeline.batch
+
+    def _send(self, outgoing: list[Outgoing]) -> None:
+        for one in outgoing:
+            self.sender.send(one)
+
+    @property
+    def not_awaited(self) -> dict[Key, SentState]:
+        """The windows that this sensor counted as lost or incomplete."""
+        over = (SentState.LOST, SentState.INCOMPLETE)
+        return {key: state for key, (state, _) in self.buffer._closed.items() if state in over}
+
+    @property
+    def open(self) -> set[Key]:
+        return set(self.buffer._batch_of)
+
+
+class Watcher:
+    """A sink with a session that outlives it."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.bus = pipeline.broker.connect(Session("watch", expiry_s=3600))
+        self.bus.subscribe([TOPICS.result("+")])
+        self.sink, self.results = Sink(), list[Result]()
+
+    def step(self) -> None:
+        for delivery in self.bus.poll(0.0):
+            self.results += self.sink.handle(delivery)
+            self.bus.acknowledge(delivery)
+
+
+class Pipeline:
+    """Sensors, stages and a watcher, and what a test does to them."""
+
+    streams = ("p", "q")
+
+    def __init__(
+        self,
+        *,
+        slices: Sequence[Slice],
+        tracked: bool,
+        live: bool,
+        batch: int,
+        receive_max: int,
+        stage_options: Mapping[str, Any],
+    ) -> None:
+        self.slices = slices
+        self.tracked, self.live, self.batch, self.receive_max = tracked, live, batch, receive_max
+        self.stage_options: dict[str, Any] = dict(stage_options)
+        self.broker, self.clock = FaultyBroker(len(slices) - 1), Clock(1000.0)
+        self.runs: Iterator[int] = itertools.count(1)
+        self.captured: dict[tuple[str, int, str], float] = {}
+        self.count = dict.fromkeys(self.streams, 0)
+        self.order: Sequence[str] = self.streams
+        self.early: list[str] = []  # what was acknowledged although nothing safe had followed from it
+        self.orphans = set[Key]()  # windows that a sensor had sent, or was about to, when it was killed
+        self.partly = set[Key]()  # windows that not all sensors have
+        self.stages = [StageProcess(self, index) for index in range(len(slices))]
+        self.watchers = [Watcher(self)]
+        self.sensors = {source: SensorProcess(self, source) for source in SOURCES}
+
+    def capture(self, stream: str, sources: Sequence[str] = SOURCES) -> None:
+        """Give sensors of these sources the next windows of a stream, as many as a message carries."""
+        seqs = range(self.count[stream], self.count[stream] + self.batch)
+        self.count[stream] += self.batch
+        if len(sources) < len(SOURCES):
+            self.partly |= {(stream, seq) for seq in seqs}
+        for skew, source in enumerate(SOURCES):
+            if source in sources:
+                for seq in seqs:
+                    self.captured[stream, seq, source] = self.clock.now + skew / 1000
+                made = [Window(stream, seq, seq, {source: samples_of(stream, seq, source)}, None) for seq in seqs]
+                self.sensors[source].capture(made)
+
+    def step(self, seconds: float) -> None:
+        self.clock.now += seconds
+        for sensor in self.sensors.values():
+            sensor.step()
+        for stage in self.stages:
+            stage.step()
+        self.watchers[-1].step()
+
+    def check_ack(self, index: int, delivery: Delivery) -> None:
+        """Note what is acknowledged although its output is not safe and no sensor keeps, or has counted, its window."""
+        message = wire.decode(delivery.payload)
+        key = (message.stream, message.seq)
+        if (index, key) in self.broker.routed or self.orphans & {(key[0], key[1] + one) for one in range(self.batch)}:
+            return
+        read = TOPICS.read(delivery.topic)
+        makers = [self.sensors[read.levels[1]]] if read.kind is Kind.WINDOW else list(self.sensors.values())
+        windows = {(key[0], key[1] + offset) for offset in range(message.count)}
+        kept = self.tracked and any(windows & (one.open | one.not_awaited.keys()) for one in makers)
+        if not kept and not self.stages[index].holds_another(delivery):
+            self.early.append(f"stage {index} acknowledged {key} although nothing safe had followed from it")
+
+    def kill_sensor(self, source: str) -> None:
+        """Start a sensor again, as a device that lost its power: what it knew is gone, and it sends new windows."""
+        old = self.sensors[source]
+        waiting = {(one.stream, one.seq) for windows in old.waiting for one in windows}
+        self.orphans |= (old.open | waiting) if self.tracked else old.sent | waiting
+        self.partly |= waiting
+        old.bus.crash()
+        self.sensors[source] = SensorProcess(self, source)
+
+    def restart_watcher(self) -> None:
+        self.watchers[-1].bus.crash()
+        self.watchers.append(Watcher(self))
+
+    def restart_broker(self, *, forget: bool) -> None:
+        """Cut all connections; with `forget`, lose all that the broker knew, once the watcher has what came."""
+        self.watchers[-1].step()
+        self.broker.stop()
+        if forget:
+            self.broker.forget()
+        self.broker.start()
+        self.watchers[-1].step()  # back at once, so that it sees what sensors see
+        for stage in self.stages:
+            stage.receive()  # back before the sensors, so that nothing is published to nobody
+
+    def settle(self, seconds: float) -> None:
+        """Heal everything, and go on until no window is open and nothing is under way, at most so long."""
+        self.broker.drops = self.broker.doubles = 0
+        for stage in self.stages:
+            if not stage.up:
+                stage.start()
+        until, quiet = self.clock.now + seconds, 0
+        while quiet < 40 and self.clock.now < until:
+            self.step(0.25)
+            quiet = 0 if self.is_busy else quiet + 1
+
+    @property
+    def is_busy(self) -> bool:
+        sensors = any(one.flow.open or one.waiting or one.sender.pending for one in self.sensors.values())
+        return sensors or any(one.backlog or one.stage.waiting or one.sender.pending for one in self.stages)
