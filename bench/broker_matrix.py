@@ -21,35 +21,32 @@ import dataclasses
 import os
 import platform
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from launchers import Kind, Launched, NotInstalled, launch
 
+from har_edge.cluster.cluster import Arrival, Cluster
+from har_edge.cluster.processes import Processes
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import BrokerConfig, Pipeline
 from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.data.recording import Recording
 from har_edge.data.synthetic import synthesize
-from har_edge.monitor.window_account import WindowAccount
+from har_edge.errors import HarEdgeError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import ClientLibrary, MqttVersion, open_bus
-from har_edge.protocol.events import StatusEvent, decode
-from har_edge.protocol.status import NodeStatus, State
-from har_edge.protocol.topics import Topics
 from har_edge.runtime.build import topics_of
-from har_edge.runtime.sink import Sink
 from har_edge.runtime.slicing import prepare
 
 DEADLINE_S = 200.0
+READY_S = 60.0
 QUIET_S = 3.0
 OLD = frozenset({Kind.RABBITMQ, Kind.AEDES, Kind.CLUSTER})  # these speak MQTT 3.1.1 only
 PACED = ("--subjects", "7", "--windows", "120", "--speed", "20")
@@ -81,119 +78,68 @@ class Row:
         return max(0, self.lost - self.said)
 
 
-@dataclass
-class BrokerScenario:
-    """A pipeline on a broker: starts its processes, and counts what reaches a watcher."""
+class BrokerScenario(Cluster):
+    """A pipeline whose processes are at the nodes of a broker, and the windows that were answered."""
 
-    broker: Launched
-    folder: Path
-    pipeline: Pipeline
-    protocol: str
-    sink: Sink = field(default_factory=Sink)
-    arrivals: list[float] = field(default_factory=list)
-    answered: set[tuple[str, int]] = field(default_factory=set)
-    doubled: int = 0
-    resent: dict[str, int] = field(default_factory=dict)
-    stopped: set[str] = field(default_factory=set)
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    ready: set[str] = field(default_factory=set)
-    gateways: int = 8
-    windows: int = 100
+    def __init__(self, broker: Launched, folder: Path, pipeline: Pipeline, protocol: str) -> None:
+        self.launched, self.protocol = broker, protocol
+        self.seen: set[tuple[str, int]] = set()
+        self.times: list[float] = []
+        self.doubled, self.gateways, self.windows = 0, 8, 100
+        address, session = broker.addresses[-1], Session("matrix-watch", expiry_s=600, receive_max=60000)
+        bus = open_bus(address, session, ClientLibrary.AUTO, MqttVersion(protocol))
+        super().__init__(pipeline, address, described=broker.kind.value, folder=folder, bus=bus)
+        # Gateways are processes of this file; they end with the others.
+        script = (sys.executable, str(Path(__file__).resolve()))
+        self.scripts = Processes(program=script, running=self.processes.running)
 
-    def __post_init__(self) -> None:
-        self.topics: Topics = topics_of(self.pipeline)
-        self.account = WindowAccount(time.time())
-        session = Session("matrix-watch", expiry_s=600, receive_max=60000)
-        self.bus = open_bus(self.address, session, ClientLibrary.AUTO, MqttVersion(self.protocol))
-        self.bus.subscribe([self.topics.result("+"), self.topics.status("+")])
-
-    @property
-    def address(self) -> Address:
-        return self.broker.addresses[-1]
-
-    def start(self, name: str, *arguments: str, at: int = 0, script: bool = False) -> subprocess.Popen[bytes]:
-        """Start a command of har-edge, or of this file, at one of the broker's nodes."""
-        program = [str(Path(__file__).resolve())] if script else ["-m", "har_edge.cli.main"]
-        options = ["--broker", self.broker.addresses[at % len(self.broker.addresses)].url, "--protocol", self.protocol]
-        log = (self.folder / f"{name}.log").open("ab")
-        process = subprocess.Popen(
-            [sys.executable, *program, *arguments, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-        log.close()
-        self.processes[name] = process
-        return process
+    def at(self, number: int) -> list[str]:
+        """Return the options that lead to one of the nodes of the broker."""
+        nodes = self.launched.addresses
+        return ["--broker", nodes[number % len(nodes)].url, "--protocol", self.protocol]
 
     def stage(self, index: int) -> None:
-        self.start(f"stage-{index}", "stage", "--index", str(index), "--config", str(self.pipeline.folder))
+        self.start("stage", "--index", str(index), *self.at(0), name=f"stage-{index}")
 
     def sensors(self, *options: str, sources: tuple[str, ...] = ("all",), apart_s: float = 0.0) -> None:
         for number, source in enumerate(sources):
             if number:
-                self.wait(apart_s)
+                self.run_for(apart_s)
             name = f"sensor-{source}"
-            self.start(name, "sensor", "--source", source, "--config", str(self.pipeline.folder), *options, at=1)
+            self.start("sensor", "--source", source, "--name", name, *options, *self.at(1), name=name)
 
-    def wait(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self.look()
+    def gateway(self, name: str, *words: str, at: int) -> None:
+        self.scripts.start(name, ["--gateway", name, *words, *self.at(at)], log=self.logs_of(name))
 
-    def until_ready(self, *names: str) -> None:
-        deadline = time.monotonic() + 60.0
-        while not self.ready >= set(names):
-            self.look()
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{set(names) - self.ready} did not become ready; see {self.folder}")
+    def logs_of(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.log"
 
-    def look(self) -> None:
-        for delivery in self.bus.poll(0.05):
-            self.bus.acknowledge(delivery)
-            event = decode(delivery, self.topics)
-            if isinstance(event, StatusEvent):
-                if event.status is not None:
-                    self._take_status(event.status)
-                continue
-            for result in self.sink.take(event):
-                self.doubled += (result.stream, result.seq) in self.answered
-                self.answered.add((result.stream, result.seq))
-                self.account.take_result(result)
-                self.arrivals.append(time.monotonic())
-
-    def _take_status(self, status: NodeStatus) -> None:
-        self.account.take_status(status, time.time())
-        if status.role == "sensor" and status.counters:
-            self.resent[status.node] = status.counters.get("resent", 0)
-        if status.state is State.READY:
-            self.ready.add(status.node)
+    def poll(self, timeout_s: float = 0.05) -> list[Arrival]:
+        arrivals = super().poll(timeout_s)
+        for result in (arrival.result for arrival in arrivals):
+            self.doubled += (result.stream, result.seq) in self.seen
+            self.seen.add((result.stream, result.seq))
+            self.times.append(time.monotonic())
+        return arrivals
 
     @property
     def resends(self) -> int:
         """How many windows sensors sent again, as their last statuses say."""
-        return sum(self.resent.values())
+        return self.view.sum_of("resent", "sensor")
 
     def settle(self) -> None:
         """Wait until the sensors have ended, then until nothing comes any more."""
         deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline and self._sensing():
-            self.look()
+        while time.monotonic() < deadline and any(name.startswith("sensor") for name in self.processes.alive()):
+            self.poll()
         quiet = time.monotonic()
-        while time.monotonic() - max(quiet, *self.arrivals[-1:]) < QUIET_S:
-            self.look()
-
-    def _sensing(self) -> bool:
-        return any(one.poll() is None for name, one in self.processes.items() if name.startswith("sensor"))
+        while time.monotonic() - max(quiet, *self.times[-1:]) < QUIET_S:
+            self.poll()
 
     def close(self) -> None:
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.terminate()
-        for process in self.processes.values():
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self.wait(0.3)
+        self.stop()
+        self.scripts.stop()
         self.bus.close(forget=True)
 
 
@@ -206,9 +152,9 @@ def plain(scenario: BrokerScenario) -> int:
 def kill(scenario: BrokerScenario) -> int:
     begin(scenario)
     scenario.sensors(*PACED)
-    scenario.wait(5.0)
-    scenario.processes["stage-1"].send_signal(signal.SIGKILL)
-    scenario.wait(1.0)
+    scenario.run_for(5.0)
+    scenario.kill("stage-1")
+    scenario.run_for(1.0)
     scenario.stage(1)
     return 120
 
@@ -216,8 +162,9 @@ def kill(scenario: BrokerScenario) -> int:
 def takeover(scenario: BrokerScenario) -> int:
     begin(scenario)
     scenario.sensors(*PACED)
-    scenario.wait(5.0)
-    scenario.processes["older-stage-1"] = scenario.processes.pop("stage-1")
+    scenario.run_for(5.0)
+    running = scenario.processes.running
+    running["older-stage-1"] = running.pop("stage-1")
     scenario.stage(1)
     return 120
 
@@ -225,9 +172,9 @@ def takeover(scenario: BrokerScenario) -> int:
 def late(scenario: BrokerScenario) -> int:
     scenario.stage(0)
     scenario.stage(2)
-    scenario.until_ready("stage-2")
+    scenario.wait_ready(["stage-2"], READY_S)
     scenario.sensors(*PACED)
-    scenario.wait(4.0)
+    scenario.run_for(4.0)
     scenario.stage(1)
     return 120
 
@@ -240,31 +187,31 @@ def gap(scenario: BrokerScenario) -> int:
 
 def coordinator(scenario: BrokerScenario) -> int:
     name = scenario.pipeline.config.name
-    scenario.start("coordinator", "coordinator", "--pipeline", name, "--model", "int8", "--stages", "3")
+    there = ["--pipeline", name, *scenario.at(0)]
+    scenario.start("coordinator", *there, "--model", "int8", "--stages", "3", name="coordinator")
     for node in ("a", "b", "c"):
-        scenario.start(
-            node, "node", "--pipeline", name, "--name", node, "--cache", str(scenario.folder / f"cache-{node}")
-        )
-    cache = str(scenario.folder / "cache-sensor")
-    scenario.start("sensor-all", "sensor", "--pipeline", name, "--cache", cache, *PACED, at=1)
+        scenario.start("node", *there, "--name", node, "--cache", str(scenario.folder / f"cache-{node}"), name=node)
+    sensor = ["--pipeline", name, "--name", "sensor-all", "--cache", str(scenario.folder / "cache-sensor")]
+    scenario.start("sensor", *sensor, *PACED, *scenario.at(1), name="sensor-all")
     deadline = time.monotonic() + 90.0
-    while len(scenario.answered) < 20 and time.monotonic() < deadline:
-        scenario.look()
-    if len(scenario.answered) < 20:
-        raise RuntimeError(f"{len(scenario.answered)} windows were answered within 90 s of the coordinator's start")
-    scenario.processes["b"].send_signal(signal.SIGKILL)
+    while len(scenario.seen) < 20 and time.monotonic() < deadline:
+        scenario.poll()
+    if len(scenario.seen) < 20:
+        raise RuntimeError(f"{len(scenario.seen)} windows were answered within 90 s of the coordinator's start")
+    scenario.kill("b")
     return 120
 
 
 def overload(scenario: BrokerScenario) -> int:
     begin(scenario)
     for person in range(1, 9):
-        options = ("--subjects", str(person), "--windows", "100", "--speed", "40", "--name", f"sensor-{person}")
-        scenario.start(f"sensor-{person}", "sensor", "--config", str(scenario.pipeline.folder), *options)
-    while len(scenario.answered) < 20:
-        scenario.look()
-    scenario.processes["stage-1"].send_signal(signal.SIGKILL)
-    scenario.wait(14.0)
+        name = f"sensor-{person}"
+        options = ("--subjects", str(person), "--windows", "100", "--speed", "40", "--name", name)
+        scenario.start("sensor", *options, *scenario.at(0), name=name)
+    while len(scenario.seen) < 20:
+        scenario.poll()
+    scenario.kill("stage-1")
+    scenario.run_for(14.0)
     scenario.stage(1)
     return 800
 
@@ -276,14 +223,14 @@ def gateways(scenario: BrokerScenario, *sources: str) -> int:
         for source in sources:
             name, limit = f"sensor-{number}-{source}", str(scenario.windows)
             folder = str(scenario.pipeline.folder)
-            scenario.start(name, "--gateway", name, folder, source, str(number), limit, at=number, script=True)
+            scenario.gateway(name, folder, source, str(number), limit, at=number)
     return scenario.gateways * STREAMS * scenario.windows
 
 
 def begin(scenario: BrokerScenario) -> None:
     for index in range(3):
         scenario.stage(index)
-    scenario.until_ready("stage-0", "stage-1", "stage-2")
+    scenario.wait_ready(["stage-0", "stage-1", "stage-2"], READY_S)
 
 
 def run_gateway(argv: list[str]) -> int:
@@ -374,11 +321,11 @@ def measure(kind: Kind, case: str, args: argparse.Namespace) -> Row:
         finally:
             scenario.close()
         scenario.account.close()
-        took = scenario.arrivals[-1] - scenario.arrivals[0] if len(scenario.arrivals) > 1 else 0.0
-        rate = len(scenario.answered) / took if took else 0.0
+        took = scenario.times[-1] - scenario.times[0] if len(scenario.times) > 1 else 0.0
+        rate = len(scenario.seen) / took if took else 0.0
         return Row(
             sent,
-            len(scenario.answered),
+            len(scenario.seen),
             scenario.account.lost(time.time()),
             scenario.doubled,
             scenario.resends,
@@ -399,7 +346,7 @@ def rows(kinds: list[Kind], cases: list[str], args: argparse.Namespace) -> Itera
             except NotInstalled as error:
                 yield f"| {kind.value} | all | not installed: {error} ||||||||||", None
                 break
-            except RuntimeError as error:
+            except (RuntimeError, HarEdgeError) as error:
                 yield f"| {kind.value} | {case} | failed: {error} ||||||||||", Row(1, 0, 0, 0, 0, 0.0, 0.0)
                 continue
             figures = (
