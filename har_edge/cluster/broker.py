@@ -49,6 +49,12 @@ class RestartableBroker:
         """End it with a signal and wait until it has gone."""
         self._mosquitto.process.send_signal(number)
         self._mosquitto.process.wait(STOP_TIMEOUT_S)
+        self._mosquitto.stop()  # what watches it ends, too
+
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._mosquitto.process.pid
 
     def start(self) -> None:
         """Start it again, if it does not run."""

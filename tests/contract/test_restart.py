@@ -12,50 +12,31 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, free_port, start_mosquitto
+from har_edge.cluster.broker import RestartableBroker
+from har_edge.mqtt.broker.launcher import find_mosquitto
 from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, Will
 from har_edge.mqtt.connect import ClientLibrary, open_bus
-from har_edge.resources import find_folder
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="Mosquitto is not installed")
 
 
-class Broker:
-    """A Mosquitto that comes back on the same port with the same database."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory, self._port = directory, free_port("127.0.0.1")
-        self.start()
-
-    def start(self) -> None:
-        config = find_folder("brokers") / "mosquitto.conf"
-        self.running: Mosquitto = start_mosquitto(config, self._directory, port=self._port)
-
-    def stop(self) -> None:
-        self.running.stop()
-
-    def kill(self) -> None:
-        self.running.process.kill()
-        self.running.process.wait()
-
-
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
+def broker(tmp_path: Path) -> Iterator[RestartableBroker]:
     for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         parent.chmod(0o755)
-    broker = Broker(tmp_path / "data")
+    broker = RestartableBroker(tmp_path / "data")
     yield broker
     broker.stop()
 
 
 @pytest.fixture(params=[ClientLibrary.PAHO, ClientLibrary.NATIVE], ids=lambda client: client.value)
-def connect(request: pytest.FixtureRequest, broker: Broker) -> Iterator[Callable[..., Bus]]:
+def connect(request: pytest.FixtureRequest, broker: RestartableBroker) -> Iterator[Callable[..., Bus]]:
     if request.param is ClientLibrary.NATIVE:
         pytest.importorskip("mqtt5")
     buses: list[Bus] = []
 
     def connect(name: str, **options: object) -> Bus:
-        buses.append(open_bus(broker.running.address, Session(name, **options), request.param))  # type: ignore[arg-type]
+        buses.append(open_bus(broker.address, Session(name, **options), request.param))  # type: ignore[arg-type]
         return buses[-1]
 
     yield connect
@@ -80,7 +61,7 @@ def until(done: Callable[[], object], *buses: Bus, seconds: float = 20.0) -> lis
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_over_restarts(broker: Broker, connect: Callable[..., Bus]) -> None:
+def test_nothing_is_lost_over_restarts(broker: RestartableBroker, connect: Callable[..., Bus]) -> None:
     receiver, sender = ready(connect("receiver", expiry_s=300), "t"), connect("sender", expiry_s=300)
     count, got, outcomes = 600, list[int](), list[PublishOutcome]()
     deadline, sent = time.monotonic() + 30, 0
@@ -107,7 +88,7 @@ def test_nothing_is_lost_over_restarts(broker: Broker, connect: Callable[..., Bu
     assert firsts == list(range(count)), "first copies come in order"
 
 
-def test_topics_keep_their_names_over_a_restart(broker: Broker, connect: Callable[..., Bus]) -> None:
+def test_topics_keep_their_names_over_a_restart(broker: RestartableBroker, connect: Callable[..., Bus]) -> None:
     """What a topic was called on the last connection, another topic may be called on this one."""
     receiver, sender = ready(connect("receiver", expiry_s=300), "t/+"), connect("sender", expiry_s=300)
     for number in range(6):
@@ -129,9 +110,9 @@ def test_topics_keep_their_names_over_a_restart(broker: Broker, connect: Callabl
     assert {delivery.payload for delivery in again} == {b"after"}
 
 
-def test_both_come_back_after_a_kill(broker: Broker, connect: Callable[..., Bus]) -> None:
+def test_both_come_back_after_a_kill(broker: RestartableBroker, connect: Callable[..., Bus]) -> None:
     receiver, sender = ready(connect("receiver", expiry_s=300), "t"), connect("sender", expiry_s=300)
-    broker.kill()
+    broker.stop(signal.SIGKILL)
     until(lambda: not (receiver.connected or sender.connected), receiver, sender)
     for number in range(5):
         sender.publish("t", str(number).encode())
@@ -144,7 +125,9 @@ def test_both_come_back_after_a_kill(broker: Broker, connect: Callable[..., Bus]
     assert [delivery.payload for delivery in came] == [b"0", b"1", b"2", b"3", b"4"]
 
 
-def test_what_was_held_unacknowledged_comes_again_after_a_restart(broker: Broker, connect: Callable[..., Bus]) -> None:
+def test_what_was_held_unacknowledged_comes_again_after_a_restart(
+    broker: RestartableBroker, connect: Callable[..., Bus]
+) -> None:
     receiver, sender = ready(connect("receiver", expiry_s=300), "t"), connect("sender")
     sender.publish("t", b"held")
     sender.publish("t", b"done")
@@ -160,27 +143,29 @@ def test_what_was_held_unacknowledged_comes_again_after_a_restart(broker: Broker
 
 
 @pytest.mark.slow
-def test_a_frozen_broker_is_noticed_and_a_thawed_one_found_again(broker: Broker, connect: Callable[..., Bus]) -> None:
+def test_a_frozen_broker_is_noticed_and_a_thawed_one_found_again(
+    broker: RestartableBroker, connect: Callable[..., Bus]
+) -> None:
     bus = connect("x", keepalive_s=1)
-    os.kill(broker.running.process.pid, signal.SIGSTOP)
+    os.kill(broker.pid, signal.SIGSTOP)
     try:
         bus.publish("t", bytes(5_000_000))
-        thaw = threading.Timer(3.5, os.kill, (broker.running.process.pid, signal.SIGCONT))
+        thaw = threading.Timer(3.5, os.kill, (broker.pid, signal.SIGCONT))
         thaw.start()
         until(lambda: not bus.connected, bus, seconds=3.5)
         until(lambda: bus.unsent == 0, bus)
         assert bus.traffic.reconnects >= 1
     finally:
-        os.kill(broker.running.process.pid, signal.SIGCONT)
+        os.kill(broker.pid, signal.SIGCONT)
 
 
 @pytest.mark.slow
 def test_reconnection_is_patient_and_jittered(
-    broker: Broker, connect: Callable[..., Bus], monkeypatch: pytest.MonkeyPatch
+    broker: RestartableBroker, connect: Callable[..., Bus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While there is no broker, the attempts thin out, and the process sleeps between them."""
     bus = connect("x")
-    broker.kill()
+    broker.stop(signal.SIGKILL)
     attempts: list[float] = []
     original = socket.create_connection
 
@@ -198,7 +183,9 @@ def test_reconnection_is_patient_and_jittered(
     until(lambda: bus.connected, bus)
 
 
-def test_closing_with_unread_messages_is_a_goodbye_not_a_loss(broker: Broker, connect: Callable[..., Bus]) -> None:
+def test_closing_with_unread_messages_is_a_goodbye_not_a_loss(
+    broker: RestartableBroker, connect: Callable[..., Bus]
+) -> None:
     watcher, sender = ready(connect("watcher"), "status"), connect("sender")
     receiver = ready(connect("receiver", expiry_s=60, will=Will("status", b"lost")), "t")
     for _ in range(400):
@@ -214,7 +201,7 @@ def test_closing_with_unread_messages_is_a_goodbye_not_a_loss(broker: Broker, co
     assert len(came) == 400
 
 
-def test_a_killed_process_leaves_its_will(broker: Broker, connect: Callable[..., Bus]) -> None:
+def test_a_killed_process_leaves_its_will(broker: RestartableBroker, connect: Callable[..., Bus]) -> None:
     import subprocess
     import sys
 
@@ -227,7 +214,7 @@ def test_a_killed_process_leaves_its_will(broker: Broker, connect: Callable[...,
         "open_bus(Address('127.0.0.1', int(sys.argv[1])), Session('victim', will=Will('status', b'lost')))\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(broker.running.address.port)], check=False, timeout=20)
+    subprocess.run([sys.executable, "-c", script, str(broker.address.port)], check=False, timeout=20)
     came: list[Delivery] = []
     until(lambda: came or came.extend(watcher.poll(0.02)))
     assert [(delivery.topic, delivery.payload) for delivery in came] == [("status", b"lost")]
