@@ -58,7 +58,7 @@ def load_table(path: Path, channels: int) -> Table | None:
 def store_table(path: Path, table: Table) -> None:
     """Write an entry and remove its older versions; a cache that cannot be written is logged and left alone."""
     try:
-        with replacing(path) as file:
+        with replacing(path, 0o600) as file:  # recordings of people
             np.savez(
                 file,
                 values=table.values,

@@ -1,10 +1,12 @@
 """Rows of several streams in one file: in blocks, in turn, with times; and texts that are not UTF-8 with line feeds."""
 
 import re
+import stat
 
 import numpy as np
 import pytest
 
+from har_edge.data.cache import cache_folder
 from har_edge.data.description import parse_description
 from har_edge.data.files import read_recordings
 from har_edge.data.runs import find_runs
@@ -56,6 +58,13 @@ def test_the_second_reading_comes_from_the_cache_and_is_the_same(tmp_path):
     for name in first:
         np.testing.assert_array_equal(first[name].samples["hip"], again[name].samples["hip"])
         assert again[name].starts == (0,) and len(again[name]) == 100
+
+
+def test_the_cache_of_recordings_of_people_is_for_its_owner(tmp_path):
+    write(tmp_path / "body.csv", in_turn(100))
+    read(tmp_path)
+    entries = list(cache_folder().glob("*.npz"))
+    assert entries and {stat.S_IMODE(entry.stat().st_mode) for entry in entries} == {0o600}
 
 
 def test_one_who_starts_later_and_jitter_make_no_gap(tmp_path):
