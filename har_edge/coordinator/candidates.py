@@ -16,7 +16,7 @@ BAN_S = 60.0
 
 
 class CandidatePool:
-    """Candidates for stages. `reference_speed` is the speed, as on a card, of the device that costs refer to."""
+    """Candidates for stages. Costs refer to a device of `reference_speed` (as in NodeCapabilities)."""
 
     def __init__(self, membership: Membership, costs_of: Callable[[Generation], tuple[StageCost, ...]]) -> None:
         self.reference_speed = 0.0

@@ -50,15 +50,16 @@ from har_edge.units import duration
 
 _log = logging.getLogger(__name__)
 NAME = "coordinator"
-# How long after the connection what is retained may take to come.
-RETAINED_S = 1.0
-LOADING_S = 120.0
+RETAINED_S = 1.0  # how long after the connection retained messages may take to come
+LOADING_S = 120.0  # how long the broker may take to get all slices of a new generation
 _EVENTFUL = frozenset({Health.LOST, Health.GONE, Health.LEAVING})
 
 
 class Coordinator:
-    """See the module. `lines` are what a person should read, `requests` go to the planner, `ended` to whoever deletes
-    sessions."""
+    """Decides what is deployed where.
+
+    `lines` are texts for a person, `requests` go to the planner; the sessions in `ended` are to be deleted.
+    """
 
     def __init__(self, setup: CoordinatorConfig, now: float) -> None:
         self.membership, self.rollout = Membership(), Rollout()
@@ -273,7 +274,7 @@ class Coordinator:
         return self._store.dirty
 
     def _note_lacks(self, node: str, now: float) -> bool:
-        """Publish again what a node could not get; tell whether there was such a thing."""
+        """Publish again what a node could not get; return whether there was such a file."""
         if self.deployment is None:
             return False
         lacks = {report.lacks for report in self.membership.reports(node)} & self._wanted()
@@ -454,7 +455,7 @@ class Coordinator:
         return [Outgoing(self._setup.topics.status(name), b"", retain=True) for name in gone]
 
     def _probe(self, now: float) -> list[Outgoing]:
-        """Ask the current epoch now and then whether it answers, and a new one before sensors switch to it."""
+        """Ask the current generation now and then whether it answers, and a new one before sensors switch to it."""
         if not self._connected:  # nobody would answer, and all of them would leave at once later
             return []
         current = self._store.deployed.current

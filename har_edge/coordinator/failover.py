@@ -1,4 +1,4 @@
-"""Stages whose node is gone, fails or wants to leave, and the nodes that take them on: same epoch, same cuts.
+"""Stages whose node is gone, fails or wants to leave, and the nodes that take them on: same generation, same cuts.
 
 This is the way after a crash, so nothing is measured, planned or cut here.
 """

@@ -1,8 +1,8 @@
-"""Which nodes there are, and which of them live: statuses, beats, and the detector of failures. Clocks are passed in.
+"""Membership and failure detection: which nodes there are, and which of them live. It reads no clock.
 
-A node is lost when the broker says so (its will) and does not go itself, or when no beat of it came for NODE_LOST_S
-although this process listened. A process that was blind itself, without connection or processor time, first gives every
-node a new deadline.
+A node is lost when the broker says so (its will) and it does not go itself, or when no heartbeat of it came for
+NODE_LOST_S although this process listened. A process that was blind itself, for want of a connection or of processor
+time, gives every node a new deadline first.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Membership:
         return next((one for one in self.reports(node or placement.node) if key_of(one) == wanted), None)
 
     def behind(self, epoch: int) -> list[str]:
-        """Return the living sensors that follow a plan and do not send to this epoch."""
+        """Return the living sensors that follow a plan and do not send to this generation."""
         return sorted(name for name, status in self.sensors.items() if status.epoch not in (0, epoch))
 
     def _note_silence(self, name: str, status: NodeStatus, now: float) -> None:

@@ -102,16 +102,16 @@ class PlanStore:
             return f"a plan of an older coordinator ({found.author}) came; ours counts"
         return ""
 
-    def continue_from(self, beat: Heartbeat) -> bool:
+    def continue_from(self, heartbeat: Heartbeat) -> bool:
         """Go on from the revision that a node follows, where that is a later one; return whether it was.
 
         If the broker has lost a plan whose author's clock was ahead, nodes refuse every plan that is not newer.
         """
         deployment = self.deployment
-        if deployment is None or not deployment.revision < beat.revision < _MAX_HEARD:
+        if deployment is None or not deployment.revision < heartbeat.revision < _MAX_HEARD:
             return False
-        self.deployment = msgspec.structs.replace(deployment, revision=beat.revision + 1)
-        self.epoch = max([self.epoch, *(one.epoch for one in beat.stages if one.epoch < MAX_REVISION)])
+        self.deployment = msgspec.structs.replace(deployment, revision=heartbeat.revision + 1)
+        self.epoch = max([self.epoch, *(one.epoch for one in heartbeat.stages if one.epoch < MAX_REVISION)])
         # Until there is a plan, what runs by the lost one is better than nothing.
         self.dirty = self.dirty or bool(deployment.generations)
         return True

@@ -1,4 +1,4 @@
-"""Asking an epoch whether it answers: a probe now and then, sooner while it does not."""
+"""Whether a generation answers: a probe goes through it now and then, sooner while none comes back."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ProbeSeries:
         return epoch != 0 and self._ready == epoch
 
     def invalidate(self, now: float) -> None:
-        """Take the pipeline for broken, until a probe that is sent from now on is answered."""
+        """Be not ready until a probe that is sent from now on is answered."""
         self._ready, self._asked, self._sent_at = 0, None, float("-inf")
         self._out.clear()
 
@@ -59,7 +59,7 @@ class ProbeSeries:
         return stream
 
     def answer(self, stream: str, results: Sequence[Result], now: float) -> int:
-        """Take a result of a stream; return the epoch that answered, 0 where it was no probe of this process.
+        """Take a result of a stream; return the generation that answered, 0 where it was no probe of this process.
 
         Raises MessageError for what is no result.
         """
@@ -85,9 +85,9 @@ class DueProbes:
 
 
 class ReadinessProbe:
-    """Asks the `current` epoch, and in `trial` a generation that may become it; `make` makes a probe of a stream.
+    """Probes the `current` generation, and the `candidate` that may become it; `make` makes a probe of a stream.
 
-    `was_ready` tells whether a current epoch has ever answered.
+    `was_ready` is whether a current generation has ever answered.
     """
 
     def __init__(self, author: str, make: Callable[[Generation, str], list[Outgoing]]) -> None:
@@ -104,7 +104,7 @@ class ReadinessProbe:
         self.current, self.candidate = self.candidate, self.current
 
     def ask(self, current: Generation | None, running: bool, trial: Generation | None, now: float) -> DueProbes:
-        """Ask what is due: the current generation when all of it is `running`, and the one on trial, if any."""
+        """Return the probes that are due: of the current generation while it is `running`, and of `trial`, if any."""
         asked = DueProbes([], [])
         if current is not None:
             ready = self.current.is_ready(current.epoch)

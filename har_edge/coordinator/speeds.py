@@ -1,4 +1,4 @@
-"""Nodes that become slower than they were, or than their card says, and stages that fall behind, as heartbeats show.
+"""Speeds of nodes beside what they were and what their capabilities say, and stages that fall behind, by heartbeats.
 
 The time of a stage differs from its forecast by more than the node's speed (messages, reducers). So a node is first
 compared with itself: with its first windows of the same stage. A cause that slows all nodes alike is no reason for
@@ -20,7 +20,7 @@ MEMORY_WINDOWS = 40
 GROSS = 3.0
 _MOST = 100.0
 _LONG_QUEUE, _SHORT_QUEUE = 64, 8
-# A queue that grew in so many beats in a row shows that a slower figure is no slow moment: it has this weight then.
+# A queue that grew in so many heartbeats in a row shows that a slower figure lasts: it then has this weight.
 _GROWN, _PRESSED = 3, 0.5
 _MOST_SAID = 4096
 
@@ -51,27 +51,27 @@ class SpeedEstimator:
     _tracks: dict[str, _Track] = field(default_factory=dict)
     _settled: dict[str, float] = field(default_factory=dict)
 
-    def note(self, beat: Heartbeat, expected_s: Mapping[tuple[int, int, int], float]) -> None:
-        """Take a beat; `expected_s` are seconds a window by (epoch, stage, replica), on this node by its card.
+    def note(self, heartbeat: Heartbeat, expected_s: Mapping[tuple[int, int, int], float]) -> None:
+        """Take a heartbeat; `expected_s` are seconds a window of its stages, by (generation, stage, replica).
 
         Only what a node does with one stage alone tells its speed: several take time from each other.
         """
-        track = self._tracks.get(beat.node)
-        if track is not None and track.instance != beat.instance:
-            self.forget(beat.node)
+        track = self._tracks.get(heartbeat.node)
+        if track is not None and track.instance != heartbeat.instance:
+            self.forget(heartbeat.node)
             track = None
-        alone = len(beat.stages) == 1 and beat.stages[0].phase is StagePhase.RUNNING
-        report = beat.stages[0] if alone else None
+        alone = len(heartbeat.stages) == 1 and heartbeat.stages[0].phase is StagePhase.RUNNING
+        report = heartbeat.stages[0] if alone else None
         key = (report.epoch, report.stage, report.replica) if report else None
         if track is not None and track.key != key:  # what was learnt holds for the next stage too
-            self._settled[beat.node] = self.factor(beat.node)
-            del self._tracks[beat.node]
+            self._settled[heartbeat.node] = self.factor(heartbeat.node)
+            del self._tracks[heartbeat.node]
             track = None
         if report is None or key is None:
             return
         if track is None:
-            base = self._settled.get(beat.node, 1.0)
-            self._tracks[beat.node] = _Track(beat.instance, key, report.windows, base)
+            base = self._settled.get(heartbeat.node, 1.0)
+            self._tracks[heartbeat.node] = _Track(heartbeat.instance, key, report.windows, base)
             return
         windows, expected = report.windows - track.windows, expected_s.get(key, 0.0) * track.base
         track.windows = report.windows
@@ -112,16 +112,16 @@ class BacklogMonitor:
 
     _said: dict[tuple[str, int, int, int], int] = field(default_factory=dict)
 
-    def note(self, beat: Heartbeat) -> list[str]:
-        """Return a line for every stage of a beat whose queue has grown long."""
+    def note(self, heartbeat: Heartbeat) -> list[str]:
+        """Return a line for every stage of a heartbeat whose queue has grown long."""
         lines = []
         if len(self._said) > _MOST_SAID:
             self._said.clear()
-        for report in beat.stages:
-            key = (beat.node, report.epoch, report.stage, report.replica)
+        for report in heartbeat.stages:
+            key = (heartbeat.node, report.epoch, report.stage, report.replica)
             if report.queued < _SHORT_QUEUE:
                 self._said.pop(key, None)
             elif report.queued >= max(_LONG_QUEUE, 2 * self._said.get(key, 0)):
                 self._said[key] = report.queued
-                lines.append(f"stage {report.stage} on {beat.node} falls behind: {report.queued} messages wait")
+                lines.append(f"stage {report.stage} on {heartbeat.node} falls behind: {report.queued} messages wait")
         return lines

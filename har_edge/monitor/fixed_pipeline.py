@@ -131,7 +131,7 @@ class FixedObserver(Observer):
         )
 
     def snapshot(self, now: float, wall: float, probe: ProbeView | None = None) -> Snapshot:
-        """Return what is known; the only epoch is that of the folder, and each stage stands for itself as a node."""
+        """Return the snapshot; the only generation is that of the folder, and each stage is a node of its own."""
         manifest, epoch = self.pipeline.manifest, self.pipeline.config.epoch
         cuts = tuple((entry.start, entry.stop) for entry in manifest.slices)
         return msgspec.structs.replace(

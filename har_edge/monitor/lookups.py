@@ -1,4 +1,4 @@
-"""What checks look up at the broker on a connection for that alone: nodes of other pipelines, and files."""
+"""Nodes of other pipelines, and files: checks look for them on a connection for that alone."""
 
 from __future__ import annotations
 

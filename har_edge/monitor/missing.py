@@ -15,7 +15,7 @@ _KILLED = "gone without leaving (killed, or the device is off)"
 def missing_nodes(
     name: str, silent: Collection[str], lost: Collection[str], alive: int, asked: int, clear_command: str
 ) -> Finding:
-    """Return the finding on nodes that say they live but do not beat (`silent`), and on those reported `lost`.
+    """Return the finding on nodes that say they live but send no heartbeats (`silent`), and on those reported `lost`.
 
     `alive` nodes are left; `asked` is how many the plan that was asked for can use, 0 where that is open.
     """

@@ -1,4 +1,4 @@
-"""Watching a deployment: plan, statuses, beats and results in, what they amount to out. Pure: clocks are the caller's.
+"""The figures of a deployment: messages go in, a snapshot comes out. It reads no clock.
 
 protocol/events.py bounds what comes over the network, and this module makes it printable, so that code which shows a
 snapshot need not do so.
@@ -211,7 +211,7 @@ class Observer:
         )
 
     def _view(self, name: str, node: NodeRecord, now: float) -> NodeView:
-        status, beat = node.status, node.heartbeat
+        status, heartbeat = node.status, node.heartbeat
         figures = self._figures.get(name) or _Figures("")
         card = status.device if status else None
         return NodeView(
@@ -222,14 +222,14 @@ class Observer:
             version=printable(status.version, 40) if status else "",
             detail=printable(status.detail) if status else "",
             epoch=status.epoch if status else 0,
-            revision=beat.revision if beat else 0,
+            revision=heartbeat.revision if heartbeat else 0,
             protocol=card.protocol if card else None,
             machine=printable(card.machine, 64) if card else "",
             cores=card.cores if card else 0,
             memory_bytes=card.memory_bytes if card else 0,
             speed=min(card.speed, _BIG) if card else 0.0,
-            ahead_s=figures.ahead_s if beat else None,
-            beat_age_s=now - node.heartbeat_at if beat else None,
+            ahead_s=figures.ahead_s if heartbeat else None,
+            beat_age_s=now - node.heartbeat_at if heartbeat else None,
             stages=tuple(f"{stage}.{replica}@{epoch}" for epoch, stage, replica in sorted(figures.stretches)),
             counters={printable(key, 40): value for key, value in sorted(status.counters.items())[:64]}
             if status
@@ -304,7 +304,7 @@ class Observer:
         )
 
     def _hops(self, stages: tuple[StageView, ...]) -> tuple[HopView, ...]:
-        """Return the stages on the longest way through the current epoch; none until all have said what they take."""
+        """Return the stages on the longest way through the current generation; none until all have reported."""
         current = self.deployment.current if self.deployment else None
         if current is None:
             return ()

@@ -34,7 +34,7 @@ NO_PLAN = "there is no plan: start `har-edge coordinator`"
 class _Sent:
     """A probe under way: when it left, what every stage had handled by then, what became of its messages.
 
-    `left` is how often another may follow it, when sensors switch to another epoch meanwhile.
+    `left` is how often another may follow it, when sensors switch to another generation meanwhile.
     """
 
     stream: str
@@ -65,7 +65,7 @@ class ProbeRun:
         return self._sent is not None
 
     def send(self, now: float, wall: float, left: int = MOST_SWITCHES) -> None:
-        """Send a probe to the current epoch; `view` says at once what stands in the way, if something does."""
+        """Send a probe to the current generation; `view` says at once what stands in the way, if something does."""
         deployment = self._observer.deployment
         current = deployment.current if deployment else None
         if deployment is None or current is None:
@@ -93,7 +93,7 @@ class ProbeRun:
             self.view, self._sent = ProbeView(True, now - sent.at, sent.epoch, ""), None
 
     def tick(self, now: float, wall: float) -> None:
-        """Give the probe up when it has taken too long; send another when sensors switch to another epoch."""
+        """Give the probe up when it has taken too long; send another when sensors switch to another generation."""
         sent, deployment = self._sent, self._observer.deployment
         if sent is None:
             return
@@ -106,7 +106,7 @@ class ProbeRun:
             self.view, self._sent = ProbeView(False, None, sent.epoch, where), None
 
     def _pipeline(self, deployment: Deployment, current: Generation) -> Pipeline:
-        """Return the pipeline of an epoch as a sensor lays it out; fetch what it lacks."""
+        """Return the pipeline of a generation as a sensor lays it out; fetch what it lacks."""
         needed = files_of(deployment, None)
         if self._laid_out is None or self._laid_out[0] != (current.epoch, needed):
             if not all(map(self._store.has, needed)):
@@ -119,7 +119,7 @@ class ProbeRun:
         return self._laid_out[1]
 
     def _not_yet(self, deployment: Deployment | None, now: float) -> str:
-        """Say why there is no epoch to send to."""
+        """Say why there is no generation to send to."""
         if deployment is None:
             return self._observer.plan_problem or no_plan(self._observer, now)
         if not deployment.generations:
@@ -129,7 +129,7 @@ class ProbeRun:
         return f"epoch {newest.epoch} gets ready: {idle or 'the coordinator tries it out'}"
 
     def _where(self, sent: _Sent, now: float) -> str:
-        """Say how far a probe came, from what the broker and the beats of the stages say."""
+        """Say how far a probe came, from what the broker and the heartbeats of the stages say."""
         refused = [topic for topic, outcome in sent.outcomes.items() if outcome is PublishOutcome.REFUSED]
         if refused:
             return (

@@ -6,11 +6,11 @@ import msgspec
 
 
 class NodeView(msgspec.Struct, frozen=True):
-    """One node: what its retained status and its last beat say.
+    """One node: what its retained status and its last heartbeat say.
 
-    `alive` means that it has not said goodbye, was not reported lost, and beats if it is one that beats. `ahead_s` is
-    how far its clock is ahead of ours, by the beat that was on its way the shortest; `beat_age_s` the time since the
-    last one; both None without any. `lost_at` is when it last lost a window, as in SentView.
+    `alive` means that it has not said goodbye, was not reported lost, and sends heartbeats if its role does. `ahead_s`
+    is how far its clock is ahead of ours, by the heartbeat that was on its way the shortest; `beat_age_s` the time
+    since the last one; both None without any. `lost_at` is when it last lost a window, as in SentView.
     """
 
     name: str

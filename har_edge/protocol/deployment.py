@@ -1,8 +1,8 @@
 """The deployment: the message retained at the topic `plan`, which nodes and sensors follow.
 
-A generation is one way to cut the model and the nodes that fill its stages; its number is the epoch. While data flows,
-an older generation drains beside the current one, and a newer one gets ready. A reader of a deployment needs nothing
-else but the files that it names by hash.
+A generation is one way to cut the model and the nodes that fill its stages. Its number is called `epoch` in messages.
+While data flows, an older generation drains beside the current one, and a newer one gets ready. A reader of a
+deployment needs nothing else but the files that it names by hash.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         return self.revision > other.revision or self.started > other.started
 
     def phase(self, epoch: int) -> Phase:
-        """Return where the generation of an epoch stands."""
+        """Return where the generation of a number stands."""
         if epoch == self.epoch:
             return Phase.CURRENT
         return Phase.PREPARING if epoch > self.epoch else Phase.DRAINING
