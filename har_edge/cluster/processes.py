@@ -155,9 +155,8 @@ class Processes:
     def find(self, name: str) -> Running:
         """Return a process by its name; raises ConfigError where there has been none."""
         if name not in self.running:
-            raise ConfigError(
-                f"no process {name!r}; expected one of {', '.join(self.running) or 'none: none was started'}"
-            )
+            known = f"one of {', '.join(self.running)}" if self.running else "one that was started"
+            raise ConfigError(f"no process {name!r}; expected {known}")
         return self.running[name]
 
     def alive(self, names: Iterable[str] | None = None) -> list[str]:
