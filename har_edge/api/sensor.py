@@ -175,10 +175,12 @@ class Sensor:
         self._closing = True
         self._thread.join()
         self._check()
-        if self.lost:
+        unsent = self._waiting.qsize()
+        if self.lost or unsent:
             raise NodeError(
-                f"{self.lost} of {self.sent} windows of {self.stream} were given up without an answer; expected stages "
-                "that run: see `har-edge status`"
+                f"{self.lost + unsent} of {self.sent + unsent} windows of {self.stream} were given up without an answer"
+                f"{f', {unsent} of them unsent' if unsent else ''}; expected stages that run, and a broker that can be "
+                "reached: see `har-edge status`"
             )
 
     def __enter__(self) -> Sensor:

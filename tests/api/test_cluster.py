@@ -18,6 +18,7 @@ import pytest
 
 import har_edge
 from har_edge.errors import BrokerError, ConfigError, DataError, NodeError
+from har_edge.mqtt.broker.embedded import start_embedded
 
 LENGTH, HOP, CHANNELS = 250, 125, 23
 
@@ -157,6 +158,20 @@ def test_windows_that_nobody_answers_are_an_error(cluster: har_edge.LocalCluster
             sensor.send(rows(HOP), timeout_s=0.2)
         with pytest.raises(NodeError, match=r"1 of \d windows of nobody were given up without an answer"):
             sensor.close(0.5)
+
+
+def test_windows_that_cannot_be_sent_are_an_error(tmp_path: Path) -> None:
+    pipeline = har_edge.split("int8", tmp_path, cuts=[9])
+    broker = start_embedded()
+    sensor = har_edge.Sensor(pipeline, stream="cut-off", broker=broker.address)
+    broker.stop()
+    deadline = time.monotonic() + 20
+    while sensor._publisher.connected:
+        assert time.monotonic() < deadline, "it does not see that the broker has gone"
+        time.sleep(0.01)
+    assert sensor.send(rows(LENGTH + HOP)) == 2
+    with pytest.raises(NodeError, match="2 of 2 windows of cut-off were given up without an answer, 2 of them unsent"):
+        sensor.close(0.5)
 
 
 def test_an_error_of_the_block_is_the_one_to_be_seen(
