@@ -11,7 +11,7 @@ import msgspec
 
 from har_edge.emulation.limits import Device, Layout, Limits
 from har_edge.emulation.testbed import Testbed
-from har_edge.experiments.emulation import Pace, run_stages
+from har_edge.experiments.emulation import MeasurementLimits, run_stages
 from har_edge.experiments.model_under_test import ModelUnderTest, cut_model, make_windows
 from har_edge.experiments.rows import MeasuredRow, append_row, read_rows
 from har_edge.experiments.timing import time_on_devices
@@ -92,7 +92,7 @@ class Bench:
         asked, cpu = self.conditions, {device.name: device.limits.cpu or 1.0 for device in layout.devices}
         folder = self.folder / f"{under_test.name}-{profile.model_sha256[:12]}-{'-'.join(map(str, cuts)) or 'whole'}"
         pipeline = cut_model(under_test, cuts, folder, "bench")
-        pace = Pace(_IN_FLIGHT * (len(cuts) + 1), asked.warm_s, asked.seconds, asked.windows)
+        pace = MeasurementLimits(_IN_FLIGHT * (len(cuts) + 1), asked.warm_s, asked.seconds, asked.windows)
         with Testbed(layout) as testbed:
             took_s = time_on_devices(testbed, list(cpu), under_test.path, _TIMING_S)
             assert profile.whole_s is not None  # it has just run on every device

@@ -31,7 +31,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class MeasurementLimits:
     """How to measure: messages under way at once, seconds to warm up and to measure, and the fewest windows of each."""
 
     in_flight: int
@@ -91,7 +91,7 @@ class Emulated:
     _runs: int = 0
     _under_way: int = 0
 
-    def measure(self, codes: Sequence[Mapping[str, Code]], pace: Pace) -> Measured:
+    def measure(self, codes: Sequence[Mapping[str, Code]], pace: MeasurementLimits) -> Measured:
         """Send windows, again and again the same, as fast as answers come; return the pace of the steady part.
 
         Raises NodeError when a stage ends, BrokerError when no answer comes any more.

@@ -51,7 +51,8 @@ def local_environment(folder: Path) -> Iterator[Environment]:
 def emulated_environment(folder: Path, devices: Sequence[str]) -> Iterator[Environment]:
     """Make emulated devices and start the broker among them; until the end this thread is in their network.
 
-    What is not named after a device runs beside them. Raises UnsupportedError where this machine cannot do it.
+    A process that is not named after a device runs beside them. Raises UnsupportedError when this machine cannot
+    emulate devices.
     """
     with Testbed(Layout(tuple(Device(name, UNLIMITED) for name in devices))) as testbed, testbed.inside():
         # Beside the broker of the test bed: this one is killed, and comes back.

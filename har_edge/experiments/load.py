@@ -100,7 +100,7 @@ class Load:
     _sensors: list[str] = field(default_factory=list)
 
     def start(self) -> None:
-        """Start the first round; the steps of the arena start the others."""
+        """Start the first round; the steps of the cluster start the others."""
         self._sensors = [f"sensor-{source}" for source in self.sources]
         self._begin()
         self.cluster.steps.append(self._step)

@@ -44,7 +44,7 @@ class View(ClusterView):
         return ClusterView.handle(self, delivery)
 
 
-class Crew(Cluster):
+class PipelineProcesses(Cluster):
     """Coordinator, nodes and sensors of one pipeline, and what they publish."""
 
     def __init__(self, pipeline: Pipeline, cwd: Path, address: Address, cache: Path) -> None:
@@ -118,75 +118,77 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def crew(tmp_path: Path, request: pytest.FixtureRequest, cache: Path, cut: Callable[..., Pipeline]) -> Iterator[Crew]:
+def system(
+    tmp_path: Path, request: pytest.FixtureRequest, cache: Path, cut: Callable[..., Pipeline]
+) -> Iterator[PipelineProcesses]:
     """A pipeline of its own on the Mosquitto of the test run."""
     pipeline, mosquitto = cut("int8", 4, 9), request.getfixturevalue("mosquitto")
     config = msgspec.structs.replace(pipeline.config, name=f"c{abs(hash(request.node.name)) % 10**6}")
-    crew = Crew(dataclasses.replace(pipeline, config=config), tmp_path, mosquitto.address, cache)
-    yield crew
-    crew.processes.stop()
-    crew.bus.close(forget=True)
+    system = PipelineProcesses(dataclasses.replace(pipeline, config=config), tmp_path, mosquitto.address, cache)
+    yield system
+    system.processes.stop()
+    system.bus.close(forget=True)
 
 
 @pytest.mark.slow
-def test_nodes_crash_join_and_leave_while_windows_flow(crew: Crew) -> None:
-    coordinator = crew.coordinator()
-    nodes = {name: crew.node(name) for name in "abc"}
-    crew.until_homes("a", "b", "c")
-    sensor = crew.sensor()
-    crew.until(lambda: len(crew.results) > 15, "nothing flows")
+def test_nodes_crash_join_and_leave_while_windows_flow(system: PipelineProcesses) -> None:
+    coordinator = system.coordinator()
+    nodes = {name: system.node(name) for name in "abc"}
+    system.until_homes("a", "b", "c")
+    sensor = system.sensor()
+    system.until(lambda: len(system.results) > 15, "nothing flows")
     nodes["b"].end(signal.SIGKILL)
-    crew.until(lambda: crew.homes and "b" not in crew.homes and crew.ready, "nobody took the stage")
-    epoch = crew.plan.epoch if crew.plan else 0
+    system.until(lambda: system.homes and "b" not in system.homes and system.ready, "nobody took the stage")
+    epoch = system.plan.epoch if system.plan else 0
     assert "is lost: the broker lost its connection" in coordinator.output
-    crew.node("d")
-    crew.until_homes("a", "c", "d")
-    assert crew.plan is not None and crew.plan.epoch > epoch
+    system.node("d")
+    system.until_homes("a", "c", "d")
+    assert system.plan is not None and system.plan.epoch > epoch
     assert nodes["a"].end() == 0
-    crew.until(lambda: crew.homes and "a" not in crew.homes and crew.ready, "nobody took the stage over")
+    system.until(lambda: system.homes and "a" not in system.homes and system.ready, "nobody took the stage over")
     assert "lost the broker" not in nodes["a"].output  # its stage was handed over
-    crew.until_done(sensor)
-    crew.until(lambda: crew.plan is not None and len(crew.plan.generations) == 1, "a generation stays")
-    assert crew.plan.current is not None
-    wanted = {entry.sha256 for entry in crew.plan.current.manifest.slices}
-    crew.until(lambda: crew.kept.headers == wanted, "slices that nobody names stay at the broker")
+    system.until_done(sensor)
+    system.until(lambda: system.plan is not None and len(system.plan.generations) == 1, "a generation stays")
+    assert system.plan.current is not None
+    wanted = {entry.sha256 for entry in system.plan.current.manifest.slices}
+    system.until(lambda: system.kept.headers == wanted, "slices that nobody names stay at the broker")
     assert coordinator.end() == 0 and "what is deployed runs on" in coordinator.output
-    crew.until(lambda: crew.statuses["coordinator"].state is State.STOPPED, "no farewell")
+    system.until(lambda: system.statuses["coordinator"].state is State.STOPPED, "no farewell")
 
 
 @pytest.mark.slow
-def test_a_coordinator_that_is_killed_or_replaced_disturbs_nobody(crew: Crew) -> None:
+def test_a_coordinator_that_is_killed_or_replaced_disturbs_nobody(system: PipelineProcesses) -> None:
     options = ("--cuts", "4,9", "--margin", "0.9")  # no speed that is measured on a busy machine speaks for a change
-    first = crew.coordinator(*options)
+    first = system.coordinator(*options)
     for name in "abc":
-        crew.node(name)
-    crew.until_homes("a", "b", "c")
-    before = crew.plan
-    sensor = crew.sensor()
-    crew.until(lambda: len(crew.results) > 15, "nothing flows")
+        system.node(name)
+    system.until_homes("a", "b", "c")
+    before = system.plan
+    sensor = system.sensor()
+    system.until(lambda: len(system.results) > 15, "nothing flows")
     first.end(signal.SIGKILL)
-    second = crew.coordinator(*options)
-    crew.until(lambda: "adopted the plan of" in second.output, "the plan was not adopted")
-    third = crew.coordinator(*options)
+    second = system.coordinator(*options)
+    system.until(lambda: "adopted the plan of" in second.output, "the plan was not adopted")
+    third = system.coordinator(*options)
     assert second.wait() == 3 and "a younger coordinator of this pipeline has taken over" in second.output
-    crew.until_done(sensor)
-    crew.until(lambda: "adopted the plan of" in third.output, "the plan was not adopted")
-    assert crew.plan is not None and before is not None
-    assert crew.plan.epoch == before.epoch and crew.plan.revision > before.revision
-    assert [one.manifest for one in crew.plan.generations] == [one.manifest for one in before.generations]
+    system.until_done(sensor)
+    system.until(lambda: "adopted the plan of" in third.output, "the plan was not adopted")
+    assert system.plan is not None and before is not None
+    assert system.plan.epoch == before.epoch and system.plan.revision > before.revision
+    assert [one.manifest for one in system.plan.generations] == [one.manifest for one in before.generations]
 
 
 @pytest.mark.slow
-def test_a_slice_that_somebody_spoils_at_the_broker_is_mended_there(crew: Crew) -> None:
-    coordinator = crew.coordinator("--cuts", "4")
-    first = crew.node("a")
-    crew.until_homes("a")
-    assert crew.plan is not None and crew.plan.current is not None
-    sha256 = crew.plan.current.manifest.slices[1].sha256
-    chunk = crew.topics.chunk(sha256, 0)
+def test_a_slice_that_somebody_spoils_at_the_broker_is_mended_there(system: PipelineProcesses) -> None:
+    coordinator = system.coordinator("--cuts", "4")
+    first = system.node("a")
+    system.until_homes("a")
+    assert system.plan is not None and system.plan.current is not None
+    sha256 = system.plan.current.manifest.slices[1].sha256
+    chunk = system.topics.chunk(sha256, 0)
     seen: list[bytes] = []
     with closing(
-        open_bus(crew.address, Session(f"{crew.topics.pipeline}-look", clean_start=True), ClientLibrary.PAHO)
+        open_bus(system.address, Session(f"{system.topics.pipeline}-look", clean_start=True), ClientLibrary.PAHO)
     ) as bus:
         bus.subscribe([chunk])
 
@@ -196,29 +198,31 @@ def test_a_slice_that_somebody_spoils_at_the_broker_is_mended_there(crew: Crew) 
                 seen.append(delivery.payload)
             return bool(seen)
 
-        crew.until(look, "no chunk")
+        system.until(look, "no chunk")
         bus.publish(chunk, bytes(len(seen[0])), retain=True)
-        crew.until(lambda: look() and len(seen) == 2, "the chunk was not spoilt")
-        crew.start("node", "--name", "b", "--cache", str(crew.work / "empty"))
+        system.until(lambda: look() and len(seen) == 2, "the chunk was not spoilt")
+        system.start("node", "--name", "b", "--cache", str(system.work / "empty"))
         first.end(signal.SIGKILL)
-        crew.until_homes("b")
-        crew.until(lambda: look() and len(seen) >= 3, "the chunk was not mended")
+        system.until_homes("b")
+        system.until(lambda: look() and len(seen) >= 3, "the chunk was not mended")
     assert not any(seen[1]) and seen[0] == seen[2]
     assert f"node b could not get {sha256} from the broker: it is published again" in coordinator.output
-    crew.until_done(crew.sensor())
+    system.until_done(system.sensor())
 
 
 @pytest.mark.slow
-def test_another_model_takes_over_and_both_answer(crew: Crew) -> None:
-    crew.coordinator("--stages", "2")
+def test_another_model_takes_over_and_both_answer(system: PipelineProcesses) -> None:
+    system.coordinator("--stages", "2")
     for name in ("a", "b"):
-        crew.node(name)
-    crew.until_homes("a", "b")
-    epoch = crew.plan.epoch if crew.plan else 0
-    younger = crew.start("coordinator", "--model", "float", "--stages", "2", "--settle", "1")
-    crew.until(lambda: crew.plan is not None and crew.plan.epoch > epoch and len(crew.homes) == 2, "no new epoch")
-    assert crew.plan is not None and crew.plan.current is not None
-    assert crew.plan.current.manifest.model == "har-float.tflite"
+        system.node(name)
+    system.until_homes("a", "b")
+    epoch = system.plan.epoch if system.plan else 0
+    younger = system.start("coordinator", "--model", "float", "--stages", "2", "--settle", "1")
+    system.until(
+        lambda: system.plan is not None and system.plan.epoch > epoch and len(system.homes) == 2, "no new epoch"
+    )
+    assert system.plan is not None and system.plan.current is not None
+    assert system.plan.current.manifest.model == "har-float.tflite"
     assert "the plan there is for another task" in younger.output
 
 

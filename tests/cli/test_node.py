@@ -40,7 +40,7 @@ WINDOWS = 80
 LOAD = ("--subjects", "1,2", "--windows", str(WINDOWS), "--speed", "60", "--in-flight", "8")
 
 
-class Crew:
+class PipelineProcesses:
     """Nodes of one pipeline, and what they say; the epoch is that of the pipeline file, so that its sensors serve."""
 
     def __init__(self, fleet: Fleet) -> None:
@@ -107,15 +107,15 @@ class Crew:
 
 
 @pytest.fixture
-def crew(fleet: Fleet) -> Iterator[Crew]:
-    crew = Crew(fleet)
-    yield crew
-    crew.bus.close(forget=True)
+def system(fleet: Fleet) -> Iterator[PipelineProcesses]:
+    system = PipelineProcesses(fleet)
+    yield system
+    system.bus.close(forget=True)
 
 
-def all_well(crew: Crew, sensors: list[Running], streams: int = 2, windows: int = WINDOWS) -> None:
-    fleet = crew.fleet
-    crew.until(lambda: len(fleet.results) >= streams * windows, "windows were lost")
+def all_well(system: PipelineProcesses, sensors: list[Running], streams: int = 2, windows: int = WINDOWS) -> None:
+    fleet = system.fleet
+    system.until(lambda: len(fleet.results) >= streams * windows, "windows were lost")
     assert [sensor.wait() for sensor in sensors] == [0] * len(sensors)
     assert fleet.all_once(streams, windows)
     assert not [one.log for one in fleet.running if "gave up" in one.output or "Traceback" in one.output]
@@ -124,147 +124,153 @@ def all_well(crew: Crew, sensors: list[Running], streams: int = 2, windows: int 
 
 
 @pytest.mark.slow
-def test_nodes_run_the_slices_of_a_plan_and_answer_as_static_stages_do(crew: Crew) -> None:
-    fleet = crew.fleet
-    a, b = crew.nodes("a", "b")
+def test_nodes_run_the_slices_of_a_plan_and_answer_as_static_stages_do(system: PipelineProcesses) -> None:
+    fleet = system.fleet
+    a, b = system.nodes("a", "b")
     device = fleet.statuses["a"].device
     assert device is not None and device.speed > 0 and device.link_bytes_per_s and device.round_trip_s
-    crew.files()
-    crew.plan("a", "b", "a")
-    crew.until_run(a=2, b=1)
-    crew.until(lambda: fleet.state("a") is fleet.state("b") is State.BUSY, "nodes with stages do not say busy")
-    all_well(crew, fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max"), 2, 40)
+    system.files()
+    system.plan("a", "b", "a")
+    system.until_run(a=2, b=1)
+    system.until(lambda: fleet.state("a") is fleet.state("b") is State.BUSY, "nodes with stages do not say busy")
+    all_well(system, fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max"), 2, 40)
     answers = {key: (one.label_id, one.confidence) for key, one in fleet.results.items()}
-    crew.until(lambda: all(one.windows == 80 for beat in crew.beats.values() for one in beat.stages), "counts differ")
-    crew.plan()  # not a plan at all: no stage is placed
-    crew.until(lambda: fleet.counter("a", "plans_rejected") == 1, "what is no plan is not counted")
-    crew.say(encode_deployment(msgspec.structs.replace(crew.deployment(), generations=(), epoch=0)))
-    crew.until(lambda: crew.phases("a") == crew.phases("b") == [], "the stages do not end")
-    crew.until(lambda: fleet.state("a") is State.READY, "a node without stages is not ready")
+    system.until(
+        lambda: all(one.windows == 80 for beat in system.beats.values() for one in beat.stages), "counts differ"
+    )
+    system.plan()  # not a plan at all: no stage is placed
+    system.until(lambda: fleet.counter("a", "plans_rejected") == 1, "what is no plan is not counted")
+    system.say(encode_deployment(msgspec.structs.replace(system.deployment(), generations=(), epoch=0)))
+    system.until(lambda: system.phases("a") == system.phases("b") == [], "the stages do not end")
+    system.until(lambda: fleet.state("a") is State.READY, "a node without stages is not ready")
     fleet.results.clear()
     fleet.sink.__init__()  # type: ignore[misc]
     static = fleet.stages()
-    all_well(crew, fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max"), 2, 40)
+    all_well(system, fleet.sensors("--subjects", "1,2", "--windows", "40", "--speed", "max"), 2, 40)
     assert {key: (one.label_id, one.confidence) for key, one in fleet.results.items()} == answers
     assert [one.end() for one in (a, b, *static)] == [0] * 5
-    crew.until(lambda: fleet.state("a") is State.STOPPED, "no farewell")
+    system.until(lambda: fleet.state("a") is State.STOPPED, "no farewell")
     assert "node a stopped" in a.output and "node a connected: " in a.output
 
 
 @pytest.mark.slow
-def test_stages_that_move_under_load_lose_nothing(crew: Crew) -> None:
-    fleet = crew.fleet
-    crew.nodes("a", "b")
-    crew.files()
-    crew.plan("a", "a", "a")
-    crew.until_run(a=3)
+def test_stages_that_move_under_load_lose_nothing(system: PipelineProcesses) -> None:
+    fleet = system.fleet
+    system.nodes("a", "b")
+    system.files()
+    system.plan("a", "a", "a")
+    system.until_run(a=3)
     sensors = fleet.sensors(*LOAD)
     fleet.until_results(10)
-    crew.plan("a", "a", "a", standby=("b",))
-    crew.until(lambda: crew.phases("b") == [StagePhase.PREPARED] * 3, "b does not get ready")
-    crew.plan("b", "a", "b")
-    crew.until_run(a=1, b=2)
-    crew.until_more(10)
-    crew.plan("a", "b", "a")
-    crew.until_run(a=2, b=1)
-    crew.until_more(10)
-    crew.plan("b", "b", "b")
-    crew.until_run(a=0, b=3)
-    all_well(crew, sensors)
-    assert crew.beats["a"].revision == crew.beats["b"].revision == crew.revision
+    system.plan("a", "a", "a", standby=("b",))
+    system.until(lambda: system.phases("b") == [StagePhase.PREPARED] * 3, "b does not get ready")
+    system.plan("b", "a", "b")
+    system.until_run(a=1, b=2)
+    system.until_more(10)
+    system.plan("a", "b", "a")
+    system.until_run(a=2, b=1)
+    system.until_more(10)
+    system.plan("b", "b", "b")
+    system.until_run(a=0, b=3)
+    all_well(system, sensors)
+    assert system.beats["a"].revision == system.beats["b"].revision == system.revision
 
 
 @pytest.mark.slow
-def test_a_killed_and_a_stopped_node_are_replaced_and_the_stopped_one_is_fenced(crew: Crew) -> None:
-    fleet = crew.fleet
-    a, b, _ = crew.nodes("a", "b", "c")
-    crew.files()
-    crew.plan("a", "b", "a", standby=("c",))
-    crew.until_run(a=2, b=1)
+def test_a_killed_and_a_stopped_node_are_replaced_and_the_stopped_one_is_fenced(system: PipelineProcesses) -> None:
+    fleet = system.fleet
+    a, b, _ = system.nodes("a", "b", "c")
+    system.files()
+    system.plan("a", "b", "a", standby=("c",))
+    system.until_run(a=2, b=1)
     sensors = fleet.sensors(*LOAD)
     fleet.until_results(10)
     a.process.kill()
     fleet.until(lambda: fleet.state("a") is State.LOST, "no will")
-    crew.plan("c", "b", "c")
-    crew.until_run(b=1, c=2)
-    crew.until_more(10)
+    system.plan("c", "b", "c")
+    system.until_run(b=1, c=2)
+    system.until_more(10)
     b.process.send_signal(signal.SIGSTOP)
-    crew.plan("c", "c", "c")
-    crew.until_run(c=3)
-    crew.until_more(10)
+    system.plan("c", "c", "c")
+    system.until_run(c=3)
+    system.until_more(10)
     b.process.send_signal(signal.SIGCONT)
-    crew.until(lambda: crew.phases("b") == [] and crew.beats["b"].revision == crew.revision, "b was not fenced")
-    all_well(crew, sensors)
-    assert crew.phases("c") == [StagePhase.RUNNING] * 3 and b.end() == 0
+    system.until(lambda: system.phases("b") == [] and system.beats["b"].revision == system.revision, "b was not fenced")
+    all_well(system, sensors)
+    assert system.phases("c") == [StagePhase.RUNNING] * 3 and b.end() == 0
 
 
 @pytest.mark.slow
-def test_a_node_that_is_told_to_stop_hands_over_first(crew: Crew) -> None:
-    fleet = crew.fleet
-    a, b = crew.node("a", "--drain-timeout", "60"), crew.node("b")
+def test_a_node_that_is_told_to_stop_hands_over_first(system: PipelineProcesses) -> None:
+    fleet = system.fleet
+    a, b = system.node("a", "--drain-timeout", "60"), system.node("b")
     fleet.until_ready("a", "b")
-    crew.files()
-    crew.plan("a", "a", "a")
-    crew.until_run(a=3)
+    system.files()
+    system.plan("a", "a", "a")
+    system.until_run(a=3)
     sensors = fleet.sensors(*LOAD)
     fleet.until_results(10)
     a.process.send_signal(signal.SIGTERM)
-    crew.until(lambda: fleet.state("a") is State.DRAINING, "it does not say that it wants to go")
-    crew.until_more(5)
+    system.until(lambda: fleet.state("a") is State.DRAINING, "it does not say that it wants to go")
+    system.until_more(5)
     assert a.process.poll() is None
-    crew.plan("b", "b", "b")
-    crew.until(lambda: a.process.poll() == 0, "it does not go")
-    crew.until(lambda: fleet.state("a") is State.STOPPED, "no farewell")
-    all_well(crew, sensors)
+    system.plan("b", "b", "b")
+    system.until(lambda: a.process.poll() == 0, "it does not go")
+    system.until(lambda: fleet.state("a") is State.STOPPED, "no farewell")
+    all_well(system, sensors)
     began = time.monotonic()
     b.process.send_signal(signal.SIGTERM)
-    crew.until(lambda: fleet.state("b") is State.DRAINING, "it does not say that it wants to go")
+    system.until(lambda: fleet.state("b") is State.DRAINING, "it does not say that it wants to go")
     b.process.send_signal(signal.SIGTERM)  # a second signal ends it at once
     assert b.wait() == 130 and time.monotonic() - began < 8.0
 
 
 @pytest.mark.slow
-def test_what_is_no_plan_harms_nothing_and_a_broken_slice_is_fetched_again(crew: Crew) -> None:
-    fleet = crew.fleet
+def test_what_is_no_plan_harms_nothing_and_a_broken_slice_is_fetched_again(system: PipelineProcesses) -> None:
+    fleet = system.fleet
     entry = fleet.pipeline.manifest.slices[1]
-    crew.nodes("a")
-    crew.files()
-    chunk = crew.topics.chunk(entry.sha256, 0)
+    system.nodes("a")
+    system.files()
+    chunk = system.topics.chunk(entry.sha256, 0)
     fleet.bus.publish(chunk, bytes((fleet.slices / entry.file).stat().st_size), retain=True)
-    crew.plan("a", "a", "somebody-unknown")
-    crew.until(lambda: crew.phases("a") == [StagePhase.RUNNING, StagePhase.FAILED], "the broken slice is not reported")
-    assert "forged or corrupt" in crew.beats["a"].stages[1].detail
-    crew.say(b"{}")
-    crew.until(lambda: fleet.counter("a", "plans_rejected") == 1, "what is no plan is not counted")
-    assert crew.beats["a"].revision == 1
-    crew.files()
-    crew.until_run(a=2)
-    crew.plan("a", "a", "a")
-    crew.until_run(a=3)
-    all_well(crew, fleet.sensors("--subjects", "1", "--windows", "20", "--speed", "max"), 1, 20)
+    system.plan("a", "a", "somebody-unknown")
+    system.until(
+        lambda: system.phases("a") == [StagePhase.RUNNING, StagePhase.FAILED], "the broken slice is not reported"
+    )
+    assert "forged or corrupt" in system.beats["a"].stages[1].detail
+    system.say(b"{}")
+    system.until(lambda: fleet.counter("a", "plans_rejected") == 1, "what is no plan is not counted")
+    assert system.beats["a"].revision == 1
+    system.files()
+    system.until_run(a=2)
+    system.plan("a", "a", "a")
+    system.until_run(a=3)
+    all_well(system, fleet.sensors("--subjects", "1", "--windows", "20", "--speed", "max"), 1, 20)
 
 
 @pytest.mark.slow
 def test_a_broker_that_restarts_loses_nothing(slices: Path, tmp_path: Path, own_broker: Mosquitto) -> None:
     port, directory = own_broker.address.port, Path(own_broker.process.args[2]).parent  # type: ignore[index]
     with Fleet(slices, tmp_path, own_broker.address) as fleet:
-        crew = Crew(fleet)
-        crew.nodes("a", "b")
-        crew.files()
-        crew.plan("a", "b", "a")
-        crew.until_run(a=2, b=1)
+        system = PipelineProcesses(fleet)
+        system.nodes("a", "b")
+        system.files()
+        system.plan("a", "b", "a")
+        system.until_run(a=2, b=1)
         sensors = fleet.sensors(*LOAD)
         fleet.until_results(10)
         own_broker.stop()
-        crew.beats.clear()
+        system.beats.clear()
         with start_mosquitto(find_folder("brokers") / "mosquitto.conf", directory, port=port):
-            all_well(crew, sensors)
-            crew.until_run(a=2, b=1)
-            crew.until(lambda: all(fleet.counter(node, "reconnects") >= 1 for node in "ab"), "not said again")
-            crew.until(lambda: fleet.state("a") is fleet.state("b") is State.BUSY, "nodes with stages do not say busy")
-            crew.plan("b", "b", "b")
-            crew.until_run(a=0, b=3)
-            crew.bus.close(forget=True)
+            all_well(system, sensors)
+            system.until_run(a=2, b=1)
+            system.until(lambda: all(fleet.counter(node, "reconnects") >= 1 for node in "ab"), "not said again")
+            system.until(
+                lambda: fleet.state("a") is fleet.state("b") is State.BUSY, "nodes with stages do not say busy"
+            )
+            system.plan("b", "b", "b")
+            system.until_run(a=0, b=3)
+            system.bus.close(forget=True)
 
 
 @pytest.mark.slow
@@ -272,27 +278,27 @@ def test_replicas_take_turns_and_one_that_moves_loses_nothing(
     cut_after_the_sources: Path, tmp_path: Path, mosquitto: Mosquitto
 ) -> None:
     with Fleet(cut_after_the_sources, tmp_path, mosquitto.address) as fleet:
-        crew = Crew(fleet)
-        crew.nodes("a", "b", "c")
-        crew.files()
+        system = PipelineProcesses(fleet)
+        system.nodes("a", "b", "c")
+        system.files()
 
         def plan(*nodes: str) -> None:
-            plain = crew.deployment("a", "a")
+            plain = system.deployment("a", "a")
             placements = (Placement(0, "a"), *(Placement(1, node, number) for number, node in enumerate(nodes)))
             (generation,) = plain.generations
             moved = msgspec.structs.replace(generation, placements=placements)
-            crew.say(encode_deployment(msgspec.structs.replace(plain, generations=(moved,))))
+            system.say(encode_deployment(msgspec.structs.replace(plain, generations=(moved,))))
 
         plan("a", "b")
-        crew.until_run(a=2, b=1)
+        system.until_run(a=2, b=1)
         sensors = fleet.sensors(*LOAD)
         fleet.until_results(20)
-        crew.until(lambda: all(crew.beats[name].stages[-1].windows > 2 for name in "ab"), "one has all the work")
+        system.until(lambda: all(system.beats[name].stages[-1].windows > 2 for name in "ab"), "one has all the work")
         plan("a", "c")
-        crew.until_run(a=2, b=0, c=1)
-        all_well(crew, sensors)
-        crew.until(lambda: crew.beats["c"].stages[0].windows > 2, "the one that moved has no work")
-        crew.bus.close(forget=True)
+        system.until_run(a=2, b=0, c=1)
+        all_well(system, sensors)
+        system.until(lambda: system.beats["c"].stages[0].windows > 2, "the one that moved has no work")
+        system.bus.close(forget=True)
 
 
 @pytest.fixture(scope="session")
@@ -305,39 +311,41 @@ def cut_after_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_of_two_nodes_of_one_name_on_a_machine_the_younger_one_goes_on(crew: Crew) -> None:
-    fleet = crew.fleet
-    (older,) = crew.nodes("a")
-    crew.files()
-    crew.plan("a", "a", "a")
-    crew.until_run(a=3)
+def test_of_two_nodes_of_one_name_on_a_machine_the_younger_one_goes_on(system: PipelineProcesses) -> None:
+    fleet = system.fleet
+    (older,) = system.nodes("a")
+    system.files()
+    system.plan("a", "a", "a")
+    system.until_run(a=3)
     sensors = fleet.sensors(*LOAD)
     fleet.until_results(5)
     first = fleet.statuses["a"].instance
-    younger = crew.node("a")
+    younger = system.node("a")
     assert older.wait() == 3
     assert "node a: a younger node of this name has taken over; ending (give each its --name)" in older.output
-    crew.until(lambda: fleet.statuses["a"].instance != first and fleet.state("a") is State.BUSY, "it does not go on")
-    crew.until_run(a=3)
-    all_well(crew, sensors)
+    system.until(lambda: fleet.statuses["a"].instance != first and fleet.state("a") is State.BUSY, "it does not go on")
+    system.until_run(a=3)
+    all_well(system, sensors)
     assert younger.process.poll() is None
 
 
-def test_a_name_that_lives_on_another_machine_is_refused(crew: Crew, capsys: pytest.CaptureFixture[str]) -> None:
-    fleet = crew.fleet
+def test_a_name_that_lives_on_another_machine_is_refused(
+    system: PipelineProcesses, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = system.fleet
     status = NodeStatus("a", "node", State.READY, "other", 1.0, device=CARD)
-    fleet.bus.publish(crew.topics.status("a"), encode_status(status), retain=True)
-    crew.until(lambda: fleet.state("a") in ALIVE, "the other one is not there")
-    node = crew.node("a")
+    fleet.bus.publish(system.topics.status("a"), encode_status(status), retain=True)
+    system.until(lambda: fleet.state("a") in ALIVE, "the other one is not there")
+    node = system.node("a")
     number = 0
 
     def beat() -> bool:
         nonlocal number
         number += 1
-        fleet.bus.publish(crew.topics.heartbeat("a"), encode_heartbeat(Heartbeat("a", "other", number, time.time())))
+        fleet.bus.publish(system.topics.heartbeat("a"), encode_heartbeat(Heartbeat("a", "other", number, time.time())))
         return node.process.poll() is not None
 
-    crew.until(beat, "it does not end")
+    system.until(beat, "it does not end")
     assert node.process.returncode == 2
     assert "error: a node 'a' is alive on another machine, on Linux aarch64; expected a name of its own" in node.output
     assert fleet.statuses["a"].instance == "other"

@@ -43,7 +43,7 @@ sys.exit(main())
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class FaultScenario:
     """A cluster in which results flow."""
 
     cluster: RecordedCluster
@@ -84,7 +84,7 @@ class Scene:
 
 
 @contextmanager
-def open_scene(
+def open_scenario(
     environment: Environment,
     folder: Path,
     reference: Reference,
@@ -93,7 +93,7 @@ def open_scene(
     absent: Sequence[str] = (),
     options: Sequence[str] = (),
     slow: Path | None = None,
-) -> Iterator[Scene]:
+) -> Iterator[FaultScenario]:
     """Start coordinator (`options` are its) and nodes (not those absent), and sensors once the model is deployed.
 
     The device that the file `slow` names is slow.
@@ -119,4 +119,4 @@ def open_scene(
         injector = FaultInjector(
             cluster, load, names, coordinator, random.Random(0), margin_s=2.0, hang_s=(2.5, 2.5), join_s=1.0
         )
-        yield Scene(cluster, injector, load)
+        yield FaultScenario(cluster, injector, load)
