@@ -81,5 +81,8 @@ if __name__ == "__main__":
         packages=[*found, *BESIDE],
         package_dir=BESIDE,
         distclass=Chosen,
+        # By a line on sys.path: the default finder comes after it, so that in the folder above a clone named har_edge
+        # `import har_edge` finds that folder, an empty namespace.
+        options={"editable_wheel": {"mode": "compat"}},
         cmdclass={"build_py": BuildAnew, "bdist_wheel": TaggedWheel},
     )

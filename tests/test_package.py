@@ -103,3 +103,17 @@ def test_the_source_distribution_builds_the_same_wheel(sdist: Path, wheel: Path,
         archive.extractall(tmp_path, filter="data") if hasattr(tarfile, "data_filter") else archive.extractall(tmp_path)
     (folder,) = tmp_path.iterdir()
     assert wheel_files(build("wheel", folder, tmp_path)) == wheel_files(wheel)
+
+
+def test_an_editable_install_is_found_before_a_clone_of_its_name(copy: Path, tmp_path: Path) -> None:
+    wheel = build("editable", copy, tmp_path)
+    ((name, content),) = wheel_files(wheel).items()
+    assert name.endswith(".pth") and content.decode().strip() == str(copy)
+    above = tmp_path / "above"
+    (above / "har_edge").mkdir(parents=True)  # a clone as seen from the folder above it: no module of that name
+    code = f"import site, sys; sys.path[:] = ['', *sys.path[1:]]; site.addsitedir({str(tmp_path / 'site')!r}); "
+    code += "import har_edge; print(har_edge.__file__)"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / name).write_bytes(content)
+    ended = subprocess.run([sys.executable, "-S", "-c", code], cwd=above, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == str(copy / "har_edge" / "__init__.py"), ended.stderr
