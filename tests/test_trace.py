@@ -173,7 +173,7 @@ def test_waiting_is_taken_off() -> None:
 
 def test_the_figures_of_a_way() -> None:
     bench = load("trace")
-    way = bench.Way("a way", lambda _: {}, 10, 0.5)
+    way = bench.TracedPath("a way", lambda _: {}, 10, 0.5)
     by_process = {
         "stage": Counter({("loop", "turn"): 20, ("rare", "once"): 1}),
         "watch": Counter({("loop", "turn"): 10, ("sink", "take"): 4, ("sink", "show"): 1}),
@@ -189,7 +189,7 @@ def test_the_figures_of_a_way() -> None:
 def test_the_run_with_the_median_of_entries_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     bench = load("trace")
     numbers = iter([7, 3, 5])
-    way = bench.Way("a way", lambda _: {"node": Counter({("loop", "turn"): next(numbers)})})
+    way = bench.TracedPath("a way", lambda _: {"node": Counter({("loop", "turn"): next(numbers)})})
     found = bench.measure(way, bench.Target(ROOT, True), 3)
     assert found["entered"] == 5 and found["runs"] == [3, 5, 7]
     bench.show({"plan": found}, modules=True)
