@@ -14,11 +14,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from har_edge.config.catalog import find_model
-from har_edge.errors import ConfigError, CutError
+from har_edge.errors import ConfigError, CutError, DataError
 from har_edge.inference.tensor_observation import open_model
 from har_edge.tflite.cuts import Cut, list_cuts
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from har_edge.config.pipeline import Pipeline
@@ -79,12 +80,20 @@ class Model:
     def run(self, values: Mapping[str, npt.ArrayLike]) -> Mapping[str, npt.NDArray[Any]]:
         """Run the whole model here, without a network; values and results go by the names of its tensors.
 
-        Raises MessageError for values of another shape or type than the inputs have.
-        """
-        import numpy as np
+        The values are those that the tensors hold: for a quantised input its integers.
 
-        ports = self._interpreter.inputs
-        return self._interpreter.run({port.name: np.asarray(values[port.name], port.dtype) for port in ports})
+        Raises DataError where an input has no values or others than its type holds, MessageError for values of another
+        shape than it has.
+        """
+        names = [port.name for port in self._interpreter.inputs]
+        if not isinstance(values, Mapping) or set(values) != set(names):
+            came = ", ".join(map(str, values)) if isinstance(values, Mapping) else f"a {type(values).__name__}"
+            raise DataError(
+                f"{came or 'nothing'} came; expected a mapping with an array for each of {', '.join(names)}"
+            )
+        return self._interpreter.run(
+            {port.name: _of_type(port.name, values[port.name], port.dtype) for port in self._interpreter.inputs}
+        )
 
     def verify(self, cuts: Sequence[int]) -> None:
         """Run the whole model and its slices on the same random inputs; CutError unless every bit is equal.
@@ -116,6 +125,18 @@ class Model:
         from har_edge.inference.interpreter import Interpreter
 
         return Interpreter(bytes(self.graph.data))
+
+
+def _of_type(name: str, values: npt.ArrayLike, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return values in the type of their input; refuse what an integer cannot hold, as real values of a window."""
+    import numpy as np
+
+    came = np.asarray(values)
+    with np.errstate(invalid="ignore", over="ignore"):
+        held = came.astype(dtype)
+    if np.issubdtype(held.dtype, np.integer) and not np.array_equal(held, came):
+        raise DataError(f"values of {name} came that {dtype} does not hold; expected the integers of a quantised input")
+    return held
 
 
 def load_model(name_or_path: str | os.PathLike[str], *, labels: Sequence[str] | None = None) -> Model:
@@ -182,10 +203,14 @@ def split(
     ...     [(entry.start, entry.stop) for entry in pipeline.manifest.slices]
     [(0, 4), (4, 9), (9, 17)]
     """
+    from har_edge.protocol.topics import check_id
     from har_edge.runtime.slicing import prepare
 
     if stages is not None and cuts is not None:
         raise ConfigError(f"stages={stages} came with cuts={list(cuts)}; expected one of them")
+    if stages is not None and stages < 1:
+        raise ConfigError(f"stages={stages} came; expected at least 1")
+    check_id("name of the pipeline", name)
     chosen = model if isinstance(model, Model) else load_model(model)
     task = chosen.known_task()
     with contextlib.ExitStack() as stack:

@@ -97,6 +97,8 @@ class Sensor:
         give_up_s: float = GIVE_UP_S,
     ) -> None:
         check_id("name of the stream", stream)
+        if in_flight < 1:
+            raise ConfigError(f"in_flight={in_flight} came; expected at least 1")
         self.stream, self._in_flight, self._give_up_s = stream, in_flight, give_up_s
         self._waiting: queue.Queue[_Due] = queue.Queue()
         self._closing, self._deadline = False, 0.0

@@ -17,7 +17,7 @@ from har_edge.api.model import Model, load_model, split
 from har_edge.api.sensor import Sensor
 from har_edge.api.watch import ResultWatcher, watch
 from har_edge.cluster.broker import start_broker
-from har_edge.cluster.cluster import Cluster
+from har_edge.cluster.cluster import POLL_S, Arrival, Cluster
 from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.data.locate import SYNTHETIC_NOTICE, find_data
 from har_edge.errors import ConfigError, NodeError
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # A coordinator measures the model before it deploys it.
 DEPLOY_TIMEOUT_S = 120.0
+# The stream that is replayed where none is named.
+FIRST = "subject1"
 
 
 class LocalCluster(Cluster):
@@ -93,7 +95,10 @@ class LocalCluster(Cluster):
             super().__init__(pipeline, address, described=described, folder=folder, deployed=nodes is not None)
             self._stack.callback(super().close)
             self._count = 0
-            self._expected: tuple[int, int] = (0, 0)
+            # Streams of sensors in this program: their results are not those of a replay.
+            self._live: set[str] = set()
+            self._answered = 0
+            self._closed = False
             if nodes is None:
                 self.start_stages()
             else:
@@ -137,8 +142,13 @@ class LocalCluster(Cluster):
     def wait_deployed(self, timeout_s: float = DEPLOY_TIMEOUT_S) -> None:
         """Wait until the plan that is deployed names only nodes that run, and every stage of it runs.
 
-        Raises NodeError, with the end of every log, when that takes too long.
+        Raises ConfigError in a cluster whose stages are fixed, NodeError, with the end of every log, when that takes
+        too long.
         """
+        if not self.deployed:
+            raise ConfigError(
+                "the stages of this cluster are fixed; expected LocalCluster(..., nodes=N) for wait_deployed()"
+            )
 
         def is_deployed() -> bool:
             deployment = self.view.deployment
@@ -151,6 +161,8 @@ class LocalCluster(Cluster):
 
     def sensor(self, stream: str = "live", **options: object) -> Sensor:
         """Return a sensor in this process that sends to this cluster; `options` are those of `Sensor`."""
+        self._check_open()
+        self._live.add(stream)
         if self.deployed:
             name = self.topics.pipeline
             return Sensor(pipeline=name, stream=stream, broker=self.address, **options)  # type: ignore[arg-type]
@@ -158,6 +170,7 @@ class LocalCluster(Cluster):
 
     def watch(self, *, limit: int | None = None, timeout_s: float | None = None) -> ResultWatcher:
         """Return the results that come from now on, as `har_edge.watch` does."""
+        self._check_open()
         return watch(self.pipeline, broker=self.address, limit=limit, timeout_s=timeout_s)
 
     def replay(
@@ -174,30 +187,56 @@ class LocalCluster(Cluster):
             windows: how many of each stream, by default all.
             speed: how many times as fast as they were recorded, by default as fast as results come.
             data: folder, zip or file with recordings; by default HAR_EDGE_DATA, then ./data, then synthetic ones.
+
+        Raises ConfigError for numbers that are not positive, NodeError while an earlier replay still sends.
         """
+        self._check_open()
+        if windows is not None and windows < 1:
+            raise ConfigError(f"windows={windows} came; expected at least 1")
+        if speed is not None and not speed > 0:
+            raise ConfigError(f"speed={speed} came; expected a positive number")
         if find_data(None if data is None else Path(data), self.pipeline.described) is None:
             _log.warning("%s", SYNTHETIC_NOTICE)
         words = ["--speed", "max" if speed is None else str(speed), "--no-notice"]
-        words += ["--subjects", ",".join(streams or ("subject1",))]
+        words += ["--subjects", ",".join(streams or (FIRST,))]
         words += [] if windows is None else ["--windows", str(windows)]
         words += [] if data is None else ["--data", os.fspath(data)]
         sources = [ALL_SOURCES] if self.pipeline.grouped else list(self.pipeline.task.inputs)
         self.start_sensors(sources, words)
+        self._live -= set(streams or (FIRST,))
+        self._answered = 0
 
     def results(self) -> Iterator[Result]:
-        """Yield the results of what `replay` sends, each window once, until every window is answered.
+        """Yield the results of what the last `replay` sends, each window once, until every window is answered.
 
         Raises NodeError where windows are lost, and where a stage or a sensor fails.
         """
+        self._check_open()
         for arrival in self.arrivals():
-            if arrival is not None:
+            if arrival is not None and arrival.result.stream not in self._live:
                 yield arrival.result
         if self.answered < self.windows_in:
             lost = self.windows_in - self.answered
             raise NodeError(f"{lost} of {self.windows_in} windows were lost\n{self.processes.last_lines()}")
 
+    def poll(self, timeout_s: float = POLL_S) -> list[Arrival]:
+        """Take what has come and return the new results; count those of the last replay."""
+        arrivals = super().poll(timeout_s)
+        self._answered += sum(arrival.result.stream not in self._live for arrival in arrivals)
+        return arrivals
+
+    @property
+    def answered(self) -> int:
+        """How many windows of the last replay have been answered, each once."""
+        return self._answered
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NodeError("the cluster has ended; make a new one")
+
     def close(self) -> None:
         """End every process, and the broker that was started here; closing twice does nothing more."""
+        self._closed = True
         self._stack.close()
 
 

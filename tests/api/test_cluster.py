@@ -137,6 +137,15 @@ def test_silence_is_an_error_where_it_was_asked_for(cluster: har_edge.LocalClust
         next(results)
 
 
+def test_results_are_those_of_the_last_replay(cluster: har_edge.LocalCluster) -> None:
+    with cluster.sensor("beside") as sensor:
+        sensor.send(rows(LENGTH + 4 * HOP))
+    for stream in ("subject7", "subject8"):
+        cluster.replay(stream, windows=3)
+        assert [(result.stream, result.seq) for result in cluster.results()] == [(stream, seq) for seq in range(3)]
+        assert cluster.answered == cluster.windows_in == 3  # more would hide as many that are lost
+
+
 def test_replayed_windows_that_are_lost_are_an_error() -> None:
     with har_edge.LocalCluster("int8", cuts=[9]) as cluster:
         cluster.replay("subject7", windows=500, speed=200)
@@ -146,6 +155,9 @@ def test_replayed_windows_that_are_lost_are_an_error() -> None:
         with pytest.raises(NodeError, match=r"stage-1 ended with exit code -9; its log ends:\n--- stage-1"):
             list(results)
         assert "stage 0 connected" in cluster.logs("stage-0")
+    for use in (cluster.replay, cluster.sensor, cluster.watch, lambda: next(cluster.results())):
+        with pytest.raises(NodeError, match="the cluster has ended; make a new one"):
+            use()
 
 
 def test_windows_that_nobody_answers_are_an_error(cluster: har_edge.LocalCluster) -> None:
@@ -213,6 +225,14 @@ def test_what_cannot_be_is_said(tmp_path: Path, cluster: har_edge.LocalCluster) 
         har_edge.watch(cluster.pipeline, broker="mqtt://127.0.0.1:1")
     with pytest.raises(ConfigError, match="the stages of this cluster are fixed"):
         cluster.scale(2)
+    with pytest.raises(ConfigError, match="the stages of this cluster are fixed"):
+        cluster.wait_deployed()
+    with pytest.raises(ConfigError, match="windows=0 came; expected at least 1"):
+        cluster.replay(windows=0)
+    with pytest.raises(ConfigError, match="speed=-1 came; expected a positive number"):
+        cluster.replay(speed=-1)
+    with pytest.raises(ConfigError, match="in_flight=0 came; expected at least 1"):
+        cluster.sensor("odd", in_flight=0)
     with pytest.raises(ConfigError, match=r"no process 'stage-7'; expected one of stage-0, stage-1"):
         cluster.kill("stage-7")
     with pytest.raises(ConfigError, match="nodes=0 came"):

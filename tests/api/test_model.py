@@ -9,7 +9,7 @@ import pytest
 
 import har_edge
 from har_edge.config.pipeline import load_pipeline
-from har_edge.errors import ConfigError, CutError, ModelError
+from har_edge.errors import ConfigError, CutError, DataError, MessageError, ModelError
 from har_edge.inference.slice_check import check_slices
 from tests.tflite import models
 
@@ -72,4 +72,22 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         har_edge.load_model("int8").verify([99])
     with pytest.raises(ConfigError, match=r"stages=2 came with cuts=\[4\]"):
         har_edge.split("int8", tmp_path / "a", stages=2, cuts=[4])
+    with pytest.raises(ConfigError, match="stages=0 came; expected at least 1"):
+        har_edge.split("int8", tmp_path / "a", stages=0)
+    with pytest.raises(ConfigError, match="name of the pipeline is 'my/home'; expected 1 to 128 letters"):
+        har_edge.split("int8", tmp_path / "a", cuts=[4], name="my/home")
     assert not (tmp_path / "a").exists()
+
+
+def test_it_runs_only_on_values_that_its_inputs_hold() -> None:
+    model = har_edge.load_model("int8")
+    values = {port.name: np.full((1, *port.shape[1:]), -7) for port in model.inputs}
+    assert model.run(values)["activity"].shape == (1, 12)
+    for wrong in ({"chest": values["chest"]}, {**values, "leg": values["arm"]}, np.zeros((250, 23))):
+        with pytest.raises(DataError, match="came; expected a mapping with an array for each of chest, ankle, arm"):
+            model.run(wrong)
+    for number in (0.5, 128, float("nan")):
+        with pytest.raises(DataError, match="values of arm came that int8 does not hold"):
+            model.run({**values, "arm": np.full((1, 250, 9), number)})
+    with pytest.raises(MessageError, match=r"input arm has shape \[250, 9\]"):
+        model.run({**values, "arm": np.zeros((250, 9))})
