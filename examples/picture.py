@@ -13,6 +13,8 @@ import numpy as np
 
 import har_edge
 
+if len(sys.argv) < 2:
+    sys.exit("usage: python examples/picture.py MODEL.tflite [LABELS.txt]")
 path = sys.argv[1]
 height, width, channels = har_edge.load_model(path).inputs[0].shape[1:]
 classes = har_edge.load_model(path).outputs[0].shape[-1]
