@@ -44,7 +44,7 @@ from har_edge.protocol.events import (
 )
 from har_edge.protocol.status import State
 from har_edge.protocol.topics import Kind
-from har_edge.runtime.agreement import disagreement, way_of
+from har_edge.runtime.agreement import plan_disagreement
 from har_edge.timing import NODE_LOST_S, RECONNECT_GRACE_S
 from har_edge.units import duration
 
@@ -421,13 +421,9 @@ class Coordinator:
 
     def _compare(self) -> None:
         """Warn, once for each finding, where the nodes of the plan may give other bits than each other."""
-        generations = self._store.deployed.generations
-        names = set[str]().union(*(names_in(one.placements) for one in generations))
-        statuses = {name: self.membership.members[name].status for name in names if name in self.membership.members}
-        ways = {name: way_of(status.device) for name, status in statuses.items() if status is not None}
-        dtypes = {spec.dtype for one in generations for spec in one.manifest.tensors}
-        told = self._setup.config.delegate
-        warning = disagreement(ways, dtypes, delegate=None if told is msgspec.UNSET else told)
+        members = self.membership.members.items()
+        statuses = {name: member.status for name, member in members if member.status is not None}
+        warning = plan_disagreement(self._store.deployed, statuses)
         if warning and warning != self._disagreement:
             self._say(f"warning: {warning}")
         self._disagreement = warning

@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import msgspec
-
 from har_edge.monitor.sent import sent_views, unanswered
 from har_edge.monitor.snapshot import (
     CountsView,
@@ -32,7 +30,7 @@ from har_edge.protocol.results import Result
 from har_edge.protocol.status import Heartbeat, NodeStatus, StagePhase, StageReport
 from har_edge.protocol.text import printable
 from har_edge.protocol.topics import Topics, is_probe
-from har_edge.runtime.agreement import disagreement, way_of
+from har_edge.runtime.agreement import plan_disagreement
 from har_edge.tflite.manifest import SliceManifest
 
 HORIZON_S = 10.0
@@ -182,19 +180,11 @@ class Observer:
         )
 
     def _disagreement(self, now: float) -> str:
-        """Say whether answers may depend on the node that computes them, of the nodes that the plan names."""
-        deployment = self.deployment
-        if deployment is None:
+        """Say whether answers may depend on the node that computes them, of the living nodes that the plan names."""
+        if self.deployment is None:
             return ""
-        named = {placement.node for one in deployment.generations for placement in one.placements}
-        alive = {name: status for name, status in self.statuses().items() if name in named and self.is_alive(name, now)}
-        dtypes = {spec.dtype for one in deployment.generations for spec in one.manifest.tensors}
-        told = deployment.config.delegate
-        return disagreement(
-            {printable(name, 40): way_of(status.device) for name, status in alive.items()},
-            dtypes,
-            delegate=None if told is msgspec.UNSET else told,
-        )
+        alive = {name: status for name, status in self.statuses().items() if self.is_alive(name, now)}
+        return plan_disagreement(self.deployment, alive)
 
     def _epochs(self) -> tuple[EpochView, ...]:
         deployment = self.deployment

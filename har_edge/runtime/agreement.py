@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from har_edge.inference.wheels import TFLITE
-from har_edge.protocol.status import NodeCapabilities, SliceInfo
+from har_edge.protocol.deployment import Deployment
+from har_edge.protocol.status import NodeCapabilities, NodeStatus, SliceInfo
 from har_edge.protocol.text import listed, printable
 
 PAGE = "docs/reference/runtimes.md"
@@ -69,6 +72,18 @@ def disagreement(
             f"differ in the last bits from those of the whole model; --delegate none prevents it ({PAGE})"
         )
     return ""
+
+
+def plan_disagreement(deployment: Deployment, statuses: Mapping[str, NodeStatus]) -> str:
+    """Return why results may depend on which node of a plan computes them, an empty text when all nodes agree.
+
+    `statuses` are those of living nodes, by name; the ones that the plan does not name are passed over.
+    """
+    named = {placement.node for one in deployment.generations for placement in one.placements}
+    ways = {printable(name, 40): way_of(status.device) for name, status in statuses.items() if name in named}
+    told = deployment.config.delegate
+    dtypes = {spec.dtype for one in deployment.generations for spec in one.manifest.tensors}
+    return disagreement(ways, dtypes, delegate=None if told is msgspec.UNSET else told)
 
 
 def _differ(ways: Collection[RuntimeInfo], kind: str) -> bool:
