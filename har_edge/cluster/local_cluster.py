@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from har_edge.api.model import Model, load_model, split
-from har_edge.api.sensor import Sensor
+from har_edge.api.sensor import GIVE_UP_S, IN_FLIGHT, Sensor
 from har_edge.api.watch import ResultWatcher, watch
 from har_edge.cluster.broker import start_broker
 from har_edge.cluster.cluster import POLL_S, Arrival, Cluster
 from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.data.locate import SYNTHETIC_NOTICE, find_data
-from har_edge.errors import ConfigError, NodeError
+from har_edge.errors import ConfigError, HarEdgeError, NodeError
+from har_edge.monitor.leftovers import Leftovers, clear_all, read_retained
 from har_edge.mqtt.address import read_address
+from har_edge.mqtt.bus import Bus, Session
+from har_edge.mqtt.connect import open_bus
 from har_edge.protocol.results import Result
 from har_edge.protocol.topics import ALL_SOURCES
 
@@ -93,11 +98,11 @@ class LocalCluster(Cluster):
             address = self._own_broker.address if self._own_broker is not None else read_address(broker or "")
             described = "" if self._own_broker is None else self._own_broker.description
             super().__init__(pipeline, address, described=described, folder=folder, deployed=nodes is not None)
+            if self.deployed and self._own_broker is None:
+                self._stack.callback(self._clear_retained)
             self._stack.callback(super().close)
             self._count = 0
-            # Streams of sensors in this program: their results are not those of a replay.
-            self._live: set[str] = set()
-            self._answered = 0
+            self._streams, self._replay_at, self._answered = frozenset[str](), math.inf, 0
             self._closed = False
             if nodes is None:
                 self.start_stages()
@@ -159,14 +164,27 @@ class LocalCluster(Cluster):
 
         self.until(is_deployed, "the model is not deployed", timeout_s)
 
-    def sensor(self, stream: str = "live", **options: object) -> Sensor:
-        """Return a sensor in this process that sends to this cluster; `options` are those of `Sensor`."""
+    def sensor(
+        self,
+        stream: str = "live",
+        *,
+        sources: Sequence[str] | None = None,
+        name: str | None = None,
+        in_flight: int = IN_FLIGHT,
+        give_up_s: float = GIVE_UP_S,
+    ) -> Sensor:
+        """Return a sensor in this process that sends to this cluster; see `Sensor` for the arguments."""
         self._check_open()
-        self._live.add(stream)
-        if self.deployed:
-            name = self.topics.pipeline
-            return Sensor(pipeline=name, stream=stream, broker=self.address, **options)  # type: ignore[arg-type]
-        return Sensor(self.pipeline, stream=stream, broker=self.address, **options)  # type: ignore[arg-type]
+        return Sensor(
+            None if self.deployed else self.pipeline,
+            pipeline=self.topics.pipeline if self.deployed else None,
+            stream=stream,
+            sources=sources,
+            broker=self.address,
+            name=name,
+            in_flight=in_flight,
+            give_up_s=give_up_s,
+        )
 
     def watch(self, *, limit: int | None = None, timeout_s: float | None = None) -> ResultWatcher:
         """Return the results that come from now on, as `har_edge.watch` does."""
@@ -183,7 +201,7 @@ class LocalCluster(Cluster):
         """Start sensors as processes, one a source, that send recordings; `results` then yields the answers.
 
         Args:
-            streams: which of the recordings, as `subject7`, by default the first.
+            streams: which of the recordings, as `subject7`, by default the first one of mHealth, or all of other data.
             windows: how many of each stream, by default all.
             speed: how many times as fast as they were recorded, by default as fast as results come.
             data: folder, zip or file with recordings; by default HAR_EDGE_DATA, then ./data, then synthetic ones.
@@ -197,14 +215,18 @@ class LocalCluster(Cluster):
             raise ConfigError(f"speed={speed} came; expected a positive number")
         if find_data(None if data is None else Path(data), self.pipeline.described) is None:
             _log.warning("%s", SYNTHETIC_NOTICE)
+        if not streams and self.pipeline.described.name == "mhealth":
+            streams = (FIRST,)
         words = ["--speed", "max" if speed is None else str(speed), "--no-notice"]
-        words += ["--subjects", ",".join(streams or (FIRST,))]
+        words += ["--subjects", ",".join(streams)] if streams else []
         words += [] if windows is None else ["--windows", str(windows)]
         words += [] if data is None else ["--data", os.fspath(data)]
         sources = [ALL_SOURCES] if self.pipeline.grouped else list(self.pipeline.task.inputs)
+        began = time.time()
         self.start_sensors(sources, words)
-        self._live -= set(streams or (FIRST,))
-        self._answered = 0
+        for source in sources:
+            self.view.forget(f"sensor-{source}")  # the last word was about an earlier replay
+        self._streams, self._replay_at, self._answered = frozenset(streams), began, 0
 
     def results(self) -> Iterator[Result]:
         """Yield the results of what the last `replay` sends, each window once, until every window is answered.
@@ -213,7 +235,7 @@ class LocalCluster(Cluster):
         """
         self._check_open()
         for arrival in self.arrivals():
-            if arrival is not None and arrival.result.stream not in self._live:
+            if arrival is not None and self._is_replayed(arrival.result):
                 yield arrival.result
         if self.answered < self.windows_in:
             lost = self.windows_in - self.answered
@@ -222,13 +244,29 @@ class LocalCluster(Cluster):
     def poll(self, timeout_s: float = POLL_S) -> list[Arrival]:
         """Take what has come and return the new results; count those of the last replay."""
         arrivals = super().poll(timeout_s)
-        self._answered += sum(arrival.result.stream not in self._live for arrival in arrivals)
+        self._answered += sum(self._is_replayed(arrival.result) for arrival in arrivals)
         return arrivals
 
     @property
     def answered(self) -> int:
         """How many windows of the last replay have been answered, each once."""
         return self._answered
+
+    def _is_replayed(self, result: Result) -> bool:
+        """Return whether a result is of the last replay, and not of an earlier one, or of a sensor of a program."""
+        return result.captured >= self._replay_at and (not self._streams or result.stream in self._streams)
+
+    def _clear_retained(self) -> None:
+        """Remove the plan and the slices that a broker of somebody else would keep of this pipeline."""
+
+        def connect(session: Session) -> Bus:
+            return open_bus(self.address, session)
+
+        with contextlib.suppress(HarEdgeError):  # the broker may have gone
+            kept = read_retained(connect, self.topics)
+            found = Leftovers(others=tuple(kept.statuses), headers=kept.headers, plan=kept.plan is not None)
+            for line in clear_all(connect, self.topics, found):
+                _log.info("%s", line)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -18,7 +18,11 @@ import pytest
 
 import har_edge
 from har_edge.errors import BrokerError, ConfigError, DataError, NodeError
+from har_edge.monitor.leftovers import read_retained
 from har_edge.mqtt.broker.embedded import start_embedded
+from har_edge.mqtt.broker.launcher import Mosquitto
+from har_edge.mqtt.bus import Bus, Session
+from har_edge.mqtt.connect import open_bus
 
 LENGTH, HOP, CHANNELS = 250, 125, 23
 
@@ -158,6 +162,20 @@ def test_replayed_windows_that_are_lost_are_an_error() -> None:
     for use in (cluster.replay, cluster.sensor, cluster.watch, lambda: next(cluster.results())):
         with pytest.raises(NodeError, match="the cluster has ended; make a new one"):
             use()
+
+
+@pytest.mark.slow
+def test_nothing_stays_at_the_broker_of_somebody_else(mosquitto: Mosquitto) -> None:
+    def look(session: Session) -> Bus:
+        return open_bus(mosquitto.address, session)
+
+    for nodes in (None, 1):
+        with har_edge.LocalCluster("int8", stages=1, nodes=nodes, broker=mosquitto.address.url) as cluster:
+            assert cluster.broker == mosquitto.address.url
+            kept = read_retained(look, cluster.topics)
+            assert kept.statuses and (kept.plan is None) == (nodes is None)
+        kept = read_retained(look, cluster.topics)
+        assert (dict(kept.statuses), kept.plan, kept.headers) == ({}, None, ())
 
 
 def test_windows_that_nobody_answers_are_an_error(cluster: har_edge.LocalCluster) -> None:
