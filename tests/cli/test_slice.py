@@ -220,7 +220,10 @@ def test_an_edited_pipeline_file_survives_another_cut(tmp_path: Path, capsys: py
     assert cut("int8", tmp_path, "4,9") == 0
     file, first = tmp_path / "pipeline.toml", load_pipeline(tmp_path)
     said = capsys.readouterr().out
-    assert "kept" not in said and f"note: the generation of these slices is {first.config.epoch}\n" in said
+    assert (
+        "kept" not in said
+        and f"note: the generation of these slices, `epoch` in pipeline.toml, is {first.config.epoch}\n" in said
+    )
     own = file.read_text().replace('name = "har"', 'name = "lab"').replace("timeout_s = 30.0", "timeout_s = 5.0")
     file.write_text(own)
     assert cut("int8", tmp_path, "5") == 0

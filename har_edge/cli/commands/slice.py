@@ -152,7 +152,7 @@ def _write(
             if not there:  # slices without their pipeline file would look like those of an unknown model
                 shutil.rmtree(out, ignore_errors=True)
             raise
-        report.say(f"the generation of these slices is {generation_id(manifest)}")
+        report.say(f"the generation of these slices, `epoch` in pipeline.toml, is {generation_id(manifest)}")
     else:
         report.say(
             "no manifest says what this model is for; to run the slices write pipeline.toml "
