@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from statistics import median
 
+import psutil
+
 HERE = Path(__file__).resolve().parent.parent
 CASES = (("pipeline", 1, False), ("pipeline, 3 sensors", 1, True), ("--batch 16", 16, False))
 Measured = dict[str, tuple[float, float]]
@@ -77,12 +79,9 @@ def measure(root: Path, cuts: list[int]) -> Measured:
 
 
 def processor_s(staged) -> float:  # type: ignore[no-untyped-def]
-    """Return the processor time that the stages have taken (proc(5), utime and stime)."""
-    ticks = 0
-    for process in processes_of(staged):
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    """Return the processor time that the stages have taken, user and system."""
+    times = [psutil.Process(process.pid).cpu_times() for process in processes_of(staged)]
+    return float(sum(one.user + one.system for one in times))
 
 
 def processes_of(staged) -> list[subprocess.Popen[bytes]]:  # type: ignore[no-untyped-def]

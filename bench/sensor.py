@@ -15,12 +15,13 @@ import argparse
 import contextlib
 import os
 import platform
-import re
 import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from har_edge.cluster.cluster import Cluster
 from har_edge.config.catalog import find_model
@@ -145,10 +146,9 @@ def follow(process: subprocess.Popen[bytes], bus: Bus, pipeline: Pipeline, node:
 def resident_bytes(pid: int) -> int:
     """Return what a process holds in memory now; 0 where it has none any more."""
     try:
-        found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(encoding="ascii"))
-    except OSError:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
         return 0
-    return int(found[1]) * 1024 if found else 0
 
 
 if __name__ == "__main__":

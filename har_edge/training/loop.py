@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from keras.src.random import seed_generator
 
 Array = npt.NDArray[np.float32]
 # XLA halves the time of a step, and takes some seconds to compile one.
@@ -57,6 +59,9 @@ def seed_everything(seed: int) -> None:
     """Make TensorFlow repeat itself: seeds, deterministic operators, no names left from earlier networks."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
+    # Keras draws the seeds of layers from the module `random`, from which other threads of the process may draw too, as
+    # those of a dask worker do: the same sequence from a generator of its own.
+    seed_generator.python_random = random.Random(seed)
     tf.config.experimental.enable_op_determinism()
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from har_edge.cli.main import main
@@ -154,21 +155,13 @@ def test_it_uses_the_broker_it_is_given_and_leaves_nothing_there(
 
 def children(pid: int) -> list[int]:
     """Return the processes that a process started, and those that they started."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) if entry.name.isdigit() else 0
-        except (OSError, IndexError, ValueError):
-            continue
-        if parent == pid:
-            found += [int(entry.name), *children(int(entry.name))]
-    return found
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
 
 
 def alive(pid: int) -> bool:
     try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 

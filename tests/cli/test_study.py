@@ -13,6 +13,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from har_edge.cli import study
@@ -155,21 +156,17 @@ def test_both_precisions_have_a_network_without_reduction(nowhere: Path) -> None
 
 
 def members(group: int) -> list[str]:
-    """Return the processes of a group that still run (Linux); zombies do not."""
+    """Return the processes of a group that still run; zombies do not."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for process in psutil.process_iter(["pid", "name", "status"]):
         try:
-            name, _, rest = path.read_text().rpartition(")")
-        except OSError:  # it ended meanwhile
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.info["name"])
+        except ProcessLookupError:  # it ended meanwhile
             continue
-        state, _, its_group = rest.split()[:3]
-        if int(its_group) == group and state not in "ZX":
-            found.append(name)
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_stopped_with_ctrl_c_it_ends_its_processes_and_goes_on_later(
     nowhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

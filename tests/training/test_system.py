@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import re
+import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -175,6 +177,26 @@ def test_the_same_seed_gives_the_same_system(fans: list[Recording]) -> None:
     first, second, other = (SystemTrainer(FANS, FAST).fit(variant, training, seed, None) for seed in (3, 3, 4))
     assert first == second
     assert first.model != other.model
+
+
+def test_another_thread_that_draws_numbers_changes_nothing(fans: list[Recording]) -> None:
+    """Keras draws seeds from the generator of the whole process; the threads of a dask worker draw from it too."""
+    variant, training = Variant("none", CODES), Training(fans[:2])
+    alone = SystemTrainer(FANS, FAST).fit(variant, training, 3, None)
+    ended = threading.Event()
+
+    def draw() -> None:
+        while not ended.wait(0.0005):
+            random.random()
+
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        beside = SystemTrainer(FANS, FAST).fit(variant, training, 3, None)
+    finally:
+        ended.set()
+        other.join()
+    assert beside.model == alone.model
 
 
 def test_only_chosen_windows_are_learnt(fans: list[Recording]) -> None:
