@@ -127,6 +127,8 @@ def test_messages_are_decoded_in_one_place() -> None:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 names = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
                 names |= {node.attr} if isinstance(node, ast.Attribute) else set()
+                if folder == PACKAGE and isinstance(node, ast.Call) and ast.unparse(node.func) == "wire.decode":
+                    wrong.append(f"{name}:{node.lineno} decodes tensors, expected decode of protocol/events.py")
                 wrong += [f"{name} uses {decoder}, expected decode" for decoder in sorted(names & DECODERS)]
     assert wrong == []
 
