@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from har_edge.mqtt.bus import Outgoing
-from har_edge.protocol import artifacts, deployment
+from har_edge.protocol import artifacts, deployment, status
 from har_edge.protocol.artifacts import Header
 from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement, encode_deployment
 from har_edge.protocol.events import HeaderEvent, decode
@@ -99,6 +99,9 @@ def test_the_plan_on_the_page_is_one() -> None:
 def test_limits_on_the_page() -> None:
     assert deployment.MAX_BYTES == 4 * 1024**2 and "A plan of more than 4 MiB is refused" in PAGE
     assert f"now, at most {deployment.MAX_GENERATIONS} " in PAGE
+    assert status.MAX_BYTES == 256 * 1024 and "So is one of more than 256 KiB" in PAGE
+    assert f"a heartbeat with more than {status.MAX_STAGES} stages" in PAGE
+    assert {status.MAX_COUNTERS, status.MAX_STREAMS, status.MAX_SOURCES} == {1024} and "more than 1024 counters" in PAGE
     assert artifacts.MAX_BYTES == 1024**3 and "at most 1 GiB" in PAGE
     assert f"1 to {artifacts.MAX_CHUNK_BYTES:,} ".replace(",", " ") in PAGE
     assert f"at most {artifacts.MAX_CHUNKS:,} ".replace(",", " ") in PAGE
