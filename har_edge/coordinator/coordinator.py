@@ -43,7 +43,7 @@ from har_edge.protocol.events import (
     decode,
 )
 from har_edge.protocol.status import State
-from har_edge.protocol.topics import Kind
+from har_edge.protocol.topics import Kind, is_probe
 from har_edge.runtime.agreement import plan_disagreement
 from har_edge.timing import NODE_LOST_S, RECONNECT_GRACE_S
 from har_edge.units import duration
@@ -154,6 +154,8 @@ class Coordinator:
 
     def handle(self, delivery: Delivery, now: float) -> list[Outgoing]:
         """Take one message; return what it makes urgent. A useless message is dropped, counted and logged."""
+        if self._is_for_others(delivery.topic):
+            return []
         try:
             urgent = self._take(decode(delivery, self._setup.topics), now)
         except MessageError as error:
@@ -221,6 +223,11 @@ class Coordinator:
         return self.tick(now)
 
     # --- incoming
+
+    def _is_for_others(self, topic: str) -> bool:
+        """Return whether a message answers no probe: at full speed, decoding every result would take a core."""
+        results = self._setup.topics.result("")
+        return topic.startswith(results) and not is_probe(topic[len(results) :])
 
     def _take(self, event: Event, now: float) -> bool:
         """Take a message; return whether it is urgent. Raises MessageError for one that cannot be used."""

@@ -12,7 +12,9 @@ from har_edge.coordinator.membership import WILL_S
 from har_edge.coordinator.replan import PlacementSpec
 from har_edge.mqtt.bus import Delivery, Outgoing, TakenOver
 from har_edge.protocol.deployment import Placement, encode_deployment
+from har_edge.protocol.events import Event, decode
 from har_edge.protocol.status import Heartbeat, State, encode_heartbeat
+from har_edge.protocol.topics import Topics
 from tests.protocol.reading import read_plan
 from tests.runtime import coordinated
 from tests.runtime.coordinated import MODEL, TOPICS, World
@@ -493,6 +495,20 @@ def test_garbage_harms_nobody(world: World, caplog: pytest.LogCaptureFixture) ->
     assert len([one for one in caplog.messages if TOPICS.slice("0" * 64) in one or "is no header" in one]) == 4
     world.until(lambda: world.ready, 5)
     assert world.homes == {0: "a", 1: "b", 2: "c"}
+
+
+def test_results_of_people_are_not_even_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reading(delivery: Delivery, topics: Topics) -> Event:
+        read.append(delivery.topic)
+        return decode(delivery, topics)
+
+    monkeypatch.setattr("har_edge.coordinator.coordinator.decode", reading)
+    world.say(TOPICS.result("anna"), b"{}")
+    world.say(TOPICS.result("_probe-x"), b"{}")
+    world.run(0.3)
+    assert TOPICS.result("_probe-x") in read and TOPICS.result("anna") not in read
 
 
 def test_a_chain_that_stops_answering_is_not_ready_until_it_does(world: World) -> None:
