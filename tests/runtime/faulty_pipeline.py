@@ -39,6 +39,8 @@ from har_edge.tflite.manifest import SliceEntry, TensorSpec
 from tests.runtime.rig import CHANNELS, LENGTH, TOPICS, Clock, small_stage
 
 SOURCES = ("chest", "arm")
+GIVE_UP_S = 400.0  # longer than the faults of a schedule last
+MOST_OUT = 64
 Key = tuple[str, int]
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array]
@@ -220,7 +222,7 @@ class SensorProcess:
         reducers = {source: make_reducer("none", LENGTH, CHANNELS[source])}
         self.sensor = Sensor(SensorSetup(TOPICS, 1, reducers, frozenset({1})))
         self.buffer = RetransmitBuffer([source], pipeline.clock.now)
-        live, give_up_s = pipeline.live, 1000.0 if pipeline.live else 0.0
+        live, give_up_s = pipeline.live, GIVE_UP_S if pipeline.live else 0.0
         tracked = Retransmitter(self.sensor, self.buffer, TOPICS, give_up_s, expires=live, partial=live, run=self.run)
         self.flow: FlowController = tracked if pipeline.tracked else Untracked(self.sensor, self.run)
         self.bus = pipeline.broker.connect(Session(f"sensor-{source}", expiry_s=300))
@@ -248,6 +250,8 @@ class SensorProcess:
         self._send(self.flow.again(now, connected=self.bus.connected, blocked=blocked, forgotten=forgotten))
 
     def _may_send(self, stream: str) -> bool:
+        if self.pipeline.live:  # a device does not wait for the stages, see LiveLoop
+            return self.flow.open < MOST_OUT
         return self.flow.room is None or self.flow.open_of(stream) < self.flow.room * self.pipeline.batch
 
     def _send(self, outgoing: list[Outgoing]) -> None:
@@ -373,9 +377,9 @@ class Pipeline:
         for stage in self.stages:
             if not stage.up:
                 stage.start()
-        until, quiet = self.clock.now + seconds, 0
-        while quiet < 40 and self.clock.now < until:
-            self.step(0.25)
+        began, quiet = self.clock.now, 0
+        while quiet < 40 and self.clock.now < began + seconds:
+            self.step(0.25 if self.clock.now < began + 100.0 else 2.0)  # later, only what is given up is awaited
             quiet = 0 if self.is_busy else quiet + 1
 
     @property

@@ -30,9 +30,9 @@ from har_edge.runtime.sink import MOST_RUNS, REMEMBERED
 from har_edge.runtime.stage import join, receive_limit, stage, streams
 from tests.runtime.faulty_pipeline import CHAIN, SHARDS, SOURCES, Pipeline, Slice, StageProcess, expected_scores
 
-SETTLE_S = 2000.0
-FAST = settings(max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(FAST, max_examples=400, stateful_step_count=60)
+SETTLE_S = 1500.0  # longer than the longest life of a window (faulty_pipeline.GIVE_UP_S)
+FAST = settings(max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(FAST, max_examples=200, stateful_step_count=60)
 
 
 class Machine(RuleBasedStateMachine):
