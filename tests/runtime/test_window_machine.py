@@ -208,7 +208,7 @@ class Acknowledged(Machine):
 
     tracked, drops = False, False
     starved_s = math.inf
-    options: ClassVar[dict[str, Any]] = {"timeout_s": 1e6}
+    options: ClassVar[dict[str, Any]] = {"timeout_s": 1000.0}  # longer than the faults of a schedule last
     capacities: ClassVar[list[int]] = [512, 1024]
     receive_most: ClassVar[list[int]] = [1024, 4096]
 
