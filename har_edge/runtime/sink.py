@@ -93,10 +93,13 @@ class Sink:
     def _is_new(self, result: Result) -> bool:
         key, missing = (result.stream, result.seq), tuple(result.missing)
         answer = self._answers.get(key)
-        if answer is None:
-            answer = self._answers[key] = _Answer()
+        if answer is None:  # the most frequent case, quickly
+            state = advance(TRANSITIONS, INITIAL, AnswerEvent.FIRST)
+            self._answers[key] = _Answer((result.captured,), result.emitted, missing, state)
             if len(self._answers) > self._remembered:
                 self._answers.popitem(last=False)
+            self.counters.windows += 1
+            return True
         answer.state = advance(TRANSITIONS, answer.state, _event(answer, result.captured, missing))
         if answer.state is AnswerState.REPEATED:
             self.counters.duplicates += 1
@@ -109,8 +112,6 @@ class Sink:
 
 
 def _event(answer: _Answer, captured: float, missing: tuple[str, ...]) -> AnswerEvent:
-    if answer.state is AnswerState.UNKNOWN:
-        return AnswerEvent.FIRST
     if captured in answer.captured:
         return AnswerEvent.REPETITION
     if missing != answer.missing and captured <= answer.made:
