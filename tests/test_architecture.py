@@ -149,6 +149,22 @@ def test_each_public_class_has_a_name_of_its_own() -> None:
     assert {name: found for name, found in places.items() if len(found) > 1} == TWICE
 
 
+def test_long_running_processes_are_started_in_few_places() -> None:
+    """Those of a pipeline by the cluster, brokers by their launcher, what runs on emulated devices by the test bed."""
+    starters = [
+        path.relative_to(PACKAGE).as_posix()
+        for path, nodes in trees().items()
+        if any(isinstance(node, ast.Call) and ast.unparse(node.func) == "subprocess.Popen" for node in nodes)
+    ]
+    assert starters == [
+        "cluster/processes.py",
+        "emulation/testbed.py",
+        "mqtt/broker/embedded.py",
+        "mqtt/broker/launcher.py",
+        "mqtt/broker/watchdog.py",
+    ]
+
+
 def test_no_module_uses_pickle_or_eval() -> None:
     wrong = []
     for path, nodes in trees().items():
