@@ -2,15 +2,15 @@
 # Guess: of two dask workers that run joblib.Parallel one is killed: its tasks
 #   run again on the other, and all 8 results come, as with client.submit.
 # What is so: that depends on the size of the arguments. joblib's dask backend
-#   scatters every argument above 1000 bytes to one worker. What was
-#   scattered cannot be made again: dask forgets the tasks that need it, and
-#   Parallel raises FutureCancelledError ("already forgotten") at once; the
-#   results that were done are thrown away too. With arguments of 24 bytes all 8
-#   come, and with client.submit of the same large arrays as well.
+#   scatters each argument above 1000 bytes. Where every task has an array of
+#   its own, those on the killed worker cannot be made again: dask forgets the
+#   tasks that need them, and Parallel raises FutureCancelledError ("already
+#   forgotten"); the results that were done are thrown away too. With arguments
+#   of 24 bytes all 8 come, and with client.submit of the same arrays as well.
 # Versions: joblib 1.6.0, dask and distributed 2026.8.0, numpy 2.4.6.
-# Why it matters: folds with their own windows on a few Raspberry Pis are
-#   large arguments. One board that is switched off costs the whole run, not
-#   its share, though dask itself stands it; a test with toy data passes.
+# Why it matters: folds with windows of their own are large arguments. One
+#   machine that is switched off costs the whole study, not its share, though
+#   dask itself stands it; a test with toy data passes.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
