@@ -112,13 +112,16 @@ class _Tensor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_field
     data: memoryview
 
 
-class _Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+class _Head(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     version: int
     stream: str
     seq: _Count
     epoch: _Count
     captured: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
     truth: tuple[_Label | None, ...] | None
+
+
+class _Envelope(_Head, array_like=True, frozen=True, forbid_unknown_fields=True):
     tensors: Annotated[tuple[_Tensor, ...], msgspec.Meta(max_length=MAX_TENSORS)]
 
 
@@ -133,13 +136,7 @@ class _ShortTensor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_
     data: memoryview
 
 
-class _Extended(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    version: int
-    stream: str
-    seq: _Count
-    epoch: _Count
-    captured: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
-    truth: tuple[_Label | None, ...] | None
+class _Extended(_Head, array_like=True, frozen=True, forbid_unknown_fields=True):
     tensors: Annotated[tuple[_ShortTensor, ...], msgspec.Meta(max_length=MAX_TENSORS_3)]
     # Raw: the value of a field that nobody here knows is passed over, not built.
     fields: Annotated[dict[_Key, msgspec.Raw], msgspec.Meta(max_length=MAX_FIELDS)]
