@@ -50,6 +50,11 @@ ORDERS = [
     (timing.NO_BROKER_S, timing.LAST_ACKS_S, "without a broker a process waits longer than with one"),
     (timing.LAST_ACKS_S + timing.CLOSE_TIMEOUT_S, timing.WORKER_END_S, "a node abandons workers that still publish"),
     (timing.LAST_ACKS_S + timing.CLOSE_TIMEOUT_S, timing.PROCESS_STOP_S, "a process is killed while it publishes"),
+    (
+        timing.LAST_ANSWERS_S + timing.LAST_ACKS_S + timing.CLOSE_TIMEOUT_S,
+        timing.PROCESS_STOP_S,
+        "a sensor is killed while it waits for its last answers",
+    ),
     (timing.LEAVE_S + timing.WORKER_END_S, timing.SERVICE_STOP_S, "systemd kills a node that hands its stages over"),
 ]
 

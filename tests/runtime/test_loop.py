@@ -30,6 +30,7 @@ from har_edge.runtime.stage import loop as loop_module
 from har_edge.runtime.stage.loop import StageLoop, run_stage
 from har_edge.runtime.status_publisher import Identity, StatusPublisher
 from har_edge.runtime.stop import POLL_S, Stop
+from har_edge.timing import LAST_ANSWERS_S
 from tests.protocol.reading import read_status
 from tests.runtime.rig import CHANNELS, LENGTH, TOPICS, Clock, part, small_stage
 from tests.runtime.sensor.test_sensor import window
@@ -459,6 +460,41 @@ def test_windows_above_the_limit_of_the_pipeline_end_the_sensor_with_what_it_sen
         loop.run(batches(50), Stop())
     status = bus.statuses()[-1]
     assert status.state is State.STOPPED and status.streams["s"].open == 1 and bus.closed is True
+
+
+@pytest.mark.parametrize(("late", "lost"), [(0.0, 0), (0.5, 0), (2 * LAST_ANSWERS_S, 4)])
+def test_a_sensor_that_is_stopped_takes_the_answers_that_are_on_their_way(clock, late, lost):
+    stop, bus = Stop(), ScriptedBus(clock=clock)
+    sensor, loop = sensor_loop(bus)
+    stopped_at = []
+
+    def come():
+        if len(bus.sent("window")) < 4 or bus.acknowledged:
+            return ()
+        if not stop.asked:
+            stop.asked = True
+            stopped_at.append(clock.now)
+        return [answer(seq) for seq in range(4)] if clock.now >= stopped_at[0] + late else ()
+
+    bus.quiet = come
+    loop.run(batches(50), stop)
+    status = bus.statuses()[-1]
+    assert sensor.counters.unanswered == status.streams["s"].lost == lost and status.streams["s"].sent == 4
+    assert clock.now - stopped_at[0] < min(late, LAST_ANSWERS_S) + 0.2
+
+
+def test_a_sensor_that_is_stopped_waits_for_no_answers_without_a_broker(clock):
+    bus = ScriptedBus(*[()] * 3, lambda: setattr(bus, "connected", False), clock=clock)
+    sensor, loop = sensor_loop(bus)
+    stop, polls = Stop(), []
+
+    def ask():
+        stop.asked = True
+        polls.append(len(bus.waits))
+
+    bus.quiet = ask
+    loop.run(batches(50), stop)
+    assert sensor.counters.unanswered == 4 and len(bus.waits) == polls[0]
 
 
 def test_all_streams_together_are_bounded_so_that_no_join_overflows(clock):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
 from har_edge.data.recording import Window
-from har_edge.errors import ConfigError
+from har_edge.errors import BrokerError, ConfigError
 from har_edge.mqtt.bus import Bus
 from har_edge.runtime.sender import Sender, drain
 from har_edge.runtime.sensor.flow_control import FlowController
 from har_edge.runtime.sensor.sensor import Sensor
 from har_edge.runtime.status_publisher import Identity, StatusPublisher
+from har_edge.timing import LAST_ANSWERS_S
+
+_log = logging.getLogger(__name__)
+# How long one look for the last answers waits.
+TURN_S = 0.05
 
 
 class SensorPublisher:
@@ -55,11 +61,7 @@ class SensorPublisher:
 
     def step(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` for the broker, and do what is due; ConfigError for messages larger than it takes."""
-        came = self._bus.poll(timeout_s)
-        now = time.monotonic()
-        for delivery in came:
-            self._bus.acknowledge(delivery)
-            self._flow.take(delivery, now)
+        now = self._listen(timeout_s)
         self._sender.retry(now)
         self._identity.epoch = self._flow.epoch
         self._status.announce(now)
@@ -71,8 +73,26 @@ class SensorPublisher:
         for outgoing in self._flow.again(now, connected=self._bus.connected, blocked=blocked, forgotten=forgotten):
             self._sender.send(outgoing)
 
+    def _listen(self, timeout_s: float) -> float:
+        """Wait up to `timeout_s` for the broker and take the answers that came; return the time."""
+        came = self._bus.poll(timeout_s)
+        now = time.monotonic()
+        for delivery in came:
+            self._bus.acknowledge(delivery)
+            self._flow.take(delivery, now)
+        return now
+
     def end(self, *, forget: bool) -> None:
-        """Count what is not answered, let what was sent become safe, say goodbye, and disconnect."""
+        """Count what is not answered, let what was sent become safe, say goodbye, and disconnect.
+
+        Answers may be on their way when a sensor is asked to stop, so it takes those of LAST_ANSWERS_S more.
+        """
+        deadline = time.monotonic() + LAST_ANSWERS_S
+        try:
+            while self._flow.open and self._bus.connected and self._listen(TURN_S) < deadline:
+                pass
+        except BrokerError as error:
+            _log.warning("stopping without the last answers: %s", error)
         self._flow.abandon()
         drain(self._bus)
         self._status.farewell()
