@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from har_edge.errors import ConfigError, NodeError
@@ -201,6 +201,7 @@ class Processes:
         if older is not None and older.alive:
             raise NodeError(f"{name} runs already, as process {older.process.pid}; end it first")
         self._watchdog = self._watchdog or Watchdog()
-        self.running[name] = Running(name, command, self.spawn(name, command))
+        marked = replace(command, variables={**command.variables, **self._watchdog.variables})
+        self.running[name] = Running(name, command, self.spawn(name, marked))
         self._watchdog.watch(self.running[name].process.pid)
         return self.running[name]

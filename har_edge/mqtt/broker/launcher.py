@@ -185,6 +185,7 @@ def _launch(command: list[Path | str], log: Path, lock: int) -> tuple[Watchdog, 
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                env=os.environ | watchdog.variables,
                 start_new_session=True,
                 pass_fds=(lock,),
             )

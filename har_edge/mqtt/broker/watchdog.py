@@ -3,12 +3,16 @@
 A small process waits for the end of a pipe whose other end only this process holds, and then ends the children. The
 kernel's own signal at a parent's death (PR_SET_PDEATHSIG, prctl(2)) does not serve. A process that changes its user, as
 Mosquitto does, loses it, and it comes when the thread ends that started the child.
+
+A child is known by its number once it is watched, and before that by a variable of its environment: between the moment
+in which it exists and the one in which its number is told, this process may be interrupted or killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -18,24 +22,40 @@ from dataclasses import dataclass, field
 
 # A process gets so long to end by itself.
 PATIENCE_S = 5.0
+# A child whose parent was killed while it started has its environment after this time.
+START_S = 0.1
+VARIABLE = "HAR_EDGE_WATCHED"
 
 
-def _spawn() -> subprocess.Popen[bytes]:
+def _spawn(token: str) -> subprocess.Popen[bytes]:
     # This very file, with nothing but the standard library: a fifth of the memory of a process of the package. A
     # session of its own, so that Ctrl-C in the terminal does not end it first.
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__],
+        [sys.executable, "-I", "-S", __file__, token],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
+        env={name: text for name, text in os.environ.items() if name != VARIABLE},  # no child of another watchdog
         start_new_session=True,
     )
 
 
 @dataclass(slots=True)
 class Watchdog:
-    """Ends the children that it watches when this process has gone. Start it before them, and `close` it after them."""
+    """Ends the children that it watches when this process has gone. Start it before them, and `close` it after them.
 
-    _process: subprocess.Popen[bytes] = field(default_factory=_spawn)
+    Children that have its `variables` in their environment are watched from their first moment.
+    """
+
+    _token: str = field(default_factory=lambda: secrets.token_hex(8))
+    _process: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._process = _spawn(self._token)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables of the environment by which a child is known."""
+        return {VARIABLE: self._token}
 
     def watch(self, pid: int) -> None:
         """Watch a child that this process has not waited for yet."""
@@ -69,11 +89,35 @@ def main() -> None:
             continue
         except OSError as error:
             print(f"process {int(line)} may outlive who started it: {error}", file=sys.stderr, flush=True)
+    mark = f"{VARIABLE}={sys.argv[1]}".encode()
+    watched += _find_marked(mark)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for one in watched:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(one, number)
         watched = _await_end(watched, PATIENCE_S)
+        if number == signal.SIGTERM:
+            time.sleep(START_S)
+            watched += _find_marked(mark)
+
+
+def _find_marked(mark: bytes) -> list[int]:
+    """Return a descriptor of each process that has this variable in its environment (proc_pid_environ(5))."""
+    found = []
+    # No pathlib: it would double the memory of this process.
+    for number in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            process = os.pidfd_open(int(number))
+            try:
+                with open(f"/proc/{number}/environ", "rb") as file:  # noqa: PTH123
+                    is_marked = mark in file.read().split(b"\0")
+            except OSError:
+                is_marked = False
+            if is_marked:
+                found.append(process)
+            else:
+                os.close(process)
+    return found
 
 
 def _await_end(watched: list[int], patience_s: float) -> list[int]:

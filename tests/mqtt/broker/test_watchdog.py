@@ -53,6 +53,19 @@ def test_closing_ends_what_is_left_and_waits_for_it() -> None:
     assert polite.wait(5) == -signal.SIGTERM
 
 
+def test_a_child_of_which_it_was_not_told_is_known_by_its_environment() -> None:
+    """An interrupt may come between the start of a child and the moment in which its number is told."""
+    ours, theirs = Watchdog(), Watchdog()
+    marked, other = (
+        subprocess.Popen([sys.executable, "-c", SLEEP], env=os.environ | one.variables, stdout=subprocess.DEVNULL)
+        for one in (ours, theirs)
+    )
+    ours.close()
+    assert marked.wait(5) == -signal.SIGTERM and other.poll() is None
+    theirs.close()
+    assert other.wait(5) == -signal.SIGTERM
+
+
 @pytest.mark.slow
 def test_what_does_not_heed_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     watchdog, deaf = Watchdog(), start(DEAF)
