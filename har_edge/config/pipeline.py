@@ -186,6 +186,8 @@ def generation_id(manifest: SliceManifest) -> int:
     Stages of another model, or of another cut of this one, therefore never take each other's activations.
     """
     identity = ",".join([manifest.model_sha256, *(str(entry.start) for entry in manifest.slices)])
+    if any(entry.steps for entry in manifest.slices):  # shards may share operators in many ways
+        identity += msgspec.json.encode(manifest.slices).decode()
     digest = hashlib.sha256(identity.encode()).digest()
     return max(1, int.from_bytes(digest[:4], "big") >> (32 - _EPOCH_BITS))
 

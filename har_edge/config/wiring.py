@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from har_edge.config.task import Task
 from har_edge.errors import ConfigError
@@ -15,8 +15,11 @@ class Wiring:
     """The inputs and outputs of one stage, by tensor name.
 
     `sources` maps each source to the input it enters. `earlier` maps the index of an earlier stage to the tensors it
-    sends. `sends` are the tensors that later stages need, and `takers` those stages. `answers` says that this stage
-    gives the result.
+    sends; shards of the same operators send to each other, too. `sends` are the tensors that other stages need, and
+    `takers` those stages. `answers` says that this stage gives the result.
+
+    A stage sends one message for a window, or several that leave as soon as they are made: `flows` are the tensors of
+    each, `takes` those that this stage wants, by the level of the topic (`flow_level`) that brings them.
     """
 
     index: int
@@ -26,6 +29,13 @@ class Wiring:
     sends: tuple[str, ...]
     answers: bool
     takers: tuple[int, ...] = ()
+    takes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    flows: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+
+def flow_level(stage: int, flow: int) -> str:
+    """Return the level of a topic that names a flow of a stage."""
+    return f"{stage}-{flow}" if flow else str(stage)
 
 
 def find_wiring(manifest: SliceManifest, task: Task, index: int) -> Wiring:
@@ -39,25 +49,47 @@ def find_wiring(manifest: SliceManifest, task: Task, index: int) -> Wiring:
     if not entries[index].inputs:
         raise ConfigError(f"slice {index} takes nothing, so no message could start it; cut the model elsewhere")
     by_tensor = {enters.tensor: source for source, enters in task.inputs.items()}
-    sources, earlier = {}, dict[int, list[str]]()
+    sources, earlier, takes = {}, dict[int, list[str]](), dict[str, list[str]]()
     for tensor in entries[index].inputs:
         if tensor.name in by_tensor:
             sources[by_tensor[tensor.name]] = tensor.name
             continue
-        makers = [k for k in range(index) if any(made.name == tensor.name for made in entries[k].outputs)]
+        makers = [
+            (k, made.flow)
+            for k, entry in enumerate(entries)
+            if k < index or (k > index and entry.steps)
+            for made in entry.outputs
+            if made.name == tensor.name
+        ]
         if not makers:
             raise ConfigError(
                 f"input {tensor.name!r} of slice {index} comes from no source and no earlier slice; "
                 f"name its source in [task.inputs]; known: {', '.join(sorted(by_tensor))}"
             )
-        earlier.setdefault(makers[-1], []).append(tensor.name)
+        maker, flow = makers[-1]
+        earlier.setdefault(maker, []).append(tensor.name)
+        takes.setdefault(flow_level(maker, flow), []).append(tensor.name)
     made = {tensor.name for tensor in entries[index].outputs}
-    needed = {k: {tensor.name for tensor in entries[k].inputs} & made for k in range(index + 1, len(entries))}
+    others = [k for k in range(len(entries)) if k > index or (k < index and entries[index].steps)]
+    needed = {k: {tensor.name for tensor in entries[k].inputs} & made for k in others}
     takers = tuple(k for k, names in needed.items() if names)
-    sends = tuple(tensor.name for tensor in entries[index].outputs if tensor.name in set().union(*needed.values()))
+    wanted, flows = set[str]().union(*needed.values()), dict[int, list[str]]()
+    for tensor in entries[index].outputs:
+        if tensor.name in wanted:
+            flows.setdefault(tensor.flow, []).append(tensor.name)
+    sends = tuple(tensor.name for tensor in entries[index].outputs if tensor.name in wanted)
     answers = any(tensor.name == task.output for tensor in entries[index].outputs)
-    frozen = {stage: tuple(names) for stage, names in earlier.items()}
-    return Wiring(index, entries[index], sources, frozen, sends, answers, takers)
+    return Wiring(
+        index,
+        entries[index],
+        sources,
+        {stage: tuple(names) for stage, names in earlier.items()},
+        sends,
+        answers,
+        takers,
+        {level: tuple(names) for level, names in takes.items()},
+        {flow: tuple(names) for flow, names in sorted(flows.items())},
+    )
 
 
 def is_batched(spec: TensorSpec) -> bool:

@@ -39,7 +39,7 @@ class CoordinatorConfig:
 
 def hashes_of(generation: Generation) -> set[str]:
     """Return the hashes of the slices of a generation."""
-    return {entry.sha256 for entry in generation.manifest.slices}
+    return {sha256 for entry in generation.manifest.slices for sha256 in entry.files.values()}
 
 
 def names_of(deployment: Deployment) -> set[str]:

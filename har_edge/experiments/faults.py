@@ -187,7 +187,8 @@ class FaultInjector:
         return None if at is None else at - began
 
     def _cached(self, deployment: Deployment) -> set[tuple[str, str]]:
-        hashes = {entry.sha256 for one in deployment.generations for entry in one.manifest.slices}
+        slices = [entry for one in deployment.generations for entry in one.manifest.slices]
+        hashes = {sha256 for entry in slices for sha256 in entry.files.values()}
         return {(node, each) for node in self.nodes for each in hashes if self.cluster.has_cached(node, each)}
 
     def _prepare_caches(self, kind: FaultKind, victim: str) -> None:

@@ -256,7 +256,8 @@ class _Checks:
         """Fetch each file of the current generation, and check its hash."""
         deployment = self._listen(0.0).deployment
         assert deployment is not None and deployment.current is not None
-        wanted = {entry.sha256: entry.file for entry in deployment.current.manifest.slices}
+        slices = deployment.current.manifest.slices
+        wanted = {sha256: file for entry in slices for file, sha256 in entry.files.items()}
         wanted |= {sha256: file for file, sha256 in deployment.files.items()}
         total, bad = 0, dict[str, str]()
         bus = self._connect(fetch_session())

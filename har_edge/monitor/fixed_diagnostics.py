@@ -68,15 +68,16 @@ class _Checks:
     def folder(self, name: str) -> Iterator[Finding]:
         """See whether each slice is there, and what its hash says."""
         folder, total = self._pipeline.folder / self._pipeline.config.slices, 0
-        for entry in self._pipeline.manifest.slices:
-            path = folder / entry.file
+        files = {file: sha256 for entry in self._pipeline.manifest.slices for file, sha256 in entry.files.items()}
+        for file, sha256 in files.items():
+            path = folder / file
             try:
                 content = read_regular(path, MAX_MODEL_BYTES)
             except OSError as error:
                 said = f"cannot read {path}: {error.strerror}"
                 yield Finding(name, Verdict.FAIL, said, "copy the whole folder again, or cut the model again")
                 return
-            if hashlib.sha256(content).hexdigest() != entry.sha256:
+            if hashlib.sha256(content).hexdigest() != sha256:
                 said = f"{path} is not what manifest.json says: its hash is another"
                 yield Finding(name, Verdict.FAIL, said, "copy the whole folder again, or cut the model again")
                 return

@@ -122,7 +122,8 @@ def leftovers_of_plan(kept: Retained) -> Leftovers:
     others = tuple(name for name in gone if name not in stages)
     if kept.plan is None:
         return Leftovers(others=others)
-    wanted = {entry.sha256 for one in kept.plan.generations for entry in one.manifest.slices}
+    slices = [entry for one in kept.plan.generations for entry in one.manifest.slices]
+    wanted = {sha256 for entry in slices for sha256 in entry.files.values()}
     wanted.update(kept.plan.files.values())
     epochs = {one.epoch for one in kept.plan.generations}
     surplus = () if _lives(kept, COORDINATOR) else tuple(one for one in kept.headers if one.sha256 not in wanted)

@@ -172,8 +172,9 @@ def _flaw(generation: Generation) -> str:
     if not 1 <= len(slices) <= MAX_STAGES:
         return where + f"there are {len(slices)} slices; expected 1 to {MAX_STAGES}"
     for entry in slices:
-        if not _FILE.fullmatch(entry.file) or not _SHA256.fullmatch(entry.sha256):
-            return where + f"slice {entry.file!r} has hash {entry.sha256!r}; expected a plain name and a SHA-256"
+        for file, sha256 in entry.files.items():
+            if not _FILE.fullmatch(file) or not _SHA256.fullmatch(sha256):
+                return where + f"slice {file!r} has hash {sha256!r}; expected a plain name and a SHA-256"
     flaw = find_flaw(generation.manifest)
     if flaw:
         return where + f"the manifest {flaw}"

@@ -58,9 +58,8 @@ def files_of(
     if generation is None:
         return frozenset(deployment.files.values())
     slices = generation.manifest.slices
-    return frozenset(deployment.files.values()) | {
-        slices[stage].sha256 for stage in (range(len(slices)) if stages is None else stages)
-    }
+    chosen = range(len(slices)) if stages is None else stages
+    return frozenset(deployment.files.values()).union(*(slices[stage].files.values() for stage in chosen))
 
 
 def materialise(deployment: Deployment, generation: Generation, store: Store, stages: Collection[int]) -> Pipeline:
@@ -77,10 +76,10 @@ def materialise(deployment: Deployment, generation: Generation, store: Store, st
     if description not in BUILT_IN and description not in names:  # nor any other file of this device
         raise MessageError(f"the plan names the stream description {description!r}, but carries no file of this name")
     for stage in stages:
-        entry = slices[stage]
-        if names.setdefault(entry.file, entry.sha256) != entry.sha256:
-            raise MessageError(f"the plan has two files of the name {entry.file!r}; expected one of a name")
-    everything = sorted([*deployment.files.items(), *((entry.file, entry.sha256) for entry in slices)])
+        for file, sha256 in slices[stage].files.items():
+            if names.setdefault(file, sha256) != sha256:
+                raise MessageError(f"the plan has two files of the name {file!r}; expected one of a name")
+    everything = sorted([*deployment.files.items(), *(item for entry in slices for item in entry.files.items())])
     content = hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:12]
     folder = store.folder / FOLDER / f"{config.base}-{config.name}-{generation.epoch}-{content}"
     paths = {name: store.path(sha256) for name, sha256 in names.items()}

@@ -61,7 +61,7 @@ def write_folder(
         write_atomic(folder / FILE_NAME, encode_manifest(manifest))
         for name, content in beside.items():  # after the manifest, by which a later cut knows the folder as its own
             write_atomic(folder / name, content)
-        for name in stale - {entry.file for entry in entries}:
+        for name in stale - {file for entry in entries for file in entry.files}:
             (folder / name).unlink(missing_ok=True)
         made_whole = True
     except OSError as error:
@@ -133,7 +133,7 @@ def check_folder(folder: Path) -> set[str]:
     if FILE_NAME not in names and all(_SLICE.fullmatch(name) for name in names - unfinished):
         return names
     try:
-        return unfinished | {entry.file for entry in load_manifest(folder).slices}
+        return unfinished | {file for entry in load_manifest(folder).slices for file in entry.files}
     except ModelError as error:
         raise ConfigError(
             f"{folder} is not empty and holds no manifest of slices, so nothing is written there; "

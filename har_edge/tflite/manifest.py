@@ -13,8 +13,9 @@ from har_edge.errors import ModelError
 from har_edge.files import MAX_MANIFEST_BYTES, inside, read_regular
 
 FILE_NAME = "manifest.json"
-# Version 2 adds the keys wire, id, batched and labels, which a reader of version 1 refuses; written where one is set.
-VERSIONS = (1, 2)
+# Version 2 adds the keys wire, id, batched and labels, version 3 steps, region, flow and packing. A reader of an
+# earlier version refuses them, so each is written only where one of its keys is set.
+VERSIONS = (1, 2, 3)
 # The newest version of messages that this program writes and reads (har_edge/protocol/wire.py).
 NEWEST_WIRE = 3
 MAX_TENSOR_ID = 2**32 - 1
@@ -31,6 +32,10 @@ QUANTISED = ("int8", "int16", "uint8")
 # All types of tensors that enter or leave slices: those that tflite/schema.py and messages have.
 DTYPES = (*REAL, *QUANTISED, "int32", "int64", "uint16", "uint32", "uint64", "bool", "complex64")
 MAX_PLAIN_TENSORS = 64
+# Limits of shards.
+MAX_SHARDS = 64
+MAX_STEPS = 1024
+MAX_FLOWS = 1024
 
 
 class ModelState(Enum):
@@ -45,11 +50,28 @@ class ModelState(Enum):
     RESOURCES = "resources"
 
 
+class TensorRegion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A region of a tensor: elements [start, stop) along `axis` of the tensor named `of`.
+
+    With `summands`, it is one of so many arrays of that region whose sum is the tensor, counted by `summand` from 0.
+    """
+
+    of: Annotated[str, msgspec.Meta(min_length=1)]
+    axis: Annotated[int, msgspec.Meta(ge=0, lt=MAX_RANK)]
+    start: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+    stop: Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
+    summand: Annotated[int, msgspec.Meta(ge=0, lt=MAX_SHARDS)] = 0
+    summands: Annotated[int, msgspec.Meta(ge=0, le=MAX_SHARDS)] = 0
+
+
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A tensor that enters or leaves a slice; -1 in `shape` is a dynamic dimension, `dtype` is NumPy's name.
 
     `id` replaces the name in messages of wire version 3. A tensor has the same id in every slice and every cut of its
     model. Without `batched`, the first dimension is not the batch: each message carries the tensor of one window.
+
+    `region` says which region of a tensor of the model this is; without it, it is a whole tensor. `flow` is the number
+    of the message, among those that a slice sends for a window, that carries the tensor. `packing` says how it travels.
     """
 
     name: str
@@ -57,11 +79,37 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     dtype: str
     id: Annotated[int, msgspec.Meta(ge=0, le=MAX_TENSOR_ID)] | None = None
     batched: bool = True
+    region: TensorRegion | None = None
+    flow: Annotated[int, msgspec.Meta(ge=0, lt=MAX_FLOWS)] = 0
+    packing: str = ""
+
+    @property
+    def of(self) -> str:
+        """The name of the model's tensor of which this is a piece, or which it is."""
+        return self.region.of if self.region else self.name
+
+
+class ShardStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One run of a sub-model within a slice: its file, and the regions of tensors that it takes and makes.
+
+    The names of `inputs` and `outputs` are those of the file's own inputs and outputs. Several steps may have the same
+    file, and give it inputs of other sizes.
+    """
+
+    file: str
+    sha256: str
+    inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
+    outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
 
 
 class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One slice: its file, the hash of that file, its operators [start, stop) of the model, its inputs, outputs and
     state.
+
+    A slice with `steps` is a shard: it computes a share of these operators, and other slices with the same operators
+    the rest. `inputs` come from other slices and from sources, `outputs` go to other slices or are the result. A step
+    runs once the regions that it takes are there, from messages or from earlier steps, and what it makes leaves at
+    once. `file` and `sha256` are those of the first step.
     """
 
     file: str
@@ -71,6 +119,12 @@ class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     state: ModelState = ModelState.NONE
+    steps: Annotated[tuple[ShardStep, ...], msgspec.Meta(max_length=MAX_STEPS)] = ()
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The SHA-256 of every file that the slice runs, by name."""
+        return {self.file: self.sha256} | {step.file: step.sha256 for step in self.steps}
 
     @property
     def stateful(self) -> bool:
@@ -107,6 +161,10 @@ class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 def versioned(manifest: SliceManifest) -> SliceManifest:
     """Return the manifest with the lowest version that has all its keys."""
+    if any(entry.steps for entry in manifest.slices) or any(
+        spec.region or spec.flow or spec.packing for spec in manifest.tensors
+    ):
+        return msgspec.structs.replace(manifest, version=VERSIONS[2])
     extended = (
         manifest.wire > 1
         or bool(manifest.labels)
@@ -118,7 +176,7 @@ def versioned(manifest: SliceManifest) -> SliceManifest:
 def find_flaw(manifest: SliceManifest) -> str:
     """Return the first error in a manifest that could be read, an empty text where there is none."""
     if manifest.version not in VERSIONS:
-        return f"has version {manifest.version}, expected {' or '.join(map(str, VERSIONS))}; cut the model again"
+        return f"has version {manifest.version}, expected {', '.join(map(str, VERSIONS))}; cut the model again"
     if manifest.wire > NEWEST_WIRE:
         return (
             f"asks for messages of wire version {manifest.wire}, expected at most {NEWEST_WIRE}; update this node, or "
@@ -132,18 +190,25 @@ def find_flaw(manifest: SliceManifest) -> str:
             return f"gives tensor {spec.name[:64]!r} the type {spec.dtype[:64]!r}, expected one of {', '.join(DTYPES)}"
         if spec.id is not None and names.setdefault(spec.id, spec.name) != spec.name:
             return f"gives the id {spec.id} to {names[spec.id][:64]!r} and {spec.name[:64]!r}, expected it once"
+    hashes = dict[str, str]()
     for entry in manifest.slices:
-        if Path(entry.file).name != entry.file or entry.file in ("", ".", "..") or "\0" in entry.file:
-            return f"names slice {entry.file!r}, expected a plain file name in the same folder"
-    return _find_gap(manifest.slices)
+        for file, sha256 in entry.files.items():
+            if Path(file).name != file or file in ("", ".", "..") or "\0" in file:
+                return f"names slice {file!r}, expected a plain file name in the same folder"
+            if entry.steps and hashes.setdefault(file, sha256) != sha256:
+                return f"gives file {file!r} two hashes, expected one"
+    return _find_gap(manifest.slices) or find_shard_flaw(manifest)
 
 
 def _find_gap(slices: tuple[SliceEntry, ...]) -> str:
     """Return which slice does not begin where the one before it ends, or runs no operator; an empty text where none."""
     if not slices:
         return "names no slice, expected one or more; cut the model again"
-    at = slices[0].start
+    at, before = slices[0].start, None
     for index, entry in enumerate(slices):
+        if before is not None and before.steps and entry.steps and entry.start == before.start:
+            at = before.start  # a further shard of the same operators
+        before = entry
         if entry.start != at or entry.stop <= at:
             return (
                 f"gives slice {index} the operators [{entry.start}, {entry.stop}), expected some from {at} on; cut the "
@@ -151,6 +216,75 @@ def _find_gap(slices: tuple[SliceEntry, ...]) -> str:
             )
         at = entry.stop
     return ""
+
+
+def find_shard_flaw(manifest: SliceManifest) -> str:
+    """Return why the shards of a manifest could not run to their end, an empty text where they can.
+
+    Every region that a step takes must come from a source, from a message of another slice or from an earlier step, and
+    no two steps may wait for each other.
+    """
+    shards = [entry for entry in manifest.slices if entry.steps]
+    if not shards:
+        return ""
+    if any(entry.file != entry.steps[0].file or entry.sha256 != entry.steps[0].sha256 for entry in shards):
+        return "has a shard whose file is not that of its first step; cut the model again"
+    made = {spec.name for entry in manifest.slices if not entry.steps for spec in entry.outputs}
+    known = {spec.name for entry in manifest.slices for spec in entry.outputs}
+    made |= {spec.name for entry in manifest.slices for spec in entry.inputs} - known  # sources
+    there: list[list[TensorSpec]] = [[] for _ in shards]
+    done, moved = [0] * len(shards), True
+    while moved:
+        moved = False
+        for k, entry in enumerate(shards):
+            inputs = [spec for spec in entry.inputs if spec.name in made]
+            while done[k] < len(entry.steps):
+                step = entry.steps[done[k]]
+                if not all(is_covered(spec, [*inputs, *there[k]]) for spec in step.inputs):
+                    break
+                there[k] += step.outputs
+                done[k] += 1
+                moved = True
+            made |= {spec.name for spec in entry.outputs if is_covered(spec, there[k])}
+    for k, entry in enumerate(shards):
+        if done[k] < len(entry.steps):
+            return f"has a shard whose step {done[k]} ({entry.steps[done[k]].file}) can never run; cut the model again"
+        lost = next((spec.name for spec in entry.outputs if spec.name not in made), None)
+        if lost is not None:
+            return f"has a shard that never makes {lost[:64]!r}, which it should give; cut the model again"
+    return ""
+
+
+def is_covered(wanted: TensorSpec, there: Iterable[TensorSpec]) -> bool:
+    """Return whether a region of a tensor can be put together from these pieces of it.
+
+    Pieces along one axis are put side by side; where that is not the axis of the region, they must be all of the
+    tensor along it. `wanted` with `summands` takes the sum of as many pieces of each place.
+    """
+    pieces = [spec for spec in there if spec.of == wanted.of]
+    if any(spec.region is None for spec in pieces):
+        return True
+    summands = wanted.region.summands if wanted.region else 0
+    for axis in range(len(wanted.shape)):
+        if wanted.region is not None and wanted.region.axis == axis:
+            start, stop = wanted.region.start, wanted.region.stop
+        else:
+            start, stop = 0, wanted.shape[axis]
+        along = [spec.region for spec in pieces if spec.region is not None and spec.region.axis == axis]
+        if stop > start and all(
+            _reaches([one for one in along if one.summands == summands and one.summand == summand], start, stop)
+            for summand in range(max(1, summands))
+        ):
+            return True
+    return False
+
+
+def _reaches(pieces: Iterable[TensorRegion], start: int, stop: int) -> bool:
+    """Return whether the pieces cover [start, stop) without a gap."""
+    for piece in sorted(pieces, key=lambda one: one.start):
+        if piece.start <= start < piece.stop:
+            start = piece.stop
+    return start >= stop
 
 
 def load_manifest(path: Path) -> SliceManifest:

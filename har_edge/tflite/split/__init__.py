@@ -1,0 +1,1 @@
+"""Split operators inside: several devices compute shares of the same operators for one window."""
