@@ -125,12 +125,31 @@ class Emulated:
             if now - heard > ANSWER_TIMEOUT_S:
                 raise BrokerError(f"no answer for {ANSWER_TIMEOUT_S:.0f} s, {len(sent) - done} windows under way")
 
-    def stop(self) -> None:
-        """Let what is under way end, then the stages."""
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+    def ask(self, codes: Mapping[str, Code]) -> float:
+        """Send one window while nothing else is under way; return the seconds until its answer is here.
+
+        Raises NodeError when a stage ends, BrokerError when no answer comes.
+        """
+        self.settle()
+        self._runs += 1
+        began = time.monotonic()
+        self._send(f"run{self._runs}", 0, codes)
+        while not self._poll():
+            self.cluster.check_alive()
+            if time.monotonic() - began > ANSWER_TIMEOUT_S:
+                raise BrokerError(f"no answer to one window for {ANSWER_TIMEOUT_S:.0f} s")
+        return time.monotonic() - began
+
+    def settle(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        """Wait until nothing is under way, or until a stage has ended or the time is over."""
+        deadline = time.monotonic() + timeout_s
         running = self.cluster.processes.running
         while self._under_way and time.monotonic() < deadline and len(self.cluster.processes.alive()) == len(running):
             self._under_way -= len(self._poll())
+
+    def stop(self) -> None:
+        """Let what is under way end, then the stages."""
+        self.settle(STOP_TIMEOUT_S)
         self.cluster.stop()
 
     def _send(self, stream: str, seq: int, codes: Mapping[str, Code]) -> None:
