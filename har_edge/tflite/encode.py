@@ -48,6 +48,15 @@ def _encode(model: Model, part: ModelPart, large_bytes: int) -> memoryview:
     raw, buffers = _Selection(model, part).build()
     rest = len(model.data) - sum(data.size for data in model.buffers if data is not None)
     rest = max(0, rest) + 2 * sum(len(tensor.name) for tensor in model.main.tensors) + _SLACK_BYTES
+    return pack_model(raw, buffers, rest, large_bytes=large_bytes)
+
+
+def pack_model(
+    raw: Any, buffers: list[NDArray[np.uint8] | None], rest: int, *, large_bytes: int = LARGE_BYTES
+) -> memoryview:
+    """Return the flatbuffer of a model of the schema, whose buffers hold this data; all else takes at most `rest`
+    bytes.
+    """
     if sum(data.size for data in buffers if data is not None) < large_bytes:
         return _pack(raw, [_Stored(data) for data in buffers], rest)
     return _pack_large(raw, buffers, rest)

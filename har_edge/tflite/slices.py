@@ -60,6 +60,11 @@ def slice_model(model: Model, cuts: Sequence[int]) -> list[Slice]:
     return slices
 
 
+def part_of(model: Model, flow: Dataflow, start: int, stop: int) -> ModelPart:
+    """Return the operators [start, stop) with what they take and give, as a slice of them has it; checks no cut."""
+    return _part(model.main, flow, start, stop)
+
+
 def write_whole(model: Model) -> bytes:
     """Return the whole model as the runtime can load it: the bytes of its file, unless a name in it is no text.
 

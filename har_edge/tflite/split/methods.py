@@ -1,0 +1,17 @@
+"""The methods by which a block can be split."""
+
+from __future__ import annotations
+
+from har_edge.tflite.cuts import Dataflow
+from har_edge.tflite.model import Model
+from har_edge.tflite.split.block import BlockSplit, WholeSplit
+from har_edge.tflite.split.plan import Block, SplitMethod
+
+METHODS: dict[SplitMethod, type[BlockSplit]] = {
+    SplitMethod.WHOLE: WholeSplit,
+}
+
+
+def split_block(model: Model, flow: Dataflow, block: Block) -> BlockSplit:
+    """Return how the shards compute a block. Raises CutError where its method cannot take it."""
+    return METHODS[block.method](model, flow, block)
