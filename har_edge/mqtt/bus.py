@@ -7,6 +7,7 @@ calls the `on_outcome` callbacks. A node is therefore a plain loop and needs no 
 from __future__ import annotations
 
 import enum
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -157,6 +158,25 @@ class Bus(Protocol):
 
     def close(self, *, forget: bool = False) -> None:
         """Flush for a moment and disconnect without the will; `forget` ends the session at the broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """The sockets that a bus waits for. With neither, there is no connection now."""
+
+    readers: tuple[socket.socket, ...] = ()
+    writers: tuple[socket.socket, ...] = ()
+
+
+class PollableBus(Bus, Protocol):
+    """A bus that another one may poll together with others (mqtt/routed.py)."""
+
+    @property
+    def open(self) -> bool:
+        """Whether `poll` has more to do than to connect again, such as to raise TakenOver."""
+
+    def waits(self) -> Waits | None:
+        """Return what to wait for before the next `poll`; None where that must not wait."""
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):

@@ -8,7 +8,7 @@ import logging
 
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.mqtt.address import Address
-from har_edge.mqtt.bus import Bus, Session
+from har_edge.mqtt.bus import PollableBus, Session
 from har_edge.mqtt.clients.transport import OtherVersion, Unanswered
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def open_bus(
     session: Session,
     client: ClientLibrary = ClientLibrary.AUTO,
     protocol: MqttVersion = MqttVersion.V5,
-) -> Bus:
+) -> PollableBus:
     """Connect to a broker.
 
     If a broker refuses MQTT 5 and answers to 3.1.1, the bus speaks 3.1.1 through paho, and a warning says so once.
@@ -103,7 +103,7 @@ def _answers(address: Address, *, mqtt5: bool) -> bool:
         return False
 
 
-def _open(address: Address, session: Session, client: ClientLibrary, protocol: MqttVersion) -> Bus:
+def _open(address: Address, session: Session, client: ClientLibrary, protocol: MqttVersion) -> PollableBus:
     if choose_client(client, protocol) is ClientLibrary.NATIVE:
         from har_edge.mqtt.clients.native import NativeBus
 

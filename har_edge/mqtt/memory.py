@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.broker.router import Router, SessionState, matches
-from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, Session, TakenOver
+from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, Session, TakenOver, Waits
 from har_edge.mqtt.clients.stale_subscriptions import StaleSubscriptions
 from har_edge.mqtt.clients.transport import AckOrder
 
@@ -75,6 +75,13 @@ class MemoryBus:
     @property
     def connected(self) -> bool:
         return self._account is not None
+
+    @property
+    def open(self) -> bool:
+        return self._account is not None or self._taken_over
+
+    def waits(self) -> Waits | None:
+        return None
 
     def connect(self) -> None:
         if not self._broker.running:

@@ -7,14 +7,16 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.broker.launcher import Mosquitto, RunningBroker
-from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, TakenOver, Will
+from har_edge.mqtt.bus import Bus, Delivery, PollableBus, PublishOutcome, Session, TakenOver, Will
 from har_edge.mqtt.connect import ClientLibrary, open_bus
 from har_edge.mqtt.memory import MemoryBroker
+from har_edge.mqtt.routed import HOME, RoutedBus, link_opener, start_thread
 from har_edge.protocol.leases import status_lease
 from har_edge.protocol.status import NodeStatus, State, encode_status
 from tests.contract.others import LACKS, OTHERS, Kind
@@ -45,7 +47,41 @@ class World:
         return bus
 
 
-_OWN = ["memory", "mosquitto-paho", "mosquitto-native", "embedded-paho", "embedded-native"]
+_SINGLE = ["memory", "mosquitto-paho", "mosquitto-native", "embedded-paho", "embedded-native"]
+# Two brokers behind one bus: every other name goes through the second one.
+_ROUTED = ["routed-memory", "routed-paho", "routed-native"]
+_OWN = [*_SINGLE, *_ROUTED]
+
+
+def reach(broker: RunningBroker, client: ClientLibrary, session: Session) -> PollableBus:
+    return open_bus(broker.address, session, client)
+
+
+class HalfAway:
+    """Routes that send every other name to the broker "far", and listen to everything at both."""
+
+    needed = known = ("far",)
+
+    def target(self, topic: str) -> str:
+        number = topic.partition("/")[0].rpartition("-")[2]
+        return "far" if number.isdecimal() and int(number) % 2 else HOME
+
+    def listens(self, text: str) -> tuple[str, ...]:
+        return ("far",)
+
+
+def routed(
+    home: Callable[[Session], PollableBus],
+    far: Callable[[Session], PollableBus],
+    start: Callable[[Callable[[], None]], None] = start_thread,
+) -> Callable[[Session], Bus]:
+    """Return the way to two brokers."""
+
+    def connect(session: Session) -> Bus:
+        opener = link_opener(session, home, lambda _, beside: far(beside))
+        return RoutedBus(home(session), opener, HalfAway(), start=start)
+
+    return connect
 
 
 @pytest.fixture(params=[*_OWN, *(pytest.param(kind, marks=pytest.mark.brokers, id=kind.value) for kind in OTHERS)])
@@ -57,6 +93,16 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
             request.applymarker(pytest.mark.xfail(reason=why, strict=True))
     elif request.param == "memory":
         world = World([MemoryBroker().connect])
+    elif request.param == "routed-memory":
+        home, far = MemoryBroker(), MemoryBroker()
+        world = World([routed(home.connect, far.connect, start=lambda job: job())])
+    elif request.param.startswith("routed-"):
+        client = ClientLibrary(request.param.partition("-")[2])
+        if client is ClientLibrary.NATIVE:
+            pytest.importorskip("mqtt5")
+        brokers: list[RunningBroker] = [request.getfixturevalue("mosquitto"), request.getfixturevalue("embedded")]
+        here, there = (partial(reach, one, client) for one in brokers)
+        world = World([routed(here, there)])
     else:
         name, client = request.param.split("-")
         broker: RunningBroker = request.getfixturevalue(name)

@@ -19,7 +19,7 @@ import mqtt5
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
-from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, PublishOutcome, Session, TakenOver
+from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, PublishOutcome, Session, TakenOver, Waits
 from har_edge.mqtt.clients.aliases import TopicAliases
 from har_edge.mqtt.clients.handshake import perform_handshake
 from har_edge.mqtt.clients.packets import (
@@ -113,6 +113,16 @@ class NativeBus:
     @property
     def connected(self) -> bool:
         return self._socket is not None and not self._subscribing
+
+    @property
+    def open(self) -> bool:
+        return self._socket is not None
+
+    def waits(self) -> Waits | None:
+        if self._leftover or self._decrypted():
+            return None
+        sockets = () if self._socket is None else (self._socket,)
+        return Waits(sockets, sockets if self._write else ())
 
     def connect(self) -> None:
         """Connect for the first time. Raises BrokerError when there is no broker or it refuses."""

@@ -25,7 +25,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
-from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, PublishOutcome, Session, TakenOver
+from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, PublishOutcome, Session, TakenOver, Waits
 from har_edge.mqtt.clients.reconnect import Reconnector
 from har_edge.mqtt.clients.stale_subscriptions import StaleSubscriptions
 from har_edge.mqtt.clients.tolerant import TOO_LARGE, TolerantClient
@@ -115,6 +115,16 @@ class PahoBus:
     @property
     def connected(self) -> bool:
         return self._accepted and not self._subscribing
+
+    @property
+    def open(self) -> bool:
+        return self._accepted
+
+    def waits(self) -> Waits | None:
+        sockets = tuple(self._sockets()) if self._accepted else ()
+        if self._settled or any(getattr(one, "pending", int)() for one in sockets):
+            return None
+        return Waits(sockets, sockets if self._client.want_write() else ())
 
     def connect(self) -> None:
         """Connect for the first time. Raises BrokerError when there is no broker or it refuses."""
