@@ -188,6 +188,8 @@ def generation_id(manifest: SliceManifest) -> int:
     identity = ",".join([manifest.model_sha256, *(str(entry.start) for entry in manifest.slices)])
     if any(entry.steps for entry in manifest.slices):  # shards may share operators in many ways
         identity += msgspec.json.encode(manifest.slices).decode()
+    elif any(spec.packing for spec in manifest.tensors):  # who reads a packing must have that of the sender
+        identity += "".join(f",{spec.name}={spec.packing}" for spec in manifest.tensors if spec.packing)
     digest = hashlib.sha256(identity.encode()).digest()
     return max(1, int.from_bytes(digest[:4], "big") >> (32 - _EPOCH_BITS))
 

@@ -56,7 +56,8 @@ class NodeCapabilities(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `protocol` is the version of what nodes and coordinator say to each other. `machine` tells hosts apart. `speed` is
     how many times a fixed reference network runs in a second; the link is None until it has been measured. `delegate`
-    is who computed that network: "xnnpack", "none", or empty where an older node does not say it.
+    is who computed that network: "xnnpack", "none", or empty where an older node does not say it. `packings` are the
+    ways in which activations may travel to and from it, beside as they are: f2, q8, zstd.
     """
 
     protocol: Count
@@ -69,6 +70,7 @@ class NodeCapabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     link_bytes_per_s: Claim | None = None
     round_trip_s: Claim | None = None
     delegate: str = ""
+    packings: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=16)], ...], msgspec.Meta(max_length=16)] = ()
 
 
 class SliceInfo(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -9,7 +9,7 @@ A message is a MessagePack array, so that any MessagePack library reads it:
 Version 2 is for activations of windows that were run without some sources, and for nothing else. Version 3 is for
 senders whose manifest allows it: `ref` is the short id that the manifest gives a tensor, or a name; `fields` maps
 numbers to further values, of which a reader may ignore unknown even ones, but not unknown odd ones (as the elective and
-critical options of CoAP, RFC 7252 section 5.4.1).
+critical options of CoAP, RFC 7252 section 5.4.1). A dtype with `z` before it says that the data are compressed.
 
 One message carries one window, or a batch of consecutive windows: `captured` and `truth` then have one entry a window,
 and the tensors have the batch as their first dimension (the stage that takes them checks that).
@@ -18,7 +18,7 @@ and the tensors have the batch as their first dimension (the stage that takes th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import MessageError
+from har_edge.protocol.compression import compress, expand
 from har_edge.protocol.topics import MAX_ID_LENGTH, is_id
 
 Array = npt.NDArray[Any]
@@ -49,6 +50,7 @@ DTYPES = {
     for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8")
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
+COMPRESSED = "z"  # before a code: the data are a frame of Zstandard (protocol/compression.py), from version 3 on
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 _Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_LENGTH)]
@@ -153,13 +155,16 @@ _read_missing = msgspec.msgpack.Decoder(_Missing).decode
 _read_sent = msgspec.msgpack.Decoder(tuple[_Run, _Count]).decode
 
 
-def encode(message: Message, version: int = 1, ids: Mapping[str, int] = NO_IDS) -> bytes:
+def encode(
+    message: Message, version: int = 1, ids: Mapping[str, int] = NO_IDS, compressed: Collection[str] = ()
+) -> bytes:
     """Return the bytes of a message, for readers of this wire version at least (as the manifest says).
 
     Args:
         message: `sent` is left out below version 3, which has no place for it; `unknown` tensors always are.
         version: 1 writes version 1, or 2 where sources are missing; 3 writes version 3.
         ids: the short ids of tensors, which stand for their names from version 3 on.
+        compressed: the names of tensors that travel compressed where that makes them smaller, from version 3 on.
 
     Raises MessageError for what `decode` would refuse: too many windows, tensors or dimensions, an unknown dtype, a
     name that is too long, missing sources that are no ids, figures out of range.
@@ -174,6 +179,13 @@ def encode(message: Message, version: int = 1, ids: Mapping[str, int] = NO_IDS) 
     _check(message)
     short = ids if version >= 3 else NO_IDS
     tensors = tuple([_pack(short.get(name, name), array) for name, array in message.tensors.items()])
+    if compressed and version >= 3:
+        tensors = tuple(
+            [
+                _compress(packed, array) if name in compressed else packed
+                for packed, (name, array) in zip(tensors, message.tensors.items(), strict=True)
+            ]
+        )
     head = (message.stream, message.seq, message.epoch, message.captured, message.truth, tensors)
     if version >= 3:
         fields: dict[int, Any] = {Field.MISSING.value: message.missing} if message.missing else {}
@@ -186,7 +198,17 @@ def encode(message: Message, version: int = 1, ids: Mapping[str, int] = NO_IDS) 
 _CUT_AGAIN = "; cut the model again with `har-edge slice --wire 3`"
 
 
-def _pack(ref: str | int, array: Array) -> tuple[str | int, str, tuple[int, ...], memoryview | bytes]:
+_Packed = tuple[str | int, str, tuple[int, ...], memoryview | bytes]
+
+
+def _compress(packed: _Packed, array: Array) -> _Packed:
+    """Return a tensor compressed, or as it was where that is no longer."""
+    ref, code, shape, data = packed
+    frame = compress(array)
+    return (ref, COMPRESSED + code, shape, frame) if len(frame) + len(COMPRESSED) < len(data) else packed
+
+
+def _pack(ref: str | int, array: Array) -> _Packed:
     code = _CODES.get(array.dtype)
     if code is None:
         raise MessageError(f"tensor {ref!r} is {array.dtype}; expected one of {', '.join(DTYPES)} (little-endian)")
@@ -217,8 +239,9 @@ def _check(message: Message) -> None:
 def decode(payload: bytes | memoryview, limit: int = MAX_PAYLOAD_BYTES, names: Mapping[int, str] = NO_NAMES) -> Message:
     """Return the message in a payload; its tensors are read-only views of the payload, not copies.
 
-    `names` says what short ids stand for; tensors of other ids are left out, and listed in `unknown`.
-    Raises MessageError for anything but a well-formed message of at most `limit` bytes.
+    `names` says what short ids stand for; tensors of other ids are left out, and listed in `unknown`. Tensors that came
+    compressed are arrays of their own.
+    Raises MessageError for anything but a well-formed message of at most `limit` bytes, before and after expanding.
     """
     _check_head(payload, limit)
     try:
@@ -233,6 +256,7 @@ def decode(payload: bytes | memoryview, limit: int = MAX_PAYLOAD_BYTES, names: M
         _check_missing(missing)
     tensors: dict[Any, Array] = {}
     unknown = []
+    room = limit  # bytes that tensors may yet expand to
     for tensor in envelope.tensors:
         name = tensor.ref
         if type(name) is int:
@@ -241,7 +265,11 @@ def decode(payload: bytes | memoryview, limit: int = MAX_PAYLOAD_BYTES, names: M
                 unknown.append(name)
         if name in tensors:
             raise MessageError(f"tensor {name!r} came twice in one message; expected each once")
-        tensors[name] = _view(tensor, name)
+        if tensor.dtype.startswith(COMPRESSED) and isinstance(tensor, _ShortTensor):
+            tensors[name] = _expand(tensor, name, room)
+            room -= tensors[name].nbytes
+        else:
+            tensors[name] = _view(tensor, name)
     for number in unknown:
         del tensors[number]
     return Message(
@@ -310,10 +338,31 @@ def _check_missing(missing: tuple[str, ...]) -> None:
         )
 
 
+def _expand(tensor: _ShortTensor, name: str | int, room: int) -> Array:
+    """Return a tensor that came compressed; nothing larger than `room` bytes is allocated."""
+    dtype = DTYPES.get(tensor.dtype[len(COMPRESSED) :])
+    if dtype is None:
+        raise _unknown_dtype(tensor, name)
+    size = math.prod(tensor.shape) * dtype.itemsize
+    if size > room:
+        raise MessageError(
+            f"tensor {name!r} expands to {size} bytes; expected at most {room} yet in this message; raise the limit or "
+            "send fewer windows"
+        )
+    try:
+        return expand(tensor.data, dtype, tensor.shape)
+    except (MessageError, ValueError) as error:  # ValueError: no element, but dimensions that NumPy cannot count
+        raise MessageError(f"tensor {name!r}: {error}") from None
+
+
+def _unknown_dtype(tensor: _Tensor | _ShortTensor, name: str | int) -> MessageError:
+    return MessageError(f"tensor {name!r} has dtype {tensor.dtype!r}; expected one of {', '.join(DTYPES)}")
+
+
 def _view(tensor: _Tensor | _ShortTensor, name: str | int) -> Array:
     dtype = DTYPES.get(tensor.dtype)
     if dtype is None:
-        raise MessageError(f"tensor {name!r} has dtype {tensor.dtype!r}; expected one of {', '.join(DTYPES)}")
+        raise _unknown_dtype(tensor, name)
     expected = math.prod(tensor.shape) * dtype.itemsize
     if tensor.data.nbytes != expected:
         raise MessageError(

@@ -32,6 +32,7 @@ from har_edge.inference.saturation import NODE_EVERY, QuantizedRange, Saturation
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.sensor.send_policy import Batch
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
+from har_edge.runtime.stage.packed import check_packings
 from har_edge.runtime.stage.setup import StageSetup
 from har_edge.runtime.stage.stage import Stage
 from har_edge.tflite.manifest import QUANTISED
@@ -128,6 +129,7 @@ def build_setup(
     from har_edge.runtime.node.capabilities import applied_delegate
 
     wiring, task = pipeline.wiring(index), pipeline.task
+    check_packings(wiring.entry)
     _check_replicas(wiring, replicas)
     path = pipeline.folder / pipeline.config.slices / wiring.entry.file
     fresh = starts_fresh(wiring.entry.state, task, f"slice {path}")

@@ -18,7 +18,8 @@ class Counters:
     `shelved` windows that a deployed stage released but keeps, in case the part they lack comes yet; `dropped` windows
     of a device that never left, since too many waited; `resent` windows that a sensor sent again; `incomplete` windows
     that it no longer awaits, since other sensors of the stream have not sent them; `quantised` values that entered what
-    takes them by a fixed scale, and `saturated` those of them beyond its range.
+    takes them by a fixed scale, and `saturated` those of them beyond its range; `clipped` values of activations that
+    lay beyond what their packing (float16, int8) carries.
     """
 
     windows: int = 0
@@ -40,6 +41,7 @@ class Counters:
     incomplete: int = 0
     quantised: int = 0
     saturated: int = 0
+    clipped: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counters by name, for the status message."""

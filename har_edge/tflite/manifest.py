@@ -11,6 +11,7 @@ import msgspec
 
 from har_edge.errors import ModelError
 from har_edge.files import MAX_MANIFEST_BYTES, inside, read_regular
+from har_edge.tflite.packing import find_packing_flaw
 
 FILE_NAME = "manifest.json"
 # Version 2 adds the keys wire, id, batched and labels, version 3 steps, region, flow and packing. A reader of an
@@ -71,7 +72,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     model. Without `batched`, the first dimension is not the batch: each message carries the tensor of one window.
 
     `region` says which region of a tensor of the model this is; without it, it is a whole tensor. `flow` is the number
-    of the message, among those that a slice sends for a window, that carries the tensor. `packing` says how it travels.
+    of the message, among those that a slice sends for a window, that carries the tensor. `packing` says how it travels
+    (tflite/packing.py), as it is where that is empty; `shape` and `dtype` are those in the slices.
     """
 
     name: str
@@ -190,6 +192,9 @@ def find_flaw(manifest: SliceManifest) -> str:
             return f"gives tensor {spec.name[:64]!r} the type {spec.dtype[:64]!r}, expected one of {', '.join(DTYPES)}"
         if spec.id is not None and names.setdefault(spec.id, spec.name) != spec.name:
             return f"gives the id {spec.id} to {names[spec.id][:64]!r} and {spec.name[:64]!r}, expected it once"
+    flaw = _find_packing_flaw(manifest)
+    if flaw:
+        return flaw
     hashes = dict[str, str]()
     for entry in manifest.slices:
         for file, sha256 in entry.files.items():
@@ -198,6 +203,22 @@ def find_flaw(manifest: SliceManifest) -> str:
             if entry.steps and hashes.setdefault(file, sha256) != sha256:
                 return f"gives file {file!r} two hashes, expected one"
     return _find_gap(manifest.slices) or find_shard_flaw(manifest)
+
+
+def _find_packing_flaw(manifest: SliceManifest) -> str:
+    """Return which tensor cannot travel as it is packed, an empty text where all can."""
+    sent = {spec.name for entry in manifest.slices for spec in entry.outputs}
+    packings = dict[str, str]()
+    for spec in manifest.tensors:
+        if packings.setdefault(spec.name, spec.packing) != spec.packing:
+            return f"gives tensor {spec.name[:64]!r} two packings, expected one"
+        if spec.packing and (manifest.wire < NEWEST_WIRE or spec.name not in sent):
+            why = f"in wire version {manifest.wire}" if spec.name in sent else "which no slice sends"
+            return f"gives a packing to tensor {spec.name[:64]!r} {why}, expected none; cut the model again"
+        flaw = find_packing_flaw(spec.packing, spec.dtype) if spec.packing else ""
+        if flaw:
+            return f"has a flaw at tensor {spec.name[:64]!r}: {flaw}"
+    return ""
 
 
 def _find_gap(slices: tuple[SliceEntry, ...]) -> str:

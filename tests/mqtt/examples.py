@@ -56,17 +56,33 @@ EXAMPLES: Mapping[str, Message] = {
         missing=("ankle", "arm"),
         sent=(0x0123456789ABCDEF, 300),
     ),
+    # An activation that travels compressed: 64 numbers of two channels, all zero but for the last.
+    "compressed": Message(
+        stream="subject7",
+        seq=3,
+        epoch=1,
+        captured=(1700000000.25,),
+        tensors={"fusion": np.array([[[0, 0]] * 31 + [[0, 1]]], np.float32)},
+    ),
     # A live stream: nobody knows the activity, and nothing crosses.
     "bare": Message(stream="s", seq=0, epoch=0, captured=(0.0,), tensors={}),
 }
 
 # The short ids of tensors in the examples that are written in wire version 3.
-IDS: Mapping[str, Mapping[str, int]] = {"extended": {"fusion": 17}}
+IDS: Mapping[str, Mapping[str, int]] = {"extended": {"fusion": 17}, "compressed": {"fusion": 17}}
+# Those whose tensors travel compressed.
+COMPRESSED = frozenset({"compressed"})
 
 
 def example_bytes(name: str) -> bytes:
     """Return the bytes of an example."""
-    return encode(EXAMPLES[name], 3, IDS[name]) if name in IDS else encode(EXAMPLES[name])
+    compressed = EXAMPLES[name].tensors if name in COMPRESSED else ()
+    return encode(EXAMPLES[name], 3, IDS[name], compressed) if name in IDS else encode(EXAMPLES[name])
+
+
+def golden_bytes(name: str) -> bytes:
+    """Return the bytes in an example's file."""
+    return bytes.fromhex((FOLDER / f"{name}.hex").read_text(encoding="ascii"))
 
 
 def read_example(name: str, payload: bytes) -> Message:

@@ -35,7 +35,7 @@ from har_edge.protocol.wire import (
 )
 from har_edge.tflite import manifest
 from tests.mqtt import plain_msgpack
-from tests.mqtt.examples import EXAMPLES, FOLDER, IDS, example_bytes, hex_lines, read_example
+from tests.mqtt.examples import COMPRESSED, EXAMPLES, FOLDER, IDS, example_bytes, golden_bytes, hex_lines, read_example
 
 pack = msgspec.msgpack.encode
 WIRE_PAGE = Path(__file__).parents[2] / "docs" / "reference" / "wire.md"
@@ -59,20 +59,22 @@ def same(a: Message, b: Message) -> bool:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_golden_bytes(name: str) -> None:
     text = (FOLDER / f"{name}.hex").read_text(encoding="ascii")
-    assert hex_lines(example_bytes(name)) == text
+    if name not in COMPRESSED:  # another version of Zstandard may find a shorter frame
+        assert hex_lines(example_bytes(name)) == text
     assert same(read_example(name, bytes.fromhex(text)), EXAMPLES[name])
+    assert same(read_example(name, example_bytes(name)), EXAMPLES[name])
 
 
-@pytest.mark.parametrize("name", ["window", "missing", "extended"])
+@pytest.mark.parametrize("name", ["window", "missing", "extended", "compressed"])
 def test_the_page_shows_the_golden_bytes(name: str) -> None:
     page = WIRE_PAGE.read_text(encoding="utf-8")
     block = re.search(rf"<!-- golden: {name} -->\n```\n(.*?)```", page, re.DOTALL)
     assert block is not None
     shown = [line.partition("  ")[0] for line in block[1].splitlines()]
-    assert bytes.fromhex("".join(shown)) == example_bytes(name)
+    assert bytes.fromhex("".join(shown)) == golden_bytes(name)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - COMPRESSED))
 def test_any_messagepack_library_reads_it(name: str) -> None:
     message, payload, ids = EXAMPLES[name], example_bytes(name), IDS.get(name, {})
     (version, stream, seq, epoch, captured, truth, tensors, *rest), end = plain_msgpack.read(payload)

@@ -15,6 +15,7 @@ import numpy as np
 
 from har_edge.errors import NodeError
 from har_edge.inference.wheels import installed, missing, read_platform, wheel_machine
+from har_edge.protocol.compression import known_packings
 from har_edge.protocol.deployment import PROTOCOL
 from har_edge.protocol.status import NodeCapabilities
 from har_edge.resources import find_folder
@@ -140,6 +141,7 @@ def make_card(speed: float, link: LinkEstimate | None, delegate: str = "") -> No
         link_bytes_per_s=link.bytes_per_s if link else None,
         round_trip_s=link.round_trip_s if link else None,
         delegate=delegate,
+        packings=known_packings(),
     )
 
 

@@ -11,6 +11,7 @@ from har_edge.inference.saturation import totals
 from har_edge.protocol import wire
 from har_edge.protocol.topics import ALL_SOURCES, Kind, Topic
 from har_edge.runtime.counters import Counters
+from har_edge.runtime.stage.packed import TensorUnpacker
 from har_edge.runtime.stage.setup import Array, StageSetup
 
 
@@ -20,6 +21,7 @@ class InputReader:
     def __init__(self, setup: StageSetup, counters: Counters) -> None:
         self._setup, self._counters = setup, counters
         self._specs = {spec.name: (spec, np.dtype(spec.dtype)) for spec in setup.wiring.entry.inputs}
+        self._unpacker = TensorUnpacker(setup.wiring.entry.inputs)
         self._from_earlier = {stage: frozenset(names) for stage, names in setup.wiring.earlier.items()}
 
     @property
@@ -51,6 +53,7 @@ class InputReader:
                 raise MessageError(
                     f"stage {maker} sent no tensor {missing}; expected it: slices of one cut on all nodes"
                 )
+            parts = self._unpacker.unpack(parts)
         if stream != message.stream:
             raise MessageError(f"stream {message.stream!r} came on the topic of {stream!r}; expected the same")
         if not parts:

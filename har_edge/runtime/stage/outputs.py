@@ -11,7 +11,9 @@ from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol import wire
 from har_edge.protocol.results import Result, encode_results
+from har_edge.runtime.counters import Counters
 from har_edge.runtime.stage.no_score import check_scores
+from har_edge.runtime.stage.packed import TensorPacker
 from har_edge.runtime.stage.setup import Array, StageSetup
 from har_edge.runtime.stage.stream_quota import StreamQuota
 
@@ -19,8 +21,9 @@ from har_edge.runtime.stage.stream_quota import StreamQuota
 class OutputWriter:
     """Writes what a slice made; `quota` says in each result how many messages of a stream may be on their way."""
 
-    def __init__(self, setup: StageSetup, quota: StreamQuota, clock: Callable[[], float]) -> None:
+    def __init__(self, setup: StageSetup, quota: StreamQuota, counters: Counters, clock: Callable[[], float]) -> None:
         self._setup, self._quota, self._clock = setup, quota, clock
+        self._packer = TensorPacker(setup.wiring.entry.outputs, counters)
 
     def write(
         self, message: wire.Message, outputs: Mapping[str, Array], deliveries: tuple[Delivery, ...]
@@ -32,10 +35,10 @@ class OutputWriter:
             results = self._results(message, scores)
             outgoing.append(Outgoing(setup.topics.result(message.stream), encode_results(results), deliveries))
         if setup.wiring.sends:
-            tensors = {name: outputs[name] for name in setup.wiring.sends}
+            tensors = self._packer.pack({name: outputs[name] for name in setup.wiring.sends})
             made = msgspec.structs.replace(message, tensors=tensors)
             topic = setup.topics.activation(setup.epoch, setup.wiring.index, message.stream)
-            payload = wire.encode(made, setup.wire_version, setup.ids)
+            payload = wire.encode(made, setup.wire_version, setup.ids, self._packer.compressed)
             if len(payload) > setup.max_payload_bytes:
                 raise MessageError(
                     f"its activations take {len(payload)} bytes; expected at most {setup.max_payload_bytes}; "

@@ -52,7 +52,7 @@ class Stage:
         self._setup, self._monotonic = setup, monotonic
         self.counters = Counters()
         self._inputs, self._quota = InputReader(setup, self.counters), StreamQuota(setup.join_capacity)
-        self._outputs = OutputWriter(setup, self._quota, clock)
+        self._outputs = OutputWriter(setup, self._quota, self.counters, clock)
         wanted, sources, patience_s = self._inputs.wanted, setup.wiring.sources, setup.carry_on_after_s
         fallback = None if patience_s is None else MissingSourceFallback(frozenset(sources.values()), patience_s)
         for source in sources if fallback else ():

@@ -118,10 +118,13 @@ def test_the_runtime_has_a_name_and_a_version(monkeypatch):
         read_runtime()
 
 
-def test_the_delegate_on_the_card_is_the_one_that_the_runtime_applied():
+def test_the_delegate_on_the_card_is_the_one_that_the_runtime_applied(monkeypatch):
     assert open_reference("none").delegate.value == "none"
     assert open_reference().delegate.value == "xnnpack"
     assert make_card(1.0, None, "none").delegate == "none"
+    assert make_card(1.0, None).packings == ("f2", "q8", "zstd")
+    monkeypatch.setattr("har_edge.protocol.compression.is_available", lambda: False)
+    assert make_card(1.0, None).packings == ("f2", "q8")
     assert make_card(1.0, None).system == read_system()
 
 
