@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, ClassVar
 
 import pytest
@@ -32,7 +33,8 @@ from tests.runtime.faulty_pipeline import CHAIN, SHARDS, SOURCES, Pipeline, Slic
 
 SETTLE_S = 1500.0  # longer than the longest life of a window (faulty_pipeline.GIVE_UP_S)
 FAST = settings(max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(FAST, max_examples=200, stateful_step_count=60)
+# `make test` draws some of these schedules, .ci/run (which sets CI) four times as many.
+LONG = settings(FAST, max_examples=200 if os.environ.get("CI") else 50, stateful_step_count=60)
 
 
 class Machine(RuleBasedStateMachine):
