@@ -22,6 +22,8 @@ _TYPES = {
     "int32": INT32,
     "int64": tflite.TensorType.INT64,
     "int8": INT8,
+    "uint8": tflite.TensorType.UINT8,
+    "int16": tflite.TensorType.INT16,
     "bool": BOOL,
 }
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from har_edge.tflite.cuts import Dataflow
 from har_edge.tflite.model import Model
 from har_edge.tflite.split.block import BlockSplit, WholeSplit
+from har_edge.tflite.split.output import HeadsSplit, OutputSplit
 from har_edge.tflite.split.plan import Block, SplitMethod
 
 METHODS: dict[SplitMethod, type[BlockSplit]] = {
     SplitMethod.WHOLE: WholeSplit,
+    SplitMethod.OUTPUT: OutputSplit,
+    SplitMethod.HEADS: HeadsSplit,
 }
 
 
