@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -47,21 +49,40 @@ def write_folder(
     Slices of an earlier cut in the same folder are replaced. For `wire` see `make_manifest`. Raises ConfigError when
     the folder holds other files.
     """
-    stale, there = check_folder(folder), folder.exists()
-    draft, entries = make_manifest(model, slices, wire=wire), []
-    made_whole = False
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for piece, entry in zip(slices, draft.slices, strict=True):
+    planned, entries = make_manifest(model, slices, wire=wire), []
+    with replaced_folder(folder, beside) as draft:
+        for piece, entry in zip(slices, planned.slices, strict=True):
             made = write_slice(model, piece)
             write_atomic(folder / entry.file, made)
             entries.append(msgspec.structs.replace(entry, sha256=hashlib.sha256(made).hexdigest()))
             del made  # or the next slice would be built while this one is still in memory
-        manifest = msgspec.structs.replace(draft, slices=tuple(entries))
-        write_atomic(folder / FILE_NAME, encode_manifest(manifest))
+        draft.manifest = msgspec.structs.replace(planned, slices=tuple(entries))
+    return draft.manifest
+
+
+@dataclass(slots=True)
+class FolderDraft:
+    """The manifest of a folder that is being written; the writer sets it."""
+
+    manifest: SliceManifest
+
+
+@contextmanager
+def replaced_folder(folder: Path, beside: Mapping[str, bytes]) -> Iterator[FolderDraft]:
+    """Let the caller write slices into a folder and set their manifest; then write it and the files `beside` it, and
+    remove what an earlier cut left.
+
+    A new folder that is not finished is removed. Raises ConfigError when the folder holds other files.
+    """
+    stale, there, made_whole = check_folder(folder), folder.exists(), False
+    draft = FolderDraft(SliceManifest(0, "", "", ()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield draft
+        write_atomic(folder / FILE_NAME, encode_manifest(draft.manifest))
         for name, content in beside.items():  # after the manifest, by which a later cut knows the folder as its own
             write_atomic(folder / name, content)
-        for name in stale - {file for entry in entries for file in entry.files}:
+        for name in stale - {file for entry in draft.manifest.slices for file in entry.files}:
             (folder / name).unlink(missing_ok=True)
         made_whole = True
     except OSError as error:
@@ -69,7 +90,6 @@ def write_folder(
     finally:
         if not (made_whole or there):  # half a folder would look like one to run
             shutil.rmtree(folder, ignore_errors=True)
-    return manifest
 
 
 def make_manifest(model: Model, slices: Sequence[Slice], *, wire: int | None = None) -> SliceManifest:

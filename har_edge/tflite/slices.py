@@ -46,23 +46,26 @@ def slice_model(model: Model, cuts: Sequence[int]) -> list[Slice]:
         refusal = slice_refusal(graph, flow, start, stop) if places else None
         if refusal:
             raise CutError(f"cannot cut before both operator {start} and operator {stop}: {refusal}; leave one out")
-        part = _part(graph, flow, start, stop)
-        slices.append(
-            Slice(
-                start=start,
-                stop=stop,
-                inputs=tuple(tensor_spec(graph.tensors[i]) for i in part.inputs),
-                outputs=tuple(tensor_spec(graph.tensors[i]) for i in part.outputs),
-                part=part,
-                state=state_of(model, part.operators),
-            )
-        )
+        slices.append(make_slice(model, flow, start, stop))
     return slices
 
 
 def part_of(model: Model, flow: Dataflow, start: int, stop: int) -> ModelPart:
     """Return the operators [start, stop) with what they take and give, as a slice of them has it; checks no cut."""
     return _part(model.main, flow, start, stop)
+
+
+def make_slice(model: Model, flow: Dataflow, start: int, stop: int) -> Slice:
+    """Return operators [start, stop) as a slice; whether the model can be cut there is not checked."""
+    graph, part = model.main, _part(model.main, flow, start, stop)
+    return Slice(
+        start=start,
+        stop=stop,
+        inputs=tuple(tensor_spec(graph.tensors[i]) for i in part.inputs),
+        outputs=tuple(tensor_spec(graph.tensors[i]) for i in part.outputs),
+        part=part,
+        state=state_of(model, part.operators),
+    )
 
 
 def write_whole(model: Model) -> bytes:

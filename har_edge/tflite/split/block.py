@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from har_edge.tflite.cuts import Dataflow, tensor_spec
-from har_edge.tflite.encode import encode
 from har_edge.tflite.manifest import TensorRegion, TensorSpec
 from har_edge.tflite.model import Model, Tensor
-from har_edge.tflite.slices import part_of
+from har_edge.tflite.slices import make_slice, write_slice
 from har_edge.tflite.split.arithmetic import count_macs
 from har_edge.tflite.split.plan import Block
 
@@ -57,17 +56,16 @@ class WholeSplit(BlockSplit):
         low, high = self.block.share(shard)
         if low == high:
             return []
-        part = part_of(self.model, self.flow, self.block.start, self.block.stop)
-        tensors = self.model.main.tensors
-        return [
-            StepDraft(
-                tuple(tensor_spec(tensors[i]) for i in part.inputs),
-                tuple(tensor_spec(tensors[i]) for i in part.outputs),
-                count_macs(self.model.main, (i for i in part.operators if i not in self.flow.folded)),
-                ("whole", self.block.start, self.block.stop),
-                lambda: encode(self.model, part),
-            )
-        ]
+        made = make_slice(self.model, self.flow, self.block.start, self.block.stop)
+        own = (i for i in made.part.operators if i not in self.flow.folded)
+        macs = count_macs(self.model.main, own)
+        key = ("whole", self.block.start, self.block.stop)
+        return [StepDraft(made.inputs, made.outputs, macs, key, lambda: write_slice(self.model, made))]
+
+
+def whole(tensor: Tensor) -> TensorSpec:
+    """Return all of a tensor."""
+    return tensor_spec(tensor)
 
 
 def piece(tensor: Tensor, axis: int, start: int, stop: int, name: str = "") -> TensorSpec:

@@ -7,11 +7,13 @@ from har_edge.tflite.model import Model
 from har_edge.tflite.split.block import BlockSplit, WholeSplit
 from har_edge.tflite.split.output import HeadsSplit, OutputSplit
 from har_edge.tflite.split.plan import Block, SplitMethod
+from har_edge.tflite.split.rows import RowSplit
 
 METHODS: dict[SplitMethod, type[BlockSplit]] = {
     SplitMethod.WHOLE: WholeSplit,
     SplitMethod.OUTPUT: OutputSplit,
     SplitMethod.HEADS: HeadsSplit,
+    SplitMethod.ROWS: RowSplit,
 }
 
 
