@@ -46,11 +46,23 @@ class DeviceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     duplex: bool = False
 
 
+class BrokerLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The link of the broker's host: each byte enters it once, and leaves it once for each device that takes it.
+
+    With `duplex` it carries `link_bytes_per_s` each way, without, both directions together. Without a rate it limits
+    nothing.
+    """
+
+    link_bytes_per_s: float | None = None
+    duplex: bool = True
+
+
 class DevicesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of the TOML file."""
 
     device: list[DeviceEntry]
     sensors: SensorMessages = SensorMessages.APART
+    broker: BrokerLink = BrokerLink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +108,9 @@ def load_devices(path: Path) -> DevicesFile:
         raise ConfigError(f"{path}: no device; expected at least one [[device]] with a name")
     for entry in found.device:
         _check(entry, path)
+    rate = found.broker.link_bytes_per_s
+    if rate is not None and not 0 < rate < math.inf:
+        raise ConfigError(f"{path}: link_bytes_per_s of the broker is {rate}; expected a number above 0")
     names = [name for entry in found.device for name in names_of(entry)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

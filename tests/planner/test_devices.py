@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from har_edge.errors import ConfigError
-from har_edge.planner.devices import SensorMessages, load_devices, make_devices
+from har_edge.planner.devices import BrokerLink, SensorMessages, load_devices, make_devices
 from har_edge.planner.profile import (
     VERSION,
     LinkCost,
@@ -69,6 +69,15 @@ def test_measured_segments_add_up_to_the_whole_and_a_switched_link_is_told(write
         load_devices(path), path, msgspec.structs.replace(whole, segments=(SEGMENTS[0], guessed))
     )
     assert device.kind.work_s == pytest.approx((2e-3, 4e-3))
+
+
+def test_the_broker_s_link_limits_only_with_a_rate(write) -> None:  # type: ignore[no-untyped-def]
+    device = f'[[device]]\nname = "pi"\n{FULL}'
+    assert load_devices(write(device)).broker == BrokerLink(None, duplex=True)
+    found = load_devices(write(f"{device}[broker]\nlink_bytes_per_s = 11_750_000\nduplex = false\n")).broker
+    assert found == BrokerLink(11_750_000, duplex=False)
+    with pytest.raises(ConfigError, match=r"link_bytes_per_s of the broker is 0\.0; expected a number above 0"):
+        load_devices(write(f"{device}[broker]\nlink_bytes_per_s = 0\n"))
 
 
 def test_equal_devices_are_numbered_and_sensors_may_send_together(write) -> None:  # type: ignore[no-untyped-def]

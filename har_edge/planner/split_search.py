@@ -1,0 +1,363 @@
+"""Find the blocks, methods and shares with which several devices answer one window soonest.
+
+Dynamic programming over the places between blocks. A label is a plan for the operators before a place, and the block
+that comes next: with it, the rows are known that others wait for, so the block before it can be timed. Times are maxima
+and sums (simulation.py), so a label that is later or larger nowhere replaces another one at the same block. The search
+is exact for the shares it is given while no place has more labels than are kept; then shares move by local search.
+
+Fused blocks by rows: Zhao, Barijough, Gerstlauer, "DeepThings", IEEE TCAD 37(11), 2018; their borders by dynamic
+programming: Zhou et al., "Adaptive parallel execution of deep neural networks on heterogeneous edge devices" (AOFL),
+SEC 2019.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
+
+from har_edge.planner.simulation import Simulator, Timeline
+from har_edge.planner.split_costs import CHANNEL_TILE, SplitCosts
+from har_edge.tflite.split.plan import Block, SplitMethod
+
+WIDTH = 3  # labels kept for each block
+BREADTH = 24  # labels kept for each place, times the former
+MAX_PAYLOAD = 2**28 - 1  # MQTT 5.0, 2.1.4: the remaining length of a packet
+_MOVES = (1, -1, 2, -2, 4, -4)
+_EVALUATIONS = 700  # of local search
+_SAME = 1e-12
+
+# The shares that a block may have: bounds for the devices in order.
+Shares = Callable[[SplitCosts, Block], Sequence[tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSolution:
+    """The best blocks that were found; `exact` says that no other plan with shares that were tried is better."""
+
+    blocks: tuple[Block, ...]
+    latency_s: float
+    border_first: bool
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Label:
+    """The operators before `block` are done, and what it takes has arrived."""
+
+    bound_s: float
+    timeline: Timeline
+    weights: tuple[int, ...]
+    tiles: tuple[int, ...]
+    block: Block
+    before: _Label | None
+
+    def beats(self, other: _Label) -> bool:
+        """Return whether no figure of this label is above that of the other."""
+        return (
+            all(map(float.__le__, self.timeline.processors, other.timeline.processors))
+            and all(map(float.__le__, self.timeline.links, other.timeline.links))
+            and all(map(int.__le__, self.weights, other.weights))
+            and all(map(int.__le__, self.tiles, other.tiles))
+        )
+
+    def blocks(self) -> tuple[Block, ...]:
+        found, label = [self.block], self.before
+        while label is not None:
+            found.append(label.block)
+            label = label.before
+        return tuple(reversed(found))
+
+
+def all_shares(costs: SplitCosts, block: Block) -> list[tuple[int, ...]]:
+    """Return every way to share a block, for small ones."""
+    if block.method is SplitMethod.WHOLE:
+        return [_whole(costs.n, k) for k in range(costs.n)]
+    size = costs.axis_size(block)
+    return [(0, *bounds, size) for bounds in combinations_with_replacement(range(size + 1), costs.n - 1)]
+
+
+def likely_shares(costs: SplitCosts, block: Block) -> list[tuple[int, ...]]:
+    """Return shares by speed: of all devices, of as few as do not make the largest share larger, and of half."""
+    speeds = _speeds(costs, block)
+    order = sorted(range(costs.n), key=lambda k: (-speeds[k], k))
+    if block.method is SplitMethod.WHOLE:
+        return [_whole(costs.n, k) for k in _likely_devices(costs, order)]
+    size = costs.axis_size(block)
+    tile = 1
+    if block.method is SplitMethod.OUTPUT and costs.model.operators[block.stop - 1].name == "CONV_2D":
+        tile = CHANNEL_TILE if size % CHANNEL_TILE == 0 and size >= 2 * CHANNEL_TILE else 1
+    largest = -(-(size // tile) // costs.n)
+    few = -(-(size // tile) // max(1, largest))
+    counts = dict.fromkeys([costs.n, few, (costs.n + 1) // 2])
+    found = dict.fromkeys(
+        _proportional(size // tile, tile, speeds, sorted(order[:count])) for count in counts if count > 1
+    )
+    return list(found)
+
+
+def even_shares(costs: SplitCosts, block: Block) -> list[tuple[int, ...]]:
+    """Return the share by speed of all devices alone, or the fastest one for a whole block."""
+    return likely_shares(costs, block)[:1]
+
+
+def _speeds(costs: SplitCosts, block: Block) -> list[float]:
+    whole = replace(block, method=SplitMethod.WHOLE)
+    return [1 / max(_SAME, costs.step_seconds(whole, k, 0, 1)) for k in range(costs.n)]
+
+
+def _whole(n: int, device: int) -> tuple[int, ...]:
+    """Return the shares of a block that one device computes."""
+    return (0,) * (device + 1) + (1,) * (n - device)
+
+
+def _likely_devices(costs: SplitCosts, order: Sequence[int]) -> list[int]:
+    """Return the two fastest devices, and the one that has most memory."""
+    limits = [device.kind.memory_bytes for device in costs.devices]
+    largest = max(order, key=lambda k: float("inf") if limits[k] is None else float(limits[k] or 0))
+    return list(dict.fromkeys([*order[:2], largest]))
+
+
+def _proportional(size: int, tile: int, speeds: Sequence[float], used: Sequence[int]) -> tuple[int, ...]:
+    """Return bounds in proportion to the speeds of the devices in use; each tile goes to who would end it first."""
+    shares = [0] * len(speeds)
+    for _ in range(size):
+        best = min(used, key=lambda k: ((shares[k] + 1) / speeds[k], k))
+        shares[best] += tile
+    bounds = [0]
+    for share in shares:
+        bounds.append(bounds[-1] + share)
+    return tuple(bounds)
+
+
+def find_split(
+    costs: SplitCosts,
+    *,
+    border_first: bool,
+    shares: Shares = likely_shares,
+    width: int = WIDTH,
+    best_s: float = math.inf,
+    full_s: float = 0.0,
+) -> SplitSolution | None:
+    """Return the blocks with the least latency below `best_s`; None where there are none, or none fits the memory.
+
+    If labels are left out, those are kept that promise the least latency, a full memory counted as `full_s` seconds.
+    """
+    return _Search(costs, border_first, shares, width, best_s, full_s).run()
+
+
+def best_split(costs: SplitCosts, *, border_first: bool, best_s: float = math.inf) -> SplitSolution | None:
+    """Return the best blocks below `best_s`, with shares that local search has moved; None where there are none."""
+    best = None
+    whole = sum(min(each[i] for each in costs.seconds) for i in range(costs.model.n))
+    limited = any(device.kind.memory_bytes is not None for device in costs.devices)
+    for full_s in (0.0, *((whole, 8 * whole) if limited else ())):
+        for shares, width in ((even_shares, 1), (likely_shares, WIDTH)):
+            found = find_split(
+                costs, border_first=border_first, shares=shares, width=width, best_s=best_s, full_s=full_s
+            )
+            if found is not None:
+                best = improve(costs, found)
+                best_s = best.latency_s
+    return best
+
+
+class _Search:
+    def __init__(
+        self, costs: SplitCosts, border_first: bool, shares: Shares, width: int, best_s: float, full_s: float
+    ) -> None:
+        self.costs, self.shares, self.width, self.full_s = costs, shares, width, full_s
+        self.simulator = Simulator(costs, border_first=border_first)
+        self.border_first, self.best_s = border_first, best_s
+        self.best: tuple[Block, ...] | None = None
+        self.exact = True
+        self.labels: dict[int, dict[Block, list[_Label]]] = {}
+        self._choices: dict[int, list[Block]] = {}
+        self._memory: dict[tuple[Block, tuple[tuple[tuple[int, int], ...], ...]], list[tuple[int, int]]] = {}
+        least = [min(each[i] for each in costs.seconds) for i in range(costs.model.n)]
+        self.rates = [
+            max((least[i] / each[i] for i in range(costs.model.n) if each[i] > 0), default=1.0)
+            for each in costs.seconds
+        ]
+        weights = [operator.weight_bytes for operator in costs.model.operators]
+        self.rest_weights = [sum(weights[i:]) for i in range(costs.model.n + 1)]
+        self.work: dict[Block, float] = {}
+        self.rest = self._least_work()
+
+    def run(self) -> SplitSolution | None:
+        n = self.costs.n
+        for block in self.choices(0):
+            timeline = self.simulator.start(block)
+            self.keep(_Label(self.bound(timeline, block), timeline, (0,) * n, (0,) * n, block, None))
+        for place in [*sorted(self.costs.model.places), self.costs.model.n]:
+            found = self.labels.pop(place, {}).values()
+            labels = [label for each in found for label in each if label.bound_s < self.best_s]
+            labels.sort(key=self.promise)
+            for number, label in enumerate(labels):
+                if number >= self.width * BREADTH:
+                    self.exact = False
+                    break
+                self.extend(label, label.block)
+        if self.best is None:
+            return None
+        return SplitSolution(self.best, self.best_s, self.border_first, self.exact)
+
+    def choices(self, start: int) -> list[Block]:
+        """Return the blocks that may begin at a place."""
+        if start not in self._choices:
+            self._choices[start] = list(self._all_choices(start))
+        return self._choices[start]
+
+    def _all_choices(self, start: int) -> Iterator[Block]:
+        costs = self.costs
+        for stop in [*(place for place in costs.model.places if place > start), costs.model.n]:
+            for method in (SplitMethod.ROWS, SplitMethod.OUTPUT, SplitMethod.WHOLE):
+                if not costs.is_legal(start, stop, method):
+                    continue
+                draft = Block(start, stop, method, (0,) * costs.n + (1,))
+                for bounds in self.shares(costs, draft):
+                    yield replace(draft, bounds=bounds)
+
+    def extend(self, label: _Label, block: Block) -> None:
+        """Run a label's block, with each block that may follow."""
+        if block.stop == self.costs.model.n:
+            steps = self.costs.transfer(block, None, self.border_first).steps
+            if self.held(label, block, steps) is not None:
+                seconds = self.simulator.finish(label.timeline, block)
+                if seconds < self.best_s:
+                    self.best, self.best_s = label.blocks(), seconds
+            return
+        total, free = sum(self.rates), self.free(label.timeline) + self.work[block]
+        for after in self.choices(block.stop):
+            if after.method is block.method is SplitMethod.WHOLE and after.bounds == block.bounds:
+                continue  # one block of both costs less
+            if free + self.work[after] + self.rest[after.stop] >= self.best_s * total:
+                continue
+            transfer = self.costs.transfer(block, after, self.border_first)
+            if any(piece.bytes > MAX_PAYLOAD for piece in transfer.pieces):
+                continue
+            held = self.held(label, block, transfer.steps)
+            if held is None:
+                continue
+            timeline = self.simulator.advance(label.timeline, block, transfer)
+            bound = self.bound(timeline, after)
+            if bound < self.best_s:
+                self.keep(_Label(bound, timeline, *held, after, label))
+
+    def free(self, timeline: Timeline) -> float:
+        """Return the seconds before all processors are free, those of slow ones counted for less."""
+        return sum(rate * now for rate, now in zip(self.rates, timeline.processors, strict=True))
+
+    def bound(self, timeline: Timeline, block: Block) -> float:
+        """Return a lower bound: all processors at work until the end, from when they are free."""
+        return (self.free(timeline) + self.work[block] + self.rest[block.stop]) / sum(self.rates)
+
+    def promise(self, label: _Label) -> float:
+        """Return the latency that a label promises: the last processor is free, and then all share the rest."""
+        rest = self.work[label.block] + self.rest[label.block.stop]
+        latency = max(label.timeline.processors) + rest / sum(self.rates)
+        return latency + self.full_s * self.fullness(label) if self.full_s else latency
+
+    def fullness(self, label: _Label) -> float:
+        """Return how full the fullest memory would be if the remaining weights were shared evenly."""
+        rest, limited = self.rest_weights[label.block.start] // self.costs.n, 0.0
+        for k, device in enumerate(self.costs.devices):
+            if device.kind.memory_bytes is not None:
+                taken = self.simulator.resident(k, label.weights[k] + rest, label.tiles[k])
+                limited = max(limited, taken / device.kind.memory_bytes)
+        return limited
+
+    def _least_work(self) -> dict[int, float]:
+        """Return the least work from each place on, in seconds like those of `free`."""
+        found = {self.costs.model.n: 0.0}
+        for start in sorted(self.costs.model.places, reverse=True):
+            for block in self.choices(start):
+                shares = ((k, *block.share(k)) for k in range(self.costs.n))
+                self.work[block] = sum(
+                    self.rates[k] * self.costs.step_seconds(block, k, low, high)
+                    for k, low, high in shares
+                    if low < high
+                )
+            found[start] = min(self.work[block] + found[block.stop] for block in self.choices(start))
+        return found
+
+    def held(
+        self, label: _Label, block: Block, steps: tuple[tuple[tuple[int, int], ...], ...]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Return the weights and tiles of every device with this block, None where one's memory is too small."""
+        key = (block, steps)
+        if key not in self._memory:
+            self._memory[key] = [self.costs.memory(block, k, steps[k]) for k in range(self.costs.n)]
+        found = self._memory[key]
+        weights = tuple(have + more for have, (more, _) in zip(label.weights, found, strict=True))
+        tiles = tuple(max(have, more) for have, (_, more) in zip(label.tiles, found, strict=True))
+        for k, device in enumerate(self.costs.devices):
+            limit = device.kind.memory_bytes
+            if limit is not None and self.simulator.resident(k, weights[k], tiles[k]) > limit:
+                return None
+        return weights, tiles
+
+    def keep(self, label: _Label) -> None:
+        """Keep a label unless another one at its block is as good."""
+        labels = self.labels.setdefault(label.block.stop, {}).setdefault(label.block, [])
+        if any(other.beats(label) for other in labels):
+            return
+        labels[:] = [other for other in labels if not label.beats(other)]
+        labels.append(label)
+        if len(labels) > self.width:
+            labels.sort(key=self.promise)
+            self.exact = False
+            labels.pop()
+
+
+def improve(costs: SplitCosts, solution: SplitSolution, evaluations: int = _EVALUATIONS) -> SplitSolution:
+    """Return a solution with shares moved between neighbours while that makes it faster."""
+    simulator = Simulator(costs, border_first=solution.border_first)
+    best, left, moved = solution, evaluations, True
+    while moved:
+        moved = False
+        for index, number, amount in _moves(costs, best.blocks):
+            blocks = _shifted(costs, best.blocks, index, number, amount)
+            if blocks is None:
+                continue
+            if not left:
+                return best
+            left -= 1
+            seconds = simulator.latency(blocks)
+            if seconds < best.latency_s * (1 - 1e-9) and fits(costs, blocks, border_first=solution.border_first):
+                best, moved = replace(best, blocks=blocks, latency_s=seconds), True
+    return best
+
+
+def _moves(costs: SplitCosts, blocks: Sequence[Block]) -> list[tuple[int, int, int]]:
+    return [
+        (index, number, amount)
+        for amount in _MOVES
+        for index, block in enumerate(blocks)
+        if block.method is not SplitMethod.WHOLE
+        for number in range(1, costs.n)
+    ]
+
+
+def _shifted(
+    costs: SplitCosts, blocks: tuple[Block, ...], index: int, number: int, amount: int
+) -> tuple[Block, ...] | None:
+    """Return the blocks with one bound moved, None where it would pass another one."""
+    block = blocks[index]
+    if block.method is SplitMethod.OUTPUT:
+        amount *= CHANNEL_TILE // 2
+    bounds = list(block.bounds)
+    bounds[number] += amount
+    if not bounds[number - 1] <= bounds[number] <= bounds[number + 1]:
+        return None
+    return (*blocks[:index], replace(block, bounds=tuple(bounds)), *blocks[index + 1 :])
+
+
+def fits(costs: SplitCosts, blocks: Sequence[Block], *, border_first: bool) -> bool:
+    """Return whether every device's memory, and a message, hold what the blocks need."""
+    forecast = Simulator(costs, border_first=border_first).forecast(blocks)
+    return forecast.largest_bytes <= MAX_PAYLOAD and all(
+        device.kind.memory_bytes is None or taken <= device.kind.memory_bytes
+        for device, taken in zip(costs.devices, forecast.memory_bytes, strict=True)
+    )
