@@ -165,6 +165,8 @@ class _RowFile:
             shape[rule.axis] = -1
             inputs[:] = [inputs[0], self.numbers(f"shape/{operator.index}", shape)]
             return {} if operator.name != "RESHAPE" or operator.raw.builtinOptions is None else {"newShape": None}
+        elif rule.kind is RowKind.TRANSPOSED:
+            return {"padding": tflite.Padding.VALID}
         elif rule.kind is RowKind.SLICE and operator.name == "SLICE":
             sizes = constant_data(self.model, self.model.main.tensors[constants[1]]).copy()
             sizes[rule.axis] = -1

@@ -66,7 +66,7 @@ def draw_layer(draw, model, x):
     return model.pad(x, (0, 0), (draw(st.integers(0, 2)), draw(st.integers(0, 2))), (1, 0), (0, 0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(chains(), st.booleans())
 def test_random_chains_give_the_results_of_the_whole(drawn, border_first):
     model, content, blocks = drawn
