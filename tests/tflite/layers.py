@@ -106,7 +106,7 @@ class LayerDraft:
     def dense(self, x: int, units: int, *, act: int = 0, bias: bool = True, **more: Any) -> int:
         weights = self.weights((units, self.shape(x)[-1]), 0)
         bias_tensor = self.bias(units, x, weights) if bias else -1
-        result = self.result([*self.shape(x)[:-1], units], 3.0)
+        result = self.result([*self.shape(x)[:-1], units], _fitting(act, 3.0))
         made = options("FullyConnected", fusedActivationFunction=act, **more)
         self.graph.op("FULLY_CONNECTED", [x, weights, bias_tensor], [result], made, version=4)
         return result
@@ -125,7 +125,7 @@ class LayerDraft:
         batch, height, width, channels = self.shape(x)
         weights = self.weights((filters, kernel, kernel, channels // groups), 0)
         size = [-(-height // stride), -(-width // stride)]
-        result = self.result([batch, *size, filters], 4.0)
+        result = self.result([batch, *size, filters], _fitting(act, 4.0))
         made = options(
             "Conv2D", padding=SAME, strideH=stride, strideW=stride, fusedActivationFunction=act,
             dilationHFactor=dilation, dilationWFactor=dilation,
@@ -136,7 +136,7 @@ class LayerDraft:
     def depthwise(self, x: int, multiplier: int = 1, kernel: int = 3, *, act: int = 0) -> int:
         batch, height, width, channels = self.shape(x)
         weights = self.weights((1, kernel, kernel, channels * multiplier), 3)
-        result = self.result([batch, height, width, channels * multiplier], 2.0)
+        result = self.result([batch, height, width, channels * multiplier], _fitting(act, 2.0))
         made = options(
             "DepthwiseConv2D", padding=SAME, strideH=1, strideW=1, depthMultiplier=multiplier,
             fusedActivationFunction=act,
@@ -191,3 +191,8 @@ class LayerDraft:
         version = 1 if kind in ("RESHAPE", "LOCAL_RESPONSE_NORMALIZATION") else 2
         self.graph.op(kind, [x, *more], [result], made, version=version)
         return result
+
+
+def _fitting(act: int, scale: float) -> float:
+    """Return a scale that has many steps within the limits of an activation."""
+    return 0.05 if act == RELU6 else scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 from har_edge.tflite.cuts import Dataflow
 from har_edge.tflite.model import Model
 from har_edge.tflite.split.block import BlockSplit, WholeSplit
+from har_edge.tflite.split.input import InputSplit
 from har_edge.tflite.split.output import HeadsSplit, OutputSplit
 from har_edge.tflite.split.plan import Block, SplitMethod
 from har_edge.tflite.split.rows import RowSplit
@@ -12,6 +13,7 @@ from har_edge.tflite.split.rows import RowSplit
 METHODS: dict[SplitMethod, type[BlockSplit]] = {
     SplitMethod.WHOLE: WholeSplit,
     SplitMethod.OUTPUT: OutputSplit,
+    SplitMethod.INPUT: InputSplit,
     SplitMethod.HEADS: HeadsSplit,
     SplitMethod.ROWS: RowSplit,
 }

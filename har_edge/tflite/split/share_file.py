@@ -17,6 +17,17 @@ from har_edge.tflite.split.writer import ShardWriter, constant_data
 _INTEGER_VERSION = 2  # of CONCATENATION and STRIDED_SLICE, the first that takes int8
 
 
+class RescalingWriter(ShardWriter):
+    """Gives tensors scales of their own."""
+
+    def rescale(self, number: int, scale: float, zero: int) -> None:
+        """Give a tensor one scale and zero point."""
+        quantization = tflite.QuantizationParametersT()
+        quantization.scale = np.array([scale], np.float32)
+        quantization.zeroPoint = np.array([zero], np.int64)
+        self._tensors[number].quantization = quantization
+
+
 class ShareFile:
     """The tensors and operators of a share in a file in the making.
 
@@ -25,7 +36,7 @@ class ShareFile:
 
     def __init__(self, model: Model, flow: Dataflow, graph: ShareGraph) -> None:
         self.model = model
-        self.writer = ShardWriter(model, flow)
+        self.writer = RescalingWriter(model, flow)
         self.numbers: dict[Wanted, int] = {}
         for wanted in graph.inputs:
             self.numbers[wanted] = self.computed(*wanted)

@@ -56,7 +56,7 @@ class OperatorView:
 
     def has(self, position: int) -> bool:
         """Return whether an optional input is there."""
-        return position < len(self.inputs) and self.inputs[position] >= 0
+        return 0 <= position < len(self.inputs) and self.inputs[position] >= 0
 
     def shape(self, position: int) -> tuple[int, ...]:
         return self.tensor(position).shape

@@ -1,0 +1,175 @@
+"""Write the file of a summand: a linear operator on some of its input channels, without bias and activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from har_edge.errors import CutError
+from har_edge.tflite.cuts import Dataflow
+from har_edge.tflite.schema import tflite
+from har_edge.tflite.split.input_rules import LinearView, SumKind, zero_of
+from har_edge.tflite.split.ranges import AxisRange, cut_data
+from har_edge.tflite.split.share_file import ShareFile
+from har_edge.tflite.split.share_graph import ShareGraph, Wanted, trace_share
+from har_edge.tflite.split.writer import constant_data
+
+_EXACT = 1 << 24  # all integers up to this are float32 numbers
+_CHANNELS = 64  # input channels whose weights are looked at together
+# The first versions of these operators that take 8-bit numbers.
+_DEQUANTIZE_VERSION, _MATMUL_VERSION = 2, 4
+
+
+def cut_exactly(view: LinearView, share: AxisRange) -> list[AxisRange]:
+    """Cut input channels into ranges whose sums of products are float32 numbers without rounding.
+
+    Other kinds of sums are one range. Raises CutError where the products of a single channel are too many.
+    """
+    if view.kind is not SumKind.EXACT:
+        return [share]
+    places, values = view.places, view.tensor(view.places.values)
+    zero = zero_of(values.raw)
+    limits = np.iinfo(np.dtype(values.dtype))
+    largest = max(limits.max - zero, zero - limits.min)
+    weights = view.tensor(places.weights)
+    data, weights_zero = constant_data(view.model, weights), zero_of(weights.raw)
+    found, start = list[AxisRange](), share.start
+    held = np.zeros(data.shape[0], np.int64)
+    for low in range(share.start, share.stop, _CHANNELS):
+        part = cut_data(data, AxisRange(places.weights_axis, low, min(low + _CHANNELS, share.stop)))
+        sums = np.abs(part.astype(np.int32) - weights_zero).sum(tuple(range(1, part.ndim - 1)), dtype=np.int64)
+        for channel, added in enumerate((sums * largest).T, low):
+            if added.max() > _EXACT:
+                raise CutError(
+                    f"operator {view.operator.index} ({view.operator.name}) has kernels of {list(data.shape[1:-1])}, "
+                    "too large for exact sums; split it by output channels"
+                )
+            if (held + added).max() > _EXACT:
+                found.append(AxisRange(0, start, channel))
+                start, held = channel, np.zeros_like(held)
+            held = held + added
+    return [*found, AxisRange(0, start, share.stop)]
+
+
+def trace_partial(view: LinearView, flow: Dataflow, operators: Sequence[int], parts: Sequence[AxisRange]) -> ShareGraph:
+    """Return what must run to give the operator these ranges of its input and of weights that are not constant."""
+    wanted = list[Wanted]()
+    for part in parts:
+        wanted.append((view.tensor(view.places.values).index, view.values_range(part)))
+        wanted.append((view.tensor(view.places.weights).index, view.weights_range(part)))
+    return trace_share(view.model, flow, operators, wanted)
+
+
+class PartialFile(ShareFile):
+    """The file that computes a summand of the operator's result, named `name`, over ranges of input channels."""
+
+    def __init__(
+        self, view: LinearView, flow: Dataflow, graph: ShareGraph, parts: Sequence[AxisRange], name: str
+    ) -> None:
+        super().__init__(view.model, flow, graph)
+        self.view, self.name = view, name
+        compute = {SumKind.FLOAT: self.float_sum, SumKind.INTEGER: self.integer_sum, SumKind.EXACT: self.exact_sum}
+        last = len(parts) - 1
+        total = -1
+        for number, part in enumerate(parts):
+            one = compute[view.kind](part, "" if last == 0 else f"/part{number}")
+            if number:
+                added = self.result("int32", "" if number == last else f"/sum{number}")
+                self.writer.add("ADD", [total, one], [added], tflite.AddOptionsT())
+                one = added
+            total = one
+        self.total = total
+
+    def content(self) -> memoryview:
+        """Return the file."""
+        return self.encode([self.total])
+
+    def float_sum(self, share: AxisRange, suffix: str) -> int:
+        """Add the operator on a range of its input."""
+        weights = self.taken(self.view.part(self.view.places.weights, self.view.weights_range(share)))
+        result = self.result("float32", suffix)
+        self.linear(self.values(share), weights, result)
+        return result
+
+    def exact_sum(self, share: AxisRange, suffix: str) -> int:
+        """Add the operator in float32 on the integers that the values and weights stand for."""
+        zero = zero_of(self.view.tensor(self.view.places.values).raw)
+        index, part = self.view.tensor(self.view.places.values).index, self.view.values_range(share)
+        shape = part.resized(self.view.shape(self.view.places.values))
+        cast = self.writer.like(index, f"{self.name}{suffix}/cast", shape, dtype="float32")
+        self.writer.add("CAST", [self.values(share)], [cast], tflite.CastOptionsT())
+        centred = self.writer.like(index, f"{self.name}{suffix}/centred", shape, dtype="float32")
+        number = self.writer.constant(f"{self.name}{suffix}/zero", np.array([zero], np.float32))
+        self.writer.add("SUB", [cast, number], [centred], tflite.SubOptionsT())
+        result = self.result("float32", f"{suffix}/float")
+        self.linear(centred, self.plain_weights(share, suffix), result)
+        return self.cast(result, suffix)
+
+    def integer_sum(self, share: AxisRange, suffix: str) -> int:
+        """Add the product of 8-bit matrices with 32-bit results; zero points follow after the sum of all shards."""
+        places, shape = self.view.places, self.view.output.shape
+        tensor = self.view.tensor(places.weights)
+        data = cut_data(constant_data(self.model, tensor), self.view.weights_range(share))
+        weights = self.writer.constant(f"{tensor.name}/{share.start}", data)
+        values = self.reshaped(self.values(share), (-1, share.size), f"{suffix}/rows", "int8")
+        flat = self.writer.like(
+            self.view.output.index, f"{self.name}{suffix}/flat", (int(np.prod(shape[:-1])), shape[-1]), dtype="int32"
+        )
+        options = tflite.BatchMatMulOptionsT()
+        options.adjY = True
+        self.writer.add("BATCH_MATMUL", [values, weights], [flat], options, _MATMUL_VERSION)
+        return self.reshaped(flat, self.view.output.signature, suffix, "int32")
+
+    def values(self, share: AxisRange) -> int:
+        return self.taken(self.view.part(self.view.places.values, self.view.values_range(share)))
+
+    def result(self, dtype: str, suffix: str) -> int:
+        """Return a new tensor of the output's shape."""
+        output = self.view.output
+        return self.writer.like(output.index, self.name + suffix, output.shape, output.signature, dtype)
+
+    def linear(self, values: int, weights: int, result: int) -> None:
+        """Add the operator without its bias and activation; convolutions take a bias of zeros."""
+        view, places = self.view, self.view.places
+        inputs = list(view.inputs)
+        inputs[places.values], inputs[places.weights] = values, weights
+        if view.operator.name == "TRANSPOSE_CONV":
+            inputs = [self.writer.take(view.inputs[0]), weights, values]
+        elif view.operator.name == "FULLY_CONNECTED":
+            inputs = [values, weights, -1]
+        elif view.operator.name != "BATCH_MATMUL":
+            zeros = np.zeros(view.output.shape[-1], np.float32)
+            inputs = [values, weights, self.writer.constant(f"{self.name}/zeros", zeros)]
+        options = {"fusedActivationFunction": 0} if hasattr(view.options, "fusedActivationFunction") else {}
+        self.writer.copy(view.operator, inputs, [result], **options)
+
+    def plain_weights(self, share: AxisRange, suffix: str) -> int:
+        """Return the integers that the weights stand for, as float32; the file holds them in 8 bits."""
+        tensor = self.view.tensor(self.view.places.weights)
+        data = cut_data(constant_data(self.model, tensor), self.view.weights_range(share))
+        packed = self.writer.constant(f"{tensor.name}{suffix}", data)
+        self.writer.rescale(packed, 1.0, zero_of(tensor.raw))
+        unpacked = self.writer.like(tensor.index, f"{tensor.name}{suffix}/float", data.shape, dtype="float32")
+        self.writer.add("DEQUANTIZE", [packed], [unpacked], tflite.DequantizeOptionsT(), _DEQUANTIZE_VERSION)
+        return unpacked
+
+    def cast(self, number: int, suffix: str) -> int:
+        """Return float32 integers as 32-bit ones."""
+        result = self.result("int32", suffix)
+        self.writer.add("CAST", [number], [result], tflite.CastOptionsT())
+        return result
+
+    def reshaped(self, number: int, shape: Sequence[int], suffix: str, dtype: str) -> int:
+        """Return the same numbers in another shape (-1: as many as there are)."""
+        planned = [int(n) for n in shape]
+        output = self.view.output
+        if -1 in planned:
+            rows = output.elements // output.shape[-1]
+            planned = [rows if n == -1 else n for n in planned]
+        result = self.writer.like(output.index, self.name + suffix, planned, shape, dtype)
+        options = tflite.ReshapeOptionsT()
+        options.newShape = np.array(shape, np.int32)
+        sizes = self.writer.constant(f"{self.name}{suffix}/shape", np.array(shape, np.int32))
+        self.writer.add("RESHAPE", [number, sizes], [result], options)
+        return result
