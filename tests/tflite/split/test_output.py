@@ -9,9 +9,9 @@ import pytest
 
 from har_edge.errors import CutError
 from har_edge.tflite.split.plan import SplitMethod
-from tests.tflite.layers import RELU, RELU6, LayerDraft, options
 from tests.tflite.models import chain, quantised, skip
-from tests.tflite.splits import agreement, even, model_of, split, uneven
+from tests.tflite.split.agreement import agreement, even, model_of, split, uneven
+from tests.tflite.split.typed_layers import RELU, RELU6, LayerDraft, options
 
 OUTPUT, HEADS = SplitMethod.OUTPUT, SplitMethod.HEADS
 NUMBERS = ["float32", "float16", "int8", "uint8", "int16"]
