@@ -13,20 +13,12 @@ from itertools import pairwise
 
 from har_edge.planner.devices import BrokerLink, PlannerDevice
 from har_edge.planner.slice_graph import HEAD_BYTES
-from har_edge.planner.split_model import SplitModel
+from har_edge.planner.split_model import RowShare, SplitModel
 from har_edge.tflite.split.plan import Block, SplitMethod
+from har_edge.tflite.split.rows import MAX_EXTRA
 
 SOURCE = -1  # the sender of the model's input
 CHANNEL_TILE = 16  # convolutions on fewer output channels take as long
-
-
-@dataclass(frozen=True, slots=True)
-class RowShare:
-    """Rows of a block's output: the rows of its input that they need, the part of each operator, the largest tile."""
-
-    needed: tuple[int, int]
-    parts: tuple[float, ...]
-    tile_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +66,7 @@ class SplitCosts:
     _rows: dict[tuple[int, int, int, int], RowShare] = field(default_factory=dict)
     _seconds: dict[tuple[int, int, str, int, int, int], float] = field(default_factory=dict)
     _transfers: dict[tuple[Block | None, Block | None, bool], BlockTransfer] = field(default_factory=dict)
-    _by_rows: dict[tuple[int, int], bool] = field(default_factory=dict)
+    _legal: dict[tuple[int, int, SplitMethod], bool] = field(default_factory=dict)
     _alike: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -94,53 +86,47 @@ class SplitCosts:
             return True
         if stop == self.model.n:
             return False  # one device gives the answer
-        if method is SplitMethod.ROWS:
-            if (start, stop) not in self._by_rows:
-                self._by_rows[start, stop] = self._can_rows(start, stop)
-            return self._by_rows[start, stop]
-        if method is SplitMethod.OUTPUT:
-            last = self.model.operators[stop - 1]
-            carried = self.model.operators[start : stop - 1]
-            return last.units > 1 and all(one.carried and not last.per_channel for one in carried)
-        return False
+        key = (start, stop, method)
+        if key not in self._legal:
+            check = {SplitMethod.ROWS: self._can_rows, SplitMethod.OUTPUT: self._can_output}.get(method)
+            self._legal[key] = check is not None and check(start, stop)
+        return self._legal[key]
 
     def _can_rows(self, start: int, stop: int) -> bool:
+        """Return whether a block can be split by rows, and its result has as many rows as its shards share."""
+        rows = self.model.geometry.rows(start, stop)
+        return rows > 1 and rows == self.model.tensors[self.model.places[stop]].rows
+
+    def _can_output(self, start: int, stop: int) -> bool:
+        """Return whether a block computes channels from all channels at most once: more would be computed by all."""
         operators = [one for one in self.model.operators[start:stop] if one.inputs]
-        return bool(operators) and all(
-            one.windows is not None and self.model.tensors[one.output].rows > 1 for one in operators
+        rest = [one for one in operators if not one.carried]
+        first = operators[: len(operators) - len(rest)]
+        return (
+            bool(rest)
+            and all(one.carried for one in first)
+            and (rest[0].linear or (rest[0].per_channel and not first))
+            and all(one.per_channel and len(one.inputs) == 1 for one in rest[1:])
+            and self.model.geometry.can_output(start, stop)
         )
 
     def axis_size(self, block: Block) -> int:
         """Return how many rows or channels the shards of a block share."""
-        if block.method is SplitMethod.ROWS:
-            return self.model.tensors[self.model.places[block.stop]].rows
-        return self.model.operators[block.stop - 1].units if block.method is SplitMethod.OUTPUT else 1
+        if block.method is SplitMethod.WHOLE:
+            return 1
+        tensor = self.model.tensors[self.model.places[block.stop]]
+        return tensor.rows if block.method is SplitMethod.ROWS else tensor.channels
+
+    def has_tiles(self, block: Block) -> bool:
+        """Return whether channels are computed in tiles of CHANNEL_TILE."""
+        return any(one.name == "CONV_2D" for one in self.model.operators[block.start : block.stop])
 
     def rows(self, start: int, stop: int, first: int, last: int) -> RowShare:
         """Return what rows [first, last) of the output of a block by rows take."""
         key = (start, stop, first, last)
         if key not in self._rows:
-            self._rows[key] = self._trace(*key)
+            self._rows[key] = self.model.geometry.share(*key)
         return self._rows[key]
-
-    def _trace(self, start: int, stop: int, first: int, last: int) -> RowShare:
-        tensors, wanted = self.model.tensors, {self.model.places[stop]: (first, last)}
-        parts, tile = [0.0] * (stop - start), 0
-        for i in range(stop - 1, start - 1, -1):
-            operator = self.model.operators[i]
-            if operator.output not in wanted or operator.windows is None:
-                continue  # prepares constants
-            made, size = wanted[operator.output], tensors[operator.output]
-            parts[i - start] = (made[1] - made[0]) / size.rows
-            held = size.bytes * (made[1] - made[0]) // size.rows
-            for source, window in zip(operator.inputs, operator.windows, strict=True):
-                rows = tensors[source].rows
-                low, high = window.needed(*made, rows)
-                held += tensors[source].bytes * (high - low) // rows
-                before = wanted.get(source, (low, high))
-                wanted[source] = min(low, before[0]), max(high, before[1])
-            tile = max(tile, held)
-        return RowShare(wanted[self.model.places[start]], tuple(parts), tile)
 
     def step_seconds(self, block: Block, device: int, low: int, high: int) -> float:
         """Return the seconds of one run of a share [low, high) of a block on a device."""
@@ -153,13 +139,19 @@ class SplitCosts:
         each, total = self.seconds[device][block.start : block.stop], self.devices[device].kind.overhead_s
         if block.method is SplitMethod.ROWS:
             parts = self.rows(block.start, block.stop, low, high).parts
-            return total + sum(seconds * part for seconds, part in zip(each, parts, strict=True))
-        if block.method is SplitMethod.OUTPUT:
-            operator, share = self.model.operators[block.stop - 1], high - low
-            if operator.name == "CONV_2D":
-                share = min(operator.units, -(-share // CHANNEL_TILE) * CHANNEL_TILE)
-            return total + sum(each[:-1]) + each[-1] * share / operator.units
-        return total + sum(each)
+        elif block.method is SplitMethod.OUTPUT:
+            parts = self._channel_parts(block, high - low)
+        else:
+            parts = (1.0,) * len(each)
+        return total + sum(seconds * part for seconds, part in zip(each, parts, strict=True))
+
+    def _channel_parts(self, block: Block, share: int) -> tuple[float, ...]:
+        """Return the part of each operator that a share of so many output channels takes."""
+        size, parts = self.axis_size(block), []
+        for operator in self.model.operators[block.start : block.stop]:
+            made = min(size, -(-share // CHANNEL_TILE) * CHANNEL_TILE) if operator.name == "CONV_2D" else share
+            parts.append(made / size if operator.linear or operator.per_channel else 1.0)
+        return tuple(parts)
 
     def needed(self, block: Block, shard: int) -> tuple[str, int, int] | None:
         """Return the region of its input that a shard needs: its axis, start and stop; None for a shard without work.
@@ -170,10 +162,15 @@ class SplitCosts:
         if low == high:
             return None
         if block.method is SplitMethod.ROWS:
-            return ("rows", *self.rows(block.start, block.stop, low, high).needed)
-        if block.method is SplitMethod.OUTPUT and self.model.operators[block.stop - 1].per_channel:
+            needed = self.rows(block.start, block.stop, low, high).needed
+            return ("", 0, 0) if needed is None else ("rows", *needed)
+        if block.method is SplitMethod.OUTPUT and self._is_per_channel(block):
             return ("channels", low, high)
         return ("", 0, 0)
+
+    def _is_per_channel(self, block: Block) -> bool:
+        operators = self.model.operators[block.start : block.stop]
+        return all(one.per_channel for one in operators if one.inputs)
 
     def transfer(self, block: Block | None, after: Block | None, border_first: bool) -> BlockTransfer:
         """Return the steps of a block (None: the source) and the pieces that the next one (None: the sink) takes."""
@@ -200,7 +197,7 @@ class SplitCosts:
                 if axis == "" or low < high:
                     found.setdefault((sender, axis, low, high), []).append(taker)
         pieces = []
-        for (sender, axis, low, high), takers in found.items():
+        for (sender, axis, low, high), takers in _apart(found).items():
             size = {"rows": tensor.rows, "channels": tensor.channels}.get(axis, 1)
             part = tensor.bytes * (high - low) / size if axis else float(tensor.bytes)
             bytes_ = math.ceil(part / self.packing.ratio) + HEAD_BYTES
@@ -224,7 +221,7 @@ class SplitCosts:
             own = [piece for piece in pieces if piece.sender == shard]
             ranges = [share] if share[0] < share[1] else []
             if border_first and block.method is SplitMethod.ROWS and ranges:
-                ranges = _borders(share, own)
+                ranges = self._ranges(block, share, own)
             steps.append(tuple(ranges))
             for piece in own:
                 # The first step after which every row of the piece is there.
@@ -233,6 +230,16 @@ class SplitCosts:
                 placed.append(PlannedPiece(shard, piece.start, piece.stop, piece.takers, piece.bytes, step))
         placed.sort(key=lambda piece: (piece.step, piece.sender, piece.start))
         return BlockTransfer(tuple(steps), tuple(placed))
+
+    def _ranges(self, block: Block, share: tuple[int, int], pieces: Sequence[PlannedPiece]) -> list[tuple[int, int]]:
+        """Return the ranges of a share that others wait for, and then the rest, as har_edge.tflite.split.rows does."""
+        ranges = _borders(share, pieces)
+        first = sum(high - low for low, high in ranges if any(low <= one.start < high for one in pieces))
+        if not pieces or 2 * first > share[1] - share[0]:
+            return [share]
+        together = self.rows(block.start, block.stop, *share).macs
+        apart = sum(self.rows(block.start, block.stop, *one).macs for one in ranges)
+        return [share] if apart > (1 + MAX_EXTRA) * together else ranges
 
     def memory(self, block: Block, shard: int, steps: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """Return the bytes of the weights of a shard's files, and of the activations that it holds meanwhile.
@@ -248,21 +255,38 @@ class SplitCosts:
         before, after = self.model.tensors[self.model.places[block.start]], self.model.tensors[operators[-1].output]
         if block.method is SplitMethod.ROWS:
             size = self.axis_size(block)
-            kinds = {(first == 0, last == size) for first, last in steps} if any(o.padded for o in operators) else {0}
+            shares = [self.rows(block.start, block.stop, *step) for step in steps]
             need = self.rows(block.start, block.stop, low, high).needed
-            tile = max(self.rows(block.start, block.stop, *step).tile_bytes for step in steps)
-            held = before.bytes * (need[1] - need[0]) // before.rows + after.bytes * (high - low) // size
-            return weights * len(kinds), tile + held
+            taken = before.bytes if need is None else before.bytes * (need[1] - need[0]) // before.rows
+            tile = max(one.tile_bytes for one in shares)
+            return weights * len({one.file for one in shares}), tile + taken + after.bytes * (high - low) // size
         if block.method is SplitMethod.OUTPUT:
-            part = (high - low) / operators[-1].units
-            taken = before.bytes * (part if operators[-1].per_channel else 1)
-            return math.ceil(weights * part), math.ceil(2 * (taken + after.bytes * part))
+            part = (high - low) / self.axis_size(block)
+            entering = before.bytes * (part if self._is_per_channel(block) else 1)
+            return math.ceil(weights * part), math.ceil(2 * (entering + after.bytes * part))
         most = max(self._alive(one.inputs, one.output) for one in operators)
         return weights, most + before.bytes + after.bytes
 
     def _alive(self, inputs: Sequence[int], output: int) -> int:
         tensors = self.model.tensors
         return sum(tensors[i].bytes for i in (*inputs, output) if i in tensors)
+
+
+def _apart(found: dict[tuple[int, str, int, int], list[int]]) -> dict[tuple[int, str, int, int], tuple[int, ...]]:
+    """Return regions that do not overlap, with all who take each; a source gives each region as it is asked for."""
+    apart: dict[tuple[int, str, int, int], tuple[int, ...]] = {}
+    groups: dict[tuple[int, str], list[tuple[int, int, list[int]]]] = {}
+    for (sender, axis, low, high), takers in found.items():
+        if axis and sender != SOURCE:
+            groups.setdefault((sender, axis), []).append((low, high, takers))
+        else:
+            apart[sender, axis, low, high] = tuple(takers)
+    for (sender, axis), regions in groups.items():
+        for low, high in pairwise(sorted({end for region in regions for end in region[:2]})):
+            over = {taker for first, last, takers in regions if first <= low and high <= last for taker in takers}
+            if over:
+                apart[sender, axis, low, high] = tuple(sorted(over))
+    return apart
 
 
 def _borders(share: tuple[int, int], pieces: Sequence[PlannedPiece]) -> list[tuple[int, int]]:

@@ -1,43 +1,36 @@
 """A model as the planner of splits sees it: which operators take which methods, rows that outputs need, bytes.
 
-Blocks of a split begin and end at places where one tensor alone crosses. An operator that the planner does not know
-has no method but WHOLE.
+Blocks of a split begin and end at places where one tensor alone crosses. Geometry and legality are those of
+`har_edge.tflite.split`, which writes the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
+from har_edge.errors import CutError
 from har_edge.planner.regression import work_of
-from har_edge.tflite.cuts import crossing_tensors, list_cuts, trace_dataflow
+from har_edge.tflite.cuts import Dataflow, crossing_tensors, list_cuts, trace_dataflow
 from har_edge.tflite.model import Model, Operator, Tensor
+from har_edge.tflite.split.geometry import BlockShare, RowGeometry, Rows
+from har_edge.tflite.split.output import OutputSplit
+from har_edge.tflite.split.plan import Block, SplitMethod
+from har_edge.tflite.split.row_file import recipe
+from har_edge.tflite.split.row_rules import row_axis
 
-ROWS_AXIS = 1
-# Operators that compute each element of the output from the same element of their inputs.
-_ELEMENTWISE = frozenset(
+# Operators whose output channels need all input channels.
+_LINEAR = frozenset({"CONV_2D", "CONV_3D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D_TRANSPOSE"})
+# Operators that move data only: each shard may run all of them.
+_CARRIED = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
+# Operators that compute each channel from the same channel of their inputs.
+_PER_CHANNEL = frozenset(
     {
-        *("ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "NEG", "ABS", "SQUARE", "SQRT", "RSQRT", "EXP", "LOG"),
-        *("RELU", "RELU6", "RELU_N1_TO_1", "LEAKY_RELU", "ELU", "TANH", "LOGISTIC", "HARD_SWISH", "QUANTIZE"),
-        *("DEQUANTIZE", "GELU", "ROUND", "FLOOR", "CEIL", "PRELU"),
+        *("DEPTHWISE_CONV_2D", "AVERAGE_POOL_2D", "MAX_POOL_2D", "ADD", "SUB", "MUL", "RELU", "RELU6", "LOGISTIC"),
+        *("TANH", "HARD_SWISH", "LEAKY_RELU", "ELU", "QUANTIZE", "DEQUANTIZE", "MAXIMUM", "MINIMUM"),
     }
 )
-_POOLS = frozenset({"AVERAGE_POOL_2D", "MAX_POOL_2D"})
-_CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
-
-
-@dataclass(frozen=True, slots=True)
-class RowWindow:
-    """The rows that an operator reads: for row r of its output, [r * stride - pad, r * stride - pad + reach)."""
-
-    stride: int = 1
-    reach: int = 1
-    pad: int = 0
-
-    def needed(self, start: int, stop: int, rows: int) -> tuple[int, int]:
-        """Return the input rows, of so many, that output rows [start, stop) need."""
-        return max(0, start * self.stride - self.pad), min(rows, (stop - 1) * self.stride - self.pad + self.reach)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +39,6 @@ class SplitTensor:
 
     rows: int
     channels: int
-    elements: int
     bytes: int
 
 
@@ -54,22 +46,43 @@ class SplitTensor:
 class SplitOperator:
     """One operator. `inputs` and `output` are indices of tensors; constants are left out.
 
-    `windows` are those of its inputs, None where it cannot be split by rows, and `padded` says that a border of the
-    picture needs a file of its own. `units` is the number of output channels, 0 where it cannot be split by these;
-    with `per_channel` they need the same input channels alone. `input_units` counts the input channels in the same way.
-    `carried` operators move data only, so that each shard may run all of it.
+    `linear` operators need all input channels for each output channel, `per_channel` ones the same channel alone;
+    `carried` ones move data only. Other operators run whole, or by rows.
     """
 
     name: str
     inputs: tuple[int, ...]
     output: int
     weight_bytes: int
-    windows: tuple[RowWindow, ...] | None = None
-    padded: bool = False
-    units: int = 0
+    linear: bool = False
     per_channel: bool = False
-    input_units: int = 0
     carried: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RowShare:
+    """The share of a block by rows: the rows of its input that it needs (None: all of it), the part of each operator
+    that it computes, its multiply-adds, the largest tile in bytes, and a key that is equal where the file is.
+    """
+
+    needed: tuple[int, int] | None
+    parts: tuple[float, ...]
+    macs: int
+    tile_bytes: int
+    file: Hashable
+
+
+class SplitGeometry(Protocol):
+    """The geometry of the blocks of a model."""
+
+    def rows(self, start: int, stop: int) -> int:
+        """Return the rows that the shards of operators [start, stop) share, 0 where these cannot be split by rows."""
+
+    def share(self, start: int, stop: int, low: int, high: int) -> RowShare:
+        """Return what rows [low, high) of the result of operators [start, stop) take."""
+
+    def can_output(self, start: int, stop: int) -> bool:
+        """Return whether operators [start, stop) can be split by output channels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,107 +92,119 @@ class SplitModel:
     operators: tuple[SplitOperator, ...]
     tensors: dict[int, SplitTensor]
     places: dict[int, int]
+    geometry: SplitGeometry
 
     @property
     def n(self) -> int:
         return len(self.operators)
 
 
+@dataclass(slots=True, eq=False)
+class ModelGeometry:
+    """The geometry of a model's blocks, remembered."""
+
+    model: Model
+    flow: Dataflow
+    _found: dict[tuple[int, int], RowGeometry | None] = field(default_factory=dict)
+
+    def rows(self, start: int, stop: int) -> int:
+        geometry = self._geometry(start, stop)
+        return 0 if geometry is None else geometry.size
+
+    def _geometry(self, start: int, stop: int) -> RowGeometry | None:
+        if (start, stop) not in self._found:
+            # A longer block is no better where its last operators cannot be split.
+            shorter = stop - start > 1 and self._geometry(stop - 1, stop) is None
+            self._found[start, stop] = None if shorter else self._try(start, stop)
+        return self._found[start, stop]
+
+    def _try(self, start: int, stop: int) -> RowGeometry | None:
+        if all(operator.index in self.flow.folded for operator in self.model.main.operators[start:stop]):
+            return None
+        try:
+            return RowGeometry(self.model, start, stop, self.flow)
+        except CutError:
+            return None
+
+    def share(self, start: int, stop: int, low: int, high: int) -> RowShare:
+        geometry = self._geometry(start, stop)
+        assert geometry is not None
+        share = geometry.share(low, high)
+        parts, tile = [0.0] * (stop - start), 0
+        for one in share.operators:
+            output = self.model.main.tensors[one.operator.outputs[0]]
+            axis = share.rows[output.index].axis
+            made = 1.0
+            if one.made is not None and axis is not None:
+                made = (one.made.made_stop - one.made.made_start) / output.shape[axis]
+            parts[one.operator.index - start] = made
+            held = sum(self._bytes(index, share) for index in one.operator.inputs if index in share.rows)
+            tile = max(tile, held + round(output.bytes * made))
+        needs = list(share.inputs.values())
+        needed = (needs[0].start, needs[0].stop) if len(needs) == 1 and needs[0].axis is not None else None
+        return RowShare(needed, tuple(parts), share.macs, tile, recipe(geometry, share))
+
+    def _bytes(self, index: int, share: BlockShare) -> int:
+        tensor, rows = self.model.main.tensors[index], share.rows[index]
+        return tensor.bytes if rows.axis is None else tensor.bytes * _length(rows) // tensor.shape[rows.axis]
+
+    def can_output(self, start: int, stop: int) -> bool:
+        try:
+            size = OutputSplit.extent(self.model, self.flow, start, stop)
+            if size < 2:
+                return False
+            OutputSplit(self.model, self.flow, Block(start, stop, SplitMethod.OUTPUT, (0, size // 2, size)))
+        except CutError:
+            return False
+        return True
+
+
+def _length(rows: Rows) -> int:
+    return rows.stop - rows.start
+
+
 def make_split_model(model: Model) -> SplitModel:
     """Describe a model for the planner. An operator on constants alone has no inputs, and its readers its weights."""
     graph, flow = model.main, trace_dataflow(model)
     sizes = {tensor.index: _size(tensor) for tensor in graph.tensors if not tensor.constant}
-    operators = tuple(_operator(model, operator, flow.folded, flow.maker) for operator in graph.operators)
-    places = {}
-    if len(graph.inputs) == 1:
-        places[0] = graph.inputs[0]
-    entry = set(graph.inputs)
+    operators = tuple(_operator(model, operator, flow) for operator in graph.operators)
+    places = {0: graph.inputs[0]} if len(graph.inputs) == 1 else {}
     for cut in list_cuts(model):
         crossing = crossing_tensors(flow, cut.index)
-        late = any(flow.last_reader.get(index, -1) >= cut.index for index in entry)
+        late = any(flow.last_reader.get(index, -1) >= cut.index for index in graph.inputs)
         if cut.refusal is None and len(crossing) == 1 and not late:
             places[cut.index] = crossing[0]
-    return SplitModel(operators, sizes, places)
+    return SplitModel(operators, sizes, places, ModelGeometry(model, flow))
 
 
 def _size(tensor: Tensor) -> SplitTensor:
-    shape = tensor.shape
-    rows = shape[ROWS_AXIS] if len(shape) in (4, 5) else 0
-    return SplitTensor(rows, shape[-1] if shape else 0, tensor.elements, tensor.bytes)
+    axis = row_axis(tensor)
+    return SplitTensor(0 if axis is None else tensor.shape[axis], tensor.shape[-1] if tensor.shape else 0, tensor.bytes)
 
 
-def _operator(model: Model, operator: Operator, folded: frozenset[int], maker: dict[int, int]) -> SplitOperator:
+def _operator(model: Model, operator: Operator, flow: Dataflow) -> SplitOperator:
     tensors = model.main.tensors
-    fixed = [i for i in operator.inputs if tensors[i].constant or maker.get(i, -1) in folded]
+    fixed = [i for i in operator.inputs if tensors[i].constant or flow.maker.get(i, -1) in flow.folded]
     fed = tuple(i for i in operator.inputs if i not in fixed)
-    output = operator.outputs[0] if operator.outputs else -1
-    weights = 0 if operator.index in folded else sum(_weight_bytes(model, i, maker, folded) for i in fixed)
-    plain = SplitOperator(operator.name, fed, output, weights, carried=operator.name in ("RESHAPE", "SQUEEZE"))
-    special = operator.custom or operator.calls or operator.inner or operator.resource or len(operator.outputs) != 1
-    if special or operator.index in folded or not fed or any(tensors[i].shape[:1] not in ((), (1,)) for i in fed):
-        return plain
-    return _methods(plain, operator, [tensors[i] for i in operator.inputs], [tensors[i] for i in fed], tensors[output])
+    folded = operator.index in flow.folded
+    return SplitOperator(
+        name=operator.name,
+        inputs=() if folded else fed,
+        output=operator.outputs[0] if operator.outputs else -1,
+        weight_bytes=0 if folded else sum(_weight_bytes(model, i, flow) for i in fixed),
+        linear=operator.name in _LINEAR,
+        per_channel=operator.name in _PER_CHANNEL,
+        carried=operator.name in _CARRIED,
+    )
 
 
-def _weight_bytes(model: Model, index: int, maker: dict[int, int], folded: frozenset[int]) -> int:
+def _weight_bytes(model: Model, index: int, flow: Dataflow) -> int:
     """Return the bytes of a constant, with those of the constants that it is unpacked from."""
     tensor = model.main.tensors[index]
     if tensor.constant:
         return tensor.bytes
-    source = model.main.operators[maker[index]]
-    return tensor.bytes + sum(_weight_bytes(model, i, maker, folded) for i in source.inputs)
-
-
-def _methods(
-    plain: SplitOperator, operator: Operator, inputs: Sequence[Tensor], fed: Sequence[Tensor], output: Tensor
-) -> SplitOperator:
-    """Return the operator with the methods that it can take."""
-    name, options = operator.name, operator.raw.builtinOptions
-    change: dict[str, Any] = {}
-    picture = len(output.shape) == 4 and all(len(tensor.shape) == 4 for tensor in fed)
-    if name in _CONVOLUTIONS and picture and len(fed) == 1:
-        window = _window(options, inputs[1].shape[1], int(options.dilationHFactor), inputs[0].shape[1], output.shape[1])
-        grouped = name == "CONV_2D" and inputs[1].shape[-1] != inputs[0].shape[-1]
-        per_channel = name == "DEPTHWISE_CONV_2D"
-        sound = per_channel is (inputs[0].shape[-1] == output.shape[-1]) or not per_channel
-        change = {
-            "windows": (window,),
-            "units": 0 if grouped or not sound else output.shape[-1],
-            "per_channel": per_channel,
-        }
-        change["padded"] = window.pad > 0 or _overhang(window, inputs[0].shape[1], output.shape[1])
-    elif name in _POOLS and picture:
-        window = _window(options, int(options.filterHeight), 1, inputs[0].shape[1], output.shape[1])
-        padded = window.pad > 0 or _overhang(window, inputs[0].shape[1], output.shape[1])
-        change = {"windows": (window,), "units": output.shape[-1], "per_channel": True, "padded": padded}
-    elif name == "FULLY_CONNECTED" and len(fed) == 1 and len(inputs[1].shape) == 2:
-        change = {"units": inputs[1].shape[0]}
-    elif name in _ELEMENTWISE and all(tensor.shape == output.shape for tensor in fed):
-        rows = picture and all(len(t.shape) < 4 or t.shape[1] == 1 for t in inputs if t not in fed)
-        change = {
-            "windows": tuple(RowWindow() for _ in fed) if rows else None,
-            "units": output.shape[-1] if picture else 0,
-            "per_channel": True,
-        }
-    elif name == "CONCATENATION" and picture and _axis(options, output) == 3 and len(fed) == len(inputs):
-        change = {"windows": tuple(RowWindow() for _ in fed)}
-    return replace(plain, **change)
-
-
-def _axis(options: Any, output: Tensor) -> int:
-    return int(getattr(options, "axis", 0)) % len(output.shape)
-
-
-def _window(options: Any, kernel: int, dilation: int, rows: int, made: int) -> RowWindow:
-    """Return the window of a kernel along the rows, with the padding that TensorFlow puts above (the smaller half)."""
-    stride, reach = int(options.strideH), (kernel - 1) * dilation + 1
-    same = int(options.padding) == 0
-    total = max(0, (made - 1) * stride + reach - rows) if same else 0
-    return RowWindow(stride, reach, total // 2)
-
-
-def _overhang(window: RowWindow, rows: int, made: int) -> bool:
-    return (made - 1) * window.stride - window.pad + window.reach > rows
+    source = model.main.operators[flow.maker[index]]
+    return tensor.bytes + sum(_weight_bytes(model, i, flow) for i in source.inputs)
 
 
 def operator_seconds(model: Model, bounds: Sequence[int], work_s: Sequence[float]) -> tuple[float, ...]:

@@ -86,7 +86,7 @@ def likely_shares(costs: SplitCosts, block: Block) -> list[tuple[int, ...]]:
         return [_whole(costs.n, k) for k in _likely_devices(costs, order)]
     size = costs.axis_size(block)
     tile = 1
-    if block.method is SplitMethod.OUTPUT and costs.model.operators[block.stop - 1].name == "CONV_2D":
+    if block.method is SplitMethod.OUTPUT and costs.has_tiles(block):
         tile = CHANNEL_TILE if size % CHANNEL_TILE == 0 and size >= 2 * CHANNEL_TILE else 1
     largest = -(-(size // tile) // costs.n)
     few = -(-(size // tile) // max(1, largest))

@@ -2,46 +2,93 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from har_edge.planner.devices import BrokerLink, DeviceClass, PlannerDevice
 from har_edge.planner.split_costs import SplitCosts
-from har_edge.planner.split_model import RowWindow, SplitModel, SplitOperator, SplitTensor
+from har_edge.planner.split_model import RowShare, SplitModel, SplitOperator, SplitTensor
 
 DEVICE = DeviceClass((), 1e-3, 2e-4, 1e-9, 1e6, 1e-3, None, 1000, 2.0, duplex=True)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Row r of an operator's result takes the rows [r * stride - pad, r * stride - pad + reach) of its input."""
+
+    stride: int
+    reach: int
+    pad: int
+
+    def needed(self, low: int, high: int, rows: int) -> tuple[int, int]:
+        return max(0, low * self.stride - self.pad), min(rows, (high - 1) * self.stride - self.pad + self.reach)
+
+
+@dataclass(frozen=True)
+class ChainGeometry:
+    """The geometry of a chain: tensor i goes into operator i, which has a window or none."""
+
+    windows: tuple[Window | None, ...]
+    rows_of: tuple[int, ...]
+    bytes_of: tuple[int, ...]
+    channels: tuple[bool, ...]
+
+    def rows(self, start: int, stop: int) -> int:
+        return 0 if None in self.windows[start:stop] else self.rows_of[stop]
+
+    def share(self, start: int, stop: int, low: int, high: int) -> RowShare:
+        parts, macs, tile, borders = [0.0] * (stop - start), 0, 0, []
+        for i in range(stop - 1, start - 1, -1):
+            window, rows = self.windows[i], self.rows_of[i]
+            assert window is not None
+            parts[i - start] = (high - low) / self.rows_of[i + 1]
+            macs += (high - low) * window.reach
+            size = self.bytes_of[i + 1] * (high - low) // self.rows_of[i + 1]
+            borders.append((window.pad > 0 and low == 0, window.pad > 0 and high == self.rows_of[i + 1]))
+            low, high = window.needed(low, high, rows)
+            tile = max(tile, size + self.bytes_of[i] * (high - low) // rows)
+        return RowShare((low, high), tuple(parts), macs, tile, (start, stop, *borders))
+
+    def can_output(self, start: int, stop: int) -> bool:
+        return all(self.channels[start:stop])
 
 
 def network(seed: int, operators: int = 4, rows: int = 6) -> SplitModel:
     """Return a chain of convolutions and pools, and a dense layer at its end."""
     rng = np.random.default_rng(seed)
-    tensors = {0: _picture(rows, 2)}
-    chain: list[SplitOperator] = []
+    sizes, windows, chain = [_picture(rows, 2)], list[Window | None](), list[SplitOperator]()
     for index in range(operators - 1):
-        before = tensors[index]
+        before = sizes[-1]
         if rng.random() < 0.3 and before.rows >= 4:
-            made = _picture(before.rows // 2, before.channels)
-            operator = SplitOperator(
-                "MAX_POOL_2D", (index,), index + 1, 0, (RowWindow(2, 2, 0),), False, made.channels, True
-            )
+            sizes.append(_picture(before.rows // 2, before.channels))
+            windows.append(Window(2, 2, 0))
+            chain.append(SplitOperator("MAX_POOL_2D", (index,), index + 1, 0, per_channel=True))
         else:
-            made = _picture(before.rows, int(rng.integers(2, 4)))
-            weights = 36 * before.channels * made.channels
-            operator = SplitOperator(
-                "CONV_2D", (index,), index + 1, weights, (RowWindow(1, 3, 1),), True, made.channels
-            )
-        tensors[index + 1] = made
-        chain.append(operator)
-    last = tensors[operators - 1]
-    tensors[operators] = SplitTensor(0, 3, 3, 12)
-    chain.append(SplitOperator("FULLY_CONNECTED", (operators - 1,), operators, 12 * last.elements, units=3))
-    return SplitModel(tuple(chain), tensors, {index: index for index in range(operators)})
+            sizes.append(_picture(before.rows, int(rng.integers(2, 4))))
+            windows.append(Window(1, 3, 1))
+            weights = 36 * before.channels * sizes[-1].channels
+            chain.append(SplitOperator("CONV_2D", (index,), index + 1, weights, linear=True))
+    last = SplitOperator("FULLY_CONNECTED", (operators - 1,), operators, 3 * sizes[-1].bytes, linear=True)
+    return chain_model([*chain, last], [*sizes, SplitTensor(0, 3, 12)], [*windows, None])
+
+
+def chain_model(
+    operators: Sequence[SplitOperator], sizes: Sequence[SplitTensor], windows: Sequence[Window | None]
+) -> SplitModel:
+    """Return a chain of operators; tensor i goes into operator i."""
+    geometry = ChainGeometry(
+        tuple(windows),
+        tuple(size.rows for size in sizes),
+        tuple(size.bytes for size in sizes),
+        tuple(one.linear or one.per_channel for one in operators),
+    )
+    return SplitModel(tuple(operators), dict(enumerate(sizes)), {i: i for i in range(len(operators))}, geometry)
 
 
 def _picture(rows: int, channels: int) -> SplitTensor:
-    elements = rows * 64 * channels
-    return SplitTensor(rows, channels, elements, 4 * elements)
+    return SplitTensor(rows, channels, 4 * rows * 64 * channels)
 
 
 def costs_of(

@@ -12,20 +12,16 @@ from har_edge.planner.devices import BrokerLink, PlannerDevice
 from har_edge.planner.simulation import Simulator
 from har_edge.planner.slice_graph import HEAD_BYTES, RESULT_BYTES
 from har_edge.planner.split_costs import PackingCost, PlannedPiece, SplitCosts
-from har_edge.planner.split_model import RowWindow, SplitModel, SplitOperator, SplitTensor
+from har_edge.planner.split_model import SplitOperator, SplitTensor
 from har_edge.planner.split_search import best_split
 from har_edge.tflite.split.plan import Block, SplitMethod
-from tests.planner.split_models import costs_of, network
+from tests.planner.split_models import Window, chain_model, costs_of, network
 
 # One convolution of 3 x 3 on eight rows of 100 bytes, and a dense layer.
-TWO = SplitModel(
-    (
-        SplitOperator("CONV_2D", (0,), 1, 1000, (RowWindow(1, 3, 1),), True, 1),
-        SplitOperator("FULLY_CONNECTED", (1,), 2, 500, units=2),
-    ),
-    {0: SplitTensor(8, 1, 200, 800), 1: SplitTensor(8, 1, 200, 800), 2: SplitTensor(0, 2, 2, 8)},
-    {0: 0, 1: 1},
-)
+CONVOLUTION = SplitOperator("CONV_2D", (0,), 1, 1000, linear=True)
+PICTURE, SCORES = SplitTensor(8, 1, 800), SplitTensor(0, 2, 8)
+LAYER, LAST = Window(1, 3, 1), SplitOperator("FULLY_CONNECTED", (1,), 2, 500, linear=True)
+TWO = chain_model([CONVOLUTION, LAST], [PICTURE, PICTURE, SCORES], [LAYER, None])
 ROWS = Block(0, 1, SplitMethod.ROWS, (0, 4, 8))
 DENSE = Block(1, 2, SplitMethod.WHOLE, (0, 1, 1))
 
@@ -70,11 +66,9 @@ def test_the_broker_s_link_carries_one_window_after_the_other() -> None:
 
 
 def test_border_rows_are_computed_and_sent_first() -> None:
-    model = SplitModel(
-        (replace(TWO.operators[0]), replace(TWO.operators[0], inputs=(1,), output=2), TWO.operators[1]),
-        {0: TWO.tensors[0], 1: TWO.tensors[1], 2: TWO.tensors[1], 3: TWO.tensors[2]},
-        {0: 0, 1: 1, 2: 2},
-    )
+    again = replace(CONVOLUTION, inputs=(1,), output=2)
+    dense = replace(LAST, inputs=(2,), output=3)
+    model = chain_model([CONVOLUTION, again, dense], [PICTURE] * 3 + [SCORES], [LAYER, LAYER, None])
     costs = costs_of(model, seconds=(0.08, 0.08, 0.02))
     second = Block(1, 2, SplitMethod.ROWS, (0, 4, 8))
     transfer = costs.transfer(ROWS, second, True)
