@@ -31,6 +31,9 @@ class Rows:
     stop: int
 
 
+_WHOLE = Rows(None, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class RowOperator:
     """An operator of a block, with the rows that it takes and makes; `rule` None: it is computed whole."""
@@ -79,6 +82,7 @@ class RowGeometry:
         self.leaving = tuple(dict.fromkeys(leaving))
         self._rules: dict[tuple[int, int], RowRule | str] = {}
         self._shares: dict[tuple[int, int], BlockShare] = {}
+        self._taken: dict[tuple[int, int], tuple[tuple[int, int | None], ...]] = {}
         self._refuse_dynamic()
         self._macs = {one.index: macs_of_element(graph, one) for one in self.operators}
         for index in self.leaving:
@@ -120,7 +124,7 @@ class RowGeometry:
             if not wanted:
                 continue
             axis = wanted[0].axis
-            if axis is None or any(one.axis != axis for one in wanted):
+            if axis is None or (len(wanted) > 1 and any(one.axis != axis for one in wanted)):
                 done.append(self._whole(operator, rows))
                 elements: float = graph.tensors[operator.outputs[0]].elements
             else:
@@ -129,7 +133,8 @@ class RowGeometry:
                 made = rule.taken(low, high)
                 for index in operator.outputs:
                     rows[index] = Rows(axis, low, high)
-                self._take(operator, rule, made, rows)
+                for index, own in self._takes(operator, rule):
+                    self._want(index, _WHOLE if own is None else Rows(own, made.start, made.stop), rows)
                 done.append(RowOperator(operator, rule, made))
                 result = graph.tensors[operator.outputs[0]]
                 elements = result.elements / result.shape[axis] * (made.made_stop - made.made_start)
@@ -143,24 +148,25 @@ class RowGeometry:
             macs=round(total),
         )
 
-    def _take(self, operator: Operator, rule: RowRule, made: RowRange, rows: dict[int, Rows]) -> None:
-        """Add the rows that an operator takes to those that are wanted."""
-        for position, index in enumerate(raw_inputs(operator)):
-            if self._is_constant(index):
-                continue
-            axis = rule.axes[position]
-            if axis is not None:
-                self._want(index, Rows(axis, made.start, made.stop), rows)
-            elif not (rule.kind is RowKind.RESHAPE and position):  # the new shape is written as a constant
-                self._want(index, Rows(None, 0, 0), rows)
+    def _takes(self, operator: Operator, rule: RowRule) -> tuple[tuple[int, int | None], ...]:
+        """Return the tensors that an operator takes, with the axis of their rows (None: it takes all of the tensor)."""
+        found = self._taken.get((operator.index, rule.axis))
+        if found is None:
+            found = self._taken[operator.index, rule.axis] = tuple(
+                (index, axis)
+                for position, (index, axis) in enumerate(zip(raw_inputs(operator), rule.axes, strict=True))
+                # The new shape of a RESHAPE is written as a constant.
+                if not self._is_constant(index) and (axis is not None or rule.kind is not RowKind.RESHAPE or not position)
+            )
+        return found
 
     def _whole(self, operator: Operator, rows: dict[int, Rows]) -> RowOperator:
         """Return an operator whose result is wanted whole: every shard computes all of it."""
         for index in operator.outputs:
-            rows[index] = Rows(None, 0, 0)
+            rows[index] = _WHOLE
         for index in raw_inputs(operator):
             if not self._is_constant(index):
-                self._want(index, Rows(None, 0, 0), rows)
+                self._want(index, _WHOLE, rows)
         return RowOperator(operator, None, None)
 
     def _want(self, index: int, wanted: Rows, rows: dict[int, Rows]) -> None:
@@ -168,7 +174,7 @@ class RowGeometry:
         if known is None:
             rows[index] = wanted
         elif wanted.axis is None or known.axis is None:
-            rows[index] = Rows(None, 0, 0)
+            rows[index] = _WHOLE
         elif known.axis != wanted.axis:
             tensor = self.model.main.tensors[index]
             raise CutError(

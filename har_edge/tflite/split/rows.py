@@ -14,7 +14,7 @@ from har_edge.tflite.split.plan import Block
 from har_edge.tflite.split.row_file import recipe, write_rows
 
 # Rows that others wait for are a step of their own where this costs at most this part of the share's arithmetic.
-MAX_EXTRA = 0.25
+MAX_EXTRA = 0.1
 
 
 class RowSplit(BlockSplit):
