@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +19,30 @@ from har_edge.files import MAX_MODEL_BYTES, read_regular
 from har_edge.inference.interpreter import Array, Delegate, Interpreter, load_slice
 from har_edge.inference.load_check import default_check
 from har_edge.inference.sampling import sample
+from har_edge.inference.shard_run import run_shards
 from har_edge.tflite.manifest import SliceManifest, load_manifest
 
 RUNS = 3
 SEED = 0
 _OTHER_BATCH = 3
+# Floats of shards may differ from the whole's by this part of the largest value; integers and slices may not differ.
+SHARD_ERROR = 1e-5
+_TINY = 1e-30  # zeros are compared with this
 
 
 @dataclass(frozen=True, slots=True)
 class SliceCheck:
     """The result of a comparison: `difference` says what was not equal, None when every bit was.
 
-    `delegate` says whether the runtime handed operators of the whole model to XNNPACK.
+    Floats that shards give count as equal up to SHARD_ERROR; `error` is the largest difference of them, as a part of
+    the largest value. `delegate` says whether the runtime handed operators of the whole model to XNNPACK.
     """
 
     slices: int
     runs: int
     delegate: Delegate
     difference: str | None
+    error: float = 0.0
 
 
 def check_slices(
@@ -66,8 +73,55 @@ def check_slices(
         raise ModelError(
             f"{path}: the whole model cannot run random inputs, so nothing is compared: {error}"
         ) from error
-    difference = _compare(manifest, root, values, wanted, threads, chosen)
-    return SliceCheck(len(manifest.slices), len(batches), whole.delegate, difference)
+    largest = 0.0
+    if any(entry.steps for entry in manifest.slices):
+        difference, largest = _compare_shards(manifest, root, values, wanted, threads, chosen)
+    else:
+        difference = _compare(manifest, root, values, wanted, threads, chosen)
+    return SliceCheck(len(manifest.slices), len(batches), whole.delegate, difference, largest)
+
+
+def _compare_shards(
+    manifest: SliceManifest,
+    root: Path,
+    values: Sequence[dict[str, Array]],
+    wanted: Sequence[dict[str, Array]],
+    threads: int,
+    delegate: Delegate,
+) -> tuple[str | None, float]:
+    """Return what is not equal, and the largest error of floats that count as equal."""
+    hashes = {name: sha256 for entry in manifest.slices for name, sha256 in entry.files.items()}
+
+    @cache
+    def load(name: str) -> Interpreter:
+        return load_slice(root / name, hashes[name], threads=threads, check=default_check(), delegate=delegate)
+
+    error = 0.0
+    for one, results in zip(values, wanted, strict=True):
+        try:
+            made = run_shards(manifest, load, one)
+        except MessageError as failure:
+            return f"shards: {failure}", error
+        for name, value in results.items():
+            got = made.get(name)
+            if got is None:
+                return f"output {name}: no shard gives it", error
+            if got.shape != value.shape or got.dtype != value.dtype:
+                return f"output {name}: {_describe(value, got)}", error
+            gap = _relative(value, got)
+            if gap > (SHARD_ERROR if value.dtype.kind == "f" else 0):
+                return f"output {name}: {_describe(value, got)}", error
+            error = max(error, gap)
+    return None, error
+
+
+def _relative(wanted: Array, got: Array) -> float:
+    """Return the largest difference as a part of the largest value; 0 for equal bits, infinite for other NaNs."""
+    if wanted.tobytes() == got.tobytes():
+        return 0.0
+    exact, other = wanted.astype(np.float64), got.astype(np.float64)
+    gap = float(np.abs(exact - other).max() / max(_TINY, np.abs(exact).max()))
+    return gap if np.isfinite(gap) else float("inf")
 
 
 def _compare(

@@ -12,11 +12,14 @@ import pytest
 from har_edge.cli.main import main
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter
-from har_edge.inference.slice_check import check_slices
+from har_edge.inference.slice_check import SHARD_ERROR, check_slices
 from har_edge.tflite.folder import write_folder
 from har_edge.tflite.model import read_model
 from har_edge.tflite.slices import slice_model
+from har_edge.tflite.split.folder import write_split
 from tests.tflite import models
+from tests.tflite.split.compare import lay_out, rows, whole
+from tests.tflite.split.layers import Layers
 
 
 @pytest.fixture
@@ -94,3 +97,46 @@ def test_a_folder_goes_with_a_check_alone(cut: tuple[Path, Path], capsys: pytest
     path, folder = cut
     assert main(["slice", str(path), "--list", "--slices", str(folder)]) == 2
     assert "--slices proves the slices of a folder: it goes with --check" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> tuple[Path, Path]:
+    """Three shards of a model of floats, split by rows."""
+    model = Layers(0, (1, 12, 6, 3))
+    content = model.build(model.scores(model.conv(model.conv(model.x, 4), 4)))
+    path, folder = tmp_path / "model.tflite", tmp_path / "shards"
+    path.write_bytes(content)
+    write_split(lay_out(content, rows(0, 1, 0, 4, 8, 12), rows(1, 2, 0, 3, 6, 12), whole(2, 3, 3)), folder)
+    return path, folder
+
+
+def test_shards_are_compared_with_the_whole(
+    shards: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proof = check_slices(*shards)
+    assert (proof.slices, proof.runs, proof.difference) == (3, 3, None)
+    assert 0 <= proof.error <= SHARD_ERROR
+    assert main(["slice", str(shards[0]), "--check", "--slices", str(shards[1])]) == 0
+    assert "3 slices compared with the whole model in 3 runs" in capsys.readouterr().out
+    real, change = Interpreter.run, [1e-7]
+
+    def run(self: Interpreter, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = real(self, values)
+        if [port.name for port in self.outputs] == ["t3"]:  # rows of the first layer
+            results = {name: value + np.float32(change[0]) for name, value in results.items()}
+        return results
+
+    monkeypatch.setattr(Interpreter, "run", run)
+    rounded = check_slices(*shards)
+    assert rounded.difference is None and 0 < rounded.error <= SHARD_ERROR
+    main(["slice", str(shards[0]), "--check", "--slices", str(shards[1])])
+    assert "integers equal, floats within " in capsys.readouterr().out
+    change[0] = 0.01
+    difference = check_slices(*shards).difference
+    assert difference is not None and "elements differ, by " in difference
+
+
+def test_a_shard_with_another_hash_is_refused(shards: tuple[Path, Path]) -> None:
+    (shards[1] / "slice-0.tflite").write_bytes(b"\0\0\0\0TFL3 other")
+    with pytest.raises(ModelError, match="was expected"):
+        check_slices(*shards)

@@ -186,6 +186,8 @@ def _check_folder(args: argparse.Namespace) -> int:
     found = find_model(args.model)
     checked = check_slices(found.path, args.slices, threads=args.threads, delegate=args.delegate or _told(args.slices))
     said = checked.difference or "equal, bit for bit"
+    if checked.error and not checked.difference:
+        said = f"integers equal, floats within {checked.error:.1e} of the largest value"
     if args.json:
         figures = {
             "runs": checked.runs,
@@ -193,7 +195,7 @@ def _check_folder(args: argparse.Namespace) -> int:
             "runtime": installed(),
             "whole": checked.delegate.value,
         }
-        print(json.dumps(figures | {"difference": checked.difference}))
+        print(json.dumps(figures | {"difference": checked.difference, "relative_error": checked.error}))
     else:
         print(f"check: {checked.slices} slices compared with the whole model in {checked.runs} runs: {said}")
         print(f"runtime: {installed()}; delegate of the whole: {checked.delegate.value}")

@@ -156,7 +156,8 @@ class RowGeometry:
                 (index, axis)
                 for position, (index, axis) in enumerate(zip(raw_inputs(operator), rule.axes, strict=True))
                 # The new shape of a RESHAPE is written as a constant.
-                if not self._is_constant(index) and (axis is not None or rule.kind is not RowKind.RESHAPE or not position)
+                if not self._is_constant(index)
+                and (axis is not None or rule.kind is not RowKind.RESHAPE or not position)
             )
         return found
 

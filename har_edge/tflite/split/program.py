@@ -32,7 +32,7 @@ from har_edge.tflite.state import state_of
 
 
 @dataclass(frozen=True, slots=True)
-class ShardProgram:
+class ShardDraft:
     """One entry of the manifest to be: the steps of one shard in order, and what it takes and gives.
 
     `takers` are, for each output, the programs that take it, by index.
@@ -58,7 +58,7 @@ class SplitLayout:
     `files` maps the name of each file to a step that writes it.
     """
 
-    programs: tuple[ShardProgram, ...]
+    programs: tuple[ShardDraft, ...]
     manifest: SliceManifest
     files: dict[str, StepDraft] = field(repr=False)
 
@@ -202,7 +202,7 @@ class _Layout:
             found.setdefault(program, []).append(spec)
         return found
 
-    def _program(self, group: _Group, program: int, results: dict[int, list[TensorSpec]]) -> ShardProgram:
+    def _program(self, group: _Group, program: int, results: dict[int, list[TensorSpec]]) -> ShardDraft:
         steps = self.steps[program]
         if not steps:
             raise CutError(f"shard {program - group.first} has no share of any block; expected one for each shard")
@@ -219,7 +219,7 @@ class _Layout:
         if len(flows) > MAX_FLOWS:
             raise CutError(f"a shard would send {len(flows)} messages a window, expected at most {MAX_FLOWS}")
         takers = {one.spec.name: one.takers for one in sent}
-        return ShardProgram(
+        return ShardDraft(
             group.plan.start,
             group.plan.stop,
             tuple(steps),
@@ -228,7 +228,7 @@ class _Layout:
             tuple(takers[spec.name] for spec in outputs),
         )
 
-    def _finish(self, programs: list[ShardProgram]) -> SplitLayout:
+    def _finish(self, programs: list[ShardDraft]) -> SplitLayout:
         ids = {tensor.name: tensor.index for tensor in self.model.main.tensors}
         for program in programs:
             for spec in (*program.inputs, *program.outputs):
@@ -253,7 +253,7 @@ class _Layout:
         return SplitLayout(tuple(programs), manifest, files)
 
     def _entry(
-        self, plan: SplitPlan, program: ShardProgram, names: dict[Hashable, str], ids: dict[str, int]
+        self, plan: SplitPlan, program: ShardDraft, names: dict[Hashable, str], ids: dict[str, int]
     ) -> SliceEntry:
         def numbered(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
             return tuple(msgspec.structs.replace(spec, id=ids[spec.name]) for spec in specs)
