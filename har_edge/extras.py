@@ -20,6 +20,7 @@ class Library:
 LIBRARIES = {
     library.module: library
     for library in (
+        Library("PIL", "Pillow", "images"),
         Library("distributed", "dask.distributed", "dask"),
         Library("joblib", "joblib", "evaluation"),
         Library("matplotlib", "matplotlib", "evaluation"),

@@ -28,7 +28,6 @@ from har_edge.runtime.sensor.publisher import SensorPublisher
 from har_edge.runtime.sensor.reducer_loader import ReducerLoader
 from har_edge.runtime.sensor.retransmission import Retransmitter
 from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
-from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE
 from har_edge.runtime.sensor.sensor import Sensor as Packer
 from har_edge.runtime.sensor.sent_counter import RUN_BITS
 from har_edge.runtime.status_publisher import Identity
@@ -250,7 +249,7 @@ class Sensor:
         return now > self._deadline or self._flow.is_hopeless(now)
 
     def _counters(self) -> dict[str, int]:
-        return self._packer.counters.as_dict() | {"raw_bytes": self._packer.raw_values * BYTES_A_RAW_VALUE}
+        return self._packer.counters.as_dict() | {"raw_bytes": self._packer.raw_bytes}
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,13 +76,18 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> BuiltSensor | None:
     sources = list(pipeline.task.inputs) if args.source == "all" else [args.source]
     # Who starts sensors and stages on one machine hears of values that saturate from the stages.
     sensor = build_sensor(pipeline, sources, combine=args.combine, look=not args.no_notice)
-    run, live = new_run(), args.live is not None
+    run, live = new_run(), _is_live(args)
     if not (args.in_flight or live):
         return BuiltSensor(pipeline, sensor, sources, Untracked(sensor, run))
     buffer, partial = RetransmitBuffer(sources, time.time()), set(sources) < set(pipeline.task.inputs)
     topics = topics_of(pipeline)
     retransmitter = Retransmitter(sensor, buffer, topics, args.give_up, expires=live, partial=partial, run=run)
     return BuiltSensor(pipeline, sensor, sources, retransmitter)
+
+
+def _is_live(args: argparse.Namespace) -> bool:
+    """Return whether what the sensor reads does not wait for it."""
+    return args.live is not None or args.images == ["-"]
 
 
 def new_run() -> int:
@@ -96,7 +101,7 @@ def name_of(args: argparse.Namespace) -> str:
     """Return the name of a sensor: as given, else of its source and its streams, so that two persons' have two."""
     if args.name is not None:
         return str(args.name)
-    streams = [args.stream] if args.live is not None else list(args.subjects or ())
+    streams = [args.stream] if args.live is not None or args.images else list(args.subjects or ())
     name = "-".join(["sensor", args.source, *streams])
     if len(name) <= MAX_ID_LENGTH:
         return name
@@ -152,6 +157,6 @@ def follow(args: argparse.Namespace, stop: Stop) -> BuiltSensor | None:
         return loader.setup_of(changed, sources, combine=args.combine)
 
     buffer, partial = RetransmitBuffer(sources, time.time()), set(sources) < set(pipeline.task.inputs)
-    live, waits, run = args.live is not None, args.give_up, new_run()
+    live, waits, run = _is_live(args), args.give_up, new_run()
     follower = PlanFollower(deployment, sensor, buffer, topics, refit, waits, expires=live, partial=partial, run=run)
     return BuiltSensor(pipeline, sensor, sources, follower)

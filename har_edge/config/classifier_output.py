@@ -55,3 +55,13 @@ def read_classes(values: Array, count: int, classes: int) -> tuple[list[int], Ar
     rows = values.reshape(count, classes)
     winners = rows.argmax(axis=1)
     return winners.tolist(), rows[np.arange(count), winners]
+
+
+def best_classes(scores: npt.NDArray[np.float64], most: int) -> list[int]:
+    """Return the indices of the best classes of one window, the best first, of equal ones the first first.
+
+    Args:
+        scores: [classes], real values; one that is no finite number is no score.
+    """
+    order = np.argsort(-scores, kind="stable")[:most]
+    return [int(index) for index in order if math.isfinite(scores[index])]

@@ -14,8 +14,9 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from har_edge.config.array_output import check_arrays
 from har_edge.config.classifier_output import check_classifier_output
-from har_edge.config.task import SourceInput, StateRule, StreamTask, Task, describe
+from har_edge.config.task import ArrayOutput, ImageInput, SourceInput, StateRule, StreamTask, Task, describe
 from har_edge.config.wiring import Wiring, find_wiring, is_batched
 from har_edge.data.description import StreamDescription
 from har_edge.data.fields import explain_unknown
@@ -127,8 +128,8 @@ def find_batch_problem(manifest: SliceManifest, task: Task) -> str:
     """
     for index, entry in enumerate(manifest.slices):
         wiring = find_wiring(manifest, task, index)
-        used = {*wiring.sources.values(), *wiring.sends, *((task.output,) if wiring.answers else ())}
-        for spec in (*entry.inputs, *entry.outputs):
+        used = {*wiring.sources.values(), *wiring.sends, *(task.results if wiring.answers else ())}
+        for spec in (*entry.inputs, *entry.outputs, *wiring.passes):
             if spec.name in used and not is_batched(spec):
                 reason = "has a first dimension that is no batch" if spec.shape[:1] == (-1,) else "has no dynamic batch"
                 return f"tensor {spec.name!r} {list(spec.shape)} of slice {index} {reason}"
@@ -216,6 +217,8 @@ def _read(file: Path) -> tuple[PipelineConfig, bool]:
             "join": JoinConfig,
             "task": Task,
             "task.stream": StreamTask,
+            "task.image": ImageInput,
+            "task.arrays": ArrayOutput,
             "task.inputs": SourceInput,
         }
         raise ConfigError(
@@ -281,13 +284,13 @@ def _check_task(pipeline: Pipeline, file: Path) -> None:
             raise ConfigError(
                 f"{file}: the tensor {where.tensor!r} of source {source!r} {problem}; expected an input of the model"
             )
-    outputs = [tensor.name for entry in pipeline.manifest.slices for tensor in entry.outputs]
-    if task.output not in outputs:
-        raise ConfigError(f"{file}: output {task.output!r} is made by no slice; expected one of {', '.join(outputs)}")
-    for entry in pipeline.manifest.slices:
-        for spec in entry.outputs:
-            if spec.name == task.output:
-                check_classifier_output(spec, len(task.labels), str(file))
+    outputs = {tensor.name: tensor for entry in pipeline.manifest.slices for tensor in entry.outputs}
+    for name in task.results:
+        if name not in outputs:
+            raise ConfigError(f"{file}: output {name!r} is made by no slice; expected one of {', '.join(outputs)}")
+    if task.labels:
+        check_classifier_output(outputs[task.output], len(task.labels), str(file))
+    check_arrays([outputs[one.tensor] for one in task.arrays], str(file))
     if not math.isclose(task.stream.rate_hz, pipeline.stream.rate_hz):
         raise ConfigError(
             f"{file}: the model was trained at {task.stream.rate_hz} Hz, but {task.stream.description} runs at "
@@ -298,6 +301,8 @@ def _check_task(pipeline: Pipeline, file: Path) -> None:
 def _check_labels(pipeline: Pipeline, file: Path) -> None:
     """Raise ConfigError for classes that the recordings do not have; a description without labels passes."""
     task, known = pipeline.task, pipeline.stream.labels
+    if task.arrays and not task.labels and not task.label_ids:
+        return
     if len(task.labels) != len(task.label_ids) or not task.labels:
         raise ConfigError(
             f"{file}: {len(task.labels)} labels and {len(task.label_ids)} label_ids; expected one of each"
@@ -402,6 +407,13 @@ def write_pipeline(
         "[task.stream]",
         *(f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(task.stream).items()),
     ]
+    if task.image is not None:
+        image = msgspec.structs.asdict(task.image) | {"fit": task.image.fit.value}
+        lines += ["", "[task.image]"]
+        lines += [f"{key} = {quote(value)}" for key, value in image.items() if value != ()]
+    for one in task.arrays:
+        lines += ["", "[[task.arrays]]"]
+        lines += [f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(one).items()]
     for source, enters in task.inputs.items():
         lines += [
             "",

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 
 from har_edge.codecs.spec import file_names
-from har_edge.data.description import BUILT_IN, StreamDescription, load_description
+from har_edge.data.description import BUILT_IN, StreamDescription, describe_pictures, load_description
+from har_edge.data.pictures import MAX_SIDE, AspectRule, PictureShape
 from har_edge.errors import ConfigError
 
 # Names of fitted files stand in reducer specifications, whose separators are : + , and =.
 _FITTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(npz|tflite)")
 _SLICE = re.compile(r"slice-\d+\.tflite")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# The description of a stream of pictures, which the task itself gives.
+IMAGES = "images"
+MAX_ARRAYS = 64
 
 
 class StateRule(Enum):
@@ -57,13 +63,58 @@ class SourceInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
                 raise ValueError(f"files gives {name} the hash {sha256!r}; expected a SHA-256 as 64 hex digits")
 
 
+_Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
+_Constants = Annotated[tuple[float, ...], msgspec.Meta(max_length=3)]
+
+
+class ImageInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The pictures that a model takes, as uint8 [height, width, channels], and how they become its input.
+
+    `fit` says how a sensor brings a picture of another shape to this one. With `mean` and `std`, one figure or one a
+    channel, the input is (byte - mean) / std, in the input's own scale where it is quantised. Without them, a quantised
+    input takes the bytes as they are (int8: less 128). Raises ValueError for figures that are no such constants.
+    """
+
+    height: _Side
+    width: _Side
+    channels: Literal[1, 3] = 3
+    fit: AspectRule = AspectRule.STRETCH
+    mean: _Constants = ()
+    std: _Constants = ()
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or len(self.mean) not in (0, 1, self.channels):
+            raise ValueError(
+                f"mean has {len(self.mean)} figures and std {len(self.std)}; expected one each, {self.channels} each "
+                "(one a channel), or none"
+            )
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or not all(one > 0 for one in self.std):
+            raise ValueError(f"mean is {self.mean} and std {self.std}; expected numbers, and std above 0")
+
+    @property
+    def shape(self) -> PictureShape:
+        """The size of a picture that is sent."""
+        return PictureShape(self.height, self.width, self.channels)
+
+
+class ArrayOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An output that results carry as an array: `scale` * (q - `zero`), or with a scale of 0 the values as they are."""
+
+    tensor: str
+    scale: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    zero: int = 0
+
+
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The task of a model.
 
     `inputs` maps each source to its input tensor. `output` is the tensor with one score for each class. `labels` names
     the classes by index, and `label_ids` holds the label of each in the recordings; a pipeline file may leave both out
-    when the model itself names its classes. `state` matters only for a stateful model. Raises ValueError when two
-    sources disagree on a file.
+    when the model itself names its classes. `state` matters only for a stateful model.
+
+    With `image`, the windows of the one source are pictures. With `arrays`, results carry these outputs as arrays; then
+    the model may do without classes. Older nodes refuse both keys. Raises ValueError when two sources disagree on a
+    file, and for an `image` of another size than the windows.
     """
 
     stream: StreamTask
@@ -72,8 +123,12 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     labels: list[str] = []
     label_ids: list[int] = []
     state: StateRule = StateRule.REFUSE
+    image: ImageInput | None = None
+    arrays: Annotated[tuple[ArrayOutput, ...], msgspec.Meta(max_length=MAX_ARRAYS)] = ()
 
     def __post_init__(self) -> None:
+        if self.image is not None:
+            _check_image(self.image, self.stream, len(self.inputs))
         files = self.files
         for source, enters in self.inputs.items():
             for name, sha256 in enters.files.items():
@@ -84,19 +139,39 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
                     )
 
     @property
+    def ranked(self) -> bool:
+        """Whether results name the best classes, with their scores, and not the best one alone."""
+        return bool(self.labels) and (self.image is not None or bool(self.arrays))
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The outputs of the model that results are made of."""
+        return tuple(dict.fromkeys((self.output, *(one.tensor for one in self.arrays))))
+
+    @property
     def files(self) -> dict[str, str]:
         """The fitted files of all sources: name to SHA-256."""
         return {name: sha256 for enters in self.inputs.values() for name, sha256 in enters.files.items()}
 
 
+def _check_image(image: ImageInput, stream: StreamTask, sources: int) -> None:
+    pixels = image.height * image.width
+    if (stream.description, stream.length, stream.hop, sources) != (IMAGES, pixels, pixels, 1):
+        raise ValueError(
+            f"image is {image.height} x {image.width}, but the stream {stream.description!r} has windows of "
+            f"{stream.length} samples every {stream.hop}, and there are {sources} sources; expected one source and the "
+            f"stream {IMAGES!r} with length and hop {pixels}, a pixel a sample"
+        )
+
+
 def find_description(task: Task, beside: Path) -> Path | None:
     """Return the file that describes the stream of a task, beside its model or pipeline file; None for a built-in
-    stream.
+    stream, and for pictures.
 
     Raises ConfigError when the file is missing.
     """
     name = task.stream.description
-    if name in BUILT_IN:
+    if name in BUILT_IN or task.image is not None:
         return None
     path = beside / name
     if not path.is_file():
@@ -109,6 +184,8 @@ def find_description(task: Task, beside: Path) -> Path | None:
 
 def describe(task: Task, beside: Path) -> StreamDescription:
     """Return the description of a task's stream, ungrouped. Raises ConfigError for a missing or malformed file."""
+    if task.image is not None:
+        return describe_pictures(IMAGES, next(iter(task.inputs)), task.image.shape)
     return load_description(find_description(task, beside) or task.stream.description)
 
 

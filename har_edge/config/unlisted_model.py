@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from har_edge.config.model_outputs import find_meaning
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.data.description import MAX_LABELS, StreamDescription
 from har_edge.errors import ConfigError
@@ -28,13 +29,16 @@ def derive_task(
     inputs: Mapping[str, str],
     labels: Sequence[str] | None = None,
     hop: int | None = None,
+    arrays: bool = False,
+    asked: bool = False,
 ) -> Task:
     """Return the task of a model for the windows of the stream `name`.
 
     `inputs` maps input tensors to sources. An input that nothing reads needs none. Inputs that are left out are matched
     by equal names, or by the only shape that fits. Windows have the length that the inputs take, and one begins every
     `hop` samples, half a window by default. Without `labels`, the classes are the labels of the stream, if there are as
-    many.
+    many. Results of a model with several outputs, and where `arrays` asks for it, carry the outputs as arrays; for
+    `asked` see `find_meaning`.
 
     Raises ConfigError, with the option to give, for everything that cannot be derived.
     """
@@ -44,15 +48,15 @@ def derive_task(
     if len(set(lengths.values())) > 1:
         raise ConfigError(f"inputs want windows of {lengths} samples; expected one length; " + _ASK.format("input"))
     length = next(iter(lengths.values()))
+    stream = StreamTask(name, described.rate_hz, length, hop or max(1, length // 2))
+    enters = {source: SourceInput(tensor) for source, tensor in sources.items()}
+    if arrays or len(model.main.outputs) != 1:
+        meaning = find_meaning(model, labels, arrays=arrays, asked=asked)
+        names, ids = _classes(described, meaning.labels, None) if meaning.labels else ([], [])
+        return Task(stream, enters, meaning.output, names, ids, arrays=meaning.arrays)
     output, classes = _output(model)
     names, ids = _classes(described, labels, classes)
-    return Task(
-        stream=StreamTask(name, described.rate_hz, length, hop or max(1, length // 2)),
-        inputs={source: SourceInput(tensor) for source, tensor in sources.items()},
-        output=output,
-        labels=names,
-        label_ids=ids,
-    )
+    return Task(stream, enters, output, names, ids)
 
 
 def _inputs(model: Model, named: Mapping[str, str]) -> dict[str, TensorSpec]:
@@ -191,15 +195,10 @@ def _assign(
 
 
 def _output(model: Model) -> tuple[str, int | None]:
-    """Return the output with the result, and its number of classes, None where it names a class."""
-    specs = [_spec(model.main.tensors[index]) for index in model.main.outputs]
-    if len(specs) != 1:
-        raise ConfigError(
-            f"the model has {len(specs)} outputs: {_listed(specs)}; nothing says which one answers; cut it with "
-            "`har-edge slice` and write a pipeline file (docs/reference/pipeline-file.md)"
-        )
-    values = _values(specs[0])
-    return specs[0].name, None if values == 1 and specs[0].dtype in ("int32", "int64") else values
+    """Return the one output, and its number of classes, None where it names a class."""
+    (spec,) = (_spec(model.main.tensors[index]) for index in model.main.outputs)
+    values = _values(spec)
+    return spec.name, None if values == 1 and spec.dtype in ("int32", "int64") else values
 
 
 def _classes(
@@ -220,7 +219,8 @@ def _classes(
             answers = f"{count} scores"
             raise ConfigError(
                 f"the model answers with {answers}, stream {described.name} has {len(known)} labels, and the file of "
-                "the model has none; " + _ASK.format("labels FILE, one label a line")
+                "the model has none; give --labels FILE, one label a line, or --arrays where these are no scores of "
+                "classes (docs/how-to/own-model.md)"
             )
         return [known[number] for number in ids], ids
     if count is not None and count != len(labels):

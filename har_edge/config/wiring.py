@@ -18,6 +18,9 @@ class Wiring:
     sends; shards of the same operators send to each other, too. `sends` are the tensors that other stages need, and
     `takers` those stages. `answers` says that this stage gives the result.
 
+    `passes` are outputs of the model that earlier stages made, and that this one takes along into the result; they are
+    among `earlier` and `takes`, and enter no slice.
+
     A stage sends one message for a window, or several that leave as soon as they are made: `flows` are the tensors of
     each, `takes` those that this stage wants, by the level of the topic (`flow_level`) that brings them.
     """
@@ -31,6 +34,7 @@ class Wiring:
     takers: tuple[int, ...] = ()
     takes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     flows: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    passes: tuple[TensorSpec, ...] = ()
 
 
 def flow_level(stage: int, flow: int) -> str:
@@ -69,27 +73,50 @@ def find_wiring(manifest: SliceManifest, task: Task, index: int) -> Wiring:
         maker, flow = makers[-1]
         earlier.setdefault(maker, []).append(tensor.name)
         takes.setdefault(flow_level(maker, flow), []).append(tensor.name)
+    last = find_answering(manifest, task)
+    passes = _passes(manifest, task) if index == last else ()
+    for maker, tensor in passes:
+        earlier.setdefault(maker, []).append(tensor.name)
+        takes.setdefault(flow_level(maker, tensor.flow), []).append(tensor.name)
     made = {tensor.name for tensor in entries[index].outputs}
     others = [k for k in range(len(entries)) if k > index or (k < index and entries[index].steps)]
     needed = {k: {tensor.name for tensor in entries[k].inputs} & made for k in others}
+    if last in needed and task.arrays:
+        needed[last] |= {tensor.name for maker, tensor in _passes(manifest, task) if maker == index}
     takers = tuple(k for k, names in needed.items() if names)
     wanted, flows = set[str]().union(*needed.values()), dict[int, list[str]]()
     for tensor in entries[index].outputs:
         if tensor.name in wanted:
             flows.setdefault(tensor.flow, []).append(tensor.name)
     sends = tuple(tensor.name for tensor in entries[index].outputs if tensor.name in wanted)
-    answers = any(tensor.name == task.output for tensor in entries[index].outputs)
     return Wiring(
         index,
         entries[index],
         sources,
         {stage: tuple(names) for stage, names in earlier.items()},
         sends,
-        answers,
+        index == last,
         takers,
         {level: tuple(names) for level, names in takes.items()},
         {flow: tuple(names) for flow, names in sorted(flows.items())},
+        tuple(tensor for _, tensor in passes),
     )
+
+
+def find_answering(manifest: SliceManifest, task: Task) -> int | None:
+    """Return the stage that gives the result: the last one that makes an output which results are made of."""
+    makers = [k for k, entry in enumerate(manifest.slices) if any(made.name in task.results for made in entry.outputs)]
+    return makers[-1] if makers else None
+
+
+def _passes(manifest: SliceManifest, task: Task) -> list[tuple[int, TensorSpec]]:
+    """Return the outputs that reach the answering stage from earlier ones without entering it, each with its stage."""
+    last = find_answering(manifest, task)
+    if last is None or not task.arrays:
+        return []
+    there = {spec.name for spec in (*manifest.slices[last].inputs, *manifest.slices[last].outputs)}
+    made = {spec.name: (k, spec) for k, entry in enumerate(manifest.slices[:last]) for spec in entry.outputs}
+    return [made[name] for name in task.results if name in made and name not in there]
 
 
 def is_batched(spec: TensorSpec) -> bool:

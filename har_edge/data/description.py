@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from har_edge.data.fields import explain_unknown
+from har_edge.data.pictures import PictureShape
 from har_edge.data.recording import Source
 from har_edge.errors import ConfigError
 from har_edge.files import TOMLDecodeError, parse_toml, read_text
@@ -114,6 +115,14 @@ def load_description(name_or_path: str | Path) -> StreamDescription:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     return parse_description(text, str(path))
+
+
+def describe_pictures(name: str, source: str, shape: PictureShape) -> StreamDescription:
+    """Return the description of a stream of pictures, a pixel a sample; there are no recordings of it."""
+    channels = ("red", "green", "blue") if shape.channels == 3 else ("grey",)
+    columns = (tuple[Column, ...](channels),)
+    files = FileLayout(r"(?P<stream>[a-zA-Z0-9_-]+)\.csv", ",", True, columns)
+    return StreamDescription(name, 1.0, (Source(source, channels),), (), None, files)
 
 
 def parse_description(text: str, where: str = "stream description") -> StreamDescription:

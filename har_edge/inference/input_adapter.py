@@ -16,6 +16,7 @@ from har_edge.errors import ConfigError, DataError, MessageError
 from har_edge.tflite.manifest import REAL
 
 if TYPE_CHECKING:
+    from har_edge.config.task import ImageInput
     from har_edge.inference.interpreter import Port
     from har_edge.inference.saturation import Saturation
 
@@ -130,6 +131,66 @@ def make_input_adapter(
                 f"the code of source {source!r} is not what {reducer.spec!r} makes of {count} windows: {error}; give "
                 "sensor and stage the same reducer"
             ) from None
+
+    return adapt
+
+
+def check_picture_input(image: ImageInput, name: str, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError for an input that does not take such pictures: [height, width, channels], grey [height, width].
+
+    Args:
+        shape: The input's shape without the batch dimension.
+    """
+    wanted = (image.height, image.width, image.channels)
+    if shape != wanted and (image.channels, shape) != (1, wanted[:2]):
+        raise ConfigError(
+            f"the task says pictures of {image.shape}, but the input {name!r} of the model takes {list(shape)}; "
+            f"expected {list(wanted)}: use the task that belongs to this model"
+        )
+
+
+def make_picture_adapter(
+    source: str, reducer: Reducer, port: Port, image: ImageInput, watch: Saturation | None = None
+) -> InputAdapter:
+    """Return the adapter from pictures of one source, pixels as samples, to the input tensor [count, ...].
+
+    The bytes enter a quantised input as they are (int8: less 128), where the task names no mean and deviation. Else the
+    values are (byte - mean) / std, quantised as the input is.
+
+    Raises ConfigError for an input of another shape or type, and for a float input without mean and deviation.
+    """
+    shape, batched, dtype = window_shape(port.shape), _has_batch(port.shape), port.dtype.name
+    check_picture_input(image, port.name, shape)
+    if not image.mean and dtype not in ("uint8", "int8"):
+        raise ConfigError(
+            f"input {port.name!r} of the model is {dtype}, and nothing says how bytes become its values; expected mean "
+            "and std under [task.image]: cut the model again with --normalize MEAN,STD (docs/how-to/images.md)"
+        )
+    own = _own_quantizer(port, shape) if image.mean else None
+    mean, std = np.array(image.mean, np.float32), np.array(image.std, np.float32)
+    exact = reducer.code_dtype == "uint8" and reducer.code_scale == 1.0 and reducer.code_zero == 0
+
+    def enter(code: Array) -> Array:
+        pixels = code if exact else reducer.decode(code)
+        if not image.mean:
+            whole = pixels if exact else np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+            return (whole if dtype == "uint8" else (whole ^ np.uint8(128)).view(np.int8)).reshape(shape)
+        real = ((pixels.astype(np.float32) - mean) / std).reshape(shape)
+        if own is None:
+            return _cast(real, port.dtype)
+        if watch is not None:
+            watch.note(real)
+        return own.encode(real)
+
+    def adapt(codes: Array, count: int = 1, /) -> Array:
+        try:
+            entered = [enter(code) for code in unpack(reducer, codes, count)]
+        except (MessageError, DataError) as error:
+            raise MessageError(
+                f"the code of source {source!r} is not what {reducer.spec!r} makes of {count} pictures: {error}; give "
+                "sensor and stage the same task"
+            ) from None
+        return np.stack(entered) if batched or count > 1 else entered[0]
 
     return adapt
 

@@ -161,6 +161,9 @@ def _values(model: Model, bounds: Sequence[int]) -> list[_Value]:
     for index in graph.inputs:
         passed = {len(bounds) - 2} if index in graph.outputs else set()  # it leaves with the last slice
         readers[index] = readers.get(index, set()) | passed
+    for index in graph.gathered:
+        makers = [flow.maker[one] for one in graph.gathered if one in flow.maker]
+        readers[index] = readers.get(index, set()) | ({segment[max(makers)]} if makers else set())
     found = []
     for index, users in sorted(readers.items()):
         maker = flow.maker.get(index, -1)
@@ -173,9 +176,10 @@ def _values(model: Model, bounds: Sequence[int]) -> list[_Value]:
 
 
 def _answers(model: Model) -> list[int]:
-    """Return the operators that make an output of the model."""
+    """Return the operators that make an output of the model, of outputs that are gathered the last one."""
     flow = trace_dataflow(model)
-    return [flow.maker[index] for index in model.main.outputs if index in flow.maker]
+    made = [flow.maker[index] for index in model.main.gathered or model.main.outputs if index in flow.maker]
+    return [max(made)] if model.main.gathered and made else made
 
 
 def _sources(sources: Sequence[_Value], start: int, stop: int, sensors: SensorMessages) -> tuple[int, int]:

@@ -6,19 +6,41 @@ from typing import Annotated
 
 import msgspec
 
+from har_edge.config.array_output import MAX_VALUES
+from har_edge.config.task import MAX_ARRAYS
 from har_edge.errors import MessageError
 from har_edge.protocol.topics import MAX_ID_LENGTH
 from har_edge.protocol.wire import MAX_MISSING
 
 _MAX_BYTES = 4 * 1024 * 1024
 _MAX_COUNT = 2**62
+_MAX_RANK = 8
+# Classes that a result names at most.
+BEST = 5
 _Text = Annotated[str, msgspec.Meta(max_length=1024)]
 _Stream = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
 _Run = Annotated[int, msgspec.Meta(ge=0)]
 _Label = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 _Missing = Annotated[list[_Stream], msgspec.Meta(max_length=MAX_MISSING)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
 Room = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+
+
+class LabelScore(msgspec.Struct, frozen=True):
+    """One class of a window with its score."""
+
+    label: _Text
+    label_id: _Label
+    confidence: float
+
+
+class NamedArray(msgspec.Struct, frozen=True):
+    """One output of the model for a window: its values in the order of `shape`, null for what is no finite number."""
+
+    name: _Text
+    shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=_MAX_RANK)]
+    values: Annotated[list[float | int | bool | None], msgspec.Meta(max_length=MAX_VALUES)]
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -30,6 +52,9 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     of the node that says so; `missing` names the sources that it was made without; `room` is how many messages of a
     stream may be on their way (runtime/stage/stream_quota.py); `sent` the run of a sensor, and how many windows of the
     stream that run had sent before (protocol/wire.py).
+
+    Results of pictures have the best classes in `classes`, the best first. Results of a model with other outputs than
+    classes have these in `arrays`; where none gives a class, `label` is empty, `label_id` -1 and `confidence` 0.
     """
 
     stream: _Stream
@@ -44,6 +69,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     missing: _Missing = []
     room: Room | None = None
     sent: tuple[_Run, _Count] | None = None
+    classes: Annotated[list[LabelScore], msgspec.Meta(max_length=BEST)] = []
+    arrays: Annotated[list[NamedArray], msgspec.Meta(max_length=MAX_ARRAYS)] = []
 
 
 _encode = msgspec.json.Encoder().encode

@@ -19,19 +19,25 @@ from har_edge.codecs.files import ReducerFiles
 from har_edge.codecs.reducer import Reducer
 from har_edge.config.model_state import starts_fresh
 from har_edge.config.pipeline import Pipeline, PipelineConfig
-from har_edge.config.task import Task, with_reducers
+from har_edge.config.task import ArrayOutput, Task, with_reducers
 from har_edge.config.wiring import Wiring
 from har_edge.data.recording import Recording
 from har_edge.data.replay import replay
 from har_edge.data.windows import windows
 from har_edge.errors import ConfigError, MessageError
 from har_edge.inference.codecs import FolderFiles
-from har_edge.inference.input_adapter import choose_input_form, make_input_adapter, window_shape
+from har_edge.inference.input_adapter import (
+    check_picture_input,
+    choose_input_form,
+    make_input_adapter,
+    make_picture_adapter,
+    window_shape,
+)
 from har_edge.inference.load_check import LoadCheck, default_check
 from har_edge.inference.saturation import NODE_EVERY, QuantizedRange, Saturation, range_of, range_taken
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.sensor.send_policy import Batch
-from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
+from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE, Sensor, SensorSetup
 from har_edge.runtime.stage.packed import check_packings
 from har_edge.runtime.stage.setup import StageSetup
 from har_edge.runtime.stage.stage import Stage
@@ -85,7 +91,13 @@ def open_reducer(task: Task, source: str, channels: int, shape: Sequence[int], f
         reducer = make_reducer(enters.reducer, length, channels, files)
     except ConfigError as error:
         raise ConfigError(f"source {source!r}: {error}") from None
-    choose_input_form(source, reducer, enters.tensor, window_shape(tuple(shape)), length, channels)
+    entered = window_shape(tuple(shape))
+    if task.image is None:
+        choose_input_form(source, reducer, enters.tensor, entered, length, channels)
+    else:
+        check_picture_input(task.image, enters.tensor, entered)
+        if not reducer.restores:
+            raise ConfigError(f"source {source!r}: reducer {enters.reducer!r} does not restore pictures; use another")
     return reducer
 
 
@@ -147,14 +159,15 @@ def build_setup(
     ports = {port.name: port for port in interpreter.inputs}
     results = {port.name: port for port in interpreter.outputs}
     ports = {source: ports[tensor] for source, tensor in wiring.sources.items()}
-    watched = _saturations(ports)
+    # Bytes that enter as they are cannot saturate.
+    watched = _saturations(ports) if task.image is None or task.image.mean else {}
     return StageSetup(
         topics=topics_of(pipeline),
         epoch=pipeline.config.epoch,
         task=task,
         wiring=wiring,
         run=interpreter.run,
-        result_port=results[task.output] if wiring.answers else None,
+        result_port=_result_port(pipeline, results) if wiring.answers else None,
         feeds=_feeds(pipeline, ports, watched),
         max_payload_bytes=pipeline.config.max_payload_bytes,
         join_timeout_s=pipeline.config.join.timeout_s,
@@ -171,6 +184,20 @@ def build_setup(
     )
 
 
+def _result_port(pipeline: Pipeline, results: Mapping[str, Port]) -> Port | None:
+    """Return the port with the scores, of this slice or of an earlier one; None for a model without classes."""
+    from har_edge.inference.interpreter import Port
+
+    task = pipeline.task
+    if not task.labels:
+        return None
+    if task.output in results:
+        return results[task.output]
+    spec = next(spec for entry in pipeline.manifest.slices for spec in entry.outputs if spec.name == task.output)
+    one = next((one for one in task.arrays if one.tensor == task.output), ArrayOutput(task.output))
+    return Port(spec.name, spec.shape, np.dtype(spec.dtype), one.scale, one.zero)
+
+
 def _saturations(ports: Mapping[str, Port]) -> dict[str, Saturation]:
     """Return what counts the values of each source that saturate in its quantised input."""
     return {
@@ -182,10 +209,16 @@ def _saturations(ports: Mapping[str, Port]) -> dict[str, Saturation]:
 
 def _feeds(pipeline: Pipeline, ports: Mapping[str, Port], watched: Mapping[str, Saturation]) -> dict[str, InputAdapter]:
     """Return how the codes of each source enter its input."""
-    length = pipeline.task.stream.length
+    length, image = pipeline.task.stream.length, pipeline.task.image
+    reducers = {source: reducer_of(pipeline, source) for source in ports}
+    if image is not None:
+        return {
+            source: make_picture_adapter(source, reducers[source], port, image, watched.get(source))
+            for source, port in ports.items()
+        }
     return {
         source: make_input_adapter(
-            source, reducer_of(pipeline, source), port, length, pipeline.channels(source), watched.get(source)
+            source, reducers[source], port, length, pipeline.channels(source), watched.get(source)
         )
         for source, port in ports.items()
     }
@@ -249,6 +282,7 @@ def build_sensor(pipeline: Pipeline, sources: Sequence[str], *, combine: bool = 
         max_payload_bytes=pipeline.config.max_payload_bytes,
         wire_version=pipeline.manifest.wire,
         ids=source_ids(pipeline),
+        raw_value_bytes=BYTES_A_RAW_VALUE if pipeline.task.image is None else 1,
         saturations=tuple(_watched(pipeline, reducers, look=look)),
     )
     return Sensor(setup)

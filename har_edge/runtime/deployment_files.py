@@ -72,8 +72,8 @@ def materialise(deployment: Deployment, generation: Generation, store: Store, st
     config, slices = deployment.config, generation.manifest.slices
     store.keep({sha256 for one in (None, *deployment.generations) for sha256 in files_of(deployment, one)})
     names = dict(deployment.files)
-    description = config.task.stream.description
-    if description not in BUILT_IN and description not in names:  # nor any other file of this device
+    description, pictures = config.task.stream.description, config.task.image is not None
+    if not pictures and description not in BUILT_IN and description not in names:  # nor any other file of this device
         raise MessageError(f"the plan names the stream description {description!r}, but carries no file of this name")
     for stage in stages:
         for file, sha256 in slices[stage].files.items():

@@ -35,7 +35,7 @@ from har_edge.planner.profile import SegmentCost
 from har_edge.runtime.build import open_reducer
 from har_edge.tflite.folder import write_folder
 from har_edge.tflite.manifest import NEWEST_WIRE
-from har_edge.tflite.model import Model
+from har_edge.tflite.model import Model, gather_outputs
 from har_edge.tflite.slices import slice_model
 from har_edge.tflite.state import state_of
 
@@ -123,6 +123,7 @@ def prepare(
     model = open_model(path, delegate)
     starts_fresh(state_of(model), task, f"model {path}")
     task = settle_reducers(model, task, reducers, path.parent)
+    model = gather_outputs(model, task.results) if task.arrays else model
     chosen = list(cuts) if cuts is not None else plan_cuts(model, stages, delegate=delegate).cuts
     write_folder(model, slice_model(model, chosen), folder, read_companions(task, path.parent), wire=wire)
     write_pipeline(folder, task, name=name, broker=broker, delegate=delegate)

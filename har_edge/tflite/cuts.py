@@ -48,7 +48,8 @@ class ColocationConstraint:
 class Dataflow:
     """The producers and consumers of the tensors in the main graph.
 
-    `maker` maps a tensor to the operator that makes it, `last_reader` to the last operator that reads it. `folded`
+    `maker` maps a tensor to the operator that makes it, `last_reader` to the last operator that reads it, or beside
+    which it leaves the model. `folded`
     holds the operators whose result never changes, such as one that unpacks a weight. Every slice that needs them
     repeats them, so that no weight crosses a cut.
     """
@@ -122,6 +123,9 @@ def trace_dataflow(model: Model) -> Dataflow:
         if operator.index not in folded:
             for index in operator.inputs:
                 last_reader[index] = operator.index
+    last = max((maker.get(index, -1) for index in graph.gathered), default=-1)
+    for index in graph.gathered:
+        last_reader[index] = max(last_reader.get(index, -1), last)
     return Dataflow(maker, last_reader, folded, tuple(_constraints(model, maker)))
 
 

@@ -9,6 +9,7 @@ has.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zipfile
 import zlib
@@ -27,6 +28,9 @@ _TAIL = 2**16 + 22
 _SUBGRAPHS, _MODEL_FILES = 3, 6
 _INPUTS, _OUTPUTS, _GRAPH_FILES, _INPUT_UNITS, _OUTPUT_UNITS, _INPUT_GROUPS, _OUTPUT_GROUPS, _CUSTOM = range(2, 10)
 _TENSOR_FILES, _FILE_NAME, _FILE_TYPE = 6, 0, 2
+# A unit of processing of a tensor: the kind of its options, and those; NormalizationOptions are of kind 1.
+_TENSOR_UNITS, _UNIT_KIND, _UNIT_OPTIONS, _NORMALIZATION = 4, 0, 1, 1
+_MEAN, _STD, _MAX_CHANNELS = 0, 1, 64
 _OF_INPUTS, _OF_OUTPUTS = (_INPUTS, _INPUT_UNITS, _INPUT_GROUPS), (_OUTPUTS, _OUTPUT_UNITS, _OUTPUT_GROUPS, _CUSTOM)
 _LABELS = (2, 3)  # TENSOR_AXIS_LABELS, TENSOR_VALUE_LABELS
 _DAMAGED = (struct.error, IndexError, ValueError, UnicodeError)
@@ -76,6 +80,45 @@ def read_labels(model: Model) -> dict[str, tuple[str, ...]]:
         if 0 < len(lines) <= MAX_LABELS and (is_index or tensor.elements == len(lines)):
             found[tensor.name] = _distinct(lines)
     return found
+
+
+def read_normalizations(model: Model) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Return mean and standard deviation, one figure or one a channel, for each input whose metadata have them.
+
+    The input takes (value - mean) / std. Figures that are no such constants are left out.
+    """
+    notes, graph = read_annotations(model), model.main
+    found = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]()
+    tables = [] if notes.metadata is None else list(_subgraphs(notes.metadata))
+    if notes.metadata is None or not tables:
+        return found
+    try:
+        for index, table in zip(graph.inputs, _vector(notes.metadata, tables[0], _INPUTS), strict=False):
+            for mean, std in _normalizations(notes.metadata, table):
+                if len(mean) == len(std) > 0 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0:
+                    found[graph.tensors[index].name] = mean, std
+    except _DAMAGED:
+        return {}
+    return found
+
+
+def _normalizations(data: bytes, tensor: int) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
+    for unit in _vector(data, tensor, _TENSOR_UNITS):
+        kind, options = _field(data, unit, _UNIT_KIND), _field(data, unit, _UNIT_OPTIONS)
+        if kind is not None and data[kind] == _NORMALIZATION and options is not None:
+            place = _follow(data, options)
+            yield _floats(data, place, _MEAN), _floats(data, place, _STD)
+
+
+def _floats(data: bytes, table: int, field: int) -> tuple[float, ...]:
+    place = _field(data, table, field)
+    if place is None:
+        return ()
+    start = _follow(data, place)
+    (length,) = struct.unpack_from("<I", data, start)
+    if length > _MAX_CHANNELS:
+        raise ValueError(f"{length} figures of a normalization, expected at most {_MAX_CHANNELS}")
+    return tuple(float(f"{value:.9g}") for value in struct.unpack_from(f"<{length}f", data, start + 4))
 
 
 def keep_part(data: bytes, *, inputs: bool, outputs: bool) -> bytes:

@@ -6,8 +6,8 @@ import hashlib
 import math
 import mmap
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Graph:
     """One subgraph; its operators stand in the order in which they run.
 
     `outputs` of the main graph are those that a message can carry. `unsent` are its other outputs, such as strings,
-    which no slice gives.
+    which no slice gives. All outputs that are `gathered` leave together, with the last of them that is made.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Graph:
     outputs: tuple[int, ...]
     raw: Any = field(repr=False)
     unsent: tuple[int, ...] = ()
+    gathered: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,13 @@ class Model:
     def sha256(self) -> str:
         """Hash of the file, as hexadecimal text."""
         return hashlib.sha256(self.data).hexdigest()
+
+
+def gather_outputs(model: Model, names: Collection[str]) -> Model:
+    """Return the model with its outputs of these names gathered; those that are made early then cross later cuts."""
+    main = model.main
+    gathered = tuple(index for index in main.outputs if main.tensors[index].name in names)
+    return replace(model, graphs=(replace(main, gathered=gathered), *model.graphs[1:]))
 
 
 def read_model(source: Path | bytes) -> Model:

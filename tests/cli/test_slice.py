@@ -341,7 +341,7 @@ def test_reducers_are_written_for_the_sources_that_are_named(
         (
             "model.tflite",
             "q8",
-            "error: --reducer came, but no manifest says what this model is for; write the reducers",
+            "error: --reducer came, but no manifest says what this model is for; name the stream of its",
         ),
     ],
 )

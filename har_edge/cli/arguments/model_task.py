@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from har_edge.config.task import Task
     from har_edge.data.description import StreamDescription
 
-FLAGS = ("stream", "labels", "input", "hop")
+# The stream of pictures, and the rules of har_edge/data/pictures.py: its import brings NumPy.
+IMAGES, FITS = "images", ("stretch", "crop", "pad")
+FLAGS = ("stream", "labels", "input", "hop", "normalize", "fit", "arrays")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,17 @@ class ResolvedModel:
         return self.found.entry.name if self.found.entry else self.found.path.name
 
 
-def add_flags(parser: argparse.ArgumentParser, *, stream: bool = True) -> None:
-    """Add the options for a model without a manifest; `stream=False` is for a command that already has `--stream`."""
+def add_flags(parser: argparse.ArgumentParser, *, stream: bool = True, deploys: bool = False) -> None:
+    """Add the options for a model without a manifest; `stream=False` is for a command that already has `--stream`.
+
+    A command that `deploys` the model takes those of pictures and of other outputs than classes too.
+    """
     group = parser.add_argument_group("model without manifest", "for a .tflite file without a manifest.json")
     if stream:
-        group.add_argument("--stream", metavar="NAME|TOML", help="description of the stream of the model's windows")
+        what = ", or `images` for pictures" if deploys else ""
+        group.add_argument(
+            "--stream", metavar="NAME|TOML", help=f"description of the stream of the model's windows{what}"
+        )
     group.add_argument(
         "--labels",
         type=Path,
@@ -54,6 +62,34 @@ def add_flags(parser: argparse.ArgumentParser, *, stream: bool = True) -> None:
     group.add_argument(
         "--hop", type=values.positive, metavar="N", help="samples from one window to the next (default: half a window)"
     )
+    if not deploys:
+        return
+    group.add_argument(
+        "--arrays", action="store_const", const=True, help="results carry the outputs as arrays: they are no classes"
+    )
+    group.add_argument(
+        "--normalize",
+        type=normalization,
+        metavar="MEAN,STD",
+        help="pictures enter as (byte - MEAN) / STD; R/G/B gives one figure a channel (default: the model's metadata; "
+        "an uint8 input takes bytes as they are)",
+    )
+    group.add_argument(
+        "--fit",
+        choices=FITS,
+        help="pictures of another aspect ratio are stretched, cropped or padded with black (default: stretch)",
+    )
+
+
+def normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Read MEAN,STD, each one number or one a channel with `/` between them."""
+    try:
+        mean, std = (tuple(float(one) for one in part.split("/")) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} came; expected MEAN,STD such as 127.5,127.5, or 123.7/116.8/103.9,58.4/57.1/57.4 by channel"
+        ) from None
+    return mean, std
 
 
 def assignment(text: str) -> tuple[str, str]:
@@ -72,7 +108,7 @@ def resolve_model(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
     """
     from har_edge.config.task import describe
 
-    given = [flag for flag in FLAGS if getattr(args, flag) is not None]
+    given = [flag for flag in FLAGS if getattr(args, flag, None) is not None]
     if found.entry is not None:
         if given:
             raise ConfigError(
@@ -85,7 +121,34 @@ def resolve_model(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
             "--stream (mhealth, or a TOML file: data/README.md), and where they cannot be told, the classes with "
             "--labels and the sources with --input NAME=SOURCE"
         )
-    return _derive(args, found)
+    return _derive_pictures(args, found) if args.stream == IMAGES else _derive(args, found)
+
+
+def _derive_pictures(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
+    from har_edge.config.image_task import Normalization, derive_image_task
+    from har_edge.config.task import describe
+    from har_edge.config.unlisted_model import packed_labels, read_labels
+    from har_edge.data.pictures import AspectRule
+    from har_edge.tflite.model import read_model
+
+    if not hasattr(args, "normalize"):
+        raise ConfigError(
+            "--stream images came; this command replays recordings, of which pictures have none; expected "
+            "`har-edge slice` or `coordinator`, then `sensor --images` (docs/how-to/images.md)"
+        )
+    foreign = [f"--{flag}" for flag in ("input", "hop") if getattr(args, flag) is not None]
+    if foreign:
+        raise ConfigError(f"{', '.join(foreign)} came with --stream images; expected without: a picture is a window")
+    labels = read_labels(args.labels) if args.labels is not None else packed_labels(found.path)
+    task = derive_image_task(
+        read_model(found.path),
+        labels=labels,
+        asked=args.labels is not None,
+        normalization=None if args.normalize is None else Normalization(*args.normalize),
+        fit=AspectRule(args.fit or AspectRule.STRETCH),
+        arrays=bool(args.arrays),
+    )
+    return ResolvedModel(found, task, describe(task, found.path.parent), found.path.parent)
 
 
 def _derive(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
@@ -93,13 +156,25 @@ def _derive(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
     from har_edge.data.description import BUILT_IN, load_description
     from har_edge.tflite.model import read_model
 
+    pictures = [f"--{flag}" for flag in ("normalize", "fit") if getattr(args, flag, None) is not None]
+    if pictures:
+        raise ConfigError(f"{', '.join(pictures)} came without --stream images; expected both: these are for pictures")
     described = load_description(args.stream)
     name = args.stream if args.stream in BUILT_IN else str(Path(args.stream).absolute())
     labels = read_labels(args.labels) if args.labels is not None else packed_labels(found.path)
     inputs = dict(args.input or ())
     if len(inputs) < len(args.input or ()):
         raise ConfigError("--input names an input twice; expected each once")
-    task = derive_task(read_model(found.path), described, name, inputs=inputs, labels=labels, hop=args.hop)
+    task = derive_task(
+        read_model(found.path),
+        described,
+        name,
+        inputs=inputs,
+        labels=labels,
+        hop=args.hop,
+        arrays=bool(getattr(args, "arrays", None)),
+        asked=args.labels is not None,
+    )
     return ResolvedModel(found, task, described, found.path.parent)
 
 

@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_wire(parser, None, "the lowest that carries the model (default), or 3 where no node is older")
     options.add_reducer(parser, "what the sensors do to windows, instead of what the model's manifest says")
     options.add_delegate(parser, "xnnpack, with a plan that older nodes can read")
-    add_flags(parser)
+    add_flags(parser, deploys=True)
     options.add_pipeline(parser)
     options.add_quiet(parser)
 
@@ -161,6 +161,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     from har_edge.planner.devices import load_devices
     from har_edge.protocol.deployment import VERSION, Deployment, check_deployment
     from har_edge.runtime.slicing import read_companions, settle_reducers
+    from har_edge.tflite.model import gather_outputs
     from har_edge.tflite.state import state_of
 
     known = resolve_model(args, find_model(args.model))
@@ -170,6 +171,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     model, beside, spec = open_model(found.path, args.delegate), known.beside, _wish(args)
     starts_fresh(state_of(model), known.task, f"model {found.path}")
     task = settle_reducers(model, known.task, specs, beside)
+    model = gather_outputs(model, task.results) if task.arrays else model
     if Path(task.stream.description).is_absolute():
         raise ConfigError(
             f"the task names the stream description {task.stream.description}, which nodes do not have; put it beside "

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli import built_sensor, live_sensor
+from har_edge.cli import built_sensor, live_sensor, picture_sensor
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
 from har_edge.timing import GIVE_UP_S
@@ -14,7 +14,7 @@ from har_edge.timing import GIVE_UP_S
 if TYPE_CHECKING:
     from har_edge.runtime.stop import Stop
 
-HELP = "send the windows of recordings, as the sensors would, or of a live device"
+HELP = "send the windows of recordings, as the sensors would, of a live device, or pictures"
 CACHE = "with --pipeline, where files of the pipeline are kept (default: ~/.cache/har-edge/slices)"
 
 
@@ -58,12 +58,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     # For commands that start sensors themselves and have printed already which data these replay.
     parser.add_argument("--no-notice", action="store_true", help=argparse.SUPPRESS)
     live_sensor.add_live(parser)
+    picture_sensor.add_images(parser)
     options.add_broker(parser)
     options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    live_sensor.refuse_mixture(args)
+    picture_sensor.refuse_mixture(args) if args.images else live_sensor.refuse_mixture(args)
     options.one_thread()
     options.start_logging(args)
     from har_edge.runtime.stop import Stop
@@ -73,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
     if made is None:
         say(f"sensor {args.source} interrupted: no plan came, so no window was sent")
         return options.interrupted(stop)
+    if args.images:
+        return picture_sensor.run_pictures(args, made, stop)
+    picture_sensor.refuse_task(made.pipeline.task)
     return replay(args, made, stop) if args.live is None else live_sensor.run_live(args, made, stop)
 
 

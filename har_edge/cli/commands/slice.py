@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
+from har_edge.cli.arguments.model_task import FLAGS, add_flags, copy_with_files, resolve_model
 from har_edge.cli.console import follow
 from har_edge.errors import ConfigError
 
@@ -47,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="with --check: compare the slices of this folder with the whole model on this device; nothing is cut",
     )
+    add_flags(parser, deploys=True)
     options.add_delegate(parser, "what the pipeline file says, else xnnpack")
     options.add_wire(parser, 3, "3 (default), or 1 for fleets with nodes that know no newer one")
     parser.add_argument(
@@ -57,24 +59,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Cut, list or check; return 1 when a check finds slices that differ from the whole."""
+    import tempfile
+
     _refuse_contradictions(args)
     if args.slices is not None:
         return _check_folder(args)  # needs a runtime only: the TFLite schema is not on every device
     _require_schema()
+    with tempfile.TemporaryDirectory(prefix="har-edge-") as folder:
+        return _cut(args, Path(folder))
+
+
+def _cut(args: argparse.Namespace, folder: Path) -> int:
+    """Cut, list or check; what goes with the slices under another name is copied into `folder`."""
     from har_edge.cli.reports import slices as slice_report
     from har_edge.config.catalog import find_model
     from har_edge.inference.tensor_observation import open_model
     from har_edge.runtime.slicing import read_companions
     from har_edge.tflite.cuts import list_cuts
     from har_edge.tflite.folder import check_folder
+    from har_edge.tflite.model import gather_outputs
     from har_edge.tflite.slices import slice_model
 
     if args.at is not None or args.stages is not None:
         check_folder(args.out)  # before minutes of measuring, not after
     found = find_model(args.model)
     model = open_model(found.path, args.delegate)
+    task, beside = _task(model, found, args, folder)
+    model = model if task is None or not task.arrays else gather_outputs(model, task.results)
     cuts = list_cuts(model)
-    task = _task(model, found, args)
     report = slice_report.start(model, cuts)
     if args.list:
         report.add_cuts(cuts)
@@ -88,27 +100,38 @@ def run(args: argparse.Namespace) -> int:
         if args.check and report.differs(chosen):
             report.say(f"nothing written to {args.out}: these slices do not give what the whole model gives")
         else:
-            beside = {} if task is None else read_companions(task, found.path.parent)
-            _write(model, slices, args, task, beside, report, predicted)
+            companions = {} if task is None else read_companions(task, beside)
+            _write(model, slices, args, task, companions, report, predicted)
     report.print(as_json=args.json)
     return 0 if equal else 1
 
 
-def _task(model: Model, found: FoundModel, args: argparse.Namespace) -> Task | None:
-    """Return the task of the model, with the chosen reducers; None where no manifest has it."""
+def _task(model: Model, found: FoundModel, args: argparse.Namespace, folder: Path) -> tuple[Task | None, Path]:
+    """Return the task of the model, with the chosen reducers, and the folder of its files.
+
+    The task is None where neither a manifest nor options say what the model is for.
+    """
+    given = [flag for flag in FLAGS if getattr(args, flag) is not None]
+    if found.entry is None and args.stream is None:
+        for option, came in (("--reducer", args.reducer is not None), (f"--{given[0]}" if given else "", given)):
+            if came:
+                raise ConfigError(
+                    f"{option} came, but no manifest says what this model is for; name the stream of its windows with "
+                    "--stream (a TOML file, or images), or write pipeline.toml (docs/reference/pipeline-file.md)"
+                )
+        return None, folder
+    known = resolve_model(args, found)
     if found.entry is None:
-        if args.reducer is not None:
-            raise ConfigError(
-                "--reducer came, but no manifest says what this model is for; write the reducers into pipeline.toml "
-                "(docs/reference/pipeline-file.md)"
-            )
-        return None
-    task = found.entry.task
-    if args.reducer is None:
-        return task
+        from har_edge.codecs.spec import file_names
+
+        specs = options.chosen_reducers(args.reducer, known.task.inputs)
+        known = copy_with_files(known, folder, [name for spec in specs.values() for name in file_names(spec)])
+    elif args.reducer is None:
+        return known.task, known.beside
     from har_edge.runtime.slicing import settle_reducers
 
-    return settle_reducers(model, task, options.chosen_reducers(args.reducer, task.inputs), found.path.parent)
+    reducers = options.chosen_reducers(args.reducer, known.task.inputs)
+    return settle_reducers(model, known.task, reducers, known.beside), known.beside
 
 
 def _write(
@@ -153,10 +176,12 @@ def _write(
                 shutil.rmtree(out, ignore_errors=True)
             raise
         report.say(f"the generation of these slices, `epoch` in pipeline.toml, is {generation_id(manifest)}")
+        for line in _explain(task):
+            report.say(line)
     else:
         report.say(
             "no manifest says what this model is for; to run the slices write pipeline.toml "
-            "(docs/reference/pipeline-file.md)"
+            "(docs/reference/pipeline-file.md), or cut it with --stream"
         )
         for output, labels in manifest.labels.items():
             report.say(f"the model names the {len(labels)} classes of {output}; [task] may leave its labels out")
@@ -168,6 +193,21 @@ def _write(
         )
     if kept or task is not None:
         report.say(f"run each slice with: har-edge stage --config {out} --index N")
+
+
+def _explain(task: Task) -> list[str]:
+    """Say how pictures enter, and which outputs results carry."""
+    lines = []
+    if task.image is not None:
+        image = task.image
+        values = "as bytes" if not image.mean else f"as (byte - {list(image.mean)}) / {list(image.std)}"
+        lines.append(f"pictures of {image.shape} enter {values}; others are made so by `{image.fit.value}`")
+    if task.arrays:
+        names = ", ".join(one.tensor for one in task.arrays)
+        lines.append(f"results carry as arrays: {names}" + ("" if task.labels else "; no labels fit an output"))
+    elif task.image is not None:
+        lines.append(f"results name the best of {len(task.labels)} classes")
+    return lines
 
 
 def _require_schema() -> None:

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from har_edge.cluster.cluster import Arrival
+    from har_edge.protocol.results import NamedArray
 
 RECENT = 200
+# So many values of an array, and letters of its name, are shown.
+SHOWN, MAX_NAME = 8, 40
 MAX_ROWS = 100
 
 
@@ -81,6 +84,8 @@ class LiveTable:
         table = Table(title=title, title_justify="left")
         if stacked:
             table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        if any(row.last.result.classes or row.last.result.arrays for row in self._rows.values()):
+            return self._outputs_table(table)
         names = ("stream", "window", "activity, truth") if stacked else ("stream", "window", "activity")
         for name in (*names, "score", *(() if stacked else ("truth",)), "latency", "accuracy"):
             words = name in ("stream", "truth") or name.startswith("activity")
@@ -105,3 +110,37 @@ class LiveTable:
                 cells = [*map(Text, map(escape, (stream, str(result.seq), result.label, score, truth, *figures)))]
             table.add_row(*cells, style=None if not known or right else "yellow")
         return table
+
+    def _outputs_table(self, table: Table) -> Table:
+        """Return the rows of results with the best classes, a line each, or with arrays, the first values of each."""
+        from rich.text import Text
+
+        for name in ("stream", "window", "output", "score", "latency"):
+            words = name in ("stream", "output")
+            table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        for stream, row in sorted(self._rows.items()):
+            result, middle = row.last.result, sorted(row.latencies_ms)[len(row.latencies_ms) // 2]
+            lines = [(one.label, f"{one.confidence:.2f}") for one in result.classes]
+            if not lines and result.label:
+                lines = [(result.label, f"{result.confidence:.2f}")]
+            lines += [(describe_array(array), "") for array in result.arrays]
+            for number, (said, score) in enumerate(lines):
+                head = (stream, str(result.seq)) if not number else ("", "")
+                latency = duration(middle / 1000) if not number else ""
+                table.add_row(*map(Text, map(escape, (*head, said, score, latency))))
+        return table
+
+
+def describe_array(array: NamedArray) -> str:
+    """Return the name, the shape and the first values of an array, in one line of bounded length."""
+    name = array.name if len(array.name) <= MAX_NAME else f"…{array.name[1 - MAX_NAME :]}"
+    shown = [_figure(value) for value in array.values[:SHOWN]]
+    more = ["…"] if len(array.values) > SHOWN else []
+    return f"{name} {list(array.shape)}: {' '.join(shown + more)}"
+
+
+def _figure(value: float | bool | None) -> str:
+    """Return a value with four digits; no finite number is a dash."""
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"

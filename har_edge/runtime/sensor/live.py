@@ -7,14 +7,15 @@ import select
 import stat
 import time
 from collections import deque
+from collections.abc import Mapping
+from typing import Generic, Protocol, TypeVar
 
-from har_edge.data.live import LiveStream
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError, NodeError
 from har_edge.mqtt.bus import Bus
 from har_edge.runtime.sensor.flow_control import FlowController
 from har_edge.runtime.sensor.publisher import SensorPublisher
-from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE, Sensor
+from har_edge.runtime.sensor.sensor import Sensor
 from har_edge.runtime.status_publisher import Identity
 from har_edge.runtime.stop import Stop
 
@@ -24,6 +25,45 @@ READ_BYTES = 1 << 16
 TURN_S = 0.02
 # Messages on their way to the broker can no longer be dropped, so their number is bounded, too.
 AHEAD = 32
+
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class WindowDevice(Protocol[T_co]):
+    """A device, or files, that a sensor reads without ever waiting for it."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is not read now can be read later."""
+
+    def read(self) -> T_co | None:
+        """Return what has come, something empty for nothing yet, None at the end; NodeError when the device is lost."""
+
+    def reopen(self) -> bool:
+        """Wait for more after the end; False where the end is the end."""
+
+
+class WindowStream(Protocol[T_contra]):
+    """Makes windows of what a device gives, each with the time at which its last sample was captured."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The figures of what came and what was refused, by name."""
+
+    def feed(self, data: T_contra, now: float) -> list[tuple[float, Window]]:
+        """Take what came at `now` (seconds since 1970); return the windows that are complete."""
+
+    def finish(self, now: float) -> list[tuple[float, Window]]:
+        """Take the end; what comes next starts anew."""
+
+    def tick(self, now: float) -> None:
+        """Look at the time where nothing came."""
+
+    def drop(self, waiting: int, now: float) -> None:
+        """Note that a window was dropped because so many wait to be sent."""
 
 
 class LiveDevice:
@@ -78,12 +118,13 @@ class LiveDevice:
             os.close(self._file)
 
 
-class LiveLoop:
+class LiveLoop(Generic[T]):
     """Sends the windows of a device as they complete.
 
     Windows that cannot leave wait; of more than `queue` the oldest is dropped, counted and logged. A file is not read
     meanwhile. Ends when the device does, after `limit` windows, or on `stop`. Windows leave while fewer than
-    `in_flight` are unanswered (0: always), and the end waits until every one is answered or that is hopeless.
+    `in_flight` are unanswered (0: always), and the end waits until every one is answered or that is hopeless. With
+    `waits`, no more are sent than the stages have room for.
     """
 
     def __init__(
@@ -91,16 +132,17 @@ class LiveLoop:
         bus: Bus,
         sensor: Sensor,
         identity: Identity,
-        device: LiveDevice,
-        stream: LiveStream,
+        device: WindowDevice[T],
+        stream: WindowStream[T],
         *,
         queue: int,
         flow: FlowController,
         limit: int | None = None,
         in_flight: int = 0,
+        waits: bool = False,
     ) -> None:
         self._sensor, self._device, self._stream = sensor, device, stream
-        self._flow, self._in_flight = flow, in_flight
+        self._flow, self._in_flight, self._waits = flow, in_flight, waits
         self._publisher = SensorPublisher(bus, sensor, identity, self._flow, self._counters)
         self._waiting: deque[tuple[float, Window]] = deque()
         self._queue, self._left, self._ended = queue, limit, False
@@ -165,7 +207,10 @@ class LiveLoop:
     def _may_send(self) -> bool:
         if not self._waiting or not self._publisher.connected or self._publisher.pending >= AHEAD:
             return False
-        return not self._in_flight or self._flow.open < self._in_flight
+        if not self._in_flight:
+            return True
+        room = self._flow.room if self._waits else None
+        return self._flow.open < (self._in_flight if room is None else min(room, self._in_flight))
 
     def _send(self) -> None:
         while self._may_send():
@@ -173,5 +218,5 @@ class LiveLoop:
             self._publisher.send([window], [captured])
 
     def _counters(self) -> dict[str, int]:
-        raw_bytes = self._sensor.raw_values * BYTES_A_RAW_VALUE
+        raw_bytes = self._sensor.raw_bytes
         return self._sensor.counters.as_dict() | dict(self._stream.counts) | {"raw_bytes": raw_bytes}

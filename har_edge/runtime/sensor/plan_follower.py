@@ -153,4 +153,5 @@ def _windows_of(deployment: Deployment) -> dict[str, object]:
         "length": stream.length,
         "hop": stream.hop,
         "grouping": stream.grouping,
+        "pictures": None if task.image is None else f"{task.image.shape}, {task.image.fit.value}",
     }

@@ -11,7 +11,7 @@ from har_edge.errors import ConfigError
 from har_edge.mqtt.bus import Bus
 from har_edge.runtime.sensor.flow_control import FlowController
 from har_edge.runtime.sensor.publisher import SensorPublisher
-from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE, Sensor
+from har_edge.runtime.sensor.sensor import Sensor
 from har_edge.runtime.status_publisher import Identity
 from har_edge.runtime.stop import POLL_S, Stop
 from har_edge.units import plural
@@ -107,5 +107,4 @@ class SensorLoop:
         return POLL_S if self._is_full(stream) else min(POLL_S, max(0.0, due - time.monotonic()))
 
     def _counters(self) -> dict[str, int]:
-        raw_bytes = self._sensor.raw_values * BYTES_A_RAW_VALUE
-        return self._sensor.counters.as_dict() | {"raw_bytes": raw_bytes}
+        return self._sensor.counters.as_dict() | {"raw_bytes": self._sensor.raw_bytes}

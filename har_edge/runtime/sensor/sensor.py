@@ -25,7 +25,8 @@ class SensorSetup:
     With `combine`, one message carries all sources; otherwise each source has its own topic. `labels` lists the labels
     that count as known truth: those the model can answer. No message is larger than `max_payload_bytes`. Messages are
     written in `wire_version`, with `ids` for the names of sources. `alone`: each carries one window, whatever comes,
-    since the slices take no batch. `saturations` count values beyond what reducers or slices take.
+    since the slices take no batch. A value of a window would take `raw_value_bytes` without a reducer. `saturations`
+    count values beyond what reducers or slices take.
     """
 
     topics: Topics
@@ -37,6 +38,7 @@ class SensorSetup:
     wire_version: int = 1
     ids: Mapping[str, int] = field(default_factory=dict)
     alone: bool = False
+    raw_value_bytes: int = BYTES_A_RAW_VALUE
     saturations: tuple[Saturation, ...] = ()
 
 
@@ -55,6 +57,11 @@ class Sensor:
         self.counters = Counters()
         self.raw_values = 0
         self._measured: dict[str, int] = {}
+
+    @property
+    def raw_bytes(self) -> int:
+        """The bytes that a sensor without reducers would have sent."""
+        return self.raw_values * self.setup.raw_value_bytes
 
     def handle(
         self,

@@ -20,8 +20,9 @@ class InputReader:
 
     def __init__(self, setup: StageSetup, counters: Counters) -> None:
         self._setup, self._counters = setup, counters
-        self._specs = {spec.name: (spec, np.dtype(spec.dtype)) for spec in setup.wiring.entry.inputs}
-        self._unpacker = TensorUnpacker(setup.wiring.entry.inputs)
+        taken = (*setup.wiring.entry.inputs, *setup.wiring.passes)
+        self._specs = {spec.name: (spec, np.dtype(spec.dtype)) for spec in taken}
+        self._unpacker = TensorUnpacker(taken)
         self._from_earlier = {stage: frozenset(names) for stage, names in setup.wiring.earlier.items()}
 
     @property

@@ -50,7 +50,11 @@ def describe_task(task: Task) -> str:
     """Say what goes into a model and what comes out."""
     stream = task.stream
     windows = f"{stream.length} samples at {stream.rate_hz:g} Hz of {', '.join(task.inputs)}"
-    return f"{stream.description}: {windows}, {len(task.labels)} classes"
+    if task.image is not None:
+        windows = f"{task.image.shape} of {', '.join(task.inputs)}"
+    made = [f"{len(task.labels)} classes"] if task.labels or not task.arrays else []
+    made += [f"{len(task.arrays)} arrays"] if task.arrays else []
+    return f"{stream.description}: {windows}, {', '.join(made)}"
 
 
 def hash_task(task: Task) -> str:
@@ -59,7 +63,9 @@ def hash_task(task: Task) -> str:
     Reducers are left out: sensors and stages that differ in them drop each other's messages by themselves.
     """
     inputs = {source: enters.tensor for source, enters in sorted(task.inputs.items())}
-    kept = (task.stream, inputs, task.output, task.labels, task.label_ids)
+    kept: tuple[object, ...] = (task.stream, inputs, task.output, task.labels, task.label_ids)
+    if task.image is not None or task.arrays:  # other tasks have the hash that they had before there were these
+        kept += (task.image, task.arrays)
     return hashlib.sha256(msgspec.json.encode(kept)).hexdigest()
 
 

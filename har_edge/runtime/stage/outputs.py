@@ -6,16 +6,20 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from har_edge.config.classifier_output import read_classes
+from har_edge.config.array_output import MAX_VALUES, real_values, split_windows
+from har_edge.config.classifier_output import best_classes, read_classes
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol import wire
-from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.results import BEST, LabelScore, NamedArray, Result, encode_results
 from har_edge.runtime.counters import Counters
 from har_edge.runtime.stage.no_score import check_scores
 from har_edge.runtime.stage.packed import TensorPacker
 from har_edge.runtime.stage.setup import Array, StageSetup
 from har_edge.runtime.stage.stream_quota import StreamQuota
+
+# The class in results of a model without classes: older readers want these keys.
+NO_CLASS = LabelScore("", -1, 0.0)
 
 
 class OutputWriter:
@@ -30,10 +34,11 @@ class OutputWriter:
     ) -> list[Outgoing]:
         """Return the messages for a window; raises MessageError for what is too large, NoScore for no number."""
         setup, outgoing = self._setup, list[Outgoing]()
-        if setup.result_port is not None:
-            scores = outputs[setup.result_port.name]
-            results = self._results(message, scores)
-            outgoing.append(Outgoing(setup.topics.result(message.stream), encode_results(results), deliveries))
+        if setup.wiring.answers:
+            results, topic = self._results(message, outputs), setup.topics.result(message.stream)
+            # Arrays may be large: a message for each result then.
+            groups = [[result] for result in results] if setup.task.arrays else [results]
+            outgoing += [Outgoing(topic, encode_results(group), deliveries) for group in groups]
         if setup.wiring.sends:
             tensors = self._packer.pack({name: outputs[name] for name in setup.wiring.sends})
             made = msgspec.structs.replace(message, tensors=tensors)
@@ -47,21 +52,18 @@ class OutputWriter:
             outgoing.append(Outgoing(topic, payload, deliveries, needs_subscriber=True))
         return outgoing
 
-    def _results(self, message: wire.Message, scores: Array) -> list[Result]:
-        port, task, now = self._setup.result_port, self._setup.task, self._clock()
-        room = self._quota.grant()
-        assert port is not None
-        winners, best = read_classes(scores, message.count, len(task.labels))
-        tops = [1.0] * message.count if best is None else port.real(best).tolist()
-        check_scores(tops)
+    def _results(self, message: wire.Message, outputs: Mapping[str, Array]) -> list[Result]:
+        now, room = self._clock(), self._quota.grant()
+        found = self._classify(message, outputs)
+        arrays = self._arrays(message, outputs)
         truth = message.truth or (None,) * message.count
         return [
             Result(
                 stream=message.stream,
                 seq=message.seq + offset,
-                label=task.labels[winner],
-                label_id=task.label_ids[winner],
-                confidence=top,
+                label=best.label,
+                label_id=best.label_id,
+                confidence=best.confidence,
                 captured=message.captured[offset],
                 emitted=now,
                 epoch=message.epoch,
@@ -69,6 +71,44 @@ class OutputWriter:
                 missing=list(message.missing),
                 room=room,
                 sent=message.sent and (message.sent[0], message.sent[1] + offset),
+                classes=classes,
+                arrays=arrays[offset],
             )
-            for offset, (winner, top) in enumerate(zip(winners, tops, strict=True))
+            for offset, (best, classes) in enumerate(found)
         ]
+
+    def _classify(
+        self, message: wire.Message, outputs: Mapping[str, Array]
+    ) -> list[tuple[LabelScore, list[LabelScore]]]:
+        """Return the class of each window, and where the task asks for them, the best classes."""
+        port, task = self._setup.result_port, self._setup.task
+        if port is None:
+            return [(NO_CLASS, [])] * message.count
+        scores, classes = outputs[port.name], len(task.labels)
+        winners, best = read_classes(scores, message.count, classes)
+        tops = [1.0] * message.count if best is None else port.real(best).tolist()
+        check_scores(tops)
+        first = [self._class(winner, top) for winner, top in zip(winners, tops, strict=True)]
+        if best is None or not task.ranked:
+            return [(one, []) for one in first]
+        rows = port.real(scores).reshape(message.count, classes)
+        return [
+            (one, [self._class(index, float(row[index])) for index in best_classes(row, BEST)])
+            for one, row in zip(first, rows, strict=True)
+        ]
+
+    def _class(self, index: int, score: float) -> LabelScore:
+        task = self._setup.task
+        return LabelScore(task.labels[index], task.label_ids[index], score)
+
+    def _arrays(self, message: wire.Message, outputs: Mapping[str, Array]) -> list[list[NamedArray]]:
+        """Return the arrays of each window; raises MessageError for more values than a result carries."""
+        rows: list[list[NamedArray]] = [[] for _ in range(message.count)]
+        for one in self._setup.task.arrays:
+            parts = split_windows(one.tensor, outputs[one.tensor], message.count)
+            for row, part in zip(rows, parts, strict=True):
+                count = sum(len(array.values) for array in row) + part.size
+                if count > MAX_VALUES:
+                    raise MessageError(f"its arrays have {count} values or more; expected at most {MAX_VALUES}")
+                row.append(NamedArray(one.tensor, part.shape, real_values(one, part)))
+        return rows

@@ -94,7 +94,7 @@ class Stage:
             self.counters.messages += 1
             if self._joins:
                 self._receive_limit.note(came)
-            if self._setup.result_port is not None:
+            if self._setup.wiring.answers:
                 self._quota.note(message.stream, came)
             settled = self._settle(message, parts, delivery, came)
             if settled:
@@ -253,14 +253,15 @@ class Stage:
     def _complete(self, window: PartialWindow) -> list[Outgoing]:
         """Run the slice; return what to publish of it."""
         setup, deliveries = self._setup, tuple(window.deliveries)
+        passes = [spec.name for spec in setup.wiring.passes]
         lacks = {source: name for source, name in setup.wiring.sources.items() if name not in window.parts}
         message = window.message
         if lacks:
             message = msgspec.structs.replace(message, missing=tuple(sorted({*message.missing, *lacks})))
         try:
             filled = {name: missing_input(setup.ports[source], message.count) for source, name in lacks.items()}
-            outputs = setup.run(window.parts | filled)
-            outgoing = self._outputs.write(message, outputs, deliveries)
+            outputs = setup.run({name: part for name, part in window.parts.items() if name not in passes} | filled)
+            outgoing = self._outputs.write(message, {**window.parts, **outputs}, deliveries)
         except NoScore as error:
             explained = explain(error, window.parts | filled, setup.wiring)
             return [self._reject(deliveries, f"window {message.seq} of {message.stream}", explained)]
