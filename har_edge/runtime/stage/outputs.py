@@ -34,7 +34,7 @@ class OutputWriter:
     ) -> list[Outgoing]:
         """Return the messages for a window; raises MessageError for what is too large, NoScore for no number."""
         setup, outgoing = self._setup, list[Outgoing]()
-        if setup.wiring.answers:
+        if setup.answers:
             results, topic = self._results(message, outputs), setup.topics.result(message.stream)
             # Arrays may be large: a message for each result then.
             groups = [[result] for result in results] if setup.task.arrays else [results]

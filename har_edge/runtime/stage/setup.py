@@ -57,3 +57,8 @@ class StageSetup:
     remembers: bool = True
     delegate: str = ""
     saturations: tuple[Saturation, ...] = ()
+
+    @property
+    def answers(self) -> bool:
+        """Whether the stage gives results: of classes, or of outputs that are none."""
+        return self.result_port is not None or (self.wiring.answers and bool(self.task.arrays))

@@ -94,7 +94,7 @@ class Stage:
             self.counters.messages += 1
             if self._joins:
                 self._receive_limit.note(came)
-            if self._setup.wiring.answers:
+            if self._setup.answers:
                 self._quota.note(message.stream, came)
             settled = self._settle(message, parts, delivery, came)
             if settled:
