@@ -130,7 +130,7 @@ def _bridge(directory: Path, stops: _Stops) -> _Started:
         "bridge_protocol_version mqttv311",
         "notifications false",
         "restart_timeout 1",
-        "bridge_max_packet_size 16781312",
+        "bridge_max_packet_size 67112960",
     ]
     _, [second] = _mosquitto(directory / "second", stops, extra="\n".join(lines))
     _await_bridge(second, first)

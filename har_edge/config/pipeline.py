@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import numpy as np
 
 from har_edge.config.array_output import check_arrays
 from har_edge.config.classifier_output import check_classifier_output
+from har_edge.config.message_sizes import largest_message, tensor_bytes
 from har_edge.config.task import ArrayOutput, ImageInput, SourceInput, StateRule, StreamTask, Task, describe
 from har_edge.config.wiring import Wiring, find_wiring, is_batched
 from har_edge.data.description import StreamDescription
@@ -30,6 +30,8 @@ from har_edge.timing import STAGE_SESSION_S
 FILE_NAME = "pipeline.toml"
 DEFAULT_NAME = "har"
 MQTT_MAX_BYTES = 268_435_455
+LEAST_PAYLOAD_LIMIT = 16 * 1024 * 1024  # of pipelines that say nothing: batches fit, too
+PACKET_BYTES = 4096  # the most that topic and properties of a packet take beside its payload
 _EPOCH_BITS = 31
 
 
@@ -74,7 +76,8 @@ class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of the pipeline file in TOML; `slices` is relative to the file.
 
     A file without `epoch` gets the generation id of its slices when it is loaded. `delegate` names what computes on
-    every device: "xnnpack" where the runtime hands operators to it (the default), or "none".
+    every device: "xnnpack" where the runtime hands operators to it (the default), or "none". Without
+    `max_payload_bytes`, the limit follows from the slices (`payload_limit`).
     """
 
     task: Task
@@ -82,7 +85,7 @@ class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base: str = "har"
     epoch: int = 1
     slices: str = "."
-    max_payload_bytes: int = 16 * 1024 * 1024
+    max_payload_bytes: int | msgspec.UnsetType = msgspec.UNSET
     session_expiry_s: int = STAGE_SESSION_S
     broker: BrokerConfig = BrokerConfig()
     join: JoinConfig = JoinConfig()
@@ -112,12 +115,24 @@ class Pipeline:
         """Whether one sensor node must have all sources, since a group takes channels of several."""
         return self.task.stream.grouping != Grouping.LOCATION
 
+    @property
+    def payload_limit(self) -> int:
+        """The most bytes of a message."""
+        return payload_limit(self.config, self.manifest)
+
     def channels(self, source: str) -> int:
         return len(self.stream.source(source).channels)
 
     def wiring(self, index: int) -> Wiring:
         """Return the inputs and outputs of stage `index`. Raises ConfigError when there is no such stage."""
         return find_wiring(self.manifest, self.task, index)
+
+
+def payload_limit(config: PipelineConfig, manifest: SliceManifest) -> int:
+    """Return the most bytes of a message: what the configuration says, else what one window of these slices needs."""
+    if config.max_payload_bytes is not msgspec.UNSET:
+        return config.max_payload_bytes
+    return min(MQTT_MAX_BYTES - PACKET_BYTES, max(LEAST_PAYLOAD_LIMIT, largest_message(manifest)))
 
 
 def find_batch_problem(manifest: SliceManifest, task: Task) -> str:
@@ -257,7 +272,7 @@ def assemble(config: PipelineConfig, manifest: SliceManifest, file: Path) -> Pip
     _check_limits(config, file)
     for index in range(len(manifest.slices)):
         _check_missing(pipeline.wiring(index), config.join, file)
-        _check_sizes(pipeline.wiring(index), config, file)
+        _check_sizes(pipeline.wiring(index), pipeline.payload_limit, file)
     return pipeline
 
 
@@ -322,9 +337,10 @@ def _check_labels(pipeline: Pipeline, file: Path) -> None:
 
 def _check_limits(config: PipelineConfig, file: Path) -> None:
     stream, join = config.task.stream, config.join
+    payload = LEAST_PAYLOAD_LIMIT if config.max_payload_bytes is msgspec.UNSET else config.max_payload_bytes
     limits: list[tuple[str, float, float, float]] = [
         ("epoch", config.epoch, 0, 2**62),
-        ("max_payload_bytes", config.max_payload_bytes, 1, MQTT_MAX_BYTES),
+        ("max_payload_bytes", payload, 1, MQTT_MAX_BYTES),
         ("session_expiry_s", config.session_expiry_s, 0, 2**32 - 1),
         ("join.capacity", join.capacity, 1, 2**31 - 1),
         ("task.stream.length", stream.length, 1, 2**31 - 1),
@@ -358,18 +374,18 @@ def _check_missing(wiring: Wiring, join: JoinConfig, file: Path) -> None:
         )
 
 
-def _check_sizes(wiring: Wiring, config: PipelineConfig, file: Path) -> None:
+def _check_sizes(wiring: Wiring, limit: int, file: Path) -> None:
     """Raise ConfigError for tensors that no message may hold, even with one window."""
-    size = sum(
-        math.prod(max(1, n) for n in spec.shape) * np.dtype(spec.dtype).itemsize
-        for spec in wiring.entry.outputs
-        if spec.name in wiring.sends
-    )
-    if size > config.max_payload_bytes:
-        raise ConfigError(
-            f"{file}: what slice {wiring.index} sends takes {size} bytes a window, but max_payload_bytes is "
-            f"{config.max_payload_bytes}; raise it, or cut the model where less crosses (`har-edge slice --list`)"
-        )
+    specs = {spec.name: spec for spec in wiring.entry.outputs}
+    for names in wiring.flows.values():
+        size = sum(tensor_bytes(specs[name], packed=True) for name in names)
+        if size > limit:
+            mend = "raise it, or " if limit < MQTT_MAX_BYTES - PACKET_BYTES else ""
+            raise ConfigError(
+                f"{file}: what slice {wiring.index} sends takes {size} bytes a window, but max_payload_bytes is "
+                f"{limit}; {mend}cut the model where less crosses (`har-edge slice --list`), or let it travel in fewer "
+                "bytes (`--pack`)"
+            )
 
 
 def write_pipeline(

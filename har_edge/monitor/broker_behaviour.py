@@ -99,7 +99,7 @@ def _size(broker: BrokerMeasurement) -> Trait:
     if broker.largest_bytes >= LEAST_BYTES:
         return Trait("size", f"messages of {count} come through, of {SIZES[-1] // 1024} KiB not")
     said = f"nothing larger than {count} comes through; a piece of a slice has {LEAST_BYTES // 1024} KiB"
-    remedy = "raise `message_size_limit` and `max_packet_size` in its configuration: 16781312 is what har_edge may send"
+    remedy = "raise `message_size_limit` and `max_packet_size` in its configuration: 67112960 is what har_edge may send"
     return Trait("size", said, remedy)
 
 

@@ -7,6 +7,7 @@ from enum import Enum
 
 import msgspec
 
+from har_edge.config.message_sizes import largest_message
 from har_edge.errors import BrokerError
 from har_edge.monitor.broker_behaviour import traits
 from har_edge.monitor.identity import User
@@ -25,6 +26,7 @@ from har_edge.mqtt.measure.broker_probe import (
 from har_edge.mqtt.measure.conformance import BrokerMeasurement, measure
 from har_edge.protocol.artifacts import CHUNK_BYTES
 from har_edge.protocol.topics import Topics
+from har_edge.tflite.manifest import SliceManifest
 
 # With fewer messages at once, a join acknowledges what waits for a source that runs behind (receive_limit.py).
 RECEIVE_MAX = 64
@@ -79,6 +81,16 @@ class BrokerChecks:
         self._connect, self._topics, self._mqtt5 = connect, topics, mqtt5
         self._terms: BrokerCapabilities | None = None
         self.measured: BrokerMeasurement | None = None
+
+    def too_small(self, name: str, manifest: SliceManifest) -> Finding | None:
+        """Return what is wrong where the broker takes no packet as large as a message of these slices."""
+        limit = None if self._terms is None else self._terms.max_packet_bytes
+        needed = largest_message(manifest)
+        if limit is None or limit >= needed:
+            return None
+        said = f"messages of these slices take up to {needed} bytes, and the broker takes {limit} at most"
+        remedy = f"set `max_packet_size {needed}` in its configuration, or cut with --pack, or where less crosses"
+        return Finding(name, Verdict.FAIL, said, remedy)
 
     def broker(self, name: str) -> Iterator[Finding]:
         """Open a TCP connection."""
@@ -152,7 +164,7 @@ class BrokerChecks:
             said = (
                 f"the broker takes packets of at most {terms.max_packet_bytes} bytes; a piece of a slice takes {least}"
             )
-            yield Finding(name, Verdict.FAIL, said, "set `max_packet_size 16781312` in its configuration")
+            yield Finding(name, Verdict.FAIL, said, "set `max_packet_size 67112960` in its configuration")
         elif terms.receive_max is not None and terms.receive_max < RECEIVE_MAX:
             said = (
                 f"the broker takes {terms.receive_max} messages at once, so joins acknowledge windows that lack a "

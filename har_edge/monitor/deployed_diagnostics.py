@@ -241,6 +241,8 @@ class _Checks:
                 f"revision {deployment.revision} has no epoch yet that answers",
                 "wait until its stages run (`har-edge status --live`), or see the log of the coordinator",
             )
+        elif (finding := self._broker_checks.too_small(name, deployment.current.manifest)) is not None:
+            yield finding
         else:
             slices = len(deployment.current.manifest.slices)
             yield passed(name, f"revision {deployment.revision}, epoch {deployment.epoch}, {slices} slices")

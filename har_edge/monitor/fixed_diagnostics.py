@@ -82,6 +82,10 @@ class _Checks:
                 yield Finding(name, Verdict.FAIL, said, "copy the whole folder again, or cut the model again")
                 return
             total += len(content)
+        finding = self._broker_checks.too_small(name, self._pipeline.manifest)
+        if finding is not None:
+            yield finding
+            return
         slices = len(self._pipeline.manifest.slices)
         yield passed(name, f"{slices} slices of {self._pipeline.manifest.model}, {size(total)}, hashes right")
 

@@ -72,7 +72,8 @@ class Session:
 
     `client_id` names the session, which belongs to a stage and not to a device. With `expiry_s` > 0, the broker keeps
     subscriptions and unacknowledged messages for so many seconds after the client has gone. `receive_max` bounds the
-    number of unacknowledged messages and `max_packet_bytes` the size of each; the broker sends nothing larger.
+    number of unacknowledged messages and `max_packet_bytes` the size of each; the broker sends nothing larger. A broker
+    that says it takes no packet of `sends_bytes`, the largest that this client is to send, is refused at once.
 
     With a `lease`, a client that lost its connection first checks whether a younger process owns the session. A
     `transient` session belongs to a client that never comes back under its name. Such a session is kept only where the
@@ -88,6 +89,7 @@ class Session:
     max_packet_bytes: int = 16 * 1024 * 1024 + 4096
     keepalive_s: int = KEEPALIVE_S
     transient: bool = False
+    sends_bytes: int = 0
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ import dataclasses
 import heapq
 import itertools
 import logging
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ import numpy as np
 from har_edge.codecs.catalog import make_reducer
 from har_edge.codecs.files import ReducerFiles
 from har_edge.codecs.reducer import Reducer
+from har_edge.config.message_sizes import largest_message, tensor_bytes
 from har_edge.config.model_state import starts_fresh
 from har_edge.config.pipeline import Pipeline, PipelineConfig
 from har_edge.config.task import ArrayOutput, Task, with_reducers
@@ -37,7 +37,7 @@ from har_edge.inference.load_check import LoadCheck, default_check
 from har_edge.inference.saturation import NODE_EVERY, QuantizedRange, Saturation, range_of, range_taken
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.sensor.send_policy import Batch
-from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE, Sensor, SensorSetup
+from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE, FIRST_ROOM, Sensor, SensorSetup
 from har_edge.runtime.stage.packed import check_packings
 from har_edge.runtime.stage.setup import StageSetup
 from har_edge.runtime.stage.stage import Stage
@@ -48,9 +48,11 @@ if TYPE_CHECKING:
     from har_edge.inference.interpreter import Interpreter, Port
 
 _log = logging.getLogger(__name__)
-# Bytes that may wait in a stage's memory; a few messages at least, so that it never waits for the next.
+# Bytes that may wait in a stage's memory; two messages at least, so that it need not wait for the next.
 RECEIVE_BYTES = 64 * 1024 * 1024
-RECEIVE_LEAST, RECEIVE_MAX = 16, 1024
+RECEIVE_LEAST, RECEIVE_MAX = 2, 1024
+# Bytes that the messages of all windows under way may have, at each cut of the model.
+UNDER_WAY_BYTES = 256 * 1024 * 1024
 
 
 def topics_of(pipeline: Pipeline) -> Topics:
@@ -169,9 +171,9 @@ def build_setup(
         run=interpreter.run,
         result_port=_result_port(pipeline, results) if wiring.answers else None,
         feeds=_feeds(pipeline, ports, watched),
-        max_payload_bytes=pipeline.config.max_payload_bytes,
+        max_payload_bytes=pipeline.payload_limit,
         join_timeout_s=pipeline.config.join.timeout_s,
-        join_capacity=pipeline.config.join.capacity,
+        join_capacity=join_capacity(pipeline),
         ports=ports,
         wire_version=pipeline.manifest.wire,
         ids=pipeline.manifest.ids,
@@ -244,8 +246,13 @@ def receive_max(wiring: Wiring) -> int:
     """
     if wiring.sources or len(wiring.earlier) != 1:
         return RECEIVE_MAX
-    size = sum(math.prod(max(1, n) for n in spec.shape) * np.dtype(spec.dtype).itemsize for spec in wiring.entry.inputs)
+    size = sum(map(tensor_bytes, wiring.entry.inputs))
     return max(RECEIVE_LEAST, min(RECEIVE_MAX, RECEIVE_BYTES // max(1, size)))
+
+
+def join_capacity(pipeline: Pipeline) -> int:
+    """Return how many windows may be under way: as many as the pipeline says, fewer where their messages are large."""
+    return max(1, min(pipeline.config.join.capacity, UNDER_WAY_BYTES // largest_message(pipeline.manifest)))
 
 
 def _check_replicas(wiring: Wiring, replicas: int) -> None:
@@ -279,7 +286,8 @@ def build_sensor(pipeline: Pipeline, sources: Sequence[str], *, combine: bool = 
         reducers=reducers,
         labels=frozenset(pipeline.task.label_ids),
         combine=combine,
-        max_payload_bytes=pipeline.config.max_payload_bytes,
+        max_payload_bytes=pipeline.payload_limit,
+        first_room=min(FIRST_ROOM, join_capacity(pipeline)),
         wire_version=pipeline.manifest.wire,
         ids=source_ids(pipeline),
         raw_value_bytes=BYTES_A_RAW_VALUE if pipeline.task.image is None else 1,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from har_edge import __version__
+from har_edge.config.pipeline import LEAST_PAYLOAD_LIMIT, PACKET_BYTES
 from har_edge.mqtt.bus import Bus, Session, Will
 from har_edge.protocol.leases import status_lease
 from har_edge.protocol.status import (
@@ -79,15 +80,26 @@ class Identity:
             )
         )
 
-    def session(self, *, expiry_s: int, receive_max: int = 1024, max_payload_bytes: int = 16 * 1024 * 1024) -> Session:
-        """Return the session of this node: named after pipeline and node, so that the next process takes it over."""
+    def session(
+        self,
+        *,
+        expiry_s: int,
+        receive_max: int = 1024,
+        max_payload_bytes: int = LEAST_PAYLOAD_LIMIT,
+        sends_bytes: int = 0,
+    ) -> Session:
+        """Return the session of this node: named after pipeline and node, so that the next process takes it over.
+
+        `max_payload_bytes` bounds what comes, `sends_bytes` is the largest payload that this node is to send.
+        """
         return Session(
             client_id=f"{self.topics.base}.{self.topics.pipeline}.{self.node}",
             expiry_s=expiry_s,
             will=Will(self.topic, self.status(State.LOST)),
             lease=status_lease(self.topic, self.instance, self.started),
             receive_max=receive_max,
-            max_packet_bytes=max_payload_bytes + 4096,
+            max_packet_bytes=max_payload_bytes + PACKET_BYTES,
+            sends_bytes=sends_bytes,
         )
 
 

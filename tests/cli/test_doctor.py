@@ -11,10 +11,14 @@ import msgspec
 import pytest
 
 from har_edge.cli.main import main
+from har_edge.config.message_sizes import largest_message
 from har_edge.mqtt.broker.embedded import EmbeddedBroker
 from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, free_port, start_mosquitto
 from har_edge.resources import find_folder
+from har_edge.runtime.slicing import prepare
 from tests.mqtt.old_broker import Manner, OldBroker
+from tests.runtime.test_odd_models import TASK
+from tests.tflite import models
 
 CONFIG = find_folder("brokers") / "mosquitto.conf"
 needs_mosquitto = pytest.mark.skipif(
@@ -195,7 +199,7 @@ def test_the_name_of_the_user_chooses_the_role(
 @pytest.mark.parametrize(
     ("setting", "value", "said", "mend"),
     [
-        ("max_packet_size", "100000", "packets of at most 100000 bytes", "max_packet_size 16781312"),
+        ("max_packet_size", "100000", "packets of at most 100000 bytes", "max_packet_size 67112960"),
         ("max_inflight_messages", "20", "takes 20 messages at once", "max_inflight_messages 0"),
         ("retain_available", "false", "permits no retained messages", "permit retained messages"),
     ],
@@ -211,6 +215,21 @@ def test_settings_that_do_not_admit_slices(
     broker = start(f"{setting} {value}", without=setting)
     first, seen = doctor(broker.address.url, "--role", "watcher")
     assert first == "settings" and said in seen["settings"]["said"] and mend in seen["settings"]["mend"]
+
+
+@pytest.mark.slow
+@needs_mosquitto
+def test_slices_whose_messages_are_larger_than_the_broker_takes(
+    doctor: Callable[..., tuple[str | None, Report]], start: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    path = tmp_path / "wide.tflite"
+    path.write_bytes(models.wide(3000))  # 480 kB
+    needed = largest_message(prepare(path, TASK, tmp_path / "slices", stages=2, cuts=[2]).manifest)
+    broker = start("max_packet_size 400000", without="max_packet_size")
+    _, seen = doctor(broker.address.url, "--config", str(tmp_path / "slices"))
+    assert (seen["settings"]["verdict"], seen["folder"]["verdict"]) == ("ok", "wrong")
+    said = f"messages of these slices take up to {needed} bytes, and the broker takes 400000 at most"
+    assert seen["folder"]["said"] == said and f"max_packet_size {needed}`" in seen["folder"]["mend"]
 
 
 @pytest.mark.slow

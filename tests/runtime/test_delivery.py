@@ -23,9 +23,9 @@ from har_edge.protocol.topics import Kind
 from har_edge.runtime.counters import Counters
 from har_edge.runtime.sender import Sender
 from har_edge.runtime.sensor.flow_control import FlowController, Untracked
-from har_edge.runtime.sensor.retransmission import FIRST_ROOM, MOST_FILTERS, Retransmitter
+from har_edge.runtime.sensor.retransmission import MOST_FILTERS, Retransmitter
 from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
-from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
+from har_edge.runtime.sensor.sensor import FIRST_ROOM, Sensor, SensorSetup
 from har_edge.runtime.sink import Sink
 from har_edge.runtime.stage.stage import Stage
 from tests.runtime.rig import CHANNELS, LENGTH, TOPICS, Clock, small_stage

@@ -22,10 +22,10 @@ from har_edge.runtime.counters import Counters
 from har_edge.runtime.sender import Sender
 from har_edge.runtime.sensor import send_policy as pace_module
 from har_edge.runtime.sensor.flow_control import Untracked
-from har_edge.runtime.sensor.retransmission import FIRST_ROOM, Retransmitter
+from har_edge.runtime.sensor.retransmission import Retransmitter
 from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer
 from har_edge.runtime.sensor.send_policy import SendPolicy, SensorLoop
-from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
+from har_edge.runtime.sensor.sensor import FIRST_ROOM, Sensor, SensorSetup
 from har_edge.runtime.stage import loop as loop_module
 from har_edge.runtime.stage.loop import StageLoop, run_stage
 from har_edge.runtime.status_publisher import Identity, StatusPublisher

@@ -1029,3 +1029,18 @@ def pictures(classes: int = 3) -> bytes:
     flat = _reshape(graph, graph.input([1, 8, 6, 3], "image", signature=[-1, 8, 6, 3]), [-1, 144], [1, 144], "flat")
     graph.output(graph.dense(graph.dense(flat, 16, rng), classes, rng, "scores"))
     return draft.build()
+
+
+def wide(rows: int) -> bytes:
+    """Windows "c" to two "scores", one window at a time; the tensor "wide" between has that many rows of all values."""
+    rng, draft = np.random.default_rng(11), Draft()
+    graph, width = draft.graph(), LENGTH * CHANNELS
+    x = graph.input([1, LENGTH, CHANNELS], "c")
+    flat = _reshape(graph, x, [1, 1, width], [1, 1, width], "flat")
+    made = graph.tensor([1, rows, width], "wide")
+    graph.op("MUL", [flat, graph.const(np.ones((1, rows, 1), np.float32))], [made], tflite.MulOptionsT())
+    mean, options = graph.tensor([1, width], "mean"), tflite.ReducerOptionsT()
+    options.keepDims = False
+    graph.op("MEAN", [made, graph.const(np.array([1], np.int32))], [mean], options)
+    graph.output(_scores(graph, mean, rng))
+    return draft.build()

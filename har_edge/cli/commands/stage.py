@@ -28,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
+    from har_edge.config.message_sizes import sends_bytes
     from har_edge.config.pipeline import load_pipeline
     from har_edge.mqtt.bus import Session, TakenOver
     from har_edge.runtime.build import build_setup, delegate_of, delegated, override, receive_max, topics_of
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     session = identity.session(
         expiry_s=pipeline.config.session_expiry_s,
         receive_max=receive_max(wiring),
-        max_payload_bytes=pipeline.config.max_payload_bytes,
+        max_payload_bytes=pipeline.payload_limit,
+        sends_bytes=sends_bytes(entry, wiring.sends),
     )
     if len(wiring.takers) > 1:
         look = options.connect(args, pipeline, Session(f"{identity.instance}-look", clean_start=True))

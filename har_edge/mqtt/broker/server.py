@@ -21,7 +21,7 @@ from har_edge.mqtt.broker.router import Router, SessionState
 from har_edge.mqtt.bus import PublishOutcome, Session, Will
 
 _log = logging.getLogger(__name__)
-MAX_PACKET_BYTES = 16 * 1024 * 1024 + 4096
+MAX_PACKET_BYTES = 64 * 1024 * 1024 + 4096
 MAX_QUEUED_MESSAGES = 100_000  # of one session
 MAX_QUEUED_BYTES = 128 * 1024 * 1024  # of one session
 MAX_RETAINED_BYTES = 256 * 1024 * 1024

@@ -39,6 +39,7 @@ from har_edge.mqtt.clients.reconnect import Reconnector
 from har_edge.mqtt.clients.stale_subscriptions import StaleSubscriptions
 from har_edge.mqtt.clients.transport import (
     AckOrder,
+    limit_below_need,
     open_socket,
     publish_bytes,
     refused_as_large,
@@ -211,6 +212,9 @@ class NativeBus:
         except BrokerError:
             connection.close()
             raise
+        if welcome.max_packet_bytes < self._session.sends_bytes:
+            connection.close()
+            raise limit_below_need(self._address, welcome.max_packet_bytes, self._session.sends_bytes)
         connection.setblocking(False)
         self._socket, self._clean, self._wake_bytes = connection, False, 1
         self._read[:], self._leftover = welcome.rest, bool(welcome.rest)

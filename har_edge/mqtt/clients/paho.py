@@ -34,6 +34,7 @@ from har_edge.mqtt.clients.transport import (
     AckOrder,
     ConsecutiveLosses,
     cut_off_by_size,
+    limit_below_need,
     publish_bytes,
     read_share,
     refusal,
@@ -365,6 +366,10 @@ class PahoBus:
         self._session_present = bool(flags.session_present)
         self._send_quota = min(int(getattr(properties, "ReceiveMaximum", _MAX_IN_FLIGHT)), _MAX_IN_FLIGHT)
         self._send_limit = int(getattr(properties, "MaximumPacketSize", NO_LIMIT))
+        if self._send_limit < self._session.sends_bytes:
+            self._failure = limit_below_need(self._address, self._send_limit, self._session.sends_bytes)
+            self._client.disconnect()
+            return
         self._generation += 1
         self._reconnector.opened()
         self._acks.clear()

@@ -178,6 +178,15 @@ def too_large(topic: str, packet_bytes: int, limit: int) -> str:
     )
 
 
+def limit_below_need(address: Address, limit: int, needed: int) -> FinalRefusal:
+    """Return the error for a broker whose limit is below what a client is to send, with what to do."""
+    return FinalRefusal(
+        f"the broker at {address.url} takes packets of at most {limit} bytes, and messages of this pipeline make "
+        f"ones of up to {needed}; set max_packet_size {needed} or more in the broker's configuration, cut the model "
+        "where less crosses (`har-edge slice --list`), or let activations travel in fewer bytes (`slice --pack`)"
+    )
+
+
 def stale_message(topic: str) -> str:
     """Return the text for messages that only an earlier process of this session asked for."""
     return (

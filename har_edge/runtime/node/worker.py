@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from har_edge.config.message_sizes import sends_bytes
+from har_edge.config.pipeline import LEAST_PAYLOAD_LIMIT, PACKET_BYTES, payload_limit
 from har_edge.errors import BrokerError, HarEdgeError
 from har_edge.inference.load_check import LoadCheck, default_check
 from har_edge.mqtt.bus import Bus, Session, TakenOver
@@ -88,12 +90,13 @@ class WorkerContext:
 def session_of(context: WorkerContext, deployment: Deployment, replica_id: ReplicaId) -> Session:
     """Return the session of a replica, taken as soon as the retained plan gives that to another node, or to none."""
     topics, config = context.topics, deployment.config
-    key = replica_id.epoch, replica_id.stage, replica_id.replica
+    key, generation = (replica_id.epoch, replica_id.stage, replica_id.replica), deployment.generation(replica_id.epoch)
+    limit = LEAST_PAYLOAD_LIMIT if generation is None else payload_limit(config, generation.manifest)
     return Session(
         client_id=session_name(topics.base, topics.pipeline, *key),
         expiry_s=config.session_expiry_s,
         lease=placement_lease(topics, deployment, key, context.node),
-        max_packet_bytes=config.max_payload_bytes + 4096,
+        max_packet_bytes=limit + PACKET_BYTES,
     )
 
 
@@ -266,7 +269,9 @@ class Worker:
         # A node that was away for a while may act on a plan that is old by now.
         if session.lease is not None and lease_lost(session.lease, self._connect):
             raise TakenOver(session.client_id)
-        bus = self._connect(replace(session, receive_max=receive_max(setup.wiring)))
+        wiring = setup.wiring
+        sends = sends_bytes(wiring.entry, wiring.sends)
+        bus = self._connect(replace(session, receive_max=receive_max(wiring), sends_bytes=sends))
         try:
             # A stage of its own for each connection: a join would acknowledge what came over another.
             self._loop = StageLoop(bus, Stage(setup, clock=time.time, monotonic=time.monotonic), self._stop)

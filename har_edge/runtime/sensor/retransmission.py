@@ -23,8 +23,6 @@ _log = logging.getLogger(__name__)
 # A recording goes on without windows that others have passed for this part of the time that ends it.
 PASSED = 0.75
 QUIET_S = 10.0
-# How many messages of a stream may be on their way until the stages have said how many.
-FIRST_ROOM = 8
 # Windows that were answered while the broker had forgotten a sensor are not sent again all at once (RECENT_AFTER_S):
 # new windows would wait behind them at the stages.
 RECENT_SPACING_S = 0.04
@@ -60,7 +58,7 @@ class Retransmitter:
         self._sensor, self._buffer, self._topics = sensor, buffer, topics
         self._give_up_s, self._expires, self._partial = give_up_s, expires, expires and partial
         self._sent = SentCounter(run, heard=True)
-        self._room: int | None = FIRST_ROOM
+        self._room: int | None = sensor.setup.first_room
         self._streams: list[str] = []
         self._progress_at, self._warn_at = 0.0, math.inf
         self._was_here, self._was_away, self._recent_at = False, False, math.inf

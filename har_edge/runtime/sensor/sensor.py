@@ -18,6 +18,10 @@ from har_edge.runtime.counters import Counters
 BYTES_A_RAW_VALUE = 4  # float32, as a sensor without reduction would send it
 
 
+# How many messages of a stream may be on their way until the stages have said how many.
+FIRST_ROOM = 8
+
+
 @dataclass(frozen=True, slots=True)
 class SensorSetup:
     """The setup of a sensor: topics, generation, one reducer for each source, and how it packs messages.
@@ -26,7 +30,7 @@ class SensorSetup:
     that count as known truth: those the model can answer. No message is larger than `max_payload_bytes`. Messages are
     written in `wire_version`, with `ids` for the names of sources. `alone`: each carries one window, whatever comes,
     since the slices take no batch. A value of a window would take `raw_value_bytes` without a reducer. `saturations`
-    count values beyond what reducers or slices take.
+    count values beyond what reducers or slices take. At first, `first_room` messages of a stream may be on their way.
     """
 
     topics: Topics
@@ -35,6 +39,7 @@ class SensorSetup:
     labels: frozenset[int]
     combine: bool = False
     max_payload_bytes: int = wire.MAX_PAYLOAD_BYTES
+    first_room: int = FIRST_ROOM
     wire_version: int = 1
     ids: Mapping[str, int] = field(default_factory=dict)
     alone: bool = False

@@ -27,7 +27,7 @@ from har_edge.timing import OVERTAKEN_S
 REDELIVERED_S = 1.0  # how long a window waits when all its parts came again after a connection or a process was lost
 LOOK_S = 0.5  # how often waiting windows are compared with what was run
 REMEMBERED = 4096  # how many windows that were run are still known
-HELD_BYTES = 32 * 1024 * 1024  # how much the messages of windows that wait may take
+HELD_BYTES = 32 * 1024 * 1024  # how much the messages of windows that wait may take, by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class MissingSourceFallback:
 class Join:
     """Collects parts by (stream, seq) until all wanted ones are there, or until the window may be run without the rest.
 
-    Waiting is bounded: at most `capacity` windows wait, and HELD_BYTES of messages, each at most `timeout_s`; what no
+    Waiting is bounded: at most `capacity` windows wait, and `held_bytes` of messages, each at most `timeout_s`; what no
     longer waits is returned, in the state that follows (window.py), so that the caller counts it. A part that comes
     again replaces the earlier one. With `hold`, the oldest window is evicted, too, when so many messages came since its
     first part: a broker that gives no more before they are acknowledged would keep the parts that it lacks.
@@ -66,7 +66,9 @@ class Join:
         timeout_s: float,
         capacity: int,
         fallback: MissingSourceFallback | None = None,
+        held_bytes: int = HELD_BYTES,
     ) -> None:
+        self._held_bytes = held_bytes
         self._wanted, self._timeout_s, self._capacity, self._fallback = wanted, timeout_s, capacity, fallback
         self._waiting: OrderedDict[Key, PartialWindow] = OrderedDict()
         # The capture time of each part of the windows run last; the one run last is at the end.
@@ -138,17 +140,19 @@ class Join:
         window.captured.update(dict.fromkeys(parts, message.captured))
         window.deliveries.append(delivery)
         window.redelivered = window.redelivered and delivery.duplicate
+        # Parts that came compressed take more than their message.
+        nbytes = max(len(delivery.payload), sum([part.nbytes for part in parts.values()]))
         if len(window.parts) < len(self._wanted):
             window.take(WindowEvent.PART)
             if self._lacks_only_sources(window):
                 self._fallback_at = min(self._fallback_at, self._due(window))
                 window.deadline = max(window.deadline, self._due(window))
-            self._nbytes += len(delivery.payload)
-            window.nbytes += len(delivery.payload)
+            self._nbytes += nbytes
+            window.nbytes += nbytes
             return None
         if self._waiting.pop(key, None):
             self._nbytes -= window.nbytes
-        window.nbytes += len(delivery.payload)
+        window.nbytes += nbytes
         window.take(WindowEvent.LAST_PART)
         self._remember(key, window)
         return window
@@ -167,7 +171,7 @@ class Join:
         """
         if self._fallback is None:
             return []
-        crowd = max(len(self._waiting) - self._capacity, self._nbytes > HELD_BYTES)
+        crowd = max(len(self._waiting) - self._capacity, self._nbytes > self._held_bytes)
         if now < self._fallback_at and crowd <= 0:
             return []
         due, self._fallback_at = [], math.inf
@@ -189,7 +193,7 @@ class Join:
             self._mark_overtaken(now)
         while self._waiting:
             oldest = next(iter(self._waiting.values()))
-            many = len(self._waiting) > self._capacity or self._nbytes > HELD_BYTES
+            many = len(self._waiting) > self._capacity or self._nbytes > self._held_bytes
             if not many and now < oldest.deadline and not self._holds_up(oldest):
                 break
             evicted.append(self._evict(oldest.key))

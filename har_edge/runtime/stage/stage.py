@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from har_edge.config.message_sizes import window_size
 from har_edge.errors import MessageError
 from har_edge.inference.missing_input import missing_input
 from har_edge.mqtt.bus import Delivery, Outgoing
@@ -16,7 +17,7 @@ from har_edge.protocol.events import TensorsEvent, decode, reason_of
 from har_edge.protocol.topics import ALL_SOURCES, Kind, Topic
 from har_edge.runtime.counters import Counters
 from har_edge.runtime.stage.inputs import InputReader
-from har_edge.runtime.stage.join import Join, MissingSourceFallback
+from har_edge.runtime.stage.join import HELD_BYTES, Join, MissingSourceFallback
 from har_edge.runtime.stage.no_score import NoScore, explain
 from har_edge.runtime.stage.outputs import OutputWriter
 from har_edge.runtime.stage.receive_limit import ReceiveLimit
@@ -59,8 +60,13 @@ class Stage:
             missing_input(setup.ports[source], 1)
         timeout_s = min(REPLAY_BUFFER_AFTER_S, setup.join_timeout_s) if setup.deployed else setup.join_timeout_s
         self._joins = len(wanted) > 1
-        self._replay, self._cache = ReplayBuffer(REPLAY_BYTES), OutputCache(OUTPUT_BYTES)
-        self._join = Join(wanted, timeout_s=timeout_s, capacity=setup.join_capacity, fallback=fallback)
+        # However large a window is, one must have room wherever it waits; the join has room for another one, too.
+        window_bytes = window_size(setup.wiring.entry)
+        held_bytes, replay_bytes = max(HELD_BYTES, 2 * window_bytes), max(REPLAY_BYTES, window_bytes)
+        self._replay, self._cache = ReplayBuffer(replay_bytes), OutputCache(OUTPUT_BYTES)
+        self._join = Join(
+            wanted, timeout_s=timeout_s, capacity=setup.join_capacity, fallback=fallback, held_bytes=held_bytes
+        )
         self._receive_limit = ReceiveLimit(self._join)
         self._foreign: set[int] = set()  # the other generations that were logged
         self.complaint = ""  # why the last message or window was dropped

@@ -116,7 +116,7 @@ def test_connack_tells_what_is_taken(wire: socket.socket) -> None:
     reader = codec.Reader(body)
     assert (first, reader.byte(), reader.byte()) == (0x20, 0, 0)
     told = reader.properties().numbers
-    assert told == {codec.Property.MAX_QOS: 1, codec.Property.MAX_PACKET: 16 * 1024 * 1024 + 4096, 0x22: 64}
+    assert told == {codec.Property.MAX_QOS: 1, codec.Property.MAX_PACKET: 64 * 1024 * 1024 + 4096, 0x22: 64}
 
 
 def test_properties_of_a_message_travel_on(wire: socket.socket) -> None:
