@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -109,32 +109,35 @@ class RowGeometry:
                 raise CutError(
                     f"rows [{start}, {stop}) of {self.reference.name} came; expected some of its {self.size}"
                 )
-            found = self._shares[start, stop] = self._trace(start, stop)
+            found = self._shares[start, stop] = self.trace(self.operators, self.wanted(self.operators, start, stop))
         return found
 
-    def _trace(self, start: int, stop: int) -> BlockShare:
-        graph, rows = self.model.main, dict[int, Rows]()
-        for index in self.leaving:
-            owned = self.owned(index, start, stop)
-            if owned.stop > owned.start:
-                rows[index] = owned
+    def wanted(self, operators: Sequence[Operator], start: int, stop: int) -> dict[int, Rows]:
+        """Return the rows of what leaves the block, made by these operators, for a share of the reference's rows."""
+        made = {index for operator in operators for index in operator.outputs}
+        owned = {index: self.owned(index, start, stop) for index in self.leaving if index in made}
+        return {index: rows for index, rows in owned.items() if rows.stop > rows.start}
+
+    def trace(self, operators: Sequence[Operator], wanted: Mapping[int, Rows]) -> BlockShare:
+        """Return what some consecutive operators of the block take to make these rows, and maybe more of them."""
+        graph, rows = self.model.main, dict(wanted)
         done, total = list[RowOperator](), 0.0
-        for operator in reversed(self.operators):
-            wanted = [rows[i] for i in operator.outputs if i in rows]
-            if not wanted:
+        for operator in reversed(operators):
+            results = [rows[i] for i in operator.outputs if i in rows]
+            if not results:
                 continue
-            axis = wanted[0].axis
-            if axis is None or (len(wanted) > 1 and any(one.axis != axis for one in wanted)):
+            axis = results[0].axis
+            if axis is None or (len(results) > 1 and any(one.axis != axis for one in results)):
                 done.append(self._whole(operator, rows))
                 elements: float = graph.tensors[operator.outputs[0]].elements
             else:
                 rule = self._rule(operator, axis)
-                low, high = min(one.start for one in wanted), max(one.stop for one in wanted)
+                low, high = min(one.start for one in results), max(one.stop for one in results)
                 made = rule.taken(low, high)
                 for index in operator.outputs:
                     rows[index] = Rows(axis, low, high)
                 for index, own in self._takes(operator, rule):
-                    self._want(index, _WHOLE if own is None else Rows(own, made.start, made.stop), rows)
+                    add_rows(rows, graph.tensors[index], _WHOLE if own is None else Rows(own, made.start, made.stop))
                 done.append(RowOperator(operator, rule, made))
                 result = graph.tensors[operator.outputs[0]]
                 elements = result.elements / result.shape[axis] * (made.made_stop - made.made_start)
@@ -142,7 +145,7 @@ class RowGeometry:
         inner = {i for one in done for i in one.operator.outputs}
         return BlockShare(
             inputs={i: one for i, one in sorted(rows.items()) if i not in inner},
-            outputs={i: rows[i] for i in self.leaving if i in rows},
+            outputs={i: rows[i] for i in wanted},
             rows=rows,
             operators=tuple(reversed(done)),
             macs=round(total),
@@ -167,23 +170,8 @@ class RowGeometry:
             rows[index] = _WHOLE
         for index in raw_inputs(operator):
             if not self._is_constant(index):
-                self._want(index, _WHOLE, rows)
+                add_rows(rows, self.model.main.tensors[index], _WHOLE)
         return RowOperator(operator, None, None)
-
-    def _want(self, index: int, wanted: Rows, rows: dict[int, Rows]) -> None:
-        known = rows.get(index)
-        if known is None:
-            rows[index] = wanted
-        elif wanted.axis is None or known.axis is None:
-            rows[index] = _WHOLE
-        elif known.axis != wanted.axis:
-            tensor = self.model.main.tensors[index]
-            raise CutError(
-                f"tensor {tensor.name} would be split along axes {known.axis} and {wanted.axis} in one block; end the "
-                "block before the operators that read it"
-            )
-        else:
-            rows[index] = Rows(known.axis, min(known.start, wanted.start), max(known.stop, wanted.stop))
 
     def _refuse_dynamic(self) -> None:
         """Raise CutError where the file does not say how many rows there are; a batch is taken as the planned one."""
@@ -214,6 +202,22 @@ class RowGeometry:
             operator = self.model.main.operators[self.flow.maker[tensor.index]]
             raise CutError(_refusal(operator, f"its result {tensor.name} {list(tensor.shape)} has no rows"))
         return axis
+
+
+def add_rows(rows: dict[int, Rows], tensor: Tensor, wanted: Rows) -> None:
+    """Add rows of a tensor to those that are wanted. Raises CutError for rows along another axis."""
+    known = rows.get(tensor.index)
+    if known is None:
+        rows[tensor.index] = wanted
+    elif wanted.axis is None or known.axis is None:
+        rows[tensor.index] = _WHOLE
+    elif known.axis != wanted.axis:
+        raise CutError(
+            f"tensor {tensor.name} would be split along axes {known.axis} and {wanted.axis} in one block; end the "
+            "block before the operators that read it"
+        )
+    else:
+        rows[tensor.index] = Rows(known.axis, min(known.start, wanted.start), max(known.stop, wanted.stop))
 
 
 def block_geometry(model: Model, start: int, stop: int, rows: tuple[int, int]) -> BlockShare:

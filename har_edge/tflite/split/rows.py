@@ -9,12 +9,14 @@ from har_edge.tflite.cuts import Dataflow
 from har_edge.tflite.manifest import TensorRegion, TensorSpec, is_covered
 from har_edge.tflite.model import Model
 from har_edge.tflite.split.block import BlockSplit, StepDraft, piece, whole
-from har_edge.tflite.split.geometry import RowGeometry, Rows
+from har_edge.tflite.split.geometry import BlockShare, RowGeometry, Rows, add_rows
 from har_edge.tflite.split.plan import Block
 from har_edge.tflite.split.row_file import recipe, write_rows
 
-# Rows that others wait for are a step of their own where this costs at most this part of the share's arithmetic.
-MAX_EXTRA = 0.1
+# Rows that others wait for are computed first where this costs at most this part of the share's arithmetic, and leaves
+# at least this part of its rows to compute while the first ones travel.
+MAX_EXTRA = 0.03
+MIN_INSIDE = 0.25
 
 
 class RowSplit(BlockSplit):
@@ -33,22 +35,20 @@ class RowSplit(BlockSplit):
         start, stop = self.block.share(shard)
         if start == stop:
             return []
-        return [self.step(*rows) for rows in self.order(start, stop, urgent)]
+        shares = self.border_first(start, stop, urgent) or [self.geometry.share(start, stop)]
+        return [self.step(share) for share in shares]
 
-    def step(self, start: int, stop: int) -> StepDraft:
-        """Return the step that computes rows [start, stop)."""
-        share = self.geometry.share(start, stop)
+    def step(self, share: BlockShare) -> StepDraft:
+        """Return the step that computes a share, or some operators of it."""
         if not share.inputs or not share.outputs:
             raise CutError(
-                f"rows [{start}, {stop}) of operators [{self.block.start}, {self.block.stop}) take or make nothing; "
-                "join the block to its neighbour"
+                f"operators [{self.block.start}, {self.block.stop}) take or make nothing; join them to the next block"
             )
-        key = ("rows", self.block.start, self.block.stop, recipe(self.geometry, share))
         return StepDraft(
             self.specs(share.inputs),
             self.specs(share.outputs),
             share.macs,
-            key,
+            ("rows", recipe(self.geometry, share)),
             lambda: write_rows(self.geometry, share),
         )
 
@@ -59,31 +59,48 @@ class RowSplit(BlockSplit):
             for i, one in rows.items()
         )
 
-    def order(self, start: int, stop: int, urgent: Sequence[TensorRegion]) -> list[tuple[int, int]]:
-        """Return the ranges of rows that a share computes one after the other: first those that others wait for.
+    def border_first(self, start: int, stop: int, urgent: Sequence[TensorRegion]) -> list[BlockShare]:
+        """Return a share as several: the first operators for all of its rows, then the last ones, first for the rows
+        that others wait for.
 
-        All rows stay together where the others wait for most of them, or where apart they take more than MAX_EXTRA more
-        arithmetic.
+        As many operators come last as make at most MAX_EXTRA more arithmetic apart. The result is empty where the
+        others wait for most of the rows, or that cannot be.
         """
         first = _joined([self.reference_rows(region, start, stop) for region in urgent])
-        if not first or 2 * sum(high - low for low, high in first) > stop - start:
-            return [(start, stop)]
-        rest, at = [], start
+        inside = stop - start - sum(high - low for low, high in first)
+        if not first or inside < MIN_INSIDE * (stop - start):
+            return []
+        rest, at = list[tuple[int, int]](), start
         for low, high in [*first, (stop, stop)]:
             if low > at:
                 rest.append((at, low))
             at = high
-        ranges = [*first, *rest]
-        if len(ranges) == 1:
-            return ranges
-        together, apart = self.geometry.share(start, stop), [self.geometry.share(*rows) for rows in ranges]
-        if sum(one.macs for one in apart) > (1 + MAX_EXTRA) * together.macs:
-            return [(start, stop)]
-        made = [spec for one in apart for spec in self.specs(one.outputs)]
-        # Strides that are longer than kernels leave gaps between the ranges.
-        if not all(is_covered(spec, made) for spec in self.specs(together.outputs)):
-            return [(start, stop)]
-        return ranges
+        together = self.geometry.share(start, stop)
+        needed = self.specs(together.outputs)
+        for number in range(len(self.geometry.operators)):
+            shares = self.apart(number, start, stop, [*first, *rest])
+            if sum(one.macs for one in shares) > (1 + MAX_EXTRA) * together.macs:
+                continue
+            made = [spec for one in shares for spec in self.specs(one.outputs)]
+            # Strides that are longer than kernels leave gaps between the ranges.
+            if all(one.inputs and one.outputs for one in shares) and all(is_covered(spec, made) for spec in needed):
+                return shares
+        return []
+
+    def apart(self, number: int, start: int, stop: int, ranges: Sequence[tuple[int, int]]) -> list[BlockShare]:
+        """Return the first `number` operators for all rows of a share, and then the others for each range of rows."""
+        geometry, tensors = self.geometry, self.model.main.tensors
+        before, after = geometry.operators[:number], geometry.operators[number:]
+        last = [geometry.trace(after, geometry.wanted(after, low, high)) for low, high in ranges]
+        if not before:
+            return last
+        made = {index for operator in before for index in operator.outputs}
+        wanted = geometry.wanted(before, start, stop)
+        for share in last:
+            for index, rows in share.inputs.items():
+                if index in made:
+                    add_rows(wanted, tensors[index], rows)
+        return [geometry.trace(before, wanted), *last]
 
     def reference_rows(self, region: TensorRegion, start: int, stop: int) -> tuple[int, int]:
         """Return the rows of the block's result, within a share, with which a step makes a region."""

@@ -63,6 +63,20 @@ def test_border_rows_are_made_first_by_the_same_file():
     assert len(layout.files) == len(later.files)
 
 
+def test_the_last_layer_of_a_fused_block_makes_border_rows_first():
+    """All layers apart would compute the halo again for each part; the last one alone costs nothing."""
+    model, content = chain(INT8, 4)
+    blocks = (rows(0, 3, 0, 8, 16, 24), rows(3, 4, 0, 8, 16, 24), whole(4, 5, 3))
+    layout = lay_out(content, *blocks)
+    second = layout.programs[1]
+    made = [(step.outputs[0].of, step.outputs[0].region.start, step.outputs[0].region.stop) for step in second.steps]
+    assert made == [("t6", 7, 17), ("t9", 8, 9), ("t9", 15, 16), ("t9", 9, 15), ("t12", 8, 16)]
+    assert second.macs == lay_out(content, *blocks, border_first=False).programs[1].macs
+    assert [spec.name for spec in second.inputs] == ["x[1:5:19]", "t9[1:7:8]", "t9[1:16:17]"]
+    assert {spec.name: spec.flow for spec in second.outputs} == {"t9[1:8:9]": 0, "t9[1:15:16]": 1, "t12[1:8:16]": 2}
+    check(content, layout, {"x": model.window()})
+
+
 def test_redundant_arithmetic_is_counted():
     _, content = chain(FLOAT)
     whole_model = lay_out(content, rows(0, 3, 0, 24), whole(3, 4, 1))
