@@ -46,6 +46,7 @@ LEAVE_S = 10.0  # that it waits in any case (--drain-timeout)
 NO_BROKER_S = 1.5  # that a process which ends waits for a broker that is not there
 LAST_ANSWERS_S = 1.0  # that a sensor which ends waits for answers that are on their way
 LAST_ACKS_S = 3.0  # that it waits until the broker has acknowledged what it published
+OWN_BROKER_LINGER_S = 1.0  # that its own broker stays after its stages, for who fetches what they sent last
 WORKER_END_S = 6.0  # that a node waits for its workers to end
 PROCESS_STOP_S = 10.0  # until a process on this machine that does not end is killed
 SERVICE_STOP_S = 20.0  # the same by systemd (TimeoutStopSec of har_edge/service/*.service)

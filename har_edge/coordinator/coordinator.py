@@ -14,6 +14,7 @@ from har_edge.coordinator.artifact_publisher import ArtifactPublisher
 from har_edge.coordinator.candidates import CandidatePool
 from har_edge.coordinator.config import CoordinatorConfig, arrangement_of, hashes_of, names_of, promise_of
 from har_edge.coordinator.failover import Reassigner
+from har_edge.coordinator.flow_assigner import FlowAssigner
 from har_edge.coordinator.membership import (
     BLIND_S,
     PAUSE_S,
@@ -58,14 +59,15 @@ _EVENTFUL = frozenset({Health.LOST, Health.GONE, Health.LEAVING})
 class Coordinator:
     """Decides what is deployed where.
 
-    `lines` are texts for a person, `requests` go to the planner; the sessions in `ended` are to be deleted.
+    `lines` are texts for a person, `requests` go to the planner; the sessions in `ended` are to be deleted, each
+    at the broker with the address beside it (empty: the central one).
     """
 
     def __init__(self, setup: CoordinatorConfig, now: float) -> None:
         self.membership, self.rollout = Membership(), Rollout()
         self.lines: list[str] = []
         self.requests: list[PlanRequest] = []
-        self.ended: list[str] = []
+        self.ended: list[tuple[str, str]] = []
         self.moved = self.switched = self.withdrawn = self.rejected = 0
         self._setup = setup
         self._store = PlanStore(setup.topics, setup.author, setup.started, setup.first_epoch - 1)
@@ -74,6 +76,7 @@ class Coordinator:
         )
         self._reassigner = Reassigner(self.membership)
         self._pool = CandidatePool(self.membership, self._reassigner.costs_of)
+        self._flows = FlowAssigner(self.membership, setup.config.task, setup.local_brokers)
         self._collector = SessionCollector()
         self._readiness = ReadinessProbe(setup.author, setup.probe)
         self._replan = Replan(setup.spec, setup.margin, setup.settle_s)
@@ -181,6 +184,7 @@ class Coordinator:
         self._note_events(self.membership.tick(now), now)
         self._reassign_stages(now)
         self._roll(now)
+        self._assign_flows(now)
         outgoing = [
             *self._store.flush(),
             *self._publisher.fill(self._wanted()),
@@ -189,7 +193,7 @@ class Coordinator:
             *self._clear(now),
         ]
         self._consider(now)
-        self.ended += [self._session(key) for key in self._collector.due(self.membership, now)]
+        self.ended += [(self._session(key), url) for key, url in self._collector.due(self.membership, now)]
         return outgoing
 
     def receive(self, response: PlanResponse, now: float) -> list[Outgoing]:
@@ -323,6 +327,15 @@ class Coordinator:
         self.moved += len(reassignments)
         if reassignments:
             self._readiness.current.invalidate(now)
+
+    def _assign_flows(self, now: float) -> None:
+        """Give every flow a broker: no other cuts, no other nodes, so nothing to settle down after."""
+        before, note = self._store.deployed, self._flows.note
+        assigned, lines = self._flows.assign(before, now)
+        if assigned != before:
+            self._store.change(assigned)
+        for line in [*lines, *([self._flows.note] if self._flows.note != note else [])]:
+            self._say(line)
 
     def _roll(self, now: float) -> None:
         """Look whether the step of the rollout is done."""

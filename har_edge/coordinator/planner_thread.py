@@ -248,9 +248,9 @@ def _measure(model: Model, device: str, watch: Watch, delegate: str | None) -> P
 class PlannerThread:
     """One thread that does what is asked of it, one thing after the other; answers are polled."""
 
-    def __init__(self, plan: Callable[[PlanRequest], PlanResponse], delete_session: Callable[[str], None]) -> None:
+    def __init__(self, plan: Callable[[PlanRequest], PlanResponse], delete_session: Callable[[str, str], None]) -> None:
         self._plan, self._delete_session = plan, delete_session
-        self._asked: queue.SimpleQueue[PlanRequest | str | None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[PlanRequest | tuple[str, str] | None] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[PlanResponse] = queue.SimpleQueue()
         # A daemon: a process that ends need not wait for a plan that nobody will read.
         self._thread = threading.Thread(target=self._work, name="planner_thread", daemon=True)
@@ -260,9 +260,9 @@ class PlannerThread:
         """Ask for a plan."""
         self._asked.put(request)
 
-    def delete_session(self, client_id: str) -> None:
-        """Ask for a session to be deleted."""
-        self._asked.put(client_id)
+    def delete_session(self, client_id: str, url: str = "") -> None:
+        """Ask for a session to be deleted, at the broker with this address, by default at the central one."""
+        self._asked.put((client_id, url))
 
     def poll(self) -> list[PlanResponse]:
         """Return the plans that have been made since."""
@@ -278,8 +278,8 @@ class PlannerThread:
 
     def _work(self) -> None:
         while (asked := self._asked.get()) is not None:
-            if isinstance(asked, str):
-                self._delete(asked)
+            if isinstance(asked, tuple):
+                self._delete(*asked)
                 continue
             try:
                 draft = self._plan(asked)
@@ -288,8 +288,9 @@ class PlannerThread:
                 draft = PlanResponse(asked.number, problem=f"planning failed: {error!r}")
             self._made.put(draft)
 
-    def _delete(self, client_id: str) -> None:
+    def _delete(self, client_id: str, url: str) -> None:
         try:
-            self._delete_session(client_id)
+            self._delete_session(client_id, url)
         except Exception as error:  # nor may this end the thread: nobody would plan any more
-            _log.warning("the session %s could not be deleted: %s", client_id, error)
+            where = f" at {url}" if url else ""
+            _log.warning("the session %s%s could not be deleted: %s", client_id, where, error)

@@ -26,8 +26,8 @@ class PlannerClient(Protocol):
     def request(self, request: PlanRequest) -> None:
         """Ask for a plan."""
 
-    def delete_session(self, client_id: str) -> None:
-        """Ask for a session to be deleted."""
+    def delete_session(self, client_id: str, url: str = "") -> None:
+        """Ask for a session to be deleted, at the broker with this address, by default at the central one."""
 
     def poll(self) -> list[PlanResponse]:
         """Return the plans that have been made since."""
@@ -64,7 +64,7 @@ class CoordinatorService:
         while coordinator.requests:
             self._planner.request(coordinator.requests.pop(0))
         while coordinator.ended:
-            self._planner.delete_session(coordinator.ended.pop(0))
+            self._planner.delete_session(*coordinator.ended.pop(0))
         while coordinator.lines:
             self._say(coordinator.lines.pop(0))
         self._sender.retry(time.monotonic())

@@ -20,6 +20,7 @@ class _Gone:
     placement: Placement
     revision: int
     deadline: float
+    brokers: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -30,22 +31,24 @@ class SessionCollector:
 
     def note(self, before: Deployment, after: Deployment, now: float) -> None:
         """Take note of a change of the plan: stages that it no longer has."""
-        kept = {key for key, _ in _stages(after)}
-        for key, placement in _stages(before):
+        kept = {key for key, _, _ in _stages(after)}
+        for key, placement, brokers in _stages(before):
             if key not in kept:
-                self._gone[key] = _Gone(placement, after.revision, now + PATIENCE_S)
+                self._gone[key] = _Gone(placement, after.revision, now + PATIENCE_S, brokers)
         for key in kept & self._gone.keys():
             del self._gone[key]
 
-    def due(self, membership: Membership, now: float) -> list[Key]:
-        """Return the stages whose sessions must be deleted, once each."""
+    def due(self, membership: Membership, now: float) -> list[tuple[Key, str]]:
+        """Return the stages whose sessions must be deleted, once at each broker: the central one (""), and others by
+        address.
+        """
         found = []
         for key, gone in list(self._gone.items()):
             node = gone.placement.node
             member = membership.members.get(node)
             dead = membership.health(node) in (Health.LOST, Health.GONE)
             if dead or now > gone.deadline:
-                found.append(key)
+                found += [(key, url) for url in ("", *gone.brokers)]
                 del self._gone[key]
             elif (
                 member is not None
@@ -57,7 +60,7 @@ class SessionCollector:
         return found
 
 
-def _stages(deployment: Deployment) -> Iterable[tuple[Key, Placement]]:
+def _stages(deployment: Deployment) -> Iterable[tuple[Key, Placement, tuple[str, ...]]]:
     for generation in deployment.generations:
         for placement in generation.placements:
-            yield (generation.epoch, *placement.key), placement
+            yield (generation.epoch, *placement.key), placement, tuple(sorted(generation.brokers.values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -90,6 +90,21 @@ def read_address(
         cert_file,
         key_file,
     )
+
+
+def neighbour_address(central: Address, url: str) -> Address:
+    """Return the address of another broker that a plan names, with the credentials of the central one.
+
+    Raises ConfigError for a malformed URL, and where that broker would get credentials unencrypted that the central one
+    gets encrypted.
+    """
+    found = read_address(url, ca_file=central.ca_file if url.startswith("mqtts:") else None)
+    if central.tls and not found.tls:
+        raise ConfigError(
+            f"the plan names the broker {url}, which is not encrypted; the central one is, so this one must be mqtts://"
+        )
+    same = replace(central, host=found.host, port=found.port, tls=found.tls)
+    return same if same.tls else replace(same, ca_file=None, cert_file=None, key_file=None)
 
 
 def _password(file: Path | None) -> str | None:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from har_edge.errors import BrokerError, HarEdgeError
 from har_edge.mqtt.bus import (
@@ -63,6 +63,9 @@ class Routes(Protocol):
 
     def listens(self, text: str) -> Collection[str]:
         """Return the brokers beside the home one at which to subscribe to a filter."""
+
+
+_Table = TypeVar("_Table", bound=Routes)
 
 
 @dataclass(slots=True)
@@ -153,7 +156,7 @@ def link_opener(
     return open_link
 
 
-class RoutedBus:
+class RoutedBus(Generic[_Table]):
     """A Bus over a home broker and links to others; mqtt/bus.py states the contract.
 
     The bus owns `home`, which is connected. `open_link` connects to a broker by its address, with the same client id.
@@ -166,7 +169,7 @@ class RoutedBus:
         self,
         home: PollableBus,
         open_link: OpenLink,
-        routes: Routes,
+        routes: _Table,
         *,
         start: Start = start_thread,
         clock: Callable[[], float] = time.monotonic,
@@ -184,7 +187,7 @@ class RoutedBus:
         self.reroute(routes)
 
     @property
-    def routes(self) -> Routes:
+    def routes(self) -> _Table:
         return self._routes
 
     @property
@@ -275,11 +278,11 @@ class RoutedBus:
                 link.bus.close(forget=forget)
         self._home.close(forget=forget)
 
-    def reroute(self, routes: Routes) -> None:
+    def reroute(self, routes: _Table) -> None:
         """Follow other routes from now on.
 
-        Links that they do not know any more are closed, and their sessions end. What a broker has not acknowledged, and
-        now belongs elsewhere, is published there, unless the broker may still acknowledge it.
+        Links that they do not know any more are closed, and their sessions end. A message that a broker has not
+        acknowledged, and that now belongs elsewhere, is published there, unless the broker may still acknowledge it.
         """
         self._routes = routes
         for address in routes.needed:

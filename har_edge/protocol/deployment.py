@@ -27,6 +27,8 @@ MAX_REVISION = 2**53
 MAX_GENERATIONS = 8
 MAX_STAGES = 256
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LEVEL = re.compile(r"([0-9]{1,4})(-[1-9][0-9]{0,8})?")
+_BROKER = re.compile(r"mqtts?://(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([1-9][0-9]{0,4})")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -58,13 +60,21 @@ class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One way to cut the model, and who runs the slices. `predicted_s` are the planner's seconds a window, by stage."""
+    """One way to cut the model, and who runs the slices. `predicted_s` are the planner's seconds a window, by stage.
+
+    `brokers` are the addresses of brokers that nodes carry themselves, by node. `flows` names the node whose broker a
+    flow goes through, by the level of its topic (config/wiring.py); other flows go through the central broker. A stage
+    takes a flow from there, from the broker that `flows` names, and from that of the node that makes it, so that a flow
+    may change its way while data flows. Nodes of before these keys refuse a plan that has them.
+    """
 
     epoch: Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
     manifest: SliceManifest
     placements: tuple[Placement, ...]
     predicted_s: tuple[float, ...] = ()
     predicted_latency_s: float = 0.0
+    brokers: dict[str, str] = {}
+    flows: dict[str, str] = {}
 
     def of(self, node: str) -> tuple[Placement, ...]:
         """Return what a node runs."""
@@ -188,4 +198,26 @@ def _flaw(generation: Generation) -> str:
     for placement in generation.placements:
         if not all(map(is_id, (placement.node, *placement.standby))):
             return where + f"stage {placement.stage} has a node that cannot be: {placement.node!r}"
+    return where + found if (found := _routing_flaw(generation)) else ""
+
+
+def is_broker_url(text: str) -> bool:
+    """Return whether a text is the address of a broker as a plan names it: scheme, host and port."""
+    match = _BROKER.fullmatch(text)
+    return match is not None and int(match[2]) < 65536
+
+
+def _routing_flaw(generation: Generation) -> str:
+    """Say what is wrong with the brokers of a generation; empty where nothing is."""
+    for node, url in generation.brokers.items():
+        if not is_id(node) or not is_broker_url(url):
+            return f"node {node!r} has the broker {url!r}; expected mqtt://HOST:PORT or mqtts://HOST:PORT"
+    for level, node in generation.flows.items():
+        match = _LEVEL.fullmatch(level)
+        if match is None or int(match[1]) >= len(generation.manifest.slices):
+            return (
+                f"there is a flow {level!r}; expected STAGE or STAGE-FLOW of {len(generation.manifest.slices)} stages"
+            )
+        if node not in generation.brokers:
+            return f"flow {level} goes through the broker of {node!r}, which has none"
     return ""

@@ -51,13 +51,25 @@ NEXT = {
 ALIVE = frozenset({State.INIT, State.READY, State.BUSY, State.DRAINING})
 
 
+class BrokerOffer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A broker that a node carries: the `url` at which other nodes reach it, and who it is (name and version).
+
+    `max_packet_bytes` bounds a message there; None where it has no limit.
+    """
+
+    url: Annotated[str, msgspec.Meta(max_length=300)]
+    server: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    max_packet_bytes: Count | None = None
+
+
 class NodeCapabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     """The capabilities of a device, as its node reports them.
 
     `protocol` is the version of what nodes and coordinator say to each other. `machine` tells hosts apart. `speed` is
     how many times a fixed reference network runs in a second; the link is None until it has been measured. `delegate`
     is who computed that network: "xnnpack", "none", or empty where an older node does not say it. `packings` are the
-    ways in which activations may travel to and from it, beside as they are: f2, q8, zstd.
+    ways in which activations may travel to and from it, beside as they are: f2, q8, zstd. `routes` says that the node
+    can follow a plan that names brokers of nodes, `broker` is the one that it carries itself.
     """
 
     protocol: Count
@@ -71,6 +83,8 @@ class NodeCapabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     round_trip_s: Claim | None = None
     delegate: str = ""
     packings: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=16)], ...], msgspec.Meta(max_length=16)] = ()
+    routes: bool = False
+    broker: BrokerOffer | None = None
 
 
 class SliceInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -159,7 +173,8 @@ class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
     `queued` messages have come and wait to be handled, `waiting` windows wait for parts; `service_s` is the mean time a
     window took in the slice and around it, `queue_s` the mean time a message waited before; `idle_s` the time since the
     last message. `lost` counts windows given up, `errors` unusable messages. `lacks` is the SHA-256 of the content for
-    want of which it failed.
+    want of which it failed. `routed` is the last revision of the plan at all of whose brokers the stage was connected
+    and subscribed, `unreachable` names the nodes whose brokers it cannot reach.
     """
 
     epoch: Count
@@ -177,6 +192,8 @@ class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
     busy: Figure = 0.0
     idle_s: Figure = 0.0
     lacks: str = ""
+    routed: Count = 0
+    unreachable: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_STAGES)] = ()
 
 
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):

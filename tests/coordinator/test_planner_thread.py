@@ -219,7 +219,7 @@ def test_the_thread_answers_orders_and_a_fault_is_an_answer_too() -> None:
             raise ZeroDivisionError("a fault")
         return PlanResponse(request.number, problem="none")
 
-    def delete_session(client_id: str) -> None:
+    def delete_session(client_id: str, url: str) -> None:
         if client_id == "bad":
             raise faults.pop(0)
         swept.append(client_id)

@@ -127,11 +127,11 @@ def test_sessions_are_swept_unless_their_node_has_left_them() -> None:
     membership, collector = three(DRAINED, 1), SessionCollector()
     membership.note_status("c", None, 0.0)  # c is gone
     collector.note(before, after, 0.0)
-    assert collector.due(membership, 0.1) == [(1, 2, 0)]
+    assert collector.due(membership, 0.1) == [((1, 2, 0), "")]
     saying(membership, "a", revision=8)  # a has read the plan, and says nothing of the stage any more
     saying(membership, "b", StageReport(1, 1, 0, DRAINED), revision=8)
     assert collector.due(membership, PATIENCE_S) == []
-    assert collector.due(membership, PATIENCE_S + 0.1) == [(1, 1, 0)] and collector.due(membership, 99.0) == []
+    assert collector.due(membership, PATIENCE_S + 0.1) == [((1, 1, 0), "")] and collector.due(membership, 99.0) == []
 
 
 def test_a_stage_that_only_moved_is_not_swept() -> None:

@@ -19,6 +19,7 @@ from har_edge.protocol.deployment import PROTOCOL, Deployment, Generation, Phase
 from har_edge.protocol.events import PlanEvent, decode
 from har_edge.protocol.results import Result, encode_results
 from har_edge.protocol.status import (
+    BrokerOffer,
     Heartbeat,
     NodeCapabilities,
     NodeStatus,
@@ -114,8 +115,8 @@ class Drawer:
             busy[placement.node] += 4 / count / speeds[placement.node]
         return Forecast(max(busy.values()), sum(busy.values()), (4 / count,) * count)
 
-    def delete_session(self, client_id: str) -> None:
-        self.swept.append(client_id)
+    def delete_session(self, client_id: str, url: str = "") -> None:
+        self.swept.append(f"{client_id} at {url}" if url else client_id)
 
     def poll(self) -> list[PlanResponse]:
         made, self._made = self._made, []
@@ -141,9 +142,15 @@ class FakeNode:
     hung: bool = False
     state: State = State.READY
     windows: int = 0
+    routed: int = 0
     leaves_at: float = 0.0
     beat_at: float = 0.0
     beats: int = 0
+    routes: bool = False
+    offer: str = ""
+    machine: str = "m"
+    linked: bool = True  # whether its stages are connected to the brokers that the plan names
+    unreachable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         will = Will(TOPICS.status(self.name), self.status(State.LOST))
@@ -156,7 +163,10 @@ class FakeNode:
         return f"{self.name}-{self.number}"
 
     def status(self, state: State) -> bytes:
-        card = NodeCapabilities(self.protocol, "m", "Linux", 1, 10**9, self.runtime, self.speed)
+        offer = BrokerOffer(self.offer, "Mosquitto") if self.offer else None
+        card = NodeCapabilities(
+            self.protocol, self.machine, "Linux", 1, 10**9, self.runtime, self.speed, routes=self.routes, broker=offer
+        )
         return encode_status(NodeStatus(self.name, "node", state, self.instance, float(self.number), device=card))
 
     def say(self) -> None:
@@ -183,11 +193,21 @@ class FakeNode:
         if now >= self.beat_at:
             self.beat_at, self.beats = now + 0.5, self.beats + 1
             self.windows += 10
+            revision = self.deployment.revision if self.deployment else 0
+            self.routed = revision if self.linked else self.routed
             stages = tuple(
-                StageReport(*key, phase, self.failing, windows=self.windows, service_s=self.slow, lacks=self.lacks)
+                StageReport(
+                    *key,
+                    phase,
+                    self.failing,
+                    windows=self.windows,
+                    service_s=self.slow,
+                    lacks=self.lacks,
+                    routed=self.routed,
+                    unreachable=self.unreachable,
+                )
                 for key, (phase, _) in self.phases.items()
             )
-            revision = self.deployment.revision if self.deployment else 0
             beat = Heartbeat(self.name, self.instance, self.beats, now, revision, stages)
             self.bus.publish(TOPICS.heartbeat(self.name), encode_heartbeat(beat))
 
@@ -220,9 +240,17 @@ class FakeNode:
 class World:
     """Nodes, a coordinator, and an onlooker who notes every plan and every status of the coordinator."""
 
-    def __init__(self, spec: PlacementSpec | None = None, *, margin: float = 0.15, settle_s: float = 3.0) -> None:
+    def __init__(
+        self,
+        spec: PlacementSpec | None = None,
+        *,
+        margin: float = 0.15,
+        settle_s: float = 3.0,
+        local_brokers: bool = False,
+    ) -> None:
         self.broker, self.now, self.started = MemoryBroker(), 1000.0, 0
         self.spec, self.margin, self.settle_s = spec or PlacementSpec(), margin, settle_s
+        self.local_brokers = local_brokers
         self.drawer = Drawer(spec=self.spec)
         self.nodes: dict[str, FakeNode] = {}
         self.mute: set[int] = set()
@@ -247,7 +275,7 @@ class World:
         config = PipelineConfig(TASK)
         setup = CoordinatorConfig(
             TOPICS, config, model, {}, {}, identity.instance, identity.started, 5000, self.spec, self.margin,
-            self.settle_s, self.probe,
+            self.settle_s, self.probe, self.local_brokers,
         )  # fmt: skip
         self.coordinator = Coordinator(setup, self.now)
         self.bus = self.broker.connect(identity.session(expiry_s=0))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from har_edge.data.description import StreamDescription
     from har_edge.data.recording import Recording
     from har_edge.mqtt.address import Address
-    from har_edge.mqtt.bus import Bus, Session
+    from har_edge.mqtt.bus import Bus, PollableBus, Session
     from har_edge.mqtt.connect import ClientLibrary, MqttVersion
     from har_edge.protocol.status import SliceInfo
     from har_edge.runtime.status_publisher import Identity
@@ -208,13 +208,22 @@ def connect(args: argparse.Namespace, pipeline: Pipeline, session: Session) -> B
 
 def reach(
     args: argparse.Namespace, session: Session, settings: BrokerConfig | None = None, folder: Path | None = None
-) -> Bus:
+) -> PollableBus:
     """Open the bus for the options; `settings` fills in what they leave open, with files relative to `folder`."""
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.mqtt.connect import open_bus
 
     settings = settings or BrokerConfig()
     address = find_address(args, settings, folder or Path())
+    return open_bus(address, session, chosen_client(args, settings), chosen_protocol(args, settings))
+
+
+def reach_address(args: argparse.Namespace, address: Address, session: Session) -> PollableBus:
+    """Open the bus for the options to another broker than the one that they name."""
+    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.mqtt.connect import open_bus
+
+    settings = BrokerConfig()
     return open_bus(address, session, chosen_client(args, settings), chosen_protocol(args, settings))
 
 

@@ -86,12 +86,17 @@ def default_directory(port: int) -> Path:
 
     Ports other than 1883 have folders of their own below that, unless older versions left their files there.
     """
-    base = Path("/var/lib/har-edge")
-    if os.geteuid() != 0:
-        base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "har-edge"
+    base = state_folder()
     if port == DEFAULT_PORT or _served(base) == port:
         return base
     return base / f"port-{port}"
+
+
+def state_folder() -> Path:
+    """Return the folder below which brokers of this machine keep their files."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/har-edge")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "har-edge"
 
 
 def _served(folder: Path) -> int | None:

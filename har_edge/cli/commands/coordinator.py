@@ -73,6 +73,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds without a change before cuts may change (default: 10)",
     )
+    parser.add_argument(
+        "--local-brokers",
+        action="store_true",
+        help="send flows through the brokers that nodes carry (`node --own-broker`): each crosses one link less",
+    )
     options.add_wire(parser, None, "the lowest that carries the model (default), or 3 where no node is older")
     options.add_reducer(parser, "what the sensors do to windows, instead of what the model's manifest says")
     options.add_delegate(parser, "xnnpack, with a plan that older nodes can read")
@@ -109,6 +114,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     from har_edge.coordinator.coordinator import NAME, Coordinator
     from har_edge.coordinator.planner_thread import PlannerThread
     from har_edge.coordinator.service import run_coordinator
+    from har_edge.mqtt.address import neighbour_address
     from har_edge.mqtt.bus import Session, TakenOver
     from har_edge.protocol.text import escape
     from har_edge.protocol.topics import Topics
@@ -121,9 +127,12 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     setup, planner = _prepare(args, identity, folder)
     bus = options.reach(args, identity.session(expiry_s=0))
 
-    def delete_session(client_id: str) -> None:
-        """End a session at the broker by taking it over for a moment."""
-        found = options.reach(args, Session(client_id, clean_start=True))
+    central = options.find_address(args, BrokerConfig(), Path())
+
+    def delete_session(client_id: str, url: str) -> None:
+        """End a session at a broker by taking it over for a moment."""
+        address = neighbour_address(central, url) if url else central
+        found = options.reach_address(args, address, Session(client_id, clean_start=True))
         deadline = time.monotonic() + SWEEP_S
         while not found.connected and time.monotonic() < deadline:
             found.poll(0.1)
@@ -197,6 +206,7 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
         margin=args.margin,
         settle_s=args.settle,
         probe=lambda generation, stream: _probe(config, generation, stream, beside),
+        local_brokers=args.local_brokers,
     )
     return setup, planner
 

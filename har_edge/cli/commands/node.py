@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
+from har_edge.errors import ConfigError
 from har_edge.timing import LEAVE_S
 from har_edge.units import size
 
 if TYPE_CHECKING:
+    from har_edge.runtime.node.carried_broker import CarriedBroker
     from har_edge.runtime.status_publisher import Identity
 
 HELP = "offer this device to a pipeline: it fetches and runs the slices that the coordinator gives it"
@@ -43,8 +45,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="on stopping, wait S seconds until other nodes have taken the stages over (default: 10)",
     )
     options.add_delegate(parser, "what the plan says")
+    add_own_broker(parser)
     options.add_pipeline(parser)
     options.add_quiet(parser)
+
+
+def add_own_broker(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a broker that the node carries itself."""
+    group = parser.add_argument_group("a broker of this node's own (docs/how-to/brokers-on-the-devices.md)")
+    group.add_argument(
+        "--own-broker",
+        choices=("mosquitto", "embedded"),
+        help="carry a broker, through which the coordinator may send what stages here make (default: none)",
+    )
+    group.add_argument(
+        "--advertise",
+        metavar="HOST",
+        help="name or address of this host for other nodes (default: its address on the way to the central broker)",
+    )
+    group.add_argument(
+        "--own-broker-port", type=values.port, default=0, metavar="PORT", help="port to listen on (default: a free one)"
+    )
+    group.add_argument(
+        "--own-broker-config",
+        type=Path,
+        metavar="FILE",
+        help="Mosquitto configuration, needed where the central broker wants a user or TLS",
+    )
+    group.add_argument(
+        "--own-broker-directory",
+        type=Path,
+        metavar="DIR",
+        help="folder for its sessions and log (default: ~/.local/state/har-edge/node-NAME, as root below /var/lib)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     name = check_node_name(args.name or host_name())
     store = Store(args.cache or default_folder(), args.cache_bytes or LIMIT_BYTES)
     max_bytes = min(MAX_BYTES, read_memory() // 4)
+    broker = carried_broker(args, name)
     context = WorkerContext(
         topics,
         name,
@@ -77,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         max_bytes,
         check=LoadCheck(store.folder),
         delegate=args.delegate,
+        connect_to=broker.connect_to,
     )
     identity = Identity(topics, name, ROLE, options.chosen_client(args, BrokerConfig()).value)
     session = identity.session(expiry_s=0, max_payload_bytes=MAX_PLAN_BYTES)
@@ -85,14 +120,43 @@ def run(args: argparse.Namespace) -> int:
         bus = arrive(context.connect, session, identity, stop, args.delegate)
         if bus is None:
             return 0
+        for line in broker.start(identity):
+            say(line)
         say(f"node {name} connected: {describe(identity)}; MQTT client: {identity.client}")
         node = Node(identity, lambda replica_id, deployment, desired: Worker(context, replica_id, deployment, desired))
-        run_node(bus, node, stop, drain_timeout_s=args.drain_timeout)
+        run_node(bus, node, stop, drain_timeout_s=args.drain_timeout, watch=lambda: broker.watch(identity))
     except TakenOver:
         say(f"node {name}: a younger node of this name has taken over; ending (give each its --name)", file=sys.stderr)
         return options.EXIT_TAKEN_OVER
+    finally:
+        broker.stop()
     print(f"node {name} stopped", flush=True)
     return 0
+
+
+def carried_broker(args: argparse.Namespace, node: str) -> CarriedBroker:
+    """Return the broker that the options ask this node to carry, if any, and the ways to those of others."""
+    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.mqtt.broker.own import OwnBrokerKind, OwnBrokerSettings
+    from har_edge.runtime.node.carried_broker import CarriedBroker
+
+    lone = ("advertise", "own_broker_port", "own_broker_config", "own_broker_directory")
+    given = [f"--{name.replace('_', '-')}" for name in lone if getattr(args, name)]
+    if given and not args.own_broker:
+        raise ConfigError(f"{', '.join(given)} came without --own-broker; say which broker this node is to carry")
+    settings = None
+    if args.own_broker:
+        kind, folder = OwnBrokerKind(args.own_broker), args.own_broker_directory or default_directory(node)
+        settings = OwnBrokerSettings(kind, folder, args.advertise, args.own_broker_port, args.own_broker_config)
+    central = options.find_address(args, BrokerConfig(), Path())
+    return CarriedBroker(settings, central, lambda address, session: options.reach_address(args, address, session))
+
+
+def default_directory(node: str) -> Path:
+    """Return the folder of the broker that a node carries; Mosquitto's user cannot enter root's home."""
+    from har_edge.cli.commands.broker import state_folder
+
+    return state_folder() / f"node-{node}"
 
 
 def host_name() -> str:

@@ -142,6 +142,7 @@ def make_card(speed: float, link: LinkEstimate | None, delegate: str = "") -> No
         round_trip_s=link.round_trip_s if link else None,
         delegate=delegate,
         packings=known_packings(),
+        routes=True,
     )
 
 

@@ -15,7 +15,7 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.bus import Bus, Delivery, Outgoing, TakenOver
 from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.events import PlanEvent, Unreadable, decode
-from har_edge.protocol.status import NEXT, Heartbeat, StagePhase, StageReport, State, encode_heartbeat
+from har_edge.protocol.status import NEXT, BrokerOffer, Heartbeat, StagePhase, StageReport, State, encode_heartbeat
 from har_edge.protocol.topics import RETAINED, Kind
 from har_edge.runtime.node.worker import LEAVING, DesiredState, ReplicaId
 from har_edge.runtime.sender import drain
@@ -90,7 +90,7 @@ class Node:
         self.workers: dict[ReplicaId, WorkerHandle] = {}
         self._start_worker, self._topics = start_worker, identity.topics
         self._number, self._beat_at, self._said = 0, 0.0, frozenset[tuple[ReplicaId, StagePhase]]()
-        self._told: tuple[State, int, int] | None = None
+        self._told: tuple[State, int, int, BrokerOffer | None] | None = None
         self._say_at, self._reconnects = 0.0, 0
 
     # --- what it is told ----------------------------------------------------------------------------------------------
@@ -157,7 +157,8 @@ class Node:
             busy = any(one.phase in _RUNNING for one in self.workers.values())
             self._enter(State.BUSY if busy else State.READY)
         outgoing = []
-        told = (self.state, reconnects, self.rejected)
+        device = self.identity.device
+        told = (self.state, reconnects, self.rejected, device.broker if device else None)
         if told != self._told or now >= self._say_at:
             self._told, self._beat_at, self._say_at = told, now, now + NODE_STATUS_S
             outgoing.append(self.status(counters))
@@ -224,8 +225,12 @@ class Node:
         return Outgoing(self._topics.heartbeat(self.identity.node), encode_heartbeat(beat))
 
 
-def run_node(bus: Bus, node: Node, stop: Stop, *, drain_timeout_s: float) -> None:
+def run_node(
+    bus: Bus, node: Node, stop: Stop, *, drain_timeout_s: float, watch: Callable[[], None] = lambda: None
+) -> None:
     """Follow the plan until `stop`; then hand over what runs here, say goodbye, and disconnect.
+
+    `watch` is called now and then, and may change what the node's identity says of its device.
 
     Raises TakenOver when another process has become this node, BrokerError for what no retry mends.
     """
@@ -237,6 +242,7 @@ def run_node(bus: Bus, node: Node, stop: Stop, *, drain_timeout_s: float) -> Non
             if stop.asked and deadline == float("inf"):
                 deadline = time.monotonic() + drain_timeout_s
                 node.retire()
+            watch()
             _step(bus, node)
             heard_at = time.monotonic() if bus.connected or not stop.asked else heard_at
             if time.monotonic() > heard_at + NO_BROKER_S:

@@ -13,11 +13,13 @@ from har_edge.config.message_sizes import sends_bytes
 from har_edge.config.pipeline import LEAST_PAYLOAD_LIMIT, PACKET_BYTES, payload_limit
 from har_edge.errors import BrokerError, HarEdgeError
 from har_edge.inference.load_check import LoadCheck, default_check
-from har_edge.mqtt.bus import Bus, Session, TakenOver
+from har_edge.mqtt.bus import PollableBus, Session, TakenOver
 from har_edge.mqtt.clients.session_lease import lease_lost
 from har_edge.mqtt.clients.transport import FinalRefusal
+from har_edge.mqtt.routed import RoutedBus, link_opener
 from har_edge.protocol.artifacts import MAX_BYTES
 from har_edge.protocol.deployment import Deployment, Phase, session_name
+from har_edge.protocol.flow_routes import FlowRoutes, flow_routes
 from har_edge.protocol.leases import placement_lease
 from har_edge.protocol.status import StagePhase, StageReport
 from har_edge.protocol.topics import Topics
@@ -68,23 +70,30 @@ class ReplicaId:
     replica: int
 
 
+def no_way(url: str, _: Session) -> PollableBus:
+    """Refuse to connect to the broker of a node."""
+    raise BrokerError(f"this process knows no way to brokers of nodes, and the plan names {url}")
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
     """The objects that all workers of a node share.
 
     `max_bytes` bounds the size of a slice, since it passes through memory. `loading` lets one worker load at a time;
-    `check` runs a slice in a process of its own first.
+    `check` runs a slice in a process of its own first. `connect` leads to the central broker, `connect_to` to the
+    broker of a node, by the address that the plan gives.
     """
 
     topics: Topics
     node: str
-    connect: Callable[[Session], Bus]
+    connect: Callable[[Session], PollableBus]
     store: Store
     threads: int = 1
     max_bytes: int = MAX_BYTES
     delegate: str | None = None  # instead of what the plan says
     loading: threading.Lock = field(default_factory=threading.Lock)
     check: LoadCheck = field(default_factory=default_check)
+    connect_to: Callable[[str, Session], PollableBus] = no_way
 
 
 def session_of(context: WorkerContext, deployment: Deployment, replica_id: ReplicaId) -> Session:
@@ -119,6 +128,7 @@ class Worker:
         self._stop.asked = desired is not DesiredState.HOLD
         self._orphaned = False  # whether a session may be left that nobody else ends
         self._failures, self._retry = 0, False
+        self._routed: tuple[int, tuple[str, ...]] = (0, ())  # as the report says them, in one value
         self._seen: tuple[StageLoop | None, StageMetrics, float] = (None, StageMetrics(0.0), 0.0)
         name = f"stage-{replica_id.stage}.{replica_id.replica}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -188,6 +198,8 @@ class Worker:
             busy=min(1.0, busy_s / passed_s) if passed_s > 0 else 0.0,
             idle_s=max(0.0, now - metrics.heard_at),
             lacks=lacks,
+            routed=self._routed[0],
+            unreachable=self._routed[1],
         )
 
     # --- the thread ---------------------------------------------------------------------------------------------------
@@ -269,14 +281,20 @@ class Worker:
         # A node that was away for a while may act on a plan that is old by now.
         if session.lease is not None and lease_lost(session.lease, self._connect):
             raise TakenOver(session.client_id)
-        wiring = setup.wiring
+        wiring, deployment = setup.wiring, self._deployment
         sends = sends_bytes(wiring.entry, wiring.sends)
-        bus = self._connect(replace(session, receive_max=receive_max(wiring), sends_bytes=sends))
+        session = replace(session, receive_max=receive_max(wiring), sends_bytes=sends)
+        opener = link_opener(session, self._context.connect, self._context.connect_to)
+        bus = RoutedBus(self._connect(session), opener, self._routes(deployment, setup, FlowRoutes()))
         try:
             # A stage of its own for each connection: a join would acknowledge what came over another.
             self._loop = StageLoop(bus, Stage(setup, clock=time.time, monotonic=time.monotonic), self._stop)
             while not self._stop.asked:
+                if self._deployment is not deployment:
+                    deployment = self._deployment
+                    self._reroute(bus, self._routes(deployment, setup, bus.routes))
                 self._loop.turn()
+                self._note_routes(bus, deployment)
                 if self._state[0] is not StagePhase.RUNNING and bus.connected:
                     self._enter(StagePhase.RUNNING)
                     self._failures = 0
@@ -284,10 +302,26 @@ class Worker:
             self._orphaned &= not bus.connected
         finally:
             self._enter(StagePhase.PREPARED)
-            self._loop = None
+            self._loop, self._routed = None, (0, ())
             bus.close(forget=self.desired is DesiredState.END)
 
-    def _connect(self, session: Session) -> Bus:
+    def _routes(self, deployment: Deployment, setup: StageSetup, before: FlowRoutes) -> FlowRoutes:
+        """Return the routes of the stage; those of before where its generation has gone."""
+        generation = deployment.generation(self.replica_id.epoch)
+        return before if generation is None else flow_routes(self._context.topics, generation, setup.wiring)
+
+    def _reroute(self, bus: RoutedBus[FlowRoutes], routes: FlowRoutes) -> None:
+        if routes != bus.routes:
+            bus.reroute(routes)
+
+    def _note_routes(self, bus: RoutedBus[FlowRoutes], deployment: Deployment) -> None:
+        """Keep for the report how far the connections follow the plan."""
+        generation, (routed, _) = deployment.generation(self.replica_id.epoch), self._routed
+        names = {url: node for node, url in generation.brokers.items()} if generation else {}
+        unreachable = tuple(sorted({names[one] for one in bus.unreachable if one in names}))
+        self._routed = (deployment.revision if bus.connected else routed, unreachable)
+
+    def _connect(self, session: Session) -> PollableBus:
         """Connect; raises BrokerUnavailable where a later attempt may succeed."""
         try:
             return self._context.connect(session)
@@ -297,7 +331,10 @@ class Worker:
             raise BrokerUnavailable(str(error)) from None
 
     def _sweep(self) -> None:
-        """End the session of a stage whose generation is gone, where nobody is connected to end it."""
+        """End the session of a stage whose generation is gone, where nobody is connected to end it.
+
+        The coordinator ends those at brokers of nodes.
+        """
         session = session_of(self._context, self._deployment, self.replica_id)
         try:
             self._context.connect(Session(session.client_id, clean_start=True)).close(forget=True)
