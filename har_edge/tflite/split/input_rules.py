@@ -31,8 +31,9 @@ class SumKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LinearInputs:
-    """The positions of the values, the weights and the bias (-1: it never has one) of a linear operator, and the axes
-    of the values and the weights along which the products are added.
+    """The positions of the values, the weights and the bias (-1: it never has one) of a linear operator, the axes of
+    the values and the weights along which the products are added, and the axis of the weights that belongs to the
+    output's channels.
     """
 
     values: int
@@ -40,6 +41,7 @@ class LinearInputs:
     bias: int
     values_axis: int
     weights_axis: int
+    filters_axis: int = 0
 
 
 _Find: TypeAlias = Callable[[OperatorView], LinearInputs]
@@ -61,7 +63,7 @@ def _transposed(view: OperatorView) -> LinearInputs:
 
 
 def _convolution_3d(view: OperatorView) -> LinearInputs:
-    return LinearInputs(0, 1, 2, 4, 3)
+    return LinearInputs(0, 1, 2, 4, 3, 4)
 
 
 def _product(view: OperatorView) -> LinearInputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from har_edge.errors import CutError
 from har_edge.tflite.cuts import Dataflow
@@ -21,10 +22,11 @@ _CHANNELS = 64  # input channels whose weights are looked at together
 _DEQUANTIZE_VERSION, _MATMUL_VERSION = 2, 4
 
 
-def cut_exactly(view: LinearView, share: AxisRange) -> list[AxisRange]:
+def cut_exactly(view: LinearView, share: AxisRange, integers: NDArray[np.int32] | None = None) -> list[AxisRange]:
     """Cut input channels into ranges whose sums of products are float32 numbers without rounding.
 
-    Other kinds of sums are one range. Raises CutError where the products of a single channel are too many.
+    `integers` are what the weights stand for, by default those of the model. Other kinds of sums are one range. Raises
+    CutError where the products of a single channel are too many.
     """
     if view.kind is not SumKind.EXACT:
         return [share]
@@ -34,6 +36,8 @@ def cut_exactly(view: LinearView, share: AxisRange) -> list[AxisRange]:
     largest = max(limits.max - zero, zero - limits.min)
     weights = view.tensor(places.weights)
     data, weights_zero = constant_data(view.model, weights), zero_of(weights.raw)
+    if integers is not None:
+        data, weights_zero = integers, 0
     found, start = list[AxisRange](), share.start
     held = np.zeros(data.shape[0], np.int64)
     for low in range(share.start, share.stop, _CHANNELS):
@@ -62,13 +66,23 @@ def trace_partial(view: LinearView, flow: Dataflow, operators: Sequence[int], pa
 
 
 class PartialFile(ShareFile):
-    """The file that computes a summand of the operator's result, named `name`, over ranges of input channels."""
+    """The file that computes a summand of the operator's result, named `name`, over ranges of input channels.
+
+    A subclass may have other weights, of `channels` output channels.
+    """
 
     def __init__(
-        self, view: LinearView, flow: Dataflow, graph: ShareGraph, parts: Sequence[AxisRange], name: str
+        self,
+        view: LinearView,
+        flow: Dataflow,
+        graph: ShareGraph,
+        parts: Sequence[AxisRange],
+        name: str,
+        channels: int = 0,
     ) -> None:
         super().__init__(view.model, flow, graph)
         self.view, self.name = view, name
+        self.channels = AxisRange(len(view.output.shape) - 1, 0, channels or view.output.shape[-1])
         compute = {SumKind.FLOAT: self.float_sum, SumKind.INTEGER: self.integer_sum, SumKind.EXACT: self.exact_sum}
         last = len(parts) - 1
         total = -1
@@ -87,10 +101,13 @@ class PartialFile(ShareFile):
 
     def float_sum(self, share: AxisRange, suffix: str) -> int:
         """Add the operator on a range of its input."""
-        weights = self.taken(self.view.part(self.view.places.weights, self.view.weights_range(share)))
         result = self.result("float32", suffix)
-        self.linear(self.values(share), weights, result)
+        self.linear(self.values(share), self.float_weights(share), result)
         return result
+
+    def float_weights(self, share: AxisRange) -> int:
+        """Return the weights of a range of input channels."""
+        return self.taken(self.view.part(self.view.places.weights, self.view.weights_range(share)))
 
     def exact_sum(self, share: AxisRange, suffix: str) -> int:
         """Add the operator in float32 on the integers that the values and weights stand for."""
@@ -108,26 +125,39 @@ class PartialFile(ShareFile):
 
     def integer_sum(self, share: AxisRange, suffix: str) -> int:
         """Add the product of 8-bit matrices with 32-bit results; zero points follow after the sum of all shards."""
-        places, shape = self.view.places, self.view.output.shape
-        tensor = self.view.tensor(places.weights)
-        data = cut_data(constant_data(self.model, tensor), self.view.weights_range(share))
-        weights = self.writer.constant(f"{tensor.name}/{share.start}", data)
         values = self.reshaped(self.values(share), (-1, share.size), f"{suffix}/rows", "int8")
-        flat = self.writer.like(
-            self.view.output.index, f"{self.name}{suffix}/flat", (int(np.prod(shape[:-1])), shape[-1]), dtype="int32"
-        )
+        total = self.multiplied(values, self.integer_weights(share), suffix)
+        return self.reshaped(total, self.channels.resized(self.view.output.signature), suffix, "int32")
+
+    def multiplied(self, values: int, weights: int, suffix: str) -> int:
+        """Add the product of rows of values and rows of 8-bit weights."""
+        flat = self.flat(f"{suffix}/product")
         options = tflite.BatchMatMulOptionsT()
         options.adjY = True
         self.writer.add("BATCH_MATMUL", [values, weights], [flat], options, _MATMUL_VERSION)
-        return self.reshaped(flat, self.view.output.signature, suffix, "int32")
+        return flat
+
+    def flat(self, suffix: str) -> int:
+        """Return a new tensor of 32-bit sums, one row for each row of values."""
+        output = self.view.output
+        rows = output.elements // output.shape[-1]
+        name = f"{self.name}{suffix}"
+        return self.writer.like(output.index, name, (rows, self.channels.size), (-1, self.channels.size), "int32")
+
+    def integer_weights(self, share: AxisRange) -> int:
+        """Return the 8-bit weights of a range of input channels."""
+        tensor = self.view.tensor(self.view.places.weights)
+        data = cut_data(constant_data(self.model, tensor), self.view.weights_range(share))
+        return self.writer.constant(f"{tensor.name}/{share.start}", data)
 
     def values(self, share: AxisRange) -> int:
         return self.taken(self.view.part(self.view.places.values, self.view.values_range(share)))
 
     def result(self, dtype: str, suffix: str) -> int:
-        """Return a new tensor of the output's shape."""
+        """Return a new tensor of the summand's shape."""
         output = self.view.output
-        return self.writer.like(output.index, self.name + suffix, output.shape, output.signature, dtype)
+        shape, signature = (self.channels.resized(sizes) for sizes in (output.shape, output.signature))
+        return self.writer.like(output.index, self.name + suffix, shape, signature, dtype)
 
     def linear(self, values: int, weights: int, result: int) -> None:
         """Add the operator without its bias and activation; convolutions take a bias of zeros."""
@@ -135,11 +165,12 @@ class PartialFile(ShareFile):
         inputs = list(view.inputs)
         inputs[places.values], inputs[places.weights] = values, weights
         if view.operator.name == "TRANSPOSE_CONV":
-            inputs = [self.writer.take(view.inputs[0]), weights, values]
+            sizes = self.channels.resized(view.numbers(0))
+            inputs = [self.taken(view.changed(0, list(sizes))), weights, values]
         elif view.operator.name == "FULLY_CONNECTED":
             inputs = [values, weights, -1]
         elif view.operator.name != "BATCH_MATMUL":
-            zeros = np.zeros(view.output.shape[-1], np.float32)
+            zeros = np.zeros(self.channels.size, np.float32)
             inputs = [values, weights, self.writer.constant(f"{self.name}/zeros", zeros)]
         options = {"fusedActivationFunction": 0} if hasattr(view.options, "fusedActivationFunction") else {}
         self.writer.copy(view.operator, inputs, [result], **options)
