@@ -23,10 +23,10 @@ def image_task(image: Port, scores: Port, labels: Sequence[str] | None = None) -
     in its own quantisation, so that they enter untouched. Raises ModelError for an input of another shape, ConfigError
     for labels that are not as many as the scores.
     """
-    if len(image.shape) not in (3, 4) or -1 in image.shape[1:]:
+    if len(image.shape) not in (3, 4, 5) or -1 in image.shape[1:]:
         raise ModelError(
-            f"input {image.name!r} is {list(image.shape)}; expected an image [1, height, width, channels] or a window "
-            "[1, length, channels]"
+            f"input {image.name!r} is {list(image.shape)}; expected an image [1, height, width, channels], a clip "
+            "[1, frames, height, width, channels] or a window [1, length, channels]"
         )
     classes = math.prod(scores.shape[1:])
     names = [f"class-{index}" for index in range(classes)] if labels is None else list(labels)

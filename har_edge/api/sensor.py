@@ -318,7 +318,7 @@ def _rows(samples: Array, channels: int, what: str) -> Samples:
         raise DataError(f"samples of {what} are no numbers: {error}; expected [n, {channels}]") from None
     if values.ndim == 1:
         values = values[np.newaxis]
-    elif values.ndim == 3:
+    elif values.ndim in (3, 4):  # an image, a clip
         values = values.reshape(-1, values.shape[-1])
     if values.ndim != 2 or values.shape[1] != channels:
         raise DataError(f"samples of {what} have the shape {list(np.shape(samples))}; expected [n, {channels}]")

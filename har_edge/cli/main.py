@@ -32,6 +32,7 @@ COMMANDS = (
         "slice",
         "evaluate",
         "train",
+        "zoo",
         "data",
         "testbed",
         "profile",

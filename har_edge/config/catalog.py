@@ -62,8 +62,8 @@ class LosoScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One model file: its task, training data and scores, and the command that makes it again.
 
-    `trained_on` names the streams behind the weights; `split` was measured on streams outside its own `train`. Files of
-    fitted reducers lie beside the model, and the task holds their hashes.
+    `trained_on` names the streams behind the weights; `split` was measured on streams outside its own `train`. Random
+    weights have neither. Files of fitted reducers lie beside the model, and the task holds their hashes.
     """
 
     name: str
@@ -75,7 +75,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     data: str
     real: bool
     trained_on: list[str]
-    split: SplitScore
+    split: SplitScore | None
     baselines: list[BaselineScore]
     command: str
     seed: int

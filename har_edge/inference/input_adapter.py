@@ -79,7 +79,7 @@ def find_layout(shape: tuple[int, ...], length: int, channels: int) -> WindowLay
     """Return the order of a window [length, channels] in an input of this shape, None where it does not fit.
 
     Dimensions of 1 do not matter. SAMPLES stands for [length, channels], a flat vector, or the pixels of an image row
-    by row; CHANNELS for [channels, length].
+    by row, of a clip frame by frame; CHANNELS for [channels, length].
     """
     sizes = tuple(n for n in shape if n != 1)
     plain = tuple(n for n in (length, channels) if n != 1)
@@ -87,7 +87,7 @@ def find_layout(shape: tuple[int, ...], length: int, channels: int) -> WindowLay
         return WindowLayout.SAMPLES
     if sizes == plain[::-1]:
         return WindowLayout.CHANNELS
-    image = len(shape) == 3 and shape[-1] == channels and math.prod(shape[:-1]) == length and min(shape) > 0
+    image = len(shape) in (3, 4) and shape[-1] == channels and math.prod(shape[:-1]) == length and min(shape) > 0
     return WindowLayout.SAMPLES if image else None
 
 

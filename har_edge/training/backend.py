@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from har_edge.errors import ConfigError
 from har_edge.extras import install_line, require
@@ -38,9 +38,12 @@ def quietly() -> Iterator[None]:
             os.close(kept)
 
 
-def require_tensorflow() -> None:
-    """Import TensorFlow quietly; raises ConfigError that says how to install it, or why it does not load."""
-    require("training", "tensorflow", "sklearn")
+def require_tensorflow(purpose: str = "training", *, also: Sequence[str] = ("sklearn",)) -> None:
+    """Import TensorFlow quietly; raises ConfigError that says how to install it, or why it does not load.
+
+    `also` names further libraries that the purpose needs.
+    """
+    require(purpose, "tensorflow", *also)
     try:
         with quietly():
             # TensorFlow's own log is pages long; whoever wants it sets the variable.
@@ -48,6 +51,6 @@ def require_tensorflow() -> None:
             import tensorflow  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"training needs TensorFlow, which is installed but does not load ({error}); install it anew: "
+            f"{purpose} needs TensorFlow, which is installed but does not load ({error}); install it anew: "
             f"{install_line('tensorflow')} --force-reinstall"
         ) from error

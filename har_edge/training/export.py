@@ -42,7 +42,7 @@ def export_int8(fitted: Fitted, calibration: Mapping[str, Samples]) -> bytes:
 
 def convert_float(network: Any) -> bytes:
     """Return a Keras model as a float32 .tflite."""
-    return tidy(_convert(tf.lite.TFLiteConverter.from_keras_model(network)), network)
+    return tidy(convert(tf.lite.TFLiteConverter.from_keras_model(network)), network)
 
 
 def convert_int8(
@@ -58,7 +58,7 @@ def convert_int8(
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
     converter.representative_dataset = lambda: _representative(scaling, calibration)
-    content = flatbuffer_utils.convert_bytearray_to_object(bytearray(_convert(converter)))
+    content = flatbuffer_utils.convert_bytearray_to_object(bytearray(convert(converter)))
     ports = {f"serving_default_{name}:0".encode(): name for name in calibration}
     for index in list(content.subgraphs[0].inputs):
         name = ports[content.subgraphs[0].tensors[index].name]
@@ -86,7 +86,8 @@ def _representative(scaling: Scaling, calibration: Mapping[str, Samples]) -> Ite
         yield window
 
 
-def _convert(converter: Any) -> bytes:
+def convert(converter: Any) -> bytes:
+    """Run a converter without its messages."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quietly():
         warnings.simplefilter("ignore")
         return bytes(converter.convert())

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import keras
 import msgspec
-import numpy as np
-import tensorflow as tf
 
-from har_edge import __version__
 from har_edge.codecs.spec import parse_spec
 from har_edge.config.catalog import BaselineScore, ModelEntry, SplitScore
 from har_edge.config.task import Task
@@ -29,6 +24,7 @@ from har_edge.tflite.manifest import TensorSpec
 from har_edge.training.codec import MadeFiles
 from har_edge.training.fit import Recipe
 from har_edge.training.system import SystemTrainer
+from har_edge.training.versions import versions
 
 Log = Callable[[str], None]
 
@@ -199,17 +195,6 @@ class ModelBuilder:
             versions=versions(),
         )
         return ModelFile(system.model, entry, system.files)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that the bytes of a model depend on."""
-    return {
-        "har_edge": __version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-    }
 
 
 def _spec(port: Port) -> TensorSpec:

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _find(name: str, folder: Path) -> ModelUnderTest:
     from har_edge.experiments.model_under_test import find_model_under_test
-    from har_edge.training.zoo import NAMES, find_keras
+    from har_edge.training.keras_cache import NAMES, find_keras
 
     return find_model_under_test(str(find_keras(name)) if name in NAMES else name, folder / "models" / Path(name).stem)
 

@@ -192,6 +192,8 @@ def _accuracy_lines(
         yield "", "synthetic data; get the real recordings with: har-edge data fetch"
     elif entry is None:
         yield "", "nobody says what this model was trained on: if on these subjects, this says little"
+    elif entry.split is None:
+        yield "", entry.data
     elif set(facts["subjects"].split(", ")) & set(entry.trained_on):
         split = entry.split
         yield "", "the model was trained on these subjects too, so this says little;"

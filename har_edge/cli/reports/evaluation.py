@@ -108,6 +108,8 @@ def _worth(evaluation: Evaluation) -> list[str]:
         return [f"{indent}on synthetic data: says nothing about people"]
     if evaluation.trained_on is None:
         return [f"{indent}nobody says what this model was trained on: if on these subjects, this says little"]
+    if not evaluation.trained_on:
+        return [f"{indent}on random weights: says nothing about anything"]
     if evaluation.seen and split is not None:
         people = f"trained on {_names(split.train)}, tested on {_names(split.test)}"
         return [
