@@ -13,6 +13,7 @@ from har_edge.cli.main import main
 from har_edge.config.catalog import load_catalog
 from har_edge.config.pipeline import load_pipeline
 from har_edge.inference.interpreter import Interpreter
+from har_edge.inference.tensor_observation import open_model
 from har_edge.runtime.verify import check_cuts
 from har_edge.tflite.cuts import list_cuts
 from har_edge.tflite.model import Model, read_model
@@ -87,7 +88,7 @@ def test_counts_that_papers_take_otherwise() -> None:
 
 @pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
 @pytest.mark.parametrize("name", ZOO)
-def test_a_small_one_runs_and_is_cut(small, name: str, int8: bool) -> None:
+def test_a_small_one_runs_and_is_cut(small, tmp_path: Path, name: str, int8: bool) -> None:
     content = small(name, int8)
     batch = images(name, 3)
     each = np.concatenate([answers(content, one[None]) for one in batch])
@@ -96,7 +97,8 @@ def test_a_small_one_runs_and_is_cut(small, name: str, int8: bool) -> None:
     assert np.allclose(scores.sum(axis=1), 1, atol=0.02)
     together = answers(content, batch)  # the batch is open
     assert np.array_equal(each, together) if int8 else np.allclose(each, together, atol=1e-5)
-    model = read_model(content)
+    (tmp_path / "model.tflite").write_bytes(content)
+    model = open_model(tmp_path / "model.tflite")  # looks which tensors carry the batch: in a clip, frames do
     cuts = [cut.index for cut in list_cuts(model) if cut.refusal is None]
     thirds = (cuts[len(cuts) // 3], cuts[2 * len(cuts) // 3])
     (check,) = check_cuts(model, [thirds])
@@ -220,7 +222,8 @@ def test_figures_of_random_weights_say_so(tmp_path: Path, capsys: pytest.Capture
     assert main(["zoo", "lenet5", "--out", str(tmp_path / "lenet5.tflite")]) == 0
     description = tmp_path / "images-1.toml"
     description.write_text(
-        'name = "images"\nrate_hz = 1.0\n[files]\npattern = "(?P<stream>[a-z]+).csv"\n'
+        'name = "images"\nrate_hz = 1.0\nlabels = ["class-0", "class-1"]\n'
+        '[files]\npattern = "(?P<stream>[a-z]+).csv"\nlabel = "label"\n'
         '[[sources]]\nname = "camera"\ncolumns = ["channel-0"]\n'
     )
     capsys.readouterr()
