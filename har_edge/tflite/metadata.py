@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from har_edge.tflite import schema
 from har_edge.tflite.model import Model
 
@@ -118,7 +120,8 @@ def _floats(data: bytes, table: int, field: int) -> tuple[float, ...]:
     (length,) = struct.unpack_from("<I", data, start)
     if length > _MAX_CHANNELS:
         raise ValueError(f"{length} figures of a normalization, expected at most {_MAX_CHANNELS}")
-    return tuple(float(f"{value:.9g}") for value in struct.unpack_from(f"<{length}f", data, start + 4))
+    # The text of a NumPy scalar has the fewest digits that give it back.
+    return tuple(float(str(np.float32(value))) for value in struct.unpack_from(f"<{length}f", data, start + 4))
 
 
 def keep_part(data: bytes, *, inputs: bool, outputs: bool) -> bytes:

@@ -39,6 +39,7 @@ CASES = [
         "reducer 'zstd' needs zstandard",
         "zstd",
     ),
+    (["sensor", "--images", "x.png"], "PIL", "--images needs Pillow", "images"),
     (["demo", "--reducer", "chest=zstd:1"], "zstandard", "reducer 'zstd:1' needs zstandard", "zstd"),
 ]
 
