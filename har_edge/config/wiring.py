@@ -15,8 +15,8 @@ class Wiring:
     """The inputs and outputs of one stage, by tensor name.
 
     `sources` maps each source to the input it enters. `earlier` maps the index of an earlier stage to the tensors it
-    sends; shards of the same operators send to each other, too. `sends` are the tensors that other stages need, and
-    `takers` those stages. `answers` says that this stage gives the result.
+    sends; shards of the same operators, the `peers`, send to each other, too. `sends` are the tensors that other stages
+    need, and `takers` those stages. `answers` says that this stage gives the result.
 
     `passes` are outputs of the model that earlier stages made, and that this one takes along into the result; they are
     among `earlier` and `takes`, and enter no slice.
@@ -35,6 +35,22 @@ class Wiring:
     takes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     flows: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     passes: tuple[TensorSpec, ...] = ()
+    peers: frozenset[int] = frozenset()
+
+    @property
+    def peer_parts(self) -> frozenset[str]:
+        """The tensors that come from shards of the same operators."""
+        return frozenset(name for stage in self.peers for name in self.earlier.get(stage, ()))
+
+    @property
+    def levels(self) -> Mapping[str, tuple[str, ...]]:
+        """The tensors that each topic of activations brings, by the level that names its flow."""
+        return self.takes or {flow_level(stage, 0): names for stage, names in sorted(self.earlier.items())}
+
+    @property
+    def messages(self) -> Mapping[int, tuple[str, ...]]:
+        """The tensors of each message that the stage sends for a window, by flow."""
+        return self.flows or ({0: self.sends} if self.sends else {})
 
 
 def flow_level(stage: int, flow: int) -> str:
@@ -100,7 +116,12 @@ def find_wiring(manifest: SliceManifest, task: Task, index: int) -> Wiring:
         {level: tuple(names) for level, names in takes.items()},
         {flow: tuple(names) for flow, names in sorted(flows.items())},
         tuple(tensor for _, tensor in passes),
+        frozenset(k for k, entry in enumerate(entries) if k != index and _is_peer(entry, entries[index])),
     )
+
+
+def _is_peer(entry: SliceEntry, other: SliceEntry) -> bool:
+    return bool(entry.steps and other.steps) and (entry.start, entry.stop) == (other.start, other.stop)
 
 
 def find_answering(manifest: SliceManifest, task: Task) -> int | None:

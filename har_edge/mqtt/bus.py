@@ -184,7 +184,8 @@ class PollableBus(Bus, Protocol):
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A message to publish, and the deliveries to acknowledge once the broker has it.
 
-    With `needs_subscriber`, the loop keeps the message and publishes it again until a subscriber is there.
+    With `needs_subscriber`, the loop keeps the message and publishes it again until a subscriber is there. With
+    `partial`, a later message names the same deliveries, and they are acknowledged when both are safe.
     """
 
     topic: str
@@ -192,3 +193,4 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     acks: tuple[Delivery, ...] = ()
     retain: bool = False
     needs_subscriber: bool = False
+    partial: bool = False

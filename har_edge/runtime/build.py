@@ -40,12 +40,14 @@ from har_edge.runtime.sensor.send_policy import Batch
 from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE, FIRST_ROOM, Sensor, SensorSetup
 from har_edge.runtime.stage.packed import check_packings
 from har_edge.runtime.stage.setup import StageSetup
+from har_edge.runtime.stage.shard import make_stage
 from har_edge.runtime.stage.stage import Stage
 from har_edge.tflite.manifest import QUANTISED
 
 if TYPE_CHECKING:
     from har_edge.inference.input_adapter import InputAdapter
     from har_edge.inference.interpreter import Interpreter, Port
+    from har_edge.inference.loaded_slice import LoadedSlice
 
 _log = logging.getLogger(__name__)
 # Bytes that may wait in a stage's memory; two messages at least, so that it need not wait for the next.
@@ -121,7 +123,7 @@ def build_stage(
 ) -> Stage:
     """Load slice `index` (its hash is checked first) and return its stage; see `build_setup`."""
     setup = build_setup(pipeline, index, threads=threads, replicas=replicas, deployed=deployed)
-    return Stage(setup, clock=time.time, monotonic=time.monotonic)
+    return make_stage(setup, clock=time.time, monotonic=time.monotonic)
 
 
 def build_setup(
@@ -140,27 +142,26 @@ def build_setup(
     or that has replicas and needs more than one message for a window.
     """
     from har_edge.inference.interpreter import Delegate, load_slice  # a sensor does without LiteRT
+    from har_edge.inference.loaded_slice import LoadedSlice
     from har_edge.runtime.node.capabilities import applied_delegate
 
     wiring, task = pipeline.wiring(index), pipeline.task
     check_packings(wiring.entry)
     _check_replicas(wiring, replicas)
-    path = pipeline.folder / pipeline.config.slices / wiring.entry.file
-    fresh = starts_fresh(wiring.entry.state, task, f"slice {path}")
+    _check_shard(pipeline, wiring)
+    folder = pipeline.folder / pipeline.config.slices
+    fresh = starts_fresh(wiring.entry.state, task, f"slice {folder / wiring.entry.file}")
     delegate = Delegate(delegate_of(pipeline.config) or Delegate.XNNPACK)
-    interpreter = load_slice(
-        path,
-        wiring.entry.sha256,
-        threads=threads,
-        fresh=fresh,
-        check=check or default_check(),
-        delegate=delegate,
-    )
+
+    def load(file: str, sha256: str) -> Interpreter:
+        chosen = check or default_check()
+        return load_slice(folder / file, sha256, threads=threads, fresh=fresh, check=chosen, delegate=delegate)
+
+    loaded = LoadedSlice(wiring.entry, load)
+    interpreter = loaded.first
     if deployed:
-        _warm_up(interpreter, wiring)
-    ports = {port.name: port for port in interpreter.inputs}
-    results = {port.name: port for port in interpreter.outputs}
-    ports = {source: ports[tensor] for source, tensor in wiring.sources.items()}
+        _warm_up(loaded, wiring)
+    ports = {source: loaded.input_port(tensor) for source, tensor in wiring.sources.items()}
     # Bytes that enter as they are cannot saturate.
     watched = _saturations(ports) if task.image is None or task.image.mean else {}
     return StageSetup(
@@ -168,8 +169,8 @@ def build_setup(
         epoch=pipeline.config.epoch,
         task=task,
         wiring=wiring,
-        run=interpreter.run,
-        result_port=_result_port(pipeline, results) if wiring.answers else None,
+        run=loaded.run,
+        result_port=_result_port(pipeline, loaded) if wiring.answers else None,
         feeds=_feeds(pipeline, ports, watched),
         max_payload_bytes=pipeline.payload_limit,
         join_timeout_s=pipeline.config.join.timeout_s,
@@ -183,18 +184,20 @@ def build_setup(
         deployed=deployed,
         delegate=applied_delegate(interpreter, delegate.value),
         saturations=tuple(watched.values()),
+        program=loaded.program,
     )
 
 
-def _result_port(pipeline: Pipeline, results: Mapping[str, Port]) -> Port | None:
+def _result_port(pipeline: Pipeline, loaded: LoadedSlice) -> Port | None:
     """Return the port with the scores, of this slice or of an earlier one; None for a model without classes."""
     from har_edge.inference.interpreter import Port
 
     task = pipeline.task
     if not task.labels:
         return None
-    if task.output in results:
-        return results[task.output]
+    found = loaded.output_port(task.output)
+    if found is not None:
+        return found
     spec = next(spec for entry in pipeline.manifest.slices for spec in entry.outputs if spec.name == task.output)
     one = next((one for one in task.arrays if one.tensor == task.output), ArrayOutput(task.output))
     return Port(spec.name, spec.shape, np.dtype(spec.dtype), one.scale, one.zero)
@@ -250,6 +253,16 @@ def receive_max(wiring: Wiring) -> int:
     return max(RECEIVE_LEAST, min(RECEIVE_MAX, RECEIVE_BYTES // max(1, size)))
 
 
+def _check_shard(pipeline: Pipeline, wiring: Wiring) -> None:
+    """Refuse a shard that would run without a source: the others of its group might have run with it."""
+    if wiring.entry.steps and wiring.sources and pipeline.config.join.patience_s is not None:
+        raise ConfigError(
+            f'join.missing is "carry_on", and stage {wiring.index} is a shard that takes {", ".join(wiring.sources)}; '
+            "shards of one group could run a window with different sources: cut the model so that one slice takes the "
+            'sources, or set join.missing = "wait"'
+        )
+
+
 def join_capacity(pipeline: Pipeline) -> int:
     """Return how many windows may be under way: as many as the pipeline says, fewer where their messages are large."""
     return max(1, min(pipeline.config.join.capacity, UNDER_WAY_BYTES // largest_message(pipeline.manifest)))
@@ -264,12 +277,10 @@ def _check_replicas(wiring: Wiring, replicas: int) -> None:
         )
 
 
-def _warm_up(interpreter: Interpreter, wiring: Wiring) -> None:
+def _warm_up(loaded: LoadedSlice, wiring: Wiring) -> None:
     """Run once, so that the first window is not the slow one; a model that refuses made-up values goes without."""
-    from har_edge.inference.sampling import sample
-
     try:
-        interpreter.run(sample(interpreter.inputs, np.random.default_rng(0)))
+        loaded.run(loaded.sample(np.random.default_rng(0)))
     except MessageError as error:
         _log.info("slice %d was not warmed up: %s", wiring.index, error)
 

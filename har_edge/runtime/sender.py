@@ -67,6 +67,7 @@ class Sender:
         self._logged: set[PublishOutcome] = set()
         # How many messages still hold each delivery: it is acknowledged when the last of them is safe.
         self._holders: dict[tuple[int, int], int] = {}
+        self._unfinished: set[tuple[int, int]] = set()  # deliveries that a later message will name
 
     @property
     def pending(self) -> int:
@@ -81,10 +82,15 @@ class Sender:
     def send(self, outgoing: Outgoing) -> None:
         """Publish one message, or release its deliveries when it has no topic.
 
-        Deliveries that several messages settle are named in each, and all of those must be sent before the next poll.
+        Deliveries that several messages settle are named in each. All of those must be sent before the next poll, but
+        for messages that are `partial`: their deliveries wait for a later one that is not.
         """
         for delivery in outgoing.acks:
             self._holders[delivery.token] = self._holders.get(delivery.token, 0) + 1
+        if outgoing.partial:
+            self._unfinished.update(delivery.token for delivery in outgoing.acks)
+        elif self._unfinished:
+            self._unfinished.difference_update(delivery.token for delivery in outgoing.acks)
         if outgoing.topic:
             self._publish(outgoing, INITIAL)
         else:
@@ -129,7 +135,7 @@ class Sender:
     def _release(self, outgoing: Outgoing) -> None:
         for delivery in outgoing.acks:
             self._holders[delivery.token] -= 1
-            if not self._holders[delivery.token]:
+            if not self._holders[delivery.token] and delivery.token not in self._unfinished:
                 del self._holders[delivery.token]
                 self._bus.acknowledge(delivery)
 

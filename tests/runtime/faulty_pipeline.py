@@ -4,6 +4,10 @@
                                     -> stage 2 -> "right" -> stage 3 -> result
 
 Stage 0 joins sources, stages 1 and 2 are two shards, stage 3 joins these; or one stage does what these three do.
+Or a group of shards that run steps and exchange rows does the work of stages 1 and 2:
+
+    chest, arm -> [stage 0 ->] shard <-> shard -> last stage -> result
+
 Samples are small whole numbers, so that sums are exact in whatever order, and differ by stream, window and source.
 A test moves the clock.
 """
@@ -20,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.config.wiring import Wiring
+from har_edge.config.wiring import Wiring, find_wiring, flow_level
 from har_edge.data.recording import Window
+from har_edge.inference.shard_program import ShardProgram
 from har_edge.mqtt.bus import Delivery, Outgoing, PublishOutcome, Session
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 from har_edge.protocol import wire
@@ -34,13 +39,15 @@ from har_edge.runtime.sensor.retransmission import Retransmitter
 from har_edge.runtime.sensor.retransmit_buffer import RetransmitBuffer, SentState
 from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
 from har_edge.runtime.sink import Sink
+from har_edge.runtime.stage.shard import make_stage as stage_of
 from har_edge.runtime.stage.stage import Stage
-from har_edge.tflite.manifest import SliceEntry, TensorSpec
-from tests.runtime.rig import CHANNELS, LENGTH, TOPICS, Clock, small_stage
+from har_edge.tflite.manifest import ShardStep, SliceEntry, SliceManifest, TensorRegion, TensorSpec, versioned
+from tests.runtime.rig import CHANNELS, LENGTH, TASK, TOPICS, Clock, small_stage
 
 SOURCES = ("chest", "arm")
 GIVE_UP_S = 400.0  # longer than the faults of a schedule last
 MOST_OUT = 64
+HASH = "0" * 64
 Key = tuple[str, int]
 Array = npt.NDArray[Any]
 Values = Mapping[str, Array]
@@ -88,8 +95,94 @@ SHARDS: list[Slice] = [
 CHAIN: list[Slice] = [(both, {}, "both"), (total, {0: ("both",)}, "")]
 
 
-def make_stage(slices: Sequence[Slice], index: int, clock: Clock, **options: Any) -> Stage:
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Slices of which some are shards, and what each step or slice runs."""
+
+    manifest: SliceManifest
+    runs: tuple[tuple[Callable[[Values], Values], ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.manifest.slices)
+
+
+def rows(name: str, start: int, stop: int, channels: int, called: str = "", flow: int = 0) -> TensorSpec:
+    region = TensorRegion(name, 1, start, stop)
+    title = called or f"{name}[1:{start}:{stop}]"
+    return TensorSpec(title, (-1, stop - start, channels), "float32", region=region, flow=flow)
+
+
+def double(values: Values) -> Values:
+    """Return rows of a tensor that is twice what came."""
+    return {"h": 2 * np.concatenate([values[name] for name in values], axis=2)}
+
+
+def above(values: Values) -> Values:
+    """Return rows that are exact only if the halo row is of the same window and of the same run."""
+    came = np.concatenate([values[name] for name in ("c", "a") if name in values] or [values["both"]], axis=2)
+    assert came.shape[1] == 3 and values["h"].shape[1] == 3
+    halo = [row for row in (0, 2) if values["edge"].item() == row]
+    return {"g": values["h"][:, 1 - halo[0] // 2 : 3 - halo[0] // 2] / 2 + 1000 * _gap(values["h"], came, halo[0])}
+
+
+def _gap(h: Array, came: Array, row: int) -> Array:
+    return h[:, row : row + 1] - 2 * came[:, row : row + 1]
+
+
+def make_group(*, sources: bool) -> Group:
+    """Return two shards of rows [0, 2) and [2, 4), which take the sources, or what stage 0 makes of them.
+
+    Each doubles its border row and sends it, doubles its other row, then makes its rows of g with the other's border.
+    """
+    taken = {"c": 2, "a": 3} if sources else {"both": 5}
+    entries, runs = list[SliceEntry](), list[tuple[Callable[[Values], Values], ...]]()
+    if not sources:
+        plain = [TensorSpec(name, (-1, LENGTH, width), "float32") for name, width in (("c", 2), ("a", 3))]
+        entries.append(SliceEntry("f", HASH, 0, 1, tuple(plain), (TensorSpec("both", (-1, LENGTH, 5), "float32"),)))
+        runs.append((both,))
+    at = len(entries)
+    for border, inside, halo, first in ((1, 0, 2, 0), (2, 3, 1, 2)):
+        reach = (min(first, halo), min(first, halo) + 3)
+
+        def step(row: int) -> ShardStep:
+            inputs = tuple(rows(name, row, row + 1, width, name) for name, width in taken.items())
+            return ShardStep("f", HASH, inputs, (rows("h", row, row + 1, 5, "h"),))
+
+        last = tuple(rows(name, *reach, width, name) for name, width in taken.items())
+        steps = (
+            step(border),
+            step(inside),
+            ShardStep("g", HASH, (*last, rows("h", *reach, 5, "h")), (rows("g", first, first + 2, 5, "g"),)),
+        )
+        whole = tuple(TensorSpec(name, (-1, LENGTH, width), "float32") for name, width in taken.items())
+        entries.append(
+            SliceEntry(
+                "f",
+                HASH,
+                at,
+                at + 1,
+                (*whole, rows("h", halo, halo + 1, 5)),
+                (rows("g", first, first + 2, 5), rows("h", border, border + 1, 5, flow=1)),
+                steps=steps,
+            )
+        )
+        row = np.array(0 if halo < first else 2)
+        runs.append((double, double, lambda values, row=row: above({**values, "edge": row})))
+    parts = (rows("g", 0, 2, 5), rows("g", 2, 4, 5))
+    entries.append(SliceEntry("e", HASH, at + 1, at + 2, parts, (TensorSpec("scores", (-1, 2), "float32"),)))
+    runs.append((sum_rows,))
+    return Group(versioned(SliceManifest(0, "m", HASH, tuple(entries))), tuple(runs))
+
+
+def sum_rows(values: Values) -> Values:
+    g = np.concatenate([values["g[1:0:2]"], values["g[1:2:4]"]], axis=1)
+    return {"scores": np.stack([g[:, :, :2].sum(axis=(1, 2)), g[:, :, 2:].sum(axis=(1, 2))], axis=1)}
+
+
+def make_stage(slices: Sequence[Slice] | Group, index: int, clock: Clock, **options: Any) -> Stage:
     """Return one of the stages that run these slices."""
+    if isinstance(slices, Group):
+        return make_member(slices, index, clock, **options)
     run, earlier, sends = slices[index]
     setup = small_stage(**options)._setup
     last = index == len(slices) - 1
@@ -103,11 +196,27 @@ def make_stage(slices: Sequence[Slice], index: int, clock: Clock, **options: Any
     return Stage(dataclasses.replace(setup, run=run, wiring=wiring, result_port=port), clock=clock, monotonic=clock)
 
 
+def make_member(group: Group, index: int, clock: Clock, **options: Any) -> Stage:
+    """Return a stage of a pipeline with shards."""
+    setup = small_stage(**options)._setup
+    wiring, runs = find_wiring(group.manifest, TASK, index), group.runs[index]
+    program = ShardProgram(wiring.entry, runs) if wiring.entry.steps else None
+    run = runs[0] if program is None else program.run
+    feeds = {source: setup.feeds[source] for source in wiring.sources}
+    ports = {source: setup.ports[source] for source in wiring.sources}
+    port = setup.result_port if wiring.answers else None
+    made = dataclasses.replace(
+        setup, wiring=wiring, run=run, program=program, feeds=feeds, ports=ports, result_port=port
+    )
+    return stage_of(made, clock=clock, monotonic=clock)
+
+
 class FaultyBroker(MemoryBroker):
     """Drops and doubles messages when told to; remembers which outputs it was given."""
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, last: int, levels: Mapping[int, set[str]]) -> None:
         super().__init__()
+        self.levels, self.flows = levels, dict[tuple[int, Key], set[str]]()
         self.drops, self.doubles, self.last = 0, 0, last
         self.routed = set[tuple[int, Key]]()  # by stage, the first window of a message
 
@@ -130,7 +239,11 @@ class FaultyBroker(MemoryBroker):
     def _note(self, topic: str, kind: Kind, levels: Sequence[str], payload: bytes) -> None:
         if kind is Kind.ACTIVATION:
             message = wire.decode(payload)
-            self.routed.add((int(levels[1]), (message.stream, message.seq)))
+            index = int(levels[1].partition("-")[0])
+            sent = self.flows.setdefault((index, (message.stream, message.seq)), set())
+            sent.add(levels[1])
+            if sent >= self.levels.get(index, {levels[1]}):
+                self.routed.add((index, (message.stream, message.seq)))
         elif kind is Kind.RESULT:
             event = decode(Delivery(topic, payload, (0, 0)))
             assert isinstance(event, ResultsEvent)
@@ -197,6 +310,12 @@ class StageProcess:
             at, delivery = self.backlog.popleft()
             for outgoing in self.stage.handle(delivery, at):
                 self.sender.send(outgoing)
+        for _ in range(most):
+            if not self.stage.ready:
+                break
+            for outgoing in self.stage.step():
+                self.sender.send(outgoing)
+            self.receive()  # what it gave leaves before the next step
         for outgoing in self.stage.tick(self.backlog[0][0] if self.backlog else self.pipeline.clock.now):
             self.sender.send(outgoing)
         self.sender.retry(float("inf"))
@@ -291,7 +410,7 @@ class Pipeline:
     def __init__(
         self,
         *,
-        slices: Sequence[Slice],
+        slices: Sequence[Slice] | Group,
         tracked: bool,
         live: bool,
         batch: int,
@@ -301,7 +420,11 @@ class Pipeline:
         self.slices = slices
         self.tracked, self.live, self.batch, self.receive_max = tracked, live, batch, receive_max
         self.stage_options: dict[str, Any] = dict(stage_options)
-        self.broker, self.clock = FaultyBroker(len(slices) - 1), Clock(1000.0)
+        levels = dict[int, set[str]]()
+        if isinstance(slices, Group):
+            wirings = [find_wiring(slices.manifest, TASK, index) for index in range(len(slices))]
+            levels = {one.index: {flow_level(one.index, flow) for flow in one.messages} for one in wirings}
+        self.broker, self.clock = FaultyBroker(len(slices) - 1, levels), Clock(1000.0)
         self.runs: Iterator[int] = itertools.count(1)
         self.captured: dict[tuple[str, int, str], float] = {}
         self.count = dict.fromkeys(self.streams, 0)

@@ -354,6 +354,28 @@ def test_an_input_is_released_when_all_its_outputs_are_safe_even_after_a_retry(c
     assert bus.acknowledged == [came]
 
 
+def test_deliveries_of_a_partial_message_wait_for_the_last_one_and_for_both_to_be_safe(clock):
+    broker = MemoryBroker()
+    bus, sender = broker.connect(Session("stage")), broker.connect(Session("sender"))
+    bus.subscribe(["in"])
+    sender.publish("in", b"")
+    sender.poll(0.0)
+    (delivery,) = bus.poll(0.0)
+    acks = Sender(bus, Counters(), "-")
+    acks.send(Outgoing("early", b"", (delivery,), partial=True))
+    bus.poll(0.0)
+    assert bus.unsent == 0 and list(bus._account.unacknowledged), "it was acknowledged before the last message"
+    acks.send(Outgoing("early", b"", (delivery,), needs_subscriber=True, partial=True))
+    bus.poll(0.0)
+    acks.send(Outgoing("last", b"", (delivery,)))
+    bus.poll(0.0)
+    assert list(bus._account.unacknowledged), "it was acknowledged though nobody has heard an early message"
+    sender.subscribe(["early"])
+    acks.retry(float("inf"))
+    bus.poll(0.0)
+    assert not bus._account.unacknowledged and not acks._unfinished and not acks._holders
+
+
 def test_a_result_nobody_hears_is_settled(clock):
     bus = ScriptedBus(clock=clock)
     sender, came = Sender(bus, Counters(), "-"), part("chest")

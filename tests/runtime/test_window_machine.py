@@ -29,7 +29,17 @@ from har_edge.runtime.sensor import retransmit_buffer
 from har_edge.runtime.sensor.retransmit_buffer import SentState
 from har_edge.runtime.sink import MOST_RUNS, REMEMBERED
 from har_edge.runtime.stage import join, receive_limit, stage, streams
-from tests.runtime.faulty_pipeline import CHAIN, SHARDS, SOURCES, Pipeline, Slice, StageProcess, expected_scores
+from tests.runtime.faulty_pipeline import (
+    CHAIN,
+    SHARDS,
+    SOURCES,
+    Group,
+    Pipeline,
+    Slice,
+    StageProcess,
+    expected_scores,
+    make_group,
+)
 
 SETTLE_S = 1500.0  # longer than the longest life of a window (faulty_pipeline.GIVE_UP_S)
 FAST = settings(max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -41,7 +51,7 @@ class Machine(RuleBasedStateMachine):
     """The faults that no window may be lost by; each kind of pipeline adds its own."""
 
     tracked, live = True, False
-    slices: ClassVar[list[Slice]] = SHARDS
+    slices: ClassVar[list[Slice] | Group] = SHARDS
     capacities: ClassVar[list[int]] = [4, 64]
     receive_most: ClassVar[list[int]] = [8, 1024]
     options: ClassVar[dict[str, Any]] = {}
@@ -245,11 +255,53 @@ class MissingSources(Machine):
     """
 
     gaps, drops = True, False
-    slices: ClassVar[list[Slice]] = CHAIN
+    slices: ClassVar[list[Slice] | Group] = CHAIN
     options: ClassVar[dict[str, Any]] = {"carry_on_after_s": 1.0}
 
 
-KINDS = [Acknowledged, Retransmitted, Deployed, Devices, DevicesWithGaps, MissingSources]
+class ShardsAcknowledged(Acknowledged):
+    """A group of shards that run steps and exchange rows, between two slices."""
+
+    slices: ClassVar[list[Slice] | Group] = make_group(sources=False)
+
+
+class ShardsRetransmitted(Machine):
+    """A group of shards that take the sources themselves.
+
+    The broker gives more than STARVED_LEAST messages: this test handles them in another order than that in which they
+    came, so one that is handled before all windows that wait may be behind one of them.
+    """
+
+    receive_most: ClassVar[list[int]] = [10, 1024]
+    slices: ClassVar[list[Slice] | Group] = make_group(sources=True)
+
+
+class ShardsDeployed(Deployed):
+    """The same, with stages of a plan."""
+
+    receive_most: ClassVar[list[int]] = [10, 1024]
+    slices: ClassVar[list[Slice] | Group] = make_group(sources=True)
+
+
+class ShardsOfDevices(Devices):
+    """Shards, and faults that cost memory."""
+
+    receive_most: ClassVar[list[int]] = [10, 1024]
+    slices: ClassVar[list[Slice] | Group] = make_group(sources=False)
+
+
+KINDS = [
+    Acknowledged,
+    Retransmitted,
+    Deployed,
+    Devices,
+    DevicesWithGaps,
+    MissingSources,
+    ShardsAcknowledged,
+    ShardsRetransmitted,
+    ShardsDeployed,
+    ShardsOfDevices,
+]
 
 
 def run(kind: type[Machine], profile: settings) -> None:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.runtime.build import build_setup, delegate_of, delegated, override, receive_max, topics_of
     from har_edge.runtime.stage.loop import await_ready, run_stage
     from har_edge.runtime.stage.neighbours import card_of, check_neighbours
-    from har_edge.runtime.stage.stage import Stage
+    from har_edge.runtime.stage.shard import make_stage
     from har_edge.runtime.stop import Stop
 
     stop = Stop().catch_signals()
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     wiring = pipeline.wiring(args.index)
     entry = wiring.entry
     setup = build_setup(pipeline, args.index, threads=args.threads)
-    stage = Stage(setup, clock=time.time, monotonic=time.monotonic)
+    stage = make_stage(setup, clock=time.time, monotonic=time.monotonic)
     card, dtypes = card_of(pipeline, args.index, setup.delegate), {spec.dtype for spec in pipeline.manifest.tensors}
     check_neighbours(
         lambda session: options.connect(args, pipeline, session),

@@ -30,7 +30,7 @@ from har_edge.runtime.deployment_files import files_of, materialise
 from har_edge.runtime.sender import drain
 from har_edge.runtime.stage.loop import StageLoop, StageMetrics
 from har_edge.runtime.stage.setup import StageSetup
-from har_edge.runtime.stage.stage import Stage
+from har_edge.runtime.stage.shard import make_stage
 from har_edge.runtime.stop import Stop
 from har_edge.timing import WORKER_GRACE_S
 
@@ -288,7 +288,7 @@ class Worker:
         bus = RoutedBus(self._connect(session), opener, self._routes(deployment, setup, FlowRoutes()))
         try:
             # A stage of its own for each connection: a join would acknowledge what came over another.
-            self._loop = StageLoop(bus, Stage(setup, clock=time.time, monotonic=time.monotonic), self._stop)
+            self._loop = StageLoop(bus, make_stage(setup, clock=time.time, monotonic=time.monotonic), self._stop)
             while not self._stop.asked:
                 if self._deployment is not deployment:
                     deployment = self._deployment

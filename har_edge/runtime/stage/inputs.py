@@ -23,12 +23,12 @@ class InputReader:
         taken = (*setup.wiring.entry.inputs, *setup.wiring.passes)
         self._specs = {spec.name: (spec, np.dtype(spec.dtype)) for spec in taken}
         self._unpacker = TensorUnpacker(taken)
-        self._from_earlier = {stage: frozenset(names) for stage, names in setup.wiring.earlier.items()}
+        self._levels = {level: frozenset(names) for level, names in setup.wiring.levels.items()}
 
     @property
     def wanted(self) -> frozenset[str]:
         """The names of all inputs."""
-        return frozenset(self._setup.wiring.sources.values()).union(*self._from_earlier.values())
+        return frozenset(self._setup.wiring.sources.values()).union(*self._levels.values())
 
     def read(self, topic: Topic, message: wire.Message) -> dict[str, Array]:
         """Return the inputs of the slice that a message brings, by tensor name; raises MessageError for others."""
@@ -47,7 +47,7 @@ class InputReader:
             self._counters.quantised, self._counters.saturated = totals(setup.saturations)
         else:
             maker, stream = topic.levels[1], topic.levels[2]
-            names = self._from_earlier.get(int(maker) if maker.isdecimal() else -1, frozenset())
+            names = self._levels.get(maker, frozenset())
             parts = {name: message.tensors[name] for name in names if name in message.tensors}
             if len(parts) < len(names):
                 missing = ", ".join(sorted(names - parts.keys()))

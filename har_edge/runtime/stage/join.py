@@ -54,6 +54,8 @@ class Join:
       that still waited, were not; these come again, alone. Since a broker keeps the order of a topic, a later window of
       the stream that is run tells: such windows are overtaken, wait a moment longer, and are the first to go.
 
+    Parts that are `late` may come after later windows were run: they say nothing about what was acknowledged.
+
     With `fallback`, `is_late` tells which parts come after their window was run without them. If parts come of a
     window that was run with them, its stream begins anew, or one sensor alone does and is out of step. So they wait
     somewhat longer for their companions, and are stale when one of these comes for a later window meanwhile.
@@ -67,9 +69,11 @@ class Join:
         capacity: int,
         fallback: MissingSourceFallback | None = None,
         held_bytes: int = HELD_BYTES,
+        late: frozenset[str] = frozenset(),
     ) -> None:
         self._held_bytes = held_bytes
         self._wanted, self._timeout_s, self._capacity, self._fallback = wanted, timeout_s, capacity, fallback
+        self._held_bytes, self._late = held_bytes, late
         self._waiting: OrderedDict[Key, PartialWindow] = OrderedDict()
         # The capture time of each part of the windows run last; the one run last is at the end.
         self._run: OrderedDict[Key, dict[str, tuple[float, ...]]] = OrderedDict()
@@ -86,10 +90,32 @@ class Join:
 
         None of them can be acknowledged (MQTT 5, section 4.6).
         """
-        return self._came - next(iter(self._waiting.values())).position if self._waiting else 0
+        return self._came - min(one.position for one in self._waiting.values()) if self._waiting else 0
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def find(self, key: Key) -> PartialWindow | None:
+        """Return the window of this stream and number, if it waits."""
+        return self._waiting.get(key)
+
+    @property
+    def windows(self) -> Collection[PartialWindow]:
+        """The windows that wait."""
+        return self._waiting.values()
+
+    def remove(self, key: Key) -> None:
+        """Forget a window that waits."""
+        self._remove(key)
+
+    def expel(self, key: Key) -> None:
+        """Let a window that waits be evicted next."""
+        self._waiting[key].deadline = -math.inf
+        self._waiting.move_to_end(key, last=False)
+
+    def pass_by(self) -> None:
+        """Count a message that is no part of a window: it cannot be acknowledged before those of waiting windows."""
+        self._came += 1
 
     def note(self, key: Key, event: WindowEvent) -> None:
         """Take what comes of a window that was run and changes nothing: a repetition, or a source that is late."""
@@ -241,7 +267,7 @@ class Join:
 
     def _evict(self, key: Key) -> PartialWindow:
         window = self._remove(key)
-        if window.settled_before:
+        if window.settled_before and self._late.isdisjoint(self._wanted - window.parts.keys()):
             window.take(WindowEvent.SETTLED_BEFORE)
         elif self._is_stale(window):
             window.take(WindowEvent.SOURCES_WENT_ON)

@@ -78,6 +78,8 @@ class StageLoop:
         began = self._poll()
         now = began
         while self._arrived and not self._stop.asked and now < began + TURN_S:
+            if self._stage.full and self._stage.ready:
+                break
             since, delivery = self._arrived.popleft()
             self._room_bytes += len(delivery.payload) + MESSAGE_BYTES
             self._handled += 1
@@ -85,6 +87,9 @@ class StageLoop:
             for outgoing in self._stage.handle(delivery, since):
                 self._sender.send(outgoing)
             now = time.monotonic()
+        if self._stage.ready and not self._stop.asked:  # one step: what it gives leaves with the next poll
+            for outgoing in self._stage.step():
+                self._sender.send(outgoing)
         for outgoing in self._stage.tick(self._arrived[0][0] if self._arrived else began):
             self._sender.send(outgoing)
         now = time.monotonic()
@@ -97,7 +102,7 @@ class StageLoop:
 
     def _poll(self) -> float:
         """Take what came; return when, by the monotonic clock."""
-        idle = not self._arrived
+        idle = not (self._arrived or self._stage.ready)
         # A poll that waits counts as work by its processor time, one that does not wait by its whole time.
         clock = time.thread_time if idle else time.monotonic
         before = clock()

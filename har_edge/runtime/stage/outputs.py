@@ -8,6 +8,7 @@ import msgspec
 
 from har_edge.config.array_output import MAX_VALUES, real_values, split_windows
 from har_edge.config.classifier_output import best_classes, read_classes
+from har_edge.config.wiring import flow_level
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol import wire
@@ -28,6 +29,8 @@ class OutputWriter:
     def __init__(self, setup: StageSetup, quota: StreamQuota, counters: Counters, clock: Callable[[], float]) -> None:
         self._setup, self._quota, self._clock = setup, quota, clock
         self._packer = TensorPacker(setup.wiring.entry.outputs, counters)
+        wiring = setup.wiring
+        self.flows = tuple((flow_level(wiring.index, flow), names) for flow, names in wiring.messages.items())
 
     def write(
         self, message: wire.Message, outputs: Mapping[str, Array], deliveries: tuple[Delivery, ...]
@@ -35,22 +38,35 @@ class OutputWriter:
         """Return the messages for a window; raises MessageError for what is too large, NoScore for no number."""
         setup, outgoing = self._setup, list[Outgoing]()
         if setup.answers:
-            results, topic = self._results(message, outputs), setup.topics.result(message.stream)
-            # Arrays may be large: a message for each result then.
-            groups = [[result] for result in results] if setup.task.arrays else [results]
-            outgoing += [Outgoing(topic, encode_results(group), deliveries) for group in groups]
-        if setup.wiring.sends:
-            tensors = self._packer.pack({name: outputs[name] for name in setup.wiring.sends})
-            made = msgspec.structs.replace(message, tensors=tensors)
-            topic = setup.topics.activation(setup.epoch, setup.wiring.index, message.stream)
-            payload = wire.encode(made, setup.wire_version, setup.ids, self._packer.compressed)
-            if len(payload) > setup.max_payload_bytes:
-                raise MessageError(
-                    f"its activations take {len(payload)} bytes; expected at most {setup.max_payload_bytes}; "
-                    "send fewer windows a message, or raise max_payload_bytes in the pipeline file"
-                )
-            outgoing.append(Outgoing(topic, payload, deliveries, needs_subscriber=True))
+            outgoing += self.write_results(message, outputs, deliveries)
+        for level, names in self.flows:
+            tensors = {name: outputs[name] for name in names}
+            outgoing.append(self.write_flow(message, level, tensors, deliveries))
         return outgoing
+
+    def write_results(
+        self, message: wire.Message, outputs: Mapping[str, Array], deliveries: tuple[Delivery, ...]
+    ) -> list[Outgoing]:
+        """Return the messages of the results; raises NoScore for what is no number."""
+        results, topic = self._results(message, outputs), self._setup.topics.result(message.stream)
+        # Arrays may be large: a message for each result then.
+        groups = [[result] for result in results] if self._setup.task.arrays else [results]
+        return [Outgoing(topic, encode_results(group), deliveries) for group in groups]
+
+    def write_flow(
+        self, message: wire.Message, level: str, tensors: Mapping[str, Array], deliveries: tuple[Delivery, ...]
+    ) -> Outgoing:
+        """Return the message of one flow; `level` names it in the topic. Raises MessageError for what is too large."""
+        setup = self._setup
+        made = msgspec.structs.replace(message, tensors=self._packer.pack(tensors))
+        payload = wire.encode(made, setup.wire_version, setup.ids, self._packer.compressed)
+        if len(payload) > setup.max_payload_bytes:
+            raise MessageError(
+                f"its activations take {len(payload)} bytes; expected at most {setup.max_payload_bytes}; "
+                "send fewer windows a message, or raise max_payload_bytes in the pipeline file"
+            )
+        topic = setup.topics.activation(setup.epoch, level, message.stream)
+        return Outgoing(topic, payload, deliveries, needs_subscriber=True)
 
     def _results(self, message: wire.Message, outputs: Mapping[str, Array]) -> list[Result]:
         now, room = self._clock(), self._quota.grant()

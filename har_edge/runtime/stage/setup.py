@@ -16,6 +16,7 @@ from har_edge.protocol.topics import Topics
 if TYPE_CHECKING:
     from har_edge.inference.input_adapter import InputAdapter
     from har_edge.inference.interpreter import Port
+    from har_edge.inference.shard_program import ShardProgram
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -35,6 +36,8 @@ class StageSetup:
     not answered, so it need not hold up the queue, and moves parts that wait to the replay buffer sooner.
 
     `delegate` is who computes the slice, for what its node says of itself. `saturations` count what the feeds quantise.
+
+    A shard has a `program`, whose steps it runs one by one; `run` runs all of them.
     """
 
     topics: Topics
@@ -57,6 +60,7 @@ class StageSetup:
     remembers: bool = True
     delegate: str = ""
     saturations: tuple[Saturation, ...] = ()
+    program: ShardProgram | None = None
 
     @property
     def answers(self) -> bool:

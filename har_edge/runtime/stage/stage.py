@@ -34,6 +34,8 @@ MOST_LOGGED = 1024  # how many other generations are logged
 REPLAY_BYTES = 16 * 1024 * 1024
 OUTPUT_BYTES = 1024 * 1024
 RECENT_S = 2.0
+# Windows for which there is always room, however large their parts are: in the join, and in the replay buffer.
+KEPT_WINDOWS = 2
 
 
 class Stage:
@@ -65,7 +67,12 @@ class Stage:
         held_bytes, replay_bytes = max(HELD_BYTES, 2 * window_bytes), max(REPLAY_BYTES, window_bytes)
         self._replay, self._cache = ReplayBuffer(replay_bytes), OutputCache(OUTPUT_BYTES)
         self._join = Join(
-            wanted, timeout_s=timeout_s, capacity=setup.join_capacity, fallback=fallback, held_bytes=held_bytes
+            wanted,
+            timeout_s=timeout_s,
+            capacity=setup.join_capacity,
+            fallback=fallback,
+            held_bytes=held_bytes,
+            late=setup.wiring.peer_parts,
         )
         self._receive_limit = ReceiveLimit(self._join)
         self._foreign: set[int] = set()  # the other generations that were logged
@@ -77,7 +84,7 @@ class Stage:
         topics, wiring = self._setup.topics, self._setup.wiring
         sources = dict.fromkeys((*wiring.sources, ALL_SOURCES)) if wiring.sources else ()
         filters = [topics.window("+", source) for source in sources]
-        filters += [topics.activation(self._setup.epoch, stage, "+") for stage in sorted(wiring.earlier)]
+        filters += [topics.activation(self._setup.epoch, level, "+") for level in wiring.levels]
         return [f"$share/{self._setup.share}/{one}" for one in filters] if self._setup.share else filters
 
     @property
@@ -95,6 +102,7 @@ class Stage:
                 raise MessageError(reason_of(event, "windows or activations"))
             topic, message = event.topic, event.message
             if self._is_foreign(topic, message):
+                self._join.pass_by()
                 return [Outgoing("", b"", (delivery,)), *self.tick(came)]
             parts = self._inputs.read(topic, message)
             self.counters.messages += 1
@@ -104,14 +112,35 @@ class Stage:
                 self._quota.note(message.stream, came)
             settled = self._settle(message, parts, delivery, came)
             if settled:
+                self._join.pass_by()
                 return settled + self.tick(came)
-            window = self._join.add(message, parts, delivery, came)
+            window = self._add(message, parts, delivery, came)
         except MessageError as error:
             return [self._reject((delivery,), delivery.topic, error)]
         outgoing = self.tick(came)
         if window is not None:
             outgoing += self._complete(window)
         return outgoing
+
+    @property
+    def ready(self) -> bool:
+        """Whether a step of a shard can run now."""
+        return False
+
+    @property
+    def full(self) -> bool:
+        """Whether a shard has so much to run that it should take no more."""
+        return False
+
+    def step(self) -> list[Outgoing]:
+        """Run one step of a shard, when `ready`; return what to publish before the next one."""
+        return []
+
+    def _add(
+        self, message: wire.Message, parts: Mapping[str, Array], delivery: Delivery, came: float
+    ) -> PartialWindow | None:
+        """Add the parts of a message; return the window once it is complete."""
+        return self._join.add(message, parts, delivery, came)
 
     def tick(self, until: float | None = None) -> list[Outgoing]:
         """Run without its missing sources, or release, what has waited too long; call it now and then.
@@ -123,12 +152,14 @@ class Stage:
             return outgoing
         until = self._monotonic() if until is None else until
         for window in self._join.expire_missing(until):
-            outgoing += self._complete(window) if window.state is WindowState.PARTIAL else [self._release(window)]
-        outgoing += [self._release(window) for window in self._join.evict(until)]
+            outgoing += self._complete(window) if window.state is WindowState.PARTIAL else self._release(window)
+        for window in self._join.evict(until):
+            outgoing += self._release(window)
         if self._replay:
             for window in self._replay.expire(until - REPLAY_BUFFER_S):
                 self._expire(window)
-        outgoing += [self._release(window) for window in self._receive_limit.release(until)]
+        for window in self._receive_limit.release(until):
+            outgoing += self._release(window)
         return outgoing
 
     def _is_foreign(self, topic: Topic, message: wire.Message) -> bool:
@@ -207,9 +238,9 @@ class Stage:
                 anew = True
         return anew
 
-    def _release(self, window: PartialWindow) -> Outgoing:
+    def _release(self, window: PartialWindow) -> list[Outgoing]:
         """Acknowledge what came of a window that no longer waits, and count it by its state."""
-        message, released = window.message, Outgoing("", b"", tuple(window.deliveries))
+        message, released = window.message, [Outgoing("", b"", tuple(window.deliveries))]
         if window.state is WindowState.LEFTOVER:
             self._count_leftover(window)
         elif window.state is WindowState.STALE:
@@ -226,7 +257,7 @@ class Stage:
     def _shelve(self, window: PartialWindow) -> None:
         message = window.message
         self.counters.shelved += message.count
-        window.deliveries = []
+        window.deliveries, window.progress = [], None
         shelved = self._join.streams.of(message.stream).shelved
         for name, captured in window.captured.items():
             if captured[0] > shelved.get(name, (0, -math.inf))[1]:
@@ -241,7 +272,8 @@ class Stage:
 
         All sensors of a deployed stage count themselves what is not answered: here it may have been.
         """
-        window.take(WindowEvent.SETTLED_BEFORE if window.reopened else WindowEvent.EXPIRED)
+        settled = window.reopened or (window.redelivered and bool(self._setup.wiring.peer_parts))
+        window.take(WindowEvent.SETTLED_BEFORE if settled else WindowEvent.EXPIRED)
         if window.state is WindowState.LEFTOVER:
             self._count_leftover(window)
         elif not self._setup.deployed:

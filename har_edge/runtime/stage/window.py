@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from har_edge.mqtt.bus import Delivery
+from har_edge.inference.shard_program import ShardRun
+from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.wire import Message
 from har_edge.runtime.transitions import advance
 
@@ -80,11 +81,21 @@ REMEMBERED_STATES = frozenset({WindowState.COMPLETE, WindowState.PARTIAL})
 
 
 @dataclass(slots=True)
+class ShardProgress:
+    """The steps of a shard that were run of a window, and `made`: what was published of it, as far as it is kept."""
+
+    run: ShardRun
+    made: list[Outgoing] = field(default_factory=list)
+    made_bytes: int = 0
+
+
+@dataclass(slots=True)
 class PartialWindow:
     """The parts of one (stream, seq) so far; `deliveries` are acknowledged together, `deadline` ends the waiting.
 
     `position` counts the messages that came before its first part, `nbytes` the bytes of its own. `redelivered` says
     that the broker had delivered every part before, `reopened` that the window had been run before its first part came.
+    `progress` is that of a shard, which runs steps before all parts are there.
     """
 
     message: Message
@@ -98,6 +109,7 @@ class PartialWindow:
     parts: dict[str, Array] = field(default_factory=dict)
     captured: dict[str, tuple[float, ...]] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
+    progress: ShardProgress | None = None
 
     @property
     def key(self) -> Key:
