@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from har_edge.errors import CutError
 from har_edge.tflite.cuts import Dataflow
+from har_edge.tflite.model import Model
 from har_edge.tflite.schema import tflite
 from har_edge.tflite.split.input_rules import LinearView, SumKind, zero_of
 from har_edge.tflite.split.ranges import AxisRange, cut_data
@@ -17,9 +21,10 @@ from har_edge.tflite.split.share_graph import ShareGraph, Wanted, trace_share
 from har_edge.tflite.split.writer import constant_data
 
 _EXACT = 1 << 24  # all integers up to this are float32 numbers
-_CHANNELS = 64  # input channels whose weights are looked at together
+_BLOCK = 1 << 20  # weights that are looked at together
 # The first versions of these operators that take 8-bit numbers.
 _DEQUANTIZE_VERSION, _MATMUL_VERSION = 2, 4
+_KNOWN: WeakKeyDictionary[Model, dict[int, NDArray[np.int64]]] = WeakKeyDictionary()
 
 
 def cut_exactly(view: LinearView, share: AxisRange, integers: NDArray[np.int32] | None = None) -> list[AxisRange]:
@@ -30,30 +35,44 @@ def cut_exactly(view: LinearView, share: AxisRange, integers: NDArray[np.int32] 
     """
     if view.kind is not SumKind.EXACT:
         return [share]
-    places, values = view.places, view.tensor(view.places.values)
-    zero = zero_of(values.raw)
-    limits = np.iinfo(np.dtype(values.dtype))
-    largest = max(limits.max - zero, zero - limits.min)
-    weights = view.tensor(places.weights)
-    data, weights_zero = constant_data(view.model, weights), zero_of(weights.raw)
-    if integers is not None:
-        data, weights_zero = integers, 0
+    sums = _model_sums(view) if integers is None else _channel_sums(view, integers, 0)
     found, start = list[AxisRange](), share.start
-    held = np.zeros(data.shape[0], np.int64)
-    for low in range(share.start, share.stop, _CHANNELS):
-        part = cut_data(data, AxisRange(places.weights_axis, low, min(low + _CHANNELS, share.stop)))
-        sums = np.abs(part.astype(np.int32) - weights_zero).sum(tuple(range(1, part.ndim - 1)), dtype=np.int64)
-        for channel, added in enumerate((sums * largest).T, low):
-            if added.max() > _EXACT:
-                raise CutError(
-                    f"operator {view.operator.index} ({view.operator.name}) has kernels of {list(data.shape[1:-1])}, "
-                    "too large for exact sums; split it by output channels"
-                )
-            if (held + added).max() > _EXACT:
-                found.append(AxisRange(0, start, channel))
-                start, held = channel, np.zeros_like(held)
-            held = held + added
-    return [*found, AxisRange(0, start, share.stop)]
+    while start < share.stop:
+        # The sums of all filters grow with each channel, and so does the largest of them.
+        held = np.cumsum(sums[:, start : share.stop], 1).max(0)
+        count = int(np.searchsorted(held, _EXACT, "right"))
+        if count == 0:
+            raise CutError(
+                f"operator {view.operator.index} ({view.operator.name}) has kernels of "
+                f"{list(view.shape(view.places.weights)[1:-1])}, too large for exact sums; split it by output channels"
+            )
+        found.append(AxisRange(0, start, start + count))
+        start += count
+    return found
+
+
+def _model_sums(view: LinearView) -> NDArray[np.int64]:
+    """Return the channel sums of an operator of a model; a planner asks for those of many shares."""
+    known = _KNOWN.setdefault(view.model, {})
+    if view.operator.index not in known:
+        weights = view.tensor(view.places.weights)
+        known[view.operator.index] = _channel_sums(view, constant_data(view.model, weights), zero_of(weights.raw))
+    return known[view.operator.index]
+
+
+def _channel_sums(view: LinearView, weights: NDArray[Any], zero: int) -> NDArray[np.int64]:
+    """Return the largest magnitude of the products of each filter and input channel, [filters, channels]."""
+    values = view.tensor(view.places.values)
+    own, limits = zero_of(values.raw), np.iinfo(np.dtype(values.dtype))
+    filters, channels = weights.shape[0], weights.shape[-1]
+    block = max(1, _BLOCK * filters // max(1, weights.size))
+    sums = np.empty((filters, channels), np.int64)
+    for low in range(0, filters, block):
+        part = weights[low : low + block].reshape(-1, math.prod(weights.shape[1:-1]), channels).astype(np.int32)
+        for number in range(part.shape[1]):
+            magnitude = np.abs(part[:, number] - zero)
+            sums[low : low + block] = magnitude if number == 0 else sums[low : low + block] + magnitude
+    return sums * max(limits.max - own, own - limits.min)
 
 
 def trace_partial(view: LinearView, flow: Dataflow, operators: Sequence[int], parts: Sequence[AxisRange]) -> ShareGraph:
