@@ -13,6 +13,7 @@ from har_edge.monitor.leftovers import leftovers_of_plan, read_retained, report_
 from har_edge.monitor.lookups import nodes_elsewhere, try_fetch
 from har_edge.monitor.losses import losses
 from har_edge.monitor.missing import broken_off, missing_nodes
+from har_edge.monitor.node_brokers import check_node_brokers
 from har_edge.monitor.observer import Observer
 from har_edge.monitor.permissions import Connect
 from har_edge.monitor.probe_run import NO_PLAN, ProbeRun, fixed_here, no_plan, stalled
@@ -61,6 +62,7 @@ def deployed_diagnostics(
         Check("replicas", checks.replicas, ("plan",), (Kind.PLAN,)),
         Check("slices", checks.slices, ("plan",), _FILES),
         Check("stages", checks.stages, ("plan", "nodes"), _NODES),
+        Check("own brokers", checks.own_brokers, ("plan", "nodes"), _NODES),
         Check("sensors", checks.sensors, ("plan",), (Kind.STATUS,)),
         Check("flow", checks.flow, ("plan", "slices", "stages"), (Kind.RESULT, *_FILES), (Kind.WINDOW,)),
         Check("losses", checks.losses, reads=_NODES),
@@ -302,6 +304,14 @@ class _Checks:
             current = seen.deployment.current if seen.deployment else None
             placements = current.placements if current else ()
             yield passed(name, ", ".join(f"{one.stage} on {one.node}" for one in placements))
+
+    def own_brokers(self, name: str) -> Iterator[Finding]:
+        """See whether the brokers that nodes carry can be reached."""
+        seen, alive = self._listen(0.0), self._alive("node")
+        offers = {node: one.device.broker for node, one in alive.items() if one.device and one.device.broker}
+        current = seen.deployment.current if seen.deployment else None
+        reports = {node: tuple(one for key, one in seen.reports().items() if key[0] == node) for node in alive}
+        yield from check_node_brokers(name, self._broker_checks.address, offers, current, reports)
 
     def sensors(self, name: str) -> Iterator[Finding]:
         """See which sensors live, and whether they send to the current generation."""

@@ -196,6 +196,7 @@ class Observer:
                 phase=deployment.phase(one.epoch).value,
                 cuts=tuple((entry.start, entry.stop) for entry in one.manifest.slices),
                 predicted_latency_s=one.predicted_latency_s,
+                flows=dict(sorted(one.flows.items())),
             )
             for one in sorted(deployment.generations, key=lambda one: one.epoch)
         )
@@ -226,6 +227,7 @@ class Observer:
             else {},
             runtime=printable(card.runtime, 40) if card else "",
             delegate=printable(card.delegate, 16) if card else "",
+            broker=printable(card.broker.url, 120) if card and card.broker else "",
             lost_at=status.lost_at if status and math.isfinite(status.lost_at) else 0.0,
         )
 

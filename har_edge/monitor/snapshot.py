@@ -10,7 +10,8 @@ class NodeView(msgspec.Struct, frozen=True):
 
     `alive` means that it has not said goodbye, was not reported lost, and sends heartbeats if its role does. `ahead_s`
     is how far its clock is ahead of ours, by the heartbeat that was on its way the shortest; `beat_age_s` the time
-    since the last one; both None without any. `lost_at` is when it last lost a window, as in SentView.
+    since the last one; both None without any. `lost_at` is when it last lost a window, as in SentView. `broker` is the
+    address of the broker that it carries itself, empty where it carries none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class NodeView(msgspec.Struct, frozen=True):
     runtime: str = ""
     delegate: str = ""
     lost_at: float = 0.0
+    broker: str = ""
 
 
 class StageView(msgspec.Struct, frozen=True):
@@ -67,12 +69,16 @@ class StageView(msgspec.Struct, frozen=True):
 
 
 class EpochView(msgspec.Struct, frozen=True):
-    """One generation of the plan: where it stands, the operators of each slice, what the planner expects."""
+    """One generation of the plan: where it stands, the operators of each slice, what the planner expects.
+
+    `flows` name the nodes whose own brokers flows go through.
+    """
 
     epoch: int
     phase: str
     cuts: tuple[tuple[int, int], ...]
     predicted_latency_s: float
+    flows: dict[str, str] = {}
 
 
 class HopView(msgspec.Struct, frozen=True):

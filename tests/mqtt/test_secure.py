@@ -18,8 +18,9 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.errors import BrokerError, ConfigError
-from har_edge.mqtt.address import Address, read_address
+from har_edge.mqtt.address import Address, neighbour_address, read_address
 from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, start_mosquitto
+from har_edge.mqtt.broker.own import OwnBrokerKind, OwnBrokerSettings, start_own
 from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, Will
 from har_edge.mqtt.certificate import common_name
 from har_edge.mqtt.clients.transport import FinalRefusal
@@ -443,3 +444,29 @@ def test_certificates_that_are_none(
     known = replace(address(broker, secrets, "sensor"), cert_file=tmp_path / "none.crt", key_file=tmp_path / "none.crt")
     with pytest.raises(BrokerError, match=r"cannot use the certificates for mqtts://.*; expected PEM files"):
         connect(known, "x")
+
+
+def test_a_node_carries_a_broker_with_the_users_and_certificates_of_the_central_one(
+    broker: Mosquitto, secrets: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("own")
+    folder.chmod(0o755)
+    config = folder / "secure.conf"
+    config.write_text((BROKERS / "secure.conf").read_text(encoding="utf-8").replace("/etc/har-edge", str(secrets)))
+    central = address(broker, secrets, "stage")
+    wanted = OwnBrokerSettings(OwnBrokerKind.MOSQUITTO, folder / "own", advertise="localhost", config=config)
+    own = start_own(wanted, central)
+    try:
+        assert own.url == f"mqtts://localhost:{own.address.port}"
+        neighbour = neighbour_address(address(broker, secrets, "stage"), own.url)
+        taker = open_bus(neighbour, Session("taker"))
+        taker.subscribe([TOPICS.activation(1, 0, "+")])
+        deadline = time.monotonic() + 10
+        while not taker.connected:
+            taker.poll(0.02)
+            assert time.monotonic() < deadline
+        taker.close()
+        with pytest.raises(FinalRefusal, match="not authorized"):
+            open_bus(replace(neighbour, username=None, password=None), Session("stranger"))
+    finally:
+        own.stop()

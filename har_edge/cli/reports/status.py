@@ -237,7 +237,7 @@ def _below(seen: Snapshot) -> Table:
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2, 0, 0))
-    for name, text in (*_flow(seen.flow), *_sent(seen), ("counts", _counts(seen))):
+    for name, text in (*_flow(seen.flow), *_brokers(seen), *_sent(seen), ("counts", _counts(seen))):
         grid.add_row(Text(name, style=DIM), text)
     return grid
 
@@ -254,6 +254,23 @@ def _flow(flow: FlowView) -> list[tuple[str, Text]]:
         rest = "" if flow.elsewhere_s is None else f"; elsewhere {_held(flow.elsewhere_s)}"
         lines.append(("hops", Text(f"{', '.join(hops)} (waiting + service){rest}")))
     return lines
+
+
+def _brokers(seen: Snapshot) -> list[tuple[str, Text]]:
+    """Return the brokers that living nodes carry, each with the flows that go through it."""
+    from rich.text import Text
+
+    carried = sorted((one.name, one.broker) for one in seen.nodes if one.alive and one.broker)
+    if not carried:
+        return []
+    flows = next((one.flows for one in seen.epochs if one.epoch == seen.epoch), {})
+    lines = []
+    for node, url in carried[:MAX_ROWS]:
+        own = ", ".join(level for level, at in flows.items() if at == node)
+        lines.append(f"{node} at {url}: {f'flow {own}' if own else 'no flow'}")
+    if len(carried) > MAX_ROWS:
+        lines.append(f"and {len(carried) - MAX_ROWS} more")
+    return [("brokers", Text("\n".join(lines)))]
 
 
 def _sent(seen: Snapshot) -> list[tuple[str, Text]]:

@@ -205,10 +205,10 @@ def test_a_stage_that_another_took_at_a_broker_of_a_node_does_not_come_back(site
     moved = site.deployment(site.routed(*"adc"), revision=2)
     site.plan(moved)
     other = site.connect_to(URLS["a"], Session(session_of(site, 1), expiry_s=60))
-    reached(workers[1], StagePhase.PREPARED)
+    until(lambda: workers[1].report(0.0).detail == "another process has this stage", "it was not taken over")
+    assert workers[1].phase is StagePhase.PREPARED
     time.sleep(0.2)
-    other.poll(0)
-    assert workers[1].report(0.0).detail == "another process has this stage"
+    other.poll(0)  # raises TakenOver if it was taken back
 
 
 def test_a_generation_that_ends_leaves_no_session_at_any_broker(site):
