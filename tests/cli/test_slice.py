@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -154,7 +155,7 @@ def test_signatures_that_are_left_out_are_named(run: Run) -> None:
     ("content", "options", "text"),
     [
         (b"no model at all", ["--list"], "no TFLite model"),
-        (models.chain(), [], "nothing to do; give --list, --at, --stages or --check"),
+        (models.chain(), [], "nothing to do; give --list, --at, --stages, --plan or --check"),
         (models.chain(), ["--at", "1"], "give the folder for them with --out DIR"),
         (
             models.chain(),
@@ -248,7 +249,7 @@ def test_a_name_is_written_and_a_kept_file_is_not_renamed(tmp_path: Path, capsys
     ("options", "text"),
     [
         (["--at", "4", "--name", "a/b"], "--name is 'a/b'; expected 1 to 128 letters, digits, '_' or '-'"),
-        (["--list", "--name", "lab"], "--name came without --at or --stages"),
+        (["--list", "--name", "lab"], "--name came without --at, --stages or --plan"),
     ],
 )
 def test_names_that_cannot_be_are_refused(
@@ -370,3 +371,37 @@ def test_a_pipeline_file_that_cannot_be_written_leaves_no_new_folder(
     assert main(["slice", "int8", "--at", "4", "--out", str(out)]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"cannot write {out / 'pipeline.toml'}: No space left on device" in said and not out.exists()
+
+
+def plan_of(content: bytes, tmp_path: Path) -> Path:
+    """Write the plan of two devices that share the rows of two layers, and a third one for the last layer."""
+    bounds = {"start": 0, "stop": 2, "method": "rows", "bounds": [0, 5, 8]}
+    plan = {
+        "model_sha256": hashlib.sha256(content).hexdigest(),
+        "stages": [
+            {"start": 0, "stop": 2, "split": {"shards": 2, "blocks": [bounds]}, "predicted": 0.5},
+            {"start": 2, "stop": 5, "devices": ["c"]},
+        ],
+    }
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    return path
+
+
+def test_a_plan_with_shared_layers_is_cut(run: Run, tmp_path: Path) -> None:
+    content, out = models.skip(), tmp_path / "slices"
+    code, text, _ = run(content, "--plan", str(plan_of(content, tmp_path)), "--out", str(out))
+    assert code == 0
+    assert [(entry.start, entry.stop, len(entry.steps)) for entry in load_manifest(out).slices] == [
+        (0, 2, 1),
+        (0, 2, 1),
+        (2, 5, 1),
+    ]
+    assert "shard 0" in text and "runs 1 step a window" in text and "nodes that know no shards" in text
+    assert "takes 1 region of 1 tensor, 672 B" in text
+    code, text, _ = run(content, "--check", "--slices", str(out))
+    assert code == 0 and "3 slices compared with the whole model in 3 runs" in text
+    code, _, error = run(models.quantised(), "--plan", str(tmp_path / "plan.json"), "--out", str(out))
+    assert code == 2 and "is a plan of the model with sha256" in error
+    code, _, error = run(content, "--plan", str(tmp_path / "plan.json"), "--out", str(out), "--check")
+    assert code == 2 and "--plan goes with messages of version 3" in error

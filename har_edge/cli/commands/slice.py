@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from har_edge.config.task import Task
     from har_edge.runtime.verify import CutCheck
     from har_edge.tflite.cuts import Cut
+    from har_edge.tflite.manifest import SliceManifest
     from har_edge.tflite.model import Model
     from har_edge.tflite.slices import Slice
+    from har_edge.tflite.split.program import SplitLayout
 
 HELP = "cut a .tflite model into slices, one for each device"
 
@@ -34,6 +37,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--at", type=values.operator_indices, metavar="I[,J..]", help="cut before these operators")
     what.add_argument(
         "--stages", type=int, metavar="N", help="cut into N slices for equal devices, by times measured here"
+    )
+    what.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="cut as the plan says that 'har-edge plan --out FILE' made, layers that devices share included",
     )
     parser.add_argument(
         "--name", metavar="NAME", help="name of the pipeline, which tells it apart on a broker (default: har)"
@@ -80,7 +89,7 @@ def _cut(args: argparse.Namespace, folder: Path) -> int:
     from har_edge.tflite.model import gather_outputs
     from har_edge.tflite.slices import slice_model
 
-    if args.at is not None or args.stages is not None:
+    if args.at is not None or args.stages is not None or args.plan is not None:
         check_folder(args.out)  # before minutes of measuring, not after
     found = find_model(args.model)
     model = open_model(found.path, args.delegate)
@@ -96,12 +105,17 @@ def _cut(args: argparse.Namespace, folder: Path) -> int:
     if args.check:
         checks = _check(model, cuts, chosen, args)
         equal = report.add_checks(checks, cuts)
-    if args.out is not None and chosen is not None:
-        if args.check and report.differs(chosen):
+    cut = None
+    if args.plan is not None:
+        cut = _Cut.of_plan(model, args.plan)
+    elif chosen is not None:
+        cut = _Cut.of_slices(model, slices, args)
+    if args.out is not None and cut is not None:
+        if args.check and report.differs(chosen or ()):
             report.say(f"nothing written to {args.out}: these slices do not give what the whole model gives")
         else:
             companions = {} if task is None else read_companions(task, beside)
-            _write(model, slices, args, task, companions, report, predicted)
+            _write(cut, args, task, companions, report, predicted)
     report.print(as_json=args.json)
     return 0 if equal else 1
 
@@ -134,9 +148,45 @@ def _task(model: Model, found: FoundModel, args: argparse.Namespace, folder: Pat
     return settle_reducers(model, known.task, reducers, known.beside), known.beside
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """The manifest of a cut without hashes, and how its files are written into a folder beside others."""
+
+    manifest: SliceManifest
+    write: Callable[[Path, Mapping[str, bytes]], SliceManifest]
+
+    @classmethod
+    def of_slices(cls, model: Model, slices: Sequence[Slice], args: argparse.Namespace) -> _Cut:
+        from har_edge.tflite.folder import make_manifest, write_folder
+
+        draft = make_manifest(model, slices, wire=args.wire)
+        return cls(draft, lambda out, beside: write_folder(model, slices, out, beside, wire=args.wire))
+
+    @classmethod
+    def of_plan(cls, model: Model, path: Path) -> _Cut:
+        from har_edge.tflite.split.folder import write_split
+
+        layout = _lay_out(model, path)
+        return cls(layout.manifest, lambda out, beside: write_split(layout, out, beside))
+
+
+def _lay_out(model: Model, path: Path) -> SplitLayout:
+    """Return the split that the file of a plan describes. Raises CutError for a plan of another model."""
+    from har_edge.errors import CutError
+    from har_edge.tflite.split.plan_file import load_plan
+    from har_edge.tflite.split.program import ordinary, split_model
+
+    plan = load_plan(path)
+    if plan.model_sha256 != model.sha256:
+        raise CutError(
+            f"{path} is a plan of the model with sha256 {plan.model_sha256[:64]}, but {model.name} has {model.sha256}; "
+            "expected a plan of this model; make it with 'har-edge plan --out FILE'"
+        )
+    return split_model(model, [group.split or ordinary(group.start, group.stop) for group in plan.stages])
+
+
 def _write(
-    model: Model,
-    slices: Sequence[Slice],
+    cut: _Cut,
     args: argparse.Namespace,
     task: Task | None,
     beside: Mapping[str, bytes],
@@ -145,10 +195,9 @@ def _write(
 ) -> None:
     """Write slices, manifest, and the pipeline file with its companions unless a person's own file is there."""
     from har_edge.config.pipeline import DEFAULT_NAME, generation_id, keep_existing, write_pipeline
-    from har_edge.tflite.folder import make_manifest, write_folder
 
     out: Path = args.out
-    kept = keep_existing(out, make_manifest(model, slices, wire=args.wire), task)  # raises before anything is written
+    kept = keep_existing(out, cut.manifest, task)  # raises before anything is written
     for option, given in (("--reducer", args.reducer), ("--name", args.name), ("--delegate", args.delegate)):
         if kept and given is not None:
             raise ConfigError(
@@ -158,7 +207,7 @@ def _write(
     if task is None and args.name is not None:
         raise ConfigError("--name came, but no manifest says what this model is for, so no pipeline file is written")
     there = out.exists()
-    manifest = write_folder(model, slices, out, {} if kept else beside, wire=args.wire)
+    manifest = cut.write(out, {} if kept else beside)
     report.add_slices(manifest, out, predicted)
     stateful = [str(number) for number, entry in enumerate(manifest.slices) if entry.stateful]
     if stateful:
@@ -185,7 +234,9 @@ def _write(
         )
         for output, labels in manifest.labels.items():
             report.say(f"the model names the {len(labels)} classes of {output}; [task] may leave its labels out")
-    if manifest.wire > 1:
+    if any(entry.steps for entry in manifest.slices):
+        report.say("nodes that know no shards refuse this folder")
+    elif manifest.wire > 1:
         report.say("nodes older than wire version 3 refuse this folder; cut with --wire 1 where there are some")
     elif manifest.version > 1:
         report.say(
@@ -255,13 +306,18 @@ def _told(folder: Path) -> str | None:
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
-    cutting = args.at is not None or args.stages is not None
+    cutting = args.at is not None or args.stages is not None or args.plan is not None
+    if args.plan is not None and (args.check or args.wire != 3):
+        raise ConfigError(
+            "--plan goes with messages of version 3, and without --check; compare what it writes by "
+            "--check --slices DIR"
+        )
     if args.slices is not None and (cutting or args.list or not args.check or args.out is not None):
         raise ConfigError("--slices proves the slices of a folder: it goes with --check, and with no cuts or --out")
     if not (cutting or args.list or args.check):
-        raise ConfigError("nothing to do; give --list, --at, --stages or --check")
+        raise ConfigError("nothing to do; give --list, --at, --stages, --plan or --check")
     if cutting and args.out is None:
-        raise ConfigError("--at and --stages write slices; give the folder for them with --out DIR")
+        raise ConfigError("--at, --stages and --plan write slices; give the folder for them with --out DIR")
     if args.stages is not None and args.stages < 1:
         raise ConfigError(f"--stages {args.stages}: expected at least 1")
     if args.name is not None:
@@ -269,7 +325,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
         check_id("--name", args.name)
         if not cutting:
-            raise ConfigError("--name came without --at or --stages; it names the pipeline that these write")
+            raise ConfigError("--name came without --at, --stages or --plan; it names the pipeline that these write")
 
 
 def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, list[float]]:

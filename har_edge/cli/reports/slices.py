@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from har_edge.cli.console import say
 from har_edge.protocol.text import escape
@@ -15,13 +17,16 @@ from har_edge.tflite.manifest import SliceManifest, TensorSpec
 from har_edge.tflite.metadata import read_annotations
 from har_edge.tflite.model import Model
 from har_edge.tflite.schema import text
-from har_edge.units import duration, size
+from har_edge.units import duration, plural, size
 
 _NAME_WIDTH = 48  # converters write names of several hundred characters; --json has them in full
 
 
 class PlannedSlice(msgspec.Struct, frozen=True):
-    """One slice as written; `predicted_s` is None when nothing was measured."""
+    """One slice as written; `predicted_s` is None when nothing was measured.
+
+    A slice with `steps` is a shard: it runs so many files one after the other, `file_bytes` in all.
+    """
 
     file: str
     start: int
@@ -30,6 +35,7 @@ class PlannedSlice(msgspec.Struct, frozen=True):
     predicted_s: float | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    steps: int = 0
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -80,10 +86,11 @@ class Report(msgspec.Struct):
                 file=entry.file,
                 start=entry.start,
                 stop=entry.stop,
-                file_bytes=(folder / entry.file).stat().st_size,
+                file_bytes=sum((folder / file).stat().st_size for file in entry.files),
                 predicted_s=predicted_s[number] if predicted_s else None,
                 inputs=entry.inputs,
                 outputs=entry.outputs,
+                steps=len(entry.steps),
             )
             for number, entry in enumerate(manifest.slices)
         ]
@@ -149,18 +156,38 @@ def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None) -> list
     if slices is None:
         return []
     rows = [("slice", "operators", "predicted", "size")]
-    for item in slices:
+    for number, item in enumerate(slices):
         predicted = "-" if item.predicted_s is None else duration(item.predicted_s)
-        rows.append((item.file, f"[{item.start}, {item.stop})", predicted, size(item.file_bytes)))
+        rows.append(
+            (
+                f"shard {number}" if item.steps else item.file,
+                f"[{item.start}, {item.stop})",
+                predicted,
+                size(item.file_bytes),
+            )
+        )
     heading, *table = _table(rows, right={2, 3})
     lines = [heading]
     for line, item in zip(table, slices, strict=True):
         lines.append(line)
+        if item.steps:
+            lines.append(f"    runs {plural(item.steps, 'step')} a window")
+            lines += [
+                f"    {what} {_pieces(specs)}" for what, specs in (("takes", item.inputs), ("gives", item.outputs))
+            ]
+            continue
         lines += [f"    takes {_tensor(tensor)}" for tensor in item.inputs]
         lines += [f"    gives {_tensor(tensor)}" for tensor in item.outputs]
     slowest = max((item.predicted_s or 0.0 for item in slices), default=0.0)
     last = [f"slowest slice: {duration(slowest)}, at most {1 / slowest:.0f} runs/s"] if slowest else []
     return [*lines, *last, f"written to {out}"]
+
+
+def _pieces(specs: Sequence[TensorSpec]) -> str:
+    """Return how many regions there are of how many tensors, with their bytes."""
+    total = sum(math.prod(abs(n) for n in spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
+    tensors = len({spec.of for spec in specs})
+    return f"{plural(len(specs), 'region')} of {plural(tensors, 'tensor')}, {size(total)}"
 
 
 def _tensor(tensor: TensorSpec) -> str:
