@@ -18,6 +18,7 @@ from har_edge.planner.problem import NEVER, Floats, SearchProblem, StageAssignme
 from har_edge.planner.search import Solution, minimize_bottleneck, minimize_latency
 from har_edge.planner.slice_graph import SliceGraph, make_slice_graph
 from har_edge.tflite.model import Model
+from har_edge.tflite.split.plan import SplitPlan
 from har_edge.units import size
 
 VERSION = 1
@@ -37,6 +38,7 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     For one window, a device spends `compute_s` on the model and `message_s` on messages, and its link is busy for
     `link_s`. The stage takes one window every `period_s`. One window takes `latency_s` from the broker and back to it.
+    With `split`, the devices share each window: shard k runs on device k.
     """
 
     devices: tuple[str, ...]
@@ -52,16 +54,20 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     link_s: float
     period_s: float
     latency_s: float
+    split: SplitPlan | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def replicas(self) -> int:
-        return len(self.devices)
+        """The devices that take turns; those of a split work together."""
+        return len(self.devices) if self.split is msgspec.UNSET else 1
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Stages in order, and the devices that no stage needs.
 
-    `bound_s` is a lower bound of the objective over all plans, and `proven` says that this plan meets it.
+    `bound_s` is a lower bound of the objective over all plans, and `proven` says that this plan meets it. A plan that
+    shares layers says how long the link of the broker's host is busy for a window, the bytes on it, and the size of the
+    largest message.
     """
 
     version: int
@@ -74,6 +80,14 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     latency_s: float
     bound_s: float
     proven: bool
+    broker_s: float | msgspec.UnsetType = msgspec.UNSET
+    broker_bytes: int | msgspec.UnsetType = msgspec.UNSET
+    max_payload_bytes: int | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def is_split(self) -> bool:
+        """Whether devices share layers."""
+        return any(stage.split is not msgspec.UNSET for stage in self.stages)
 
     @property
     def cuts(self) -> tuple[int, ...]:

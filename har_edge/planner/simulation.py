@@ -48,6 +48,7 @@ class SplitForecast:
         largest_bytes: The largest message.
         binding: The processor or link that sets the period.
         broker_s: How long the broker's link is busy for a window.
+        loads: How long each processor and each link is busy for a window, by name.
     """
 
     latency_s: float
@@ -61,6 +62,7 @@ class SplitForecast:
     largest_bytes: int
     binding: str
     broker_s: float
+    loads: dict[str, float]
 
 
 class Simulator:
@@ -197,7 +199,12 @@ class Simulator:
             largest_bytes=largest,
             binding=binding,
             broker_s=loads["the broker's link"],
+            loads=loads,
         )
+
+    def loads(self, blocks: Sequence[Block]) -> list[float]:
+        """Return the seconds that a window takes of each processor and link."""
+        return list(self.forecast(blocks).loads.values())
 
     def _loads(
         self, compute: list[float], message: list[float], up: list[int], down: list[int], broker: list[int]

@@ -13,12 +13,12 @@ SEC 2019.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations_with_replacement
 
 from har_edge.planner.simulation import Simulator, Timeline
-from har_edge.planner.split_costs import CHANNEL_TILE, SplitCosts
+from har_edge.planner.split_costs import SplitCosts
+from har_edge.planner.split_shares import Shares, even_shares, likely_shares, shifted
 from har_edge.tflite.split.plan import Block, SplitMethod
 
 WIDTH = 3  # labels kept for each block
@@ -26,10 +26,6 @@ BREADTH = 24  # labels kept for each place, times the former
 MAX_PAYLOAD = 2**28 - 1  # MQTT 5.0, 2.1.4: the remaining length of a packet
 _MOVES = (1, -1, 2, -2, 4, -4)
 _EVALUATIONS = 700  # of local search
-_SAME = 1e-12
-
-# The shares that a block may have: bounds for the devices in order.
-Shares = Callable[[SplitCosts, Block], Sequence[tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,67 +64,6 @@ class _Label:
             found.append(label.block)
             label = label.before
         return tuple(reversed(found))
-
-
-def all_shares(costs: SplitCosts, block: Block) -> list[tuple[int, ...]]:
-    """Return every way to share a block, for small ones."""
-    if block.method is SplitMethod.WHOLE:
-        return [_whole(costs.n, k) for k in range(costs.n)]
-    size = costs.axis_size(block)
-    return [(0, *bounds, size) for bounds in combinations_with_replacement(range(size + 1), costs.n - 1)]
-
-
-def likely_shares(costs: SplitCosts, block: Block) -> list[tuple[int, ...]]:
-    """Return shares by speed: of all devices, of as few as do not make the largest share larger, and of half."""
-    speeds = _speeds(costs, block)
-    order = sorted(range(costs.n), key=lambda k: (-speeds[k], k))
-    if block.method is SplitMethod.WHOLE:
-        return [_whole(costs.n, k) for k in _likely_devices(costs, order)]
-    size = costs.axis_size(block)
-    tile = 1
-    if block.method is SplitMethod.OUTPUT and costs.has_tiles(block):
-        tile = CHANNEL_TILE if size % CHANNEL_TILE == 0 and size >= 2 * CHANNEL_TILE else 1
-    largest = -(-(size // tile) // costs.n)
-    few = -(-(size // tile) // max(1, largest))
-    counts = dict.fromkeys([costs.n, few, (costs.n + 1) // 2])
-    found = dict.fromkeys(
-        _proportional(size // tile, tile, speeds, sorted(order[:count])) for count in counts if count > 1
-    )
-    return list(found)
-
-
-def even_shares(costs: SplitCosts, block: Block) -> list[tuple[int, ...]]:
-    """Return the share by speed of all devices alone, or the fastest one for a whole block."""
-    return likely_shares(costs, block)[:1]
-
-
-def _speeds(costs: SplitCosts, block: Block) -> list[float]:
-    whole = replace(block, method=SplitMethod.WHOLE)
-    return [1 / max(_SAME, costs.step_seconds(whole, k, 0, 1)) for k in range(costs.n)]
-
-
-def _whole(n: int, device: int) -> tuple[int, ...]:
-    """Return the shares of a block that one device computes."""
-    return (0,) * (device + 1) + (1,) * (n - device)
-
-
-def _likely_devices(costs: SplitCosts, order: Sequence[int]) -> list[int]:
-    """Return the two fastest devices, and the one that has most memory."""
-    limits = [device.kind.memory_bytes for device in costs.devices]
-    largest = max(order, key=lambda k: float("inf") if limits[k] is None else float(limits[k] or 0))
-    return list(dict.fromkeys([*order[:2], largest]))
-
-
-def _proportional(size: int, tile: int, speeds: Sequence[float], used: Sequence[int]) -> tuple[int, ...]:
-    """Return bounds in proportion to the speeds of the devices in use; each tile goes to who would end it first."""
-    shares = [0] * len(speeds)
-    for _ in range(size):
-        best = min(used, key=lambda k: ((shares[k] + 1) / speeds[k], k))
-        shares[best] += tile
-    bounds = [0]
-    for share in shares:
-        bounds.append(bounds[-1] + share)
-    return tuple(bounds)
 
 
 def find_split(
@@ -318,7 +253,7 @@ def improve(costs: SplitCosts, solution: SplitSolution, evaluations: int = _EVAL
     while moved:
         moved = False
         for index, number, amount in _moves(costs, best.blocks):
-            blocks = _shifted(costs, best.blocks, index, number, amount)
+            blocks = shifted(costs, best.blocks, index, number, amount)
             if blocks is None:
                 continue
             if not left:
@@ -338,20 +273,6 @@ def _moves(costs: SplitCosts, blocks: Sequence[Block]) -> list[tuple[int, int, i
         if block.method is not SplitMethod.WHOLE
         for number in range(1, costs.n)
     ]
-
-
-def _shifted(
-    costs: SplitCosts, blocks: tuple[Block, ...], index: int, number: int, amount: int
-) -> tuple[Block, ...] | None:
-    """Return the blocks with one bound moved, None where it would pass another one."""
-    block = blocks[index]
-    if block.method is SplitMethod.OUTPUT:
-        amount *= CHANNEL_TILE // 2
-    bounds = list(block.bounds)
-    bounds[number] += amount
-    if not bounds[number - 1] <= bounds[number] <= bounds[number + 1]:
-        return None
-    return (*blocks[:index], replace(block, bounds=tuple(bounds)), *blocks[index + 1 :])
 
 
 def fits(costs: SplitCosts, blocks: Sequence[Block], *, border_first: bool) -> bool:

@@ -15,8 +15,11 @@ from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.planner.plan import Plan
 from har_edge.planner.profile import MessageCost, Profile, load_profile, profile_path, store_profile
 from har_edge.tflite.model import read_model
+from har_edge.tflite.split.plan_file import load_plan
+from har_edge.tflite.split.program import split_model
 from har_edge.units import duration, size
 from tests.tflite import models
+from tests.tflite.split.layers import Layers
 
 Run = Callable[..., tuple[int, str, str]]
 DEVICES = """
@@ -140,7 +143,7 @@ def test_what_cannot_be_profiled_says_why_before_it_is_measured(
 
 
 def test_a_plan_is_a_table_with_reasons(run: Run, model: Path, devices: Path, profile: Path) -> None:
-    code, text, _ = run("plan", str(model), "--devices", str(devices), "--replicas", "1")
+    code, text, _ = run("plan", str(model), "--devices", str(devices), "--replicas", "1", "--no-split")
     assert code == 0
     lines = text.splitlines()
     assert lines[0].split()[:3] == ["stage", "operators", "device"]
@@ -237,7 +240,7 @@ def test_a_plan_without_xnnpack_is_cut_and_checked_so(
     made = msgspec.structs.replace(load_profile(profile), delegate="none")
     path = tmp_path / "none.json"
     store_profile(made, path)
-    options = ("--devices", str(devices), "--replicas", "1", "--delegate", "none", "--profile", str(path))
+    options = ("--devices", str(devices), "--replicas", "1", "--delegate", "none", "--profile", str(path), "--no-split")
     code, text, _ = run("plan", str(model), *options)
     assert code == 0 and f"cut it with: har-edge slice {model} --delegate none --at " in " ".join(text.split())
 
@@ -276,3 +279,91 @@ def test_figures_are_readable() -> None:
     ]
     assert [bar(v, 4.0, 2) for v in (0.0, 1.0, 3.0, 4.0, 9.0)] == ["", "▌", "█▌", "██", "██"]
     assert bar(1.0, 0.0) == ""
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """Convolutions over 24 rows; each takes a second, and messages nearly nothing."""
+    layers = Layers(0, (1, 24, 6, 3))
+    x = layers.x
+    for _ in range(4):
+        x = layers.conv(x, 4)
+    path = tmp_path / "network.tflite"
+    path.write_bytes(layers.build(layers.scores(x)))
+    return path
+
+
+@pytest.fixture
+def slow(network: Path, tmp_path: Path) -> Path:
+    from har_edge.runtime.profiling import Timing, make_profile
+
+    loaded = read_model(network)
+    timing = Timing((0, 1, 2, 3, 4, 5), {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 2e-3}, 4.002, 1e-3, ())
+    made = msgspec.structs.replace(make_profile(loaded, "here", timing), message=MessageCost(1e-4, 0.0, "made up"))
+    path = tmp_path / "slow.json"
+    store_profile(made, path)
+    return path
+
+
+def equal_devices(tmp_path: Path, count: int, rate: float, broker: float | None = None) -> Path:
+    path = tmp_path / "equal.toml"
+    text = f'[[device]]\nname = "pi"\ncount = {count}\nlink_bytes_per_s = {rate}\nlatency_s = 0.001\nduplex = true\n'
+    path.write_text(text + (f"[broker]\nlink_bytes_per_s = {broker}\n" if broker else ""))
+    return path
+
+
+def test_devices_share_layers_for_the_latency_of_one_window(
+    run: Run, network: Path, slow: Path, tmp_path: Path
+) -> None:
+    devices, out, drawing = equal_devices(tmp_path, 4, 1e7), tmp_path / "plan.json", tmp_path / "plan.mmd"
+    options = ["--devices", str(devices), "--profile", str(slow), "--objective", "latency", "--out", str(out)]
+    code, text, err = run("plan", str(network), *options, "--drawing", str(drawing))
+    assert code == 0 and err == ""
+    assert "1 stage on 4 of 4 devices" in text and "a pi-1, b pi-2, c pi-3, d pi-4" in text
+    assert "aaaaaaaaaabbbbbbbbbbccccccccccdddddddddd" in text
+    assert "whole layers only" not in text and "one device: pi-1" in text  # the best of these is one device
+    assert "the largest message has" in text
+    assert f"cut it with: har-edge slice {network} --plan {out} --out DIR" in text
+    plan, file = msgspec.json.decode(out.read_bytes(), type=Plan), load_plan(out)
+    (group,) = file.stages
+    assert group.split is not None and group.devices == ("pi-1", "pi-2", "pi-3", "pi-4")
+    assert plan.stages[0].split == group.split and plan.max_payload_bytes == file.max_payload_bytes > 0
+    layout = split_model(read_model(network), [group.split])
+    assert len(layout.programs) == 4 and plan.latency_s < 1.5
+    chart = drawing.read_text()
+    assert chart.startswith("flowchart TD\n") and "source -->|" in chart and "--> result" in chart
+
+
+def test_a_slow_link_is_named_as_the_limit(run: Run, network: Path, slow: Path, tmp_path: Path) -> None:
+    devices = equal_devices(tmp_path, 4, 1e8, broker=2e4)
+    _, text, _ = run("plan", str(network), "--devices", str(devices), "--profile", str(slow), "--objective", "latency")
+    told = " ".join(text.split())
+    assert "the link of the broker's host is the limit: at 300 Mbit/s this plan would be" in told
+
+
+def test_one_device_is_faster_where_messages_cost_more(run: Run, network: Path, slow: Path, tmp_path: Path) -> None:
+    devices = equal_devices(tmp_path, 4, 100.0)
+    _, text, _ = run("plan", str(network), "--devices", str(devices), "--profile", str(slow), "--objective", "latency")
+    assert "one device is faster" in text and "1 stage on 1 of 4 devices" in text
+
+
+def test_no_split_plans_whole_layers(run: Run, network: Path, slow: Path, tmp_path: Path) -> None:
+    devices, drawing = equal_devices(tmp_path, 4, 1e7), tmp_path / "plan.mmd"
+    options = ["--devices", str(devices), "--profile", str(slow), "--replicas", "1", "--no-split"]
+    _, text, _ = run("plan", str(network), *options, "--json")
+    plan = msgspec.convert(json.loads(text)["plan"], Plan)
+    assert not plan.is_split and len(plan.stages) == 4
+    assert all("split" not in stage for stage in json.loads(text)["plan"]["stages"])
+    code, _, err = run("plan", str(network), *options, "--drawing", str(drawing))
+    assert code == 2 and "no layer is shared in this plan" in err and not drawing.exists()
+
+
+def test_throughput_shares_the_heaviest_stage(run: Run, network: Path, slow: Path, tmp_path: Path) -> None:
+    devices = equal_devices(tmp_path, 6, 1e7)
+    options = ["--devices", str(devices), "--profile", str(slow), "--replicas", "1", "--json"]
+    _, text, _ = run("plan", str(network), *options)
+    report = json.loads(text)
+    plan = msgspec.convert(report["plan"], Plan)
+    assert plan.is_split and plan.bottleneck_s < 4.002 / 5
+    (whole,) = [row for row in report["alternatives"] if row["name"] == "whole layers only"]
+    assert whole["bottleneck_s"] == pytest.approx(1.0, rel=0.02)

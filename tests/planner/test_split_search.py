@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from har_edge.planner.simulation import Simulator
 from har_edge.planner.split_costs import SplitCosts
-from har_edge.planner.split_search import all_shares, best_split, find_split, fits, likely_shares
+from har_edge.planner.split_search import best_split, find_split, fits
+from har_edge.planner.split_shares import all_shares, likely_shares
 from har_edge.tflite.split.plan import Block, SplitMethod, SplitPlan
 from tests.planner.split_models import costs_of, network
 

@@ -41,6 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="profile that speeds refer to (default: that of this device, from the cache)",
     )
     options.add_delegate(parser)
+    parser.add_argument(
+        "--no-split", action="store_true", help="plan stages of whole layers only: no layer is shared by devices"
+    )
+    parser.add_argument(
+        "--drawing", type=values.writable_file, metavar="FILE", help="write shared layers as a Mermaid flowchart"
+    )
     parser.add_argument("--out", type=values.writable_file, metavar="FILE", help="write the plan as JSON")
     parser.add_argument("--json", action="store_true", help="print plan and alternatives as JSON instead of text")
 
@@ -51,8 +57,11 @@ def run(args: argparse.Namespace) -> int:
     import msgspec
 
     from har_edge.cli.reports.plan import PlanReport, print_plan
+    from har_edge.cli.reports.shared_layers import draw_mermaid
     from har_edge.config.catalog import find_model
+    from har_edge.errors import ConfigError
     from har_edge.inference.tensor_observation import open_model
+    from har_edge.planner.choice import PlanChoice, choose_plan
     from har_edge.planner.devices import load_devices, make_devices
     from har_edge.planner.plan import Objective, compare, make_plan, make_planning_problem
 
@@ -61,11 +70,21 @@ def run(args: argparse.Namespace) -> int:
     profile, remarks = _reference(model, args.profile, args.delegate)
     devices, more = make_devices(file, args.devices, profile)
     planning = make_planning_problem(model, profile.bounds, devices, replicas=args.replicas, sensors=file.sensors)
-    plan = make_plan(planning, Objective(args.objective))
+    if args.no_split:
+        plan = make_plan(planning, Objective(args.objective))
+        choice = PlanChoice(plan, compare(planning, plan), [])
+    else:
+        choice = choose_plan(model, planning, profile.bounds, Objective(args.objective), file.broker)
+    plan = choice.plan
+    if args.drawing is not None:
+        if choice.candidate is None:
+            raise ConfigError(f"--drawing {args.drawing} came, but no layer is shared in this plan; leave it out")
+        args.drawing.write_text(draw_mermaid(choice.candidate), encoding="utf-8")
     if args.out is not None:
         args.out.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
     cut = f"{args.model}{_told(args.delegate)}"
-    print_plan(PlanReport(plan, compare(planning, plan), [*remarks, *more]), cut, as_json=args.json)
+    report = PlanReport(plan, choice.alternatives, [*remarks, *more, *choice.remarks])
+    print_plan(report, cut, as_json=args.json, candidate=choice.candidate, out=args.out)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import msgspec
 from rich.markup import escape
@@ -12,7 +13,9 @@ from rich.text import Text
 
 from har_edge.cli.console import first_fit, make_console, say
 from har_edge.cli.reports.bars import bar
+from har_edge.cli.reports.shared_layers import draw_blocks
 from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage
+from har_edge.planner.split_plan import SplitCandidate
 from har_edge.units import duration, size
 
 _REPLICAS = (
@@ -30,8 +33,15 @@ class PlanReport(msgspec.Struct, frozen=True):
     notes: list[str]
 
 
-def print_plan(report: PlanReport, model: str, *, as_json: bool) -> None:
-    """Print the plan and the others."""
+def print_plan(
+    report: PlanReport,
+    model: str,
+    *,
+    as_json: bool,
+    candidate: SplitCandidate | None = None,
+    out: Path | None = None,
+) -> None:
+    """Print the plan and the others; `candidate` is what a plan of shared layers was made of, `out` where it is."""
     if as_json:
         print(msgspec.json.encode(report).decode())
         return
@@ -39,6 +49,10 @@ def print_plan(report: PlanReport, model: str, *, as_json: bool) -> None:
     ways = [(width, True) for width in _BARS] + [(width, False) for width in _BARS]
     console.print(first_fit(console, [partial(_stages, plan, width, named=named) for width, named in ways]))
     console.print()
+    if candidate is not None:
+        for line in draw_blocks(candidate):
+            console.print(line, markup=False, highlight=False)
+        console.print()
     for line in _summary(plan):
         say(line)
     console.print()
@@ -46,7 +60,11 @@ def print_plan(report: PlanReport, model: str, *, as_json: bool) -> None:
     lines = [f"note: {note}" for note in report.notes]
     if any(stage.replicas > 1 for stage in plan.stages):
         lines.append(f"note: {_REPLICAS}")
-    if plan.cuts:
+    if plan.is_split:
+        lines.append(f"cut it with: har-edge slice {model} --plan {out or 'FILE'} --out DIR")
+        if out is None:
+            lines.append("note: --out FILE writes this plan to the file that it takes")
+    elif plan.cuts:
         lines.append(f"cut it with: har-edge slice {model} --at {','.join(map(str, plan.cuts))} --out DIR")
     if lines:
         console.print()
@@ -80,12 +98,15 @@ def _stages(plan: Plan, width: int, *, named: bool) -> Table:
 
 def _homes(stage: PlannedStage) -> str:
     """Return the names of a stage's devices, or the number if there are many."""
-    return ", ".join(stage.devices) if stage.replicas < 4 else f"{stage.devices[0]} and {stage.replicas - 1} more"
+    devices = stage.devices
+    return ", ".join(devices) if len(devices) < 4 else f"{devices[0]} and {len(devices) - 1} more"
 
 
 def _summary(plan: Plan) -> list[str]:
     stages, devices = len(plan.stages), len(plan.devices)
-    rate = f"{1 / plan.bottleneck_s:.0f}" if plan.bottleneck_s else "any number of"
+    rate = "any number of"
+    if plan.bottleneck_s:
+        rate = f"{1 / plan.bottleneck_s:.0f}" if plan.bottleneck_s <= 0.1 else f"{1 / plan.bottleneck_s:.2g}"
     lines = [
         f"{stages} stage{'s' * (stages > 1)} on {devices} of {devices + len(plan.spare)} devices: a window every "
         f"{duration(plan.bottleneck_s)} at the slowest stage, at most {rate} windows/s; "
@@ -98,6 +119,8 @@ def _summary(plan: Plan) -> list[str]:
         lines.append(
             f"a smaller {goal} was not found; one below {duration(plan.bound_s)} is ruled out, {plan.gap:.1%} lower"
         )
+    elif plan.is_split:
+        lines.append(f"a smaller {goal} was not found, which proves nothing: not all ways to share layers were tried")
     else:
         lines.append(f"a smaller {goal} was not found, which proves nothing: this model has too many ways to be cut")
     if plan.spare:
