@@ -2,8 +2,9 @@
 
     python examples/picture.py MODEL.tflite [LABELS.txt]
 
-MODEL takes one picture [1, height, width, channels] and gives one score for each class; LABELS has one name a line. The
-picture is an array in the units that the model was trained on: here noise, with Pillow `np.asarray(image) / 255`.
+MODEL takes one picture [1, height, width, channels] and gives one score for each class; LABELS has one name a line.
+Pictures are arrays of bytes: here noise, with Pillow `np.asarray(Image.open("cat.jpg"))`. One of another size is
+resized, which needs the extra `images`.
 """
 
 import sys
@@ -16,10 +17,13 @@ import har_edge
 if len(sys.argv) < 2:
     sys.exit("usage: python examples/picture.py MODEL.tflite [LABELS.txt]")
 path = sys.argv[1]
-height, width, channels = har_edge.load_model(path).inputs[0].shape[1:]
-classes = har_edge.load_model(path).outputs[0].shape[-1]
-labels = Path(sys.argv[2]).read_text().splitlines() if len(sys.argv) > 2 else [f"class {n}" for n in range(classes)]
-model = har_edge.load_model(path, labels=labels)
+image, scores = har_edge.load_model(path).inputs[0], har_edge.load_model(path).outputs[0]
+labels = [f"class {number}" for number in range(scores.shape[-1])]
+if len(sys.argv) > 2:
+    labels = Path(sys.argv[2]).read_text().splitlines()
+# A model of floats takes (byte - mean) / std, one of bytes the bytes.
+constants = (127.5, 127.5) if image.dtype.startswith("float") else None
+model = har_edge.load_model(path, labels=labels, pictures=True, normalize=constants)
 
 rng = np.random.default_rng(0)
 with (
@@ -28,6 +32,7 @@ with (
     cluster.sensor("camera-1") as camera,
 ):
     for _ in range(3):
-        camera.send(rng.random((height, width, channels), np.float32))
+        camera.send(rng.integers(0, 256, image.shape[1:], np.uint8))
     for result in results:
-        print(f"picture {result.seq}: {result.label} ({result.confidence:.2f})")
+        best = ", ".join(f"{one.label} {one.confidence:.2f}" for one in result.classes)
+        print(f"picture {result.seq}: {best}")

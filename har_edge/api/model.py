@@ -139,13 +139,30 @@ def _of_type(name: str, values: npt.ArrayLike, dtype: np.dtype[Any]) -> npt.NDAr
     return held
 
 
-def load_model(name_or_path: str | os.PathLike[str], *, labels: Sequence[str] | None = None) -> Model:
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    labels: Sequence[str] | None = None,
+    pictures: bool = False,
+    normalize: tuple[float, float] | tuple[Sequence[float], Sequence[float]] | None = None,
+    fit: str = "stretch",
+) -> Model:
     """Return a model that ships with har_edge, by its name, or a .tflite file, by its path.
 
     A model that no manifest.json beside it knows may be cut at once. It runs in a pipeline when `labels` names its
-    classes: then it takes one image [height, width, channels] a time, or one window [length, channels].
+    classes: then it takes one image [height, width, channels] a time, or one window [length, channels], in the values
+    that the model was trained on. With `pictures`, it takes pictures as bytes, as `har-edge sensor --images` sends
+    them; without labels, its own or given ones, results carry its outputs as arrays.
 
-    Raises ModelError for what is no model, ConfigError for labels that do not fit it.
+    Args:
+        labels: the names of the classes, by index.
+        pictures: whether pictures come as uint8, of any size.
+        normalize: mean and standard deviation, each one figure or one a channel: the input is (byte - mean) / std. By
+            default as the model's metadata say; an uint8 input takes the bytes as they are.
+        fit: what happens to pictures of another aspect ratio: "stretch", "crop" or "pad".
+
+    Raises ModelError for what is no model, ConfigError for labels that do not fit it, and where nothing says how bytes
+    become the values of a float input.
 
     >>> import har_edge
     >>> model = har_edge.load_model("int8")
@@ -155,10 +172,16 @@ def load_model(name_or_path: str | os.PathLike[str], *, labels: Sequence[str] | 
     found = find_model(os.fspath(name_or_path))
     entry = found.entry
     name = entry.name if entry is not None else found.path.stem
-    if labels is None:
+    if not pictures and (normalize is not None or fit != "stretch"):
+        raise ConfigError("normalize or fit came without pictures=True; expected both: these are for pictures")
+    if labels is None and not pictures:
         return Model(name, found.path, found.sha256, None if entry is None else entry.task)
     if entry is not None:
-        raise ConfigError(f"labels came for {name}, whose manifest names its classes; expected none")
+        came = "pictures=True" if labels is None else "labels"
+        raise ConfigError(f"{came} came for {name}, whose manifest names its classes; expected none")
+    if pictures:
+        task = _picture_task(found.path, labels, normalize, fit)
+        return Model(name, found.path, found.sha256, task)
     from har_edge.api.images import describe_images, image_task
 
     model = Model(name, found.path, found.sha256, None)
@@ -171,6 +194,35 @@ def load_model(name_or_path: str | os.PathLike[str], *, labels: Sequence[str] | 
     task = image_task(runner.inputs[0], runner.outputs[0], labels)
     beside = {task.stream.description: describe_images(runner.inputs[0])}
     return Model(name, found.path, found.sha256, task, MappingProxyType(beside))
+
+
+def _picture_task(
+    path: Path,
+    labels: Sequence[str] | None,
+    normalize: tuple[float, float] | tuple[Sequence[float], Sequence[float]] | None,
+    fit: str,
+) -> Task:
+    import numpy as np
+
+    from har_edge.config.image_task import Normalization, derive_image_task
+    from har_edge.config.unlisted_model import packed_labels
+    from har_edge.data.pictures import AspectRule
+    from har_edge.tflite.model import read_model
+
+    rules = [rule.value for rule in AspectRule]
+    if fit not in rules:
+        raise ConfigError(f"fit={fit!r} came; expected one of {', '.join(rules)}")
+    constants = None
+    if normalize is not None:
+        mean, std = (tuple(float(one) for one in np.atleast_1d(part)) for part in normalize)
+        constants = Normalization(mean, std)
+    return derive_image_task(
+        read_model(path),
+        labels=packed_labels(path) if labels is None else labels,
+        asked=labels is not None,
+        normalization=constants,
+        fit=AspectRule(fit),
+    )
 
 
 def split(

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.api.target import Target, find_target
+from har_edge.data.pictures import fit_picture
 from har_edge.data.recording import Samples, Window
 from har_edge.data.windows import Windower
 from har_edge.errors import ConfigError, DataError, HarEdgeError, NodeError
@@ -128,7 +129,9 @@ class Sensor:
 
         Args:
             samples: [n, channels] of each source, by its name; or one array with the channels of all sources side by
-                side, in the order of `channels`. One sample may be [channels], an image [height, width, channels].
+                side, in the order of `channels`. One sample may be [channels], an image [height, width, channels]. For
+                a model that was loaded with `pictures`, one picture: uint8 [height, width], or with 3 channels (RGB)
+                or 1; one of another size is resized, which needs Pillow.
             captured: when the last of them was captured (seconds since 1970), by default now.
             timeout_s: how long to wait while too many windows are unanswered, by default `give_up_s`.
 
@@ -200,6 +203,12 @@ class Sensor:
 
     def _split(self, samples: Mapping[str, Array] | Array) -> dict[str, Samples]:
         """Return float32 [n, channels] by source."""
+        image = self._fixed.task.image
+        if image is not None:
+            (source,) = self.channels
+            given = samples[source] if isinstance(samples, Mapping) and set(samples) == {source} else samples
+            pixels = fit_picture(np.asarray(given), image.shape, image.fit)
+            return {source: pixels.reshape(-1, image.channels).astype(np.float32)}
         if isinstance(samples, Mapping):
             if set(samples) != set(self.channels):
                 raise DataError(f"samples of {', '.join(samples)} came; expected {', '.join(self.channels)}")

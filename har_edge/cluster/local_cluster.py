@@ -23,6 +23,7 @@ from har_edge.cluster.cluster import POLL_S, Arrival, Cluster
 from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.data.locate import SYNTHETIC_NOTICE, find_data
 from har_edge.errors import ConfigError, HarEdgeError, NodeError
+from har_edge.files import write_atomic
 from har_edge.monitor.leftovers import Leftovers, clear_all, read_retained
 from har_edge.mqtt.address import read_address
 from har_edge.mqtt.bus import Bus, Session
@@ -31,6 +32,7 @@ from har_edge.protocol.results import Result
 from har_edge.protocol.topics import ALL_SOURCES
 
 if TYPE_CHECKING:
+    from har_edge.config.task import Task
     from har_edge.mqtt.broker.launcher import RunningBroker
 
 _log = logging.getLogger(__name__)
@@ -107,7 +109,8 @@ class LocalCluster(Cluster):
             if nodes is None:
                 self.start_stages()
             else:
-                self.start_coordinator(path, stages or len(pipeline.manifest.slices))
+                options = _picture_options(pipeline.task, folder)
+                self.start_coordinator(path, stages or len(pipeline.manifest.slices), *options)
                 self.scale(nodes)
         except BaseException:
             self._stack.close()
@@ -276,6 +279,23 @@ class LocalCluster(Cluster):
         """End every process, and the broker that was started here; closing twice does nothing more."""
         self._closed = True
         self._stack.close()
+
+
+def _picture_options(task: Task, folder: Path) -> list[str]:
+    """Return the options that tell a coordinator what a model of pictures is for; labels go into a file in `folder`."""
+    if task.image is None:
+        return []
+    words = ["--stream", "images", "--fit", task.image.fit.value]
+    if task.image.mean:
+        mean, std = ("/".join(map(repr, one)) for one in (task.image.mean, task.image.std))
+        words.append(f"--normalize={mean},{std}")
+    if task.arrays:
+        words.append("--arrays")
+    if task.labels:
+        file = folder / "labels.txt"
+        write_atomic(file, ("\n".join(task.labels) + "\n").encode())
+        words += ["--labels", str(file.absolute())]
+    return words
 
 
 def _cut(

@@ -247,7 +247,7 @@ def receive_max(wiring: Wiring) -> int:
     They are in its memory, so large ones are few. A stage that joins parts takes as many as ever: some of them wait for
     others that the broker would hold back.
     """
-    if wiring.sources or len(wiring.earlier) != 1:
+    if len(wiring.sources) + len(wiring.earlier) != 1:
         return RECEIVE_MAX
     size = sum(map(tensor_bytes, wiring.entry.inputs))
     return max(RECEIVE_LEAST, min(RECEIVE_MAX, RECEIVE_BYTES // max(1, size)))

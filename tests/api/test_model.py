@@ -55,6 +55,21 @@ def test_a_model_of_pictures_needs_the_names_of_its_classes(picture: Path, tmp_p
     assert sorted(path.name for path in picture.parent.iterdir()) == ["picture.tflite", "slices"]
 
 
+def test_a_model_of_pictures_takes_bytes(picture: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"input 'image' is float32.*give --normalize"):
+        har_edge.load_model(picture, pictures=True)
+    with pytest.raises(ConfigError, match="normalize or fit came without pictures=True"):
+        har_edge.load_model(picture, labels=["cat", "dog", "bird"], normalize=(0, 255))
+    with pytest.raises(ConfigError, match="fit='wide' came; expected one of stretch, crop, pad"):
+        har_edge.load_model(picture, pictures=True, normalize=(0, 255), fit="wide")
+    with pytest.raises(ConfigError, match="pictures=True came for int8, whose manifest"):
+        har_edge.load_model("int8", pictures=True)
+    model = har_edge.load_model(picture, pictures=True, normalize=((1, 2, 3), (4, 5, 6)), fit="pad")
+    task = har_edge.split(model, tmp_path / "slices").task
+    assert task.image is not None and (task.image.mean, task.image.std) == ((1, 2, 3), (4, 5, 6))
+    assert task.image.fit.value == "pad" and [one.tensor for one in task.arrays] == ["scores"]
+
+
 def test_it_runs_here(picture: Path) -> None:
     model = har_edge.load_model(picture)
     values = {"image": np.ones((1, 8, 6, 3), np.float32)}

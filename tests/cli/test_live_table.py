@@ -11,7 +11,7 @@ from rich.console import Console
 
 from har_edge.cli.reports.live_table import MAX_ROWS, LiveTable
 from har_edge.cluster.cluster import Arrival
-from har_edge.protocol.results import Result
+from har_edge.protocol.results import LabelScore, NamedArray, Result
 
 LABELS = {4: "walking", 7: "frontal elevation of arms"}
 
@@ -44,6 +44,30 @@ def test_every_column_is_readable(columns: int) -> None:
         assert heading in heads
     assert all(text in row for text in ("subject7", "frontal elevation of arms", "0.98", "120 ms", "1.000"))
     assert max(map(len, lines)) <= columns
+
+
+def with_outputs() -> Arrival:
+    """A result with five classes, one of a long name, and with arrays."""
+    names = ["Egyptian cat", "tabby, tabby cat", "a very long name of a class, with one more, and others", "d", "e"]
+    classes = [LabelScore(name, number, 0.5 / (number + 1)) for number, name in enumerate(names)]
+    arrays = [
+        NamedArray("boxes", (2, 10), [0.123456, None, 1e-9, *([12345.678] * 17)]),
+        NamedArray("StatefulPartitionedCall/a/very/long/name/of/an/output:0", (2,), [True, 7]),
+    ]
+    result = Result("door", 3, names[0], 0, 0.5, 1.0, 1.1, 1, classes=classes, arrays=arrays)
+    return Arrival(result, 1.12)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_best_classes_and_arrays_are_readable(columns: int) -> None:
+    table = LiveTable({})
+    table.add(with_outputs())
+    lines = drawn(table, columns)
+    text = " ".join(" ".join(lines).split())
+    assert max(map(len, lines)) <= columns
+    assert "stream window output score latency door 3 Egyptian cat 0.50 120 ms tabby, tabby cat 0.25 a very" in text
+    assert "boxes [2, 10]: 0.1235 - 1e-09 1.235e+04 1.235e+04" in text
+    assert "/a/very/long/name/of/an/output:0 [2]: True 7" in text
 
 
 def test_accuracy_counts_known_windows_only() -> None:

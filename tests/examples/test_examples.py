@@ -21,7 +21,7 @@ PRINTED = {
     r"(.* bytes a window, \d+ of \d+ the same\n){3}",
     "custom_sensor": rf"3 windows of chest, ankle, arm were sent\n(window \d: {LABEL} \(0\.\d\d\)\n){{3}}",
     "local_cluster": rf"(subject7 \d {LABEL}\n){{10}}",
-    "picture": r"(picture \d: (cat|dog|bird) \(-?\d+\.\d\d\)\n){3}",
+    "picture": r"(picture \d: ((cat|dog|bird) -?\d+\.\d\d(, )?){3}\n){3}",
     "split_and_verify": r"(before operator .* bytes cross\n){16}(slice-\d\.tflite: .*\n){2}"
     r"equal to the whole model, bit for bit; written to slices\n",
     "unequal_devices": r"(throughput|latency): \d+ windows a second, .*\n(    operators .*\n)+"

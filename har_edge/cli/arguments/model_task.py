@@ -121,7 +121,14 @@ def resolve_model(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
             "--stream (mhealth, or a TOML file: data/README.md), and where they cannot be told, the classes with "
             "--labels and the sources with --input NAME=SOURCE"
         )
-    return _derive_pictures(args, found) if args.stream == IMAGES else _derive(args, found)
+    known = _derive_pictures(args, found) if args.stream == IMAGES else _derive(args, found)
+    if not known.task.labels and not hasattr(args, "arrays"):
+        names = ", ".join(one.tensor for one in known.task.arrays)
+        raise ConfigError(
+            f"no labels fit an output of the model ({names}), and this command shows classes; give --labels FILE, or "
+            "run the model with `har-edge slice` or `coordinator`, whose results carry outputs as arrays"
+        )
+    return known
 
 
 def _derive_pictures(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
