@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from har_edge.errors import ModelError
+from har_edge.inference.assembly import PieceKey, find_assembly
 from har_edge.inference.interpreter import Array, Delegate, Interpreter
-from har_edge.tflite.manifest import TensorRegion, TensorSpec
+from har_edge.tflite.manifest import TensorSpec
 from har_edge.tflite.split.block import BlockSplit, StepDraft
 
 _TINY = 1e-30  # a whole of zeros only is compared with this
@@ -26,61 +27,26 @@ class SplitAgreement:
 
 
 class RegionStore:
-    """Regions of tensors of one window, by the name of the whole tensor."""
+    """Regions of tensors of one window, as if every shard had them."""
 
     def __init__(self, values: Mapping[str, Array]) -> None:
-        self._pieces: dict[str, list[tuple[TensorRegion | None, Array]]] = {}
+        self._there: list[tuple[PieceKey, TensorSpec]] = []
+        self._arrays: dict[PieceKey, Array] = {}
         for name, value in values.items():
-            self._pieces[name] = [(None, value)]
+            self.put(TensorSpec(name, value.shape, value.dtype.name), value)
 
     def put(self, spec: TensorSpec, value: Array) -> None:
         """Keep a region, or a whole tensor."""
-        self._pieces.setdefault(spec.of, []).append((spec.region, value))
+        key = (len(self._there), spec.name)
+        self._there.append((key, spec))
+        self._arrays[key] = value
 
     def get(self, spec: TensorSpec) -> Array | None:
-        """Return the region that a step takes, put together from pieces, or None where some are missing."""
-        region, pieces = spec.region, self._pieces.get(spec.of, [])
-        for found, value in pieces:
-            if found is None:
-                return value if region is None else _cut(value, region, 0)
-        axes = [region.axis] if region else range(len(spec.shape))
-        for axis in axes:
-            stop = region.stop if region else spec.shape[axis]
-            joined = self._sum(spec.of, TensorRegion(spec.of, axis, region.start if region else 0, stop), region)
-            if joined is not None:
-                return joined
-        return None
-
-    def _sum(self, name: str, wanted: TensorRegion, region: TensorRegion | None) -> Array | None:
-        """Add the summands of a region in their order; a region without is one of its own."""
-        total: Array | None = None
-        count = region.summands if region else 0
-        for number in range(max(1, count)):
-            value = self._join(name, wanted, number, count)
-            if value is None:
-                return None
-            total = value if total is None else total + value
-        return total
-
-    def _join(self, name: str, wanted: TensorRegion, number: int, count: int) -> Array | None:
-        """Put pieces along an axis side by side."""
-        at, parts = wanted.start, list[Array]()
-        pieces = [
-            (found, value)
-            for found, value in self._pieces.get(name, [])
-            if found is not None and (found.axis, found.summand, found.summands) == (wanted.axis, number, count)
-        ]
-        for found, value in sorted(pieces, key=lambda one: one[0].start):
-            if found.start <= at < found.stop:
-                stop = min(found.stop, wanted.stop)
-                parts.append(_cut(value, TensorRegion(name, wanted.axis, at, stop), found.start))
-                at = stop
-        return np.concatenate(parts, wanted.axis) if parts and at >= wanted.stop else None
-
-
-def _cut(value: Array, region: TensorRegion, offset: int) -> Array:
-    index = (*(slice(None),) * region.axis, slice(region.start - offset, region.stop - offset))
-    return np.ascontiguousarray(value[index])
+        """Return a region put together from pieces, or None where some are missing."""
+        try:
+            return np.ascontiguousarray(find_assembly(spec, self._there).make(self._arrays))
+        except ModelError:
+            return None
 
 
 def run_split(split: BlockSplit, values: Mapping[str, Array], *, delegate: Delegate = Delegate.XNNPACK) -> RegionStore:

@@ -11,8 +11,10 @@ from har_edge.errors import CutError
 from har_edge.inference.interpreter import Interpreter
 from har_edge.inference.sampling import sample
 from har_edge.inference.split_check import run_split
+from har_edge.tflite.cuts import trace_dataflow
 from har_edge.tflite.model import read_model
 from har_edge.tflite.split.input_rules import LinearView
+from har_edge.tflite.split.methods import share_bounds
 from har_edge.tflite.split.partial_file import cut_exactly
 from har_edge.tflite.split.plan import Block, SplitMethod, SplitPlan
 from har_edge.tflite.split.program import split_model
@@ -225,3 +227,23 @@ def test_shards_of_units_and_then_of_inputs_exchange_nothing_between(dtype: str)
     hidden = model.main.tensors[model.main.operators[0].outputs[0]].name
     assert not [spec for program in layout.programs for spec in program.outputs if spec.of == hidden]
     check(content, layout, sample(Interpreter(content).inputs, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "uint8"])
+def test_blocks_of_different_methods_follow_each_other(dtype: str) -> None:
+    draft = LayerDraft(dtype)
+    x = draft.pool(draft.conv(draft.input([1, 8, 8, 6]), 12, act=RELU))
+    content = draft.build(draft.conv(draft.conv(x, 10, act=RELU), 7))
+    model = read_model(content)
+    flow = trace_dataflow(model)
+    for methods in ((SplitMethod.OUTPUT, INPUT), (SplitMethod.ROWS, SplitMethod.OUTPUT), (INPUT, SplitMethod.ROWS)):
+        places = zip(((0, 2) if methods[0] is not INPUT else (0, 1), (2, 3)), methods, strict=True)
+        blocks = [
+            Block(start, stop, method, share_bounds(model, flow, start, stop, method, (1, 2, 3)))
+            for (start, stop), method in places
+        ]
+        if blocks[0].stop == 1:
+            bounds = share_bounds(model, flow, 1, 2, SplitMethod.OUTPUT, (1, 2, 3))
+            blocks.insert(1, Block(1, 2, SplitMethod.OUTPUT, bounds))
+        layout = split_model(model, [SplitPlan(3, (*blocks, Block(3, 4, SplitMethod.WHOLE, (0, 0, 1, 1))))])
+        check(content, layout, sample(Interpreter(content).inputs, np.random.default_rng(0)))

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from har_edge.errors import CutError
 from har_edge.tflite.split.plan import SplitMethod
@@ -239,3 +241,17 @@ def test_per_channel_scales_are_cut_with_the_weights() -> None:
     """With the scales of other channels, the results would be others."""
     model = model_of(quantised())
     assert agreement(model, OUTPUT, (0, 3, 8), 1, 2).equal
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_shares_of_any_convolution_give_the_bits_of_the_whole(data: st.DataObject) -> None:
+    draw = data.draw
+    draft = LayerDraft(draw(st.sampled_from(["float32", "int8", "uint8"])), seed=draw(st.integers(0, 99)))
+    groups, height, width = draw(st.integers(1, 3)), draw(st.integers(1, 7)), draw(st.integers(1, 7))
+    filters = groups * draw(st.integers(1, 6))
+    x = draft.input([1, height, width, groups * draw(st.integers(1, 5))])
+    kernel, stride = draw(st.integers(1, 5)), draw(st.integers(1, 2))
+    model = model_of(draft.build(draft.conv(x, filters, kernel, groups=groups, stride=stride)))
+    cuts = sorted(draw(st.lists(st.integers(0, filters), max_size=5)))
+    assert agreement(model, OUTPUT, (0, *cuts, filters), runs=1).equal
