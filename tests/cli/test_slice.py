@@ -86,6 +86,27 @@ def test_check_says_what_a_stage_would_not_take(run: Run, monkeypatch: pytest.Mo
     assert "5 ways to cut compared with the whole model, 2 not equal" in out.replace("\n", " ")
 
 
+def test_methods_say_how_many_devices_can_share_each_operator(run: Run) -> None:
+    code, out, _ = run(models.skip(), "--methods")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[1:6]] == [
+        ["#", "operator", "result", "rows", "output", "input", "heads"],
+        ["0", "CONV_2D", *["1", "x", "8", "x", "8", "x", "4"], "8", "4", "3", "-"],
+        ["1", "CONV_2D", *["1", "x", "8", "x", "8", "x", "4"], "8", "4", "4", "-"],
+        ["2", "CONV_2D", *["1", "x", "8", "x", "8", "x", "4"], "8", "4", "4", "-"],
+        ["3", "ADD", *["1", "x", "8", "x", "8", "x", "4"], "8", "4", "-", "-"],
+    ]
+    assert "5 of 5 operators can be shared" in out and max(map(len, out.splitlines())) <= 80
+
+
+def test_methods_as_json_say_why_others_are_refused(run: Run) -> None:
+    _, out, _ = run(models.chain(), "--methods", "--json")
+    first = json.loads(out)["operators"][0]
+    assert (first["index"], first["name"], first["shares"]) == (0, "FULLY_CONNECTED", {"output": 8, "input": 6})
+    assert "operators [0, 1) have no BATCH_MATMUL" in first["refused"]["heads"]
+    assert "operator 0 (FULLY_CONNECTED) cannot be split by rows" in first["refused"]["rows"]
+
+
 def test_list_as_json(run: Run) -> None:
     _, out, _ = run(models.chain(dynamic=True), "--list", "--json")
     report = json.loads(out)
@@ -155,7 +176,8 @@ def test_signatures_that_are_left_out_are_named(run: Run) -> None:
     ("content", "options", "text"),
     [
         (b"no model at all", ["--list"], "no TFLite model"),
-        (models.chain(), [], "nothing to do; give --list, --at, --stages, --plan or --check"),
+        (models.chain(), [], "nothing to do; give --list, --methods, --at, --stages, --plan or --check"),
+        (models.chain(), ["--methods", "--check"], "goes with no --check and no --out"),
         (models.chain(), ["--at", "1"], "give the folder for them with --out DIR"),
         (
             models.chain(),

@@ -34,6 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for slices, manifest.json, pipeline.toml")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print every cut with the tensors and bytes that cross it")
+    what.add_argument(
+        "--methods", action="store_true", help="print how many devices can share each operator, by which method"
+    )
     what.add_argument("--at", type=values.operator_indices, metavar="I[,J..]", help="cut before these operators")
     what.add_argument(
         "--stages", type=int, metavar="N", help="cut into N slices for equal devices, by times measured here"
@@ -74,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     if args.slices is not None:
         return _check_folder(args)  # needs a runtime only: the TFLite schema is not on every device
     _require_schema()
+    if args.methods:
+        return _list_methods(args)
     with tempfile.TemporaryDirectory(prefix="har-edge-") as folder:
         return _cut(args, Path(folder))
 
@@ -305,6 +310,16 @@ def _told(folder: Path) -> str | None:
     return None if told is msgspec.UNSET else told
 
 
+def _list_methods(args: argparse.Namespace) -> int:
+    """Print how many devices can share each operator."""
+    from har_edge.cli.reports.split_methods import print_methods
+    from har_edge.config.catalog import find_model
+    from har_edge.inference.tensor_observation import open_model
+
+    print_methods(open_model(find_model(args.model).path, args.delegate), as_json=args.json)
+    return 0
+
+
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     cutting = args.at is not None or args.stages is not None or args.plan is not None
     if args.plan is not None and (args.check or args.wire != 3):
@@ -312,10 +327,12 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
             "--plan goes with messages of version 3, and without --check; compare what it writes by "
             "--check --slices DIR"
         )
-    if args.slices is not None and (cutting or args.list or not args.check or args.out is not None):
+    if args.slices is not None and (cutting or args.list or args.methods or not args.check or args.out is not None):
         raise ConfigError("--slices proves the slices of a folder: it goes with --check, and with no cuts or --out")
-    if not (cutting or args.list or args.check):
-        raise ConfigError("nothing to do; give --list, --at, --stages, --plan or --check")
+    if args.methods and (args.check or args.out is not None):
+        raise ConfigError("--methods lists what can be shared: it goes with no --check and no --out")
+    if not (cutting or args.list or args.methods or args.check):
+        raise ConfigError("nothing to do; give --list, --methods, --at, --stages, --plan or --check")
     if cutting and args.out is None:
         raise ConfigError("--at, --stages and --plan write slices; give the folder for them with --out DIR")
     if args.stages is not None and args.stages < 1:

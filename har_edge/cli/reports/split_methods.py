@@ -14,7 +14,7 @@ from har_edge.tflite.split.methods import legal_methods, share_extent
 from har_edge.tflite.split.plan import SplitMethod
 
 _METHODS = tuple(method for method in SplitMethod if method is not SplitMethod.WHOLE)
-_SHAPE_WIDTH = 18
+_SHAPE_WIDTH = 16
 
 
 class OperatorMethods(msgspec.Struct, frozen=True):
@@ -53,12 +53,12 @@ def print_methods(model: Model, *, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode({"model": model.name, "sha256": model.sha256, "operators": operators}).decode())
         return
-    say(f"{escape(model.name)}: rows, channels or batches of each operator that shards can share")
+    say(f"{escape(model.name)}: rows, channels or batches that devices can share")
     heads = "  ".join(f"{method.value:>6}" for method in _METHODS)
-    print(f"{'#':>4}  {'operator':22}  {'result':{_SHAPE_WIDTH}}  {heads}")
+    print(f"{'#':>4}  {'operator':20}  {'result':{_SHAPE_WIDTH}}  {heads}")
     for one in operators:
         shape = " x ".join(map(str, one.shape))
         shares = "  ".join(f"{one.shares.get(method.value, '-'):>6}" for method in _METHODS)
-        print(f"{one.index:4}  {one.name[:22]:22}  {shape[:_SHAPE_WIDTH]:{_SHAPE_WIDTH}}  {shares}")
+        print(f"{one.index:4}  {one.name[:20]:20}  {shape[:_SHAPE_WIDTH]:{_SHAPE_WIDTH}}  {shares}")
     shared = sum(bool(one.shares) for one in operators)
     say(f"{shared} of {len(operators)} operators can be shared; --json says why a method (-) is refused")
