@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pwd
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from har_edge.errors import ConfigError
@@ -24,6 +24,7 @@ PATHS = {
     "directory": False,
     "cache": False,
     "live": False,
+    "images": True,
     **dict.fromkeys(("password_file", "ca_file", "cert_file", "key_file"), True),
 }
 # The files by which a folder of slices is read.
@@ -43,8 +44,7 @@ def settle_options(role: str, given: Sequence[str], root: Path) -> tuple[list[st
     changed: dict[str, str] = {}
     paths: list[Path] = []
     needed: list[Path] = []
-    for name, must in PATHS.items():
-        text = str(getattr(parsed, name, None) or "")
+    for name, text, must in _named_paths(parsed):
         option = f"--{name.replace('_', '-')}"
         if not text or not any(one in (text, f"{option}={text}") for one in given) or _is_name(role, name, text):
             continue
@@ -58,13 +58,21 @@ def settle_options(role: str, given: Sequence[str], root: Path) -> tuple[list[st
     return [changed.get(one, one) for one in given], paths, needed
 
 
+def _named_paths(parsed: argparse.Namespace) -> Iterator[tuple[str, str, bool]]:
+    """Yield option and text of each path that may be named, and whether it must exist; one option may name several."""
+    for name, must in PATHS.items():
+        value = getattr(parsed, name, None)
+        for text in value if isinstance(value, list) else [value]:
+            yield name, str(text or ""), must
+
+
 def _is_name(role: str, option: str, text: str) -> bool:
     """Return whether a text is the name of a file that har_edge ships, or of a stream, and no path."""
     from har_edge.data.description import BUILT_IN
 
     if option == "stream":
-        return role == "sensor" or text in BUILT_IN  # a sensor's is the name of a person or machine
-    if option == "live":
+        return role == "sensor" or text in (*BUILT_IN, "images")  # a sensor's is the name of a person or machine
+    if option in ("live", "images"):
         return text == "-"
     if option == "model":
         from har_edge.config.catalog import load_catalog

@@ -16,12 +16,14 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cluster.processes import PROGRAM
+from har_edge.config.pipeline import load_pipeline
 from har_edge.inference.interpreter import Interpreter
 from har_edge.mqtt.broker.launcher import Mosquitto
 from tests.cli.fleet import Fleet, environment
 from tests.data.pillow_made import file_of, pixels, png_of_size
+from tests.runtime.test_pictures import FOUR
 from tests.test_readme import blocks, run
-from tests.tflite import picture_models
+from tests.tflite import models, picture_models
 
 LABELS = [f"class {number}" for number in range(7)]
 MODEL = picture_models.classifier()
@@ -198,18 +200,40 @@ def test_slice_says_how_pictures_enter_and_what_comes_out(tmp_path: Path, capsys
     assert "results carry as arrays: boxes, scores, mask; no labels fit an output" in notes
 
 
+def test_labels_and_constants_of_the_model_itself_are_enough(tmp_path: Path) -> None:
+    meta = picture_models.normalized([127.5], [127.5])
+    content = picture_models.classifier("float32", meta=meta, files={"labels.txt": "\n".join(LABELS).encode()})
+    (tmp_path / "model.tflite").write_bytes(content)
+    words = ["--stream", "images", "--at", "1", "--out", str(tmp_path / "out")]
+    assert main(["slice", str(tmp_path / "model.tflite"), *words]) == 0
+    task = load_pipeline(tmp_path / "out").task
+    assert task.labels == LABELS and task.image is not None and task.image.mean == task.image.std == (127.5,)
+
+
+@pytest.mark.parametrize("command", ["demo", "evaluate"])
+def test_commands_that_show_classes_refuse_a_model_without(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.tflite").write_bytes(models.odd_outputs())
+    (tmp_path / "four.toml").write_text(FOUR)
+    options = ["--model", str(tmp_path / "model.tflite"), "--stream", str(tmp_path / "four.toml")]
+    assert main([command, *options]) == 2
+    said = capsys.readouterr().err
+    assert "no labels fit an output of the model (early, fixed, end), and this command shows classes" in said
+
+
 @pytest.mark.slow
 @pytest.mark.dataset
 @pytest.mark.usefixtures("mosquitto")
 @pytest.mark.parametrize("chosen", [(0, 1, 2), (0, 3)], ids=["fixed", "coordinator"])
 def test_the_commands_of_the_page_say_egyptian_cat(chosen: tuple[int, ...], tmp_path: Path) -> None:
     default = Path(os.environ.get("HAR_EDGE_DATA", ".")).parent / "models"
-    models = Path(os.environ.get("HAR_EDGE_MODELS", default))
+    folder = Path(os.environ.get("HAR_EDGE_MODELS", default))
     names = ("mobilenet_v2_1.0_224_quant.tflite", "imagenet_labels.txt", "cat.bmp")
-    if not all((models / name).is_file() for name in names):
-        pytest.fail(f"needs {', '.join(names)} in {models}: set HAR_EDGE_MODELS to the folder with them")
+    if not all((folder / name).is_file() for name in names):
+        pytest.fail(f"needs {', '.join(names)} in {folder}: set HAR_EDGE_MODELS to the folder with them")
     for name in names:
-        shutil.copy(models / name, tmp_path / name)
+        shutil.copy(folder / name, tmp_path / name)
     found = blocks(PAGE, "sh")
     said = run("".join(found[number] for number in chosen), tmp_path, "page")
     assert re.search(r"live +│ +0 │ Egyptian cat +│ +0\.79 │", said), said

@@ -145,6 +145,24 @@ def test_grey_pictures_enter_with_and_without_channels(shape: tuple[int, ...], t
     assert [result.label_id for result in results] == [int(scores.argmax()) for scores in expected]
 
 
+@pytest.mark.parametrize("spec", ["u8:1:0+zlib", "q8", "none"])
+def test_other_reducers_that_restore_bytes_give_the_same_classes(spec: str, tmp_path: Path) -> None:
+    content, pictures = picture_models.classifier(), np.stack([pixels(8, 6, seed=n) for n in range(COUNT)])
+    task = derive_image_task(read_model(content), labels=LABELS)
+    path, answers = write(tmp_path, content), list[list[LabelScore]]()
+    for number, chosen in enumerate(({}, {"camera": spec})):
+        pipeline = prepare(path, task, tmp_path / str(number), stages=2, cuts=[1], reducers=chosen)
+        answers.append([result.classes for result in run(pipeline, windows(pictures))[0]])
+    assert answers[0] == answers[1]
+
+
+def test_a_reducer_that_does_not_restore_pictures_is_refused(tmp_path: Path) -> None:
+    content = picture_models.classifier()
+    task = derive_image_task(read_model(content), labels=LABELS)
+    with pytest.raises(ConfigError, match="reducer 'stats' does not restore pictures"):
+        prepare(write(tmp_path, content), task, tmp_path / "out", stages=2, cuts=[1], reducers={"camera": "stats"})
+
+
 def outputs_task(content: bytes, **options: Any) -> Task:
     return derive_image_task(read_model(content), normalization=Normalization((0.0,), (255.0,)), **options)
 

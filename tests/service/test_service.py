@@ -291,6 +291,13 @@ def command_of(said: str) -> str:
         ("node", ["--cache", "cache"], "node --cache {here}/cache"),
         ("stage", ["--config", "slices", "--index", "0"], "stage --config {here}/slices --index 0"),
         ("sensor", ["--config=slices", "--data", "rows"], "sensor --config={here}/slices --data {here}/rows"),
+        ("sensor", ["--pipeline", "har", "--images", "rows"], "sensor --pipeline har --images {here}/rows"),
+        (
+            "sensor",
+            ["--pipeline", "har", "--images", "rows", "slices"],
+            "sensor --pipeline har --images {here}/rows {here}/slices",
+        ),
+        ("sensor", ["--pipeline", "har", "--images", "-"], "sensor --pipeline har --images -"),
         ("sensor", ["--pipeline", "har", "--live", "fifo"], "sensor --pipeline har --live {here}/fifo"),
         (
             "sensor",
