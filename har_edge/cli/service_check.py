@@ -25,6 +25,7 @@ PATHS = {
     "cache": False,
     "live": False,
     "images": True,
+    "own_broker_config": True,
     **dict.fromkeys(("password_file", "ca_file", "cert_file", "key_file"), True),
 }
 # The files by which a folder of slices is read.
