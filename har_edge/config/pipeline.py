@@ -123,6 +123,29 @@ class Pipeline:
     def channels(self, source: str) -> int:
         return len(self.stream.source(source).channels)
 
+    def source_shape(self, source: str) -> tuple[int, ...]:
+        """Return the shape of the input that a source enters, also where each slice takes a region of it.
+
+        Raises ConfigError where the windows of the source have another size.
+        """
+        tensor = self.task.inputs[source].tensor
+        specs = [spec for entry in self.manifest.slices for spec in entry.inputs if spec.of == tensor]
+        whole = next((spec for spec in specs if spec.region is None), None)
+        if whole is not None:
+            return whole.shape
+        spec = specs[0]
+        assert spec.region is not None
+        axis = spec.region.axis
+        values, rest = self.task.stream.length * self.channels(source), math.prod(map(abs, spec.shape))
+        size, left = divmod(values * spec.shape[axis], rest)
+        least = max(one.region.stop for one in specs if one.region is not None)
+        if left or size < least:
+            raise ConfigError(
+                f"windows of source {source!r} have {values} values, but the slices take regions {list(spec.shape)} of "
+                f"{tensor!r} up to {least} along axis {axis}; use the task that belongs to this model"
+            )
+        return (*spec.shape[:axis], size, *spec.shape[axis + 1 :])
+
     def wiring(self, index: int) -> Wiring:
         """Return the inputs and outputs of stage `index`. Raises ConfigError when there is no such stage."""
         return find_wiring(self.manifest, self.task, index)
@@ -291,7 +314,7 @@ def name_classes(task: Task, manifest: SliceManifest, known: Sequence[str]) -> T
 def _check_task(pipeline: Pipeline, file: Path) -> None:
     task = pipeline.task
     _check_labels(pipeline, file)
-    taken = {tensor.name for entry in pipeline.manifest.slices for tensor in entry.inputs}
+    taken = {tensor.of for entry in pipeline.manifest.slices for tensor in entry.inputs}
     enters = [source.tensor for source in task.inputs.values()]
     for source, where in task.inputs.items():
         if where.tensor not in taken or enters.count(where.tensor) > 1:

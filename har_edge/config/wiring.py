@@ -14,9 +14,10 @@ from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec
 class Wiring:
     """The inputs and outputs of one stage, by tensor name.
 
-    `sources` maps each source to the input it enters. `earlier` maps the index of an earlier stage to the tensors it
-    sends; shards of the same operators, the `peers`, send to each other, too. `sends` are the tensors that other stages
-    need, and `takers` those stages. `answers` says that this stage gives the result.
+    `sources` maps each source to the input it enters, which may be a region of what comes. `earlier` maps the index of
+    an earlier stage to the tensors it sends; shards of the same operators, the `peers`, send to each other, too.
+    `sends` are the tensors that other stages need, and `takers` those stages. `answers` says that this stage gives the
+    result.
 
     `passes` are outputs of the model that earlier stages made, and that this one takes along into the result; they are
     among `earlier` and `takes`, and enter no slice.
@@ -71,9 +72,6 @@ def find_wiring(manifest: SliceManifest, task: Task, index: int) -> Wiring:
     by_tensor = {enters.tensor: source for source, enters in task.inputs.items()}
     sources, earlier, takes = {}, dict[int, list[str]](), dict[str, list[str]]()
     for tensor in entries[index].inputs:
-        if tensor.name in by_tensor:
-            sources[by_tensor[tensor.name]] = tensor.name
-            continue
         makers = [
             (k, made.flow)
             for k, entry in enumerate(entries)
@@ -81,6 +79,9 @@ def find_wiring(manifest: SliceManifest, task: Task, index: int) -> Wiring:
             for made in entry.outputs
             if made.name == tensor.name
         ]
+        if tensor.name in by_tensor or (tensor.of in by_tensor and not makers):
+            sources[by_tensor[tensor.of]] = tensor.name
+            continue
         if not makers:
             raise ConfigError(
                 f"input {tensor.name!r} of slice {index} comes from no source and no earlier slice; "

@@ -37,8 +37,8 @@ class LoadedSlice:
         self.program = ShardProgram(entry, runs) if entry.steps else None
         self.run: Run = self.first.run if self.program is None else self.program.run
 
-    def input_port(self, name: str) -> Port:
-        """Return the port of an input of the slice, with the shape of the whole input."""
+    def input_port(self, name: str, shape: tuple[int, ...]) -> Port:
+        """Return the port of an input of the slice; that of a shard has the `shape` of the whole input."""
         if not self._entry.steps:
             return next(port for port in self.first.inputs if port.name == name)
         taken = next(spec for spec in self._entry.inputs if spec.name == name)
@@ -46,7 +46,7 @@ class LoadedSlice:
             for spec in step.inputs:
                 if spec.of == taken.of:
                     found = self._port(self._interpreters[step.sha256].inputs, spec.name)
-                    return replace(found, name=name, shape=taken.shape)
+                    return replace(found, name=name, shape=shape)
         raise ModelError(f"no step of the shard takes {name[:64]!r}; cut the model again")
 
     def output_port(self, name: str) -> Port | None:

@@ -108,14 +108,14 @@ def _compare_shards(
                 return f"output {name}: no shard gives it", error
             if got.shape != value.shape or got.dtype != value.dtype:
                 return f"output {name}: {_describe(value, got)}", error
-            gap = _relative(value, got)
+            gap = relative_error(value, got)
             if gap > (SHARD_ERROR if value.dtype.kind == "f" else 0):
                 return f"output {name}: {_describe(value, got)}", error
             error = max(error, gap)
     return None, error
 
 
-def _relative(wanted: Array, got: Array) -> float:
+def relative_error(wanted: Array, got: Array) -> float:
     """Return the largest difference as a part of the largest value; 0 for equal bits, infinite for other NaNs."""
     if wanted.tobytes() == got.tobytes():
         return 0.0

@@ -77,13 +77,11 @@ def reducer_of(pipeline: Pipeline, source: str) -> Reducer:
     task = pipeline.task
     if source not in task.inputs:
         raise ConfigError(f"source {source!r} came; expected one of {', '.join(task.inputs)}, which the model takes")
-    tensor = task.inputs[source].tensor
-    shape = next(spec.shape for entry in pipeline.manifest.slices for spec in entry.inputs if spec.name == tensor)
     return open_reducer(
         task,
         source,
         pipeline.channels(source),
-        shape,
+        pipeline.source_shape(source),
         FolderFiles(pipeline.folder, task.files, delegate_of(pipeline.config)),
     )
 
@@ -161,7 +159,9 @@ def build_setup(
     interpreter = loaded.first
     if deployed:
         _warm_up(loaded, wiring)
-    ports = {source: loaded.input_port(tensor) for source, tensor in wiring.sources.items()}
+    ports = {
+        source: loaded.input_port(tensor, pipeline.source_shape(source)) for source, tensor in wiring.sources.items()
+    }
     # Bytes that enter as they are cannot saturate.
     watched = _saturations(ports) if task.image is None or task.image.mean else {}
     return StageSetup(
@@ -322,9 +322,13 @@ def _range_of(pipeline: Pipeline, tensor: str) -> QuantizedRange | None:
     """Return the range of a quantised input, by the slice's file; None where it has none, or the file is not here."""
     from har_edge.tflite.model import read_model
 
-    entry = next(one for one in pipeline.manifest.slices if any(spec.name == tensor for spec in one.inputs))
-    spec = next(spec for spec in entry.inputs if spec.name == tensor)
-    path = pipeline.folder / pipeline.config.slices / entry.file
+    entry = next(one for one in pipeline.manifest.slices if any(spec.of == tensor for spec in one.inputs))
+    spec, file = next(spec for spec in entry.inputs if spec.of == tensor), entry.file
+    for step in entry.steps[::-1]:
+        for taken in step.inputs:
+            if taken.of == tensor:
+                tensor, file = taken.name, step.file
+    path = pipeline.folder / pipeline.config.slices / file
     if spec.dtype not in QUANTISED or not path.is_file():  # a sensor does without the slices
         return None
     graph = read_model(path).main

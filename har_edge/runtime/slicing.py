@@ -14,7 +14,7 @@ from har_edge.config.pipeline import FILE_NAME, BrokerConfig, Pipeline, load_pip
 from har_edge.config.task import Task, describe, find_description, with_hashes, with_reducers
 from har_edge.data.description import load_description
 from har_edge.data.grouping import regroup
-from har_edge.errors import ConfigError
+from har_edge.errors import ConfigError, CutError
 from har_edge.inference.codecs import FolderFiles, hash_file
 from har_edge.inference.interpreter import Delegate
 from har_edge.inference.load_check import default_check
@@ -37,6 +37,10 @@ from har_edge.tflite.folder import write_folder
 from har_edge.tflite.manifest import NEWEST_WIRE
 from har_edge.tflite.model import Model, gather_outputs
 from har_edge.tflite.slices import slice_model
+from har_edge.tflite.split.folder import write_split
+from har_edge.tflite.split.plan_file import load_plan
+from har_edge.tflite.split.program import SplitLayout, ordinary, split_model
+from har_edge.tflite.split.spec import parse_split
 from har_edge.tflite.state import state_of
 
 # Processor seconds of a stage for a message in or out; `har-edge profile` measures 120 to 300 us (docs/results.md).
@@ -100,6 +104,22 @@ def even_stages(
     return StagePlan(plan.cuts, tuple(stage.compute_s for stage in plan.stages))
 
 
+def lay_out(model: Model, split: str | Path) -> SplitLayout:
+    """Return how devices share a model, by a text (tflite/split/spec.py) or by the file of a plan.
+
+    Raises CutError for what the model cannot take, and for the plan of another model.
+    """
+    if isinstance(split, str):
+        return split_model(model, parse_split(split, model))
+    plan = load_plan(split)
+    if plan.model_sha256 != model.sha256:
+        raise CutError(
+            f"{split} is a plan for the model with sha256 {plan.model_sha256}, but {model.name} has {model.sha256}; "
+            "plan this model"
+        )
+    return split_model(model, [one.split or ordinary(one.start, one.stop) for one in plan.stages])
+
+
 def prepare(
     path: Path,
     task: Task,
@@ -107,6 +127,7 @@ def prepare(
     *,
     stages: int,
     cuts: Sequence[int] | None = None,
+    split: str | Path | None = None,
     name: str = "har",
     broker: BrokerConfig | None = None,
     reducers: Mapping[str, str] = MappingProxyType({}),
@@ -124,8 +145,12 @@ def prepare(
     starts_fresh(state_of(model), task, f"model {path}")
     task = settle_reducers(model, task, reducers, path.parent)
     model = gather_outputs(model, task.results) if task.arrays else model
-    chosen = list(cuts) if cuts is not None else plan_cuts(model, stages, delegate=delegate).cuts
-    write_folder(model, slice_model(model, chosen), folder, read_companions(task, path.parent), wire=wire)
+    companions = read_companions(task, path.parent)
+    if split is not None:
+        write_split(lay_out(model, split), folder, companions)
+    else:
+        chosen = list(cuts) if cuts is not None else plan_cuts(model, stages, delegate=delegate).cuts
+        write_folder(model, slice_model(model, chosen), folder, companions, wire=wire)
     write_pipeline(folder, task, name=name, broker=broker, delegate=delegate)
     return load_pipeline(folder)
 

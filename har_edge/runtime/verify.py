@@ -10,14 +10,15 @@ import numpy as np
 
 from har_edge.config.pipeline import MQTT_MAX_BYTES
 from har_edge.config.task import SourceInput, StreamTask, Task
-from har_edge.config.wiring import Wiring, find_wiring, is_batched
+from har_edge.config.wiring import find_wiring, is_batched
 from har_edge.errors import HarEdgeError, MessageError, ModelError
 from har_edge.inference.interpreter import Array, Delegate, Interpreter
 from har_edge.inference.sampling import sample
+from har_edge.inference.shard_program import ShardProgram
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol import wire
 from har_edge.protocol.topics import ALL_SOURCES, Topics
-from har_edge.runtime.stage.setup import StageSetup
+from har_edge.runtime.stage.setup import Run, StageSetup
 from har_edge.runtime.stage.stage import Stage
 from har_edge.tflite.folder import make_manifest
 from har_edge.tflite.manifest import NEWEST_WIRE, SliceManifest
@@ -39,7 +40,7 @@ class CutCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class WholeRun:
     """One run of the whole model: how many windows, what went in and what came out, by the names of the slices."""
 
     count: int
@@ -64,13 +65,13 @@ def check_cuts(
     when the whole model itself gives different results for the same input (then nothing can be proven).
     """
     load = partial(Interpreter, threads=threads, delegate=delegate)
-    expected = _expect(model, runs, load)
+    expected = run_whole(model, runs, load)
     for cuts in ways:
         pieces = slice_model(model, cuts)
         yield CutCheck(tuple(cuts), _difference(model, pieces, expected, load, wire_version))
 
 
-def _expect(model: Model, runs: int, load: Callable[[bytes], Interpreter]) -> list[_Run]:
+def run_whole(model: Model, runs: int, load: Callable[[bytes], Interpreter]) -> list[WholeRun]:
     """Run the model as it stands in its file, twice."""
     try:
         content = write_whole(model)
@@ -102,7 +103,7 @@ def _expect(model: Model, runs: int, load: Callable[[bytes], Interpreter]) -> li
                 f"{model.name} gives another result for the same input each time, so nothing can be compared"
             )
         expected.append(
-            _Run(
+            WholeRun(
                 batch,
                 dict(zip(names, values.values(), strict=True)),
                 dict(zip(outs, (results[port.name] for port in whole.outputs), strict=True)),
@@ -114,12 +115,12 @@ def _expect(model: Model, runs: int, load: Callable[[bytes], Interpreter]) -> li
 def _difference(
     model: Model,
     pieces: Sequence[Slice],
-    expected: Sequence[_Run],
+    expected: Sequence[WholeRun],
     load: Callable[[bytes], Interpreter],
     wire_version: int,
 ) -> str | None:
     try:
-        line = _Line(model, make_manifest(model, pieces, wire=wire_version))
+        line = MessageLine(model, make_manifest(model, pieces, wire=wire_version))
     except HarEdgeError as error:
         return str(error)
     runs = [run for run in expected if run.count == 1 or line.batched]
@@ -147,7 +148,7 @@ def _difference(
     return None
 
 
-class _Line:
+class MessageLine:
     """The stages of one way to cut, and the messages between them."""
 
     def __init__(self, model: Model, manifest: SliceManifest) -> None:
@@ -167,7 +168,7 @@ class _Line:
             if spec.name in wiring.sends or spec in wiring.entry.inputs
         )
 
-    def windows(self, number: int, run: _Run) -> list[Outgoing]:
+    def windows(self, number: int, run: WholeRun) -> list[Outgoing]:
         """Return the message that sensors send for the windows of a run."""
         codes = {source: run.values[tensor] for source, tensor in self._sources.items()}
         seq = number * _OTHER_BATCH
@@ -179,29 +180,30 @@ class _Line:
         """Return the topics that a stage needs messages of."""
         wiring = self._wirings[number]
         windows = {_TOPICS.window(_STREAM, ALL_SOURCES)} if wiring.sources else set[str]()
-        return windows | {_TOPICS.activation(_EPOCH, stage, _STREAM) for stage in wiring.earlier}
+        return windows | {_TOPICS.activation(_EPOCH, level, _STREAM) for level in wiring.levels}
 
     def stage(self, number: int, interpreter: Interpreter, made: Sequence[dict[str, Array]]) -> _Checked:
         """Return a stage that notes what its slice gives, in the entry of the run that it is told."""
-        return _Checked(self._setup(self._wirings[number], interpreter), made)
+        return _Checked(self.setup(number, interpreter.run), made)
 
-    def _setup(self, wiring: Wiring, interpreter: Interpreter) -> StageSetup:
-        ports = {port.name: port for port in interpreter.inputs}
+    def setup(self, number: int, run: Run, program: ShardProgram | None = None) -> StageSetup:
+        """Return the setup of a stage that gives no results, only activations."""
+        wiring = self._wirings[number]
         return StageSetup(
             topics=_TOPICS,
             epoch=_EPOCH,
             task=self._task,
             wiring=wiring,
-            run=interpreter.run,
+            run=run,
             result_port=None,
             feeds={source: lambda codes, count=1: codes for source in wiring.sources},
             max_payload_bytes=MQTT_MAX_BYTES,
             join_timeout_s=3600.0,
             join_capacity=16,
-            ports={source: ports[tensor] for source, tensor in wiring.sources.items()},
             wire_version=self._manifest.wire,
             ids=self._manifest.ids,
             names=self._names,
+            program=program,
         )
 
 

@@ -271,7 +271,7 @@ def test_a_name_is_written_and_a_kept_file_is_not_renamed(tmp_path: Path, capsys
     ("options", "text"),
     [
         (["--at", "4", "--name", "a/b"], "--name is 'a/b'; expected 1 to 128 letters, digits, '_' or '-'"),
-        (["--list", "--name", "lab"], "--name came without --at, --stages or --plan"),
+        (["--list", "--name", "lab"], "--name came without --at, --stages, --split or --plan"),
     ],
 )
 def test_names_that_cannot_be_are_refused(
@@ -424,6 +424,46 @@ def test_a_plan_with_shared_layers_is_cut(run: Run, tmp_path: Path) -> None:
     code, text, _ = run(content, "--check", "--slices", str(out))
     assert code == 0 and "3 slices compared with the whole model in 3 runs" in text
     code, _, error = run(models.quantised(), "--plan", str(tmp_path / "plan.json"), "--out", str(out))
-    assert code == 2 and "is a plan of the model with sha256" in error
-    code, _, error = run(content, "--plan", str(tmp_path / "plan.json"), "--out", str(out), "--check")
-    assert code == 2 and "--plan goes with messages of version 3" in error
+    assert code == 2 and "is a plan for the model with sha256" in error
+    code, text, _ = run(content, "--plan", str(tmp_path / "plan.json"), "--out", str(out), "--check")
+    assert code == 0 and "3 stages compared with the whole model in 3 runs" in text
+
+
+def test_a_split_is_checked_and_written(run: Run, tmp_path: Path) -> None:
+    split = ["--split", "rows:0-2@2 rows:2-4@2 whole:4-5@2"]
+    code, out, _ = run(models.skip(), *split, "--check", "--out", str(tmp_path / "slices"))
+    assert code == 0
+    assert "check: 2 stages compared with the whole model in 3 runs," in out and "with messages in 4 orders" in out
+    assert "shard 0" in out and "nodes that know no shards refuse this folder" in out
+    manifest = load_manifest(tmp_path / "slices")
+    assert [(one.start, one.stop) for one in manifest.slices] == [(0, 5), (0, 5)] and manifest.version == 3
+    code, out, _ = run(models.skip(), *split, "--check", "--json")
+    figures = json.loads(out)["split_check"]
+    assert code == 0 and figures["difference"] is None and figures["error"] <= 1e-5
+
+
+def test_a_split_that_differs_is_not_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from har_edge.runtime import verify_split
+
+    monkeypatch.setattr(verify_split, "SHARD_ERROR", -1.0)
+    code, out, _ = run(
+        models.skip(), "--split", "rows:0-2@2 rows:2-4@2 whole:4-5@2", "--check", "--out", str(tmp_path / "slices")
+    )
+    assert code == 1 and "elements differ" in out and not (tmp_path / "slices").exists()
+    assert "these slices do not give what the whole model gives" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--split", "rows:0-2@2"], "--split and --plan write slices; give the folder for them with --out DIR"),
+        (["--split", "rows:0-2@2", "--wire", "1", "--out", "x"], "shards need messages of wire version 3"),
+        (["--split", "rows:0-2@2", "--out", "x"], "splits of 2 operators came; expected all 5 of the model"),
+        (["--split", "rows:0-5@2", "--out", "x"], "let one shard compute the last operators whole"),
+        (["--split", "heads:0-1@2 whole:1-5", "--out", "x"], "BATCH_MATMUL"),
+        (["--plan", "no-such-file.json", "--out", "x"], "cannot read the plan no-such-file.json"),
+    ],
+)
+def test_a_split_that_cannot_be_says_why(run: Run, options: list[str], text: str) -> None:
+    code, _, error = run(models.skip(), *options)
+    assert code == 2 and text in " ".join(error.split())

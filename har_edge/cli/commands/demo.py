@@ -36,6 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stages", type=values.positive, default=3, metavar="N", help="number of slices (default: 3)")
     parser.add_argument(
+        "--split", metavar="SPEC", help="share operators among stages instead, as in `har-edge slice --split`"
+    )
+    parser.add_argument(
         "--subjects",
         type=values.subjects,
         metavar="LIST",
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     args.subjects = args.subjects or [recording.stream for recording in recordings]
     real = all(recording.real for recording in recordings)
     del recordings  # the sensors read their own
-    with open_cluster(args, found, stages=args.stages, reducers=reducers, task=known.task) as cluster:
+    with open_cluster(args, found, stages=args.stages, split=args.split, reducers=reducers, task=known.task) as cluster:
         _introduce(cluster, found, where, args)
         started = time.monotonic()
         arrivals, interrupted = _run(cluster, args)

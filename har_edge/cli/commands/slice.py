@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from har_edge.config.catalog import FoundModel
     from har_edge.config.task import Task
     from har_edge.runtime.verify import CutCheck
+    from har_edge.runtime.verify_split import SplitCheck
     from har_edge.tflite.cuts import Cut
     from har_edge.tflite.manifest import SliceManifest
     from har_edge.tflite.model import Model
@@ -40,6 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--at", type=values.operator_indices, metavar="I[,J..]", help="cut before these operators")
     what.add_argument(
         "--stages", type=int, metavar="N", help="cut into N slices for equal devices, by times measured here"
+    )
+    what.add_argument(
+        "--split",
+        metavar="SPEC",
+        help='share operators among devices: blocks METHOD:START-STOP@SHARDS, such as "rows:0-18@4 whole:18-22"',
     )
     what.add_argument(
         "--plan",
@@ -94,7 +100,7 @@ def _cut(args: argparse.Namespace, folder: Path) -> int:
     from har_edge.tflite.model import gather_outputs
     from har_edge.tflite.slices import slice_model
 
-    if args.at is not None or args.stages is not None or args.plan is not None:
+    if args.out is not None and not args.list:
         check_folder(args.out)  # before minutes of measuring, not after
     found = find_model(args.model)
     model = open_model(found.path, args.delegate)
@@ -105,18 +111,21 @@ def _cut(args: argparse.Namespace, folder: Path) -> int:
     if args.list:
         report.add_cuts(cuts)
     chosen, predicted = _choose(model, args)
+    layout = _split(model, args)
     slices = slice_model(model, chosen) if chosen is not None else []
     equal = True
-    if args.check:
+    if args.check and layout is not None:
+        equal = report.add_split_check(_check_split(model, layout, folder / "split", args))
+    elif args.check:
         checks = _check(model, cuts, chosen, args)
         equal = report.add_checks(checks, cuts)
     cut = None
-    if args.plan is not None:
-        cut = _Cut.of_plan(model, args.plan)
+    if layout is not None:
+        cut = _Cut.of_layout(layout)
     elif chosen is not None:
         cut = _Cut.of_slices(model, slices, args)
     if args.out is not None and cut is not None:
-        if args.check and report.differs(chosen or ()):
+        if args.check and (not equal if chosen is None else report.differs(chosen)):
             report.say(f"nothing written to {args.out}: these slices do not give what the whole model gives")
         else:
             companions = {} if task is None else read_companions(task, beside)
@@ -168,26 +177,10 @@ class _Cut:
         return cls(draft, lambda out, beside: write_folder(model, slices, out, beside, wire=args.wire))
 
     @classmethod
-    def of_plan(cls, model: Model, path: Path) -> _Cut:
+    def of_layout(cls, layout: SplitLayout) -> _Cut:
         from har_edge.tflite.split.folder import write_split
 
-        layout = _lay_out(model, path)
         return cls(layout.manifest, lambda out, beside: write_split(layout, out, beside))
-
-
-def _lay_out(model: Model, path: Path) -> SplitLayout:
-    """Return the split that the file of a plan describes. Raises CutError for a plan of another model."""
-    from har_edge.errors import CutError
-    from har_edge.tflite.split.plan_file import load_plan
-    from har_edge.tflite.split.program import ordinary, split_model
-
-    plan = load_plan(path)
-    if plan.model_sha256 != model.sha256:
-        raise CutError(
-            f"{path} is a plan of the model with sha256 {plan.model_sha256[:64]}, but {model.name} has {model.sha256}; "
-            "expected a plan of this model; make it with 'har-edge plan --out FILE'"
-        )
-    return split_model(model, [group.split or ordinary(group.start, group.stop) for group in plan.stages])
 
 
 def _write(
@@ -321,20 +314,18 @@ def _list_methods(args: argparse.Namespace) -> int:
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
-    cutting = args.at is not None or args.stages is not None or args.plan is not None
-    if args.plan is not None and (args.check or args.wire != 3):
-        raise ConfigError(
-            "--plan goes with messages of version 3, and without --check; compare what it writes by "
-            "--check --slices DIR"
-        )
+    splitting = args.split is not None or args.plan is not None
+    cutting = args.at is not None or args.stages is not None or splitting
+    if splitting and args.wire < 3:
+        raise ConfigError(f"--wire {args.wire} came, but shards need messages of wire version 3; leave it out")
     if args.slices is not None and (cutting or args.list or args.methods or not args.check or args.out is not None):
         raise ConfigError("--slices proves the slices of a folder: it goes with --check, and with no cuts or --out")
     if args.methods and (args.check or args.out is not None):
         raise ConfigError("--methods lists what can be shared: it goes with no --check and no --out")
     if not (cutting or args.list or args.methods or args.check):
-        raise ConfigError("nothing to do; give --list, --methods, --at, --stages, --plan or --check")
-    if cutting and args.out is None:
-        raise ConfigError("--at, --stages and --plan write slices; give the folder for them with --out DIR")
+        raise ConfigError("nothing to do; give --list, --methods, --at, --stages, --split, --plan or --check")
+    if cutting and args.out is None and not (splitting and args.check):
+        raise ConfigError("--at, --stages, --split and --plan write slices; give the folder for them with --out DIR")
     if args.stages is not None and args.stages < 1:
         raise ConfigError(f"--stages {args.stages}: expected at least 1")
     if args.name is not None:
@@ -342,7 +333,9 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
         check_id("--name", args.name)
         if not cutting:
-            raise ConfigError("--name came without --at, --stages or --plan; it names the pipeline that these write")
+            raise ConfigError(
+                "--name came without --at, --stages, --split or --plan; it names the pipeline that these write"
+            )
 
 
 def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, list[float]]:
@@ -361,6 +354,28 @@ def _choose(model: Model, args: argparse.Namespace) -> tuple[list[int] | None, l
         delegate=args.delegate,
     )
     return list(plan.cuts), list(plan.seconds)
+
+
+def _split(model: Model, args: argparse.Namespace) -> SplitLayout | None:
+    """Return how the devices share the model, None where it is not split."""
+    from har_edge.runtime.slicing import lay_out
+
+    if args.split is None and args.plan is None:
+        return None
+    return lay_out(model, args.split if args.plan is None else args.plan)
+
+
+def _check_split(model: Model, layout: SplitLayout, folder: Path, args: argparse.Namespace) -> SplitCheck:
+    """Compare the stages of a split with the whole model."""
+    from har_edge.inference.interpreter import Delegate
+    from har_edge.inference.load_check import default_check
+    from har_edge.runtime.verify_split import check_split
+    from har_edge.tflite.split.folder import write_split
+
+    delegate = Delegate(args.delegate or Delegate.XNNPACK)
+    default_check()(model.data, model.name, delegate.value)
+    write_split(layout, folder)
+    return check_split(model, folder, threads=args.threads, delegate=delegate)
 
 
 def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, args: argparse.Namespace) -> list[CutCheck]:

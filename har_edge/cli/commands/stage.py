@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.config.pipeline import load_pipeline
     from har_edge.mqtt.bus import Session, TakenOver
     from har_edge.runtime.build import build_setup, delegate_of, delegated, override, receive_max, topics_of
-    from har_edge.runtime.stage.loop import await_ready, run_stage
+    from har_edge.runtime.stage.loop import Takers, await_ready, run_stage
     from har_edge.runtime.stage.neighbours import card_of, check_neighbours
     from har_edge.runtime.stage.shard import make_stage
     from har_edge.runtime.stop import Stop
@@ -63,15 +63,20 @@ def run(args: argparse.Namespace) -> int:
         max_payload_bytes=pipeline.payload_limit,
         sends_bytes=sends_bytes(entry, wiring.sends),
     )
-    if len(wiring.takers) > 1:
+    takers = None
+    if len(wiring.takers) > 1 or (wiring.peers and wiring.takers):
         look = options.connect(args, pipeline, Session(f"{identity.instance}-look", clean_start=True))
-        await_ready(look, [f"stage-{taker}" for taker in wiring.takers], identity.topics, stop)
+        nodes = [f"stage-{taker}" for taker in wiring.takers]
+        if wiring.peers:
+            takers = Takers(look, nodes, identity.topics)
+        else:
+            await_ready(look, nodes, identity.topics, stop)
     bus = options.connect(args, pipeline, session)
     if wiring.sources:
         detail += f"; reducer: {options.listed_reducers(pipeline.task, wiring.sources)}"
     say(f"stage {args.index} connected: {detail}; MQTT client: {identity.client}")
     try:
-        run_stage(bus, stage, identity, stop, forget=args.forget)
+        run_stage(bus, stage, identity, stop, forget=args.forget, takers=takers)
     except TakenOver:
         say(f"stage {args.index}: another process has taken over this stage; ending", file=sys.stderr)
         return options.EXIT_TAKEN_OVER

@@ -12,6 +12,7 @@ import numpy as np
 from har_edge.cli.console import say
 from har_edge.protocol.text import escape
 from har_edge.runtime.verify import CutCheck
+from har_edge.runtime.verify_split import SplitCheck
 from har_edge.tflite.cuts import Cut
 from har_edge.tflite.manifest import SliceManifest, TensorSpec
 from har_edge.tflite.metadata import read_annotations
@@ -35,7 +36,8 @@ class PlannedSlice(msgspec.Struct, frozen=True):
     predicted_s: float | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    steps: int = 0
+    files: tuple[str, ...] = ()
+    steps: int = 0  # of a shard
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -57,6 +59,7 @@ class Report(msgspec.Struct):
     notes: list[str]
     cuts: list[Cut] | None = None
     check: Checked | None = None
+    split_check: SplitCheck | None = None
     slices: list[PlannedSlice] | None = None
     out: str | None = None
 
@@ -74,6 +77,11 @@ class Report(msgspec.Struct):
         self.check = Checked(len(checks), sum(cut.refusal is not None for cut in cuts), unequal)
         return not unequal
 
+    def add_split_check(self, check: SplitCheck) -> bool:
+        """Add the comparison of a split; return whether all outputs were equal."""
+        self.split_check = check
+        return check.difference is None
+
     def differs(self, chosen: Sequence[int]) -> bool:
         """Return whether the slices between these cuts differed from the whole model."""
         return self.check is not None and any(set(check.cuts) == set(chosen) for check in self.check.unequal)
@@ -86,10 +94,11 @@ class Report(msgspec.Struct):
                 file=entry.file,
                 start=entry.start,
                 stop=entry.stop,
-                file_bytes=sum((folder / file).stat().st_size for file in entry.files),
+                file_bytes=sum((folder / name).stat().st_size for name in entry.files),
                 predicted_s=predicted_s[number] if predicted_s else None,
                 inputs=entry.inputs,
                 outputs=entry.outputs,
+                files=tuple(entry.files),
                 steps=len(entry.steps),
             )
             for number, entry in enumerate(manifest.slices)
@@ -104,7 +113,12 @@ class Report(msgspec.Struct):
             f"{self.model}: {self.operators} operators, {self.legal_cuts} cuts, {self.refused_cuts} refused, "
             f"sha256 {self.sha256}"
         )
-        for lines in (_cut_lines(self.cuts), _check_lines(self.check), _slice_lines(self.slices, self.out)):
+        for lines in (
+            _cut_lines(self.cuts),
+            _check_lines(self.check),
+            _split_check_lines(self.split_check),
+            _slice_lines(self.slices, self.out),
+        ):
             if lines:
                 say("\n" + "\n".join(lines), 8)
         for note in self.notes:
@@ -150,6 +164,18 @@ def _check_lines(check: Checked | None) -> list[str]:
     lines = [f"cuts {','.join(map(str, item.cuts)) or 'none'}: {item.difference}" for item in check.unequal]
     outcome = f"{len(check.unequal)} not equal" if check.unequal else "all equal, bit for bit"
     return [*lines, f"check: {check.compared} ways to cut compared with the whole model, {outcome}"]
+
+
+def _split_check_lines(check: SplitCheck | None) -> list[str]:
+    if check is None:
+        return []
+    said = check.difference or "equal, bit for bit"
+    if check.error and check.difference is None:
+        said = f"integers equal, floats within {check.error:.1e} of the largest value"
+    return [
+        f"check: {check.stages} stages compared with the whole model in {check.runs} runs,",
+        f"with messages in {check.orders} orders each: {said}",
+    ]
 
 
 def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None) -> list[str]:

@@ -23,7 +23,14 @@ class InputReader:
         taken = (*setup.wiring.entry.inputs, *setup.wiring.passes)
         self._specs = {spec.name: (spec, np.dtype(spec.dtype)) for spec in taken}
         self._unpacker = TensorUnpacker(taken)
+        entered = set(setup.wiring.sources.values())
+        self._regions = {spec.name: spec.region for spec in taken if spec.name in entered and spec.region is not None}
         self._levels = {level: frozenset(names) for level, names in setup.wiring.levels.items()}
+
+    def _cut(self, name: str, array: Array) -> Array:
+        """Return the region of a window that this stage takes."""
+        region = self._regions.get(name)
+        return array if region is None else array[(slice(None),) * region.axis + (slice(region.start, region.stop),)]
 
     @property
     def wanted(self) -> frozenset[str]:
@@ -44,6 +51,8 @@ class InputReader:
                 for source, tensor in setup.wiring.sources.items()
                 if source in message.tensors and topic.levels[1] in (source, ALL_SOURCES)
             }
+            if self._regions:
+                parts = {name: self._cut(name, array) for name, array in parts.items()}
             self._counters.quantised, self._counters.saturated = totals(setup.saturations)
         else:
             maker, stream = topic.levels[1], topic.levels[2]

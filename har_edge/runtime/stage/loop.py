@@ -100,6 +100,13 @@ class StageLoop:
             self._count(began)
         return now
 
+    def listen(self) -> float:
+        """Take what comes, as far as there is room, and handle nothing; return the time (monotonic)."""
+        now = self._poll()
+        if self._arrived and not self._stop.asked:
+            time.sleep(TURN_S)  # a poll waits only where nothing has come
+        return now
+
     def _poll(self) -> float:
         """Take what came; return when, by the monotonic clock."""
         idle = not (self._arrived or self._stage.ready)
@@ -137,12 +144,19 @@ class StageLoop:
         self.working = False
 
 
-def run_stage(bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget: bool = False) -> None:
+def run_stage(
+    bus: Bus, stage: Stage, identity: Identity, stop: Stop, *, forget: bool = False, takers: Takers | None = None
+) -> None:
     """Run a stage until `stop`; then let what is under way become safe, say goodbye, and disconnect.
 
+    With `takers`, the stage listens, says so, and computes nothing before they listen, too: shards wait for each other.
     Raises TakenOver when another process has become this stage.
     """
     loop, status = StageLoop(bus, stage, stop), StatusPublisher(bus, identity, stage.counters.as_dict)
+    while takers is not None and not stop.asked and not takers.look(0.0):
+        status.announce(loop.listen())
+    if takers is not None:
+        takers.close()
     while not stop.asked:
         status.announce(loop.turn())
     drain(bus)
@@ -156,18 +170,35 @@ def await_ready(bus: Bus, nodes: Collection[str], topics: Topics, stop: Stop) ->
     A stage whose activations several others take does this before it takes anything: the broker tells a publisher when
     nobody listens, but not when one of several does not listen yet.
     """
-    missing = {topics.status(node): node for node in nodes}
-    bus.subscribe(sorted(missing))
-    log_at = time.monotonic() + PATIENCE_S
-    while missing and not stop.asked:
-        for delivery in bus.poll(POLL_S):
-            bus.acknowledge(delivery)
+    takers = Takers(bus, nodes, topics)
+    while not stop.asked and not takers.look(POLL_S):
+        pass
+    takers.close()
+
+
+class Takers:
+    """The nodes that must listen before a stage sends, on a bus of its own."""
+
+    def __init__(self, bus: Bus, nodes: Collection[str], topics: Topics) -> None:
+        self._bus, self._missing = bus, {topics.status(node): node for node in nodes}
+        self._log_at = time.monotonic() + PATIENCE_S
+        bus.subscribe(sorted(self._missing))
+
+    def look(self, timeout_s: float) -> bool:
+        """Wait for statuses, at most so long, and return whether all nodes have said that they are ready."""
+        missing = self._missing
+        for delivery in self._bus.poll(timeout_s):
+            self._bus.acknowledge(delivery)
             if _is_ready(delivery):
                 missing.pop(delivery.topic, None)
-        if missing and time.monotonic() > log_at:
-            log_at += 60.0
+        if missing and time.monotonic() > self._log_at:
+            self._log_at += 60.0
             _log.warning("waiting for %s, which must listen before this node sends", ", ".join(missing.values()))
-    bus.close(forget=True)
+        return not missing
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._bus.close(forget=True)
 
 
 def _is_ready(delivery: Delivery) -> bool:
