@@ -26,6 +26,7 @@ PATHS = {
     "live": False,
     "images": True,
     "own_broker_config": True,
+    "own_broker_directory": False,
     **dict.fromkeys(("password_file", "ca_file", "cert_file", "key_file"), True),
 }
 # The files by which a folder of slices is read.
