@@ -10,37 +10,31 @@ import itertools
 import logging
 import random
 import select
-import threading
+import socket
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
-from har_edge.errors import BrokerError, HarEdgeError
+from har_edge.errors import HarEdgeError
 from har_edge.mqtt.bus import (
-    Bus,
     BusTraffic,
     Delivery,
     OnOutcome,
     PollableBus,
-    PublishOutcome,
-    Session,
     TakenOver,
     Waits,
 )
-from har_edge.mqtt.clients.session_lease import lease_lost
 from har_edge.mqtt.clients.transport import Backoff
+from har_edge.mqtt.link import Link, LinkPublication, OpenLink, Start, start_thread
 from har_edge.timing import LEASE_GRACE_S
 
 _log = logging.getLogger(__name__)
+ALIVE_S = 1.0  # how long a connection may go without a poll
+OPENING_S = 0.02  # how long a wait may take while a link is being opened
 HOME = ""  # the name of the home broker in routes
 # A token's first number holds the connection of a link above these bits, and the link's own number in them.
 _BITS = 32
 _MASK = (1 << _BITS) - 1
-
-OpenLink = Callable[[str], PollableBus]
-Start = Callable[[Callable[[], None]], None]
 
 
 class Routes(Protocol):
@@ -68,94 +62,6 @@ class Routes(Protocol):
 _Table = TypeVar("_Table", bound=Routes)
 
 
-@dataclass(slots=True)
-class _Publication:
-    topic: str
-    payload: bytes
-    retain: bool
-    on_outcome: OnOutcome | None
-
-
-@dataclass(slots=True)
-class _Link:
-    """One broker beside the home one: its connection, if there is one, and what it has not acknowledged yet.
-
-    `number` names the connection, 0 while there is none. `failed` says that the last attempt to connect failed.
-    """
-
-    address: str
-    backoff: Backoff
-    filters: list[str] = field(default_factory=list)
-    bus: PollableBus | None = None
-    number: int = 0
-    opening: bool = False
-    failed: bool = False
-    retry_at: float = 0.0
-    opened_at: float = 0.0
-    outstanding: dict[int, _Publication] = field(default_factory=dict)
-    opened: deque[PollableBus | HarEdgeError] = field(default_factory=deque)
-    closed: bool = False
-
-    @property
-    def connected(self) -> bool:
-        return self.bus is not None and self.bus.connected
-
-    def hand(self, serial: int) -> None:
-        """Give a publication to the connection; its outcome counts while that connection lasts."""
-        bus, publication = self.bus, self.outstanding[serial]
-        assert bus is not None
-
-        def settle(outcome: PublishOutcome) -> None:
-            found = self.outstanding.pop(serial, None) if self.bus is bus else None
-            if found is not None and found.on_outcome is not None:
-                found.on_outcome(outcome)
-
-        bus.publish(publication.topic, publication.payload, retain=publication.retain, on_outcome=settle)
-
-    def open(self, open_link: OpenLink) -> None:
-        """Connect and leave the bus, or the error, in `opened`; it may run in any thread."""
-        try:
-            self.opened.append(open_link(self.address))
-        except HarEdgeError as error:
-            self.opened.append(error)
-        except OSError as error:
-            self.opened.append(BrokerError(f"cannot reach the broker at {self.address}: {error}"))
-        if self.closed:
-            self.drop_opened()
-
-    def drop_opened(self) -> None:
-        """Close a connection that came too late."""
-        while self.opened:
-            try:
-                found = self.opened.popleft()
-            except IndexError:  # the other thread was quicker
-                return
-            if not isinstance(found, HarEdgeError):
-                found.close()
-
-
-def start_thread(job: Callable[[], None]) -> None:
-    """Run a job in a thread of its own, which the end of the process does not wait for."""
-    threading.Thread(target=job, name="link", daemon=True).start()
-
-
-def link_opener(
-    session: Session, connect_home: Callable[[Session], Bus], connect: Callable[[str, Session], PollableBus]
-) -> OpenLink:
-    """Return what opens the links of a session, unless the lease at the home broker says that another process has it.
-
-    A broker that closes a connection without a word may have given the session to a successor, which must keep it.
-    """
-    beside = replace(session, will=None, lease=None)
-
-    def open_link(address: str) -> PollableBus:
-        if session.lease is not None and lease_lost(session.lease, connect_home):
-            raise TakenOver(session.client_id)
-        return connect(address, beside)
-
-    return open_link
-
-
 class RoutedBus(Generic[_Table]):
     """A Bus over a home broker and links to others; mqtt/bus.py states the contract.
 
@@ -178,11 +84,12 @@ class RoutedBus(Generic[_Table]):
         self._home, self._open_link, self._start, self._clock = home, open_link, start, clock
         self._rng = rng or random.Random()
         self._filters: list[str] = []
-        self._links: dict[str, _Link] = {}
-        self._by_number: dict[int, _Link] = {}
+        self._links: dict[str, Link] = {}
+        self._by_number: dict[int, Link] = {}
         self._numbers, self._serials, self._turns = itertools.count(1), itertools.count(), 0
         self._past = BusTraffic()  # of connections of links that have ended
         self._home_reconnects = home.traffic.reconnects
+        self._polled_at = -ALIVE_S
         self._routes = routes
         self.reroute(routes)
 
@@ -243,7 +150,7 @@ class RoutedBus(Generic[_Table]):
         if address == HOME:
             self._home.publish(topic, payload, retain=retain, on_outcome=on_outcome)
         else:
-            self._hold(self._links[address], _Publication(topic, payload, retain, on_outcome))
+            self._hold(self._links[address], LinkPublication(topic, payload, retain, on_outcome))
 
     def acknowledge(self, delivery: Delivery) -> None:
         first, packet_id = delivery.token
@@ -259,16 +166,12 @@ class RoutedBus(Generic[_Table]):
         if not self._links:
             return self._home.poll(timeout_s, most_bytes)
         before = self.unsent
-        came = self._turn(most_bytes)
-        if came or timeout_s <= 0 or self.unsent != before:
+        woken = self._wait(timeout_s, most_bytes)
+        came = self._turn(woken, most_bytes)
+        if came or not woken or self.unsent != before:
             return came
-        waits = self.waits()
-        if waits is not None:
-            # A thread that has opened a link wakes nobody: while one is at it, look now and then.
-            wait_s = min(timeout_s, 0.02) if any(link.opening for link in self._links.values()) else timeout_s
-            readers = () if most_bytes == 0 else waits.readers
-            select.select(readers, waits.writers, (), wait_s)
-        return self._turn(most_bytes)
+        # As a rule, room to write has ended the wait, and messages may still come in its time.
+        return self._turn(self._wait(timeout_s, most_bytes), most_bytes)
 
     def close(self, *, forget: bool = False) -> None:
         for link in self._links.values():
@@ -287,7 +190,7 @@ class RoutedBus(Generic[_Table]):
         self._routes = routes
         for address in routes.needed:
             if address not in self._links:
-                self._links[address] = _Link(address, Backoff(self._rng))
+                self._links[address] = Link(address, Backoff(self._rng))
         for link in self._links.values():
             self._listen(link)
         for address in [one for one in self._links if one not in routes.known and one not in routes.needed]:
@@ -298,13 +201,13 @@ class RoutedBus(Generic[_Table]):
 
     # --- links --------------------------------------------------------------------------------------------------------
 
-    def _hold(self, link: _Link, publication: _Publication) -> None:
+    def _hold(self, link: Link, publication: LinkPublication) -> None:
         serial = next(self._serials)
         link.outstanding[serial] = publication
         if link.bus is not None:
             link.hand(serial)
 
-    def _move(self, link: _Link) -> None:
+    def _move(self, link: Link) -> None:
         """Publish what waits at a link at the broker that the routes name for it now, in the same order."""
         waiting, link.outstanding = link.outstanding, {}
         for serial, one in waiting.items():
@@ -313,7 +216,7 @@ class RoutedBus(Generic[_Table]):
             else:
                 self.publish(one.topic, one.payload, retain=one.retain, on_outcome=one.on_outcome)
 
-    def _retire(self, link: _Link) -> None:
+    def _retire(self, link: Link) -> None:
         link.closed = True
         link.drop_opened()
         bus = self._end(link)
@@ -321,14 +224,14 @@ class RoutedBus(Generic[_Table]):
         if bus is not None:
             self._start(lambda: bus.close(forget=True))  # its host may be gone: nobody shall wait for it
 
-    def _listen(self, link: _Link) -> None:
+    def _listen(self, link: Link) -> None:
         """Subscribe to what the routes listen to at a link, once each."""
         fresh = [one for one in self._filters if one not in link.filters and link.address in self._routes.listens(one)]
         link.filters += fresh
         if fresh and link.bus is not None:
             link.bus.subscribe(fresh)
 
-    def _end(self, link: _Link) -> PollableBus | None:
+    def _end(self, link: Link) -> PollableBus | None:
         """Take a link's connection away, and return it; its numbers are kept."""
         bus, link.bus = link.bus, None
         if bus is not None:
@@ -336,7 +239,7 @@ class RoutedBus(Generic[_Table]):
             self._past = _sum(self._past, bus.traffic)
         return bus
 
-    def _lose(self, link: _Link, reason: str) -> None:
+    def _lose(self, link: Link, reason: str) -> None:
         """Give a connection up. Another process may have taken its session: it gets time to say so."""
         bus = self._end(link)
         if bus is not None:
@@ -345,7 +248,7 @@ class RoutedBus(Generic[_Table]):
             link.backoff.ended(self._clock() - link.opened_at)
             link.retry_at = self._clock() + max(LEASE_GRACE_S, link.backoff.next_s())
 
-    def _keep(self, link: _Link) -> None:
+    def _keep(self, link: Link) -> None:
         """Connect a link that has no connection, when it is time. Raises TakenOver."""
         if link.opened:
             found, link.opening = link.opened.popleft(), False
@@ -369,14 +272,45 @@ class RoutedBus(Generic[_Table]):
 
     # --- moving bytes -------------------------------------------------------------------------------------------------
 
-    def _turn(self, most_bytes: int | None) -> list[Delivery]:
-        """Poll every connection without waiting, each time beginning with another one."""
+    def _wait(self, timeout_s: float, most_bytes: int | None) -> set[PollableBus]:
+        """Wait for all connections at once; return those that have something to read or to write."""
+        found, readers, writers = set[PollableBus](), dict[socket.socket, PollableBus](), list[socket.socket]()
+        for bus in self._buses():
+            waits = bus.waits()
+            if waits is None:
+                found.add(bus)
+                continue
+            readers |= dict.fromkeys((*waits.readers, *waits.writers), bus)
+            writers += waits.writers
+        # A thread that has opened a link wakes nobody: while one is at it, look now and then.
+        opening = any(link.opening for link in self._links.values())
+        wait_s = 0.0 if found else min(timeout_s, OPENING_S) if opening else timeout_s
+        readable, writable, _ = select.select(() if most_bytes == 0 else readers, writers, (), wait_s)
+        return found.union(readers[one] for one in (*readable, *writable))
+
+    def _buses(self) -> list[PollableBus]:
+        return [self._home, *(link.bus for link in self._links.values() if link.bus is not None)]
+
+    def _turn(self, woken: Collection[PollableBus], most_bytes: int | None) -> list[Delivery]:
+        """Poll connections without waiting, each time beginning with another one.
+
+        Those that are not `woken` are polled now and then, so that they stay alive: a poll costs a small device much.
+        """
         came = list[Delivery]()
         self._turns += 1
+        now = self._clock()
+        every = now >= self._polled_at + ALIVE_S
+        if every:
+            self._polled_at = now
         links = list(self._links.values())
         begin = self._turns % (len(links) + 1)
         for link in [*links[begin:], None, *links[:begin]]:
-            room = None if most_bytes is None else max(0, most_bytes - sum(len(one.payload) for one in came))
+            room = None if most_bytes is None else max(0, most_bytes - sum([len(one.payload) for one in came]))
+            if link is not None:
+                self._keep(link)
+            bus = self._home if link is None else link.bus
+            if bus is None or (bus.open and not every and bus not in woken):
+                continue
             came += self._poll_home(room) if link is None else self._poll_link(link, room)
         return came
 
@@ -388,11 +322,9 @@ class RoutedBus(Generic[_Table]):
                 self._lose(link, "the central broker was lost: all are connected anew")
         return came
 
-    def _poll_link(self, link: _Link, most_bytes: int | None) -> Iterator[Delivery]:
-        self._keep(link)
+    def _poll_link(self, link: Link, most_bytes: int | None) -> Iterator[Delivery]:
         bus, number = link.bus, link.number
-        if bus is None:
-            return
+        assert bus is not None
         try:
             came = bus.poll(0.0, most_bytes) if bus.open else ()
         except TakenOver:

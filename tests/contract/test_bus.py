@@ -15,8 +15,9 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.broker.launcher import Mosquitto, RunningBroker
 from har_edge.mqtt.bus import Bus, Delivery, PollableBus, PublishOutcome, Session, TakenOver, Will
 from har_edge.mqtt.connect import ClientLibrary, open_bus
+from har_edge.mqtt.link import link_opener, start_thread
 from har_edge.mqtt.memory import MemoryBroker
-from har_edge.mqtt.routed import HOME, RoutedBus, link_opener, start_thread
+from har_edge.mqtt.routed import HOME, RoutedBus
 from har_edge.protocol.leases import status_lease
 from har_edge.protocol.status import NodeStatus, State, encode_status
 from tests.contract.others import LACKS, OTHERS, Kind

@@ -9,8 +9,9 @@ import pytest
 
 from har_edge.errors import BrokerError
 from har_edge.mqtt.bus import Bus, Delivery, PollableBus, PublishOutcome, Session, SessionLease, TakenOver
+from har_edge.mqtt.link import link_opener
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
-from har_edge.mqtt.routed import HOME, RoutedBus, link_opener
+from har_edge.mqtt.routed import HOME, RoutedBus
 
 
 @dataclass(frozen=True)

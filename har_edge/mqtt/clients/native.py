@@ -120,7 +120,7 @@ class NativeBus:
         return self._socket is not None
 
     def waits(self) -> Waits | None:
-        if self._leftover or self._decrypted():
+        if self._leftover or self._too_large or self._decrypted():
             return None
         sockets = () if self._socket is None else (self._socket,)
         return Waits(sockets, sockets if self._write else ())

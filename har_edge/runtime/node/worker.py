@@ -16,7 +16,8 @@ from har_edge.inference.load_check import LoadCheck, default_check
 from har_edge.mqtt.bus import PollableBus, Session, TakenOver
 from har_edge.mqtt.clients.session_lease import lease_lost
 from har_edge.mqtt.clients.transport import FinalRefusal
-from har_edge.mqtt.routed import RoutedBus, link_opener
+from har_edge.mqtt.link import link_opener
+from har_edge.mqtt.routed import RoutedBus
 from har_edge.protocol.artifacts import MAX_BYTES
 from har_edge.protocol.deployment import Deployment, Phase, session_name
 from har_edge.protocol.flow_routes import FlowRoutes, flow_routes
