@@ -176,7 +176,7 @@ def test_signatures_that_are_left_out_are_named(run: Run) -> None:
     ("content", "options", "text"),
     [
         (b"no model at all", ["--list"], "no TFLite model"),
-        (models.chain(), [], "nothing to do; give --list, --methods, --at, --stages, --plan or --check"),
+        (models.chain(), [], "nothing to do; give --list, --methods, --at, --stages, --split, --plan or --check"),
         (models.chain(), ["--methods", "--check"], "goes with no --check and no --out"),
         (models.chain(), ["--at", "1"], "give the folder for them with --out DIR"),
         (
