@@ -108,8 +108,8 @@ class Simulator:
             mine[piece.sender].append(index)
         for shard, steps in enumerate(transfer.steps):
             now = processors[shard]
-            for number, (low, high) in enumerate(steps):
-                now += self.costs.step_seconds(block, shard, low, high)
+            for number, step in enumerate(steps):
+                now += step.seconds
                 for index in mine[shard]:
                     if transfer.pieces[index].step == number:
                         now += self._message[shard] + transfer.pieces[index].bytes * self._byte[shard]
@@ -166,8 +166,8 @@ class Simulator:
             transfer = costs.transfer(block, after, self.border_first)
             for shard, steps in enumerate(transfer.steps if block else ()):
                 assert block is not None
-                compute[shard] += sum(costs.step_seconds(block, shard, *step) for step in steps)
-                weight, tile = costs.memory(block, shard, steps)
+                compute[shard] += sum(step.seconds for step in steps)
+                weight, tile = transfer.memory[shard]
                 weights[shard] += weight
                 tiles[shard] = max(tiles[shard], tile)
             for piece in transfer.pieces:

@@ -7,15 +7,14 @@ redundant ones included. The convolutions of XNNPACK compute channels in tiles.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from har_edge.planner.devices import BrokerLink, PlannerDevice
 from har_edge.planner.slice_graph import HEAD_BYTES
-from har_edge.planner.split_model import RowShare, SplitModel
+from har_edge.planner.split_model import RowShare, SplitModel, SplitOperator, SplitTensor
 from har_edge.tflite.split.plan import Block, SplitMethod
-from har_edge.tflite.split.rows import MAX_EXTRA
 
 SOURCE = -1  # the sender of the model's input
 CHANNEL_TILE = 16  # convolutions on fewer output channels take as long
@@ -37,13 +36,26 @@ class PlannedPiece:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockStep:
+    """One run of a shard: the rows or channels that it makes, its seconds, and what its file and its tiles take."""
+
+    low: int
+    high: int
+    seconds: float
+    file: Hashable
+    weight_bytes: int
+    tile_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlockTransfer:
-    """A block's steps, given the block that follows: the share of each step, for each shard, and the pieces between
-    them in the order in which they travel.
+    """A block's steps, given the block that follows, for each shard, and the pieces between these blocks in the order
+    in which they travel. `memory` are the bytes of each shard's weights and activations.
     """
 
-    steps: tuple[tuple[tuple[int, int], ...], ...]
+    steps: tuple[tuple[BlockStep, ...], ...]
     pieces: tuple[PlannedPiece, ...]
+    memory: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,9 @@ class SplitCosts:
     _seconds: dict[tuple[int, int, str, int, int, int], float] = field(default_factory=dict)
     _transfers: dict[tuple[Block | None, Block | None, bool], BlockTransfer] = field(default_factory=dict)
     _legal: dict[tuple[int, int, SplitMethod], bool] = field(default_factory=dict)
+    _steps: dict[
+        tuple[int, int, SplitMethod, int, tuple[int, int], tuple[tuple[int, int], ...]], tuple[BlockStep, ...]
+    ] = field(default_factory=dict)
     _alike: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -136,14 +151,19 @@ class SplitCosts:
         return self._seconds[key]
 
     def _run(self, block: Block, device: int, low: int, high: int) -> float:
-        each, total = self.seconds[device][block.start : block.stop], self.devices[device].kind.overhead_s
         if block.method is SplitMethod.ROWS:
             parts = self.rows(block.start, block.stop, low, high).parts
         elif block.method is SplitMethod.OUTPUT:
             parts = self._channel_parts(block, high - low)
         else:
-            parts = (1.0,) * len(each)
-        return total + sum(seconds * part for seconds, part in zip(each, parts, strict=True))
+            parts = (1.0,) * (block.stop - block.start)
+        return self._seconds_of(block, device, parts)
+
+    def _seconds_of(self, block: Block, device: int, parts: Sequence[float]) -> float:
+        """Return the seconds of a run that computes these parts of a block's operators."""
+        each = self.seconds[device][block.start : block.stop]
+        work = sum(seconds * part for seconds, part in zip(each, parts, strict=True))
+        return self.devices[device].kind.overhead_s + work
 
     def _channel_parts(self, block: Block, share: int) -> tuple[float, ...]:
         """Return the part of each operator that a share of so many output channels takes."""
@@ -219,57 +239,84 @@ class SplitCosts:
         steps, placed = [], []
         for shard, share in enumerate(pairwise(block.bounds)):
             own = [piece for piece in pieces if piece.sender == shard]
-            ranges = [share] if share[0] < share[1] else []
-            if border_first and block.method is SplitMethod.ROWS and ranges:
-                ranges = self._ranges(block, share, own)
-            steps.append(tuple(ranges))
+            runs = self._runs(block, shard, share, own if border_first else []) if share[0] < share[1] else ()
+            steps.append(runs)
             for piece in own:
                 # The first step after which every row of the piece is there.
-                inside = [i for i, (low, high) in enumerate(ranges) if low < piece.stop and piece.start < high]
+                inside = [i for i, one in enumerate(runs) if one.low < piece.stop and piece.start < one.high]
                 step = max(inside, default=0) if block.method is SplitMethod.ROWS else 0
                 placed.append(PlannedPiece(shard, piece.start, piece.stop, piece.takers, piece.bytes, step))
         placed.sort(key=lambda piece: (piece.step, piece.sender, piece.start))
-        return BlockTransfer(tuple(steps), tuple(placed))
+        memory = tuple(self.memory(block, shard, own) for shard, own in enumerate(steps))
+        return BlockTransfer(tuple(steps), tuple(placed), memory)
 
-    def _ranges(self, block: Block, share: tuple[int, int], pieces: Sequence[PlannedPiece]) -> list[tuple[int, int]]:
-        """Return the ranges of a share that others wait for, and then the rest, as har_edge.tflite.split.rows does."""
-        ranges = _borders(share, pieces)
-        first = sum(high - low for low, high in ranges if any(low <= one.start < high for one in pieces))
-        if not pieces or 2 * first > share[1] - share[0]:
-            return [share]
-        together = self.rows(block.start, block.stop, *share).macs
-        apart = sum(self.rows(block.start, block.stop, *one).macs for one in ranges)
-        return [share] if apart > (1 + MAX_EXTRA) * together else ranges
+    def _runs(
+        self, block: Block, shard: int, share: tuple[int, int], urgent: Sequence[PlannedPiece]
+    ) -> tuple[BlockStep, ...]:
+        """Return the steps of a shard, those first that make what others wait for."""
+        ranges = tuple((piece.start, piece.stop) for piece in urgent)
+        key = (block.start, block.stop, block.method, self._alike[shard], share, ranges)
+        if key not in self._steps:
+            self._steps[key] = self._make_steps(block, shard, share, ranges)
+        return self._steps[key]
 
-    def memory(self, block: Block, shard: int, steps: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    def _make_steps(
+        self, block: Block, shard: int, share: tuple[int, int], urgent: tuple[tuple[int, int], ...]
+    ) -> tuple[BlockStep, ...]:
+        if block.method is SplitMethod.ROWS:
+            apart = self.model.geometry.apart(block.start, block.stop, *share, urgent) if urgent else ()
+            shares = apart or (self.rows(block.start, block.stop, *share),)
+            return tuple(
+                BlockStep(
+                    *one.made,
+                    self._seconds_of(block, shard, one.parts),
+                    one.file,
+                    self._weights(block, one.parts),
+                    one.tile_bytes,
+                )
+                for one in shares
+            )
+        seconds = self.step_seconds(block, shard, *share)
+        before, after = self._ends(block)
+        if block.method is SplitMethod.OUTPUT:
+            part = (share[1] - share[0]) / self.axis_size(block)
+            taken = before.bytes * (part if self._is_per_channel(block) else 1)
+            weights, tile = self._weights(block) * part, taken + after.bytes * part
+            return (BlockStep(*share, seconds, share, math.ceil(weights), math.ceil(tile)),)
+        most = max(self._alive(one) for one in self.model.operators[block.start : block.stop])
+        return (BlockStep(*share, seconds, share, self._weights(block), most),)
+
+    def _weights(self, block: Block, parts: Sequence[float] = ()) -> int:
+        """Return the bytes of the weights of a block, or of the operators that a run of it computes."""
+        operators = self.model.operators[block.start : block.stop]
+        return sum(one.weight_bytes for i, one in enumerate(operators) if not parts or parts[i])
+
+    def _ends(self, block: Block) -> tuple[SplitTensor, SplitTensor]:
+        """Return the tensors that a block takes and gives."""
+        tensors = self.model.tensors
+        return tensors[self.model.places[block.start]], tensors[self.model.operators[block.stop - 1].output]
+
+    def memory(self, block: Block, shard: int, steps: Sequence[BlockStep]) -> tuple[int, int]:
         """Return the bytes of the weights of a shard's files, and of the activations that it holds meanwhile.
 
-        The upper and the lower border of the picture have files of their own if operators pad; the runtime keeps the
-        weights of each.
+        The runtime keeps the weights of each file. Rows at the border of the picture have a file of their own if
+        operators pad.
         """
         if not steps:
             return 0, 0
-        operators = self.model.operators[block.start : block.stop]
-        weights = sum(one.weight_bytes for one in operators)
+        weights = sum({one.file: one.weight_bytes for one in steps}.values())
+        tile, (before, after) = max(one.tile_bytes for one in steps), self._ends(block)
         low, high = block.share(shard)
-        before, after = self.model.tensors[self.model.places[block.start]], self.model.tensors[operators[-1].output]
-        if block.method is SplitMethod.ROWS:
-            size = self.axis_size(block)
-            shares = [self.rows(block.start, block.stop, *step) for step in steps]
-            need = self.rows(block.start, block.stop, low, high).needed
-            taken = before.bytes if need is None else before.bytes * (need[1] - need[0]) // before.rows
-            tile = max(one.tile_bytes for one in shares)
-            return weights * len({one.file for one in shares}), tile + taken + after.bytes * (high - low) // size
-        if block.method is SplitMethod.OUTPUT:
-            part = (high - low) / self.axis_size(block)
-            entering = before.bytes * (part if self._is_per_channel(block) else 1)
-            return math.ceil(weights * part), math.ceil(2 * (entering + after.bytes * part))
-        most = max(self._alive(one.inputs, one.output) for one in operators)
-        return weights, most + before.bytes + after.bytes
+        part = (high - low) / self.axis_size(block)
+        need, taken = self.needed(block, shard), float(before.bytes)
+        if need is not None and need[0]:
+            size = before.rows if need[0] == "rows" else before.channels
+            taken *= (need[2] - need[1]) / size
+        return weights, math.ceil(tile + taken + after.bytes * part)
 
-    def _alive(self, inputs: Sequence[int], output: int) -> int:
+    def _alive(self, operator: SplitOperator) -> int:
         tensors = self.model.tensors
-        return sum(tensors[i].bytes for i in (*inputs, output) if i in tensors)
+        return sum(tensors[i].bytes for i in (*operator.inputs, operator.output) if i in tensors)
 
 
 def _apart(found: dict[tuple[int, str, int, int], list[int]]) -> dict[tuple[int, str, int, int], tuple[int, ...]]:
@@ -287,15 +334,3 @@ def _apart(found: dict[tuple[int, str, int, int], list[int]]) -> dict[tuple[int,
             if over:
                 apart[sender, axis, low, high] = tuple(sorted(over))
     return apart
-
-
-def _borders(share: tuple[int, int], pieces: Sequence[PlannedPiece]) -> list[tuple[int, int]]:
-    """Return the ranges of a share that others wait for, and then the rest."""
-    ranges: list[tuple[int, int]] = []
-    for low, high in sorted((piece.start, piece.stop) for piece in pieces):
-        if ranges and low <= ranges[-1][1]:
-            ranges[-1] = ranges[-1][0], max(high, ranges[-1][1])
-        else:
-            ranges.append((low, high))
-    ends = [share[0], *(end for one in ranges for end in one), share[1]]
-    return ranges + [(low, high) for low, high in zip(ends[::2], ends[1::2], strict=True) if low < high]

@@ -13,12 +13,14 @@ from typing import Protocol
 from har_edge.errors import CutError
 from har_edge.planner.regression import work_of
 from har_edge.tflite.cuts import Dataflow, crossing_tensors, list_cuts, trace_dataflow
+from har_edge.tflite.manifest import TensorRegion
 from har_edge.tflite.model import Model, Operator, Tensor
 from har_edge.tflite.split.geometry import BlockShare, RowGeometry, Rows
 from har_edge.tflite.split.output import OutputSplit
 from har_edge.tflite.split.plan import Block, SplitMethod
 from har_edge.tflite.split.row_file import recipe
 from har_edge.tflite.split.row_rules import row_axis
+from har_edge.tflite.split.rows import RowSplit
 
 # Operators whose output channels need all input channels.
 _LINEAR = frozenset({"CONV_2D", "CONV_3D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D_TRANSPOSE"})
@@ -61,13 +63,14 @@ class SplitOperator:
 
 @dataclass(frozen=True, slots=True)
 class RowShare:
-    """The share of a block by rows: the rows of its input that it needs (None: all of it), the part of each operator
-    that it computes, its multiply-adds, the largest tile in bytes, and a key that is equal where the file is.
+    """A run of a block's operators by rows: the rows of the block's result that it makes (none: (0, 0)), the rows of
+    its input that it needs (None: all of it), the part of each operator that it computes, the largest tile in bytes,
+    and a key that is equal where the file is.
     """
 
+    made: tuple[int, int]
     needed: tuple[int, int] | None
     parts: tuple[float, ...]
-    macs: int
     tile_bytes: int
     file: Hashable
 
@@ -80,6 +83,11 @@ class SplitGeometry(Protocol):
 
     def share(self, start: int, stop: int, low: int, high: int) -> RowShare:
         """Return what rows [low, high) of the result of operators [start, stop) take."""
+
+    def apart(
+        self, start: int, stop: int, low: int, high: int, urgent: Sequence[tuple[int, int]]
+    ) -> tuple[RowShare, ...]:
+        """Return the runs that make rows [low, high), the urgent ones first; empty where all rows stay together."""
 
     def can_output(self, start: int, stop: int) -> bool:
         """Return whether operators [start, stop) can be split by output channels."""
@@ -106,6 +114,7 @@ class ModelGeometry:
     model: Model
     flow: Dataflow
     _found: dict[tuple[int, int], RowGeometry | None] = field(default_factory=dict)
+    _splits: dict[tuple[int, int], RowSplit] = field(default_factory=dict)
 
     def rows(self, start: int, stop: int) -> int:
         geometry = self._geometry(start, stop)
@@ -129,20 +138,41 @@ class ModelGeometry:
     def share(self, start: int, stop: int, low: int, high: int) -> RowShare:
         geometry = self._geometry(start, stop)
         assert geometry is not None
-        share = geometry.share(low, high)
+        return self._described(geometry, geometry.share(low, high), (low, high))
+
+    def apart(
+        self, start: int, stop: int, low: int, high: int, urgent: Sequence[tuple[int, int]]
+    ) -> tuple[RowShare, ...]:
+        geometry = self._geometry(start, stop)
+        assert geometry is not None
+        if (start, stop) not in self._splits:
+            block = Block(start, stop, SplitMethod.ROWS, (0, geometry.size))
+            self._splits[start, stop] = RowSplit(self.model, self.flow, block)
+        index = geometry.reference.index
+        axis = row_axis(geometry.reference) or 0
+        regions = [TensorRegion(geometry.reference.name, axis, first, last) for first, last in urgent]
+        shares = self._splits[start, stop].border_first(low, high, regions)
+        made = [share.outputs.get(index) for share in shares]
+        return tuple(
+            self._described(geometry, share, (0, 0) if rows is None else (rows.start, rows.stop))
+            for share, rows in zip(shares, made, strict=True)
+        )
+
+    def _described(self, geometry: RowGeometry, share: BlockShare, made: tuple[int, int]) -> RowShare:
+        start, stop = geometry.start, geometry.stop
         parts, tile = [0.0] * (stop - start), 0
         for one in share.operators:
             output = self.model.main.tensors[one.operator.outputs[0]]
             axis = share.rows[output.index].axis
-            made = 1.0
+            part = 1.0
             if one.made is not None and axis is not None:
-                made = (one.made.made_stop - one.made.made_start) / output.shape[axis]
-            parts[one.operator.index - start] = made
+                part = (one.made.made_stop - one.made.made_start) / output.shape[axis]
+            parts[one.operator.index - start] = part
             held = sum(self._bytes(index, share) for index in one.operator.inputs if index in share.rows)
-            tile = max(tile, held + round(output.bytes * made))
+            tile = max(tile, held + round(output.bytes * part))
         needs = list(share.inputs.values())
         needed = (needs[0].start, needs[0].stop) if len(needs) == 1 and needs[0].axis is not None else None
-        return RowShare(needed, tuple(parts), share.macs, tile, recipe(geometry, share))
+        return RowShare(made, needed, tuple(parts), tile, recipe(geometry, share))
 
     def _bytes(self, index: int, share: BlockShare) -> int:
         tensor, rows = self.model.main.tensors[index], share.rows[index]

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from har_edge.planner.simulation import Simulator, Timeline
-from har_edge.planner.split_costs import SplitCosts
+from har_edge.planner.split_costs import BlockTransfer, SplitCosts
 from har_edge.planner.split_shares import Shares, even_shares, likely_shares, shifted
 from har_edge.tflite.split.plan import Block, SplitMethod
 
@@ -109,7 +109,6 @@ class _Search:
         self.exact = True
         self.labels: dict[int, dict[Block, list[_Label]]] = {}
         self._choices: dict[int, list[Block]] = {}
-        self._memory: dict[tuple[Block, tuple[tuple[tuple[int, int], ...], ...]], list[tuple[int, int]]] = {}
         least = [min(each[i] for each in costs.seconds) for i in range(costs.model.n)]
         self.rates = [
             max((least[i] / each[i] for i in range(costs.model.n) if each[i] > 0), default=1.0)
@@ -157,8 +156,7 @@ class _Search:
     def extend(self, label: _Label, block: Block) -> None:
         """Run a label's block, with each block that may follow."""
         if block.stop == self.costs.model.n:
-            steps = self.costs.transfer(block, None, self.border_first).steps
-            if self.held(label, block, steps) is not None:
+            if self.held(label, self.costs.transfer(block, None, self.border_first)) is not None:
                 seconds = self.simulator.finish(label.timeline, block)
                 if seconds < self.best_s:
                     self.best, self.best_s = label.blocks(), seconds
@@ -172,7 +170,7 @@ class _Search:
             transfer = self.costs.transfer(block, after, self.border_first)
             if any(piece.bytes > MAX_PAYLOAD for piece in transfer.pieces):
                 continue
-            held = self.held(label, block, transfer.steps)
+            held = self.held(label, transfer)
             if held is None:
                 continue
             timeline = self.simulator.advance(label.timeline, block, transfer)
@@ -217,16 +215,10 @@ class _Search:
             found[start] = min(self.work[block] + found[block.stop] for block in self.choices(start))
         return found
 
-    def held(
-        self, label: _Label, block: Block, steps: tuple[tuple[tuple[int, int], ...], ...]
-    ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    def held(self, label: _Label, transfer: BlockTransfer) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """Return the weights and tiles of every device with this block, None where one's memory is too small."""
-        key = (block, steps)
-        if key not in self._memory:
-            self._memory[key] = [self.costs.memory(block, k, steps[k]) for k in range(self.costs.n)]
-        found = self._memory[key]
-        weights = tuple(have + more for have, (more, _) in zip(label.weights, found, strict=True))
-        tiles = tuple(max(have, more) for have, (_, more) in zip(label.tiles, found, strict=True))
+        weights = tuple(have + more for have, (more, _) in zip(label.weights, transfer.memory, strict=True))
+        tiles = tuple(max(have, more) for have, (_, more) in zip(label.tiles, transfer.memory, strict=True))
         for k, device in enumerate(self.costs.devices):
             limit = device.kind.memory_bytes
             if limit is not None and self.simulator.resident(k, weights[k], tiles[k]) > limit:

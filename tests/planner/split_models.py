@@ -39,17 +39,26 @@ class ChainGeometry:
         return 0 if None in self.windows[start:stop] else self.rows_of[stop]
 
     def share(self, start: int, stop: int, low: int, high: int) -> RowShare:
-        parts, macs, tile, borders = [0.0] * (stop - start), 0, 0, []
+        made, parts, tile, borders = (low, high), [0.0] * (stop - start), 0, []
         for i in range(stop - 1, start - 1, -1):
             window, rows = self.windows[i], self.rows_of[i]
             assert window is not None
             parts[i - start] = (high - low) / self.rows_of[i + 1]
-            macs += (high - low) * window.reach
             size = self.bytes_of[i + 1] * (high - low) // self.rows_of[i + 1]
             borders.append((window.pad > 0 and low == 0, window.pad > 0 and high == self.rows_of[i + 1]))
             low, high = window.needed(low, high, rows)
             tile = max(tile, size + self.bytes_of[i] * (high - low) // rows)
-        return RowShare((low, high), tuple(parts), macs, tile, (start, stop, *borders))
+        return RowShare(made, (low, high), tuple(parts), tile, (start, stop, *borders))
+
+    def apart(
+        self, start: int, stop: int, low: int, high: int, urgent: Sequence[tuple[int, int]]
+    ) -> tuple[RowShare, ...]:
+        first = [one for one in urgent if one != (low, high)]
+        if stop - start > 1 or 2 * sum(b - a for a, b in first) > high - low or not first:
+            return ()
+        ends = [low, *(end for one in sorted(first) for end in one), high]
+        rest = [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if a < b]
+        return tuple(self.share(start, stop, *one) for one in [*sorted(first), *rest])
 
     def can_output(self, start: int, stop: int) -> bool:
         return all(self.channels[start:stop])
