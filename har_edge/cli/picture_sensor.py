@@ -126,9 +126,12 @@ def run_pictures(args: argparse.Namespace, made: BuiltSensor, stop: Stop) -> int
 
 
 def _describe(paths: list[str]) -> str:
+    from har_edge.runtime.sensor.picture_files import shown
+
     if paths == [STANDARD_INPUT]:
         return "standard input"
-    return paths[0] if len(paths) == 1 else f"{plural(len(paths), 'file')} from {paths[0]} on"
+    first = shown(paths[0])
+    return first if len(paths) == 1 else f"{plural(len(paths), 'file')} from {first} on"
 
 
 def _decode(args: argparse.Namespace, image: ImageInput) -> Decode:

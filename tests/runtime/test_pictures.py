@@ -13,19 +13,22 @@ import pytest
 
 from har_edge.config.array_output import MAX_VALUES, check_arrays, real_values
 from har_edge.config.image_task import Normalization, derive_image_task
-from har_edge.config.pipeline import Pipeline, find_batch_problem, load_pipeline
+from har_edge.config.pipeline import Pipeline, PipelineConfig, find_batch_problem, load_pipeline
 from har_edge.config.task import ArrayOutput, SourceInput, StreamTask, Task
 from har_edge.config.unlisted_model import derive_task
 from har_edge.data.description import load_description, parse_description
 from har_edge.data.picture_stream import PictureWindows
+from har_edge.data.pictures import AspectRule
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Array, Interpreter
 from har_edge.inference.tensor_observation import open_model
 from har_edge.mqtt.bus import Delivery
 from har_edge.planner.slice_graph import make_slice_graph
+from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.results import LabelScore, NamedArray, Result, encode_results
 from har_edge.runtime.build import build_sensor, build_stage
+from har_edge.runtime.sensor.plan_follower import check_windows
 from har_edge.runtime.slicing import prepare
 from har_edge.runtime.stage.neighbours import hash_task
 from har_edge.tflite.cuts import list_cuts
@@ -285,3 +288,24 @@ def test_results_and_hashes_of_other_tasks_have_their_bytes() -> None:
     task = Task(StreamTask("mhealth", 50.0, 8, 4), {"chest": SourceInput("c")}, "scores", ["a", "b"], [0, 1])
     kept = (task.stream, {"chest": "c"}, "scores", ["a", "b"], [0, 1])
     assert hash_task(task) == hashlib.sha256(msgspec.json.encode(kept)).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"fit": AspectRule.PAD}, "pictures was 6 x 8 RGB, stretch, is 6 x 8 RGB, pad"),
+        ({"height": 6, "width": 8}, "pictures was 6 x 8 RGB, stretch, is 8 x 6 RGB, stretch"),
+        ({"mean": (1.0,), "std": (2.0,)}, ""),
+    ],
+)
+def test_a_sensor_follows_a_plan_whose_pictures_are_those_that_it_makes(change: dict[str, Any], text: str) -> None:
+    """The stages make the values of the input: only what the sensor does to a picture matters to it."""
+    task = derive_image_task(read_model(picture_models.classifier()), labels=LABELS)
+    assert task.image is not None
+    other = msgspec.structs.replace(task, image=msgspec.structs.replace(task.image, **change))
+    plans = [Deployment(1, number, "one", 1.0, PipelineConfig(one)) for number, one in enumerate((task, other))]
+    if not text:
+        check_windows(plans[0], plans[1], ["camera"])
+        return
+    with pytest.raises(ConfigError, match=text):
+        check_windows(plans[0], plans[1], ["camera"])

@@ -15,10 +15,13 @@ from har_edge.data.picture_stream import PictureFile
 from har_edge.data.pictures import MAX_FILE_BYTES, PictureFault
 from har_edge.errors import ConfigError, NodeError
 from har_edge.files import read_regular
+from har_edge.protocol.text import escape
 
 # How often a folder is looked at, and for how long a file must not have changed before it is read.
 LOOK_S = 0.25
 SETTLED_S = 0.5
+# A folder with many files is looked at less often: a pause is at least so many times as long as the look before it.
+LOOK_SHARE = 4.0
 MAX_FILES = 100_000
 
 Clock = Callable[[], float]
@@ -93,7 +96,6 @@ class PictureFolder:
 
     def _look(self, now: float, *, settled: bool) -> None:
         """Note what is in the folder; with `settled`, files that have not changed for long count as written."""
-        self._look_at = now + LOOK_S
         there = dict[str, tuple[int, int]]()
         with os.scandir(self._folder) as entries:
             for entry in entries:
@@ -116,11 +118,18 @@ class PictureFolder:
             if not seen.done and now - seen.since >= SETTLED_S:
                 seen.done = True
                 self._ready.append(name)
+        ended = self._clock()
+        self._look_at = ended + max(LOOK_S, LOOK_SHARE * (ended - now))
+
+
+def shown(path: Path | str) -> str:
+    """Return the name of a file as text that any output takes: who puts files into a folder chooses their names."""
+    return escape(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def _read(path: Path) -> PictureFile:
     try:
-        return PictureFile(str(path), read_regular(path, MAX_FILE_BYTES))
+        return PictureFile(shown(path), read_regular(path, MAX_FILE_BYTES))
     except OSError as error:
         fault = PictureFault.HUGE if error.errno == errno.EFBIG else PictureFault.UNREADABLE
-        return PictureFile(str(path), b"", f"it cannot be read: {error.strerror}", fault)
+        return PictureFile(shown(path), b"", f"it cannot be read: {error.strerror}", fault)

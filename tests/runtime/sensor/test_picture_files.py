@@ -94,6 +94,25 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.
     assert files.read() is None and not files.reopen()
 
 
+def test_names_that_no_terminal_should_get_are_escaped(tmp_path: Path) -> None:
+    for name in (b"a\x1b[2J.png", b"b\xff.png", "c\u00e9.png".encode()):
+        path = tmp_path / os.fsdecode(name)
+        path.write_bytes(b"x")
+        age(path)
+    folder = PictureFolder(tmp_path, Clock())
+    assert names(folder) == ["a\\x1b[2J.png", "b\\xff.png", "cé.png"]
+    assert picture_files.shown("d\udcfe\n") == "d\\xfe\\n"
+
+
+def test_a_look_that_takes_long_is_followed_by_a_longer_pause(tmp_path: Path) -> None:
+    times = iter([0.0, 1.0, 2.0, 4.0, 5.5])
+    folder = PictureFolder(tmp_path, lambda: next(times))
+    assert folder._look_at == 5.0  # a look of 1 s
+    assert folder.read() == () and folder.read() == ()  # at 2 s and 4 s it does not look
+    times = iter([5.5, 7.0])
+    assert folder.read() == () and folder._look_at == 7.0 + 6.0
+
+
 def test_folders_that_are_not_there_or_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="it is no file; expected picture files, a folder of them, or -"):
         PictureFiles([tmp_path / "cat.png"])
