@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from har_edge.errors import CutError, MessageError, ModelError
-from har_edge.inference.interpreter import RUNTIME, Interpreter
+from har_edge.inference.interpreter import RUNTIME, Delegate, Interpreter
 from har_edge.inference.sampling import sample
 from har_edge.inference.split_check import compare, run_split
 from har_edge.tflite.cuts import Dataflow, trace_dataflow
@@ -55,17 +55,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
     parser.add_argument("--shards", default="2,3,4,5,6,7,8", metavar="N[,M..]", help="numbers of even shares")
+    parser.add_argument("--delegate", choices=[one.value for one in Delegate], default="xnnpack")
     args = parser.parse_args()
+    delegate = Delegate(args.delegate)
     numbers = [int(number) for number in args.shards.split(",")]
     weights = [(1,) * number for number in numbers] + list(UNEVEN)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} CPUs, {RUNTIME}, random inputs, shares {args.shards} and uneven ones"
-    )
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, {RUNTIME}, {delegate.value}, random inputs")
     table: dict[tuple[str, str, str], Counted] = {}
     for path in args.models:
         started, before = time.perf_counter(), sum(row.splits for row in table.values())
         model = read_model(path)
-        try_model(model, weights, table)
+        try_model(model, weights, table, delegate)
         made = sum(row.splits for row in table.values()) - before
         print(f"{path.name}: {made} splits in {time.perf_counter() - started:.0f} s", flush=True)
     show(table)
@@ -74,7 +74,9 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def try_model(model: Model, weights: Sequence[Sequence[int]], table: dict[tuple[str, str, str], Counted]) -> None:
+def try_model(
+    model: Model, weights: Sequence[Sequence[int]], table: dict[tuple[str, str, str], Counted], delegate: Delegate
+) -> None:
     """Split each operator of a model that does not only unpack constants."""
     flow, rng = trace_dataflow(model), np.random.default_rng(0)
     for operator in model.main.operators:
@@ -87,7 +89,7 @@ def try_model(model: Model, weights: Sequence[Sequence[int]], table: dict[tuple[
             if find_refusal(model, flow, operator.index, operator.index + 1, method) is not None:
                 row.refused += 1
                 continue
-            for equal, error, said in try_operator(model, flow, operator.index, method, weights, rng, row):
+            for equal, error, said in try_operator(model, flow, operator.index, method, weights, rng, row, delegate):
                 row.splits += 1
                 row.equal += equal
                 row.error = max(row.error, error)
@@ -104,10 +106,11 @@ def try_operator(
     weights: Sequence[Sequence[int]],
     rng: np.random.Generator,
     row: Counted,
+    delegate: Delegate,
 ) -> Iterator[tuple[bool, float, str]]:
     """Yield for each split whether all bits are equal, the largest difference, and what was split."""
     (step,) = split_block(model, flow, Block(index, index + 1, SplitMethod.WHOLE, (0, 1))).steps(0)
-    whole = Interpreter(bytes(step.write()))
+    whole = Interpreter(bytes(step.write()), delegate=delegate)
     values = sample(whole.inputs, rng)
     try:
         results = whole.run(values)
@@ -126,7 +129,7 @@ def try_operator(
             continue
         said = f"{method.value} {list(bounds)}"
         try:
-            found = compare(wanted, run_split(split, values))
+            found = compare(wanted, run_split(split, values, delegate=delegate))
         except (MessageError, ModelError) as error:
             yield False, float("inf"), f"{said}: {error}"
             continue

@@ -100,7 +100,7 @@ def share_neighbours(view: OperatorView, wanted: AxisRange) -> tuple[OperatorSha
         return _first_input(view, wanted, wanted)
     radius = int(view.options.radius)
     halo = AxisRange(last, max(0, wanted.start - radius), min(view.output.shape[last], wanted.stop + radius))
-    return _first_input(view, halo, halo)
+    return _first_input(view, halo, halo, wanted)
 
 
 def share_slice(view: OperatorView, wanted: AxisRange) -> tuple[OperatorShare, ...]:
@@ -129,10 +129,12 @@ def share_strided_slice(view: OperatorView, wanted: AxisRange) -> tuple[Operator
     return (OperatorShare(taken, wanted, masks),)
 
 
-def _first_input(view: OperatorView, gives: AxisRange, part: AxisRange) -> tuple[OperatorShare, ...]:
+def _first_input(
+    view: OperatorView, gives: AxisRange, part: AxisRange, keeps: AxisRange | None = None
+) -> tuple[OperatorShare, ...]:
     """Return the share that takes a range of the first input, and all of the others."""
     rest = tuple(TakenInput(index) for index in view.inputs[1:])
-    return (OperatorShare((view.part(0, part), *rest), gives),)
+    return (OperatorShare((view.part(0, part), *rest), gives, keeps=keeps),)
 
 
 ELEMENTWISE = frozenset(

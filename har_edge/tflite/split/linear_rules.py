@@ -29,13 +29,13 @@ def share_convolution(view: OperatorView, wanted: AxisRange) -> tuple[OperatorSh
     filters, per_group = view.shape(1)[0], view.shape(1)[3]
     groups = view.shape(0)[3] // max(1, per_group)
     if groups <= 1:
-        return (_filters(view, wanted, view.whole(0)),)
+        return (_filters(view, wanted, view.whole(0), filters),)
     size = filters // groups
     shares = []
     for part in _at_groups(wanted, size):
         first, last = part.start // size, -(-part.stop // size)
         channels = AxisRange(3, first * per_group, last * per_group)
-        shares.append(_filters(view, part, view.part(0, channels)))
+        shares.append(_filters(view, part, view.part(0, channels), size))
     return tuple(shares)
 
 
@@ -48,9 +48,22 @@ def _at_groups(wanted: AxisRange, size: int) -> list[AxisRange]:
     return [AxisRange(wanted.axis, start, stop) for start, stop in pairwise(places)]
 
 
-def _filters(view: OperatorView, wanted: AxisRange, taken: TakenInput) -> OperatorShare:
-    filters = wanted.on(0)
-    return OperatorShare((taken, view.part(1, filters), *view.optional(2, filters)), wanted)
+def _filters(view: OperatorView, wanted: AxisRange, taken: TakenInput, size: int) -> OperatorShare:
+    """Return the share of filters of which `size` have the same input channels."""
+    gives = _at_least_two(wanted, size) if view.shape(1)[3] == 1 else wanted
+    filters = gives.on(0)
+    return OperatorShare((taken, view.part(1, filters), *view.optional(2, filters)), gives, keeps=wanted)
+
+
+def _at_least_two(wanted: AxisRange, size: int) -> AxisRange:
+    """Return a range of two for one of a single filter, among the `size` filters of its input channel.
+
+    XNNPACK has another kernel for one filter of one channel than for several, with other bits.
+    """
+    if wanted.size > 1 or size < 2:
+        return wanted
+    start = min(wanted.start, (wanted.start // size + 1) * size - 2)
+    return AxisRange(wanted.axis, start, start + 2)
 
 
 def share_depthwise(view: OperatorView, wanted: AxisRange) -> tuple[OperatorShare, ...]:
@@ -63,13 +76,11 @@ def share_depthwise(view: OperatorView, wanted: AxisRange) -> tuple[OperatorShar
     multiplier = view.shape(1)[3] // max(1, view.shape(0)[3])
     channels = AxisRange(3, wanted.start // multiplier, -(-wanted.stop // multiplier))
     gives = AxisRange(3, channels.start * multiplier, channels.stop * multiplier)
-    if channels.size == 1 and multiplier > 1:
-        # One output of a channel gets another kernel than several, and other bits.
-        start = min(wanted.start, gives.stop - 2)
-        gives = AxisRange(3, start, max(wanted.stop, start + 2))
+    if channels.size == 1:
+        gives = _at_least_two(wanted, multiplier)
         multiplier = gives.size
     inputs = (view.part(0, channels), view.part(1, gives), *view.optional(2, gives.on(0)))
-    return (OperatorShare(inputs, gives, {"depthMultiplier": multiplier}),)
+    return (OperatorShare(inputs, gives, {"depthMultiplier": multiplier}, wanted),)
 
 
 def share_transposed(view: OperatorView, wanted: AxisRange) -> tuple[OperatorShare, ...]:

@@ -57,25 +57,22 @@ class ShareFile:
 
     def operator(self, shared: SharedOperator) -> int:
         """Add the shares of an operator, and return the tensor with the range that is wanted of it."""
-        output = shared.operator.outputs[0]
-        (only,) = shared.shares if len(shared.shares) == 1 else (None,)
-        if only is not None and only.gives == shared.wanted:
-            return self.share(shared.operator, only, "")
+        if len(shared.shares) == 1:
+            return self.share(shared.operator, shared.shares[0], "")
         parts = [self.share(shared.operator, share, "/part") for share in shared.shares]
-        result = self.computed(output, shared.wanted)
-        if only is not None:
-            self.trim(parts[0], result, only.gives, shared.wanted)
-            return result
+        result = self.computed(shared.operator.outputs[0], shared.wanted)
         options = tflite.ConcatenationOptionsT()
         options.axis = shared.wanted.axis
         self.writer.add("CONCATENATION", parts, [result], options, _INTEGER_VERSION)
         return result
 
     def share(self, operator: Operator, share: OperatorShare, suffix: str) -> int:
+        """Add a share of an operator, and return what it keeps of the result."""
+        output, keeps = operator.outputs[0], share.keeps or share.gives
         inputs = [self.taken(taken) for taken in share.inputs]
-        result = self.computed(operator.outputs[0], share.gives, suffix)
+        result = self.computed(output, share.gives, suffix if keeps == share.gives else f"{suffix}/more")
         self.writer.copy(operator, inputs, [result], **share.options)
-        return result
+        return result if keeps == share.gives else self.trim(result, output, share.gives, keeps, suffix)
 
     def taken(self, taken: TakenInput) -> int:
         """Return the tensor of the file that holds an input of a share."""
@@ -96,8 +93,9 @@ class ShareFile:
         self.numbers[index, taken.range] = number
         return number
 
-    def trim(self, number: int, result: int, gives: AxisRange, wanted: AxisRange) -> None:
-        """Add the operator that takes a range out of a larger one."""
+    def trim(self, number: int, output: int, gives: AxisRange, wanted: AxisRange, suffix: str) -> int:
+        """Add the operator that takes a range out of a larger one, and return its result."""
+        result = self.computed(output, wanted, suffix)
         rank = wanted.axis + 1
         begins, ends = np.zeros(rank, np.int32), np.zeros(rank, np.int32)
         begins[-1], ends[-1] = wanted.start - gives.start, wanted.stop - gives.start
@@ -108,3 +106,4 @@ class ShareFile:
             for name, values in (("begin", begins), ("end", ends), ("strides", np.ones(rank, np.int32)))
         ]
         self.writer.add("STRIDED_SLICE", [number, *places], [result], options, _INTEGER_VERSION)
+        return result

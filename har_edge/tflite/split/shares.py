@@ -29,11 +29,15 @@ class TakenInput:
 
 @dataclass(frozen=True, slots=True)
 class OperatorShare:
-    """An operator that runs on parts of its inputs, with these options changed, and gives a range of its output."""
+    """An operator that runs on parts of its inputs, with these options changed, and gives a range of its output.
+
+    `keeps` is the part of that range that is wanted, by default all of it.
+    """
 
     inputs: tuple[TakenInput, ...]
     gives: AxisRange
     options: Mapping[str, Any] = field(default_factory=dict)
+    keeps: AxisRange | None = None
 
 
 class OperatorView:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from har_edge.errors import CutError
 from har_edge.inference.interpreter import Interpreter
@@ -22,7 +24,7 @@ from har_edge.tflite.split.ranges import AxisRange
 from har_edge.tflite.split.writer import constant_data
 from tests.tflite.split.agreement import agreement, even, model_of, split, uneven
 from tests.tflite.split.compare import check
-from tests.tflite.split.typed_layers import RELU, RELU6, SAME, LayerDraft, options
+from tests.tflite.split.typed_layers import NONE, RELU, RELU6, RELU_N1_TO_1, SAME, LayerDraft, options
 
 INPUT = SplitMethod.INPUT
 FLOAT_BOUND = 1e-5
@@ -247,3 +249,28 @@ def test_blocks_of_different_methods_follow_each_other(dtype: str) -> None:
             blocks.insert(1, Block(1, 2, SplitMethod.OUTPUT, bounds))
         layout = split_model(model, [SplitPlan(3, (*blocks, Block(3, 4, SplitMethod.WHOLE, (0, 0, 1, 1))))])
         check(content, layout, sample(Interpreter(content).inputs, np.random.default_rng(0)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_summands_of_any_integers_give_the_bits_of_the_whole(data: st.DataObject) -> None:
+    draw = data.draw
+    dtype = draw(st.sampled_from(["int8", "uint8"]))
+    limits = np.iinfo(dtype)
+    draft = LayerDraft(dtype, draw(st.integers(0, 99)), draw(st.integers(limits.min, limits.max)))
+    channels, filters, scale = draw(st.integers(2, 40)), draw(st.integers(1, 9)), draw(st.floats(0.02, 5.0))
+    act = draw(st.sampled_from([NONE, RELU, RELU6, RELU_N1_TO_1]))
+    if draw(st.booleans()):
+        x = draft.input([1, channels])
+        weights, result = draft.weights((filters, channels), 0), draft.result([1, filters], scale)
+        made, kind = options("FullyConnected", fusedActivationFunction=act), "FULLY_CONNECTED"
+    else:
+        size, kernel = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+        x = draft.input([1, size, size, channels])
+        weights = draft.weights((filters, kernel, kernel, channels), 0)
+        result = draft.result([1, size, size, filters], scale)
+        made = options("Conv2D", padding=SAME, strideH=1, strideW=1, fusedActivationFunction=act)
+        kind = "CONV_2D"
+    draft.graph.op(kind, [x, weights, draft.bias(filters, x, weights)], [result], made, version=5)
+    cuts = sorted(draw(st.lists(st.integers(0, channels), max_size=5)))
+    assert agreement(model_of(draft.build(result)), INPUT, (0, *cuts, channels), runs=2).equal

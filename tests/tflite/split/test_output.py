@@ -43,6 +43,14 @@ def conv_groups(draft: LayerDraft) -> int:
     return draft.conv(draft.input([1, 6, 6, 8]), 12, groups=4, act=RELU)
 
 
+def conv_of_one(draft: LayerDraft) -> int:
+    return draft.conv(draft.input([1, 9, 9, 1]), 12, 5)
+
+
+def conv_groups_of_one(draft: LayerDraft) -> int:
+    return draft.conv(draft.input([1, 6, 6, 4]), 12, groups=4)
+
+
 def depthwise(draft: LayerDraft) -> int:
     return draft.depthwise(draft.input([1, 6, 6, 12]), act=RELU6)
 
@@ -74,8 +82,8 @@ def columns_transposed(draft: LayerDraft) -> int:
 
 
 LAYERS: list[Callable[[LayerDraft], int]] = [
-    *(dense, dense_of_rows, conv, conv_stride, conv_dilated, conv_groups, depthwise, depthwise_twice),
-    *(depthwise_of_one, transposed, conv_3d, columns, columns_transposed),
+    *(dense, dense_of_rows, conv, conv_stride, conv_dilated, conv_groups, conv_of_one, conv_groups_of_one),
+    *(depthwise, depthwise_twice, depthwise_of_one, transposed, conv_3d, columns, columns_transposed),
 ]
 # No kernel of LiteRT takes these types.
 ABSENT = {

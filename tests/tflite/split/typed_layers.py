@@ -16,7 +16,8 @@ TYPES = {
     "uint8": tflite.TensorType.UINT8,
     "int16": tflite.TensorType.INT16,
 }
-RELU, RELU6 = tflite.ActivationFunctionType.RELU, tflite.ActivationFunctionType.RELU6
+NONE, RELU = tflite.ActivationFunctionType.NONE, tflite.ActivationFunctionType.RELU
+RELU6, RELU_N1_TO_1 = tflite.ActivationFunctionType.RELU6, tflite.ActivationFunctionType.RELU_N1_TO_1
 SAME, VALID = tflite.Padding.SAME, tflite.Padding.VALID
 
 
@@ -31,7 +32,8 @@ def options(kind: str, **values: Any) -> Any:
 class LayerDraft:
     """A model in the making whose tensors all have one type of numbers; float16 stands for weights only."""
 
-    def __init__(self, dtype: str, seed: int = 0) -> None:
+    def __init__(self, dtype: str, seed: int = 0, zero: int | None = None) -> None:
+        self.zero = {"int8": -3, "uint8": 120}.get(dtype, 0) if zero is None else zero
         self.dtype, self.rng, self.draft = dtype, np.random.default_rng(seed), Draft()
         self.graph: GraphDraft = self.draft.graph()
 
@@ -48,8 +50,8 @@ class LayerDraft:
     def _kind(self, scale: float) -> dict[str, Any]:
         if not self.integer:
             return {"type": FLOAT}
-        zero = {"int8": -3, "uint8": 120, "int16": 0}[self.dtype]
-        return {"type": TYPES[self.dtype], "quantization": (scale / (256 if self.dtype == "int16" else 1), zero)}
+        step = scale / (256 if self.dtype == "int16" else 1)
+        return {"type": TYPES[self.dtype], "quantization": (step, self.zero)}
 
     def scale(self, tensor: int) -> float:
         return float(self.graph.raw.tensors[tensor].quantization.scale[0])
