@@ -18,9 +18,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from har_edge.errors import CutError, MessageError, ModelError
@@ -37,9 +37,12 @@ UNEVEN = ((1, 2, 3), (5, 1))
 FLOAT_BOUND = 1e-5
 
 
-@dataclass
-class Counted:
+class Counted(msgspec.Struct):
     """The splits of one kind of operator by one method."""
+
+    operator: str
+    dtype: str
+    method: str
 
     splits: int = 0
     equal: int = 0
@@ -47,7 +50,7 @@ class Counted:
     operators: int = 0
     refused: int = 0
     unaligned: int = 0  # shares that a method takes in other proportions only
-    wrong: list[str] = field(default_factory=list)
+    wrong: list[str] = []
 
 
 def main() -> int:
@@ -55,6 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
     parser.add_argument("--shards", default="2,3,4,5,6,7,8", metavar="N[,M..]", help="numbers of even shares")
+    parser.add_argument("--counts", type=Path, metavar="FILE", help="add to the counts of earlier runs in this file")
     parser.add_argument("--delegate", choices=[one.value for one in Delegate], default="xnnpack")
     args = parser.parse_args()
     delegate = Delegate(args.delegate)
@@ -62,12 +66,17 @@ def main() -> int:
     weights = [(1,) * number for number in numbers] + list(UNEVEN)
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, {RUNTIME}, {delegate.value}, random inputs")
     table: dict[tuple[str, str, str], Counted] = {}
+    if args.counts and args.counts.exists():
+        rows = msgspec.json.decode(args.counts.read_bytes(), type=list[Counted])
+        table |= {(row.operator, row.dtype, row.method): row for row in rows}
     for path in args.models:
         started, before = time.perf_counter(), sum(row.splits for row in table.values())
         model = read_model(path)
         try_model(model, weights, table, delegate)
         made = sum(row.splits for row in table.values()) - before
         print(f"{path.name}: {made} splits in {time.perf_counter() - started:.0f} s", flush=True)
+        if args.counts:
+            args.counts.write_bytes(msgspec.json.encode(list(table.values())))
     show(table)
     wrong = [line for row in table.values() for line in row.wrong]
     print(*wrong[:20], sep="\n")
@@ -84,7 +93,7 @@ def try_model(
             continue
         dtype = model.main.tensors[operator.outputs[0]].dtype or "other"
         for method in METHODS:
-            row = table.setdefault((operator.name, dtype, method.value), Counted())
+            row = table.setdefault((operator.name, dtype, method.value), Counted(operator.name, dtype, method.value))
             row.operators += 1
             if find_refusal(model, flow, operator.index, operator.index + 1, method) is not None:
                 row.refused += 1
