@@ -11,11 +11,13 @@ import numpy.typing as npt
 from har_edge.config.model_state import starts_fresh
 from har_edge.config.task import Task
 from har_edge.errors import ModelError
+from har_edge.evaluation.packed import TensorWay
 from har_edge.inference.interpreter import Delegate, Interpreter, Port, load_slice
 from har_edge.inference.load_check import default_check
 from har_edge.inference.tensor_observation import open_model
 from har_edge.tflite.manifest import SliceManifest, load_manifest
 from har_edge.tflite.model import read_model
+from har_edge.tflite.packing import TensorPacking, parse_packing
 from har_edge.tflite.ports import check_ports
 from har_edge.tflite.slices import slice_model, write_slice
 from har_edge.tflite.state import state_of
@@ -24,10 +26,19 @@ Array = npt.NDArray[Any]
 
 
 class Composition:
-    """Runs slices in order and hands each what it needs from the inputs and from all earlier slices."""
+    """Runs slices in order and hands each what it needs from the inputs and from all earlier slices.
 
-    def __init__(self, slices: Sequence[Interpreter]) -> None:
-        self._slices = tuple(slices)
+    With a `way`, tensors cross as they travel in messages.
+    """
+
+    def __init__(self, slices: Sequence[Interpreter], way: TensorWay | None = None) -> None:
+        self._slices, self._way = tuple(slices), way
+        self._sent = {
+            port.name
+            for number, piece in enumerate(self._slices)
+            for port in piece.outputs
+            if any(port.name == taken.name for later in self._slices[number + 1 :] for taken in later.inputs)
+        }
         made = {port.name for piece in slices for port in piece.outputs}
         ports = {port.name: port for piece in slices for port in piece.inputs if port.name not in made}
         self.inputs: tuple[Port, ...] = tuple(ports.values())
@@ -37,10 +48,14 @@ class Composition:
 
     def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Return every tensor that any slice gives out."""
-        known = dict(values)
+        known, made = dict(values), dict(values)
         for piece in self._slices:
-            known.update(piece.run({port.name: known[port.name] for port in piece.inputs}))
-        return known
+            results = piece.run({port.name: known[port.name] for port in piece.inputs})
+            made.update(results)
+            known.update(results)
+            if self._way is not None:
+                known.update({name: self._way.travel(name, results[name]) for name in results if name in self._sent})
+        return made
 
 
 def load_whole(path: Path, task: Task, delegate: str | None = None) -> Interpreter:
@@ -55,7 +70,9 @@ def load_whole(path: Path, task: Task, delegate: str | None = None) -> Interpret
     return Interpreter(bytes(write_slice(model, piece)), fresh=fresh, delegate=chosen)
 
 
-def load_composition(folder: Path, model_sha256: str, task: Task, delegate: str | None = None) -> Composition:
+def load_composition(
+    folder: Path, model_sha256: str, task: Task, delegate: str | None = None, way: TensorWay | None = None
+) -> Composition:
     """Load the slices of a folder, each checked by hash; ModelError when they were cut from another model.
 
     Raises ConfigError when a slice remembers and the task does not say what to do about it.
@@ -78,11 +95,19 @@ def load_composition(folder: Path, model_sha256: str, task: Task, delegate: str 
             )
             for entry in manifest.slices
             for path in [root / entry.file]
-        ]
+        ],
+        way,
     )
 
 
-def cut_composition(path: Path, cuts: Sequence[int], task: Task, delegate: str | None = None) -> Composition:
+def packings_of(manifest: SliceManifest) -> dict[str, TensorPacking]:
+    """Return how the tensors of a manifest travel that do not travel as they are."""
+    return {spec.name: parse_packing(spec.packing) for spec in manifest.tensors if spec.packing}
+
+
+def cut_composition(
+    path: Path, cuts: Sequence[int], task: Task, delegate: str | None = None, way: TensorWay | None = None
+) -> Composition:
     """Cut a model at these operators and load the slices, without writing them; CutError for an illegal cut.
 
     Raises ConfigError when the model remembers and the task does not say what to do about it.
@@ -94,5 +119,6 @@ def cut_composition(path: Path, cuts: Sequence[int], task: Task, delegate: str |
         [
             Interpreter(bytes(write_slice(model, piece)), fresh=fresh, delegate=chosen)
             for piece in slice_model(model, cuts)
-        ]
+        ],
+        way,
     )

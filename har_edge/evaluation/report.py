@@ -13,6 +13,7 @@ from har_edge.data.recording import Recording
 from har_edge.errors import ConfigError, DataError
 from har_edge.evaluation.comparison import Comparison
 from har_edge.evaluation.metrics import confusion_matrix, count_classes, rank_of
+from har_edge.evaluation.packed import PackedScore
 from har_edge.evaluation.prediction import Prediction
 from har_edge.inference.saturation import Saturation
 
@@ -84,7 +85,7 @@ class Evaluation(Scores, frozen=True, forbid_unknown_fields=True):
     other people, and `split` (trained without its test streams) does. `trained_on` and `split` are None for a model of
     which no manifest says that. `agreement` has an entry for each other way
     (`slices`, `mqtt`) by which the same windows were answered. `saturated` has an entry for each source whose values
-    are quantised by a fixed scale.
+    are quantised by a fixed scale. `packed` has the effect of activations that travel packed.
     """
 
     model: str
@@ -96,6 +97,7 @@ class Evaluation(Scores, frozen=True, forbid_unknown_fields=True):
     split: SplitScore | None
     agreement: dict[str, Agreement]
     saturated: dict[str, Saturated] = {}
+    packed: PackedScore | None = None
 
 
 def score(predictions: Iterable[Prediction], labels: Sequence[str], top_k: Sequence[int] = ()) -> Scores:
@@ -158,8 +160,12 @@ def evaluate(
     comparisons: Mapping[str, Comparison],
     top_k: Sequence[int] = (),
     saturations: Iterable[Saturation] = (),
+    packed: PackedScore | None = None,
 ) -> Evaluation:
-    """Return the evaluation of a model for a task; `data` says in words where the recordings are from."""
+    """Return the evaluation of a model for a task; `data` says in words where the recordings are from.
+
+    `packed` is the effect of activations that travel packed.
+    """
     entry = found.entry
     scores = score(predictions, task.labels, top_k)
     real = all(recording.real for recording in recordings)
@@ -187,6 +193,7 @@ def evaluate(
             one.source: Saturated(one.share, (one.least, one.largest), (one.range.low, one.range.high))
             for one in saturations
         },
+        packed=packed,
     )
 
 

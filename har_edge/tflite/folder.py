@@ -29,6 +29,8 @@ from har_edge.tflite.manifest import (
 )
 from har_edge.tflite.metadata import read_labels
 from har_edge.tflite.model import Model
+from har_edge.tflite.packed_cuts import with_packings
+from har_edge.tflite.packing import TensorPacking
 from har_edge.tflite.slices import Slice, write_slice
 
 _SLICE = re.compile(r"slice-\d+\.tflite")
@@ -43,13 +45,14 @@ def write_folder(
     beside: Mapping[str, bytes] = MappingProxyType({}),
     *,
     wire: int | None = None,
+    packings: Mapping[str, TensorPacking] = MappingProxyType({}),
 ) -> SliceManifest:
     """Write `slice-0.tflite` ..., `manifest.json` and the files `beside` them; each file appears whole or not at all.
 
-    Slices of an earlier cut in the same folder are replaced. For `wire` see `make_manifest`. Raises ConfigError when
-    the folder holds other files.
+    Slices of an earlier cut in the same folder are replaced. For `wire` see `make_manifest`; `packings` say how tensors
+    travel that do not travel as they are. Raises ConfigError when the folder holds other files.
     """
-    planned, entries = make_manifest(model, slices, wire=wire), []
+    planned, entries = with_packings(make_manifest(model, slices, wire=wire), packings), []
     with replaced_folder(folder, beside) as draft:
         for piece, entry in zip(slices, planned.slices, strict=True):
             made = write_slice(model, piece)

@@ -12,6 +12,7 @@ from har_edge.cli.arguments import options, values
 from har_edge.cli.arguments.model_task import ResolvedModel, add_flags, resolve_model
 from har_edge.cli.console import count, fold
 from har_edge.cli.local_pipeline import check_client
+from har_edge.cli.packed_slices import add_pack, find_packings
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from har_edge.evaluation.composition import Composition
     from har_edge.evaluation.prediction import Prediction
     from har_edge.inference.interpreter import Interpreter
+    from har_edge.tflite.packing import TensorPacking
 
 HELP = "score a model on recordings, whole and cut into slices; or methods of reduction on unseen people"
 DEFAULT_STAGES = 3
 # With more classes than this, the output also has the share of windows whose true class is among the best K.
 MANY_CLASSES, DEFAULT_TOP_K = 20, 5
 # Options that have no meaning for a study.
-_OF_ONE_MODEL = ("model", "slices", "at", "json", "png", "delegate", "top_k", "labels", "input", "hop")
+_OF_ONE_MODEL = ("model", "slices", "at", "json", "png", "delegate", "top_k", "labels", "input", "hop", "pack")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--png", type=values.writable_file, metavar="FILE", help="draw the confusion matrix (extra: evaluation)"
     )
+    add_pack(parser)
     options.add_delegate(parser)
     parser.add_argument(
         "--top-k",
@@ -102,11 +105,18 @@ def _measure_model(args: argparse.Namespace) -> int:
     from har_edge.evaluation.comparison import compare_answers, compare_scores
     from har_edge.evaluation.composition import cut_composition, load_composition, load_whole
     from har_edge.evaluation.missing import score_without_each
+    from har_edge.evaluation.packed import TensorWay
     from har_edge.evaluation.prediction import Classifier, predict_recordings
     from har_edge.evaluation.report import MAX_MATRIX, evaluate, write_evaluation
     from har_edge.extras import require
     from har_edge.inference.codecs import FolderFiles
+    from har_edge.tflite.packing import Rounding
 
+    if args.pack and (args.slices or args.mqtt or (args.at is None and args.stages is None)):
+        raise ConfigError(
+            "--pack came; expected it with --at or --stages, and without --mqtt: the slices of a folder travel as "
+            "its manifest says"
+        )
     if args.png is not None:
         require("--png", "matplotlib")
     if args.mqtt:
@@ -130,21 +140,27 @@ def _measure_model(args: argparse.Namespace) -> int:
 
     watching = classify(interpreter, watch=True)
     whole = list(count(predict_recordings(watching, recordings, task), "windows of the whole model"))
-    ways = {}
+    ways, packed = {}, None
     if cuts is not None:
+        packings, calibrated = _packings(known, cuts, args)
+        way = TensorWay(packings)
         if args.slices:
-            slices = load_composition(args.slices, found.sha256, task, args.delegate)
+            slices = load_composition(args.slices, found.sha256, task, args.delegate, way)
         else:
-            slices = cut_composition(found.path, cuts, task, args.delegate)
-        answers = count(predict_recordings(classify(slices), recordings, task), "windows of the slices")
-        ways["slices"] = compare_scores(whole, answers)
+            slices = cut_composition(found.path, cuts, task, args.delegate, way)
+        answers = list(count(predict_recordings(classify(slices), recordings, task), "windows of the slices"))
+        packed = way.score(whole, answers) if packings else None
+        if all(one.rounding is Rounding.NONE for one in packings.values()):
+            ways["slices"] = compare_scores(whole, answers)
+        if calibrated:
+            print(fold(f"calibrated int8 activations on {calibrated}", 11))
     if args.mqtt:
         output = next(port for port in interpreter.outputs if port.name == task.output)
         came, broker = _send_through(known, args, cuts or (), [recording.stream for recording in recordings])
         ways["mqtt"] = compare_answers(whole, came, output)
         print(fold(f"broker     {broker}", 11))
     top_k = _top_k(args, task, whole)
-    evaluation = evaluate(found, task, whole, recordings, origin, ways, top_k, watching.saturations)
+    evaluation = evaluate(found, task, whole, recordings, origin, ways, top_k, watching.saturations, packed)
     print(evaluation_report.format_evaluation(evaluation))
     if args.missing:
         print(evaluation_report.format_missing(score_without_each(classify(interpreter), recordings, task)))
@@ -177,6 +193,25 @@ def _cuts(found: FoundModel, args: argparse.Namespace) -> Sequence[int] | None:
     if args.stages is not None:
         return plan_cuts(open_model(found.path, args.delegate), args.stages, delegate=args.delegate).cuts
     return args.at  # type: ignore[no-any-return]
+
+
+def _packings(
+    known: ResolvedModel, cuts: Sequence[int], args: argparse.Namespace
+) -> tuple[dict[str, TensorPacking], str]:
+    """Return how the activations of the slices travel, and on what that was calibrated just now."""
+    from har_edge.evaluation.composition import packings_of
+    from har_edge.inference.tensor_observation import open_model
+    from har_edge.tflite.folder import make_manifest
+    from har_edge.tflite.manifest import NEWEST_WIRE, load_manifest
+    from har_edge.tflite.slices import slice_model
+
+    if args.slices is not None:
+        return packings_of(load_manifest(args.slices)), ""
+    if not args.pack:
+        return {}, ""
+    model = open_model(known.found.path, args.delegate)
+    manifest = make_manifest(model, slice_model(model, cuts), wire=NEWEST_WIRE)
+    return find_packings(model, manifest, known.task, known.beside, args)
 
 
 def _send_through(

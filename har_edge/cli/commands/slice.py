@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
 from har_edge.cli.arguments.model_task import FLAGS, add_flags, copy_with_files, resolve_model
 from har_edge.cli.console import follow
+from har_edge.cli.packed_slices import add_pack, find_packings
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from har_edge.tflite.cuts import Cut
     from har_edge.tflite.manifest import SliceManifest
     from har_edge.tflite.model import Model
+    from har_edge.tflite.packing import TensorPacking
     from har_edge.tflite.slices import Slice
     from har_edge.tflite.split.program import SplitLayout
 
@@ -68,6 +70,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_flags(parser, deploys=True)
     options.add_delegate(parser, "what the pipeline file says, else xnnpack")
+    add_pack(parser)
+    options.add_data(parser)
     options.add_wire(parser, 3, "3 (default), or 1 for fleets with nodes that know no newer one")
     parser.add_argument(
         "--threads", type=values.threads, default=1, metavar="N", help="threads of the runtime (default: 1)"
@@ -129,7 +133,15 @@ def _cut(args: argparse.Namespace, folder: Path) -> int:
             report.say(f"nothing written to {args.out}: these slices do not give what the whole model gives")
         else:
             companions = {} if task is None else read_companions(task, beside)
-            _write(cut, args, task, companions, report, predicted)
+            packings, calibrated = find_packings(model, cut.manifest, task, beside, args) if args.pack else ({}, "")
+            _write(cut.packed(packings), args, task, companions, report, predicted)
+            if calibrated:
+                report.say(f"int8 activations are calibrated on {calibrated}")
+            if any(one.rounding.value for one in packings.values()):
+                report.say(
+                    "rounded activations change answers: measure by how much with "
+                    f"har-edge evaluate --model {args.model} --slices {args.out}"
+                )
     report.print(as_json=args.json)
     return 0 if equal else 1
 
@@ -164,23 +176,38 @@ def _task(model: Model, found: FoundModel, args: argparse.Namespace, folder: Pat
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """The manifest of a cut without hashes, and how its files are written into a folder beside others."""
+    """The manifest of a cut without hashes, and how its files are written into a folder beside others, given how their
+    tensors travel that do not travel as they are.
+    """
 
     manifest: SliceManifest
-    write: Callable[[Path, Mapping[str, bytes]], SliceManifest]
+    write: Callable[[Path, Mapping[str, bytes], Mapping[str, TensorPacking]], SliceManifest]
+    packings: Mapping[str, TensorPacking] = field(default_factory=dict)
 
     @classmethod
     def of_slices(cls, model: Model, slices: Sequence[Slice], args: argparse.Namespace) -> _Cut:
         from har_edge.tflite.folder import make_manifest, write_folder
 
-        draft = make_manifest(model, slices, wire=args.wire)
-        return cls(draft, lambda out, beside: write_folder(model, slices, out, beside, wire=args.wire))
+        def write(out: Path, beside: Mapping[str, bytes], packings: Mapping[str, TensorPacking]) -> SliceManifest:
+            return write_folder(model, slices, out, beside, wire=args.wire, packings=packings)
+
+        return cls(make_manifest(model, slices, wire=args.wire), write)
 
     @classmethod
     def of_layout(cls, layout: SplitLayout) -> _Cut:
+        from har_edge.tflite.packed_cuts import with_packings
         from har_edge.tflite.split.folder import write_split
 
-        return cls(layout.manifest, lambda out, beside: write_split(layout, out, beside))
+        def write(out: Path, beside: Mapping[str, bytes], packings: Mapping[str, TensorPacking]) -> SliceManifest:
+            return write_split(replace(layout, manifest=with_packings(layout.manifest, packings)), out, beside)
+
+        return cls(layout.manifest, write)
+
+    def packed(self, packings: Mapping[str, TensorPacking]) -> _Cut:
+        """Return the cut whose tensors travel so."""
+        from har_edge.tflite.packed_cuts import with_packings
+
+        return replace(self, manifest=with_packings(self.manifest, packings), packings=packings)
 
 
 def _write(
@@ -205,7 +232,7 @@ def _write(
     if task is None and args.name is not None:
         raise ConfigError("--name came, but no manifest says what this model is for, so no pipeline file is written")
     there = out.exists()
-    manifest = cut.write(out, {} if kept else beside)
+    manifest = cut.write(out, {} if kept else beside, cut.packings)
     report.add_slices(manifest, out, predicted)
     stateful = [str(number) for number, entry in enumerate(manifest.slices) if entry.stateful]
     if stateful:
@@ -328,6 +355,10 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         raise ConfigError("--at, --stages, --split and --plan write slices; give the folder for them with --out DIR")
     if args.stages is not None and args.stages < 1:
         raise ConfigError(f"--stages {args.stages}: expected at least 1")
+    if args.pack and not cutting:
+        raise ConfigError(
+            "--pack came without --at, --stages, --split or --plan; it says how the activations between slices travel"
+        )
     if args.name is not None:
         from har_edge.protocol.topics import check_id
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from har_edge.cli.console import columns, fold
 from har_edge.cli.reports.bars import TOLD_SHARE
 from har_edge.evaluation.missing import WithoutSource
+from har_edge.evaluation.packed import PackedScore
 from har_edge.evaluation.report import Agreement, ClassRow, Evaluation
 
 # The text prints the figures of at most so many classes; --json has all.
@@ -29,9 +32,24 @@ def format_evaluation(evaluation: Evaluation) -> str:
         lines += _rows(("subject", "windows", "accuracy", "macro F1"), subjects)
         lines += ["", *_classes(evaluation.per_class)]
         lines += _confusion(evaluation)
+    if evaluation.packed is not None:
+        lines += ["", *_packed(evaluation.packed, evaluation.accuracy)]
     if evaluation.agreement:
         lines += ["", *(_agreement(way, part) for way, part in evaluation.agreement.items())]
     return "\n".join(fold(line, 11) for line in lines)
+
+
+def _packed(part: PackedScore, whole: float | None) -> Iterator[str]:
+    """Yield what packed activations change, and what they save."""
+    kinds = Counter(re.sub(r":[^+]*", "", text) for text in part.packings.values())  # without the figures of q8
+    yield "packed     " + ", ".join(f"{count} tensors between slices as {kind}" for kind, count in kinds.items())
+    accuracy = "" if part.accuracy is None or whole is None else f"; accuracy {part.accuracy:.4f}, {whole:.4f} unpacked"
+    yield f"           {part.labels_differ} of {part.windows} labels differ from the whole model's{accuracy}"
+    count = max(1, part.windows)
+    yield (
+        f"           {part.bytes / count:.0f} bytes a window between slices, {part.raw_bytes / count:.0f} unpacked: "
+        f"{part.ratio:.2f} times fewer" + (f"; {part.clipped} values clipped" if part.clipped else "")
+    )
 
 
 def _saturated(evaluation: Evaluation) -> Iterator[str]:

@@ -219,7 +219,8 @@ def _pieces(specs: Sequence[TensorSpec]) -> str:
 def _tensor(tensor: TensorSpec) -> str:
     name = escape(tensor.name)
     name = name if len(name) <= _NAME_WIDTH else "…" + name[1 - _NAME_WIDTH :]
-    return f"{name} {tensor.dtype}[{','.join('?' if n == -1 else str(n) for n in tensor.shape)}]"
+    packed = f" as {tensor.packing}" if tensor.packing else ""
+    return f"{name} {tensor.dtype}[{','.join('?' if n == -1 else str(n) for n in tensor.shape)}]{packed}"
 
 
 def _table(rows: Sequence[Sequence[str]], right: set[int]) -> list[str]:

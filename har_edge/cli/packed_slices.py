@@ -1,0 +1,95 @@
+"""Find how the activations of `har-edge slice` and `har-edge evaluate` travel: --pack, calibrated on recordings."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from har_edge.cli.arguments import options
+from har_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from har_edge.config.task import Task
+    from har_edge.inference.interpreter import Interpreter
+    from har_edge.tflite.manifest import SliceManifest
+    from har_edge.tflite.model import Model
+    from har_edge.tflite.packed_cuts import PackingRequest
+    from har_edge.tflite.packing import TensorPacking
+
+
+def add_pack(parser: argparse._ActionsContainer) -> None:
+    """Add `--pack`."""
+    parser.add_argument(
+        "--pack",
+        type=_request,
+        action="append",
+        metavar="HOW[@CUT]",
+        help="how activations travel: f2 (float16), q8 (int8, calibrated on --data), zstd (lossless), f2+zstd or "
+        "q8+zstd; at all cuts, or at the one before operator CUT; repeatable (default: as they are)",
+    )
+
+
+def _request(text: str) -> PackingRequest:
+    from har_edge.tflite.packed_cuts import parse_request
+
+    try:
+        return parse_request(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def find_packings(
+    model: Model, manifest: SliceManifest, task: Task | None, beside: Path, args: argparse.Namespace
+) -> tuple[dict[str, TensorPacking], str]:
+    """Return the packings that --pack asks for, and on what they were calibrated; an empty text where nothing was.
+
+    Raises ConfigError for what the slices cannot do, and where this machine lacks Zstandard.
+    """
+    from har_edge.config.model_state import starts_fresh
+    from har_edge.evaluation.calibration import RANDOM_INPUTS, calibrate_on_random_inputs, open_packings, showing
+    from har_edge.protocol.compression import is_available, missing_reason
+    from har_edge.tflite.packed_cuts import choose_packings
+    from har_edge.tflite.state import state_of
+
+    packings = choose_packings(manifest, args.pack or [])
+    if any(one.zstd for one in packings.values()) and not is_available():
+        raise ConfigError(f"--pack zstd: {missing_reason()}")
+    if not open_packings(packings):
+        return packings, ""
+    fresh = task is not None and starts_fresh(state_of(model), task, model.name)
+    shown = showing(model, open_packings(packings), fresh=fresh, delegate=args.delegate)
+    if task is None or task.image is not None:
+        said = f"{RANDOM_INPUTS} random inputs, for want of real ones, which may exceed the ranges"
+        return calibrate_on_random_inputs(packings, shown), said
+    return _on_recordings(packings, shown, task, beside, args)
+
+
+def _on_recordings(
+    packings: dict[str, TensorPacking],
+    model: Interpreter,
+    task: Task,
+    beside: Path,
+    args: argparse.Namespace,
+) -> tuple[dict[str, TensorPacking], str]:
+    from har_edge.config.task import describe
+    from har_edge.data.grouping import regroup, regroup_recording
+    from har_edge.evaluation.calibration import WINDOWS, calibrate_on_windows, observed, open_packings
+    from har_edge.evaluation.packed import spread_windows
+    from har_edge.evaluation.prediction import Classifier
+    from har_edge.inference.codecs import FolderFiles
+
+    described = describe(task, beside)
+    recordings, origin = options.load_recordings(args, described, getattr(args, "subjects", None))
+    recordings = [regroup_recording(one, described, task.stream.grouping) for one in recordings]
+    windows = spread_windows(recordings, task.stream.length, task.stream.hop, WINDOWS)
+    sources = regroup(described, task.stream.grouping).sources
+    observer, run = observed(model, open_packings(packings))
+    classifier = Classifier(
+        run,
+        model.inputs,
+        task,
+        channels={source.name: len(source.channels) for source in sources},
+        files=FolderFiles(beside, task.files, args.delegate),
+    )
+    return calibrate_on_windows(packings, observer, classifier, windows), f"{len(windows)} windows of {origin}"
