@@ -15,6 +15,7 @@ import msgspec
 
 from har_edge.config.array_output import check_arrays
 from har_edge.config.classifier_output import check_classifier_output
+from har_edge.config.flows import check_flows
 from har_edge.config.message_sizes import largest_message, tensor_bytes
 from har_edge.config.task import ArrayOutput, ImageInput, SourceInput, StateRule, StreamTask, Task, describe
 from har_edge.config.wiring import Wiring, find_wiring, is_batched
@@ -77,7 +78,8 @@ class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A file without `epoch` gets the generation id of its slices when it is loaded. `delegate` names what computes on
     every device: "xnnpack" where the runtime hands operators to it (the default), or "none". Without
-    `max_payload_bytes`, the limit follows from the slices (`payload_limit`).
+    `max_payload_bytes`, the limit follows from the slices (`payload_limit`). `flows` gives the brokers of flows that do
+    not go through the central one, in a fixed folder (config/flows.py).
     """
 
     task: Task
@@ -91,6 +93,7 @@ class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     join: JoinConfig = JoinConfig()
     # Left out by default: nodes of older versions refuse keys that they do not know.
     delegate: Literal["xnnpack", "none"] | msgspec.UnsetType = msgspec.UNSET
+    flows: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,11 @@ class Pipeline:
     @property
     def task(self) -> Task:
         return self.config.task
+
+    @property
+    def flows(self) -> dict[str, str]:
+        """The brokers of flows that do not go through the central one."""
+        return {} if self.config.flows is msgspec.UNSET else self.config.flows
 
     @property
     def grouped(self) -> bool:
@@ -296,6 +304,7 @@ def assemble(config: PipelineConfig, manifest: SliceManifest, file: Path) -> Pip
     for index in range(len(manifest.slices)):
         _check_missing(pipeline.wiring(index), config.join, file)
         _check_sizes(pipeline.wiring(index), pipeline.payload_limit, file)
+    check_flows(pipeline.flows, [pipeline.wiring(index) for index in range(len(manifest.slices))], file)
     return pipeline
 
 

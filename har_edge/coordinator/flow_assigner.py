@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from har_edge.config.flows import is_broker_url
 from har_edge.config.task import Task
 from har_edge.config.wiring import find_wiring, flow_level
 from har_edge.coordinator.membership import SERVING, Health, Membership
 from har_edge.errors import HarEdgeError
 from har_edge.mqtt.broker.own import is_loopback
-from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement, is_broker_url
+from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement
 from har_edge.protocol.flow_routes import maker_of
 from har_edge.protocol.status import NodeCapabilities
 

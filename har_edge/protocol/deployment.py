@@ -13,6 +13,7 @@ from typing import Annotated
 
 import msgspec
 
+from har_edge.config.flows import FLOW_LEVEL, is_broker_url
 from har_edge.config.pipeline import PipelineConfig
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.protocol.topics import is_id
@@ -27,8 +28,6 @@ MAX_REVISION = 2**53
 MAX_GENERATIONS = 8
 MAX_STAGES = 256
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LEVEL = re.compile(r"([0-9]{1,4})(-[1-9][0-9]{0,8})?")
-_BROKER = re.compile(r"mqtts?://(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([1-9][0-9]{0,4})")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -201,19 +200,13 @@ def _flaw(generation: Generation) -> str:
     return where + found if (found := _routing_flaw(generation)) else ""
 
 
-def is_broker_url(text: str) -> bool:
-    """Return whether a text is the address of a broker as a plan names it: scheme, host and port."""
-    match = _BROKER.fullmatch(text)
-    return match is not None and int(match[2]) < 65536
-
-
 def _routing_flaw(generation: Generation) -> str:
     """Say what is wrong with the brokers of a generation; empty where nothing is."""
     for node, url in generation.brokers.items():
         if not is_id(node) or not is_broker_url(url):
             return f"node {node!r} has the broker {url!r}; expected mqtt://HOST:PORT or mqtts://HOST:PORT"
     for level, node in generation.flows.items():
-        match = _LEVEL.fullmatch(level)
+        match = FLOW_LEVEL.fullmatch(level)
         if match is None or int(match[1]) >= len(generation.manifest.slices):
             return (
                 f"there is a flow {level!r}; expected STAGE or STAGE-FLOW of {len(generation.manifest.slices)} stages"

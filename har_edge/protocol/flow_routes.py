@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from har_edge.config.flows import broker_of
 from har_edge.config.wiring import Wiring, flow_level
 from har_edge.protocol.deployment import Generation
 from har_edge.protocol.topics import Topics
@@ -63,6 +64,18 @@ def flow_routes(topics: Topics, generation: Generation, wiring: Wiring) -> FlowR
         {level: brokers[flows[level]] for level in own if level in flows},
         {level: found for level, found in listening.items() if found},
         frozenset(brokers.values()),
+    )
+
+
+def fixed_routes(topics: Topics, epoch: int, flows: Mapping[str, str], wiring: Wiring) -> FlowRoutes:
+    """Return the routes of a stage of a fixed folder; `flows` gives brokers by flow, or by stage for all its flows."""
+    own = {level: broker_of(flows, level) for level in (flow_level(wiring.index, flow) for flow in wiring.flows)}
+    others = {level: broker_of(flows, level) for level in wiring.takes}
+    return FlowRoutes(
+        topics.activation(epoch, "", "").removesuffix("/"),
+        {level: url for level, url in own.items() if url},
+        {level: frozenset([url]) for level, url in others.items() if url},
+        frozenset(flows.values()),
     )
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -16,9 +17,14 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cluster.processes import Running
+from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import Pipeline
+from har_edge.mqtt.broker.embedded import EmbeddedBroker
+from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.mqtt.connect import ClientLibrary, open_bus
+from har_edge.runtime.slicing import prepare
+from tests.cli.fleet import Fleet
 from tests.cli.test_coordinator import PipelineProcesses
 
 # No speed that is measured on a busy machine speaks for a change of cuts.
@@ -165,6 +171,34 @@ def test_a_generation_that_is_over_leaves_no_session_at_any_broker(system: OwnBr
         bus = open_bus(address, Session(name, expiry_s=5), ClientLibrary.NATIVE)
         assert not bus._session_present  # type: ignore[attr-defined]
         bus.close(forget=True)
+
+
+@pytest.mark.slow
+def test_shards_of_a_fixed_folder_send_rows_through_the_broker_that_it_names(
+    tmp_path: Path, mosquitto: Mosquitto, embedded: EmbeddedBroker
+) -> None:
+    found = find_model("int8")
+    split = "rows:0-3@2 whole:3-9@2 rows:9-11@2 whole:11-17@2"
+    prepare(found.path, found.entry.task, tmp_path / "slices", stages=2, split=split)
+    with closing(Fleet(tmp_path / "slices", tmp_path, mosquitto.address)) as fleet:
+        file = fleet.slices / "pipeline.toml"
+        url = embedded.address.url
+        file.write_text(file.read_text() + f'\n[flows]\n"0" = "{url}"\n"1" = "{url}"\n')
+        central, own = (open_bus(one, Session("hears", expiry_s=60)) for one in (mosquitto.address, embedded.address))
+        for bus in (central, own):
+            bus.subscribe([fleet.topics.activation("+", "+", "+")])
+        fleet.until(lambda: [bus.poll(0) for bus in (central, own)] and central.connected and own.connected, "no ears")
+        stages = [fleet.stage(index) for index in range(2)]
+        fleet.until_ready("stage-0", "stage-1")
+        sensor = fleet.start("sensor", "--subjects", "1,2", "--windows", "10", "--speed", "50")
+        fleet.until_results(20)
+        assert sensor.wait() == 0 and fleet.all_once(2, 10)
+        assert not [one.topic for one in central.poll(0.2) if one.topic.startswith(fleet.topics.prefix)]
+        heard = {fleet.topics.read(one.topic).levels[1] for one in own.poll(0.2)}
+        assert heard == {"0", "0-1", "1"}
+        for bus in (central, own):
+            bus.close(forget=True)
+        assert [stage.end() for stage in stages] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from har_edge.config.flows import broker_of, check_flows
 from har_edge.config.wiring import find_wiring
-from har_edge.errors import MessageError
+from har_edge.errors import ConfigError, MessageError
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.deployment import Generation, check_deployment, encode_deployment
 from har_edge.protocol.events import PlanEvent, decode
-from har_edge.protocol.flow_routes import FlowRoutes, flow_routes
+from har_edge.protocol.flow_routes import FlowRoutes, fixed_routes, flow_routes
 from tests.runtime.deployed import CHAIN, EPOCH, TASK, TOPICS, deployment, generation
 
 A, B, C = "mqtt://10.0.0.1:1884", "mqtt://10.0.0.2:1884", "mqtts://[fe80::3]:8883"
@@ -81,3 +82,27 @@ def test_a_plan_with_brokers_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(MessageError, match=text):
         check_deployment(deployment(with_brokers(flows, **brokers)))
+
+
+def test_a_fixed_folder_names_brokers_by_flow_or_by_stage() -> None:
+    flows = {"0": A, "1": B}
+    middle = fixed_routes(TOPICS, EPOCH, flows, find_wiring(CHAIN, TASK, 1))
+    assert middle.target(TOPICS.activation(EPOCH, 1, "s")) == B
+    assert middle.listens(TOPICS.activation(EPOCH, 0, "+")) == {A}
+    assert (middle.needed, middle.known) == ({A, B}, {A, B})
+    first = fixed_routes(TOPICS, EPOCH, {"0-2": C, "0": A}, find_wiring(CHAIN, TASK, 0))
+    assert first.target(TOPICS.activation(EPOCH, 0, "s")) == A  # it has no flow 2
+    assert broker_of({"0-2": C, "0": A}, "0-2") == C and broker_of({"0": A}, "0-2") == A and broker_of({}, "0") == ""
+
+
+@pytest.mark.parametrize(
+    ("flows", "text"),
+    [
+        ({"2": A}, r"\[flows\] names '2'; expected STAGE or STAGE-FLOW of a stage that sends to others: 0, 1"),
+        ({"0-1": A}, "names '0-1'"),
+        ({"0": "10.0.0.1"}, "flow 0 has the broker '10.0.0.1'; expected mqtt://HOST:PORT"),
+    ],
+)
+def test_flows_that_a_folder_cannot_have_are_refused(flows: dict[str, str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        check_flows(flows, [find_wiring(CHAIN, TASK, stage) for stage in range(3)], "pipeline.toml")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from har_edge.data.description import StreamDescription
     from har_edge.data.recording import Recording
     from har_edge.mqtt.address import Address
-    from har_edge.mqtt.bus import Bus, PollableBus, Session
+    from har_edge.mqtt.bus import PollableBus, Session
     from har_edge.mqtt.connect import ClientLibrary, MqttVersion
     from har_edge.protocol.status import SliceInfo
     from har_edge.runtime.status_publisher import Identity
@@ -201,7 +201,7 @@ def start_logging(args: argparse.Namespace) -> None:
     start(verbose=args.verbose)
 
 
-def connect(args: argparse.Namespace, pipeline: Pipeline, session: Session) -> Bus:
+def connect(args: argparse.Namespace, pipeline: Pipeline, session: Session) -> PollableBus:
     """Open the bus for the options and the pipeline file."""
     return reach(args, session, pipeline.config.broker, pipeline.folder)
 
@@ -218,12 +218,14 @@ def reach(
     return open_bus(address, session, chosen_client(args, settings), chosen_protocol(args, settings))
 
 
-def reach_address(args: argparse.Namespace, address: Address, session: Session) -> PollableBus:
+def reach_address(
+    args: argparse.Namespace, address: Address, session: Session, settings: BrokerConfig | None = None
+) -> PollableBus:
     """Open the bus for the options to another broker than the one that they name."""
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.mqtt.connect import open_bus
 
-    settings = BrokerConfig()
+    settings = settings or BrokerConfig()
     return open_bus(address, session, chosen_client(args, settings), chosen_protocol(args, settings))
 
 

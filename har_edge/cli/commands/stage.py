@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
+
+if TYPE_CHECKING:
+    from har_edge.config.pipeline import Pipeline
+    from har_edge.config.wiring import Wiring
+    from har_edge.mqtt.bus import Bus, PollableBus, Session
 
 HELP = "run one slice of the model on this device"
 
@@ -71,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             takers = Takers(look, nodes, identity.topics)
         else:
             await_ready(look, nodes, identity.topics, stop)
-    bus = options.connect(args, pipeline, session)
+    bus = _connect(args, pipeline, wiring, session)
     if wiring.sources:
         detail += f"; reducer: {options.listed_reducers(pipeline.task, wiring.sources)}"
     say(f"stage {args.index} connected: {detail}; MQTT client: {identity.client}")
@@ -83,3 +89,23 @@ def run(args: argparse.Namespace) -> int:
     counts = stage.counters
     say(f"stage {args.index} stopped: {counts.windows} windows, {counts.rejected} messages rejected")
     return 0
+
+
+def _connect(args: argparse.Namespace, pipeline: Pipeline, wiring: Wiring, session: Session) -> Bus:
+    """Connect the stage to the central broker, and to those that the pipeline file names for its flows."""
+    from har_edge.mqtt.address import neighbour_address
+    from har_edge.mqtt.link import link_opener
+    from har_edge.mqtt.routed import RoutedBus
+    from har_edge.protocol.flow_routes import fixed_routes
+    from har_edge.runtime.build import topics_of
+
+    home = options.connect(args, pipeline, session)
+    if not pipeline.flows:
+        return home
+    central = options.find_address(args, pipeline.config.broker, pipeline.folder)
+
+    def connect_to(url: str, beside: Session) -> PollableBus:
+        return options.reach_address(args, neighbour_address(central, url), beside, pipeline.config.broker)
+
+    opener = link_opener(session, lambda one: options.connect(args, pipeline, one), connect_to)
+    return RoutedBus(home, opener, fixed_routes(topics_of(pipeline), pipeline.config.epoch, pipeline.flows, wiring))

@@ -10,6 +10,7 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol.status import StagePhase
+from har_edge.runtime.artifacts import encode_chunks
 from har_edge.runtime.node import worker as worker_module
 from har_edge.runtime.node.worker import DesiredState
 from tests.runtime.memory_pipeline import EPOCH, MemoryPipeline, SharedBus, until
@@ -240,3 +241,47 @@ def test_a_process_that_knows_no_way_says_so(site):
     until(lambda: worker.report(0.0).unreachable == ("a",), lambda: worker.report(0.0))
     with pytest.raises(BrokerError, match="knows no way to brokers of nodes, and the plan names mqtt://a:1884"):
         context.connect_to(URLS["a"], Session("x"))
+
+
+@pytest.fixture
+def group(tmp_path):
+    """Two devices that share all layers and send each other rows, each with a broker of its own."""
+    from har_edge.config.catalog import find_model
+    from har_edge.runtime.slicing import prepare
+
+    found = find_model("int8")
+    split = "rows:0-3@2 whole:3-9@2 rows:9-11@2 whole:11-17@2"
+    group = Site(prepare(found.path, found.entry.task, tmp_path / "slices", stages=2, split=split), tmp_path)
+    for entry in group.pipeline.manifest.slices:
+        for file in entry.files:
+            for one in encode_chunks(group.topics, (tmp_path / "slices" / file).read_bytes()):
+                group.publish(one.topic, one.payload)
+    yield group
+    group.end()
+
+
+def test_shards_fetch_rows_from_each_others_brokers_while_their_flows_move(group):
+    with group.lock:
+        brokers = {"": group.broker, **{name: group.brokers[URLS[name]] for name in "ab"}}
+        heard = {name: broker.connect(Session("heard")) for name, broker in brokers.items()}
+        for bus in heard.values():
+            bus.subscribe([group.topics.activation("+", "+", "+")])
+    flows = {"0": "a", "0-1": "a", "1": "b"}
+    _, workers = group.run(*"ab", flows=flows)
+    for worker in workers:
+        reached(worker, StagePhase.RUNNING)
+    windows = windows_of(group.pipeline, "s", 36)
+    watcher, enough = watch(group, 36)
+    send(group, windows[:12])
+    until(lambda: enough() or len(watcher.results) >= 12, lambda: [worker.report(0.0) for worker in workers])
+    with group.lock:
+        levels = {name: {group.topics.read(one.topic).levels[1] for one in bus.poll(0)} for name, bus in heard.items()}
+    assert levels == {"": set(), "a": {"0", "0-1"}, "b": {"1"}}
+    for revision, changed in enumerate(({"0": "b", "1": "b"}, flows), start=2):
+        send(group, windows[12 * (revision - 1) : 12 * (revision - 1) + 6])
+        moved = group.deployment(group.routed(*"ab", flows=changed), revision=revision)
+        group.follow(moved)
+        send(group, windows[12 * (revision - 1) + 6 : 12 * revision])
+        follows(group, moved, *workers)
+    until(enough, lambda: [worker.report(0.0) for worker in workers])
+    assert answers(watcher) == expected(group.pipeline, "int8", windows)
