@@ -47,7 +47,8 @@ def randomize(model: Any, images: Array, generator: np.random.Generator) -> None
     """
     for layer in model.layers:
         if not isinstance(layer, layers.BatchNormalization):
-            layer.set_weights([_draw(weight, layer, generator) for weight in layer.weights])
+            for weight in layer.weights:
+                weight.assign(_draw(weight, layer, generator))
     _settle_batch_normalization(model, images, generator)
     _settle_logits(model, images)
 
