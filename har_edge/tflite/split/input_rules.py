@@ -137,17 +137,29 @@ class LinearView(OperatorView):
             return SumKind.FLOAT
         if values.dtype in FLOATS:
             raise CutError("rounds its input to 8 bits by the largest value, which no shard has")
-        if values.dtype not in ("int8", "uint8") or weights.dtype not in ("int8", "uint8") or not weights.constant:
+        if values.dtype not in ("int8", "uint8") or weights.dtype != values.dtype or not weights.constant:
             raise CutError(
                 f"takes {values.type_name} and {weights.type_name}, whose sums have more than 32 bits or no scale"
             )
+        scales = [_count_scales(tensor.raw) for tensor in (values, self.output, weights)]
+        if scales[:2] != [1, 1] or scales[2] not in (1, self.output.shape[-1]):
+            raise CutError(f"has {scales} scales for values, result and weights; expected one, or one a channel")
         if self.operator.name not in ("FULLY_CONNECTED", "CONV_2D", "TRANSPOSE_CONV"):
             raise CutError("has no sums of 32 bits for integers")
-        zeros = weights.raw.quantization.zeroPoint
-        plain = weights.dtype == values.dtype == "int8" and not np.any(zeros)
-        return SumKind.INTEGER if plain and self.operator.name == "FULLY_CONNECTED" else SumKind.EXACT
+        if weights.dtype == "int8" and np.any(weights.raw.quantization.zeroPoint):
+            raise CutError(
+                "has 8-bit signed weights with a zero point, which XNNPACK leaves to kernels that round otherwise"
+            )
+        plain = weights.dtype == "int8" and self.operator.name == "FULLY_CONNECTED"
+        return SumKind.INTEGER if plain else SumKind.EXACT
 
 
 def zero_of(raw: Any) -> int:
-    """Return the zero point of a tensor that has one."""
-    return int(raw.quantization.zeroPoint[0])
+    """Return the zero point of a quantised tensor; all channels of one have the same."""
+    points = raw.quantization.zeroPoint
+    return 0 if points is None or len(points) == 0 else int(points[0])
+
+
+def _count_scales(raw: Any) -> int:
+    scales = None if raw.quantization is None else raw.quantization.scale
+    return 0 if scales is None else len(scales)

@@ -50,6 +50,10 @@ def conv_stride(draft: LayerDraft) -> int:
     return draft.conv(draft.input([1, 9, 7, 12]), 5, 5, stride=2, act=RELU)
 
 
+def conv_dilated(draft: LayerDraft) -> int:
+    return draft.conv(draft.input([1, 9, 7, 12]), 5, dilation=2)
+
+
 def conv_point(draft: LayerDraft) -> int:
     return draft.conv(draft.input([1, 9, 7, 12]), 5, 1)
 
@@ -72,10 +76,10 @@ def product_transposed(draft: LayerDraft) -> int:
 
 
 FLOATS: list[Callable[[LayerDraft], int]] = [
-    *(dense, dense_without_bias, dense_of_rows, conv, conv_stride, conv_point, transposed, conv_3d, product),
-    product_transposed,
+    *(dense, dense_without_bias, dense_of_rows, conv, conv_stride, conv_dilated, conv_point, transposed, conv_3d),
+    *(product, product_transposed),
 ]
-INTEGERS = FLOATS[:6]
+INTEGERS = FLOATS[:7]
 SHARES = (even(12, 2), even(12, 3), even(12, 5), even(12, 12), uneven(12, 4), (0, 1, 12), (0, 0, 7, 12))
 
 
@@ -194,6 +198,23 @@ def hybrid() -> bytes:
     return draft.build(result)
 
 
+def signed_zero() -> bytes:
+    """Weights of int8 whose zero point is not 0."""
+    draft = LayerDraft("int8")
+    x, result = draft.input([1, 12]), draft.result([1, 5])
+    weights = draft.graph.const(np.ones((5, 12), np.int8), quantization=(0.1, 3))
+    draft.graph.op("FULLY_CONNECTED", [x, weights, -1], [result], options("FullyConnected"))
+    return draft.build(result)
+
+
+def without_scale() -> bytes:
+    draft = LayerDraft("int8")
+    x, result = draft.input([1, 12]), draft.result([1, 5])
+    weights = draft.graph.const(np.ones((5, 12), np.int8))
+    draft.graph.op("FULLY_CONNECTED", [x, weights, -1], [result], options("FullyConnected"))
+    return draft.build(result)
+
+
 def layer(make: Callable[[LayerDraft], int], dtype: str) -> bytes:
     draft = LayerDraft(dtype)
     return draft.build(make(draft))
@@ -205,6 +226,8 @@ def layer(make: Callable[[LayerDraft], int], dtype: str) -> bytes:
         (layer(dense, "int16"), (0, 6, 12), "operator 0 (FULLY_CONNECTED) takes INT16 and INT8, whose sums have more"),
         (layer(product, "int8"), (0, 6, 12), "operator 0 (BATCH_MATMUL) takes INT8 and INT8"),
         (hybrid(), (0, 6, 12), "operator 0 (FULLY_CONNECTED) rounds its input to 8 bits"),
+        (signed_zero(), (0, 6, 12), "operator 0 (FULLY_CONNECTED) has 8-bit signed weights with a zero point"),
+        (without_scale(), (0, 6, 12), "operator 0 (FULLY_CONNECTED) has [1, 1, 0] scales for values, result and"),
         (layer(dense, "float32"), (0, 6, 13), "has 12 input channels; expected shares that add up to 12"),
         (layer(lambda d: d.depthwise(d.input([1, 4, 4, 12])), "float32"), (0, 6, 12), "adds no products of input"),
         (layer(lambda d: d.conv(d.input([1, 4, 4, 8]), 8, groups=2), "float32"), (0, 2, 4), "has groups of channels"),
