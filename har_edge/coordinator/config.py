@@ -58,6 +58,8 @@ def arrangement_of(generation: Generation) -> str:
     )
     stages = "1 stage" if count == 1 else f"{count} stages"
     where = f" (cuts {', '.join(map(str, cuts))})" if cuts else ""
+    if any(entry.steps for entry in generation.manifest.slices):
+        where = " that share operators"
     return f"{stages}{where}: {homes}"
 
 

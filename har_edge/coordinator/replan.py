@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from har_edge.config.pipeline import generation_id
 from har_edge.coordinator.failover import StageCost
 from har_edge.planner.plan import Objective
 from har_edge.planner.relocation import Candidate, Forecast, quantize
@@ -28,16 +29,21 @@ BACKOFF_S, MOST_BACKOFF_S = 2.0, 60.0
 
 @dataclass(frozen=True, slots=True)
 class PlacementSpec:
-    """The plan that a person asked for: the best, or one with so many slices, or with these cuts."""
+    """The plan that a person asked for: the best, or one with so many slices, with these cuts, or with this split (the
+    generation id of its manifest, and how many shards and slices it has).
+    """
 
     objective: Objective = Objective.THROUGHPUT
     stages: int | None = None
     cuts: tuple[int, ...] | None = None
     replicas: int = 1
+    split: tuple[int, int] | None = None
 
     @property
     def most_nodes(self) -> int | None:
         """How many nodes a plan can use; None where the number of its stages is open."""
+        if self.split is not None:
+            return self.split[1]
         stages = self.stages if self.cuts is None else len(self.cuts) + 1
         return None if stages is None else stages * self.replicas
 
@@ -46,12 +52,17 @@ class PlacementSpec:
         if generation.manifest.model_sha256 != model_sha256:
             return "it is of another model"
         slices = generation.manifest.slices
+        if self.split is not None and generation_id(generation.manifest) != self.split[0]:
+            return "another split was asked for"
+        if self.split is None and any(entry.steps for entry in slices):
+            return "no split was asked for"
         if self.cuts is not None and cuts_of(generation.manifest) != self.cuts:
             return f"other cuts were asked for: {', '.join(map(str, self.cuts)) or 'none'}"
         if self.cuts is None and self.stages is not None and len(slices) != self.stages:
             return f"{self.stages} stages were asked for"
         used = len({placement.node for placement in generation.placements})
-        if (self.cuts is not None or self.stages is not None) and used < len(slices) <= nodes:
+        fixed = self.cuts is not None or self.stages is not None or self.split is not None
+        if fixed and used < len(slices) <= nodes:
             return f"{len(slices)} stages were asked for, and there are nodes for each"
         return ""
 

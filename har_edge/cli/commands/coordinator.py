@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
     from har_edge.coordinator.replan import PlacementSpec
+    from har_edge.coordinator.split_planner import SplitPlanner
     from har_edge.inference.segment_timing import Segment
     from har_edge.mqtt.bus import Outgoing
     from har_edge.planner.profile import MessageCost, Profile
@@ -56,6 +57,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--stages", type=values.positive, metavar="N", help="number of slices (default: the best)")
     what.add_argument("--cuts", type=values.operator_indices, metavar="A,B", help="cut before these operators")
+    what.add_argument(
+        "--split", metavar="SPEC", help="share operators among nodes, as in `har-edge slice --split`; it stays so"
+    )
+    what.add_argument("--plan", type=Path, metavar="FILE", help="run what a plan of `har-edge plan --out FILE` says")
     parser.add_argument(
         "--replicas", type=values.positive, default=1, metavar="N", help="nodes that may share a stage (default: 1)"
     )
@@ -153,23 +158,27 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
-def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tuple[CoordinatorConfig, Planner]:
+def _prepare(
+    args: argparse.Namespace, identity: Identity, folder: Path
+) -> tuple[CoordinatorConfig, Planner | SplitPlanner]:
     """Read the model and its files; files with other names on the nodes are copied into `folder`."""
     import hashlib
+    from dataclasses import replace
 
     import msgspec
 
     from har_edge.codecs.spec import file_names
     from har_edge.config.catalog import find_model
     from har_edge.config.model_state import starts_fresh
-    from har_edge.config.pipeline import PipelineConfig
+    from har_edge.config.pipeline import PipelineConfig, generation_id
     from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
+    from har_edge.coordinator.split_planner import SplitPlanner
     from har_edge.errors import ConfigError
     from har_edge.inference.tensor_observation import open_model
     from har_edge.planner.devices import load_devices
     from har_edge.protocol.deployment import VERSION, Deployment, check_deployment
-    from har_edge.runtime.slicing import read_companions, settle_reducers
+    from har_edge.runtime.slicing import lay_out, read_companions, settle_reducers
     from har_edge.tflite.model import gather_outputs
     from har_edge.tflite.state import state_of
 
@@ -189,7 +198,13 @@ def _prepare(args: argparse.Namespace, identity: Identity, folder: Path) -> tupl
     files = read_companions(task, beside)
     config = PipelineConfig(task, name=args.pipeline, base=args.base, delegate=args.delegate or msgspec.UNSET)
     devices = load_devices(args.devices) if args.devices else None
-    planner = Planner(model, spec, partial(_profile, args), devices, args.devices or Path(), wire=args.wire)
+    planner: Planner | SplitPlanner
+    if args.split is not None or args.plan is not None:
+        layout = lay_out(model, args.split if args.plan is None else args.plan)
+        planner = SplitPlanner(model, layout, partial(_profile, args), devices, args.devices or Path())
+        spec = replace(spec, split=(generation_id(planner.manifest), len(planner.manifest.slices)))
+    else:
+        planner = Planner(model, spec, partial(_profile, args), devices, args.devices or Path(), wire=args.wire)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     # A plan that nodes cannot read is refused here, not by each of them.
     check_deployment(Deployment(VERSION, 0, identity.instance, identity.started, config, files=hashes))

@@ -37,6 +37,17 @@ def write_split(layout: SplitLayout, folder: Path, beside: Mapping[str, bytes] =
     return draft.manifest
 
 
+def write_contents(layout: SplitLayout) -> tuple[SliceManifest, dict[str, bytes]]:
+    """Return the manifest of a split with all hashes, and the content of each file by its hash."""
+    files, contents, names = dict[str, tuple[str, str]](), dict[str, bytes](), dict[str, str]()
+    for name, step in layout.files.items():
+        made = bytes(step.write())
+        sha256 = hashlib.sha256(made).hexdigest()
+        contents[sha256] = made
+        files[name] = names.setdefault(sha256, name), sha256
+    return with_hashes(layout.manifest, files), contents
+
+
 def with_hashes(manifest: SliceManifest, files: Mapping[str, tuple[str, str]]) -> SliceManifest:
     """Return the manifest with the final name and the hash of each file."""
     entries = []
