@@ -225,8 +225,8 @@ def test_commands_that_show_classes_refuse_a_model_without(
 @pytest.mark.slow
 @pytest.mark.dataset
 @pytest.mark.usefixtures("mosquitto")
-@pytest.mark.parametrize("chosen", [(0, 1, 2), (0, 3)], ids=["fixed", "coordinator"])
-def test_the_commands_of_the_page_say_egyptian_cat(chosen: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["fixed", "split", "coordinator"])
+def test_the_commands_of_the_page_say_egyptian_cat(way: str, tmp_path: Path) -> None:
     default = Path(os.environ.get("HAR_EDGE_DATA", ".")).parent / "models"
     folder = Path(os.environ.get("HAR_EDGE_MODELS", default))
     names = ("mobilenet_v2_1.0_224_quant.tflite", "imagenet_labels.txt", "cat.bmp")
@@ -235,6 +235,9 @@ def test_the_commands_of_the_page_say_egyptian_cat(chosen: tuple[int, ...], tmp_
     for name in names:
         shutil.copy(folder / name, tmp_path / name)
     found = blocks(PAGE, "sh")
-    said = run("".join(found[number] for number in chosen), tmp_path, "page")
+    script = "".join(found[number] for number in ((0, 3) if way == "coordinator" else (0, 1, 2)))
+    if way == "split":  # three devices, of which two share the first layers
+        script = script.replace("--stages 3", '--split "rows:0-20@2 whole:20-66"')
+    said = run(script, tmp_path, "page")
     assert re.search(r"live +│ +0 │ Egyptian cat +│ +0\.79 │", said), said
     assert "window 0 of live: cat.bmp" in said and "sensor all done: 1 window in 1 message; pictures 1" in said

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.cli.main import main
 from har_edge.config.array_output import MAX_VALUES, check_arrays, real_values
 from har_edge.config.image_task import Normalization, derive_image_task
 from har_edge.config.pipeline import Pipeline, PipelineConfig, find_batch_problem, load_pipeline
@@ -65,6 +66,7 @@ def run(pipeline: Pipeline, sent: list[Window], batch: int = 1) -> tuple[list[Re
     """Send windows through sensor and stages; return the results, and the bytes of each message of the sensor."""
     stages = [build_stage(pipeline, index) for index in range(len(pipeline.manifest.slices))]
     sensor, results, sizes = build_sensor(pipeline, list(pipeline.task.inputs)), list[Result](), list[int]()
+    token = 0
     for start in range(0, len(sent), batch):
         chosen = sent[start : start + batch]
         todo = sensor.handle(chosen, [float(window.seq) for window in chosen])
@@ -76,7 +78,10 @@ def run(pipeline: Pipeline, sent: list[Window], batch: int = 1) -> tuple[list[Re
                 continue
             for stage in stages:
                 if any(_matches(pattern, one.topic) for pattern in stage.filters):
-                    todo += [made for made in stage.handle(Delivery(one.topic, one.payload, (0, 0))) if made.topic]
+                    todo += [made for made in stage.handle(Delivery(one.topic, one.payload, (0, token))) if made.topic]
+                    token += 1
+                while stage.ready:
+                    todo += [made for made in stage.step() if made.topic]
     assert [(stage.complaint, stage.waiting) for stage in stages] == [("", 0)] * len(stages)
     return results, sizes
 
@@ -204,6 +209,21 @@ def test_only_the_stage_with_the_last_output_answers_and_the_others_send_it_thei
     assert [[spec.name for spec in wiring.passes] for wiring in wirings] == [[], [], ["boxes", "scores"]]
     assert [set(wiring.sends) for wiring in wirings] == [{"hidden", "boxes"}, {"deep", "scores"}, set()]
     assert (wirings[0].takers, wirings[2].earlier) == ((1, 2), {1: ("deep", "scores"), 0: ("boxes",)})
+
+
+@pytest.mark.parametrize("spec", ["whole:0-1 output:1-2@2 whole:2-5 whole:5-7", "whole:0-4 input:4-5@3 whole:5-7"])
+def test_outputs_of_shards_arrive_in_one_result_too(spec: str, tmp_path: Path) -> None:
+    content, pictures = picture_models.many_outputs(), np.stack([pixels(8, 6, seed=n) for n in range(2)])
+    words = ["--stream", "images", "--normalize", "0,255", "--split", spec, "--out", str(tmp_path / "out")]
+    assert main(["slice", str(write(tmp_path, content)), *words]) == 0
+    results, _ = run(load_pipeline(tmp_path / "out"), windows(pictures))
+    for result, values in zip(
+        results, whole(content, list(pictures.astype(np.float32) / np.float32(255))), strict=True
+    ):
+        found = {array.name: np.array(array.values).reshape(array.shape) for array in result.arrays}
+        assert np.allclose(found["boxes"], values["boxes"][0], rtol=1e-5, atol=1e-4)
+        assert np.allclose(found["scores"], values["scores"][0], rtol=1e-5, atol=1e-4)
+        assert np.abs(found["mask"] - (values["mask"][0].astype(np.float64) + 3) * 0.5).max() <= 0.5
 
 
 def test_cuts_and_planner_count_what_goes_along(tmp_path: Path) -> None:
