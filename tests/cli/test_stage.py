@@ -227,7 +227,7 @@ def test_an_unknown_key_is_refused(slices: Path, tmp_path: Path, capsys: pytest.
     assert main(["stage", "--index", "1", "--config", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
         f"error: {file}: unknown key `colour` in the top of the file; expected task, name, base, epoch, slices, "
-        "max_payload_bytes, session_expiry_s, broker, join or delegate; "
+        "max_payload_bytes, session_expiry_s, broker, join, delegate or flows; "
         "see docs/reference/pipeline-file.md for every key\n"
     )
 
