@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,18 @@ from har_edge.cli.arguments import options
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from har_edge.config.catalog import FoundModel
     from har_edge.config.task import Task
+    from har_edge.data.recording import Window
+    from har_edge.evaluation.prediction import Array, Classifier, Run
     from har_edge.inference.interpreter import Interpreter
     from har_edge.tflite.manifest import SliceManifest
     from har_edge.tflite.model import Model
     from har_edge.tflite.packed_cuts import PackingRequest
     from har_edge.tflite.packing import TensorPacking
+
+# Cuts and windows whose activations a profile packs.
+SAMPLED_CUTS, SAMPLED_WINDOWS = 12, 4
 
 
 def add_pack(parser: argparse._ActionsContainer) -> None:
@@ -65,16 +72,44 @@ def find_packings(
     return _on_recordings(packings, shown, task, beside, args)
 
 
-def _on_recordings(
-    packings: dict[str, TensorPacking],
-    model: Interpreter,
-    task: Task,
-    beside: Path,
-    args: argparse.Namespace,
-) -> tuple[dict[str, TensorPacking], str]:
+def sample_activations(model: Model, found: FoundModel, args: argparse.Namespace) -> tuple[list[Array], str]:
+    """Return activations that cross cuts of a model, for a few windows each, and what they were made from.
+
+    At most SAMPLED_CUTS cuts count, evenly from all.
+    """
+    from har_edge.config.model_state import starts_fresh
+    from har_edge.evaluation.calibration import random_inputs, showing
+    from har_edge.tflite.cuts import list_cuts
+    from har_edge.tflite.state import state_of
+
+    legal = [cut for cut in list_cuts(model) if cut.refusal is None]
+    chosen = legal[:: max(1, -(-len(legal) // SAMPLED_CUTS))]
+    names = list(dict.fromkeys(item.tensor.name for cut in chosen for item in cut.crossing))
+    task = None if found.entry is None else found.entry.task
+    fresh = task is not None and starts_fresh(state_of(model), task, model.name)
+    shown = showing(model, names, fresh=fresh, delegate=args.delegate)
+    if task is None or task.image is not None:
+        inputs, data = random_inputs(shown, SAMPLED_WINDOWS), "random inputs"
+        return [array for values in inputs for name, array in shown.run(values).items() if name in names], data
+    made: list[Array] = []
+
+    def run(values: Mapping[str, Array]) -> Mapping[str, Array]:
+        results = shown.run(values)
+        made.extend(array for name, array in results.items() if name in names)
+        return results
+
+    windows, classifier, data = _windows(run, shown, task, found.path.parent, args, SAMPLED_WINDOWS)
+    for window in windows:
+        classifier.predict(window)
+    return made, data
+
+
+def _windows(
+    run: Run, model: Interpreter, task: Task, beside: Path, args: argparse.Namespace, most: int
+) -> tuple[list[Window], Classifier, str]:
+    """Return at most so many windows of the recordings, a classifier that runs them, and what they are."""
     from har_edge.config.task import describe
     from har_edge.data.grouping import regroup, regroup_recording
-    from har_edge.evaluation.calibration import WINDOWS, calibrate_on_windows, observed, open_packings
     from har_edge.evaluation.packed import spread_windows
     from har_edge.evaluation.prediction import Classifier
     from har_edge.inference.codecs import FolderFiles
@@ -82,14 +117,23 @@ def _on_recordings(
     described = describe(task, beside)
     recordings, origin = options.load_recordings(args, described, getattr(args, "subjects", None))
     recordings = [regroup_recording(one, described, task.stream.grouping) for one in recordings]
-    windows = spread_windows(recordings, task.stream.length, task.stream.hop, WINDOWS)
+    windows = spread_windows(recordings, task.stream.length, task.stream.hop, most)
     sources = regroup(described, task.stream.grouping).sources
+    channels = {source.name: len(source.channels) for source in sources}
+    files = FolderFiles(beside, task.files, args.delegate)
+    classifier = Classifier(run, model.inputs, task, channels=channels, files=files)
+    return windows, classifier, f"{len(windows)} windows of {origin}"
+
+
+def _on_recordings(
+    packings: dict[str, TensorPacking],
+    model: Interpreter,
+    task: Task,
+    beside: Path,
+    args: argparse.Namespace,
+) -> tuple[dict[str, TensorPacking], str]:
+    from har_edge.evaluation.calibration import WINDOWS, calibrate_on_windows, observed, open_packings
+
     observer, run = observed(model, open_packings(packings))
-    classifier = Classifier(
-        run,
-        model.inputs,
-        task,
-        channels={source.name: len(source.channels) for source in sources},
-        files=FolderFiles(beside, task.files, args.delegate),
-    )
-    return calibrate_on_windows(packings, observer, classifier, windows), f"{len(windows)} windows of {origin}"
+    windows, classifier, said = _windows(run, model, task, beside, args, WINDOWS)
+    return calibrate_on_windows(packings, observer, classifier, windows), said

@@ -58,10 +58,15 @@ def calibrate_on_windows(
     return {**packings, **observer.calibrated(open_packings(packings))}
 
 
+def random_inputs(model: Interpreter, count: int) -> list[dict[str, Array]]:
+    """Return so many random inputs of a model, always the same."""
+    rng = np.random.default_rng(0)
+    return [sample(model.inputs, rng) for _ in range(count)]
+
+
 def calibrate_on_random_inputs(packings: Mapping[str, TensorPacking], model: Interpreter) -> dict[str, TensorPacking]:
     """Return the packings with figures from random inputs: for models of which nobody says what they are for."""
     observer, run = observed(model, open_packings(packings))
-    rng = np.random.default_rng(0)
-    for _ in range(RANDOM_INPUTS):
-        run(sample(model.inputs, rng))
+    for values in random_inputs(model, RANDOM_INPUTS):
+        run(values)
     return {**packings, **observer.calibrated(open_packings(packings))}

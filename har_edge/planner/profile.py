@@ -60,6 +60,17 @@ class LinkCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes_per_s: float
 
 
+class PackingFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A way to pack activations (tflite/packing.py, q8 without its figures): how many times fewer bytes travel, and the
+    processor seconds of both ends together for each byte before packing. `data` says what the activations are from.
+    """
+
+    packing: str
+    ratio: float
+    seconds_per_byte: float
+    data: str
+
+
 class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The quality of the regression: the number of segments, and the median relative error on segments left out."""
 
@@ -71,7 +82,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All measurements of one model on one device; None stands for a measurement that failed or was not asked for.
 
     `overhead_s` is the time that each run costs, however few operators it has. `delegate` is left out where XNNPACK ran
-    the model.
+    the model, `packings` where nobody measured them.
     """
 
     version: int
@@ -88,6 +99,12 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     link: LinkCost | None = None
     fit: Fit | None = None
     delegate: Literal["none"] | msgspec.UnsetType = msgspec.UNSET
+    packings: tuple[PackingFigures, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    def packing(self, name: str) -> PackingFigures | None:
+        """Return the figures of a way to pack, None where they were not measured."""
+        known = () if self.packings is msgspec.UNSET else self.packings
+        return next((one for one in known if one.packing == name), None)
 
     @property
     def computed_by(self) -> str:

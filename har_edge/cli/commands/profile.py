@@ -12,6 +12,7 @@ from har_edge.cli.arguments import options, values
 from har_edge.cli.console import follow
 
 if TYPE_CHECKING:
+    from har_edge.config.catalog import FoundModel
     from har_edge.mqtt.bus import Bus
     from har_edge.planner.profile import LinkCost, MessageCost, Profile
     from har_edge.tflite.model import Model
@@ -30,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--threads", type=values.threads, default=1, metavar="N", help="threads of the runtime (default: 1)"
     )
     options.add_delegate(parser)
+    options.add_data(parser)
     parser.add_argument("--again", action="store_true", help="measure again, even with a profile in the cache")
     parser.add_argument("--json", action="store_true", help="print the profile as JSON instead of text")
     options.add_broker(parser, embedded=True)
@@ -44,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.planner.profile import load_profile, profile_path, store_profile
 
     device = device_name(args.device)
-    model = open_model(find_model(args.model).path, args.delegate)
+    found = find_model(args.model)
+    model = open_model(found.path, args.delegate)
     path = profile_path(device, model.sha256, args.threads, args.delegate)
     remarks: list[str] = []
     if path.is_file() and not args.again:
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         messages = measure_through_broker(
             args, device, model, remarks
         )  # before the long measurement, since a broker may be out of reach
-        profile = _with_messages(_measure(model, device, args, remarks), *messages)
+        profile = _with_messages(_measure(model, found, device, args, remarks), *messages)
     store_profile(profile, path)
     if args.out is not None:
         store_profile(profile, args.out)
@@ -76,11 +79,13 @@ def device_name(asked: str | None) -> str:
     return re.sub(r"[^a-zA-Z0-9_-]", "-", socket.gethostname())[:64] or "device"
 
 
-def _measure(model: Model, device: str, args: argparse.Namespace, remarks: list[str]) -> Profile:
-    """Measure the time and memory of the model."""
+def _measure(model: Model, found: FoundModel, device: str, args: argparse.Namespace, remarks: list[str]) -> Profile:
+    """Measure the time and memory of the model, and what packing its activations saves and costs."""
     import msgspec
 
+    from har_edge.cli.packed_slices import sample_activations
     from har_edge.planner.profile import cached_profiles
+    from har_edge.runtime.packing_costs import measure_packings
     from har_edge.runtime.profiling import make_profile, measure_memory, time_model
 
     others = [
@@ -95,7 +100,8 @@ def _measure(model: Model, device: str, args: argparse.Namespace, remarks: list[
     memory = measure_memory(model, timing.bounds, told)
     if memory is None:
         remarks.append("memory was not measured: it takes Linux, and a model that the runtime here can run")
-    return msgspec.structs.replace(profile, memory=memory)
+    packings = measure_packings(*sample_activations(model, found, args))
+    return msgspec.structs.replace(profile, memory=memory, packings=packings)
 
 
 def measure_through_broker(

@@ -73,6 +73,14 @@ def _lines(profile: Profile) -> list[str]:
             f"memory {size(memory.base_bytes)} with a small slice, {size(memory.growth_bytes)} more with the "
             f"whole model ({size(memory.tensor_bytes)} of tensors), peak {size(memory.peak_bytes)}"
         )
+    if profile.packings is not msgspec.UNSET and profile.packings:
+        figures = ", ".join(
+            f"{one.packing} {one.ratio:.2f} ({one.seconds_per_byte * 1e9:.1f} ns)" for one in profile.packings
+        )
+        lines.append(
+            f"activations travel in so many times fewer bytes, for processor time a byte at both ends: {figures}; made "
+            f"from {profile.packings[0].data}"
+        )
     if profile.message is not None:
         message = profile.message
         lines.append(
