@@ -77,7 +77,9 @@ def find_candidate(costs: SplitCosts, objective: Objective) -> SplitCandidate | 
     best = None
     for border_first in (True, False):
         limit = float("inf") if best is None else best.latency_s
-        best = best_split(costs, border_first=border_first, best_s=limit) or best
+        # Borders apart seldom cost more than they hide; then the quick search finds it.
+        quick = best is not None
+        best = best_split(costs, border_first=border_first, best_s=limit, quick=quick) or best
     return None if best is None else _candidate(costs, best.blocks, border_first=best.border_first)
 
 

@@ -23,9 +23,10 @@ from har_edge.tflite.split.plan import Block, SplitMethod
 
 WIDTH = 3  # labels kept for each block
 BREADTH = 24  # labels kept for each place, times the former
+HOPE = 1.0  # labels that promise more than this factor of the best latency are left out unless all are kept
 MAX_PAYLOAD = 2**28 - 1  # MQTT 5.0, 2.1.4: the remaining length of a packet
 _MOVES = (1, -1, 2, -2, 4, -4)
-_EVALUATIONS = 700  # of local search
+_EVALUATIONS = 400  # of local search
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,18 @@ def find_split(
     return _Search(costs, border_first, shares, width, best_s, full_s).run()
 
 
-def best_split(costs: SplitCosts, *, border_first: bool, best_s: float = math.inf) -> SplitSolution | None:
-    """Return the best blocks below `best_s`, with shares that local search has moved; None where there are none."""
+def best_split(
+    costs: SplitCosts, *, border_first: bool, best_s: float = math.inf, quick: bool = False
+) -> SplitSolution | None:
+    """Return the best blocks below `best_s`, with shares that local search has moved; None where there are none.
+
+    A `quick` search keeps one label a block, and tries the shares of all devices alone.
+    """
     best = None
     whole = sum(min(each[i] for each in costs.seconds) for i in range(costs.model.n))
     limited = any(device.kind.memory_bytes is not None for device in costs.devices)
     for full_s in (0.0, *((whole, 8 * whole) if limited else ())):
-        for shares, width in ((even_shares, 1), (likely_shares, WIDTH)):
+        for shares, width in ((even_shares, 1), (likely_shares, WIDTH))[: 1 if quick else 2]:
             found = find_split(
                 costs, border_first=border_first, shares=shares, width=width, best_s=best_s, full_s=full_s
             )
@@ -106,7 +112,7 @@ class _Search:
         self.simulator = Simulator(costs, border_first=border_first)
         self.border_first, self.best_s = border_first, best_s
         self.best: tuple[Block, ...] | None = None
-        self.exact = True
+        self.exact, self.hasty = True, width <= WIDTH
         self.labels: dict[int, dict[Block, list[_Label]]] = {}
         self._choices: dict[int, list[Block]] = {}
         least = [min(each[i] for each in costs.seconds) for i in range(costs.model.n)]
@@ -129,7 +135,7 @@ class _Search:
             labels = [label for each in found for label in each if label.bound_s < self.best_s]
             labels.sort(key=self.promise)
             for number, label in enumerate(labels):
-                if number >= self.width * BREADTH:
+                if number >= self.width * BREADTH or (self.hasty and self.promise(label) > HOPE * self.best_s):
                     self.exact = False
                     break
                 self.extend(label, label.block)
@@ -162,10 +168,15 @@ class _Search:
                     self.best, self.best_s = label.blocks(), seconds
             return
         total, free = sum(self.rates), self.free(label.timeline) + self.work[block]
+        latest = max(label.timeline.processors) + self.work[block] / total
         for after in self.choices(block.stop):
             if after.method is block.method is SplitMethod.WHOLE and after.bounds == block.bounds:
                 continue  # one block of both costs less
-            if free + self.work[after] + self.rest[after.stop] >= self.best_s * total:
+            rest = self.work[after] + self.rest[after.stop]
+            if free + rest >= self.best_s * total:
+                continue
+            if self.hasty and latest + rest / total > HOPE * self.best_s:
+                self.exact = False
                 continue
             transfer = self.costs.transfer(block, after, self.border_first)
             if any(piece.bytes > MAX_PAYLOAD for piece in transfer.pieces):
