@@ -171,7 +171,8 @@ def _values(model: Model, bounds: Sequence[int]) -> list[_Value]:
             continue
         made = segment[maker] if maker >= 0 else -1
         if made < 0 or max(users, default=-1) > made:
-            found.append(_Value(index, graph.tensors[index].bytes, made, tuple(sorted(users))))
+            size = graph.sent_bytes.get(index, graph.tensors[index].bytes)
+            found.append(_Value(index, size, made, tuple(sorted(users))))
     return found
 
 

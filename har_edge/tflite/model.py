@@ -6,7 +6,7 @@ import hashlib
 import math
 import mmap
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +79,7 @@ class Graph:
 
     `outputs` of the main graph are those that a message can carry. `unsent` are its other outputs, such as strings,
     which no slice gives. All outputs that are `gathered` leave together, with the last of them that is made.
+    `sent_bytes` are the bytes of an input as sensors send it, where these are not those of the tensor.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Graph:
     raw: Any = field(repr=False)
     unsent: tuple[int, ...] = ()
     gathered: tuple[int, ...] = ()
+    sent_bytes: Mapping[int, int] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +123,13 @@ def gather_outputs(model: Model, names: Collection[str]) -> Model:
     main = model.main
     gathered = tuple(index for index in main.outputs if main.tensors[index].name in names)
     return replace(model, graphs=(replace(main, gathered=gathered), *model.graphs[1:]))
+
+
+def with_sent_bytes(model: Model, sizes: Mapping[str, int]) -> Model:
+    """Return the model with the bytes of the inputs of these names as sensors send them, for planners."""
+    main = model.main
+    found = {index: sizes[name] for index in main.inputs if (name := main.tensors[index].name) in sizes}
+    return replace(model, graphs=(replace(main, sent_bytes=found), *model.graphs[1:]))
 
 
 def read_model(source: Path | bytes) -> Model:

@@ -25,7 +25,7 @@ from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Array, Interpreter
 from har_edge.inference.tensor_observation import open_model
 from har_edge.mqtt.bus import Delivery
-from har_edge.planner.slice_graph import make_slice_graph
+from har_edge.planner.slice_graph import HEAD_BYTES, make_slice_graph
 from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.results import LabelScore, NamedArray, Result, encode_results
 from har_edge.runtime.build import build_sensor, build_stage
@@ -34,7 +34,7 @@ from har_edge.runtime.slicing import prepare
 from har_edge.runtime.stage.neighbours import hash_task
 from har_edge.tflite.cuts import list_cuts
 from har_edge.tflite.manifest import TensorSpec
-from har_edge.tflite.model import gather_outputs, read_model
+from har_edge.tflite.model import gather_outputs, read_model, with_sent_bytes
 from tests.data.pillow_made import pixels
 from tests.protocol.reading import read_results
 from tests.tflite import models, picture_models
@@ -209,6 +209,12 @@ def test_only_the_stage_with_the_last_output_answers_and_the_others_send_it_thei
     assert [[spec.name for spec in wiring.passes] for wiring in wirings] == [[], [], ["boxes", "scores"]]
     assert [set(wiring.sends) for wiring in wirings] == [{"hidden", "boxes"}, {"deep", "scores"}, set()]
     assert (wirings[0].takers, wirings[2].earlier) == ((1, 2), {1: ("deep", "scores"), 0: ("boxes",)})
+
+
+def test_the_planner_counts_a_byte_a_value_of_a_picture() -> None:
+    model = read_model(picture_models.many_outputs())
+    graphs = [make_slice_graph(one, [0, 7]) for one in (model, with_sent_bytes(model, {"image": 8 * 6 * 3}))]
+    assert [int(graph.received_bytes[0]) - HEAD_BYTES for graph in graphs] == [4 * 8 * 6 * 3, 8 * 6 * 3]
 
 
 @pytest.mark.parametrize("spec", ["whole:0-1 output:1-2@2 whole:2-5 whole:5-7", "whole:0-4 input:4-5@3 whole:5-7"])

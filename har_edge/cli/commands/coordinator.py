@@ -179,7 +179,7 @@ def _prepare(
     from har_edge.planner.devices import load_devices
     from har_edge.protocol.deployment import VERSION, Deployment, check_deployment
     from har_edge.runtime.slicing import lay_out, read_companions, settle_reducers
-    from har_edge.tflite.model import gather_outputs
+    from har_edge.tflite.model import gather_outputs, with_sent_bytes
     from har_edge.tflite.state import state_of
 
     known = resolve_model(args, find_model(args.model))
@@ -190,6 +190,8 @@ def _prepare(
     starts_fresh(state_of(model), known.task, f"model {found.path}")
     task = settle_reducers(model, known.task, specs, beside)
     model = gather_outputs(model, task.results) if task.arrays else model
+    if task.image is not None:
+        model = with_sent_bytes(model, {one.tensor: task.image.shape.bytes for one in task.inputs.values()})
     if Path(task.stream.description).is_absolute():
         raise ConfigError(
             f"the task names the stream description {task.stream.description}, which nodes do not have; put it beside "
