@@ -80,6 +80,7 @@ def minimize_bottleneck(problem: SearchProblem, width: int = WIDTH) -> Solution 
     if bound < high * (1 - _SAME):
         bound = _raise_bound(problem, bound, high)
     steps = _shorten(problem, steps, high, width).steps
+    high = _bottleneck(problem, steps)  # a narrow search may have overlooked these steps before
     return Solution(steps, high, _latency(problem, steps), min(bound, high), bound >= high * (1 - _SAME))
 
 

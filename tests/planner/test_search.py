@@ -151,6 +151,24 @@ def test_a_narrow_search_says_what_it_could_not_prove(problem: SearchProblem) ->
         assert getattr(solution, value) >= least
 
 
+def test_a_plan_that_a_narrow_search_finds_late_has_its_own_bottleneck() -> None:
+    """The search for the latency came upon steps with half the bottleneck, which the one before had left out."""
+    checked = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        period = rng.choice([1.0, 2.0, math.inf], (2, 10)).tolist()
+        latency = np.where(np.isinf(period), math.inf, rng.choice([0.0, 1.0], (2, 10))).tolist()
+        problem = replace(chain(period, (1, 2), latency=latency), least=2)
+        try:
+            found = minimize_bottleneck(problem, 1)
+        except SearchLimit:
+            continue
+        if found is not None:
+            check(problem, found)
+            checked += 1
+    assert checked > 50
+
+
 def uniform(
     operators: int, counts: tuple[int, ...], speeds: list[float], *, fixed_s: float, replicas: int
 ) -> SearchProblem:
