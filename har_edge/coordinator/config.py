@@ -20,8 +20,9 @@ class CoordinatorConfig:
     """The settings of a coordinator.
 
     `files` are the contents that the task needs beside the slices, by name, with their hashes in `hashes`. `probe`
-    makes the messages of a probe through a generation. `first_epoch` is that of a pipeline without a plan. With
-    `local_brokers`, flows go through the brokers of the nodes that make them, where those carry some.
+    makes the messages of a probe through a generation, from its stream and number. `first_epoch` is that of a pipeline
+    without a plan. With `local_brokers`, flows go through the brokers of the nodes that make them, where those carry
+    some.
     """
 
     topics: Topics
@@ -35,7 +36,7 @@ class CoordinatorConfig:
     spec: PlacementSpec
     margin: float
     settle_s: float
-    probe: Callable[[Generation, str], list[Outgoing]]
+    probe: Callable[[Generation, str, int], list[Outgoing]]
     local_brokers: bool = False
 
 

@@ -44,7 +44,7 @@ from har_edge.protocol.events import (
     decode,
 )
 from har_edge.protocol.status import State
-from har_edge.protocol.topics import Kind, is_probe
+from har_edge.protocol.topics import Kind
 from har_edge.runtime.agreement import plan_disagreement
 from har_edge.timing import NODE_LOST_S, RECONNECT_GRACE_S
 from har_edge.units import duration
@@ -99,7 +99,8 @@ class Coordinator:
     def filters(self) -> list[str]:
         """The topics to subscribe to."""
         topics = self._setup.topics
-        return [topics.plan(), topics.status("+"), topics.heartbeat("+"), self._publisher.filter, topics.result("+")]
+        probes = [topics.result(stream) for stream in self._readiness.streams]
+        return [topics.plan(), topics.status("+"), topics.heartbeat("+"), self._publisher.filter, *probes]
 
     @property
     def state(self) -> State:
@@ -157,8 +158,6 @@ class Coordinator:
 
     def handle(self, delivery: Delivery, now: float) -> list[Outgoing]:
         """Take one message; return what it makes urgent. A useless message is dropped, counted and logged."""
-        if self._is_for_others(delivery.topic):
-            return []
         try:
             urgent = self._take(decode(delivery, self._setup.topics), now)
         except MessageError as error:
@@ -227,11 +226,6 @@ class Coordinator:
         return self.tick(now)
 
     # --- incoming
-
-    def _is_for_others(self, topic: str) -> bool:
-        """Return whether a message answers no probe: at full speed, decoding every result would take a core."""
-        results = self._setup.topics.result("")
-        return topic.startswith(results) and not is_probe(topic[len(results) :])
 
     def _take(self, event: Event, now: float) -> bool:
         """Take a message; return whether it is urgent. Raises MessageError for one that cannot be used."""

@@ -23,7 +23,7 @@ _KEPT = 64
 
 @dataclass(slots=True)
 class ProbeSeries:
-    """The probes of one process, whose streams are called after `author`."""
+    """The probes of one process: windows of one stream, called after `author`, with rising numbers."""
 
     author: str
     answered_at: float = 0.0
@@ -31,8 +31,13 @@ class ProbeSeries:
     _number: int = 0
     _sent_at: float = float("-inf")
     _asked: float | None = None
-    _out: OrderedDict[str, tuple[int, float]] = field(default_factory=OrderedDict)
+    _out: OrderedDict[int, tuple[int, float]] = field(default_factory=OrderedDict)
     _ready: int = 0
+
+    @property
+    def stream(self) -> str:
+        """The stream of these probes, so that one subscription hears all of their results and no others."""
+        return PROBE + self.author
 
     def is_ready(self, epoch: int) -> bool:
         """Return whether the last probes through a generation were answered."""
@@ -43,8 +48,8 @@ class ProbeSeries:
         self._ready, self._asked, self._sent_at = 0, None, float("-inf")
         self._out.clear()
 
-    def next_stream(self, epoch: int, now: float) -> str | None:
-        """Return the stream of a probe that is due now, None where none is; it counts as sent."""
+    def next_number(self, epoch: int, now: float) -> int | None:
+        """Return the number of a probe that is due now, None where none is; it counts as sent."""
         if self._asked is not None and now > self._asked + PATIENCE_S:
             self._ready = 0
         if now < self._sent_at + (EVERY_S if self.is_ready(epoch) and self._asked is None else AGAIN_S):
@@ -52,18 +57,19 @@ class ProbeSeries:
         if self._asked is None:
             self._asked = now
         self._sent_at, self._number = now, self._number + 1
-        stream = f"{PROBE}{self.author}-{self._number}"
-        self._out[stream] = (epoch, now)
+        self._out[self._number] = (epoch, now)
         if len(self._out) > _KEPT:
             self._out.popitem(last=False)
-        return stream
+        return self._number
 
     def answer(self, stream: str, results: Sequence[Result], now: float) -> int:
         """Take a result of a stream; return the generation that answered, 0 where it was no probe of this process.
 
         Raises MessageError for what is no result.
         """
-        asked = self._out.get(stream)
+        if stream != self.stream:
+            return 0
+        asked = next((self._out[result.seq] for result in results if result.seq in self._out), None)
         if asked is None:
             return 0
         epoch, sent = asked
@@ -85,15 +91,21 @@ class DueProbes:
 
 
 class ReadinessProbe:
-    """Probes the `current` generation, and the `candidate` that may become it; `make` makes a probe of a stream.
+    """Probes the `current` generation, and the `candidate` that may become it.
 
-    `was_ready` is whether a current generation has ever answered.
+    `make` makes the messages of a probe from its stream and number. `was_ready` is whether a current generation has
+    ever answered.
     """
 
-    def __init__(self, author: str, make: Callable[[Generation, str], list[Outgoing]]) -> None:
+    def __init__(self, author: str, make: Callable[[Generation, str, int], list[Outgoing]]) -> None:
         self.current, self.candidate = ProbeSeries(f"{author}-a"), ProbeSeries(f"{author}-b")
         self.was_ready = False
         self._make = make
+
+    @property
+    def streams(self) -> list[str]:
+        """The streams of all probes of this process."""
+        return [self.current.stream, self.candidate.stream]
 
     def answer(self, stream: str, results: Sequence[Result], now: float) -> bool:
         """Take results of a stream; return whether they answer a probe. Raises MessageError for a wrong answer."""
@@ -118,9 +130,9 @@ class ReadinessProbe:
         return asked
 
     def _ask(self, series: ProbeSeries, generation: Generation, asked: DueProbes, now: float) -> None:
-        stream = series.next_stream(generation.epoch, now)
+        number = series.next_number(generation.epoch, now)
         try:
-            messages = self._make(generation, stream) if stream is not None else []
+            messages = self._make(generation, series.stream, number) if number is not None else []
         except HarEdgeError as error:
             asked.problems.append(f"epoch {generation.epoch} cannot be asked whether it answers: {error}")
             return

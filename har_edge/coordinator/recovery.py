@@ -47,7 +47,7 @@ def _flaw(found: Deployment, setup: CoordinatorConfig) -> str:
         return f"it names {len(names)} nodes; expected at most {MAX_MEMBERS}"
     for generation in found.generations:
         try:
-            setup.probe(generation, f"{PROBE}{setup.author}")
+            setup.probe(generation, f"{PROBE}{setup.author}", 0)
         except HarEdgeError as error:
             return f"no window goes through epoch {generation.epoch}: {error}"
     return ""

@@ -486,7 +486,7 @@ def test_garbage_harms_nobody(world: World, caplog: pytest.LogCaptureFixture) ->
         TOPICS.status("b"),
         TOPICS.heartbeat("b"),
         TOPICS.slice("0" * 64),
-        TOPICS.result("_probe-x"),
+        world.coordinator.filters[-1],  # the results of its probes
     ):
         for payload in (b"\xff\x00", b"{}", b"[" * 5000, b"1" * 300_000):
             world.say(topic, payload)
@@ -497,7 +497,7 @@ def test_garbage_harms_nobody(world: World, caplog: pytest.LogCaptureFixture) ->
     assert world.homes == {0: "a", 1: "b", 2: "c"}
 
 
-def test_results_of_people_are_not_even_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_people_do_not_even_come(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
     def reading(delivery: Delivery, topics: Topics) -> Event:
@@ -505,10 +505,13 @@ def test_results_of_people_are_not_even_read(world: World, monkeypatch: pytest.M
         return decode(delivery, topics)
 
     monkeypatch.setattr("har_edge.coordinator.coordinator.decode", reading)
-    world.say(TOPICS.result("anna"), b"{}")
-    world.say(TOPICS.result("_probe-x"), b"{}")
+    assert world.coordinator is not None
+    probes = world.coordinator.filters[-2:]
+    assert all(topic.startswith(TOPICS.result("_probe-")) and "+" not in topic for topic in probes)
+    for topic in (TOPICS.result("anna"), TOPICS.result("_probe-x"), *probes):
+        world.say(topic, b"{}")
     world.run(0.3)
-    assert TOPICS.result("_probe-x") in read and TOPICS.result("anna") not in read
+    assert set(probes) <= set(read) and not {TOPICS.result("anna"), TOPICS.result("_probe-x")} & set(read)
 
 
 def test_a_chain_that_stops_answering_is_not_ready_until_it_does(world: World) -> None:

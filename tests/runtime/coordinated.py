@@ -290,10 +290,10 @@ class World:
             self.bus.crash()
         self.service = None
 
-    def probe(self, generation: Generation, stream: str) -> list[Outgoing]:
+    def probe(self, generation: Generation, stream: str, number: int) -> list[Outgoing]:
         if generation.epoch in self.misfits:
             raise ConfigError("the slices do not fit the task")
-        return [Outgoing(TOPICS.window(stream, "chest"), str(generation.epoch).encode())]
+        return [Outgoing(TOPICS.window(stream, "chest"), f"{generation.epoch} {number}".encode())]
 
     def join(self, name: str, **more: object) -> FakeNode:
         self.started += 1
@@ -353,9 +353,9 @@ class World:
             elif topic.kind is Kind.STATUS and topic.levels[0] == NAME:
                 self.status = read_status(delivery)
             elif topic.kind is Kind.WINDOW and topic.levels[0].startswith(PROBE):
-                self._answer(topic.levels[0], int(delivery.payload))
+                self._answer(topic.levels[0], *map(int, delivery.payload.split()))
 
-    def _answer(self, stream: str, epoch: int) -> None:
+    def _answer(self, stream: str, epoch: int, number: int) -> None:
         """A probe comes back when every stage of its epoch runs."""
         generation = self.plans[-1].generation(epoch) if self.plans else None
         if generation is None or epoch in self.mute or self.muted_all:
@@ -365,7 +365,7 @@ class World:
             if node is None or not node.runs(generation, placement):
                 return
         self.answered.add(epoch)
-        result = Result(stream, 0, "still", 1, 1.0, self.now, self.now, epoch)
+        result = Result(stream, number, "still", 1, 1.0, self.now, self.now, epoch)
         self.say(TOPICS.result(stream), encode_results([result]))
 
     def say(self, topic: str, payload: bytes, *, retain: bool = False) -> None:

@@ -222,7 +222,7 @@ def _prepare(
         spec=spec,
         margin=args.margin,
         settle_s=args.settle,
-        probe=lambda generation, stream: _probe(config, generation, stream, beside),
+        probe=lambda generation, stream, number: _probe(config, generation, stream, number, beside),
         local_brokers=args.local_brokers,
     )
     return setup, planner
@@ -260,11 +260,12 @@ def _wish(args: argparse.Namespace) -> PlacementSpec:
     return PlacementSpec(Objective(args.objective), args.stages, cuts, args.replicas)
 
 
-def _probe(config: PipelineConfig, generation: Generation, stream: str, beside: Path) -> list[Outgoing]:
+def _probe(config: PipelineConfig, generation: Generation, stream: str, number: int, beside: Path) -> list[Outgoing]:
     """Return the messages of a probe; files of the task lie beside the model."""
     import time
 
     from har_edge.config.pipeline import FILE_NAME, assemble
     from har_edge.runtime.probe import probe
 
-    return probe(assemble(config, generation.manifest, beside / FILE_NAME), generation.epoch, stream, time.time())
+    pipeline = assemble(config, generation.manifest, beside / FILE_NAME)
+    return probe(pipeline, generation.epoch, stream, time.time(), number)
