@@ -15,10 +15,13 @@ import numpy as np
 
 from har_edge.codecs.catalog import make_reducer
 from har_edge.codecs.files import ReducerFiles
+from har_edge.codecs.identity import IdentityReducer
+from har_edge.codecs.quantize import AffineQuantizer
 from har_edge.codecs.reducer import Reducer
 from har_edge.config.message_sizes import largest_message, tensor_bytes
 from har_edge.config.model_state import starts_fresh
 from har_edge.config.pipeline import Pipeline, PipelineConfig
+from har_edge.config.source_pieces import SourcePiece, find_pieces
 from har_edge.config.task import ArrayOutput, Task, with_reducers
 from har_edge.config.wiring import Wiring
 from har_edge.data.recording import Recording
@@ -35,7 +38,7 @@ from har_edge.inference.input_adapter import (
 )
 from har_edge.inference.load_check import LoadCheck, default_check
 from har_edge.inference.saturation import NODE_EVERY, QuantizedRange, Saturation, range_of, range_taken
-from har_edge.protocol.topics import Topics
+from har_edge.protocol.topics import ALL_SOURCES, Topics, is_id
 from har_edge.runtime.sensor.send_policy import Batch
 from har_edge.runtime.sensor.sensor import BYTES_A_RAW_VALUE, FIRST_ROOM, Sensor, SensorSetup
 from har_edge.runtime.stage.packed import check_packings
@@ -303,8 +306,20 @@ def build_sensor(pipeline: Pipeline, sources: Sequence[str], *, combine: bool = 
         ids=source_ids(pipeline),
         raw_value_bytes=BYTES_A_RAW_VALUE if pipeline.task.image is None else 1,
         saturations=tuple(_watched(pipeline, reducers, look=look)),
+        pieces={source: _pieces(pipeline, source, reducer) for source, reducer in reducers.items()},
     )
     return Sensor(setup)
+
+
+def _pieces(pipeline: Pipeline, source: str, reducer: Reducer) -> tuple[SourcePiece, ...]:
+    """Return the pieces in which shards take a source; none where its codes cannot be cut, sample by sample."""
+    length, channels = pipeline.task.stream.length, pipeline.channels(source)
+    if not isinstance(reducer, IdentityReducer | AffineQuantizer) or reducer.code_shape != (length, channels):
+        return ()
+    tensor, shape = pipeline.task.inputs[source].tensor, pipeline.source_shape(source)
+    found = find_pieces(pipeline.manifest, source, tensor, shape, length, channels)
+    taken = {ALL_SOURCES, *pipeline.task.inputs}
+    return found if all(is_id(one.level) and one.level not in taken for one in found) else ()
 
 
 def _watched(pipeline: Pipeline, reducers: Mapping[str, Reducer], *, look: bool) -> Iterator[Saturation]:

@@ -26,7 +26,7 @@ def planner(model):
 
 
 def test_the_larger_share_goes_to_the_faster_node_and_all_files_are_there(planner):
-    unequal = (*nodes("slow", speed=20.0), *nodes("quick"))
+    unequal = (*nodes("slow", speed=60.0), *nodes("quick"))
     found = planner.plan(PlanRequest(1, unequal, (), 0))
     assert not found.problem and found.manifest == planner.manifest
     assert found.placements == (Placement(0, "quick"), Placement(1, "slow"))

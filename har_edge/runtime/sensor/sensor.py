@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from har_edge.codecs.packing import pack
-from har_edge.codecs.reducer import Reducer
+from har_edge.codecs.reducer import Code, Reducer
+from har_edge.config.source_pieces import SourcePiece
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError
 from har_edge.inference.saturation import Saturation, totals
@@ -31,6 +32,7 @@ class SensorSetup:
     written in `wire_version`, with `ids` for the names of sources. `alone`: each carries one window, whatever comes,
     since the slices take no batch. A value of a window would take `raw_value_bytes` without a reducer. `saturations`
     count values beyond what reducers or slices take. At first, `first_room` messages of a stream may be on their way.
+    A source with `pieces` is sent in these, each on a topic of its own, instead of whole.
     """
 
     topics: Topics
@@ -45,6 +47,7 @@ class SensorSetup:
     alone: bool = False
     raw_value_bytes: int = BYTES_A_RAW_VALUE
     saturations: tuple[Saturation, ...] = ()
+    pieces: Mapping[str, tuple[SourcePiece, ...]] = field(default_factory=dict)
 
 
 class Sensor:
@@ -98,9 +101,8 @@ class Sensor:
         else:
             self._count(windows)
             self._watch(windows)
-        groups = {ALL_SOURCES: codes} if setup.combine else {source: {source: code} for source, code in codes.items()}
         outgoing = []
-        for name, tensors in groups.items():
+        for name, tensors in self._groups(codes).items():
             message = wire.Message(first.stream, first.seq, setup.epoch, tuple(captured), tensors, known, sent=sent)
             payload = wire.encode(message, setup.wire_version, setup.ids)
             if len(payload) > setup.max_payload_bytes:
@@ -111,6 +113,19 @@ class Sensor:
             outgoing.append(Outgoing(setup.topics.window(first.stream, name), payload, needs_subscriber=True))
         self.counters.messages += len(outgoing)
         return outgoing
+
+    def _groups(self, codes: Mapping[str, Code]) -> dict[str, dict[str, Code]]:
+        """Return what each message carries, by the last level of its topic."""
+        setup, groups = self.setup, dict[str, dict[str, Code]]()
+        for source, code in codes.items():
+            for piece in setup.pieces.get(source, ()):
+                groups[piece.level] = {source: code[:, piece.start : piece.stop]}
+        whole = {source: code for source, code in codes.items() if not setup.pieces.get(source)}
+        if setup.combine and whole:
+            groups[ALL_SOURCES] = whole
+        elif not setup.combine:
+            groups |= {source: {source: code} for source, code in whole.items()}
+        return groups
 
     def _watch(self, windows: Sequence[Window]) -> None:
         for one in self.setup.saturations:

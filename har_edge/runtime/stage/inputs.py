@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
+from har_edge.config.source_pieces import SourcePiece, piece_of
 from har_edge.errors import MessageError
 from har_edge.inference.saturation import totals
 from har_edge.protocol import wire
@@ -25,7 +26,37 @@ class InputReader:
         self._unpacker = TensorUnpacker(taken)
         entered = set(setup.wiring.sources.values())
         self._regions = {spec.name: spec.region for spec in taken if spec.name in entered and spec.region is not None}
+        self._pieces = {piece.level: piece for piece in self._find_pieces()}
         self._levels = {level: frozenset(names) for level, names in setup.wiring.levels.items()}
+
+    @property
+    def pieces(self) -> Collection[str]:
+        """The levels of topics on which pieces of windows come that this stage takes."""
+        return self._pieces
+
+    def _find_pieces(self) -> Iterator[SourcePiece]:
+        setup = self._setup
+        for source, tensor in setup.wiring.sources.items():
+            if tensor in self._regions and source in setup.ports:
+                shape = setup.ports[source].shape
+                found = piece_of(source, self._regions[tensor], shape, setup.task.stream.length, shape[-1])
+                if found is not None:
+                    yield found
+
+    def _complete(self, piece: SourcePiece, message: wire.Message) -> tuple[str, Mapping[str, Array]]:
+        """Return a piece of a window as a whole one, with zeros for what this stage cuts off; and its source."""
+        codes, length = message.tensors.get(piece.source), self._setup.task.stream.length
+        channels = self._setup.ports[piece.source].shape[-1]
+        wanted = (1, piece.stop - piece.start, channels)
+        if codes is None or message.count != 1 or codes.shape != wanted:
+            came = f"{list(codes.shape)}" if codes is not None else message.content
+            raise MessageError(
+                f"{came} came for {message.count} windows on the topic of {piece.level}; expected codes of "
+                f"{piece.source!r} {list(wanted)} for one window"
+            )
+        whole = np.zeros((1, length, channels), codes.dtype)
+        whole[:, piece.start : piece.stop] = codes
+        return piece.source, {piece.source: whole}
 
     def _cut(self, name: str, array: Array) -> Array:
         """Return the region of a window that this stage takes."""
@@ -46,10 +77,13 @@ class InputReader:
             )
         if topic.kind is Kind.WINDOW:
             stream = topic.levels[0]
+            level, tensors = topic.levels[1], message.tensors
+            if level in self._pieces:
+                level, tensors = self._complete(self._pieces[level], message)
             parts = {
-                tensor: setup.feeds[source](message.tensors[source], message.count)
+                tensor: setup.feeds[source](tensors[source], message.count)
                 for source, tensor in setup.wiring.sources.items()
-                if source in message.tensors and topic.levels[1] in (source, ALL_SOURCES)
+                if source in tensors and level in (source, ALL_SOURCES)
             }
             if self._regions:
                 parts = {name: self._cut(name, array) for name, array in parts.items()}

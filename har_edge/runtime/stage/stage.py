@@ -82,7 +82,7 @@ class Stage:
     def filters(self) -> list[str]:
         """The topics this stage needs, straight from where each part is made."""
         topics, wiring = self._setup.topics, self._setup.wiring
-        sources = dict.fromkeys((*wiring.sources, ALL_SOURCES)) if wiring.sources else ()
+        sources = dict.fromkeys((*wiring.sources, ALL_SOURCES, *self._inputs.pieces)) if wiring.sources else ()
         filters = [topics.window("+", source) for source in sources]
         filters += [topics.activation(self._setup.epoch, level, "+") for level in wiring.levels]
         return [f"$share/{self._setup.share}/{one}" for one in filters] if self._setup.share else filters
