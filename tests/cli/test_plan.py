@@ -14,6 +14,7 @@ from har_edge.cli.reports.bars import bar
 from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.planner.plan import Plan
 from har_edge.planner.profile import MessageCost, Profile, load_profile, profile_path, store_profile
+from har_edge.tflite.manifest import load_manifest
 from har_edge.tflite.model import read_model
 from har_edge.tflite.split.plan_file import load_plan
 from har_edge.tflite.split.program import split_model
@@ -332,6 +333,23 @@ def test_devices_share_layers_for_the_latency_of_one_window(
     assert len(layout.programs) == 4 and plan.latency_s < 1.5
     chart = drawing.read_text()
     assert chart.startswith("flowchart TD\n") and "source -->|" in chart and "--> result" in chart
+
+
+@pytest.mark.parametrize(("objective", "devices"), [("latency", 3), ("throughput", 6)])
+def test_slice_cuts_what_plan_wrote(
+    run: Run, network: Path, slow: Path, tmp_path: Path, objective: str, devices: int
+) -> None:
+    file, out, folder = equal_devices(tmp_path, devices, 1e7), tmp_path / "plan.json", tmp_path / "slices"
+    options = ["--devices", str(file), "--profile", str(slow), "--replicas", "1", "--objective", objective]
+    assert run("plan", str(network), *options, "--out", str(out))[0] == 0
+    code, _, err = run("slice", str(network), "--plan", str(out), "--out", str(folder))
+    assert code == 0, err
+    plan, manifest = load_plan(out), load_manifest(folder)
+    spans = [(group.start, group.stop) for group in plan.stages for _ in group.devices]
+    assert [(entry.start, entry.stop) for entry in manifest.slices] == spans and len(spans) == devices
+    assert any(entry.steps for entry in manifest.slices)
+    code, text, _ = run("slice", str(network), "--check", "--slices", str(folder))
+    assert code == 0 and "equal" in text
 
 
 def test_a_slow_link_is_named_as_the_limit(run: Run, network: Path, slow: Path, tmp_path: Path) -> None:
