@@ -31,7 +31,7 @@ LEVELS = [
 ]
 HEAVY = (
     "tensorflow", "keras", "sklearn", "matplotlib", "joblib", "distributed",
-    "paho", "mqtt5", "ai_edge_litert", "tflite_runtime", "numpy",
+    "PIL", "paho", "mqtt5", "ai_edge_litert", "tflite_runtime", "numpy",
 )  # fmt: skip
 # Who alone may import a library, as a path below the package.
 ONLY = {
@@ -40,6 +40,7 @@ ONLY = {
     "sklearn": ("evaluation/", "training/"),
     "matplotlib": "evaluation/",
     "joblib": "evaluation/engine.py",
+    "PIL": "data/pictures.py",
     "distributed": "evaluation/engine.py",
     "tflite_runtime": "inference/interpreter.py",
     "paho": "mqtt/",

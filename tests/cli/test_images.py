@@ -101,6 +101,21 @@ def test_a_folder_is_watched_until_the_end(fleet: Fleet, tmp_path: Path) -> None
     assert "sensor all stopped: 4 windows in 4 messages; pictures 5, truncated pictures 1" in sensor.output
 
 
+def test_a_folder_ends_after_so_many_pictures_and_when_it_goes(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.stages()
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(file_of(pixels(8, 6, seed=number)))
+    sensor = fleet.start("sensor", "--images", str(folder), "--windows", "2")
+    assert sensor.wait() == 0 and "sensor all done: 2 windows in 2 messages" in sensor.output, sensor.output
+    sensor = fleet.start("sensor", "--images", str(folder), "--stream", "other")
+    fleet.until(lambda: ("other", 2) in fleet.results, "the pictures were not answered")
+    shutil.rmtree(folder)
+    assert sensor.wait() == 2
+    assert f"{folder} can no longer be read" in sensor.output and "ended: 3 windows in 3 messages" in sensor.output
+
+
 def piped(fleet: Fleet, data: bytes, *options: str) -> tuple[int, str]:
     """Run a sensor with this standard input; return exit code and output."""
     command = [*PROGRAM, "sensor", "--config", str(fleet.slices), "--images", "-", *options]
