@@ -3,10 +3,11 @@
     python bench/shards.py --whole build/vgg16-1 rows4=build/vgg16-4 rows8=build/vgg16-8 --broker-link 1gbit
     python bench/shards.py --whole DIR NAME=DIR ... --measure throughput --seconds 30
 
-Every folder is one that `har-edge slice` made: of the whole model in one slice, and of splits or cuts of the same
-model, each under a name of its own. Each gets emulated devices of its own in one test bed, and they take turns, so that
-one machine in one state runs all of them. Latency is from the moment the sample leaves the driver to the moment its
-result is there. Bytes are what the link of the broker's host carried, both directions. Needs root.
+NAME@own=DIR sends what a stage makes through a Mosquitto on the stage's own device. Every folder is one that
+`har-edge slice` made: of the whole model in one slice, and of splits or cuts of the same model, each under a name of
+its own. Each gets emulated devices of its own in one test bed, and they take turns, so that one machine in one state
+runs all of them. Latency is from the moment the sample leaves the driver to the moment its result is there. Bytes are
+what the link of the broker's host carried, both directions. Needs root.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from har_edge.emulation.machine import call
 from har_edge.emulation.testbed import Testbed
 from har_edge.experiments.emulation import Emulated, MeasurementLimits, run_stages
 from har_edge.experiments.model_under_test import make_windows
+from har_edge.experiments.own_brokers import carry_brokers
 
 WHOLE = "whole"
+OWN = "@own"  # the end of the name of a folder whose flows go through brokers on the devices
 SAMPLES = 4
 
 
@@ -59,6 +62,7 @@ class Candidate:
     pipeline: Pipeline
     hosts: list[str]
     codes: Sequence[Mapping[str, Code]]
+    own_brokers: bool = False
     running: Emulated | None = None
 
 
@@ -72,7 +76,8 @@ def main() -> None:
         stages = len(pipeline.manifest.slices)
         hosts = [f"device-{number + k}" for k in range(stages)]
         number += stages
-        candidates.append(Candidate(name, pipeline, hosts, make_windows(pipeline, SAMPLES)))
+        own = name.endswith(OWN)
+        candidates.append(Candidate(name, pipeline, hosts, make_windows(pipeline, SAMPLES), own))
     link, broker = read_rate(args.link), read_rate(args.broker_link)
     limits = {
         host: Limits(args.cpu, link, read_size(args.memory) if args.memory and one.name != WHOLE else None)
@@ -99,6 +104,8 @@ def running(testbed: Testbed, candidates: Sequence[Candidate]) -> Iterator[None]
     """Run the stages of every folder until the end of the block; all are ready when it begins."""
     with contextlib.ExitStack() as stack:
         for one in candidates:
+            if one.own_brokers:
+                one.pipeline = stack.enter_context(carry_brokers(testbed, one.pipeline, one.hosts))
             one.running = stack.enter_context(run_stages(testbed, one.pipeline, one.hosts))
         yield
 
