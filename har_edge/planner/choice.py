@@ -10,6 +10,8 @@ import msgspec
 from har_edge.errors import ConfigError
 from har_edge.planner.devices import BrokerLink
 from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage, PlanningProblem, compare, make_plan
+from har_edge.planner.profile import PackingFigures, Profile
+from har_edge.planner.split_costs import PackingCost
 from har_edge.planner.split_plan import (
     SplitCandidate,
     compare_split,
@@ -17,6 +19,7 @@ from har_edge.planner.split_plan import (
     make_split_costs,
     make_split_plan,
     name_limits,
+    with_packing,
 )
 from har_edge.tflite.model import Model
 
@@ -34,26 +37,61 @@ class PlanChoice:
 
 
 def choose_plan(
-    model: Model, planning: PlanningProblem, bounds: Sequence[int], objective: Objective, broker: BrokerLink
+    model: Model,
+    planning: PlanningProblem,
+    profile: Profile,
+    objective: Objective,
+    broker: BrokerLink,
+    packings: Sequence[str] = (),
 ) -> PlanChoice:
     """Return the best plan of all.
 
     Args:
-        bounds: Operators at which the segments of the profiles begin, and the number of operators.
+        profile: The measurements that speeds refer to.
+        packings: Ways to pack activations that may be used; the profile has their costs.
 
     Raises ConfigError when the model is too large for all devices together, shared or not.
     """
+    ways = [_figures(profile, name) for name in packings]
     whole, refusal = _whole_layers(planning, objective, broker)
-    costs = make_split_costs(model, bounds, planning.devices, broker)
+    costs = make_split_costs(model, profile.bounds, planning.devices, broker)
     candidate = None if costs is None else find_candidate(costs, objective)
     if candidate is not None and len(candidate.blocks) > 1:
+        candidate, packing = _packed(candidate, ways, profile, objective)
         shared = make_split_plan(model, candidate, objective)
+        if packing:
+            shared = msgspec.structs.replace(shared, packing=packing)
         if whole is None or _value(shared) < _value(whole) * _SAME:
             return _shared(planning, candidate, shared, whole)
     if whole is None:
         assert refusal is not None
         raise refusal
     return _unshared(planning, whole, candidate)
+
+
+def _figures(profile: Profile, name: str) -> PackingFigures:
+    found = profile.packing(name)
+    if found is None:
+        known = () if profile.packings is msgspec.UNSET else [one.packing for one in profile.packings]
+        raise ConfigError(
+            f"--pack {name} came, but the profile has no figures for it (it has {', '.join(known) or 'none'}); "
+            "measure them with 'har-edge profile --again'"
+        )
+    return found
+
+
+def _packed(
+    candidate: SplitCandidate, ways: Sequence[PackingFigures], profile: Profile, objective: Objective
+) -> tuple[SplitCandidate, str]:
+    """Return the candidate with the way to pack that is best for it, and its name; an empty one for none."""
+    best, name = candidate, ""
+    work = sum(max(0.0, segment.seconds - profile.overhead_s) for segment in profile.segments)
+    scale = min(map(sum, candidate.costs.seconds)) / work if work else 1.0
+    for way in ways:
+        packed = with_packing(candidate, PackingCost(way.ratio, way.seconds_per_byte / 2 * scale), objective)
+        if packed.value(objective) < best.value(objective):
+            best, name = packed, way.packing
+    return best, name
 
 
 def _whole_layers(

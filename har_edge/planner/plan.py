@@ -66,8 +66,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Stages in order, and the devices that no stage needs.
 
     `bound_s` is a lower bound of the objective over all plans, and `proven` says that this plan meets it. A plan that
-    shares layers says how long the link of the broker's host is busy for a window, the bytes on it, and the size of the
-    largest message.
+    shares layers says how long the link of the broker's host is busy for a window, the bytes on it, the size of the
+    largest message, and how activations are packed (by default they are not).
     """
 
     version: int
@@ -83,6 +83,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker_s: float | msgspec.UnsetType = msgspec.UNSET
     broker_bytes: int | msgspec.UnsetType = msgspec.UNSET
     max_payload_bytes: int | msgspec.UnsetType = msgspec.UNSET
+    packing: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def is_split(self) -> bool:

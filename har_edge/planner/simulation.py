@@ -73,7 +73,12 @@ class Simulator:
         kinds = [device.kind for device in costs.devices]
         self._message = [kind.message_s for kind in kinds]
         packing = costs.packing
-        self._byte = [kind.message_byte_s + packing.seconds_per_byte * packing.ratio for kind in kinds]
+        work = [sum(each) for each in costs.seconds]
+        slower = [each / least if (least := min(work)) else 1.0 for each in work]
+        self._byte = [
+            kind.message_byte_s + packing.seconds_per_byte * packing.ratio * factor
+            for kind, factor in zip(kinds, slower, strict=True)
+        ]
         self._latency = [kind.latency_s for kind in kinds]
         rate = costs.broker.link_bytes_per_s or math.inf
         each = [1 / kind.link_bytes_per_s for kind in kinds]

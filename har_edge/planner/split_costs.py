@@ -60,7 +60,7 @@ class BlockTransfer:
 
 @dataclass(frozen=True, slots=True)
 class PackingCost:
-    """How activations travel: one byte becomes 1 / `ratio`, and costs the processor of each end so many seconds."""
+    """How activations travel: a byte becomes 1 / `ratio`, and costs each end so many seconds of the fastest device."""
 
     ratio: float = 1.0
     seconds_per_byte: float = 0.0

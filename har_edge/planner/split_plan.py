@@ -11,7 +11,7 @@ import msgspec
 from har_edge.planner.devices import BrokerLink, PlannerDevice
 from har_edge.planner.plan import VERSION, Alternative, Objective, Plan, PlannedStage
 from har_edge.planner.simulation import Simulator, SplitForecast
-from har_edge.planner.split_costs import SOURCE, SplitCosts
+from har_edge.planner.split_costs import SOURCE, PackingCost, SplitCosts
 from har_edge.planner.split_model import make_split_model, operator_seconds
 from har_edge.planner.split_search import best_split
 from har_edge.planner.stage_groups import best_groups
@@ -81,6 +81,17 @@ def find_candidate(costs: SplitCosts, objective: Objective) -> SplitCandidate | 
         quick = best is not None
         best = best_split(costs, border_first=border_first, best_s=limit, quick=quick) or best
     return None if best is None else _candidate(costs, best.blocks, border_first=best.border_first)
+
+
+def with_packing(candidate: SplitCandidate, packing: PackingCost, objective: Objective) -> SplitCandidate:
+    """Return the best of a candidate's blocks and, for throughput, of others if activations travel packed."""
+    costs = candidate.costs
+    packed = SplitCosts(costs.model, costs.devices, costs.seconds, costs.broker, packing)
+    same = _candidate(packed, candidate.blocks, border_first=candidate.border_first)
+    if objective is Objective.LATENCY:
+        return same
+    other = find_candidate(packed, objective)
+    return same if other is None or same.value(objective) <= other.value(objective) else other
 
 
 def _candidate(costs: SplitCosts, blocks: tuple[Block, ...], *, border_first: bool) -> SplitCandidate:

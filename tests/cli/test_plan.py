@@ -13,7 +13,7 @@ from har_edge.cli.main import main
 from har_edge.cli.reports.bars import bar
 from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.planner.plan import Plan
-from har_edge.planner.profile import MessageCost, Profile, load_profile, profile_path, store_profile
+from har_edge.planner.profile import MessageCost, PackingFigures, Profile, load_profile, profile_path, store_profile
 from har_edge.tflite.manifest import load_manifest
 from har_edge.tflite.model import read_model
 from har_edge.tflite.split.plan_file import load_plan
@@ -357,6 +357,22 @@ def test_a_slow_link_is_named_as_the_limit(run: Run, network: Path, slow: Path, 
     _, text, _ = run("plan", str(network), "--devices", str(devices), "--profile", str(slow), "--objective", "latency")
     told = " ".join(text.split())
     assert "the link of the broker's host is the limit: at 300 Mbit/s this plan would be" in told
+
+
+def test_packing_is_used_where_it_gains(run: Run, network: Path, slow: Path, tmp_path: Path) -> None:
+    devices = equal_devices(tmp_path, 4, 1e8, broker=2e4)
+    known = load_profile(slow)
+    figures = (PackingFigures("zstd", 2.0, 1e-9, "made up"), PackingFigures("f2", 1.9, 1.0, "made up"))
+    store_profile(msgspec.structs.replace(known, packings=figures), slow)
+    options = ["plan", str(network), "--devices", str(devices), "--profile", str(slow), "--objective", "latency"]
+    plain = msgspec.convert(json.loads(run(*options, "--json")[1])["plan"], Plan)
+    packed = msgspec.convert(json.loads(run(*options, "--json", "--pack", "f2", "--pack", "zstd")[1])["plan"], Plan)
+    assert plain.packing is msgspec.UNSET and packed.packing == "zstd"  # f2 takes the processor seconds a byte
+    assert packed.latency_s < plain.latency_s and packed.broker_bytes < plain.broker_bytes
+    _, text, _ = run(*options, "--pack", "zstd")
+    assert "--pack zstd --out DIR" in " ".join(text.split())
+    code, _, err = run(*options, "--pack", "q8")
+    assert code == 2 and "the profile has no figures for it (it has zstd, f2)" in " ".join(err.split())
 
 
 def test_one_device_is_faster_where_messages_cost_more(run: Run, network: Path, slow: Path, tmp_path: Path) -> None:

@@ -45,6 +45,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--no-split", action="store_true", help="plan stages of whole layers only: no layer is shared by devices"
     )
     parser.add_argument(
+        "--pack",
+        action="append",
+        choices=("f2", "q8", "zstd", "f2+zstd", "q8+zstd"),
+        help="way to pack activations that shared layers may use if it gains (zstd is lossless); repeatable (default: "
+        "they travel as they are)",
+    )
+    parser.add_argument(
         "--drawing", type=values.writable_file, metavar="FILE", help="write shared layers as a Mermaid flowchart"
     )
     parser.add_argument("--out", type=values.writable_file, metavar="FILE", help="write the plan as JSON")
@@ -74,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         plan = make_plan(planning, Objective(args.objective))
         choice = PlanChoice(plan, compare(planning, plan), [])
     else:
-        choice = choose_plan(model, planning, profile.bounds, Objective(args.objective), file.broker)
+        choice = choose_plan(model, planning, profile, Objective(args.objective), file.broker, args.pack or ())
     plan = choice.plan
     if args.drawing is not None:
         if choice.candidate is None:

@@ -61,7 +61,8 @@ def print_plan(
     if any(stage.replicas > 1 for stage in plan.stages):
         lines.append(f"note: {_REPLICAS}")
     if plan.is_split:
-        lines.append(f"cut it with: har-edge slice {model} --plan {out or 'FILE'} --out DIR")
+        pack = "" if plan.packing is msgspec.UNSET else f" --pack {plan.packing}"
+        lines.append(f"cut it with: har-edge slice {model} --plan {out or 'FILE'}{pack} --out DIR")
         if out is None:
             lines.append("note: --out FILE writes this plan to the file that it takes")
     elif plan.cuts:
