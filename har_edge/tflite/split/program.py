@@ -281,8 +281,9 @@ def _moment(spec: TensorSpec, steps: Sequence[StepDraft]) -> int:
     """Return the step after which a region is there."""
     made = list[TensorSpec]()
     for number, step in enumerate(steps):
-        made += step.outputs
-        if is_covered(spec, made):
+        new = [one for one in step.outputs if one.of == spec.of]
+        made += new
+        if new and is_covered(spec, made):
             return number
     raise CutError(f"a shard would never make {_region_text(spec)}; choose other blocks or shares")
 

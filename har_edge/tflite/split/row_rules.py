@@ -284,6 +284,13 @@ def _reduce(model: Model, operator: Operator, axis: int) -> RowRule | str:
     return _first(model, operator, axis, RowKind.PLAIN, own=kept[axis])
 
 
+def _largest(model: Model, operator: Operator, axis: int) -> RowRule | str:
+    rank = len(model.main.tensors[operator.inputs[0]].shape)
+    over = int(constant_data(model, model.main.tensors[operator.inputs[1]]).reshape(-1)[0]) % rank
+    own = axis if axis < over else axis + 1
+    return _first(model, operator, axis, RowKind.PLAIN, own=own)
+
+
 def _transpose(model: Model, operator: Operator, axis: int) -> RowRule | str:
     order = constant_data(model, model.main.tensors[operator.inputs[1]])
     return _first(model, operator, axis, RowKind.PLAIN, own=int(order[axis]))
@@ -321,7 +328,7 @@ def _split(model: Model, operator: Operator, axis: int) -> RowRule | str:
     return _first(model, operator, axis, RowKind.PLAIN, int(operator.name == "SPLIT"))
 
 
-_MIXING = frozenset({"BATCH_MATMUL", "CUMSUM", "REVERSE_V2", "ARG_MAX", "ARG_MIN", "TOPK_V2", "TILE", "SHAPE"})
+_MIXING = frozenset({"BATCH_MATMUL", "CUMSUM", "REVERSE_V2"})
 _RULES: dict[str, Callable[[Model, Operator, int], RowRule | str]] = {
     **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D"), _window),
     **dict.fromkeys(("MAX_POOL_2D", "AVERAGE_POOL_2D", "L2_POOL_2D"), _window),
@@ -333,6 +340,7 @@ _RULES: dict[str, Callable[[Model, Operator, int], RowRule | str]] = {
     **dict.fromkeys(("FLOOR", "CEIL", "SIN", "COS", "QUANTIZE", "DEQUANTIZE", "CAST"), _same),
     **dict.fromkeys(("SOFTMAX", "LOG_SOFTMAX", "L2_NORMALIZATION", "LOCAL_RESPONSE_NORMALIZATION"), _last_axis),
     **dict.fromkeys(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD"), _reduce),
+    **dict.fromkeys(("ARG_MAX", "ARG_MIN"), _largest),
     **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), _resize),
     **dict.fromkeys(("PAD", "PADV2"), _pad),
     **dict.fromkeys(("RESHAPE", "SQUEEZE", "EXPAND_DIMS"), _reshape),

@@ -74,6 +74,14 @@ def values_of_each_row(model):
     return model.conv(operator(model, "PRELU", [moved, slopes], model.shape(model.x), None, 1), 4)
 
 
+def classes(model):
+    """The class of each pixel."""
+    best = model.graph.tensor([1, 18, 10], type=models.INT32)
+    made = options("ArgMax", outputType=models.INT32)
+    model.graph.op("ARG_MAX", [model.conv(model.x, 5), numbers(model, -1)], [best], made, version=2)
+    return best
+
+
 def halves(model):
     first, second = model.tensor([1, 18, 10, 4]), model.tensor([1, 18, 10, 4])
     model.graph.op("SPLIT", [numbers(model, 3), model.x], [first, second], options("Split", numSplits=2))
@@ -147,6 +155,7 @@ CASES = {
     "slices": (slices, REAL_AND_INT8),
     "padding with a value": (padded_with_a_value, REAL_AND_INT8),
     "values of each row": (values_of_each_row, REAL),
+    "classes": (classes, REAL_AND_INT8),
     "halves": (halves, REAL_AND_INT8),
     "mean of columns": (mean_of_columns, REAL_AND_INT8),
     "volume": (volume, REAL),
@@ -164,7 +173,10 @@ def test_an_operator_split_by_rows_gives_the_bits_of_the_whole(name):
         result = build(model)
         shape, count = model.shape(result), len(model.graph.raw.operators)
         size = shape[{"volume": 2, "frames": 2, "over time": 2}.get(name, 1)]
-        content = model.build(model.scores(result))
+        kind_of_result = model.graph.raw.tensors[result].type
+        scores = model.scores(result)
+        model.graph.raw.tensors[scores].type = kind_of_result
+        content = model.build(scores)
         for bounds in ((0, size // 3, size // 3 + 1, size), (0, 1, size - 1, size), (0, 2, 3, 3, 5, size)):
             shards = len(bounds) - 1
             blocks = (rows(0, count, *bounds), whole(count, count + 1, shards, 2))
