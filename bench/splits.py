@@ -56,7 +56,7 @@ class Counted(msgspec.Struct):
 def main() -> int:
     """Compare, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    parser.add_argument("models", nargs="*", type=Path, metavar="MODEL")
     parser.add_argument("--shards", default="2,3,4,5,6,7,8", metavar="N[,M..]", help="numbers of even shares")
     parser.add_argument("--counts", type=Path, metavar="FILE", help="add to the counts of earlier runs in this file")
     parser.add_argument("--delegate", choices=[one.value for one in Delegate], default="xnnpack")
