@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 
 from har_edge.coordinator.failover import StageCost
@@ -11,14 +12,24 @@ from har_edge.planner.relocation import Candidate, Key
 from har_edge.protocol.deployment import Deployment, Generation
 from har_edge.protocol.status import StagePhase
 
+_log = logging.getLogger(__name__)
 # How long a node on which a stage failed gets none, if there are others.
 BAN_S = 60.0
 
 
 class CandidatePool:
-    """Candidates for stages. Costs refer to a device of `reference_speed` (as in NodeCapabilities)."""
+    """Candidates for stages. Costs refer to a device of `reference_speed` (as in NodeCapabilities).
 
-    def __init__(self, membership: Membership, costs_of: Callable[[Generation], tuple[StageCost, ...]]) -> None:
+    Nodes that do not know all of `packings` are none.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        costs_of: Callable[[Generation], tuple[StageCost, ...]],
+        packings: frozenset[str] = frozenset(),
+    ) -> None:
+        self._packings, self._told = packings, set[str]()
         self.reference_speed = 0.0
         self._membership, self._costs_of = membership, costs_of
         self._speeds, self._queues = SpeedEstimator(), BacklogMonitor()
@@ -51,6 +62,17 @@ class CandidatePool:
     def _candidate(self, member: Member) -> Candidate | None:
         card = member.status.device if member.status else None
         if card is None:
+            return None
+        missing = self._packings.difference(card.packings)
+        if missing:
+            if member.name not in self._told:
+                self._told.add(member.name)
+                _log.warning(
+                    "node %s gets no stage: activations travel as %s, which it does not know; give it the extra zstd "
+                    "or a newer har_edge",
+                    member.name,
+                    " and ".join(sorted(missing)),
+                )
             return None
         return Candidate(
             member.name,

@@ -22,7 +22,7 @@ class CoordinatorConfig:
     `files` are the contents that the task needs beside the slices, by name, with their hashes in `hashes`. `probe`
     makes the messages of a probe through a generation, from its stream and number. `first_epoch` is that of a pipeline
     without a plan. With `local_brokers`, flows go through the brokers of the nodes that make them, where those carry
-    some.
+    some. Nodes that do not know all of `packings`, in which activations travel, get no stage.
     """
 
     topics: Topics
@@ -38,6 +38,7 @@ class CoordinatorConfig:
     settle_s: float
     probe: Callable[[Generation, str, int], list[Outgoing]]
     local_brokers: bool = False
+    packings: frozenset[str] = frozenset()
 
 
 def hashes_of(generation: Generation) -> set[str]:

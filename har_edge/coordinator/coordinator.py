@@ -75,7 +75,7 @@ class Coordinator:
             setup.topics, {setup.hashes[name]: content for name, content in setup.files.items()}
         )
         self._reassigner = Reassigner(self.membership)
-        self._pool = CandidatePool(self.membership, self._reassigner.costs_of)
+        self._pool = CandidatePool(self.membership, self._reassigner.costs_of, setup.packings)
         self._flows = FlowAssigner(self.membership, setup.config.task, setup.local_brokers)
         self._collector = SessionCollector()
         self._readiness = ReadinessProbe(setup.author, setup.probe)

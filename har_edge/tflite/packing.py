@@ -43,6 +43,11 @@ class TensorPacking:
         return "+".join([part for part in (*parts, ZSTD if self.zstd else "") if part])
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of what nodes must know for it: f2, q8, zstd."""
+        return tuple(part for part in (self.rounding.value, ZSTD if self.zstd else "") if part)
+
+    @property
     def is_calibrated(self) -> bool:
         """Whether it has all figures that it needs."""
         return self.rounding is not Rounding.INT8 or self.scale > 0

@@ -1,15 +1,23 @@
 """A split that a person chose, on nodes by their cards."""
 
+import dataclasses
+import logging
+
 import msgspec
 import pytest
 
 from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import generation_id
+from har_edge.coordinator.candidates import CandidatePool
+from har_edge.coordinator.membership import Membership
 from har_edge.coordinator.replan import PlacementSpec, PlanRequest
 from har_edge.coordinator.split_planner import SplitPlanner
-from har_edge.protocol.deployment import Generation, Placement
+from har_edge.protocol.deployment import PROTOCOL, Generation, Placement
+from har_edge.protocol.status import Heartbeat, NodeCapabilities, NodeStatus, State
 from har_edge.runtime.slicing import lay_out
+from har_edge.tflite.manifest import find_flaw
 from har_edge.tflite.model import read_model
+from har_edge.tflite.packed_cuts import choose_packings, parse_request, with_packings
 from tests.coordinator.test_planner_thread import even, nodes
 
 SPLIT = "rows:0-3@2 rows:3-6@2 rows:6-11@3,1 whole:11-17@2"
@@ -61,3 +69,33 @@ def test_another_split_is_unmet(model, planner):
     assert PlacementSpec().unmet(ours, model.sha256, 2) == "no split was asked for"
     alone = msgspec.structs.replace(ours, placements=(Placement(0, "a"), Placement(1, "a")))
     assert spec.unmet(alone, model.sha256, 2) == "2 stages were asked for, and there are nodes for each"
+
+
+def test_packed_activations_are_another_plan_whose_manifest_says_so(model, planner):
+    layout = lay_out(model, SPLIT)
+    packings = choose_packings(layout.manifest, [parse_request("f2+zstd")])
+    layout = dataclasses.replace(layout, manifest=with_packings(layout.manifest, packings))
+    packed = SplitPlanner(model, layout, even, speed=lambda: 100.0)
+    found = packed.plan(PlanRequest(1, nodes("a", "b"), (), 0))
+    assert not found.problem and find_flaw(found.manifest) == ""
+    travelled = {spec.packing for entry in found.manifest.slices for spec in entry.outputs} - {""}
+    assert travelled == {"zstd"}  # integers are not rounded
+    assert generation_id(found.manifest) != generation_id(planner.manifest)
+
+
+def test_nodes_that_do_not_know_a_packing_get_no_stage(caplog):
+    membership = Membership()
+    for name, packings in (("old", ()), ("plain", ("f2", "q8")), ("whole", ("f2", "q8", "zstd"))):
+        card = NodeCapabilities(PROTOCOL, name, "Linux", 1, 10**9, "litert", 50.0, packings=packings)
+        membership.note_status(name, NodeStatus(name, "node", State.READY, "i", 1.0, device=card), 0.0)
+        membership.note_heartbeat(name, Heartbeat(name, "i", 1, 0.0), 0.0)
+
+    def of(*packings):
+        pool = CandidatePool(membership, lambda generation: (), frozenset(packings))
+        with caplog.at_level(logging.WARNING):
+            pool.candidates()
+            return [one.name for one in pool.candidates()]
+
+    assert of() == ["old", "plain", "whole"] and caplog.text == ""
+    assert of("f2") == ["plain", "whole"] and of("f2", "zstd") == ["whole"]
+    assert caplog.text.count("node plain gets no stage: activations travel as zstd, which it does not know") == 1

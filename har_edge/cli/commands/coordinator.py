@@ -12,6 +12,7 @@ from har_edge.cli.arguments import options, values
 from har_edge.cli.arguments.model_task import add_flags, copy_with_files, resolve_model
 from har_edge.cli.console import follow
 from har_edge.cli.console import say as print_folded
+from har_edge.cli.packed_slices import add_pack, find_packings
 from har_edge.units import duration
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from har_edge.protocol.deployment import Generation
     from har_edge.runtime.status_publisher import Identity
     from har_edge.tflite.model import Model
+    from har_edge.tflite.packing import TensorPacking
 
 HELP = "place a model on the available nodes, and keep it running when nodes come and go"
 
@@ -84,6 +86,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="send flows through the brokers that nodes carry (`node --own-broker`): each crosses one link less",
     )
     options.add_wire(parser, None, "the lowest that carries the model (default), or 3 where no node is older")
+    add_pack(parser)
+    options.add_data(parser)
     options.add_reducer(parser, "what the sensors do to windows, instead of what the model's manifest says")
     options.add_delegate(parser, "xnnpack, with a plan that older nodes can read")
     add_flags(parser, deploys=True)
@@ -180,6 +184,7 @@ def _prepare(
     from har_edge.protocol.deployment import VERSION, Deployment, check_deployment
     from har_edge.runtime.slicing import lay_out, read_companions, settle_reducers
     from har_edge.tflite.model import gather_outputs, with_sent_bytes
+    from har_edge.tflite.packed_cuts import with_packings
     from har_edge.tflite.state import state_of
 
     known = resolve_model(args, find_model(args.model))
@@ -201,10 +206,17 @@ def _prepare(
     config = PipelineConfig(task, name=args.pipeline, base=args.base, delegate=args.delegate or msgspec.UNSET)
     devices = load_devices(args.devices) if args.devices else None
     planner: Planner | SplitPlanner
+    packings: dict[str, TensorPacking] = {}
     if args.split is not None or args.plan is not None:
         layout = lay_out(model, args.split if args.plan is None else args.plan)
+        packings, calibrated = find_packings(model, layout.manifest, task, beside, args) if args.pack else ({}, "")
+        layout = replace(layout, manifest=with_packings(layout.manifest, packings))
+        if calibrated:
+            print_folded(f"int8 activations are calibrated on {calibrated}")
         planner = SplitPlanner(model, layout, partial(_profile, args), devices, args.devices or Path())
         spec = replace(spec, split=(generation_id(planner.manifest), len(planner.manifest.slices)))
+    elif args.pack:
+        raise ConfigError("--pack came without --split or --plan; it packs the activations of cuts that stay")
     else:
         planner = Planner(model, spec, partial(_profile, args), devices, args.devices or Path(), wire=args.wire)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -224,6 +236,7 @@ def _prepare(
         settle_s=args.settle,
         probe=lambda generation, stream, number: _probe(config, generation, stream, number, beside),
         local_brokers=args.local_brokers,
+        packings=frozenset(part for one in packings.values() for part in one.parts),
     )
     return setup, planner
 
