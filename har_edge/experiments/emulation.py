@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -20,9 +20,8 @@ from har_edge.experiments.environment import spawn_on
 from har_edge.mqtt.address import read_address
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import open_bus
-from har_edge.protocol import wire
-from har_edge.protocol.topics import ALL_SOURCES
-from har_edge.runtime.build import source_ids
+from har_edge.runtime.build import build_sensor
+from har_edge.runtime.sensor.sensor import Sensor
 
 READY_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
@@ -88,8 +87,13 @@ class Emulated:
     """Stages that run on a test bed, and the connection that feeds them from its host side."""
 
     cluster: Cluster
+    _sensor: Sensor = field(init=False)
     _runs: int = 0
     _under_way: int = 0
+
+    def __post_init__(self) -> None:
+        pipeline = self.cluster.pipeline
+        self._sensor = build_sensor(pipeline, list(pipeline.task.inputs), combine=True)
 
     def measure(self, codes: Sequence[Mapping[str, Code]], pace: MeasurementLimits) -> Measured:
         """Send windows, again and again the same, as fast as answers come; return the pace of the steady part.
@@ -153,10 +157,8 @@ class Emulated:
         self.cluster.stop()
 
     def _send(self, stream: str, seq: int, codes: Mapping[str, Code]) -> None:
-        pipeline = self.cluster.pipeline
-        message = wire.Message(stream, seq, pipeline.config.epoch, (time.time(),), codes)
-        payload = wire.encode(message, pipeline.manifest.wire, source_ids(pipeline))
-        self.cluster.bus.publish(self.cluster.topics.window(stream, ALL_SOURCES), payload)
+        for outgoing in self._sensor.write(stream, seq, (time.time(),), codes):
+            self.cluster.bus.publish(outgoing.topic, outgoing.payload)
 
     def _poll(self) -> list[int]:
         """Take what came; return the numbers of answered windows of this run."""

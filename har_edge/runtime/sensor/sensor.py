@@ -101,16 +101,28 @@ class Sensor:
         else:
             self._count(windows)
             self._watch(windows)
-        outgoing = []
+        return self.write(first.stream, first.seq, tuple(captured), codes, known, sent)
+
+    def write(
+        self,
+        stream: str,
+        seq: int,
+        captured: tuple[float, ...],
+        codes: Mapping[str, Code],
+        truth: tuple[int | None, ...] | None = None,
+        sent: tuple[int, int] | None = None,
+    ) -> list[Outgoing]:
+        """Return the messages for the codes of windows, by source; raises ConfigError as `handle` does."""
+        setup, outgoing = self.setup, []
         for name, tensors in self._groups(codes).items():
-            message = wire.Message(first.stream, first.seq, setup.epoch, tuple(captured), tensors, known, sent=sent)
+            message = wire.Message(stream, seq, setup.epoch, captured, tensors, truth, sent=sent)
             payload = wire.encode(message, setup.wire_version, setup.ids)
             if len(payload) > setup.max_payload_bytes:
                 raise ConfigError(
-                    f"a message of {len(windows)} windows takes {len(payload)} bytes; expected at most "
+                    f"a message of {len(captured)} windows takes {len(payload)} bytes; expected at most "
                     f"{setup.max_payload_bytes}; lower --batch, or raise max_payload_bytes in the pipeline file"
                 )
-            outgoing.append(Outgoing(setup.topics.window(first.stream, name), payload, needs_subscriber=True))
+            outgoing.append(Outgoing(setup.topics.window(stream, name), payload, needs_subscriber=True))
         self.counters.messages += len(outgoing)
         return outgoing
 
