@@ -27,6 +27,7 @@ SCORES = Port("scores", (1, 10), np.dtype("float32"), 0.0, 0)
         (port((1, 8, 6, 3), "uint8", 0.0078125, 128), 48, "u8:0.0078125:128"),
         (port((1, 50, 3), "int8", 0.5, -3), 50, "q8:0.5:-3"),
         (port((1, 8, 6, 3), "uint8"), 48, "none"),
+        (port((1, 4, 8, 6, 3)), 192, "none"),
     ],
 )
 def test_an_image_is_a_window_and_classes_go_by_index(image: Port, length: int, reducer: str) -> None:
@@ -35,7 +36,7 @@ def test_an_image_is_a_window_and_classes_go_by_index(image: Port, length: int, 
     assert (task.labels[3], task.label_ids[3], len(task.labels)) == ("class-3", 3, 10)
 
 
-@pytest.mark.parametrize("shape", [(1, 8), (1, 8, -1, 3), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(1, 8), (1, 8, -1, 3), (1, 2, 3, 4, 5, 6)])
 def test_another_input_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=r"input 'image' is \[1, .*; expected an image \[1, height, width, channels\]"):
         image_task(port(shape), SCORES)
