@@ -13,6 +13,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from har_edge.api.arguments import (
+    check_count,
+    check_counts,
+    check_mapping,
+    check_path,
+    check_text,
+    check_texts,
+    python_words,
+)
 from har_edge.config.catalog import find_model
 from har_edge.errors import ConfigError, CutError, DataError
 from har_edge.inference.tensor_observation import open_model
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
     from har_edge.tflite.model import Model as Graph
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A .tflite file that was found, with its hash, and with the task that says what its inputs and classes mean.
 
@@ -43,10 +52,23 @@ class Model:
     # A stream description that goes beside the slices, for a task made here, by the name of its file.
     _beside: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, {str(self.path)!r})"
+
     @cached_property
     def graph(self) -> Graph:
         """The file as a graph of operators and tensors."""
         return open_model(self.path)
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes, by index; empty where nobody names them.
+
+        >>> import har_edge
+        >>> har_edge.load_model("int8").labels[:2]
+        ['standing still', 'sitting and relaxing']
+        """
+        return [] if self.task is None else list(self.task.labels)
 
     @property
     def inputs(self) -> list[TensorSpec]:
@@ -95,6 +117,7 @@ class Model:
             {port.name: _of_type(port.name, values[port.name], port.dtype) for port in self._interpreter.inputs}
         )
 
+    @python_words()
     def verify(self, cuts: Sequence[int]) -> None:
         """Run the whole model and its slices on the same random inputs; CutError unless every bit is equal.
 
@@ -104,6 +127,8 @@ class Model:
         >>> har_edge.load_model("int8").verify([4, 9])
         """
         from har_edge.runtime.verify import check_cuts
+
+        check_counts("cuts", cuts)
 
         for check in check_cuts(self.graph, [tuple(cuts)]):
             if check.difference is not None:
@@ -139,6 +164,7 @@ def _of_type(name: str, values: npt.ArrayLike, dtype: np.dtype[Any]) -> npt.NDAr
     return held
 
 
+@python_words()
 def load_model(
     name_or_path: str | os.PathLike[str],
     *,
@@ -169,8 +195,14 @@ def load_model(
     >>> model.path.name, len(model.cuts)
     ('har-int8.tflite', 16)
     """
+    from har_edge.tflite.model import read_model
+
+    check_path("model", name_or_path)
+    check_texts("labels", labels)
     found = find_model(os.fspath(name_or_path))
     entry = found.entry
+    if entry is None:
+        read_model(found.path)  # what is no model is refused here, not at its first use
     name = entry.name if entry is not None else found.path.stem
     if not pictures and (normalize is not None or fit != "stretch"):
         raise ConfigError("normalize or fit came without pictures=True; expected both: these are for pictures")
@@ -225,6 +257,7 @@ def _picture_task(
     )
 
 
+@python_words()
 def split(
     model: Model | str | os.PathLike[str],
     folder: str | os.PathLike[str],
@@ -258,6 +291,13 @@ def split(
     from har_edge.protocol.topics import check_id
     from har_edge.runtime.slicing import prepare
 
+    check_path("model", model, Model)
+    check_path("folder", folder)
+    check_count("stages", stages)
+    check_counts("cuts", cuts)
+    check_text("name", name)
+    check_mapping("reducers", reducers)
+    cuts = None if cuts is None else [int(cut) for cut in cuts]  # those of NumPy too
     if stages is not None and cuts is not None:
         raise ConfigError(f"stages={stages} came with cuts={list(cuts)}; expected one of them")
     if stages is not None and stages < 1:

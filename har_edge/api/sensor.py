@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.api.arguments import check_count, check_number, check_text, check_texts, python_words
 from har_edge.api.target import Target, find_target
 from har_edge.data.pictures import fit_picture
 from har_edge.data.recording import Samples, Window
@@ -44,6 +45,9 @@ _log = logging.getLogger(__name__)
 STEP_S = 0.01
 IN_FLIGHT = 64
 GIVE_UP_S = 120.0
+# How long a stage of the same machine may be gone, as when a program starts it again, before nothing is waited for.
+DEAD_S = 5.0
+_LOOK_S = 0.5
 SESSION_S = 300
 Array = npt.ArrayLike
 
@@ -72,8 +76,8 @@ class Sensor:
         in_flight: how many windows may be unanswered before `send` waits.
         give_up_s: after how many seconds without any answer windows are given up.
 
-    Raises ConfigError, BrokerError where the broker cannot be reached, NodeError where the name is taken or no plan is
-    deployed within `give_up_s`.
+    Raises ConfigError, BrokerError where the broker cannot be reached, NodeError where the name is taken, where another
+    sensor of this program sends the same source of the same stream, or where no plan is deployed within `give_up_s`.
 
     >>> import har_edge, numpy
     >>> with har_edge.LocalCluster("int8", cuts=[9]) as cluster:
@@ -84,6 +88,7 @@ class Sensor:
     [('alice', 0)]
     """
 
+    @python_words()
     def __init__(
         self,
         folder: str | os.PathLike[str] | Pipeline | None = None,
@@ -96,6 +101,11 @@ class Sensor:
         in_flight: int = IN_FLIGHT,
         give_up_s: float = GIVE_UP_S,
     ) -> None:
+        check_text("stream", stream)
+        check_texts("sources", sources)
+        check_text("name", name)
+        check_count("in_flight", in_flight)
+        check_number("give_up_s", give_up_s)
         check_id("name of the stream", stream)
         if in_flight < 1:
             raise ConfigError(f"in_flight={in_flight} came; expected at least 1")
@@ -116,11 +126,26 @@ class Sensor:
         self._identity = Identity(
             target.topics, node, "sensor", target.client.value, f"arrays of {stream}", sources=tuple(self.sources)
         )
-        check_role(target.connect, target.topics, node, "sensor")
-        bus = target.connect(self._identity.session(expiry_s=SESSION_S))
+        self._where = f"--broker {target.address.url} --base {target.topics.base} --pipeline {target.topics.pipeline}"
+        self._find_problem: Callable[[], str] = str
+        self._problem, self._problem_at, self._look_at = "", 0.0, 0.0
+        self._claim = _Claim(target, stream, self.sources)
+        try:
+            check_role(target.connect, target.topics, node, "sensor")
+            bus = target.connect(self._identity.session(expiry_s=SESSION_S))
+        except BaseException:
+            self._claim.release()
+            raise
         self._publisher = SensorPublisher(bus, self._packer, self._identity, self._flow, self._counters)
         self._thread = threading.Thread(target=self._run, name=node, daemon=True)
         self._thread.start()
+
+    def watch_for(self, find_problem: Callable[[], str]) -> None:
+        """Ask, while windows are unanswered, what keeps them from being answered; empty where nothing does.
+
+        After a problem has lasted for DEAD_S seconds, windows are given up, and the error says what it is.
+        """
+        self._find_problem = find_problem
 
     def send(
         self, samples: Mapping[str, Array] | Array, *, captured: float | None = None, timeout_s: float | None = None
@@ -138,6 +163,8 @@ class Sensor:
         Raises DataError for samples of another shape or that are not finite, NodeError where windows were given up or
         too many stay unanswered.
         """
+        check_number("captured", captured)
+        check_number("timeout_s", timeout_s)
         self._check()
         if self._closing or self._ended.is_set():
             raise NodeError(f"the sensor of {self.stream} has ended; make a new one")
@@ -175,6 +202,7 @@ class Sensor:
 
         Raises NodeError where windows are unanswered after `timeout_s` seconds, by default `give_up_s`.
         """
+        check_number("timeout_s", timeout_s)
         self._deadline = time.monotonic() + (self._give_up_s if timeout_s is None else timeout_s)
         self._closing = True
         self._thread.join()
@@ -183,9 +211,15 @@ class Sensor:
         if self.lost or unsent:
             raise NodeError(
                 f"{self.lost + unsent} of {self.sent + unsent} windows of {self.stream} were given up without an answer"
-                f"{f', {unsent} of them unsent' if unsent else ''}; expected stages that run, and a broker that can be "
-                "reached: see `har-edge status`"
+                f"{f', {unsent} of them unsent' if unsent else ''}; {self._hint()}"
             )
+
+    def _hint(self) -> str:
+        """Say what was expected: with the last words of a stage that has ended, where that is known."""
+        see = f"`har-edge status {self._where}`"
+        if self._problem:
+            return f"expected stages that run, but this one has ended: see {see}\n{self._problem}"
+        return f"expected stages that run, and a broker that can be reached: see {see}"
 
     def __enter__(self) -> Sensor:
         return self
@@ -221,13 +255,24 @@ class Sensor:
         deadline = time.monotonic() + timeout_s
         while self.unanswered >= self._in_flight:
             self._check()
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline or self._is_hindered(now):
+                waited = now - deadline + timeout_s
                 raise NodeError(
-                    f"{self.unanswered} windows of {self.stream} are unanswered after {timeout_s:.0f} s; expected "
-                    "stages that run: see `har-edge status`"
+                    f"{self.unanswered} windows of {self.stream} are unanswered after {waited:.0f} s; {self._hint()}"
                 )
             self._ended.wait(STEP_S)
         self._waiting.put(due)
+
+    def _is_hindered(self, now: float) -> bool:
+        """Return whether a problem has lasted for DEAD_S seconds."""
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_S
+            problem = self._find_problem()
+            if problem and not self._problem:
+                self._problem_at = now
+            self._problem = problem
+        return bool(self._problem) and now > self._problem_at + DEAD_S
 
     def _check(self) -> None:
         if self._error is not None:
@@ -247,6 +292,7 @@ class Sensor:
         except Exception as error:  # who calls send or close is to see it, whatever it is
             self._error = error
         finally:
+            self._claim.release()
             self._ended.set()
 
     def _is_over(self) -> bool:
@@ -255,10 +301,32 @@ class Sensor:
             return False
         if self._waiting.empty() and self._flow.is_done(self._publisher.pending):
             return True
-        return now > self._deadline or self._flow.is_hopeless(now)
+        return now > self._deadline or self._flow.is_hopeless(now) or self._is_hindered(now)
 
     def _counters(self) -> dict[str, int]:
         return self._packer.counters.as_dict() | {"raw_bytes": self._packer.raw_bytes}
+
+
+class _Claim:
+    """The sources of a stream that one sensor of this program sends: two would number different windows alike."""
+
+    _held: ClassVar[set[tuple[str, str, str, str]]] = set()
+    _lock = threading.Lock()
+
+    def __init__(self, target: Target, stream: str, sources: Sequence[str]) -> None:
+        self._keys = {(target.address.url, target.topics.prefix, stream, source) for source in sources}
+        with self._lock:
+            taken = sorted(source for *_, source in self._keys & self._held)
+            if taken:
+                raise NodeError(
+                    f"a sensor of this program sends {', '.join(taken)} of stream {stream!r} already; expected one "
+                    "sensor for each source of a stream: close that one first, or name another stream"
+                )
+            self._held.update(self._keys)
+
+    def release(self) -> None:
+        with self._lock:
+            self._held.difference_update(self._keys)
 
 
 @dataclass(frozen=True, slots=True)

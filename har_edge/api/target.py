@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from har_edge.api.arguments import check_path, check_text
 from har_edge.config.pipeline import BrokerConfig, Pipeline, load_pipeline
 from har_edge.errors import ConfigError
 from har_edge.mqtt.address import Address, read_address
@@ -40,6 +41,11 @@ def find_target(
     The broker is the one given, else that of HAR_EDGE_BROKER, else that of the pipeline file. User and password come
     from HAR_EDGE_USERNAME and HAR_EDGE_PASSWORD, or from the files that the pipeline file names. Raises ConfigError.
     """
+    if folder is not None:
+        check_path("folder", folder, Pipeline)
+    check_text("pipeline", pipeline)
+    if broker is not None and not isinstance(broker, str | Address):
+        raise ConfigError(f"broker={broker!r} came, of type {type(broker).__name__}; expected mqtt://HOST[:PORT]")
     if (folder is None) == (pipeline is None):
         came = "neither a folder nor pipeline=NAME" if folder is None else f"a folder and pipeline={pipeline!r}"
         raise ConfigError(

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from har_edge.api.arguments import check_count, check_number, python_words
 from har_edge.api.target import Target, find_target
 from har_edge.errors import BrokerError, NodeError
 from har_edge.mqtt.bus import Session
@@ -140,6 +141,7 @@ class ResultWatcher:
         return self._executor
 
 
+@python_words()
 def watch(
     folder: str | os.PathLike[str] | Pipeline | None = None,
     *,
@@ -170,4 +172,6 @@ def watch(
     ...         sorted(result.seq for result in results)
     [0, 1]
     """
+    check_count("limit", limit)
+    check_number("timeout_s", timeout_s)
     return ResultWatcher(find_target(folder, pipeline, broker), limit=limit, timeout_s=timeout_s)

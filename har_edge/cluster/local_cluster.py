@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from har_edge.api.arguments import check_count, check_number, check_path, check_text, check_texts, python_words
 from har_edge.api.model import Model, load_model, split
 from har_edge.api.sensor import GIVE_UP_S, IN_FLIGHT, Sensor
 from har_edge.api.watch import ResultWatcher, watch
@@ -71,6 +72,7 @@ class LocalCluster(Cluster):
     subject7 2
     """
 
+    @python_words()
     def __init__(
         self,
         model: Model | Pipeline | str | os.PathLike[str],
@@ -82,6 +84,11 @@ class LocalCluster(Cluster):
         broker: str | None = None,
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
+        check_path("model", model, Model, Pipeline)
+        check_count("nodes", nodes)
+        check_text("broker", broker)
+        if directory is not None:
+            check_path("directory", directory)
         if nodes is not None and nodes < 1:
             raise ConfigError(f"nodes={nodes} came; expected at least 1, or none for stages that stay where they are")
         if nodes is not None and cuts is not None:
@@ -136,6 +143,7 @@ class LocalCluster(Cluster):
         """
         if not self.deployed:
             raise ConfigError("the stages of this cluster are fixed; expected LocalCluster(..., nodes=N) for scale()")
+        check_count("nodes", nodes)
         if nodes < 1:
             raise ConfigError(f"scale({nodes}) came; expected at least 1 node")
         running = [name for name in self.processes.alive() if name.startswith("node-")]
@@ -178,7 +186,7 @@ class LocalCluster(Cluster):
     ) -> Sensor:
         """Return a sensor in this process that sends to this cluster; see `Sensor` for the arguments."""
         self._check_open()
-        return Sensor(
+        sensor = Sensor(
             None if self.deployed else self.pipeline,
             pipeline=self.topics.pipeline if self.deployed else None,
             stream=stream,
@@ -188,6 +196,14 @@ class LocalCluster(Cluster):
             in_flight=in_flight,
             give_up_s=give_up_s,
         )
+        if not self.deployed:
+            sensor.watch_for(self._find_dead_stage)
+        return sensor
+
+    def _find_dead_stage(self) -> str:
+        """Say which stage has ended, and its last words; empty while all run."""
+        dead = [one for name, one in self.processes.running.items() if name.startswith("stage-") and not one.alive]
+        return "\n".join(one.last_lines() for one in dead)
 
     def watch(self, *, limit: int | None = None, timeout_s: float | None = None) -> ResultWatcher:
         """Return the results that come from now on, as `har_edge.watch` does."""
@@ -212,6 +228,11 @@ class LocalCluster(Cluster):
         Raises ConfigError for numbers that are not positive, NodeError while an earlier replay still sends.
         """
         self._check_open()
+        check_texts("streams", streams)
+        check_count("windows", windows)
+        check_number("speed", speed)
+        if data is not None:
+            check_path("data", data)
         if windows is not None and windows < 1:
             raise ConfigError(f"windows={windows} came; expected at least 1")
         if speed is not None and not speed > 0:

@@ -109,6 +109,9 @@ class Pipeline:
     described: StreamDescription
     stream: StreamDescription
 
+    def __repr__(self) -> str:
+        return f"Pipeline({self.config.name!r}, {len(self.manifest.slices)} slices, folder={str(self.folder)!r})"
+
     @property
     def task(self) -> Task:
         return self.config.task

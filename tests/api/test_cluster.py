@@ -190,6 +190,46 @@ def test_windows_that_nobody_answers_are_an_error(cluster: har_edge.LocalCluster
             sensor.close(0.5)
 
 
+def test_a_stage_that_has_ended_is_named_soon_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("har_edge.api.sensor.DEAD_S", 1.0)
+    with har_edge.LocalCluster("int8", cuts=[9]) as cluster:
+        cluster.kill("stage-1")
+        began = time.monotonic()
+        sensor = cluster.sensor("waiting", in_flight=1)
+        sensor.send(rows(LENGTH))
+        with pytest.raises(NodeError, match=r"1 windows of waiting are unanswered after [1-9]") as blocked:
+            sensor.send(rows(HOP))
+        with pytest.raises(NodeError, match=r"1 of 1 windows of waiting were given up without an answer") as closed:
+            sensor.close()
+        assert time.monotonic() - began < 60  # not the 120 s of give_up_s
+        for error in (blocked, closed):
+            assert "this one has ended" in str(error.value) and "--- stage-1 (exit code -9)" in str(error.value)
+            assert f"`har-edge status --broker {cluster.broker} --base har --pipeline" in str(error.value)
+            assert "stage-0" not in str(error.value)
+
+
+def test_a_stage_may_be_started_again_while_windows_wait() -> None:
+    with har_edge.LocalCluster("int8", cuts=[9]) as cluster:
+        cluster.kill("stage-1")
+        with cluster.sensor("patient") as sensor:
+            sensor.send(rows(LENGTH))
+            cluster.restart("stage-1")
+        assert (sensor.sent, sensor.lost) == (1, 0)
+
+
+def test_one_sensor_of_a_program_sends_a_source_of_a_stream(cluster: har_edge.LocalCluster) -> None:
+    with cluster.sensor("twin") as sensor:
+        with pytest.raises(NodeError, match="sends ankle, arm, chest of stream 'twin' already"):
+            cluster.sensor("twin", name="other")
+        with pytest.raises(NodeError, match="sends arm of stream 'twin' already; expected one sensor for each source"):
+            cluster.sensor("twin", sources=["arm"])
+        with cluster.sensor("other"), cluster.sensor("third"):
+            pass
+        assert sensor.send(rows(LENGTH)) == 1
+    with cluster.sensor("twin") as sensor:  # it is free again
+        assert sensor.send(rows(LENGTH)) == 1
+
+
 def test_windows_that_cannot_be_sent_are_an_error(tmp_path: Path) -> None:
     pipeline = har_edge.split("int8", tmp_path, cuts=[9])
     broker = start_embedded()
