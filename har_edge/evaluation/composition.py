@@ -83,6 +83,11 @@ def load_composition(
             f"{folder} holds slices of a model with sha256 {manifest.model_sha256}, expected {model_sha256}; "
             "cut this model, or name the model that was cut"
         )
+    if any(entry.steps for entry in manifest.slices):
+        raise ModelError(
+            f"{folder} holds shards, which exchange tensors while they run, expected slices that run one after the "
+            "other; score the whole model, and compare the folder with it: har-edge slice MODEL --check --slices DIR"
+        )
     root = folder if folder.is_dir() else folder.parent
     return Composition(
         [

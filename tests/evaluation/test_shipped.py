@@ -94,3 +94,15 @@ def test_the_split_figure_is_reproduced(name: str, dataset: Path) -> None:
     scores = score(predict_recordings(classifier, recordings, found.entry.task), found.entry.task.labels)
     assert scores.windows == found.entry.split.windows
     assert scores.accuracy == found.entry.split.accuracy  # one file, one data set: no room for luck
+
+
+def test_shards_are_not_scored_as_slices_that_run_one_after_the_other(tmp_path):
+    from har_edge.config.catalog import find_model
+    from har_edge.errors import ModelError
+    from har_edge.evaluation.composition import load_composition
+    from har_edge.runtime.slicing import prepare
+
+    found = find_model("int8")
+    prepare(found.path, found.entry.task, tmp_path / "slices", stages=1, split="whole:0-10 rows:10-11@2 whole:11-17")
+    with pytest.raises(ModelError, match="holds shards, which exchange tensors while they run"):
+        load_composition(tmp_path / "slices", found.sha256, found.entry.task)
