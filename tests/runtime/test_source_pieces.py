@@ -129,3 +129,17 @@ def test_a_piece_of_another_size_is_dropped_and_counted(folder: Path) -> None:
     (released,) = stage.handle(bad)
     assert (released.topic, released.acks) == ("", (bad,)) and stage.counters.rejected == 1
     assert f"[1, 7, 5] came for 1 windows on the topic of {level}; expected codes of '{source}' [1, " in stage.complaint
+
+
+def test_a_shard_that_takes_sources_runs_no_window_without_them(folder: Path) -> None:
+    import dataclasses
+
+    import msgspec
+
+    from har_edge.config.pipeline import JoinConfig, MissingRule, load_pipeline
+    from har_edge.errors import ConfigError
+
+    pipeline = load_pipeline(folder)
+    config = msgspec.structs.replace(pipeline.config, join=JoinConfig(missing=MissingRule.CARRY_ON))
+    with pytest.raises(ConfigError, match="stage 0 is a shard that takes chest, ankle, arm; shards of one group could"):
+        build_stage(dataclasses.replace(pipeline, config=config), 0)

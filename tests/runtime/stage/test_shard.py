@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from har_edge.mqtt.bus import Delivery
+from har_edge.mqtt.bus import Delivery, Session
+from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol import wire
+from har_edge.runtime.stage.loop import StageLoop
 from har_edge.runtime.stage.shard import ShardStage
 from har_edge.runtime.stage.stage import RECENT_S
+from har_edge.runtime.stop import Stop
 from tests.runtime.faulty_pipeline import make_group, make_stage, rows, samples_of
 from tests.runtime.rig import TOPICS, Clock
 
@@ -195,3 +198,31 @@ def test_a_shard_with_much_to_run_takes_no_more(monkeypatch, steps):
         stage.step()
     run(stage)
     assert not stage.full
+
+
+def test_the_loop_puts_a_border_row_on_its_way_before_the_next_step_is_computed():
+    broker = MemoryBroker()
+    peer, bus = broker.connect(Session("peer")), broker.connect(Session("stage"))
+    peer.subscribe([TOPICS.activation(1, "0-1", "+")])
+    stage, heard = shard(), []
+
+    def watching(number, run):
+        def watched(values):
+            heard.append((number, len(peer.poll(0.0))))
+            return run(values)
+
+        return watched
+
+    stage._program.steps = tuple(
+        type(step)(watching(number, step.run), step.inputs, step.outputs, step.keys)
+        for number, step in enumerate(stage._program.steps)
+    )
+    loop = StageLoop(bus, stage, Stop())
+    sensor = broker.connect(Session("sensor"))
+    for one in (window("chest"), window("arm")):
+        sensor.publish(one.topic, one.payload)
+    sensor.poll(0.0)
+    for _ in range(3):
+        loop.turn()
+    assert heard == [(0, 0), (1, 1)], "the border row left before step 1, and its deliveries are still unacknowledged"
+    assert len(bus._account.unacknowledged) == 2
