@@ -141,7 +141,8 @@ class Emulated:
         while not self._poll():
             self.cluster.check_alive()
             if time.monotonic() - began > ANSWER_TIMEOUT_S:
-                raise BrokerError(f"no answer to one window for {ANSWER_TIMEOUT_S:.0f} s")
+                name = self.cluster.pipeline.config.name
+                raise BrokerError(f"no answer to one window of {name} for {ANSWER_TIMEOUT_S:.0f} s")
         return time.monotonic() - began
 
     def settle(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
