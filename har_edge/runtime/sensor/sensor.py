@@ -133,11 +133,10 @@ class Sensor:
             for piece in setup.pieces.get(source, ()):
                 groups[piece.level] = {source: code[:, piece.start : piece.stop]}
         whole = {source: code for source, code in codes.items() if not setup.pieces.get(source)}
-        if setup.combine and whole:
-            groups[ALL_SOURCES] = whole
-        elif not setup.combine:
-            groups |= {source: {source: code} for source, code in whole.items()}
-        return groups
+        if setup.combine and not groups:
+            return {ALL_SOURCES: whole}
+        # Beside pieces, each source on its own topic: who takes pieces alone could use nothing of a common message.
+        return groups | {source: {source: code} for source, code in whole.items()}
 
     def _watch(self, windows: Sequence[Window]) -> None:
         for one in self.setup.saturations:
