@@ -90,7 +90,7 @@ def row(model: Model, seconds: list[float], overhead: float, rate: float, count:
             link_bytes_per_s=args.link * MBIT,
             latency_s=1e-3,
             memory_bytes=None if args.memory is None else int(args.memory * 1e6),
-            base_bytes=45_000_000,
+            base_bytes=55_000_000,
             growth=args.growth,
             duplex=True,
         )

@@ -13,7 +13,7 @@ from har_edge.planner.plan import VERSION, Alternative, Objective, Plan, Planned
 from har_edge.planner.simulation import Simulator, SplitForecast
 from har_edge.planner.split_costs import SOURCE, PackingCost, SplitCosts
 from har_edge.planner.split_model import make_split_model, operator_seconds
-from har_edge.planner.split_search import best_split
+from har_edge.planner.split_search import best_split, improve
 from har_edge.planner.stage_groups import best_groups
 from har_edge.tflite.model import Model
 from har_edge.tflite.split.plan import Block, SplitMethod, SplitPlan
@@ -75,10 +75,16 @@ def find_candidate(costs: SplitCosts, objective: Objective) -> SplitCandidate | 
         blocks = best_groups(costs)
         return None if blocks is None else _candidate(costs, blocks, border_first=False)
     best = None
+    if costs.broker.link_bytes_per_s is not None and any(d.kind.memory_bytes is not None for d in costs.devices):
+        # Memory decides first: a plan that fits is found more easily where the broker's link costs nothing.
+        free = best_split(_with(costs, costs.devices, BrokerLink()), border_first=True)
+        if free is not None:
+            seconds = Simulator(costs, border_first=True).latency(free.blocks)
+            best = improve(costs, replace(free, latency_s=seconds))
     for border_first in (True, False):
         limit = float("inf") if best is None else best.latency_s
         # Borders apart seldom cost more than they hide; then the quick search finds it.
-        quick = best is not None
+        quick = best is not None and not border_first
         best = best_split(costs, border_first=border_first, best_s=limit, quick=quick) or best
     return None if best is None else _candidate(costs, best.blocks, border_first=best.border_first)
 
