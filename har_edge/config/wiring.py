@@ -44,6 +44,11 @@ class Wiring:
         return frozenset(name for stage in self.peers for name in self.earlier.get(stage, ()))
 
     @property
+    def may_take_turns(self) -> bool:
+        """Whether one message brings all that a window needs: parts of a window would go to different replicas."""
+        return len(self.levels) + bool(self.sources) <= 1
+
+    @property
     def levels(self) -> Mapping[str, tuple[str, ...]]:
         """The tensors that each topic of activations brings, by the level that names its flow."""
         return self.takes or {flow_level(stage, 0): names for stage, names in sorted(self.earlier.items())}

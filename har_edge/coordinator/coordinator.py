@@ -415,7 +415,8 @@ class Coordinator:
     def _unmet(self) -> str:
         """Say what of the spec the current generation does not meet; empty where nothing is."""
         current, setup = self._store.deployed.current, self._setup
-        return setup.spec.unmet(current, setup.model_sha256, len(self._pool.candidates())) if current else ""
+        nodes = {candidate.name for candidate in self._pool.candidates()}
+        return setup.spec.unmet(current, setup.model_sha256, nodes) if current else ""
 
     # --- outgoing
 

@@ -7,7 +7,7 @@ after the last change, and, where nothing but measured speeds speaks for it, whe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from har_edge.config.pipeline import generation_id
@@ -31,6 +31,8 @@ BACKOFF_S, MOST_BACKOFF_S = 2.0, 60.0
 class PlacementSpec:
     """The plan that a person asked for: the best, or one with so many slices, with these cuts, or with this split (the
     generation id of its manifest, and how many shards and slices it has).
+
+    `homes` are the nodes that a plan names for each stage, several of which take turns; empty where none names any.
     """
 
     objective: Objective = Objective.THROUGHPUT
@@ -38,17 +40,23 @@ class PlacementSpec:
     cuts: tuple[int, ...] | None = None
     replicas: int = 1
     split: tuple[int, int] | None = None
+    homes: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The nodes that the plan names."""
+        return frozenset(name for names in self.homes for name in names)
 
     @property
     def most_nodes(self) -> int | None:
         """How many nodes a plan can use; None where the number of its stages is open."""
         if self.split is not None:
-            return self.split[1]
+            return len(self.named) + self.homes.count(()) if self.homes else self.split[1]
         stages = self.stages if self.cuts is None else len(self.cuts) + 1
         return None if stages is None else stages * self.replicas
 
-    def unmet(self, generation: Generation, model_sha256: str, nodes: int) -> str:
-        """Say what about a generation is not as asked for, where there are so many nodes; empty where nothing is."""
+    def unmet(self, generation: Generation, model_sha256: str, nodes: Collection[str]) -> str:
+        """Say what about a generation is not as asked for, where these nodes are there; empty where nothing is."""
         if generation.manifest.model_sha256 != model_sha256:
             return "it is of another model"
         slices = generation.manifest.slices
@@ -60,9 +68,16 @@ class PlacementSpec:
             return f"other cuts were asked for: {', '.join(map(str, self.cuts)) or 'none'}"
         if self.cuts is None and self.stages is not None and len(slices) != self.stages:
             return f"{self.stages} stages were asked for"
+        for stage, names in enumerate(self.homes):
+            found = {one.node for one in generation.placements if one.stage == stage}
+            absent = [name for name in names if name in nodes and name not in found]
+            if absent:
+                return f"stage {stage} belongs on {' and '.join(absent)} by the plan"
+        if self.homes and self.named.issubset(nodes):
+            return ""
         used = len({placement.node for placement in generation.placements})
         fixed = self.cuts is not None or self.stages is not None or self.split is not None
-        if fixed and used < len(slices) <= nodes:
+        if fixed and used < len(slices) <= len(nodes):
             return f"{len(slices)} stages were asked for, and there are nodes for each"
         return ""
 
@@ -155,7 +170,8 @@ class Replan:
         wanted = self.spec.most_nodes
         first = not epoch or (bool(unmet) and self._decided is None)
         wait_s = min(FIRST_S, self.settle_s) if first else self.settle_s
-        complete = not epoch and wanted is not None and len(candidates) >= wanted
+        named = self.spec.named.issubset(candidate.name for candidate in candidates)
+        complete = not epoch and wanted is not None and len(candidates) >= wanted and named
         view = _View(
             frozenset(candidate.name for candidate in candidates),
             frozenset((candidate.name, quantize(candidate).speed) for candidate in candidates),

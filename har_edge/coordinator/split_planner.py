@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from har_edge.config.pipeline import generation_id
+from har_edge.config.task import Task
+from har_edge.config.wiring import find_wiring
 from har_edge.coordinator.failover import StageCost
 from har_edge.coordinator.replan import PlanRequest, PlanResponse
 from har_edge.errors import ConfigError, HarEdgeError
@@ -19,7 +22,23 @@ from har_edge.runtime.node.capabilities import measure_speed
 from har_edge.tflite.manifest import SliceManifest
 from har_edge.tflite.model import Model
 from har_edge.tflite.split.folder import write_contents
+from har_edge.tflite.split.plan_file import PlanFile, homes_of
 from har_edge.tflite.split.program import SplitLayout, ordinary, split_model
+
+
+def placeable_homes(plan: PlanFile, manifest: SliceManifest, task: Task) -> tuple[tuple[str, ...], ...]:
+    """Return the devices that a plan names for each stage of its manifest; empty where it names none.
+
+    Raises ConfigError where several should take turns at a stage that takes more than one message for a window.
+    """
+    homes = homes_of(plan)
+    for stage, names in enumerate(homes):
+        if len(names) > 1 and not find_wiring(manifest, task, stage).may_take_turns:
+            raise ConfigError(
+                f"the plan lets {' and '.join(names)} take turns at stage {stage}, which takes more than one message "
+                "for a window: the broker would give its parts to different ones; name one device there, or plan anew"
+            )
+    return homes if any(homes) else ()
 
 
 @dataclass(slots=True)
@@ -29,6 +48,9 @@ class SplitPlanner:
 
     A shard's time is its share of the model's multiply-adds in the time of the whole model, which is measured here. A
     group is as slow as its slowest shard; what travels between shards is not counted.
+
+    `homes` are the nodes that a plan names for each stage (`placeable_homes`). A stage runs there where one of them is
+    among the nodes; several take turns. Stages whose nodes are all absent go where relocation puts them, with a remark.
     """
 
     model: Model
@@ -37,6 +59,7 @@ class SplitPlanner:
     devices: DevicesFile | None = None
     path: Path = field(default_factory=Path)
     speed: Callable[[], float] = measure_speed
+    homes: tuple[tuple[str, ...], ...] = ()
     manifest: SliceManifest = field(init=False)
     _contents: dict[str, bytes] = field(init=False, repr=False)
     _reference: Profile | None = None
@@ -61,9 +84,7 @@ class SplitPlanner:
         nodes = [quantize(one) for one in apply_overrides(relative, self.devices)]
         _, remarks = devices_of(nodes, self._reference, self.devices, self.path)
         costs = self._costs(self._reference)
-        loads = [StageLoad((0, number, 0), cost.seconds, cost.memory_bytes) for number, cost in enumerate(costs)]
-        homes = relocate(loads, nodes)
-        placements = tuple(Placement(number, homes[0, number, 0]) for number in range(len(costs)))
+        placements, missing = self._place(costs, nodes)
         found = self._forecast(costs, placements, nodes)
         if math.isinf(found.period_s):
             raise ConfigError(
@@ -76,7 +97,7 @@ class SplitPlanner:
         there = current is not None and all(one.node in known for one in current.placements)
         return PlanResponse(
             number=request.number,
-            remarks=tuple(remarks),
+            remarks=(*remarks, *missing),
             manifest=self.manifest,
             placements=placements,
             forecast=found,
@@ -85,6 +106,30 @@ class SplitPlanner:
             contents=self._contents,
             reference_speed=self._speed,
         )
+
+    def _place(self, costs: Sequence[StageCost], nodes: Sequence[Candidate]) -> tuple[tuple[Placement, ...], list[str]]:
+        """Return who runs what, and what a person should read of it: the nodes of the plan that are not there."""
+        known, loads, remarks = {node.name for node in nodes}, list[StageLoad](), list[str]()
+        homes = self.homes or ((),) * len(costs)
+        for stage, (names, cost) in enumerate(zip(homes, costs, strict=True)):
+            there: list[str | None] = [name for name in names if name in known]
+            turns = max(1, len(there))
+            loads += [
+                StageLoad((0, stage, replica), cost.seconds / turns, cost.memory_bytes, node)
+                for replica, node in enumerate(there or [None])
+            ]
+        found = relocate(loads, nodes)
+        placements = tuple(Placement(load.key[1], load.node or found[load.key], replica=load.key[2]) for load in loads)
+        for stage, names in enumerate(homes):
+            absent = [name for name in names if name not in known]
+            used = ", ".join(one.node for one in placements if one.stage == stage)
+            if absent:
+                verb = "goes to" if len(absent) == len(names) else "runs only on"
+                remarks.append(
+                    f"stage {stage} {verb} {used}: the plan names {' and '.join(absent)}, but no node of that name can "
+                    "take it now; start it with `har-edge node --name`"
+                )
+        return placements, remarks
 
     def _costs(self, reference: Profile) -> tuple[StageCost, ...]:
         """Return what each shard takes on the reference device."""
@@ -105,10 +150,11 @@ class SplitPlanner:
         stages_s = [0.0] * len(costs)
         busy, memory = dict.fromkeys(by_name, 0.0), dict.fromkeys(by_name, 0)
         groups: dict[int, float] = {}
+        turns = Counter(one.stage for one in placements)
         for one in placements:
             seconds = costs[one.stage].seconds / by_name[one.node].effective_speed
-            stages_s[one.stage] = seconds
-            busy[one.node] += seconds
+            stages_s[one.stage] = max(stages_s[one.stage], seconds)
+            busy[one.node] += seconds / turns[one.stage]
             memory[one.node] += costs[one.stage].memory_bytes
             start = self.manifest.slices[one.stage].start
             groups[start] = max(groups.get(start, 0.0), seconds)

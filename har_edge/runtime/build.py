@@ -273,7 +273,7 @@ def join_capacity(pipeline: Pipeline) -> int:
 
 def _check_replicas(wiring: Wiring, replicas: int) -> None:
     """Refuse turns at a stage whose parts come in several messages; sources may come in one, with `--combine`."""
-    if replicas > 1 and len(wiring.earlier) + bool(wiring.sources) > 1:
+    if replicas > 1 and not wiring.may_take_turns:
         raise ConfigError(
             f"{replicas} replicas of stage {wiring.index} came, which hears several others; expected one replica: the "
             "broker would give the parts of a window to different ones"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,6 +17,7 @@ from har_edge.cli.main import main
 from har_edge.cluster.cluster import CACHE, Arrival, Cluster
 from har_edge.cluster.processes import Processes, Running
 from har_edge.cluster.view import ClusterView
+from har_edge.config.catalog import find_model
 from har_edge.config.pipeline import Pipeline
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Delivery, Session
@@ -229,6 +231,7 @@ def test_another_model_takes_over_and_both_answer(system: PipelineProcesses) -> 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        (["--model", "int8", "--plan", "turns.json"], "lets c and d take turns at stage 2, which takes more than one"),
         (["--model", "nothing"], "no model 'nothing'"),
         (["--margin", "2"], "expected a part such as 0.15"),
         (["--stages", "2", "--cuts", "1"], "not allowed with argument"),
@@ -237,9 +240,18 @@ def test_another_model_takes_over_and_both_answer(system: PipelineProcesses) -> 
         (["--reducer", "cheast=none"], "a reducer came for source cheast"),
     ],
 )
-def test_what_cannot_be_is_refused(options: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_is_refused(
+    options: list[str], text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = {"start": 0, "stop": 3, "method": "rows", "bounds": [0, 12, 23]}
+    groups = [
+        {"start": 0, "stop": 3, "devices": ["a", "b"], "split": {"shards": 2, "blocks": [block]}},
+        {"start": 3, "stop": 17, "devices": ["c", "d"]},
+    ]
+    Path("turns.json").write_text(json.dumps({"model_sha256": find_model("int8").sha256, "stages": groups}))
     try:
         code = main(["coordinator", *options])
     except SystemExit as stopped:
         code = int(stopped.code or 0)
-    assert code == 2 and text in capsys.readouterr().err
+    assert code == 2 and text in " ".join(capsys.readouterr().err.split())

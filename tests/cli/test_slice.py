@@ -429,6 +429,16 @@ def test_a_plan_with_shared_layers_is_cut(run: Run, tmp_path: Path) -> None:
     assert code == 0 and "3 stages compared with the whole model in 3 runs" in text
 
 
+def test_a_plan_whose_devices_take_turns_says_that_a_folder_has_no_replicas(run: Run, tmp_path: Path) -> None:
+    content, path = models.skip(), tmp_path / "plan.json"
+    groups = [{"start": 0, "stop": 2, "devices": ["a", "b"]}, {"start": 2, "stop": 5, "devices": ["c"]}]
+    path.write_text(json.dumps({"model_sha256": hashlib.sha256(content).hexdigest(), "stages": groups}))
+    code, text, _ = run(content, "--plan", str(path), "--out", str(tmp_path / "slices"))
+    said = " ".join(text.split())
+    assert code == 0 and said.count("take turns") == 1
+    assert "the plan lets a and b take turns at stage 0, and a fixed folder has no replicas: one process" in said
+
+
 def test_a_split_is_checked_and_written(run: Run, tmp_path: Path) -> None:
     split = ["--split", "rows:0-2@2 rows:2-4@2 whole:4-5@2"]
     code, out, _ = run(models.skip(), *split, "--check", "--out", str(tmp_path / "slices"))

@@ -145,12 +145,14 @@ def test_answers_that_nobody_waits_for_are_nothing() -> None:
 
 
 def test_wishes() -> None:
-    assert PlacementSpec().unmet(CURRENT, MODEL, 9) == ""
-    assert PlacementSpec().unmet(CURRENT, "b" * 64, 9) == "it is of another model"
-    assert PlacementSpec(stages=2).unmet(CURRENT, MODEL, 9) == "2 stages were asked for"
-    assert PlacementSpec(cuts=(1, 3)).unmet(CURRENT, MODEL, 9) == "other cuts were asked for: 1, 3"
-    assert PlacementSpec(cuts=(1, 2)).unmet(CURRENT, MODEL, 9) == ""
+    assert PlacementSpec().unmet(CURRENT, MODEL, "abcdefghi") == ""
+    assert PlacementSpec().unmet(CURRENT, "b" * 64, "abcdefghi") == "it is of another model"
+    assert PlacementSpec(stages=2).unmet(CURRENT, MODEL, "abcdefghi") == "2 stages were asked for"
+    assert PlacementSpec(cuts=(1, 3)).unmet(CURRENT, MODEL, "abcdefghi") == "other cuts were asked for: 1, 3"
+    assert PlacementSpec(cuts=(1, 2)).unmet(CURRENT, MODEL, "abcdefghi") == ""
     crowded = generation("a", "b", "a", epoch=5)
-    assert PlacementSpec(stages=3).unmet(crowded, MODEL, 2) == ""
-    assert PlacementSpec(stages=3).unmet(crowded, MODEL, 3) == "3 stages were asked for, and there are nodes for each"
-    assert PlacementSpec().unmet(crowded, MODEL, 3) == ""
+    assert PlacementSpec(stages=3).unmet(crowded, MODEL, "ab") == ""
+    assert (
+        PlacementSpec(stages=3).unmet(crowded, MODEL, "abc") == "3 stages were asked for, and there are nodes for each"
+    )
+    assert PlacementSpec().unmet(crowded, MODEL, "abc") == ""

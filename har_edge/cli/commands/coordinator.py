@@ -177,7 +177,7 @@ def _prepare(
     from har_edge.config.pipeline import PipelineConfig, generation_id
     from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
-    from har_edge.coordinator.split_planner import SplitPlanner
+    from har_edge.coordinator.split_planner import SplitPlanner, placeable_homes
     from har_edge.errors import ConfigError
     from har_edge.inference.tensor_observation import open_model
     from har_edge.planner.devices import load_devices
@@ -185,6 +185,7 @@ def _prepare(
     from har_edge.runtime.slicing import lay_out, read_companions, settle_reducers
     from har_edge.tflite.model import gather_outputs, with_sent_bytes
     from har_edge.tflite.packed_cuts import with_packings
+    from har_edge.tflite.split.plan_file import load_plan
     from har_edge.tflite.state import state_of
 
     known = resolve_model(args, find_model(args.model))
@@ -213,8 +214,9 @@ def _prepare(
         layout = replace(layout, manifest=with_packings(layout.manifest, packings))
         if calibrated:
             print_folded(f"int8 activations are calibrated on {calibrated}")
-        planner = SplitPlanner(model, layout, partial(_profile, args), devices, args.devices or Path())
-        spec = replace(spec, split=(generation_id(planner.manifest), len(planner.manifest.slices)))
+        homes = placeable_homes(load_plan(args.plan), layout.manifest, task) if args.plan is not None else ()
+        planner = SplitPlanner(model, layout, partial(_profile, args), devices, args.devices or Path(), homes=homes)
+        spec = replace(spec, split=(generation_id(planner.manifest), len(planner.manifest.slices)), homes=homes)
     elif args.pack:
         raise ConfigError("--pack came without --split or --plan; it packs the activations of cuts that stay")
     else:

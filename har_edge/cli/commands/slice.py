@@ -142,8 +142,22 @@ def _cut(args: argparse.Namespace, folder: Path) -> int:
                     "rounded activations change answers: measure by how much with "
                     f"har-edge evaluate --model {args.model} --slices {args.out}"
                 )
+            if args.plan is not None:
+                _tell_replicas(args.plan, report)
     report.print(as_json=args.json)
     return 0 if equal else 1
+
+
+def _tell_replicas(path: Path, report: Report) -> None:
+    """Say at which stages the devices of a plan would take turns: stages of a folder that is fixed do not."""
+    from har_edge.tflite.split.plan_file import homes_of, load_plan
+
+    for stage, names in enumerate(homes_of(load_plan(path))):
+        if len(names) > 1:
+            report.say(
+                f"the plan lets {' and '.join(names)} take turns at stage {stage}, and a fixed folder has no replicas: "
+                f"one process runs it; har-edge coordinator --plan {path} places all of them"
+            )
 
 
 def _task(model: Model, found: FoundModel, args: argparse.Namespace, folder: Path) -> tuple[Task | None, Path]:

@@ -43,6 +43,17 @@ class PlanFile(msgspec.Struct, frozen=True):
     max_payload_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**28)] = 0
 
 
+def homes_of(plan: PlanFile) -> tuple[tuple[str, ...], ...]:
+    """Return the devices of each stage, in the manifest's order: several take turns; none where the plan names none."""
+    homes = list[tuple[str, ...]]()
+    for group in plan.stages:
+        if group.split is not None:
+            homes += [(name,) for name in group.devices] or [()] * group.split.shards
+        else:
+            homes.append(tuple(dict.fromkeys(group.devices)))
+    return tuple(homes)
+
+
 def load_plan(path: Path) -> PlanFile:
     """Read the plan of a file.
 
