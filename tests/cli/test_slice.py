@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from har_edge.cli.main import main
+from har_edge.cli.reports.split_methods import OperatorMethods, print_operators
 from har_edge.config.pipeline import load_pipeline, write_pipeline
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.inference.interpreter import load_slice
@@ -97,6 +98,17 @@ def test_methods_say_how_many_devices_can_share_each_operator(run: Run) -> None:
         ["3", "ADD", *["1", "x", "8", "x", "8", "x", "4"], "8", "4", "-", "-"],
     ]
     assert "5 of 5 operators can be shared" in out and max(map(len, out.splitlines())) <= 80
+
+
+def test_methods_show_every_shape_whole_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = [(1, 112, 112, 128), (1, 8, 8, 4), (1, 10000, 10000, 1024), (1, 2000, 2000, 2000, 2000, 2000, 2000)]
+    print_operators([OperatorMethods(k, "DEPTHWISE_CONV_2D", shape, {"rows": 9}, {}) for k, shape in enumerate(shapes)])
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and all("DEPTHWISE_CONV_2D " in line for line in lines[:4])
+    assert "1 x 112 x 112 x 128  " in lines[0] and "1 x 8 x 8 x 4  " in lines[1]
+    assert "1x10000x10000x1024  " in lines[2] and lines[3].endswith(" 1x2000x2000x2000x2000x2000x2000")
+    rows = heading.index("rows") + len("rows")
+    assert [line[rows - 1] for line in (*lines[:3], lines[4])] == ["9"] * 4
 
 
 def test_methods_as_json_say_why_others_are_refused(run: Run) -> None:
@@ -450,6 +462,79 @@ def test_a_split_is_checked_and_written(run: Run, tmp_path: Path) -> None:
     code, out, _ = run(models.skip(), *split, "--check", "--json")
     figures = json.loads(out)["split_check"]
     assert code == 0 and figures["difference"] is None and figures["error"] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("split", "groups", "computed"),
+    [
+        (
+            "rows:0-2@2 whole:2-5@2",
+            ["2 devices in 1 group:", "    shards 0 to 1 share operators [0, 5)"],
+            {
+                "shard 0  [0, 5)": ["rows [0, 4) of 8 in operators [0, 2)", "operators [2, 5) whole"],
+                "shard 1  [0, 2)": ["rows [4, 8) of 8 in operators [0, 2)"],
+            },
+        ),
+        (
+            "output:0-1=3,1 / rows:1-4@2 whole:4-5",
+            [
+                "5 devices in 3 groups:",
+                "    shards 0 to 1 share operators [0, 1)",
+                "    shards 2 to 3 share operators [1, 4)",
+                "    slice 4 computes operators [4, 5) alone",
+            ],
+            {
+                "shard 0  [0, 1)": ["output channels [0, 3) of 4 in operators [0, 1)"],
+                "shard 1  [0, 1)": ["output channels [3, 4) of 4 in operators [0, 1)"],
+                "shard 2  [1, 4)": ["rows [0, 4) of 8 in operators [1, 4)"],
+                "shard 3  [1, 4)": ["rows [4, 8) of 8 in operators [1, 4)"],
+                "slice 4  [4, 5)": [],
+            },
+        ),
+    ],
+)
+def test_a_split_says_how_many_devices_it_is_for_and_what_each_computes(
+    run: Run, tmp_path: Path, split: str, groups: list[str], computed: dict[str, list[str]]
+) -> None:
+    code, text, _ = run(models.skip(), "--split", split, "--out", str(tmp_path / "slices"))
+    lines = text.splitlines()
+    first, last = lines.index(groups[0]), lines.index(f"written to {tmp_path / 'slices'}")
+    assert code == 0 and max(map(len, lines[first:last])) <= 80
+    assert lines[first : first + len(groups) + 1] == [*groups, ""]
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if line.startswith(("shard ", "slice ")) and "operators" not in line:
+            found[line[: line.index(")") + 1]] = computes = []
+        elif line.startswith("    computes "):
+            computes.append(line.removeprefix("    computes "))
+    assert found == computed
+
+
+def test_a_split_as_json_has_groups_and_shares(run: Run, tmp_path: Path) -> None:
+    _, text, _ = run(models.skip(), "--split", "rows:0-2@2 whole:2-5", "--out", str(tmp_path / "slices"), "--json")
+    found = json.loads(text)
+    assert found["groups"] == [
+        {"first": 0, "devices": 2, "start": 0, "stop": 2},
+        {"first": 2, "devices": 1, "start": 2, "stop": 5},
+    ]
+    share = {"start": 0, "stop": 2, "method": "rows", "low": 4, "high": 8, "extent": 8}
+    assert found["slices"][1]["shares"] == [share]
+
+
+def test_packed_regions_of_a_split_say_how_they_travel(run: Run, tmp_path: Path) -> None:
+    _, text, _ = run(
+        models.skip(), "--split", "rows:0-2@2 whole:2-5", "--out", str(tmp_path / "slices"), "--pack", "f2+zstd"
+    )
+    assert "gives 2 regions of 2 tensors, 1.2 kB unpacked: 2 as f2+zstd\n" in text
+    assert "takes 4 regions of 2 tensors, 2.0 kB unpacked: 4 as f2+zstd\n" in text
+    assert "takes 1 region of 1 tensor, 576 B\n" in text  # what sensors send
+
+
+def test_predicted_times_have_a_column_where_there_are_some(run: Run, tmp_path: Path) -> None:
+    _, text, _ = run(models.chain(), "--at", "1", "--out", str(tmp_path / "cut"))
+    assert re.search("^slice +operators +size$", text, re.MULTILINE)
+    _, text, _ = run(models.chain(), "--stages", "2", "--out", str(tmp_path / "timed"))
+    assert "operators  predicted" in text
 
 
 def test_a_split_that_differs_is_not_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from har_edge.tflite.model import Model
     from har_edge.tflite.packing import TensorPacking
     from har_edge.tflite.slices import Slice
+    from har_edge.tflite.split.plan import SplitPlan
     from har_edge.tflite.split.program import SplitLayout
 
 HELP = "cut a .tflite model into slices, one for each device"
@@ -118,6 +119,8 @@ def _cut(args: argparse.Namespace, folder: Path) -> int:
     layout = _split(model, args)
     slices = slice_model(model, chosen) if chosen is not None else []
     equal = True
+    if layout is not None:
+        report.add_groups(layout.plans)
     if args.check and layout is not None:
         equal = report.add_split_check(_check_split(model, layout, folder / "split", args))
     elif args.check:
@@ -197,6 +200,7 @@ class _Cut:
     manifest: SliceManifest
     write: Callable[[Path, Mapping[str, bytes], Mapping[str, TensorPacking]], SliceManifest]
     packings: Mapping[str, TensorPacking] = field(default_factory=dict)
+    plans: Sequence[SplitPlan] = ()  # of a split
 
     @classmethod
     def of_slices(cls, model: Model, slices: Sequence[Slice], args: argparse.Namespace) -> _Cut:
@@ -215,7 +219,7 @@ class _Cut:
         def write(out: Path, beside: Mapping[str, bytes], packings: Mapping[str, TensorPacking]) -> SliceManifest:
             return write_split(replace(layout, manifest=with_packings(layout.manifest, packings)), out, beside)
 
-        return cls(layout.manifest, write)
+        return cls(layout.manifest, write, plans=layout.plans)
 
     def packed(self, packings: Mapping[str, TensorPacking]) -> _Cut:
         """Return the cut whose tensors travel so."""
@@ -247,7 +251,7 @@ def _write(
         raise ConfigError("--name came, but no manifest says what this model is for, so no pipeline file is written")
     there = out.exists()
     manifest = cut.write(out, {} if kept else beside, cut.packings)
-    report.add_slices(manifest, out, predicted)
+    report.add_slices(manifest, out, predicted, cut.plans)
     stateful = [str(number) for number, entry in enumerate(manifest.slices) if entry.stateful]
     if stateful:
         report.say(

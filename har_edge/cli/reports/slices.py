@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from har_edge.cli.console import say
+from har_edge.cli.reports.shard_shares import (
+    ShardGroup,
+    ShareView,
+    group_lines,
+    groups_of,
+    share_lines,
+    shares_of,
+)
 from har_edge.protocol.text import escape
 from har_edge.runtime.verify import CutCheck
 from har_edge.runtime.verify_split import SplitCheck
@@ -18,6 +28,7 @@ from har_edge.tflite.manifest import SliceManifest, TensorSpec
 from har_edge.tflite.metadata import read_annotations
 from har_edge.tflite.model import Model
 from har_edge.tflite.schema import text
+from har_edge.tflite.split.plan import SplitPlan
 from har_edge.units import duration, plural, size
 
 _NAME_WIDTH = 48  # converters write names of several hundred characters; --json has them in full
@@ -26,7 +37,8 @@ _NAME_WIDTH = 48  # converters write names of several hundred characters; --json
 class PlannedSlice(msgspec.Struct, frozen=True):
     """One slice as written; `predicted_s` is None when nothing was measured.
 
-    A slice with `steps` is a shard: it runs so many files one after the other, `file_bytes` in all.
+    A slice with `steps` is a shard: it runs so many files one after the other, `file_bytes` in all, and computes
+    `shares` of operators. One that computes them all alone is in a group of one device.
     """
 
     file: str
@@ -38,6 +50,7 @@ class PlannedSlice(msgspec.Struct, frozen=True):
     outputs: tuple[TensorSpec, ...]
     files: tuple[str, ...] = ()
     steps: int = 0  # of a shard
+    shares: tuple[ShareView, ...] = ()  # of a split
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -62,6 +75,7 @@ class Report(msgspec.Struct):
     split_check: SplitCheck | None = None
     slices: list[PlannedSlice] | None = None
     out: str | None = None
+    groups: tuple[ShardGroup, ...] | None = None  # of a split
 
     def say(self, note: str) -> None:
         """Add a remark for the reader."""
@@ -82,13 +96,24 @@ class Report(msgspec.Struct):
         self.split_check = check
         return check.difference is None
 
+    def add_groups(self, plans: Sequence[SplitPlan]) -> None:
+        """Add the groups of devices of a split."""
+        self.groups = groups_of(plans)
+
     def differs(self, chosen: Sequence[int]) -> bool:
         """Return whether the slices between these cuts differed from the whole model."""
         return self.check is not None and any(set(check.cuts) == set(chosen) for check in self.check.unequal)
 
-    def add_slices(self, manifest: SliceManifest, folder: Path, predicted_s: Sequence[float]) -> None:
-        """Add the written slices; `predicted_s` is empty when nothing was measured."""
+    def add_slices(
+        self,
+        manifest: SliceManifest,
+        folder: Path,
+        predicted_s: Sequence[float],
+        plans: Sequence[SplitPlan] = (),
+    ) -> None:
+        """Add the written slices; `predicted_s` is empty when nothing was measured, `plans` where nothing is split."""
         self.out = str(folder)
+        shares = shares_of(plans) or [()] * len(manifest.slices)
         self.slices = [
             PlannedSlice(
                 file=entry.file,
@@ -100,6 +125,7 @@ class Report(msgspec.Struct):
                 outputs=entry.outputs,
                 files=tuple(entry.files),
                 steps=len(entry.steps),
+                shares=shares[number],
             )
             for number, entry in enumerate(manifest.slices)
         ]
@@ -117,7 +143,8 @@ class Report(msgspec.Struct):
             _cut_lines(self.cuts),
             _check_lines(self.check),
             _split_check_lines(self.split_check),
-            _slice_lines(self.slices, self.out),
+            [] if self.groups is None else group_lines(self.groups),
+            _slice_lines(self.slices, self.out, {one.first for one in self.groups or () if one.devices == 1}),
         ):
             if lines:
                 say("\n" + "\n".join(lines), 8)
@@ -178,25 +205,25 @@ def _split_check_lines(check: SplitCheck | None) -> list[str]:
     ]
 
 
-def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None) -> list[str]:
+def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None, alone: Collection[int]) -> list[str]:
+    """Return the table of slices; those in `alone` belong to a split, and share their operators with no other."""
     if slices is None:
         return []
-    rows = [("slice", "operators", "predicted", "size")]
+    timed = any(item.predicted_s is not None for item in slices)
+    rows = [("slice", "operators", *(["predicted"] if timed else []), "size")]
     for number, item in enumerate(slices):
+        start, stop = item.start, item.stop
+        if item.shares:
+            start, stop = item.shares[0].start, item.shares[-1].stop
+        name = item.file if not item.steps else f"{'slice' if number in alone else 'shard'} {number}"
         predicted = "-" if item.predicted_s is None else duration(item.predicted_s)
-        rows.append(
-            (
-                f"shard {number}" if item.steps else item.file,
-                f"[{item.start}, {item.stop})",
-                predicted,
-                size(item.file_bytes),
-            )
-        )
-    heading, *table = _table(rows, right={2, 3})
+        rows.append((name, f"[{start}, {stop})", *([predicted] if timed else []), size(item.file_bytes)))
+    heading, *table = _table(rows, right=set(range(2, len(rows[0]))))
     lines = [heading]
-    for line, item in zip(table, slices, strict=True):
+    for number, (line, item) in enumerate(zip(table, slices, strict=True)):
         lines.append(line)
         if item.steps:
+            lines += [f"    {text}" for text in (() if number in alone else share_lines(item.shares))]
             lines.append(f"    runs {plural(item.steps, 'step')} a window")
             lines += [
                 f"    {what} {_pieces(specs)}" for what, specs in (("takes", item.inputs), ("gives", item.outputs))
@@ -210,10 +237,15 @@ def _slice_lines(slices: Sequence[PlannedSlice] | None, out: str | None) -> list
 
 
 def _pieces(specs: Sequence[TensorSpec]) -> str:
-    """Return how many regions there are of how many tensors, with their bytes."""
+    """Return how many regions there are of how many tensors, with their bytes, and how they travel if packed."""
     total = sum(math.prod(abs(n) for n in spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
     tensors = len({spec.of for spec in specs})
-    return f"{plural(len(specs), 'region')} of {plural(tensors, 'tensor')}, {size(total)}"
+    found = f"{plural(len(specs), 'region')} of {plural(tensors, 'tensor')}, {size(total)}"
+    # The scale and zero point of q8 differ from tensor to tensor.
+    packed = Counter(re.sub(":[^+]*", "", spec.packing) for spec in specs)
+    if set(packed) == {""}:
+        return found
+    return f"{found} unpacked: " + ", ".join(f"{n} as {name or 'they are'}" for name, n in sorted(packed.items())[::-1])
 
 
 def _tensor(tensor: TensorSpec) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -14,7 +14,8 @@ from har_edge.tflite.split.methods import legal_methods, share_extent
 from har_edge.tflite.split.plan import SplitMethod
 
 _METHODS = tuple(method for method in SplitMethod if method is not SplitMethod.WHOLE)
-_SHAPE_WIDTH = 16
+# A line has 80 columns, of which names and shapes share so many; a name has at least what DEPTHWISE_CONV_2D takes.
+_BOTH_WIDTH, _NAME_WIDTHS = 40, (17, 20)
 
 
 class OperatorMethods(msgspec.Struct, frozen=True):
@@ -54,11 +55,28 @@ def print_methods(model: Model, *, as_json: bool) -> None:
         print(msgspec.json.encode({"model": model.name, "sha256": model.sha256, "operators": operators}).decode())
         return
     say(f"{escape(model.name)}: rows, channels or batches that devices can share")
-    heads = "  ".join(f"{method.value:>6}" for method in _METHODS)
-    print(f"{'#':>4}  {'operator':20}  {'result':{_SHAPE_WIDTH}}  {heads}")
-    for one in operators:
-        shape = " x ".join(map(str, one.shape))
-        shares = "  ".join(f"{one.shares.get(method.value, '-'):>6}" for method in _METHODS)
-        print(f"{one.index:4}  {one.name[:20]:20}  {shape[:_SHAPE_WIDTH]:{_SHAPE_WIDTH}}  {shares}")
+    print_operators(operators)
     shared = sum(bool(one.shares) for one in operators)
     say(f"{shared} of {len(operators)} operators can be shared; --json says why a method (-) is refused")
+
+
+def print_operators(operators: Sequence[OperatorMethods]) -> None:
+    """Print the table of operators in 80 columns."""
+    low, high = _NAME_WIDTHS
+    shapes = [_shape(one.shape, _BOTH_WIDTH - low) for one in operators]
+    longest = max((len(shape) for shape in shapes if len(shape) <= _BOTH_WIDTH - low), default=0)
+    width = max(_BOTH_WIDTH - high - 4, longest)
+    names = min(high, _BOTH_WIDTH - width)
+    heads = "  ".join(f"{method.value:>6}" for method in _METHODS)
+    print(f"{'#':>4}  {'operator':{names}}  {'result':{width}}  {heads}")
+    for one, shape in zip(operators, shapes, strict=True):
+        shares = "  ".join(f"{one.shares.get(method.value, '-'):>6}" for method in _METHODS)
+        row = f"{one.index:4}  {one.name[:names]:{names}}  {shape:{width}}"
+        # A shape that is wider than its column has a line of its own: a part of it would be another shape.
+        print(f"{row}  {shares}" if len(shape) <= width else f"{row}\n{'':{8 + names + width}}  {shares}")
+
+
+def _shape(shape: tuple[int, ...], width: int) -> str:
+    """Return a shape in words, without spaces where it is wider than so many columns."""
+    spaced = " x ".join(map(str, shape))
+    return spaced if len(spaced) <= width else "x".join(map(str, shape))

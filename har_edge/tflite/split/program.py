@@ -55,12 +55,13 @@ class ShardDraft:
 class SplitLayout:
     """All programs of a model, in the manifest's order, and its manifest without hashes.
 
-    `files` maps the name of each file to a step that writes it.
+    `files` maps the name of each file to a step that writes it; `plans` are the groups of shards.
     """
 
     programs: tuple[ShardDraft, ...]
     manifest: SliceManifest
     files: dict[str, StepDraft] = field(repr=False)
+    plans: tuple[SplitPlan, ...]
 
 
 def split_model(model: Model, plans: Sequence[SplitPlan]) -> SplitLayout:
@@ -250,7 +251,7 @@ class _Layout:
         flaw = find_flaw(manifest)
         if flaw:
             raise CutError(f"the split {flaw}; choose other blocks or shares")
-        return SplitLayout(tuple(programs), manifest, files)
+        return SplitLayout(tuple(programs), manifest, files, tuple(group.plan for group in self.groups))
 
     def _entry(
         self, plan: SplitPlan, program: ShardDraft, names: dict[Hashable, str], ids: dict[str, int]
