@@ -103,10 +103,12 @@ def main() -> None:
 def running(testbed: Testbed, candidates: Sequence[Candidate]) -> Iterator[None]:
     """Run the stages of every folder until the end of the block; all are ready when it begins."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(testbed.inside())  # a lost connection is made anew
+        turns = list[Emulated]()
         for one in candidates:
             if one.own_brokers:
                 one.pipeline = stack.enter_context(carry_brokers(testbed, one.pipeline, one.hosts))
-            one.running = stack.enter_context(run_stages(testbed, one.pipeline, one.hosts))
+            one.running = stack.enter_context(run_stages(testbed, one.pipeline, one.hosts, turns))
         yield
 
 

@@ -22,6 +22,7 @@ from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import open_bus
 from har_edge.runtime.build import build_sensor
 from har_edge.runtime.sensor.sensor import Sensor
+from har_edge.timing import KEEPALIVE_S
 
 READY_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
@@ -59,10 +60,13 @@ class Measured:
 
 
 @contextlib.contextmanager
-def run_stages(testbed: Testbed, pipeline: Pipeline, devices: Sequence[str]) -> Iterator[Emulated]:
+def run_stages(
+    testbed: Testbed, pipeline: Pipeline, devices: Sequence[str], beside: list[Emulated] | None = None
+) -> Iterator[Emulated]:
     """Run stage i on the i-th of these devices until the end of the block; all are ready when it begins.
 
-    Raises NodeError for a stage that ends, BrokerError for one that is not ready in time.
+    `beside` are pipelines that take turns with this one, which is added: the connection of each is kept alive while
+    another is measured. Raises NodeError for a stage that ends, BrokerError for one that is not ready in time.
     """
     places = {f"stage-{index}": device for index, device in enumerate(devices)}
     processes = Processes(spawn_on(testbed, places), patience_s=STOP_TIMEOUT_S)
@@ -73,6 +77,9 @@ def run_stages(testbed: Testbed, pipeline: Pipeline, devices: Sequence[str]) -> 
     cluster = Cluster(pipeline, address, bus=bus, processes=processes)
     cluster.steps.append(testbed.check)
     running = Emulated(cluster)
+    if beside is not None:
+        beside.append(running)
+        cluster.steps.append(lambda: keep_alive([one for one in beside if one is not running]))
     try:
         cluster.start_stages(timeout_s=READY_TIMEOUT_S)
         yield running
@@ -82,11 +89,21 @@ def run_stages(testbed: Testbed, pipeline: Pipeline, devices: Sequence[str]) -> 
             bus.close(forget=True)
 
 
+def keep_alive(idle: Sequence[Emulated]) -> None:
+    """Poll connections of pipelines that wait for their turn, now and then: a broker drops a client that is silent."""
+    now = time.monotonic()
+    for one in idle:
+        if now - one.polled_at > KEEPALIVE_S / 4:
+            one.polled_at = now
+            one.cluster.poll(0.0)
+
+
 @dataclass(slots=True)
 class Emulated:
     """Stages that run on a test bed, and the connection that feeds them from its host side."""
 
     cluster: Cluster
+    polled_at: float = 0.0
     _sensor: Sensor = field(init=False)
     _runs: int = 0
     _under_way: int = 0
