@@ -20,6 +20,7 @@ PATHS = {
     "labels": True,
     "devices": True,
     "model": True,
+    "plan": True,
     "stream": True,
     "directory": False,
     "cache": False,

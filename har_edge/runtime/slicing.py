@@ -164,6 +164,7 @@ def settle_reducers(model: Model, task: Task, reducers: Mapping[str, str], besid
     named = {name for enters in task.inputs.values() for name in file_names(enters.reducer)}
     task = with_hashes(task, {name: hash_file(beside / name) for name in named - task.files.keys()})
     shapes = {tensor.name: tensor.signature for tensor in map(model.main.tensors.__getitem__, model.main.inputs)}
+    check_description(task, beside)
     stream = regroup(describe(task, beside), task.stream.grouping)
     files = FolderFiles(beside, task.files)
     for source, enters in task.inputs.items():
@@ -184,13 +185,24 @@ def read_companions(task: Task, beside: Path) -> dict[str, bytes]:
     """
     files = FolderFiles(beside, task.files)
     content = {name: files.read(name) for name in task.files}
+    described = check_description(task, beside)
+    if described is None:
+        return content
+    load_description(described)  # before anything is written
+    return content | {task.stream.description: described.read_bytes()}
+
+
+def check_description(task: Task, beside: Path) -> Path | None:
+    """Return the stream description that goes with the slices; None for one that is built in or stays where it is.
+
+    Raises ConfigError for a name that cannot stand beside the pipeline file.
+    """
     name, described = task.stream.description, find_description(task, beside)
     if described is None or Path(name).is_absolute():
-        return content
+        return None
     if Path(name).name != name or described.suffix != ".toml" or name == FILE_NAME:
         raise ConfigError(
             f"the task names the stream description {name!r}; expected the plain name of a .toml file beside the "
             f"model, other than {FILE_NAME}"
         )
-    load_description(described)  # before anything is written
-    return content | {name: described.read_bytes()}
+    return described

@@ -68,7 +68,7 @@ class Cluster:
         }
         self._running: list[subprocess.Popen[bytes]] = []
         self._start("scheduler", "--host", "127.0.0.1", "--port", "0")
-        until(self._file.exists, "the scheduler", folder)
+        until(lambda: self._file.exists() and self._file.read_text().endswith("}"), "the scheduler", folder)
         self.engine = "dask://" + json.loads(self._file.read_text())["address"].removeprefix("tcp://")
 
     def add_worker(self, threads: int = 1) -> subprocess.Popen[bytes]:

@@ -107,6 +107,7 @@ def resolve_model(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
     enough.
     """
     from har_edge.config.task import describe
+    from har_edge.runtime.slicing import check_description
 
     given = [flag for flag in FLAGS if getattr(args, flag, None) is not None]
     if found.entry is not None:
@@ -114,6 +115,7 @@ def resolve_model(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
             raise ConfigError(
                 f"--{given[0]} came, but a manifest says what {found.entry.name} is for; expected without"
             )
+        check_description(found.entry.task, found.path.parent)
         return ResolvedModel(found, found.entry.task, describe(found.entry.task, found.path.parent), found.path.parent)
     if args.stream is None:
         raise ModelError(
