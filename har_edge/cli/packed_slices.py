@@ -75,7 +75,7 @@ def find_packings(
 def sample_activations(model: Model, found: FoundModel, args: argparse.Namespace) -> tuple[list[Array], str]:
     """Return activations that cross cuts of a model, for a few windows each, and what they were made from.
 
-    At most SAMPLED_CUTS cuts count, evenly from all.
+    At most SAMPLED_CUTS cuts count, evenly from all. Without recordings of the model's stream, the inputs are random.
     """
     from har_edge.config.model_state import starts_fresh
     from har_edge.evaluation.calibration import random_inputs, showing
@@ -88,8 +88,10 @@ def sample_activations(model: Model, found: FoundModel, args: argparse.Namespace
     task = None if found.entry is None else found.entry.task
     fresh = task is not None and starts_fresh(state_of(model), task, model.name)
     shown = showing(model, names, fresh=fresh, delegate=args.delegate)
-    if task is None or task.image is not None:
+    if task is None or not _has_recordings(task, found.path.parent, args):
         inputs, data = random_inputs(shown, SAMPLED_WINDOWS), "random inputs"
+        if task is not None and task.image is None:
+            data = f"random inputs, for want of recordings of {task.stream.description!r}"
         return [array for values in inputs for name, array in shown.run(values).items() if name in names], data
     made: list[Array] = []
 
@@ -102,6 +104,17 @@ def sample_activations(model: Model, found: FoundModel, args: argparse.Namespace
     for window in windows:
         classifier.predict(window)
     return made, data
+
+
+def _has_recordings(task: Task, beside: Path, args: argparse.Namespace) -> bool:
+    """Return whether there are recordings of a task's stream, or synthetic ones in their place."""
+    from har_edge.config.task import describe
+    from har_edge.data.locate import find_data
+
+    if task.image is not None:
+        return False
+    described = describe(task, beside)
+    return described.name == "mhealth" or find_data(args.data, described) is not None
 
 
 def _windows(

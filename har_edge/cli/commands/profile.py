@@ -14,7 +14,7 @@ from har_edge.cli.console import follow
 if TYPE_CHECKING:
     from har_edge.config.catalog import FoundModel
     from har_edge.mqtt.bus import Bus
-    from har_edge.planner.profile import LinkCost, MessageCost, Profile
+    from har_edge.planner.profile import LinkCost, MessageCost, PackingFigures, Profile
     from har_edge.tflite.model import Model
 
 HELP = "measure time, memory, messages and link of a model on this device"
@@ -83,9 +83,7 @@ def _measure(model: Model, found: FoundModel, device: str, args: argparse.Namesp
     """Measure the time and memory of the model, and what packing its activations saves and costs."""
     import msgspec
 
-    from har_edge.cli.packed_slices import sample_activations
     from har_edge.planner.profile import cached_profiles
-    from har_edge.runtime.packing_costs import measure_packings
     from har_edge.runtime.profiling import make_profile, measure_memory, time_model
 
     others = [
@@ -100,8 +98,25 @@ def _measure(model: Model, found: FoundModel, device: str, args: argparse.Namesp
     memory = measure_memory(model, timing.bounds, told)
     if memory is None:
         remarks.append("memory was not measured: it takes Linux, and a model that the runtime here can run")
-    packings = measure_packings(*sample_activations(model, found, args))
-    return msgspec.structs.replace(profile, memory=memory, packings=packings)
+    return msgspec.structs.replace(profile, memory=memory, packings=_measure_packings(model, found, args, remarks))
+
+
+def _measure_packings(
+    model: Model, found: FoundModel, args: argparse.Namespace, remarks: list[str]
+) -> tuple[PackingFigures, ...]:
+    """Measure what packing saves and costs; what the data lack must not lose the other measurements."""
+    from har_edge.cli.packed_slices import sample_activations
+    from har_edge.errors import InputError
+    from har_edge.runtime.packing_costs import measure_packings
+
+    try:
+        tensors, data = sample_activations(model, found, args)
+    except InputError as error:
+        remarks.append(f"packing was not measured: {error}")
+        return ()
+    if data.startswith("random inputs"):
+        remarks.append(f"packing was measured on {data}: real activations may pack in more or fewer bytes")
+    return measure_packings(tensors, data)
 
 
 def measure_through_broker(
