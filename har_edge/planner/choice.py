@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from har_edge.errors import ConfigError
-from har_edge.planner.devices import BrokerLink
-from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage, PlanningProblem, compare, make_plan
+from har_edge.planner.plan import Alternative, Objective, OtherPlan, Plan, PlanningProblem, make_plan, other_plans
 from har_edge.planner.profile import PackingFigures, Profile
 from har_edge.planner.split_costs import PackingCost
 from har_edge.planner.split_plan import (
@@ -19,11 +19,14 @@ from har_edge.planner.split_plan import (
     make_split_costs,
     make_split_plan,
     name_limits,
+    with_best_borders,
     with_packing,
 )
 from har_edge.tflite.model import Model
 
 _SAME = 1 - 1e-9
+_NEAR = 1.01  # a plan no slower than by this factor is as good, if it has fewer devices
+_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,32 +44,93 @@ def choose_plan(
     planning: PlanningProblem,
     profile: Profile,
     objective: Objective,
-    broker: BrokerLink,
     packings: Sequence[str] = (),
+    *,
+    split: bool = True,
 ) -> PlanChoice:
     """Return the best plan of all.
+
+    Among plans with nearly the same bottleneck, it is one of fewer devices whose latency is no longer.
 
     Args:
         profile: The measurements that speeds refer to.
         packings: Ways to pack activations that may be used; the profile has their costs.
+        split: Whether devices may share layers.
 
     Raises ConfigError when the model is too large for all devices together, shared or not.
     """
     ways = [_figures(profile, name) for name in packings]
-    whole, refusal = _whole_layers(planning, objective, broker)
-    costs = make_split_costs(model, profile.bounds, planning.devices, broker)
+    candidate, shared = None, None
+    if split:
+        candidate, shared = _find_split(model, planning, profile, objective, ways)
+    try:
+        plan, others = _best_whole(planning, make_plan(planning, objective))
+    except ConfigError:
+        if shared is None or candidate is None:
+            raise
+        return _shared(candidate, shared, None, ())
+    if shared is not None and candidate is not None and prefer([plan, shared]) is shared:
+        return _shared(candidate, shared, plan, others)
+    possible = candidate is not None or not split
+    return _unshared(planning, plan, others, shared, possible=possible)
+
+
+def prefer(plans: Sequence[Plan]) -> Plan:
+    """Return the plan with the smallest value, or for throughput one nearly as good that is otherwise much better.
+
+    Such a plan has fewer devices and no longer latency, or as many and half the latency. The first one of equal plans
+    counts.
+    """
+    best = min(plans, key=lambda plan: plan.value_s)
+    best = next(plan for plan in plans if plan.value_s * _SAME <= best.value_s)
+    if best.objective is Objective.LATENCY:
+        return best
+    near = [
+        plan
+        for plan in plans
+        if plan.bottleneck_s <= _NEAR * best.bottleneck_s
+        and len(plan.devices) <= len(best.devices)
+        and plan.latency_s <= best.latency_s / (1 if len(plan.devices) < len(best.devices) else 2)
+    ]
+    return min(near, key=lambda plan: (len(plan.devices), plan.latency_s), default=best)
+
+
+def _best_whole(planning: PlanningProblem, whole: Plan) -> tuple[Plan, list[OtherPlan]]:
+    """Return the preferred plan of whole layers, and the others beside it; a narrow search may find a better one."""
+    plan, known, left = whole, [whole], _ROUNDS
+    while True:
+        others = other_plans(planning, plan)
+        known += [other.plan for other in others if other.plan is not None]
+        better = prefer(known)
+        if not left or (better.value_s == plan.value_s and len(better.devices) == len(plan.devices)):
+            break
+        plan, left = better, left - 1
+    if plan is whole:
+        return whole, others
+    best = min(known, key=lambda each: each.value_s)
+    shown = min((other.plan.value_s for other in others if other.plan is not None), default=math.inf)
+    if best.value_s < min(shown, plan.value_s) * _SAME:
+        others = [OtherPlan("the smallest bottleneck", best), *others]
+    bound = min(whole.bound_s, plan.value_s)
+    return msgspec.structs.replace(plan, bound_s=bound, proven=bound >= plan.value_s * _SAME), others
+
+
+def _find_split(
+    model: Model,
+    planning: PlanningProblem,
+    profile: Profile,
+    objective: Objective,
+    ways: Sequence[PackingFigures],
+) -> tuple[SplitCandidate | None, Plan | None]:
+    """Return the best way to share layers, packed where that gains, and its plan; no plan where it is one block."""
+    costs = make_split_costs(model, profile.bounds, planning.devices, planning.broker)
     candidate = None if costs is None else find_candidate(costs, objective)
-    if candidate is not None and len(candidate.blocks) > 1:
-        candidate, packing = _packed(candidate, ways, profile, objective)
-        shared = make_split_plan(model, candidate, objective)
-        if packing:
-            shared = msgspec.structs.replace(shared, packing=packing)
-        if whole is None or _value(shared) < _value(whole) * _SAME:
-            return _shared(planning, candidate, shared, whole)
-    if whole is None:
-        assert refusal is not None
-        raise refusal
-    return _unshared(planning, whole, candidate)
+    if candidate is None or len(candidate.blocks) == 1:
+        return candidate, None
+    candidate, packing = _packed(candidate, ways, profile, objective)
+    candidate = with_best_borders(candidate, objective)
+    plan = make_split_plan(model, candidate, objective)
+    return candidate, msgspec.structs.replace(plan, packing=packing) if packing else plan
 
 
 def _figures(profile: Profile, name: str) -> PackingFigures:
@@ -94,72 +158,49 @@ def _packed(
     return best, name
 
 
-def _whole_layers(
-    planning: PlanningProblem, objective: Objective, broker: BrokerLink
-) -> tuple[Plan | None, ConfigError | None]:
-    """Return the best plan that shares no layer, no faster than the broker's link; else why there is none."""
-    try:
-        plan = make_plan(planning, objective)
-    except ConfigError as error:
-        return None, error
-    seconds = broker_seconds(plan.stages, broker)
-    if seconds > plan.bottleneck_s:
-        proven = plan.proven and objective is Objective.LATENCY
-        plan = msgspec.structs.replace(plan, bottleneck_s=seconds, broker_s=seconds, proven=proven)
-    return plan, None
-
-
-def broker_seconds(stages: Sequence[PlannedStage], broker: BrokerLink) -> float:
-    """Return how long the link of the broker's host is busy for a window."""
-    if broker.link_bytes_per_s is None:
-        return 0.0
-    # Windows enter as sensors send them, and the result leaves: as many bytes each way as stages take and send.
-    taken, sent = sum(stage.received_bytes for stage in stages), sum(stage.sent_bytes for stage in stages)
-    entering = sent + stages[0].received_bytes
-    return (max(taken, entering) if broker.duplex else taken + entering) / broker.link_bytes_per_s
-
-
-def _value(plan: Plan) -> float:
-    return plan.bottleneck_s if plan.objective is Objective.THROUGHPUT else plan.latency_s
-
-
 def _shared(
-    planning: PlanningProblem,
-    candidate: SplitCandidate,
-    plan: Plan,
-    whole: Plan | None,
+    candidate: SplitCandidate, plan: Plan, whole: Plan | None, others_of_whole: Sequence[OtherPlan]
 ) -> PlanChoice:
+    """Return a plan that shares layers, beside the best one of `whole` layers and the others beside that."""
+    one = next((each for each in others_of_whole if each.name.startswith("one device")), None)
     if whole is None:
         reason = "too large for the memory of the devices"
         others = [Alternative("whole layers only", 0, 0, None, None, reason)]
-        one = None
+    elif len(whole.stages) > 1:
+        kept = [each for each in others_of_whole if each is one or each.name.endswith("devices in order")]
+        others = [_whole_only(whole), *(each.alternative for each in kept)]
+    elif len(whole.devices) > 1:
+        others = [_whole_only(whole), *([] if one is None else [one.alternative])]
     else:
-        others = compare(planning, whole)
-        one = next((each for each in others if each.name.startswith("one device")), None)
-        if len(whole.stages) > 1:
-            devices = len(whole.devices)
-            others = [
-                Alternative("whole layers only", len(whole.stages), devices, whole.bottleneck_s, whole.latency_s),
-                *(each for each in others if each is one or each.name.endswith("devices in order")),
-            ]
-        elif one is not None:
-            others = [one]
+        others = [] if one is None else [one.alternative]
     remarks = [f"the largest message has {candidate.forecast.largest_bytes} bytes"] if plan.is_split else []
-    value = None if one is None else one.bottleneck_s if plan.objective is Objective.THROUGHPUT else one.latency_s
-    if value is not None:
-        remarks += name_limits(candidate, plan.objective, value)
+    if one is not None and one.plan is not None:
+        remarks += name_limits(candidate, plan.objective, one.plan.value_s)
     return PlanChoice(plan, [*compare_split(candidate), *others], remarks, candidate)
 
 
-def _unshared(planning: PlanningProblem, plan: Plan, candidate: SplitCandidate | None) -> PlanChoice:
-    others, remarks = compare(planning, plan), []
-    if len(plan.devices) == 1 and len(planning.devices) > 1:
+def _whole_only(plan: Plan) -> Alternative:
+    return Alternative("whole layers only", len(plan.stages), len(plan.devices), plan.bottleneck_s, plan.latency_s)
+
+
+def _unshared(
+    planning: PlanningProblem, plan: Plan, others: Sequence[OtherPlan], shared: Plan | None, *, possible: bool
+) -> PlanChoice:
+    """Return a plan of whole layers; `shared` is the best one that shares some, `possible` whether any could."""
+    found, remarks = [other.alternative for other in others], []
+    if shared is not None and shared.is_split:
+        found.append(
+            Alternative("shared layers", len(shared.stages), len(shared.devices), shared.bottleneck_s, shared.latency_s)
+        )
+    values = [each.bottleneck_s if plan.objective is Objective.THROUGHPUT else each.latency_s for each in found]
+    better = min((value for value in values if value is not None), default=math.inf) < plan.value_s * _SAME
+    if len(plan.devices) == 1 and len(planning.devices) > 1 and not better:
         what = "a window takes" if plan.objective is Objective.LATENCY else "windows come"
         faster = "less" if plan.objective is Objective.LATENCY else "no slower"
         remarks.append(
             f"one device is faster: {what} {faster} on {plan.devices[0]} alone than on several, where messages and "
             "links cost more than sharing saves"
         )
-    if candidate is None and len(planning.devices) > 1:
+    if not possible and len(planning.devices) > 1:
         remarks.append("layers cannot be shared here: no place where one tensor crosses, or too little memory")
-    return PlanChoice(plan, others, remarks)
+    return PlanChoice(plan, found, remarks)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from har_edge.planner.devices import DeviceClass
+from har_edge.planner.devices import UNLIMITED, BrokerLink, DeviceClass
 from har_edge.planner.problem import Floats, Ints, SearchProblem
-from har_edge.planner.slice_graph import SliceGraph
+from har_edge.planner.slice_graph import RESULT_BYTES, SliceGraph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,7 +18,8 @@ class SliceCosts:
 
     `compute_s` is the time of the model, `message_s` the processor's time for messages, and `link_s` how long the link
     is busy. `period_s` is the shortest time between two windows, inf where the slice does not fit the memory.
-    `latency_s` is the time of one window, and `memory_bytes` the resident memory of the process.
+    `latency_s` is the time of one window, and `memory_bytes` the resident memory of the process. `broker_s` [slices] is
+    how long the link of the broker's host is busy, and `broker_bytes` [slices] what passes it; all slices share it.
     """
 
     compute_s: Floats
@@ -27,9 +28,11 @@ class SliceCosts:
     period_s: Floats
     latency_s: Floats
     memory_bytes: Ints
+    broker_s: Floats
+    broker_bytes: Ints
 
 
-def slice_costs(slice_graph: SliceGraph, kinds: Sequence[DeviceClass]) -> SliceCosts:
+def slice_costs(slice_graph: SliceGraph, kinds: Sequence[DeviceClass], broker: BrokerLink = UNLIMITED) -> SliceCosts:
     """Return the cost of every slice on every class of device."""
     work = np.array([[0.0, *np.cumsum(kind.work_s)] for kind in kinds])
 
@@ -40,7 +43,11 @@ def slice_costs(slice_graph: SliceGraph, kinds: Sequence[DeviceClass]) -> SliceC
     compute = column("overhead_s") + work[:, slice_graph.stops] - work[:, slice_graph.starts]
     message = column("message_s") * messages + column("message_byte_s") * total
     widest = np.where(column("duplex") > 0, np.maximum(slice_graph.received_bytes, slice_graph.sent_bytes), total)
-    link, way = widest / column("link_bytes_per_s"), total / column("link_bytes_per_s")
+    link = widest / column("link_bytes_per_s")
+    entering, leaving = _broker_bytes(slice_graph)
+    # A message passes both links at the slower rate; what sensors send is at the broker before a stage takes it.
+    way = total * np.maximum(1 / column("link_bytes_per_s"), broker.byte_s)
+    way = way + (entering - slice_graph.sent_bytes) * broker.byte_s
     memory = (column("base_bytes") + column("growth") * slice_graph.tensor_bytes).astype(np.int64)
     limit = np.array([[np.inf if kind.memory_bytes is None else kind.memory_bytes] for kind in kinds])
     fits = memory <= limit
@@ -52,7 +59,17 @@ def slice_costs(slice_graph: SliceGraph, kinds: Sequence[DeviceClass]) -> SliceC
         period_s=np.where(fits, np.maximum(compute + message, link), np.inf),
         latency_s=np.where(fits, compute + message + way + 2 * column("latency_s"), np.inf),
         memory_bytes=memory,
+        broker_s=np.asarray(broker.busy_bytes(entering, leaving) * broker.byte_s, float),
+        broker_bytes=entering + leaving,
     )
+
+
+def _broker_bytes(slice_graph: SliceGraph) -> tuple[Ints, Ints]:
+    """Return the bytes into and out of the broker by each slice; the first one also counts windows that enter."""
+    whole = slice_graph.walk(())
+    assert whole is not None
+    entering = slice_graph.sent_bytes + (slice_graph.tails == 0) * slice_graph.received_bytes[whole[0]]
+    return entering, slice_graph.received_bytes + slice_graph.results * RESULT_BYTES
 
 
 def make_search_problem(
@@ -69,4 +86,5 @@ def make_search_problem(
         shareable=slice_graph.received == 1,
         counts=tuple(counts),
         replicas=replicas,
+        shared_s=costs.broker_s if costs.broker_s.any() else None,
     )

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from har_edge.errors import ConfigError
 from har_edge.files import TOMLDecodeError, parse_toml, read_text
 from har_edge.planner.profile import Profile, load_profile
 
 MAX_DEVICES = 256
+Number = TypeVar("Number", int, NDArray[np.int64])
 _ZERO_ALLOWED = {"speed": False, "memory_bytes": False, "link_bytes_per_s": False, "latency_s": True, "message_s": True}
 
 
@@ -56,13 +60,25 @@ class BrokerLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     link_bytes_per_s: float | None = None
     duplex: bool = True
 
+    @property
+    def byte_s(self) -> float:
+        """Seconds of a byte in one direction."""
+        return 0.0 if self.link_bytes_per_s is None else 1 / self.link_bytes_per_s
+
+    def busy_bytes(self, entering: Number, leaving: Number) -> Number:
+        """Return the bytes that the link waits for; no fewer leave than enter, since each has at least one taker."""
+        return leaving if self.duplex else entering + leaving
+
+
+UNLIMITED = BrokerLink()
+
 
 class DevicesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of the TOML file."""
 
     device: list[DeviceEntry]
     sensors: SensorMessages = SensorMessages.APART
-    broker: BrokerLink = BrokerLink()
+    broker: BrokerLink = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from har_edge.errors import ConfigError, CutError
 from har_edge.planner.cost_model import SliceCosts, make_search_problem, slice_costs
-from har_edge.planner.devices import DeviceClass, PlannerDevice, SensorMessages, group_by_class
+from har_edge.planner.devices import UNLIMITED, BrokerLink, DeviceClass, PlannerDevice, SensorMessages, group_by_class
 from har_edge.planner.partition import balance
 from har_edge.planner.problem import NEVER, Floats, SearchProblem, StageAssignment
 from har_edge.planner.search import Solution, minimize_bottleneck, minimize_latency
@@ -65,9 +65,10 @@ class PlannedStage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Stages in order, and the devices that no stage needs.
 
-    `bound_s` is a lower bound of the objective over all plans, and `proven` says that this plan meets it. A plan that
-    shares layers says how long the link of the broker's host is busy for a window, the bytes on it, the size of the
-    largest message, and how activations are packed (by default they are not).
+    `bound_s` is a lower bound of the objective over all plans of whole layers, and `proven` says that this plan meets
+    it. The plan says how long the link of the broker's host is busy for a window, and the bytes on it, if that link has
+    a rate or layers are shared. A plan that shares layers also says the size of the largest message, and
+    how activations are packed (by default they are not).
     """
 
     version: int
@@ -101,10 +102,14 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(name for stage in self.stages for name in stage.devices)
 
     @property
+    def value_s(self) -> float:
+        """The figure that the objective makes small."""
+        return self.bottleneck_s if self.objective is Objective.THROUGHPUT else self.latency_s
+
+    @property
     def gap(self) -> float:
         """How much better another plan could be at most, as a fraction of the bound."""
-        value = self.bottleneck_s if self.objective is Objective.THROUGHPUT else self.latency_s
-        return 0.0 if self.proven else value / self.bound_s - 1 if self.bound_s > 0 else math.inf
+        return 0.0 if self.proven else self.value_s / self.bound_s - 1 if self.bound_s > 0 else math.inf
 
 
 class Alternative(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,6 +141,7 @@ class PlanningProblem:
     least: int = 1
     most: int = NEVER
     cuts: tuple[int, ...] | None = None
+    broker: BrokerLink = UNLIMITED
 
     @property
     def problem(self) -> SearchProblem:
@@ -167,8 +173,9 @@ def make_planning_problem(
     *,
     replicas: int = REPLICAS,
     sensors: SensorMessages = SensorMessages.APART,
+    broker: BrokerLink = UNLIMITED,
 ) -> PlanningProblem:
-    """Combine a model and devices.
+    """Combine a model, devices, and the link of the broker's host.
 
     Args:
         bounds: Operators at which the segments of the profiles begin, and the number of operators.
@@ -190,8 +197,9 @@ def make_planning_problem(
         tuple(devices),
         kinds,
         names,
-        slice_costs(slice_graph, kinds),
+        slice_costs(slice_graph, kinds, broker),
         min(replicas, len(devices)),
+        broker=broker,
     )
 
 
@@ -204,9 +212,18 @@ def make_plan(planning: PlanningProblem, objective: Objective) -> Plan:
     solution = _solve(planning.problem, objective)
     if solution is None:
         raise ConfigError(_too_large(planning))
+    return _assemble(planning, objective, solution.steps, solution)
+
+
+def _assemble(
+    planning: PlanningProblem, objective: Objective, steps: Sequence[StageAssignment], bound: Solution | None = None
+) -> Plan:
+    """Return steps as a plan, with the bound that was found for it, if any."""
     left = [list(names) for names in planning.names]
-    stages = tuple(_stage(planning, step, left) for step in solution.steps)
-    exact = planning.slice_graph.whole
+    stages = tuple(_stage(planning, step, left) for step in steps)
+    edges, costs = [step.edge for step in steps], planning.costs
+    broker_s, priced = float(sum(costs.broker_s[edges])), planning.broker.link_bytes_per_s is not None
+    exact = planning.slice_graph.whole and bound is not None
     return Plan(
         version=VERSION,
         model=planning.model,
@@ -214,24 +231,50 @@ def make_plan(planning: PlanningProblem, objective: Objective) -> Plan:
         objective=objective,
         stages=stages,
         spare=tuple(device.name for device in planning.devices if any(device.name in names for names in left)),
-        bottleneck_s=solution.period_s,
-        latency_s=solution.latency_s,
-        bound_s=solution.bound_s if exact else 0.0,
-        proven=solution.proven and exact,
+        bottleneck_s=max(broker_s, *(stage.period_s for stage in stages)),
+        latency_s=sum(stage.latency_s for stage in stages),
+        bound_s=bound.bound_s if bound is not None and exact else 0.0,
+        proven=bound is not None and bound.proven and exact,
+        broker_s=broker_s if priced else msgspec.UNSET,
+        broker_bytes=int(costs.broker_bytes[edges].sum()) if priced else msgspec.UNSET,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OtherPlan:
+    """A plan of whole layers that a reader may have expected instead; without a plan, `reason` says why."""
+
+    name: str
+    plan: Plan | None
+    reason: str = ""
+    stages: int = 0
+
+    @property
+    def alternative(self) -> Alternative:
+        """The figures for a reader."""
+        plan = self.plan
+        if plan is None:
+            return Alternative(self.name, self.stages, self.stages, None, None, self.reason)
+        return Alternative(self.name, len(plan.stages), len(plan.devices), plan.bottleneck_s, plan.latency_s)
+
+
+def other_plans(planning: PlanningProblem, plan: Plan) -> list[OtherPlan]:
+    """Return the plans of whole layers that a reader may have expected instead."""
+    used = len(plan.devices)
+    found = []
+    if used > 1:
+        plural = "s" if used > 2 else ""
+        found.append(_bounded(f"at most {used - 1} device{plural}", replace(planning, most=used - 1), plan.objective))
+    if used < len(planning.devices):
+        found.append(_bounded(f"at least {used + 1} devices", replace(planning, least=used + 1), plan.objective))
+    if any(stage.replicas > 1 for stage in plan.stages):
+        found.append(_bounded("no replicas", replace(planning, replicas=1), plan.objective))
+    return [*found, _equal_times(planning, plan.objective), _single(planning, plan.objective)]
 
 
 def compare(planning: PlanningProblem, plan: Plan) -> list[Alternative]:
     """Return the plans that a reader may have expected instead, with their predicted figures."""
-    problem, used = planning.problem, len(plan.devices)
-    found = []
-    if used > 1:
-        found.append(_bounded(f"at most {used - 1} devices", replace(problem, most=used - 1), plan.objective))
-    if used < len(planning.devices):
-        found.append(_bounded(f"at least {used + 1} devices", replace(problem, least=used + 1), plan.objective))
-    if any(stage.replicas > 1 for stage in plan.stages):
-        found.append(_bounded("no replicas", replace(problem, replicas=1), plan.objective))
-    return [*found, _equal_times(planning), _single(planning, plan.objective)]
+    return [other.alternative for other in other_plans(planning, plan)]
 
 
 def _solve(problem: SearchProblem, objective: Objective, width: int | None = None) -> Solution | None:
@@ -262,19 +305,18 @@ def _stage(planning: PlanningProblem, step: StageAssignment, left: list[list[str
     )
 
 
-def _bounded(name: str, problem: SearchProblem, objective: Objective) -> Alternative:
+def _bounded(name: str, planning: PlanningProblem, objective: Objective) -> OtherPlan:
     """Return the best plan of a narrower problem."""
-    solution = _solve(problem, objective, _QUICK)
+    solution = _solve(planning.problem, objective, _QUICK)
     if solution is None:
-        return Alternative(name, 0, 0, None, None, "no such plan fits the model and the memory")
-    devices = sum(step.replicas for step in solution.steps)
-    return Alternative(name, len(solution.steps), devices, solution.period_s, solution.latency_s)
+        return OtherPlan(name, None, "no such plan fits the model and the memory")
+    return OtherPlan(name, _assemble(planning, objective, solution.steps))
 
 
-def _equal_times(planning: PlanningProblem) -> Alternative:
+def _equal_times(planning: PlanningProblem, objective: Objective) -> OtherPlan:
     """Return the plan by time alone: slices of equal time, on the devices in the order of the file."""
     slice_graph, stages = planning.slice_graph, min(len(planning.devices), len(planning.slice_graph.bounds) - 1)
-    name = f"{stages} slices of equal time, devices in order"
+    name = f"{stages} slice{'s' * (stages > 1)} of equal time, devices in order"
     crossing = [0] * (len(slice_graph.bounds) - 2)
     chain = slice_graph.walk(range(1, len(slice_graph.bounds) - 1))
     if chain is not None:
@@ -282,35 +324,33 @@ def _equal_times(planning: PlanningProblem) -> Alternative:
     try:
         places = balance(planning.devices[0].kind.work_s, stages, crossing)
     except CutError as error:
-        return Alternative(name, stages, stages, None, None, str(error))
+        return OtherPlan(name, None, str(error), stages)
     edges = slice_graph.walk(places)
     if edges is None:
-        return Alternative(name, stages, stages, None, None, "too many ways to cut this model; these were left out")
+        return OtherPlan(name, None, "too many ways to cut this model; these were left out", stages)
     kinds = [planning.kinds.index(device.kind) for device in planning.devices[:stages]]
     for device, kind, edge in zip(planning.devices, kinds, edges, strict=False):
         if not math.isfinite(planning.costs.period_s[kind, edge]):
-            return Alternative(name, stages, stages, None, None, f"its slice does not fit the memory of {device.name}")
-    return Alternative(
-        name,
-        stages,
-        stages,
-        max(float(planning.costs.period_s[kind, edge]) for kind, edge in zip(kinds, edges, strict=True)),
-        sum(float(planning.costs.latency_s[kind, edge]) for kind, edge in zip(kinds, edges, strict=True)),
-    )
+            return OtherPlan(name, None, f"its slice does not fit the memory of {device.name}", stages)
+    steps = [_alone(planning, kind, edge) for kind, edge in zip(kinds, edges, strict=True)]
+    return OtherPlan(name, _assemble(planning, objective, steps))
 
 
-def _single(planning: PlanningProblem, objective: Objective) -> Alternative:
+def _alone(planning: PlanningProblem, kind: int, edge: int) -> StageAssignment:
+    """Return the step of one device of a class."""
+    return StageAssignment(edge, tuple(int(k == kind) for k in range(len(planning.kinds))))
+
+
+def _single(planning: PlanningProblem, objective: Objective) -> OtherPlan:
     """Return the whole model on the one device that does best."""
     (edge,) = planning.slice_graph.walk(()) or (None,)
     assert edge is not None  # the whole model is always a slice
     costs = planning.costs.period_s if objective is Objective.THROUGHPUT else planning.costs.latency_s
     best = int(costs[:, edge].argmin())
     if not math.isfinite(costs[best, edge]):
-        return Alternative("one device", 1, 1, None, None, "the whole model fits the memory of none")
-    name = f"one device: {planning.names[best][0]}"
-    return Alternative(
-        name, 1, 1, float(planning.costs.period_s[best, edge]), float(planning.costs.latency_s[best, edge])
-    )
+        return OtherPlan("one device", None, "the whole model fits the memory of none", 1)
+    plan = _assemble(planning, objective, [_alone(planning, best, edge)])
+    return OtherPlan(f"one device: {planning.names[best][0]}", plan)
 
 
 def _too_large(planning: PlanningProblem) -> str:

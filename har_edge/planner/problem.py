@@ -33,7 +33,8 @@ class SearchProblem:
     every head above its tail. `period_s` and `latency_s`, float64 [classes, edges], are the shortest time between two
     windows and the time of one window on such a device; inf where it cannot run the stage. `counts` is the number of
     devices of each class. A `shareable` edge may have up to `replicas` devices: r of them take turns and need the r-th
-    part of the slowest one's period. A plan has `least` to `most` devices.
+    part of the slowest one's period. A plan has `least` to `most` devices. `shared_s`, float64 [edges], is what each
+    edge takes of a resource that all stages of a plan share; their sum limits the plan as a stage does.
     """
 
     nodes: int
@@ -46,6 +47,7 @@ class SearchProblem:
     replicas: int = 1
     least: int = 1
     most: int = NEVER
+    shared_s: Floats | None = None
 
     def period_of(self, step: StageAssignment) -> float:
         """Return the seconds between two windows that a stage can keep up."""

@@ -13,7 +13,7 @@ needed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from har_edge.planner.problem import FeasibleEdges, Floats, SearchProblem, Stage
 WIDTH = 48  # states kept for each place to cut
 _FEW = 4
 _PROOFS = 8
+_SHARED = 24  # bottlenecks to try where stages share a resource
 _SAME = 1e-12  # sums in another order differ by so much
 _NEAR = 1e-3  # without a proof, a plan this near to the bound ends the search
 
@@ -61,6 +62,43 @@ def minimize_bottleneck(problem: SearchProblem, width: int = WIDTH) -> Solution 
 
     Raises SearchLimit when `width` states for each node do not decide whether a plan exists.
     """
+    free = _minimize_slowest(replace(problem, shared_s=None), width)
+    return free if free is None or problem.shared_s is None else _share(problem, free, width)
+
+
+def _share(problem: SearchProblem, free: Solution, width: int) -> Solution:
+    """Return the plan with the smallest bottleneck, where the resource that stages share counts, too.
+
+    `free` is the best plan without that resource. The least load of the resource is a sum over edges, as latency is, so
+    the search for the least latency within a bottleneck finds it. A plan with a higher limit has no higher least load:
+    the best one is where the two meet.
+    """
+    assert problem.shared_s is not None
+    load = np.where(np.isfinite(problem.period_s), problem.shared_s, np.inf)
+    loads = replace(problem, latency_s=load, shared_s=None)
+    steps, high, bound = free.steps, _bottleneck(problem, free.steps), free.bound_s
+    low, target = free.period_s, math.inf
+    for _ in range(_SHARED):
+        if low >= high * (1 - _SAME):
+            break
+        found = _shorten(loads, steps if _bottleneck(loads, steps) <= target else free.steps, target, width)
+        value = _bottleneck(problem, found.steps)
+        if value < high:
+            steps, high = found.steps, value
+        if found.latency_s > target or target == math.inf:
+            # Up to this limit nothing has a smaller load; above it, the next limit is the least that a plan has.
+            above = math.inf if target == math.inf else _next(loads, target)
+            bound = max(bound, min(found.bound_s, above))
+            low = max(low, min(found.latency_s, above))
+        target = low if target == math.inf else (low + high) / 2
+    within = _shorten(replace(problem, shared_s=None), steps, high, width)
+    if _bottleneck(problem, within.steps) <= high:
+        steps, high = within.steps, _bottleneck(problem, within.steps)
+    bound = min(bound, high)
+    return Solution(steps, high, _latency(problem, steps), bound, bound >= high * (1 - _SAME))
+
+
+def _minimize_slowest(problem: SearchProblem, width: int) -> Solution | None:
     answer = _start(problem, width)
     if answer is None:
         return None
@@ -192,7 +230,8 @@ def _steps(options: FeasibleEdges, prices: DualPrices) -> tuple[StageAssignment,
 
 
 def _bottleneck(problem: SearchProblem, steps: tuple[StageAssignment, ...]) -> float:
-    return max(problem.period_of(step) for step in steps)
+    shared = 0.0 if problem.shared_s is None else sum(float(problem.shared_s[step.edge]) for step in steps)
+    return max(shared, *(problem.period_of(step) for step in steps))
 
 
 def _latency(problem: SearchProblem, steps: tuple[StageAssignment, ...]) -> float:

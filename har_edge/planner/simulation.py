@@ -39,7 +39,7 @@ class SplitForecast:
     """The prediction for a split, by device where there are several figures.
 
     Attributes:
-        latency_s: Seconds from the publication of a window to its result.
+        latency_s: Seconds from the window at the broker to its result there, as of a plan of whole layers.
         period_s: Seconds between two windows, if enough of them are on their way.
         compute_s, message_s: The processor's time for a window.
         up_bytes, down_bytes: Bytes on the device's link.
@@ -151,8 +151,9 @@ class Simulator:
         (device,) = [k for k in range(self.costs.n) if last.bounds[k] < last.bounds[k + 1]]
         kind = self.costs.devices[device].kind
         run = self.costs.step_seconds(last, device, 0, 1)
-        send = kind.message_s + RESULT_BYTES * (kind.message_byte_s + 1 / kind.link_bytes_per_s)
-        return timeline.processors[device] + run + send + 2 * kind.latency_s
+        slower = max(1 / kind.link_bytes_per_s, self.costs.broker.byte_s)
+        send = kind.message_s + RESULT_BYTES * (kind.message_byte_s + slower)
+        return timeline.processors[device] + run + send + kind.latency_s
 
     def latency(self, blocks: Sequence[Block]) -> float:
         """Return the seconds of one window through these blocks."""
@@ -215,7 +216,7 @@ class Simulator:
         self, compute: list[float], message: list[float], up: list[int], down: list[int], broker: list[int]
     ) -> dict[str, float]:
         """Return the seconds that a window takes of each resource."""
-        ways = max(broker) if self.costs.broker.duplex else sum(broker)
+        ways = self.costs.broker.busy_bytes(*broker)
         loads = {"the broker's link": ways * self._seconds[-1]}
         for k, device in enumerate(self.costs.devices):
             loads[f"the processor of {device.name}"] = compute[k] + message[k]

@@ -31,7 +31,8 @@ class SliceGraph:
 
     `bounds` are operators: 0, the legal places to cut, and the number of operators. `places[v]` is the index into them
     of node v. Each edge has its first and last place, the messages and bytes that it receives and sends, and the bytes
-    of its weights and of the most activations alive at once. `whole` says that no way to cut was left out.
+    of its weights and of the most activations alive at once; `results` says whether it sends a result. `whole` says
+    that no way to cut was left out.
     """
 
     bounds: tuple[int, ...]
@@ -45,6 +46,7 @@ class SliceGraph:
     sent: Ints
     sent_bytes: Ints
     tensor_bytes: Ints
+    results: Ints
     whole: bool
 
     def edge(self, node: int, stop: int) -> int | None:
@@ -110,7 +112,7 @@ def make_slice_graph(model: Model, bounds: Sequence[int], sensors: SensorMessage
                 onward = tuple(sorted((*(part for part in later if part[0]), *fresh)))
                 ways[stop].setdefault(onward, None)
                 figures = (len(came) + takes[0], sum(came) + HEAD_BYTES * len(came) + takes[1], *gives)
-                edges.append((start, in_flight, stop, onward, (*figures, int(memory[start, stop]))))
+                edges.append((start, in_flight, stop, onward, (*figures, int(memory[start, stop]), int(result))))
     return _assemble(tuple(bounds), ways, edges, whole)
 
 
@@ -132,7 +134,9 @@ def _assemble(
         if (stop, onward) in number and (start, in_flight) in number
     ]
     rows.sort()
-    tails, heads, starts, stops, received, received_bytes, sent, sent_bytes, tensor_bytes = np.array(rows, np.int64).T
+    tails, heads, starts, stops, received, received_bytes, sent, sent_bytes, tensor_bytes, results = np.array(
+        rows, np.int64
+    ).T
     return SliceGraph(
         bounds=bounds,
         places=tuple(place for place, _ in number),
@@ -145,6 +149,7 @@ def _assemble(
         sent=sent,
         sent_bytes=sent_bytes,
         tensor_bytes=tensor_bytes,
+        results=results,
         whole=whole,
     )
 

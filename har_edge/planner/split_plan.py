@@ -13,7 +13,7 @@ from har_edge.planner.plan import VERSION, Alternative, Objective, Plan, Planned
 from har_edge.planner.simulation import Simulator, SplitForecast
 from har_edge.planner.split_costs import SOURCE, PackingCost, SplitCosts
 from har_edge.planner.split_model import make_split_model, operator_seconds
-from har_edge.planner.split_search import best_split, improve
+from har_edge.planner.split_search import best_split, fits, improve
 from har_edge.planner.stage_groups import best_groups
 from har_edge.tflite.model import Model
 from har_edge.tflite.split.plan import Block, SplitMethod, SplitPlan
@@ -98,6 +98,13 @@ def with_packing(candidate: SplitCandidate, packing: PackingCost, objective: Obj
         return same
     other = find_candidate(packed, objective)
     return same if other is None or same.value(objective) <= other.value(objective) else other
+
+
+def with_best_borders(candidate: SplitCandidate, objective: Objective) -> SplitCandidate:
+    """Return the candidate, with border rows computed first or not, whichever is better."""
+    other = _candidate(candidate.costs, candidate.blocks, border_first=not candidate.border_first)
+    fitting = fits(other.costs, other.blocks, border_first=other.border_first)
+    return other if fitting and other.value(objective) < candidate.value(objective) * (1 - 1e-9) else candidate
 
 
 def _candidate(costs: SplitCosts, blocks: tuple[Block, ...], *, border_first: bool) -> SplitCandidate:

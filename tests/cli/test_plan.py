@@ -11,14 +11,21 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cli.reports.bars import bar
+from har_edge.cli.reports.shared_layers import draw_blocks, draw_mermaid
 from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.planner.plan import Plan
 from har_edge.planner.profile import MessageCost, PackingFigures, Profile, load_profile, profile_path, store_profile
+from har_edge.planner.simulation import Simulator
+from har_edge.planner.split_model import SplitOperator, SplitTensor
+from har_edge.planner.split_plan import SplitCandidate
 from har_edge.tflite.manifest import load_manifest
 from har_edge.tflite.model import read_model
+from har_edge.tflite.split.plan import Block, SplitMethod
 from har_edge.tflite.split.plan_file import load_plan
 from har_edge.tflite.split.program import split_model
 from har_edge.units import duration, size
+from tests.cli.test_second_data_set import write_model
+from tests.planner.split_models import Window, chain_model, costs_of
 from tests.tflite import models
 from tests.tflite.split.layers import Layers
 
@@ -149,7 +156,8 @@ def test_a_plan_is_a_table_with_reasons(run: Run, model: Path, devices: Path, pr
     lines = text.splitlines()
     assert lines[0].split()[:3] == ["stage", "operators", "device"]
     assert any("fast" in line and "█" in line for line in lines)
-    assert "no plan has a smaller bottleneck: proven" in text
+    assert any(line.split()[-2:] == ["ratio", "bar"] for line in lines)
+    assert "no plan of whole layers has a smaller bottleneck: proven" in text
     assert "this plan" in text and "one device: fast" in text and "3 slices of equal time, devices in order" in text
     assert f"cut it with: har-edge slice {model} --at " in text
 
@@ -172,7 +180,8 @@ def test_a_plan_as_json_and_in_a_file(run: Run, model: Path, devices: Path, prof
 def test_latency_wants_one_fast_device(run: Run, model: Path, devices: Path, profile: Path) -> None:
     _, text, _ = run("plan", str(model), "--devices", str(devices), "--objective", "latency")
     assert "1 stage on 1 of 3 devices" in text and "not used: slow-1, slow-2" in text
-    assert "no plan has a smaller latency: proven" in text and "cut it with" not in text
+    assert "no plan of whole layers has a smaller latency: proven" in text and "cut it with" not in text
+    assert "nothing to cut: the whole model runs on fast" in text
 
 
 def test_replicas_are_named_with_what_they_need(run: Run, model: Path, tmp_path: Path, profile: Path) -> None:
@@ -388,8 +397,66 @@ def test_no_split_plans_whole_layers(run: Run, network: Path, slow: Path, tmp_pa
     plan = msgspec.convert(json.loads(text)["plan"], Plan)
     assert not plan.is_split and len(plan.stages) == 4
     assert all("split" not in stage for stage in json.loads(text)["plan"]["stages"])
-    code, _, err = run("plan", str(network), *options, "--drawing", str(drawing))
-    assert code == 2 and "no layer is shared in this plan" in err and not drawing.exists()
+    out = tmp_path / "plan.json"
+    code, text, err = run("plan", str(network), *options, "--drawing", str(drawing), "--out", str(out))
+    assert code == 0 and err == "" and msgspec.json.decode(out.read_bytes(), type=Plan) == plan
+    assert f"note: no layer is shared in this plan: {drawing} shows its stages" in " ".join(text.split())
+    chart, spans = drawing.read_text(), [(stage.start, stage.stop - 1) for stage in plan.stages]
+    assert [f'n{i}["operators {a} to {b}<br/>pi-{i + 1}"]' in chart for i, (a, b) in enumerate(spans)] == [True] * 4
+    assert [line.strip().split(" ")[0] for line in chart.splitlines() if "-->" in line] == [
+        "source", "n0", "n1", "n2", "n3",
+    ]  # fmt: skip
+    assert chart.splitlines()[-1].endswith("result") and "source -->|" in chart
+
+
+@pytest.mark.parametrize("options", [(), ("--no-split",), ("--objective", "latency")])
+def test_every_plan_pays_for_the_link_of_the_broker(
+    run: Run, network: Path, slow: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    devices = equal_devices(tmp_path, 4, 1e8, broker=100.0)
+    command = ["plan", str(network), "--devices", str(devices), "--profile", str(slow), *options]
+    report = json.loads(run(*command, "--json")[1])
+    plan = msgspec.convert(report["plan"], Plan)
+    source = read_model(network).main.tensors[read_model(network).main.inputs[0]].bytes
+    busy = (source + 128 + 256) / 100  # the window leaves with its envelope, and so does the result
+    assert plan.bottleneck_s == plan.broker_s == pytest.approx(busy) and plan.devices == ("pi-1",) and plan.proven
+    assert plan.broker_bytes == 2 * (source + 128 + 256)
+    rows = {row["name"]: row for row in report["alternatives"]}
+    assert rows["one device: pi-1"]["bottleneck_s"] == pytest.approx(busy)
+    assert rows["4 slices of equal time, devices in order"]["bottleneck_s"] > 1.5 * busy
+    key, value = ("latency_s", plan.latency_s) if "latency" in options else ("bottleneck_s", plan.bottleneck_s)
+    assert all(row[key] >= value * (1 - 1e-9) for row in rows.values())
+    text = " ".join(run(*command)[1].split())
+    assert "at the link of the broker's host, at most" in text and "proven" in text
+
+
+def test_one_device_is_preferred_where_others_gain_next_to_nothing(
+    run: Run, model: Path, tmp_path: Path, profile: Path
+) -> None:
+    path = tmp_path / "equal.toml"
+    # A window takes 21.2 ms of one device; the link lets one through every 21.1 ms.
+    taken = read_model(model).main.tensors[read_model(model).main.inputs[0]].bytes + 128 + 256
+    path.write_text(
+        '[[device]]\nname = "pi"\ncount = 2\nlink_bytes_per_s = 1e7\nlatency_s = 0.001\n'
+        f"[broker]\nlink_bytes_per_s = {taken / 21.1e-3}\n"
+    )
+    text = " ".join(run("plan", str(model), "--devices", str(path))[1].split())
+    assert "1 stage on 1 of 2 devices: a window every 21.2 ms at the slowest stage" in text
+    assert "at least 2 devices: a bottleneck 0.5% smaller, with 2 devices" in text and "proven" not in text
+
+
+def test_one_device_is_no_plural(run: Run, model: Path, tmp_path: Path, profile: Path) -> None:
+    path = tmp_path / "equal.toml"
+    path.write_text('[[device]]\nname = "pi"\ncount = 2\nlink_bytes_per_s = 1e7\nlatency_s = 0.001\n')
+    text = run("plan", str(model), "--devices", str(path))[1]
+    assert "at most 1 device " in text and "at most 1 devices" not in text
+
+
+def test_the_command_to_cut_takes_names_with_spaces(run: Run, model: Path, devices: Path, profile: Path) -> None:
+    odd = model.with_name("my model.tflite")
+    odd.write_bytes(model.read_bytes())
+    text = run("plan", str(odd), "--devices", str(devices), "--replicas", "1", "--no-split")[1]
+    assert f"cut it with: har-edge slice '{odd}' --at " in text
 
 
 def test_throughput_shares_the_heaviest_stage(run: Run, network: Path, slow: Path, tmp_path: Path) -> None:
@@ -401,3 +468,38 @@ def test_throughput_shares_the_heaviest_stage(run: Run, network: Path, slow: Pat
     assert plan.is_split and plan.bottleneck_s < 4.002 / 5
     (whole,) = [row for row in report["alternatives"] if row["name"] == "whole layers only"]
     assert whole["bottleneck_s"] == pytest.approx(1.0, rel=0.02)
+
+
+def test_rows_of_one_device_alone_are_whole() -> None:
+    layer, dense = SplitOperator("CONV_2D", (0,), 1, 1000, linear=True), SplitOperator("ADD", (1,), 2, 500)
+    picture = SplitTensor(8, 1, 800)
+    costs = costs_of(chain_model([layer, layer, dense], [picture] * 3 + [SplitTensor(0, 2, 8)], [Window(1, 3, 1)] * 3))
+    blocks = (Block(0, 1, SplitMethod.ROWS, (0, 4, 8)), Block(1, 2, SplitMethod.ROWS, (0, 8, 8)))
+    blocks = (*blocks, Block(2, 3, SplitMethod.WHOLE, (0, 1, 1)))
+    candidate = SplitCandidate(costs, blocks, False, Simulator(costs, border_first=False).forecast(blocks))
+    assert [line.split()[2] for line in draw_blocks(candidate)[1:4]] == ["rows", "whole", "whole"]
+    chart = draw_mermaid(candidate)
+    assert '"operators 0 to 0, rows"' in chart and '"operators 1 to 1, whole"' in chart and 'n1_0["pi-0"]' in chart
+
+
+def test_a_profile_without_recordings_packs_activations_of_random_inputs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest names a stream, of which there are no recordings; nothing of the measurement is lost."""
+    from har_edge.mqtt.broker import launcher
+
+    monkeypatch.setattr(launcher, "find_mosquitto", lambda: None)
+    monkeypatch.delenv("HAR_EDGE_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    path = write_model(tmp_path / "fans")
+    code, text, err = run("profile", str(path), "--device", "bench-1")
+    assert code == 0 and err == ""
+    told = " ".join(text.split())
+    assert "packing was measured on random inputs, for want of recordings of 'machine.toml'" in told
+    kept = load_profile(profile_path("bench-1", read_model(path).sha256, 1))
+    assert len(kept.segments) > 1 and kept.packing("zstd") is not None
+    assert {one.data for one in kept.packings or ()} == {"random inputs, for want of recordings of 'machine.toml'"}
+    (path.parent / "machine.toml").unlink()
+    code, text, _ = run("profile", str(path), "--device", "bench-1", "--again")
+    assert code == 0 and "packing was not measured: " in text and "machine.toml" in text
+    assert load_profile(profile_path("bench-1", read_model(path).sha256, 1)).packings == ()

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError
 from har_edge.inference.segment_timing import segment_bounds
-from har_edge.planner.devices import DeviceClass, PlannerDevice, SensorMessages
+from har_edge.planner.devices import UNLIMITED, BrokerLink, DeviceClass, PlannerDevice, SensorMessages
 from har_edge.planner.plan import Objective, Plan, PlanningProblem, compare, make_plan, make_planning_problem
-from har_edge.planner.slice_graph import tensor_bytes
+from har_edge.planner.slice_graph import RESULT_BYTES, tensor_bytes
 from har_edge.tflite.model import Model, read_model
+from har_edge.tflite.slices import slice_model
 from har_edge.units import size
 from tests.planner.test_slice_graph import wanted
 from tests.tflite import models
@@ -34,7 +35,12 @@ def planning_of(content: bytes, devices: list[PlannerDevice], replicas: int = 1)
     return model, make_planning_problem(model, segment_bounds(model), devices, replicas=replicas)
 
 
-def everything(model: Model, devices: list[PlannerDevice], replicas: int) -> list[tuple[float, float]]:
+def everything(
+    model: Model,
+    devices: list[PlannerDevice],
+    replicas: int,
+    broker: BrokerLink = UNLIMITED,
+) -> list[tuple[float, float]]:
     """Return bottleneck and latency of every plan: every cut, every order of devices, every number of replicas."""
     bounds = segment_bounds(model)
     sizes, segments = tensor_bytes(model, bounds), len(bounds) - 1
@@ -43,6 +49,15 @@ def everything(model: Model, devices: list[PlannerDevice], replicas: int) -> lis
         for places in combinations(range(1, segments), count):
             rows = wanted(model, [bounds[place] for place in places], SensorMessages.APART)
             spans = list(zip((0, *places), (*places, segments), strict=True))
+            # Windows enter once; of what they and the stages send, each taker gets a copy, and the sink the result.
+            windows = wanted(model, [], SensorMessages.APART)[0][1]
+            answers = {model.main.tensors[i].name for i in model.main.outputs}
+            pieces = slice_model(model, [bounds[place] for place in places])
+            results = sum(not answers.isdisjoint(spec.name for spec in piece.outputs) for piece in pieces)
+            leaving = sum(row[1] for row in rows) + RESULT_BYTES * results
+            entering = sum(row[3] for row in rows) + windows
+            rate = broker.link_bytes_per_s or math.inf
+            shared = (max(leaving, entering) if broker.duplex else leaving + entering) / rate
             for sharing in product(range(1, replicas + 1), repeat=len(spans)):
                 allowed = all(r == 1 or row[0] == 1 for r, row in zip(sharing, rows, strict=True))
                 if not allowed or sum(sharing) > len(devices):
@@ -51,16 +66,26 @@ def everything(model: Model, devices: list[PlannerDevice], replicas: int) -> lis
                     taken, periods, ways = iter(order), [], []
                     for (start, stop), row, r in zip(spans, rows, sharing, strict=True):
                         period, way = zip(
-                            *(single(next(taken).kind, start, stop, row, int(sizes[start, stop])) for _ in range(r)),
+                            *(
+                                single(next(taken).kind, start, stop, row, int(sizes[start, stop]), broker)
+                                for _ in range(r)
+                            ),
                             strict=True,
                         )
                         periods.append(max(period) / r)
                         ways.append(max(way))
-                    found.append((max(periods), sum(ways)))
+                    found.append((max(shared, *periods), windows / rate + sum(ways)))
     return found
 
 
-def single(kind: DeviceClass, start: int, stop: int, row: tuple[int, ...], size: int) -> tuple[float, float]:
+def single(
+    kind: DeviceClass,
+    start: int,
+    stop: int,
+    row: tuple[int, ...],
+    size: int,
+    broker: BrokerLink = UNLIMITED,
+) -> tuple[float, float]:
     """The cost model of docs/explanation/planning.md, in plain words."""
     received, received_bytes, sent, sent_bytes = row
     if kind.memory_bytes is not None and kind.base_bytes + int(kind.growth * size) > kind.memory_bytes:
@@ -69,7 +94,8 @@ def single(kind: DeviceClass, start: int, stop: int, row: tuple[int, ...], size:
     busy = kind.overhead_s + sum(kind.work_s[start:stop])
     busy += kind.message_s * (received + sent) + kind.message_byte_s * moved
     link = (max(received_bytes, sent_bytes) if kind.duplex else moved) / kind.link_bytes_per_s
-    return max(busy, link), busy + moved / kind.link_bytes_per_s + 2 * kind.latency_s
+    rate = min(kind.link_bytes_per_s, broker.link_bytes_per_s or math.inf)
+    return max(busy, link), busy + moved / rate + 2 * kind.latency_s
 
 
 @settings(max_examples=25, deadline=None)
@@ -93,8 +119,9 @@ def test_plans_are_the_best_of_all(seed: int, operators: int, count: int, replic
                 ),
             )
         )
-    planning = make_planning_problem(model, segment_bounds(model), devices, replicas=replicas)
-    plans = everything(model, devices, min(replicas, count))
+    broker = BrokerLink(data.draw(st.sampled_from([None, 2e4, 1e5, 1e6])), data.draw(st.booleans()))
+    planning = make_planning_problem(model, segment_bounds(model), devices, replicas=replicas, broker=broker)
+    plans = everything(model, devices, min(replicas, count), broker)
     bottleneck, latency = min(p for p, _ in plans), min(way for _, way in plans)
     if math.isinf(bottleneck):
         with pytest.raises(ConfigError, match="too large for all devices together"):
@@ -107,7 +134,9 @@ def test_plans_are_the_best_of_all(seed: int, operators: int, count: int, replic
         assert plan.stages[0].start == 0 and plan.stages[-1].stop == len(model.main.operators)
         assert all(a.stop == b.start for a, b in zip(plan.stages, plan.stages[1:], strict=False))
         assert sorted((*plan.devices, *plan.spare)) == [device.name for device in devices]
-        assert plan.bottleneck_s == max(stage.period_s for stage in plan.stages)
+        shared = 0.0 if plan.broker_s is msgspec.UNSET else plan.broker_s
+        assert plan.bottleneck_s == max(shared, *(stage.period_s for stage in plan.stages))
+        assert (plan.broker_s is msgspec.UNSET) == (broker.link_bytes_per_s is None)
         assert plan.latency_s == pytest.approx(sum(stage.latency_s for stage in plan.stages))
         rows = wanted(model, list(plan.cuts), SensorMessages.APART)
         assert [(s.received, s.received_bytes, s.sent, s.sent_bytes) for s in plan.stages] == rows

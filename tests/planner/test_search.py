@@ -151,6 +151,36 @@ def test_a_narrow_search_says_what_it_could_not_prove(problem: SearchProblem) ->
         assert getattr(solution, value) >= least
 
 
+@settings(max_examples=100, deadline=None)
+@given(problems(), st.sampled_from([1, 48]), st.data())
+def test_what_stages_share_limits_a_plan_as_the_slowest_one_does(
+    problem: SearchProblem, width: int, data: st.DataObject
+) -> None:
+    edges = len(problem.tails)
+    shared = np.array(data.draw(st.lists(st.integers(0, 9), min_size=edges, max_size=edges)), float) / 2
+    shared_problem = replace(problem, shared_s=shared)
+    limits = [
+        max(sum(shared[step.edge] for step in plan), *map(problem.period_of, plan))
+        for plan in every_plan(problem)
+        if problem.least <= sum(step.replicas for step in plan) <= problem.most
+    ]
+    if not limits:
+        return
+    try:
+        found = minimize_bottleneck(shared_problem, width)
+    except SearchLimit:
+        assert width == 1
+        return
+    assert found is not None
+    check(problem, replace(found, period_s=max(map(problem.period_of, found.steps))))
+    assert found.period_s == max(sum(shared[s.edge] for s in found.steps), *map(problem.period_of, found.steps))
+    assert found.bound_s <= min(limits) + 1e-9
+    if width == 48:
+        assert found.period_s == min(limits) and found.proven
+    else:
+        assert found.period_s == min(limits) or not found.proven
+
+
 def test_a_plan_that_a_narrow_search_finds_late_has_its_own_bottleneck() -> None:
     """The search for the latency came upon steps with half the bottleneck, which the one before had left out."""
     checked = 0

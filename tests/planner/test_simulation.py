@@ -8,14 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from har_edge.planner.devices import BrokerLink, PlannerDevice
+from har_edge.inference.segment_timing import segment_bounds
+from har_edge.planner.devices import BrokerLink, DeviceClass, PlannerDevice
+from har_edge.planner.plan import Objective, make_plan, make_planning_problem
 from har_edge.planner.simulation import Simulator
 from har_edge.planner.slice_graph import HEAD_BYTES, RESULT_BYTES
 from har_edge.planner.split_costs import PackingCost, PlannedPiece, SplitCosts
 from har_edge.planner.split_model import SplitOperator, SplitTensor
+from har_edge.planner.split_plan import make_split_costs
 from har_edge.planner.split_search import best_split
+from har_edge.tflite.model import read_model
 from har_edge.tflite.split.plan import Block, SplitMethod
 from tests.planner.split_models import Window, chain_model, costs_of, network
+from tests.tflite.split.layers import Layers
 
 # One convolution of 3 x 3 on eight rows of 100 bytes, and a dense layer.
 CONVOLUTION = SplitOperator("CONV_2D", (0,), 1, 1000, linear=True)
@@ -31,7 +36,7 @@ def test_one_device_takes_what_its_parts_take() -> None:
     whole = Block(0, 2, SplitMethod.WHOLE, (0, 1, 1))
     came = 800 + HEAD_BYTES
     expected = (came * 1e-6 + 1e-3) + (2e-4 + came * 1e-9) + (1e-3 + 0.08 + 0.02) + (2e-4 + RESULT_BYTES * 1e-9)
-    expected += RESULT_BYTES * 1e-6 + 2e-3
+    expected += RESULT_BYTES * 1e-6 + 1e-3
     forecast = Simulator(costs, border_first=False).forecast([whole])
     assert forecast.latency_s == pytest.approx(expected)
     assert forecast.compute_s == (pytest.approx(0.101), 0.0)
@@ -47,7 +52,7 @@ def test_two_devices_share_the_rows_and_the_second_sends_its_half() -> None:
     sent = first + 2e-4 + half * 1e-9
     # The broker takes no time, so the message goes down as fast as it comes up, once it is there.
     came = sent + half * 1e-6 + 1e-3 + half * 1e-6 + 1e-3 + 2e-4 + half * 1e-9
-    result = 1e-3 + 0.02 + 2e-4 + RESULT_BYTES * 1e-9 + RESULT_BYTES * 1e-6 + 2e-3
+    result = 1e-3 + 0.02 + 2e-4 + RESULT_BYTES * 1e-9 + RESULT_BYTES * 1e-6 + 1e-3
     assert forecast.latency_s == pytest.approx(came + result)
     assert forecast.up_bytes == (RESULT_BYTES, half) and forecast.down_bytes == (window + half, window)
     assert forecast.broker_bytes == (2 * window + half + RESULT_BYTES,) * 2
@@ -60,6 +65,7 @@ def test_the_broker_s_link_carries_one_window_after_the_other() -> None:
     window, half = 500 + HEAD_BYTES, 400 + HEAD_BYTES
     # Out of the broker at a tenth of the rate: both windows, then the half; the first window comes in before them.
     more = window * 1e-5 + 2 * window * 1e-5 - window * 1e-6 + (half * 1e-5 - half * 1e-6) * 2
+    more += RESULT_BYTES * (1e-5 - 1e-6)
     assert slow.latency([ROWS, DENSE]) == pytest.approx(free + more)
     assert slow.forecast([ROWS, DENSE]).binding == "the processor of pi-0"
     assert slow.forecast([ROWS, DENSE]).broker_s == pytest.approx((2 * window + half + RESULT_BYTES) * 1e-5)
@@ -132,3 +138,23 @@ def _slower(costs: SplitCosts, part: str, factor: float, device: int) -> SplitCo
         changed = value / factor if part == "link_bytes_per_s" else value * factor
         devices[device] = PlannerDevice(devices[device].name, replace(kind, **{part: changed}))
     return SplitCosts(costs.model, devices, seconds, broker)
+
+
+@pytest.mark.parametrize("duplex", [True, False])
+@pytest.mark.parametrize("rate", [1e4, 1e7])
+def test_one_device_has_the_figures_of_a_plan_of_whole_layers(rate: float, duplex: bool) -> None:
+    layers = Layers(0, (1, 24, 6, 3))
+    model, broker = read_model(layers.build(layers.scores(layers.conv(layers.x, 4)))), BrokerLink(rate, duplex)
+    bounds = segment_bounds(model)
+    kind = DeviceClass((1e-3,) * (len(bounds) - 1), 1e-3, 1e-4, 1e-9, 1e6, 1e-3, None, 0, 1.0)
+    devices = [PlannerDevice("a", kind), PlannerDevice("b", kind)]
+    plan = make_plan(
+        replace(make_planning_problem(model, bounds, devices, broker=broker), most=1, replicas=1), Objective.LATENCY
+    )
+    costs = make_split_costs(model, bounds, devices, broker)
+    assert costs is not None
+    block = Block(0, costs.model.n, SplitMethod.WHOLE, (0, 1, 1))
+    forecast = Simulator(costs, border_first=False).forecast([block])
+    assert (plan.broker_s, plan.broker_bytes) == (pytest.approx(forecast.broker_s), sum(forecast.broker_bytes))
+    assert plan.bottleneck_s == pytest.approx(forecast.period_s)
+    assert plan.latency_s == pytest.approx(forecast.latency_s)

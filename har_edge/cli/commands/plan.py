@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "they travel as they are)",
     )
     parser.add_argument(
-        "--drawing", type=values.writable_file, metavar="FILE", help="write shared layers as a Mermaid flowchart"
+        "--drawing", type=values.writable_file, metavar="FILE", help="write the plan as a Mermaid flowchart"
     )
     parser.add_argument("--out", type=values.writable_file, metavar="FILE", help="write the plan as JSON")
     parser.add_argument("--json", action="store_true", help="print plan and alternatives as JSON instead of text")
@@ -64,32 +65,31 @@ def run(args: argparse.Namespace) -> int:
     import msgspec
 
     from har_edge.cli.reports.plan import PlanReport, print_plan
-    from har_edge.cli.reports.shared_layers import draw_mermaid
+    from har_edge.cli.reports.shared_layers import draw_mermaid, draw_stages
     from har_edge.config.catalog import find_model
-    from har_edge.errors import ConfigError
     from har_edge.inference.tensor_observation import open_model
-    from har_edge.planner.choice import PlanChoice, choose_plan
+    from har_edge.planner.choice import choose_plan
     from har_edge.planner.devices import load_devices, make_devices
-    from har_edge.planner.plan import Objective, compare, make_plan, make_planning_problem
+    from har_edge.planner.plan import Objective, make_planning_problem
 
     file = load_devices(args.devices)
     model = open_model(find_model(args.model).path, args.delegate)
     profile, remarks = _reference(model, args.profile, args.delegate)
     devices, more = make_devices(file, args.devices, profile)
-    planning = make_planning_problem(model, profile.bounds, devices, replicas=args.replicas, sensors=file.sensors)
-    if args.no_split:
-        plan = make_plan(planning, Objective(args.objective))
-        choice = PlanChoice(plan, compare(planning, plan), [])
-    else:
-        choice = choose_plan(model, planning, profile, Objective(args.objective), file.broker, args.pack or ())
+    planning = make_planning_problem(
+        model, profile.bounds, devices, replicas=args.replicas, sensors=file.sensors, broker=file.broker
+    )
+    objective = Objective(args.objective)
+    choice = choose_plan(model, planning, profile, objective, args.pack or (), split=not args.no_split)
     plan = choice.plan
     if args.drawing is not None:
+        chart = draw_stages(plan) if choice.candidate is None else draw_mermaid(choice.candidate)
+        args.drawing.write_text(chart, encoding="utf-8")
         if choice.candidate is None:
-            raise ConfigError(f"--drawing {args.drawing} came, but no layer is shared in this plan; leave it out")
-        args.drawing.write_text(draw_mermaid(choice.candidate), encoding="utf-8")
+            more.append(f"no layer is shared in this plan: {args.drawing} shows its stages")
     if args.out is not None:
         args.out.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
-    cut = f"{args.model}{_told(args.delegate)}"
+    cut = f"{shlex.quote(args.model)}{_told(args.delegate)}"
     report = PlanReport(plan, choice.alternatives, [*remarks, *more, *choice.remarks])
     print_plan(report, cut, as_json=args.json, candidate=choice.candidate, out=args.out)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,7 @@ def print_plan(
         for line in draw_blocks(candidate):
             console.print(line, markup=False, highlight=False)
         console.print()
-    for line in _summary(plan):
+    for line in _summary(plan, report.alternatives):
         say(line)
     console.print()
     console.print(first_fit(console, [partial(_alternatives, plan, report.alternatives, width) for width in _BARS]))
@@ -62,13 +63,15 @@ def print_plan(
         lines.append(f"note: {_REPLICAS}")
     if plan.is_split:
         pack = "" if plan.packing is msgspec.UNSET else f" --pack {plan.packing}"
-        lines.append(f"cut it with: har-edge slice {model} --plan {out or 'FILE'}{pack} --out DIR")
+        file = "FILE" if out is None else shlex.quote(str(out))
+        lines.append(f"cut it with: har-edge slice {model} --plan {file}{pack} --out DIR")
         if out is None:
             lines.append("note: --out FILE writes this plan to the file that it takes")
     elif plan.cuts:
         lines.append(f"cut it with: har-edge slice {model} --at {','.join(map(str, plan.cuts))} --out DIR")
-    if lines:
-        console.print()
+    else:
+        lines.append(f"nothing to cut: the whole model runs on {' and '.join(plan.stages[0].devices)}")
+    console.print()
     for line in lines:
         say(line)
 
@@ -80,7 +83,7 @@ def _stages(plan: Plan, width: int, *, named: bool) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("compute", "messages", "link", "bytes", "memory", "period"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("bar" if width else "", no_wrap=True)
     for number, stage in enumerate(plan.stages):
         cells = (
             *(duration(seconds) for seconds in (stage.compute_s, stage.message_s, stage.link_s)),
@@ -103,19 +106,33 @@ def _homes(stage: PlannedStage) -> str:
     return ", ".join(devices) if len(devices) < 4 else f"{devices[0]} and {len(devices) - 1} more"
 
 
-def _summary(plan: Plan) -> list[str]:
+def goal_of(plan: Plan) -> str:
+    """Return what the objective makes small."""
+    return "bottleneck" if plan.objective is Objective.THROUGHPUT else "latency"
+
+
+def _limit(plan: Plan) -> str:
+    """Return which part of a plan takes longest for a window."""
+    slowest = max(stage.period_s for stage in plan.stages)
+    broker_s = 0.0 if plan.broker_s is msgspec.UNSET else plan.broker_s
+    return "at the link of the broker's host" if broker_s > slowest * (1 + 1e-9) else "at the slowest stage"
+
+
+def _summary(plan: Plan, alternatives: Sequence[Alternative]) -> list[str]:
     stages, devices = len(plan.stages), len(plan.devices)
     rate = "any number of"
     if plan.bottleneck_s:
         rate = f"{1 / plan.bottleneck_s:.0f}" if plan.bottleneck_s <= 0.1 else f"{1 / plan.bottleneck_s:.2g}"
     lines = [
         f"{stages} stage{'s' * (stages > 1)} on {devices} of {devices + len(plan.spare)} devices: a window every "
-        f"{duration(plan.bottleneck_s)} at the slowest stage, at most {rate} windows/s; "
+        f"{duration(plan.bottleneck_s)} {_limit(plan)}, at most {rate} windows/s; "
         f"{duration(plan.latency_s)} from the last sample to the answer"
     ]
-    goal = "bottleneck" if plan.objective is Objective.THROUGHPUT else "latency"
-    if plan.proven:
-        lines.append(f"no plan has a smaller {goal}: proven")
+    goal, smaller = goal_of(plan), _smaller(plan, alternatives)
+    if smaller is not None:
+        lines.append(smaller)
+    elif plan.proven:
+        lines.append(f"no plan of whole layers has a smaller {goal}: proven")
     elif plan.bound_s > 0:
         lines.append(
             f"a smaller {goal} was not found; one below {duration(plan.bound_s)} is ruled out, {plan.gap:.1%} lower"
@@ -129,6 +146,20 @@ def _summary(plan: Plan) -> list[str]:
     return lines
 
 
+def _smaller(plan: Plan, alternatives: Sequence[Alternative]) -> str | None:
+    """Return why another plan with a smaller bottleneck is not the one; None where none was found."""
+    others = [each for each in alternatives if each.bottleneck_s is not None and each.latency_s is not None]
+    best = min(others, key=lambda each: each.bottleneck_s or 0.0, default=None)
+    if plan.objective is Objective.LATENCY or best is None or best.bottleneck_s is None or best.latency_s is None:
+        return None
+    if best.bottleneck_s >= plan.bottleneck_s * (1 - 1e-9):
+        return None
+    return (
+        f"{best.name}: a bottleneck {1 - best.bottleneck_s / plan.bottleneck_s:.1%} smaller, with {best.devices} "
+        f"devices and a latency of {duration(best.latency_s)}: this plan does nearly as much with {len(plan.devices)}"
+    )
+
+
 def _alternatives(plan: Plan, alternatives: Sequence[Alternative], width: int) -> Table:
     """Return the plans compared by the objective; the longest bar is the worst of them."""
     throughput = plan.objective is Objective.THROUGHPUT
@@ -136,9 +167,9 @@ def _alternatives(plan: Plan, alternatives: Sequence[Alternative], width: int) -
     rows = [(each, each.bottleneck_s if throughput else each.latency_s) for each in alternatives]
     longest = max([goal, *(value for _, value in rows if value is not None)])
     table = Table(box=None, pad_edge=False)
-    for name, justify in (("why not", "left"), ("bottleneck", "right"), ("latency", "right"), ("", "right")):
+    for name, justify in (("why not", "left"), ("bottleneck", "right"), ("latency", "right"), ("ratio", "right")):
         table.add_column(name, justify=justify, no_wrap=justify == "right", overflow="fold")  # type: ignore[arg-type]
-    table.add_column("", overflow="fold")
+    table.add_column("bar" if width else "", overflow="fold")
     table.add_row(
         "this plan",
         duration(plan.bottleneck_s),

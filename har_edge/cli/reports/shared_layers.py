@@ -1,4 +1,4 @@
-"""Show how devices share the layers of a plan: a drawing for the terminal, and one in Mermaid for a page."""
+"""Show the stages and shared layers of a plan: a drawing for the terminal, and one in Mermaid for a page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from string import ascii_lowercase
 
+from har_edge.planner.plan import Plan
 from har_edge.planner.slice_graph import RESULT_BYTES
 from har_edge.planner.split_costs import SOURCE, PlannedPiece
 from har_edge.planner.split_plan import SplitCandidate
@@ -27,7 +28,7 @@ def draw_blocks(candidate: SplitCandidate) -> list[str]:
         pieces = costs.transfer(block, after, candidate.border_first).pieces
         sent = sum(piece.bytes for piece in pieces) if after else RESULT_BYTES
         bar = _bar(block, letters)
-        how = _HOW.get(block.method, block.method.value)
+        how = _HOW[SplitMethod.WHOLE] if _is_alone(block) else _HOW.get(block.method, block.method.value)
         lines.append(f"{f'[{block.start}, {block.stop})':<13} {how:<9} {bar:<{_BAR}} {size(sent):>9}")
     names = ", ".join(f"{letters[k]} {costs.devices[k].name}" for k in used)
     return [*lines, names]
@@ -36,6 +37,11 @@ def draw_blocks(candidate: SplitCandidate) -> list[str]:
 def _has_share(block: Block, device: int) -> bool:
     low, high = block.share(device)
     return low < high
+
+
+def _is_alone(block: Block) -> bool:
+    """Return whether one device computes all of a block."""
+    return sum(low < high for low, high in pairwise(block.bounds)) == 1
 
 
 def _bar(block: Block, letters: dict[int, str]) -> str:
@@ -49,14 +55,29 @@ def draw_mermaid(candidate: SplitCandidate) -> str:
     return "\n".join(["flowchart TD", *_nodes(candidate), *_arrows(candidate), ""])
 
 
+def draw_stages(plan: Plan) -> str:
+    """Return a plan of whole layers as a Mermaid flowchart: a node for each stage, an arrow for what it sends."""
+    lines = ["flowchart TD", '    source(["sensors"])']
+    for number, stage in enumerate(plan.stages):
+        homes = "<br/>".join(map(_quoted, stage.devices))
+        lines.append(f'    n{number}["operators {stage.start} to {stage.stop - 1}<br/>{homes}"]')
+    lines.append('    result(["result"])')
+    lines.append(f"    source -->|{size(plan.stages[0].received_bytes)}| n0")
+    for number, stage in enumerate(plan.stages):
+        after = f"n{number + 1}" if number + 1 < len(plan.stages) else "result"
+        lines.append(f"    n{number} -->|{size(stage.sent_bytes)}| {after}")
+    return "\n".join([*lines, ""])
+
+
 def _nodes(candidate: SplitCandidate) -> Iterator[str]:
     yield '    source(["sensors"])'
     for number, block in enumerate(candidate.blocks):
-        yield f'    subgraph block{number}["operators {block.start} to {block.stop - 1}, {block.method.value}"]'
+        how = SplitMethod.WHOLE if _is_alone(block) else block.method
+        yield f'    subgraph block{number}["operators {block.start} to {block.stop - 1}, {how.value}"]'
         for k, device in enumerate(candidate.costs.devices):
             if _has_share(block, k):
                 low, high = block.share(k)
-                share = "" if block.method is SplitMethod.WHOLE else f"<br/>{low} to {high - 1}"
+                share = "" if how is SplitMethod.WHOLE else f"<br/>{low} to {high - 1}"
                 yield f'        n{number}_{k}["{_quoted(device.name)}{share}"]'
         yield "    end"
     yield '    result(["result"])'
