@@ -46,6 +46,13 @@ def test_every_column_is_readable(columns: int) -> None:
     assert max(map(len, lines)) <= columns
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_no_column_is_shown_before_a_result_says_which_there_are(columns: int) -> None:
+    said = "\n".join(drawn(LiveTable(LABELS), columns))
+    assert "live" in said and "no result yet" in said
+    assert not any(name in said for name in ("activity", "truth", "accuracy", "score", "latency", "stream"))
+
+
 def with_outputs() -> Arrival:
     """A result with five classes, one of a long name, and with arrays."""
     names = ["Egyptian cat", "tabby, tabby cat", "a very long name of a class, with one more, and others", "d", "e"]

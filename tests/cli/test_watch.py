@@ -68,6 +68,7 @@ def test_the_table_shows_activity_and_accuracy(fleet: Fleet) -> None:
     publish_until(fleet, lambda: watcher.process.poll() is not None, [encode_results([result(1), result(2)])])
     assert watcher.wait() == 0
     assert f"results below {fleet.topics.prefix}result/" in watcher.output
+    assert "subject1 lacks arm" in watcher.output.splitlines()[-1] and watcher.output.endswith("\n")
     for text in ("subject1", "walking", "0.88", "1.000", "subject1 lacks arm"):
         assert text in watcher.output
 

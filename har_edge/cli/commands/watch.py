@@ -204,3 +204,5 @@ def _show_table(arrivals: Iterator[Arrival | None], labels: dict[int, str], pref
             if arrival is not None:
                 table.add(arrival)
             live.update(table.draw(title, console.width))
+    if not console.is_terminal:
+        console.line()  # rich ends its last line on terminals only

@@ -84,6 +84,9 @@ class LiveTable:
         table = Table(title=title, title_justify="left")
         if stacked:
             table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        if not self._rows:  # the first result says which columns there are
+            table.add_column("no result yet", header_style="dim")
+            return table
         if any(row.last.result.classes or row.last.result.arrays for row in self._rows.values()):
             return self._outputs_table(table)
         names = ("stream", "window", "activity, truth") if stacked else ("stream", "window", "activity")
