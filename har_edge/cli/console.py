@@ -75,15 +75,23 @@ def fold_commands(text: str, indent: int = 4, file: TextIO | None = None) -> str
         elif len(part) + indent + 2 <= columns():
             sentence += f"`{part.replace(' ', _GLUE)}`"
         else:
-            lines += [*_wrap(sentence, margin if lines else "", margin), *_continue(part, margin)]
+            lines += [*_wrap(sentence, margin if lines else "", margin), *continue_command(part, columns(), margin)]
             sentence = ""
     lines += _wrap(sentence.lstrip(";, "), margin if lines else "", margin)
     return "\n".join(lines).replace(_GLUE, " ")
 
 
-def _continue(command: str, margin: str) -> list[str]:
-    """Return the lines of a command; all but the last end with a backslash."""
-    *firsts, last = textwrap.wrap(command, columns() - len(margin) - 2, break_long_words=False, break_on_hyphens=False)
+def split_command(text: str) -> tuple[str, str]:
+    """Return a text without the command at its end, and the command; empty where it ends with none."""
+    found = _COMMAND.fullmatch(text)
+    return (found[1].rstrip(), found[2]) if found else (text, "")
+
+
+def continue_command(command: str, width: int, margin: str) -> list[str]:
+    """Return the lines of a command in so many columns; all but the last end with a backslash."""
+    if len(margin + command) <= width:
+        return [margin + command]
+    *firsts, last = textwrap.wrap(command, width - len(margin) - 2, break_long_words=False, break_on_hyphens=False)
     return [*(f"{margin}{line} \\" for line in firsts), margin + last]
 
 

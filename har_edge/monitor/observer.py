@@ -330,7 +330,7 @@ class Observer:
             lost=sum(report.lost for report in reports.values()) + add("given_up", others),
             errors=sum(report.errors for report in reports.values()) + add("rejected", others),
             dropped=add("dropped", counters),
-            resent=add("resent", counters),
+            resent=add("resent", [status.counters for status in self.statuses().values()]),
             unusable=self.unusable,
             unanswered=lost,
         )

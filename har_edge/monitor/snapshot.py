@@ -128,7 +128,7 @@ class CountsView(msgspec.Struct, frozen=True):
 
     `lost` windows were given up by a stage, `unanswered` ones by sensors, these since the sensors' start, also of such
     that have gone (sensors of one stream count once); `errors` are unusable messages; `dropped` windows of live
-    devices never left; `resent` ones were sent again; `unusable` messages came to us.
+    devices never left; `resent` ones were sent again, also by sensors that have gone; `unusable` messages came to us.
     """
 
     lost: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from har_edge.cli.main import main
 from har_edge.cli.reports.status import draw
@@ -120,9 +122,7 @@ def test_the_age_of_counters_is_shown_and_none_are_shown_of_a_stage_that_is_miss
     fleet.stage(2)
     fleet.until_ready("stage-2")
     table = fleet.start("status", "--no-probe", COLUMNS="80")
-    assert table.wait() == 1 and "not probed; stage 0: it was never seen; start it with" in flat(table.output), (
-        table.output
-    )
+    assert table.wait() == 1 and "not probed; stage 0: it was never seen\n" in table.output, table.output
     rows = [line.split() for line in table.output.splitlines() if re.match(r" +\d +\[", line)]
     assert rows[0][3:] == ["unreported", "-", "-", "-", "-"]
     assert rows[2][3:7] == ["running", "0", "0", "0"] and re.fullmatch(r"(> )?[\d.]+ m?s", " ".join(rows[2][7:])), rows
@@ -319,6 +319,23 @@ def test_a_stage_is_silent_only_after_it_has_had_the_time_to_speak(pipeline: Pip
     assert (seen.age(0, NOW + 3.0), seen.age(1, NOW + 3.0)) == (2.0, None)
     assert seen.problem(1, NOW + STAGE_SILENT_S + 0.5)[0] == "silent"
     assert seen.silent(NOW + STAGE_SILENT_S + 1.5) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_command_that_starts_a_stage_stands_once_on_lines_of_its_own(pipeline: Pipeline, columns: int) -> None:
+    seen = observed(pipeline)
+    where = seen.stalled(NOW)
+    for probe, obstacle in ((ProbeView(False, None, 0, where), ""), (None, where)):
+        snapshot = msgspec.structs.replace(seen.snapshot(NOW, NOW, probe), obstacle=obstacle)
+        console = Console(width=columns, file=io.StringIO(), color_system=None)
+        console.print(draw(snapshot, columns))
+        assert isinstance(console.file, io.StringIO)
+        text = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+        assert ": stage 0: it was never seen\n" in text or "; stage 0: it was never seen\n" in text
+        joined = text.replace(" \\\n    ", " ").splitlines()
+        for index in range(3):
+            start = f"    har-edge stage --config {pipeline.folder} --index {index}"
+            assert joined.count(start) == 1 and "\n".join(joined).count(start.strip()) == 1
 
 
 def test_names_are_whole_and_columns_that_nobody_fills_left_out(pipeline: Pipeline) -> None:

@@ -135,7 +135,7 @@ def test_losses_are_counted_once_a_node() -> None:
         SAID.status("a", counters={"given_up": 3, "rejected": 2}),
         SAID.beat("a", WALL, report(0, lost=3, errors=2)),
         SAID.status("chest", "sensor", counters={"dropped": 4, "resent": 6, "rejected": 1}),
-        SAID.status("old", state=State.STOPPED, counters={"dropped": 100}),
+        SAID.status("old", state=State.STOPPED, counters={"dropped": 100, "resent": 3}),
         Delivery(TOPICS.heartbeat("a"), b"{", (1, 1)),
     )
     counts = observer.snapshot(1.0, WALL).counts
@@ -143,7 +143,7 @@ def test_losses_are_counted_once_a_node() -> None:
         3,
         3,
         4,
-        6,
+        9,
         1,
     )
 

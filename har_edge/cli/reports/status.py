@@ -34,7 +34,7 @@ def draw(seen: Snapshot, columns: int) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Table | Text] = [_headline(seen), _verdict(seen)]
+    parts: list[Table | Text] = [_headline(seen), _verdict(seen, columns)]
     parts += [
         Text(f"coordinator: {one.detail}", style="" if one.alive else DIM)
         for one in seen.nodes
@@ -48,6 +48,8 @@ def draw(seen: Snapshot, columns: int) -> Group:
         parts += [Text(), _stages(epoch, [one for one in seen.stages if one.epoch == epoch.epoch], columns)]
     if seen.plan == FIXED:
         parts += [Text(), _fixed_stages(seen)]
+        told = [f"stage {one.stage}: {one.detail}" for one in seen.stages if one.detail]
+        parts += [_with_command(text, columns) for text in told]
     known = {epoch.epoch for epoch in seen.epochs}
     beside = [one for one in seen.stages if one.epoch not in known]
     if beside:
@@ -69,15 +71,22 @@ def _headline(seen: Snapshot) -> Text:
     return text.append(f", {seen.model or 'no model yet'}, {epoch}, revision {seen.revision} of the plan")
 
 
-def _verdict(seen: Snapshot) -> Text:
+def _verdict(seen: Snapshot, columns: int) -> Text:
+    """Return whether a window goes through; a command that stands below the stages is not said here, too."""
     from rich.text import Text
 
+    from har_edge.cli.console import split_command
+
+    def shown(text: str) -> str:
+        below = seen.plan == FIXED and any(one.detail and text.endswith(one.detail) for one in seen.stages)
+        return text.rpartition("; ")[0] if below and split_command(text)[1] else _with_command(text, columns).plain
+
     if seen.probe is None:
-        said = seen.obstacle or "nothing that was seen stands in the way of windows"
+        said = shown(seen.obstacle) or "nothing that was seen stands in the way of windows"
         return Text(f"not probed; {said}", style=BAD if seen.obstacle else "yellow")
     if seen.probe.answered and seen.probe.seconds is not None:
         return Text(f"ready: a probe window went through in {duration(seen.probe.seconds)}", style=GOOD)
-    return Text(f"not ready: {seen.probe.where}", style=BAD)
+    return Text(f"not ready: {shown(seen.probe.where)}", style=BAD)
 
 
 def _table(columns: list[tuple[str, bool]]) -> Table:
@@ -220,10 +229,17 @@ def _fixed_stages(seen: Snapshot) -> Table:
         if one.phase == UNREPORTED:  # nobody has counted anything
             counts = [Text("-") for _ in figures]
         table.add_row(Text(str(one.stage)), Text(f"[{start}, {stop})"), Text(one.phase, style=style), *counts)
-    told = [f"stage {one.stage}: {one.detail}" for one in seen.stages if one.detail]
-    if told:
-        table.caption, table.caption_justify = Text("\n".join(told)), "left"
     return table
+
+
+def _with_command(text: str, columns: int) -> Text:
+    """Return a text with the command at its end, if any, on lines of its own that can be copied together."""
+    from rich.text import Text
+
+    from har_edge.cli.console import continue_command, split_command
+
+    said, command = split_command(text)
+    return Text("\n".join([said, *(continue_command(command, columns, "    ") if command else [])]))
 
 
 def _age(stage: StageView) -> str:
