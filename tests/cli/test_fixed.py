@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import re
@@ -323,6 +324,8 @@ def test_a_stage_is_silent_only_after_it_has_had_the_time_to_speak(pipeline: Pip
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_the_command_that_starts_a_stage_stands_once_on_lines_of_its_own(pipeline: Pipeline, columns: int) -> None:
+    # A path that is longer than a line is broken all the same.
+    pipeline = dataclasses.replace(pipeline, folder=Path("/home/pi/a-folder-of-some-length/slices"))
     seen = observed(pipeline)
     where = seen.stalled(NOW)
     for probe, obstacle in ((ProbeView(False, None, 0, where), ""), (None, where)):
