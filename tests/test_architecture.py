@@ -19,7 +19,7 @@ LEVELS = [
     {"training", "experiments"},
     {"evaluation", "cluster", "emulation"},
     {"api"},
-    {"coordinator", "monitor"},
+    {"coordinator", "learning", "monitor"},
     {"runtime"},
     {"planner", "inference"},
     {"protocol"},
