@@ -37,7 +37,7 @@ HEAVY = (
 ONLY = {
     "tensorflow": "training/",
     "keras": "training/",
-    "sklearn": ("evaluation/", "training/"),
+    "sklearn": ("evaluation/", "learning/digits.py", "training/"),
     "matplotlib": "evaluation/",
     "joblib": "evaluation/engine.py",
     "PIL": "data/pictures.py",
