@@ -1,0 +1,110 @@
+"""Find the shape of each tensor of a model for a batch of fixed size."""
+
+from __future__ import annotations
+
+import math
+
+from har_edge.tflite.gradient.builder import Shape
+from har_edge.tflite.gradient.errors import GradientError
+from har_edge.tflite.model import Model, Operator
+from har_edge.tflite.split.writer import constant_data, raw_inputs
+
+_REDUCTIONS = frozenset({"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "ARG_MAX", "ARG_MIN"})
+
+
+def batch_shapes(model: Model, batch: int) -> dict[int, Shape]:
+    """Return the shape of each tensor of the main graph, by its index, when the model gets `batch` samples at once.
+
+    The first dimension of each input is the batch, open or planned for one. Shapes that the file plans for an open
+    batch need not be true, so they are followed from the inputs. Raises GradientError where an operator joins the
+    samples of a batch.
+    """
+    return _Shapes(model, batch).follow()
+
+
+class _Shapes:
+    def __init__(self, model: Model, batch: int) -> None:
+        self.model, self.graph, self.batch = model, model.main, batch
+        self.shapes: dict[int, Shape] = {}
+        self.axis: dict[int, int] = {}  # tensors that hold the samples, and along which axis
+
+    def follow(self) -> dict[int, Shape]:
+        for tensor in self.graph.tensors:
+            self.shapes[tensor.index] = tensor.shape
+        for index in self.graph.inputs:
+            tensor = self.graph.tensors[index]
+            if not tensor.shape or (tensor.signature[0] != -1 and tensor.shape[0] != 1):
+                raise GradientError(
+                    f"input {tensor.name} has shape {list(tensor.signature)}; expected one whose first dimension is "
+                    "the batch, open (-1) or 1"
+                )
+            self.shapes[index], self.axis[index] = (self.batch, *tensor.shape[1:]), 0
+        for operator in self.graph.operators:
+            self.operator(operator)
+        return self.shapes
+
+    def operator(self, operator: Operator) -> None:
+        held = [index for index in operator.inputs if index in self.axis]
+        for index in operator.outputs:
+            tensor = self.graph.tensors[index]
+            if operator.name == "SHAPE" or (not held and tensor.signature[:1] != (-1,)):
+                continue
+            if not held:
+                self.shapes[index], self.axis[index] = (self.batch, *tensor.shape[1:]), 0
+            elif operator.name == "RESHAPE":
+                self.reshaped(operator, held[0], index)
+            elif operator.name == "TRANSPOSE":
+                order = [int(i) for i in constant_data(self.model, self.graph.tensors[operator.inputs[1]])]
+                self.shapes[index] = tuple(self.shapes[held[0]][axis] for axis in order)
+                self.axis[index] = order.index(self.axis[held[0]])
+            else:
+                self.kept(operator, held, index)
+
+    def reshaped(self, operator: Operator, source: int, index: int) -> None:
+        """Follow a reshape: to what it asks for, with the batch where -1 stands, or in the first dimension."""
+        wanted = self.wanted(operator, index)
+        elements, known = math.prod(self.shapes[source]), math.prod(n for n in wanted if n != -1)
+        if wanted.count(-1) == 1 and known and elements % known == 0:
+            place = wanted.index(-1)
+        elif wanted and -1 not in wanted and wanted[0] and elements % (known // wanted[0]) == 0:
+            place, known = 0, known // wanted[0]
+        else:
+            raise self.refusal(operator, f"reshapes {list(self.shapes[source])} to {wanted}")
+        self.shapes[index] = tuple(elements // known if axis == place else n for axis, n in enumerate(wanted))
+        self.axis[index] = 0
+
+    def wanted(self, operator: Operator, index: int) -> list[int]:
+        asked = raw_inputs(operator)[1:2]
+        if asked and asked[0] >= 0 and self.graph.tensors[asked[0]].constant:
+            values = [int(n) for n in constant_data(self.model, self.graph.tensors[asked[0]]).reshape(-1)]
+        else:
+            tensor = self.graph.tensors[index]
+            values = list(tensor.signature if -1 in tensor.signature else tensor.shape)
+        # A reshape that moves the batch elsewhere than to the front is one that joins samples.
+        return values
+
+    def kept(self, operator: Operator, held: list[int], index: int) -> None:
+        """Follow an operator that leaves the samples where they are."""
+        tensor, axis = self.graph.tensors[index], self.axis[held[0]]
+        planned = {self.graph.tensors[i].shape[axis] for i in held}
+        name = operator.name
+        if name in _REDUCTIONS:
+            axes = constant_data(self.model, self.graph.tensors[operator.inputs[1]]).reshape(-1)
+            rank = len(self.shapes[held[0]])
+            if axis in {int(i) % rank for i in axes}:
+                raise self.refusal(operator, "reduces the samples of a batch to one")
+        if name == "CONCATENATION" and operator.raw.builtinOptions.axis % len(tensor.shape) == axis:
+            raise self.refusal(operator, "joins along the batch")
+        if any(self.axis[i] != axis for i in held) or axis >= len(tensor.shape):
+            raise self.refusal(operator, "mixes the samples of a batch")
+        if tensor.signature[axis] != -1 and tensor.shape[axis] not in planned:
+            raise self.refusal(operator, "changes the number of samples")
+        size = max(self.shapes[i][axis] for i in held)
+        self.shapes[index] = (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
+        self.axis[index] = axis
+
+    def refusal(self, operator: Operator, what: str) -> GradientError:
+        return GradientError(
+            f"operator {operator.index} ({operator.name}) {what}; expected operators that keep the samples of a batch "
+            "apart; convert the model with an open batch, without that operator"
+        )
