@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import re
@@ -18,8 +19,14 @@ from har_edge.units import size
 MAX_BYTES = 1 << 31
 TIMEOUT_S = 60.0
 _BLOCK = 1 << 16
+# Faults of this machine, for which another server is no remedy.
+_OWN_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 Progress = Callable[[int, "int | None"], None]
+
+
+class StorageError(DataError):
+    """What came cannot be stored on this machine."""
 
 
 def download(url: str, part: Path, progress: Progress) -> None:
@@ -50,12 +57,22 @@ def download(url: str, part: Path, progress: Progress) -> None:
             forget(part)
             download(url, part, progress)
     except (OSError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) in _OWN_FAULTS and not isinstance(error, urllib.error.URLError):
+            raise StorageError(
+                f"{part}: {getattr(error, 'strerror', error)}; what came is kept: make room or take another folder "
+                "(--out), and run again"
+            ) from error
         reason = getattr(error, "reason", None) or error
         kept = part.stat().st_size if part.exists() else 0
         came = f"the {size(kept)} that came are kept: mend the cause and run again" if kept else "nothing came"
         raise DataError(
             f"{url}: {reason}; {came}, or bring the file here another way and give it with --from"
         ) from error
+
+
+def begun_at(part: Path, url: str) -> bool:
+    """Return whether a part of this URL's file is here, so that its download can go on."""
+    return part.is_file() and part.stat().st_size > 0 and _load_validator(part, url) is not None
 
 
 def forget(part: Path) -> None:

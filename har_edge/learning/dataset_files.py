@@ -90,7 +90,7 @@ def _held_back(train: Dataset, test: Dataset) -> str:
         names = sorted(set(test.groups.tolist()))
         if not set(train.groups.tolist()) & set(names):
             return f"all of {', '.join(names)}, held back"
-    return f"the {'last ' if test.overlap else ''}{TEST_SHARE:.0%} of each class, held back"
+    return f"{'the last ' if test.overlap else ''}{TEST_SHARE:.0%} of each class, held back"
 
 
 def read_parts(path: Path, options: ReadOptions) -> tuple[Dataset, Dataset | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,18 +29,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add `fetch` and `info` and their options."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     fetch = actions.add_parser(
-        "fetch", help="download mHealth into a folder", description="Download mHealth into a folder."
+        "fetch",
+        help="download mHealth or MNIST into a folder",
+        description="Download mHealth or MNIST into a folder, and check what came. An interrupted download goes on.",
+    )
+    fetch.add_argument(
+        "what", nargs="?", choices=("mhealth", "mnist"), default="mhealth", help="data set (default: mhealth)"
     )
     fetch.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="target folder (default: data)")
     origin = fetch.add_mutually_exclusive_group()
     origin.add_argument(
         "--from",
         dest="origin",
-        type=Path,
-        metavar="ZIP|DIR",
-        help="copy from this zip or folder instead of downloading",
+        metavar="ZIP|DIR|URLS",
+        help="copy from this zip or folder instead of downloading; for mnist a folder, or mirrors to try in turn, with "
+        "commas between",
     )
-    origin.add_argument("--url", default=URL, help="URL to download from (default: %(default)s)")
+    origin.add_argument("--url", help=f"URL to download from (default: several mirrors for mnist, {URL})")
     info = actions.add_parser(
         "info",
         help="print rows, segments and seconds by subject and activity",
@@ -56,7 +62,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `har-edge data fetch` or `har-edge data info`."""
-    return _fetch(args) if args.action == "fetch" else _info(args)
+    if args.action != "fetch":
+        return _info(args)
+    return _fetch(args) if args.what == "mhealth" else _fetch_mnist(args)
+
+
+def _fetch_mnist(args: argparse.Namespace) -> int:
+    from har_edge.cli.mirrors import copy_files, fetch_files
+    from har_edge.data.mnist import FILES, FOLDER, LICENCE, MIRRORS
+
+    folder = args.out / FOLDER
+    origin = args.origin or args.url
+    if not [file for file in FILES if not file.is_at(folder / file.name)]:
+        unread = "" if origin is None else f", so {origin} was not read"
+        say(f"{folder}: the {len(FILES)} files of MNIST are already here{unread}; remove them to fetch anew")
+        return 0
+    mirrors = MIRRORS if origin is None else tuple(mirror for mirror in origin.split(",") if mirror)
+    if args.origin is not None and not any("://" in mirror for mirror in mirrors):
+        copy_files(FILES, Path(args.origin), folder)
+    else:
+        with _progress() as bar:
+            fetch_files(FILES, mirrors, folder, lambda name: _bar(bar, name), lambda text: say(text, file=sys.stderr))
+    say(f"{folder}: 60,000 samples to train on and 10,000 to test with ({LICENCE})")
+    return 0
+
+
+def _bar(progress: Progress, name: str) -> Callable[[int, int | None], None]:
+    task = progress.add_task(name, total=None)
+    return lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _fetch(args: argparse.Namespace) -> int:
@@ -66,15 +99,16 @@ def _fetch(args: argparse.Namespace) -> int:
     from har_edge.errors import DataError
 
     description = load_description("mhealth")
-    if args.origin is not None and not args.origin.exists():
-        raise DataError(f"--from {args.origin}: no such file or folder; expected the zip or folder of mHealth")
+    origin = None if args.origin is None else Path(args.origin)
+    if origin is not None and not origin.exists():
+        raise DataError(f"--from {origin}: no such file or folder; expected the zip or folder of mHealth")
     try:
         files = list_files(args.out, description)
     except DataError:
-        place = install(args.origin, args.out, description) if args.origin else _download(args, description)
+        place = install(origin, args.out, description) if origin else _download(args, description)
         say(f"{place}: {len(list_files(args.out, description))} recordings ({LICENCE})")
     else:
-        unread = "" if args.origin is None else f", so {args.origin} was not read"
+        unread = "" if origin is None else f", so {origin} was not read"
         say(f"{args.out}: {len(files)} recordings are already here{unread}; remove them to fetch anew")
     return 0
 
@@ -84,16 +118,16 @@ def _download(args: argparse.Namespace, description: StreamDescription) -> Path:
     from har_edge.data.install import install
     from har_edge.errors import DataError
 
+    url = args.url or URL
     args.out.mkdir(parents=True, exist_ok=True)
     part = args.out / "MHEALTHDATASET.zip.part"
     with _progress() as bar:
-        task = bar.add_task("mHealth", total=None)
-        download(args.url, part, lambda done, total: bar.update(task, completed=done, total=total))
+        download(url, part, _bar(bar, "mHealth"))
     try:
         place = install(part, args.out, description)
     except DataError as error:
         forget(part)
-        raise DataError(f"{args.url}: what came is not mHealth: {error}") from error
+        raise DataError(f"{url}: what came is not mHealth: {error}") from error
     forget(part)
     return place
 
