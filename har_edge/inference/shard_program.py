@@ -18,12 +18,15 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step: its run, how each input is put together, the shapes of its outputs, and the pieces it takes."""
+    """A step: its run, how each input is put together, its outputs with the piece that each is, and the pieces that it
+    takes; `touched` are all of these pieces.
+    """
 
     run: Run
     inputs: Mapping[str, Assembly]
-    outputs: tuple[TensorSpec, ...]
+    outputs: tuple[tuple[PieceKey, TensorSpec], ...]
     keys: frozenset[PieceKey]
+    touched: frozenset[PieceKey]
 
 
 class ShardProgram:
@@ -37,8 +40,8 @@ class ShardProgram:
         there: list[tuple[PieceKey, TensorSpec]] = [((MESSAGE, spec.name), spec) for spec in entry.inputs]
         steps = list[_Step]()
         for number, (step, run) in enumerate(zip(entry.steps, runs, strict=True)):
-            steps.append(_prepare(step, run, there))
-            there += [((number, spec.name), spec) for spec in step.outputs]
+            steps.append(_prepare(number, step, run, there))
+            there += steps[-1].outputs
         self.steps = tuple(steps)
         made = [one for one in there if one[0][0] != MESSAGE]
         self.outputs = {spec.name: find_assembly(spec, made) for spec in entry.outputs}
@@ -51,7 +54,10 @@ class ShardProgram:
             | frozenset(name for name, one in self.outputs.items() if key in one.keys)
             for key, _ in made
         }
-
+        self.output_keys = {name: one.keys for name, one in self.outputs.items()}
+        # The steps that wait for each piece, and the outputs that it is a part of.
+        self.waiting = {key: tuple(k for k, step in enumerate(self.steps) if key in step.keys) for key, _ in there}
+        self.gives = {key: tuple(name for name, keys in self.output_keys.items() if key in keys) for key, _ in made}
         self.needs = {name: self._trace(one) for name, one in self.outputs.items()}
 
     def _trace(self, output: Assembly) -> frozenset[PieceKey]:
@@ -77,9 +83,11 @@ class ShardProgram:
         return made
 
 
-def _prepare(step: ShardStep, run: Run, there: Sequence[tuple[PieceKey, TensorSpec]]) -> _Step:
+def _prepare(number: int, step: ShardStep, run: Run, there: Sequence[tuple[PieceKey, TensorSpec]]) -> _Step:
     inputs = {spec.name: find_assembly(spec, there) for spec in step.inputs}
-    return _Step(run, inputs, step.outputs, frozenset[PieceKey]().union(*(one.keys for one in inputs.values())))
+    outputs = tuple(((number, spec.name), spec) for spec in step.outputs)
+    keys = frozenset[PieceKey]().union(*(one.keys for one in inputs.values()))
+    return _Step(run, inputs, outputs, keys, keys.union(key for key, _ in outputs))
 
 
 class ShardRun:
@@ -92,6 +100,8 @@ class ShardRun:
         self._program, self._store = program, dict[PieceKey, Array]()
         self._done = set[int | str](name for name in program.outputs if name not in wanted)
         self._left = list(range(len(program.steps)))
+        self._lacks = [len(step.keys) for step in program.steps]  # how many pieces of each step are not there
+        self._covered = list[str]()
         self.next: int | None = None  # the first step whose regions are all there
 
     @property
@@ -102,8 +112,7 @@ class ShardRun:
     @property
     def covered(self) -> list[str]:
         """The outputs that are there and were not taken."""
-        outputs, store = self._program.outputs, self._store
-        return [name for name, one in outputs.items() if name not in self._done and one.keys <= store.keys()]
+        return self._covered.copy()
 
     @property
     def due(self) -> list[int]:
@@ -117,33 +126,46 @@ class ShardRun:
     def add(self, parts: Mapping[str, Array]) -> None:
         """Add what a message brought."""
         for name, part in parts.items():
-            self._store[MESSAGE, name] = part
+            self._put((MESSAGE, name), part)
         self._look()
 
     def step(self, number: int) -> None:
         """Run a step whose regions are there; raises MessageError for what its operators refuse."""
         step = self._program.steps[number]
         made = step.run({name: one.make(self._store) for name, one in step.inputs.items()})
-        for spec in step.outputs:
+        for key, spec in step.outputs:
             array = made[spec.name]
-            if array.ndim != len(spec.shape) or any(
-                wanted not in (-1, got) for wanted, got in zip(spec.shape, array.shape, strict=True)
-            ):
+            if array.shape != spec.shape and not _fits(array, spec):
                 raise MessageError(
                     f"step {number} made {spec.name!r} as {list(array.shape)}; expected {list(spec.shape)}: cut the "
                     "model again"
                 )
-            self._store[number, spec.name] = array
+            self._put(key, array)
         self._left.remove(number)
-        self._finish(number, step.keys | {(number, spec.name) for spec in step.outputs})
+        self._cover(step)
+        self._finish(number, step.touched)
         self._look()
 
     def take(self, name: str) -> Array:
         """Return an output that is covered, once."""
         assembly = self._program.outputs[name]
         array = assembly.make(self._store)
-        self._finish(name, assembly.keys)
+        self._covered.remove(name)
+        self._finish(name, self._program.output_keys[name])
         return array
+
+    def _put(self, key: PieceKey, array: Array) -> None:
+        if key not in self._store:
+            for number in self._program.waiting.get(key, ()):
+                self._lacks[number] -= 1
+        self._store[key] = array
+
+    def _cover(self, step: _Step) -> None:
+        """Note the outputs for which this step made the last piece."""
+        gives, keys = self._program.gives, self._program.output_keys
+        for name in dict.fromkeys(name for key, _ in step.outputs for name in gives[key]):
+            if name not in self._done and keys[name] <= self._store.keys():
+                self._covered.append(name)
 
     def _finish(self, taker: int | str, keys: frozenset[PieceKey]) -> None:
         self._done.add(taker)
@@ -152,5 +174,12 @@ class ShardRun:
                 self._store.pop(key, None)
 
     def _look(self) -> None:
-        steps, there = self._program.steps, self._store.keys()
-        self.next = next((number for number in self._left if steps[number].keys <= there), None)
+        lacks = self._lacks
+        self.next = next((number for number in self._left if not lacks[number]), None)
+
+
+def _fits(array: Array, spec: TensorSpec) -> bool:
+    """Return whether an array has the shape of a tensor, whose open dimensions take any size."""
+    return array.ndim == len(spec.shape) and all(
+        wanted in (-1, got) for wanted, got in zip(spec.shape, array.shape, strict=True)
+    )

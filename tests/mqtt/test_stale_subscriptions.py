@@ -39,3 +39,14 @@ def test_a_filter_that_is_wanted_is_never_left() -> None:
     stale = StaleSubscriptions()
     stale.want(["x/+"])
     assert stale.is_stale("y/z") and "x/+" not in stale.leave("y/z")
+
+
+LEVELS = st.lists(st.sampled_from(["a", "b", "$a", "+", ""]), min_size=1, max_size=4).map("/".join)
+FILTERS = st.builds(lambda text, rest: text + rest, LEVELS, st.sampled_from(["", "/#"])) | st.just("#")
+
+
+@given(st.lists(FILTERS, max_size=6), LEVELS.map(lambda text: text.replace("+", "c")))
+def test_a_topic_is_wanted_where_a_filter_matches_it(filters: list[str], topic: str) -> None:
+    stale = StaleSubscriptions()
+    stale.want(filters)
+    assert stale.is_stale(topic) is not any(matches(text, topic) for text in filters)

@@ -20,7 +20,7 @@ class StaleSubscriptions:
     """Knows the topics that a bus subscribed to; `count` is the number of messages on other topics."""
 
     def __init__(self) -> None:
-        self._wanted: list[str] = []
+        self._wanted = _Filters()
         self._known: dict[str, bool] = {}
         self._left: set[str] = set()
         self.count = 0
@@ -29,7 +29,7 @@ class StaleSubscriptions:
         """Record subscriptions of this process."""
         for text in filters:
             share = read_share(text)
-            self._wanted.append(share[1] if share else text)
+            self._wanted.add(share[1] if share else text)
             self._left.discard(text)
         self._known.clear()
 
@@ -39,7 +39,7 @@ class StaleSubscriptions:
         if known is None:
             if len(self._known) >= _MOST:
                 self._known.clear()
-            known = self._known[topic] = not any(matches(text, topic) for text in self._wanted)
+            known = self._known[topic] = not self._wanted.match(topic)
         self.count += known
         return known
 
@@ -48,6 +48,41 @@ class StaleSubscriptions:
         fresh = [text for text in filters_for(topic) if text not in self._left] if len(self._left) < _MOST else []
         self._left.update(fresh)
         return fresh
+
+
+class _Filters:
+    """Filters by the places of their `+`: a topic is looked up once for each pattern of places, however many filters
+    have it. A stage of many parts meets new topics with each new stream.
+    """
+
+    def __init__(self) -> None:
+        self._exact: dict[tuple[int, ...], set[tuple[str, ...]]] = {}
+        self._others: list[str] = []  # with `#`, or `+` at the front, which no topic with `$` matches
+
+    def add(self, text: str) -> None:
+        levels = tuple(text.split("/"))
+        if "#" in levels or levels[0] == "+":
+            self._others.append(text)
+            return
+        places = tuple(place for place, level in enumerate(levels) if level == "+")
+        self._exact.setdefault(places, set()).add(levels)
+
+    def match(self, topic: str) -> bool:
+        """Return whether a filter matches a topic (MQTT 5, section 4.7)."""
+        levels = topic.split("/")
+        for places, filters in self._exact.items():
+            if not places:
+                found = tuple(levels) in filters
+            elif places[-1] >= len(levels):
+                continue
+            else:
+                blanked = levels.copy()
+                for place in places:
+                    blanked[place] = "+"
+                found = tuple(blanked) in filters
+            if found:
+                return True
+        return any(matches(text, topic) for text in self._others)
 
 
 def filters_for(topic: str) -> list[str]:

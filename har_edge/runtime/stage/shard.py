@@ -49,6 +49,7 @@ class ShardStage(Stage):
                 f"a shard gives {min(both)[:64]!r} as a result and sends it to others; cut the model again"
             )
         self._wanted = dict.fromkeys((*setup.wiring.sends, *self._answer))
+        self._flow_of = {name: number for number, (_, names) in enumerate(self._outputs.flows) for name in names}
         self._one_source = len(setup.task.inputs) == 1
 
     @property
@@ -59,7 +60,9 @@ class ShardStage(Stage):
     @property
     def ready(self) -> bool:
         """Whether a step can run now, or a window ends."""
-        return any(True for _ in self._candidates())
+        for _ in self._candidates():
+            return True
+        return False
 
     @property
     def full(self) -> bool:
@@ -95,10 +98,13 @@ class ShardStage(Stage):
         """Return the messages whose tensors are all there, each once."""
         run, outgoing = progress.run, list[Outgoing]()
         covered, deliveries = set(run.covered), tuple(window.deliveries)
+        if not covered:
+            return []
         if self._answer and covered >= self._answer and window.parts.keys() >= self._passes:
             made = {name: run.take(name) for name in self._answer}
             outgoing += self._outputs.write_results(window.message, {**window.parts, **made}, deliveries)
-        for level, names in self._outputs.flows:
+        for number in sorted({self._flow_of[name] for name in covered if name in self._flow_of}):
+            level, names = self._outputs.flows[number]
             if covered.issuperset(names):
                 tensors = {name: run.take(name) for name in names}
                 outgoing.append(self._outputs.write_flow(window.message, level, tensors, deliveries))
@@ -163,7 +169,8 @@ class ShardStage(Stage):
         assert window is not None
         if window.progress is None:
             window.progress = ShardProgress(ShardRun(self._program, self._wanted))
-        window.progress.run.add(window.parts)
+            parts = window.parts
+        window.progress.run.add(parts)
         rootless = complete is None and self._program.roots.isdisjoint(window.parts)
         if rootless and window.reopened and not delivery.duplicate:
             self._join.expel(window.key)
