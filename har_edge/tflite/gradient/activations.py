@@ -7,26 +7,20 @@ from collections.abc import Callable
 from har_edge.tflite.gradient.builder import GraphBuilder
 from har_edge.tflite.schema import tflite
 
-Mask = Callable[[GraphBuilder, int], int]
+Derivative = Callable[[GraphBuilder, int], int]
 
 
-def positive(builder: GraphBuilder, y: int) -> int:
-    """Return 1 where y > 0, else 0, as float32."""
-    return compare(builder, "GREATER", y, 0.0)
+def _relu(builder: GraphBuilder, y: int) -> int:
+    return builder.unary("SIGN", y)
 
 
-def compare(builder: GraphBuilder, operator: str, y: int, bound: float) -> int:
-    """Return 1 where y compares so with a number, else 0, as float32."""
-    return builder.cast(builder.binary(operator, y, builder.constant(bound), dtype="bool"), "float32")
+def _relu6(builder: GraphBuilder, y: int) -> int:
+    below = builder.unary("SIGN", builder.minus(builder.constant(6.0), y))
+    return builder.times(builder.unary("SIGN", y), below)
 
 
-def _between(low: float, high: float) -> Mask:
-    def mask(builder: GraphBuilder, y: int) -> int:
-        above = builder.binary("GREATER", y, builder.constant(low), dtype="bool")
-        below = builder.binary("LESS", y, builder.constant(high), dtype="bool")
-        return builder.cast(builder.binary("LOGICAL_AND", above, below, dtype="bool"), "float32")
-
-    return mask
+def _relu_n1_to_1(builder: GraphBuilder, y: int) -> int:
+    return builder.unary("SIGN", builder.minus(builder.constant(1.0), builder.unary("ABS", y)))
 
 
 def _tanh(builder: GraphBuilder, y: int) -> int:
@@ -34,11 +28,12 @@ def _tanh(builder: GraphBuilder, y: int) -> int:
 
 
 _KINDS = tflite.ActivationFunctionType
-# The derivative of each activation, out of its result.
-DERIVATIVES: dict[int, Mask] = {
-    _KINDS.RELU: positive,
-    _KINDS.RELU6: _between(0.0, 6.0),
-    _KINDS.RELU_N1_TO_1: _between(-1.0, 1.0),
+# The derivative of each activation, out of its result. The sign of what a clip gives is a mask of 0 and 1; see masks.py
+# for why no comparison makes it.
+DERIVATIVES: dict[int, Derivative] = {
+    _KINDS.RELU: _relu,
+    _KINDS.RELU6: _relu6,
+    _KINDS.RELU_N1_TO_1: _relu_n1_to_1,
     _KINDS.TANH: _tanh,
 }
 

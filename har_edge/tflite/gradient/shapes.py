@@ -31,6 +31,8 @@ class _Shapes:
     def follow(self) -> dict[int, Shape]:
         for tensor in self.graph.tensors:
             self.shapes[tensor.index] = tensor.shape
+        if self.is_planned():
+            return self.shapes
         for index in self.graph.inputs:
             tensor = self.graph.tensors[index]
             if not tensor.shape or (tensor.signature[0] != -1 and tensor.shape[0] != 1):
@@ -42,6 +44,12 @@ class _Shapes:
         for operator in self.graph.operators:
             self.operator(operator)
         return self.shapes
+
+    def is_planned(self) -> bool:
+        """Return whether the file is for this batch alone, whatever its operators do with the samples."""
+        inputs = [self.graph.tensors[index] for index in self.graph.inputs]
+        fixed = bool(inputs) and all(-1 not in one.signature for one in inputs)
+        return fixed and inputs[0].shape[:1] == (self.batch,)
 
     def operator(self, operator: Operator) -> None:
         held = [index for index in operator.inputs if index in self.axis]

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from har_edge.tflite.gradient import rules_elementwise, rules_linear, rules_shape
+from har_edge.tflite.gradient import (
+    rules_activations,
+    rules_elementwise,
+    rules_linear,
+    rules_matrices,
+    rules_reductions,
+    rules_shape,
+    rules_slices,
+)
 from har_edge.tflite.gradient.rules import Forwards, Rules
 
-RULES: Rules = {**rules_linear.RULES, **rules_elementwise.RULES, **rules_shape.RULES}
+RULES: Rules = {
+    **rules_linear.RULES,
+    **rules_elementwise.RULES,
+    **rules_activations.RULES,
+    **rules_reductions.RULES,
+    **rules_shape.RULES,
+    **rules_slices.RULES,
+    **rules_matrices.RULES,
+}
 # Operators that are written anew instead of copied: because they hold the batch, or a faster form takes weights that
 # are inputs.
-FORWARDS: Forwards = {**rules_shape.FORWARDS}
+FORWARDS: Forwards = {**rules_shape.FORWARDS, **rules_slices.FORWARDS}
