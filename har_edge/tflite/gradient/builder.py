@@ -19,6 +19,9 @@ from har_edge.tflite.schema import tflite
 _TYPES = {dtype: number for number, dtype in schema.DTYPES.items()}
 _TABLE_BYTES = 4096  # more than an operator or a tensor takes without its constants
 
+# On tflite-runtime 2.14 without XNNPACK, MUL and others that broadcast more dimensions end the process.
+_BROADCAST_RANK = 4
+
 Shape = tuple[int, ...]
 
 
@@ -185,9 +188,24 @@ class GraphBuilder:
     # Elementwise operators, with NumPy's rules for shapes.
 
     def binary(self, operator: str, a: int, b: int, *, dtype: str = "float32") -> int:
-        """Add an elementwise operator of two tensors, such as MUL, or GREATER with dtype bool."""
+        """Add an elementwise operator of two tensors, such as MUL, or GREATER with dtype bool.
+
+        Tensors of more dimensions than the kernels broadcast are repeated first, and flat.
+        """
         shape = np.broadcast_shapes(self.shape(a), self.shape(b))
+        if len(shape) > _BROADCAST_RANK and self.shape(a) != self.shape(b):
+            a, b = self._repeated(a, shape), self._repeated(b, shape)
+            return self.reshape(self.binary(operator, a, b, dtype=dtype), shape)
         return self.add(operator, [a, b], shape, _options(operator), dtype=dtype)
+
+    def _repeated(self, a: int, shape: Shape) -> int:
+        """Return a as a vector of the elements of this shape, or of the one element that it has."""
+        size = math.prod(shape)
+        if self.shape(a) == shape or math.prod(self.shape(a)) == 1:
+            return self.reshape(a, (math.prod(self.shape(a)),))
+        options = tflite.BroadcastToOptionsT()
+        wide = self.add("BROADCAST_TO", [a, self.ints(shape)], shape, options, dtype=self.dtype(a), version=2)
+        return self.reshape(wide, (size,))
 
     def unary(self, operator: str, a: int, options: Any = None) -> int:
         """Add an elementwise operator of one tensor, such as TANH."""

@@ -1,7 +1,7 @@
 """Masks of 0 and 1 as float32, for gradients that go one way or another.
 
-They are made of SIGN. Comparisons with a number end the process on tflite-runtime 2.14 from five dimensions on, take no
-part in XNNPACK, and need a CAST.
+They are made of SIGN. Comparisons with a number end the process on tflite-runtime 2.14 from five dimensions on, are
+slower there (0.545 ms against 0.071 for 200,704 values), and need a CAST.
 """
 
 from __future__ import annotations

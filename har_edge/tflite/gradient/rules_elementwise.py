@@ -8,9 +8,6 @@ from har_edge.tflite.gradient.masks import greater, positive
 from har_edge.tflite.gradient.rules import Rule, RuleContext
 from har_edge.tflite.schema import tflite
 
-# On tflite-runtime 2.14 a POW that broadcasts more dimensions ends the process.
-_POW_RANK = 4
-
 
 def _pair(context: RuleContext, da: Callable[[], int], db: Callable[[], int]) -> Sequence[int | None]:
     """Return the gradients of two operands, each made only where it is needed, summed over what was broadcast."""
@@ -47,8 +44,6 @@ def _div(context: RuleContext) -> Sequence[int | None]:
 def _pow(context: RuleContext) -> Sequence[int | None]:
     """y = a^b: da = dy * b * a^(b - 1), db = dy * y * log a, which is 0 where a <= 0, as in TensorFlow."""
     builder, (a, b), dy = context.builder, context.inputs, context.gradient()
-    if builder.shape(a) != builder.shape(b) and len(context.output_shape()) > _POW_RANK:
-        raise context.refusal(f"it broadcasts {len(context.output_shape())} dimensions; expected at most {_POW_RANK}")
 
     def base() -> int:
         lower = builder.binary("POW", a, builder.minus(b, builder.constant(1.0)))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+from har_edge.tflite.gradient.batch_axis import follow_axis
 from har_edge.tflite.gradient.builder import Shape
 from har_edge.tflite.gradient.errors import GradientError
 from har_edge.tflite.model import Model, Operator
 from har_edge.tflite.split.writer import constant_data, raw_inputs
 
-_REDUCTIONS = frozenset({"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "ARG_MAX", "ARG_MIN"})
+# Operators that may make several rows of a sample.
+_ROWS = frozenset({"FULLY_CONNECTED", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND"})
 
 
 def batch_shapes(model: Model, batch: int) -> dict[int, Shape]:
@@ -61,10 +63,6 @@ class _Shapes:
                 self.shapes[index], self.axis[index] = (self.batch, *tensor.shape[1:]), 0
             elif operator.name == "RESHAPE":
                 self.reshaped(operator, held[0], index)
-            elif operator.name == "TRANSPOSE":
-                order = [int(i) for i in constant_data(self.model, self.graph.tensors[operator.inputs[1]])]
-                self.shapes[index] = tuple(self.shapes[held[0]][axis] for axis in order)
-                self.axis[index] = order.index(self.axis[held[0]])
             else:
                 self.kept(operator, held, index)
 
@@ -92,24 +90,34 @@ class _Shapes:
         return values
 
     def kept(self, operator: Operator, held: list[int], index: int) -> None:
-        """Follow an operator that leaves the samples where they are."""
-        tensor, axis = self.graph.tensors[index], self.axis[held[0]]
-        planned = {self.graph.tensors[i].shape[axis] for i in held}
-        name = operator.name
-        if name in _REDUCTIONS:
-            axes = constant_data(self.model, self.graph.tensors[operator.inputs[1]]).reshape(-1)
-            rank = len(self.shapes[held[0]])
-            if axis in {int(i) % rank for i in axes}:
-                raise self.refusal(operator, "reduces the samples of a batch to one")
-        if name == "CONCATENATION" and operator.raw.builtinOptions.axis % len(tensor.shape) == axis:
-            raise self.refusal(operator, "joins along the batch")
-        if any(self.axis[i] != axis for i in held) or axis >= len(tensor.shape):
+        """Follow an operator that leaves the samples apart."""
+        tensor, given = self.graph.tensors[index], raw_inputs(operator)
+        axes = {follow_axis(self.model, operator, i, self.axis[one]) for i, one in enumerate(given) if one in self.axis}
+        axis = axes.pop()
+        if axis is None or axes or axis >= len(tensor.shape):
             raise self.refusal(operator, "mixes the samples of a batch")
-        if tensor.signature[axis] != -1 and tensor.shape[axis] not in planned:
+        size = max(self.shapes[i][self.axis[i]] for i in held)
+        planned = {self.graph.tensors[i].shape[self.axis[i]] for i in held}
+        if operator.name in _ROWS:
+            size = self.rows(operator, size)
+        elif tensor.signature[axis] != -1 and tensor.shape[axis] not in planned:
             raise self.refusal(operator, "changes the number of samples")
-        size = max(self.shapes[i][axis] for i in held)
         self.shapes[index] = (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
         self.axis[index] = axis
+
+    def rows(self, operator: Operator, size: int) -> int:
+        """Return how many rows an operator makes of `size`: one sample may become several."""
+        given = raw_inputs(operator)
+        if operator.name == "FULLY_CONNECTED":
+            if operator.raw.builtinOptions.keepNumDims:
+                return size
+            return math.prod(self.shapes[given[0]]) // self.graph.tensors[given[1]].shape[-1]
+        blocks = math.prod(int(n) for n in constant_data(self.model, self.graph.tensors[given[1]]))
+        if operator.name == "SPACE_TO_BATCH_ND":
+            return size * blocks
+        if size % blocks:
+            raise self.refusal(operator, f"joins {size} rows to blocks of {blocks}")
+        return size // blocks
 
     def refusal(self, operator: Operator, what: str) -> GradientError:
         return GradientError(
