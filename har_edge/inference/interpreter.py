@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,10 @@ class Interpreter:
         fresh: bool = False,
         delegate: Delegate = Delegate.XNNPACK,
     ) -> None:
-        self._fresh = fresh
+        self._fresh, self._again = fresh, partial(Interpreter, model, threads=threads, fresh=fresh, delegate=delegate)
         what = str(model) if isinstance(model, Path) else f"these {len(model)} bytes"
         self._runtime = _create(model, what, threads, delegate)
+        self.model_bytes = model.stat().st_size if isinstance(model, Path) else len(model)
         try:
             feeds, fetches = self._runtime.get_input_details(), self._runtime.get_output_details()
         except UnicodeDecodeError as error:
@@ -125,6 +127,10 @@ class Interpreter:
         inner = self._runtime._interpreter
         names = {inner.NodeName(index) for index in range(inner.NumNodes())}
         return Delegate.XNNPACK if "DELEGATE" in names else Delegate.NONE
+
+    def twin(self) -> Interpreter:
+        """Return another interpreter of the same model, whose bytes both share; it packs the weights once more."""
+        return self._again()
 
     def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs of one run by name; the arrays are copies and belong to the caller.

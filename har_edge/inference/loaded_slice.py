@@ -11,17 +11,19 @@ from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Array, Interpreter, Port
 from har_edge.inference.sampling import sample
 from har_edge.inference.shard_program import Run, ShardProgram
-from har_edge.tflite.manifest import SliceEntry
+from har_edge.tflite.manifest import ShardStep, SliceEntry
 
+# Bytes of files that a shard may load a second time, so that steps of other sizes need not allocate anew.
+TWIN_BYTES = 8 * 1024 * 1024
 Load = Callable[[str, str], Interpreter]
 
 
 class LoadedSlice:
     """The interpreters of a slice; `load` opens a file of a known SHA-256.
 
-    Steps of one hash share an interpreter, which allocates anew where a step has other sizes than the one before:
-    weights are in memory once. `program` is None for a slice without steps. Raises ModelError where files and manifest
-    do not belong together.
+    Steps of one hash share an interpreter, which allocates anew where a step has other sizes than the one before. Small
+    files have one for each size, as far as TWIN_BYTES go: all other weights are in memory once. `program` is None for a
+    slice without steps. Raises ModelError where files and manifest do not belong together.
     """
 
     def __init__(self, entry: SliceEntry, load: Load) -> None:
@@ -33,7 +35,8 @@ class LoadedSlice:
             interpreter = self._interpreters[step.sha256]
             _check_names(step.file, {spec.name for spec in step.inputs}, interpreter.inputs)
             _check_names(step.file, {spec.name for spec in step.outputs}, interpreter.outputs, least=True)
-        runs = [self._interpreters[step.sha256].run for step in entry.steps]
+        sized = _open_twins(entry, self._interpreters)
+        runs = [sized[_size_of(step)].run for step in entry.steps]
         self.program = ShardProgram(entry, runs) if entry.steps else None
         self.run: Run = self.first.run if self.program is None else self.program.run
 
@@ -74,6 +77,28 @@ class LoadedSlice:
     @staticmethod
     def _port(ports: tuple[Port, ...], name: str) -> Port:
         return next(port for port in ports if port.name == name)
+
+
+_Size = tuple[str, tuple[tuple[int, ...], ...]]  # the hash of a step's file, and the shapes that it takes
+
+
+def _size_of(step: ShardStep) -> _Size:
+    return step.sha256, tuple(spec.shape for spec in step.inputs)
+
+
+def _open_twins(entry: SliceEntry, interpreters: Mapping[str, Interpreter]) -> dict[_Size, Interpreter]:
+    """Return the interpreter for each size of step, the smallest files with one for each."""
+    chosen, first, room = dict[_Size, Interpreter](), set[str](), TWIN_BYTES
+    for sha256, shapes in sorted(
+        dict.fromkeys(map(_size_of, entry.steps)), key=lambda size: interpreters[size[0]].model_bytes
+    ):
+        interpreter = interpreters[sha256]
+        if sha256 in first and interpreter.model_bytes <= room:
+            room -= interpreter.model_bytes
+            interpreter = interpreter.twin()
+        first.add(sha256)
+        chosen[sha256, shapes] = interpreter
+    return chosen
 
 
 def _check_names(file: str, named: set[str], ports: tuple[Port, ...], *, least: bool = False) -> None:
