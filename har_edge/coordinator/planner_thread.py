@@ -17,7 +17,7 @@ from har_edge.coordinator.failover import StageCost
 from har_edge.coordinator.replan import PlacementSpec, PlanRequest, PlanResponse, cuts_of
 from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.planner.cost_model import slice_costs
-from har_edge.planner.devices import DevicesFile, SensorMessages
+from har_edge.planner.devices import DevicesFile
 from har_edge.planner.plan import PlanningProblem, make_plan, make_planning_problem
 from har_edge.planner.profile import MessageCost, Profile, load_profile, profile_path, store_profile
 from har_edge.planner.relocation import (
@@ -48,6 +48,19 @@ class _CutModel:
     contents: dict[str, bytes]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """The nodes of a request with their figures, relative to the reference device of that profile and speed, and the
+    planning problem that they make.
+    """
+
+    nodes: tuple[Candidate, ...]
+    planning: PlanningProblem
+    remarks: tuple[str, ...]
+    reference: Profile
+    reference_speed: float
+
+
 @dataclass(slots=True)
 class Planner:
     """Plans for one model; `devices` may say what nodes do not know of themselves, and is at `path`.
@@ -73,20 +86,31 @@ class Planner:
         except HarEdgeError as error:
             return PlanResponse(request.number, problem=str(error))
 
+    def survey(self, candidates: Sequence[Candidate]) -> Survey:
+        """Return the planning problem of these nodes. Raises ConfigError as `devices_of` does."""
+        if self._reference is None:
+            self._reference, self._speed = self.profile(self.model), self.speed()
+        relative = [replace(one, speed=one.speed / self._speed) for one in candidates]
+        nodes = tuple(quantize(one) for one in apply_overrides(relative, self.devices))
+        devices, remarks = devices_of(nodes, self._reference, self.devices, self.path)
+        file = self.devices or DevicesFile([])
+        planning = make_planning_problem(
+            self.model,
+            self._reference.bounds,
+            devices,
+            replicas=self.spec.replicas,
+            sensors=file.sensors,
+            broker=file.broker,
+        )
+        return Survey(nodes, planning, tuple(remarks), self._reference, self._speed)
+
     def _plan(self, request: PlanRequest) -> PlanResponse:
         kept = self._cut_again(request.generations)
         if not request.candidates:
             self._cut_models = kept
             return PlanResponse(request.number, contents=_contents(kept))
-        if self._reference is None:
-            self._reference, self._speed = self.profile(self.model), self.speed()
-        relative = [replace(one, speed=one.speed / self._speed) for one in request.candidates]
-        nodes = [quantize(one) for one in apply_overrides(relative, self.devices)]
-        devices, remarks = devices_of(nodes, self._reference, self.devices, self.path)
-        sensors = self.devices.sensors if self.devices else SensorMessages.APART
-        planning = make_planning_problem(
-            self.model, self._reference.bounds, devices, replicas=self.spec.replicas, sensors=sensors
-        )
+        survey = self.survey(request.candidates)
+        nodes, planning = survey.nodes, survey.planning
         deployed = [one for one in request.generations if cuts_of(one.manifest) in kept and self._is_ours(one)]
         current = next((one for one in deployed if one.epoch == request.epoch), None)
         cuts, placements = self._choose(planning, nodes, cuts_of(current.manifest) if current else None)
@@ -101,15 +125,15 @@ class Planner:
         self._cut_models = kept = {cuts: cut_model, **kept}
         return PlanResponse(
             number=request.number,
-            remarks=tuple(remarks),
+            remarks=survey.remarks,
             manifest=cut_model.manifest,
             placements=placements,
             forecast=found,
             current=forecast(planning, cuts_of(current.manifest), _places(current.placements), cores)
             if current
             else None,
-            stage_costs={one.epoch: self._stage_costs(planning, cuts_of(one.manifest)) for one in deployed}
-            | {0: self._stage_costs(planning, cuts)},
+            stage_costs={one.epoch: self.costs_of(planning, cuts_of(one.manifest)) for one in deployed}
+            | {0: self.costs_of(planning, cuts)},
             contents=_contents(kept),
             reference_speed=self._speed,
         )
@@ -156,12 +180,12 @@ class Planner:
                 for number, stage in enumerate(plan.stages)
                 for replica, name in enumerate(stage.devices)
             )
-        stage_costs = self._stage_costs(planning, cuts)
+        stage_costs = self.costs_of(planning, cuts)
         loads = [StageLoad((0, number, 0), work.seconds, work.memory_bytes) for number, work in enumerate(stage_costs)]
         homes = relocate(loads, nodes)
         return cuts, tuple(Placement(number, homes[0, number, 0]) for number in range(len(stage_costs)))
 
-    def _stage_costs(self, planning: PlanningProblem, cuts: Sequence[int]) -> tuple[StageCost, ...]:
+    def costs_of(self, planning: PlanningProblem, cuts: Sequence[int]) -> tuple[StageCost, ...]:
         """Return what each slice takes on the reference device."""
         assert self._reference is not None
         places = [planning.slice_graph.bounds.index(cut) for cut in cuts if cut in planning.slice_graph.bounds]
@@ -177,6 +201,11 @@ class Planner:
             )
             for edge in edges
         )
+
+    def contents_of(self, generations: Iterable[Generation]) -> dict[str, bytes]:
+        """Return the slices of generations of whole layers, by hash."""
+        whole = (one for one in generations if not any(entry.steps for entry in one.manifest.slices))
+        return _contents(self._cut_again(whole))
 
     def _cut(self, cuts: tuple[int, ...]) -> _CutModel:
         """Return the slices between cuts; the same ones as `har-edge slice` makes."""

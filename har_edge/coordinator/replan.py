@@ -30,7 +30,7 @@ BACKOFF_S, MOST_BACKOFF_S = 2.0, 60.0
 @dataclass(frozen=True, slots=True)
 class PlacementSpec:
     """The plan that a person asked for: the best, or one with so many slices, with these cuts, or with this split (the
-    generation id of its manifest, and how many shards and slices it has).
+    generation id of its manifest, and how many shards and slices it has). With `shards`, the best may share layers.
 
     `homes` are the nodes that a plan names for each stage, several of which take turns; empty where none names any.
     """
@@ -41,6 +41,7 @@ class PlacementSpec:
     replicas: int = 1
     split: tuple[int, int] | None = None
     homes: tuple[tuple[str, ...], ...] = ()
+    shards: bool = False
 
     @property
     def named(self) -> frozenset[str]:
@@ -62,7 +63,7 @@ class PlacementSpec:
         slices = generation.manifest.slices
         if self.split is not None and generation_id(generation.manifest) != self.split[0]:
             return "another split was asked for"
-        if self.split is None and any(entry.steps for entry in slices):
+        if self.split is None and not self.shards and any(entry.steps for entry in slices):
             return "no split was asked for"
         if self.cuts is not None and cuts_of(generation.manifest) != self.cuts:
             return f"other cuts were asked for: {', '.join(map(str, self.cuts)) or 'none'}"

@@ -14,9 +14,19 @@ from har_edge.config.wiring import find_wiring
 from har_edge.coordinator.failover import StageCost
 from har_edge.coordinator.replan import PlanRequest, PlanResponse
 from har_edge.errors import ConfigError, HarEdgeError
-from har_edge.planner.devices import DevicesFile
+from har_edge.planner.devices import DeviceClass, DevicesFile
+from har_edge.planner.message_loads import MessageLoad, message_loads
 from har_edge.planner.profile import Profile
-from har_edge.planner.relocation import Candidate, Forecast, StageLoad, apply_overrides, devices_of, quantize, relocate
+from har_edge.planner.relocation import (
+    MESSAGE_S,
+    Candidate,
+    Forecast,
+    StageLoad,
+    apply_overrides,
+    devices_of,
+    quantize,
+    relocate,
+)
 from har_edge.protocol.deployment import Placement
 from har_edge.runtime.node.capabilities import measure_speed
 from har_edge.tflite.manifest import SliceManifest
@@ -46,8 +56,8 @@ class SplitPlanner:
     """Places the shards of one split on nodes; `devices` may say what nodes do not know of themselves, and is at
     `path`.
 
-    A shard's time is its share of the model's multiply-adds in the time of the whole model, which is measured here. A
-    group is as slow as its slowest shard; what travels between shards is not counted.
+    A shard's time is its share of the model's multiply-adds in the time of the whole model, which is measured here, and
+    the time of its messages. A group is as slow as its slowest shard, with the time of that one's link.
 
     `homes` are the nodes that a plan names for each stage (`placeable_homes`). A stage runs there where one of them is
     among the nodes; several take turns. Stages whose nodes are all absent go where relocation puts them, with a remark.
@@ -61,12 +71,14 @@ class SplitPlanner:
     speed: Callable[[], float] = measure_speed
     homes: tuple[tuple[str, ...], ...] = ()
     manifest: SliceManifest = field(init=False)
+    loads: tuple[MessageLoad, ...] = field(init=False)
     _contents: dict[str, bytes] = field(init=False, repr=False)
     _reference: Profile | None = None
     _speed: float = 0.0
 
     def __post_init__(self) -> None:
         self.manifest, self._contents = write_contents(self.layout)
+        self.loads = message_loads(self.manifest)
 
     def plan(self, request: PlanRequest) -> PlanResponse:
         """Return the split on the nodes of a request; where it cannot run, why."""
@@ -82,10 +94,11 @@ class SplitPlanner:
             self._reference, self._speed = self.profile(self.model), self.speed()
         relative = [replace(one, speed=one.speed / self._speed) for one in request.candidates]
         nodes = [quantize(one) for one in apply_overrides(relative, self.devices)]
-        _, remarks = devices_of(nodes, self._reference, self.devices, self.path)
+        devices, remarks = devices_of(nodes, self._reference, self.devices, self.path)
+        kinds = {device.name: device.kind for device in devices}
         costs = self._costs(self._reference)
         placements, missing = self._place(costs, nodes)
-        found = self._forecast(costs, placements, nodes)
+        found = self._forecast(costs, placements, nodes, kinds)
         if math.isinf(found.period_s):
             raise ConfigError(
                 f"the memory of {', '.join(sorted({one.node for one in placements}))} does not hold the "
@@ -101,7 +114,7 @@ class SplitPlanner:
             manifest=self.manifest,
             placements=placements,
             forecast=found,
-            current=self._forecast(costs, current.placements, nodes) if current is not None and there else None,
+            current=self._forecast(costs, current.placements, nodes, kinds) if current is not None and there else None,
             stage_costs=dict.fromkeys([0, *(one.epoch for one in ours)], costs),
             contents=self._contents,
             reference_speed=self._speed,
@@ -132,31 +145,45 @@ class SplitPlanner:
         return placements, remarks
 
     def _costs(self, reference: Profile) -> tuple[StageCost, ...]:
-        """Return what each shard takes on the reference device."""
+        """Return what each shard takes on the reference device, messages included."""
         (whole,) = split_model(self.model, [ordinary(0, len(self.model.main.operators))]).programs
         seconds = sum(segment.seconds for segment in reference.segments)
-        each = seconds / max(1, whole.macs)
+        each, message = seconds / max(1, whole.macs), reference.message
+        message_s, byte_s = (MESSAGE_S, 0.0) if message is None else (message.seconds, message.seconds_per_byte)
         sizes = {sha256: len(content) for sha256, content in self._contents.items()}
         return tuple(
-            StageCost(program.macs * each, sum(sizes[sha256] for sha256 in set(entry.files.values())))
-            for program, entry in zip(self.layout.programs, self.manifest.slices, strict=True)
+            StageCost(
+                program.macs * each + load.seconds(message_s, byte_s),
+                sum(sizes[sha256] for sha256 in set(entry.files.values())),
+            )
+            for program, entry, load in zip(self.layout.programs, self.manifest.slices, self.loads, strict=True)
         )
 
     def _forecast(
-        self, costs: Sequence[StageCost], placements: Sequence[Placement], nodes: Sequence[Candidate]
+        self,
+        costs: Sequence[StageCost],
+        placements: Sequence[Placement],
+        nodes: Sequence[Candidate],
+        kinds: Mapping[str, DeviceClass],
     ) -> Forecast:
         """Return the figures of a placement; infinite where a node lacks memory."""
         by_name: Mapping[str, Candidate] = {node.name: node for node in nodes}
         stages_s = [0.0] * len(costs)
-        busy, memory = dict.fromkeys(by_name, 0.0), dict.fromkeys(by_name, 0)
+        busy, link = dict.fromkeys(by_name, 0.0), dict.fromkeys(by_name, 0.0)
+        memory = dict.fromkeys(by_name, 0)
         groups: dict[int, float] = {}
         turns = Counter(one.stage for one in placements)
         for one in placements:
-            seconds = costs[one.stage].seconds / by_name[one.node].effective_speed
+            seconds, kind, load = costs[one.stage].seconds, kinds[one.node], self.loads[one.stage]
+            seconds /= by_name[one.node].effective_speed
             stages_s[one.stage] = max(stages_s[one.stage], seconds)
             busy[one.node] += seconds / turns[one.stage]
+            most = max(load.received_bytes, load.sent_bytes)
+            link[one.node] += (most if kind.duplex else load.bytes) / kind.link_bytes_per_s / turns[one.stage]
             memory[one.node] += costs[one.stage].memory_bytes
             start = self.manifest.slices[one.stage].start
-            groups[start] = max(groups.get(start, 0.0), seconds)
+            way = load.bytes / kind.link_bytes_per_s + 2 * kind.latency_s
+            groups[start] = max(groups.get(start, 0.0), seconds + way)
         short = any(node.memory_bytes is not None and memory[node.name] > node.memory_bytes for node in nodes)
-        return Forecast(math.inf if short else max(busy.values()), sum(groups.values()), tuple(stages_s))
+        period = math.inf if short else max(*busy.values(), *link.values())
+        return Forecast(period, sum(groups.values()), tuple(stages_s))

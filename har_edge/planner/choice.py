@@ -11,7 +11,7 @@ import msgspec
 from har_edge.errors import ConfigError
 from har_edge.planner.plan import Alternative, Objective, OtherPlan, Plan, PlanningProblem, make_plan, other_plans
 from har_edge.planner.profile import PackingFigures, Profile
-from har_edge.planner.split_costs import PackingCost
+from har_edge.planner.split_costs import PackingCost, SplitCosts
 from har_edge.planner.split_plan import (
     SplitCandidate,
     compare_split,
@@ -149,13 +149,24 @@ def _packed(
 ) -> tuple[SplitCandidate, str]:
     """Return the candidate with the way to pack that is best for it, and its name; an empty one for none."""
     best, name = candidate, ""
-    work = sum(max(0.0, segment.seconds - profile.overhead_s) for segment in profile.segments)
-    scale = min(map(sum, candidate.costs.seconds)) / work if work else 1.0
     for way in ways:
-        packed = with_packing(candidate, PackingCost(way.ratio, way.seconds_per_byte / 2 * scale), objective)
+        packed = with_packing(candidate, _cost(candidate.costs, profile, way), objective)
         if packed.value(objective) < best.value(objective):
             best, name = packed, way.packing
     return best, name
+
+
+def packing_cost(costs: SplitCosts, profile: Profile, name: str) -> PackingCost | None:
+    """Return what a way to pack activations costs on these devices, None where the profile has no figures for it."""
+    way = profile.packing(name)
+    return None if way is None else _cost(costs, profile, way)
+
+
+def _cost(costs: SplitCosts, profile: Profile, way: PackingFigures) -> PackingCost:
+    """Return a measured way to pack, with the seconds of one end on the fastest device."""
+    work = sum(max(0.0, segment.seconds - profile.overhead_s) for segment in profile.segments)
+    scale = min(map(sum, costs.seconds)) / work if work else 1.0
+    return PackingCost(way.ratio, way.seconds_per_byte / 2 * scale)
 
 
 def _shared(

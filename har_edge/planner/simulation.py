@@ -66,10 +66,22 @@ class SplitForecast:
 
 
 class Simulator:
-    """Moves timelines over blocks of a split."""
+    """Moves timelines over blocks of a split.
 
-    def __init__(self, costs: SplitCosts, *, border_first: bool) -> None:
+    Shards may share processors and links: `processors` and `links` name the one of each shard, by default its own.
+    """
+
+    def __init__(
+        self,
+        costs: SplitCosts,
+        *,
+        border_first: bool,
+        processors: Sequence[int] | None = None,
+        links: Sequence[int] | None = None,
+    ) -> None:
         self.costs, self.border_first, n = costs, border_first, costs.n
+        self._processor = range(n) if processors is None else processors
+        own = range(n) if links is None else links
         kinds = [device.kind for device in costs.devices]
         self._message = [kind.message_s for kind in kinds]
         packing = costs.packing
@@ -84,7 +96,8 @@ class Simulator:
         each = [1 / kind.link_bytes_per_s for kind in kinds]
         self._seconds = [seconds for one in each for seconds in (one, one)] + [1 / rate, 1 / rate]
         # Both directions are one entry where they share the link.
-        self._down = [2 * k + kind.duplex for k, kind in enumerate(kinds)]
+        self._up = [2 * k for k in own]
+        self._down = [2 * k + kind.duplex for k, kind in zip(own, kinds, strict=True)]
         self._in, self._out = 2 * n, 2 * n + costs.broker.duplex
 
     def start(self, first: Block) -> Timeline:
@@ -98,9 +111,10 @@ class Simulator:
         after = timeline.copy()
         ready = self._run(after.processors, block, transfer)
         arrivals = self._travel(after.links, transfer, ready)
-        processors, message, byte = after.processors, self._message, self._byte
+        processors, message, byte, where = after.processors, self._message, self._byte, self._processor
         for taker, arrival, size in arrivals:
-            processors[taker] = max(processors[taker], arrival) + message[taker] + size * byte[taker]
+            core = where[taker]
+            processors[core] = max(processors[core], arrival) + message[taker] + size * byte[taker]
         return after
 
     def _run(self, processors: list[float], block: Block | None, transfer: BlockTransfer) -> list[float]:
@@ -112,14 +126,15 @@ class Simulator:
         for index, piece in enumerate(transfer.pieces):
             mine[piece.sender].append(index)
         for shard, steps in enumerate(transfer.steps):
-            now = processors[shard]
+            core = self._processor[shard]
+            now = processors[core]
             for number, step in enumerate(steps):
                 now += step.seconds
                 for index in mine[shard]:
                     if transfer.pieces[index].step == number:
                         now += self._message[shard] + transfer.pieces[index].bytes * self._byte[shard]
                         ready[index] = now
-            processors[shard] = now
+            processors[core] = now
         return ready
 
     def _travel(
@@ -131,7 +146,7 @@ class Simulator:
         for piece, sent in zip(transfer.pieces, ready, strict=True):
             start, size, came = sent, piece.bytes, sent
             if piece.sender != SOURCE:
-                up = 2 * piece.sender
+                up = self._up[piece.sender]
                 start = max(start, links[up])
                 links[up] = start + size * seconds[up]
                 start += latency[piece.sender]
@@ -153,7 +168,7 @@ class Simulator:
         run = self.costs.step_seconds(last, device, 0, 1)
         slower = max(1 / kind.link_bytes_per_s, self.costs.broker.byte_s)
         send = kind.message_s + RESULT_BYTES * (kind.message_byte_s + slower)
-        return timeline.processors[device] + run + send + kind.latency_s
+        return timeline.processors[self._processor[device]] + run + send + kind.latency_s
 
     def latency(self, blocks: Sequence[Block]) -> float:
         """Return the seconds of one window through these blocks."""

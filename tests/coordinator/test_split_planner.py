@@ -5,6 +5,7 @@ import logging
 from itertools import accumulate
 
 import msgspec
+import numpy as np
 import pytest
 
 from har_edge.config.catalog import find_model
@@ -14,6 +15,8 @@ from har_edge.coordinator.membership import Membership
 from har_edge.coordinator.replan import PlacementSpec, PlanRequest
 from har_edge.coordinator.split_planner import SplitPlanner, placeable_homes
 from har_edge.errors import ConfigError
+from har_edge.planner.relocation import MESSAGE_S
+from har_edge.planner.slice_graph import HEAD_BYTES, RESULT_BYTES
 from har_edge.protocol.deployment import PROTOCOL, Generation, Placement
 from har_edge.protocol.status import Heartbeat, NodeCapabilities, NodeStatus, State
 from har_edge.runtime.slicing import lay_out
@@ -47,7 +50,30 @@ def test_the_larger_share_goes_to_the_faster_node_and_all_files_are_there(planne
     assert wanted == found.contents.keys()
     first, second = found.stage_costs[0]
     assert first.seconds > second.seconds > 0 and found.forecast is not None
-    assert found.forecast.latency_s == max(found.forecast.stages_s)  # of one group
+    stages_s, loads = found.forecast.stages_s, planner.loads
+    slowest = max(s + one.bytes / 1e9 for s, one in zip(stages_s, loads, strict=True))  # of one group
+    assert found.forecast.latency_s == pytest.approx(slowest, rel=1e-4)
+
+
+def test_messages_count_for_every_flow_at_both_ends(planner):
+    """Two shards: three sources each, and rows that each takes of the other, and a result."""
+    pieces = [spec for entry in planner.manifest.slices for spec in entry.outputs]
+    flows = [len({spec.flow for spec in entry.outputs if spec.region}) for entry in planner.manifest.slices]
+    first, second = planner.loads
+    assert [first.sent, second.sent] == [flows[0] + 1, flows[1]] and max(flows) > 1
+    assert [first.received, second.received] == [3 + flows[1], 3 + flows[0]]
+    made = sum(np.prod(spec.shape) for spec in pieces if spec.region)
+    assert first.sent_bytes + second.sent_bytes == made + sum(flows) * HEAD_BYTES + RESULT_BYTES
+    costs = planner.plan(PlanRequest(1, nodes("a", "b"), (), 0)).stage_costs[0]
+    work = sum(program.macs for program in planner.layout.programs)
+    (whole,) = split_model(planner.model, [ordinary(0, 17)]).programs
+    messages = sum(load.received + load.sent for load in planner.loads)
+    assert sum(one.seconds for one in costs) == pytest.approx(17e-3 * work / whole.macs + messages * MESSAGE_S)
+
+
+def test_a_slow_link_sets_the_pace(planner):
+    found = planner.plan(PlanRequest(1, nodes("a", "b", link_bytes_per_s=1e3), (), 0)).forecast
+    assert found.period_s > 0.9 * max(load.bytes for load in planner.loads) / 1e3 > max(found.stages_s)
 
 
 def test_what_is_deployed_is_compared_and_a_lost_node_leaves_nothing_to_compare(planner):

@@ -16,18 +16,21 @@ from har_edge.cli.packed_slices import add_pack, find_packings
 from har_edge.units import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from har_edge.config.pipeline import PipelineConfig
+    from har_edge.config.task import Task
     from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
     from har_edge.coordinator.replan import PlacementSpec
+    from har_edge.coordinator.shared_planner import SharedPlanner
     from har_edge.coordinator.split_planner import SplitPlanner
     from har_edge.inference.segment_timing import Segment
     from har_edge.mqtt.bus import Outgoing
     from har_edge.planner.profile import MessageCost, Profile
     from har_edge.protocol.deployment import Generation
     from har_edge.runtime.status_publisher import Identity
+    from har_edge.tflite.manifest import SliceManifest
     from har_edge.tflite.model import Model
     from har_edge.tflite.packing import TensorPacking
 
@@ -61,6 +64,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--cuts", type=values.operator_indices, metavar="A,B", help="cut before these operators")
     what.add_argument(
         "--split", metavar="SPEC", help="share operators among nodes, as in `har-edge slice --split`; it stays so"
+    )
+    what.add_argument(
+        "--shards",
+        action="store_true",
+        help="let nodes share layers where that gains; the plan follows the nodes that are there",
     )
     what.add_argument("--plan", type=Path, metavar="FILE", help="run what a plan of `har-edge plan --out FILE` says")
     parser.add_argument(
@@ -164,7 +172,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
 
 def _prepare(
     args: argparse.Namespace, identity: Identity, folder: Path
-) -> tuple[CoordinatorConfig, Planner | SplitPlanner]:
+) -> tuple[CoordinatorConfig, Planner | SharedPlanner | SplitPlanner]:
     """Read the model and its files; files with other names on the nodes are copied into `folder`."""
     import hashlib
     from dataclasses import replace
@@ -177,6 +185,7 @@ def _prepare(
     from har_edge.config.pipeline import PipelineConfig, generation_id
     from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
+    from har_edge.coordinator.shared_planner import SharedPlanner
     from har_edge.coordinator.split_planner import SplitPlanner, placeable_homes
     from har_edge.errors import ConfigError
     from har_edge.inference.tensor_observation import open_model
@@ -206,21 +215,27 @@ def _prepare(
     files = read_companions(task, beside)
     config = PipelineConfig(task, name=args.pipeline, base=args.base, delegate=args.delegate or msgspec.UNSET)
     devices = load_devices(args.devices) if args.devices else None
-    planner: Planner | SplitPlanner
+    planner: Planner | SharedPlanner | SplitPlanner
     packings: dict[str, TensorPacking] = {}
+    parts = frozenset[str]()
     if args.split is not None or args.plan is not None:
         layout = lay_out(model, args.split if args.plan is None else args.plan)
         packings, calibrated = find_packings(model, layout.manifest, task, beside, args) if args.pack else ({}, "")
+        parts = frozenset(part for one in packings.values() for part in one.parts)
         layout = replace(layout, manifest=with_packings(layout.manifest, packings))
         if calibrated:
             print_folded(f"int8 activations are calibrated on {calibrated}")
         homes = placeable_homes(load_plan(args.plan), layout.manifest, task) if args.plan is not None else ()
         planner = SplitPlanner(model, layout, partial(_profile, args), devices, args.devices or Path(), homes=homes)
         spec = replace(spec, split=(generation_id(planner.manifest), len(planner.manifest.slices)), homes=homes)
-    elif args.pack:
-        raise ConfigError("--pack came without --split or --plan; it packs the activations of cuts that stay")
+    elif args.pack and not args.shards:
+        raise ConfigError("--pack came without --split, --plan or --shards; it packs the activations of shards")
     else:
         planner = Planner(model, spec, partial(_profile, args), devices, args.devices or Path(), wire=args.wire)
+        if args.shards:
+            ways = _ways(args)
+            parts = frozenset(part for way in ways for part in way.split("+"))
+            planner = SharedPlanner(planner, ways, partial(_pack, args, model, task, beside))
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     # A plan that nodes cannot read is refused here, not by each of them.
     check_deployment(Deployment(VERSION, 0, identity.instance, identity.started, config, files=hashes))
@@ -238,7 +253,7 @@ def _prepare(
         settle_s=args.settle,
         probe=lambda generation, stream, number: _probe(config, generation, stream, number, beside),
         local_brokers=args.local_brokers,
-        packings=frozenset(part for one in packings.values() for part in one.parts),
+        packings=parts,
     )
     return setup, planner
 
@@ -267,12 +282,35 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
     return reference_profile(model, device, messages, watch, args.delegate)
 
 
+def _ways(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the ways to pack that --shards may use. Raises ConfigError for one that names a cut."""
+    from har_edge.errors import ConfigError
+
+    for request in args.pack or ():
+        if request.cut is not None:
+            way = "+".join(request.packing.parts)
+            raise ConfigError(
+                f"--pack {way}@{request.cut} came with --shards, which chooses the cuts; leave out @{request.cut}"
+            )
+    return tuple(dict.fromkeys("+".join(request.packing.parts) for request in args.pack or ()))
+
+
+def _pack(
+    args: argparse.Namespace, model: Model, task: Task, beside: Path, manifest: SliceManifest, way: str
+) -> Mapping[str, TensorPacking]:
+    """Return how the tensors of slices travel, packed in one way."""
+    from har_edge.tflite.packed_cuts import parse_request
+
+    wanted = argparse.Namespace(**{**vars(args), "pack": [parse_request(way)]})
+    return find_packings(model, manifest, task, beside, wanted)[0]
+
+
 def _wish(args: argparse.Namespace) -> PlacementSpec:
     from har_edge.coordinator.replan import PlacementSpec
     from har_edge.planner.plan import Objective
 
     cuts = None if args.cuts is None else tuple(sorted(set(args.cuts)))
-    return PlacementSpec(Objective(args.objective), args.stages, cuts, args.replicas)
+    return PlacementSpec(Objective(args.objective), args.stages, cuts, args.replicas, shards=args.shards)
 
 
 def _probe(config: PipelineConfig, generation: Generation, stream: str, number: int, beside: Path) -> list[Outgoing]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from har_edge.errors import CutError
@@ -76,11 +77,16 @@ class RowSplit(BlockSplit):
                 rest.append((at, low))
             at = high
         together = self.geometry.share(start, stop)
-        needed = self.specs(together.outputs)
-        for number in range(len(self.geometry.operators)):
-            shares = self.apart(number, start, stop, [*first, *rest])
-            if sum(one.macs for one in shares) > (1 + MAX_EXTRA) * together.macs:
-                continue
+        needed, ranges = self.specs(together.outputs), [*first, *rest]
+
+        def is_cheap(number: int) -> bool:
+            most = (1 + MAX_EXTRA) * together.macs
+            return sum(one.macs for one in self.apart(number, start, stop, ranges)) <= most
+
+        # The fewer operators come last, the less is done twice.
+        numbers = range(len(self.geometry.operators))
+        for number in numbers[bisect_left(numbers, True, key=is_cheap) :]:
+            shares = self.apart(number, start, stop, ranges)
             made = [spec for one in shares for spec in self.specs(one.outputs)]
             # Strides that are longer than kernels leave gaps between the ranges.
             if all(one.inputs and one.outputs for one in shares) and all(is_covered(spec, made) for spec in needed):
