@@ -21,7 +21,9 @@ LIBRARIES = {
     library.module: library
     for library in (
         Library("PIL", "Pillow", "images"),
+        Library("cryptography", "cryptography", "secure"),
         Library("distributed", "dask.distributed", "dask"),
+        Library("dp_accounting", "dp-accounting", "privacy"),
         Library("joblib", "joblib", "evaluation"),
         Library("matplotlib", "matplotlib", "evaluation"),
         Library("sklearn", "scikit-learn", "evaluation"),

@@ -42,6 +42,8 @@ ONLY = {
     "joblib": "evaluation/engine.py",
     "PIL": "data/pictures.py",
     "distributed": "evaluation/engine.py",
+    "cryptography": "learning/mask_keys.py",
+    "dp_accounting": "learning/privacy.py",
     "tflite_runtime": "inference/interpreter.py",
     "paho": "mqtt/",
     "mqtt5": "mqtt/",

@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["compression", "optimizers", "schedules"])
+@pytest.mark.parametrize("name", ["compression", "fixed_point", "optimizers", "schedules"])
 def test_examples(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"har_edge.learning.{name}"))
     assert (found.failed, found.attempted > 0) == (0, True)
