@@ -25,6 +25,10 @@ class Optimizer(Protocol):
 
     spec: str
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+
     def step(self, weights: Vector, gradient: Vector) -> None:
         """Change `weights` in place; leave `gradient` as it is."""
 

@@ -19,6 +19,7 @@ from har_edge.protocol.deployment import Deployment, decode_deployment
 from har_edge.protocol.results import Result, decode_results
 from har_edge.protocol.status import Heartbeat, NodeStatus, decode_heartbeat, decode_status
 from har_edge.protocol.topics import Kind, Topic, Topics, is_probe, read_topic
+from har_edge.protocol.training import TrainingMessage, decode_training
 
 # The level after a node's name, below which nothing but its status is published.
 _STATUS = "status"
@@ -108,6 +109,19 @@ class ChunkEvent(msgspec.Struct, frozen=True, gc=False):
         return self.topic.levels[0]
 
 
+class TrainingEvent(msgspec.Struct, frozen=True, gc=False):
+    """A message of a training on the devices; no `message` where a retained one was removed."""
+
+    topic: Topic
+    message: TrainingMessage | None
+    retained: bool = False
+
+    @property
+    def run(self) -> str:
+        """The training that the topic names."""
+        return self.topic.levels[0]
+
+
 class Unreadable(msgspec.Struct, frozen=True, gc=False):
     """A message that cannot be used: why, and what came. No `topic` where even that could not be read."""
 
@@ -122,7 +136,15 @@ class Unreadable(msgspec.Struct, frozen=True, gc=False):
 
 
 Event: TypeAlias = (
-    TensorsEvent | ResultsEvent | StatusEvent | HeartbeatEvent | PlanEvent | HeaderEvent | ChunkEvent | Unreadable
+    TensorsEvent
+    | ResultsEvent
+    | StatusEvent
+    | HeartbeatEvent
+    | PlanEvent
+    | HeaderEvent
+    | ChunkEvent
+    | TrainingEvent
+    | Unreadable
 )
 
 
@@ -205,6 +227,10 @@ def _chunk(topic: Topic, message: Delivery | Outgoing) -> Event:
     return ChunkEvent(topic, int(number), message.payload)
 
 
+def _training(topic: Topic, message: Delivery | Outgoing) -> Event:
+    return TrainingEvent(topic, decode_training(topic.levels, message.payload), _is_retained(message))
+
+
 _READERS: Mapping[Kind, Callable[[Topic, Delivery | Outgoing], Event]] = {
     Kind.RESULT: _results,
     Kind.STATUS: _status,
@@ -212,6 +238,9 @@ _READERS: Mapping[Kind, Callable[[Topic, Delivery | Outgoing], Event]] = {
     Kind.PLAN: _plan,
     Kind.SLICE: _header,
     Kind.CHUNK: _chunk,
+    Kind.TRAINING: _training,
+    Kind.TRAINING_FILE: _header,
+    Kind.TRAINING_CHUNK: _chunk,
 }
 
 

@@ -8,6 +8,9 @@
     <base>/v1/<pipeline>/plan                          what is deployed where (protocol/deployment.py)
     <base>/v1/<pipeline>/slice/<sha256>                one slice, or another file of the pipeline: its size, its chunks
     <base>/v1/<pipeline>/chunk/<sha256>/<number>       the bytes of one chunk of it
+    <base>/v1/<pipeline>/train/<run>/<what>[/<worker>] a training on the devices (protocol/training.py)
+    <base>/v1/<pipeline>/file/<sha256>                 one file of a training, as slice/<sha256>
+    <base>/v1/<pipeline>/part/<sha256>/<number>        the bytes of one chunk of it
 
 Everything travels at QoS 1 (MQTT 5, section 4.3.2): at least once, duplicates end at the sink.
 """
@@ -48,19 +51,27 @@ class Kind(enum.Enum):
     PLAN = "plan"
     SLICE = "slice"
     CHUNK = "chunk"
+    TRAINING = "train"
+    TRAINING_FILE = "file"
+    TRAINING_CHUNK = "part"
 
 
-RETAINED = frozenset({Kind.STATUS, Kind.PLAN, Kind.SLICE, Kind.CHUNK})
-# How many levels follow the kind.
+RETAINED = frozenset({Kind.STATUS, Kind.PLAN, Kind.SLICE, Kind.CHUNK, Kind.TRAINING_FILE, Kind.TRAINING_CHUNK})
+# The retained messages of a training, by the level after its run.
+RETAINED_OF_TRAINING = frozenset({"job", "progress", "checkpoint"})
+# How many levels may follow the kind.
 _LEVELS = {
-    Kind.WINDOW: 2,
-    Kind.ACTIVATION: 3,
-    Kind.RESULT: 1,
-    Kind.STATUS: 2,
-    Kind.HEARTBEAT: 1,
-    Kind.PLAN: 0,
-    Kind.SLICE: 1,
-    Kind.CHUNK: 2,
+    Kind.WINDOW: (2,),
+    Kind.ACTIVATION: (3,),
+    Kind.RESULT: (1,),
+    Kind.STATUS: (2,),
+    Kind.HEARTBEAT: (1,),
+    Kind.PLAN: (0,),
+    Kind.SLICE: (1,),
+    Kind.CHUNK: (2,),
+    Kind.TRAINING: (2, 3),
+    Kind.TRAINING_FILE: (1,),
+    Kind.TRAINING_CHUNK: (2,),
 }
 
 
@@ -106,6 +117,8 @@ class Topic:
 
     @property
     def retained(self) -> bool:
+        if self.kind is Kind.TRAINING:
+            return self.levels[1] in RETAINED_OF_TRAINING
         return self.kind in RETAINED
 
     def __str__(self) -> str:
@@ -154,9 +167,26 @@ class Topics:
     def chunk(self, sha256: str, number: int | str) -> str:
         return f"{self.prefix}chunk/{sha256}/{number}"
 
+    def training(self, run: str, what: str, worker: str | None = None) -> str:
+        return f"{self.prefix}train/{run}/{what}" + ("" if worker is None else f"/{worker}")
+
     def read(self, topic: str) -> Topic:
         """Read a topic of this pipeline; raise MessageError for any other."""
         return _read(self.prefix, topic)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingTopics(Topics):
+    """The same topics, but with files of trainings instead of those of the pipeline.
+
+    A coordinator removes every file at `slice/` that its plan does not name.
+    """
+
+    def slice(self, sha256: str) -> str:
+        return f"{self.prefix}file/{sha256}"
+
+    def chunk(self, sha256: str, number: int | str) -> str:
+        return f"{self.prefix}part/{sha256}/{number}"
 
 
 @lru_cache(maxsize=REMEMBERED)  # of topics that could be read, none longer than some 700 characters
@@ -179,6 +209,7 @@ def read_topic(topic: str) -> Topic:
     except ValueError:
         known = ", ".join(kind.value for kind in Kind)
         raise MessageError(f"topic {topic!r} has the kind {kind_text!r}; expected one of {known}") from None
-    if len(levels) != _LEVELS[kind] or not all(map(is_id, levels)):
-        raise MessageError(f"topic {topic!r} is malformed; expected {_LEVELS[kind]} ids after {kind.value!r}")
+    if len(levels) not in _LEVELS[kind] or not all(map(is_id, levels)):
+        expected = " or ".join(map(str, _LEVELS[kind]))
+        raise MessageError(f"topic {topic!r} is malformed; expected {expected} ids after {kind.value!r}")
     return Topic(kind, tuple(levels), base, pipeline)

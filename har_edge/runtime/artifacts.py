@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 # How many chunks are under way to a node at once: with their size, what bounds its memory beside the file itself.
 RECEIVE_MAX = 16
 _POLL_S = 0.2
+_HEADERS = frozenset({Kind.SLICE, Kind.TRAINING_FILE})
 
 
 class ArtifactUnavailable(NodeError):
@@ -146,7 +147,7 @@ class Fetch:
             return self._begin(event.header)
         if isinstance(event, ChunkEvent):
             return self._fill(event)
-        if isinstance(event, Unreadable) and (event.kind is Kind.SLICE or self._header is not None):
+        if isinstance(event, Unreadable) and (event.kind in _HEADERS or self._header is not None):
             self._reject(event.reason)
         return False
 

@@ -40,16 +40,20 @@ from har_edge.protocol.status import (
     encode_heartbeat,
     encode_status,
 )
-from har_edge.protocol.topics import PROBE, Kind, Topics
+from har_edge.protocol.topics import PROBE, Kind, Topics, TrainingTopics
+from har_edge.protocol.training import Update, VectorPart, encode_training
 from tests.runtime.rig import TASK
 
-TOPICS = Topics("har", "test")
+TOPICS, TRAINING = Topics("har", "test"), TrainingTopics("har", "test")
 SHA256 = "a" * 64
 STATUS = NodeStatus("pi", "node", State.READY, "i", 1.0)
 HEARTBEAT = Heartbeat("pi", "i", 1, 5.0, stages=(StageReport(1, 0, 0, StagePhase.RUNNING),))
 PLAN = Deployment(VERSION, 1, "author", 1.0, PipelineConfig(TASK, name="test"))
 RESULT = Result("anna", 3, "still", 1, 0.9, 1.0, 2.0, 7)
 HEADER = Header(1, SHA256, 300_000, 262_144, 2)
+UPDATE = Update(
+    run="night", author="a", worker="pi", round=1, task=2, samples=3, vector=VectorPart("f4", 1, b"\0\0\0\0")
+)
 WINDOW = wire.Message("anna", 3, 7, (1.0,), {"chest": np.zeros((1, 4), np.float32)})
 
 
@@ -184,6 +188,9 @@ def test_no_bytes_raise(kind: Kind, payload: bytes, cut: int) -> None:
         Kind.PLAN: (TOPICS.plan(), encode_deployment(PLAN)),
         Kind.SLICE: (TOPICS.slice(SHA256), encode_header(HEADER)),
         Kind.CHUNK: (TOPICS.chunk(SHA256, 0), b"bytes"),
+        Kind.TRAINING: (TOPICS.training("night", "update", "pi"), encode_training(UPDATE)),
+        Kind.TRAINING_FILE: (TRAINING.slice(SHA256), encode_header(HEADER)),
+        Kind.TRAINING_CHUNK: (TRAINING.chunk(SHA256, 0), b"bytes"),
     }[kind]
     assert not isinstance(read(topic, good), Unreadable)
     for damaged in (payload, good[:cut], good[:cut] + payload + good[cut + len(payload) :], good + payload):

@@ -11,9 +11,20 @@ from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError, MessageError
 from har_edge.mqtt.memory import matches
-from har_edge.protocol.topics import MAX_ID_LENGTH, RETAINED, Kind, Topics, check_id, check_node_name, is_id
+from har_edge.protocol.topics import (
+    MAX_ID_LENGTH,
+    RETAINED,
+    RETAINED_OF_TRAINING,
+    Kind,
+    Topics,
+    TrainingTopics,
+    check_id,
+    check_node_name,
+    is_id,
+)
+from har_edge.protocol.training import TrainingLevel
 
-TOPICS = Topics("har", "demo")
+TOPICS, TRAINING = Topics("har", "demo"), TrainingTopics("har", "demo")
 ids = st.from_regex(r"[a-zA-Z0-9_-]{1,128}", fullmatch=True)
 
 BUILT = [
@@ -25,6 +36,8 @@ BUILT = [
     (TOPICS.plan(), "har/v1/demo/plan", Kind.PLAN, ()),
     (TOPICS.slice("ab12"), "har/v1/demo/slice/ab12", Kind.SLICE, ("ab12",)),
     (TOPICS.chunk("ab12", 3), "har/v1/demo/chunk/ab12/3", Kind.CHUNK, ("ab12", "3")),
+    (TRAINING.slice("ab12"), "har/v1/demo/file/ab12", Kind.TRAINING_FILE, ("ab12",)),
+    (TRAINING.chunk("ab12", 3), "har/v1/demo/part/ab12/3", Kind.TRAINING_CHUNK, ("ab12", "3")),
 ]
 
 
@@ -38,13 +51,26 @@ def test_topics_are_built_and_read_back(built: str, text: str, kind: Kind, level
 def test_the_page_lists_every_kind_with_its_retain_flag() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
     rows = re.findall(
-        r"^\| `(window|act|result|node|beat|plan|slice|chunk)[^|]*\|[^|]*\|[^|]*\| (\d) +\| (yes|no) ",
+        r"^\| `(window|act|result|node|beat|plan|slice|chunk|file|part)[^|]*\|[^|]*\|[^|]*\| (\d) +\| (yes|no) ",
         page,
         re.MULTILINE,
     )
     assert {kind: (qos, retained) for kind, qos, retained in rows} == {
-        kind.value: ("1", "yes" if kind in RETAINED else "no") for kind in Kind
+        kind.value: ("1", "yes" if kind in RETAINED else "no") for kind in Kind if kind is not Kind.TRAINING
     }
+    rows = re.findall(r"^\| `train/<run>/(\w+)[^|]*\|[^|]*\|[^|]*\| (\d) +\| (yes|no) ", page, re.MULTILINE)
+    assert {level: (qos, retained) for level, qos, retained in rows} == {
+        level.value: ("1", "yes" if level.value in RETAINED_OF_TRAINING else "no") for level in TrainingLevel
+    }
+
+
+@pytest.mark.parametrize("what", list(TrainingLevel), ids=lambda what: what.value)
+def test_topics_of_a_training_are_built_and_read_back(what: TrainingLevel) -> None:
+    for worker in (None, "pi"):
+        read = TOPICS.read(TOPICS.training("night", what.value, worker))
+        assert (read.kind, read.levels) == (Kind.TRAINING, ("night", what.value, *([worker] if worker else [])))
+        assert read.retained is (what.value in RETAINED_OF_TRAINING)
+    assert TOPICS.training("+", "job") == "har/v1/demo/train/+/job"
 
 
 @pytest.mark.parametrize(
@@ -54,13 +80,14 @@ def test_the_page_lists_every_kind_with_its_retain_flag() -> None:
         ("har/v2/demo/plan", "expected one below 'har/v1/demo/'"),
         ("", "topic '' came"),
         ("har/v1/demo", "expected one below"),
-        ("har/v1/demo/", "has the kind ''; expected one of window, act, result, node, beat, plan, slice, chunk"),
+        ("har/v1/demo/", "has the kind ''; expected one of window, act, result, node, beat, plan, slice, chunk, train"),
         ("har/v1/demo/windows/s/c", "has the kind 'windows'"),
         ("har/v1/demo/window/s", "is malformed; expected 2 ids after 'window'"),
         ("har/v1/demo/window/s/c/d", "is malformed; expected 2 ids after 'window'"),
         ("har/v1/demo/window//c", "is malformed"),
         ("har/v1/demo/window/a b/c", "is malformed"),
         ("har/v1/demo/window/ä/c", "is malformed"),
+        ("har/v1/demo/train/r", "is malformed; expected 2 or 3 ids after 'train'"),
         ("har/v1/demo/plan/x", "expected 0 ids after 'plan'"),
         ("har/v1/demo/result/" + "x" * (MAX_ID_LENGTH + 1), "expected 1 ids after 'result'"),
     ],

@@ -1,0 +1,76 @@
+"""Check what a worker sends for its task, before anything is made of it."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from har_edge.errors import MessageError
+from har_edge.learning.aggregation import Contribution
+from har_edge.learning.compression import decode, make_compressor
+from har_edge.learning.members import WorkerRecord
+from har_edge.protocol.training import TrainingJob, Update, WorkerReport
+
+
+class NotFinite(MessageError):
+    """The values of an update are no numbers: the training diverges at that worker."""
+
+
+def check_report(report: WorkerReport, job: TrainingJob) -> str:
+    """Return why a worker cannot take part: its own data has another shape or other classes; "" where it can."""
+    if not job.own:
+        return ""
+    if not report.samples:
+        return "it has no samples of its own; start it with --data"
+    if report.shape != job.shape:
+        return f"its samples have shape {list(report.shape)}; expected {list(job.shape)}, which the model takes"
+    if report.classes != job.classes:
+        return f"its data has the classes {_shown(report.classes)}; expected {_shown(job.classes)}, in this order"
+    return ""
+
+
+def is_awaited(member: WorkerRecord, update: Update) -> bool:
+    """Return whether an update, or a part of one, is for the task that the worker has now."""
+    pending = member.pending
+    return pending is not None and (pending.task.number, pending.round) == (update.task, update.round)
+
+
+def accept(member: WorkerRecord, update: Update, job: TrainingJob) -> Contribution | None:
+    """Return what came for the task of a worker; None until all parts are here.
+
+    Raises MessageError for another kind or size of vector than the job's, for more samples than the task has, and for
+    figures that no training gives; NotFinite for values that are no numbers.
+    """
+    pending = member.pending
+    assert pending is not None
+    if update.problem:
+        raise NotFinite(update.problem)
+    part = update.vector
+    if part.size != job.parameters:
+        raise MessageError(f"a vector of {part.size} numbers came; expected {job.parameters}, as the model has weights")
+    if update.samples > pending.task.samples or update.correct > update.samples:
+        raise MessageError(
+            f"{update.correct} correct of {update.samples} samples came; expected at most the {pending.task.samples} "
+            "of its task"
+        )
+    packed = pending.assembly.add(part)
+    if packed is None:
+        return None
+    if packed.kind != compressed_kind(job.compress):
+        raise MessageError(f"an update in format {packed.kind!r} came; expected {compressed_kind(job.compress)!r}")
+    if not math.isfinite(update.loss):
+        raise NotFinite(f"a loss of {update.loss} came; expected a finite one: the learning rate may be too high")
+    vector = decode(packed, job.parameters)
+    return Contribution(member.name, update.samples, vector, update.loss, update.correct)
+
+
+@lru_cache(maxsize=16)
+def compressed_kind(spec: str) -> str:
+    """Return the format that a compression gives."""
+    return make_compressor(spec, 1).encode(np.zeros(1, np.float32)).kind
+
+
+def _shown(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")

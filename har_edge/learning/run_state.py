@@ -1,0 +1,146 @@
+"""The state of a run as a checkpoint, its progress, and the choice and description of its mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from har_edge.errors import ModelError
+from har_edge.learning.account import SampleAccount
+from har_edge.learning.checkpoints import VERSION, Checkpoint, bytes_of, vector_of
+from har_edge.learning.members import WorkerRecord
+from har_edge.learning.modes import ModeChoice, TrainingCosts, TrainingMode, choose_mode
+from har_edge.learning.optimizers import make_optimizer
+from har_edge.learning.server_settings import ServerSettings
+from har_edge.protocol.training import TrainingProgress
+from har_edge.units import plural
+
+if TYPE_CHECKING:
+    from har_edge.learning.server import TrainingServer
+
+
+def pick_mode(settings: ServerSettings, members: Sequence[WorkerRecord], update_bytes: int) -> ModeChoice:
+    """Return the mode that was asked for, or that the measured speeds and the link speak for."""
+    if settings.mode is TrainingMode.SYNC:
+        return ModeChoice(TrainingMode.SYNC, 1, "as asked")
+    job = settings.job
+    slowest = min((one.samples_per_s for one in members if one.samples_per_s > 0), default=0.0)
+    costs = TrainingCosts(
+        step_s=job.batch / slowest if slowest else 0.1,
+        batch=job.batch,
+        workers=len(members),
+        samples=sum(one.samples for one in job.blocks) or sum(one.own_samples for one in members),
+        sent_bytes=4 * job.parameters,
+        update_bytes=update_bytes,
+        link_bytes_per_s=settings.link_bytes_per_s,
+    )
+    found = choose_mode(costs)
+    if settings.mode is TrainingMode.AUTO:
+        return found
+    return ModeChoice(settings.mode, settings.local_steps or found.local_steps, "as asked")
+
+
+def describe(server: TrainingServer) -> str:
+    """Return the mode of a run in words, with why it was chosen."""
+    choice, job = server.choice, server.settings.job
+    steps = f"{plural(choice.local_steps, 'step')} of {job.batch} samples a round on each"
+    how = {
+        TrainingMode.SYNC: f"synchronous, {server.batch} samples a step",
+        TrainingMode.LOCAL: f"local, {steps}",
+        TrainingMode.STALE: f"local without waiting, {steps}, at most {server.settings.staleness} rounds behind",
+        TrainingMode.AUTO: "not chosen yet",
+    }[choice.mode]
+    return f"{plural(len(server.pool.active), 'worker')}; {how} ({choice.reason}); {server.optimizer_text}"
+
+
+def save_run(server: TrainingServer, now: float) -> Checkpoint:
+    """Return the state of a run; samples that are out with tasks are free in it, since their updates are not."""
+    pool, record = server.pool, server.record
+    whole = SampleAccount(dict(pool.account.sizes), dict(pool.account.homes))
+    free = [one for ranges in pool.account.free.values() for one in ranges]
+    free += [one for ranges in pool.account.out.values() for one in ranges]
+    whole.restore(sorted(free), pool.account.counted, pool.account.skipped)
+    state = server.optimizer.state() if server.optimizer is not None else {}
+    steps = state.pop("step", 0)
+    assert isinstance(steps, int)
+    return Checkpoint(
+        version=VERSION,
+        settings=server.settings.hash,
+        run=server.settings.job.run,
+        round=pool.round,
+        epoch=server.epoch,
+        task=server.task,
+        total=record.total,
+        seconds=record.seconds(now),
+        mode=server.choice.mode.value,
+        local_steps=server.choice.local_steps,
+        optimizer=server.optimizer_text,
+        weights=bytes_of(server.weights),
+        steps=steps,
+        state={name: bytes_of(vector) for name, vector in state.items() if not isinstance(vector, int)},
+        free=tuple(one for ranges in whole.free.values() for one in ranges),
+        counted=whole.counted,
+        skipped=whole.skipped,
+        homes=dict(whole.homes),
+        sizes=dict(whole.sizes),
+        batch=server.batch,
+        speeds={name: one.samples_per_s for name, one in pool.members.items()},
+        held={name: tuple(sorted(one.held)) for name, one in pool.members.items()},
+        rounds=tuple(record.rounds),
+        epochs=tuple(record.epochs),
+    )
+
+
+def restore_run(server: TrainingServer, found: Checkpoint) -> None:
+    """Bring a server that has not begun into the state of a checkpoint. Raises ModelError where it does not fit."""
+    blocks = server.settings.job.blocks
+    if not server.settings.job.own and found.sizes != {index: one.samples for index, one in enumerate(blocks)}:
+        raise ModelError("the checkpoint was made with other blocks of samples; begin anew with --fresh")
+    account = SampleAccount(dict(found.sizes), dict(found.homes))
+    account.restore(found.free, found.counted, found.skipped)
+    server.weights[:] = vector_of(found.weights)
+    server.choice = ModeChoice(TrainingMode(found.mode), found.local_steps, "as before")
+    server.optimizer_text, server.epoch, server.task = found.optimizer, found.epoch, found.task
+    if server.choice.mode is TrainingMode.SYNC:
+        server.optimizer = make_optimizer(found.optimizer, server.settings.job.parameters)
+        state = {name: vector_of(data) for name, data in found.state.items()}
+        server.optimizer.load_state({"step": found.steps, **state})
+    pool, record = server.pool, server.record
+    pool.account, pool.round = account, found.round
+    pool.known = {name: (speed, set(found.held.get(name, ()))) for name, speed in found.speeds.items()}
+    record.rounds, record.epochs = list(found.rounds), list(found.epochs)
+    record.total, record.before_s = found.total, found.seconds
+    server.batch, server.restored = found.batch, True
+
+
+def progress_of(server: TrainingServer, time: float) -> TrainingProgress:
+    """Return how far a run is, for people; `time` is that of the wall clock."""
+    settings, record, account = server.settings, server.record, server.pool.account
+    figures, evaluated = settings.figures, record.evaluated
+    return TrainingProgress(
+        run=settings.job.run,
+        author=settings.job.author,
+        state=server.state,
+        time=time,
+        model=figures.model,
+        round=server.round,
+        epoch=server.epoch,
+        epochs=settings.epochs,
+        counted=account.counted,
+        samples=account.total,
+        loss=record.loss,
+        train_accuracy=record.train_accuracy,
+        accuracy=evaluated.accuracy if evaluated else None,
+        accuracy_epoch=evaluated.epoch if evaluated else 0,
+        held_out=figures.held_out,
+        samples_per_s=record.samples_per_s,
+        sent_bytes=record.sent_bytes,
+        received_bytes=record.received_bytes,
+        dropped=record.dropped,
+        mode=f"{server.choice.mode.value}:{server.choice.local_steps}",
+        data=figures.data,
+        real=figures.real,
+        broker=figures.broker,
+        detail=(server.problem or server.detail)[:400],
+        workers=tuple(server.pool.members[name].progress() for name in sorted(server.pool.members)),
+    )

@@ -1,0 +1,81 @@
+"""Who computes how many samples in the next round, and how long that may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from har_edge.learning.account import SampleAccount
+from har_edge.learning.members import WorkerRecord, apportion, relative_speeds
+from har_edge.learning.modes import ModeChoice, TrainingMode
+from har_edge.protocol.training import SampleRange, TrainingTask
+
+# A worker sends what it has after so many times the time that it should take, at least LEAST_BUDGET_S.
+PATIENCE = 1.5
+LEAST_BUDGET_S = 1.0
+# The time for a task of a worker whose speed nobody knows.
+UNKNOWN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRule:
+    """How samples are divided: by mode, batch, and measured speed or not."""
+
+    choice: ModeChoice
+    batch: int
+    global_batch: int | None
+    by_speed: bool
+
+    def targets(self, members: Sequence[WorkerRecord], account: SampleAccount) -> dict[str, int]:
+        """Return how many samples each worker shall have next, at most what is free."""
+        members = [one for one in members if account.available(one.name)]
+        ratios = relative_speeds(members) if self.by_speed else dict.fromkeys((one.name for one in members), 1.0)
+        if not ratios or not account.open:
+            return {}
+        if self.choice.mode is TrainingMode.SYNC:
+            wanted = self.global_batch or self.batch * len(ratios)
+            return apportion(min(wanted, account.open), ratios)
+        steps = self.choice.local_steps
+        wanted = sum(max(1, round(steps * ratio)) for ratio in ratios.values()) * self.batch
+        # Rounds of about equal length, rather than a short one at the end, whose exchange costs as much.
+        rounds = max(1, round(account.open / wanted))
+        if rounds == 1:
+            return apportion(account.open, ratios, self.batch)
+        each = -(-account.open // rounds)
+        return apportion(min(account.open, -(-each // self.batch) * self.batch), ratios, self.batch)
+
+
+def give_tasks(
+    rule: ShareRule,
+    members: Sequence[WorkerRecord],
+    account: SampleAccount,
+    first: int,
+    chosen: Iterable[str] | None = None,
+) -> dict[str, TrainingTask]:
+    """Take samples for workers, and return their tasks; `chosen` are those that get one now, by default all.
+
+    Tasks are numbered from `first` in the order of names. A worker that has too few samples
+    of its own left leaves the rest of its share to the next round.
+    """
+    targets = rule.targets(members, account)
+    ranges: dict[str, tuple[SampleRange, ...]] = {}
+    names = sorted(targets if chosen is None else set(chosen) & targets.keys())
+    by_name = {one.name: one for one in members}
+    for number, name in enumerate(names, first):
+        others = {block for one in members if one.name != name for block in one.held}
+        taken = account.take(number, name, targets[name], by_name[name].held, others) if targets[name] else ()
+        ranges[name] = taken
+    budgets = {name: _seconds(by_name[name], taken) for name, taken in ranges.items()}
+    longest = max(LEAST_BUDGET_S, PATIENCE * max(budgets.values(), default=0.0))
+    return {
+        name: TrainingTask(number, ranges[name], round(longest, 3), by_name[name].last_task)
+        for number, name in enumerate(names, first)
+        if ranges[name]
+    }
+
+
+def _seconds(member: WorkerRecord, ranges: tuple[SampleRange, ...]) -> float:
+    samples = sum(one.samples for one in ranges)
+    if not samples:
+        return 0.0
+    return samples / member.samples_per_s if member.samples_per_s > 0 else UNKNOWN_S

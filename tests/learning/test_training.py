@@ -1,0 +1,237 @@
+"""Server and workers on a broker in memory: what is computed, what faults cost, and that no sample counts twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from har_edge.learning.modes import TrainingMode
+from har_edge.learning.optimizers import make_optimizer
+from har_edge.protocol.training import RunState
+from tests.learning.training_rig import SIZE, Fleet, blocks_of, gradient_of, make_fleet
+
+MODES = [TrainingMode.SYNC, TrainingMode.LOCAL, TrainingMode.STALE]
+
+
+def check_account(fleet: Fleet, epochs: int = 2) -> None:
+    """Check that every sample counted once in each epoch."""
+    expected = {
+        (epoch, block, index)
+        for epoch in range(1, epochs + 1)
+        for block, size in enumerate(len(y) for _, y in fleet.blocks)
+        for index in range(size)
+    }
+    assert set(fleet.counted) == expected and set(fleet.counted.values()) == {1}
+    assert fleet.server.record.total == len(expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("compress", ["none", "float16", "int8", "topk:0.1"])
+def test_a_run_counts_each_sample_once_an_epoch_and_learns(mode: TrainingMode, compress: str) -> None:
+    fleet = make_fleet(mode=mode, compress=compress, local_steps=4)
+    fleet.run()
+    assert fleet.server.state is RunState.FINISHED
+    check_account(fleet)
+    x, y = (np.concatenate(parts) for parts in zip(*fleet.blocks, strict=True))
+    outcome = gradient_of(fleet.server.weights, x, y)
+    assert outcome.correct / len(y) > 0.95 and outcome.loss / len(y) < 0.9
+    assert [row.samples for row in fleet.server.record.epochs] == [340, 340]
+    assert [one.epoch for one in fleet.server.evaluations] == [1, 2]
+
+
+def test_a_synchronous_run_gives_the_numbers_of_one_device() -> None:
+    fleet = make_fleet(sizes=(48,), epochs=1)
+    fleet.run()
+    alone = make_fleet("a", (48,), epochs=1, global_batch=24)
+    alone.run()
+    assert fleet.server.round == alone.server.round == 2
+    assert np.allclose(fleet.server.weights, alone.server.weights, atol=1e-6)
+
+
+def test_a_synchronous_step_is_that_of_the_mean_gradient() -> None:
+    fleet = make_fleet("ab", (16,), epochs=1)
+    fleet.run()
+    (x, y), weights = blocks_of((16,))[0], np.zeros(SIZE, np.float32)
+    optimizer = make_optimizer("momentum:lr=0.2,beta=0.5", SIZE)
+    optimizer.step(weights, gradient_of(weights, x, y).gradient / np.float32(16))
+    assert fleet.server.round == 1 and np.allclose(fleet.server.weights, weights, atol=1e-6)
+
+
+def kill(fleet: Fleet) -> None:
+    fleet.kill("b")
+
+
+def hang(fleet: Fleet) -> None:
+    fleet.nodes["b"].hung = True
+
+
+def freeze(fleet: Fleet) -> None:
+    """Its heartbeats stop, too: a device that lost its network."""
+    fleet.nodes["b"].hung = True
+
+
+def lose_messages(fleet: Fleet) -> None:
+    fleet.nodes["b"].silent = True
+
+
+def slow(fleet: Fleet) -> None:
+    fleet.nodes["b"].learner.step_s *= 5
+
+
+def join(fleet: Fleet) -> None:
+    fleet.add("d")
+
+
+def restart_worker(fleet: Fleet) -> None:
+    """The younger process says hello before the will of the older one comes."""
+    old = fleet.nodes.pop("b")
+    fleet.add("b", instance="2")
+    fleet.turn()
+    old.bus.crash()
+
+
+def restart_broker(fleet: Fleet) -> None:
+    fleet.broker.stop()
+    for _ in range(20):
+        fleet.turn()
+    fleet.broker.start()
+
+
+def restart_broker_empty(fleet: Fleet) -> None:
+    """The broker has neither sessions nor retained messages any more."""
+    fleet.broker.stop()
+    fleet.broker.forget()
+    fleet.turn()
+    fleet.broker.start()
+    fleet.spy.cut()
+
+
+def not_finite(fleet: Fleet) -> None:
+    fleet.nodes["b"].learner.broken = True
+
+
+FAULTS: list[tuple[Callable[[Fleet], None], str]] = [
+    (kill, "goes on without b: lost"),
+    (hang, "goes on without b: it missed its deadline"),
+    (lose_messages, "goes on without b: it missed its deadline"),
+    (slow, ""),
+    (join, "d joins in round"),
+    (restart_worker, "b joins in round"),
+    (restart_broker, ""),
+    (restart_broker_empty, ""),
+    (not_finite, "b is left out until it starts again: 3 updates of no use in a row"),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("fault", "line"), FAULTS, ids=[case[0].__name__ for case in FAULTS])
+def test_a_fault_costs_no_sample_and_none_counts_twice(
+    fault: Callable[[Fleet], None], line: str, mode: TrainingMode
+) -> None:
+    fleet = make_fleet(mode=mode, local_steps=3)
+    fleet.until_round(2)
+    fault(fleet)
+    fleet.run()
+    assert fleet.server.state is RunState.FINISHED, (fleet.server.detail, fleet.lines)
+    check_account(fleet)
+    assert np.isfinite(fleet.server.weights).all()
+    assert any(line in one for one in fleet.lines), fleet.lines
+
+
+def test_a_hung_worker_takes_part_again_and_its_late_update_is_dropped() -> None:
+    fleet = make_fleet(epochs=6)
+    fleet.until_round(2)
+    fleet.turn()
+    fleet.nodes["b"].hung = True
+    fleet.until_round(5)
+    before = fleet.server.pool.members["b"].samples
+    fleet.nodes["b"].hung = False
+    fleet.run()
+    check_account(fleet, 6)
+    assert any("b is heard again" in one for one in fleet.lines)
+    assert fleet.server.pool.members["b"].samples > before
+
+
+def test_a_slow_worker_gets_a_smaller_share() -> None:
+    fleet = make_fleet(mode=TrainingMode.LOCAL, local_steps=4, sizes=(400, 400, 400), epochs=2)
+    fleet.until_round(2)
+    fleet.nodes["b"].learner.step_s *= 5
+    fleet.run()
+    check_account(fleet)
+    done = {name: one.samples for name, one in fleet.server.pool.members.items()}
+    assert done["b"] < 0.5 * done["a"] and done["c"] > 0.8 * done["a"]
+
+
+def test_an_update_that_comes_twice_counts_once() -> None:
+    fleet = make_fleet(epochs=1)
+    double = fleet.nodes["a"].bus
+    publish = double.publish
+    double.publish = lambda *args, **more: [publish(*args, **more), publish(*args, **more)]  # type: ignore
+    fleet.run()
+    check_account(fleet, 1)
+    assert fleet.server.record.dropped == 0
+
+
+@pytest.mark.parametrize("mode", [TrainingMode.SYNC, TrainingMode.LOCAL])
+@pytest.mark.parametrize("compress", ["none", "float16", "int8"])
+def test_a_server_that_restarts_gives_the_numbers_of_an_undisturbed_run(mode: TrainingMode, compress: str) -> None:
+    more: dict[str, object] = {"compress": compress, "local_steps": 3, "checkpoint_s": 0.0}
+    optimizer = "adam:lr=0.02,schedule=cosine"
+    undisturbed = make_fleet(mode=mode, optimizer=optimizer, **more)
+    undisturbed.run()
+    fleet = make_fleet(mode=mode, optimizer=optimizer, **more)
+    fleet.until_round(4)
+    for _ in range(3):
+        fleet.turn()
+    checkpoint = fleet.checkpoints[-1]
+    assert 0 < checkpoint.round < undisturbed.server.round and checkpoint.epoch == 1
+    fleet.server_bus.crash()
+    fleet.counted.clear()
+    fleet.settings = replace(fleet.settings, job=msgspec.structs.replace(fleet.settings.job, author="two"))
+    fleet.start_server(checkpoint)
+    for name in "abc":
+        fleet.kill(name)
+        fleet.add(name)
+    fleet.run()
+    assert fleet.server.state is RunState.FINISHED
+    assert np.array_equal(fleet.server.weights, undisturbed.server.weights)
+    assert fleet.server.record.total == undisturbed.server.record.total
+    assert [row.round for row in fleet.server.record.rounds] == [row.round for row in undisturbed.server.record.rounds]
+
+
+def test_own_samples_stay_with_their_worker_and_those_of_the_lost_are_named() -> None:
+    fleet = make_fleet(sizes=(), own={"a": 50, "b": 40, "c": 30}, epochs=2)
+    fleet.until_round(2)
+    fleet.kill("b")
+    fleet.run()
+    assert fleet.server.state is RunState.FINISHED
+    assert [row.skipped > 0 for row in fleet.server.record.epochs] == [True, False]
+    first, second = fleet.server.record.epochs
+    assert first.samples + first.skipped == 120 and second.samples == 80
+    assert any("samples of b are left out of this epoch" in one for one in fleet.lines)
+    for name in "ac":
+        asked = Counter(index for _, index in fleet.nodes[name].learner.asked.elements())
+        assert set(asked.values()) == {2} and len(asked) == fleet.nodes[name].learner.own_samples
+
+
+def test_a_run_without_workers_waits_then_stops_with_its_state() -> None:
+    fleet = make_fleet(patience_s=20.0)
+    fleet.until_round(2)
+    for name in "abc":
+        fleet.kill(name)
+    fleet.run()
+    assert fleet.server.state is RunState.STOPPED and "no worker was heard for 20 s" in fleet.server.problem
+    assert fleet.checkpoints[-1].round == fleet.server.round
+
+
+def test_a_run_whose_workers_all_diverge_stops() -> None:
+    fleet = make_fleet()
+    for node in fleet.nodes.values():
+        node.learner.broken = True
+    fleet.run()
+    assert fleet.server.state is RunState.STOPPED and "the training diverges" in fleet.server.problem
