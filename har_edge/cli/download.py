@@ -26,7 +26,7 @@ Progress = Callable[[int, "int | None"], None]
 
 
 class StorageError(DataError):
-    """What came cannot be stored on this machine."""
+    """The bytes that came cannot be stored on this machine."""
 
 
 def download(url: str, part: Path, progress: Progress) -> None:
