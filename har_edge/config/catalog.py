@@ -63,7 +63,8 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """One model file: its task, training data and scores, and the command that makes it again.
 
     `trained_on` names the streams behind the weights; `split` was measured on streams outside its own `train`. Random
-    weights have neither. Files of fitted reducers lie beside the model, and the task holds their hashes.
+    weights have neither. Files of fitted reducers lie beside the model, and the task holds their hashes. `master` names
+    the entry with the float32 weights that an int8 model was rounded from: the one to train on.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     seed: int
     versions: dict[str, str]
     loso: LosoScore | None = None
+    master: str | None = None
 
 
 class Catalog(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,8 +17,11 @@ from har_edge.evaluation.report import score
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.interpreter import Interpreter
 from har_edge.tflite.manifest import TensorSpec
+from har_edge.tflite.model import read_model
+from har_edge.tflite.slices import slice_model, write_slice
+from har_edge.tflite.split.writer import constant_data
 
-KINDS = ("float", "int8", "bottleneck", "decimate-q8-zlib-restore")
+KINDS = ("float", "int8", "bottleneck", "bottleneck-float", "decimate-q8-zlib-restore")
 NAMES = (*KINDS, *(f"{kind}-split" for kind in KINDS))
 
 
@@ -42,6 +45,39 @@ def test_the_file_is_that_of_the_entry(name: str) -> None:
     assert found.entry.split.model == twin.sha256
     assert twin.entry is not None
     assert not set(twin.entry.trained_on) & set(twin.entry.split.test)
+
+
+MASTERS = {"int8": "float", "bottleneck": "bottleneck-float"}
+
+
+@pytest.mark.parametrize("suffix", ["", "-split"])
+@pytest.mark.parametrize("name", MASTERS)
+def test_every_weight_of_an_int8_file_is_that_of_its_master_rounded(name: str, suffix: str) -> None:
+    entry = find_model(f"{name}{suffix}").entry
+    assert entry is not None
+    assert entry.master == f"{MASTERS[name]}{suffix}"
+    master, int8 = (read_model(find_model(one).path) for one in (entry.master, entry.name))
+    floats = {one.name: constant_data(master, one) for one in master.main.tensors if one.constant}
+    compared = 0
+    for tensor in int8.main.tensors:
+        if tensor.constant and tensor.dtype == "int8":
+            scale = np.array(tensor.raw.quantization.scale)
+            shape = [1] * len(tensor.shape)
+            if scale.size > 1:
+                shape[tensor.raw.quantization.quantizedDimension] = -1
+            rounded = np.round(floats[tensor.name] / scale.reshape(shape)).clip(-127, 127)
+            np.testing.assert_array_equal(rounded, constant_data(int8, tensor))
+            compared += rounded.size
+    assert compared > 10_000
+    assert sum(one.master is not None for one in load_catalog().models) == 4
+
+
+@pytest.mark.parametrize("suffix", ["", "-split"])
+def test_the_head_is_the_end_of_the_network_that_is_shipped_whole(suffix: str) -> None:
+    """No training was needed: encoders and head were trained as one, and that one is shipped in float32."""
+    whole = read_model(find_model(f"decimate-q8-zlib-restore{suffix}").path)
+    head = write_slice(whole, slice_model(whole, [156])[1])
+    assert bytes(head) == find_model(f"bottleneck-float{suffix}").path.read_bytes()
 
 
 def test_int8_stays_near_float() -> None:
