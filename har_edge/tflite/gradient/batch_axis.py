@@ -37,7 +37,7 @@ class _Place:
         return [int(n) for n in constant_data(self.model, tensor).reshape(-1)]
 
 
-# Where the samples go; None where the operator mixes them.
+# The dimension that the samples go to; None where the operator mixes them.
 _Follow: TypeAlias = Callable[[_Place], "int | None"]
 
 
@@ -73,7 +73,7 @@ def _reduced(place: _Place) -> int | None:
 
 
 def _squeezed(place: _Place) -> int | None:
-    """Where no dimensions are named, all of 1 go: with one sample that is another number than with two."""
+    """Follow named dimensions alone: without names all of 1 go, and so does the batch when it is 1."""
     named = [] if place.options.squeezeDims is None else [int(axis) % place.rank for axis in place.options.squeezeDims]
     return _without(set(named), place.axis) if named else None
 

@@ -106,6 +106,8 @@ class TrainingWalk:
         else:
             made = tuple(forward(context))
         needs = tuple(number in self._active for number in inputs)
+        if any(needs) and operator.name == "QUANTIZE":  # else all in front of it would go untrained, without a word
+            raise context.refusal("no gradient goes back through integers to what is trained in front of it")
         self._steps.append(_Step(replace(context, outputs=made, needs=needs)))
         for index, number in zip(operator.outputs, made, strict=True):
             self.numbers[index] = number

@@ -85,9 +85,11 @@ def central_differences(case: Case, values: Mapping[str, Floats], dy: Mapping[st
     return found
 
 
-def assert_close(found: Mapping[str, Floats], wanted: Mapping[str, Floats], tolerance: float) -> None:
-    """Fail where a tensor differs by more than `tolerance` of its largest value (or of 1e-3, if that is larger)."""
+def assert_close(
+    found: Mapping[str, Floats], wanted: Mapping[str, Floats], tolerance: float, *, least: float = 1e-3
+) -> None:
+    """Fail where a tensor differs by more than `tolerance` of its largest value, or of `least` if that is larger."""
     for name, value in wanted.items():
         assert found[name].shape == value.shape, (name, found[name].shape, value.shape)
-        error = np.abs(found[name] - value).max(initial=0.0) / max(1e-3, np.abs(value).max(initial=0.0))
+        error = np.abs(found[name] - value).max(initial=0.0) / max(least, np.abs(value).max(initial=0.0))
         assert error <= tolerance, f"{name}: {error:.2e} of the largest; found {found[name]}, wanted {value}"
