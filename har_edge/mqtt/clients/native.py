@@ -21,9 +21,9 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, PublishOutcome, Session, TakenOver, Waits
 from har_edge.mqtt.clients.aliases import TopicAliases
+from har_edge.mqtt.clients.byte_queues import READ_BYTES, ReadBuffer, WriteQueue
 from har_edge.mqtt.clients.handshake import perform_handshake
 from har_edge.mqtt.clients.packets import (
-    LARGE_BYTES,
     QOS,
     Publication,
     UnlistedPubAck,
@@ -32,7 +32,6 @@ from har_edge.mqtt.clients.packets import (
     reason_text,
     retain_handling,
     take_packets,
-    would_block,
     write_publish,
 )
 from har_edge.mqtt.clients.reconnect import Reconnector
@@ -49,8 +48,7 @@ from har_edge.mqtt.clients.transport import (
 from har_edge.timing import CLOSE_TIMEOUT_S
 
 _log = logging.getLogger(__name__)
-_READ_BYTES = 256 * 1024
-_READ_A_POLL = 8 * _READ_BYTES
+_READ_A_POLL = 8 * READ_BYTES
 # The kernel wakes this process for a large packet when so many bytes are there. Without it, a slow link would wake the
 # process for every segment, hundreds of times a packet. The bound is low enough that a slow link does not seem dead.
 _WAKE_BYTES = 64 * 1024
@@ -84,9 +82,7 @@ class NativeBus:
         self._socket: socket.socket | None = None
         self._generation = 0
         self._filters: list[str] = []
-        self._read, self._piece = bytearray(), memoryview(bytearray(_READ_BYTES))
-        self._wake_bytes = 1
-        self._write: deque[bytes | memoryview] = deque()
+        self._read, self._write, self._wake_bytes = ReadBuffer(), WriteQueue(), 1
         self._waiting: deque[Publication] = deque()
         self._inflight: dict[int, Publication] = {}
         self._again: deque[int] = deque()  # in flight on an earlier connection, not sent on this one yet
@@ -217,7 +213,8 @@ class NativeBus:
             raise limit_below_need(self._address, welcome.max_packet_bytes, self._session.sends_bytes)
         connection.setblocking(False)
         self._socket, self._clean, self._wake_bytes = connection, False, 1
-        self._read[:], self._leftover = welcome.rest, bool(welcome.rest)
+        self._read.put(welcome.rest)
+        self._leftover = bool(welcome.rest)
         self._traffic.sent_bytes += welcome.sent_bytes
         self._traffic.received_bytes += welcome.received_bytes
         self._send_quota, self._send_limit = min(welcome.receive_max, _MAX_IN_FLIGHT), welcome.max_packet_bytes
@@ -310,29 +307,15 @@ class NativeBus:
 
     def _flush(self) -> None:
         """Write as much as the socket accepts, many packets in each system call."""
-        while self._write and self._socket is not None:
-            data = self._gather()
-            try:
-                sent = self._socket.send(data)
-            except OSError as error:
-                if not would_block(error):
-                    raise _ConnectionLost(f"cannot send: {error}") from None
-                sent = 0
+        if not self._write or self._socket is None:
+            return
+        try:
+            sent = self._write.flush(self._socket, tls=self._address.tls)
+        except OSError as error:
+            raise _ConnectionLost(f"cannot send: {error}") from None
+        if sent:
             self._traffic.sent_bytes += sent
-            if sent:
-                self._spoke_at = self._clock()
-            if sent < len(data):
-                self._write.appendleft(memoryview(data)[sent:])
-                return
-
-    def _gather(self) -> bytes | memoryview:
-        """Take bytes to write: small pieces joined up to a bound, so that a long queue is not copied for each call."""
-        pieces = [self._write.popleft()]
-        size = len(pieces[0])
-        while self._write and size < LARGE_BYTES and len(self._write[0]) < LARGE_BYTES:
-            pieces.append(self._write.popleft())
-            size += len(pieces[-1])
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._spoke_at = self._clock()
 
     # --- receiving --------------------------------------------------------------------------------------------------
 
@@ -366,32 +349,31 @@ class NativeBus:
             if size == 0:
                 raise _ConnectionLost("it closed the connection")
             # TLS gives a record of 16 KiB at a time, so there a short piece does not mean that this was all.
-            if size is None or (size < _READ_BYTES and not self._address.tls):
+            if size is None or not (self._read.more or self._address.tls):
                 return
 
-    def _read_piece(self, most_bytes: int = _READ_BYTES) -> int | None:
+    def _read_piece(self, most_bytes: int = READ_BYTES) -> int | None:
         """Read once into the buffer and return the number of bytes: None when none are there yet, 0 at the end."""
         assert self._socket is not None
         try:
-            size = self._socket.recv_into(self._piece, min(most_bytes, _READ_BYTES))
+            size = self._read.read(self._socket, most_bytes)
         except OSError as error:
-            if not would_block(error):
-                raise _ConnectionLost(f"cannot receive: {error}") from None
-            return None
+            raise _ConnectionLost(f"cannot receive: {error}") from None
         if size:
             self._traffic.received_bytes += size
             self._heard_at = self._clock()
-            self._read += self._piece[:size]
         return size
 
     def _parse(self, deliveries: list[Delivery]) -> None:
         self._leftover = False
-        missing = first_bytes(self._read) - len(self._read)
+        view = self._read.view
+        missing = first_bytes(view) - len(view)
         if 0 < missing < self._session.max_packet_bytes:  # of a large packet only a part is here
             self._wake_at(min(missing, _WAKE_BYTES))
             return
         self._wake_at(1)
-        packets, wrong = take_packets(self._read)
+        packets, size, wrong = take_packets(view)
+        self._read.take(size)
         for packet in packets:
             self._handle(packet, deliveries)
         if wrong is not None:

@@ -11,8 +11,8 @@ from har_edge.mqtt.bus import OnOutcome, PublishOutcome
 from har_edge.mqtt.clients.transport import read_share
 
 QOS = mqtt5.QoS.AT_LEAST_ONCE
-# Larger pieces are written alone: a copy to join them with their neighbours would cost more than the extra call.
-LARGE_BYTES = 64 * 1024
+# Larger pieces are written as they are: a copy to join them with their neighbours would cost more.
+LARGE_BYTES = 16 * 1024
 
 
 class MalformedPacket(Exception):
@@ -79,33 +79,28 @@ def read_packet(data: memoryview) -> tuple[mqtt5.Packet, int] | None:
         raise _malformed(error) from None
 
 
-def take_packets(buffer: bytearray) -> tuple[list[mqtt5.Packet | UnlistedPubAck], MalformedPacket | None]:
-    """Remove all complete packets from the front of a buffer. Return them, and the error in the bytes after them, if
-    any.
+def take_packets(view: memoryview) -> tuple[list[mqtt5.Packet | UnlistedPubAck], int, MalformedPacket | None]:
+    """Return all complete packets at the front of these bytes, how many bytes they have, and the error in the bytes
+    after them, if any.
     """
     packets: list[mqtt5.Packet | UnlistedPubAck] = []
-    start, wrong = 0, None
-    with memoryview(buffer) as view:
-        end = len(view)
-        while start < end and wrong is None:
-            try:  # around the loop: this is the hot path
-                while start < end:
-                    with view[start:] as rest:
-                        packet, size = mqtt5.read(rest)
-                    packets.append(packet)
-                    start += size
-            except IndexError:
-                break  # the rest of this packet is still on its way
-            except BaseException as error:
-                with view[start:] as rest:
-                    odd = _odd_puback(rest)
-                if odd is None:
-                    wrong = _malformed(error)
-                else:
-                    packets.append(odd[0])
-                    start += odd[1]
-    del buffer[:start]
-    return packets, wrong
+    start, end, wrong = 0, len(view), None
+    while start < end and wrong is None:
+        try:  # around the loop: this is the hot path
+            while start < end:
+                packet, size = mqtt5.read(view[start:] if start else view)
+                packets.append(packet)
+                start += size
+        except IndexError:
+            break  # the rest of this packet is still on its way
+        except BaseException as error:
+            odd = _odd_puback(view[start:])
+            if odd is None:
+                wrong = _malformed(error)
+            else:
+                packets.append(odd[0])
+                start += odd[1]
+    return packets, start, wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +119,7 @@ def _odd_puback(view: memoryview) -> tuple[UnlistedPubAck, int] | None:
     return UnlistedPubAck(view[2] << 8 | view[3], view[4]), 2 + view[1]
 
 
-def first_bytes(buffer: bytearray) -> int:
+def first_bytes(buffer: bytes | bytearray | memoryview) -> int:
     """Return the size in bytes of the first packet in a buffer (section 1.5.5), 0 while its head is incomplete."""
     remaining = 0
     for place, byte in enumerate(buffer[1:5]):
