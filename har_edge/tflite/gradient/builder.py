@@ -138,6 +138,12 @@ class GraphBuilder:
         if quantization is not None:
             self._tensors[tensor].quantization = quantization
 
+    def open_batch(self) -> None:
+        """Let the first dimension of all tensors that are computed, or are inputs, vary; it must be the batch."""
+        for tensor, raw in enumerate(self._tensors):
+            if self.value(tensor) is None:
+                raw.shapeSignature = np.array([-1, *self.shape(tensor)[1:]], np.int32)
+
     def encode(self, inputs: Sequence[int], outputs: Sequence[int]) -> memoryview:
         """Return the file with these inputs and outputs, without what the outputs do not need."""
         operators, used = self._needed(inputs, outputs)

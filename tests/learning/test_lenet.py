@@ -1,0 +1,49 @@
+"""LeNet-5 written without TensorFlow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from har_edge.inference.interpreter import Interpreter
+from har_edge.learning.lenet import INPUT, OUTPUT, write_lenet5
+from har_edge.tflite.gradient.weights import read_weights
+from har_edge.tflite.model import read_model
+
+
+def forward(weights, image):
+    """Return what the paper's formulas give, in float64."""
+
+    def convolve(x, kernel, bias, pad):
+        x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, (5, 5), axis=(1, 2))
+        return np.tanh(np.einsum("nhwcij,oijc->nhwo", windows, kernel) + bias)
+
+    def pool(x):
+        n, h, w, c = x.shape
+        return x.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+    layer = {name: (weights[f"{name}/weights"], weights[f"{name}/bias"]) for name in ("c1", "c3", "c5", "f6", "logits")}
+    x = pool(convolve(image, *layer["c1"], 2))
+    x = pool(convolve(x, *layer["c3"], 0)).reshape(len(image), -1)
+    for name in ("c5", "f6"):
+        x = np.tanh(x @ layer[name][0].T + layer[name][1])
+    logits = x @ layer["logits"][0].T + layer["logits"][1]
+    scores = np.exp(logits - logits.max(1, keepdims=True))
+    return scores / scores.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_it_computes_the_formulas_of_the_paper_for_any_batch(count):
+    content = write_lenet5()
+    weights = {name: values.astype(np.float64) for name, values in read_weights(read_model(bytes(content))).items()}
+    assert sum(values.size for values in weights.values()) == 61_706
+    image = np.random.default_rng(0).random((count, 28, 28, 1)).astype(np.float32)
+    got = Interpreter(bytes(content)).run({INPUT: image})[OUTPUT]
+    np.testing.assert_allclose(got, forward(weights, image.astype(np.float64)), atol=1e-6)
+
+
+def test_one_seed_gives_the_same_bytes_and_classes_are_as_many_as_asked():
+    assert write_lenet5() == write_lenet5(10, 0)
+    assert write_lenet5(10, 1) != write_lenet5(10, 0)
+    assert Interpreter(bytes(write_lenet5(3))).outputs[0].shape == (-1, 3)
