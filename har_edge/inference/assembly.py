@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import ModelError
-from har_edge.tflite.manifest import TensorRegion, TensorSpec
+from har_edge.tflite.manifest import TensorRegion, TensorSpec, parity_of
 
 Array = npt.NDArray[Any]
 MESSAGE = -1
@@ -62,11 +62,14 @@ def find_assembly(wanted: TensorSpec, there: Sequence[tuple[PieceKey, TensorSpec
     """Return how these pieces give a tensor or a region of it.
 
     The same pieces are always chosen: those that steps of this shard make where possible, then those that reach
-    farthest. Raises ModelError where they do not cover it (see tflite/manifest.py, `is_covered`).
+    farthest. A parity is only there for one that is wanted itself. Raises ModelError where they do not cover it (see
+    tflite/manifest.py, `is_covered`).
     """
-    pieces = [(key, spec) for key, spec in there if spec.of == wanted.of]
+    pieces = [(key, spec) for key, spec in there if spec.of == wanted.of and parity_of(spec) == parity_of(wanted)]
     region = wanted.region
-    whole = next((key for key, spec in pieces if spec.region is None), None)
+    whole = next((key for key, spec in pieces if spec.region is None or spec.region.parity), None)
+    if whole is not None and region is not None and region.parity:
+        return Assembly(((_Part(whole, 0, 0),),), None, None)
     if whole is not None:
         cut = None if region is None else (region.axis, region.start, region.stop)
         return Assembly(((_Part(whole, 0, 0),),), None, cut)

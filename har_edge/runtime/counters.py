@@ -11,7 +11,7 @@ class Counters:
     """Counts since the start of a node.
 
     `rejected` are unusable messages; `given_up` windows whose parts never came; `carried_on` windows that were run
-    without a source, and `late` those whose part came after that; `leftover` windows that came again in part only,
+    without a source, `decoded` those with a parity for a share, and `late` those whose part came after that; `leftover` windows that came again in part only,
     since their other parts had been settled before a connection or a process was lost; `unheard` and `refused` attempts
     to publish that will be made again; `too_large` messages given up, since the broker takes none of that size;
     `unanswered` windows a sensor no longer awaits a result of; `foreign` windows that were for stages of another epoch;
@@ -42,6 +42,7 @@ class Counters:
     quantised: int = 0
     saturated: int = 0
     clipped: int = 0
+    decoded: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counters by name, for the status message."""

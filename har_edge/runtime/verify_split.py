@@ -30,7 +30,8 @@ class SplitCheck(msgspec.Struct, frozen=True):
     """The result of a comparison: `difference` says what was not equal, None when all was.
 
     `error` is the largest difference of floats that count as equal, over the largest value of their tensor; 0 where
-    all bits are equal. `runs` random inputs were run, each with messages in `orders` orders.
+    all bits are equal. `runs` random inputs were run, each with messages in `orders` orders, and once without each of
+    the `spared` stages, for which a parity stands.
     """
 
     stages: int
@@ -38,6 +39,7 @@ class SplitCheck(msgspec.Struct, frozen=True):
     orders: int
     error: float
     difference: str | None
+    spared: int = 0
 
 
 def check_split(
@@ -53,7 +55,7 @@ def check_split(
 
     The first order is that in which messages are sent; in the others, messages of different topics overtake each other
     at random. Integers must be equal, and floats of one order those of each other to the bit; against the whole model
-    they may differ by SHARD_ERROR of the largest value.
+    they may differ by SHARD_ERROR of the largest value, and with a parity of floats from each other as well.
     """
     manifest = load_manifest(folder)
     hashes = {file: sha256 for entry in manifest.slices for file, sha256 in entry.files.items()}
@@ -69,17 +71,32 @@ def check_split(
         line = _Group(
             model, manifest, [LoadedSlice(entry, lambda _, sha256: load(sha256)) for entry in manifest.slices]
         )
+        spared, rounds = spared_stages(manifest), _rounds_floats(manifest)
+        cases = [*((order, -1) for order in range(orders)), *((0, index) for index in spared)]
         for number, run in enumerate(expected):
             first: dict[str, Array] = {}
-            for order in range(orders):
-                made = line.run(run, number * orders + order, None if order == 0 else order)
+            for order, lost in cases:
+                made = line.run(run, number * orders + order, None if order == 0 else order, lost)
                 first = first or made
-                error, difference = max(error, _error(run, made)), _difference(run, made, first)
+                error = max(error, _error(run, made))
+                difference = _difference(run, made, made if rounds else first)
                 if difference:
-                    return SplitCheck(len(manifest.slices), runs, orders, error, difference)
+                    where = f" (without stage {lost})" if lost >= 0 else ""
+                    return SplitCheck(len(manifest.slices), runs, orders, error, difference + where, len(spared))
     except HarEdgeError as failure:
         return SplitCheck(len(manifest.slices), runs, orders, error, str(failure))
-    return SplitCheck(len(manifest.slices), runs, orders, error, None)
+    return SplitCheck(len(manifest.slices), runs, orders, error, None, len(spared))
+
+
+def spared_stages(manifest: SliceManifest) -> list[int]:
+    """Return the stages of which any one may be missing: all that they send has a parity, or is one."""
+    coded = manifest.coded
+    return [k for k, entry in enumerate(manifest.slices) if all(spec.of in coded for spec in entry.outputs)]
+
+
+def _rounds_floats(manifest: SliceManifest) -> bool:
+    """Return whether a decoded share may differ from the one that is missing."""
+    return any(np.dtype(dtype).kind == "f" for dtype in manifest.coded.values())
 
 
 def _error(run: WholeRun, made: dict[str, Array]) -> float:
@@ -119,10 +136,13 @@ class _Group:
         self._manifest, self._loaded = manifest, loaded
         self._token = 0
 
-    def run(self, run: WholeRun, number: int, seed: int | None) -> dict[str, Array]:
-        """Return what the stages give for a window; raises MessageError for what one of them refuses."""
+    def run(self, run: WholeRun, number: int, seed: int | None, lost: int = -1) -> dict[str, Array]:
+        """Return what the stages give for a window, without the `lost` one.
+
+        Raises MessageError for what one of them refuses.
+        """
         made = {name: value for name, value in run.values.items() if name in self._results}
-        members = [self._member(index, made) for index in range(len(self._manifest.slices))]
+        members = [self._member(index, made) for index in range(len(self._manifest.slices)) if index != lost]
         rng = None if seed is None else np.random.default_rng([SEED, seed])
         waiting = deque((one, member) for one in self._line.windows(number, run) for member in members)
         while waiting:

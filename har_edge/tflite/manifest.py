@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,9 @@ from har_edge.files import MAX_MANIFEST_BYTES, inside, read_regular
 from har_edge.tflite.packing import find_packing_flaw
 
 FILE_NAME = "manifest.json"
-# Version 2 adds the keys wire, id, batched and labels, version 3 steps, region, flow and packing. A reader of an
-# earlier version refuses them, so each is written only where one of its keys is set.
-VERSIONS = (1, 2, 3)
+# Version 2 adds the keys wire, id, batched and labels, version 3 steps, region, flow and packing, version 4 the key
+# parity of a region. A reader of an earlier version refuses them, so each is written only where one of its keys is set.
+VERSIONS = (1, 2, 3, 4)
 # The newest version of messages that this program writes and reads (har_edge/protocol/wire.py).
 NEWEST_WIRE = 3
 MAX_TENSOR_ID = 2**32 - 1
@@ -55,6 +56,8 @@ class TensorRegion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     """A region of a tensor: elements [start, stop) along `axis` of the tensor named `of`.
 
     With `summands`, it is one of so many arrays of that region whose sum is the tensor, counted by `summand` from 0.
+    With `parity`, it is the sum of the shares between these bounds, each from its first element on, shorter ones ended
+    by zeros: together with all shares but one it stands for the missing one.
     """
 
     of: Annotated[str, msgspec.Meta(min_length=1)]
@@ -63,6 +66,14 @@ class TensorRegion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     stop: Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
     summand: Annotated[int, msgspec.Meta(ge=0, lt=MAX_SHARDS)] = 0
     summands: Annotated[int, msgspec.Meta(ge=0, le=MAX_SHARDS)] = 0
+    parity: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=0, lt=2**31)], ...], msgspec.Meta(max_length=MAX_SHARDS + 1)
+    ] = ()
+
+    @property
+    def shares(self) -> tuple[tuple[int, int], ...]:
+        """The shares that a parity stands for, [start, stop)."""
+        return tuple(pairwise(self.parity))
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -154,6 +165,12 @@ class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         return (spec for entry in self.slices for spec in (*entry.inputs, *entry.outputs))
 
     @property
+    def coded(self) -> dict[str, str]:
+        """The type of each tensor whose shares have a parity, by name; it may leave no shard."""
+        made = (spec for entry in self.slices for step in entry.steps for spec in step.outputs)
+        return {spec.of: spec.dtype for spec in made if parity_of(spec)}
+
+    @property
     def ids(self) -> dict[str, int]:
         """The short ids of tensors by name; empty where messages carry names."""
         if self.wire < NEWEST_WIRE:
@@ -163,6 +180,8 @@ class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 def versioned(manifest: SliceManifest) -> SliceManifest:
     """Return the manifest with the lowest version that has all its keys."""
+    if manifest.coded:
+        return msgspec.structs.replace(manifest, version=VERSIONS[3])
     if any(entry.steps for entry in manifest.slices) or any(
         spec.region or spec.flow or spec.packing for spec in manifest.tensors
     ):
@@ -202,7 +221,7 @@ def find_flaw(manifest: SliceManifest) -> str:
                 return f"names slice {file!r}, expected a plain file name in the same folder"
             if entry.steps and hashes.setdefault(file, sha256) != sha256:
                 return f"gives file {file!r} two hashes, expected one"
-    return _find_gap(manifest.slices) or find_shard_flaw(manifest)
+    return _find_gap(manifest.slices) or _find_parity_flaw(manifest) or find_shard_flaw(manifest)
 
 
 def _find_packing_flaw(manifest: SliceManifest) -> str:
@@ -218,6 +237,25 @@ def _find_packing_flaw(manifest: SliceManifest) -> str:
         flaw = find_packing_flaw(spec.packing, spec.dtype) if spec.packing else ""
         if flaw:
             return f"has a flaw at tensor {spec.name[:64]!r}: {flaw}"
+    return ""
+
+
+def _find_parity_flaw(manifest: SliceManifest) -> str:
+    """Return which parity does not stand for the shares of its tensor, an empty text where all do."""
+    shares = dict[str, tuple[int, ...]]()
+    specs = (spec for entry in manifest.slices for step in entry.steps for spec in (*step.inputs, *step.outputs))
+    for spec in (*manifest.tensors, *specs):
+        region = spec.region
+        if region is None or not region.parity:
+            continue
+        bounds, sizes = region.parity, [stop - start for start, stop in region.shares]
+        if len(sizes) < 2 or bounds[0] or min(sizes) < 1 or region.summands:
+            return f"gives {spec.name[:64]!r} shares with the bounds {list(bounds)}, expected three or more from 0 on"
+        if shares.setdefault(spec.of, bounds) != bounds:
+            return f"gives tensor {spec.of[:64]!r} two parities, expected one"
+        size = spec.shape[region.axis] if region.axis < len(spec.shape) else 0
+        if (region.start, region.stop) != (0, max(sizes)) or size != region.stop:
+            return f"gives {spec.name[:64]!r} {size} elements, expected {max(sizes)}, as the largest share has"
     return ""
 
 
@@ -280,9 +318,12 @@ def is_covered(wanted: TensorSpec, there: Iterable[TensorSpec]) -> bool:
     """Return whether a region of a tensor can be put together from these pieces of it.
 
     Pieces along one axis are put side by side; where that is not the axis of the region, they must be all of the
-    tensor along it. `wanted` with `summands` takes the sum of as many pieces of each place.
+    tensor along it. `wanted` with `summands` takes the sum of as many pieces of each place. A parity is a piece of its
+    own: what could be decoded from it counts as missing here, since nothing must depend on a missing share.
     """
-    pieces = [spec for spec in there if spec.of == wanted.of]
+    pieces = [spec for spec in there if spec.of == wanted.of and parity_of(spec) == parity_of(wanted)]
+    if parity_of(wanted):
+        return bool(pieces)
     if any(spec.region is None for spec in pieces):
         return True
     summands = wanted.region.summands if wanted.region else 0
@@ -298,6 +339,11 @@ def is_covered(wanted: TensorSpec, there: Iterable[TensorSpec]) -> bool:
         ):
             return True
     return False
+
+
+def parity_of(spec: TensorSpec) -> tuple[int, ...]:
+    """Return the bounds of the shares that a piece is the parity of, none for another piece."""
+    return spec.region.parity if spec.region else ()
 
 
 def _reaches(pieces: Iterable[TensorRegion], start: int, stop: int) -> bool:

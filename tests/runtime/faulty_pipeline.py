@@ -97,10 +97,14 @@ CHAIN: list[Slice] = [(both, {}, "both"), (total, {0: ("both",)}, "")]
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Slices of which some are shards, and what each step or slice runs."""
+    """Slices of which some are shards, and what each step or slice runs.
+
+    `coded` are the levels of topics that bring the shares of a tensor and their parity; any one may be missing.
+    """
 
     manifest: SliceManifest
     runs: tuple[tuple[Callable[[Values], Values], ...], ...]
+    coded: tuple[frozenset[str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.manifest.slices)
@@ -463,12 +467,22 @@ class Pipeline:
         key = (message.stream, message.seq)
         if (index, key) in self.broker.routed or self.orphans & {(key[0], key[1] + one) for one in range(self.batch)}:
             return
+        if isinstance(self.slices, Group) and self._can_do_without(index, key):
+            return
         read = TOPICS.read(delivery.topic)
         makers = [self.sensors[read.levels[1]]] if read.kind is Kind.WINDOW else list(self.sensors.values())
         windows = {(key[0], key[1] + offset) for offset in range(message.count)}
         kept = self.tracked and any(windows & (one.open | one.not_awaited.keys()) for one in makers)
         if not kept and not self.stages[index].holds_another(delivery):
             self.early.append(f"stage {index} acknowledged {key} although nothing safe had followed from it")
+
+    def _can_do_without(self, index: int, key: Key) -> bool:
+        """Return whether a shard sent its share of each coded tensor, or all others did."""
+        assert isinstance(self.slices, Group)
+        sent = set[str]().union(*(levels for (_, one), levels in self.broker.flows.items() if one == key))
+        own = [level for level in self.broker.levels.get(index, ()) if any(level in one for one in self.slices.coded)]
+        others = [next(one for one in self.slices.coded if level in one) - {level} for level in own]
+        return bool(own) and all(level in sent or rest <= sent for level, rest in zip(own, others, strict=True))
 
     def kill_sensor(self, source: str) -> None:
         """Start a sensor again, as a device that lost its power: what it knew is gone, and it sends new windows."""

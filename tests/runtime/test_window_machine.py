@@ -29,6 +29,7 @@ from har_edge.runtime.sensor import retransmit_buffer
 from har_edge.runtime.sensor.retransmit_buffer import SentState
 from har_edge.runtime.sink import MOST_RUNS, REMEMBERED
 from har_edge.runtime.stage import join, receive_limit, stage, streams
+from tests.runtime.coded_pipeline import make_coded_group
 from tests.runtime.faulty_pipeline import (
     CHAIN,
     SHARDS,
@@ -290,6 +291,30 @@ class ShardsOfDevices(Devices):
     slices: ClassVar[list[Slice] | Group] = make_group(sources=False)
 
 
+class ParityAcknowledged(Acknowledged):
+    """A group with a parity shard: any one share may be missing."""
+
+    slices: ClassVar[list[Slice] | Group] = make_coded_group(0, 2, 5)
+
+
+class ParityRetransmitted(ShardsRetransmitted):
+    """The same, over a broker that drops with success."""
+
+    slices: ClassVar[list[Slice] | Group] = make_coded_group(0, 2, 5)
+
+
+class ParityDeployed(ShardsDeployed):
+    """The same, with stages of a plan."""
+
+    slices: ClassVar[list[Slice] | Group] = make_coded_group(0, 2, 5)
+
+
+class ParityOfDevices(ShardsOfDevices):
+    """The same, and faults that cost memory."""
+
+    slices: ClassVar[list[Slice] | Group] = make_coded_group(0, 2, 5)
+
+
 KINDS = [
     Acknowledged,
     Retransmitted,
@@ -301,6 +326,10 @@ KINDS = [
     ShardsRetransmitted,
     ShardsDeployed,
     ShardsOfDevices,
+    ParityAcknowledged,
+    ParityRetransmitted,
+    ParityDeployed,
+    ParityOfDevices,
 ]
 
 

@@ -114,7 +114,7 @@ def test_malformed_manifests_are_refused(tmp_path: Path) -> None:
     bad = {
         b"{": "is no manifest of slices",
         msgspec.json.encode({**msgspec.to_builtins(good), "extra": 1}): "unknown field `extra`",
-        msgspec.json.encode({**msgspec.to_builtins(good), "version": 4}): "has version 4, expected 1, 2, 3; cut",
+        msgspec.json.encode({**msgspec.to_builtins(good), "version": 5}): "has version 5, expected 1, 2, 3, 4; cut",
         msgspec.json.encode({**msgspec.to_builtins(good), "wire": 4}): "messages of wire version 4, expected at most 3",
         msgspec.json.encode({**msgspec.to_builtins(good), "wire": 0}): "Expected `int` >= 1",
         msgspec.json.encode(numbered).replace(b'"id":3', b'"id":0'): "the id 0 to 'x' and 't3', expected it once",

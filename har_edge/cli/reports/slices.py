@@ -199,9 +199,10 @@ def _split_check_lines(check: SplitCheck | None) -> list[str]:
     said = check.difference or "equal, bit for bit"
     if check.error and check.difference is None:
         said = f"integers equal, floats within {check.error:.1e} of the largest value"
+    without = f" and without each of {check.spared} stages" if check.spared else ""
     return [
         f"check: {check.stages} stages compared with the whole model in {check.runs} runs,",
-        f"with messages in {check.orders} orders each: {said}",
+        f"with messages in {check.orders} orders each{without}: {said}",
     ]
 
 

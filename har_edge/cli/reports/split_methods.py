@@ -10,10 +10,10 @@ from har_edge.cli.console import say
 from har_edge.protocol.text import escape
 from har_edge.tflite.cuts import trace_dataflow
 from har_edge.tflite.model import Model
-from har_edge.tflite.split.methods import legal_methods, share_extent
+from har_edge.tflite.split.methods import PLAIN, legal_methods, share_extent
 from har_edge.tflite.split.plan import SplitMethod
 
-_METHODS = tuple(method for method in SplitMethod if method is not SplitMethod.WHOLE)
+_METHODS = tuple(method for method in PLAIN if method is not SplitMethod.WHOLE)
 # A line has 80 columns, of which names and shapes share so many; a name has at least what DEPTHWISE_CONV_2D takes.
 _BOTH_WIDTH, _NAME_WIDTHS = 40, (17, 20)
 

@@ -183,6 +183,17 @@ class Join:
         self._remember(key, window)
         return window
 
+    def run_with(self, key: Key) -> Mapping[str, tuple[float, ...]]:
+        """Return the capture time of each part that a window was run with; nothing where it is not known."""
+        return self._run.get(key, {})
+
+    def decode(self, key: Key) -> PartialWindow:
+        """Return a window that waits, and forget it: its steps are run without the parts that it lacks."""
+        window = self._remove(key)
+        window.take(WindowEvent.DECODED)
+        self._remember(key, window)
+        return window
+
     def resume(self, window: PartialWindow, now: float) -> None:
         """Let a window from the replay buffer wait again: what it lacks may come."""
         window.take(WindowEvent.PART)

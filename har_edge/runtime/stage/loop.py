@@ -20,6 +20,7 @@ from har_edge.runtime.stop import POLL_S, Stop
 
 _log = logging.getLogger(__name__)
 TURN_S = 0.02  # how long a stage computes before it looks at the connection again: results leave, it stays alive
+READ_S = 1.0  # the same for a shard that may leave out steps once it has read what came
 COUNT_S = 0.02  # how old the metrics of a busy stage may be
 PATIENCE_S = 2.0  # how long other nodes are waited for before a line in the log says so
 # Bytes that may wait to be handled, with the overhead of each message; above that, the broker waits.
@@ -77,7 +78,8 @@ class StageLoop:
         """
         began = self._poll()
         now = began
-        while self._arrived and not self._stop.asked and now < began + TURN_S:
+        until = began + (READ_S if self._stage.reads_first else TURN_S)
+        while self._arrived and not self._stop.asked and now < until:
             if self._stage.full and self._stage.ready:
                 break
             since, delivery = self._arrived.popleft()

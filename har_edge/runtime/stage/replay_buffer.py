@@ -40,6 +40,9 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return len(self._shelved)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._shelved
+
     def keep(self, window: PartialWindow, now: float) -> list[PartialWindow]:
         """Keep a window; return those that had to go for it, oldest first."""
         nbytes = max(LEAST_WINDOW_BYTES, sum(part.nbytes for part in window.parts.values()))

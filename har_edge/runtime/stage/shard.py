@@ -32,6 +32,10 @@ class ShardStage(Stage):
 
     A model of one source knows by the time of capture whether parts are of the same run of its sensor; only such parts
     go together.
+
+    A window for which a parity stands for a share ends as soon as its steps are run with the parts that came. The part
+    that it lacks is late then: it is acknowledged, counted and dropped. A shard that is late itself leaves out what the
+    others can do without, and handles all that came before it computes.
     """
 
     def __init__(self, setup: StageSetup, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
@@ -69,6 +73,11 @@ class ShardStage(Stage):
         """Whether so much waits to be run that more messages should wait at the broker."""
         return self._whole_bytes > FULL_BYTES
 
+    @property
+    def reads_first(self) -> bool:
+        """Whether all that came should be handled before a step: it may make steps needless."""
+        return bool(self._program.optional)
+
     def step(self) -> list[Outgoing]:
         """Run the first step that is ready, of the oldest window; return what to publish before the next one."""
         window = min(self._candidates(), key=lambda one: one.came, default=None)
@@ -84,14 +93,25 @@ class ShardStage(Stage):
             return [self._drop(window, explain(error, window.parts, self._setup.wiring))]
         except MessageError as error:
             return [self._drop(window, error)]
-        return self._end(window, outgoing) if run.complete and window in self._whole else outgoing
+        if run.complete and self._is_enough(window):
+            self._complete(self._join.decode(window.key))
+        return self._end(window, outgoing) if run.complete and self._is_whole(window) else outgoing
+
+    def _is_whole(self, window: PartialWindow) -> bool:
+        return any(one is window for one in self._whole)
+
+    def _is_enough(self, window: PartialWindow) -> bool:
+        """Return whether a window that waits lacks nothing but shares for which a parity can stand."""
+        waits = bool(self._program.optional) and self._join.find(window.key) is window
+        return waits and self._program.optional.issuperset(self._join.missing(window))
 
     def _candidates(self) -> Iterator[PartialWindow]:
         for window in self._whole:
             if window.progress is not None and (window.progress.run.next is not None or window.progress.run.complete):
                 yield window
         for window in self._join.windows:
-            if window.progress is not None and window.progress.run.next is not None:
+            run = window.progress and window.progress.run
+            if run and (run.next is not None or (run.complete and self._is_enough(window))):
                 yield window
 
     def _publish(self, window: PartialWindow, progress: ShardProgress) -> list[Outgoing]:
@@ -117,8 +137,8 @@ class ShardStage(Stage):
         outgoing, progress = list[Outgoing](), window.progress
         if window.state is WindowState.SHELVED and progress is not None:
             try:
-                for number in progress.run.due:
-                    progress.run.step(number)
+                while due := progress.run.due:  # a step may make others needless
+                    progress.run.step(due[0])
                 outgoing = self._publish(window, progress)
             except MessageError as error:
                 self._reject((), f"window {window.message.seq} of {window.message.stream}", error)
@@ -128,6 +148,8 @@ class ShardStage(Stage):
         """Return the last messages of a window, which settle its deliveries."""
         self._forget(window)
         self._count(window.message, ())
+        if window.progress is not None and window.progress.run.decoded:
+            self.counters.decoded += window.message.count
         progress, acks = window.progress, tuple(window.deliveries)
         if self._setup.remembers and progress is not None:
             self._cache.keep(window.key, self._monotonic(), window.message.captured, progress.made)
@@ -168,7 +190,7 @@ class ShardStage(Stage):
         window = complete or self._join.find((message.stream, message.seq))
         assert window is not None
         if window.progress is None:
-            window.progress = ShardProgress(ShardRun(self._program, self._wanted))
+            window.progress = ShardProgress(ShardRun(self._program, self._wanted, spares=True))
             parts = window.parts
         window.progress.run.add(parts)
         rootless = complete is None and self._program.roots.isdisjoint(window.parts)
@@ -189,6 +211,10 @@ class ShardStage(Stage):
         if not self._joins:
             return super()._settle(message, parts, delivery, came)
         waiting = self._join.find(key)
+        if waiting is None and self._is_late(message, parts):
+            self._join.note(key, WindowEvent.LATE_PART)
+            self.counters.late += message.count
+            return [Outgoing("", b"", (delivery,))]
         if self._one_source and waiting is not None and message.captured < waiting.message.captured:
             self.counters.duplicates += message.count  # of an earlier run of its sensor
             return [Outgoing("", b"", (delivery,))]
@@ -204,6 +230,27 @@ class ShardStage(Stage):
         if self._replay:
             self._unshelve(key, message, parts, came)
         return []
+
+    def _is_late(self, message: wire.Message, parts: Mapping[str, Array]) -> bool:
+        """Return whether a window of the same run was run without these shares, a parity in their place."""
+        key = message.stream, message.seq
+        if not self._program.optional.issuperset(parts) or key in self._replay:
+            return False
+        known = self._join.run_with(key)
+        return known.keys().isdisjoint(parts) and message.captured in known.values()
+
+    def _expire(self, window: PartialWindow) -> None:
+        """Count a window whose parts did not come.
+
+        A shard of a group with a parity that comes back lacks parts of windows that the others have answered without
+        it. It cannot know which: who waits for their results counts those that are lost.
+        """
+        spare = bool(self._program.spare) and not self._setup.answers
+        if spare and self._program.optional.issuperset(self._join.missing(window)):
+            window.take(WindowEvent.EXPIRED)
+            self.counters.late += window.message.count
+        else:
+            super()._expire(window)
 
 
 def make_stage(setup: StageSetup, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> Stage:

@@ -132,6 +132,11 @@ class Stage:
         """Whether a shard has so much to run that it should take no more."""
         return False
 
+    @property
+    def reads_first(self) -> bool:
+        """Whether all that came should be handled before a step: it may make steps needless."""
+        return False
+
     def step(self) -> list[Outgoing]:
         """Run one step of a shard, when `ready`; return what to publish before the next one."""
         return []

@@ -26,7 +26,7 @@ class WindowState(str, Enum):  # a str keeps its hash: the table is read for eac
     OVERTAKEN = "lacks parts although a later window of its stream was run; waits a moment longer"
     SHELVED = "lacks parts; what came is acknowledged and kept in the replay buffer"
     COMPLETE = "run with all its parts; remembered, so that a repetition is answered from the output cache"
-    PARTIAL = "run without the sources that did not come; remembered, so that these are late when they come"
+    PARTIAL = "run without sources, or a share, that did not come; remembered, so that these are late when they come"
     STALE = "released: it was run before, and the sensors that it lacks are at later windows"
     LEFTOVER = "released: its other parts were settled before, so nothing is lost with it"
     LOST = "released, and counted as given up unless its sensors count that themselves"
@@ -38,9 +38,10 @@ class WindowEvent(str, Enum):
     PART = "a part comes, others are missing"
     LAST_PART = "the last missing part comes"
     REPEATED = "a part comes again that it was run with"
-    LATE_PART = "a source comes that it was run without"
+    LATE_PART = "a part comes that it was run without"
     LATER_RUN = "a later window of its stream is run"
     SOURCES_MISSING = "only sources are missing, and the time for them is over"
+    DECODED = "all steps are run although a share, or the parity, is missing"
     EVICTED = "it waited too long, or too much waits"
     SETTLED_BEFORE = "all that came had been delivered before, and the rest was acknowledged then"
     SOURCES_WENT_ON = "the sensors that it lacks sent later windows"
@@ -55,11 +56,13 @@ TRANSITIONS: Mapping[tuple[WindowState, WindowEvent], WindowState] = MappingProx
         (_S.WAITING, _E.LAST_PART): _S.COMPLETE,
         (_S.WAITING, _E.LATER_RUN): _S.OVERTAKEN,
         (_S.WAITING, _E.SOURCES_MISSING): _S.PARTIAL,
+        (_S.WAITING, _E.DECODED): _S.PARTIAL,
         (_S.WAITING, _E.EVICTED): _S.SHELVED,
         (_S.WAITING, _E.SOURCES_WENT_ON): _S.STALE,
         (_S.OVERTAKEN, _E.PART): _S.OVERTAKEN,
         (_S.OVERTAKEN, _E.LAST_PART): _S.COMPLETE,
         (_S.OVERTAKEN, _E.SOURCES_MISSING): _S.PARTIAL,
+        (_S.OVERTAKEN, _E.DECODED): _S.PARTIAL,
         (_S.OVERTAKEN, _E.EVICTED): _S.SHELVED,
         (_S.OVERTAKEN, _E.SOURCES_WENT_ON): _S.STALE,
         (_S.OVERTAKEN, _E.SETTLED_BEFORE): _S.LEFTOVER,

@@ -8,10 +8,11 @@ from har_edge.errors import CutError
 from har_edge.tflite.cuts import Dataflow, trace_dataflow
 from har_edge.tflite.model import Model
 from har_edge.tflite.split.block import BlockSplit, WholeSplit
+from har_edge.tflite.split.coded import FloatParitySplit, ParitySplit, with_parity
 from har_edge.tflite.split.geometry import RowGeometry
 from har_edge.tflite.split.input import InputSplit
 from har_edge.tflite.split.output import HeadsSplit, OutputSplit
-from har_edge.tflite.split.plan import Block, SplitMethod
+from har_edge.tflite.split.plan import PARITIES, Block, SplitMethod
 from har_edge.tflite.split.rows import RowSplit
 
 METHODS: dict[SplitMethod, type[BlockSplit]] = {
@@ -20,13 +21,19 @@ METHODS: dict[SplitMethod, type[BlockSplit]] = {
     SplitMethod.OUTPUT: OutputSplit,
     SplitMethod.INPUT: InputSplit,
     SplitMethod.HEADS: HeadsSplit,
+    SplitMethod.PARITY: ParitySplit,
+    SplitMethod.FLOAT_PARITY: FloatParitySplit,
 }
+# Ways to share; a parity shard comes on top of one of them.
+PLAIN = tuple(method for method in SplitMethod if method not in PARITIES)
 UNITS = {
     SplitMethod.WHOLE: "share",
     SplitMethod.ROWS: "rows",
     SplitMethod.OUTPUT: "output channels",
     SplitMethod.INPUT: "input channels",
     SplitMethod.HEADS: "batches",
+    SplitMethod.PARITY: "output channels",
+    SplitMethod.FLOAT_PARITY: "output channels",
 }
 
 
@@ -39,10 +46,12 @@ def share_extent(model: Model, flow: Dataflow, start: int, stop: int, method: Sp
         return 1
     if method is SplitMethod.ROWS:
         return RowGeometry(model, start, stop, flow).size
-    kinds: dict[SplitMethod, type[OutputSplit] | type[InputSplit]] = {
+    kinds: dict[SplitMethod, type[OutputSplit] | type[InputSplit] | type[ParitySplit]] = {
         SplitMethod.OUTPUT: OutputSplit,
         SplitMethod.INPUT: InputSplit,
         SplitMethod.HEADS: HeadsSplit,
+        SplitMethod.PARITY: ParitySplit,
+        SplitMethod.FLOAT_PARITY: FloatParitySplit,
     }
     return kinds[method].extent(model, flow, start, stop)
 
@@ -77,8 +86,8 @@ def legal_methods(model: Model, index: int, flow: Dataflow | None = None) -> dic
 
 
 def block_methods(model: Model, flow: Dataflow, start: int, stop: int) -> dict[SplitMethod, str | None]:
-    """Return for each method why it cannot split operators [start, stop), None where it can."""
-    return {method: find_refusal(model, flow, start, stop, method) for method in SplitMethod}
+    """Return for each method without parity why it cannot split operators [start, stop), None where it can."""
+    return {method: find_refusal(model, flow, start, stop, method) for method in PLAIN}
 
 
 def find_refusal(model: Model, flow: Dataflow, start: int, stop: int, method: SplitMethod) -> str | None:
@@ -87,7 +96,8 @@ def find_refusal(model: Model, flow: Dataflow, start: int, stop: int, method: Sp
         extent = share_extent(model, flow, start, stop, method)
         if method is not SplitMethod.WHOLE and extent < 2:
             raise CutError(f"operators [{start}, {stop}) have {extent} {UNITS[method]}, too few for two shards")
-        METHODS[method](model, flow, Block(start, stop, method, _halves(extent)))
+        block = Block(start, stop, method, _halves(extent))
+        METHODS[method](model, flow, with_parity(block) if method in PARITIES else block)
     except CutError as error:
         return str(error)
     return None

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from har_edge.errors import CutError
 from har_edge.tflite.cuts import Dataflow, tensor_spec
+from har_edge.tflite.decoding import decode_share
 from har_edge.tflite.manifest import TensorRegion, TensorSpec
 from har_edge.tflite.model import Model
 from har_edge.tflite.schema import tflite
@@ -37,7 +38,7 @@ from har_edge.tflite.split.writer import constant_data
 
 Array: TypeAlias = NDArray[Any]
 _DIGIT = 128  # weights of a parity are high * _DIGIT + low, both of 8 bits
-_CODED = ("FULLY_CONNECTED", "CONV_2D", "TRANSPOSE_CONV", "CONV_3D")
+CODED = ("FULLY_CONNECTED", "CONV_2D", "TRANSPOSE_CONV", "CONV_3D")
 
 
 class CodedSplit:
@@ -55,8 +56,10 @@ class CodedSplit:
                 f"operators [{block.start}, {block.stop}) came for a parity shard; expected one linear operator"
             )
         self.view = view = LinearView(model, operator)
-        if operator.name not in _CODED:
-            raise CutError(f"operator {operator.index} ({operator.name}) has no weights to add; {_CODED} have")
+        if operator.name not in CODED:
+            raise CutError(
+                f"operator {operator.index} ({operator.name}) has no weights to add; {', '.join(CODED)} have"
+            )
         self.weights = _constant_weights(view, flow)
         channels = view.output.shape[-1]
         if block.bounds[-1] != channels:
@@ -83,7 +86,9 @@ class CodedSplit:
         """Return the step of the parity shard: the sum of all shares, each from its first channel on."""
         size = max(share.size for share in self.shares)
         shape = AxisRange(self.axis, 0, size).resized(self.view.output.signature)
-        spec = msgspec.structs.replace(self._spec(), name=f"{self.sums}/parity", shape=shape)
+        bounds = (0, *(share.stop for share in self.shares))
+        region = TensorRegion(self.sums, self.axis, 0, size, parity=bounds)
+        spec = msgspec.structs.replace(self._spec(), name=f"{self.sums}/parity", shape=shape, region=region)
         return self._step(self.shares, spec, size)
 
     def finish_step(self) -> StepDraft:
@@ -133,24 +138,6 @@ class CodedSplit:
         spec, region = self._spec(), TensorRegion(self.sums, self.axis, share.start, share.stop)
         name = f"{self.sums}[{self.axis}:{share.start}:{share.stop}]"
         return msgspec.structs.replace(spec, name=name, shape=share.resized(spec.shape), region=region)
-
-
-def decode_share(sizes: Sequence[int], missing: int, parity: Array, others: Mapping[int, Array], axis: int) -> Array:
-    """Return a missing share: the parity without the other shares, which are subtracted in their order.
-
-    `sizes` are those of all shares along `axis`. Integers wrap around at 32 bits, in the parity as here, so that the
-    result is exact. Raises CutError unless all shares but the missing one came, each of its size.
-    """
-    expected = [number for number in range(len(sizes)) if number != missing]
-    found = {number: array.shape[axis] for number, array in others.items()}
-    if not 0 <= missing < len(sizes) or found != {number: sizes[number] for number in expected}:
-        raise CutError(f"shares of sizes {found} came to decode share {missing}; expected all others of {list(sizes)}")
-    own = AxisRange(axis, 0, sizes[missing]).index()
-    result = np.array(parity[own])
-    for number in expected:
-        part = others[number][own]
-        result[AxisRange(axis, 0, part.shape[axis]).index()] -= part
-    return result
 
 
 def float_bound(products: int, shares: int, magnitude: float) -> float:

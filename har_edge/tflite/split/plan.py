@@ -21,6 +21,12 @@ class SplitMethod(str, Enum):
     OUTPUT = "output"  # each shard computes some output channels (or units)
     INPUT = "input"  # each shard takes some input channels (or units), and the sums of all shards are added
     HEADS = "heads"  # each shard computes some of the batches of a BATCH_MATMUL, such as attention heads
+    # As OUTPUT, and the first shard without a share computes the sum of all shares, which stands for one that is late.
+    PARITY = "parity"
+    FLOAT_PARITY = "floatparity"  # the same for floats, where a decoded share differs from the missing one by rounding
+
+
+PARITIES = frozenset({SplitMethod.PARITY, SplitMethod.FLOAT_PARITY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +80,8 @@ class SplitPlan:
     @property
     def stop(self) -> int:
         return self.blocks[-1].stop
+
+
+def parity_shard(block: Block) -> int | None:
+    """Return the shard of a block with a parity that computes it: the first one without a share."""
+    return next((k for k, (low, high) in enumerate(pairwise(block.bounds)) if low == high), None)

@@ -25,6 +25,8 @@ from har_edge.tflite.manifest import (
 from har_edge.tflite.metadata import read_labels
 from har_edge.tflite.model import Model
 from har_edge.tflite.split.block import BlockSplit, StepDraft
+from har_edge.tflite.split.coded import ParitySplit
+from har_edge.tflite.split.deferred import DeferredSteps
 from har_edge.tflite.split.methods import split_block
 from har_edge.tflite.split.plan import Block, SplitMethod, SplitPlan
 from har_edge.tflite.split.transfers import Transfer, Transfers
@@ -102,6 +104,7 @@ class _Layout:
         self._plain = all(_is_ordinary(plan) for plan in plans)
         sources = (tensor_spec(graph.tensors[i]) for i in graph.inputs if i not in self.flow.maker)
         self.transfers = Transfers(count, {spec.name: self._one(spec) for spec in sources})
+        self.deferred = DeferredSteps()
         self.steps: list[list[StepDraft]] = [[] for _ in range(count)]
 
     def lay_out(self) -> SplitLayout:
@@ -116,7 +119,8 @@ class _Layout:
                 for shard in range(group.plan.shards):
                     program = group.first + shard
                     urgent = self.transfers.urgent(program, order) if group.plan.border_first else []
-                    self.steps[program] += [self._summed(step) for step in self._steps(split, shard, urgent)]
+                    steps = self._steps(split, shard, program, order, urgent) + self._answer(split, shard)
+                    self.steps[program] += [self._summed(step) for step in steps]
                 order += 1
         results = self._results()
         programs = []
@@ -144,12 +148,30 @@ class _Layout:
             if reason:
                 raise CutError(f"cannot make a block of operators [{block.start}, {block.stop}): {reason}")
 
-    def _steps(self, split: BlockSplit, shard: int, urgent: Sequence[TensorRegion] = ()) -> list[StepDraft]:
-        return [self._fixed(step) for step in split.steps(shard, urgent)]
+    def _steps(
+        self, split: BlockSplit, shard: int, program: int, order: int, urgent: Sequence[TensorRegion] = ()
+    ) -> list[StepDraft]:
+        steps = [self._fixed(step) for step in split.steps(shard, urgent)]
+        return self.deferred.before(program, order, steps) + steps
+
+    def _answer(self, split: BlockSplit, shard: int) -> list[StepDraft]:
+        """Return what the parity shard of a block runs that makes a result of the model: nobody else takes it."""
+        if not isinstance(split, ParitySplit) or shard != split.parity:
+            return []
+        results = {self.model.main.tensors[index].name for index in self.model.main.outputs}
+        steps = [self._fixed(step) for step in split.finish_steps()]
+        return steps if any(spec.of in results for step in steps for spec in step.outputs) else []
 
     def _connect(self, group: _Group, split: BlockSplit, order: int) -> None:
-        """Say who takes what of whom for a block; its steps of the same number run side by side."""
-        steps = [self._steps(split, shard) for shard in range(group.plan.shards)]
+        """Say who takes what of whom for a block."""
+        shards = range(group.plan.shards)
+        self._link(group, split, [self._steps(split, shard, group.first + shard, order) for shard in shards], order)
+        if isinstance(split, ParitySplit):
+            self._link(group, split, [self._answer(split, shard) for shard in shards], order)
+            self.deferred.defer([self._fixed(step) for step in split.finish_steps()])
+
+    def _link(self, group: _Group, split: BlockSplit, steps: Sequence[Sequence[StepDraft]], order: int) -> None:
+        """Say who takes what of whom for the steps of all shards; those of the same number run side by side."""
         for turn in range(max(map(len, steps))):
             now = [(group.first + k, own[turn]) for k, own in enumerate(steps) if turn < len(own)]
             for program, step in now:

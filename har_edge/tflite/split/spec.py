@@ -9,6 +9,8 @@ are one group of devices, unless `/` stands between them; a block without shares
     rows:0-18@3,2,1     shares in these proportions, for devices that are not equally fast
     rows:0-18=60,40,12  shares of so many rows, which must add up to those that the block gives
     whole:20-22@4       one of the four shards, the first, computes it alone
+    whole:20-22=0,0,0,1 the last one does
+    parity:20-21@4      four shares of output channels, and a fifth shard with their parity (floatparity for floats)
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from har_edge.errors import CutError
 from har_edge.tflite.cuts import Dataflow, trace_dataflow
 from har_edge.tflite.manifest import MAX_SHARDS
 from har_edge.tflite.model import Model
+from har_edge.tflite.split.coded import with_parity
 from har_edge.tflite.split.methods import UNITS, share_bounds, share_extent
-from har_edge.tflite.split.plan import Block, SplitMethod, SplitPlan
+from har_edge.tflite.split.plan import PARITIES, Block, SplitMethod, SplitPlan
 from har_edge.tflite.split.program import ordinary
 
 _BLOCK = re.compile(
@@ -79,16 +82,29 @@ def _parse_block(word: str, model: Model, flow: Dataflow) -> Block:
     if not 1 <= len(shares) <= MAX_SHARDS:
         raise CutError(f"{word!r} has {len(shares)} shards; expected 1 to {MAX_SHARDS}")
     if method is SplitMethod.WHOLE:
-        return Block(start, stop, method, (0, *[1] * len(shares)))
+        return Block(start, stop, method, _one_of(word, found["kind"], shares))
+    if method in PARITIES and len(shares) == MAX_SHARDS:
+        raise CutError(f"{word!r} has {MAX_SHARDS} shares and a parity; expected at most {MAX_SHARDS} shards")
     if found["kind"] == "@":
-        return Block(start, stop, method, share_bounds(model, flow, start, stop, method, shares))
+        block = Block(start, stop, method, share_bounds(model, flow, start, stop, method, shares))
+        return with_parity(block) if method in PARITIES else block
     extent = share_extent(model, flow, start, stop, method)
     if sum(shares) != extent or any(share != int(share) for share in shares):
         raise CutError(
             f"{word!r} has shares that add up to {sum(shares):g}; expected whole numbers that add up to the {extent} "
             f"{UNITS[method]} of operators [{start}, {stop}), or proportions: {method.value}:{start}-{stop}@..."
         )
-    return Block(start, stop, method, (0, *itertools.accumulate(map(int, shares))))
+    block = Block(start, stop, method, (0, *itertools.accumulate(map(int, shares))))
+    return with_parity(block) if method in PARITIES else block
+
+
+def _one_of(word: str, kind: str, shares: Sequence[float]) -> tuple[int, ...]:
+    """Return the bounds of the shard that computes a block alone: the first, unless `=` gives another the share."""
+    if kind == "@" or sorted(shares) == [1.0] * len(shares):
+        return (0, *[1] * len(shares))
+    if sum(shares) != 1 or any(share not in (0, 1) for share in shares):
+        raise CutError(f"{word!r} has shares {[f'{share:g}' for share in shares]}; expected one 1 and zeros")
+    return (0, *itertools.accumulate(map(int, shares)))
 
 
 def _shares(word: str, kind: str, text: str) -> list[float]:

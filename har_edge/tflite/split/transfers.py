@@ -49,6 +49,7 @@ class Transfers:
     def __init__(self, programs: int, sources: Mapping[str, TensorSpec]) -> None:
         self._sources = sources
         self._made: dict[str, list[_Piece]] = {}
+        self._parities: dict[str, _Piece] = {}
         self._got: list[dict[str, list[TensorSpec]]] = [{} for _ in range(programs)]
         self._requests: list[_Request] = []
         self._parts: dict[tuple[int, TensorSpec], tuple[int, ...]] | None = None
@@ -56,7 +57,11 @@ class Transfers:
 
     def make(self, program: int, spec: TensorSpec, order: int) -> None:
         """Note that a program makes a region in the block of this number."""
-        self._made.setdefault(spec.of, []).append(_Piece(program, spec, order))
+        piece = _Piece(program, spec, order)
+        if spec.region is not None and spec.region.parity:
+            self._parities[spec.of] = piece
+        else:
+            self._made.setdefault(spec.of, []).append(piece)
 
     def take(self, program: int, spec: TensorSpec, order: int) -> bool:
         """Note that a program needs a region; return False where nobody makes it."""
@@ -69,10 +74,12 @@ class Transfers:
         for count in counts:
             requests = self._requests_for(program, spec, order, count)
             if requests is not None:
+                requests += self._parity_for(program, spec, order)
                 self._requests += requests
                 self._parts = None
                 for one in requests:
-                    self._got[program].setdefault(spec.of, []).append(one.spec)
+                    if not one.spec.region or not one.spec.region.parity:
+                        self._got[program].setdefault(spec.of, []).append(one.spec)
                 return True
         return False
 
@@ -130,6 +137,13 @@ class Transfers:
                 return found
         return None
 
+    def _parity_for(self, program: int, spec: TensorSpec, order: int) -> list[_Request]:
+        """Return the parity of a tensor that a program takes beside it, in case that a share of it is late."""
+        piece = self._parities.get(spec.of)
+        if piece is None or piece.program == program:
+            return []
+        return [_Request(piece.program, program, whole_name(piece.spec), piece.order, order - piece.order <= 1)]
+
     def _along(
         self, program: int, spec: TensorSpec, order: int, axis: int, pieces: Sequence[_Piece], number: int, count: int
     ) -> list[_Request] | None:
@@ -173,6 +187,8 @@ class Transfers:
 
 def region_name(region: TensorRegion) -> str:
     """Return the name under which a region travels."""
+    if region.parity:
+        return f"{region.of}/parity"
     part = f"+{region.summand}/{region.summands}" if region.summands else ""
     return f"{region.of}[{region.axis}:{region.start}:{region.stop}{part}]"
 
@@ -233,13 +249,13 @@ def _missing(start: int, stop: int, there: Sequence[tuple[int, int]]) -> list[tu
 def _atoms(requests: Sequence[_Request]) -> dict[tuple[int, TensorSpec], tuple[int, ...]]:
     """Return the requests cut where one of them begins or ends, with all who take each part."""
     found = dict[tuple[int, TensorSpec], tuple[int, ...]]()
-    groups = dict[tuple[int, str, int, int, int], list[_Request]]()
+    groups = dict[tuple[int, str, int, int, int, bool], list[_Request]]()
     for one in requests:
         region = one.spec.region
         place = (-1, 0, 0) if region is None else (region.axis, region.summand, region.summands)
-        groups.setdefault((one.maker, one.spec.of, *place), []).append(one)
-    for (maker, *_), group in groups.items():
-        if group[0].spec.region is None:
+        groups.setdefault((one.maker, one.spec.of, *place, bool(region and region.parity)), []).append(one)
+    for (maker, *_, parity), group in groups.items():
+        if parity or group[0].spec.region is None:
             found[maker, group[0].spec] = tuple(sorted({one.taker for one in group}))
             continue
         regions = [one.spec.region for one in group if one.spec.region]

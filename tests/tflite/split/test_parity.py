@@ -12,9 +12,10 @@ from har_edge.inference.interpreter import Interpreter
 from har_edge.inference.sampling import sample
 from har_edge.inference.split_check import RegionStore
 from har_edge.tflite.cuts import trace_dataflow
+from har_edge.tflite.decoding import decode_share
 from har_edge.tflite.model import read_model
 from har_edge.tflite.split.block import StepDraft
-from har_edge.tflite.split.parity import CodedSplit, decode_share, float_bound, split_digits
+from har_edge.tflite.split.parity import CodedSplit, float_bound, split_digits
 from har_edge.tflite.split.plan import Block, SplitMethod
 from tests.tflite.models import chain
 from tests.tflite.split.agreement import even, uneven
@@ -117,7 +118,7 @@ def test_a_parity_costs_as_much_as_the_largest_share() -> None:
     macs = [group.split.share_step(k).macs for k in range(3)]
     assert macs == [63 * 9 * 5 * size for size in (3, 5, 4)] and group.split.parity_step().macs == max(macs)
     (spec,) = group.split.parity_step().outputs
-    assert spec.shape == (1, 9, 7, 5) and spec.region is None
+    assert spec.shape == (1, 9, 7, 5) and spec.region is not None and spec.region.parity == (0, 3, 8, 12)
 
 
 def test_sums_that_leave_32_bits_wrap_around_and_are_decoded() -> None:
