@@ -11,8 +11,9 @@ class Counters:
     """Counts since the start of a node.
 
     `rejected` are unusable messages; `given_up` windows whose parts never came; `carried_on` windows that were run
-    without a source, `decoded` those with a parity for a share, and `late` those whose part came after that; `leftover` windows that came again in part only,
-    since their other parts had been settled before a connection or a process was lost; `unheard` and `refused` attempts
+    without a source, `decoded` those with a parity for a share, and `late` those whose part came later; `leftover`
+    windows that came again in part only, since their other parts had been settled before a connection or a process was
+    lost; `unheard` and `refused` attempts
     to publish that will be made again; `too_large` messages given up, since the broker takes none of that size;
     `unanswered` windows a sensor no longer awaits a result of; `foreign` windows that were for stages of another epoch;
     `shelved` windows that a deployed stage released but keeps, in case the part they lack comes yet; `dropped` windows
