@@ -76,9 +76,12 @@ UV := $(BIN)/python -m uv pip
 RESOLVE := $(UV) compile pyproject.toml --universal --python-version 3.10 --no-python-downloads --generate-hashes \
   --upgrade --quiet --custom-compile-command "make lock"
 
+# Every extra but Flower's: that pins what it requires, so it has a lock file of its own.
+EVERY := broker dask docs evaluation images privacy secure test training zstd
 lock: $(VENV)/.uv
-	$(RESOLVE) --all-extras --output-file locks/all.txt
+	$(RESOLVE) $(EVERY:%=--extra %) --output-file locks/all.txt
 	$(RESOLVE) --constraint locks/all.txt --output-file locks/device.txt
+	$(RESOLVE) --extra flower --output-file locks/flower.txt
 
 lowest: $(VENV)/.uv
 	rm -rf build/lowest

@@ -24,6 +24,7 @@ LIBRARIES = {
         Library("cryptography", "cryptography", "secure"),
         Library("distributed", "dask.distributed", "dask"),
         Library("dp_accounting", "dp-accounting", "privacy"),
+        Library("flwr", "Flower", "flower"),
         Library("joblib", "joblib", "evaluation"),
         Library("matplotlib", "matplotlib", "evaluation"),
         Library("sklearn", "scikit-learn", "evaluation"),

@@ -30,6 +30,9 @@ PARSERS = (
     "tflite-runtime",
     "zstandard",
 )
+# Flower pins what it requires, also libraries that others need newer: it has a lock file of its own.
+EVERY = sorted({*PROJECT["optional-dependencies"]} - {"flower"})
+LOCKS = {"device.txt": [], "all.txt": EVERY, "flower.txt": ["flower"]}
 ENVIRONMENTS = [(python, machine) for python in ("3.10", "3.11", "3.12", "3.13") for machine in ("x86_64", "aarch64")]
 
 
@@ -74,7 +77,7 @@ def test_what_reads_bytes_of_others_has_two_bounds(parser: str) -> None:
 
 
 @pytest.mark.parametrize(("python", "machine"), ENVIRONMENTS)
-@pytest.mark.parametrize(("name", "extras"), [("device.txt", []), ("all.txt", list(PROJECT["optional-dependencies"]))])
+@pytest.mark.parametrize(("name", "extras"), LOCKS.items())
 def test_a_lock_file_has_what_the_project_requires(name: str, extras: list[str], python: str, machine: str) -> None:
     held = pinned(name, python, machine)
     environment = {"python_version": python, "python_full_version": f"{python}.7", "platform_machine": machine}
@@ -93,7 +96,12 @@ def test_both_lock_files_agree(python: str, machine: str) -> None:
     assert device and device.items() <= every.items()
 
 
-@pytest.mark.parametrize("name", ["device.txt", "all.txt"])
+def test_make_lock_resolves_every_extra() -> None:
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+    assert [line.split()[2:] for line in lines if line.startswith("EVERY :=")] == [EVERY]
+
+
+@pytest.mark.parametrize("name", LOCKS)
 def test_every_pin_has_hashes_and_no_place_is_named(name: str) -> None:
     text = (ROOT / "locks" / name).read_text(encoding="utf-8")
     assert "://" not in text and "index" not in text

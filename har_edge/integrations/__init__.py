@@ -1,0 +1,1 @@
+"""Bridges to other systems, each with its own extra."""
