@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome, Session, TakenOver
+from har_edge.mqtt.clients import transport
 from har_edge.mqtt.clients.transport import AckOrder, Backoff, FinalRefusal
 from har_edge.mqtt.connect import ClientLibrary, open_bus
 
@@ -201,6 +204,28 @@ def test_garbage_costs_the_connection_not_the_client(serve: Serve, bus_to: OpenB
     bus = bus_to(serve(broken, sound).address)
     came = until(bus, lambda came: any(delivery.payload == b"2" for delivery in came))
     assert bus.traffic.reconnects >= 1 and {delivery.payload for delivery in came} <= {b"1", b"2"}
+    bus.close()
+
+
+@pytest.mark.parametrize(
+    ("sends", "most", "widened"), [(90_000, 212_992, True), (90_000, 150_000, False), (9, 212_992, False)]
+)
+def test_the_kernel_takes_two_of_the_largest_messages_at_once_where_it_may(
+    serve: Serve,
+    bus_to: OpenBus,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    sends: int,
+    most: int,
+    *,
+    widened: bool,
+) -> None:
+    (tmp_path / "wmem_max").write_text(f"{most}\n")
+    monkeypatch.setattr(transport, "_WMEM_MAX", tmp_path / "wmem_max")
+    bus = bus_to(serve(acknowledge_all).address, sends_bytes=sends)
+    (connection,) = bus.waits().readers  # type: ignore[attr-defined]
+    got = connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    assert (got == 4 * sends) is widened, "Linux doubles what is asked for (socket(7))"
     bus.close()
 
 

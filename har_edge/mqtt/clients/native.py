@@ -44,6 +44,7 @@ from har_edge.mqtt.clients.transport import (
     refused_as_large,
     stale_message,
     too_large,
+    widen_send_buffer,
 )
 from har_edge.timing import CLOSE_TIMEOUT_S
 
@@ -211,6 +212,7 @@ class NativeBus:
         if welcome.max_packet_bytes < self._session.sends_bytes:
             connection.close()
             raise limit_below_need(self._address, welcome.max_packet_bytes, self._session.sends_bytes)
+        widen_send_buffer(connection, self._session.sends_bytes)
         connection.setblocking(False)
         self._socket, self._clean, self._wake_bytes = connection, False, 1
         self._read.put(welcome.rest)

@@ -44,6 +44,7 @@ from har_edge.mqtt.clients.transport import (
     too_large,
     unanswered,
     unreachable,
+    widen_send_buffer,
 )
 from har_edge.timing import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S
 
@@ -247,6 +248,7 @@ class PahoBus:
             )
             for connection in self._sockets():
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                widen_send_buffer(connection, self._session.sends_bytes)
             deadline, before = self._clock() + CONNECT_TIMEOUT_S, self._generation
             while self._generation == before and self._failure is None and self._clock() < deadline:
                 if not self._sockets():
