@@ -7,7 +7,9 @@ import math
 from har_edge.tflite.gradient.batch_axis import follow_axis
 from har_edge.tflite.gradient.builder import Shape
 from har_edge.tflite.gradient.errors import GradientError
-from har_edge.tflite.model import Model, Operator
+from har_edge.tflite.gradient.open_dimensions import infer_shape
+from har_edge.tflite.gradient.shape_values import ShapeValues
+from har_edge.tflite.model import Model, Operator, Tensor
 from har_edge.tflite.split.writer import constant_data, raw_inputs
 
 # Operators that may make several rows of a sample.
@@ -29,6 +31,7 @@ class _Shapes:
         self.model, self.graph, self.batch = model, model.main, batch
         self.shapes: dict[int, Shape] = {}
         self.axis: dict[int, int] = {}  # tensors that hold the samples, and along which axis
+        self.values = ShapeValues(model)
 
     def follow(self) -> dict[int, Shape]:
         for tensor in self.graph.tensors:
@@ -37,14 +40,15 @@ class _Shapes:
             return self.shapes
         for index in self.graph.inputs:
             tensor = self.graph.tensors[index]
-            if not tensor.shape or (tensor.signature[0] != -1 and tensor.shape[0] != 1):
+            if not tensor.shape or (tensor.signature[0] != -1 and tensor.shape[0] != 1) or -1 in tensor.signature[1:]:
                 raise GradientError(
                     f"input {tensor.name} has shape {list(tensor.signature)}; expected one whose first dimension is "
-                    "the batch, open (-1) or 1"
+                    "the batch, open (-1) or 1, and no other open one"
                 )
             self.shapes[index], self.axis[index] = (self.batch, *tensor.shape[1:]), 0
         for operator in self.graph.operators:
             self.operator(operator)
+            self.values.follow(operator, self.shapes)
         return self.shapes
 
     def is_planned(self) -> bool:
@@ -67,27 +71,29 @@ class _Shapes:
                 self.kept(operator, held, index)
 
     def reshaped(self, operator: Operator, source: int, index: int) -> None:
-        """Follow a reshape: to what it asks for, with the batch where -1 stands, or in the first dimension."""
-        wanted = self.wanted(operator, index)
-        elements, known = math.prod(self.shapes[source]), math.prod(n for n in wanted if n != -1)
-        if wanted.count(-1) == 1 and known and elements % known == 0:
-            place = wanted.index(-1)
-        elif wanted and -1 not in wanted and wanted[0] and elements % (known // wanted[0]) == 0:
-            place, known = 0, known // wanted[0]
-        else:
-            raise self.refusal(operator, f"reshapes {list(self.shapes[source])} to {wanted}")
-        self.shapes[index] = tuple(elements // known if axis == place else n for axis, n in enumerate(wanted))
-        self.axis[index] = 0
+        """Follow a reshape of samples that stand in the first dimension, to one behind dimensions of 1."""
+        shape, (wanted, place) = self.shapes[source], self.wanted(operator, source, index)
+        others = math.prod(n for axis, n in enumerate(wanted) if axis != place)
+        rows, left = divmod(math.prod(shape), others or 1)
+        in_front = math.prod(shape[: self.axis[source]]) * math.prod(wanted[:place])
+        if not wanted or others < 1 or left or rows % self.batch or in_front != 1:
+            raise self.refusal(operator, f"reshapes {list(shape)} to {wanted}, which mixes the samples of a batch")
+        self.shapes[index] = (*wanted[:place], rows, *wanted[place + 1 :])
+        self.axis[index] = place
 
-    def wanted(self, operator: Operator, index: int) -> list[int]:
-        asked = raw_inputs(operator)[1:2]
-        if asked and asked[0] >= 0 and self.graph.tensors[asked[0]].constant:
-            values = [int(n) for n in constant_data(self.model, self.graph.tensors[asked[0]]).reshape(-1)]
-        else:
-            tensor = self.graph.tensors[index]
-            values = list(tensor.signature if -1 in tensor.signature else tensor.shape)
-        # A reshape that moves the batch elsewhere than to the front is one that joins samples.
-        return values
+    def wanted(self, operator: Operator, source: int, index: int) -> tuple[list[int], int]:
+        """Return the shape that a reshape asks for, and where in it the samples are."""
+        asked, output = raw_inputs(operator)[1:2], self.graph.tensors[index]
+        values = self.values.get(asked[0]) if asked and asked[0] >= 0 else None
+        wanted = [int(n) for n in (output.signature if values is None else values.reshape(-1))]
+        tensor = self.graph.tensors[source]
+        computed = values is not None and not self.graph.tensors[asked[0]].constant
+        if -1 not in wanted or (tensor.signature[self.axis[source]] == -1 and not computed):
+            return wanted, wanted.index(-1) if -1 in wanted else 0
+        # The batch is a number, for this batch or for the planned one, and -1 stands for another dimension.
+        elements = math.prod(self.shapes[source] if computed else tensor.shape)
+        known = math.prod(n for n in wanted if n != -1)
+        return [elements // (known or 1) if n == -1 else n for n in wanted], 0
 
     def kept(self, operator: Operator, held: list[int], index: int) -> None:
         """Follow an operator that leaves the samples apart."""
@@ -102,8 +108,23 @@ class _Shapes:
             size = self.rows(operator, size)
         elif tensor.signature[axis] != -1 and tensor.shape[axis] not in planned:
             raise self.refusal(operator, "changes the number of samples")
-        self.shapes[index] = (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
+        shape = self.sizes(operator, tensor, axis)
+        self.shapes[index] = (*shape[:axis], size, *shape[axis + 1 :])
         self.axis[index] = axis
+
+    def sizes(self, operator: Operator, tensor: Tensor, axis: int) -> Shape:
+        """Return the planned shape of an output, with the dimensions that the file leaves open beside the batch."""
+        if -1 not in (*tensor.signature[:axis], *tensor.signature[axis + 1 :]):
+            return tensor.shape
+        given = [index for index in raw_inputs(operator) if index >= 0]
+        values = {position: found for position, i in enumerate(given) if (found := self.values.get(i)) is not None}
+        inferred = infer_shape(operator, [self.shapes[index] for index in given], values)
+        if inferred is None:
+            raise GradientError(
+                f"operator {operator.index} ({operator.name}) gives shape {list(tensor.signature)}; expected one open "
+                "dimension, the batch; convert the model with a fixed batch"
+            )
+        return tuple(size if n == -1 else n for n, size in zip(tensor.signature, inferred, strict=True))
 
     def rows(self, operator: Operator, size: int) -> int:
         """Return how many rows an operator makes of `size`: one sample may become several."""

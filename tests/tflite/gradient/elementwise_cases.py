@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as tflite
 
 from tests.tflite.gradient.cases import Case, Same, W, X, options
@@ -33,12 +34,19 @@ _DIVISIONS = [
 ]
 _SHAPES = [(2, 3), (6,), (2, 3, 4), (2, 2, 3, 2), (2, 1, 2, 3, 2)]
 
+_CHOICE = np.array([[True, False, True], [False, False, True]])
+
 BINARY = [
     *(Case(name, pair, options(kind)) for name, kind in (("ADD", "Add"), ("MUL", "Mul")) for pair in _PAIRS),
     *(Case("SUB", pair, options("Sub")) for pair in _DIFFERENT),
     *(Case("DIV", pair, options("Div")) for pair in _DIVISIONS),
     *(Case(name, pair, options("MaximumMinimum")) for name in ("MAXIMUM", "MINIMUM") for pair in _DIFFERENT),
     *(Case("SQUARED_DIFFERENCE", pair, options("SquaredDifference")) for pair in _PAIRS[:7]),
+    Case("ADD_N", (X((2, 3)), X((2, 3)), Same(0), W((2, 3))), options("AddN")),
+    *(
+        Case("SELECT_V2", (_CHOICE, *pair), options("SelectV2"))
+        for pair in ((X((2, 3)), X((2, 3))), (X((2, 1)), W((3,))), (X((2, 2, 3)), X((2, 1, 1))))
+    ),
     Case("POW", (X((2, 3), "positive"), W(())), options("Pow")),
     Case("POW", (X((2, 3), "positive"), X((2, 3), "small")), options("Pow")),
     Case("POW", (X((2, 3), "positive"), W((3,), "small")), options("Pow")),

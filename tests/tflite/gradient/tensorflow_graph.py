@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from har_edge.tflite.model import Model, Operator
+from har_edge.tflite.gradient.weights import list_weights
+from har_edge.tflite.model import Model, Operator, Tensor
 from har_edge.tflite.schema import tflite
 
 Values = list[Any]
@@ -29,25 +30,31 @@ _ACTIVATIONS: dict[int, Callable[[Any], Any]] = {
 
 
 class TensorFlowGraph:
-    """Holds the float constants as variables; `run` gives every tensor."""
+    """Holds the float constants as variables; `run` gives every tensor.
+
+    Converters store equal constants once. A weight that `find_weights` takes apart has a variable for each place.
+    """
 
     def __init__(self, model: Model) -> None:
-        self.model = model
-        self.constants: dict[int, Any] = {}
+        self.model, self.constants = model, dict[int, Any]()
+        self.variables: dict[str, Any] = {}
         for tensor in model.main.tensors:
             if tensor.constant:
-                data = model.buffers[tensor.raw.buffer]
-                assert data is not None and tensor.dtype is not None
-                value = data.view(tensor.dtype).reshape(tensor.shape)
-                self.constants[tensor.index] = tf.Variable(value) if tensor.dtype == "float32" else tf.constant(value)
+                value = _values(model, tensor)
+                if tensor.dtype == "float32":
+                    value = self.variables[tensor.name] = tf.Variable(value)
+                self.constants[tensor.index] = value
+        self.places: dict[tuple[int, int], Any] = {}
+        for weight in list_weights(model):
+            tensor = model.main.tensors[weight.tensor]
+            if weight.name != tensor.name:
+                self.variables[weight.name] = tf.Variable(_values(model, tensor))
+                self.places.update(dict.fromkeys(weight.uses, self.variables[weight.name]))
 
-    def run(self, inputs: Mapping[str, NDArray[Any]] | Mapping[int, Any]) -> dict[int, Any]:
-        """Return the values of all tensors by index; `inputs` by name, or by index."""
+    def run(self, inputs: Mapping[str, Any]) -> dict[int, Any]:
+        """Return the values of all tensors by index; `inputs` are by name."""
         main = self.model.main
-        names = {main.tensors[i].name: i for i in main.inputs}
-        values = dict(self.constants)
-        for key, value in inputs.items():
-            values[names[key] if isinstance(key, str) else key] = value
+        values = {**self.constants, **{i: inputs[main.tensors[i].name] for i in main.inputs}}
         for operator in main.operators:
             for index, value in zip(operator.outputs, self._step(operator, values), strict=True):
                 values[index] = value
@@ -55,34 +62,48 @@ class TensorFlowGraph:
 
     def _step(self, operator: Operator, values: Mapping[int, Any]) -> Sequence[Any]:
         options = operator.raw.builtinOptions
-        fed = [values[int(i)] if i >= 0 else None for i in operator.raw.inputs]
+        fed = [
+            None if index < 0 else self.places.get((operator.index, position), values[int(index)])
+            for position, index in enumerate(operator.raw.inputs)
+        ]
         found = OPERATIONS[operator.name](fed, options)
         results = list(found) if isinstance(found, (list, tuple)) else [found]
         activation = getattr(options, "fusedActivationFunction", 0)
         return [_ACTIVATIONS[activation](result) for result in results] if activation else results
 
+    def differentiate(
+        self, inputs: Mapping[str, NDArray[Any]], score: Callable[[Mapping[int, Any]], Any]
+    ) -> tuple[float, dict[int, Any], dict[str, NDArray[Any]]]:
+        """Return a score of the tensors, all tensors, and the gradients of inputs and float constants by name."""
+        fed = {name: tf.constant(value) for name, value in inputs.items()}
+        sources = {**self.variables, **{name: one for name, one in fed.items() if one.dtype == tf.float32}}
+        with tf.GradientTape() as tape:
+            tape.watch(list(fed.values()))
+            values = self.run(fed)
+            total = score(values)
+        found = tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return float(total), values, {name: np.asarray(tf.convert_to_tensor(one)) for name, one in found.items()}
+
     def gradients(
         self, inputs: Mapping[str, NDArray[Any]], upstream: Mapping[str, NDArray[Any]]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
         """Return the outputs by name, and the gradients of sum(output * upstream) by the name of input or constant."""
-        main = self.model.main
-        fed = {i: tf.constant(inputs[main.tensors[i].name]) for i in main.inputs}
-        places = {**self.constants, **fed}
-        floats = {i: value for i, value in places.items() if value.dtype == tf.float32}
-        with tf.GradientTape() as tape:
-            for i in main.inputs:
-                tape.watch(fed[i])
-            values = self.run(fed)
-            score = tf.add_n(
-                [
-                    tf.reduce_sum(values[i] * upstream[main.tensors[i].name])
-                    for i in main.outputs
-                    if values[i].dtype == tf.float32
-                ]
+        names = {index: self.model.main.tensors[index].name for index in self.model.main.outputs}
+
+        def score(values: Mapping[int, Any]) -> Any:
+            return tf.add_n(
+                [tf.reduce_sum(values[i] * upstream[name]) for i, name in names.items() if name in upstream]
             )
-        found = tape.gradient(score, floats, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        outputs = {main.tensors[i].name: np.asarray(values[i]) for i in main.outputs}
-        return outputs, {main.tensors[i].name: np.asarray(tf.convert_to_tensor(found[i])) for i in floats}
+
+        _, values, found = self.differentiate(inputs, score)
+        return {name: np.asarray(values[index]) for index, name in names.items()}, found
+
+
+def _values(model: Model, tensor: Tensor) -> Any:
+    data = model.buffers[tensor.raw.buffer]
+    assert data is not None
+    assert tensor.dtype is not None
+    return tf.constant(data.view(tensor.dtype).reshape(tensor.shape))
 
 
 def _padding(options: Any) -> str:
@@ -272,5 +293,6 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "TOPK_V2": lambda fed, options: tuple(tf.math.top_k(fed[0], int(fed[1].numpy().reshape(())))),
     "CAST": lambda fed, options: tf.cast(fed[0], tf.float32),
+    "SHAPE": lambda fed, options: tf.shape(fed[0]),
     "DEQUANTIZE": lambda fed, options: tf.cast(fed[0], tf.float32),
 }

@@ -13,7 +13,7 @@ from har_edge.tflite.gradient.training_graph import write_backward_graph
 from har_edge.tflite.model import Model, read_model
 from tests.tflite.gradient.cases import draw, options
 from tests.tflite.gradient.check import assert_close, differentiate, upstream
-from tests.tflite.models import Draft, GraphDraft
+from tests.tflite.models import INT32, Draft, GraphDraft
 
 BATCH = 3
 # What makes the output of x [samples, ...]; `n` samples are planned. Each row: input, output of a sample, operators.
@@ -94,6 +94,38 @@ APART: dict[str, tuple[tuple[int, ...], Build]] = {
 }
 
 
+def _repeated_rows(graph: GraphDraft, x: int, n: int, tensor: Callable[..., int]) -> int:
+    """Double each row of x [samples, 2, 3] as Keras does it: the shape that it asks for is computed from another one,
+    and the converter loses one of its dimensions.
+    """
+    wide, twice, shape = tensor(-1, 2, 1, 3), tensor(-1, 2, 2, 3), graph.tensor([3], type=INT32)
+    graph.op("EXPAND_DIMS", [x, graph.const(_scalar(2))], [wide], options("ExpandDims"))
+    graph.op("TILE", [wide, graph.const(_ints(1, 1, 2, 1))], [twice], options("Tile"))
+    graph.op("SHAPE", [x], [shape], options("Shape", outType=INT32))
+    batch, wanted = graph.tensor([1], type=INT32), graph.tensor([3], type=INT32)
+    pieces = [graph.const(_ints(one)) for one in (0, 1, 1)]
+    graph.op("STRIDED_SLICE", [shape, *pieces], [batch], options("StridedSlice"))
+    graph.op("CONCATENATION", [batch, graph.const(_ints(-1, 3))], [wanted], options("Concatenation", axis=0))
+    double = graph.tensor([n, 4, 3] if n > 1 else [1, 1, 3], signature=None if n > 1 else [-1, -1, 3])
+    graph.op("RESHAPE", [twice, wanted], [double], options("Reshape"))
+    y = graph.tensor([n, 4, 3] if n > 1 else [1, 1, 3], "y", signature=None if n > 1 else [-1, -1, 3])
+    graph.op("TANH", [double], [y])
+    return y
+
+
+APART["reshape of fixed sizes"] = (
+    (6,),
+    _then("RESHAPE", (-1, 2, 3), lambda n: _ints(n, 2, 3), kind=options("Reshape")),
+)
+APART["reshape to a row of each"] = ((2, 3), _then("RESHAPE", (-1, 6), _ints(-1, 6), kind=options("Reshape")))
+APART["reshape to several rows of each"] = ((2, 3), _then("RESHAPE", (-2, 3), _ints(-1, 3), kind=options("Reshape")))
+APART["reshape behind a dimension of 1"] = (
+    (2, 3),
+    _then("RESHAPE", (1, -1, 6), _ints(1, -1, 6), kind=options("Reshape")),
+)
+APART["rows repeated by Keras"] = ((2, 3), _repeated_rows)
+
+
 @pytest.mark.parametrize("name", APART)
 def test_open_batch_gives_the_gradients_of_the_fixed_one(name: str) -> None:
     shape, build = APART[name]
@@ -106,9 +138,27 @@ def test_open_batch_gives_the_gradients_of_the_fixed_one(name: str) -> None:
     assert_close(found, wanted, 0.0)
 
 
+def test_fixed_batch_of_one_is_replaced_although_a_reshape_leaves_another_size_open() -> None:
+    build = _then("RESHAPE", (-1, 6), lambda n: _ints(n, -1), kind=options("Reshape"))
+    values = {"x": draw((BATCH, 2, 3), np.random.default_rng(0))}
+    dy = {"y": draw((BATCH, 6), np.random.default_rng(1))}
+    found = differentiate(_open(build, (2, 3), 1, is_open=False), values, dy, batch=BATCH)
+    np.testing.assert_array_equal(found["x"], dy["y"].reshape(BATCH, 2, 3))
+
+
+def test_input_with_two_open_dimensions_is_refused() -> None:
+    draft = Draft()
+    graph = draft.graph()
+    x = graph.input([1, 1], "x", signature=[-1, -1])
+    graph.output(graph.mul(x, x))
+    with pytest.raises(GradientError, match=r"input x has shape \[-1, -1\].*no other open one"):
+        write_backward_graph(read_model(draft.build()), batch=2, start=0, stop=1, trainable=(), input_gradients=True)
+
+
 MIXED: dict[str, tuple[tuple[int, ...], Build]] = {
     "mean of samples": ((4,), _then("MEAN", (4,), _ints(0), kind=options("Reducer"))),
     "squeeze of whatever is one": ((1, 4), _then("SQUEEZE", (-1, 4), kind=options("Squeeze", squeezeDims=[]))),
+    "reshape": ((6,), _then("RESHAPE", (2, -3), _ints(2, -1), kind=options("Reshape"))),
     "cumulative sum": ((4,), _then("CUMSUM", (-1, 4), _scalar(0), kind=options("Cumsum"))),
     "reverse": ((4,), _then("REVERSE_V2", (-1, 4), _ints(0), kind=options("ReverseV2"))),
     "tile": ((4,), _then("TILE", (-2, 4), _ints(2, 1), kind=options("Tile"))),
