@@ -17,11 +17,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What one step gives: sums over its samples, each times its weight.
+    """The results of one step: sums over its samples, each times its weight.
 
     Attributes:
         loss_sum: The loss; 0.0 for a slice in the middle.
-        predictions: What the model gives for the samples that came, without those that filled the batch.
+        predictions: The outputs of the model for the samples that came, without those that filled the batch.
         gradients: By the name of the weight, in the order of the description.
         dx: The gradients of what entered the slice, by the name of the tensor; empty for a whole model.
     """

@@ -255,6 +255,9 @@ class GraphBuilder:
         """Return a new tensor with the values of a, in this shape."""
         options = tflite.ReshapeOptionsT()
         wanted = self.shape(a) if shape is None else tuple(shape)
+        value = self._values.get(a)
+        if shape is not None and value is not None:
+            return self.constant(value.reshape(wanted))
         if math.prod(wanted) != math.prod(self.shape(a)):
             raise GradientError(f"shape {list(wanted)} came for values of {list(self.shape(a))}; this is a defect")
         options.newShape = np.array(wanted, np.int32)
@@ -265,6 +268,9 @@ class GraphBuilder:
         if tuple(order) == tuple(range(len(order))):
             return a
         shape = [self.shape(a)[axis] for axis in order]
+        value = self._values.get(a)
+        if value is not None:
+            return self.constant(value.transpose(order))
         return self.add("TRANSPOSE", [a, self.ints(order)], shape, tflite.TransposeOptionsT(), dtype=self.dtype(a))
 
     def pad(self, a: int, amounts: Sequence[tuple[int, int]]) -> int:
@@ -279,6 +285,10 @@ class GraphBuilder:
         """Return a block of a; the same tensor where the block is all of it."""
         if tuple(size) == self.shape(a):
             return a
+        value = self._values.get(a)
+        if value is not None:
+            ends = [start + n for start, n in zip(begin, size, strict=True)]
+            return self.constant(value[tuple(slice(start, end) for start, end in zip(begin, ends, strict=True))])
         inputs = [a, self.ints(begin), self.ints(size)]
         return self.add("SLICE", inputs, size, tflite.SliceOptionsT(), dtype=self.dtype(a))
 

@@ -58,6 +58,10 @@ class RuleContext:
             raise self.refusal(f"its input {position} is computed; expected a constant")
         return value
 
+    def is_constant(self, position: int) -> bool:
+        """Return whether an input holds the same values in each run."""
+        return self.builder.value(self.inputs[position]) is not None
+
     def axes(self, position: int, rank: int) -> tuple[int, ...]:
         """Return a constant input as axes from 0 to rank - 1."""
         return tuple(int(axis) % rank for axis in np.asarray(self.constant(position)).reshape(-1))
@@ -79,7 +83,8 @@ class RuleContext:
 
 # The gradient of each input, a tensor of the file; None for one that needs none.
 Rule: TypeAlias = Callable[[RuleContext], Sequence[int | None]]
-# What writes an operator with other means than a copy of it: it returns the outputs behind the fused activation.
-Forward: TypeAlias = Callable[[RuleContext], Sequence[int]]
+# A function that writes an operator with other means than a copy of it: it returns the outputs behind the fused
+# activation, or None to copy it after all.
+Forward: TypeAlias = Callable[[RuleContext], Sequence[int] | None]
 Rules: TypeAlias = Mapping[str, Rule]
 Forwards: TypeAlias = Mapping[str, Forward]

@@ -1,4 +1,4 @@
-"""What a training graph takes and gives; travels beside its file as JSON."""
+"""The inputs and outputs of a training graph; they travel beside its file as JSON."""
 
 from __future__ import annotations
 

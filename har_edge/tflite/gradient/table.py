@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from har_edge.tflite.gradient import (
     rules_activations,
+    rules_conv,
+    rules_depthwise,
     rules_elementwise,
     rules_linear,
     rules_matrices,
+    rules_pool,
     rules_reductions,
     rules_shape,
     rules_slices,
+    rules_transposed,
 )
 from har_edge.tflite.gradient.rules import Forwards, Rules
 
 RULES: Rules = {
     **rules_linear.RULES,
+    **rules_conv.RULES,
+    **rules_depthwise.RULES,
+    **rules_transposed.RULES,
+    **rules_pool.RULES,
     **rules_elementwise.RULES,
     **rules_activations.RULES,
     **rules_reductions.RULES,
@@ -24,4 +32,10 @@ RULES: Rules = {
 }
 # Operators that are written anew instead of copied: because they hold the batch, or a faster form takes weights that
 # are inputs.
-FORWARDS: Forwards = {**rules_shape.FORWARDS, **rules_slices.FORWARDS}
+FORWARDS: Forwards = {
+    **rules_linear.FORWARDS,
+    **rules_conv.FORWARDS,
+    **rules_transposed.FORWARDS,
+    **rules_shape.FORWARDS,
+    **rules_slices.FORWARDS,
+}

@@ -61,7 +61,7 @@ def write_training_graph(
         batch: The samples of one run; a smaller batch is filled up with samples of weight 0.
         loss: Cross entropy takes the logits in front of a SOFTMAX at the end, else the output as logits.
         label_smoothing: The share of each one-hot target that is spread over all classes.
-        start: The first operator of the last slice; 0 is the whole model. What enters a slice gets a gradient where
+        start: The first operator of the last slice; 0 is the whole model. An input of a slice gets a gradient where
             something in front of it can be trained.
         trainable: The names of the weights to train, as `find_weights` gives them; None is all.
         dropout: The rate for each tensor, by name, whose values a mask drops.

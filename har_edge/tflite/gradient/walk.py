@@ -100,11 +100,12 @@ class TrainingWalk:
         )
         made = tuple(self._empty(index) for index in operator.outputs)
         context = RuleContext(self.builder, operator, inputs, made)
-        forward = FORWARDS.get(operator.name)
-        if forward is None:
+        forward = None if operator.custom else FORWARDS.get(operator.name)
+        written = forward(context) if forward else None
+        if written is None:
             self.builder.copy(self.model, operator, inputs, made)
         else:
-            made = tuple(forward(context))
+            made = tuple(written)
         needs = tuple(number in self._active for number in inputs)
         if any(needs) and operator.name == "QUANTIZE":  # else all in front of it would go untrained, without a word
             raise context.refusal("no gradient goes back through integers to what is trained in front of it")
