@@ -13,7 +13,7 @@ import numpy as np
 
 from har_edge.tflite.gradient.builder import GraphBuilder
 from har_edge.tflite.gradient.rules import Forward, Rule, RuleContext
-from har_edge.tflite.gradient.window import Window, conv_window
+from har_edge.tflite.gradient.window import SlidingWindow, conv_window
 from har_edge.tflite.schema import tflite
 
 FEW_CHANNELS = 4  # below it the runtime's kernel is faster (docs/explanation/gradients.md)
@@ -48,7 +48,7 @@ def bias_of(context: RuleContext, position: int = 2) -> int | None:
     return context.inputs[position] if context.has_input(position) else None
 
 
-def _window_of(context: RuleContext) -> Window:
+def _window_of(context: RuleContext) -> SlidingWindow:
     kernel = context.input_shape(1)[1:3]
     return conv_window(context.input_shape(0), context.output_shape(), kernel, context.options)
 
@@ -72,7 +72,7 @@ def tap_weights(builder: GraphBuilder, weights: int) -> dict[tuple[int, ...], in
     }
 
 
-def product_forward(builder: GraphBuilder, window: Window, x: int, weights: int) -> int:
+def product_forward(builder: GraphBuilder, window: SlidingWindow, x: int, weights: int) -> int:
     """Return the convolution of one group as a sum of products, [batch, *out, filters]."""
     padded = window.padded(builder, x)
     channels = builder.shape(x)[-1]
@@ -86,7 +86,7 @@ def product_forward(builder: GraphBuilder, window: Window, x: int, weights: int)
     return builder.reshape(total, (builder.shape(x)[0], *window.out, builder.shape(weights)[0]))
 
 
-def product_input(builder: GraphBuilder, window: Window, dy: int, weights: int) -> int:
+def product_input(builder: GraphBuilder, window: SlidingWindow, dy: int, weights: int) -> int:
     """Return the gradient of the input of one group: each tap gives dy times its weights back."""
     filters, channels = builder.shape(weights)[0], builder.shape(weights)[-1]
     tables = tap_weights(builder, weights)
@@ -100,7 +100,7 @@ def product_input(builder: GraphBuilder, window: Window, dy: int, weights: int) 
     return window.back(builder, dy, channels, give)
 
 
-def product_weights(builder: GraphBuilder, window: Window, x: int, dy: int, shape: Sequence[int]) -> int:
+def product_weights(builder: GraphBuilder, window: SlidingWindow, x: int, dy: int, shape: Sequence[int]) -> int:
     """Return the gradient of the weights of one group: for each tap dy^T times what it sees."""
     filters, channels = shape[0], shape[-1]
     padded = window.padded(builder, x)
@@ -115,7 +115,7 @@ def product_weights(builder: GraphBuilder, window: Window, x: int, dy: int, shap
     return builder.reshape(builder.concat(given, 1), shape)
 
 
-def kernel_weights(builder: GraphBuilder, window: Window, x: int, dy: int, shape: Sequence[int]) -> int:
+def kernel_weights(builder: GraphBuilder, window: SlidingWindow, x: int, dy: int, shape: Sequence[int]) -> int:
     """Return the gradient of the weights of one group as CONV_2D of x as [channels, H, W, batch] with dy as the filter.
 
     Stride and dilation change places.

@@ -10,10 +10,10 @@ import numpy as np
 from har_edge.tflite.gradient.builder import GraphBuilder
 from har_edge.tflite.gradient.rules import Rule, RuleContext
 from har_edge.tflite.gradient.rules_conv import channel_sums
-from har_edge.tflite.gradient.window import Window, conv_window
+from har_edge.tflite.gradient.window import SlidingWindow, conv_window
 
 
-def _window_of(context: RuleContext) -> Window:
+def _window_of(context: RuleContext) -> SlidingWindow:
     kernel = context.input_shape(1)[1:3]
     return conv_window(context.input_shape(0), context.output_shape(), kernel, context.options)
 

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from har_edge.tflite.gradient.rules import Rule, RuleContext
-from har_edge.tflite.gradient.window import Tap, Window, make_axis
+from har_edge.tflite.gradient.window import SlidingWindow, Tap, make_axis
 
 _LOWEST = float(np.finfo(np.float32).min)
 
 
-def _window_of(context: RuleContext) -> Window:
+def _window_of(context: RuleContext) -> SlidingWindow:
     options, x, y = context.options, context.input_shape(0), context.output_shape()
     sizes = ((options.filterHeight, options.strideH), (options.filterWidth, options.strideW))
     padding = int(options.padding)
-    return Window(
+    return SlidingWindow(
         tuple(make_axis(x[i], y[i], int(kernel), int(step), 1, padding) for i, (kernel, step) in enumerate(sizes, 1))
     )
 
@@ -35,12 +35,12 @@ def _average(context: RuleContext) -> Sequence[int | None]:
     return [share]
 
 
-def _only(window: Window, number: int) -> Window:
+def _only(window: SlidingWindow, number: int) -> SlidingWindow:
     """Return the window along one dimension, which leaves the other as it is."""
     other = 1 - number
     size = window.axes[other].out if number == 1 else window.axes[other].size
     plain = make_axis(size, size, 1, 1, 1, 1)
-    return Window((plain, window.axes[1]) if number == 1 else (window.axes[0], plain))
+    return SlidingWindow((plain, window.axes[1]) if number == 1 else (window.axes[0], plain))
 
 
 def _maximum(context: RuleContext) -> Sequence[int | None]:

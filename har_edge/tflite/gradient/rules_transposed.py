@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from har_edge.tflite.gradient.rules import Forward, Rule, RuleContext
 from har_edge.tflite.gradient.rules_conv import add_bias, channel_sums, product_forward, product_input, product_weights
-from har_edge.tflite.gradient.window import Window, make_axis
+from har_edge.tflite.gradient.window import SlidingWindow, make_axis
 
 
-def _window_of(context: RuleContext) -> Window:
+def _window_of(context: RuleContext) -> SlidingWindow:
     """Return the window of the convolution from the output of the operator to its input.
 
     Inputs are the output's shape, weights [filters, height, width, channels], values, maybe a bias.
@@ -19,7 +19,7 @@ def _window_of(context: RuleContext) -> Window:
     _, height, width, _ = context.input_shape(1)
     wide, narrow = context.output_shape(), context.input_shape(2)
     steps = ((height, options.strideH), (width, options.strideW))
-    return Window(
+    return SlidingWindow(
         tuple(make_axis(wide[i], narrow[i], kernel, int(step), 1, padding) for i, (kernel, step) in enumerate(steps, 1))
     )
 

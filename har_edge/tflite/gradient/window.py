@@ -63,7 +63,7 @@ def make_axis(size: int, out: int, kernel: int, stride: int, dilation: int, padd
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class SlidingWindow:
     """A window over the dimensions 1, 2, ... of tensors [batch, ..., channels]."""
 
     axes: tuple[Axis, ...]
@@ -81,7 +81,7 @@ class Window:
     def padded(self, builder: GraphBuilder, x: int, value: float = 0.0) -> int:
         """Return the input with what the window sees around it."""
         amounts = [(0, 0), *((axis.before, axis.after) for axis in self.axes), (0, 0)]
-        # What lies behind the last place of the window is cut off by `tap`, and what it leaves over stays.
+        # `tap` cuts off the rest behind the last place of the window.
         return builder.pad(x, amounts) if value == 0.0 else pad_with(builder, x, amounts, value)
 
     def tap(self, builder: GraphBuilder, padded: int, tap: Tap) -> int:
@@ -179,21 +179,21 @@ def pad_with(builder: GraphBuilder, x: int, amounts: list[tuple[int, int]], valu
     return builder.add("PADV2", [x, table, filler], shape, tflite.PadV2OptionsT())
 
 
-def conv_window(x: Shape, y: Shape, kernel: Shape, options: object) -> Window:
+def conv_window(x: Shape, y: Shape, kernel: Shape, options: object) -> SlidingWindow:
     """Return the window of a convolution of [batch, height, width, ...]."""
     return _window(x, y, kernel, options, ("H", "W"))
 
 
-def volume_window(x: Shape, y: Shape, kernel: Shape, options: object) -> Window:
+def volume_window(x: Shape, y: Shape, kernel: Shape, options: object) -> SlidingWindow:
     """Return the window of a convolution of [batch, depth, height, width, ...]."""
     return _window(x, y, kernel, options, ("D", "H", "W"))
 
 
-def _window(x: Shape, y: Shape, kernel: Shape, options: object, letters: tuple[str, ...]) -> Window:
+def _window(x: Shape, y: Shape, kernel: Shape, options: object, letters: tuple[str, ...]) -> SlidingWindow:
     padding = int(getattr(options, "padding", 0))
     axes = []
     for number, letter in enumerate(letters):
         stride = int(getattr(options, f"stride{letter}"))
         dilation = int(getattr(options, f"dilation{letter}Factor", 1) or 1)
         axes.append(make_axis(x[number + 1], y[number + 1], kernel[number], stride, dilation, padding))
-    return Window(tuple(axes))
+    return SlidingWindow(tuple(axes))
