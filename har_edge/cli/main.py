@@ -32,6 +32,7 @@ COMMANDS = (
         "slice",
         "evaluate",
         "train",
+        "adapt",
         "zoo",
         "data",
         "testbed",
