@@ -9,6 +9,7 @@ pairwise masks (`learning/masking.py`), sees them under less noise.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +68,15 @@ class UpdatePrivacy:
             clipped += random.normal(0.0, self.deviation, update.size)
         return clipped.astype(np.float32)
 
-    def multiplier(self, counted: int) -> float:
-        """Return the noise in the sum of `counted` updates over `clip`: less than `noise` where devices are missing."""
-        return self.noise * math.sqrt(min(counted, self.devices) / self.devices)
+    def multiplier(self, shares: Sequence[float]) -> float:
+        """Return the noise in a weighted sum of updates, over the most that one device can change it.
+
+        `shares` are the weights of the updates that were counted. With all devices and equal shares it is `noise`; it
+        is less where devices are missing, or one weighs more than others.
+        """
+        if not shares or max(shares) <= 0:
+            raise ConfigError(f"shares of updates {list(shares)}, expected some above 0")
+        return self.noise / math.sqrt(self.devices) * math.hypot(*shares) / max(shares)
 
 
 class PrivacyAccountant:

@@ -39,7 +39,20 @@ def test_the_sum_over_all_devices_has_the_noise_that_was_asked_for() -> None:
     total = sum(privacy.protect(np.zeros(40_000, np.float32), random).astype(np.float64) for _ in range(4))
     assert np.std(total) == pytest.approx(3.0, rel=0.02) and abs(np.mean(total)) < 0.06
     assert privacy.deviation == 1.5
-    assert [privacy.multiplier(counted) for counted in (4, 1, 5)] == [1.5, 0.75, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("shares", "multiplier"),
+    [([1] * 4, 1.5), ([0.25] * 4, 1.5), ([1], 0.75), ([1, 1], 0.75 * math.sqrt(2)), ([0.6, 0.8], 0.75 * 1.25)],
+)
+def test_the_noise_of_a_weighted_sum_against_the_largest_part(shares: list[float], multiplier: float) -> None:
+    assert UpdatePrivacy(clip=2.0, noise=1.5, devices=4).multiplier(shares) == pytest.approx(multiplier)
+
+
+@pytest.mark.parametrize("shares", [[], [0.0]])
+def test_a_sum_of_nothing_has_no_noise(shares: list[float]) -> None:
+    with pytest.raises(ConfigError, match="expected some above 0"):
+        UpdatePrivacy(1.0, 1.0).multiplier(shares)
 
 
 def test_an_update_that_is_not_finite_is_refused() -> None:
