@@ -13,20 +13,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
+from har_edge.planner.chain_moves import improve_chain, improve_shares
 from har_edge.planner.simulation import Simulator
 from har_edge.planner.slice_graph import HEAD_BYTES
 from har_edge.planner.split_costs import SplitCosts
 from har_edge.planner.split_search import fits
-from har_edge.planner.split_shares import proportional, shifted, speeds_of, whole_shares
+from har_edge.planner.split_shares import proportional, speeds_of, whole_shares
 from har_edge.tflite.split.plan import Block, SplitMethod
 
 _LABELS = 4  # ways to run a stage, or to come to a place, that are kept
 _FACTOR = 2.0  # blocks whose redundant work is more than this factor are not tried
 _FINALISTS = 6  # chains that are laid out
-_EVALUATIONS = 400  # of local search, for each of these
-_NORM = 16  # high powers of loads make the highest one count, and yet the next ones, too
+_EVALUATIONS = 400  # of local search on shares, for each of these
+_IMPROVED = 4  # of these, those whose blocks move, too
+_MOVES = 2500  # of local search on blocks, for each of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +52,27 @@ class _Chain:
 
 def best_groups(costs: SplitCosts) -> tuple[Block, ...] | None:
     """Return the blocks of the best chain that was found; None where none fits the memory."""
-    best, best_s = None, math.inf
+    found = list[tuple[float, tuple[Block, ...]]]()
     for order in _orders(costs):
         for chain in _Chains(costs, order).find()[:_FINALISTS]:
             blocks = _lay_out(costs, order, chain)
-            if not fits(costs, blocks, border_first=False):
-                continue
-            blocks = _improve(costs, blocks)
-            period = Simulator(costs, border_first=False).forecast(blocks).period_s
-            if period < best_s:
-                best, best_s = blocks, period
-    return best
+            if fits(costs, blocks, border_first=False):
+                blocks = improve_shares(costs, blocks, _EVALUATIONS)
+                found.append((_period(costs, blocks), blocks))
+    found.sort(key=lambda each: each[0])
+    starts = [blocks for _, blocks in found[:_IMPROVED]]
+    fastest = min(range(costs.n), key=lambda k: sum(costs.seconds[k]))
+    alone = (Block(0, costs.model.n, SplitMethod.WHOLE, whole_shares(costs.n, fastest)),)
+    if fits(costs, alone, border_first=False):
+        starts.append(alone)  # from here on, as few messages as need be
+    for blocks in starts:
+        better = improve_chain(costs, blocks, _MOVES)
+        found.append((_period(costs, better), better))
+    return min(found, key=lambda each: each[0], default=(math.inf, None))[1]
+
+
+def _period(costs: SplitCosts, blocks: tuple[Block, ...]) -> float:
+    return Simulator(costs, border_first=False).forecast(blocks).period_s
 
 
 def _orders(costs: SplitCosts) -> list[list[int]]:
@@ -250,54 +261,3 @@ def _lay_out(costs: SplitCosts, order: Sequence[int], chain: _Chain) -> tuple[Bl
                 loads[k] += costs.step_seconds(block, k, low, high) if low < high else 0.0
             found.append(block)
     return tuple(found)
-
-
-def _improve(costs: SplitCosts, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
-    """Return the blocks with shares moved within each stage while that lowers the highest loads."""
-    stages = _stages(blocks)
-    simulator, left, moved = Simulator(costs, border_first=False), _EVALUATIONS, True
-
-    def norm(each: tuple[Block, ...]) -> float:
-        return sum(load**_NORM for load in simulator.loads(each))
-
-    best_s = norm(blocks)
-    while moved:
-        moved = False
-        for index, number, amount in _moves(costs, blocks):
-            other = shifted(costs, blocks, index, number, amount)
-            if other is None or not _users(other[index]) <= stages[index]:
-                continue
-            if not left:
-                return blocks
-            left -= 1
-            value = norm(other)
-            if value < best_s * (1 - 1e-9) and fits(costs, other, border_first=False):
-                blocks, best_s, moved = other, value, True
-    return blocks
-
-
-def _moves(costs: SplitCosts, blocks: Sequence[Block]) -> list[tuple[int, int, int]]:
-    return [
-        (index, number, amount)
-        for amount in (1, -1, 3, -3)
-        for index, block in enumerate(blocks)
-        if block.method is not SplitMethod.WHOLE
-        for number in range(1, costs.n)
-    ]
-
-
-def _users(block: Block) -> set[int]:
-    """Return the devices that have a share of a block."""
-    return {k for k, (low, high) in enumerate(pairwise(block.bounds)) if low < high}
-
-
-def _stages(blocks: Sequence[Block]) -> list[set[int]]:
-    """Return, for each block, the devices of its stage: none of them computes for another stage."""
-    found = [_users(block) for block in blocks]
-    for index in range(1, len(found)):
-        if found[index] & found[index - 1]:
-            found[index] |= found[index - 1]
-    for index in range(len(found) - 1, 0, -1):
-        if found[index] & found[index - 1]:
-            found[index - 1] = found[index]
-    return found

@@ -15,15 +15,33 @@ from tests.planner.split_models import costs_of, network
 from tests.planner.test_split_search import every_plan
 
 
+@pytest.mark.parametrize("message_s", [2e-4, 5e-3])
 @pytest.mark.parametrize("speeds", [(1.0, 1.0), (1.0, 0.6)])
-@pytest.mark.parametrize("seed", [0, 2, 4])
-def test_a_chain_is_near_the_best_of_all_plans(seed: int, speeds: tuple[float, ...]) -> None:
-    costs = costs_of(network(seed, 4, 6), speeds, seconds=(0.02, 0.05, 0.03, 0.01))
-    simulator = Simulator(costs, border_first=False)
-    best = min(simulator.forecast(plan).period_s for plan in every_plan(costs))
-    found = best_groups(costs)
-    assert found is not None
-    assert best <= simulator.forecast(found).period_s <= 1.02 * best
+def test_a_chain_is_near_the_best_of_all_plans_and_often_that(speeds: tuple[float, ...], message_s: float) -> None:
+    gaps = []
+    for seed in (0, 2, 4, 5):
+        costs = costs_of(network(seed, 4, 6), speeds, seconds=(0.02, 0.05, 0.03, 0.01), message_s=message_s)
+        simulator = Simulator(costs, border_first=False)
+        best = min(simulator.forecast(plan).period_s for plan in every_plan(costs))
+        found = best_groups(costs)
+        assert found is not None
+        gaps.append(simulator.forecast(found).period_s / best - 1)
+    assert min(gaps) > -1e-9 and max(gaps) < 0.04
+    assert sum(gap < 1e-9 for gap in gaps) >= 2
+
+
+def test_dear_messages_make_fewer_blocks() -> None:
+    def messages(message_s: float) -> int:
+        costs = costs_of(network(3, 6, 24), (1.0,) * 4, message_s=message_s)
+        found = best_groups(costs)
+        assert found is not None
+        transfers = [
+            costs.transfer(one, after, False) for one, after in zip((None, *found), (*found, None), strict=True)
+        ]
+        return sum(1 + len(piece.takers) for one in transfers for piece in one.pieces)
+
+    assert messages(1e-5) > messages(2e-3) > messages(0.1)
+    assert messages(0.1) == 2  # to one device: the sensor's, which it takes
 
 
 @settings(max_examples=20, deadline=None)
