@@ -28,6 +28,10 @@ LEASE_LOOK_S = 1.0  # that such a look at the retained status may take
 RESULT_SESSION_S = 300  # that the broker keeps results for a sensor or watcher without a connection
 STAGE_SESSION_S = 86_400  # that the broker keeps the queue of a stage without a connection, unless the pipeline says
 
+# Training on the devices.
+TRAINING_PROGRESS_S = 1.0  # between two messages about the progress of a training
+TRAINING_LISTEN_S = 2.5  # that a new training listens for the progress of another of its name
+
 # Windows: resending, joining, replaying.
 PUBLISH_RETRY_S = 0.5  # until what nobody subscribed to is published again
 REPLAY_BUFFER_AFTER_S = 3.0  # that parts wait for others until they are released to the replay buffer

@@ -23,6 +23,7 @@ ORDERS = [
     (2 * timing.HEARTBEAT_S, timing.NAME_LISTEN_S, "two nodes of one name do not hear each other"),
     (2 * timing.HEARTBEAT_S, timing.OTHERS_LISTEN_S, "doctor misses the heartbeats that prove a right"),
     (timing.SILENT_S, timing.STATUS_LISTEN_S, "status calls nodes dead that it has not listened for"),
+    (2 * timing.TRAINING_PROGRESS_S, timing.TRAINING_LISTEN_S, "two trainings of one name do not hear each other"),
     (timing.SILENT_S, timing.DOCTOR_LISTEN_S, "doctor calls nodes dead that it has not listened for"),
     (timing.NODE_LOST_S + timing.HEARTBEAT_S, timing.RECONNECT_GRACE_S, "an outage of the broker makes nodes lost"),
     (timing.BACKOFF_CAP_S, timing.RECONNECT_GRACE_S, "nodes that come back a little later are lost"),

@@ -265,12 +265,13 @@ class TrainingServer:
             return True
         self.record.add_epoch(self.epoch, account.counted, account.skipped, now)
         self.evaluations.append(EvaluationRequest(self.epoch, self.weights.copy()))
-        if self.epoch >= self.settings.epochs:
+        finished = self.epoch >= self.settings.epochs
+        self.epoch += 1
+        self.pool.begin_epoch()
+        if finished:  # with more epochs a later run goes on from here
             self.state, self.detail = RunState.FINISHED, ""
             self.checkpoints.append(save_run(self, now))
             return False
-        self.epoch += 1
-        self.pool.begin_epoch()
         self._saved_at = -self.settings.checkpoint_s  # an epoch ends with a checkpoint
         return True
 

@@ -148,16 +148,15 @@ class TrainingWorker:
         return [topics.training(run, "round"), topics.training(run, "round", self.name)]
 
     @property
-    def wanted(self) -> int | None:
-        """The block whose samples must be brought before the task can go on; None where nothing is missing."""
-        if self._task is None:
-            return None
-        return next((one.block for one in self._task.task.ranges if self._learner.missing(one.block)), None)
+    def wanted(self) -> list[int]:
+        """The blocks whose samples must be brought before the task can go on."""
+        ranges = self._task.task.ranges if self._task is not None else ()
+        return sorted({one.block for one in ranges if self._learner.missing(one.block)})
 
     @property
     def busy(self) -> bool:
         """Whether there is something to compute now."""
-        return self._task is not None and self.wanted is None
+        return self._task is not None and not self.wanted
 
     # --- what comes ---------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 Text = Annotated[str, msgspec.Meta(max_length=400)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_PARAMETERS)]
 
 
@@ -78,6 +78,11 @@ class BlockFile(msgspec.Struct, frozen=True, array_like=True):
     sha256: Sha256
     size: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
     samples: Size
+
+    @property
+    def file(self) -> TrainingFile:
+        """The block as a file."""
+        return TrainingFile(self.sha256, self.size)
 
 
 class TrainingJob(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -236,7 +236,7 @@ def make_job(sizes: tuple[int, ...], *, compress: str = "none", own: bool = Fals
     return TrainingJob(
         run="r",
         author=author,
-        started=1.0,
+        started=1.7e9,
         graph=TrainingFile("a" * 64, 1),
         spec=TrainingFile("b" * 64, 1),
         batch=8,

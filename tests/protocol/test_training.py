@@ -42,7 +42,7 @@ FILE = TrainingFile("a" * 64, 100)
 JOB = TrainingJob(
     run="night",
     author="one",
-    started=1.0,
+    started=1.7e9,
     graph=FILE,
     spec=FILE,
     batch=32,
@@ -68,7 +68,7 @@ UPDATE = Update(
 REPORT = WorkerReport(run="night", author="one", worker="pi", instance="i", state=WorkerState.READY, step_s=0.05)
 NOTE = CheckpointNote(run="night", author="one", file=FILE, settings="c" * 64, round=3, epoch=1)
 PROGRESS = TrainingProgress(
-    run="night", author="one", state=RunState.RUNNING, time=1.0, workers=(WorkerProgress("pi"),)
+    run="night", author="one", state=RunState.RUNNING, time=1.7e9, workers=(WorkerProgress("pi"),)
 )
 EXAMPLES: dict[TrainingLevel, TrainingMessage] = {
     TrainingLevel.JOB: JOB,

@@ -16,7 +16,14 @@ from har_edge.timing import LEAVE_S
 from har_edge.units import size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from har_edge.learning.training_thread import TrainingThread
+    from har_edge.mqtt.bus import PollableBus, Session
+    from har_edge.protocol.topics import Topics
+    from har_edge.protocol.training import TrainingJob
     from har_edge.runtime.node.carried_broker import CarriedBroker
+    from har_edge.runtime.node.worker import WorkerContext
     from har_edge.runtime.status_publisher import Identity
 
 HELP = "offer this device to a pipeline: it fetches and runs the slices that the coordinator gives it"
@@ -43,6 +50,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=int(LEAVE_S),
         metavar="S",
         help="on stopping, wait S seconds until other nodes have taken the stages over (default: 10)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="own labelled samples to train on (idx files, a folder of pictures, .npz): they never leave this device",
     )
     options.add_delegate(parser, "what the plan says")
     add_own_broker(parser)
@@ -93,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.runtime.node.capabilities import read_memory
     from har_edge.runtime.node.node import Node, run_node
     from har_edge.runtime.node.registration import ROLE, arrive
+    from har_edge.runtime.node.trainings import Trainings
     from har_edge.runtime.node.worker import Worker, WorkerContext
     from har_edge.runtime.status_publisher import Identity
     from har_edge.runtime.stop import Stop
@@ -123,7 +137,10 @@ def run(args: argparse.Namespace) -> int:
         for line in broker.start(identity):
             say(line)
         say(f"node {name} connected: {describe(identity)}; MQTT client: {identity.client}")
-        node = Node(identity, lambda replica_id, deployment, desired: Worker(context, replica_id, deployment, desired))
+        trainings = None
+        if may_hear_jobs(context.connect, topics):
+            trainings = Trainings(topics, lambda job: start_training(args, context, job))
+        node = Node(identity, lambda one, plan, desired: Worker(context, one, plan, desired), trainings)
         run_node(bus, node, stop, drain_timeout_s=args.drain_timeout, watch=lambda: broker.watch(identity))
     except TakenOver:
         say(f"node {name}: a younger node of this name has taken over; ending (give each its --name)", file=sys.stderr)
@@ -132,6 +149,47 @@ def run(args: argparse.Namespace) -> int:
         broker.stop()
     print(f"node {name} stopped", flush=True)
     return 0
+
+
+def may_hear_jobs(connect: Callable[[Session], PollableBus], topics: Topics) -> bool:
+    """Return whether this node may hear of trainings; a broker that refuses it would else end the node."""
+    import secrets
+
+    from har_edge.errors import BrokerError
+    from har_edge.mqtt.bus import Session
+
+    bus = connect(Session(f"jobs-{secrets.token_hex(8)}", clean_start=True))
+    try:
+        bus.subscribe([topics.training("+", "job")])
+        for _ in range(10):
+            bus.poll(0.02)
+    except BrokerError as error:
+        say(f"this node takes part in no training: {error}", file=sys.stderr)
+        return False
+    finally:
+        bus.close(forget=True)
+    return True
+
+
+def start_training(args: argparse.Namespace, context: WorkerContext, job: TrainingJob) -> TrainingThread:
+    """Return the thread that takes part in a training; what it needs is loaded with the first one."""
+    from har_edge.learning.own_samples import read_own_samples
+    from har_edge.learning.training_thread import LearningContext, TrainingThread
+
+    say(f"training {job.run}: takes part, {'with own samples' if job.own else f'data: {job.data}'}")
+    return TrainingThread(
+        LearningContext(
+            context.topics,
+            context.node,
+            context.connect,
+            context.store,
+            context.check,
+            context.max_bytes,
+            context.threads,
+            None if args.data is None else lambda job: read_own_samples(args.data, job),
+        ),
+        job,
+    )
 
 
 def carried_broker(args: argparse.Namespace, node: str) -> CarriedBroker:

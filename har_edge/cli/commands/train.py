@@ -78,12 +78,85 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="seed of all random choices; the same seed gives the same bytes (default: 0)",
     )
     parser.add_argument(
-        "--epochs", type=values.positive, metavar="N", help="passes over the training windows (default: 12)"
+        "--epochs",
+        type=values.positive,
+        metavar="N",
+        help="passes over the training windows (default: 12; on devices 10)",
     )
+    add_on_devices(parser)
+
+
+def add_on_devices(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a training on devices."""
+    from har_edge.cli.device_training import DEFAULT_OPTIMIZER
+
+    group = parser.add_argument_group("training on devices (docs/how-to/train-on-devices.md)")
+    group.add_argument("--on-devices", action="store_true", help="train --model with the nodes that are there")
+    group.add_argument("--model", type=Path, metavar="FILE", help="the float .tflite model to train")
+    group.add_argument("--from-scratch", action="store_true", help="begin with new weights, not those of the model")
+    group.add_argument(
+        "--own-data",
+        action="store_true",
+        help="each node trains on its own samples (node --data); --data is for the test alone",
+    )
+    group.add_argument(
+        "--workers", type=values.positive, default=1, metavar="N", help="begin when so many are ready (default: 1)"
+    )
+    group.add_argument(
+        "--wait",
+        type=values.seconds,
+        default=10.0,
+        metavar="S",
+        help="begin after S seconds with those that are (default: 10)",
+    )
+    group.add_argument(
+        "--mode",
+        default="auto",
+        metavar="MODE",
+        help="auto, sync, local[:STEPS] or stale[:ROUNDS] (default: auto, by measured step time and link)",
+    )
+    group.add_argument("--local-steps", type=values.positive, metavar="N", help="steps of a round with --mode stale")
+    group.add_argument("--batch", type=values.positive, default=32, metavar="N", help="samples of a step (default: 32)")
+    group.add_argument(
+        "--global-batch", type=values.positive, metavar="N", help="samples of a step of all (default: a batch each)"
+    )
+    group.add_argument(
+        "--optimizer",
+        default=DEFAULT_OPTIMIZER,
+        metavar="SPEC",
+        help=f"sgd, momentum, adam or adamw with options (default: {DEFAULT_OPTIMIZER})",
+    )
+    group.add_argument(
+        "--compress",
+        default="none",
+        metavar="SPEC",
+        help="updates as none, float16, int8 or topk:0.01 (default: none)",
+    )
+    group.add_argument("--loss", choices=("cross-entropy", "mean-squared"), default="cross-entropy", help="the loss")
+    group.add_argument(
+        "--shares",
+        choices=("speed", "equal"),
+        default="speed",
+        help="shares of workers: by measured speed where it differs by a quarter, or equal (default: speed)",
+    )
+    group.add_argument("--run-name", metavar="ID", help="name of the training (default: that of the model)")
+    group.add_argument("--fresh", action="store_true", help="begin anew, though there is a checkpoint")
+    group.add_argument(
+        "--checkpoint-every", type=values.seconds, default=30.0, metavar="S", help="seconds (default: 30)"
+    )
+    group.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="folder for blocks of samples (default: ~/.cache/har-edge/slices)"
+    )
+    options.add_pipeline(parser)
+    options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the figures as they come, and write the models."""
+    if args.on_devices:
+        from har_edge.cli.device_training import run_on_devices
+
+        return run_on_devices(args)
     from har_edge.codecs.catalog import check_libraries
     from har_edge.training.backend import require_tensorflow
 

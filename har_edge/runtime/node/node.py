@@ -17,6 +17,7 @@ from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.events import PlanEvent, Unreadable, decode
 from har_edge.protocol.status import NEXT, BrokerOffer, Heartbeat, StagePhase, StageReport, State, encode_heartbeat
 from har_edge.protocol.topics import RETAINED, Kind
+from har_edge.runtime.node.trainings import Trainings
 from har_edge.runtime.node.worker import LEAVING, DesiredState, ReplicaId
 from har_edge.runtime.sender import drain
 from har_edge.runtime.status_publisher import Identity
@@ -84,7 +85,8 @@ class Node:
     A plan that is malformed is dropped and counted, one that is older than the last is left: what runs goes on.
     """
 
-    def __init__(self, identity: Identity, start_worker: StartWorker) -> None:
+    def __init__(self, identity: Identity, start_worker: StartWorker, trainings: Trainings | None = None) -> None:
+        self.trainings = trainings
         self.identity, self.state, self.rejected = identity, State.INIT, 0
         self.deployment: Deployment | None = None
         self.workers: dict[ReplicaId, WorkerHandle] = {}
@@ -96,8 +98,10 @@ class Node:
     # --- what it is told ----------------------------------------------------------------------------------------------
 
     def handle(self, delivery: Delivery) -> None:
-        """Take a plan, or the empty message that takes it away."""
+        """Take a plan, or the empty message that takes it away; or the job of a training."""
         event = decode(delivery, self._topics)
+        if self.trainings is not None:
+            self.trainings.handle(event)
         if isinstance(event, Unreadable) and event.kind is Kind.PLAN:
             self.rejected += 1
             _log.warning("dropped a plan: %s", event.reason)
@@ -176,6 +180,8 @@ class Node:
         deadline = time.monotonic() + timeout_s
         for worker in self.workers.values():
             worker.direct(DesiredState.LEAVE)
+        if self.trainings is not None:
+            self.trainings.leave(timeout_s / 2)
         for replica_id, worker in self.workers.items():
             worker.join(max(0.0, deadline - time.monotonic()))
             if worker.alive:
@@ -235,6 +241,8 @@ def run_node(
     Raises TakenOver when another process has become this node, BrokerError for what no retry mends.
     """
     bus.subscribe([node.identity.topics.plan()])
+    if node.trainings is not None:
+        bus.subscribe([node.trainings.filter])
     node.begin()
     deadline, heard_at = float("inf"), time.monotonic()
     try:

@@ -1,0 +1,281 @@
+"""`har-edge train --on-devices`: train a .tflite model with the nodes that are there."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from har_edge.cli.arguments import options
+from har_edge.cli.console import say
+from har_edge.errors import BrokerError, ConfigError
+from har_edge.units import plural, speed
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from har_edge.learning.checkpoints import Checkpoint
+    from har_edge.learning.dataset_files import LabelledData
+    from har_edge.learning.datasets import Dataset
+    from har_edge.learning.held_out import EvaluationThread
+    from har_edge.learning.preparation import TrainableModel
+    from har_edge.learning.server import TrainingServer
+    from har_edge.learning.server_settings import ServerSettings
+    from har_edge.learning.service import KnownRun
+    from har_edge.learning.vectors import Vector
+    from har_edge.mqtt.bus import PollableBus
+    from har_edge.protocol.topics import Topics
+    from har_edge.protocol.training import TrainingJob, TrainingProgress
+    from har_edge.runtime.artifact_store import Store
+    from har_edge.runtime.stop import Stop
+
+DEFAULT_OPTIMIZER = "momentum:lr=0.05,schedule=cosine"
+# Bytes a second that are assumed of a link that could not be measured: 94 Mbit/s.
+_USUAL_LINK = 11.75e6
+# Between two lines of progress where no terminal shows it live.
+_LINE_S = 10.0
+
+
+def run_on_devices(args: argparse.Namespace) -> int:
+    """Train, print the figures as they come, and write the model, a table and a chart."""
+    options.one_thread()
+    options.start_logging(args)
+    from har_edge.cli.reports.training_files import write_results
+    from har_edge.learning.held_out import EvaluationThread, HeldOutSamples
+    from har_edge.learning.preparation import fit_to_model, initialise, prepare_model
+    from har_edge.protocol.topics import Topics, check_id
+    from har_edge.runtime.artifact_store import LIMIT_BYTES, Store, default_folder
+    from har_edge.runtime.stop import Stop
+    from har_edge.tflite.gradient.losses import Loss
+    from har_edge.tflite.model import read_model
+
+    if args.model is None or args.data is None:
+        raise ConfigError("--on-devices needs --model FILE.tflite and --data PATH (samples to train and test with)")
+    topics, stop = Topics(args.base, args.pipeline), Stop().catch_signals()
+    run = check_id("name of the training", args.run_name or _name_of(args.model))
+    trainable = prepare_model(read_model(args.model), args.batch, Loss(args.loss))
+    weights = initialise(trainable.weights, trainable.spec, args.seed) if args.from_scratch else trainable.weights
+    data = load_samples(args, trainable)
+    train, test = fit_to_model(data.train, trainable), fit_to_model(data.test, trainable)
+    say(f"model: {args.model.name}, {trainable.spec.elements} weights in {len(trainable.spec.weights)} tensors")
+    say(f"data: {train.origin}; {plural(len(test), 'sample')} held out ({data.how})")
+    store = Store(args.cache or default_folder(), LIMIT_BYTES)
+    settings = make_settings(args, topics, make_job(args, run, trainable, train, store), train, len(test))
+    args.out.mkdir(parents=True, exist_ok=True)
+    bus, settings, server = open_server(args, settings, weights, store)
+    held_out = HeldOutSamples(trainable.model, trainable.spec.weights, test, classes=bool(trainable.classes))
+    try:
+        follow(args, bus, server, store, EvaluationThread(held_out.score, len(test)), stop)
+    finally:
+        bus.close(forget=True)
+    return write_results(args, server, trainable, stop)
+
+
+def _name_of(model: Path) -> str:
+    return re.sub(r"[^a-zA-Z0-9_-]+", "-", model.stem).strip("-") or "training"
+
+
+def load_samples(args: argparse.Namespace, trainable: TrainableModel) -> LabelledData:
+    """Return the samples below --data, with those to test with."""
+    from har_edge.learning.dataset_files import ReadOptions, read_data
+    from har_edge.learning.own_samples import picture_shape
+
+    return read_data(args.data, ReadOptions(shape=picture_shape(trainable.shape), seed=args.seed))
+
+
+def make_job(
+    args: argparse.Namespace, run: str, trainable: TrainableModel, train: Dataset, store: Store
+) -> TrainingJob:
+    """Return the job, its files in the store. Raises ConfigError for an optimizer or compression that there is not."""
+    from har_edge.learning.compression import make_compressor
+    from har_edge.learning.optimizers import make_optimizer
+    from har_edge.learning.preparation import store_blocks, store_files
+    from har_edge.learning.rates import with_steps
+    from har_edge.protocol.training import TrainingJob
+
+    make_optimizer(with_steps(args.optimizer, 1), 1)
+    make_compressor(args.compress, 1)
+    graph, spec = store_files(store, [trainable.graph, trainable.spec.encode()])
+    return TrainingJob(
+        run=run,
+        author=f"train-{secrets.token_hex(6)}",
+        started=time.time(),
+        graph=graph,
+        spec=spec,
+        batch=args.batch,
+        parameters=trainable.spec.elements,
+        shape=trainable.shape,
+        classes=train.classes,
+        blocks=() if args.own_data else store_blocks(store, train, args.seed),
+        own=args.own_data,
+        compress=args.compress,
+        seed=args.seed,
+        data=train.name[:400],
+    )
+
+
+def make_settings(
+    args: argparse.Namespace, topics: Topics, job: TrainingJob, train: Dataset, held_out: int
+) -> ServerSettings:
+    """Return the settings of the server, for a link of the usual speed."""
+    from har_edge.learning.modes import TrainingMode, parse_mode
+    from har_edge.learning.server_settings import ServerSettings, TrainingFigures
+
+    mode, number = parse_mode(args.mode)
+    figures = TrainingFigures(args.model.name[:400], train.name[:400], train.real, "", held_out)
+    return ServerSettings(
+        topics,
+        job,
+        epochs=args.epochs or 10,
+        optimizer=args.optimizer,
+        mode=mode,
+        local_steps=number if mode is TrainingMode.LOCAL else args.local_steps,
+        staleness=number if mode is TrainingMode.STALE and number else 2,
+        global_batch=args.global_batch,
+        workers=args.workers,
+        wait_s=args.wait,
+        checkpoint_s=args.checkpoint_every,
+        link_bytes_per_s=_USUAL_LINK,
+        by_speed=args.shares == "speed",
+        figures=figures,
+    )
+
+
+def open_server(
+    args: argparse.Namespace, settings: ServerSettings, weights: Vector, store: Store
+) -> tuple[PollableBus, ServerSettings, TrainingServer]:
+    """Connect, see that no training of this name is alive, measure the link, and go on from a checkpoint if any."""
+    from dataclasses import replace
+
+    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.learning.server import TrainingServer
+    from har_edge.learning.service import look_for_run, look_session, refuse_second
+    from har_edge.mqtt.bus import Session
+    from har_edge.mqtt.measure.link_benchmark import estimate_link
+    from har_edge.protocol.training import MAX_ROUND_BYTES
+
+    job, topics = settings.job, settings.topics
+    look = options.reach(args, look_session(job.run, job.author))
+    try:
+        found = look_for_run(look, topics, job.run)
+        refuse_second(found, job.run)
+        link = estimate_link(look, topics.activation(0, "link", job.author)).bytes_per_s / 2
+    except BrokerError as error:
+        say(f"the link was not measured, {speed(_USUAL_LINK)} are assumed: {error}")
+        link = _USUAL_LINK
+    finally:
+        look.close(forget=True)
+    address = options.find_address(args, BrokerConfig(), Path())
+    say(f"broker: {address.url}, {speed(link)} each way; training {job.run}, waiting for nodes")
+    figures = replace(settings.figures, broker=address.url[:400])
+    settings = replace(settings, link_bytes_per_s=link, figures=figures)
+    server = TrainingServer(settings, weights.copy(), time.monotonic())
+    resume(args, server, found, store)
+    session = Session(
+        f"{topics.base}.{topics.pipeline}.train.{job.run}",
+        clean_start=True,
+        receive_max=4096,
+        max_packet_bytes=MAX_ROUND_BYTES + 4096,
+    )
+    return options.reach(args, session), settings, server
+
+
+def resume(args: argparse.Namespace, server: TrainingServer, found: KnownRun, store: Store) -> None:
+    """Go on from the checkpoint on the disk, or else from the one at the broker, unless told to begin anew."""
+    from har_edge.learning.checkpoints import load_checkpoint, read_checkpoint
+
+    if args.fresh:
+        return
+    settings, where = server.settings, checkpoint_path(args, server.settings.job.run)
+    content, origin = load_checkpoint(where), str(where)
+    if content is None and found.note is not None and found.note.settings == settings.hash:
+        content, origin = fetch_checkpoint(args, server, found, store), "the broker"
+    if content is None:
+        return
+    checkpoint: Checkpoint = read_checkpoint(content, settings.hash, settings.job.run, settings.job.parameters)
+    if checkpoint.epoch > settings.epochs:
+        raise ConfigError(
+            f"training {settings.job.run!r} has finished {checkpoint.epoch - 1} epochs ({origin}); ask for more with "
+            "--epochs, or begin anew with --fresh"
+        )
+    server.restore(checkpoint)
+    say(f"goes on from {origin}: epoch {checkpoint.epoch}, round {checkpoint.round}")
+
+
+def checkpoint_path(args: argparse.Namespace, run: str) -> Path:
+    """Return the file of a run's checkpoint."""
+    folder: Path = args.out
+    return folder / f"{run}.checkpoint"
+
+
+def fetch_checkpoint(args: argparse.Namespace, server: TrainingServer, found: KnownRun, store: Store) -> bytes | None:
+    """Return the checkpoint that the broker names; None where it does not come."""
+    from har_edge.protocol.topics import TrainingTopics
+    from har_edge.runtime.artifacts import ArtifactUnavailable, fetch, fetch_session
+
+    assert found.note is not None
+    topics, sha256 = server.settings.topics, found.note.file.sha256
+    bus = options.reach(args, fetch_session())
+    try:
+        fetch(bus, TrainingTopics(topics.base, topics.pipeline), [sha256], store, lambda: False, timeout_s=5.0)
+    except ArtifactUnavailable as error:
+        say(f"the checkpoint at the broker is not used: {error}")
+        return None
+    finally:
+        bus.close(forget=True)
+    return store.path(sha256).read_bytes()
+
+
+def follow(
+    args: argparse.Namespace,
+    bus: PollableBus,
+    server: TrainingServer,
+    store: Store,
+    evaluation: EvaluationThread,
+    stop: Stop,
+) -> None:
+    """Run the server until it has ended, and show how far it is."""
+    from har_edge.learning.published_files import PublishedFiles
+    from har_edge.learning.service import TrainingService, run_training
+    from har_edge.protocol.topics import TrainingTopics
+
+    settings, job = server.settings, server.settings.job
+    service: TrainingService | None = None
+
+    def read(sha256: str) -> bytes:
+        own = service.content(sha256) if service is not None else None
+        return own if own is not None else store.path(sha256).read_bytes()
+
+    files = PublishedFiles(TrainingTopics(settings.topics.base, settings.topics.pipeline), read)
+    files.add([job.graph, job.spec, *(one.file for one in job.blocks)])
+    view, show = _view()
+    with view:
+        service = TrainingService(bus, server, files, evaluation, checkpoint_path(args, job.run), say, show)
+        run_training(service, server, stop)
+
+
+def _view() -> tuple[AbstractContextManager[object], Callable[[TrainingProgress], None]]:
+    """Return the live view and what draws it: a line now and then where there is no terminal."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from har_edge.cli.reports.training import draw_progress, head_line
+
+    console = Console()
+    if console.is_terminal:
+        live = Live(console=console, refresh_per_second=4)
+        return live, lambda progress: live.update(draw_progress(progress))
+    told = [time.monotonic(), 0.0]
+
+    def tell(progress: TrainingProgress) -> None:
+        now = time.monotonic()
+        if now - told[0] >= _LINE_S:
+            told[0] = now
+            say(progress.detail or head_line(progress))
+
+    return nullcontext(), tell

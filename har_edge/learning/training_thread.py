@@ -1,0 +1,219 @@
+"""A worker on a node: a thread with a bus of its own that fetches what a job names, and computes until it ends."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from har_edge import __version__
+from har_edge.errors import BrokerError, HarEdgeError
+from har_edge.inference.load_check import LoadCheck
+from har_edge.inference.training_step import TrainingStep
+from har_edge.learning.datasets import Dataset
+from har_edge.learning.graph_learner import GraphLearner, most_block_bytes
+from har_edge.learning.worker import TrainingWorker, WorkerProfile
+from har_edge.mqtt.bus import PollableBus, Session, TakenOver, Will
+from har_edge.protocol.topics import Topics, TrainingTopics
+from har_edge.protocol.training import (
+    MAX_ROUND_BYTES,
+    TrainingJob,
+    WorkerReport,
+    WorkerState,
+    encode_training,
+)
+from har_edge.runtime.artifact_store import Store
+from har_edge.runtime.artifacts import ArtifactUnavailable, fetch, fetch_session
+from har_edge.runtime.sender import drain
+from har_edge.tflite.gradient.spec import decode_spec
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.1
+_BACKOFF_S, _BACKOFF_CAP_S = 1.0, 30.0
+FETCH_TIMEOUT_S = 30.0
+# An update of several parts, and the rounds that come meanwhile.
+_RECEIVE_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LearningContext:
+    """The objects that all trainings of a node share; `own` reads the node's own samples for a job, where it has any.
+
+    `max_bytes` bounds a file that passes through memory; `check` runs a training graph in a process of its own first.
+    """
+
+    topics: Topics
+    node: str
+    connect: Callable[[Session], PollableBus]
+    store: Store
+    check: LoadCheck
+    max_bytes: int
+    threads: int = 1
+    own: Callable[[TrainingJob], Dataset] | None = None
+
+
+class TrainingThread:
+    """One training on this node; only its own thread touches its bus."""
+
+    def __init__(self, context: LearningContext, job: TrainingJob) -> None:
+        self.job = job
+        self._context, self._instance = context, secrets.token_hex(8)
+        self._stop, self._failures = threading.Event(), 0
+        self._thread = threading.Thread(target=self._run, name=f"training-{job.run}", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        self._stop.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until it has ended."""
+        self._thread.join(timeout_s)
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._train()
+                return
+            except TakenOver:
+                _log.warning("training %s: a younger node of this name has taken over", self.job.run)
+                return
+            except (HarEdgeError, OSError) as error:
+                self._fail(str(error))
+            except Exception as error:  # a training must not end the node
+                _log.exception("training %s failed", self.job.run)
+                self._fail(f"{type(error).__name__}: {error}")
+
+    def _fail(self, text: str) -> None:
+        delay_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2**self._failures)
+        self._failures = min(self._failures + 1, 16)
+        _log.warning("training %s failed, trying again in %g s: %s", self.job.run, delay_s, text)
+        self._stop.wait(delay_s)
+
+    def _train(self) -> None:
+        bus = self._context.connect(self._session())
+        try:
+            worker = self._prepare(bus)
+            if worker is not None:
+                self._work(bus, worker)
+        except BrokerError:
+            raise
+        except (HarEdgeError, OSError) as error:
+            lacks = error.sha256 if isinstance(error, ArtifactUnavailable) else ""
+            self._say(bus, WorkerState.FAILED, str(error), lacks)
+            raise
+        finally:
+            bus.close(forget=True)
+
+    def _session(self) -> Session:
+        context, job = self._context, self.job
+        lost = self._report(WorkerState.LOST, "its connection broke")
+        topic = context.topics.training(job.run, "worker", context.node)
+        return Session(
+            f"{context.topics.base}.{context.topics.pipeline}.train.{job.run}.{context.node}",
+            clean_start=True,
+            will=Will(topic, lost, retain=False),
+            receive_max=_RECEIVE_MAX,
+            max_packet_bytes=MAX_ROUND_BYTES + 4096,
+        )
+
+    def _report(self, state: WorkerState, detail: str = "", lacks: str = "") -> bytes:
+        return encode_training(
+            WorkerReport(
+                run=self.job.run,
+                author=self.job.author,
+                worker=self._context.node,
+                instance=self._instance,
+                state=state,
+                detail=detail[:400],
+                software=__version__,
+                lacks=lacks,
+            )
+        )
+
+    def _say(self, bus: PollableBus, state: WorkerState, detail: str = "", lacks: str = "") -> None:
+        bus.publish(
+            self._context.topics.training(self.job.run, "worker", self._context.node),
+            self._report(state, detail, lacks),
+        )
+        drain(bus)
+
+    def _prepare(self, bus: PollableBus) -> TrainingWorker | None:
+        """Fetch and load the training graph, and read the node's own samples; None when told to end before."""
+        context, job = self._context, self.job
+        topics = context.topics
+        bus.subscribe([topics.training(job.run, "round"), topics.training(job.run, "round", context.node)])
+        own = None
+        if job.own:
+            if context.own is None:
+                raise HarEdgeError(
+                    "the job trains on the nodes' own samples, and this node has none; start it with --data"
+                )
+            own = context.own(job)
+        self._fetch([job.graph.sha256, job.spec.sha256])
+        if self._stop.is_set():
+            return None
+        spec = decode_spec(context.store.path(job.spec.sha256).read_bytes())
+        graph = context.store.path(job.graph.sha256).read_bytes()
+        context.check(graph, f"training graph of {job.run}")
+        learner = GraphLearner(TrainingStep(graph, spec, threads=context.threads), job, context.store, own)
+        profile = WorkerProfile(own.shape if own else job.shape, own.classes if own else job.classes, __version__)
+        return TrainingWorker(job, context.node, self._instance, learner, topics, profile)
+
+    def _work(self, bus: PollableBus, worker: TrainingWorker) -> None:
+        """Compute until told to stop."""
+        reconnects = bus.traffic.reconnects
+        while not self._stop.is_set():
+            for delivery in bus.poll(0.0 if worker.busy else _POLL_S):
+                bus.acknowledge(delivery)
+                worker.handle(delivery)
+            for reason in worker.reasons:
+                _log.warning("training %s: dropped a message: %s", self.job.run, reason)
+            worker.reasons.clear()
+            outgoing = worker.tick(time.monotonic())
+            if bus.connected and bus.traffic.reconnects != reconnects:
+                reconnects = bus.traffic.reconnects
+                outgoing = [worker.report(WorkerState.READY)]  # something may have been lost meanwhile
+            if worker.wanted:
+                self._bring(bus, worker)
+            elif worker.busy:
+                outgoing += worker.step(time.monotonic)
+                self._failures = 0
+            for one in outgoing:
+                bus.publish(one.topic, one.payload)
+        self._say(bus, WorkerState.STOPPED)
+
+    def _bring(self, bus: PollableBus, worker: TrainingWorker) -> None:
+        """Fetch the blocks that a task needs; name the one that does not come."""
+        try:
+            self._fetch([self.job.blocks[block].sha256 for block in worker.wanted])
+        except ArtifactUnavailable as error:
+            _log.warning("training %s: %s", self.job.run, error)
+            one = worker.report(WorkerState.READY, str(error), error.sha256)
+            bus.publish(one.topic, one.payload)
+
+    def _fetch(self, wanted: list[str]) -> None:
+        context = self._context
+        missing = [sha256 for sha256 in wanted if not context.store.has(sha256)]
+        if not missing:
+            return
+        topics = TrainingTopics(context.topics.base, context.topics.pipeline)
+        limit = min(context.max_bytes, most_block_bytes(self.job))
+        bus = context.connect(fetch_session())
+        try:
+            fetch(bus, topics, missing, context.store, self._stop.is_set, limit, FETCH_TIMEOUT_S)
+        finally:
+            bus.close(forget=True)
