@@ -193,7 +193,8 @@ class TrainingTopics(Topics):
 def _read(prefix: str, topic: str) -> Topic:
     if not topic.startswith(prefix):
         raise MessageError(f"topic {topic!r} came; expected one below {prefix!r}")
-    return read_topic(topic)
+    base, _, pipeline, _ = prefix.split("/")
+    return _read_levels(topic, topic[len(prefix) :], base, pipeline)
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -203,6 +204,11 @@ def read_topic(topic: str) -> Topic:
     pipeline, slash, rest = rest.partition("/")
     if not is_id(base) or not is_id(pipeline) or not slash:
         raise MessageError(f"topic {topic!r} came; expected <base>/{VERSION}/<pipeline>/<kind>")
+    return _read_levels(topic, rest, base, pipeline)
+
+
+def _read_levels(topic: str, rest: str, base: str, pipeline: str) -> Topic:
+    """Read the levels from the kind on."""
     kind_text, *levels = rest.split("/")
     try:
         kind = Kind(kind_text)

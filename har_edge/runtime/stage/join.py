@@ -201,6 +201,16 @@ class Join:
         self._nbytes += window.nbytes
         self._waiting[window.key] = window
 
+    def is_quiet(self, now: float) -> bool:
+        """Return whether `expire_missing` and `evict` have nothing to do: all is young, and there is room."""
+        if not self._waiting:
+            return True
+        if self._fallback is not None or self.hold is not None or now >= self._look_at:
+            return False
+        if len(self._waiting) > self._capacity or self._nbytes > self._held_bytes:
+            return False
+        return now < next(iter(self._waiting.values())).deadline
+
     def expire_missing(self, now: float) -> list[PartialWindow]:
         """Return, and forget, the windows to run without the sources they lack, and those that are stale, oldest first.
 

@@ -36,9 +36,13 @@ class ReceiveLimit:
             _log.info("the broker holds messages back while %d are unacknowledged; parts are put aside", self._freed)
         self._freed = 0
 
+    def is_quiet(self, until: float) -> bool:
+        """Return whether messages came lately, so that `release` has nothing to do."""
+        return until - self._came <= STARVED_S
+
     def release(self, until: float) -> list[PartialWindow]:
         """Return, and forget, what waits, when nothing came for long although much cannot be acknowledged."""
-        if until - self._came <= STARVED_S or self._join.span < STARVED_LEAST:
+        if self.is_quiet(until) or self._join.span < STARVED_LEAST:
             return []
         self._came, self._released_at, self._freed = math.inf, until, self._join.span
         return self._join.evict_all()

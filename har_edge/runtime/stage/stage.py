@@ -156,6 +156,8 @@ class Stage:
         if not (len(self._join) or self._replay):
             return outgoing
         until = self._monotonic() if until is None else until
+        if self._join.is_quiet(until) and self._receive_limit.is_quiet(until) and not self._replay:
+            return outgoing
         for window in self._join.expire_missing(until):
             outgoing += self._complete(window) if window.state is WindowState.PARTIAL else self._release(window)
         for window in self._join.evict(until):
