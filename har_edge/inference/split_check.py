@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,8 +11,10 @@ import numpy as np
 from har_edge.errors import ModelError
 from har_edge.inference.assembly import PieceKey, find_assembly
 from har_edge.inference.interpreter import Array, Delegate, Interpreter
-from har_edge.tflite.manifest import TensorSpec
-from har_edge.tflite.split.block import BlockSplit, StepDraft
+from har_edge.inference.shard_run import run_shards
+from har_edge.tflite.manifest import ShardStep, SliceEntry, SliceManifest, TensorSpec
+from har_edge.tflite.split.block import BlockSplit
+from har_edge.tflite.split.transfers import whole_name
 
 _TINY = 1e-30  # a whole of zeros only is compared with this
 
@@ -50,36 +53,33 @@ class RegionStore:
 
 
 def run_split(split: BlockSplit, values: Mapping[str, Array], *, delegate: Delegate = Delegate.XNNPACK) -> RegionStore:
-    """Run the steps of all shards of a block on the tensors that it takes, as soon as each has its regions.
+    """Run the shards of a block on the tensors that it takes, each step as soon as it has its regions.
 
     Raises ModelError when a step can never run.
     """
+    shards = [steps for shard in range(len(split.block.bounds) - 1) if (steps := split.steps(shard))]
+    files = {step.key: step for steps in shards for step in steps}
+    names = {key: str(number) for number, key in enumerate(files)}
+    loaded = {names[key]: Interpreter(bytes(step.write()), delegate=delegate) for key, step in files.items()}
+    sources = tuple(TensorSpec(name, value.shape, value.dtype.name) for name, value in values.items())
+    made = [tuple(whole_name(spec) for step in steps for spec in step.outputs) for steps in shards]
+    entries = [
+        SliceEntry(
+            file="",
+            sha256="",
+            start=split.block.start,
+            stop=split.block.stop,
+            inputs=(*sources, *(spec for other in made if other is not own for spec in other)),
+            outputs=own,
+            steps=tuple(ShardStep(names[step.key], "", step.inputs, step.outputs) for step in steps),
+        )
+        for steps, own in zip(shards, made, strict=True)
+    ]
+    got = run_shards(SliceManifest(0, "block", "", tuple(entries)), loaded.__getitem__, values)
     store = RegionStore(values)
-    loaded: dict[object, Interpreter] = {}
-    waiting = [list(split.steps(shard)) for shard in range(len(split.block.bounds) - 1)]
-    while any(waiting):
-        before = sum(map(len, waiting))
-        for steps in waiting:
-            while steps and _run_step(steps[0], store, loaded, delegate):
-                steps.pop(0)
-        if sum(map(len, waiting)) == before:
-            stuck = next(steps[0] for steps in waiting if steps)
-            names = ", ".join(spec.name for spec in stuck.inputs if store.get(spec) is None)
-            raise ModelError(f"a step of operators [{split.block.start}, {split.block.stop}) waits for {names} forever")
+    for spec in itertools.chain.from_iterable(made):
+        store.put(spec, got[spec.name])
     return store
-
-
-def _run_step(step: StepDraft, store: RegionStore, loaded: dict[object, Interpreter], delegate: Delegate) -> bool:
-    taken = {spec.name: store.get(spec) for spec in step.inputs}
-    ready = {name: value for name, value in taken.items() if value is not None}
-    if len(ready) < len(taken):
-        return False
-    if step.key not in loaded:
-        loaded[step.key] = Interpreter(bytes(step.write()), delegate=delegate)
-    results = loaded[step.key].run(ready)
-    for spec in step.outputs:
-        store.put(spec, results[spec.name])
-    return True
 
 
 def compare(wanted: Iterable[tuple[TensorSpec, Array]], store: RegionStore) -> SplitAgreement:
