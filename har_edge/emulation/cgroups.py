@@ -125,10 +125,7 @@ def add_groups(folders: Sequence[Path], limits: Limits) -> None:
         for folder in folders:
             folder.mkdir()
         if limits.cpu is not None:
-            quota, period = quota_us(limits.cpu)
-            if not _write(folders, "cpu.max", f"{quota} {period}"):
-                _write(folders, "cpu.cfs_period_us", str(period))
-                _write(folders, "cpu.cfs_quota_us", str(quota), "a kernel with CONFIG_CFS_BANDWIDTH")
+            _limit_cpu(folders, limits.cpu)
         if limits.memory_bytes is not None:
             size = str(limits.memory_bytes)
             if not _write(folders, "memory.max", size):
@@ -138,6 +135,24 @@ def add_groups(folders: Sequence[Path], limits: Limits) -> None:
             _write(folders, "memory.memsw.limit_in_bytes", size)
     except OSError as error:
         raise refused(f"cgroups {', '.join(map(str, folders))}", error) from None
+
+
+def limit_cpu(folders: Sequence[Path], cpu: float) -> None:
+    """Give groups that exist another share of the processor; raises UnsupportedError when it cannot be held."""
+    try:
+        _limit_cpu(folders, cpu)
+    except OSError as error:
+        raise refused(f"cgroups {', '.join(map(str, folders))}", error) from None
+
+
+def _limit_cpu(folders: Sequence[Path], cpu: float) -> None:
+    quota, period = quota_us(cpu)
+    if _write(folders, "cpu.max", f"{quota} {period}"):
+        return
+    # Version 1 refuses a period that makes the present quota too small or too large for the parent's.
+    _write(folders, "cpu.cfs_quota_us", "-1", "a kernel with CONFIG_CFS_BANDWIDTH")
+    _write(folders, "cpu.cfs_period_us", str(period))
+    _write(folders, "cpu.cfs_quota_us", str(quota))
 
 
 def add_top(folder: Path, controllers: Sequence[str]) -> None:

@@ -93,6 +93,10 @@ class Testbed:
         """Put this thread into the network of a host for a while: a socket made then stays there."""
         return network.inside(self.emulation.namespace(host))
 
+    def limit_cpu(self, device: str, cores: float) -> None:
+        """Give a device another share of the processor, from now on."""
+        cgroups.limit_cpu(self.emulation.groups_of(device), cores)
+
     def disconnect(self, device: str) -> None:
         """Pull the cable of a device out."""
         self.emulation.disconnect(device)

@@ -503,3 +503,23 @@ def test_a_profile_without_recordings_packs_activations_of_random_inputs(
     code, text, _ = run("profile", str(path), "--device", "bench-1", "--again")
     assert code == 0 and "packing was not measured: " in text and "machine.toml" in text
     assert load_profile(profile_path("bench-1", read_model(path).sha256, 1)).packings == ()
+
+
+def test_a_plan_with_parities_is_cut_and_checked_without_any_one_device(
+    run: Run, network: Path, slow: Path, tmp_path: Path
+) -> None:
+    devices, out = equal_devices(tmp_path, 4, 1e7), tmp_path / "plan.json"
+    options = ["--devices", str(devices), "--profile", str(slow), "--objective", "latency", "--out", str(out)]
+    code, _, err = run("plan", str(network), *options, "--parity")
+    assert code == 2 and "sums up floats" in " ".join(err.split()) and not out.exists()
+    code, text, err = run("plan", str(network), *options, "--float-parity")
+    told = " ".join(text.split())
+    assert code == 0, err
+    assert "may be away or late" in told and "the price: a device more" in told and "without parity" in told
+    code, text, err = run("slice", str(network), "--plan", str(out), "--out", str(tmp_path / "slices"), "--check")
+    told = " ".join(text.split())
+    assert code == 0 and "without each of" in told, err
+    assert "parity of floats: the last bits of an answer depend on which shard is late" in told
+    assert "computes the parity of 4 output channels" in told
+    code, _, err = run("plan", str(network), *options, "--float-parity", "--no-split")
+    assert code == 2 and "--parity came with --no-split or --pack" in " ".join(err.split())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
+from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from har_edge.planner.profile import Profile
@@ -46,6 +47,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--no-split", action="store_true", help="plan stages of whole layers only: no layer is shared by devices"
     )
     parser.add_argument(
+        "--parity",
+        action="store_true",
+        help="share every layer with a parity shard, so that any one device but the last may be away or late",
+    )
+    parser.add_argument(
+        "--float-parity",
+        action="store_true",
+        help="the same for models with floats, where the last bits of answers depend on which device is late",
+    )
+    parser.add_argument(
         "--pack",
         action="append",
         choices=("f2", "q8", "zstd", "f2+zstd", "q8+zstd"),
@@ -62,6 +73,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the best plan beside others."""
     options.one_thread()
+    if (args.parity or args.float_parity) and (args.pack or args.no_split):
+        raise ConfigError(
+            "--parity came with --no-split or --pack; it shares every layer, and its sums travel as they are: leave "
+            "these out"
+        )
     import msgspec
 
     from har_edge.cli.reports.plan import PlanReport, print_plan
@@ -70,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.inference.tensor_observation import open_model
     from har_edge.planner.choice import choose_plan
     from har_edge.planner.devices import load_devices, make_devices
+    from har_edge.planner.parity_plan import plan_parity
     from har_edge.planner.plan import Objective, make_planning_problem
 
     file = load_devices(args.devices)
@@ -81,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
     )
     objective = Objective(args.objective)
     choice = choose_plan(model, planning, profile, objective, args.pack or (), split=not args.no_split)
+    if args.parity or args.float_parity:
+        choice = plan_parity(model, planning, profile.bounds, choice, objective, floats=args.float_parity)
     plan = choice.plan
     if args.drawing is not None:
         chart = draw_stages(plan) if choice.candidate is None else draw_mermaid(choice.candidate)
@@ -98,7 +117,6 @@ def run(args: argparse.Namespace) -> int:
 def _reference(model: Model, path: Path | None, delegate: str | None) -> tuple[Profile, list[str]]:
     """Return the profile that speeds refer to: the named one, or this device's, estimated from others if missing."""
     from har_edge.cli.commands.profile import device_name
-    from har_edge.errors import ConfigError
     from har_edge.planner.profile import cached_profiles, load_profile
 
     if path is not None:

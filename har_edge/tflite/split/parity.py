@@ -24,7 +24,6 @@ from har_edge.tflite.cuts import Dataflow, tensor_spec
 from har_edge.tflite.decoding import decode_share
 from har_edge.tflite.manifest import TensorRegion, TensorSpec
 from har_edge.tflite.model import Model
-from har_edge.tflite.schema import tflite
 from har_edge.tflite.split.arithmetic import macs_of_element
 from har_edge.tflite.split.block import StepDraft
 from har_edge.tflite.split.input import last_operator
@@ -37,7 +36,6 @@ from har_edge.tflite.split.sum_file import SumFile
 from har_edge.tflite.split.writer import constant_data
 
 Array: TypeAlias = NDArray[Any]
-_DIGIT = 128  # weights of a parity are high * _DIGIT + low, both of 8 bits
 CODED = ("FULLY_CONNECTED", "CONV_2D", "TRANSPOSE_CONV", "CONV_3D")
 
 
@@ -60,6 +58,8 @@ class CodedSplit:
             raise CutError(
                 f"operator {operator.index} ({operator.name}) has no weights to add; {', '.join(CODED)} have"
             )
+        if view.kind is SumKind.INTEGER:  # weights of a parity have more than 8 bits, which those products do not take
+            view.kind = SumKind.EXACT
         self.weights = _constant_weights(view, flow)
         channels = view.output.shape[-1]
         if block.bounds[-1] != channels:
@@ -159,31 +159,19 @@ class _CodedFile(PartialFile):
         shares: Sequence[AxisRange],
         name: str,
     ) -> None:
-        self.added = split.added(shares)
+        self.added, self.shares, self.whole = split.added(shares), shares, split.weights
         super().__init__(split.view, split.flow, graph, parts, name, max(share.size for share in shares))
 
     def float_weights(self, share: AxisRange) -> int:
         return self.writer.constant("weights", self.added.astype(np.float32))
 
     def plain_weights(self, share: AxisRange, suffix: str) -> int:
-        data = cut_data(self.added, self.view.weights_range(share))
+        """Return the integers that the weights stand for, as float32; the file of one share holds them in 8 bits."""
+        part = self.view.weights_range(share)
+        if len(self.shares) == 1:
+            return self.unpacked(cut_data(cut_data(self.whole, self.shares[0]), part), suffix)
+        data = cut_data(self.added, part)
         return self.writer.constant(f"weights{suffix}", np.ascontiguousarray(data, np.float32))
-
-    def multiplied(self, values: int, weights: int, suffix: str) -> int:
-        """Add the product with weights of more than 8 bits: that with their high digits, times the digit, and low."""
-        high, low = split_digits(self.added)
-        result = super().multiplied(values, self.writer.constant("low", low), f"{suffix}/low")
-        if not high.any():
-            return result
-        upper = super().multiplied(values, self.writer.constant("high", high), f"{suffix}/high")
-        scaled, total = self.flat(f"{suffix}/scaled"), self.flat(f"{suffix}/total")
-        digit = self.writer.constant("digit", np.array([_DIGIT], np.int32))
-        self.writer.add("MUL", [upper, digit], [scaled], tflite.MulOptionsT())
-        self.writer.add("ADD", [scaled, result], [total], tflite.AddOptionsT())
-        return total
-
-    def integer_weights(self, share: AxisRange) -> int:
-        return -1  # `multiplied` has them
 
 
 def added_weights(weights: Array, shares: Sequence[AxisRange], dtype: str, zero: int = 0) -> Array:
@@ -197,14 +185,6 @@ def added_weights(weights: Array, shares: Sequence[AxisRange], dtype: str, zero:
     for share in shares:
         total[AxisRange(axis, 0, share.size).index()] += cut_data(weights, share).astype(dtype) - zero
     return total
-
-
-def split_digits(integers: NDArray[np.int32]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-    """Return high and low 8-bit digits with integers = high * 128 + low; low is -64 to 63, or all where high is 0."""
-    if integers.size == 0 or (integers.min() >= -128 and integers.max() <= 127):
-        return np.zeros(integers.shape, np.int8), integers.astype(np.int8)
-    low = (integers + _DIGIT // 2) % _DIGIT - _DIGIT // 2
-    return ((integers - low) // _DIGIT).astype(np.int8), low.astype(np.int8)
 
 
 def _constant_weights(view: LinearView, flow: Dataflow) -> Array:

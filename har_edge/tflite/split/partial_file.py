@@ -198,6 +198,11 @@ class PartialFile(ShareFile):
         """Return the integers that the weights stand for, as float32; the file holds them in 8 bits."""
         tensor = self.view.tensor(self.view.places.weights)
         data = cut_data(constant_data(self.model, tensor), self.view.weights_range(share))
+        return self.unpacked(data, suffix)
+
+    def unpacked(self, data: NDArray[Any], suffix: str) -> int:
+        """Return 8-bit weights of the model as float32 integers."""
+        tensor = self.view.tensor(self.view.places.weights)
         packed = self.writer.constant(f"{tensor.name}{suffix}", data)
         self.writer.rescale(packed, 1.0, zero_of(tensor.raw))
         unpacked = self.writer.like(tensor.index, f"{tensor.name}{suffix}/float", data.shape, dtype="float32")

@@ -15,7 +15,7 @@ from har_edge.tflite.cuts import trace_dataflow
 from har_edge.tflite.decoding import decode_share
 from har_edge.tflite.model import read_model
 from har_edge.tflite.split.block import StepDraft
-from har_edge.tflite.split.parity import CodedSplit, float_bound, split_digits
+from har_edge.tflite.split.parity import CodedSplit, float_bound
 from har_edge.tflite.split.plan import Block, SplitMethod
 from tests.tflite.models import chain
 from tests.tflite.split.agreement import even, uneven
@@ -128,12 +128,6 @@ def test_sums_that_leave_32_bits_wrap_around_and_are_decoded() -> None:
         parity[:, :1] += shares[1]
     assert np.array_equal(decode_share([2, 1], 0, parity, {1: shares[1]}, 1), shares[0])
     assert np.array_equal(decode_share([2, 1], 1, parity, {0: shares[0]}, 1), shares[1])
-
-
-def test_digits_give_the_weights_back() -> None:
-    weights = np.arange(-64 * 127, 64 * 127 + 1, dtype=np.int32)
-    high, low = split_digits(weights)
-    assert np.array_equal(high.astype(np.int32) * 128 + low, weights) and high.dtype == low.dtype == np.int8
 
 
 @pytest.mark.parametrize(
