@@ -9,11 +9,13 @@ from har_edge.tflite.gradient import (
     rules_elementwise,
     rules_linear,
     rules_matrices,
+    rules_normalisation,
     rules_pool,
     rules_reductions,
     rules_shape,
     rules_slices,
     rules_transposed,
+    rules_volume,
 )
 from har_edge.tflite.gradient.rules import Forwards, Rules
 
@@ -29,6 +31,8 @@ RULES: Rules = {
     **rules_shape.RULES,
     **rules_slices.RULES,
     **rules_matrices.RULES,
+    **rules_volume.RULES,
+    **rules_normalisation.RULES,
 }
 # Operators that are written anew instead of copied: because they hold the batch, or a faster form takes weights that
 # are inputs.
@@ -36,6 +40,7 @@ FORWARDS: Forwards = {
     **rules_linear.FORWARDS,
     **rules_conv.FORWARDS,
     **rules_transposed.FORWARDS,
+    **rules_volume.FORWARDS,
     **rules_shape.FORWARDS,
     **rules_slices.FORWARDS,
 }
