@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from har_edge.inference.interpreter import Interpreter
+from har_edge.inference.training_step import TrainingStep
+from har_edge.learning.datasets import batches
+from har_edge.learning.digits import load_digits
 from har_edge.learning.lenet import INPUT, OUTPUT, write_lenet5
-from har_edge.tflite.gradient.weights import read_weights
+from har_edge.learning.optimizers import make_optimizer
+from har_edge.learning.vectors import flatten, unflatten
+from har_edge.tflite.gradient.losses import Loss
+from har_edge.tflite.gradient.training_graph import write_training_graph
+from har_edge.tflite.gradient.weights import read_weights, replace_weights
 from har_edge.tflite.model import read_model
 
 
@@ -47,3 +54,20 @@ def test_one_seed_gives_the_same_bytes_and_classes_are_as_many_as_asked():
     assert write_lenet5() == write_lenet5(10, 0)
     assert write_lenet5(10, 1) != write_lenet5(10, 0)
     assert Interpreter(bytes(write_lenet5(3))).outputs[0].shape == (-1, 3)
+
+
+def test_it_learns_digits_with_the_training_graph():
+    train, test = load_digits()
+    train, test = train.reshaped((28, 28, 1)), test.reshaped((28, 28, 1))
+    model = read_model(bytes(write_lenet5()))
+    graph = write_training_graph(model, batch=32, loss=Loss.CROSS_ENTROPY)
+    step, specs = TrainingStep(graph.data, graph.spec), graph.spec.weights
+    vector = flatten(read_weights(model), specs)
+    optimizer, generator = make_optimizer("adam:lr=0.002", vector.size), np.random.default_rng(0)
+    for _ in range(3):
+        for chosen in batches(len(train), 32, generator):
+            result = step.run(unflatten(vector, specs), train.values(chosen), train.one_hot(chosen))
+            optimizer.step(vector, flatten(result.gradients, specs) / np.float32(len(chosen)))
+    trained = Interpreter(bytes(replace_weights(model, unflatten(vector, specs))))
+    scores = trained.run({INPUT: test.values()})[OUTPUT]
+    assert (scores.argmax(1) == test.y).mean() > 0.9
