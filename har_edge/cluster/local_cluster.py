@@ -116,7 +116,7 @@ class LocalCluster(Cluster):
             if nodes is None:
                 self.start_stages()
             else:
-                options = _picture_options(pipeline.task, folder)
+                options = picture_options(pipeline.task, folder)
                 self.start_coordinator(path, stages or len(pipeline.manifest.slices), *options)
                 self.scale(nodes)
         except BaseException:
@@ -302,7 +302,7 @@ class LocalCluster(Cluster):
         self._stack.close()
 
 
-def _picture_options(task: Task, folder: Path) -> list[str]:
+def picture_options(task: Task, folder: Path) -> list[str]:
     """Return the options that tell a coordinator what a model of pictures is for; labels go into a file in `folder`."""
     if task.image is None:
         return []

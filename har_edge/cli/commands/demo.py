@@ -51,6 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=values.batch, default=1, metavar="N", help="windows a message (default: 1)")
     parser.add_argument("--json", type=values.writable_file, metavar="FILE", help="write the summary as JSON")
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help="train LeNet-5 on three nodes instead, kill one of them, and deploy the result (--data: pictures as MNIST "
+        "has them; default: MNIST, else scikit-learn's digits)",
+    )
     add_flags(parser)
     options.add_broker(parser, embedded=True)
     options.add_quiet(parser)
@@ -59,6 +65,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
+    if args.train:
+        from har_edge.cli.training_demo import run_training_demo
+
+        return run_training_demo(args)
     from har_edge.cluster.summary import summarize
     from har_edge.config.catalog import find_model
 
