@@ -12,7 +12,6 @@ import random
 import select
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import mqtt5
@@ -20,7 +19,6 @@ import mqtt5
 from har_edge.errors import BrokerError
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.bus import BusTraffic, Delivery, OnOutcome, PublishOutcome, Session, TakenOver, Waits
-from har_edge.mqtt.clients.aliases import TopicAliases
 from har_edge.mqtt.clients.byte_queues import READ_BYTES, ReadBuffer, WriteQueue
 from har_edge.mqtt.clients.handshake import perform_handshake
 from har_edge.mqtt.clients.packets import (
@@ -32,8 +30,8 @@ from har_edge.mqtt.clients.packets import (
     reason_text,
     retain_handling,
     take_packets,
-    write_publish,
 )
+from har_edge.mqtt.clients.publications import PublicationQueue
 from har_edge.mqtt.clients.reconnect import Reconnector
 from har_edge.mqtt.clients.stale_subscriptions import StaleSubscriptions
 from har_edge.mqtt.clients.transport import (
@@ -43,7 +41,6 @@ from har_edge.mqtt.clients.transport import (
     publish_bytes,
     refused_as_large,
     stale_message,
-    too_large,
     widen_send_buffer,
 )
 from har_edge.timing import CLOSE_TIMEOUT_S
@@ -53,8 +50,6 @@ _READ_A_POLL = 8 * READ_BYTES
 # The kernel wakes this process for a large packet when so many bytes are there. Without it, a slow link would wake the
 # process for every segment, hundreds of times a packet. The bound is low enough that a slow link does not seem dead.
 _WAKE_BYTES = 64 * 1024
-_MAX_PACKET_ID = 65535
-_MAX_IN_FLIGHT = _MAX_PACKET_ID - 256  # the rest is for subscriptions
 _LINGER_S = 0.5
 _FAILURE = 0x80
 
@@ -84,19 +79,12 @@ class NativeBus:
         self._generation = 0
         self._filters: list[str] = []
         self._read, self._write, self._wake_bytes = ReadBuffer(), WriteQueue(), 1
-        self._waiting: deque[Publication] = deque()
-        self._inflight: dict[int, Publication] = {}
-        self._again: deque[int] = deque()  # in flight on an earlier connection, not sent on this one yet
-        self._too_large: deque[Publication] = deque()
-        self._next_id = 0
-        # From CONNACK:
-        self._send_quota, self._send_limit = _MAX_IN_FLIGHT, 0
-        self._keepalive_s, self._session_present = session.keepalive_s, False
-        self._aliases = TopicAliases()
+        self._subscribing: dict[int, tuple[str, ...]] = {}
+        self._publications = PublicationQueue(self._write, self._subscribing)
+        self._keepalive_s, self._session_present = session.keepalive_s, False  # from CONNACK
         self._acks = AckOrder()
         self._leftover = False  # bytes that came along with CONNACK
         self._stale = StaleSubscriptions()
-        self._subscribing: dict[int, tuple[str, ...]] = {}
         self._heard_at = self._spoke_at = 0.0
         self._clean = session.clean_start
 
@@ -106,7 +94,7 @@ class NativeBus:
 
     @property
     def unsent(self) -> int:
-        return len(self._waiting) + len(self._inflight) + len(self._too_large)
+        return len(self._publications)
 
     @property
     def connected(self) -> bool:
@@ -117,7 +105,7 @@ class NativeBus:
         return self._socket is not None
 
     def waits(self) -> Waits | None:
-        if self._leftover or self._too_large or self._decrypted():
+        if self._leftover or self._publications.refused or self._decrypted():
             return None
         sockets = () if self._socket is None else (self._socket,)
         return Waits(sockets, sockets if self._write else ())
@@ -135,11 +123,11 @@ class NativeBus:
     def unsubscribe(self, filters: Sequence[str]) -> None:
         self._filters = [text for text in self._filters if text not in filters]
         if self._socket is not None:
-            self._write.append(mqtt5.UnsubscribePacket(self._take_id(), list(filters)).write())
+            self._write.append(mqtt5.UnsubscribePacket(self._publications.take_id(), list(filters)).write())
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, on_outcome: OnOutcome | None = None) -> None:
         self._traffic.published += 1
-        self._waiting.append(Publication(topic, payload, retain, on_outcome))
+        self._publications.append(Publication(topic, payload, retain, on_outcome))
         self._send_waiting()
 
     def acknowledge(self, delivery: Delivery) -> None:
@@ -161,7 +149,7 @@ class NativeBus:
             self._keep_alive()
             self._send_waiting()
             self._flush()
-            self._refuse_too_large()
+            self._publications.settle()
         except _ConnectionLost as loss:
             self._drop(str(loss))
         except TakenOver:
@@ -174,12 +162,12 @@ class NativeBus:
             return
         deadline = self._clock() + CLOSE_TIMEOUT_S
         try:
-            while (self._waiting or self._inflight or self._write) and self._clock() < deadline:
+            while (self._publications.open or self._write) and self._clock() < deadline:
                 self._flush()
-                if (self._inflight or self._write) and self._wait(0.05):
+                if (self._publications.in_flight or self._write) and self._wait(0.05):
                     self._receive([])  # what comes now stays unacknowledged, so the broker keeps it
                 self._send_waiting()
-            self._refuse_too_large()
+            self._publications.settle()
             expiry = 0 if forget else self._session.expiry_s
             self._write.append(mqtt5.DisconnectPacket(session_expiry_interval=expiry).write())
             self._flush()
@@ -219,9 +207,13 @@ class NativeBus:
         self._leftover = bool(welcome.rest)
         self._traffic.sent_bytes += welcome.sent_bytes
         self._traffic.received_bytes += welcome.received_bytes
-        self._send_quota, self._send_limit = min(welcome.receive_max, _MAX_IN_FLIGHT), welcome.max_packet_bytes
         self._keepalive_s, self._session_present = welcome.keepalive_s, welcome.session_present
-        self._aliases = TopicAliases(welcome.topic_alias_max)
+        self._publications.connected(
+            receive_max=welcome.receive_max,
+            packet_bytes=welcome.max_packet_bytes,
+            alias_max=welcome.topic_alias_max,
+            session_present=welcome.session_present,
+        )
         self._generation += 1
         self._heard_at = self._spoke_at = self._clock()
         self._reconnector.opened()
@@ -229,7 +221,6 @@ class NativeBus:
         self._subscribing.clear()
         if self._filters:
             self._send_subscribe(tuple(self._filters))
-        self._again = deque(self._inflight)
         self._send_waiting()
 
     def _connect_beside(self, session: Session) -> NativeBus:
@@ -258,7 +249,7 @@ class NativeBus:
     # --- sending ----------------------------------------------------------------------------------------------------
 
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
-        packet_id = self._take_id()
+        packet_id = self._publications.take_id()
         self._subscribing[packet_id] = filters
         # A delivery shall carry the retain flag only where the message was stored; mqtt5's default is the flag "as
         # published" (MQTT 5, section 3.8.3.1).
@@ -269,43 +260,8 @@ class NativeBus:
         self._write.append(mqtt5.SubscribePacket(packet_id, topics).write())
 
     def _send_waiting(self) -> None:
-        """Send what the broker's Receive Maximum admits, first the messages that were in flight when a connection was
-        lost.
-        """
-        while self._again and self._socket is not None:
-            if len(self._inflight) - len(self._again) >= self._send_quota:
-                return
-            packet_id = self._again.popleft()
-            if packet_id in self._inflight:
-                self._send_publish(packet_id, self._inflight[packet_id], duplicate=self._session_present)
-        while self._waiting and self._socket is not None and len(self._inflight) < self._send_quota:
-            publication = self._waiting.popleft()
-            packet_id = self._take_id()
-            self._inflight[packet_id] = publication
-            self._send_publish(packet_id, publication, duplicate=False)
-
-    def _send_publish(self, packet_id: int, publication: Publication, *, duplicate: bool) -> None:
-        topic, alias = self._aliases.name(publication.topic)
-        pieces = write_publish(publication, packet_id, topic, alias, duplicate=duplicate)
-        size = sum(map(len, pieces))
-        if size > self._send_limit:  # sent, it would cost the connection (MQTT 5, 3.2.2.3.6)
-            _log.error("%s", too_large(publication.topic, size, self._send_limit))
-            self._too_large.append(self._inflight.pop(packet_id))
-            return
-        self._aliases.remember(publication.topic)
-        self._write.extend(pieces)
-
-    def _refuse_too_large(self) -> None:
-        while self._too_large:
-            publication = self._too_large.popleft()
-            if publication.on_outcome is not None:
-                publication.on_outcome(PublishOutcome.TOO_LARGE)
-
-    def _take_id(self) -> int:
-        while True:
-            self._next_id = self._next_id % _MAX_PACKET_ID + 1
-            if self._next_id not in self._inflight and self._next_id not in self._subscribing:
-                return self._next_id
+        if self._socket is not None:
+            self._publications.send()
 
     def _flush(self) -> None:
         """Write as much as the socket accepts, many packets in each system call."""
@@ -402,11 +358,11 @@ class NativeBus:
             else:
                 deliveries.append(delivery)
         elif isinstance(packet, mqtt5.PubAckPacket):
-            publication = self._inflight.pop(packet.packet_id, None)
+            publication = self._publications.acknowledged(packet.packet_id)
             if publication is not None and publication.on_outcome is not None:
                 publication.on_outcome(outcome_of(packet.reason_code))
         elif isinstance(packet, UnlistedPubAck):
-            self._refuse(self._inflight.pop(packet.packet_id, None), packet.code)
+            self._refuse(self._publications.acknowledged(packet.packet_id), packet.code)
         elif isinstance(packet, mqtt5.SubAckPacket):
             filters = self._subscribing.pop(packet.packet_id, ())
             for text, code in zip(filters, packet.reason_codes, strict=False):
