@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import secrets
 import time
@@ -95,13 +96,20 @@ def make_job(
     from har_edge.learning.compression import make_compressor
     from har_edge.learning.optimizers import make_optimizer
     from har_edge.learning.preparation import store_blocks, store_files
+    from har_edge.learning.privacy import PrivacyAccountant, check_privacy
     from har_edge.learning.rates import with_steps
     from har_edge.protocol.training import TrainingJob
 
     make_optimizer(with_steps(args.optimizer, 1), 1)
     make_compressor(args.compress, 1)
+    if args.noise and args.mode.startswith("stale"):
+        raise ConfigError(
+            "--noise with --mode stale: each update stands alone, so no sum hides it; choose sync or local"
+        )
+    if args.noise:
+        PrivacyAccountant(args.delta)  # whether the library is here, before anything is sent
     graph, spec = store_files(store, [trainable.graph, trainable.spec.encode()])
-    return TrainingJob(
+    job = TrainingJob(
         run=run,
         author=f"train-{secrets.token_hex(6)}",
         started=time.time(),
@@ -115,8 +123,12 @@ def make_job(
         own=args.own_data,
         compress=args.compress,
         seed=args.seed,
+        clip=args.clip or 0.0,
+        noise=args.noise / math.sqrt(args.workers),  # each adds its share: the sum has all of it
         data=train.name[:400],
     )
+    check_privacy(job)
+    return job
 
 
 def make_settings(
@@ -139,7 +151,9 @@ def make_settings(
         global_batch=args.global_batch,
         workers=args.workers,
         wait_s=args.wait,
-        checkpoint_s=args.checkpoint_every,
+        # A restarted run would forget the privacy that rounds after the last checkpoint spent.
+        checkpoint_s=0.0 if args.noise else args.checkpoint_every,
+        delta=args.delta,
         link_bytes_per_s=_USUAL_LINK,
         by_speed=args.shares == "speed",
         figures=figures,

@@ -60,6 +60,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     `settings` is the hash of what has to be the same to go on. `weights` and the vectors of the optimizer are float32,
     little-endian. `free` are the samples of the epoch that nobody has counted, `speeds` what shares are made from.
+    `privacy` is what was spent, where updates have noise.
     """
 
     version: int
@@ -86,6 +87,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     held: Annotated[dict[Name, tuple[int, ...]], msgspec.Meta(max_length=MAX_WORKERS)]
     rounds: Annotated[tuple[RoundRow, ...], msgspec.Meta(max_length=MAX_ROWS)] = ()
     epochs: Annotated[tuple[EpochRow, ...], msgspec.Meta(max_length=MAX_ROWS)] = ()
+    privacy: Annotated[dict[str, float], msgspec.Meta(max_length=8)] = {}
 
 
 encode_checkpoint = msgspec.msgpack.Encoder().encode

@@ -18,6 +18,9 @@ import numpy as np
 from har_edge.errors import ConfigError, ModelError
 from har_edge.extras import require
 from har_edge.learning.vectors import Vector
+from har_edge.learning.worker import Protect, as_it_is
+from har_edge.protocol.training import TrainingJob
+from har_edge.units import plural
 
 # Usual: below one divided by the number of people.
 DEFAULT_DELTA = 1e-5
@@ -94,14 +97,16 @@ class PrivacyAccountant:
             raise ConfigError(f"delta {delta}, expected a probability above 0 and below 1, such as {DEFAULT_DELTA:g}")
         require("the privacy spent", "dp_accounting")
         self.delta = delta
-        self._precision = 0.0  # sum of 1 / z**2; infinite after a round without noise
+        # Sums of 1 / z**2, of sums and of single updates; infinite after a round without noise.
+        self._precision = self._single = 0.0
         self._rounds = 0
 
-    def spend(self, multiplier: float) -> None:
-        """Add a round whose sum had noise of `multiplier` times the clip; 0 spends everything."""
-        if not 0 <= multiplier < math.inf:
-            raise ConfigError(f"noise multiplier {multiplier}, expected at least 0")
+    def spend(self, multiplier: float, single: float) -> None:
+        """Add a round whose sum had noise of `multiplier` times the clip, and each update `single` times; 0 is none."""
+        if not (0 <= multiplier < math.inf and 0 <= single < math.inf):
+            raise ConfigError(f"noise multipliers {multiplier} and {single}, expected at least 0")
         self._precision += 1 / multiplier**2 if multiplier else math.inf
+        self._single += 1 / single**2 if single else math.inf
         self._rounds += 1
 
     @property
@@ -109,29 +114,63 @@ class PrivacyAccountant:
         """Epsilon at `delta` of everything so far."""
         return _epsilon(self._precision, self.delta)
 
-    def epsilon_alone(self, devices: int) -> float:
-        """Return at most what one device spent towards who sees its own updates, with its share of the noise alone."""
-        return _epsilon(self._precision * devices, self.delta)
+    @property
+    def epsilon_single(self) -> float:
+        """Epsilon towards who sees the updates of a device one by one, under its own share of the noise alone."""
+        return _epsilon(self._single, self.delta)
 
     def state(self) -> dict[str, float]:
         """Return what a restarted run needs."""
-        return {"precision": self._precision, "rounds": float(self._rounds), "delta": self.delta}
+        return {
+            "precision": self._precision,
+            "single": self._single,
+            "rounds": float(self._rounds),
+            "delta": self.delta,
+        }
 
     def load_state(self, state: dict[str, float]) -> None:
         """Go on from a state. Raises ModelError for one that is damaged, or of another delta."""
-        wanted = {"precision", "rounds", "delta"}
+        wanted = {"precision", "single", "rounds", "delta"}
         if set(state) != wanted or not all(value >= 0 for value in state.values()):
             raise ModelError(f"privacy spent: a state of {sorted(state)}, expected {sorted(wanted)}, each from 0")
         if state["delta"] != self.delta:
             raise ModelError(f"privacy spent: delta {state['delta']:g}, expected {self.delta:g}; go on with the same")
-        self._precision, self._rounds = state["precision"], int(state["rounds"])
+        self._precision, self._single, self._rounds = state["precision"], state["single"], int(state["rounds"])
 
     def describe(self) -> str:
         """Return the privacy spent, in a line."""
-        rounds = f"{self._rounds} round{'' if self._rounds == 1 else 's'}"
+        rounds = plural(self._rounds, "round")
         if math.isinf(self._precision):
-            return f"no privacy: {rounds}, some without noise (each update of a device is the unit)"
-        return f"epsilon {self.epsilon:.3g} at delta {self.delta:g} after {rounds} (the unit is a device)"
+            return f"privacy: none, as {rounds} had no noise"
+        return (
+            f"privacy spent by a device: epsilon {self.epsilon:.3g} at delta {self.delta:g} in {rounds}; towards "
+            f"server and broker, which see its updates one by one, epsilon {self.epsilon_single:.3g}"
+        )
+
+
+def check_privacy(job: TrainingJob) -> None:
+    """Raise ConfigError for a job that cannot keep what its `clip` and `noise` promise."""
+    if job.noise and not job.clip:
+        raise ConfigError("noise without a clip hides nothing; set --clip, the largest norm of an update")
+    if job.clip and job.compress.startswith("topk"):
+        raise ConfigError(
+            f"--clip with --compress {job.compress}: what was not sent is sent later, beyond the clip; choose none, "
+            "float16 or int8"
+        )
+
+
+def protection_of(job: TrainingJob, random: np.random.Generator) -> Protect:
+    """Return what a worker does to its updates for a job. Raises ConfigError as `check_privacy` does."""
+    check_privacy(job)
+    if not job.clip:
+        return as_it_is
+    privacy = UpdatePrivacy(job.clip, job.noise)
+
+    def protect(vector: Vector, samples: int) -> Vector:
+        del samples
+        return privacy.protect(vector, random)
+
+    return protect
 
 
 def _epsilon(precision: float, delta: float) -> float:

@@ -49,12 +49,14 @@ class RunRecord:
         """Return how long the run has trained."""
         return self.before_s + (now - self.began if self.began is not None else 0.0)
 
-    def add_round(self, number: int, epoch: int, contributions: Iterable[Contribution], now: float) -> None:
-        """Note a round that has ended."""
+    def add_round(
+        self, number: int, epoch: int, contributions: Iterable[Contribution], now: float, *, scored: bool = True
+    ) -> None:
+        """Note a round that has ended; without `scored`, its workers told neither loss nor right answers."""
         parts = [one for one in contributions if one.samples]
         samples = sum(one.samples for one in parts)
         self.total += samples
-        if samples:
+        if samples and scored:
             self.loss = sum(one.loss for one in parts) / samples
             self.train_accuracy = sum(one.correct for one in parts) / samples
         since, before = self._marked
@@ -66,8 +68,8 @@ class RunRecord:
             epoch,
             round(self.seconds(now), 3),
             samples,
-            self.loss if samples else None,
-            self.train_accuracy if samples else None,
+            self.loss if samples and scored else None,
+            self.train_accuracy if samples and scored else None,
             len(parts),
             self.sent_bytes,
             self.received_bytes,

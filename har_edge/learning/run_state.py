@@ -88,6 +88,7 @@ def save_run(server: TrainingServer, now: float) -> Checkpoint:
         held={name: tuple(sorted(one.held)) for name, one in pool.members.items()},
         rounds=tuple(record.rounds),
         epochs=tuple(record.epochs),
+        privacy=server.privacy.state() if server.privacy is not None else {},
     )
 
 
@@ -111,6 +112,10 @@ def restore_run(server: TrainingServer, found: Checkpoint) -> None:
     record.rounds, record.epochs = list(found.rounds), list(found.epochs)
     record.total, record.before_s = found.total, found.seconds
     server.batch, server.restored = found.batch, True
+    if server.privacy is not None and found.privacy:
+        server.privacy.load_state(found.privacy)
+        noise = server.settings.job.noise
+        server.privacy.spend(noise, noise)  # the round that was under way, of which nothing is known
 
 
 def progress_of(server: TrainingServer, time: float) -> TrainingProgress:
@@ -142,5 +147,6 @@ def progress_of(server: TrainingServer, time: float) -> TrainingProgress:
         real=figures.real,
         broker=figures.broker,
         detail=(server.problem or server.detail)[:400],
+        privacy=server.privacy.describe() if server.privacy is not None else "",
         workers=tuple(server.pool.members[name].progress() for name in sorted(server.pool.members)),
     )

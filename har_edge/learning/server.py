@@ -16,6 +16,7 @@ from har_edge.learning.intake import NotFinite, accept, is_awaited
 from har_edge.learning.members import PendingTask, WorkerRecord
 from har_edge.learning.modes import ModeChoice, TrainingMode
 from har_edge.learning.optimizers import Optimizer, make_optimizer
+from har_edge.learning.privacy import PrivacyAccountant, UpdatePrivacy
 from har_edge.learning.rates import constant_at, with_steps
 from har_edge.learning.run_record import EvaluationRequest, RunRecord
 from har_edge.learning.run_state import describe, pick_mode, progress_of, restore_run, save_run
@@ -55,6 +56,7 @@ class TrainingServer:
         self.epoch, self.choice = 1, ModeChoice(TrainingMode.AUTO, 1, "")
         self.optimizer: Optimizer | None = None
         self.optimizer_text, self.task, self.restored = settings.optimizer, 1, False
+        self.privacy = PrivacyAccountant(settings.delta) if settings.job.noise else None
         self.evaluations: list[EvaluationRequest] = []
         self.checkpoints: list[Checkpoint] = []
         self.lacking: list[str] = []  # files that a worker did not get
@@ -238,13 +240,23 @@ class TrainingServer:
     def _end_round(self, now: float) -> None:
         if self._contributions:
             self._aggregator.apply(self.weights, self._contributions)
-            self.record.add_round(self.round, self.epoch, self._contributions.values(), now)
+            self._spend()
+            scored = self.privacy is None
+            self.record.add_round(self.round, self.epoch, self._contributions.values(), now, scored=scored)
             self._contributions, self._diverged, self._not_finite = {}, 0, 0
             self.pool.round += 1
         elif self._not_finite and not self.pool.awaited:
             self._diverged, self._not_finite = self._diverged + 1, 0
             if self._diverged >= MAX_DIVERGED:
                 self.halt("the training diverges: all updates were not finite; begin anew with a lower rate", now)
+
+    def _spend(self) -> None:
+        """Note the privacy that the updates of a round spent."""
+        counted = [one.samples for one in self._contributions.values() if one.samples]
+        if self.privacy is not None and counted:
+            job, sums = self.settings.job, self.choice.mode is TrainingMode.SYNC
+            shares = [1.0] * len(counted) if sums else list(map(float, counted))
+            self.privacy.spend(UpdatePrivacy(job.clip, job.noise).multiplier(shares), job.noise)
 
     def _apply_at_once(self, contribution: Contribution, base: int, now: float) -> None:
         """Add the change of one worker, by its share of a round and less the older it is (Xie et al. 2019)."""

@@ -28,7 +28,8 @@ class ServerSettings:
     `global_batch` is the number of samples of a synchronous step, by default one batch a worker. `local_steps` are
     those of an equal share, None where they are chosen; `staleness` is how many rounds a worker may lag. The server
     begins with `workers` of them, or after `wait_s` with those that are there, and gives up after `patience_s` without
-    any. `grace_s` is added to each deadline. With `by_speed` shares follow measured speeds.
+    any. `grace_s` is added to each deadline. With `by_speed` shares follow measured speeds. `delta` is that of the
+    privacy spent, where the job has noise.
     """
 
     topics: Topics
@@ -46,6 +47,7 @@ class ServerSettings:
     checkpoint_s: float = 30.0
     link_bytes_per_s: float = 11.75e6
     by_speed: bool = True
+    delta: float = 1e-5
     figures: TrainingFigures = TrainingFigures()
 
     @property
@@ -54,7 +56,7 @@ class ServerSettings:
         job = self.job
         blocks = [(one.sha256, one.samples) for one in job.blocks]
         mode = (self.mode.value, self.local_steps, self.global_batch)
-        data = (blocks, job.own, job.classes, job.shape)
+        data = (blocks, job.own, job.classes, job.shape, *((job.clip, job.noise) if job.clip else ()))
         return settings_hash(
             job.graph.sha256, job.batch, job.parameters, job.seed, data, self.optimizer, job.compress, mode
         )

@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from har_edge import __version__
 from har_edge.errors import BrokerError, HarEdgeError
 from har_edge.inference.load_check import LoadCheck
 from har_edge.inference.training_step import TrainingStep
 from har_edge.learning.datasets import Dataset
 from har_edge.learning.graph_learner import GraphLearner, most_block_bytes
+from har_edge.learning.privacy import protection_of
 from har_edge.learning.worker import TrainingWorker, WorkerProfile
 from har_edge.mqtt.bus import PollableBus, Session, TakenOver, Will
 from har_edge.protocol.topics import Topics, TrainingTopics
@@ -171,7 +174,8 @@ class TrainingThread:
         context.check(graph, f"training graph of {job.run}")
         learner = GraphLearner(TrainingStep(graph, spec, threads=context.threads), job, context.store, own)
         profile = WorkerProfile(own.shape if own else job.shape, own.classes if own else job.classes, __version__)
-        return TrainingWorker(job, context.node, self._instance, learner, topics, profile)
+        protect = protection_of(job, np.random.default_rng())  # not by the job's seed, which the server knows
+        return TrainingWorker(job, context.node, self._instance, learner, topics, profile, protect)
 
     def _work(self, bus: PollableBus, worker: TrainingWorker) -> None:
         """Compute until told to stop."""

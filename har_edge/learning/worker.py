@@ -258,8 +258,9 @@ class TrainingWorker:
             task=running.task.number,
             samples=samples,
             vector=parts[0],
-            loss=0.0 if problem else running.loss,
-            correct=0 if problem else running.correct,
+            # Under noise they would tell of the samples what the noise hides.
+            loss=0.0 if problem or job.noise else running.loss,
+            correct=0 if problem or job.noise else running.correct,
             seconds=max(0.0, running.seconds),
             problem=problem,
         )

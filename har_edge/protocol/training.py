@@ -250,7 +250,8 @@ class TrainingProgress(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=
     """How far a training is, as JSON for people and dashboards, retained.
 
     `loss` and `train_accuracy` are means over the samples of the last round, `accuracy` that on `held_out` samples, at
-    the end of `accuracy_epoch`. `received_bytes` are those of updates, `sent_bytes` those of rounds.
+    the end of `accuracy_epoch`. `privacy` is what was spent, in words, where updates have noise. `received_bytes` are
+    those of updates, `sent_bytes` those of rounds.
     """
 
     run: Name
@@ -277,6 +278,7 @@ class TrainingProgress(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=
     real: bool = False
     broker: Text = ""
     detail: Text = ""
+    privacy: Text = ""
     workers: Annotated[tuple[WorkerProgress, ...], msgspec.Meta(max_length=MAX_WORKERS)] = ()
 
 

@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,7 @@ class Federation:
     programs: Path
     folder: Path
     environment: dict[str, str]
+    nodes: list[int] = field(default_factory=list)
 
     def run(self, app: Path, config: dict[str, object]) -> str:
         """Run an app to its end; return its log. `flwr run` exits with 0 also where the app failed."""
@@ -88,8 +89,13 @@ class Federation:
 
 
 @contextmanager
-def federation(programs: Path, folder: Path, nodes: Sequence[str]) -> Iterator[Federation]:
-    """Start a SuperLink, and a SuperNode for each configuration; stop them at the end."""
+def federation(
+    programs: Path, folder: Path, nodes: Sequence[str], through: Callable[[int], int] = lambda port: port
+) -> Iterator[Federation]:
+    """Start a SuperLink, and a SuperNode for each configuration; stop them at the end.
+
+    The nodes connect to the port that `through` makes of the SuperLink's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     link_port, *ports = free_ports(1 + len(nodes))
     address = f"127.0.0.1:{link_port}"
@@ -108,18 +114,20 @@ def federation(programs: Path, folder: Path, nodes: Sequence[str]) -> Iterator[F
     started = [_start(here, "link", [*link, "--host", "127.0.0.1", "--port", str(link_port)])]
     try:
         _wait(here, "link", started[0], "Application startup complete", 1)
+        reached = f"127.0.0.1:{through(link_port)}"
         for number, (config, port) in enumerate(zip(nodes, ports, strict=True)):
             node = [
                 "flower-supernode",
                 "--insecure",
                 "--superlink",
-                address,
+                reached,
                 "--host",
                 "127.0.0.1",
                 "--port",
                 str(port),
             ]
             started.append(_start(here, f"node{number}", [*node, "--node-config", config]))
+            here.nodes.append(started[-1].pid)
         _wait(here, "link", started[0], "[Fleet.ActivateNode]", len(nodes))
         yield here
     finally:

@@ -86,10 +86,10 @@ def exact_delta(epsilon: float, precision: float) -> float:
 def test_the_privacy_spent_is_that_of_the_formula(multipliers: list[float]) -> None:
     accountant = PrivacyAccountant(1e-5)
     for multiplier in multipliers:
-        accountant.spend(multiplier)
+        accountant.spend(multiplier, multiplier / math.sqrt(3))
     precision = sum(1 / multiplier**2 for multiplier in multipliers)
     assert exact_delta(accountant.epsilon, precision) == pytest.approx(1e-5, rel=1e-3)
-    assert exact_delta(accountant.epsilon_alone(3), 3 * precision) == pytest.approx(1e-5, rel=1e-3)
+    assert exact_delta(accountant.epsilon_single, 3 * precision) == pytest.approx(1e-5, rel=1e-3)
 
 
 @needs("dp_accounting")
@@ -102,7 +102,7 @@ def test_composition_as_the_accountant_of_privacy_loss_distributions_has_it(
 
     accountant, other = PrivacyAccountant(delta), PLDAccountant()
     for multiplier in multipliers:
-        accountant.spend(multiplier)
+        accountant.spend(multiplier, multiplier)
         other.compose(dp_accounting.GaussianDpEvent(multiplier))
     assert accountant.epsilon == pytest.approx(other.get_epsilon(delta), rel=1e-4)
 
@@ -111,28 +111,31 @@ def test_composition_as_the_accountant_of_privacy_loss_distributions_has_it(
 def test_what_is_printed() -> None:
     accountant = PrivacyAccountant()
     assert accountant.epsilon == 0
-    accountant.spend(1.0)
-    assert accountant.describe() == "epsilon 4.38 at delta 1e-05 after 1 round (the unit is a device)"
-    accountant.spend(0)
+    accountant.spend(1.0, 0.5)
+    assert accountant.describe() == (
+        "privacy spent by a device: epsilon 4.38 at delta 1e-05 in 1 round; towards server and broker, which see its "
+        "updates one by one, epsilon 10"
+    )
+    accountant.spend(0, 0)
     assert accountant.epsilon == math.inf
-    assert accountant.describe() == "no privacy: 2 rounds, some without noise (each update of a device is the unit)"
+    assert accountant.describe() == "privacy: none, as 2 rounds had no noise"
 
 
 @needs("dp_accounting")
 def test_a_restored_state_goes_on() -> None:
     first, second = PrivacyAccountant(), PrivacyAccountant()
     for _ in range(3):
-        first.spend(2.0)
+        first.spend(2.0, 1.0)
     second.load_state(first.state())
-    first.spend(1.0)
-    second.spend(1.0)
+    first.spend(1.0, 0.5)
+    second.spend(1.0, 0.5)
     assert second.describe() == first.describe()
     with pytest.raises(ModelError, match="delta 1e-05, expected 1e-06; go on with the same"):
         PrivacyAccountant(1e-6).load_state(first.state())
-    with pytest.raises(ModelError, match="expected \\['delta', 'precision', 'rounds'\\]"):
+    with pytest.raises(ModelError, match="expected \\['delta', 'precision', 'rounds', 'single'\\]"):
         second.load_state({"rounds": 1.0})
     with pytest.raises(ModelError, match="each from 0"):
-        second.load_state({"rounds": 1.0, "delta": 1e-5, "precision": math.nan})
+        second.load_state({"rounds": 1.0, "delta": 1e-5, "precision": math.nan, "single": 1.0})
 
 
 def test_without_the_library_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:

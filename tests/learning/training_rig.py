@@ -9,11 +9,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from har_edge.learning.account import epoch_order
 from har_edge.learning.checkpoints import Checkpoint
 from har_edge.learning.modes import TrainingMode
+from har_edge.learning.privacy import protection_of
 from har_edge.learning.server import TrainingServer
 from har_edge.learning.server_settings import ServerSettings
 from har_edge.learning.vectors import Vector
@@ -154,7 +156,8 @@ class Fleet:
         blocks = [made_samples(own, hash_of(name))] if own else self.blocks
         learner = SoftmaxLearner(blocks, step_s, own)
         profile = WorkerProfile(SHAPE, NAMES)
-        worker = TrainingWorker(self.settings.job, name, instance, learner, TOPICS, profile)
+        protect = protection_of(self.settings.job, np.random.default_rng(hash_of(name)))
+        worker = TrainingWorker(self.settings.job, name, instance, learner, TOPICS, profile, protect)
         lost = worker.report(WorkerState.LOST)
         will = Will(lost.topic, lost.payload, retain=False)
         bus = self.broker.connect(Session(f"worker-{name}", clean_start=True, will=will))
@@ -258,9 +261,11 @@ def make_fleet(
     epochs: int = 2,
     compress: str = "none",
     own: dict[str, int] | None = None,
+    clip: float = 0.0,
+    noise: float = 0.0,
     **more: object,
 ) -> Fleet:
-    job = make_job(sizes, compress=compress, own=own is not None)
+    job = structs.replace(make_job(sizes, compress=compress, own=own is not None), clip=clip, noise=noise)
     optimizer = more.pop("optimizer", "momentum:lr=0.2,beta=0.5")
     settings = ServerSettings(TOPICS, job, epochs, str(optimizer), mode, workers=len(names), **more)  # type: ignore[arg-type]
     fleet = Fleet(settings, blocks_of(sizes))

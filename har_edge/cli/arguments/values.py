@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,6 +70,26 @@ def seconds(text: str) -> float:
         value = 0.0
     if not 0 < value <= 3600:
         raise argparse.ArgumentTypeError(f"{text!r} came; expected seconds above 0, and at most 3600")
+    return value
+
+
+def amount(text: str) -> float:
+    """Read a finite number above 0."""
+    return _between(text, math.inf, "a number above 0")
+
+
+def probability(text: str) -> float:
+    """Read a probability above 0 and below 1."""
+    return _between(text, 1.0, "a number above 0 and below 1")
+
+
+def _between(text: str, most: float, expected: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < most:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected {expected}")
     return value
 
 

@@ -132,6 +132,23 @@ def add_on_devices(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="updates as none, float16, int8 or topk:0.01 (default: none)",
     )
+    group.add_argument(
+        "--clip",
+        type=values.amount,
+        metavar="NORM",
+        help="scale each update of a worker to at most this Euclidean norm",
+    )
+    group.add_argument(
+        "--noise",
+        type=values.amount,
+        default=0.0,
+        metavar="MULTIPLE",
+        help="Gaussian noise in the sum of the --workers updates, in multiples of --clip; the workers add it, and the "
+        "privacy spent is printed (extra privacy; docs/how-to/private-updates.md)",
+    )
+    group.add_argument(
+        "--delta", type=values.probability, default=1e-5, metavar="D", help="delta of the privacy spent (default: 1e-5)"
+    )
     group.add_argument("--loss", choices=("cross-entropy", "mean-squared"), default="cross-entropy", help="the loss")
     group.add_argument(
         "--shares",

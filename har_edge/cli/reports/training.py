@@ -46,8 +46,7 @@ def draw_progress(progress: TrainingProgress) -> RenderableType:
     from rich.text import Text
 
     lines = [Text(head_line(progress)), Text(traffic_line(progress))]
-    if progress.detail:
-        lines.append(Text(progress.detail))
+    lines += [Text(text) for text in (progress.privacy, progress.detail) if text]
     table = Table(box=None, pad_edge=False)
     for name in ("worker", "samples", "samples/s", "updates", "dropped", ""):
         table.add_column(name, justify="left" if name in ("worker", "") else "right", no_wrap=name != "")
@@ -72,8 +71,7 @@ def status_lines(progress: TrainingProgress, age_s: float) -> list[str]:
     state = f"not heard for {age_s:.0f} s" if silent else progress.state.value
     lines = [f"training {progress.run}: {state}, {progress.model or 'a model'}, {data}"]
     lines.append(f"  {head_line(progress)}")
-    if progress.detail:
-        lines.append(f"  {progress.detail}")
+    lines += [f"  {text}" for text in (progress.privacy, progress.detail) if text]
     return lines
 
 

@@ -55,6 +55,8 @@ def write_results(args: argparse.Namespace, server: TrainingServer, trainable: T
             f"accuracy {said.accuracy:.4f} on {said.held_out} held-out samples of {said.data} ({kind}) after epoch "
             f"{said.accuracy_epoch}; broker {said.broker}"
         )
+    if said.privacy:
+        say(said.privacy)
     if finished:
         return 0
     return 128 + stop.signal if stop.asked else EXIT_INCOMPLETE
