@@ -71,7 +71,7 @@ def check_split(
         line = _Group(
             model, manifest, [LoadedSlice(entry, lambda _, sha256: load(sha256)) for entry in manifest.slices]
         )
-        spared, rounds = spared_stages(manifest), _rounds_floats(manifest)
+        spared, rounds = manifest.spared, _rounds_floats(manifest)
         cases = [*((order, -1) for order in range(orders)), *((0, index) for index in spared)]
         for number, run in enumerate(expected):
             first: dict[str, Array] = {}
@@ -86,12 +86,6 @@ def check_split(
     except HarEdgeError as failure:
         return SplitCheck(len(manifest.slices), runs, orders, error, str(failure))
     return SplitCheck(len(manifest.slices), runs, orders, error, None, len(spared))
-
-
-def spared_stages(manifest: SliceManifest) -> list[int]:
-    """Return the stages of which any one may be missing: all that they send has a parity, or is one."""
-    coded = manifest.coded
-    return [k for k, entry in enumerate(manifest.slices) if all(spec.of in coded for spec in entry.outputs)]
 
 
 def _rounds_floats(manifest: SliceManifest) -> bool:

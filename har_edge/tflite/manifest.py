@@ -171,6 +171,12 @@ class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         return {spec.of: spec.dtype for spec in made if parity_of(spec)}
 
     @property
+    def spared(self) -> list[int]:
+        """The slices of which any one may be missing: all that they send has a parity, or is one."""
+        coded = self.coded
+        return [k for k, entry in enumerate(self.slices) if coded and all(spec.of in coded for spec in entry.outputs)]
+
+    @property
     def ids(self) -> dict[str, int]:
         """The short ids of tensors by name; empty where messages carry names."""
         if self.wire < NEWEST_WIRE:

@@ -14,6 +14,7 @@ from har_edge.emulation.cgroups import (
     add_top,
     find_delegating,
     find_parents,
+    limit_cpu,
     quota_us,
     read_mounts,
     read_own,
@@ -161,3 +162,19 @@ def test_what_another_pid_namespace_hides_is_never_killed(monkeypatch: pytest.Mo
     monkeypatch.setattr(cgroups.os, "kill", lambda pid, number: killed.append(pid))
     cgroups.kill([0, 7])
     assert killed == [7]
+
+
+def test_a_device_gets_another_share_of_the_processor_while_it_runs(tmp_path: Path) -> None:
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "cpu.max").write_text("1000 10000")
+    limit_cpu([second], 0.02)
+    assert (second / "cpu.max").read_text() == "1000 50000"
+    first = tmp_path / "first"
+    first.mkdir()
+    for name, value in {"cpu.cfs_quota_us": "1000", "cpu.cfs_period_us": "10000"}.items():
+        (first / name).write_text(value)
+    limit_cpu([tmp_path / "memory", first], 0.5)
+    assert (first / "cpu.cfs_quota_us").read_text() == "5000" and (first / "cpu.cfs_period_us").read_text() == "10000"
+    with pytest.raises(UnsupportedError, match="CONFIG_CFS_BANDWIDTH"):
+        limit_cpu([tmp_path / "memory"], 0.5)

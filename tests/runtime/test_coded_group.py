@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.memory import MemoryBroker
+from har_edge.protocol.status import NodeStatus, State, encode_status
+from har_edge.runtime.stage.loop import Takers
 from tests.runtime.coded_pipeline import make_coded_group
 from tests.runtime.faulty_pipeline import Pipeline, expected_scores
+from tests.runtime.rig import TOPICS, Clock
 
 GROUP = make_coded_group(0, 2, 4, 5)
 SHARDS = 4  # three shares and their parity; the last stage answers
@@ -137,3 +142,34 @@ def test_windows_of_a_stream_that_begins_anew_are_not_late() -> None:
         pipeline.step(0.1)
     first, second = pipeline.watchers[0].results
     assert (first.seq, second.seq) == (0, 0) and second.captured > first.captured
+
+
+def test_a_shard_begins_without_one_that_a_parity_stands_for_and_waits_for_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broker, clock = MemoryBroker(), Clock(100.0)
+    monkeypatch.setattr("har_edge.runtime.stage.loop.time.monotonic", clock)
+    nodes, spared = [f"stage-{k}" for k in range(1, 5)], [f"stage-{k}" for k in range(4)]
+    takers = Takers(broker.connect(Session("look")), nodes, TOPICS, spared)
+    bus = broker.connect(Session("nodes"))
+
+    def ready(name: str) -> None:
+        status = NodeStatus(node=name, role="stage", state=State.READY, instance="i", started=1.0)
+        bus.publish(TOPICS.status(name), encode_status(status), retain=True)
+        bus.poll(0.0)
+
+    for name in ("stage-1", "stage-2"):
+        ready(name)
+    clock.now += 10.0
+    assert not takers.look(0.0), "the last stage has no parity, and two are missing"
+    ready("stage-4")
+    assert takers.look(0.0)
+    early = Takers(broker.connect(Session("early")), nodes, TOPICS, spared)
+    assert not early.look(0.0)
+    clock.now += 1.0
+    assert not early.look(0.0), "it may be about to start"
+    ready("stage-3")
+    assert early.look(0.0)
+    other = Takers(broker.connect(Session("other")), [*nodes, "stage-5"], TOPICS, spared)
+    clock.now += 100.0
+    assert not other.look(0.0), "no parity stands for stage 5"

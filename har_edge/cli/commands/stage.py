@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         look = options.connect(args, pipeline, Session(f"{identity.instance}-look", clean_start=True))
         nodes = [f"stage-{taker}" for taker in wiring.takers]
         if wiring.peers:
-            takers = Takers(look, nodes, identity.topics)
+            spared = [f"stage-{index}" for index in pipeline.manifest.spared]
+            takers = Takers(look, nodes, identity.topics, spared)
         else:
             await_ready(look, nodes, identity.topics, stop)
     bus = _connect(args, pipeline, wiring, session)

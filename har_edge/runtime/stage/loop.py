@@ -179,11 +179,14 @@ def await_ready(bus: Bus, nodes: Collection[str], topics: Topics, stop: Stop) ->
 
 
 class Takers:
-    """The nodes that must listen before a stage sends, on a bus of its own."""
+    """The nodes that must listen before a stage sends, on a bus of its own.
 
-    def __init__(self, bus: Bus, nodes: Collection[str], topics: Topics) -> None:
-        self._bus, self._missing = bus, {topics.status(node): node for node in nodes}
-        self._log_at = time.monotonic() + PATIENCE_S
+    After a while, one of those that are `spared` may be missing: a parity stands for it.
+    """
+
+    def __init__(self, bus: Bus, nodes: Collection[str], topics: Topics, spared: Collection[str] = ()) -> None:
+        self._bus, self._missing, self._spared = bus, {topics.status(node): node for node in nodes}, frozenset(spared)
+        self._log_at = self._patient_until = time.monotonic() + PATIENCE_S
         bus.subscribe(sorted(self._missing))
 
     def look(self, timeout_s: float) -> bool:
@@ -193,7 +196,11 @@ class Takers:
             self._bus.acknowledge(delivery)
             if _is_ready(delivery):
                 missing.pop(delivery.topic, None)
-        if missing and time.monotonic() > self._log_at:
+        now = time.monotonic()
+        if len(missing) == 1 and self._spared.issuperset(missing.values()) and now > self._patient_until:
+            _log.warning("%s does not listen; going on without it, since a parity stands for it", *missing.values())
+            return True
+        if missing and now > self._log_at:
             self._log_at += 60.0
             _log.warning("waiting for %s, which must listen before this node sends", ", ".join(missing.values()))
         return not missing

@@ -11,7 +11,7 @@ import pytest
 from har_edge.errors import CutError, ModelError
 from har_edge.inference.interpreter import Interpreter
 from har_edge.inference.shard_program import ShardProgram, ShardRun
-from har_edge.runtime.verify_split import check_split, spared_stages
+from har_edge.runtime.verify_split import check_split
 from har_edge.tflite.manifest import SliceManifest, encode_manifest, find_flaw, load_manifest
 from har_edge.tflite.model import read_model
 from har_edge.tflite.split.folder import write_split
@@ -96,7 +96,7 @@ def test_a_result_that_a_coded_layer_makes_is_finished_by_the_parity_shard() -> 
     layout = split_model(read, parse_split("parity:0-1@3", read))
     check(content, layout, {"x": model.window()})
     assert [len(program.steps) for program in layout.programs] == [1, 1, 1, 2]
-    assert spared_stages(layout.manifest) == [0, 1, 2]
+    assert layout.manifest.spared == [0, 1, 2]
 
 
 def test_a_shard_costs_its_share_and_each_finishes_what_it_takes() -> None:
