@@ -331,7 +331,14 @@ class GraphBuilder:
         return self.reshape(self.sum_over(dy, wide), shape)
 
     def matmul(self, a: int, b: int, *, adj_a: bool = False, adj_b: bool = False) -> int:
-        """Return the matrix product over the last two dimensions, transposed first as asked; others broadcast."""
+        """Return the matrix product over the last two dimensions, transposed first as asked; others broadcast.
+
+        tflite-runtime 2.14 is silently wrong where it transposes a and repeats b, so a is transposed before.
+        """
+        batches = self.shape(b)[:-2]
+        if adj_a and batches and batches != self.shape(a)[:-2]:
+            rank = len(self.shape(a))
+            a, adj_a = self.transpose(a, [*range(rank - 2), rank - 1, rank - 2]), False
         options = tflite.BatchMatMulOptionsT()
         options.adjX, options.adjY = adj_a, adj_b
         rows = self.shape(a)[-1 if adj_a else -2]
