@@ -1,10 +1,11 @@
 """Leave-one-subject-out accuracy of the default recipe, adapted to 0, 1 or 3 labelled windows of each activity.
 
-    HAR_EDGE_DATA=... python bench/adapt.py --models DIR [--draws 5]
+    HAR_EDGE_DATA=... python bench/adapt.py --models DIR [--draws 5] [--trunk]
 
 For each person, the network of the default model is trained on all others (once, kept in DIR; this takes TensorFlow
 and some minutes a person). The encoders stay as they are, and send int8 codes, as the sensors do; the float32 head is
-adapted, by LiteRT alone. All figures of a person are of the same windows: those that share no row with a labelled one.
+adapted, by LiteRT alone. With --trunk the whole float32 network is adapted, encoders too. All figures of a person are
+of the same windows: those that share no row with a labelled one.
 
 The recipe (rate, passes, anchor) of a person is the one with the best mean accuracy over the other people, so that no
 figure has had a part in choosing its own recipe. Labelled windows are the first of each activity, and drawn anew.
@@ -36,22 +37,25 @@ from har_edge.tflite.slices import slice_model, write_slice
 HEAD = 156  # the first operator behind the codes in the whole network
 CODES, OUTPUT = ("chest_code", "ankle_code", "arm_code"), "activity"
 MOST, COUNTS = 3, (1, 3)
-RECIPES = [
-    AdaptationRecipe(trained, rate, epochs, anchor)
-    for trained, rate, epochs, anchor in itertools.product(
-        (Trained.OUTPUT, Trained.HEAD), (0.0003, 0.001, 0.003), (10, 30, 100), (0.0, 0.1)
-    )
-]
+Recipes = list[AdaptationRecipe]
+
+
+def recipes_of(*, trunk: bool) -> Recipes:
+    """Return the recipes to choose from; those of the whole network are fewer, since each takes longer."""
+    if trunk:
+        return [AdaptationRecipe(Trained.ALL, rate, epochs) for rate in (0.0003, 0.001) for epochs in (10, 30)]
+    ways = itertools.product((Trained.OUTPUT, Trained.HEAD), (0.0003, 0.001, 0.003), (10, 30, 100), (0.0, 0.1))
+    return [AdaptationRecipe(trained, rate, epochs, anchor) for trained, rate, epochs, anchor in ways]
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """A person with the head that never saw them, and all windows as codes."""
+    """A person with the model that never saw them, and all windows as it takes them."""
 
     name: str
-    head: Model
+    model: Model
     windows: list[Window]
-    codes: LabelledInputs
+    samples: LabelledInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="folder of the networks trained")
     parser.add_argument("--draws", type=int, default=5, help="draws of labelled windows, beside the first ones")
+    parser.add_argument("--trunk", action="store_true", help="adapt encoders and head, not the head alone")
     parser.add_argument("--subjects", default="", help="measure these people only, with commas between")
     args = parser.parse_args()
     description = load_description("mhealth")
@@ -76,27 +81,33 @@ def main() -> None:
     chosen = args.subjects.split(",") if args.subjects else [one.stream for one in recordings]
     if len(chosen) < 2:
         raise DataError("one person came; expected two or more: the recipe is chosen on the others")
-    people = [open_person(one, recordings, args.models) for one in recordings if one.stream in chosen]
-    print(f"real data from {where}: {', '.join(person.name for person in people)}; {len(RECIPES)} recipes", flush=True)
+    recipes = recipes_of(trunk=args.trunk)
+    people = [open_person(one, recordings, args) for one in recordings if one.stream in chosen]
+    kind = "encoders and head" if args.trunk else "the head"
+    names = ", ".join(person.name for person in people)
+    print(f"real data from {where}: {names}; {kind} adapted, {len(recipes)} recipes to choose from", flush=True)
     ways: list[int | None] = [None, *range(args.draws)]
-    table = {person.name: [measure(person, seed) for seed in ways] for person in people}
-    report(table)
+    table = {person.name: [measure(person, seed, recipes) for seed in ways] for person in people}
+    report(table, recipes)
 
 
-def open_person(recording: Recording, everybody: Sequence[Recording], folder: Path) -> Person:
-    """Return a person with a head that was trained on all others; train it where the folder does not have it."""
-    path = folder / f"{recording.stream}.tflite"
+def open_person(recording: Recording, everybody: Sequence[Recording], args: argparse.Namespace) -> Person:
+    """Return a person with a model that was trained on all others; train it where the folder does not have it."""
+    path = args.models / f"{recording.stream}.tflite"
     if not path.is_file():
         write_atomic(path, train_without(recording.stream, everybody))
     whole = read_model(path)
     encoders, head = (bytes(write_slice(whole, piece)) for piece in slice_model(whole, [HEAD]))
     task = find_model("bottleneck-float").entry.task
     cut = cut_personal(recording, task)
+    y = np.array([task.label_ids.index(window.label) for window in cut], np.int64)
+    if args.trunk:
+        inputs = {name: np.stack([window.samples[name] for window in cut]) for name in cut[0].samples}
+        return Person(recording.stream, whole, cut, LabelledInputs(inputs, y))
     interpreter = Interpreter(encoders)
     rows = [interpreter.run({name: values[None] for name, values in window.samples.items()}) for window in cut]
     # As the encoders of the sensors send it: int8 with a step of 1/127.
     codes = {name: np.concatenate([np.clip(np.round(row[name] * 127), -128, 127) for row in rows]) for name in CODES}
-    y = np.array([task.label_ids.index(window.label) for window in cut], np.int64)
     inputs = {name: (values / 127).astype(np.float32) for name, values in codes.items()}
     return Person(recording.stream, read_model(head), cut, LabelledInputs(inputs, y))
 
@@ -130,18 +141,18 @@ def draw_windows(person: Person, seed: int | None) -> Draw:
     return Draw({count: np.array(rows) for count, rows in first.items()}, held_out)
 
 
-def measure(person: Person, seed: int | None) -> dict[tuple[int, int], float]:
+def measure(person: Person, seed: int | None, recipes: Recipes) -> dict[tuple[int, int], float]:
     """Return the accuracy for each number of labelled windows and each recipe; (0, 0) is the model as it was."""
     draw = draw_windows(person, seed)
-    test = person.codes.take(draw.held_out)
-    found = {(0, 0): accuracy(person.head.data, OUTPUT, test)}
-    for trained in {recipe.trained for recipe in RECIPES}:
-        adapter = Adapter(person.head, 12, trained)
-        for number, recipe in enumerate(RECIPES):
+    test = person.samples.take(draw.held_out)
+    found = {(0, 0): accuracy(person.model.data, OUTPUT, test)}
+    for trained in {recipe.trained for recipe in recipes}:
+        adapter = Adapter(person.model, 12, trained)
+        for number, recipe in enumerate(recipes):
             if recipe.trained is not trained:
                 continue
             for count in COUNTS:
-                samples = person.codes.take(draw.labelled[count])
+                samples = person.samples.take(draw.labelled[count])
                 content = adapter.adapt(samples, recipe, early_stopping=False).content
                 found[count, number] = accuracy(content, OUTPUT, test)
     kind = "the first windows" if seed is None else f"draw {seed}"
@@ -149,7 +160,7 @@ def measure(person: Person, seed: int | None) -> dict[tuple[int, int], float]:
     return found
 
 
-def report(table: Mapping[str, Sequence[Mapping[tuple[int, int], float]]]) -> None:
+def report(table: Mapping[str, Sequence[Mapping[tuple[int, int], float]]], recipes: Recipes) -> None:
     """Print the accuracy of each person, with the recipe that was best on all others."""
     names = list(table)
     for title, kept in (("first windows of each activity", slice(0, 1)), ("windows drawn", slice(1, None))):
@@ -167,18 +178,19 @@ def report(table: Mapping[str, Sequence[Mapping[tuple[int, int], float]]]) -> No
             best = {count: choose([mean[other] for other in names if other != name], count) for count in COUNTS}
             row = [mean[name][0, 0], *(mean[name][count, best[count]] for count in COUNTS)]
             rows.append(row)
-            said = "; ".join(f"{count}: {describe(RECIPES[number])}" for count, number in best.items())
+            said = "; ".join(f"{count}: {describe(recipes[number])}" for count, number in best.items())
             print(f"{name:<10}" + "".join(f"{value:12.4f}" for value in row) + f"  {said}")
         print(f"{'mean':<10}" + "".join(f"{value:12.4f}" for value in np.mean(rows, 0)))
         print(f"{'worst':<10}" + "".join(f"{value:12.4f}" for value in np.min(rows, 0)))
         for count in COUNTS:
             number = choose(list(mean.values()), count)
-            print(f"best of all for {count}: {describe(RECIPES[number])} (chosen with everybody in view: a default)")
+            print(f"best of all for {count}: {describe(recipes[number])} (chosen with everybody in view: a default)")
 
 
 def choose(others: Sequence[Mapping[tuple[int, int], float]], count: int) -> int:
     """Return the recipe with the best mean accuracy over people; of equals the first, which moves least."""
-    means = [np.mean([one[count, number] for one in others]) for number in range(len(RECIPES))]
+    numbers = sorted({number for known, number in others[0] if known == count})
+    means = [np.mean([one[count, number] for one in others]) for number in numbers]
     return int(np.argmax(np.round(means, 6)))
 
 

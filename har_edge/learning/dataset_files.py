@@ -52,7 +52,8 @@ class DataFormat(Enum):
 class ReadOptions:
     """How files become samples.
 
-    `shape` is the size of pictures that the model takes. `windows` says how recordings are cut. `classes` names the
+    `shape` is the size of pictures that the model takes. `windows` says how recordings are cut; without, a description
+    (.toml) beside them does, or else they are mHealth's, with `length` rows a window if given. `classes` names the
     classes where files give numbers alone. `seed` draws the test samples where the files name none.
     """
 
@@ -60,6 +61,7 @@ class ReadOptions:
     windows: WindowFormat | None = None
     classes: tuple[str, ...] = ()
     seed: int = 0
+    length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,17 @@ def read_parts(path: Path, options: ReadOptions) -> tuple[Dataset, Dataset | Non
         return _read_npz(path, options)
     if kind is DataFormat.PICTURES:
         return _read_pictures(path, options)
-    return read_windows(path, options.windows or WindowFormat.of_description("mhealth")), None
+    return read_windows(path, options.windows or _find_windows(path, options.length)), None
+
+
+def _find_windows(path: Path, length: int | None) -> WindowFormat:
+    """Return how recordings are cut, by the one description in their folder, else as mHealth."""
+    folder = path if path.is_dir() else path.parent
+    described = sorted(folder.glob("*.toml"))
+    if len(described) > 1:
+        names = ", ".join(file.name for file in described)
+        raise DataError(f"{folder} holds several descriptions ({names}); keep the one of its recordings there")
+    return WindowFormat.of_description(described[0] if described else "mhealth", length)
 
 
 def find_format(path: Path) -> DataFormat:

@@ -16,7 +16,8 @@ def read_own_samples(path: Path, job: TrainingJob) -> Dataset:
 
     Raises DataError for samples of another shape or other classes than the job's, and for files that are damaged.
     """
-    train, _ = read_parts(path, ReadOptions(shape=picture_shape(job.shape), classes=job.classes))
+    length = job.shape[0] if len(job.shape) == 2 else None  # of windows [rows, channels]
+    train, _ = read_parts(path, ReadOptions(shape=picture_shape(job.shape), classes=job.classes, length=length))
     if not len(train):
         raise DataError(f"{path} has no samples; expected some to train on")
     return rename_classes(train, job.classes).reshaped(job.shape)

@@ -37,11 +37,15 @@ class WindowFormat:
         return cls(describe(task, beside), stream.length, stream.hop, tuple(task.labels), labels, stream.grouping)
 
     @classmethod
-    def of_description(cls, name: str) -> WindowFormat:
-        """Return the default windows of a data set, with a class for each of its labels but the null label."""
+    def of_description(cls, name: str | Path, length: int | None = None) -> WindowFormat:
+        """Return the windows of a data set, with a class for each of its labels but the null label.
+
+        They have the default length, or another one with half overlap.
+        """
         description = load_description(name)
         kept = [number for number in range(len(description.labels)) if number != description.null_label]
-        length, hop = default_window(description.rate_hz)
+        usual, hop = default_window(description.rate_hz)
+        length, hop = (usual, hop) if length is None else (length, max(1, length // 2))
         return cls(description, length, hop, tuple(description.labels[number] for number in kept), tuple(kept))
 
 

@@ -218,6 +218,22 @@ class TestRecordings:
         assert (train.counts, test.counts) == ((17,) * 12, (5,) * 12)
         assert not set(train.x.reshape(-1).tolist()) & set(test.x.reshape(-1).tolist())
 
+    def test_a_description_beside_recordings_says_what_they_are(self, tmp_path):
+        (tmp_path / "pump.toml").write_text(
+            'name = "pump"\nrate_hz = 10.0\nlabels = ["off", "on", "odd"]\nnull_label = 0\nsynthetic = true\n'
+            '[files]\nlabel = "state"\n'
+            '[[sources]]\nname = "motor"\nchannels = ["x", "y"]\ncolumns = ["x", "y"]\n'
+        )
+        for name in ("a", "b"):
+            rows = [f"{number},{-number},{label}" for label in (1, 0, 2) for number in range(60)]
+            (tmp_path / f"{name}.csv").write_text("\n".join(["x,y,state", *rows]))
+        data = read_data(tmp_path, ReadOptions(length=20))
+        assert (data.train.name, data.train.classes, data.train.real) == ("pump", ("on", "odd"), False)
+        assert (data.train.shape, data.train.counts, data.how) == ((20, 2), (5, 5), "all of b, held back")
+        (tmp_path / "other.toml").write_text("")
+        with pytest.raises(DataError, match=r"holds several descriptions \(other.toml, pump.toml\)"):
+            read_data(tmp_path)
+
     @pytest.mark.dataset
     def test_real_recordings(self, dataset):
         data = read_data(dataset)
