@@ -128,7 +128,16 @@ def make_job(
         data=train.name[:400],
     )
     check_privacy(job)
+    if hint := topk_hint(args.compress, args.optimizer, args.mode):
+        say(hint)
     return job
+
+
+def topk_hint(compress: str, optimizer: str, mode: str) -> str:
+    """Return what speaks against an optimizer with top-k; "" for nothing. Values that come late keep a momentum up."""
+    if compress.startswith("topk") and not optimizer.startswith("sgd") and mode in ("auto", "sync"):
+        return "top-k loses accuracy with momentum at the server (--mode sync): take --optimizer sgd:lr=0.3,warmup=50"
+    return ""
 
 
 def make_settings(

@@ -19,7 +19,7 @@ from har_edge.errors import ConfigError, ModelError
 from har_edge.extras import require
 from har_edge.learning.vectors import Vector
 from har_edge.learning.worker import Protect, as_it_is
-from har_edge.protocol.training import TrainingJob
+from har_edge.protocol.training import MAX_CLIP, MAX_NOISE, TrainingJob
 from har_edge.units import plural
 
 # Usual: below one divided by the number of people.
@@ -105,8 +105,8 @@ class PrivacyAccountant:
         """Add a round whose sum had noise of `multiplier` times the clip, and each update `single` times; 0 is none."""
         if not (0 <= multiplier < math.inf and 0 <= single < math.inf):
             raise ConfigError(f"noise multipliers {multiplier} and {single}, expected at least 0")
-        self._precision += 1 / multiplier**2 if multiplier else math.inf
-        self._single += 1 / single**2 if single else math.inf
+        self._precision += _precision(multiplier)
+        self._single += _precision(single)
         self._rounds += 1
 
     @property
@@ -150,6 +150,10 @@ class PrivacyAccountant:
 
 def check_privacy(job: TrainingJob) -> None:
     """Raise ConfigError for a job that cannot keep what its `clip` and `noise` promise."""
+    if job.clip > MAX_CLIP or job.noise > MAX_NOISE:
+        raise ConfigError(
+            f"clip {job.clip:g} and noise {job.noise:g} a device, expected at most {MAX_CLIP:g} and {MAX_NOISE:g}"
+        )
     if job.noise and not job.clip:
         raise ConfigError("noise without a clip hides nothing; set --clip, the largest norm of an update")
     if job.clip and job.compress.startswith("topk"):
@@ -171,6 +175,11 @@ def protection_of(job: TrainingJob, random: np.random.Generator) -> Protect:
         return privacy.protect(vector, random)
 
     return protect
+
+
+def _precision(multiplier: float) -> float:
+    """Return 1 / z**2; infinite also where the square is less than a float can be."""
+    return 1 / multiplier / multiplier if multiplier else math.inf
 
 
 def _epsilon(precision: float, delta: float) -> float:

@@ -27,6 +27,7 @@ MAX_WORKERS = 1024
 MAX_BLOCKS = 4096
 MAX_RANGES = 4096
 MAX_PARAMETERS = 2**28
+MAX_CLIP, MAX_NOISE = 1e12, 1e6
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 Text = Annotated[str, msgspec.Meta(max_length=400)]
@@ -109,8 +110,8 @@ class TrainingJob(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     own: bool = False
     compress: Text = "none"
     seed: Number = 0
-    clip: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.0
-    noise: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
+    clip: Annotated[float, msgspec.Meta(ge=0, le=MAX_CLIP)] = 0.0
+    noise: Annotated[float, msgspec.Meta(ge=0, le=MAX_NOISE)] = 0.0
     data: Text = ""
     sealed: Text = ""
 

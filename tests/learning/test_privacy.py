@@ -108,6 +108,16 @@ def test_composition_as_the_accountant_of_privacy_loss_distributions_has_it(
 
 
 @needs("dp_accounting")
+@pytest.mark.parametrize("multiplier", [1e-200, 1e-9, 1e-3, 1e3, 1e9, 1e200])
+def test_any_noise_has_an_epsilon(multiplier: float) -> None:
+    accountant = PrivacyAccountant()
+    accountant.spend(multiplier, multiplier)
+    assert accountant.epsilon >= 0
+    assert (accountant.epsilon > 1e5) == (multiplier < 1e-2), accountant.epsilon
+    assert accountant.describe()
+
+
+@needs("dp_accounting")
 def test_what_is_printed() -> None:
     accountant = PrivacyAccountant()
     assert accountant.epsilon == 0

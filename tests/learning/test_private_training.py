@@ -83,6 +83,8 @@ def test_a_restarted_run_goes_on_with_what_was_spent_and_counts_the_round_under_
     ("options", "says"),
     [
         ({"noise": 1.0}, "noise without a clip hides nothing; set --clip"),
+        ({"clip": 1e13}, r"clip 1e\+13 and noise 0 a device, expected at most 1e\+12 and 1e\+06"),
+        ({"clip": 1.0, "noise": 1e7}, r"clip 1 and noise 1e\+07 a device"),
         ({"clip": 1.0, "compress": "topk:0.1"}, "--clip with --compress topk:0.1: what was not sent is sent later"),
     ],
 )
