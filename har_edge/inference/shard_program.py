@@ -131,6 +131,11 @@ class ShardRun:
         return not self._left
 
     @property
+    def left_out(self) -> bool:
+        """Whether a share was left out, since the others could do without it."""
+        return bool(self._needless)
+
+    @property
     def covered(self) -> list[str]:
         """The outputs that are there and were not taken."""
         return self._covered.copy()

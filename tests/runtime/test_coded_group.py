@@ -104,10 +104,18 @@ def test_a_shard_that_is_late_leaves_out_what_the_others_can_do_without(bad: int
     assert all(first not in levels for levels in sent), "it computed a share that all others had decoded"
     assert all(second in levels for levels in sent), "only the stage that answers can know that it needs no more"
     counters = late.stage.counters
+    assert late.stage.reads_first and not any(one.stage.reads_first for one in pipeline.stages if one is not late)
     assert late.stage.waiting == 0 and counters.windows == 6 and counters.decoded == (6 if bad < SHARDS - 1 else 0)
     pipeline.step(0.1)
     assert pipeline.stages[-1].stage.counters.late == 6
-    check_answers(pipeline, 6)
+    late.step = work  # type: ignore[method-assign]
+    pipeline.stages.remove(late)
+    pipeline.stages.insert(0, late)  # the first to compute
+    pipeline.capture("p")
+    for _ in range(3):
+        pipeline.step(0.1)
+    assert not late.stage.reads_first, "it is in time again"
+    check_answers(pipeline, 7)
 
 
 def test_two_missing_shards_are_waited_for_and_nothing_is_lost() -> None:

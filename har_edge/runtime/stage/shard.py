@@ -35,7 +35,7 @@ class ShardStage(Stage):
 
     A window for which a parity stands for a share ends as soon as its steps are run with the parts that came. The part
     that it lacks is late then: it is acknowledged, counted and dropped. A shard that is late itself leaves out what the
-    others can do without, and handles all that came before it computes.
+    others can do without, and then handles all that came before it computes.
     """
 
     def __init__(self, setup: StageSetup, *, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
@@ -55,6 +55,7 @@ class ShardStage(Stage):
         self._wanted = dict.fromkeys((*setup.wiring.sends, *self._answer))
         self._flow_of = {name: number for number, (_, names) in enumerate(self._outputs.flows) for name in names}
         self._one_source = len(setup.task.inputs) == 1
+        self._is_behind = False  # whether the others did without a share of the window that was run last
 
     @property
     def waiting(self) -> int:
@@ -75,8 +76,8 @@ class ShardStage(Stage):
 
     @property
     def reads_first(self) -> bool:
-        """Whether all that came should be handled before a step: it may make steps needless."""
-        return bool(self._program.optional)
+        """Whether all that came should be handled before a step: this shard is late, and others make steps needless."""
+        return self._is_behind
 
     def step(self) -> list[Outgoing]:
         """Run the first step that is ready, of the oldest window; return what to publish before the next one."""
@@ -148,8 +149,9 @@ class ShardStage(Stage):
         """Return the last messages of a window, which settle its deliveries."""
         self._forget(window)
         self._count(window.message, ())
-        if window.progress is not None and window.progress.run.decoded:
-            self.counters.decoded += window.message.count
+        if window.progress is not None:
+            self.counters.decoded += window.message.count if window.progress.run.decoded else 0
+            self._is_behind = window.progress.run.left_out
         progress, acks = window.progress, tuple(window.deliveries)
         if self._setup.remembers and progress is not None:
             self._cache.keep(window.key, self._monotonic(), window.message.captured, progress.made)

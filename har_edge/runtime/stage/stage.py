@@ -134,7 +134,7 @@ class Stage:
 
     @property
     def reads_first(self) -> bool:
-        """Whether all that came should be handled before a step: it may make steps needless."""
+        """Whether all that came should be handled before a step, since it may make steps needless."""
         return False
 
     def step(self) -> list[Outgoing]:
