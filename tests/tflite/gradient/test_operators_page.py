@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from har_edge.tflite.gradient.table import RULES
-from tests.tflite.gradient import harness, test_conv_rules, test_depthwise_rules, test_linear_rules, test_pool_rules
+from tests.tflite.gradient import (
+    harness,
+    test_conv_rules,
+    test_depthwise_rules,
+    test_linear_rules,
+    test_pool_rules,
+    test_volume_rules,
+)
 from tests.tflite.gradient.cases import Same, X
 from tests.tflite.gradient.check import gradients_of
 from tests.tflite.gradient.elementwise_cases import ELEMENTWISE
@@ -16,7 +23,8 @@ from tests.tflite.gradient.shape_cases import SHAPED
 
 PAGE = (Path(__file__).parents[3] / "docs/reference/differentiable-operators.md").read_text(encoding="utf-8")
 CASES = [*ELEMENTWISE, *SHAPED]
-PRODUCTS = [*test_linear_rules.CASES, *test_conv_rules.CASES, *test_depthwise_rules.CASES, *test_pool_rules.CASES]
+TABLES = (test_linear_rules, test_conv_rules, test_depthwise_rules, test_pool_rules, test_volume_rules)
+PRODUCTS = [case for table in TABLES for case in table.CASES]
 
 
 def rows() -> dict[str, str]:
