@@ -1,11 +1,12 @@
 """Leave-one-subject-out accuracy of the default recipe, adapted to 0, 1 or 3 labelled windows of each activity.
 
-    HAR_EDGE_DATA=... python bench/adapt.py --models DIR [--draws 5] [--trunk]
+    HAR_EDGE_DATA=... python bench/adapt.py --models DIR [--draws 5] [--trunk] [--early]
 
 For each person, the network of the default model is trained on all others (once, kept in DIR; this takes TensorFlow
 and some minutes a person). The encoders stay as they are, and send int8 codes, as the sensors do; the float32 head is
-adapted, by LiteRT alone. With --trunk the whole float32 network is adapted, encoders too. All figures of a person are
-of the same windows: those that share no row with a labelled one.
+adapted, by LiteRT alone. With --trunk the whole float32 network is adapted, encoders too. With --early the network is
+that of early fusion (the shipped model `float`), whole. All figures of a person are of the same windows: those that
+share no row with a labelled one.
 
 The recipe (rate, passes, anchor) of a person is the one with the best mean accuracy over the other people, so that no
 figure has had a part in choosing its own recipe. Labelled windows are the first of each activity, and drawn anew.
@@ -40,12 +41,13 @@ MOST, COUNTS = 3, (1, 3)
 Recipes = list[AdaptationRecipe]
 
 
-def recipes_of(*, trunk: bool) -> Recipes:
-    """Return the recipes to choose from; those of the whole network are fewer, since each takes longer."""
-    if trunk:
-        return [AdaptationRecipe(Trained.ALL, rate, epochs) for rate in (0.0003, 0.001) for epochs in (10, 30)]
+def recipes_of(*, whole: bool) -> Recipes:
+    """Return the recipes to choose from; those of a whole network are fewer, since each takes longer."""
+    if whole:
+        ways = itertools.product((Trained.HEAD, Trained.ALL), (0.0003, 0.001, 0.003), (10, 30), (0.0,))
+        return [AdaptationRecipe(*way) for way in ways]
     ways = itertools.product((Trained.OUTPUT, Trained.HEAD), (0.0003, 0.001, 0.003), (10, 30, 100), (0.0, 0.1))
-    return [AdaptationRecipe(trained, rate, epochs, anchor) for trained, rate, epochs, anchor in ways]
+    return [AdaptationRecipe(*way) for way in ways]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="folder of the networks trained")
     parser.add_argument("--draws", type=int, default=5, help="draws of labelled windows, beside the first ones")
     parser.add_argument("--trunk", action="store_true", help="adapt encoders and head, not the head alone")
+    parser.add_argument("--early", action="store_true", help="the network of early fusion")
     parser.add_argument("--subjects", default="", help="measure these people only, with commas between")
     args = parser.parse_args()
     description = load_description("mhealth")
@@ -81,9 +84,9 @@ def main() -> None:
     chosen = args.subjects.split(",") if args.subjects else [one.stream for one in recordings]
     if len(chosen) < 2:
         raise DataError("one person came; expected two or more: the recipe is chosen on the others")
-    recipes = recipes_of(trunk=args.trunk)
+    recipes = recipes_of(whole=args.trunk or args.early)
     people = [open_person(one, recordings, args) for one in recordings if one.stream in chosen]
-    kind = "encoders and head" if args.trunk else "the head"
+    kind = "early fusion" if args.early else "encoders and head" if args.trunk else "the head"
     names = ", ".join(person.name for person in people)
     print(f"real data from {where}: {names}; {kind} adapted, {len(recipes)} recipes to choose from", flush=True)
     ways: list[int | None] = [None, *range(args.draws)]
@@ -95,15 +98,15 @@ def open_person(recording: Recording, everybody: Sequence[Recording], args: argp
     """Return a person with a model that was trained on all others; train it where the folder does not have it."""
     path = args.models / f"{recording.stream}.tflite"
     if not path.is_file():
-        write_atomic(path, train_without(recording.stream, everybody))
+        write_atomic(path, train_without(recording.stream, everybody, early=args.early))
     whole = read_model(path)
-    encoders, head = (bytes(write_slice(whole, piece)) for piece in slice_model(whole, [HEAD]))
     task = find_model("bottleneck-float").entry.task
     cut = cut_personal(recording, task)
     y = np.array([task.label_ids.index(window.label) for window in cut], np.int64)
-    if args.trunk:
+    if args.trunk or args.early:
         inputs = {name: np.stack([window.samples[name] for window in cut]) for name in cut[0].samples}
         return Person(recording.stream, whole, cut, LabelledInputs(inputs, y))
+    encoders, head = (bytes(write_slice(whole, piece)) for piece in slice_model(whole, [HEAD]))
     interpreter = Interpreter(encoders)
     rows = [interpreter.run({name: values[None] for name, values in window.samples.items()}) for window in cut]
     # As the encoders of the sensors send it: int8 with a step of 1/127.
@@ -112,8 +115,8 @@ def open_person(recording: Recording, everybody: Sequence[Recording], args: argp
     return Person(recording.stream, read_model(head), cut, LabelledInputs(inputs, y))
 
 
-def train_without(person: str, everybody: Sequence[Recording]) -> bytes:
-    """Return the float32 network, encoders and head in one, trained on all people but one."""
+def train_without(person: str, everybody: Sequence[Recording], *, early: bool) -> bytes:
+    """Return the float32 network, whole, trained on all people but one."""
     from har_edge.evaluation.study import NO_REDUCTION, Downstream, Training, Variant
     from har_edge.training.backend import require_tensorflow
 
@@ -123,6 +126,8 @@ def train_without(person: str, everybody: Sequence[Recording]) -> bytes:
 
     others = Training([one for one in everybody if one.stream != person])
     trainer = SystemTrainer(load_description("mhealth"), Recipe(), stem="fold")
+    if early:
+        return trainer.fit_early("location", others, 0)["float"].model
     return trainer.fit(Variant(NO_REDUCTION, Downstream.CODES, "location", "float"), others, 0, None).model
 
 
