@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from har_edge.data.pictures import PictureShape
 from har_edge.errors import DataError
 from har_edge.learning.dataset_files import ReadOptions, read_parts
-from har_edge.learning.datasets import Dataset, rename_classes
+from har_edge.learning.datasets import Dataset, Fingerprint, rename_classes
 from har_edge.protocol.training import TrainingJob
+
+_log = logging.getLogger(__name__)
 
 
 def read_own_samples(path: Path, job: TrainingJob) -> Dataset:
     """Return all training samples below a path.
 
-    Raises DataError for samples of another shape or other classes than the job's, and for files that are damaged.
+    Raises DataError for samples of another shape or other classes than the job's, and for files that are damaged. Its
+    text is for the server of the training: it names no file and no value. The log of this node has the whole.
     """
     length = job.shape[0] if len(job.shape) == 2 else None  # of windows [rows, channels]
-    train, _ = read_parts(path, ReadOptions(shape=picture_shape(job.shape), classes=job.classes, length=length))
-    if not len(train):
-        raise DataError(f"{path} has no samples; expected some to train on")
-    return rename_classes(train, job.classes).reshaped(job.shape)
+    options = ReadOptions(shape=picture_shape(job.shape), classes=job.classes, length=length)
+    try:
+        train, _ = read_parts(path, options)
+    except (DataError, OSError) as error:
+        _log.warning("own samples (%s) for training %s: %s", path, job.run, error)
+        raise DataError("its own samples cannot be read; the log of this node says which, and why") from None
+    try:
+        return (rename_classes(train, job.classes) if job.classes else train).reshaped(job.shape)
+    except DataError as error:
+        _log.warning("own samples (%s) for training %s: %s", path, job.run, error)
+        expected = Fingerprint(job.shape, job.classes or train.classes)
+        raise DataError(f"its own samples do not fit the training: {expected.difference(train.fingerprint)}") from None
 
 
 def picture_shape(shape: tuple[int, ...]) -> PictureShape | None:
