@@ -166,8 +166,9 @@ class Join:
         window.captured.update(dict.fromkeys(parts, message.captured))
         window.deliveries.append(delivery)
         window.redelivered = window.redelivered and delivery.duplicate
-        # Parts that came compressed take more than their message.
-        nbytes = max(len(delivery.payload), sum([part.nbytes for part in parts.values()]))
+        nbytes = len(delivery.payload)
+        if len(parts) < len(self._wanted):  # it waits, and parts that came compressed take more than their message
+            nbytes = max(nbytes, sum([part.nbytes for part in parts.values()]))
         if len(window.parts) < len(self._wanted):
             window.take(WindowEvent.PART)
             if self._lacks_only_sources(window):
