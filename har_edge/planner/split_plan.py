@@ -9,17 +9,19 @@ from itertools import pairwise
 import msgspec
 
 from har_edge.planner.devices import BrokerLink, PlannerDevice
+from har_edge.planner.lean_splits import best_lean_split
 from har_edge.planner.plan import VERSION, Alternative, Objective, Plan, PlannedStage
 from har_edge.planner.simulation import Simulator, SplitForecast
 from har_edge.planner.split_costs import SOURCE, PackingCost, SplitCosts
 from har_edge.planner.split_model import make_split_model, operator_seconds
-from har_edge.planner.split_search import best_split, fits, improve
+from har_edge.planner.split_search import SplitSolution, best_split, fits, improve
 from har_edge.planner.stage_groups import best_groups
 from har_edge.tflite.model import Model
 from har_edge.tflite.split.plan import Block, SplitMethod, SplitPlan
 
 # Rates at which a plan is looked at once more if links limit it, in bytes a second, with the text for each.
 FASTER = ((37_500_000, "300 Mbit/s"), (125_000_000, "1 Gbit/s"))
+_NEAR = 1.03  # a plan that the broker's link makes slower by less needs no second search
 _WORTH = 1.1  # a faster link is worth a line from here
 
 
@@ -74,19 +76,32 @@ def find_candidate(costs: SplitCosts, objective: Objective) -> SplitCandidate | 
     if objective is Objective.THROUGHPUT:
         blocks = best_groups(costs)
         return None if blocks is None else _candidate(costs, blocks, border_first=False)
-    best = None
-    if costs.broker.link_bytes_per_s is not None and any(d.kind.memory_bytes is not None for d in costs.devices):
-        # Memory decides first: a plan that fits is found more easily where the broker's link costs nothing.
-        free = best_split(_with(costs, costs.devices, BrokerLink()), border_first=True)
-        if free is not None:
-            seconds = Simulator(costs, border_first=True).latency(free.blocks)
-            best = improve(costs, replace(free, latency_s=seconds))
+    best, settled = None, False
+    if any(device.kind.memory_bytes is not None for device in costs.devices):
+        best, settled = _find_limited(costs)
     for border_first in (True, False):
         limit = float("inf") if best is None else best.latency_s
         # Borders apart seldom cost more than they hide; then the quick search finds it.
-        quick = best is not None and not border_first
+        quick = best is not None and (settled or not border_first)
         best = best_split(costs, border_first=border_first, best_s=limit, quick=quick) or best
     return None if best is None else _candidate(costs, best.blocks, border_first=best.border_first)
+
+
+def _find_limited(costs: SplitCosts) -> tuple[SplitSolution | None, bool]:
+    """Return a split within limits of memory to begin with, and whether a longer search would find little better."""
+    lean, best = best_lean_split(costs), None
+    if lean is not None:
+        best = improve(costs, SplitSolution(*lean, border_first=False, exact=False))
+    if costs.broker.link_bytes_per_s is None:
+        return best, False
+    # Memory decides first: a plan that fits is found more easily where the broker's link costs nothing.
+    limit = float("inf") if best is None else best.latency_s
+    free = best_split(_with(costs, costs.devices, BrokerLink()), border_first=True, best_s=limit)
+    if free is None:
+        return best, best is not None
+    priced = improve(costs, replace(free, latency_s=Simulator(costs, border_first=True).latency(free.blocks)))
+    settled = priced.latency_s < _NEAR * free.latency_s
+    return (priced, settled) if best is None or priced.latency_s < best.latency_s else (best, settled)
 
 
 def with_packing(candidate: SplitCandidate, packing: PackingCost, objective: Objective) -> SplitCandidate:

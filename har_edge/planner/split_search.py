@@ -90,17 +90,26 @@ def best_split(
 
     A `quick` search keeps one label a block, and tries the shares of all devices alone.
     """
-    best = None
     whole = sum(min(each[i] for each in costs.seconds) for i in range(costs.model.n))
     limited = any(device.kind.memory_bytes is not None for device in costs.devices)
-    for full_s in (0.0, *((whole, 8 * whole) if limited else ())):
-        for shares, width in ((even_shares, 1), (likely_shares, WIDTH))[: 1 if quick else 2]:
-            found = find_split(
-                costs, border_first=border_first, shares=shares, width=width, best_s=best_s, full_s=full_s
-            )
-            if found is not None:
-                best = improve(costs, found)
-                best_s = best.latency_s
+    weights_of_memory = (0.0, whole, 8 * whole) if limited else (0.0,)
+    best, best_weight = None, None
+    for full_s in weights_of_memory:
+        found = find_split(costs, border_first=border_first, shares=even_shares, width=1, best_s=best_s, full_s=full_s)
+        if found is not None:
+            best = improve(costs, found)
+            best_s, best_weight = best.latency_s, full_s
+    # The wide search takes most of the time: once, with the weight that served the narrow one best. If that found
+    # nothing below a limit of memory, memory comes first.
+    if best_weight is None:
+        best_weight = weights_of_memory[-1] if best_s == math.inf else 0.0
+    for full_s in () if quick else (best_weight,):
+        found = find_split(
+            costs, border_first=border_first, shares=likely_shares, width=WIDTH, best_s=best_s, full_s=full_s
+        )
+        if found is not None:
+            best = improve(costs, found)
+            best_s = best.latency_s
     return best
 
 

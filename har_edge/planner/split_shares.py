@@ -10,6 +10,7 @@ from har_edge.planner.split_costs import CHANNEL_TILE, SplitCosts
 from har_edge.tflite.split.plan import Block, SplitMethod
 
 _SAME = 1e-12
+_HEAVY = 0.25  # weights of this part of a device's memory are shared by memory, too
 
 # The shares that a block may have: bounds for the devices in order.
 Shares = Callable[[SplitCosts, Block], Sequence[tuple[int, ...]]]
@@ -40,6 +41,26 @@ def even_shares(costs: SplitCosts, block: Block) -> list[tuple[int, ...]]:
     return likely_shares(costs, block)[:1]
 
 
+def lean_shares(costs: SplitCosts, block: Block) -> tuple[int, ...]:
+    """Return the share of all devices: by memory, where all have limits and channels' weights take much, or speed."""
+    if block.method is SplitMethod.OUTPUT and _is_heavy(costs, block, _HEAVY):
+        return _apportioned(costs, block, range(costs.n), _rooms(costs))
+    return even_shares(costs, block)[0]
+
+
+def _is_heavy(costs: SplitCosts, block: Block, part: float) -> bool:
+    """Return whether a block's weights take at least this part of the smallest memory, where all have limits."""
+    rooms = _rooms(costs)
+    weights = sum(one.weight_bytes for one in costs.model.operators[block.start : block.stop])
+    return len(rooms) == costs.n and min(rooms) > 0 and weights * costs.devices[0].kind.growth >= part * min(rooms)
+
+
+def _rooms(costs: SplitCosts) -> list[int]:
+    """Return the bytes for a model on each device with a limit."""
+    kinds = (device.kind for device in costs.devices)
+    return [kind.memory_bytes - kind.base_bytes for kind in kinds if kind.memory_bytes is not None]
+
+
 def speeds_of(costs: SplitCosts, block: Block) -> list[float]:
     whole = replace(block, method=SplitMethod.WHOLE)
     return [1 / max(_SAME, costs.step_seconds(whole, k, 0, 1)) for k in range(costs.n)]
@@ -59,10 +80,14 @@ def _likely_devices(costs: SplitCosts, order: Sequence[int]) -> list[int]:
 
 def proportional(costs: SplitCosts, block: Block, devices: Sequence[int]) -> tuple[int, ...]:
     """Return bounds in proportion to the speeds of some devices; each row or tile goes to who would end it first."""
-    speeds, tile = speeds_of(costs, block), _tile(costs, block)
-    shares = [0] * costs.n
+    return _apportioned(costs, block, devices, speeds_of(costs, block))
+
+
+def _apportioned(costs: SplitCosts, block: Block, devices: Sequence[int], parts: Sequence[float]) -> tuple[int, ...]:
+    """Return bounds in proportion to the parts of some devices."""
+    tile, shares = _tile(costs, block), [0] * costs.n
     for _ in range(costs.axis_size(block) // tile):
-        best = min(sorted(devices), key=lambda k: ((shares[k] + tile) / speeds[k], k))
+        best = min(sorted(devices), key=lambda k: ((shares[k] + tile) / parts[k], k))
         shares[best] += tile
     return (0, *accumulate(shares))
 
