@@ -13,7 +13,7 @@ from har_edge.inference.training_step import TrainingStep
 from har_edge.resources import find_folder
 from har_edge.tflite.gradient.losses import Loss
 from har_edge.tflite.gradient.training_graph import write_training_graph
-from har_edge.tflite.gradient.weights import read_weights
+from har_edge.tflite.gradient.weights import find_weights, read_weights
 from har_edge.tflite.model import Model, read_model
 from tests.tflite.gradient.check import assert_close
 from tests.tflite.gradient.keras_networks import AUTOENCODERS, CLASSIFIERS, convert
@@ -33,10 +33,18 @@ def _draw(model: Model) -> tuple[Arrays, np.ndarray]:
     return x, np.array([1, 0.5, 0, 2], np.float32)
 
 
-def _check(model: Model, loss: Loss, x: Arrays, y: np.ndarray, sample_weight: np.ndarray) -> None:
-    """Compare one training step with TensorFlow's."""
-    graph = write_training_graph(model, batch=BATCH, loss=loss, input_gradients=True)
-    weights = read_weights(model)
+def _check(
+    model: Model,
+    loss: Loss,
+    x: Arrays,
+    y: np.ndarray,
+    sample_weight: np.ndarray,
+    trainable: list[str] | None = None,
+) -> None:
+    """Compare one training step with TensorFlow's; named weights alone get gradients, where they are named."""
+    every = trainable is None
+    graph = write_training_graph(model, batch=BATCH, loss=loss, trainable=trainable, input_gradients=every)
+    weights = read_weights(model, trainable)
     got = TrainingStep(graph.data, graph.spec).run(weights, x, y, sample_weight)
     total, predictions, wanted = _tensorflow(model, loss, x, y, sample_weight)
     np.testing.assert_allclose(got.predictions, predictions, rtol=1e-4, atol=1e-5)
@@ -87,3 +95,22 @@ def test_shipped_models(name: str) -> None:
     x, sample_weight = _draw(model)
     classes = model.main.tensors[model.main.outputs[0]].shape[-1]
     _check(model, Loss.CROSS_ENTROPY, x, np.eye(classes, dtype=np.float32)[[0, 5, 2, 1]], sample_weight)
+
+
+@pytest.mark.parametrize("name", ["har-decimate-q8-zlib-restore", "har-decimate-q8-zlib-restore-split"])
+def test_shipped_models_behind_their_sort(name: str) -> None:
+    """These sort in front (TOPK_V2): what stands before that runs, and what stands behind is trained."""
+    model = read_model(find_folder("models") / f"{name}.tflite")
+    sorted_from: set[int] = set()
+    in_front = set()
+    for operator in reversed(model.main.operators):
+        if operator.name == "TOPK_V2" or sorted_from.intersection(operator.outputs):
+            sorted_from.update(operator.inputs)
+            in_front.add(operator.index)
+    found = find_weights(model)
+    behind = [weight.name for weight in found if not in_front.intersection(place for place, _ in weight.uses)]
+    assert 80 < len(behind) < len(found)
+    x, sample_weight = _draw(model)
+    classes = model.main.tensors[model.main.outputs[0]].shape[-1]
+    y = np.eye(classes, dtype=np.float32)[[0, 5, 2, 1]]
+    _check(model, Loss.CROSS_ENTROPY, x, y, sample_weight, behind)
