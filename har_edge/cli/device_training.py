@@ -36,8 +36,12 @@ if TYPE_CHECKING:
     from har_edge.runtime.stop import Stop
 
 DEFAULT_OPTIMIZER = "momentum:lr=0.05,schedule=cosine"
+# The model that is made here, rather than read: LeNet-5 for pictures of 28 x 28 grey pixels, with new weights.
+LENET = "lenet5"
 # Bytes a second that are assumed of a link that could not be measured: 94 Mbit/s.
 _USUAL_LINK = 11.75e6
+# Messages of 64 KiB that measure the link.
+_LINK_MESSAGES = 100
 # Between two lines of progress where no terminal shows it live.
 _LINE_S = 10.0
 
@@ -59,7 +63,7 @@ def run_on_devices(args: argparse.Namespace) -> int:
         raise ConfigError("--on-devices needs --model FILE.tflite and --data PATH (samples to train and test with)")
     topics, stop = Topics(args.base, args.pipeline), Stop().catch_signals()
     run = check_id("name of the training", args.run_name or _name_of(args.model))
-    trainable = prepare_model(read_model(args.model), args.batch, Loss(args.loss))
+    trainable = prepare_model(read_model(_find(args.model)), args.batch, Loss(args.loss))
     weights = initialise(trainable.weights, trainable.spec, args.seed) if args.from_scratch else trainable.weights
     data = load_samples(args, trainable)
     train, test = fit_to_model(data.train, trainable), fit_to_model(data.test, trainable)
@@ -79,6 +83,15 @@ def run_on_devices(args: argparse.Namespace) -> int:
 
 def _name_of(model: Path) -> str:
     return re.sub(r"[^a-zA-Z0-9_-]+", "-", model.stem).strip("-") or "training"
+
+
+def _find(model: Path) -> Path | bytes:
+    """Return the file of a model; LeNet-5 by its name, where no file has that name."""
+    if model.exists() or str(model) != LENET:
+        return model
+    from har_edge.learning.lenet import write_lenet5
+
+    return bytes(write_lenet5())
 
 
 def load_samples(args: argparse.Namespace, trainable: TrainableModel) -> LabelledData:
@@ -101,7 +114,8 @@ def make_job(
     from har_edge.protocol.training import TrainingJob
 
     make_optimizer(with_steps(args.optimizer, 1), 1)
-    make_compressor(args.compress, 1)
+    if args.compress != "auto":
+        make_compressor(args.compress, 1)
     if args.noise and args.mode.startswith("stale"):
         raise ConfigError(
             "--noise with --mode stale: each update stands alone, so no sum hides it; choose sync or local"
@@ -179,7 +193,7 @@ def open_server(
     from har_edge.learning.server import TrainingServer
     from har_edge.learning.service import look_for_run, look_session, refuse_second
     from har_edge.mqtt.bus import Session
-    from har_edge.mqtt.measure.link_benchmark import estimate_link
+    from har_edge.mqtt.measure.link_benchmark import benchmark_link
     from har_edge.protocol.training import MAX_ROUND_BYTES
 
     job, topics = settings.job, settings.topics
@@ -187,7 +201,8 @@ def open_server(
     try:
         found = look_for_run(look, topics, job.run)
         refuse_second(found, job.run)
-        link = estimate_link(look, topics.activation(0, "link", job.author)).bytes_per_s / 2
+        # Megabytes, since links that are shaped let the first hundreds of kilobytes pass at once.
+        link = benchmark_link(look, topics.activation(0, "link", job.author), count=_LINK_MESSAGES).bytes_per_s / 2
     except BrokerError as error:
         say(f"the link was not measured, {speed(_USUAL_LINK)} are assumed: {error}")
         link = _USUAL_LINK

@@ -73,6 +73,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     seconds: Seconds
     mode: Annotated[str, msgspec.Meta(max_length=32)]
     local_steps: Number
+    workers: Number
     optimizer: Annotated[str, msgspec.Meta(max_length=400)]
     weights: bytes
     steps: Number

@@ -37,7 +37,7 @@ def is_awaited(member: WorkerRecord, update: Update) -> bool:
     return pending is not None and (pending.task.number, pending.round) == (update.task, update.round)
 
 
-def accept(member: WorkerRecord, update: Update, job: TrainingJob) -> Contribution | None:
+def accept(member: WorkerRecord, update: Update, job: TrainingJob, compress: str) -> Contribution | None:
     """Return what came for the task of a worker; None until all parts are here.
 
     Raises MessageError for another kind or size of vector than the job's, for more samples than the task has, and for
@@ -58,8 +58,8 @@ def accept(member: WorkerRecord, update: Update, job: TrainingJob) -> Contributi
     packed = pending.assembly.add(part)
     if packed is None:
         return None
-    if packed.kind != compressed_kind(job.compress):
-        raise MessageError(f"an update in format {packed.kind!r} came; expected {compressed_kind(job.compress)!r}")
+    if packed.kind != compressed_kind(compress):
+        raise MessageError(f"an update in format {packed.kind!r} came; expected {compressed_kind(compress)!r}")
     if not math.isfinite(update.loss):
         raise NotFinite(f"a loss of {update.loss} came; expected a finite one: the learning rate may be too high")
     vector = decode(packed, job.parameters)

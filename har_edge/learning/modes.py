@@ -37,19 +37,20 @@ ROUND_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class ModeChoice:
-    """A mode with its number of local steps (1 in SYNC), and why."""
+    """A mode with its number of local steps (1 in SYNC), why, and for how many workers it was chosen."""
 
     mode: TrainingMode
     local_steps: int
     reason: str
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingCosts:
     """The figures behind a choice: measured step time and link, the size of the vectors, workers and samples.
 
-    `sent_bytes` are those of the weights to a worker, `update_bytes` those of an update as it is compressed. The link
-    is that of the broker or server, through which all of them go.
+    `sent_bytes` are those of the weights to a worker, `update_bytes` those of an update in SYNC; `local_bytes` are both
+    together in LOCAL. The link is that of the broker or server, through which all of them go.
     """
 
     step_s: float
@@ -59,11 +60,20 @@ class TrainingCosts:
     sent_bytes: int
     update_bytes: int
     link_bytes_per_s: float
+    local_bytes: int
 
     @property
     def exchange_s(self) -> float:
         """Seconds of one round that nobody computes: the weights go to each worker, and an update comes of each."""
-        return ROUND_S + self.workers * (self.sent_bytes + self.update_bytes) / self.link_bytes_per_s
+        return self._seconds(self.sent_bytes + self.update_bytes)
+
+    @property
+    def local_exchange_s(self) -> float:
+        """The same where workers make steps of their own."""
+        return self._seconds(self.local_bytes)
+
+    def _seconds(self, count: int) -> float:
+        return ROUND_S + self.workers * count / self.link_bytes_per_s
 
 
 def choose_mode(costs: TrainingCosts) -> ModeChoice:
@@ -72,16 +82,18 @@ def choose_mode(costs: TrainingCosts) -> ModeChoice:
     The number of steps is bounded so that an epoch has LEAST_ROUNDS rounds. One worker alone needs no other's weights
     and makes MAX_LOCAL_STEPS at a time.
     """
-    exchange_s, step_s = costs.exchange_s, costs.step_s
+    step_s = costs.step_s
+    sync = costs.workers > 1 and step_s / (step_s + costs.exchange_s) >= SYNC_BUSY
+    exchange_s = costs.exchange_s if sync else costs.local_exchange_s
     figures = (
         f"a step of {costs.batch} samples takes {duration(step_s)}, an exchange with "
         f"{plural(costs.workers, 'worker')} {duration(exchange_s)} at {speed(costs.link_bytes_per_s)}"
     )
-    if costs.workers > 1 and step_s / (step_s + exchange_s) >= SYNC_BUSY:
-        return ModeChoice(TrainingMode.SYNC, 1, figures)
+    if sync:
+        return ModeChoice(TrainingMode.SYNC, 1, figures, costs.workers)
     wanted = math.ceil(exchange_s * BUSY / (1 - BUSY) / step_s)
     most = max(1, costs.samples // (costs.workers * costs.batch * LEAST_ROUNDS))
-    return ModeChoice(TrainingMode.LOCAL, max(1, min(wanted, most, MAX_LOCAL_STEPS)), figures)
+    return ModeChoice(TrainingMode.LOCAL, max(1, min(wanted, most, MAX_LOCAL_STEPS)), figures, costs.workers)
 
 
 def parse_mode(text: str) -> tuple[TrainingMode, int | None]:

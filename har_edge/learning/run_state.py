@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from har_edge.errors import ModelError
@@ -19,25 +19,31 @@ if TYPE_CHECKING:
     from har_edge.learning.server import TrainingServer
 
 
-def pick_mode(settings: ServerSettings, members: Sequence[WorkerRecord], update_bytes: int) -> ModeChoice:
+def pick_mode(
+    settings: ServerSettings, members: Sequence[WorkerRecord], packed_bytes: Callable[[str], int]
+) -> ModeChoice:
     """Return the mode that was asked for, or that the measured speeds and the link speak for."""
     if settings.mode is TrainingMode.SYNC:
-        return ModeChoice(TrainingMode.SYNC, 1, "as asked")
-    job = settings.job
+        return ModeChoice(TrainingMode.SYNC, 1, "as asked", len(members))
+    job, dense = settings.job, 4 * settings.job.parameters
+    auto = settings.job.compress == "auto"
+    update = packed_bytes("none" if auto else settings.job.compress)
+    local = 2 * packed_bytes("float16") if auto and len(members) > 1 else dense + update
     slowest = min((one.samples_per_s for one in members if one.samples_per_s > 0), default=0.0)
     costs = TrainingCosts(
         step_s=job.batch / slowest if slowest else 0.1,
         batch=job.batch,
         workers=len(members),
         samples=sum(one.samples for one in job.blocks) or sum(one.own_samples for one in members),
-        sent_bytes=4 * job.parameters,
-        update_bytes=update_bytes,
+        sent_bytes=dense,
+        update_bytes=update,
         link_bytes_per_s=settings.link_bytes_per_s,
+        local_bytes=local,
     )
     found = choose_mode(costs)
     if settings.mode is TrainingMode.AUTO:
         return found
-    return ModeChoice(settings.mode, settings.local_steps or found.local_steps, "as asked")
+    return ModeChoice(settings.mode, settings.local_steps or found.local_steps, "as asked", len(members))
 
 
 def describe(server: TrainingServer) -> str:
@@ -50,7 +56,8 @@ def describe(server: TrainingServer) -> str:
         TrainingMode.STALE: f"local without waiting, {steps}, at most {server.settings.staleness} rounds behind",
         TrainingMode.AUTO: "not chosen yet",
     }[choice.mode]
-    return f"{plural(len(server.pool.active), 'worker')}; {how} ({choice.reason}); {server.optimizer_text}"
+    sends = f"updates {server.compress}; {server.optimizer_text}"
+    return f"{plural(len(server.pool.active), 'worker')}; {how} ({choice.reason}); {sends}"
 
 
 def save_run(server: TrainingServer, now: float) -> Checkpoint:
@@ -75,6 +82,7 @@ def save_run(server: TrainingServer, now: float) -> Checkpoint:
         mode=server.choice.mode.value,
         local_steps=server.choice.local_steps,
         optimizer=server.optimizer_text,
+        workers=server.choice.workers,
         weights=bytes_of(server.weights),
         steps=steps,
         state={name: bytes_of(vector) for name, vector in state.items() if not isinstance(vector, int)},
@@ -100,7 +108,7 @@ def restore_run(server: TrainingServer, found: Checkpoint) -> None:
     account = SampleAccount(dict(found.sizes), dict(found.homes))
     account.restore(found.free, found.counted, found.skipped)
     server.weights[:] = vector_of(found.weights)
-    server.choice = ModeChoice(TrainingMode(found.mode), found.local_steps, "as before")
+    server.choice = ModeChoice(TrainingMode(found.mode), found.local_steps, "as before", found.workers)
     server.optimizer_text, server.epoch, server.task = found.optimizer, found.epoch, found.task
     if server.choice.mode is TrainingMode.SYNC:
         server.optimizer = make_optimizer(found.optimizer, server.settings.job.parameters)

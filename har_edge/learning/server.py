@@ -45,6 +45,10 @@ MAX_DIVERGED = 3
 _PACKED_MOST = 2.5
 
 
+# The packing of updates that is chosen with the mode.
+AUTO = "auto"
+
+
 class TrainingServer:
     """One run; `weights` are changed in place. `rival` is the author of another training of this name that appeared."""
 
@@ -62,7 +66,8 @@ class TrainingServer:
         self.lacking: list[str] = []  # files that a worker did not get
         self.batch = 0
         self._contributions = dict[str, Contribution]()
-        self._dense = make_compressor("none", settings.job.parameters)
+        self.compress = "none" if settings.job.compress == AUTO else settings.job.compress
+        self._packing = make_compressor("none", settings.job.parameters)
         self._aggregator: Aggregator = AveragingAggregator()
         self._rule = ShareRule(self.choice, settings.job.batch, None, by_speed=False)
         self._since, self._alone_since, self._saved_at = now, now, now
@@ -134,7 +139,7 @@ class TrainingServer:
             self.pool.hear(member)
             return self._advance(now)
         try:
-            contribution = accept(member, update, self.settings.job)
+            contribution = accept(member, update, self.settings.job, self.compress)
         except MessageError as error:
             self._not_finite += isinstance(error, NotFinite)
             self.pool.reject(member.name, str(error))
@@ -195,8 +200,11 @@ class TrainingServer:
     def _begin(self, now: float) -> list[Outgoing]:
         settings, pool = self.settings, self.pool
         if not self.restored:
-            self.choice = pick_mode(settings, pool.active, self._packed_bytes())
+            self.choice = pick_mode(settings, pool.active, self._packed_bytes)
             pool.begin_epoch()
+        if settings.job.compress == AUTO and self.choice.mode is not TrainingMode.SYNC and self.choice.workers > 1:
+            self.compress = "float16"
+            self._packing = make_compressor(self.compress, settings.job.parameters)
         for member in pool.active:
             pool.add_own(member)
         if not self.restored:
@@ -213,10 +221,9 @@ class TrainingServer:
         self._saved_at = self._alone_since = now
         return self._advance(now)
 
-    def _packed_bytes(self) -> int:
-        """Return the bytes of an update, from packing one of a compressor's own."""
-        job = self.settings.job
-        return len(make_compressor(job.compress, job.parameters).encode(self.weights).data)
+    def _packed_bytes(self, compress: str) -> int:
+        """Return the bytes of a vector as it is packed, from packing one."""
+        return len(make_compressor(compress, self.settings.job.parameters).encode(self.weights).data)
 
     # --- rounds -------------------------------------------------------------------------------------------------------
 
@@ -330,7 +337,7 @@ class TrainingServer:
         settings, job = self.settings, self.settings.job
         text = "" if self.choice.mode is TrainingMode.SYNC else constant_at(self.optimizer_text, self._step)
         sent = []
-        for part in split_vector(self._dense.encode(self.weights)):
+        for part in split_vector(self._packing.encode(self.weights)):
             message = Round(
                 run=job.run,
                 author=job.author,
@@ -340,6 +347,7 @@ class TrainingServer:
                 tasks=tasks,
                 weights=part,
                 optimizer=text,
+                compress=self.compress,
             )
             payload = encode_training(message)
             self.record.sent_bytes += len(payload)

@@ -38,6 +38,8 @@ from har_edge.protocol.training import (
 
 # An idle worker says again that it is there: its first word, or the server's, may have been lost.
 IDLE_S = 10.0
+# The ways to pack an update that a round may choose.
+_PACKINGS = {"auto": ("none", "float16")}
 Indices = NDArray[np.int64]
 
 
@@ -136,7 +138,7 @@ class TrainingWorker:
     ) -> None:
         self.job, self.name, self.instance, self.reasons = job, name, instance, list[str]()
         self._learner, self._topics, self._profile, self._protect = learner, topics, profile, protect
-        self._compressor = make_compressor(job.compress, job.parameters)
+        self._compress, self._compressor = "none", make_compressor("none", job.parameters)
         self._assembly: tuple[int, VectorAssembly] = (0, VectorAssembly(0))
         self._task: RunningTask | None = None
         self._heard, self._sent, self._said_at = 0, SentUpdate(0, None), -math.inf
@@ -192,6 +194,11 @@ class TrainingWorker:
         blocks, indices = self._samples_of(message, task)
         base = weights.copy() if optimizer is not None else weights
         total = np.zeros(0 if optimizer is not None else job.parameters, np.float32)
+        if message.compress not in _PACKINGS.get(job.compress, (job.compress,)):
+            raise MessageError(f"updates were to be packed as {message.compress!r}; the job says {job.compress!r}")
+        if message.compress != self._compress:
+            self._compressor = make_compressor(message.compress, job.parameters)
+            self._compress, self._sent = message.compress, SentUpdate(0, None)
         if self._sent.packed is not None and task.after != self._sent.number:
             self._compressor.restore(self._sent.packed)  # it was not counted: the next one carries it
             self._sent = SentUpdate(0, None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from har_edge.protocol.training import TrainingProgress
+
 
 class NodeView(msgspec.Struct, frozen=True):
     """One node: what its retained status and its last heartbeat say.
@@ -173,6 +175,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     sent: tuple[SentView, ...] = ()
     disagreement: str = ""
     obstacle: str = ""
+    trainings: tuple[TrainingProgress, ...] = ()
 
 
 encode_snapshot = msgspec.json.Encoder().encode

@@ -160,7 +160,7 @@ class Round(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A round: the weights that it begins with, and who computes what.
 
     With an `optimizer` each worker makes steps of its own and sends the change of its weights; without, it sends the
-    sum of the gradients over its samples. `seed` is that of the epoch's order.
+    sum of the gradients over its samples, packed as `compress` says. `seed` is that of the epoch's order.
     """
 
     version: int = VERSION
@@ -172,6 +172,7 @@ class Round(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     tasks: Annotated[dict[Name, TrainingTask], msgspec.Meta(max_length=MAX_WORKERS)]
     weights: VectorPart
     optimizer: Text = ""
+    compress: Text = "none"
     sealed: Text = ""
 
 
@@ -235,7 +236,7 @@ class CheckpointNote(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     sealed: Text = ""
 
 
-class WorkerProgress(msgspec.Struct, frozen=True, omit_defaults=True):
+class WorkerProgress(msgspec.Struct, frozen=True):
     """The part of a worker: its samples in this run, its speed, the bytes of its updates, and whether it takes part."""
 
     name: Name
@@ -247,7 +248,7 @@ class WorkerProgress(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: Text = ""
 
 
-class TrainingProgress(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class TrainingProgress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a training is, as JSON for people and dashboards, retained.
 
     `loss` and `train_accuracy` are means over the samples of the last round, `accuracy` that on `held_out` samples, at

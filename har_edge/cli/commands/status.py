@@ -61,6 +61,7 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
     from har_edge.monitor.fixed_pipeline import FixedObserver, FixedProbeRun
     from har_edge.monitor.observer import Observer
     from har_edge.monitor.probe_run import ProbeRun, obstacle
+    from har_edge.monitor.trainings import TrainingWatch
     from har_edge.mqtt.bus import Session
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.artifact_store import Store, default_folder
@@ -72,7 +73,8 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
     def reach(session: Session) -> Bus:
         return options.connect(args, pipeline, session) if pipeline else options.reach(args, session)
 
-    bus = reach(Session(f"{topics.base}-{topics.pipeline}-status-{secrets.token_hex(4)}", clean_start=True))
+    name = f"{topics.base}-{topics.pipeline}-status-{secrets.token_hex(4)}"
+    bus, trainings = reach(Session(name, clean_start=True)), TrainingWatch(reach, topics, f"{name}-trainings")
     observer: Observer
     fixed: FixedObserver | None = None
     trial: ProbeRun | FixedProbeRun
@@ -91,6 +93,7 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
                 bus.acknowledge(delivery)
                 observer.handle(delivery, time.monotonic(), time.time())
                 trial.handle(delivery, time.monotonic())
+            trainings.poll()
             now = time.monotonic()
             trial.tick(now, time.time())
             if now >= probe_at and not args.no_probe and not trial.under_way:
@@ -100,12 +103,14 @@ def look(args: argparse.Namespace, stop: Stop) -> Iterator[Snapshot]:
                 show_at += EVERY_S
                 seen = observer.snapshot(now, time.time(), trial.view)
                 found = fixed.stalled(now) if fixed is not None else obstacle(observer, now)
-                yield msgspec.structs.replace(seen, obstacle=found if args.no_probe else "")
+                shown = found if args.no_probe else ""
+                yield msgspec.structs.replace(seen, obstacle=shown, trainings=trainings.poll())
                 if not args.live:
                     return
     finally:
         if isinstance(trial, FixedProbeRun):
             trial.close()
+        trainings.close()
         bus.close(forget=True)
 
 

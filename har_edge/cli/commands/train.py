@@ -92,7 +92,7 @@ def add_on_devices(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("training on devices (docs/how-to/train-on-devices.md)")
     group.add_argument("--on-devices", action="store_true", help="train --model with the nodes that are there")
-    group.add_argument("--model", type=Path, metavar="FILE", help="the float .tflite model to train")
+    group.add_argument("--model", type=Path, metavar="FILE", help="the float .tflite model to train, or lenet5")
     group.add_argument("--from-scratch", action="store_true", help="begin with new weights, not those of the model")
     group.add_argument(
         "--own-data",
@@ -128,9 +128,9 @@ def add_on_devices(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--compress",
-        default="none",
+        default="auto",
         metavar="SPEC",
-        help="updates as none, float16, int8 or topk:0.01 (default: none)",
+        help="updates as none, float16, int8 or topk:0.01 (default: float16 for local steps, else none)",
     )
     group.add_argument(
         "--clip",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from har_edge.cli.reports.training import status_lines
 from har_edge.units import duration, size
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def draw(seen: Snapshot, columns: int) -> Group:
     beside = [one for one in seen.stages if one.epoch not in known]
     if beside:
         parts += [Text(), _stages(None, beside, columns)]
+    for one in seen.trainings:
+        parts += [Text(), *(Text(line) for line in status_lines(one, max(0.0, seen.time - one.time)))]
     return Group(*parts, Text(), _below(seen))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from har_edge.learning.checkpoints import EpochRow, RoundRow
+from har_edge.protocol.text import escape
 from har_edge.protocol.training import RunState, TrainingProgress
 from har_edge.units import size
 
@@ -72,7 +73,7 @@ def status_lines(progress: TrainingProgress, age_s: float) -> list[str]:
     lines = [f"training {progress.run}: {state}, {progress.model or 'a model'}, {data}"]
     lines.append(f"  {head_line(progress)}")
     lines += [f"  {text}" for text in (progress.privacy, progress.detail) if text]
-    return lines
+    return [escape(line) for line in lines]
 
 
 def rounds_csv(rounds: Iterable[RoundRow], epochs: Iterable[EpochRow]) -> str:
