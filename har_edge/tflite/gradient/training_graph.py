@@ -208,6 +208,7 @@ class _Writer:
         index = leaving[0]
         tensor = self.model.main.tensors[index]
         if tensor.dtype != "float32":
+            find_weights(self.model)  # of a quantised model it names the weights
             raise GradientError(
                 f"output {tensor.name} is {tensor.dtype}, and a loss needs float32; take the float file of this model"
             )

@@ -30,25 +30,25 @@ _ACTIVATIONS: dict[int, Callable[[Any], Any]] = {
 
 
 class TensorFlowGraph:
-    """Holds the float constants as variables; `run` gives every tensor.
+    """Holds the float constants as variables of `dtype`; `run` gives every tensor.
 
     Converters store equal constants once. A weight that `find_weights` takes apart has a variable for each place.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.model, self.constants = model, dict[int, Any]()
+    def __init__(self, model: Model, dtype: str = "float32") -> None:
+        self.model, self.constants, self.dtype = model, dict[int, Any](), dtype
         self.variables: dict[str, Any] = {}
         for tensor in model.main.tensors:
             if tensor.constant:
                 value = _values(model, tensor)
                 if tensor.dtype == "float32":
-                    value = self.variables[tensor.name] = tf.Variable(value)
+                    value = self.variables[tensor.name] = tf.Variable(tf.cast(value, dtype))
                 self.constants[tensor.index] = value
         self.places: dict[tuple[int, int], Any] = {}
         for weight in list_weights(model):
             tensor = model.main.tensors[weight.tensor]
             if weight.name != tensor.name:
-                self.variables[weight.name] = tf.Variable(_values(model, tensor))
+                self.variables[weight.name] = tf.Variable(tf.cast(_values(model, tensor), dtype))
                 self.places.update(dict.fromkeys(weight.uses, self.variables[weight.name]))
 
     def run(self, inputs: Mapping[str, Any]) -> dict[int, Any]:
@@ -76,7 +76,8 @@ class TensorFlowGraph:
     ) -> tuple[float, dict[int, Any], dict[str, NDArray[Any]]]:
         """Return a score of the tensors, all tensors, and the gradients of inputs and float constants by name."""
         fed = {name: tf.constant(value) for name, value in inputs.items()}
-        sources = {**self.variables, **{name: one for name, one in fed.items() if one.dtype == tf.float32}}
+        fed = {name: tf.cast(one, self.dtype) if one.dtype == tf.float32 else one for name, one in fed.items()}
+        sources = {**self.variables, **{name: one for name, one in fed.items() if one.dtype == self.dtype}}
         with tf.GradientTape() as tape:
             tape.watch(list(fed.values()))
             values = self.run(fed)
@@ -116,6 +117,16 @@ def _convolution(fed: Values, options: Any) -> Any:
     strides, dilations = [options.strideH, options.strideW], [options.dilationHFactor, options.dilationWFactor]
     y = tf.nn.convolution(x, kernel, strides, _padding(options), dilations=dilations)
     return y + bias[0] if bias and bias[0] is not None else y
+
+
+def _volume(fed: Values, options: Any) -> Any:
+    x, weights, *bias = fed
+    y = tf.nn.conv3d(x, weights, [1, options.strideD, options.strideH, options.strideW, 1], _padding(options))
+    return y + bias[0] if bias and bias[0] is not None else y
+
+
+def _local_response(fed: Values, options: Any) -> Any:
+    return tf.nn.local_response_normalization(fed[0], options.radius, options.bias, options.alpha, options.beta)
 
 
 def _depthwise(fed: Values, options: Any) -> Any:
@@ -258,6 +269,8 @@ _ELEMENTWISE: dict[str, Any] = {
 OPERATIONS: dict[str, Operation] = {
     **{name: _one(function) for name, function in _ELEMENTWISE.items()},
     "CONV_2D": _convolution,
+    "CONV_3D": _volume,
+    "LOCAL_RESPONSE_NORMALIZATION": _local_response,
     "DEPTHWISE_CONV_2D": _depthwise,
     "TRANSPOSE_CONV": _transposed,
     "FULLY_CONNECTED": _dense,
