@@ -278,9 +278,6 @@ OPERATIONS: dict[str, Operation] = {
     "MAX_POOL_2D": _pool(tf.nn.max_pool2d),
     "AVERAGE_POOL_2D": _pool(tf.nn.avg_pool2d),
     "L2_NORMALIZATION": lambda fed, options: fed[0] / tf.sqrt(tf.maximum(tf.reduce_sum(fed[0] ** 2, -1, True), 1e-12)),
-    "LOCAL_RESPONSE_NORMALIZATION": lambda fed, options: tf.nn.local_response_normalization(
-        fed[0], options.radius, options.bias, options.alpha, options.beta
-    ),
     "LEAKY_RELU": lambda fed, options: tf.nn.leaky_relu(fed[0], options.alpha),
     "PRELU": _prelu,
     "GELU": lambda fed, options: tf.nn.gelu(fed[0], bool(options.approximate)),
