@@ -9,15 +9,18 @@
 ZOO has the files of `har-edge zoo NAME --out NAME-TYPE.tflite` (a missing one is written). Each model is profiled once,
 on this machine; a device has `--speed` of its speed. A session (one model, objective and rate of the broker's host)
 runs in one test bed, all rows in turns with one device that holds the whole model; a row that is measured is kept in
-DIR/results.json. `predicted` is what the plan said before; `by pace` is the same plan on devices as fast as the one
-with the whole model turned out to be in that run, which leaves out how the speed of this machine drifts. Errors are
-predicted / measured - 1. Needs root; profile and measure while nothing else runs.
+DIR/results.json; a session that fails is named, and the others go on. `predicted` is what the plan said before; `by
+pace` is the same plan on devices as fast as the one with the whole model turned out to be in that run, which leaves out
+how the speed of this machine drifts. Errors are predicted / measured - 1. Needs root; profile and measure while nothing
+else runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -31,6 +34,7 @@ from har_edge.cli.console import say
 from har_edge.config.pipeline import load_pipeline
 from har_edge.emulation.limits import Device, Layout, Limits, read_rate
 from har_edge.emulation.testbed import Testbed
+from har_edge.errors import HarEdgeError
 from har_edge.experiments.model_under_test import make_windows
 
 LINK = "94mbit"
@@ -77,19 +81,33 @@ def main() -> None:
     if args.table:
         print_table([known[row.key] for row in rows if row.key in known])
         return
+    failed = list[str]()
     missing = [row for row in rows if row.key not in known]
     for session, group in groupby(missing, key=lambda row: row.session):
-        own = list(group)
-        make_model(workshop, session, dry=args.dry)
-        for row in own:
-            workshop.make(row, dry=args.dry)
-            if not args.dry:
-                tell_plan(workshop, row)
-        if not args.dry and not args.plans:
-            for outcome in measure(workshop, session, own, args):
+        try:
+            for outcome in run_session(workshop, session, list(group), args):
                 known[outcome.key] = outcome
                 write_results(workshop.out, known)
+        except (HarEdgeError, subprocess.CalledProcessError) as error:
+            failed.append(f"{session.name} was not measured: {error}")
+            say(failed[-1])
     print_table([known[row.key] for row in rows if row.key in known])
+    for line in failed:
+        say(line)
+    sys.exit(bool(failed))
+
+
+def run_session(
+    workshop: Workshop, session: Session, rows: Sequence[PlannedRow], args: argparse.Namespace
+) -> Iterator[Outcome]:
+    """Make the folders of a session's rows, and measure them."""
+    make_model(workshop, session, dry=args.dry)
+    for row in rows:
+        workshop.make(row, dry=args.dry)
+        if not args.dry:
+            tell_plan(workshop, row)
+    if not args.dry and not args.plans:
+        yield from measure(workshop, session, rows, args)
 
 
 def make_model(workshop: Workshop, session: Session, *, dry: bool) -> None:

@@ -93,8 +93,8 @@ def test_the_faster_node_does_more(model: Model) -> None:
     assert max(found.forecast.stages_s) < 1.5 * min(found.forecast.stages_s)  # on its own
 
 
-def test_on_slow_links_one_device_is_faster(model: Model) -> None:
-    found = planner(model).plan(PlanRequest(1, nodes("a", "b", link_bytes_per_s=2e3), (), 0))
+def test_on_links_with_long_delays_one_device_is_faster(model: Model) -> None:
+    found = planner(model).plan(PlanRequest(1, nodes("a", "b", latency_s=1.0), (), 0))
     assert not found.problem and not is_shared(found.manifest) and len(found.placements) == 1
     assert any(line.startswith("one device is faster: ") for line in found.remarks)
 
