@@ -19,7 +19,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -82,7 +82,7 @@ def main() -> int:
         )
         rows = {(group.name, run): Row(group.name, run) for group in groups for run in RUNS}
         with Testbed(layout) as testbed, running(testbed, groups):
-            period = args.period or 1.5 * max(warm_up(group) for group in groups)
+            period = args.period or 3 * max(warm_up(group) for group in groups)
             say(f"{args.model.name}, {args.shares} shares, devices of {args.cpu:g} of a core with {args.link},")
             say(f"broker's host: {args.broker_link}; a window each {period:.3f} s; {RUNTIME}; made-up windows")
             for _ in range(args.repeats):
@@ -178,7 +178,8 @@ def observe(testbed: Testbed, group: Group, row: Row, period: float, args: argpa
         due = began + len(sent) * period if len(sent) < args.windows else float("inf")
         poll(max(0.0, min(0.05, due - time.monotonic())))
     restore(testbed, group, row.run, args)
-    catch_up(group, poll)
+    if row.run != "calm":
+        catch_up(group, poll)
     row.lost += args.windows - len(came)
     seconds = [came[seq] - sent[seq] for seq in range(fault, args.windows) if seq in came]
     row.seconds += seconds
@@ -204,9 +205,9 @@ def restore(testbed: Testbed, group: Group, run: str, args: argparse.Namespace) 
         testbed.limit_cpu(group.hosts[VICTIM], args.cpu)
 
 
-def catch_up(group: Group, poll: object) -> None:
-    """Wait until the shard has worked off what waited for it: a window of another stream, and a pause."""
-    assert group.running is not None and callable(poll)
+def catch_up(group: Group, poll: Callable[[float], None]) -> None:
+    """Wait until the shard has worked off what waited for it: until its count of windows stays the same for a while."""
+    assert group.running is not None
     names, deadline = [f"stage-{VICTIM}"], time.monotonic() + CATCH_UP_S
     group.running.cluster.wait_ready(names, CATCH_UP_S)
     last, calm = -1, 0
@@ -241,7 +242,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--broker-link", default="1gbit")
     parser.add_argument("--slow", type=float, default=5.0, metavar="X", help="how many times slower (default: 5)")
     parser.add_argument("--away", type=float, default=5.0, metavar="S", help="killed without parity (default: 5)")
-    parser.add_argument("--period", type=float, metavar="S", help="between windows (default: 1.5 x the latency)")
+    parser.add_argument("--period", type=float, metavar="S", help="between windows (default: 3 x the latency)")
     parser.add_argument("--windows", type=int, default=90, metavar="N", help="of each run (default: 90)")
     parser.add_argument("--repeats", type=int, default=7, metavar="N")
     parser.add_argument("--out", metavar="FILE", help="write all figures as JSON")
