@@ -25,12 +25,12 @@ class TrainingFigures:
 class ServerSettings:
     """The settings of one run.
 
-    Where the job's `compress` is "auto", updates and weights are float16 if workers make steps of their own, and
-    float32 else. `global_batch` is the number of samples of a synchronous step, by default one
-    batch a worker. `local_steps` are those of an equal share, None where they are chosen; `staleness` is how many
-    rounds a worker may lag. The server begins with `workers` of them, or after `wait_s` with those that are there, and
-    gives up after `patience_s` without any. `grace_s` is added to each deadline. With `by_speed` shares follow measured
-    speeds. `delta` is that of the privacy spent, where the job has noise.
+    A job whose `compress` is "auto" gets float16 for updates and weights if workers make steps of their own, and
+    float32 else. `global_batch` is the number of samples of a synchronous step, by default one batch a worker.
+    `local_steps` are those of an equal share, None where they are chosen; `staleness` is how many rounds a worker may
+    lag. The server begins with `workers` of them, or after `wait_s` with those that are there, and gives up after
+    `patience_s` without any. `grace_s` is added to each deadline. With `by_speed` shares follow measured speeds.
+    `delta` is that of the privacy spent, where the job has noise.
     """
 
     topics: Topics
