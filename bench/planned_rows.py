@@ -97,7 +97,7 @@ def table() -> Iterator[PlannedRow]:
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class RowBuilder:
     """Where models lie and folders are made; `speed` is that of a device, relative to the profiles of this machine."""
 
     models: Path

@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import shards
-from planned_rows import PlannedRow, Session, Workshop, read_plan, table
+from planned_rows import PlannedRow, Session, RowBuilder, read_plan, table
 
 from har_edge.cli.console import say
 from har_edge.config.pipeline import load_pipeline
@@ -75,8 +75,8 @@ class Outcome:
 def main() -> None:
     """Make, measure, and print the table."""
     args = _arguments()
-    workshop = Workshop(Path(args.models), Path(args.out), args.speed)
-    known = read_results(workshop.out)
+    builder = RowBuilder(Path(args.models), Path(args.out), args.speed)
+    known = read_results(builder.out)
     rows = [row for row in table() if not args.only or any(one in row.key for one in args.only)]
     if args.table:
         print_table([known[row.key] for row in rows if row.key in known])
@@ -85,9 +85,9 @@ def main() -> None:
     missing = [row for row in rows if row.key not in known]
     for session, group in groupby(missing, key=lambda row: row.session):
         try:
-            for outcome in run_session(workshop, session, list(group), args):
+            for outcome in run_session(builder, session, list(group), args):
                 known[outcome.key] = outcome
-                write_results(workshop.out, known)
+                write_results(builder.out, known)
         except (HarEdgeError, subprocess.CalledProcessError) as error:
             failed.append(f"{session.name} was not measured: {error}")
             say(failed[-1])
@@ -98,38 +98,38 @@ def main() -> None:
 
 
 def run_session(
-    workshop: Workshop, session: Session, rows: Sequence[PlannedRow], args: argparse.Namespace
+    builder: RowBuilder, session: Session, rows: Sequence[PlannedRow], args: argparse.Namespace
 ) -> Iterator[Outcome]:
     """Make the folders of a session's rows, and measure them."""
-    make_model(workshop, session, dry=args.dry)
+    make_model(builder, session, dry=args.dry)
     for row in rows:
-        workshop.make(row, dry=args.dry)
+        builder.make(row, dry=args.dry)
         if not args.dry:
-            tell_plan(workshop, row)
+            tell_plan(builder, row)
     if not args.dry and not args.plans:
-        yield from measure(workshop, session, rows, args)
+        yield from measure(builder, session, rows, args)
 
 
-def make_model(workshop: Workshop, session: Session, *, dry: bool) -> None:
+def make_model(builder: RowBuilder, session: Session, *, dry: bool) -> None:
     """Write the model of a session if it is not there."""
     name, dtype = session.model.rsplit("-", 1)
-    if not workshop.model(session).exists():
-        words = ["zoo", name, "--out", str(workshop.model(session)), *(["--int8"] if dtype == "int8" else [])]
-        workshop.run(words, dry)
+    if not builder.model(session).exists():
+        words = ["zoo", name, "--out", str(builder.model(session)), *(["--int8"] if dtype == "int8" else [])]
+        builder.run(words, dry)
 
 
-def tell_plan(workshop: Workshop, row: PlannedRow) -> None:
+def tell_plan(builder: RowBuilder, row: PlannedRow) -> None:
     """Say what a plan predicts."""
-    seconds, one = workshop.predict(row)
-    plan = read_plan(workshop.plan(row))
+    seconds, one = builder.predict(row)
+    plan = read_plan(builder.plan(row))
     say(f"{row.key}: {seconds:.4f} s, {one / seconds:.2f} of one device, on {len(plan.devices)} devices")
 
 
 def measure(
-    workshop: Workshop, session: Session, rows: Sequence[PlannedRow], args: argparse.Namespace
+    builder: RowBuilder, session: Session, rows: Sequence[PlannedRow], args: argparse.Namespace
 ) -> Iterator[Outcome]:
     """Run the rows of a session in turns with the whole model on one device."""
-    folders = {shards.WHOLE: workshop.whole(session)} | {row.name: workshop.folder(row) for row in rows}
+    folders = {shards.WHOLE: builder.whole(session)} | {row.name: builder.folder(row) for row in rows}
     candidates, number = [], 0
     for name, folder in folders.items():
         pipeline = load_pipeline(folder)
@@ -149,21 +149,21 @@ def measure(
         way = shards.measure_latency if session.objective == "latency" else shards.measure_throughput
         found = {one.name: one for one in way(testbed, candidates, args)}
     for row in rows:
-        yield make_outcome(workshop, row, found[shards.WHOLE], found[row.name])
+        yield make_outcome(builder, row, found[shards.WHOLE], found[row.name])
 
 
-def make_outcome(workshop: Workshop, row: PlannedRow, whole: shards.Row, found: shards.Row) -> Outcome:
+def make_outcome(builder: RowBuilder, row: PlannedRow, whole: shards.Row, found: shards.Row) -> Outcome:
     """Put what was predicted beside what was measured."""
-    predicted, one = workshop.predict(row)
+    predicted, one = builder.predict(row)
     whole_s, slower = median(whole.seconds), 1.0
     for _ in range(ROUNDS):  # links do not slow down with processors
-        slower *= whole_s / workshop.predict(row, slower)[1]
+        slower *= whole_s / builder.predict(row, slower)[1]
     low, middle, high = quantiles(found.seconds, n=4)
     return Outcome(
         key=row.key,
         predicted_s=predicted,
         predicted_gain=one / predicted,
-        by_pace_s=workshop.predict(row, slower)[0],
+        by_pace_s=builder.predict(row, slower)[0],
         measured_s=middle,
         quartiles_s=(low, high),
         gain=found.gain,
