@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import shards
-from planned_rows import PlannedRow, Session, RowBuilder, read_plan, table
+from planned_rows import PlannedRow, RowBuilder, Session, read_plan, table
 
 from har_edge.cli.console import say
 from har_edge.config.pipeline import load_pipeline
