@@ -66,7 +66,7 @@ class TestAdapter:
     def test_it_learns_a_person_from_few_windows(self):
         person, unseen = made(36), made(120, seed=1)
         before = accuracy(HEAD.path.read_bytes(), "activity", unseen)
-        adapted = Adapter(model(), 12, Trained.HEAD).adapt(person, AdaptationRecipe(epochs=40))
+        adapted = Adapter(model(), 12, Trained.HEAD).adapt(person, AdaptationRecipe(rate=0.001, epochs=40))
         assert before < 0.5
         assert accuracy(adapted.content, "activity", unseen) > 0.9
         assert adapted.weights == 38_460
@@ -80,7 +80,9 @@ class TestAdapter:
 
     def test_the_result_is_an_ordinary_model_and_the_same_each_time(self):
         first, again, other = (
-            Adapter(model(), 12, Trained.HEAD).adapt(made(24), AdaptationRecipe(epochs=2, seed=seed)).content
+            Adapter(model(), 12, Trained.HEAD)
+            .adapt(made(24), AdaptationRecipe(rate=0.001, epochs=2, seed=seed))
+            .content
             for seed in (3, 3, 4)
         )
         assert first == again
@@ -92,7 +94,9 @@ class TestAdapter:
 
     def test_an_anchor_keeps_weights_near_where_they_began(self):
         def moved(anchor):
-            adapted = Adapter(model(), 12, Trained.HEAD).adapt(made(24), AdaptationRecipe(anchor=anchor, epochs=30))
+            adapted = Adapter(model(), 12, Trained.HEAD).adapt(
+                made(24), AdaptationRecipe(rate=0.001, anchor=anchor, epochs=30)
+            )
             after = read_weights(read_model(bytes(adapted.content)))
             return sum(float(np.square(after[name] - values).sum()) for name, values in read_weights(model()).items())
 
@@ -112,18 +116,18 @@ class TestAdapter:
 
     def test_early_stopping_adapts_to_all_windows_in_the_end(self):
         adapter = Adapter(model(), 12, Trained.HEAD)
-        adapted = adapter.adapt(made(36), AdaptationRecipe(epochs=15))
-        fixed = adapter.adapt(made(36), AdaptationRecipe(epochs=adapted.epochs), early_stopping=False)
+        adapted = adapter.adapt(made(36), AdaptationRecipe(rate=0.001, epochs=15))
+        fixed = adapter.adapt(made(36), AdaptationRecipe(rate=0.001, epochs=adapted.epochs), early_stopping=False)
         assert adapted.stopped_early
         assert 0 < adapted.epochs <= 15
         assert adapted.content == fixed.content
 
     def test_with_few_windows_the_number_of_passes_is_that_of_the_recipe(self):
         adapter = Adapter(model(), 12, Trained.HEAD)
-        adapted = adapter.adapt(made(24), AdaptationRecipe(epochs=5))
+        adapted = adapter.adapt(made(24), AdaptationRecipe(rate=0.001, epochs=5))
         assert (adapted.epochs, adapted.stopped_early) == (5, False)
         with pytest.raises(DataError, match="early stopping needs three windows of each activity, and one has 2"):
-            adapter.adapt(made(24), AdaptationRecipe(epochs=5), early_stopping=True)
+            adapter.adapt(made(24), AdaptationRecipe(rate=0.001, epochs=5), early_stopping=True)
 
     def test_what_cannot_be_adapted_is_refused(self):
         with pytest.raises(DataError, match="no labelled window came"):

@@ -36,9 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--train",
         choices=("output", "head", "all"),
-        default="head",
+        default="all",
         help="weights that change: the last layer, all behind the last convolution (the trunk is frozen), or all "
-        "(default: head)",
+        "(default: all)",
     )
     parser.add_argument(
         "--epochs",
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="passes over the labelled windows (default: chosen by early stopping with 3 windows or more, else 30)",
     )
     parser.add_argument(
-        "--rate", type=positive_float, default=0.001, metavar="R", help="learning rate of Adam (default: 0.001)"
+        "--rate", type=positive_float, default=0.0003, metavar="R", help="learning rate of Adam (default: 0.0003)"
     )
     parser.add_argument(
         "--anchor",
