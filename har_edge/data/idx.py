@@ -76,4 +76,8 @@ def _read(file: IO[bytes], path: Path, limit: int) -> npt.NDArray[Any]:
             f"{path} announces {list(shape)} values, {plural(expected, 'byte')}, and holds {came}; fetch or copy the "
             "file anew"
         )
-    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    try:
+        array = np.frombuffer(content, dtype).reshape(shape)
+    except ValueError as error:  # no values, in a shape that NumPy has not
+        raise DataError(f"{path} announces {list(shape)} values, which no array has; fetch the file anew") from error
+    return array.astype(dtype.newbyteorder("="), copy=False)

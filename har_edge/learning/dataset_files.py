@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import lzma
 import math
 import re
 import zipfile
@@ -36,6 +37,15 @@ from har_edge.learning.recorded_windows import WindowFormat, read_windows
 _IDX = re.compile(r"(?P<set>.*?)(?P<part>train|t10k|test)-images[-.]idx[34]-ubyte(\.gz)?")
 _PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 _MAX_HEADER = 10_000  # of a .npy file, as NumPy itself bounds it
+_DAMAGED = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+)
 _TRAIN, _TEST = "train", ("test", "t10k", "val", "validation")
 
 
@@ -120,17 +130,23 @@ def _find_windows(path: Path, length: int | None) -> WindowFormat:
 def find_format(path: Path) -> DataFormat:
     """Return the format of a file or folder; recordings where it is none of the others. DataError for no such path."""
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder, expected {', '.join(kind.value for kind in DataFormat)}")
+        raise DataError(f"{path}: no such file or folder, expected {_known()}")
     if path.is_file():
         if _IDX.fullmatch(path.name):
             return DataFormat.IDX
         return DataFormat.NPZ if path.suffix.lower() == ".npz" else DataFormat.RECORDINGS
+    if not path.is_dir():
+        raise DataError(f"{path} is neither a file nor a folder; expected {_known()}")
     if any(_IDX.fullmatch(file.name) for file in path.iterdir()):
         return DataFormat.IDX
     folders = [
         folder for folder in _folders(path) if _has_pictures(folder) or any(map(_has_pictures, _folders(folder)))
     ]
     return DataFormat.PICTURES if folders else DataFormat.RECORDINGS
+
+
+def _known() -> str:
+    return ", ".join(kind.value for kind in DataFormat)
 
 
 def _read_idx_set(path: Path, options: ReadOptions) -> tuple[Dataset, Dataset | None]:
@@ -210,7 +226,7 @@ def _load_npz(path: Path) -> dict[str, Array]:
                     raise DataError(f"{path} unpacks to more than {MAX_DATASET_BYTES} bytes; split it")
                 with archive.open(info) as member:
                     found[info.filename.removesuffix(".npy")] = _parse_npy(member.read(), f"{path}:{info.filename}")
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path} cannot be read: {error}; write it with numpy.savez_compressed") from error
     return found
 
@@ -226,14 +242,17 @@ def _parse_npy(content: bytes, name: str) -> Array:
         header = ast.literal_eval(content[start : start + size].decode("utf-8"))
         dtype, shape = np.dtype(header["descr"]), tuple(int(axis) for axis in header["shape"])
         order = "F" if header["fortran_order"] else "C"
-    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
+    except (ValueError, OverflowError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(f"{name} is no array of NumPy: {error}") from error
     if dtype.hasobject or dtype.kind not in "biufU":
         raise DataError(f"{name} holds {dtype}; expected numbers or text: objects would need pickle, which is not read")
     body = memoryview(content)[start + size :]
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(body):
         raise DataError(f"{name} announces {list(shape)} of {dtype} and holds {len(body)} bytes; write it anew")
-    array = np.frombuffer(body, dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+    try:
+        array = np.frombuffer(body, dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+    except ValueError as error:  # no values, in a shape or of a type that NumPy has not
+        raise DataError(f"{name} announces {dtype} of a shape that no array has ({error}); write it anew") from error
     return np.ascontiguousarray(array.astype(dtype.newbyteorder("="), copy=False))
 
 

@@ -38,6 +38,7 @@ def test_every_truncation_is_refused(tmp_path, length):
         (b"\0\0\x08\x05" + bytes(20), "1 to 4 dimensions"),
         (WHOLE + b"\0", r"announces \[2, 3\] values, 6 bytes, and holds more"),
         (struct.pack(">HBB4I", 0, 8, 4, *[2**31] * 4), "bytes of values; expected at most"),
+        (struct.pack(">HBB4I", 0, 8, 4, *[2**32 - 1] * 3, 0), "which no array has"),
         (gzip.compress(WHOLE)[:-9], "cannot be read"),
         (gzip.compress(WHOLE)[:-8] + bytes(8), "cannot be read: CRC check failed"),
     ],

@@ -1,6 +1,8 @@
 """Data sets in files: idx, folders of pictures, .npz, recordings."""
 
 import io
+import os
+import struct
 import zipfile
 from dataclasses import replace
 
@@ -186,6 +188,31 @@ class TestNpz:
         with pytest.raises(DataError, match=r"announces \[1000000000, 1000000\] of float32 and holds 0 bytes"):
             read_data(tmp_path / "a.npz")
 
+    @pytest.mark.parametrize(
+        ("descr", "shape"),
+        [
+            ("<U0", "(10000000000000,)"),
+            ("|u1", "(1000000000000000000000000000000, 0)"),
+            ("|u1", "(4294967295, 4294967295, 4294967295, 0)"),
+            ("<f4", "(1e999,)"),
+        ],
+    )
+    def test_a_header_of_no_values_in_an_impossible_shape_is_refused(self, tmp_path, descr, shape):
+        header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}".encode()
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+        with pytest.raises(DataError, match=r"of a shape that no array has|is no array of NumPy: cannot convert"):
+            read_data(tmp_path / "a.npz")
+
+    def test_damaged_lzma_is_refused(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("x.npy", np.random.default_rng(0).bytes(4000))
+        content = bytearray((tmp_path / "a.npz").read_bytes())
+        content[60:1000] = bytes(940)
+        (tmp_path / "a.npz").write_bytes(content)
+        with pytest.raises(DataError, match="cannot be read: Corrupt input data"):
+            read_data(tmp_path / "a.npz")
+
     def test_a_truncated_file_is_refused(self, tmp_path):
         np.savez(tmp_path / "a.npz", x=pictures().x, y=pictures().y)
         whole = (tmp_path / "a.npz").read_bytes()
@@ -239,6 +266,12 @@ class TestRecordings:
         data = read_data(dataset)
         assert (data.train.real, len(data.train) + len(data.test)) == (True, 2054)
         assert set(data.test.groups) == {"subject7", "subject8"}
+
+
+def test_a_pipe_is_no_data(tmp_path):
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    with pytest.raises(DataError, match="is neither a file nor a folder; expected idx files, a folder of pictures"):
+        read_data(tmp_path / "train-images-idx3-ubyte")
 
 
 def test_formats_are_told_apart(tmp_path):
