@@ -125,4 +125,11 @@ def most_block_bytes(job: TrainingJob) -> int:
     largest = max((one.size for one in job.blocks), default=0)
     if largest > MAX_BLOCK_BYTES + 65_536 or math.prod(job.shape) * 4 > MAX_BLOCK_BYTES:
         raise MessageError(f"a job with blocks of {largest} bytes came; expected at most {MAX_BLOCK_BYTES}")
+    values = math.prod(job.shape)
+    for block in job.blocks:
+        if block.samples * values > block.size:
+            raise MessageError(
+                f"a job with {block.samples} samples of {values} values in {block.size} bytes came; expected a byte a "
+                "value at least"
+            )
     return max(largest, job.graph.size, job.spec.size)

@@ -11,7 +11,7 @@ from har_edge.errors import MessageError
 from har_edge.learning.aggregation import Contribution
 from har_edge.learning.compression import decode, make_compressor
 from har_edge.learning.members import WorkerRecord
-from har_edge.protocol.training import TrainingJob, Update, WorkerReport
+from har_edge.protocol.training import MAX_CLIP, TrainingJob, Update, WorkerReport
 
 
 class NotFinite(MessageError):
@@ -50,6 +50,8 @@ def accept(member: WorkerRecord, update: Update, job: TrainingJob, compress: str
     part = update.vector
     if part.size != job.parameters:
         raise MessageError(f"a vector of {part.size} numbers came; expected {job.parameters}, as the model has weights")
+    if not update.samples:
+        raise MessageError("an update of no samples came; expected one at least, or the problem")
     if update.samples > pending.task.samples or update.correct > update.samples:
         raise MessageError(
             f"{update.correct} correct of {update.samples} samples came; expected at most the {pending.task.samples} "
@@ -63,6 +65,11 @@ def accept(member: WorkerRecord, update: Update, job: TrainingJob, compress: str
     if not math.isfinite(update.loss):
         raise NotFinite(f"a loss of {update.loss} came; expected a finite one: the learning rate may be too high")
     vector = decode(packed, job.parameters)
+    most = float(np.max(np.abs(vector), initial=0))
+    if most > MAX_CLIP:
+        raise NotFinite(
+            f"values up to {most:.3g} came; expected at most {MAX_CLIP:g}: the learning rate may be too high"
+        )
     return Contribution(member.name, update.samples, vector, update.loss, update.correct)
 
 

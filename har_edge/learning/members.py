@@ -14,6 +14,8 @@ _NEWEST = 0.5
 # Shares stay equal until a worker's speed differs from the median by so much: measurements scatter, and with equal
 # shares the same members give the same numbers.
 UNEQUAL = 0.25
+# The most samples a second that a worker is believed: a time of almost nothing is no measurement.
+_FASTEST = 1e9
 # The most that a share may differ from an equal one, each way.
 _MOST = 8.0
 # Updates of no use in a row after which a worker is left out until it starts again.
@@ -66,7 +68,7 @@ class WorkerRecord:
     def measured(self, samples: int, seconds: float) -> None:
         """Take the speed of an update into account."""
         if samples and seconds > 0 and math.isfinite(seconds):
-            newest = samples / seconds
+            newest = _speed(samples, seconds)
             self.samples_per_s += _NEWEST * (newest - self.samples_per_s) if self.samples_per_s else newest
 
     def progress(self) -> WorkerProgress:
@@ -85,8 +87,12 @@ class WorkerRecord:
 
 def member_of(report: WorkerReport, batch: int) -> WorkerRecord:
     """Return the member that a report introduces."""
-    speed = batch / report.step_s if report.step_s > 0 else 0.0
+    speed = _speed(batch, report.step_s) if report.step_s > 0 else 0.0
     return WorkerRecord(report.worker, report.instance, speed, report.samples, key=report.key)
+
+
+def _speed(samples: int, seconds: float) -> float:
+    return min(_FASTEST, samples / max(seconds, samples / _FASTEST))
 
 
 def relative_speeds(members: Iterable[WorkerRecord]) -> dict[str, float]:

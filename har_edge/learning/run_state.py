@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from har_edge.errors import ModelError
+from har_edge.errors import ConfigError, ModelError
 from har_edge.learning.account import SampleAccount
 from har_edge.learning.checkpoints import VERSION, Checkpoint, bytes_of, vector_of
 from har_edge.learning.members import WorkerRecord
@@ -105,10 +105,14 @@ def restore_run(server: TrainingServer, found: Checkpoint) -> None:
     blocks = server.settings.job.blocks
     if not server.settings.job.own and found.sizes != {index: one.samples for index, one in enumerate(blocks)}:
         raise ModelError("the checkpoint was made with other blocks of samples; begin anew with --fresh")
+    try:
+        mode, _ = TrainingMode(found.mode), make_optimizer(found.optimizer, 1)
+    except (ValueError, ConfigError) as error:
+        raise ModelError(f"the checkpoint is damaged: {error}; begin anew with --fresh") from None
     account = SampleAccount(dict(found.sizes), dict(found.homes))
     account.restore(found.free, found.counted, found.skipped)
     server.weights[:] = vector_of(found.weights)
-    server.choice = ModeChoice(TrainingMode(found.mode), found.local_steps, "as before", found.workers)
+    server.choice = ModeChoice(mode, found.local_steps, "as before", found.workers)
     server.optimizer_text, server.epoch, server.task = found.optimizer, found.epoch, found.task
     if server.choice.mode is TrainingMode.SYNC:
         server.optimizer = make_optimizer(found.optimizer, server.settings.job.parameters)

@@ -211,11 +211,11 @@ class TrainingThread:
 
     def _fetch(self, wanted: list[str]) -> None:
         context = self._context
+        limit = min(context.max_bytes, most_block_bytes(self.job))
         missing = [sha256 for sha256 in wanted if not context.store.has(sha256)]
         if not missing:
             return
         topics = TrainingTopics(context.topics.base, context.topics.pipeline)
-        limit = min(context.max_bytes, most_block_bytes(self.job))
         bus = context.connect(fetch_session())
         try:
             fetch(bus, topics, missing, context.store, self._stop.is_set, limit, FETCH_TIMEOUT_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
@@ -29,10 +30,12 @@ MAX_RANGES = 4096
 MAX_PARAMETERS = 2**28
 MAX_CLIP, MAX_NOISE = 1e12, 1e6
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=400)]
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+# An epoch is one of four 32-bit words that seed the order of its samples (learning/account.py).
+Epoch = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_PARAMETERS)]
 
@@ -146,7 +149,7 @@ class TrainingTask(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     number: Number
-    ranges: Annotated[tuple[SampleRange, ...], msgspec.Meta(max_length=MAX_RANGES)]
+    ranges: Annotated[tuple[SampleRange, ...], msgspec.Meta(min_length=1, max_length=MAX_RANGES)]
     budget_s: Seconds
     after: Number = 0
 
@@ -167,7 +170,7 @@ class Round(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     run: Name
     author: Text
     number: Number
-    epoch: Number
+    epoch: Epoch
     seed: Number
     tasks: Annotated[dict[Name, TrainingTask], msgspec.Meta(max_length=MAX_WORKERS)]
     weights: VectorPart
@@ -214,9 +217,9 @@ class WorkerReport(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     detail: Text = ""
     software: Text = ""
     step_s: Seconds = 0.0
-    samples: Number = 0
+    samples: Annotated[int, msgspec.Meta(ge=0, le=MAX_PARAMETERS)] = 0
     heard: Number = 0
-    lacks: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")] = ""
+    lacks: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
     shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=8)] = ()
     classes: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=100)], ...], msgspec.Meta(max_length=4096)] = ()
     key: Annotated[bytes, msgspec.Meta(max_length=256)] = b""
@@ -363,3 +366,6 @@ def _check(message: TrainingMessage, level: TrainingLevel, run: str, worker: lis
         for name, task in message.tasks.items():
             if any(one.stop <= one.start for one in task.ranges):
                 raise MessageError(f"the task of {name!r} has a range without samples; expected start below stop")
+            places = sorted(task.ranges)
+            if any(one.block == after.block and after.start < one.stop for one, after in pairwise(places)):
+                raise MessageError(f"the task of {name!r} has samples twice; expected ranges that do not overlap")

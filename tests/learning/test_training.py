@@ -9,11 +9,42 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+from msgspec import structs
+from numpy.typing import NDArray
 
+from har_edge.errors import ModelError
 from har_edge.learning.modes import TrainingMode
 from har_edge.learning.optimizers import make_optimizer
-from har_edge.protocol.training import RunState
+from har_edge.learning.worker import RunningTask
+from har_edge.mqtt.bus import Outgoing
+from har_edge.protocol.training import (
+    RunState,
+    TrainingProgress,
+    VectorPart,
+    decode_training,
+    encode_progress,
+    encode_training,
+)
 from tests.learning.training_rig import SIZE, Fleet, blocks_of, gradient_of, make_fleet
+
+
+def vector_of(values: NDArray[np.float32]) -> VectorPart:
+    """Return values as a worker sends them without compression."""
+    return VectorPart("f4", values.size, values.tobytes())
+
+
+def forge(fleet: Fleet, name: str, fields: dict[str, object]) -> None:
+    """Let a worker send these fields in each of its updates."""
+    worker = fleet.nodes[name].worker
+    honest = worker._update
+
+    def forged(running: RunningTask) -> list[Outgoing]:
+        sent = honest(running)[0]
+        update = decode_training(("r", "update", name), sent.payload)
+        return [structs.replace(sent, payload=encode_training(structs.replace(update, **fields)))]
+
+    worker._update = forged  # type: ignore[method-assign]
+
 
 MODES = [TrainingMode.SYNC, TrainingMode.LOCAL, TrainingMode.STALE]
 
@@ -235,3 +266,49 @@ def test_a_run_whose_workers_all_diverge_stops() -> None:
         node.learner.broken = True
     fleet.run()
     assert fleet.server.state is RunState.STOPPED and "the training diverges" in fleet.server.problem
+
+
+FORGED: list[tuple[dict[str, object], str]] = [
+    ({"vector": vector_of(np.full(SIZE, 3e38, "<f4"))}, "values up to 3e+38 came; expected at most 1e+12"),
+    ({"vector": vector_of(np.full(SIZE, np.nan, "<f4"))}, f"{SIZE} values that are not finite"),
+    ({"vector": vector_of(np.zeros(SIZE - 1, "<f4"))}, f"a vector of {SIZE - 1} numbers came; expected {SIZE}"),
+    ({"vector": structs.replace(vector_of(np.zeros(SIZE, "<f4")), kind="f2")}, "an update in format 'f2' came"),
+    ({"samples": 0, "correct": 0}, "an update of no samples came"),
+    ({"samples": 10_000}, "of 10000 samples came; expected at most"),
+    ({"loss": float("inf")}, "a loss of inf came"),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("fields", "line"), FORGED, ids=[case[1] for case in FORGED])
+def test_an_update_that_no_training_gives_changes_nothing(
+    fields: dict[str, object], line: str, mode: TrainingMode
+) -> None:
+    fleet = make_fleet(mode=mode, local_steps=3)
+    forge(fleet, "b", fields)
+    fleet.run()
+    assert fleet.server.state is RunState.FINISHED, fleet.lines
+    check_account(fleet)
+    assert any("dropped an update of b: " in one and line in one for one in fleet.lines), fleet.lines
+    assert fleet.server.pool.members["b"].samples == 0
+    assert np.abs(fleet.server.weights).max() < 10
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_time_of_almost_nothing_leaves_progress_that_can_be_read(mode: TrainingMode) -> None:
+    fleet = make_fleet(mode=mode, local_steps=3, by_speed=True)
+    forge(fleet, "b", {"seconds": 5e-324})
+    fleet.run()
+    check_account(fleet)
+    shown = decode_training(("r", "progress"), encode_progress(fleet.server.progress(1.0)))
+    assert isinstance(shown, TrainingProgress)
+    assert 0 < {one.name: one.samples_per_s for one in shown.workers}["b"] <= 1e9
+
+
+@pytest.mark.parametrize(("field", "value"), [("mode", "fast"), ("optimizer", "adam"), ("optimizer", "\0")])
+def test_a_checkpoint_with_a_damaged_text_is_refused(field: str, value: str) -> None:
+    fleet = make_fleet(checkpoint_s=0.0)
+    fleet.until_round(2)
+    damaged = structs.replace(fleet.checkpoints[-1], **{field: value})
+    with pytest.raises(ModelError, match=r"the checkpoint is damaged: .*; begin anew with --fresh"):
+        fleet.start_server(damaged)
