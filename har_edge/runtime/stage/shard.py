@@ -172,7 +172,7 @@ class ShardStage(Stage):
     def _complete(self, window: PartialWindow) -> list[Outgoing]:
         """Keep a window that has all its parts until its steps are run."""
         self._whole.append(window)
-        # What came in one message was not counted with what it takes where it came compressed.
+        # A compressed message was not counted with what its parts take.
         window.nbytes = max(window.nbytes, sum([part.nbytes for part in window.parts.values()]))
         self._whole_bytes += window.nbytes
         return []
