@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
 from har_edge.errors import ConfigError
 from har_edge.learning.compression import PackedVector, decode
 from har_edge.learning.modes import TrainingMode
-from har_edge.learning.privacy import PrivacyAccountant, protection_of
+from har_edge.learning.privacy import PrivacyAccountant, check_privacy, protection_of
 from har_edge.learning.server import TrainingServer
 from har_edge.protocol.training import RunState, Update
 from tests.learning.extras import needs
-from tests.learning.training_rig import SIZE, make_fleet
+from tests.learning.training_rig import SIZE, make_fleet, make_job
 
 CLIP = 0.5
 
@@ -90,7 +91,7 @@ def test_a_restarted_run_goes_on_with_what_was_spent_and_counts_the_round_under_
 )
 def test_promises_that_cannot_be_kept(options: dict[str, float], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        make_fleet(**options)  # type: ignore[arg-type]
+        check_privacy(msgspec.structs.replace(make_job((10,)), **options))
 
 
 def test_without_a_clip_updates_stay_as_they_are() -> None:
