@@ -105,7 +105,8 @@ class TrainingServer:
                 members[event.node].heartbeat_at = now
             case Unreadable(topic=topic) if topic is not None and topic.kind is Kind.TRAINING:
                 self.pool.reject(topic.levels[-1], event.reason)
-            case TrainingEvent(message=TrainingJob(author=other)) if other != author:
+            # A retained job may be that of a server that was killed; one that is alive publishes its own.
+            case TrainingEvent(message=TrainingJob(author=other), retained=False) if other != author:
                 self.rival = other
             case TrainingEvent(message=WorkerReport() as report) if report.author == author:
                 return self._note_report(report, now)

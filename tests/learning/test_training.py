@@ -25,7 +25,7 @@ from har_edge.protocol.training import (
     encode_progress,
     encode_training,
 )
-from tests.learning.training_rig import SIZE, Fleet, blocks_of, gradient_of, make_fleet
+from tests.learning.training_rig import SIZE, TOPICS, Fleet, blocks_of, gradient_of, make_fleet
 
 
 def vector_of(values: NDArray[np.float32]) -> VectorPart:
@@ -312,3 +312,18 @@ def test_a_checkpoint_with_a_damaged_text_is_refused(field: str, value: str) -> 
     damaged = structs.replace(fleet.checkpoints[-1], **{field: value})
     with pytest.raises(ModelError, match=r"the checkpoint is damaged: .*; begin anew with --fresh"):
         fleet.start_server(damaged)
+
+
+def test_the_job_that_a_killed_server_left_is_no_rival_and_that_of_a_live_one_is() -> None:
+    fleet = make_fleet(checkpoint_s=0.0)
+    fleet.until_round(2)
+    job = structs.replace(fleet.settings.job, author="two")
+    fleet.settings = replace(fleet.settings, job=job)
+    fleet.start_server(fleet.checkpoints[-1])  # the job of author "one" is retained
+    fleet.turn()
+    assert fleet.server.rival == ""
+    third = encode_training(structs.replace(job, author="three"))
+    fleet.spy.publish(TOPICS.training("r", "job"), third, retain=True)
+    fleet.turn()
+    fleet.turn()
+    assert fleet.server.rival == "three"
