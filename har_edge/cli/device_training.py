@@ -189,15 +189,18 @@ def open_server(
     """Connect, see that no training of this name is alive, measure the link, and go on from a checkpoint if any."""
     from dataclasses import replace
 
+    from msgspec import structs
+
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.learning.server import TrainingServer
-    from har_edge.learning.service import look_for_run, look_session, refuse_second
+    from har_edge.learning.service import KnownRun, look_for_run, look_session, refuse_second
     from har_edge.mqtt.bus import Session
     from har_edge.mqtt.measure.link_benchmark import benchmark_link
     from har_edge.protocol.training import MAX_ROUND_BYTES
 
     job, topics = settings.job, settings.topics
     look = options.reach(args, look_session(job.run, job.author))
+    found = KnownRun("", None)
     try:
         found = look_for_run(look, topics, job.run)
         refuse_second(found, job.run)
@@ -211,7 +214,9 @@ def open_server(
     address = options.find_address(args, BrokerConfig(), Path())
     say(f"broker: {address.url}, {speed(link)} each way; training {job.run}, waiting for nodes")
     figures = replace(settings.figures, broker=address.url[:400])
-    settings = replace(settings, link_bytes_per_s=link, figures=figures)
+    # Later than the job that a server has left whose clock was ahead (TrainingServer.rival).
+    job = structs.replace(job, started=min(1e12, max(job.started, found.started + 1)))
+    settings = replace(settings, job=job, link_bytes_per_s=link, figures=figures)
     server = TrainingServer(settings, weights.copy(), time.monotonic())
     resume(args, server, found, store)
     session = Session(

@@ -105,14 +105,22 @@ class TrainingServer:
                 members[event.node].heartbeat_at = now
             case Unreadable(topic=topic) if topic is not None and topic.kind is Kind.TRAINING:
                 self.pool.reject(topic.levels[-1], event.reason)
-            # A retained job may be that of a server that was killed; one that is alive publishes its own.
-            case TrainingEvent(message=TrainingJob(author=other), retained=False) if other != author:
-                self.rival = other
+            case TrainingEvent(message=TrainingJob() as job) if self._is_younger(job):
+                self.rival = job.author
             case TrainingEvent(message=WorkerReport() as report) if report.author == author:
                 return self._note_report(report, now)
             case TrainingEvent(message=Update() as update):
                 return self._note_update(update, len(delivery.payload), now)
         return []
+
+    def _is_younger(self, job: TrainingJob) -> bool:
+        """Return whether a job of this name is that of a server which began later: of two, the younger one stays.
+
+        An older one may have been left by a server that was killed. Two have one session, so that each takes the
+        connection from the other, and may hear of its job only as a retained one.
+        """
+        own = self.settings.job
+        return (job.started, job.author) > (own.started, own.author)
 
     def _note_report(self, report: WorkerReport, now: float) -> list[Outgoing]:
         if report.lacks:

@@ -36,29 +36,30 @@ _CHECKPOINT_PART = 0.05
 
 @dataclass(frozen=True, slots=True)
 class KnownRun:
-    """The traces of a run at the broker: the author of one that is alive, and the last checkpoint."""
+    """The traces of a run at the broker: the author of one that is alive, the last checkpoint, and its job's start."""
 
     alive: str
     note: CheckpointNote | None
+    started: float = 0.0
 
 
 def look_for_run(bus: Bus, topics: Topics, run: str, clock: Callable[[], float] = time.monotonic) -> KnownRun:
     """Listen for another training of this name: one that is alive says how far it is once a second."""
     bus.subscribe([topics.training(run, level) for level in ("job", "progress", "checkpoint")])
     until, quiet = clock() + TRAINING_LISTEN_S, clock() + TRAINING_LISTEN_S / 4
-    alive, heard = "", False
+    alive, heard, started = "", False, 0.0
     note: CheckpointNote | None = None
     while clock() < (until if heard else quiet) and not alive:
         for delivery in bus.poll(0.05):
             bus.acknowledge(delivery)
             match decode(delivery, topics):
-                case TrainingEvent(message=TrainingJob()):
-                    heard = True
+                case TrainingEvent(message=TrainingJob() as job):
+                    heard, started = True, job.started
                 case TrainingEvent(message=CheckpointNote() as said):
                     note = said
                 case TrainingEvent(message=TrainingProgress(author=author, state=state), retained=False):
                     alive = author if state in (RunState.WAITING, RunState.RUNNING) else alive
-    return KnownRun(alive, note)
+    return KnownRun(alive, note, started)
 
 
 def refuse_second(found: KnownRun, run: str) -> None:

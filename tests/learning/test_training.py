@@ -16,7 +16,7 @@ from har_edge.errors import ModelError
 from har_edge.learning.modes import TrainingMode
 from har_edge.learning.optimizers import make_optimizer
 from har_edge.learning.worker import RunningTask
-from har_edge.mqtt.bus import Outgoing
+from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.training import (
     RunState,
     TrainingProgress,
@@ -314,16 +314,11 @@ def test_a_checkpoint_with_a_damaged_text_is_refused(field: str, value: str) -> 
         fleet.start_server(damaged)
 
 
-def test_the_job_that_a_killed_server_left_is_no_rival_and_that_of_a_live_one_is() -> None:
-    fleet = make_fleet(checkpoint_s=0.0)
-    fleet.until_round(2)
-    job = structs.replace(fleet.settings.job, author="two")
-    fleet.settings = replace(fleet.settings, job=job)
-    fleet.start_server(fleet.checkpoints[-1])  # the job of author "one" is retained
-    fleet.turn()
-    assert fleet.server.rival == ""
-    third = encode_training(structs.replace(job, author="three"))
-    fleet.spy.publish(TOPICS.training("r", "job"), third, retain=True)
-    fleet.turn()
-    fleet.turn()
-    assert fleet.server.rival == "three"
+@pytest.mark.parametrize("retained", [True, False])
+@pytest.mark.parametrize(("started", "rival"), [(-1.0, ""), (1.0, "three")])
+def test_of_two_trainings_of_one_name_the_younger_stays(started: float, rival: str, retained: bool) -> None:
+    fleet = make_fleet()
+    job = structs.replace(fleet.settings.job, author="three", started=fleet.settings.job.started + started)
+    topic = TOPICS.training("r", "job")
+    fleet.server.handle(Delivery(topic, encode_training(job), (0, 0), retained=retained), 0.0)
+    assert fleet.server.rival == rival
