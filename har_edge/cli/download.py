@@ -109,19 +109,20 @@ def _receive(url: str, response: http.client.HTTPResponse, part: Path, done: int
         raise DataError(f"{url}: {total} bytes, expected at most {MAX_BYTES}; is the address right?")
     with part.open("ab" if done else "wb") as file:
         _store_validator(part, url, response)
-        done = _copy(url, response, file, done, total, progress)
+        done = _copy(response, file, done, total, progress)
+    if done > MAX_BYTES:
+        forget(part)  # an answer without an end is no beginning of the file
+        raise DataError(f"{url}: more than {MAX_BYTES} bytes; is the address right?")
     if total is not None and done < total:
         raise DataError(f"{url}: the connection ended after {done} of {total} bytes; run again to go on from there")
 
 
-def _copy(
-    url: str, response: http.client.HTTPResponse, file: IO[bytes], done: int, total: int | None, progress: Progress
-) -> int:
+def _copy(response: http.client.HTTPResponse, file: IO[bytes], done: int, total: int | None, progress: Progress) -> int:
     progress(done, total)
     while block := response.read(_BLOCK):
         done += len(block)
         if done > MAX_BYTES:
-            raise DataError(f"{url}: more than {MAX_BYTES} bytes; is the address right?")
+            break
         file.write(block)
         progress(done, total)
     return done

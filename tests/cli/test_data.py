@@ -261,6 +261,7 @@ def test_an_endless_answer_is_cut_off(here, served, capsys, monkeypatch):
     served.length = False
     assert fetch(served) == 2
     assert "more than 1000 bytes" in capsys.readouterr().err
+    assert listed(here) == []
 
 
 class TestFrom:
