@@ -89,21 +89,32 @@ class SampleAccount:
             self.out[task] = tuple(taken)
         return tuple(taken)
 
-    def count(self, task: int, samples: int) -> None:
-        """Count the first `samples` of a task; the others are free again. Raises ModelError for more than it had."""
+    def count(self, task: int, samples: int) -> tuple[SampleRange, ...]:
+        """Count the first `samples` of a task, and return them; the others are free again.
+
+        Raises ModelError for more than it had.
+        """
         ranges = self.out.get(task)
         if ranges is None or samples > sum(one.samples for one in ranges):
             had = sum(one.samples for one in ranges or ())
             raise ModelError(f"{samples} samples came for task {task}; expected at most the {had} that it has")
         del self.out[task]
         self.counted += samples
-        rest = []
+        rest, counted = [], []
         for one in ranges:
             used = min(samples, one.samples)
             samples -= used
+            if used:
+                counted.append(SampleRange(one.block, one.start, one.start + used))
             if used < one.samples:
                 rest.append(SampleRange(one.block, one.start + used, one.stop))
         self._free(rest)
+        return tuple(counted)
+
+    def uncount(self, ranges: Collection[SampleRange]) -> None:
+        """Make samples free again that were counted, and whose update is not used."""
+        self.counted -= sum(one.samples for one in ranges)
+        self._free(ranges)
 
     def give_back(self, task: int) -> None:
         """Make the samples of a task free again; nothing where the task has none."""

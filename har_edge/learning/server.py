@@ -31,6 +31,7 @@ from har_edge.protocol.topics import Kind
 from har_edge.protocol.training import (
     Round,
     RunState,
+    SampleRange,
     TrainingJob,
     TrainingProgress,
     TrainingTask,
@@ -65,7 +66,7 @@ class TrainingServer:
         self.checkpoints: list[Checkpoint] = []
         self.lacking: list[str] = []  # files that a worker did not get
         self.batch = 0
-        self._contributions = dict[str, Contribution]()
+        self._contributions, self._counted = dict[str, Contribution](), list[SampleRange]()
         self.compress = "none" if settings.job.compress == AUTO else settings.job.compress
         self._packing = make_compressor("none", settings.job.parameters)
         self._aggregator: Aggregator = AveragingAggregator()
@@ -161,7 +162,7 @@ class TrainingServer:
     def _count(self, member: WorkerRecord, contribution: Contribution, update: Update, now: float) -> None:
         assert member.pending is not None
         base = member.pending.round
-        self.pool.account.count(update.task, contribution.samples)
+        counted = self.pool.account.count(update.task, contribution.samples)
         member.pending, member.last_task, member.strikes = None, update.task, 0
         member.measured(contribution.samples, update.seconds)
         member.samples += contribution.samples
@@ -169,6 +170,7 @@ class TrainingServer:
             self._apply_at_once(contribution, base, now)
         else:
             self._contributions[member.name] = contribution
+            self._counted += counted
 
     # --- what the time brings -----------------------------------------------------------------------------------------
 
@@ -203,6 +205,9 @@ class TrainingServer:
         if self.state is RunState.RUNNING:
             for member in self.pool.members.values():
                 self.pool.release(member)
+            self.pool.account.uncount(self._counted)  # their updates wait for the others of the round
+            self._counted.clear()
+            self._contributions.clear()
             self.checkpoints.append(save_run(self, now))
         self.state, self.problem, self.detail = RunState.STOPPED, problem, problem
 
@@ -260,6 +265,7 @@ class TrainingServer:
             scored = self.privacy is None
             self.record.add_round(self.round, self.epoch, self._contributions.values(), now, scored=scored)
             self._contributions, self._diverged, self._not_finite = {}, 0, 0
+            self._counted.clear()
             self.pool.round += 1
         elif self._not_finite and not self.pool.awaited:
             self._diverged, self._not_finite = self._diverged + 1, 0

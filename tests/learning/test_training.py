@@ -322,3 +322,26 @@ def test_of_two_trainings_of_one_name_the_younger_stays(started: float, rival: s
     topic = TOPICS.training("r", "job")
     fleet.server.handle(Delivery(topic, encode_training(job), (0, 0), retained=retained), 0.0)
     assert fleet.server.rival == rival
+
+
+@pytest.mark.parametrize("mode", [TrainingMode.SYNC, TrainingMode.LOCAL])
+def test_a_run_that_is_stopped_in_a_round_begins_the_round_anew(mode: TrainingMode) -> None:
+    undisturbed = make_fleet(mode=mode, local_steps=2)
+    undisturbed.run()
+    fleet = make_fleet(mode=mode, local_steps=2)
+    fleet.until_round(2)
+    fleet.nodes["b"].hung = True
+    begun = fleet.server.record.total
+    while fleet.server.pool.account.counted == begun:  # an update waits for that of b
+        fleet.turn()
+    fleet.server.halt("stopped by a signal", fleet.now)
+    kept = fleet.server.checkpoints[-1]
+    assert kept.counted == kept.total == begun
+    fleet.settings = replace(fleet.settings, job=structs.replace(fleet.settings.job, author="two"))
+    fleet.nodes.clear()
+    fleet.start_server(kept)
+    for name in "abc":
+        fleet.add(name)
+    fleet.run()
+    assert fleet.server.record.total == undisturbed.server.record.total
+    assert np.array_equal(fleet.server.weights, undisturbed.server.weights)
