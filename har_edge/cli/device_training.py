@@ -231,6 +231,7 @@ def open_server(
 def resume(args: argparse.Namespace, server: TrainingServer, found: KnownRun, store: Store) -> None:
     """Go on from the checkpoint on the disk, or else from the one at the broker, unless told to begin anew."""
     from har_edge.learning.checkpoints import load_checkpoint, read_checkpoint
+    from har_edge.protocol.training import RunState
 
     if args.fresh:
         return
@@ -241,12 +242,17 @@ def resume(args: argparse.Namespace, server: TrainingServer, found: KnownRun, st
     if content is None:
         return
     checkpoint: Checkpoint = read_checkpoint(content, settings.hash, settings.job.run, settings.job.parameters)
-    if checkpoint.epoch > settings.epochs:
+    done = checkpoint.epoch > settings.epochs
+    if done and (args.out / f"{settings.job.run}.tflite").exists():
         raise ConfigError(
             f"training {settings.job.run!r} has finished {checkpoint.epoch - 1} epochs ({origin}); ask for more with "
             "--epochs, or begin anew with --fresh"
         )
     server.restore(checkpoint)
+    if done:
+        server.state = RunState.FINISHED
+        say(f"{plural(checkpoint.epoch - 1, 'epoch')} were finished before ({origin}); the model is written from it")
+        return
     say(f"goes on from {origin}: epoch {checkpoint.epoch}, round {checkpoint.round}")
 
 

@@ -133,6 +133,12 @@ def test_a_stopped_run_goes_on_and_a_second_one_of_its_name_is_refused(training:
     assert f"{epochs * training.samples} samples counted in" in third.output
     again = training.train("again", "--workers", "2", epochs=epochs)
     assert again.wait(TIMEOUT_S) == 2 and f"has finished {epochs} epochs" in again.output
+    model = training.folder / "out" / "lenet5.tflite"
+    trained = model.read_bytes()
+    model.unlink()  # as where the disk was full at the end
+    written = training.train("written", "--workers", "2", epochs=epochs)
+    assert written.wait(TIMEOUT_S) == 0 and f"{epochs} epochs were finished before" in written.output
+    assert model.read_bytes() == trained
 
 
 def test_a_quantised_model_is_refused_before_anything_is_sent(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli.console import say
@@ -37,10 +38,10 @@ def write_results(args: argparse.Namespace, server: TrainingServer, trainable: T
     if record.rounds:
         content = bytes(replace_weights(trainable.model, unflatten(server.weights, trainable.spec.weights)))
         path = args.out / f"{run}.tflite"
-        write_atomic(path, content)
+        _store(path, content)
         say(f"{path}: {size(len(content))}, float32, sha256 {hashlib.sha256(content).hexdigest()}")
         table = args.out / f"{run}.csv"
-        write_atomic(table, rounds_csv(record.rounds, record.epochs).encode())
+        _store(table, rounds_csv(record.rounds, record.epochs).encode())
         say(f"{table}: {plural(len(record.rounds), 'round')}")
         _draw(args, server)
     seconds = record.rounds[-1].seconds if record.rounds else 0.0
@@ -60,6 +61,17 @@ def write_results(args: argparse.Namespace, server: TrainingServer, trainable: T
     if finished:
         return 0
     return 128 + stop.signal if stop.asked else EXIT_INCOMPLETE
+
+
+def _store(path: Path, content: bytes) -> None:
+    """Write a file as a whole. Raises ConfigError that says how to get it once there is room."""
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror or error}; make room, and run the same command again: it goes on from "
+            "the last checkpoint, and writes the model"
+        ) from error
 
 
 def _draw(args: argparse.Namespace, server: TrainingServer) -> None:
