@@ -18,6 +18,10 @@ from pathlib import Path
 import pytest
 
 from har_edge.cli.main import COMMANDS
+from har_edge.config.catalog import find_model
+from har_edge.tflite.model import read_model
+from har_edge.tflite.split.program import split_model
+from har_edge.tflite.split.spec import parse_split
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -144,3 +148,12 @@ def test_every_extra_is_on_the_page_that_says_how_to_install() -> None:
     page = (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
     table = page.partition("| extra |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {*extras} - {"broker", "test"}
+
+
+def test_every_split_on_the_page_of_fixed_slices_fits_the_model_that_it_is_for() -> None:
+    page = (ROOT / "docs" / "how-to" / "fixed-slices.md").read_text(encoding="utf-8")
+    model = read_model(find_model("int8").path)
+    splits = set(re.findall(r"[`\"]((?:rows|parity|whole):\d+-\d+[^`\"]*)[`\"]", page))
+    assert len(splits) >= 4
+    for text in sorted(splits):
+        split_model(model, parse_split(text, model))
