@@ -25,7 +25,7 @@ from har_edge.planner.split_plan import (
 from har_edge.tflite.model import Model
 
 _SAME = 1 - 1e-9
-_NEAR = 1.01  # a plan no slower than by this factor is as good, if it has fewer devices
+NEAR = 1.01  # a plan no slower than by this factor is as good, if it has fewer devices
 _ROUNDS = 3
 
 
@@ -88,7 +88,7 @@ def prefer(plans: Sequence[Plan]) -> Plan:
     near = [
         plan
         for plan in plans
-        if plan.bottleneck_s <= _NEAR * best.bottleneck_s
+        if plan.bottleneck_s <= NEAR * best.bottleneck_s
         and len(plan.devices) <= len(best.devices)
         and plan.latency_s <= best.latency_s / (1 if len(plan.devices) < len(best.devices) else 2)
     ]

@@ -29,7 +29,8 @@ _WEIGHT_BYTES = 4  # of a weight in memory, where sums are exact
 class ParityForecast:
     """The prediction for a window: seconds, and figures of each shard.
 
-    `missing_s` is the latency without the shard whose absence costs most, of those that may be away.
+    `missing_s` is the latency without the shard whose absence costs most, of those that may be away. It is not below
+    `latency_s`: a shard that is away sends nothing, which frees links, but one that is late may still take them.
     """
 
     latency_s: float
@@ -82,9 +83,10 @@ class ParityCosts:
         messages = [len(one.inputs) + len(self._sent(one)) + (k == last) for k, one in enumerate(programs)]
         windows = max(_bytes(spec) for one in programs for spec in one.inputs if spec.name not in self._made())
         kinds = [device.kind for device in self.devices]
+        calm = self._simulate(-1)
         return ParityForecast(
-            latency_s=self._simulate(-1),
-            missing_s=max(self._simulate(k) for k in range(last)),
+            latency_s=calm,
+            missing_s=max(calm, *(self._simulate(k) for k in range(last))),
             compute_s=tuple(compute),
             message_s=tuple(
                 count * kind.message_s + (u + d) * kind.message_byte_s

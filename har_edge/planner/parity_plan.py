@@ -156,10 +156,11 @@ def _remarks(model: Model, plan: Plan, split: SplitPlan, forecast: ParityForecas
     whole = max(1, count_macs(model.main, range(len(model.main.operators))))
     computed = sum(program.macs for program in split_model(model, [split]).programs)
     worst, calm = duration(forecast.missing_s), duration(forecast.latency_s)
+    then = f"takes {worst} at most, instead of {calm}" if worst != calm else f"takes no longer than with all: {calm}"
     floats = any(block.method is SplitMethod.FLOAT_PARITY for block in split.blocks)
     return [
-        f"any one of {', '.join(plan.devices[:-1])} may be away or late: a window then takes {worst} at most, instead "
-        f"of {calm}; {last} computes the parities and answers, and must be there",
+        f"any one of {', '.join(plan.devices[:-1])} may be away or late: a window then {then}; "
+        f"{last} computes the parities and answers, and must be there",
         f"the price: a device more, and {computed / whole - 1:.0%} more arithmetic than one device has; the best plan "
         f"without parity takes {duration(without.latency_s)} for a window on {plural(len(without.devices), 'device')}",
         "the last bits of answers depend on which device is late"

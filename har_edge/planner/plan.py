@@ -18,7 +18,7 @@ from har_edge.planner.problem import NEVER, Floats, SearchProblem, StageAssignme
 from har_edge.planner.search import Solution, minimize_bottleneck, minimize_latency
 from har_edge.planner.slice_graph import SliceGraph, make_slice_graph
 from har_edge.tflite.model import Model
-from har_edge.tflite.split.plan import SplitPlan
+from har_edge.tflite.split.plan import PARITIES, SplitPlan
 from har_edge.units import size
 
 VERSION = 1
@@ -90,6 +90,12 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_split(self) -> bool:
         """Whether devices share layers."""
         return any(stage.split is not msgspec.UNSET for stage in self.stages)
+
+    @property
+    def has_parity(self) -> bool:
+        """Whether layers have a parity, so that a device may be away."""
+        splits = [stage.split for stage in self.stages if stage.split is not msgspec.UNSET]
+        return any(block.method in PARITIES for split in splits for block in split.blocks)
 
     @property
     def cuts(self) -> tuple[int, ...]:

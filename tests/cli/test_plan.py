@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -384,6 +385,22 @@ def test_packing_is_used_where_it_gains(run: Run, network: Path, slow: Path, tmp
     assert code == 2 and "the profile has no figures for it (it has zstd, f2)" in " ".join(err.split())
 
 
+@pytest.mark.parametrize(("objective", "goal"), [("throughput", "bottleneck"), ("latency", "latency")])
+def test_a_plan_with_parities_says_what_the_better_one_without_is(
+    run: Run, network: Path, slow: Path, tmp_path: Path, objective: str, goal: str
+) -> None:
+    devices, drawing = equal_devices(tmp_path, 3, 100.0), tmp_path / "plan.mmd"
+    options = ["--devices", str(devices), "--profile", str(slow), "--objective", objective, "--float-parity"]
+    code, text, err = run("plan", str(network), *options, "--replicas", "1", "--drawing", str(drawing))
+    told = " ".join(text.split())
+    assert code == 0, err
+    found = re.search(rf": a {goal} ([0-9.]+)% smaller, with 1 device and a [a-z]+ of [^:]*: (.*?parity costs)", told)
+    assert found is not None and float(found[1]) > 50, told
+    assert found[2] == "the difference is what the parity costs" and "1 devices" not in told
+    assert "nearly as much" not in told and "was not found" not in told
+    assert f"note: every layer is shared, with a parity: {drawing} shows its stages" in told
+
+
 def test_one_device_is_faster_where_messages_cost_more(run: Run, network: Path, slow: Path, tmp_path: Path) -> None:
     devices = equal_devices(tmp_path, 4, 100.0)
     _, text, _ = run("plan", str(network), "--devices", str(devices), "--profile", str(slow), "--objective", "latency")
@@ -511,11 +528,17 @@ def test_a_plan_with_parities_is_cut_and_checked_without_any_one_device(
     devices, out = equal_devices(tmp_path, 4, 1e7), tmp_path / "plan.json"
     options = ["--devices", str(devices), "--profile", str(slow), "--objective", "latency", "--out", str(out)]
     code, _, err = run("plan", str(network), *options, "--parity")
-    assert code == 2 and "sums up floats" in " ".join(err.split()) and not out.exists()
+    assert (
+        code == 2
+        and "sums up floats" in " ".join(err.split())
+        and "(of a plan: --float-parity)" in " ".join(err.split())
+        and not out.exists()
+    )
     code, text, err = run("plan", str(network), *options, "--float-parity")
     told = " ".join(text.split())
     assert code == 0, err
     assert "may be away or late" in told and "the price: a device more" in told and "without parity" in told
+    assert "nearly as much" not in told and "no layer is shared" not in told
     code, text, err = run("slice", str(network), "--plan", str(out), "--out", str(tmp_path / "slices"), "--check")
     told = " ".join(text.split())
     assert code == 0 and "without each of" in told, err

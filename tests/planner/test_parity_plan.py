@@ -77,6 +77,16 @@ def test_without_messages_a_window_takes_the_largest_share_of_each_layer() -> No
     assert forecast.missing_s == pytest.approx(forecast.latency_s, rel=1e-3)
 
 
+def test_a_window_is_never_promised_earlier_for_a_device_that_is_away() -> None:
+    """Messages that cost most make a plan with all slower; one that is late may still send them."""
+    model = network(FLOAT)
+    devices = devices_of(model, *[1e6] * 4, link_bytes_per_s=1e5)
+    forecast = forecast_of(model, devices, floats=True)
+    assert forecast.missing_s == forecast.latency_s
+    three = devices_of(model, *[1.0] * 3)
+    assert "a window then takes no longer than with all: " in chosen(model, three, floats=True).remarks[0]
+
+
 def test_a_slow_share_delays_nothing_but_its_absence_of_another_one_does() -> None:
     model = network(FLOAT)
     even = forecast_of(model, devices_of(model, 1.0, 1.0, 1.0), floats=True)

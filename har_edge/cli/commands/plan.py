@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         chart = draw_stages(plan) if choice.candidate is None else draw_mermaid(choice.candidate)
         args.drawing.write_text(chart, encoding="utf-8")
         if choice.candidate is None:
-            more.append(f"no layer is shared in this plan: {args.drawing} shows its stages")
+            shared = "every layer is shared, with a parity" if plan.has_parity else "no layer is shared in this plan"
+            more.append(f"{shared}: {args.drawing} shows its stages")
     if args.out is not None:
         args.out.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
     cut = f"{shlex.quote(args.model)}{_told(args.delegate)}"

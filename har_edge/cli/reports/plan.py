@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from functools import partial
@@ -15,9 +16,10 @@ from rich.text import Text
 from har_edge.cli.console import first_fit, make_console, say
 from har_edge.cli.reports.bars import bar
 from har_edge.cli.reports.shared_layers import draw_blocks
+from har_edge.planner.choice import NEAR
 from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage
 from har_edge.planner.split_plan import SplitCandidate
-from har_edge.units import duration, size
+from har_edge.units import duration, plural, size
 
 _REPLICAS = (
     "devices that take turns at a stage need a shared subscription, which `har-edge stage` by itself does not make; "
@@ -147,17 +149,24 @@ def _summary(plan: Plan, alternatives: Sequence[Alternative]) -> list[str]:
 
 
 def _smaller(plan: Plan, alternatives: Sequence[Alternative]) -> str | None:
-    """Return why another plan with a smaller bottleneck is not the one; None where none was found."""
-    others = [each for each in alternatives if each.bottleneck_s is not None and each.latency_s is not None]
-    best = min(others, key=lambda each: each.bottleneck_s or 0.0, default=None)
-    if plan.objective is Objective.LATENCY or best is None or best.bottleneck_s is None or best.latency_s is None:
+    """Return why another plan that is better by the objective is not the one; None where none was found."""
+    throughput = plan.objective is Objective.THROUGHPUT
+    figures = [  # of each: that of the objective, and the other one
+        (each, *((each.bottleneck_s, each.latency_s) if throughput else (each.latency_s, each.bottleneck_s)))
+        for each in alternatives
+    ]
+    known = [(value, other, each) for each, value, other in figures if value is not None and other is not None]
+    value, other, best = min(known, key=lambda one: one[0], default=(math.inf, 0.0, None))
+    if best is None or value >= plan.value_s * (1 - 1e-9):
         return None
-    if best.bottleneck_s >= plan.bottleneck_s * (1 - 1e-9):
-        return None
-    return (
-        f"{best.name}: a bottleneck {1 - best.bottleneck_s / plan.bottleneck_s:.1%} smaller, with {best.devices} "
-        f"devices and a latency of {duration(best.latency_s)}: this plan does nearly as much with {len(plan.devices)}"
+    goals = ("bottleneck", "latency") if throughput else ("latency", "bottleneck")
+    text = (
+        f"{best.name}: a {goals[0]} {1 - value / plan.value_s:.1%} smaller, with {plural(best.devices, 'device')} and "
+        f"a {goals[1]} of {duration(other)}"
     )
+    if plan.has_parity:
+        return f"{text}: the difference is what the parity costs"
+    return f"{text}: this plan does nearly as much with {len(plan.devices)}" if plan.value_s <= NEAR * value else text
 
 
 def _alternatives(plan: Plan, alternatives: Sequence[Alternative], width: int) -> Table:

@@ -46,7 +46,8 @@ class ParitySplit(BlockSplit):
             raise CutError(
                 f"operator {operator.index} ({operator.name}) sums up floats: a share that is decoded differs from the "
                 "missing one in its last bits, so that answers would depend on which shard is late; take a quantised "
-                f"model, or ask for such answers with the method {SplitMethod.FLOAT_PARITY.value}"
+                f"model, or ask for such answers with the method {SplitMethod.FLOAT_PARITY.value} (of a "
+                "plan: --float-parity)"
             )
         self.before = self._whole(block.start, operator.index)
         self.after = self._whole(operator.index + 1, block.stop)
