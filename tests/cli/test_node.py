@@ -356,6 +356,14 @@ def test_a_name_that_cannot_stand_in_a_topic_is_refused(capsys: pytest.CaptureFi
     assert "name of the node is 'my pi'; expected 1 to 128 letters" in capsys.readouterr().err
 
 
+def test_own_samples_that_are_not_there_end_the_node_at_the_start(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    absent = tmp_path / "nosuch.npz"
+    assert main(["node", "--data", str(absent), "--broker", "mqtt://127.0.0.1:1"]) == 2
+    assert f"{absent}: no such file or folder, expected idx files" in " ".join(capsys.readouterr().err.split())
+
+
 def test_nobody_takes_the_name_of_the_coordinator(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

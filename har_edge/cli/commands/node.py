@@ -111,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.runtime.status_publisher import Identity
     from har_edge.runtime.stop import Stop
 
+    if args.data is not None:
+        check_own_samples(args.data)
     stop, topics = Stop().catch_signals(), Topics(args.base, args.pipeline)
     name = check_node_name(args.name or host_name())
     store = Store(args.cache or default_folder(), args.cache_bytes or LIMIT_BYTES)
@@ -149,6 +151,19 @@ def run(args: argparse.Namespace) -> int:
         broker.stop()
     print(f"node {name} stopped", flush=True)
     return 0
+
+
+def check_own_samples(path: Path) -> None:
+    """Raise DataError where --data names nothing that can be read, at the start rather than with the first training."""
+    from har_edge.errors import DataError
+    from har_edge.learning.dataset_files import find_format
+
+    try:
+        find_format(path)
+        if path.is_file():
+            path.open("rb").close()
+    except OSError as error:
+        raise DataError(f"--data {path}: {error.strerror or error}; mend its permissions, or name another") from None
 
 
 def may_hear_jobs(connect: Callable[[Session], PollableBus], topics: Topics) -> bool:
