@@ -60,7 +60,9 @@ def run_on_devices(args: argparse.Namespace) -> int:
     from har_edge.tflite.model import read_model
 
     if args.model is None or args.data is None:
-        raise ConfigError("--on-devices needs --model FILE.tflite and --data PATH (samples to train and test with)")
+        raise ConfigError(
+            "--on-devices needs --model FILE.tflite, or --model lenet5, and --data PATH (samples to train and test with)"
+        )
     topics, stop = Topics(args.base, args.pipeline), Stop().catch_signals()
     run = check_id("name of the training", args.run_name or _name_of(args.model))
     trainable = prepare_model(read_model(_find(args.model)), args.batch, Loss(args.loss))
@@ -245,7 +247,7 @@ def resume(args: argparse.Namespace, server: TrainingServer, found: KnownRun, st
     done = checkpoint.epoch > settings.epochs
     if done and (args.out / f"{settings.job.run}.tflite").exists():
         raise ConfigError(
-            f"training {settings.job.run!r} has finished {checkpoint.epoch - 1} epochs ({origin}); ask for more with "
+            f"training {settings.job.run!r} has finished {plural(checkpoint.epoch - 1, 'epoch')} ({origin}); ask for more with "
             "--epochs, or begin anew with --fresh"
         )
     server.restore(checkpoint)

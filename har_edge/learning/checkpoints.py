@@ -106,7 +106,7 @@ def read_checkpoint(content: bytes, settings: str, run: str, parameters: int) ->
     if found.settings != settings or found.run != run:
         raise ModelError(
             f"the checkpoint of run {found.run!r} was made with another model, data, batch, optimizer or mode; go on "
-            "with what it was made with, choose another --run, or begin anew with --fresh"
+            "with what it was made with, choose another --run-name, or begin anew with --fresh"
         )
     vectors = {"weights": found.weights, **found.state}
     wrong = [name for name, data in vectors.items() if len(data) != 4 * parameters]

@@ -66,7 +66,7 @@ def refuse_second(found: KnownRun, run: str) -> None:
     """Raise ConfigError where a training of this name is alive."""
     if found.alive:
         raise ConfigError(
-            f"a training {run!r} is running already (by {found.alive}); wait for it, stop it, or choose another --run"
+            f"a training {run!r} is running already (by {found.alive}); wait for it, stop it, or choose another --run-name"
         )
 
 
@@ -112,7 +112,7 @@ class TrainingService:
             self._send([server.job_message(), *server.again()])
         self._send(server.tick(now))
         if server.rival:
-            raise ConfigError(f"another training of this name took over (by {server.rival}); choose another --run")
+            raise ConfigError(f"another training of this name took over (by {server.rival}); choose another --run-name")
         for sha256 in server.lacking:
             self._files.again(sha256)
         server.lacking.clear()

@@ -120,7 +120,7 @@ def test_a_stopped_run_goes_on_and_a_second_one_of_its_name_is_refused(training:
     training.until(lambda: "epoch 1: accuracy" in first.output)
     second = training.train("second", "--workers", "2")
     assert second.wait(TIMEOUT_S) == 2
-    assert "a training 'lenet5' is running already" in second.output and "choose another --run" in second.output
+    assert "a training 'lenet5' is running already" in second.output and "choose another --run-name" in second.output
     assert first.end(signal.SIGTERM) == 128 + signal.SIGTERM
     assert "not finished: stopped by a signal; the same command goes on from" in first.output
     kept = msgspec.msgpack.decode((training.folder / "out" / "lenet5.checkpoint").read_bytes(), type=Checkpoint)
@@ -139,6 +139,20 @@ def test_a_stopped_run_goes_on_and_a_second_one_of_its_name_is_refused(training:
     written = training.train("written", "--workers", "2", epochs=epochs)
     assert written.wait(TIMEOUT_S) == 0 and f"{epochs} epochs were finished before" in written.output
     assert model.read_bytes() == trained
+
+
+@pytest.mark.parametrize("options", [(), ("--fresh",)])
+def test_a_trainer_that_was_killed_is_followed_by_the_same_command(training: Training, options: tuple[str, ...]) -> None:
+    training.nodes("a", "b")
+    first = training.train("first", "--workers", "2", "--checkpoint-every", "1", epochs=400)
+    training.until(lambda: "epoch 1: accuracy" in first.output and (training.folder / "out/lenet5.checkpoint").exists())
+    assert first.end(signal.SIGKILL) == -signal.SIGKILL
+    kept = msgspec.msgpack.decode((training.folder / "out" / "lenet5.checkpoint").read_bytes(), type=Checkpoint)
+    epochs = 2 if options else kept.epoch + 1
+    second = training.train("second", "--workers", "2", *options, epochs=epochs)
+    assert second.wait(TIMEOUT_S) == 0, training.processes.last_lines()
+    assert ("goes on from" in second.output) == (not options)
+    assert f"{epochs * training.samples} samples counted in" in second.output
 
 
 def test_a_quantised_model_is_refused_before_anything_is_sent(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from har_edge.learning.checkpoints import EpochRow, RoundRow
 from har_edge.protocol.text import escape
 from har_edge.protocol.training import RunState, TrainingProgress
-from har_edge.units import size
+from har_edge.units import plural, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,7 +36,7 @@ def head_line(progress: TrainingProgress) -> str:
 
 def traffic_line(progress: TrainingProgress) -> str:
     """Return what travelled, and what was dropped."""
-    dropped = f", {progress.dropped} messages dropped" if progress.dropped else ""
+    dropped = f", {plural(progress.dropped, 'message')} dropped" if progress.dropped else ""
     return f"rounds sent {size(progress.sent_bytes)}, updates received {size(progress.received_bytes)}{dropped}"
 
 
