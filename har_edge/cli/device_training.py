@@ -61,7 +61,7 @@ def run_on_devices(args: argparse.Namespace) -> int:
 
     if args.model is None or args.data is None:
         raise ConfigError(
-            "--on-devices needs --model FILE.tflite, or --model lenet5, and --data PATH (samples to train and test with)"
+            "--on-devices needs --model FILE.tflite or lenet5, and --data PATH (samples to train and test with)"
         )
     topics, stop = Topics(args.base, args.pipeline), Stop().catch_signals()
     run = check_id("name of the training", args.run_name or _name_of(args.model))
@@ -98,10 +98,11 @@ def _find(model: Path) -> Path | bytes:
 
 def load_samples(args: argparse.Namespace, trainable: TrainableModel) -> LabelledData:
     """Return the samples below --data, with those to test with."""
-    from har_edge.learning.dataset_files import ReadOptions, read_data
+    from har_edge.learning.dataset_files import ReadOptions, read_data, read_test_data
     from har_edge.learning.own_samples import picture_shape
 
-    return read_data(args.data, ReadOptions(shape=picture_shape(trainable.shape), seed=args.seed))
+    read = read_test_data if args.own_data else read_data
+    return read(args.data, ReadOptions(shape=picture_shape(trainable.shape), seed=args.seed))
 
 
 def make_job(
@@ -247,8 +248,8 @@ def resume(args: argparse.Namespace, server: TrainingServer, found: KnownRun, st
     done = checkpoint.epoch > settings.epochs
     if done and (args.out / f"{settings.job.run}.tflite").exists():
         raise ConfigError(
-            f"training {settings.job.run!r} has finished {plural(checkpoint.epoch - 1, 'epoch')} ({origin}); ask for more with "
-            "--epochs, or begin anew with --fresh"
+            f"training {settings.job.run!r} has finished {plural(checkpoint.epoch - 1, 'epoch')} ({origin}); ask for "
+            "more with --epochs, or begin anew with --fresh"
         )
     server.restore(checkpoint)
     if done:

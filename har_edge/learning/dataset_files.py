@@ -96,6 +96,17 @@ def read_data(path: Path, options: ReadOptions | None = None) -> LabelledData:
     return LabelledData(train, test, "those that the files name")
 
 
+def read_test_data(path: Path, options: ReadOptions | None = None) -> LabelledData:
+    """Read samples to test with, where others train: those that the files name, else all of them.
+
+    `train` says their classes and their origin. Raises DataError as `read_data` does.
+    """
+    train, test = read_parts(path, options or ReadOptions())
+    if test is None:
+        return LabelledData(train, train, "all of them; nodes train on their own")
+    return LabelledData(train, test, "those that the files name; nodes train on their own")
+
+
 def _held_back(train: Dataset, test: Dataset) -> str:
     """Return in words which samples were held back to test with."""
     if train.groups is not None and test.groups is not None:

@@ -66,7 +66,8 @@ def refuse_second(found: KnownRun, run: str) -> None:
     """Raise ConfigError where a training of this name is alive."""
     if found.alive:
         raise ConfigError(
-            f"a training {run!r} is running already (by {found.alive}); wait for it, stop it, or choose another --run-name"
+            f"a training {run!r} is running already (by {found.alive}); wait for it, stop it, or choose another "
+            "--run-name"
         )
 
 

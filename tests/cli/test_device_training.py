@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
@@ -14,13 +15,18 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.cli.device_training import load_samples
 from har_edge.cli.main import main
 from har_edge.cluster.processes import Processes, Running
 from har_edge.inference.interpreter import Interpreter
 from har_edge.learning.checkpoints import Checkpoint
 from har_edge.learning.datasets import Dataset
 from har_edge.learning.digits import load_digits
+from har_edge.learning.lenet import write_lenet5
+from har_edge.learning.preparation import prepare_model
 from har_edge.mqtt.broker.launcher import Mosquitto
+from har_edge.tflite.gradient.losses import Loss
+from har_edge.tflite.model import read_model
 from tests.learning.made_data import write_mnist
 
 EPOCHS = 8
@@ -142,7 +148,7 @@ def test_a_stopped_run_goes_on_and_a_second_one_of_its_name_is_refused(training:
 
 
 @pytest.mark.parametrize("options", [(), ("--fresh",)])
-def test_a_trainer_that_was_killed_is_followed_by_the_same_command(training: Training, options: tuple[str, ...]) -> None:
+def test_a_killed_trainer_is_followed_by_the_same_command(training: Training, options: tuple[str, ...]) -> None:
     training.nodes("a", "b")
     first = training.train("first", "--workers", "2", "--checkpoint-every", "1", epochs=400)
     training.until(lambda: "epoch 1: accuracy" in first.output and (training.folder / "out/lenet5.checkpoint").exists())
@@ -153,6 +159,15 @@ def test_a_trainer_that_was_killed_is_followed_by_the_same_command(training: Tra
     assert second.wait(TIMEOUT_S) == 0, training.processes.last_lines()
     assert ("goes on from" in second.output) == (not options)
     assert f"{epochs * training.samples} samples counted in" in second.output
+
+
+def test_with_own_data_all_of_data_is_for_the_test(tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", x=np.zeros((40, 28, 28), np.uint8), y=np.arange(40) % 10)
+    trainable = prepare_model(read_model(bytes(write_lenet5())), 8, Loss.CROSS_ENTROPY)
+    words = argparse.Namespace(data=tmp_path / "test.npz", seed=0, own_data=True)
+    assert len(load_samples(words, trainable).test) == 40
+    words.own_data = False
+    assert len(load_samples(words, trainable).test) == 10
 
 
 def test_a_quantised_model_is_refused_before_anything_is_sent(

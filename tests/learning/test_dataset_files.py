@@ -14,7 +14,7 @@ from har_edge.data.description import load_description
 from har_edge.data.pictures import PictureShape
 from har_edge.data.synthetic import synthesize
 from har_edge.errors import DataError
-from har_edge.learning.dataset_files import DataFormat, ReadOptions, find_format, read_data
+from har_edge.learning.dataset_files import DataFormat, ReadOptions, find_format, read_data, read_test_data
 from har_edge.learning.datasets import Dataset, split_samples
 from har_edge.learning.digits import load_digits
 from har_edge.learning.recorded_windows import WindowFormat, cut_windows
@@ -295,3 +295,15 @@ def test_digits_stand_in_the_middle_and_say_what_they_are():
     assert not train.x[:, :, -2:].any()
     assert train.values().max() == 1.0
     assert np.array_equal(train.x[:, 2:26:3, 2:26:3], train.x[:, 4:26:3, 4:26:3])
+
+
+def test_samples_to_test_with_are_all_that_a_file_holds(tmp_path):
+    data = pictures()
+    np.savez(tmp_path / "test.npz", x=data.x, y=data.y)
+    read = read_test_data(tmp_path / "test.npz")
+    np.testing.assert_array_equal(read.test.x, data.x)
+    np.testing.assert_array_equal(read.test.y, data.y)
+    assert read.how == "all of them; nodes train on their own"
+    named = read_test_data(write_mnist(tmp_path / "both", pictures(), pictures(8, seed=1)))
+    np.testing.assert_array_equal(named.test.x, pictures(8, seed=1).x)
+    assert named.how.startswith("those that the files name")
