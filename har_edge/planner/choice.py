@@ -71,8 +71,8 @@ def choose_plan(
         return _shared(candidate, shared, None, ())
     if shared is not None and candidate is not None and prefer([plan, shared]) is shared:
         return _shared(candidate, shared, plan, others)
-    possible = candidate is not None or not split
-    return _unshared(planning, plan, others, shared, possible=possible)
+    obstacle = _obstacle(candidate, shared) if split and len(planning.devices) > 1 else ""
+    return _unshared(planning, plan, others, shared, obstacle)
 
 
 def prefer(plans: Sequence[Plan]) -> Plan:
@@ -195,9 +195,9 @@ def _whole_only(plan: Plan) -> Alternative:
 
 
 def _unshared(
-    planning: PlanningProblem, plan: Plan, others: Sequence[OtherPlan], shared: Plan | None, *, possible: bool
+    planning: PlanningProblem, plan: Plan, others: Sequence[OtherPlan], shared: Plan | None, obstacle: str
 ) -> PlanChoice:
-    """Return a plan of whole layers; `shared` is the best one that shares some, `possible` whether any could."""
+    """Return a plan of whole layers; `shared` is the best one that shares some, `obstacle` why there is none."""
     found, remarks = [other.alternative for other in others], []
     if shared is not None and shared.is_split:
         found.append(
@@ -212,6 +212,17 @@ def _unshared(
             f"one device is faster: {what} {faster} on {plan.devices[0]} alone than on several, where messages and "
             "links cost more than sharing saves"
         )
-    if not possible and len(planning.devices) > 1:
-        remarks.append("layers cannot be shared here: no place where one tensor crosses, or too little memory")
-    return PlanChoice(plan, found, remarks)
+    return PlanChoice(plan, found, [*remarks, obstacle] if obstacle else remarks)
+
+
+def _obstacle(candidate: SplitCandidate | None, shared: Plan | None) -> str:
+    """Return why no layer can be shared, or why none is in the best way that was found; empty where some are."""
+    if candidate is None:
+        return "layers cannot be shared here: no way was found that fits the memory of the devices and one message"
+    if len(candidate.costs.model.places) == 1:
+        return (
+            "layers cannot be shared here: the planner shares them up to places where one tensor crosses; there is none"
+        )
+    if shared is None or not shared.is_split:
+        return "no way to share layers was found that is faster than whole ones"
+    return ""

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from har_edge.planner.devices import BrokerLink, PlannerDevice
 from har_edge.planner.slice_graph import HEAD_BYTES
-from har_edge.planner.split_model import RowShare, SplitModel, SplitOperator, SplitTensor
+from har_edge.planner.split_model import ALL_INPUTS, RowShare, SplitModel, SplitOperator, SplitTensor
 from har_edge.tflite.split.plan import Block, SplitMethod
 
 SOURCE = -1  # the sender of the model's input
@@ -181,6 +181,8 @@ class SplitCosts:
         low, high = block.share(shard)
         if low == high:
             return None
+        if self.model.places[block.start] == ALL_INPUTS:
+            return ("", 0, 0)
         if block.method is SplitMethod.ROWS:
             needed = self.rows(block.start, block.stop, low, high).needed
             return ("", 0, 0) if needed is None else ("rows", *needed)
@@ -201,6 +203,12 @@ class SplitCosts:
         return self._transfers[key]
 
     def _pieces(self, block: Block | None, after: Block) -> list[PlannedPiece]:
+        if self.model.places[after.start] == ALL_INPUTS:
+            takers = tuple(k for k in range(self.n) if self.needed(after, k) is not None)
+            return [
+                PlannedPiece(SOURCE, 0, 0, takers, math.ceil(size / self.packing.ratio) + HEAD_BYTES)
+                for size in self.model.inputs
+            ]
         tensor = self.model.tensors[self.model.places[after.start]]
         found: dict[tuple[int, str, int, int], list[int]] = {}
         for taker in range(self.n):

@@ -22,6 +22,7 @@ from har_edge.tflite.split.row_file import recipe
 from har_edge.tflite.split.row_rules import row_axis
 from har_edge.tflite.split.rows import RowSplit
 
+ALL_INPUTS = -2  # in place of a tensor's index: all inputs of a model together
 # Operators whose output channels need all input channels.
 _LINEAR = frozenset({"CONV_2D", "CONV_3D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D_TRANSPOSE"})
 # Operators that move data only: each shard may run all of them.
@@ -95,12 +96,17 @@ class SplitGeometry(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitModel:
-    """Operators in order, tensors by index, and the `places` where a block may begin: operator and crossing tensor."""
+    """Operators in order, tensors by index, and the `places` where a block may begin: operator and crossing tensor.
+
+    Several inputs of the model stand as one tensor, ALL_INPUTS, of which a first block takes all. `inputs` has the
+    bytes of each, since each is a message.
+    """
 
     operators: tuple[SplitOperator, ...]
     tensors: dict[int, SplitTensor]
     places: dict[int, int]
     geometry: SplitGeometry
+    inputs: tuple[int, ...] = ()
 
     @property
     def n(self) -> int:
@@ -171,7 +177,8 @@ class ModelGeometry:
             held = sum(self._bytes(index, share) for index in one.operator.inputs if index in share.rows)
             tile = max(tile, held + round(output.bytes * part))
         needs = list(share.inputs.values())
-        needed = (needs[0].start, needs[0].stop) if len(needs) == 1 and needs[0].axis is not None else None
+        alone = len(needs) == 1 and (start > 0 or len(self.model.main.inputs) == 1)
+        needed = (needs[0].start, needs[0].stop) if alone and needs[0].axis is not None else None
         return RowShare(made, needed, tuple(parts), tile, recipe(geometry, share))
 
     def _bytes(self, index: int, share: BlockShare) -> int:
@@ -198,13 +205,16 @@ def make_split_model(model: Model) -> SplitModel:
     graph, flow = model.main, trace_dataflow(model)
     sizes = {tensor.index: _size(tensor) for tensor in graph.tensors if not tensor.constant}
     operators = tuple(_operator(model, operator, flow) for operator in graph.operators)
-    places = {0: graph.inputs[0]} if len(graph.inputs) == 1 else {}
+    places = {0: graph.inputs[0] if len(graph.inputs) == 1 else ALL_INPUTS}
+    inputs = tuple(graph.tensors[index].bytes for index in graph.inputs)
+    if len(inputs) != 1:
+        sizes[ALL_INPUTS] = SplitTensor(0, 0, sum(inputs))
     for cut in list_cuts(model):
         crossing = crossing_tensors(flow, cut.index)
         late = any(flow.last_reader.get(index, -1) >= cut.index for index in graph.inputs)
         if cut.refusal is None and len(crossing) == 1 and not late:
             places[cut.index] = crossing[0]
-    return SplitModel(operators, sizes, places, ModelGeometry(model, flow))
+    return SplitModel(operators, sizes, places, ModelGeometry(model, flow), inputs)
 
 
 def _size(tensor: Tensor) -> SplitTensor:

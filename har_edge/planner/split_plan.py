@@ -54,13 +54,13 @@ class DeviceGroup:
 def make_split_costs(
     model: Model, bounds: Sequence[int], devices: Sequence[PlannerDevice], broker: BrokerLink
 ) -> SplitCosts | None:
-    """Return the costs of splits of a model, None where it has no place or no second device to split it at.
+    """Return the costs of splits of a model, None without an input or a second device to split it at.
 
     Args:
         bounds: Operators at which the segments of the profiles begin, and the number of operators.
     """
     split = make_split_model(model)
-    if 0 not in split.places or len(devices) < 2:
+    if len(devices) < 2 or not model.main.inputs:
         return None
     known: dict[tuple[float, ...], tuple[float, ...]] = {}
     seconds = []

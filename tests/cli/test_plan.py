@@ -401,6 +401,52 @@ def test_a_plan_with_parities_says_what_the_better_one_without_is(
     assert f"note: every layer is shared, with a parity: {drawing} shows its stages" in told
 
 
+def profile_of(name: str, path: Path, seconds: float) -> Path:
+    from har_edge.config.catalog import find_model
+    from har_edge.inference.segment_timing import segment_bounds
+    from har_edge.runtime.profiling import Timing, make_profile
+
+    model = read_model(find_model(name).path)
+    bounds = tuple(segment_bounds(model))
+    each = dict.fromkeys(range(len(bounds) - 1), seconds)
+    timing = Timing(bounds, each, seconds * len(each), seconds / 100, ())
+    made = make_profile(model, "here", timing)
+    store_profile(msgspec.structs.replace(made, message=MessageCost(1e-4, 0.0, "made up")), path)
+    return path
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_a_model_with_several_inputs_is_shared_where_that_is_faster(run: Run, tmp_path: Path, objective: str) -> None:
+    """Each shard of the first block takes its rows of all three inputs."""
+    devices, out, slow = equal_devices(tmp_path, 3, 1e7), tmp_path / "plan.json", tmp_path / "slow.json"
+    options = ["--devices", str(devices), "--profile", str(profile_of("int8", slow, 0.1)), "--objective", objective]
+    code, _, err = run("plan", "int8", *options, "--out", str(out))
+    assert code == 0, err
+    plan = msgspec.json.decode(out.read_bytes(), type=Plan)
+    assert plan.is_split and plan.stages[0].start == 0
+    code, text, err = run("slice", "int8", "--plan", str(out), "--out", str(tmp_path / "slices"), "--check")
+    assert code == 0 and "equal, bit for bit" in " ".join(text.split()), err
+
+
+def test_a_plan_that_shares_no_layers_says_that_whole_ones_are_faster(run: Run, tmp_path: Path) -> None:
+    devices, fast = equal_devices(tmp_path, 3, 1e6), tmp_path / "fast.json"
+    options = ["--devices", str(devices), "--profile", str(profile_of("int8", fast, 1e-5)), "--objective", "latency"]
+    _, text, _ = run("plan", "int8", *options)
+    told = " ".join(text.split())
+    assert "no way to share layers was found that is faster than whole ones" in told
+    assert "one device is faster" in told and "cannot be shared" not in told
+
+
+def test_a_model_without_a_place_where_one_tensor_crosses_is_not_shared(run: Run, tmp_path: Path) -> None:
+    layers = Layers(0, (1, 12, 12, 3))
+    path = tmp_path / "one.tflite"
+    path.write_bytes(layers.build(layers.conv(layers.x, 8)))
+    devices, slow = equal_devices(tmp_path, 3, 1e7), tmp_path / "slow.json"
+    _, text, err = run("plan", str(path), "--devices", str(devices), "--profile", str(profile_of(str(path), slow, 1.0)))
+    told = " ".join(text.split())
+    assert "layers cannot be shared here: the planner shares them up to places where one tensor crosses" in told, err
+
+
 def test_one_device_is_faster_where_messages_cost_more(run: Run, network: Path, slow: Path, tmp_path: Path) -> None:
     devices = equal_devices(tmp_path, 4, 100.0)
     _, text, _ = run("plan", str(network), "--devices", str(devices), "--profile", str(slow), "--objective", "latency")
