@@ -24,7 +24,7 @@ from har_edge.learning.server_settings import ServerSettings
 from har_edge.learning.shares import ShareRule, give_tasks
 from har_edge.learning.vector_parts import VectorAssembly, split_vector
 from har_edge.learning.vectors import Vector
-from har_edge.learning.worker_pool import WorkerPool
+from har_edge.learning.worker_pool import UNABLE_S, WorkerPool
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.events import HeartbeatEvent, TrainingEvent, Unreadable, decode
 from har_edge.protocol.topics import Kind
@@ -194,7 +194,9 @@ class TrainingServer:
         if here >= settings.workers or (here and waited >= settings.wait_s):
             return self._begin(now)
         self.detail = f"{here} of {settings.workers} workers are ready"
-        if waited > settings.wait_s + settings.patience_s:
+        if not here and self.pool.unable and waited > settings.wait_s + min(UNABLE_S, settings.patience_s):
+            self.halt(self.pool.obstacle, now)
+        elif waited > settings.wait_s + settings.patience_s:
             self.halt(f"no worker came in {waited:.0f} s; start `har-edge node` on the devices", now)
         return []
 

@@ -10,9 +10,14 @@ from har_edge.learning.members import MAX_STRIKES, WorkerRecord, member_of
 from har_edge.learning.run_record import RunRecord
 from har_edge.protocol.training import MAX_WORKERS, TrainingJob, WorkerReport, WorkerState
 from har_edge.timing import NODE_LOST_S
+from har_edge.units import plural
 
 # A node whose heartbeats stop for so long gets no task, and what it had is free again.
 SILENT_S = 2 * NODE_LOST_S
+# A run ends when so long after its wait every node that was heard cannot take part: reasons may be mended meanwhile.
+UNABLE_S = 30.0
+# Lines of nodes that cannot take part are told once; so many of them are remembered, and no more are told.
+_MAX_TOLD = 4 * MAX_WORKERS
 
 
 @dataclass(slots=True)
@@ -27,6 +32,9 @@ class WorkerPool:
     round: int = 0
     # Speeds and held blocks of before a restart: with them the same members get the same shares.
     known: dict[str, tuple[float, set[int]]] = field(default_factory=dict)
+    # The nodes that say they cannot take part, with the reason; one that only lacks a file is none of them.
+    unable: dict[str, str] = field(default_factory=dict)
+    _told: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def active(self) -> list[WorkerRecord]:
@@ -38,12 +46,20 @@ class WorkerPool:
         """Whether a worker that takes part has a task."""
         return any(one.pending for one in self.active)
 
+    @property
+    def obstacle(self) -> str:
+        """The nodes that cannot take part, in words, with the reason of one; "" where there are none."""
+        name, reason = min(self.unable.items(), default=("", ""))
+        count = plural(len(self.unable), "node")
+        return f"no worker can take part ({count} tried); mend this, and begin again: {name}: {reason}" if name else ""
+
     def note_report(self, report: WorkerReport) -> WorkerRecord | None:
         """Take what a worker says of itself; return its member where it newly takes part."""
         known = self.members.get(report.worker)
         if report.state is not WorkerState.READY:
             self._note_end(known, report)
             return None
+        self.unable.pop(report.worker, None)
         if known is not None and known.instance == report.instance:
             self.hear(known)
             return None
@@ -58,6 +74,7 @@ class WorkerPool:
         member.refused = check_report(report, self.job)
         if member.refused:
             self.lines.append(f"{report.worker} is left out: {member.refused}")
+            self.unable[report.worker] = member.refused
         self.members[report.worker] = member
         return None if member.refused else member
 
@@ -67,6 +84,15 @@ class WorkerPool:
             if known.active:
                 self.lose(known, f"{report.state.value}{f': {report.detail}' if report.detail else ''}")
         elif known is None and report.state is WorkerState.FAILED:
+            self._note_unable(report)
+
+    def _note_unable(self, report: WorkerReport) -> None:
+        """Tell a node's reason once: it tries again, and says it each time."""
+        if not report.lacks and (report.worker in self.unable or len(self.unable) < MAX_WORKERS):
+            self.unable[report.worker] = report.detail
+        told = (report.worker, report.detail)
+        if told not in self._told and len(self._told) < _MAX_TOLD:
+            self._told.add(told)
             self.lines.append(f"{report.worker} cannot take part: {report.detail}")
 
     def hear(self, member: WorkerRecord) -> None:

@@ -21,6 +21,8 @@ from har_edge.protocol.training import (
     RunState,
     TrainingProgress,
     VectorPart,
+    WorkerReport,
+    WorkerState,
     decode_training,
     encode_progress,
     encode_training,
@@ -345,3 +347,48 @@ def test_a_run_that_is_stopped_in_a_round_begins_the_round_anew(mode: TrainingMo
     fleet.run()
     assert fleet.server.record.total == undisturbed.server.record.total
     assert np.array_equal(fleet.server.weights, undisturbed.server.weights)
+
+
+def say_failed(fleet: Fleet, worker: str, detail: str, instance: str = "1", lacks: str = "") -> None:
+    report = WorkerReport(
+        run="r", author="one", worker=worker, instance=instance, state=WorkerState.FAILED, detail=detail, lacks=lacks
+    )
+    fleet.spy.publish(TOPICS.training("r", "worker", worker), encode_training(report))
+    fleet.spy.poll(0)
+
+
+def waiting_fleet() -> Fleet:
+    fleet = make_fleet("", wait_s=10.0)
+    fleet.settings = replace(fleet.settings, workers=1)
+    fleet.start_server()
+    return fleet
+
+
+def test_a_node_that_cannot_take_part_is_told_once_a_reason_and_the_run_ends() -> None:
+    fleet = waiting_fleet()
+    for second in range(60):
+        if fleet.server.ended:
+            break
+        say_failed(fleet, "pi-2", "no samples" if second < 20 else "no memory")
+        say_failed(fleet, "pi-3", "no samples")
+        fleet.run(1.0)
+    assert sorted(fleet.lines) == [
+        "pi-2 cannot take part: no memory",
+        "pi-2 cannot take part: no samples",
+        "pi-3 cannot take part: no samples",
+    ]
+    assert (fleet.server.state, second) == (RunState.STOPPED, 40)
+    assert (
+        fleet.server.problem == "no worker can take part (2 nodes tried); mend this, and begin again: pi-2: no memory"
+    )
+
+
+def test_a_node_that_lacks_a_file_or_takes_part_later_does_not_end_the_run() -> None:
+    fleet = waiting_fleet()
+    say_failed(fleet, "a", "no file", lacks="a" * 64)
+    fleet.run(60.0)
+    assert fleet.server.state is RunState.WAITING
+    say_failed(fleet, "b", "no samples")
+    fleet.add("b")
+    fleet.run()
+    assert fleet.server.state is RunState.FINISHED
