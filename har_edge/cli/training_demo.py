@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from har_edge.cli.console import say
-from har_edge.errors import ConfigError, NodeError
+from har_edge.errors import ConfigError, DataError, NodeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,9 +107,14 @@ def choose_samples(where: Path | None) -> DemoSamples:
         )
         return DemoSamples(train, test, origin, DIGIT_EPOCHS)
     data = read_data(found)
+    if data.train.shape not in ((28, 28), (28, 28, 1)):
+        raise DataError(
+            f"{found} holds samples of {list(data.train.shape)}; expected pictures of 28 x 28 grey pixels, as MNIST's "
+            "files have them; other data trains another model: har-edge train --on-devices --model FILE --data PATH"
+        )
     generator = np.random.default_rng(0)
     train, test = (
-        part.take(generator.permutation(len(part))[:count])
+        part.reshaped((28, 28)).take(generator.permutation(len(part))[:count])
         for part, count in ((data.train, SAMPLES), (data.test, HELD_OUT))
     )
     kind = "real" if train.real else "synthetic"

@@ -63,3 +63,12 @@ def test_digits_fill_the_range_of_bytes():
 def test_options_of_the_other_demo_are_refused(capsys):
     assert main(["demo", "--train", "--windows", "3"]) == 2
     assert "--windows came with --train; expected --data and --broker alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (50, 21), (28, 28, 3)])
+def test_samples_of_another_kind_are_refused_before_anything_starts(tmp_path, capsys, monkeypatch, shape):
+    monkeypatch.setattr("har_edge.cluster.local_cluster.LocalCluster", lambda *_, **__: pytest.fail("it started"))
+    np.savez(tmp_path / "other.npz", x=np.zeros((40, *shape), np.uint8), y=np.arange(40) % 4)
+    assert main(["demo", "--train", "--data", str(tmp_path / "other.npz")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"holds samples of {list(shape)}; expected pictures of 28 x 28 grey pixels" in said
