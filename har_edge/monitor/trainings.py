@@ -8,13 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from har_edge.errors import BrokerError
+from har_edge.monitor.snapshot import Snapshot
 from har_edge.mqtt.bus import Bus, Delivery, Session
 from har_edge.protocol.events import TrainingEvent, decode
 from har_edge.protocol.topics import Topics
-from har_edge.protocol.training import TrainingLevel, TrainingProgress
+from har_edge.protocol.training import RunState, TrainingLevel, TrainingProgress
 
 # Names come from the network: so many trainings are kept.
 MAX_SHOWN = 32
+# A training of which nothing was heard for so long is not called alive.
+SILENT_S = 10.0
+# The roles of those that may be there without a pipeline.
+_BESIDE = ("node",)
+
+
+def lives(progress: TrainingProgress, time: float) -> bool:
+    """Return whether a training goes on, at this time of the wall clock: it says how far it is every second."""
+    return progress.state in (RunState.WAITING, RunState.RUNNING) and time - progress.time <= SILENT_S
+
+
+def trains_alone(seen: Snapshot) -> list[str]:
+    """Return the names of trainings that go on where no pipeline is: no plan, no stage, no coordinator."""
+    coordinated = any(one.alive and one.role not in _BESIDE for one in seen.nodes)
+    if seen.plan != "none" or seen.stages or coordinated:
+        return []
+    return [one.run for one in seen.trainings if lives(one, seen.time)]
 
 
 class TrainingWatch:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 
 import msgspec
 import pytest
 
 from har_edge.monitor.snapshot import Snapshot
 from har_edge.protocol.status import StagePhase
+from har_edge.protocol.topics import Topics
+from har_edge.protocol.training import RunState, TrainingProgress, encode_progress
 from tests.cli.deployed import NODES, Stand
 from tests.cli.fleet import Fleet
 from tests.runtime.deployed import report
@@ -47,6 +50,36 @@ def test_not_ready_without_a_plan(stand: Stand) -> None:
     ended = stand.run("status")
     assert ended.wait() == 1
     assert "not ready: there is no plan: start `har-edge coordinator`" in flat(ended.output)
+
+
+@pytest.mark.parametrize("options", [(), ("--no-probe",)])
+@pytest.mark.parametrize(
+    ("state", "age_s", "code", "text"),
+    [
+        (RunState.RUNNING, 0.0, 0, "no pipeline is deployed; training goes on: walks"),
+        (RunState.WAITING, 0.0, 0, "no pipeline is deployed; training goes on: walks"),
+        (RunState.RUNNING, 60.0, 1, "there is no plan: start `har-edge coordinator`"),
+        (RunState.FINISHED, 0.0, 1, "there is no plan: start `har-edge coordinator`"),
+    ],
+)
+def test_a_training_that_goes_on_needs_no_plan(
+    stand: Stand, state: RunState, age_s: float, code: int, text: str, options: tuple[str, ...]
+) -> None:
+    progress = TrainingProgress(
+        run="walks",
+        author="one",
+        time=time.time() - age_s,
+        state=state,
+        mode="sync",
+        round=1,
+        epoch=1,
+        epochs=2,
+    )
+    alone = f"{stand.fleet.name}-alone"
+    stand.say(Topics("har", alone).training("walks", "progress"), encode_progress(progress))
+    ended = stand.run("status", "--pipeline", alone, *options)
+    assert ended.wait() == code, ended.output
+    assert text in flat(ended.output)
 
 
 @pytest.mark.parametrize(

@@ -42,12 +42,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
+    from har_edge.monitor.trainings import trains_alone
     from har_edge.runtime.stop import Stop
 
     stop = Stop().catch_signals()
     snapshots = look(args, stop)
     last = _show_live(snapshots) if args.live and not args.json else _print(snapshots, as_json=args.json)
-    fine = last is not None and (last.ready or (args.no_probe and not last.obstacle))
+    fine = last is not None and (last.ready or (args.no_probe and not last.obstacle) or bool(trains_alone(last)))
     return 0 if fine else EXIT_NOT_READY
 
 

@@ -79,11 +79,14 @@ def _verdict(seen: Snapshot, columns: int) -> Text:
     from rich.text import Text
 
     from har_edge.cli.console import split_command
+    from har_edge.monitor.trainings import trains_alone
 
     def shown(text: str) -> str:
         below = seen.plan == FIXED and any(one.detail and text.endswith(one.detail) for one in seen.stages)
         return text.rpartition("; ")[0] if below and split_command(text)[1] else _with_command(text, columns).plain
 
+    if alone := trains_alone(seen):
+        return Text(f"no pipeline is deployed; training goes on: {', '.join(alone)}", style=GOOD)
     if seen.probe is None:
         said = shown(seen.obstacle) or "nothing that was seen stands in the way of windows"
         return Text(f"not probed; {said}", style=BAD if seen.obstacle else "yellow")
