@@ -134,7 +134,7 @@ def test_the_table_says_what_the_project_file_says() -> None:
     """Each library is in the extra that the table names, and each extra for users has its libraries in the table."""
     stated = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     names = {extra: {re.split(r"[^\w-]", text)[0] for text in texts} for extra, texts in stated.items()}
-    distributions = {"PIL": "pillow", "sklearn": "scikit-learn"}
+    distributions = {"PIL": "pillow", "dp_accounting": "dp-accounting", "sklearn": "scikit-learn"}
     told: dict[str, set[str]] = {}
     for library in extras.LIBRARIES.values():
         told.setdefault(library.extra, set()).add(distributions.get(library.module, library.module))
