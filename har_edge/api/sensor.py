@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -110,7 +110,7 @@ class Sensor:
         if in_flight < 1:
             raise ConfigError(f"in_flight={in_flight} came; expected at least 1")
         self.stream, self._in_flight, self._give_up_s = stream, in_flight, give_up_s
-        self._waiting: queue.Queue[_Due] = queue.Queue()
+        self._waiting: deque[_Due] = deque()  # a window leaves it only once the flow counts it
         self._closing, self._deadline = False, 0.0
         self._error: Exception | None = None
         self._ended = threading.Event()
@@ -195,7 +195,7 @@ class Sensor:
     @property
     def unanswered(self) -> int:
         """How many windows wait to be sent, or for their result."""
-        return self._waiting.qsize() + self._flow.open
+        return len(self._waiting) + self._flow.open
 
     def close(self, timeout_s: float | None = None) -> None:
         """Wait until every window is answered, and disconnect; closing twice does nothing more.
@@ -207,7 +207,7 @@ class Sensor:
         self._closing = True
         self._thread.join()
         self._check()
-        unsent = self._waiting.qsize()
+        unsent = len(self._waiting)
         if self.lost or unsent:
             raise NodeError(
                 f"{self.lost + unsent} of {self.sent + unsent} windows of {self.stream} were given up without an answer"
@@ -262,7 +262,7 @@ class Sensor:
                     f"{self.unanswered} windows of {self.stream} are unanswered after {waited:.0f} s; {self._hint()}"
                 )
             self._ended.wait(STEP_S)
-        self._waiting.put(due)
+        self._waiting.append(due)
 
     def _is_hindered(self, now: float) -> bool:
         """Return whether a problem has lasted for DEAD_S seconds."""
@@ -284,9 +284,10 @@ class Sensor:
         try:
             self._publisher.begin()
             while not self._is_over():
-                while not self._waiting.empty() and self._publisher.connected:
-                    due = self._waiting.get()
+                while self._waiting and self._publisher.connected:
+                    due = self._waiting[0]
                     self._publisher.send([due.window], [due.captured])
+                    self._waiting.popleft()
                 self._publisher.step(STEP_S)
             self._publisher.end(forget=True)
         except Exception as error:  # who calls send or close is to see it, whatever it is
@@ -299,7 +300,7 @@ class Sensor:
         now = time.monotonic()
         if not self._closing:
             return False
-        if self._waiting.empty() and self._flow.is_done(self._publisher.pending):
+        if not self._waiting and self._flow.is_done(self._publisher.pending):
             return True
         return now > self._deadline or self._flow.is_hopeless(now) or self._is_hindered(now)
 

@@ -190,6 +190,17 @@ def test_windows_that_nobody_answers_are_an_error(cluster: har_edge.LocalCluster
             sensor.close(0.5)
 
 
+def test_a_window_counts_as_unanswered_while_it_is_handed_on(
+    cluster: har_edge.LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster.sensor("handed") as sensor:
+        counted = list[int]()
+        send = sensor._publisher.send
+        monkeypatch.setattr(sensor._publisher, "send", lambda *given: (counted.append(sensor.unanswered), send(*given)))
+        sensor.send(rows(LENGTH))
+    assert counted == [1]
+
+
 def test_a_stage_that_has_ended_is_named_soon_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("har_edge.api.sensor.DEAD_S", 1.0)
     with har_edge.LocalCluster("int8", cuts=[9]) as cluster:
