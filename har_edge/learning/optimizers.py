@@ -7,6 +7,7 @@ A text asks for one, METHOD[:OPTION=VALUE,...]: `sgd:lr=0.05`, `momentum:lr=0.05
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -42,7 +43,7 @@ class Optimizer(Protocol):
         """
 
 
-class _VectorOptimizer:
+class _VectorOptimizer(ABC):
     """The steps done, the vectors of the optimizer's state, and the checks of both."""
 
     vectors: tuple[str, ...] = ()
@@ -67,8 +68,9 @@ class _VectorOptimizer:
         self._update(weights, gradient, self.rate)
         self._steps += 1
 
+    @abstractmethod
     def _update(self, weights: Vector, gradient: Vector, rate: float) -> None:
-        raise NotImplementedError
+        """Change `weights` in place by one step of this rate."""
 
     def state(self) -> State:
         """Return copies of the number of steps and of the vectors."""

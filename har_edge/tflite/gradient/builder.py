@@ -14,6 +14,7 @@ from har_edge.tflite import schema
 from har_edge.tflite.encode import pack_model
 from har_edge.tflite.gradient.errors import GradientError
 from har_edge.tflite.model import Model, Operator
+from har_edge.tflite.operator_table import OperatorTable
 from har_edge.tflite.schema import tflite
 
 _TYPES = {dtype: number for number, dtype in schema.DTYPES.items()}
@@ -36,9 +37,7 @@ class GraphBuilder:
         self._tensors: list[Any] = []
         self._shapes: list[Shape] = []
         self._dtypes: list[str] = []
-        self._operators: list[Any] = []
-        self._codes: dict[tuple[int, bytes, int], int] = {}
-        self._raw_codes: list[Any] = []
+        self._table = OperatorTable()
         self._buffers: list[NDArray[np.uint8] | None] = [None]
         self._constants: dict[tuple[str, Shape, bytes], int] = {}
         self._values: dict[int, NDArray[Any]] = {}
@@ -105,14 +104,7 @@ class GraphBuilder:
         self, operator: str, inputs: Sequence[int], outputs: Sequence[int], options: Any = None, *, version: int = 1
     ) -> None:
         """Add an operator that gives these tensors, which `empty` made."""
-        raw = tflite.OperatorT()
-        raw.opcodeIndex = self._code(getattr(tflite.BuiltinOperator, operator), b"", version)
-        raw.inputs, raw.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
-        raw.debugMetadataIndex = -1
-        if options is not None:
-            raw.builtinOptionsType = getattr(tflite.BuiltinOptions, type(options).__name__[:-1])
-            raw.builtinOptions = options
-        self._operators.append(raw)
+        self._table.add(operator, inputs, outputs, options, version)
 
     def copy(self, model: Model, operator: Operator, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """Add an operator of the model with these tensors of the file.
@@ -127,10 +119,10 @@ class GraphBuilder:
         code = model.raw.operatorCodes[operator.raw.opcodeIndex]
         custom = code.customCode or b""
         custom = custom if isinstance(custom, bytes) else custom.encode()
-        raw.opcodeIndex = self._code(max(code.deprecatedBuiltinCode, code.builtinCode), custom, code.version)
+        raw.opcodeIndex = self._table.code(max(code.deprecatedBuiltinCode, code.builtinCode), custom, code.version)
         raw.inputs, raw.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
         raw.debugMetadataIndex = -1
-        self._operators.append(raw)
+        self._table.operators.append(raw)
 
     def rename(self, tensor: int, name: str, quantization: Any = None) -> None:
         """Give a tensor a name of its own, and the scales of a quantised one."""
@@ -166,13 +158,13 @@ class GraphBuilder:
         graph.inputs, graph.outputs = _renumber(inputs, numbers), _renumber(outputs, numbers)
         model = tflite.ModelT()
         model.version, model.description = schema.VERSION, b"har_edge training graph"
-        model.subgraphs, model.operatorCodes = [graph], self._raw_codes
+        model.subgraphs, model.operatorCodes = [graph], self._table.codes
         return pack_model(model, buffers, (len(numbers) + len(operators) + len(buffers) + 16) * _TABLE_BYTES)
 
     def _needed(self, inputs: Sequence[int], outputs: Sequence[int]) -> tuple[list[Any], set[int]]:
         used, kept = {*inputs, *outputs}, []
         needed = set(outputs)
-        for operator in reversed(self._operators):
+        for operator in reversed(self._table.operators):
             made = {int(i) for i in operator.outputs}
             if made & needed:
                 read = {int(i) for i in operator.inputs if i >= 0}
@@ -180,16 +172,6 @@ class GraphBuilder:
                 used |= read | made
                 kept.append(operator)
         return kept[::-1], used
-
-    def _code(self, builtin: int, custom: bytes, version: int) -> int:
-        key = (builtin, custom, version)
-        if key not in self._codes:
-            raw = tflite.OperatorCodeT()
-            raw.deprecatedBuiltinCode, raw.builtinCode = min(builtin, 127), builtin
-            raw.customCode, raw.version = custom or None, version
-            self._codes[key] = len(self._raw_codes)
-            self._raw_codes.append(raw)
-        return self._codes[key]
 
     # Elementwise operators, with NumPy's rules for shapes.
 

@@ -16,6 +16,7 @@ from har_edge.tflite import schema
 from har_edge.tflite.cuts import Dataflow, trace_dataflow
 from har_edge.tflite.encode import pack_model
 from har_edge.tflite.model import Model, Operator, Tensor
+from har_edge.tflite.operator_table import OperatorTable
 from har_edge.tflite.schema import tflite
 
 _TABLE_BYTES = 4096  # more than an operator or a tensor takes without its name and constants
@@ -33,9 +34,7 @@ class ShardWriter:
         self.flow = flow or trace_dataflow(model)
         self._numbers: dict[int, int] = {}
         self._tensors: list[Any] = []
-        self._operators: list[Any] = []
-        self._codes: dict[tuple[int, bytes, int], int] = {}
-        self._raw_codes: list[Any] = []
+        self._table = OperatorTable()
         self._buffers: list[NDArray[np.uint8] | None] = [None]
         self._own: dict[int, int] = {}
 
@@ -93,41 +92,36 @@ class ShardWriter:
         old = self.model.raw.operatorCodes[operator.raw.opcodeIndex]
         builtin = max(old.deprecatedBuiltinCode, old.builtinCode)
         custom = old.customCode or b""
-        raw.opcodeIndex = self._code(builtin, custom if isinstance(custom, bytes) else custom.encode(), old.version)
+        raw.opcodeIndex = self._table.code(
+            builtin, custom if isinstance(custom, bytes) else custom.encode(), old.version
+        )
         raw.inputs, raw.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
         raw.debugMetadataIndex = -1
         if options:
             raw.builtinOptions = copy.copy(raw.builtinOptions)
             for name, value in options.items():
                 setattr(raw.builtinOptions, name, value)
-        self._operators.append(raw)
+        self._table.operators.append(raw)
 
     def add(
         self, name: str, inputs: Sequence[int], outputs: Sequence[int], options: Any = None, version: int = 1
     ) -> None:
         """Add an operator by its name in the schema; `options` is an object of the schema."""
-        raw = tflite.OperatorT()
-        raw.opcodeIndex = self._code(getattr(tflite.BuiltinOperator, name), b"", version)
-        raw.inputs, raw.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
-        raw.debugMetadataIndex = -1
-        if options is not None:
-            raw.builtinOptionsType = getattr(tflite.BuiltinOptions, type(options).__name__[:-1])
-            raw.builtinOptions = options
-        self._operators.append(raw)
+        self._table.add(name, inputs, outputs, options, version)
 
     def encode(self, inputs: Sequence[int], outputs: Sequence[int]) -> memoryview:
         """Return the file with these tensors as its inputs and outputs."""
         raw = tflite.ModelT()
         raw.version, raw.description = schema.VERSION, self.model.raw.description
         graph = tflite.SubGraphT()
-        graph.name, graph.tensors, graph.operators = b"main", self._tensors, self._operators
+        graph.name, graph.tensors, graph.operators = b"main", self._tensors, self._table.operators
         graph.inputs, graph.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
         graph.debugMetadataIndex = -1
         raw.subgraphs = [graph]
-        raw.operatorCodes = self._raw_codes
+        raw.operatorCodes = self._table.codes
         raw.metadata = [self._metadata(item) for item in self.model.raw.metadata if _is_partial(item)] or None
         names = sum(len(tensor.name) for tensor in self._tensors)
-        tables = len(self._tensors) + len(self._operators) + len(self._buffers) + 16
+        tables = len(self._tensors) + len(self._table.operators) + len(self._buffers) + 16
         scales = sum(_scale_bytes(tensor) for tensor in self._tensors)
         return pack_model(raw, self._buffers, tables * _TABLE_BYTES + 8 * names + scales)
 
@@ -155,16 +149,6 @@ class ShardWriter:
             self._own[old] = len(self._buffers)
             self._buffers.append(data)
         return self._own[old]
-
-    def _code(self, builtin: int, custom: bytes, version: int) -> int:
-        key = (builtin, custom, version)
-        if key not in self._codes:
-            raw = tflite.OperatorCodeT()
-            raw.deprecatedBuiltinCode, raw.builtinCode = min(builtin, 127), builtin
-            raw.customCode, raw.version = custom or None, version
-            self._codes[key] = len(self._raw_codes)
-            self._raw_codes.append(raw)
-        return self._codes[key]
 
     def _metadata(self, item: Any) -> Any:
         raw = copy.copy(item)
