@@ -26,6 +26,8 @@ MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 64 * 1024 * 1024
 # Formats that are only pixels; EPS, for one, would start another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# The EXIF tag of the orientation, and the first of its values for a picture that lies on its side.
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, 5
 
 
 class AspectRule(str, Enum):
@@ -99,6 +101,20 @@ def decode_picture(content: bytes, name: str, shape: PictureShape, rule: AspectR
     except Image.DecompressionBombError as error:
         raise BadPicture(PictureFault.HUGE, f"{name} is refused: {error}; expected {MAX_PIXELS} at most") from None
     except Exception as error:  # decoders of many formats raise errors of many kinds for damaged files
+        raise _explain(error, content, name) from None
+
+
+def picture_size(content: bytes, name: str) -> tuple[int, int]:
+    """Return width and height of the picture in a file by its header, turned upright; raises as `decode_picture`."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+                width, height = picture.size
+                return (height, width) if picture.getexif().get(_ORIENTATION, 1) >= _ON_ITS_SIDE else (width, height)
+    except Exception as error:
         raise _explain(error, content, name) from None
 
 

@@ -150,10 +150,9 @@ def find_format(path: Path) -> DataFormat:
         raise DataError(f"{path} is neither a file nor a folder; expected {_known()}")
     if any(_IDX.fullmatch(file.name) for file in path.iterdir()):
         return DataFormat.IDX
-    folders = [
-        folder for folder in _folders(path) if _has_pictures(folder) or any(map(_has_pictures, _folders(folder)))
-    ]
-    return DataFormat.PICTURES if folders else DataFormat.RECORDINGS
+    folders = list_folders(path)
+    found = any(_has_pictures(one) or any(map(_has_pictures, list_folders(one))) for one in folders)
+    return DataFormat.PICTURES if found else DataFormat.RECORDINGS
 
 
 def _known() -> str:
@@ -272,7 +271,7 @@ def _read_pictures(path: Path, options: ReadOptions) -> tuple[Dataset, Dataset |
     if shape is None:
         raise DataError(f"{path} is a folder of pictures; the size that the model takes must be given with it")
     require("reading pictures", "PIL")
-    parts = {folder.name.lower(): folder for folder in _folders(path) if any(map(_has_pictures, _folders(folder)))}
+    parts = {one.name.lower(): one for one in list_folders(path) if any(map(_has_pictures, list_folders(one)))}
     train = parts.get(_TRAIN)
     if train is None:
         return _read_classes(path, shape, _class_names(path), path.name or "pictures"), None
@@ -283,10 +282,10 @@ def _read_pictures(path: Path, options: ReadOptions) -> tuple[Dataset, Dataset |
 
 
 def _read_classes(path: Path, shape: PictureShape, classes: Sequence[str], name: str) -> Dataset:
-    unknown = [folder.name for folder in _folders(path) if _has_pictures(folder) and folder.name not in classes]
+    unknown = [folder.name for folder in list_folders(path) if _has_pictures(folder) and folder.name not in classes]
     if unknown:
         raise DataError(f"{path} holds {', '.join(unknown)}; expected folders of the classes {', '.join(classes)}")
-    files = [(file, number) for number, name_ in enumerate(classes) for file in _pictures(path / name_)]
+    files = [(file, number) for number, name_ in enumerate(classes) for file in list_pictures(path / name_)]
     check_size(len(files), (shape.height, shape.width, shape.channels), 1, str(path))
     x = np.empty((len(files), shape.height, shape.width, shape.channels), np.uint8)
     for row, (file, _) in enumerate(files):
@@ -299,16 +298,18 @@ def _read_classes(path: Path, shape: PictureShape, classes: Sequence[str], name:
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
-    return tuple(folder.name for folder in _folders(path) if _has_pictures(folder))
+    return tuple(folder.name for folder in list_folders(path) if _has_pictures(folder))
 
 
-def _folders(path: Path) -> list[Path]:
+def list_folders(path: Path) -> list[Path]:
+    """Return the folders in a folder by name, without hidden ones; none where there is no such folder."""
     if not path.is_dir():
         return []
     return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__")))
 
 
-def _pictures(folder: Path) -> list[Path]:
+def list_pictures(folder: Path) -> list[Path]:
+    """Return the picture files in a folder by name, without hidden ones; none where there is no such folder."""
     if not folder.is_dir():
         return []
     files = (file for file in folder.iterdir() if not file.name.startswith("."))
@@ -316,7 +317,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _has_pictures(folder: Path) -> bool:
-    return bool(_pictures(folder))
+    return bool(list_pictures(folder))
 
 
 def _integers(values: Array, name: str) -> npt.NDArray[np.int64]:
