@@ -33,6 +33,7 @@ COMMANDS = (
         "evaluate",
         "train",
         "adapt",
+        "versions",
         "zoo",
         "data",
         "testbed",
