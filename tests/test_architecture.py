@@ -40,7 +40,7 @@ ONLY = {
     "sklearn": ("evaluation/", "learning/digits.py", "training/"),
     "matplotlib": "evaluation/",
     "joblib": "evaluation/engine.py",
-    "PIL": "data/pictures.py",
+    "PIL": ("data/heat_maps.py", "data/pictures.py"),
     "distributed": "evaluation/engine.py",
     "flwr": "integrations/flower.py",
     "cryptography": "learning/mask_keys.py",

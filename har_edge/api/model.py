@@ -178,7 +178,8 @@ def load_model(
     A model that no manifest.json beside it knows may be cut at once. It runs in a pipeline when `labels` names its
     classes: then it takes one image [height, width, channels] a time, or one window [length, channels], in the values
     that the model was trained on. With `pictures`, it takes pictures as bytes, as `har-edge sensor --images` sends
-    them; without labels, its own or given ones, results carry its outputs as arrays.
+    them; without labels, its own or given ones, results carry its outputs as arrays, or say `anomaly` where the model
+    finds these.
 
     Args:
         labels: the names of the classes, by index.
@@ -236,6 +237,7 @@ def _picture_task(
 ) -> Task:
     import numpy as np
 
+    from har_edge.config.anomaly_task import derive_anomaly_task
     from har_edge.config.image_task import Normalization, derive_image_task
     from har_edge.config.unlisted_model import packed_labels
     from har_edge.data.pictures import AspectRule
@@ -248,8 +250,11 @@ def _picture_task(
     if normalize is not None:
         mean, std = (tuple(float(one) for one in np.atleast_1d(part)) for part in normalize)
         constants = Normalization(mean, std)
-    return derive_image_task(
-        read_model(path),
+    model = read_model(path)
+    rule = None if fit == AspectRule.STRETCH.value else AspectRule(fit)
+    found = None if labels is not None else derive_anomaly_task(model, normalization=constants, fit=rule)
+    return found or derive_image_task(
+        model,
         labels=packed_labels(path) if labels is None else labels,
         asked=labels is not None,
         normalization=constants,

@@ -60,6 +60,8 @@ def add_live(parser: argparse.ArgumentParser) -> None:
 
 def refuse_mixture(args: argparse.Namespace) -> None:
     """Raise ConfigError for options of recordings with --live, and for those of a device without."""
+    if args.heat_maps is not None or args.every_heat_map:
+        raise ConfigError("--heat-maps came without --images; expected both: heat maps are drawn on pictures")
     foreign = LIVE if args.live is None else REPLAY
     came = [f"--{name.replace('_', '-')}" for name, usual in foreign.items() if getattr(args, name) != usual]
     if came and args.live is None:

@@ -17,10 +17,14 @@ from har_edge.errors import ConfigError
 from har_edge.units import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from har_edge.cli.built_sensor import BuiltSensor
+    from har_edge.cli.heat_map_files import HeatMapFiles
     from har_edge.config.task import ImageInput, Task
     from har_edge.data.picture_stream import Decode, PictureWindows
     from har_edge.data.pictures import PictureShape
+    from har_edge.mqtt.bus import Delivery
     from har_edge.runtime.sensor.live import LiveLoop
     from har_edge.runtime.stop import Stop
 
@@ -30,6 +34,8 @@ _SHARED = {"in_flight", "stream", "queue"}
 # Bytes of pictures that may be kept until they are answered, and at least so many pictures.
 KEPT_BYTES = 64 * 1024 * 1024
 KEPT_LEAST = 2
+# As cli/heat_map_files.py has it, whose import brings NumPy.
+MAX_HEAT_MAP_FILES = 1000
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +57,14 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fit", choices=FITS, help="what happens to another aspect ratio (default: what the pipeline file says)"
     )
+    group.add_argument(
+        "--heat-maps",
+        type=Path,
+        metavar="FOLDER",
+        help="of a model that finds anomalies: write each anomaly with its heat map over it, as PNG files (at most "
+        f"{MAX_HEAT_MAP_FILES} in a run)",
+    )
+    group.add_argument("--every-heat-map", action="store_true", help="with --heat-maps: normal pictures, too")
 
 
 def frame_size(text: str) -> tuple[int, int, int]:
@@ -77,6 +91,8 @@ def refuse_mixture(args: argparse.Namespace) -> None:
         raise ConfigError("--raw came without --images -; expected both: it says what standard input holds")
     if len(args.images) > 1 and (STANDARD_INPUT in args.images or any(Path(one).is_dir() for one in args.images)):
         raise ConfigError(f"--images has {len(args.images)} entries; expected files, or one folder, or - alone")
+    if args.every_heat_map and args.heat_maps is None:
+        raise ConfigError("--every-heat-map came without --heat-maps FOLDER; expected both")
     require("--images", "PIL")
 
 
@@ -106,9 +122,13 @@ def run_pictures(args: argparse.Namespace, made: BuiltSensor, stop: Stop) -> int
     def tell(seq: int, name: str) -> None:
         say(f"window {seq} of {args.stream}: {name}")
 
-    files = args.images != [STANDARD_INPUT]
-    windows = PictureWindows(args.stream, made.sources[0], _decode(args, image), tell if files else None)
-    loop, identity = _loop(args, made, windows, where, image.shape)
+    decode_one = _decode(args, image)
+    said: Callable[[int, str], None] | None = tell if args.images != [STANDARD_INPUT] else None
+    drawn = _heat_maps(args, made, image.shape)
+    if drawn is not None:
+        decode_one, said = drawn.decoder(decode_one), drawn.named(said)
+    windows = PictureWindows(args.stream, made.sources[0], decode_one, said)
+    loop, identity = _loop(args, made, windows, where, image.shape, None if drawn is None else drawn.hear)
     made.flow.expect([args.stream])
     how = "ended"
     try:
@@ -119,6 +139,8 @@ def run_pictures(args: argparse.Namespace, made: BuiltSensor, stop: Stop) -> int
         return built_sensor.overtaken(args.source, identity)
     finally:
         say(f"sensor {args.source} {made.report(windows.counts.items(), how=how)}")
+        if drawn is not None:
+            say(f"sensor {args.source}: {plural(drawn.written, 'heat map')} written to {args.heat_maps}")
     if nothing:
         say(f"sensor {args.source}: no picture was sent: {windows.explain()}", file=sys.stderr)
         return EXIT_NOTHING
@@ -146,8 +168,30 @@ def _decode(args: argparse.Namespace, image: ImageInput) -> Decode:
     return lambda content, name: decode_frame(content, name, size, shape, rule)
 
 
+def _heat_maps(args: argparse.Namespace, made: BuiltSensor, shape: PictureShape) -> HeatMapFiles | None:
+    """Return what writes heat maps; None where nobody asks. Raises ConfigError where results have none."""
+    from har_edge.cli.heat_map_files import HeatMapFiles
+    from har_edge.runtime.build import topics_of
+
+    if args.heat_maps is None:
+        return None
+    anomaly = made.pipeline.task.anomaly
+    if anomaly is None or anomaly.heat_map is None or not anomaly.side or not made.flow.hears:
+        why = "the model finds no anomalies" if anomaly is None else "its results carry no heat maps"
+        why = why if made.flow.hears else "the sensor hears no results (--in-flight 0)"
+        raise ConfigError(f"--heat-maps came, but {why}; expected a model of `har-edge train --task anomaly`")
+    most = max(KEPT_LEAST, KEPT_BYTES // shape.bytes)
+    topics = topics_of(made.pipeline)
+    return HeatMapFiles(args.heat_maps, args.stream, topics, most=most, everything=args.every_heat_map)
+
+
 def _loop(
-    args: argparse.Namespace, made: BuiltSensor, windows: PictureWindows, where: str, shape: PictureShape
+    args: argparse.Namespace,
+    made: BuiltSensor,
+    windows: PictureWindows,
+    where: str,
+    shape: PictureShape,
+    heard: Callable[[Delivery], None] | None,
 ) -> tuple[LiveLoop[Any], Any]:
     """Connect, say so, and return the loop that sends the pictures, and the identity of the sensor."""
     from har_edge.data.frames import JpegSplitter, RawSplitter
@@ -184,5 +228,6 @@ def _loop(
         flow=made.flow,
         in_flight=min(args.in_flight, kept),
         waits=True,
+        heard=heard,
     )
     return loop, identity

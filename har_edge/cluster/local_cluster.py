@@ -33,7 +33,7 @@ from har_edge.protocol.results import Result
 from har_edge.protocol.topics import ALL_SOURCES
 
 if TYPE_CHECKING:
-    from har_edge.config.task import Task
+    from har_edge.config.task import AnomalyOutput, Task
     from har_edge.mqtt.broker.launcher import RunningBroker
 
 _log = logging.getLogger(__name__)
@@ -310,6 +310,8 @@ def picture_options(task: Task, folder: Path) -> list[str]:
     if task.image.mean:
         mean, std = ("/".join(map(repr, one)) for one in (task.image.mean, task.image.std))
         words.append(f"--normalize={mean},{std}")
+    if task.anomaly is not None:
+        return [*words, *_anomaly_options(task.anomaly)]
     if task.arrays:
         words.append("--arrays")
     if task.labels:
@@ -317,6 +319,12 @@ def picture_options(task: Task, folder: Path) -> list[str]:
         write_atomic(file, ("\n".join(task.labels) + "\n").encode())
         words += ["--labels", str(file.absolute())]
     return words
+
+
+def _anomaly_options(anomaly: AnomalyOutput) -> list[str]:
+    """Return the options of a model that finds anomalies; its own threshold needs none."""
+    words = ["--heat-map", str(anomaly.side)]
+    return words if anomaly.limit is not None else [*words, f"--threshold={anomaly.threshold!r}"]
 
 
 def _cut(

@@ -47,14 +47,20 @@ def split_windows(name: str, values: Array, count: int) -> list[Array]:
     )
 
 
+def dequantize(output: ArrayOutput, values: Array) -> Array:
+    """Return the real values of an output in its shape: float32 where it is quantised, else the values as they are."""
+    if output.scale <= 0:
+        return values
+    real: Array = ((values.astype(np.float64) - output.zero) * output.scale).astype(np.float32)
+    return real
+
+
 def real_values(output: ArrayOutput, values: Array) -> list[float | int | bool | None]:
     """Return the values of an output in their order, real ones where it is quantised; None stands for NaN or infinity.
 
     Floats have the fewest digits that give back the float32, or whatever the output is.
     """
-    flat = values.reshape(-1)
-    if output.scale > 0:
-        flat = ((flat.astype(np.float64) - output.zero) * output.scale).astype(np.float32)
+    flat = dequantize(output, values).reshape(-1)
     if flat.dtype.kind != "f":
         listed: list[float | int | bool | None] = flat.tolist()
         return listed

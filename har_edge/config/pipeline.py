@@ -13,11 +13,21 @@ from typing import Literal
 
 import msgspec
 
+from har_edge.config.anomaly_outputs import check_anomaly_outputs, write_tables
 from har_edge.config.array_output import check_arrays
 from har_edge.config.classifier_output import check_classifier_output
 from har_edge.config.flows import check_flows
 from har_edge.config.message_sizes import largest_message, tensor_bytes
-from har_edge.config.task import ArrayOutput, ImageInput, SourceInput, StateRule, StreamTask, Task, describe
+from har_edge.config.task import (
+    AnomalyOutput,
+    ArrayOutput,
+    ImageInput,
+    SourceInput,
+    StateRule,
+    StreamTask,
+    Task,
+    describe,
+)
 from har_edge.config.wiring import Wiring, find_wiring, is_batched
 from har_edge.data.description import StreamDescription
 from har_edge.data.fields import explain_unknown
@@ -268,6 +278,10 @@ def _read(file: Path) -> tuple[PipelineConfig, bool]:
             "task.stream": StreamTask,
             "task.image": ImageInput,
             "task.arrays": ArrayOutput,
+            "task.anomaly": AnomalyOutput,
+            "task.anomaly.score": ArrayOutput,
+            "task.anomaly.heat_map": ArrayOutput,
+            "task.anomaly.limit": ArrayOutput,
             "task.inputs": SourceInput,
         }
         raise ConfigError(
@@ -338,7 +352,9 @@ def _check_task(pipeline: Pipeline, file: Path) -> None:
     for name in task.results:
         if name not in outputs:
             raise ConfigError(f"{file}: output {name!r} is made by no slice; expected one of {', '.join(outputs)}")
-    if task.labels:
+    if task.anomaly is not None:
+        check_anomaly_outputs(task.anomaly, outputs, str(file))
+    elif task.labels:
         check_classifier_output(outputs[task.output], len(task.labels), str(file))
     check_arrays([outputs[one.tensor] for one in task.arrays], str(file))
     if not math.isclose(task.stream.rate_hz, pipeline.stream.rate_hz):
@@ -465,6 +481,8 @@ def write_pipeline(
     for one in task.arrays:
         lines += ["", "[[task.arrays]]"]
         lines += [f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(one).items()]
+    if task.anomaly is not None:
+        lines += write_tables(task.anomaly)
     for source, enters in task.inputs.items():
         lines += [
             "",

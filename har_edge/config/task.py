@@ -23,6 +23,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 # The description of a stream of pictures, which the task itself gives.
 IMAGES = "images"
 MAX_ARRAYS = 64
+# The classes of a model that finds anomalies, by number.
+VERDICTS = ("normal", "anomaly")
+# The heat map of a result: its largest side, at most and by default.
+MAX_HEAT_MAP_SIDE, HEAT_MAP_SIDE = 128, 32
 
 
 class StateRule(Enum):
@@ -64,6 +68,7 @@ class SourceInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
 
 _Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
+_Finite = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
 _Constants = Annotated[tuple[float, ...], msgspec.Meta(max_length=3)]
 
 
@@ -105,6 +110,27 @@ class ArrayOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     zero: int = 0
 
 
+class AnomalyOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The outputs of a model that says how unusual a picture is.
+
+    A picture whose `score` is above the threshold is an anomaly. The threshold is the value of the output `limit`, if
+    one is named, so that it changes with the weights of a new version; else it is the number `threshold`. Results carry
+    the `heat_map`, if one is named, with at most `side` cells along each side; a side of 0 leaves it out.
+    """
+
+    score: ArrayOutput
+    threshold: _Finite = 0.0
+    heat_map: ArrayOutput | None = None
+    limit: ArrayOutput | None = None
+    side: Annotated[int, msgspec.Meta(ge=0, le=MAX_HEAT_MAP_SIDE)] = HEAT_MAP_SIDE
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The outputs of the model that results are made of."""
+        found = (self.score, self.heat_map if self.side else None, self.limit)
+        return tuple(one.tensor for one in found if one is not None)
+
+
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The task of a model.
 
@@ -113,8 +139,9 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     when the model itself names its classes. `state` matters only for a stateful model.
 
     With `image`, the windows of the one source are pictures. With `arrays`, results carry these outputs as arrays; then
-    the model may do without classes. Older nodes refuse both keys. Raises ValueError when two sources disagree on a
-    file, and for an `image` of another size than the windows.
+    the model may do without classes. With `anomaly`, results say how unusual a picture is, and the labels are VERDICTS.
+    Older nodes refuse these keys. Raises ValueError when two sources disagree on a file, for an `image` of another size
+    than the windows, and for `anomaly` with other labels or arrays.
     """
 
     stream: StreamTask
@@ -125,10 +152,13 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     state: StateRule = StateRule.REFUSE
     image: ImageInput | None = None
     arrays: Annotated[tuple[ArrayOutput, ...], msgspec.Meta(max_length=MAX_ARRAYS)] = ()
+    anomaly: AnomalyOutput | None = None
 
     def __post_init__(self) -> None:
         if self.image is not None:
             _check_image(self.image, self.stream, len(self.inputs))
+        if self.anomaly is not None:
+            _check_anomaly(self)
         files = self.files
         for source, enters in self.inputs.items():
             for name, sha256 in enters.files.items():
@@ -141,12 +171,18 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     @property
     def ranked(self) -> bool:
         """Whether results name the best classes, with their scores, and not the best one alone."""
-        return bool(self.labels) and (self.image is not None or bool(self.arrays))
+        return bool(self.labels) and self.anomaly is None and (self.image is not None or bool(self.arrays))
+
+    @property
+    def gathers(self) -> bool:
+        """Whether results are made of several outputs of the model, which may leave different slices."""
+        return bool(self.arrays) or self.anomaly is not None
 
     @property
     def results(self) -> tuple[str, ...]:
         """The outputs of the model that results are made of."""
-        return tuple(dict.fromkeys((self.output, *(one.tensor for one in self.arrays))))
+        tensors = self.anomaly.tensors if self.anomaly is not None else ()
+        return tuple(dict.fromkeys((self.output, *(one.tensor for one in self.arrays), *tensors)))
 
     @property
     def files(self) -> dict[str, str]:
@@ -161,6 +197,15 @@ def _check_image(image: ImageInput, stream: StreamTask, sources: int) -> None:
             f"image is {image.height} x {image.width}, but the stream {stream.description!r} has windows of "
             f"{stream.length} samples every {stream.hop}, and there are {sources} sources; expected one source and the "
             f"stream {IMAGES!r} with length and hop {pixels}, a pixel a sample"
+        )
+
+
+def _check_anomaly(task: Task) -> None:
+    assert task.anomaly is not None
+    if task.arrays or task.output != task.anomaly.score.tensor or tuple(task.labels) != VERDICTS:
+        raise ValueError(
+            f"anomaly came with output {task.output!r}, labels {task.labels} and {len(task.arrays)} arrays; expected "
+            f"output {task.anomaly.score.tensor!r}, the labels {list(VERDICTS)} and no arrays"
         )
 
 

@@ -103,7 +103,7 @@ def find_wiring(manifest: SliceManifest, task: Task, index: int) -> Wiring:
     made = {tensor.name for tensor in entries[index].outputs}
     others = [k for k in range(len(entries)) if k > index or (k < index and entries[index].steps)]
     needed = {k: {tensor.name for tensor in entries[k].inputs} & made for k in others}
-    if last in needed and task.arrays:
+    if last in needed and task.gathers:
         needed[last] |= {tensor.name for maker, tensor in _passes(manifest, task) if maker == index}
     takers = tuple(k for k, names in needed.items() if names)
     wanted, flows = set[str]().union(*needed.values()), dict[int, list[str]]()
@@ -139,7 +139,7 @@ def find_answering(manifest: SliceManifest, task: Task) -> int | None:
 def _passes(manifest: SliceManifest, task: Task) -> list[tuple[int, TensorSpec]]:
     """Return the outputs that reach the answering stage from earlier ones without entering it, each with its stage."""
     last = find_answering(manifest, task)
-    if last is None or not task.arrays:
+    if last is None or not task.gathers:
         return []
     there = {spec.name for spec in (*manifest.slices[last].inputs, *manifest.slices[last].outputs)}
     made = {spec.name: (k, spec) for k, entry in enumerate(manifest.slices[:last]) for spec in entry.outputs}

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from har_edge.config.array_output import MAX_VALUES
-from har_edge.config.task import MAX_ARRAYS
+from har_edge.config.task import MAX_ARRAYS, MAX_HEAT_MAP_SIDE
 from har_edge.errors import MessageError
 from har_edge.protocol.topics import MAX_ID_LENGTH
 from har_edge.protocol.wire import MAX_MISSING
@@ -24,6 +24,7 @@ _Run = Annotated[int, msgspec.Meta(ge=0)]
 _Label = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 _Missing = Annotated[list[_Stream], msgspec.Meta(max_length=MAX_MISSING)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
+_Cells = Annotated[int, msgspec.Meta(ge=1, le=MAX_HEAT_MAP_SIDE)]
 Room = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 
 
@@ -43,6 +44,29 @@ class NamedArray(msgspec.Struct, frozen=True):
     values: Annotated[list[float | int | bool | None], msgspec.Meta(max_length=MAX_VALUES)]
 
 
+class HeatMap(msgspec.Struct, frozen=True):
+    """How unusual each part of a picture is, row by row: `shape` is height and width in cells.
+
+    Raises ValueError, which msgspec reports, for another number of values.
+    """
+
+    shape: tuple[_Cells, _Cells]
+    values: Annotated[list[float | None], msgspec.Meta(max_length=MAX_HEAT_MAP_SIDE**2)]
+
+    def __post_init__(self) -> None:
+        if self.shape[0] * self.shape[1] != len(self.values):
+            raise ValueError(f"a heat map of {list(self.shape)} came with {len(self.values)} values")
+
+
+class AnomalyScore(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How unusual a picture is: an `anomaly` where the score is above the threshold."""
+
+    score: float
+    threshold: float
+    anomaly: bool
+    heat_map: HeatMap | None = None
+
+
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """The class of one window.
 
@@ -54,7 +78,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     stream that run had sent before (protocol/wire.py).
 
     Results of pictures have the best classes in `classes`, the best first. Results of a model with other outputs than
-    classes have these in `arrays`; where none gives a class, `label` is empty, `label_id` -1 and `confidence` 0.
+    classes have these in `arrays`; where none gives a class, `label` is empty, `label_id` -1 and `confidence` 0. Those
+    that say how unusual a picture is have `anomaly`, the label "normal" or "anomaly", and a `confidence` of 1.
     """
 
     stream: _Stream
@@ -71,6 +96,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     sent: tuple[_Run, _Count] | None = None
     classes: Annotated[list[LabelScore], msgspec.Meta(max_length=BEST)] = []
     arrays: Annotated[list[NamedArray], msgspec.Meta(max_length=MAX_ARRAYS)] = []
+    anomaly: AnomalyScore | None = None
 
 
 _encode = msgspec.json.Encoder().encode

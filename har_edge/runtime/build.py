@@ -196,7 +196,7 @@ def _result_port(pipeline: Pipeline, loaded: LoadedSlice) -> Port | None:
     from har_edge.inference.interpreter import Port
 
     task = pipeline.task
-    if not task.labels:
+    if not task.labels or task.anomaly is not None:
         return None
     found = loaded.output_port(task.output)
     if found is not None:

@@ -144,7 +144,7 @@ def prepare(
     model = open_model(path, delegate)
     starts_fresh(state_of(model), task, f"model {path}")
     task = settle_reducers(model, task, reducers, path.parent)
-    model = gather_outputs(model, task.results) if task.arrays else model
+    model = gather_outputs(model, task.results) if task.gathers else model
     companions = read_companions(task, path.parent)
     if split is not None:
         write_split(lay_out(model, split), folder, companions)

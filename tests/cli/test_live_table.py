@@ -11,7 +11,7 @@ from rich.console import Console
 
 from har_edge.cli.reports.live_table import MAX_ROWS, LiveTable
 from har_edge.cluster.cluster import Arrival
-from har_edge.protocol.results import LabelScore, NamedArray, Result
+from har_edge.protocol.results import AnomalyScore, HeatMap, LabelScore, NamedArray, Result
 
 LABELS = {4: "walking", 7: "frontal elevation of arms"}
 
@@ -119,3 +119,24 @@ def test_what_the_network_says_cannot_move_the_cursor() -> None:
     text = "".join(drawn(table, 120))
     assert all(shown in text for shown in (r"\x1b[2J", r"\x1b[31m", r"\x9b1mx", r"\x1b]0;t\x07"))
     assert "\x1b" not in text and "\x9b" not in text
+
+
+def judged(score: float, heat_map: HeatMap | None, seq: int = 0) -> Arrival:
+    anomaly = AnomalyScore(score, 9.0, score > 9.0, heat_map)
+    label = "anomaly" if anomaly.anomaly else "normal"
+    result = Result("line-2", seq, label, int(anomaly.anomaly), 1.0, 1.0, 1.1, 1, anomaly=anomaly)
+    return Arrival(result, 1.12)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_scores_stand_against_their_threshold_and_anomalies_are_counted(columns: int) -> None:
+    table = LiveTable({})
+    table.add(judged(1.25, None))
+    table.add(judged(14.021, HeatMap((2, 4), [0.5, 1.0, None, 14.02, 0.5, 0.25, 0.5, 0.5]), 1))
+    lines = drawn(table, columns)
+    text = " ".join(" ".join(lines).replace("│", " ").split())
+    assert max(map(len, lines)) <= columns
+    assert "line-2 1 anomaly 14.02 9 █████▌ " in text and " 1 of 2 120 ms" in text
+    assert ("88% 25%" in text) == (columns == 120)
+    table.add(judged(0.0, None, 2))
+    assert "line-2 2 normal 0 9 " in " ".join(" ".join(drawn(table, 80)).split())

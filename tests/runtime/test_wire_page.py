@@ -14,6 +14,7 @@ from har_edge.protocol import artifacts, deployment, status
 from har_edge.protocol.artifacts import Header
 from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement, encode_deployment
 from har_edge.protocol.events import HeaderEvent, decode
+from har_edge.protocol.results import AnomalyScore, HeatMap, Result
 from har_edge.protocol.status import (
     NEXT,
     Heartbeat,
@@ -27,7 +28,7 @@ from har_edge.protocol.status import (
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.artifacts import encode_chunks
 from har_edge.runtime.sensor.sent_counter import MOST_STREAMS, OTHERS, RUN_BITS
-from tests.protocol.reading import read_plan, read_status
+from tests.protocol.reading import read_plan, read_results, read_status
 
 TOPICS = Topics("har", "har")
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
@@ -54,12 +55,26 @@ TABLES = [
     (Deployment, "The plan", "field"),
     (Generation, "The plan", "field of a generation"),
     (Placement, "The plan", "field of a placement"),
+    (AnomalyScore, "Results", "field of `anomaly`"),
 ]
 
 
 @pytest.mark.parametrize(("struct", "title", "head"), TABLES, ids=[case[0].__name__ for case in TABLES])
 def test_every_field_is_on_the_page(struct: type[msgspec.Struct], title: str, head: str) -> None:
     assert sorted(fields(title, head)) == sorted(struct.__struct_fields__)
+
+
+def test_the_keys_of_a_result_and_its_examples_are_on_the_page() -> None:
+    keys = {
+        name
+        for row in re.findall(r"^\| ((?:`\w+`(?:, )?)+) +\| .*\|$", section("Results"), re.MULTILINE)
+        for name in re.findall(r"\w+", row)
+    }
+    assert set(Result.__struct_fields__) <= keys
+    shown = re.findall(r"^(\{\"stream\".*\})$", section("Results"), re.MULTILINE)
+    read = [one for text in shown for one in read_results(Outgoing(TOPICS.result("s"), text.encode()))]
+    assert [one.label for one in read] == ["Walking", "anomaly"] and read[1].anomaly is not None
+    assert read[1].anomaly.heat_map == HeatMap((2, 3), [0.91, 1.2, 0.75, 1.03, 14.02, None])
 
 
 def test_every_state_with_what_follows_it_is_on_the_page() -> None:

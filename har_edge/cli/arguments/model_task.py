@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 # The stream of pictures, and the rules of har_edge/data/pictures.py: its import brings NumPy.
 IMAGES, FITS = "images", ("stretch", "crop", "pad")
-FLAGS = ("stream", "labels", "input", "hop", "normalize", "fit", "arrays")
+FLAGS = ("stream", "labels", "input", "hop", "normalize", "fit", "arrays", "threshold", "heat_map")
+# The heat map of results, as har_edge/config/task.py has it.
+MAX_HEAT_MAP_SIDE, HEAT_MAP_SIDE = 128, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,37 @@ def add_flags(parser: argparse.ArgumentParser, *, stream: bool = True, deploys: 
         choices=FITS,
         help="pictures of another aspect ratio are stretched, cropped or padded with black (default: stretch)",
     )
+    group.add_argument(
+        "--threshold",
+        type=finite,
+        metavar="SCORE",
+        help="pictures with a score above it are anomalies (default: what the model says, if it finds anomalies)",
+    )
+    group.add_argument(
+        "--heat-map",
+        type=heat_map_side,
+        metavar="SIDE",
+        help="results of such a model carry heat maps of at most SIDE x SIDE cells, 0: none (default: "
+        f"{HEAT_MAP_SIDE}; at most {MAX_HEAT_MAP_SIDE})",
+    )
+
+
+def finite(text: str) -> float:
+    """Read a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= 1e30:  # NaN neither
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected a number such as 2.5")
+    return value
+
+
+def heat_map_side(text: str) -> int:
+    """Read the largest side of a heat map."""
+    if not text.isdecimal() or int(text) > MAX_HEAT_MAP_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected 0 to {MAX_HEAT_MAP_SIDE} cells")
+    return int(text)
 
 
 def normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -112,9 +146,8 @@ def resolve_model(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
     given = [flag for flag in FLAGS if getattr(args, flag, None) is not None]
     if found.entry is not None:
         if given:
-            raise ConfigError(
-                f"--{given[0]} came, but a manifest says what {found.entry.name} is for; expected without"
-            )
+            option = given[0].replace("_", "-")
+            raise ConfigError(f"--{option} came, but a manifest says what {found.entry.name} is for; expected without")
         check_description(found.entry.task, found.path.parent)
         return ResolvedModel(found, found.entry.task, describe(found.entry.task, found.path.parent), found.path.parent)
     if args.stream is None:
@@ -134,6 +167,7 @@ def resolve_model(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
 
 
 def _derive_pictures(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
+    from har_edge.config.anomaly_task import derive_anomaly_task
     from har_edge.config.image_task import Normalization, derive_image_task
     from har_edge.config.task import describe
     from har_edge.config.unlisted_model import packed_labels, read_labels
@@ -148,16 +182,38 @@ def _derive_pictures(args: argparse.Namespace, found: FoundModel) -> ResolvedMod
     foreign = [f"--{flag}" for flag in ("input", "hop") if getattr(args, flag) is not None]
     if foreign:
         raise ConfigError(f"{', '.join(foreign)} came with --stream images; expected without: a picture is a window")
-    labels = read_labels(args.labels) if args.labels is not None else packed_labels(found.path)
-    task = derive_image_task(
-        read_model(found.path),
-        labels=labels,
-        asked=args.labels is not None,
-        normalization=None if args.normalize is None else Normalization(*args.normalize),
-        fit=AspectRule(args.fit or AspectRule.STRETCH),
-        arrays=bool(args.arrays),
-    )
+    model = read_model(found.path)
+    normalization = None if args.normalize is None else Normalization(*args.normalize)
+    rule = None if args.fit is None else AspectRule(args.fit)
+    task = None
+    if args.labels is None and not args.arrays:
+        side = HEAT_MAP_SIDE if args.heat_map is None else args.heat_map
+        task = derive_anomaly_task(model, threshold=args.threshold, side=side, normalization=normalization, fit=rule)
+    if task is None:
+        _refuse_anomaly_options(args)
+        task = derive_image_task(
+            model,
+            labels=read_labels(args.labels) if args.labels is not None else packed_labels(found.path),
+            asked=args.labels is not None,
+            normalization=normalization,
+            fit=rule or AspectRule.STRETCH,
+            arrays=bool(args.arrays),
+        )
     return ResolvedModel(found, task, describe(task, found.path.parent), found.path.parent)
+
+
+def _refuse_anomaly_options(args: argparse.Namespace) -> None:
+    """Raise ConfigError for options of a model that finds anomalies, where it is run as another one."""
+    given = {"--threshold": args.threshold, "--heat-map": args.heat_map}
+    came = [name for name, value in given.items() if value is not None]
+    if came and (args.labels is not None or args.arrays):
+        other = "--labels" if args.labels is not None else "--arrays"
+        raise ConfigError(f"{came[0]} came with {other}; expected one of them: results say anomalies, or these")
+    if came:
+        raise ConfigError(
+            f"{came[0]} came, and nothing says that the model finds anomalies; expected one that `har-edge train "
+            "--task anomaly` made, or its --threshold"
+        )
 
 
 def _derive(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
@@ -165,7 +221,8 @@ def _derive(args: argparse.Namespace, found: FoundModel) -> ResolvedModel:
     from har_edge.data.description import BUILT_IN, load_description
     from har_edge.tflite.model import read_model
 
-    pictures = [f"--{flag}" for flag in ("normalize", "fit") if getattr(args, flag, None) is not None]
+    only = ("normalize", "fit", "threshold", "heat_map")
+    pictures = [f"--{flag.replace('_', '-')}" for flag in only if getattr(args, flag, None) is not None]
     if pictures:
         raise ConfigError(f"{', '.join(pictures)} came without --stream images; expected both: these are for pictures")
     described = load_description(args.stream)

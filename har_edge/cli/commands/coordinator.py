@@ -204,7 +204,7 @@ def _prepare(
     model, beside, spec = open_model(found.path, args.delegate), known.beside, _wish(args)
     starts_fresh(state_of(model), known.task, f"model {found.path}")
     task = settle_reducers(model, known.task, specs, beside)
-    model = gather_outputs(model, task.results) if task.arrays else model
+    model = gather_outputs(model, task.results) if task.gathers else model
     if task.image is not None:
         model = with_sent_bytes(model, {one.tensor: task.image.shape.bytes for one in task.inputs.values()})
     if Path(task.stream.description).is_absolute():

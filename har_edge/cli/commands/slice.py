@@ -110,7 +110,7 @@ def _cut(args: argparse.Namespace, folder: Path) -> int:
     found = find_model(args.model)
     model = open_model(found.path, args.delegate)
     task, beside = _task(model, found, args, folder)
-    model = model if task is None or not task.arrays else gather_outputs(model, task.results)
+    model = model if task is None or not task.gathers else gather_outputs(model, task.results)
     cuts = list_cuts(model)
     report = slice_report.start(model, cuts)
     if args.list:
@@ -291,12 +291,16 @@ def _write(
 
 def _explain(task: Task) -> list[str]:
     """Say how pictures enter, and which outputs results carry."""
+    from har_edge.config.anomaly_outputs import describe_anomaly
+
     lines = []
     if task.image is not None:
         image = task.image
         values = "as bytes" if not image.mean else f"as (byte - {list(image.mean)}) / {list(image.std)}"
         lines.append(f"pictures of {image.shape} enter {values}; others are made so by `{image.fit.value}`")
-    if task.arrays:
+    if task.anomaly is not None:
+        lines.append(describe_anomaly(task.anomaly))
+    elif task.arrays:
         names = ", ".join(one.tensor for one in task.arrays)
         lines.append(f"results carry as arrays: {names}" + ("" if task.labels else "; no labels fit an output"))
     elif task.image is not None:

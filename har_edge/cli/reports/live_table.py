@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from har_edge.cli.reports.bars import bar
 from har_edge.protocol.text import escape
 from har_edge.units import duration
 
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from har_edge.cluster.cluster import Arrival
-    from har_edge.protocol.results import NamedArray
+    from har_edge.protocol.results import AnomalyScore, HeatMap, NamedArray
 
 RECENT = 200
 # So many values of an array, and letters of its name, are shown.
 SHOWN, MAX_NAME = 8, 40
 MAX_ROWS = 100
+# Letters of the bar of a score.
+BAR = 7
 
 
 @dataclass(slots=True)
@@ -30,6 +33,7 @@ class StreamRow:
     windows: int = 0
     scored: int = 0
     correct: int = 0
+    anomalies: int = 0
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
 
@@ -49,6 +53,7 @@ class LiveTable:
         row.last = arrival
         row.windows += 1
         row.latencies_ms.append(arrival.latency_ms)
+        row.anomalies += result.anomaly is not None and result.anomaly.anomaly
         if result.truth is not None:
             row.scored += 1
             row.correct += result.truth == result.label_id
@@ -87,6 +92,8 @@ class LiveTable:
         if not self._rows:  # the first result says which columns there are
             table.add_column("no result yet", header_style="dim")
             return table
+        if any(row.last.result.anomaly is not None for row in self._rows.values()):
+            return self._anomalies_table(table, stacked=stacked)
         if any(row.last.result.classes or row.last.result.arrays for row in self._rows.values()):
             return self._outputs_table(table)
         names = ("stream", "window", "activity, truth") if stacked else ("stream", "window", "activity")
@@ -114,6 +121,37 @@ class LiveTable:
             table.add_row(*cells, style=None if not known or right else "yellow")
         return table
 
+    def _anomalies_table(self, table: Table, *, stacked: bool) -> Table:
+        """Return the rows of results that say how unusual a picture is; those of anomalies stand out.
+
+        `unusual` draws the score, as far as twice the threshold. `peak` says where the heat map is largest, from
+        the left and from the top; it is left out where there is no room.
+        """
+        from rich.text import Text
+
+        names = ["stream", "window", "result", "score", "threshold", "unusual", "peak", "anomalies", "latency"]
+        if stacked:
+            names.remove("peak")
+        for name in names:
+            words = name in ("stream", "result", "unusual")
+            table.add_column(
+                name,
+                justify="left" if words else "right",
+                no_wrap=name != "stream",
+                overflow="fold",
+                min_width=BAR if name == "unusual" else len(name) if not words else None,
+            )
+        for stream, row in sorted(self._rows.items()):
+            result, middle = row.last.result, sorted(row.latencies_ms)[len(row.latencies_ms) // 2]
+            one = result.anomaly
+            figures = ["-", "-", "", "-"] if one is None else _judged(one)
+            share = f"{row.anomalies} of {row.windows}"
+            told = [stream, str(result.seq), result.label, *figures, share, duration(middle / 1000)]
+            cells = told if not stacked else told[:6] + told[7:]
+            unusual = one is not None and one.anomaly
+            table.add_row(*map(Text, map(escape, cells)), style="bold red" if unusual else None)
+        return table
+
     def _outputs_table(self, table: Table) -> Table:
         """Return the rows of results with the best classes, a line each, or with arrays, the first values of each."""
         from rich.text import Text
@@ -132,6 +170,22 @@ class LiveTable:
                 latency = duration(middle / 1000) if not number else ""
                 table.add_row(*map(Text, map(escape, (*head, said, score, latency))))
         return table
+
+
+def _judged(one: AnomalyScore) -> list[str]:
+    """Return score, threshold, a bar of the score, and the place of the largest cell of the heat map."""
+    part = one.score / one.threshold if one.threshold > 0 else 2.0 * one.anomaly
+    return [_figure(one.score), _figure(one.threshold), bar(max(0.0, part), 2.0, BAR), _peak(one.heat_map)]
+
+
+def _peak(heat_map: HeatMap | None) -> str:
+    """Return the middle of the largest cell, in parts of width and height; a dash without one."""
+    values = {} if heat_map is None else dict(enumerate(heat_map.values))
+    known = {index: value for index, value in values.items() if value is not None}
+    if heat_map is None or not known:
+        return "-"
+    row, column = divmod(max(known, key=lambda index: known[index]), heat_map.shape[1])
+    return f"{(column + 0.5) / heat_map.shape[1]:.0%} {(row + 0.5) / heat_map.shape[0]:.0%}"
 
 
 def describe_array(array: NamedArray) -> str:

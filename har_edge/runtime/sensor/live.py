@@ -7,12 +7,12 @@ import select
 import stat
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 from har_edge.data.recording import Window
 from har_edge.errors import ConfigError, NodeError
-from har_edge.mqtt.bus import Bus
+from har_edge.mqtt.bus import Bus, Delivery
 from har_edge.runtime.sensor.flow_control import FlowController
 from har_edge.runtime.sensor.publisher import SensorPublisher
 from har_edge.runtime.sensor.sensor import Sensor
@@ -124,7 +124,7 @@ class LiveLoop(Generic[T]):
     Windows that cannot leave wait; of more than `queue` the oldest is dropped, counted and logged. A file is not read
     meanwhile. Ends when the device does, after `limit` windows, or on `stop`. Windows leave while fewer than
     `in_flight` are unanswered (0: always), and the end waits until every one is answered or that is hopeless. With
-    `waits`, no more are sent than the stages have room for.
+    `waits`, no more are sent than the stages have room for. `heard` gets each message that came.
     """
 
     def __init__(
@@ -140,10 +140,11 @@ class LiveLoop(Generic[T]):
         limit: int | None = None,
         in_flight: int = 0,
         waits: bool = False,
+        heard: Callable[[Delivery], None] | None = None,
     ) -> None:
         self._sensor, self._device, self._stream = sensor, device, stream
         self._flow, self._in_flight, self._waits = flow, in_flight, waits
-        self._publisher = SensorPublisher(bus, sensor, identity, self._flow, self._counters)
+        self._publisher = SensorPublisher(bus, sensor, identity, self._flow, self._counters, heard=heard)
         self._waiting: deque[tuple[float, Window]] = deque()
         self._queue, self._left, self._ended = queue, limit, False
 

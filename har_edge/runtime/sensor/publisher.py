@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from har_edge.data.recording import Window
 from har_edge.errors import BrokerError, ConfigError
-from har_edge.mqtt.bus import Bus
+from har_edge.mqtt.bus import Bus, Delivery
 from har_edge.runtime.sender import Sender, drain
 from har_edge.runtime.sensor.flow_control import FlowController
 from har_edge.runtime.sensor.sensor import Sensor
@@ -24,6 +24,7 @@ class SensorPublisher:
     """Sends windows, takes answers, sends again what `flow` asks for, and keeps the status of the sensor up to date.
 
     `counters` gives what stands in the status, `shrink` says how messages that the broker does not take get smaller.
+    `heard` gets each message that came, after `flow`.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class SensorPublisher:
         flow: FlowController,
         counters: Callable[[], dict[str, int]],
         shrink: str = "",
+        heard: Callable[[Delivery], None] | None = None,
     ) -> None:
         self._bus, self._sensor, self._identity, self._flow, self._shrink = bus, sensor, identity, flow, shrink
+        self._heard = heard
         self._sender = Sender(bus, sensor.counters, "start the stages: `har-edge stage`")
         self._status = StatusPublisher(bus, identity, counters, flow.streams)
 
@@ -80,6 +83,8 @@ class SensorPublisher:
         for delivery in came:
             self._bus.acknowledge(delivery)
             self._flow.take(delivery, now)
+            if self._heard is not None:
+                self._heard(delivery)
         return now
 
     def end(self, *, forget: bool) -> None:

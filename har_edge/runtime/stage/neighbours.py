@@ -53,6 +53,7 @@ def describe_task(task: Task) -> str:
     if task.image is not None:
         windows = f"{task.image.shape} of {', '.join(task.inputs)}"
     made = [f"{len(task.labels)} classes"] if task.labels or not task.arrays else []
+    made = ["scores of anomalies"] if task.anomaly is not None else made
     made += [f"{len(task.arrays)} arrays"] if task.arrays else []
     return f"{stream.description}: {windows}, {', '.join(made)}"
 
@@ -66,6 +67,8 @@ def hash_task(task: Task) -> str:
     kept: tuple[object, ...] = (task.stream, inputs, task.output, task.labels, task.label_ids)
     if task.image is not None or task.arrays:  # other tasks have the hash that they had before there were these
         kept += (task.image, task.arrays)
+    if task.anomaly is not None:
+        kept += (task.anomaly,)
     return hashlib.sha256(msgspec.json.encode(kept)).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -12,8 +12,9 @@ from har_edge.config.wiring import flow_level
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol import wire
-from har_edge.protocol.results import BEST, LabelScore, NamedArray, Result, encode_results
+from har_edge.protocol.results import BEST, AnomalyScore, LabelScore, NamedArray, Result, encode_results
 from har_edge.runtime.counters import Counters
+from har_edge.runtime.stage.anomalies import judge_windows
 from har_edge.runtime.stage.no_score import check_scores
 from har_edge.runtime.stage.packed import TensorPacker
 from har_edge.runtime.stage.setup import Array, StageSetup
@@ -49,8 +50,8 @@ class OutputWriter:
     ) -> list[Outgoing]:
         """Return the messages of the results; raises NoScore for what is no number."""
         results, topic = self._results(message, outputs), self._setup.topics.result(message.stream)
-        # Arrays may be large: a message for each result then.
-        groups = [[result] for result in results] if self._setup.task.arrays else [results]
+        # Arrays and heat maps may be large: a message for each result then.
+        groups = [[result] for result in results] if self._setup.task.gathers else [results]
         return [Outgoing(topic, encode_results(group), deliveries) for group in groups]
 
     def write_flow(
@@ -70,7 +71,8 @@ class OutputWriter:
 
     def _results(self, message: wire.Message, outputs: Mapping[str, Array]) -> list[Result]:
         now, room = self._clock(), self._quota.grant()
-        found = self._classify(message, outputs)
+        judged = self._judge(message, outputs)
+        found = self._classify(message, outputs, judged)
         arrays = self._arrays(message, outputs)
         truth = message.truth or (None,) * message.count
         return [
@@ -89,15 +91,23 @@ class OutputWriter:
                 sent=message.sent and (message.sent[0], message.sent[1] + offset),
                 classes=classes,
                 arrays=arrays[offset],
+                anomaly=judged[offset] if judged else None,
             )
             for offset, (best, classes) in enumerate(found)
         ]
 
+    def _judge(self, message: wire.Message, outputs: Mapping[str, Array]) -> list[AnomalyScore]:
+        """Return how unusual each window is; nothing where the model does not say so."""
+        task = self._setup.task
+        return [] if task.anomaly is None else judge_windows(task.anomaly, outputs, message.count)
+
     def _classify(
-        self, message: wire.Message, outputs: Mapping[str, Array]
+        self, message: wire.Message, outputs: Mapping[str, Array], judged: Sequence[AnomalyScore]
     ) -> list[tuple[LabelScore, list[LabelScore]]]:
         """Return the class of each window, and where the task asks for them, the best classes."""
         port, task = self._setup.result_port, self._setup.task
+        if judged:
+            return [(self._class(int(one.anomaly), 1.0), []) for one in judged]
         if port is None:
             return [(NO_CLASS, [])] * message.count
         scores, classes = outputs[port.name], len(task.labels)

@@ -65,4 +65,4 @@ class StageSetup:
     @property
     def answers(self) -> bool:
         """Whether the stage gives results: of classes, or of outputs that are none."""
-        return self.result_port is not None or (self.wiring.answers and bool(self.task.arrays))
+        return self.result_port is not None or (self.wiring.answers and self.task.gathers)
