@@ -39,9 +39,9 @@ DEFAULT_OPTIMIZER = "momentum:lr=0.05,schedule=cosine"
 # The model that is made here, rather than read: LeNet-5 for pictures of 28 x 28 grey pixels, with new weights.
 LENET = "lenet5"
 # Bytes a second that are assumed of a link that could not be measured: 94 Mbit/s.
-_USUAL_LINK = 11.75e6
+USUAL_LINK = 11.75e6
 # Messages of 64 KiB that measure the link.
-_LINK_MESSAGES = 100
+LINK_MESSAGES = 100
 # Between two lines of progress where no terminal shows it live.
 _LINE_S = 10.0
 
@@ -64,8 +64,8 @@ def run_on_devices(args: argparse.Namespace) -> int:
             "--on-devices needs --model FILE.tflite or lenet5, and --data PATH (samples to train and test with)"
         )
     topics, stop = Topics(args.base, args.pipeline), Stop().catch_signals()
-    run = check_id("name of the training", args.run_name or _name_of(args.model))
-    trainable = prepare_model(read_model(_find(args.model)), args.batch, Loss(args.loss))
+    run = check_id("name of the training", args.run_name or name_of_run(args.model))
+    trainable = prepare_model(read_model(find_model_file(args.model)), args.batch, Loss(args.loss))
     weights = initialise(trainable.weights, trainable.spec, args.seed) if args.from_scratch else trainable.weights
     data = load_samples(args, trainable)
     train, test = fit_to_model(data.train, trainable), fit_to_model(data.test, trainable)
@@ -83,11 +83,11 @@ def run_on_devices(args: argparse.Namespace) -> int:
     return write_results(args, server, trainable, stop)
 
 
-def _name_of(model: Path) -> str:
+def name_of_run(model: Path) -> str:
     return re.sub(r"[^a-zA-Z0-9_-]+", "-", model.stem).strip("-") or "training"
 
 
-def _find(model: Path) -> Path | bytes:
+def find_model_file(model: Path) -> Path | bytes:
     """Return the file of a model; LeNet-5 by its name, where no file has that name."""
     if model.exists() or str(model) != LENET:
         return model
@@ -180,7 +180,7 @@ def make_settings(
         # A restarted run would forget the privacy that rounds after the last checkpoint spent.
         checkpoint_s=0.0 if args.noise else args.checkpoint_every,
         delta=args.delta,
-        link_bytes_per_s=_USUAL_LINK,
+        link_bytes_per_s=USUAL_LINK,
         by_speed=args.shares == "speed",
         figures=figures,
     )
@@ -208,10 +208,10 @@ def open_server(
         found = look_for_run(look, topics, job.run)
         refuse_second(found, job.run)
         # Megabytes, since links that are shaped let the first hundreds of kilobytes pass at once.
-        link = benchmark_link(look, topics.activation(0, "link", job.author), count=_LINK_MESSAGES).bytes_per_s / 2
+        link = benchmark_link(look, topics.activation(0, "link", job.author), count=LINK_MESSAGES).bytes_per_s / 2
     except BrokerError as error:
-        say(f"the link was not measured, {speed(_USUAL_LINK)} are assumed: {error}")
-        link = _USUAL_LINK
+        say(f"the link was not measured, {speed(USUAL_LINK)} are assumed: {error}")
+        link = USUAL_LINK
     finally:
         look.close(forget=True)
     address = options.find_address(args, BrokerConfig(), Path())
@@ -305,13 +305,13 @@ def follow(
 
     files = PublishedFiles(TrainingTopics(settings.topics.base, settings.topics.pipeline), read)
     files.add([job.graph, job.spec, *(one.file for one in job.blocks)])
-    view, show = _view()
+    view, show = live_view()
     with view:
         service = TrainingService(bus, server, files, evaluation, checkpoint_path(args, job.run), say, show)
         run_training(service, server, stop)
 
 
-def _view() -> tuple[AbstractContextManager[object], Callable[[TrainingProgress], None]]:
+def live_view() -> tuple[AbstractContextManager[object], Callable[[TrainingProgress], None]]:
     """Return the live view and what draws it: a line now and then where there is no terminal."""
     from rich.console import Console
     from rich.live import Live

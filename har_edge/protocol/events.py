@@ -17,6 +17,7 @@ from har_edge.protocol import wire
 from har_edge.protocol.artifacts import MAX_CHUNK_BYTES, MAX_CHUNKS, Header, decode_header
 from har_edge.protocol.deployment import Deployment, decode_deployment
 from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.split_training import SPLIT_LEVELS, SplitMessage, decode_split
 from har_edge.protocol.status import Heartbeat, NodeStatus, decode_heartbeat, decode_status
 from har_edge.protocol.topics import Kind, Topic, Topics, is_probe, read_topic
 from har_edge.protocol.training import TrainingMessage, decode_training
@@ -113,7 +114,7 @@ class TrainingEvent(msgspec.Struct, frozen=True, gc=False):
     """A message of a training on the devices; no `message` where a retained one was removed."""
 
     topic: Topic
-    message: TrainingMessage | None
+    message: TrainingMessage | SplitMessage | None
     retained: bool = False
 
     @property
@@ -228,7 +229,8 @@ def _chunk(topic: Topic, message: Delivery | Outgoing) -> Event:
 
 
 def _training(topic: Topic, message: Delivery | Outgoing) -> Event:
-    return TrainingEvent(topic, decode_training(topic.levels, message.payload), _is_retained(message))
+    decode_levels = decode_split if topic.levels[1] in SPLIT_LEVELS else decode_training
+    return TrainingEvent(topic, decode_levels(topic.levels, message.payload), _is_retained(message))
 
 
 _READERS: Mapping[Kind, Callable[[Topic, Delivery | Outgoing], Event]] = {

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from har_edge.errors import ConfigError, MessageError
 from har_edge.mqtt.memory import matches
+from har_edge.protocol.split_training import SplitLevel
 from har_edge.protocol.topics import (
     MAX_ID_LENGTH,
     RETAINED,
@@ -60,12 +61,13 @@ def test_the_page_lists_every_kind_with_its_retain_flag() -> None:
     }
     rows = re.findall(r"^\| `train/<run>/(\w+)[^|]*\|[^|]*\|[^|]*\| (\d) +\| (yes|no) ", page, re.MULTILINE)
     assert {level: (qos, retained) for level, qos, retained in rows} == {
-        level.value: ("1", "yes" if level.value in RETAINED_OF_TRAINING else "no") for level in TrainingLevel
+        level.value: ("1", "yes" if level.value in RETAINED_OF_TRAINING else "no")
+        for level in (*TrainingLevel, *SplitLevel)
     }
 
 
-@pytest.mark.parametrize("what", list(TrainingLevel), ids=lambda what: what.value)
-def test_topics_of_a_training_are_built_and_read_back(what: TrainingLevel) -> None:
+@pytest.mark.parametrize("what", [*TrainingLevel, *SplitLevel], ids=lambda what: what.value)
+def test_topics_of_a_training_are_built_and_read_back(what: TrainingLevel | SplitLevel) -> None:
     for worker in (None, "pi"):
         read = TOPICS.read(TOPICS.training("night", what.value, worker))
         assert (read.kind, read.levels) == (Kind.TRAINING, ("night", what.value, *([worker] if worker else [])))

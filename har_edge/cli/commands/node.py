@@ -18,11 +18,10 @@ from har_edge.units import size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from har_edge.learning.training_thread import TrainingThread
     from har_edge.mqtt.bus import PollableBus, Session
     from har_edge.protocol.topics import Topics
-    from har_edge.protocol.training import TrainingJob
     from har_edge.runtime.node.carried_broker import CarriedBroker
+    from har_edge.runtime.node.trainings import AnyJob, TrainingHandle
     from har_edge.runtime.node.worker import WorkerContext
     from har_edge.runtime.status_publisher import Identity
 
@@ -140,8 +139,9 @@ def run(args: argparse.Namespace) -> int:
             say(line)
         say(f"node {name} connected: {describe(identity)}; MQTT client: {identity.client}")
         trainings = None
-        if may_hear_jobs(context.connect, topics):
-            trainings = Trainings(topics, lambda job: start_training(args, context, job))
+        levels = hearable_jobs(context.connect, topics)
+        if levels:
+            trainings = Trainings(topics, lambda job: start_training(args, context, job), levels)
         node = Node(identity, lambda one, plan, desired: Worker(context, one, plan, desired), trainings)
         run_node(bus, node, stop, drain_timeout_s=args.drain_timeout, watch=lambda: broker.watch(identity))
     except TakenOver:
@@ -166,8 +166,16 @@ def check_own_samples(path: Path) -> None:
         raise DataError(f"--data {path}: {error.strerror or error}; mend its permissions, or name another") from None
 
 
-def may_hear_jobs(connect: Callable[[Session], PollableBus], topics: Topics) -> bool:
-    """Return whether this node may hear of trainings; a broker that refuses it would else end the node."""
+def hearable_jobs(connect: Callable[[Session], PollableBus], topics: Topics) -> list[str]:
+    """Return the kinds of job that this node may hear of; a broker that refuses one would else end the node."""
+    kinds = ["job", "split"]
+    if may_hear_jobs(connect, topics, kinds):
+        return kinds
+    return [kind for kind in kinds if may_hear_jobs(connect, topics, [kind])]
+
+
+def may_hear_jobs(connect: Callable[[Session], PollableBus], topics: Topics, kinds: list[str]) -> bool:
+    """Return whether this node may hear of trainings of these kinds."""
     import secrets
 
     from har_edge.errors import BrokerError
@@ -175,36 +183,40 @@ def may_hear_jobs(connect: Callable[[Session], PollableBus], topics: Topics) -> 
 
     bus = connect(Session(f"jobs-{secrets.token_hex(8)}", clean_start=True))
     try:
-        bus.subscribe([topics.training("+", "job")])
+        bus.subscribe([topics.training("+", kind) for kind in kinds])
         for _ in range(10):
             bus.poll(0.02)
     except BrokerError as error:
-        say(f"this node takes part in no training: {error}", file=sys.stderr)
+        if len(kinds) == 1:
+            say(f"this node takes part in no training of the kind {kinds[0]!r}: {error}", file=sys.stderr)
         return False
     finally:
         bus.close(forget=True)
     return True
 
 
-def start_training(args: argparse.Namespace, context: WorkerContext, job: TrainingJob) -> TrainingThread:
+def start_training(args: argparse.Namespace, context: WorkerContext, job: AnyJob) -> TrainingHandle:
     """Return the thread that takes part in a training; what it needs is loaded with the first one."""
     from har_edge.learning.own_samples import read_own_samples
+    from har_edge.learning.split.thread import SplitThread
     from har_edge.learning.training_thread import LearningContext, TrainingThread
+    from har_edge.protocol.split_training import SplitJob
 
-    say(f"training {job.run}: takes part, {'with own samples' if job.own else f'data: {job.data}'}")
-    return TrainingThread(
-        LearningContext(
-            context.topics,
-            context.node,
-            context.connect,
-            context.store,
-            context.check,
-            context.max_bytes,
-            context.threads,
-            None if args.data is None else lambda job: read_own_samples(args.data, job),
-        ),
-        job,
+    learning = LearningContext(
+        context.topics,
+        context.node,
+        context.connect,
+        context.store,
+        context.check,
+        context.max_bytes,
+        context.threads,
+        None if args.data is None else lambda job: read_own_samples(args.data, job),
     )
+    if isinstance(job, SplitJob):
+        say(f"training {job.run}: takes part with stages of {job.model}, data: {job.data}")
+        return SplitThread(learning, job)
+    say(f"training {job.run}: takes part, {'with own samples' if job.own else f'data: {job.data}'}")
+    return TrainingThread(learning, job)
 
 
 def carried_broker(args: argparse.Namespace, node: str) -> CarriedBroker:

@@ -242,7 +242,7 @@ def run_node(
     """
     bus.subscribe([node.identity.topics.plan()])
     if node.trainings is not None:
-        bus.subscribe([node.trainings.filter])
+        bus.subscribe(node.trainings.filters)
     node.begin()
     deadline, heard_at = float("inf"), time.monotonic()
     try:

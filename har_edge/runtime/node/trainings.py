@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeAlias
 
 from har_edge.protocol.events import Event, TrainingEvent, Unreadable
+from har_edge.protocol.split_training import SplitJob, SplitLevel
 from har_edge.protocol.topics import Kind, Topics
 from har_edge.protocol.training import TrainingJob, TrainingLevel
 
 _log = logging.getLogger(__name__)
 # More at a time would only slow each other down.
 MAX_TRAININGS = 4
+AnyJob: TypeAlias = TrainingJob | SplitJob
 
 
 class TrainingHandle(Protocol):
-    """The interface that a node needs of a training (learning/training_thread.py)."""
+    """The interface that a node needs of a training (learning/training_thread.py, learning/split/thread.py)."""
 
-    job: TrainingJob
+    @property
+    def job(self) -> AnyJob:
+        """The job that it takes part in."""
 
     @property
     def alive(self) -> bool:
@@ -35,14 +39,16 @@ class TrainingHandle(Protocol):
         """Wait until it has ended."""
 
 
-StartTraining = Callable[[TrainingJob], TrainingHandle]
+StartTraining = Callable[[AnyJob], TrainingHandle]
+# A job, and the level of its topic.
+_LEVELS = {TrainingLevel.JOB.value: TrainingJob, SplitLevel.SPLIT.value: SplitJob}
 
 
 class Trainings:
     """Starts a training for each job, and ends it when the job is taken away, or another server has made it anew."""
 
-    def __init__(self, topics: Topics, start: StartTraining) -> None:
-        self.filter = topics.training("+", TrainingLevel.JOB.value)
+    def __init__(self, topics: Topics, start: StartTraining, levels: Iterable[str] = tuple(_LEVELS)) -> None:
+        self.filters = [topics.training("+", level) for level in levels]
         self.handles: dict[str, TrainingHandle] = {}
         self._start = start
         self._ending: list[TrainingHandle] = []
@@ -51,19 +57,20 @@ class Trainings:
         """Take a job, or the empty message that takes it away; all else is passed over."""
         if isinstance(event, Unreadable) and event.kind is Kind.TRAINING:
             _log.warning("dropped a job: %s", event.reason)
-        if not isinstance(event, TrainingEvent) or event.topic.levels[1] != TrainingLevel.JOB.value:
+        if not isinstance(event, TrainingEvent) or event.topic.levels[1] not in _LEVELS:
             return
-        job = event.message
-        known = self.handles.get(event.run)
-        if known is not None and (not isinstance(job, TrainingJob) or job.author != known.job.author):
+        job, level = event.message, event.topic.levels[1]
+        key = event.run if level == TrainingLevel.JOB.value else f"{event.run}/{level}"
+        known = self.handles.get(key)
+        if known is not None and (not isinstance(job, _LEVELS[level]) or job.author != known.job.author):
             known.stop()
-            self._ending.append(self.handles.pop(event.run))
-        if not isinstance(job, TrainingJob) or event.run in self.handles:
+            self._ending.append(self.handles.pop(key))
+        if not isinstance(job, TrainingJob | SplitJob) or key in self.handles:
             return
         if len(self.handles) >= MAX_TRAININGS:
             _log.warning("training %s is left out: %d others run here already", event.run, MAX_TRAININGS)
             return
-        self.handles[event.run] = handle = self._start(job)
+        self.handles[key] = handle = self._start(job)
         _log.info("training %s begins", event.run)
         handle.start()
 

@@ -42,6 +42,11 @@ class GraphBuilder:
         self._constants: dict[tuple[str, Shape, bytes], int] = {}
         self._values: dict[int, NDArray[Any]] = {}
 
+    @property
+    def operators(self) -> int:
+        """How many operators were added."""
+        return len(self._table.operators)
+
     def shape(self, tensor: int) -> Shape:
         """Return the shape of a tensor."""
         return self._shapes[tensor]
@@ -136,8 +141,22 @@ class GraphBuilder:
             if self.value(tensor) is None:
                 raw.shapeSignature = np.array([-1, *self.shape(tensor)[1:]], np.int32)
 
+    def crossing(self, place: int, inputs: Sequence[int], outputs: Sequence[int]) -> list[int]:
+        """Return the tensors, not constant, that operators from number `place` on read and do not make.
+
+        Only operators that the outputs need count; `inputs` are those of the whole file.
+        """
+        later = self._needed([*inputs], outputs, place)[0]
+        made = {int(i) for operator in later for i in operator.outputs}
+        read = dict.fromkeys(int(i) for operator in later for i in operator.inputs if i >= 0)
+        read |= dict.fromkeys(outputs)
+        return [number for number in read if number not in made and number not in self._values]
+
     def encode(self, inputs: Sequence[int], outputs: Sequence[int]) -> memoryview:
-        """Return the file with these inputs and outputs, without what the outputs do not need."""
+        """Return the file with these inputs and outputs, without what the outputs do not need.
+
+        An input may be a tensor that an operator makes: the file begins behind it.
+        """
         operators, used = self._needed(inputs, outputs)
         numbers = {old: new for new, old in enumerate(sorted(used))}
         buffers: list[NDArray[np.uint8] | None] = [None]
@@ -161,12 +180,12 @@ class GraphBuilder:
         model.subgraphs, model.operatorCodes = [graph], self._table.codes
         return pack_model(model, buffers, (len(numbers) + len(operators) + len(buffers) + 16) * _TABLE_BYTES)
 
-    def _needed(self, inputs: Sequence[int], outputs: Sequence[int]) -> tuple[list[Any], set[int]]:
+    def _needed(self, inputs: Sequence[int], outputs: Sequence[int], place: int = 0) -> tuple[list[Any], set[int]]:
         used, kept = {*inputs, *outputs}, []
-        needed = set(outputs)
-        for operator in reversed(self._table.operators):
+        needed, given = set(outputs), set(inputs)
+        for operator in reversed(self._table.operators[place:]):
             made = {int(i) for i in operator.outputs}
-            if made & needed:
+            if made & needed - given:
                 read = {int(i) for i in operator.inputs if i >= 0}
                 needed |= read
                 used |= read | made

@@ -31,7 +31,9 @@ class TrainingGraph:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class GraphJob:
+    """Operators [start, stop) of a model to write, their weights, and what is asked of their gradients."""
+
     model: Model
     batch: int
     start: int
@@ -42,6 +44,7 @@ class _Job:
     in_front: frozenset[int]  # the operators with weights in front of the slice
     loss: Loss | None = None
     smoothing: float = 0.0
+    may_be_idle: bool = False  # whether it is no error that nothing has a gradient
 
 
 def write_training_graph(
@@ -72,8 +75,8 @@ def write_training_graph(
     if not 0 <= label_smoothing < 1:
         raise GradientError(f"label smoothing {label_smoothing} came; expected a number from 0 to below 1")
     stop = len(model.main.operators)
-    weights, in_front = _slice_weights(model, trainable, start, stop)
-    job = _Job(model, batch, start, stop, weights, dropout or {}, input_gradients, in_front, loss, label_smoothing)
+    weights, in_front = slice_weights(model, trainable, start, stop)
+    job = GraphJob(model, batch, start, stop, weights, dropout or {}, input_gradients, in_front, loss, label_smoothing)
     return _write(job, named=trainable is not None)
 
 
@@ -92,12 +95,12 @@ def write_backward_graph(
     `dy` are the gradients of what leaves the slice, each the sum of what the slices behind it gave. The other arguments
     are those of `write_training_graph`.
     """
-    weights, in_front = _slice_weights(model, trainable, start, stop)
-    job = _Job(model, batch, start, stop, weights, dropout or {}, input_gradients, in_front)
+    weights, in_front = slice_weights(model, trainable, start, stop)
+    job = GraphJob(model, batch, start, stop, weights, dropout or {}, input_gradients, in_front)
     return _write(job, named=trainable is not None)
 
 
-def _slice_weights(
+def slice_weights(
     model: Model, trainable: Collection[str] | None, start: int, stop: int
 ) -> tuple[tuple[Weight, ...], frozenset[int]]:
     """Return the weights that a slice reads, and the operators in front of it that read weights."""
@@ -110,9 +113,9 @@ def _slice_weights(
     return tuple(weight for weight in here if weight.uses), in_front
 
 
-def _write(job: _Job, *, named: bool) -> TrainingGraph:
+def _write(job: GraphJob, *, named: bool) -> TrainingGraph:
     """Write the graph; weights that have no part in what leaves the slice stay constants."""
-    writer = _Writer(job)
+    writer = GraphWriter(job)
     idle = writer.write()
     if not idle:
         return writer.graph()
@@ -121,8 +124,13 @@ def _write(job: _Job, *, named: bool) -> TrainingGraph:
     return _write(replace(job, weights=tuple(one for one in job.weights if one not in idle)), named=False)
 
 
-class _Writer:
-    def __init__(self, job: _Job) -> None:
+class GraphWriter:
+    """Writes the forward and the backward pass of one slice into one builder.
+
+    The operators of the forward pass are the first `forward_operators` of the file.
+    """
+
+    def __init__(self, job: GraphJob) -> None:
         if not 1 <= job.batch <= 1 << 20:
             raise GradientError(f"a batch of {job.batch} came; expected 1 to {1 << 20} samples")
         self.job, self.model = job, job.model
@@ -134,10 +142,11 @@ class _Writer:
         self.dy: tuple[PortSpec, ...] = ()
         self.loss_sum: PortSpec | None = None
         self.predictions: PortSpec | None = None
+        self.forward_operators = 0
 
     def write(self) -> list[Weight]:
         """Write all, and return the weights that have no gradient."""
-        upstream = _trained_in_front(self.job)
+        upstream = trained_in_front(self.model, self.job.in_front, self.job.start)
         for number, weight in enumerate(self.job.weights):
             self.ports[weight_port(number)] = self.walk.feed_weight(weight, weight_port(number))
         entering = self.walk.part.inputs
@@ -156,7 +165,7 @@ class _Writer:
         ]
         for number, weight in enumerate(self.job.weights if not idle else ()):
             self.give(gradient_port(number), weight.name, gradients[self.ports[weight_port(number)]])
-        if not idle and not self.job.weights and not self.dx:
+        if not idle and not self.job.weights and not self.dx and not self.job.may_be_idle:
             find_weights(self.model)  # says why a whole model has none
             raise GradientError(
                 f"operators {self.job.start} to {self.job.stop} of {self.model.name} have nothing to train; "
@@ -165,14 +174,17 @@ class _Writer:
         return idle
 
     def wants(self, index: int, upstream: set[int]) -> bool:
+        """Return whether something that enters needs a gradient."""
         tensor = self.model.main.tensors[index]
         return tensor.dtype == "float32" and (self.job.input_gradients or index in upstream)
 
     def feed(self, port: str, index: int, *, active: bool) -> PortSpec:
+        """Add what enters as an input of the file."""
         number = self.ports[port] = self.walk.feed(index, port, active=active)
         return self.port(port, self.model.main.tensors[index].name, number)
 
     def feed_masks(self) -> tuple[MaskSpec, ...]:
+        """Add the dropout masks of tensors that the slice makes."""
         made = {i for place in self.walk.part.operators for i in self.model.main.operators[place].outputs}
         names = {self.model.main.tensors[index].name: index for index in made}
         found: list[MaskSpec] = []
@@ -189,6 +201,7 @@ class _Writer:
         return tuple(found)
 
     def port(self, port: str, name: str, number: int) -> PortSpec:
+        """Return the description of a tensor of the file."""
         return PortSpec(port, name, self.builder.shape(number), self.builder.dtype(number))
 
     def give(self, port: str, name: str, number: int) -> PortSpec:
@@ -248,18 +261,22 @@ class _Writer:
     def with_dy(self) -> dict[int, int]:
         """Write forward and backward from the gradients that come in; return the gradients."""
         self.walk.forward()
+        self.forward_operators = self.builder.operators
         seeds: dict[int, int] = {}
         specs: list[PortSpec] = []
         for index in self.walk.part.outputs:
             number = self.walk.tensor(index)
             if self.walk.is_active(number):
                 port = f"dy/{len(specs)}"
-                self.ports[port] = seeds[number] = self.builder.empty(self.builder.shape(number), "float32", port)
+                dy = self.ports[port] = self.builder.empty(self.builder.shape(number), "float32", port)
+                # Two tensors of the model are one in the file where an operator changes nothing.
+                seeds[number] = self.builder.plus(seeds[number], dy) if number in seeds else dy
                 specs.append(self.port(port, self.model.main.tensors[index].name, self.ports[port]))
         self.dy = tuple(specs)
         return self.walk.backward(seeds)
 
     def graph(self) -> TrainingGraph:
+        """Return the file and its description."""
         job = self.job
         ports = {name: self.port(name, "", number) for name, number in self.ports.items()}
         spec = TrainingSpec(
@@ -281,10 +298,10 @@ class _Writer:
         return TrainingGraph(self.builder.encode(list(self.ports.values()), list(self.outputs.values())), spec)
 
 
-def _trained_in_front(job: _Job) -> set[int]:
-    """Return the tensors of the model that a weight in front of the slice has a part in."""
+def trained_in_front(model: Model, in_front: Collection[int], stop: int) -> set[int]:
+    """Return the tensors that operators before `stop` make and a weight of the operators `in_front` has a part in."""
     found: set[int] = set()
-    for operator in job.model.main.operators[: job.start]:
-        if operator.index in job.in_front or found.intersection(operator.inputs):
+    for operator in model.main.operators[:stop]:
+        if operator.index in in_front or found.intersection(operator.inputs):
             found.update(operator.outputs)
     return found

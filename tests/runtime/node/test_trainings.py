@@ -75,4 +75,4 @@ def test_what_is_no_job_harms_nothing_and_too_many_are_left_out() -> None:
 
 
 def test_the_filter_takes_jobs_of_every_run() -> None:
-    assert Node().trainings.filter == "har/v1/har/train/+/job"
+    assert Node().trainings.filters == ["har/v1/har/train/+/job", "har/v1/har/train/+/split"]

@@ -1,0 +1,139 @@
+"""Bad input to workers and the command of a split training: dropped, counted and named; the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from har_edge.errors import ModelError
+from har_edge.learning.split.state import decode_state, encode_state, hash_of
+from har_edge.learning.split.tensors import split_bytes
+from har_edge.mqtt.bus import Delivery, Outgoing
+from har_edge.protocol.split_training import STATE, HeldState, MicroBatch, SplitLevel, StateMessage
+from har_edge.protocol.training import RunState, VectorPart, encode_training
+from tests.learning.split.networks import residual, samples
+from tests.learning.split.rig import TOPICS, SplitRig, make_rig
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> SplitRig:
+    rig = make_rig(tmp_path, residual(), samples(160), replicate_every=4)
+    rig.until(lambda: rig.server.counted >= 2)
+    return rig
+
+
+def micro_batch(rig: SplitRig, **more: object) -> MicroBatch:
+    assert rig.server.assignment is not None
+    machine = rig.nodes["b"].worker.stages[1]
+    part = VectorPart("tensors", machine.spec.entering_bytes // 4, bytes(machine.spec.entering_bytes))
+    message = MicroBatch(
+        run="r",
+        author="command",
+        sender="a",
+        generation=rig.server.generation,
+        stage=1,
+        step=machine.step,
+        part=part,
+        micro=3,
+        micros=4,
+        samples=16,
+    )
+    return structs.replace(message, **more)
+
+
+WRONG: list[tuple[dict[str, object], str]] = [
+    ({"stage": 2}, "a message for stage 2 came; this worker has [1]"),
+    ({"step": 50}, "a message of step 50 came; expected one of step"),
+    ({"part": VectorPart("tensors", 3, bytes(12))}, "tensors of 12 bytes came as forward of step"),
+    ({"part": VectorPart("state", 40, bytes(160))}, "state of 160 bytes came as forward of step"),
+]
+
+
+@pytest.mark.parametrize(("more", "reason"), WRONG, ids=[case[1][:30] for case in WRONG])
+def test_a_message_that_does_not_belong_here_is_dropped(rig: SplitRig, more: dict[str, object], reason: str) -> None:
+    worker = rig.nodes["b"].worker
+    topic = TOPICS.training("r", SplitLevel.FORWARD.value, "b")
+    worker.handle(Outgoing(topic, encode_training(micro_batch(rig, **more))))
+    assert len(worker.reasons) == 1 and reason in worker.reasons[0]
+    worker.reasons.clear()
+    rig.run()
+    assert rig.server.state is RunState.FINISHED and rig.server.record.recoveries == []
+
+
+@pytest.mark.parametrize("more", [{"generation": 99}, {"author": "another"}])
+def test_messages_of_another_generation_or_command_are_passed_over(rig: SplitRig, more: dict[str, object]) -> None:
+    worker = rig.nodes["b"].worker
+    topic = TOPICS.training("r", SplitLevel.FORWARD.value, "b")
+    worker.handle(Outgoing(topic, encode_training(micro_batch(rig, **more))))
+    assert worker.reasons == []
+
+
+def test_what_comes_twice_counts_once(rig: SplitRig) -> None:
+    for node in rig.nodes.values():
+        bus = node.bus
+        publish: Callable[..., None] = bus.publish
+
+        def twice(topic: str, payload: bytes, publish: Callable[..., None] = publish, **more: object) -> None:
+            publish(topic, payload, **more)
+            publish(topic, payload, **more)
+
+        bus.publish = twice  # type: ignore[method-assign]
+    rig.run()
+    assert rig.server.state is RunState.FINISHED and rig.server.record.recoveries == []
+    assert [row.step for row in rig.server.record.steps] == list(range(10))
+
+
+def state_message(content: bytes, held: HeldState, rig: SplitRig) -> StateMessage:
+    return StateMessage(
+        run="r",
+        author="command",
+        sender="a",
+        generation=rig.server.generation,
+        stage=0,
+        step=held.step,
+        part=split_bytes(STATE, content)[0],
+        held=held,
+    )
+
+
+def test_a_state_whose_hash_is_another_is_not_kept(rig: SplitRig) -> None:
+    worker = rig.nodes["b"].worker
+    held = HeldState(0, 1, 4, hash_of(b"weights"), 7)
+    worker.handle(Outgoing(TOPICS.training("r", "state", "b"), encode_training(state_message(b"others!", held, rig))))
+    assert "whose hash is not" in worker.reasons[0] and (0, 1, 4) not in worker.held
+    before = rig.server.record.dropped
+    saved = Delivery(TOPICS.training("r", "saved", "a"), encode_training(state_message(b"others!", held, rig)), (0, 0))
+    rig.server.handle(saved, rig.now)
+    assert rig.server.record.dropped == before + 1 and "with other content" in rig.server.lines[-1]
+
+
+def test_a_node_that_cannot_load_its_stage_is_left_out(tmp_path: Path) -> None:
+    rig = make_rig(tmp_path, residual(), samples(160), names="abcd", cuts=(1, 3))
+
+    def refuse(*arguments: object) -> None:
+        raise ModelError("forward graph of operators 1 to 3: it does not load")
+
+    rig.nodes["b"].worker._means.load = refuse  # type: ignore[method-assign, assignment]
+    rig.run()
+    assert rig.server.state is RunState.FINISHED and rig.server.assigned == ("a", "d", "c")
+    assert "b takes no part any more: forward graph of operators 1 to 3: it does not load" in rig.lines
+
+
+def test_states_are_checked_before_they_are_used(rig: SplitRig) -> None:
+    machine = rig.nodes["b"].worker.stages[1]
+    content = encode_state(rig.server.whole.cut(machine.spec), 1, 3)
+    decode_state(content, machine.spec)
+    diverged = rig.server.whole.cut(machine.spec)
+    diverged.weights[0] = np.nan
+    for changed, reason in [
+        (content[:-1], "cannot be read"),
+        (encode_state(rig.server.whole.cut(machine.spec), 1, 4), "of operators 1 to 4 came; expected version 1"),
+        (encode_state(diverged, 1, 3), "not finite"),
+        (encode_state(rig.server.whole.cut(rig.server.specs[0]), 1, 3), "bytes of weights; expected"),
+    ]:
+        with pytest.raises(ModelError, match=reason):
+            decode_state(changed, machine.spec)
