@@ -50,11 +50,13 @@ class BlockStep:
 @dataclass(frozen=True, slots=True)
 class BlockTransfer:
     """A block's steps, given the block that follows, for each shard, and the pieces between these blocks in the order
-    in which they travel. `memory` are the bytes of each shard's weights and activations.
+    in which they travel. `messages` are the seconds of a message and of each byte of it for each shard, whose work of
+    the block lies between them. `memory` are the bytes of each shard's weights and activations.
     """
 
     steps: tuple[tuple[BlockStep, ...], ...]
     pieces: tuple[PlannedPiece, ...]
+    messages: tuple[tuple[float, float], ...]
     memory: tuple[tuple[int, int], ...] = ()
 
 
@@ -243,7 +245,8 @@ class SplitCosts:
     def _order(self, block: Block | None, pieces: list[PlannedPiece], border_first: bool) -> BlockTransfer:
         """Return the steps that make the pieces, those that others wait for first."""
         if block is None:
-            return BlockTransfer(((),) * self.n, tuple(pieces))
+            cold = tuple((device.kind.message_s, device.kind.message_byte_s) for device in self.devices)
+            return BlockTransfer(((),) * self.n, tuple(pieces), cold)
         steps, placed = [], []
         for shard, share in enumerate(pairwise(block.bounds)):
             own = [piece for piece in pieces if piece.sender == shard]
@@ -256,7 +259,20 @@ class SplitCosts:
                 placed.append(PlannedPiece(shard, piece.start, piece.stop, piece.takers, piece.bytes, step))
         placed.sort(key=lambda piece: (piece.step, piece.sender, piece.start))
         memory = tuple(self.memory(block, shard, own) for shard, own in enumerate(steps))
-        return BlockTransfer(tuple(steps), tuple(placed), memory)
+        return BlockTransfer(tuple(steps), tuple(placed), self._messages(steps, placed), memory)
+
+    def _messages(
+        self, steps: Sequence[Sequence[BlockStep]], pieces: Sequence[PlannedPiece]
+    ) -> tuple[tuple[float, float], ...]:
+        """Return what a message costs each shard, and each byte of it, with its share of the work between them."""
+        counts = [0] * self.n
+        for piece in pieces:
+            for shard in (piece.sender, *piece.takers):
+                counts[shard] += 1
+        return tuple(
+            device.kind.message_after(sum(step.seconds for step in own) / max(1, count))
+            for device, own, count in zip(self.devices, steps, counts, strict=True)
+        )
 
     def _runs(
         self, block: Block, shard: int, share: tuple[int, int], urgent: Sequence[PlannedPiece]

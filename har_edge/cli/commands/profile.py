@@ -124,13 +124,14 @@ def measure_through_broker(
 ) -> tuple[MessageCost | None, LinkCost | None]:
     """Measure the cost of messages, and the link too if a broker was named."""
     from har_edge.mqtt.broker.launcher import find_mosquitto
-    from har_edge.runtime.profiling import find_work, measure_messages
+    from har_edge.runtime.profiling import find_shorter_work, find_work, measure_messages
 
     if not args.broker and find_mosquitto() is None:
         remarks.append("messages were not measured: Mosquitto is not installed here; name a broker with --broker")
         return None, None
     with _bus(args, device) as (bus, broker):
-        message, link = measure_messages(bus, device, broker, work=find_work(model, args.delegate))
+        work, shorter = find_work(model, args.delegate), find_shorter_work(model, args.delegate)
+        message, link = measure_messages(bus, device, broker, work=work, shorter=shorter if work else ())
     if args.broker:
         return message, link
     remarks.append("the link was not measured: name the broker with --broker")
