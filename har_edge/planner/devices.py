@@ -88,9 +88,9 @@ class DeviceClass:
     """The costs on equal devices: seconds of each segment beyond `overhead_s`, of a message, and of each byte of it.
 
     A message costs `message_s` after a run of the whole model; `message_rates` says what it costs after less work, the
-    least work first. `memory_bytes` is the limit for one process, None for none. A process takes `base_bytes` without
-    a model, and `growth` bytes for each byte of tensors. The link carries both directions together, with `duplex` each
-    direction apart.
+    least work first. A run takes at least `weight_byte_s` for each byte of its weights. `memory_bytes` is the limit for
+    one process, None for none. A process takes `base_bytes` without a model, and `growth` bytes for each byte of
+    tensors. The link carries both directions together, with `duplex` each direction apart.
     """
 
     work_s: tuple[float, ...]
@@ -104,6 +104,7 @@ class DeviceClass:
     growth: float
     duplex: bool = False
     message_rates: tuple[MessageRate, ...] = ()
+    weight_byte_s: float = 0.0
 
     def message_after(self, work_s: float) -> tuple[float, float]:
         """Return the seconds of a message, and of each byte of it, with so much work between two messages."""
@@ -230,6 +231,7 @@ def _kind(entry: DeviceEntry, profile: Profile, path: Path, *, foreign: bool) ->
         growth=growth,
         duplex=entry.duplex,
         message_rates=_message_rates(profile, speed) if entry.message_s is None else (),
+        weight_byte_s=1 / (profile.weight_bytes_per_s * speed) if profile.weight_bytes_per_s else 0.0,
     )
 
 

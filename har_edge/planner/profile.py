@@ -96,8 +96,9 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All measurements of one model on one device; None stands for a measurement that failed or was not asked for.
 
-    `overhead_s` is the time that each run costs, however few operators it has. `delegate` is left out where XNNPACK ran
-    the model, `packings` where nobody measured them.
+    `overhead_s` is the time that each run costs, however few operators it has. `weight_bytes_per_s` says how fast a run
+    brings its weights from memory, all of them for a single row, too. `delegate` is left out where XNNPACK ran the
+    model, `packings` and `weight_bytes_per_s` where nobody measured them.
     """
 
     version: int
@@ -113,6 +114,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message: MessageCost | None = None
     link: LinkCost | None = None
     fit: Fit | None = None
+    weight_bytes_per_s: float | UnsetType = UNSET
     delegate: Literal["none"] | UnsetType = UNSET
     packings: tuple[PackingFigures, ...] | UnsetType = UNSET
 

@@ -154,15 +154,27 @@ class SplitCosts:
 
     def _run(self, block: Block, device: int, low: int, high: int) -> float:
         if block.method is SplitMethod.ROWS:
-            parts = self.rows(block.start, block.stop, low, high).parts
-        elif block.method is SplitMethod.OUTPUT:
+            return self._rows_seconds(block, device, self.rows(block.start, block.stop, low, high).parts)
+        if block.method is SplitMethod.OUTPUT:
             parts = self._channel_parts(block, high - low)
         else:
             parts = (1.0,) * (block.stop - block.start)
         return self._seconds_of(block, device, parts)
 
+    def _rows_seconds(self, block: Block, device: int, parts: Sequence[float]) -> float:
+        """Return the seconds of a run that computes parts of the rows of a block's operators, with all of its weights.
+
+        Weights come from memory once a run, which takes as long for one row as for all.
+        """
+        kind, total = self.devices[device].kind, 0.0
+        for index, part in zip(range(block.start, block.stop), parts, strict=True):
+            whole = self.seconds[device][index]
+            weights = min(whole, kind.weight_byte_s * self.model.operators[index].weight_bytes)
+            total += weights + (whole - weights) * part if part else 0.0
+        return kind.overhead_s + total
+
     def _seconds_of(self, block: Block, device: int, parts: Sequence[float]) -> float:
-        """Return the seconds of a run that computes these parts of a block's operators."""
+        """Return the seconds of a run that computes these parts of the channels of a block's operators."""
         each = self.seconds[device][block.start : block.stop]
         work = sum(seconds * part for seconds, part in zip(each, parts, strict=True))
         return self.devices[device].kind.overhead_s + work
@@ -293,7 +305,7 @@ class SplitCosts:
             return tuple(
                 BlockStep(
                     *one.made,
-                    self._seconds_of(block, shard, one.parts),
+                    self._rows_seconds(block, shard, one.parts),
                     one.file,
                     self._weights(block, one.parts),
                     one.tile_bytes,

@@ -47,8 +47,10 @@ from har_edge.runtime.stage.loop import StageLoop
 from har_edge.runtime.stage.setup import Array, Run, StageSetup
 from har_edge.runtime.stage.stage import Stage
 from har_edge.runtime.stop import Stop
+from har_edge.tflite.gradient.builder import GraphBuilder
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 from har_edge.tflite.model import Model
+from har_edge.tflite.schema import tflite
 from har_edge.tflite.slices import slice_model, write_slice, write_whole
 from har_edge.tflite.split.arithmetic import count_macs
 
@@ -59,6 +61,8 @@ _LARGE = 256 * 1024
 # Messages under way at once, and how often they come round; what is touched between them is more than most caches hold.
 _UNDER_WAY, _WARM_UP, _LEAST_ROUNDS, _TOUCHED = 4, 10, 10, 4 * 2**20
 _MESSAGES_S, _MESSAGES_TIMEOUT_S = 1.5, 60.0
+# A convolution with 9 MiB of weights, its rows, and what is touched between two runs: more than caches hold.
+_CHANNELS, _CONVOLUTION_ROWS, _CONVOLUTION_RUNS, _TOUCHED_BETWEEN = 512, (1, 8), 9, 48 * 2**20
 _PARTS = (1 / 256, 1 / 32, 1 / 8)  # of the model's operations, between two messages
 
 
@@ -166,6 +170,37 @@ def measure_memory(model: Model, bounds: Sequence[int], delegate: str | None = N
     base, growth, peak = map(int, done.stdout.split()[-3:])
     size = int(tensor_bytes(model, bounds)[0, len(bounds) - 1])
     return MemoryCost(base, max(0, growth), max(peak, base), size)
+
+
+def measure_weight_rate(delegate: str | None = None) -> float | None:
+    """Return the bytes of weights that a run brings from memory in a second, None where rows alone cost time.
+
+    Measured with a convolution whose weights have left the caches, as those of one shard do while others run: its
+    time for one row and for several gives the time without any row.
+    """
+    runs = {rows: _run_once(_write_convolution(rows), delegate) for rows in _CONVOLUTION_ROWS}
+    memory, seconds = np.zeros(_TOUCHED_BETWEEN, np.uint8), {rows: list[float]() for rows in runs}
+    for _ in range(_CONVOLUTION_RUNS):
+        for rows, run in runs.items():
+            np.add(memory, 1, memory)
+            began = time.thread_time()
+            run()
+            seconds[rows].append(time.thread_time() - began)
+    (few, least), (many, most) = ((rows, median(found)) for rows, found in seconds.items())
+    without = least - (most - least) / (many - few) * few
+    return 9 * _CHANNELS**2 * 4 / without if without > 0 else None
+
+
+def _write_convolution(rows: int) -> bytes:
+    """Write a convolution of 3 x 3 that makes so many rows of 14."""
+    builder = GraphBuilder()
+    taken = builder.empty((1, rows + 2, 16, _CHANNELS), name="input")
+    weights = builder.constant(np.full((_CHANNELS, 3, 3, _CHANNELS), 0.5, np.float32))
+    options = tflite.Conv2DOptionsT()
+    options.padding, options.strideH, options.strideW = tflite.Padding.VALID, 1, 1
+    bias = builder.constant(np.zeros(_CHANNELS, np.float32))
+    made = builder.add("CONV_2D", [taken, weights, bias], (1, rows, 14, _CHANNELS), options)
+    return bytes(builder.encode([taken], [made]))
 
 
 def measure_messages(

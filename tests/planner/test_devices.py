@@ -81,6 +81,14 @@ def test_a_message_cost_that_is_written_down_holds_for_any_work(write) -> None: 
     assert device.kind.message_after(0.0) == (1e-3, 1e-9)
 
 
+def test_weights_come_as_fast_as_the_profile_measured(write) -> None:  # type: ignore[no-untyped-def]
+    path = write(f'[[device]]\nname = "pi"\nspeed = 0.5\n{FULL}')
+    ((device,), _) = make_devices(load_devices(path), path, msgspec.structs.replace(PROFILE, weight_bytes_per_s=1e10))
+    assert device.kind.weight_byte_s == pytest.approx(2e-10)
+    ((device,), _) = make_devices(load_devices(path), path, PROFILE)
+    assert device.kind.weight_byte_s == 0.0
+
+
 def test_measured_segments_add_up_to_the_whole_and_a_switched_link_is_told(write) -> None:  # type: ignore[no-untyped-def]
     path = write(f'[[device]]\nname = "pi"\nduplex = true\n{FULL}')
     whole = msgspec.structs.replace(PROFILE, whole_s=4e-3)

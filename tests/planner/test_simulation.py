@@ -71,6 +71,15 @@ def test_messages_cost_what_they_cost_after_the_work_between_them() -> None:
     assert forecast.message_s == pytest.approx((2e-4 + piece + result, 2e-4 + piece))
 
 
+def test_each_run_of_some_rows_reads_all_weights() -> None:
+    costs = costs_of(TWO, seconds=(0.08, 0.02))
+    kind = replace(costs.devices[0].kind, weight_byte_s=2e-5)  # 20 ms of the 80 of a convolution with 1000 bytes
+    costs = SplitCosts(costs.model, [PlannerDevice(name, kind) for name in "ab"], costs.seconds, costs.broker)
+    assert costs.step_seconds(ROWS, 0, 0, 4) == pytest.approx(1e-3 + 0.02 + 0.06 / 2)
+    assert costs.step_seconds(ROWS, 0, 0, 1) == pytest.approx(1e-3 + 0.02 + 0.06 / 8)
+    assert costs.step_seconds(Block(0, 1, SplitMethod.WHOLE, (0, 1, 1)), 0, 0, 1) == pytest.approx(1e-3 + 0.08)
+
+
 def test_the_broker_s_link_carries_one_window_after_the_other() -> None:
     free = Simulator(costs_of(TWO, seconds=(0.08, 0.02)), border_first=False).latency([ROWS, DENSE])
     slow = Simulator(costs_of(TWO, seconds=(0.08, 0.02), broker=1e5), border_first=False)

@@ -24,6 +24,7 @@ from har_edge.runtime.profiling import (
     make_profile,
     measure_memory,
     measure_messages,
+    measure_weight_rate,
     time_model,
     typical_overhead,
 )
@@ -103,6 +104,12 @@ def test_messages_are_timed_on_the_bus_and_in_a_stage() -> None:
     assert none.work_s < part.work_s and none.seconds <= part.seconds <= message.seconds
     assert none.seconds_per_byte <= part.seconds_per_byte <= message.seconds_per_byte
     assert link.round_trip_s > 0 and link.bytes_per_s > 0
+
+
+@pytest.mark.slow
+def test_weights_are_read_at_a_rate_that_memory_has() -> None:
+    rate = measure_weight_rate()
+    assert rate is None or 1e8 < rate < 1e12
 
 
 def test_messages_are_timed_beside_nothing_and_parts_of_the_model() -> None:

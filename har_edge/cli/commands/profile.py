@@ -84,7 +84,7 @@ def _measure(model: Model, found: FoundModel, device: str, args: argparse.Namesp
     import msgspec
 
     from har_edge.planner.profile import cached_profiles
-    from har_edge.runtime.profiling import make_profile, measure_memory, time_model
+    from har_edge.runtime.profiling import make_profile, measure_memory, measure_weight_rate, time_model
 
     others = [
         profile
@@ -95,6 +95,7 @@ def _measure(model: Model, found: FoundModel, device: str, args: argparse.Namesp
     timing = time_model(model, threads=args.threads, others=others, watch=_progress, delegate=told)
     remarks += timing.remarks
     profile = make_profile(model, device, timing, threads=args.threads, others=others, delegate=told)
+    profile = msgspec.structs.replace(profile, weight_bytes_per_s=measure_weight_rate(told) or msgspec.UNSET)
     memory = measure_memory(model, timing.bounds, told)
     if memory is None:
         remarks.append("memory was not measured: it takes Linux, and a model that the runtime here can run")
