@@ -46,6 +46,8 @@ from har_edge.units import plural
 _MOST_RECOVERIES = 5
 # Nodes that come or go are waited for so long before there is a new plan: several may come together.
 SETTLE_S = 10.0
+# Loading takes longest on a slow device that checks its graphs in a process of its own first.
+LOAD_S = 600.0
 # A stall is so many usual steps without any news.
 _STALL_STEPS = 5.0
 # A worker that is silent for so many times its longest operation is taken for lost.
@@ -341,11 +343,14 @@ class SplitServer:
             self.phase, self.state, self._progressed_at = SplitPhase.RUNNING, RunState.RUNNING, now
             self.record.began = now if self.record.began is None else self.record.began
             return self.writer.withdraw(self._fetched())
-        if now - self._since < self.settings.patience_s:
+        silent = [name for name in late if now - self.members[name].heard_at > 2 * self.settings.grace_s]
+        if now - self._since >= LOAD_S:
+            silent = late
+        if not silent:
             return []
-        for name in late:
+        for name in silent:
             self.members[name].absent = True
-        return self._recover(f"{', '.join(late)} did not load in {self.settings.patience_s:g} s", now)
+        return self._recover(f"{', '.join(silent)} did not load in {now - self._since:.0f} s", now)
 
     def _feed(self, now: float) -> list[Outgoing]:
         """Give micro-batches as far as the stages take them."""
@@ -389,7 +394,8 @@ class SplitServer:
             if now - member.heard_at > grace + _SILENT_OPERATIONS * member.longest_s:
                 member.absent = True
                 return self._recover(f"{name} was not heard for {now - member.heard_at:.1f} s", now)
-        stall_s = 4 * grace + _STALL_STEPS * self.record.step_s()
+        step_s = self.record.step_s()
+        stall_s = 4 * grace + _STALL_STEPS * step_s if step_s else max(4 * grace, self.settings.patience_s)
         if now - self._progressed_at > stall_s:
             return self._recover(f"nothing came for {now - self._progressed_at:.1f} s", now)
         return []

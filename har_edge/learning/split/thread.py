@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from har_edge.errors import BrokerError, HarEdgeError
 from har_edge.inference.training_step import TrainingStep
 from har_edge.learning.split.files import StageFolder
 from har_edge.learning.split.step import median_time
-from har_edge.learning.split.worker import SplitProfile, SplitWorker
+from har_edge.learning.split.worker import REPORT_S, SplitProfile, SplitWorker
 from har_edge.learning.training_thread import FETCH_TIMEOUT_S, LearningContext
-from har_edge.mqtt.bus import Outgoing, PollableBus, Session, TakenOver, Will
+from har_edge.mqtt.bus import Delivery, Outgoing, PollableBus, Session, TakenOver, Will
 from har_edge.protocol.split_training import SplitJob, SplitLevel, SplitReport, SplitState
 from har_edge.protocol.topics import TrainingTopics
 from har_edge.protocol.training import MAX_ROUND_BYTES, TrainingFile, encode_training
@@ -36,6 +37,8 @@ _SESSION_S = 60
 # Large states go out one part at a time between micro-batches.
 _BULK_UNDER_WAY = 2
 _PROBE_S = 0.5
+# An operation that takes less is done in the thread of the bus: another one would cost as much.
+_SHORT_S = 0.02
 
 
 class SplitThread:
@@ -45,6 +48,8 @@ class SplitThread:
         self.job = job
         self._context, self._instance = context, secrets.token_hex(8)
         self._stop, self._failures, self._probe_s = threading.Event(), 0, 0.0
+        # Loading is the first thing to be done, and takes long.
+        self._computing, self._usual_s = ThreadPoolExecutor(1, f"compute-{job.run}"), 1.0
         self._thread = threading.Thread(target=self._run, name=f"split-{job.run}", daemon=True)
 
     @property
@@ -70,6 +75,7 @@ class SplitThread:
         while not self._stop.is_set():
             try:
                 self._train()
+                self._computing.shutdown(wait=False)
                 return
             except TakenOver:
                 _log.warning("training %s: a younger node of this name has taken over", self.job.run)
@@ -166,7 +172,7 @@ class SplitThread:
             if worker.wanted:
                 outgoing += self._bring(worker)
             elif worker.busy:
-                outgoing += worker.step(time.monotonic)
+                outgoing += self._compute(bus, worker)
                 self._failures = 0
             while worker.bulk and bus.connected and bus.unsent < _BULK_UNDER_WAY:
                 one = next(worker.bulk[0], None)
@@ -179,6 +185,28 @@ class SplitThread:
                 bus.publish(one.topic, one.payload)
         bus.publish(self._topic, self._report(SplitState.STOPPED))
         drain(bus)
+
+    def _compute(self, bus: PollableBus, worker: SplitWorker) -> list[Outgoing]:
+        """Do one thing, and move bytes meanwhile where it takes long; what comes is handled after it."""
+        began = time.monotonic()
+        if self._usual_s < _SHORT_S:
+            sent = worker.step(time.monotonic)
+        else:
+            came, said = list[Delivery](), began
+            beat = worker.report_again()
+            running = self._computing.submit(worker.step, time.monotonic)
+            while not running.done():
+                for delivery in bus.poll(min(_POLL_S, self._usual_s / 10)):
+                    bus.acknowledge(delivery)
+                    came.append(delivery)
+                if time.monotonic() - said >= REPORT_S:  # a long operation is no silence
+                    said = time.monotonic()
+                    bus.publish(beat.topic, beat.payload)
+            sent = running.result()
+            for delivery in came:
+                worker.handle(delivery)
+        self._usual_s = max(0.5 * self._usual_s, time.monotonic() - began)
+        return sent
 
     def _bring(self, worker: SplitWorker) -> list[Outgoing]:
         """Fetch what the stages need; name the file that does not come."""

@@ -331,7 +331,11 @@ class SplitWorker:
         self._said_at = now
         if self._failed:
             return [self.report(SplitState.FAILED, self._failed)]
-        return [self.report(SplitState.LOADED if self._loaded else SplitState.READY)]
+        return [self.report_again()]
+
+    def report_again(self) -> Outgoing:
+        """Return the report of now, to be sent while an operation takes long."""
+        return self.report(SplitState.LOADED if self._loaded else SplitState.READY)
 
     def report(self, state: SplitState, detail: str = "", lacks: str = "") -> Outgoing:
         """Return what the worker says of itself."""
