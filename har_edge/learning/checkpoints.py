@@ -12,16 +12,8 @@ import numpy as np
 from har_edge.errors import ModelError
 from har_edge.files import read_regular, write_atomic
 from har_edge.learning.vectors import Vector
-from har_edge.protocol.training import (
-    MAX_BLOCKS,
-    MAX_PARAMETERS,
-    MAX_WORKERS,
-    Name,
-    Number,
-    SampleRange,
-    Seconds,
-    Sha256,
-)
+from har_edge.protocol.training import MAX_BLOCKS, SampleRange
+from har_edge.protocol.training_fields import MAX_PARAMETERS, MAX_WORKERS, Name, Number, Seconds, Sha256
 
 VERSION = 1
 MAX_CHECKPOINT_BYTES = 2**31 - 1

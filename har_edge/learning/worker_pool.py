@@ -8,7 +8,8 @@ from har_edge.learning.account import SampleAccount
 from har_edge.learning.intake import check_report
 from har_edge.learning.members import MAX_STRIKES, WorkerRecord, member_of
 from har_edge.learning.run_record import RunRecord
-from har_edge.protocol.training import MAX_WORKERS, TrainingJob, WorkerReport, WorkerState
+from har_edge.protocol.training import TrainingJob, WorkerReport, WorkerState
+from har_edge.protocol.training_fields import MAX_WORKERS
 from har_edge.timing import NODE_LOST_S
 from har_edge.units import plural
 

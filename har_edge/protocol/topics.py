@@ -58,7 +58,7 @@ class Kind(enum.Enum):
 
 RETAINED = frozenset({Kind.STATUS, Kind.PLAN, Kind.SLICE, Kind.CHUNK, Kind.TRAINING_FILE, Kind.TRAINING_CHUNK})
 # The retained messages of a training, by the level after its run.
-RETAINED_OF_TRAINING = frozenset({"job", "progress", "checkpoint", "split", "stages"})
+RETAINED_OF_TRAINING = frozenset({"job", "progress", "checkpoint", "split", "stages", "model"})
 # How many levels may follow the kind.
 _LEVELS = {
     Kind.WINDOW: (2,),

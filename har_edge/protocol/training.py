@@ -15,8 +15,19 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from har_edge.errors import MessageError
+from har_edge.protocol.training_fields import (
+    MAX_PARAMETERS,
+    MAX_WORKERS,
+    VERSION,
+    Name,
+    Number,
+    Seconds,
+    Sha256,
+    Size,
+    Text,
+)
+from har_edge.protocol.training_results import MAX_RANGES_BYTES, ModelNote, RangeReport, RangeRequest
 
-VERSION = 1
 MAX_JOB_BYTES = 1024 * 1024
 MAX_JSON_BYTES = 256 * 1024
 # The most bytes of one part of a vector: a small broker forwards it without holding up the rest of a connection.
@@ -24,24 +35,21 @@ PART_BYTES = 1024 * 1024
 # Beside the part, a message names the samples of each worker.
 MAX_ROUND_BYTES = PART_BYTES + 1024 * 1024
 MAX_PARTS = 1024
-MAX_WORKERS = 1024
 MAX_BLOCKS = 4096
 MAX_RANGES = 4096
-MAX_PARAMETERS = 2**28
 MAX_CLIP, MAX_NOISE = 1e12, 1e6
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}\Z")]
-Text = Annotated[str, msgspec.Meta(max_length=400)]
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 # An epoch is one of four 32-bit words that seed the order of its samples (learning/account.py).
 Epoch = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_PARAMETERS)]
+_Source = tuple[Annotated[str, msgspec.Meta(max_length=100)], Size]
+Sources = Annotated[tuple[_Source, ...], msgspec.Meta(max_length=256)]
 
 
 class TrainingLevel(str, enum.Enum):
-    """The kinds of message below `train/<run>/`; ROUND may, UPDATE and WORKER must be followed by a worker's name."""
+    """The kinds of message below `train/<run>/`.
+
+    UPDATE, WORKER and RANGES must be followed by a worker's name, ROUND may.
+    """
 
     JOB = "job"
     ROUND = "round"
@@ -49,6 +57,9 @@ class TrainingLevel(str, enum.Enum):
     WORKER = "worker"
     PROGRESS = "progress"
     CHECKPOINT = "checkpoint"
+    CALIBRATE = "calibrate"
+    RANGES = "ranges"
+    MODEL = "model"
 
 
 class WorkerState(str, enum.Enum):
@@ -96,7 +107,8 @@ class TrainingJob(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     `parameters` the length of its flat vector of weights. `shape` is that of one sample, `classes` their names, empty
     where the target is no class. With `own` each worker trains on samples of its own, which it gives no one; the blocks
     are empty then. `clip` bounds the Euclidean norm of what a worker sends, `noise` is the standard deviation of the
-    noise that it adds, in units of `clip`.
+    noise that it adds, in units of `clip`. `sources` names what stands along the last axis of a sample, each with its
+    channels, where a model has several inputs.
     """
 
     version: int = VERSION
@@ -116,6 +128,7 @@ class TrainingJob(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     clip: Annotated[float, msgspec.Meta(ge=0, le=MAX_CLIP)] = 0.0
     noise: Annotated[float, msgspec.Meta(ge=0, le=MAX_NOISE)] = 0.0
     data: Text = ""
+    sources: Sources = ()
     sealed: Text = ""
 
 
@@ -287,7 +300,17 @@ class TrainingProgress(msgspec.Struct, frozen=True, kw_only=True):
     workers: Annotated[tuple[WorkerProgress, ...], msgspec.Meta(max_length=MAX_WORKERS)] = ()
 
 
-TrainingMessage = TrainingJob | Round | Update | WorkerReport | CheckpointNote | TrainingProgress
+TrainingMessage = (
+    TrainingJob
+    | Round
+    | Update
+    | WorkerReport
+    | CheckpointNote
+    | TrainingProgress
+    | RangeRequest
+    | RangeReport
+    | ModelNote
+)
 # The type of each level, its most bytes, and how it is written.
 _PACKED: Mapping[TrainingLevel, tuple[Any, int]] = MappingProxyType(
     {
@@ -296,6 +319,9 @@ _PACKED: Mapping[TrainingLevel, tuple[Any, int]] = MappingProxyType(
         TrainingLevel.UPDATE: (Update, MAX_ROUND_BYTES),
         TrainingLevel.WORKER: (WorkerReport, MAX_JSON_BYTES),
         TrainingLevel.CHECKPOINT: (CheckpointNote, MAX_JSON_BYTES),
+        TrainingLevel.CALIBRATE: (RangeRequest, MAX_JSON_BYTES),
+        TrainingLevel.RANGES: (RangeReport, MAX_RANGES_BYTES),
+        TrainingLevel.MODEL: (ModelNote, MAX_JSON_BYTES),
     }
 )
 _decoders: Mapping[TrainingLevel, Callable[[bytes], Any]] = {
@@ -303,7 +329,7 @@ _decoders: Mapping[TrainingLevel, Callable[[bytes], Any]] = {
 } | {TrainingLevel.PROGRESS: msgspec.json.Decoder(TrainingProgress).decode}
 _LIMITS = {level: limit for level, (_, limit) in _PACKED.items()} | {TrainingLevel.PROGRESS: MAX_JSON_BYTES}
 # Levels that a worker's name follows: never, or always; after the round it may.
-_NAMED = {TrainingLevel.UPDATE: True, TrainingLevel.WORKER: True, TrainingLevel.ROUND: None}
+_NAMED = {TrainingLevel.UPDATE: True, TrainingLevel.WORKER: True, TrainingLevel.RANGES: True, TrainingLevel.ROUND: None}
 encode_progress = msgspec.json.Encoder().encode
 encode_training = msgspec.msgpack.Encoder().encode
 _Message = TypeVar("_Message", bound=TrainingMessage)
@@ -354,7 +380,7 @@ def _check(message: TrainingMessage, level: TrainingLevel, run: str, worker: lis
             )
         if message.sealed:
             raise MessageError(f"{_named(level)} sealed with {message.sealed!r} came; this version opens none")
-    if isinstance(message, Update | WorkerReport) and [message.worker] != worker:
+    if isinstance(message, Update | WorkerReport | RangeReport) and [message.worker] != worker:
         raise MessageError(
             f"{_named(level)} of {message.worker!r} came on the topic of {worker[0]!r}; expected its own"
         )

@@ -35,6 +35,7 @@ from har_edge.protocol.training import (
     encode_progress,
     encode_training,
 )
+from har_edge.protocol.training_results import MAX_RANGES_BYTES, ModelNote, RangeReport, RangeRequest
 
 TOPICS = Topics("har", "har")
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
@@ -70,6 +71,11 @@ NOTE = CheckpointNote(run="night", author="one", file=FILE, settings="c" * 64, r
 PROGRESS = TrainingProgress(
     run="night", author="one", state=RunState.RUNNING, time=1.7e9, workers=(WorkerProgress("pi"),)
 )
+REQUEST = RangeRequest(
+    run="night", author="one", sha256="d" * 64, size=100, outputs=1, samples=512, blocks={"pi": (0, 3)}
+)
+RANGES = RangeReport(run="night", author="one", worker="pi", sha256="d" * 64, samples=9, lows=bytes(4), highs=PART.data)
+MODEL = ModelNote(run="night", author="one", sha256="e" * 64, size=100, replaces=("f" * 64,), time=1.7e9)
 EXAMPLES: dict[TrainingLevel, TrainingMessage] = {
     TrainingLevel.JOB: JOB,
     TrainingLevel.ROUND: ROUND,
@@ -77,9 +83,13 @@ EXAMPLES: dict[TrainingLevel, TrainingMessage] = {
     TrainingLevel.WORKER: REPORT,
     TrainingLevel.CHECKPOINT: NOTE,
     TrainingLevel.PROGRESS: PROGRESS,
+    TrainingLevel.CALIBRATE: REQUEST,
+    TrainingLevel.RANGES: RANGES,
+    TrainingLevel.MODEL: MODEL,
 }
-NAMED = {TrainingLevel.UPDATE: "pi", TrainingLevel.WORKER: "pi"}
+NAMED = {TrainingLevel.UPDATE: "pi", TrainingLevel.WORKER: "pi", TrainingLevel.RANGES: "pi"}
 LIMITS = {TrainingLevel.JOB: MAX_JOB_BYTES, TrainingLevel.ROUND: MAX_ROUND_BYTES, TrainingLevel.UPDATE: MAX_ROUND_BYTES}
+LIMITS[TrainingLevel.RANGES] = MAX_RANGES_BYTES
 
 
 def topic_of(level: TrainingLevel) -> str:
@@ -113,6 +123,8 @@ def test_each_message_is_read_back_and_no_part_of_it_is_one(level: TrainingLevel
 def test_keys_of_later_versions_are_passed_over(level: TrainingLevel) -> None:
     known = msgspec.to_builtins(EXAMPLES[level]) | {"signature": "x", "later": [1]}
     payload = msgspec.json.encode(known) if level is TrainingLevel.PROGRESS else msgspec.msgpack.encode(known)
+    if level is TrainingLevel.RANGES:
+        payload = msgspec.msgpack.encode(known | {"lows": RANGES.lows, "highs": RANGES.highs})
     if level in (TrainingLevel.ROUND, TrainingLevel.UPDATE):
         key = "weights" if level is TrainingLevel.ROUND else "vector"
         known[key] = known[key] | {"data": PART.data}
@@ -149,6 +161,10 @@ BAD = [
     (changed(TrainingLevel.ROUND, tasks={"a b": TrainingTask(1, (), 1.0)}), "Expected `str` matching regex"),
     (changed(TrainingLevel.JOB, graph=TrainingFile("x", 1)), "Expected `str` matching regex"),
     (changed(TrainingLevel.JOB, batch=0), "Expected `int` >= 1"),
+    (changed(TrainingLevel.MODEL, replaces=()), "Expected `array` of length >= 1"),
+    (changed(TrainingLevel.MODEL, sealed="aes"), "sealed with 'aes' came"),
+    (changed(TrainingLevel.CALIBRATE, blocks={"pi": ()}), "Expected `array` of length >= 1"),
+    (changed(TrainingLevel.RANGES, worker="other"), "of 'other' came on the topic of 'pi'"),
     ((TOPICS.training("night", "jobs"), b"x"), "train/night/jobs came; expected one of job, round, update"),
     ((TOPICS.training("night", "update"), b"x"), "expected a worker after update"),
     ((TOPICS.training("night", "job", "pi"), b"x"), "expected no worker after job"),
@@ -170,6 +186,9 @@ TABLES = [
     (Update, "field of an update"),
     (WorkerReport, "field of a worker"),
     (CheckpointNote, "field of a checkpoint"),
+    (RangeRequest, "field of a calibration"),
+    (RangeReport, "field of ranges"),
+    (ModelNote, "field of a model"),
     (TrainingProgress, "field of the progress"),
     (WorkerProgress, "field of a worker in the progress"),
 ]
