@@ -25,7 +25,8 @@ from har_edge.config.pipeline import Pipeline, load_pipeline
 from har_edge.data.locate import SYNTHETIC_NOTICE, find_data
 from har_edge.errors import ConfigError, HarEdgeError, NodeError
 from har_edge.files import write_atomic
-from har_edge.monitor.leftovers import Leftovers, clear_all, read_retained
+from har_edge.monitor.leftovers import Leftovers, Retained, clear_all, read_retained
+from har_edge.monitor.training_leftovers import clear_trainings, read_trainings
 from har_edge.mqtt.address import read_address
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.mqtt.connect import open_bus
@@ -290,6 +291,8 @@ class LocalCluster(Cluster):
             kept = read_retained(connect, self.topics)
             found = Leftovers(others=tuple(kept.statuses), headers=kept.headers, plan=kept.plan is not None)
             for line in clear_all(connect, self.topics, found):
+                _log.info("%s", line)
+            for line in clear_trainings(connect, self.topics, read_trainings(connect, self.topics, Retained({}, None))):
                 _log.info("%s", line)
 
     def _check_open(self) -> None:

@@ -17,6 +17,7 @@ from har_edge.monitor.node_brokers import check_node_brokers
 from har_edge.monitor.observer import Observer
 from har_edge.monitor.permissions import Connect
 from har_edge.monitor.probe_run import NO_PLAN, ProbeRun, fixed_here, no_plan, stalled
+from har_edge.monitor.training_leftovers import check_trainings
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.protocol.cluster_state import BEATING
 from har_edge.protocol.deployment import PROTOCOL
@@ -362,9 +363,9 @@ class _Checks:
 
     def leftovers(self, name: str) -> Iterator[Finding]:
         """See what is retained that this pipeline has no use for."""
-        yield from report_leftovers(
-            name, leftovers_of_plan(read_retained(self._connect, self._topics)), self._clear_command
-        )
+        kept = read_retained(self._connect, self._topics)
+        yield from report_leftovers(name, leftovers_of_plan(kept), self._clear_command)
+        yield from check_trainings(name, self._connect, self._topics, kept, self._clear_command)
 
     @property
     def _clear_command(self) -> str:

@@ -16,6 +16,7 @@ from har_edge.monitor.leftovers import leftovers_of_folder, read_retained, repor
 from har_edge.monitor.losses import losses
 from har_edge.monitor.missing import broken_off
 from har_edge.monitor.permissions import Connect
+from har_edge.monitor.training_leftovers import check_trainings
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.protocol.status import ALIVE, State
 from har_edge.protocol.text import printable
@@ -144,6 +145,7 @@ class _Checks:
         count = len(self._pipeline.manifest.slices)
         kept = read_retained(self._connect, topics_of(self._pipeline), count)
         yield from report_leftovers(name, leftovers_of_folder(kept, count), self._clear_command)
+        yield from check_trainings(name, self._connect, topics_of(self._pipeline), kept, self._clear_command)
 
     @property
     def _clear_command(self) -> str:

@@ -102,13 +102,13 @@ def leftovers_of_folder(kept: Retained, count: int) -> Leftovers:
     """
     stages = [name for name, status in kept.statuses.items() if status.role == "stage"]
     beyond = [name for name in stages if (index := index_of(name)) is None or index >= count]
-    alone = not _lives(kept, COORDINATOR)
+    alone = not is_alive(kept, COORDINATOR)
     return Leftovers(
-        stages=tuple(name for name in beyond if not _lives(kept, name)),
-        others=tuple(name for name in kept.statuses if name not in stages and not _lives(kept, name)),
+        stages=tuple(name for name in beyond if not is_alive(kept, name)),
+        others=tuple(name for name in kept.statuses if name not in stages and not is_alive(kept, name)),
         headers=kept.headers if alone else (),
         plan=alone and kept.plan is not None,
-        intruders=tuple(name for name in beyond if _lives(kept, name)),
+        intruders=tuple(name for name in beyond if is_alive(kept, name)),
     )
 
 
@@ -117,7 +117,7 @@ def leftovers_of_plan(kept: Retained) -> Leftovers:
 
     Without a plan, stages may be those of a fixed folder, and files those of a plan to come: these stay.
     """
-    gone = [name for name in kept.statuses if not _lives(kept, name) and name != COORDINATOR]
+    gone = [name for name in kept.statuses if not is_alive(kept, name) and name != COORDINATOR]
     stages = {name for name, status in kept.statuses.items() if status.role == "stage"}
     others = tuple(name for name in gone if name not in stages)
     if kept.plan is None:
@@ -126,12 +126,12 @@ def leftovers_of_plan(kept: Retained) -> Leftovers:
     wanted = {sha256 for entry in slices for sha256 in entry.files.values()}
     wanted.update(kept.plan.files.values())
     epochs = {one.epoch for one in kept.plan.generations}
-    surplus = () if _lives(kept, COORDINATOR) else tuple(one for one in kept.headers if one.sha256 not in wanted)
+    surplus = () if is_alive(kept, COORDINATOR) else tuple(one for one in kept.headers if one.sha256 not in wanted)
     return Leftovers(
         stages=tuple(name for name in gone if name in stages),
         others=others,
         headers=surplus,
-        intruders=tuple(n for n in stages if _lives(kept, n) and kept.statuses[n].epoch not in epochs),
+        intruders=tuple(n for n in stages if is_alive(kept, n) and kept.statuses[n].epoch not in epochs),
     )
 
 
@@ -185,7 +185,7 @@ def clear_all(connect: Connect, topics: Topics, found: Leftovers) -> Iterator[st
         return
     bus = connect(Session(f"clear-{secrets.token_hex(8)}", clean_start=True))
     try:
-        _send(bus, gone)
+        send_all(bus, gone)
     finally:
         bus.close(forget=True)
     if found.plan:
@@ -198,12 +198,12 @@ def forget(connect: Connect, topics: Topics, node: str) -> None:
     """End the session of a node that has gone, and remove its status. Raises BrokerError where that fails."""
     bus = connect(Session(f"{topics.base}.{topics.pipeline}.{node}", clean_start=True))
     try:
-        _send(bus, [Outgoing(topics.status(node), b"", retain=True)])
+        send_all(bus, [Outgoing(topics.status(node), b"", retain=True)])
     finally:
         bus.close(forget=True)
 
 
-def _send(bus: Bus, messages: Collection[Outgoing]) -> None:
+def send_all(bus: Bus, messages: Collection[Outgoing]) -> None:
     """Publish and wait until the broker has all; BrokerError for a refusal, or for no answer."""
     refused: list[str] = []
 
@@ -222,11 +222,11 @@ def _send(bus: Bus, messages: Collection[Outgoing]) -> None:
     if refused:
         raise BrokerError(
             f"the broker refuses this user {len(refused)} topics, such as {refused[0]}; ask as a user who may publish "
-            "below node/, plan, slice/ and chunk/ (brokers/README.md)"
+            "below node/, plan, slice/, chunk/, train/, file/ and part/ (brokers/README.md)"
         )
 
 
-def _lives(kept: Retained, name: str) -> bool:
+def is_alive(kept: Retained, name: str) -> bool:
     status = kept.statuses.get(name)
     return status is not None and status.state in ALIVE
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options
 from har_edge.cli.console import columns, fold_commands
-from har_edge.errors import ConfigError
+from har_edge.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clear",
         action="store_true",
-        help="instead of checking: remove retained messages of nodes, sensors and stages that have gone, "
-        "and the queues of stages without a slice",
+        help="instead of checking: remove retained messages of nodes, sensors, stages and trainings that have "
+        "gone, and the queues of stages without a slice",
     )
     options.add_probe(parser)
     options.add_deployed(parser)
@@ -64,6 +64,7 @@ def _clear(args: argparse.Namespace) -> int:
     from har_edge.cli.console import say
     from har_edge.config.pipeline import load_pipeline
     from har_edge.monitor.leftovers import clear_all, leftovers_of_folder, leftovers_of_plan, read_retained
+    from har_edge.monitor.training_leftovers import TrainingLeftovers, clear_trainings, read_trainings
     from har_edge.protocol.text import listed
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.build import topics_of
@@ -76,11 +77,16 @@ def _clear(args: argparse.Namespace) -> int:
     connect = partial(options.connect, args, pipeline) if pipeline else partial(options.reach, args)
     kept = read_retained(connect, topics, count)
     found = leftovers_of_folder(kept, count) if pipeline else leftovers_of_plan(kept)
-    for line in clear_all(connect, topics, found):
+    try:
+        trainings = read_trainings(connect, topics, kept)
+    except BrokerError as error:
+        say(f"trainings were not looked at: {error}")
+        trainings = TrainingLeftovers()
+    for line in (*clear_all(connect, topics, found), *clear_trainings(connect, topics, trainings)):
         say(line)
     if found.intruders:
         say(f"not cleared, as they live: {listed(sorted(found.intruders))}; stop them, and say this again")
-    elif not found.found:
+    elif not (found.found or trainings.found):
         say(f"nothing is left over of pipeline {topics.pipeline}")
     return EXIT_WRONG if found.intruders else 0
 
