@@ -23,6 +23,7 @@ from har_edge.coordinator.membership import (
     Membership,
     names_in,
 )
+from har_edge.coordinator.model_replacement import HEARS_OF_MODELS
 from har_edge.coordinator.plan_store import PlanStore
 from har_edge.coordinator.readiness import ReadinessProbe
 from har_edge.coordinator.recovery import recover
@@ -84,6 +85,8 @@ class Coordinator:
         self._ticked, self._changed_at, self._reconnects = now, now, -1
         self._trouble = self._waiting = self._disagreement = ""
         self._connected = False
+        # While another model is about to take the place of this one, no plan is made; `remark` is for the status.
+        self.held, self.remark, self.hears_of_models = False, "", False
 
     @property
     def deployment(self) -> Deployment | None:
@@ -114,9 +117,10 @@ class Coordinator:
         """The text in the status for people."""
         current = self.deployment.current if self.deployment else None
         if current is None:
-            return self._trouble or self._waiting or "nothing is deployed yet"
+            return self.remark or self._trouble or self._waiting or "nothing is deployed yet"
         step = "" if self.rollout.step is Step.IDLE else f"rollout: {self.rollout.step.value}"
-        parts = [arrangement_of(current), unready(self.membership, current), step, self._waiting, self._trouble]
+        parts = [arrangement_of(current), unready(self.membership, current), step]
+        parts += [self._waiting, self._trouble, self.remark]
         return f"epoch {current.epoch}: {'; '.join(filter(None, parts))}"
 
     @property
@@ -133,6 +137,7 @@ class Coordinator:
             "rollouts": self.switched,
             "withdrawn": self.withdrawn,
             "rejected": self.rejected,
+            HEARS_OF_MODELS: int(self.hears_of_models),
         }
 
     def note_link(self, connected: bool, reconnects: int, unsent: int, now: float) -> None:
@@ -399,7 +404,7 @@ class Coordinator:
 
     def _consider(self, now: float) -> None:
         """Ask for a plan when there may be a better one."""
-        if self.rollout.step is not Step.IDLE:
+        if self.rollout.step is not Step.IDLE or self.held:
             return
         candidates, deployment = self._pool.candidates(), self._store.deployed
         waiting = "" if candidates else "waiting for nodes: start `har-edge node` on a device"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from har_edge.coordinator.coordinator import Coordinator
+from har_edge.coordinator.model_replacement import ModelReplacer
 from har_edge.coordinator.replan import PlanRequest, PlanResponse
+from har_edge.coordinator.rollout import Step
 from har_edge.mqtt.bus import Bus, Outgoing, TakenOver
 from har_edge.protocol.status import State
 from har_edge.runtime.counters import Counters
@@ -102,10 +104,22 @@ def run_coordinator(
     planner: PlannerClient,
     stop: Stop,
     say: Callable[[str], None],
+    replacer: ModelReplacer[Any] | None = None,
 ) -> None:
-    """Run a coordinator until `stop`; TakenOver when a younger one has taken its place."""
+    """Run a coordinator until `stop`, or until `replacer` has another model ready and no rollout is under way.
+
+    Raises TakenOver when a younger one has taken its place.
+    """
+    coordinator.hears_of_models = replacer is not None
     service = CoordinatorService(bus, coordinator, identity, planner, say)
     while not stop.asked:
         service.step(TURN_S, time.monotonic)
+        if replacer is None:
+            continue
+        replacer.poll(time.monotonic())
+        coordinator.held, coordinator.remark = replacer.pending, replacer.problem
+        if replacer.ready is not None and coordinator.rollout.step is Step.IDLE:
+            bus.close(forget=True)
+            return
     service.farewell()
     bus.close(forget=True)

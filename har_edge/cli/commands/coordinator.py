@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
-from har_edge.cli.arguments.model_task import add_flags, copy_with_files, resolve_model
+from har_edge.cli.arguments.model_task import ResolvedModel, add_flags, copy_with_files, resolve_model
 from har_edge.cli.console import follow
 from har_edge.cli.console import say as print_folded
 from har_edge.cli.packed_slices import add_pack, find_packings
@@ -29,10 +29,15 @@ if TYPE_CHECKING:
     from har_edge.mqtt.bus import Outgoing
     from har_edge.planner.profile import MessageCost, Profile
     from har_edge.protocol.deployment import Generation
+    from har_edge.protocol.topics import Topics
+    from har_edge.protocol.training_results import ModelNote
     from har_edge.runtime.status_publisher import Identity
+    from har_edge.runtime.stop import Stop
     from har_edge.tflite.manifest import SliceManifest
     from har_edge.tflite.model import Model
     from har_edge.tflite.packing import TensorPacking
+
+    PreparedModel = tuple[Identity, CoordinatorConfig, Planner | SharedPlanner | SplitPlanner]
 
 HELP = "place a model on the available nodes, and keep it running when nodes come and go"
 
@@ -93,6 +98,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="send flows through the brokers that nodes carry (`node --own-broker`): each crosses one link less",
     )
+    parser.add_argument(
+        "--keep-model",
+        action="store_true",
+        help="deploy --model even where a training has rolled out another one in its place (train --deploy)",
+    )
     options.add_wire(parser, None, "the lowest that carries the model (default), or 3 where no node is older")
     add_pack(parser)
     options.add_data(parser)
@@ -126,9 +136,11 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     options.one_thread()
     options.start_logging(args)
     import time
+    from functools import partial
 
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.coordinator.coordinator import NAME, Coordinator
+    from har_edge.coordinator.model_replacement import ModelReplacer, ModelWatch
     from har_edge.coordinator.planner_thread import PlannerThread
     from har_edge.coordinator.service import run_coordinator
     from har_edge.mqtt.address import neighbour_address
@@ -140,10 +152,10 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
 
     stop = Stop().catch_signals()
     topics = Topics(args.base, args.pipeline)
-    identity = Identity(topics, NAME, NAME, options.chosen_client(args, BrokerConfig()).value)
-    setup, planner = _prepare(args, identity, folder)
-    bus = options.reach(args, identity.session(expiry_s=0))
-
+    client = options.chosen_client(args, BrokerConfig()).value
+    known = _find_model(args, folder)
+    identity = Identity(topics, NAME, NAME, client)
+    setup, planner = _prepare(args, identity, known)
     central = options.find_address(args, BrokerConfig(), Path())
 
     def delete_session(client_id: str, url: str) -> None:
@@ -158,29 +170,92 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     def say(text: str) -> None:
         print_folded(f"{time.strftime('%H:%M:%S')} {escape(text)}", 9)
 
+    def prepare(note: ModelNote) -> PreparedModel:
+        return _prepare_replacement(args, topics, client, folder, known, note, stop)
+
+    bus = options.reach(args, identity.session(expiry_s=0))
+    watch = None if args.keep_model else ModelWatch(partial(options.reach, args), topics, f"models-{identity.instance}")
     say(f"coordinator of {topics.base}/{topics.pipeline}: {args.model}; MQTT client: {identity.client}")
-    planner_thread = PlannerThread(planner.plan, delete_session)
-    try:
-        run_coordinator(bus, Coordinator(setup, time.monotonic()), identity, planner_thread, stop, say)
-    except TakenOver:
-        print("coordinator: a younger coordinator of this pipeline has taken over; ending", file=sys.stderr)
-        return options.EXIT_TAKEN_OVER
-    planner_thread.close()
+    while True:
+        planner_thread = PlannerThread(planner.plan, delete_session)
+        replacer = None if watch is None else ModelReplacer(watch, setup.model_sha256, prepare, say)
+        try:
+            run_coordinator(bus, Coordinator(setup, time.monotonic()), identity, planner_thread, stop, say, replacer)
+        except TakenOver:
+            print("coordinator: a younger coordinator of this pipeline has taken over; ending", file=sys.stderr)
+            return options.EXIT_TAKEN_OVER
+        planner_thread.close()
+        if replacer is None or replacer.ready is None or stop.asked:
+            break
+        identity, setup, planner = replacer.ready
+        bus = options.reach(args, identity.session(expiry_s=0))
+    if watch is not None:
+        watch.close()
     say("coordinator stopped; what is deployed runs on")
     return 0
 
 
+def _find_model(args: argparse.Namespace, folder: Path) -> ResolvedModel:
+    """Return the model that the options name; files with other names on the nodes are copied into `folder`."""
+    from har_edge.codecs.spec import file_names
+    from har_edge.config.catalog import find_model
+
+    known = resolve_model(args, find_model(args.model))
+    specs = options.chosen_reducers(args.reducer, known.task.inputs)
+    return copy_with_files(known, folder, [name for spec in specs.values() for name in file_names(spec)])
+
+
+def _prepare_replacement(
+    args: argparse.Namespace,
+    topics: Topics,
+    client: str,
+    folder: Path,
+    known: ResolvedModel,
+    note: ModelNote,
+    stop: Stop,
+) -> PreparedModel:
+    """Fetch the model that a training rolls out, and prepare it for the task of the one that runs.
+
+    A process of its own runs the file first. Raises HarEdgeError for a file that does not come, or does not fit.
+    """
+    from dataclasses import replace
+
+    from har_edge.config.catalog import FoundModel
+    from har_edge.coordinator.coordinator import NAME
+    from har_edge.coordinator.model_replacement import check_replacement
+    from har_edge.files import write_atomic
+    from har_edge.inference.load_check import default_check
+    from har_edge.protocol.topics import TrainingTopics
+    from har_edge.runtime.artifact_store import Store, default_folder
+    from har_edge.runtime.artifacts import fetch, fetch_session
+    from har_edge.runtime.status_publisher import Identity
+    from har_edge.tflite.model import read_model
+
+    store = Store(default_folder())
+    bus = options.reach(args, fetch_session())
+    try:
+        fetch(bus, TrainingTopics(topics.base, topics.pipeline), [note.sha256], store, lambda: stop.asked, note.size)
+    finally:
+        bus.close(forget=True)
+    content = store.path(note.sha256).read_bytes()
+    default_check()(content, f"the model of training {note.run}")
+    check_replacement(read_model(content), known.task)
+    path = folder / f"{note.run}.tflite"
+    write_atomic(path, content)
+    identity = Identity(topics, NAME, NAME, client)
+    setup, planner = _prepare(args, identity, replace(known, found=FoundModel(path, note.sha256, None)))
+    return identity, setup, planner
+
+
 def _prepare(
-    args: argparse.Namespace, identity: Identity, folder: Path
+    args: argparse.Namespace, identity: Identity, known: ResolvedModel
 ) -> tuple[CoordinatorConfig, Planner | SharedPlanner | SplitPlanner]:
-    """Read the model and its files; files with other names on the nodes are copied into `folder`."""
+    """Read the model and its files."""
     import hashlib
     from dataclasses import replace
 
     import msgspec
 
-    from har_edge.codecs.spec import file_names
-    from har_edge.config.catalog import find_model
     from har_edge.config.model_state import starts_fresh
     from har_edge.config.pipeline import PipelineConfig, generation_id
     from har_edge.coordinator.config import CoordinatorConfig
@@ -197,9 +272,7 @@ def _prepare(
     from har_edge.tflite.split.plan_file import load_plan
     from har_edge.tflite.state import state_of
 
-    known = resolve_model(args, find_model(args.model))
     specs = options.chosen_reducers(args.reducer, known.task.inputs)
-    known = copy_with_files(known, folder, [name for spec in specs.values() for name in file_names(spec)])
     found = known.found
     model, beside, spec = open_model(found.path, args.delegate), known.beside, _wish(args)
     starts_fresh(state_of(model), known.task, f"model {found.path}")
