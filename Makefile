@@ -76,12 +76,14 @@ UV := $(BIN)/python -m uv pip
 RESOLVE := $(UV) compile pyproject.toml --universal --python-version 3.10 --no-python-downloads --generate-hashes \
   --upgrade --quiet --custom-compile-command "make lock"
 
-# Every extra but Flower's: that pins what it requires, so it has a lock file of its own.
+# Every extra but two that pin what they require, and so have lock files of their own: Flower's, and the quantizer's,
+# which wants one release of LiteRT.
 EVERY := broker dask docs evaluation images privacy secure test training zstd
 lock: $(VENV)/.uv
 	$(RESOLVE) $(EVERY:%=--extra %) --output-file locks/all.txt
 	$(RESOLVE) --constraint locks/all.txt --output-file locks/device.txt
 	$(RESOLVE) --extra flower --output-file locks/flower.txt
+	$(RESOLVE) --extra quantize --output-file locks/quantize.txt
 
 lowest: $(VENV)/.uv
 	rm -rf build/lowest

@@ -21,6 +21,7 @@ LIBRARIES = {
     library.module: library
     for library in (
         Library("PIL", "Pillow", "images"),
+        Library("ai_edge_quantizer", "ai-edge-quantizer", "quantize"),
         Library("cryptography", "cryptography", "secure"),
         Library("distributed", "dask.distributed", "dask"),
         Library("dp_accounting", "dp-accounting", "privacy"),

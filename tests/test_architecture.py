@@ -45,6 +45,7 @@ ONLY = {
     "flwr": "integrations/flower.py",
     "cryptography": "learning/mask_keys.py",
     "dp_accounting": "learning/privacy.py",
+    "ai_edge_quantizer": "learning/quantization.py",
     "tflite_runtime": "inference/interpreter.py",
     "paho": "mqtt/",
     "mqtt5": "mqtt/",

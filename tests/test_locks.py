@@ -30,9 +30,10 @@ PARSERS = (
     "tflite-runtime",
     "zstandard",
 )
-# Flower pins what it requires, also libraries that others need newer: it has a lock file of its own.
-EVERY = sorted({*PROJECT["optional-dependencies"]} - {"flower"})
-LOCKS = {"device.txt": [], "all.txt": EVERY, "flower.txt": ["flower"]}
+# Flower pins what it requires, also libraries that others need newer, and the quantizer one release of LiteRT: each has
+# a lock file of its own.
+EVERY = sorted({*PROJECT["optional-dependencies"]} - {"flower", "quantize"})
+LOCKS = {"device.txt": [], "all.txt": EVERY, "flower.txt": ["flower"], "quantize.txt": ["quantize"]}
 ENVIRONMENTS = [(python, machine) for python in ("3.10", "3.11", "3.12", "3.13") for machine in ("x86_64", "aarch64")]
 
 

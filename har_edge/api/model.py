@@ -215,7 +215,7 @@ def load_model(
     if pictures:
         task = _picture_task(found.path, labels, normalize, fit)
         return Model(name, found.path, found.sha256, task)
-    from har_edge.api.images import describe_images, image_task
+    from har_edge.inference.port_task import describe_images, image_task
 
     model = Model(name, found.path, found.sha256, None)
     runner = model._interpreter

@@ -20,14 +20,15 @@ from har_edge.units import plural, speed
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from har_edge.cli.training_inputs import TrainingInputs
     from har_edge.learning.checkpoints import Checkpoint
-    from har_edge.learning.dataset_files import LabelledData
     from har_edge.learning.datasets import Dataset
-    from har_edge.learning.held_out import EvaluationThread
+    from har_edge.learning.held_out import EvaluationThread, HeldOutSamples
     from har_edge.learning.preparation import TrainableModel
     from har_edge.learning.server import TrainingServer
     from har_edge.learning.server_settings import ServerSettings
     from har_edge.learning.service import KnownRun
+    from har_edge.learning.tensor_ranges import TensorRanges
     from har_edge.learning.vectors import Vector
     from har_edge.mqtt.bus import PollableBus
     from har_edge.protocol.topics import Topics
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from har_edge.runtime.stop import Stop
 
 DEFAULT_OPTIMIZER = "momentum:lr=0.05,schedule=cosine"
-# The model that is made here, rather than read: LeNet-5 for pictures of 28 x 28 grey pixels, with new weights.
-LENET = "lenet5"
 # Bytes a second that are assumed of a link that could not be measured: 94 Mbit/s.
 USUAL_LINK = 11.75e6
 # Messages of 64 KiB that measure the link.
@@ -50,81 +49,84 @@ def run_on_devices(args: argparse.Namespace) -> int:
     """Train, print the figures as they come, and write the model, a table and a chart."""
     options.one_thread()
     options.start_logging(args)
+    from har_edge.cli.deploy_trained import check_deployable
     from har_edge.cli.reports.training_files import write_results
+    from har_edge.cli.training_inputs import check_options, open_inputs
     from har_edge.learning.held_out import EvaluationThread, HeldOutSamples
-    from har_edge.learning.preparation import fit_to_model, initialise, prepare_model
+    from har_edge.learning.preparation import initialise
     from har_edge.protocol.topics import Topics, check_id
     from har_edge.runtime.artifact_store import LIMIT_BYTES, Store, default_folder
     from har_edge.runtime.stop import Stop
-    from har_edge.tflite.gradient.losses import Loss
-    from har_edge.tflite.model import read_model
 
-    if args.model is None or args.data is None:
-        raise ConfigError(
-            "--on-devices needs --model FILE.tflite or lenet5, and --data PATH (samples to train and test with)"
-        )
+    check_options(args)
     topics, stop = Topics(args.base, args.pipeline), Stop().catch_signals()
     run = check_id("name of the training", args.run_name or name_of_run(args.model))
-    trainable = prepare_model(read_model(find_model_file(args.model)), args.batch, Loss(args.loss))
+    inputs = open_inputs(args)
+    trainable, train, test = inputs.trainable, inputs.data.train, inputs.data.test
     weights = initialise(trainable.weights, trainable.spec, args.seed) if args.from_scratch else trainable.weights
-    data = load_samples(args, trainable)
-    train, test = fit_to_model(data.train, trainable), fit_to_model(data.test, trainable)
-    say(f"model: {args.model.name}, {trainable.spec.elements} weights in {len(trainable.spec.weights)} tensors")
-    say(f"data: {train.origin}; {plural(len(test), 'sample')} held out ({data.how})")
+    say(f"model: {_title(args)}, {trainable.spec.elements} weights in {len(trainable.spec.weights)} tensors")
+    say(f"data: {train.origin}; {plural(len(test), 'sample')} held out ({inputs.data.how})")
+    if args.deploy:
+        check_deployable(args, topics, trainable.model, train)
     store = Store(args.cache or default_folder(), LIMIT_BYTES)
     settings = make_settings(args, topics, make_job(args, run, trainable, train, store), train, len(test))
     args.out.mkdir(parents=True, exist_ok=True)
-    bus, settings, server = open_server(args, settings, weights, store)
-    held_out = HeldOutSamples(trainable.model, trainable.spec.weights, test, classes=bool(trainable.classes))
+    bus, settings, server, before = open_server(args, settings, weights, store)
+    held_out = HeldOutSamples(
+        trainable.model, trainable.spec.weights, test, classes=bool(trainable.classes), layout=trainable.layout
+    )
     try:
-        follow(args, bus, server, store, EvaluationThread(held_out.score, len(test)), stop)
+        evaluation = EvaluationThread(held_out.score, len(test))
+        ranges = follow(args, bus, server, store, evaluation, stop, before, inputs)
     finally:
         bus.close(forget=True)
-    return write_results(args, server, trainable, stop)
+    code = write_results(args, server, inputs, stop)
+    return code or finish_model(args, topics, server, inputs, ranges, held_out, stop)
 
 
-def name_of_run(model: Path) -> str:
-    return re.sub(r"[^a-zA-Z0-9_-]+", "-", model.stem).strip("-") or "training"
+def finish_model(
+    args: argparse.Namespace,
+    topics: Topics,
+    server: TrainingServer,
+    inputs: TrainingInputs,
+    ranges: TensorRanges | None,
+    held_out: HeldOutSamples,
+    stop: Stop,
+) -> int:
+    """Quantise and roll out the model of a training that has finished, as asked; return the exit code."""
+    from har_edge.cli.deploy_trained import deploy
+    from har_edge.cli.int8_result import write_int8
+    from har_edge.cli.reports.training_files import EXIT_INCOMPLETE, trained_content
+    from har_edge.tflite.model import read_model
+
+    run, content = server.settings.job.run, trained_content(server, inputs)
+    if args.int8:
+        made = write_int8(args, run, content, ranges, inputs, held_out)
+        if made is None:
+            return EXIT_INCOMPLETE
+        content = made if args.deploy == "int8" else content
+    if not args.deploy or deploy(args, topics, run, content, read_model(content), inputs.data.train, stop):
+        return 0
+    return EXIT_INCOMPLETE
 
 
-def find_model_file(model: Path) -> Path | bytes:
-    """Return the file of a model; LeNet-5 by its name, where no file has that name."""
-    if model.exists() or str(model) != LENET:
-        return model
-    from har_edge.learning.lenet import write_lenet5
-
-    return bytes(write_lenet5())
+def _title(args: argparse.Namespace) -> str:
+    return Path(args.model).name
 
 
-def load_samples(args: argparse.Namespace, trainable: TrainableModel) -> LabelledData:
-    """Return the samples below --data, with those to test with."""
-    from har_edge.learning.dataset_files import ReadOptions, read_data, read_test_data
-    from har_edge.learning.own_samples import picture_shape
-
-    read = read_test_data if args.own_data else read_data
-    return read(args.data, ReadOptions(shape=picture_shape(trainable.shape), seed=args.seed))
+def name_of_run(model: str | Path) -> str:
+    """Return the name of a training that was given none: that of its model."""
+    return re.sub(r"[^a-zA-Z0-9_-]+", "-", Path(model).stem).strip("-") or "training"
 
 
 def make_job(
     args: argparse.Namespace, run: str, trainable: TrainableModel, train: Dataset, store: Store
 ) -> TrainingJob:
-    """Return the job, its files in the store. Raises ConfigError for an optimizer or compression that there is not."""
-    from har_edge.learning.compression import make_compressor
-    from har_edge.learning.optimizers import make_optimizer
+    """Return the job, its files in the store. Raises ConfigError for samples that make too many blocks."""
     from har_edge.learning.preparation import store_blocks, store_files
-    from har_edge.learning.privacy import PrivacyAccountant, check_privacy
-    from har_edge.learning.rates import with_steps
+    from har_edge.learning.privacy import check_privacy
     from har_edge.protocol.training import TrainingJob
 
-    make_optimizer(with_steps(args.optimizer, 1), 1)
-    if args.compress != "auto":
-        make_compressor(args.compress, 1)
-    if args.noise and args.mode.startswith("stale"):
-        raise ConfigError(
-            "--noise with --mode stale: each update stands alone, so no sum hides it; choose sync or local"
-        )
-    if args.noise:
-        PrivacyAccountant(args.delta)  # whether the library is here, before anything is sent
     graph, spec = store_files(store, [trainable.graph, trainable.spec.encode()])
     job = TrainingJob(
         run=run,
@@ -143,6 +145,7 @@ def make_job(
         clip=args.clip or 0.0,
         noise=args.noise / math.sqrt(args.workers),  # each adds its share: the sum has all of it
         data=train.name[:400],
+        sources=train.sources if trainable.layout.widths else (),
     )
     check_privacy(job)
     if hint := topk_hint(args.compress, args.optimizer, args.mode):
@@ -165,7 +168,7 @@ def make_settings(
     from har_edge.learning.server_settings import ServerSettings, TrainingFigures
 
     mode, number = parse_mode(args.mode)
-    figures = TrainingFigures(args.model.name[:400], train.name[:400], train.real, "", held_out)
+    figures = TrainingFigures(_title(args)[:400], train.name[:400], train.real, "", held_out)
     return ServerSettings(
         topics,
         job,
@@ -188,7 +191,7 @@ def make_settings(
 
 def open_server(
     args: argparse.Namespace, settings: ServerSettings, weights: Vector, store: Store
-) -> tuple[PollableBus, ServerSettings, TrainingServer]:
+) -> tuple[PollableBus, ServerSettings, TrainingServer, KnownRun]:
     """Connect, see that no training of this name is alive, measure the link, and go on from a checkpoint if any."""
     from dataclasses import replace
 
@@ -228,7 +231,7 @@ def open_server(
         receive_max=4096,
         max_packet_bytes=MAX_ROUND_BYTES + 4096,
     )
-    return options.reach(args, session), settings, server
+    return options.reach(args, session), settings, server, found
 
 
 def resume(args: argparse.Namespace, server: TrainingServer, found: KnownRun, store: Store) -> None:
@@ -290,10 +293,16 @@ def follow(
     store: Store,
     evaluation: EvaluationThread,
     stop: Stop,
-) -> None:
-    """Run the server until it has ended, and show how far it is."""
+    before: KnownRun,
+    inputs: TrainingInputs,
+) -> TensorRanges | None:
+    """Run the server until it has ended, and show how far it is; return the ranges that --int8 asks for.
+
+    `before` is what an earlier server of this run left.
+    """
+    from har_edge.cli.int8_result import measure_ranges
     from har_edge.learning.published_files import PublishedFiles
-    from har_edge.learning.service import TrainingService, run_training
+    from har_edge.learning.service import TrainingService, files_of, run_training
     from har_edge.protocol.topics import TrainingTopics
 
     settings, job = server.settings, server.settings.job
@@ -304,11 +313,22 @@ def follow(
         return own if own is not None else store.path(sha256).read_bytes()
 
     files = PublishedFiles(TrainingTopics(settings.topics.base, settings.topics.pipeline), read)
-    files.add([job.graph, job.spec, *(one.file for one in job.blocks)])
+    files.add(files_of(job))
     view, show = live_view()
     with view:
-        service = TrainingService(bus, server, files, evaluation, checkpoint_path(args, job.run), say, show)
-        run_training(service, server, stop)
+        path = checkpoint_path(args, job.run)
+        service = TrainingService(bus, server, files, evaluation, path, say, show, before.files)
+        if not args.int8:
+            run_training(service, server, stop)
+            return None
+        measured: list[TensorRanges | None] = []
+        started = service
+
+        def measure() -> None:
+            measured.append(measure_ranges(started, server, inputs, store, stop))
+
+        run_training(service, server, stop, measure)
+    return measured[0] if measured else None
 
 
 def live_view() -> tuple[AbstractContextManager[object], Callable[[TrainingProgress], None]]:

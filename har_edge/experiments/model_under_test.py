@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from har_edge.api.images import DESCRIPTION, describe_images, image_task
 from har_edge.codecs.packing import pack
 from har_edge.codecs.reducer import Code
 from har_edge.config.catalog import find_model
@@ -16,6 +15,7 @@ from har_edge.config.pipeline import Pipeline
 from har_edge.config.task import Task
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Interpreter
+from har_edge.inference.port_task import DESCRIPTION, describe_images, image_task
 from har_edge.runtime.build import reducer_of
 from har_edge.runtime.slicing import prepare
 

@@ -91,8 +91,7 @@ def read_data(path: Path, options: ReadOptions | None = None) -> LabelledData:
     options = options or ReadOptions()
     train, test = read_parts(path, options)
     if test is None:
-        train, test = split_samples(train, options.seed)
-        return LabelledData(train, test, _held_back(train, test))
+        return hold_back(train, options.seed)
     return LabelledData(train, test, "those that the files name")
 
 
@@ -103,8 +102,19 @@ def read_test_data(path: Path, options: ReadOptions | None = None) -> LabelledDa
     """
     train, test = read_parts(path, options or ReadOptions())
     if test is None:
-        return LabelledData(train, train, "all of them; nodes train on their own")
+        return all_for_test(train)
     return LabelledData(train, test, "those that the files name; nodes train on their own")
+
+
+def hold_back(data: Dataset, seed: int) -> LabelledData:
+    """Split samples of which none are named for a test."""
+    train, test = split_samples(data, seed)
+    return LabelledData(train, test, _held_back(train, test))
+
+
+def all_for_test(data: Dataset) -> LabelledData:
+    """Take all samples to test with: nodes train on their own."""
+    return LabelledData(data, data, "all of them; nodes train on their own")
 
 
 def _held_back(train: Dataset, test: Dataset) -> str:
@@ -125,17 +135,19 @@ def read_parts(path: Path, options: ReadOptions) -> tuple[Dataset, Dataset | Non
         return _read_npz(path, options)
     if kind is DataFormat.PICTURES:
         return _read_pictures(path, options)
-    return read_windows(path, options.windows or _find_windows(path, options.length)), None
+    return read_windows(
+        path, options.windows or WindowFormat.of_description(description_of(path), options.length)
+    ), None
 
 
-def _find_windows(path: Path, length: int | None) -> WindowFormat:
-    """Return how recordings are cut, by the one description in their folder, else as mHealth."""
+def description_of(path: Path) -> str | Path:
+    """Return the description of recordings: the one in their folder, else mHealth's by its name."""
     folder = path if path.is_dir() else path.parent
     described = sorted(folder.glob("*.toml"))
     if len(described) > 1:
         names = ", ".join(file.name for file in described)
         raise DataError(f"{folder} holds several descriptions ({names}); keep the one of its recordings there")
-    return WindowFormat.of_description(described[0] if described else "mhealth", length)
+    return described[0] if described else "mhealth"
 
 
 def find_format(path: Path) -> DataFormat:

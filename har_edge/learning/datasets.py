@@ -140,6 +140,24 @@ class Dataset:
         """Return the classes of samples as float32 [n, classes]."""
         return np.eye(len(self.classes), dtype=np.float32)[self.y[chosen]]
 
+    def arranged(self, sources: Sequence[tuple[str, int]]) -> Dataset:
+        """Return the data set with its sources in this order along the last axis.
+
+        Raises DataError where it has other sources, or other channels of one.
+        """
+        wanted = tuple(sources)
+        if self.sources == wanted:
+            return self
+        if dict(self.sources) != dict(wanted):
+            came, expected = (
+                ", ".join(f"{name} ({width} channels)" for name, width in one) or "one input"
+                for one in (self.sources, wanted)
+            )
+            raise DataError(f"{self.name}: its samples come from {came}; expected {expected}")
+        starts = dict(zip([name for name, _ in self.sources], _starts(self.sources), strict=True))
+        order = [starts[name] + channel for name, width in wanted for channel in range(width)]
+        return replace(self, x=np.ascontiguousarray(self.x[..., order]), sources=wanted)
+
     def reshaped(self, shape: Sequence[int]) -> Dataset:
         """Return the data set with samples of the shape that a model takes; only axes of length 1 may come or go.
 
@@ -152,6 +170,10 @@ class Dataset:
                 "choose data of that shape, or another model"
             )
         return replace(self, x=self.x.reshape(len(self), *wanted))
+
+
+def _starts(sources: Sequence[tuple[str, int]]) -> list[int]:
+    return [sum(width for _, width in sources[:number]) for number in range(len(sources))]
 
 
 def split_samples(dataset: Dataset, seed: int, share: float = TEST_SHARE) -> tuple[Dataset, Dataset]:

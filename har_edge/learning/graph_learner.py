@@ -14,6 +14,7 @@ from har_edge.inference.interpreter import Array
 from har_edge.inference.training_step import TrainingStep
 from har_edge.learning.blocks import MAX_BLOCK_BYTES, read_block
 from har_edge.learning.datasets import Dataset, Fingerprint
+from har_edge.learning.input_layout import InputLayout, layout_of
 from har_edge.learning.vectors import Vector, flatten, unflatten
 from har_edge.learning.worker import BatchOutcome, Indices
 from har_edge.protocol.training import TrainingJob
@@ -29,10 +30,10 @@ MEAN_SQUARED = "mean-squared"
 
 def check_spec(spec: TrainingSpec, job: TrainingJob) -> None:
     """Raise MessageError where a training graph is not the one that a job describes."""
-    shapes = {tuple(port.shape[1:]) for port in spec.x}
-    if spec.batch != job.batch or spec.elements != job.parameters or spec.y is None or shapes != {job.shape}:
+    shape = layout_of(spec).shape
+    if spec.batch != job.batch or spec.elements != job.parameters or spec.y is None or shape != job.shape:
         raise MessageError(
-            f"a training graph for batches of {spec.batch} samples {sorted(shapes)} with {spec.elements} weights came; "
+            f"a training graph for batches of {spec.batch} samples {list(shape)} with {spec.elements} weights came; "
             f"the job says {job.batch} samples {list(job.shape)} and {job.parameters} weights"
         )
 
@@ -50,6 +51,7 @@ class GraphLearner:
     ) -> None:
         check_spec(step.spec, job)
         self._step, self._job, self._store, self._own = step, job, store, own
+        self._layout = layout_of(step.spec)
         self._expected = Fingerprint(job.shape, job.classes)
         self._cached: OrderedDict[int, Dataset] = OrderedDict()
         self.step_s = self._measure(clock)
@@ -73,6 +75,15 @@ class GraphLearner:
             raise MessageError(f"block {block} came; the job has {len(self._job.blocks)}")
         return self._job.blocks[block].samples
 
+    def values(self, block: int, indices: Indices) -> Array:
+        """Return samples as the model takes them, float32 [n, ...]. Raises DataError as `compute` does."""
+        return self._block(block).values(indices)
+
+    @property
+    def layout(self) -> InputLayout:
+        """How the inputs of the model stand in a sample."""
+        return self._layout
+
     def compute(self, weights: Vector, chosen: list[tuple[int, Indices]]) -> BatchOutcome:
         """Run one step. Raises DataError for a block that is not what the job says."""
         parts = [(self._block(block), indices) for block, indices in chosen]
@@ -84,7 +95,7 @@ class GraphLearner:
 
     def _run(self, weights: Vector, x: Array, y: Array, labels: Array | None) -> BatchOutcome:
         spec = self._step.spec
-        result = self._step.run(unflatten(weights, spec.weights), x, y)
+        result = self._step.run(unflatten(weights, spec.weights), self._layout.split(x), y)
         found = result.predictions
         correct = 0
         if labels is not None and found is not None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from har_edge.inference.interpreter import Array, Interpreter
+from har_edge.inference.interpreter import Array, Interpreter, Port
 from har_edge.learning.datasets import Dataset
+from har_edge.learning.input_layout import InputLayout
 from har_edge.learning.run_record import EvaluationRequest
 from har_edge.learning.vectors import Vector, WeightLike, unflatten
 from har_edge.tflite.gradient.weights import replace_weights
@@ -32,21 +33,36 @@ class HeldOutScore:
 class HeldOutSamples:
     """Scores weights on samples; for a mean squared error the accuracy is 0."""
 
-    def __init__(self, model: Model, weights: tuple[WeightLike, ...], data: Dataset, *, classes: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        weights: tuple[WeightLike, ...],
+        data: Dataset,
+        *,
+        classes: bool,
+        layout: InputLayout | None = None,
+    ) -> None:
         self._model, self._weights, self._data, self._classes = model, weights, data, classes
+        self._layout = layout
 
     def score(self, weights: Vector) -> tuple[float, float]:
         """Return accuracy and mean loss of the model with these weights."""
-        content = bytes(replace_weights(self._model, unflatten(weights, self._weights)))
+        return self.score_file(bytes(replace_weights(self._model, unflatten(weights, self._weights))))
+
+    def score_file(self, content: bytes) -> tuple[float, float]:
+        """Return accuracy and mean loss of a file with the model's inputs and output, quantised or not."""
         interpreter = Interpreter(content)
-        port = interpreter.inputs[0]
-        step = _BATCH if port.shape[0] == -1 else port.shape[0]
+        ports = {port.name: port for port in interpreter.inputs}
+        first, output = interpreter.inputs[0], interpreter.outputs[0]
+        step = _BATCH if first.shape[0] == -1 else first.shape[0]
         correct, loss, count = 0, 0.0, len(self._data)
         for start in range(0, count, step):
             chosen = np.arange(start, min(start + step, count))
-            filled = np.resize(chosen, step) if port.shape[0] != -1 else chosen
+            filled = np.resize(chosen, step) if first.shape[0] != -1 else chosen
             x = self._data.values(filled)
-            found = next(iter(interpreter.run({port.name: x}).values()))[: len(chosen)]
+            parts = {first.name: x} if self._layout is None else self._layout.split(x)
+            given = {name: quantised(values, ports[name]) for name, values in parts.items()}
+            found = output.real(interpreter.run(given)[output.name])[: len(chosen)]
             if self._classes:
                 labels, rows = self._data.y[chosen], found.reshape(len(chosen), -1)
                 correct += int((rows.argmax(axis=1) == labels).sum())
@@ -54,6 +70,15 @@ class HeldOutSamples:
             else:
                 loss += float(np.square(found - x[: len(chosen)]).reshape(len(chosen), -1).mean(axis=1).sum())
         return correct / count, loss / count
+
+
+def quantised(values: Array, port: Port) -> Array:
+    """Return float values as an input takes them."""
+    if port.scale <= 0 or port.dtype.kind not in "iu":
+        return values
+    limits = np.iinfo(port.dtype)
+    found: Array = np.clip(np.rint(values / port.scale) + port.zero_point, limits.min, limits.max).astype(port.dtype)
+    return found
 
 
 def _probabilities(rows: Array) -> Array:

@@ -8,26 +8,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from har_edge.errors import ConfigError
 from har_edge.tflite.gradient.builder import GraphBuilder
 from har_edge.tflite.schema import tflite
 
 INPUT, OUTPUT = "image", "scores"
 SIDE = 28
+# The sides of pictures: two pools must leave a value; beyond, a network with more layers fits better.
+LEAST_SIDE, MOST_SIDE = 4, 256
+# From this side on the second convolution leaves out its borders, as in the paper.
+_UNPADDED = 16
 _BATCH = 1
 
 
-def write_lenet5(classes: int = 10, seed: int = 0) -> memoryview:
-    """Return LeNet-5 for pictures [n, 28, 28, 1] from 0 to 1, with `classes` scores: 61,706 weights for 10 classes.
+def write_lenet5(classes: int = 10, seed: int = 0, shape: tuple[int, ...] = (SIDE, SIDE, 1)) -> memoryview:
+    """Return LeNet-5 for pictures [n, height, width, channels] from 0 to 1, with `classes` scores.
+
+    It has 61,706 weights for 28 x 28 grey pixels and 10 classes.
 
     The network is that of LeCun et al. 1998, section II.B and figure 2, with tanh and average pooling. As usual today,
     its first convolution pads the 28 x 28 pixels, all 16 maps of C3 see all 6 of S2, pooling has no weights, and
-    softmax stands for the RBF units. Weights are Glorot's (2010, formula 16), uniform; biases are zero.
+    softmax stands for the RBF units. Below 16 pixels the second convolution pads, too. Weights are Glorot's (2010,
+    formula 16), uniform; biases are zero. Raises ConfigError for a shape that it cannot take.
     """
+    check_shape(shape)
+    height, width, channels = (*shape, 1)[:3]
     network = _Network(seed)
     builder = network.builder
-    image = builder.empty((_BATCH, SIDE, SIDE, 1), name=INPUT)
+    image = builder.empty((_BATCH, height, width, channels), name=INPUT)
     x = network.convolve(image, 6, "c1", tflite.Padding.SAME)
-    x = network.convolve(network.pool(x, "s2"), 16, "c3", tflite.Padding.VALID)
+    small = min(height, width) < _UNPADDED
+    padding = tflite.Padding.SAME if small else tflite.Padding.VALID
+    x = network.convolve(network.pool(x, "s2"), 16, "c3", padding)
     x = network.flatten(network.pool(x, "s4"), "flat")
     x = network.dense(x, 120, "c5", tanh=True)
     x = network.dense(x, 84, "f6", tanh=True)
@@ -37,6 +49,16 @@ def write_lenet5(classes: int = 10, seed: int = 0) -> memoryview:
     scores = network.named(builder.add("SOFTMAX", [x], (_BATCH, classes), options), OUTPUT)
     builder.open_batch()
     return builder.encode([image], [scores])
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Raise ConfigError for pictures of a shape that LeNet-5 cannot take: [height, width], or with 1 or 3 channels."""
+    whole = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+    if not whole or not LEAST_SIDE <= min(shape[:2]) <= max(shape[:2]) <= MOST_SIDE:
+        raise ConfigError(
+            f"lenet5 takes pictures of {LEAST_SIDE} to {MOST_SIDE} pixels a side, grey or RGB; samples of "
+            f"{list(shape)} came: name a model for these with --model FILE.tflite"
+        )
 
 
 class _Network:

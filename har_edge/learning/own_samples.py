@@ -28,11 +28,13 @@ def read_own_samples(path: Path, job: TrainingJob) -> Dataset:
         _log.warning("own samples (%s) for training %s: %s", path, job.run, error)
         raise DataError("its own samples cannot be read; the log of this node says which, and why") from None
     try:
-        return (rename_classes(train, job.classes) if job.classes else train).reshaped(job.shape)
+        found = rename_classes(train, job.classes) if job.classes else train
+        return (found.arranged(job.sources) if job.sources else found).reshaped(job.shape)
     except DataError as error:
         _log.warning("own samples (%s) for training %s: %s", path, job.run, error)
         expected = Fingerprint(job.shape, job.classes or train.classes)
-        raise DataError(f"its own samples do not fit the training: {expected.difference(train.fingerprint)}") from None
+        reason = expected.difference(train.fingerprint) or error
+        raise DataError(f"its own samples do not fit the training: {reason}") from None
 
 
 def picture_shape(shape: tuple[int, ...]) -> PictureShape | None:

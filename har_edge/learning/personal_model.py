@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from har_edge import __version__
-from har_edge.config.catalog import FoundModel, ModelEntry, merge_catalog, store_catalog
+from har_edge.config.catalog import FoundModel, ModelEntry
 from har_edge.config.task import Task
 from har_edge.data.description import StreamDescription
 from har_edge.data.grouping import regroup_recording
 from har_edge.data.recording import Recording
-from har_edge.errors import DataError, ModelError
-from har_edge.files import write_atomic
+from har_edge.errors import ModelError
 from har_edge.inference.codecs import FolderFiles
-from har_edge.inference.interpreter import Interpreter, Port
+from har_edge.inference.interpreter import Interpreter
 from har_edge.learning.adaptation import AdaptationRecipe, AdaptedModel, Adapter, answers
+from har_edge.learning.model_entry import TrainingOrigin, kept_purpose, store_model
 from har_edge.learning.personal_windows import WindowEncoder, cut_personal, share_out
-from har_edge.tflite.manifest import TensorSpec
 from har_edge.tflite.model import read_model
 
 
@@ -107,36 +103,12 @@ def store_personal(personal: PersonalModel, found: FoundModel, task: Task, out: 
 
     Raises DataError where the disk is full or the folder cannot be written, ModelError for a manifest of another kind.
     """
-    ports = Interpreter(bytes(personal.adapted.content))
     base = found.entry
     kind = "" if personal.real else ", SYNTHETIC"
-    entry = ModelEntry(
-        name=out.stem,
-        file=out.name,
-        sha256=hashlib.sha256(personal.adapted.content).hexdigest(),
-        inputs=[_spec(port) for port in ports.inputs],
-        outputs=[_spec(port) for port in ports.outputs],
-        task=task,
-        data=f"{base.data if base else 'unknown'}; adapted to {personal.labelled} windows of {personal.person}{kind}",
-        real=personal.real and (base is None or base.real),
-        trained_on=sorted({*(base.trained_on if base else ()), personal.person}),
-        split=None,
-        baselines=[],
-        command=command,
-        seed=0,
-        versions={"har_edge": __version__, "numpy": np.__version__, "python": platform.python_version()},
+    origin = TrainingOrigin(
+        f"{base.data if base else 'unknown'}; adapted to {personal.labelled} windows of {personal.person}{kind}",
+        personal.real and (base is None or base.real),
+        tuple({*(base.trained_on if base else ()), personal.person}),
+        command,
     )
-    catalog = merge_catalog(out.parent, [entry])
-    try:
-        for name, sha256 in task.files.items():
-            if out.parent.resolve() != found.path.parent.resolve():
-                write_atomic(out.parent / name, FolderFiles(found.path.parent, {name: sha256}).read(name))
-        write_atomic(out, personal.adapted.content)
-        store_catalog(catalog, out.parent)
-    except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}; make room, or take another folder with --out") from error
-    return entry
-
-
-def _spec(port: Port) -> TensorSpec:
-    return TensorSpec(port.name, port.shape, port.dtype.name)
+    return store_model(personal.adapted.content, kept_purpose(found, task, out.parent), origin, out)

@@ -11,6 +11,7 @@ import numpy as np
 from har_edge.errors import ConfigError, DataError, ModelError
 from har_edge.learning.blocks import cut_blocks, samples_a_block, write_block
 from har_edge.learning.datasets import Dataset
+from har_edge.learning.input_layout import InputLayout, layout_of
 from har_edge.learning.vectors import Vector, flatten
 from har_edge.protocol.training import MAX_BLOCKS, BlockFile, TrainingFile
 from har_edge.runtime.artifact_store import Store
@@ -34,9 +35,14 @@ class TrainableModel:
     weights: Vector = field(repr=False)
 
     @property
+    def layout(self) -> InputLayout:
+        """How its inputs stand in a sample."""
+        return layout_of(self.spec)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
-        return tuple(self.spec.x[0].shape[1:])
+        return self.layout.shape
 
     @property
     def classes(self) -> int:
@@ -47,12 +53,15 @@ class TrainableModel:
 def prepare_model(model: Model, batch: int, loss: Loss = Loss.CROSS_ENTROPY) -> TrainableModel:
     """Return a model with its training graph.
 
-    Raises GradientError for what cannot be trained, ModelError for a model with several inputs.
+    Raises GradientError for what cannot be trained, ModelError for one with several inputs that is to learn its input.
     """
     graph = write_training_graph(model, batch=batch, loss=loss)
-    if len(graph.spec.x) != 1:
+    if len(graph.spec.x) != 1 and loss is Loss.MEAN_SQUARED:
         names = ", ".join(one.name for one in graph.spec.x)
-        raise ModelError(f"{model.name} takes {len(graph.spec.x)} inputs ({names}); training on devices takes one")
+        raise ModelError(
+            f"{model.name} takes {len(graph.spec.x)} inputs ({names}); a model that learns its own input has one: take "
+            "--loss cross-entropy"
+        )
     return TrainableModel(model, bytes(graph.data), graph.spec, flatten(read_weights(model), graph.spec.weights))
 
 

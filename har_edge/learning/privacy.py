@@ -150,15 +150,20 @@ class PrivacyAccountant:
 
 def check_privacy(job: TrainingJob) -> None:
     """Raise ConfigError for a job that cannot keep what its `clip` and `noise` promise."""
-    if job.clip > MAX_CLIP or job.noise > MAX_NOISE:
+    check_noise(job.clip, job.noise, job.compress)
+
+
+def check_noise(clip: float, noise: float, compress: str) -> None:
+    """Raise ConfigError for a clip, a noise of each device and a packing of updates that do not go together."""
+    if clip > MAX_CLIP or noise > MAX_NOISE:
         raise ConfigError(
-            f"clip {job.clip:g} and noise {job.noise:g} a device, expected at most {MAX_CLIP:g} and {MAX_NOISE:g}"
+            f"clip {clip:g} and noise {noise:g} a device, expected at most {MAX_CLIP:g} and {MAX_NOISE:g}"
         )
-    if job.noise and not job.clip:
+    if noise and not clip:
         raise ConfigError("noise without a clip hides nothing; set --clip, the largest norm of an update")
-    if job.clip and job.compress.startswith("topk"):
+    if clip and compress.startswith("topk"):
         raise ConfigError(
-            f"--clip with --compress {job.compress}: what was not sent is sent later, beyond the clip; choose none, "
+            f"--clip with --compress {compress}: what was not sent is sent later, beyond the clip; choose none, "
             "float16 or int8"
         )
 

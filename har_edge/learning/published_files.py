@@ -25,6 +25,7 @@ class PublishedFiles:
     sizes: dict[str, int] = field(default_factory=dict)
     _waiting: deque[str] = field(default_factory=deque)
     _current: Iterator[Outgoing] = field(default_factory=lambda: iter(()))
+    _sending: str = ""  # the file that `_current` brings
 
     def add(self, files: Iterable[TrainingFile]) -> None:
         """Send these files after the others."""
@@ -54,6 +55,7 @@ class PublishedFiles:
                 bus.publish(one.topic, one.payload, retain=one.retain)
             elif self._waiting:
                 sha256 = self._waiting.popleft()
+                self._sending = sha256
                 self._current = iter_chunks(self.topics, sha256, self.read(sha256))
             else:
                 self._current = _NOTHING
@@ -65,6 +67,8 @@ class PublishedFiles:
         for sha256 in list(hashes):
             size = self.sizes.pop(sha256, None)
             if size is not None:
+                if sha256 == self._sending:  # what of it has not been sent must not come after what removes it
+                    self._current, self._sending = _NOTHING, ""
                 sent += clear(self.topics, sha256, count_chunks(size))
         self._waiting = deque(one for one in self._waiting if one in self.sizes)
         return sent

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from har_edge.errors import ConfigError
+from msgspec import structs
+
+from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.learning.checkpoints import Checkpoint, encode_checkpoint, store_checkpoint
 from har_edge.learning.held_out import EvaluationThread
 from har_edge.learning.published_files import PublishedFiles
 from har_edge.learning.server import TrainingServer
+from har_edge.learning.tensor_ranges import RangeCollection
 from har_edge.mqtt.bus import Bus, Outgoing, Session
+from har_edge.protocol.artifacts import MAX_CHUNKS, count_chunks
 from har_edge.protocol.events import TrainingEvent, decode
-from har_edge.protocol.topics import Topics
+from har_edge.protocol.topics import Topics, TrainingTopics
 from har_edge.protocol.training import (
     CheckpointNote,
     RunState,
@@ -25,6 +30,7 @@ from har_edge.protocol.training import (
     encode_progress,
     encode_training,
 )
+from har_edge.runtime.artifacts import clear
 from har_edge.runtime.sender import drain
 from har_edge.runtime.stop import Stop
 from har_edge.timing import TRAINING_LISTEN_S, TRAINING_PROGRESS_S
@@ -36,11 +42,15 @@ _CHECKPOINT_PART = 0.05
 
 @dataclass(frozen=True, slots=True)
 class KnownRun:
-    """The traces of a run at the broker: the author of one that is alive, the last checkpoint, and its job's start."""
+    """The traces of a run at the broker: the author of one that is alive, the last checkpoint, and its job's start.
+
+    `files` are those that its job and its checkpoint name.
+    """
 
     alive: str
     note: CheckpointNote | None
     started: float = 0.0
+    files: tuple[TrainingFile, ...] = field(default=(), compare=False)
 
 
 def look_for_run(bus: Bus, topics: Topics, run: str, clock: Callable[[], float] = time.monotonic) -> KnownRun:
@@ -49,17 +59,23 @@ def look_for_run(bus: Bus, topics: Topics, run: str, clock: Callable[[], float] 
     until, quiet = clock() + TRAINING_LISTEN_S, clock() + TRAINING_LISTEN_S / 4
     alive, heard, started = "", False, 0.0
     note: CheckpointNote | None = None
+    files: tuple[TrainingFile, ...] = ()
     while clock() < (until if heard else quiet) and not alive:
         for delivery in bus.poll(0.05):
             bus.acknowledge(delivery)
             match decode(delivery, topics):
                 case TrainingEvent(message=TrainingJob() as job):
-                    heard, started = True, job.started
+                    heard, started, files = True, job.started, files_of(job)
                 case TrainingEvent(message=CheckpointNote() as said):
                     note = said
                 case TrainingEvent(message=TrainingProgress(author=author, state=state), retained=False):
                     alive = author if state in (RunState.WAITING, RunState.RUNNING) else alive
-    return KnownRun(alive, note, started)
+    return KnownRun(alive, note, started, files + ((note.file,) if note is not None else ()))
+
+
+def files_of(job: TrainingJob) -> tuple[TrainingFile, ...]:
+    """Return the files that workers of a job fetch."""
+    return (job.graph, job.spec, *(one.file for one in job.blocks))
 
 
 def refuse_second(found: KnownRun, run: str) -> None:
@@ -77,7 +93,10 @@ def look_session(run: str, instance: str) -> Session:
 
 
 class TrainingService:
-    """One server on one bus. `show` gets the progress several times a second, `say` lines for people."""
+    """One server on one bus. `show` gets the progress several times a second, `say` lines for people.
+
+    `inherited` are the files that an earlier server of this run left: they go once a checkpoint of this one stands.
+    """
 
     def __init__(
         self,
@@ -88,12 +107,15 @@ class TrainingService:
         checkpoint: Path,
         say: Callable[[str], None],
         show: Callable[[TrainingProgress], None],
+        inherited: tuple[TrainingFile, ...] = (),
     ) -> None:
         self._bus, self._server, self._files, self._evaluation = bus, server, files, evaluation
         self._checkpoint, self._say, self._show = checkpoint, say, show
         self._contents: dict[str, bytes] = {}
         self._reconnects, self._due, self._disk_problem = -1, 0.0, ""
         self._published_at, self._published = -float("inf"), ""
+        self._inherited = {one.sha256: one.size for one in inherited}
+        self._measuring = False
         bus.subscribe(server.filters)
 
     def content(self, sha256: str) -> bytes | None:
@@ -175,11 +197,29 @@ class TrainingService:
         topic = self._server.settings.topics.training(job.run, "checkpoint")
         self._send([Outgoing(topic, encode_training(note), retain=True), *self._files.remove([old])])
         self._published = file.sha256
+        self._send(self._remove_inherited())
+
+    def _remove_inherited(self) -> list[Outgoing]:
+        """Return the messages that remove what an earlier server of this run left, and this one does not need."""
+        topics, left = self._server.settings.topics, self._inherited
+        self._inherited = {}
+        if sum(map(count_chunks, left.values())) > MAX_CHUNKS:  # whoever wrote that job; `doctor --clear` asks a person
+            return []
+        files = TrainingTopics(topics.base, topics.pipeline)
+        return [
+            one
+            for sha256, size in left.items()
+            if sha256 not in self._files.sizes
+            for one in clear(files, sha256, count_chunks(size))
+        ]
 
     def _announce(self, now: float) -> None:
         progress = self._server.progress(time.time())
+        if self._measuring:  # its workers are still needed
+            detail = "workers measure the ranges of tensors, for int8"
+            progress = structs.replace(progress, state=RunState.RUNNING, detail=detail)
         self._show(progress)
-        if now >= self._due or self._server.ended:
+        if now >= self._due or (self._server.ended and not self._measuring):
             self._due = now + TRAINING_PROGRESS_S
             topic = self._server.settings.topics.training(progress.run, "progress")
             self._send([Outgoing(topic, encode_progress(progress), retain=True)])
@@ -188,33 +228,75 @@ class TrainingService:
         for one in messages:
             self._bus.publish(one.topic, one.payload, retain=one.retain)
 
+    def measure_ranges(self, collection: RangeCollection, file: TrainingFile, stop: Stop) -> None:
+        """Let workers measure ranges with a file of the store, until all have answered or the time is over."""
+        bus, server, now = self._bus, self._server, time.monotonic()
+        bus.subscribe(collection.filters)
+        self._files.add([file])
+        self._measuring = True
+        while not collection.ended(now) and not stop.asked:
+            came = bus.poll(TURN_S)
+            now = time.monotonic()
+            for delivery in came:
+                bus.acknowledge(delivery)
+                collection.handle(delivery)
+                self._send(server.handle(delivery, now))
+            self._files.pump(bus)
+            if self._files.done:
+                self._send(collection.tick(now))
+            self._evaluate()
+            self._announce(now)
+        self._measuring = False
+
     def finish(self) -> None:
         """Wait for the last score, and take away what workers need no more; the checkpoint of a stopped run stays."""
-        server, job = self._server, self._server.settings.job
+        server = self._server
         self._store(time.monotonic())
         while self._evaluation.busy or server.evaluations:
             self._evaluate()
             self._bus.poll(TURN_S)
         self._evaluation.close()
-        topics = server.settings.topics
-        gone = [topics.training(job.run, "job")]
-        keep = {self._published} if server.state is RunState.STOPPED else set()
-        if not keep:
-            gone.append(topics.training(job.run, "checkpoint"))
+        keep = {self._published} if server.state is RunState.STOPPED else set[str]()
         until = time.monotonic() + 30
         while not self._files.done and keep and time.monotonic() < until:
             self._files.pump(self._bus)
             self._bus.poll(TURN_S)
-        self._send([Outgoing(topic, b"", retain=True) for topic in gone])
-        self._send(self._files.remove([one for one in list(self._files.sizes) if one not in keep]))
+        self._leave(keep)
         self._announce(time.monotonic())
         drain(self._bus)
 
+    def abandon(self) -> None:
+        """Take away what workers need no more after an error, where the broker can still be reached."""
+        with contextlib.suppress(HarEdgeError):
+            self._leave({self._published})
+            drain(self._bus)
 
-def run_training(service: TrainingService, server: TrainingServer, stop: Stop) -> None:
-    """Run a training until it has ended, or until `stop`; ConfigError when another one of its name took over."""
-    while not server.ended:
-        if stop.asked:
-            server.halt("stopped by a signal", time.monotonic())
-        service.step()
-    service.finish()
+    def _leave(self, keep: set[str]) -> None:
+        """Remove the job and the files of this run, and the note of its checkpoint where no file is to be kept."""
+        topics, run = self._server.settings.topics, self._server.settings.job.run
+        gone = [topics.training(run, "job"), *([] if keep else [topics.training(run, "checkpoint")])]
+        self._send([Outgoing(topic, b"", retain=True) for topic in gone])
+        if self._published or not keep:  # else a run that goes on still needs the checkpoint of the one before
+            self._send(self._remove_inherited())
+        self._send(self._files.remove([one for one in list(self._files.sizes) if one not in keep]))
+
+
+def run_training(
+    service: TrainingService, server: TrainingServer, stop: Stop, measure: Callable[[], None] = lambda: None
+) -> None:
+    """Run a training until it has ended, or until `stop`; ConfigError when another one of its name took over.
+
+    `measure` is called at the end of one that has finished, while its workers are still there.
+    """
+    try:
+        while not server.ended:
+            if stop.asked:
+                server.halt("stopped by a signal", time.monotonic())
+            service.step()
+        if server.state is RunState.FINISHED:
+            measure()
+        service.finish()
+    except Exception:
+        if not server.rival:  # the other one has the topics of this run now
+            service.abandon()
+        raise

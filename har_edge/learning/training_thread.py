@@ -18,11 +18,13 @@ from har_edge.inference.training_step import TrainingStep
 from har_edge.learning.datasets import Dataset
 from har_edge.learning.graph_learner import GraphLearner, most_block_bytes
 from har_edge.learning.privacy import protection_of
+from har_edge.learning.tensor_ranges import RangeMeter
 from har_edge.learning.worker import TrainingWorker, WorkerProfile
 from har_edge.mqtt.bus import PollableBus, Session, TakenOver, Will
 from har_edge.protocol.topics import Topics, TrainingTopics
 from har_edge.protocol.training import (
     MAX_ROUND_BYTES,
+    TrainingFile,
     TrainingJob,
     WorkerReport,
     WorkerState,
@@ -65,6 +67,7 @@ class TrainingThread:
         self.job = job
         self._context, self._instance = context, secrets.token_hex(8)
         self._stop, self._failures = threading.Event(), 0
+        self._meter: RangeMeter | None = None
         self._thread = threading.Thread(target=self._run, name=f"training-{job.run}", daemon=True)
 
     @property
@@ -159,6 +162,7 @@ class TrainingThread:
         context, job = self._context, self.job
         topics = context.topics
         bus.subscribe([topics.training(job.run, "round"), topics.training(job.run, "round", context.node)])
+        bus.subscribe([topics.training(job.run, "calibrate")])
         own = None
         if job.own:
             if context.own is None:
@@ -173,17 +177,21 @@ class TrainingThread:
         graph = context.store.path(job.graph.sha256).read_bytes()
         context.check(graph, f"training graph of {job.run}")
         learner = GraphLearner(TrainingStep(graph, spec, threads=context.threads), job, context.store, own)
+        self._meter = RangeMeter(job, context.node, topics, learner, learner.layout, self._bring_file)
         profile = WorkerProfile(own.shape if own else job.shape, own.classes if own else job.classes, __version__)
         protect = protection_of(job, np.random.default_rng())  # not by the job's seed, which the server knows
         return TrainingWorker(job, context.node, self._instance, learner, topics, profile, protect)
 
     def _work(self, bus: PollableBus, worker: TrainingWorker) -> None:
         """Compute until told to stop."""
-        reconnects = bus.traffic.reconnects
+        reconnects, meter = bus.traffic.reconnects, self._meter
+        assert meter is not None
         while not self._stop.is_set():
-            for delivery in bus.poll(0.0 if worker.busy else _POLL_S):
+            answers = []
+            for delivery in bus.poll(0.0 if worker.busy or meter.busy else _POLL_S):
                 bus.acknowledge(delivery)
                 worker.handle(delivery)
+                answers += meter.handle(delivery)
             for reason in worker.reasons:
                 _log.warning("training %s: dropped a message: %s", self.job.run, reason)
             worker.reasons.clear()
@@ -196,7 +204,7 @@ class TrainingThread:
             elif worker.busy:
                 outgoing += worker.step(time.monotonic)
                 self._failures = 0
-            for one in outgoing:
+            for one in (*outgoing, *answers, *meter.step()):
                 bus.publish(one.topic, one.payload)
         self._say(bus, WorkerState.STOPPED)
 
@@ -209,9 +217,17 @@ class TrainingThread:
             one = worker.report(WorkerState.READY, str(error), error.sha256)
             bus.publish(one.topic, one.payload)
 
-    def _fetch(self, wanted: list[str]) -> None:
+    def _bring_file(self, file: TrainingFile) -> bytes:
+        """Fetch a file that is to be run, and run it in a process of its own first."""
         context = self._context
-        limit = min(context.max_bytes, most_block_bytes(self.job))
+        self._fetch([file.sha256], file.size)
+        content = context.store.path(file.sha256).read_bytes()
+        context.check(content, f"model of {self.job.run}")
+        return content
+
+    def _fetch(self, wanted: list[str], size: int | None = None) -> None:
+        context = self._context
+        limit = min(context.max_bytes, most_block_bytes(self.job) if size is None else size)
         missing = [sha256 for sha256 in wanted if not context.store.has(sha256)]
         if not missing:
             return

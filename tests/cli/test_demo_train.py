@@ -34,6 +34,12 @@ def test_it_trains_on_what_is_there_loses_a_node_and_deploys_the_result(capfd):
     assert after >= 80
     assert "killed   node-2, in epoch" in said
     assert "rightly, by node-1, node-3" in said
+    counts = r"(\d+) answered \((\d+) by the untrained model, (\d+) by the trained one\), 0 lost"
+    told = " ".join(said.split())
+    windows = re.search(r"(\d+) sent while it trained and the result was rolled out, " + counts, told)
+    assert windows is not None, said
+    sent, answered, untrained, trained = map(int, windows.groups())
+    assert sent == answered == untrained + trained and untrained > 10 and trained >= 10
     losses = [float(found) for found in re.findall(r"loss (\d+\.\d+)", said)]
     assert len(losses) > 3
     assert losses[-1] < 0.7 * losses[0]

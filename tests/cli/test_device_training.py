@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from har_edge.cli.device_training import load_samples
 from har_edge.cli.main import main
+from har_edge.cli.training_inputs import load_samples
 from har_edge.cluster.processes import Processes, Running
 from har_edge.inference.interpreter import Interpreter
 from har_edge.learning.checkpoints import Checkpoint

@@ -135,6 +135,7 @@ def test_the_table_says_what_the_project_file_says() -> None:
     stated = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     names = {extra: {re.split(r"[^\w-]", text)[0] for text in texts} for extra, texts in stated.items()}
     distributions = {"PIL": "pillow", "dp_accounting": "dp-accounting", "sklearn": "scikit-learn"}
+    distributions["ai_edge_quantizer"] = "ai-edge-quantizer"
     told: dict[str, set[str]] = {}
     for library in extras.LIBRARIES.values():
         told.setdefault(library.extra, set()).add(distributions.get(library.module, library.module))

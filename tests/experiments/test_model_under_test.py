@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from har_edge.api.images import image_task
 from har_edge.errors import ModelError
 from har_edge.experiments.model_under_test import find_model_under_test, make_windows
 from har_edge.inference.interpreter import Port
+from har_edge.inference.port_task import image_task
 
 
 def port(shape: tuple[int, ...], dtype: str = "float32", scale: float = 0.0, zero: int = 0) -> Port:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Interpreter
 from har_edge.inference.training_step import TrainingStep
 from har_edge.learning.datasets import batches
@@ -71,3 +72,23 @@ def test_it_learns_digits_with_the_training_graph():
     trained = Interpreter(bytes(replace_weights(model, unflatten(vector, specs))))
     scores = trained.run({INPUT: test.values()})[OUTPUT]
     assert (scores.argmax(1) == test.y).mean() > 0.9
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (8, 8), (8, 8, 3), (15, 32, 1), (28, 28), (32, 40, 3)])
+def test_it_takes_pictures_of_other_sizes_and_learns_from_them(shape):
+    model = read_model(bytes(write_lenet5(12, shape=shape)))
+    graph = write_training_graph(model, batch=4, loss=Loss.CROSS_ENTROPY)
+    x = np.random.default_rng(0).random((4, *(*shape, 1)[:3])).astype(np.float32)
+    result = TrainingStep(graph.data, graph.spec).run(read_weights(model), x, np.eye(12, dtype=np.float32)[:4])
+    assert result.predictions.shape == (4, 12)
+    assert all(np.abs(gradient).max() > 0 for gradient in result.gradients.values())
+
+
+def test_the_size_of_the_paper_is_the_one_without_a_shape():
+    assert write_lenet5(10, shape=(28, 28)) == write_lenet5()
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8, 8, 2), (300, 8, 1), (250, 23, 1, 1), (40,)])
+def test_samples_that_are_no_pictures_are_refused(shape):
+    with pytest.raises(ConfigError, match=r"lenet5 takes pictures of 4 to 256 pixels a side, grey or RGB; samples of"):
+        write_lenet5(shape=shape)

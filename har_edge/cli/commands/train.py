@@ -92,7 +92,11 @@ def add_on_devices(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("training on devices (docs/how-to/train-on-devices.md)")
     group.add_argument("--on-devices", action="store_true", help="train --model with the nodes that are there")
-    group.add_argument("--model", type=Path, metavar="FILE", help="the float .tflite model to train, or lenet5")
+    group.add_argument(
+        "--model",
+        metavar="FILE|NAME",
+        help="a float .tflite file, a shipped float model, lenet5 (made for the data), or a network of the zoo",
+    )
     group.add_argument("--from-scratch", action="store_true", help="begin with new weights, not those of the model")
     group.add_argument(
         "--own-data",
@@ -155,6 +159,19 @@ def add_on_devices(parser: argparse.ArgumentParser) -> None:
         choices=("speed", "equal"),
         default="speed",
         help="shares of workers: by measured speed where it differs by a quarter, or equal (default: speed)",
+    )
+    group.add_argument(
+        "--int8",
+        action="store_true",
+        help="also write an int8 model; each node measures the ranges of tensors on its own samples (extra quantize)",
+    )
+    group.add_argument(
+        "--deploy",
+        nargs="?",
+        const="float",
+        choices=("float", "int8"),
+        help="roll the result out into the pipeline that runs, through its coordinator, without losing a window; int8: "
+        "that of --int8 (default: float)",
     )
     group.add_argument("--run-name", metavar="ID", help="name of the training (default: that of the model)")
     group.add_argument("--fresh", action="store_true", help="begin anew, though there is a checkpoint")

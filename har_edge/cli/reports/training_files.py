@@ -15,7 +15,8 @@ from har_edge.protocol.training import RunState
 from har_edge.units import duration, plural, size
 
 if TYPE_CHECKING:
-    from har_edge.learning.preparation import TrainableModel
+    from har_edge.cli.training_inputs import TrainingInputs
+    from har_edge.learning.model_entry import TrainingOrigin
     from har_edge.learning.server import TrainingServer
     from har_edge.runtime.stop import Stop
 
@@ -23,12 +24,9 @@ if TYPE_CHECKING:
 EXIT_INCOMPLETE = 1
 
 
-def write_results(args: argparse.Namespace, server: TrainingServer, trainable: TrainableModel, stop: Stop) -> int:
+def write_results(args: argparse.Namespace, server: TrainingServer, inputs: TrainingInputs, stop: Stop) -> int:
     """Write what there is and say so; return the exit code."""
     import time
-
-    from har_edge.learning.vectors import unflatten
-    from har_edge.tflite.gradient.weights import replace_weights
 
     run, record, finished = server.settings.job.run, server.record, server.state is RunState.FINISHED
     said = server.progress(time.time())
@@ -36,10 +34,8 @@ def write_results(args: argparse.Namespace, server: TrainingServer, trainable: T
         kept = args.out / f"{run}.checkpoint"
         say(f"not finished: {server.problem}" + (f"; the same command goes on from {kept}" if kept.exists() else ""))
     if record.rounds:
-        content = bytes(replace_weights(trainable.model, unflatten(server.weights, trainable.spec.weights)))
-        path = args.out / f"{run}.tflite"
-        _store(path, content)
-        say(f"{path}: {size(len(content))}, float32, sha256 {hashlib.sha256(content).hexdigest()}")
+        content = trained_content(server, inputs)
+        store_trained(args, content, f"{run}.tflite", "float32", inputs)
         table = args.out / f"{run}.csv"
         _store(table, rounds_csv(record.rounds, record.epochs).encode())
         say(f"{table}: {plural(len(record.rounds), 'round')}")
@@ -61,6 +57,55 @@ def write_results(args: argparse.Namespace, server: TrainingServer, trainable: T
     if finished:
         return 0
     return 128 + stop.signal if stop.asked else EXIT_INCOMPLETE
+
+
+def trained_content(server: TrainingServer, inputs: TrainingInputs) -> bytes:
+    """Return the model with the weights that were learned."""
+    from har_edge.learning.vectors import unflatten
+    from har_edge.tflite.gradient.weights import replace_weights
+
+    trainable = inputs.trainable
+    return bytes(replace_weights(trainable.model, unflatten(server.weights, trainable.spec.weights)))
+
+
+def store_trained(args: argparse.Namespace, content: bytes, name: str, kind: str, inputs: TrainingInputs) -> Path:
+    """Write a trained model with its entry in the manifest beside it, and say so; return its path."""
+    from har_edge.errors import ModelError
+    from har_edge.learning.model_entry import purpose_of, store_model
+    from har_edge.tflite.model import read_model
+
+    path: Path = args.out / name
+    _store(path, content)
+    say(f"{path}: {size(len(content))}, {kind}, sha256 {hashlib.sha256(content).hexdigest()}")
+    try:
+        purpose = purpose_of(read_model(content), inputs.data.train, inputs.found, inputs.description, args.out)
+    except (ConfigError, ModelError) as error:
+        say(f"no manifest says what {name} is for: {error}")
+        return path
+    entry = store_model(content, purpose, _origin(args, inputs), path)
+    labels = f", {plural(len(entry.task.labels), 'label')}" if entry.task.labels else ""
+    say(f"{args.out / 'manifest.json'}: entry {entry.name!r}{labels}; its options are not needed again")
+    return path
+
+
+def _origin(args: argparse.Namespace, inputs: TrainingInputs) -> TrainingOrigin:
+    import numpy as np
+
+    from har_edge.learning.model_entry import TrainingOrigin
+
+    data, base = inputs.data.train, inputs.found.entry if inputs.found is not None else None
+    named = np.unique(data.groups).tolist() if data.groups is not None else [data.name]
+    known = base if base is not None and not args.from_scratch else None
+    where = "nodes' own samples, tested on " if args.own_data else ""
+    parts = ["har-edge train --on-devices", f"--model {args.model} --data {args.data}", "--own-data" * args.own_data]
+    parts += [f"--epochs {args.epochs or 10} --batch {args.batch} --optimizer {args.optimizer} --seed {args.seed}"]
+    return TrainingOrigin(
+        f"{where}{data.origin}" + (f"; before: {known.data}" if known is not None else ""),
+        data.real and (known is None or known.real or not known.trained_on),
+        tuple({*named, *(known.trained_on if known is not None else ())}),
+        " ".join(filter(None, parts)),
+        args.seed,
+    )
 
 
 def _store(path: Path, content: bytes) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from har_edge.api.images import describe_images, image_task
 from har_edge.config.catalog import ModelEntry
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Interpreter, Port
+from har_edge.inference.port_task import describe_images, image_task
 from har_edge.tflite.manifest import TensorSpec
 from har_edge.training.versions import versions
 
