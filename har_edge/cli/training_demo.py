@@ -57,7 +57,7 @@ class DemoSamples:
 
 
 def run_training_demo(args: argparse.Namespace) -> int:
-    """Run it, print what happens; return 1 where windows are lost, or fewer than 8 of 10 answers are right at the end."""
+    """Run it, print what happens; return 1 where windows are lost, or more than 2 of 10 answers are wrong."""
     from har_edge.api.model import load_model
     from har_edge.cluster.local_cluster import LocalCluster
     from har_edge.files import write_atomic

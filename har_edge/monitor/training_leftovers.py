@@ -10,29 +10,25 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from har_edge.errors import BrokerError
 from har_edge.monitor.broker_checks import Finding, Verdict, passed
 from har_edge.monitor.leftovers import PATIENCE_S, QUIET_S, Connect, Retained, is_alive, send_all
 from har_edge.mqtt.bus import Outgoing, Session
 from har_edge.protocol.artifacts import Header
 from har_edge.protocol.events import Event, HeaderEvent, TrainingEvent, decode
+from har_edge.protocol.split_training import SplitLevel
 from har_edge.protocol.text import listed, printable
-from har_edge.protocol.topics import COORDINATOR, Kind, Topics, TrainingTopics
-from har_edge.protocol.training import (
-    CheckpointNote,
-    RunState,
-    TrainingJob,
-    TrainingLevel,
-    TrainingMessage,
-    TrainingProgress,
-)
+from har_edge.protocol.topics import COORDINATOR, RETAINED_OF_TRAINING, Kind, Topics, TrainingTopics
+from har_edge.protocol.training import BlockFile, RunState, TrainingFile, TrainingLevel, TrainingProgress
 from har_edge.protocol.training_results import ModelNote
 from har_edge.runtime.artifacts import clear
 from har_edge.timing import TRAINING_LISTEN_S
 from har_edge.units import plural, size
 
 _GOING = (RunState.WAITING, RunState.RUNNING)
-_LEVELS = (TrainingLevel.JOB, TrainingLevel.PROGRESS, TrainingLevel.CHECKPOINT, TrainingLevel.MODEL)
+_LEVELS = sorted(RETAINED_OF_TRAINING)
 # Names come from the network: so many trainings and files are looked at.
 MAX_RUNS, MAX_FILES = 256, 65_536
 
@@ -42,7 +38,7 @@ class RunTraces:
     """The retained messages of one training by level, and whether it said something while this listened."""
 
     run: str
-    kept: dict[str, TrainingMessage] = field(default_factory=dict)
+    kept: dict[str, object] = field(default_factory=dict)
     alive: bool = False
 
     @property
@@ -54,7 +50,8 @@ class RunTraces:
     @property
     def killed(self) -> bool:
         """Whether it has gone without taking its job away: nodes still wait for it."""
-        return not self.alive and (TrainingLevel.JOB.value in self.kept or self.state in _GOING)
+        waits = {TrainingLevel.JOB.value, SplitLevel.SPLIT.value} & self.kept.keys()
+        return not self.alive and (bool(waits) or self.state in _GOING)
 
     @property
     def model(self) -> ModelNote | None:
@@ -64,16 +61,9 @@ class RunTraces:
 
     @property
     def files(self) -> set[str]:
-        """The files that its job, its checkpoint and its model name."""
-        found: set[str] = set()
-        for message in self.kept.values():
-            if isinstance(message, TrainingJob):
-                found |= {message.graph.sha256, message.spec.sha256, *(one.sha256 for one in message.blocks)}
-            elif isinstance(message, CheckpointNote):
-                found.add(message.file.sha256)
-            elif isinstance(message, ModelNote):
-                found.add(message.sha256)
-        return found
+        """The files that its messages name."""
+        named = {one.sha256 for message in self.kept.values() for one in _files_in(message)}
+        return named | ({self.model.sha256} if self.model is not None else set())
 
     def without(self, level: TrainingLevel) -> RunTraces:
         """Return the traces without one level."""
@@ -140,7 +130,7 @@ def read_trainings(connect: Connect, topics: Topics, kept: Retained) -> Training
     seen, files = _Traces(), TrainingTopics(topics.base, topics.pipeline)
     bus = connect(Session(f"look-{secrets.token_hex(8)}", clean_start=True))
     try:
-        bus.subscribe([*(topics.training("+", level.value) for level in _LEVELS), files.slice("+")])
+        bus.subscribe([*(topics.training("+", level) for level in _LEVELS), files.slice("+")])
         began = time.monotonic()
         quiet = began + PATIENCE_S
         while (now := time.monotonic()) < quiet or (seen.doubtful and now < began + TRAINING_LISTEN_S):
@@ -220,6 +210,20 @@ def clear_trainings(connect: Connect, topics: Topics, found: TrainingLeftovers) 
     if found.files:
         total = size(sum(one.size for one in found.files))
         yield f"files of trainings: {len(found.files)} removed ({total})"
+
+
+def _files_in(message: object) -> Iterator[TrainingFile | BlockFile]:
+    """Yield the files that a message names, however deep."""
+    if isinstance(message, TrainingFile | BlockFile):
+        yield message
+    elif isinstance(message, msgspec.Struct):
+        for name in message.__struct_fields__:
+            yield from _files_in(getattr(message, name))
+    elif isinstance(message, tuple | list):
+        for one in message:
+            yield from _files_in(one)
+    elif isinstance(message, dict):
+        yield from _files_in(list(message.values()))
 
 
 def _state(one: RunTraces) -> str:

@@ -26,18 +26,8 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 
 from har_edge.errors import MessageError
-from har_edge.protocol.training import (
-    MAX_JSON_BYTES,
-    MAX_ROUND_BYTES,
-    Name,
-    Number,
-    Seconds,
-    Sha256,
-    Size,
-    Text,
-    TrainingFile,
-    VectorPart,
-)
+from har_edge.protocol.training import MAX_JSON_BYTES, MAX_ROUND_BYTES, TrainingFile, VectorPart
+from har_edge.protocol.training_fields import Name, Number, Seconds, Sha256, Size, Text
 
 VERSION = 1
 MAX_STAGES = 64

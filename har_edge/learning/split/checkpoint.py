@@ -13,7 +13,7 @@ from har_edge.learning.checkpoints import MAX_ROWS, bytes_of, vector_of
 from har_edge.learning.split.record import EpochScore, RecoveryRow, SplitRecord, StepRow
 from har_edge.learning.split.state import WholeState
 from har_edge.learning.vectors import Vector, WeightLike
-from har_edge.protocol.training import Name, Number, Seconds, Sha256
+from har_edge.protocol.training_fields import Name, Number, Seconds, Sha256
 
 VERSION = 1
 

@@ -17,7 +17,7 @@ from har_edge.errors import ModelError
 from har_edge.learning.checkpoints import bytes_of, vector_of
 from har_edge.learning.optimizers import Optimizer, make_optimizer
 from har_edge.learning.vectors import Vector, flatten, unflatten
-from har_edge.protocol.training import Number
+from har_edge.protocol.training_fields import Number
 from har_edge.tflite.gradient.stage_spec import StageSpec
 
 _VERSION = 1
