@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
+from har_edge.cli.arguments.split_training import add_plan_options
+from har_edge.cli.device_training import DEFAULT_OPTIMIZER
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,11 +70,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=values.writable_file, metavar="FILE", help="write the plan as JSON")
     parser.add_argument("--json", action="store_true", help="print plan and alternatives as JSON instead of text")
+    add_plan_options(parser, DEFAULT_OPTIMIZER)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the best plan beside others."""
     options.one_thread()
+    if args.train:
+        from har_edge.cli.training_plans import run_training_plan
+
+        return run_training_plan(args)
     if (args.parity or args.float_parity) and (args.pack or args.no_split):
         raise ConfigError(
             "--parity came with --no-split or --pack; it shares every layer, and its sums travel as they are: leave "

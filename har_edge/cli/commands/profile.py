@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from har_edge.cli.arguments import options, values
+from har_edge.cli.arguments.split_training import add_profile_options
 from har_edge.cli.console import follow
 
 if TYPE_CHECKING:
@@ -34,12 +35,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_data(parser)
     parser.add_argument("--again", action="store_true", help="measure again, even with a profile in the cache")
     parser.add_argument("--json", action="store_true", help="print the profile as JSON instead of text")
+    add_profile_options(parser)
     options.add_broker(parser, embedded=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, store and print a profile."""
     options.one_thread()
+    if args.train:
+        from har_edge.cli.training_plans import run_training_profile
+
+        return run_training_profile(args)
     from har_edge.cli.reports.profile import print_profile
     from har_edge.config.catalog import find_model
     from har_edge.inference.tensor_observation import open_model
@@ -84,7 +90,7 @@ def _measure(model: Model, found: FoundModel, device: str, args: argparse.Namesp
     import msgspec
 
     from har_edge.planner.profile import cached_profiles
-    from har_edge.runtime.profiling import make_profile, measure_memory, measure_weight_rate, time_model
+    from har_edge.runtime.profiling import make_profile, measure_memory, time_model
 
     others = [
         profile
@@ -95,7 +101,6 @@ def _measure(model: Model, found: FoundModel, device: str, args: argparse.Namesp
     timing = time_model(model, threads=args.threads, others=others, watch=_progress, delegate=told)
     remarks += timing.remarks
     profile = make_profile(model, device, timing, threads=args.threads, others=others, delegate=told)
-    profile = msgspec.structs.replace(profile, weight_bytes_per_s=measure_weight_rate(told) or msgspec.UNSET)
     memory = measure_memory(model, timing.bounds, told)
     if memory is None:
         remarks.append("memory was not measured: it takes Linux, and a model that the runtime here can run")
@@ -125,14 +130,13 @@ def measure_through_broker(
 ) -> tuple[MessageCost | None, LinkCost | None]:
     """Measure the cost of messages, and the link too if a broker was named."""
     from har_edge.mqtt.broker.launcher import find_mosquitto
-    from har_edge.runtime.profiling import find_shorter_work, find_work, measure_messages
+    from har_edge.runtime.profiling import find_work, measure_messages
 
     if not args.broker and find_mosquitto() is None:
         remarks.append("messages were not measured: Mosquitto is not installed here; name a broker with --broker")
         return None, None
     with _bus(args, device) as (bus, broker):
-        work, shorter = find_work(model, args.delegate), find_shorter_work(model, args.delegate)
-        message, link = measure_messages(bus, device, broker, work=work, shorter=shorter if work else ())
+        message, link = measure_messages(bus, device, broker, work=find_work(model, args.delegate))
     if args.broker:
         return message, link
     remarks.append("the link was not measured: name the broker with --broker")
