@@ -106,7 +106,7 @@ class PipelineView:
         self.bus.close(forget=True)
 
 
-def check_deployable(args: argparse.Namespace, topics: Topics, model: Model, data: Dataset) -> None:
+def check_deployable(args: argparse.Namespace, topics: Topics, model: Model, data: Dataset | None) -> None:
     """Raise ConfigError where no coordinator runs that takes models, or the model does not fit what it runs."""
     view = PipelineView(args, topics)
     try:
@@ -116,7 +116,7 @@ def check_deployable(args: argparse.Namespace, topics: Topics, model: Model, dat
     check_pipeline(seen, topics, model, data)
 
 
-def check_pipeline(seen: RunningPipeline, topics: Topics, model: Model, data: Dataset) -> None:
+def check_pipeline(seen: RunningPipeline, topics: Topics, model: Model, data: Dataset | None) -> None:
     """Raise ConfigError where a model cannot be rolled out into a pipeline."""
     from har_edge.coordinator.model_replacement import HEARS_OF_MODELS, check_replacement
     from har_edge.protocol.status import ALIVE
@@ -164,10 +164,15 @@ def check_inputs(seen: RunningPipeline, model: Model) -> None:
             )
 
 
-def check_meaning(task: Task, data: Dataset) -> None:
-    """Raise ConfigError where classes or pixels mean something else in the pipeline than in the data."""
+def check_meaning(task: Task, data: Dataset | None) -> None:
+    """Raise ConfigError where classes or pixels mean something else in the pipeline than in the data.
+
+    Scores of anomalies are no classes, and a version that ran before needs no data.
+    """
     import numpy as np
 
+    if data is None or task.anomaly is not None:
+        return
     if tuple(task.labels) != data.classes:
         came = ", ".join(data.classes[:5]) or "none"
         raise ConfigError(f"its classes are {', '.join(task.labels[:5]) or 'none'} ..., those of the data {came} ...")
@@ -182,7 +187,7 @@ def check_meaning(task: Task, data: Dataset) -> None:
 
 
 def deploy(
-    args: argparse.Namespace, topics: Topics, run: str, content: bytes, model: Model, data: Dataset, stop: Stop
+    args: argparse.Namespace, topics: Topics, run: str, content: bytes, model: Model, data: Dataset | None, stop: Stop
 ) -> bool:
     """Hand a model to the coordinator, and follow the rollout; return whether windows go through the model at the end.
 

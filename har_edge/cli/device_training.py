@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from har_edge.cli.training_inputs import TrainingInputs
+    from har_edge.cli.version_offer import LiveWatch
     from har_edge.learning.checkpoints import Checkpoint
     from har_edge.learning.datasets import Dataset
     from har_edge.learning.held_out import EvaluationThread, HeldOutSamples
@@ -52,6 +53,7 @@ def run_on_devices(args: argparse.Namespace) -> int:
     from har_edge.cli.deploy_trained import check_deployable
     from har_edge.cli.reports.training_files import write_results
     from har_edge.cli.training_inputs import check_options, open_inputs
+    from har_edge.cli.version_offer import LiveWatch
     from har_edge.learning.held_out import EvaluationThread, HeldOutSamples
     from har_edge.learning.preparation import initialise
     from har_edge.protocol.topics import Topics, check_id
@@ -71,6 +73,7 @@ def run_on_devices(args: argparse.Namespace) -> int:
     store = Store(args.cache or default_folder(), LIMIT_BYTES)
     settings = make_settings(args, topics, make_job(args, run, trainable, train, store), train, len(test))
     args.out.mkdir(parents=True, exist_ok=True)
+    live = LiveWatch(args, topics) if args.deploy and args.trial else None
     bus, settings, server, before = open_server(args, settings, weights, store)
     held_out = HeldOutSamples(
         trainable.model, trainable.spec.weights, test, classes=bool(trainable.classes), layout=trainable.layout
@@ -81,7 +84,11 @@ def run_on_devices(args: argparse.Namespace) -> int:
     finally:
         bus.close(forget=True)
     code = write_results(args, server, inputs, stop)
-    return code or finish_model(args, topics, server, inputs, ranges, held_out, stop)
+    try:
+        return code or finish_model(args, topics, server, inputs, ranges, held_out, stop, live)
+    finally:
+        if live is not None:
+            live.close()
 
 
 def finish_model(
@@ -92,12 +99,12 @@ def finish_model(
     ranges: TensorRanges | None,
     held_out: HeldOutSamples,
     stop: Stop,
+    live: LiveWatch | None,
 ) -> int:
     """Quantise and roll out the model of a training that has finished, as asked; return the exit code."""
-    from har_edge.cli.deploy_trained import deploy
     from har_edge.cli.int8_result import write_int8
     from har_edge.cli.reports.training_files import EXIT_INCOMPLETE, trained_content
-    from har_edge.tflite.model import read_model
+    from har_edge.cli.version_offer import offer_trained
 
     run, content = server.settings.job.run, trained_content(server, inputs)
     if args.int8:
@@ -105,7 +112,7 @@ def finish_model(
         if made is None:
             return EXIT_INCOMPLETE
         content = made if args.deploy == "int8" else content
-    if not args.deploy or deploy(args, topics, run, content, read_model(content), inputs.data.train, stop):
+    if not args.deploy or offer_trained(args, topics, run, content, inputs, held_out, live, stop):
         return 0
     return EXIT_INCOMPLETE
 

@@ -48,7 +48,10 @@ def check_replacement(model: Model, task: Task) -> None:
         raise ConfigError(f"its outputs are {list_tensors(tensors)}; the pipeline takes {', '.join(missing)}")
     scores = outputs[task.output]
     found = values_of(scores.signature)
-    if task.labels and found != len(task.labels) and not (found == 1 and scores.dtype in INDICES):
+    if task.anomaly is not None:
+        if found != 1:
+            raise ConfigError(f"it gives {list_tensors([scores])}; the pipeline takes one score a picture")
+    elif task.labels and found != len(task.labels) and not (found == 1 and scores.dtype in INDICES):
         raise ConfigError(f"it gives {list_tensors([scores])}; the pipeline has {len(task.labels)} classes")
 
 

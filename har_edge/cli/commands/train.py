@@ -173,6 +173,21 @@ def add_on_devices(parser: argparse.ArgumentParser) -> None:
         help="roll the result out into the pipeline that runs, through its coordinator, without losing a window; int8: "
         "that of --int8 (default: float)",
     )
+    group.add_argument(
+        "--least-gain",
+        type=values.amount,
+        default=0.0,
+        metavar="X",
+        help="with --deploy: only what is better than the deployed model on held-out samples is rolled out, by X at "
+        "least in accuracy (default: 0); both are kept (`har-edge versions`)",
+    )
+    group.add_argument(
+        "--trial",
+        type=values.positive,
+        metavar="N",
+        help="with --deploy: after the rollout, go back if fewer of N live windows with a known truth are right than "
+        "before",
+    )
     group.add_argument("--run-name", metavar="ID", help="name of the training (default: that of the model)")
     group.add_argument("--fresh", action="store_true", help="begin anew, though there is a checkpoint")
     group.add_argument(
