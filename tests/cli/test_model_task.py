@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from har_edge.cli.arguments.model_task import assignment
-from har_edge.cli.commands.coordinator import _prepare
+from har_edge.cli.commands.coordinator import _find_model, _prepare
 from har_edge.cli.main import build_parser
 from har_edge.config.unlisted_model import derive_task, packed_labels, read_labels
 from har_edge.data.description import StreamDescription, parse_description
@@ -133,7 +133,8 @@ def test_a_coordinator_carries_the_description_to_its_nodes(tmp_path: Path) -> N
     (elsewhere / "gym.toml").write_text(TOML.format(labels='labels = ["still", "moving"]'))
     words = ["coordinator", "--model", str(model), "--stream", str(elsewhere / "gym.toml")]
     args = build_parser().parse_args(words)
-    setup, _ = _prepare(args, Identity(Topics("har", "har"), "coordinator", "coordinator", "paho"), kept)
+    identity = Identity(Topics("har", "har"), "coordinator", "coordinator", "paho")
+    setup, _ = _prepare(args, identity, _find_model(args, kept))
     assert setup.config.task.stream.description == "gym.toml"
     assert setup.files["gym.toml"] == (elsewhere / "gym.toml").read_bytes()
     assert setup.config.task.labels == ["still", "moving"]
