@@ -132,10 +132,13 @@ def make_job(
     """Return the job, its files in the store. Raises ConfigError for samples that make too many blocks."""
     from har_edge.learning.preparation import store_blocks, store_files
     from har_edge.learning.privacy import check_privacy
+    from har_edge.protocol.masks import MASKED_VERSION
     from har_edge.protocol.training import TrainingJob
+    from har_edge.protocol.training_fields import VERSION
 
     graph, spec = store_files(store, [trainable.graph, trainable.spec.encode()])
     job = TrainingJob(
+        version=MASKED_VERSION if args.secure else VERSION,
         run=run,
         author=f"train-{secrets.token_hex(6)}",
         started=time.time(),
@@ -147,10 +150,11 @@ def make_job(
         classes=train.classes,
         blocks=() if args.own_data else store_blocks(store, train, args.seed),
         own=args.own_data,
-        compress=args.compress,
+        compress="none" if args.secure else args.compress,
         seed=args.seed,
         clip=args.clip or 0.0,
         noise=args.noise / math.sqrt(args.workers),  # each adds its share: the sum has all of it
+        mask=args.secure,
         data=train.name[:400],
         sources=train.sources if trainable.layout.widths else (),
     )

@@ -6,6 +6,7 @@ import errno
 import http.client
 import json
 import re
+import socket
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -62,12 +63,25 @@ def download(url: str, part: Path, progress: Progress) -> None:
                 f"{part}: {getattr(error, 'strerror', error)}; what came is kept: make room or take another folder "
                 "(--out), and run again"
             ) from error
-        reason = getattr(error, "reason", None) or error
+        reason = _reason(error, url)
         kept = part.stat().st_size if part.exists() else 0
-        came = f"the {size(kept)} that came are kept: mend the cause and run again" if kept else "nothing came"
-        raise DataError(
-            f"{url}: {reason}; {came}, or bring the file here another way and give it with --from"
-        ) from error
+        came = (
+            f"the {size(kept)} that came are kept, and the same command goes on from there" if kept else "nothing came"
+        )
+        raise DataError(f"{url}: {reason}; {came}") from error
+
+
+def _reason(error: Exception, url: str) -> object:
+    """Return why a server was not reached, as a person says it."""
+    reason = getattr(error, "reason", None) or error
+    host = urllib.parse.urlsplit(url).hostname
+    if isinstance(reason, socket.gaierror):
+        return f"the address of {host} was not found (is this machine online?)"
+    if isinstance(reason, TimeoutError):
+        return f"{host} does not answer (is this machine online?)"
+    if isinstance(reason, OSError) and reason.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        return f"no network leads to {host} (is this machine online?)"
+    return getattr(reason, "strerror", None) or reason
 
 
 def begun_at(part: Path, url: str) -> bool:

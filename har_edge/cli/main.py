@@ -59,8 +59,14 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **({"formatter_class": _Formatter} | options))
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(2, fold(f"{self.prog}: error: {message}", 4, sys.stderr) + "\n")
+        """Print what the command cannot do without, and the error; --help lists the other options."""
+        needed = [one for one in self._actions if one.required or not one.option_strings]
+        formatter = self._get_formatter()
+        formatter.add_usage(None, needed, ())
+        words = formatter.format_help().removeprefix(f"usage: {self.prog}").split()
+        usage = " ".join([f"usage: {self.prog} [--help] [OPTION ...]", *words])
+        said = f"{self.prog}: error: {message}"
+        self.exit(2, f"{fold(usage, 4, sys.stderr)}\n{fold(said, 4, sys.stderr)}\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from pathlib import Path
 from har_edge.cli.download import Progress, StorageError, begun_at, download, forget
 from har_edge.data.mnist import PackedFile
 from har_edge.errors import DataError
+from har_edge.units import plural
 
 # How often a mirror is asked again after it broke off, as long as more bytes come each time.
 ATTEMPTS = 5
@@ -75,8 +76,8 @@ def _fetch(file: PackedFile, mirrors: Sequence[str], place: Path, progress: Prog
             return
     reasons = "\n  ".join(faults)
     raise DataError(
-        f"{file.name} came from none of {len(urls)} mirrors; give others, or a folder with the file, with --from:\n"
-        f"  {reasons}"
+        f"{file.name} came from none of {plural(len(urls), 'mirror')}; give others, or a folder with the file, with "
+        f"--from:\n  {reasons}"
     )
 
 

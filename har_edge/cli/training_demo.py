@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError, DataError, NodeError
+from har_edge.units import plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -274,7 +275,7 @@ def describe(progress: TrainingProgress) -> str:
     elif progress.train_accuracy is not None:
         parts.append(f"accuracy {progress.train_accuracy:.3f} in training")
     active = sum(one.active for one in progress.workers)
-    return ", ".join([*parts, f"{active} workers"])
+    return ", ".join([*parts, plural(active, "worker")])
 
 
 def _on_terminate(number: int, _frame: FrameType | None) -> None:

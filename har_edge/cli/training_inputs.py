@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli.console import say
+from har_edge.cli.training_privacy import check_secure
 from har_edge.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.noise:
         PrivacyAccountant(args.delta)  # whether the library is here
+    if args.secure:
+        check_secure(args)
     check_noise(args.clip or 0.0, args.noise / math.sqrt(args.workers), args.compress)
     if args.int8:
         require_quantizer()

@@ -127,6 +127,13 @@ class SampleAccount:
         self.skipped += count
         return count
 
+    def skip_free(self) -> int:
+        """Leave out what no task has; return how many samples."""
+        count = self.open
+        self.free.clear()
+        self.skipped += count
+        return count
+
     def restore(self, free: Iterable[SampleRange], counted: int, skipped: int = 0) -> None:
         """Go on from a checkpoint. Raises ModelError for ranges that do not fit the blocks."""
         self.free, self.out, self.counted, self.skipped = {}, {}, counted, skipped

@@ -14,13 +14,23 @@ from har_edge.learning.vectors import Vector
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """The update of a worker: the sum of gradients, or the change of its weights."""
+    """The update of a worker: the sum of gradients, or the change of its weights.
+
+    A masked sum of several workers is one, too: the sum of their gradients, or the mean of their changes by samples.
+    `members` are the samples of each of them then.
+    """
 
     worker: str
     samples: int
     vector: Vector
     loss: float = 0.0
     correct: int = 0
+    members: tuple[int, ...] = ()
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """The samples of each worker that it is of."""
+        return self.members or (self.samples,)
 
 
 class Aggregator(Protocol):

@@ -42,8 +42,8 @@ class FixedPoint:
         largest = float(np.max(np.abs(values), initial=0))
         if not largest <= self.limit:
             raise ModelError(
-                f"a value of {largest:g} is beyond the limit of masked sums, {self.limit:g}; clip the updates, or "
-                "set a larger limit on all devices"
+                f"a value is beyond the limit of masked sums, {self.limit:g}; clip the updates with --clip, or lower "
+                "the rate"
             )
         return np.rint(values.astype(np.float64) * self.steps).astype(np.int64).astype(np.uint32)
 

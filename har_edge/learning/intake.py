@@ -9,7 +9,10 @@ import numpy as np
 
 from har_edge.errors import MessageError
 from har_edge.learning.aggregation import Contribution
-from har_edge.learning.compression import decode, make_compressor
+from har_edge.learning.compression import PackedVector, decode, make_compressor
+from har_edge.learning.fixed_point import Words
+from har_edge.learning.masked_vector import EXTRA_WORDS
+from har_edge.learning.masked_vector import KIND as MASKED_KIND
 from har_edge.learning.members import WorkerRecord
 from har_edge.protocol.training import MAX_CLIP, TrainingJob, Update, WorkerReport
 
@@ -43,25 +46,10 @@ def accept(member: WorkerRecord, update: Update, job: TrainingJob, compress: str
     Raises MessageError for another kind or size of vector than the job's, for more samples than the task has, and for
     figures that no training gives; NotFinite for values that are no numbers.
     """
-    pending = member.pending
-    assert pending is not None
-    if update.problem:
-        raise NotFinite(update.problem)
-    part = update.vector
-    if part.size != job.parameters:
-        raise MessageError(f"a vector of {part.size} numbers came; expected {job.parameters}, as the model has weights")
-    if not update.samples:
-        raise MessageError("an update of no samples came; expected one at least, or the problem")
-    if update.samples > pending.task.samples or update.correct > update.samples:
-        raise MessageError(
-            f"{update.correct} correct of {update.samples} samples came; expected at most the {pending.task.samples} "
-            "of its task"
-        )
-    packed = pending.assembly.add(part)
+    packed = _assemble(member, update, job.parameters)
     if packed is None:
         return None
-    if packed.kind != compressed_kind(compress):
-        raise MessageError(f"an update in format {packed.kind!r} came; expected {compressed_kind(compress)!r}")
+    _check_kind(packed, compressed_kind(compress))
     if not math.isfinite(update.loss):
         raise NotFinite(f"a loss of {update.loss} came; expected a finite one: the learning rate may be too high")
     vector = decode(packed, job.parameters)
@@ -71,6 +59,45 @@ def accept(member: WorkerRecord, update: Update, job: TrainingJob, compress: str
             f"values up to {most:.3g} came; expected at most {MAX_CLIP:g}: the learning rate may be too high"
         )
     return Contribution(member.name, update.samples, vector, update.loss, update.correct)
+
+
+def accept_masked(member: WorkerRecord, update: Update, job: TrainingJob) -> Words | None:
+    """Return the masked words that came for the task of a worker; None until all parts are here.
+
+    Raises MessageError as `accept` does; of the values nothing can be said.
+    """
+    size = job.parameters + EXTRA_WORDS
+    packed = _assemble(member, update, size)
+    if packed is None:
+        return None
+    _check_kind(packed, MASKED_KIND)
+    if len(packed.data) != 4 * size:
+        raise MessageError(f"{len(packed.data)} bytes of masked words came; expected {4 * size}")
+    return np.frombuffer(packed.data, "<u4").astype(np.uint32)
+
+
+def _assemble(member: WorkerRecord, update: Update, size: int) -> PackedVector | None:
+    """Return the vector of an update once all parts are here, with figures that its task may have."""
+    pending = member.pending
+    assert pending is not None
+    if update.problem:
+        raise NotFinite(update.problem)
+    part = update.vector
+    if part.size != size:
+        raise MessageError(f"a vector of {part.size} numbers came; expected {size}, as the model has weights")
+    if not update.samples:
+        raise MessageError("an update of no samples came; expected one at least, or the problem")
+    if update.samples > pending.task.samples or update.correct > update.samples:
+        raise MessageError(
+            f"{update.correct} correct of {update.samples} samples came; expected at most the {pending.task.samples} "
+            "of its task"
+        )
+    return pending.assembly.add(part)
+
+
+def _check_kind(packed: PackedVector, expected: str) -> None:
+    if packed.kind != expected:
+        raise MessageError(f"an update in format {packed.kind!r} came; expected {expected!r}")
 
 
 @lru_cache(maxsize=16)

@@ -6,8 +6,9 @@ import numpy as np
 
 from har_edge.errors import MessageError
 from har_edge.learning.fixed_point import Words
+from har_edge.protocol.masks import KEY_BYTES
 
-KEY_BYTES = SEED_BYTES = 32
+SEED_BYTES = 32
 # Each key seals one text, so the nonce need not differ.
 _NONCE = bytes(12)
 
@@ -43,6 +44,11 @@ class KeyPair:
 def public_of(private: bytes) -> bytes:
     """Return the public key of a private one."""
     return KeyPair(private).public
+
+
+def check_public(public: bytes) -> None:
+    """Raise MessageError for a public key that agrees on zeros with anybody."""
+    KeyPair(bytes(KEY_BYTES)).agree(public, b"")
 
 
 def seal(key: bytes, text: bytes) -> bytes:

@@ -28,8 +28,18 @@ import numpy as np
 from har_edge.errors import ConfigError, MessageError, NodeError
 from har_edge.extras import require
 from har_edge.learning.fixed_point import Words
-from har_edge.learning.mask_keys import KEY_BYTES, SEED_BYTES, KeyPair, expand, open_sealed, public_of, seal
-from har_edge.learning.shamir import SHARE_BYTES, join_shares, split_secret
+from har_edge.learning.mask_keys import SEED_BYTES, KeyPair, check_public, expand, open_sealed, public_of, seal
+from har_edge.learning.shamir import join_shares, split_secret
+from har_edge.protocol.masks import KEY_BYTES, LEAST_MASKED, SHARE_BYTES
+from har_edge.units import plural
+
+
+class MaskError(NodeError):
+    """The sum cannot be unmasked; `culprit` is the device whose secret does not come back, "" where nobody knows."""
+
+    def __init__(self, culprit: str, text: str) -> None:
+        super().__init__(text)
+        self.culprit = culprit
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +61,9 @@ def default_threshold(devices: int) -> int:
 
     Raises ConfigError for fewer than three devices: of a sum of two, each knows the other's part.
     """
-    if devices < 3:
+    if devices < LEAST_MASKED:
         raise ConfigError(
-            f"masked sums need at least 3 devices, {devices} came; each of two would know the other's update"
+            f"masked sums need at least {LEAST_MASKED} devices, {devices} came; each of two would know the other's part"
         )
     return min(devices - 1, 2 * devices // 3 + 1)
 
@@ -78,6 +88,8 @@ class MaskedDevice:
         self._seed = random_bytes(SEED_BYTES)
         self._others: dict[str, MaskKeys] = {}  # the keys of all devices of the round, without the own
         self._held: dict[str, bytes] = {}  # what devices sealed for this one, opened; the own shares, too
+        self._round: set[str] = set()  # those whose masks are in the values
+        self.unopened: dict[str, str] = {}  # those whose shares cannot be opened, and why
         self._masked = self._unmasked = False
 
     def keys(self) -> MaskKeys:
@@ -107,27 +119,40 @@ class MaskedDevice:
         """Return message 3: values + masks modulo 2**32.
 
         Args:
-            sealed: By device, what it sealed for this one; who is missing has dropped out.
+            sealed: By device, what it sealed for this one; who is missing has dropped out. One whose bytes cannot be
+                opened stays in the round, and in `unopened`: the others can tell its shares.
             values: Fixed-point values; the same number on each device.
 
-        Raises MessageError for shares that cannot be opened, of too few devices, or when it was asked before: the
-        difference of two masked vectors would show what changed.
+        Raises MessageError for shares of too few devices, or when it was asked before: the difference of two masked
+        vectors would show what changed.
         """
         if self._masked or not self._others:
             raise MessageError(f"{self.name} masks its values once, after it has shared its seeds")
-        if not set(sealed) <= set(self._others) or len(sealed) + 1 < self._threshold:
+        if not set(sealed) <= set(self._others):
+            raise MessageError(f"shares of {len(sealed)} devices for {self.name} came, some of none of the round")
+        opened = {name: text for name in sorted(sealed) if (text := self._open(name, sealed[name]))}
+        if len(opened) + 1 < self._threshold:
             raise MessageError(
-                f"shares of {len(sealed)} devices for {self.name}, expected at least {self._threshold - 1} of the round"
+                f"shares of {len(opened)} devices for {self.name} can be opened, expected at least "
+                f"{self._threshold - 1} of the round"
             )
-        opened = {name: open_sealed(self._seal_key(name, name, self.name), text) for name, text in sealed.items()}
-        if any(len(text) != 2 * SHARE_BYTES for text in opened.values()):
-            raise MessageError(f"sealed shares for {self.name} of another length than {2 * SHARE_BYTES} bytes")
         self._held |= opened
-        self._masked = True
+        self._round, self._masked = {self.name, *sealed}, True
         total = values + expand(self._seed, values.size)
-        for name in sorted(opened):
+        for name in sorted(sealed):
             total += pair_mask(self._masking, self.name, name, self._others[name].masking, self._context, values.size)
         return total
+
+    def _open(self, name: str, sealed: bytes) -> bytes:
+        """Return the shares that a device sealed for this one; empty, and noted, where they cannot be opened."""
+        try:
+            text = open_sealed(self._seal_key(name, name, self.name), sealed)
+            if len(text) != 2 * SHARE_BYTES:
+                raise MessageError(f"sealed shares of {len(text)} bytes, expected {2 * SHARE_BYTES}")
+        except MessageError as error:
+            self.unopened[name] = str(error)
+            return b""
+        return text
 
     def unmask(self, counted: Collection[str]) -> dict[str, bytes]:
         """Return message 4: by device of the round, the share of its seed if it is counted, else of its key.
@@ -137,10 +162,10 @@ class MaskedDevice:
         """
         if self._unmasked or not self._masked:
             raise MessageError(f"{self.name} tells its shares once, after it has sent its values")
-        if not set(counted) <= set(self._held) or len(set(counted)) < self._threshold:
+        if not set(counted) <= self._round or len(set(counted)) < self._threshold:
             raise MessageError(
                 f"{len(set(counted))} devices are counted for {self.name}, expected at least {self._threshold} of "
-                f"{', '.join(sorted(self._held))}"
+                f"{', '.join(sorted(self._round))}"
             )
         self._unmasked = True
         return {
@@ -163,12 +188,15 @@ class MaskedSum:
         self.keys: dict[str, MaskKeys] = {}
         self._sealed: dict[str, Mapping[str, bytes]] = {}
         self._values: dict[str, Words] = {}
+        self.liars: set[str] = set()  # those that told shares that they were not given
         self._told: dict[str, Mapping[str, bytes]] = {}
         self._phase = 1
 
     def add_keys(self, name: str, keys: MaskKeys) -> None:
-        """Take message 1."""
+        """Take message 1. Raises MessageError for keys that no other device could agree on anything with."""
         self._expect(1, name, self.keys, None)
+        check_public(keys.sealing)
+        check_public(keys.masking)
         self.keys[name] = keys
 
     def add_shares(self, name: str, sealed: Mapping[str, bytes]) -> None:
@@ -188,21 +216,38 @@ class MaskedSum:
         self._values[name] = values
 
     def add_told(self, name: str, shares: Mapping[str, bytes]) -> None:
-        """Take message 4."""
-        self._expect(4, name, self._told, self._sealed)
-        if set(shares) != set(self._sealed) or any(len(share) != SHARE_BYTES for share in shares.values()):
-            raise MessageError(f"{name} told {len(shares)} shares, expected {len(self._sealed)} of {SHARE_BYTES} bytes")
+        """Take message 4; shares that the device could not open are missing in it."""
+        self._expect(4, name, self._told, self._values)
+        if not set(shares) <= set(self._sealed) or any(len(share) != SHARE_BYTES for share in shares.values()):
+            raise MessageError(
+                f"{name} told {plural(len(shares), 'share')}, expected those of {len(self._sealed)} devices, of "
+                f"{SHARE_BYTES} bytes"
+            )
         self._told[name] = shares
+
+    @property
+    def phase(self) -> int:
+        """The message that is taken now, 1 to 4; 5 after the last."""
+        return self._phase
+
+    @property
+    def came(self) -> Collection[str]:
+        """The devices whose message of this phase has come."""
+        return (self.keys, self._sealed, self._values, self._told, ())[self._phase - 1]
+
+    @property
+    def left(self) -> Collection[str]:
+        """The devices that may send the message of this phase, after message 1: those that sent the one before."""
+        return ((), self.keys, self._sealed, self._values, ())[self._phase - 1]
 
     def close(self) -> None:
         """End the phase of a message: who has not sent it by now has dropped out.
 
         Raises NodeError when too few devices are left; the round is then lost, and no update can be learnt.
         """
-        left = (self.keys, self._sealed, self._values, self._told)[self._phase - 1]
-        if len(left) < self._threshold:
+        if len(self.came) < self._threshold:
             raise NodeError(
-                f"{len(left)} of {len(self.keys)} devices are left at message {self._phase} of the masked sum; "
+                f"{len(self.came)} of {len(self.keys)} devices are left at message {self._phase} of the masked sum; "
                 f"expected at least {self._threshold}; this round is lost, start another one with those that answer"
             )
         self._phase += 1
@@ -219,29 +264,44 @@ class MaskedSum:
     def total(self) -> Words:
         """Return the sum of the values of `counted` modulo 2**32, after message 4.
 
-        Raises NodeError for shares that do not belong together: a device told others than it was given.
+        One device that told other shares than it was given is found, and in `liars`. Raises MaskError where the shares
+        of a device's secret do not belong together all the same.
         """
         if self._phase <= 4:
             raise NodeError(f"the masked sum is at message {self._phase} of 4; close it first")
-        points = {name: number for number, name in enumerate(sorted(self.keys), 1)}
         total = np.zeros(self._size, np.uint32)
         for values in self._values.values():
             total += values
         for name in sorted(self._sealed):
-            try:
-                secret = join_shares({points[teller]: shares[name] for teller, shares in self._told.items()})
-            except ValueError as error:
-                raise NodeError(f"the masks of {name} cannot be removed: {error}; the round is lost") from None
+            secret = self._join(name)
             if name in self._values:
                 total -= expand(secret, self._size)
             else:
                 total += self._left_by(name, secret)
         return total
 
+    def _join(self, name: str) -> bytes:
+        """Return the secret of a device from what the others told, leaving out one that lies."""
+        points = {other: number for number, other in enumerate(sorted(self.keys), 1)}
+        told = {teller: shares[name] for teller, shares in sorted(self._told.items()) if name in shares}
+        problem = f"{len(told)} devices have shares of it, expected at least {self._threshold}"
+        for left_out in ("", *told):
+            some = {points[teller]: share for teller, share in told.items() if teller != left_out}
+            if len(some) < self._threshold:
+                break
+            try:
+                secret = join_shares(some)
+                if name not in self._values and public_of(secret) != self.keys[name].masking:
+                    raise ValueError("the shares are of another key")
+            except ValueError as error:
+                problem = problem if left_out else str(error)
+                continue
+            self.liars |= {left_out} - {""}
+            return secret
+        raise MaskError(name, f"the masks of {name} cannot be removed: {problem}; the round is lost")
+
     def _left_by(self, name: str, private: bytes) -> Words:
         """Return the masks of a device that dropped out: others hold their counterparts, which did not cancel."""
-        if public_of(private) != self.keys[name].masking:
-            raise NodeError(f"the masks of {name} cannot be removed: the shares are of another key; the round is lost")
         pair, total = KeyPair(private), np.zeros(self._size, np.uint32)
         for other in self.counted:
             total += pair_mask(pair, name, other, self.keys[other].masking, self._context, self._size)

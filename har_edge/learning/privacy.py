@@ -137,14 +137,16 @@ class PrivacyAccountant:
             raise ModelError(f"privacy spent: delta {state['delta']:g}, expected {self.delta:g}; go on with the same")
         self._precision, self._single, self._rounds = state["precision"], state["single"], int(state["rounds"])
 
-    def describe(self) -> str:
-        """Return the privacy spent, in a line."""
+    def describe(self, *, masked: bool = False) -> str:
+        """Return the privacy spent, in a line; where updates are `masked`, nobody sees them one by one."""
         rounds = plural(self._rounds, "round")
         if math.isinf(self._precision):
             return f"privacy: none, as {rounds} had no noise"
+        spent = f"privacy spent by a device: epsilon {self.epsilon:.3g} at delta {self.delta:g} in {rounds}"
+        if masked:
+            return f"{spent}; server and broker see masked updates, and their sums alone"
         return (
-            f"privacy spent by a device: epsilon {self.epsilon:.3g} at delta {self.delta:g} in {rounds}; towards "
-            f"server and broker, which see its updates one by one, epsilon {self.epsilon_single:.3g}"
+            f"{spent}; towards server and broker, which see its updates one by one, epsilon {self.epsilon_single:.3g}"
         )
 
 

@@ -70,7 +70,7 @@ class RunRecord:
             samples,
             self.loss if samples and scored else None,
             self.train_accuracy if samples and scored else None,
-            len(parts),
+            sum(len(one.shares) for one in parts),
             self.sent_bytes,
             self.received_bytes,
             self.dropped,

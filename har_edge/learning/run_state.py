@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING
 
 from har_edge.errors import ConfigError, ModelError
 from har_edge.learning.account import SampleAccount
+from har_edge.learning.aggregation import GradientAggregator
 from har_edge.learning.checkpoints import VERSION, Checkpoint, bytes_of, vector_of
+from har_edge.learning.compression import make_compressor
 from har_edge.learning.members import WorkerRecord
 from har_edge.learning.modes import ModeChoice, TrainingCosts, TrainingMode, choose_mode
 from har_edge.learning.optimizers import make_optimizer
+from har_edge.learning.rates import with_steps
 from har_edge.learning.server_settings import ServerSettings
+from har_edge.learning.shares import ShareRule
 from har_edge.protocol.training import TrainingProgress
 from har_edge.units import plural
 
 if TYPE_CHECKING:
     from har_edge.learning.server import TrainingServer
+
+# The packing of updates that is chosen with the mode.
+AUTO = "auto"
 
 
 def pick_mode(
@@ -26,7 +33,7 @@ def pick_mode(
     if settings.mode is TrainingMode.SYNC:
         return ModeChoice(TrainingMode.SYNC, 1, "as asked", len(members))
     job, dense = settings.job, 4 * settings.job.parameters
-    auto = settings.job.compress == "auto"
+    auto = settings.job.compress == AUTO
     update = packed_bytes("none" if auto else settings.job.compress)
     local = 2 * packed_bytes("float16") if auto and len(members) > 1 else dense + update
     slowest = min((one.samples_per_s for one in members if one.samples_per_s > 0), default=0.0)
@@ -46,6 +53,32 @@ def pick_mode(
     return ModeChoice(settings.mode, settings.local_steps or found.local_steps, "as asked", len(members))
 
 
+def set_up(server: TrainingServer) -> None:
+    """Choose the mode for the workers that are there, unless the run goes on, and what follows from it."""
+    settings, job, pool = server.settings, server.settings.job, server.pool
+    if not server.restored:
+        server.choice = pick_mode(settings, pool.active, lambda compress: _packed_bytes(server, compress))
+        pool.begin_epoch()
+    if job.compress == AUTO and server.is_local and server.choice.workers > 1:
+        server.compress = "float16"
+        server.packing = make_compressor(server.compress, job.parameters)
+    for member in pool.active:
+        pool.add_own(member)
+    if not server.restored:
+        server.batch = settings.global_batch or job.batch * len(pool.active)
+        steps = -(-pool.account.total // server.batch) * settings.epochs
+        server.optimizer_text = with_steps(settings.optimizer, steps)
+    if not server.is_local:
+        server.optimizer = server.optimizer or make_optimizer(server.optimizer_text, job.parameters)
+        server.aggregator = GradientAggregator(server.optimizer)
+    server.rule = ShareRule(server.choice, job.batch, settings.global_batch, settings.by_speed, together=job.mask)
+
+
+def _packed_bytes(server: TrainingServer, compress: str) -> int:
+    """Return the bytes of a vector as it is packed, from packing one."""
+    return len(make_compressor(compress, server.settings.job.parameters).encode(server.weights).data)
+
+
 def describe(server: TrainingServer) -> str:
     """Return the mode of a run in words, with why it was chosen."""
     choice, job = server.choice, server.settings.job
@@ -56,7 +89,7 @@ def describe(server: TrainingServer) -> str:
         TrainingMode.STALE: f"local without waiting, {steps}, at most {server.settings.staleness} rounds behind",
         TrainingMode.AUTO: "not chosen yet",
     }[choice.mode]
-    sends = f"updates {server.compress}; {server.optimizer_text}"
+    sends = f"updates {'masked' if job.mask else server.compress}; {server.optimizer_text}"
     return f"{plural(len(server.pool.active), 'worker')}; {how} ({choice.reason}); {sends}"
 
 
@@ -159,6 +192,14 @@ def progress_of(server: TrainingServer, time: float) -> TrainingProgress:
         real=figures.real,
         broker=figures.broker,
         detail=(server.problem or server.detail)[:400],
-        privacy=server.privacy.describe() if server.privacy is not None else "",
+        privacy=privacy_of(server),
         workers=tuple(server.pool.members[name].progress() for name in sorted(server.pool.members)),
     )
+
+
+def privacy_of(server: TrainingServer) -> str:
+    """Return in words what hides the updates of single workers; "" for nothing."""
+    masked = server.masks is not None
+    if server.privacy is not None:
+        return server.privacy.describe(masked=masked)
+    return "updates are masked: server and broker see their sums alone" if masked else ""

@@ -6,30 +6,28 @@ Messages and the time go in, messages come out. `evaluations` are measured and `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from har_edge.errors import MessageError
-from har_edge.learning.aggregation import Aggregator, AveragingAggregator, Contribution, GradientAggregator, add_share
+from har_edge.learning.aggregation import Aggregator, AveragingAggregator, Contribution, add_share
 from har_edge.learning.checkpoints import Checkpoint
 from har_edge.learning.compression import make_compressor
-from har_edge.learning.intake import NotFinite, accept, is_awaited
-from har_edge.learning.members import PendingTask, WorkerRecord
+from har_edge.learning.intake import NotFinite, accept, accept_masked, is_awaited
+from har_edge.learning.masked_rounds import MaskedRounds, MaskedUpdate
+from har_edge.learning.members import WorkerRecord
 from har_edge.learning.modes import ModeChoice, TrainingMode
-from har_edge.learning.optimizers import Optimizer, make_optimizer
+from har_edge.learning.optimizers import Optimizer
 from har_edge.learning.privacy import PrivacyAccountant, UpdatePrivacy
-from har_edge.learning.rates import constant_at, with_steps
+from har_edge.learning.round_messages import give_round, repeated_messages, task_messages
 from har_edge.learning.run_record import EvaluationRequest, RunRecord
-from har_edge.learning.run_state import describe, pick_mode, progress_of, restore_run, save_run
+from har_edge.learning.run_state import AUTO, describe, progress_of, restore_run, save_run, set_up
 from har_edge.learning.server_settings import ServerSettings
-from har_edge.learning.shares import ShareRule, give_tasks
-from har_edge.learning.vector_parts import VectorAssembly, split_vector
+from har_edge.learning.shares import ShareRule
 from har_edge.learning.vectors import Vector
 from har_edge.learning.worker_pool import UNABLE_S, WorkerPool
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.events import HeartbeatEvent, TrainingEvent, Unreadable, decode
+from har_edge.protocol.masks import LEAST_MASKED, MaskPart
 from har_edge.protocol.topics import Kind
 from har_edge.protocol.training import (
-    Round,
     RunState,
     SampleRange,
     TrainingJob,
@@ -39,15 +37,10 @@ from har_edge.protocol.training import (
     WorkerReport,
     encode_training,
 )
+from har_edge.units import plural
 
 # Rounds in a row whose updates were all not finite, after which a run stops: it does not mend itself.
 MAX_DIVERGED = 3
-# The most bytes of a packed vector against those of the plain one: indices, scales, headers.
-_PACKED_MOST = 2.5
-
-
-# The packing of updates that is chosen with the mode.
-AUTO = "auto"
 
 
 class TrainingServer:
@@ -66,11 +59,12 @@ class TrainingServer:
         self.checkpoints: list[Checkpoint] = []
         self.lacking: list[str] = []  # files that a worker did not get
         self.batch = 0
+        self.masks = MaskedRounds(self) if settings.job.mask else None
         self._contributions, self._counted = dict[str, Contribution](), list[SampleRange]()
         self.compress = "none" if settings.job.compress == AUTO else settings.job.compress
-        self._packing = make_compressor("none", settings.job.parameters)
-        self._aggregator: Aggregator = AveragingAggregator()
-        self._rule = ShareRule(self.choice, settings.job.batch, None, by_speed=False)
+        self.packing = make_compressor("none", settings.job.parameters)
+        self.aggregator: Aggregator = AveragingAggregator()
+        self.rule = ShareRule(self.choice, settings.job.batch, None, by_speed=False)
         self._since, self._alone_since, self._saved_at = now, now, now
         self._applied, self._diverged, self._not_finite = 0, 0, 0
 
@@ -92,9 +86,10 @@ class TrainingServer:
     @property
     def filters(self) -> list[str]:
         """The topics to subscribe to."""
-        topics, run = self.settings.topics, self.settings.job.run
-        levels = [topics.training(run, "worker", "+"), topics.training(run, "update", "+"), topics.training(run, "job")]
-        return [*levels, topics.heartbeat("+")]
+        settings = self.settings
+        topics, run = settings.topics, settings.job.run
+        levels = [topics.training(run, level, "+") for level in ("worker", "update", *(["mask"] * settings.job.mask))]
+        return [*levels, topics.training(run, "job"), topics.heartbeat("+")]
 
     # --- what comes ---------------------------------------------------------------------------------------------------
 
@@ -112,6 +107,8 @@ class TrainingServer:
                 return self._note_report(report, now)
             case TrainingEvent(message=Update() as update):
                 return self._note_update(update, len(delivery.payload), now)
+            case TrainingEvent(message=MaskPart() as part) if self.masks is not None:
+                return self._note_mask(part, len(delivery.payload), now)
         return []
 
     def _is_younger(self, job: TrainingJob) -> bool:
@@ -133,44 +130,76 @@ class TrainingServer:
         member = self.pool.members.get(report.worker)
         pending = member.pending if member is not None else None
         if pending is not None and report.heard < pending.number and joined is None:
-            return self._messages({report.worker: pending.task}, pending.round, alone=True)  # what it missed
-        return self._advance(now)
+            return task_messages(self, {report.worker: pending.task}, pending.round, alone=True)  # what it missed
+        missed = self.masks.again(report.worker) if self.masks is not None and joined is None else []
+        return missed + self._advance(now)
 
     def _note_update(self, update: Update, size: int, now: float) -> list[Outgoing]:
-        member = self.pool.members.get(update.worker)
-        if member is None or update.author != self.settings.job.author:
-            self.record.dropped += 1
+        member = self._sender(update, size)
+        if member is None:
             return []
-        self.record.received_bytes += size
-        member.received_bytes += size
         if not is_awaited(member, update):
             if update.task != member.last_task:  # that one came twice, which QoS 1 permits
                 self.pool.reject(member.name, "an update of an old round came", late=True)
             self.pool.hear(member)
             return self._advance(now)
         try:
-            contribution = accept(member, update, self.settings.job, self.compress)
+            if not self._accept(member, update, now):
+                return []
         except MessageError as error:
             self._not_finite += isinstance(error, NotFinite)
             self.pool.reject(member.name, str(error))
-            return self._advance(now)
-        if contribution is None:
-            return []
-        self._count(member, contribution, update, now)
         return self._advance(now)
+
+    def _note_mask(self, part: MaskPart, size: int, now: float) -> list[Outgoing]:
+        if self.masks is None or self._sender(part, size) is None:
+            return []
+        self.masks.take(part)
+        return self._advance(now)
+
+    def _sender(self, message: Update | MaskPart, size: int) -> WorkerRecord | None:
+        """Return the worker that sent a message, and note its bytes; None for nobody of this run."""
+        member = self.pool.members.get(message.worker)
+        if member is None or message.author != self.settings.job.author:
+            self.record.dropped += 1
+            return None
+        self.record.received_bytes += size
+        member.received_bytes += size
+        return member
+
+    def _accept(self, member: WorkerRecord, update: Update, now: float) -> bool:
+        """Take the update for the task of a worker; return False until all parts are here."""
+        if self.masks is not None:
+            words = accept_masked(member, update, self.settings.job)
+            if words is not None:
+                self.masks.take_update(member, words, MaskedUpdate(update.samples, update.seconds))
+            return words is not None
+        contribution = accept(member, update, self.settings.job, self.compress)
+        if contribution is not None:
+            self._count(member, contribution, update, now)
+        return contribution is not None
 
     def _count(self, member: WorkerRecord, contribution: Contribution, update: Update, now: float) -> None:
         assert member.pending is not None
         base = member.pending.round
-        counted = self.pool.account.count(update.task, contribution.samples)
+        counted = self.credit(member, member.pending.task, contribution.samples, update.seconds)
         member.pending, member.last_task, member.strikes = None, update.task, 0
-        member.measured(contribution.samples, update.seconds)
-        member.samples += contribution.samples
         if self.choice.mode is TrainingMode.STALE:
             self._apply_at_once(contribution, base, now)
         else:
             self._contributions[member.name] = contribution
             self._counted += counted
+
+    def credit(self, member: WorkerRecord, task: TrainingTask, samples: int, seconds: float) -> tuple[SampleRange, ...]:
+        """Count samples of a task for its worker; return which."""
+        counted = self.pool.account.count(task.number, samples)
+        member.measured(samples, seconds)
+        member.samples += samples
+        return counted
+
+    def take_sum(self, total: Contribution) -> None:
+        """Take the sum of a masked round, whose samples are counted."""
+        self._contributions[""] = total
 
     # --- what the time brings -----------------------------------------------------------------------------------------
 
@@ -178,12 +207,18 @@ class TrainingServer:
         """Do what the time has made due; return what is to be sent."""
         if self.state is RunState.RUNNING:
             self.pool.look(now)
-            if self.pool.active:
+            if self.masks is not None:
+                self.masks.look(now)
+            here, settings = len(self.pool.active), self.settings
+            if here >= self.least_workers:
                 self._alone_since, self.detail = now, ""
+            elif here:
+                self.detail = f"{plural(here, 'worker')} here, a masked sum needs {LEAST_MASKED}; waiting for more"
             else:
                 self.detail = "no worker is here; waiting for one"
-            if now - self._alone_since > self.settings.patience_s:
-                self.halt(f"no worker was heard for {self.settings.patience_s:g} s", now)
+            if now - self._alone_since > settings.patience_s:
+                few = f"fewer than {LEAST_MASKED} workers were" if here else "no worker was"
+                self.halt(f"{few} heard for {settings.patience_s:g} s", now)
             return self._advance(now)
         if self.state is RunState.WAITING:
             return self._wait(now)
@@ -191,14 +226,22 @@ class TrainingServer:
 
     def _wait(self, now: float) -> list[Outgoing]:
         settings, here, waited = self.settings, len(self.pool.active), now - self._since
-        if here >= settings.workers or (here and waited >= settings.wait_s):
+        least = self.least_workers
+        if here >= settings.workers or (here >= least and waited >= settings.wait_s):
             return self._begin(now)
-        self.detail = f"{here} of {settings.workers} workers are ready"
-        if not here and self.pool.unable and waited > settings.wait_s + min(UNABLE_S, settings.patience_s):
+        self.detail = f"{here} of {plural(settings.workers, 'worker')} ready"
+        if here < least and self.pool.unable and waited > settings.wait_s + min(UNABLE_S, settings.patience_s):
             self.halt(self.pool.obstacle, now)
         elif waited > settings.wait_s + settings.patience_s:
-            self.halt(f"no worker came in {waited:.0f} s; start `har-edge node` on the devices", now)
+            came = f"{plural(here, 'worker')} came in {waited:.0f} s, and a masked sum needs {least}"
+            none = f"no worker came in {waited:.0f} s"
+            self.halt(f"{came if here else none}; start `har-edge node` on the devices", now)
         return []
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest workers that a round is made with."""
+        return 1 if self.masks is None else LEAST_MASKED
 
     def halt(self, problem: str, now: float) -> None:
         """End the run before its last epoch; its state is kept."""
@@ -207,6 +250,8 @@ class TrainingServer:
         if self.state is RunState.RUNNING:
             for member in self.pool.members.values():
                 self.pool.release(member)
+            if self.masks is not None:
+                self.masks.abandon()
             self.pool.account.uncount(self._counted)  # their updates wait for the others of the round
             self._counted.clear()
             self._contributions.clear()
@@ -214,55 +259,39 @@ class TrainingServer:
         self.state, self.problem, self.detail = RunState.STOPPED, problem, problem
 
     def _begin(self, now: float) -> list[Outgoing]:
-        settings, pool = self.settings, self.pool
-        if not self.restored:
-            self.choice = pick_mode(settings, pool.active, self._packed_bytes)
-            pool.begin_epoch()
-        if settings.job.compress == AUTO and self.choice.mode is not TrainingMode.SYNC and self.choice.workers > 1:
-            self.compress = "float16"
-            self._packing = make_compressor(self.compress, settings.job.parameters)
-        for member in pool.active:
-            pool.add_own(member)
-        if not self.restored:
-            self.batch = settings.global_batch or settings.job.batch * len(pool.active)
-            steps = -(-pool.account.total // self.batch) * settings.epochs
-            self.optimizer_text = with_steps(settings.optimizer, steps)
-        if self.choice.mode is TrainingMode.SYNC:
-            self.optimizer = self.optimizer or make_optimizer(self.optimizer_text, settings.job.parameters)
-            self._aggregator = GradientAggregator(self.optimizer)
-        self._rule = ShareRule(self.choice, settings.job.batch, settings.global_batch, settings.by_speed)
+        set_up(self)
         self.lines.append(describe(self))
         self.state, self.detail = RunState.RUNNING, ""
         self.record.begin(now)
         self._saved_at = self._alone_since = now
         return self._advance(now)
 
-    def _packed_bytes(self, compress: str) -> int:
-        """Return the bytes of a vector as it is packed, from packing one."""
-        return len(make_compressor(compress, self.settings.job.parameters).encode(self.weights).data)
-
     # --- rounds -------------------------------------------------------------------------------------------------------
 
     def _advance(self, now: float) -> list[Outgoing]:
         """End the round if nothing is awaited, and begin the next; in STALE give each idle worker its next task."""
-        pool, stale = self.pool, self.choice.mode is TrainingMode.STALE
+        pool, masks, stale = self.pool, self.masks, self.choice.mode is TrainingMode.STALE
+        if masks is not None:
+            sent = masks.advance(now)
+            if masks.current is not None:
+                return sent
         while self.state is RunState.RUNNING and (stale or not pool.awaited):
             self._end_round(now)
             if pool.account.ended and not self._end_epoch(now):
                 break
             self._save(now)
-            if self.state is not RunState.RUNNING or not pool.active:
+            if self.state is not RunState.RUNNING or len(pool.active) < self.least_workers:
                 break
-            tasks = self._give(now)
+            tasks = give_round(self, now)
             if tasks:
-                return self._messages(tasks, self.round, alone=stale)
-            if pool.awaited or not pool.skip_absent():
+                return task_messages(self, tasks, self.round, alone=stale)
+            if pool.awaited or not (pool.skip_absent() or (masks is not None and pool.skip_rest())):
                 break
         return []
 
     def _end_round(self, now: float) -> None:
         if self._contributions:
-            self._aggregator.apply(self.weights, self._contributions)
+            self.aggregator.apply(self.weights, self._contributions)
             self._spend()
             scored = self.privacy is None
             self.record.add_round(self.round, self.epoch, self._contributions.values(), now, scored=scored)
@@ -276,7 +305,7 @@ class TrainingServer:
 
     def _spend(self) -> None:
         """Note the privacy that the updates of a round spent."""
-        counted = [one.samples for one in self._contributions.values() if one.samples]
+        counted = [samples for one in self._contributions.values() for samples in one.shares if samples]
         if self.privacy is not None and counted:
             job, sums = self.settings.job, self.choice.mode is TrainingMode.SYNC
             shares = [1.0] * len(counted) if sums else list(map(float, counted))
@@ -316,65 +345,15 @@ class TrainingServer:
             self._saved_at = now
             self.checkpoints.append(save_run(self, now))
 
-    def _give(self, now: float) -> dict[str, TrainingTask]:
-        """Give tasks to those that have none; in STALE to nobody who is too far ahead of the slowest."""
-        pool = self.pool
-        idle = [one.name for one in pool.active if one.pending is None]
-        if self.choice.mode is TrainingMode.STALE:
-            oldest = min((one.pending.round for one in pool.active if one.pending), default=self.round)
-            if self.round - oldest >= self.settings.staleness:
-                return {}
-        tasks = give_tasks(self._rule, pool.active, pool.account, self.task, idle)
-        self.task += len(idle)
-        fetched = self._fetched_bytes(tasks)
-        for name, task in tasks.items():
-            wait_s = 2 * task.budget_s + self.settings.grace_s
-            wait_s += 4 * (fetched + 8 * self.settings.job.parameters * len(tasks)) / self.settings.link_bytes_per_s
-            assembly = VectorAssembly(int(_PACKED_MOST * 4 * self.settings.job.parameters) + 4096)
-            pool.members[name].pending = PendingTask(task, self.round, now + wait_s, assembly)
-        return tasks
-
-    def _fetched_bytes(self, tasks: dict[str, TrainingTask]) -> int:
-        """Return the bytes of blocks that workers must fetch for tasks, and note that they have them then."""
-        fetched, blocks = 0, self.settings.job.blocks
-        for name, task in tasks.items():
-            held = self.pool.members[name].held
-            fresh = {one.block for one in task.ranges} - held
-            held |= fresh
-            fetched += sum(blocks[block].size for block in fresh if block < len(blocks))
-        return fetched
-
-    def _messages(self, tasks: dict[str, TrainingTask], number: int, *, alone: bool) -> list[Outgoing]:
-        """Return the messages that give tasks: one for all, or one for each."""
-        if not alone:
-            return self._round(tasks, number, None)
-        return [one for name, task in tasks.items() for one in self._round({name: task}, number, name)]
-
-    def _round(self, tasks: dict[str, TrainingTask], number: int, worker: str | None) -> list[Outgoing]:
-        settings, job = self.settings, self.settings.job
-        text = "" if self.choice.mode is TrainingMode.SYNC else constant_at(self.optimizer_text, self._step)
-        sent = []
-        for part in split_vector(self._packing.encode(self.weights)):
-            message = Round(
-                run=job.run,
-                author=job.author,
-                number=number,
-                epoch=self.epoch,
-                seed=job.seed,
-                tasks=tasks,
-                weights=part,
-                optimizer=text,
-                compress=self.compress,
-            )
-            payload = encode_training(message)
-            self.record.sent_bytes += len(payload)
-            sent.append(Outgoing(settings.topics.training(job.run, "round", worker), payload))
-        return sent
-
     @property
-    def _step(self) -> int:
+    def step(self) -> int:
         """How many steps of the global batch the run has made."""
         return self.record.total // max(1, self.batch)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether workers make steps of their own."""
+        return self.choice.mode is not TrainingMode.SYNC
 
     # --- what others read and bring -----------------------------------------------------------------------------------
 
@@ -385,12 +364,7 @@ class TrainingServer:
 
     def again(self) -> list[Outgoing]:
         """Return what is to be said again after the connection was made anew: the tasks that are under way."""
-        pending: Iterable[WorkerRecord] = [one for one in self.pool.active if one.pending is not None]
-        groups: dict[int, dict[str, TrainingTask]] = {}
-        for one in pending:
-            assert one.pending is not None
-            groups.setdefault(one.pending.round, {})[one.name] = one.pending.task
-        return [message for number, tasks in groups.items() for message in self._messages(tasks, number, alone=True)]
+        return repeated_messages(self)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint. Raises ModelError for one that does not fit."""

@@ -57,7 +57,8 @@ class ServerSettings:
         job = self.job
         blocks = [(one.sha256, one.samples) for one in job.blocks]
         mode = (self.mode.value, self.local_steps, self.global_batch)
-        data = (blocks, job.own, job.classes, job.shape, *((job.clip, job.noise) if job.clip else ()))
+        private = (*((job.clip, job.noise) if job.clip else ()), *(["masked"] if job.mask else []))
+        data = (blocks, job.own, job.classes, job.shape, *private)
         return settings_hash(
             job.graph.sha256, job.batch, job.parameters, job.seed, data, self.optimizer, job.compress, mode
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from har_edge.protocol.masks import SHARE_BYTES
+
 # A Mersenne prime (Robinson 1952). A secret of 32 bytes is far below, and each share is a number below it.
 PRIME = 2**521 - 1
 SECRET_BYTES = 32
-SHARE_BYTES = 66
 
 
 def split_secret(secret: bytes, threshold: int, count: int, random_bytes: Callable[[int], bytes]) -> list[bytes]:

@@ -19,30 +19,50 @@ UNKNOWN_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ShareRule:
-    """How samples are divided: by mode, batch, and measured speed or not."""
+    """How samples are divided: by mode, batch, and measured speed or not.
+
+    With `together` every worker has a part in each round, as long as there are samples: a masked sum hides each among
+    all of them. Own samples are then divided by how many each has left, so that they end together.
+    """
 
     choice: ModeChoice
     batch: int
     global_batch: int | None
     by_speed: bool
+    together: bool = False
 
     def targets(self, members: Sequence[WorkerRecord], account: SampleAccount) -> dict[str, int]:
         """Return how many samples each worker shall have next, at most what is free."""
         members = [one for one in members if account.available(one.name)]
         ratios = relative_speeds(members) if self.by_speed else dict.fromkeys((one.name for one in members), 1.0)
+        if self.together and account.homes and members:
+            left = {one.name: account.available(one.name) for one in members}
+            ratios = {name: len(left) * count / sum(left.values()) for name, count in left.items()}
         if not ratios or not account.open:
             return {}
         if self.choice.mode is TrainingMode.SYNC:
             wanted = self.global_batch or self.batch * len(ratios)
-            return apportion(min(wanted, account.open), ratios)
+            return self._divide(min(wanted, account.open), ratios, account.open, 1)
         steps = self.choice.local_steps
         wanted = sum(max(1, round(steps * ratio)) for ratio in ratios.values()) * self.batch
+        unit = 1 if self.together and account.homes else self.batch
         # Rounds of about equal length, rather than a short one at the end, whose exchange costs as much.
         rounds = max(1, round(account.open / wanted))
         if rounds == 1:
-            return apportion(account.open, ratios, self.batch)
+            return self._divide(account.open, ratios, account.open, unit)
         each = -(-account.open // rounds)
-        return apportion(min(account.open, -(-each // self.batch) * self.batch), ratios, self.batch)
+        return self._divide(min(account.open, -(-each // self.batch) * self.batch), ratios, account.open, unit)
+
+    def _divide(self, total: int, ratios: dict[str, float], free: int, unit: int) -> dict[str, int]:
+        """Divide `total` of the free samples; where all take part together, so that each has some, also next time."""
+        if not self.together:
+            return apportion(total, ratios, unit)
+        if free - total < len(ratios):
+            total = free
+        parts = apportion(total, ratios, unit)
+        if not all(parts.values()):
+            parts = apportion(total, ratios)
+        return parts if all(parts.values()) else apportion(total, dict.fromkeys(ratios, 1.0))
 
 
 def give_tasks(

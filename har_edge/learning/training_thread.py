@@ -13,13 +13,14 @@ import numpy as np
 
 from har_edge import __version__
 from har_edge.errors import BrokerError, HarEdgeError
+from har_edge.extras import require
 from har_edge.inference.load_check import LoadCheck
 from har_edge.inference.training_step import TrainingStep
 from har_edge.learning.datasets import Dataset
 from har_edge.learning.graph_learner import GraphLearner, most_block_bytes
 from har_edge.learning.privacy import protection_of
 from har_edge.learning.tensor_ranges import RangeMeter
-from har_edge.learning.worker import TrainingWorker, WorkerProfile
+from har_edge.learning.worker import TrainingWorker, WorkerProfile, filters_of
 from har_edge.mqtt.bus import PollableBus, Session, TakenOver, Will
 from har_edge.protocol.topics import Topics, TrainingTopics
 from har_edge.protocol.training import (
@@ -34,6 +35,7 @@ from har_edge.runtime.artifact_store import Store
 from har_edge.runtime.artifacts import ArtifactUnavailable, fetch, fetch_session
 from har_edge.runtime.sender import drain
 from har_edge.tflite.gradient.spec import decode_spec
+from har_edge.units import plural
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
@@ -48,6 +50,7 @@ class LearningContext:
     """The objects that all trainings of a node share; `own` reads the node's own samples for a job, where it has any.
 
     `max_bytes` bounds a file that passes through memory; `check` runs a training graph in a process of its own first.
+    `say` gets a line for people.
     """
 
     topics: Topics
@@ -58,6 +61,7 @@ class LearningContext:
     max_bytes: int
     threads: int = 1
     own: Callable[[TrainingJob], Dataset] | None = None
+    say: Callable[[str], None] = _log.info
 
 
 class TrainingThread:
@@ -161,7 +165,9 @@ class TrainingThread:
         """Fetch and load the training graph, and read the node's own samples; None when told to end before."""
         context, job = self._context, self.job
         topics = context.topics
-        bus.subscribe([topics.training(job.run, "round"), topics.training(job.run, "round", context.node)])
+        if job.mask:
+            require("masked sums (--secure)", "cryptography")
+        bus.subscribe(filters_of(job, topics, context.node))
         bus.subscribe([topics.training(job.run, "calibrate")])
         own = None
         if job.own:
@@ -190,7 +196,8 @@ class TrainingThread:
             answers = []
             for delivery in bus.poll(0.0 if worker.busy or meter.busy else _POLL_S):
                 bus.acknowledge(delivery)
-                worker.handle(delivery)
+                for one in worker.handle(delivery):  # at once: others wait for it
+                    bus.publish(one.topic, one.payload)
                 answers += meter.handle(delivery)
             for reason in worker.reasons:
                 _log.warning("training %s: dropped a message: %s", self.job.run, reason)
@@ -207,6 +214,8 @@ class TrainingThread:
             for one in (*outgoing, *answers, *meter.step()):
                 bus.publish(one.topic, one.payload)
         self._say(bus, WorkerState.STOPPED)
+        done = f"{plural(worker.samples, 'sample')} computed here in {plural(worker.tasks, 'round')}"
+        self._context.say(f"training {self.job.run}: ended, {done}")
 
     def _bring(self, bus: PollableBus, worker: TrainingWorker) -> None:
         """Fetch the blocks that a task needs; name the one that does not come."""

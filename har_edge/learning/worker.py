@@ -7,6 +7,7 @@ two of them. A task ends when all its samples are done, or its time is over: the
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 from har_edge.errors import HarEdgeError, MessageError, ModelError
 from har_edge.learning.account import epoch_order
 from har_edge.learning.compression import PackedVector, decode, make_compressor
+from har_edge.learning.masked_task import MaskedTask
 from har_edge.learning.optimizers import Optimizer, make_optimizer
 from har_edge.learning.vector_parts import VectorAssembly, split_vector
 from har_edge.learning.vectors import Vector
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.events import TrainingEvent, Unreadable
 from har_edge.protocol.events import decode as decode_message
+from har_edge.protocol.masks import MaskPart, MaskRelay
 from har_edge.protocol.topics import Topics
 from har_edge.protocol.training import (
     Round,
@@ -98,6 +101,7 @@ class RunningTask:
     blocks: Indices
     indices: Indices
     total: Vector = field(repr=False)
+    masks: MaskedTask | None = None
     done: int = 0
     loss: float = 0.0
     correct: int = 0
@@ -123,6 +127,12 @@ class WorkerProfile:
     key: bytes = b""
 
 
+def filters_of(job: TrainingJob, topics: Topics, worker: str) -> list[str]:
+    """Return the topics that a worker of a job subscribes to."""
+    levels = ("round", "relay") if job.mask else ("round",)
+    return [topics.training(job.run, level, one) for level in levels for one in (None, worker)]
+
+
 class TrainingWorker:
     """One worker of one job. `reasons` says why messages were dropped; whoever logs it empties it."""
 
@@ -137,17 +147,18 @@ class TrainingWorker:
         protect: Protect = as_it_is,
     ) -> None:
         self.job, self.name, self.instance, self.reasons = job, name, instance, list[str]()
+        self.tasks = self.samples = 0  # done
         self._learner, self._topics, self._profile, self._protect = learner, topics, profile, protect
         self._compress, self._compressor = "none", make_compressor("none", job.parameters)
         self._assembly: tuple[int, VectorAssembly] = (0, VectorAssembly(0))
         self._task: RunningTask | None = None
+        self._masked: RunningTask | None = None  # the last task whose update is masked
         self._heard, self._sent, self._said_at = 0, SentUpdate(0, None), -math.inf
 
     @property
     def filters(self) -> list[str]:
         """The topics to subscribe to."""
-        topics, run = self._topics, self.job.run
-        return [topics.training(run, "round"), topics.training(run, "round", self.name)]
+        return filters_of(self.job, self._topics, self.name)
 
     @property
     def wanted(self) -> list[int]:
@@ -160,24 +171,53 @@ class TrainingWorker:
         """Whether there is something to compute now."""
         return self._task is not None and not self.wanted
 
+    @property
+    def _masks(self) -> MaskedTask | None:
+        """The masked sum that this worker takes part in."""
+        return self._masked.masks if self._masked is not None else None
+
     # --- what comes ---------------------------------------------------------------------------------------------------
 
-    def handle(self, delivery: Delivery) -> None:
-        """Take a message; what is not for this worker is passed over."""
+    def handle(self, delivery: Delivery) -> list[Outgoing]:
+        """Take a message; return what is to be sent at once, nothing for one that others are to take."""
         event = decode_message(delivery, self._topics)
         if isinstance(event, Unreadable):
             self.reasons.append(event.reason)
-            return
+            return []
         message = event.message if isinstance(event, TrainingEvent) else None
-        if not isinstance(message, Round) or message.author != self.job.author:
-            return
-        task = message.tasks.get(self.name)
-        if task is None or task.number <= self._heard:  # of others, or heard already
-            return
+        if not isinstance(message, Round | MaskRelay) or message.author != self.job.author:
+            return []
         try:
-            self._take(message, task)
+            return self._take_relay(message) if isinstance(message, MaskRelay) else self._take_round(message)
         except HarEdgeError as error:
             self.reasons.append(f"a round of {message.author}: {error}")
+            return []
+
+    def _take_round(self, message: Round) -> list[Outgoing]:
+        task = message.tasks.get(self.name)
+        if task is None or task.number < self._heard:  # of others, or heard already
+            return []
+        if task.number == self._heard:
+            return self._say_again()
+        self._take(message, task)
+        return self._say_again() if self._heard == task.number else []
+
+    def _say_again(self) -> list[Outgoing]:
+        """Return the last message for the masked sum, which may have been lost."""
+        masks = self._masks
+        return [] if masks is None else [self._mask_message(masks.last)]
+
+    def _take_relay(self, relay: MaskRelay) -> list[Outgoing]:
+        """Take what the server passes on for a masked sum; return the answer, and the update that waited for it."""
+        masks = self._masks
+        if masks is None or relay.number < masks.number:  # of a sum before
+            return []
+        answer = masks.answer(relay)
+        sent = [] if answer is None else [self._mask_message(answer)]
+        return sent + self._masked_update()
+
+    def _mask_message(self, part: MaskPart) -> Outgoing:
+        return Outgoing(self._topics.training(self.job.run, "mask", self.name), encode_training(part))
 
     def _take(self, message: Round, task: TrainingTask) -> None:
         """Take a part of the weights, and begin the task when all are here; a task that is under way ends."""
@@ -189,6 +229,9 @@ class TrainingWorker:
         if packed is None:
             return
         self._assembly, self._heard = (0, VectorAssembly(0)), task.number
+        self._task = self._masked = None
+        if message.mask is not None and not job.mask:
+            raise MessageError("a round with masks came, and the job has none")
         weights = decode(packed, job.parameters)
         optimizer = make_optimizer(message.optimizer, job.parameters) if message.optimizer else None
         blocks, indices = self._samples_of(message, task)
@@ -202,7 +245,9 @@ class TrainingWorker:
         if self._sent.packed is not None and task.after != self._sent.number:
             self._compressor.restore(self._sent.packed)  # it was not counted: the next one carries it
             self._sent = SentUpdate(0, None)
-        self._task = RunningTask(task, message.number, weights, base, optimizer, blocks, indices, total)
+        masks = MaskedTask(job, self.name, message, secrets.token_bytes) if job.mask else None
+        self._task = RunningTask(task, message.number, weights, base, optimizer, blocks, indices, total, masks)
+        self._masked = self._task if masks is not None else None
 
     def _samples_of(self, message: Round, task: TrainingTask) -> tuple[Indices, Indices]:
         """Return the block and the index of each sample of a task. Raises MessageError where there are no such."""
@@ -242,35 +287,63 @@ class TrainingWorker:
         if stop < len(running.blocks) and now - running.began < running.task.budget_s:
             return []
         self._task = None
+        self.tasks, self.samples = self.tasks + 1, self.samples + running.done
         self._said_at = now
         return self._update(running)
 
     def _update(self, running: RunningTask) -> list[Outgoing]:
-        job, problem, packed, samples = self.job, "", None, running.done
+        problem, packed, samples, masks = "", None, running.done, running.masks
         vector = running.total if running.optimizer is None else running.weights - running.base
         try:
-            packed = self._compressor.encode(self._protect(vector, samples))
+            vector = self._protect(vector, samples)
+            if masks is None:
+                packed = self._compressor.encode(vector)
             if not math.isfinite(running.loss):
                 raise ModelError(f"the loss became {running.loss}; the learning rate may be too high")
+            if masks is not None:
+                # Under noise loss and right answers would tell of the samples what the noise hides.
+                told = (0.0, 0) if self.job.noise else (running.loss, running.correct)
+                masks.hold(masks.words.encode(vector, samples, *told))
+                return self._masked_update()
         except ModelError as error:
             problem, packed, samples = str(error)[:400], None, 0
         self._sent = SentUpdate(running.task.number, packed)
-        parts = split_vector(packed) if packed is not None else [VectorPart("", job.parameters, b"")]
-        topic = self._topics.training(job.run, "update", self.name)
+        parts = split_vector(packed) if packed is not None else [VectorPart("", self.job.parameters, b"")]
+        return self._in_parts(running, parts, samples, problem, scored=not (problem or self.job.noise))
+
+    def _masked_update(self) -> list[Outgoing]:
+        """Return the update under its masks, once the shares of the others are here."""
+        running, masks = self._masked, self._masks
+        if running is None or masks is None:
+            return []
+        try:
+            parts = masks.masked()
+        except MessageError as error:
+            none = [VectorPart("", self.job.parameters, b"")]
+            return self._in_parts(running, none, 0, str(error)[:400], scored=False)
+        if not parts:
+            return []
+        self.reasons += [f"shares of {name}: {reason}" for name, reason in masks.unopened.items()]
+        return self._in_parts(running, parts, running.done, "", scored=False)
+
+    def _in_parts(
+        self, running: RunningTask, parts: list[VectorPart], samples: int, problem: str, *, scored: bool
+    ) -> list[Outgoing]:
+        """Return an update as one message for each part of its vector."""
         head = Update(
-            run=job.run,
-            author=job.author,
+            run=self.job.run,
+            author=self.job.author,
             worker=self.name,
             round=running.round,
             task=running.task.number,
             samples=samples,
             vector=parts[0],
-            # Under noise they would tell of the samples what the noise hides.
-            loss=0.0 if problem or job.noise else running.loss,
-            correct=0 if problem or job.noise else running.correct,
+            loss=running.loss if scored else 0.0,
+            correct=running.correct if scored else 0,
             seconds=max(0.0, running.seconds),
             problem=problem,
         )
+        topic = self._topics.training(self.job.run, "update", self.name)
         return [Outgoing(topic, encode_training(msgspec.structs.replace(head, vector=part))) for part in parts]
 
     def tick(self, now: float) -> list[Outgoing]:

@@ -138,8 +138,15 @@ class WorkerPool:
         if member.strikes == 1:
             self.lines.append(f"dropped an update of {worker}: {reason}")
         if member.strikes >= MAX_STRIKES and not member.refused:
-            member.refused = f"{member.strikes} updates of no use in a row, the last: {reason}"
-            self.lines.append(f"{worker} is left out until it starts again: {member.refused}")
+            self.refuse(worker, f"{member.strikes} updates of no use in a row, the last: {reason}")
+
+    def refuse(self, worker: str, reason: str) -> None:
+        """Leave a worker out until it starts again."""
+        member = self.members[worker]
+        if not member.refused:
+            self.release(member)
+            member.refused = reason
+            self.lines.append(f"{worker} is left out until it starts again: {reason}")
 
     def add_own(self, member: WorkerRecord) -> None:
         """Add a worker's own samples to the epoch, once."""
@@ -160,3 +167,10 @@ class WorkerPool:
         for name in sorted(gone):
             self.lines.append(f"{self.account.skip(name)} samples of {name} are left out of this epoch: it is not here")
         return bool(gone)
+
+    def skip_rest(self) -> bool:
+        """Leave out samples that too few workers have, to hide each other; return whether there were any."""
+        count = self.account.skip_free()
+        if count:
+            self.lines.append(f"{plural(count, 'sample')} left out of this epoch: too few workers have any")
+        return count > 0

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from har_edge.errors import MessageError
+from har_edge.protocol.masks import MASKED_VERSION, MaskPart, MaskRelay, MaskTerms, check_contents
 from har_edge.protocol.training_fields import (
     MAX_PARAMETERS,
     MAX_WORKERS,
@@ -48,7 +49,7 @@ Sources = Annotated[tuple[_Source, ...], msgspec.Meta(max_length=256)]
 class TrainingLevel(str, enum.Enum):
     """The kinds of message below `train/<run>/`.
 
-    UPDATE, WORKER and RANGES must be followed by a worker's name, ROUND may.
+    UPDATE, WORKER, RANGES and MASK must be followed by a worker's name, ROUND and RELAY may.
     """
 
     JOB = "job"
@@ -60,6 +61,8 @@ class TrainingLevel(str, enum.Enum):
     CALIBRATE = "calibrate"
     RANGES = "ranges"
     MODEL = "model"
+    MASK = "mask"
+    RELAY = "relay"
 
 
 class WorkerState(str, enum.Enum):
@@ -108,7 +111,8 @@ class TrainingJob(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     where the target is no class. With `own` each worker trains on samples of its own, which it gives no one; the blocks
     are empty then. `clip` bounds the Euclidean norm of what a worker sends, `noise` is the standard deviation of the
     noise that it adds, in units of `clip`. `sources` names what stands along the last axis of a sample, each with its
-    channels, where a model has several inputs.
+    channels, where a model has several inputs. With `mask` workers add masks that cancel in the sum
+    (protocol/masks.py), and the version is MASKED_VERSION.
     """
 
     version: int = VERSION
@@ -129,6 +133,7 @@ class TrainingJob(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     noise: Annotated[float, msgspec.Meta(ge=0, le=MAX_NOISE)] = 0.0
     data: Text = ""
     sources: Sources = ()
+    mask: bool = False
     sealed: Text = ""
 
 
@@ -176,7 +181,8 @@ class Round(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A round: the weights that it begins with, and who computes what.
 
     With an `optimizer` each worker makes steps of its own and sends the change of its weights; without, it sends the
-    sum of the gradients over its samples, packed as `compress` says. `seed` is that of the epoch's order.
+    sum of the gradients over its samples, packed as `compress` says. `seed` is that of the epoch's order. `mask` has
+    the terms of the masked sum that the updates are for.
     """
 
     version: int = VERSION
@@ -189,6 +195,7 @@ class Round(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     weights: VectorPart
     optimizer: Text = ""
     compress: Text = "none"
+    mask: MaskTerms | None = None
     sealed: Text = ""
 
 
@@ -196,7 +203,8 @@ class Update(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The outcome of a task, for its first `samples` samples in the order of its ranges.
 
     `loss` is a sum over them, `correct` how many were classified as they should be, before the step that used them;
-    `seconds` is the time that its steps took. `problem` says why it has nothing to send, `samples` is 0 then.
+    a masked vector holds both. `seconds` is the time that its steps took.
+    `problem` says why it has nothing to send, `samples` is 0 then.
     """
 
     version: int = VERSION
@@ -310,6 +318,8 @@ TrainingMessage = (
     | RangeRequest
     | RangeReport
     | ModelNote
+    | MaskPart
+    | MaskRelay
 )
 # The type of each level, its most bytes, and how it is written.
 _PACKED: Mapping[TrainingLevel, tuple[Any, int]] = MappingProxyType(
@@ -322,14 +332,23 @@ _PACKED: Mapping[TrainingLevel, tuple[Any, int]] = MappingProxyType(
         TrainingLevel.CALIBRATE: (RangeRequest, MAX_JSON_BYTES),
         TrainingLevel.RANGES: (RangeReport, MAX_RANGES_BYTES),
         TrainingLevel.MODEL: (ModelNote, MAX_JSON_BYTES),
+        TrainingLevel.MASK: (MaskPart, MAX_JSON_BYTES),
+        TrainingLevel.RELAY: (MaskRelay, MAX_JSON_BYTES),
     }
 )
 _decoders: Mapping[TrainingLevel, Callable[[bytes], Any]] = {
     level: msgspec.msgpack.Decoder(kind).decode for level, (kind, _) in _PACKED.items()
 } | {TrainingLevel.PROGRESS: msgspec.json.Decoder(TrainingProgress).decode}
 _LIMITS = {level: limit for level, (_, limit) in _PACKED.items()} | {TrainingLevel.PROGRESS: MAX_JSON_BYTES}
-# Levels that a worker's name follows: never, or always; after the round it may.
-_NAMED = {TrainingLevel.UPDATE: True, TrainingLevel.WORKER: True, TrainingLevel.RANGES: True, TrainingLevel.ROUND: None}
+# Levels that a worker's name follows: never, or always; after a round and a relay it may.
+_NAMED = {
+    TrainingLevel.UPDATE: True,
+    TrainingLevel.WORKER: True,
+    TrainingLevel.MASK: True,
+    TrainingLevel.RANGES: True,
+    TrainingLevel.ROUND: None,
+    TrainingLevel.RELAY: None,
+}
 encode_progress = msgspec.json.Encoder().encode
 encode_training = msgspec.msgpack.Encoder().encode
 _Message = TypeVar("_Message", bound=TrainingMessage)
@@ -374,16 +393,19 @@ def _check(message: TrainingMessage, level: TrainingLevel, run: str, worker: lis
     if message.run != run:
         raise MessageError(f"{_named(level)} of run {message.run!r} came on the topic of {run!r}; expected its own")
     if not isinstance(message, TrainingProgress):
-        if message.version != VERSION:
+        expected = MASKED_VERSION if isinstance(message, TrainingJob) and message.mask else VERSION
+        if message.version != expected:
             raise MessageError(
-                f"{_named(level)} of version {message.version} came; expected {VERSION}: update the older of the two"
+                f"{_named(level)} of version {message.version} came; expected {expected}: update the older of the two"
             )
         if message.sealed:
             raise MessageError(f"{_named(level)} sealed with {message.sealed!r} came; this version opens none")
-    if isinstance(message, Update | WorkerReport | RangeReport) and [message.worker] != worker:
+    if isinstance(message, Update | WorkerReport | RangeReport | MaskPart) and [message.worker] != worker:
         raise MessageError(
             f"{_named(level)} of {message.worker!r} came on the topic of {worker[0]!r}; expected its own"
         )
+    if isinstance(message, MaskPart | MaskRelay):
+        check_contents(message)
     if isinstance(message, Round | Update):
         part = message.weights if isinstance(message, Round) else message.vector
         if part.part >= part.parts:

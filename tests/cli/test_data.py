@@ -245,7 +245,7 @@ def test_no_server_is_told(here, capsys):
     error = capsys.readouterr().err
     assert (
         "Connection refused" in error
-        and "; nothing came, or bring the file here another way and give it with --from" in error
+        and "; nothing came; try again, or bring the zip another way and give it with --from ZIP" in error
     )
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge import extras
 from har_edge.cli.main import main
 from har_edge.cli.training_inputs import load_samples
 from har_edge.cluster.processes import Processes, Running
@@ -25,8 +27,15 @@ from har_edge.learning.digits import load_digits
 from har_edge.learning.lenet import write_lenet5
 from har_edge.learning.preparation import prepare_model
 from har_edge.mqtt.broker.launcher import Mosquitto
+from har_edge.mqtt.bus import Session
+from har_edge.mqtt.connect import open_bus
+from har_edge.protocol.events import TrainingEvent, decode
+from har_edge.protocol.masks import MaskPart
+from har_edge.protocol.topics import Topics
+from har_edge.protocol.training import Update
 from har_edge.tflite.gradient.losses import Loss
 from har_edge.tflite.model import read_model
+from tests.learning.extras import needs
 from tests.learning.made_data import write_mnist
 
 EPOCHS = 8
@@ -180,3 +189,77 @@ def test_a_quantised_model_is_refused_before_anything_is_sent(
     words = ["train", "--on-devices", "--model", str(model), "--data", str(training.data), "--out", str(tmp_path)]
     assert main([*words, *training.connection]) == 2
     assert "float" in capsys.readouterr().err
+
+
+@needs("cryptography")
+def test_masked_updates_teach_the_same_and_a_killed_node_is_survived(
+    training: Training, mosquitto: Mosquitto, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topics = Topics(training.connection[-1], "har")
+    spy = open_bus(mosquitto.address, Session("spy", clean_start=True, receive_max=1000))
+    spy.subscribe([topics.training("+", level) for level in ("update/+", "mask/+", "relay/#")])
+    updates, parts = [], Counter[str]()
+
+    def listen() -> None:
+        for one in spy.poll(0.0):
+            spy.acknowledge(one)
+            event = decode(one, topics)
+            assert isinstance(event, TrainingEvent), event
+            if isinstance(event.message, Update):
+                updates.append(event.message)
+            elif isinstance(event.message, MaskPart):
+                parts["keys" if event.message.keys else "shares" if event.message.shares else "told"] += 1
+
+    training.nodes("a", "b", "c", "d")
+    command = training.train("train", "--workers", "4", "--secure")
+    training.until(lambda: listen() or "epoch 1: accuracy" in command.output)
+    training.processes.kill("b")
+    training.until(lambda: listen() or command.process.poll() is not None)
+    spy.close(forget=True)
+    assert command.wait(TIMEOUT_S) == 0, training.processes.last_lines()
+    said = command.output
+    assert "updates masked" in said and "goes on without b: lost: its connection broke" in said
+    assert f"{EPOCHS * training.samples} samples counted in" in said
+    assert "updates are masked: server and broker see their sums alone" in said
+    found = re.search(r"accuracy ([\d.]+) on 359 held-out samples of .* after epoch 8; broker mqtt://", said)
+    assert found is not None and float(found[1]) > 0.9, said
+    assert {(one.vector.kind, one.loss, one.correct) for one in updates} == {("u4", 0.0, 0)}
+    assert min(parts["keys"], parts["shares"], parts["told"]) >= 3 * EPOCHS
+    # Each byte of a masked vector is as likely as any other, to six deviations; those of floats are not.
+    for one in updates[:: max(1, len(updates) // 20)]:
+        counts = np.bincount(np.frombuffer(one.vector.data, np.uint8), minlength=256)
+        expected = len(one.vector.data) / 256
+        assert np.abs(counts - expected).max() < 6 * expected**0.5
+    main(["status", "--no-probe", "--json", *training.connection])
+    (seen,) = json.loads(capsys.readouterr().out)["trainings"]
+    assert (seen["state"], seen["privacy"]) == (
+        "finished",
+        "updates are masked: server and broker see their sums alone",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--mode", "stale:2"), "--secure with --mode stale: each update stands alone, so no sum hides it"),
+        (("--compress", "topk:0.01"), "--secure with --compress topk:0.01: masked values look random"),
+        (("--workers", "2"), "--secure with --workers 2: each of two workers would know the other's update; ask for 3"),
+        (("--workers", "1000"), "ask for 3 to 512 with --workers"),
+        (("--int8",), "--int8: "),
+    ],
+)
+def test_masks_that_would_hide_nothing_are_refused_before_data_are_read(
+    options: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--on-devices", "--model", "lenet5", "--data", str(tmp_path / "nowhere"), "--workers", "4"]
+    assert main([*words, "--out", str(tmp_path), "--secure", *options]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_masks_need_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(extras, "is_installed", lambda module: module != "cryptography")
+    words = ["train", "--on-devices", "--model", "lenet5", "--data", str(tmp_path / "nowhere"), "--workers", "3"]
+    assert main([*words, "--out", str(tmp_path), "--secure"]) == 2
+    assert "masked sums (--secure) needs cryptography, which is not installed; pip install" in capsys.readouterr().err

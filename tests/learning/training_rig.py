@@ -20,9 +20,10 @@ from har_edge.learning.server import TrainingServer
 from har_edge.learning.server_settings import ServerSettings
 from har_edge.learning.vectors import Vector
 from har_edge.learning.worker import BatchOutcome, TrainingWorker, WorkerProfile
-from har_edge.mqtt.bus import Session, Will
+from har_edge.mqtt.bus import Outgoing, Session, Will
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 from har_edge.protocol.events import TrainingEvent, decode
+from har_edge.protocol.masks import MASKED_VERSION
 from har_edge.protocol.status import Heartbeat, encode_heartbeat
 from har_edge.protocol.topics import Topics
 from har_edge.protocol.training import BlockFile, TrainingFile, TrainingJob, Update, WorkerState
@@ -136,19 +137,19 @@ class Fleet:
     def _watch_account(self) -> None:
         """Note every sample that the server counts."""
         server = self.server
-        count = server._count
+        credit = server.credit
 
-        def counting(member, contribution, update, now):  # type: ignore[no-untyped-def]
-            left = contribution.samples
-            for one in member.pending.task.ranges:
+        def crediting(member, task, samples, seconds):  # type: ignore[no-untyped-def]
+            left = samples
+            for one in task.ranges:
                 size = server.pool.account.sizes[one.block]
                 order = epoch_order(server.settings.job.seed, server.epoch, one.block, size)
                 for index in order[one.start : min(one.stop, one.start + left)]:
                     self.counted[server.epoch, one.block, int(index)] += 1
                 left -= min(left, one.samples)
-            count(member, contribution, update, now)
+            return credit(member, task, samples, seconds)
 
-        server._count = counting  # type: ignore[method-assign]
+        server.credit = crediting  # type: ignore[method-assign]
 
     def add(
         self, name: str, step_s: float = 0.1, *, own: int = 0, beats: bool = False, instance: str = "1"
@@ -199,10 +200,11 @@ class Fleet:
         if node.hung:
             return
         reconnects = node.bus.traffic.reconnects
+        outgoing: list[Outgoing] = []
         for delivery in node.bus.poll(0):
             node.bus.acknowledge(delivery)
-            node.worker.handle(delivery)
-        outgoing = node.worker.tick(self.now)
+            outgoing += node.worker.handle(delivery)
+        outgoing += node.worker.tick(self.now)
         if node.bus.traffic.reconnects != reconnects and node.bus.connected:
             outgoing = [node.worker.report(WorkerState.READY), *outgoing]
         if node.beats:
@@ -263,9 +265,11 @@ def make_fleet(
     own: dict[str, int] | None = None,
     clip: float = 0.0,
     noise: float = 0.0,
+    mask: bool = False,
     **more: object,
 ) -> Fleet:
-    job = structs.replace(make_job(sizes, compress=compress, own=own is not None), clip=clip, noise=noise)
+    job = structs.replace(make_job(sizes, compress=compress, own=own is not None), clip=clip, noise=noise, mask=mask)
+    job = structs.replace(job, version=MASKED_VERSION if mask else job.version)
     optimizer = more.pop("optimizer", "momentum:lr=0.2,beta=0.5")
     settings = ServerSettings(TOPICS, job, epochs, str(optimizer), mode, workers=len(names), **more)  # type: ignore[arg-type]
     fleet = Fleet(settings, blocks_of(sizes))

@@ -10,6 +10,7 @@ import pytest
 
 from har_edge.mqtt.bus import Outgoing
 from har_edge.protocol.events import TrainingEvent, Unreadable, decode
+from har_edge.protocol.masks import MASKED_VERSION, SEALED_BYTES, MaskPart, MaskRelay, MaskTerms
 from har_edge.protocol.topics import Topics
 from har_edge.protocol.training import (
     MAX_JOB_BYTES,
@@ -67,6 +68,9 @@ UPDATE = Update(
     run="night", author="one", worker="pi", round=3, task=4, samples=10, vector=PART, loss=2.5, correct=7, seconds=0.5
 )
 REPORT = WorkerReport(run="night", author="one", worker="pi", instance="i", state=WorkerState.READY, step_s=0.05)
+MASK = MaskPart(run="night", author="one", worker="pi", number=2, keys=(bytes(32), b"k" * 32))
+RELAY = MaskRelay(run="night", author="one", number=2, shares={"pi": bytes(SEALED_BYTES)})
+TERMS = MaskTerms(2, 4, 3, 0.5, 640)
 NOTE = CheckpointNote(run="night", author="one", file=FILE, settings="c" * 64, round=3, epoch=1)
 PROGRESS = TrainingProgress(
     run="night", author="one", state=RunState.RUNNING, time=1.7e9, workers=(WorkerProgress("pi"),)
@@ -86,8 +90,10 @@ EXAMPLES: dict[TrainingLevel, TrainingMessage] = {
     TrainingLevel.CALIBRATE: REQUEST,
     TrainingLevel.RANGES: RANGES,
     TrainingLevel.MODEL: MODEL,
+    TrainingLevel.MASK: MASK,
+    TrainingLevel.RELAY: RELAY,
 }
-NAMED = {TrainingLevel.UPDATE: "pi", TrainingLevel.WORKER: "pi", TrainingLevel.RANGES: "pi"}
+NAMED = dict.fromkeys((TrainingLevel.UPDATE, TrainingLevel.WORKER, TrainingLevel.RANGES, TrainingLevel.MASK), "pi")
 LIMITS = {TrainingLevel.JOB: MAX_JOB_BYTES, TrainingLevel.ROUND: MAX_ROUND_BYTES, TrainingLevel.UPDATE: MAX_ROUND_BYTES}
 LIMITS[TrainingLevel.RANGES] = MAX_RANGES_BYTES
 
@@ -121,16 +127,17 @@ def test_each_message_is_read_back_and_no_part_of_it_is_one(level: TrainingLevel
 
 @pytest.mark.parametrize("level", list(TrainingLevel), ids=lambda level: level.value)
 def test_keys_of_later_versions_are_passed_over(level: TrainingLevel) -> None:
-    known = msgspec.to_builtins(EXAMPLES[level]) | {"signature": "x", "later": [1]}
-    payload = msgspec.json.encode(known) if level is TrainingLevel.PROGRESS else msgspec.msgpack.encode(known)
-    if level is TrainingLevel.RANGES:
-        payload = msgspec.msgpack.encode(known | {"lows": RANGES.lows, "highs": RANGES.highs})
-    if level in (TrainingLevel.ROUND, TrainingLevel.UPDATE):
-        key = "weights" if level is TrainingLevel.ROUND else "vector"
-        known[key] = known[key] | {"data": PART.data}
-        payload = msgspec.msgpack.encode(known)
-    event = decode(Outgoing(topic_of(level), payload), TOPICS)
+    form = msgspec.json if level is TrainingLevel.PROGRESS else msgspec.msgpack
+    known = form.decode(encoded(EXAMPLES[level])) | {"signature": "x", "later": [1]}
+    event = decode(Outgoing(topic_of(level), form.encode(known)), TOPICS)
     assert isinstance(event, TrainingEvent) and event.message == EXAMPLES[level]
+
+
+def test_a_masked_job_and_its_round_are_read_back() -> None:
+    job = msgspec.structs.replace(JOB, mask=True, version=MASKED_VERSION)
+    for level, message in (("job", job), ("round", msgspec.structs.replace(ROUND, mask=TERMS))):
+        event = decode(Outgoing(TOPICS.training("night", level), encode_training(message)), TOPICS)
+        assert isinstance(event, TrainingEvent) and event.message == message
 
 
 def changed(level: TrainingLevel, **more: object) -> tuple[str, bytes]:
@@ -139,6 +146,19 @@ def changed(level: TrainingLevel, **more: object) -> tuple[str, bytes]:
 
 BAD = [
     (changed(TrainingLevel.JOB, version=2), "a job of version 2 came; expected 1"),
+    (changed(TrainingLevel.JOB, mask=True), "a job of version 1 came; expected 2"),
+    (changed(TrainingLevel.MASK, version=MASKED_VERSION), "a mask of version 2 came; expected 1"),
+    (changed(TrainingLevel.MASK, worker="other"), "a mask of 'other' came on the topic of 'pi'"),
+    (changed(TrainingLevel.MASK, keys=None), "a message of a masked sum with 0 of its three contents came"),
+    (changed(TrainingLevel.MASK, told={"pi": bytes(66)}), "with 2 of its three contents came; expected one"),
+    (changed(TrainingLevel.MASK, keys=(bytes(31), bytes(32))), "Expected `bytes` of length >= 32"),
+    (changed(TrainingLevel.MASK, keys=None, told={"pi": bytes(67)}), "Expected `bytes` of length <= 66"),
+    (changed(TrainingLevel.MASK, keys=None, shares={"a b": bytes(SEALED_BYTES)}), "Expected `str` matching regex"),
+    (changed(TrainingLevel.RELAY, counted=("pi",)), "with 2 of its three contents came; expected one"),
+    (changed(TrainingLevel.RELAY, shares={"pi": b""}), "Expected `bytes` of length >= 148"),
+    (changed(TrainingLevel.RELAY, shares={f"n{i}": bytes(SEALED_BYTES) for i in range(513)}), "Expected `object` of"),
+    (changed(TrainingLevel.ROUND, mask=msgspec.structs.replace(TERMS, devices=2)), "Expected `int` >= 3"),
+    (changed(TrainingLevel.ROUND, mask=msgspec.structs.replace(TERMS, limit=0.0)), "Expected `float` > 0"),
     (changed(TrainingLevel.ROUND, sealed="aes"), "a round sealed with 'aes' came; this version opens none"),
     (changed(TrainingLevel.JOB, run="day"), "a job of run 'day' came on the topic of 'night'"),
     (changed(TrainingLevel.UPDATE, worker="other"), "an update of 'other' came on the topic of 'pi'"),
@@ -191,6 +211,9 @@ TABLES = [
     (ModelNote, "field of a model"),
     (TrainingProgress, "field of the progress"),
     (WorkerProgress, "field of a worker in the progress"),
+    (MaskTerms, "field of the terms"),
+    (MaskPart, "field of a mask"),
+    (MaskRelay, "field of a relay"),
 ]
 
 

@@ -114,15 +114,20 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _download(args: argparse.Namespace, description: StreamDescription) -> Path:
-    from har_edge.cli.download import download, forget
+    from har_edge.cli.download import StorageError, download, forget
     from har_edge.data.install import install
     from har_edge.errors import DataError
 
     url = args.url or URL
     args.out.mkdir(parents=True, exist_ok=True)
     part = args.out / "MHEALTHDATASET.zip.part"
-    with _progress() as bar:
-        download(url, part, _bar(bar, "mHealth"))
+    try:
+        with _progress() as bar:
+            download(url, part, _bar(bar, "mHealth"))
+    except StorageError:
+        raise
+    except DataError as error:
+        raise DataError(f"{error}; try again, or bring the zip another way and give it with --from ZIP") from error
     try:
         place = install(part, args.out, description)
     except DataError as error:

@@ -211,6 +211,7 @@ def start_training(args: argparse.Namespace, context: WorkerContext, job: AnyJob
         context.max_bytes,
         context.threads,
         None if args.data is None else lambda job: read_own_samples(args.data, job),
+        say,
     )
     if isinstance(job, SplitJob):
         say(f"training {job.run}: takes part with stages of {job.model}, data: {job.data}")

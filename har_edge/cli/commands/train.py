@@ -88,8 +88,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def add_on_devices(parser: argparse.ArgumentParser) -> None:
     """Add the options of a training on devices."""
-    from har_edge.cli.device_training import DEFAULT_OPTIMIZER
-
     group = parser.add_argument_group("training on devices (docs/how-to/train-on-devices.md)")
     group.add_argument("--on-devices", action="store_true", help="train --model with the nodes that are there")
     group.add_argument(
@@ -113,6 +111,17 @@ def add_on_devices(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="begin after S seconds with those that are (default: 10)",
     )
+    _add_method(group)
+    _add_privacy(group)
+    _add_run(group)
+    options.add_pipeline(parser)
+    options.add_quiet(parser)
+
+
+def _add_method(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say how updates are made, packed and joined."""
+    from har_edge.cli.device_training import DEFAULT_OPTIMIZER
+
     group.add_argument(
         "--mode",
         default="auto",
@@ -136,6 +145,10 @@ def add_on_devices(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="updates as none, float16, int8 or topk:0.01 (default: float16 for local steps, else none)",
     )
+
+
+def _add_privacy(group: argparse._ArgumentGroup) -> None:
+    """Add the options that hide what a device sends."""
     group.add_argument(
         "--clip",
         type=values.amount,
@@ -153,6 +166,16 @@ def add_on_devices(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--delta", type=values.probability, default=1e-5, metavar="D", help="delta of the privacy spent (default: 1e-5)"
     )
+    group.add_argument(
+        "--secure",
+        action="store_true",
+        help="mask each update, so that server and broker see the sum alone; needs 3 workers or more, and the extra "
+        "secure on all of them (docs/how-to/private-updates.md)",
+    )
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the loss, the shares and the run itself."""
     group.add_argument("--loss", choices=("cross-entropy", "mean-squared"), default="cross-entropy", help="the loss")
     group.add_argument(
         "--shares",
@@ -196,8 +219,6 @@ def add_on_devices(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cache", type=Path, metavar="FOLDER", help="folder for blocks of samples (default: ~/.cache/har-edge/slices)"
     )
-    options.add_pipeline(parser)
-    options.add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from har_edge.learning.checkpoints import EpochRow, RoundRow
 from har_edge.protocol.text import escape
 from har_edge.protocol.training import RunState, TrainingProgress
-from har_edge.units import plural, size
+from har_edge.units import ago, plural, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,18 +20,26 @@ MAX_SHOWN = 16
 
 
 def head_line(progress: TrainingProgress) -> str:
-    """Return the run in one line of figures, at most 80 columns wide."""
+    """Return the run in one line of figures, at most 80 columns wide; of one that has ended, what it was in all."""
+    ended = progress.state in (RunState.FINISHED, RunState.STOPPED)
     parts = [f"epoch {progress.epoch}/{progress.epochs}", f"round {progress.round}"]
-    if progress.samples:
+    if progress.state is RunState.FINISHED:
+        parts = [f"{plural(progress.epochs, 'epoch')} in {plural(progress.round, 'round')}"]
+    elif progress.samples:
         parts.append(f"{100 * progress.counted / progress.samples:.0f} %")
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4f}")
     if progress.accuracy is not None:
         parts.append(f"accuracy {progress.accuracy:.4f}")
-    parts.append(f"{progress.samples_per_s:.0f} samples/s")
-    active = sum(one.active for one in progress.workers)
-    parts.append(f"{active} of {len(progress.workers)} workers")
+    if not ended:
+        parts += [f"{progress.samples_per_s:.0f} samples/s", workers_here(progress)]
     return ", ".join(parts)
+
+
+def workers_here(progress: TrainingProgress) -> str:
+    """Return how many of the workers take part."""
+    count = len(progress.workers)
+    return f"{sum(one.active for one in progress.workers)} of {plural(count, 'worker')}" if count else "no worker yet"
 
 
 def traffic_line(progress: TrainingProgress) -> str:
@@ -66,12 +74,15 @@ def draw_progress(progress: TrainingProgress) -> RenderableType:
 
 
 def status_lines(progress: TrainingProgress, age_s: float) -> list[str]:
-    """Return a training as `har-edge status` shows it."""
+    """Return a training as `har-edge status` shows it; its last words are `age_s` old."""
     data = f"{progress.data} ({'real' if progress.real else 'synthetic'})" if progress.data else "unknown data"
-    silent = progress.state in (RunState.WAITING, RunState.RUNNING) and age_s > 10
-    state = f"not heard for {age_s:.0f} s" if silent else progress.state.value
+    lives = progress.state in (RunState.WAITING, RunState.RUNNING)
+    state = f"{progress.state.value} {ago(age_s)}"
+    if lives:
+        state = f"not heard for {age_s:.0f} s" if age_s > 10 else progress.state.value
     lines = [f"training {progress.run}: {state}, {progress.model or 'a model'}, {data}"]
-    lines.append(f"  {head_line(progress)}")
+    if progress.state is not RunState.WAITING or not progress.detail:
+        lines.append(f"  {head_line(progress)}")
     lines += [f"  {text}" for text in (progress.privacy, progress.detail) if text]
     return [escape(line) for line in lines]
 
