@@ -136,6 +136,10 @@ FUNCTIONS = {
 # A sentence that begins so has to be read twice; a question and a heading may.
 OPENINGS = re.compile(r"(?:^|(?<=[.!?:;])\s+|\n\s*\n\s*|\n\s*[-*] )(Whoever|Whatever|What|Where|Of)\b[^.!?]*(\?)?")
 PHRASES = {r"\bTell (?:whether|if|which|what)\b": "Return whether"}
+# Such a word, or its plural or past, as a word; and anywhere, as in a name.
+COINED = re.compile(rf"(?<![A-Za-z])({'|'.join(WORDS)})(?:s|ed)?(?![A-Za-z])", re.IGNORECASE)
+SOMEWHERE = re.compile("|".join(WORDS), re.IGNORECASE)
+OPENING_WORDS = re.compile(r"Who|What|Where|\bOf\b|Tell")
 # Names of other people's, and figures of an earlier state: (file, word).
 EXCEPTIONS = {
     ("har_edge/training/bottleneck.py", "workshop"),  # a conference
@@ -201,19 +205,17 @@ def messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def coined(path: Path, line: int, text: str) -> Iterator[Found]:
-    for word in re.findall(r"[A-Za-z]+", text):
-        low = word.lower()
-        for form in (low, low.removesuffix("s"), low.removesuffix("ed")):
-            if form in WORDS and not excepted(path, form):
-                yield Found(path, line, word, WORDS[form])
-                break
+    for match in COINED.finditer(text):
+        if not excepted(path, match[1].lower()):
+            yield Found(path, line, match[0], WORDS[match[1].lower()])
 
 
 def in_source(path: Path) -> Iterator[Found]:
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
-    for number, text in (*docstrings(tree), *comments(source), *messages(tree)):
-        yield from coined(path, number, text)
+    if SOMEWHERE.search(source):  # else nothing below can be found, and to read tokens takes seconds for all files
+        for number, text in (*docstrings(tree), *comments(source), *messages(tree)):
+            yield from coined(path, number, text)
     for word in parts(path.stem):
         if word in WORDS and not excepted(path, word):
             yield Found(path, 1, path.name, WORDS[word])
@@ -227,6 +229,8 @@ def in_source(path: Path) -> Iterator[Found]:
 
 def styled(path: Path) -> Iterator[Found]:
     source = path.read_text(encoding="utf-8")
+    if not OPENING_WORDS.search(source):
+        return
     for line, text in (*docstrings(ast.parse(source)), *comments(source)):
         for match in OPENINGS.finditer(text):
             if match.group(2) is None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,20 +78,21 @@ class Cluster:
         command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(self._file)]
         with (self._folder / f"{kind}-{len(self._running)}.log").open("wb") as log:
             started = subprocess.Popen(
-                [*command, "--no-dashboard", *options], stdout=log, stderr=log, env=self._environment, cwd=self._folder
+                [*command, "--no-dashboard", *options],
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                cwd=self._folder,
+                start_new_session=True,  # a worker is a process of its nanny, and both end together
             )
         self._running.append(started)
         return started
 
     def stop(self) -> None:
-        for process in reversed(self._running):
-            process.send_signal(signal.SIGTERM)
         for process in self._running:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def until(condition: object, what: str, folder: Path) -> None:
