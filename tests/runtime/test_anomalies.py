@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from har_edge.cli.main import main
 from har_edge.config.anomaly_outputs import describe_anomaly, heat_map_size
 from har_edge.config.anomaly_task import derive_anomaly_task
 from har_edge.config.pipeline import load_pipeline
@@ -187,3 +188,15 @@ def test_tables_of_a_pipeline_file_are_read_and_bad_ones_named(tmp_path: Path) -
         ConfigError, match=r"heat map 'score' is float32 \[-1\]; expected real numbers \[1, height, widt"
     ):
         load_pipeline(file)
+
+
+def test_shards_answer_too_where_one_computes_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, anomaly_models.detector())
+    words = ["slice", str(path), "--stream", "images", "--split"]
+    assert main([*words, "rows:0-5@2 whole:5-6", "--out", str(tmp_path / "cut")]) == 2
+    assert "parts of the result heat_map, and none has it whole" in capsys.readouterr().err
+    assert main([*words, "rows:0-4@2 whole:4-6", "--out", str(tmp_path / "out")]) == 0
+    results, _ = run(load_pipeline(tmp_path / "out"), windows(PICTURES))
+    assert [result.label for result in results] == ["normal", "anomaly", "normal"]
+    judged = [result.anomaly for result in results]
+    assert [one.threshold for one in judged if one is not None] == [THRESHOLD] * 3
