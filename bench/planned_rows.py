@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from har_edge.cli.console import say
+from har_edge.inference.tensor_observation import open_model
 from har_edge.planner.choice import packing_cost
 from har_edge.planner.devices import BrokerLink, PlannerDevice, SensorMessages, load_devices, make_devices
 from har_edge.planner.placed_split import forecast_placed
@@ -22,7 +23,7 @@ from har_edge.planner.profile import Profile, load_profile
 from har_edge.planner.relocation import StagePlacement, forecast
 from har_edge.planner.split_costs import SplitCosts
 from har_edge.planner.split_plan import make_split_costs
-from har_edge.tflite.model import Model, read_model
+from har_edge.tflite.model import Model
 from har_edge.tflite.split.plan import SplitPlan
 from har_edge.tflite.split.program import ordinary
 
@@ -126,7 +127,7 @@ class RowBuilder:
         """Profile, plan and cut what is not there yet; `dry` prints the commands alone."""
         session, model = row.session, self.model(row.session)
         if not self.profile(session).exists():
-            self.run(["profile", str(model), "--out", str(self.profile(session))], dry=dry)
+            self.run(["profile", str(model), "--again", "--out", str(self.profile(session))], dry=dry)
         if not self.whole(session).exists():
             self.run(["slice", str(model), "--stages", "1", "--name", "whole", "--out", str(self.whole(session))], dry)
         if not dry:
@@ -215,4 +216,4 @@ def read_plan(path: Path) -> Plan:
 
 @cache
 def load_model(path: Path) -> Model:
-    return read_model(path)
+    return open_model(path)

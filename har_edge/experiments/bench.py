@@ -22,7 +22,7 @@ from har_edge.mqtt.connect import open_bus
 from har_edge.planner.devices import DeviceEntry, DevicesFile, SensorMessages, make_devices
 from har_edge.planner.plan import Objective, Plan, make_plan, make_planning_problem
 from har_edge.planner.profile import Profile, load_profile, store_profile
-from har_edge.runtime.profiling import find_work, make_profile, measure_messages, time_model
+from har_edge.runtime.profiling import find_shorter_work, find_work, make_profile, measure_messages, time_model
 from har_edge.tflite.model import Model
 
 # TCP's part of what a link of Ethernet carries: 1448 of 1514 bytes.
@@ -156,7 +156,8 @@ def _measure(model: Model, link_bits_per_s: int) -> Profile:
     with Testbed(Layout((device,))) as testbed:
         with testbed.inside(device.name):
             bus = open_bus(read_address(testbed.emulation.broker_url), Session("bench-profile", clean_start=True))
-        message, _ = measure_messages(bus, "bed", "Mosquitto on a bed", work=find_work(model))
+        shorter = find_shorter_work(model)
+        message, _ = measure_messages(bus, "bed", "Mosquitto on a bed", work=find_work(model), shorter=shorter)
         bus.close(forget=True)
     return msgspec.structs.replace(profile, message=message)
 

@@ -41,7 +41,8 @@ def slice_costs(slice_graph: SliceGraph, kinds: Sequence[DeviceClass], broker: B
 
     messages, total = slice_graph.received + slice_graph.sent, slice_graph.received_bytes + slice_graph.sent_bytes
     compute = column("overhead_s") + work[:, slice_graph.stops] - work[:, slice_graph.starts]
-    message = column("message_s") * messages + column("message_byte_s") * total
+    each, byte = _message_costs(kinds, compute / np.maximum(1, messages))
+    message = each * messages + byte * total
     widest = np.where(column("duplex") > 0, np.maximum(slice_graph.received_bytes, slice_graph.sent_bytes), total)
     link = widest / column("link_bytes_per_s")
     entering, leaving = _broker_bytes(slice_graph)
@@ -62,6 +63,19 @@ def slice_costs(slice_graph: SliceGraph, kinds: Sequence[DeviceClass], broker: B
         broker_s=np.asarray(broker.busy_bytes(entering, leaving) * broker.byte_s, float),
         broker_bytes=entering + leaving,
     )
+
+
+def _message_costs(kinds: Sequence[DeviceClass], work_s: Floats) -> tuple[Floats, Floats]:
+    """Return the seconds of a message, and of each byte of it, with so much work between two messages."""
+    each, byte = np.empty_like(work_s), np.empty_like(work_s)
+    for row, kind in enumerate(kinds):
+        rates = kind.message_rates
+        each[row], byte[row] = kind.message_s, kind.message_byte_s
+        if rates:
+            known = [rate.work_s for rate in rates]
+            each[row] = np.interp(work_s[row], known, [rate.seconds for rate in rates])
+            byte[row] = np.interp(work_s[row], known, [rate.seconds_per_byte for rate in rates])
+    return each, byte
 
 
 def _broker_bytes(slice_graph: SliceGraph) -> tuple[Ints, Ints]:

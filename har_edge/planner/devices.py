@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from har_edge.errors import ConfigError
 from har_edge.files import TOMLDecodeError, parse_toml, read_text
-from har_edge.planner.profile import Profile, load_profile
+from har_edge.planner.profile import MessageRate, Profile, load_profile
 
 MAX_DEVICES = 256
 Number = TypeVar("Number", int, NDArray[np.int64])
@@ -85,9 +87,10 @@ class DevicesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DeviceClass:
     """The costs on equal devices: seconds of each segment beyond `overhead_s`, of a message, and of each byte of it.
 
-    `memory_bytes` is the limit for one process, None for none. A process takes `base_bytes` without a model, and
-    `growth` bytes for each byte of tensors. The link carries both directions together, with `duplex` each direction
-    apart.
+    A message costs `message_s` after a run of the whole model; `message_rates` says what it costs after less work, the
+    least work first. A run takes at least `weight_byte_s` for each byte of its weights. `memory_bytes` is the limit for
+    one process, None for none. A process takes `base_bytes` without a model, and `growth` bytes for each byte of
+    tensors. The link carries both directions together, with `duplex` each direction apart.
     """
 
     work_s: tuple[float, ...]
@@ -100,6 +103,21 @@ class DeviceClass:
     base_bytes: int
     growth: float
     duplex: bool = False
+    message_rates: tuple[MessageRate, ...] = ()
+    weight_byte_s: float = 0.0
+
+    def message_after(self, work_s: float) -> tuple[float, float]:
+        """Return the seconds of a message, and of each byte of it, with so much work between two messages."""
+        rates = self.message_rates
+        if not rates or work_s >= rates[-1].work_s:
+            return self.message_s, self.message_byte_s
+        index = max(1, bisect_left(rates, work_s, key=attrgetter("work_s")))
+        low, high = rates[index - 1], rates[index]
+        part = (work_s - low.work_s) / (high.work_s - low.work_s)
+        return (
+            low.seconds + part * (high.seconds - low.seconds),
+            low.seconds_per_byte + part * (high.seconds_per_byte - low.seconds_per_byte),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +230,22 @@ def _kind(entry: DeviceEntry, profile: Profile, path: Path, *, foreign: bool) ->
         base_bytes=memory.base_bytes if memory else 0,
         growth=growth,
         duplex=entry.duplex,
+        message_rates=_message_rates(profile, speed) if entry.message_s is None else (),
+        weight_byte_s=1 / (profile.weight_bytes_per_s * speed) if profile.weight_bytes_per_s else 0.0,
+    )
+
+
+def _message_rates(profile: Profile, speed: float) -> tuple[MessageRate, ...]:
+    """Return what messages cost by the work between them, up to the work of the whole model; none if not measured."""
+    message = profile.message
+    if message is None or message.shorter is msgspec.UNSET or not message.shorter:
+        return ()
+    whole_s = profile.whole_s or sum(segment.seconds for segment in profile.segments)
+    shorter = [rate for rate in message.shorter if rate.work_s < whole_s]
+    rates = [*shorter, MessageRate(whole_s, message.seconds, message.seconds_per_byte)]
+    return tuple(
+        MessageRate(rate.work_s / speed, rate.seconds / speed, rate.seconds_per_byte / speed)
+        for rate in (rates if len(rates) > 1 else [])
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from har_edge.errors import ConfigError
 from har_edge.files import write_atomic
@@ -45,12 +46,26 @@ class MemoryCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensor_bytes: int
 
 
+class MessageRate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Processor seconds of a message, and of each byte of it, with `work_s` of other work between two messages."""
+
+    work_s: float
+    seconds: float
+    seconds_per_byte: float
+
+
 class MessageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Processor seconds to pack and publish one message, or to receive and unpack it, and the same for each byte."""
+    """Processor seconds to pack and publish one message, or to receive and unpack it, and the same for each byte.
+
+    They are those of a stage that runs the whole model between two messages. `shorter` has those with less work between
+    them, the least work first: the processor's caches still hold more of what messages need. Nobody measured them where
+    it is left out.
+    """
 
     seconds: float
     seconds_per_byte: float
     broker: str
+    shorter: tuple[MessageRate, ...] | UnsetType = UNSET
 
 
 class LinkCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,8 +96,9 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All measurements of one model on one device; None stands for a measurement that failed or was not asked for.
 
-    `overhead_s` is the time that each run costs, however few operators it has. `delegate` is left out where XNNPACK ran
-    the model, `packings` where nobody measured them.
+    `overhead_s` is the time that each run costs, however few operators it has. `weight_bytes_per_s` says how fast a run
+    brings its weights from memory, all of them for a single row, too. `delegate` is left out where XNNPACK ran the
+    model, `packings` and `weight_bytes_per_s` where nobody measured them.
     """
 
     version: int
@@ -98,18 +114,19 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message: MessageCost | None = None
     link: LinkCost | None = None
     fit: Fit | None = None
-    delegate: Literal["none"] | msgspec.UnsetType = msgspec.UNSET
-    packings: tuple[PackingFigures, ...] | msgspec.UnsetType = msgspec.UNSET
+    weight_bytes_per_s: float | UnsetType = UNSET
+    delegate: Literal["none"] | UnsetType = UNSET
+    packings: tuple[PackingFigures, ...] | UnsetType = UNSET
 
     def packing(self, name: str) -> PackingFigures | None:
         """Return the figures of a way to pack, None where they were not measured."""
-        known = () if self.packings is msgspec.UNSET else self.packings
+        known = () if self.packings is UNSET else self.packings
         return next((one for one in known if one.packing == name), None)
 
     @property
     def computed_by(self) -> str:
         """The delegate that ran the model: "xnnpack", where the runtime hands operators to it, or "none"."""
-        return "xnnpack" if self.delegate is msgspec.UNSET else self.delegate
+        return "xnnpack" if self.delegate is UNSET else self.delegate
 
     @property
     def bounds(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from har_edge.planner.slice_graph import RESULT_BYTES
-from har_edge.planner.split_costs import SOURCE, BlockTransfer, SplitCosts
+from har_edge.planner.split_costs import SOURCE, BlockTransfer, PlannedPiece, SplitCosts
 from har_edge.tflite.split.plan import Block
 
 
@@ -83,14 +83,10 @@ class Simulator:
         self._processor = range(n) if processors is None else processors
         own = range(n) if links is None else links
         kinds = [device.kind for device in costs.devices]
-        self._message = [kind.message_s for kind in kinds]
         packing = costs.packing
         work = [sum(each) for each in costs.seconds]
         slower = [each / least if (least := min(work)) else 1.0 for each in work]
-        self._byte = [
-            kind.message_byte_s + packing.seconds_per_byte * packing.ratio * factor
-            for kind, factor in zip(kinds, slower, strict=True)
-        ]
+        self._pack = [packing.seconds_per_byte * packing.ratio * factor for factor in slower]
         self._latency = [kind.latency_s for kind in kinds]
         rate = costs.broker.link_bytes_per_s or math.inf
         each = [1 / kind.link_bytes_per_s for kind in kinds]
@@ -111,10 +107,10 @@ class Simulator:
         after = timeline.copy()
         ready = self._run(after.processors, block, transfer)
         arrivals = self._travel(after.links, transfer, ready)
-        processors, message, byte, where = after.processors, self._message, self._byte, self._processor
+        processors, messages, pack, where = after.processors, transfer.messages, self._pack, self._processor
         for taker, arrival, size in arrivals:
-            core = where[taker]
-            processors[core] = max(processors[core], arrival) + message[taker] + size * byte[taker]
+            core, (message_s, byte_s) = where[taker], messages[taker]
+            processors[core] = max(processors[core], arrival) + message_s + size * (byte_s + pack[taker])
         return after
 
     def _run(self, processors: list[float], block: Block | None, transfer: BlockTransfer) -> list[float]:
@@ -132,10 +128,15 @@ class Simulator:
                 now += step.seconds
                 for index in mine[shard]:
                     if transfer.pieces[index].step == number:
-                        now += self._message[shard] + transfer.pieces[index].bytes * self._byte[shard]
+                        now += self._piece_s(transfer, shard, transfer.pieces[index])
                         ready[index] = now
             processors[core] = now
         return ready
+
+    def _piece_s(self, transfer: BlockTransfer, shard: int, piece: PlannedPiece) -> float:
+        """Return the processor seconds of a piece at one of its ends."""
+        message_s, byte_s = transfer.messages[shard]
+        return message_s + piece.bytes * (byte_s + self._pack[shard])
 
     def _travel(
         self, links: list[float], transfer: BlockTransfer, ready: Sequence[float]
@@ -167,7 +168,8 @@ class Simulator:
         kind = self.costs.devices[device].kind
         run = self.costs.step_seconds(last, device, 0, 1)
         slower = max(1 / kind.link_bytes_per_s, self.costs.broker.byte_s)
-        send = kind.message_s + RESULT_BYTES * (kind.message_byte_s + slower)
+        message_s, byte_s = kind.message_after(run)
+        send = message_s + RESULT_BYTES * (byte_s + slower)
         return timeline.processors[self._processor[device]] + run + send + kind.latency_s
 
     def latency(self, blocks: Sequence[Block]) -> float:
@@ -197,14 +199,15 @@ class Simulator:
                 broker[1] += piece.bytes * len(piece.takers)
                 if piece.sender != SOURCE:
                     up[piece.sender] += piece.bytes
-                    message[piece.sender] += self._message[piece.sender] + piece.bytes * self._byte[piece.sender]
+                    message[piece.sender] += self._piece_s(transfer, piece.sender, piece)
                 for taker in piece.takers:
                     down[taker] += piece.bytes
-                    message[taker] += self._message[taker] + piece.bytes * self._byte[taker]
+                    message[taker] += self._piece_s(transfer, taker, piece)
         last = next(k for k in range(n) if blocks[-1].bounds[k] < blocks[-1].bounds[k + 1])
         up[last] += RESULT_BYTES
         broker = [broker[0] + RESULT_BYTES, broker[1] + RESULT_BYTES]
-        message[last] += self._message[last] + RESULT_BYTES * self._byte[last]
+        message_s, byte_s = costs.devices[last].kind.message_after(costs.step_seconds(blocks[-1], last, 0, 1))
+        message[last] += message_s + RESULT_BYTES * (byte_s + self._pack[last])
         memory = tuple(self.resident(k, weights[k], tiles[k]) if weights[k] or tiles[k] else 0 for k in range(n))
         loads = self._loads(compute, message, up, down, broker)
         period, binding = max((seconds, name) for name, seconds in loads.items())

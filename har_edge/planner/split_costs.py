@@ -50,11 +50,13 @@ class BlockStep:
 @dataclass(frozen=True, slots=True)
 class BlockTransfer:
     """A block's steps, given the block that follows, for each shard, and the pieces between these blocks in the order
-    in which they travel. `memory` are the bytes of each shard's weights and activations.
+    in which they travel. `messages` are the seconds of a message and of each byte of it for each shard, whose work of
+    the block lies between them. `memory` are the bytes of each shard's weights and activations.
     """
 
     steps: tuple[tuple[BlockStep, ...], ...]
     pieces: tuple[PlannedPiece, ...]
+    messages: tuple[tuple[float, float], ...]
     memory: tuple[tuple[int, int], ...] = ()
 
 
@@ -152,15 +154,27 @@ class SplitCosts:
 
     def _run(self, block: Block, device: int, low: int, high: int) -> float:
         if block.method is SplitMethod.ROWS:
-            parts = self.rows(block.start, block.stop, low, high).parts
-        elif block.method is SplitMethod.OUTPUT:
+            return self._rows_seconds(block, device, self.rows(block.start, block.stop, low, high).parts)
+        if block.method is SplitMethod.OUTPUT:
             parts = self._channel_parts(block, high - low)
         else:
             parts = (1.0,) * (block.stop - block.start)
         return self._seconds_of(block, device, parts)
 
+    def _rows_seconds(self, block: Block, device: int, parts: Sequence[float]) -> float:
+        """Return the seconds of a run that computes parts of the rows of a block's operators, with all of its weights.
+
+        Weights come from memory once a run, which takes as long for one row as for all.
+        """
+        kind, total = self.devices[device].kind, 0.0
+        for index, part in zip(range(block.start, block.stop), parts, strict=True):
+            whole = self.seconds[device][index]
+            weights = min(whole, kind.weight_byte_s * self.model.operators[index].weight_bytes)
+            total += weights + (whole - weights) * part if part else 0.0
+        return kind.overhead_s + total
+
     def _seconds_of(self, block: Block, device: int, parts: Sequence[float]) -> float:
-        """Return the seconds of a run that computes these parts of a block's operators."""
+        """Return the seconds of a run that computes these parts of the channels of a block's operators."""
         each = self.seconds[device][block.start : block.stop]
         work = sum(seconds * part for seconds, part in zip(each, parts, strict=True))
         return self.devices[device].kind.overhead_s + work
@@ -243,7 +257,8 @@ class SplitCosts:
     def _order(self, block: Block | None, pieces: list[PlannedPiece], border_first: bool) -> BlockTransfer:
         """Return the steps that make the pieces, those that others wait for first."""
         if block is None:
-            return BlockTransfer(((),) * self.n, tuple(pieces))
+            cold = tuple((device.kind.message_s, device.kind.message_byte_s) for device in self.devices)
+            return BlockTransfer(((),) * self.n, tuple(pieces), cold)
         steps, placed = [], []
         for shard, share in enumerate(pairwise(block.bounds)):
             own = [piece for piece in pieces if piece.sender == shard]
@@ -256,7 +271,20 @@ class SplitCosts:
                 placed.append(PlannedPiece(shard, piece.start, piece.stop, piece.takers, piece.bytes, step))
         placed.sort(key=lambda piece: (piece.step, piece.sender, piece.start))
         memory = tuple(self.memory(block, shard, own) for shard, own in enumerate(steps))
-        return BlockTransfer(tuple(steps), tuple(placed), memory)
+        return BlockTransfer(tuple(steps), tuple(placed), self._messages(steps, placed), memory)
+
+    def _messages(
+        self, steps: Sequence[Sequence[BlockStep]], pieces: Sequence[PlannedPiece]
+    ) -> tuple[tuple[float, float], ...]:
+        """Return what a message costs each shard, and each byte of it, with its share of the work between them."""
+        counts = [0] * self.n
+        for piece in pieces:
+            for shard in (piece.sender, *piece.takers):
+                counts[shard] += 1
+        return tuple(
+            device.kind.message_after(sum(step.seconds for step in own) / max(1, count))
+            for device, own, count in zip(self.devices, steps, counts, strict=True)
+        )
 
     def _runs(
         self, block: Block, shard: int, share: tuple[int, int], urgent: Sequence[PlannedPiece]
@@ -277,7 +305,7 @@ class SplitCosts:
             return tuple(
                 BlockStep(
                     *one.made,
-                    self._seconds_of(block, shard, one.parts),
+                    self._rows_seconds(block, shard, one.parts),
                     one.file,
                     self._weights(block, one.parts),
                     one.tile_bytes,

@@ -195,7 +195,8 @@ class _Chains:
         # Each device sends about as much as it takes: what goes in at one block went out at another one.
         # One device that gives the answer has less of the other blocks.
         own = costs.step_seconds(*drawn) / (m if method is SplitMethod.WHOLE else 1)
-        busy = own + 2 * (messages * kind.message_s + taken * (kind.message_byte_s + costs.packing.seconds_per_byte))
+        message_s, byte_s = kind.message_after(own / (2 * messages))
+        busy = own + 2 * (messages * message_s + taken * (byte_s + costs.packing.seconds_per_byte))
         weights = sum(one.weight_bytes for one in costs.model.operators[start:stop])
         share = (high - low) / costs.axis_size(draft) if method is SplitMethod.OUTPUT else 1.0
         return _Way(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import platform
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +21,7 @@ import numpy as np
 
 from har_edge.config.task import StreamTask, Task
 from har_edge.config.wiring import Wiring
-from har_edge.errors import BrokerError, MessageError, ModelError
+from har_edge.errors import BrokerError, CutError, MessageError, ModelError
 from har_edge.inference.interpreter import Delegate, Interpreter
 from har_edge.inference.load_check import default_check
 from har_edge.inference.sampling import sample
@@ -34,7 +37,7 @@ from har_edge.inference.segment_timing import (
 )
 from har_edge.mqtt.bus import Bus, OnOutcome, PublishOutcome
 from har_edge.mqtt.measure.link_benchmark import SMALL, benchmark_link
-from har_edge.planner.profile import VERSION, LinkCost, MemoryCost, MessageCost, Profile
+from har_edge.planner.profile import VERSION, LinkCost, MemoryCost, MessageCost, MessageRate, Profile
 from har_edge.planner.regression import segment_costs
 from har_edge.planner.slice_graph import tensor_bytes
 from har_edge.protocol import wire
@@ -44,9 +47,12 @@ from har_edge.runtime.stage.loop import StageLoop
 from har_edge.runtime.stage.setup import Array, Run, StageSetup
 from har_edge.runtime.stage.stage import Stage
 from har_edge.runtime.stop import Stop
+from har_edge.tflite.gradient.builder import GraphBuilder
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
 from har_edge.tflite.model import Model
+from har_edge.tflite.schema import tflite
 from har_edge.tflite.slices import slice_model, write_slice, write_whole
+from har_edge.tflite.split.arithmetic import count_macs
 
 Watch = Callable[[Iterable[Segment], int], Iterable[Segment]]
 _MEMORY_TIMEOUT_S = 300.0
@@ -55,6 +61,9 @@ _LARGE = 256 * 1024
 # Messages under way at once, and how often they come round; what is touched between them is more than most caches hold.
 _UNDER_WAY, _WARM_UP, _LEAST_ROUNDS, _TOUCHED = 4, 10, 10, 4 * 2**20
 _MESSAGES_S, _MESSAGES_TIMEOUT_S = 1.5, 60.0
+# A convolution with 9 MiB of weights, its rows, and what is touched between two runs: more than caches hold.
+_CHANNELS, _CONVOLUTION_ROWS, _CONVOLUTION_RUNS, _TOUCHED_BETWEEN = 512, (1, 8), 9, 48 * 2**20
+_PARTS = (1 / 256, 1 / 32, 1 / 8)  # of the model's operations, between two messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,34 +172,114 @@ def measure_memory(model: Model, bounds: Sequence[int], delegate: str | None = N
     return MemoryCost(base, max(0, growth), max(peak, base), size)
 
 
+def measure_weight_rate(delegate: str | None = None) -> float | None:
+    """Return the bytes of weights that a run brings from memory in a second, None where rows alone cost time.
+
+    Measured with a convolution whose weights have left the caches, as those of one shard do while others run: its
+    time for one row and for several gives the time without any row.
+    """
+    runs = {rows: _run_once(_write_convolution(rows), delegate) for rows in _CONVOLUTION_ROWS}
+    memory, seconds = np.zeros(_TOUCHED_BETWEEN, np.uint8), {rows: list[float]() for rows in runs}
+    for _ in range(_CONVOLUTION_RUNS):
+        for rows, run in runs.items():
+            np.add(memory, 1, memory)
+            began = time.thread_time()
+            run()
+            seconds[rows].append(time.thread_time() - began)
+    (few, least), (many, most) = ((rows, median(found)) for rows, found in seconds.items())
+    without = least - (most - least) / (many - few) * few
+    return 9 * _CHANNELS**2 * 4 / without if without > 0 else None
+
+
+def _write_convolution(rows: int) -> bytes:
+    """Write a convolution of 3 x 3 that makes so many rows of 14."""
+    builder = GraphBuilder()
+    taken = builder.empty((1, rows + 2, 16, _CHANNELS), name="input")
+    weights = builder.constant(np.full((_CHANNELS, 3, 3, _CHANNELS), 0.5, np.float32))
+    options = tflite.Conv2DOptionsT()
+    options.padding, options.strideH, options.strideW = tflite.Padding.VALID, 1, 1
+    bias = builder.constant(np.zeros(_CHANNELS, np.float32))
+    made = builder.add("CONV_2D", [taken, weights, bias], (1, rows, 14, _CHANNELS), options)
+    return bytes(builder.encode([taken], [made]))
+
+
 def measure_messages(
-    bus: Bus, device: str, broker: str, *, work: Callable[[], object] | None = None
+    bus: Bus,
+    device: str,
+    broker: str,
+    *,
+    work: Callable[[], object] | None = None,
+    shorter: Sequence[Callable[[], object]] = (),
 ) -> tuple[MessageCost, LinkCost]:
     """Return what a message costs a stage on its way in or out, and the link to the broker.
 
     A stage is run on the bus as it is anywhere, on messages to itself, with `work` (by default touching memory) in the
     place of its model: what handles the next message is out of the processor's caches then, which costs several times
-    more than in a plain loop. Raises BrokerError when messages do not come back.
+    more than in a plain loop. It is measured as well with each `shorter` work in the place of the model. Raises
+    BrokerError when messages do not come back.
     """
     topics = Topics("har", f"profile-{device}")
     echo = benchmark_link(bus, topics.activation(0, 0, _NAME))
     work = work or partial(np.add, memory := np.zeros(_TOUCHED, np.uint8), 1, memory)
-    small, large = (_message_s(bus, topics, epoch, size, work) for epoch, size in enumerate((SMALL, _LARGE), 1))
+    whole = _message_rate(bus, topics, 1, work)
+    parts = [_message_rate(bus, topics, 3 + 2 * number, one) for number, one in enumerate(shorter)]
+    return MessageCost(
+        whole.seconds, whole.seconds_per_byte, broker, tuple(_rising(parts, whole)) if parts else msgspec.UNSET
+    ), LinkCost(echo.round_trip_s, echo.bytes_per_s)
+
+
+def _message_rate(bus: Bus, topics: Topics, epoch: int, work: Callable[[], object]) -> MessageRate:
+    """Return what messages cost with some work between them, from small and large ones."""
+    (small, work_s), (large, _) = (
+        _message_s(bus, topics, epoch + k, size, work) for k, size in enumerate((SMALL, _LARGE))
+    )
     byte_s = max(0.0, (large - small) / (_LARGE - SMALL))
-    message = MessageCost(max(0.0, small - byte_s * SMALL), byte_s, broker)
-    return message, LinkCost(echo.round_trip_s, echo.bytes_per_s)
+    return MessageRate(work_s, max(0.0, small - byte_s * SMALL), byte_s)
+
+
+def _rising(parts: Sequence[MessageRate], whole: MessageRate) -> Iterable[MessageRate]:
+    """Yield rates whose messages cost no more than with more work between them, which only noise contradicts."""
+    found, most = list[MessageRate](), whole
+    for rate in sorted(parts, key=lambda one: one.work_s, reverse=True):
+        if rate.work_s < most.work_s:
+            each, byte = min(rate.seconds, most.seconds), min(rate.seconds_per_byte, most.seconds_per_byte)
+            most = MessageRate(rate.work_s, each, byte)
+            found.append(most)
+    return reversed(found)
 
 
 def find_work(model: Model, delegate: str | None = None) -> Callable[[], object] | None:
     """Return what runs a model once on made-up inputs; None where the runtime cannot run it."""
-    chosen = Delegate(delegate or Delegate.XNNPACK)
     try:
-        default_check()(model.data, model.name, chosen.value)
-        interpreter = Interpreter(write_whole(model), delegate=chosen)
-        values = sample(interpreter.inputs, np.random.default_rng(0))
-        interpreter.run(values)
+        default_check()(model.data, model.name, Delegate(delegate or Delegate.XNNPACK).value)
+        return _run_once(write_whole(model), delegate)
     except (MessageError, ModelError):
         return None
+
+
+def find_shorter_work(model: Model, delegate: str | None = None) -> list[Callable[[], object]]:
+    """Return works to measure messages with: none at all, and parts of the model, such as shards of layers have."""
+    found: list[Callable[[], object]] = [lambda: None]
+    for start, stop in _find_parts(model):
+        piece = slice_model(model, [cut for cut in (start, stop) if 0 < cut < len(model.main.operators)])[start > 0]
+        with contextlib.suppress(CutError, MessageError, ModelError):  # the runtime cannot run each part by itself
+            found.append(_run_once(write_slice(model, piece), delegate))
+    return found
+
+
+def _find_parts(model: Model) -> list[tuple[int, int]]:
+    """Return segments, and first operators, whose operations are nearest to each of _PARTS of the model's."""
+    bounds, total = segment_bounds(model), count_macs(model.main, range(len(model.main.operators)))
+    ranges = {*pairwise(bounds), *((0, bound) for bound in bounds[1:-1])} - {(0, bounds[-1])}
+    shares = {each: macs / total for each in sorted(ranges) if (macs := count_macs(model.main, range(*each)))}
+    chosen = [min(shares, key=lambda each: abs(math.log(shares[each] / part))) for part in _PARTS if shares]
+    return list(dict.fromkeys(chosen))
+
+
+def _run_once(content: bytes | memoryview, delegate: str | None) -> Callable[[], object]:
+    interpreter = Interpreter(bytes(content), delegate=Delegate(delegate or Delegate.XNNPACK))
+    values = sample(interpreter.inputs, np.random.default_rng(0))
+    interpreter.run(values)
     return partial(interpreter.run, values)
 
 
@@ -215,8 +304,8 @@ class _Ring:
             on_outcome(PublishOutcome.ACKED)
 
 
-def _message_s(bus: Bus, topics: Topics, epoch: int, size: int, work: Callable[[], object]) -> float:
-    """Return the processor seconds of a stage for one message of so many bytes, in or out, without those of `work`.
+def _message_s(bus: Bus, topics: Topics, epoch: int, size: int, work: Callable[[], object]) -> tuple[float, float]:
+    """Return the processor seconds of a stage for one message of so many bytes, in or out, and those of `work`.
 
     Its output is its input, so that a few messages go round and round; copied in and out, as a runtime does.
     """
@@ -251,9 +340,10 @@ def _message_s(bus: Bus, topics: Topics, epoch: int, size: int, work: Callable[[
     while time.monotonic() < until or rounds < begun + _LEAST_ROUNDS:
         turn(1)
     seconds = (time.thread_time() - before - (spent - worked)) / (rounds - begun) / 2
+    work_s = (spent - worked) / (rounds - begun)
     ring.turning = False
     turn(_UNDER_WAY)
-    return seconds
+    return seconds, work_s
 
 
 def _round_stage(topics: Topics, epoch: int, size: int, run: Run) -> Stage:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +17,12 @@ from PIL import Image
 from har_edge.api.model import load_model
 from har_edge.cli.heat_map_files import HeatMapFiles
 from har_edge.cli.main import main
-from har_edge.cli.training_demo import deploy
-from har_edge.cluster.local_cluster import LocalCluster
+from har_edge.cluster.local_cluster import LocalCluster, picture_options
 from har_edge.config.pipeline import load_pipeline
 from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.results import AnomalyScore, HeatMap, Result, encode_results
-from har_edge.protocol.topics import Topics
+from har_edge.protocol.topics import COORDINATOR, Topics
 from tests.cli.fleet import Fleet
 from tests.data.pillow_made import file_of
 from tests.tflite import anomaly_models, picture_models
@@ -158,6 +159,21 @@ def test_normal_pictures_are_left_out_and_the_number_of_files_is_bounded(
     assert "cannot be written: " in caplog.text
 
 
+def deploy(cluster: LocalCluster, path: Path) -> None:
+    """Let a coordinator with another model take the place of the one that runs."""
+    cluster.kill(COORDINATOR, signal.SIGTERM)
+    cluster.start_coordinator(path, 2, *picture_options(cluster.pipeline.task, path.parent))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def is_new() -> bool:
+        deployment = cluster.view.deployment
+        current = None if deployment is None else deployment.current
+        return current is not None and current.manifest.model_sha256 == sha256
+
+    cluster.until(is_new, "the new version is not deployed")
+    cluster.wait_deployed()
+
+
 @pytest.mark.slow
 def test_a_new_version_with_its_threshold_takes_over_while_pictures_flow(tmp_path: Path) -> None:
     """By a coordinator: no picture is lost, and each is judged by the threshold of the weights that scored it."""
@@ -178,7 +194,7 @@ def test_a_new_version_with_its_threshold_takes_over_while_pictures_flow(tmp_pat
 
         cluster.steps.append(send)
         cluster.until(lambda: sent >= 10, "pictures were not sent")
-        deploy(cluster, tmp_path / "new.tflite", model, tmp_path)
+        deploy(cluster, tmp_path / "new.tflite")
         until = sent + 20
         cluster.until(lambda: sent >= until, "pictures were not sent")
         cluster.steps.clear()

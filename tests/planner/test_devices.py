@@ -14,6 +14,7 @@ from har_edge.planner.profile import (
     LinkCost,
     MemoryCost,
     MessageCost,
+    MessageRate,
     Profile,
     SegmentCost,
     cached_profiles,
@@ -57,6 +58,35 @@ def test_a_speed_scales_the_profile_and_the_rest_is_as_written(write) -> None:  
     assert (kind.message_s, kind.message_byte_s) == (4e-4, 2e-9)
     assert (kind.link_bytes_per_s, kind.latency_s, kind.memory_bytes) == (1e6, 0.002, 60_000_000)
     assert (kind.base_bytes, kind.growth) == (50_000_000, 3.0)  # 6 MB at the peak for 2 MB of tensors
+
+
+def test_a_message_costs_less_with_less_work_before_it(write) -> None:  # type: ignore[no-untyped-def]
+    shorter = (MessageRate(0.0, 2e-5, 1e-10), MessageRate(2e-3, 1e-4, 5e-10), MessageRate(0.1, 9.0, 9.0))
+    message = MessageCost(2e-4, 1e-9, "Mosquitto", shorter)
+    path = write(f'[[device]]\nname = "pi"\nspeed = 0.5\n{FULL}')
+    profile = msgspec.structs.replace(PROFILE, whole_s=8e-3, message=message)
+    ((device,), _) = make_devices(load_devices(path), path, profile)
+    after = device.kind.message_after
+    assert after(0.0) == pytest.approx((4e-5, 2e-10))
+    assert after(2e-3) == pytest.approx((1.2e-4, 6e-10))  # half way to 4 ms, which are 2 ms of the profile's device
+    assert after(4e-3) == pytest.approx((2e-4, 1e-9))
+    assert after(10e-3) == pytest.approx((3e-4, 1.5e-9))
+    assert after(16e-3) == after(1.0) == pytest.approx((4e-4, 2e-9))  # the whole model; longer work is no work of it
+
+
+def test_a_message_cost_that_is_written_down_holds_for_any_work(write) -> None:  # type: ignore[no-untyped-def]
+    message = MessageCost(2e-4, 1e-9, "Mosquitto", (MessageRate(0.0, 2e-5, 1e-10),))
+    path = write(f'[[device]]\nname = "pi"\nmessage_s = 0.001\n{FULL}')
+    ((device,), _) = make_devices(load_devices(path), path, msgspec.structs.replace(PROFILE, message=message))
+    assert device.kind.message_after(0.0) == (1e-3, 1e-9)
+
+
+def test_weights_come_as_fast_as_the_profile_measured(write) -> None:  # type: ignore[no-untyped-def]
+    path = write(f'[[device]]\nname = "pi"\nspeed = 0.5\n{FULL}')
+    ((device,), _) = make_devices(load_devices(path), path, msgspec.structs.replace(PROFILE, weight_bytes_per_s=1e10))
+    assert device.kind.weight_byte_s == pytest.approx(2e-10)
+    ((device,), _) = make_devices(load_devices(path), path, PROFILE)
+    assert device.kind.weight_byte_s == 0.0
 
 
 def test_measured_segments_add_up_to_the_whole_and_a_switched_link_is_told(write) -> None:  # type: ignore[no-untyped-def]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from har_edge.inference.segment_timing import segment_bounds
 from har_edge.planner.devices import BrokerLink, DeviceClass, PlannerDevice
 from har_edge.planner.plan import Objective, make_plan, make_planning_problem
+from har_edge.planner.profile import MessageRate
 from har_edge.planner.simulation import Simulator
 from har_edge.planner.slice_graph import HEAD_BYTES, RESULT_BYTES
 from har_edge.planner.split_costs import PackingCost, PlannedPiece, SplitCosts
@@ -57,6 +58,26 @@ def test_two_devices_share_the_rows_and_the_second_sends_its_half() -> None:
     assert forecast.up_bytes == (RESULT_BYTES, half) and forecast.down_bytes == (window + half, window)
     assert forecast.broker_bytes == (2 * window + half + RESULT_BYTES,) * 2
     assert forecast.largest_bytes == window
+
+
+def test_messages_cost_what_they_cost_after_the_work_between_them() -> None:
+    costs = costs_of(TWO, seconds=(0.08, 0.02))
+    rates = (MessageRate(0.0, 1e-5, 0.0), MessageRate(0.1, 2e-4, 0.0))
+    kind = replace(costs.devices[0].kind, message_byte_s=0.0, message_rates=rates)
+    costs = SplitCosts(costs.model, [PlannerDevice(name, kind) for name in "ab"], costs.seconds, costs.broker)
+    forecast = Simulator(costs, border_first=False).forecast([ROWS, DENSE])
+    # The picture comes after a whole window. One message lies behind 41 ms of rows, and the result behind 21 ms.
+    piece, result = 1e-5 + 0.41 * 1.9e-4, 1e-5 + 0.21 * 1.9e-4
+    assert forecast.message_s == pytest.approx((2e-4 + piece + result, 2e-4 + piece))
+
+
+def test_each_run_of_some_rows_reads_all_weights() -> None:
+    costs = costs_of(TWO, seconds=(0.08, 0.02))
+    kind = replace(costs.devices[0].kind, weight_byte_s=2e-5)  # 20 ms of the 80 of a convolution with 1000 bytes
+    costs = SplitCosts(costs.model, [PlannerDevice(name, kind) for name in "ab"], costs.seconds, costs.broker)
+    assert costs.step_seconds(ROWS, 0, 0, 4) == pytest.approx(1e-3 + 0.02 + 0.06 / 2)
+    assert costs.step_seconds(ROWS, 0, 0, 1) == pytest.approx(1e-3 + 0.02 + 0.06 / 8)
+    assert costs.step_seconds(Block(0, 1, SplitMethod.WHOLE, (0, 1, 1)), 0, 0, 1) == pytest.approx(1e-3 + 0.08)
 
 
 def test_the_broker_s_link_carries_one_window_after_the_other() -> None:

@@ -150,7 +150,7 @@ TABLES = [
     (SplitJob, "field of a split job"),
     (SplitAssignment, "field of an assignment"),
     (AssignedStage, "field of an assigned stage"),
-    (SplitStage, "field of a stage"),
+    (SplitStage, "field of a stage of a plan"),
     (StageFiles, "field of the files of a stage"),
     (StateSource, "field of the state of a stage"),
     (SplitReport, "field of a report"),

@@ -19,10 +19,12 @@ from har_edge.runtime import profiling, resident_memory
 from har_edge.runtime.profiling import (
     Timing,
     estimate,
+    find_shorter_work,
     find_work,
     make_profile,
     measure_memory,
     measure_messages,
+    measure_weight_rate,
     time_model,
     typical_overhead,
 )
@@ -94,9 +96,26 @@ def test_memory_is_that_of_a_process_with_the_model() -> None:
 @pytest.mark.slow
 def test_messages_are_timed_on_the_bus_and_in_a_stage() -> None:
     bus = MemoryBroker().connect(Session("profile"))
-    message, link = measure_messages(bus, "here", "in memory")
+    parts = [lambda: None, lambda: sum(range(20_000))]
+    message, link = measure_messages(bus, "here", "in memory", work=lambda: sum(range(200_000)), shorter=parts)
     assert message.seconds > 0 and message.seconds_per_byte >= 0 and message.broker == "in memory"
+    assert isinstance(message.shorter, tuple)
+    none, part = message.shorter
+    assert none.work_s < part.work_s and none.seconds <= part.seconds <= message.seconds
+    assert none.seconds_per_byte <= part.seconds_per_byte <= message.seconds_per_byte
     assert link.round_trip_s > 0 and link.bytes_per_s > 0
+
+
+@pytest.mark.slow
+def test_weights_are_read_at_a_rate_that_memory_has() -> None:
+    rate = measure_weight_rate()
+    assert rate is None or 1e8 < rate < 1e12
+
+
+def test_messages_are_timed_beside_nothing_and_parts_of_the_model() -> None:
+    nothing, *parts = find_shorter_work(read_model(find_model("float").path))
+    assert nothing() is None and len(parts) == 3
+    assert all(part() for part in parts)  # each gives its tensors
 
 
 @pytest.mark.parametrize("delegate", [None, "xnnpack", "none"])

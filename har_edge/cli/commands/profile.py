@@ -90,7 +90,7 @@ def _measure(model: Model, found: FoundModel, device: str, args: argparse.Namesp
     import msgspec
 
     from har_edge.planner.profile import cached_profiles
-    from har_edge.runtime.profiling import make_profile, measure_memory, time_model
+    from har_edge.runtime.profiling import make_profile, measure_memory, measure_weight_rate, time_model
 
     others = [
         profile
@@ -101,6 +101,7 @@ def _measure(model: Model, found: FoundModel, device: str, args: argparse.Namesp
     timing = time_model(model, threads=args.threads, others=others, watch=_progress, delegate=told)
     remarks += timing.remarks
     profile = make_profile(model, device, timing, threads=args.threads, others=others, delegate=told)
+    profile = msgspec.structs.replace(profile, weight_bytes_per_s=measure_weight_rate(told) or msgspec.UNSET)
     memory = measure_memory(model, timing.bounds, told)
     if memory is None:
         remarks.append("memory was not measured: it takes Linux, and a model that the runtime here can run")
@@ -130,13 +131,14 @@ def measure_through_broker(
 ) -> tuple[MessageCost | None, LinkCost | None]:
     """Measure the cost of messages, and the link too if a broker was named."""
     from har_edge.mqtt.broker.launcher import find_mosquitto
-    from har_edge.runtime.profiling import find_work, measure_messages
+    from har_edge.runtime.profiling import find_shorter_work, find_work, measure_messages
 
     if not args.broker and find_mosquitto() is None:
         remarks.append("messages were not measured: Mosquitto is not installed here; name a broker with --broker")
         return None, None
     with _bus(args, device) as (bus, broker):
-        message, link = measure_messages(bus, device, broker, work=find_work(model, args.delegate))
+        work, shorter = find_work(model, args.delegate), find_shorter_work(model, args.delegate)
+        message, link = measure_messages(bus, device, broker, work=work, shorter=shorter if work else ())
     if args.broker:
         return message, link
     remarks.append("the link was not measured: name the broker with --broker")

@@ -10,10 +10,11 @@ import pytest
 from msgspec import structs
 
 from har_edge.errors import ModelError
+from har_edge.learning.split.files import StageFolder
 from har_edge.learning.split.state import decode_state, encode_state, hash_of
 from har_edge.learning.split.tensors import split_bytes
 from har_edge.mqtt.bus import Delivery, Outgoing
-from har_edge.protocol.split_training import STATE, HeldState, MicroBatch, SplitLevel, StateMessage
+from har_edge.protocol.split_training import STATE, AssignedStage, HeldState, MicroBatch, SplitLevel, StateMessage
 from har_edge.protocol.training import RunState, VectorPart, encode_training
 from tests.learning.split.networks import residual, samples
 from tests.learning.split.rig import TOPICS, SplitRig, make_rig
@@ -111,13 +112,16 @@ def test_a_state_whose_hash_is_another_is_not_kept(rig: SplitRig) -> None:
     assert rig.server.record.dropped == before + 1 and "with other content" in rig.server.lines[-1]
 
 
-def test_a_node_that_cannot_load_its_stage_is_left_out(tmp_path: Path) -> None:
+def test_a_node_that_cannot_load_its_stage_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = make_rig(tmp_path, residual(), samples(160), names="abcd", cuts=(1, 3))
+    load = StageFolder.load
 
-    def refuse(*arguments: object) -> None:
-        raise ModelError("forward graph of operators 1 to 3: it does not load")
+    def refuse(folder: StageFolder, stage: AssignedStage, micro_batch: int) -> object:
+        if folder.store.folder.name == "b":
+            raise ModelError("forward graph of operators 1 to 3: it does not load")
+        return load(folder, stage, micro_batch)
 
-    rig.nodes["b"].worker._means.load = refuse  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(StageFolder, "load", refuse)
     rig.run()
     assert rig.server.state is RunState.FINISHED and rig.server.assigned == ("a", "d", "c")
     assert "b takes no part any more: forward graph of operators 1 to 3: it does not load" in rig.lines
