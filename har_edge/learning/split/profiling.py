@@ -33,7 +33,7 @@ Watch = Callable[[Iterable[Piece], int], Iterable[Piece]]
 # Micro-batches that are measured; times of others lie on lines between them.
 BATCHES = (1, 4)
 # Times over all segments, of which the least counts: other work on the machine makes a segment slower, never faster.
-_ROUNDS, _SECONDS = 2, 0.15
+_ROUNDS, _SECONDS = 2, 0.04
 _MEMORY_TIMEOUT_S = 600.0
 _VALUES = 1 << 20
 
