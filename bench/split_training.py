@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.split_network import write_pictures, write_vgg
+from har_edge.cli.commands.profile import device_name
 from har_edge.cli.console import say
 from har_edge.cluster.processes import PROGRAM, Processes, Running
 from har_edge.emulation.limits import Device, Layout, Limits, read_rate, read_size
@@ -50,7 +51,7 @@ from har_edge.planner.devices import BrokerLink
 from har_edge.planner.training_costs import TrainingProblem
 from har_edge.planner.training_devices import SplitDevice
 from har_edge.planner.training_plan import PlannedTraining, plan_training
-from har_edge.planner.training_profile import TrainingProfile, load_training_profile
+from har_edge.planner.training_profile import TrainingProfile, load_training_profile, store_training_profile
 from har_edge.protocol.events import TrainingEvent, decode
 from har_edge.protocol.topics import Topics
 from har_edge.protocol.training import TrainingProgress
@@ -61,6 +62,8 @@ RUN = "bench"
 STOP_S, READY_S = 20.0, 300.0
 # Steps at the beginning that do not count: caches, links and the first messages.
 WARM_UP = 1
+# The limit of a device that is given the memory: a limit, so that its control group counts.
+ROOMY = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class Bench:
         self.args, self.folder = args, folder
         self.model = folder / "vgg.tflite"
         self.model.write_bytes(write_vgg(args.width))
+        self.variables = {"XDG_CACHE_HOME": str(folder / "cache")}
         self.profile = self.measured()
         self.data = ""
 
@@ -115,12 +119,15 @@ class Bench:
         path = self.args.out.with_suffix(".profile.json")
         if not path.exists():
             words = ["profile", str(self.model), "--train", "--micro-batch", self.args.micro_batch, "--out", str(path)]
-            done = subprocess.run(
-                [*PROGRAM, *words], check=False, env={**os.environ, "XDG_CACHE_HOME": str(self.folder)}
-            )
+            done = subprocess.run([*PROGRAM, *words], check=False, env={**os.environ, **self.variables})
             if done.returncode:
                 raise SystemExit(f"the profile was not measured: exit code {done.returncode}")
-        return load_training_profile(path)
+        profile = load_training_profile(path)
+        # Where the command finds it, so that it compares the devices with this machine by its probe.
+        cached = Path(self.variables["XDG_CACHE_HOME"]) / "har-edge" / "training"
+        cached.mkdir(parents=True, exist_ok=True)
+        store_training_profile(profile, cached / f"{device_name(None)}-{profile.model_sha256[:16]}-1.json")
+        return profile
 
     def pictures(self, samples: int) -> Path:
         """Return a file with so many pictures."""
@@ -142,14 +149,14 @@ class Bench:
     def run(self, setup: RunOptions, during: Callable[[LiveRun], None] | None = None) -> Outcome:
         """Train once on a test bed of its own; `during` is called while it runs, until it returns."""
         args = self.args
-        limits = Limits(setup.cpu, read_rate(args.link), setup.memory)
+        limits = Limits(setup.cpu, read_rate(args.link), setup.memory or ROOMY)
         names = [f"device-{number}" for number in range(setup.devices)]
         layout = Layout(
             tuple(Device(name, limits) for name in names), Limits(link_bits_per_s=read_rate(args.broker_link))
         )
         with tempfile.TemporaryDirectory(prefix="har-edge-bench-") as temporary, Testbed(layout) as testbed:
             processes = Processes(spawn_on(testbed, {name: name for name in names}), patience_s=STOP_S)
-            live = LiveRun(testbed, processes, Path(temporary), names)
+            live = LiveRun(testbed, processes, Path(temporary), names, self.variables)
             try:
                 live.start_nodes()
                 live.start_command(self.words(setup, testbed.emulation.broker_url, Path(temporary)))
@@ -177,7 +184,7 @@ class Bench:
         ]
         words += ["--optimizer", args.optimizer, "--cache", str(folder / "cache")]
         if setup.split:
-            words += ["--split", "--profile", str(args.out.with_suffix(".profile.json"))]
+            words += ["--split"]
         else:
             words += ["--mode", "sync", "--compress", "none"]
         return [*words, *setup.options]
@@ -308,8 +315,16 @@ class Bench:
 class LiveRun:
     """A test bed while a run goes on."""
 
-    def __init__(self, testbed: Testbed, processes: Processes, folder: Path, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        testbed: Testbed,
+        processes: Processes,
+        folder: Path,
+        names: Sequence[str],
+        variables: Mapping[str, str],
+    ) -> None:
         self.testbed, self.processes, self.folder, self.names = testbed, processes, folder, names
+        self.variables = variables
         self.seen: list[Seen] = []
         self.notes: dict[str, Any] = {}
         self.began = time.monotonic()
@@ -333,7 +348,7 @@ class LiveRun:
             time.sleep(0.2)
 
     def start_command(self, words: Sequence[str]) -> None:
-        self.command = self.processes.start("train", words, log=self.folder / "train.log")
+        self.command = self.processes.start("train", words, log=self.folder / "train.log", variables=self.variables)
         self.began = time.monotonic()
 
     def restart_command(self) -> None:
