@@ -124,7 +124,7 @@ class Bench:
                 raise SystemExit(f"the profile was not measured: exit code {done.returncode}")
         profile = load_training_profile(path)
         # Where the command finds it, so that it compares the devices with this machine by its probe.
-        cached = Path(self.variables["XDG_CACHE_HOME"]) / "har-edge" / "training"
+        cached = Path(self.variables["XDG_CACHE_HOME"]) / "har-edge" / "profiles" / "training"
         cached.mkdir(parents=True, exist_ok=True)
         store_training_profile(profile, cached / f"{device_name(None)}-{profile.model_sha256[:16]}-1.json")
         return profile
