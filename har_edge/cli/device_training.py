@@ -348,6 +348,7 @@ def live_view() -> tuple[AbstractContextManager[object], Callable[[TrainingProgr
     from rich.live import Live
 
     from har_edge.cli.reports.training import draw_progress, head_line
+    from har_edge.protocol.text import escape
 
     console = Console()
     if console.is_terminal:
@@ -359,6 +360,6 @@ def live_view() -> tuple[AbstractContextManager[object], Callable[[TrainingProgr
         now = time.monotonic()
         if now - told[0] >= _LINE_S:
             told[0] = now
-            say(progress.detail or head_line(progress))
+            say(escape(progress.detail) or head_line(progress))
 
     return nullcontext(), tell

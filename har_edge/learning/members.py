@@ -24,12 +24,13 @@ MAX_STRIKES = 3
 
 @dataclass(slots=True)
 class PendingTask:
-    """A task under way: its round, and until when the server waits for what comes of it."""
+    """A task under way: its round, until when what comes of it is waited for, and how often it was said again."""
 
     task: TrainingTask
     round: int
     deadline: float
     assembly: VectorAssembly
+    repeats: int = 0
 
     @property
     def number(self) -> int:

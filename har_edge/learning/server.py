@@ -39,6 +39,8 @@ from har_edge.protocol.training import (
 )
 from har_edge.units import plural
 
+# A round is sent to a worker so often again that says it missed it: each word of it would else cost all weights.
+MAX_REPEATS = 8
 # Rounds in a row whose updates were all not finite, after which a run stops: it does not mend itself.
 MAX_DIVERGED = 3
 
@@ -103,6 +105,9 @@ class TrainingServer:
                 self.pool.reject(topic.levels[-1], event.reason)
             case TrainingEvent(message=TrainingJob() as job) if self._is_younger(job):
                 self.rival = job.author
+            case TrainingEvent(topic=topic, message=job) if topic.levels[1] == "job":
+                # Nodes have left for an older server's job, or think that this training has ended: say it again.
+                return [] if isinstance(job, TrainingJob) and job.author == author else [self.job_message()]
             case TrainingEvent(message=WorkerReport() as report) if report.author == author:
                 return self._note_report(report, now)
             case TrainingEvent(message=Update() as update):
@@ -129,7 +134,8 @@ class TrainingServer:
             self.pool.add_own(joined)
         member = self.pool.members.get(report.worker)
         pending = member.pending if member is not None else None
-        if pending is not None and report.heard < pending.number and joined is None:
+        if pending is not None and report.heard < pending.number and joined is None and pending.repeats < MAX_REPEATS:
+            pending.repeats += 1
             return task_messages(self, {report.worker: pending.task}, pending.round, alone=True)  # what it missed
         missed = self.masks.again(report.worker) if self.masks is not None and joined is None else []
         return missed + self._advance(now)

@@ -20,6 +20,7 @@ from har_edge.learning.tensor_ranges import RangeCollection
 from har_edge.mqtt.bus import Bus, Outgoing, Session
 from har_edge.protocol.artifacts import MAX_CHUNKS, count_chunks
 from har_edge.protocol.events import TrainingEvent, decode
+from har_edge.protocol.text import escape
 from har_edge.protocol.topics import Topics, TrainingTopics
 from har_edge.protocol.training import (
     CheckpointNote,
@@ -143,7 +144,7 @@ class TrainingService:
         self._store(now)
         self._evaluate()
         for line in server.lines:
-            self._say(line)
+            self._say(escape(line))  # it may hold words of a node
         server.lines.clear()
         self._announce(now)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -392,3 +393,36 @@ def test_a_node_that_lacks_a_file_or_takes_part_later_does_not_end_the_run() -> 
     fleet.add("b")
     fleet.run()
     assert fleet.server.state is RunState.FINISHED
+
+
+def test_a_worker_that_says_a_thousand_times_that_it_missed_a_round_gets_it_a_few_times() -> None:
+    fleet = make_fleet()
+    fleet.until_round(2)
+    while not fleet.server.pool.awaited:
+        fleet.turn()
+    report = fleet.nodes["b"].worker.report(WorkerState.READY)
+    said = decode_training(("r", "worker", "b"), report.payload)
+    missed = encode_training(structs.replace(said, heard=0))
+    sent = [fleet.server.handle(Delivery(report.topic, missed, (0, 0)), fleet.now) for _ in range(1000)]
+    assert sum(map(bool, sent)) == 8
+    fleet.run()
+    check_account(fleet)
+
+
+@pytest.mark.parametrize("forged", ["older", "removed", "own"])
+def test_a_job_that_an_older_server_left_or_that_is_taken_away_is_said_again(forged: str) -> None:
+    fleet = make_fleet()
+    job = fleet.settings.job
+    older = encode_training(structs.replace(job, author="three", started=job.started - 1))
+    payload = {"older": older, "removed": b"", "own": encode_training(job)}[forged]
+    said = fleet.server.handle(Delivery(TOPICS.training("r", "job"), payload, (0, 0)), 0.0)
+    assert said == ([] if forged == "own" else [fleet.server.job_message()]) and fleet.server.rival == ""
+
+
+def test_words_of_a_node_cannot_paint_the_terminal(tmp_path: Path) -> None:
+    from tests.learning.test_service import serve
+
+    fleet, lines = make_fleet(epochs=1), list[str]()
+    say_failed(fleet, "pi-2", "no\x1b[31m\nway")
+    serve(fleet, tmp_path / "r.checkpoint", lines, [])
+    assert "pi-2 cannot take part: no\\x1b[31m\\nway" in lines

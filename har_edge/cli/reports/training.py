@@ -55,7 +55,7 @@ def draw_progress(progress: TrainingProgress) -> RenderableType:
     from rich.text import Text
 
     lines = [Text(head_line(progress)), Text(traffic_line(progress))]
-    lines += [Text(text) for text in (progress.privacy, progress.detail) if text]
+    lines += [Text(escape(text)) for text in (progress.privacy, progress.detail) if text]
     table = Table(box=None, pad_edge=False)
     for name in ("worker", "samples", "samples/s", "updates", "dropped", ""):
         table.add_column(name, justify="left" if name in ("worker", "") else "right", no_wrap=name != "")
@@ -66,7 +66,7 @@ def draw_progress(progress: TrainingProgress) -> RenderableType:
             f"{one.samples_per_s:.0f}",
             size(one.received_bytes),
             str(one.dropped),
-            Text("" if one.active else one.detail[:60]),
+            Text("" if one.active else escape(one.detail)[:60]),
         )
     if len(progress.workers) > MAX_SHOWN:
         table.add_row(f"and {len(progress.workers) - MAX_SHOWN} more")

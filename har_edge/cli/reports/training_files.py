@@ -11,6 +11,7 @@ from har_edge.cli.console import say
 from har_edge.cli.reports.training import rounds_csv, traffic_line
 from har_edge.errors import ConfigError
 from har_edge.files import write_atomic
+from har_edge.protocol.text import escape
 from har_edge.protocol.training import RunState
 from har_edge.units import duration, plural, size
 
@@ -32,7 +33,8 @@ def write_results(args: argparse.Namespace, server: TrainingServer, inputs: Trai
     said = server.progress(time.time())
     if not finished:
         kept = args.out / f"{run}.checkpoint"
-        say(f"not finished: {server.problem}" + (f"; the same command goes on from {kept}" if kept.exists() else ""))
+        goes_on = f"; the same command goes on from {kept}" if kept.exists() else ""
+        say(f"not finished: {escape(server.problem)}{goes_on}")
     if record.rounds:
         content = trained_content(server, inputs)
         store_trained(args, content, f"{run}.tflite", "float32", inputs)
