@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from har_edge.learning.optimizers import Optimizer
+from har_edge.learning.optimizers import SUM, Optimizer
 from har_edge.learning.vectors import Vector
 
 
@@ -47,7 +47,7 @@ def ordered(contributions: Mapping[str, Contribution]) -> list[Contribution]:
 
 @dataclass(slots=True)
 class GradientAggregator:
-    """Divides the sum of gradients by the number of samples, and steps (synchronous SGD)."""
+    """Divides the sum of gradients by the number of samples, and steps (synchronous SGD); SUM takes it undivided."""
 
     optimizer: Optimizer
 
@@ -59,7 +59,8 @@ class GradientAggregator:
             gradient = parts[0].vector.copy()
             for one in parts[1:]:
                 gradient += one.vector
-            gradient /= np.float32(samples)
+            if self.optimizer.spec != SUM:
+                gradient /= np.float32(samples)
             self.optimizer.step(weights, gradient)
         return samples
 

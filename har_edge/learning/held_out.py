@@ -133,3 +133,13 @@ class EvaluationThread:
                 self._done.put(HeldOutScore(request.epoch, accuracy, loss, self._samples))
             except Exception as error:  # raised where it is polled
                 self._done.put(error)
+
+
+class Unscored(EvaluationThread):
+    """Scores nothing: for a training whose held-out samples are used after it alone."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda weights: (0.0, 0.0), 0)
+
+    def ask(self, request: EvaluationRequest) -> None:
+        """Leave out what is asked for."""

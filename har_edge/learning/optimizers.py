@@ -166,6 +166,14 @@ class Adam(_VectorOptimizer):
         weights -= np.multiply(change, np.float32(corrected), out=change)
 
 
+class Sum(_VectorOptimizer):
+    """Adds up: the vectors that come are sums over samples, and the weights hold their total."""
+
+    def _update(self, weights: Vector, gradient: Vector, rate: float) -> None:
+        del rate
+        weights += gradient
+
+
 @dataclass(frozen=True, slots=True)
 class _Option:
     """A number that a method or a schedule takes: `low` <= it <= `high`, unless `above`: then `low` < it."""
@@ -205,6 +213,8 @@ _METHODS: dict[str, tuple[Callable[..., _VectorOptimizer], dict[str, _Option]]] 
     "adamw": (Adam, {**_ADAM, "decay": _Option(0.004, 0, 1)}),
 }
 METHODS = tuple(_METHODS)
+# The text of the optimizer that adds up sums, which nobody divides by the number of samples.
+SUM = "sum"
 # Which options belong to which schedule.
 _SCHEDULE_OPTIONS = {"constant": (), "step": ("every", "factor"), "cosine": ("steps", "floor")}
 
@@ -217,6 +227,8 @@ def make_optimizer(spec: str, size: int) -> Optimizer:
     >>> weights
     array([0.5, 1.5], dtype=float32)
     """
+    if spec == SUM:
+        return Sum(spec, size, RateSchedule("constant", 1.0))
     method, _, rest = spec.partition(":")
     if method not in _METHODS:
         raise ConfigError(f"optimizer {spec!r}: method {method!r}, expected one of {', '.join(METHODS)}")

@@ -45,6 +45,7 @@ class GraphJob:
     loss: Loss | None = None
     smoothing: float = 0.0
     may_be_idle: bool = False  # whether it is no error that nothing has a gradient
+    to_zero: bool = False
 
 
 def write_training_graph(
@@ -57,6 +58,7 @@ def write_training_graph(
     trainable: Collection[str] | None = None,
     dropout: Mapping[str, float] | None = None,
     input_gradients: bool = False,
+    to_zero: bool = False,
 ) -> TrainingGraph:
     """Return the graph (weights, x, y, sample weights) -> (loss, predictions, gradients) of operators from `start` on.
 
@@ -69,6 +71,8 @@ def write_training_graph(
         trainable: The names of the weights to train, as `find_weights` gives them; None is all.
         dropout: The rate for each tensor, by name, whose values a mask drops.
         input_gradients: Whether all that enters gets a gradient, the samples too.
+        to_zero: Whether the target of the mean squared error is 0. No operator reads y then, which has the shape of
+            x: so a network learns to make its output vanish.
 
     Raises GradientError for what cannot be trained or differentiated.
     """
@@ -76,7 +80,10 @@ def write_training_graph(
         raise GradientError(f"label smoothing {label_smoothing} came; expected a number from 0 to below 1")
     stop = len(model.main.operators)
     weights, in_front = slice_weights(model, trainable, start, stop)
+    if to_zero and loss is not Loss.MEAN_SQUARED:
+        raise GradientError("a target of 0 is one of the mean squared error; choose that loss")
     job = GraphJob(model, batch, start, stop, weights, dropout or {}, input_gradients, in_front, loss, label_smoothing)
+    job = replace(job, to_zero=to_zero)
     return _write(job, named=trainable is not None)
 
 
@@ -230,7 +237,8 @@ class GraphWriter:
             raise GradientError(
                 f"output {tensor.name} has shape {list(shape)} for {self.job.batch} samples; expected one row a sample"
             )
-        self.ports["y"] = self.builder.empty(shape, "float32", "y")
+        wanted = self.builder.shape(self.ports[self.x[0].port]) if self.job.to_zero else shape
+        self.ports["y"] = self.builder.empty(wanted, "float32", "y")
         self.ports["sample_weight"] = self.builder.empty((self.job.batch,), "float32", "sample_weight")
         result, seed = self.loss(index)
         self.loss_sum = self.give("loss", "", result.total)
@@ -244,7 +252,8 @@ class GraphWriter:
         if self.job.loss is Loss.MEAN_SQUARED:
             self.walk.forward()
             output = self.walk.tensor(index)
-            return mean_squared(self.builder, output, y, sample_weight), output
+            target = self.builder.constant(0.0) if self.job.to_zero else y
+            return mean_squared(self.builder, output, target, sample_weight), output
         last = self.model.main.operators[self.walk.flow.maker[index]]
         joined = last.name == "SOFTMAX"
         if last.name == "LOGISTIC":
