@@ -305,7 +305,7 @@ def follow(
     evaluation: EvaluationThread,
     stop: Stop,
     before: KnownRun,
-    inputs: TrainingInputs,
+    inputs: TrainingInputs | None = None,
 ) -> TensorRanges | None:
     """Run the server until it has ended, and show how far it is; return the ranges that --int8 asks for.
 
@@ -329,14 +329,14 @@ def follow(
     with view:
         path = checkpoint_path(args, job.run)
         service = TrainingService(bus, server, files, evaluation, path, say, show, before.files)
-        if not args.int8:
+        if not args.int8 or inputs is None:
             run_training(service, server, stop)
             return None
         measured: list[TensorRanges | None] = []
-        started = service
+        started, given = service, inputs
 
         def measure() -> None:
-            measured.append(measure_ranges(started, server, inputs, store, stop))
+            measured.append(measure_ranges(started, server, given, store, stop))
 
         run_training(service, server, stop, measure)
     return measured[0] if measured else None

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from har_edge.cli.arguments import options, values
+from har_edge.cli.arguments import model_task, options, values
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 from har_edge.files import write_atomic
@@ -81,9 +81,71 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--epochs",
         type=values.positive,
         metavar="N",
-        help="passes over the training windows (default: 12; on devices 10)",
+        help="passes over the training windows (default: 12; on devices 10; for anomalies 30)",
     )
+    add_anomaly(parser)
     add_on_devices(parser)
+
+
+def add_anomaly(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a detector of anomalies in pictures."""
+    from har_edge.cli.anomaly_training import AUTO, METHODS
+
+    group = parser.add_argument_group("anomalies in pictures (docs/how-to/anomalies.md)")
+    group.add_argument(
+        "--task", choices=("anomaly",), help="learn what normal pictures look like: --data has train/good, as MVTec AD"
+    )
+    group.add_argument(
+        "--method",
+        choices=(AUTO, *METHODS),
+        default=AUTO,
+        help="how anomalies are found (default: auto, the best on synthetic defects of normal pictures)",
+    )
+    group.add_argument(
+        "--features", type=Path, metavar="FILE", help="the .tflite whose layers padim and student take as features"
+    )
+    group.add_argument(
+        "--layers", metavar="NAMES", help="tensors of --features (default: the last layers of three resolutions)"
+    )
+    group.add_argument(
+        "--normalize",
+        type=model_task.normalization,
+        metavar="MEAN,STD",
+        help="pictures enter --features as (byte - MEAN) / STD (default: as its scale or its metadata say)",
+    )
+    group.add_argument(
+        "--normal", metavar="CLASS", help="the class that is normal in labelled data; all others are anomalies"
+    )
+    group.add_argument(
+        "--size", type=values.positive, default=64, metavar="N", help="pixels of a side of a picture (default: 64)"
+    )
+    group.add_argument("--grey", action="store_true", help="take pictures as grey ones")
+    group.add_argument(
+        "--fit",
+        choices=model_task.FITS,
+        default=model_task.FITS[0],
+        help="how pictures of another aspect ratio come to size (default: stretch)",
+    )
+    group.add_argument(
+        "--held-out",
+        type=values.probability,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the normal pictures that set the threshold and choose the method (default: 0.2)",
+    )
+    group.add_argument(
+        "--quantile",
+        type=values.probability,
+        default=0.99,
+        metavar="Q",
+        help="the threshold is this quantile of the scores of held-out normal pictures (default: 0.99)",
+    )
+    group.add_argument(
+        "--filters", type=values.positive, default=16, metavar="N", help="width of the networks (default: 16)"
+    )
+    group.add_argument(
+        "--code", type=values.positive, default=16, metavar="N", help="values of an autoencoder's code (default: 16)"
+    )
 
 
 def add_on_devices(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +197,6 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--optimizer",
-        default=DEFAULT_OPTIMIZER,
         metavar="SPEC",
         help=f"sgd, momentum, adam or adamw with options (default: {DEFAULT_OPTIMIZER})",
     )
@@ -223,9 +284,15 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the figures as they come, and write the models."""
-    if args.on_devices:
-        from har_edge.cli.device_training import run_on_devices
+    if args.task is not None:
+        from har_edge.cli import anomaly_training
 
+        args.optimizer = args.optimizer or anomaly_training.DEFAULT_OPTIMIZER
+        return anomaly_training.run_anomaly(args)
+    if args.on_devices:
+        from har_edge.cli.device_training import DEFAULT_OPTIMIZER, run_on_devices
+
+        args.optimizer = args.optimizer or DEFAULT_OPTIMIZER
         return run_on_devices(args)
     from har_edge.codecs.catalog import check_libraries
     from har_edge.training.backend import require_tensorflow
