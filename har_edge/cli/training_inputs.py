@@ -83,6 +83,7 @@ def open_inputs(args: argparse.Namespace) -> TrainingInputs:
     Raises ModelError for a model that there is not or that cannot be trained, DataError for samples that do not fit it.
     """
     from har_edge.learning.preparation import fit_to_model, prepare_model
+    from har_edge.protocol.text import listed
     from har_edge.tflite.gradient.losses import Loss
     from har_edge.tflite.model import read_model
 
@@ -95,7 +96,19 @@ def open_inputs(args: argparse.Namespace) -> TrainingInputs:
         trainable = prepare_model(read_model(found.path), args.batch, loss)
         made = _read_for(args, found, trainable)
     train, test = (fit_to_model(part, made.trainable) for part in (made.data.train, made.data.test))
+    if seen := _seen_before(args, made):
+        say(
+            f"note: {args.model} has learned from {listed(seen)} before, who are held out here: its accuracy says little"
+        )
     return replace(made, data=replace(made.data, train=train, test=test))
+
+
+def _seen_before(args: argparse.Namespace, inputs: TrainingInputs) -> list[str]:
+    """Return the persons of the test that the model was trained on before."""
+    groups, entry = inputs.data.test.groups, inputs.found.entry if inputs.found is not None else None
+    if groups is None or entry is None or args.from_scratch:
+        return []
+    return sorted(set(groups.tolist()) & set(entry.trained_on))
 
 
 def _network(name: str) -> str | Architecture | None:

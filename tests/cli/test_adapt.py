@@ -131,12 +131,12 @@ def test_several_people_must_be_told_apart(capsys):
 def test_a_full_disk_is_told_and_loses_no_model(here, capsys, monkeypatch):
     import errno
 
-    from har_edge.learning import personal_model
+    from har_edge.learning import model_entry
 
     def full(path, content, mode=None):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(personal_model, "write_atomic", full)
+    monkeypatch.setattr(model_entry, "write_atomic", full)
     Path("mine").mkdir()
     shutil.copy(find_model(HEAD).path, "mine/zoe.tflite")
     before = Path("mine/zoe.tflite").read_bytes()
