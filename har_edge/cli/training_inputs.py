@@ -97,9 +97,7 @@ def open_inputs(args: argparse.Namespace) -> TrainingInputs:
         made = _read_for(args, found, trainable)
     train, test = (fit_to_model(part, made.trainable) for part in (made.data.train, made.data.test))
     if seen := _seen_before(args, made):
-        say(
-            f"note: {args.model} has learned from {listed(seen)} before, who are held out here: its accuracy says little"
-        )
+        say(f"note: {args.model} has learned from {listed(seen)} before: accuracy on them says little")
     return replace(made, data=replace(made.data, train=train, test=test))
 
 
