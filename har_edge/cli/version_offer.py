@@ -94,6 +94,8 @@ def offer_to_pipeline(
         return seen.model_sha256, 0 if seen.plan is None else seen.plan.epoch
 
     def roll_out(content: bytes) -> bool:
+        if live is not None and content is candidate.content:
+            _await_baseline(live, epoch, args, stop)
         return deploy(args, topics, candidate.run, content, read_model(content), data, stop)
 
     registry = VersionRegistry(args.out)
@@ -163,6 +165,27 @@ def _content_of(registry: VersionRegistry, sha256: str, files: Iterable[Path]) -
     return None
 
 
+def _await_baseline(live: LiveWatch, epoch: int, args: argparse.Namespace, stop: Stop) -> None:
+    """Wait until enough live windows of the deployed generation are known, to compare others with; at most TRIAL_S."""
+    until = time.monotonic() + TRIAL_S
+    came = live.of(epoch)
+    while (
+        time.monotonic() < until and not stop.asked and len(came.right) < args.trial and not _has_no_truth(came, args)
+    ):
+        time.sleep(_POLL_S)
+        came = live.of(epoch)
+    if len(came.right) < args.trial:
+        say(
+            f"trial: {len(came.right)} live windows of the deployed version with a known truth came ({came.others} "
+            f"others), fewer than {args.trial}: live answers cannot decide"
+        )
+
+
+def _has_no_truth(came: LiveCount, args: argparse.Namespace) -> bool:
+    """Return whether windows come, and the truth of none is known, as of pictures."""
+    return not came.right and came.others >= args.trial
+
+
 def _try_live(live: LiveWatch, older: int, newer: int, args: argparse.Namespace, stop: Stop) -> str:
     """Return what live windows say against the new generation, "" for nothing; wait until enough came."""
     from har_edge.learning.live_answers import judge_live
@@ -170,11 +193,12 @@ def _try_live(live: LiveWatch, older: int, newer: int, args: argparse.Namespace,
     say(f"trial: {args.trial} live windows with a known truth decide whether it stays")
     until = time.monotonic() + TRIAL_S
     while time.monotonic() < until and not stop.asked:
-        found = judge_live(live.of(older), live.of(newer), args.trial, args.least_gain)
+        found = judge_live(live.of(older), live.of(newer), args.trial)
+        counted, before = live.of(newer), live.of(older)
+        if found is None and _has_no_truth(counted, args):
+            break
         if found is not None:
-            counted = live.of(newer)
             if not found:
-                before = live.of(older)
                 said = f"{before.accuracy:.4f} of {len(before.right)}" if before.right else "none with a known truth"
                 say(f"trial: live accuracy {counted.accuracy:.4f} of {len(counted.right)} windows, before: {said}")
             return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from har_edge.runtime.sink import Sink
 
 # Windows of a generation that count: the last ones. And generations that are remembered.
 RECENT, MOST_EPOCHS = 1000, 16
+_ERRORS = 2.0
 
 
 @dataclass(slots=True)
@@ -47,14 +49,20 @@ class LiveAnswers:
         return self._counts.get(epoch, LiveCount())
 
 
-def judge_live(older: LiveCount, newer: LiveCount, least: int, margin: float = 0.0) -> str | None:
+def judge_live(older: LiveCount, newer: LiveCount, least: int) -> str | None:
     """Return what speaks against a new version by its live answers: "" for nothing, None while too few came.
 
-    Both need `least` windows with a known truth; the new one may be worse by `margin`.
+    Both need `least` windows with a known truth. The new one must be worse by more than two standard errors of the
+    difference of two shares: fewer right answers may be chance.
     """
     if len(newer.right) < least:
         return None
-    if len(older.right) < least or newer.accuracy >= older.accuracy - margin:
+    if len(older.right) < least:
+        return ""
+    known = len(older.right) + len(newer.right)
+    share = (sum(older.right) + sum(newer.right)) / known
+    error = math.sqrt(share * (1 - share) * (1 / len(older.right) + 1 / len(newer.right)))
+    if newer.accuracy >= older.accuracy - _ERRORS * error:
         return ""
     return (
         f"live accuracy {newer.accuracy:.4f} of {len(newer.right)} windows, against {older.accuracy:.4f} of "

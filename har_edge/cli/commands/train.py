@@ -270,7 +270,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         type=values.positive,
         metavar="N",
         help="with --deploy: after the rollout, go back if fewer of N live windows with a known truth are right than "
-        "before",
+        "before, by more than chance",
     )
     group.add_argument("--run-name", metavar="ID", help="name of the training (default: that of the model)")
     group.add_argument("--fresh", action="store_true", help="begin anew, though there is a checkpoint")
