@@ -31,7 +31,7 @@ DEFAULT_NAME = "anomaly"
 DEFAULT_OPTIMIZER = "adam:lr=0.002,schedule=cosine"
 DEFAULT_EPOCHS = 30
 AUTO = "auto"
-METHODS = ("autoencoder", "padim", "student")
+METHODS = ("autoencoder", "padim", "padim-full", "student")
 
 # How a network, or a sum of features, is trained: the model, its samples, the optimizer, passes, and a name for it.
 Train = Callable[["TrainableModel", "Dataset", str, int, str], "Vector"]
@@ -149,7 +149,8 @@ def learn(
     epochs, optimizer = args.epochs or DEFAULT_EPOCHS, args.optimizer
 
     def count(features: Features, what: str) -> FeatureStatistics:
-        sums = prepare_statistics(features, shape, args.batch)
+        full = method == methods.AnomalyMethod.PADIM_FULL.value
+        sums = prepare_statistics(features, shape, args.batch, full=full)
         return read_statistics(train(sums, data, OPTIMIZER, 1, what), sums.spec)
 
     features: Features

@@ -8,6 +8,7 @@ import pytest
 from har_edge.config.anomaly import NOTE_FILE, AnomalyNote, read_anomaly_note, with_anomaly_note
 from har_edge.data.pictures import AspectRule
 from har_edge.errors import ConfigError, DataError, ModelError
+from har_edge.evaluation.anomaly_metrics import grow
 from har_edge.inference.anomaly import AnomalyDetector
 from har_edge.inference.interpreter import Interpreter
 from har_edge.learning.anomaly.defects import add_defects
@@ -24,6 +25,8 @@ from har_edge.learning.anomaly.methods import (
 from har_edge.learning.anomaly.networks import AutoencoderSize, write_autoencoder
 from har_edge.learning.anomaly.pictures import normal_dataset, split_normal
 from har_edge.learning.anomaly.statistics import OPTIMIZER, FeatureStatistics, prepare_statistics, read_statistics
+from har_edge.tflite.feature_copy import FeatureCopy
+from har_edge.tflite.gradient.builder import GraphBuilder
 from har_edge.tflite.metadata import append_files
 from har_edge.tflite.model import read_model
 from tests.learning.anomaly_pictures import stripes, with_spot
@@ -57,6 +60,33 @@ def test_a_detector_gives_what_the_formula_says(pool: Pool) -> None:
     assert [port.shape for port in Interpreter(content).outputs] == [(-1,), (-1, 16, 16), (1,)]
     alone = [float(Interpreter(content).run({"picture": one[None]})["score"][0]) for one in pictures]
     np.testing.assert_allclose(got["score"], alone, rtol=1e-5)
+
+
+def test_full_covariances_give_mahalanobis_distances() -> None:
+    pictures = stripes(40)
+    features = ReconstructionFeatures(read_model(NETWORK), "down0")
+    sums = prepare_statistics(features, SHAPE, 8, full=True)
+    data = normal_dataset(pictures, "stripes", real=False)
+    statistics = read_statistics(train_here(sums, data, OPTIMIZER, 1, 0), sums.spec)
+    settings = DetectorSettings(regularization=0.5, weights=(0.0, 1.0))
+    content = bytes(write_detector(features, SHAPE, statistics, settings))
+    network = read_model(NETWORK)
+    builder = GraphBuilder()
+    x = builder.empty((40, *SHAPE), name="x")
+    (number,) = FeatureCopy(builder, network).write(x, ["down0"])
+    builder.rename(number, "down0")
+    run = Interpreter(bytes(builder.encode([x], [number]))).run
+    values = run({"x": pictures.astype(np.float32) / 255})["down0"].astype(np.float64)
+    floor = 0.5 * values.var(axis=0).mean() * np.eye(4)
+    wanted = np.empty((3, 8, 8))
+    for row, column in np.ndindex(8, 8):
+        here = values[:, row, column]
+        off = here[:3] - here.mean(axis=0)
+        inverse = np.linalg.inv(np.cov(here, rowvar=False, bias=True) + floor)
+        wanted[:, row, column] = np.sqrt(np.einsum("ni,ij,nj->n", off, inverse, off) / 4)
+    found = AnomalyDetector(content).run(pictures[:3])
+    grown = np.sqrt(grow((wanted**2).astype(np.float32), 16, 16))  # a heat map has the size of the finest map
+    np.testing.assert_allclose(found.heat_maps, grown, rtol=1e-3, atol=1e-3)
 
 
 def test_a_blur_keeps_an_even_map_even() -> None:

@@ -102,7 +102,7 @@ def add_anomaly(parser: argparse.ArgumentParser) -> None:
         help="how anomalies are found (default: auto, the best on synthetic defects of normal pictures)",
     )
     group.add_argument(
-        "--features", type=Path, metavar="FILE", help="the .tflite whose layers padim and student take as features"
+        "--features", type=Path, metavar="FILE", help="the .tflite whose layers the other methods take as features"
     )
     group.add_argument(
         "--layers", metavar="NAMES", help="tensors of --features (default: the last layers of three resolutions)"

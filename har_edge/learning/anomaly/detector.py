@@ -92,20 +92,49 @@ def _distances(
     height = max(builder.shape(one)[1] for one in maps)
     width = max(builder.shape(one)[2] for one in maps)
     total: int | None = None
-    for one, mean, variance, weight in zip(maps, statistics.means, statistics.variances, weights, strict=True):
+    rows = zip(maps, statistics.means, statistics.variances, weights, strict=True)
+    for number, (one, mean, variance, weight) in enumerate(rows):
         if not weight:
             continue
-        channels = builder.shape(one)[3]
-        factor = _inverse_deviation(variance, settings.regularization) * np.float32(
-            np.sqrt(weight / (sum(weights) * channels))
-        )
-        scaled = builder.times(builder.minus(one, builder.constant(mean[None])), builder.constant(factor[None]))
-        square = builder.sum_over(builder.times(scaled, scaled), [3], keep=True)
+        share = np.float32(np.sqrt(weight / (sum(weights) * builder.shape(one)[3])))
+        off = builder.minus(one, builder.constant(mean[None]))
+        if statistics.covariances:
+            white = _whitening(statistics.covariances[number], variance, settings.regularization)
+            square = _full_distance(builder, off, share * white)
+        else:
+            factor = share * _inverse_deviation(variance, settings.regularization)
+            scaled = builder.times(off, builder.constant(factor[None]))
+            square = builder.sum_over(builder.times(scaled, scaled), [3], keep=True)
         grown = resize(builder, square, height, width)
         total = grown if total is None else builder.plus(total, grown)
     if total is None:
         raise ValueError("all weights of maps are 0")
     return total
+
+
+def _whitening(covariance: Floats, variance: Floats, regularization: float) -> Floats:
+    """Return the matrix at each position, [h * w, c, c], that makes features independent, of variance 1."""
+    floor = regularization * float(variance.mean(dtype=np.float64)) + 1e-12
+    identity = np.eye(covariance.shape[1])
+    factor = np.linalg.cholesky(covariance.astype(np.float64) + floor * identity)
+    found: Floats = np.linalg.inv(factor).transpose(0, 2, 1).astype(np.float32)
+    return found
+
+
+def _full_distance(builder: GraphBuilder, off: int, whitening: Floats) -> int:
+    """Return the squared Mahalanobis distance of differences [n, h, w, c] at each position, [n, h, w, 1]."""
+    _, height, width, channels = builder.shape(off)
+    rows = _reshaped(builder, off, (height * width, 1, channels))
+    white = builder.matmul(rows, builder.constant(whitening))
+    square = builder.sum_over(builder.times(white, white), [3], keep=True)
+    return _reshaped(builder, square, (height, width, 1))
+
+
+def _reshaped(builder: GraphBuilder, x: int, shape: Shape) -> int:
+    """Return samples in another shape; the file does not hold their number."""
+    options = tflite.ReshapeOptionsT()
+    options.newShape = np.array([-1, *shape], np.int32)
+    return builder.add("RESHAPE", [x, builder.ints([-1, *shape])], (builder.shape(x)[0], *shape), options)
 
 
 def _inverse_deviation(variance: Floats, regularization: float) -> Floats:

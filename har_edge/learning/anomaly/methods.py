@@ -36,12 +36,14 @@ class AnomalyMethod(str, Enum):
     """How anomalies are found.
 
     AUTOENCODER: what a small network cannot draw again. PADIM: features of a network for something else, off their
-    mean at this position (Defard et al. 2021). STUDENT: features that a student, taught on normal pictures, does not
-    foresee (Bergmann et al. 2020; Batzner et al. 2024).
+    mean at this position, by their variances there (Defard et al. 2021). PADIM_FULL: the same by their whole
+    covariance, whose sums and matrices grow with the square of the channels. STUDENT: features that a student, taught
+    on normal pictures, does not foresee (Bergmann et al. 2020; Batzner et al. 2024).
     """
 
     AUTOENCODER = "autoencoder"
     PADIM = "padim"
+    PADIM_FULL = "padim-full"
     STUDENT = "student"
 
 

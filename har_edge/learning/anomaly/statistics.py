@@ -1,8 +1,8 @@
 """Means and variances of features by position, as sums that devices add up: one pass over the normal pictures.
 
-PaDiM (Defard et al. 2021) with a diagonal covariance. The pass is a training graph whose weights are the sums, and
-whose gradients are what a batch adds to them; with the optimizer `sum` the training engine adds up what the devices
-send, whoever saw which picture, and whoever was lost.
+PaDiM (Defard et al. 2021), with a diagonal covariance or the full one. The pass is a training graph whose weights are
+the sums, and whose gradients are what a batch adds to them; with the optimizer `sum` the training engine adds up what
+the devices send, whoever saw which picture, and whoever was lost.
 """
 
 from __future__ import annotations
@@ -29,16 +29,20 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class FeatureStatistics:
-    """Means and variances of each map of features, float32 [h, w, c], over `count` pictures."""
+    """Means and variances of each map of features, float32 [h, w, c], over `count` pictures.
+
+    `covariances` are those of the channels at each position, float32 [h * w, c, c]; none for diagonal ones.
+    """
 
     count: int
     means: tuple[Floats, ...] = field(repr=False)
     variances: tuple[Floats, ...] = field(repr=False)
+    covariances: tuple[Floats, ...] = field(default=(), repr=False)
 
 
-def prepare_statistics(features: Features, shape: Shape, batch: int) -> TrainableModel:
-    """Return the graph that sums features and their squares, as a training from zeros."""
-    data, spec = _write_sums(features, shape, batch)
+def prepare_statistics(features: Features, shape: Shape, batch: int, *, full: bool = False) -> TrainableModel:
+    """Return the graph that sums features and their squares, with `full` their products, as a training from zeros."""
+    data, spec = _write_sums(features, shape, batch, full=full)
     return TrainableModel(read_model(bytes(data)), bytes(data), spec, np.zeros(spec.elements, np.float32))
 
 
@@ -48,16 +52,23 @@ def read_statistics(sums: Vector, spec: TrainingSpec) -> FeatureStatistics:
     count = round(float(found[_COUNT][0]))
     if count < 2:
         raise ModelError(f"the features of {count} pictures were summed; expected at least two")
-    means, variances = [], []
+    means, variances, covariances = [], [], []
     for number in range((len(spec.weights) - 1) // 2):
         mean = found[f"sum/{number}"].astype(np.float64) / count
-        square = found[f"square/{number}"].astype(np.float64) / count
+        if f"product/{number}" in found:
+            second = found[f"product/{number}"].astype(np.float64) / count
+            flat = mean.reshape(-1, mean.shape[2])
+            covariance = second - flat[:, :, None] * flat[:, None, :]
+            covariances.append(covariance.astype(np.float32))
+            square = np.diagonal(second, axis1=1, axis2=2).reshape(mean.shape)
+        else:
+            square = found[f"square/{number}"].astype(np.float64) / count
         means.append(mean.astype(np.float32))
         variances.append(np.maximum(square - mean**2, 0).astype(np.float32))
-    return FeatureStatistics(count, tuple(means), tuple(variances))
+    return FeatureStatistics(count, tuple(means), tuple(variances), tuple(covariances))
 
 
-def _write_sums(features: Features, shape: Shape, batch: int) -> tuple[memoryview, TrainingSpec]:
+def _write_sums(features: Features, shape: Shape, batch: int, *, full: bool) -> tuple[memoryview, TrainingSpec]:
     builder = GraphBuilder()
     pictures = (batch, *shape)
     x, y = builder.empty(pictures, name="x/0"), builder.empty(pictures, name="y")
@@ -68,8 +79,9 @@ def _write_sums(features: Features, shape: Shape, batch: int) -> tuple[memoryvie
     loss = builder.reshape(builder.sum_over(_mean_squares(builder, maps, factor), [0, 1, 2, 3]), (1,))
     for number, one in enumerate(maps):
         weighted = builder.times(one, factor)
-        names += [f"sum/{number}", f"square/{number}"]
-        sums += [builder.sum_over(weighted, [0]), builder.sum_over(builder.times(weighted, one), [0])]
+        names += [f"sum/{number}", f"product/{number}" if full else f"square/{number}"]
+        second = _products(builder, weighted, one) if full else builder.sum_over(builder.times(weighted, one), [0])
+        sums += [builder.sum_over(weighted, [0]), second]
     weights = tuple(WeightSpec(name, builder.shape(one)) for name, one in zip(names, sums, strict=True))
     inputs = [builder.empty(one.shape, name=weight_port(i)) for i, one in enumerate(weights)]
     outputs = [
@@ -94,6 +106,16 @@ def _write_sums(features: Features, shape: Shape, batch: int) -> tuple[memoryvie
         dx=(),
     )
     return builder.encode([*inputs, x, y, rows], outputs), spec
+
+
+def _products(builder: GraphBuilder, weighted: int, x: int) -> int:
+    """Return the sums over the samples of the products of channels at each position, [h * w, c, c]."""
+    n, height, width, channels = builder.shape(x)
+    left, right = (
+        builder.transpose(builder.reshape(one, (n, height * width, channels)), order)
+        for one, order in ((weighted, (1, 2, 0)), (x, (1, 0, 2)))
+    )
+    return builder.matmul(left, right)
 
 
 def _mean_squares(builder: GraphBuilder, maps: Sequence[int], factor: int) -> int:
