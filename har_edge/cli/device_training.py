@@ -255,7 +255,7 @@ def resume(args: argparse.Namespace, server: TrainingServer, found: KnownRun, st
     settings, where = server.settings, checkpoint_path(args, server.settings.job.run)
     content, origin = load_checkpoint(where), str(where)
     if content is None and found.note is not None and found.note.settings == settings.hash:
-        content, origin = fetch_checkpoint(args, server, found, store), "the broker"
+        content, origin = fetch_checkpoint(args, settings.topics, found, store), "the broker"
     if content is None:
         return
     checkpoint: Checkpoint = read_checkpoint(content, settings.hash, settings.job.run, settings.job.parameters)
@@ -279,13 +279,13 @@ def checkpoint_path(args: argparse.Namespace, run: str) -> Path:
     return folder / f"{run}.checkpoint"
 
 
-def fetch_checkpoint(args: argparse.Namespace, server: TrainingServer, found: KnownRun, store: Store) -> bytes | None:
+def fetch_checkpoint(args: argparse.Namespace, topics: Topics, found: KnownRun, store: Store) -> bytes | None:
     """Return the checkpoint that the broker names; None where it does not come."""
     from har_edge.protocol.topics import TrainingTopics
     from har_edge.runtime.artifacts import ArtifactUnavailable, fetch, fetch_session
 
     assert found.note is not None
-    topics, sha256 = server.settings.topics, found.note.file.sha256
+    sha256 = found.note.file.sha256
     bus = options.reach(args, fetch_session())
     try:
         fetch(bus, TrainingTopics(topics.base, topics.pipeline), [sha256], store, lambda: False, timeout_s=5.0)

@@ -38,7 +38,7 @@ from har_edge.timing import TRAINING_LISTEN_S, TRAINING_PROGRESS_S
 
 TURN_S = 0.05
 # A checkpoint takes at most this part of the link's time.
-_CHECKPOINT_PART = 0.05
+CHECKPOINT_PART = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class TrainingService:
         if problem and problem != self._disk_problem:
             self._say(problem)
         self._disk_problem = problem
-        cost_s = len(content) / self._server.settings.link_bytes_per_s / _CHECKPOINT_PART
+        cost_s = len(content) / self._server.settings.link_bytes_per_s / CHECKPOINT_PART
         if self._server.ended or now - self._published_at >= cost_s:
             self._published_at = now
             self._publish(checkpoint, content)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import model_task, options, values
+from har_edge.cli.arguments.split_training import add_split_options
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 from har_edge.files import write_atomic
@@ -85,6 +86,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_anomaly(parser)
     add_on_devices(parser)
+    add_split_options(parser)
 
 
 def add_anomaly(parser: argparse.ArgumentParser) -> None:
@@ -284,6 +286,10 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the figures as they come, and write the models."""
+    if args.split and not args.on_devices:
+        raise ConfigError("--split trains on devices; give --on-devices with it")
+    if args.split and args.task is not None:
+        raise ConfigError(f"--split came with --task {args.task}, which is not trained in stages; leave one out")
     if args.task is not None:
         from har_edge.cli import anomaly_training
 
@@ -293,6 +299,10 @@ def run(args: argparse.Namespace) -> int:
         from har_edge.cli.device_training import DEFAULT_OPTIMIZER, run_on_devices
 
         args.optimizer = args.optimizer or DEFAULT_OPTIMIZER
+        if args.split:
+            from har_edge.cli.split_training import run_split
+
+            return run_split(args)
         return run_on_devices(args)
     from har_edge.codecs.catalog import check_libraries
     from har_edge.training.backend import require_tensorflow

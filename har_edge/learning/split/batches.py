@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from har_edge.learning.datasets import Dataset, Indices
+from har_edge.learning.input_layout import InputLayout
 from har_edge.learning.split.stage import label_ports
 from har_edge.learning.split.tensors import Array, pack_tensors
 from har_edge.tflite.gradient.losses import Loss
@@ -57,6 +58,7 @@ class BatchFeed:
     micro_batch: int
     first: StageSpec
     last: StageSpec
+    layout: InputLayout | None = None
 
     def micros(self, step: int) -> int:
         """Return how many micro-batches a step has."""
@@ -65,8 +67,9 @@ class BatchFeed:
     def inputs(self, step: int, micro: int) -> bytes:
         """Return what enters the first stage; a micro-batch of fewer samples is filled with zeros."""
         values = self.data.values(self._chosen(step, micro))
-        (port,) = self.first.entering
-        return pack_tensors({port.name: _filled(values, port.shape)}, [port])
+        ports = self.first.entering
+        parts = {ports[0].name: values} if self.layout is None else self.layout.split(values)
+        return pack_tensors({port.name: _filled(parts[port.name], port.shape) for port in ports}, ports)
 
     def labels(self, step: int, micro: int) -> bytes:
         """Return targets and sample weights for the last stage."""

@@ -19,7 +19,7 @@ _AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class StepFlags:
-    """What follows a step: a copy of all states, and whether the command gets them, too."""
+    """Whether all states are copied after a step, and whether the command gets them, too."""
 
     snapshot: bool = False
     save: bool = False

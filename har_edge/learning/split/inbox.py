@@ -1,4 +1,4 @@
-"""What has come for a stage: micro-batches of this step and the next, put together from their parts."""
+"""The micro-batches that have come for a stage, of this step and the next, put together from their parts."""
 
 from __future__ import annotations
 

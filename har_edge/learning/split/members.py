@@ -21,6 +21,7 @@ class SplitMember:
     absent: bool = False
     refused: str = ""
     loaded: int = 0
+    generation: int = 0
     reconnects: int = 0
     held: tuple[HeldState, ...] = ()
     done: dict[int, StageDone] = field(default_factory=dict)
@@ -53,7 +54,7 @@ def member_of(report: SplitReport, now: float) -> SplitMember:
 def take_report(member: SplitMember, report: SplitReport, now: float) -> None:
     """Bring what a worker says of itself up to date."""
     member.heard_at, member.held = now, report.held
-    member.reconnects = report.reconnects
+    member.reconnects, member.generation = report.reconnects, report.generation
     member.peak_bytes = max(member.peak_bytes, report.peak_bytes)
     if report.memory_bytes:
         member.memory_bytes = report.memory_bytes

@@ -55,7 +55,7 @@ _SILENT_OPERATIONS = 3.0
 
 
 class SplitPhase(enum.Enum):
-    """What a run does now."""
+    """The phase of a run."""
 
     WAITING = "waiting for nodes"
     LOADING = "nodes load their stages"
@@ -321,7 +321,7 @@ class SplitServer:
             micro_batches=micro_batches,
             optimizer=settings.optimizer,
         )
-        feed = BatchFeed(self._data, settings.order, micro_batch, self.specs[0], self.specs[-1])
+        feed = BatchFeed(self._data, settings.order, micro_batch, self.specs[0], self.specs[-1], settings.layout)
         self.steps = StepFeed(settings.topics, assignment, feed, step, step)
         self.record.go_back(step)
         self.phase, self._since, self._progressed_at = SplitPhase.LOADING, now, now
@@ -343,6 +343,11 @@ class SplitServer:
             self.phase, self.state, self._progressed_at = SplitPhase.RUNNING, RunState.RUNNING, now
             self.record.began = now if self.record.began is None else self.record.began
             return self.writer.withdraw(self._fetched())
+        for one in self.steps.assignment.stages if self.steps is not None else ():
+            holder = self.members.get(one.state.holder)
+            known = {held.sha256 for held in holder.held} if holder is not None else set()
+            if holder is not None and holder.generation == self.generation and one.state.file.sha256 not in known:
+                return self._recover(f"{holder.name} has no state of step {self.counted} any more", now)
         silent = [name for name in late if now - self.members[name].heard_at > 2 * self.settings.grace_s]
         if now - self._since >= LOAD_S:
             silent = late
@@ -441,7 +446,8 @@ class SplitServer:
         counted = self.counted
         if self._recoveries > _MOST_RECOVERIES:
             return self._end(RunState.STOPPED, f"{reason}; {_MOST_RECOVERIES} times in a row no step was done")
-        alive = {one.name: one.held for one in self._active()}
+        # Workers drop what is older, and say so only later.
+        alive = {one.name: [held for held in one.held if held.step >= self.committed] for one in self._active()}
         spares = [one.name for one in self._by_memory() if one.name not in self.assigned]
         self._planned = self._planned_for = frozenset()
         try:
@@ -531,7 +537,7 @@ class SplitServer:
 
     @property
     def detail(self) -> str:
-        """What is to be said of the run beside its figures."""
+        """The state of the run in words, beside its figures."""
         return self.problem or ("" if self.phase is SplitPhase.RUNNING else self.phase.value)
 
     def progress(self, time: float) -> TrainingProgress:

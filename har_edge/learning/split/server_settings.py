@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from har_edge.learning.checkpoints import settings_hash
+from har_edge.learning.input_layout import InputLayout
 from har_edge.learning.server_settings import TrainingFigures
 from har_edge.learning.split.batches import BatchOrder
 from har_edge.mqtt.bus import Outgoing
@@ -43,7 +44,7 @@ class SplitSettings:
     The command begins with `workers` nodes, or after `wait_s` with those that are there, and gives up after
     `patience_s` without any. After every `replicate_every` steps the stages copy their states to their neighbours.
     `grace_s` is added to each deadline. `probe_s` are the seconds of the probe on the machine that measured the costs
-    of the plan, 0 where it was not measured there.
+    of the plan, 0 where it was not measured there. `layout` says how several inputs stand in a sample.
     """
 
     topics: Topics
@@ -61,6 +62,7 @@ class SplitSettings:
     checkpoint_s: float = 60.0
     link_bytes_per_s: float = 11.75e6
     probe_s: float = 0.0
+    layout: InputLayout | None = None
     figures: TrainingFigures = field(default_factory=TrainingFigures)
 
     @property

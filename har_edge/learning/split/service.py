@@ -11,15 +11,22 @@ from har_edge.learning.checkpoints import store_checkpoint
 from har_edge.learning.held_out import EvaluationThread
 from har_edge.learning.published_files import PublishedFiles
 from har_edge.learning.run_record import EvaluationRequest
-from har_edge.learning.service import TURN_S
+from har_edge.learning.service import CHECKPOINT_PART, TURN_S
 from har_edge.learning.split.checkpoint import encode_split_checkpoint, save_whole
 from har_edge.learning.split.record import EpochScore
 from har_edge.learning.split.server import SplitServer
-from har_edge.learning.split.state import WholeState
+from har_edge.learning.split.state import WholeState, hash_of
 from har_edge.learning.vectors import WeightLike, flatten
 from har_edge.mqtt.bus import Bus, Outgoing
 from har_edge.protocol.split_training import SplitLevel
-from har_edge.protocol.training import TrainingProgress, encode_progress
+from har_edge.protocol.training import (
+    CheckpointNote,
+    RunState,
+    TrainingFile,
+    TrainingProgress,
+    encode_progress,
+    encode_training,
+)
 from har_edge.runtime.sender import drain
 from har_edge.runtime.stop import Stop
 from har_edge.timing import TRAINING_PROGRESS_S
@@ -42,8 +49,13 @@ class SplitService:
         self._bus, self._server, self._files, self._evaluation = bus, server, files, evaluation
         self._weights, self._checkpoint, self._say, self._show = weights, checkpoint, say, show
         self._reconnects, self._due, self._disk_problem = -1, 0.0, ""
-        self._scored = 0
+        self._scored, self._contents = 0, dict[str, bytes]()
+        self._published, self._published_at = "", -float("inf")
         bus.subscribe(server.filters)
+
+    def content(self, sha256: str) -> bytes | None:
+        """Return the content of the last checkpoint by its hash; None for another file."""
+        return self._contents.get(sha256)
 
     def step(self) -> None:
         """Wait a moment for messages, and do what they and the time have made due."""
@@ -87,7 +99,30 @@ class SplitService:
         if problem and problem != self._disk_problem:
             self._say(problem)
         self._disk_problem = problem
+        if server.ended or now - self._published_at >= len(content) / settings.link_bytes_per_s / CHECKPOINT_PART:
+            self._published_at = now
+            self._publish(whole, content)
         self._score(whole)
+
+    def _publish(self, whole: WholeState, content: bytes) -> None:
+        """Bring a checkpoint to the broker, then name it, then remove the one before."""
+        settings, old = self._server.settings, self._published
+        job, file = settings.job, TrainingFile(hash_of(content), len(content))
+        if file.sha256 == old:
+            return
+        self._contents = {file.sha256: content}
+        self._files.add([file])
+        note = CheckpointNote(
+            run=job.run,
+            author=job.author,
+            file=file,
+            settings=settings.hash,
+            round=whole.step,
+            epoch=settings.order.epoch(whole.step),
+        )
+        topic = settings.topics.training(job.run, "checkpoint")
+        self._send([Outgoing(topic, encode_training(note), retain=True), *self._files.remove([old])])
+        self._published = file.sha256
 
     def _score(self, whole: WholeState) -> None:
         epochs, rest = divmod(whole.step, self._server.settings.order.steps_an_epoch)
@@ -126,8 +161,15 @@ class SplitService:
         self._evaluation.close()
         topics, run = server.settings.topics, server.settings.job.run
         gone = [topics.training(run, SplitLevel.SPLIT.value), topics.training(run, SplitLevel.STAGES.value)]
+        keep = {self._published} if server.state is RunState.STOPPED else set()
+        if not keep:
+            gone.append(topics.training(run, "checkpoint"))
         self._send([Outgoing(topic, b"", retain=True) for topic in gone])
-        self._send(self._files.remove(list(self._files.sizes)))
+        self._send(self._files.remove([one for one in list(self._files.sizes) if one not in keep]))
+        until = time.monotonic() + 30
+        while not self._files.done and keep and time.monotonic() < until:
+            self._files.pump(self._bus)
+            self._bus.poll(TURN_S)
         self._announce(time.monotonic())
         for line in server.lines:
             self._say(line)

@@ -49,7 +49,7 @@ _TOTAL = -1
 
 
 class Operation(enum.Enum):
-    """What a stage can compute next."""
+    """The operations of a stage."""
 
     FORWARD = "forward"
     BACKWARD = "backward"
@@ -60,7 +60,7 @@ class Operation(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StepHead:
-    """What messages say of their step: how many micro-batches and samples, and what follows it."""
+    """The step as its messages describe it: how many micro-batches and samples, and what follows it."""
 
     micros: int
     samples: int
@@ -142,7 +142,7 @@ class StageMachine:
 
     @property
     def head(self) -> StepHead | None:
-        """What is known of the step under way."""
+        """The step under way, as far as it is known."""
         return self._heads.get(self.step)
 
     # --- what comes ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from har_edge.tflite.gradient.stage_spec import StageSpec
 
 @dataclass(frozen=True, slots=True)
 class ForwardPass:
-    """What leaves a stage, by name, and what it holds for the backward pass, by port."""
+    """The tensors that leave a stage, by name, and those that it holds for the backward pass, by port."""
 
     leaving: dict[str, Array] = field(repr=False)
     held: dict[str, Array] = field(repr=False)

@@ -1,7 +1,7 @@
 """A worker of split training: a pure machine that loads the stages it is assigned, and computes what comes for them.
 
-Messages and the time go in, messages come out. Files are fetched by its thread: `wanted` names them. What is large
-(states for a neighbour or a successor) waits in `bulk`, so that micro-batches do not wait behind it.
+Messages and the time go in, messages come out. Files are fetched by its thread: `wanted` names them. Large messages
+(states for a neighbour or a successor) wait in `bulk`, so that micro-batches do not wait behind it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MOST_OPEN = 4
 
 
 class StageMeans(Protocol):
-    """What a worker has beside messages: files by their hash, and how to make a stage of them."""
+    """The means of a worker beside messages: files by their hash, and how to make a stage of them."""
 
     def has(self, sha256: str) -> bool:
         """Return whether a file is here."""
