@@ -21,7 +21,7 @@ SIDE, CHANNELS, CLASSES, UNITS = 64, 3, 10, 512
 BLOCKS = (2, 2, 3, 3, 3)
 
 
-def write_vgg(width: int = 20, seed: int = 0) -> memoryview:
+def write_vgg(width: int = 40, seed: int = 0) -> memoryview:
     """Return the network as a float .tflite with an open batch; weights are He's (2015, formula 10), biases zero."""
     builder, rng = GraphBuilder(), np.random.default_rng(seed)
     image = x = builder.empty((1, SIDE, SIDE, CHANNELS), name="image")

@@ -580,7 +580,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="results, as JSON")
     parser.add_argument("--only", default=",".join(CASES), metavar="CASE,...", help="cases to run (default: all)")
     parser.add_argument("--counts", default="2,4,8", metavar="N,...", help="micro-batches of `four` (default: 2,4,8)")
-    parser.add_argument("--width", type=int, default=20, metavar="N", help="filters of the first block (default: 20)")
+    parser.add_argument("--width", type=int, default=40, metavar="N", help="filters of the first block (default: 40)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="samples of a step (default: 32)")
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="steps of a run (default: 5)")
     parser.add_argument("--curve-steps", type=int, default=100, metavar="N", help="steps of `curve` (default: 100)")
@@ -591,11 +591,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint-every", type=float, default=60.0, metavar="S", help="seconds (default: 60)")
     parser.add_argument("--optimizer", default="momentum:lr=0.01", metavar="SPEC")
     parser.add_argument("--vectors", type=int, default=1, help="values that it keeps for a weight (default: 1)")
-    parser.add_argument("--micro-batch", default="1,4", metavar="N,...", help="sizes that are profiled (default: 1,4)")
+    parser.add_argument(
+        "--micro-batch", default="1,4,16", metavar="N,...", help="sizes that are profiled (default: 1,4,16)"
+    )
     parser.add_argument("--cpu", type=float, default=0.1, metavar="CORES")
     parser.add_argument("--link", default="94mbit")
     parser.add_argument("--broker-link", default="94mbit")
-    parser.add_argument("--memory", default="192m", metavar="SIZE", help="limit of a device (default: 192m)")
+    parser.add_argument("--memory", default="400m", metavar="SIZE", help="limit of a device (default: 400m)")
     return parser.parse_args()
 
 

@@ -1,6 +1,8 @@
 """Search for the stages of a split training: branch and bound over cuts, devices and micro-batches.
 
-Stages are chosen from the last to the first, since a stage's memory follows from the stages behind it. A bound prunes:
+Stages are chosen from the last to the first, since a stage's memory follows from the stages behind it. Partial plans
+whose step promises to be shortest come first: all work of a micro-batch, and the rest of them at the busiest stage. A
+bound prunes:
 no schedule is faster than the micro-batches of one stage, one after the other, between the first one's way there and
 the last one's way back; and the stages in front share what is left of the work. Every whole plan is simulated
 (training_schedule.py), so the result is the best of all plans unless the search says that it has given up.
@@ -8,6 +10,7 @@ the last one's way back; and the stages in front share what is left of the work.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +21,8 @@ from har_edge.planner.training_schedule import ScheduledStage, StepForecast, for
 
 # Micro-batches under way beyond those that 1F1B needs; one more hides the network.
 EXTRAS = (0, 1)
-MOST_SIMULATED, MOST_NODES = 1500, 200_000
+# For each number of micro-batches.
+MOST_SIMULATED, MOST_NODES = 200, 30_000
 _SAME = 1 - 1e-9
 
 
@@ -49,20 +53,13 @@ class TrainingCandidate:
 
 @dataclass(slots=True)
 class SearchRecord:
-    """The best candidate so far, and how much was tried."""
+    """The best candidate so far, and whether every plan was tried or ruled out."""
 
     best: TrainingCandidate | None = None
-    simulated: int = 0
-    nodes: int = 0
-
-    @property
-    def complete(self) -> bool:
-        """Whether every plan was tried or ruled out."""
-        return self.simulated < MOST_SIMULATED and self.nodes < MOST_NODES
+    complete: bool = True
 
     def offer(self, candidate: TrainingCandidate) -> None:
         """Keep a candidate where it is faster; of equal ones that with fewer devices."""
-        self.simulated += 1
         if self.best is None or _key(candidate) < _key(self.best):
             self.best = candidate
 
@@ -129,6 +126,23 @@ def needed_in_flight(replicas: int, behind: int, micro_batches: int, extra: int)
     return max(1, min(math.ceil(micro_batches / replicas), math.ceil((behind + replicas) / replicas) + extra))
 
 
+@dataclass(frozen=True, slots=True)
+class _Partial:
+    """The last stages of a plan, from segment `end` on.
+
+    `left` devices of each kind are free. `chain_s` is the longest way there, work and way back from there on, `busy_s`
+    the longest work with its update, `way_s` the work of one micro-batch, `slowest_s` that of the slowest stage.
+    """
+
+    end: int
+    stages: tuple[ChosenStage, ...]
+    left: tuple[int, ...]
+    chain_s: float
+    busy_s: float
+    way_s: float
+    slowest_s: float
+
+
 class _Search:
     """The search for one number of micro-batches."""
 
@@ -144,45 +158,48 @@ class _Search:
         self.fastest = min(kind.slowdown for kind in self.kinds)
 
     def run(self) -> None:
-        self.extend(self.costs.n, [], [len(group) for group in self.groups], 0.0, 0.0)
-
-    def extend(
-        self, end: int, behind: list[tuple[ChosenStage, int]], left: list[int], chain: float, most: float
-    ) -> None:
-        """Try every stage in front of `end`.
-
-        `chain` is the longest way there, work and way back from there on; `most` the longest work with the update.
-        """
-        record = self.record
-        options = []
-        for first, kind, replicas, setup in self.options(end, behind, left):
-            record.nodes += 1
-            work = math.ceil(self.count / replicas) * setup.both_s
-            longer = max(work, setup.both_s + chain) if behind else work
-            busy = max(most, work + setup.update_s)
-            bound = self.bound(first, left, kind, replicas, longer, busy)
-            options.append((bound, first, kind, replicas, setup, longer, busy))
-        for bound, first, kind, replicas, setup, longer, busy in sorted(options, key=lambda one: one[:4]):
-            if self.pruned(bound) or not record.complete:
-                return
-            used = len(self.groups[kind]) - left[kind]
-            devices = tuple(self.groups[kind][used : used + replicas])
-            stages = [(ChosenStage(first, end, devices, setup), replicas), *behind]
-            if not first:
-                found = lay_out(self.problem, self.costs, [stage for stage, _ in stages], self.count)
-                record.offer(found)
+        """Try partial plans, the most promising first, until all are tried or ruled out, or these are too many."""
+        record, nodes, simulated = self.record, 0, 0
+        start = _Partial(self.costs.n, (), tuple(len(group) for group in self.groups), 0.0, 0.0, 0.0, 0.0)
+        heap, order = [(0.0, 0, start)], 0
+        while heap:
+            _, _, part = heapq.heappop(heap)
+            if self.pruned(self.bound(part)):
                 continue
-            left[kind] -= replicas
-            self.extend(first, stages, left, longer, busy)
-            left[kind] += replicas
+            if nodes >= MOST_NODES or simulated >= MOST_SIMULATED:
+                record.complete = False
+                return
+            if part.stages and not part.end:
+                simulated += 1
+                record.offer(lay_out(self.problem, self.costs, part.stages, self.count))
+                continue
+            for longer in self.extend(part):
+                nodes, order = nodes + 1, order + 1
+                if not self.pruned(self.bound(longer)):
+                    heapq.heappush(heap, (self.promise(longer), order, longer))
 
-    def options(
-        self, end: int, behind: list[tuple[ChosenStage, int]], left: Sequence[int]
-    ) -> Iterator[tuple[int, int, int, TrainedStage]]:
-        """Yield the stages that end at a place: first segment, kind of device, replicas, costs."""
-        workers = sum(replicas for _, replicas in behind)
-        for first in self.starts(end, len(behind)):
-            for kind, free in enumerate(left):
+    def extend(self, part: _Partial) -> Iterator[_Partial]:
+        """Yield the partial plan with each stage that can stand in front of it."""
+        for first, kind, replicas, setup in self.options(part):
+            work = math.ceil(self.count / replicas) * setup.both_s
+            used = len(self.groups[kind]) - part.left[kind]
+            stage = ChosenStage(first, part.end, tuple(self.groups[kind][used : used + replicas]), setup)
+            left = tuple(count - replicas * (number == kind) for number, count in enumerate(part.left))
+            yield _Partial(
+                end=first,
+                stages=(stage, *part.stages),
+                left=left,
+                chain_s=max(work, setup.both_s + part.chain_s) if part.stages else work,
+                busy_s=max(part.busy_s, work + setup.update_s),
+                way_s=part.way_s + setup.both_s,
+                slowest_s=max(part.slowest_s, setup.both_s / replicas),
+            )
+
+    def options(self, part: _Partial) -> Iterator[tuple[int, int, int, TrainedStage]]:
+        """Yield the stages in front of a partial plan: first segment, kind of device, replicas, costs."""
+        workers, end = sum(len(stage.devices) for stage in part.stages), part.end
+        for first in self.starts(end, len(part.stages)):
+            for kind, free in enumerate(part.left):
                 for replicas in range(1, min(free, self.problem.replicas) + 1):
                     in_flight = needed_in_flight(replicas, workers, self.count, self.extra)
                     setup = self.setup(first, end, kind, in_flight)
@@ -211,16 +228,25 @@ class _Search:
             self.setups[key] = found
         return self.setups[key]
 
-    def bound(self, first: int, left: Sequence[int], kind: int, replicas: int, chain: float, busy: float) -> float:
+    def bound(self, part: _Partial) -> float:
         """Return what no plan that ends with these stages is faster than."""
-        if not first:
-            return max(chain, busy)
-        free = [count - replicas * (number == kind) for number, count in enumerate(left)]
-        speed = sum(count / one.slowdown for count, one in zip(free, self.kinds, strict=True))
+        if not part.end:
+            return max(part.chain_s, part.busy_s)
+        speed = self.speed(part)
         if not speed:
             return math.inf
-        work = self.costs.work_s[first]
-        return max(chain + work * self.fastest, busy, work * self.count / speed)
+        work = self.costs.work_s[part.end]
+        return max(part.chain_s + work * self.fastest, part.busy_s, work * self.count / speed)
+
+    def promise(self, part: _Partial) -> float:
+        """Return the step of the best whole plan, if it had no network and the work in front were shared evenly."""
+        work, speed = self.costs.work_s[part.end], self.speed(part)
+        slowest = max(part.slowest_s, work / speed if speed else 0.0)
+        return part.way_s + work * self.fastest + (self.count - 1) * slowest
+
+    def speed(self, part: _Partial) -> float:
+        """Return how fast the devices are together that no stage has."""
+        return sum(count / one.slowdown for count, one in zip(part.left, self.kinds, strict=True))
 
     def pruned(self, bound: float) -> bool:
         best = self.record.best
