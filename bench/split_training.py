@@ -597,7 +597,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cpu", type=float, default=0.1, metavar="CORES")
     parser.add_argument("--link", default="94mbit")
     parser.add_argument("--broker-link", default="94mbit")
-    parser.add_argument("--memory", default="400m", metavar="SIZE", help="limit of a device (default: 400m)")
+    parser.add_argument("--memory", default="640m", metavar="SIZE", help="limit of a device (default: 640m)")
     return parser.parse_args()
 
 

@@ -11,9 +11,10 @@ from har_edge.planner.training_devices import SplitDevice
 from har_edge.planner.training_profile import TrainingProfile, at_batch
 
 VALUE_BYTES = 4
-# Copies of a stage's weights beside the vectors of its optimizer: weights, sum of gradients and scratch of the worker;
-# in the interpreters the weights of both graphs and the gradients.
-OWN_COPIES, GRAPH_COPIES = 3, 3
+# Copies of a stage's weights. A worker has the weights, the sum of the gradients and scratch, and two more while a
+# gradient leaves the runtime or its state is written. Each vector of the optimizer is there once, and three times more
+# while the state is written. The graphs have the weights forward and backward, and the gradient.
+OWN_COPIES, STATE_COPIES, GRAPH_COPIES = 5, 4, 3
 # Bytes of one message, and of the topic, names and shapes around it.
 PART_BYTES, HEAD_BYTES = 2**20, 256
 
@@ -135,7 +136,7 @@ class StageCosts:
         in_graphs = kept * (2 if keep and not ends else 1)
         return (
             problem.profile.base_bytes
-            + self.weight_bytes(first, last) * (OWN_COPIES + graphs + problem.vectors)
+            + self.weight_bytes(first, last) * (OWN_COPIES + graphs + STATE_COPIES * problem.vectors)
             + in_graphs
             + max(self.workspace[first:last])
             + in_flight * held
