@@ -177,7 +177,7 @@ def print_table(rows: list[Row]) -> None:
         if row["kind"] == "texture":
             test = row["report"]["test"]
             pixels = test.get("pixel_auroc")
-            head = f"{row['case']}: image AUROC {test['image_auroc']:.4f}"
+            head = f"{row['case']} (real, synthetic defects): image AUROC {test['image_auroc']:.4f}"
             say(head + ("" if pixels is None else f", pixel AUROC {pixels:.4f}"))
             for kind in anomaly_data.KINDS:
                 curve = [test["kinds"].get(f"{kind}-{contrast:g}") for contrast in anomaly_data.CONTRASTS]
