@@ -94,7 +94,7 @@ def run_kinds(args: argparse.Namespace, workers: int) -> Iterator[Row]:
                 say(f"{workers} nodes on this machine; {broker.description}; {RUNTIME}")
                 for repeat in range(args.repeats):
                     for kind, options in KINDS.items():
-                        yield run_once(args, processes, folder, url, workers, f"{kind}{repeat}", options)
+                        yield run_once(args, processes, folder, url, workers, kind, repeat, options)
             finally:
                 processes.stop()
 
@@ -105,10 +105,12 @@ def run_once(
     folder: Path,
     url: str,
     workers: int,
-    run: str,
+    kind: str,
+    repeat: int,
     options: tuple[str, ...],
 ) -> Row:
     """Train once, and read its table."""
+    run = f"{kind}-{repeat}"
     words = ["train", "--on-devices", "--model", "lenet5", "--data", str(args.data), "--out", str(folder / "out")]
     words += ["--cache", str(folder / "cache"), "--workers", str(workers), "--wait", "60", "--epochs", str(args.epochs)]
     words += ["--mode", f"local:{args.steps}", "--run-name", run, "--shares", "equal", "--broker", url, *options]
@@ -116,13 +118,13 @@ def run_once(
     code = command.wait(LIMIT_S)
     if code:
         say(command.output[-2000:])
-        return Row(workers, run.rstrip("0123456789"), (), 0.0, 0.0, 0, code)
+        return Row(workers, kind, (), 0.0, 0.0, 0, code)
     table = list(csv.DictReader((folder / "out" / f"{run}.csv").open()))
     at = [float(row["seconds"]) for row in table]
     rounds, first, last = len(table) - 1, table[0], table[-1]
     return Row(
         workers,
-        run.rstrip("0123456789"),
+        kind,
         tuple(after - before for before, after in pairwise(at)),
         (int(last["sent_bytes"]) - int(first["sent_bytes"])) / rounds,
         (int(last["received_bytes"]) - int(first["received_bytes"])) / rounds / workers,

@@ -173,3 +173,20 @@ def test_an_error_of_the_parser_and_an_address_in_help_break_between_words(
     with pytest.raises(SystemExit):
         main(["data", "fetch", "--help"])
     assert "https://archive.ics.uci.edu/static/public/319/mhealth+dataset.zip)" in capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["train"], "usage: har-edge train [--help] [OPTION ...] --out DIR"),
+        (["slice"], "usage: har-edge slice [--help] [OPTION ...] MODEL"),
+    ],
+)
+def test_a_usage_error_names_what_is_needed_and_the_error_alone(
+    words: list[str], usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    first, second = capsys.readouterr().err.splitlines()
+    assert (ended.value.code, first) == (2, usage)
+    assert second.startswith(f"har-edge {words[0]}: error: the following arguments are required: ")
