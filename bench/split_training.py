@@ -580,7 +580,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="results, as JSON")
     parser.add_argument("--only", default=",".join(CASES), metavar="CASE,...", help="cases to run (default: all)")
     parser.add_argument("--counts", default="2,4,8", metavar="N,...", help="micro-batches of `four` (default: 2,4,8)")
-    parser.add_argument("--width", type=int, default=40, metavar="N", help="filters of the first block (default: 40)")
+    parser.add_argument("--width", type=int, default=32, metavar="N", help="filters of the first block (default: 32)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="samples of a step (default: 32)")
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="steps of a run (default: 5)")
     parser.add_argument("--curve-steps", type=int, default=100, metavar="N", help="steps of `curve` (default: 100)")

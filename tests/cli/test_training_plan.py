@@ -44,9 +44,9 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 
 def made_profile() -> TrainingProfile:
-    """Return a profile of LeNet-5 with made-up figures: each operator has 300,000 weights."""
+    """Return a profile of LeNet-5 with made-up figures: each operator has 200,000 weights."""
     model = read_model(Path("lenet5.tflite"))
-    segments = even(len(model.main.operators), elements=300_000, entering=1000, kept=2000)
+    segments = even(len(model.main.operators), elements=200_000, entering=1000, kept=2000)
     found = profile(segments, base=10_000_000, message=MessageCost(1e-3, 1e-8, "test"))
     found = msgspec.structs.replace(found, model=model.name, model_sha256=model.sha256)
     store_training_profile(found, Path("profile.json"))
