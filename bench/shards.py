@@ -63,6 +63,7 @@ class Candidate:
     hosts: list[str]
     codes: Sequence[Mapping[str, Code]]
     own_brokers: bool = False
+    turns: Sequence[int] = ()  # devices that take turns at each stage
     running: Emulated | None = None
 
 
@@ -108,7 +109,7 @@ def running(testbed: Testbed, candidates: Sequence[Candidate]) -> Iterator[None]
         for one in candidates:
             if one.own_brokers:
                 one.pipeline = stack.enter_context(carry_brokers(testbed, one.pipeline, one.hosts))
-            one.running = stack.enter_context(run_stages(testbed, one.pipeline, one.hosts, turns))
+            one.running = stack.enter_context(run_stages(testbed, one.pipeline, one.hosts, turns, one.turns))
         yield
 
 

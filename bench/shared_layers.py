@@ -130,13 +130,17 @@ def measure(
 ) -> Iterator[Outcome]:
     """Run the rows of a session in turns with the whole model on one device."""
     folders = {shards.WHOLE: builder.whole(session)} | {row.name: builder.folder(row) for row in rows}
+    plans = {row.name: read_plan(builder.plan(row)) for row in rows if row.turns}
+    turns = {name: plan.turns for name, plan in plans.items() if not plan.is_split}
     candidates, number = [], 0
     for name, folder in folders.items():
         pipeline = load_pipeline(folder)
-        hosts = [f"device-{number + k}" for k in range(len(pipeline.manifest.slices))]
+        count = sum(turns.get(name, ())) or len(pipeline.manifest.slices)
+        hosts = [f"device-{number + k}" for k in range(count)]
         number += len(hosts)
         codes = make_windows(pipeline, shards.SAMPLES)
-        candidates.append(shards.Candidate(name, pipeline, hosts, codes, name.endswith(shards.OWN)))
+        own = name.endswith(shards.OWN)
+        candidates.append(shards.Candidate(name, pipeline, hosts, codes, own, turns.get(name, ())))
     link, limit = read_rate(LINK), session.memory_mb * 1_000_000 or None
     devices = [
         Device(host, Limits(args.cpu, link, None if one.name == shards.WHOLE else limit))

@@ -33,7 +33,8 @@ def add_pack(parser: argparse._ActionsContainer) -> None:
         action="append",
         metavar="HOW[@CUT]",
         help="how activations travel: f2 (float16), q8 (int8, calibrated on --data), zstd (lossless), f2+zstd or "
-        "q8+zstd; at all cuts, or at the one before operator CUT; repeatable (default: as they are)",
+        "q8+zstd; at all cuts, or at the one before operator CUT; repeatable; or auto, as the plan says (default: as "
+        "they are)",
     )
 
 
@@ -59,7 +60,7 @@ def find_packings(
     from har_edge.tflite.packed_cuts import choose_packings
     from har_edge.tflite.state import state_of
 
-    packings = choose_packings(manifest, args.pack or [])
+    packings = choose_packings(manifest, _requests(args))
     if any(one.zstd for one in packings.values()) and not is_available():
         raise ConfigError(f"--pack zstd: {missing_reason()}")
     if not open_packings(packings):
@@ -70,6 +71,24 @@ def find_packings(
         said = f"{RANDOM_INPUTS} random inputs, for want of real ones, which may exceed the ranges"
         return calibrate_on_random_inputs(packings, shown), said
     return _on_recordings(packings, shown, task, beside, args)
+
+
+def _requests(args: argparse.Namespace) -> list[PackingRequest]:
+    """Return the packings that --pack asks for; with `auto`, those of the plan."""
+    from har_edge.tflite.packed_cuts import planned_requests
+    from har_edge.tflite.split.plan_file import load_plan
+
+    given: list[PackingRequest] = args.pack or []
+    if not any(request.planned for request in given):
+        return given
+    if len(given) > 1 or getattr(args, "plan", None) is None:
+        raise ConfigError(
+            "--pack auto came"
+            + (" with other ways" if len(given) > 1 else "")
+            + "; expected it alone and with --plan FILE, made by 'har-edge plan --pack auto': the plan has chosen how "
+            "each tensor travels"
+        )
+    return planned_requests(load_plan(args.plan).packings)
 
 
 def sample_activations(model: Model, found: FoundModel, args: argparse.Namespace) -> tuple[list[Array], str]:

@@ -24,6 +24,7 @@ from har_edge.protocol.results import Result
 from har_edge.protocol.status import NodeStatus, State
 from har_edge.protocol.topics import COORDINATOR, RETAINED, Kind, Topics
 from har_edge.runtime.build import topics_of
+from har_edge.runtime.stage.neighbours import stage_name
 
 _log = logging.getLogger(__name__)
 POLL_S = 0.05
@@ -131,11 +132,14 @@ class Cluster:
             raise ConfigError(f"node {name} has no cache of its own: expected a cluster with a folder")
         return self.folder / "caches" / name
 
-    def start_stages(self, *options: str, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Start one process a slice and wait until each says that it is ready."""
-        names = [f"stage-{index}" for index in range(len(self.pipeline.manifest.slices))]
-        for index, name in enumerate(names):
-            self.start("stage", "--index", str(index), "--forget", *options, name=name)
+    def start_stages(self, *options: str, turns: Sequence[int] = (), timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Start one process a slice, or as many as take `turns` at each, and wait until each says that it is ready."""
+        names = []
+        for index, count in enumerate(turns or (1,) * len(self.pipeline.manifest.slices)):
+            for turn in range(count):
+                own = ["--turn", str(turn)] if count > 1 else []
+                names.append(stage_name(index, turn))
+                self.start("stage", "--index", str(index), *own, "--forget", *options, name=names[-1])
         self.wait_ready(names, timeout_s)
 
     def start_coordinator(self, model: Path, stages: int, *options: str) -> Running:

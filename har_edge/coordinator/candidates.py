@@ -82,6 +82,7 @@ class CandidatePool:
             None if card.link_bytes_per_s is None else _within(card.link_bytes_per_s, 1.0, 1e12),
             None if card.round_trip_s is None else _within(card.round_trip_s / 2, 0.0, 60.0),
             self._speeds.factor(member.name),
+            card.broker is not None,
         )
 
     def note_stages(self, node: str, deployment: Deployment | None) -> tuple[bool, list[str]]:

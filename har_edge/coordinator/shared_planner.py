@@ -11,7 +11,8 @@ from har_edge.coordinator.failover import StageCost
 from har_edge.coordinator.planner_thread import Planner, Survey
 from har_edge.coordinator.replan import PlanRequest, PlanResponse, cuts_of
 from har_edge.errors import ConfigError, HarEdgeError
-from har_edge.planner.choice import PlanChoice, choose_plan, packing_cost
+from har_edge.planner.choice import PlanChoice, choose_plan
+from har_edge.planner.flow_choice import planned_costs
 from har_edge.planner.placed_split import PlacedForecast, forecast_placed
 from har_edge.planner.plan import Alternative, Plan
 from har_edge.planner.relocation import Forecast, StagePlacement, forecast
@@ -19,23 +20,26 @@ from har_edge.planner.split_costs import SplitCosts
 from har_edge.planner.split_plan import make_split_costs
 from har_edge.protocol.deployment import Generation, Placement
 from har_edge.tflite.manifest import SliceManifest
-from har_edge.tflite.packed_cuts import with_packings
+from har_edge.tflite.packed_cuts import PackingRequest, parse_request, planned_requests, with_packings
 from har_edge.tflite.packing import TensorPacking
 from har_edge.tflite.split.folder import write_contents
 from har_edge.tflite.split.plan import SplitPlan
 from har_edge.tflite.split.program import ordinary, split_model
 from har_edge.units import duration
 
-# Returns how the tensors of slices travel for a way to pack them, by name.
-Packer = Callable[[SliceManifest, str], Mapping[str, TensorPacking]]
+# Returns how the tensors of slices travel, by name, as requests ask for.
+Packer = Callable[[SliceManifest, Sequence[PackingRequest]], Mapping[str, TensorPacking]]
 
 
 @dataclass(frozen=True, slots=True)
 class _SplitFiles:
-    """A split that was cut: its groups, how its activations are packed, its manifest and the content of its files."""
+    """A split that was cut: its groups, how its activations are packed (all in one way, or each tensor by name), its
+    manifest and the content of its files.
+    """
 
     plans: tuple[SplitPlan, ...]
     packing: str
+    packings: Mapping[str, str]
     manifest: SliceManifest
     contents: Mapping[str, bytes] = field(repr=False)
 
@@ -44,12 +48,14 @@ class _SplitFiles:
 class SharedPlanner:
     """Plans for one model; `whole` plans it in whole layers, where that is better or devices cannot share any.
 
-    `packings` are the ways to pack activations that may be used where they gain, and `pack` calibrates them.
+    `packings` are the ways to pack activations that may be used where they gain, and `pack` calibrates them. With
+    `local_brokers`, flows go through the brokers that nodes carry.
     """
 
     whole: Planner
     packings: Sequence[str] = ()
     pack: Packer | None = None
+    local_brokers: bool = False
     _known: dict[int, _SplitFiles] = field(default_factory=dict)
 
     def plan(self, request: PlanRequest) -> PlanResponse:
@@ -67,7 +73,15 @@ class SharedPlanner:
             response = self.whole.plan(plain)
             return replace(response, contents={**response.contents, **_contents(kept.values())})
         survey, whole = self.whole.survey(request.candidates), self.whole
-        choice = choose_plan(whole.model, survey.planning, survey.reference, whole.spec.objective, self.packings)
+        carriers = self._carriers(survey)
+        choice = choose_plan(
+            whole.model,
+            survey.planning,
+            survey.reference,
+            whole.spec.objective,
+            self.packings,
+            carriers=frozenset(survey.nodes[k].name for k in carriers),
+        )
         if choice.plan.is_split:
             response = self._respond(request, survey, choice.plan)
         else:
@@ -117,32 +131,38 @@ class SharedPlanner:
             for stage in plan.stages
         )
         packing = plan.packing if isinstance(plan.packing, str) else ""
+        packings = plan.packings if isinstance(plan.packings, dict) else {}
         for known in self._known.values():
-            if (known.plans, known.packing) == (plans, packing):
+            if (known.plans, known.packing, known.packings) == (plans, packing, packings):
                 return known
         layout = split_model(self.whole.model, plans)
-        if packing:
+        requests = [parse_request(packing)] if packing else planned_requests(packings)
+        if requests:
             assert self.pack is not None  # else no way to pack was allowed
-            layout = replace(layout, manifest=with_packings(layout.manifest, self.pack(layout.manifest, packing)))
-        files = _SplitFiles(plans, packing, *write_contents(layout))
+            layout = replace(layout, manifest=with_packings(layout.manifest, self.pack(layout.manifest, requests)))
+        files = _SplitFiles(plans, packing, packings, *write_contents(layout))
         self._known[generation_id(files.manifest)] = files
         return files
 
     def _placed(self, survey: Survey, files: _SplitFiles, names: Sequence[str]) -> PlacedForecast:
         """Return what a split takes with each shard on the node of this name."""
-        costs = self._split_costs(survey, files.packing)
+        costs = self._split_costs(survey, files)
         index = {node.name: k for k, node in enumerate(survey.nodes)}
         cores = [node.cores for node in survey.nodes]
         return forecast_placed(costs, files.plans, [index[name] for name in names], cores)
 
-    def _split_costs(self, survey: Survey, packing: str) -> SplitCosts:
+    def _carriers(self, survey: Survey) -> frozenset[int]:
+        """Return the nodes, by number, that carry a broker which flows go through."""
+        return frozenset(k for k, node in enumerate(survey.nodes) if self.local_brokers and node.own_broker)
+
+    def _split_costs(self, survey: Survey, files: _SplitFiles) -> SplitCosts:
         planning, model = survey.planning, self.whole.model
         # A single node may run all shards when the others are lost, so it is given twice.
         devices = planning.devices * (1 + (len(planning.devices) == 1))
         costs = make_split_costs(model, survey.reference.bounds, devices, planning.broker)
         assert costs is not None  # it was split, so it has a place to split it at
-        cost = packing_cost(costs, survey.reference, packing)
-        return costs if cost is None else SplitCosts(costs.model, costs.devices, costs.seconds, costs.broker, cost)
+        costs = costs.with_flows(own_brokers=self._carriers(survey))
+        return planned_costs(costs, survey.reference, model, files.packing, files.packings)
 
     def _stage_costs(self, survey: Survey, files: _SplitFiles) -> tuple[StageCost, ...]:
         """Return what each shard takes on the reference device, if each has a node like the first one for itself."""

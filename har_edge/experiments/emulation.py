@@ -22,6 +22,7 @@ from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import open_bus
 from har_edge.runtime.build import build_sensor
 from har_edge.runtime.sensor.sensor import Sensor
+from har_edge.runtime.stage.neighbours import stage_name
 from har_edge.timing import KEEPALIVE_S
 
 READY_TIMEOUT_S = 300.0
@@ -61,14 +62,22 @@ class Measured:
 
 @contextlib.contextmanager
 def run_stages(
-    testbed: Testbed, pipeline: Pipeline, devices: Sequence[str], beside: list[Emulated] | None = None
+    testbed: Testbed,
+    pipeline: Pipeline,
+    devices: Sequence[str],
+    beside: list[Emulated] | None = None,
+    turns: Sequence[int] = (),
 ) -> Iterator[Emulated]:
     """Run stage i on the i-th of these devices until the end of the block; all are ready when it begins.
+
+    With `turns`, so many devices take turns at each stage, in this order.
 
     `beside` are pipelines that take turns with this one, which is added: the connection of each is kept alive while
     another is measured. Raises NodeError for a stage that ends, BrokerError for one that is not ready in time.
     """
-    places = {f"stage-{index}": device for index, device in enumerate(devices)}
+    counts = turns or (1,) * len(devices)
+    names = [stage_name(index, turn) for index, count in enumerate(counts) for turn in range(count)]
+    places = dict(zip(names, devices, strict=True))
     processes = Processes(spawn_on(testbed, places), patience_s=STOP_TIMEOUT_S)
     address = read_address(testbed.emulation.broker_url)
     with testbed.inside():
@@ -81,7 +90,7 @@ def run_stages(
         beside.append(running)
         cluster.steps.append(lambda: keep_alive([one for one in beside if one is not running]))
     try:
-        cluster.start_stages(timeout_s=READY_TIMEOUT_S)
+        cluster.start_stages(turns=turns, timeout_s=READY_TIMEOUT_S)
         yield running
     finally:
         running.stop()

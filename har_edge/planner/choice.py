@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from har_edge.errors import ConfigError
+from har_edge.planner.flow_choice import ChosenFlows, FlowOptions, choose_flows, find_options
 from har_edge.planner.plan import Alternative, Objective, OtherPlan, Plan, PlanningProblem, make_plan, other_plans
-from har_edge.planner.profile import PackingFigures, Profile
-from har_edge.planner.split_costs import PackingCost, SplitCosts
+from har_edge.planner.profile import Profile
 from har_edge.planner.split_plan import (
     SplitCandidate,
     compare_split,
@@ -20,7 +20,6 @@ from har_edge.planner.split_plan import (
     make_split_plan,
     name_limits,
     with_best_borders,
-    with_packing,
 )
 from har_edge.tflite.model import Model
 
@@ -47,6 +46,8 @@ def choose_plan(
     packings: Sequence[str] = (),
     *,
     split: bool = True,
+    own_brokers: bool = False,
+    carriers: frozenset[str] = frozenset(),
 ) -> PlanChoice:
     """Return the best plan of all.
 
@@ -54,23 +55,27 @@ def choose_plan(
 
     Args:
         profile: The measurements that speeds refer to.
-        packings: Ways to pack activations that may be used; the profile has their costs.
+        packings: Ways to pack activations that may be used; the profile has their costs. With `auto`, each tensor
+            travels in the one that is best for it, or without loss.
         split: Whether devices may share layers.
+        own_brokers: Whether flows may go through brokers on the devices that make them, where that gains.
+        carriers: Devices that carry a broker already, which what they send goes through.
 
     Raises ConfigError when the model is too large for all devices together, shared or not.
     """
-    ways = [_figures(profile, name) for name in packings]
-    candidate, shared = None, None
+    options = find_options(profile, packings, own_brokers=own_brokers)
+    flows, shared = None, None
     if split:
-        candidate, shared = _find_split(model, planning, profile, objective, ways)
+        flows, shared = _find_split(model, planning, profile, objective, options, carriers)
+    candidate = None if flows is None else flows.candidate
     try:
         plan, others = _best_whole(planning, make_plan(planning, objective))
     except ConfigError:
-        if shared is None or candidate is None:
+        if shared is None or flows is None:
             raise
-        return _shared(candidate, shared, None, ())
-    if shared is not None and candidate is not None and prefer([plan, shared]) is shared:
-        return _shared(candidate, shared, plan, others)
+        return _shared(flows, shared, None, ())
+    if shared is not None and flows is not None and prefer([plan, shared]) is shared:
+        return _shared(flows, shared, plan, others)
     obstacle = _obstacle(candidate, shared) if split and len(planning.devices) > 1 else ""
     return _unshared(planning, plan, others, shared, obstacle)
 
@@ -120,59 +125,29 @@ def _find_split(
     planning: PlanningProblem,
     profile: Profile,
     objective: Objective,
-    ways: Sequence[PackingFigures],
-) -> tuple[SplitCandidate | None, Plan | None]:
-    """Return the best way to share layers, packed where that gains, and its plan; no plan where it is one block."""
+    options: FlowOptions,
+    carriers: frozenset[str],
+) -> tuple[ChosenFlows | None, Plan | None]:
+    """Return the best way to share layers, with its flows, and its plan; no plan where it is one block."""
     costs = make_split_costs(model, profile.bounds, planning.devices, planning.broker)
-    candidate = None if costs is None else find_candidate(costs, objective)
-    if candidate is None or len(candidate.blocks) == 1:
-        return candidate, None
-    candidate, packing = _packed(candidate, ways, profile, objective)
-    candidate = with_best_borders(candidate, objective)
-    plan = make_split_plan(model, candidate, objective)
-    return candidate, msgspec.structs.replace(plan, packing=packing) if packing else plan
+    if costs is None:
+        return None, None
+    carried = frozenset(k for k, device in enumerate(planning.devices) if device.name in carriers)
+    candidate = find_candidate(costs.with_flows(own_brokers=carried), objective)
+    if candidate is None:
+        return None, None
+    flows = ChosenFlows(candidate)
+    if len(candidate.blocks) > 1 or options.own_brokers:
+        flows = choose_flows(candidate, options, profile, objective)
+    if len(flows.candidate.blocks) == 1:
+        return flows, None
+    flows = replace(flows, candidate=with_best_borders(flows.candidate, objective))
+    return flows, flows.name(make_split_plan(model, flows.candidate, objective), model)
 
 
-def _figures(profile: Profile, name: str) -> PackingFigures:
-    found = profile.packing(name)
-    if found is None:
-        known = () if profile.packings is msgspec.UNSET else [one.packing for one in profile.packings]
-        raise ConfigError(
-            f"--pack {name} came, but the profile has no figures for it (it has {', '.join(known) or 'none'}); "
-            "measure them with 'har-edge profile --again'"
-        )
-    return found
-
-
-def _packed(
-    candidate: SplitCandidate, ways: Sequence[PackingFigures], profile: Profile, objective: Objective
-) -> tuple[SplitCandidate, str]:
-    """Return the candidate with the way to pack that is best for it, and its name; an empty one for none."""
-    best, name = candidate, ""
-    for way in ways:
-        packed = with_packing(candidate, _cost(candidate.costs, profile, way), objective)
-        if packed.value(objective) < best.value(objective):
-            best, name = packed, way.packing
-    return best, name
-
-
-def packing_cost(costs: SplitCosts, profile: Profile, name: str) -> PackingCost | None:
-    """Return what a way to pack activations costs on these devices, None where the profile has no figures for it."""
-    way = profile.packing(name)
-    return None if way is None else _cost(costs, profile, way)
-
-
-def _cost(costs: SplitCosts, profile: Profile, way: PackingFigures) -> PackingCost:
-    """Return a measured way to pack, with the seconds of one end on the fastest device."""
-    work = sum(max(0.0, segment.seconds - profile.overhead_s) for segment in profile.segments)
-    scale = min(map(sum, costs.seconds)) / work if work else 1.0
-    return PackingCost(way.ratio, way.seconds_per_byte / 2 * scale)
-
-
-def _shared(
-    candidate: SplitCandidate, plan: Plan, whole: Plan | None, others_of_whole: Sequence[OtherPlan]
-) -> PlanChoice:
+def _shared(flows: ChosenFlows, plan: Plan, whole: Plan | None, others_of_whole: Sequence[OtherPlan]) -> PlanChoice:
     """Return a plan that shares layers, beside the best one of `whole` layers and the others beside that."""
+    candidate = flows.candidate
     one = next((each for each in others_of_whole if each.name.startswith("one device")), None)
     if whole is None:
         reason = "too large for the memory of the devices"
@@ -185,6 +160,7 @@ def _shared(
     else:
         others = [] if one is None else [one.alternative]
     remarks = [f"the largest message has {candidate.forecast.largest_bytes} bytes"] if plan.is_split else []
+    remarks += flows.remarks
     if one is not None and one.plan is not None:
         remarks += name_limits(candidate, plan.objective, one.plan.value_s)
     return PlanChoice(plan, [*compare_split(candidate), *others], remarks, candidate)

@@ -34,12 +34,11 @@ def forecast_placed(
     device whose memory does not hold its shards has an infinite period.
     """
     blocks = _placed_blocks(plans, len(homes))
-    own = SplitCosts(
-        costs.model,
-        [costs.devices[k] for k in homes],
-        [costs.seconds[k] for k in homes],
-        costs.broker,
-        costs.packing,
+    own = replace(
+        costs,
+        devices=[costs.devices[k] for k in homes],
+        seconds=[costs.seconds[k] for k in homes],
+        own_brokers=frozenset(shard for shard, home in enumerate(homes) if home in costs.own_brokers),
     )
     before = [list(homes[:k]).count(home) for k, home in enumerate(homes)]
     slots = [(home, count % max(1, cores[home])) for home, count in zip(homes, before, strict=True)]

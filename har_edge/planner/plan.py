@@ -67,8 +67,10 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `bound_s` is a lower bound of the objective over all plans of whole layers, and `proven` says that this plan meets
     it. The plan says how long the link of the broker's host is busy for a window, and the bytes on it, if that link has
-    a rate or layers are shared. A plan that shares layers also says the size of the largest message, and
-    how activations are packed (by default they are not).
+    a rate or layers are shared. A plan that shares layers also says the size of the largest message, and how its
+    activations are packed (by default they are not): all in one way, `packing`, or each tensor by name, `packings`.
+    `brokers` names, by the number of a slice, the device whose own broker its flows go through; others go through the
+    central one.
     """
 
     version: int
@@ -85,11 +87,23 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker_bytes: int | msgspec.UnsetType = msgspec.UNSET
     max_payload_bytes: int | msgspec.UnsetType = msgspec.UNSET
     packing: str | msgspec.UnsetType = msgspec.UNSET
+    packings: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    brokers: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """How many devices take turns at each stage."""
+        return tuple(stage.replicas for stage in self.stages)
 
     @property
     def is_split(self) -> bool:
         """Whether devices share layers."""
         return any(stage.split is not msgspec.UNSET for stage in self.stages)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether activations travel in fewer bytes."""
+        return self.packing is not msgspec.UNSET or self.packings is not msgspec.UNSET
 
     @property
     def has_parity(self) -> bool:

@@ -31,7 +31,8 @@ Key = tuple[int, int, int]
 class Candidate:
     """A node that may run stages; None stands for a part of the link that was not measured.
 
-    `speed` is a factor on the reference profile. The node proved to be `slow` times as slow as that.
+    `speed` is a factor on the reference profile. The node proved to be `slow` times as slow as that. With `own_broker`
+    it carries a broker of its own.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Candidate:
     link_bytes_per_s: float | None = None
     latency_s: float | None = None
     slow: float = 1.0
+    own_broker: bool = False
 
     @property
     def effective_speed(self) -> float:

@@ -6,18 +6,25 @@ never makes a window faster (max-plus algebra; Baccelli et al., Synchronization 
 
 The processor runs the steps of a block, sends what each has made, and then takes in what came. A message enters the
 broker while it leaves the device, at the slower of the two rates, and leaves the broker once it is there as a whole.
+A device that carries a broker sends each taker a copy over its own link, and no other link carries it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from har_edge.planner.slice_graph import RESULT_BYTES
 from har_edge.planner.split_costs import SOURCE, BlockTransfer, PlannedPiece, SplitCosts
+from har_edge.planner.transfer_times import PieceTimes, RunTimes, TakerTimes, TransferTimes
 from har_edge.tflite.split.plan import Block
+
+# A Mosquitto on the device of a stage: the part of a stage's processor time that a message and its bytes take there,
+# for each time that it comes in or goes out, and resident bytes (docs/explanation/planning.md has the measurement).
+OWN_MESSAGE, OWN_BYTE, OWN_MEMORY_BYTES = 0.3, 1.9, 10_000_000
+BROKER_LINK = "the broker's link"
 
 
 @dataclass(slots=True)
@@ -30,9 +37,6 @@ class Timeline:
     processors: list[float]
     links: list[float]
 
-    def copy(self) -> Timeline:
-        return Timeline(self.processors[:], self.links[:])
-
 
 @dataclass(frozen=True, slots=True)
 class SplitForecast:
@@ -43,8 +47,8 @@ class SplitForecast:
         period_s: Seconds between two windows, if enough of them are on their way.
         compute_s, message_s: The processor's time for a window.
         up_bytes, down_bytes: Bytes on the device's link.
-        broker_bytes: Bytes into and out of the broker.
-        memory_bytes: Resident bytes of each process.
+        broker_bytes: Bytes into and out of the central broker.
+        memory_bytes: Resident bytes of each process, with the broker that the device carries.
         largest_bytes: The largest message.
         binding: The processor or link that sets the period.
         broker_s: How long the broker's link is busy for a window.
@@ -65,6 +69,30 @@ class SplitForecast:
     loads: dict[str, float]
 
 
+@dataclass(slots=True)
+class SplitSums:
+    """The sums of a split: processor seconds and bytes of each device for a window, and what its memory holds."""
+
+    compute_s: list[float]
+    message_s: list[float]
+    up_bytes: list[int]
+    down_bytes: list[int]
+    broker_bytes: list[int]
+    weights: list[int]
+    tiles: list[int]
+    largest_bytes: int = RESULT_BYTES
+
+    def copy(self) -> SplitSums:
+        """Return one to which other pieces may be added."""
+        return replace(
+            self,
+            message_s=self.message_s[:],
+            up_bytes=self.up_bytes[:],
+            down_bytes=self.down_bytes[:],
+            broker_bytes=self.broker_bytes[:],
+        )
+
+
 class Simulator:
     """Moves timelines over blocks of a split.
 
@@ -83,10 +111,9 @@ class Simulator:
         self._processor = range(n) if processors is None else processors
         own = range(n) if links is None else links
         kinds = [device.kind for device in costs.devices]
-        packing = costs.packing
         work = [sum(each) for each in costs.seconds]
-        slower = [each / least if (least := min(work)) else 1.0 for each in work]
-        self._pack = [packing.seconds_per_byte * packing.ratio * factor for factor in slower]
+        # Packing is measured on the fastest device.
+        self._slower = [each / least if (least := min(work)) else 1.0 for each in work]
         self._latency = [kind.latency_s for kind in kinds]
         rate = costs.broker.link_bytes_per_s or math.inf
         each = [1 / kind.link_bytes_per_s for kind in kinds]
@@ -95,72 +122,69 @@ class Simulator:
         self._up = [2 * k for k in own]
         self._down = [2 * k + kind.duplex for k, kind in zip(own, kinds, strict=True)]
         self._in, self._out = 2 * n, 2 * n + costs.broker.duplex
+        self._times: dict[int, tuple[BlockTransfer, TransferTimes]] = {}
 
     def start(self, first: Block) -> Timeline:
         """Return when each device has its part of the window, which the first block takes."""
         n = self.costs.n
         timeline = Timeline([0.0] * n, [0.0] * (2 * n + 2))
-        return self.advance(timeline, None, self.costs.transfer(None, first, self.border_first))
+        return self.advance(timeline, self.costs.transfer(None, first, self.border_first))
 
-    def advance(self, timeline: Timeline, block: Block | None, transfer: BlockTransfer) -> Timeline:
+    def advance(self, timeline: Timeline, transfer: BlockTransfer) -> Timeline:
         """Return the timeline after a block has run and the next one's inputs have arrived."""
-        after = timeline.copy()
-        ready = self._run(after.processors, block, transfer)
-        arrivals = self._travel(after.links, transfer, ready)
-        processors, messages, pack, where = after.processors, transfer.messages, self._pack, self._processor
-        for taker, arrival, size in arrivals:
-            core, (message_s, byte_s) = where[taker], messages[taker]
-            processors[core] = max(processors[core], arrival) + message_s + size * (byte_s + pack[taker])
-        return after
+        found = self._times.get(id(transfer))
+        if found is None:
+            # The transfer is kept, so that no other one has its id meanwhile.
+            found = self._times[id(transfer)] = transfer, self.timed(transfer)
+        return self.moved(timeline, found[1])
 
-    def _run(self, processors: list[float], block: Block | None, transfer: BlockTransfer) -> list[float]:
-        """Run the steps; return when each piece is sent."""
-        ready = [0.0] * len(transfer.pieces)
-        if block is None:
-            return ready
-        mine: list[list[int]] = [[] for _ in processors]
-        for index, piece in enumerate(transfer.pieces):
-            mine[piece.sender].append(index)
+    def moved(self, timeline: Timeline, times: TransferTimes) -> Timeline:
+        """Return the timeline after these runs and messages."""
+        processors, links = timeline.processors[:], timeline.links[:]
+        ready = times.run(processors)
+        times.travel(processors, links, ready, self._in, self._out)
+        return Timeline(processors, links)
+
+    def timed(self, transfer: BlockTransfer) -> TransferTimes:
+        """Return the seconds that a transfer takes of each processor and link."""
+        pieces, runs = transfer.pieces, list[RunTimes]()
+        made = dict[tuple[int, int], list[int]]()  # by shard and step
+        for index, piece in enumerate(pieces):
+            made.setdefault((piece.sender, piece.step), []).append(index)
         for shard, steps in enumerate(transfer.steps):
-            core = self._processor[shard]
-            now = processors[core]
+            parts = list[tuple[float, int]]()
             for number, step in enumerate(steps):
-                now += step.seconds
-                for index in mine[shard]:
-                    if transfer.pieces[index].step == number:
-                        now += self._piece_s(transfer, shard, transfer.pieces[index])
-                        ready[index] = now
-            processors[core] = now
-        return ready
+                parts.append((step.seconds, -1))
+                for index in made.get((shard, number), ()):
+                    parts.append((self._sending(transfer, pieces[index]), index))
+            if parts:
+                runs.append((self._processor[shard], parts))
+        return TransferTimes(runs, [self._travelling(transfer, piece) for piece in pieces])
 
-    def _piece_s(self, transfer: BlockTransfer, shard: int, piece: PlannedPiece) -> float:
+    def _sending(self, transfer: BlockTransfer, piece: PlannedPiece) -> float:
+        """Return the seconds of the sender's processor for a piece, those of its own broker included."""
+        k = piece.sender
+        stage = self._taking(transfer, piece, k)
+        if k not in self.costs.own_brokers:
+            return stage
+        message_s, byte_s = transfer.messages[k]
+        return stage + (1 + len(piece.takers)) * (OWN_MESSAGE * message_s + piece.bytes * OWN_BYTE * byte_s)
+
+    def _taking(self, transfer: BlockTransfer, piece: PlannedPiece, shard: int) -> float:
         """Return the processor seconds of a piece at one of its ends."""
         message_s, byte_s = transfer.messages[shard]
-        return message_s + piece.bytes * (byte_s + self._pack[shard])
+        return message_s + piece.bytes * byte_s + piece.packed_s * self._slower[shard]
 
-    def _travel(
-        self, links: list[float], transfer: BlockTransfer, ready: Sequence[float]
-    ) -> list[tuple[int, float, int]]:
-        """Send the pieces; return who gets each, when, and its size."""
-        arrivals, seconds, latency = [], self._seconds, self._latency
-        inward, outward = self._in, self._out
-        for piece, sent in zip(transfer.pieces, ready, strict=True):
-            start, size, came = sent, piece.bytes, sent
-            if piece.sender != SOURCE:
-                up = self._up[piece.sender]
-                start = max(start, links[up])
-                links[up] = start + size * seconds[up]
-                start += latency[piece.sender]
-                came = start + size * seconds[up]
-            links[inward] = max(start, links[inward]) + size * seconds[inward]
-            came = max(came, links[inward])
-            for taker in piece.takers:
-                down = self._down[taker]
-                begin = max(came, links[outward])
-                links[outward] = begin + size * seconds[outward]
-                links[down] = max(begin, links[down]) + size * seconds[down]
-                arrivals.append((taker, max(links[down], links[outward]) + latency[taker], size))
-        return arrivals
+    def _travelling(self, transfer: BlockTransfer, piece: PlannedPiece) -> PieceTimes:
+        size, seconds, sender = piece.bytes, self._seconds, piece.sender
+        takers, out_s = list[TakerTimes](), size * seconds[self._out]
+        for k in piece.takers:
+            down, took = self._down[k], self._taking(transfer, piece, k)
+            takers.append((self._processor[k], down, out_s, size * seconds[down], self._latency[k], took))
+        if sender == SOURCE:
+            return -1, 0.0, 0.0, size * seconds[self._in], False, takers
+        up, own = self._up[sender], sender in self.costs.own_brokers
+        return up, size * seconds[up], self._latency[sender], size * seconds[self._in], own, takers
 
     def finish(self, timeline: Timeline, last: Block) -> float:
         """Return when the result is there. `last` is a block of one device."""
@@ -176,73 +200,97 @@ class Simulator:
         """Return the seconds of one window through these blocks."""
         timeline = self.start(blocks[0])
         for block, after in pairwise(blocks):
-            timeline = self.advance(timeline, block, self.costs.transfer(block, after, self.border_first))
+            timeline = self.advance(timeline, self.costs.transfer(block, after, self.border_first))
         return self.finish(timeline, blocks[-1])
 
     def forecast(self, blocks: Sequence[Block]) -> SplitForecast:
         """Return all figures of a split."""
-        costs, n = self.costs, self.costs.n
-        compute, message = [0.0] * n, [0.0] * n
-        up, down, broker, largest = [0] * n, [0] * n, [0, 0], RESULT_BYTES
-        weights, tiles = [0] * n, [0] * n
-        for block, after in zip((None, *blocks), (*blocks, None), strict=True):
-            transfer = costs.transfer(block, after, self.border_first)
-            for shard, steps in enumerate(transfer.steps if block else ()):
-                assert block is not None
-                compute[shard] += sum(step.seconds for step in steps)
-                weight, tile = transfer.memory[shard]
-                weights[shard] += weight
-                tiles[shard] = max(tiles[shard], tile)
-            for piece in transfer.pieces:
-                largest = max(largest, piece.bytes)
-                broker[0] += piece.bytes
-                broker[1] += piece.bytes * len(piece.takers)
-                if piece.sender != SOURCE:
-                    up[piece.sender] += piece.bytes
-                    message[piece.sender] += self._piece_s(transfer, piece.sender, piece)
-                for taker in piece.takers:
-                    down[taker] += piece.bytes
-                    message[taker] += self._piece_s(transfer, taker, piece)
-        last = next(k for k in range(n) if blocks[-1].bounds[k] < blocks[-1].bounds[k + 1])
-        up[last] += RESULT_BYTES
-        broker = [broker[0] + RESULT_BYTES, broker[1] + RESULT_BYTES]
-        message_s, byte_s = costs.devices[last].kind.message_after(costs.step_seconds(blocks[-1], last, 0, 1))
-        message[last] += message_s + RESULT_BYTES * (byte_s + self._pack[last])
-        memory = tuple(self.resident(k, weights[k], tiles[k]) if weights[k] or tiles[k] else 0 for k in range(n))
-        loads = self._loads(compute, message, up, down, broker)
+        sums = self.sums(blocks)
+        loads = dict(zip(self._names(), self.busy(sums), strict=True))
         period, binding = max((seconds, name) for name, seconds in loads.items())
         return SplitForecast(
             latency_s=self.latency(blocks),
             period_s=period,
-            compute_s=tuple(compute),
-            message_s=tuple(message),
-            up_bytes=tuple(up),
-            down_bytes=tuple(down),
-            broker_bytes=(broker[0], broker[1]),
-            memory_bytes=memory,
-            largest_bytes=largest,
+            compute_s=tuple(sums.compute_s),
+            message_s=tuple(sums.message_s),
+            up_bytes=tuple(sums.up_bytes),
+            down_bytes=tuple(sums.down_bytes),
+            broker_bytes=(sums.broker_bytes[0], sums.broker_bytes[1]),
+            memory_bytes=self.memory(sums),
+            largest_bytes=sums.largest_bytes,
             binding=binding,
-            broker_s=loads["the broker's link"],
+            broker_s=loads[BROKER_LINK],
             loads=loads,
+        )
+
+    def sums(self, blocks: Sequence[Block], *, between: bool = True) -> SplitSums:
+        """Return the sums over all blocks, and the result; unless `between`, without what travels between them."""
+        costs, n = self.costs, self.costs.n
+        sums = SplitSums([0.0] * n, [0.0] * n, [0] * n, [0] * n, [RESULT_BYTES] * 2, [0] * n, [0] * n)
+        for block, after in zip((None, *blocks), (*blocks, None), strict=True):
+            transfer = costs.transfer(block, after, self.border_first)
+            if between or block is None:
+                self.add_pieces(sums, transfer)
+            for shard, (steps, (weight, tile)) in enumerate(zip(transfer.steps, transfer.memory, strict=False)):
+                sums.compute_s[shard] += sum(step.seconds for step in steps)
+                sums.weights[shard] += weight
+                sums.tiles[shard] = max(sums.tiles[shard], tile)
+        last = next(k for k in range(n) if blocks[-1].bounds[k] < blocks[-1].bounds[k + 1])
+        sums.up_bytes[last] += RESULT_BYTES
+        message_s, byte_s = costs.devices[last].kind.message_after(costs.step_seconds(blocks[-1], last, 0, 1))
+        sums.message_s[last] += message_s + RESULT_BYTES * byte_s
+        return sums
+
+    def add_pieces(self, sums: SplitSums, transfer: BlockTransfer) -> None:
+        """Add what the pieces of a transfer take of processors and links."""
+        for piece in transfer.pieces:
+            copies = len(piece.takers)
+            sums.largest_bytes = max(sums.largest_bytes, piece.bytes)
+            own = piece.sender in self.costs.own_brokers
+            if piece.sender != SOURCE:
+                sums.up_bytes[piece.sender] += piece.bytes * (copies if own else 1)
+                sums.message_s[piece.sender] += self._sending(transfer, piece)
+            if not own:
+                sums.broker_bytes[0] += piece.bytes
+                sums.broker_bytes[1] += piece.bytes * copies
+            for taker in piece.takers:
+                sums.down_bytes[taker] += piece.bytes
+                sums.message_s[taker] += self._taking(transfer, piece, taker)
+
+    def memory(self, sums: SplitSums) -> tuple[int, ...]:
+        """Return the resident bytes of each device, 0 for one without work."""
+        return tuple(
+            self.resident(k, weights, tile) if weights or tile else 0
+            for k, (weights, tile) in enumerate(zip(sums.weights, sums.tiles, strict=True))
         )
 
     def loads(self, blocks: Sequence[Block]) -> list[float]:
         """Return the seconds that a window takes of each processor and link."""
-        return list(self.forecast(blocks).loads.values())
+        return self.busy(self.sums(blocks))
 
-    def _loads(
-        self, compute: list[float], message: list[float], up: list[int], down: list[int], broker: list[int]
-    ) -> dict[str, float]:
-        """Return the seconds that a window takes of each resource."""
-        ways = self.costs.broker.busy_bytes(*broker)
-        loads = {"the broker's link": ways * self._seconds[-1]}
+    def busy(self, sums: SplitSums) -> list[float]:
+        """Return the seconds that a window takes of each resource, in the order of `_names`."""
+        busy = [self.costs.broker.busy_bytes(*sums.broker_bytes) * self._seconds[-1]]
         for k, device in enumerate(self.costs.devices):
-            loads[f"the processor of {device.name}"] = compute[k] + message[k]
-            way = max(up[k], down[k]) if device.kind.duplex else up[k] + down[k]
-            loads[f"the link of {device.name}"] = way * self._seconds[2 * k]
-        return loads
+            up, down = sums.up_bytes[k], sums.down_bytes[k]
+            busy.append(sums.compute_s[k] + sums.message_s[k])
+            busy.append((max(up, down) if device.kind.duplex else up + down) * self._seconds[2 * k])
+        return busy
+
+    def _names(self) -> list[str]:
+        names = [BROKER_LINK]
+        for device in self.costs.devices:
+            names += [f"the processor of {device.name}", f"the link of {device.name}"]
+        return names
+
+    def room(self, device: int) -> float:
+        """Return the bytes of weights and activations that a device's memory does not hold any more."""
+        kind = self.costs.devices[device].kind
+        limit = math.inf if kind.memory_bytes is None else kind.memory_bytes
+        return (limit + 1 - self.resident(device, 0, 0)) / kind.growth
 
     def resident(self, device: int, weights: int, tile: int) -> int:
-        """Return the resident bytes of a process with these weights and activations."""
+        """Return the resident bytes of a process with these weights and activations, and of the broker beside it."""
         kind = self.costs.devices[device].kind
-        return int(kind.base_bytes + kind.growth * (weights + tile))
+        broker = OWN_MEMORY_BYTES if device in self.costs.own_brokers else 0
+        return int(kind.base_bytes + kind.growth * (weights + tile) + broker)

@@ -7,8 +7,8 @@ redundant ones included. The convolutions of XNNPACK compute channels in tiles.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from har_edge.planner.devices import BrokerLink, PlannerDevice
@@ -24,7 +24,7 @@ CHANNEL_TILE = 16  # convolutions on fewer output channels take as long
 class PlannedPiece:
     """A message: elements [start, stop) of the tensor between two blocks, from one shard to others.
 
-    `step` is the step of the sender that makes it.
+    `step` is the step of the sender that makes it. Packing takes `packed_s` seconds of the fastest device at each end.
     """
 
     sender: int
@@ -33,6 +33,7 @@ class PlannedPiece:
     takers: tuple[int, ...]
     bytes: int
     step: int = 0
+    packed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +68,40 @@ class PackingCost:
     ratio: float = 1.0
     seconds_per_byte: float = 0.0
 
+    def packed(self, size: float) -> tuple[int, float]:
+        """Return the bytes that so many become, and the seconds of one end."""
+        return math.ceil(size / self.ratio), size * self.seconds_per_byte
+
+
+UNPACKED = PackingCost()
+
 
 @dataclass(slots=True, eq=False)
 class SplitCosts:
-    """A model on devices. `seconds[k][i]` are those of operator i, whole, on device k."""
+    """A model on devices. `seconds[k][i]` are those of operator i, whole, on device k.
+
+    Activations travel by `packing`, those at a place of `packings` by that one; the model's input travels as it is.
+    The devices of `own_brokers` send through brokers of their own. `shares` are those found by speed.
+    """
 
     model: SplitModel
     devices: Sequence[PlannerDevice]
     seconds: Sequence[Sequence[float]]
     broker: BrokerLink = field(default_factory=BrokerLink)
-    packing: PackingCost = PackingCost()
-    _rows: dict[tuple[int, int, int, int], RowShare] = field(default_factory=dict)
-    _seconds: dict[tuple[int, int, str, int, int, int], float] = field(default_factory=dict)
-    _transfers: dict[tuple[Block | None, Block | None, bool], BlockTransfer] = field(default_factory=dict)
-    _legal: dict[tuple[int, int, SplitMethod], bool] = field(default_factory=dict)
+    packing: PackingCost = UNPACKED
+    packings: Mapping[int, PackingCost] = field(default_factory=dict)
+    own_brokers: frozenset[int] = frozenset()
+    shares: dict[tuple[int, int, SplitMethod, tuple[int, ...]], tuple[int, ...]] = field(
+        default_factory=dict, init=False
+    )
+    _rows: dict[tuple[int, int, int, int], RowShare] = field(default_factory=dict, init=False)
+    _seconds: dict[tuple[int, int, str, int, int, int], float] = field(default_factory=dict, init=False)
+    _transfers: dict[tuple[Block | None, Block | None, bool], BlockTransfer] = field(default_factory=dict, init=False)
+    _legal: dict[tuple[int, int, SplitMethod], bool] = field(default_factory=dict, init=False)
     _steps: dict[
         tuple[int, int, SplitMethod, int, tuple[int, int], tuple[tuple[int, int], ...]], tuple[BlockStep, ...]
-    ] = field(default_factory=dict)
-    _alike: list[int] = field(default_factory=list)
+    ] = field(default_factory=dict, init=False)
+    _alike: list[int] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         keys = [(device.kind, tuple(each)) for device, each in zip(self.devices, self.seconds, strict=True)]
@@ -93,6 +110,32 @@ class SplitCosts:
     @property
     def n(self) -> int:
         return len(self.devices)
+
+    def with_flows(
+        self,
+        *,
+        broker: BrokerLink | None = None,
+        packing: PackingCost | None = None,
+        packings: Mapping[int, PackingCost] | None = None,
+        own_brokers: frozenset[int] | None = None,
+    ) -> SplitCosts:
+        """Return the costs with other ways for what travels; all that is known of blocks and steps stays known."""
+        found = replace(
+            self,
+            broker=self.broker if broker is None else broker,
+            packing=self.packing if packing is None else packing,
+            packings=self.packings if packings is None else packings,
+            own_brokers=self.own_brokers if own_brokers is None else own_brokers,
+        )
+        found.shares = self.shares
+        found._rows, found._seconds, found._legal, found._steps = self._rows, self._seconds, self._legal, self._steps
+        if (found.packing, found.packings) == (self.packing, self.packings):
+            found._transfers = self._transfers
+        return found
+
+    def packing_at(self, place: int) -> PackingCost:
+        """Return how the tensor travels that crosses this place; at the first place that is the model's input."""
+        return self.packings.get(place, self.packing) if place else UNPACKED
 
     def is_legal(self, start: int, stop: int, method: SplitMethod) -> bool:
         """Return whether operators [start, stop) can be a block with this method."""
@@ -219,10 +262,7 @@ class SplitCosts:
     def _pieces(self, block: Block | None, after: Block) -> list[PlannedPiece]:
         if self.model.places[after.start] == ALL_INPUTS:
             takers = tuple(k for k in range(self.n) if self.needed(after, k) is not None)
-            return [
-                PlannedPiece(SOURCE, 0, 0, takers, math.ceil(size / self.packing.ratio) + HEAD_BYTES)
-                for size in self.model.inputs
-            ]
+            return [PlannedPiece(SOURCE, 0, 0, takers, size + HEAD_BYTES) for size in self.model.inputs]
         tensor = self.model.tensors[self.model.places[after.start]]
         found: dict[tuple[int, str, int, int], list[int]] = {}
         for taker in range(self.n):
@@ -238,12 +278,12 @@ class SplitCosts:
                     low, high = max(low, need[1]), min(high, need[2])
                 if axis == "" or low < high:
                     found.setdefault((sender, axis, low, high), []).append(taker)
-        pieces = []
+        pieces, packing = [], self.packing_at(after.start)
         for (sender, axis, low, high), takers in _apart(found).items():
             size = {"rows": tensor.rows, "channels": tensor.channels}.get(axis, 1)
             part = tensor.bytes * (high - low) / size if axis else float(tensor.bytes)
-            bytes_ = math.ceil(part / self.packing.ratio) + HEAD_BYTES
-            pieces.append(PlannedPiece(sender, low, high, tuple(takers), bytes_))
+            packed, packed_s = packing.packed(part)
+            pieces.append(PlannedPiece(sender, low, high, tuple(takers), packed + HEAD_BYTES, packed_s=packed_s))
         return pieces
 
     def _held(self, block: Block | None, rows: int, channels: int) -> list[tuple[int, str, int, int]]:
@@ -268,7 +308,9 @@ class SplitCosts:
                 # The first step after which every row of the piece is there.
                 inside = [i for i, one in enumerate(runs) if one.low < piece.stop and piece.start < one.high]
                 step = max(inside, default=0) if block.method is SplitMethod.ROWS else 0
-                placed.append(PlannedPiece(shard, piece.start, piece.stop, piece.takers, piece.bytes, step))
+                placed.append(
+                    PlannedPiece(shard, piece.start, piece.stop, piece.takers, piece.bytes, step, piece.packed_s)
+                )
         placed.sort(key=lambda piece: (piece.step, piece.sender, piece.start))
         memory = tuple(self.memory(block, shard, own) for shard, own in enumerate(steps))
         return BlockTransfer(tuple(steps), tuple(placed), self._messages(steps, placed), memory)

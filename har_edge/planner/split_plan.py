@@ -21,7 +21,7 @@ from har_edge.tflite.split.plan import Block, SplitMethod, SplitPlan
 
 # Rates at which a plan is looked at once more if links limit it, in bytes a second, with the text for each.
 FASTER = ((37_500_000, "300 Mbit/s"), (125_000_000, "1 Gbit/s"))
-_NEAR = 1.03  # a plan that the broker's link makes slower by less needs no second search
+_NEAR = 1.03  # the broker's link does not bind a plan that it makes slower by less
 _WORTH = 1.1  # a faster link is worth a line from here
 
 
@@ -75,7 +75,7 @@ def find_candidate(costs: SplitCosts, objective: Objective) -> SplitCandidate | 
     """Return the best split that was found; None where none fits the memory of the devices."""
     if objective is Objective.THROUGHPUT:
         blocks = best_groups(costs)
-        return None if blocks is None else _candidate(costs, blocks, border_first=False)
+        return None if blocks is None else make_candidate(costs, blocks, border_first=False)
     best, settled = None, False
     if any(device.kind.memory_bytes is not None for device in costs.devices):
         best, settled = _find_limited(costs)
@@ -84,7 +84,7 @@ def find_candidate(costs: SplitCosts, objective: Objective) -> SplitCandidate | 
         # Borders apart seldom cost more than they hide; then the quick search finds it.
         quick = best is not None and (settled or not border_first)
         best = best_split(costs, border_first=border_first, best_s=limit, quick=quick) or best
-    return None if best is None else _candidate(costs, best.blocks, border_first=best.border_first)
+    return None if best is None else make_candidate(costs, best.blocks, border_first=best.border_first)
 
 
 def _find_limited(costs: SplitCosts) -> tuple[SplitSolution | None, bool]:
@@ -94,21 +94,32 @@ def _find_limited(costs: SplitCosts) -> tuple[SplitSolution | None, bool]:
         best = improve(costs, SplitSolution(*lean, border_first=False, exact=False))
     if costs.broker.link_bytes_per_s is None:
         return best, False
-    # Memory decides first: a plan that fits is found more easily where the broker's link costs nothing.
+    # Memory decides first: a plan that fits is found more easily where the broker's link costs nothing. A quick search
+    # says whether that link binds. If so, there is little to hide, and borders that are not apart take less memory.
+    free, border_first = costs.with_flows(broker=BrokerLink()), False
     limit = float("inf") if best is None else best.latency_s
-    free = best_split(_with(costs, costs.devices, BrokerLink()), border_first=True, best_s=limit)
-    if free is None:
+    found = best_split(free, border_first=False, best_s=limit, quick=True)
+    if found is not None:
+        border_first = _priced(costs, found).latency_s < _NEAR * found.latency_s
+        limit = found.latency_s
+    found = best_split(free, border_first=border_first, best_s=limit) or found
+    if found is None:
         return best, best is not None
-    priced = improve(costs, replace(free, latency_s=Simulator(costs, border_first=True).latency(free.blocks)))
-    settled = priced.latency_s < _NEAR * free.latency_s
-    return (priced, settled) if best is None or priced.latency_s < best.latency_s else (best, settled)
+    priced = improve(costs, _priced(costs, found))
+    return (priced, True) if best is None or priced.latency_s < best.latency_s else (best, True)
+
+
+def _priced(costs: SplitCosts, found: SplitSolution) -> SplitSolution:
+    """Return a split with its latency at these costs."""
+    latency_s = Simulator(costs, border_first=found.border_first).latency(found.blocks)
+    return replace(found, latency_s=latency_s)
 
 
 def with_packing(candidate: SplitCandidate, packing: PackingCost, objective: Objective) -> SplitCandidate:
     """Return the best of a candidate's blocks and, for throughput, of others if activations travel packed."""
     costs = candidate.costs
-    packed = SplitCosts(costs.model, costs.devices, costs.seconds, costs.broker, packing)
-    same = _candidate(packed, candidate.blocks, border_first=candidate.border_first)
+    packed = costs.with_flows(packing=packing)
+    same = make_candidate(packed, candidate.blocks, border_first=candidate.border_first)
     if objective is Objective.LATENCY:
         return same
     other = find_candidate(packed, objective)
@@ -117,12 +128,13 @@ def with_packing(candidate: SplitCandidate, packing: PackingCost, objective: Obj
 
 def with_best_borders(candidate: SplitCandidate, objective: Objective) -> SplitCandidate:
     """Return the candidate, with border rows computed first or not, whichever is better."""
-    other = _candidate(candidate.costs, candidate.blocks, border_first=not candidate.border_first)
+    other = make_candidate(candidate.costs, candidate.blocks, border_first=not candidate.border_first)
     fitting = fits(other.costs, other.blocks, border_first=other.border_first)
     return other if fitting and other.value(objective) < candidate.value(objective) * (1 - 1e-9) else candidate
 
 
-def _candidate(costs: SplitCosts, blocks: tuple[Block, ...], *, border_first: bool) -> SplitCandidate:
+def make_candidate(costs: SplitCosts, blocks: tuple[Block, ...], *, border_first: bool) -> SplitCandidate:
+    """Return blocks with their forecast."""
     return SplitCandidate(costs, blocks, border_first, Simulator(costs, border_first=border_first).forecast(blocks))
 
 
@@ -174,7 +186,15 @@ def make_split_plan(model: Model, candidate: SplitCandidate, objective: Objectiv
         broker_s=forecast.broker_s,
         broker_bytes=sum(forecast.broker_bytes),
         max_payload_bytes=forecast.largest_bytes,
+        brokers=_brokers(candidate, groups) or msgspec.UNSET,
     )
+
+
+def _brokers(candidate: SplitCandidate, groups: Sequence[DeviceGroup]) -> dict[str, str]:
+    """Return the device whose own broker the flows of a slice go through, by the number of the slice."""
+    slices = [device for group in groups for device in group.devices]
+    devices, own = candidate.costs.devices, candidate.costs.own_brokers
+    return {str(number): devices[device].name for number, device in enumerate(slices) if device in own}
 
 
 def _ready(candidate: SplitCandidate, groups: Sequence[DeviceGroup]) -> list[float]:
@@ -183,7 +203,7 @@ def _ready(candidate: SplitCandidate, groups: Sequence[DeviceGroup]) -> list[flo
     owners = {group.blocks[0].start: group for group in groups}
     timeline, found = simulator.start(blocks[0]), [0.0]
     for block, after in pairwise(blocks):
-        timeline = simulator.advance(timeline, block, candidate.costs.transfer(block, after, candidate.border_first))
+        timeline = simulator.advance(timeline, candidate.costs.transfer(block, after, candidate.border_first))
         if after.start in owners:
             found.append(max(timeline.processors[k] for k in owners[after.start].devices))
     return [*found, candidate.forecast.latency_s]
@@ -237,7 +257,7 @@ def name_limits(candidate: SplitCandidate, objective: Objective, one_s: float) -
     for rate, text in FASTER:
         for what, costs in _faster(candidate.costs, rate):
             blocks = candidate.blocks
-            value = _candidate(costs, blocks, border_first=candidate.border_first).value(objective)
+            value = make_candidate(costs, blocks, border_first=candidate.border_first).value(objective)
             if candidate.value(objective) > _WORTH * value:
                 found.append(
                     f"{what} the limit: at {text} this plan would be {one_s / value:.1f}x one device, instead of "
@@ -265,17 +285,23 @@ def _faster(costs: SplitCosts, rate: float) -> list[tuple[str, SplitCosts]]:
 
 
 def _with(costs: SplitCosts, devices: Sequence[PlannerDevice], broker: BrokerLink) -> SplitCosts:
-    return SplitCosts(costs.model, devices, costs.seconds, broker, costs.packing)
+    if devices is costs.devices:
+        return costs.with_flows(broker=broker)
+    return replace(costs, devices=devices, broker=broker)
 
 
 def compare_split(candidate: SplitCandidate) -> list[Alternative]:
     """Return splits that a reader may have expected instead."""
     costs, found = candidate.costs, []
     if any(block.method is SplitMethod.ROWS for block in candidate.blocks):
-        other = _candidate(costs, candidate.blocks, border_first=not candidate.border_first)
+        other = make_candidate(costs, candidate.blocks, border_first=not candidate.border_first)
         name = "the same blocks, borders first" if other.border_first else "the same blocks, borders not first"
         if other.forecast != candidate.forecast:
             found.append(_alternative(name, other))
+    if costs.own_brokers:
+        central = costs.with_flows(own_brokers=frozenset())
+        same = make_candidate(central, candidate.blocks, border_first=candidate.border_first)
+        found.append(_alternative("the same blocks, all through the central broker", same))
     return found
 
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from operator import mul
 
 from har_edge.planner.simulation import Simulator, Timeline
 from har_edge.planner.split_costs import BlockTransfer, SplitCosts
 from har_edge.planner.split_shares import Shares, even_shares, likely_shares, shifted
+from har_edge.planner.transfer_times import TransferTimes
 from har_edge.tflite.split.plan import Block, SplitMethod
 
 WIDTH = 3  # labels kept for each block
@@ -41,13 +43,13 @@ class SplitSolution:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Label:
-    """The operators before `block` are done, and what it takes has arrived."""
+    """The operators before a block are done, and what it takes has arrived."""
 
     bound_s: float
     timeline: Timeline
     weights: tuple[int, ...]
     tiles: tuple[int, ...]
-    block: Block
+    choice: _Choice
     before: _Label | None
 
     def beats(self, other: _Label) -> bool:
@@ -60,9 +62,9 @@ class _Label:
         )
 
     def blocks(self) -> tuple[Block, ...]:
-        found, label = [self.block], self.before
+        found, label = [self.choice.block], self.before
         while label is not None:
-            found.append(label.block)
+            found.append(label.choice.block)
             label = label.before
         return tuple(reversed(found))
 
@@ -113,6 +115,19 @@ def best_split(
     return best
 
 
+@dataclass(slots=True, eq=False)
+class _Choice:
+    """A block with shares: its work in seconds like those of `_Search.free`, and what moves to those that may follow.
+
+    There is one for each block, so that they are compared by identity: a hash of all bounds would take longer than a
+    step of the search.
+    """
+
+    block: Block
+    work: float
+    transfers: dict[_Choice, tuple[BlockTransfer, TransferTimes] | None] = field(default_factory=dict)
+
+
 class _Search:
     def __init__(
         self, costs: SplitCosts, border_first: bool, shares: Shares, width: int, best_s: float, full_s: float
@@ -122,23 +137,28 @@ class _Search:
         self.border_first, self.best_s = border_first, best_s
         self.best: tuple[Block, ...] | None = None
         self.exact, self.hasty = True, width <= WIDTH
-        self.labels: dict[int, dict[Block, list[_Label]]] = {}
-        self._choices: dict[int, list[Block]] = {}
+        self.labels: dict[int, dict[_Choice, list[_Label]]] = {}
+        self._choices: dict[int, list[_Choice]] = {}
         least = [min(each[i] for each in costs.seconds) for i in range(costs.model.n)]
         self.rates = [
             max((least[i] / each[i] for i in range(costs.model.n) if each[i] > 0), default=1.0)
             for each in costs.seconds
         ]
+        self.total = sum(self.rates)
+        self.rooms = [
+            (k, self.simulator.room(k))
+            for k, device in enumerate(costs.devices)
+            if device.kind.memory_bytes is not None
+        ]
         weights = [operator.weight_bytes for operator in costs.model.operators]
         self.rest_weights = [sum(weights[i:]) for i in range(costs.model.n + 1)]
-        self.work: dict[Block, float] = {}
         self.rest = self._least_work()
 
     def run(self) -> SplitSolution | None:
         n = self.costs.n
-        for block in self.choices(0):
-            timeline = self.simulator.start(block)
-            self.keep(_Label(self.bound(timeline, block), timeline, (0,) * n, (0,) * n, block, None))
+        for choice in self.choices(0):
+            timeline = self.simulator.start(choice.block)
+            self.keep(_Label(self.bound(timeline, choice), timeline, (0,) * n, (0,) * n, choice, None))
         for place in [*sorted(self.costs.model.places), self.costs.model.n]:
             found = self.labels.pop(place, {}).values()
             labels = [label for each in found for label in each if label.bound_s < self.best_s]
@@ -147,18 +167,20 @@ class _Search:
                 if number >= self.width * BREADTH or (self.hasty and self.promise(label) > HOPE * self.best_s):
                     self.exact = False
                     break
-                self.extend(label, label.block)
+                self.extend(label)
+            for choice in {label.choice for label in labels}:
+                choice.transfers.clear()  # no label before this place comes any more
         if self.best is None:
             return None
         return SplitSolution(self.best, self.best_s, self.border_first, self.exact)
 
-    def choices(self, start: int) -> list[Block]:
+    def choices(self, start: int) -> list[_Choice]:
         """Return the blocks that may begin at a place."""
         if start not in self._choices:
-            self._choices[start] = list(self._all_choices(start))
+            self._choices[start] = [_Choice(block, self._work(block)) for block in self._blocks(start)]
         return self._choices[start]
 
-    def _all_choices(self, start: int) -> Iterator[Block]:
+    def _blocks(self, start: int) -> Iterator[Block]:
         costs = self.costs
         for stop in [*(place for place in costs.model.places if place > start), costs.model.n]:
             for method in (SplitMethod.ROWS, SplitMethod.OUTPUT, SplitMethod.WHOLE):
@@ -168,86 +190,94 @@ class _Search:
                 for bounds in self.shares(costs, draft):
                     yield replace(draft, bounds=bounds)
 
-    def extend(self, label: _Label, block: Block) -> None:
+    def extend(self, label: _Label) -> None:
         """Run a label's block, with each block that may follow."""
+        choice, block = label.choice, label.choice.block
         if block.stop == self.costs.model.n:
             if self.held(label, self.costs.transfer(block, None, self.border_first)) is not None:
                 seconds = self.simulator.finish(label.timeline, block)
                 if seconds < self.best_s:
                     self.best, self.best_s = label.blocks(), seconds
             return
-        total, free = sum(self.rates), self.free(label.timeline) + self.work[block]
-        latest = max(label.timeline.processors) + self.work[block] / total
+        total, free = self.total, self.free(label.timeline) + choice.work
+        latest = max(label.timeline.processors) + choice.work / total
         for after in self.choices(block.stop):
-            if after.method is block.method is SplitMethod.WHOLE and after.bounds == block.bounds:
+            if after.block.method is block.method is SplitMethod.WHOLE and after.block.bounds == block.bounds:
                 continue  # one block of both costs less
-            rest = self.work[after] + self.rest[after.stop]
+            rest = after.work + self.rest[after.block.stop]
             if free + rest >= self.best_s * total:
                 continue
             if self.hasty and latest + rest / total > HOPE * self.best_s:
                 self.exact = False
                 continue
-            transfer = self.costs.transfer(block, after, self.border_first)
-            if any(piece.bytes > MAX_PAYLOAD for piece in transfer.pieces):
+            moved = self.moved(choice, after)
+            if moved is None:
                 continue
+            transfer, times = moved
             held = self.held(label, transfer)
             if held is None:
                 continue
-            timeline = self.simulator.advance(label.timeline, block, transfer)
+            timeline = self.simulator.moved(label.timeline, times)
             bound = self.bound(timeline, after)
             if bound < self.best_s:
                 self.keep(_Label(bound, timeline, *held, after, label))
 
+    def moved(self, choice: _Choice, after: _Choice) -> tuple[BlockTransfer, TransferTimes] | None:
+        """Return what moves between two blocks, None where a message would be too large."""
+        if after not in choice.transfers:
+            transfer = self.costs.transfer(choice.block, after.block, self.border_first)
+            large = any(piece.bytes > MAX_PAYLOAD for piece in transfer.pieces)
+            choice.transfers[after] = None if large else (transfer, self.simulator.timed(transfer))
+        return choice.transfers[after]
+
     def free(self, timeline: Timeline) -> float:
         """Return the seconds before all processors are free, those of slow ones counted for less."""
-        return sum(rate * now for rate, now in zip(self.rates, timeline.processors, strict=True))
+        return float(sum(map(mul, self.rates, timeline.processors)))
 
-    def bound(self, timeline: Timeline, block: Block) -> float:
+    def bound(self, timeline: Timeline, choice: _Choice) -> float:
         """Return a lower bound: all processors at work until the end, from when they are free."""
-        return (self.free(timeline) + self.work[block] + self.rest[block.stop]) / sum(self.rates)
+        return (self.free(timeline) + choice.work + self.rest[choice.block.stop]) / self.total
 
     def promise(self, label: _Label) -> float:
         """Return the latency that a label promises: the last processor is free, and then all share the rest."""
-        rest = self.work[label.block] + self.rest[label.block.stop]
-        latency = max(label.timeline.processors) + rest / sum(self.rates)
+        rest = label.choice.work + self.rest[label.choice.block.stop]
+        latency = max(label.timeline.processors) + rest / self.total
         return latency + self.full_s * self.fullness(label) if self.full_s else latency
 
     def fullness(self, label: _Label) -> float:
         """Return how full the fullest memory would be if the remaining weights were shared evenly."""
-        rest, limited = self.rest_weights[label.block.start] // self.costs.n, 0.0
+        rest, limited = self.rest_weights[label.choice.block.start] // self.costs.n, 0.0
         for k, device in enumerate(self.costs.devices):
             if device.kind.memory_bytes is not None:
                 taken = self.simulator.resident(k, label.weights[k] + rest, label.tiles[k])
                 limited = max(limited, taken / device.kind.memory_bytes)
         return limited
 
+    def _work(self, block: Block) -> float:
+        shares = ((k, *block.share(k)) for k in range(self.costs.n))
+        return sum(
+            self.rates[k] * self.costs.step_seconds(block, k, low, high) for k, low, high in shares if low < high
+        )
+
     def _least_work(self) -> dict[int, float]:
         """Return the least work from each place on, in seconds like those of `free`."""
         found = {self.costs.model.n: 0.0}
         for start in sorted(self.costs.model.places, reverse=True):
-            for block in self.choices(start):
-                shares = ((k, *block.share(k)) for k in range(self.costs.n))
-                self.work[block] = sum(
-                    self.rates[k] * self.costs.step_seconds(block, k, low, high)
-                    for k, low, high in shares
-                    if low < high
-                )
-            found[start] = min(self.work[block] + found[block.stop] for block in self.choices(start))
+            found[start] = min(choice.work + found[choice.block.stop] for choice in self.choices(start))
         return found
 
     def held(self, label: _Label, transfer: BlockTransfer) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """Return the weights and tiles of every device with this block, None where one's memory is too small."""
-        weights = tuple(have + more for have, (more, _) in zip(label.weights, transfer.memory, strict=True))
-        tiles = tuple(max(have, more) for have, (_, more) in zip(label.tiles, transfer.memory, strict=True))
-        for k, device in enumerate(self.costs.devices):
-            limit = device.kind.memory_bytes
-            if limit is not None and self.simulator.resident(k, weights[k], tiles[k]) > limit:
+        weights = tuple([have + more for have, (more, _) in zip(label.weights, transfer.memory, strict=True)])
+        tiles = tuple([max(have, more) for have, (_, more) in zip(label.tiles, transfer.memory, strict=True)])
+        for k, room in self.rooms:
+            if weights[k] + tiles[k] >= room:
                 return None
         return weights, tiles
 
     def keep(self, label: _Label) -> None:
         """Keep a label unless another one at its block is as good."""
-        labels = self.labels.setdefault(label.block.stop, {}).setdefault(label.block, [])
+        labels = self.labels.setdefault(label.choice.block.stop, {}).setdefault(label.choice, [])
         if any(other.beats(label) for other in labels):
             return
         labels[:] = [other for other in labels if not label.beats(other)]
@@ -289,8 +319,9 @@ def _moves(costs: SplitCosts, blocks: Sequence[Block]) -> list[tuple[int, int, i
 
 def fits(costs: SplitCosts, blocks: Sequence[Block], *, border_first: bool) -> bool:
     """Return whether every device's memory, and a message, hold what the blocks need."""
-    forecast = Simulator(costs, border_first=border_first).forecast(blocks)
-    return forecast.largest_bytes <= MAX_PAYLOAD and all(
+    simulator = Simulator(costs, border_first=border_first)
+    sums = simulator.sums(blocks)
+    return sums.largest_bytes <= MAX_PAYLOAD and all(
         device.kind.memory_bytes is None or taken <= device.kind.memory_bytes
-        for device, taken in zip(costs.devices, forecast.memory_bytes, strict=True)
+        for device, taken in zip(costs.devices, simulator.memory(sums), strict=True)
     )

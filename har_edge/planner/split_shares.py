@@ -1,10 +1,11 @@
-"""The shares of a block that the planner tries: all of them for small blocks, else those that speeds suggest."""
+"""The shares of a block that the planner tries: those that speeds or memories suggest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import accumulate, combinations_with_replacement
+from heapq import heapify, heapreplace
+from itertools import accumulate
 
 from har_edge.planner.split_costs import CHANNEL_TILE, SplitCosts
 from har_edge.tflite.split.plan import Block, SplitMethod
@@ -14,14 +15,6 @@ _HEAVY = 0.25  # weights of this part of a device's memory are shared by memory,
 
 # The shares that a block may have: bounds for the devices in order.
 Shares = Callable[[SplitCosts, Block], Sequence[tuple[int, ...]]]
-
-
-def all_shares(costs: SplitCosts, block: Block) -> list[tuple[int, ...]]:
-    """Return every way to share a block, for small ones."""
-    if block.method is SplitMethod.WHOLE:
-        return [whole_shares(costs.n, k) for k in range(costs.n)]
-    size = costs.axis_size(block)
-    return [(0, *bounds, size) for bounds in combinations_with_replacement(range(size + 1), costs.n - 1)]
 
 
 def likely_shares(costs: SplitCosts, block: Block) -> list[tuple[int, ...]]:
@@ -80,15 +73,21 @@ def _likely_devices(costs: SplitCosts, order: Sequence[int]) -> list[int]:
 
 def proportional(costs: SplitCosts, block: Block, devices: Sequence[int]) -> tuple[int, ...]:
     """Return bounds in proportion to the speeds of some devices; each row or tile goes to who would end it first."""
-    return _apportioned(costs, block, devices, speeds_of(costs, block))
+    key = (block.start, block.stop, block.method, tuple(devices))
+    if key not in costs.shares:
+        costs.shares[key] = _apportioned(costs, block, devices, speeds_of(costs, block))
+    return costs.shares[key]
 
 
 def _apportioned(costs: SplitCosts, block: Block, devices: Sequence[int], parts: Sequence[float]) -> tuple[int, ...]:
     """Return bounds in proportion to the parts of some devices."""
     tile, shares = _tile(costs, block), [0] * costs.n
+    waiting = [(tile / parts[k], k) for k in devices]
+    heapify(waiting)
     for _ in range(costs.axis_size(block) // tile):
-        best = min(sorted(devices), key=lambda k: ((shares[k] + tile) / parts[k], k))
-        shares[best] += tile
+        k = waiting[0][1]
+        shares[k] += tile
+        heapreplace(waiting, ((shares[k] + tile) / parts[k], k))
     return (0, *accumulate(shares))
 
 

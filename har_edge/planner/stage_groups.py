@@ -189,14 +189,15 @@ class _Chains:
             entering = tensor.bytes * ((needed[1] - needed[0]) / tensor.rows if needed else 1.0)
         if way.blocks:  # the same devices have a share of it
             entering -= tensor.bytes / m
-        entering = max(0.0, entering) / costs.packing.ratio
+        packing = costs.packing_at(start)
+        entering, packed_s = packing.packed(max(0.0, entering))
         messages = 2 if way.blocks and method is SplitMethod.ROWS else 1 if m == 1 else 2
         taken = entering + messages * HEAD_BYTES
         # Each device sends about as much as it takes: what goes in at one block went out at another one.
         # One device that gives the answer has less of the other blocks.
         own = costs.step_seconds(*drawn) / (m if method is SplitMethod.WHOLE else 1)
         message_s, byte_s = kind.message_after(own / (2 * messages))
-        busy = own + 2 * (messages * message_s + taken * (byte_s + costs.packing.seconds_per_byte))
+        busy = own + 2 * (messages * message_s + taken * byte_s + packed_s)
         weights = sum(one.weight_bytes for one in costs.model.operators[start:stop])
         share = (high - low) / costs.axis_size(draft) if method is SplitMethod.OUTPUT else 1.0
         return _Way(

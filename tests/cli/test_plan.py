@@ -385,6 +385,51 @@ def test_packing_is_used_where_it_gains(run: Run, network: Path, slow: Path, tmp
     assert code == 2 and "the profile has no figures for it (it has zstd, f2)" in " ".join(err.split())
 
 
+def test_each_tensor_travels_in_the_way_that_is_best_for_it(
+    run: Run, network: Path, slow: Path, tmp_path: Path
+) -> None:
+    devices, out, folder = equal_devices(tmp_path, 4, 1e8, broker=2e4), tmp_path / "plan.json", tmp_path / "slices"
+    figures = (PackingFigures("zstd", 2.0, 1e-9, "made up"), PackingFigures("f2", 2.2, 1e-9, "made up"))
+    store_profile(msgspec.structs.replace(load_profile(slow), packings=figures), slow)
+    options = ["plan", str(network), "--devices", str(devices), "--profile", str(slow), "--objective", "latency"]
+    lossless = msgspec.convert(json.loads(run(*options, "--pack", "auto", "--json")[1])["plan"], Plan)
+    assert lossless.packing is msgspec.UNSET and set(lossless.packings.values()) == {"zstd"}  # nothing else was allowed
+    _, text, _ = run(*options, "--pack", "auto", "--pack", "f2", "--out", str(out))
+    told = " ".join(text.split())
+    assert "note: activations travel as f2 before operator" in told and "--pack auto --out DIR" in told
+    packings = load_plan(out).packings
+    assert set(packings.values()) == {"f2"}
+    code, text, _ = run("slice", str(network), "--plan", str(out), "--pack", "auto", "--out", str(folder))
+    assert code == 0 and "rounded activations change answers" in " ".join(text.split())
+    sent = {spec.of: spec.packing for entry in load_manifest(folder).slices for spec in entry.outputs if spec.packing}
+    assert sent == packings
+    code, text, _ = run("slice", str(network), "--plan", str(out), "--out", str(tmp_path / "plain"))
+    assert code == 0 and "on the way, and this folder none: add --pack auto" in " ".join(text.split())
+    code, _, err = run("slice", str(network), "--at", "2", "--pack", "auto", "--out", str(tmp_path / "other"))
+    assert code == 2 and "--pack auto came; expected it alone and with --plan FILE" in " ".join(err.split())
+
+
+def test_a_plan_names_the_devices_that_should_carry_brokers(
+    run: Run, network: Path, slow: Path, tmp_path: Path
+) -> None:
+    devices, out = equal_devices(tmp_path, 3, 1e8, broker=2e4), tmp_path / "plan.json"
+    options = ["plan", str(network), "--devices", str(devices), "--profile", str(slow), "--objective", "latency"]
+    central = msgspec.convert(json.loads(run(*options, "--json")[1])["plan"], Plan)
+    code, text, err = run(*options, "--own-brokers", "--out", str(out))
+    told = " ".join(text.split())
+    assert code == 0, err
+    plan, file = msgspec.json.decode(out.read_bytes(), type=Plan), load_plan(out)
+    assert plan.latency_s < central.latency_s and plan.broker_bytes < central.broker_bytes
+    assert file.brokers == plan.brokers and set(plan.brokers.values()) <= {"pi-1", "pi-2", "pi-3"}
+    assert all(plan.stages[0].devices[int(number)] == name for number, name in file.brokers.items())
+    assert "note: flows go through the brokers of devices: those of slice" in told
+    assert "the same blocks, all through the central broker" in told
+    _, text, _ = run("slice", str(network), "--plan", str(out), "--out", str(tmp_path / "cut"))
+    assert "the plan sends flows through brokers of devices (those of slice" in " ".join(text.split())
+    code, _, err = run(*options, "--own-brokers", "--no-split")
+    assert code == 2 and "--own-brokers came with --no-split" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(("objective", "goal"), [("throughput", "bottleneck"), ("latency", "latency")])
 def test_a_plan_with_parities_says_what_the_better_one_without_is(
     run: Run, network: Path, slow: Path, tmp_path: Path, objective: str, goal: str
@@ -591,4 +636,4 @@ def test_a_plan_with_parities_is_cut_and_checked_without_any_one_device(
     assert "parity of floats: the last bits of an answer depend on which shard is late" in told
     assert "computes the parity of 4 output channels" in told
     code, _, err = run("plan", str(network), *options, "--float-parity", "--no-split")
-    assert code == 2 and "--parity came with --no-split or --pack" in " ".join(err.split())
+    assert code == 2 and "--parity came with --no-split, --pack or --own-brokers" in " ".join(err.split())

@@ -448,7 +448,7 @@ def test_a_plan_whose_devices_take_turns_says_that_a_folder_has_no_replicas(run:
     code, text, _ = run(content, "--plan", str(path), "--out", str(tmp_path / "slices"))
     said = " ".join(text.split())
     assert code == 0 and said.count("take turns") == 1
-    assert "the plan lets a and b take turns at stage 0, and a fixed folder has no replicas: one process" in said
+    assert "the plan lets a and b take turns at stage 0: start it on each of them, with --turn 0 to 1;" in said
 
 
 def test_a_split_is_checked_and_written(run: Run, tmp_path: Path) -> None:

@@ -99,6 +99,18 @@ def test_stages_killed_again_and_again_lose_nothing(fleet: Fleet, client: str) -
     assert [sensor.wait() for sensor in sensors] == [0, 0, 0] and fleet.all_once(6, 100)
 
 
+def test_processes_take_turns_at_a_slice(fleet: Fleet) -> None:
+    stages = [fleet.stage(index) for index in (1, 2)] + [fleet.stage(0, "--turn", str(turn)) for turn in range(2)]
+    fleet.until_ready("stage-0", "stage-0-1", "stage-1", "stage-2")
+    load = ("--combine", "--subjects", "1,2", "--windows", "40", "--speed", "max")
+    all_well(fleet, [fleet.start("sensor", *load)])
+    assert [stage.end() for stage in stages] == [0] * 4
+    names = ("stage-0", "stage-0-1")
+    fleet.until(lambda: all(fleet.state(name) is State.STOPPED for name in names), "no farewell")
+    counts = [fleet.counter(name, "windows") for name in names]
+    assert sum(counts) == 80 and min(counts) > 20 and fleet.sink.counters.duplicates == 0
+
+
 def test_a_second_start_takes_the_stage_over(fleet: Fleet) -> None:
     stages = fleet.stages()
     sensors = fleet.sensors(*LOAD)
@@ -196,6 +208,7 @@ REFUSALS = {
     "unreachable": (["--broker", "mqtt://127.0.0.1:1"], "error: no broker at mqtt://127.0.0.1:1: "),
     "address": (["--broker", "http://x"], "error: broker is 'http://x'; expected mqtt://HOST[:PORT] or mqtts://HOST"),
     "index": (["--index", "3"], "error: stage 3 came; expected 0 to 2, for 3 slices"),
+    "turn": (["--index", "2", "--turn", "0"], "error: --turn came for slice 2, which takes more than one message for"),
     "config": (["--config", "nowhere.toml"], "error: cannot read nowhere.toml: No such file or directory; make it"),
 }
 

@@ -18,7 +18,7 @@ from har_edge.planner.profile import VERSION, MemoryCost, MessageCost, PackingFi
 from har_edge.protocol.deployment import Generation, Placement
 from har_edge.tflite.manifest import SliceManifest, find_flaw
 from har_edge.tflite.model import Model, read_model
-from har_edge.tflite.packed_cuts import choose_packings, parse_request
+from har_edge.tflite.packed_cuts import PackingRequest, choose_packings
 from har_edge.tflite.packing import TensorPacking
 from tests.coordinator.test_planner_thread import nodes
 from tests.planner.test_split_model import plain
@@ -48,12 +48,12 @@ def slow(model: Model) -> Profile:
         0.0,
         memory=MemoryCost(BASE, 1_000_000, BASE + 1_000_000, 1_000_000),
         message=MessageCost(1e-3, 1e-9, "Mosquitto"),
-        packings=(PackingFigures("zstd", 2.0, 1e-9, "random inputs"),),
+        packings=(PackingFigures("zstd", 2.0, 3e-9, "random inputs"),),
     )
 
 
-def pack(manifest: SliceManifest, way: str) -> dict[str, TensorPacking]:
-    return choose_packings(manifest, [parse_request(way)])
+def pack(manifest: SliceManifest, requests: Sequence[PackingRequest]) -> dict[str, TensorPacking]:
+    return choose_packings(manifest, requests)
 
 
 def planner(model: Model, spec: PlacementSpec = LATENCY, packings: Sequence[str] = ()) -> SharedPlanner:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
 
 import numpy as np
 
 from har_edge.planner.devices import BrokerLink, DeviceClass, PlannerDevice
 from har_edge.planner.split_costs import SplitCosts
 from har_edge.planner.split_model import RowShare, SplitModel, SplitOperator, SplitTensor
+from har_edge.planner.split_shares import whole_shares
+from har_edge.tflite.split.plan import Block, SplitMethod
 
 DEVICE = DeviceClass((), 1e-3, 2e-4, 1e-9, 1e6, 1e-3, None, 1000, 2.0, duplex=True)
 
@@ -116,3 +119,11 @@ def costs_of(
     ]
     each = [[one / speed for one in seconds] for speed in speeds]
     return SplitCosts(model, devices, each, BrokerLink(broker))
+
+
+def all_shares(costs: SplitCosts, block: Block) -> list[tuple[int, ...]]:
+    """Return every way to share a small block."""
+    if block.method is SplitMethod.WHOLE:
+        return [whole_shares(costs.n, k) for k in range(costs.n)]
+    size = costs.axis_size(block)
+    return [(0, *bounds, size) for bounds in combinations_with_replacement(range(size + 1), costs.n - 1)]

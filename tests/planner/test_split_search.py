@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from har_edge.planner.simulation import Simulator
 from har_edge.planner.split_costs import SplitCosts
 from har_edge.planner.split_search import best_split, find_split, fits
-from har_edge.planner.split_shares import all_shares, likely_shares
+from har_edge.planner.split_shares import likely_shares
 from har_edge.tflite.split.plan import Block, SplitMethod, SplitPlan
-from tests.planner.split_models import costs_of, network
+from tests.planner.split_models import all_shares, costs_of, network
 
 
 def every_plan(costs: SplitCosts, start: int = 0) -> Iterator[tuple[Block, ...]]:

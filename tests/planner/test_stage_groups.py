@@ -83,13 +83,13 @@ def test_the_broker_s_link_is_shared_by_all_stages() -> None:
     model = network(3, 6, 24)
     free, slow = (
         Simulator(costs, border_first=False).forecast(found)
-        for costs in (costs_of(model, (1.0,) * 6, broker=rate) for rate in (None, 2e5))
+        for costs in (costs_of(model, (1.0,) * 6, broker=rate) for rate in (None, 3e5))
         if (found := best_groups(costs)) is not None
     )
     assert sum(slow.broker_bytes) < sum(free.broker_bytes)  # fewer cuts
     assert free.period_s < slow.period_s
-    costs = costs_of(model, (1.0,) * 6, broker=2e5)
-    costs.packing = PackingCost(2.0)
+    costs = costs_of(model, (1.0,) * 6, broker=3e5)
+    costs.packing = PackingCost(8.0)
     packed = best_groups(costs)
     assert packed is not None
     assert Simulator(costs, border_first=False).forecast(packed).period_s < slow.period_s

@@ -16,7 +16,7 @@ from har_edge.cli.packed_slices import add_pack, find_packings
 from har_edge.units import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from har_edge.config.pipeline import PipelineConfig
     from har_edge.config.task import Task
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from har_edge.runtime.stop import Stop
     from har_edge.tflite.manifest import SliceManifest
     from har_edge.tflite.model import Model
+    from har_edge.tflite.packed_cuts import PackingRequest
     from har_edge.tflite.packing import TensorPacking
 
     PreparedModel = tuple[Identity, CoordinatorConfig, Planner | SharedPlanner | SplitPlanner]
@@ -265,6 +266,7 @@ def _prepare(
     from har_edge.errors import ConfigError
     from har_edge.inference.tensor_observation import open_model
     from har_edge.planner.devices import load_devices
+    from har_edge.planner.flow_choice import AUTO, LOSSLESS
     from har_edge.protocol.deployment import VERSION, Deployment, check_deployment
     from har_edge.runtime.slicing import lay_out, read_companions, settle_reducers
     from har_edge.tflite.model import gather_outputs, with_sent_bytes
@@ -307,8 +309,8 @@ def _prepare(
         planner = Planner(model, spec, partial(_profile, args), devices, args.devices or Path(), wire=args.wire)
         if args.shards:
             ways = _ways(args)
-            parts = frozenset(part for way in ways for part in way.split("+"))
-            planner = SharedPlanner(planner, ways, partial(_pack, args, model, task, beside))
+            parts = frozenset(part for way in ways for part in (LOSSLESS if way == AUTO else way).split("+"))
+            planner = SharedPlanner(planner, ways, partial(_pack, args, model, task, beside), args.local_brokers)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     # A plan that nodes cannot read is refused here, not by each of them.
     check_deployment(Deployment(VERSION, 0, identity.instance, identity.started, config, files=hashes))
@@ -358,6 +360,7 @@ def _profile(args: argparse.Namespace, model: Model) -> Profile:
 def _ways(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the ways to pack that --shards may use. Raises ConfigError for one that names a cut."""
     from har_edge.errors import ConfigError
+    from har_edge.planner.flow_choice import AUTO
 
     for request in args.pack or ():
         if request.cut is not None:
@@ -365,16 +368,20 @@ def _ways(args: argparse.Namespace) -> tuple[str, ...]:
             raise ConfigError(
                 f"--pack {way}@{request.cut} came with --shards, which chooses the cuts; leave out @{request.cut}"
             )
-    return tuple(dict.fromkeys("+".join(request.packing.parts) for request in args.pack or ()))
+    named = (AUTO if request.planned else "+".join(request.packing.parts) for request in args.pack or ())
+    return tuple(dict.fromkeys(named))
 
 
 def _pack(
-    args: argparse.Namespace, model: Model, task: Task, beside: Path, manifest: SliceManifest, way: str
+    args: argparse.Namespace,
+    model: Model,
+    task: Task,
+    beside: Path,
+    manifest: SliceManifest,
+    requests: Sequence[PackingRequest],
 ) -> Mapping[str, TensorPacking]:
-    """Return how the tensors of slices travel, packed in one way."""
-    from har_edge.tflite.packed_cuts import parse_request
-
-    wanted = argparse.Namespace(**{**vars(args), "pack": [parse_request(way)]})
+    """Return how the tensors of slices travel, packed as a plan asks for."""
+    wanted = argparse.Namespace(**{**vars(args), "pack": list(requests)})
     return find_packings(model, manifest, task, beside, wanted)[0]
 
 

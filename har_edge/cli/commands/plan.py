@@ -61,9 +61,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pack",
         action="append",
-        choices=("f2", "q8", "zstd", "f2+zstd", "q8+zstd"),
-        help="way to pack activations that shared layers may use if it gains (zstd is lossless); repeatable (default: "
-        "they travel as they are)",
+        choices=("auto", "f2", "q8", "zstd", "f2+zstd", "q8+zstd"),
+        help="way to pack activations that shared layers may use if it gains (zstd is lossless); repeatable; with "
+        "auto, each tensor travels in the best of these ways, or by zstd, or as it is (default: as they are)",
+    )
+    parser.add_argument(
+        "--own-brokers",
+        action="store_true",
+        help="devices may carry brokers of their own for what they send to others; the plan says which should",
     )
     parser.add_argument(
         "--drawing", type=values.writable_file, metavar="FILE", help="write the plan as a Mermaid flowchart"
@@ -80,10 +85,15 @@ def run(args: argparse.Namespace) -> int:
         from har_edge.cli.training_plans import run_training_plan
 
         return run_training_plan(args)
-    if (args.parity or args.float_parity) and (args.pack or args.no_split):
+    if (args.parity or args.float_parity) and (args.pack or args.no_split or args.own_brokers):
         raise ConfigError(
-            "--parity came with --no-split or --pack; it shares every layer, and its sums travel as they are: leave "
-            "these out"
+            "--parity came with --no-split, --pack or --own-brokers; it shares every layer, and its sums travel as "
+            "they are, through the central broker: leave these out"
+        )
+    if args.own_brokers and args.no_split:
+        raise ConfigError(
+            "--own-brokers came with --no-split; plans of whole layers alone are priced with the central broker: leave "
+            "one of them out"
         )
     import msgspec
 
@@ -104,7 +114,15 @@ def run(args: argparse.Namespace) -> int:
         model, profile.bounds, devices, replicas=args.replicas, sensors=file.sensors, broker=file.broker
     )
     objective = Objective(args.objective)
-    choice = choose_plan(model, planning, profile, objective, args.pack or (), split=not args.no_split)
+    choice = choose_plan(
+        model,
+        planning,
+        profile,
+        objective,
+        args.pack or (),
+        split=not args.no_split,
+        own_brokers=args.own_brokers,
+    )
     if args.parity or args.float_parity:
         choice = plan_parity(model, planning, profile.bounds, choice, objective, floats=args.float_parity)
     plan = choice.plan

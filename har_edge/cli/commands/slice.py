@@ -13,15 +13,14 @@ from har_edge.cli.arguments import options, values
 from har_edge.cli.arguments.model_task import FLAGS, add_flags, copy_with_files, resolve_model
 from har_edge.cli.console import follow
 from har_edge.cli.packed_slices import add_pack, find_packings
+from har_edge.cli.slice_checks import check_folder, check_slices_of, check_split_layout
 from har_edge.errors import ConfigError
+from har_edge.units import plural
 
 if TYPE_CHECKING:
     from har_edge.cli.reports.slices import Report
     from har_edge.config.catalog import FoundModel
     from har_edge.config.task import Task
-    from har_edge.runtime.verify import CutCheck
-    from har_edge.runtime.verify_split import SplitCheck
-    from har_edge.tflite.cuts import Cut
     from har_edge.tflite.manifest import SliceManifest
     from har_edge.tflite.model import Model
     from har_edge.tflite.packing import TensorPacking
@@ -86,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
     _refuse_contradictions(args)
     if args.slices is not None:
-        return _check_folder(args)  # needs a runtime only: the TFLite schema is not on every device
+        return check_folder(args)  # needs a runtime only: the TFLite schema is not on every device
     _require_schema()
     if args.methods:
         return _list_methods(args)
@@ -122,9 +121,9 @@ def _cut(args: argparse.Namespace, folder: Path) -> int:
     if layout is not None:
         report.add_groups(layout.plans)
     if args.check and layout is not None:
-        equal = report.add_split_check(_check_split(model, layout, folder / "split", args))
+        equal = report.add_split_check(check_split_layout(model, layout, folder / "split", args))
     elif args.check:
-        checks = _check(model, cuts, chosen, args)
+        checks = check_slices_of(model, cuts, chosen, args)
         equal = report.add_checks(checks, cuts)
     cut = None
     if layout is not None:
@@ -146,20 +145,30 @@ def _cut(args: argparse.Namespace, folder: Path) -> int:
                     f"har-edge evaluate --model {args.model} --slices {args.out}"
                 )
             if args.plan is not None:
-                _tell_replicas(args.plan, report)
+                _tell_plan(args.plan, report, packed=bool(args.pack))
     report.print(as_json=args.json)
     return 0 if equal else 1
 
 
-def _tell_replicas(path: Path, report: Report) -> None:
-    """Say at which stages the devices of a plan would take turns: stages of a folder that is fixed do not."""
+def _tell_plan(path: Path, report: Report, *, packed: bool) -> None:
+    """Say what of a plan is left to the person: devices that take turns, packed activations, brokers on devices."""
     from har_edge.tflite.split.plan_file import homes_of, load_plan
 
-    for stage, names in enumerate(homes_of(load_plan(path))):
+    plan = load_plan(path)
+    if plan.packings and not packed:
+        number = plural(len(plan.packings), "tensor")
+        report.say(f"the plan packs {number} on the way, and this folder none: add --pack auto")
+    if plan.brokers:
+        named = ", ".join(f"those of slice {number} at {device}" for number, device in plan.brokers.items())
+        report.say(
+            f"the plan sends flows through brokers of devices ({named}): start one there, and name it in [flows] of "
+            "pipeline.toml (docs/how-to/brokers-on-the-devices.md)"
+        )
+    for stage, names in enumerate(homes_of(plan)):
         if len(names) > 1:
             report.say(
-                f"the plan lets {' and '.join(names)} take turns at stage {stage}, and a fixed folder has no replicas: "
-                f"one process runs it; har-edge coordinator --plan {path} places all of them"
+                f"the plan lets {' and '.join(names)} take turns at stage {stage}: start it on each of them, with "
+                f"--turn 0 to {len(names) - 1}; har-edge coordinator --plan {path} places all of them"
             )
 
 
@@ -313,45 +322,6 @@ def _require_schema() -> None:
     import har_edge.tflite.schema  # noqa: F401
 
 
-def _check_folder(args: argparse.Namespace) -> int:
-    """Compare the slices of a folder with the whole model on this machine's runtime; return 1 when a bit differs."""
-    import json
-
-    from har_edge.config.catalog import find_model
-    from har_edge.inference.slice_check import check_slices
-    from har_edge.inference.wheels import installed
-
-    found = find_model(args.model)
-    checked = check_slices(found.path, args.slices, threads=args.threads, delegate=args.delegate or _told(args.slices))
-    said = checked.difference or "equal, bit for bit"
-    if checked.error and not checked.difference:
-        said = f"integers equal, floats within {checked.error:.1e} of the largest value"
-    if args.json:
-        figures = {
-            "runs": checked.runs,
-            "slices": checked.slices,
-            "runtime": installed(),
-            "whole": checked.delegate.value,
-        }
-        print(json.dumps(figures | {"difference": checked.difference, "relative_error": checked.error}))
-    else:
-        print(f"check: {checked.slices} slices compared with the whole model in {checked.runs} runs: {said}")
-        print(f"runtime: {installed()}; delegate of the whole: {checked.delegate.value}")
-    return 1 if checked.difference else 0
-
-
-def _told(folder: Path) -> str | None:
-    """Return the delegate that the pipeline file of a folder names, None where it names none."""
-    import msgspec
-
-    from har_edge.config.pipeline import FILE_NAME, load_pipeline
-
-    if not (folder / FILE_NAME).is_file():
-        return None
-    told = load_pipeline(folder).config.delegate
-    return None if told is msgspec.UNSET else told
-
-
 def _list_methods(args: argparse.Namespace) -> int:
     """Print how many devices can share each operator."""
     from har_edge.cli.reports.split_methods import print_methods
@@ -416,32 +386,3 @@ def _split(model: Model, args: argparse.Namespace) -> SplitLayout | None:
     if args.split is None and args.plan is None:
         return None
     return lay_out(model, args.split if args.plan is None else args.plan)
-
-
-def _check_split(model: Model, layout: SplitLayout, folder: Path, args: argparse.Namespace) -> SplitCheck:
-    """Compare the stages of a split with the whole model."""
-    from har_edge.inference.interpreter import Delegate
-    from har_edge.inference.load_check import default_check
-    from har_edge.runtime.verify_split import check_split
-    from har_edge.tflite.split.folder import write_split
-
-    delegate = Delegate(args.delegate or Delegate.XNNPACK)
-    default_check()(model.data, model.name, delegate.value)
-    write_split(layout, folder)
-    return check_split(model, folder, threads=args.threads, delegate=delegate)
-
-
-def _check(model: Model, cuts: Sequence[Cut], chosen: Sequence[int] | None, args: argparse.Namespace) -> list[CutCheck]:
-    """Compare every legal cut, and the chosen ones together, with the whole model."""
-    from har_edge.inference.interpreter import Delegate
-    from har_edge.inference.load_check import default_check
-    from har_edge.runtime.verify import check_cuts
-
-    delegate = Delegate(args.delegate or Delegate.XNNPACK)
-    default_check()(model.data, model.name, delegate.value)
-    ways: list[tuple[int, ...]] = [(cut.index,) for cut in cuts if cut.refusal is None]
-    together = tuple(sorted(set(chosen or ())))
-    if together not in ways:
-        ways.append(together)
-    checks = check_cuts(model, ways, threads=args.threads, wire_version=args.wire, delegate=delegate)
-    return list(follow(checks, len(ways), "checking cuts"))

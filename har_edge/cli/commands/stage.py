@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
+from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from har_edge.config.pipeline import Pipeline
@@ -21,6 +22,13 @@ HELP = "run one slice of the model on this device"
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
     parser.add_argument("--index", type=int, required=True, metavar="N", help="index of the slice, from 0")
+    parser.add_argument(
+        "--turn",
+        type=values.natural,
+        metavar="K",
+        help="let several processes take turns at this slice, each with a K of its own, from 0: the broker gives each "
+        "window to one of them (sensors of several sources need --combine)",
+    )
     parser.add_argument("--threads", type=values.threads, default=1, metavar="N", help="threads of the runtime")
     options.add_delegate(parser, "what the pipeline file says")
     options.add_reducer(parser, "what the sensors were told instead of what the pipeline file says")
@@ -39,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.mqtt.bus import Session, TakenOver
     from har_edge.runtime.build import build_setup, delegate_of, delegated, override, receive_max, topics_of
     from har_edge.runtime.stage.loop import Takers, await_ready, run_stage
-    from har_edge.runtime.stage.neighbours import card_of, check_neighbours
+    from har_edge.runtime.stage.neighbours import card_of, check_neighbours, stage_name
     from har_edge.runtime.stage.shard import make_stage
     from har_edge.runtime.stop import Stop
 
@@ -49,7 +57,13 @@ def run(args: argparse.Namespace) -> int:
     pipeline = delegated(pipeline, args.delegate)
     wiring = pipeline.wiring(args.index)
     entry = wiring.entry
-    setup = build_setup(pipeline, args.index, threads=args.threads)
+    if args.turn is not None and not wiring.may_take_turns:
+        raise ConfigError(
+            f"--turn came for slice {args.index}, which takes more than one message for a window: the broker would "
+            "give its parts to different processes; leave it out, or cut elsewhere"
+        )
+    name = stage_name(args.index, args.turn or 0)
+    setup = build_setup(pipeline, args.index, threads=args.threads, replicas=1 if args.turn is None else 2)
     stage = make_stage(setup, clock=time.time, monotonic=time.monotonic)
     card, dtypes = card_of(pipeline, args.index, setup.delegate), {spec.dtype for spec in pipeline.manifest.tensors}
     check_neighbours(
@@ -60,9 +74,7 @@ def run(args: argparse.Namespace) -> int:
         delegate=delegate_of(pipeline.config),
     )
     detail = f"slice {args.index}: operators [{entry.start}, {entry.stop}) of {pipeline.manifest.model}"
-    identity = options.identity_of(
-        args, pipeline, f"stage-{args.index}", "stage", detail, epoch=pipeline.config.epoch, card=card
-    )
+    identity = options.identity_of(args, pipeline, name, "stage", detail, epoch=pipeline.config.epoch, card=card)
     session = identity.session(
         expiry_s=pipeline.config.session_expiry_s,
         receive_max=receive_max(wiring),

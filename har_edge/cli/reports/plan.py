@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from har_edge.planner.split_plan import SplitCandidate
 from har_edge.units import duration, plural, size
 
 _REPLICAS = (
-    "devices that take turns at a stage need a shared subscription, which `har-edge stage` by itself does not make; "
+    "devices that take turns at a stage need a shared subscription, which `har-edge stage` makes with --turn on each; "
     "--replicas 1 plans without"
 )
 _BARS = (24, 12, 6, 0)  # from the widest terminal to the narrowest
@@ -63,8 +63,11 @@ def print_plan(
     lines = [f"note: {note}" for note in report.notes]
     if any(stage.replicas > 1 for stage in plan.stages):
         lines.append(f"note: {_REPLICAS}")
-    if plan.is_split:
+    if plan.brokers is not msgspec.UNSET:
+        lines.append(f"note: {_brokers(plan.brokers)}")
+    if plan.is_split or plan.is_packed or plan.brokers is not msgspec.UNSET:
         pack = "" if plan.packing is msgspec.UNSET else f" --pack {plan.packing}"
+        pack = pack if plan.packings is msgspec.UNSET else " --pack auto"
         file = "FILE" if out is None else shlex.quote(str(out))
         lines.append(f"cut it with: har-edge slice {model} --plan {file}{pack} --out DIR")
         if out is None:
@@ -76,6 +79,16 @@ def print_plan(
     console.print()
     for line in lines:
         say(line)
+
+
+def _brokers(brokers: Mapping[str, str]) -> str:
+    """Return which flows go through brokers on devices, and how to start these."""
+    parts = [f"those of slice {number} at {device}" for number, device in brokers.items()]
+    return (
+        f"flows go through the brokers of devices: {', '.join(parts)}; all others through the central one. Nodes carry "
+        "them with `har-edge node --own-broker` (coordinator --local-brokers); stages of a fixed folder find them in "
+        "[flows] of pipeline.toml (docs/how-to/brokers-on-the-devices.md)"
+    )
 
 
 def _stages(plan: Plan, width: int, *, named: bool) -> Table:

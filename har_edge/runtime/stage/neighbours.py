@@ -128,6 +128,11 @@ def _is_leftover(status: NodeStatus, count: int) -> bool:
     return status.role == "stage" and status.state not in ALIVE and index is not None and index >= count
 
 
+def stage_name(index: int, turn: int = 0) -> str:
+    """Return the name of the process that runs a slice, of one of several that take turns."""
+    return f"stage-{index}-{turn}" if turn else f"stage-{index}"
+
+
 def index_of(node: str) -> int | None:
     """Return which slice the stage of this name runs; None for the name of another node.
 

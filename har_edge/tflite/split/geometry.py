@@ -82,6 +82,7 @@ class RowGeometry:
         self.leaving = tuple(dict.fromkeys(leaving))
         self._rules: dict[tuple[int, int], RowRule | str] = {}
         self._shares: dict[tuple[int, int], BlockShare] = {}
+        self._axes: dict[int, int] = {}
         self._taken: dict[tuple[int, int], tuple[tuple[int, int | None], ...]] = {}
         self._refuse_dynamic()
         self._macs = {one.index: macs_of_element(graph, one) for one in self.operators}
@@ -197,10 +198,13 @@ class RowGeometry:
         return rule
 
     def _axis(self, tensor: Tensor) -> int:
-        axis = row_axis(tensor)
+        axis = self._axes.get(tensor.index)
         if axis is None:
-            operator = self.model.main.operators[self.flow.maker[tensor.index]]
-            raise CutError(_refusal(operator, f"its result {tensor.name} {list(tensor.shape)} has no rows"))
+            axis = row_axis(tensor)
+            if axis is None:
+                operator = self.model.main.operators[self.flow.maker[tensor.index]]
+                raise CutError(_refusal(operator, f"its result {tensor.name} {list(tensor.shape)} has no rows"))
+            self._axes[tensor.index] = axis
         return axis
 
 
@@ -218,22 +222,6 @@ def add_rows(rows: dict[int, Rows], tensor: Tensor, wanted: Rows) -> None:
         )
     else:
         rows[tensor.index] = Rows(known.axis, min(known.start, wanted.start), max(known.stop, wanted.stop))
-
-
-def block_geometry(model: Model, start: int, stop: int, rows: tuple[int, int]) -> BlockShare:
-    """Return what rows [rows[0], rows[1]) of the result of operators [start, stop) take; for many calls on one block
-    keep a `RowGeometry`, which remembers.
-    """
-    return RowGeometry(model, start, stop).share(*rows)
-
-
-def find_row_refusal(model: Model, index: int, flow: Dataflow | None = None) -> str | None:
-    """Return why an operator cannot be split by rows, with its index, name and the alternatives; None if it can."""
-    try:
-        RowGeometry(model, index, index + 1, flow)
-    except CutError as error:
-        return str(error)
-    return None
 
 
 def _refusal(operator: Operator, reason: str) -> str:

@@ -17,6 +17,7 @@ from har_edge.tflite.manifest import MAX_SHARDS
 from har_edge.tflite.split.plan import SplitPlan
 
 _Operator = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+_Name = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class PlannedGroup(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -35,12 +36,16 @@ class PlannedGroup(msgspec.Struct, frozen=True, omit_defaults=True):
 class PlanFile(msgspec.Struct, frozen=True):
     """The groups of a plan in the order in which they run, and the SHA-256 of the model that it is for.
 
-    `max_payload_bytes` is the size of the largest message of the plan, 0 where it is not known.
+    `max_payload_bytes` is the size of the largest message of the plan, 0 where it is not known. `packings` say how
+    tensors travel, by name, and `brokers` through whose own broker the flows of a slice go, by its number; others
+    travel as they are, through the central broker.
     """
 
     model_sha256: str
     stages: Annotated[tuple[PlannedGroup, ...], msgspec.Meta(min_length=1, max_length=1024)]
     max_payload_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**28)] = 0
+    packings: dict[_Name, _Name] = msgspec.field(default_factory=dict)
+    brokers: dict[_Name, _Name] = msgspec.field(default_factory=dict)
 
 
 def homes_of(plan: PlanFile) -> tuple[tuple[str, ...], ...]:

@@ -6,7 +6,7 @@ from ai_edge_litert import schema_py_generated as tflite
 
 from har_edge.errors import CutError
 from har_edge.tflite.model import read_model
-from har_edge.tflite.split.geometry import block_geometry, find_row_refusal
+from har_edge.tflite.split.geometry import RowGeometry
 from tests.tflite import models
 from tests.tflite.models import FLOAT, INT8
 from tests.tflite.split.compare import check, lay_out, rows, whole
@@ -208,17 +208,20 @@ def test_rows_that_are_needed_are_counted_through_the_layers():
     first = model.conv(model.x, 4, 5, 2)  # SAME: 20 rows, 1 row of padding before
     content = model.build(model.add(first, model.conv(first, 4, 3)))
     whole_model = read_model(content)
-    middle, top = block_geometry(whole_model, 0, 3, (5, 8)), block_geometry(whole_model, 0, 3, (0, 1))
+    geometry = RowGeometry(whole_model, 0, 3)
+    middle, top = geometry.share(5, 8), geometry.share(0, 1)
     assert [(one.start, one.stop) for one in middle.inputs.values()] == [(7, 20)]
     assert [(one.start, one.stop) for one in top.inputs.values()] == [(0, 6)]
     # Five rows of the first layer for three of the second, a sum for each element.
     assert middle.macs == 5 * 6 * 4 * 75 + 3 * 6 * 4 * 36 + 3 * 6 * 4
-    assert block_geometry(whole_model, 0, 3, (0, 20)).macs == 20 * 6 * 4 * (75 + 36 + 1)
+    assert geometry.share(0, 20).macs == 20 * 6 * 4 * (75 + 36 + 1)
 
 
 def refused(build, index, shape=(1, 18, 10, 8)):
     model = Layers(0, shape)
-    return find_row_refusal(read_model(model.build(build(model))), index)
+    with pytest.raises(CutError) as error:
+        RowGeometry(read_model(model.build(build(model))), index, index + 1)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -245,13 +248,12 @@ def test_operators_that_mix_rows_are_refused_by_name(build, message):
 def test_legal_operators_and_ranges():
     model = Layers(0, (1, 18, 10, 8))
     content = read_model(model.build(model.conv(model.x, 4)))
-    assert find_row_refusal(content, 0) is None
+    geometry = RowGeometry(content, 0, 1)
     with pytest.raises(CutError, match=r"rows \[4, 19\) of t3 came; expected some of its 18"):
-        block_geometry(content, 0, 1, (4, 19))
+        geometry.share(4, 19)
     draft = models.Draft()
     graph = draft.graph()
     x = graph.input([1, 1, 8, 3], "x", signature=[1, -1, 8, 3])
     graph.output(graph.conv(x, 4, np.random.default_rng(0)))
-    assert "has dimensions of any size; split it by output or input channels" in find_row_refusal(
-        read_model(draft.build()), 0
-    )
+    with pytest.raises(CutError, match="has dimensions of any size; split it by output or input channels"):
+        RowGeometry(read_model(draft.build()), 0, 1)
