@@ -121,7 +121,7 @@ def test_packing_makes_messages_smaller_and_costs_both_ends() -> None:
     packed.packing = PackingCost(2.0, 1e-6)
     before, after = (Simulator(one, border_first=False).forecast([ROWS, DENSE]) for one in (plain, packed))
     assert after.up_bytes[1] == 200 + HEAD_BYTES and before.up_bytes[1] == 400 + HEAD_BYTES
-    assert after.message_s[1] > before.message_s[1] + 4e-4
+    assert after.message_s[1] == pytest.approx(before.message_s[1] + 400 * 1e-6 - 200 * 1e-9)
 
 
 @settings(max_examples=40, deadline=None)
