@@ -3,7 +3,8 @@
     HAR_EDGE_DATA=... python bench/flower.py --samples 8000 --rounds 3
 
 Each worker has samples of its own in a file, makes one pass over them in a round with the same optimizer, and sends
-weights; the server takes their mean. Counted are the bytes between all workers and SuperLink or broker, both ways,
+weights; the server takes their mean. A worker of har_edge has all the time that it needs (--budget), so that both make
+as many rounds of as many steps. Counted are the bytes between all workers and SuperLink or broker, both ways,
 over the whole run (with the training graph, without the samples), the time of a pass over all samples, and the
 memory of all processes of a worker together (proportional set size, the most that was seen). Flower is installed by
 pip from locks/flower.txt, or comes from the environment that HAR_EDGE_FLOWER names.
@@ -193,6 +194,8 @@ def run_own(folder: Path, args: argparse.Namespace, steps: int) -> Measured:
             str(folder / "own"),
             "--shares",
             "equal",
+            "--budget",
+            "600",
         ]
         subprocess.run([*command, "--batch", str(BATCH)], check=True)
         made.total_s, made.memory, made.bytes = time.monotonic() - begun, watch.close(), proxy.bytes - before
@@ -204,8 +207,9 @@ def run_own(folder: Path, args: argparse.Namespace, steps: int) -> Measured:
         broker.stop()
     with (folder / "own/lenet5.csv").open(newline="") as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(line for line in file if not line.startswith("#"))]
-    # A worker that is slow sends what it has in time, and the rest of its pass in a round more.
     made.rounds, made.round_s = len(seconds), seconds[-1] / args.rounds
+    if made.rounds != args.rounds:
+        raise SystemExit(f"{made.rounds} rounds of har_edge stand beside {args.rounds} of Flower; expected as many")
     made.accuracy = accuracy(folder / "own/lenet5.tflite", folder / "0.npz")
     return made
 
