@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from har_edge.runtime.artifact_store import Store
     from har_edge.runtime.stop import Stop
 
-DEFAULT_OPTIMIZER = "momentum:lr=0.05,schedule=cosine"
+# Chosen with the mode and the number of workers (learning/recipes.py).
+DEFAULT_OPTIMIZER = "auto"
 # Bytes a second that are assumed of a link that could not be measured: 94 Mbit/s.
 USUAL_LINK = 11.75e6
 # Messages of 64 KiB that measure the link.
@@ -166,7 +167,11 @@ def make_job(
 
 def topk_hint(compress: str, optimizer: str, mode: str) -> str:
     """Return what speaks against an optimizer with top-k; "" for nothing. Values that come late keep a momentum up."""
-    if compress.startswith("topk") and not optimizer.startswith("sgd") and mode in ("auto", "sync"):
+    if (
+        compress.startswith("topk")
+        and not optimizer.startswith(("sgd", DEFAULT_OPTIMIZER))
+        and mode in ("auto", "sync")
+    ):
         return "top-k loses accuracy with momentum at the server (--mode sync): take --optimizer sgd:lr=0.3,warmup=50"
     return ""
 
@@ -186,6 +191,8 @@ def make_settings(
         epochs=args.epochs or 10,
         optimizer=args.optimizer,
         mode=mode,
+        server_optimizer=args.server_optimizer,
+        least_budget_s=args.budget,
         local_steps=number if mode is TrainingMode.LOCAL else args.local_steps,
         staleness=number if mode is TrainingMode.STALE and number else 2,
         global_batch=args.global_batch,

@@ -47,14 +47,15 @@ def check_options(args: argparse.Namespace) -> None:
     from har_edge.learning.privacy import PrivacyAccountant, check_noise
     from har_edge.learning.quantization import require_quantizer
     from har_edge.learning.rates import with_steps
+    from har_edge.learning.recipes import check_server_optimizer
 
     if args.model is None or args.data is None:
         raise ConfigError(
             "--on-devices needs --model (a float .tflite file, a shipped model, or a network such as lenet5) and "
             "--data PATH (samples to train and test with)"
         )
-    parse_mode(args.mode)
     make_optimizer(with_steps(args.optimizer, 1), 1)
+    check_server_optimizer(args.server_optimizer, parse_mode(args.mode)[0])
     if args.compress != "auto":
         make_compressor(args.compress, 1)
     if args.noise and args.mode.startswith("stale"):

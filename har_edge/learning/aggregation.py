@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -67,16 +67,26 @@ class GradientAggregator:
 
 @dataclass(slots=True)
 class AveragingAggregator:
-    """Takes the mean of the workers' weights, by their samples (FedAvg; McMahan et al. 2017, algorithm 1)."""
+    """Takes the mean of the workers' weights, by their samples (FedAvg; McMahan et al. 2017, algorithm 1).
 
-    scratch: Vector | None = field(default=None, repr=False)
+    With an optimizer, the mean change, turned round, is the gradient of one of its steps (FedOpt; Reddi et al. 2021,
+    algorithm 1): `sgd:lr=1` would take the mean itself.
+    """
+
+    optimizer: Optimizer | None = None
 
     def apply(self, weights: Vector, contributions: Mapping[str, Contribution]) -> int:
-        """Add the mean change; nothing without samples."""
+        """Add the mean change, or step by it; nothing without samples."""
         parts = ordered(contributions)
         samples = sum(one.samples for one in parts)
-        for one in parts:
-            add_share(weights, one.vector, one.samples / samples)
+        if self.optimizer is None:
+            for one in parts:
+                add_share(weights, one.vector, one.samples / samples)
+        elif samples:
+            gradient = np.zeros_like(weights)
+            for one in parts:
+                add_share(gradient, one.vector, -one.samples / samples)
+            self.optimizer.step(weights, gradient)
         return samples
 
 

@@ -81,6 +81,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     rounds: Annotated[tuple[RoundRow, ...], msgspec.Meta(max_length=MAX_ROWS)] = ()
     epochs: Annotated[tuple[EpochRow, ...], msgspec.Meta(max_length=MAX_ROWS)] = ()
     privacy: Annotated[dict[str, float], msgspec.Meta(max_length=8)] = {}
+    server_optimizer: Annotated[str, msgspec.Meta(max_length=400)] = ""
 
 
 encode_checkpoint = msgspec.msgpack.Encoder().encode

@@ -25,7 +25,7 @@ class TrainingMode(str, enum.Enum):
 
 
 # The part of the time that devices shall compute: what AUTO chooses the number of local steps for.
-BUSY = 0.92
+BUSY = 0.96
 # SYNC where devices compute for at least this part of the time: it gives the numbers of one device.
 SYNC_BUSY = 0.85
 MAX_LOCAL_STEPS = 400

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from har_edge.learning.optimizers import make_optimizer
 
+# The text that asks for an optimizer that fits the run (learning/recipes.py), and that of one device.
+AUTO, ONE_DEVICE = "auto", "momentum:lr=0.05,schedule=cosine"
 _OF_SCHEDULE = frozenset({"lr", "schedule", "steps", "floor", "every", "factor", "warmup"})
 
 
 def with_steps(spec: str, steps: int) -> str:
-    """Return the text of an optimizer whose cosine ends with the run, where it does not say when it ends."""
+    """Return the text of an optimizer whose cosine ends with the run, where it does not say when it ends.
+
+    That of one device stands for AUTO.
+    """
+    spec = ONE_DEVICE if spec == AUTO else spec
     method, _, rest = spec.partition(":")
     options = dict(part.strip().partition("=")[::2] for part in rest.split(",") if part)
     if options.get("schedule") != "cosine" or "steps" in options:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from har_edge.errors import ConfigError, ModelError
 from har_edge.learning.account import SampleAccount
-from har_edge.learning.aggregation import GradientAggregator
+from har_edge.learning.aggregation import AveragingAggregator, GradientAggregator
 from har_edge.learning.checkpoints import VERSION, Checkpoint, bytes_of, vector_of
 from har_edge.learning.compression import make_compressor
 from har_edge.learning.members import WorkerRecord
 from har_edge.learning.modes import ModeChoice, TrainingCosts, TrainingMode, choose_mode
 from har_edge.learning.optimizers import make_optimizer
 from har_edge.learning.rates import with_steps
+from har_edge.learning.recipes import choose_optimizer
 from har_edge.learning.server_settings import ServerSettings
 from har_edge.learning.shares import ShareRule
 from har_edge.protocol.training import TrainingProgress
@@ -67,11 +68,24 @@ def set_up(server: TrainingServer) -> None:
     if not server.restored:
         server.batch = settings.global_batch or job.batch * len(pool.active)
         steps = -(-pool.account.total // server.batch) * settings.epochs
-        server.optimizer_text = with_steps(settings.optimizer, steps)
+        _choose_optimizers(server, steps)
     if not server.is_local:
         server.optimizer = server.optimizer or make_optimizer(server.optimizer_text, job.parameters)
         server.aggregator = GradientAggregator(server.optimizer)
-    server.rule = ShareRule(server.choice, job.batch, settings.global_batch, settings.by_speed, together=job.mask)
+    elif server.server_text:
+        server.optimizer = server.optimizer or make_optimizer(server.server_text, job.parameters)
+        server.aggregator = AveragingAggregator(server.optimizer)
+    by_speed, least_s = settings.by_speed, settings.least_budget_s
+    server.rule = ShareRule(server.choice, job.batch, settings.global_batch, by_speed, job.mask, least_s)
+
+
+def _choose_optimizers(server: TrainingServer, steps: int) -> None:
+    settings, mode = server.settings, server.choice.mode
+    found = choose_optimizer(settings.optimizer, mode, server.batch, server.compress)
+    server.optimizer_text = with_steps(found, steps)
+    server.server_text = settings.server_optimizer if mode is TrainingMode.LOCAL else ""
+    if settings.server_optimizer and not server.server_text:
+        server.lines.append(f"no optimizer steps by mean changes in mode {mode.value}: {settings.server_optimizer}")
 
 
 def _packed_bytes(server: TrainingServer, compress: str) -> int:
@@ -82,7 +96,7 @@ def _packed_bytes(server: TrainingServer, compress: str) -> int:
 def describe(server: TrainingServer) -> str:
     """Return the mode of a run in words, with why it was chosen."""
     choice, job = server.choice, server.settings.job
-    steps = f"{plural(choice.local_steps, 'step')} of {job.batch} samples a round on each"
+    steps = f"{plural(choice.local_steps, 'step')} of {job.batch} samples a round on each, global batch {server.batch}"
     how = {
         TrainingMode.SYNC: f"synchronous, {server.batch} samples a step",
         TrainingMode.LOCAL: f"local, {steps}",
@@ -90,6 +104,8 @@ def describe(server: TrainingServer) -> str:
         TrainingMode.AUTO: "not chosen yet",
     }[choice.mode]
     sends = f"updates {'masked' if job.mask else server.compress}; {server.optimizer_text}"
+    if server.server_text:
+        sends += f"; server {server.server_text}"
     return f"{plural(len(server.pool.active), 'worker')}; {how} ({choice.reason}); {sends}"
 
 
@@ -115,6 +131,7 @@ def save_run(server: TrainingServer, now: float) -> Checkpoint:
         mode=server.choice.mode.value,
         local_steps=server.choice.local_steps,
         optimizer=server.optimizer_text,
+        server_optimizer=server.server_text,
         workers=server.choice.workers,
         weights=bytes_of(server.weights),
         steps=steps,
@@ -140,15 +157,17 @@ def restore_run(server: TrainingServer, found: Checkpoint) -> None:
         raise ModelError("the checkpoint was made with other blocks of samples; begin anew with --fresh")
     try:
         mode, _ = TrainingMode(found.mode), make_optimizer(found.optimizer, 1)
+        stepping = found.optimizer if mode is TrainingMode.SYNC else found.server_optimizer
+        optimizer = make_optimizer(stepping, server.settings.job.parameters) if stepping else None
     except (ValueError, ConfigError) as error:
         raise ModelError(f"the checkpoint is damaged: {error}; begin anew with --fresh") from None
     account = SampleAccount(dict(found.sizes), dict(found.homes))
     account.restore(found.free, found.counted, found.skipped)
     server.weights[:] = vector_of(found.weights)
     server.choice = ModeChoice(mode, found.local_steps, "as before", found.workers)
-    server.optimizer_text, server.epoch, server.task = found.optimizer, found.epoch, found.task
-    if server.choice.mode is TrainingMode.SYNC:
-        server.optimizer = make_optimizer(found.optimizer, server.settings.job.parameters)
+    server.optimizer_text, server.server_text = found.optimizer, found.server_optimizer
+    server.epoch, server.task, server.optimizer = found.epoch, found.task, optimizer
+    if server.optimizer is not None:
         state = {name: vector_of(data) for name, data in found.state.items()}
         server.optimizer.load_state({"step": found.steps, **state})
     pool, record = server.pool, server.record

@@ -55,7 +55,7 @@ class TrainingServer:
         self.pool = WorkerPool(settings.job, self.record)
         self.epoch, self.choice = 1, ModeChoice(TrainingMode.AUTO, 1, "")
         self.optimizer: Optimizer | None = None
-        self.optimizer_text, self.task, self.restored = settings.optimizer, 1, False
+        self.optimizer_text, self.server_text, self.task, self.restored = settings.optimizer, "", 1, False
         self.privacy = PrivacyAccountant(settings.delta) if settings.job.noise else None
         self.evaluations: list[EvaluationRequest] = []
         self.checkpoints: list[Checkpoint] = []

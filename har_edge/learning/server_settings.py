@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from har_edge.learning.checkpoints import settings_hash
 from har_edge.learning.modes import TrainingMode
+from har_edge.learning.shares import LEAST_BUDGET_S
 from har_edge.protocol.topics import Topics
 from har_edge.protocol.training import TrainingJob
 
@@ -30,7 +31,9 @@ class ServerSettings:
     `local_steps` are those of an equal share, None where they are chosen; `staleness` is how many rounds a worker may
     lag. The server begins with `workers` of them, or after `wait_s` with those that are there, and gives up after
     `patience_s` without any. `grace_s` is added to each deadline. With `by_speed` shares follow measured speeds.
-    `delta` is that of the privacy spent, where the job has noise.
+    `delta` is that of the privacy spent, where the job has noise. An `optimizer` of "auto" is chosen with the mode
+    (learning/recipes.py); `server_optimizer` steps by the mean change of workers that make steps of their own, "" adds
+    it. A task has `least_budget_s` at least before its worker sends what it has.
     """
 
     topics: Topics
@@ -38,6 +41,8 @@ class ServerSettings:
     epochs: int
     optimizer: str
     mode: TrainingMode = TrainingMode.AUTO
+    server_optimizer: str = ""
+    least_budget_s: float = LEAST_BUDGET_S
     local_steps: int | None = None
     staleness: int = 2
     global_batch: int | None = None
@@ -59,6 +64,5 @@ class ServerSettings:
         mode = (self.mode.value, self.local_steps, self.global_batch)
         private = (*((job.clip, job.noise) if job.clip else ()), *(["masked"] if job.mask else []))
         data = (blocks, job.own, job.classes, job.shape, *private)
-        return settings_hash(
-            job.graph.sha256, job.batch, job.parameters, job.seed, data, self.optimizer, job.compress, mode
-        )
+        optimizer = (self.optimizer, self.server_optimizer) if self.server_optimizer else self.optimizer
+        return settings_hash(job.graph.sha256, job.batch, job.parameters, job.seed, data, optimizer, job.compress, mode)

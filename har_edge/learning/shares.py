@@ -22,7 +22,8 @@ class ShareRule:
     """How samples are divided: by mode, batch, and measured speed or not.
 
     With `together` every worker has a part in each round, as long as there are samples: a masked sum hides each among
-    all of them. Own samples are then divided by how many each has left, so that they end together.
+    all of them. Own samples are then divided by how many each has left, so that they end together. A task has `least_s`
+    at least.
     """
 
     choice: ModeChoice
@@ -30,6 +31,7 @@ class ShareRule:
     global_batch: int | None
     by_speed: bool
     together: bool = False
+    least_s: float = LEAST_BUDGET_S
 
     def targets(self, members: Sequence[WorkerRecord], account: SampleAccount) -> dict[str, int]:
         """Return how many samples each worker shall have next, at most what is free."""
@@ -86,7 +88,7 @@ def give_tasks(
         taken = account.take(number, name, targets[name], by_name[name].held, others) if targets[name] else ()
         ranges[name] = taken
     budgets = {name: _seconds(by_name[name], taken) for name, taken in ranges.items()}
-    longest = max(LEAST_BUDGET_S, PATIENCE * max(budgets.values(), default=0.0))
+    longest = max(rule.least_s, PATIENCE * max(budgets.values(), default=0.0))
     return {
         name: TrainingTask(number, ranges[name], round(longest, 3), by_name[name].last_task)
         for number, name in enumerate(names, first)

@@ -16,7 +16,7 @@ def test_momentum_at_the_server_with_top_k(mode: str, optimizer: str) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "mode"),
-    [("sgd:lr=0.3,warmup=50", "sync"), ("momentum:lr=0.05", "local:20"), ("adam:lr=0.001", "local")],
+    [("sgd:lr=0.3,warmup=50", "sync"), ("auto", "sync"), ("momentum:lr=0.05", "local:20"), ("adam:lr=0.001", "local")],
 )
 def test_nothing_speaks_against(optimizer: str, mode: str) -> None:
     assert topk_hint("topk:0.01", optimizer, mode) == ""

@@ -215,6 +215,8 @@ def test_an_update_that_comes_twice_counts_once() -> None:
 @pytest.mark.parametrize("compress", ["none", "float16", "int8"])
 def test_a_server_that_restarts_gives_the_numbers_of_an_undisturbed_run(mode: TrainingMode, compress: str) -> None:
     more: dict[str, object] = {"compress": compress, "local_steps": 3, "checkpoint_s": 0.0}
+    if mode is TrainingMode.LOCAL:
+        more["server_optimizer"] = "momentum:lr=1,beta=0.5"
     optimizer = "adam:lr=0.02,schedule=cosine"
     undisturbed = make_fleet(mode=mode, optimizer=optimizer, **more)
     undisturbed.run()
@@ -308,9 +310,11 @@ def test_a_time_of_almost_nothing_leaves_progress_that_can_be_read(mode: Trainin
     assert 0 < {one.name: one.samples_per_s for one in shown.workers}["b"] <= 1e9
 
 
-@pytest.mark.parametrize(("field", "value"), [("mode", "fast"), ("optimizer", "adam"), ("optimizer", "\0")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("mode", "fast"), ("optimizer", "adam"), ("optimizer", "\0"), ("server_optimizer", "x")]
+)
 def test_a_checkpoint_with_a_damaged_text_is_refused(field: str, value: str) -> None:
-    fleet = make_fleet(checkpoint_s=0.0)
+    fleet = make_fleet(checkpoint_s=0.0, mode=TrainingMode.LOCAL, local_steps=2)
     fleet.until_round(2)
     damaged = structs.replace(fleet.checkpoints[-1], **{field: value})
     with pytest.raises(ModelError, match=r"the checkpoint is damaged: .*; begin anew with --fresh"):

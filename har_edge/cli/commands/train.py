@@ -184,8 +184,6 @@ def add_on_devices(parser: argparse.ArgumentParser) -> None:
 
 def _add_method(group: argparse._ArgumentGroup) -> None:
     """Add the options that say how updates are made, packed and joined."""
-    from har_edge.cli.device_training import DEFAULT_OPTIMIZER
-
     group.add_argument(
         "--mode",
         default="auto",
@@ -200,7 +198,13 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--optimizer",
         metavar="SPEC",
-        help=f"sgd, momentum, adam or adamw with options (default: {DEFAULT_OPTIMIZER})",
+        help="sgd, momentum, adam or adamw with options (default: auto: momentum, its rate by the global batch)",
+    )
+    group.add_argument(
+        "--server-optimizer",
+        default="",
+        metavar="SPEC",
+        help="one that steps by the mean change of workers with local steps (default: the mean change is added)",
     )
     group.add_argument(
         "--compress",
@@ -240,6 +244,13 @@ def _add_privacy(group: argparse._ArgumentGroup) -> None:
 def _add_run(group: argparse._ArgumentGroup) -> None:
     """Add the options of the loss, the shares and the run itself."""
     group.add_argument("--loss", choices=("cross-entropy", "mean-squared"), default="cross-entropy", help="the loss")
+    group.add_argument(
+        "--budget",
+        type=values.seconds,
+        default=1.0,
+        metavar="S",
+        help="seconds that a worker has for a round at least, before it sends what it has (default: 1)",
+    )
     group.add_argument(
         "--shares",
         choices=("speed", "equal"),
