@@ -133,7 +133,7 @@ class StageCosts:
         kept = (self.kept[last] - self.kept[first]) * size + problem.profile.segments[first].shared_bytes * size
         held = kept if keep and not ends else self.entering_bytes(first)
         graphs = GRAPH_COPIES - ends  # the last stage has one graph
-        # What is kept stands in the graph that makes it, and in the one that takes it.
+        # Kept tensors stand in the graph that makes it, and in the one that takes it.
         in_graphs = kept * (2 if keep and not ends else 1)
         return (
             problem.profile.base_bytes

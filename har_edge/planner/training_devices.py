@@ -16,7 +16,7 @@ class SplitDevice:
 
     Attributes:
         slowdown: Its seconds for the same work, in those of the device that the profile was measured on.
-        memory_bytes: What the process may take; 0 for no limit.
+        memory_bytes: The limit of the process; 0 for no limit.
         link_bytes_per_s: The rate of its link to the broker, each way; 0 for no limit.
     """
 

@@ -26,7 +26,7 @@ VERSION = 1
 # Micro-batches that the plan is compared with.
 _COUNTS = (2, 4, 8, 16, 32)
 _SAME = 1 - 1e-9
-# What a plan is told apart from in words; the others stand in the table.
+# Other plans that a plan is told apart from in words; the others stand in the table.
 _BESIDE = ("one device", "data parallel")
 
 
@@ -38,7 +38,7 @@ class PlannedWorkers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         update_s: Seconds of the optimizer, once a step.
         busy_share: The part of the time that the busiest device works.
         memory_bytes: Resident memory of the process.
-        entering_bytes, gradient_bytes: Of a micro-batch, what comes in, and what goes back.
+        entering_bytes, gradient_bytes: Bytes that come in, and that go back, for a micro-batch.
     """
 
     devices: tuple[str, ...]
@@ -73,7 +73,7 @@ class PlannedTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         step_s: Seconds between two steps of `batch` samples.
         bubble: The part of the time in which the devices wait.
-        broker_bytes, broker_s: What enters the broker in a step, and how long its link is busy.
+        broker_bytes, broker_s: Bytes that enter the broker in a step, and how long its link is busy.
         proven: Whether no other plan of these costs is faster.
     """
 

@@ -31,9 +31,9 @@ class TrainedSegment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         layer: The operators by name, such as CONV_2D.
         elements: How many values its weights have.
-        entering_bytes: Of a sample, of all tensors that cross the place in front of it.
-        gradient_bytes: Of a sample, of the gradients that go back there.
-        kept_bytes: Of a sample, what the forward pass keeps for the backward pass.
+        entering_bytes: All tensors that cross the place in front of it, for a sample.
+        gradient_bytes: The gradients that go back there, for a sample.
+        kept_bytes: Tensors that the forward pass keeps for the backward pass, for a sample.
         shared_bytes: The part of it that the segment in front keeps, too.
         times: For each micro-batch of the profile.
         workspace_bytes: Resident memory beside weights and what is kept, for each micro-batch of the profile.

@@ -23,8 +23,8 @@ class ScheduledStage:
         in_flight: The limit of each of them.
         forward_s, backward_s: Seconds of a worker for a micro-batch; with `joined` both are one run.
         update_s: Seconds of the optimizer's step, once a step.
-        entering_bytes, gradient_bytes: What a micro-batch brings in, and takes back to the stage in front.
-        weight_bytes: What workers of one stage send each other to add their gradients up.
+        entering_bytes, gradient_bytes: Bytes that a micro-batch brings in, and takes back to the stage in front.
+        weight_bytes: Bytes that workers of one stage send each other to add their gradients up.
         link_byte_s: Seconds of a byte on a worker's link, each way; 0 for no limit.
         joined: Whether forward and backward are one run, as in the last stage.
     """
@@ -47,8 +47,8 @@ class StepForecast:
 
     Attributes:
         step_s: Seconds between two steps.
-        busy_s: Of each worker, by stage: the seconds that its processor works in a step.
-        broker_bytes: What enters the broker in a step.
+        busy_s: Seconds that the processor of each worker works in a step, by stage.
+        broker_bytes: Bytes that enter the broker in a step.
         broker_s: How long the broker's link is busy in a step.
     """
 
