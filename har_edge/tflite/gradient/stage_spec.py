@@ -40,7 +40,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True):
         backward_weights: Which of them the backward graph takes, by number.
         x: The inputs of the forward graph; at the last stage those of the backward graph.
         y: The outputs of the forward graph that leave.
-        kept: Tensors of the forward pass that the backward graph takes: inputs and outputs of the forward graph, by port.
+        kept: Tensors of the forward pass that the backward graph takes: its inputs and outputs, by port.
         dy: The inputs of the backward graph for gradients.
         dx: Its outputs for gradients.
         loss: The loss of the last stage, whose backward graph is a training graph with a loss; "" for the others.
