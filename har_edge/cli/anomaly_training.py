@@ -18,6 +18,7 @@ from har_edge.files import write_atomic
 from har_edge.units import duration, plural, size
 
 if TYPE_CHECKING:
+    from har_edge.config.anomaly import AnomalyNote
     from har_edge.evaluation.anomaly_metrics import AnomalyFigures
     from har_edge.learning.anomaly.features import Features, NetworkFeatures
     from har_edge.learning.anomaly.finishing import DataOrigin, FinishedDetector, LearnedFeatures
@@ -81,7 +82,7 @@ def run_anomaly(args: argparse.Namespace) -> int:
         one = found[method] = finish_detector(learned, split.held_out, origin, args.quantile, args.seed)
         say(f"{method}: AUROC {one.separation:.4f} on synthetic defects of {plural(len(split.held_out), 'picture')}")
     best = max(found.values(), key=lambda one: one.separation)
-    say(f"{best.note.method} it is; threshold {best.note.threshold:.4g}: {args.quantile:.0%} of held-out normal ones")
+    say(threshold_line(best.note))
     figures = evaluate(args, name, best, pictures)
     report = AnomalyReport(
         method=best.note.method,
@@ -98,6 +99,14 @@ def run_anomaly(args: argparse.Namespace) -> int:
     )
     write_files(args.out, name, best.content, report)
     return 0
+
+
+def threshold_line(note: AnomalyNote) -> str:
+    """Return the method and the threshold, with the number of scores behind it: a quantile of few is their largest."""
+    return (
+        f"chosen: {note.method}; threshold {note.threshold:.4g}, quantile {note.quantile:g} "
+        f"of {plural(note.held_out, 'held-out normal score')}"
+    )
 
 
 def write_files(out: Path, name: str, content: bytes, report: AnomalyReport) -> None:
@@ -245,5 +254,6 @@ def evaluate(
     except ConfigError as error:
         say(f"no pictures of the worst cases: {error}")
     else:
-        say(f"{args.out / f'{name}-worst'}: the {len(drawn)} worst cases")
+        drawings = plural(len(drawn), "drawing")
+        say(f"{args.out / f'{name}-worst'}: {drawings}: anomalous pictures of lowest, normal ones of highest score")
     return figures

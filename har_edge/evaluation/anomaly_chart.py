@@ -1,4 +1,4 @@
-"""Draw the worst cases of a detector: the pictures that it takes for the other kind most clearly."""
+"""Draw the worst cases of a detector: anomalous pictures with the lowest scores, normal ones with the highest."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from har_edge.extras import require
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
+_VERDICTS = ("caught", "missed", "normal", "false-alarm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,14 @@ class ScoredPictures:
     threshold: float
 
 
+def verdict(scored: ScoredPictures, number: int) -> str:
+    """Return how the threshold judges a test picture: caught, missed, normal or false-alarm."""
+    above = bool(scored.scores[number] > scored.threshold)
+    if scored.anomalous[number]:
+        return "caught" if above else "missed"
+    return "false-alarm" if above else "normal"
+
+
 def worst_cases(scored: ScoredPictures, count: int) -> list[int]:
     """Return the anomalous pictures with the lowest scores and the normal ones with the highest, `count` of each."""
     order = np.argsort(scored.scores, kind="stable")
@@ -41,14 +50,18 @@ def worst_cases(scored: ScoredPictures, count: int) -> list[int]:
 def draw_worst_cases(folder: Path, scored: ScoredPictures, count: int = 6) -> list[Path]:
     """Write a PNG of each worst case: picture, marked pixels where there are any, heat map. Return the files.
 
+    Their names begin with their place and end with the verdict. Drawings of an earlier run with such names are removed.
+
     Raises ConfigError without matplotlib.
     """
     require("drawing", "matplotlib")
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("[0-9][0-9]-*.png"):
+        if old.stem[3:] in _VERDICTS:
+            old.unlink()
     files = []
     for place, number in enumerate(worst_cases(scored, count), 1):
-        side = "missed" if scored.anomalous[number] else "false-alarm"
-        path = folder / f"{place:02d}-{side}.png"
+        path = folder / f"{place:02d}-{verdict(scored, number)}.png"
         _draw(path, scored, number)
         files.append(path)
     return files

@@ -18,13 +18,18 @@ from har_edge.api.model import load_model
 from har_edge.cli.heat_map_files import HeatMapFiles
 from har_edge.cli.main import main
 from har_edge.cluster.local_cluster import LocalCluster, picture_options
+from har_edge.config.anomaly import read_anomaly_note
 from har_edge.config.pipeline import load_pipeline
+from har_edge.data.pictures import AspectRule
+from har_edge.inference.anomaly import AnomalyDetector
 from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.results import AnomalyScore, HeatMap, Result, encode_results
 from har_edge.protocol.topics import COORDINATOR, Topics
+from har_edge.tflite.model import read_model
 from tests.cli.fleet import Fleet
 from tests.data.pillow_made import file_of
+from tests.learning.anomaly_pictures import stripes, with_spot
 from tests.tflite import anomaly_models, picture_models
 from tests.tflite.anomaly_models import THRESHOLD, defect, heat_map_of, normal
 
@@ -68,6 +73,44 @@ def test_each_picture_gets_score_threshold_and_heat_map_and_anomalies_are_drawn(
         values = np.asarray(drawn)
     row, column = (5 * values.shape[0] + values.shape[0] // 2) // 8, (2 * values.shape[1] + values.shape[1] // 2) // 6
     assert values[row, column, 0] > 200 and values[row, column, 1] < 80 and values[2, 2, 0] < 110
+
+
+@pytest.mark.slow
+def test_a_trained_detector_is_sliced_and_served_as_it_is(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """From `train --task anomaly` to results: each has the score, threshold and heat map of the file that was made."""
+    for number, picture in enumerate(stripes(20, channels=3)):
+        (tmp_path / f"{number}.png").write_bytes(file_of(picture))
+    (tmp_path / "good").mkdir()
+    for file in tmp_path.glob("*.png"):
+        file.rename(tmp_path / "good" / file.name)
+    words = ["--size", "16", "--epochs", "4", "--filters", "4", "--code", "3", "--fit", "crop", "--batch", "8"]
+    out = tmp_path / "out"
+    assert main(["train", "--task", "anomaly", "--data", str(tmp_path / "good"), "--out", str(out), *words]) == 0
+    model = out / "anomaly.tflite"
+    assert main(["slice", str(model), "--stream", "images", "--stages", "3", "--out", str(out / "cut")]) == 0
+    detector, shown = AnomalyDetector(model.read_bytes()), stripes(2, channels=3, seed=5)
+    shown = np.concatenate([shown, with_spot(shown)])
+    expected = detector.run(shown)
+    for number, picture in enumerate(shown):
+        (tmp_path / f"{number}.png").write_bytes(file_of(picture))
+    with Fleet(out / "cut", tmp_path, mosquitto.address) as fleet:
+        image = fleet.pipeline.task.image
+        assert image is not None and image.fit is AspectRule.CROP  # the rule of the training, from the note
+        fleet.stages()
+        sensor = fleet.start("sensor", "--images", *(f"{number}.png" for number in range(4)))
+        assert sensor.wait() == 0, sensor.output
+        fleet.until_results(4)
+        found = [fleet.results["live", seq] for seq in range(4)]
+    note = read_anomaly_note(read_model(model))
+    assert note is not None
+    for seq, one in enumerate(found):
+        assert one.anomaly is not None and one.anomaly.heat_map is not None
+        assert np.float32(one.anomaly.score) == expected.scores[seq]
+        assert one.anomaly.threshold == pytest.approx(note.threshold)
+        assert one.anomaly.anomaly == (expected.scores[seq] > np.float32(note.threshold))
+        values = np.array(one.anomaly.heat_map.values).reshape(one.anomaly.heat_map.shape)
+        assert np.allclose(values, expected.heat_maps[seq], rtol=1e-3)
+    assert [one.label for one in found[2:]] == ["anomaly", "anomaly"]
 
 
 def test_slice_says_what_results_are_and_takes_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,6 +51,7 @@ def test_it_writes_a_detector_and_its_figures(
     assert (report["method"], report["normal_pictures"], report["held_out"]) == ("autoencoder", 32, 8)
     assert report["test"]["image_auroc"] > 0.95
     assert f"image AUROC {report['test']['image_auroc']:.4f} on 20 test pictures (synthetic)" in lines
+    assert f"chosen: autoencoder; threshold {note.threshold:.4g}, quantile 0.9 of 8 held-out normal scores" in lines
     assert sorted(file.suffix for file in (out / "lines-worst").iterdir()) == [".png"] * 12
 
 

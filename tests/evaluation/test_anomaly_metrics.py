@@ -61,4 +61,9 @@ def test_the_worst_cases_are_drawn(tmp_path: Path) -> None:
     assert worst_cases(scored, 2) == [3, 4, 2, 1]
     files = draw_worst_cases(tmp_path / "worst", scored, 1)
     assert [file.name for file in files] == ["01-missed.png", "02-false-alarm.png"]
+    (tmp_path / "worst" / "01-mine.png").write_bytes(b"")
+    files = draw_worst_cases(tmp_path / "worst", scored, 2)
+    names = ["01-missed.png", "02-caught.png", "03-false-alarm.png", "04-normal.png"]
+    assert [file.name for file in files] == names
+    assert sorted(file.name for file in (tmp_path / "worst").iterdir()) == sorted([*names, "01-mine.png"])
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)

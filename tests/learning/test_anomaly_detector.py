@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from har_edge.api.model import load_model
 from har_edge.config.anomaly import NOTE_FILE, AnomalyNote, read_anomaly_note, with_anomaly_note
 from har_edge.data.pictures import AspectRule
 from har_edge.errors import ConfigError, DataError, ModelError
@@ -60,6 +63,19 @@ def test_a_detector_gives_what_the_formula_says(pool: Pool) -> None:
     assert [port.shape for port in Interpreter(content).outputs] == [(-1,), (-1, 16, 16), (1,)]
     alone = [float(Interpreter(content).run({"picture": one[None]})["score"][0]) for one in pictures]
     np.testing.assert_allclose(got["score"], alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pool", Pool)
+def test_slices_of_a_detector_give_its_bits_at_every_cut(pool: Pool, tmp_path: Path) -> None:
+    features = ReconstructionFeatures(read_model(NETWORK))
+    settings = DetectorSettings(pool, regularization=0.5, blur=1.0)
+    (tmp_path / "anomaly.tflite").write_bytes(write_detector(features, SHAPE, STATISTICS, settings, 2.5))
+    model = load_model(tmp_path / "anomaly.tflite", pictures=True)
+    cuts = [cut.index for cut in model.cuts]
+    assert len(cuts) > 15
+    model.verify(cuts)
+    for cut in cuts:
+        model.verify([cut])
 
 
 def test_full_covariances_give_mahalanobis_distances() -> None:
