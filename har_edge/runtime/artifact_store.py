@@ -54,6 +54,10 @@ class Store:
         """Never evict these contents either."""
         self._kept.update(hashes)
 
+    def release(self, hashes: Collection[str]) -> None:
+        """Let files go when room is needed. They are not removed: other processes may share the folder."""
+        self._kept.difference_update(hashes)
+
     def has(self, sha256: str) -> bool:
         """Return whether the content is here and whole; a damaged file is removed."""
         path = self._place(sha256)

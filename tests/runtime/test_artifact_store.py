@@ -123,6 +123,18 @@ def test_what_is_to_be_kept_stays(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 2
 
 
+def test_what_is_released_goes_only_when_room_is_needed(tmp_path: Path) -> None:
+    store = Store(tmp_path, limit_bytes=20)
+    first, second = sha256_of(b"a" * 10), sha256_of(b"b" * 10)
+    store.keep_also([first, second])
+    put(store, b"a" * 10)
+    put(store, b"b" * 10)
+    store.release([first, first])
+    assert files(tmp_path) == {first, second}
+    third = put(store, b"c" * 10)
+    assert files(tmp_path) == {second, third}
+
+
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     text = rf"cannot keep 100000 bytes in {tmp_path}: File too large; \d+ bytes are free: make room .* with --cache"

@@ -85,7 +85,7 @@ class StageFolder:
 
     def drop(self, sha256: str) -> None:
         """Let a file go; the store evicts it when it needs the room."""
-        self.store.path(sha256).unlink(missing_ok=True)
+        self.store.release([sha256])
 
     def peak_bytes(self) -> int:
         """Return the most memory that this process has used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from har_edge.learning.split.tensors import split_bytes
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.split_training import STATE, AssignedStage, HeldState, MicroBatch, SplitLevel, StateMessage
 from har_edge.protocol.training import RunState, VectorPart, encode_training
+from har_edge.runtime.artifact_store import Store
 from tests.learning.split.networks import residual, samples
 from tests.learning.split.rig import TOPICS, SplitRig, make_rig
 
@@ -141,3 +143,14 @@ def test_states_are_checked_before_they_are_used(rig: SplitRig) -> None:
     ]:
         with pytest.raises(ModelError, match=reason):
             decode_state(changed, machine.spec)
+
+
+def test_nodes_that_share_a_folder_do_not_take_each_other_s_files(tmp_path: Path) -> None:
+    one, two = (StageFolder(Store(tmp_path), lambda content, what: None, lambda: 0) for _ in range(2))
+    content = b"a state"
+    name = hashlib.sha256(content).hexdigest()
+    for folder in (one, two):
+        folder.put(name, content)
+    one.drop(name)
+    one.drop(name)
+    assert two.has(name) and two.read(name) == content
