@@ -34,6 +34,7 @@ MAX_STAGES = 64
 MAX_REPLICAS = 64
 MAX_MICRO_BATCHES = 4096
 MAX_IN_FLIGHT = 4096
+MAX_LOSS = 1e30
 # The formats of what a VectorPart carries here: the bytes of tensors, one after the other, and those of a state.
 TENSORS, STATE = "tensors", "state"
 
@@ -42,7 +43,7 @@ _StageIndex = Annotated[int, msgspec.Meta(ge=0, lt=MAX_STAGES)]
 _Micro = Annotated[int, msgspec.Meta(ge=0, lt=MAX_MICRO_BATCHES)]
 _Micros = Annotated[int, msgspec.Meta(ge=1, le=MAX_MICRO_BATCHES)]
 _Slot = Annotated[int, msgspec.Meta(ge=0, lt=MAX_REPLICAS)]
-_Figure = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+_Figure = Annotated[float, msgspec.Meta(ge=-MAX_LOSS, le=MAX_LOSS)]
 
 
 class SplitLevel(str, enum.Enum):

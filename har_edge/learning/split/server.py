@@ -200,6 +200,8 @@ class SplitServer:
                 return []
             del self.members[message.worker]
             how = "is lost" if message.state is SplitState.LOST else "has left"
+            if message.detail:
+                self.lines.append(f"{message.worker} {how}: {message.detail}")
             return self._without(message.worker, f"{message.worker} {how}", now)
         member = self.members.get(message.worker)
         if member is None or member.instance != message.instance:
@@ -510,8 +512,11 @@ class SplitServer:
             self.lines.append(f"the state after step {message.held.step} is not kept: {error}")
             return
         if found is not None:
-            self.whole, files = found
-            self.saved = {self.whole.step: files}
+            self.whole = found.whole
+            if found.problem:  # the states of before stay here, and workers have those of this step
+                self.lines.append(f"the state after step {self.whole.step} is held in memory only: {found.problem}")
+            else:
+                self.saved = {self.whole.step: found.files}
             self.committed, self.copies.save_asked = max(self.committed, self.whole.step), -1
             self.checkpoints.append(self.whole)
 

@@ -23,6 +23,7 @@ from har_edge.learning.split.step import BackwardPass, StageCompute
 from har_edge.learning.split.tensors import Arrays, pack_tensors, split_bytes, unpack_tensors
 from har_edge.mqtt.bus import Outgoing
 from har_edge.protocol.split_training import (
+    MAX_LOSS,
     TENSORS,
     GradientShare,
     MicroBatch,
@@ -278,7 +279,7 @@ class StageMachine:
         entering, labels = self._take(FORWARD, micro), self._take(LABELS, micro)
         targets, weight = (labels[port.name] for port in label_ports(self.spec))
         found = self.compute.finish(self.weights, entering, targets, weight)
-        if not math.isfinite(found.loss):
+        if not math.isfinite(found.loss) or abs(found.loss) > MAX_LOSS:  # a message carries no more
             self.problem = (
                 f"the loss of micro-batch {micro} in step {self.step} became {found.loss}; the learning rate may be "
                 "too high"

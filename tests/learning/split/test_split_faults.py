@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from msgspec import structs
 
-from har_edge.errors import ModelError
+from har_edge.errors import ModelError, NodeError
 from har_edge.learning.split.files import StageFolder
 from har_edge.learning.split.state import decode_state, encode_state, hash_of
 from har_edge.learning.split.tensors import split_bytes
 from har_edge.mqtt.bus import Delivery, Outgoing
-from har_edge.protocol.split_training import STATE, AssignedStage, HeldState, MicroBatch, SplitLevel, StateMessage
+from har_edge.protocol.split_training import (
+    STATE,
+    AssignedStage,
+    HeldState,
+    MicroBatch,
+    SplitLevel,
+    SplitState,
+    StateMessage,
+)
 from har_edge.protocol.training import RunState, VectorPart, encode_training
 from har_edge.runtime.artifact_store import Store
 from tests.learning.split.networks import residual, samples
@@ -112,6 +121,56 @@ def test_a_state_whose_hash_is_another_is_not_kept(rig: SplitRig) -> None:
     saved = Delivery(TOPICS.training("r", "saved", "a"), encode_training(state_message(b"others!", held, rig)), (0, 0))
     rig.server.handle(saved, rig.now)
     assert rig.server.record.dropped == before + 1 and "with other content" in rig.server.lines[-1]
+
+
+def test_a_forged_part_does_not_stand_in_the_way_of_a_state(rig: SplitRig) -> None:
+    send = rig.server.handle
+
+    def forge(step: int) -> None:
+        for number in range(3):
+            held = HeldState(0, 1, step, "c" * 64, 40)
+            part = VectorPart(STATE, 10, b"x", 0, 40)
+            forged = structs.replace(state_message(b"", held, rig), stage=number, part=part)
+            send(Delivery(TOPICS.training("r", "saved", "a"), encode_training(forged), (0, 0)), rig.now)
+
+    for step in range(1, 11):
+        forge(step)
+    huge = structs.replace(state_message(b"", HeldState(0, 1, 3, "d" * 64, 2**31 - 1), rig))
+    send(Delivery(TOPICS.training("r", "saved", "a"), encode_training(huge), (0, 0)), rig.now)
+    assert "a state of 2147483647 bytes came for stage 0; expected at most" in rig.server.lines[-1]
+    assert len(rig.server._states._steps) <= 4
+    forge(10)  # the last step, whose states the run waits for
+    rig.run()
+    assert rig.server.state is RunState.FINISHED and rig.server.record.recoveries == []
+    assert rig.server.whole.step == 10
+
+
+def test_a_full_disk_of_the_command_ends_no_training(rig: SplitRig) -> None:
+    def full(content: bytes) -> object:
+        raise NodeError("cannot keep 7 bytes in /cache: No space left on device")
+
+    rig.server._states.put = full  # type: ignore[assignment]
+    rig.run()
+    assert rig.server.state is RunState.FINISHED and rig.server.record.recoveries == []
+    assert rig.server.whole.step == 10 and rig.checkpoints[-1].step == 10
+    assert any("step 10 is held in memory only: cannot keep 7 bytes in /cache" in line for line in rig.lines)
+
+
+def test_the_reason_of_a_loss_is_said(rig: SplitRig) -> None:
+    node = rig.nodes["b"]
+    rig.publish(node.bus, [node.worker.report(SplitState.LOST, "cannot keep 7 bytes in /cache")])
+    rig.run()
+    assert rig.server.state is RunState.FINISHED
+    assert "b is lost: cannot keep 7 bytes in /cache" in rig.lines
+
+
+def test_a_loss_beyond_what_a_message_carries_ends_the_run_and_is_said(rig: SplitRig) -> None:
+    compute = rig.nodes["c"].worker.stages[2].compute
+    finish = compute.finish
+    compute.finish = lambda *args: replace(finish(*args), loss=1e31)  # type: ignore[method-assign]
+    rig.run()
+    assert rig.server.state is RunState.STOPPED
+    assert "became 1e+31; the learning rate may be too high" in rig.server.problem
 
 
 def test_a_node_that_cannot_load_its_stage_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
