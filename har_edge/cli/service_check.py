@@ -26,6 +26,7 @@ PATHS = {
     "cache": False,
     "live": False,
     "images": True,
+    "heat_maps": False,
     "own_broker_config": True,
     "own_broker_directory": False,
     **dict.fromkeys(("password_file", "ca_file", "cert_file", "key_file"), True),

@@ -43,8 +43,9 @@ def test_round_trip_and_what_is_left_out() -> None:
 
 
 def test_the_examples_on_the_page_are_what_nodes_send() -> None:
-    result, stage, sensor, node, beat = re.findall(r"```json\n(.*)\n```", PAGE)
-    assert encode_results(decode_results(result.encode())) == result.encode()
+    result, anomaly, stage, sensor, node, beat = re.findall(r"```json\n(.*)\n```", PAGE)
+    for answer in (result, anomaly):
+        assert encode_results(decode_results(answer.encode())) == answer.encode()
     for status in (stage, sensor, node):
         assert encode_status(decode_status(status)) == status.encode()
     assert encode_heartbeat(decode_heartbeat(beat)) == beat.encode()
