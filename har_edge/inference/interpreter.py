@@ -240,6 +240,13 @@ def load_slice(
     `check` gets the content and the delegate before the runtime does, and may raise. Raises ModelError when the file is
     missing, or its SHA-256 is not `sha256`.
     """
+    content = read_slice(path, sha256)
+    check(content, f"slice {path}", delegate.value)
+    return Interpreter(content, threads=threads, fresh=fresh, delegate=delegate)
+
+
+def read_slice(path: Path, sha256: str) -> bytes:
+    """Return the content of a slice. Raises ModelError when the file is missing, or its SHA-256 is not `sha256`."""
     try:
         content = read_regular(path, MAX_MODEL_BYTES)
     except OSError as error:
@@ -252,8 +259,7 @@ def load_slice(
             f"slice {path} has sha256 {found}, but {sha256} was expected; the file was changed or belongs to another "
             "model: cut the model again and copy every slice"
         )
-    check(content, f"slice {path}", delegate.value)
-    return Interpreter(content, threads=threads, fresh=fresh, delegate=delegate)
+    return content
 
 
 def _create(model: bytes | Path, what: str, threads: int, delegate: Delegate) -> Any:

@@ -45,11 +45,13 @@ from har_edge.runtime.stage.packed import check_packings
 from har_edge.runtime.stage.setup import StageSetup
 from har_edge.runtime.stage.shard import make_stage
 from har_edge.runtime.stage.stage import Stage
-from har_edge.tflite.manifest import QUANTISED
+from har_edge.tflite.manifest import QUANTISED, SliceEntry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from har_edge.inference.input_adapter import InputAdapter
-    from har_edge.inference.interpreter import Interpreter, Port
+    from har_edge.inference.interpreter import Delegate, Interpreter, Port
     from har_edge.inference.loaded_slice import LoadedSlice
 
 _log = logging.getLogger(__name__)
@@ -154,9 +156,10 @@ def build_setup(
     fresh = starts_fresh(wiring.entry.state, task, f"slice {folder / wiring.entry.file}")
     delegate = Delegate(delegate_of(pipeline.config) or Delegate.XNNPACK)
 
+    _check_files(folder, wiring.entry, check or default_check(), delegate)
+
     def load(file: str, sha256: str) -> Interpreter:
-        chosen = check or default_check()
-        return load_slice(folder / file, sha256, threads=threads, fresh=fresh, check=chosen, delegate=delegate)
+        return load_slice(folder / file, sha256, threads=threads, fresh=fresh, delegate=delegate)
 
     loaded = LoadedSlice(wiring.entry, load)
     interpreter = loaded.first
@@ -189,6 +192,19 @@ def build_setup(
         saturations=tuple(watched.values()),
         program=loaded.program,
     )
+
+
+def _check_files(folder: Path, entry: SliceEntry, check: LoadCheck, delegate: Delegate) -> None:
+    """Run each file of a slice once in a process of its own, before the first one is loaded.
+
+    Such a process takes as much memory as the file that it runs. A shard that held other files meanwhile would need
+    more than the plan gave it.
+    """
+    from har_edge.inference.interpreter import read_slice
+
+    files = {step.sha256: step.file for step in entry.steps} or {entry.sha256: entry.file}
+    for sha256, file in files.items():
+        check(read_slice(folder / file, sha256), f"slice {folder / file}", delegate.value)
 
 
 def _result_port(pipeline: Pipeline, loaded: LoadedSlice) -> Port | None:

@@ -1,12 +1,19 @@
-"""How much a stage takes from the broker at once."""
+"""How a stage is built: how much it takes from the broker at once, and in which order it loads files."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from har_edge.cli.main import main
+from har_edge.config.pipeline import load_pipeline
 from har_edge.config.wiring import Wiring
-from har_edge.runtime.build import RECEIVE_LEAST, RECEIVE_MAX, receive_max
+from har_edge.inference.interpreter import Interpreter
+from har_edge.inference.load_check import LoadCheck
+from har_edge.runtime.build import RECEIVE_LEAST, RECEIVE_MAX, build_setup, receive_max
 from har_edge.tflite.manifest import SliceEntry, TensorSpec
+from tests.tflite import models
 
 
 def wiring(*shape: int, makers: int = 1, source: bool = False) -> Wiring:
@@ -29,3 +36,25 @@ def wiring(*shape: int, makers: int = 1, source: bool = False) -> Wiring:
 )
 def test_large_messages_wait_at_the_broker_unless_parts_wait_for_each_other(taken: Wiring, expected: int) -> None:
     assert receive_max(taken) == expected
+
+
+def test_a_shard_checks_all_of_its_files_before_it_holds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check takes as much memory as what it runs; beside files that are loaded, a plan's limit would not hold it."""
+    path = tmp_path / "skip.tflite"
+    path.write_bytes(models.skip())
+    words = ["--stream", "images", "--normalize", "0,255", "--split", "rows:0-2@2 rows:2-4@2 whole:4-5@2"]
+    assert main(["slice", str(path), *words, "--out", str(tmp_path / "out")]) == 0
+    pipeline, events = load_pipeline(tmp_path / "out"), list[str]()
+    begin = Interpreter.__init__
+
+    def load(self: Interpreter, *args: object, **more: object) -> None:
+        events.append("load")
+        begin(self, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Interpreter, "__init__", load)
+    check = LoadCheck(None, command=("true",))
+    monkeypatch.setattr(LoadCheck, "__call__", lambda self, content, what, delegate="xnnpack": events.append("check"))
+    build_setup(pipeline, 0, check=check)
+    files = len({step.sha256 for step in pipeline.manifest.slices[0].steps})
+    assert files > 1 and events[: 2 * files] == ["check"] * files + ["load"] * files
+    assert "check" not in events[files:]
