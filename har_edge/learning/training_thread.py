@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from har_edge.inference.load_check import LoadCheck
 from har_edge.inference.training_step import TrainingStep
 from har_edge.learning.datasets import Dataset
 from har_edge.learning.graph_learner import GraphLearner, most_block_bytes
+from har_edge.learning.job_thread import JobThread
 from har_edge.learning.privacy import protection_of
 from har_edge.learning.tensor_ranges import RangeMeter
 from har_edge.learning.worker import TrainingWorker, WorkerProfile, filters_of
-from har_edge.mqtt.bus import PollableBus, Session, TakenOver, Will
+from har_edge.mqtt.bus import PollableBus, Session, Will
 from har_edge.protocol.topics import Topics, TrainingTopics
 from har_edge.protocol.training import (
     MAX_ROUND_BYTES,
@@ -39,7 +39,6 @@ from har_edge.units import plural
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1
-_BACKOFF_S, _BACKOFF_CAP_S = 1.0, 30.0
 FETCH_TIMEOUT_S = 30.0
 # An update of several parts, and the rounds that come meanwhile.
 _RECEIVE_MAX = 64
@@ -64,54 +63,14 @@ class LearningContext:
     say: Callable[[str], None] = _log.info
 
 
-class TrainingThread:
+class TrainingThread(JobThread):
     """One training on this node; only its own thread touches its bus."""
 
     def __init__(self, context: LearningContext, job: TrainingJob) -> None:
+        super().__init__(job.run, f"training-{job.run}")
         self.job = job
         self._context, self._instance = context, secrets.token_hex(8)
-        self._stop, self._failures = threading.Event(), 0
         self._meter: RangeMeter | None = None
-        self._thread = threading.Thread(target=self._run, name=f"training-{job.run}", daemon=True)
-
-    @property
-    def alive(self) -> bool:
-        """Whether it has not ended."""
-        return self._thread.is_alive()
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask it to end."""
-        self._stop.set()
-
-    def join(self, timeout_s: float) -> None:
-        """Wait until it has ended."""
-        self._thread.join(timeout_s)
-
-    # --- the thread ---------------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._train()
-                return
-            except TakenOver:
-                _log.warning("training %s: a younger node of this name has taken over", self.job.run)
-                return
-            except (HarEdgeError, OSError) as error:
-                self._fail(str(error))
-            except Exception as error:  # a training must not end the node
-                _log.exception("training %s failed", self.job.run)
-                self._fail(f"{type(error).__name__}: {error}")
-
-    def _fail(self, text: str) -> None:
-        delay_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2**self._failures)
-        self._failures = min(self._failures + 1, 16)
-        _log.warning("training %s failed, trying again in %g s: %s", self.job.run, delay_s, text)
-        self._stop.wait(delay_s)
 
     def _train(self) -> None:
         bus = self._context.connect(self._session())

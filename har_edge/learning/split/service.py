@@ -19,6 +19,7 @@ from har_edge.learning.split.state import WholeState, hash_of
 from har_edge.learning.vectors import WeightLike, flatten
 from har_edge.mqtt.bus import Bus, Outgoing
 from har_edge.protocol.split_training import SplitLevel
+from har_edge.protocol.text import escape
 from har_edge.protocol.training import (
     CheckpointNote,
     RunState,
@@ -78,7 +79,7 @@ class SplitService:
         self._store(now)
         self._take_scores()
         for line in server.lines:
-            self._say(line)
+            self._say(escape(line))  # it may hold words of a node
         server.lines.clear()
         self._announce(now)
 
@@ -172,7 +173,7 @@ class SplitService:
             self._bus.poll(TURN_S)
         self._announce(time.monotonic())
         for line in server.lines:
-            self._say(line)
+            self._say(escape(line))  # it may hold words of a node
         server.lines.clear()
         drain(self._bus)
 

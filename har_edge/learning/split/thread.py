@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,11 +14,12 @@ import numpy as np
 from har_edge import __version__
 from har_edge.errors import BrokerError, HarEdgeError
 from har_edge.inference.training_step import TrainingStep
+from har_edge.learning.job_thread import JobThread
 from har_edge.learning.split.files import StageFolder
 from har_edge.learning.split.step import median_time
 from har_edge.learning.split.worker import REPORT_S, SplitProfile, SplitWorker
 from har_edge.learning.training_thread import FETCH_TIMEOUT_S, LearningContext
-from har_edge.mqtt.bus import Delivery, Outgoing, PollableBus, Session, TakenOver, Will
+from har_edge.mqtt.bus import Delivery, Outgoing, PollableBus, Session, Will
 from har_edge.protocol.split_training import SplitJob, SplitLevel, SplitReport, SplitState
 from har_edge.protocol.topics import TrainingTopics
 from har_edge.protocol.training import MAX_ROUND_BYTES, TrainingFile, encode_training
@@ -30,7 +30,6 @@ from har_edge.tflite.gradient.spec import TrainingSpec, decode_spec
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.05
-_BACKOFF_S, _BACKOFF_CAP_S = 1.0, 30.0
 _RECEIVE_MAX = 256
 # The broker keeps what came for a worker so long while it has no connection.
 _SESSION_S = 60
@@ -41,56 +40,20 @@ _PROBE_S = 0.5
 _SHORT_S = 0.02
 
 
-class SplitThread:
+class SplitThread(JobThread):
     """One split training on this node; only its own thread touches its bus."""
 
     def __init__(self, context: LearningContext, job: SplitJob) -> None:
+        super().__init__(job.run, f"split-{job.run}")
         self.job = job
         self._context, self._instance = context, secrets.token_hex(8)
-        self._stop, self._failures, self._probe_s = threading.Event(), 0, 0.0
+        self._probe_s = 0.0
         # Loading is the first thing to be done, and takes long.
         self._computing, self._usual_s = ThreadPoolExecutor(1, f"compute-{job.run}"), 1.0
-        self._thread = threading.Thread(target=self._run, name=f"split-{job.run}", daemon=True)
-
-    @property
-    def alive(self) -> bool:
-        """Whether it has not ended."""
-        return self._thread.is_alive()
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask it to end."""
-        self._stop.set()
-
-    def join(self, timeout_s: float) -> None:
-        """Wait until it has ended."""
-        self._thread.join(timeout_s)
-
-    # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._train()
-                self._computing.shutdown(wait=False)
-                return
-            except TakenOver:
-                _log.warning("training %s: a younger node of this name has taken over", self.job.run)
-                return
-            except (HarEdgeError, OSError) as error:
-                self._fail(str(error))
-            except Exception as error:  # a training must not end the node
-                _log.exception("training %s failed", self.job.run)
-                self._fail(f"{type(error).__name__}: {error}")
-
-    def _fail(self, text: str) -> None:
-        delay_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2**self._failures)
-        self._failures = min(self._failures + 1, 16)
-        _log.warning("training %s failed, trying again in %g s: %s", self.job.run, delay_s, text)
-        self._stop.wait(delay_s)
+        super()._run()
+        self._computing.shutdown(wait=False)
 
     def _train(self) -> None:
         self._instance = secrets.token_hex(8)  # after a failure another one: what it held is gone

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from msgspec import structs
 
 from har_edge.errors import ModelError, NodeError
 from har_edge.learning.split.files import StageFolder
+from har_edge.learning.split.service import SplitService
 from har_edge.learning.split.state import decode_state, encode_state, hash_of
 from har_edge.learning.split.tensors import split_bytes
 from har_edge.mqtt.bus import Delivery, Outgoing
@@ -213,3 +215,23 @@ def test_nodes_that_share_a_folder_do_not_take_each_other_s_files(tmp_path: Path
     one.drop(name)
     one.drop(name)
     assert two.has(name) and two.read(name) == content
+
+
+def test_words_of_a_node_do_not_reach_the_terminal_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = SimpleNamespace(
+        filters=[],
+        handle=None,
+        tick=lambda now: [],
+        rival="",
+        lacking=set(),
+        checkpoints=[],
+        lines=["b: no\x1b[31m\nway"],
+    )
+    bus = SimpleNamespace(subscribe=lambda filters: None, poll=lambda timeout_s: [], connected=False)
+    files = SimpleNamespace(pump=lambda bus: None)
+    said = list[str]()
+    for name in ("_take_scores", "_announce"):
+        monkeypatch.setattr(SplitService, name, lambda self, *now: None)
+    arguments = (bus, server, files, None, (), Path("checkpoint"), said.append, None)
+    SplitService(*arguments).step()  # type: ignore[arg-type]
+    assert said == ["b: no\\x1b[31m\\nway"]
