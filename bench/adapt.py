@@ -31,8 +31,8 @@ from har_edge.data.recording import Recording, Window
 from har_edge.errors import DataError
 from har_edge.files import write_atomic
 from har_edge.inference.interpreter import Interpreter
-from har_edge.learning.adaptation import AdaptationRecipe, Adapter, LabelledInputs, Trained, accuracy
-from har_edge.learning.personal_windows import cut_personal, overlap, share_out
+from har_edge.learning.personal.adaptation import AdaptationRecipe, Adapter, LabelledInputs, Trained, accuracy
+from har_edge.learning.personal.windows import cut_personal, overlap, share_out
 from har_edge.tflite.model import Model, read_model
 from har_edge.tflite.slices import slice_model, write_slice
 

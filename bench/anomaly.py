@@ -31,7 +31,7 @@ import numpy as np
 from har_edge.cli.console import say
 from har_edge.cli.main import main as har_edge
 from har_edge.evaluation.anomaly_metrics import image_auroc
-from har_edge.learning.dataset_files import read_data
+from har_edge.learning.data.dataset_files import read_data
 
 Row = dict[str, Any]
 DIGITS = tuple("0123456789")

@@ -25,12 +25,12 @@ import numpy as np
 from har_edge.data.mnist import find_mnist
 from har_edge.inference.interpreter import RUNTIME
 from har_edge.inference.training_step import TrainingStep
-from har_edge.learning.compression import decode, make_compressor
-from har_edge.learning.dataset_files import LabelledData, read_data
-from har_edge.learning.datasets import Dataset
+from har_edge.learning.data.dataset_files import LabelledData, read_data
+from har_edge.learning.data.datasets import Dataset
 from har_edge.learning.lenet import write_lenet5
-from har_edge.learning.optimizers import make_optimizer
-from har_edge.learning.vectors import Vector, flatten, unflatten
+from har_edge.learning.optimizers.optimizers import make_optimizer
+from har_edge.learning.updates.compression import decode, make_compressor
+from har_edge.learning.updates.vectors import Vector, flatten, unflatten
 from har_edge.tflite.gradient.losses import Loss
 from har_edge.tflite.gradient.training_graph import write_training_graph
 from har_edge.tflite.gradient.weights import read_weights

@@ -33,10 +33,10 @@ import psutil
 
 from har_edge.data.mnist import find_mnist
 from har_edge.inference.interpreter import RUNTIME
-from har_edge.learning.dataset_files import read_data
+from har_edge.learning.data.dataset_files import read_data
 from har_edge.learning.lenet import write_lenet5
 from har_edge.learning.local_training import LocalTraining
-from har_edge.learning.vectors import flatten
+from har_edge.learning.updates.vectors import flatten
 from har_edge.mqtt.broker.embedded import start_embedded
 from har_edge.tflite.gradient.losses import Loss
 from har_edge.tflite.gradient.training_graph import write_training_graph

@@ -30,7 +30,7 @@ import numpy as np
 from har_edge.cli.console import say
 from har_edge.cluster.processes import Processes
 from har_edge.inference.interpreter import RUNTIME
-from har_edge.learning.masking import MaskedDevice, MaskedSum, default_threshold
+from har_edge.learning.masking.sums import MaskedDevice, MaskedSum, default_threshold
 from har_edge.mqtt.broker.launcher import start_mosquitto
 from har_edge.resources import find_folder
 

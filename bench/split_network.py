@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from har_edge.learning.dataset_files import read_data
+from har_edge.learning.data.dataset_files import read_data
 from har_edge.tflite.gradient.builder import GraphBuilder
 from har_edge.tflite.schema import tflite
 

@@ -41,7 +41,7 @@ from har_edge.cluster.processes import Processes, Running
 from har_edge.emulation.limits import UNLIMITED, Device, Layout, Limits, read_rate, read_size
 from har_edge.emulation.testbed import Testbed
 from har_edge.experiments.environment import spawn_on
-from har_edge.learning.dataset_files import read_data
+from har_edge.learning.data.dataset_files import read_data
 
 STOP_S = 20.0
 READY_S = 300.0

@@ -33,17 +33,17 @@ import numpy as np
 from har_edge.data.mnist import find_mnist
 from har_edge.inference.interpreter import RUNTIME
 from har_edge.inference.training_step import TrainingStep
-from har_edge.learning.dataset_files import read_data
-from har_edge.learning.datasets import Dataset
-from har_edge.learning.graph_learner import GraphLearner
-from har_edge.learning.held_out import HeldOutSamples
+from har_edge.learning.data.dataset_files import read_data
+from har_edge.learning.data.datasets import Dataset
 from har_edge.learning.lenet import write_lenet5
-from har_edge.learning.modes import ROUND_S, parse_mode
+from har_edge.learning.optimizers.rates import AUTO
 from har_edge.learning.preparation import TrainableModel, initialise, prepare_model, store_blocks, store_files
-from har_edge.learning.rates import AUTO
-from har_edge.learning.server import TrainingServer
-from har_edge.learning.server_settings import ServerSettings
-from har_edge.learning.worker import TrainingWorker, WorkerProfile
+from har_edge.learning.server.held_out import HeldOutSamples
+from har_edge.learning.server.modes import ROUND_S, parse_mode
+from har_edge.learning.server.server import TrainingServer
+from har_edge.learning.server.settings import ServerSettings
+from har_edge.learning.worker.graph_learner import GraphLearner
+from har_edge.learning.worker.worker import TrainingWorker, WorkerProfile
 from har_edge.mqtt.bus import Outgoing, Session
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 from har_edge.protocol.topics import Topics

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from har_edge.learning.anomaly.finishing import DataOrigin, FinishedDetector, LearnedFeatures
     from har_edge.learning.anomaly.pictures import AnomalyPictures, NormalSplit
     from har_edge.learning.anomaly.statistics import FeatureStatistics
-    from har_edge.learning.datasets import Dataset
+    from har_edge.learning.data.datasets import Dataset
     from har_edge.learning.preparation import TrainableModel
-    from har_edge.learning.vectors import Vector
+    from har_edge.learning.updates.vectors import Vector
 
 DEFAULT_NAME = "anomaly"
 DEFAULT_OPTIMIZER = "adam:lr=0.002,schedule=cosine"
@@ -124,7 +124,7 @@ def load_pictures(args: argparse.Namespace) -> AnomalyPictures:
     from har_edge.data.pictures import AspectRule, PictureShape
     from har_edge.learning.anomaly.classes import one_class
     from har_edge.learning.anomaly.folders import read_anomaly_folder
-    from har_edge.learning.dataset_files import ReadOptions, read_data
+    from har_edge.learning.data.dataset_files import ReadOptions, read_data
 
     shape = PictureShape(args.size, args.size, 1 if args.grey else 3)
     if args.normal is not None:

@@ -17,7 +17,7 @@ from har_edge.units import plural
 
 if TYPE_CHECKING:
     from har_edge.config.task import Task
-    from har_edge.learning.datasets import Dataset
+    from har_edge.learning.data.datasets import Dataset
     from har_edge.mqtt.bus import Bus, Outgoing
     from har_edge.protocol.deployment import Deployment
     from har_edge.protocol.status import NodeStatus

@@ -14,9 +14,9 @@ from har_edge.errors import NodeError
 from har_edge.units import plural
 
 if TYPE_CHECKING:
-    from har_edge.learning.datasets import Dataset
+    from har_edge.learning.data.datasets import Dataset
     from har_edge.learning.preparation import TrainableModel
-    from har_edge.learning.vectors import Vector
+    from har_edge.learning.updates.vectors import Vector
 
 
 def train_on_devices(
@@ -29,9 +29,9 @@ def train_on_devices(
     """
     import time
 
-    from har_edge.learning.held_out import Unscored
-    from har_edge.learning.optimizers import SUM, make_optimizer
-    from har_edge.learning.rates import with_steps
+    from har_edge.learning.optimizers.optimizers import SUM, make_optimizer
+    from har_edge.learning.optimizers.rates import with_steps
+    from har_edge.learning.server.held_out import Unscored
     from har_edge.protocol.topics import Topics
     from har_edge.protocol.training import RunState
     from har_edge.runtime.artifact_store import LIMIT_BYTES, Store, default_folder

@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
     from har_edge.cli.training_inputs import TrainingInputs
     from har_edge.cli.version_offer import LiveWatch
-    from har_edge.learning.checkpoints import Checkpoint
-    from har_edge.learning.datasets import Dataset
-    from har_edge.learning.held_out import EvaluationThread, HeldOutSamples
+    from har_edge.learning.data.datasets import Dataset
     from har_edge.learning.preparation import TrainableModel
-    from har_edge.learning.server import TrainingServer
-    from har_edge.learning.server_settings import ServerSettings
-    from har_edge.learning.service import KnownRun
-    from har_edge.learning.tensor_ranges import TensorRanges
-    from har_edge.learning.vectors import Vector
+    from har_edge.learning.quantization.tensor_ranges import TensorRanges
+    from har_edge.learning.server.checkpoints import Checkpoint
+    from har_edge.learning.server.held_out import EvaluationThread, HeldOutSamples
+    from har_edge.learning.server.server import TrainingServer
+    from har_edge.learning.server.service import KnownRun
+    from har_edge.learning.server.settings import ServerSettings
+    from har_edge.learning.updates.vectors import Vector
     from har_edge.mqtt.bus import PollableBus
     from har_edge.protocol.topics import Topics
     from har_edge.protocol.training import TrainingJob, TrainingProgress
     from har_edge.runtime.artifact_store import Store
     from har_edge.runtime.stop import Stop
 
-# Chosen with the mode and the number of workers (learning/recipes.py).
+# Chosen with the mode and the number of workers (learning/server/recipes.py).
 DEFAULT_OPTIMIZER = "auto"
 # Bytes a second that are assumed of a link that could not be measured: 94 Mbit/s.
 USUAL_LINK = 11.75e6
@@ -55,8 +55,8 @@ def run_on_devices(args: argparse.Namespace) -> int:
     from har_edge.cli.reports.training_files import write_results
     from har_edge.cli.training_inputs import check_options, open_inputs
     from har_edge.cli.version_offer import LiveWatch
-    from har_edge.learning.held_out import EvaluationThread, HeldOutSamples
     from har_edge.learning.preparation import initialise
+    from har_edge.learning.server.held_out import EvaluationThread, HeldOutSamples
     from har_edge.protocol.topics import Topics, check_id
     from har_edge.runtime.artifact_store import LIMIT_BYTES, Store, default_folder
     from har_edge.runtime.stop import Stop
@@ -180,8 +180,8 @@ def make_settings(
     args: argparse.Namespace, topics: Topics, job: TrainingJob, train: Dataset, held_out: int
 ) -> ServerSettings:
     """Return the settings of the server, for a link of the usual speed."""
-    from har_edge.learning.modes import TrainingMode, parse_mode
-    from har_edge.learning.server_settings import ServerSettings, TrainingFigures
+    from har_edge.learning.server.modes import TrainingMode, parse_mode
+    from har_edge.learning.server.settings import ServerSettings, TrainingFigures
 
     mode, number = parse_mode(args.mode)
     figures = TrainingFigures(_title(args)[:400], train.name[:400], train.real, "", held_out)
@@ -216,8 +216,8 @@ def open_server(
     from msgspec import structs
 
     from har_edge.config.pipeline import BrokerConfig
-    from har_edge.learning.server import TrainingServer
-    from har_edge.learning.service import KnownRun, look_for_run, look_session, refuse_second
+    from har_edge.learning.server.server import TrainingServer
+    from har_edge.learning.server.service import KnownRun, look_for_run, look_session, refuse_second
     from har_edge.mqtt.bus import Session
     from har_edge.mqtt.measure.link_benchmark import benchmark_link
     from har_edge.protocol.training import MAX_ROUND_BYTES
@@ -254,7 +254,7 @@ def open_server(
 
 def resume(args: argparse.Namespace, server: TrainingServer, found: KnownRun, store: Store) -> None:
     """Go on from the checkpoint on the disk, or else from the one at the broker, unless told to begin anew."""
-    from har_edge.learning.checkpoints import load_checkpoint, read_checkpoint
+    from har_edge.learning.server.checkpoints import load_checkpoint, read_checkpoint
     from har_edge.protocol.training import RunState
 
     if args.fresh:
@@ -320,7 +320,7 @@ def follow(
     """
     from har_edge.cli.int8_result import measure_ranges
     from har_edge.learning.published_files import PublishedFiles
-    from har_edge.learning.service import TrainingService, files_of, run_training
+    from har_edge.learning.server.service import TrainingService, files_of, run_training
     from har_edge.protocol.topics import TrainingTopics
 
     settings, job = server.settings, server.settings.job

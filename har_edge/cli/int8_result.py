@@ -12,10 +12,10 @@ from har_edge.units import plural
 
 if TYPE_CHECKING:
     from har_edge.cli.training_inputs import TrainingInputs
-    from har_edge.learning.held_out import HeldOutSamples
-    from har_edge.learning.server import TrainingServer
-    from har_edge.learning.service import TrainingService
-    from har_edge.learning.tensor_ranges import TensorRanges
+    from har_edge.learning.quantization.tensor_ranges import TensorRanges
+    from har_edge.learning.server.held_out import HeldOutSamples
+    from har_edge.learning.server.server import TrainingServer
+    from har_edge.learning.server.service import TrainingService
     from har_edge.runtime.artifact_store import Store
     from har_edge.runtime.stop import Stop
 
@@ -29,7 +29,7 @@ def measure_ranges(
     """Let the workers of a training measure ranges with the weights that were learned; None where none could."""
     from har_edge.cli.reports.training_files import trained_content
     from har_edge.learning.preparation import store_files
-    from har_edge.learning.tensor_ranges import RangeCollection, write_range_graph
+    from har_edge.learning.quantization.tensor_ranges import RangeCollection, write_range_graph
     from har_edge.tflite.model import read_model
 
     job, topics = server.settings.job, server.settings.topics
@@ -58,7 +58,7 @@ def write_int8(
 ) -> bytes | None:
     """Write the int8 model, and print its accuracy beside that of the float32 one; None where there are no ranges."""
     from har_edge.cli.reports.training_files import store_trained
-    from har_edge.learning.quantization import quantize
+    from har_edge.learning.quantization.int8_model import quantize
 
     if ranges is None:
         say("no int8 model: no worker measured ranges")

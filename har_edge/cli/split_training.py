@@ -24,10 +24,10 @@ from har_edge.units import duration, plural, speed
 
 if TYPE_CHECKING:
     from har_edge.cli.training_inputs import TrainingInputs
-    from har_edge.learning.datasets import Dataset
+    from har_edge.learning.data.datasets import Dataset
     from har_edge.learning.preparation import TrainableModel
     from har_edge.learning.published_files import PublishedFiles
-    from har_edge.learning.service import KnownRun
+    from har_edge.learning.server.service import KnownRun
     from har_edge.learning.split.server import SplitServer
     from har_edge.learning.split.server_settings import SplitPlanner, SplitSettings
     from har_edge.learning.split.state import WholeState
@@ -78,7 +78,7 @@ def run_split(args: argparse.Namespace) -> int:
     from har_edge.cli.training_inputs import open_inputs
     from har_edge.learning.preparation import initialise
     from har_edge.learning.split.state import WholeState
-    from har_edge.learning.vectors import unflatten
+    from har_edge.learning.updates.vectors import unflatten
     from har_edge.protocol.topics import Topics, check_id
     from har_edge.runtime.artifact_store import LIMIT_BYTES, Store, default_folder
     from har_edge.runtime.stop import Stop
@@ -131,9 +131,9 @@ def check_split_options(args: argparse.Namespace) -> None:
 
 def make_settings(parts: _Run, run: str) -> SplitSettings:
     """Return the settings of the command, for a link of the usual speed."""
-    from har_edge.learning.optimizers import make_optimizer
-    from har_edge.learning.rates import with_steps
-    from har_edge.learning.server_settings import TrainingFigures
+    from har_edge.learning.optimizers.optimizers import make_optimizer
+    from har_edge.learning.optimizers.rates import with_steps
+    from har_edge.learning.server.settings import TrainingFigures
     from har_edge.learning.split.batches import BatchOrder
     from har_edge.learning.split.server_settings import SplitSettings
     from har_edge.learning.split.thread import time_probe
@@ -218,7 +218,7 @@ def open_server(
 
     from har_edge.config.pipeline import BrokerConfig
     from har_edge.learning.published_files import PublishedFiles
-    from har_edge.learning.service import KnownRun, look_for_run, look_session, refuse_second
+    from har_edge.learning.server.service import KnownRun, look_for_run, look_session, refuse_second
     from har_edge.learning.split.files import ModelStages
     from har_edge.learning.split.server import SplitServer
     from har_edge.mqtt.bus import Session
@@ -266,7 +266,7 @@ def checkpoint_path(args: argparse.Namespace, run: str) -> Path:
 
 def resume(parts: _Run, server: SplitServer, known: KnownRun) -> None:
     """Go on from the checkpoint on the disk, or else from the one at the broker, unless told to begin anew."""
-    from har_edge.learning.checkpoints import load_checkpoint
+    from har_edge.learning.server.checkpoints import load_checkpoint
     from har_edge.learning.split.checkpoint import read_split_checkpoint, whole_of
 
     settings = server.settings
@@ -291,7 +291,7 @@ def resume(parts: _Run, server: SplitServer, known: KnownRun) -> None:
 
 def follow(parts: _Run, bus: PollableBus, server: SplitServer, files: PublishedFiles, stop: Stop) -> None:
     """Run the server until it has ended, and show how far it is."""
-    from har_edge.learning.held_out import EvaluationThread, HeldOutSamples
+    from har_edge.learning.server.held_out import EvaluationThread, HeldOutSamples
     from har_edge.learning.split.service import SplitService, run_split_training
 
     trainable = parts.trainable

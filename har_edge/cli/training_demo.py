@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from har_edge.api.sensor import Sensor
     from har_edge.cluster.cluster import Arrival
     from har_edge.cluster.local_cluster import LocalCluster
-    from har_edge.learning.datasets import Dataset
+    from har_edge.learning.data.datasets import Dataset
     from har_edge.protocol.training import TrainingProgress
 
 NODES, STAGES, BATCH = 3, 2, 32
@@ -101,8 +101,8 @@ def choose_samples(where: Path | None) -> DemoSamples:
     import numpy as np
 
     from har_edge.data.mnist import find_mnist
-    from har_edge.learning.dataset_files import read_data
-    from har_edge.learning.digits import load_digits
+    from har_edge.learning.data.dataset_files import read_data
+    from har_edge.learning.data.digits import load_digits
 
     found = where if where is not None else find_mnist()
     if found is None:

@@ -14,7 +14,7 @@ from har_edge.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from har_edge.config.catalog import FoundModel
     from har_edge.data.pictures import PictureShape
-    from har_edge.learning.dataset_files import LabelledData
+    from har_edge.learning.data.dataset_files import LabelledData
     from har_edge.learning.preparation import TrainableModel
     from har_edge.training.zoo.catalog import Architecture
 
@@ -40,14 +40,14 @@ def check_options(args: argparse.Namespace) -> None:
     """Raise ConfigError for options that cannot be, before anything is read."""
     import math
 
-    from har_edge.learning.compression import make_compressor
     from har_edge.learning.model_entry import check_folder
-    from har_edge.learning.modes import parse_mode
-    from har_edge.learning.optimizers import make_optimizer
+    from har_edge.learning.optimizers.optimizers import make_optimizer
+    from har_edge.learning.optimizers.rates import with_steps
     from har_edge.learning.privacy import PrivacyAccountant, check_noise
-    from har_edge.learning.quantization import require_quantizer
-    from har_edge.learning.rates import with_steps
-    from har_edge.learning.recipes import check_server_optimizer
+    from har_edge.learning.quantization.int8_model import require_quantizer
+    from har_edge.learning.server.modes import parse_mode
+    from har_edge.learning.server.recipes import check_server_optimizer
+    from har_edge.learning.updates.compression import make_compressor
 
     if args.model is None or args.data is None:
         raise ConfigError(
@@ -122,7 +122,7 @@ def _network(name: str) -> str | Architecture | None:
 def _find(name: str) -> FoundModel:
     """Return a shipped model, or a file. Raises ModelError for neither, and for a quantised one with its master."""
     from har_edge.config.catalog import find_model, load_catalog
-    from har_edge.learning.personal_model import check_trainable
+    from har_edge.learning.personal.model import check_trainable
     from har_edge.training.zoo.catalog import ZOO
 
     shipped = [entry.name for entry in load_catalog().models]
@@ -164,9 +164,9 @@ def _make_network(args: argparse.Namespace, network: str | Architecture) -> tupl
 
 def _read_for(args: argparse.Namespace, found: FoundModel, trainable: TrainableModel) -> TrainingInputs:
     """Read the samples for a file; recordings as its task says, where a manifest lists it."""
-    from har_edge.learning.dataset_files import DataFormat, all_for_test, description_of, find_format, hold_back
-    from har_edge.learning.datasets import rename_classes
-    from har_edge.learning.model_samples import check_own_windows, read_model_windows
+    from har_edge.learning.data.dataset_files import DataFormat, all_for_test, description_of, find_format, hold_back
+    from har_edge.learning.data.datasets import rename_classes
+    from har_edge.learning.data.model_samples import check_own_windows, read_model_windows
 
     entry, kind = found.entry, find_format(args.data)
     if entry is not None and entry.task.image is None and kind is DataFormat.RECORDINGS:
@@ -185,14 +185,14 @@ def _read_for(args: argparse.Namespace, found: FoundModel, trainable: TrainableM
 
 def load_samples(args: argparse.Namespace, trainable: TrainableModel) -> LabelledData:
     """Return the samples below --data, with those to test with."""
-    from har_edge.learning.own_samples import picture_shape
+    from har_edge.learning.data.own_samples import picture_shape
 
     return read_samples(args, picture_shape(trainable.shape))
 
 
 def read_samples(args: argparse.Namespace, shape: PictureShape | None) -> LabelledData:
     """Return the samples below --data; `shape` is the size that pictures of a folder are brought to."""
-    from har_edge.learning.dataset_files import ReadOptions, read_data, read_test_data
+    from har_edge.learning.data.dataset_files import ReadOptions, read_data, read_test_data
 
     read = read_test_data if args.own_data else read_data
     return read(args.data, ReadOptions(shape=shape, seed=args.seed))

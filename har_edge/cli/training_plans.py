@@ -113,8 +113,8 @@ def make_problem(
 
 def optimizer_vectors(spec: str) -> int:
     """Return how many values an optimizer keeps for each weight."""
-    from har_edge.learning.optimizers import make_optimizer
-    from har_edge.learning.rates import with_steps
+    from har_edge.learning.optimizers.optimizers import make_optimizer
+    from har_edge.learning.optimizers.rates import with_steps
 
     return len(make_optimizer(with_steps(spec, 1), 1).state()) - 1
 

@@ -17,11 +17,11 @@ from har_edge.errors import HarEdgeError
 
 if TYPE_CHECKING:
     from har_edge.cli.training_inputs import TrainingInputs
-    from har_edge.learning.datasets import Dataset
-    from har_edge.learning.held_out import HeldOutSamples
-    from har_edge.learning.live_answers import LiveCount
-    from har_edge.learning.version_rollout import ScoredModel
-    from har_edge.learning.versions import VersionRegistry
+    from har_edge.learning.data.datasets import Dataset
+    from har_edge.learning.server.held_out import HeldOutSamples
+    from har_edge.learning.versions.live_answers import LiveCount
+    from har_edge.learning.versions.registry import VersionRegistry
+    from har_edge.learning.versions.rollout import ScoredModel
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.stop import Stop
 
@@ -36,7 +36,7 @@ class LiveWatch:
     """Counts live answers by generation, in a thread with a connection of its own."""
 
     def __init__(self, args: argparse.Namespace, topics: Topics) -> None:
-        from har_edge.learning.live_answers import LiveAnswers
+        from har_edge.learning.versions.live_answers import LiveAnswers
         from har_edge.mqtt.bus import Session
 
         self._answers, self._topics, self._ended = LiveAnswers(), topics, threading.Event()
@@ -81,8 +81,8 @@ def offer_to_pipeline(
     at the end. With `live`, live windows with a known truth decide afterwards whether it stays.
     """
     from har_edge.cli.deploy_trained import LOOK_S, PipelineView, deploy
-    from har_edge.learning.version_rollout import offer_version
-    from har_edge.learning.versions import VersionRegistry
+    from har_edge.learning.versions.registry import VersionRegistry
+    from har_edge.learning.versions.rollout import offer_version
     from har_edge.tflite.model import read_model
 
     def look() -> tuple[str, int]:
@@ -116,7 +116,7 @@ def offer_trained(
     stop: Stop,
 ) -> bool:
     """Offer the model of a training on devices; return whether it is deployed at the end."""
-    from har_edge.learning.version_rollout import ScoredModel
+    from har_edge.learning.versions.rollout import ScoredModel
 
     test, classes = inputs.data.test, bool(inputs.trainable.classes)
 
@@ -188,7 +188,7 @@ def _has_no_truth(came: LiveCount, args: argparse.Namespace) -> bool:
 
 def _try_live(live: LiveWatch, older: int, newer: int, args: argparse.Namespace, stop: Stop) -> str:
     """Return what live windows say against the new generation, "" for nothing; wait until enough came."""
-    from har_edge.learning.live_answers import judge_live
+    from har_edge.learning.versions.live_answers import judge_live
 
     say(f"trial: {args.trial} live windows with a known truth decide whether it stays")
     until = time.monotonic() + TRIAL_S

@@ -23,11 +23,11 @@ import numpy as np
 from har_edge.errors import ConfigError, NodeError
 from har_edge.extras import require
 from har_edge.files import write_atomic
-from har_edge.learning.dataset_files import LabelledData, read_data
-from har_edge.learning.datasets import Dataset
+from har_edge.learning.data.dataset_files import LabelledData, read_data
+from har_edge.learning.data.datasets import Dataset
 from har_edge.learning.local_training import LocalOutcome, LocalTraining
-from har_edge.learning.optimizers import make_optimizer
-from har_edge.learning.vectors import Vector, flatten, unflatten
+from har_edge.learning.optimizers.optimizers import make_optimizer
+from har_edge.learning.updates.vectors import Vector, flatten, unflatten
 from har_edge.tflite.gradient.losses import Loss
 from har_edge.tflite.gradient.spec import TrainingSpec, decode_spec
 from har_edge.tflite.gradient.training_graph import write_training_graph

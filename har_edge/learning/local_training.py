@@ -8,9 +8,9 @@ import numpy as np
 
 from har_edge.errors import DataError, ModelError
 from har_edge.inference.training_step import TrainingStep
-from har_edge.learning.datasets import Dataset
-from har_edge.learning.optimizers import Optimizer
-from har_edge.learning.vectors import Vector, flatten, unflatten
+from har_edge.learning.data.datasets import Dataset
+from har_edge.learning.optimizers.optimizers import Optimizer
+from har_edge.learning.updates.vectors import Vector, flatten, unflatten
 from har_edge.tflite.gradient.spec import TrainingSpec
 
 

@@ -24,7 +24,7 @@ from har_edge.files import write_atomic
 from har_edge.inference.codecs import FolderFiles
 from har_edge.inference.interpreter import Interpreter, Port
 from har_edge.inference.port_task import describe_images, image_task
-from har_edge.learning.datasets import Dataset
+from har_edge.learning.data.datasets import Dataset
 from har_edge.tflite.manifest import TensorSpec
 from har_edge.tflite.model import Model
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from har_edge.errors import ConfigError, DataError, ModelError
-from har_edge.learning.blocks import cut_blocks, samples_a_block, write_block
-from har_edge.learning.datasets import Dataset
-from har_edge.learning.input_layout import InputLayout, layout_of
-from har_edge.learning.vectors import Vector, flatten
+from har_edge.learning.data.blocks import cut_blocks, samples_a_block, write_block
+from har_edge.learning.data.datasets import Dataset
+from har_edge.learning.data.input_layout import InputLayout, layout_of
+from har_edge.learning.updates.vectors import Vector, flatten
 from har_edge.protocol.training import MAX_BLOCKS, BlockFile, TrainingFile
 from har_edge.runtime.artifact_store import Store
 from har_edge.tflite.gradient.losses import Loss

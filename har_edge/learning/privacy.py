@@ -3,7 +3,7 @@
 The unit is a device with all of its samples, not a sample: each update of a device as a whole is scaled to an L2 norm
 of at most `clip` (McMahan et al. 2018, section 3). Every device adds its share of the noise before it sends, so that
 the sum over all has the standard deviation `noise` times `clip`. Who sees single updates, as the server does without
-pairwise masks (`learning/masking.py`), sees them under less noise.
+pairwise masks (`learning/masking/sums.py`), sees them under less noise.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 from har_edge.errors import ConfigError, ModelError
 from har_edge.extras import require
-from har_edge.learning.vectors import Vector
-from har_edge.learning.worker import Protect, as_it_is
+from har_edge.learning.updates.vectors import Vector
+from har_edge.learning.worker.worker import Protect, as_it_is
 from har_edge.protocol.training import MAX_CLIP, MAX_NOISE, TrainingJob
 from har_edge.units import plural
 

@@ -1,6 +1,6 @@
 """The messages of masked sums: what workers tell each other through the server, which learns sums alone.
 
-learning/masking.py says what each of them is for.
+learning/masking/sums.py says what each of them is for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MASKED_VERSION = 2
 # The fewest workers of a masked sum: each of two would know the other's update. The most: a message names them all.
 LEAST_MASKED, MOST_MASKED = 3, 512
 KEY_BYTES = 32
-# Shares of secrets are numbers below 2**521 - 1 (learning/shamir.py).
+# Shares of secrets are numbers below 2**521 - 1 (learning/masking/shamir.py).
 SHARE_BYTES = 66
 # Two shares, and the tag that authenticates them (RFC 8439).
 SEALED_BYTES = 2 * SHARE_BYTES + 16

@@ -40,7 +40,7 @@ MAX_BLOCKS = 4096
 MAX_RANGES = 4096
 MAX_CLIP, MAX_NOISE = 1e12, 1e6
 
-# An epoch is one of four 32-bit words that seed the order of its samples (learning/account.py).
+# An epoch is one of four 32-bit words that seed the order of its samples (learning/data/blocks.py).
 Epoch = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 _Source = tuple[Annotated[str, msgspec.Meta(max_length=100)], Size]
 Sources = Annotated[tuple[_Source, ...], msgspec.Meta(max_length=256)]
@@ -138,7 +138,7 @@ class TrainingJob(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
 
 class VectorPart(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One part of a packed vector of `size` numbers: `kind` says how it is packed (learning/compression.py)."""
+    """One part of a packed vector of `size` numbers: `kind` says how it is packed (learning/updates/compression.py)."""
 
     kind: Annotated[str, msgspec.Meta(max_length=32)]
     size: Annotated[int, msgspec.Meta(ge=0, le=MAX_PARAMETERS)]
@@ -148,7 +148,7 @@ class VectorPart(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SampleRange(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """The samples [start, stop) of a block, by their places in the order of the epoch (learning/account.py)."""
+    """The samples [start, stop) of a block, by their places in the order of the epoch (learning/server/account.py)."""
 
     block: Annotated[int, msgspec.Meta(ge=0, lt=MAX_BLOCKS)]
     start: Annotated[int, msgspec.Meta(ge=0, le=MAX_PARAMETERS)]

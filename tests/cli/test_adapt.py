@@ -66,7 +66,7 @@ def test_the_figures_are_of_the_files_that_were_and_are(here, capsys):
     said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy"))
     from har_edge.data.synthetic import synthesize
     from har_edge.inference.codecs import FolderFiles
-    from har_edge.learning.personal_windows import cut_personal, share_out
+    from har_edge.learning.personal.windows import cut_personal, share_out
 
     task = find_model(HEAD).entry.task
     (recording,) = synthesize(["zoe"])

@@ -11,7 +11,7 @@ from har_edge.config.image_task import Normalization, derive_image_task
 from har_edge.config.pipeline import PipelineConfig
 from har_edge.coordinator.model_replacement import HEARS_OF_MODELS
 from har_edge.errors import ConfigError
-from har_edge.learning.datasets import Dataset
+from har_edge.learning.data.datasets import Dataset
 from har_edge.learning.lenet import write_lenet5
 from har_edge.protocol.deployment import Deployment, Generation, Placement
 from har_edge.protocol.status import NodeStatus, State

@@ -21,11 +21,11 @@ from har_edge.cli.main import main
 from har_edge.cli.training_inputs import load_samples
 from har_edge.cluster.processes import Processes, Running
 from har_edge.inference.interpreter import Interpreter
-from har_edge.learning.checkpoints import Checkpoint
-from har_edge.learning.datasets import Dataset
-from har_edge.learning.digits import load_digits
+from har_edge.learning.data.datasets import Dataset
+from har_edge.learning.data.digits import load_digits
 from har_edge.learning.lenet import write_lenet5
 from har_edge.learning.preparation import prepare_model
+from har_edge.learning.server.checkpoints import Checkpoint
 from har_edge.mqtt.broker.launcher import Mosquitto
 from har_edge.mqtt.bus import Session
 from har_edge.mqtt.connect import open_bus

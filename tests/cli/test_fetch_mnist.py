@@ -14,7 +14,7 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.data import mnist
-from har_edge.learning.dataset_files import read_data
+from har_edge.learning.data.dataset_files import read_data
 from tests.learning.made_data import idx, pictures
 
 TRAIN, TEST = pictures(400, side=12), pictures(80, side=12, seed=1)

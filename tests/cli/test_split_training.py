@@ -15,10 +15,10 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cluster.processes import Running
-from har_edge.learning.dataset_files import ReadOptions, read_data
-from har_edge.learning.datasets import Dataset
+from har_edge.learning.data.dataset_files import ReadOptions, read_data
+from har_edge.learning.data.datasets import Dataset
 from har_edge.learning.lenet import write_lenet5
-from har_edge.learning.rates import with_steps
+from har_edge.learning.optimizers.rates import with_steps
 from har_edge.learning.split.batches import BatchOrder
 from har_edge.learning.split.record import SplitRecord
 from har_edge.mqtt.broker.launcher import Mosquitto

@@ -12,8 +12,8 @@ from har_edge.cli.main import build_parser, main
 from har_edge.cli.version_offer import LiveWatch, offer_to_pipeline
 from har_edge.cluster.local_cluster import LocalCluster
 from har_edge.config.catalog import find_model
-from har_edge.learning.version_rollout import ScoredModel
-from har_edge.learning.versions import VersionRegistry, VersionState
+from har_edge.learning.versions.registry import VersionRegistry, VersionState
+from har_edge.learning.versions.rollout import ScoredModel
 from har_edge.runtime.stop import Stop
 from har_edge.tflite.gradient.weights import read_weights, replace_weights
 from har_edge.tflite.model import read_model

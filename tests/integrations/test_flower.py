@@ -11,9 +11,9 @@ import pytest
 
 from har_edge.errors import ConfigError
 from har_edge.integrations.flower import FlowerSettings, make_client_app, read_node_data, read_settings
-from har_edge.learning.dataset_files import read_data
+from har_edge.learning.data.dataset_files import read_data
 from har_edge.learning.local_training import LocalTraining
-from har_edge.learning.vectors import flatten
+from har_edge.learning.updates.vectors import flatten
 from har_edge.tflite.gradient.losses import Loss
 from har_edge.tflite.gradient.training_graph import write_training_graph
 from har_edge.tflite.gradient.weights import read_weights

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from har_edge.learning.datasets import Dataset
+from har_edge.learning.data.datasets import Dataset
 
 CODES = {"uint8": 0x08, "int8": 0x09, "int16": 0x0B, "int32": 0x0C, "float32": 0x0D, "float64": 0x0E}
 

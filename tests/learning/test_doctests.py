@@ -8,7 +8,9 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["compression", "fixed_point", "optimizers", "schedules"])
+@pytest.mark.parametrize(
+    "name", ["masking.fixed_point", "optimizers.optimizers", "optimizers.schedules", "updates.compression"]
+)
 def test_examples(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"har_edge.learning.{name}"))
     assert (found.failed, found.attempted > 0) == (0, True)

@@ -8,11 +8,11 @@ import pytest
 from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Interpreter
 from har_edge.inference.training_step import TrainingStep
-from har_edge.learning.datasets import batches
-from har_edge.learning.digits import load_digits
+from har_edge.learning.data.datasets import batches
+from har_edge.learning.data.digits import load_digits
 from har_edge.learning.lenet import INPUT, OUTPUT, write_lenet5
-from har_edge.learning.optimizers import make_optimizer
-from har_edge.learning.vectors import flatten, unflatten
+from har_edge.learning.optimizers.optimizers import make_optimizer
+from har_edge.learning.updates.vectors import flatten, unflatten
 from har_edge.tflite.gradient.losses import Loss
 from har_edge.tflite.gradient.training_graph import write_training_graph
 from har_edge.tflite.gradient.weights import read_weights, replace_weights

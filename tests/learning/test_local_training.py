@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from har_edge.errors import DataError, ModelError
-from har_edge.learning.datasets import Dataset
+from har_edge.learning.data.datasets import Dataset
 from har_edge.learning.local_training import LocalTraining
-from har_edge.learning.optimizers import make_optimizer
-from har_edge.learning.vectors import flatten, unflatten
+from har_edge.learning.optimizers.optimizers import make_optimizer
+from har_edge.learning.updates.vectors import flatten, unflatten
 from har_edge.tflite.gradient.losses import Loss
 from har_edge.tflite.gradient.training_graph import write_backward_graph, write_training_graph
 from har_edge.tflite.gradient.weights import read_weights

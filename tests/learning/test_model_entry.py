@@ -11,8 +11,8 @@ import pytest
 from har_edge.config.catalog import find_model, load_catalog
 from har_edge.data.description import load_description
 from har_edge.errors import ConfigError, ModelError
-from har_edge.learning.datasets import Dataset
-from har_edge.learning.input_layout import InputLayout
+from har_edge.learning.data.datasets import Dataset
+from har_edge.learning.data.input_layout import InputLayout
 from har_edge.learning.lenet import write_lenet5
 from har_edge.learning.model_entry import Purpose, TrainingOrigin, check_folder, purpose_of, store_model
 from har_edge.tflite.model import read_model

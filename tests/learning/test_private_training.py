@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from har_edge.errors import ConfigError
-from har_edge.learning.compression import PackedVector, decode
-from har_edge.learning.modes import TrainingMode
 from har_edge.learning.privacy import PrivacyAccountant, check_privacy, protection_of
-from har_edge.learning.server import TrainingServer
+from har_edge.learning.server.modes import TrainingMode
+from har_edge.learning.server.server import TrainingServer
+from har_edge.learning.updates.compression import PackedVector, decode
 from har_edge.protocol.training import RunState, Update
 from tests.learning.extras import needs
 from tests.learning.training_rig import SIZE, make_fleet, make_job

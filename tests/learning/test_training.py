@@ -14,9 +14,9 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from har_edge.errors import ModelError
-from har_edge.learning.modes import TrainingMode
-from har_edge.learning.optimizers import make_optimizer
-from har_edge.learning.worker import RunningTask
+from har_edge.learning.optimizers.optimizers import make_optimizer
+from har_edge.learning.server.modes import TrainingMode
+from har_edge.learning.worker.worker import RunningTask
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.training import (
     RunState,
@@ -424,7 +424,7 @@ def test_a_job_that_an_older_server_left_or_that_is_taken_away_is_said_again(for
 
 
 def test_words_of_a_node_cannot_paint_the_terminal(tmp_path: Path) -> None:
-    from tests.learning.test_service import serve
+    from tests.learning.server.test_service import serve
 
     fleet, lines = make_fleet(epochs=1), list[str]()
     say_failed(fleet, "pi-2", "no\x1b[31m\nway")

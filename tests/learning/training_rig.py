@@ -12,14 +12,14 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from har_edge.learning.account import epoch_order
-from har_edge.learning.checkpoints import Checkpoint
-from har_edge.learning.modes import TrainingMode
+from har_edge.learning.data.blocks import epoch_order
 from har_edge.learning.privacy import protection_of
-from har_edge.learning.server import TrainingServer
-from har_edge.learning.server_settings import ServerSettings
-from har_edge.learning.vectors import Vector
-from har_edge.learning.worker import BatchOutcome, TrainingWorker, WorkerProfile
+from har_edge.learning.server.checkpoints import Checkpoint
+from har_edge.learning.server.modes import TrainingMode
+from har_edge.learning.server.server import TrainingServer
+from har_edge.learning.server.settings import ServerSettings
+from har_edge.learning.updates.vectors import Vector
+from har_edge.learning.worker.worker import BatchOutcome, TrainingWorker, WorkerProfile
 from har_edge.mqtt.bus import Outgoing, Session, Will
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 from har_edge.protocol.events import TrainingEvent, decode

@@ -14,7 +14,7 @@ from har_edge.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from har_edge.data.recording import Recording
-    from har_edge.learning.personal_model import PersonalModel
+    from har_edge.learning.personal.model import PersonalModel
 
 HELP = "fine-tune a float model on a few labelled windows of one person, on this device"
 WIDTH = 11
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     """Adapt, measure on windows that were not trained on, and write; return 1 when the model became worse."""
     options.one_thread()
     from har_edge.config.catalog import find_model
-    from har_edge.learning.adaptation import AdaptationRecipe, Trained
-    from har_edge.learning.personal_model import adapt_to_person, check_trainable, store_personal
+    from har_edge.learning.personal.adaptation import AdaptationRecipe, Trained
+    from har_edge.learning.personal.model import adapt_to_person, check_trainable, store_personal
 
     if args.out.suffix != ".tflite":
         raise ConfigError(f"--out {args.out} came; expected a file that ends in .tflite")

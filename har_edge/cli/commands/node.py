@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
 def check_own_samples(path: Path) -> None:
     """Raise DataError where --data names nothing that can be read, at the start rather than with the first training."""
     from har_edge.errors import DataError
-    from har_edge.learning.dataset_files import find_format
+    from har_edge.learning.data.dataset_files import find_format
 
     try:
         find_format(path)
@@ -197,9 +197,9 @@ def may_hear_jobs(connect: Callable[[Session], PollableBus], topics: Topics, kin
 
 def start_training(args: argparse.Namespace, context: WorkerContext, job: AnyJob) -> TrainingHandle:
     """Return the thread that takes part in a training; what it needs is loaded with the first one."""
-    from har_edge.learning.own_samples import read_own_samples
+    from har_edge.learning.data.own_samples import read_own_samples
     from har_edge.learning.split.thread import SplitThread
-    from har_edge.learning.training_thread import LearningContext, TrainingThread
+    from har_edge.learning.worker.thread import LearningContext, TrainingThread
     from har_edge.protocol.split_training import SplitJob
 
     learning = LearningContext(

@@ -11,7 +11,7 @@ from har_edge.cli.arguments import options
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from har_edge.learning.versions import VersionRegistry
+    from har_edge.learning.versions.registry import VersionRegistry
 
 HELP = "list the versions of a model that trainings made, with their figures, or deploy one of them again"
 PREVIOUS = "previous"
@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the versions, or deploy one; return the exit code."""
-    from har_edge.learning.versions import FILE_NAME, VersionRegistry
+    from har_edge.learning.versions.registry import FILE_NAME, VersionRegistry
 
     registry = VersionRegistry(args.folder)
     if not registry.versions:
@@ -64,7 +64,7 @@ def _deploy(args: argparse.Namespace, registry: VersionRegistry) -> int:
     options.one_thread()
     options.start_logging(args)
     from har_edge.cli.deploy_trained import deploy
-    from har_edge.learning.versions import VersionState
+    from har_edge.learning.versions.registry import VersionState
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.stop import Stop
     from har_edge.tflite.model import read_model

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from har_edge.learning.checkpoints import EpochRow, RoundRow
+from har_edge.learning.server.checkpoints import EpochRow, RoundRow
 from har_edge.protocol.text import escape
 from har_edge.protocol.training import RunState, TrainingProgress
 from har_edge.units import ago, plural, size

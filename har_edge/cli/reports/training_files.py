@@ -18,7 +18,7 @@ from har_edge.units import duration, plural, size
 if TYPE_CHECKING:
     from har_edge.cli.training_inputs import TrainingInputs
     from har_edge.learning.model_entry import TrainingOrigin
-    from har_edge.learning.server import TrainingServer
+    from har_edge.learning.server.server import TrainingServer
     from har_edge.runtime.stop import Stop
 
 # The run ended before its last epoch: what there is was written.
@@ -63,7 +63,7 @@ def write_results(args: argparse.Namespace, server: TrainingServer, inputs: Trai
 
 def trained_content(server: TrainingServer, inputs: TrainingInputs) -> bytes:
     """Return the model with the weights that were learned."""
-    from har_edge.learning.vectors import unflatten
+    from har_edge.learning.updates.vectors import unflatten
     from har_edge.tflite.gradient.weights import replace_weights
 
     trainable = inputs.trainable

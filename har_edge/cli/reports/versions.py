@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from har_edge.learning.versions import DECIDING, ModelVersion, VersionRegistry, VersionState
+from har_edge.learning.versions.registry import DECIDING, ModelVersion, VersionRegistry, VersionState
 from har_edge.protocol.text import escape
 from har_edge.units import ago, plural
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from har_edge.errors import DataError
 from har_edge.learning.anomaly.pictures import AnomalyPictures
-from har_edge.learning.dataset_files import LabelledData
+from har_edge.learning.data.dataset_files import LabelledData
 
 
 def one_class(data: LabelledData, normal: str) -> AnomalyPictures:

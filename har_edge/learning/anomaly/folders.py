@@ -21,8 +21,8 @@ from har_edge.errors import DataError
 from har_edge.extras import require
 from har_edge.files import read_regular
 from har_edge.learning.anomaly.pictures import NORMAL, AnomalyPictures, Flags
-from har_edge.learning.dataset_files import list_folders, list_pictures
-from har_edge.learning.datasets import check_size
+from har_edge.learning.data.dataset_files import list_folders, list_pictures
+from har_edge.learning.data.datasets import check_size
 from har_edge.units import plural
 
 # Folders of normal pictures; the first is that of MVTec AD (Bergmann et al. 2019).

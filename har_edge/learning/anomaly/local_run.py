@@ -9,11 +9,11 @@ import numpy as np
 
 from har_edge.errors import ModelError
 from har_edge.inference.training_step import TrainingStep
-from har_edge.learning.datasets import Dataset, batches
-from har_edge.learning.optimizers import SUM, make_optimizer
+from har_edge.learning.data.datasets import Dataset, batches
+from har_edge.learning.optimizers.optimizers import SUM, make_optimizer
+from har_edge.learning.optimizers.rates import with_steps
 from har_edge.learning.preparation import TrainableModel
-from har_edge.learning.rates import with_steps
-from har_edge.learning.vectors import Vector, flatten, unflatten
+from har_edge.learning.updates.vectors import Vector, flatten, unflatten
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from har_edge.learning.anomaly.networks import (
 )
 from har_edge.learning.anomaly.statistics import FeatureStatistics
 from har_edge.learning.preparation import TrainableModel, prepare_model
-from har_edge.learning.vectors import Vector, flatten, unflatten
+from har_edge.learning.updates.vectors import Vector, flatten, unflatten
 from har_edge.tflite.gradient.builder import GraphBuilder, Shape
 from har_edge.tflite.gradient.losses import Loss
 from har_edge.tflite.gradient.training_graph import write_training_graph

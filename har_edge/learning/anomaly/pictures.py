@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from har_edge.data.pictures import Pixels
 from har_edge.errors import DataError
-from har_edge.learning.datasets import Dataset
+from har_edge.learning.data.datasets import Dataset
 from har_edge.units import plural
 
 # The class of all training pictures, as the folders of MVTec AD call it (Bergmann et al. 2019).

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from har_edge.errors import ModelError
 from har_edge.learning.anomaly.features import Features
 from har_edge.learning.preparation import TrainableModel
-from har_edge.learning.vectors import Vector, unflatten
+from har_edge.learning.updates.vectors import Vector, unflatten
 from har_edge.tflite.gradient.builder import GraphBuilder, Shape
 from har_edge.tflite.gradient.losses import Loss
 from har_edge.tflite.gradient.spec import PortSpec, TrainingSpec, WeightSpec, gradient_port, weight_port

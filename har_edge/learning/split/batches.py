@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from har_edge.learning.datasets import Dataset, Indices
-from har_edge.learning.input_layout import InputLayout
+from har_edge.learning.data.datasets import Dataset, Indices
+from har_edge.learning.data.input_layout import InputLayout
 from har_edge.learning.split.stage import label_ports
 from har_edge.learning.split.tensors import Array, pack_tensors
 from har_edge.tflite.gradient.losses import Loss

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 
 from har_edge.errors import ModelError
-from har_edge.learning.checkpoints import MAX_ROWS, bytes_of, vector_of
+from har_edge.learning.server.checkpoints import MAX_ROWS, bytes_of, vector_of
 from har_edge.learning.split.record import EpochScore, RecoveryRow, SplitRecord, StepRow
 from har_edge.learning.split.state import WholeState
-from har_edge.learning.vectors import Vector, WeightLike
+from har_edge.learning.updates.vectors import Vector, WeightLike
 from har_edge.protocol.training_fields import Name, Number, Seconds, Sha256
 
 VERSION = 1

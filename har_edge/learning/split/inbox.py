@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from har_edge.errors import MessageError
-from har_edge.learning.vector_parts import VectorAssembly
+from har_edge.learning.updates.vector_parts import VectorAssembly
 from har_edge.protocol.training import VectorPart
 
 Key = tuple[str, int, int]

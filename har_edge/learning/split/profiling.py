@@ -16,9 +16,9 @@ from statistics import median
 import msgspec
 import numpy as np
 
-from har_edge.learning.optimizers import make_optimizer
+from har_edge.learning.optimizers.optimizers import make_optimizer
 from har_edge.learning.split.step import StageStep, StageTimes, measure_stage
-from har_edge.learning.vectors import Vector, flatten
+from har_edge.learning.updates.vectors import Vector, flatten
 from har_edge.planner.training_costs import GRAPH_COPIES, VALUE_BYTES
 from har_edge.planner.training_profile import VERSION, SegmentTimes, TrainedSegment, TrainingProfile
 from har_edge.runtime import resident_memory

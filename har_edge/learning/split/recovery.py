@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from har_edge.errors import NodeError
-from har_edge.learning.optimizers import make_optimizer
+from har_edge.learning.optimizers.optimizers import make_optimizer
 from har_edge.protocol.split_training import AssignedStage, HeldState, SplitStage, StateSource
 from har_edge.protocol.training import TrainingFile
 from har_edge.tflite.gradient.stage_spec import StageSpec

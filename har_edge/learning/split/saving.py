@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from har_edge.errors import MessageError, NodeError
 from har_edge.learning.split.state import WholeState, decode_state, hash_of, join_states
-from har_edge.learning.vector_parts import VectorAssembly
+from har_edge.learning.updates.vector_parts import VectorAssembly
 from har_edge.protocol.split_training import STATE, StateMessage
 from har_edge.protocol.training import TrainingFile
 from har_edge.tflite.gradient.stage_spec import StageSpec

@@ -11,7 +11,7 @@ import enum
 import math
 
 from har_edge.errors import ConfigError, HarEdgeError, MessageError, ModelError
-from har_edge.learning.datasets import Dataset
+from har_edge.learning.data.datasets import Dataset
 from har_edge.learning.split.batches import BatchFeed
 from har_edge.learning.split.checkpoint import SplitCheckpoint
 from har_edge.learning.split.feeding import CopySchedule, StepFeed

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from har_edge.learning.checkpoints import settings_hash
-from har_edge.learning.input_layout import InputLayout
-from har_edge.learning.server_settings import TrainingFigures
+from har_edge.learning.data.input_layout import InputLayout
+from har_edge.learning.server.checkpoints import settings_hash
+from har_edge.learning.server.settings import TrainingFigures
 from har_edge.learning.split.batches import BatchOrder
 from har_edge.mqtt.bus import Outgoing
 from har_edge.planner.training_devices import SplitDevice

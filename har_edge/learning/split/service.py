@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from har_edge.errors import ConfigError
-from har_edge.learning.checkpoints import store_checkpoint
-from har_edge.learning.held_out import EvaluationThread
 from har_edge.learning.published_files import PublishedFiles
-from har_edge.learning.run_record import EvaluationRequest
-from har_edge.learning.service import CHECKPOINT_PART, TURN_S
+from har_edge.learning.server.checkpoints import store_checkpoint
+from har_edge.learning.server.held_out import EvaluationThread
+from har_edge.learning.server.run_record import EvaluationRequest
+from har_edge.learning.server.service import CHECKPOINT_PART, TURN_S
 from har_edge.learning.split.checkpoint import encode_split_checkpoint, save_whole
 from har_edge.learning.split.record import EpochScore
 from har_edge.learning.split.server import SplitServer
 from har_edge.learning.split.state import WholeState, hash_of
-from har_edge.learning.vectors import WeightLike, flatten
+from har_edge.learning.updates.vectors import WeightLike, flatten
 from har_edge.mqtt.bus import Bus, Outgoing
 from har_edge.protocol.split_training import SplitLevel
 from har_edge.protocol.text import escape

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from har_edge.learning import training_thread
 from har_edge.learning.split.step import StageStep, measure_stage
+from har_edge.learning.worker import thread
 from har_edge.mqtt.connect import ClientLibrary, choose_client
 from har_edge.runtime import build
 from har_edge.runtime.resident_memory import STATUS
@@ -27,7 +27,7 @@ def main(folder: Path, count: int) -> None:
         from har_edge.mqtt.clients import native as client
     else:
         from har_edge.mqtt.clients import paho as client  # type: ignore[no-redef]
-    loaded: list[object] = [build, loop, client, training_thread]
+    loaded: list[object] = [build, loop, client, thread]
     taken, resident = list[int](), _resident()
     for number in range(count):
         before = _resident()

@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 
 from har_edge.errors import ModelError
-from har_edge.learning.checkpoints import bytes_of, vector_of
-from har_edge.learning.optimizers import Optimizer, make_optimizer
-from har_edge.learning.vectors import Vector, flatten, unflatten
+from har_edge.learning.optimizers.optimizers import Optimizer, make_optimizer
+from har_edge.learning.server.checkpoints import bytes_of, vector_of
+from har_edge.learning.updates.vectors import Vector, flatten, unflatten
 from har_edge.protocol.training_fields import Number
 from har_edge.tflite.gradient.stage_spec import StageSpec
 

@@ -11,7 +11,7 @@ import numpy as np
 from har_edge.errors import ModelError
 from har_edge.inference.interpreter import Interpreter
 from har_edge.learning.split.tensors import Array, Arrays
-from har_edge.learning.vectors import Vector, flatten, unflatten
+from har_edge.learning.updates.vectors import Vector, flatten, unflatten
 from har_edge.tflite.gradient.spec import PortSpec, gradient_port, weight_port
 from har_edge.tflite.gradient.stage_spec import StageSpec
 

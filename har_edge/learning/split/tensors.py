@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from har_edge.errors import MessageError
-from har_edge.learning.compression import PackedVector
-from har_edge.learning.vector_parts import split_vector
+from har_edge.learning.updates.compression import PackedVector
+from har_edge.learning.updates.vector_parts import split_vector
 from har_edge.protocol.training import VectorPart
 from har_edge.tflite.gradient.spec import PortSpec
 from har_edge.tflite.gradient.stage_spec import port_bytes, sum_bytes

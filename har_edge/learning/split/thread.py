@@ -18,7 +18,7 @@ from har_edge.learning.job_thread import JobThread
 from har_edge.learning.split.files import StageFolder
 from har_edge.learning.split.step import median_time
 from har_edge.learning.split.worker import REPORT_S, SplitProfile, SplitWorker
-from har_edge.learning.training_thread import FETCH_TIMEOUT_S, LearningContext
+from har_edge.learning.worker.thread import FETCH_TIMEOUT_S, LearningContext
 from har_edge.mqtt.bus import Delivery, Outgoing, PollableBus, Session, Will
 from har_edge.protocol.split_training import SplitJob, SplitLevel, SplitReport, SplitState
 from har_edge.protocol.topics import TrainingTopics

@@ -19,7 +19,7 @@ from har_edge.learning.split.stage import StageMachine, StagePlace
 from har_edge.learning.split.state import StageTensors, encode_state, hash_of
 from har_edge.learning.split.step import StageCompute
 from har_edge.learning.split.tensors import split_bytes
-from har_edge.learning.vector_parts import VectorAssembly
+from har_edge.learning.updates.vector_parts import VectorAssembly
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol.events import TrainingEvent, Unreadable, decode
 from har_edge.protocol.split_training import (

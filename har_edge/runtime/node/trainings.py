@@ -19,7 +19,7 @@ AnyJob: TypeAlias = TrainingJob | SplitJob
 
 
 class TrainingHandle(Protocol):
-    """The interface that a node needs of a training (learning/training_thread.py, learning/split/thread.py)."""
+    """The interface that a node needs of a training (learning/worker/thread.py, learning/split/thread.py)."""
 
     @property
     def job(self) -> AnyJob:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from har_edge.learning.datasets import Dataset
+from har_edge.learning.data.datasets import Dataset
 from har_edge.tflite.gradient.builder import GraphBuilder
 from har_edge.tflite.model import Model, read_model
 from har_edge.tflite.schema import tflite

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from har_edge.inference.training_step import TrainingStep
-from har_edge.learning.datasets import Dataset
-from har_edge.learning.optimizers import make_optimizer
+from har_edge.learning.data.datasets import Dataset
+from har_edge.learning.optimizers.optimizers import make_optimizer
 from har_edge.learning.preparation import prepare_model
 from har_edge.learning.published_files import PublishedFiles
 from har_edge.learning.split.batches import BatchOrder
@@ -21,7 +21,7 @@ from har_edge.learning.split.server import SplitServer
 from har_edge.learning.split.server_settings import SplitPlanner, SplitSettings
 from har_edge.learning.split.state import WholeState
 from har_edge.learning.split.worker import SplitProfile, SplitWorker
-from har_edge.learning.vectors import flatten, unflatten
+from har_edge.learning.updates.vectors import flatten, unflatten
 from har_edge.mqtt.bus import Outgoing, Session, Will
 from har_edge.mqtt.memory import MemoryBroker, MemoryBus
 from har_edge.planner.training_devices import SplitDevice

@@ -15,7 +15,7 @@ from har_edge.learning.lenet import write_lenet5
 from har_edge.learning.preparation import prepare_model
 from har_edge.learning.split.step import StageStep
 from har_edge.learning.split.tensors import pack_tensors, unpack_tensors
-from har_edge.learning.vectors import flatten, unflatten
+from har_edge.learning.updates.vectors import flatten, unflatten
 from har_edge.tflite.gradient.errors import GradientError
 from har_edge.tflite.gradient.losses import Loss
 from har_edge.tflite.gradient.stage_graphs import check_training_cuts, training_cuts, write_stage
