@@ -95,16 +95,16 @@ class _Checks:
         self._listen(self._listen_s)
         self._listen(STAGE_SILENT_S, self._seen.all_heard)
         count = len(self._pipeline.manifest.slices)
-        problem = self._seen.stalled(time.monotonic())
-        if not problem:
+        problem, spared = self._seen.stalled(time.monotonic()), self._seen.spared(time.monotonic())
+        if not problem and not spared:
             yield passed(name, f"all {count} run the slices of this folder")
             return
-        said, remedy = problem, "start that stage again with the same folder as the others"
-        how, told, command = problem.rpartition("start it with: ")
+        said, remedy = problem or spared, "start that stage again with the same folder as the others"
+        how, told, command = said.rpartition("start it with: ")
         if told:
             said, _, how = how.partition("; ")
             remedy = f"{how}`{command}` on its device"
-        yield Finding(name, Verdict.FAIL, said, remedy)
+        yield Finding(name, Verdict.FAIL if problem else Verdict.NOTE, said, remedy)
 
     def sensors(self, name: str) -> Iterator[Finding]:
         """See which sensors live."""

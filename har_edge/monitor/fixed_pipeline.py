@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +21,7 @@ from har_edge.monitor.probe_trace import ProbeTrace, last_holder
 from har_edge.monitor.snapshot import EpochView, ProbeView, Snapshot, StageView
 from har_edge.mqtt.bus import Bus, Delivery, PublishOutcome
 from har_edge.protocol.status import ALIVE, NodeStatus
-from har_edge.protocol.text import printable
+from har_edge.protocol.text import listed, printable
 from har_edge.protocol.topics import PROBE
 from har_edge.runtime.agreement import disagreement, way_of
 from har_edge.runtime.build import delegate_of, topics_of
@@ -112,13 +113,32 @@ class FixedObserver(Observer):
             )
         return RUNNING, ""
 
+    def _problems(self, now: float) -> dict[int, str]:
+        """Return the stages that do not run their slice, with what is wrong with each."""
+        found = {index: self.problem(index, now)[1] for index in range(len(self.pipeline.manifest.slices))}
+        return {index: problem for index, problem in found.items() if problem}
+
+    def _is_spared(self, problems: Collection[int]) -> bool:
+        """Return whether a parity stands for the only stage with a problem."""
+        return len(problems) == 1 and set(self.pipeline.manifest.spared).issuperset(problems)
+
+    def spared(self, now: float) -> str:
+        """Say for which stage, which does not run its slice, a parity stands, and why; empty where it is not so."""
+        problems = self._problems(now)
+        if not self._is_spared(problems):
+            return ""
+        return "".join(f"a parity stands for stage {index}: {problem}" for index, problem in problems.items())
+
     def stalled(self, now: float) -> str:
-        """Say which stage does not run its slice, and why; empty where all do."""
-        for index in range(len(self.pipeline.manifest.slices)):
-            _, problem = self.problem(index, now)
-            if problem:
-                return f"stage {index}: {problem}"
-        return ""
+        """Say which stage keeps windows from going through, and why; empty where none does."""
+        problems = self._problems(now)
+        if not problems or self._is_spared(problems):
+            return ""
+        first, *others = problems
+        more = ""
+        if len(set(self.pipeline.manifest.spared).intersection(problems)) > 1:
+            more = f", like {listed(list(map(str, others)))}, and a parity stands for one alone"
+        return f"stage {first}{more}: {problems[first]}"
 
     def _disagreement(self, now: float) -> str:
         """Say whether answers may depend on the stages that compute them, by what these say of themselves."""
@@ -219,7 +239,8 @@ class FixedProbeRun:
             return
         if answers(delivery, sent.stream):
             sent.trace.close()
-            self.view, self._sent = ProbeView(True, now - sent.at, self._epoch, ""), None
+            spared = self._observer.spared(now)
+            self.view, self._sent = ProbeView(True, now - sent.at, self._epoch, spared), None
 
     def tick(self, now: float, wall: float) -> None:
         """Give the probe up when it has taken too long, or when the broker refuses it.

@@ -142,7 +142,10 @@ class CountsView(msgspec.Struct, frozen=True):
 
 
 class ProbeView(msgspec.Struct, frozen=True):
-    """Whether a probe window went through: in how many seconds, or else where it got stuck."""
+    """Whether a probe window went through: in how many seconds, or else where it got stuck.
+
+    Where one went through without a stage, for which a parity stands, `where` says which.
+    """
 
     answered: bool
     seconds: float | None

@@ -253,6 +253,30 @@ def test_another_model_is_named_and_an_older_stage_passes(pipeline: Pipeline) ->
     )
 
 
+def test_a_stage_that_a_parity_stands_for_keeps_no_window_back_and_is_named(tmp_path: Path) -> None:
+    found = find_model("int8")
+    assert found.entry is not None
+    split = "whole:0-10 parity:10-15@2 parity:15-16@2 whole:16-17=0,0,1"
+    prepare(found.path, found.entry.task, tmp_path / "parity", stages=1, split=split)
+    pipeline = load_pipeline(tmp_path / "parity")
+    stages = [stage(pipeline, index, card_of(pipeline, index)) for index in range(4)]
+    assert (observed(pipeline, *stages).stalled(NOW), observed(pipeline, *stages).spared(NOW)) == ("", "")
+    for away, keeps_back in (({1}, ""), ({2}, ""), ({0}, "stage 0: it is lost"), ({3}, "stage 3: it is lost")):
+        said = [msgspec.structs.replace(one, state=State.LOST) if k in away else one for k, one in enumerate(stages)]
+        seen = observed(pipeline, *said)
+        assert seen.stalled(NOW).startswith(keeps_back) and bool(seen.stalled(NOW)) == bool(keeps_back)
+        spared = "" if keeps_back else f"a parity stands for stage {min(away)}: it is lost; start it with: "
+        assert seen.spared(NOW).startswith(spared) and bool(seen.spared(NOW)) == bool(spared)
+    seen = observed(pipeline, *(stages[k] for k in (0, 3)))
+    assert seen.spared(NOW) == ""
+    assert seen.stalled(NOW).startswith("stage 1, like 2, and a parity stands for one alone: it was never seen; start")
+    seen = observed(pipeline, *(stages[k] for k in (0, 1, 3)))
+    view = ProbeView(True, 0.004, 1, seen.spared(NOW))
+    text = lines_of(draw(seen.snapshot(NOW, NOW, view), 80))
+    assert flat("\n".join(text)).count("a parity stands for stage 2: it was never seen") == 1
+    fits("\n".join(text))
+
+
 def test_stages_that_compute_in_different_ways_are_named_where_bits_may_differ(tmp_path: Path) -> None:
     found = find_model("float")
     assert found.entry is not None

@@ -91,7 +91,9 @@ def _verdict(seen: Snapshot, columns: int) -> Text:
         said = shown(seen.obstacle) or "nothing that was seen stands in the way of windows"
         return Text(f"not probed; {said}", style=BAD if seen.obstacle else "yellow")
     if seen.probe.answered and seen.probe.seconds is not None:
-        return Text(f"ready: a probe window went through in {duration(seen.probe.seconds)}", style=GOOD)
+        spared = shown(seen.probe.where)
+        said = f"ready: a probe window went through in {duration(seen.probe.seconds)}"
+        return Text(f"{said}; {spared}" if spared else said, style=GOOD)
     return Text(f"not ready: {shown(seen.probe.where)}", style=BAD)
 
 
