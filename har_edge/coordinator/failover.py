@@ -115,12 +115,15 @@ class Reassigner:
     def _loads(self, deployment: Deployment, orphans: Collection[Key], nodes: Collection[str]) -> list[StageLoad]:
         loads = []
         for generation in deployment.generations:
-            stage_costs = self.costs_of(generation)
+            stage_costs, spared = self.costs_of(generation), set(generation.manifest.spared)
             for placement in generation.placements:
                 key, work = (generation.epoch, *placement.key), stage_costs[placement.stage]
                 seconds = work.seconds / max(1, generation.replicas(placement.stage))
+                node = None if key in orphans else placement.node
+                # A parity stands for one shard, so a node that is lost must not take two of them.
+                apart = generation.epoch if placement.stage in spared else None
                 if key in orphans or placement.node in nodes:
-                    loads.append(StageLoad(key, seconds, work.memory_bytes, None if key in orphans else placement.node))
+                    loads.append(StageLoad(key, seconds, work.memory_bytes, node, apart))
         return loads
 
     def _settle(

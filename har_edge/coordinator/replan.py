@@ -203,7 +203,8 @@ class Replan:
         if response.manifest == current.manifest and _homes(response.placements) == _homes(current.placements):
             self._decided, self._agreed = asked, False
             return Decision(False, "")
-        if unmet:
+        # A plan that leaves the same unmet, as where memory is short, must gain as any other.
+        if unmet and unmet != self.spec.unmet(response.generation(0), response.manifest.model_sha256, asked.names):
             return Decision(True, unmet)
         new, old = self._value(response.forecast), self._value(response.current)
         gain = 1 - new / old if 0 < old < math.inf else float(old > new)

@@ -123,12 +123,14 @@ class SplitPlanner:
     def _place(self, costs: Sequence[StageCost], nodes: Sequence[Candidate]) -> tuple[tuple[Placement, ...], list[str]]:
         """Return who runs what, and what a person should read of it: the nodes of the plan that are not there."""
         known, loads, remarks = {node.name for node in nodes}, list[StageLoad](), list[str]()
-        homes = self.homes or ((),) * len(costs)
+        homes, spared = self.homes or ((),) * len(costs), set(self.manifest.spared)
         for stage, (names, cost) in enumerate(zip(homes, costs, strict=True)):
             there: list[str | None] = [name for name in names if name in known]
             turns = max(1, len(there))
+            # Each stage on a node of its own, or at least two shards that one parity stands for.
+            apart = 0 if len(costs) <= len(nodes) or stage in spared else None
             loads += [
-                StageLoad((0, stage, replica), cost.seconds / turns, cost.memory_bytes, node)
+                StageLoad((0, stage, replica), cost.seconds / turns, cost.memory_bytes, node, apart)
                 for replica, node in enumerate(there or [None])
             ]
         found = relocate(loads, nodes)

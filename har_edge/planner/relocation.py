@@ -52,12 +52,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class StageLoad:
-    """The load of a stage: seconds for a window on the reference device, and bytes; `node` runs it, if not None."""
+    """The load of a stage: seconds for a window on the reference device, and bytes; `node` runs it, if not None.
+
+    Loads that are `apart` in the same group should not be on one node, as long as there are nodes for it.
+    """
 
     key: Key
     seconds: float
     memory_bytes: int
     node: str | None = None
+    apart: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +87,19 @@ def relocate(loads: Sequence[StageLoad], candidates: Sequence[Candidate]) -> dic
     The largest load goes first, each to the node with memory for it that will then be least busy. A spare node
     therefore comes before a busy one, unless it is much slower. If no node has the memory, the load goes to the node
     that lacks least, since a pipeline that may be short of memory is better than one that stands still. Replicas of a
-    stage share a node only when they must.
+    stage share a node only when they must; loads that are apart, when they must or when memory is short.
     """
     busy = {candidate.name: 0.0 for candidate in candidates}
     used = dict.fromkeys(busy, 0)
     stages: dict[str, set[tuple[int, int]]] = {name: set() for name in busy}
+    groups = {name: set[int | None]() for name in busy}
     by_name = {candidate.name: candidate for candidate in candidates}
 
     def put(load: StageLoad, name: str) -> None:
         busy[name] += load.seconds / by_name[name].effective_speed
         used[name] += load.memory_bytes
         stages[name].add(load.key[:2])
+        groups[name].add(load.apart)
 
     orphans = []
     for load in loads:
@@ -104,11 +110,12 @@ def relocate(loads: Sequence[StageLoad], candidates: Sequence[Candidate]) -> dic
     found: dict[Key, str] = {}
     for load in sorted(orphans, key=lambda load: (-load.seconds, load.key)) if by_name else ():
 
-        def rank(name: str, load: StageLoad = load) -> tuple[bool, float, float, int, str]:
+        def rank(name: str, load: StageLoad = load) -> tuple[bool, float, bool, float, int, str]:
             limit = by_name[name].memory_bytes
             lacking = 0 if limit is None else max(0, used[name] + load.memory_bytes - limit)
             then = busy[name] + load.seconds / by_name[name].effective_speed
-            return (load.key[:2] in stages[name], lacking, then, len(stages[name]), name)
+            together = load.apart is not None and load.apart in groups[name]
+            return (load.key[:2] in stages[name], lacking, together, then, len(stages[name]), name)
 
         found[load.key] = min(by_name, key=rank)
         put(load, found[load.key])

@@ -125,6 +125,20 @@ def test_what_was_asked_for_counts_whatever_it_gains_unless_it_is_there() -> Non
     assert found is not None and not found.go
 
 
+def test_a_plan_that_leaves_the_same_unmet_must_gain_as_any_other() -> None:
+    """A node has no memory for a stage, so that two are on one again."""
+    said, crowded = "3 stages were asked for, and there are nodes for each", generation("a", "b", "a", epoch=5)
+    for nodes, period_s, go, why in (
+        ("abb", 0.9, False, "that gains 10%"),
+        ("abb", 0.5, True, "which gains 50%"),
+        ("abc", 9.0, True, said),
+    ):
+        plan = Replan(PlacementSpec(stages=3), 0.15, 10.0)
+        placed = {"manifest": CHAIN, "placements": generation(*nodes).placements}
+        found = plan.judge(replace(response(ask(plan, A, B, C), period_s), **placed), crowded, said, 1.0)
+        assert found is not None and found.go == go and why in found.text
+
+
 def test_failures_wait_longer_and_longer_and_are_forgotten() -> None:
     plan = Replan(PlacementSpec(), 0.15, 0.0)
     waits = [plan.failed(0.0) for _ in range(8)]

@@ -55,6 +55,21 @@ def test_the_larger_share_goes_to_the_faster_node_and_all_files_are_there(planne
     assert found.forecast.latency_s == pytest.approx(slowest, rel=1e-4)
 
 
+CODED = "whole:0-10 parity:10-15@2 parity:15-16@2 whole:16-17=0,0,1"
+
+
+@pytest.mark.parametrize(("count", "most"), [(3, 2), (4, 1), (5, 1)])
+def test_no_node_has_two_shards_that_one_parity_stands_for(model, count, most):
+    """However slow the spare nodes are: they cost no latency, but a node with two shards takes both along."""
+    coded = SplitPlanner(model, lay_out(model, CODED), even, speed=lambda: 100.0)
+    assert coded.manifest.spared == [1, 2]
+    unequal = tuple(one for k in range(count) for one in nodes(f"n{k}", speed=100.0 / 9**k))
+    found = coded.plan(PlanRequest(1, unequal, (), 0))
+    home = {one.stage: one.node for one in found.placements}
+    assert not found.problem and sorted(home) == [0, 1, 2, 3] and home[1] != home[2]
+    assert max(list(home.values()).count(name) for name in home.values()) == most
+
+
 def test_messages_count_for_every_flow_at_both_ends(planner):
     """Two shards: three sources each, and rows that each takes of the other, and a result."""
     pieces = [spec for entry in planner.manifest.slices for spec in entry.outputs]

@@ -63,6 +63,19 @@ def test_replicas_share_a_node_only_when_they_must() -> None:
     assert relocate(taken, [Candidate("a", 1)]) == {(1, 0, 1): "a"}
 
 
+def test_loads_that_are_apart_share_a_node_only_when_they_must_or_memory_is_short() -> None:
+    def apart(stage: int, node: str | None = None, group: int = 1) -> StageLoad:
+        return replace(load(stage, node=node), apart=group)
+
+    idle, slow = Candidate("idle", 9), Candidate("slow", 0.1)
+    assert relocate([apart(0, "idle"), apart(1)], [idle, slow]) == {(1, 1, 0): "slow"}
+    assert relocate([apart(0, "idle"), apart(1, group=2)], [idle, slow]) == {(1, 1, 0): "idle"}
+    assert relocate([load(0, node="idle"), load(1)], [idle, slow]) == {(1, 1, 0): "idle"}
+    assert relocate([apart(0, "idle"), apart(1)], [idle]) == {(1, 1, 0): "idle"}
+    assert relocate([apart(0, "idle"), apart(1)], [idle, replace(slow, memory_bytes=5)]) == {(1, 1, 0): "idle"}
+    assert set(relocate([apart(0), apart(1)], [idle, slow]).values()) == {"idle", "slow"}
+
+
 def test_nobody_left_places_nothing() -> None:
     assert relocate([load(0)], []) == {}
 
