@@ -144,7 +144,7 @@ class CountsView(msgspec.Struct, frozen=True):
 class ProbeView(msgspec.Struct, frozen=True):
     """Whether a probe window went through: in how many seconds, or else where it got stuck.
 
-    Where one went through without a stage, for which a parity stands, `where` says which.
+    `where` also says which stage was away, where one went through all the same since a parity stands for it.
     """
 
     answered: bool

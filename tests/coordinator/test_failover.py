@@ -20,7 +20,7 @@ CODED = make_coded_group(0, 2, 4, 5).manifest
 
 @pytest.mark.parametrize(("lost", "spare"), list(product(range(4), ["idle", ""])))
 def test_a_shard_goes_to_no_node_with_another_one_that_the_same_parity_stands_for(lost: int, spare: str) -> None:
-    """To a spare node, or to that of the stage that answers, for which no parity stands."""
+    """A spare node takes it, or that of the stage that answers, for which no parity stands."""
     names = [f"n{k}" for k in range(5)]
     members = Membership()
     for name in (*names, spare) if spare else names:

@@ -60,7 +60,7 @@ CODED = "whole:0-10 parity:10-15@2 parity:15-16@2 whole:16-17=0,0,1"
 
 @pytest.mark.parametrize(("count", "most"), [(3, 3), (4, 1), (5, 1)])
 def test_no_node_has_two_shards_that_one_parity_stands_for(model, count, most):
-    """However slow the spare nodes are: they cost no latency, but a node with two shards takes both along."""
+    """Spare nodes are taken however slow they are: a node with two shards would take both along."""
     coded = SplitPlanner(model, lay_out(model, CODED), even, speed=lambda: 100.0)
     assert coded.manifest.spared == [1, 2]
     unequal = tuple(one for k in range(count) for one in nodes(f"n{k}", speed=100.0 / 9**k))
